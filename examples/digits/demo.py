@@ -1,0 +1,143 @@
+"""From a trained network to a `.pte` whose accuracy is known, on this machine: `python -m examples.digits.demo`.
+
+Quantizes the digits network, lowers it for the NPU, saves the program, loads the file again and runs it over the whole
+test split, beside the float network and the quantized module. Ends with status 1 if the file's top-1 class differs from
+the quantized module's for more than 1% of the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+
+from openneutron import load, lower, quantize
+
+from .network import load_digits_split, load_network
+
+MOST_DISAGREEMENT = 0.01  # of the test images
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Images [1, 1, 32, 32] that move a progress bar as they are read; every pass over them starts it again."""
+
+    images: Sequence[Tensor]
+    show: Callable[[int], None]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for done, image in enumerate(self.images):
+            self.show(done)
+            yield image
+        self.show(len(self.images))
+
+
+class Steps:
+    """Shows each step of the demo on `progress` while it runs, and keeps how many seconds it took, by title."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def step(self, title: str, images: Sequence[Tensor] = ()) -> Iterator[Tracked]:
+        """Run the block as the step `title`; it reads `images` through what it is given."""
+        task = self._progress.add_task(title, total=len(images) or None)
+        start = time.perf_counter()
+        yield Tracked(images, lambda done: self._progress.update(task, completed=done))
+        self.seconds[title] = time.perf_counter() - start
+        self._progress.update(task, total=len(images) or 1, completed=len(images) or 1)
+
+
+@torch.no_grad()
+def classes(run: Callable[[Tensor], Tensor], images: Iterable[Tensor]) -> Tensor:
+    """Return the top-1 class of each of N `images` [1, 1, 32, 32] as int64 [N]."""
+    return torch.tensor([int(run(image).argmax()) for image in images])
+
+
+def share_equal(a: Tensor, b: Tensor) -> float:
+    """Return the share 0..1 of places where `a` and `b`, both [N], are equal."""
+    return (a == b).float().mean().item()
+
+
+def placement_table(operators: Iterable[tuple[str, str, str | None]]) -> Table:
+    """Return a table of `operators`, each (operator, "npu" or "cpu", reason): how many of a kind run where, and why."""
+    table = Table("operator", "where", "count", "reason", title="Where the operators run", title_justify="left")
+    kinds = Counter((where != "npu", op, where, reason or "") for op, where, reason in operators)
+    for (on_cpu, op, where, reason), count in sorted(kinds.items()):
+        table.add_row(op, where, str(count), reason, style="yellow" if on_cpu else "")
+    return table
+
+
+def run(out: Path, calibration_images: int, console: Console) -> float:
+    """Do the whole way, print what came of it, and return the share of test images on which `.pte` and module agree."""
+    network = load_network()
+    split = load_digits_split()
+    test_images = torch.split(split.test_images, 1)
+    calibration = torch.split(split.train_images[:calibration_images], 1)
+    columns = (SpinnerColumn(), TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn())
+
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        steps = Steps(progress)
+        with steps.step("float network", test_images) as images:
+            float_classes = classes(network, images)
+        with steps.step("quantize", calibration) as images:
+            quantized = quantize(network, (test_images[0],), images)
+        with steps.step("lower and save"):
+            program = lower(quantized)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            program.save(out)
+        with steps.step("quantized module", test_images) as images:
+            int8_classes = classes(quantized.module, images)
+        with steps.step(".pte on this machine", test_images) as images:
+            pte_classes = classes(load(out).run, images)
+
+    agreement = share_equal(pte_classes, int8_classes)
+    results = {
+        "float network": f"{share_equal(float_classes, split.test_labels):.2%} of {len(test_images)} images right",
+        "quantize": f"calibrated with {len(calibration)} images",
+        "lower and save": f"{out}, {out.stat().st_size:,} bytes",
+        "quantized module": f"{share_equal(int8_classes, split.test_labels):.2%} right",
+        ".pte on this machine": f"{share_equal(pte_classes, split.test_labels):.2%} right, "
+        f"{agreement:.2%} the same class as the quantized module",
+    }
+    summary = Table("step", "seconds", "result", title="What came of it", title_justify="left")
+    for title, result in results.items():
+        summary.add_row(title, f"{steps.seconds[title]:.1f}", result)
+    console.print(placement_table((row.op, row.where, row.reason) for row in program.placement), summary)
+    return agreement
+
+
+def main() -> int:
+    """Read the command line, run the demo, return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out/digits.pte"), help="file to write (%(default)s)")
+    parser.add_argument(
+        "--calibration", type=int, default=128, metavar="N", help="training images to calibrate with (%(default)s)"
+    )
+    options = parser.parse_args()
+
+    console = Console()
+    agreement = run(options.out, options.calibration, console)
+    if agreement < 1 - MOST_DISAGREEMENT:
+        console.print(f"[red]The .pte and the quantized module agree on {agreement:.2%} of the images only.")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
