@@ -1,0 +1,23 @@
+// Python's view of the host delegate: importing this module registers it with ExecuTorch's runtime.
+#include "host_delegate.h"
+
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_host, module) {
+  // Never destroyed: programs may outlive this module's globals, and ExecuTorch has no way to unregister.
+  static auto* const delegate = new openneutron::HostDelegate;
+  const auto error = executorch::runtime::register_backend({"NeutronBackend", delegate});
+  if (error != executorch::runtime::Error::Ok) {
+    throw py::import_error(
+        "ExecuTorch's runtime did not register NeutronBackend (error " + std::to_string(static_cast<int>(error)) +
+        "): another delegate of that name is there, or too many are");
+  }
+  module.doc() = "The host delegate of NeutronBackend; importing it registers it with ExecuTorch's runtime.";
+  module.def(
+      "last_error",
+      &openneutron::last_error,
+      "What the last failed call of a delegate on this thread had to say; empty where none failed since clear_error().");
+  module.def("clear_error", &openneutron::clear_error, "Forget the last error of this thread.");
+}

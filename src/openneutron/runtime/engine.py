@@ -1,0 +1,96 @@
+"""What the host delegate runs: a portable payload's TFLite model in LiteRT.
+
+`csrc/host_delegate.cpp` makes an Engine for each delegate of a program and copies the arguments; the interpreter is
+here because LiteRT's wheel offers it to Python alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert.interpreter import Interpreter
+
+from openneutron.errors import HostError, PayloadError
+from openneutron.payload import parse
+
+__all__ = ["Engine", "Port"]
+
+SCALAR_TYPES: dict[npt.DTypeLike, int] = {
+    np.uint8: 0,
+    np.int8: 1,
+    np.int16: 2,
+    np.int32: 3,
+    np.int64: 4,
+    np.float16: 5,
+    np.float32: 6,
+    np.float64: 7,
+    np.bool_: 11,
+}
+"""ExecuTorch's ScalarType (runtime/core/portable_type/scalar_type.h) by numpy's scalar type."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """A tensor of the TFLite model and the delegate argument that it meets.
+
+    `argument` counts over inputs and outputs, `dtype` is ExecuTorch's ScalarType, `channels` the tensor's last
+    dimension (0 for a scalar). `view` gives the interpreter's own buffer; LiteRT does not run while a view is alive.
+    """
+
+    argument: int
+    channels_last: bool
+    dtype: int
+    channels: int
+    view: Callable[[], npt.NDArray[Any]]
+
+
+class Engine:
+    """A portable payload, ready to run: fill the inputs' views, call `invoke()`, read the outputs' views.
+
+    `argument_count` is the number of the delegate's input arguments.
+
+    Raises PayloadError for bytes that are no payload and for a device payload, HostError where LiteRT cannot take the
+    model or the model does not agree with the payload's header.
+    """
+
+    def __init__(self, payload: bytes | memoryview) -> None:
+        parsed = parse(payload)
+        header = parsed.header
+        try:
+            interpreter = Interpreter(model_content=parsed.tflite, num_threads=1)
+            interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise HostError(f"LiteRT cannot run the payload's TFLite model: {error}") from error
+        inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+        if (len(inputs), len(outputs)) != (len(header.input_formats), len(header.output_formats)):
+            raise PayloadError(
+                f"the payload's header has {len(header.input_formats)} inputs and {len(header.output_formats)} outputs, "
+                f"its TFLite model {len(inputs)} and {len(outputs)}"
+            )
+        self.argument_count = header.argument_count
+        self.inputs = tuple(
+            _port(interpreter, details, argument, flag)
+            for details, argument, flag in zip(inputs, header.input_map, header.input_formats, strict=True)
+        )
+        self.outputs = tuple(
+            _port(interpreter, details, header.argument_count + argument, flag)
+            for details, argument, flag in zip(outputs, header.output_map, header.output_formats, strict=True)
+        )
+        self.invoke: Callable[[], None] = interpreter.invoke
+
+
+def _port(interpreter: Interpreter, details: dict[str, Any], argument: int, flag: int) -> Port:
+    dtype, shape = details["dtype"], details["shape"]
+    if dtype not in SCALAR_TYPES:
+        raise HostError(f"tensor '{details['name']}' of the TFLite model has a type that ExecuTorch lacks: {dtype}")
+    return Port(
+        argument=argument,
+        channels_last=bool(flag),
+        dtype=SCALAR_TYPES[dtype],
+        channels=int(shape[-1]) if len(shape) else 0,
+        view=interpreter.tensor(details["index"]),
+    )

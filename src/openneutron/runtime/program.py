@@ -1,0 +1,147 @@
+"""Load a `.pte` and run it on the host.
+
+This needs torch and the extension modules of executorch and LiteRT, and imports neither `executorch.exir` nor torchao.
+(`torch.export` ends up in `sys.modules` all the same: `import torch` itself brings it in.)
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from executorch.extension.pybindings import _C
+
+from openneutron.errors import HostError, InputError
+from openneutron.runtime import _host
+
+__all__ = ["HostProgram", "TensorInfo", "load"]
+
+METHOD = "forward"
+
+PTE_IDENTIFIER_AT = slice(4, 6)
+PTE_IDENTIFIER = b"ET"  # then two digits: the version of the flatbuffer's schema
+
+DTYPES: dict[int, torch.dtype] = {
+    0: torch.uint8,
+    1: torch.int8,
+    2: torch.int16,
+    3: torch.int32,
+    4: torch.int64,
+    5: torch.float16,
+    6: torch.float32,
+    7: torch.float64,
+    11: torch.bool,
+    15: torch.bfloat16,
+}
+"""torch's dtype by ExecuTorch's ScalarType (runtime/core/portable_type/scalar_type.h)."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a program says of one of its inputs or outputs."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class HostProgram:
+    """A loaded `.pte`, its delegates run by LiteRT and everything else by ExecuTorch's CPU kernels.
+
+    `inputs` and `outputs` describe the tensors of the method `forward`. Any thread may call `run()`; calls wait for
+    each other, because the program has one set of buffers.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    def __init__(self, data: bytes, name: str = "the program") -> None:
+        """Load from the bytes of a `.pte`; `name` is what errors call it. Raises HostError where it cannot run here."""
+        if data[PTE_IDENTIFIER_AT] != PTE_IDENTIFIER:
+            raise HostError(f"{name} is no ExecuTorch program (.pte): its bytes 4 and 5 are not {PTE_IDENTIFIER!r}")
+        self._name = name
+        self._data = data  # the runtime reads constants from these bytes for as long as it lives
+        self._lock = threading.Lock()
+        _host.clear_error()
+        try:
+            self._module = _C._load_for_executorch_from_buffer(data)
+            meta = self._module.method_meta(METHOD)
+            self.inputs = tuple(_info(meta.input_tensor_meta(i)) for i in range(meta.num_inputs()))
+            self.outputs = tuple(_info(meta.output_tensor_meta(i)) for i in range(meta.num_outputs()))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise HostError(f"{name} cannot be loaded: {_reason(error)}") from error
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> HostProgram:
+        """Load from the bytes of a `.pte`. Raises HostError where they are none, or it cannot run on this machine."""
+        return cls(data)
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of each input."""
+        return tuple(info.shape for info in self.inputs)
+
+    @property
+    def output_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of each output."""
+        return tuple(info.shape for info in self.outputs)
+
+    def run(self, *inputs: torch.Tensor | npt.NDArray[Any]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Execute `forward`: one tensor where the program has one output, else a tuple of them.
+
+        The outputs are the caller's: neither a later run nor the end of the program changes them.
+
+        Raises InputError where an input is not of the program's shape and dtype, HostError where the program fails.
+        """
+        if len(inputs) != len(self.inputs):
+            raise InputError(f"{self._name} takes {len(self.inputs)} inputs, got {len(inputs)}")
+        tensors = [_tensor(i, value, info) for i, (value, info) in enumerate(zip(inputs, self.inputs, strict=True))]
+        with self._lock:
+            _host.clear_error()
+            try:
+                outputs = self._module.forward(tensors, clone_outputs=True)
+            except RuntimeError as error:
+                raise HostError(f"{self._name} failed: {_reason(error)}") from error
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def load(path: str | os.PathLike[str]) -> HostProgram:
+    """Load the `.pte` at `path`. Raises HostError where it cannot be read, is no `.pte`, or cannot run here."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise HostError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
+    return HostProgram(data, os.fspath(path))
+
+
+def _info(meta: Any) -> TensorInfo:
+    dtype = meta.dtype()
+    if dtype not in DTYPES:
+        raise ValueError(f"a tensor has ExecuTorch's scalar type {dtype}, which the host does not know")
+    return TensorInfo(tuple(meta.sizes()), DTYPES[dtype])
+
+
+def _tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
+    """`value` as a tensor of `info`'s shape and dtype in the CPU's memory."""
+    if isinstance(value, np.ndarray):
+        try:
+            value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
+        except TypeError as error:
+            raise InputError(f"input {index}: {error}") from error
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"input {index} is a {type(value).__name__}, expected a torch tensor or a numpy array")
+    if value.dtype != info.dtype:
+        raise InputError(f"input {index} has dtype {value.dtype}, expected {info.dtype}")
+    if tuple(value.shape) != info.shape:
+        raise InputError(f"input {index} has shape {tuple(value.shape)}, expected {info.shape}")
+    return value.detach().cpu()
+
+
+def _reason(error: Exception) -> str:
+    """What the delegate said if it was the one that failed, else what the runtime said."""
+    return _host.last_error() or str(error)
