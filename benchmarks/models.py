@@ -182,14 +182,19 @@ class WakeWord(nn.Module):
 # ------------------------------------------------------------------------------------ MLPerf Tiny: image classification
 
 
+def _conv3x3_same(inputs: int, outputs: int, stride: int, groups: int = 1) -> list[nn.Module]:
+    """Return a 3x3 convolution for even sizes, padded as TensorFlow does."""
+    if stride == 1:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1, groups=groups)]
+    return [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(inputs, outputs, 3, stride, groups=groups)]
+
+
 class ResNet8Block(nn.Module):
     """Two 3x3 convolutions and a shortcut, which has a 1x1 convolution where the stride is 2; batch norm is folded."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(
-            nn.ZeroPad2d((0, 1, 0, 1) if stride == 2 else (1, 1, 1, 1)), nn.Conv2d(inputs, outputs, 3, stride)
-        )
+        self.conv1 = nn.Sequential(*_conv3x3_same(inputs, outputs, stride))
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride) if stride == 2 else nn.Identity()
 
@@ -225,21 +230,14 @@ class MobileNetV1(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         channels = 8
-        layers = self.conv3x3(3, channels, stride=2)
+        layers = [*_conv3x3_same(3, channels, stride=2), nn.ReLU()]
         for outputs, stride in self.PAIRS:
-            layers += self.conv3x3(channels, channels, stride, groups=channels)
+            layers += [*_conv3x3_same(channels, channels, stride, groups=channels), nn.ReLU()]
             layers += [nn.Conv2d(channels, outputs, 1), nn.ReLU()]
             channels = outputs
         self.features = nn.Sequential(*layers)
         self.pool = nn.AvgPool2d(3)
         self.fc = nn.Linear(channels, 2)
-
-    @staticmethod
-    def conv3x3(inputs: int, outputs: int, stride: int, groups: int = 1) -> list[nn.Module]:
-        """Return the layers of a 3x3 convolution with ReLU, padded as TensorFlow does."""
-        if stride == 1:
-            return [nn.Conv2d(inputs, outputs, 3, padding=1, groups=groups), nn.ReLU()]
-        return [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(inputs, outputs, 3, stride, groups=groups), nn.ReLU()]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.features(x))
