@@ -1,0 +1,190 @@
+"""How true the int8 program is to its network: `python -m benchmarks.fidelity [NETWORK ...]`.
+
+Takes each network of `benchmarks.networks` the whole way, quantize, lower, run the `.pte` on this machine, and prints
+one row for it: the accuracy at each step, how far the `.pte` follows the quantized module, what was left to the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+
+from openneutron import load, lower, quantize
+
+from .networks import NETWORKS, Network, Sample
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The float network, the quantized module and the `.pte` on the same samples, None where it has no meaning.
+
+    `top1_*` are the percentages of samples whose top-1 class is the label; `sqnr_*` the median decibels between the
+    float output and its distance to the quantized one. `agreement` is the percentage of samples for which module and
+    `.pte` have the same top-1 class, `equal` of those for which every element of the output is the same.
+    """
+
+    samples: int
+    top1_float: float | None
+    top1_module: float | None
+    top1_pte: float | None
+    sqnr_module: float
+    sqnr_pte: float
+    agreement: float | None
+    equal: float
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """All that was measured for one network; `on_cpu` counts the operators there by "operator: reason"."""
+
+    network: str
+    scores: Scores
+    delegates: int
+    operators: int
+    on_cpu: dict[str, int]
+    pte_bytes: int
+    seconds_to_quantize: float
+    seconds_to_lower: float
+
+
+def top1(outputs: Tensor, labels: list[int | None]) -> float | None:
+    """Return the percentage of `outputs` [N, classes] whose largest element is at the label, None without labels."""
+    known = [(row, label) for row, label in enumerate(labels) if label is not None]
+    if not known:
+        return None
+    rows, classes = zip(*known, strict=True)
+    return percentage(outputs[list(rows)].argmax(1) == torch.tensor(classes))
+
+
+def percentage(hits: Tensor) -> float:
+    """Return the percentage of true elements of `hits` [N]."""
+    return 100 * hits.float().mean().item()
+
+
+def sqnr(reference: Tensor, outputs: Tensor) -> float:
+    """Return the median over N of the signal-to-noise ratio, in decibels, of `outputs` [N, ...] to `reference`."""
+    signal = reference.flatten(1).square().sum(1)
+    noise = (outputs - reference).flatten(1).square().sum(1)
+    return (10 * torch.log10(signal / noise)).median().item()
+
+
+@torch.no_grad()
+def score(
+    network: Network, samples: Iterable[Sample], module: Callable[..., Tensor], pte: Callable[..., Tensor]
+) -> Scores:
+    """Run the float network, `module` and `pte` on `samples` and compare their outputs."""
+    runs: tuple[Callable[..., Tensor], ...] = (network.build(), module, pte)
+    labels: list[int | None] = []
+    outputs: tuple[list[Tensor], ...] = ([], [], [])
+    for inputs, label in samples:
+        labels.append(label)
+        for run, kept in zip(runs, outputs, strict=True):
+            kept.append(run(*inputs).clone())  # a program may use the memory of its output again
+    of_float, of_module, of_pte = (torch.cat(kept) for kept in outputs)
+    return Scores(
+        samples=len(labels),
+        top1_float=top1(of_float, labels),
+        top1_module=top1(of_module, labels),
+        top1_pte=top1(of_pte, labels),
+        sqnr_module=sqnr(of_float, of_module),
+        sqnr_pte=sqnr(of_float, of_pte),
+        agreement=percentage(of_module.argmax(1) == of_pte.argmax(1)) if network.metric == "top-1" else None,
+        equal=percentage((of_module == of_pte).flatten(1).all(1)),
+    )
+
+
+def measure(network: Network, limit: int, progress: Progress, options: dict[str, Any]) -> Fidelity:
+    """Take `network` the whole way and score it on at most `limit` samples; `options` go to `quantize`."""
+    task = progress.add_task(f"{network.name}: quantize", total=None)
+    start = time.perf_counter()
+    quantized = quantize(network.build(), network.example_inputs(), network.calibration(), **options)
+    quantized_at = time.perf_counter()
+
+    progress.update(task, description=f"{network.name}: lower")
+    program = lower(quantized)
+    lowered_at = time.perf_counter()
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.pte"
+        program.save(file)
+        samples = network.evaluation().spread(limit)
+        progress.update(task, description=f"{network.name}: evaluate")
+        tracked = progress.track(samples, total=len(samples), task_id=task)
+        scores = score(network, tracked, quantized.module, load(file).run)
+        pte_bytes = file.stat().st_size
+
+    return Fidelity(
+        network=network.name,
+        scores=scores,
+        delegates=len({row.partition for row in program.placement if row.partition is not None}),
+        operators=len(program.placement),
+        on_cpu=dict(Counter(f"{row.op}: {row.reason}" for row in program.placement if row.where == "cpu")),
+        pte_bytes=pte_bytes,
+        seconds_to_quantize=quantized_at - start,
+        seconds_to_lower=lowered_at - quantized_at,
+    )
+
+
+def table_of(results: Iterable[Fidelity]) -> Table:
+    """Return one row for each of `results`."""
+    table = Table(title="Fidelity: top-1 in %, or SQNR to float where there are no labels", title_justify="left")
+    for heading in ("network", "samples", "float", "module", ".pte", "same top-1 %", "equal %", "delegates"):
+        table.add_column(heading, justify="left" if heading == "network" else "right")
+    table.add_column("operators on the CPU")
+    table.add_column(".pte bytes", justify="right")
+    for result in results:
+        scores = result.scores
+        table.add_row(
+            result.network,
+            str(scores.samples),
+            "-" if scores.top1_float is None else f"{scores.top1_float:.2f}",
+            f"{scores.sqnr_module:.1f} dB" if scores.top1_module is None else f"{scores.top1_module:.2f}",
+            f"{scores.sqnr_pte:.1f} dB" if scores.top1_pte is None else f"{scores.top1_pte:.2f}",
+            "-" if scores.agreement is None else f"{scores.agreement:.2f}",
+            f"{scores.equal:.1f}",
+            str(result.delegates),
+            "\n".join(f"{count} x {kind}" for kind, count in result.on_cpu.items()) or "none",
+            f"{result.pte_bytes:,}",
+        )
+    return table
+
+
+def main() -> None:
+    """Measure the networks of the command line and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; all if none is named")
+    parser.add_argument("--limit", type=int, default=sys.maxsize, metavar="N", help="samples a network at most")
+    parser.add_argument("--target", help="of `quantize`; its own default if not given")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(NETWORKS):
+        parser.error(f"no such network: {', '.join(sorted(unknown))}")
+    options = {"target": arguments.target} if arguments.target else {}
+
+    results: list[Fidelity] = []
+    console = Console()
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        for name in arguments.names or NETWORKS:
+            results.append(measure(NETWORKS[name], arguments.limit, progress, options))
+            if arguments.json:
+                arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=1))
+    console.print(table_of(results))
+
+
+if __name__ == "__main__":
+    main()
