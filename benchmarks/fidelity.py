@@ -83,17 +83,15 @@ def sqnr(reference: Tensor, outputs: Tensor) -> float:
 
 
 @torch.no_grad()
-def score(
-    network: Network, samples: Iterable[Sample], module: Callable[..., Tensor], pte: Callable[..., Tensor]
-) -> Scores:
-    """Run the float network, `module` and `pte` on `samples` and compare their outputs."""
-    runs: tuple[Callable[..., Tensor], ...] = (network.build(), module, pte)
+def score(network: Network, samples: Iterable[Sample], module: Callable[..., Any], pte: Callable[..., Any]) -> Scores:
+    """Run the float network, `module` and `pte` on `samples` and compare their outputs, one tensor each."""
+    runs: tuple[Callable[..., Any], ...] = (network.build(), module, pte)
     labels: list[int | None] = []
     outputs: tuple[list[Tensor], ...] = ([], [], [])
     for inputs, label in samples:
         labels.append(label)
         for run, kept in zip(runs, outputs, strict=True):
-            kept.append(run(*inputs).clone())  # a program may use the memory of its output again
+            kept.append(run(*inputs))
     of_float, of_module, of_pte = (torch.cat(kept) for kept in outputs)
     return Scores(
         samples=len(labels),

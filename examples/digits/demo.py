@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -64,8 +65,8 @@ class Steps:
 
 
 @torch.no_grad()
-def classes(run: Callable[[Tensor], Tensor], images: Iterable[Tensor]) -> Tensor:
-    """Return the top-1 class of each of N `images` [1, 1, 32, 32] as int64 [N]."""
+def classes(run: Callable[[Tensor], Any], images: Iterable[Tensor]) -> Tensor:
+    """Return the top-1 class of each of N `images` [1, 1, 32, 32] as int64 [N]; `run` takes one to its logits [1, 10]."""
     return torch.tensor([int(run(image).argmax()) for image in images])
 
 
