@@ -27,6 +27,8 @@ from openneutron import load, lower, quantize
 
 from .networks import NETWORKS, Network, Sample
 
+WIDTH_OF_A_FILE = 160  # columns, where the output is no terminal
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -174,7 +176,7 @@ def main() -> None:
     options = {"target": arguments.target} if arguments.target else {}
 
     results: list[Fidelity] = []
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         for name in arguments.names or NETWORKS:

@@ -66,7 +66,7 @@ class Steps:
 
 @torch.no_grad()
 def classes(run: Callable[[Tensor], Any], images: Iterable[Tensor]) -> Tensor:
-    """Return the top-1 class of each of N `images` [1, 1, 32, 32] as int64 [N]; `run` takes one to its logits [1, 10]."""
+    """Return the top-1 class of each of N `images` [1, 1, 32, 32] as int64 [N]; `run` gives its logits [1, 10]."""
     return torch.tensor([int(run(image).argmax()) for image in images])
 
 
