@@ -133,53 +133,55 @@ et::etensor::Tensor tensor_at(const Port& port, et::Span<et::EValue*> args) {
   return tensor;
 }
 
-bool is_channels_last(et::ArrayRef<et::etensor::Tensor::DimOrderType> order) {
-  if (order.size() < 3 || order[0] != 0 || order[order.size() - 1] != 1) {
-    return false;
-  }
-  for (size_t dim = 1; dim + 1 < order.size(); ++dim) {
-    if (order[dim] != dim + 1) {
+// Whether the tensor's bytes lie dimension by dimension in rising order, or with the channels (dimension 1) at the end.
+// Dimensions of size 1 may stand anywhere: where they do does not move a byte, and exporters place them at random.
+bool lies_in_order(const et::etensor::Tensor& tensor, bool channels_last) {
+  size_t previous = 0;
+  for (const size_t dim : tensor.dim_order()) {
+    if (tensor.size(dim) == 1) {
+      continue;
+    }
+    const size_t rank = channels_last && dim == 1 ? tensor.dim() : dim;
+    if (rank < previous) {
       return false;
     }
+    previous = rank;
   }
   return true;
 }
 
 // The matrices [C, S] of a tensor whose bytes must be transposed to become channels last; a count of 0 where they are
-// right as they lie. The same rule as on the device, except that it works for every rank.
+// right as they lie. The same rules as on the device, except that they hold for every rank.
 Matrices channel_matrices(const Port& port, const et::etensor::Tensor& tensor) {
   constexpr Matrices kStraight{0, 0, 0};
-  const auto sizes = tensor.sizes();
-  const auto order = tensor.dim_order();
-  const bool contiguous = et::is_contiguous_dim_order(order.data(), order.size());
   if (!port.channels_last) {
-    if (!contiguous) {
+    const auto order = tensor.dim_order();
+    if (!et::is_contiguous_dim_order(order.data(), order.size())) {
       throw ArgumentError(describe(port) + " is not contiguous");
     }
     return kStraight;
   }
-  if (sizes.size() < 2) {
+  if (tensor.dim() < 2) {
     throw ArgumentError(describe(port) + " is to become channels last but has no channels");
   }
-  const bool already_last = is_channels_last(order);
-  if (!contiguous && !already_last) {
-    throw ArgumentError(describe(port) + " is neither contiguous nor channels last");
-  }
-  const auto channels = static_cast<size_t>(sizes[1]);
+  const auto batch = static_cast<size_t>(tensor.size(0));
+  const auto channels = static_cast<size_t>(tensor.size(1));
   if (channels != port.channels) {
     throw ArgumentError(
         describe(port) + " has " + std::to_string(channels) + " channels, the TFLite model " +
         std::to_string(port.channels));
   }
-  if (already_last || channels == 1 || tensor.numel() == 0) {
+  if (tensor.numel() == 0 || lies_in_order(tensor, true)) {
     return kStraight;
   }
-  const auto batch = static_cast<size_t>(sizes[0]);
+  if (!lies_in_order(tensor, false)) {
+    throw ArgumentError(describe(port) + " is neither contiguous nor channels last");
+  }
   return {batch, channels, static_cast<size_t>(tensor.numel()) / (batch * channels)};
 }
 
 void copy(const void* source, void* target, size_t bytes, Matrices matrices, size_t element_size) {
-  if (matrices.count == 0 || matrices.columns == 1 || matrices.rows == 1) {
+  if (matrices.count == 0) {
     std::memcpy(target, source, bytes);
   } else if (!transpose(source, target, matrices, element_size)) {
     throw ArgumentError("elements of " + std::to_string(element_size) + " bytes cannot be transposed");
@@ -188,7 +190,7 @@ void copy(const void* source, void* target, size_t bytes, Matrices matrices, siz
 
 // The interpreter's buffer behind a port. The view must be gone before invoke(): LiteRT counts references.
 py::array view_of(const Port& port, size_t bytes) {
-  auto array = py::reinterpret_steal<py::array>(port.view().release());
+  py::array array = port.view();
   if (static_cast<size_t>(array.nbytes()) != bytes) {
     throw ArgumentError(
         describe(port) + " has " + std::to_string(bytes) + " bytes, the TFLite model's tensor " +

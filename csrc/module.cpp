@@ -1,7 +1,9 @@
 // Python's view of the host delegate: importing this module registers it with ExecuTorch's runtime.
+#include "dim_orders.h"
 #include "host_delegate.h"
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 namespace py = pybind11;
 
@@ -19,5 +21,17 @@ PYBIND11_MODULE(_host, module) {
       "last_error",
       &openneutron::last_error,
       "What the last failed call of a delegate on this thread had to say; empty where none failed since clear_error().");
+  module.def(
+      "input_dim_orders",
+      [](const py::bytes& pte, const std::string& method) {
+        py::list result;
+        for (const auto& order : openneutron::input_dim_orders(std::string_view(pte), method)) {
+          result.append(py::tuple(py::cast(std::vector<int>(order.begin(), order.end()))));
+        }
+        return result;
+      },
+      py::arg("pte"),
+      py::arg("method"),
+      "The dim order of each input of a method. Raises ValueError where there is no such program, method or tensor.");
   module.def("clear_error", &openneutron::clear_error, "Forget the last error of this thread.");
 }

@@ -74,9 +74,7 @@ class PayloadHeader:
         offset = FIXED_BYTES + inputs + outputs
         _expect(len(self.input_map) == inputs, offset, f"{inputs} entries in the input map", len(self.input_map))
         for entry_offset, entry in enumerate(self.input_map, offset):
-            _expect(
-                0 <= entry < self.argument_count, entry_offset, f"an argument below {self.argument_count}", entry
-            )
+            _expect(0 <= entry < self.argument_count, entry_offset, f"an argument below {self.argument_count}", entry)
         offset += inputs
         _expect(
             sorted(self.output_map) == list(range(outputs)),

@@ -58,6 +58,7 @@ class Engine:
     """
 
     def __init__(self, payload: bytes | memoryview) -> None:
+        """Parse the payload and plan the model's memory; nothing of `payload` is kept."""
         parsed = parse(payload)
         header = parsed.header
         try:
@@ -68,8 +69,8 @@ class Engine:
         inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
         if (len(inputs), len(outputs)) != (len(header.input_formats), len(header.output_formats)):
             raise PayloadError(
-                f"the payload's header has {len(header.input_formats)} inputs and {len(header.output_formats)} outputs, "
-                f"its TFLite model {len(inputs)} and {len(outputs)}"
+                f"the payload's header has {len(header.input_formats)} inputs and "
+                f"{len(header.output_formats)} outputs, its TFLite model {len(inputs)} and {len(outputs)}"
             )
         self.argument_count = header.argument_count
         self.inputs = tuple(

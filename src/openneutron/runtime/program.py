@@ -69,10 +69,12 @@ class HostProgram:
         self._lock = threading.Lock()
         _host.clear_error()
         try:
-            self._module = _C._load_for_executorch_from_buffer(data)
-            meta = self._module.method_meta(METHOD)
+            program = _C._load_program_from_buffer(data, program_verification=_C.Verification.InternalConsistency)
+            self._method = program.load_method(METHOD)
+            meta = self._method.method_meta()
             self.inputs = tuple(_info(meta.input_tensor_meta(i)) for i in range(meta.num_inputs()))
             self.outputs = tuple(_info(meta.output_tensor_meta(i)) for i in range(meta.num_outputs()))
+            self._dim_orders = _host.input_dim_orders(data, METHOD)
         except (RuntimeError, ValueError, IndexError) as error:
             raise HostError(f"{name} cannot be loaded: {_reason(error)}") from error
 
@@ -100,11 +102,14 @@ class HostProgram:
         """
         if len(inputs) != len(self.inputs):
             raise InputError(f"{self._name} takes {len(self.inputs)} inputs, got {len(inputs)}")
-        tensors = [_tensor(i, value, info) for i, (value, info) in enumerate(zip(inputs, self.inputs, strict=True))]
+        tensors = [
+            _in_order(_tensor(i, value, info), order)
+            for i, (value, info, order) in enumerate(zip(inputs, self.inputs, self._dim_orders, strict=True))
+        ]
         with self._lock:
             _host.clear_error()
             try:
-                outputs = self._module.forward(tensors, clone_outputs=True)
+                outputs = self._method.call(tensors, clone_outputs=True)
             except RuntimeError as error:
                 raise HostError(f"{self._name} failed: {_reason(error)}") from error
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
@@ -140,6 +145,12 @@ def _tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
     if tuple(value.shape) != info.shape:
         raise InputError(f"input {index} has shape {tuple(value.shape)}, expected {info.shape}")
     return value.detach().cpu()
+
+
+def _in_order(tensor: torch.Tensor, dim_order: tuple[int, ...]) -> torch.Tensor:
+    """`tensor` with its bytes in the order that the program takes: the runtime would not notice any other."""
+    packed = tensor.permute(dim_order).contiguous()
+    return packed.permute(tuple(dim_order.index(dim) for dim in range(tensor.dim())))
 
 
 def _reason(error: Exception) -> str:

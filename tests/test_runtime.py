@@ -1,0 +1,499 @@
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ai_edge_litert.interpreter import Interpreter
+from executorch.exir import to_edge
+from tests.runtime_models import Call, Int8, add_sub_model, double_model, litert, pte, straight_header
+
+from openneutron.errors import HostError, InputError
+from openneutron.payload import MICROCODE_MAGIC, PayloadHeader, pack_device, pack_portable
+from openneutron.runtime import HostProgram, TensorInfo, _host, load
+from openneutron.runtime.engine import Port
+
+Shape = tuple[int, ...]
+SHAPE = (1, 4, 6, 8)
+
+needs_data = pytest.mark.skipif("OPENNEUTRON_DATA" not in os.environ, reason="OPENNEUTRON_DATA is not set")
+
+
+def random_int8(shape: Shape, seed: int = 0) -> Int8:
+    return np.random.default_rng(seed).integers(-128, 128, shape, dtype=np.int8)
+
+
+def blank(shape: Shape) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int8)
+
+
+def double_payload(shape: Shape = SHAPE) -> bytes:
+    return pack_portable(straight_header(1, 1), double_model(shape))
+
+
+def single_call(payload: bytes, inputs: int = 1, outputs: int = 1, shape: Shape = SHAPE) -> bytes:
+    """A program that is one call of the payload, all tensors of one shape."""
+    call = Call(payload, tuple(range(inputs)), (shape,) * outputs)
+    return pte([call], [blank(shape)] * inputs, range(inputs, inputs + outputs))
+
+
+@pytest.fixture(scope="module")
+def doubling() -> bytes:
+    return single_call(double_payload())
+
+
+def as_arrays(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> list[Int8]:
+    return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def assert_equal(outputs: torch.Tensor | tuple[torch.Tensor, ...], expected: list[Int8]) -> None:
+    found = as_arrays(outputs)
+    assert [array.shape for array in found] == [array.shape for array in expected]
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+class TestNumbers:
+    def test_one_output_is_a_tensor(self, doubling: bytes) -> None:
+        x = random_int8(SHAPE)
+        output = HostProgram.from_bytes(doubling).run(x)
+        assert isinstance(output, torch.Tensor)
+        assert_equal(output, litert(double_model(SHAPE), x))
+
+    @pytest.mark.parametrize("input_map", [(0, 1), (1, 0)])
+    @pytest.mark.parametrize("output_map", [(0, 1), (1, 0)])
+    def test_maps(self, input_map: tuple[int, int], output_map: tuple[int, int]) -> None:
+        tflite = add_sub_model(SHAPE)
+        header = PayloadHeader((0, 0), (0, 0), input_map, output_map, 2)
+        arguments = random_int8(SHAPE, 1), random_int8(SHAPE, 2)
+        results = litert(tflite, *(arguments[i] for i in input_map))
+        outputs = HostProgram.from_bytes(single_call(pack_portable(header, tflite), 2, 2)).run(*arguments)
+        assert_equal(outputs, [results[output_map.index(i)] for i in range(2)])
+
+    def test_one_argument_feeds_two_inputs_and_one_none(self) -> None:
+        tflite = add_sub_model(SHAPE)
+        header = PayloadHeader((0, 0), (0, 0), (2, 2), (0, 1), 3)
+        arguments = [random_int8(SHAPE, seed) for seed in range(3)]
+        outputs = HostProgram.from_bytes(single_call(pack_portable(header, tflite), 3, 2)).run(*arguments)
+        assert_equal(outputs, litert(tflite, arguments[2], arguments[2]))
+
+    def test_several_delegates_in_one_program(self) -> None:
+        doubling, tflite = double_payload(), add_sub_model(SHAPE)
+        both = pack_portable(straight_header(2, 2), tflite)
+        calls = [
+            Call(doubling, (0,), (SHAPE,)),  # 2 = 2a
+            Call(both, (2, 1), (SHAPE, SHAPE)),  # 3, 4 = 2a + b, 2a - b
+            Call(doubling, (4,), (SHAPE,)),  # 5
+        ]
+        a, b = random_int8(SHAPE, 3), random_int8(SHAPE, 4)
+        (twice,) = litert(double_model(SHAPE), a)
+        total, difference = litert(tflite, twice, b)
+        outputs = HostProgram.from_bytes(pte(calls, [blank(SHAPE)] * 2, [3, 5])).run(a, b)
+        assert_equal(outputs, [total, *litert(double_model(SHAPE), difference)])
+
+    def test_several_programs_in_one_process(self, doubling: bytes) -> None:
+        tflite = add_sub_model((2, 3))
+        other = HostProgram.from_bytes(single_call(pack_portable(straight_header(2, 2), tflite), 2, 2, (2, 3)))
+        programs = [HostProgram.from_bytes(doubling) for _ in range(3)]
+        a, b = random_int8((2, 3), 5), random_int8((2, 3), 6)
+        for seed, program in enumerate(programs):
+            x = random_int8(SHAPE, seed)
+            assert_equal(program.run(x), litert(double_model(SHAPE), x))
+            assert_equal(other.run(a, b), litert(tflite, a, b))
+
+    @needs_data
+    @pytest.mark.data
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "mlperf_tiny/kws_ref_model.tflite",
+            "mlperf_tiny/ad01_int8.tflite",
+            "mlperf_tiny/vww_96_int8.tflite",
+            "mlperf_tiny/pretrainedResnet_quant.tflite",
+        ],
+    )
+    @pytest.mark.parametrize("channels_last", [False, True])
+    def test_real_networks(self, name: str, channels_last: bool) -> None:
+        tflite = Path(os.environ["OPENNEUTRON_DATA"], name).read_bytes()
+        interpreter = Interpreter(model_content=tflite)
+        shape = tuple(int(size) for size in interpreter.get_input_details()[0]["shape"])
+        output_shape = tuple(int(size) for size in interpreter.get_output_details()[0]["shape"])
+        flag = int(channels_last and len(shape) == 4)
+        payload = pack_portable(PayloadHeader((flag,), (0,), (0,), (0,), 1), tflite)
+        x = random_int8(shape)
+        given = np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if flag else x
+        program = HostProgram.from_bytes(pte([Call(payload, (0,), (output_shape,))], [torch.from_numpy(given)], [1]))
+        assert_equal(program.run(given), litert(tflite, x))
+
+
+class TestFormats:
+    """A flag says that the TFLite tensor is channels last: [N, ..., C] where the argument is [N, C, ...]."""
+
+    @pytest.mark.parametrize(
+        "shape",
+        [
+            (1, 4, 6, 8),
+            (3, 5, 7, 2),
+            (1, 1, 6, 8),
+            (2, 130, 9, 15),
+            (1, 4, 6),
+            (2, 3, 4),
+            (1, 3, 1, 1),
+            (2, 3, 4, 5, 6),
+        ],
+    )
+    def test_contiguous_arguments_are_transposed(self, shape: Shape) -> None:
+        # On the unflagged side the program sees the TFLite tensor as it lies, so a transpose too few or too many shows.
+        last = (shape[0], *shape[2:], shape[1])
+        tflite = double_model(last)
+        calls = [
+            Call(pack_portable(PayloadHeader((taken,), (given,), (0,), (0,), 1), tflite), (1 - taken,), (returned,))
+            for taken, given, returned in ((0, 1, shape), (1, 0, last), (1, 1, shape))
+        ]
+        program = HostProgram.from_bytes(pte(calls, [blank(shape), blank(last)], [2, 3, 4]))
+        x = random_int8(last)
+        (y,) = litert(tflite, x)
+        first = np.moveaxis(y, -1, 1)
+        assert_equal(program.run(np.ascontiguousarray(np.moveaxis(x, -1, 1)), x), [first, y, first])
+
+    def test_channels_last_arguments_are_copied_as_they_lie(self) -> None:
+        last = (1, 6, 8, 4)
+        payload = pack_portable(PayloadHeader((1,), (1,), (0,), (0,), 1), double_model(last))
+        example = blank(SHAPE).to(memory_format=torch.channels_last)
+        program = HostProgram.from_bytes(pte([Call(payload, (0,), (SHAPE,))], [example], [1]))
+        x = random_int8(last)
+        expected = np.moveaxis(litert(double_model(last), x)[0], -1, 1)
+        assert_equal(program.run(torch.from_numpy(np.moveaxis(x, -1, 1))), [expected])
+
+    def test_the_callers_memory_format_does_not_matter(self, doubling: bytes) -> None:
+        # ExecuTorch takes an input's bytes as they lie; run() must bring them into the program's order.
+        program = HostProgram.from_bytes(doubling)
+        x = random_int8(SHAPE)
+        expected = litert(double_model(SHAPE), x)
+        tensor = torch.from_numpy(x)
+        strided = torch.from_numpy(np.repeat(x, 2, axis=3))[..., ::2]
+        for variant in (tensor.to(memory_format=torch.channels_last), strided):
+            assert not variant.is_contiguous()
+            assert_equal(program.run(variant), expected)
+
+    def test_unflagged_argument_must_be_contiguous(self) -> None:
+        example = blank(SHAPE).to(memory_format=torch.channels_last)
+        program = HostProgram.from_bytes(pte([Call(double_payload(), (0,), (SHAPE,))], [example], [1]))
+        with pytest.raises(HostError, match="delegate argument 0 is not contiguous"):
+            program.run(random_int8(SHAPE))
+
+    def test_flagged_argument_must_have_the_models_channels(self) -> None:
+        payload = pack_portable(PayloadHeader((1,), (0,), (0,), (0,), 1), double_model(SHAPE))
+        program = HostProgram.from_bytes(single_call(payload))
+        with pytest.raises(HostError, match="delegate argument 0 has 4 channels, the TFLite model 8"):
+            program.run(random_int8(SHAPE))
+
+    def test_flagged_argument_must_have_channels(self) -> None:
+        payload = pack_portable(PayloadHeader((1,), (0,), (0,), (0,), 1), double_model((8,)))
+        program = HostProgram.from_bytes(single_call(payload, shape=(8,)))
+        with pytest.raises(HostError, match="delegate argument 0 is to become channels last but has no channels"):
+            program.run(random_int8((8,)))
+
+
+class TestThreads:
+    def test_one_program_from_many_threads(self, doubling: bytes) -> None:
+        program = HostProgram.from_bytes(doubling)
+        inputs = [random_int8(SHAPE, seed) for seed in range(64)]
+        with ThreadPoolExecutor(8) as pool:
+            outputs = list(pool.map(program.run, inputs))
+        for x, y in zip(inputs, outputs, strict=True):
+            assert_equal(y, litert(double_model(SHAPE), x))
+
+    def test_made_in_one_thread_used_and_dropped_in_others(self, doubling: bytes) -> None:
+        x = random_int8(SHAPE)
+        with ThreadPoolExecutor(1) as maker, ThreadPoolExecutor(1) as user:
+            outputs = user.submit(maker.submit(HostProgram.from_bytes, doubling).result().run, x).result()
+        gc.collect()
+        assert_equal(outputs, litert(double_model(SHAPE), x))
+
+    def test_each_thread_has_its_own_error(self, doubling: bytes) -> None:
+        broken = single_call(device_payload())
+        with ThreadPoolExecutor(1) as pool:
+            with pytest.raises(HostError):
+                pool.submit(HostProgram.from_bytes, broken).result()
+            assert "microcode" in pool.submit(_host.last_error).result()
+        HostProgram.from_bytes(doubling)
+        assert _host.last_error() == ""
+
+
+def device_payload() -> bytes:
+    words = np.zeros(18, "<u4")
+    words[0] = MICROCODE_MAGIC
+    words[6:9] = 72, 16, 1
+    words[11:13] = 1
+    return pack_device(straight_header(1, 1), words.tobytes(), bytes(16), b"\1")
+
+
+class TestRefusals:
+    def test_device_payload(self) -> None:
+        with pytest.raises(HostError, match=r"holds NPU microcode.*run it on the board, or lower the model again"):
+            HostProgram.from_bytes(single_call(device_payload()))
+
+    @pytest.mark.parametrize("offset", [0, 1, 8, 16, 20, 40, 200, -20, -16, -8, -4])
+    def test_corrupted_payload_in_the_file(self, doubling: bytes, offset: int) -> None:
+        payload = double_payload()
+        start = doubling.index(payload)
+        data = bytearray(doubling)
+        data[start + offset % len(payload)] ^= 0x5A
+        with pytest.raises(HostError, match=r"byte \d+ of the delegate payload: expected "):
+            HostProgram.from_bytes(bytes(data))
+
+    @pytest.mark.parametrize("length", [0, 1, 15, 16, 24, 100, -1])
+    def test_truncated_payload(self, length: int) -> None:
+        with pytest.raises(HostError, match=r"byte \d+ of the delegate payload: expected "):
+            HostProgram.from_bytes(single_call(double_payload()[:length]))
+
+    def test_tflite_that_litert_refuses(self) -> None:
+        payload = pack_portable(straight_header(1, 1), b"\x1c\0\0\0TFL3" + bytes(range(64)))
+        with pytest.raises(HostError, match="LiteRT cannot run the payload's TFLite model"):
+            HostProgram.from_bytes(single_call(payload))
+
+    def test_header_that_disagrees_with_the_tflite(self) -> None:
+        payload = pack_portable(straight_header(2, 1), double_model(SHAPE))
+        with pytest.raises(HostError, match="header has 2 inputs and 1 outputs, its TFLite model 1 and 1"):
+            HostProgram.from_bytes(single_call(payload, 2))
+
+    @pytest.mark.parametrize("argument_count", [1, 3])
+    def test_header_that_disagrees_with_the_program(self, argument_count: int) -> None:
+        header = PayloadHeader((0,), (0,), (0,), (0,), argument_count)
+        program = HostProgram.from_bytes(single_call(pack_portable(header, double_model(SHAPE)), 2))
+        with pytest.raises(HostError, match=f"gives the delegate 3 arguments, the payload takes {argument_count + 1}"):
+            program.run(random_int8(SHAPE), random_int8(SHAPE))
+
+    def test_size_that_disagrees_with_the_program(self) -> None:
+        program = HostProgram.from_bytes(single_call(double_payload((1, 4, 6, 7))))
+        with pytest.raises(HostError, match="delegate argument 0 has 192 bytes, the TFLite model's tensor 168"):
+            program.run(random_int8(SHAPE))
+
+    def test_dtype_that_disagrees_with_the_program(self) -> None:
+        payload = pack_portable(straight_header(1, 1), double_model(SHAPE, "FLOAT32"))
+        program = HostProgram.from_bytes(single_call(payload))
+        with pytest.raises(HostError, match="delegate argument 0 has scalar type 1, the TFLite model takes 6"):
+            program.run(random_int8(SHAPE))
+
+    def test_a_failure_leaves_the_next_run_and_other_programs_alone(self, doubling: bytes) -> None:
+        bad = HostProgram.from_bytes(single_call(double_payload((1, 4, 6, 7))))
+        good = HostProgram.from_bytes(doubling)
+        x = random_int8(SHAPE)
+        for _ in range(3):
+            with pytest.raises(HostError, match="168"):
+                bad.run(x)
+            assert_equal(good.run(x), litert(double_model(SHAPE), x))
+
+
+class FakeEngine:
+    """Stands for `runtime.engine.Engine` where a test must hold or break the interpreter."""
+
+    argument_count = 1
+    inputs = ()
+    outputs = (Port(argument=1, channels_last=False, dtype=1, channels=8, view=lambda: np.ones(SHAPE, np.int8)),)
+
+    def __init__(self, invoke: Callable[[], None]) -> None:
+        self.invoke = invoke
+
+
+class TestEngineFailures:
+    def test_exception_in_invoke(self, doubling: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail() -> None:
+            raise RuntimeError("no more memory")
+
+        monkeypatch.setattr("openneutron.runtime.engine.Engine", lambda _: FakeEngine(fail))
+        program = HostProgram.from_bytes(doubling)
+        with pytest.raises(HostError, match="RuntimeError: no more memory"):
+            program.run(random_int8(SHAPE))
+
+    def test_call_that_overlaps_another(self, doubling: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        entered, leave = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            entered.set()
+            assert leave.wait(30)
+
+        monkeypatch.setattr("openneutron.runtime.engine.Engine", lambda _: FakeEngine(wait))
+        program = HostProgram.from_bytes(doubling)
+        inputs = [blank(SHAPE)]
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(program._method.call, inputs)  # past the lock of run()
+            assert entered.wait(30)
+            with pytest.raises(RuntimeError):
+                program._method.call(inputs)
+            assert _host.last_error() == "the program is running in another thread"
+            leave.set()
+            assert_equal(first.result()[0], [np.ones(SHAPE, np.int8)])
+
+
+class TestProgram:
+    def test_metadata(self) -> None:
+        payload = pack_portable(straight_header(2, 2), add_sub_model(SHAPE))
+        program = HostProgram.from_bytes(single_call(payload, 2, 2))
+        assert program.inputs == program.outputs == (TensorInfo(SHAPE, torch.int8),) * 2
+        assert program.input_shapes == program.output_shapes == (SHAPE, SHAPE)
+
+    def test_tensors_and_arrays_give_the_same(self, doubling: bytes) -> None:
+        program = HostProgram.from_bytes(doubling)
+        x = random_int8(SHAPE)
+        x.flags.writeable = False
+        expected = litert(double_model(SHAPE), x)
+        assert_equal(program.run(x), expected)
+        assert_equal(program.run(torch.tensor(x)), expected)
+        assert_equal(program.run(np.asfortranarray(x)), expected)
+
+    def test_outputs_belong_to_the_caller(self, doubling: bytes) -> None:
+        program = HostProgram.from_bytes(doubling)
+        x = random_int8(SHAPE)
+        first = program.run(x)
+        program.run(random_int8(SHAPE, 9))
+        del program
+        gc.collect()
+        assert_equal(first, litert(double_model(SHAPE), x))
+
+    @pytest.mark.parametrize(
+        ("inputs", "message"),
+        [
+            ((), "takes 1 inputs, got 0"),
+            ((blank(SHAPE), blank(SHAPE)), "takes 1 inputs, got 2"),
+            ((blank((1, 4, 8, 6)),), r"input 0 has shape \(1, 4, 8, 6\), expected \(1, 4, 6, 8\)"),
+            ((torch.zeros(SHAPE),), "input 0 has dtype torch.float32, expected torch.int8"),
+            ((np.zeros(SHAPE, object),), "input 0: can't convert np.ndarray of type numpy.object_"),
+            (([1, 2],), "input 0 is a list, expected a torch tensor or a numpy array"),
+        ],
+    )
+    def test_inputs_are_checked(self, doubling: bytes, inputs: tuple[Any, ...], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            HostProgram.from_bytes(doubling).run(*inputs)
+
+    def test_load(self, doubling: bytes, tmp_path: Path) -> None:
+        path = tmp_path / "double.pte"
+        path.write_bytes(doubling)
+        x = random_int8(SHAPE)
+        for spelled in (path, str(path)):
+            assert_equal(load(spelled).run(x), litert(double_model(SHAPE), x))
+
+    def test_load_of_what_cannot_be_read(self, tmp_path: Path) -> None:
+        with pytest.raises(HostError, match=r"missing\.pte cannot be read: No such file"):
+            load(tmp_path / "missing.pte")
+        with pytest.raises(HostError, match="cannot be read: Is a directory"):
+            load(tmp_path)
+
+    def test_load_of_what_is_no_program(self, tmp_path: Path, doubling: bytes) -> None:
+        for content in (b"", b"PK\3\4 a zip file", double_model(SHAPE)):
+            path = tmp_path / "other.pte"
+            path.write_bytes(content)
+            with pytest.raises(HostError, match=r"other\.pte is no ExecuTorch program"):
+                load(path)
+        for length in (8, 64, len(doubling) // 2):
+            with pytest.raises(HostError, match="cannot be loaded: "):
+                HostProgram.from_bytes(doubling[:length])
+
+    def test_program_without_forward(self) -> None:
+        class Add(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x + x
+
+        exported = torch.export.export(Add(), (torch.zeros(2),))
+        data = bytes(to_edge({"other": exported}).to_executorch().buffer)
+        with pytest.raises(HostError, match="cannot be loaded: "):
+            HostProgram.from_bytes(data)
+        with pytest.raises(ValueError, match="no method 'forward'"):
+            _host.input_dim_orders(data, "forward")
+
+    def test_quantize_and_dequantize_on_the_cpu(self) -> None:
+        import executorch.kernels.quantized  # noqa: F401  the export needs the out variants
+        from torch.ao.quantization.fx import _decomposed  # noqa: F401  defines the operators
+
+        operators = torch.ops.quantized_decomposed
+
+        class QuantizeDequantize(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                q = operators.quantize_per_tensor(x, 0.5, 3, -128, 127, torch.int8)
+                y: torch.Tensor = operators.dequantize_per_tensor(q, 0.5, 3, -128, 127, torch.int8)
+                return y
+
+        x = torch.linspace(-100, 100, 32)
+        data = to_edge(torch.export.export(QuantizeDequantize(), (x,))).to_executorch().buffer
+        output = HostProgram.from_bytes(bytes(data)).run(x)
+        assert isinstance(output, torch.Tensor)
+        torch.testing.assert_close(output, QuantizeDequantize()(x), rtol=0, atol=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_dropped_programs_is_given_back() -> None:
+    megabyte = 1 << 20
+    tflite = double_model(SHAPE) + bytes(megabyte)  # a flatbuffer may be followed by anything
+    data = single_call(pack_portable(straight_header(1, 1), tflite))
+    x = random_int8(SHAPE)
+
+    def resident() -> int:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def use(times: int) -> None:
+        for _ in range(times):
+            HostProgram.from_bytes(data).run(x)
+
+    use(20)  # allocators and caches fill up
+    before = resident()
+    use(230)
+    # Each program copies its 1 MB of TFLite: a leak of the engine would hold 230 MB, one of 5 % of them 11 MB.
+    assert resident() - before < 10 * megabyte
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """Standard output of `code` in a fresh interpreter, which must end well with its programs still alive."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class TestFreshProcess:
+    @pytest.fixture(scope="class")
+    def file(self, doubling: bytes, tmp_path_factory: pytest.TempPathFactory) -> str:
+        path = tmp_path_factory.mktemp("pte") / "double.pte"
+        path.write_bytes(doubling)
+        return str(path)
+
+    def test_running_imports_neither_exir_nor_torchao(self, file: str) -> None:
+        loaded = run_python(
+            """
+import sys
+import numpy as np
+from openneutron.runtime import load
+program = load(sys.argv[1])
+print(program.run(np.full((1, 4, 6, 8), 21, np.int8)).unique().tolist())
+print(sorted(name for name in sys.modules if name.startswith(("executorch.exir", "executorch.runtime", "torchao"))))
+""",
+            file,
+        )
+        assert loaded.splitlines() == ["[42]", "[]"]
+
+    @pytest.mark.parametrize("first", ["import openneutron.runtime", "import executorch.runtime"])
+    def test_executorchs_own_runtime(self, file: str, first: str) -> None:
+        output = run_python(
+            f"""
+{first}
+import sys, torch, openneutron.runtime
+from executorch.runtime import Runtime
+runtime = Runtime.get()
+print(runtime.backend_registry.is_available("NeutronBackend"))
+method = runtime.load_program(sys.argv[1]).load_method("forward")
+print(method.execute([torch.full((1, 4, 6, 8), 21, dtype=torch.int8)])[0].unique().tolist())
+""",
+            file,
+        )
+        assert output.splitlines() == ["True", "[42]"]
