@@ -39,7 +39,7 @@ COUNT_WORDS = {0: (11, 12), 1: (13, 14)}  # of inputs and outputs, by payload ve
 TFLITE_IDENTIFIER = b"TFL3"
 TFLITE_IDENTIFIER_AT = slice(4, 8)
 
-SEAL = struct.Struct("<8sII")
+SEAL = struct.Struct("<8sII")  # 16 bytes, so that it needs no padding
 SEAL_MAGIC = b"OpnNtrn\0"
 
 FIXED_BYTES = 3  # the three counts before the header's arrays
@@ -115,10 +115,9 @@ class Payload:
 
 def pack_portable(header: PayloadHeader, tflite: bytes) -> bytes:
     """Pack a TFLite flatbuffer for the host. Raises PayloadError where `tflite` is none."""
-    start = len(_header_block(header))
-    _expect_tflite(tflite, start)
-    seal = SEAL.pack(SEAL_MAGIC, len(tflite), zlib.crc32(tflite))
-    return _header_block(header) + _padded(tflite) + _padded(seal)
+    start = _header_block(header)
+    _expect_tflite(tflite, len(start))
+    return start + _padded(tflite) + SEAL.pack(SEAL_MAGIC, len(tflite), zlib.crc32(tflite))
 
 
 def pack_device(header: PayloadHeader, microcode: bytes, weights: bytes, kernels: bytes) -> bytes:
@@ -127,13 +126,13 @@ def pack_device(header: PayloadHeader, microcode: bytes, weights: bytes, kernels
     Raises PayloadError where the blocks have other sizes than the microcode's header names, or its numbers of inputs
     and outputs are not those of `header`.
     """
-    start = len(_header_block(header))
-    sizes = _microcode_sizes(header, microcode, start)
+    start = _header_block(header)
+    sizes = _microcode_sizes(header, microcode, len(start))
     for word, name, block, size in zip(
         SIZE_WORDS, ("microcode", "weights", "kernels"), (microcode, weights, kernels), sizes, strict=True
     ):
-        _expect(len(block) == size, start + 4 * word, f"the size of the {name}, {len(block)} bytes", size)
-    return _header_block(header) + _padded(microcode) + _padded(weights) + _padded(kernels)
+        _expect(len(block) == size, len(start) + 4 * word, f"the size of the {name}, {len(block)} bytes", size)
+    return start + _padded(microcode) + _padded(weights) + _padded(kernels)
 
 
 def parse(data: bytes | memoryview) -> Payload:

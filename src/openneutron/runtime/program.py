@@ -149,6 +149,8 @@ def _tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
 
 def _in_order(tensor: torch.Tensor, dim_order: tuple[int, ...]) -> torch.Tensor:
     """`tensor` with its bytes in the order that the program takes: the runtime would not notice any other."""
+    if dim_order == tuple(range(tensor.dim())):
+        return tensor.contiguous()
     packed = tensor.permute(dim_order).contiguous()
     return packed.permute(tuple(dim_order.index(dim) for dim in range(tensor.dim())))
 

@@ -1,0 +1,54 @@
+"""From a PyTorch model to an int8 ExecuTorch program for NXP's eIQ Neutron NPU, without the vendor's SDK.
+
+Names load on first use: importing this package imports neither torch nor ExecuTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from openneutron.backend import NeutronBackend as NeutronBackend
+    from openneutron.compile_spec import CompileOptions as CompileOptions
+    from openneutron.compile_spec import generate_neutron_compile_spec as generate_neutron_compile_spec
+    from openneutron.flow import NeutronProgram as NeutronProgram
+    from openneutron.flow import QuantizedModel as QuantizedModel
+    from openneutron.flow import lower as lower
+    from openneutron.flow import quantize as quantize
+    from openneutron.partition import NeutronPartitioner as NeutronPartitioner
+    from openneutron.partition import Placement as Placement
+    from openneutron.partition import placement as placement
+    from openneutron.quantizer import NeutronQuantizer as NeutronQuantizer
+    from openneutron.runtime import load as load
+    from openneutron.targets import NeutronTargetSpec as NeutronTargetSpec
+
+_HOMES = {
+    "CompileOptions": "compile_spec",
+    "NeutronBackend": "backend",
+    "NeutronPartitioner": "partition",
+    "NeutronProgram": "flow",
+    "NeutronQuantizer": "quantizer",
+    "NeutronTargetSpec": "targets",
+    "Placement": "partition",
+    "QuantizedModel": "flow",
+    "generate_neutron_compile_spec": "compile_spec",
+    "load": "runtime",
+    "lower": "flow",
+    "placement": "partition",
+    "quantize": "flow",
+}
+
+__all__ = [*sorted(_HOMES)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'openneutron' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"openneutron.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,147 @@
+"""The options of a compilation, and their codec to ExecuTorch's compile specs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from openneutron.errors import OptionError
+from openneutron.targets import Generation, NeutronTargetSpec, generation_of_flavor
+
+if TYPE_CHECKING:
+    from executorch.exir.backend.compile_spec_schema import CompileSpec
+
+__all__ = ["CompileOptions", "generate_neutron_compile_spec"]
+
+# ExecuTorch's own key for each option, in its order. All values are UTF-8 text there.
+_KEYS = {
+    "extra_flags": "compile_flags",
+    "target": "target",
+    "intermediates_dir": "intermediates_dir",
+    "operators_not_to_delegate": "operators_not_to_delegate",
+    "neutron_converter_flavor": "neutron_converter_flavor",
+    "use_neutron_for_format_conversion": "use_neutron_for_format_conversion",
+    "fetch_constants_to_sram": "fetch_constants_to_sram",
+    "dump_kernel_selection_code": "dump_kernel_selection_code",
+    "use_profiling": "use_profiling",
+}
+_OUTPUT_FORMAT = ("output_format", b"tflite")
+_BOOLEANS = {"True": True, "False": False}
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Everything that steers a compilation. Raises `OptionError` or `TargetError` for values that make no sense."""
+
+    target: str = "imxrt700"
+    operators_not_to_delegate: tuple[str, ...] = ()
+    neutron_converter_flavor: str | None = None
+    extra_flags: str | None = None
+    intermediates_dir: str | None = None
+    use_neutron_for_format_conversion: bool = True
+    fetch_constants_to_sram: bool = False
+    dump_kernel_selection_code: bool = False
+    use_profiling: bool = False
+
+    def __post_init__(self) -> None:
+        NeutronTargetSpec(self.target)
+        generation_of_flavor(self.neutron_converter_flavor)
+        if isinstance(self.operators_not_to_delegate, str):
+            raise OptionError(
+                f"operators_not_to_delegate takes a list of names, not the text '{self.operators_not_to_delegate}'."
+            )
+        for name in self.operators_not_to_delegate:
+            if not isinstance(name, str) or not name or "," in name:
+                raise OptionError(f"operators_not_to_delegate takes operator or node names; {name!r} is none.")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "bool" and not isinstance(value, bool):
+                raise OptionError(f"{field.name} takes True or False, not {value!r}.")
+            if field.type == "str | None" and not (value is None or isinstance(value, str)):
+                raise OptionError(f"{field.name} takes text or None, not {value!r}.")
+
+    @property
+    def generation(self) -> Generation:
+        """The converter generation whose limits hold."""
+        return generation_of_flavor(self.neutron_converter_flavor)
+
+    @property
+    def target_spec(self) -> NeutronTargetSpec:
+        """The target's properties."""
+        return NeutronTargetSpec(self.target)
+
+    def to_specs(self) -> list[CompileSpec]:
+        """ExecuTorch's form: key and bytes; options at None are left out."""
+        from executorch.exir.backend.compile_spec_schema import CompileSpec
+
+        specs = [CompileSpec(*_OUTPUT_FORMAT)]
+        for name, key in _KEYS.items():
+            value = getattr(self, name)
+            if value is not None:
+                text = ",".join(value) if isinstance(value, tuple) else str(value)
+                specs.append(CompileSpec(key, text.encode()))
+        return specs
+
+    @classmethod
+    def from_specs(cls, specs: Sequence[CompileSpec]) -> CompileOptions:
+        """The inverse of `to_specs`. Raises `OptionError` for an unknown key or an unreadable value."""
+        by_key = {key: name for name, key in _KEYS.items()}
+        values: dict[str, Any] = {}
+        for spec in specs:
+            if spec.key == _OUTPUT_FORMAT[0]:
+                continue
+            if spec.key not in by_key:
+                raise OptionError(
+                    f"Unknown compile spec key '{spec.key}'; use generate_neutron_compile_spec. Known keys: "
+                    f"{', '.join(by_key)}."
+                )
+            values[by_key[spec.key]] = _parse(by_key[spec.key], bytes(spec.value).decode())
+        return cls(**values)
+
+
+def _parse(name: str, text: str) -> object:
+    if name == "operators_not_to_delegate":
+        return tuple(filter(None, text.split(",")))
+    if isinstance(getattr(CompileOptions, name), bool):
+        if text not in _BOOLEANS:
+            raise OptionError(f"Compile spec '{name}' is '{text}', which is neither True nor False.")
+        return _BOOLEANS[text]
+    return text
+
+
+def generate_neutron_compile_spec(
+    config: str,
+    system_config: str | None = None,
+    extra_flags: str | None = None,
+    intermediates_dir: str | None = None,
+    operators_not_to_delegate: Sequence[str] | None = None,
+    use_neutron_for_format_conversion: bool = True,
+    fetch_constants_to_sram: bool = False,
+    dump_kernel_selection_code: bool = False,
+    use_profiling: bool = False,
+    *,
+    neutron_converter_flavor: str | None = None,
+) -> list[CompileSpec]:
+    """The compile specs of `NeutronPartitioner` for a target.
+
+    `config` is the target's name. `operators_not_to_delegate` takes operator names ("aten::conv2d",
+    "aten.conv2d.default", edge names) and node names, matched exactly. `neutron_converter_flavor` names the vendor's
+    release whose limits hold ("SDK_25_06"; None is the modern generation). `system_config` is accepted for scripts
+    that pass it as None. Raises `TargetError` and `OptionError`.
+    """
+    if system_config is not None:
+        raise OptionError(f"system_config is not used by any Neutron target; got {system_config!r}. Leave it out.")
+    names = operators_not_to_delegate
+    options = CompileOptions(
+        target=config,
+        operators_not_to_delegate=names if isinstance(names, str) else tuple(names or ()),
+        neutron_converter_flavor=neutron_converter_flavor,
+        extra_flags=extra_flags,
+        intermediates_dir=intermediates_dir,
+        use_neutron_for_format_conversion=use_neutron_for_format_conversion,
+        fetch_constants_to_sram=fetch_constants_to_sram,
+        dump_kernel_selection_code=dump_kernel_selection_code,
+        use_profiling=use_profiling,
+    )
+    return options.to_specs()

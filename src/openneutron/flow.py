@@ -1,0 +1,181 @@
+"""The short way: the six steps of the documented flow in two calls."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from openneutron.compile_spec import CompileOptions
+from openneutron.errors import CalibrationError, InputError, ModelError, OutputError
+from openneutron.partition.placement import Placement
+from openneutron.quantizer import NeutronQuantizer
+from openneutron.runtime.program import HostProgram
+from openneutron.targets import NeutronTargetSpec
+
+__all__ = ["NeutronProgram", "QuantizedModel", "lower", "quantize"]
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A converted model: `module` is what `convert_pt2e` returned, a regular PyTorch model."""
+
+    module: GraphModule
+    example_inputs: tuple[torch.Tensor, ...]
+    target: str
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        """Run the converted module."""
+        return self.module(*inputs)
+
+
+@dataclass(frozen=True)
+class NeutronProgram:
+    """A lowered program."""
+
+    buffer: bytes = field(repr=False)
+    """The bytes of the `.pte`."""
+    placement: tuple[Placement, ...]
+    """One row per operator of the quantized graph: where it runs, and why."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the `.pte`: beside, then renamed. Raises `OutputError` where that cannot be done."""
+        path = Path(path)
+        try:
+            descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        except OSError as error:
+            raise OutputError(f"Cannot write '{path}': {error.strerror or error}.") from error
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self.buffer)
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(beside).chmod(0o666 & ~umask)
+            os.replace(beside, path)
+        except OSError as error:
+            Path(beside).unlink(missing_ok=True)
+            raise OutputError(f"Cannot write '{path}': {error.strerror or error}.") from error
+
+    def run(self, *inputs: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Run the program on this machine: one tensor for one output, else a tuple."""
+        return HostProgram.from_bytes(self.buffer).run(*inputs)
+
+
+def quantize(
+    model: torch.nn.Module,
+    example_inputs: Sequence[torch.Tensor],
+    calibration: Iterable[Any],
+    target: str | NeutronTargetSpec = "imxrt700",
+    *,
+    strict: bool = False,
+    **quantizer_options: Any,
+) -> QuantizedModel:
+    """Export, prepare, calibrate and convert `model`.
+
+    `example_inputs` are float32 tensors of the shapes that the program will take. `calibration` yields inputs as the
+    model takes them: a tensor, or a tuple of tensors. `quantizer_options` go to `NeutronQuantizer`.
+
+    Raises `ModelError` for a model in train mode, with dynamic shapes, or not in float32, `InputError` for example
+    inputs that the model does not take, `CalibrationError` for calibration that never ran, or on inputs of another
+    shape or dtype, or on values that are not finite.
+    """
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    from openneutron.passes import fold_batch_norm
+
+    quantizer = NeutronQuantizer(target, **quantizer_options)
+    examples = _examples(example_inputs)
+    if any(module.training for module in model.modules()):
+        training = next(name for name, module in model.named_modules() if module.training) or type(model).__name__
+        raise ModelError(f"The model is in train mode ('{training}'). Call model.eval() before quantize().")
+    try:
+        exported = torch.export.export(model, examples, strict=strict).module()
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"torch.export could not run the model on the example inputs {_describe(examples)}: {error}"
+        ) from error
+    fold_batch_norm(exported)
+    prepared = prepare_pt2e(exported, quantizer)
+    count = 0
+    with torch.no_grad():
+        for sample in calibration:
+            prepared(*_sample(sample, examples, count))
+            count += 1
+    if not count:
+        raise CalibrationError("The calibration data are empty: give at least one input, better a hundred.")
+    return QuantizedModel(convert_pt2e(prepared), examples, quantizer.target.name)
+
+
+def lower(
+    quantized: QuantizedModel | GraphModule,
+    example_inputs: Sequence[torch.Tensor] | None = None,
+    *,
+    target: str | NeutronTargetSpec | None = None,
+    **compile_options: Any,
+) -> NeutronProgram:
+    """Lower a quantized model to a `.pte`.
+
+    `quantized` comes from `quantize`, or from `convert_pt2e`, then with `example_inputs`. `target` is that of the
+    quantized model unless given; `compile_options` are those of `generate_neutron_compile_spec`. Raises `OptionError`,
+    `TargetError` and `InputError`.
+    """
+    from executorch.exir import to_edge_transform_and_lower
+
+    from openneutron.partition.partitioner import CpuWarning, NeutronPartitioner
+    from openneutron.partition.placement import place
+
+    if isinstance(quantized, QuantizedModel):
+        module, examples = quantized.module, quantized.example_inputs
+        examples = examples if example_inputs is None else _examples(example_inputs)
+        name = target or quantized.target
+    else:
+        if example_inputs is None:
+            raise InputError("lower() needs example_inputs with a converted module: they fix the program's shapes.")
+        module, examples, name = quantized, _examples(example_inputs), target or "imxrt700"
+    names = compile_options.pop("operators_not_to_delegate", None) or ()
+    options = CompileOptions(
+        NeutronTargetSpec(name).name, names if isinstance(names, str) else tuple(names), **compile_options
+    )
+    exported = torch.export.export(module, examples)
+    rows = place(exported, options).rows
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CpuWarning)  # the rows say it
+        edge = to_edge_transform_and_lower(exported, partitioner=[NeutronPartitioner(options.to_specs())])
+    return NeutronProgram(bytes(edge.to_executorch().buffer), rows)
+
+
+def _examples(inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    if isinstance(inputs, torch.Tensor):
+        return (inputs,)
+    if not all(isinstance(value, torch.Tensor) for value in inputs):
+        raise InputError(f"example_inputs are tensors, got {', '.join(type(value).__name__ for value in inputs)}.")
+    return tuple(inputs)
+
+
+def _sample(sample: Any, examples: tuple[torch.Tensor, ...], index: int) -> tuple[torch.Tensor, ...]:
+    values = tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
+    fits = len(values) == len(examples) and all(
+        isinstance(value, torch.Tensor) and value.shape == example.shape and value.dtype == example.dtype
+        for value, example in zip(values, examples, strict=True)
+    )
+    if not fits:
+        raise CalibrationError(
+            f"Calibration input {index} is {_describe(values)}; the model takes {_describe(examples)}."
+        )
+    if not all(bool(torch.isfinite(value).all()) for value in values if value.is_floating_point()):
+        raise CalibrationError(f"Calibration input {index} holds NaN or infinite values.")
+    return values
+
+
+def _describe(values: Sequence[Any]) -> str:
+    return "(" + ", ".join(
+        f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        for value in values
+    ) + ")"

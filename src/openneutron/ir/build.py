@@ -1,0 +1,104 @@
+"""From the operators of a partition to the IR, and through its passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from torch.fx import Node
+
+from openneutron.ir.graph import Array, Graph, Op, QParams, Tensor
+from openneutron.ir.layout import sink_views
+from openneutron.ir.rewrites import copy_unwritten_outputs, remove_dead_operators, share_constants
+from openneutron.ir.verify import verify
+from openneutron.ir.views import TRANSPOSE
+
+__all__ = ["Lowerable", "build", "optimize"]
+
+INT8 = np.dtype(np.int8)
+TO_CHANNELS_FIRST = (0, 3, 1, 2)
+TO_CHANNELS_LAST = (0, 2, 3, 1)
+
+
+class Lowerable(Protocol):
+    """A quantized operator that can write itself."""
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        """The dequantize nodes it reads."""
+
+    @property
+    def quantize(self) -> Node:
+        """The node that yields its int8 output."""
+
+    def lower(self, operands: dict[Node, Tensor], ops: list[Op]) -> Tensor:
+        """Append its operators to `ops`; returns its output in torch's dimension order."""
+
+
+def build(
+    operators: Iterable[Lowerable],
+    inputs: Mapping[Node, QParams],
+    outputs: Sequence[Node],
+    constant: Callable[[Node], Array | None],
+    qparams_of: Callable[[Node], QParams],
+) -> Graph:
+    """The IR of `operators`, in their order, as it comes: each in torch's dimension order, views around what is NHWC.
+
+    `inputs` are the int8 values it reads, `outputs` those it yields; either is NHWC in memory where its node is
+    channels last. `constant` gives the values of a constant node, `qparams_of` those of a dequantize node.
+    """
+    ops: list[Op] = []
+    values: dict[Node, Tensor] = {}
+    stored_inputs = []
+    for node, qparams in inputs.items():
+        shape = tuple(node.meta["val"].shape)
+        if is_channels_last(node):
+            stored = Tensor(tuple(shape[dim] for dim in TO_CHANNELS_LAST), INT8, qparams)
+            values[node] = _transpose(ops, stored, TO_CHANNELS_FIRST, node.name)
+        else:
+            stored = values[node] = Tensor(shape, INT8, qparams)
+        stored_inputs.append(stored)
+    for operator in operators:
+        operands = {}
+        for dequantize in operator.operands:
+            source = dequantize.args[0]
+            assert isinstance(source, Node)  # noqa: S101  the clusters hold nothing else
+            operands[dequantize] = values.get(source) or _constant(constant(source), qparams_of(dequantize))
+        values[operator.quantize] = operator.lower(operands, ops)
+    stored_outputs = [
+        _transpose(ops, values[node], TO_CHANNELS_LAST, node.name) if is_channels_last(node) else values[node]
+        for node in outputs
+    ]
+    return verify(Graph(tuple(stored_inputs), tuple(stored_outputs), tuple(ops)), "build")
+
+
+def optimize(graph: Graph) -> Graph:
+    """All passes in their order, the IR verified after each."""
+    for transform in (sink_views, remove_dead_operators, share_constants, copy_unwritten_outputs):
+        graph = verify(transform(graph), transform.__name__)
+    return graph
+
+
+def is_channels_last(node: Node) -> bool:
+    """Whether the values of a rank-4 node lie in NHWC order, and not in NCHW order too."""
+    import torch
+
+    value = node.meta["val"]
+    return (
+        value.dim() == 4
+        and value.is_contiguous(memory_format=torch.channels_last)
+        and not value.is_contiguous(memory_format=torch.contiguous_format)
+    )
+
+
+def _transpose(ops: list[Op], tensor: Tensor, perm: tuple[int, ...], origin: str) -> Tensor:
+    output = Tensor(tuple(tensor.shape[dim] for dim in perm), tensor.dtype, tensor.qparams)
+    ops.append(Op(TRANSPOSE, (tensor,), output, {"perm": perm}, origin))
+    return output
+
+
+def _constant(data: Array | None, qparams: QParams) -> Tensor:
+    assert data is not None  # noqa: S101  the clusters hold computed values of the partition, or constants
+    data = np.ascontiguousarray(data if data.ndim else data.reshape(1))
+    return Tensor(data.shape, data.dtype, qparams, data)

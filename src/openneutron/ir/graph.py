@@ -1,0 +1,109 @@
+"""Tensors, operators and graphs. They know nothing of torch and nothing of the TFLite file format."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Array", "Graph", "Kind", "Layout", "Op", "QParams", "Tensor"]
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class QParams:
+    """real = scale * (integer - zero_point); one pair, or one per index of `axis`."""
+
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    axis: int | None = None
+
+    @classmethod
+    def per_tensor(cls, scale: float, zero_point: int) -> QParams:
+        """One scale and zero point for all values."""
+        return cls((float(scale),), (int(zero_point),))
+
+    def quantize(self, value: float) -> int:
+        """The int8 code of a real value, saturated."""
+        return max(-128, min(127, round(value / self.scale[0]) + self.zero_point[0]))
+
+
+@dataclass(eq=False, slots=True)
+class Tensor:
+    """A static tensor; `data` is None for one that is computed at run time."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    qparams: QParams
+    data: Array | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class Layout(enum.Enum):
+    """What an operator asks of the order of its dimensions; `ir.layout` acts on it."""
+
+    FIXED = "its dimensions have a meaning (NHWC): its inputs come in that order"
+    ELEMENTWISE = "any order, the same for all inputs and outputs"
+    AXES = "any order, after its axis attributes are renumbered"
+    FEATURES = "the last dimension's order is absorbed by its constant weight"
+    VIEW = "it only moves values"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A TFLite builtin operator: its name in the schema, the name of its options table, and its layout rule.
+
+    `operands` are attributes that the file holds as int32 constant inputs behind the tensors; `axes` are attributes
+    that number dimensions; `dimensions` are attributes with one entry per dimension. `version` is the first of the
+    operator's versions that takes int8.
+    """
+
+    name: str
+    options: str | None = None
+    layout: Layout = Layout.FIXED
+    version: int = 2
+    operands: tuple[str, ...] = ()
+    axes: tuple[str, ...] = ()
+    dimensions: tuple[str, ...] = ()
+
+
+@dataclass(eq=False, slots=True)
+class Op:
+    """An operator of `kind` with one output; `origin` is the name of the graph node it came from.
+
+    `attrs` are the fields of its options table (enums by name) and the operands of its kind.
+    """
+
+    kind: Kind
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+
+@dataclass(eq=False, slots=True)
+class Graph:
+    """Operators in an order in which each tensor is written before it is read."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    ops: tuple[Op, ...]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor once: inputs, then in the order of first use."""
+        seen: set[int] = set()
+        for group in (self.inputs, *((*op.inputs, op.output) for op in self.ops), self.outputs):
+            for tensor in group:
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield tensor

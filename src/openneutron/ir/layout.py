@@ -1,0 +1,145 @@
+"""Push transposes and reshapes through the graph until they cancel or reach an edge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from openneutron.ir.graph import Graph, Kind, Layout, Op, Tensor
+from openneutron.ir.views import TRANSPOSE, View
+
+__all__ = ["sink_views"]
+
+
+def sink_views(graph: Graph) -> Graph:
+    """Rules, for each operator in order; linear in the number of operators:
+
+    1. TRANSPOSE and RESHAPE become views and emit nothing.
+    2. An elementwise operator works on what is stored and passes its first view on.
+    3. An operator with axes does so too, its axes renumbered, where the view only permutes whole dimensions.
+    4. A FULLY_CONNECTED takes its features in stored order, the columns of its constant weight permuted.
+    5. Any other operator, and each output of the graph, gets its values in order: the view is emitted, once.
+    6. A view of a constant is a constant.
+    """
+    return _Sinking(graph).run()
+
+
+@dataclass
+class _Sinking:
+    graph: Graph
+    views: dict[int, View] = field(default_factory=dict)  # by id of the tensor in the old graph
+    ops: list[Op] = field(default_factory=list)
+    emitted: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+    origin: str = ""
+
+    def run(self) -> Graph:
+        for op in self.graph.ops:
+            self.origin = op.origin
+            self.views[id(op.output)] = self._rewrite(op)
+        self.origin = "output"
+        outputs = tuple(self._in_order(self._view(tensor)) for tensor in self.graph.outputs)
+        return Graph(self.graph.inputs, outputs, tuple(self.ops))
+
+    def _view(self, tensor: Tensor) -> View:
+        return self.views.get(id(tensor)) or View.of(tensor)
+
+    def _rewrite(self, op: Op) -> View:
+        views = [self._view(tensor) for tensor in op.inputs]
+        rewritten = None
+        if op.kind.layout is Layout.VIEW:
+            rewritten = self._compose(op, views[0])
+        elif op.kind.layout is Layout.ELEMENTWISE:
+            rewritten = self._permuted_dimensions(op, views) or self._same_order(op, views)
+        elif op.kind.layout is Layout.AXES:
+            rewritten = self._permuted_dimensions(op, views)
+        elif op.kind.layout is Layout.FEATURES:
+            rewritten = self._permuted_features(op, views)
+        return rewritten or View.of(self._append(op, [self._in_order(view) for view in views], op.output.shape, {}))
+
+    def _append(self, op: Op, inputs: Sequence[Tensor], shape: tuple[int, ...], attrs: dict[str, object]) -> Tensor:
+        output = Tensor(shape, op.output.dtype, op.output.qparams)
+        self.ops.append(Op(op.kind, tuple(inputs), output, {**op.attrs, **attrs}, op.origin))
+        return output
+
+    def _compose(self, op: Op, view: View) -> View:
+        if op.kind is TRANSPOSE:
+            return view.permuted(op.attrs["perm"])
+        return view.reshaped(op.output.shape) or _must(View.of(self._in_order(view)).reshaped(op.output.shape))
+
+    def _permuted_dimensions(self, op: Op, views: list[View]) -> View | None:
+        """Rules 2 and 3 for views that permute whole dimensions; inputs of fewer elements broadcast."""
+        rank = max(len(view.shape) for view in views)
+        leaders = [view for view in views if view.stored.data is None and len(view.shape) == rank]
+        perm = next((perm for view in leaders if not view.in_stored_order and (perm := view.dimension_permutation())), None)
+        if perm is None:
+            return None
+        inverse = np.argsort(perm).tolist()
+        inputs = []
+        for view in views:
+            full = view if len(view.shape) == rank else _must(view.reshaped((1,) * (rank - len(view.shape)) + view.shape))
+            inputs.append(self._in_order(full.permuted(inverse)))
+        attrs: dict[str, object] = {name: _renumbered(op.attrs[name], perm) for name in op.kind.axes}
+        attrs |= {name: tuple(op.attrs[name][dim] for dim in inverse) for name in op.kind.dimensions}
+        kept = [dim for dim in range(rank) if len(op.output.shape) == rank or dim not in op.attrs[op.kind.axes[0]]]
+        stored = sorted(perm[dim] for dim in kept)
+        kept_perm = [stored.index(perm[dim]) for dim in kept]
+        shape = tuple(op.output.shape[dim] for dim in np.argsort(kept_perm).tolist())
+        return View.of(self._append(op, inputs, shape, attrs)).permuted(kept_perm)
+
+    def _same_order(self, op: Op, views: list[View]) -> View | None:
+        """Rule 2 for any other view, among inputs that all have the output's shape."""
+        leader = next((view for view in views if view.stored.data is None and view.stored.shape != view.shape), None)
+        if leader is None or any(view.shape != op.output.shape for view in views):
+            return None
+        aligned = [view.undo(leader) for view in views]
+        if any(view is None for view in aligned):
+            return None
+        output = self._append(op, [self._in_order(_must(view)) for view in aligned], leader.stored.shape, {})
+        return View(output, leader.atoms, leader.order, leader.shape)
+
+    def _permuted_features(self, op: Op, views: list[View]) -> View | None:
+        """Rule 4, where everything but the features already is in order."""
+        features, weight = views[0], op.inputs[1]
+        columns = features.groups[-1]
+        outer = features.order[: len(features.order) - len(columns)]
+        if weight.data is None or features.in_stored_order or outer != tuple(range(len(outer))):
+            return None
+        order = np.argsort(columns, kind="stable").tolist()
+        blocks = weight.data.reshape(weight.shape[0], *(features.atoms[atom] for atom in columns))
+        data = blocks.transpose(0, *(1 + position for position in order)).reshape(weight.shape)
+        permuted = Tensor(weight.shape, weight.dtype, weight.qparams, np.ascontiguousarray(data))
+        in_stored_order = View(features.stored, features.atoms, tuple(range(len(features.atoms))), features.shape)
+        inputs = [self._in_order(in_stored_order), permuted, *(self._in_order(view) for view in views[2:])]
+        return View.of(self._append(op, inputs, op.output.shape, {}))
+
+    def _in_order(self, view: View) -> Tensor:
+        """Rules 5 and 6."""
+        if view.in_stored_order and view.shape == view.stored.shape:
+            return view.stored
+        key = (id(view.stored), view.atoms, view.order, view.shape)
+        if key not in self.emitted:
+            if view.stored.data is not None:
+                data = view.evaluate(view.stored.data)
+                self.emitted[key] = Tensor(view.shape, view.stored.dtype, view.stored.qparams, data)
+            else:
+                self.emitted[key] = view.emit(self._emit)
+        return self.emitted[key]
+
+    def _emit(self, kind: Kind, operand: tuple[int, ...], tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        output = Tensor(shape, tensor.dtype, tensor.qparams)
+        self.ops.append(Op(kind, (tensor,), output, {kind.operands[0]: operand}, self.origin))
+        return output
+
+
+def _renumbered(axes: int | tuple[int, ...], perm: Sequence[int]) -> int | tuple[int, ...]:
+    """Logical axes as axes of what is stored."""
+    return perm[axes] if isinstance(axes, int) else tuple(sorted(perm[axis] for axis in axes))
+
+
+def _must(view: View | None) -> View:
+    """A reshape that cannot fail: of values in order, or by dimensions of size 1."""
+    if view is None:
+        raise AssertionError("a contiguous tensor could not be reshaped")
+    return view

@@ -1,0 +1,178 @@
+"""Transposes and reshapes as data: any chain of them is one view, and a view costs at most three operators.
+
+The stored dimensions are split into atoms so fine that each step of the chain only moves whole atoms. A chain is then
+the atoms in stored order, the order in which the chain reads them, and the shape it ends with. Composing is cheap, a
+chain and its inverse cancel by themselves, and nothing is emitted before somebody needs the values in order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from openneutron.ir.graph import Array, Kind, Layout, Tensor
+
+__all__ = ["RESHAPE", "TRANSPOSE", "Emit", "View"]
+
+RESHAPE = Kind("RESHAPE", "ReshapeOptions", Layout.VIEW, version=1, operands=("new_shape",))
+TRANSPOSE = Kind("TRANSPOSE", "TransposeOptions", Layout.VIEW, operands=("perm",))
+
+# Emits one view operator: kind, its operand, the tensor it reads, the shape it yields.
+Emit = Callable[[Kind, tuple[int, ...], Tensor, tuple[int, ...]], Tensor]
+
+
+@dataclass(frozen=True)
+class View:
+    """The values of `stored`, read in another order and shape.
+
+    `atoms` are sizes (> 1) whose product is the number of elements, in stored order; `order` lists them as `shape`
+    reads them, so that every dimension of `shape` is a run of it.
+    """
+
+    stored: Tensor
+    atoms: tuple[int, ...]
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> View:
+        """The tensor as it is."""
+        atoms = tuple(size for size in tensor.shape if size > 1)
+        return cls(tensor, atoms, tuple(range(len(atoms))), tensor.shape)
+
+    @property
+    def in_stored_order(self) -> bool:
+        """Whether only the shape differs from what is stored."""
+        return self.order == tuple(range(len(self.order)))
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The atoms of each dimension of `shape`."""
+        return _runs(self.shape, self.order, self.atoms)
+
+    def permuted(self, perm: Sequence[int]) -> View:
+        """Dimension i of the result is dimension perm[i] of this view."""
+        groups = self.groups
+        order = tuple(atom for dim in perm for atom in groups[dim])
+        return replace(self, order=order, shape=tuple(self.shape[dim] for dim in perm))
+
+    def reshaped(self, shape: Sequence[int]) -> View | None:
+        """The same values in row-major order with another shape; None where a dimension cuts through an atom."""
+        view = self._merged()
+        refined = view._split_along(view.order, shape)
+        return refined and replace(refined, shape=tuple(shape))
+
+    def _split_along(self, order: Sequence[int], shape: Sequence[int]) -> View | None:
+        """The same view with atoms that, taken in `order`, fill each dimension of `shape` exactly; None if they can't."""
+        pieces: list[tuple[int, ...]] = [()] * len(self.atoms)  # each atom's parts, outermost first
+        position, remaining = -1, 1
+        for size in shape:
+            needed = size
+            while needed > 1:
+                if remaining == 1:
+                    position += 1
+                    remaining = self.atoms[order[position]]
+                if needed % remaining and remaining % needed:
+                    return None
+                part = min(needed, remaining)
+                pieces[order[position]] += (part,)
+                needed, remaining = needed // part, remaining // part
+        first = np.cumsum([0, *map(len, pieces)]).tolist()
+        new_order = tuple(first[atom] + part for atom in self.order for part in range(len(pieces[atom])))
+        return replace(self, atoms=tuple(part for parts in pieces for part in parts), order=new_order)
+
+    def _merged(self) -> View:
+        """The same view with atoms as large as they can be: those that stay neighbours become one."""
+        runs: list[list[int]] = []
+        for atom in self.order:
+            if runs and runs[-1][-1] + 1 == atom:
+                runs[-1].append(atom)
+            else:
+                runs.append([atom])
+        stored = sorted(runs)
+        atoms = tuple(math.prod(self.atoms[atom] for atom in run) for run in stored)
+        return replace(self, atoms=atoms, order=tuple(stored.index(run) for run in runs))
+
+    def dimension_permutation(self) -> tuple[int, ...] | None:
+        """perm with shape[i] = stored.shape[perm[i]], where the view is a transpose of whole dimensions."""
+        view = self._split_along(range(len(self.atoms)), self.stored.shape)
+        if view is None:
+            return None
+        stored, groups = view._stored_groups(), view.groups
+        if len(stored) != len(groups) or sorted(stored) != sorted(groups):
+            return None
+        units = iter(dim for dim, group in enumerate(stored) if not group)
+        where = {group: dim for dim, group in enumerate(stored) if group}
+        return tuple(where[group] if group else next(units) for group in groups)
+
+    def _stored_groups(self) -> tuple[tuple[int, ...], ...]:
+        """The atoms of each stored dimension."""
+        return _runs(self.stored.shape, range(len(self.atoms)), self.atoms)
+
+    def undo(self, layout: View) -> View | None:
+        """This view read backwards through `layout`: what must be stored for `layout` to yield these values."""
+        refined = self.reshaped([layout.atoms[atom] for atom in layout.order])
+        if refined is None:
+            return None
+        return refined.permuted(np.argsort(layout.order, kind="stable").tolist()).reshaped(layout.stored.shape)
+
+    def evaluate(self, data: Array) -> Array:
+        """The view of a constant that has the stored shape."""
+        return np.ascontiguousarray(data.reshape(self.atoms).transpose(self.order).reshape(self.shape))
+
+    def emit(self, emit: Emit) -> Tensor:
+        """The values in order, through as few view operators as they need."""
+        if self.in_stored_order:
+            return _reshape(emit, self.stored, self.shape)
+        perm = self.dimension_permutation()
+        if perm is not None:
+            return emit(TRANSPOSE, perm, self.stored, self.shape)
+        if (perm := self._stored_dimensions_in_order()) is not None:
+            moved = emit(TRANSPOSE, perm, self.stored, tuple(self.stored.shape[dim] for dim in perm))
+            return _reshape(emit, moved, self.shape)
+        split, perm = self._split()
+        moved = emit(TRANSPOSE, perm, _reshape(emit, self.stored, split), tuple(split[dim] for dim in perm))
+        return _reshape(emit, moved, self.shape)
+
+    def _stored_dimensions_in_order(self) -> tuple[int, ...] | None:
+        """A permutation of the stored dimensions that reads the atoms in `order`, if whole dimensions suffice."""
+        view = self._split_along(range(len(self.atoms)), self.stored.shape)
+        if view is None:
+            return None
+        stored = view._stored_groups()
+        owner = {atom: dim for dim, group in enumerate(stored) for atom in group}
+        perm = tuple(dict.fromkeys(owner[atom] for atom in view.order))
+        if tuple(atom for dim in perm for atom in stored[dim]) != view.order:
+            return None
+        return perm + tuple(dim for dim, group in enumerate(stored) if not group)
+
+    def _split(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shape and permutation of a transpose: one that yields `shape` itself, or one of the largest runs."""
+        if all(group == tuple(range(group[0], group[0] + len(group))) for group in self.groups if group):
+            blocks, atoms = self.groups, self.atoms
+        else:
+            merged = self._merged()
+            blocks, atoms = tuple((atom,) for atom in merged.order), merged.atoms
+        by_position = sorted(range(len(blocks)), key=lambda block: blocks[block][:1])
+        split = tuple(math.prod(atoms[atom] for atom in blocks[block]) for block in by_position)
+        return split, tuple(np.argsort(by_position, kind="stable").tolist())
+
+
+def _reshape(emit: Emit, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return tensor if tensor.shape == shape else emit(RESHAPE, shape, tensor, shape)
+
+
+def _runs(shape: Sequence[int], order: Sequence[int], atoms: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Deal the atoms of `order` out to the dimensions of `shape`, of which each is the product of a run."""
+    runs: list[tuple[int, ...]] = []
+    position = 0
+    for size in shape:
+        start, product = position, 1
+        while product < size:
+            product *= atoms[order[position]]
+            position += 1
+        runs.append(tuple(order[start:position]))
+    return tuple(runs)

@@ -1,0 +1,267 @@
+"""Operators on each element: activations, arithmetic, softmax."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from torch.fx import Node
+
+from openneutron.fx import arguments
+from openneutron.ir.graph import Kind, Layout, QParams, Tensor
+from openneutron.ops.lowering import INT8, Lowering
+from openneutron.ops.spec import OpSpec, OutputRule, Site, constraint, legacy_constraint
+
+__all__ = ["SPECS"]
+
+ABS = Kind("ABS", "AbsOptions", Layout.ELEMENTWISE)
+ADD = Kind("ADD", "AddOptions", Layout.ELEMENTWISE)
+LOGISTIC = Kind("LOGISTIC", None, Layout.ELEMENTWISE)
+MAXIMUM = Kind("MAXIMUM", "MaximumMinimumOptions", Layout.ELEMENTWISE)
+MINIMUM = Kind("MINIMUM", "MaximumMinimumOptions", Layout.ELEMENTWISE)
+MUL = Kind("MUL", "MulOptions", Layout.ELEMENTWISE)
+RELU = Kind("RELU", None, Layout.ELEMENTWISE)
+RELU6 = Kind("RELU6", None, Layout.ELEMENTWISE)
+RELU_0_TO_1 = Kind("RELU_0_TO_1", None, Layout.ELEMENTWISE, version=1)
+RELU_N1_TO_1 = Kind("RELU_N1_TO_1", None, Layout.ELEMENTWISE, version=1)
+SOFTMAX = Kind("SOFTMAX", "SoftmaxOptions")
+TANH = Kind("TANH", None, Layout.ELEMENTWISE)
+
+# What the TFLite kernels of these operators demand of their output.
+SIGMOID_QPARAMS = SOFTMAX_QPARAMS = QParams.per_tensor(1 / 256, -128)
+TANH_QPARAMS = QParams.per_tensor(1 / 128, 0)
+
+CLAMPS = {
+    (0.0, math.inf): RELU,
+    (0.0, 6.0): RELU6,
+    (-1.0, 1.0): RELU_N1_TO_1,
+    (0.0, 1.0): RELU_0_TO_1,
+}
+
+MAX_SOFTMAX_CHANNELS = 2040
+MAX_SOFTMAX_POSITIONS = 4096
+MAX_SOFTMAX_ELEMENTS = 524288
+
+
+def clamp_range(node: Node) -> tuple[float, float]:
+    """The (lowest, highest) value that a clamp lets through."""
+    args = arguments(node)
+    low, high = args.get("min_val", args.get("min")), args.get("max_val", args.get("max"))
+    return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))
+
+
+def _clamp_activation(node: Node) -> str | None:
+    kind = CLAMPS.get(clamp_range(node))
+    return kind.name if kind else None
+
+
+def _clamp_output(node: Node) -> OutputRule:
+    return OutputRule.OBSERVED if clamp_range(node) in CLAMPS else OutputRule.SHARED
+
+
+def lower_clamp(lowering: Lowering) -> Tensor:
+    """A TFLite relu where one has this range, else MAXIMUM and MINIMUM with constants."""
+    limits = clamp_range(lowering.site.node)
+    inputs = lowering.tensor("self")
+    if limits in CLAMPS:
+        return lowering.emit(CLAMPS[limits], [inputs], lowering.shape)
+    for kind, limit in zip((MAXIMUM, MINIMUM), limits, strict=True):
+        if math.isfinite(limit):
+            code = lowering.constant(np.array([lowering.output.quantize(limit)], INT8), lowering.output)
+            inputs = lowering.emit(kind, [inputs, code], lowering.shape)
+    return inputs
+
+
+def lower_relu(lowering: Lowering) -> Tensor:
+    """RELU."""
+    return lowering.emit(RELU, [lowering.tensor("self")], lowering.shape)
+
+
+def lower_relu6(lowering: Lowering) -> Tensor:
+    """RELU6."""
+    return lowering.emit(RELU6, [lowering.tensor("self")], lowering.shape)
+
+
+def lower_abs(lowering: Lowering) -> Tensor:
+    """ABS."""
+    return lowering.emit(ABS, [lowering.tensor("self")], lowering.shape)
+
+
+def lower_sigmoid(lowering: Lowering) -> Tensor:
+    """LOGISTIC."""
+    return lowering.emit(LOGISTIC, [lowering.tensor("self")], lowering.shape)
+
+
+def lower_tanh(lowering: Lowering) -> Tensor:
+    """TANH."""
+    return lowering.emit(TANH, [lowering.tensor("self")], lowering.shape)
+
+
+@constraint
+def has_one_full_operand(site: Site) -> bool:
+    """One operand has as many elements as the output."""
+    sizes = (math.prod(site.shape_of(name)) for name in ("self", "other"))
+    return max(sizes) == math.prod(site.shape)
+
+
+@constraint
+def has_alpha_one(site: Site) -> bool:
+    """alpha is 1."""
+    return bool(site.args["alpha"] == 1)
+
+
+@constraint
+def has_tensor_operands(site: Site) -> bool:
+    """Both operands are tensors."""
+    return all(isinstance(site.args[name], Node) for name in ("self", "other"))
+
+
+def lower_add(lowering: Lowering) -> Tensor:
+    """ADD; the smaller operand is broadcast."""
+    operands = [lowering.tensor("self"), lowering.tensor("other")]
+    return lowering.emit(ADD, operands, lowering.shape, fused_activation_function=lowering.activation)
+
+
+def lower_requantize(lowering: Lowering) -> Tensor:
+    """MUL by one: the way to other qparams that every target takes."""
+    one = lowering.constant(np.array([1], INT8), QParams.per_tensor(1.0, 0))
+    inputs = lowering.tensor("input")
+    return lowering.emit(MUL, [inputs, one], lowering.shape, fused_activation_function="NONE")
+
+
+def _softmax_dim(site: Site) -> int:
+    return int(site.args["dim"]) % len(site.shape)
+
+
+@constraint
+def has_few_softmax_channels(site: Site) -> bool:
+    """It is over at most {MAX_SOFTMAX_CHANNELS} values, at most {MAX_SOFTMAX_POSITIONS} times, {MAX_SOFTMAX_ELEMENTS} values in all."""
+    channels, elements = site.shape[_softmax_dim(site)], math.prod(site.shape)
+    return (
+        channels <= MAX_SOFTMAX_CHANNELS
+        and elements // channels <= MAX_SOFTMAX_POSITIONS
+        and elements <= MAX_SOFTMAX_ELEMENTS
+    )
+
+
+@constraint
+def is_over_the_channels(site: Site) -> bool:
+    """It is over the last dimension, or over dimension 1 of an image [N, C, H, W]."""
+    return _softmax_dim(site) == len(site.shape) - 1 or (len(site.shape) == 4 and _softmax_dim(site) == 1)
+
+
+@legacy_constraint
+def has_legacy_softmax_size(site: Site) -> bool:
+    """Of rank 2 or more, over a multiple of the MACs of a pipeline and fewer than 4096 / pipelines x 4 values, 65536 granules in all."""
+    channels, granularity = site.shape[_softmax_dim(site)], site.target.channel_granularity
+    limit = 4096 // (site.target.pipelines or granularity) * 4
+    return (
+        len(site.shape) >= 2
+        and channels % granularity == 0
+        and channels < limit
+        and math.prod(site.shape) // granularity <= 65536
+    )
+
+
+def lower_softmax(lowering: Lowering) -> Tensor:
+    """SOFTMAX over the last dimension of a matrix or an image."""
+    inputs, dim = lowering.tensor("self"), _softmax_dim(lowering.site)
+    rank = len(inputs.shape)
+    perm = [*(other for other in range(rank) if other != dim), dim]
+    last = lowering.transpose(inputs, perm)
+    rows = last if rank in (2, 4) else lowering.reshape(last, (last.size // last.shape[-1], last.shape[-1]))
+    output = lowering.reshape(lowering.emit(SOFTMAX, [rows], rows.shape, beta=1.0), last.shape)
+    return lowering.transpose(output, np.argsort(perm).tolist())
+
+
+def element_macs(site: Site) -> int:
+    """One operation an element, counted as one multiply-accumulate."""
+    return math.prod(site.shape)
+
+
+SPECS = (
+    OpSpec(
+        name="add",
+        targets=("aten.add.Tensor", "aten.add_.Tensor"),
+        edge_targets=("aten.add.Tensor",),
+        inputs=("self", "other"),
+        fuses_activation=True,
+        constraints=(has_tensor_operands, has_alpha_one, has_one_full_operand),
+        lower=lower_add,
+        macs=element_macs,
+        becomes="ADD",
+    ),
+    OpSpec(
+        name="relu",
+        targets=("aten.relu.default", "aten.relu_.default"),
+        edge_targets=("aten.relu.default",),
+        inputs=("self",),
+        activation=lambda _: "RELU",
+        lower=lower_relu,
+        becomes="RELU, or part of the operator before it",
+    ),
+    OpSpec(
+        name="relu6",
+        targets=("aten.relu6.default", "aten.relu6_.default"),
+        edge_targets=("aten.hardtanh.default",),
+        inputs=("self",),
+        activation=lambda _: "RELU6",
+        lower=lower_relu6,
+        becomes="RELU6, or part of the operator before it",
+    ),
+    OpSpec(
+        name="hardtanh",
+        targets=("aten.hardtanh.default", "aten.hardtanh_.default"),
+        edge_targets=("aten.hardtanh.default",),
+        inputs=("self",),
+        output=_clamp_output,
+        activation=_clamp_activation,
+        lower=lower_clamp,
+        becomes="RELU, RELU6, RELU_N1_TO_1, RELU_0_TO_1 (or part of the operator before it), else MAXIMUM and MINIMUM",
+    ),
+    OpSpec(
+        name="abs",
+        targets=("aten.abs.default", "aten.abs_.default"),
+        edge_targets=("aten.abs.default",),
+        inputs=("self",),
+        lower=lower_abs,
+        becomes="ABS",
+    ),
+    OpSpec(
+        name="sigmoid",
+        targets=("aten.sigmoid.default", "aten.sigmoid_.default"),
+        edge_targets=("aten.sigmoid.default",),
+        inputs=("self",),
+        output=SIGMOID_QPARAMS,
+        lower=lower_sigmoid,
+        becomes="LOGISTIC",
+    ),
+    OpSpec(
+        name="tanh",
+        targets=("aten.tanh.default", "aten.tanh_.default"),
+        edge_targets=("aten.tanh.default",),
+        inputs=("self",),
+        output=TANH_QPARAMS,
+        lower=lower_tanh,
+        becomes="TANH",
+    ),
+    OpSpec(
+        name="softmax",
+        targets=("aten.softmax.int", "aten._softmax.default"),
+        edge_targets=("aten._softmax.default",),
+        inputs=("self",),
+        output=SOFTMAX_QPARAMS,
+        constraints=(is_over_the_channels, has_few_softmax_channels, has_legacy_softmax_size),
+        lower=lower_softmax,
+        becomes="SOFTMAX",
+    ),
+    OpSpec(
+        name="requantize",
+        targets=("quantized_decomposed.quantize_per_tensor.default",),
+        inputs=("input",),
+        lower=lower_requantize,
+        becomes="MUL by one",
+        is_compute=False,
+        notes="Where a value with fixed qparams meets an operator that wants equal ones on all its inputs.",
+    ),
+)

@@ -1,0 +1,94 @@
+"""Matrix products with a constant weight."""
+
+from __future__ import annotations
+
+import math
+
+from openneutron.ir.graph import Kind, Layout, Tensor
+from openneutron.ops.lowering import Lowering
+from openneutron.ops.spec import OpSpec, Site, constraint
+
+__all__ = ["SPECS"]
+
+FULLY_CONNECTED = Kind("FULLY_CONNECTED", "FullyConnectedOptions", Layout.FEATURES, version=4)
+
+
+@constraint
+def has_a_matrix_as_weight(site: Site) -> bool:
+    """The weight has two dimensions."""
+    return len(site.shape_of("weight" if "weight" in site.args else "mat2")) == 2
+
+
+@constraint
+def has_a_plain_bias(site: Site) -> bool:
+    """The bias has one value per output: shape [outputs] or [1, outputs]."""
+    bias = site.args["bias" if "bias" in site.args else "self"]
+    outputs = site.shape[-1]
+    return bias is None or tuple(bias.meta["val"].shape) in ((outputs,), (1, outputs))
+
+
+@constraint
+def does_not_scale(site: Site) -> bool:
+    """alpha and beta are 1."""
+    return site.args["alpha"] == 1 and site.args["beta"] == 1
+
+
+def macs(site: Site) -> int:
+    """Each output value takes one product per feature."""
+    return math.prod(site.shape) * site.shape_of("input" if "input" in site.args else "mat1")[-1]
+
+
+def lower_linear(lowering: Lowering) -> Tensor:
+    """FULLY_CONNECTED over the last dimension."""
+    weight = lowering.tensor("weight")
+    return _fully_connected(lowering, lowering.tensor("input"), weight, "bias")
+
+
+def lower_addmm(lowering: Lowering) -> Tensor:
+    """FULLY_CONNECTED; TFLite stores the weight as [outputs, features]."""
+    weight = lowering.constant(lowering.data("mat2").transpose(1, 0), lowering.tensor("mat2").qparams)
+    return _fully_connected(lowering, lowering.tensor("mat1"), weight, "self")
+
+
+def _fully_connected(lowering: Lowering, inputs: Tensor, weight: Tensor, bias: str) -> Tensor:
+    outputs, features = weight.shape
+    rows = inputs.size // features
+    biases = lowering.bias(bias, outputs, inputs.qparams, weight.qparams)
+    flat = lowering.reshape(inputs, (rows, features))
+    product = lowering.emit(
+        FULLY_CONNECTED,
+        [flat, weight, biases],
+        (rows, outputs),
+        fused_activation_function=lowering.activation,
+        weights_format="DEFAULT",
+        keep_num_dims=False,
+    )
+    return lowering.reshape(product, lowering.shape)
+
+
+SPECS = (
+    OpSpec(
+        name="linear",
+        targets=("aten.linear.default",),
+        inputs=("input",),
+        weight="weight",
+        bias="bias",
+        fuses_activation=True,
+        constraints=(has_a_matrix_as_weight, has_a_plain_bias),
+        lower=lower_linear,
+        macs=macs,
+        becomes="FULLY_CONNECTED",
+    ),
+    OpSpec(
+        name="addmm",
+        targets=("aten.addmm.default",),
+        inputs=("mat1",),
+        weight="mat2",
+        bias="self",
+        fuses_activation=True,
+        constraints=(has_a_matrix_as_weight, has_a_plain_bias, does_not_scale),
+        lower=lower_addmm,
+        macs=macs,
+        becomes="FULLY_CONNECTED",
+    ),
+)

@@ -1,0 +1,126 @@
+"""The form of an operator's declaration, and of the limits it names."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from torch.fx import Node
+
+from openneutron.fx import arguments, iterate_nodes, op_name, shape_of
+from openneutron.ir.graph import QParams, Tensor
+from openneutron.targets import Generation, NeutronTarget
+
+if TYPE_CHECKING:
+    from openneutron.ops.lowering import Lowering
+
+__all__ = ["Constraint", "OpSpec", "OutputRule", "Site", "constraint", "legacy_constraint", "no_macs"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One occurrence of an operator, as constraints and lowerings see it."""
+
+    node: Node
+    target: NeutronTarget
+
+    @cached_property
+    def args(self) -> dict[str, Any]:
+        """Arguments by the names of the operator's schema, defaults filled in."""
+        return arguments(self.node)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the output."""
+        return shape_of(self.node)
+
+    def shape_of(self, argument: str) -> tuple[int, ...]:
+        """Shape of a tensor argument, of the first one where it is a list."""
+        return shape_of(next(iterate_nodes(self.args[argument])))
+
+
+class OutputRule(enum.Enum):
+    """Where the output's qparams come from; fixed ones are given as `QParams`."""
+
+    OBSERVED = "observed"
+    SHARED = "shared with the inputs"
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A limit of the NPU or of its converter. `holds` is asked about one occurrence; `message` is what users read."""
+
+    holds: Callable[[Site], bool]
+    generations: frozenset[Generation]
+
+    @property
+    def message(self) -> str:
+        """The docstring of `holds`, its {LIMITS} filled in from the module they are named in."""
+        return " ".join((self.holds.__doc__ or "").format_map(self.holds.__globals__).split())
+
+
+def constraint(holds: Callable[[Site], bool]) -> Constraint:
+    """A limit of every generation."""
+    return Constraint(holds, frozenset(Generation))
+
+
+def legacy_constraint(holds: Callable[[Site], bool]) -> Constraint:
+    """A limit that the modern generation lifted."""
+    return Constraint(holds, frozenset({Generation.LEGACY}))
+
+
+def no_macs(_: Site) -> int:
+    """The operator multiplies nothing."""
+    return 0
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """Everything OpenNeutron knows about one operator; quantizer, partitioner, compiler and docs read it from here."""
+
+    name: str
+    """What users call it; the heading in docs/operators.md."""
+    targets: tuple[str, ...]
+    """ATen operators, as the quantizer meets them ("aten.conv2d.default")."""
+    inputs: tuple[str, ...]
+    """Names of the schema's arguments that are activations; an argument may be a list of tensors."""
+    lower: Callable[[Lowering], Tensor]
+    """Emits the IR of one occurrence and returns its output, in torch's dimension order."""
+    becomes: str
+    """The TFLite operators it becomes, for the docs."""
+    edge_targets: tuple[str, ...] = ()
+    """Names of the same operator in the edge dialect; the first one is shown in the placement."""
+    weight: str | None = None
+    """Argument that must be a constant int8 weight."""
+    bias: str | None = None
+    """Argument that may be a constant int32 bias."""
+    output: OutputRule | QParams | Callable[[Node], OutputRule | QParams] = OutputRule.OBSERVED
+    """Where the output's qparams come from."""
+    constraints: tuple[Constraint, ...] = ()
+    macs: Callable[[Site], int] = no_macs
+    """Multiply-accumulates of one occurrence."""
+    fuses_activation: bool = False
+    """Whether a following activation becomes part of it."""
+    activation: Callable[[Node], str | None] | None = None
+    """For an activation: the TFLite name under which a preceding operator can fuse it, None where it cannot."""
+    is_compute: bool = True
+    """Whether it is worth a partition of its own: operators that only move values are not."""
+    tolerance: int = 1
+    """Largest difference to the converted module, in LSBs of the output."""
+    notes: str = field(default="", compare=False)
+
+    def output_rule(self, node: Node) -> OutputRule | QParams:
+        """Where the qparams of this occurrence's output come from."""
+        return self.output(node) if callable(self.output) else self.output
+
+    def rejections(self, site: Site, generation: Generation) -> list[str]:
+        """The messages of all limits that this occurrence breaks."""
+        limits = (limit for limit in self.constraints if generation in limit.generations)
+        return [limit.message for limit in limits if not limit.holds(site)]
+
+    def edge_name(self, node: Node) -> str:
+        """The operator's name in the edge dialect."""
+        return self.edge_targets[0] if self.edge_targets else op_name(node)

@@ -1,0 +1,72 @@
+"""Windows over height and width: the geometry that convolutions and pools share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from openneutron.ir.graph import Kind, Layout, Tensor
+from openneutron.ops.lowering import Lowering
+
+__all__ = ["PAD", "PADV2", "Window", "pad_spatial"]
+
+PAD = Kind("PAD", "PadOptions", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
+PADV2 = Kind("PADV2", "PadV2Options", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window along one spatial dimension, sizes in elements."""
+
+    size: int
+    outputs: int
+    kernel: int
+    stride: int
+    dilation: int
+    begin: int
+    """Padding in front, as torch has it; what torch pads behind but never reads is left out."""
+
+    @property
+    def end(self) -> int:
+        """Padding behind that some window reads."""
+        reach = (self.outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
+        return max(0, reach - self.size - self.begin)
+
+    @property
+    def is_same(self) -> bool:
+        """Whether TFLite's padding SAME puts the same padding in the same places."""
+        if self.outputs != -(-self.size // self.stride):
+            return False
+        reach = (self.outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
+        total = max(0, reach - self.size)
+        return (self.begin, self.end) == (total // 2, total - total // 2)
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether no window reads padding."""
+        return self.begin == self.end == 0
+
+
+def pad_spatial(
+    lowering: Lowering,
+    nhwc: Tensor,
+    windows: Sequence[Window],
+    value: Tensor | None = None,
+    *,
+    allow_same: bool = True,
+) -> tuple[Tensor, str]:
+    """The padded input and TFLite's name of the padding that is left to the operator.
+
+    SAME or VALID where the geometry allows; else an explicit PAD with real zero, or a PADV2 with `value`. `allow_same` is
+    off where the operator treats its own padding in another way than torch.
+    """
+    if all(window.is_valid for window in windows):
+        return nhwc, "VALID"
+    if allow_same and all(window.is_same for window in windows):
+        return nhwc, "SAME"
+    paddings = ((0, 0), *((window.begin, window.end) for window in windows), (0, 0))
+    shape = tuple(size + sum(pair) for size, pair in zip(nhwc.shape, paddings, strict=True))
+    if value is None:
+        return lowering.emit(PAD, [nhwc], shape, nhwc.qparams, paddings=paddings), "VALID"
+    return lowering.emit(PADV2, [nhwc, value], shape, nhwc.qparams, paddings=paddings), "VALID"
+

@@ -1,0 +1,273 @@
+"""Quantized operators: dequantize -> operator (-> activation) -> quantize, each one cluster."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from openneutron.compile_spec import CompileOptions
+from openneutron.errors import OptionError
+from openneutron.fx import is_dequantize, is_quantize, iterate_nodes, op_name
+from openneutron.ir.graph import Array, Op, QParams, Tensor
+from openneutron.ops import OPERATORS, SPECS, OpSpec
+from openneutron.ops.lowering import Lowering
+from openneutron.ops.spec import OutputRule, Site
+from openneutron.quantizer.neutron_quantizer import quantizable_reason
+
+__all__ = ["Cluster", "Clusters", "Constants", "find_clusters", "qparams_of"]
+
+# TFLite's own tolerance for the scale of a bias, relative to input scale x weight scale.
+BIAS_SCALE_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Cluster:
+    """An operator with all that is quantized around it. `node` is the operator, or the quantize of a requantization."""
+
+    spec: OpSpec
+    site: Site
+    activation: Node | None
+    operands: tuple[Node, ...]
+    quantize: Node
+
+    @property
+    def node(self) -> Node:
+        """The operator."""
+        return self.site.node
+
+    @property
+    def operators(self) -> tuple[Node, ...]:
+        """The operator and its activation."""
+        return (self.node,) if self.activation is None else (self.node, self.activation)
+
+    def lower(self, operands: dict[Node, Tensor], ops: list[Op]) -> Tensor:
+        """Append the operators it becomes to `ops`; returns its output in torch's dimension order."""
+        activation = "NONE" if self.activation is None else _fused_name(self.activation)
+        return self.spec.lower(Lowering(self.site, operands, qparams_of(self.quantize), activation, ops))
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """What was found: the clusters in graph order, and for every other operator why it is in none."""
+
+    clusters: tuple[Cluster, ...]
+    reasons: dict[Node, str]
+
+
+@dataclass
+class Constants:
+    """The constants of an exported program, by the placeholder that stands for them."""
+
+    program: ExportedProgram
+    _targets: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        signature = self.program.graph_signature
+        self._targets = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+
+    def __contains__(self, node: object) -> bool:
+        return isinstance(node, Node) and node.op == "placeholder" and node.name in self._targets
+
+    def array(self, node: Node) -> Array | None:
+        """The values of a constant; None for any other node."""
+        if node not in self:
+            return None
+        target = self._targets[node.name]
+        stored = self.program.state_dict.get(target)
+        tensor = self.program.constants[target] if stored is None else stored
+        return np.asarray(tensor.detach().cpu().numpy())
+
+
+def qparams_of(node: Node, constants: Constants | None = None) -> QParams:
+    """The qparams of a quantize or dequantize node."""
+    if "per_channel" not in op_name(node):
+        return QParams.per_tensor(float(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
+    assert constants is not None  # noqa: S101  only constants are quantized per channel
+    scales, zero_points = (constants.array(node.args[i]) for i in (1, 2))  # type: ignore[arg-type]
+    assert scales is not None and zero_points is not None  # noqa: S101
+    return QParams(tuple(map(float, scales)), tuple(map(int, zero_points)), int(node.args[3]))  # type: ignore[call-overload]
+
+
+def find_clusters(program: ExportedProgram, options: CompileOptions) -> Clusters:
+    """The operators of a quantized program that the NPU of `options.target` takes.
+
+    One walk over the graph, linear in nodes and uses. Raises `OptionError` for a name in `operators_not_to_delegate`
+    that is no operator of the table and none of the graph.
+    """
+    search = _Search(program, options)
+    clusters: dict[Node, Cluster] = {}
+    reasons: dict[Node, str] = {}
+    fused: set[Node] = set()
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node in fused or op_name(node) == "getitem":
+            continue
+        if is_dequantize(node) or (is_quantize(node) and not search.is_requantization(node)):
+            continue
+        found = search.cluster(node)
+        if isinstance(found, Cluster):
+            clusters[node] = found
+            fused.update(filter(None, [found.activation]))
+        else:
+            reasons[node] = found
+    return Clusters(tuple(clusters.values()), reasons)
+
+
+class _Search:
+    def __init__(self, program: ExportedProgram, options: CompileOptions) -> None:
+        self.constants = Constants(program)
+        self.options = options
+        self.target = options.target_spec.neutron_target
+        self.blocked = frozenset(options.operators_not_to_delegate)
+        _check_names(self.blocked, program)
+
+    def is_requantization(self, node: Node) -> bool:
+        return isinstance(node.args[0], Node) and is_dequantize(node.args[0]) and node.args[0].args[0] not in self.constants
+
+    def cluster(self, node: Node) -> Cluster | str:
+        """The cluster around `node`, or the reason why there is none."""
+        if blocked := self.blocked & names_of(node):
+            return f"'{min(blocked)}' is in operators_not_to_delegate."
+        spec = OPERATORS.get(op_name(node))
+        if spec is None:
+            return _not_quantized(node, self.options)
+        site = Site(node, self.target)
+        operands = self._operands(spec, site)
+        if isinstance(operands, str):
+            return operands
+        ending = self._ending(spec, node)
+        if isinstance(ending, str):
+            return ending
+        activation, quantize = ending
+        if activation is not None and (blocked := self.blocked & names_of(activation)):
+            return f"Its fused activation '{activation.name}' is in operators_not_to_delegate ('{min(blocked)}')."
+        cluster = Cluster(spec, site, activation, operands, quantize)
+        return self._rejection(cluster) or cluster
+
+    def _operands(self, spec: OpSpec, site: Site) -> tuple[Node, ...] | str:
+        operands: list[Node] = []
+        for name in spec.inputs:
+            for operand in iterate_nodes(site.args[name]):
+                if not (is_dequantize(operand) and _is_int8(operand)):
+                    return _not_quantized(site.node, self.options) if spec.name != "requantize" else "Not int8."
+                operands.append(operand)
+        if not operands:
+            return quantizable_reason(site.node, self.options.target_spec) or "It has no tensor operand."
+        for name, dtype in ((spec.weight, torch.int8), (spec.bias, torch.int32)):
+            operand = site.args[name] if name else None
+            if operand is None:
+                continue
+            if not (is_dequantize(operand) and operand.args[0] in self.constants):
+                return f"Its '{name}' is not a quantized constant."
+            if operand.args[0].meta["val"].dtype != dtype:
+                return f"Its '{name}' is {operand.args[0].meta['val'].dtype}, not {dtype}."
+            operands.append(operand)
+        return tuple(dict.fromkeys(operands))
+
+    def _ending(self, spec: OpSpec, node: Node) -> tuple[Node | None, Node] | str:
+        """The activation, if one is fused, and the quantize node behind."""
+        if spec.name == "requantize":
+            return None, node
+        activation, last = None, node
+        users = list(node.users)
+        if spec.fuses_activation and len(users) == 1 and _fused_name(users[0]) in self.target.fused_activations:
+            activation = last = users[0]
+            users = list(last.users)
+        if len(users) != 1 or not is_quantize(users[0]) or not _is_int8(users[0]):
+            readers = ", ".join(f"'{user.name}'" for user in users if not is_quantize(user)) or "nothing"
+            return f"Its float output is read by {readers} instead of being quantized to int8."
+        return activation, users[0]
+
+    def _rejection(self, cluster: Cluster) -> str | None:
+        spec, site = cluster.spec, cluster.site
+        if limits := spec.rejections(site, self.options.generation):
+            return f"{self.options.target} takes {spec.name} only if: {' '.join(limits)}"
+        return self._qparams_rejection(cluster)
+
+    def _qparams_rejection(self, cluster: Cluster) -> str | None:
+        spec, site = cluster.spec, cluster.site
+        output = qparams_of(cluster.quantize)
+        rule = spec.output_rule(site.node) if cluster.activation is None else OutputRule.OBSERVED
+        if isinstance(rule, QParams) and rule != output:
+            return f"Its output has scale {output.scale[0]:.6g} and zero point {output.zero_point[0]}; the NPU yields {rule.scale[0]:.6g} and {rule.zero_point[0]}."
+        activations = [node for name in spec.inputs for node in iterate_nodes(site.args[name])]
+        if rule is OutputRule.SHARED and any(qparams_of(node) != output for node in activations):
+            return "It only moves values, so its inputs and output need equal scale and zero point, and they differ."
+        if spec.weight is None:
+            return None
+        weight = qparams_of(site.args[spec.weight], self.constants)
+        if any(weight.zero_point) or (weight.axis is not None and (weight.axis != 0 or spec.name != "convolution")):
+            return "Its weight must be symmetric, per tensor or, for a convolution, per output channel."
+        bias_node = site.args[spec.bias] if spec.bias else None
+        if bias_node is not None:
+            bias, scale = qparams_of(bias_node, self.constants), qparams_of(activations[0]).scale[0]
+            pairs = zip(bias.scale, weight.scale, strict=False)
+            sound = len(bias.scale) == len(weight.scale) and not any(bias.zero_point)
+            if not sound or not all(math.isclose(b, scale * w, rel_tol=BIAS_SCALE_TOLERANCE) for b, w in pairs):
+                return "Its bias needs zero point 0 and the scale of its input times that of its weight."
+        return None
+
+
+def names_of(node: Node) -> set[str]:
+    """Every name under which `operators_not_to_delegate` may mean `node`."""
+    name = op_name(node)
+    spec = OPERATORS.get(name)
+    return {node.name} | {alias for known in (name, *(spec.edge_targets if spec else ())) for alias in _aliases(known)}
+
+
+def _aliases(name: str) -> Iterable[str]:
+    """'aten.conv2d.default' also goes as 'aten::conv2d', 'aten.conv2d' and, once in the edge dialect, with underscores."""
+    namespace, _, rest = name.partition(".")
+    base, _, overload = rest.partition(".")
+    yield name
+    yield f"{namespace}.{base}"
+    yield f"{namespace}::{base}"
+    yield f"{namespace}::{base}.{overload}"
+
+
+def _check_names(names: frozenset[str], program: ExportedProgram) -> None:
+    if not names:
+        return
+    known: set[str] = {alias for spec in SPECS for name in (*spec.targets, *spec.edge_targets) for alias in _aliases(name)}
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            known |= names_of(node)
+    for name in sorted(names - known):
+        near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
+        hint = f" Near matches: {', '.join(near)}." if near else ""
+        raise OptionError(
+            f"operators_not_to_delegate names '{name}', which is no operator and no node of this program.{hint}"
+        )
+
+
+def _fused_name(node: Node) -> str:
+    spec = OPERATORS.get(op_name(node))
+    return (spec.activation(node) if spec and spec.activation else None) or "NONE"
+
+
+def _is_int8(node: Node) -> bool:
+    """Whether a quantize or dequantize node is int8 per tensor over the whole range."""
+    if "per_tensor" not in op_name(node) or len(node.args) < 6:
+        return False
+    low, high, dtype = node.args[3:6]
+    # Constants quantized as symmetric weights leave -128 out.
+    return dtype == torch.int8 and low in (-128, -127) and high == 127
+
+
+def _not_quantized(node: Node, options: CompileOptions) -> str:
+    reason = quantizable_reason(node, options.target_spec)
+    if reason is not None:
+        return reason
+    operands = [operand for operand in iterate_nodes(list(node.args)) if not is_dequantize(operand)]
+    return f"It is not quantized: '{operands[0].name}' comes in float." if operands else "It is not quantized."
+

@@ -1,0 +1,85 @@
+"""The partitioner of the documented flow."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import executorch.kernels.quantized  # noqa: F401  registers the out variants that to_executorch wants
+from executorch.exir.backend.backend_details import CompileSpec
+from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
+from torch.export import ExportedProgram
+
+from openneutron.backend import NeutronBackend, compile_partition
+from openneutron.compile_spec import CompileOptions
+from openneutron.errors import OptionError
+from openneutron.partition.opaque import is_opaque, replace_partitions
+from openneutron.partition.placement import Placement, place
+from openneutron.targets import NeutronTargetSpec
+
+__all__ = ["CpuWarning", "NeutronPartitioner"]
+
+
+class CpuWarning(UserWarning):
+    """Operators that run on the CPU, each with its reason."""
+
+
+class NeutronPartitioner(Partitioner):  # type: ignore[misc]
+    """Hands to the NPU what it takes: for `to_edge_transform_and_lower`.
+
+    `compile_spec` comes from `generate_neutron_compile_spec`; `neutron_target_spec`, where given, must name its target.
+    Operators left on the CPU are listed in a `CpuWarning`, and by `openneutron.placement`. The partitions are found and
+    compiled in the exported ATen program, before ExecuTorch decomposes anything. Raises `OptionError`.
+    """
+
+    def __init__(
+        self,
+        compile_spec: Sequence[CompileSpec],
+        neutron_target_spec: NeutronTargetSpec | str | None = None,
+        *,
+        target: NeutronTargetSpec | str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        unused = {name for name, value in options.items() if value is not None} - {
+            "custom_delegation_options", "post_quantization_state_dict", "preserve_ops",
+        }  # fmt: skip
+        if unused:
+            raise OptionError(f"NeutronPartitioner has no option {', '.join(sorted(unused))}.")
+        self.options = CompileOptions.from_specs(compile_spec)
+        named = neutron_target_spec or target
+        if named is not None and NeutronTargetSpec(named) != self.options.target_spec:
+            raise OptionError(
+                f"The compile spec is for target '{self.options.target}', the partitioner for "
+                f"'{NeutronTargetSpec(named).name}'. Give both the same."
+            )
+        self.delegation_spec = DelegationSpec(NeutronBackend.__name__, self.options.to_specs())
+
+    def transform_for_pre_decomposition(self, exported_program: ExportedProgram) -> ExportedProgram:
+        """Find and compile the partitions; called by `to_edge_transform_and_lower`. `exported_program` is unchanged."""
+        placed = place(exported_program, self.options)
+        _warn(placed.rows)
+        payloads = [compile_partition(exported_program, partition, self.options) for partition in placed.partitions]
+        return replace_partitions(exported_program, placed.partitions, payloads)
+
+    def partition(self, exported_program: ExportedProgram) -> PartitionResult:
+        """Tag the compiled partitions of an edge program; one that comes without is searched for them first."""
+        if not any(is_opaque(node) for node in exported_program.graph.nodes):
+            exported_program = self.transform_for_pre_decomposition(exported_program)
+        tags = {}
+        for node in exported_program.graph.nodes:
+            if not is_opaque(node):
+                continue
+            tag = f"neutron_{len(tags)}"
+            tags[tag] = self.delegation_spec
+            for tagged in (node, node.args[1], *node.users):
+                tagged.meta["delegation_tag"] = tag
+        return PartitionResult(tagged_exported_program=exported_program, partition_tags=tags)
+
+
+def _warn(rows: Sequence[Placement]) -> None:
+    left = [row for row in rows if row.where == "cpu"]
+    if left:
+        lines = (f"  {row.node} ({row.op}, {row.source}): {row.reason}" for row in left)
+        warnings.warn("These operators run on the CPU:\n" + "\n".join(lines), CpuWarning, stacklevel=4)

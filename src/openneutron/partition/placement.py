@@ -1,0 +1,80 @@
+"""What runs where, and why not on the NPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from executorch.exir.backend.compile_spec_schema import CompileSpec
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from openneutron.compile_spec import CompileOptions
+from openneutron.fx import op_name, source_of
+from openneutron.ops import OPERATORS
+from openneutron.partition.clusters import find_clusters
+from openneutron.partition.levels import Partition, partitions_of
+
+__all__ = ["Placed", "Placement", "place", "placement"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one operator of the quantized graph runs."""
+
+    node: str
+    """Name of its node."""
+    op: str
+    """Its name in the edge dialect."""
+    where: str
+    """"npu" or "cpu"."""
+    partition: int | None
+    """Which delegate it is in; None on the CPU."""
+    reason: str | None
+    """Why it is on the CPU; None on the NPU."""
+    source: str | None
+    """The user's "file:line", where known."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A program's partitions, and a row for each operator in graph order."""
+
+    partitions: tuple[Partition, ...]
+    rows: tuple[Placement, ...]
+
+
+def placement(program: ExportedProgram, compile_spec: Sequence[CompileSpec] | CompileOptions) -> tuple[Placement, ...]:
+    """Where each operator of a quantized, exported program runs: one row each, quantize and dequantize left out.
+
+    `program` is what `torch.export.export` makes of the converted module. Raises `OptionError`.
+    """
+    options = compile_spec if isinstance(compile_spec, CompileOptions) else CompileOptions.from_specs(compile_spec)
+    return place(program, options).rows
+
+
+def place(program: ExportedProgram, options: CompileOptions) -> Placed:
+    """Find the partitions of a program. Linear in its nodes."""
+    found = find_clusters(program, options)
+    partitions, no_compute = partitions_of(program, found)
+    reasons = {**found.reasons, **no_compute}
+    index = {
+        operator: number
+        for number, partition in enumerate(partitions)
+        for cluster in partition.clusters
+        for operator in cluster.operators
+    }
+    fused = {cluster.activation: cluster.node for cluster in found.clusters if cluster.activation is not None}
+    rows = [
+        _row(node, index.get(node), reasons.get(fused.get(node, node)))
+        for node in program.graph.nodes
+        if node in index or node in reasons or node in fused
+    ]
+    return Placed(partitions, tuple(rows))
+
+
+def _row(node: Node, partition: int | None, reason: str | None) -> Placement:
+    spec = OPERATORS.get(op_name(node))
+    name = spec.edge_name(node) if spec else op_name(node)
+    where = "cpu" if partition is None else "npu"
+    return Placement(node.name, name, where, partition, reason, source_of(node))

@@ -1,0 +1,29 @@
+"""Rewrites of the exported ATen graph that make it quantizable, a file per pass.
+
+A pass takes a GraphModule, changes it in place and says whether it changed anything; it keeps no state.
+"""
+
+from openneutron.passes.checks import check_is_static_eval
+from openneutron.passes.fold_batch_norm import fold_batch_norm
+from openneutron.passes.fold_constants import fold_constants
+from openneutron.passes.functionalize import functionalize
+from openneutron.passes.remove_identities import remove_identities
+
+__all__ = ["check_is_static_eval", "fold_batch_norm", "fold_constants", "functionalize", "prepare", "remove_identities"]
+
+from torch.fx import GraphModule
+
+
+def prepare(module: GraphModule, *, training: bool = False) -> GraphModule:
+    """All passes that any quantization starts with, in their order. Linear in the nodes of the graph.
+
+    Raises `ModelError` for a model that cannot be quantized as a whole: train mode (unless `training`), dynamic
+    shapes, a dtype other than float32.
+    """
+    check_is_static_eval(module, training=training)
+    functionalize(module)
+    fold_constants(module)
+    remove_identities(module)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module

@@ -1,0 +1,60 @@
+"""What a model must be before anything is done to it."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.errors import ModelError
+from openneutron.fx import arguments, op_name, source_of
+
+__all__ = ["check_is_static_eval"]
+
+_TRAINING_ARGUMENT = {
+    "aten.dropout.default": "train",
+    "aten.dropout_.default": "train",
+    "aten.feature_dropout.default": "train",
+    "aten.batch_norm.default": "training",
+}
+_EVAL = "Call model.eval() before torch.export.export."
+
+
+def check_is_static_eval(module: GraphModule, *, training: bool = False) -> bool:
+    """Raise `ModelError` for train mode, dynamic shapes, or floating point that is not float32; changes nothing.
+
+    `training` allows train mode (quantization-aware training).
+    """
+    for node in module.graph.nodes:
+        _check_shape_and_dtype(node)
+        if not training:
+            _check_eval(node)
+    return False
+
+
+def _check_shape_and_dtype(node: Node) -> None:
+    value = node.meta.get("val")
+    if node.op not in ("placeholder", "get_attr", "call_function") or not isinstance(value, torch.Tensor):
+        return
+    where = {"node": node.name, "op": op_name(node), "source": source_of(node)}
+    if not all(isinstance(size, int) for size in value.shape):
+        raise ModelError(
+            f"The shape {tuple(value.shape)} is dynamic, and the NPU runs static shapes only. Export without "
+            "dynamic_shapes, one program for each shape.",
+            **where,
+        )
+    if value.dtype in (torch.float16, torch.bfloat16, torch.float64) and node.op != "call_function":
+        raise ModelError(
+            f"The dtype {value.dtype} is not supported. Quantization starts from float32: call model.float() and give "
+            "float32 example inputs.",
+            **where,
+        )
+
+
+def _check_eval(node: Node) -> None:
+    name = op_name(node)
+    where = {"node": node.name, "op": name, "source": source_of(node)}
+    if name in _TRAINING_ARGUMENT and arguments(node)[_TRAINING_ARGUMENT[name]]:
+        raise ModelError(f"The model is in train mode. {_EVAL}", **where)
+    # A batch norm in train mode counts its batches; the count stays when the batch norm itself was folded.
+    if name == "aten.add_.Tensor" and str(getattr(node.args[0], "target", "")).endswith("num_batches_tracked"):
+        raise ModelError(f"A batch norm of the model is in train mode. {_EVAL}", **where)

@@ -1,0 +1,40 @@
+"""Constants of a graph module: reading them and adding new ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+__all__ = ["attribute", "constant_of", "insert_constant"]
+
+
+def attribute(module: torch.nn.Module, path: str) -> Any:
+    """The attribute of a module under a dotted path."""
+    value: Any = module
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def constant_of(module: GraphModule, node: object) -> torch.Tensor | None:
+    """The tensor that a get_attr node reads; None for any other node."""
+    if not isinstance(node, Node) or node.op != "get_attr":
+        return None
+    value = attribute(module, str(node.target))
+    return value.detach() if isinstance(value, torch.Tensor) else None
+
+
+def insert_constant(module: GraphModule, before: Node, value: torch.Tensor, role: str) -> Node:
+    """A get_attr node for a new buffer that holds `value`, placed in front of `before` and named after it."""
+    name = f"_{before.name}_{role}"
+    while hasattr(module, name):
+        name += "_"
+    module.register_buffer(name, value.detach().clone())
+    with module.graph.inserting_before(before):
+        constant = module.graph.get_attr(name)
+    constant.meta = {key: before.meta[key] for key in ("stack_trace", "nn_module_stack") if key in before.meta}
+    fake_mode = getattr(before.meta.get("val"), "fake_mode", None)
+    constant.meta["val"] = fake_mode.from_tensor(value.detach(), static_shapes=True) if fake_mode else value
+    return constant

@@ -1,0 +1,6 @@
+"""The quantizer of the documented flow, and its observers."""
+
+from openneutron.quantizer.neutron_quantizer import NeutronQuantizer, UnquantizedWarning
+from openneutron.quantizer.observers import RangeObserver
+
+__all__ = ["NeutronQuantizer", "RangeObserver", "UnquantizedWarning"]

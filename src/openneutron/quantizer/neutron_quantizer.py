@@ -1,0 +1,243 @@
+"""The quantizer: which values of an exported model become int8, and which of them share their qparams."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer, SharedQuantizationSpec
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from openneutron import passes
+from openneutron.errors import OptionError
+from openneutron.fx import iterate_nodes, op_name, source_of
+from openneutron.ir.graph import QParams
+from openneutron.ops import OPERATORS, OpSpec
+from openneutron.ops.spec import OutputRule, Site
+from openneutron.quantizer import qspecs
+from openneutron.quantizer.observers import RangeObserver
+from openneutron.targets import Generation, NeutronTargetSpec
+
+__all__ = ["NeutronQuantizer", "UnquantizedWarning", "quantizable_reason"]
+
+WEIGHT_GRANULARITIES = ("per_tensor", "per_channel")
+
+
+class UnquantizedWarning(UserWarning):
+    """Operators that stay in float, each with its reason."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An operator to be quantized, with the activation it fuses."""
+
+    spec: OpSpec
+    site: Site
+    activation: Node | None
+
+    @property
+    def output(self) -> Node:
+        return self.activation or self.site.node
+
+    @property
+    def inputs(self) -> list[Node]:
+        return list(dict.fromkeys(iterate_nodes([self.site.args[name] for name in self.spec.inputs])))
+
+
+class NeutronQuantizer(Quantizer):  # type: ignore[misc]
+    """Static int8 for the eIQ Neutron NPU: for `prepare_pt2e`, usable for any number of models.
+
+    Activations are affine per tensor, weights symmetric per tensor (`weight_granularity="per_channel"` for
+    convolutions: one scale for each output channel), biases int32. `observer` is a torchao observer class for
+    activations. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and why.
+
+    Raises `TargetError` and `OptionError` on construction, `ModelError` from `prepare_pt2e` for a model in train mode,
+    with dynamic shapes, or not in float32, and `CalibrationError` from `convert_pt2e`.
+    """
+
+    def __init__(
+        self,
+        target: str | NeutronTargetSpec = "imxrt700",
+        is_qat: bool = False,
+        *,
+        weight_granularity: str = "per_tensor",
+        observer: Any = RangeObserver,
+        neutron_target_spec: NeutronTargetSpec | None = None,
+    ) -> None:
+        super().__init__()
+        if is_qat:
+            raise OptionError("Quantization-aware training is not supported yet: is_qat must be False.")
+        if weight_granularity not in WEIGHT_GRANULARITIES:
+            raise OptionError(
+                f"weight_granularity is one of {', '.join(WEIGHT_GRANULARITIES)}, not {weight_granularity!r}."
+            )
+        self.target = NeutronTargetSpec(neutron_target_spec or target)
+        self.weight_granularity = weight_granularity
+        self.observer = observer
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """The passes that make the graph quantizable; called by `prepare_pt2e`."""
+        return passes.prepare(model)
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes."""
+        places: list[_Place] = []
+        left: list[tuple[Node, str]] = []
+        fused: set[Node] = set()
+        for node in model.graph.nodes:
+            if node.op != "call_function" or node in fused:
+                continue
+            reason = quantizable_reason(node, self.target)
+            if reason is not None:
+                left.append((node, reason))
+                continue
+            place = self._place(node)
+            fused.update(filter(None, [place.activation]))
+            places.append(place)
+        _Annotation(places, self.observer, self.weight_granularity == "per_channel").write()
+        if left:
+            lines = (f"  {node.name} ({op_name(node)}, {source_of(node)}): {reason}" for node, reason in left)
+            warnings.warn("These operators stay in float:\n" + "\n".join(lines), UnquantizedWarning, stacklevel=2)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing is left to check; called by `prepare_pt2e`."""
+
+    def _place(self, node: Node) -> _Place:
+        spec = OPERATORS[op_name(node)]
+        return _Place(spec, Site(node, self.target.neutron_target), self._fusable_activation(spec, node))
+
+    def _fusable_activation(self, spec: OpSpec, node: Node) -> Node | None:
+        """The activation that alone reads `node`, where the operator and the target can fuse it."""
+        if not spec.fuses_activation or len(node.users) != 1:
+            return None
+        (user,) = node.users
+        follower = OPERATORS.get(op_name(user))
+        if follower is None or follower.activation is None:
+            return None
+        return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
+
+
+def quantizable_reason(node: Node, target: NeutronTargetSpec) -> str | None:
+    """Why the float operator `node` cannot be quantized; None if it can.
+
+    Limits that only the legacy generation has do not count here: the operator is quantized all the same and runs in
+    int8 on the CPU there.
+    """
+    import torch
+
+    spec = OPERATORS.get(op_name(node))
+    if spec is None:
+        return "OpenNeutron has no such operator; docs/operators.md lists those it has."
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
+        return f"It yields {getattr(value, 'dtype', type(value).__name__)}; only float32 is quantized."
+    site = Site(node, target.neutron_target)
+    for name in spec.inputs:
+        operands = list(iterate_nodes(site.args[name]))
+        if not operands:
+            return f"Its argument '{name}' is not a tensor."
+        for operand in operands:
+            if operand.meta["val"].dtype != torch.float32:
+                return f"Its argument '{name}' is {operand.meta['val'].dtype}; only float32 is quantized."
+    for name in filter(None, (spec.weight, spec.bias)):
+        constant = site.args[name]
+        if constant is not None and constant.op != "get_attr":
+            return f"Its {'weight' if name == spec.weight else 'bias'} is computed while the model runs, not a constant."
+    rejections = spec.rejections(site, Generation.MODERN)
+    return f"The NPU takes {spec.name} only if: {' '.join(rejections)}" if rejections else None
+
+
+class _Annotation:
+    """Writes the annotations of all places.
+
+    Values that must have equal qparams are one group. The first place a group is met gets the quantization spec, each
+    later one refers to it; torchao then gives them one observer.
+    """
+
+    def __init__(self, places: list[_Place], observer: Any, per_channel: bool) -> None:
+        self.places = places
+        self.observer = observer
+        self.per_channel = per_channel
+        self.parent: dict[Node, Node] = {}
+        self.fixed: dict[Node, QParams] = {}
+        self.met: dict[Node, Node | tuple[Node, Node]] = {}
+        self.requantized: dict[tuple[Node, Node], Node] = {}
+
+    def write(self) -> None:
+        for place in self.places:
+            self._group(place)
+        for place in self.places:
+            self._annotate(place)
+
+    def _find(self, value: Node) -> Node:
+        root = value
+        while (above := self.parent.get(root, root)) is not root:
+            root = above
+        while value is not root:
+            self.parent[value], value = root, self.parent[value]
+        return root
+
+    def _group(self, place: _Place) -> None:
+        rule = place.spec.output_rule(place.site.node) if place.activation is None else OutputRule.OBSERVED
+        if isinstance(rule, QParams):
+            self.fixed[place.output] = rule
+        if rule is not OutputRule.SHARED:
+            return
+        groups = [self._find(value) for value in place.inputs]
+        demands = {self.fixed.get(group) for group in groups}
+        for value, group in zip(place.inputs, groups, strict=True):
+            # Fixed qparams that not all inputs have cannot be shared: that input alone is requantized.
+            if len(demands) > 1 and group in self.fixed:
+                self.requantized[(value, place.site.node)] = place.output
+            else:
+                self._join(place.output, group)
+
+    def _join(self, output: Node, group: Node) -> None:
+        root = self._find(output)
+        if root is not group:
+            self.parent[root] = group
+
+    def _annotate(self, place: _Place) -> None:
+        node = place.site.node
+        edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
+        weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
+        if weight is not None:
+            per_channel = self.per_channel and place.spec.name == "convolution"
+            edges[weight] = self._weight_spec((weight, node), per_channel=per_channel)
+            if bias is not None:
+                edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), per_channel=per_channel)
+        own_output = None if place.activation is not None else self._spec(node, node)
+        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, own_output)
+        if place.activation is not None:
+            output = self._spec(place.activation, place.activation)
+            place.activation.meta[Q_ANNOTATION_KEY] = _annotation({}, output)
+
+    def _spec(self, key: Node | tuple[Node, Node], value: Node) -> Any:
+        group = self._find(value)
+        if group in self.met:
+            return SharedQuantizationSpec(self.met[group])
+        self.met[group] = key
+        if group in self.fixed:
+            return qspecs.fixed(self.fixed[group])
+        return qspecs.activation(value, self.observer)
+
+    def _weight_spec(self, edge: tuple[Node, Node], *, per_channel: bool) -> Any:
+        if edge[0] in self.met:
+            return SharedQuantizationSpec(self.met[edge[0]])
+        self.met[edge[0]] = edge
+        return qspecs.weight(edge[1], per_channel=per_channel)
+
+
+def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
+    return QuantizationAnnotation(
+        input_qspec_map=edges, output_qspec=output, allow_implicit_sharing=False, _annotated=True
+    )
+
+
+def annotated(model: GraphModule) -> Iterator[Node]:
+    """The nodes that carry an annotation."""
+    return (node for node in model.graph.nodes if Q_ANNOTATION_KEY in node.meta)

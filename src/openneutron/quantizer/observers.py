@@ -1,0 +1,77 @@
+"""Observers that know whose values they see, so that bad calibration is reported where it happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
+
+from openneutron.errors import CalibrationError
+from openneutron.fx import op_name, source_of
+
+__all__ = ["Origin", "PerChannelRangeObserver", "RangeObserver"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The node whose values an observer sees."""
+
+    node: str
+    op: str
+    source: str | None
+
+    @classmethod
+    def of(cls, node: Node) -> Origin:
+        """The origin of what `node` yields."""
+        return cls(node.name, op_name(node), source_of(node))
+
+    def error(self, message: str) -> CalibrationError:
+        """`message` about this node."""
+        return CalibrationError(message, node=self.node, op=self.op, source=self.source)
+
+
+def _check(minimum: torch.Tensor, maximum: torch.Tensor, origin: Origin | None) -> None:
+    origin = origin or Origin("unknown", "unknown", None)
+    if minimum.numel() == 0 or bool((minimum == float("inf")).any() and (maximum == float("-inf")).any()):
+        raise origin.error(
+            "Calibration never reached this value. Run the prepared model on representative inputs before convert_pt2e."
+        )
+    if not bool(torch.isfinite(minimum).all() and torch.isfinite(maximum).all()):
+        raise origin.error(
+            f"Calibration saw NaN or infinite values here (minimum {minimum.min().item()}, maximum "
+            f"{maximum.max().item()}). Check the calibration inputs and the model's weights for NaN and overflow."
+        )
+
+
+class RangeObserver(MinMaxObserver):  # type: ignore[misc]
+    """The extremes of all values seen, one pair for the tensor.
+
+    `calculate_qparams` raises `CalibrationError` if it saw nothing, or something that is not finite.
+    """
+
+    def __init__(self, *args: Any, origin: Origin | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.origin = origin
+
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale (float32) and zero point (int64) of the range seen."""
+        _check(self.min_val, self.max_val, self.origin)
+        scale, zero_point = super().calculate_qparams()
+        return scale, zero_point
+
+
+class PerChannelRangeObserver(PerChannelMinMaxObserver):  # type: ignore[misc]
+    """The extremes of all values seen, one pair for each index of `ch_axis`."""
+
+    def __init__(self, *args: Any, origin: Origin | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.origin = origin
+
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scales (float32) and zero points (int64) of the ranges seen."""
+        _check(self.min_val, self.max_val, self.origin)
+        scale, zero_point = super().calculate_qparams()
+        return scale, zero_point

@@ -1,0 +1,83 @@
+"""The quantization contract: how activations, weights and biases are quantized."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torchao.quantization.pt2e.quantizer import (
+    DerivedQuantizationSpec,
+    FixedQParamsQuantizationSpec,
+    QuantizationSpec,
+)
+
+from openneutron.ir.graph import QParams
+from openneutron.quantizer.observers import Origin, PerChannelRangeObserver, RangeObserver
+
+__all__ = ["activation", "bias", "fixed", "weight"]
+
+ACTIVATION_RANGE = (-128, 127)
+# Symmetric: -128 is left out, so that a weight and its negative are both representable.
+WEIGHT_RANGE = (-127, 127)
+BIAS_RANGE = (-(2**31), 2**31 - 1)
+
+
+def activation(node: Node, observer: Any) -> QuantizationSpec:
+    """int8, affine, one scale for the tensor that `node` yields."""
+    low, high = ACTIVATION_RANGE
+    constructor = observer.with_args(origin=Origin.of(node)) if observer is RangeObserver else observer
+    return QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=low,
+        quant_max=high,
+        qscheme=torch.per_tensor_affine,
+        observer_or_fake_quant_ctr=constructor,
+    )
+
+
+def fixed(qparams: QParams) -> FixedQParamsQuantizationSpec:
+    """int8 with the qparams that an operator's kernel demands."""
+    low, high = ACTIVATION_RANGE
+    return FixedQParamsQuantizationSpec(
+        dtype=torch.int8,
+        scale=qparams.scale[0],
+        zero_point=qparams.zero_point[0],
+        quant_min=low,
+        quant_max=high,
+        qscheme=torch.per_tensor_affine,
+    )
+
+
+def weight(node: Node, *, per_channel: bool) -> QuantizationSpec:
+    """int8, symmetric; one scale for the tensor, or one for each output channel (dimension 0)."""
+    low, high = WEIGHT_RANGE
+    observer = PerChannelRangeObserver if per_channel else RangeObserver
+    return QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=low,
+        quant_max=high,
+        qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
+        ch_axis=0 if per_channel else None,
+        observer_or_fake_quant_ctr=observer.with_args(origin=Origin.of(node)),
+    )
+
+
+def bias(activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], *, per_channel: bool) -> Any:
+    """int32, scale = activation scale x weight scale, zero point 0."""
+    low, high = BIAS_RANGE
+    return DerivedQuantizationSpec(
+        derived_from=[activation_edge, weight_edge],
+        derive_qparams_fn=_bias_qparams,
+        dtype=torch.int32,
+        quant_min=low,
+        quant_max=high,
+        qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
+        ch_axis=0 if per_channel else None,
+    )
+
+
+def _bias_qparams(observers: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    (activation_scale, _), (weight_scale, _) = (observer.calculate_qparams() for observer in observers)
+    scale = activation_scale * weight_scale
+    return scale, torch.zeros_like(scale, dtype=torch.int32)

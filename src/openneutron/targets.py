@@ -1,0 +1,162 @@
+"""What the NPU of each target has, and which generation of the vendor's converter a flavour belongs to.
+
+Numbers are NXP's where they are known; what is not known is `None`, shown as "unknown", and is never guessed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import re
+from dataclasses import dataclass
+
+from openneutron.errors import OptionError, TargetError
+
+__all__ = ["TARGETS", "Generation", "HardwareVersion", "NeutronTarget", "NeutronTargetSpec", "generation_of_flavor"]
+
+
+class HardwareVersion(enum.IntEnum):
+    """Compute block generation, numbered as in the vendor's SDK."""
+
+    N1 = 1
+    N3 = 2
+
+
+class Generation(enum.Enum):
+    """Generation of the vendor's converter: the modern one lifted many operator limits."""
+
+    LEGACY = "legacy"
+    MODERN = "modern"
+
+
+# The limits that depend on it grow with it, so the largest plausible value is the safe one where it is unknown.
+ASSUMED_MACS_PER_PIPELINE = 16
+
+
+@dataclass(frozen=True)
+class NeutronTarget:
+    """One target of the vendor's converter. `None` means unknown."""
+
+    name: str
+    soc: str
+    npu: str | None
+    neutron_class: str
+    hardware_version: HardwareVersion | None = None
+    macs_per_cycle: int | None = None
+    pipelines: int | None = None
+    macs_per_pipeline: int | None = None
+    clock_hz: int | None = None
+    sram_bytes: int | None = None
+    flash_bytes: int | None = None
+    fused_activations: frozenset[str] = frozenset({"RELU", "RELU6", "RELU_N1_TO_1"})
+
+    @property
+    def channel_granularity(self) -> int:
+        """Channels that a pipeline takes at once (M in the operator limits)."""
+        return self.macs_per_pipeline or ASSUMED_MACS_PER_PIPELINE
+
+
+_KIB, _MIB = 1024, 1024 * 1024
+
+TARGETS: dict[str, NeutronTarget] = {
+    target.name: target
+    for target in (
+        NeutronTarget(
+            "imxrt700", "i.MX RT700", "N3-64", "Neutron-C", HardwareVersion.N3, macs_per_cycle=64, pipelines=8,
+            macs_per_pipeline=8, sram_bytes=int(7.5 * _MIB),
+        ),
+        NeutronTarget(
+            "mcxn94x", "MCX N94x", "N1-16", "Neutron-C", HardwareVersion.N1, macs_per_cycle=16, clock_hz=150_000_000,
+            sram_bytes=512 * _KIB, flash_bytes=2 * _MIB,
+        ),
+        NeutronTarget(
+            "mcxn54x", "MCX N54x", "N1-16", "Neutron-C", HardwareVersion.N1, macs_per_cycle=16, clock_hz=150_000_000,
+            sram_bytes=512 * _KIB, flash_bytes=2 * _MIB,
+        ),
+        NeutronTarget(
+            "imx95", "i.MX 95", "N3-1024S", "Neutron-S", HardwareVersion.N3, macs_per_cycle=1024,
+            clock_hz=1_000_000_000,
+        ),
+        NeutronTarget("imx943", "i.MX 943", None, "Neutron-S"),
+        NeutronTarget("imx952", "i.MX 952", None, "Neutron-S"),
+        NeutronTarget("s32n79", "S32N79", None, "Neutron-S"),
+        NeutronTarget("s32k5", "S32K5", None, "Neutron-C"),
+    )
+}  # fmt: skip
+
+
+class NeutronTargetSpec:
+    """The properties of one target, under the names that ExecuTorch's own backend gives them.
+
+    Raises `TargetError` for a name that is in no table, with the names that are.
+    """
+
+    def __init__(self, target: str | NeutronTargetSpec = "imxrt700") -> None:
+        if isinstance(target, NeutronTargetSpec):
+            target = target.get_name()
+        if target not in TARGETS:
+            near = difflib.get_close_matches(str(target), TARGETS, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise TargetError(f"Unknown target '{target}'.{hint} Known targets: {', '.join(TARGETS)}.")
+        self.neutron_target = TARGETS[target]
+
+    def __repr__(self) -> str:
+        known = (f"{name}={'unknown' if value is None else value}" for name, value in vars(self.neutron_target).items())
+        return f"NeutronTargetSpec({', '.join(known)})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NeutronTargetSpec) and self.neutron_target == other.neutron_target
+
+    def __hash__(self) -> int:
+        return hash(self.neutron_target)
+
+    @property
+    def name(self) -> str:
+        """The converter's name of the target."""
+        return self.neutron_target.name
+
+    def get_name(self) -> str:
+        """The converter's name of the target."""
+        return self.neutron_target.name
+
+    def is_subsystem(self) -> bool:
+        """Whether the NPU has a controller of its own (Neutron-S)."""
+        return self.neutron_target.neutron_class == "Neutron-S"
+
+    def get_num_pipes(self) -> int | None:
+        """Compute pipelines; None where unknown."""
+        return self.neutron_target.pipelines
+
+    def get_num_macs(self) -> int | None:
+        """Multiply-accumulates of one pipeline a cycle; None where unknown."""
+        return self.neutron_target.macs_per_pipeline
+
+    def get_hw_version(self) -> HardwareVersion | None:
+        """Generation of the compute block; None where unknown."""
+        return self.neutron_target.hardware_version
+
+
+_SDK_RELEASE = re.compile(r"SDK_(\d\d)_(\d\d)")
+_SDK_PACKAGE = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+_LAST_LEGACY_RELEASE = (25, 12)
+_FIRST_MODERN_PACKAGE = (3, 1, 3)
+
+
+def generation_of_flavor(flavor: str | None) -> Generation:
+    """Converter generation of `neutron_converter_flavor`; no flavour means the modern one.
+
+    A flavour is an MCUXpresso release ("SDK_25_06", packages `neutron_converter_SDK_25_06`) or the version of the
+    newer `eiq-neutron-sdk` package ("3.1.1"). Raises `OptionError` for anything else.
+    """
+    if flavor is None:
+        return Generation.MODERN
+    if release := _SDK_RELEASE.fullmatch(flavor):
+        legacy = tuple(map(int, release.groups())) <= _LAST_LEGACY_RELEASE
+    elif package := _SDK_PACKAGE.fullmatch(flavor):
+        legacy = tuple(map(int, package.groups())) < _FIRST_MODERN_PACKAGE
+    else:
+        raise OptionError(
+            f"neutron_converter_flavor '{flavor}' is neither an SDK release such as 'SDK_25_06' nor a version of "
+            "eiq-neutron-sdk such as '3.1.3'; leave it out for the modern generation."
+        )
+    return Generation.LEGACY if legacy else Generation.MODERN
