@@ -130,7 +130,7 @@ def straight_header(inputs: int, outputs: int) -> PayloadHeader:
 
 @dataclass(frozen=True)
 class Call:
-    """A delegate call: the payload, which of the values so far it takes, the shapes of what it returns.
+    """A delegate call: the payload, which of the values so far it takes, the shapes and dtype of what it returns.
 
     The values so far are the program's inputs, then the results of the calls before.
     """
@@ -138,10 +138,11 @@ class Call:
     payload: bytes
     takes: tuple[int, ...]
     returns: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype = torch.int8
 
 
 def pte(calls: Sequence[Call], inputs: Sequence[torch.Tensor], returns: Sequence[int]) -> bytes:
-    """A program of delegate calls on int8 tensors; `returns` are the values that it gives back.
+    """A program of delegate calls on int8 inputs; `returns` are the values that it gives back.
 
     Takes the place of partitioner and backend, so that it depends on neither: each call becomes a LoweredBackendModule
     with the id "NeutronBackend" and the payload as it is.
@@ -176,7 +177,7 @@ def _memory_format(tensor: torch.Tensor) -> torch.memory_format:
 def _lowered(call: Call, inputs: Sequence[torch.Tensor]) -> LoweredBackendModule:
     class Results(torch.nn.Module):
         def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return tuple(values[0].new_zeros(shape) for shape in call.returns)
+            return tuple(values[0].new_zeros(shape, dtype=call.dtype) for shape in call.returns)
 
     exported = torch.export.export(Results(), tuple(tensor.clone() for tensor in inputs))
     return LoweredBackendModule(exported, "NeutronBackend", call.payload, [])
