@@ -13,6 +13,8 @@ from openneutron import tflite
 from openneutron.compile_spec import CompileOptions
 from openneutron.ir.build import build, is_channels_last, optimize
 from openneutron.ir.graph import Graph
+from openneutron.ir.rewrites import copy_unwritten_outputs, hoist_format_conversions
+from openneutron.ir.verify import verify
 from openneutron.payload import PayloadHeader, pack_device, pack_portable, parse
 
 if TYPE_CHECKING:
@@ -43,15 +45,21 @@ def lower_partition(program: ExportedProgram, partition: Partition) -> Graph:
 
 def compile_partition(program: ExportedProgram, partition: Partition, options: CompileOptions) -> bytes:
     """The delegate payload of a partition: its TFLite model, which the host runs and the vendor's converter takes."""
-    model = tflite.write(lower_partition(program, partition))
-    inputs, outputs = len(partition.inputs), len(partition.outputs)
+    graph = lower_partition(program, partition)
+    input_formats = tuple(is_channels_last(node) for node in partition.inputs)
+    output_formats = tuple(is_channels_last(node) for node in partition.outputs)
+    if not options.use_neutron_for_format_conversion:
+        graph, hoisted_inputs, hoisted_outputs = hoist_format_conversions(graph)
+        input_formats = tuple(map(operator.or_, input_formats, hoisted_inputs))
+        output_formats = tuple(map(operator.or_, output_formats, hoisted_outputs))
+        graph = copy_unwritten_outputs(graph)
+    model = tflite.write(verify(graph, "hoist_format_conversions"))
     header = PayloadHeader(
-        input_formats=tuple(int(is_channels_last(node)) for node in partition.inputs),
-        output_formats=tuple(int(is_channels_last(node)) for node in partition.outputs),
-        input_map=tuple(range(inputs)),
-        output_map=tuple(range(outputs)),
-        argument_count=inputs,
-        version=0,
+        input_formats=tuple(map(int, input_formats)),
+        output_formats=tuple(map(int, output_formats)),
+        input_map=tuple(range(len(partition.inputs))),
+        output_map=tuple(range(len(partition.outputs))),
+        argument_count=len(partition.inputs),
     )
     return pack_portable(header, model)
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
 from openneutron.compile_spec import CompileOptions
-from openneutron.errors import CalibrationError, InputError, ModelError, OutputError
+from openneutron.errors import CalibrationError, InputError, ModelError
+from openneutron.files import write_file
 from openneutron.partition.placement import Placement
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.program import HostProgram
 from openneutron.targets import NeutronTargetSpec
 
-__all__ = ["NeutronProgram", "QuantizedModel", "lower", "quantize"]
+__all__ = ["NeutronProgram", "QuantizedModel", "calibrate_and_quantize", "lower", "quantize"]
 
 
 @dataclass(frozen=True)
@@ -47,21 +46,7 @@ class NeutronProgram:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the `.pte`: beside, then renamed. Raises `OutputError` where that cannot be done."""
-        path = Path(path)
-        try:
-            descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        except OSError as error:
-            raise OutputError(f"Cannot write '{path}': {error.strerror or error}.") from error
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(self.buffer)
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(beside).chmod(0o666 & ~umask)
-            os.replace(beside, path)
-        except OSError as error:
-            Path(beside).unlink(missing_ok=True)
-            raise OutputError(f"Cannot write '{path}': {error.strerror or error}.") from error
+        write_file(path, self.buffer)
 
     def run(self, *inputs: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Run the program on this machine: one tensor for one output, else a tuple."""
@@ -149,6 +134,20 @@ def lower(
         warnings.simplefilter("ignore", CpuWarning)  # the rows say it
         edge = to_edge_transform_and_lower(exported, partitioner=[NeutronPartitioner(options.to_specs())])
     return NeutronProgram(bytes(edge.to_executorch().buffer), rows)
+
+
+def calibrate_and_quantize(
+    model: torch.export.ExportedProgram | GraphModule, calibration_inputs: Iterable[Sequence[torch.Tensor]], quantizer: Any
+) -> GraphModule:
+    """Prepare, calibrate and convert an exported model, under the name that ExecuTorch's own backend documents."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    exported = model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    prepared = prepare_pt2e(exported, quantizer)
+    with torch.no_grad():
+        for inputs in calibration_inputs:
+            prepared(*inputs)
+    return convert_pt2e(prepared)  # type: ignore[no-any-return]
 
 
 def _examples(inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from openneutron.ir.graph import Graph, Op, Tensor
-from openneutron.ir.views import RESHAPE
+from openneutron.ir.views import RESHAPE, TRANSPOSE
 
-__all__ = ["copy_unwritten_outputs", "remove_dead_operators", "share_constants"]
+__all__ = ["copy_unwritten_outputs", "hoist_format_conversions", "remove_dead_operators", "share_constants"]
 
 
 def remove_dead_operators(graph: Graph) -> Graph:
@@ -47,3 +48,53 @@ def copy_unwritten_outputs(graph: Graph) -> Graph:
         taken.add(id(written))
         outputs.append(written)
     return Graph(graph.inputs, tuple(outputs), (*graph.ops, *copies))
+
+
+def hoist_format_conversions(graph: Graph) -> tuple[Graph, tuple[bool, ...], tuple[bool, ...]]:
+    """Leave the conversion between NCHW and NHWC at the graph's edges to the caller. Linear in operators.
+
+    Rules; also returned is which inputs and which outputs became NHWC:
+
+    1. An input that only conversions to NHWC read is NHWC itself.
+    2. An output that a conversion to NCHW writes, and nothing reads, is NHWC itself.
+    """
+    readers: dict[int, list[Op]] = {}
+    writers = {id(op.output): op for op in graph.ops}
+    for op in graph.ops:
+        for tensor in op.inputs:
+            readers.setdefault(id(tensor), []).append(op)
+    returned = {id(tensor) for tensor in graph.outputs}
+    replaced: dict[int, Tensor] = {}
+    dropped: set[int] = set()
+    inputs = []
+    for tensor in graph.inputs:
+        reading = readers.get(id(tensor), [])
+        hoisted = tensor
+        if reading and id(tensor) not in returned and all(_converts(op, (0, 2, 3, 1)) for op in reading):
+            hoisted = reading[0].output
+            replaced.update((id(op.output), hoisted) for op in reading)
+            dropped.update(map(id, reading))
+        inputs.append(hoisted)
+    outputs = []
+    for tensor in graph.outputs:
+        writer = writers.get(id(tensor))
+        hoisted = tensor
+        if writer is not None and _converts(writer, (0, 3, 1, 2)) and id(tensor) not in readers:
+            hoisted = writer.inputs[0]
+            dropped.add(id(writer))
+        outputs.append(replaced.get(id(hoisted), hoisted))
+    ops = tuple(
+        replace(op, inputs=tuple(replaced.get(id(tensor), tensor) for tensor in op.inputs))
+        for op in graph.ops
+        if id(op) not in dropped
+    )
+    hoisted_graph = Graph(tuple(inputs), tuple(outputs), ops)
+    return hoisted_graph, _differs(graph.inputs, inputs), _differs(graph.outputs, outputs)
+
+
+def _converts(op: Op, perm: tuple[int, ...]) -> bool:
+    return op.kind is TRANSPOSE and op.attrs["perm"] == perm
+
+
+def _differs(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[bool, ...]:
+    return tuple(old is not new for old, new in zip(before, after, strict=True))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import executorch.kernels.quantized  # noqa: F401  registers the out variants that to_executorch wants
-from executorch.exir.backend.backend_details import CompileSpec
+from executorch.exir.backend.backend_details import BackendDetails, CompileSpec
 from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
 from torch.export import ExportedProgram
 
 from openneutron.backend import NeutronBackend, compile_partition
 from openneutron.compile_spec import CompileOptions
 from openneutron.errors import OptionError
+from openneutron.files import write_file
 from openneutron.partition.opaque import is_opaque, replace_partitions
 from openneutron.partition.placement import Placement, place
+from openneutron.payload import parse
 from openneutron.targets import NeutronTargetSpec
 
 __all__ = ["CpuWarning", "NeutronPartitioner"]
@@ -42,6 +45,7 @@ class NeutronPartitioner(Partitioner):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         super().__init__()
+        _refuse_second_backend()
         unused = {name for name, value in options.items() if value is not None} - {
             "custom_delegation_options", "post_quantization_state_dict", "preserve_ops",
         }  # fmt: skip
@@ -61,6 +65,9 @@ class NeutronPartitioner(Partitioner):  # type: ignore[misc]
         placed = place(exported_program, self.options)
         _warn(placed.rows)
         payloads = [compile_partition(exported_program, partition, self.options) for partition in placed.partitions]
+        if self.options.intermediates_dir is not None:
+            for number, payload in enumerate(payloads):
+                write_file(Path(self.options.intermediates_dir) / f"partition_{number}.tflite", parse(payload).tflite)
         return replace_partitions(exported_program, placed.partitions, payloads)
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
@@ -76,6 +83,17 @@ class NeutronPartitioner(Partitioner):  # type: ignore[misc]
             for tagged in (node, node.args[1], *node.users):
                 tagged.meta["delegation_tag"] = tag
         return PartitionResult(tagged_exported_program=exported_program, partition_tags=tags)
+
+
+def _refuse_second_backend() -> None:
+    """ExecuTorch finds a backend by its class's name, which is the same for its own one and for ours."""
+    named = [backend for backend in BackendDetails.__subclasses__() if backend.__name__ == NeutronBackend.__name__]
+    others = [f"{backend.__module__}" for backend in named if backend is not NeutronBackend]
+    if others:
+        raise OptionError(
+            f"'{others[0]}' has a backend named {NeutronBackend.__name__} too, and ExecuTorch would pick either. Load "
+            "one of them in a process: run scripts written for the other with `python -m openneutron.dropin`."
+        )
 
 
 def _warn(rows: Sequence[Placement]) -> None:

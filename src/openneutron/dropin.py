@@ -1,0 +1,104 @@
+"""Scripts written for `executorch.backends.nxp` run on OpenNeutron unchanged.
+
+Import this module before the script's own imports, or run `python -m openneutron.dropin script.py [ARGUMENT ...]`. The
+documented names of ExecuTorch's NXP backend then come from OpenNeutron; neither that backend nor the vendor's SDK need
+be importable. A name that OpenNeutron does not provide is an ImportError that says so.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from openneutron.errors import OptionError
+
+__all__ = ["install", "main"]
+
+REPLACED = "executorch.backends.nxp"
+
+# Documented module -> the names it provides -> where they live here.
+_PROVIDED: dict[str, dict[str, str]] = {
+    "": {},
+    ".backend": {},
+    ".backend.neutron_target_spec": {"NeutronTargetSpec": "openneutron.targets"},
+    ".neutron_partitioner": {"NeutronPartitioner": "openneutron.partition"},
+    ".nxp_backend": {
+        "NeutronBackend": "openneutron.backend",
+        "generate_neutron_compile_spec": "openneutron.compile_spec",
+    },
+    ".quantizer": {},
+    ".quantizer.neutron_quantizer": {
+        "NeutronQuantizer": "openneutron.quantizer",
+        "NeutronTargetSpec": "openneutron.targets",
+    },
+    ".quantizer.utils": {"calibrate_and_quantize": "openneutron.flow"},
+}
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the replaced modules; their names are looked up on first use, so that importing one stays cheap."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != REPLACED and not fullname.startswith(f"{REPLACED}."):
+            return None
+        if fullname.removeprefix(REPLACED) not in _PROVIDED:
+            raise ModuleNotFoundError(
+                f"'{fullname}' is not provided by openneutron.dropin, which stands in for '{REPLACED}'. Provided: "
+                f"{', '.join(REPLACED + name for name in _PROVIDED)}.",
+                name=fullname,
+            )
+        return importlib.util.spec_from_loader(fullname, self, is_package=True)
+
+    def exec_module(self, module: ModuleType) -> None:
+        homes = _PROVIDED[module.__name__.removeprefix(REPLACED)]
+
+        def lookup(name: str) -> Any:
+            if name not in homes:
+                raise AttributeError(f"openneutron.dropin provides no '{name}' in '{module.__name__}'")
+            return getattr(importlib.import_module(homes[name]), name)
+
+        module.__dict__.update(__getattr__=lookup, __all__=list(homes), __doc__=f"OpenNeutron in place of {REPLACED}.")
+
+
+def install() -> None:
+    """Put OpenNeutron in the place of ExecuTorch's backend; a second call does nothing.
+
+    Raises `OptionError` where that backend is loaded already: its classes and ours have the same names, and ExecuTorch
+    finds backends by name.
+    """
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    loaded = [name for name in sys.modules if name == REPLACED or name.startswith(f"{REPLACED}.")]
+    if loaded:
+        raise OptionError(
+            f"'{loaded[0]}' is loaded already, and OpenNeutron cannot stand in for it any more. Import "
+            "openneutron.dropin before the first import of that backend."
+        )
+    sys.meta_path.insert(0, _Finder())
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run a script with OpenNeutron in the place of ExecuTorch's backend."""
+    if not arguments:
+        raise SystemExit("usage: python -m openneutron.dropin SCRIPT [ARGUMENT ...]")
+    script = Path(arguments[0])
+    if not script.is_file():
+        raise SystemExit(f"openneutron.dropin: no such script: {script}")
+    sys.argv = list(arguments)
+    sys.path.insert(0, str(script.resolve().parent))
+    runpy.run_path(str(script), run_name="__main__")
+
+
+install()
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
