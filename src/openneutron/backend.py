@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from openneutron import tflite
 from openneutron.compile_spec import CompileOptions
 from openneutron.ir.build import build, is_channels_last, optimize
-from openneutron.ir.graph import Graph
+from openneutron.ir.graph import Graph, QParams
 from openneutron.ir.rewrites import copy_unwritten_outputs, hoist_format_conversions
 from openneutron.ir.verify import verify
 from openneutron.payload import PayloadHeader, pack_device, pack_portable, parse
@@ -28,7 +28,7 @@ def lower_partition(program: ExportedProgram, partition: Partition) -> Graph:
     from openneutron.partition.clusters import Constants, qparams_of
 
     constants = Constants(program)
-    qparams = {}
+    qparams: dict[object, QParams] = {}
     for cluster in partition.clusters:
         for operand in cluster.operands:
             qparams.setdefault(operand.args[0], qparams_of(operand, constants))
@@ -64,7 +64,7 @@ def compile_partition(program: ExportedProgram, partition: Partition, options: C
     return pack_portable(header, model)
 
 
-class NeutronBackend(BackendDetails):  # type: ignore[misc]
+class NeutronBackend(BackendDetails):
     """ExecuTorch's entry: takes a tagged partition, returns its payload."""
 
     @staticmethod

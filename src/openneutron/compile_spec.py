@@ -12,7 +12,7 @@ from openneutron.targets import Generation, NeutronTargetSpec, generation_of_fla
 if TYPE_CHECKING:
     from executorch.exir.backend.compile_spec_schema import CompileSpec
 
-__all__ = ["CompileOptions", "generate_neutron_compile_spec"]
+__all__ = ["CompileOptions", "generate_neutron_compile_spec", "list_of_names"]
 
 # ExecuTorch's own key for each option, in its order. All values are UTF-8 text there.
 _KEYS = {
@@ -47,10 +47,6 @@ class CompileOptions:
     def __post_init__(self) -> None:
         NeutronTargetSpec(self.target)
         generation_of_flavor(self.neutron_converter_flavor)
-        if isinstance(self.operators_not_to_delegate, str):
-            raise OptionError(
-                f"operators_not_to_delegate takes a list of names, not the text '{self.operators_not_to_delegate}'."
-            )
         for name in self.operators_not_to_delegate:
             if not isinstance(name, str) or not name or "," in name:
                 raise OptionError(f"operators_not_to_delegate takes operator or node names; {name!r} is none.")
@@ -110,7 +106,14 @@ def _parse(name: str, text: str) -> object:
     return text
 
 
-def generate_neutron_compile_spec(
+def list_of_names(names: Sequence[str] | None) -> tuple[str, ...]:
+    """`operators_not_to_delegate` as a tuple. Raises `OptionError` for a bare text, which has letters for items."""
+    if isinstance(names, str):
+        raise OptionError(f"operators_not_to_delegate takes a list of names, not the text '{names}'.")
+    return tuple(names or ())
+
+
+def generate_neutron_compile_spec(  # noqa: PLR0917  the order of ExecuTorch's own function
     config: str,
     system_config: str | None = None,
     extra_flags: str | None = None,
@@ -132,10 +135,9 @@ def generate_neutron_compile_spec(
     """
     if system_config is not None:
         raise OptionError(f"system_config is not used by any Neutron target; got {system_config!r}. Leave it out.")
-    names = operators_not_to_delegate
     options = CompileOptions(
         target=config,
-        operators_not_to_delegate=names if isinstance(names, str) else tuple(names or ()),
+        operators_not_to_delegate=list_of_names(operators_not_to_delegate),
         neutron_converter_flavor=neutron_converter_flavor,
         extra_flags=extra_flags,
         intermediates_dir=intermediates_dir,

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from openneutron.compile_spec import CompileOptions
+from openneutron.compile_spec import CompileOptions, list_of_names
 from openneutron.errors import CalibrationError, InputError, ModelError
 from openneutron.files import write_file
-from openneutron.partition.placement import Placement
+from openneutron.partition.placing import Placement
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.program import HostProgram
 from openneutron.targets import NeutronTargetSpec
@@ -114,7 +114,7 @@ def lower(
     from executorch.exir import to_edge_transform_and_lower
 
     from openneutron.partition.partitioner import CpuWarning, NeutronPartitioner
-    from openneutron.partition.placement import place
+    from openneutron.partition.placing import place
 
     if isinstance(quantized, QuantizedModel):
         module, examples = quantized.module, quantized.example_inputs
@@ -124,10 +124,8 @@ def lower(
         if example_inputs is None:
             raise InputError("lower() needs example_inputs with a converted module: they fix the program's shapes.")
         module, examples, name = quantized, _examples(example_inputs), target or "imxrt700"
-    names = compile_options.pop("operators_not_to_delegate", None) or ()
-    options = CompileOptions(
-        NeutronTargetSpec(name).name, names if isinstance(names, str) else tuple(names), **compile_options
-    )
+    blocked = list_of_names(compile_options.pop("operators_not_to_delegate", None))
+    options = CompileOptions(NeutronTargetSpec(name).name, blocked, **compile_options)
     exported = torch.export.export(module, examples)
     rows = place(exported, options).rows
     with warnings.catch_warnings():
@@ -137,7 +135,9 @@ def lower(
 
 
 def calibrate_and_quantize(
-    model: torch.export.ExportedProgram | GraphModule, calibration_inputs: Iterable[Sequence[torch.Tensor]], quantizer: Any
+    model: torch.export.ExportedProgram | GraphModule,
+    calibration_inputs: Iterable[Sequence[torch.Tensor]],
+    quantizer: Any,
 ) -> GraphModule:
     """Prepare, calibrate and convert an exported model, under the name that ExecuTorch's own backend documents."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -174,7 +174,11 @@ def _sample(sample: Any, examples: tuple[torch.Tensor, ...], index: int) -> tupl
 
 
 def _describe(values: Sequence[Any]) -> str:
-    return "(" + ", ".join(
-        f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-        for value in values
-    ) + ")"
+    return (
+        "("
+        + ", ".join(
+            f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+            for value in values
+        )
+        + ")"
+    )

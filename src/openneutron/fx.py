@@ -90,4 +90,5 @@ def is_dequantize(node: Node) -> bool:
 
 def output_node(graph: torch.fx.Graph) -> Node:
     """The node that returns."""
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
+    found: Node = next(node for node in reversed(graph.nodes) if node.op == "output")
+    return found

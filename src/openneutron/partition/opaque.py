@@ -6,13 +6,14 @@ The operator carries its compiled payload as a constant: nothing is kept outside
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
 from torch.fx import Graph, GraphModule, Node
 
 from openneutron.partition.levels import Partition
@@ -42,10 +43,9 @@ def is_opaque(node: Node) -> bool:
     return partition_operator() in (node.target, getattr(node.target, "_op", None))
 
 
-def _fake_outputs(inputs: Sequence[torch.Tensor], payload: torch.Tensor, outputs: str) -> list[torch.Tensor]:
-    return [
-        torch.empty_strided(size, stride, dtype=torch.int8, device=payload.device) for size, stride in _parse(outputs)
-    ]
+def _fake_outputs(_: Sequence[torch.Tensor], payload: torch.Tensor, outputs: str) -> list[torch.Tensor]:
+    described = _parse(outputs)
+    return [torch.empty_strided(size, stride, dtype=torch.int8, device=payload.device) for size, stride in described]
 
 
 def _describe(values: Sequence[torch.Tensor]) -> str:
@@ -101,15 +101,9 @@ class _Emission:
         )
         call.meta = {"val": values, "stack_trace": partition.clusters[0].node.meta.get("stack_trace")}
         for index, (output, value) in enumerate(zip(partition.outputs, values, strict=True)):
-            item = self.graph.call_function(_getitem(), (call, index))
+            item = self.graph.call_function(operator.getitem, (call, index))
             item.meta = {**output.meta, "val": value}
             self.copies[output] = item
-
-
-def _getitem() -> object:
-    import operator
-
-    return operator.getitem
 
 
 def replace_partitions(
@@ -163,19 +157,17 @@ def replace_partitions(
 
 
 def _read_outside(program: ExportedProgram, partitions: Sequence[Partition]) -> set[str]:
-    """Names of the placeholders that something outside all partitions reads, once the partitions are gone."""
+    """Names of the placeholders that something outside all partitions reads, or a partition as its input."""
     outputs = {output for partition in partitions for output in partition.outputs}
-    inputs = [node for partition in partitions for node in partition.inputs]
-    pending = [node for node in program.graph.nodes if node.op == "output" or node.is_impure()] + inputs
-    pending = [node for node in pending if node.op != "placeholder"] + [node for node in inputs if node.op == "placeholder"]
+    pending = [node for node in program.graph.nodes if node.op == "output" or node.is_impure()]
+    pending = [node for node in pending if node.op != "placeholder"]
+    pending += [node for partition in partitions for node in partition.inputs]
     seen: set[Node] = set()
     while pending:
         node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node not in outputs:
-            pending.extend(node.all_input_nodes)
+        if node not in seen:
+            seen.add(node)
+            pending.extend([] if node in outputs else node.all_input_nodes)
     return {node.name for node in seen if node.op == "placeholder"}
 
 
@@ -183,10 +175,6 @@ def _is_kept(spec: InputSpec, read: set[str]) -> bool:
     return spec.kind is InputKind.USER_INPUT or getattr(spec.arg, "name", None) in read
 
 
-def _renamed(spec: object, names: dict[str, str]) -> object:
-    import dataclasses
-
-    name = getattr(spec.arg, "name", None)  # type: ignore[attr-defined]
-    if name not in names:
-        return spec
-    return dataclasses.replace(spec, arg=dataclasses.replace(spec.arg, name=names[name]))  # type: ignore[type-var, attr-defined]
+def _renamed(spec: OutputSpec, names: dict[str, str]) -> OutputSpec:
+    name = getattr(spec.arg, "name", None)
+    return spec if name not in names else replace(spec, arg=replace(spec.arg, name=names[name]))

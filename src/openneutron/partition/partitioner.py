@@ -17,7 +17,7 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.errors import OptionError
 from openneutron.files import write_file
 from openneutron.partition.opaque import is_opaque, replace_partitions
-from openneutron.partition.placement import Placement, place
+from openneutron.partition.placing import Placement, place
 from openneutron.payload import parse
 from openneutron.targets import NeutronTargetSpec
 
