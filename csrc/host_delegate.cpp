@@ -21,6 +21,7 @@ namespace openneutron {
 namespace {
 
 thread_local std::string thread_error;
+thread_local bool thread_interrupted = false;
 
 // A tensor of the TFLite model and the delegate argument that it meets.
 struct Port {
@@ -77,6 +78,18 @@ et::Error fail(et::Error code, std::string message) {
   return code;
 }
 
+// The message without the traceback: the reader is to learn of the payload, not of the engine.
+et::Error fail_with(const py::error_already_set& error) {
+  // Ctrl-C during a run surfaces here. ExecuTorch has no such error and its bindings abort where a signal is pending as
+  // they raise, so the caller of the program has to ask.
+  thread_interrupted = error.matches(PyExc_KeyboardInterrupt);
+  const std::string text = py::str(error.value());
+  if (error.matches(py::module_::import("openneutron.errors").attr("OpenNeutronError"))) {
+    return fail(et::Error::DelegateInvalidCompatibility, text);
+  }
+  return fail(et::Error::Internal, py::str(error.type().attr("__name__")).cast<std::string>() + ": " + text);
+}
+
 // Runs `body` with the GIL held and turns whatever it throws into an error code.
 template <typename Body>
 et::Error guarded(Body body) {
@@ -85,15 +98,13 @@ et::Error guarded(Body body) {
   }
   const py::gil_scoped_acquire_simple gil;
   try {
-    return body();
+    try {
+      return body();
+    } catch (const py::error_already_set& error) {
+      return fail_with(error);  // runs Python and so may throw itself
+    }
   } catch (const ArgumentError& error) {
     return fail(et::Error::InvalidArgument, error.what());
-  } catch (py::error_already_set& error) {
-    const bool refused = error.matches(py::module_::import("openneutron.errors").attr("OpenNeutronError"));
-    // The message without the type's name and the traceback: the reader is to learn of the payload, not of the engine.
-    const std::string text = py::str(error.value());
-    return refused ? fail(et::Error::DelegateInvalidCompatibility, text)
-                   : fail(et::Error::Internal, py::str(error.type().attr("__name__")).cast<std::string>() + ": " + text);
   } catch (const std::exception& error) {
     return fail(et::Error::Internal, error.what());
   }
@@ -220,8 +231,13 @@ const std::string& last_error() {
   return thread_error;
 }
 
+bool interrupted() {
+  return thread_interrupted;
+}
+
 void clear_error() {
   thread_error.clear();
+  thread_interrupted = false;
 }
 
 bool HostDelegate::is_available() const {

@@ -7,8 +7,10 @@
 
 namespace openneutron {
 
-// What the last failed call of a delegate on this thread had to say; empty after clear_error().
+// What the last failed call of a delegate on this thread had to say, and whether it was a KeyboardInterrupt; empty and
+// false after clear_error().
 const std::string& last_error();
+bool interrupted();
 void clear_error();
 
 // Each handle owns an `openneutron.runtime.engine.Engine`. No call throws, and each takes the GIL itself, whether or not

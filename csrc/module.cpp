@@ -22,6 +22,10 @@ PYBIND11_MODULE(_host, module) {
       &openneutron::last_error,
       "What the last failed call of a delegate on this thread had to say; empty where none failed since clear_error().");
   module.def(
+      "interrupted",
+      &openneutron::interrupted,
+      "Whether a KeyboardInterrupt ended a delegate's call on this thread since clear_error().");
+  module.def(
       "input_dim_orders",
       [](const py::bytes& pte, const std::string& method) {
         py::list result;
@@ -33,5 +37,5 @@ PYBIND11_MODULE(_host, module) {
       py::arg("pte"),
       py::arg("method"),
       "The dim order of each input of a method. Raises ValueError where there is no such program, method or tensor.");
-  module.def("clear_error", &openneutron::clear_error, "Forget the last error of this thread.");
+  module.def("clear_error", &openneutron::clear_error, "Forget this thread's last error and interrupt.");
 }

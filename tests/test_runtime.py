@@ -321,6 +321,28 @@ class TestEngineFailures:
         with pytest.raises(HostError, match="RuntimeError: no more memory"):
             program.run(random_int8(SHAPE))
 
+    def test_exception_that_cannot_even_be_printed(self, doubling: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        class UnprintableError(Exception):
+            def __str__(self) -> str:
+                raise ValueError("no words for it")
+
+        def fail() -> None:
+            raise UnprintableError
+
+        monkeypatch.setattr("openneutron.runtime.engine.Engine", lambda _: FakeEngine(fail))
+        program = HostProgram.from_bytes(doubling)
+        with pytest.raises(HostError, match="ValueError: no words for it"):
+            program.run(random_int8(SHAPE))
+
+    def test_keyboard_interrupt_reaches_the_user(self, doubling: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("openneutron.runtime.engine.Engine", lambda _: FakeEngine(interrupt))
+        program = HostProgram.from_bytes(doubling)
+        with pytest.raises(KeyboardInterrupt):
+            program.run(random_int8(SHAPE))
+
     def test_call_that_overlaps_another(self, doubling: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
         entered, leave = threading.Event(), threading.Event()
 

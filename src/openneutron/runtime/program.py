@@ -76,7 +76,7 @@ class HostProgram:
             self.outputs = tuple(_info(meta.output_tensor_meta(i)) for i in range(meta.num_outputs()))
             self._dim_orders = _host.input_dim_orders(data, METHOD)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise HostError(f"{name} cannot be loaded: {_reason(error)}") from error
+            raise _failure(f"{name} cannot be loaded", error) from error
 
     @classmethod
     def from_bytes(cls, data: bytes) -> HostProgram:
@@ -111,7 +111,7 @@ class HostProgram:
             try:
                 outputs = self._method.call(tensors, clone_outputs=True)
             except RuntimeError as error:
-                raise HostError(f"{self._name} failed: {_reason(error)}") from error
+                raise _failure(f"{self._name} failed", error) from error
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
@@ -155,6 +155,9 @@ def _in_order(tensor: torch.Tensor, dim_order: tuple[int, ...]) -> torch.Tensor:
     return packed.permute(tuple(dim_order.index(dim) for dim in range(tensor.dim())))
 
 
-def _reason(error: Exception) -> str:
-    """What the delegate said if it was the one that failed, else what the runtime said."""
-    return _host.last_error() or str(error)
+def _failure(what: str, error: Exception) -> HostError | KeyboardInterrupt:
+    """What to raise for `error`: with the delegate's own words if it was the one that failed, else the runtime's.
+
+    A Ctrl-C while a delegate runs reaches us as an error of the runtime, which knows no such thing.
+    """
+    return KeyboardInterrupt() if _host.interrupted() else HostError(f"{what}: {_host.last_error() or error}")
