@@ -56,6 +56,7 @@ def _clamp_activation(node: Node) -> str | None:
 
 
 def _clamp_output(node: Node) -> OutputRule:
+    """Observed where TFLite has a relu of this range, else shared with the inputs."""
     return OutputRule.OBSERVED if clamp_range(node) in CLAMPS else OutputRule.SHARED
 
 

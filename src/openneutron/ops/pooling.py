@@ -138,6 +138,7 @@ def _is_global(node: Node) -> bool:
 
 
 def _adaptive_output(node: Node) -> OutputRule:
+    """Observed where one value per channel is left, else shared with the inputs."""
     return OutputRule.OBSERVED if _is_global(node) else OutputRule.SHARED
 
 
