@@ -1,0 +1,54 @@
+# Everything runs in VENV, an environment of its own; the first target that needs it makes it. Needed beforehand: Python
+# >= 3.10, a C++20 compiler and make; cmake and ninja come with the packages of constraints.txt.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_FLAGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+INSTALLED := $(VENV)/.openneutron-installed
+BENCHMARK_PACKAGES := $(VENV)/.openneutron-benchmark-packages
+SOURCES := $(shell find src csrc -name '*.py' -o -name '*.pyi' -o -name 'py.typed' -o -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test bench fidelity docs clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED)  ## from a trained network to a measured .pte
+	$(BIN)/python -m examples.digits.demo
+
+test: $(INSTALLED)  ## linter, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+bench: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## beside ExecuTorch's own backend, which OPENNEUTRON_BENCH names
+	$(BIN)/python -m benchmarks.compare
+
+fidelity: $(INSTALLED)  ## real networks from float to .pte; their weights are in the folder OPENNEUTRON_DATA names
+	$(BIN)/python -m benchmarks.fidelity
+
+docs: $(INSTALLED)  ## the support table, from the operators' declarations
+	$(BIN)/python -m openneutron.ops.document > docs/operators.md
+
+clean:
+	rm -rf .venv build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# torch comes first: what follows is then resolved against this very build of it. The package is built against the
+# executorch in the environment, hence without isolation.
+$(VENV)/.openneutron-dependencies: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch==2.13.0
+	$(PIP) install -c constraints.txt executorch torchao ai-edge-litert flatbuffers numpy rich \
+		scikit-build-core pybind11 cmake ninja \
+		pytest pytest-xdist hypothesis ruff mypy scikit-learn pillow
+	touch $@
+
+$(INSTALLED): $(VENV)/.openneutron-dependencies CMakeLists.txt README.md $(SOURCES)
+	$(PIP) install --no-build-isolation --no-deps --force-reinstall -C build-dir=$(abspath $(VENV))/openneutron-build .
+	$(PIP) check
+	touch $@
+
+$(BENCHMARK_PACKAGES): $(VENV)/.openneutron-dependencies
+	$(PIP) install -c constraints.txt --no-deps torchvision
+	touch $@
