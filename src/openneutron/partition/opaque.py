@@ -9,6 +9,7 @@ import functools
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch.fx import Graph, GraphModule, Node
 from openneutron.partition.levels import Partition
 
 __all__ = ["is_opaque", "partition_operator", "replace_partitions"]
+
+Spec = TypeVar("Spec", InputSpec, OutputSpec)
 
 _NAMESPACE = "openneutron"
 _NAME = "partition"
@@ -145,7 +148,8 @@ def replace_partitions(
         root=GraphModule(program.graph_module, graph),
         graph=graph,
         graph_signature=ExportGraphSignature(
-            [*payload_specs, *kept_inputs], [_renamed(spec, renamed) for spec in signature.output_specs]
+            [*payload_specs, *(_renamed(spec, renamed) for spec in kept_inputs)],
+            [_renamed(spec, renamed) for spec in signature.output_specs],
         ),
         state_dict=program.state_dict,
         range_constraints=program.range_constraints,
@@ -175,6 +179,7 @@ def _is_kept(spec: InputSpec, read: set[str]) -> bool:
     return spec.kind is InputKind.USER_INPUT or getattr(spec.arg, "name", None) in read
 
 
-def _renamed(spec: OutputSpec, names: dict[str, str]) -> OutputSpec:
+def _renamed(spec: Spec, names: dict[str, str]) -> Spec:
+    """torch.fx gives a placeholder named like a builtin ('input') another name."""
     name = getattr(spec.arg, "name", None)
     return spec if name not in names else replace(spec, arg=replace(spec.arg, name=names[name]))
