@@ -97,8 +97,8 @@ class _Emission:
 
     def _call(self, number: int) -> None:
         partition = self.partitions[number]
-        inputs = [self.copies[node] for node in partition.inputs]
-        values = [node.meta["val"] for node in partition.outputs]
+        inputs = [self._in_order(self.copies[node]) for node in partition.inputs]
+        values = [_in_order(node.meta["val"]) for node in partition.outputs]
         call = self.graph.call_function(
             partition_operator(), (inputs, self.payload_nodes[number], _describe(values))
         )
@@ -107,6 +107,25 @@ class _Emission:
             item = self.graph.call_function(operator.getitem, (call, index))
             item.meta = {**output.meta, "val": value}
             self.copies[output] = item
+
+    def _in_order(self, node: Node) -> Node:
+        """`node` itself, or a copy of it in an order that a delegate takes."""
+        value = node.meta["val"]
+        ordered = _in_order(value)
+        if ordered is value:
+            return node
+        copy = self.graph.call_function(
+            torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
+        )
+        copy.meta = {**node.meta, "val": ordered}
+        return copy
+
+
+def _in_order(value: torch.Tensor) -> torch.Tensor:
+    """A fake tensor as a delegate takes and yields it: NCHW or NHWC, whatever strides a permute before it left."""
+    if value.is_contiguous() or (value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)):
+        return value
+    return value.contiguous()
 
 
 def replace_partitions(
