@@ -152,10 +152,17 @@ def calibrate_and_quantize(
 
 def _examples(inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     if isinstance(inputs, torch.Tensor):
-        return (inputs,)
+        inputs = (inputs,)
     if not all(isinstance(value, torch.Tensor) for value in inputs):
         raise InputError(f"example_inputs are tensors, got {', '.join(type(value).__name__ for value in inputs)}.")
-    return tuple(inputs)
+    return tuple(map(_in_order, inputs))
+
+
+def _in_order(value: torch.Tensor) -> torch.Tensor:
+    """A tensor in an order that ExecuTorch takes: NCHW or NHWC, whatever permute it came from."""
+    if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
+        return value
+    return value.contiguous()
 
 
 def _sample(sample: Any, examples: tuple[torch.Tensor, ...], index: int) -> tuple[torch.Tensor, ...]:
