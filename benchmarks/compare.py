@@ -1,0 +1,320 @@
+"""OpenNeutron beside ExecuTorch's own backend, row by row against the targets: `python -m benchmarks.compare`.
+
+The other backend runs through upstream_flow.py, its SDK stubbed, found in the folder that OPENNEUTRON_BENCH names
+(../shared/bench beside the repository unless given); without it that column stays empty. Each measurement has a process
+of its own, ours and theirs in turn; medians are printed. Models have random weights: nothing here is about accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .subjects import Figures, bench_folder
+
+WIDTH_OF_A_FILE = 160  # columns, where the output is no terminal
+GOOGLE_TFLITE = Path("weights", "tf2_mobilenet_v2_1.0_224_ptq.tflite")
+
+CHAIN_LENGTHS = (25, 50, 100, 200)
+THEIR_CHAIN_SECONDS = 300  # for one length; what takes longer is left out
+
+MOST_OPERATORS, MOST_OPERATORS_CHANNELS_LAST = 71, 70
+MOST_BYTES = 3.75e6
+MOST_OF_THEIR_SECONDS, MOST_OF_THEIR_SECONDS_SHORT = 0.60, 0.20
+MOST_EXPONENT = 1.15
+MOST_OVER_LITERT = 1.05
+MOST_OVER_GOOGLE = 1.25
+LEAST_OVER_EAGER = 5.0
+MOST_IMPORT_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `met` is None where it was not measured."""
+
+    what: str
+    ours: str
+    theirs: str
+    ratio: str
+    target: str
+    met: bool | None
+
+
+class Bench:
+    """Runs subjects in processes of their own; files go to `folder`."""
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self.folder = folder
+        self.figures: dict[str, Any] = {}
+        self._progress = progress
+        self.weights = str(folder / "weights.pt")
+
+    def path(self, name: str) -> str:
+        """Return the path of a file that subjects share."""
+        return str(self.folder / name)
+
+    def lowered(self, subject: str, how: str, file: str) -> Figures | None:
+        """Return the figures of a subject that takes MobileNetV2 to `file`."""
+        return self.measure(subject, self.weights, how, self.path(file))
+
+    def measure(self, subject: str, *arguments: str, seconds: float | None = None) -> Figures | None:
+        """Return the figures of a subject, None if it takes more than `seconds`. Raises RuntimeError where it fails."""
+        shown = " ".join(argument for argument in arguments if "/" not in argument)
+        task = self._progress.add_task(f"{subject} {shown}", total=1)
+        out = self.folder / "figures.json"
+        command = [sys.executable, "-m", "benchmarks.subjects", subject, str(out), *arguments]
+        environment = {**os.environ, "OPENNEUTRON_BENCH": str(bench_folder() or "")}
+        try:
+            subprocess.run(
+                command, check=True, timeout=seconds, capture_output=True, text=True, env=environment,
+                cwd=Path(__file__).parents[1],
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return None
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(f"{subject} {shown} failed:\n{error.stderr[-4000:]}") from error
+        finally:
+            self._progress.update(task, completed=1)
+        figures: Figures = json.loads(out.read_text())
+        self.figures.setdefault(f"{subject} {shown}".strip(), []).append(figures)
+        return figures
+
+
+def _need(figures: Figures | None) -> Figures:
+    if figures is None:
+        raise RuntimeError("a subject without a time limit ran into one")
+    return figures
+
+
+def _median_seconds(runs: Sequence[Figures]) -> float:
+    return statistics.median(float(run["total_seconds"]) for run in runs)
+
+
+def _stages(run: Figures) -> str:
+    return ", ".join(f"{name} {seconds:.1f}" for name, seconds in run["seconds"].items())
+
+
+def _placed(run: Figures | None) -> str:
+    return "-" if run is None else f"{run['delegates']} / {sum(run['cpu_operators'].values())}"
+
+
+def _by_kind(model: Figures) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(model["operators"].items(), key=lambda kv: -kv[1]))
+
+
+# ----------------------------------------------------------------------------------------------------------------- rows
+
+
+def flow_rows(bench: Bench, rounds: int, *, upstream: bool) -> list[Row]:
+    """Return what came of MobileNetV2, and how long it took."""
+    ours, brief, other = [], [], []
+    for _ in range(rounds):
+        ours.append(_need(bench.lowered("documented", "contiguous_format", "documented.pte")))
+        brief.append(_need(bench.lowered("short", "contiguous_format", "short.pte")))
+        if upstream:
+            other.append(_need(bench.lowered("theirs", "documented", "documented.tflite")))
+    last = _need(bench.lowered("short", "channels_last", "channels_last.pte"))
+    examples = bench.lowered("theirs", "examples", "theirs.tflite") if upstream else None
+    rows = [
+        _placement_row("documented flow", ours[0], other[0] if other else None),
+        _placement_row("lower(); theirs: its example script", brief[0], examples),
+        _operators_row("NCHW input", ours[0], examples, MOST_OPERATORS, transposes=1),
+        _operators_row("channels-last input", last, examples, MOST_OPERATORS_CHANNELS_LAST, transposes=0),
+        _bytes_row(ours[0], examples),
+        _seconds_row("documented flow", ours, other, MOST_OF_THEIR_SECONDS),
+        _seconds_row("quantize() and lower()", brief, other, MOST_OF_THEIR_SECONDS_SHORT),
+    ]
+    same = all(len({run["sha256"] for run in runs}) == 1 for runs in (ours, brief))
+    rows.append(
+        Row("two runs of the same script", "equal" if same else "different", "-", "-", "byte-equal .pte",
+            same if rounds > 1 else None)
+    )  # fmt: skip
+    return rows
+
+
+def _placement_row(what: str, run: Figures, other: Figures | None) -> Row:
+    met = run["delegates"] == 1 and not run["cpu_operators"]
+    return Row(f"delegates / compute operators on the CPU: {what}", _placed(run), _placed(other), "-", "1 / 0", met)
+
+
+def _operators_row(what: str, run: Figures, other: Figures | None, most: int, *, transposes: int) -> Row:
+    count = sum(model["count"] for model in run["tflite"])
+    kinds = run["tflite"][0]["operators"]
+    wanted = {"CONV_2D": 35, "DEPTHWISE_CONV_2D": 17, "ADD": 10, "MEAN": 1, "FULLY_CONNECTED": 1}
+    met = (
+        count <= most
+        and all(kinds.get(name) == number for name, number in wanted.items())
+        and kinds.get("TRANSPOSE", 0) == transposes
+    )
+    theirs = sum(model["count"] for model in other["tflite"]) if other else None
+    return Row(
+        f"TFLite operators, {what}", f"{count}: {_by_kind(run['tflite'][0])}", _text(theirs), _ratio(count, theirs),
+        f"<= {most}, {transposes} TRANSPOSE", met,
+    )  # fmt: skip
+
+
+def _bytes_row(run: Figures, other: Figures | None) -> Row:
+    size, repeated = (sum(model[key] for model in run["tflite"]) for key in ("bytes", "repeated_constants"))
+    theirs = sum(model["bytes"] for model in other["tflite"]) if other else None
+    return Row(
+        "TFLite bytes", f"{size:,}, {repeated} constants repeated", "-" if theirs is None else f"{theirs:,}",
+        _ratio(size, theirs), f"<= {MOST_BYTES:,.0f}, 0 repeated", size <= MOST_BYTES and not repeated,
+    )  # fmt: skip
+
+
+def _seconds_row(what: str, runs: Sequence[Figures], other: Sequence[Figures], most: float) -> Row:
+    seconds, theirs = _median_seconds(runs), _median_seconds(other) if other else None
+    met = None if theirs is None else seconds <= most * theirs
+    text = f"{seconds:.2f} ({_stages(runs[-1])})"
+    return Row(
+        f"seconds from export to .pte, {what}", text, "-" if theirs is None else f"{theirs:.2f} ({_stages(other[-1])})",
+        _ratio(seconds, theirs), f"<= {most:.0%} of theirs", met,
+    )  # fmt: skip
+
+
+def chain_row(bench: Bench, rounds: int, their_lengths: Sequence[int]) -> Row:
+    """Return how the seconds of each backend's own code grow with the length of a chain of blocks."""
+    ours: dict[int, float] = {}
+    theirs: dict[int, float] = {}
+    for blocks in CHAIN_LENGTHS:
+        ours[blocks] = min(_need(bench.measure("chain", "ours", str(blocks), str(rounds)))["seconds"])
+    for blocks in their_lengths:
+        figures = bench.measure("chain", "theirs", str(blocks), "1", seconds=THEIR_CHAIN_SECONDS)
+        if figures is None:
+            break
+        theirs[blocks] = min(figures["seconds"])
+    exponent = _exponent(ours)
+    return Row(
+        f"own seconds in annotate, partition, lower: chains of {', '.join(map(str, CHAIN_LENGTHS))} residual blocks",
+        _growth(ours), _growth(theirs) if theirs else "-",
+        ", ".join(f"{ours[n] / theirs[n]:.2f}" for n in theirs) or "-", f"N^{MOST_EXPONENT}", exponent <= MOST_EXPONENT,
+    )  # fmt: skip
+
+
+def _exponent(seconds: dict[int, float]) -> float:
+    """Return the slope of log seconds over log length, by least squares; NaN for fewer than two lengths."""
+    if len(seconds) < 2:
+        return math.nan
+    return statistics.linear_regression([math.log(n) for n in seconds], [math.log(s) for s in seconds.values()]).slope
+
+
+def _growth(seconds: dict[int, float]) -> str:
+    return f"{', '.join(f'{value:.2f}' for value in seconds.values())}: N^{_exponent(seconds):.2f}"
+
+
+def inference_rows(bench: Bench, count: int, *, upstream: bool) -> list[Row]:
+    """Return how long one inference takes: the `.pte`, LiteRT, PyTorch, and the TFLite of others."""
+    figures = _need(bench.measure("inference", bench.path("short.pte"), str(count)))
+    direct, eager = figures["direct"], figures["eager"]
+    rows = [
+        Row(".pte on the host against LiteRT on its TFLite, ms", f"{direct['pte']:.2f}",
+            f"{direct['litert']:.2f} (LiteRT)", _ratio(direct["pte"], direct["litert"]), f"<= {MOST_OVER_LITERT}",
+            direct["pte"] <= MOST_OVER_LITERT * direct["litert"]),
+        Row(f"the converted module in PyTorch ({figures['threads']} threads) against .pte, ms", f"{eager['pte']:.2f}",
+            f"{eager['eager']:.1f} (PyTorch)", _ratio(eager["eager"], eager["pte"]), f">= {LEAST_OVER_EAGER}",
+            eager["eager"] >= LEAST_OVER_EAGER * eager["pte"]),
+    ]  # fmt: skip
+    google = Path(os.environ.get("OPENNEUTRON_DATA", "")) / GOOGLE_TFLITE
+    names = ["NCHW input", "channels-last input"]
+    files = [bench.path("short.pte.tflite"), bench.path("channels_last.pte.tflite")]
+    if not google.is_file():
+        rows += [Row(f"TFLite in LiteRT against Google's, {name}, ms", "-", "-", "-", f"<= {MOST_OVER_GOOGLE}", None)
+                 for name in names]  # fmt: skip
+        return rows
+    if upstream:
+        files.append(bench.path("theirs.tflite"))
+    *times, googles = _need(bench.measure("tflite_times", str(count), *files, str(google)))["milliseconds"]
+    beside = f"; existing backend's {times[2]:.1f}" if upstream else ""
+    rows += [
+        Row(f"TFLite in LiteRT against Google's, {name}, ms", f"{ours:.2f}", f"{googles:.2f} (Google's{beside})",
+            _ratio(ours, googles), f"<= {MOST_OVER_GOOGLE}", ours <= MOST_OVER_GOOGLE * googles)
+        for name, ours in zip(names, times, strict=False)
+    ]  # fmt: skip
+    return rows
+
+
+def import_rows(bench: Bench, rounds: int) -> list[Row]:
+    """Return what importing costs."""
+    runs = [_need(bench.measure("import_seconds")) for _ in range(max(5, rounds))]
+    seconds = statistics.median(run["seconds"] for run in runs)
+    run = _need(bench.measure("imported_to_run", bench.path("short.pte")))
+    found = {room: len(names) for room, names in run["beyond_torch"].items() if names}
+    alone = "; `import torch` alone brings torch.export" if run["torch_alone_brings"] else ""
+    return [
+        Row("import openneutron, seconds", f"{seconds:.3f}", "-", "-", f"< {MOST_IMPORT_SECONDS}",
+            seconds < MOST_IMPORT_SECONDS),
+        Row(f"modules that running a .pte imports beyond torch's own{alone}",
+            ", ".join(f"{count} of {room}" for room, count in found.items()) or "none of exir, torch.export, torchao",
+            "-", "-", "no exir, no torch.export", not found),
+    ]  # fmt: skip
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _ratio(ours: float, theirs: float | None) -> str:
+    return "-" if theirs is None else f"{ours / theirs:.2f}"
+
+
+def table_of(rows: Iterable[Row], title: str) -> Table:
+    """Return the rows as a table."""
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for heading in ("what", "ours", "theirs", "ratio", "target", "met"):
+        table.add_column(heading, justify="right" if heading == "ratio" else "left", overflow="fold")
+    for row in rows:
+        met = {True: "[green]yes", False: "[red]NO", None: "not measured"}[row.met]
+        table.add_row(row.what, row.ours, row.theirs, row.ratio, row.target, met)
+    return table
+
+
+def main() -> int:
+    """Measure all rows and print the table; status 1 if a target is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and raw figures there too")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="repetitions of what is timed (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="two rounds, and no chain of 200 blocks for theirs")
+    options = parser.parse_args()
+    rounds = min(options.rounds, 2) if options.quick else options.rounds
+    upstream = bench_folder() is not None
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
+    if not upstream:
+        console.print("[yellow]upstream_flow.py is not there: set OPENNEUTRON_BENCH to its folder. Theirs is left out.")
+    columns = (SpinnerColumn(), TextColumn("{task.description:<44}"), TimeElapsedColumn())
+    with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=console) as progress:
+        bench = Bench(Path(folder), progress)
+        model = _need(bench.measure("prepare_model", bench.weights))
+        rows = flow_rows(bench, rounds, upstream=upstream)
+        rows += inference_rows(bench, 30 if options.quick else 100, upstream=upstream)
+        their_lengths = CHAIN_LENGTHS[: -1 if options.quick else None] if upstream else ()
+        rows.append(chain_row(bench, rounds, their_lengths))
+        rows += import_rows(bench, rounds)
+    title = f"MobileNetV2 of {model['source']}, 224 x 224, {os.cpu_count()} cores, medians of {rounds} rounds"
+    console.print(table_of(rows, title))
+    console.print(
+        "Random weights (seed 0), batch norm fitted to smooth random images so that the logits depend on the image: "
+        f"their deviation is {model['logits_deviation']:.3g}, from image to image "
+        f"{model['logits_deviation_over_images']:.3g}."
+    )
+    if options.json:
+        options.json.write_text(json.dumps({"rows": [asdict(row) for row in rows], "figures": bench.figures}, indent=1))
+    return int(any(row.met is False for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
