@@ -140,7 +140,7 @@ class _Search:
             return f"'{min(blocked)}' is in operators_not_to_delegate."
         spec = OPERATORS.get(op_name(node))
         if spec is None:
-            return _not_quantized(node, self.options)
+            return self._not_quantized(node)
         site = Site(node, self.target)
         operands = self._operands(spec, site)
         if isinstance(operands, str):
@@ -157,12 +157,13 @@ class _Search:
     def _operands(self, spec: OpSpec, site: Site) -> tuple[Node, ...] | str:
         operands: list[Node] = []
         for name in spec.inputs:
-            for operand in iterate_nodes(site.args[name]):
+            nodes = list(iterate_nodes(site.args[name]))
+            if not nodes:
+                return self._not_quantized(site.node)
+            for operand in nodes:
                 if not (is_dequantize(operand) and _is_int8(operand)):
-                    return _not_quantized(site.node, self.options) if spec.name != "requantize" else "Not int8."
+                    return self._not_quantized(site.node) if spec.name != "requantize" else "Not int8."
                 operands.append(operand)
-        if not operands:
-            return quantizable_reason(site.node, self.options.target_spec) or "It has no tensor operand."
         for name, dtype in ((spec.weight, torch.int8), (spec.bias, torch.int32)):
             operand = site.args[name] if name else None
             if operand is None:
@@ -184,9 +185,25 @@ class _Search:
             activation = last = users[0]
             users = list(last.users)
         if len(users) != 1 or not is_quantize(users[0]) or not _is_int8(users[0]):
+            if reason := self._unquantizable(node):
+                return reason
             readers = ", ".join(f"'{user.name}'" for user in users if not is_quantize(user)) or "nothing"
             return f"Its float output is read by {readers} instead of being quantized to int8."
         return activation, users[0]
+
+    def _unquantizable(self, node: Node) -> str | None:
+        """Why the quantizer left `node` in float; None if it could have been quantized."""
+        return quantizable_reason(node, self.options.target_spec, self._is_constant)
+
+    def _is_constant(self, node: Node) -> bool:
+        return (node.args[0] if is_dequantize(node) else node) in self.constants
+
+    def _not_quantized(self, node: Node) -> str:
+        reason = self._unquantizable(node)
+        if reason is not None:
+            return reason
+        operands = [operand for operand in iterate_nodes(list(node.args)) if not is_dequantize(operand)]
+        return f"It is not quantized: '{operands[0].name}' comes in float." if operands else "It is not quantized."
 
     def _rejection(self, cluster: Cluster) -> str | None:
         spec, site = cluster.spec, cluster.site
@@ -262,12 +279,3 @@ def _is_int8(node: Node) -> bool:
     low, high, dtype = node.args[3:6]
     # Constants quantized as symmetric weights leave -128 out.
     return dtype == torch.int8 and low in (-128, -127) and high == 127
-
-
-def _not_quantized(node: Node, options: CompileOptions) -> str:
-    reason = quantizable_reason(node, options.target_spec)
-    if reason is not None:
-        return reason
-    operands = [operand for operand in iterate_nodes(list(node.args)) if not is_dequantize(operand)]
-    return f"It is not quantized: '{operands[0].name}' comes in float." if operands else "It is not quantized."
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,8 +121,15 @@ class NeutronQuantizer(Quantizer):  # type: ignore[misc]
         return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
 
 
-def quantizable_reason(node: Node, target: NeutronTargetSpec) -> str | None:
-    """Why the float operator `node` cannot be quantized; None if it can.
+def is_attribute(node: Node) -> bool:
+    """Whether `node` is a constant of a graph module."""
+    return node.op == "get_attr"
+
+
+def quantizable_reason(
+    node: Node, target: NeutronTargetSpec, is_constant: Callable[[Node], bool] = is_attribute
+) -> str | None:
+    """Why the float operator `node` cannot be quantized; None if it can. `is_constant` knows the graph's constants.
 
     Limits that only the legacy generation has do not count here: the operator is quantized all the same and runs in
     int8 on the CPU there.
@@ -145,7 +152,7 @@ def quantizable_reason(node: Node, target: NeutronTargetSpec) -> str | None:
                 return f"Its argument '{name}' is {operand.meta['val'].dtype}; only float32 is quantized."
     for name in filter(None, (spec.weight, spec.bias)):
         constant = site.args[name]
-        if constant is not None and constant.op != "get_attr":
+        if constant is not None and not is_constant(constant):
             return f"Its {'weight' if name == spec.weight else 'bias'} is computed while the model runs, not a constant."
     rejections = spec.rejections(site, Generation.MODERN)
     return f"The NPU takes {spec.name} only if: {' '.join(rejections)}" if rejections else None
