@@ -83,12 +83,6 @@ def has_batch_of_one(site: Site) -> bool:
     return site.shape[0] == 1
 
 
-@constraint
-def is_not_transposed(site: Site) -> bool:
-    """It is not a transposed convolution."""
-    return not site.args.get("transposed", False)
-
-
 def macs(site: Site) -> int:
     """Each output value takes the kernel's area times the input channels of its group."""
     return math.prod(site.shape) * math.prod(site.shape_of("weight")[1:])
@@ -181,7 +175,6 @@ SPECS = (
         bias="bias",
         fuses_activation=True,
         constraints=(
-            is_not_transposed,
             has_a_batch,
             has_supported_geometry,
             fits_accumulation,

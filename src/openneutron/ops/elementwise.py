@@ -111,12 +111,6 @@ def has_alpha_one(site: Site) -> bool:
     return bool(site.args["alpha"] == 1)
 
 
-@constraint
-def has_tensor_operands(site: Site) -> bool:
-    """Both operands are tensors."""
-    return all(isinstance(site.args[name], Node) for name in ("self", "other"))
-
-
 def lower_add(lowering: Lowering) -> Tensor:
     """ADD; the smaller operand is broadcast."""
     operands = [lowering.tensor("self"), lowering.tensor("other")]
@@ -187,7 +181,7 @@ SPECS = (
         edge_targets=("aten.add.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
-        constraints=(has_tensor_operands, has_alpha_one, has_one_full_operand),
+        constraints=(has_alpha_one, has_one_full_operand),
         lower=lower_add,
         macs=element_macs,
         becomes="ADD",
