@@ -8,8 +8,10 @@ the quantized module's for more than 1% of the images.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +24,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
-
-from openneutron import load, lower, quantize
 
 from .network import load_digits_split, load_network
 
@@ -94,6 +94,8 @@ def run(out: Path, calibration_images: int, console: Console) -> float:
 
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         steps = Steps(progress)
+        with steps.step("import"):
+            from openneutron import load, lower, quantize
         with steps.step("float network", test_images) as images:
             float_classes = classes(network, images)
         with steps.step("quantize", calibration) as images:
@@ -109,6 +111,7 @@ def run(out: Path, calibration_images: int, console: Console) -> float:
 
     agreement = share_equal(pte_classes, int8_classes)
     results = {
+        "import": "PyTorch's and ExecuTorch's compilers",
         "float network": f"{share_equal(float_classes, split.test_labels):.2%} of {len(test_images)} images right",
         "quantize": f"calibrated with {len(calibration)} images",
         "lower and save": f"{out}, {out.stat().st_size:,} bytes",
@@ -132,6 +135,9 @@ def main() -> int:
     )
     options = parser.parse_args()
 
+    logging.disable(logging.WARNING)  # torchao's, of GPU libraries that it cannot load
+    warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own code
+    torch.set_num_threads(1)  # the network is so small that a second thread only waits, long where cores are shared
     console = Console()
     agreement = run(options.out, options.calibration, console)
     if agreement < 1 - MOST_DISAGREEMENT:
