@@ -24,7 +24,7 @@ Figures = dict[str, Any]
 
 CALIBRATION_IMAGES = 10
 SHAPE = (1, 3, 224, 224)
-SMALL_CONSTANT = 16  # bytes; shorter ones may occur in a file by chance
+SMALL_CONSTANT = 64  # bytes; shorter ones, and zeros, may occur in a file by chance
 CHAIN_CHANNELS, CHAIN_SIZE = 8, 8
 
 
@@ -231,12 +231,14 @@ def describe_tflite(model: bytes) -> Figures:
     written = {index for operator in operators for index in operator["outputs"]}
     written |= {details["index"] for details in interpreter.get_input_details()}
     read = {index for operator in operators for index in operator["inputs"] if index >= 0}
-    constants = (interpreter.get_tensor(index).tobytes() for index in sorted(read - written))
+    constants = {interpreter.get_tensor(index).tobytes() for index in read - written}
     return {
         "operators": dict(Counter(operator["op_name"] for operator in operators)),
         "count": len(operators),
         "bytes": len(model),
-        "repeated_constants": sum(model.count(value) > 1 for value in constants if len(value) >= SMALL_CONSTANT),
+        "repeated_constants": sum(
+            model.count(value) > 1 for value in constants if len(value) >= SMALL_CONSTANT and any(value)
+        ),
     }
 
 
