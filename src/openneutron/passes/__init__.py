@@ -7,9 +7,13 @@ from openneutron.passes.checks import check_is_static_eval
 from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
 from openneutron.passes.functionalize import functionalize
+from openneutron.passes.name_bad_inputs import name_bad_inputs
 from openneutron.passes.remove_identities import remove_identities
 
-__all__ = ["check_is_static_eval", "fold_batch_norm", "fold_constants", "functionalize", "prepare", "remove_identities"]
+__all__ = [
+    "check_is_static_eval", "fold_batch_norm", "fold_constants", "functionalize", "name_bad_inputs", "prepare",
+    "remove_identities",
+]  # fmt: skip
 
 from torch.fx import GraphModule
 
@@ -17,13 +21,17 @@ from torch.fx import GraphModule
 def prepare(module: GraphModule, *, training: bool = False) -> GraphModule:
     """All passes that any quantization starts with, in their order. Linear in the nodes of the graph.
 
+    No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one.
+
     Raises `ModelError` for a model that cannot be quantized as a whole: train mode (unless `training`), dynamic
     shapes, a dtype other than float32.
     """
     check_is_static_eval(module, training=training)
+    name_bad_inputs(module)
     functionalize(module)
     fold_constants(module)
     remove_identities(module)
+    fold_batch_norm(module)
     module.graph.eliminate_dead_code()
     module.recompile()
     return module

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 from openneutron.errors import ModelError
 from openneutron.fx import arguments, op_name, source_of
 
-__all__ = ["check_is_static_eval"]
+__all__ = ["check_batch_norm", "check_is_static_eval"]
 
 _TRAINING_ARGUMENT = {
     "aten.dropout.default": "train",
@@ -53,8 +53,21 @@ def _check_shape_and_dtype(node: Node) -> None:
 def _check_eval(node: Node) -> None:
     name = op_name(node)
     where = {"node": node.name, "op": name, "source": source_of(node)}
+    check_batch_norm(node)
     if name in _TRAINING_ARGUMENT and arguments(node)[_TRAINING_ARGUMENT[name]]:
         raise ModelError(f"The model is in train mode. {_EVAL}", **where)
     # A batch norm in train mode counts its batches; the count stays when the batch norm itself was folded.
     if name == "aten.add_.Tensor" and str(getattr(node.args[0], "target", "")).endswith("num_batches_tracked"):
         raise ModelError(f"A batch norm of the model is in train mode. {_EVAL}", **where)
+
+
+def check_batch_norm(node: Node) -> None:
+    """Raise `ModelError` for a batch norm without running statistics; any other node passes."""
+    if op_name(node) == "aten.batch_norm.default" and arguments(node)["running_mean"] is None:
+        raise ModelError(
+            "This batch norm has no running statistics (track_running_stats=False): it normalizes by whatever batch it "
+            "is given, and cannot be folded. Train it with track_running_stats=True.",
+            node=node.name,
+            op=op_name(node),
+            source=source_of(node),
+        )

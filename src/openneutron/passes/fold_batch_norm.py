@@ -81,7 +81,7 @@ def _takes_affine(module: GraphModule, producer: Node) -> bool:
 def _fold(module: GraphModule, producer: Node, affine: _Affine) -> None:
     args = arguments(producer)
     weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
-    assert weight is not None  # noqa: S101  _takes_affine saw it
+    assert weight is not None
     scaled = weight * affine.scale.reshape(-1, *[1] * (weight.dim() - 1))
     shifted = affine.shift if bias is None else bias * affine.scale + affine.shift
     operands = (
@@ -101,6 +101,6 @@ def _as_arithmetic(module: GraphModule, node: Node, affine: _Affine) -> None:
         with module.graph.inserting_before(node):
             value = module.graph.call_function(operator, (value, constant))
         value.meta = dict(node.meta)
-    assert isinstance(value, Node)  # noqa: S101
+    assert isinstance(value, Node)
     node.replace_all_uses_with(value)
     module.graph.erase_node(node)

@@ -19,6 +19,7 @@ from openneutron.ops import OPERATORS, OpSpec
 from openneutron.ops.spec import OutputRule, Site
 from openneutron.quantizer import qspecs
 from openneutron.quantizer.observers import RangeObserver
+from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
 from openneutron.targets import Generation, NeutronTargetSpec
 
 __all__ = ["NeutronQuantizer", "UnquantizedWarning", "quantizable_reason"]
@@ -47,7 +48,7 @@ class _Place:
         return list(dict.fromkeys(iterate_nodes([self.site.args[name] for name in self.spec.inputs])))
 
 
-class NeutronQuantizer(Quantizer):  # type: ignore[misc]
+class NeutronQuantizer(Quantizer):
     """Static int8 for the eIQ Neutron NPU: for `prepare_pt2e`, usable for any number of models.
 
     Activations are affine per tensor, weights symmetric per tensor (`weight_granularity="per_channel"` for
@@ -55,7 +56,8 @@ class NeutronQuantizer(Quantizer):  # type: ignore[misc]
     activations. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and why.
 
     Raises `TargetError` and `OptionError` on construction, `ModelError` from `prepare_pt2e` for a model in train mode,
-    with dynamic shapes, or not in float32, and `CalibrationError` from `convert_pt2e`.
+    with dynamic shapes, or not in float32, `InputError` from a prepared or converted module for inputs of another shape
+    or dtype, and `CalibrationError` from `convert_pt2e`.
     """
 
     def __init__(
@@ -74,6 +76,9 @@ class NeutronQuantizer(Quantizer):  # type: ignore[misc]
             raise OptionError(
                 f"weight_granularity is one of {', '.join(WEIGHT_GRANULARITIES)}, not {weight_granularity!r}."
             )
+        if not callable(getattr(observer, "with_args", None)):
+            raise OptionError(f"observer takes a torchao observer class, not {observer!r}.")
+        protect_from_wrong_folding()
         self.target = NeutronTargetSpec(neutron_target_spec or target)
         self.weight_granularity = weight_granularity
         self.observer = observer
@@ -153,7 +158,8 @@ def quantizable_reason(
     for name in filter(None, (spec.weight, spec.bias)):
         constant = site.args[name]
         if constant is not None and not is_constant(constant):
-            return f"Its {'weight' if name == spec.weight else 'bias'} is computed while the model runs, not a constant."
+            role = "weight" if name == spec.weight else "bias"
+            return f"Its {role} is computed while the model runs, not a constant."
     rejections = spec.rejections(site, Generation.MODERN)
     return f"The NPU takes {spec.name} only if: {' '.join(rejections)}" if rejections else None
 

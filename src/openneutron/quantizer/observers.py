@@ -46,7 +46,7 @@ def _check(minimum: torch.Tensor, maximum: torch.Tensor, origin: Origin | None) 
         )
 
 
-class RangeObserver(MinMaxObserver):  # type: ignore[misc]
+class RangeObserver(MinMaxObserver):
     """The extremes of all values seen, one pair for the tensor.
 
     `calculate_qparams` raises `CalibrationError` if it saw nothing, or something that is not finite.
@@ -63,7 +63,7 @@ class RangeObserver(MinMaxObserver):  # type: ignore[misc]
         return scale, zero_point
 
 
-class PerChannelRangeObserver(PerChannelMinMaxObserver):  # type: ignore[misc]
+class PerChannelRangeObserver(PerChannelMinMaxObserver):
     """The extremes of all values seen, one pair for each index of `ch_axis`."""
 
     def __init__(self, *args: Any, origin: Origin | None = None, **kwargs: Any) -> None:

@@ -1,0 +1,64 @@
+"""Inputs that do not fit are named, with what would fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from openneutron.errors import InputError
+
+__all__ = ["InputCheck", "name_bad_inputs"]
+
+# The submodule in which torch.export leaves its own check of the input shapes.
+GUARDS = "_guards_fn"
+
+
+@dataclass(frozen=True)
+class _Expected:
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class InputCheck(torch.nn.Module):
+    """Raises `InputError` for an input of another shape or dtype; `guards` is what checked before, and checks on."""
+
+    def __init__(self, expected: tuple[_Expected | None, ...], guards: torch.nn.Module) -> None:
+        super().__init__()
+        self.expected = expected
+        self.guards = guards
+        self._is_impure = True  # nothing reads its output, and it stays all the same
+
+    def forward(self, *inputs: Any) -> None:
+        """Check the inputs in the order of the graph's placeholders."""
+        for value, expected in zip(inputs, self.expected, strict=True):
+            if expected is None:
+                continue
+            if value.dtype != expected.dtype or tuple(value.shape) != expected.shape:
+                raise InputError(
+                    f"Input '{expected.name}' is {value.dtype} {tuple(value.shape)}; the model was exported for "
+                    f"{expected.dtype} {expected.shape}. Give inputs of that dtype and shape, or export for these."
+                )
+        self.guards(*inputs)
+
+
+def name_bad_inputs(module: GraphModule) -> bool:
+    """Rule: the check of input shapes that torch.export leaves behind raises `InputError`, and checks dtypes too.
+
+    A graph without that check gets none. Linear in inputs.
+    """
+    guards = getattr(module, GUARDS, None)
+    calls = [node for node in module.graph.nodes if node.op == "call_module" and node.target == GUARDS]
+    if guards is None or isinstance(guards, InputCheck) or len(calls) != 1:
+        return False
+    values = [node.meta.get("val") for node in calls[0].args]
+    expected = tuple(
+        _Expected(node.name, value.dtype, tuple(value.shape)) if isinstance(value, torch.Tensor) else None
+        for node, value in zip(calls[0].args, values, strict=True)
+    )
+    delattr(module, GUARDS)
+    module.add_module(GUARDS, InputCheck(expected, guards))
+    return True
