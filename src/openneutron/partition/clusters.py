@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,12 +92,14 @@ class Constants:
 
 def qparams_of(node: Node, constants: Constants | None = None) -> QParams:
     """The qparams of a quantize or dequantize node."""
+    args: Any = node.args
     if "per_channel" not in op_name(node):
-        return QParams.per_tensor(float(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
-    assert constants is not None  # noqa: S101  only constants are quantized per channel
-    scales, zero_points = (constants.array(node.args[i]) for i in (1, 2))  # type: ignore[arg-type]
-    assert scales is not None and zero_points is not None  # noqa: S101
-    return QParams(tuple(map(float, scales)), tuple(map(int, zero_points)), int(node.args[3]))  # type: ignore[call-overload]
+        return QParams.per_tensor(float(args[1]), int(args[2]))
+    assert constants is not None  # only constants are quantized per channel
+    scales, zero_points = constants.array(args[1]), constants.array(args[2])
+    assert scales is not None
+    assert zero_points is not None
+    return QParams(tuple(map(float, scales)), tuple(map(int, zero_points)), int(args[3]))
 
 
 def find_clusters(program: ExportedProgram, options: CompileOptions) -> Clusters:
@@ -132,7 +135,8 @@ class _Search:
         _check_names(self.blocked, program)
 
     def is_requantization(self, node: Node) -> bool:
-        return isinstance(node.args[0], Node) and is_dequantize(node.args[0]) and node.args[0].args[0] not in self.constants
+        source = node.args[0]
+        return isinstance(source, Node) and is_dequantize(source) and source.args[0] not in self.constants
 
     def cluster(self, node: Node) -> Cluster | str:
         """The cluster around `node`, or the reason why there is none."""
@@ -164,15 +168,16 @@ class _Search:
                 if not (is_dequantize(operand) and _is_int8(operand)):
                     return self._not_quantized(site.node) if spec.name != "requantize" else "Not int8."
                 operands.append(operand)
-        for name, dtype in ((spec.weight, torch.int8), (spec.bias, torch.int32)):
-            operand = site.args[name] if name else None
-            if operand is None:
+        for argument, dtype in ((spec.weight, torch.int8), (spec.bias, torch.int32)):
+            constant = site.args[argument] if argument else None
+            if constant is None:
                 continue
-            if not (is_dequantize(operand) and operand.args[0] in self.constants):
-                return f"Its '{name}' is not a quantized constant."
-            if operand.args[0].meta["val"].dtype != dtype:
-                return f"Its '{name}' is {operand.args[0].meta['val'].dtype}, not {dtype}."
-            operands.append(operand)
+            if not (is_dequantize(constant) and constant.args[0] in self.constants):
+                return f"Its '{argument}' is not a quantized constant."
+            stored = constant.args[0].meta["val"].dtype
+            if stored != dtype:
+                return f"Its '{argument}' is {stored}, not {dtype}."
+            operands.append(constant)
         return tuple(dict.fromkeys(operands))
 
     def _ending(self, spec: OpSpec, node: Node) -> tuple[Node | None, Node] | str:
@@ -216,7 +221,10 @@ class _Search:
         output = qparams_of(cluster.quantize)
         rule = spec.output_rule(site.node) if cluster.activation is None else OutputRule.OBSERVED
         if isinstance(rule, QParams) and rule != output:
-            return f"Its output has scale {output.scale[0]:.6g} and zero point {output.zero_point[0]}; the NPU yields {rule.scale[0]:.6g} and {rule.zero_point[0]}."
+            return (
+                f"Its output has scale {output.scale[0]:.6g} and zero point {output.zero_point[0]}; the NPU yields "
+                f"{rule.scale[0]:.6g} and {rule.zero_point[0]}."
+            )
         activations = [node for name in spec.inputs for node in iterate_nodes(site.args[name])]
         if rule is OutputRule.SHARED and any(qparams_of(node) != output for node in activations):
             return "It only moves values, so its inputs and output need equal scale and zero point, and they differ."
@@ -243,7 +251,7 @@ def names_of(node: Node) -> set[str]:
 
 
 def _aliases(name: str) -> Iterable[str]:
-    """'aten.conv2d.default' also goes as 'aten::conv2d', 'aten.conv2d' and, once in the edge dialect, with underscores."""
+    """'aten.conv2d.default' also goes as 'aten.conv2d', 'aten::conv2d' and 'aten::conv2d.default'."""
     namespace, _, rest = name.partition(".")
     base, _, overload = rest.partition(".")
     yield name
@@ -255,7 +263,8 @@ def _aliases(name: str) -> Iterable[str]:
 def _check_names(names: frozenset[str], program: ExportedProgram) -> None:
     if not names:
         return
-    known: set[str] = {alias for spec in SPECS for name in (*spec.targets, *spec.edge_targets) for alias in _aliases(name)}
+    operators = (name for spec in SPECS for name in (*spec.targets, *spec.edge_targets))
+    known = {alias for name in operators for alias in _aliases(name)}
     for node in program.graph.nodes:
         if node.op == "call_function":
             known |= names_of(node)
@@ -276,6 +285,5 @@ def _is_int8(node: Node) -> bool:
     """Whether a quantize or dequantize node is int8 per tensor over the whole range."""
     if "per_tensor" not in op_name(node) or len(node.args) < 6:
         return False
-    low, high, dtype = node.args[3:6]
     # Constants quantized as symmetric weights leave -128 out.
-    return dtype == torch.int8 and low in (-128, -127) and high == 127
+    return node.args[3:6] in ((-128, 127, torch.int8), (-127, 127, torch.int8))

@@ -12,7 +12,9 @@ from openneutron.partition.clusters import Cluster, Clusters, Constants
 
 __all__ = ["Partition", "partitions_of"]
 
-NO_COMPUTE = "Nothing is computed around it: a partition of operators that only move values would cost more than it saves."
+NO_COMPUTE = (
+    "Nothing is computed around it: a partition of operators that only move values would cost more than it saves."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,7 @@ def _levels(program: ExportedProgram, by_node: dict[Node, Cluster]) -> dict[Node
 
 def _source(dequantize: Node) -> Node:
     source = dequantize.args[0]
-    assert isinstance(source, Node)  # noqa: S101  the clusters hold nothing else
+    assert isinstance(source, Node)
     return source
 
 

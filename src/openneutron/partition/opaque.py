@@ -17,14 +17,17 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
 from torch.fx import Graph, GraphModule, Node
 
+from openneutron.fx import output_node
 from openneutron.partition.levels import Partition
 
-__all__ = ["is_opaque", "partition_operator", "replace_partitions"]
+__all__ = ["is_opaque", "is_searched", "partition_operator", "replace_partitions"]
 
 Spec = TypeVar("Spec", InputSpec, OutputSpec)
 
 _NAMESPACE = "openneutron"
 _NAME = "partition"
+# In the metadata of the output node, under the one key that ExecuTorch's passes hand on.
+_SEARCHED = "openneutron.searched"
 
 
 @functools.cache
@@ -44,6 +47,11 @@ def partition_operator() -> torch._ops.OpOverload:
 def is_opaque(node: Node) -> bool:
     """Whether `node` is a partition, in the ATen or in the edge dialect."""
     return partition_operator() in (node.target, getattr(node.target, "_op", None))
+
+
+def is_searched(program: ExportedProgram) -> bool:
+    """Whether `replace_partitions` made this program, or one that it was decomposed from."""
+    return _SEARCHED in output_node(program.graph).meta.get("custom", {})
 
 
 def _fake_outputs(_: Sequence[torch.Tensor], payload: torch.Tensor, outputs: str) -> list[torch.Tensor]:
@@ -133,19 +141,18 @@ def replace_partitions(
 ) -> ExportedProgram:
     """A copy of `program` in which each partition is one operator that holds its payload. Linear in nodes and bytes.
 
-    Constants that only partitions read are gone from it.
+    Constants that only partitions read are gone from it. A program without partitions is copied as well: the copy says
+    that it was searched.
     """
-    if not partitions:
-        return program
     tensors = {
         f"_openneutron_payload_{i}": torch.from_numpy(np.frombuffer(payload, np.uint8).copy())
         for i, payload in enumerate(payloads)
     }
     graph = Graph()
-    fake_mode = partitions[0].outputs[0].meta["val"].fake_mode
     payload_nodes = {}
     for number, (name, tensor) in enumerate(tensors.items()):
         payload_nodes[number] = graph.placeholder(name)
+        fake_mode = partitions[number].outputs[0].meta["val"].fake_mode
         payload_nodes[number].meta["val"] = fake_mode.from_tensor(tensor, static_shapes=True)
     emission = _Emission(program, partitions, payload_nodes, graph)
     read = _read_outside(program, partitions)
@@ -157,6 +164,8 @@ def replace_partitions(
     for node in program.graph.nodes:
         if node.op == "output" or (node.op == "call_function" and node.is_impure()):
             emission.emit(node)
+    returned = output_node(graph)
+    returned.meta["custom"] = {**returned.meta.get("custom", {}), _SEARCHED: True}
     payload_specs = [
         InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=node.name), target=name)
         for node, name in zip(payload_nodes.values(), tensors, strict=True)

@@ -16,7 +16,7 @@ from openneutron.backend import NeutronBackend, compile_partition
 from openneutron.compile_spec import CompileOptions
 from openneutron.errors import OptionError
 from openneutron.files import write_file
-from openneutron.partition.opaque import is_opaque, replace_partitions
+from openneutron.partition.opaque import is_opaque, is_searched, replace_partitions
 from openneutron.partition.placing import Placement, place
 from openneutron.payload import parse
 from openneutron.targets import NeutronTargetSpec
@@ -28,7 +28,7 @@ class CpuWarning(UserWarning):
     """Operators that run on the CPU, each with its reason."""
 
 
-class NeutronPartitioner(Partitioner):  # type: ignore[misc]
+class NeutronPartitioner(Partitioner):
     """Hands to the NPU what it takes: for `to_edge_transform_and_lower`.
 
     `compile_spec` comes from `generate_neutron_compile_spec`; `neutron_target_spec`, where given, must name its target.
@@ -71,10 +71,17 @@ class NeutronPartitioner(Partitioner):  # type: ignore[misc]
         return replace_partitions(exported_program, placed.partitions, payloads)
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
-        """Tag the compiled partitions of an edge program; one that comes without is searched for them first."""
-        if not any(is_opaque(node) for node in exported_program.graph.nodes):
-            exported_program = self.transform_for_pre_decomposition(exported_program)
-        tags = {}
+        """Tag the compiled partitions of an edge program.
+
+        Raises `OptionError` for one that never came through `transform_for_pre_decomposition`.
+        """
+        if not is_searched(exported_program):
+            raise OptionError(
+                "NeutronPartitioner works on the program before ExecuTorch decomposes it; to_backend() comes after. "
+                "Call to_edge_transform_and_lower(exported_program, partitioner=[NeutronPartitioner(...)]) instead of "
+                "to_edge(exported_program).to_backend(...)."
+            )
+        tags: dict[str, DelegationSpec] = {}
         for node in exported_program.graph.nodes:
             if not is_opaque(node):
                 continue
