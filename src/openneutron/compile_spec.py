@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -45,17 +45,17 @@ class CompileOptions:
     use_profiling: bool = False
 
     def __post_init__(self) -> None:
-        NeutronTargetSpec(self.target)
-        generation_of_flavor(self.neutron_converter_flavor)
-        for name in self.operators_not_to_delegate:
-            if not isinstance(name, str) or not name or "," in name:
-                raise OptionError(f"operators_not_to_delegate takes operator or node names; {name!r} is none.")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "bool" and not isinstance(value, bool):
                 raise OptionError(f"{field.name} takes True or False, not {value!r}.")
             if field.type == "str | None" and not (value is None or isinstance(value, str)):
                 raise OptionError(f"{field.name} takes text or None, not {value!r}.")
+        for name in self.operators_not_to_delegate:
+            if not isinstance(name, str) or not name.strip() or "," in name:
+                raise OptionError(f"operators_not_to_delegate takes operator or node names; {name!r} is none.")
+        NeutronTargetSpec(self.target)
+        generation_of_flavor(self.neutron_converter_flavor)
 
     @property
     def generation(self) -> Generation:
@@ -82,6 +82,8 @@ class CompileOptions:
     @classmethod
     def from_specs(cls, specs: Sequence[CompileSpec]) -> CompileOptions:
         """The inverse of `to_specs`. Raises `OptionError` for an unknown key or an unreadable value."""
+        if isinstance(specs, str) or not all(hasattr(spec, "key") for spec in specs or [None]):
+            raise OptionError(f"A compile spec comes from generate_neutron_compile_spec; got {specs!r}.")
         by_key = {key: name for name, key in _KEYS.items()}
         values: dict[str, Any] = {}
         for spec in specs:
@@ -108,8 +110,8 @@ def _parse(name: str, text: str) -> object:
 
 def list_of_names(names: Sequence[str] | None) -> tuple[str, ...]:
     """`operators_not_to_delegate` as a tuple. Raises `OptionError` for a bare text, which has letters for items."""
-    if isinstance(names, str):
-        raise OptionError(f"operators_not_to_delegate takes a list of names, not the text '{names}'.")
+    if isinstance(names, (str, bytes)) or not (names is None or isinstance(names, Iterable)):
+        raise OptionError(f"operators_not_to_delegate takes a list of names, not {names!r}.")
     return tuple(names or ())
 
 

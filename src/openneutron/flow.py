@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
+from openneutron import passes
 from openneutron.compile_spec import CompileOptions, list_of_names
-from openneutron.errors import CalibrationError, InputError, ModelError
+from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.files import write_file
+from openneutron.fx import is_dequantize
 from openneutron.partition.placing import Placement
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.program import HostProgram
@@ -73,20 +77,15 @@ def quantize(
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    from openneutron.passes import fold_batch_norm
-
+    _check_options("quantize", quantizer_options, inspect.signature(NeutronQuantizer).parameters)
     quantizer = NeutronQuantizer(target, **quantizer_options)
     examples = _examples(example_inputs)
     if any(module.training for module in model.modules()):
         training = next(name for name, module in model.named_modules() if module.training) or type(model).__name__
         raise ModelError(f"The model is in train mode ('{training}'). Call model.eval() before quantize().")
-    try:
-        exported = torch.export.export(model, examples, strict=strict).module()
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"torch.export could not run the model on the example inputs {_describe(examples)}: {error}"
-        ) from error
-    fold_batch_norm(exported)
+    if not isinstance(calibration, Iterable):
+        raise CalibrationError(f"calibration takes an iterable of inputs, not {calibration!r}.")
+    exported = passes.prepare(_export(model, examples, strict=strict).module())
     prepared = prepare_pt2e(exported, quantizer)
     count = 0
     with torch.no_grad():
@@ -109,7 +108,7 @@ def lower(
 
     `quantized` comes from `quantize`, or from `convert_pt2e`, then with `example_inputs`. `target` is that of the
     quantized model unless given; `compile_options` are those of `generate_neutron_compile_spec`. Raises `OptionError`,
-    `TargetError` and `InputError`.
+    `TargetError`, `InputError`, and `ModelError` for a model that is not quantized.
     """
     from executorch.exir import to_edge_transform_and_lower
 
@@ -121,12 +120,18 @@ def lower(
         examples = examples if example_inputs is None else _examples(example_inputs)
         name = target or quantized.target
     else:
+        if not isinstance(quantized, GraphModule) or not any(map(is_dequantize, quantized.graph.nodes)):
+            raise ModelError(
+                f"lower() takes what quantize() or convert_pt2e returned; this {type(quantized).__name__} has nothing "
+                "quantized in it. Call quantize() first."
+            )
         if example_inputs is None:
             raise InputError("lower() needs example_inputs with a converted module: they fix the program's shapes.")
         module, examples, name = quantized, _examples(example_inputs), target or "imxrt700"
+    _check_options("lower", compile_options, [field.name for field in fields(CompileOptions)])
     blocked = list_of_names(compile_options.pop("operators_not_to_delegate", None))
     options = CompileOptions(NeutronTargetSpec(name).name, blocked, **compile_options)
-    exported = torch.export.export(module, examples)
+    exported = _export(module, examples)
     rows = place(exported, options).rows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CpuWarning)  # the rows say it
@@ -150,9 +155,32 @@ def calibrate_and_quantize(
     return convert_pt2e(prepared)  # type: ignore[no-any-return]
 
 
+def _check_options(function: str, options: Iterable[str], known: Iterable[str]) -> None:
+    names = sorted(set(known) - {"target"})
+    for option in options:
+        if option not in names:
+            near = difflib.get_close_matches(option, names, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise OptionError(f"{function}() has no option '{option}'.{hint} Options: {', '.join(names)}.")
+
+
+def _export(
+    model: torch.nn.Module, examples: tuple[torch.Tensor, ...], *, strict: bool = False
+) -> torch.export.ExportedProgram:
+    """Raises `InputError` where the model does not run on `examples`."""
+    try:
+        return torch.export.export(model, examples, strict=strict)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"torch.export could not run the model on the example inputs {_describe(examples)}: {error}"
+        ) from error
+
+
 def _examples(inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     if isinstance(inputs, torch.Tensor):
         inputs = (inputs,)
+    if not isinstance(inputs, (tuple, list)):
+        raise InputError(f"example_inputs is a tuple of tensors, not {type(inputs).__name__}.")
     if not all(isinstance(value, torch.Tensor) for value in inputs):
         raise InputError(f"example_inputs are tensors, got {', '.join(type(value).__name__ for value in inputs)}.")
     return tuple(map(_in_order, inputs))

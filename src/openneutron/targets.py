@@ -94,7 +94,7 @@ class NeutronTargetSpec:
     def __init__(self, target: str | NeutronTargetSpec = "imxrt700") -> None:
         if isinstance(target, NeutronTargetSpec):
             target = target.get_name()
-        if target not in TARGETS:
+        if not isinstance(target, str) or target not in TARGETS:
             near = difflib.get_close_matches(str(target), TARGETS, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise TargetError(f"Unknown target '{target}'.{hint} Known targets: {', '.join(TARGETS)}.")
