@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def _shape_fault(op: Op) -> str:
     elif op.kind is RESHAPE:
         sound = math.prod(first) == math.prod(output) and op.attrs["new_shape"] == output
     elif op.kind.layout is Layout.ELEMENTWISE:
-        sound = np.broadcast_shapes(*(tensor.shape for tensor in op.inputs)) == output
+        sound = _broadcast([tensor.shape for tensor in op.inputs]) == output
     elif op.kind.layout is Layout.AXES:
         axes = [axis for name in op.kind.axes for axis in np.atleast_1d(op.attrs[name])]
         sound = all(0 <= axis < len(first) for axis in axes)
@@ -71,3 +72,10 @@ def _shape_fault(op: Op) -> str:
     else:
         sound = True
     return "" if sound else f"yields {output} from {[tensor.shape for tensor in op.inputs]} with {dict(op.attrs)}"
+
+
+def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        return None
