@@ -1,0 +1,520 @@
+"""The IR: its passes as text in and text out, its views against numpy, its meaning in LiteRT, its specification."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from tests.runtime_models import litert
+
+from openneutron import tflite
+from openneutron.ir.build import optimize
+from openneutron.ir.graph import Array, Graph, Kind, Op, QParams, Tensor
+from openneutron.ir.layout import sink_views
+from openneutron.ir.rewrites import (
+    copy_unwritten_outputs,
+    hoist_format_conversions,
+    remove_dead_operators,
+    share_constants,
+)
+from openneutron.ir.text import dump
+from openneutron.ir.verify import IRError, verify
+from openneutron.ir.views import RESHAPE, TRANSPOSE, View
+from openneutron.ops.elementwise import ABS, ADD, RELU
+from openneutron.ops.linear import FULLY_CONNECTED
+from openneutron.ops.pooling import MAX_POOL_2D, MEAN
+from openneutron.ops.shapes import CONCATENATION, SLICE
+from openneutron.ops.windows import PAD
+
+Shape = tuple[int, ...]
+INT8, INT32 = np.dtype(np.int8), np.dtype(np.int32)
+Q = QParams.per_tensor(0.5, 0)
+TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
+NO_ACTIVATION = {"fused_activation_function": "NONE"}
+FULLY = {**NO_ACTIVATION, "weights_format": "DEFAULT", "keep_num_dims": False}
+
+
+@dataclass
+class Net:
+    """Writes a graph, an operator a call."""
+
+    inputs: list[Tensor] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+
+    def input(self, *shape: int) -> Tensor:
+        self.inputs.append(Tensor(shape, INT8, Q))
+        return self.inputs[-1]
+
+    def op(self, kind: Kind, inputs: Sequence[Tensor], shape: Sequence[int], **attrs: Any) -> Tensor:
+        self.ops.append(Op(kind, tuple(inputs), Tensor(tuple(shape), INT8, Q), attrs))
+        return self.ops[-1].output
+
+    def transpose(self, tensor: Tensor, *perm: int) -> Tensor:
+        return self.op(TRANSPOSE, [tensor], [tensor.shape[dim] for dim in perm], perm=perm)
+
+    def reshape(self, tensor: Tensor, *shape: int) -> Tensor:
+        return self.op(RESHAPE, [tensor], shape, new_shape=shape)
+
+    def relu(self, tensor: Tensor) -> Tensor:
+        return self.op(RELU, [tensor], tensor.shape)
+
+    def add(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.op(ADD, [left, right], np.broadcast_shapes(left.shape, right.shape), **NO_ACTIVATION)
+
+    def pool(self, nhwc: Tensor) -> Tensor:
+        window = {"stride_h": 1, "stride_w": 1, "filter_height": 1, "filter_width": 1}
+        return self.op(MAX_POOL_2D, [nhwc], nhwc.shape, padding="VALID", **window, **NO_ACTIVATION)
+
+    def returns(self, *outputs: Tensor) -> Graph:
+        return verify(Graph(tuple(self.inputs), outputs, tuple(self.ops)), "the test")
+
+
+def constant(*shape: int, start: int = 0) -> Tensor:
+    data = np.arange(start, start + math.prod(shape), dtype=np.int8).reshape(shape)
+    return Tensor(shape, INT8, Q, data)
+
+
+def text(graph: Graph) -> str:
+    """The dump without what is the same everywhere in these tests."""
+    return dump(graph).replace(" int8 q(0.5, 0)", "").strip()
+
+
+def golden(value: str) -> str:
+    return "\n".join(line.strip() for line in value.strip().splitlines())
+
+
+def sunk(graph: Graph) -> str:
+    return text(verify(sink_views(graph), "sink_views"))
+
+
+class TestSinkViews:
+    def test_rule_1_views_that_cancel_emit_nothing(self) -> None:
+        net = Net()
+        x = net.transpose(net.input(1, 2, 3, 4), *TO_NHWC)
+        y = net.relu(net.transpose(net.reshape(net.reshape(x, 12, 2), 1, 3, 4, 2), *TO_NCHW))
+        assert sunk(net.returns(y)) == golden("""
+            input %0: 1x2x3x4
+            %1: 1x2x3x4 = RELU(%0)
+            output %1
+        """)
+
+    def test_rule_1_a_chain_is_emitted_as_one(self) -> None:
+        net = Net()
+        x = net.transpose(net.transpose(net.input(2, 3, 4), 1, 0, 2), 2, 0, 1)
+        assert sunk(net.returns(x)) == golden("""
+            input %0: 2x3x4
+            %1: 4x3x2 = TRANSPOSE(%0) perm=(2,1,0)
+            output %1
+        """)
+
+    def test_rule_2_elementwise_operator_passes_its_view_on(self) -> None:
+        net = Net()
+        x, y = (net.transpose(net.input(1, 3, 4, 2), *TO_NCHW) for _ in range(2))
+        assert sunk(net.returns(net.transpose(net.add(x, y), *TO_NHWC))) == golden("""
+            input %0: 1x3x4x2
+            input %1: 1x3x4x2
+            %2: 1x3x4x2 = ADD(%0, %1)
+            output %2
+        """)
+
+    def test_rule_2_broadcast_operand_follows(self) -> None:
+        net = Net()
+        x = net.transpose(net.input(1, 3, 4, 2), *TO_NCHW)
+        assert sunk(net.returns(net.transpose(net.add(x, constant(2, 1, 1)), *TO_NHWC))) == golden("""
+            input %0: 1x3x4x2
+            %2: 1x3x4x2 = ADD(%0, c1: 1x1x1x2)
+            output %2
+        """)
+
+    def test_rule_2_any_view_passes_an_operator_on_equal_shapes(self) -> None:
+        net = Net()
+        x = net.reshape(net.transpose(net.input(2, 3, 4), 1, 0, 2), 3, 8)
+        y = net.transpose(net.reshape(net.relu(x), 3, 2, 4), 1, 0, 2)
+        assert sunk(net.returns(y)) == golden("""
+            input %0: 2x3x4
+            %1: 2x3x4 = RELU(%0)
+            output %1
+        """)
+
+    def test_rule_2_not_where_the_other_operand_cannot_follow(self) -> None:
+        net = Net()
+        x = net.reshape(net.transpose(net.input(2, 3, 4), 1, 0, 2), 3, 8)
+        assert sunk(net.returns(net.add(x, net.input(8)))) == golden("""
+            input %0: 2x3x4
+            input %1: 8
+            %2: 3x2x4 = TRANSPOSE(%0) perm=(1,0,2)
+            %3: 3x8 = RESHAPE(%2) new_shape=(3,8)
+            %4: 3x8 = ADD(%3, %1)
+            output %4
+        """)
+
+    def test_rule_3_axes_are_renumbered(self) -> None:
+        net = Net()
+        x = net.transpose(net.input(1, 3, 4, 2), *TO_NCHW)
+        mean = net.op(MEAN, [x], (1, 2), axes=(2, 3), keep_dims=False)
+        both = net.op(CONCATENATION, [x, x], (1, 4, 3, 4), axis=1, **NO_ACTIVATION)
+        pad = net.op(PAD, [x], (1, 2, 6, 4), paddings=((0, 0), (0, 0), (1, 2), (0, 0)))
+        part = net.op(SLICE, [x], (1, 1, 3, 4), begin=(0, 1, 0, 0), size=(1, 1, 3, 4))
+        outputs = [mean, *(net.transpose(tensor, *TO_NHWC) for tensor in (both, pad, part))]
+        assert sunk(net.returns(*outputs)) == golden("""
+            input %0: 1x3x4x2
+            %1: 1x2 = MEAN(%0) axes=(1,2) keep_dims=False
+            %2: 1x3x4x4 = CONCATENATION(%0, %0) axis=3
+            %3: 1x6x4x2 = PAD(%0) paddings=((0,0),(1,2),(0,0),(0,0))
+            %4: 1x3x4x1 = SLICE(%0) begin=(0,0,0,1) size=(1,3,4,1)
+            output %1
+            output %2
+            output %3
+            output %4
+        """)
+
+    def test_rule_3_not_for_a_view_that_splits_a_dimension(self) -> None:
+        net = Net()
+        x = net.reshape(net.input(6, 4), 2, 3, 4)
+        assert sunk(net.returns(net.op(MEAN, [x], (2, 4), axes=(1,), keep_dims=False))) == golden("""
+            input %0: 6x4
+            %1: 2x3x4 = RESHAPE(%0) new_shape=(2,3,4)
+            %2: 2x4 = MEAN(%1) axes=(1,) keep_dims=False
+            output %2
+        """)
+
+    def test_rule_4_weight_takes_the_features_in_stored_order(self) -> None:
+        net = Net()
+        flat = net.reshape(net.transpose(net.input(1, 2, 2, 3), *TO_NCHW), 1, 12)
+        bias = Tensor((1,), INT32, Q, np.zeros(1, np.int32))
+        weight = constant(1, 12)
+        graph = sink_views(net.returns(net.op(FULLY_CONNECTED, [flat, weight, bias], (1, 1), **FULLY)))
+        assert text(graph) == golden("""
+            input %0: 1x2x2x3
+            %1: 1x12 = RESHAPE(%0) new_shape=(1,12)
+            %4: 1x1 = FULLY_CONNECTED(%1, c2: 1x12, c3: 1 int32 q(0.5, 0)) keep_num_dims=False weights_format=DEFAULT
+            output %4
+        """)
+        permuted = np.asarray(graph.ops[1].inputs[1].data).reshape(2, 2, 3)
+        np.testing.assert_array_equal(permuted, np.arange(12).reshape(3, 2, 2).transpose(1, 2, 0))
+
+    def test_rule_4_not_where_rows_and_features_mix(self) -> None:
+        net = Net()
+        rows = net.transpose(net.input(3, 2), 1, 0)
+        bias = Tensor((1,), INT32, Q, np.zeros(1, np.int32))
+        assert sunk(net.returns(net.op(FULLY_CONNECTED, [rows, constant(1, 3), bias], (2, 1), **FULLY))) == golden("""
+            input %0: 3x2
+            %1: 2x3 = TRANSPOSE(%0) perm=(1,0)
+            %4: 2x1 = FULLY_CONNECTED(%1, c2: 1x3, c3: 1 int32 q(0.5, 0)) keep_num_dims=False weights_format=DEFAULT
+            output %4
+        """)
+
+    def test_rule_5_operator_with_fixed_order_gets_its_view_once(self) -> None:
+        net = Net()
+        x = net.transpose(net.input(1, 2, 3, 4), *TO_NHWC)
+        assert sunk(net.returns(net.pool(x), net.pool(x))) == golden("""
+            input %0: 1x2x3x4
+            %1: 1x3x4x2 = TRANSPOSE(%0) perm=(0,2,3,1)
+            %2: 1x3x4x2 = MAX_POOL_2D(%1) filter_height=1 filter_width=1 padding=VALID stride_h=1 stride_w=1
+            %3: 1x3x4x2 = MAX_POOL_2D(%1) filter_height=1 filter_width=1 padding=VALID stride_h=1 stride_w=1
+            output %2
+            output %3
+        """)
+
+    def test_rule_6_view_of_a_constant_is_a_constant(self) -> None:
+        net = Net()
+        graph = sink_views(net.returns(net.add(net.input(3, 2), net.transpose(constant(2, 3), 1, 0))))
+        assert text(graph) == golden("""
+            input %0: 3x2
+            %2: 3x2 = ADD(%0, c1: 3x2)
+            output %2
+        """)
+        np.testing.assert_array_equal(np.asarray(graph.ops[0].inputs[1].data), np.arange(6).reshape(2, 3).T)
+
+
+class TestRewrites:
+    def test_dead_operators_go(self) -> None:
+        net = Net()
+        x = net.input(4)
+        net.relu(net.relu(x))
+        alive = net.op(ABS, [x], (4,))
+        assert text(remove_dead_operators(net.returns(alive))) == golden("""
+            input %0: 4
+            %1: 4 = ABS(%0)
+            output %1
+        """)
+
+    def test_equal_constants_are_one(self) -> None:
+        net = Net()
+        y = net.add(net.add(net.input(4), constant(4)), constant(4))
+        assert text(share_constants(net.returns(net.add(y, constant(4, start=1))))) == golden("""
+            input %0: 4
+            %2: 4 = ADD(%0, c1: 4)
+            %3: 4 = ADD(%2, c1: 4)
+            %5: 4 = ADD(%3, c4: 4)
+            output %5
+        """)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            Tensor((4,), INT8, QParams.per_tensor(0.25, 0), np.arange(4, dtype=np.int8)),
+            Tensor((1, 4), INT8, Q, np.arange(4, dtype=np.int8).reshape(1, 4)),
+            Tensor((1,), INT32, Q, np.arange(4, dtype=np.int8).view(np.int32)),
+        ],
+        ids=["qparams", "shape", "dtype"],
+    )
+    def test_constants_that_only_share_bytes_stay(self, other: Tensor) -> None:
+        x = Tensor((4,), INT8, Q)
+        op = Op(FULLY_CONNECTED, (x, constant(4), other), Tensor((4,), INT8, Q))
+        inputs = share_constants(Graph((x,), (op.output,), (op,))).ops[0].inputs
+        assert inputs[1] is not inputs[2]
+
+    def test_outputs_that_nothing_writes_are_copied(self) -> None:
+        net = Net()
+        x = net.input(4)
+        y = net.relu(x)
+        graph = verify(copy_unwritten_outputs(Graph((x,), (y, x, y, constant(2)), tuple(net.ops))), "copies")
+        assert text(graph) == golden("""
+            input %0: 4
+            %1: 4 = RELU(%0)
+            %2: 4 = RESHAPE(%0) new_shape=(4,)
+            %3: 4 = RESHAPE(%1) new_shape=(4,)
+            %5: 2 = RESHAPE(c4: 2) new_shape=(2,)
+            output %1
+            output %2
+            output %3
+            output %5
+        """)
+
+    def test_outputs_that_are_written_stay(self) -> None:
+        net = Net()
+        graph = net.returns(net.relu(net.input(4)))
+        assert text(copy_unwritten_outputs(graph)) == text(graph)
+
+    def test_format_conversions_at_the_edges_are_hoisted(self) -> None:
+        net = Net()
+        x = net.input(1, 2, 3, 4)
+        y = net.pool(net.transpose(x, *TO_NHWC))
+        graph, inputs, outputs = hoist_format_conversions(net.returns(net.transpose(y, *TO_NCHW)))
+        assert (inputs, outputs) == ((True,), (True,))
+        assert text(graph) == golden("""
+            input %0: 1x3x4x2
+            %1: 1x3x4x2 = MAX_POOL_2D(%0) filter_height=1 filter_width=1 padding=VALID stride_h=1 stride_w=1
+            output %1
+        """)
+
+    def test_format_conversions_that_are_not_alone_stay(self) -> None:
+        net = Net()
+        x = net.input(1, 2, 3, 4)
+        y = net.transpose(net.pool(net.transpose(x, *TO_NHWC)), *TO_NCHW)
+        before = net.returns(y, net.relu(x), net.relu(y))
+        graph, inputs, outputs = hoist_format_conversions(before)
+        assert (inputs, outputs) == ((False,), (False, False, False))
+        assert text(graph) == text(before)
+
+
+def steps_of(shape: Shape, draw: Callable[[Any], Any], count: int) -> list[tuple[str, Shape]]:
+    """A random chain of transposes and reshapes of a tensor of `shape`."""
+    steps: list[tuple[str, Shape]] = []
+    for _ in range(count):
+        if draw(st.booleans()):
+            perm = tuple(draw(st.permutations(range(len(shape)))))
+            steps.append(("transpose", perm))
+            shape = tuple(shape[dim] for dim in perm)
+        else:
+            shape = draw(st.sampled_from(factorizations(math.prod(shape))))
+            steps.append(("reshape", shape))
+    return steps
+
+
+def factorizations(size: int) -> list[Shape]:
+    """Shapes of up to four dimensions that hold `size` elements."""
+    divisors = [d for d in range(1, size + 1) if size % d == 0]
+    shapes: list[Shape] = [(size,), (1, size)]
+    for first in divisors:
+        rest = size // first
+        shapes.append((first, rest))
+        shapes += [(first, second, rest // second) for second in divisors if rest % second == 0]
+        shapes += [(1, first, second, rest // second) for second in divisors if rest % second == 0]
+    return sorted(set(shapes))
+
+
+@st.composite
+def chains(draw: Any) -> tuple[Shape, list[tuple[str, Shape]]]:
+    shape = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=4)))
+    return shape, steps_of(shape, draw, draw(st.integers(1, 5)))
+
+
+def viewed(shape: Shape, steps: Sequence[tuple[str, Shape]], data: Array) -> tuple[View | None, Array]:
+    """The chain as a view (None where it is none) and as numpy sees it."""
+    view: View | None = View.of(Tensor(shape, INT8, Q))
+    for step, operand in steps:
+        data = data.transpose(operand) if step == "transpose" else data.reshape(operand)
+        if view is not None:
+            view = view.permuted(operand) if step == "transpose" else view.reshaped(operand)
+    return view, data
+
+
+class TestViews:
+    @given(chains())
+    @settings(max_examples=400, deadline=None)
+    def test_chain_is_what_numpy_makes_of_it(self, chain: tuple[Shape, list[tuple[str, Shape]]]) -> None:
+        shape, steps = chain
+        data = np.arange(math.prod(shape)).reshape(shape)
+        view, expected = viewed(shape, steps, data)
+        assume(view is not None)
+        assert view is not None
+        np.testing.assert_array_equal(view.evaluate(data), expected)
+        net = Net()
+        emitted = view.emit(lambda kind, operand, value, out: net.op(kind, [value], out, **{kind.operands[0]: operand}))
+        assert len(net.ops) <= 3
+        for op in net.ops:
+            data = data.transpose(op.attrs["perm"]) if op.kind is TRANSPOSE else data.reshape(op.output.shape)
+            assert data.shape == op.output.shape
+        assert emitted.shape == expected.shape
+        np.testing.assert_array_equal(data, expected)
+
+    @given(chains())
+    @settings(max_examples=200, deadline=None)
+    def test_view_undoes_itself(self, chain: tuple[Shape, list[tuple[str, Shape]]]) -> None:
+        shape, steps = chain
+        view, _ = viewed(shape, steps, np.zeros(shape))
+        assume(view is not None)
+        assert view is not None
+        undone = view.undo(view)
+        assert undone is not None
+        assert undone.in_stored_order
+        assert undone.shape == shape
+
+    @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.randoms(use_true_random=False))
+    @settings(max_examples=200, deadline=None)
+    def test_dimension_permutation_of_a_transpose(self, sizes: list[int], random: Any) -> None:
+        shape, perm = tuple(sizes), random.sample(range(len(sizes)), len(sizes))
+        found = View.of(Tensor(shape, INT8, Q)).permuted(perm).dimension_permutation()
+        assert found is not None
+        data = np.arange(math.prod(shape)).reshape(shape)
+        np.testing.assert_array_equal(data.transpose(found), data.transpose(perm))
+
+    def test_reshape_through_an_atom_is_no_view(self) -> None:
+        assert View.of(Tensor((2, 3), INT8, Q)).permuted((1, 0)).reshaped((2, 3)) is None
+        assert View.of(Tensor((2, 3), INT8, Q)).reshaped((3, 2)) is not None
+
+
+@st.composite
+def graphs(draw: Any) -> Graph:
+    """Random elementwise, axis and view operators, some of them read twice, up to three outputs."""
+    net = Net()
+    shape = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 4]), min_size=2, max_size=4)))
+    values = [net.input(*shape), net.input(*shape)]
+    for _ in range(draw(st.integers(2, 9))):
+        value = draw(st.sampled_from(values))
+        values.append(_random_operator(draw, net, value, values))
+    outputs = draw(st.lists(st.sampled_from(values), min_size=1, max_size=3))
+    return net.returns(*outputs)
+
+
+def _random_operator(draw: Any, net: Net, value: Tensor, values: list[Tensor]) -> Tensor:
+    shape, rank = value.shape, len(value.shape)
+    axis = draw(st.integers(0, rank - 1))
+    kinds = ["transpose", "reshape", "relu", "add", "constant", "mean", "cat", "pad", "slice", "fully connected"]
+    kind = draw(st.sampled_from(kinds))
+    if kind in ("transpose", "reshape"):
+        ((step, operand),) = steps_of(shape, draw, 1)
+        return net.transpose(value, *operand) if step == "transpose" else net.reshape(value, *operand)
+    if kind == "relu":
+        return net.relu(value)
+    if kind == "add":
+        return net.add(value, draw(st.sampled_from([other for other in values if other.shape == shape])))
+    if kind == "constant":
+        return net.add(value, constant(*(size if draw(st.booleans()) else 1 for size in shape)))
+    if kind == "mean":
+        keep = draw(st.booleans()) or rank == 1
+        kept = tuple(1 if dim == axis else size for dim, size in enumerate(shape) if keep or dim != axis)
+        return net.op(MEAN, [value], kept, axes=(axis,), keep_dims=keep)
+    if kind == "cat":
+        joined = tuple(2 * size if dim == axis else size for dim, size in enumerate(shape))
+        return net.op(CONCATENATION, [value, value], joined, axis=axis, **NO_ACTIVATION)
+    if kind == "pad":
+        paddings = tuple((1, 2) if dim == axis else (0, 0) for dim in range(rank))
+        padded = tuple(size + sum(pair) for size, pair in zip(shape, paddings, strict=True))
+        return net.op(PAD, [value], padded, paddings=paddings)
+    if kind == "slice":
+        begin = tuple(size - 1 if dim == axis else 0 for dim, size in enumerate(shape))
+        size = tuple(1 if dim == axis else size for dim, size in enumerate(shape))
+        return net.op(SLICE, [value], size, begin=begin, size=size)
+    features = shape[-1]
+    rows = net.reshape(value, value.size // features, features)
+    bias = Tensor((2,), INT32, QParams.per_tensor(0.25, 0), np.array([3, -5], np.int32))
+    return net.op(FULLY_CONNECTED, [rows, constant(2, features, start=-3), bias], (rows.shape[0], 2), **FULLY)
+
+
+class TestOptimize:
+    @given(graphs(), st.integers(0, 1000))
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    def test_meaning_stays(self, graph: Graph, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        inputs = [generator.integers(-128, 128, tensor.shape, dtype=np.int8) for tensor in graph.inputs]
+        optimized = optimize(graph)
+        plain = litert(tflite.write(verify(copy_unwritten_outputs(graph), "copies")), *inputs)
+        for found, expected in zip(litert(tflite.write(optimized), *inputs), plain, strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+    @given(graphs())
+    @settings(max_examples=100, deadline=None)
+    def test_second_time_changes_nothing(self, graph: Graph) -> None:
+        once = optimize(graph)
+        assert dump(optimize(once)) == dump(once)
+
+
+def single(kind: Kind, inputs: Sequence[Tensor], output: Tensor, **attrs: Any) -> Graph:
+    op = Op(kind, tuple(inputs), output, attrs, "node_7")
+    read = tuple(dict.fromkeys(tensor for tensor in inputs if tensor.data is None))
+    return Graph(read, (output,), (op,))
+
+
+def tensor(*shape: int, qparams: QParams = Q, data: Array | None = None) -> Tensor:
+    return Tensor(shape, INT8, qparams, data)
+
+
+def never_written() -> Graph:
+    return Graph((), (written := tensor(2),), (Op(RELU, (tensor(2),), written, {}, "node_7"),))
+
+
+def written_twice() -> Graph:
+    x, y = tensor(2), tensor(2)
+    return Graph((x,), (y,), (Op(RELU, (x,), y), Op(ABS, (x,), y, {}, "node_7")))
+
+
+FAULTS = {
+    "reads what nothing wrote": never_written(),
+    "writes a tensor twice": written_twice(),
+    "has a tensor of shape (0, 2)": single(RELU, [tensor(0, 2)], tensor(0, 2)),
+    "has a tensor without a zero point for each scale": single(RELU, [tensor(2, qparams=QParams((), ()))], tensor(2)),
+    "has a scale that is not positive": single(RELU, [tensor(2, qparams=QParams((0.0,), (0,)))], tensor(2)),
+    "has a constant of another shape or dtype than its tensor": single(
+        ADD, [tensor(2), tensor(2, data=np.zeros(3, np.int8))], tensor(2)
+    ),
+    "yields (2, 3) from [(2, 3)] with {'perm': (1, 0)}": single(TRANSPOSE, [tensor(2, 3)], tensor(2, 3), perm=(1, 0)),
+    "yields (2, 2) from [(2, 3)] with {'perm': (0, 0)}": single(TRANSPOSE, [tensor(2, 3)], tensor(2, 2), perm=(0, 0)),
+    "yields (7,) from [(2, 3)] with {'new_shape': (7,)}": single(RESHAPE, [tensor(2, 3)], tensor(7), new_shape=(7,)),
+    "yields (6,) from [(2, 3)] with {'new_shape': (3,)}": single(RESHAPE, [tensor(2, 3)], tensor(6), new_shape=(3,)),
+    "yields (3, 3) from [(2,), (3, 1)] with {}": single(ADD, [tensor(2), tensor(3, 1)], tensor(3, 3)),
+    "yields (3,) from [(2,), (3,)] with {}": single(ADD, [tensor(2), tensor(3)], tensor(3)),
+    "yields (2,) from [(2,)] with {'axes': (1,)}": single(MEAN, [tensor(2)], tensor(2), axes=(1,)),
+    "yields (2,) from [(2,)] with {'paddings': ()}": single(PAD, [tensor(2)], tensor(2), paddings=()),
+}
+
+
+class TestVerify:
+    @pytest.mark.parametrize("message", FAULTS)
+    def test_fault_is_named(self, message: str) -> None:
+        with pytest.raises(IRError) as raised:
+            verify(FAULTS[message], "here")
+        assert str(raised.value).startswith(f"after here: {FAULTS[message].ops[-1].kind.name} {message}")
+        assert raised.value.node == "node_7"
+
+    def test_output_that_nothing_wrote(self) -> None:
+        with pytest.raises(IRError, match="after here: an output that nothing wrote"):
+            verify(Graph((), (tensor(2),), ()), "here")
