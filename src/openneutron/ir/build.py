@@ -63,7 +63,7 @@ def build(
         operands = {}
         for dequantize in operator.operands:
             source = dequantize.args[0]
-            assert isinstance(source, Node)  # noqa: S101  the clusters hold nothing else
+            assert isinstance(source, Node)  # the clusters hold nothing else
             operands[dequantize] = values.get(source) or _constant(constant(source), qparams_of(dequantize))
         values[operator.quantize] = operator.lower(operands, ops)
     stored_outputs = [
@@ -99,6 +99,6 @@ def _transpose(ops: list[Op], tensor: Tensor, perm: tuple[int, ...], origin: str
 
 
 def _constant(data: Array | None, qparams: QParams) -> Tensor:
-    assert data is not None  # noqa: S101  the clusters hold computed values of the partition, or constants
+    assert data is not None  # the clusters hold computed values of the partition, or constants
     data = np.ascontiguousarray(data if data.ndim else data.reshape(1))
     return Tensor(data.shape, data.dtype, qparams, data)

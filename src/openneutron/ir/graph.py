@@ -63,9 +63,9 @@ class Layout(enum.Enum):
 class Kind:
     """A TFLite builtin operator: its name in the schema, the name of its options table, and its layout rule.
 
-    `operands` are attributes that the file holds as int32 constant inputs behind the first tensor; `axes` are attributes
-    that number dimensions; `dimensions` are attributes with one entry per dimension. `version` is the first of the
-    operator's versions that takes int8.
+    `operands` are attributes that the file holds as int32 constant inputs behind the first tensor; `axes` are
+    attributes that number dimensions; `dimensions` are attributes with one entry per dimension. `version` is the first
+    of the operator's versions that takes int8.
     """
 
     name: str

@@ -72,13 +72,15 @@ class _Sinking:
         """Rules 2 and 3 for views that permute whole dimensions; inputs of fewer elements broadcast."""
         rank = max(len(view.shape) for view in views)
         leaders = [view for view in views if view.stored.data is None and len(view.shape) == rank]
-        perm = next((perm for view in leaders if not view.in_stored_order and (perm := view.dimension_permutation())), None)
+        moved = (view.dimension_permutation() for view in leaders if not view.in_stored_order)
+        perm = next(filter(None, moved), None)
         if perm is None:
             return None
         inverse = np.argsort(perm).tolist()
         inputs = []
         for view in views:
-            full = view if len(view.shape) == rank else _must(view.reshaped((1,) * (rank - len(view.shape)) + view.shape))
+            units = (1,) * (rank - len(view.shape))
+            full = _must(view.reshaped(units + view.shape)) if units else view
             inputs.append(self._in_order(full.permuted(inverse)))
         attrs: dict[str, object] = {name: _renumbered(op.attrs[name], perm) for name in op.kind.axes}
         attrs |= {name: tuple(op.attrs[name][dim] for dim in inverse) for name in op.kind.dimensions}

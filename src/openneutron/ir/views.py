@@ -66,7 +66,7 @@ class View:
         return refined and replace(refined, shape=tuple(shape))
 
     def _split_along(self, order: Sequence[int], shape: Sequence[int]) -> View | None:
-        """The same view with atoms that, taken in `order`, fill each dimension of `shape` exactly; None if they can't."""
+        """The same view with atoms that, taken in `order`, fill each dimension of `shape`; None if they can't."""
         pieces: list[tuple[int, ...]] = [()] * len(self.atoms)  # each atom's parts, outermost first
         position, remaining = -1, 1
         for size in shape:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +67,9 @@ def has_supported_geometry(site: Site) -> bool:
 
 @constraint
 def fits_accumulation(site: Site) -> bool:
-    """Kernel height x width x input channels, rounded up to the MACs of a pipeline, is at most {MAX_WEIGHTS_OF_ONE_OUTPUT}."""
+    """Kernel height x width x input channels, rounded up to the MACs of a pipeline, is at most
+    {MAX_WEIGHTS_OF_ONE_OUTPUT}.
+    """
     granularity = site.target.channel_granularity
     channels = -(-site.shape_of("weight")[1] // granularity) * granularity
     return math.prod(_kernel(site)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
@@ -88,6 +92,15 @@ def macs(site: Site) -> int:
     return math.prod(site.shape) * math.prod(site.shape_of("weight")[1:])
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """Filters with the dimensions [outputs, inputs, height, width], and a bias for each output."""
+
+    oihw: Array
+    qparams: QParams
+    bias: Tensor
+
+
 def lower_convolution(lowering: Lowering) -> Tensor:
     """CONV_2D or DEPTHWISE_CONV_2D in NHWC, one per group where the groups are neither; a 1-D one has height 1."""
     site, inputs, weight = lowering.site, lowering.tensor("input"), lowering.tensor("weight")
@@ -104,17 +117,19 @@ def lower_convolution(lowering: Lowering) -> Tensor:
                          _spatial(site, "dilation"), _padding_begin(site), strict=True)
     ]  # fmt: skip
     nhwc, padding = pad_spatial(lowering, lowering.channels_last(inputs), windows)
-    output = _convolve(lowering, nhwc, oihw, weight.qparams, bias, windows, padding)
+    weights = _Weights(oihw, weight.qparams, bias)
+    output = _convolve(lowering, nhwc, weights, windows, padding)
     return lowering.reshape(lowering.channels_first(output), lowering.shape)
 
 
 def _convolve(
-    lowering: Lowering, nhwc: Tensor, oihw: Array, weight: QParams, bias: Tensor, windows: Sequence[Window], padding: str
+    lowering: Lowering, nhwc: Tensor, weights: _Weights, windows: Sequence[Window], padding: str
 ) -> Tensor:
+    oihw, weight, bias = weights.oihw, weights.qparams, weights.bias
     groups, channels = lowering.args["groups"], oihw.shape[0]
     shape = (nhwc.shape[0], *(window.outputs for window in windows), channels)
     vertical, horizontal = windows
-    attrs = {
+    attrs: dict[str, Any] = {
         "padding": padding,
         "stride_h": vertical.stride,
         "stride_w": horizontal.stride,

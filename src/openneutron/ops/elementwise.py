@@ -130,7 +130,9 @@ def _softmax_dim(site: Site) -> int:
 
 @constraint
 def has_few_softmax_channels(site: Site) -> bool:
-    """It is over at most {MAX_SOFTMAX_CHANNELS} values, at most {MAX_SOFTMAX_POSITIONS} times, {MAX_SOFTMAX_ELEMENTS} values in all."""
+    """It is over at most {MAX_SOFTMAX_CHANNELS} values, at most {MAX_SOFTMAX_POSITIONS} times, {MAX_SOFTMAX_ELEMENTS}
+    values in all.
+    """
     channels, elements = site.shape[_softmax_dim(site)], math.prod(site.shape)
     return (
         channels <= MAX_SOFTMAX_CHANNELS
@@ -147,7 +149,9 @@ def is_over_the_channels(site: Site) -> bool:
 
 @legacy_constraint
 def has_legacy_softmax_size(site: Site) -> bool:
-    """Of rank 2 or more, over a multiple of the MACs of a pipeline and fewer than 4096 / pipelines x 4 values, 65536 granules in all."""
+    """Of rank 2 or more, over a multiple of the MACs of a pipeline and fewer than 4096 / pipelines x 4 values, 65536
+    granules in all.
+    """
     channels, granularity = site.shape[_softmax_dim(site)], site.target.channel_granularity
     limit = 4096 // (site.target.pipelines or granularity) * 4
     return (

@@ -30,7 +30,7 @@ def has_a_plain_bias(site: Site) -> bool:
 @constraint
 def does_not_scale(site: Site) -> bool:
     """alpha and beta are 1."""
-    return site.args["alpha"] == 1 and site.args["beta"] == 1
+    return bool(site.args["alpha"] == 1 and site.args["beta"] == 1)
 
 
 def macs(site: Site) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from openneutron.fx import arguments, shape_of
+from openneutron.fx import shape_of
 from openneutron.ir.graph import Kind, Layout, Tensor
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.spec import OpSpec, OutputRule, Site, constraint, legacy_constraint
@@ -159,7 +159,7 @@ def _mean_axes(site: Site) -> tuple[int, ...]:
 
 @legacy_constraint
 def means_over_an_image(site: Site) -> bool:
-    """It is over height and width of a rank-4 input, with keepdim, the channels a multiple of the MACs of a pipeline."""
+    """It is over height and width of rank 4, with keepdim, its channels a multiple of the MACs of a pipeline."""
     shape = site.shape_of("self")
     return (
         len(shape) == 4

@@ -57,8 +57,8 @@ def pad_spatial(
 ) -> tuple[Tensor, str]:
     """The padded input and TFLite's name of the padding that is left to the operator.
 
-    SAME or VALID where the geometry allows; else an explicit PAD with real zero, or a PADV2 with `value`. `allow_same` is
-    off where the operator treats its own padding in another way than torch.
+    SAME or VALID where the geometry allows; else an explicit PAD with real zero, or a PADV2 with `value`. `allow_same`
+    is off where the operator treats its own padding in another way than torch.
     """
     if all(window.is_valid for window in windows):
         return nhwc, "VALID"

@@ -54,7 +54,7 @@ def write(graph: Graph) -> bytes:
     return bytes(builder.Output())
 
 
-class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
+class _AlignedBuffer(schema.BufferT):
     def __init__(self, data: bytes = b"") -> None:
         super().__init__()
         self.data = data
