@@ -1,5 +1,6 @@
 // Python's view of the host delegate: importing this module registers it with ExecuTorch's runtime.
 #include "dim_orders.h"
+#include "edge_kernels.h"
 #include "host_delegate.h"
 
 #include <pybind11/pybind11.h>
@@ -16,6 +17,7 @@ PYBIND11_MODULE(_host, module) {
         "ExecuTorch's runtime did not register NeutronBackend (error " + std::to_string(static_cast<int>(error)) +
         "): another delegate of that name is there, or too many are");
   }
+  openneutron::register_edge_kernels();
   module.doc() = "The host delegate of NeutronBackend; importing it registers it with ExecuTorch's runtime.";
   module.def(
       "last_error",
