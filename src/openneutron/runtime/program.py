@@ -74,7 +74,10 @@ class HostProgram:
             meta = self._method.method_meta()
             self.inputs = tuple(_info(meta.input_tensor_meta(i)) for i in range(meta.num_inputs()))
             self.outputs = tuple(_info(meta.output_tensor_meta(i)) for i in range(meta.num_outputs()))
-            self._dim_orders = _host.input_dim_orders(data, METHOD)
+            # None where the order is the usual one, which run() is to find out without a look at the dimensions.
+            self._dim_orders = tuple(
+                None if order == tuple(range(len(order))) else order for order in _host.input_dim_orders(data, METHOD)
+            )
         except (RuntimeError, ValueError, IndexError) as error:
             raise _failure(f"{name} cannot be loaded", error) from error
 
@@ -142,15 +145,19 @@ def _tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
         raise InputError(f"input {index} is a {type(value).__name__}, expected a torch tensor or a numpy array")
     if value.dtype != info.dtype:
         raise InputError(f"input {index} has dtype {value.dtype}, expected {info.dtype}")
-    if tuple(value.shape) != info.shape:
+    if value.shape != info.shape:
         raise InputError(f"input {index} has shape {tuple(value.shape)}, expected {info.shape}")
-    return value.detach().cpu()
+    # After a run the caches are full of the network, and each call into torch takes ten times as long as it would else.
+    return value.detach().cpu() if value.requires_grad or not value.is_cpu else value
 
 
-def _in_order(tensor: torch.Tensor, dim_order: tuple[int, ...]) -> torch.Tensor:
-    """`tensor` with its bytes in the order that the program takes: the runtime would not notice any other."""
-    if dim_order == tuple(range(tensor.dim())):
-        return tensor.contiguous()
+def _in_order(tensor: torch.Tensor, dim_order: tuple[int, ...] | None) -> torch.Tensor:
+    """`tensor` with its bytes in the order that the program takes: the runtime would not notice any other.
+
+    No `dim_order` is the usual one: the last dimension lies closest together.
+    """
+    if dim_order is None:
+        return tensor if tensor.is_contiguous() else tensor.contiguous()
     packed = tensor.permute(dim_order).contiguous()
     return packed.permute(tuple(dim_order.index(dim) for dim in range(tensor.dim())))
 
