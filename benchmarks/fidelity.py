@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
+from torch.fx import GraphModule
 
 from openneutron import load, lower, quantize
 
+from .exact import exact
 from .networks import NETWORKS, Network, Sample
 
 WIDTH_OF_A_FILE = 160  # columns, where the output is no terminal
@@ -37,6 +40,7 @@ class Scores:
     `top1_*` are the percentages of samples whose top-1 class is the label; `sqnr_*` the median decibels between the
     float output and its distance to the quantized one. `agreement` is the percentage of samples for which module and
     `.pte` have the same top-1 class, `equal` of those for which every element of the output is the same.
+    `agreement_exact` and `equal_exact` are those of the `.pte` and the module computed in double (`benchmarks.exact`).
     """
 
     samples: int
@@ -47,6 +51,8 @@ class Scores:
     sqnr_pte: float
     agreement: float | None
     equal: float
+    agreement_exact: float | None
+    equal_exact: float
 
 
 @dataclass(frozen=True)
@@ -85,16 +91,17 @@ def sqnr(reference: Tensor, outputs: Tensor) -> float:
 
 
 @torch.no_grad()
-def score(network: Network, samples: Iterable[Sample], module: Callable[..., Any], pte: Callable[..., Any]) -> Scores:
+def score(network: Network, samples: Iterable[Sample], module: GraphModule, pte: Callable[..., Any]) -> Scores:
     """Run the float network, `module` and `pte` on `samples` and compare their outputs, one tensor each."""
-    runs: tuple[Callable[..., Any], ...] = (network.build(), module, pte)
+    runs: tuple[Callable[..., Any], ...] = (network.build(), module, pte, partial(exact, module))
     labels: list[int | None] = []
-    outputs: tuple[list[Tensor], ...] = ([], [], [])
+    outputs: tuple[list[Tensor], ...] = ([], [], [], [])
     for inputs, label in samples:
         labels.append(label)
         for run, kept in zip(runs, outputs, strict=True):
             kept.append(run(*inputs))
-    of_float, of_module, of_pte = (torch.cat(kept) for kept in outputs)
+    of_float, of_module, of_pte, of_exact = (torch.cat(kept) for kept in outputs)
+    has_classes = network.metric == "top-1"
     return Scores(
         samples=len(labels),
         top1_float=top1(of_float, labels),
@@ -102,8 +109,10 @@ def score(network: Network, samples: Iterable[Sample], module: Callable[..., Any
         top1_pte=top1(of_pte, labels),
         sqnr_module=sqnr(of_float, of_module),
         sqnr_pte=sqnr(of_float, of_pte),
-        agreement=percentage(of_module.argmax(1) == of_pte.argmax(1)) if network.metric == "top-1" else None,
+        agreement=percentage(of_module.argmax(1) == of_pte.argmax(1)) if has_classes else None,
         equal=percentage((of_module == of_pte).flatten(1).all(1)),
+        agreement_exact=percentage(of_exact.argmax(1) == of_pte.argmax(1)) if has_classes else None,
+        equal_exact=percentage(torch.isclose(of_exact, of_pte, rtol=1e-5, atol=1e-6).flatten(1).all(1)),
     )
 
 
@@ -142,7 +151,8 @@ def measure(network: Network, limit: int, progress: Progress, options: dict[str,
 def table_of(results: Iterable[Fidelity]) -> Table:
     """Return one row for each of `results`."""
     table = Table(title="Fidelity: top-1 in %, or SQNR to float where there are no labels", title_justify="left")
-    for heading in ("network", "samples", "float", "module", ".pte", "same top-1 %", "equal %", "delegates"):
+    compared = ("same top-1 %", "equal %", "in double: same top-1 %", "equal %")
+    for heading in ("network", "samples", "float", "module", ".pte", *compared, "delegates"):
         table.add_column(heading, justify="left" if heading == "network" else "right")
     table.add_column("operators on the CPU")
     table.add_column(".pte bytes", justify="right")
@@ -156,6 +166,8 @@ def table_of(results: Iterable[Fidelity]) -> Table:
             f"{scores.sqnr_pte:.1f} dB" if scores.top1_pte is None else f"{scores.top1_pte:.2f}",
             "-" if scores.agreement is None else f"{scores.agreement:.2f}",
             f"{scores.equal:.1f}",
+            "-" if scores.agreement_exact is None else f"{scores.agreement_exact:.2f}",
+            f"{scores.equal_exact:.1f}",
             str(result.delegates),
             "\n".join(f"{count} x {kind}" for kind, count in result.on_cpu.items()) or "none",
             f"{result.pte_bytes:,}",
