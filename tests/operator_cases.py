@@ -1,0 +1,541 @@
+"""The table of the operator tests: for each ATen operator, the shapes and attributes it is tried with.
+
+`tests/test_operators.py` and `benchmarks/operators.py` read it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tests.oracle import Function
+from torch import nn
+
+from openneutron.ops import OPERATORS, OpSpec
+
+__all__ = ["CASES", "Case"]
+
+aten = torch.ops.aten
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model around one operator, `target`."""
+
+    target: str
+    label: str
+    model: Callable[[], nn.Module] = field(repr=False)
+    shapes: tuple[Shape, ...]
+    spread: tuple[float, float] = (0.0, 1.0)
+    """Mean and standard deviation of the inputs."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """For `quantize`."""
+
+    @property
+    def spec(self) -> OpSpec:
+        """The operator's declaration."""
+        return OPERATORS[self.target]
+
+    @property
+    def id(self) -> str:
+        """Its name among the tests."""
+        return f"{self.target.removeprefix('aten.')}-{self.label}".replace(" ", "_")
+
+    def build(self) -> nn.Module:
+        """The model, with the same random weights each time."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return self.model()
+
+
+def move(values: torch.Tensor) -> torch.Tensor:
+    """An operator that is worth a partition and keeps its qparams, for those that only move values to stand behind."""
+    return F.hardtanh(values, -1.75, 2.25)
+
+
+def of(function: Callable[..., Any], *parts: nn.Module | torch.Tensor) -> Callable[[], nn.Module]:
+    return lambda: Function(function, *parts)
+
+
+def moved(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], nn.Module]:
+    """An operator that only moves values, behind one that computes."""
+    return lambda: Function(lambda values: function(move(values)))
+
+
+def conv(rank: int, *args: Any, pad: Shape = (), **options: Any) -> Callable[[], nn.Module]:
+    """A convolution, behind F.pad by `pad` where given."""
+
+    def make() -> nn.Module:
+        module = (nn.Conv1d if rank == 1 else nn.Conv2d)(*args, **options)
+        return Function(lambda layer, values: layer(F.pad(values, pad)), module) if pad else module
+
+    return make
+
+
+def _conv2d() -> list[Case]:
+    def case(label: str, shape: Shape, *args: Any, target: str = "aten.conv2d.default", **options: Any) -> Case:
+        return Case(target, label, conv(2, *args, **options), (shape,))
+
+    same: dict[str, Any] = {"target": "aten.conv2d.padding", "padding": "same"}
+    valid: dict[str, Any] = {"target": "aten.conv2d.padding", "padding": "valid"}
+    return [
+        case("1x1", (1, 8, 7, 5), 8, 16, 1),
+        case("1x1 stride 2", (1, 8, 7, 5), 8, 16, 1, stride=2),
+        case("1x1 one channel", (1, 1, 5, 5), 1, 1, 1),
+        case("3x3", (1, 3, 9, 11), 3, 5, 3),
+        case("3x3 no bias", (1, 3, 9, 11), 3, 5, 3, bias=False),
+        case("3x3 padded", (1, 3, 9, 11), 3, 5, 3, padding=1),
+        case("3x3 stride 2 even", (1, 3, 8, 12), 3, 5, 3, stride=2, padding=1),
+        case("3x3 stride 2 odd", (1, 3, 9, 13), 3, 5, 3, stride=2, padding=1),
+        case("3x3 stride 3", (1, 3, 10, 11), 3, 5, 3, stride=3, padding=1),
+        case("stride skips what is behind", (1, 3, 11, 11), 3, 4, 2, stride=4),
+        case("unequal", (1, 3, 13, 17), 3, 7, (3, 5), stride=(2, 1), padding=(2, 1), dilation=(1, 2)),
+        case("dilation 2", (1, 4, 11, 12), 4, 6, 3, dilation=2, padding=2),
+        case("dilation 3 stride 2", (1, 4, 17, 15), 4, 6, 3, dilation=3, stride=2, padding=3),
+        case("more padding than kernel", (1, 2, 5, 5), 2, 3, 3, padding=4),
+        case("2x2 padded", (1, 2, 5, 6), 2, 3, 2, padding=1),
+        case("4x4 stride 2", (1, 2, 8, 9), 2, 3, 4, stride=2, padding=1),
+        case("7x7", (1, 3, 20, 20), 3, 8, 7, stride=2, padding=3),
+        case("11x11", (1, 3, 31, 31), 3, 8, 11, stride=4, padding=2),
+        case("kernel as large as the image", (1, 4, 6, 5), 4, 10, (6, 5)),
+        case("1x9", (1, 4, 6, 15), 4, 4, (1, 9), padding=(0, 4)),
+        case("deep", (1, 512, 3, 3), 512, 16, 3, padding=1),
+        case("batch 3", (3, 3, 9, 9), 3, 5, 3, padding=1),
+        case("batch 2 stride 2", (2, 3, 8, 8), 3, 5, 3, stride=2, padding=1),
+        case("asymmetric pad", (1, 3, 9, 9), 3, 5, 3, pad=(0, 1, 2, 0)),
+        case("TFLite's pad", (1, 3, 8, 8), 3, 5, 3, pad=(0, 1, 0, 1), stride=2),
+        case("pad twice", (1, 3, 9, 9), 3, 5, 3, pad=(1, 1, 1, 1), padding=1),
+        case("depthwise", (1, 8, 9, 9), 8, 8, 3, padding=1, groups=8),
+        case("depthwise stride 2", (1, 8, 9, 10), 8, 8, 3, padding=1, groups=8, stride=2),
+        case("depthwise dilated", (1, 8, 11, 11), 8, 8, 3, dilation=2, groups=8),
+        case("depthwise multiplier 2", (1, 6, 9, 9), 6, 12, 3, padding=1, groups=6),
+        case("depthwise multiplier 3 no bias", (1, 4, 9, 9), 4, 12, 3, groups=4, bias=False),
+        case("depthwise batch 2", (2, 8, 9, 9), 8, 8, 5, padding=2, groups=8),
+        case("groups 2", (1, 8, 9, 9), 8, 6, 3, padding=1, groups=2),
+        case("groups 4 no bias", (1, 8, 9, 9), 8, 16, 1, groups=4, bias=False),
+        case("groups 3 stride 2 batch 2", (2, 6, 9, 8), 6, 9, 3, stride=2, padding=1, groups=3),
+        case("same", (1, 3, 9, 9), 3, 5, 3, **same),
+        case("same even kernel", (1, 3, 9, 10), 3, 5, (4, 2), **same),
+        case("same dilated", (1, 3, 12, 11), 3, 5, (3, 4), dilation=(2, 3), **same),
+        case("valid stride 2", (1, 3, 9, 10), 3, 5, 3, stride=2, **valid),
+        case("same depthwise", (1, 8, 9, 10), 8, 8, 5, groups=8, **same),
+    ]
+
+
+def _conv1d() -> list[Case]:
+    def case(label: str, shape: Shape, *args: Any, target: str = "aten.conv1d.default", **options: Any) -> Case:
+        return Case(target, label, conv(1, *args, **options), (shape,))
+
+    padding: dict[str, Any] = {"target": "aten.conv1d.padding"}
+    return [
+        case("1", (1, 4, 15), 4, 6, 1),
+        case("3 padded", (1, 4, 15), 4, 6, 3, padding=1),
+        case("5 stride 2", (1, 4, 30), 4, 6, 5, stride=2, padding=2),
+        case("3 dilation 4", (1, 4, 30), 4, 6, 3, dilation=4),
+        case("3 stride 3 dilation 2", (1, 4, 31), 4, 6, 3, stride=3, dilation=2, padding=1),
+        case("depthwise", (1, 8, 20), 8, 8, 5, groups=8, padding=2),
+        case("depthwise multiplier 2 stride 2", (1, 4, 21), 4, 8, 3, groups=4, stride=2),
+        case("groups 2 no bias", (1, 8, 20), 8, 4, 3, groups=2, bias=False),
+        case("batch 3", (3, 4, 17), 4, 6, 4, stride=2),
+        case("asymmetric pad", (1, 4, 17), 4, 6, 4, pad=(3, 0)),
+        case("same dilated", (1, 4, 17), 4, 6, 4, padding="same", dilation=2, **padding),
+        case("valid", (2, 4, 17), 4, 6, 4, padding="valid", stride=3, **padding),
+    ]
+
+
+def _per_channel() -> list[Case]:
+    def case(label: str, rank: int, shape: Shape, *args: int, **options: Any) -> Case:
+        target = "aten.conv1d.default" if rank == 1 else "aten.conv2d.default"
+        per_channel = (("weight_granularity", "per_channel"),)
+        return Case(target, f"per channel {label}", conv(rank, *args, **options), (shape,), options=per_channel)
+
+    return [
+        case("3x3", 2, (1, 3, 9, 9), 3, 8, 3, padding=1),
+        case("no bias", 2, (1, 3, 9, 9), 3, 8, 3, bias=False, stride=2),
+        case("depthwise", 2, (1, 8, 9, 9), 8, 8, 3, groups=8, padding=1),
+        case("depthwise multiplier 2", 2, (1, 4, 9, 9), 4, 8, 3, groups=4, bias=False),
+        case("groups 2", 2, (1, 8, 9, 9), 8, 6, 3, groups=2),
+        case("groups 4 no bias", 2, (1, 8, 9, 9), 8, 8, 1, groups=4, bias=False),
+        case("1d", 1, (1, 4, 21), 4, 6, 3, stride=2),
+    ]
+
+
+def _fused() -> list[Case]:
+    activations: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "relu": F.relu,
+        "relu6": F.relu6,
+        "hardtanh 0..6": lambda values: F.hardtanh(values, 0, 6),
+        "hardtanh 0..inf": lambda values: F.hardtanh(values, 0, math.inf),
+        "hardtanh -1..1": F.hardtanh,
+        "hardtanh 0..1": lambda values: F.hardtanh(values, 0, 1),
+        "hardtanh -2..3": lambda values: F.hardtanh(values, -2, 3),
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "abs": torch.abs,
+    }
+
+    def after_conv(name: str) -> Callable[[], nn.Module]:
+        return lambda: Function(lambda layer, values: activations[name](layer(values)), nn.Conv2d(3, 5, 3, padding=1))
+
+    def after_linear(name: str) -> Callable[[], nn.Module]:
+        return lambda: Function(lambda layer, values: activations[name](layer(values)), nn.Linear(12, 7))
+
+    def after_add(name: str) -> Callable[[], nn.Module]:
+        return of(lambda left, right: activations[name](left + right))
+
+    spread = (0.0, 4.0)
+    return [
+        *(Case("aten.conv2d.default", f"then {a}", after_conv(a), ((1, 3, 7, 7),), spread) for a in activations),
+        *(Case("aten.linear.default", f"then {a}", after_linear(a), ((3, 12),), spread)
+          for a in ("relu", "relu6", "hardtanh -1..1", "sigmoid", "tanh")),
+        *(Case("aten.add.Tensor", f"then {a}", after_add(a), ((2, 5, 7), (2, 5, 7)), spread)
+          for a in ("relu", "relu6", "hardtanh -1..1", "hardtanh 0..1")),
+    ]  # fmt: skip
+
+
+def _linear() -> list[Case]:
+    def case(label: str, shape: Shape, *args: Any, **options: Any) -> Case:
+        return Case("aten.linear.default", label, lambda: nn.Linear(*args, **options), (shape,))
+
+    def product(bias: torch.Tensor, weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(bias, values, weight)
+
+    def with_bias(bias: Shape) -> Callable[[], nn.Module]:
+        return lambda: Function(product, torch.randn(bias), torch.randn(10, 6))
+
+    def after_image(pool: nn.Module, linear: nn.Module, values: torch.Tensor) -> torch.Tensor:
+        return linear(pool(values).flatten(1))  # type: ignore[no-any-return]
+
+    return [
+        case("rank 1", (10,), 10, 4),
+        case("rank 2", (1, 10), 10, 4),
+        case("rank 2 batch 5 no bias", (5, 10), 10, 4, bias=False),
+        case("rank 3", (2, 5, 10), 10, 4),
+        case("rank 3 no bias", (1, 7, 10), 10, 1, bias=False),
+        case("rank 4", (2, 3, 5, 10), 10, 4),
+        case("rank 5", (2, 3, 1, 5, 6), 6, 4),
+        case("one feature", (4, 1), 1, 3),
+        case("wide", (1, 1280), 1280, 100),
+        Case("aten.linear.default", "after an image",
+             lambda: Function(after_image, nn.MaxPool2d(2), nn.Linear(4 * 3 * 5, 6)), ((2, 4, 6, 10),)),
+        Case("aten.addmm.default", "bias [p]", with_bias((6,)), ((4, 10),)),
+        Case("aten.addmm.default", "bias [1, p]", with_bias((1, 6)), ((4, 10),)),
+        Case("aten.addmm.default", "one row", with_bias((6,)), ((1, 10),)),
+    ]  # fmt: skip
+
+
+def _pools() -> list[Case]:
+    def average(label: str, shape: Shape, *args: Any, **options: Any) -> Case:
+        return Case("aten.avg_pool2d.default", label, lambda: nn.AvgPool2d(*args, **options), (shape,))
+
+    def adaptive(label: str, shape: Shape, size: Any) -> Case:
+        return Case("aten.adaptive_avg_pool2d.default", label, lambda: nn.AdaptiveAvgPool2d(size), (shape,))
+
+    def maximum(label: str, shape: Shape, *args: Any, **options: Any) -> Case:
+        return Case("aten.max_pool2d.default", label, lambda: nn.MaxPool2d(*args, **options), (shape,))
+
+    def mean(label: str, shape: Shape, dims: Any, keepdim: bool, spread: tuple[float, float] = (0.0, 1.0)) -> Case:
+        return Case("aten.mean.dim", label, of(lambda x: x.mean(dims, keepdim)), (shape,), spread)
+
+    return [
+        average("2x2", (1, 5, 8, 9), 2),
+        average("3x3 stride 1", (1, 5, 8, 9), 3, 1),
+        average("3x3 stride 2 padded", (1, 5, 9, 8), 3, 2, 1),
+        average("unequal padded", (2, 5, 9, 8), (2, 4), (1, 3), (1, 2)),
+        average("not counting what is not there", (1, 5, 8, 8), 2, count_include_pad=False),
+        average("rank 3", (5, 8, 8), 2),
+        average("whole image", (1, 7, 9, 5), (9, 5)),
+        average("rank 3 padded", (5, 8, 8), 3, 2, 1),
+        adaptive("to 1", (1, 9, 7, 5), 1),
+        adaptive("to 1 batch 2", (2, 9, 7, 5), (1, 1)),
+        adaptive("to 1 rank 3", (9, 7, 5), 1),
+        adaptive("to 2x3", (1, 9, 8, 9), (2, 3)),
+        adaptive("to 1x3", (1, 4, 8, 9), (1, 3)),
+        adaptive("to itself", (1, 4, 5, 5), 5),
+        adaptive("one dimension kept", (1, 4, 6, 5), (3, None)),
+        adaptive("to 2 rank 3", (4, 6, 6), 2),
+        maximum("2x2", (1, 5, 8, 9), 2),
+        maximum("3x3 SAME", (1, 5, 9, 7), 3, 2, 1),
+        maximum("3x3 not SAME", (1, 5, 8, 8), 3, 2, 1),
+        maximum("3x3 stride 1", (2, 5, 8, 8), 3, 1, 1),
+        maximum("unequal", (1, 5, 9, 10), (2, 4), (3, 1), (1, 2)),
+        maximum("rank 3", (5, 8, 8), 2),
+        maximum("rank 3 padded", (5, 8, 8), 3, 2, 1),
+        mean("image", (1, 8, 7, 7), (2, 3), True),
+        mean("image squeezed", (2, 8, 7, 7), (2, 3), False),
+        mean("image negative", (2, 8, 7, 5), (-1, -2), False),
+        mean("channels", (1, 8, 7, 5), 1, False),
+        mean("channels kept", (1, 8, 7, 5), -3, True),
+        mean("batch", (3, 8, 7, 5), 0, False),
+        mean("height", (2, 8, 7, 5), 2, False),
+        mean("width", (2, 8, 7, 5), -1, True),
+        mean("all but the batch", (3, 8, 7, 5), (1, 2, 3), False),
+        mean("everything kept", (2, 3, 5), (0, 1, 2), True),
+        mean("rank 2", (3, 10), 1, False),
+        mean("rank 2 first", (3, 10), 0, True),
+        mean("rank 3", (3, 10, 5), (0, 2), False),
+        mean("rank 5", (2, 3, 4, 5, 3), (1, 3), False),
+        mean("rank 5 last", (2, 3, 4, 5, 3), -1, True),
+        mean("rank 1 kept", (16,), 0, True),
+        mean("large", (1, 4, 56, 56), (2, 3), False),
+        mean("one-sided", (1, 8, 7, 7), (2, 3), True, (6.0, 1.0)),
+        mean("of one value", (1, 8, 1, 1), (2, 3), False),
+        mean("unsorted", (2, 8, 7, 5), (3, 1), False),
+    ]
+
+
+def _elementwise() -> list[Case]:
+    def unary(target: str, label: str, function: Callable[[torch.Tensor], torch.Tensor], *spreads: Any) -> list[Case]:
+        return [
+            Case(target, f"{label} {mean}+-{deviation}".strip(), of(function), ((3, 7, 11),), (mean, deviation))
+            for mean, deviation in spreads
+        ]
+
+    def clamp(low: float, high: float, deviation: float = 3.0, shape: Shape = (3, 7, 11)) -> Case:
+        function, label = of(lambda x: F.hardtanh(x, low, high)), f"{low}..{high} 0+-{deviation} rank {len(shape)}"
+        return Case("aten.hardtanh.default", label, function, (shape,), (0.0, deviation))
+
+    def shaped(target: str, function: Callable[[torch.Tensor], torch.Tensor], *shapes: Shape) -> list[Case]:
+        return [Case(target, f"rank {len(shape)}", of(function), (shape,)) for shape in shapes]
+
+    wide = ((0.0, 1.0), (0.0, 30.0), (0.0, 0.01), (4.0, 1.0), (-4.0, 1.0))
+    shapes = ((7,), (1, 3, 5, 7), (2, 3, 2, 5, 3))
+    return [
+        *unary("aten.abs.default", "", torch.abs, *wide, (-40.0, 0.5)),
+        *unary("aten.abs_.default", "in place", lambda x: (x + x).abs_(), (0.0, 1.0)),
+        *unary("aten.sigmoid.default", "", torch.sigmoid, *wide),
+        *unary("aten.sigmoid_.default", "in place", lambda x: (x + x).sigmoid_(), (0.0, 1.0)),
+        *unary("aten.tanh.default", "", torch.tanh, *wide),
+        *unary("aten.tanh_.default", "in place", lambda x: (x + x).tanh_(), (0.0, 1.0)),
+        *unary("aten.relu.default", "", torch.relu, *wide[:4]),
+        *unary("aten.relu_.default", "in place", lambda x: F.relu(x.abs(), inplace=True), (0.0, 1.0)),
+        *unary("aten.relu6.default", "", F.relu6, (0.0, 1.0), (0.0, 30.0), (3.0, 1.0)),
+        *unary("aten.relu6_.default", "in place", lambda x: F.relu6(x.abs(), inplace=True), (0.0, 5.0)),
+        *unary("aten.hardtanh_.default", "in place", lambda x: F.hardtanh_(x.abs(), 0, 2), (0.0, 5.0)),
+        *unary("aten.hardtanh_.default", "relu6 in place", lambda x: F.hardtanh_(x.abs(), 0, 6), (0.0, 5.0)),
+        *shaped("aten.abs.default", torch.abs, *shapes),
+        *shaped("aten.sigmoid.default", torch.sigmoid, *shapes),
+        *shaped("aten.tanh.default", torch.tanh, *shapes),
+        *shaped("aten.relu.default", torch.relu, *shapes),
+        *(clamp(low, high) for low, high in (
+            (0, 1), (-1, 1), (-2, 3), (0, math.inf), (0, 6), (-math.inf, 1), (-1, math.inf), (1, 2), (-3, -1), (0, 4),
+            (-100, 100), (2, 2))),
+        clamp(0, 1, 0.2),
+        clamp(-1, 1, 20.0),
+        *(clamp(-2, 3, shape=shape) for shape in shapes),
+    ]  # fmt: skip
+
+
+def _add() -> list[Case]:
+    def case(label: str, left: Shape, right: Shape) -> Case:
+        return Case("aten.add.Tensor", label, of(lambda x, y: x + y), (left, right))
+
+    def constant(label: str, shape: Shape, value: torch.Tensor) -> Case:
+        return Case("aten.add.Tensor", label, of(lambda c, x: x + c, value), (shape,))
+
+    def in_place(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        z = x.abs()
+        z += y
+        return z
+
+    generator = torch.Generator().manual_seed(3)
+    channels = torch.randn(5, 1, 1, generator=generator)
+    return [
+        case("equal shapes", (2, 5, 7), (2, 5, 7)),
+        case("images", (2, 5, 7, 6), (2, 5, 7, 6)),
+        case("right broadcast", (2, 5, 7, 6), (1, 5, 1, 1)),
+        case("left broadcast", (5, 1, 1), (2, 5, 7, 6)),
+        case("one value", (2, 5, 7), (1,)),
+        case("fewer dimensions", (2, 5, 7, 6), (7, 6)),
+        case("rank 1", (9,), (9,)),
+        case("rank 5", (2, 3, 2, 4, 3), (2, 3, 2, 4, 3)),
+        case("rank 5 broadcast", (2, 3, 2, 4, 3), (3, 1, 4, 1)),
+        Case("aten.add.Tensor", "to itself", of(lambda x: x + x), ((2, 5, 7),)),
+        Case("aten.add.Tensor", "with a sigmoid", of(lambda x, y: x + y.sigmoid()), ((2, 5), (2, 5)), (0, 9.0)),
+        constant("constant per channel", (2, 5, 7, 6), channels),
+        constant("constant image", (1, 5, 4, 3), torch.randn(1, 5, 4, 3, generator=generator)),
+        constant("constant scalar", (2, 5, 7), torch.tensor(0.75)),
+        constant("constant negative scalar", (2, 5, 7), torch.tensor(-3.5)),
+        Case("aten.add_.Tensor", "in place", of(in_place), ((2, 5, 7), (2, 5, 7))),
+        Case("aten.add.Tensor", "residual",
+             lambda: Function(lambda c, x: x + c(x), nn.Conv2d(6, 6, 1)), ((1, 6, 7, 5),)),
+        Case("aten.add.Tensor", "conv plus channels",
+             lambda: Function(lambda c, b, x: c(x) + b, nn.Conv2d(6, 5, 1), channels), ((1, 6, 7, 5),)),
+    ]  # fmt: skip
+
+
+def _softmax() -> list[Case]:
+    def case(label: str, shape: Shape, dim: int, deviation: float = 2.0) -> Case:
+        return Case("aten.softmax.int", label, of(lambda x: torch.softmax(x, dim)), (shape,), (0.0, deviation))
+
+    raw = of(lambda x: aten._softmax(x, -1, False))
+    return [
+        case("rank 1", (10,), 0),
+        case("rank 2", (3, 10), 1),
+        case("rank 2 negative", (3, 10), -1),
+        case("rank 3", (2, 3, 10), 2),
+        case("rank 4 last", (2, 3, 4, 10), -1),
+        case("rank 4 channels", (2, 10, 4, 3), 1),
+        case("rank 5", (2, 3, 2, 3, 10), 4),
+        case("one value", (3, 1), 1),
+        case("wide", (1, 1000), 1),
+        case("sharp", (3, 10), 1, 30.0),
+        case("flat", (3, 10), 1, 0.01),
+        Case("aten._softmax.default", "rank 2", raw, ((3, 10),)),
+    ]
+
+
+def _cat() -> list[Case]:
+    def along(dim: int, *sizes: int) -> Case:
+        shapes = []
+        for size in sizes:
+            shape = [2, 3, 4, 5]
+            shape[dim] = size
+            shapes.append(tuple(shape))
+        function = of(lambda *values: torch.cat([move(value) for value in values], dim))
+        return Case("aten.cat.default", f"dim {dim} of {len(sizes)}", function, tuple(shapes))
+
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        y = move(x)
+        return torch.cat([y, y], 1)
+
+    def gate(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.sigmoid(x), layer(x)], 1)
+
+    def gates(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.sigmoid(x), torch.tanh(y)], -1)
+
+    def pair(dim: int) -> Callable[[], nn.Module]:
+        return of(lambda x, y: torch.cat([move(x), move(y)], dim))
+
+    def both(first: nn.Module, second: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([first(x), second(x)], 1)
+
+    image, sigmoids = (1, 4, 5, 6), of(lambda x, y: torch.cat([x.sigmoid(), y.sigmoid()], 1))
+    conv3x3, conv1x1 = conv(2, 4, 6, 3, padding=1), conv(2, 4, 3, 1)
+    return [
+        along(0, 1, 2),
+        along(1, 3, 5),
+        along(2, 4, 1, 2),
+        along(3, 5, 5, 2, 1),
+        along(-1, 3, 4),
+        along(-3, 3, 1, 4),
+        Case("aten.cat.default", "one tensor twice", of(twice), ((1, 3, 4, 5),)),
+        Case("aten.cat.default", "of one", moved(lambda x: torch.cat([x], 1)), ((1, 3, 4, 5),)),
+        Case("aten.cat.default", "rank 1", pair(0), ((4,), (7,))),
+        Case("aten.cat.default", "rank 5", pair(3), ((2, 3, 2, 1, 4), (2, 3, 2, 5, 4))),
+        Case("aten.cat.default", "sigmoid with convolution", lambda: Function(gate, conv3x3()), (image,)),
+        Case("aten.cat.default", "sigmoids", sigmoids, ((2, 3), (2, 4))),
+        Case("aten.cat.default", "convolutions", lambda: Function(both, conv3x3(), conv1x1()), (image,)),
+        Case("quantized_decomposed.quantize_per_tensor.default", "sigmoid with tanh", of(gates), ((2, 3), (2, 4))),
+        Case("aten.concat.default", "dim 1", of(lambda x, y: aten.concat([move(x), move(y)], 1)), ((2, 3), (2, 4))),
+    ]
+
+
+def _pads() -> list[Case]:
+    def case(label: str, shape: Shape, pad: Shape, mode: str = "constant", value: float | None = None) -> Case:
+        return Case("aten.pad.default", label, moved(lambda x: F.pad(x, pad, mode, value)), (shape,))
+
+    constant = moved(lambda x: aten.constant_pad_nd(x, [1, 2, 0, 1], 1.0))
+    return [
+        case("width", (1, 3, 4, 5), (1, 2)),
+        case("image", (1, 3, 4, 5), (1, 2, 3, 0)),
+        case("channels", (1, 3, 4, 5), (0, 0, 0, 0, 2, 1)),
+        case("batch", (1, 3, 4, 5), (0, 0, 0, 0, 0, 0, 1, 1)),
+        case("value", (1, 3, 4, 5), (1, 2, 3, 0), value=1.5),
+        case("negative value", (2, 3, 4, 5), (1, 2), value=-0.5),
+        case("value out of range", (2, 3, 4, 5), (1, 2), value=100.0),
+        case("rank 1", (5,), (2, 3)),
+        case("rank 2 value", (3, 5), (2, 3), value=1.0),
+        case("rank 5", (2, 3, 2, 2, 3), (1, 0, 0, 1, 1, 1)),
+        case("nothing", (1, 3, 4, 5), (0, 0)),
+        case("reflect image", (1, 3, 4, 5), (1, 2, 3, 1), "reflect"),
+        case("reflect line", (2, 3, 5), (4, 2), "reflect"),
+        case("reflect rank 2", (3, 5), (2, 1), "reflect"),
+        Case("aten.pad.default", "reflect then conv",
+             lambda: Function(lambda c, x: c(F.pad(x, (1, 1, 1, 1), "reflect")), nn.Conv2d(3, 4, 3)), ((1, 3, 6, 5),)),
+        Case("aten.constant_pad_nd.default", "value", constant, ((1, 3, 4, 5),)),
+    ]  # fmt: skip
+
+
+def _shapes() -> list[Case]:
+    def case(target: str, label: str, shape: Shape, function: Callable[[torch.Tensor], torch.Tensor]) -> Case:
+        return Case(f"aten.{target}", label, moved(function), (shape,))
+
+    def permute(shape: Shape, *dims: int) -> Case:
+        label = f"{','.join(map(str, dims))} rank {len(shape)}"
+        return case("permute.default", label, shape, lambda x: x.permute(dims))
+
+    def between(function: Callable[[torch.Tensor], torch.Tensor], channels: int) -> Callable[[], nn.Module]:
+        def run(first: nn.Module, second: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            return second(function(first(x)))  # type: ignore[no-any-return]
+
+        return lambda: Function(run, nn.MaxPool2d(2), nn.Conv2d(channels, 5, 1))
+
+    def shuffle(x: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = x.shape
+        return x.reshape(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+    def pixels(x: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // 4, h * 2, w * 2)
+
+    image = (2, 4, 6, 8)
+    return [
+        permute((3, 5), 1, 0),
+        permute((2, 3, 5), 2, 0, 1),
+        permute((2, 3, 5), 0, 2, 1),
+        permute(image, 0, 2, 3, 1),
+        permute(image, 0, 3, 1, 2),
+        permute(image, 3, 2, 1, 0),
+        permute(image, 0, 1, -1, -2),
+        permute(image, 1, 0, 2, 3),
+        permute(image, 0, 1, 2, 3),
+        permute((2, 3, 2, 4, 3), 4, 0, 3, 1, 2),
+        permute((2, 3, 2, 4, 3, 2), 5, 1, 3, 0, 4, 2),
+        case("transpose.int", "1,2", (2, 3, 5), lambda x: x.transpose(1, 2)),
+        case("transpose.int", "negative", image, lambda x: x.transpose(-1, 0)),
+        case("view.default", "flat", image, lambda x: x.view(-1)),
+        case("view.default", "split", (2, 12), lambda x: x.view(2, 3, 4, 1)),
+        case("view.default", "rank 7", (2, 12), lambda x: x.view(1, 2, 1, 3, 2, 1, 2)),
+        case("reshape.default", "merge", image, lambda x: x.reshape(8, 48)),
+        case("reshape.default", "after a transpose", image, lambda x: x.transpose(1, 3).reshape(2, 48, 4)),
+        case("_unsafe_view.default", "merge", image, lambda x: aten._unsafe_view(x, [8, 48])),
+        case("flatten.using_ints", "from 1", image, lambda x: x.flatten(1)),
+        case("flatten.using_ints", "1 to 2", image, lambda x: x.flatten(1, -2)),
+        case("unflatten.int", "1", image, lambda x: aten.unflatten(x, 1, [2, 2])),
+        case("squeeze.default", "all", (1, 4, 1, 3), torch.squeeze),
+        case("squeeze.dim", "2", (1, 4, 1, 3), lambda x: x.squeeze(2)),
+        case("squeeze.dims", "0,-2", (1, 4, 1, 3), lambda x: x.squeeze((0, -2))),
+        case("unsqueeze.default", "-1", (4, 3), lambda x: x.unsqueeze(-1)),
+        Case("aten.reshape.default", "channel shuffle", between(shuffle, 4), (image,)),
+        Case("aten.reshape.default", "pixel shuffle", between(pixels, 1), (image,)),
+        Case("aten.view.default", "images swapped", between(lambda x: x.view(2, 3, 4, 4), 3), (image,)),
+        Case("aten.flatten.using_ints", "between",
+             between(lambda x: aten.unflatten(x.flatten(2), 2, [3, 4]), 4), (image,)),
+        Case("aten.unsqueeze.default", "between", between(lambda x: x.flatten(2).unsqueeze(2), 4), (image,)),
+        Case("aten.permute.default", "between", between(lambda x: x.permute(0, 3, 1, 2), 4), (image,)),
+        Case("aten.transpose.int", "between", between(lambda x: x.transpose(2, 3), 4), (image,)),
+    ]  # fmt: skip
+
+
+def _dropout() -> list[Case]:
+    def raw(name: str, *args: Any) -> Callable[[], nn.Module]:
+        return moved(lambda x: getattr(aten, name)(x, *args))
+
+    return [
+        Case("aten.dropout.default", "eval", moved(lambda x: F.dropout(x, 0.4, training=False)), ((2, 3, 4),)),
+        Case("aten.dropout_.default", "eval", raw("dropout_", 0.4, False), ((2, 3, 4),)),
+        Case("aten.feature_dropout.default", "eval", raw("feature_dropout", 0.4, False), ((2, 3, 4, 5),)),
+    ]
+
+
+CASES: tuple[Case, ...] = (
+    *_conv2d(), *_conv1d(), *_per_channel(), *_fused(), *_linear(), *_pools(), *_elementwise(), *_add(), *_softmax(),
+    *_cat(), *_pads(), *_shapes(), *_dropout(),
+)  # fmt: skip

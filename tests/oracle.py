@@ -1,0 +1,123 @@
+"""The oracle of the operator tests: the `.pte` on the host against the converted module in eager PyTorch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from openneutron import NeutronProgram, QuantizedModel, lower, quantize
+from openneutron.fx import is_dequantize, iterate_nodes, output_node
+from openneutron.quantizer import UnquantizedWarning
+from openneutron.runtime import HostProgram
+
+__all__ = ["Agreement", "Function", "agreement", "everything_on_the_npu", "lowered", "quantized", "samples_like"]
+
+CALIBRATION_SAMPLES = 4
+# Beyond the calibrated range, so that saturation is compared too.
+OVERSHOOT = 1.25
+
+Inputs = tuple[torch.Tensor, ...]
+
+
+class Function(torch.nn.Module):
+    """A function as a module; `children` and constants are registered, and handed to it in front of the inputs."""
+
+    def __init__(self, function: Callable[..., Any], *parts: torch.nn.Module | torch.Tensor) -> None:
+        super().__init__()
+        self.function = function
+        self.names = [f"part{i}" for i in range(len(parts))]
+        for name, part in zip(self.names, parts, strict=True):
+            if isinstance(part, torch.nn.Module):
+                self.add_module(name, part)
+            else:
+                self.register_buffer(name, part)
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return self.function(*(getattr(self, name) for name in self.names), *inputs)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a program follows its converted module: the largest difference in LSBs, and how many values are equal."""
+
+    worst: int
+    equal: int
+    values: int
+
+    @property
+    def exact(self) -> float:
+        """Percentage of values that are equal."""
+        return 100 * self.equal / self.values
+
+    def __add__(self, other: Agreement) -> Agreement:
+        worst = max(self.worst, other.worst)
+        return Agreement(worst, self.equal + other.equal, self.values + other.values)
+
+
+def samples_like(shapes: Sequence[tuple[int, ...]], count: int, seed: int, spread: tuple[float, float]) -> list[Inputs]:
+    """Random inputs of `shapes`, normally distributed around `spread` (mean, standard deviation)."""
+    generator = torch.Generator().manual_seed(seed)
+    mean, deviation = spread
+    return [
+        tuple(torch.randn(shape, generator=generator) * deviation + mean for shape in shapes) for _ in range(count)
+    ]
+
+
+def quantized(
+    model: torch.nn.Module, shapes: Sequence[tuple[int, ...]], spread: tuple[float, float] = (0.0, 1.0), **options: Any
+) -> QuantizedModel:
+    """`model` in eval mode, quantized on random data; what cannot be quantized stays in float without a warning."""
+    calibration = samples_like(shapes, CALIBRATION_SAMPLES, 0, spread)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnquantizedWarning)
+        return quantize(model.eval(), calibration[0], calibration, **options)
+
+
+def lowered(model: QuantizedModel, **options: Any) -> NeutronProgram:
+    """The program of a quantized model."""
+    return lower(model, **options)
+
+
+def everything_on_the_npu(program: NeutronProgram) -> bool:
+    """Whether all operators of the quantized graph are in one delegate."""
+    return {row.partition for row in program.placement} == {0}
+
+
+def agreement(
+    program: NeutronProgram,
+    model: QuantizedModel,
+    samples: int = 3,
+    seed: int = 1,
+    spread: tuple[float, float] = (0.0, 1.0),
+) -> Agreement:
+    """Run both on random inputs. Differences count in LSBs of each output."""
+    host = HostProgram.from_bytes(program.buffer)
+    mean, deviation = spread
+    shapes = [tuple(value.shape) for value in model.example_inputs]
+    result = Agreement(0, 0, 0)
+    for inputs in samples_like(shapes, samples, seed, (mean, deviation * OVERSHOOT)):
+        found, expected = _as_tuple(host.run(*inputs)), _as_tuple(model(*inputs))
+        nodes = iterate_nodes(output_node(model.module.graph).args)
+        for got, want, node in zip(found, expected, nodes, strict=True):
+            assert got.shape == want.shape
+            steps = torch.round((got - want).abs() / _lsb(node, want))
+            result += Agreement(int(steps.max()), int((steps == 0).sum()), steps.numel())
+    return result
+
+
+def _as_tuple(value: Any) -> tuple[torch.Tensor, ...]:
+    return (value,) if isinstance(value, torch.Tensor) else tuple(value)
+
+
+def _lsb(node: Node, values: torch.Tensor) -> float:
+    """The scale of the dequantize that an output comes from; where all is float, an 8-bit step of its values."""
+    while node.op == "call_function":
+        if is_dequantize(node):
+            return float(node.args[1])  # type: ignore[arg-type]
+        node = node.all_input_nodes[0]
+    return float(values.abs().max()) / 255
