@@ -2,8 +2,8 @@
 
 #include <cmath>
 
-// The x86-64 that every CPU has can neither round nor widen bytes eight at a time. The loader picks the version that the
-// CPU can run; it needs glibc for that.
+// The x86-64 that every CPU has can neither round nor widen bytes eight at a time. The loader picks the version that
+// the CPU can run; it needs glibc for that.
 #if defined(__x86_64__) && defined(__GLIBC__) && __has_attribute(target_clones)
 #define OPENNEUTRON_VECTORIZED __attribute__((target_clones("avx2", "default")))
 #else

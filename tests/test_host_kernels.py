@@ -150,6 +150,12 @@ class TestEqualToTorchs:
         x = torch.tensor([float("nan"), float("inf"), float("-inf"), 3e38, 1e9] + [0.0] * (COUNT - 5))
         assert run("quantize_per_tensor", x, (1.0, 5, -100, 100))[:6].tolist() == [-100, -100, -100, -100, 100, 5]
 
+    def test_inputs_that_autograd_follows(self) -> None:
+        x = torch.linspace(-3, 3, COUNT)
+        expected = run("quantize_per_tensor", x, (0.25, 1, -128, 127))
+        for followed in (x.clone().requires_grad_(), torch.nn.Parameter(x), torch.nn.Parameter(x) * 1):
+            assert torch.equal(run("quantize_per_tensor", followed, (0.25, 1, -128, 127)), expected)
+
     def test_a_smaller_input_of_a_dynamic_program(self) -> None:
         class Program(torch.nn.Module):
             def forward(self, x: torch.Tensor) -> Any:
