@@ -454,6 +454,8 @@ def _pads() -> list[Case]:
         case("rank 2 value", (3, 5), (2, 3), value=1.0),
         case("rank 5", (2, 3, 2, 2, 3), (1, 0, 0, 1, 1, 1)),
         case("nothing", (1, 3, 4, 5), (0, 0)),
+        case("cropped", (2, 3, 5, 6), (-1, 0, -2, -1)),
+        case("cropped and padded", (2, 3, 5, 6), (-1, 2, 1, -2, 0, -1), value=0.5),
         case("reflect image", (1, 3, 4, 5), (1, 2, 3, 1), "reflect"),
         case("reflect line", (2, 3, 5), (4, 2), "reflect"),
         case("reflect rank 2", (3, 5), (2, 1), "reflect"),

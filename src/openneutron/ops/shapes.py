@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from torch.fx import Node
@@ -129,15 +130,39 @@ def pads_by_constant_or_reflection(site: Site) -> bool:
     return _mode(site) in ("constant", "reflect")
 
 
-@constraint
+def _crops(site: Site) -> bool:
+    return any(width < 0 for pair in _paddings(site) for width in pair)
+
+
+@legacy_constraint
 def does_not_crop(site: Site) -> bool:
     """No padding is negative."""
-    return min(min(pair) for pair in _paddings(site)) >= 0
+    return not _crops(site)
+
+
+@constraint
+def does_not_crop_a_reflection(site: Site) -> bool:
+    """No padding is negative where the mode is 'reflect'."""
+    return _mode(site) != "reflect" or not _crops(site)
+
+
+def _cropped(lowering: Lowering, inputs: Tensor, paddings: Sequence[tuple[int, int]]) -> Tensor:
+    """What negative padding leaves of the input."""
+    begin = tuple(max(0, -front) for front, _ in paddings)
+    size = tuple(
+        length + min(0, front) + min(0, behind)
+        for length, (front, behind) in zip(inputs.shape, paddings, strict=True)
+    )
+    return inputs if size == inputs.shape else lowering.emit(SLICE, [inputs], size, begin=begin, size=size)
 
 
 def lower_pad(lowering: Lowering) -> Tensor:
-    """PAD with real zero, PADV2 with any other value, MIRROR_PAD for reflection."""
-    inputs, paddings = lowering.tensor("self"), _paddings(lowering.site)
+    """SLICE for negative padding; PAD with real zero, PADV2 with any other value, MIRROR_PAD for reflection."""
+    paddings = _paddings(lowering.site)
+    inputs = _cropped(lowering, lowering.tensor("self"), paddings)
+    if inputs.shape == lowering.shape and not any(width > 0 for pair in paddings for width in pair):
+        return inputs
+    paddings = tuple((max(0, front), max(0, behind)) for front, behind in paddings)
     if _mode(lowering.site) == "reflect":
         return lowering.emit(MIRROR_PAD, [inputs], lowering.shape, paddings=paddings, mode="REFLECT")
     code = lowering.output.quantize(_pad_value(lowering.site))
@@ -211,9 +236,10 @@ SPECS = (
         edge_targets=("aten.constant_pad_nd.default",),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(pads_by_constant_or_reflection, does_not_crop),
+        constraints=(pads_by_constant_or_reflection, does_not_crop_a_reflection, does_not_crop),
         lower=lower_pad,
-        becomes="PAD, PADV2 or MIRROR_PAD",
+        becomes="PAD, PADV2 or MIRROR_PAD; negative padding: SLICE",
+        notes="ExecuTorch's own CPU kernel refuses negative padding, so the legacy generation cannot run it at all.",
         is_compute=False,
     ),
     OpSpec(
