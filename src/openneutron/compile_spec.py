@@ -82,7 +82,7 @@ class CompileOptions:
     @classmethod
     def from_specs(cls, specs: Sequence[CompileSpec]) -> CompileOptions:
         """The inverse of `to_specs`. Raises `OptionError` for an unknown key or an unreadable value."""
-        if isinstance(specs, str) or not all(hasattr(spec, "key") for spec in specs or [None]):
+        if not isinstance(specs, (list, tuple)) or not all(hasattr(spec, "key") for spec in specs):
             raise OptionError(f"A compile spec comes from generate_neutron_compile_spec; got {specs!r}.")
         by_key = {key: name for name, key in _KEYS.items()}
         values: dict[str, Any] = {}
