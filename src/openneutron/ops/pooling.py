@@ -20,6 +20,9 @@ AVERAGE_POOL_2D = Kind("AVERAGE_POOL_2D", "Pool2DOptions")
 MAX_POOL_2D = Kind("MAX_POOL_2D", "Pool2DOptions")
 MEAN = Kind("MEAN", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
 
+# Small windows hit the halves often: with 2x2 every fourth average is one.
+HALVES = "AVERAGE_POOL_2D rounds averages that lie halfway away from zero, torch to even: one LSB apart there."
+
 MAX_KERNEL = 4096
 MAX_STRIDE = 4096
 
@@ -202,6 +205,7 @@ SPECS = (
         lower=lower_average_pool,
         macs=window_macs,
         becomes="AVERAGE_POOL_2D, with a PAD where it pads",
+        notes=HALVES,
     ),
     OpSpec(
         name="adaptive_avg_pool2d",
@@ -213,6 +217,7 @@ SPECS = (
         lower=lower_adaptive_average_pool,
         macs=input_macs,
         becomes="MEAN where one value per channel is left, else AVERAGE_POOL_2D",
+        notes=HALVES,
     ),
     OpSpec(
         name="max_pool2d",
