@@ -21,7 +21,10 @@ MAX_POOL_2D = Kind("MAX_POOL_2D", "Pool2DOptions")
 MEAN = Kind("MEAN", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
 
 # Small windows hit the halves often: with 2x2 every fourth average is one.
-HALVES = "AVERAGE_POOL_2D rounds averages that lie halfway away from zero, torch to even: one LSB apart there."
+HALVES = (
+    "An average halfway between two codes is rounded away from code zero by AVERAGE_POOL_2D, and to an even distance "
+    "from the zero point by torch: one LSB apart there, exact everywhere else."
+)
 
 MAX_KERNEL = 4096
 MAX_STRIDE = 4096
