@@ -3,7 +3,7 @@
 A pass takes a GraphModule, changes it in place and says whether it changed anything; it keeps no state.
 """
 
-from openneutron.passes.checks import check_is_static_eval
+from openneutron.passes.checks import check_is_static_eval, check_writes_nothing
 from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
 from openneutron.passes.functionalize import functionalize
@@ -11,8 +11,8 @@ from openneutron.passes.name_bad_inputs import name_bad_inputs
 from openneutron.passes.remove_identities import remove_identities
 
 __all__ = [
-    "check_is_static_eval", "fold_batch_norm", "fold_constants", "functionalize", "name_bad_inputs", "prepare",
-    "remove_identities",
+    "check_is_static_eval", "check_writes_nothing", "fold_batch_norm", "fold_constants", "functionalize",
+    "name_bad_inputs", "prepare", "remove_identities",
 ]  # fmt: skip
 
 from torch.fx import GraphModule
@@ -24,11 +24,13 @@ def prepare(module: GraphModule, *, training: bool = False) -> GraphModule:
     No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one.
 
     Raises `ModelError` for a model that cannot be quantized as a whole: train mode (unless `training`), dynamic
-    shapes, a dtype other than float32.
+    shapes, a dtype other than float32, writes in place that other values would see.
     """
     check_is_static_eval(module, training=training)
     name_bad_inputs(module)
     functionalize(module)
+    if not training:
+        check_writes_nothing(module)
     fold_constants(module)
     remove_identities(module)
     fold_batch_norm(module)

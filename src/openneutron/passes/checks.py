@@ -7,8 +7,9 @@ from torch.fx import GraphModule, Node
 
 from openneutron.errors import ModelError
 from openneutron.fx import arguments, op_name, source_of
+from openneutron.passes.functionalize import writes_memory
 
-__all__ = ["check_batch_norm", "check_is_static_eval"]
+__all__ = ["check_batch_norm", "check_is_static_eval", "check_writes_nothing"]
 
 _TRAINING_ARGUMENT = {
     "aten.dropout.default": "train",
@@ -71,3 +72,20 @@ def check_batch_norm(node: Node) -> None:
             op=op_name(node),
             source=source_of(node),
         )
+
+
+def check_writes_nothing(module: GraphModule) -> bool:
+    """Raise `ModelError` for an operator that writes in place, where `functionalize` left one; changes nothing.
+
+    Quantize and dequantize make copies, which such a write would not reach.
+    """
+    for node in module.graph.nodes:
+        if writes_memory(node):
+            raise ModelError(
+                "This operator writes in place, to memory that other values share (a view, a slice, a buffer); "
+                "quantization would separate them. Write the result to a new tensor.",
+                node=node.name,
+                op=op_name(node),
+                source=source_of(node),
+            )
+    return False

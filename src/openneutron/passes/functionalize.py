@@ -7,57 +7,56 @@ from torch.fx import GraphModule, Node
 
 from openneutron.fx import op_name
 
-__all__ = ["functionalize"]
+__all__ = ["functionalize", "writes_memory"]
 
-# Operators whose output may be the memory of their first argument.
-_VIEWS = {
-    f"aten.{name}"
-    for name in (
-        "alias.default", "chunk.default", "contiguous.default", "detach.default", "detach_.default", "dropout.default",
-        "expand.default", "flatten.using_ints", "narrow.default", "permute.default", "reshape.default",
-        "select.int", "slice.Tensor", "split.Tensor", "split_with_sizes.default", "squeeze.default", "squeeze.dim",
-        "squeeze.dims", "t.default", "to.dtype", "transpose.int", "unbind.int", "unflatten.int", "unsqueeze.default",
-        "view.default", "view_as.default",
-    )
-}  # fmt: skip
+# Their output may be their input itself, though their schema does not say so.
+_MAY_RETURN_THEIR_INPUT = {"getitem", "aten.dropout.default", "aten.feature_dropout.default"}
 
 
 def functionalize(module: GraphModule) -> bool:
     """Rules, linear in nodes and uses:
 
-    1. An in-place operator (relu_) on a value whose memory nothing else refers to becomes the ordinary one (relu), and
-       later readers of the value read its result.
-    2. One on memory that other values share, or on a buffer of the module, stays.
+    1. An in-place operator (relu_) becomes the ordinary one (relu), and later readers of the value it wrote read its
+       result.
+    2. It stays where another value in the same memory (a view) is read later, or where it writes to a buffer of the
+       module.
     """
     position = {node: index for index, node in enumerate(module.graph.nodes)}
     memory: dict[Node, Node] = {}
-    sharing: dict[Node, int] = {}
-    for node in module.graph.nodes:
-        memory[node] = _memory_of(node, memory)
-        sharing[memory[node]] = sharing.get(memory[node], 0) + 1
+    sharing: dict[Node, list[Node]] = {}
     changed = False
     for node in list(module.graph.nodes):
+        written = node.args[0] if node.args else None
         target = _ordinary_form(node)
-        written = node.args[0] if target is not None and node.args else None
-        if target is None or not isinstance(written, Node) or written.op == "get_attr":
-            continue
-        if sharing[memory[written]] > 2:  # the value and the in-place operator itself
-            continue
-        later = [user for user in written.users if position[user] > position[node]]
-        for user in later:
-            user.replace_input_with(written, node)
-        node.target = target
-        sharing[memory[written]] -= 1
-        memory[node] = node
-        sharing[node] = sharing.get(node, 0) + 1
-        changed = True
+        shared = sharing[memory[written]] if isinstance(written, Node) else []
+        if target is not None and isinstance(written, Node) and _may_be_replaced(node, shared, position):
+            for user in [user for user in written.users if position[user] > position[node]]:
+                user.replace_input_with(written, node)
+            node.target = target
+            memory[node] = node
+            changed = True
+        else:
+            memory[node] = memory[written] if isinstance(written, Node) and _may_alias(node) else node
+        sharing.setdefault(memory[node], []).append(node)
     return changed
 
 
-def _memory_of(node: Node, memory: dict[Node, Node]) -> Node:
-    source = node.args[0] if node.args else None
-    aliases = op_name(node) in _VIEWS or _ordinary_form(node) is not None or op_name(node) == "getitem"
-    return memory[source] if aliases and isinstance(source, Node) else node
+def writes_memory(node: Node) -> bool:
+    """Whether `node` is an operator that changes one of its arguments."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _may_be_replaced(node: Node, sharing: list[Node], position: dict[Node, int]) -> bool:
+    others = [value for value in sharing if value is not node.args[0]]
+    read_later = any(position[user] > position[node] for value in others for user in value.users)
+    return not read_later and sharing[0].op != "get_attr"
+
+
+def _may_alias(node: Node) -> bool:
+    """Whether the output of `node` may be memory of its first argument."""
+    taken = node.target._schema.arguments[:1] if isinstance(node.target, torch._ops.OpOverload) else []
+    aliases = any(argument.alias_info is not None for argument in taken)
+    return aliases or op_name(node) in _MAY_RETURN_THEIR_INPUT
 
 
 def _ordinary_form(node: Node) -> torch._ops.OpOverload | None:

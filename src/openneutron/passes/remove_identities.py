@@ -6,6 +6,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.fx import arguments, op_name
+from openneutron.passes.functionalize import writes_memory
 
 __all__ = ["remove_identities"]
 
@@ -23,7 +24,7 @@ def remove_identities(module: GraphModule) -> bool:
     3. clone and contiguous go where they keep the memory format and the graph has no in-place operator left, for
        which a copy would be a real one.
     """
-    in_place = any(_writes(node) for node in module.graph.nodes)
+    in_place = any(writes_memory(node) for node in module.graph.nodes)
     changed = False
     for node in list(module.graph.nodes):
         name = op_name(node)
@@ -37,7 +38,3 @@ def remove_identities(module: GraphModule) -> bool:
             module.graph.erase_node(node)
             changed = True
     return changed
-
-
-def _writes(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

@@ -1,0 +1,285 @@
+"""The rules of every pass: where each fires, where it must not, and that the function stays the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.flow_support import flat, seeded
+from tests.test_flow import Model, bn, bn1, conv, image
+from torch import nn
+from torch.fx import GraphModule
+
+from openneutron import passes
+from openneutron.errors import InputError, ModelError
+from openneutron.fx import op_name
+from openneutron.passes.functionalize import writes_memory
+
+FOLDING_TOLERANCE = 1e-4
+
+
+def exported(model: nn.Module, *inputs: torch.Tensor) -> GraphModule:
+    module: GraphModule = torch.export.export(model.eval(), inputs or (image(),)).module()
+    return module
+
+
+def names(module: GraphModule) -> list[str]:
+    return [op_name(node).removeprefix("aten.") for node in module.graph.nodes if node.op == "call_function"]
+
+
+@torch.no_grad()
+def after(
+    run: Callable[[GraphModule], bool], model: nn.Module, *inputs: torch.Tensor, changes: bool = True
+) -> GraphModule:
+    """The graph behind a pass, which says whether it changed something and keeps the function."""
+    inputs = inputs or (image(),)
+    expected = flat(model.eval()(*(value.clone() for value in inputs)))
+    module = exported(model, *inputs)
+    before = names(module)
+    assert run(module) == changes
+    assert changes or names(module) == before
+    module.graph.lint()
+    module.recompile()
+    for got, want in zip(flat(module(*(value.clone() for value in inputs))), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=FOLDING_TOLERANCE, atol=FOLDING_TOLERANCE)
+    return module
+
+
+class TestFunctionalize:
+    def test_rule_1_writes_to_a_value_of_its_own(self) -> None:
+        module = after(passes.functionalize, Model(lambda m, x: m.c(x).relu_(), c=conv()))
+        assert names(module) == ["conv2d.default", "relu.default"]
+
+    def test_rule_1_later_readers_read_the_result(self) -> None:
+        def function(m: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = m.c(x)
+            before = y * 2
+            y.relu_()
+            return before, y, y + 1
+
+        module = after(passes.functionalize, Model(function, c=conv()))
+        assert not any(map(writes_memory, module.graph.nodes))
+
+    def test_rule_1_one_after_another(self) -> None:
+        def function(m: Any, x: torch.Tensor) -> torch.Tensor:
+            y = m.c(x)
+            y.relu_()
+            y += x
+            result: torch.Tensor = y.abs_().flatten(1)
+            return result
+
+        module = after(passes.functionalize, Model(function, c=conv()))
+        assert not any(map(writes_memory, module.graph.nodes))
+
+    def test_rule_1_views_made_of_the_result(self) -> None:
+        model = Model(lambda m, x: m.d(F.relu(m.c(x), inplace=True)).flatten(1), c=conv(), d=nn.Dropout())
+        assert "relu.default" in names(after(passes.functionalize, model))
+
+    def test_rule_1_a_view_that_nothing_reads_any_more(self) -> None:
+        def function(m: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = m.c(x)
+            total = y.view(1, -1).sum(1)
+            return total, y.relu_()
+
+        assert "relu.default" in names(after(passes.functionalize, Model(function, c=conv())))
+
+    @pytest.mark.parametrize(
+        "view",
+        [
+            lambda y: y.view(1, -1), lambda y: y.flatten(1), lambda y: y[:, 0], lambda y: y.transpose(1, 2),
+            lambda y: y.diagonal(dim1=2, dim2=3), lambda y: y.chunk(2, 1)[0], lambda y: y.expand(2, 4, 8, 8),
+            lambda y: F.dropout(y, training=False), lambda y: y.unfold(3, 2, 2),
+        ],
+    )  # fmt: skip
+    def test_rule_2_a_view_is_read_later(self, view: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        def function(m: Any, x: torch.Tensor) -> torch.Tensor:
+            y = m.c(x)
+            seen = view(y)
+            y.relu_()
+            return seen
+
+        module = after(passes.functionalize, Model(function, c=conv()), changes=False)
+        assert "relu_.default" in names(module)
+
+    def test_rule_2_a_view_is_written_and_its_base_read_later(self) -> None:
+        def function(m: Any, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = m.c(x)
+            y.view(1, -1).relu_()
+            return y
+
+        assert "relu_.default" in names(after(passes.functionalize, Model(function, c=conv()), changes=False))
+
+    def test_rule_2_a_buffer(self) -> None:
+        model = Model(lambda m, x: x + m.k.add_(1), k=torch.zeros(4, 1, 1))
+        module = exported(model)
+        assert not passes.functionalize(module)
+        assert "add_.Tensor" in names(module)
+
+    def test_what_stays_in_place_is_refused(self) -> None:
+        def function(m: Any, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = m.c(x)
+            y[:, 0] = 0
+            return y
+
+        with pytest.raises(ModelError, match=r"writes in place.*Write the result to a new tensor") as error:
+            passes.prepare(exported(Model(function, c=conv())))
+        assert error.value.source is not None
+
+
+class TestFoldConstants:
+    def test_what_reads_constants_alone_is_one(self) -> None:
+        model = Model(lambda m, x: x + torch.relu(m.k * 2), k=torch.randn(4, 1, 1))
+        assert names(after(passes.fold_constants, model)) == ["add.Tensor"]
+
+    def test_what_reads_an_input_stays(self) -> None:
+        model = Model(lambda m, x: (x * 2) + m.k, k=torch.randn(4, 1, 1))
+        assert names(after(passes.fold_constants, model, changes=False)) == ["mul.Tensor", "add.Tensor"]
+
+    def test_random_numbers_stay(self) -> None:
+        module = exported(Model(lambda m, x: x + torch.bernoulli(m.k), k=torch.full((4, 1, 1), 0.5)))
+        assert not passes.fold_constants(module)
+        assert "bernoulli.default" in names(module)
+
+    def test_writes_stay(self) -> None:
+        module = exported(Model(lambda m, x: x + m.k.add_(1), k=torch.zeros(4, 1, 1)))
+        assert not passes.fold_constants(module)
+
+
+class TestRemoveIdentities:
+    def test_rule_1_dropout(self) -> None:
+        model = Model(lambda m, x: F.relu(m.d(x)), d=nn.Dropout())
+        assert names(after(passes.remove_identities, model)) == ["relu.default"]
+
+    def test_rule_1_not_in_train_mode(self) -> None:
+        module: GraphModule = torch.export.export(nn.Sequential(nn.Dropout(), nn.ReLU()).train(), (image(),)).module()
+        assert not passes.remove_identities(module)
+
+    def test_rule_2_aliases(self) -> None:
+        model = Model(lambda _, x: F.relu(x.detach()))
+        assert names(after(passes.remove_identities, model)) == ["relu.default"]
+
+    def test_rule_3_copies(self) -> None:
+        model = Model(lambda _, x: F.relu(x.clone()).contiguous())
+        assert names(after(passes.remove_identities, model)) == ["relu.default"]
+
+    def test_rule_3_not_where_the_memory_format_changes(self) -> None:
+        model = Model(lambda _, x: F.relu(x.contiguous(memory_format=torch.channels_last)))
+        assert "contiguous.default" in names(after(passes.remove_identities, model, changes=False))
+
+    def test_rule_3_not_where_something_writes(self) -> None:
+        def function(_: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = x.clone()
+            y.view(1, -1).relu_()
+            return x, y
+
+        assert "clone.default" in names(after(passes.remove_identities, Model(function), changes=False))
+
+
+def read_twice(m: Any, x: torch.Tensor) -> torch.Tensor:
+    y = m.c(x)
+    result: torch.Tensor = m.b(y) + y
+    return result
+
+
+class TestFoldBatchNorm:
+    @pytest.mark.parametrize(
+        ("build", "inputs"),
+        [
+            (lambda: nn.Sequential(conv(), bn()), image()),
+            (lambda: nn.Sequential(conv(bias=False), bn()), image()),
+            (lambda: nn.Sequential(nn.Conv2d(4, 8, 3, padding="same", groups=2), bn(8)), image()),
+            (lambda: nn.Sequential(nn.Conv1d(4, 8, 3), bn1(8)), image(2, 4, 9)),
+            (lambda: nn.Sequential(nn.Linear(6, 8), bn1(8)), image(3, 6)),
+            (lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, affine=False)), image()),
+        ],
+    )
+    def test_rule_1_into_weight_and_bias(self, build: Callable[[], nn.Module], inputs: torch.Tensor) -> None:
+        module = after(passes.fold_batch_norm, seeded(build), inputs)
+        assert len(names(module)) == 1
+
+    def test_rule_1_others_that_share_the_weight_keep_it(self) -> None:
+        model = seeded(lambda: Model(lambda m, x: m.b(m.c(F.relu(m.a(m.c(x))))) + m.c(x), c=conv(), a=bn(), b=bn()))
+        assert "mul.Tensor" not in names(after(passes.fold_batch_norm, model))
+
+    @pytest.mark.parametrize(
+        ("build", "inputs"),
+        [
+            (lambda: Model(read_twice, c=conv(), b=bn()), image()),
+            (lambda: nn.Sequential(bn(), conv()), image()),
+            (lambda: nn.Sequential(nn.Linear(5, 8), bn1(6)), image(2, 6, 5)),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3), bn()), image()),
+            (lambda: Model(lambda m, x: m.b(F.conv2d(x, x.abs())), b=bn(1)), image()),
+        ],
+    )
+    def test_rule_2_as_arithmetic(self, build: Callable[[], nn.Module], inputs: torch.Tensor) -> None:
+        found = names(after(passes.fold_batch_norm, seeded(build), inputs))
+        assert "batch_norm.default" not in found
+        assert "mul.Tensor" in found
+
+    def test_not_in_train_mode(self) -> None:
+        module: GraphModule = torch.export.export(nn.Sequential(conv(), bn()).train(), (image(),)).module()
+        assert not passes.fold_batch_norm(module)
+        assert "batch_norm.default" in names(module)
+
+    def test_nothing_to_fold(self) -> None:
+        after(passes.fold_batch_norm, nn.Sequential(conv(), nn.ReLU()), changes=False)
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.data())
+    def test_any_small_graph_keeps_its_function(self, data: st.DataObject) -> None:
+        """Convolutions and batch norms from a small stock, so that weights and norms are shared, over any values."""
+        steps = data.draw(
+            st.lists(st.tuples(st.sampled_from(["conv", "norm", "relu", "add"]), st.integers(0, 3), st.integers(0, 3)),
+                     min_size=1, max_size=8)
+        )  # fmt: skip
+
+        def function(m: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            values = [x]
+            for kind, first, second in steps:
+                value, other = (values[-1 - index % len(values)] for index in (first, second))
+                part = m.get_submodule(f"{kind}{second % 2}") if kind in ("conv", "norm") else F.relu
+                values.append(value + other if kind == "add" else part(value))
+            return tuple(values[1:])
+
+        model = seeded(lambda: Model(function, conv0=conv(), conv1=conv(bias=False), norm0=bn(), norm1=bn()))
+        module = exported(model)
+        passes.fold_batch_norm(module)
+        assert "batch_norm.default" not in names(module)
+        for got, want in zip(module(image()), model(image()), strict=True):
+            assert (got - want).abs().max() <= FOLDING_TOLERANCE * want.abs().max().clamp(min=1)
+
+
+class TestNameBadInputs:
+    def test_shape_and_dtype(self) -> None:
+        module = after(passes.name_bad_inputs, Model(lambda m, x: m.c(x), c=conv()))
+        for bad in (image(1, 4, 9, 9), image().double()):
+            with pytest.raises(InputError, match="the model was exported for"):
+                module(bad)
+
+    def test_once_is_enough(self) -> None:
+        module = after(passes.name_bad_inputs, Model(lambda m, x: m.c(x), c=conv()))
+        assert not passes.name_bad_inputs(module)
+
+    def test_a_graph_without_a_check_gets_none(self) -> None:
+        module: GraphModule = torch.export.export(conv().eval(), (image(),)).module(check_guards=False)
+        assert not passes.name_bad_inputs(module)
+
+    def test_the_check_survives_another_export(self) -> None:
+        module = after(passes.name_bad_inputs, Model(lambda m, x: m.c(x), c=conv()))
+        for strict in (False, True):
+            again = torch.export.export(module, (image(),), strict=strict)
+            torch.testing.assert_close(again.module()(image()), module(image()))
+        with pytest.raises(InputError, match="the model was exported for"):
+            torch.export.export(module, (image(1, 4, 9, 9),))
+
+
+def test_prepare_twice_is_once() -> None:
+    module = passes.prepare(exported(seeded(lambda: nn.Sequential(conv(), bn(), nn.ReLU(inplace=True), nn.Dropout()))))
+    assert names(module) == ["conv2d.default", "relu.default"]
+    code = module.code
+    assert passes.prepare(module).code == code
