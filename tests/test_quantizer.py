@@ -1,0 +1,374 @@
+"""What the quantizer annotates, by each rule, what it warns of, and that its work grows with the graph alone."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.flow_support import convert, qparams, seeded
+from tests.test_flow import Model, bn, conv, image, trained
+from torch import nn
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.observer import HistogramObserver
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import (
+    DerivedQuantizationSpec,
+    FixedQParamsQuantizationSpec,
+    QuantizationSpec,
+    SharedQuantizationSpec,
+)
+
+import openneutron
+from openneutron import CompileOptions, NeutronQuantizer, lower, quantize
+from openneutron.backend import compile_partition
+from openneutron.fx import is_dequantize, is_quantize, op_name
+from openneutron.partition.placing import place
+from openneutron.quantizer import UnquantizedWarning
+from openneutron.quantizer.neutron_quantizer import annotated
+from openneutron.quantizer.torchao_folding import is_folded_wrongly, protect_from_wrong_folding
+
+ANNOTATION = "quantization_annotation"
+MAX_GROWTH = 2.6
+
+
+def annotate(model: nn.Module, *inputs: torch.Tensor, **options: Any) -> dict[str, Node]:
+    """The nodes of the annotated graph by name."""
+    quantizer = NeutronQuantizer(**options)
+    module = torch.export.export(model.eval(), inputs or (image(),)).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnquantizedWarning)
+        module = quantizer.annotate(quantizer.transform_for_annotation(module))
+    return {node.name: node for node in module.graph.nodes}
+
+
+def output_spec(node: Node) -> Any:
+    return node.meta[ANNOTATION].output_qspec
+
+
+def input_specs(node: Node) -> list[Any]:
+    return list(node.meta[ANNOTATION].input_qspec_map.values())
+
+
+class TestContract:
+    def test_convolution(self) -> None:
+        nodes = annotate(Model(lambda m, x: m.c(x), c=conv()))
+        activation, weight, bias = input_specs(nodes["conv2d"])
+        assert isinstance(activation, QuantizationSpec)
+        assert (activation.dtype, activation.quant_min, activation.quant_max) == (torch.int8, -128, 127)
+        assert activation.qscheme == torch.per_tensor_affine
+        assert (weight.dtype, weight.quant_min, weight.quant_max) == (torch.int8, -127, 127)
+        assert weight.qscheme == torch.per_tensor_symmetric
+        assert isinstance(bias, DerivedQuantizationSpec)
+        assert bias.dtype == torch.int32
+        assert bias.derived_from == [
+            (nodes["inputs_0"], nodes["conv2d"]),
+            (nodes["c_weight"], nodes["conv2d"]),
+        ]
+        assert isinstance(output_spec(nodes["conv2d"]), QuantizationSpec)
+
+    def test_bias_is_input_times_weight(self) -> None:
+        module = convert(seeded(lambda: Model(lambda m, x: m.c(x), c=conv())), (image(),))
+        (node,) = (node for node in module.graph.nodes if op_name(node) == "aten.conv2d.default")
+        activation, weight, bias = (operand.args for operand in node.all_input_nodes)
+        assert isinstance(activation[1], float)
+        assert isinstance(weight[1], float)
+        assert bias[1] == pytest.approx(activation[1] * weight[1], rel=1e-6)
+        assert (weight[2], bias[2], bias[5]) == (0, 0, torch.int32)
+
+    def test_per_channel_convolutions(self) -> None:
+        model = seeded(lambda: Model(lambda m, x: m.l(m.c(x).flatten(1)), c=conv(4, 8), l=nn.Linear(512, 3)))
+        nodes = annotate(model, weight_granularity="per_channel")
+        _, weight, bias = input_specs(nodes["conv2d"])
+        assert (weight.qscheme, weight.ch_axis) == (torch.per_channel_symmetric, 0)
+        assert (bias.qscheme, bias.ch_axis) == (torch.per_channel_symmetric, 0)
+        assert input_specs(nodes["linear"])[1].qscheme == torch.per_tensor_symmetric
+        quantized = quantize(model, (image(),), [image()], weight_granularity="per_channel")
+        assert {row.where for row in lower(quantized).placement} == {"npu"}
+        found = lower(quantized).run(image())
+        assert isinstance(found, torch.Tensor)
+        torch.testing.assert_close(found, quantized(image()), atol=0.02, rtol=0)
+
+    @pytest.mark.parametrize(
+        ("function", "scale", "zero_point"),
+        [(torch.sigmoid, 1 / 256, -128), (torch.tanh, 1 / 128, 0), (lambda x: F.softmax(x, 1), 1 / 256, -128)],
+    )
+    def test_fixed_outputs(self, function: Callable[..., Any], scale: float, zero_point: int) -> None:
+        nodes = annotate(Model(lambda m, x: function(m.c(x)), c=conv()))
+        spec = output_spec(list(nodes.values())[-2])
+        assert isinstance(spec, FixedQParamsQuantizationSpec)
+        assert (spec.scale, spec.zero_point) == (scale, zero_point)
+
+
+class TestFusedActivations:
+    @pytest.mark.parametrize(
+        "activation", [F.relu, F.relu6, lambda x: F.hardtanh(x, 0, 6), lambda x: F.hardtanh(x, -1, 1), F.relu_]
+    )
+    def test_nothing_between(self, activation: Callable[..., Any]) -> None:
+        nodes = list(annotate(Model(lambda m, x: activation(m.c(x)), c=conv())).values())
+        producer, follower = nodes[-3], nodes[-2]
+        assert op_name(producer) == "aten.conv2d.default"
+        assert output_spec(producer) is None
+        assert input_specs(follower) == []
+        assert isinstance(output_spec(follower), QuantizationSpec)
+
+    @pytest.mark.parametrize("activation", [torch.sigmoid, torch.tanh, lambda x: F.hardtanh(x, -2, 2), torch.abs])
+    def test_not_what_the_target_cannot_fuse(self, activation: Callable[..., Any]) -> None:
+        nodes = annotate(Model(lambda m, x: activation(m.c(x)), c=conv()))
+        assert output_spec(nodes["conv2d"]) is not None
+
+    def test_not_where_the_producer_has_another_reader(self) -> None:
+        def function(m: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = m.c(x)
+            return F.relu(y), y
+
+        nodes = annotate(Model(function, c=conv()))
+        assert output_spec(nodes["conv2d"]) is not None
+        assert len(input_specs(nodes["relu"])) == 1
+
+    def test_not_behind_what_fuses_nothing(self) -> None:
+        nodes = annotate(Model(lambda _, x: F.relu(F.max_pool2d(x, 2))))
+        assert output_spec(nodes["max_pool2d"]) is not None
+        assert output_spec(nodes["relu"]) is not None
+
+    def test_only_the_first_of_two(self) -> None:
+        nodes = annotate(Model(lambda m, x: F.relu(F.relu6(m.c(x))), c=conv()))
+        assert output_spec(nodes["conv2d"]) is None
+        assert len(input_specs(nodes["relu"])) == 1
+
+
+def scales(module: GraphModule) -> dict[str, tuple[object, object]]:
+    """Scale and zero point of what each operator yields, by operator."""
+    return {
+        op_name(node.args[0]): (node.args[1], node.args[2])
+        for node in module.graph.nodes
+        if is_quantize(node) and isinstance(node.args[0], Node)
+    }
+
+
+class TestSharedGroups:
+    @pytest.mark.parametrize(
+        "move",
+        [
+            lambda x: F.max_pool2d(x, 2), lambda x: x.flatten(1), lambda x: x.view(1, -1), lambda x: F.pad(x, (1, 1)),
+            lambda x: x.permute(0, 2, 3, 1), lambda x: x.reshape(4, -1), lambda x: F.avg_pool2d(x, 2),
+            lambda x: F.hardtanh(x, -2, 2),
+        ],
+    )  # fmt: skip
+    def test_what_moves_values_has_its_inputs_qparams(self, move: Callable[..., Any]) -> None:
+        module = convert(seeded(lambda: Model(lambda m, x: move(m.c(x)), c=conv())), (image(),))
+        found = scales(module)
+        moved = next(value for name, value in found.items() if name not in ("placeholder", "aten.conv2d.default"))
+        assert moved == found["aten.conv2d.default"]
+
+    @pytest.mark.parametrize(
+        "change", [torch.abs, F.relu, lambda x: x.mean((2, 3)), lambda x: F.adaptive_avg_pool2d(x, 1)]
+    )
+    def test_what_changes_the_range_has_its_own(self, change: Callable[..., Any]) -> None:
+        module = convert(seeded(lambda: Model(lambda m, x: change(F.max_pool2d(m.c(x), 2)), c=conv())), (image(),))
+        found = scales(module)
+        *_, changed = found.values()  # in graph order
+        assert changed != found["aten.max_pool2d.default"]
+
+    def test_all_inputs_of_a_concatenation_and_what_moves_them_before(self) -> None:
+        def function(m: Any, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([F.max_pool2d(m.c(x), 2), F.avg_pool2d(m.d(x) * 1, 2)], 1)
+
+        nodes = annotate(Model(function, c=conv(), d=conv()))
+        specs = [output_spec(nodes[name]) for name in ("conv2d", "max_pool2d", "avg_pool2d", "cat")]
+        assert sum(isinstance(spec, SharedQuantizationSpec) for spec in specs) == 3
+        assert isinstance(specs[0], QuantizationSpec)
+
+    def test_a_chain_of_moves_takes_the_range_of_all(self) -> None:
+        model = seeded(lambda: Model(lambda m, x: torch.cat([m.c(x), 9 * torch.ones_like(x) + x.abs()], 1), c=conv()))
+        found = scales(convert(model, (image(),)))
+        assert found["aten.cat.default"] == found["aten.conv2d.default"]
+
+    def test_equal_fixed_qparams_are_concatenated_as_they_are(self) -> None:
+        model = Model(lambda m, x: torch.cat([torch.sigmoid(m.c(x)), torch.sigmoid(m.d(x))], 1), c=conv(), d=conv())
+        found = scales(convert(model.eval(), (image(),)))
+        assert found["aten.cat.default"] == (1 / 256, -128)
+
+    def test_different_fixed_qparams_are_requantized(self) -> None:
+        model = Model(lambda m, x: torch.cat([torch.sigmoid(m.c(x)), torch.tanh(x), m.c(x)], 1), c=conv())
+        module = convert(model.eval(), (image(),))
+        found = scales(module)
+        assert found["aten.sigmoid.default"] == (1 / 256, -128)
+        assert found["aten.tanh.default"] == (1 / 128, 0)
+        (cat,) = (node for node in module.graph.nodes if op_name(node) == "aten.cat.default")
+        (read,) = cat.args[:1]
+        assert {(node.args[1], node.args[2]) for node in read} == {found["aten.cat.default"]}
+        requantized = [node for node in module.graph.nodes if is_quantize(node) and is_dequantize(node.args[0])]
+        assert len(requantized) == 2
+        assert {row.where for row in lower(module, (image(),)).placement} == {"npu"}
+
+
+class TestObservers:
+    def test_a_custom_class_sees_activations_and_not_weights(self) -> None:
+        module = torch.export.export(seeded(lambda: Model(lambda m, x: F.relu(m.c(x)), c=conv())), (image(),)).module()
+        prepared = prepare_pt2e(module, NeutronQuantizer(observer=HistogramObserver))
+        kinds = [type(child).__name__ for child in prepared.children()]
+        assert kinds.count("HistogramObserver") == 2
+        assert kinds.count("RangeObserver") == 1
+        prepared(image())
+        assert {row.where for row in lower(convert_pt2e(prepared), (image(),)).placement} == {"npu"}
+
+    def test_an_observer_with_arguments(self) -> None:
+        observer = HistogramObserver.with_args(bins=64)
+        prepared = prepare_pt2e(
+            torch.export.export(seeded(conv), (image(),)).module(), NeutronQuantizer(observer=observer)
+        )
+        bins = {child.bins for child in prepared.children() if isinstance(child, HistogramObserver)}
+        assert bins == {64}
+
+
+class TestUnquantized:
+    def warning(self, model: nn.Module, *inputs: torch.Tensor) -> str:
+        with pytest.warns(UnquantizedWarning) as caught:
+            quantize(model.eval(), inputs or (image(),), [inputs or (image(),)])
+        (message,) = (str(item.message) for item in caught if item.category is UnquantizedWarning)
+        return message
+
+    def test_it_names_node_operator_line_and_reason(self) -> None:
+        message = self.warning(Model(lambda m, x: torch.sin(m.c(x)), c=conv()))
+        head, line = message.splitlines()
+        assert head == "These operators stay in float:"
+        assert re.match(r"  sin \(aten\.sin\.default, /.*\.py:\d+\): ", line)
+        assert line.endswith("OpenNeutron has no such operator; docs/operators.md lists those it has.")
+
+    def test_a_limit_is_quoted(self) -> None:
+        message = self.warning(Model(lambda m, x: F.max_pool2d(m.c(x), 3, ceil_mode=True), c=conv()))
+        assert "The NPU takes max_pool2d only if: ceil_mode is off." in message
+
+    def test_a_weight_that_is_computed(self) -> None:
+        message = self.warning(Model(lambda m, x, w: m.c(F.conv2d(x, w)), c=conv()), image(), image(4, 4, 1, 1))
+        assert "Its weight is computed while the model runs, not a constant." in message
+
+    def test_integers(self) -> None:
+        message = self.warning(Model(lambda m, x, i: (m.c(x), i.abs()), c=conv()), image(), torch.arange(5))
+        assert "only float32 is quantized" in message
+
+    def test_nothing_to_say(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UnquantizedWarning)
+            quantize(seeded(lambda: Model(lambda m, x: F.relu(m.c(x)), c=conv())), (image(),), [image()])
+
+    def test_what_only_the_legacy_generation_refuses_is_quantized(self) -> None:
+        nodes = annotate(Model(lambda m, x: m.c(x), c=conv()), image(2, 4, 8, 8))
+        assert output_spec(nodes["conv2d"]) is not None
+
+
+def read_twice(m: Any, x: torch.Tensor) -> torch.Tensor:
+    y = m.c(x)
+    result: torch.Tensor = m.b(y) + y
+    return result
+
+
+class TestTorchaoFolding:
+    @pytest.mark.parametrize(
+        ("build", "wrong"),
+        [
+            (lambda: nn.Sequential(conv(), bn(), conv()), False),
+            (lambda: nn.Sequential(bn(), conv(), conv()), False),
+            (lambda: Model(read_twice, c=conv(), b=bn()), True),
+            (lambda: Model(lambda m, x: m.b(m.c(m.a(m.c(x)))), c=conv(), a=bn(), b=bn()), True),
+            (lambda: Model(lambda m, x: m.c(m.a(m.c(x))), c=conv(), a=bn()), True),
+            (lambda: Model(lambda m, x: m.c(m.c(x)), c=conv()), False),
+        ],
+    )
+    def test_which_models_need_help(self, build: Callable[[], nn.Module], wrong: bool) -> None:
+        module = torch.export.export(build().eval(), (image(),)).module()
+        assert is_folded_wrongly(module) == wrong
+
+    def test_protecting_twice_is_once(self) -> None:
+        from torchao.quantization.pt2e import quantize_pt2e
+
+        protect_from_wrong_folding()
+        once = quantize_pt2e._fuse_conv_bn_
+        protect_from_wrong_folding()
+        assert quantize_pt2e._fuse_conv_bn_ is once
+
+    def test_a_model_that_torchao_folds_right_is_left_to_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from openneutron.quantizer import torchao_folding
+
+        def refuse(_: GraphModule) -> bool:
+            raise AssertionError
+
+        monkeypatch.setattr(torchao_folding, "fold_batch_norm", refuse)
+        convert(seeded(lambda: nn.Sequential(conv(), bn())), (image(),))
+
+
+def test_batch_norm_is_folded_before_weights_are_quantized() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(4, 4, 3), trained(nn.BatchNorm2d(4)), nn.ReLU()))
+    short, documented = quantize(model, (image(),), [image()]).module, convert(model, (image(),))
+    assert len(qparams(short)) == len(qparams(documented))
+    torch.testing.assert_close(short(image()), documented(image()), atol=0.05, rtol=0)
+
+
+def test_every_annotation_is_seen() -> None:
+    nodes = annotate(Model(lambda m, x: torch.sin(F.relu(m.c(x))), c=conv()))
+    module = nodes["conv2d"].graph.owning_module
+    assert module is not None
+    assert [node.name for node in annotated(module)] == ["conv2d", "relu"]
+
+
+class Residual(nn.Module):
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(blocks))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + F.relu(layer(x))
+        return x
+
+
+PACKAGE = str(Path(openneutron.__file__).parent)
+
+
+def calls_of(action: Callable[[], Any]) -> tuple[int, Any]:
+    """How many calls of this package's functions, and of builtins within them, an action makes; and its result."""
+    count = 0
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        nonlocal count
+        if event in ("call", "c_call") and frame.f_code.co_filename.startswith(PACKAGE):
+            count += 1
+
+    sys.setprofile(profile)
+    try:
+        result = action()
+    finally:
+        sys.setprofile(None)
+    return count, result
+
+
+def test_work_grows_with_the_graph_and_no_faster() -> None:
+    counts: dict[str, list[int]] = {"annotate": [], "place": [], "compile": []}
+    options, inputs = CompileOptions(), (image(),)
+    for blocks in (8, 16, 32):
+        model, quantizer = seeded(lambda blocks=blocks: Residual(blocks)), NeutronQuantizer()  # type: ignore[misc]
+        module = torch.export.export(model, inputs).module()
+
+        def annotations(quantizer: NeutronQuantizer = quantizer, module: GraphModule = module) -> GraphModule:
+            return quantizer.annotate(quantizer.transform_for_annotation(module))
+
+        counts["annotate"].append(calls_of(annotations)[0])
+        exported = torch.export.export(convert(model, inputs), inputs)
+        count, placed = calls_of(lambda exported=exported: place(exported, options))  # type: ignore[misc]
+        counts["place"].append(count)
+        (partition,) = placed.partitions
+        compiled = calls_of(lambda e=exported, p=partition: compile_partition(e, p, options))  # type: ignore[misc]
+        counts["compile"].append(compiled[0])
+    for stage, (first, second, third) in counts.items():
+        assert first > 100, stage
+        assert second / first <= MAX_GROWTH, stage
+        assert third / second <= MAX_GROWTH, stage
+
