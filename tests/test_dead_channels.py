@@ -1,0 +1,96 @@
+"""Dead channels: found by proof, removed without a change of the function, and left alone where there is no proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.flow_support import seeded
+from tests.test_passes import after, exported
+from torch import nn
+from torch.fx import GraphModule
+
+from openneutron import passes
+from openneutron.passes.constants import constant_of
+
+HUGE = 50.0
+
+
+class Chain(nn.Module):
+    """stem -> activation -> depthwise -> activation -> project, 6 channels; some channels of the stem are dead."""
+
+    def __init__(self, dead: frozenset[int], activation: Callable[[], nn.Module], bias: float = -0.5) -> None:
+        super().__init__()
+        self.stem, self.project = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 4, 1)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.first, self.second = activation(), activation()
+        with torch.no_grad():
+            for channel in dead:
+                self.stem.weight[channel] *= 1e-20
+                self.stem.bias[channel] = bias  # type: ignore[index]
+                self.depthwise.weight[channel] *= HUGE
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(self.stem(x))
+        out: torch.Tensor = self.project(self.second(self.depthwise(x)))
+        return out
+
+
+def weights(module: GraphModule) -> list[torch.Tensor]:
+    convolutions = [node for node in module.graph.nodes if "conv2d" in str(node.target) and node.op == "call_function"]
+    found = [constant_of(module, node.args[1]) for node in convolutions]
+    return [weight for weight in found if weight is not None]
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Hardtanh], ids=["relu", "relu6", "hardtanh_-1_1"])
+@pytest.mark.parametrize("bias", [-0.5, 0.5], ids=["silent", "constant"])
+def test_rule_1_and_2_need_a_zero_activation(activation: Callable[[], nn.Module], bias: float) -> None:
+    fires = activation is not nn.Hardtanh and bias < 0
+    model = seeded(lambda: Chain(frozenset({1, 4}), activation, bias))
+    module = after(passes.remove_dead_channels, model, changes=fires)
+    stem, depthwise, _ = weights(module)
+    assert [bool(stem[channel].any()) for channel in range(6)] == [not (fires and c in (1, 4)) for c in range(6)]
+    assert (float(depthwise.abs().max()) < HUGE / 10) == fires
+
+
+def test_rule_2_reaches_through_a_pool_and_an_addition() -> None:
+    class Model(Chain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(self.stem(x))
+            out: torch.Tensor = self.project(torch.max_pool2d(x, 2) + torch.nn.functional.avg_pool2d(x, 2))
+            return out
+
+    module = after(passes.remove_dead_channels, seeded(lambda: Model(frozenset({2}), nn.ReLU)))
+    assert not weights(module)[1][:, 2].any()
+    assert weights(module)[1][:, 3].any()
+
+
+def test_shared_weights_stay() -> None:
+    class Model(Chain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(self.stem(x))
+            out: torch.Tensor = self.depthwise(self.depthwise(x))
+            return out
+
+    model = seeded(lambda: Model(frozenset({2}), nn.ReLU))
+    module = exported(model)
+    passes.remove_dead_channels(module)
+    assert weights(module)[1][2].any()
+
+
+def test_a_weight_that_an_input_can_wake_stays() -> None:
+    model = seeded(lambda: Chain(frozenset(), nn.ReLU6))
+    with torch.no_grad():
+        model.get_parameter("stem.bias").fill_(-100.0)  # silent on images, not on inputs of 1e6
+    after(passes.remove_dead_channels, model, changes=False)
+
+
+@settings(max_examples=15, deadline=None)
+@given(dead=st.frozensets(st.integers(0, 5)), seed=st.integers(0, 1000), scale=st.sampled_from([1e-3, 1.0, 1e3]))
+def test_the_function_stays(dead: frozenset[int], seed: int, scale: float) -> None:
+    model = seeded(lambda: Chain(dead, nn.ReLU6), seed)
+    image = scale * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    after(passes.remove_dead_channels, model, image, changes=bool(dead))
