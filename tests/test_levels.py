@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
 from openneutron.ops import OPERATORS
-from openneutron.ops.spec import Site
+from openneutron.ops.site import Site
 from openneutron.partition.clusters import Cluster, Clusters
 from openneutron.partition.levels import NO_COMPUTE, Partition, partitions_of
 from openneutron.targets import TARGETS

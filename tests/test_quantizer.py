@@ -28,8 +28,8 @@ from torchao.quantization.pt2e.quantizer import (
 
 import openneutron
 from openneutron import CompileOptions, NeutronQuantizer, lower, quantize
-from openneutron.backend import compile_partition
 from openneutron.fx import is_dequantize, is_quantize, op_name
+from openneutron.partition.compile import compile_partition
 from openneutron.partition.placing import place
 from openneutron.quantizer import UnquantizedWarning
 from openneutron.quantizer.neutron_quantizer import annotated

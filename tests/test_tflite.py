@@ -16,11 +16,11 @@ from tests.runtime_models import litert
 from torch import nn
 
 from openneutron import QuantizedModel, tflite
-from openneutron.backend import lower_partition
 from openneutron.compile_spec import CompileOptions
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
 from openneutron.ops.elementwise import ADD, RELU
 from openneutron.ops.windows import PADV2
+from openneutron.partition.compile import lower_partition
 from openneutron.partition.placing import place
 
 INT8 = np.dtype(np.int8)

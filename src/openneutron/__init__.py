@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from openneutron.flow import QuantizedModel as QuantizedModel
     from openneutron.flow import lower as lower
     from openneutron.flow import quantize as quantize
-    from openneutron.partition import NeutronPartitioner as NeutronPartitioner
-    from openneutron.partition import Placement as Placement
-    from openneutron.partition import placement as placement
+    from openneutron.partition.partitioner import NeutronPartitioner as NeutronPartitioner
+    from openneutron.partition.placing import Placement as Placement
+    from openneutron.partition.placing import placement as placement
     from openneutron.quantizer import NeutronQuantizer as NeutronQuantizer
     from openneutron.runtime import load as load
     from openneutron.targets import NeutronTargetSpec as NeutronTargetSpec
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 _HOMES = {
     "CompileOptions": "compile_spec",
     "NeutronBackend": "backend",
-    "NeutronPartitioner": "partition",
+    "NeutronPartitioner": "partition.partitioner",
     "NeutronProgram": "flow",
     "NeutronQuantizer": "quantizer",
     "NeutronTargetSpec": "targets",
-    "Placement": "partition",
+    "Placement": "partition.placing",
     "QuantizedModel": "flow",
     "generate_neutron_compile_spec": "compile_spec",
     "load": "runtime",
     "lower": "flow",
-    "placement": "partition",
+    "placement": "partition.placing",
     "quantize": "flow",
 }
 

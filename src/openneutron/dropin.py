@@ -28,7 +28,7 @@ _PROVIDED: dict[str, dict[str, str]] = {
     "": {},
     ".backend": {},
     ".backend.neutron_target_spec": {"NeutronTargetSpec": "openneutron.targets"},
-    ".neutron_partitioner": {"NeutronPartitioner": "openneutron.partition"},
+    ".neutron_partitioner": {"NeutronPartitioner": "openneutron.partition.partitioner"},
     ".nxp_backend": {
         "NeutronBackend": "openneutron.backend",
         "generate_neutron_compile_spec": "openneutron.compile_spec",

@@ -12,7 +12,8 @@ import numpy as np
 from openneutron.ir.graph import Array, Kind, QParams, Tensor
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.shapes import CONCATENATION, SLICE
-from openneutron.ops.spec import OpSpec, Site, constraint, legacy_constraint
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
 from openneutron.ops.windows import Window, pad_spatial
 
 __all__ = ["SPECS"]
@@ -85,6 +86,16 @@ def has_a_batch(site: Site) -> bool:
 def has_batch_of_one(site: Site) -> bool:
     """The batch size is 1."""
     return site.shape[0] == 1
+
+
+@legacy_constraint
+def splits_into_whole_granules(site: Site) -> bool:
+    """Groups, where there are some and not one per channel, have multiples of the MACs of a pipeline as channels."""
+    if site.args["groups"] == 1 or _is_depthwise(site):
+        return True
+    outputs, inputs = site.shape_of("weight")[:2]
+    granularity = site.target.channel_granularity
+    return inputs % granularity == 0 and outputs // site.args["groups"] % granularity == 0
 
 
 def macs(site: Site) -> int:
@@ -194,6 +205,7 @@ SPECS = (
             has_supported_geometry,
             fits_accumulation,
             has_batch_of_one,
+            splits_into_whole_granules,
         ),
         lower=lower_convolution,
         macs=macs,

@@ -10,7 +10,8 @@ from torch.fx import Node
 from openneutron.fx import arguments
 from openneutron.ir.graph import Kind, Layout, QParams, Tensor
 from openneutron.ops.lowering import INT8, Lowering
-from openneutron.ops.spec import OpSpec, OutputRule, Site, constraint, legacy_constraint
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
 
 __all__ = ["SPECS"]
 
@@ -58,6 +59,12 @@ def _clamp_activation(node: Node) -> str | None:
 def _clamp_output(node: Node) -> OutputRule:
     """Observed where TFLite has a relu of this range, else shared with the inputs."""
     return OutputRule.OBSERVED if clamp_range(node) in CLAMPS else OutputRule.SHARED
+
+
+@legacy_constraint
+def is_a_relu(site: Site) -> bool:
+    """Its range is (0, inf), (0, 6), (-1, 1) or (0, 1)."""
+    return clamp_range(site.node) in CLAMPS
 
 
 def lower_clamp(lowering: Lowering) -> Tensor:
@@ -215,6 +222,7 @@ SPECS = (
         inputs=("self",),
         output=_clamp_output,
         activation=_clamp_activation,
+        constraints=(is_a_relu,),
         lower=lower_clamp,
         becomes="RELU, RELU6, RELU_N1_TO_1, RELU_0_TO_1 (or part of the operator before it), else MAXIMUM and MINIMUM",
     ),

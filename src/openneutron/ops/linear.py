@@ -6,7 +6,8 @@ import math
 
 from openneutron.ir.graph import Kind, Layout, Tensor
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.spec import OpSpec, Site, constraint
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OpSpec, constraint
 
 __all__ = ["SPECS"]
 

@@ -12,7 +12,7 @@ from torch.fx import Node
 from openneutron.fx import iterate_nodes
 from openneutron.ir.graph import Array, Kind, Op, QParams, Tensor
 from openneutron.ir.views import RESHAPE, TRANSPOSE
-from openneutron.ops.spec import Site
+from openneutron.ops.site import Site
 
 __all__ = ["INT8", "Lowering"]
 

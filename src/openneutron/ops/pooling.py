@@ -11,7 +11,8 @@ from torch.fx import Node
 from openneutron.fx import shape_of
 from openneutron.ir.graph import Kind, Layout, Tensor
 from openneutron.ops.lowering import INT8, Lowering
-from openneutron.ops.spec import OpSpec, OutputRule, Site, constraint, legacy_constraint
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
 from openneutron.ops.windows import Window, pad_spatial
 
 __all__ = ["SPECS"]
@@ -157,6 +158,15 @@ def lower_adaptive_average_pool(lowering: Lowering) -> Tensor:
     return lowering.emit(MEAN, [inputs], lowering.shape, axes=(rank - 2, rank - 1), keep_dims=True)
 
 
+@legacy_constraint
+def averages_whole_granules(site: Site) -> bool:
+    """Where it leaves one value per channel, it is of an image [N, C, H, W] with a multiple of the MACs of a pipeline
+    as channels.
+    """
+    shape = site.shape_of("self")
+    return not _is_global(site.node) or (len(shape) == 4 and shape[1] % site.target.channel_granularity == 0)
+
+
 def _mean_axes(site: Site) -> tuple[int, ...]:
     rank = len(site.shape_of("self"))
     dims = site.args["dim"]
@@ -216,7 +226,7 @@ SPECS = (
         edge_targets=("aten._adaptive_avg_pool2d.default",),
         inputs=("self",),
         output=_adaptive_output,
-        constraints=(has_equal_windows, has_small_kernel),
+        constraints=(has_equal_windows, has_small_kernel, averages_whole_granules),
         lower=lower_adaptive_average_pool,
         macs=input_macs,
         becomes="MEAN where one value per channel is left, else AVERAGE_POOL_2D",

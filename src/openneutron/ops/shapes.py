@@ -11,7 +11,8 @@ from torch.fx import Node
 from openneutron.fx import iterate_nodes, shape_of
 from openneutron.ir.graph import Kind, Layout, Tensor
 from openneutron.ops.lowering import INT8, Lowering
-from openneutron.ops.spec import OpSpec, OutputRule, Site, constraint, legacy_constraint
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
 from openneutron.ops.windows import PAD, PADV2
 
 __all__ = ["CONCATENATION", "SLICE", "SPECS"]

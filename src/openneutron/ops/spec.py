@@ -5,41 +5,16 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 from torch.fx import Node
 
-from openneutron.fx import arguments, iterate_nodes, op_name, shape_of
+from openneutron.fx import op_name
 from openneutron.ir.graph import QParams, Tensor
-from openneutron.targets import Generation, NeutronTarget
+from openneutron.ops.lowering import Lowering
+from openneutron.ops.site import Site
+from openneutron.targets import Generation
 
-if TYPE_CHECKING:
-    from openneutron.ops.lowering import Lowering
-
-__all__ = ["Constraint", "OpSpec", "OutputRule", "Site", "constraint", "legacy_constraint", "no_macs"]
-
-
-@dataclass(frozen=True)
-class Site:
-    """One occurrence of an operator, as constraints and lowerings see it."""
-
-    node: Node
-    target: NeutronTarget
-
-    @cached_property
-    def args(self) -> dict[str, Any]:
-        """Arguments by the names of the operator's schema, defaults filled in."""
-        return arguments(self.node)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the output."""
-        return shape_of(self.node)
-
-    def shape_of(self, argument: str) -> tuple[int, ...]:
-        """Shape of a tensor argument, of the first one where it is a list."""
-        return shape_of(next(iterate_nodes(self.args[argument])))
+__all__ = ["Constraint", "OpSpec", "OutputRule", "constraint", "legacy_constraint", "no_macs"]
 
 
 class OutputRule(enum.Enum):

@@ -19,7 +19,8 @@ from openneutron.fx import is_dequantize, is_quantize, iterate_nodes, op_name
 from openneutron.ir.graph import Array, Op, QParams, Tensor
 from openneutron.ops import OPERATORS, SPECS, OpSpec
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.spec import OutputRule, Site
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OutputRule
 from openneutron.quantizer.neutron_quantizer import quantizable_reason
 
 __all__ = ["Cluster", "Clusters", "Constants", "find_clusters", "qparams_of"]

@@ -12,10 +12,11 @@ from executorch.exir.backend.backend_details import BackendDetails, CompileSpec
 from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
 from torch.export import ExportedProgram
 
-from openneutron.backend import NeutronBackend, compile_partition
+from openneutron.backend import NeutronBackend
 from openneutron.compile_spec import CompileOptions
 from openneutron.errors import OptionError
 from openneutron.files import write_file
+from openneutron.partition.compile import compile_partition
 from openneutron.partition.opaque import is_opaque, is_searched, replace_partitions
 from openneutron.partition.placing import Placement, place
 from openneutron.payload import parse

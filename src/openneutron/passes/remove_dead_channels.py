@@ -59,7 +59,7 @@ def remove_dead_channels(module: GraphModule) -> bool:
         if interval is not None:
             intervals[node] = interval
     for node in list(module.graph.nodes):
-        if op_name(node) in _CONVOLUTIONS | {"aten.linear.default"}:
+        if _multiplies_channels(module, node):
             changed |= _clear(module, node, intervals)
     if changed:
         module.graph.eliminate_dead_code()
@@ -77,10 +77,8 @@ def _interval(module: GraphModule, node: Node, known: dict[Node, _Interval]) -> 
     source = node.args[0] if node.args else None
     reads = known.get(source) if isinstance(source, Node) else None
     result: _Interval | None = None
-    if name in _CONVOLUTIONS and reads is not None:
-        result = _product(module, node, reads, padded=True)
-    elif name == "aten.linear.default" and value.dim() == 2 and reads is not None:
-        result = _product(module, node, reads, padded=False)
+    if _multiplies_channels(module, node) and reads is not None:
+        result = _product(module, node, reads)
     elif (limits := _clamp(node)) is not None and reads is not None:
         result = _Interval(reads.low.clamp(*limits), reads.high.clamp(*limits))
     elif name in _WITHIN_THE_RANGE:
@@ -114,13 +112,23 @@ def _sum(node: Node, known: dict[Node, _Interval]) -> _Interval | None:
     return _Interval(left.low + right.low, left.high + right.high)
 
 
-def _product(module: GraphModule, node: Node, reads: _Interval, *, padded: bool) -> _Interval | None:
+def _multiplies_channels(module: GraphModule, node: Node) -> bool:
+    """Whether `node` is a convolution with a batch, or a linear of a matrix, with a constant weight."""
+    name = op_name(node)
+    if name not in _CONVOLUTIONS and name != "aten.linear.default":
+        return False
+    args = arguments(node)
+    weight = constant_of(module, args["weight"])
+    return weight is not None and weight.dim() >= 2 and weight.dim() == len(shape_of(args["input"]))
+
+
+def _product(module: GraphModule, node: Node, reads: _Interval) -> _Interval | None:
     """Bounds of a convolution or linear: each weight meets the end of the interval that takes it furthest."""
     args = arguments(node)
     weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
     if weight is None or (args["bias"] is not None and bias is None):
         return None
-    low, high = (reads.low.clamp(max=0), reads.high.clamp(min=0)) if padded else (reads.low, reads.high)
+    low, high = reads.low.clamp(max=0), reads.high.clamp(min=0)  # padding is zero
     taps = weight.double().reshape(*weight.shape[:2], -1)
     rising, falling = taps.clamp(min=0).sum(2), taps.clamp(max=0).sum(2)
     groups = args.get("groups", 1)
@@ -146,8 +154,7 @@ def _clear(module: GraphModule, node: Node, intervals: dict[Node, _Interval]) ->
     if weight is None or shared:
         return False
     cleared = {"weight": weight.clone()} | ({} if bias is None else {"bias": bias.clone()})
-    is_readable = op_name(node) != "aten.linear.default" or len(shape_of(args["input"])) == 2
-    if reads is not None and is_readable:
+    if reads is not None:
         cleared["weight"][_of_each_output(reads.is_zero, args.get("groups", 1), weight.shape)] = 0
     silent = _silent(node, intervals)
     if silent is not None:

@@ -16,7 +16,8 @@ from openneutron.errors import OptionError
 from openneutron.fx import iterate_nodes, op_name, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import OPERATORS, OpSpec
-from openneutron.ops.spec import OutputRule, Site
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs
 from openneutron.quantizer.observers import RangeObserver
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding

@@ -1,0 +1,36 @@
+"""One occurrence of an operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch.fx import Node
+
+from openneutron.fx import arguments, iterate_nodes, shape_of
+from openneutron.targets import NeutronTarget
+
+__all__ = ["Site"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One occurrence of an operator, as constraints and lowerings see it."""
+
+    node: Node
+    target: NeutronTarget
+
+    @cached_property
+    def args(self) -> dict[str, Any]:
+        """Arguments by the names of the operator's schema, defaults filled in."""
+        return arguments(self.node)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the output."""
+        return shape_of(self.node)
+
+    def shape_of(self, argument: str) -> tuple[int, ...]:
+        """Shape of a tensor argument, of the first one where it is a list."""
+        return shape_of(next(iterate_nodes(self.args[argument])))
