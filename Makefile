@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_FLAGS ?=
+PYTEST_FLAGS ?= -n 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
