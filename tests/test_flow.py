@@ -184,20 +184,19 @@ CASES: dict[str, Case] = {
         lambda: Model(lambda m, x: m.c(F.relu(m.a(m.c(x)))), c=conv(), a=bn()), (IMAGE,), 1, [],
     ),
     "a convolution read by a batch norm and more": (
-        lambda: Model(read_by_norm_and_more, c=conv(), b=bn()), (IMAGE,), 2, ["aten.mul.Tensor"],
+        lambda: Model(read_by_norm_and_more, c=conv(), b=bn()), (IMAGE,), 1, [],
     ),
     "linear and batch norm": (
         lambda: Model(lambda m, x: F.relu(m.b(m.l(x))), l=nn.Linear(16, 8), b=bn1(8)), ((4, 16),), 1, [],
     ),
     "linear and batch norm over another dimension": (
-        lambda: Model(lambda m, x: F.relu(m.b(m.l(x))), l=nn.Linear(5, 8), b=bn1(6)), ((2, 6, 5),), 2,
-        ["aten.mul.Tensor"],
+        lambda: Model(lambda m, x: F.relu(m.b(m.l(x))), l=nn.Linear(5, 8), b=bn1(6)), ((2, 6, 5),), 1, [],
     ),
     "conv1d and batch norm": (
         lambda: Model(lambda m, x: F.relu(m.b(m.c(x))), c=nn.Conv1d(4, 8, 3), b=bn1(8)), ((2, 4, 16),), 1, [],
     ),
     "a batch norm alone": (
-        lambda: Model(lambda m, x: m.c(m.b(x)), c=conv(), b=bn()), (IMAGE,), 1, ["aten.mul.Tensor"],
+        lambda: Model(lambda m, x: m.c(m.b(x)), c=conv(), b=bn()), (IMAGE,), 1, [],
     ),
     "an input used more than once": (
         lambda: Model(lambda m, x: m.c(x) + m.d(x) + F.adaptive_avg_pool2d(x, 1), c=conv(), d=conv()), (IMAGE,), 1, [],
@@ -220,7 +219,7 @@ CASES: dict[str, Case] = {
     "nothing but a view": (lambda: Model(lambda _, x: x.view(1, -1)), (IMAGE,), 0, ["aten.view_copy.default"]),
     "dead branches": (lambda: Model(dead, c=conv(), d=conv()), (IMAGE,), 1, []),
     "in place": (lambda: Model(residual, c=conv()), (IMAGE,), 1, []),
-    "a scalar": (lambda: Model(lambda m, x: m.c(x) + 1.0, c=conv()), (IMAGE,), 1, ["aten.add.Tensor"]),
+    "a scalar": (lambda: Model(lambda m, x: m.c(x) + 1.0, c=conv()), (IMAGE,), 1, []),
     "unsupported in the middle": (
         lambda: Model(lambda m, x: m.d(torch.sin(m.c(x))), c=conv(), d=conv()), (IMAGE,), 2, ["aten.sin.default"],
     ),

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.operator_cases import CASES, Case, conv, move, moved, of
+from tests.case import Case, move, moved, of
+from tests.operator_cases import CASES, conv
 from tests.oracle import Function, agreement, everything_on_the_npu, lowered, quantized, samples_like
 from torch import nn
 
@@ -108,6 +109,8 @@ REJECTED = (
     Rejected("convolution", "splits_into_whole_granules", "", conv(2, 6, 6, 3, groups=2), ((1, 6, 7, 7),)),
     Rejected("adaptive_avg_pool2d", "averages_whole_granules", "", lambda: nn.AdaptiveAvgPool2d(1), ((1, 12, 6, 6),)),
     Rejected("hardtanh", "is_a_relu", "", lambda: nn.Hardtanh(-2.0, 3.0), (IMAGE,)),
+    Rejected("slice", "slices_without_steps", "", moved(lambda x: x[:, :, ::2]), (IMAGE,)),
+    Rejected("slice", "slices_whole_granules", "", moved(lambda x: x[:, 4:]), ((1, 12, 6, 6),)),
     Rejected("linear", "has_a_matrix_as_weight", "", vector, ((4, 10),)),
     Rejected("addmm", "has_a_plain_bias", "matrix", of(addmm(), MATRIX[:4], MATRIX), ((4, 10),)),
     Rejected("addmm", "has_a_plain_bias", "one value", of(addmm(), BIAS[:1], MATRIX), ((4, 10),)),

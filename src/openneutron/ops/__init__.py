@@ -3,7 +3,7 @@
 Quantizer, partitioner, compiler, cost model and docs/operators.md read this table; nothing else lists operators.
 """
 
-from openneutron.ops import convolution, elementwise, linear, pooling, shapes
+from openneutron.ops import arithmetic, convolution, elementwise, linear, pooling, shapes
 from openneutron.ops.spec import OpSpec
 
 __all__ = ["OPERATORS", "SPECS", "OpSpec"]
@@ -13,6 +13,7 @@ SPECS: tuple[OpSpec, ...] = (
     *linear.SPECS,
     *pooling.SPECS,
     *elementwise.SPECS,
+    *arithmetic.SPECS,
     *shapes.SPECS,
 )
 

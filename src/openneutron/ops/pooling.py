@@ -19,6 +19,7 @@ __all__ = ["SPECS"]
 
 AVERAGE_POOL_2D = Kind("AVERAGE_POOL_2D", "Pool2DOptions")
 MAX_POOL_2D = Kind("MAX_POOL_2D", "Pool2DOptions")
+SUM = Kind("SUM", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
 MEAN = Kind("MEAN", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
 
 # Small windows hit the halves often: with 2x2 every fourth average is one.
@@ -198,6 +199,13 @@ def lower_mean(lowering: Lowering) -> Tensor:
     return lowering.emit(MEAN, [lowering.tensor("self")], lowering.shape, axes=axes, keep_dims=keep)
 
 
+def lower_sum(lowering: Lowering) -> Tensor:
+    """SUM."""
+    keep = bool(lowering.args["keepdim"])
+    axes = _mean_axes(lowering.site)
+    return lowering.emit(SUM, [lowering.tensor("self")], lowering.shape, axes=axes, keep_dims=keep)
+
+
 def window_macs(site: Site) -> int:
     """An addition for each element of each window, counted as one multiply-accumulate."""
     return math.prod(site.shape) * math.prod(_kernel(site))
@@ -250,5 +258,14 @@ SPECS = (
         lower=lower_mean,
         macs=input_macs,
         becomes="MEAN",
+    ),
+    OpSpec(
+        name="sum",
+        targets=("aten.sum.dim_IntList",),
+        inputs=("self",),
+        constraints=(keeps_a_dimension,),
+        lower=lower_sum,
+        macs=input_macs,
+        becomes="SUM",
     ),
 )

@@ -173,6 +173,38 @@ def lower_pad(lowering: Lowering) -> Tensor:
     return lowering.emit(PADV2, [inputs, value], lowering.shape, paddings=paddings)
 
 
+def _slice_bounds(site: Site) -> tuple[int, int, int]:
+    """Dimension, first index and number of elements of a slice."""
+    shape = site.shape_of("self")
+    dim = int(site.args["dim"]) % len(shape)
+    start = site.args["start"] or 0
+    first = min(max(start + shape[dim] if start < 0 else start, 0), shape[dim])
+    return dim, first, site.shape[dim]
+
+
+@constraint
+def slices_without_steps(site: Site) -> bool:
+    """The step is 1."""
+    return bool(site.args["step"] == 1)
+
+
+@legacy_constraint
+def slices_whole_granules(site: Site) -> bool:
+    """The dimension it slices is a multiple of the MACs of a pipeline."""
+    dim, _, _ = _slice_bounds(site)
+    return site.shape_of("self")[dim] % site.target.channel_granularity == 0
+
+
+def lower_slice(lowering: Lowering) -> Tensor:
+    """SLICE, or nothing where it takes all."""
+    inputs = lowering.tensor("self")
+    dim, first, _ = _slice_bounds(lowering.site)
+    if inputs.shape == lowering.shape:
+        return inputs
+    begin = tuple(first if other == dim else 0 for other in range(len(inputs.shape)))
+    return lowering.emit(SLICE, [inputs], lowering.shape, begin=begin, size=lowering.shape)
+
+
 def _is_eval(site: Site) -> bool:
     return not site.args["train"]
 
@@ -241,6 +273,17 @@ SPECS = (
         lower=lower_pad,
         becomes="PAD, PADV2 or MIRROR_PAD; negative padding: SLICE",
         notes="ExecuTorch's own CPU kernel refuses negative padding, so the legacy generation cannot run it at all.",
+        is_compute=False,
+    ),
+    OpSpec(
+        name="slice",
+        targets=("aten.slice.Tensor",),
+        edge_targets=("aten.slice_copy.Tensor",),
+        inputs=("self",),
+        output=OutputRule.SHARED,
+        constraints=(slices_without_steps, slices_whole_granules),
+        lower=lower_slice,
+        becomes="SLICE, or nothing",
         is_compute=False,
     ),
     OpSpec(

@@ -8,12 +8,13 @@ from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
 from openneutron.passes.functionalize import functionalize
 from openneutron.passes.name_bad_inputs import name_bad_inputs
+from openneutron.passes.name_numbers import name_numbers
 from openneutron.passes.remove_dead_channels import remove_dead_channels
 from openneutron.passes.remove_identities import remove_identities
 
 __all__ = [
     "check_is_static_eval", "check_writes_nothing", "fold_batch_norm", "fold_constants", "functionalize",
-    "name_bad_inputs", "prepare", "remove_dead_channels", "remove_identities",
+    "name_bad_inputs", "name_numbers", "prepare", "remove_dead_channels", "remove_identities",
 ]  # fmt: skip
 
 from torch.fx import GraphModule
@@ -35,6 +36,7 @@ def prepare(module: GraphModule, *, training: bool = False) -> GraphModule:
     fold_constants(module)
     remove_identities(module)
     fold_batch_norm(module)
+    name_numbers(module)
     if not training:
         remove_dead_channels(module)
     module.graph.eliminate_dead_code()

@@ -1,0 +1,62 @@
+"""A case of the operator tests, and the models that cases are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tests.oracle import Function
+from torch import nn
+
+from openneutron.ops import OPERATORS, OpSpec
+
+__all__ = ["Case", "Shape", "move", "moved", "of"]
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model around one operator, `target`."""
+
+    target: str
+    label: str
+    model: Callable[[], nn.Module] = field(repr=False)
+    shapes: tuple[Shape, ...]
+    spread: tuple[float, float] = (0.0, 1.0)
+    """Mean and standard deviation of the inputs."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """For `quantize`."""
+
+    @property
+    def spec(self) -> OpSpec:
+        """The operator's declaration."""
+        return OPERATORS[self.target]
+
+    @property
+    def id(self) -> str:
+        """Its name among the tests."""
+        return f"{self.target.removeprefix('aten.')}-{self.label}".replace(" ", "_")
+
+    def build(self) -> nn.Module:
+        """The model, with the same random weights each time."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return self.model()
+
+
+def move(values: torch.Tensor) -> torch.Tensor:
+    """An operator that is worth a partition and keeps its qparams, for those that only move values to stand behind."""
+    return F.hardtanh(values, -1.75, 2.25)
+
+
+def of(function: Callable[..., Any], *parts: nn.Module | torch.Tensor) -> Callable[[], nn.Module]:
+    return lambda: Function(function, *parts)
+
+
+def moved(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], nn.Module]:
+    """An operator that only moves values, behind one that computes."""
+    return lambda: Function(lambda values: function(move(values)))
