@@ -19,12 +19,12 @@ DIVISOR = torch.tensor([0.5, 2.0, -4.0, 8.0]).reshape(4, 1, 1)
 @pytest.mark.parametrize(
     ("function", "becomes"),
     [
-        (lambda m, x: x + 1.5, ["add.Tensor"]),
-        (lambda m, x: torch.sub(x, 2.0, alpha=3.0), ["sub.Tensor"]),
-        (lambda m, x: x * -0.5, ["mul.Tensor"]),
-        (lambda m, x: x / 255.0, ["mul.Tensor"]),
+        (lambda _, x: x + 1.5, ["add.Tensor"]),
+        (lambda _, x: torch.sub(x, 2.0, alpha=3.0), ["sub.Tensor"]),
+        (lambda _, x: x * -0.5, ["mul.Tensor"]),
+        (lambda _, x: x / 255.0, ["mul.Tensor"]),
         (lambda m, x: x / m.c, ["mul.Tensor"]),
-        (lambda m, x: 1.0 - x, ["sub.Tensor"]),
+        (lambda _, x: 1.0 - x, ["sub.Tensor"]),
     ],
     ids=["rule 1 sum", "rule 1 alpha", "rule 1 product", "rule 2 number", "rule 2 constant", "rule 3"],
 )
@@ -36,11 +36,11 @@ def test_fires(function: Callable[[Any, torch.Tensor], torch.Tensor], becomes: l
 @pytest.mark.parametrize(
     "function",
     [
-        lambda m, x: x + x,
-        lambda m, x: x / (x.abs() + 1.0).relu(),
-        lambda m, x: (x > 0).int() + 1,
+        lambda _, x: x + x,
+        lambda _, x: x / (x.abs() + 1.0).relu(),
+        lambda _, x: (x > 0).int() + 1,
         lambda m, x: x / m.zero,
-        lambda m, x: torch.rsub(x, 1.0, alpha=2),
+        lambda _, x: torch.rsub(x, 1.0, alpha=2),
     ],
     ids=["two values", "computed divisor", "integers", "division by zero", "rsub with alpha"],
 )
