@@ -15,7 +15,7 @@ from rich.table import Table
 from tests.operator_cases import CASES, Case
 from tests.oracle import Agreement, agreement, everything_on_the_npu, lowered, quantized
 
-from openneutron.ops import SPECS
+from openneutron.ops import DECLARED
 
 
 def measure(case: Case) -> Agreement:
@@ -30,7 +30,7 @@ def measure(case: Case) -> Agreement:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [spec.name for spec in SPECS]
+    names = [spec.name for spec in DECLARED]
     parser.add_argument("operator", nargs="*", metavar="OPERATOR", help=", ".join(names))
     wanted = parser.parse_args().operator or names
     if unknown := set(wanted) - set(names):

@@ -112,6 +112,7 @@ ARITHMETIC_CASES: tuple[Case, ...] = (
     *positive("aten.log_.default", lambda x: x.log_()),
     *positive("aten.rsqrt.default", torch.rsqrt),
     *positive("aten.rsqrt_.default", lambda x: x.rsqrt_()),
+    *one("aten.silu.default", F.silu),
     *_slices(),
     *_sums(),
     *_numbers(),

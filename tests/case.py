@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from tests.oracle import Function
 from torch import nn
 
-from openneutron.ops import OPERATORS, OpSpec
+from openneutron.ops import DECLARED, DECOMPOSITIONS, OPERATORS, Decomposition, OpSpec
+from openneutron.ops.spec import Constraint
+from openneutron.targets import Generation
 
-__all__ = ["Case", "Shape", "move", "moved", "of"]
+__all__ = ["Case", "Rejected", "Shape", "move", "moved", "of"]
 
 Shape = tuple[int, ...]
 
@@ -32,9 +34,9 @@ class Case:
     """For `quantize`."""
 
     @property
-    def spec(self) -> OpSpec:
+    def spec(self) -> OpSpec | Decomposition:
         """The operator's declaration."""
-        return OPERATORS[self.target]
+        return OPERATORS.get(self.target) or DECOMPOSITIONS[self.target]
 
     @property
     def id(self) -> str:
@@ -46,6 +48,46 @@ class Case:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return self.model()
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A model whose operator `spec` breaks one limit and no other."""
+
+    spec: str
+    limit: str
+    label: str
+    model: Callable[[], nn.Module] = field(repr=False)
+    shapes: tuple[Shape, ...]
+    runs: bool = True
+    """Whether ExecuTorch has a CPU kernel for it."""
+
+    @property
+    def declared(self) -> OpSpec | Decomposition:
+        """The operator's declaration."""
+        (declared,) = (declared for declared in DECLARED if declared.name == self.spec)
+        return declared
+
+    @property
+    def constraint(self) -> Constraint:
+        (limit,) = (limit for limit in self.declared.constraints if limit.holds.__name__ == self.limit)
+        return limit
+
+    @property
+    def reason(self) -> str:
+        """What the placement says of it."""
+        if isinstance(self.declared, Decomposition):
+            return f"{self.spec} becomes {self.declared.becomes} only if: {self.constraint.message}"
+        taker = "imxrt700" if self.is_legacy else "The NPU"
+        return f"{taker} takes {self.spec} only if: {self.constraint.message}"
+
+    @property
+    def is_legacy(self) -> bool:
+        return Generation.MODERN not in self.constraint.generations
+
+    @property
+    def id(self) -> str:
+        return f"{self.spec}-{self.limit}-{self.label}".replace(" ", "_").rstrip("-_")
 
 
 def move(values: torch.Tensor) -> torch.Tensor:

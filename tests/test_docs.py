@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from openneutron.ops import SPECS
+from openneutron.ops import DECOMPOSED, SPECS
 from openneutron.ops.document import document
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -19,6 +19,9 @@ def test_every_operator_and_every_limit_is_listed() -> None:
         for limit in spec.constraints:
             assert limit.message
             assert f"\n- {limit.message}\n" in text
+    for decomposed in DECOMPOSED:
+        assert f"\n| {decomposed.name} | " in text
+        assert all(limit.message in text for limit in decomposed.constraints)
 
 
 def test_every_rule_for_the_output_is_in_words() -> None:

@@ -19,6 +19,7 @@ from openneutron import passes
 from openneutron.errors import InputError, ModelError
 from openneutron.fx import op_name
 from openneutron.passes.functionalize import writes_memory
+from openneutron.targets import TARGETS
 
 FOLDING_TOLERANCE = 1e-4
 
@@ -127,7 +128,7 @@ class TestFunctionalize:
             return y
 
         with pytest.raises(ModelError, match=r"writes in place.*Write the result to a new tensor") as error:
-            passes.prepare(exported(Model(function, c=conv())))
+            passes.prepare(exported(Model(function, c=conv())), TARGETS["imxrt700"])
         assert error.value.source is not None
 
 
@@ -279,7 +280,8 @@ class TestNameBadInputs:
 
 
 def test_prepare_twice_is_once() -> None:
-    module = passes.prepare(exported(seeded(lambda: nn.Sequential(conv(), bn(), nn.ReLU(inplace=True), nn.Dropout()))))
+    module = exported(seeded(lambda: nn.Sequential(conv(), bn(), nn.ReLU(inplace=True), nn.Dropout())))
+    passes.prepare(module, TARGETS["imxrt700"])
     assert names(module) == ["conv2d.default", "relu.default"]
     code = module.code
-    assert passes.prepare(module).code == code
+    assert passes.prepare(module, TARGETS["imxrt700"]).code == code

@@ -85,7 +85,7 @@ def quantize(
         raise ModelError(f"The model is in train mode ('{training}'). Call model.eval() before quantize().")
     if not isinstance(calibration, Iterable):
         raise CalibrationError(f"calibration takes an iterable of inputs, not {calibration!r}.")
-    exported = passes.prepare(_export(model, examples, strict=strict).module())
+    exported = passes.prepare(_export(model, examples, strict=strict).module(), quantizer.target.neutron_target)
     prepared = prepare_pt2e(exported, quantizer)
     count = 0
     with torch.no_grad():

@@ -1,12 +1,13 @@
 """Every operator OpenNeutron takes, each declared once.
 
-Quantizer, partitioner, compiler, cost model and docs/operators.md read this table; nothing else lists operators.
+Quantizer, partitioner, compiler, cost model and docs/operators.md read these tables; nothing else lists operators.
 """
 
-from openneutron.ops import arithmetic, convolution, elementwise, linear, pooling, shapes
+from openneutron.ops import activations, arithmetic, convolution, elementwise, linear, pooling, shapes
+from openneutron.ops.decomposition import Decomposition
 from openneutron.ops.spec import OpSpec
 
-__all__ = ["OPERATORS", "SPECS", "OpSpec"]
+__all__ = ["DECLARED", "DECOMPOSED", "DECOMPOSITIONS", "OPERATORS", "SPECS", "Decomposition", "OpSpec"]
 
 SPECS: tuple[OpSpec, ...] = (
     *convolution.SPECS,
@@ -19,3 +20,12 @@ SPECS: tuple[OpSpec, ...] = (
 
 OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spec.targets}
 """Declarations by the qualified name of the ATen operator."""
+
+DECOMPOSED: tuple[Decomposition, ...] = (*activations.DECOMPOSED,)
+"""Operators that become others before annotation."""
+
+DECOMPOSITIONS: dict[str, Decomposition] = {target: spec for spec in DECOMPOSED for target in spec.targets}
+"""Those by the qualified name of the ATen operator."""
+
+DECLARED: tuple[OpSpec | Decomposition, ...] = (*SPECS, *DECOMPOSED)
+"""Every operator there is a declaration for."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from openneutron.ir.graph import QParams
-from openneutron.ops import SPECS, OpSpec
+from openneutron.ops import DECOMPOSED, SPECS, Decomposition, OpSpec
 from openneutron.ops.spec import OutputRule
 from openneutron.targets import ASSUMED_MACS_PER_PIPELINE, TARGETS, Generation
 
@@ -30,11 +30,31 @@ difference between the `.pte` on the host and the converted module, in steps of 
 
 COLUMNS = ("operator", "ATen", "becomes", "output", "fuses an activation", "tolerance")
 
+DECOMPOSED_HEAD = """\
+# Operators that become others
+
+The NPU has no such operators. Before anything is annotated, they are written with those above, each of which then
+follows its own limits. Where a limit of the table below is broken, the operator stays as it is, in float on the CPU.
+"""
+
+DECOMPOSED_COLUMNS = ("operator", "ATen", "becomes", "tolerance", "limits", "notes")
+
 
 def document() -> str:
-    """The whole file: the table of all operators, then each with its limits."""
-    blocks = [HEAD.format(macs=_pipelines()), "\n".join(_table(COLUMNS, map(_row, SPECS))), *map(_section, SPECS)]
+    """The whole file: the table of all operators, each with its limits, and those that become others."""
+    blocks = [
+        HEAD.format(macs=_pipelines()),
+        "\n".join(_table(COLUMNS, map(_row, SPECS))),
+        *map(_section, SPECS),
+        DECOMPOSED_HEAD,
+        "\n".join(_table(DECOMPOSED_COLUMNS, map(_decomposed_row, DECOMPOSED))),
+    ]
     return "\n".join(block.rstrip("\n") + "\n" for block in blocks)
+
+
+def _decomposed_row(spec: Decomposition) -> tuple[str, ...]:
+    limits = " ".join(limit.message for limit in spec.constraints)
+    return (spec.name, _code(spec.targets), spec.becomes, str(spec.tolerance), limits, spec.notes)
 
 
 def _row(spec: OpSpec) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ A pass takes a GraphModule, changes it in place and says whether it changed anyt
 """
 
 from openneutron.passes.checks import check_is_static_eval, check_writes_nothing
+from openneutron.passes.decompose import decompose
 from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
 from openneutron.passes.functionalize import functionalize
@@ -13,14 +14,16 @@ from openneutron.passes.remove_dead_channels import remove_dead_channels
 from openneutron.passes.remove_identities import remove_identities
 
 __all__ = [
-    "check_is_static_eval", "check_writes_nothing", "fold_batch_norm", "fold_constants", "functionalize",
+    "check_is_static_eval", "check_writes_nothing", "decompose", "fold_batch_norm", "fold_constants", "functionalize",
     "name_bad_inputs", "name_numbers", "prepare", "remove_dead_channels", "remove_identities",
 ]  # fmt: skip
 
 from torch.fx import GraphModule
 
+from openneutron.targets import NeutronTarget
 
-def prepare(module: GraphModule, *, training: bool = False) -> GraphModule:
+
+def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = False) -> GraphModule:
     """All passes that any quantization starts with, in their order. Linear in the nodes of the graph.
 
     No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one.
@@ -35,6 +38,7 @@ def prepare(module: GraphModule, *, training: bool = False) -> GraphModule:
         check_writes_nothing(module)
     fold_constants(module)
     remove_identities(module)
+    decompose(module, target)
     fold_batch_norm(module)
     name_numbers(module)
     if not training:

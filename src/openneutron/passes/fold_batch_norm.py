@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
+from openneutron.constants import constant_of, insert_constant
 from openneutron.fx import arguments, op_name, shape_of
-from openneutron.passes.constants import constant_of, insert_constant
 
 __all__ = ["fold_batch_norm"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
+from openneutron.constants import constant_of, insert_constant
 from openneutron.fx import arguments, op_name
-from openneutron.passes.constants import constant_of, insert_constant
 
 __all__ = ["name_numbers"]
 

@@ -15,7 +15,7 @@ from openneutron import passes
 from openneutron.errors import OptionError
 from openneutron.fx import iterate_nodes, op_name, source_of
 from openneutron.ir.graph import QParams
-from openneutron.ops import OPERATORS, OpSpec
+from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs
@@ -86,7 +86,7 @@ class NeutronQuantizer(Quantizer):
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """The passes that make the graph quantizable; called by `prepare_pt2e`."""
-        return passes.prepare(model)
+        return passes.prepare(model, self.target.neutron_target)
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes."""
@@ -144,7 +144,7 @@ def quantizable_reason(
 
     spec = OPERATORS.get(op_name(node))
     if spec is None:
-        return "OpenNeutron has no such operator; docs/operators.md lists those it has."
+        return _undecomposed_reason(node, target)
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
         return f"It yields {getattr(value, 'dtype', type(value).__name__)}; only float32 is quantized."
@@ -163,6 +163,16 @@ def quantizable_reason(
             return f"Its {role} is computed while the model runs, not a constant."
     rejections = spec.rejections(site, Generation.MODERN)
     return f"The NPU takes {spec.name} only if: {' '.join(rejections)}" if rejections else None
+
+
+def _undecomposed_reason(node: Node, target: NeutronTargetSpec) -> str:
+    declared = DECOMPOSITIONS.get(op_name(node))
+    if declared is None:
+        return "OpenNeutron has no such operator; docs/operators.md lists those it has."
+    rejections = declared.rejections(Site(node, target.neutron_target))
+    if not rejections:
+        return f"{declared.name} becomes {declared.becomes} for float32 values only, when the model is quantized."
+    return f"{declared.name} becomes {declared.becomes} only if: {' '.join(rejections)}"
 
 
 class _Annotation:

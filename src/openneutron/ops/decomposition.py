@@ -1,0 +1,92 @@
+"""The form of a declaration for an operator that the NPU lacks: it becomes operators that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node, map_arg
+
+from openneutron.constants import constant_of, insert_constant
+from openneutron.ops.site import Site
+from openneutron.ops.spec import Constraint
+
+__all__ = ["Decomposition", "Rewriting"]
+
+# What a new node inherits from the one it replaces: where it came from in the user's code.
+_PROVENANCE = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """Writes ATen operators in front of the one they replace."""
+
+    module: GraphModule
+    site: Site
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """Arguments by the names of the operator's schema, defaults filled in."""
+        return self.site.args
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the (first) output."""
+        return self.site.shape
+
+    def call(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:
+        """A call of `target`: nodes among the arguments stand for their values, and numbers may be operands."""
+        node = self.site.node
+        with node.graph.inserting_before(node):
+            written = node.graph.call_function(target, args, kwargs)
+        written.meta = {key: node.meta[key] for key in _PROVENANCE if key in node.meta}
+        written.meta["val"] = target(*map_arg(args, _value), **map_arg(kwargs, _value))
+        return written
+
+    def constant(self, value: torch.Tensor) -> Node:
+        """A new constant of the graph."""
+        return insert_constant(self.module, self.site.node, value, "constant")
+
+    def value_of(self, argument: str) -> torch.Tensor | None:
+        """The tensor of an argument that is a constant of the graph; None for any other."""
+        return constant_of(self.module, self.args[argument])
+
+
+def _value(node: Node) -> Any:
+    return node.meta["val"]
+
+
+def _always(_: Site) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Everything OpenNeutron knows about an operator that it writes with others before anything is annotated.
+
+    It applies to float32 values. What it writes may be decomposed in turn, but must get simpler.
+    """
+
+    name: str
+    """What users call it; the heading in docs/operators.md."""
+    targets: tuple[str, ...]
+    """ATen operators ("aten.silu.default"), in-place ones left out: those are gone by then."""
+    rewrite: Callable[[Rewriting], Node | Sequence[Node]]
+    """Writes the operators that replace it; returns its output, or all its outputs."""
+    becomes: str
+    """The ATen operators it becomes, for the docs."""
+    applies: Callable[[Site], bool] = _always
+    """Whether this occurrence needs it, where the operator is declared for the NPU too."""
+    constraints: tuple[Constraint, ...] = ()
+    """Limits of the decomposition; where one is broken, the operator stays as it is, in float."""
+    approximation: float = 1e-5
+    """Largest difference in float, relative to the largest value of the output (to 1 where that is smaller)."""
+    tolerance: int = 1
+    """Largest difference of the `.pte` to the converted module, in LSBs of the output."""
+    notes: str = field(default="", compare=False)
+
+    def rejections(self, site: Site) -> list[str]:
+        """The messages of all limits that this occurrence breaks."""
+        return [limit.message for limit in self.constraints if not limit.holds(site)]
