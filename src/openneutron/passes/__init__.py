@@ -3,7 +3,9 @@
 A pass takes a GraphModule, changes it in place and says whether it changed anything; it keeps no state.
 """
 
-from openneutron.passes.checks import check_is_static_eval, check_writes_nothing
+from contextlib import nullcontext
+
+from openneutron.passes.checks import check_is_static_eval, check_writes_nothing, parameters_stay
 from openneutron.passes.decompose import decompose
 from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
@@ -26,21 +28,25 @@ from openneutron.targets import NeutronTarget
 def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = False) -> GraphModule:
     """All passes that any quantization starts with, in their order. Linear in the nodes of the graph.
 
-    No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one.
+    No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one. With `training`,
+    parameters stay what they are, and what train mode has of its own stays too: it is the quantizer's to take out.
 
-    Raises `ModelError` for a model that cannot be quantized as a whole: train mode (unless `training`), dynamic
-    shapes, a dtype other than float32, writes in place that other values would see.
+    Raises `ModelError` for a model that cannot be quantized as a whole: a dtype other than float32, writes in place
+    that other values would see, and, unless `training`, train mode and dynamic shapes.
     """
+    keeping_parameters = parameters_stay if training else nullcontext
     check_is_static_eval(module, training=training)
     name_bad_inputs(module)
     functionalize(module)
     if not training:
         check_writes_nothing(module)
-    fold_constants(module)
-    remove_identities(module)
-    decompose(module, target)
-    fold_batch_norm(module)
-    name_numbers(module)
+    fold_constants(module, training=training)
+    remove_identities(module, training=training)
+    with keeping_parameters(module):
+        decompose(module, target)
+    fold_batch_norm(module, training=training)
+    with keeping_parameters(module):
+        name_numbers(module)
     if not training:
         remove_dead_channels(module)
     module.graph.eliminate_dead_code()

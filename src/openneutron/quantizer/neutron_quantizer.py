@@ -7,20 +7,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron import passes
+from openneutron.constants import computed_constants
 from openneutron.errors import OptionError
 from openneutron.fx import iterate_nodes, op_name, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
-from openneutron.quantizer import qspecs
-from openneutron.quantizer.observers import RangeObserver
+from openneutron.passes.fold_batch_norm import is_attribute
+from openneutron.quantizer import qspecs, training
+from openneutron.quantizer.observers import RangeObserver, RecentRangeObserver
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
+from openneutron.quantizer.trained_modules import WeightFakeQuantize, batch_norm_behind
 from openneutron.targets import Generation, NeutronTargetSpec
 
 __all__ = ["NeutronQuantizer", "UnquantizedWarning", "quantizable_reason"]
@@ -34,31 +38,38 @@ class UnquantizedWarning(UserWarning):
 
 @dataclass(frozen=True)
 class _Place:
-    """An operator to be quantized, with the activation it fuses."""
+    """An operator to be quantized, with the batch norm that is trained behind it and the activation it fuses."""
 
     spec: OpSpec
     site: Site
+    batch_norm: Node | None
     activation: Node | None
 
     @property
     def output(self) -> Node:
-        return self.activation or self.site.node
+        return self.activation or self.batch_norm or self.site.node
 
     @property
     def inputs(self) -> list[Node]:
-        return list(dict.fromkeys(iterate_nodes([self.site.args[name] for name in self.spec.inputs])))
+        operands = iterate_nodes([self.site.args[name] for name in self.spec.inputs])
+        return list(dict.fromkeys(map(training.observed, operands)))
 
 
 class NeutronQuantizer(Quantizer):
     """Static int8 for the eIQ Neutron NPU: for `prepare_pt2e`, usable for any number of models.
 
+    With `is_qat`, for `prepare_qat_pt2e` and models exported in train mode.
+
     Activations are affine per tensor, weights symmetric per tensor (`weight_granularity="per_channel"` for
     convolutions: one scale for each output channel), biases int32. `observer` is a torchao observer class for
-    activations. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and why.
+    activations, with `is_qat` also a class of fake quantizers; unless given, it is `RangeObserver`, with `is_qat`
+    `RecentRangeObserver`. `weight_bits` below 8 leaves codes of the weights unused; the NPU gains nothing by that, but
+    experiments may. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and why.
 
     Raises `TargetError` and `OptionError` on construction, `ModelError` from `prepare_pt2e` for a model in train mode,
-    with dynamic shapes, or not in float32, `InputError` from a prepared or converted module for inputs of another shape
-    or dtype, and `CalibrationError` from `convert_pt2e`.
+    with dynamic shapes, or not in float32 (from `prepare_qat_pt2e` for what cannot be trained quantized), `InputError`
+    from a prepared or converted module for inputs of another shape or dtype, and `CalibrationError` from
+    `convert_pt2e`, for values that are not finite also while training.
     """
 
     def __init__(
@@ -67,43 +78,54 @@ class NeutronQuantizer(Quantizer):
         is_qat: bool = False,
         *,
         weight_granularity: str = "per_tensor",
-        observer: Any = RangeObserver,
+        observer: Any = None,
+        weight_bits: int = 8,
         neutron_target_spec: NeutronTargetSpec | None = None,
     ) -> None:
         super().__init__()
-        if is_qat:
-            raise OptionError("Quantization-aware training is not supported yet: is_qat must be False.")
         if weight_granularity not in WEIGHT_GRANULARITIES:
             raise OptionError(
                 f"weight_granularity is one of {', '.join(WEIGHT_GRANULARITIES)}, not {weight_granularity!r}."
             )
-        if not callable(getattr(observer, "with_args", None)):
+        if observer is not None and not callable(getattr(observer, "with_args", None)):
             raise OptionError(f"observer takes a torchao observer class, not {observer!r}.")
+        if not is_qat and qspecs.makes_fake_quantizers(observer):
+            raise OptionError(f"observer takes a class of fake quantizers, as {observer!r} is, only with is_qat=True.")
+        if weight_bits not in range(2, 9):
+            raise OptionError(f"weight_bits is a number from 2 to 8, not {weight_bits!r}.")
         protect_from_wrong_folding()
         self.target = NeutronTargetSpec(neutron_target_spec or target)
+        self.is_qat = is_qat
         self.weight_granularity = weight_granularity
-        self.observer = observer
+        self.observer = observer or (RecentRangeObserver if is_qat else RangeObserver)
+        self.weight_bits = weight_bits
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """The passes that make the graph quantizable; called by `prepare_pt2e`."""
-        return passes.prepare(model, self.target.neutron_target)
+        passes.prepare(model, self.target.neutron_target, training=self.is_qat)
+        if self.is_qat:
+            training.prepare_for_training(model)
+        return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes."""
         places: list[_Place] = []
         left: list[tuple[Node, str]] = []
         fused: set[Node] = set()
-        for node in model.graph.nodes:
-            if node.op != "call_function" or node in fused:
+        constants = computed_constants(model) if self.is_qat else set()
+        for node in list(model.graph.nodes):
+            if node.op != "call_function" or node in fused or node in constants or _is_size(node):
                 continue
-            reason = quantizable_reason(node, self.target)
+            reason = quantizable_reason(node, self.target, lambda other: is_attribute(other) or other in constants)
             if reason is not None:
                 left.append((node, reason))
                 continue
             place = self._place(node)
             fused.update(filter(None, [place.activation]))
             places.append(place)
-        _Annotation(places, self.observer, self.weight_granularity == "per_channel").write()
+        _Annotation(self, places).write()
+        if self.is_qat:
+            training.fold_what_stays_in_float(model)
         if left:
             lines = (f"  {node.name} ({op_name(node)}, {source_of(node)}): {reason}" for node, reason in left)
             warnings.warn("These operators stay in float:\n" + "\n".join(lines), UnquantizedWarning, stacklevel=2)
@@ -114,7 +136,9 @@ class NeutronQuantizer(Quantizer):
 
     def _place(self, node: Node) -> _Place:
         spec = OPERATORS[op_name(node)]
-        return _Place(spec, Site(node, self.target.neutron_target), self._fusable_activation(spec, node))
+        batch_norm = batch_norm_behind(node)
+        activation = self._fusable_activation(spec, batch_norm or node)
+        return _Place(spec, Site(node, self.target.neutron_target), batch_norm, activation)
 
     def _fusable_activation(self, spec: OpSpec, node: Node) -> Node | None:
         """The activation that alone reads `node`, where the operator and the target can fuse it."""
@@ -127,9 +151,9 @@ class NeutronQuantizer(Quantizer):
         return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
 
 
-def is_attribute(node: Node) -> bool:
-    """Whether `node` is a constant of a graph module."""
-    return node.op == "get_attr"
+def _is_size(node: Node) -> bool:
+    """Whether `node` computes with sizes, as a model of any batch size does."""
+    return isinstance(node.meta.get("val"), (int, torch.SymInt))
 
 
 def quantizable_reason(
@@ -140,8 +164,6 @@ def quantizable_reason(
     Limits that only the legacy generation has do not count here: the operator is quantized all the same and runs in
     int8 on the CPU there.
     """
-    import torch
-
     spec = OPERATORS.get(op_name(node))
     if spec is None:
         return _undecomposed_reason(node, target)
@@ -182,10 +204,9 @@ class _Annotation:
     later one refers to it; torchao then gives them one observer.
     """
 
-    def __init__(self, places: list[_Place], observer: Any, per_channel: bool) -> None:
+    def __init__(self, quantizer: NeutronQuantizer, places: list[_Place]) -> None:
+        self.quantizer = quantizer
         self.places = places
-        self.observer = observer
-        self.per_channel = per_channel
         self.parent: dict[Node, Node] = {}
         self.fixed: dict[Node, QParams] = {}
         self.met: dict[Node, Node | tuple[Node, Node]] = {}
@@ -229,16 +250,18 @@ class _Annotation:
         node = place.site.node
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
         weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
-        if weight is not None:
-            per_channel = self.per_channel and place.spec.name == "convolution"
-            edges[weight] = self._weight_spec((weight, node), per_channel=per_channel)
+        if weight is not None and self.quantizer.is_qat:
+            spec = qspecs.weight(node, per_channel=self._is_per_channel(place), bits=self.quantizer.weight_bits)
+            training.read_weight_through(node, WeightFakeQuantize(node, spec))
+        elif weight is not None:
+            edges[weight] = self._weight_spec((weight, node), place)
             if bias is not None:
+                per_channel = self._is_per_channel(place)
                 edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), per_channel=per_channel)
-        own_output = None if place.activation is not None else self._spec(node, node)
-        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, own_output)
-        if place.activation is not None:
-            output = self._spec(place.activation, place.activation)
-            place.activation.meta[Q_ANNOTATION_KEY] = _annotation({}, output)
+        last = place.output
+        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, self._spec(node, node) if last is node else None)
+        if last is not node:
+            last.meta[Q_ANNOTATION_KEY] = _annotation({}, self._spec(last, last))
 
     def _spec(self, key: Node | tuple[Node, Node], value: Node) -> Any:
         group = self._find(value)
@@ -247,13 +270,17 @@ class _Annotation:
         self.met[group] = key
         if group in self.fixed:
             return qspecs.fixed(self.fixed[group])
-        return qspecs.activation(value, self.observer)
+        spec = qspecs.trained_activation if self.quantizer.is_qat else qspecs.activation
+        return spec(value, self.quantizer.observer)
 
-    def _weight_spec(self, edge: tuple[Node, Node], *, per_channel: bool) -> Any:
+    def _weight_spec(self, edge: tuple[Node, Node], place: _Place) -> Any:
         if edge[0] in self.met:
             return SharedQuantizationSpec(self.met[edge[0]])
         self.met[edge[0]] = edge
-        return qspecs.weight(edge[1], per_channel=per_channel)
+        return qspecs.weight(edge[1], per_channel=self._is_per_channel(place), bits=self.quantizer.weight_bits)
+
+    def _is_per_channel(self, place: _Place) -> bool:
+        return self.quantizer.weight_granularity == "per_channel" and place.spec.name == "convolution"
 
 
 def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:

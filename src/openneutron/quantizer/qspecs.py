@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+from torchao.quantization.pt2e import FakeQuantize, FakeQuantizeBase, PartialWrapper
 from torchao.quantization.pt2e.quantizer import (
     DerivedQuantizationSpec,
     FixedQParamsQuantizationSpec,
@@ -15,25 +16,45 @@ from torchao.quantization.pt2e.quantizer import (
 from openneutron.ir.graph import QParams
 from openneutron.quantizer.observers import Origin, PerChannelRangeObserver, RangeObserver
 
-__all__ = ["activation", "bias", "fixed", "weight"]
+__all__ = ["activation", "bias", "fixed", "makes_fake_quantizers", "trained_activation", "weight", "weight_range"]
 
 ACTIVATION_RANGE = (-128, 127)
-# Symmetric: -128 is left out, so that a weight and its negative are both representable.
-WEIGHT_RANGE = (-127, 127)
 BIAS_RANGE = (-(2**31), 2**31 - 1)
 
 
+def weight_range(bits: int) -> tuple[int, int]:
+    """The codes of a weight. Symmetric: the lowest is left out, so that the negative of each weight is one, too."""
+    return 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1
+
+
 def activation(node: Node, observer: Any) -> QuantizationSpec:
-    """int8, affine, one scale for the tensor that `node` yields."""
+    """int8, affine, one scale for the tensor that `node` yields. `observer` makes an observer or a fake quantizer."""
     low, high = ACTIVATION_RANGE
-    constructor = observer.with_args(origin=Origin.of(node)) if observer is RangeObserver else observer
     return QuantizationSpec(
         dtype=torch.int8,
         quant_min=low,
         quant_max=high,
         qscheme=torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=constructor,
+        observer_or_fake_quant_ctr=_of_node(node, observer),
     )
+
+
+def trained_activation(node: Node, observer: Any) -> QuantizationSpec:
+    """The same for training. An observer gets a fake quantizer around it."""
+    if not makes_fake_quantizers(observer):
+        observer = FakeQuantize.with_args(observer=_of_node(node, observer))
+    return activation(node, observer)
+
+
+def makes_fake_quantizers(observer: Any) -> bool:
+    """Whether `observer` is a class of fake quantizers, or one with arguments, and not of observers."""
+    made = observer.p.func if isinstance(observer, PartialWrapper) else observer
+    return isinstance(made, type) and issubclass(made, FakeQuantizeBase)
+
+
+def _of_node(node: Node, observer: Any) -> Any:
+    knows_nodes = isinstance(observer, type) and issubclass(observer, RangeObserver)
+    return observer.with_args(origin=Origin.of(node)) if knows_nodes else observer
 
 
 def fixed(qparams: QParams) -> FixedQParamsQuantizationSpec:
@@ -49,9 +70,9 @@ def fixed(qparams: QParams) -> FixedQParamsQuantizationSpec:
     )
 
 
-def weight(node: Node, *, per_channel: bool) -> QuantizationSpec:
+def weight(node: Node, *, per_channel: bool, bits: int = 8) -> QuantizationSpec:
     """int8, symmetric; one scale for the tensor, or one for each output channel (dimension 0)."""
-    low, high = WEIGHT_RANGE
+    low, high = weight_range(bits)
     observer = PerChannelRangeObserver if per_channel else RangeObserver
     return QuantizationSpec(
         dtype=torch.int8,
