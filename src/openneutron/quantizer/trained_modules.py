@@ -87,6 +87,8 @@ class WeightFakeQuantize(FakeQuantize):
     The weight is multiplied by the scale that the batch norm has by its running statistics, rounded, and divided by
     that scale again, because the batch norm itself still follows and goes by the statistics of the batch. No gradient
     flows through the scale: to the straight-through estimator, rounding adds a constant.
+
+    Its range is always that of the weight as it is; torchao's `disable_observer` fixes the ranges of activations only.
     """
 
     def __init__(self, operator: Node, spec: QuantizationSpec) -> None:
@@ -101,6 +103,9 @@ class WeightFakeQuantize(FakeQuantize):
             **({"ch_axis": spec.ch_axis} if per_channel else {}),
         )
         self.transposed = is_transposed(operator)
+
+    def enable_observer(self, enabled: bool = True) -> None:
+        """Nothing: it is always on."""
 
     def forward(
         self,

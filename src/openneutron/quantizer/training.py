@@ -68,8 +68,8 @@ def prepare_for_training(module: GraphModule) -> None:
                 raise _error(node, "This batch norm is in train mode, and its parameters are computed from inputs.")
             if not takes_batch_norm(node.args[0], constants.__contains__) and not insert_convolution(module, node):
                 raise _error(node, "This batch norm is in train mode, and nothing in front of it can take it.")
-            path, _, _ = str(arguments(node)["running_mean"].target).rpartition(".")
-            _call_batch_norm(node, attributes.get(f"{path}.num_batches_tracked"), trains)
+            prefix = str(arguments(node)["running_mean"].target).removesuffix("running_mean")
+            _call_batch_norm(node, attributes.get(f"{prefix}num_batches_tracked"), trains)
         elif _counts_batches(node):
             module.graph.erase_node(node)
         elif name in _ONLY_IN_TRAINING and node not in constants:
