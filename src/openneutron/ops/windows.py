@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openneutron.ir.graph import Kind, Layout, Tensor
 from openneutron.ops.lowering import Lowering
@@ -40,6 +40,16 @@ class Window:
         reach = (self.outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
         total = max(0, reach - self.size)
         return (self.begin, self.end) == (total // 2, total - total // 2)
+
+    @property
+    def is_tiling(self) -> bool:
+        """Whether tensors end to end could be one: no window reads padding, or from two of them."""
+        reach = (self.kernel - 1) * self.dilation + 1
+        return self.begin == 0 and reach <= self.stride and self.size % self.stride == 0
+
+    def repeated(self, count: int) -> Window:
+        """The window along `count` tensors end to end."""
+        return replace(self, size=count * self.size, outputs=count * self.outputs)
 
     @property
     def is_valid(self) -> bool:
