@@ -21,10 +21,10 @@ from openneutron.fx import shape_of
 from openneutron.ir.graph import Layout, Op, QParams, Tensor
 from openneutron.ops.cost import cpu_cycles, cycles_of
 from openneutron.ops.lowering import INT8, INT32, Lowering
-from openneutron.ops.shapes import SLICE
+from openneutron.ops.shapes import slice_of
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, PaddedDimensions
-from openneutron.ops.windows import PAD
+from openneutron.ops.windows import pad_behind
 
 __all__ = ["Padded", "pad_to_granules"]
 
@@ -47,10 +47,7 @@ class Padded:
             for operand, stand_in in self.stand_ins.items()
         }
         output = self.spec.lower(replace(lowering, site=self.site, operands=operands))
-        if output.shape == lowering.shape:
-            return output
-        begin = (0,) * len(output.shape)
-        return lowering.emit(SLICE, [output], lowering.shape, output.qparams, begin=begin, size=lowering.shape)
+        return slice_of(lowering, output, (0,) * len(output.shape), lowering.shape)
 
     @cached_property
     def cycles(self) -> int:
@@ -112,19 +109,16 @@ def _evaluate(target: Any, call: Node) -> torch.Tensor:
 
 
 def _whole_granules(site: Site, shape: Sequence[int], dims: Sequence[int]) -> tuple[int, ...]:
-    sizes = list(shape)
-    for dim in dims:
-        sizes[dim] = site.target.whole_granules(sizes[dim])
-    return tuple(sizes)
+    rank = len(shape)
+    padded = {dim % rank for dim in dims if -rank <= dim < rank}
+    return tuple(site.target.whole_granules(size) if dim in padded else size for dim, size in enumerate(shape))
 
 
 def _padded(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The tensor in a larger shape, real zero behind what it has."""
-    if tensor.shape == shape:
-        return tensor
+    """The tensor in a larger shape, real zero behind what it has; a constant stays one."""
+    if tensor.data is None or tensor.shape == shape:
+        return pad_behind(lowering, tensor, shape)
     paddings = tuple((0, size - old) for size, old in zip(shape, tensor.shape, strict=True))
-    if tensor.data is None:
-        return lowering.emit(PAD, [tensor], shape, tensor.qparams, paddings=paddings)
     qparams, axis = tensor.qparams, tensor.qparams.axis
     if axis is not None:
         more = paddings[axis][1]

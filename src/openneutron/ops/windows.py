@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from openneutron.ir.graph import Kind, Layout, Tensor
 from openneutron.ops.lowering import Lowering
 
-__all__ = ["PAD", "PADV2", "Window", "pad_spatial"]
+__all__ = ["PAD", "PADV2", "Window", "pad_behind", "pad_spatial"]
 
 PAD = Kind("PAD", "PadOptions", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
 PADV2 = Kind("PADV2", "PadV2Options", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
@@ -80,3 +80,11 @@ def pad_spatial(
         return lowering.emit(PAD, [nhwc], shape, nhwc.qparams, paddings=paddings), "VALID"
     return lowering.emit(PADV2, [nhwc, value], shape, nhwc.qparams, paddings=paddings), "VALID"
 
+
+
+def pad_behind(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The tensor in a larger shape, real zero behind what it has."""
+    if shape == tensor.shape:
+        return tensor
+    paddings = tuple((0, size - old) for size, old in zip(shape, tensor.shape, strict=True))
+    return lowering.emit(PAD, [tensor], shape, tensor.qparams, paddings=paddings)

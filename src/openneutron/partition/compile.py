@@ -13,7 +13,12 @@ from openneutron import tflite
 from openneutron.compile_spec import CompileOptions
 from openneutron.ir.build import build, is_channels_last, optimize
 from openneutron.ir.graph import Graph, QParams
-from openneutron.ir.rewrites import copy_unwritten_outputs, hoist_format_conversions
+from openneutron.ir.rewrites import (
+    copy_unwritten_outputs,
+    hoist_format_conversions,
+    remove_dead_operators,
+    transpose_as_images,
+)
 from openneutron.ir.verify import verify
 from openneutron.ir.views import TRANSPOSE
 from openneutron.partition.clusters import Constants, qparams_of
@@ -87,6 +92,8 @@ def _with_formats(
     if options.use_neutron_for_format_conversion and options.generation is not Generation.LEGACY:
         return FormattedGraph(graph, inputs, outputs)
     graph, hoisted_inputs, hoisted_outputs = hoist_format_conversions(graph)
+    if options.generation is Generation.LEGACY:
+        graph = remove_dead_operators(transpose_as_images(graph))
     inputs = tuple(map(operator.or_, inputs, hoisted_inputs))
     outputs = tuple(map(operator.or_, outputs, hoisted_outputs))
     return FormattedGraph(copy_unwritten_outputs(graph), inputs, outputs)
