@@ -49,6 +49,11 @@ class View:
         return self.order == tuple(range(len(self.order)))
 
     @property
+    def is_identity(self) -> bool:
+        """Whether it is what is stored."""
+        return self.in_stored_order and self.shape == self.stored.shape
+
+    @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """The atoms of each dimension of `shape`."""
         return _runs(self.shape, self.order, self.atoms)
