@@ -1,8 +1,8 @@
 """Whole networks from float to `.pte`: `python -m benchmarks.suite [NETWORK ...]`.
 
-Takes each network of `benchmarks.zoo`, its weights random, the whole way and prints one row for it: what runs where, how
-much of the float network's signal is left in each output, and how long it took. The targets: one delegate, nothing on
-the CPU, at least 20 dB for each output of the `.pte`; where an output has less, the layer that loses most is named.
+Takes each network of `benchmarks.zoo`, its weights random, the whole way and prints one row for it: what runs where,
+how much of the float network's signal is left in each output, and how long it took. The targets: one delegate, nothing
+on the CPU, at least 20 dB for each output of the `.pte`; where an output has less, the layer that loses most is named.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .zoo.alive import Shape
 
 WIDTH_OF_A_FILE = 160  # columns, where the output is no terminal
 
-CALIBRATION_SAMPLES, EVALUATION_SAMPLES = 8, 4
+CALIBRATION_SAMPLES, EVALUATION_SAMPLES = 16, 4
 LEAST_SQNR = 20.0  # decibels
 
 
@@ -117,9 +117,11 @@ def compare(
     following = [agreements(*pair, quantized) for pair in zip(programs, modules, strict=True)]
     outputs = []
     for place in range(len(floats[0])):
-        reference, of_module, of_program = (torch.cat([row[place] for row in rows]) for rows in (floats, modules, programs))
+        of_float, of_module, of_program = (
+            torch.cat([row[place] for row in rows]) for rows in (floats, modules, programs)
+        )
         followed = sum((row[place] for row in following), Agreement(0, 0, 0))
-        outputs.append(Output(sqnr(reference, of_module), sqnr(reference, of_program), followed))
+        outputs.append(Output(sqnr(of_float, of_module), sqnr(of_float, of_program), followed))
     return tuple(outputs)
 
 
@@ -138,7 +140,7 @@ def breaking_layer(model: nn.Module, quantized: QuantizedModel, sample: Tensor) 
 def table_of(results: Iterable[Result]) -> Table:
     """Return one row for each of `results`."""
     table = Table(title="Whole networks, random weights", title_justify="left", show_lines=True)
-    numbers = ("delegates", "TFLite operators", "TFLite bytes", "SQNR .pte, dB", "SQNR module, dB", "max LSB", "equal %")
+    numbers = ("delegates", "TFLite operators", "TFLite bytes", "SQNR, dB", "of the module", "max LSB", "equal %")
     table.add_column("network")
     for heading in (*numbers, "quantize, s", "lower, s"):
         table.add_column(heading, justify="right")

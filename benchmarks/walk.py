@@ -27,6 +27,11 @@ class Fall:
     before: float
     after: float
 
+    @property
+    def decibels(self) -> float:
+        """How far it falls."""
+        return self.before - self.after
+
     def __str__(self) -> str:
         return f"{self.node} ({self.op}, {self.source}): {self.before:.1f} -> {self.after:.1f} dB"
 
@@ -48,7 +53,7 @@ class _Values(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.is_floating_point():
             self.values[_origin(n).name] = value
         return value
 
@@ -70,17 +75,13 @@ def steepest_fall(reference: GraphModule, converted: GraphModule, inputs: tuple[
     expected, found = _Values(reference), _Values(converted)
     expected.run(*inputs)
     found.run(*inputs)
-    ratios = {
-        name: min(BEST, sqnr(value, found.values[name]))
-        for name, value in expected.values.items()
-        if name in found.values and value.dtype == torch.float32 and value.shape == found.values[name].shape
-    }
+    ratios: dict[Node, float] = {}
     worst: Fall | None = None
     for node in reference.graph.nodes:
-        if node.op != "call_function" or node.name not in ratios:
-            continue
-        before = min((ratios[each.name] for each in node.all_input_nodes if each.name in ratios), default=BEST)
-        fall = Fall(node.name, op_name(node), source_of(node), before, ratios[node.name])
-        if fall.after < fall.before and (worst is None or fall.before - fall.after > worst.before - worst.after):
+        before = min((ratios[read] for read in node.all_input_nodes), default=BEST)
+        value, other = expected.values.get(node.name), found.values.get(node.name)
+        ratios[node] = before if value is None or other is None else min(BEST, sqnr(value, other))
+        fall = Fall(node.name, op_name(node), source_of(node), before, ratios[node])
+        if fall.decibels > (worst.decibels if worst else 0) and node.op == "call_function":
             worst = fall
     return worst

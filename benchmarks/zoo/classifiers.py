@@ -86,8 +86,8 @@ class _MixerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.patches(self.norm1(x).transpose(1, 2)).transpose(1, 2)
-        x = x + self.channels(self.norm2(x))
-        return x
+        mixed: Tensor = x + self.channels(self.norm2(x))
+        return mixed
 
 
 class MLPMixer(nn.Module):

@@ -93,9 +93,7 @@ class Yolo(nn.Module):
         self.stem = nn.Sequential(_conv_silu(3, 16, 3, 2), _conv_silu(16, 32, 3, 2), _CrossStage(32, 32, 1, adds=True))
         self.stage3 = nn.Sequential(_conv_silu(32, 64, 3, 2), _CrossStage(64, 64, 2, adds=True))
         self.stage4 = nn.Sequential(_conv_silu(64, 128, 3, 2), _CrossStage(128, 128, 2, adds=True))
-        self.stage5 = nn.Sequential(
-            _conv_silu(128, 256, 3, 2), _CrossStage(256, 256, 1, adds=True), _PyramidPool(256)
-        )
+        self.stage5 = nn.Sequential(_conv_silu(128, 256, 3, 2), _CrossStage(256, 256, 1, adds=True), _PyramidPool(256))
         self.up = nn.Upsample(scale_factor=2, mode="nearest")
         self.up4 = _CrossStage(256 + 128, 128, 1, adds=False)
         self.up3 = _CrossStage(128 + 64, 64, 1, adds=False)

@@ -37,7 +37,7 @@ def torchvision_models() -> Any:
 @cache
 def _declare() -> torch.library.Library:
     """Declare what its import wants; cached, as declarations go with their library."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in _WANTED:
-        library.define(schema)
+        library.define(schema)  # type: ignore[no-untyped-call]
     return library
