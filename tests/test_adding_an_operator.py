@@ -64,7 +64,8 @@ BENT = Decomposition(
 
 def model() -> Function:
     def forward(convolution: torch.nn.Module, values: torch.Tensor) -> torch.Tensor:
-        return bent(thrice(convolution(values)))
+        result: torch.Tensor = bent(thrice(convolution(values)))
+        return result
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
