@@ -20,7 +20,6 @@ from examples.digits.network import DigitsSplit, load_digits_split, load_network
 from examples.digits.qat import accuracy, calibrate, train_quantized
 from tests.flow_support import Inputs, flat, lower_documented, seeded, worst_lsb
 from tests.test_flow import Model, bn, bn1, conv, image, trained
-from tests.test_quantizer import MAX_GROWTH, calls_of
 from torch import nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e import (
@@ -564,19 +563,3 @@ class TestErrors:
     def test_the_short_way_only_calibrates(self) -> None:
         with pytest.raises(OptionError, match="prepare_qat_pt2e"):
             quantize(conv().eval(), (image(),), [image()], is_qat=True)
-
-
-def test_work_grows_with_the_graph_and_no_faster() -> None:
-    counts = []
-    for blocks in (8, 16, 32):
-        layers = [layer for _ in range(blocks) for layer in (conv(bias=False), bn(), nn.ReLU(), nn.Dropout())]
-        module, quantizer = exported(nn.Sequential(*layers)), NeutronQuantizer(is_qat=True)
-
-        def annotate(module: GraphModule = module, quantizer: NeutronQuantizer = quantizer) -> GraphModule:
-            return quantizer.annotate(quantizer.transform_for_annotation(module))
-
-        counts.append(calls_of(annotate)[0])
-    first, second, third = counts
-    assert first > 100
-    assert second / first <= MAX_GROWTH
-    assert third / second <= MAX_GROWTH
