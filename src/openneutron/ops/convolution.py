@@ -198,6 +198,7 @@ SPECS = (
         edge_targets=("aten.convolution.default",),
         inputs=("input",),
         weight="weight",
+        weight_axis=0,
         bias="bias",
         fuses_activation=True,
         constraints=(

@@ -185,7 +185,7 @@ class _Annotation:
     def __init__(self, places: list[_Place], observer: Any, per_channel: bool) -> None:
         self.places = places
         self.observer = observer
-        self.per_channel = per_channel
+        self.weight_axis = _weight_axes(places) if per_channel else {}
         self.parent: dict[Node, Node] = {}
         self.fixed: dict[Node, QParams] = {}
         self.met: dict[Node, Node | tuple[Node, Node]] = {}
@@ -230,10 +230,10 @@ class _Annotation:
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
         weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
         if weight is not None:
-            per_channel = self.per_channel and place.spec.name == "convolution"
-            edges[weight] = self._weight_spec((weight, node), per_channel=per_channel)
+            axis = self.weight_axis.get(weight)
+            edges[weight] = self._weight_spec((weight, node), axis)
             if bias is not None:
-                edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), per_channel=per_channel)
+                edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=axis is not None)
         own_output = None if place.activation is not None else self._spec(node, node)
         node.meta[Q_ANNOTATION_KEY] = _annotation(edges, own_output)
         if place.activation is not None:
@@ -249,11 +249,20 @@ class _Annotation:
             return qspecs.fixed(self.fixed[group])
         return qspecs.activation(value, self.observer)
 
-    def _weight_spec(self, edge: tuple[Node, Node], *, per_channel: bool) -> Any:
+    def _weight_spec(self, edge: tuple[Node, Node], axis: int | None) -> Any:
         if edge[0] in self.met:
             return SharedQuantizationSpec(self.met[edge[0]])
         self.met[edge[0]] = edge
-        return qspecs.weight(edge[1], per_channel=per_channel)
+        return qspecs.weight(edge[1], axis)
+
+
+def _weight_axes(places: list[_Place]) -> dict[Node, int]:
+    """The dimension of output channels of each weight whose readers agree on one."""
+    axes: dict[Node, set[int | None]] = {}
+    for place in places:
+        if place.spec.weight is not None:
+            axes.setdefault(place.site.args[place.spec.weight], set()).add(place.spec.weight_axis)
+    return {weight: axis for weight, (axis, *others) in axes.items() if axis is not None and not others}
 
 
 def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
