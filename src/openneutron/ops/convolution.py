@@ -16,7 +16,7 @@ from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
 from openneutron.ops.windows import Window, pad_spatial
 
-__all__ = ["SPECS"]
+__all__ = ["SPECS", "Filters", "convolve", "has_batch_of_one"]
 
 CONV_2D = Kind("CONV_2D", "Conv2DOptions", version=3)
 DEPTHWISE_CONV_2D = Kind("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions", version=3)
@@ -104,12 +104,13 @@ def macs(site: Site) -> int:
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """Filters with the dimensions [outputs, inputs, height, width], and a bias for each output."""
+class Filters:
+    """Constant int8 weights with the dimensions [outputs, inputs of a group, height, width], a bias for each output."""
 
     oihw: Array
     qparams: QParams
     bias: Tensor
+    groups: int
 
 
 def lower_convolution(lowering: Lowering) -> Tensor:
@@ -128,16 +129,15 @@ def lower_convolution(lowering: Lowering) -> Tensor:
                          _spatial(site, "dilation"), _padding_begin(site), strict=True)
     ]  # fmt: skip
     nhwc, padding = pad_spatial(lowering, lowering.channels_last(inputs), windows)
-    weights = _Weights(oihw, weight.qparams, bias)
-    output = _convolve(lowering, nhwc, weights, windows, padding)
+    filters = Filters(oihw, weight.qparams, bias, lowering.args["groups"])
+    output = convolve(lowering, nhwc, filters, windows, padding)
     return lowering.reshape(lowering.channels_first(output), lowering.shape)
 
 
-def _convolve(
-    lowering: Lowering, nhwc: Tensor, weights: _Weights, windows: Sequence[Window], padding: str
-) -> Tensor:
-    oihw, weight, bias = weights.oihw, weights.qparams, weights.bias
-    groups, channels = lowering.args["groups"], oihw.shape[0]
+def convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: Sequence[Window], padding: str) -> Tensor:
+    """CONV_2D or DEPTHWISE_CONV_2D, one per group where the groups are neither; `padding` is TFLite's name of it."""
+    oihw, weight, bias, groups = filters.oihw, filters.qparams, filters.bias, filters.groups
+    channels = oihw.shape[0]
     shape = (nhwc.shape[0], *(window.outputs for window in windows), channels)
     vertical, horizontal = windows
     attrs: dict[str, Any] = {
@@ -148,12 +148,10 @@ def _convolve(
         "dilation_w_factor": horizontal.dilation,
         "fused_activation_function": lowering.activation,
     }
-    if _is_depthwise(lowering.site):
+    if groups > 1 and oihw.shape[1] == 1:
         axis = None if weight.axis is None else 3
-        filters = lowering.constant(oihw.transpose(1, 2, 3, 0), QParams(weight.scale, weight.zero_point, axis))
-        return lowering.emit(
-            DEPTHWISE_CONV_2D, [nhwc, filters, bias], shape, depth_multiplier=channels // groups, **attrs
-        )
+        ihwo = lowering.constant(oihw.transpose(1, 2, 3, 0), QParams(weight.scale, weight.zero_point, axis))
+        return lowering.emit(DEPTHWISE_CONV_2D, [nhwc, ihwo, bias], shape, depth_multiplier=channels // groups, **attrs)
     ohwi = oihw.transpose(0, 2, 3, 1)
     if groups == 1:
         return lowering.emit(CONV_2D, [nhwc, lowering.constant(ohwi, weight), bias], shape, **attrs)

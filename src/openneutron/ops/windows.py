@@ -27,18 +27,26 @@ class Window:
     """Padding in front, as torch has it; what torch pads behind but never reads is left out."""
 
     @property
+    def extent(self) -> int:
+        """Elements from the first that the kernel reads to the last."""
+        return (self.kernel - 1) * self.dilation + 1
+
+    @property
+    def reach(self) -> int:
+        """Elements from the first that some window reads to the last."""
+        return (self.outputs - 1) * self.stride + self.extent
+
+    @property
     def end(self) -> int:
         """Padding behind that some window reads."""
-        reach = (self.outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
-        return max(0, reach - self.size - self.begin)
+        return max(0, self.reach - self.size - self.begin)
 
     @property
     def is_same(self) -> bool:
         """Whether TFLite's padding SAME puts the same padding in the same places."""
         if self.outputs != -(-self.size // self.stride):
             return False
-        reach = (self.outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
-        total = max(0, reach - self.size)
+        total = max(0, self.reach - self.size)
         return (self.begin, self.end) == (total // 2, total - total // 2)
 
     @property
