@@ -28,7 +28,8 @@ from openneutron.ir.verify import IRError, verify
 from openneutron.ir.views import RESHAPE, TRANSPOSE, View
 from openneutron.ops.elementwise import ABS, ADD, RELU
 from openneutron.ops.linear import FULLY_CONNECTED
-from openneutron.ops.pooling import MAX_POOL_2D, MEAN
+from openneutron.ops.pooling import MAX_POOL_2D
+from openneutron.ops.reductions import MEAN
 from openneutron.ops.shapes import CONCATENATION, SLICE
 from openneutron.ops.windows import PAD
 

@@ -14,7 +14,7 @@ from openneutron.ops.lowering import Lowering
 from openneutron.ops.shapes import SLICE
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
-from openneutron.ops.windows import Window, pad_spatial
+from openneutron.ops.windows import Window, image_shape, pad_spatial, spatial
 
 __all__ = ["SPECS"]
 
@@ -28,24 +28,9 @@ MAX_WEIGHTS_OF_ONE_OUTPUT = 65535
 MAX_STRIDE_OF_TRANSPOSE_CONV = 2
 
 
-def _spatial(site: Site, name: str, unit: int) -> tuple[int, int]:
-    """A parameter for height and width; `unit` is that of the height of one dimension."""
-    rank = len(site.shape_of("weight")) - 2
-    values = tuple(site.args[name])
-    height, width = (unit, *(values * rank if len(values) == 1 else values))[-2:]
-    return height, width
-
-
 def _kernel(site: Site) -> tuple[int, int]:
     height, width = (1, *site.shape_of("weight")[2:])[-2:]
     return height, width
-
-
-def _image_shape(site: Site, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """[N, C, H, W] of a value that may lack a batch, and may have one spatial dimension."""
-    rank = len(site.shape_of("weight")) - 2
-    *batch, channels = shape[:-rank]
-    return (*(batch or [1]), channels, *(1, *shape[-rank:])[-2:])
 
 
 def _windows(site: Site) -> tuple[Window, Window]:
@@ -53,12 +38,12 @@ def _windows(site: Site) -> tuple[Window, Window]:
     vertical, horizontal = (
         Window(*sizes)
         for sizes in zip(
-            _image_shape(site, site.shape)[2:],
-            _image_shape(site, site.shape_of("input"))[2:],
+            image_shape(site, site.shape)[2:],
+            image_shape(site, site.shape_of("input"))[2:],
             _kernel(site),
-            _spatial(site, "stride", 1),
-            _spatial(site, "dilation", 1),
-            _spatial(site, "padding", 0),
+            spatial(site, "stride", 1),
+            spatial(site, "dilation", 1),
+            spatial(site, "padding", 0),
             strict=True,
         )
     )
@@ -67,7 +52,7 @@ def _windows(site: Site) -> tuple[Window, Window]:
 
 def _is_native(site: Site) -> bool:
     """Whether the NPU has a transposed convolution of these parameters."""
-    return site.args["groups"] == 1 and all(
+    return int(site.args["groups"]) == 1 and all(
         window.dilation == 1 and window.stride <= min(MAX_STRIDE_OF_TRANSPOSE_CONV, window.kernel)
         for window in _windows(site)
     )
@@ -85,7 +70,8 @@ def fits_accumulation(site: Site) -> bool:
     pipeline, is at most {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
     granularity = site.target.channel_granularity
-    channels = -(-site.shape_of("weight")[0] // site.args["groups"] // granularity) * granularity
+    channels = site.shape_of("weight")[0] // int(site.args["groups"])
+    channels = -(-channels // granularity) * granularity
     return math.prod(window.extent for window in _windows(site)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
@@ -113,7 +99,7 @@ def macs(site: Site) -> int:
 def lower_transposed_convolution(lowering: Lowering) -> Tensor:
     """TRANSPOSE_CONV where the NPU has one of these parameters; any other as a convolution of each phase."""
     site, inputs = lowering.site, lowering.tensor("input")
-    nhwc = lowering.channels_last(lowering.reshape(inputs, _image_shape(site, inputs.shape)))
+    nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(site, inputs.shape)))
     filters = _filters(lowering, inputs.qparams)
     lower = _transpose_convolve if _is_native(site) else _convolve_phases
     return lowering.reshape(lowering.channels_first(lower(lowering, nhwc, filters, _windows(site))), lowering.shape)
@@ -237,12 +223,12 @@ SPECS = (
         macs=macs,
         becomes=(
             "TRANSPOSE_CONV where groups and dilation are 1 and the stride is at most 2 and at most the kernel, with a "
-            "SLICE where its padding is neither VALID nor SAME; else CONV_2D or DEPTHWISE_CONV_2D for all phases of the "
-            "stride, RESHAPE, TRANSPOSE, RESHAPE, SLICE"
+            "SLICE where its padding is neither VALID nor SAME; else CONV_2D or DEPTHWISE_CONV_2D of all phases, "
+            "RESHAPE, TRANSPOSE, RESHAPE, SLICE"
         ),
         notes=(
-            "Per channel, the groups share their scales, as torch's weight has the output channels of one group only: a "
-            "depthwise one has one scale."
+            "Per channel, the groups share their scales: the weight has only one group's output channels as a "
+            "dimension. So a depthwise one has one scale."
         ),
     ),
 )

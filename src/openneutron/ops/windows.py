@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from openneutron.fx import op_name
 from openneutron.ir.graph import Kind, Layout, Tensor
 from openneutron.ops.lowering import Lowering
+from openneutron.ops.site import Site
 
-__all__ = ["PAD", "PADV2", "Window", "pad_spatial"]
+__all__ = ["PAD", "PADV2", "Window", "image_shape", "pad_spatial", "spatial", "spatial_rank"]
 
 PAD = Kind("PAD", "PadOptions", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
 PADV2 = Kind("PADV2", "PadV2Options", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
@@ -53,6 +55,26 @@ class Window:
     def is_valid(self) -> bool:
         """Whether no window reads padding."""
         return self.begin == self.end == 0
+
+
+def spatial_rank(site: Site) -> int:
+    """The spatial dimensions that an operator has by its name: 1 or 2."""
+    return 1 if "1d" in op_name(site.node) else 2
+
+
+def spatial(site: Site, name: str, unit: int) -> tuple[int, int]:
+    """A parameter for height and width; `unit` is that of the height of one dimension."""
+    value, rank = site.args[name], spatial_rank(site)
+    values = (value,) if isinstance(value, int) else tuple(value)
+    height, width = (unit, *(values * rank if len(values) == 1 else values))[-2:]
+    return int(height), int(width)
+
+
+def image_shape(site: Site, shape: Sequence[int]) -> tuple[int, ...]:
+    """[N, C, H, W] of a value that may lack a batch, and may have one spatial dimension: then its height is 1."""
+    rank = spatial_rank(site)
+    *batch, channels = shape[:-rank]
+    return (*(batch or [1]), channels, *(1, *shape[-rank:])[-2:])
 
 
 def pad_spatial(

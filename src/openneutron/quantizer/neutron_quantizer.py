@@ -94,7 +94,7 @@ class NeutronQuantizer(Quantizer):
         left: list[tuple[Node, str]] = []
         fused: set[Node] = set()
         for node in model.graph.nodes:
-            if node.op != "call_function" or node in fused:
+            if node.op != "call_function" or node in fused or op_name(node) == "getitem":
                 continue
             reason = quantizable_reason(node, self.target)
             if reason is not None:
@@ -142,13 +142,11 @@ def quantizable_reason(
     """
     import torch
 
-    spec = OPERATORS.get(op_name(node))
-    if spec is None:
-        return _undecomposed_reason(node, target)
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
-        return f"It yields {getattr(value, 'dtype', type(value).__name__)}; only float32 is quantized."
-    site = Site(node, target.neutron_target)
+    spec, value, site = OPERATORS.get(op_name(node)), node.meta.get("val"), Site(node, target.neutron_target)
+    if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
+        return f"It yields {value.dtype}; only float32 is quantized."
+    if spec is None or not isinstance(value, torch.Tensor):
+        return _undecomposed_reason(site)
     for name in spec.inputs:
         operands = list(iterate_nodes(site.args[name]))
         if not operands:
@@ -162,14 +160,19 @@ def quantizable_reason(
             role = "weight" if name == spec.weight else "bias"
             return f"Its {role} is computed while the model runs, not a constant."
     rejections = spec.rejections(site, Generation.MODERN)
-    return f"The NPU takes {spec.name} only if: {' '.join(rejections)}" if rejections else None
-
-
-def _undecomposed_reason(node: Node, target: NeutronTargetSpec) -> str:
+    if not rejections:
+        return None
     declared = DECOMPOSITIONS.get(op_name(node))
+    if declared is not None and declared.applies(site):
+        return _undecomposed_reason(site)
+    return f"The NPU takes {spec.name} only if: {' '.join(rejections)}"
+
+
+def _undecomposed_reason(site: Site) -> str:
+    declared = DECOMPOSITIONS.get(op_name(site.node))
     if declared is None:
         return "OpenNeutron has no such operator; docs/operators.md lists those it has."
-    rejections = declared.rejections(Site(node, target.neutron_target))
+    rejections = declared.rejections(site)
     if not rejections:
         return f"{declared.name} becomes {declared.becomes} for float32 values only, when the model is quantized."
     return f"{declared.name} becomes {declared.becomes} only if: {' '.join(rejections)}"
