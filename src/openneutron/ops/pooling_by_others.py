@@ -116,5 +116,6 @@ DECOMPOSED = (
         rewrite=_adaptive_maximum,
         constraints=(nobody_reads_its_indices, has_few_uneven_windows),
         becomes="max_pool1d or max_pool2d; slice, amax and cat along each dimension where its windows are uneven",
+        notes="ExecuTorch lowers no adaptive max pool: a model that has one beyond these limits becomes no `.pte`.",
     ),
 )

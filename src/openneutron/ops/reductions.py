@@ -83,12 +83,6 @@ def _correction(site: Site) -> float:
     return 1.0 if correction is None else float(correction)
 
 
-@constraint
-def has_values_to_compare(site: Site) -> bool:
-    """It is over more values than the correction takes off their number."""
-    return _count(site) > _correction(site)
-
-
 def _variance(rewriting: Rewriting) -> tuple[Node, Node]:
     """The mean of the squares of the differences from the mean; and that mean, its dimensions kept."""
     site, values = rewriting.site, rewriting.args["self"]
@@ -97,7 +91,8 @@ def _variance(rewriting: Rewriting) -> tuple[Node, Node]:
     differences = rewriting.call(aten.sub.Tensor, values, mean)
     squares = rewriting.call(aten.mul.Tensor, differences, differences)
     variance = rewriting.call(aten.mean.dim, squares, axes, bool(site.args.get("keepdim", False)))
-    corrected = _count(site) / (_count(site) - _correction(site))
+    divisor = max(0.0, _count(site) - _correction(site))
+    corrected = _count(site) / divisor if divisor else math.inf
     return (variance if corrected == 1 else rewriting.call(aten.mul.Tensor, variance, corrected)), mean
 
 
@@ -200,28 +195,24 @@ DECOMPOSED = (
         name="var",
         targets=_targets("var"),
         rewrite=_var,
-        constraints=(has_values_to_compare,),
         becomes="mean, sub, mul, mean, and mul by a number for the correction",
     ),
     Decomposition(
         name="var_mean",
         targets=_targets("var_mean"),
         rewrite=_var_mean,
-        constraints=(has_values_to_compare,),
         becomes="mean, sub, mul, mean, and mul by a number for the correction",
     ),
     Decomposition(
         name="std",
         targets=_targets("std"),
         rewrite=_std,
-        constraints=(has_values_to_compare,),
         becomes="mean, sub, mul, mean, and mul by a number for the correction, sqrt",
     ),
     Decomposition(
         name="std_mean",
         targets=_targets("std_mean"),
         rewrite=_std_mean,
-        constraints=(has_values_to_compare,),
         becomes="mean, sub, mul, mean, and mul by a number for the correction, sqrt",
     ),
     Decomposition(

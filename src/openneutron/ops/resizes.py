@@ -28,14 +28,17 @@ LARGEST_FACTOR = max(FACTORS)
 
 
 def resize_axis(site: Site, values: torch.Tensor, axis: int) -> torch.Tensor:
-    """The last dimension of `values` [C, size], resized as this operator resizes its spatial dimension `axis`."""
+    """The last dimension of `values` [C, size], resized as this operator resizes its spatial dimension `axis`.
+
+    Always as a width: torch 2.13 computes the height of an image of width 1 wrong where it is antialiased.
+    """
     rank = spatial_rank(site)
     units = [1] * (rank - 1)
     outputs = site.shape[axis - rank]
     corners = [site.args["align_corners"]] if "align_corners" in site.args else []
     resize = getattr(aten, op_name(site.node).split(".")[1]).default
-    image = values.reshape(1, *values.shape, *units)
-    result = resize(image, [outputs, *units], *corners, _scales(site)[axis], *[None] * len(units))
+    image = values.reshape(1, len(values), *units, -1)
+    result = resize(image, [*units, outputs], *corners, *[None] * len(units), _scales(site)[axis])
     return result.reshape(len(values), outputs)  # type: ignore[no-any-return]
 
 

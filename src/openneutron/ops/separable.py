@@ -49,12 +49,13 @@ def _multiply(along: _Axis) -> Callable[[Rewriting], Node]:
     def rewrite(rewriting: Rewriting) -> Node:
         site, values = rewriting.site, rewriting.args["self"]
         sizes = site.shape_of("self")[-spatial_rank(site) :]
-        matrices = [along(site, torch.eye(size), axis).T.contiguous() for axis, size in enumerate(sizes)]
+        matrices = [along(site, torch.eye(size), axis).T for axis, size in enumerate(sizes)]
         if len(matrices) == 1:
             return _product(rewriting, values, matrices[0])
         if math.prod(matrix.numel() for matrix in matrices) <= MAX_JOINT_WEIGHTS:
             pixels = rewriting.call(aten.flatten.using_ints, values, -2, -1)
-            product = _product(rewriting, pixels, torch.kron(*matrices))
+            joint = torch.einsum("ij,kl->ikjl", *matrices).flatten(2).flatten(0, 1)
+            product = _product(rewriting, pixels, joint)
             return rewriting.call(aten.reshape.default, product, list(rewriting.shape))
         wide = rewriting.call(aten.transpose.int, _product(rewriting, values, matrices[1]), -2, -1)
         return rewriting.call(aten.transpose.int, _product(rewriting, wide, matrices[0]), -2, -1)
@@ -66,7 +67,7 @@ def _product(rewriting: Rewriting, values: Node, matrix: torch.Tensor) -> Node:
     """Over the last dimension, unless the matrix changes nothing."""
     if matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix))):
         return values
-    return rewriting.call(aten.linear.default, values, rewriting.constant(matrix))
+    return rewriting.call(aten.linear.default, values, rewriting.constant(matrix.contiguous()))
 
 
 BECOMES = "linear with a constant matrix over height and width together where that is small, else over each"
