@@ -7,6 +7,7 @@ import math
 import torch
 from torch.fx import Node
 
+from openneutron.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.pooling import (
     adaptive_windows,
@@ -44,7 +45,7 @@ def _average(rewriting: Rewriting) -> Node:
     site = rewriting.site
     vertical, horizontal = windows = pool_windows(site)
     shape = image_shape(site, site.shape_of("self"))
-    image = rewriting.call(aten.reshape.default, rewriting.args["self"], list(shape))
+    image = _reshaped(rewriting, rewriting.args["self"], shape)
     beyond = [max(0, window.end - window.begin) for window in windows]  # what ceil_mode reads
     if any(beyond):
         image = rewriting.call(aten.constant_pad_nd.default, image, [0, beyond[1], 0, beyond[0]])
@@ -64,7 +65,11 @@ def _average(rewriting: Rewriting) -> Node:
     )
     if not bool((each == common).all()):
         averages = rewriting.call(aten.mul.Tensor, averages, rewriting.constant(common / each))
-    return rewriting.call(aten.reshape.default, averages, list(rewriting.shape))
+    return _reshaped(rewriting, averages, rewriting.shape)
+
+
+def _reshaped(rewriting: Rewriting, values: Node, shape: tuple[int, ...]) -> Node:
+    return values if shape_of(values) == shape else rewriting.call(aten.reshape.default, values, list(shape))
 
 
 def _without_indices(rewriting: Rewriting) -> list[Node]:
