@@ -12,10 +12,11 @@ from torch.fx import Node
 from openneutron.fx import op_name, shape_of
 from openneutron.ir.graph import Kind, Tensor
 from openneutron.ops.lowering import INT8, Lowering
-from openneutron.ops.reductions import MEAN
+from openneutron.ops.reductions import MEAN, mean_of_image
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
+from openneutron.ops.spec import OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
 from openneutron.ops.windows import Window, image_shape, pad_spatial, spatial, spatial_rank
+from openneutron.targets import Generation
 
 __all__ = [
     "SPECS", "adaptive_windows", "divides_as_tflite_does", "divisors", "has_even_windows", "has_small_kernel",
@@ -190,6 +191,8 @@ def lower_adaptive_average_pool(lowering: Lowering) -> Tensor:
     if not _is_global(lowering.site.node):
         return lower_average_pool(lowering)
     inputs = lowering.tensor("self")
+    if lowering.site.generation is Generation.LEGACY:
+        return mean_of_image(lowering, image_shape(lowering.site, inputs.shape))
     rank = len(inputs.shape)
     axes = tuple(range(rank - spatial_rank(lowering.site), rank))
     return lowering.emit(MEAN, [inputs], lowering.shape, axes=axes, keep_dims=True)
@@ -197,12 +200,12 @@ def lower_adaptive_average_pool(lowering: Lowering) -> Tensor:
 
 @legacy_constraint
 def averages_whole_granules(site: Site) -> bool:
-    """Where it leaves one value per channel, it is of an image [N, C, H, W] with a multiple of the MACs of a pipeline
-    as channels.
-    """
-    shape = site.shape_of("self")
-    is_image = spatial_rank(site) == 2 and len(shape) == 4
-    return not _is_global(site.node) or (is_image and shape[1] % site.target.channel_granularity == 0)
+    """Where it leaves one value per channel, the channels are a multiple of the MACs of a pipeline."""
+    return not _is_global(site.node) or has_whole_granules.holds(site)
+
+
+def _channels(site: Site) -> PaddedDimensions:
+    return {"self": (-1 - spatial_rank(site),)}
 
 
 def window_macs(site: Site) -> int:
@@ -235,6 +238,7 @@ SPECS = (
         inputs=("self",),
         output=_adaptive_output,
         constraints=(has_even_windows, has_small_kernel, averages_whole_granules),
+        pads=_channels,
         lower=lower_adaptive_average_pool,
         macs=input_macs,
         becomes="MEAN where one value per channel is left, else AVERAGE_POOL_2D",
@@ -247,6 +251,7 @@ SPECS = (
         inputs=("self",),
         output=OutputRule.SHARED,
         constraints=(has_small_stride, is_not_dilated, has_whole_granules),
+        pads=_channels,
         lower=lower_max_pool,
         becomes="MAX_POOL_2D, with a PADV2 where padding SAME cannot express it",
     ),

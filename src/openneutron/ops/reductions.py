@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch.fx import Node
@@ -14,12 +15,14 @@ from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
+from openneutron.targets import Generation
 
-__all__ = ["DECOMPOSED", "MEAN", "SPECS", "nobody_reads_its_indices"]
+__all__ = ["DECOMPOSED", "MEAN", "SPECS", "mean_of_image", "nobody_reads_its_indices"]
 
 aten = torch.ops.aten
 
 MEAN = Kind("MEAN", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
+IMAGE_MEAN = replace(MEAN, layout=Layout.FIXED)
 REDUCE_MAX = Kind("REDUCE_MAX", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
 REDUCE_MIN = Kind("REDUCE_MIN", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
 SUM = Kind("SUM", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
@@ -33,6 +36,22 @@ def _axes(site: Site) -> tuple[int, ...]:
     return tuple(sorted(dim % rank for dim in dims)) if dims else tuple(range(rank))
 
 
+def mean_of_image(lowering: Lowering, shape: Sequence[int]) -> Tensor:
+    """The one MEAN of the legacy generation: of an image `shape` = [N, C, H, W] over height and width, which stay."""
+    nhwc = lowering.channels_last(lowering.reshape(lowering.tensor("self"), shape))
+    batch, _, _, channels = nhwc.shape
+    mean = lowering.emit(IMAGE_MEAN, [nhwc], (batch, 1, 1, channels), axes=(1, 2), keep_dims=True)
+    return lowering.reshape(lowering.channels_first(mean), lowering.shape)
+
+
+def lower_mean(lowering: Lowering) -> Tensor:
+    """MEAN."""
+    if lowering.site.generation is Generation.LEGACY:
+        batch, channels, *sizes = lowering.tensor("self").shape
+        return mean_of_image(lowering, (batch, channels, *(1, *sizes)[-2:]))
+    return _reduce(MEAN)(lowering)
+
+
 def _reduce(kind: Kind) -> Callable[[Lowering], Tensor]:
     def lower(lowering: Lowering) -> Tensor:
         keep = bool(lowering.args.get("keepdim", False))
@@ -44,14 +63,14 @@ def _reduce(kind: Kind) -> Callable[[Lowering], Tensor]:
 
 @legacy_constraint
 def means_over_an_image(site: Site) -> bool:
-    """It is over height and width of rank 4, with keepdim, its channels a multiple of the MACs of a pipeline."""
-    shape = site.shape_of("self")
-    return (
-        len(shape) == 4
-        and _axes(site) == (2, 3)
-        and bool(site.args.get("keepdim"))
-        and shape[1] % site.target.channel_granularity == 0
-    )
+    """It is over height and width of an image [N, C, H, W], or the length of [N, C, L]."""
+    return (len(site.shape_of("self")), _axes(site)) in ((4, (2, 3)), (3, (2,)))
+
+
+@legacy_constraint
+def means_whole_granules(site: Site) -> bool:
+    """Dimension 1, the channels, is a multiple of the MACs of a pipeline."""
+    return all(size % site.target.channel_granularity == 0 for size in site.shape_of("self")[1:2])
 
 
 def input_macs(site: Site) -> int:
@@ -142,8 +161,9 @@ SPECS = (
         targets=("aten.mean.dim", "aten.mean.default"),
         edge_targets=("aten.mean.dim",),
         inputs=("self",),
-        constraints=(means_over_an_image,),
-        lower=_reduce(MEAN),
+        constraints=(means_over_an_image, means_whole_granules),
+        pads={"self": (1,)},
+        lower=lower_mean,
         macs=input_macs,
         becomes="MEAN",
     ),

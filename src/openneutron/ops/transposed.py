@@ -9,12 +9,13 @@ from dataclasses import replace
 import numpy as np
 
 from openneutron.ir.graph import Array, Kind, QParams, Tensor
-from openneutron.ops.convolution import Filters, convolve, has_batch_of_one
+from openneutron.ops.convolution import Filters, convolve
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.shapes import SLICE
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
-from openneutron.ops.windows import Window, image_shape, pad_spatial, spatial
+from openneutron.ops.spec import OpSpec, PaddedDimensions, constraint, legacy_constraint
+from openneutron.ops.windows import Window, image_shape, spatial, spatial_rank
+from openneutron.targets import Generation
 
 __all__ = ["SPECS"]
 
@@ -76,19 +77,26 @@ def fits_accumulation(site: Site) -> bool:
 
 
 @legacy_constraint
-def is_a_row_of_whole_granules(site: Site) -> bool:
+def is_a_row(site: Site) -> bool:
     """Groups and dilation are 1, the stride is at most {MAX_STRIDE_OF_TRANSPOSE_CONV} and at most the kernel, which is
-    1 x k, its padding is TFLite's VALID or SAME, and input and output channels are multiples of the MACs of a pipeline.
+    1 x k, and its padding is TFLite's VALID or SAME.
     """
-    windows, granularity = _windows(site), site.target.channel_granularity
-    inputs, outputs = site.shape_of("weight")[:2]
-    return (
-        _is_native(site)
-        and windows[0].kernel == 1
-        and (all(window.is_valid for window in windows) or all(window.is_same for window in windows))
-        and inputs % granularity == 0
-        and outputs % granularity == 0
-    )
+    windows = _windows(site)
+    padding = all(window.is_valid for window in windows) or all(window.is_same for window in windows)
+    return _is_native(site) and windows[0].kernel == 1 and padding
+
+
+@legacy_constraint
+def has_whole_granules(site: Site) -> bool:
+    """Input and output channels are multiples of the MACs of a pipeline."""
+    return all(size % site.target.channel_granularity == 0 for size in site.shape_of("weight")[:2])
+
+
+def _channels(site: Site) -> PaddedDimensions:
+    """Input and output channels, where there are no groups."""
+    if site.args["groups"] != 1:
+        return {}
+    return {"input": (-1 - spatial_rank(site),), "weight": (0, 1), "bias": (0,)}
 
 
 def macs(site: Site) -> int:
@@ -97,12 +105,20 @@ def macs(site: Site) -> int:
 
 
 def lower_transposed_convolution(lowering: Lowering) -> Tensor:
-    """TRANSPOSE_CONV where the NPU has one of these parameters; any other as a convolution of each phase."""
-    site, inputs = lowering.site, lowering.tensor("input")
+    """TRANSPOSE_CONV where the NPU has one of these parameters; any other as a convolution of each phase.
+
+    For the legacy generation, which takes one image at a time, rows of all images are those of one.
+    """
+    site, inputs, windows = lowering.site, lowering.tensor("input"), _windows(lowering.site)
     nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(site, inputs.shape)))
+    batch, height, *row = nhwc.shape
+    if site.generation is Generation.LEGACY and batch > 1:
+        windows = (windows[0].repeated(batch), windows[1])
+        nhwc = lowering.reshape(nhwc, (1, batch * height, *row))
     filters = _filters(lowering, inputs.qparams)
-    lower = _transpose_convolve if _is_native(site) else _convolve_phases
-    return lowering.reshape(lowering.channels_first(lower(lowering, nhwc, filters, _windows(site))), lowering.shape)
+    output = (_transpose_convolve if _is_native(site) else _convolve_phases)(lowering, nhwc, filters, windows)
+    images = lowering.reshape(output, (batch, output.shape[0] * output.shape[1] // batch, *output.shape[2:]))
+    return lowering.reshape(lowering.channels_first(images), lowering.shape)
 
 
 def _filters(lowering: Lowering, inputs: QParams) -> Filters:
@@ -116,7 +132,7 @@ def _filters(lowering: Lowering, inputs: QParams) -> Filters:
     return Filters(oihw, weight, lowering.bias("bias", oihw.shape[0], inputs, weight), groups)
 
 
-def _transpose_convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: Sequence[Window]) -> Tensor:
+def _transpose_convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[Window, Window]) -> Tensor:
     """TRANSPOSE_CONV, with a SLICE of its whole result where torch's padding is neither VALID nor SAME."""
     sizes = [window.size for window in windows]
     padding = "VALID"
@@ -142,7 +158,7 @@ def _transpose_convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, wind
     return _cropped(lowering, output, [window.begin for window in windows], windows)
 
 
-def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: Sequence[Window]) -> Tensor:
+def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[Window, Window]) -> Tensor:
     """A convolution that yields, for each input position, the stride's height x width of outputs as channels, which a
     TRANSPOSE then puts side by side.
 
@@ -151,12 +167,11 @@ def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows
     """
     first = [min(window.begin // window.stride, _taps(window) - 1) for window in windows]
     last = [max((window.begin + window.size - 1) // window.stride, window.outputs - 1) for window in windows]
-    ordinary = [
+    above, beside = (
         Window(window.outputs, end - start + 1, _taps(window), 1, 1, _taps(window) - 1 - start)
         for window, start, end in zip(windows, first, last, strict=True)
-    ]
-    padded, padding = pad_spatial(lowering, nhwc, ordinary)
-    phases = convolve(lowering, padded, _phases(lowering, filters, windows), ordinary, padding)
+    )
+    phases = convolve(lowering, nhwc, _phases(lowering, filters, windows), (above, beside))
     batch, height, width, _ = phases.shape
     vertical, horizontal = (window.stride for window in windows)
     groups, channels = filters.groups, filters.oihw.shape[0]
@@ -172,7 +187,7 @@ def _taps(window: Window) -> int:
     return -(-window.extent // window.stride)
 
 
-def _phases(lowering: Lowering, filters: Filters, windows: Sequence[Window]) -> Filters:
+def _phases(lowering: Lowering, filters: Filters, windows: tuple[Window, Window]) -> Filters:
     """The filters of all phases; output channels are (group, phase of height, phase of width, channel of the group)."""
     groups, (outputs, inputs) = filters.groups, filters.oihw.shape[:2]
     vertical, horizontal = windows
@@ -202,7 +217,7 @@ def _phases(lowering: Lowering, filters: Filters, windows: Sequence[Window]) -> 
     )
 
 
-def _cropped(lowering: Lowering, image: Tensor, begin: Sequence[int], windows: Sequence[Window]) -> Tensor:
+def _cropped(lowering: Lowering, image: Tensor, begin: Sequence[int], windows: tuple[Window, Window]) -> Tensor:
     """The part of `image` that is the output."""
     size = (image.shape[0], *(window.size for window in windows), image.shape[3])
     return image if image.shape == size else lowering.emit(SLICE, [image], size, begin=(0, *begin, 0), size=size)
@@ -218,7 +233,8 @@ SPECS = (
         weight_axis=1,
         bias="bias",
         fuses_activation=True,
-        constraints=(has_supported_geometry, fits_accumulation, has_batch_of_one, is_a_row_of_whole_granules),
+        constraints=(has_supported_geometry, fits_accumulation, is_a_row, has_whole_granules),
+        pads=_channels,
         lower=lower_transposed_convolution,
         macs=macs,
         becomes=(
