@@ -8,11 +8,13 @@ from typing import Protocol
 import numpy as np
 from torch.fx import Node
 
+from openneutron.ir.absorption import absorb_padding
 from openneutron.ir.graph import Array, Graph, Op, QParams, Tensor
 from openneutron.ir.layout import sink_views
 from openneutron.ir.rewrites import copy_unwritten_outputs, remove_dead_operators, share_constants
 from openneutron.ir.verify import verify
 from openneutron.ir.views import TRANSPOSE
+from openneutron.targets import NeutronTarget
 
 __all__ = ["Lowerable", "build", "optimize"]
 
@@ -42,18 +44,20 @@ def build(
     outputs: Sequence[Node],
     constant: Callable[[Node], Array | None],
     qparams_of: Callable[[Node], QParams],
+    *,
+    channels_last: Callable[[Node], bool],
 ) -> Graph:
     """The IR of `operators`, in their order, as it comes: each in torch's dimension order, views around what is NHWC.
 
-    `inputs` are the int8 values it reads, `outputs` those it yields; either is NHWC in memory where its node is
-    channels last. `constant` gives the values of a constant node, `qparams_of` those of a dequantize node.
+    `inputs` are the int8 values it reads, `outputs` those it yields; either is NHWC in memory where `channels_last`
+    says so. `constant` gives the values of a constant node, `qparams_of` those of a dequantize node.
     """
     ops: list[Op] = []
     values: dict[Node, Tensor] = {}
     stored_inputs = []
     for node, qparams in inputs.items():
         shape = tuple(node.meta["val"].shape)
-        if is_channels_last(node):
+        if channels_last(node):
             stored = Tensor(tuple(shape[dim] for dim in TO_CHANNELS_LAST), INT8, qparams)
             values[node] = _transpose(ops, stored, TO_CHANNELS_FIRST, node.name)
         else:
@@ -67,15 +71,18 @@ def build(
             operands[dequantize] = values.get(source) or _constant(constant(source), qparams_of(dequantize))
         values[operator.quantize] = operator.lower(operands, ops)
     stored_outputs = [
-        _transpose(ops, values[node], TO_CHANNELS_LAST, node.name) if is_channels_last(node) else values[node]
+        _transpose(ops, values[node], TO_CHANNELS_LAST, node.name) if channels_last(node) else values[node]
         for node in outputs
     ]
     return verify(Graph(tuple(stored_inputs), tuple(stored_outputs), tuple(ops)), "build")
 
 
-def optimize(graph: Graph) -> Graph:
-    """All passes in their order, the IR verified after each."""
-    for transform in (sink_views, remove_dead_operators, share_constants, copy_unwritten_outputs):
+def optimize(graph: Graph, target: NeutronTarget | None = None) -> Graph:
+    """All passes in their order, the IR verified after each; those that weigh costs need a `target`."""
+    graph = verify(sink_views(graph), "sink_views")
+    if target is not None:
+        graph = verify(absorb_padding(graph, target), "absorb_padding")
+    for transform in (remove_dead_operators, share_constants, copy_unwritten_outputs):
         graph = verify(transform(graph), transform.__name__)
     return graph
 
