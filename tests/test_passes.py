@@ -210,6 +210,10 @@ class TestFoldBatchNorm:
             (lambda: nn.Sequential(conv(bias=False), bn()), image()),
             (lambda: nn.Sequential(nn.Conv2d(4, 8, 3, padding="same", groups=2), bn(8)), image()),
             (lambda: nn.Sequential(nn.Conv1d(4, 8, 3), bn1(8)), image(2, 4, 9)),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3), bn(6)), image()),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), bn(6)), image()),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=4), bn()), image()),
+            (lambda: nn.Sequential(nn.ConvTranspose1d(4, 6, 3), bn1(6)), image(2, 4, 9)),
             (lambda: nn.Sequential(nn.Linear(6, 8), bn1(8)), image(3, 6)),
             (lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, affine=False)), image()),
         ],
@@ -221,18 +225,6 @@ class TestFoldBatchNorm:
     def test_rule_1_others_that_share_the_weight_keep_it(self) -> None:
         model = seeded(lambda: Model(lambda m, x: m.b(m.c(F.relu(m.a(m.c(x))))) + m.c(x), c=conv(), a=bn(), b=bn()))
         assert "mul.Tensor" not in names(after(passes.fold_batch_norm, model))
-
-    @pytest.mark.parametrize(
-        ("build", "inputs"),
-        [
-            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3), bn(6)), image()),
-            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), bn(6)), image()),
-            (lambda: nn.Sequential(nn.ConvTranspose1d(4, 6, 3), bn1(6)), image(2, 4, 9)),
-        ],
-    )
-    def test_rule_1_into_transposed_convolutions(self, build: Callable[[], nn.Module], inputs: torch.Tensor) -> None:
-        module = after(passes.fold_batch_norm, seeded(build), inputs)
-        assert len(names(module)) == 1
 
     @pytest.mark.parametrize(
         ("build", "inputs", "convolution"),

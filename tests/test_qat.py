@@ -86,6 +86,10 @@ def grouped() -> nn.Module:
     return nn.Conv2d(4, 8, 3, groups=2, padding="same", bias=False)
 
 
+def upsampling() -> nn.Module:
+    return nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2)
+
+
 def read_twice(m: Any, x: torch.Tensor) -> torch.Tensor:
     y = m.c(x)
     result: torch.Tensor = F.relu(m.b(y)) + y
@@ -150,6 +154,8 @@ CASES = (
     Case("depthwise bn", lambda: nn.Sequential(conv(groups=4), bn(), nn.ReLU())),
     Case("grouped bn", lambda: nn.Sequential(grouped(), bn(8))),
     Case("conv1d bn", lambda: nn.Sequential(nn.Conv1d(4, 6, 3, bias=False), bn1(6), nn.ReLU()), (4, 16)),
+    Case("transposed bn", lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 2, 2, bias=False), bn(6), nn.ReLU())),
+    Case("transposed in groups", lambda: nn.Sequential(upsampling(), bn(6)), options=PER_CHANNEL),
     Case("linear bn", lambda: nn.Sequential(nn.Linear(8, 6), bn1(6)), (8,)),
     Case("linear bn without bias", lambda: nn.Sequential(nn.Linear(8, 6, bias=False), bn1(6), nn.ReLU()), (8,)),
     Case("bn over another dimension", lambda: nn.Sequential(nn.Linear(8, 6), bn1(4)), (4, 8)),

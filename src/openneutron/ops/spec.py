@@ -81,6 +81,8 @@ class OpSpec:
     """Names of the same operator in the edge dialect; the first one is shown in the placement."""
     weight: str | None = None
     """Argument that must be a constant int8 weight."""
+    weight_axis: int | None = None
+    """The weight's dimension of output channels, where it may have a scale for each; None for one scale only."""
     bias: str | None = None
     """Argument that may be a constant int32 bias."""
     output: OutputRule | QParams | Callable[[Node], OutputRule | QParams] = OutputRule.OBSERVED
@@ -89,7 +91,8 @@ class OpSpec:
     pads: PaddedDimensions | Callable[[Site], PaddedDimensions] = field(default_factory=dict, compare=False)
     """Dimensions of its arguments that zeros behind them do not disturb: what the output then has more is sliced off.
 
-    They are padded to multiples of the MACs of a pipeline where that makes it legal and costs less than the CPU.
+    They are padded to multiples of the MACs of a pipeline where that makes it legal and costs less than the CPU. A
+    dimension that an argument does not have is left out; a function may say which ones this occurrence lets one pad.
     """
     macs: Callable[[Site], int] = no_macs
     """Multiply-accumulates of one occurrence."""

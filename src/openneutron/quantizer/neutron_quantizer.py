@@ -114,7 +114,7 @@ class NeutronQuantizer(Quantizer):
         fused: set[Node] = set()
         constants = computed_constants(model) if self.is_qat else set()
         for node in list(model.graph.nodes):
-            if node.op != "call_function" or node in fused or node in constants or _is_size(node):
+            if node in fused or node in constants or not _is_operator(node):
                 continue
             reason = quantizable_reason(node, self.target, lambda other: is_attribute(other) or other in constants)
             if reason is not None:
@@ -151,9 +151,10 @@ class NeutronQuantizer(Quantizer):
         return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
 
 
-def _is_size(node: Node) -> bool:
-    """Whether `node` computes with sizes, as a model of any batch size does."""
-    return isinstance(node.meta.get("val"), (int, torch.SymInt))
+def _is_operator(node: Node) -> bool:
+    """Whether `node` is an operator on values: not one of several outputs, nor a size in a model of any batch size."""
+    is_size = isinstance(node.meta.get("val"), (int, torch.SymInt))
+    return node.op == "call_function" and op_name(node) != "getitem" and not is_size
 
 
 def quantizable_reason(
@@ -164,13 +165,11 @@ def quantizable_reason(
     Limits that only the legacy generation has do not count here: the operator is quantized all the same and runs in
     int8 on the CPU there.
     """
-    spec = OPERATORS.get(op_name(node))
-    if spec is None:
-        return _undecomposed_reason(node, target)
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
-        return f"It yields {getattr(value, 'dtype', type(value).__name__)}; only float32 is quantized."
-    site = Site(node, target.neutron_target)
+    spec, value, site = OPERATORS.get(op_name(node)), node.meta.get("val"), Site(node, target.neutron_target)
+    if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
+        return f"It yields {value.dtype}; only float32 is quantized."
+    if spec is None or not isinstance(value, torch.Tensor):
+        return _undecomposed_reason(site)
     for name in spec.inputs:
         operands = list(iterate_nodes(site.args[name]))
         if not operands:
@@ -184,14 +183,19 @@ def quantizable_reason(
             role = "weight" if name == spec.weight else "bias"
             return f"Its {role} is computed while the model runs, not a constant."
     rejections = spec.rejections(site, Generation.MODERN)
-    return f"The NPU takes {spec.name} only if: {' '.join(rejections)}" if rejections else None
-
-
-def _undecomposed_reason(node: Node, target: NeutronTargetSpec) -> str:
+    if not rejections:
+        return None
     declared = DECOMPOSITIONS.get(op_name(node))
+    if declared is not None and declared.applies(site):
+        return _undecomposed_reason(site)
+    return f"The NPU takes {spec.name} only if: {' '.join(rejections)}"
+
+
+def _undecomposed_reason(site: Site) -> str:
+    declared = DECOMPOSITIONS.get(op_name(site.node))
     if declared is None:
         return "OpenNeutron has no such operator; docs/operators.md lists those it has."
-    rejections = declared.rejections(Site(node, target.neutron_target))
+    rejections = declared.rejections(site)
     if not rejections:
         return f"{declared.name} becomes {declared.becomes} for float32 values only, when the model is quantized."
     return f"{declared.name} becomes {declared.becomes} only if: {' '.join(rejections)}"
@@ -207,6 +211,7 @@ class _Annotation:
     def __init__(self, quantizer: NeutronQuantizer, places: list[_Place]) -> None:
         self.quantizer = quantizer
         self.places = places
+        self.weight_axis = _weight_axes(places) if quantizer.weight_granularity == "per_channel" else {}
         self.parent: dict[Node, Node] = {}
         self.fixed: dict[Node, QParams] = {}
         self.met: dict[Node, Node | tuple[Node, Node]] = {}
@@ -250,14 +255,15 @@ class _Annotation:
         node = place.site.node
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
         weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
-        if weight is not None and self.quantizer.is_qat:
-            spec = qspecs.weight(node, per_channel=self._is_per_channel(place), bits=self.quantizer.weight_bits)
-            training.read_weight_through(node, WeightFakeQuantize(node, spec))
-        elif weight is not None:
-            edges[weight] = self._weight_spec((weight, node), place)
-            if bias is not None:
-                per_channel = self._is_per_channel(place)
-                edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), per_channel=per_channel)
+        if weight is not None:
+            spec = qspecs.weight(node, self.weight_axis.get(weight), self.quantizer.weight_bits)
+            if self.quantizer.is_qat:
+                training.read_weight_through(node, WeightFakeQuantize(node, spec))
+            else:
+                edges[weight] = self._first_or_shared((weight, node), spec)
+                if bias is not None:
+                    per_channel = spec.ch_axis is not None
+                    edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=per_channel)
         last = place.output
         node.meta[Q_ANNOTATION_KEY] = _annotation(edges, self._spec(node, node) if last is node else None)
         if last is not node:
@@ -273,14 +279,19 @@ class _Annotation:
         spec = qspecs.trained_activation if self.quantizer.is_qat else qspecs.activation
         return spec(value, self.quantizer.observer)
 
-    def _weight_spec(self, edge: tuple[Node, Node], place: _Place) -> Any:
-        if edge[0] in self.met:
-            return SharedQuantizationSpec(self.met[edge[0]])
-        self.met[edge[0]] = edge
-        return qspecs.weight(edge[1], per_channel=self._is_per_channel(place), bits=self.quantizer.weight_bits)
+    def _first_or_shared(self, edge: tuple[Node, Node], spec: Any) -> Any:
+        """`spec` for the first reader of a weight; the others share what it gets."""
+        first = self.met.setdefault(edge[0], edge)
+        return spec if first is edge else SharedQuantizationSpec(first)
 
-    def _is_per_channel(self, place: _Place) -> bool:
-        return self.quantizer.weight_granularity == "per_channel" and place.spec.name == "convolution"
+
+def _weight_axes(places: list[_Place]) -> dict[Node, int]:
+    """The dimension of output channels of each weight whose readers agree on one."""
+    axes: dict[Node, set[int | None]] = {}
+    for place in places:
+        if place.spec.weight is not None:
+            axes.setdefault(place.site.args[place.spec.weight], set()).add(place.spec.weight_axis)
+    return {weight: axis for weight, (axis, *others) in axes.items() if axis is not None and not others}
 
 
 def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
