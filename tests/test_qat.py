@@ -444,6 +444,15 @@ class TestRanges:
         assert operators(converted) == operators(trained_and_converted(case)[1])
         assert {row.where for row in lower(converted, (image(),)).placement} == {"npu"}
 
+    def test_disable_observer_fixes_all_but_the_weights(self) -> None:
+        module = train(prepared(case_of("conv bn relu").model()))
+        module.apply(disable_observer)
+        fake_quantizers: list[Any] = [child for child in module.modules() if isinstance(child, FakeQuantize)]
+        before = [child.scale.clone() for child in fake_quantizers]
+        train(module)
+        fixed = {type(child): torch.equal(child.scale, old) for child, old in zip(fake_quantizers, before, strict=True)}
+        assert fixed == {FakeQuantize: True, WeightFakeQuantize: False}
+
     def test_fixed_qparams(self) -> None:
         converted = trained_and_converted(case_of("sigmoid gate"))[1]
         (sigmoid,) = (node for node in converted.graph.nodes if op_name(node) == "aten.sigmoid.default")

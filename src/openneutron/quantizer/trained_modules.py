@@ -242,8 +242,9 @@ class _Quantized:
         if self.axis is None:
             kind, qparams = "tensor", (float(self.scale), int(self.zero_point))
         else:
-            scale = insert_constant(model, operator, self.scale, f"{role}_scale")
-            zero_point = insert_constant(model, operator, self.zero_point, f"{role}_zero_point")
+            device = self.value.device
+            scale = insert_constant(model, operator, self.scale.to(device), f"{role}_scale")
+            zero_point = insert_constant(model, operator, self.zero_point.to(device), f"{role}_zero_point")
             kind, qparams = "channel", (scale, zero_point, self.axis)
         for step in ("quantize", "dequantize"):
             target = getattr(torch.ops.quantized_decomposed, f"{step}_per_{kind}").default
