@@ -24,6 +24,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from openneutron import NeutronQuantizer, lower, quantize
+from openneutron.constants import attribute
 from openneutron.fx import is_dequantize, is_quantize, op_name
 from openneutron.quantizer import UnquantizedWarning
 from openneutron.quantizer.neutron_quantizer import annotated
@@ -88,6 +89,28 @@ class TestContract:
         found = lower(quantized).run(image())
         assert isinstance(found, torch.Tensor)
         torch.testing.assert_close(found, quantized(image()), atol=0.02, rtol=0)
+
+    def test_per_channel_transposed_convolutions(self) -> None:
+        """Their output channels are dimension 1 of the weight, and each group has the same scales."""
+        model = seeded(lambda: nn.ConvTranspose2d(4, 6, 3, groups=2))
+        _, weight, bias = input_specs(annotate(model, weight_granularity="per_channel")["conv_transpose2d"])
+        assert (weight.qscheme, weight.ch_axis) == (torch.per_channel_symmetric, 1)
+        assert (bias.qscheme, bias.ch_axis) == (torch.per_channel_symmetric, 0)
+        module = quantize(model, (image(),), [image()], weight_granularity="per_channel").module
+        (node,) = (node for node in module.graph.nodes if op_name(node) == "aten.conv_transpose2d.input")
+        of_weight, of_bias = (
+            attribute(module, str(operand.args[1].target)) for operand in node.all_input_nodes[1:]
+        )
+        assert len(of_weight) == 3
+        torch.testing.assert_close(of_bias, (of_weight * node.args[0].args[1]).repeat(2))
+
+    def test_one_scale_where_readers_of_a_weight_differ_in_its_dimension(self) -> None:
+        """An autoencoder may read one weight both ways."""
+        model = Model(lambda m, x: F.conv_transpose2d(F.relu(F.conv2d(x, m.c.weight)), m.c.weight), c=conv(4, 8))
+        quantized = quantize(seeded(lambda: model).eval(), (image(),), [image()], weight_granularity="per_channel")
+        assert {row.where for row in lower(quantized).placement} == {"npu"}
+        nodes = annotate(model, weight_granularity="per_channel")
+        assert input_specs(nodes["conv2d"])[1].qscheme == torch.per_tensor_symmetric
 
     @pytest.mark.parametrize(
         ("function", "scale", "zero_point"),
