@@ -76,8 +76,7 @@ def fits_accumulation(site: Site) -> bool:
     """Kernel height x width x input channels, rounded up to the MACs of a pipeline, is at most
     {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
-    granularity = site.target.channel_granularity
-    channels = -(-site.shape_of("weight")[1] // granularity) * granularity
+    channels = site.target.whole_granules(site.shape_of("weight")[1])
     return math.prod(_kernel(site)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
