@@ -271,6 +271,16 @@ class TestUnquantized:
         message = self.warning(Model(lambda m, x, i: (m.c(x), i.abs()), c=conv()), image(), torch.arange(5))
         assert "only float32 is quantized" in message
 
+    def test_indices(self) -> None:
+        message = self.warning(Model(lambda m, x: m.c(x).argmax(1), c=conv()))
+        assert "argmax (aten.argmax.default" in message
+        assert message.endswith("It yields torch.int64; only float32 is quantized.")
+
+    def test_a_limit_of_a_decomposition_is_quoted_once(self) -> None:
+        message = self.warning(Model(lambda m, x: m.c(x).max(1)[1] * 1.0, c=conv()))
+        assert "max over a dimension becomes amax only if: Nobody reads its indices." in message
+        assert "getitem" not in message
+
     def test_nothing_to_say(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UnquantizedWarning)
