@@ -205,6 +205,7 @@ def averages_whole_granules(site: Site) -> bool:
 
 
 def _channels(site: Site) -> PaddedDimensions:
+    """Channels."""
     return {"self": (-1 - spatial_rank(site),)}
 
 
