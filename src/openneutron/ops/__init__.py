@@ -3,7 +3,17 @@
 Quantizer, partitioner, compiler, cost model and docs/operators.md read these tables; nothing else lists operators.
 """
 
-from openneutron.ops import activations, arithmetic, convolution, elementwise, linear, pooling, shapes
+from openneutron.ops import (
+    activations,
+    arithmetic,
+    convolution,
+    elementwise,
+    linear,
+    pooling,
+    rearranging,
+    shapes,
+    splitting,
+)
 from openneutron.ops.decomposition import Decomposition
 from openneutron.ops.spec import OpSpec
 
@@ -16,12 +26,13 @@ SPECS: tuple[OpSpec, ...] = (
     *elementwise.SPECS,
     *arithmetic.SPECS,
     *shapes.SPECS,
+    *rearranging.SPECS,
 )
 
 OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spec.targets}
 """Declarations by the qualified name of the ATen operator."""
 
-DECOMPOSED: tuple[Decomposition, ...] = (*activations.DECOMPOSED,)
+DECOMPOSED: tuple[Decomposition, ...] = (*activations.DECOMPOSED, *splitting.DECOMPOSED)
 """Operators that become others before annotation."""
 
 DECOMPOSITIONS: dict[str, Decomposition] = {target: spec for spec in DECOMPOSED for target in spec.targets}
