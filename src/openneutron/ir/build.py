@@ -10,7 +10,13 @@ from torch.fx import Node
 
 from openneutron.ir.graph import Array, Graph, Op, QParams, Tensor
 from openneutron.ir.layout import sink_views
-from openneutron.ir.rewrites import copy_unwritten_outputs, remove_dead_operators, share_constants
+from openneutron.ir.rewrites import (
+    copy_unwritten_outputs,
+    merge_slices,
+    remove_dead_operators,
+    share_constants,
+    share_results,
+)
 from openneutron.ir.verify import verify
 from openneutron.ir.views import TRANSPOSE
 
@@ -75,7 +81,14 @@ def build(
 
 def optimize(graph: Graph) -> Graph:
     """All passes in their order, the IR verified after each."""
-    for transform in (sink_views, remove_dead_operators, share_constants, copy_unwritten_outputs):
+    for transform in (
+        merge_slices,
+        share_results,
+        remove_dead_operators,
+        sink_views,
+        share_constants,
+        copy_unwritten_outputs,
+    ):
         graph = verify(transform(graph), transform.__name__)
     return graph
 
