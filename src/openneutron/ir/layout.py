@@ -85,8 +85,9 @@ class _Sinking:
             wanted = _first(View.block_order, moved)
         if wanted is None and moved:
             wanted = self._wish(op)
-        in_order = wanted is None or wanted == tuple(range(rank))
-        return None if in_order else self._in_dimension_order(op, views, wanted)
+        if wanted is None or wanted == tuple(range(rank)):
+            return None
+        return self._in_dimension_order(op, views, wanted)
 
     def _wish(self, op: Op) -> tuple[int, ...] | None:
         wishes = self.wishes.get(id(op.output))

@@ -38,14 +38,17 @@ def merge_slices(graph: Graph) -> Graph:
     slices: dict[int, Op] = {}
     ops = []
     for op in graph.ops:
+        above = slices.get(id(op.inputs[0])) if op.kind.name == "SLICE" else None
+        merged = op if above is None else _sliced_once(above, op)
+        ops.append(merged)
         if op.kind.name == "SLICE":
-            above = slices.get(id(op.inputs[0]))
-            if above is not None:
-                begin = tuple(map(operator.add, above.attrs["begin"], op.attrs["begin"]))
-                op = replace(op, inputs=above.inputs, attrs={**op.attrs, "begin": begin})
-            slices[id(op.output)] = op
-        ops.append(op)
+            slices[id(op.output)] = merged
     return Graph(graph.inputs, graph.outputs, tuple(ops))
+
+
+def _sliced_once(first: Op, second: Op) -> Op:
+    begin = tuple(map(operator.add, first.attrs["begin"], second.attrs["begin"]))
+    return replace(second, inputs=first.inputs, attrs={**second.attrs, "begin": begin})
 
 
 def remove_dead_operators(graph: Graph) -> Graph:

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from openneutron.compile_spec import CompileOptions
 from openneutron.errors import OptionError
-from openneutron.fx import is_dequantize, is_quantize, iterate_nodes, op_name
+from openneutron.fx import is_dequantize, is_operator, is_quantize, iterate_nodes, op_name
 from openneutron.ir.graph import Array, Op, QParams, Tensor
 from openneutron.ops import OPERATORS, SPECS, OpSpec
 from openneutron.ops.lowering import Lowering
@@ -114,7 +114,7 @@ def find_clusters(program: ExportedProgram, options: CompileOptions) -> Clusters
     reasons: dict[Node, str] = {}
     fused: set[Node] = set()
     for node in program.graph.nodes:
-        if node.op != "call_function" or node in fused or op_name(node) == "getitem":
+        if not is_operator(node) or node in fused:
             continue
         if is_dequantize(node) or (is_quantize(node) and not search.is_requantization(node)):
             continue
