@@ -249,6 +249,7 @@ SPECS = (
         constraints=(has_small_stride, is_not_dilated, does_not_round_up, has_whole_granules),
         lower=lower_max_pool,
         becomes="MAX_POOL_2D, with a PADV2 where padding SAME cannot express it",
+        keeps_values=lambda _: True,
     ),
     OpSpec(
         name="mean",

@@ -164,9 +164,9 @@ def _pad_value(site: Site) -> float:
     return 0.0 if value is None else float(value)
 
 
-def _pads_by_a_value(site: Site) -> bool:
-    """Whether it adds a value other than zero, which int8 then rounds."""
-    return _mode(site) == "constant" and _pad_value(site) != 0
+def _keeps_values(site: Site) -> bool:
+    """Whether it adds nothing but zero, which int8 has: any other value is rounded."""
+    return _mode(site) != "constant" or _pad_value(site) == 0
 
 
 def _crops(site: Site) -> bool:
@@ -359,7 +359,7 @@ SPECS = (
         edge_targets=("aten.constant_pad_nd.default",),
         inputs=("self",),
         output=OutputRule.SHARED,
-        invents_values=_pads_by_a_value,
+        keeps_values=_keeps_values,
         constraints=(has_rank_for_kernels, crops_constants_only, pads_without_copies, does_not_crop),
         lower=lower_pad,
         becomes="PAD, PADV2 or MIRROR_PAD; negative padding: SLICE; replicate and circular: SLICE and CONCATENATION",

@@ -14,7 +14,7 @@ from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
 from openneutron.targets import Generation
 
-__all__ = ["Constraint", "OpSpec", "OutputRule", "constraint", "legacy_constraint", "no_macs", "no_values"]
+__all__ = ["Constraint", "OpSpec", "OutputRule", "constraint", "legacy_constraint", "no_macs"]
 
 
 class OutputRule(enum.Enum):
@@ -52,11 +52,6 @@ def no_macs(_: Site) -> int:
     return 0
 
 
-def no_values(_: Site) -> bool:
-    """The operator only moves the values of its inputs."""
-    return False
-
-
 @dataclass(frozen=True)
 class OpSpec:
     """Everything OpenNeutron knows about one operator; quantizer, partitioner, compiler and docs read it from here."""
@@ -88,8 +83,8 @@ class OpSpec:
     """For an activation: the TFLite name under which a preceding operator can fuse it, None where it cannot."""
     is_compute: bool = True
     """Whether it is worth a partition of its own: operators that only move values are not."""
-    invents_values: Callable[[Site], bool] = no_values
-    """For one that moves values: whether its output has some that its inputs lack, so that int8 rounds them."""
+    keeps_values: Callable[[Site], bool] | None = None
+    """Whether its output has no values but those of its inputs; None for yes where it is not worth a partition."""
     tolerance: int = 1
     """Largest difference to the converted module, in LSBs of the output."""
     notes: str = field(default="", compare=False)
@@ -98,9 +93,10 @@ class OpSpec:
         """Where the qparams of this occurrence's output come from."""
         return self.output(node) if callable(self.output) else self.output
 
-    def moves_values(self, site: Site) -> bool:
-        """Whether this occurrence yields values of its inputs and nothing else: int8 passes through it unrounded."""
-        return not self.is_compute and self.output is OutputRule.SHARED and not self.invents_values(site)
+    def commutes_with_quantization(self, site: Site) -> bool:
+        """Whether this occurrence yields the same of quantized values as quantized of others."""
+        keeps = not self.is_compute if self.keeps_values is None else self.keeps_values(site)
+        return keeps and self.output is OutputRule.SHARED
 
     def rejections(self, site: Site, generation: Generation) -> list[str]:
         """The messages of all limits that this occurrence breaks."""

@@ -158,6 +158,8 @@ def quantizable_reason(
         for operand in operands:
             if operand.meta["val"].dtype != torch.float32:
                 return f"Its argument '{name}' is {operand.meta['val'].dtype}; only float32 is quantized."
+            if not operand.meta["val"].numel() and len(operands) == 1:
+                return f"Its argument '{name}' has no elements."
     for name in filter(None, (spec.weight, spec.bias)):
         constant = site.args[name]
         if constant is not None and not is_constant(constant):
