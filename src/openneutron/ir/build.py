@@ -18,7 +18,7 @@ from openneutron.ir.rewrites import (
     share_results,
 )
 from openneutron.ir.verify import verify
-from openneutron.ir.views import TRANSPOSE
+from openneutron.ir.views import RESHAPE, TRANSPOSE
 
 __all__ = ["Lowerable", "build", "optimize"]
 
@@ -52,7 +52,8 @@ def build(
     """The IR of `operators`, in their order, as it comes: each in torch's dimension order, views around what is NHWC.
 
     `inputs` are the int8 values it reads, `outputs` those it yields; either is NHWC in memory where its node is
-    channels last. `constant` gives the values of a constant node, `qparams_of` those of a dequantize node.
+    channels last, and a scalar has one dimension: LiteRT gives no view of the memory of one that has none. `constant`
+    gives the values of a constant node, `qparams_of` those of a dequantize node.
     """
     ops: list[Op] = []
     values: dict[Node, Tensor] = {}
@@ -63,7 +64,8 @@ def build(
             stored = Tensor(tuple(shape[dim] for dim in TO_CHANNELS_LAST), INT8, qparams)
             values[node] = _transpose(ops, stored, TO_CHANNELS_FIRST, node.name)
         else:
-            stored = values[node] = Tensor(shape, INT8, qparams)
+            stored = Tensor(shape or (1,), INT8, qparams)
+            values[node] = stored if shape else _reshape(ops, stored, (), node.name)
         stored_inputs.append(stored)
     for operator in operators:
         operands = {}
@@ -72,10 +74,7 @@ def build(
             assert isinstance(source, Node)  # the clusters hold nothing else
             operands[dequantize] = values.get(source) or _constant(constant(source), qparams_of(dequantize))
         values[operator.quantize] = operator.lower(operands, ops)
-    stored_outputs = [
-        _transpose(ops, values[node], TO_CHANNELS_LAST, node.name) if is_channels_last(node) else values[node]
-        for node in outputs
-    ]
+    stored_outputs = [_stored(ops, values[node], node) for node in outputs]
     return verify(Graph(tuple(stored_inputs), tuple(stored_outputs), tuple(ops)), "build")
 
 
@@ -103,6 +102,19 @@ def is_channels_last(node: Node) -> bool:
         and value.is_contiguous(memory_format=torch.channels_last)
         and not value.is_contiguous(memory_format=torch.contiguous_format)
     )
+
+
+def _stored(ops: list[Op], tensor: Tensor, node: Node) -> Tensor:
+    """An output as it lies in memory."""
+    if is_channels_last(node):
+        return _transpose(ops, tensor, TO_CHANNELS_LAST, node.name)
+    return tensor if tensor.shape else _reshape(ops, tensor, (1,), node.name)
+
+
+def _reshape(ops: list[Op], tensor: Tensor, shape: tuple[int, ...], origin: str) -> Tensor:
+    output = Tensor(shape, tensor.dtype, tensor.qparams)
+    ops.append(Op(RESHAPE, (tensor,), output, {"new_shape": shape}, origin))
+    return output
 
 
 def _transpose(ops: list[Op], tensor: Tensor, perm: tuple[int, ...], origin: str) -> Tensor:

@@ -104,7 +104,7 @@ class _Emission:
     def _call(self, number: int) -> None:
         partition = self.partitions[number]
         inputs = [self._in_order(self.copies[node]) for node in partition.inputs]
-        values = [_in_order(node.meta["val"]) for node in partition.outputs]
+        values = [_yielded(node.meta["val"]) for node in partition.outputs]
         call = self.graph.call_function(
             partition_operator(), (inputs, self.payload_nodes[number], _describe(values))
         )
@@ -112,7 +112,13 @@ class _Emission:
         for index, (output, value) in enumerate(zip(partition.outputs, values, strict=True)):
             item = self.graph.call_function(operator.getitem, (call, index))
             item.meta = {**output.meta, "val": value}
-            self.copies[output] = item
+            self.copies[output] = item if output.meta["val"].dim() else self._scalar(item)
+
+    def _scalar(self, item: Node) -> Node:
+        """What a partition yields as one value in one dimension, without that."""
+        scalar = self.graph.call_function(torch.ops.aten.view.default, (item, []))
+        scalar.meta = {**item.meta, "val": item.meta["val"].view([])}
+        return scalar
 
     def _in_order(self, node: Node) -> Node:
         """`node` itself, or a copy of it in an order that a delegate takes."""
@@ -128,10 +134,15 @@ class _Emission:
 
 
 def _in_order(value: torch.Tensor) -> torch.Tensor:
-    """A fake tensor as a delegate takes and yields it: NCHW or NHWC, whatever strides a permute before it left."""
+    """A fake tensor as a delegate takes it: NCHW or NHWC, whatever strides a permute before it left."""
     if value.is_contiguous() or (value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)):
         return value
     return value.contiguous()
+
+
+def _yielded(value: torch.Tensor) -> torch.Tensor:
+    """A fake tensor as a delegate yields it: as it takes it, but no scalar, which ExecuTorch's verifier fails on."""
+    return _in_order(value) if value.dim() else value.reshape(1)
 
 
 def replace_partitions(
