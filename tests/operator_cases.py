@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from tests.arithmetic_cases import ARITHMETIC_CASES
 from tests.case import Case, Rejected, Shape, move, moved, of
 from tests.oracle import Function
+from tests.shape_cases import CASES as SHAPE_CASES
+from tests.shape_cases import REJECTED as SHAPES_REJECTED
 from torch import nn
 
 __all__ = ["CASES", "REJECTED", "Case", "Rejected"]
@@ -494,6 +496,7 @@ def _dropout() -> list[Case]:
 CASES: tuple[Case, ...] = (
     *_conv2d(), *_conv1d(), *_per_channel(), *_fused(), *_linear(), *_pools(), *_elementwise(), *_add(), *_softmax(),
     *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES,
+    *SHAPE_CASES,
 )  # fmt: skip
 
 
@@ -516,8 +519,6 @@ def permute(*dims: int) -> Callable[[], nn.Module]:
 BIAS, MATRIX, IMAGE = torch.linspace(-1, 1, 6), torch.linspace(-1, 1, 60).reshape(10, 6), (1, 8, 6, 6)
 vector = of(lambda weight, x: F.linear(x, weight), torch.linspace(-1, 1, 10))
 with_nothing = of(lambda nothing, x: torch.cat([nothing, move(x)], 0), torch.zeros(0))
-crop_by_reflection = moved(lambda x: F.pad(x, (-1, 1), "reflect"))
-replicate = moved(lambda x: F.pad(x, (1, 1), "replicate"))
 
 REJECTED = (
     Rejected("convolution", "has_a_batch", "2d", conv(2, 3, 5, 3), ((3, 7, 7),)),
@@ -530,7 +531,6 @@ REJECTED = (
     Rejected("convolution", "splits_into_whole_granules", "", conv(2, 6, 6, 3, groups=2), ((1, 6, 7, 7),)),
     Rejected("adaptive_avg_pool2d", "averages_whole_granules", "", lambda: nn.AdaptiveAvgPool2d(1), ((1, 12, 6, 6),)),
     Rejected("hardtanh", "is_a_relu", "", lambda: nn.Hardtanh(-2.0, 3.0), (IMAGE,)),
-    Rejected("slice", "slices_without_steps", "", moved(lambda x: x[:, :, ::2]), (IMAGE,)),
     Rejected("slice", "slices_whole_granules", "", moved(lambda x: x[:, 4:]), ((1, 12, 6, 6),)),
     Rejected("linear", "has_a_matrix_as_weight", "", vector, ((4, 10),)),
     Rejected("addmm", "has_a_plain_bias", "matrix", of(addmm(), MATRIX[:4], MATRIX), ((4, 10),)),
@@ -571,7 +571,6 @@ REJECTED = (
     Rejected("cat", "does_not_concatenate_batches", "", cat(0), (IMAGE, IMAGE)),
     Rejected("cat", "concatenates_whole_granules", "", cat(1), (IMAGE, (1, 4, 6, 6))),
     Rejected("cat", "concatenates_equal_ranks", "", with_nothing, ((4, 5),)),
-    Rejected("pad", "pads_by_constant_or_reflection", "replicate", replicate, ((2, 3, 5),)),
-    Rejected("pad", "does_not_crop_a_reflection", "", crop_by_reflection, ((2, 3, 5),)),
     Rejected("pad", "does_not_crop", "", moved(lambda x: F.pad(x, (-1, 1))), ((2, 3, 5),), runs=False),
+    *SHAPES_REJECTED,
 )  # fmt: skip
