@@ -76,33 +76,31 @@ class _Sinking:
         rank = max(len(view.shape) for view in views)
         leaders = [view for view in views if view.stored.data is None and len(view.shape) == rank]
         moved = [view for view in leaders if not view.in_stored_order]
-        wanted = self._order_that_many_want(op, leaders)
-        if wanted is None:
-            wanted = _first(View.dimension_order, moved)
-        if wanted is None and op.kind.layout is Layout.ELEMENTWISE and (same := self._same_order(op, views)):
+        order = self._order_of_readers(op, leaders) or _first(View.dimension_order, moved)
+        if order is None and op.kind.layout is Layout.ELEMENTWISE and (same := self._same_order(op, views)):
             return same
-        if wanted is None:
-            wanted = _first(View.block_order, moved)
-        if wanted is None and moved:
-            wanted = self._wish(op)
-        if wanted is None or wanted == tuple(range(rank)):
+        order = order or _first(View.block_order, moved)
+        if order is None and moved:
+            order = self._favorite(op.inputs[views.index(moved[0])]) or moved[0].atom_order()
+        if order is None or order == tuple(range(rank)):
             return None
-        return self._in_dimension_order(op, views, wanted)
+        return self._in_dimension_order(op, views, order)
 
-    def _wish(self, op: Op) -> tuple[int, ...] | None:
-        wishes = self.wishes.get(id(op.output))
-        return wishes.favorite if wishes and len(op.output.shape) == len(op.inputs[0].shape) else None
+    def _favorite(self, tensor: Tensor) -> tuple[int, ...] | None:
+        wishes = self.wishes.get(id(tensor))
+        return wishes.favorite if wishes else None
 
-    def _order_that_many_want(self, op: Op, leaders: list[View]) -> tuple[int, ...] | None:
-        """The order that the readers of `op` want, where so many of its input's want it that it is worth a TRANSPOSE.
-
-        That is one TRANSPOSE of the input instead of one behind each of them.
-        """
+    def _order_of_readers(self, op: Op, leaders: list[View]) -> tuple[int, ...] | None:
+        """The order that the readers of `op` want, where it costs nothing, or one TRANSPOSE for several behind it."""
+        wanted, rank = self._favorite(op.output), len(op.output.shape)
+        if wanted is None or any(len(view.shape) != rank for view in leaders):
+            return None
+        if all(view.permuted(wanted).in_stored_order for view in leaders):
+            return wanted if op.kind.layout is Layout.AXES else None
         computed = [tensor for tensor in op.inputs if tensor.data is None]
-        wanted = self._wish(op)
-        if wanted is None or len(computed) != 1 or leaders[0].permuted(wanted).in_stored_order:
+        if len(computed) != 1 or not self.wishes[id(computed[0])].are_worth_a_transpose(wanted, computed[0].size):
             return None
-        return wanted if self.wishes[id(computed[0])].is_worth_a_transpose(wanted, computed[0].size) else None
+        return wanted
 
     def _in_dimension_order(self, op: Op, views: list[View], order: Sequence[int]) -> View:
         """`op` on inputs whose dimension i is dimension order[i] of theirs; inputs of fewer elements broadcast."""
@@ -165,9 +163,7 @@ class _Sinking:
         return output
 
 
-def _first(
-    order: Callable[[View], tuple[int, ...] | None], views: Sequence[View]
-) -> tuple[int, ...] | None:
+def _first(order: Callable[[View], tuple[int, ...] | None], views: Sequence[View]) -> tuple[int, ...] | None:
     return next(filter(None, map(order, views)), None)
 
 

@@ -31,7 +31,7 @@ class Wishes:
         """What most readers want, of equals the first; None without a wish."""
         return self.readers.most_common(1)[0][0] if self.readers else None
 
-    def is_worth_a_transpose(self, order: Order, elements: int) -> bool:
+    def are_worth_a_transpose(self, order: Order, elements: int) -> bool:
         """Whether one TRANSPOSE of a tensor of so many elements stands for several others that move no fewer."""
         return self.readers[order] > 1 and self.elements[order] >= elements
 

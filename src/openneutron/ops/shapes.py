@@ -195,8 +195,7 @@ def _cropped(lowering: Lowering, inputs: Tensor, paddings: Sequence[tuple[int, i
     """What negative padding leaves of the input."""
     begin = tuple(max(0, -front) for front, _ in paddings)
     size = tuple(
-        length + min(0, front) + min(0, behind)
-        for length, (front, behind) in zip(inputs.shape, paddings, strict=True)
+        length + min(0, front) + min(0, behind) for length, (front, behind) in zip(inputs.shape, paddings, strict=True)
     )
     return inputs if size == inputs.shape else lowering.emit(SLICE, [inputs], size, begin=begin, size=size)
 

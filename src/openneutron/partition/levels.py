@@ -39,9 +39,9 @@ def partitions_of(program: ExportedProgram, found: Clusters) -> tuple[tuple[Part
     side in which its inputs are there, and all of one even turn is a partition. A path through a partition never leaves
     it and comes back, as it would be later by then, so none waits for itself. Each partition but the first is there
     because on some path a CPU operator stands between what computes in it and in the one before, so no smaller number
-    would do. What only moves values is on the side where its latest input is; behind the CPU, it waits for the first
-    partition that reads it, if nothing on the CPU needs it before. So each partition computes something. Linear in
-    nodes and uses.
+    would do. What only moves values is on the side where its latest input is; behind the CPU, it joins the first
+    partition that reads it, or the next one, if nothing on the CPU needs it before. So each partition computes
+    something. Linear in nodes and uses.
     """
     by_node = {operator: cluster for cluster in found.clusters for operator in cluster.operators}
     turns = _earliest_turns(program, by_node)
@@ -79,7 +79,8 @@ def _earliest_turns(program: ExportedProgram, by_node: Mapping[Node, Cluster]) -
 
 
 def _let_moves_wait(program: ExportedProgram, by_node: Mapping[Node, Cluster], turns: dict[Node, int]) -> None:
-    """Hand what moves values behind the CPU to the first partition that reads it, where the CPU can wait for that."""
+    """Hand what moves values behind the CPU to a partition, where whoever reads it can wait for that."""
+    computing = {turns[cluster.node] for cluster in by_node.values() if cluster.spec.is_compute}
     due: dict[Node, float] = {}  # the last turn in which a node's value may come, as whoever reads it does
 
     def due_for(reader: Node) -> float:
@@ -93,10 +94,13 @@ def _let_moves_wait(program: ExportedProgram, by_node: Mapping[Node, Cluster], t
     for node in reversed(program.graph.nodes):
         due[node] = min(map(due_for, node.users), default=math.inf)
         cluster = by_node.get(node)
-        if cluster is not None and node is cluster.node and _is_odd(turns[node]):
-            waits_for = due[cluster.quantize]
-            if math.isfinite(waits_for) and not _is_odd(waits_for):
-                turns.update(dict.fromkeys((node, cluster.quantize), int(waits_for)))
+        if cluster is None or node is not cluster.node or not _is_odd(turns[node]):
+            continue
+        last, following = due[cluster.quantize], turns[node] + 1
+        if math.isfinite(last) and not _is_odd(last):
+            turns[node] = turns[cluster.quantize] = int(last)
+        elif following in computing and following < last:
+            turns[node] = turns[cluster.quantize] = following
 
 
 def _source(dequantize: Node) -> Node:

@@ -59,9 +59,7 @@ def _fake_outputs(_: Sequence[torch.Tensor], payload: torch.Tensor, outputs: str
 
 def _describe(values: Sequence[torch.Tensor]) -> str:
     """Sizes and strides as text: "1,8:8,1;1,10:10,1"."""
-    return ";".join(
-        f"{','.join(map(str, value.shape))}:{','.join(map(str, value.stride()))}" for value in values
-    )
+    return ";".join(f"{','.join(map(str, value.shape))}:{','.join(map(str, value.stride()))}" for value in values)
 
 
 def _parse(text: str) -> Iterator[tuple[list[int], list[int]]]:
@@ -105,9 +103,7 @@ class _Emission:
         partition = self.partitions[number]
         inputs = [self._in_order(self.copies[node]) for node in partition.inputs]
         values = [_yielded(node.meta["val"]) for node in partition.outputs]
-        call = self.graph.call_function(
-            partition_operator(), (inputs, self.payload_nodes[number], _describe(values))
-        )
+        call = self.graph.call_function(partition_operator(), (inputs, self.payload_nodes[number], _describe(values)))
         call.meta = {"val": values, "stack_trace": partition.clusters[0].node.meta.get("stack_trace")}
         for index, (output, value) in enumerate(zip(partition.outputs, values, strict=True)):
             item = self.graph.call_function(operator.getitem, (call, index))
