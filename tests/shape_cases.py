@@ -16,6 +16,8 @@ IMAGE: Shape = (2, 4, 6, 8)
 
 Function = Callable[[torch.Tensor], Any]
 
+split: Callable[..., Any] = torch.split
+
 
 def case(target: str, label: str, function: Function, shape: Shape = IMAGE) -> Case:
     """`function` behind an operator that is worth a partition."""
@@ -43,13 +45,13 @@ def _splits() -> list[Case]:
         return torch.cat([*rest, first.abs()], 1)
 
     return [
-        case("split.Tensor", "equal", lambda x: x.split(2, 1)),
-        case("split.Tensor", "with a rest", lambda x: x.split(3, -2)),
-        case("split.Tensor", "one part", lambda x: x.split(9, 2)),
-        case("split.Tensor", "one part unread", lambda x: x.split(2, 1)[1]),
-        between("split.Tensor", "channels", lambda x: rejoined(x.split(4, 1)), 8),
+        case("split.Tensor", "equal", lambda x: split(x, 2, 1)),
+        case("split.Tensor", "with a rest", lambda x: split(x, 3, -2)),
+        case("split.Tensor", "one part", lambda x: split(x, 9, 2)),
+        case("split.Tensor", "one part unread", lambda x: split(x, 2, 1)[1]),
+        between("split.Tensor", "channels", lambda x: rejoined(split(x, 4, 1)), 8),
         case("split.sizes", "unequal", lambda x: aten.split.sizes(x, [1, 3], 1)),
-        case("split_with_sizes.default", "unequal", lambda x: x.split([1, 2, 3], 2)),
+        case("split_with_sizes.default", "unequal", lambda x: split(x, [1, 2, 3], 2)),
         case("unsafe_split.Tensor", "rows", lambda x: x.unsafe_split(2, 2)),
         case("unsafe_split_with_sizes.default", "batch", lambda x: aten.unsafe_split_with_sizes(x, [1, 1], 0)),
         case("chunk.default", "equal", lambda x: x.chunk(2, 1)),

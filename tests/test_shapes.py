@@ -88,11 +88,10 @@ class TestLayout:
             left, right = F.channel_shuffle(x.relu(), 2).chunk(2, 1)
             return F.channel_shuffle(torch.cat([left, c(b(a(right))).relu()], 1), 2)
 
-        def two(*parts: Any) -> torch.Tensor:
-            *layers, x = parts
-            return F.max_pool2d(unit(*layers[3:], unit(*layers[:3], F.max_pool2d(x, 2))), 2)
+        def two(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, x: torch.Tensor) -> torch.Tensor:
+            return F.max_pool2d(unit(d, e, f, unit(a, b, c, F.max_pool2d(x, 2))), 2)
 
-        model = built(two, (1, 16, 16, 16), parts=lambda: [*convs(*[(8, 8)] * 6)])
+        model = built(two, (1, 16, 16, 16), parts=lambda: convs(*[(8, 8)] * 6))
         # A shuffle is RESHAPE, TRANSPOSE and RESHAPE; the two between the units are one.
         counts = {"CONV_2D": 6, "SLICE": 4, "CONCATENATION": 2, "RELU": 2, "MAX_POOL_2D": 2}
         self.check(model, **counts, RESHAPE=6, TRANSPOSE=3)
@@ -124,7 +123,7 @@ class TestLayout:
         self.check(model, CONV_2D=3, MAX_POOL_2D=1, RESHAPE=3, CONCATENATION=3)
 
     def test_resnet_shortcut(self) -> None:
-        def block(a: Any, b: Any, c: Any, x: torch.Tensor) -> torch.Tensor:
+        def block(a: Any, b: Any, c: Any, x: torch.Tensor) -> Any:
             y = a(x).relu()
             return (c(b(y).relu()) + F.pad(y[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))).relu()
 
@@ -161,7 +160,7 @@ class TestLayout:
 class TestLeftOnTheCpu:
     def test_several_outputs_have_one_reason(self) -> None:
         def function(x: torch.Tensor) -> torch.Tensor:
-            first, second = (x * 4.0).to(torch.int32).split(2, 1)
+            first, second = torch.split((x * 4.0).to(torch.int32), 2, 1)
             return first.float() + second.float()
 
         calibration = samples_like([(1, 4, 3, 3)], 2, 0, (0.0, 1.0))

@@ -75,8 +75,9 @@ class _Sinking:
         """Rules 2 to 4."""
         rank = max(len(view.shape) for view in views)
         leaders = [view for view in views if view.stored.data is None and len(view.shape) == rank]
-        moved = [view for view in leaders if not view.in_stored_order]
-        order = self._order_of_readers(op, leaders) or _first(View.dimension_order, moved)
+        viewed = [view for view in leaders if not view.is_identity]
+        moved = [view for view in viewed if not view.in_stored_order]
+        order = self._order_of_readers(op, leaders) or _first(View.dimension_order, viewed)
         if order is None and op.kind.layout is Layout.ELEMENTWISE and (same := self._same_order(op, views)):
             return same
         order = order or _first(View.block_order, moved)
@@ -146,7 +147,7 @@ class _Sinking:
 
     def _in_order(self, view: View) -> Tensor:
         """Rules 6 and 7."""
-        if view.in_stored_order and view.shape == view.stored.shape:
+        if view.is_identity:
             return view.stored
         key = (id(view.stored), view.atoms, view.order, view.shape)
         if key not in self.emitted:

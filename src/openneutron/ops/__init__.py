@@ -9,10 +9,16 @@ from openneutron.ops import (
     convolution,
     elementwise,
     linear,
+    pads,
     pooling,
+    pooling_by_others,
     rearranging,
+    reductions,
+    resizes,
+    separable,
     shapes,
     splitting,
+    transposed,
 )
 from openneutron.ops.decomposition import Decomposition
 from openneutron.ops.spec import OpSpec
@@ -21,18 +27,28 @@ __all__ = ["DECLARED", "DECOMPOSED", "DECOMPOSITIONS", "OPERATORS", "SPECS", "De
 
 SPECS: tuple[OpSpec, ...] = (
     *convolution.SPECS,
+    *transposed.SPECS,
     *linear.SPECS,
     *pooling.SPECS,
+    *reductions.SPECS,
+    *resizes.SPECS,
     *elementwise.SPECS,
     *arithmetic.SPECS,
     *shapes.SPECS,
+    *pads.SPECS,
     *rearranging.SPECS,
 )
 
 OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spec.targets}
 """Declarations by the qualified name of the ATen operator."""
 
-DECOMPOSED: tuple[Decomposition, ...] = (*activations.DECOMPOSED, *splitting.DECOMPOSED)
+DECOMPOSED: tuple[Decomposition, ...] = (
+    *activations.DECOMPOSED,
+    *pooling_by_others.DECOMPOSED,
+    *reductions.DECOMPOSED,
+    *separable.DECOMPOSED,
+    *splitting.DECOMPOSED,
+)
 """Operators that become others before annotation."""
 
 DECOMPOSITIONS: dict[str, Decomposition] = {target: spec for spec in DECOMPOSED for target in spec.targets}

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from openneutron.fx import op_name
 from openneutron.ir.graph import Tensor
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.shapes import copies, has_rank_for_kernels, has_rank_for_transpose, joined, part
+from openneutron.ops.pieces import copies, has_rank_for_kernels, joined, part
+from openneutron.ops.shapes import has_rank_for_transpose
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint, OpSpec, OutputRule, constraint, legacy_constraint
 

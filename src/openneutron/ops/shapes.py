@@ -4,58 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch.fx import Node
 
-from openneutron.fx import iterate_nodes, op_name, shape_of
-from openneutron.ir.graph import Kind, Layout, Tensor
-from openneutron.ops.lowering import INT8, Lowering
+from openneutron.fx import iterate_nodes, shape_of
+from openneutron.ir.graph import Layout, Tensor
+from openneutron.ir.views import swapped_blocks
+from openneutron.ops.lowering import Lowering
+from openneutron.ops.pieces import CONCATENATION, has_rank_for_kernels, joined, part
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
-from openneutron.ops.windows import PAD, PADV2
+from openneutron.ops.spec import OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
+from openneutron.targets import Generation, NeutronTarget
 
-__all__ = [
-    "CONCATENATION", "MIRROR_PAD", "SLICE", "SPECS", "concatenates_whole_granules", "copies", "has_rank_for_kernels",
-    "has_rank_for_transpose", "joined", "part",
-]  # fmt: skip
+__all__ = ["SPECS", "has_rank_for_transpose", "is_legacy_swap", "permutation"]
 
-CONCATENATION = Kind("CONCATENATION", "ConcatenationOptions", Layout.AXES, axes=("axis",))
-SLICE = Kind("SLICE", "SliceOptions", Layout.AXES, operands=("begin", "size"), dimensions=("begin", "size"))
-MIRROR_PAD = Kind("MIRROR_PAD", "MirrorPadOptions", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
+# Torch's number of each dimension of an image [N, H, W, C].
+NHWC = (0, 2, 3, 1)
 
 MAX_RESHAPE_RANK = 7
 MAX_TRANSPOSE_RANK = 6
-MAX_KERNEL_RANK = 6
-MAX_COPIES = 8  # that one CONCATENATION makes
-
-
-def part(lowering: Lowering, tensor: Tensor, dim: int, first: int, count: int) -> Tensor:
-    """`count` indices of a dimension from `first` on: a SLICE, or nothing where these are all."""
-    size = tuple(count if other == dim else length for other, length in enumerate(tensor.shape))
-    if size == tensor.shape:
-        return tensor
-    begin = tuple(first if other == dim else 0 for other in range(len(size)))
-    return lowering.emit(SLICE, [tensor], size, tensor.qparams, begin=begin, size=size)
-
-
-def joined(lowering: Lowering, tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """Tensors one behind the other along a dimension: a CONCATENATION, or nothing where there is one."""
-    first = tensors[0]
-    if len(tensors) == 1:
-        return first
-    total = sum(tensor.shape[dim] for tensor in tensors)
-    shape = tuple(total if other == dim else length for other, length in enumerate(first.shape))
-    return lowering.emit(CONCATENATION, tensors, shape, first.qparams, axis=dim, fused_activation_function="NONE")
-
-
-def copies(lowering: Lowering, tensor: Tensor, dim: int, count: int) -> Tensor:
-    """`tensor` `count` times along a dimension: each CONCATENATION joins eight times what the one before it did."""
-    if count <= MAX_COPIES:
-        return joined(lowering, [tensor] * count, dim)
-    block = copies(lowering, tensor, dim, count // MAX_COPIES)
-    return joined(lowering, [block] * MAX_COPIES + [tensor] * (count % MAX_COPIES), dim)
 
 
 def lower_reshape(lowering: Lowering) -> Tensor:
@@ -80,12 +49,6 @@ def has_rank_for_transpose(site: Site) -> bool:
     return len(site.shape) <= MAX_TRANSPOSE_RANK
 
 
-@constraint
-def has_rank_for_kernels(site: Site) -> bool:
-    """There are at most {MAX_KERNEL_RANK} dimensions."""
-    return len(site.shape) <= MAX_KERNEL_RANK
-
-
 def permutation(node: Node) -> tuple[int, ...]:
     """perm of an operator whose dimension i is dimension perm[i] of its input, whatever form its arguments have."""
     inputs, *rest = node.args
@@ -98,16 +61,21 @@ def permutation(node: Node) -> tuple[int, ...]:
 
 
 @legacy_constraint
-def permutes_whole_granules(site: Site) -> bool:
-    """Of rank 4: NHWC to NCHW, batch 1, H x W x C and one of C and H x W multiples of the MACs of a pipeline."""
-    if len(site.shape) != 4 or permutation(site.node) != (0, 3, 1, 2):
-        return False
-    (batch, height, width, channels), granularity = site.shape_of("self"), site.target.channel_granularity
-    return (
-        batch == 1
-        and height * width * channels % granularity == 0
-        and (channels % granularity == 0 or height * width % granularity == 0)
-    )
+def swaps_two_blocks(site: Site) -> bool:
+    """It swaps two runs of dimensions, as NHWC to NCHW does for a batch of 1; dimensions of size 1 do not count."""
+    return swapped_blocks(site.shape_of("self"), permutation(site.node)) is not None
+
+
+@legacy_constraint
+def swaps_whole_granules(site: Site) -> bool:
+    """One of the two runs holds a multiple of the MACs of a pipeline."""
+    blocks = swapped_blocks(site.shape_of("self"), permutation(site.node))
+    return blocks is None or is_legacy_swap(blocks, site.target)
+
+
+def is_legacy_swap(blocks: tuple[int, int], target: NeutronTarget) -> bool:
+    """Whether the legacy generation swaps runs of these sizes."""
+    return 1 in blocks or any(size % target.channel_granularity == 0 for size in blocks)
 
 
 def lower_permute(lowering: Lowering) -> Tensor:
@@ -121,16 +89,25 @@ def _concatenated_dim(site: Site) -> int:
 
 @legacy_constraint
 def does_not_concatenate_batches(site: Site) -> bool:
-    """It concatenates at least two tensors, not along dimension 0."""
-    return _concatenated_dim(site) != 0 and len(site.args["tensors"]) >= 2
+    """It is not along dimension 0."""
+    return _concatenated_dim(site) != 0 or len(site.args["tensors"]) == 1
+
+
+def _channel_dim(site: Site) -> int:
+    return 1 if len(site.shape) >= 3 else len(site.shape) - 1
 
 
 @legacy_constraint
 def concatenates_whole_granules(site: Site) -> bool:
     """The channels of every input are a multiple of the MACs of a pipeline."""
     shapes = [shape_of(node) for node in iterate_nodes(site.args["tensors"])]
-    channel = 1 if len(site.shape) >= 3 else -1
-    return all(shape[channel] % site.target.channel_granularity == 0 for shape in shapes)
+    sizes = (shape[_channel_dim(site)] for shape in shapes)
+    return len(shapes) == 1 or all(size % site.target.channel_granularity == 0 for size in sizes)
+
+
+def _padded_channels(site: Site) -> PaddedDimensions:
+    """Its channels, unless it is along them: padding would come between the inputs."""
+    return {} if _concatenated_dim(site) == _channel_dim(site) else {"tensors": (_channel_dim(site),)}
 
 
 @constraint
@@ -142,103 +119,18 @@ def concatenates_equal_ranks(site: Site) -> bool:
 
 def lower_cat(lowering: Lowering) -> Tensor:
     """CONCATENATION, unless there is one input."""
-    return joined(lowering, lowering.tensors("tensors"), _concatenated_dim(lowering.site))
+    inputs, dim = lowering.tensors("tensors"), _concatenated_dim(lowering.site)
+    if lowering.site.generation is Generation.LEGACY and len(lowering.shape) == 4 and len(inputs) > 1:
+        return _cat_of_images(lowering, inputs, dim)
+    return joined(lowering, inputs, dim)
 
 
-def _paddings(site: Site) -> tuple[tuple[int, int], ...]:
-    """(in front, behind) for each dimension; torch lists them from the last dimension on."""
-    flat, rank = list(site.args.get("pad") or site.args.get("padding") or ()), len(site.shape)
-    pairs = [(int(flat[i]), int(flat[i + 1])) for i in range(0, len(flat), 2)]
-    return tuple(reversed(pairs + [(0, 0)] * (rank - len(pairs))))
-
-
-def _mode(site: Site) -> str:
-    for mode, name in (("reflect", "aten.reflection_pad"), ("replicate", "aten.replication_pad")):
-        if op_name(site.node).startswith(name):
-            return mode
-    return str(site.args.get("mode", "constant"))
-
-
-def _pad_value(site: Site) -> float:
-    value = site.args.get("value")
-    return 0.0 if value is None else float(value)
-
-
-def _keeps_values(site: Site) -> bool:
-    """Whether it adds nothing but zero, which int8 has: any other value is rounded."""
-    return _mode(site) != "constant" or _pad_value(site) == 0
-
-
-def _crops(site: Site) -> bool:
-    return any(width < 0 for pair in _paddings(site) for width in pair)
-
-
-@legacy_constraint
-def does_not_crop(site: Site) -> bool:
-    """No padding is negative."""
-    return not _crops(site)
-
-
-@constraint
-def crops_constants_only(site: Site) -> bool:
-    """No padding is negative unless the mode is 'constant'."""
-    return _mode(site) == "constant" or not _crops(site)
-
-
-@legacy_constraint
-def pads_without_copies(site: Site) -> bool:
-    """The mode is 'constant' or 'reflect'."""
-    return _mode(site) in ("constant", "reflect")
-
-
-def _cropped(lowering: Lowering, inputs: Tensor, paddings: Sequence[tuple[int, int]]) -> Tensor:
-    """What negative padding leaves of the input."""
-    begin = tuple(max(0, -front) for front, _ in paddings)
-    size = tuple(
-        length + min(0, front) + min(0, behind) for length, (front, behind) in zip(inputs.shape, paddings, strict=True)
-    )
-    return inputs if size == inputs.shape else lowering.emit(SLICE, [inputs], size, begin=begin, size=size)
-
-
-def lower_pad(lowering: Lowering) -> Tensor:
-    """SLICE for negative padding; PAD with real zero, PADV2 with any other value, MIRROR_PAD for reflection,
-    CONCATENATION of slices for the other modes.
-    """
-    paddings = _paddings(lowering.site)
-    inputs = _cropped(lowering, lowering.tensor("self"), paddings)
-    paddings = tuple((max(0, front), max(0, behind)) for front, behind in paddings)
-    if not any(width for pair in paddings for width in pair):
-        return inputs
-    mode = _mode(lowering.site)
-    if mode == "reflect":
-        return lowering.emit(MIRROR_PAD, [inputs], lowering.shape, paddings=paddings, mode="REFLECT")
-    if mode != "constant":
-        edges = _replicated if mode == "replicate" else _wrapped
-        for dim, (front, behind) in enumerate(paddings):
-            before, after = edges(lowering, inputs, dim, front, behind)
-            inputs = joined(lowering, [*before, inputs, *after], dim)
-        return inputs
-    code = lowering.output.quantize(_pad_value(lowering.site))
-    if code == lowering.output.zero_point[0]:
-        return lowering.emit(PAD, [inputs], lowering.shape, paddings=paddings)
-    value = lowering.constant(np.array([code], INT8), lowering.output)
-    return lowering.emit(PADV2, [inputs, value], lowering.shape, paddings=paddings)
-
-
-def _replicated(lowering: Lowering, inputs: Tensor, dim: int, front: int, behind: int) -> tuple[list[Tensor], ...]:
-    """The first index of a dimension `front` times, and the last one `behind` times."""
-    last = inputs.shape[dim] - 1
-    before = [copies(lowering, part(lowering, inputs, dim, 0, 1), dim, front)] if front else []
-    after = [copies(lowering, part(lowering, inputs, dim, last, 1), dim, behind)] if behind else []
-    return before, after
-
-
-def _wrapped(lowering: Lowering, inputs: Tensor, dim: int, front: int, behind: int) -> tuple[list[Tensor], ...]:
-    """The last `front` indices of a dimension, and the first `behind` ones."""
-    size = inputs.shape[dim]
-    before = [part(lowering, inputs, dim, size - front, front)] if front else []
-    after = [part(lowering, inputs, dim, 0, behind)] if behind else []
-    return before, after
+def _cat_of_images(lowering: Lowering, inputs: Sequence[Tensor], dim: int) -> Tensor:
+    """In NHWC, where the legacy generation counts the channels; `dim` is torch's."""
+    images, shape = [lowering.channels_last(tensor) for tensor in inputs], [lowering.shape[i] for i in NHWC]
+    kind, axis = replace(CONCATENATION, layout=Layout.FIXED), NHWC.index(dim)
+    output = lowering.emit(kind, images, shape, axis=axis, fused_activation_function="NONE")
+    return lowering.channels_first(output)
 
 
 def _sliced(site: Site) -> tuple[int, int, int]:
@@ -254,13 +146,6 @@ def _sliced(site: Site) -> tuple[int, int, int]:
 def slices_without_steps(site: Site) -> bool:
     """The step is 1."""
     return bool(site.args.get("step", 1) == 1)
-
-
-@legacy_constraint
-def slices_whole_granules(site: Site) -> bool:
-    """The dimension it slices is a multiple of the MACs of a pipeline."""
-    dim, _, _ = _sliced(site)
-    return site.shape_of("self")[dim] % site.target.channel_granularity == 0
 
 
 def lower_slice(lowering: Lowering) -> Tensor:
@@ -322,7 +207,7 @@ SPECS = (
         edge_targets=("aten.permute_copy.default", "aten.transpose_copy.int", "aten.t_copy.default"),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(has_rank_for_transpose, permutes_whole_granules),
+        constraints=(has_rank_for_transpose, swaps_two_blocks, swaps_whole_granules),
         lower=lower_permute,
         becomes="TRANSPOSE, or nothing",
         is_compute=False,
@@ -339,30 +224,9 @@ SPECS = (
             does_not_concatenate_batches,
             concatenates_whole_granules,
         ),
+        pads=_padded_channels,
         lower=lower_cat,
         becomes="CONCATENATION",
-        is_compute=False,
-    ),
-    OpSpec(
-        name="pad",
-        targets=(
-            "aten.pad.default",
-            "aten.constant_pad_nd.default",
-            "aten.reflection_pad1d.default",
-            "aten.reflection_pad2d.default",
-            "aten.reflection_pad3d.default",
-            "aten.replication_pad1d.default",
-            "aten.replication_pad2d.default",
-            "aten.replication_pad3d.default",
-        ),
-        edge_targets=("aten.constant_pad_nd.default",),
-        inputs=("self",),
-        output=OutputRule.SHARED,
-        keeps_values=_keeps_values,
-        constraints=(has_rank_for_kernels, crops_constants_only, pads_without_copies, does_not_crop),
-        lower=lower_pad,
-        becomes="PAD, PADV2 or MIRROR_PAD; negative padding: SLICE; replicate and circular: SLICE and CONCATENATION",
-        notes="ExecuTorch's own CPU kernel refuses negative padding, so the legacy generation cannot run it at all.",
         is_compute=False,
     ),
     OpSpec(
@@ -371,9 +235,9 @@ SPECS = (
         edge_targets=("aten.slice_copy.Tensor",),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(slices_without_steps, slices_whole_granules),
+        constraints=(slices_without_steps,),
         lower=lower_slice,
-        becomes="SLICE, or nothing",
+        becomes="SLICE, or nothing; for the legacy generation a PAD before it where needed",
         is_compute=False,
     ),
     OpSpec(
@@ -382,9 +246,8 @@ SPECS = (
         edge_targets=("aten.select_copy.int",),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(slices_whole_granules,),
         lower=lower_slice,
-        becomes="SLICE and RESHAPE",
+        becomes="SLICE, as that of slice, and RESHAPE",
         is_compute=False,
     ),
     OpSpec(

@@ -102,18 +102,20 @@ class _Emission:
     def _call(self, number: int) -> None:
         partition = self.partitions[number]
         inputs = [self._in_order(self.copies[node]) for node in partition.inputs]
-        values = [_yielded(node.meta["val"]) for node in partition.outputs]
-        call = self.graph.call_function(partition_operator(), (inputs, self.payload_nodes[number], _describe(values)))
+        values = [_at_least_one_dimension(_in_order(node.meta["val"])) for node in partition.outputs]
+        call = self.graph.call_function(
+            partition_operator(), (inputs, self.payload_nodes[number], _describe(values))
+        )
         call.meta = {"val": values, "stack_trace": partition.clusters[0].node.meta.get("stack_trace")}
         for index, (output, value) in enumerate(zip(partition.outputs, values, strict=True)):
             item = self.graph.call_function(operator.getitem, (call, index))
             item.meta = {**output.meta, "val": value}
-            self.copies[output] = item if output.meta["val"].dim() else self._scalar(item)
+            self.copies[output] = self._as_scalar(item) if output.meta["val"].dim() == 0 else item
 
-    def _scalar(self, item: Node) -> Node:
-        """What a partition yields as one value in one dimension, without that."""
-        scalar = self.graph.call_function(torch.ops.aten.view.default, (item, []))
-        scalar.meta = {**item.meta, "val": item.meta["val"].view([])}
+    def _as_scalar(self, node: Node) -> Node:
+        """Without its one dimension."""
+        scalar = self.graph.call_function(torch.ops.aten.view.default, (node, []))
+        scalar.meta = {**node.meta, "val": node.meta["val"].view([])}
         return scalar
 
     def _in_order(self, node: Node) -> Node:
@@ -136,9 +138,9 @@ def _in_order(value: torch.Tensor) -> torch.Tensor:
     return value.contiguous()
 
 
-def _yielded(value: torch.Tensor) -> torch.Tensor:
-    """A fake tensor as a delegate yields it: as it takes it, but no scalar, which ExecuTorch's verifier fails on."""
-    return _in_order(value) if value.dim() else value.reshape(1)
+def _at_least_one_dimension(value: torch.Tensor) -> torch.Tensor:
+    """ExecuTorch's verifier takes the length of the first output, which a tensor without dimensions does not have."""
+    return value if value.dim() else value.view(1)
 
 
 def replace_partitions(

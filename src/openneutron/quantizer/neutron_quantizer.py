@@ -142,15 +142,13 @@ def quantizable_reason(
     """
     import torch
 
-    spec = OPERATORS.get(op_name(node))
-    if spec is None:
-        return _undecomposed_reason(node, target)
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
-        return f"It yields {getattr(value, 'dtype', type(value).__name__)}; only float32 is quantized."
+    spec, value, site = OPERATORS.get(op_name(node)), node.meta.get("val"), Site(node, target.neutron_target)
+    if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
+        return f"It yields {value.dtype}; only float32 is quantized."
+    if spec is None or not isinstance(value, torch.Tensor):
+        return _undecomposed_reason(site)
     if not value.numel():
         return "It yields a tensor without elements."
-    site = Site(node, target.neutron_target)
     for name in spec.inputs:
         operands = list(iterate_nodes(site.args[name]))
         if not operands:
@@ -166,14 +164,19 @@ def quantizable_reason(
             role = "weight" if name == spec.weight else "bias"
             return f"Its {role} is computed while the model runs, not a constant."
     rejections = spec.rejections(site, Generation.MODERN)
-    return f"The NPU takes {spec.name} only if: {' '.join(rejections)}" if rejections else None
-
-
-def _undecomposed_reason(node: Node, target: NeutronTargetSpec) -> str:
+    if not rejections:
+        return None
     declared = DECOMPOSITIONS.get(op_name(node))
+    if declared is not None and declared.applies(site):
+        return _undecomposed_reason(site)
+    return f"The NPU takes {spec.name} only if: {' '.join(rejections)}"
+
+
+def _undecomposed_reason(site: Site) -> str:
+    declared = DECOMPOSITIONS.get(op_name(site.node))
     if declared is None:
         return "OpenNeutron has no such operator; docs/operators.md lists those it has."
-    rejections = declared.rejections(Site(node, target.neutron_target))
+    rejections = declared.rejections(site)
     if not rejections:
         return f"{declared.name} becomes {declared.becomes} for float32 values only, when the model is quantized."
     return f"{declared.name} becomes {declared.becomes} only if: {' '.join(rejections)}"
@@ -189,7 +192,7 @@ class _Annotation:
     def __init__(self, places: list[_Place], observer: Any, per_channel: bool) -> None:
         self.places = places
         self.observer = observer
-        self.per_channel = per_channel
+        self.weight_axis = _weight_axes(places) if per_channel else {}
         self.parent: dict[Node, Node] = {}
         self.fixed: dict[Node, QParams] = {}
         self.met: dict[Node, Node | tuple[Node, Node]] = {}
@@ -241,10 +244,10 @@ class _Annotation:
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
         weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
         if weight is not None:
-            per_channel = self.per_channel and place.spec.name == "convolution"
-            edges[weight] = self._weight_spec((weight, node), per_channel=per_channel)
+            axis = self.weight_axis.get(weight)
+            edges[weight] = self._weight_spec((weight, node), axis)
             if bias is not None:
-                edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), per_channel=per_channel)
+                edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=axis is not None)
         node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
 
     def _annotate_output(self, place: _Place) -> None:
@@ -260,11 +263,20 @@ class _Annotation:
             return qspecs.fixed(self.fixed[group])
         return qspecs.activation(value, self.observer)
 
-    def _weight_spec(self, edge: tuple[Node, Node], *, per_channel: bool) -> Any:
+    def _weight_spec(self, edge: tuple[Node, Node], axis: int | None) -> Any:
         if edge[0] in self.met:
             return SharedQuantizationSpec(self.met[edge[0]])
         self.met[edge[0]] = edge
-        return qspecs.weight(edge[1], per_channel=per_channel)
+        return qspecs.weight(edge[1], axis)
+
+
+def _weight_axes(places: list[_Place]) -> dict[Node, int]:
+    """The dimension of output channels of each weight whose readers agree on one."""
+    axes: dict[Node, set[int | None]] = {}
+    for place in places:
+        if place.spec.weight is not None:
+            axes.setdefault(place.site.args[place.spec.weight], set()).add(place.spec.weight_axis)
+    return {weight: axis for weight, (axis, *others) in axes.items() if axis is not None and not others}
 
 
 def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
