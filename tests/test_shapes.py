@@ -88,7 +88,8 @@ class TestLayout:
             left, right = F.channel_shuffle(x.relu(), 2).chunk(2, 1)
             return F.channel_shuffle(torch.cat([left, c(b(a(right))).relu()], 1), 2)
 
-        def two(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, x: torch.Tensor) -> torch.Tensor:
+        def two(*parts: Any) -> torch.Tensor:
+            a, b, c, d, e, f, x = parts
             return F.max_pool2d(unit(d, e, f, unit(a, b, c, F.max_pool2d(x, 2))), 2)
 
         model = built(two, (1, 16, 16, 16), parts=lambda: convs(*[(8, 8)] * 6))
@@ -154,7 +155,8 @@ class TestLayout:
             return torch.cat([a(x[:, :2]), b(x[:, 2:]), F.max_pool2d(x, 3, 1, 1)], 1)
 
         model = built(branches, (1, 4, 8, 8), parts=lambda: convs((2, 4), (2, 4)))
-        self.check(model, CONV_2D=2, SLICE=2, MAX_POOL_2D=1, CONCATENATION=1)
+        # The convolution of the first channels takes them all, with weights of zero.
+        self.check(model, CONV_2D=2, SLICE=1, MAX_POOL_2D=1, CONCATENATION=1)
 
 
 class TestLeftOnTheCpu:
