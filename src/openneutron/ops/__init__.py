@@ -9,12 +9,15 @@ from openneutron.ops import (
     convolution,
     elementwise,
     linear,
+    pads,
     pooling,
     pooling_by_others,
+    rearranging,
     reductions,
     resizes,
     separable,
     shapes,
+    splitting,
     transposed,
 )
 from openneutron.ops.decomposition import Decomposition
@@ -32,6 +35,8 @@ SPECS: tuple[OpSpec, ...] = (
     *elementwise.SPECS,
     *arithmetic.SPECS,
     *shapes.SPECS,
+    *pads.SPECS,
+    *rearranging.SPECS,
 )
 
 OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spec.targets}
@@ -42,6 +47,7 @@ DECOMPOSED: tuple[Decomposition, ...] = (
     *pooling_by_others.DECOMPOSED,
     *reductions.DECOMPOSED,
     *separable.DECOMPOSED,
+    *splitting.DECOMPOSED,
 )
 """Operators that become others before annotation."""
 
