@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-__all__ = ["attribute", "constant_of", "insert_constant"]
+__all__ = ["attribute", "constant_of", "insert_constant", "number_of"]
 
 
 def attribute(module: torch.nn.Module, path: str) -> Any:
@@ -24,6 +24,17 @@ def constant_of(module: GraphModule, node: object) -> torch.Tensor | None:
         return None
     value = attribute(module, str(node.target))
     return value.detach() if isinstance(value, torch.Tensor) else None
+
+
+def number_of(value: object) -> float | None:
+    """The number that an argument is, or that all values of a constant are; None for anything else."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    module = value.graph.owning_module if isinstance(value, Node) else None
+    constant = None if module is None else constant_of(module, value)
+    if constant is None or constant.numel() == 0 or not bool((constant == constant.flatten()[0]).all()):
+        return None
+    return float(constant.flatten()[0])
 
 
 def insert_constant(module: GraphModule, before: Node, value: torch.Tensor, role: str) -> Node:

@@ -3,7 +3,18 @@
 Quantizer, partitioner, compiler, cost model and docs/operators.md read these tables; nothing else lists operators.
 """
 
-from openneutron.ops import activations, arithmetic, convolution, elementwise, linear, pooling, shapes
+from openneutron.ops import (
+    activations,
+    arithmetic,
+    convolution,
+    elementwise,
+    functions,
+    linear,
+    norms,
+    pooling,
+    selection,
+    shapes,
+)
 from openneutron.ops.decomposition import Decomposition
 from openneutron.ops.spec import OpSpec
 
@@ -21,7 +32,12 @@ SPECS: tuple[OpSpec, ...] = (
 OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spec.targets}
 """Declarations by the qualified name of the ATen operator."""
 
-DECOMPOSED: tuple[Decomposition, ...] = (*activations.DECOMPOSED,)
+DECOMPOSED: tuple[Decomposition, ...] = (
+    *activations.DECOMPOSED,
+    *functions.DECOMPOSED,
+    *norms.DECOMPOSED,
+    *selection.DECOMPOSED,
+)
 """Operators that become others before annotation."""
 
 DECOMPOSITIONS: dict[str, Decomposition] = {target: spec for spec in DECOMPOSED for target in spec.targets}
