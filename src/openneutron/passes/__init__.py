@@ -5,17 +5,22 @@ A pass takes a GraphModule, changes it in place and says whether it changed anyt
 
 from openneutron.passes.checks import check_is_static_eval, check_writes_nothing
 from openneutron.passes.decompose import decompose
+from openneutron.passes.fold_arithmetic import fold_arithmetic
 from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
+from openneutron.passes.fold_norm_affine import fold_norm_affine
 from openneutron.passes.functionalize import functionalize
 from openneutron.passes.name_bad_inputs import name_bad_inputs
 from openneutron.passes.name_numbers import name_numbers
+from openneutron.passes.recognize import recognize
 from openneutron.passes.remove_dead_channels import remove_dead_channels
 from openneutron.passes.remove_identities import remove_identities
+from openneutron.passes.share_operators import share_operators
 
 __all__ = [
-    "check_is_static_eval", "check_writes_nothing", "decompose", "fold_batch_norm", "fold_constants", "functionalize",
-    "name_bad_inputs", "name_numbers", "prepare", "remove_dead_channels", "remove_identities",
+    "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm", "fold_constants",
+    "fold_norm_affine", "functionalize", "name_bad_inputs", "name_numbers", "prepare", "recognize",
+    "remove_dead_channels", "remove_identities", "share_operators",
 ]  # fmt: skip
 
 from torch.fx import GraphModule
@@ -38,10 +43,15 @@ def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = Fals
         check_writes_nothing(module)
     fold_constants(module)
     remove_identities(module)
+    share_operators(module)
+    recognize(module, target)
+    if not training:
+        fold_norm_affine(module)
     decompose(module, target)
     fold_batch_norm(module)
     name_numbers(module)
     if not training:
+        fold_arithmetic(module)
         remove_dead_channels(module)
     module.graph.eliminate_dead_code()
     module.recompile()
