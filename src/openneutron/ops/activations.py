@@ -126,17 +126,6 @@ def has_no_step(site: Site) -> bool:
     return bool(site.args["threshold"] == site.args["value"])
 
 
-def _rrelu(rewriting: Rewriting) -> Node:
-    slope = (float(rewriting.args["lower"]) + float(rewriting.args["upper"])) / 2
-    return rewriting.call(aten.leaky_relu.default, rewriting.args["self"], slope)
-
-
-@constraint
-def draws_no_slopes(site: Site) -> bool:
-    """The model is in eval mode."""
-    return not site.args["training"]
-
-
 DECOMPOSED = (
     Decomposition(
         name="silu",
@@ -216,12 +205,5 @@ DECOMPOSED = (
         rewrite=_threshold,
         becomes="relu or clamp",
         constraints=(has_no_step,),
-    ),
-    Decomposition(
-        name="rrelu",
-        targets=("aten.rrelu.default",),
-        rewrite=_rrelu,
-        becomes="leaky_relu",
-        constraints=(draws_no_slopes,),
     ),
 )

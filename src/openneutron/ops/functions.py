@@ -7,7 +7,6 @@ import math
 import torch
 from torch.fx import Node
 
-from openneutron.constants import constant_of, number_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.signs import is_never_negative
 from openneutron.ops.site import Site
@@ -76,7 +75,7 @@ def _is_whole(exponent: float) -> bool:
 
 def _exponent(site: Site) -> float:
     """The exponent, NaN where it is not one number."""
-    number = number_of(site.args["exponent"])
+    number = site.number("exponent")
     return math.nan if number is None else number
 
 
@@ -94,7 +93,9 @@ def has_power_of_any_sign(site: Site) -> bool:
     exponent = _exponent(site)
     if not math.isfinite(exponent):
         return True  # the other limit says so
-    return exponent in (0.5, -0.5) or _is_whole(exponent) or (exponent != 0 and is_never_negative(site.args["self"]))
+    if exponent in (0.5, -0.5) or _is_whole(exponent):
+        return True
+    return exponent != 0 and is_never_negative(site, site.args["self"])
 
 
 def _power(rewriting: Rewriting) -> Node:
@@ -138,10 +139,8 @@ def _log10(rewriting: Rewriting) -> Node:
 
 
 def _constant_divisor(site: Site) -> torch.Tensor | None:
-    other, module = site.args["other"], site.node.graph.owning_module
-    if not isinstance(other, Node):
-        return torch.tensor(float(other))
-    return None if module is None else constant_of(module, other)
+    other = site.args["other"]
+    return site.constant("other") if isinstance(other, Node) else torch.tensor(float(other))
 
 
 @constraint
@@ -160,7 +159,7 @@ def divides_by_no_zero(site: Site) -> bool:
 @constraint
 def divides_by_no_negative(site: Site) -> bool:
     """No value of a divisor that is computed can be negative (as none behind relu, abs, exp or a clamp from 0 can)."""
-    return _constant_divisor(site) is not None or is_never_negative(site.args["other"])
+    return _constant_divisor(site) is not None or is_never_negative(site, site.args["other"])
 
 
 def _quotient(rewriting: Rewriting) -> Node:
@@ -173,7 +172,7 @@ def _quotient(rewriting: Rewriting) -> Node:
 @constraint
 def inverts_no_negative(site: Site) -> bool:
     """No value can be negative (as none behind relu, abs, exp or a clamp from 0 can)."""
-    return is_never_negative(site.args["self"])
+    return is_never_negative(site, site.args["self"])
 
 
 def _reversed_difference(rewriting: Rewriting) -> Node:

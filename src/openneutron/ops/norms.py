@@ -143,8 +143,7 @@ def _per_channel(rewriting: Rewriting, name: str) -> Node | None:
 @constraint
 def has_constant_affine(site: Site) -> bool:
     """Weight and bias, where there are any, are constants."""
-    nodes = (site.args[name] for name in ("weight", "bias"))
-    return all(node is None or (isinstance(node, Node) and node.op == "get_attr") for node in nodes)
+    return all(site.args[name] is None or site.constant(name) is not None for name in ("weight", "bias"))
 
 
 def _image_norm(rewriting: Rewriting, groups: int) -> Node:
@@ -187,18 +186,13 @@ def _count(args: dict[str, Any]) -> int:
     return math.prod(shape[dim] for dim in _reduced_dims(args))
 
 
-@constraint
-def has_more_values_than_correction(site: Site) -> bool:
-    """It is over more values than the correction takes away."""
-    return _count(site.args) > _correction(site.args)
-
-
 def _variance(rewriting: Rewriting) -> Node:
     args, dims = rewriting.args, _reduced_dims(rewriting.args)
     centered = sub(rewriting, args["self"], mean(rewriting, args["self"], dims))
     squares = mul(rewriting, centered, centered)
     variance = rewriting.call(aten.mean.dim, squares, dims, args["keepdim"])
-    unbiased = _count(args) / (_count(args) - _correction(args))
+    divisor = _count(args) - _correction(args)
+    unbiased = _count(args) / divisor if divisor > 0 else math.inf
     return variance if unbiased == 1 else mul(rewriting, variance, unbiased)
 
 
@@ -267,14 +261,12 @@ DECOMPOSED = (
         targets=("aten.var.dim", "aten.var.correction"),
         rewrite=_variance,
         becomes="mean, sub, mul, mean, mul",
-        constraints=(has_more_values_than_correction,),
     ),
     Decomposition(
         name="std",
         targets=("aten.std.dim", "aten.std.correction"),
         rewrite=_deviation,
         becomes="mean, sub, mul, mean, mul, clamp, log, mul, exp",
-        constraints=(has_more_values_than_correction,),
         approximation=ERROR_AT_ZERO,
         notes="See sqrt.",
     ),

@@ -22,22 +22,16 @@ MAX_FILL = 100.0
 @constraint
 def chooses_by_a_constant(site: Site) -> bool:
     """The condition (or mask) is a constant."""
-    node = site.args["condition" if "condition" in site.args else "mask"]
-    return isinstance(node, Node) and node.op == "get_attr"
+    return site.constant("condition" if "condition" in site.args else "mask") is not None
 
 
 @constraint
 def fills_in_small_numbers(site: Site) -> bool:
     """Constants that it chooses are at most {MAX_FILL:g} in magnitude."""
-    module = site.node.graph.owning_module
-    for name in ("self", "other", "value"):
-        choice = site.args.get(name)
-        constant = constant_of(module, choice) if module is not None else None
-        magnitude = 0.0 if constant is None else float(constant.abs().max())
-        magnitude = abs(choice) if isinstance(choice, (int, float)) else magnitude
-        if not magnitude <= MAX_FILL:
-            return False
-    return True
+    choices = [site.args[name] for name in ("self", "other", "value") if name in site.args]
+    numbers = [torch.tensor(float(choice)) for choice in choices if isinstance(choice, (int, float))]
+    constants = [site.constant_of(choice) for choice in choices]
+    return all(constant is None or bool((constant.abs() <= MAX_FILL).all()) for constant in (*numbers, *constants))
 
 
 def _chosen(rewriting: Rewriting, choice: Operand, where: torch.Tensor) -> Node | torch.Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from openneutron.constants import constant_of
-from openneutron.fx import arguments, op_name
+from openneutron.fx import arguments, is_dequantize, op_name
+from openneutron.ops.site import Site
 
 __all__ = ["is_never_negative"]
 
@@ -31,29 +31,26 @@ _LIKE_THEIR_INPUT = {
 _CLAMPS = {"aten.clamp.default": "min", "aten.clamp_min.default": "min", "aten.hardtanh.default": "min_val"}
 
 
-def is_never_negative(value: object, depth: int = _DEPTH) -> bool:
+def is_never_negative(site: Site, value: object, depth: int = _DEPTH) -> bool:
     """Whether the operators that yield `value`, a node or a number, let nothing below zero through."""
     if not isinstance(value, Node):
         return isinstance(value, (int, float)) and value >= 0
-    if value.op == "get_attr" and value.graph.owning_module is not None:
-        constant = constant_of(value.graph.owning_module, value)
-        return constant is not None and bool((constant >= 0).all())
+    if (constant := site.constant_of(value)) is not None:
+        return bool((constant >= 0).all())
     name = op_name(value)
-    if name in _NEVER_NEGATIVE:
+    if name in _NEVER_NEGATIVE or (is_dequantize(value) and value.args[2] == value.args[3]):
         return True
     if depth == 0 or value.op != "call_function":
         return False
     args = arguments(value)
+    operands = [is_never_negative(site, args[end], depth - 1) for end in ("self", "other") if end in args]
     if name in _LIKE_THEIR_INPUT:
-        return is_never_negative(args["self"], depth - 1)
+        return operands[0]
     if name in _CLAMPS:
-        return (args[_CLAMPS[name]] is not None and args[_CLAMPS[name]] >= 0) or is_never_negative(
-            args["self"], depth - 1
-        )
-    if name == "aten.mul.Tensor" and args["self"] is args["other"]:
-        return True
-    if name in ("aten.add.Tensor", "aten.mul.Tensor"):
-        return args.get("alpha", 1) >= 0 and all(is_never_negative(args[end], depth - 1) for end in ("self", "other"))
+        least = args[_CLAMPS[name]]
+        return operands[0] or (least is not None and least >= 0)
     if name == "aten.maximum.default":
-        return any(is_never_negative(args[end], depth - 1) for end in ("self", "other"))
-    return False
+        return any(operands)
+    if name == "aten.mul.Tensor":
+        return all(operands) or args["self"] is args["other"]
+    return bool(name == "aten.add.Tensor" and args["alpha"] >= 0 and all(operands))

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron import passes
+from openneutron.constants import constant_value
 from openneutron.errors import OptionError
 from openneutron.fx import iterate_nodes, op_name, source_of
 from openneutron.ir.graph import QParams
@@ -127,28 +129,21 @@ class NeutronQuantizer(Quantizer):
         return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
 
 
-def is_attribute(node: Node) -> bool:
-    """Whether `node` is a constant of a graph module."""
-    return node.op == "get_attr"
-
-
 def quantizable_reason(
-    node: Node, target: NeutronTargetSpec, is_constant: Callable[[Node], bool] = is_attribute
+    node: Node, target: NeutronTargetSpec, constant_of: Callable[[object], torch.Tensor | None] = constant_value
 ) -> str | None:
-    """Why the float operator `node` cannot be quantized; None if it can. `is_constant` knows the graph's constants.
+    """Why the float operator `node` cannot be quantized; None if it can. `constant_of` knows the graph's constants.
 
     Limits that only the legacy generation has do not count here: the operator is quantized all the same and runs in
     int8 on the CPU there.
     """
-    import torch
-
+    site = Site(node, target.neutron_target, constant_of)
     spec = OPERATORS.get(op_name(node))
     if spec is None:
-        return _undecomposed_reason(node, target)
+        return _undecomposed_reason(site)
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
         return f"It yields {getattr(value, 'dtype', type(value).__name__)}; only float32 is quantized."
-    site = Site(node, target.neutron_target)
     for name in spec.inputs:
         operands = list(iterate_nodes(site.args[name]))
         if not operands:
@@ -158,18 +153,18 @@ def quantizable_reason(
                 return f"Its argument '{name}' is {operand.meta['val'].dtype}; only float32 is quantized."
     for name in filter(None, (spec.weight, spec.bias)):
         constant = site.args[name]
-        if constant is not None and not is_constant(constant):
+        if constant is not None and constant_of(constant) is None:
             role = "weight" if name == spec.weight else "bias"
             return f"Its {role} is computed while the model runs, not a constant."
     rejections = spec.rejections(site, Generation.MODERN)
     return f"The NPU takes {spec.name} only if: {' '.join(rejections)}" if rejections else None
 
 
-def _undecomposed_reason(node: Node, target: NeutronTargetSpec) -> str:
-    declared = DECOMPOSITIONS.get(op_name(node))
+def _undecomposed_reason(site: Site) -> str:
+    declared = DECOMPOSITIONS.get(op_name(site.node))
     if declared is None:
         return "OpenNeutron has no such operator; docs/operators.md lists those it has."
-    rejections = declared.rejections(Site(node, target.neutron_target))
+    rejections = declared.rejections(site)
     if not rejections:
         return f"{declared.name} becomes {declared.becomes} for float32 values only, when the model is quantized."
     return f"{declared.name} becomes {declared.becomes} only if: {' '.join(rejections)}"
