@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from tests.arithmetic_cases import ARITHMETIC_CASES
 from tests.case import Case, Rejected, Shape, move, moved, of
 from tests.oracle import Function
+from tests.pointwise_cases import CASES as POINTWISE_CASES
+from tests.pointwise_cases import REJECTED as POINTWISE_REJECTED
 from torch import nn
 
 __all__ = ["CASES", "REJECTED", "Case", "Rejected"]
@@ -493,7 +495,7 @@ def _dropout() -> list[Case]:
 
 CASES: tuple[Case, ...] = (
     *_conv2d(), *_conv1d(), *_per_channel(), *_fused(), *_linear(), *_pools(), *_elementwise(), *_add(), *_softmax(),
-    *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES,
+    *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES, *POINTWISE_CASES,
 )  # fmt: skip
 
 
@@ -519,7 +521,7 @@ with_nothing = of(lambda nothing, x: torch.cat([nothing, move(x)], 0), torch.zer
 crop_by_reflection = moved(lambda x: F.pad(x, (-1, 1), "reflect"))
 replicate = moved(lambda x: F.pad(x, (1, 1), "replicate"))
 
-REJECTED = (
+REJECTED: tuple[Rejected, ...] = (
     Rejected("convolution", "has_a_batch", "2d", conv(2, 3, 5, 3), ((3, 7, 7),)),
     Rejected("convolution", "has_a_batch", "1d", conv(1, 3, 5, 3), ((3, 7),)),
     Rejected("convolution", "has_supported_geometry", "kernel", conv(2, 1, 2, (1, 4097)), ((1, 1, 1, 4100),)),
@@ -554,9 +556,6 @@ REJECTED = (
     Rejected("mean", "means_over_an_image", "width", of(lambda x: x.mean(3, True)), (IMAGE,)),
     Rejected("mean", "means_over_an_image", "channels", of(lambda x: x.mean((2, 3), True)), ((1, 12, 6, 6),)),
     Rejected("add", "has_one_full_operand", "", of(lambda x, y: x + y), ((4, 1), (1, 5))),
-    Rejected("add", "has_alpha_one", "", of(lambda x, y: torch.add(x, y, alpha=2)), ((4, 5), (4, 5))),
-    Rejected("softmax", "is_over_the_channels", "rank 2", of(lambda x: x.softmax(0)), ((4, 5),)),
-    Rejected("softmax", "is_over_the_channels", "rank 4", of(lambda x: x.softmax(2)), ((1, 4, 5, 3),)),
     Rejected("softmax", "has_few_softmax_channels", "channels", of(lambda x: x.softmax(1)), ((1, 2041),)),
     Rejected("softmax", "has_few_softmax_channels", "positions", of(lambda x: x.softmax(1)), ((4097, 2),)),
     Rejected("softmax", "has_few_softmax_channels", "elements", of(lambda x: x.softmax(1)), ((1025, 512),)),
@@ -574,4 +573,5 @@ REJECTED = (
     Rejected("pad", "pads_by_constant_or_reflection", "replicate", replicate, ((2, 3, 5),)),
     Rejected("pad", "does_not_crop_a_reflection", "", crop_by_reflection, ((2, 3, 5),)),
     Rejected("pad", "does_not_crop", "", moved(lambda x: F.pad(x, (-1, 1))), ((2, 3, 5),), runs=False),
+    *POINTWISE_REJECTED,
 )  # fmt: skip
