@@ -176,6 +176,9 @@ def _activations() -> list[Case]:
         *one("aten.mish.default", F.mish),
         *one("aten.log_sigmoid.default", F.logsigmoid),
         *one("aten.softshrink.default", F.softshrink),
+        *one("aten.log_softmax.int", lambda x: F.log_softmax(x, -1)),
+        Case("aten.log_softmax.int", "channels", of(lambda x: F.log_softmax(x, 1)), (IMAGE,)),
+        Case("aten._log_softmax.default", "wide", of(lambda x: aten._log_softmax(x, 1, False)), ((3, 1000),)),
         Case("aten.threshold.default", "0", of(lambda x: F.threshold(x, 0, 0)), (IMAGE,)),
         Case("aten.threshold.default", "0.5", of(lambda x: F.threshold(x, 0.5, 0.5)), (IMAGE,)),
         Case("aten.glu.default", "channels", of(lambda x: F.glu(x, 1)), (IMAGE,)),
@@ -253,9 +256,6 @@ def _norms() -> list[Case]:
         mean, deviation = spread or (0.0, 1.0)
         return Case(f"aten.{target}", label, lambda: _with_affine(make()), (shape,), (mean, deviation))
 
-    def statistic(target: str, label: str, function: Callable[..., Any], shape: Shape = IMAGE) -> Case:
-        return Case(f"aten.{target}", label, of(function), (shape,))
-
     def between(make: Callable[[int], nn.Module]) -> Callable[[], nn.Module]:
         return lambda: nn.Sequential(nn.Conv2d(4, 12, 3), _with_affine(make(12)), nn.Conv2d(12, 4, 1))
 
@@ -290,14 +290,7 @@ def _norms() -> list[Case]:
         case("instance_norm.default", "running", lambda: nn.InstanceNorm2d(12, **running), image),
         Case("aten.instance_norm.default", "running, between convolutions",
              between(lambda c: nn.InstanceNorm2d(c, **running)), (IMAGE,)),
-        statistic("var.dim", "rows", lambda x: aten.var.dim(x, [-1], True)),
-        statistic("var.correction", "channels", lambda x: x.var(1, keepdim=True, correction=0)),
-        statistic("var.correction", "image", lambda x: x.var((2, 3))),
-        statistic("std.dim", "rows", lambda x: aten.std.dim(x, [-1], False)),
-        statistic("std.correction", "image", lambda x: x.std((2, 3), correction=0)),
-        Case("aten.std.correction", "normalization", deviation, (IMAGE,)),
-        statistic("linalg_vector_norm.default", "2", lambda x: torch.linalg.vector_norm(x, dim=1)),
-        statistic("linalg_vector_norm.default", "1", lambda x: torch.linalg.vector_norm(x, 1, (2, 3), True)),
+        Case("aten.div.Tensor", "by a standard deviation", deviation, (IMAGE,)),
     ]  # fmt: skip
 
 
@@ -320,7 +313,8 @@ REJECTED: tuple[Rejected, ...] = (
     Rejected("add", "has_an_alpha", "", of(lambda x, y: torch.add(x, y, alpha=0)), ((4, 5), (4, 5))),
     Rejected("sub", "has_an_alpha", "", of(lambda x, y: torch.sub(x, y, alpha=0)), ((4, 5), (4, 5))),
     Rejected("clamp", "is_a_relu", "", of(lambda x: x.clamp(-2, 3)), (GRANULES,)),
-    Rejected("prelu", "slopes_whole_granules", "", lambda: nn.PReLU(12), (SPLIT,)),
+    Rejected("prelu", "slopes_whole_granules", "", lambda: nn.PReLU(12), (SPLIT,), padded=True),
+    Rejected("prelu", "slopes_whole_granules", "one slope", nn.PReLU, (SPLIT,), padded=True),
     Rejected("prelu", "slopes_whole_granules", "rank 1", nn.PReLU, ((8,),)),
     Rejected("softmax", "is_over_the_channels", "rank 2", of(lambda x: x.softmax(0)), ((8, 5),)),
     Rejected("softmax", "is_over_the_channels", "rank 4", of(lambda x: x.softmax(2)), ((1, 4, 8, 3),)),
@@ -338,5 +332,4 @@ REJECTED: tuple[Rejected, ...] = (
     Rejected("masked_fill", "fills_in_small_numbers", "",
              of(lambda m, x: x.masked_fill(m, -math.inf).sign(), MASK), (IMAGE,)),
     Rejected("group_norm", "has_constant_affine", "", of(lambda x, w: F.group_norm(x, 2, w)), (IMAGE, (4,))),
-    Rejected("vector_norm", "is_of_order_one_or_two", "", of(lambda x: torch.linalg.vector_norm(x, 3, 1)), (IMAGE,)),
 )  # fmt: skip

@@ -12,8 +12,13 @@ from openneutron.ops import (
     linear,
     norms,
     pooling,
+    pooling_by_others,
+    reductions,
+    resizes,
     selection,
+    separable,
     shapes,
+    transposed,
 )
 from openneutron.ops.decomposition import Decomposition
 from openneutron.ops.spec import OpSpec
@@ -22,8 +27,11 @@ __all__ = ["DECLARED", "DECOMPOSED", "DECOMPOSITIONS", "OPERATORS", "SPECS", "De
 
 SPECS: tuple[OpSpec, ...] = (
     *convolution.SPECS,
+    *transposed.SPECS,
     *linear.SPECS,
     *pooling.SPECS,
+    *reductions.SPECS,
+    *resizes.SPECS,
     *elementwise.SPECS,
     *arithmetic.SPECS,
     *shapes.SPECS,
@@ -36,6 +44,9 @@ DECOMPOSED: tuple[Decomposition, ...] = (
     *activations.DECOMPOSED,
     *functions.DECOMPOSED,
     *norms.DECOMPOSED,
+    *pooling_by_others.DECOMPOSED,
+    *reductions.DECOMPOSED,
+    *separable.DECOMPOSED,
     *selection.DECOMPOSED,
 )
 """Operators that become others before annotation."""

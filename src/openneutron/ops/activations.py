@@ -108,6 +108,13 @@ def _log_sigmoid(rewriting: Rewriting) -> Node:
     return add(rewriting, _log_sigmoid_of_magnitude(rewriting, inputs), _negative_part(rewriting, inputs))
 
 
+def _log_softmax(rewriting: Rewriting) -> Node:
+    inputs, dim = rewriting.args["self"], rewriting.args["dim"]
+    below = sub(rewriting, inputs, rewriting.call(aten.amax.default, inputs, [dim], True))
+    total = rewriting.call(aten.sum.dim_IntList, exp(rewriting, below), [dim], True)
+    return sub(rewriting, below, log(rewriting, total))
+
+
 def _softshrink(rewriting: Rewriting) -> Node:
     inputs, limit = rewriting.args["self"], rewriting.args["lambd"]
     return sub(rewriting, inputs, rewriting.call(aten.hardtanh.default, inputs, -limit, limit))
@@ -192,6 +199,13 @@ DECOMPOSED = (
         targets=("aten.log_sigmoid.default",),
         rewrite=_log_sigmoid,
         becomes="abs, sigmoid, log, clamp, add",
+    ),
+    Decomposition(
+        name="log_softmax",
+        targets=("aten.log_softmax.int", "aten._log_softmax.default"),
+        rewrite=_log_softmax,
+        becomes="amax, sub, exp, sum, log, sub",
+        notes="The logarithm of softmax would know 256 probabilities, of which most are 0.",
     ),
     Decomposition(
         name="softshrink",

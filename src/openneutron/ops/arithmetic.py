@@ -18,7 +18,7 @@ from openneutron.ops.elementwise import (
 )
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, OutputRule, legacy_constraint
+from openneutron.ops.spec import OpSpec, OutputRule, PaddedDimensions, legacy_constraint
 
 __all__ = ["SPECS"]
 
@@ -60,6 +60,10 @@ def lower_leaky_relu(lowering: Lowering) -> Tensor:
 def slopes_whole_granules(site: Site) -> bool:
     """The channels are a multiple of the MACs of a pipeline."""
     return len(site.shape) >= 2 and site.shape[1] % site.target.channel_granularity == 0
+
+
+def _channels_and_slopes(site: Site) -> PaddedDimensions:
+    return {"self": (1,), "weight": (0,)} if site.shape_of("weight") != (1,) else {"self": (1,)}
 
 
 def lower_prelu(lowering: Lowering) -> Tensor:
@@ -151,6 +155,7 @@ SPECS = (
         inputs=("self",),
         weight="weight",
         constraints=(slopes_whole_granules,),
+        pads=_channels_and_slopes,
         lower=lower_prelu,
         macs=element_macs,
         becomes="PRELU",

@@ -13,7 +13,7 @@ from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import add, exp, log, mul, rsqrt
 
-__all__ = ["DECOMPOSED", "ERROR_AT_ZERO", "square_root"]
+__all__ = ["DECOMPOSED"]
 
 aten = torch.ops.aten
 
@@ -32,13 +32,8 @@ def _root(rewriting: Rewriting, value: Node, exponent: float) -> Node:
     return exp(rewriting, mul(rewriting, log(rewriting, value), exponent))
 
 
-def square_root(rewriting: Rewriting, value: Node) -> Node:
-    """The square root of what is not negative."""
-    return _root(rewriting, value, 0.5)
-
-
 def _sqrt(rewriting: Rewriting) -> Node:
-    return square_root(rewriting, rewriting.args["self"])
+    return _root(rewriting, rewriting.args["self"], 0.5)
 
 
 def _inverse(rewriting: Rewriting, value: Node) -> Node:

@@ -1,19 +1,17 @@
-"""Normalizations by statistics of the input itself, and those statistics."""
+"""Normalizations by statistics of the input itself."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch.fx import Node
 
 from openneutron.constants import number_of
-from openneutron.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
-from openneutron.ops.functions import ERROR_AT_ZERO, square_root
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import add, mean, mul, rsqrt, sub
@@ -168,53 +166,6 @@ def _group_norm(rewriting: Rewriting) -> Node:
     return _image_norm(rewriting, rewriting.args["num_groups"])
 
 
-def _reduced_dims(args: dict[str, Any]) -> list[int]:
-    rank = len(shape_of(args["self"]))
-    dims = [args["dim"]] if isinstance(args["dim"], int) else args["dim"]
-    return [dim % rank for dim in dims] if dims else list(range(rank))
-
-
-def _correction(args: dict[str, Any]) -> float:
-    """What is taken from the number of values before a variance is divided by it."""
-    if "unbiased" in args:
-        return float(args["unbiased"])
-    return 1.0 if args["correction"] is None else float(args["correction"])
-
-
-def _count(args: dict[str, Any]) -> int:
-    shape = shape_of(args["self"])
-    return math.prod(shape[dim] for dim in _reduced_dims(args))
-
-
-def _variance(rewriting: Rewriting) -> Node:
-    args, dims = rewriting.args, _reduced_dims(rewriting.args)
-    centered = sub(rewriting, args["self"], mean(rewriting, args["self"], dims))
-    squares = mul(rewriting, centered, centered)
-    variance = rewriting.call(aten.mean.dim, squares, dims, args["keepdim"])
-    divisor = _count(args) - _correction(args)
-    unbiased = _count(args) / divisor if divisor > 0 else math.inf
-    return variance if unbiased == 1 else mul(rewriting, variance, unbiased)
-
-
-def _deviation(rewriting: Rewriting) -> Node:
-    return square_root(rewriting, _variance(rewriting))
-
-
-@constraint
-def is_of_order_one_or_two(site: Site) -> bool:
-    """The order is 1 or 2."""
-    return site.args["ord"] in (1, 2)
-
-
-def _vector_norm(rewriting: Rewriting) -> Node:
-    args = rewriting.args
-    value, dims, keepdim = args["self"], _reduced_dims(args), args["keepdim"]
-    if args["ord"] == 1:
-        return rewriting.call(aten.sum.dim_IntList, rewriting.call(aten.abs.default, value), dims, keepdim)
-    squares = mul(rewriting, value, value)
-    return square_root(rewriting, rewriting.call(aten.sum.dim_IntList, squares, dims, keepdim))
-
-
 _STANDARDIZED = "abs, mean, add, rsqrt, mul, mul, mul, mean, add, rsqrt, mul"
 _TWO_STEPS = (
     "Divided by the mean of |x| first, then by the root of the mean of the squares: a group of a tenth of the range of "
@@ -255,28 +206,5 @@ DECOMPOSED = (
         constraints=(has_constant_affine,),
         approximation=APPROXIMATION,
         notes="See layer_norm.",
-    ),
-    Decomposition(
-        name="var",
-        targets=("aten.var.dim", "aten.var.correction"),
-        rewrite=_variance,
-        becomes="mean, sub, mul, mean, mul",
-    ),
-    Decomposition(
-        name="std",
-        targets=("aten.std.dim", "aten.std.correction"),
-        rewrite=_deviation,
-        becomes="mean, sub, mul, mean, mul, clamp, log, mul, exp",
-        approximation=ERROR_AT_ZERO,
-        notes="See sqrt.",
-    ),
-    Decomposition(
-        name="vector_norm",
-        targets=("aten.linalg_vector_norm.default",),
-        rewrite=_vector_norm,
-        becomes="abs, sum for order 1; mul, sum, clamp, log, mul, exp for order 2",
-        constraints=(is_of_order_one_or_two,),
-        approximation=ERROR_AT_ZERO,
-        notes="See sqrt.",
     ),
 )
