@@ -234,6 +234,25 @@ def _functions() -> list[Case]:
     ]  # fmt: skip
 
 
+def _deviations() -> list[Case]:
+    """Statistics that are roots of sums."""
+
+    def case(target: str, label: str, function: Callable[..., Any], shape: Shape = IMAGE) -> Case:
+        return Case(f"aten.{target}", label, of(function), (shape,))
+
+    vector_norm = "linalg_vector_norm.default"
+    return [
+        case("std.default", "everything", lambda x: aten.std.default(x, False)),
+        case("std.dim", "rows", lambda x: aten.std.dim(x, [-1], False)),
+        case("std.correction", "image", lambda x: x.std((2, 3), correction=0)),
+        case("std_mean.default", "everything", lambda x: aten.std_mean.default(x, True)),
+        case("std_mean.dim", "rows", lambda x: aten.std_mean.dim(x, [-1], True)),
+        case("std_mean.correction", "image kept", lambda x: torch.std_mean(x, (2, 3), correction=0, keepdim=True)),
+        case(vector_norm, "order 2 of channels", lambda x: torch.linalg.vector_norm(x, dim=1)),
+        case(vector_norm, "order 2 of images kept", lambda x: x.norm(dim=(2, 3), keepdim=True)),
+    ]
+
+
 def _masks() -> list[Case]:
     def case(target: str, label: str, function: Callable[..., Any], *parts: torch.Tensor, inputs: int = 1) -> Case:
         return Case(f"aten.{target}", label, of(function, MASK, *parts), (IMAGE,) * inputs)
@@ -304,7 +323,8 @@ def _with_affine(norm: nn.Module) -> nn.Module:
 
 
 CASES: tuple[Case, ...] = (
-    *_fused(), *_clamps(), *_prelu(), *_softmax(), *_sums(), *_activations(), *_functions(), *_masks(), *_norms(),
+    *_fused(), *_clamps(), *_prelu(), *_softmax(), *_sums(), *_activations(), *_functions(), *_deviations(),
+    *_masks(), *_norms(),
 )  # fmt: skip
 
 GRANULES, SPLIT = (1, 8, 6, 6), (1, 12, 6, 6)
