@@ -95,6 +95,12 @@ class TestFoldArithmetic:
         assert folded[-1] == "linear.default"
         assert set(folded[:-1]) <= {"select.int"}
 
+    @pytest.mark.parametrize("groups", [1, 2])
+    def test_rule_1_transposed_convolutions(self, groups: int) -> None:
+        layer = nn.ConvTranspose2d(4, 4, 3, 2, groups=groups)
+        model = Model(lambda m, x: (m.t(x) * 2 + m.k) * m.k - 1, t=layer, k=PER_CHANNEL)
+        assert names(after(fold_arithmetic, seeded(lambda: model))) == ["conv_transpose2d.input"]
+
     def test_rule_1_shared_weights_stay_as_they_are(self) -> None:
         model = Model(lambda m, x: (m.c(x) * 2, m.c(x.abs())), c=conv())
         assert names(after(fold_arithmetic, model)) == ["conv2d.default", "abs.default", "conv2d.default"]
@@ -252,11 +258,24 @@ class TestRecognize:
         torch.testing.assert_close(module(image()), function(None, image()), rtol=2e-3, atol=2e-3)
 
     @pytest.mark.parametrize(
+        ("function", "becomes"),
+        [
+            (lambda _, x: x.clamp(0), "relu.default"),
+            (lambda _, x: x.clamp_min(0.0), "relu.default"),
+            (lambda _, x: F.hardtanh(x, 0.0, math.inf), "relu.default"),
+            (lambda _, x: x.clamp(0, 6), "relu6.default"),
+            (lambda _, x: F.hardtanh(x, 0.0, 6.0), "relu6.default"),
+        ],
+    )
+    def test_rule_6(self, function: Function, becomes: str) -> None:
+        assert names(after(recognize, Model(function))) == [becomes]
+
+    @pytest.mark.parametrize(
         "function",
         [
             lambda _, x: F.relu6(x + 3) / 5,
             lambda _, x: F.relu6(x + 2) / 6,
-            lambda _, x: torch.add(x, 3, alpha=2).clamp(0, 6) / 6,
+            lambda _, x: F.relu6(torch.add(x, 3, alpha=2)) / 6,
             lambda _, x: F.hardtanh(x + 3, 0.0, 5.0) / 6,
             lambda _, x: x.abs() * F.relu6(x + 3) / 6,
             lambda _, x: (y := F.relu6(x + 3), y / 6),

@@ -9,12 +9,13 @@ from torch.fx import GraphModule, Node
 
 from openneutron.constants import constant_of, insert_constant
 from openneutron.fx import arguments, op_name, shape_of
+from openneutron.passes.fold_batch_norm import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, scale_of_weight
 
 __all__ = ["fold_arithmetic"]
 
 aten = torch.ops.aten
 
-_CONVOLUTIONS = {"aten.conv1d.default", "aten.conv2d.default", "aten.conv1d.padding", "aten.conv2d.padding"}
+_CONVOLUTIONS = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS
 _MATRIX_PRODUCTS = {"aten.mm.default", "aten.matmul.default"}
 
 
@@ -30,7 +31,7 @@ class _Arithmetic:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A convolution, linear or matrix product with constant weights; `weight` has the outputs in front."""
+    """A convolution, linear or matrix product with constant weights; that of a product has the outputs in front."""
 
     node: Node
     inputs: Node
@@ -43,9 +44,9 @@ class _Layer:
 def fold_arithmetic(module: GraphModule) -> bool:
     """Rules for float32 constants, linear in nodes and weights; the function stays the same up to float rounding:
 
-    1. A sum or product with a constant of one value, or one for each output channel, that alone reads a convolution, a
-       linear, or an mm, matmul or addmm with a constant matrix, goes into its weight and bias, which are new: another
-       operator that shares the old ones keeps them. A matrix product becomes a linear.
+    1. A sum or product with a constant of one value, or one for each output channel, that alone reads a convolution,
+       transposed or not, a linear, or an mm, matmul or addmm with a constant matrix, goes into its weight and bias,
+       which are new: another operator that shares the old ones keeps them. A matrix product becomes a linear.
     2. Of two products with constants in a row, or two sums, one stays.
     3. x * 1 and x + 0 go.
 
@@ -137,12 +138,12 @@ def _of_channels(constant: torch.Tensor, layer: _Layer) -> torch.Tensor | None:
 
 def _fold_into_layer(module: GraphModule, node: Node, arithmetic: _Arithmetic, layer: _Layer) -> bool:
     """Rule 1."""
-    weight, bias = layer.weight, layer.bias
+    weight, bias, channels = layer.weight, layer.bias, shape_of(layer.node)[layer.channel]
     if arithmetic.scale is not None:
         scale = _of_channels(arithmetic.scale, layer)
         if scale is None:
             return False
-        weight = weight * (scale if scale.dim() == 0 else scale.reshape(-1, *[1] * (weight.dim() - 1)))
+        weight = weight * (scale if scale.dim() == 0 else scale_of_weight(scale, layer.node, weight))
         bias = None if bias is None else bias * scale
     else:
         assert arithmetic.shift is not None
@@ -150,7 +151,7 @@ def _fold_into_layer(module: GraphModule, node: Node, arithmetic: _Arithmetic, l
         if shift is None:
             return False
         weight = weight * arithmetic.sign
-        bias = (torch.zeros(weight.shape[0]) if bias is None else bias * arithmetic.sign) + shift
+        bias = (torch.zeros(channels) if bias is None else bias * arithmetic.sign) + shift
     old = layer.node
     constants = [insert_constant(module, old, weight, "weight")]
     constants += [] if bias is None else [insert_constant(module, old, bias, "bias")]

@@ -24,7 +24,7 @@ aten = torch.ops.aten
 _SUMS = {"aten.add.Tensor", "aten.add.Scalar"}
 _PRODUCTS = {"aten.mul.Tensor", "aten.mul.Scalar"}
 _QUOTIENTS = {"aten.div.Tensor", "aten.div.Scalar"}
-_CLAMPS = {"aten.relu6.default", "aten.hardtanh.default", "aten.clamp.default"}
+_CLAMPS = {"aten.hardtanh.default", "aten.clamp.default", "aten.clamp_min.default"}
 
 # Models round the numbers they write.
 _RELATIVE_TOLERANCE = 1e-4
@@ -48,6 +48,7 @@ def recognize(module: GraphModule, target: NeutronTarget) -> bool:
     3. x / 2 * (1 + erf(x / sqrt(2))) becomes gelu(x), and so does the form with tanh.
     4. x / sqrt(y) becomes x * rsqrt(y), and 1 / sqrt(y) rsqrt(y).
     5. x * rsqrt(mean(x * x) + eps) is divided in two steps, as layer_norm is.
+    6. clamp from 0 on becomes relu, and clamp from 0 to 6 relu6: by these names other passes know them.
 
     clamp and hardtanh from 0 to 6 are relu6 here; factors may come in any order, and division by a number be a product.
     What others read as well stays.
@@ -78,9 +79,16 @@ def _recognized(rewriting: Rewriting, node: Node) -> Node | None:
         )
     if name == "aten.reciprocal.default" and (radicand := _radicand(node.args[0])) is not None:
         return rewriting.call(aten.rsqrt.default, radicand)
-    if name in _CLAMPS and clamp_range(node) == (0, 1) and (value := _halved_sixth(node.args[0])) is not None:
+    return _clamp(rewriting, node) if name in _CLAMPS else None
+
+
+def _clamp(rewriting: Rewriting, node: Node) -> Node | None:
+    """Rules 1 and 6."""
+    limits = clamp_range(node)
+    if limits == (0, 1) and (value := _halved_sixth(node.args[0])) is not None:
         return rewriting.call(aten.hardsigmoid.default, value)
-    return None
+    relu = {(0.0, math.inf): aten.relu.default, (0.0, 6.0): aten.relu6.default}.get(limits)
+    return None if relu is None else rewriting.call(relu, node.args[0])
 
 
 def _is(number: float | None, expected: float) -> bool:
@@ -133,9 +141,9 @@ def _plus(value: object, number: float) -> Node | None:
 def _shifted_relu6(value: object) -> Node | None:
     """x where `value` is relu6(x + 3)."""
     node = _read_once(value)
-    if node is None or op_name(node) not in _CLAMPS:
+    if node is None:
         return None
-    is_relu6 = op_name(node) == "aten.relu6.default" or clamp_range(node) == (0, 6)
+    is_relu6 = op_name(node) == "aten.relu6.default" or (op_name(node) in _CLAMPS and clamp_range(node) == (0, 6))
     return _plus(node.args[0], 3.0) if is_relu6 else None
 
 
