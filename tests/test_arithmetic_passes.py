@@ -414,3 +414,19 @@ def with_weights(norm: nn.Module) -> nn.Module:
         for parameter in norm.parameters():
             parameter.normal_()
     return norm
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.LayerNorm(8), lambda: nn.RMSNorm(8), lambda: nn.GroupNorm(2, 4), lambda: nn.InstanceNorm2d(4),
+        lambda: Model(hand_written_norm), lambda: nn.Sequential(conv(), nn.Hardsigmoid(), conv(), nn.GELU()),
+        lambda: nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.Mish(), nn.LogSoftmax(-1)),
+        lambda: Model(lambda _, x: x * F.relu6(x + 3) / 6 + (x.abs() + 1) ** 0.3 - x / (x.relu() + 1).sqrt()),
+    ],
+)  # fmt: skip
+def test_what_was_written_once_stays(build: Callable[[], nn.Module]) -> None:
+    """prepare() runs again in front of annotation, and must not find its own work to do."""
+    module = exported(seeded(build))
+    code = passes.prepare(module, TARGETS["imxrt700"]).code
+    assert passes.prepare(module, TARGETS["imxrt700"]).code == code

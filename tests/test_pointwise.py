@@ -77,6 +77,46 @@ def test_what_is_left_of_an_activation(name: str) -> None:
     assert all(value >= floor for value, floor in zip(found, floors, strict=True)), found
 
 
+class TestForms:
+    """The forms that decompositions have, beside those that they could have."""
+
+    def test_gelu(self) -> None:
+        """In the worse of two ranges it keeps more than the form with x cubed does, which is twice the operators."""
+
+        def cubic(x: torch.Tensor) -> torch.Tensor:
+            return x * torch.sigmoid(x * (x * x * 0.0713548 + 1.5957691))
+
+        taken, left = ([fidelity(form, [TOKENS], deviation) for deviation in (1.0, 3.0)] for form in (F.gelu, cubic))
+        assert min(taken) > min(left)
+        assert sum(taken) > sum(left)
+
+    def test_sqrt(self) -> None:
+        """x * rsqrt(x) has the range of rsqrt at the smallest x to spend its steps on."""
+        by_rsqrt = fidelity(lambda x: x.abs() * torch.rsqrt(x.abs() + 1e-6), [IMAGE], 1.0)
+        assert fidelity(lambda x: torch.sqrt(x.abs()), [IMAGE], 1.0) > by_rsqrt + 15
+
+    def test_log_softmax(self) -> None:
+        by_softmax = fidelity(lambda x: torch.log(torch.softmax(x, 1) + 1e-6), [IMAGE], 3.0)
+        assert fidelity(lambda x: F.log_softmax(x, 1), [IMAGE], 3.0) > by_softmax + 15
+
+    def test_two_steps_of_a_norm(self) -> None:
+        """Where groups have ranges of their own; where all have one, the first step costs less than a decibel."""
+
+        def at_once(x: torch.Tensor) -> torch.Tensor:
+            centered = x - x.mean(-1, True)
+            variance = centered.abs().pow(2).mean(-1, True)  # abs keeps it from being recognized
+            return centered * torch.rsqrt(variance + 1e-5)
+
+        norm = nn.LayerNorm(192, elementwise_affine=False)
+        differences = []
+        for inputs in ("N(0, 1)", "uneven"):
+            spread = [[(INPUTS[inputs](x, 2),) for (x,) in samples_like([TOKENS], 4, n, (0.0, 1.0))] for n in (0, 1)]
+            differences.append(program_fidelity(norm, *spread) - program_fidelity(of(at_once)(), *spread))
+        usual, uneven = differences
+        assert usual > -1.2
+        assert uneven > 5
+
+
 def outlier_channel(values: torch.Tensor, axis: int) -> torch.Tensor:
     """One channel thirty times the others."""
     gains = torch.ones(values.shape[axis])

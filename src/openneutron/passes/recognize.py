@@ -47,7 +47,7 @@ def recognize(module: GraphModule, target: NeutronTarget) -> bool:
     2. x * relu6(x + 3) / 6 and x * hardsigmoid(x) become hardswish(x).
     3. x / 2 * (1 + erf(x / sqrt(2))) becomes gelu(x), and so does the form with tanh.
     4. x / sqrt(y) becomes x * rsqrt(y), and 1 / sqrt(y) rsqrt(y).
-    5. x * rsqrt(mean(x * x) + eps) is divided in two steps, as layer_norm is.
+    5. x * rsqrt(mean(x * x) + eps) is divided in two steps, as layer_norm is, unless it is the second one already.
     6. clamp from 0 on becomes relu, and clamp from 0 to 6 relu6: by these names other passes know them.
 
     clamp and hardtanh from 0 to 6 are relu6 here; factors may come in any order, and division by a number be a product.
@@ -236,9 +236,19 @@ def _normalization(rewriting: Rewriting, node: Node) -> Node | None:
         variance = root.args[0]
         if isinstance(variance, Node) and op_name(variance) in _SUMS and (eps := number_of(variance.args[1])):
             dims = _dims_of_mean_square(variance.args[0], value)
-            if dims is not None and eps > 0:
+            if dims is not None and eps > 0 and not _is_first_step(value):
                 return standardized(Dims(rewriting, dims), value, eps)
     return None
+
+
+def _is_first_step(node: Node) -> bool:
+    """Whether `node` is what `standardized` divides in its second step: a value times the square of an rsqrt."""
+    if op_name(node) != "aten.mul.Tensor":
+        return False
+    squares = (factor.args for factor in node.args if isinstance(factor, Node) and len(factor.args) == 2)
+    return any(
+        isinstance(root, Node) and root is other and op_name(root) == "aten.rsqrt.default" for root, other in squares
+    )
 
 
 def _dims_of_mean_square(mean: object, value: Node) -> list[int] | None:
