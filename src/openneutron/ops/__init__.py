@@ -8,13 +8,16 @@ from openneutron.ops import (
     arithmetic,
     convolution,
     elementwise,
+    functions,
     linear,
+    norms,
     pads,
     pooling,
     pooling_by_others,
     rearranging,
     reductions,
     resizes,
+    selection,
     separable,
     shapes,
     splitting,
@@ -44,10 +47,13 @@ OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spe
 
 DECOMPOSED: tuple[Decomposition, ...] = (
     *activations.DECOMPOSED,
+    *functions.DECOMPOSED,
+    *norms.DECOMPOSED,
     *pooling_by_others.DECOMPOSED,
     *reductions.DECOMPOSED,
     *separable.DECOMPOSED,
     *splitting.DECOMPOSED,
+    *selection.DECOMPOSED,
 )
 """Operators that become others before annotation."""
 

@@ -94,6 +94,12 @@ class Constants:
         tensor = self.program.constants[target] if stored is None else stored
         return np.asarray(tensor.detach().cpu().numpy())
 
+    def tensor(self, node: object) -> torch.Tensor | None:
+        """The values of a constant, integers where it is quantized; None for any other node."""
+        source = node.args[0] if isinstance(node, Node) and is_dequantize(node) else node
+        array = self.array(source) if isinstance(source, Node) else None
+        return None if array is None else torch.from_numpy(array)
+
 
 def qparams_of(node: Node, constants: Constants | None = None) -> QParams:
     """The qparams of a quantize or dequantize node."""
@@ -206,10 +212,7 @@ class _Search:
 
     def _unquantizable(self, node: Node) -> str | None:
         """Why the quantizer left `node` in float; None if it could have been quantized."""
-        return quantizable_reason(node, self.options.target_spec, self._is_constant)
-
-    def _is_constant(self, node: Node) -> bool:
-        return (node.args[0] if is_dequantize(node) else node) in self.constants
+        return quantizable_reason(node, self.options.target_spec, self.constants.tensor)
 
     def _not_quantized(self, node: Node) -> str:
         reason = self._unquantizable(node)

@@ -140,11 +140,8 @@ class _Search:
         return (
             spec is not None
             and spec.commutes_with_quantization(Site(node, self.target.neutron_target))
-            and quantizable_reason(node, self.target, self._is_constant) is None
+            and quantizable_reason(node, self.target, self.constants.tensor) is None
         )
-
-    def _is_constant(self, node: Node) -> bool:
-        return (node.args[0] if is_dequantize(node) else node) in self.constants
 
     def _quantize_output(self, node: Node) -> None:
         given = [self._dequantized(value) for value in self._tensors(node)]
@@ -176,6 +173,6 @@ class _Search:
 
     def _dequantized(self, value: Node) -> QArgs | None:
         """The quantization that `value` comes from."""
-        if is_dequantize(value) and is_int8(value) and not self._is_constant(value):
+        if is_dequantize(value) and is_int8(value) and value.args[0] not in self.constants:
             return value.args[1:]
         return self.qargs.get(value)

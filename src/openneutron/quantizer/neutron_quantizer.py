@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron import passes
+from openneutron.constants import constant_value
 from openneutron.errors import OptionError
 from openneutron.fx import is_operator, iterate_nodes, op_name, source_of
 from openneutron.ir.graph import QParams
@@ -127,22 +129,16 @@ class NeutronQuantizer(Quantizer):
         return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
 
 
-def is_attribute(node: Node) -> bool:
-    """Whether `node` is a constant of a graph module."""
-    return node.op == "get_attr"
-
-
 def quantizable_reason(
-    node: Node, target: NeutronTargetSpec, is_constant: Callable[[Node], bool] = is_attribute
+    node: Node, target: NeutronTargetSpec, constant_of: Callable[[object], torch.Tensor | None] = constant_value
 ) -> str | None:
-    """Why the float operator `node` cannot be quantized; None if it can. `is_constant` knows the graph's constants.
+    """Why the float operator `node` cannot be quantized; None if it can. `constant_of` knows the graph's constants.
 
     Limits that only the legacy generation has do not count here: the operator is quantized all the same and runs in
     int8 on the CPU there.
     """
-    import torch
-
-    spec, value, site = OPERATORS.get(op_name(node)), node.meta.get("val"), Site(node, target.neutron_target)
+    spec, value = OPERATORS.get(op_name(node)), node.meta.get("val")
+    site = Site(node, target.neutron_target, constant_of=constant_of)
     if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
         return f"It yields {value.dtype}; only float32 is quantized."
     if spec is None or not isinstance(value, torch.Tensor):
@@ -160,7 +156,7 @@ def quantizable_reason(
                 return f"Its argument '{name}' has no elements."
     for name in filter(None, (spec.weight, spec.bias)):
         constant = site.args[name]
-        if constant is not None and not is_constant(constant):
+        if constant is not None and constant_of(constant) is None:
             role = "weight" if name == spec.weight else "bias"
             return f"Its {role} is computed while the model runs, not a constant."
     rejections = spec.rejections(site, Generation.MODERN)
