@@ -129,6 +129,13 @@ def odd_norm() -> nn.Module:
     return trained(nn.BatchNorm2d(4, eps=0.5, momentum=0.3))
 
 
+def with_affine(norm: nn.GroupNorm | nn.LayerNorm) -> nn.Module:
+    """Weights of 1 and biases of 0 would go before calibration."""
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
 def plain_norm() -> nn.Module:
     return nn.BatchNorm2d(4, affine=False)
 
@@ -169,6 +176,8 @@ CASES = (
     Case("eps and momentum", lambda: nn.Sequential(conv(bias=False), odd_norm())),
     Case("per channel", lambda: nn.Sequential(conv(bias=False), bn(), nn.ReLU(), conv()), options=PER_CHANNEL),
     Case("depthwise per channel", lambda: nn.Sequential(conv(groups=4), bn(), nn.ReLU(), bn()), options=PER_CHANNEL),
+    Case("instance norm and silu", lambda: nn.Sequential(conv(), with_affine(nn.GroupNorm(4, 4)), nn.SiLU())),
+    Case("layer norm", lambda: nn.Sequential(nn.Linear(8, 8), with_affine(nn.LayerNorm(8))), (4, 8)),
     Case("computed weights", lambda: nn.Sequential(normalized_weights(), bn())),
     Case("sigmoid gate", lambda: Model(gate, c=conv(), a=bn(), d=nn.Conv2d(4, 4, 1), b=bn())),
     Case("concatenation", lambda: Model(concatenation, c=conv(), a=bn(), d=conv(), b=bn())),
@@ -522,6 +531,14 @@ class TestErrors:
         error = self.refuse(Model(lambda m, x: m.c(x) * torch.rand_like(x), c=conv()), r"random numbers.*eval\(\)")
         assert error.op == "aten.rand_like.default"
         assert error.source is not None
+
+    def test_sizes_that_must_be_fixed(self) -> None:
+        model = nn.Sequential(conv(), nn.GroupNorm(2, 4))
+        assert self.refuse(model, "Export without dynamic_shapes").op == "aten.group_norm.default"
+        example = image(BATCH, 4, 8, 8)
+        static = torch.export.export(model.train(), (example,)).module()
+        module = train(prepare_qat_pt2e(static, NeutronQuantizer(is_qat=True)))
+        assert lower_documented(convert_pt2e(module), (example,)).cpu == []
 
     def test_writes(self) -> None:
         self.refuse(Model(lambda m, x: m.c(x) + m.k.add_(1), c=conv(), k=torch.zeros(4, 1, 1)), "writes in place")

@@ -12,6 +12,7 @@ from openneutron.constants import attribute
 from openneutron.errors import ModelError
 from openneutron.fx import arguments, op_name, source_of
 from openneutron.passes.functionalize import writes_memory
+from openneutron.passes.remove_batch_counts import counts_batches
 from openneutron.passes.remove_identities import DROPOUTS
 
 __all__ = ["check_batch_norm", "check_is_static_eval", "check_writes_nothing", "parameters_stay"]
@@ -65,7 +66,7 @@ def _check_eval(node: Node) -> None:
     if name in _TRAINING_ARGUMENT and arguments(node)[_TRAINING_ARGUMENT[name]]:
         raise ModelError(f"The model is in train mode. {_EVAL}", **where)
     # A batch norm in train mode counts its batches; the count stays when the batch norm itself was folded.
-    if name == "aten.add_.Tensor" and str(getattr(node.args[0], "target", "")).endswith("num_batches_tracked"):
+    if counts_batches(node):
         raise ModelError(f"A batch norm of the model is in train mode. {_EVAL}", **where)
 
 

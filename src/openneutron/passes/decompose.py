@@ -6,6 +6,7 @@ import operator
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 from openneutron.fx import op_name
 from openneutron.ops import DECOMPOSITIONS
@@ -16,16 +17,16 @@ from openneutron.targets import NeutronTarget
 __all__ = ["decompose"]
 
 
-def decompose(module: GraphModule, target: NeutronTarget) -> bool:
+def decompose(module: GraphModule, target: NeutronTarget, *, training: bool = False) -> bool:
     """Rule: a float32 operator with a declared decomposition becomes what that writes, and so on for what it wrote.
 
-    Linear in the nodes before and after.
+    Linear in the nodes before and after. Raises `ModelError` for an operator that needs fixed sizes and has none.
     """
     changed = False
     node = next(iter(module.graph.nodes))
     while node.op != "root":
         before = node.prev
-        if _decompose(module, node, target):
+        if _decompose(module, node, target, training=training):
             changed = True
             node = before.next  # what was written is visited too
         else:
@@ -36,14 +37,20 @@ def decompose(module: GraphModule, target: NeutronTarget) -> bool:
     return changed
 
 
-def _decompose(module: GraphModule, node: Node, target: NeutronTarget) -> bool:
+def _decompose(module: GraphModule, node: Node, target: NeutronTarget, *, training: bool) -> bool:
     declared = DECOMPOSITIONS.get(op_name(node))
     if declared is None or not _is_float(node.meta.get("val")):
         return False
     site = Site(node, target)
     if not declared.applies(site) or declared.rejections(site):
         return False
-    written = declared.rewrite(Rewriting(module, site))
+    rewriting = Rewriting(module, site, training)
+    try:
+        written = declared.rewrite(rewriting)
+    except RuntimeError as error:  # from torch, of a constant whose size is not fixed
+        if _has_fixed_sizes(node):
+            raise
+        raise rewriting.needs_fixed_sizes() from error
     if isinstance(written, Node):
         node.replace_all_uses_with(written)
     else:
@@ -55,6 +62,11 @@ def _decompose(module: GraphModule, node: Node, target: NeutronTarget) -> bool:
             module.graph.erase_node(user)
     module.graph.erase_node(node)
     return True
+
+
+def _has_fixed_sizes(node: Node) -> bool:
+    values = [value for value in tree_leaves(node.meta["val"]) if isinstance(value, torch.Tensor)]
+    return all(isinstance(size, int) for value in values for size in value.shape)
 
 
 def _is_float(value: object) -> bool:

@@ -13,19 +13,19 @@ from openneutron.constants import constant_of, insert_constant
 from openneutron.fx import arguments, op_name, set_argument, shape_of
 
 __all__ = [
-    "Affine", "affine", "fold_batch_norm", "insert_convolution", "is_attribute", "is_transposed", "of_weight",
-    "takes_batch_norm",
+    "CONVOLUTIONS", "TRANSPOSED_CONVOLUTIONS", "Affine", "affine", "fold_batch_norm", "insert_convolution",
+    "is_attribute", "is_transposed", "scale_of_weight", "takes_batch_norm",
 ]  # fmt: skip
 
 aten = torch.ops.aten
-_CONVOLUTIONS = {
+CONVOLUTIONS = {
     "aten.conv1d.default",
     "aten.conv1d.padding",
     "aten.conv2d.default",
     "aten.conv2d.padding",
     "aten.conv3d.default",
 }
-_TRANSPOSED_CONVOLUTIONS = {"aten.conv_transpose1d.default", "aten.conv_transpose2d.input"}
+TRANSPOSED_CONVOLUTIONS = {"aten.conv_transpose1d.default", "aten.conv_transpose2d.input"}
 # By the rank of the batch norm's input; an input of rank 2 is given a length of 1.
 _DEPTHWISE = {2: aten.conv1d.default, 3: aten.conv1d.default, 4: aten.conv2d.default}
 
@@ -41,7 +41,7 @@ class Affine:
         self, producer: Node, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias of `producer` with this behind it."""
-        scaled = weight * of_weight(self.scale, weight, transposed=is_transposed(producer))
+        scaled = weight * scale_of_weight(self.scale, weight, transposed=is_transposed(producer))
         return scaled, self.shift if bias is None else bias * self.scale + self.shift
 
 
@@ -98,7 +98,7 @@ def takes_batch_norm(producer: Any, is_constant: Callable[[Node], bool] = is_att
         return False
     name = op_name(producer)
     is_matrix_product = name == "aten.linear.default" and len(shape_of(producer)) == 2
-    if name not in _CONVOLUTIONS | _TRANSPOSED_CONVOLUTIONS and not is_matrix_product:
+    if name not in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS and not is_matrix_product:
         return False
     args = arguments(producer)
     return all(args[role] is None or is_constant(args[role]) for role in ("weight", "bias"))
@@ -128,17 +128,17 @@ def insert_convolution(module: GraphModule, node: Node) -> bool:
 
 def is_transposed(producer: Node) -> bool:
     """Whether `producer` is a transposed convolution, whose weight has its output channels second."""
-    return op_name(producer) in _TRANSPOSED_CONVOLUTIONS
+    return op_name(producer) in TRANSPOSED_CONVOLUTIONS
 
 
-def of_weight(values: torch.Tensor, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
-    """`values`, one for each output channel, in a shape that multiplies `weight`."""
+def scale_of_weight(scale: torch.Tensor, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
+    """The scale of each output channel in a shape that multiplies the weight."""
     kernel = [1] * (weight.dim() - 2)
     if not transposed:
-        return values.reshape(-1, 1, *kernel)
+        return scale.reshape(-1, 1, *kernel)
     inputs, outputs = weight.shape[:2]  # of all groups, of one group
-    groups = values.numel() // outputs
-    return values.reshape(groups, outputs).repeat_interleave(inputs // groups, 0).reshape(inputs, outputs, *kernel)
+    groups = scale.numel() // outputs
+    return scale.reshape(groups, outputs).repeat_interleave(inputs // groups, 0).reshape(inputs, outputs, *kernel)
 
 
 def _affine(module: GraphModule, node: Node) -> Affine | None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
 from openneutron.constants import attribute, constant_of, insert_constant
-from openneutron.fx import is_pure, op_name
+from openneutron.fx import is_pure, op_name, shape_of
 
 __all__ = ["fold_constants"]
+
+_READ_NO_VALUES = {
+    "aten.zeros_like.default", "aten.ones_like.default", "aten.full_like.default", "aten.new_zeros.default",
+    "aten.new_ones.default", "aten.new_full.default", "aten.fill.Scalar",
+}  # fmt: skip
 
 
 def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
@@ -19,6 +25,7 @@ def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
 
     1. An operator that reads only parameters, buffers and constants, or nothing at all, becomes a constant.
     2. Of an operator with several outputs, each one that is read becomes a constant.
+    3. zeros_like and others that read nothing of a tensor but its shape and dtype become constants too.
 
     Operators that write memory or draw random numbers stay, and with `training` those that read parameters or the
     statistics of a batch norm.
@@ -29,11 +36,9 @@ def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
         if (value := constant_of(module, node)) is not None:
             if not (training and _is_trained(module, node)):
                 values[node] = value
-        elif _is_foldable(node, values):
+        elif (read := _foldable(node, values)) is not None:
             with torch.no_grad():
-                result = node.target(
-                    *map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__)
-                )
+                result = node.target(*map_arg(node.args, read), **map_arg(node.kwargs, read))
             values[node] = result
             if isinstance(result, torch.Tensor):
                 constant = insert_constant(module, node, result, "folded")
@@ -53,7 +58,15 @@ def _is_trained(module: GraphModule, constant: Node) -> bool:
     return is_statistic or bool(attribute(module, str(constant.target)).requires_grad)
 
 
-def _is_foldable(node: Node, values: dict[Node, Any]) -> bool:
+def _foldable(node: Node, values: dict[Node, Any]) -> Callable[[Node], Any] | None:
+    """What `node` reads, if that is known; else None."""
+    if op_name(node) in _READ_NO_VALUES and all(isinstance(size, int) for size in shape_of(node)):
+        return _of_its_shape
     if node.op != "call_function" or not all(source in values for source in node.all_input_nodes):
-        return False
-    return node.target is operator.getitem or is_pure(node)
+        return None
+    return values.__getitem__ if node.target is operator.getitem or is_pure(node) else None
+
+
+def _of_its_shape(node: Node) -> torch.Tensor:
+    value = node.meta["val"]
+    return torch.zeros(value.shape, dtype=value.dtype)

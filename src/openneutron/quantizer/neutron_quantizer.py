@@ -13,14 +13,13 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantize
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron import passes
-from openneutron.constants import computed_constants
+from openneutron.constants import computed_constants, constant_value, value_of
 from openneutron.errors import OptionError
-from openneutron.fx import iterate_nodes, op_name, source_of
+from openneutron.fx import is_operator, iterate_nodes, op_name, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
-from openneutron.passes.fold_batch_norm import is_attribute
 from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.observers import RangeObserver, RecentRangeObserver
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
@@ -112,18 +111,22 @@ class NeutronQuantizer(Quantizer):
         places: list[_Place] = []
         left: list[tuple[Node, str]] = []
         fused: set[Node] = set()
-        constants = computed_constants(model) if self.is_qat else set()
+        computed = computed_constants(model) if self.is_qat else set()
+
+        def constant_of(node: object) -> torch.Tensor | None:
+            return value_of(model, node) if isinstance(node, Node) and node in computed else constant_value(node)
+
         for node in list(model.graph.nodes):
-            if node in fused or node in constants or not _is_operator(node):
+            if not is_operator(node) or node in fused or node in computed or _is_size(node):
                 continue
-            reason = quantizable_reason(node, self.target, lambda other: is_attribute(other) or other in constants)
+            reason = quantizable_reason(node, self.target, constant_of)
             if reason is not None:
                 left.append((node, reason))
                 continue
             place = self._place(node)
             fused.update(filter(None, [place.activation]))
             places.append(place)
-        _Annotation(self, places).write()
+        _Annotation(self, places).write(model)
         if self.is_qat:
             training.fold_what_stays_in_float(model)
         if left:
@@ -151,25 +154,27 @@ class NeutronQuantizer(Quantizer):
         return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
 
 
-def _is_operator(node: Node) -> bool:
-    """Whether `node` is an operator on values: not one of several outputs, nor a size in a model of any batch size."""
-    is_size = isinstance(node.meta.get("val"), (int, torch.SymInt))
-    return node.op == "call_function" and op_name(node) != "getitem" and not is_size
+def _is_size(node: Node) -> bool:
+    """Whether `node` computes with sizes, as a model of any batch size does."""
+    return isinstance(node.meta.get("val"), (int, torch.SymInt))
 
 
 def quantizable_reason(
-    node: Node, target: NeutronTargetSpec, is_constant: Callable[[Node], bool] = is_attribute
+    node: Node, target: NeutronTargetSpec, constant_of: Callable[[object], torch.Tensor | None] = constant_value
 ) -> str | None:
-    """Why the float operator `node` cannot be quantized; None if it can. `is_constant` knows the graph's constants.
+    """Why the float operator `node` cannot be quantized; None if it can. `constant_of` knows the graph's constants.
 
     Limits that only the legacy generation has do not count here: the operator is quantized all the same and runs in
     int8 on the CPU there.
     """
-    spec, value, site = OPERATORS.get(op_name(node)), node.meta.get("val"), Site(node, target.neutron_target)
+    spec, value = OPERATORS.get(op_name(node)), node.meta.get("val")
+    site = Site(node, target.neutron_target, constant_of=constant_of)
     if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
         return f"It yields {value.dtype}; only float32 is quantized."
     if spec is None or not isinstance(value, torch.Tensor):
         return _undecomposed_reason(site)
+    if not value.numel():
+        return "It yields a tensor without elements."
     for name in spec.inputs:
         operands = list(iterate_nodes(site.args[name]))
         if not operands:
@@ -177,9 +182,11 @@ def quantizable_reason(
         for operand in operands:
             if operand.meta["val"].dtype != torch.float32:
                 return f"Its argument '{name}' is {operand.meta['val'].dtype}; only float32 is quantized."
+            if not operand.meta["val"].numel() and len(operands) == 1:
+                return f"Its argument '{name}' has no elements."
     for name in filter(None, (spec.weight, spec.bias)):
         constant = site.args[name]
-        if constant is not None and not is_constant(constant):
+        if constant is not None and constant_of(constant) is None:
             role = "weight" if name == spec.weight else "bias"
             return f"Its {role} is computed while the model runs, not a constant."
     rejections = spec.rejections(site, Generation.MODERN)
@@ -217,11 +224,18 @@ class _Annotation:
         self.met: dict[Node, Node | tuple[Node, Node]] = {}
         self.requantized: dict[tuple[Node, Node], Node] = {}
 
-    def write(self) -> None:
+    def write(self, model: GraphModule) -> None:
         for place in self.places:
             self._group(place)
-        for place in self.places:
-            self._annotate(place)
+        reading = {place.site.node: place for place in self.places}
+        yielding = {place.output: place for place in self.places}
+        # torchao walks the graph in this order too, and wants a group's spec before what refers to it: an activation
+        # may come long after the operator that it is fused into.
+        for node in list(model.graph.nodes):
+            if node in reading:
+                self._annotate_inputs(reading[node])
+            if node in yielding:
+                self._annotate_output(yielding[node])
 
     def _find(self, value: Node) -> Node:
         root = value
@@ -251,7 +265,7 @@ class _Annotation:
         if root is not group:
             self.parent[root] = group
 
-    def _annotate(self, place: _Place) -> None:
+    def _annotate_inputs(self, place: _Place) -> None:
         node = place.site.node
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
         weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
@@ -264,10 +278,11 @@ class _Annotation:
                 if bias is not None:
                     per_channel = spec.ch_axis is not None
                     edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=per_channel)
-        last = place.output
-        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, self._spec(node, node) if last is node else None)
-        if last is not node:
-            last.meta[Q_ANNOTATION_KEY] = _annotation({}, self._spec(last, last))
+        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
+
+    def _annotate_output(self, place: _Place) -> None:
+        annotation = place.output.meta.setdefault(Q_ANNOTATION_KEY, _annotation({}, None))
+        annotation.output_qspec = self._spec(place.output, place.output)
 
     def _spec(self, key: Node | tuple[Node, Node], value: Node) -> Any:
         group = self._find(value)

@@ -19,7 +19,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationSpec
 from openneutron.constants import insert_constant, value_of
 from openneutron.fx import arguments, op_name, set_argument
 from openneutron.ops import OPERATORS
-from openneutron.passes.fold_batch_norm import affine, is_transposed, of_weight
+from openneutron.passes.fold_batch_norm import affine, is_transposed, scale_of_weight
 from openneutron.quantizer.observers import LatestPerChannelRangeObserver, LatestRangeObserver, Origin
 from openneutron.quantizer.qspecs import BIAS_RANGE
 
@@ -118,7 +118,7 @@ class WeightFakeQuantize(FakeQuantize):
         if variance is None:
             return super().forward(weight)  # type: ignore[no-any-return]
         scale = torch.rsqrt(variance + eps) if norm_weight is None else torch.rsqrt(variance + eps) * norm_weight
-        scale = of_weight(scale.detach(), weight, transposed=self.transposed)
+        scale = scale_of_weight(scale.detach(), weight, transposed=self.transposed)
         rounded: torch.Tensor = super().forward(weight * scale)
         return rounded / torch.where(scale == 0, 1.0, scale)
 

@@ -25,8 +25,8 @@ from openneutron.errors import ModelError
 from openneutron.fx import arguments, is_random, op_name, set_argument, source_of
 from openneutron.ops import OPERATORS
 from openneutron.ops.spec import OutputRule
-from openneutron.passes import check_writes_nothing
 from openneutron.passes.fold_batch_norm import insert_convolution, takes_batch_norm
+from openneutron.passes.remove_batch_counts import BATCH_COUNT
 from openneutron.passes.remove_identities import DROPOUTS
 from openneutron.quantizer.trained_modules import (
     BatchNorm,
@@ -49,15 +49,15 @@ def prepare_for_training(module: GraphModule) -> None:
 
     1. A batch norm in train mode becomes a call of a `BatchNorm`, behind an operator that nothing else reads and into
        which it can be folded. Where there is none, a depthwise convolution that changes nothing is put in front.
-    2. Counting its batches becomes part of that call.
-    3. A dropout in train mode and a detach become calls of `OnlyInTraining`. What only moves values, and a relu, goes
+       Counting its batches is part of that call.
+    2. A dropout in train mode and a detach become calls of `OnlyInTraining`. What only moves values, and a relu, goes
        in front of a dropout, so that it sees the values that it sees in eval mode.
 
-    Raises `ModelError` for a batch norm over three dimensions that nothing takes, for any other operator that draws
-    random numbers, and for writes in place.
+    Raises `ModelError` for a batch norm over three dimensions that nothing takes, and for any other operator that draws
+    random numbers.
     """
     constants = computed_constants(module)
-    attributes = {node.target: node for node in module.graph.nodes if node.op == "get_attr"}
+    buffers = dict(module.named_buffers())
     setattr(module, _EXPORTED_TRAINING_ATTR, True)
     with module.graph.inserting_before(next(iter(module.graph.nodes))):
         trains = module.graph.create_node("get_attr", _EXPORTED_TRAINING_ATTR)
@@ -68,28 +68,19 @@ def prepare_for_training(module: GraphModule) -> None:
                 raise _error(node, "This batch norm is in train mode, and its parameters are computed from inputs.")
             if not takes_batch_norm(node.args[0], constants.__contains__) and not insert_convolution(module, node):
                 raise _error(node, "This batch norm is in train mode, and nothing in front of it can take it.")
-            prefix = str(arguments(node)["running_mean"].target).removesuffix("running_mean")
-            _call_batch_norm(node, attributes.get(f"{prefix}num_batches_tracked"), trains)
-        elif _counts_batches(node):
-            module.graph.erase_node(node)
+            count = str(arguments(node)["running_mean"].target).removesuffix("running_mean") + BATCH_COUNT
+            _call_batch_norm(node, count if count in buffers else None, trains)
         elif name in _ONLY_IN_TRAINING and node not in constants:
             source, *options = _behind_moves(node).args
             _replace(node, OnlyInTraining(name, tuple(options)), (source, trains))
         elif is_random(node) and _is_active(node):
             raise _error(node, "This operator draws random numbers, and would draw them in the converted model, too.")
     module.graph.eliminate_dead_code()
-    check_writes_nothing(module)
 
 
 def _error(node: Node, message: str) -> ModelError:
     remedy = "Call eval() on the module that it comes from before torch.export.export."
     return ModelError(f"{message} {remedy}", node=node.name, op=op_name(node), source=source_of(node))
-
-
-def _counts_batches(node: Node) -> bool:
-    return op_name(node) == "aten.add_.Tensor" and str(getattr(node.args[0], "target", "")).endswith(
-        "num_batches_tracked"
-    )
 
 
 def _is_active(node: Node) -> bool:
@@ -98,8 +89,10 @@ def _is_active(node: Node) -> bool:
     return all(args[name] for name in ("dropout", "dropout_p", "train", "training") if name in args)
 
 
-def _call_batch_norm(node: Node, batches: Node | None, trains: Node) -> None:
+def _call_batch_norm(node: Node, count: str | None, trains: Node) -> None:
     args = arguments(node)
+    with node.graph.inserting_before(node):
+        batches = None if count is None else node.graph.get_attr(count)
     running = (args["running_mean"], args["running_var"], batches)
     submodule = BatchNorm(args["momentum"], args["eps"])
     _replace(node, submodule, (args["input"], (args["weight"], args["bias"]), running, trains))
