@@ -255,5 +255,6 @@ SPECS = (
         pads=_channels,
         lower=lower_max_pool,
         becomes="MAX_POOL_2D, with a PADV2 where padding SAME cannot express it",
+        keeps_values=lambda _: True,
     ),
 )
