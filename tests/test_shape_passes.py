@@ -272,6 +272,53 @@ class TestRemoveExpands:
         after(passes.remove_expands, model, image(2, 4, 6, 8), image(2, 4, 1, 1), changes=False)
 
 
+def merge(module: GraphModule) -> bool:
+    return passes.merge_phases(module, TARGET)
+
+
+def focus(x: torch.Tensor) -> list[torch.Tensor]:
+    return [x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]]
+
+
+class TestMergePhases:
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda x: torch.cat(focus(x), 1), lambda x: torch.cat(focus(x), 0),
+            lambda x: torch.cat([x[:, :, i::2, j::4] for i in range(2) for j in range(4)], -3),
+            lambda x: torch.cat([x[:, i::2] for i in range(2)], 3),
+            lambda x: torch.cat([x[i::1, j::2, :, k::2] for j in range(2) for k in range(2)  for i in (0,)], 2),
+            lambda x: torch.concat([x[:, k::2, i::2, j::2] for j in range(2) for k in range(2) for i in range(2)], 0),
+        ],
+    )  # fmt: skip
+    def test_rule(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        found = names(after(merge, Model(lambda _, x: function(x))))
+        assert found == ["reshape.default", "permute.default", "reshape.default"]
+
+    def test_rule_a_slice_that_others_read_stays(self) -> None:
+        def function(_: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            parts = focus(x)
+            return torch.cat(parts, 1), parts[3]
+
+        found = names(after(merge, Model(function)))
+        assert found == ["slice.Tensor", "slice.Tensor", "reshape.default", "permute.default", "reshape.default"]
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda x: torch.cat(focus(x), 2), lambda x: torch.cat(focus(x)[:3], 1),
+            lambda x: torch.cat([focus(x)[i] for i in (0, 3, 1, 2)], 1),
+            lambda x: torch.cat(focus(x)[:3] + focus(x.abs())[3:], 1),
+            lambda x: torch.cat([x[:, :, i:7:2] for i in range(1)] * 2, 1),
+            lambda x: torch.cat([x[:, :, ::3], x[:, :, 1::3], x[:, :, 1::3]], 1),
+            lambda x: torch.cat([x[:, :, :4], x[:, :, 4:]], 1),
+        ],
+        ids=["along a split one", "not all", "not in order", "of two values", "part of them", "a rest", "no step"],
+    )  # fmt: skip
+    def test_not(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        after(merge, Model(lambda _, x: function(x)), changes=False)
+
+
 def move(module: GraphModule) -> bool:
     return passes.move_activations(module, TARGET)
 

@@ -8,6 +8,7 @@ from openneutron.passes.decompose import decompose
 from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
 from openneutron.passes.functionalize import functionalize
+from openneutron.passes.merge_phases import merge_phases
 from openneutron.passes.move_activations import move_activations
 from openneutron.passes.name_bad_inputs import name_bad_inputs
 from openneutron.passes.name_numbers import name_numbers
@@ -19,8 +20,8 @@ from openneutron.passes.share_results import share_results
 
 __all__ = [
     "check_is_static_eval", "check_writes_nothing", "decompose", "fold_batch_norm", "fold_constants", "functionalize",
-    "move_activations", "name_bad_inputs", "name_numbers", "prepare", "remove_dead_channels", "remove_dead_operators",
-    "remove_expands", "remove_identities", "share_results",
+    "merge_phases", "move_activations", "name_bad_inputs", "name_numbers", "prepare", "remove_dead_channels",
+    "remove_dead_operators", "remove_expands", "remove_identities", "share_results",
 ]  # fmt: skip
 
 from torch.fx import GraphModule
@@ -44,6 +45,7 @@ def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = Fals
     remove_dead_operators(module)
     fold_constants(module)
     remove_identities(module)
+    merge_phases(module, target)
     if decompose(module, target):
         fold_constants(module)
         remove_identities(module)
