@@ -10,6 +10,7 @@ from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
 from openneutron.passes.fold_norm_affine import fold_norm_affine
 from openneutron.passes.functionalize import functionalize
+from openneutron.passes.merge_phases import merge_phases
 from openneutron.passes.move_activations import move_activations
 from openneutron.passes.name_bad_inputs import name_bad_inputs
 from openneutron.passes.name_numbers import name_numbers
@@ -22,8 +23,8 @@ from openneutron.passes.share_results import share_results
 
 __all__ = [
     "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm", "fold_constants",
-    "fold_norm_affine", "functionalize", "move_activations", "name_bad_inputs", "name_numbers", "prepare", "recognize",
-    "remove_dead_channels", "remove_dead_operators", "remove_expands", "remove_identities", "share_results",
+    "fold_norm_affine", "functionalize", "merge_phases", "move_activations", "name_bad_inputs", "name_numbers", "prepare",
+    "recognize", "remove_dead_channels", "remove_dead_operators", "remove_expands", "remove_identities", "share_results",
 ]  # fmt: skip
 
 from torch.fx import GraphModule
@@ -49,6 +50,7 @@ def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = Fals
     remove_identities(module)
     if not training:
         share_results(module)
+    merge_phases(module, target)
     recognize(module, target)
     if not training:
         fold_norm_affine(module)

@@ -25,10 +25,12 @@ def move_activations(module: GraphModule, target: NeutronTarget) -> bool:
     Inputs that may be negative no longer share the scale of what is only kept where it is positive.
     """
     changed = False
-    for node in reversed(list(module.graph.nodes)):
+    pending = list(module.graph.nodes)
+    while pending:
+        node = pending.pop()
         concatenation = node.args[0] if node.args else None
         if isinstance(concatenation, Node) and _is_moved(node, concatenation, target):
-            _move(node, concatenation)
+            pending.extend(_moved(node, concatenation))
             changed = True
     if changed:
         module.recompile()
@@ -55,14 +57,18 @@ def _is_same(value: Node, activation: Node) -> bool:
     return (value.target, value.args[1:], value.kwargs) == (activation.target, activation.args[1:], activation.kwargs)
 
 
-def _move(activation: Node, concatenation: Node) -> None:
+def _moved(activation: Node, concatenation: Node) -> list[Node]:
+    """Apply `activation` to each input of the concatenation instead; returns the new activations."""
+    target, (_, *rest), options = activation.target, activation.args, activation.kwargs
+    written = []
     for value in dict.fromkeys(iterate_nodes(concatenation.args)):
         if _is_same(value, activation):
             continue
         with activation.graph.inserting_after(value):
-            target, (_, *rest), options = activation.target, activation.args, activation.kwargs
             moved = activation.graph.create_node("call_function", target, (value, *rest), options)
         moved.meta = {**activation.meta, "val": value.meta["val"]}
         concatenation.replace_input_with(value, moved)
+        written.append(moved)
     activation.replace_all_uses_with(concatenation)
     activation.graph.erase_node(activation)
+    return written
