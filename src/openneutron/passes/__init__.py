@@ -22,9 +22,10 @@ from openneutron.passes.remove_identities import remove_identities
 from openneutron.passes.share_results import share_results
 
 __all__ = [
-    "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm", "fold_constants",
-    "fold_norm_affine", "functionalize", "merge_phases", "move_activations", "name_bad_inputs", "name_numbers", "prepare",
-    "recognize", "remove_dead_channels", "remove_dead_operators", "remove_expands", "remove_identities", "share_results",
+    "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm",
+    "fold_constants", "fold_norm_affine", "functionalize", "merge_phases", "move_activations", "name_bad_inputs",
+    "name_numbers", "prepare", "recognize", "remove_dead_channels", "remove_dead_operators", "remove_expands",
+    "remove_identities", "share_results",
 ]  # fmt: skip
 
 from torch.fx import GraphModule
