@@ -43,7 +43,7 @@ def fold_arithmetic(module: GraphModule) -> bool:
 
 def recognize(module: GraphModule) -> bool:
     passes.fold_constants(module)
-    passes.share_operators(module)
+    passes.share_results(module)
     return passes.recognize(module, TARGETS["imxrt700"])
 
 
@@ -296,54 +296,10 @@ class TestRecognize:
     )  # fmt: skip
     def test_must_not_fire(self, function: Function) -> None:
         module = exported(Model(function))
-        passes.share_operators(module)
+        passes.share_results(module)
         before = names(module)
         assert not passes.recognize(module, TARGETS["imxrt700"])
         assert names(module) == before
-
-
-class TestShareOperators:
-    def test_the_same_of_the_same_is_one(self) -> None:
-        model = Model(lambda m, x: (x.relu() + x.relu()) * m.c(x) + m.c(x), c=conv())
-        shared = ["relu.default", "add.Tensor", "conv2d.default", "mul.Tensor", "add.Tensor"]
-        assert names(after(passes.share_operators, model)) == shared
-
-    @pytest.mark.parametrize(
-        "function",
-        [
-            lambda _, x: (x + 1) * (x + 2),
-            lambda _, x: x.sum(1) + x.sum(2).sum(1, keepdim=True),
-            lambda _, x: torch.add(x, x, alpha=2) * torch.add(x, x),
-        ],
-        ids=["another number", "another argument", "another keyword"],
-    )
-    def test_must_not_fire(self, function: Function) -> None:
-        after(passes.share_operators, Model(function), changes=False)
-
-    def test_random_numbers_stay(self) -> None:
-        module = exported(Model(lambda m, x: torch.bernoulli(m.p) + torch.bernoulli(m.p) + x, p=torch.full((8,), 0.5)))
-        assert not passes.share_operators(module)
-
-    def test_what_writes_stays(self) -> None:
-        module = exported(Model(lambda _, x: x.abs().relu_() + x.abs()))
-        assert not passes.share_operators(module)
-
-
-class TestUnexpand:
-    @pytest.mark.parametrize(
-        "function", [lambda m, x: x * m.k.expand(2, 4, 8, 8), lambda _, x: x - x.mean(1, keepdim=True).expand_as(x)]
-    )
-    def test_arithmetic_broadcasts_by_itself(self, function: Function) -> None:
-        module = after(passes.remove_identities, Model(function, k=PER_CHANNEL), image(2, 4, 8, 8))
-        assert not [name for name in names(module) if name.startswith("expand")]
-
-    @pytest.mark.parametrize(
-        "function",
-        [lambda _, x: x.mean(0).expand(3, 4, 8, 8) + 1, lambda _, x: x.mean(1, keepdim=True).expand_as(x).relu()],
-        ids=["the shape comes from it", "no arithmetic"],
-    )
-    def test_must_not_fire(self, function: Function) -> None:
-        after(passes.remove_identities, Model(function), changes=False)
 
 
 class TestFoldNormAffine:

@@ -11,13 +11,16 @@ from openneutron.ops import (
     functions,
     linear,
     norms,
+    pads,
     pooling,
     pooling_by_others,
+    rearranging,
     reductions,
     resizes,
     selection,
     separable,
     shapes,
+    splitting,
     transposed,
 )
 from openneutron.ops.decomposition import Decomposition
@@ -35,6 +38,8 @@ SPECS: tuple[OpSpec, ...] = (
     *elementwise.SPECS,
     *arithmetic.SPECS,
     *shapes.SPECS,
+    *pads.SPECS,
+    *rearranging.SPECS,
 )
 
 OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spec.targets}
@@ -47,6 +52,7 @@ DECOMPOSED: tuple[Decomposition, ...] = (
     *pooling_by_others.DECOMPOSED,
     *reductions.DECOMPOSED,
     *separable.DECOMPOSED,
+    *splitting.DECOMPOSED,
     *selection.DECOMPOSED,
 )
 """Operators that become others before annotation."""

@@ -8,21 +8,19 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
-from torch.fx import Graph, GraphModule, Node
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.fx import Graph, Node
 
 from openneutron.fx import output_node
 from openneutron.partition.levels import Partition
+from openneutron.partition.programs import with_graph
 
 __all__ = ["is_opaque", "is_searched", "partition_operator", "replace_partitions"]
-
-Spec = TypeVar("Spec", InputSpec, OutputSpec)
 
 _NAMESPACE = "openneutron"
 _NAME = "partition"
@@ -61,9 +59,7 @@ def _fake_outputs(_: Sequence[torch.Tensor], payload: torch.Tensor, outputs: str
 
 def _describe(values: Sequence[torch.Tensor]) -> str:
     """Sizes and strides as text: "1,8:8,1;1,10:10,1"."""
-    return ";".join(
-        f"{','.join(map(str, value.shape))}:{','.join(map(str, value.stride()))}" for value in values
-    )
+    return ";".join(f"{','.join(map(str, value.shape))}:{','.join(map(str, value.stride()))}" for value in values)
 
 
 def _parse(text: str) -> Iterator[tuple[list[int], list[int]]]:
@@ -136,7 +132,7 @@ class _Emission:
 
 
 def _in_order(value: torch.Tensor) -> torch.Tensor:
-    """A fake tensor as a delegate takes and yields it: NCHW or NHWC, whatever strides a permute before it left."""
+    """A fake tensor as a delegate takes it: NCHW or NHWC, whatever strides a permute before it left."""
     if value.is_contiguous() or (value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)):
         return value
     return value.contiguous()
@@ -181,22 +177,7 @@ def replace_partitions(
         InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=node.name), target=name)
         for node, name in zip(payload_nodes.values(), tensors, strict=True)
     ]
-    renamed = {old.name: new.name for old, new in emission.copies.items()}
-    signature = program.graph_signature
-    return ExportedProgram(
-        root=GraphModule(program.graph_module, graph),
-        graph=graph,
-        graph_signature=ExportGraphSignature(
-            [*payload_specs, *(_renamed(spec, renamed) for spec in kept_inputs)],
-            [_renamed(spec, renamed) for spec in signature.output_specs],
-        ),
-        state_dict=program.state_dict,
-        range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph,
-        example_inputs=program.example_inputs,
-        constants={**program.constants, **tensors},
-        verifiers=program.verifiers,
-    )
+    return with_graph(program, graph, emission.copies, [*payload_specs, *kept_inputs], tensors)
 
 
 def _read_outside(program: ExportedProgram, partitions: Sequence[Partition]) -> set[str]:
@@ -216,9 +197,3 @@ def _read_outside(program: ExportedProgram, partitions: Sequence[Partition]) -> 
 
 def _is_kept(spec: InputSpec, read: set[str]) -> bool:
     return spec.kind is InputKind.USER_INPUT or getattr(spec.arg, "name", None) in read
-
-
-def _renamed(spec: Spec, names: dict[str, str]) -> Spec:
-    """torch.fx gives a placeholder named like a builtin ('input') another name."""
-    name = getattr(spec.arg, "name", None)
-    return spec if name not in names else replace(spec, arg=replace(spec.arg, name=names[name]))

@@ -10,17 +10,22 @@ from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
 from openneutron.passes.fold_norm_affine import fold_norm_affine
 from openneutron.passes.functionalize import functionalize
+from openneutron.passes.merge_phases import merge_phases
+from openneutron.passes.move_activations import move_activations
 from openneutron.passes.name_bad_inputs import name_bad_inputs
 from openneutron.passes.name_numbers import name_numbers
 from openneutron.passes.recognize import recognize
 from openneutron.passes.remove_dead_channels import remove_dead_channels
+from openneutron.passes.remove_dead_operators import remove_dead_operators
+from openneutron.passes.remove_expands import remove_expands
 from openneutron.passes.remove_identities import remove_identities
-from openneutron.passes.share_operators import share_operators
+from openneutron.passes.share_results import share_results
 
 __all__ = [
-    "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm", "fold_constants",
-    "fold_norm_affine", "functionalize", "name_bad_inputs", "name_numbers", "prepare", "recognize",
-    "remove_dead_channels", "remove_identities", "share_operators",
+    "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm",
+    "fold_constants", "fold_norm_affine", "functionalize", "merge_phases", "move_activations", "name_bad_inputs",
+    "name_numbers", "prepare", "recognize", "remove_dead_channels", "remove_dead_operators", "remove_expands",
+    "remove_identities", "share_results",
 ]  # fmt: skip
 
 from torch.fx import GraphModule
@@ -41,15 +46,24 @@ def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = Fals
     functionalize(module)
     if not training:
         check_writes_nothing(module)
+    remove_dead_operators(module)
     fold_constants(module)
     remove_identities(module)
-    share_operators(module)
+    if not training:
+        share_results(module)
+    merge_phases(module, target)
     recognize(module, target)
     if not training:
         fold_norm_affine(module)
-    decompose(module, target)
+    if decompose(module, target):
+        fold_constants(module)
+        remove_identities(module)
+    if not training:
+        share_results(module)
+    remove_expands(module)
     fold_batch_norm(module)
     name_numbers(module)
+    move_activations(module, target)
     if not training:
         fold_arithmetic(module)
         remove_dead_channels(module)

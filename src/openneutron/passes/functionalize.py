@@ -60,7 +60,7 @@ def _may_alias(node: Node) -> bool:
 
 
 def _ordinary_form(node: Node) -> torch._ops.OpOverload | None:
-    """The out-of-place overload of an in-place ATen operator: the one of equal arguments, whatever it is called."""
+    """The out-of-place overload of an in-place ATen operator: the one of equal types, whatever its names are."""
     overload = node.target
     if not isinstance(overload, torch._ops.OpOverload) or overload.namespace != "aten":
         return None
@@ -69,8 +69,8 @@ def _ordinary_form(node: Node) -> torch._ops.OpOverload | None:
         return None
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
     overloads = [getattr(packet, overload_name) for overload_name in packet.overloads()] if packet else []
-    return next((other for other in overloads if _arguments(other) == _arguments(overload)), None)
+    return next((other for other in overloads if _types(other) == _types(overload)), None)
 
 
-def _arguments(overload: torch._ops.OpOverload) -> list[tuple[str, str]]:
-    return [(argument.name, str(argument.type)) for argument in overload._schema.arguments]
+def _types(overload: torch._ops.OpOverload) -> list[str]:
+    return [str(argument.type) for argument in overload._schema.arguments]

@@ -15,7 +15,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from openneutron import passes
 from openneutron.constants import constant_value
 from openneutron.errors import OptionError
-from openneutron.fx import iterate_nodes, op_name, source_of
+from openneutron.fx import is_operator, iterate_nodes, op_name, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
 from openneutron.ops.site import Site
@@ -96,7 +96,7 @@ class NeutronQuantizer(Quantizer):
         left: list[tuple[Node, str]] = []
         fused: set[Node] = set()
         for node in model.graph.nodes:
-            if node.op != "call_function" or node in fused or op_name(node) == "getitem":
+            if not is_operator(node) or node in fused:
                 continue
             reason = quantizable_reason(node, self.target)
             if reason is not None:
@@ -105,7 +105,7 @@ class NeutronQuantizer(Quantizer):
             place = self._place(node)
             fused.update(filter(None, [place.activation]))
             places.append(place)
-        _Annotation(places, self.observer, self.weight_granularity == "per_channel").write()
+        _Annotation(places, self.observer, self.weight_granularity == "per_channel").write(model)
         if left:
             lines = (f"  {node.name} ({op_name(node)}, {source_of(node)}): {reason}" for node, reason in left)
             warnings.warn("These operators stay in float:\n" + "\n".join(lines), UnquantizedWarning, stacklevel=2)
@@ -143,6 +143,8 @@ def quantizable_reason(
         return f"It yields {value.dtype}; only float32 is quantized."
     if spec is None or not isinstance(value, torch.Tensor):
         return _undecomposed_reason(site)
+    if not value.numel():
+        return "It yields a tensor without elements."
     for name in spec.inputs:
         operands = list(iterate_nodes(site.args[name]))
         if not operands:
@@ -150,6 +152,8 @@ def quantizable_reason(
         for operand in operands:
             if operand.meta["val"].dtype != torch.float32:
                 return f"Its argument '{name}' is {operand.meta['val'].dtype}; only float32 is quantized."
+            if not operand.meta["val"].numel() and len(operands) == 1:
+                return f"Its argument '{name}' has no elements."
     for name in filter(None, (spec.weight, spec.bias)):
         constant = site.args[name]
         if constant is not None and constant_of(constant) is None:
@@ -190,11 +194,18 @@ class _Annotation:
         self.met: dict[Node, Node | tuple[Node, Node]] = {}
         self.requantized: dict[tuple[Node, Node], Node] = {}
 
-    def write(self) -> None:
+    def write(self, model: GraphModule) -> None:
         for place in self.places:
             self._group(place)
-        for place in self.places:
-            self._annotate(place)
+        reading = {place.site.node: place for place in self.places}
+        yielding = {place.output: place for place in self.places}
+        # torchao walks the graph in this order too, and wants a group's spec before what refers to it: an activation
+        # may come long after the operator that it is fused into.
+        for node in model.graph.nodes:
+            if node in reading:
+                self._annotate_inputs(reading[node])
+            if node in yielding:
+                self._annotate_output(yielding[node])
 
     def _find(self, value: Node) -> Node:
         root = value
@@ -224,7 +235,7 @@ class _Annotation:
         if root is not group:
             self.parent[root] = group
 
-    def _annotate(self, place: _Place) -> None:
+    def _annotate_inputs(self, place: _Place) -> None:
         node = place.site.node
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
         weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
@@ -233,11 +244,11 @@ class _Annotation:
             edges[weight] = self._weight_spec((weight, node), axis)
             if bias is not None:
                 edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=axis is not None)
-        own_output = None if place.activation is not None else self._spec(node, node)
-        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, own_output)
-        if place.activation is not None:
-            output = self._spec(place.activation, place.activation)
-            place.activation.meta[Q_ANNOTATION_KEY] = _annotation({}, output)
+        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
+
+    def _annotate_output(self, place: _Place) -> None:
+        annotation = place.output.meta.setdefault(Q_ANNOTATION_KEY, _annotation({}, None))
+        annotation.output_qspec = self._spec(place.output, place.output)
 
     def _spec(self, key: Node | tuple[Node, Node], value: Node) -> Any:
         group = self._find(value)
