@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from openneutron import passes
 from openneutron.compile_spec import CompileOptions, list_of_names
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.files import write_file
@@ -85,7 +84,7 @@ def quantize(
         raise ModelError(f"The model is in train mode ('{training}'). Call model.eval() before quantize().")
     if not isinstance(calibration, Iterable):
         raise CalibrationError(f"calibration takes an iterable of inputs, not {calibration!r}.")
-    exported = passes.prepare(_export(model, examples, strict=strict).module(), quantizer.target.neutron_target)
+    exported = quantizer.transform_for_annotation(_export(model, examples, strict=strict).module())
     prepared = prepare_pt2e(exported, quantizer)
     count = 0
     with torch.no_grad():

@@ -198,6 +198,7 @@ SPECS = (
         edge_targets=("aten.convolution.default",),
         inputs=("input",),
         weight="weight",
+        weight_per_channel=True,
         bias="bias",
         fuses_activation=True,
         constraints=(

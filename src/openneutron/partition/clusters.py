@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +14,13 @@ from torch.fx import Node
 
 from openneutron.compile_spec import CompileOptions
 from openneutron.errors import OptionError
-from openneutron.fx import is_dequantize, is_quantize, iterate_nodes, op_name
+from openneutron.fx import is_dequantize, is_quantize, iterate_nodes, op_name, operator_aliases, operator_names
 from openneutron.ir.graph import Array, Op, QParams, Tensor
-from openneutron.ops import OPERATORS, SPECS, OpSpec
+from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS, OpSpec
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
+from openneutron.quantizer.layers import left_in_float
 from openneutron.quantizer.neutron_quantizer import quantizable_reason
 
 __all__ = ["Cluster", "Clusters", "Constants", "find_clusters", "qparams_of"]
@@ -141,6 +141,8 @@ class _Search:
 
     def cluster(self, node: Node) -> Cluster | str:
         """The cluster around `node`, or the reason why there is none."""
+        if key := left_in_float(node):
+            return f"{key} leaves it in float."
         if blocked := self.blocked & names_of(node):
             return f"'{min(blocked)}' is in operators_not_to_delegate."
         spec = OPERATORS.get(op_name(node))
@@ -232,8 +234,9 @@ class _Search:
         if spec.weight is None:
             return None
         weight = qparams_of(site.args[spec.weight], self.constants)
-        if any(weight.zero_point) or (weight.axis is not None and (weight.axis != 0 or spec.name != "convolution")):
-            return "Its weight must be symmetric, per tensor or, for a convolution, per output channel."
+        if any(weight.zero_point) or not (weight.axis is None or (weight.axis == 0 and spec.weight_per_channel)):
+            granularity = "per tensor or per output channel" if spec.weight_per_channel else "per tensor"
+            return f"Its weight must be symmetric, {granularity}."
         bias_node = site.args[spec.bias] if spec.bias else None
         if bias_node is not None:
             bias, scale = qparams_of(bias_node, self.constants), qparams_of(activations[0]).scale[0]
@@ -246,26 +249,16 @@ class _Search:
 
 def names_of(node: Node) -> set[str]:
     """Every name under which `operators_not_to_delegate` may mean `node`."""
-    name = op_name(node)
-    spec = OPERATORS.get(name)
-    return {node.name} | {alias for known in (name, *(spec.edge_targets if spec else ())) for alias in _aliases(known)}
-
-
-def _aliases(name: str) -> Iterable[str]:
-    """'aten.conv2d.default' also goes as 'aten.conv2d', 'aten::conv2d' and 'aten::conv2d.default'."""
-    namespace, _, rest = name.partition(".")
-    base, _, overload = rest.partition(".")
-    yield name
-    yield f"{namespace}.{base}"
-    yield f"{namespace}::{base}"
-    yield f"{namespace}::{base}.{overload}"
+    spec = OPERATORS.get(op_name(node))
+    names = (*operator_names(node), *(spec.edge_targets if spec else ()))
+    return {node.name} | {alias for name in names for alias in operator_aliases(name)}
 
 
 def _check_names(names: frozenset[str], program: ExportedProgram) -> None:
     if not names:
         return
-    operators = (name for spec in SPECS for name in (*spec.targets, *spec.edge_targets))
-    known = {alias for name in operators for alias in _aliases(name)}
+    operators = [name for spec in SPECS for name in (*spec.targets, *spec.edge_targets)]
+    known = {alias for name in (*operators, *DECOMPOSITIONS) for alias in operator_aliases(name)}
     for node in program.graph.nodes:
         if node.op == "call_function":
             known |= names_of(node)

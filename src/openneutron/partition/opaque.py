@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
 from torch.fx import Graph, GraphModule, Node
 
-from openneutron.fx import output_node
+from openneutron.fx import note, noted, output_node
 from openneutron.partition.levels import Partition
 
 __all__ = ["is_opaque", "is_searched", "partition_operator", "replace_partitions"]
@@ -26,7 +26,7 @@ Spec = TypeVar("Spec", InputSpec, OutputSpec)
 
 _NAMESPACE = "openneutron"
 _NAME = "partition"
-# In the metadata of the output node, under the one key that ExecuTorch's passes hand on.
+# A note on the output node.
 _SEARCHED = "openneutron.searched"
 
 
@@ -51,7 +51,7 @@ def is_opaque(node: Node) -> bool:
 
 def is_searched(program: ExportedProgram) -> bool:
     """Whether `replace_partitions` made this program, or one that it was decomposed from."""
-    return _SEARCHED in output_node(program.graph).meta.get("custom", {})
+    return bool(noted(output_node(program.graph), _SEARCHED))
 
 
 def _fake_outputs(_: Sequence[torch.Tensor], payload: torch.Tensor, outputs: str) -> list[torch.Tensor]:
@@ -164,8 +164,7 @@ def replace_partitions(
     for node in program.graph.nodes:
         if node.op == "output" or (node.op == "call_function" and node.is_impure()):
             emission.emit(node)
-    returned = output_node(graph)
-    returned.meta["custom"] = {**returned.meta.get("custom", {}), _SEARCHED: True}
+    note(output_node(graph), _SEARCHED, True)
     payload_specs = [
         InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=node.name), target=name)
         for node, name in zip(payload_nodes.values(), tensors, strict=True)

@@ -107,5 +107,9 @@ def _refuse_second_backend() -> None:
 def _warn(rows: Sequence[Placement]) -> None:
     left = [row for row in rows if row.where == "cpu"]
     if left:
-        lines = (f"  {row.node} ({row.op}, {row.source}): {row.reason}" for row in left)
-        warnings.warn("These operators run on the CPU:\n" + "\n".join(lines), CpuWarning, stacklevel=4)
+        lines = "\n".join(map(_describe, left))
+        warnings.warn(f"These operators run on the CPU:\n{lines}", CpuWarning, stacklevel=4)
+
+
+def _describe(row: Placement) -> str:
+    return f"  {row.node} ({row.op}, {row.source or f'module {row.module!r}'}): {row.reason}"

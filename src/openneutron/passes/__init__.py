@@ -18,13 +18,23 @@ __all__ = [
     "name_bad_inputs", "name_numbers", "prepare", "remove_dead_channels", "remove_identities",
 ]  # fmt: skip
 
-from torch.fx import GraphModule
+from collections.abc import Callable
+
+from torch.fx import GraphModule, Node
 
 from openneutron.targets import NeutronTarget
 
 
-def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = False) -> GraphModule:
+def prepare(
+    module: GraphModule,
+    target: NeutronTarget,
+    *,
+    training: bool = False,
+    stays: Callable[[Node], bool] = lambda _: False,
+) -> GraphModule:
     """All passes that any quantization starts with, in their order. Linear in the nodes of the graph.
+
+    `stays` says which operators are to stay in float: they are not decomposed.
 
     No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one.
 
@@ -38,7 +48,7 @@ def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = Fals
         check_writes_nothing(module)
     fold_constants(module)
     remove_identities(module)
-    decompose(module, target)
+    decompose(module, target, stays)
     fold_batch_norm(module)
     name_numbers(module)
     if not training:

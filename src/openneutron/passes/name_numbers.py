@@ -6,7 +6,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, op_name
+from openneutron.fx import arguments, note_replaced, op_name
 
 __all__ = ["name_numbers"]
 
@@ -62,6 +62,7 @@ def _rewrite(module: GraphModule, node: Node) -> bool:
         _replace(module, node, _SUMS[name], source, number * float(args["alpha"]))
     elif args["alpha"] == 1:
         constant = insert_constant(module, node, number, "number")
+        note_replaced(node, name)
         node.target, node.args, node.kwargs = aten.sub.Tensor, (constant, source), {}
     else:
         return False
@@ -72,6 +73,8 @@ def _replace(
     module: GraphModule, node: Node, target: torch._ops.OpOverload, source: Node, constant: torch.Tensor
 ) -> None:
     operand = insert_constant(module, node, constant, "number")
+    if node.target is not target:
+        note_replaced(node, op_name(node))
     node.target, node.args, node.kwargs = target, (source, operand), {}
 
 
