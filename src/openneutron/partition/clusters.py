@@ -22,6 +22,7 @@ from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer.layers import left_in_float
 from openneutron.quantizer.neutron_quantizer import quantizable_reason
+from openneutron.targets import takes_weights_per_channel
 
 __all__ = ["Cluster", "Clusters", "Constants", "find_clusters", "qparams_of"]
 
@@ -237,6 +238,12 @@ class _Search:
         if any(weight.zero_point) or not (weight.axis is None or (weight.axis == 0 and spec.weight_per_channel)):
             granularity = "per tensor or per output channel" if spec.weight_per_channel else "per tensor"
             return f"Its weight must be symmetric, {granularity}."
+        flavor = self.options.neutron_converter_flavor
+        if weight.axis is not None and not takes_weights_per_channel(flavor):
+            return (
+                f"Its weight is per channel; neutron_converter_flavor '{flavor}' takes weights per tensor only, and "
+                "SDK_25_09 is the first that takes both. Quantize it per tensor, with weight_granularity or layers."
+            )
         bias_node = site.args[spec.bias] if spec.bias else None
         if bias_node is not None:
             bias, scale = qparams_of(bias_node, self.constants), qparams_of(activations[0]).scale[0]

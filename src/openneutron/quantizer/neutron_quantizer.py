@@ -53,8 +53,9 @@ class NeutronQuantizer(Quantizer):
 
     Activations are affine per tensor, weights symmetric per tensor (`weight_granularity="per_channel"` for
     convolutions: one scale for each output channel), biases int32. `layers` sets that, or "float" for not quantized,
-    for parts of the model (see `Layers`). `observer` is a torchao observer class for activations. Operators that cannot
-    be quantized stay in float; an `UnquantizedWarning` says which and why.
+    for parts of the model (see `Layers`). `observer` is a torchao observer class for activations, or what its
+    `with_args(...)` returns. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and
+    why.
 
     Raises `TargetError` and `OptionError` on construction, `ModelError` from `prepare_pt2e` for a model in train mode,
     with dynamic shapes, or not in float32, `InputError` from a prepared or converted module for inputs of another shape
@@ -76,8 +77,7 @@ class NeutronQuantizer(Quantizer):
             raise OptionError("Quantization-aware training is not supported yet: is_qat must be False.")
         if weight_granularity not in GRANULARITIES:
             raise OptionError(f"weight_granularity is one of {', '.join(GRANULARITIES)}, not {weight_granularity!r}.")
-        if not callable(getattr(observer, "with_args", None)):
-            raise OptionError(f"observer takes a torchao observer class, not {observer!r}.")
+        qspecs.check_observer(observer)
         protect_from_wrong_folding()
         self.target = NeutronTargetSpec(neutron_target_spec or target)
         self.layers = Layers(layers, weight_granularity)
