@@ -42,18 +42,22 @@ def build(
     outputs: Sequence[Node],
     constant: Callable[[Node], Array | None],
     qparams_of: Callable[[Node], QParams],
+    *,
+    channels_last: Callable[[Node], bool] | None = None,
 ) -> Graph:
     """The IR of `operators`, in their order, as it comes: each in torch's dimension order, views around what is NHWC.
 
-    `inputs` are the int8 values it reads, `outputs` those it yields; either is NHWC in memory where its node is
-    channels last. `constant` gives the values of a constant node, `qparams_of` those of a dequantize node.
+    `inputs` are the int8 values it reads, `outputs` those it yields; either is NHWC in memory where `channels_last`
+    says so, by default where its node's value lies so. `constant` gives the values of a constant node, `qparams_of`
+    those of a dequantize node.
     """
+    channels_last = channels_last or is_channels_last
     ops: list[Op] = []
     values: dict[Node, Tensor] = {}
     stored_inputs = []
     for node, qparams in inputs.items():
         shape = tuple(node.meta["val"].shape)
-        if is_channels_last(node):
+        if channels_last(node):
             stored = Tensor(tuple(shape[dim] for dim in TO_CHANNELS_LAST), INT8, qparams)
             values[node] = _transpose(ops, stored, TO_CHANNELS_FIRST, node.name)
         else:
@@ -67,7 +71,7 @@ def build(
             operands[dequantize] = values.get(source) or _constant(constant(source), qparams_of(dequantize))
         values[operator.quantize] = operator.lower(operands, ops)
     stored_outputs = [
-        _transpose(ops, values[node], TO_CHANNELS_LAST, node.name) if is_channels_last(node) else values[node]
+        _transpose(ops, values[node], TO_CHANNELS_LAST, node.name) if channels_last(node) else values[node]
         for node in outputs
     ]
     return verify(Graph(tuple(stored_inputs), tuple(stored_outputs), tuple(ops)), "build")

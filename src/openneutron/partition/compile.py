@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from openneutron import tflite
 from openneutron.compile_spec import CompileOptions
@@ -19,8 +21,10 @@ from openneutron.payload import PayloadHeader, pack_portable
 __all__ = ["compile_partition", "lower_partition"]
 
 
-def lower_partition(program: ExportedProgram, partition: Partition) -> Graph:
-    """The optimized IR of a partition."""
+def lower_partition(
+    program: ExportedProgram, partition: Partition, channels_last: Callable[[Node], bool] = is_channels_last
+) -> Graph:
+    """The optimized IR of a partition; `channels_last` says which of its inputs and outputs are NHWC."""
     constants = Constants(program)
     qparams: dict[object, QParams] = {}
     for cluster in partition.clusters:
@@ -33,15 +37,21 @@ def lower_partition(program: ExportedProgram, partition: Partition) -> Graph:
             partition.outputs,
             constants.array,
             lambda node: qparams_of(node, constants),
+            channels_last=channels_last,
         )
     )
 
 
-def compile_partition(program: ExportedProgram, partition: Partition, options: CompileOptions) -> bytes:
+def compile_partition(
+    program: ExportedProgram,
+    partition: Partition,
+    options: CompileOptions,
+    channels_last: Callable[[Node], bool] = is_channels_last,
+) -> bytes:
     """The delegate payload of a partition: its TFLite model, which the host runs and the vendor's converter takes."""
-    graph = lower_partition(program, partition)
-    input_formats = tuple(is_channels_last(node) for node in partition.inputs)
-    output_formats = tuple(is_channels_last(node) for node in partition.outputs)
+    graph = lower_partition(program, partition, channels_last)
+    input_formats = tuple(map(channels_last, partition.inputs))
+    output_formats = tuple(map(channels_last, partition.outputs))
     if not options.use_neutron_for_format_conversion:
         graph, hoisted_inputs, hoisted_outputs = hoist_format_conversions(graph)
         input_formats = tuple(map(operator.or_, input_formats, hoisted_inputs))

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +17,11 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
 from torch.fx import Graph, GraphModule, Node
 
-from openneutron.fx import note, noted, output_node
+from openneutron.fx import is_dequantize, is_quantize, note, noted, output_node
 from openneutron.partition.levels import Partition
+from openneutron.partition.orders import Orders, is_nhwc, nchw_strides
 
 __all__ = ["is_opaque", "is_searched", "partition_operator", "replace_partitions"]
-
-Spec = TypeVar("Spec", InputSpec, OutputSpec)
 
 _NAMESPACE = "openneutron"
 _NAME = "partition"
@@ -79,8 +78,10 @@ class _Emission:
     program: ExportedProgram
     partitions: Sequence[Partition]
     payload_nodes: dict[int, Node]
+    orders: Orders
     graph: Graph
     copies: dict[Node, Node] = field(default_factory=dict)
+    converted: dict[tuple[Node, torch.memory_format], Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.owner = {output: i for i, partition in enumerate(self.partitions) for output in partition.outputs}
@@ -99,14 +100,40 @@ class _Emission:
             if missing:
                 pending.extend(reversed(missing))
             elif number is None:
-                self.copies[node] = self.graph.node_copy(node, self.copies.__getitem__)
+                self.copies[node] = self._copy(node)
             else:
                 self._call(number)
 
+    def _copy(self, node: Node) -> Node:
+        """A node outside of all partitions, its operands in the order that it takes."""
+        operand = self.copies.__getitem__
+        if node.op == "output":
+            operand = self._as_in_the_module
+        elif node.op == "call_function" and not is_quantize(node) and not is_dequantize(node):
+            operand = self._for_the_cpu
+        copy = self.graph.node_copy(node, operand)
+        if "val" in node.meta:
+            copy.meta["val"] = self.orders.values[node]
+        if "memory_format" in copy.kwargs:
+            copy.kwargs = {**copy.kwargs, "memory_format": torch.contiguous_format}
+        return copy
+
+    def _for_the_cpu(self, node: Node) -> Node:
+        copy = self.copies[node]
+        value = copy.meta.get("val")
+        is_ordered = not isinstance(value, torch.Tensor) or value.is_contiguous()
+        return copy if is_ordered else self._converted(copy, torch.contiguous_format)
+
+    def _as_in_the_module(self, node: Node) -> Node:
+        """Channels last, where the converted module returned it so."""
+        copy = self.copies[node]
+        lies_so = is_nhwc(copy.meta.get("val")) or not is_nhwc(node.meta.get("val"))
+        return copy if lies_so else self._converted(copy, torch.channels_last)
+
     def _call(self, number: int) -> None:
         partition = self.partitions[number]
-        inputs = [self._in_order(self.copies[node]) for node in partition.inputs]
-        values = [_in_order(node.meta["val"]) for node in partition.outputs]
+        inputs = [self._for_a_delegate(self.copies[node]) for node in partition.inputs]
+        values = [self.orders.values[node] for node in partition.outputs]
         call = self.graph.call_function(
             partition_operator(), (inputs, self.payload_nodes[number], _describe(values))
         )
@@ -116,33 +143,29 @@ class _Emission:
             item.meta = {**output.meta, "val": value}
             self.copies[output] = item
 
-    def _in_order(self, node: Node) -> Node:
-        """`node` itself, or a copy of it in an order that a delegate takes."""
+    def _for_a_delegate(self, node: Node) -> Node:
         value = node.meta["val"]
-        ordered = _in_order(value)
-        if ordered is value:
-            return node
-        copy = self.graph.call_function(
-            torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
-        )
-        copy.meta = {**node.meta, "val": ordered}
-        return copy
+        is_ordered = value.is_contiguous() or is_nhwc(value)
+        return node if is_ordered else self._converted(node, torch.contiguous_format)
 
-
-def _in_order(value: torch.Tensor) -> torch.Tensor:
-    """A fake tensor as a delegate takes and yields it: NCHW or NHWC, whatever strides a permute before it left."""
-    if value.is_contiguous() or (value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)):
-        return value
-    return value.contiguous()
+    def _converted(self, node: Node, memory_format: torch.memory_format) -> Node:
+        """A copy of `node` in another order, one for all who read it so."""
+        key = (node, memory_format)
+        if key not in self.converted:
+            copy = self.graph.call_function(torch.ops.aten.clone.default, (node,), {"memory_format": memory_format})
+            copy.meta = {**node.meta, "val": torch.empty_like(node.meta["val"], memory_format=memory_format)}
+            self.converted[key] = copy
+        return self.converted[key]
 
 
 def replace_partitions(
-    program: ExportedProgram, partitions: Sequence[Partition], payloads: Sequence[bytes]
+    program: ExportedProgram, partitions: Sequence[Partition], payloads: Sequence[bytes], orders: Orders
 ) -> ExportedProgram:
     """A copy of `program` in which each partition is one operator that holds its payload. Linear in nodes and bytes.
 
-    Constants that only partitions read are gone from it. A program without partitions is copied as well: the copy says
-    that it was searched.
+    Its values lie in memory as `orders` has it, converted where who reads them wants another order. Constants that
+    only partitions read are gone from it. A program without partitions is copied as well: the copy says that it was
+    searched.
     """
     tensors = {
         f"_openneutron_payload_{i}": torch.from_numpy(np.frombuffer(payload, np.uint8).copy())
@@ -154,7 +177,7 @@ def replace_partitions(
         payload_nodes[number] = graph.placeholder(name)
         fake_mode = partitions[number].outputs[0].meta["val"].fake_mode
         payload_nodes[number].meta["val"] = fake_mode.from_tensor(tensor, static_shapes=True)
-    emission = _Emission(program, partitions, payload_nodes, graph)
+    emission = _Emission(program, partitions, payload_nodes, orders, graph)
     read = _read_outside(program, partitions)
     kept_inputs = [spec for spec in program.graph_signature.input_specs if _is_kept(spec, read)]
     names = {spec.arg.name for spec in kept_inputs}
@@ -170,19 +193,20 @@ def replace_partitions(
         for node, name in zip(payload_nodes.values(), tensors, strict=True)
     ]
     renamed = {old.name: new.name for old, new in emission.copies.items()}
-    signature = program.graph_signature
+    signature, returned = program.graph_signature, output_node(graph).args[0]
+    assert isinstance(returned, (tuple, list))  # as torch.export writes it
     return ExportedProgram(
         root=GraphModule(program.graph_module, graph),
         graph=graph,
         graph_signature=ExportGraphSignature(
             [*payload_specs, *(_renamed(spec, renamed) for spec in kept_inputs)],
-            [_renamed(spec, renamed) for spec in signature.output_specs],
+            [_returning(spec, value) for spec, value in zip(signature.output_specs, returned, strict=True)],
         ),
-        state_dict=program.state_dict,
+        state_dict={**program.state_dict, **_in_nchw(program.state_dict, kept_inputs)},
         range_constraints=program.range_constraints,
         module_call_graph=program.module_call_graph,
         example_inputs=program.example_inputs,
-        constants={**program.constants, **tensors},
+        constants={**program.constants, **_in_nchw(program.constants, kept_inputs), **tensors},
         verifiers=program.verifiers,
     )
 
@@ -206,7 +230,23 @@ def _is_kept(spec: InputSpec, read: set[str]) -> bool:
     return spec.kind is InputKind.USER_INPUT or getattr(spec.arg, "name", None) in read
 
 
-def _renamed(spec: Spec, names: dict[str, str]) -> Spec:
+def _in_nchw(stored: Mapping[str, Any], inputs: Sequence[InputSpec]) -> dict[str, torch.Tensor]:
+    """Those of the stored constants of a program that lie in another order than CPU operators take, in that order."""
+    ordered = {}
+    for name in (spec.target for spec in inputs if spec.target is not None):
+        constant = stored.get(name)
+        if isinstance(constant, torch.Tensor) and constant.stride() != nchw_strides(constant.shape):
+            data = constant.detach().clone(memory_format=torch.contiguous_format)
+            is_parameter = isinstance(constant, torch.nn.Parameter)
+            ordered[name] = torch.nn.Parameter(data, constant.requires_grad) if is_parameter else data
+    return ordered
+
+
+def _returning(spec: OutputSpec, value: object) -> OutputSpec:
+    return replace(spec, arg=replace(spec.arg, name=value.name)) if isinstance(value, Node) else spec
+
+
+def _renamed(spec: InputSpec, names: dict[str, str]) -> InputSpec:
     """torch.fx gives a placeholder named like a builtin ('input') another name."""
     name = getattr(spec.arg, "name", None)
     return spec if name not in names else replace(spec, arg=replace(spec.arg, name=names[name]))
