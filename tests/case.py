@@ -59,6 +59,8 @@ class Rejected:
     label: str
     model: Callable[[], nn.Module] = field(repr=False)
     shapes: tuple[Shape, ...]
+    padded: bool = False
+    """Whether it runs on the NPU all the same, its operands padded."""
     runs: bool = True
     """Whether ExecuTorch has a CPU kernel for it."""
 

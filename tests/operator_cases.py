@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from tests.arithmetic_cases import ARITHMETIC_CASES
 from tests.case import Case, Rejected, Shape, move, moved, of
+from tests.legacy_cases import LEGACY_REJECTED
 from tests.oracle import Function
 from torch import nn
 
@@ -545,12 +546,7 @@ REJECTED = (
     Rejected("convolution", "has_supported_geometry", "stride", conv(2, 1, 2, 1, stride=(1, 4097)), ((1, 1, 2, 4100),)),
     Rejected("convolution", "has_supported_geometry", "dilation", conv(1, 1, 2, 2, dilation=4097), ((1, 1, 4100),)),
     Rejected("convolution", "fits_accumulation", "", conv(2, 8192, 2, 3), ((1, 8192, 3, 3),)),
-    Rejected("convolution", "has_batch_of_one", "", conv(2, 3, 5, 3), ((2, 3, 7, 7),)),
-    Rejected("convolution", "splits_into_whole_granules", "", conv(2, 6, 6, 3, groups=2), ((1, 6, 7, 7),)),
-    Rejected("adaptive_avg_pool2d", "averages_whole_granules", "", lambda: nn.AdaptiveAvgPool2d(1), ((1, 12, 6, 6),)),
-    Rejected("hardtanh", "is_a_relu", "", lambda: nn.Hardtanh(-2.0, 3.0), (IMAGE,)),
     Rejected("slice", "slices_without_steps", "", moved(lambda x: x[:, :, ::2]), (IMAGE,)),
-    Rejected("slice", "slices_whole_granules", "", moved(lambda x: x[:, 4:]), ((1, 12, 6, 6),)),
     Rejected("linear", "has_a_matrix_as_weight", "", vector, ((4, 10),)),
     Rejected("addmm", "has_a_plain_bias", "matrix", of(addmm(), MATRIX[:4], MATRIX), ((4, 10),)),
     Rejected("addmm", "has_a_plain_bias", "one value", of(addmm(), BIAS[:1], MATRIX), ((4, 10),)),
@@ -566,12 +562,7 @@ REJECTED = (
     Rejected("max_pool2d", "has_small_stride", "", lambda: nn.MaxPool2d(1, (1, 4097)), ((1, 8, 1, 4100),)),
     Rejected("max_pool2d", "is_not_dilated", "", lambda: nn.MaxPool2d(2, dilation=2), (IMAGE,)),
     Rejected("max_pool2d", "does_not_round_up", "", lambda: nn.MaxPool2d(2, ceil_mode=True), ((1, 8, 7, 7),)),
-    Rejected("max_pool2d", "has_whole_granules", "", lambda: nn.MaxPool2d(2), ((1, 12, 6, 6),)),
     Rejected("mean", "keeps_a_dimension", "", of(lambda x: x.mean((0, 1))), ((3, 5),)),
-    Rejected("mean", "means_over_an_image", "rank 3", of(lambda x: x.mean((1, 2), True)), ((8, 6, 6),)),
-    Rejected("mean", "means_over_an_image", "keepdim", of(lambda x: x.mean((2, 3))), (IMAGE,)),
-    Rejected("mean", "means_over_an_image", "width", of(lambda x: x.mean(3, True)), (IMAGE,)),
-    Rejected("mean", "means_over_an_image", "channels", of(lambda x: x.mean((2, 3), True)), ((1, 12, 6, 6),)),
     Rejected("add", "has_one_full_operand", "", of(lambda x, y: x + y), ((4, 1), (1, 5))),
     Rejected("add", "has_alpha_one", "", of(lambda x, y: torch.add(x, y, alpha=2)), ((4, 5), (4, 5))),
     Rejected("softmax", "is_over_the_channels", "rank 2", of(lambda x: x.softmax(0)), ((4, 5),)),
@@ -579,18 +570,10 @@ REJECTED = (
     Rejected("softmax", "has_few_softmax_channels", "channels", of(lambda x: x.softmax(1)), ((1, 2041),)),
     Rejected("softmax", "has_few_softmax_channels", "positions", of(lambda x: x.softmax(1)), ((4097, 2),)),
     Rejected("softmax", "has_few_softmax_channels", "elements", of(lambda x: x.softmax(1)), ((1025, 512),)),
-    Rejected("softmax", "has_legacy_softmax_size", "granules", of(lambda x: x.softmax(1)), ((2, 10),)),
-    Rejected("softmax", "has_legacy_softmax_size", "rank 1", of(lambda x: x.softmax(0)), ((16,),)),
     Rejected("reshape", "has_rank_for_reshape", "", moved(lambda x: x.view(1, 2, 1, 3, 2, 1, 2, 1)), ((2, 12),)),
     Rejected("permute", "has_rank_for_transpose", "", permute(6, 5, 4, 3, 2, 1, 0), ((1, 2, 1, 3, 2, 1, 2),)),
-    Rejected("permute", "permutes_whole_granules", "not to NCHW", permute(0, 2, 3, 1), (IMAGE,)),
-    Rejected("permute", "permutes_whole_granules", "channels", permute(0, 3, 1, 2), ((1, 2, 2, 3),)),
-    Rejected("permute", "permutes_whole_granules", "batch", permute(0, 3, 1, 2), ((2, 8, 8, 8),)),
-    Rejected("permute", "permutes_whole_granules", "rank 2", permute(1, 0), ((8, 8),)),
-    Rejected("cat", "does_not_concatenate_batches", "", cat(0), (IMAGE, IMAGE)),
-    Rejected("cat", "concatenates_whole_granules", "", cat(1), (IMAGE, (1, 4, 6, 6))),
     Rejected("cat", "concatenates_equal_ranks", "", with_nothing, ((4, 5),)),
     Rejected("pad", "pads_by_constant_or_reflection", "replicate", replicate, ((2, 3, 5),)),
     Rejected("pad", "does_not_crop_a_reflection", "", crop_by_reflection, ((2, 3, 5),)),
-    Rejected("pad", "does_not_crop", "", moved(lambda x: F.pad(x, (-1, 1))), ((2, 3, 5),), runs=False),
+    *LEGACY_REJECTED,
 )  # fmt: skip

@@ -15,7 +15,9 @@ from openneutron.fx import is_dequantize, iterate_nodes, output_node
 from openneutron.quantizer import UnquantizedWarning
 from openneutron.runtime import HostProgram
 
-__all__ = ["Agreement", "Function", "agreement", "everything_on_the_npu", "lowered", "quantized", "samples_like"]
+__all__ = [
+    "Agreement", "Function", "agreement", "agreements", "everything_on_the_npu", "lowered", "quantized", "samples_like",
+]  # fmt: skip
 
 CALIBRATION_SAMPLES = 4
 # Beyond the calibrated range, so that saturation is compared too.
@@ -101,12 +103,18 @@ def agreement(
     shapes = [tuple(value.shape) for value in model.example_inputs]
     result = Agreement(0, 0, 0)
     for inputs in samples_like(shapes, samples, seed, (mean, deviation * OVERSHOOT)):
-        found, expected = _as_tuple(host.run(*inputs)), _as_tuple(model(*inputs))
-        nodes = iterate_nodes(output_node(model.module.graph).args)
-        for got, want, node in zip(found, expected, nodes, strict=True):
-            assert got.shape == want.shape
-            steps = torch.round((got - want).abs() / _lsb(node, want))
-            result += Agreement(int(steps.max()), int((steps == 0).sum()), steps.numel())
+        result = sum(agreements(host.run(*inputs), model(*inputs), model), result)
+    return result
+
+
+def agreements(found: Any, expected: Any, model: QuantizedModel) -> list[Agreement]:
+    """The agreement of each output: `found` is what the program returned, `expected` what the converted module did."""
+    result = []
+    nodes = iterate_nodes(output_node(model.module.graph).args)
+    for got, want, node in zip(_as_tuple(found), _as_tuple(expected), nodes, strict=True):
+        assert got.shape == want.shape
+        steps = torch.round((got - want).abs() / _lsb(node, want))
+        result.append(Agreement(int(steps.max()), int((steps == 0).sum()), steps.numel()))
     return result
 
 

@@ -8,11 +8,13 @@ from typing import Protocol
 import numpy as np
 from torch.fx import Node
 
+from openneutron.ir.absorption import absorb_padding
 from openneutron.ir.graph import Array, Graph, Op, QParams, Tensor
 from openneutron.ir.layout import sink_views
 from openneutron.ir.rewrites import copy_unwritten_outputs, remove_dead_operators, share_constants
 from openneutron.ir.verify import verify
 from openneutron.ir.views import TRANSPOSE
+from openneutron.targets import NeutronTarget
 
 __all__ = ["Lowerable", "build", "optimize"]
 
@@ -43,15 +45,13 @@ def build(
     constant: Callable[[Node], Array | None],
     qparams_of: Callable[[Node], QParams],
     *,
-    channels_last: Callable[[Node], bool] | None = None,
+    channels_last: Callable[[Node], bool],
 ) -> Graph:
     """The IR of `operators`, in their order, as it comes: each in torch's dimension order, views around what is NHWC.
 
     `inputs` are the int8 values it reads, `outputs` those it yields; either is NHWC in memory where `channels_last`
-    says so, by default where its node's value lies so. `constant` gives the values of a constant node, `qparams_of`
-    those of a dequantize node.
+    says so. `constant` gives the values of a constant node, `qparams_of` those of a dequantize node.
     """
-    channels_last = channels_last or is_channels_last
     ops: list[Op] = []
     values: dict[Node, Tensor] = {}
     stored_inputs = []
@@ -77,9 +77,12 @@ def build(
     return verify(Graph(tuple(stored_inputs), tuple(stored_outputs), tuple(ops)), "build")
 
 
-def optimize(graph: Graph) -> Graph:
-    """All passes in their order, the IR verified after each."""
-    for transform in (sink_views, remove_dead_operators, share_constants, copy_unwritten_outputs):
+def optimize(graph: Graph, target: NeutronTarget | None = None) -> Graph:
+    """All passes in their order, the IR verified after each; those that weigh costs need a `target`."""
+    graph = verify(sink_views(graph), "sink_views")
+    if target is not None:
+        graph = verify(absorb_padding(graph, target), "absorb_padding")
+    for transform in (remove_dead_operators, share_constants, copy_unwritten_outputs):
         graph = verify(transform(graph), transform.__name__)
     return graph
 

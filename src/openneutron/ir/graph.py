@@ -70,7 +70,7 @@ class Kind:
 
     name: str
     options: str | None = None
-    layout: Layout = Layout.FIXED
+    layout: Layout = field(default=Layout.FIXED, compare=False)
     version: int = 2
     operands: tuple[str, ...] = ()
     axes: tuple[str, ...] = ()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
 from openneutron.ops.windows import Window, pad_spatial
+from openneutron.targets import Generation
 
 __all__ = ["SPECS"]
 
@@ -21,6 +24,7 @@ AVERAGE_POOL_2D = Kind("AVERAGE_POOL_2D", "Pool2DOptions")
 MAX_POOL_2D = Kind("MAX_POOL_2D", "Pool2DOptions")
 SUM = Kind("SUM", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
 MEAN = Kind("MEAN", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
+IMAGE_MEAN = replace(MEAN, layout=Layout.FIXED)
 
 # Small windows hit the halves often: with 2x2 every fourth average is one.
 HALVES = (
@@ -156,16 +160,15 @@ def lower_adaptive_average_pool(lowering: Lowering) -> Tensor:
         return lower_average_pool(lowering)
     inputs = lowering.tensor("self")
     rank = len(inputs.shape)
+    if lowering.site.generation is Generation.LEGACY:
+        return _mean_of_image(lowering, (1, *inputs.shape)[-4:])
     return lowering.emit(MEAN, [inputs], lowering.shape, axes=(rank - 2, rank - 1), keep_dims=True)
 
 
 @legacy_constraint
 def averages_whole_granules(site: Site) -> bool:
-    """Where it leaves one value per channel, it is of an image [N, C, H, W] with a multiple of the MACs of a pipeline
-    as channels.
-    """
-    shape = site.shape_of("self")
-    return not _is_global(site.node) or (len(shape) == 4 and shape[1] % site.target.channel_granularity == 0)
+    """Where it leaves one value per channel, the channels are a multiple of the MACs of a pipeline."""
+    return not _is_global(site.node) or site.shape_of("self")[-3] % site.target.channel_granularity == 0
 
 
 def _mean_axes(site: Site) -> tuple[int, ...]:
@@ -176,14 +179,22 @@ def _mean_axes(site: Site) -> tuple[int, ...]:
 
 @legacy_constraint
 def means_over_an_image(site: Site) -> bool:
-    """It is over height and width of rank 4, with keepdim, its channels a multiple of the MACs of a pipeline."""
-    shape = site.shape_of("self")
-    return (
-        len(shape) == 4
-        and _mean_axes(site) == (2, 3)
-        and bool(site.args["keepdim"])
-        and shape[1] % site.target.channel_granularity == 0
-    )
+    """It is over height and width of an image [N, C, H, W], or the length of [N, C, L]."""
+    return (len(site.shape_of("self")), _mean_axes(site)) in ((4, (2, 3)), (3, (2,)))
+
+
+@legacy_constraint
+def means_whole_granules(site: Site) -> bool:
+    """Dimension 1, the channels, is a multiple of the MACs of a pipeline."""
+    return all(size % site.target.channel_granularity == 0 for size in site.shape_of("self")[1:2])
+
+
+def _mean_of_image(lowering: Lowering, shape: Sequence[int]) -> Tensor:
+    """The one MEAN of the legacy generation: of an image `shape` = [N, C, H, W] over height and width, which stay."""
+    nhwc = lowering.channels_last(lowering.reshape(lowering.tensor("self"), shape))
+    batch, _, _, channels = nhwc.shape
+    mean = lowering.emit(IMAGE_MEAN, [nhwc], (batch, 1, 1, channels), axes=(1, 2), keep_dims=True)
+    return lowering.reshape(lowering.channels_first(mean), lowering.shape)
 
 
 @constraint
@@ -194,6 +205,9 @@ def keeps_a_dimension(site: Site) -> bool:
 
 def lower_mean(lowering: Lowering) -> Tensor:
     """MEAN."""
+    if lowering.site.generation is Generation.LEGACY:
+        batch, channels, *sizes = lowering.tensor("self").shape
+        return _mean_of_image(lowering, (batch, channels, *(1, *sizes)[-2:]))
     keep = bool(lowering.args["keepdim"])
     axes = _mean_axes(lowering.site)
     return lowering.emit(MEAN, [lowering.tensor("self")], lowering.shape, axes=axes, keep_dims=keep)
@@ -235,6 +249,7 @@ SPECS = (
         inputs=("self",),
         output=_adaptive_output,
         constraints=(has_equal_windows, has_small_kernel, averages_whole_granules),
+        pads={"self": (-3,)},
         lower=lower_adaptive_average_pool,
         macs=input_macs,
         becomes="MEAN where one value per channel is left, else AVERAGE_POOL_2D",
@@ -247,6 +262,7 @@ SPECS = (
         inputs=("self",),
         output=OutputRule.SHARED,
         constraints=(has_small_stride, is_not_dilated, does_not_round_up, has_whole_granules),
+        pads={"self": (-3,)},
         lower=lower_max_pool,
         becomes="MAX_POOL_2D, with a PADV2 where padding SAME cannot express it",
     ),
@@ -254,7 +270,8 @@ SPECS = (
         name="mean",
         targets=("aten.mean.dim",),
         inputs=("self",),
-        constraints=(keeps_a_dimension, means_over_an_image),
+        constraints=(keeps_a_dimension, means_over_an_image, means_whole_granules),
+        pads={"self": (1,)},
         lower=lower_mean,
         macs=input_macs,
         becomes="MEAN",

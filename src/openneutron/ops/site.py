@@ -9,7 +9,7 @@ from typing import Any
 from torch.fx import Node
 
 from openneutron.fx import arguments, iterate_nodes, shape_of
-from openneutron.targets import NeutronTarget
+from openneutron.targets import Generation, NeutronTarget
 
 __all__ = ["Site"]
 
@@ -20,6 +20,8 @@ class Site:
 
     node: Node
     target: NeutronTarget
+    generation: Generation = Generation.MODERN
+    """The converter that will read what is lowered."""
 
     @cached_property
     def args(self) -> dict[str, Any]:

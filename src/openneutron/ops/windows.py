@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openneutron.ir.graph import Kind, Layout, Tensor
 from openneutron.ops.lowering import Lowering
 
-__all__ = ["PAD", "PADV2", "Window", "pad_spatial"]
+__all__ = ["PAD", "PADV2", "Window", "pad_behind", "pad_spatial"]
 
 PAD = Kind("PAD", "PadOptions", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
 PADV2 = Kind("PADV2", "PadV2Options", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
@@ -42,6 +42,16 @@ class Window:
         return (self.begin, self.end) == (total // 2, total - total // 2)
 
     @property
+    def is_tiling(self) -> bool:
+        """Whether tensors end to end could be one: no window reads padding, or from two of them."""
+        reach = (self.kernel - 1) * self.dilation + 1
+        return self.begin == 0 and reach <= self.stride and self.size % self.stride == 0
+
+    def repeated(self, count: int) -> Window:
+        """The window along `count` tensors end to end."""
+        return replace(self, size=count * self.size, outputs=count * self.outputs)
+
+    @property
     def is_valid(self) -> bool:
         """Whether no window reads padding."""
         return self.begin == self.end == 0
@@ -70,3 +80,11 @@ def pad_spatial(
         return lowering.emit(PAD, [nhwc], shape, nhwc.qparams, paddings=paddings), "VALID"
     return lowering.emit(PADV2, [nhwc, value], shape, nhwc.qparams, paddings=paddings), "VALID"
 
+
+
+def pad_behind(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The tensor in a larger shape, real zero behind what it has."""
+    if shape == tensor.shape:
+        return tensor
+    paddings = tuple((0, size - old) for size, old in zip(shape, tensor.shape, strict=True))
+    return lowering.emit(PAD, [tensor], shape, tensor.qparams, paddings=paddings)

@@ -18,6 +18,7 @@ from openneutron.fx import is_dequantize, is_quantize, iterate_nodes, op_name, o
 from openneutron.ir.graph import Array, Op, QParams, Tensor
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS, OpSpec
 from openneutron.ops.lowering import Lowering
+from openneutron.ops.padding import Padded, pad_to_granules
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer.layers import left_in_float
@@ -39,6 +40,8 @@ class Cluster:
     activation: Node | None
     operands: tuple[Node, ...]
     quantize: Node
+    padded: Padded | None = None
+    """How it is written where the NPU takes it on padded operands only."""
 
     @property
     def node(self) -> Node:
@@ -53,7 +56,8 @@ class Cluster:
     def lower(self, operands: dict[Node, Tensor], ops: list[Op]) -> Tensor:
         """Append the operators it becomes to `ops`; returns its output in torch's dimension order."""
         activation = "NONE" if self.activation is None else _fused_name(self.activation)
-        return self.spec.lower(Lowering(self.site, operands, qparams_of(self.quantize), activation, ops))
+        lowering = Lowering(self.site, operands, qparams_of(self.quantize), activation, ops)
+        return self.spec.lower(lowering) if self.padded is None else self.padded.lower(lowering)
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class _Search:
         spec = OPERATORS.get(op_name(node))
         if spec is None:
             return self._not_quantized(node)
-        site = Site(node, self.target)
+        site = Site(node, self.target, self.options.generation)
         operands = self._operands(spec, site)
         if isinstance(operands, str):
             return operands
@@ -159,8 +163,11 @@ class _Search:
         activation, quantize = ending
         if activation is not None and (blocked := self.blocked & names_of(activation)):
             return f"Its fused activation '{activation.name}' is in operators_not_to_delegate ('{min(blocked)}')."
-        cluster = Cluster(spec, site, activation, operands, quantize)
-        return self._rejection(cluster) or cluster
+        padded = self._padded(spec, site)
+        if isinstance(padded, str):
+            return padded
+        cluster = Cluster(spec, site, activation, operands, quantize, padded)
+        return self._qparams_rejection(cluster) or cluster
 
     def _operands(self, spec: OpSpec, site: Site) -> tuple[Node, ...] | str:
         operands: list[Node] = []
@@ -214,11 +221,21 @@ class _Search:
         operands = [operand for operand in iterate_nodes(list(node.args)) if not is_dequantize(operand)]
         return f"It is not quantized: '{operands[0].name}' comes in float." if operands else "It is not quantized."
 
-    def _rejection(self, cluster: Cluster) -> str | None:
-        spec, site = cluster.spec, cluster.site
-        if limits := spec.rejections(site, self.options.generation):
-            return f"{self.options.target} takes {spec.name} only if: {' '.join(limits)}"
-        return self._qparams_rejection(cluster)
+    def _padded(self, spec: OpSpec, site: Site) -> Padded | str | None:
+        """How to pad it, None where the NPU takes it as it is, the reason where the NPU does not take it at all."""
+        limits = spec.rejections(site, site.generation)
+        if not limits:
+            return None
+        reason = f"{self.options.target} takes {spec.name} only if: {' '.join(limits)}"
+        padded = pad_to_granules(spec, site)
+        if padded is None:
+            return reason
+        if padded.cycles < padded.cpu_cycles:
+            return padded
+        return (
+            f"{reason} Padded with zeros it would take about {padded.cycles} cycles there, on the CPU about "
+            f"{padded.cpu_cycles} (estimates)."
+        )
 
     def _qparams_rejection(self, cluster: Cluster) -> str | None:
         spec, site = cluster.spec, cluster.site
