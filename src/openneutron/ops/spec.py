@@ -81,8 +81,8 @@ class OpSpec:
     """Names of the same operator in the edge dialect; the first one is shown in the placement."""
     weight: str | None = None
     """Argument that must be a constant int8 weight."""
-    weight_per_channel: bool = False
-    """Whether the weight may have a scale for each output channel (dimension 0)."""
+    weight_axis: int | None = None
+    """The weight's dimension of output channels, where it may have a scale for each; None for one scale only."""
     bias: str | None = None
     """Argument that may be a constant int32 bias."""
     output: OutputRule | QParams | Callable[[Node], OutputRule | QParams] = OutputRule.OBSERVED

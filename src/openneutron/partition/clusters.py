@@ -252,8 +252,8 @@ class _Search:
         if spec.weight is None:
             return None
         weight = qparams_of(site.args[spec.weight], self.constants)
-        if any(weight.zero_point) or not (weight.axis is None or (weight.axis == 0 and spec.weight_per_channel)):
-            granularity = "per tensor or per output channel" if spec.weight_per_channel else "per tensor"
+        if any(weight.zero_point) or weight.axis not in (None, spec.weight_axis):
+            granularity = "per tensor" if spec.weight_axis is None else "per tensor or per output channel"
             return f"Its weight must be symmetric, {granularity}."
         flavor = self.options.neutron_converter_flavor
         if weight.axis is not None and not takes_weights_per_channel(flavor):

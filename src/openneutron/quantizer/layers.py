@@ -133,7 +133,7 @@ class _Scope:
 
     def add(self, node: Node, labels: Iterable[str]) -> None:
         spec = OPERATORS.get(op_name(node))
-        per_channel = spec is not None and spec.weight_per_channel
+        per_channel = spec is not None and spec.weight_axis is not None
         for label in labels:
             self.known[label] = self.known.get(label, False) or per_channel
 
@@ -189,9 +189,9 @@ def _show(key: object) -> str:
 
 
 _KNOWN_OPERATORS = _labels(OPERATORS.values())
-_PER_CHANNEL_OPERATORS = _labels(spec for spec in OPERATORS.values() if spec.weight_per_channel)
+_PER_CHANNEL_OPERATORS = _labels(spec for spec in OPERATORS.values() if spec.weight_axis is not None)
 _WHO_TAKES_IT = (
     "Only the weight of a "
-    + " or ".join(sorted({spec.name for spec in OPERATORS.values() if spec.weight_per_channel}))
+    + " or ".join(sorted({spec.name for spec in OPERATORS.values() if spec.weight_axis is not None}))
     + " can have one scale for each output channel, and there is none here."
 )

@@ -237,7 +237,7 @@ class _Annotation:
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
         weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
         if weight is not None:
-            per_channel = place.spec.weight_per_channel and self.layers.granularity(node) == PER_CHANNEL
+            per_channel = place.spec.weight_axis is not None and self.layers.granularity(node) == PER_CHANNEL
             edges[weight] = self._weight_spec((weight, node), per_channel=per_channel)
             if bias is not None:
                 edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), per_channel=per_channel)
