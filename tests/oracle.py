@@ -16,7 +16,8 @@ from openneutron.quantizer import UnquantizedWarning
 from openneutron.runtime import HostProgram
 
 __all__ = [
-    "Agreement", "Function", "agreement", "agreements", "everything_on_the_npu", "lowered", "quantized", "samples_like",
+    "Agreement", "Function", "agreement", "agreements", "everything_on_the_npu", "lowered", "quantized",
+    "quantized_elsewhere", "samples_like",
 ]  # fmt: skip
 
 CALIBRATION_SAMPLES = 4
@@ -78,6 +79,20 @@ def quantized(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnquantizedWarning)
         return quantize(model.eval(), calibration[0], calibration, **options)
+
+
+def quantized_elsewhere(model: torch.nn.Module, shapes: Sequence[tuple[int, ...]]) -> QuantizedModel:
+    """`model`, its inputs and its output int8 with the same qparams, as another quantizer might leave it."""
+    ops = torch.ops.quantized_decomposed
+
+    def rounded(value: torch.Tensor) -> torch.Tensor:
+        qparams = (0.05, 3, -128, 127, torch.int8)
+        codes = ops.quantize_per_tensor.default(value, *qparams)
+        return ops.dequantize_per_tensor.default(codes, *qparams)  # type: ignore[no-any-return]
+
+    (inputs,) = samples_like(shapes, 1, 0, (0.0, 1.0))
+    around = Function(lambda part, *values: rounded(part(*map(rounded, values))), model)
+    return QuantizedModel(torch.export.export(around.eval(), inputs).module(), inputs, "imxrt700")
 
 
 def lowered(model: QuantizedModel, **options: Any) -> NeutronProgram:

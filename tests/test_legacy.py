@@ -25,6 +25,7 @@ from openneutron.fx import op_name
 from openneutron.ops import OPERATORS
 from openneutron.ops.padding import Padded, pad_to_granules
 from openneutron.ops.site import Site
+from openneutron.ops.spec import Constraint, legacy_constraint
 from openneutron.partition.placing import Placement, placement
 from openneutron.targets import TARGETS, Generation
 
@@ -125,6 +126,14 @@ class TestTargets:
             assert (rows[node.name].where == "npu") == (holds or case.padded), rows[node.name]
             if not holds and not case.padded:
                 assert f"{name} takes {case.spec} only if: {case.constraint.message}" in (rows[node.name].reason or "")
+
+    @pytest.mark.parametrize(
+        ("target", "most"), [("imxrt700", 2040), ("mcxn94x", 2040), ("imx95", 240), ("imx943", 240), ("s32k5", 2032)]
+    )
+    def test_softmax_is_narrower_where_there_are_more_pipelines(self, target: str, most: int) -> None:
+        for width in (most, most + GRANULARITY[target]):
+            rows = rows_of(quantized(Function(lambda x: x.softmax(1)), ((1, width),), target=target), target)
+            assert (not reasons(rows)) == (width == most), rows
 
     @pytest.mark.parametrize(("channels", "takers"), [(65530, {4}), (65528, {4, 8}), (65504, {4, 8, 16})])
     def test_weights_of_one_output_are_rounded_up_to_the_granularity(self, channels: int, takers: set[int]) -> None:
@@ -264,3 +273,49 @@ def test_networks(name: str, target: str) -> None:
     else:
         assert left == (["aten._softmax.default"] if name in CLASSES else [])
     assert not [fault for graph in graphs for fault in faults(graph, TARGETS[target])]
+
+
+class TestDeclaration:
+    """`pads` is all that an operator's declaration needs."""
+
+    @pytest.fixture(params=["per_tensor", "per_channel"])
+    def granularity(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    def test_of_weight_and_bias(self, monkeypatch: pytest.MonkeyPatch, granularity: str) -> None:
+        pads = {"input": (1,), "weight": (0, 1), "bias": (0,)}
+        declare(monkeypatch, "aten.conv2d.default", pads, takes_whole_channels("input"))
+        model = quantized(nn.Conv2d(12, 5, 3), ((1, 12, 6, 6),), weight_granularity=granularity)
+        (graph,) = partition_graphs(model, neutron_converter_flavor=LEGACY)
+        assert kinds(graph) == ["PAD", "CONV_2D", "SLICE"]
+        assert [tensor.shape for tensor in graph.ops[1].inputs[1:]] == [(8, 3, 3, 16), (8,)]
+        assert agreement(lowered(model, neutron_converter_flavor=LEGACY), model).worst <= 1
+
+    def test_of_two_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        declare(monkeypatch, "aten.mul.Tensor", {"self": (1,), "other": (1,)}, takes_whole_channels("self"))
+        model = quantized(Function(lambda x, y: x * y), ((1, 12, 3, 3), (1, 12, 1, 1)))
+        (graph,) = partition_graphs(model, neutron_converter_flavor=LEGACY)
+        assert kinds(graph) == ["PAD", "PAD", "MUL", "SLICE"]
+        assert agreement(lowered(model, neutron_converter_flavor=LEGACY), model).worst <= 1
+
+    def test_of_a_constant(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        declare(monkeypatch, "aten.mul.Tensor", {"self": (1,), "other": (0,)}, takes_whole_channels("self"))
+        slopes = torch.linspace(-1, 2, 12).reshape(12, 1, 1)
+        model = quantized(Function(lambda slopes, x: x * slopes, slopes), ((1, 12, 3, 3),))
+        (graph,) = partition_graphs(model, neutron_converter_flavor=LEGACY)
+        assert kinds(graph) == ["PAD", "MUL", "SLICE"]
+        assert agreement(lowered(model, neutron_converter_flavor=LEGACY), model).worst <= 1
+
+
+def takes_whole_channels(argument: str) -> Constraint:
+    def holds(site: Site) -> bool:
+        """The channels are a multiple of the MACs of a pipeline."""
+        return site.shape_of(argument)[1] % site.target.channel_granularity == 0
+
+    return legacy_constraint(holds)
+
+
+def declare(monkeypatch: pytest.MonkeyPatch, name: str, pads: dict[str, tuple[int, ...]], limit: Constraint) -> None:
+    """The operator with one limit of the legacy generation more, which padding lifts."""
+    spec = OPERATORS[name]
+    monkeypatch.setitem(OPERATORS, name, replace(spec, pads=pads, constraints=(*spec.constraints, limit)))

@@ -10,14 +10,25 @@ import torch.nn.functional as F
 from tests.case import Case, Rejected
 from tests.flow_support import flat
 from tests.operator_cases import CASES, REJECTED
-from tests.oracle import Function, agreement, everything_on_the_npu, lowered, quantized, samples_like
+from tests.oracle import (
+    Function,
+    agreement,
+    everything_on_the_npu,
+    lowered,
+    quantized,
+    quantized_elsewhere,
+    samples_like,
+)
 from torch import nn
+from torch._export.verifier import SpecViolationError
 
+from openneutron.compile_spec import CompileOptions
 from openneutron.errors import HostError
 from openneutron.fx import op_name
 from openneutron.ops import DECLARED, DECOMPOSITIONS, OPERATORS, Decomposition
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint
+from openneutron.partition.placing import placement
 from openneutron.passes import decompose
 from openneutron.targets import TARGETS
 
@@ -69,10 +80,16 @@ def test_cases_have_names_of_their_own() -> None:
 @pytest.mark.parametrize("case", [case for case in REJECTED if not case.padded], ids=lambda case: case.id)
 def test_what_breaks_a_limit_runs_on_the_cpu(case: Rejected) -> None:
     torch.manual_seed(0)
-    model = quantized(case.model(), case.shapes)
-    program = lowered(model, neutron_converter_flavor=LEGACY if case.is_legacy else None)
-    reasons = [row.reason for row in program.placement if row.where == "cpu"]
-    assert any((reason or "").startswith(case.reason) for reason in reasons), program.placement
+    model = (quantized_elsewhere if case.quantized_elsewhere else quantized)(case.model(), case.shapes)
+    options = CompileOptions(neutron_converter_flavor=LEGACY if case.is_legacy else None)
+    rows = placement(torch.export.export(model.module, model.example_inputs), options)
+    assert any((row.reason or "").startswith(case.reason) for row in rows if row.where == "cpu"), rows
+    if not case.lowers:
+        with pytest.raises(SpecViolationError, match="not in Core ATen"):
+            lowered(model)
+        return
+    program = lowered(model, neutron_converter_flavor=options.neutron_converter_flavor)
+    assert program.placement == rows
     if case.runs:
         assert agreement(program, model).worst <= 1
     else:

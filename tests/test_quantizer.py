@@ -237,8 +237,8 @@ class TestUnquantized:
         assert line.endswith("OpenNeutron has no such operator; docs/operators.md lists those it has.")
 
     def test_a_limit_is_quoted(self) -> None:
-        message = self.warning(Model(lambda m, x: F.max_pool2d(m.c(x), 3, ceil_mode=True), c=conv()))
-        assert "The NPU takes max_pool2d only if: ceil_mode is off." in message
+        message = self.warning(Model(lambda m, x: F.max_pool2d(m.c(x), 3, dilation=2), c=conv()))
+        assert "The NPU takes max_pool only if: The dilation is 1." in message
 
     def test_a_weight_that_is_computed(self) -> None:
         message = self.warning(Model(lambda m, x, w: m.c(F.conv2d(x, w)), c=conv()), image(), image(4, 4, 1, 1))
@@ -274,6 +274,9 @@ class TestTorchaoFolding:
             (lambda: Model(lambda m, x: m.b(m.c(m.a(m.c(x)))), c=conv(), a=bn(), b=bn()), True),
             (lambda: Model(lambda m, x: m.c(m.a(m.c(x))), c=conv(), a=bn()), True),
             (lambda: Model(lambda m, x: m.c(m.c(x)), c=conv()), False),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3), bn()), False),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=2), bn()), True),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=2), conv()), False),
         ],
     )
     def test_which_models_need_help(self, build: Callable[[], nn.Module], wrong: bool) -> None:

@@ -120,8 +120,9 @@ def operator_aliases(name: str) -> tuple[str, ...]:
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
-    """Static shape of the tensor that `node` yields."""
-    return tuple(node.meta["val"].shape)
+    """Static shape of the tensor that `node` yields, of the first one where it yields several."""
+    value = node.meta["val"]
+    return tuple((value[0] if isinstance(value, (list, tuple)) else value).shape)
 
 
 def arguments(node: Node) -> dict[str, Any]:

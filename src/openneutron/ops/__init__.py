@@ -3,7 +3,20 @@
 Quantizer, partitioner, compiler, cost model and docs/operators.md read these tables; nothing else lists operators.
 """
 
-from openneutron.ops import activations, arithmetic, convolution, elementwise, linear, pooling, shapes
+from openneutron.ops import (
+    activations,
+    arithmetic,
+    convolution,
+    elementwise,
+    linear,
+    pooling,
+    pooling_by_others,
+    reductions,
+    resizes,
+    separable,
+    shapes,
+    transposed,
+)
 from openneutron.ops.decomposition import Decomposition
 from openneutron.ops.spec import OpSpec
 
@@ -11,8 +24,11 @@ __all__ = ["DECLARED", "DECOMPOSED", "DECOMPOSITIONS", "OPERATORS", "SPECS", "De
 
 SPECS: tuple[OpSpec, ...] = (
     *convolution.SPECS,
+    *transposed.SPECS,
     *linear.SPECS,
     *pooling.SPECS,
+    *reductions.SPECS,
+    *resizes.SPECS,
     *elementwise.SPECS,
     *arithmetic.SPECS,
     *shapes.SPECS,
@@ -21,7 +37,12 @@ SPECS: tuple[OpSpec, ...] = (
 OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spec.targets}
 """Declarations by the qualified name of the ATen operator."""
 
-DECOMPOSED: tuple[Decomposition, ...] = (*activations.DECOMPOSED,)
+DECOMPOSED: tuple[Decomposition, ...] = (
+    *activations.DECOMPOSED,
+    *pooling_by_others.DECOMPOSED,
+    *reductions.DECOMPOSED,
+    *separable.DECOMPOSED,
+)
 """Operators that become others before annotation."""
 
 DECOMPOSITIONS: dict[str, Decomposition] = {target: spec for spec in DECOMPOSED for target in spec.targets}

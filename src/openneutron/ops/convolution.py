@@ -16,9 +16,9 @@ from openneutron.ops.shapes import CONCATENATION, SLICE
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
 from openneutron.ops.windows import Window, pad_spatial
-from openneutron.targets import Generation
+from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["SPECS"]
+__all__ = ["SPECS", "Filters", "convolve"]
 
 CONV_2D = Kind("CONV_2D", "Conv2DOptions", version=3)
 DEPTHWISE_CONV_2D = Kind("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions", version=3)
@@ -76,8 +76,7 @@ def fits_accumulation(site: Site) -> bool:
     """Kernel height x width x input channels, rounded up to the MACs of a pipeline, is at most
     {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
-    granularity = site.target.channel_granularity
-    channels = -(-site.shape_of("weight")[1] // granularity) * granularity
+    channels = site.target.whole_granules(site.shape_of("weight")[1])
     return math.prod(_kernel(site)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
@@ -107,13 +106,14 @@ def stacks_its_batch(site: Site) -> bool:
     return site.shape[0] == 1 or _windows(site)[0].is_tiling
 
 
-def _merges(site: Site, generation: Generation) -> list[int]:
+def _merges(oihw: Sequence[int], groups: int, target: NeutronTarget, generation: Generation) -> list[int]:
     """How many groups one CONV_2D may hold, its filters zero where they meet the inputs of other groups.
 
-    The legacy generation slices and concatenates multiples of the MACs of a pipeline only.
+    `oihw` is the shape of all filters. The legacy generation slices and concatenates multiples of the MACs of a
+    pipeline only.
     """
-    (outputs, inputs), groups = site.shape_of("weight")[:2], site.args["groups"]
-    target, area = site.target, math.prod(_kernel(site))
+    outputs, inputs, *kernel = oihw
+    area = math.prod(kernel)
 
     def is_legal(merged: int) -> bool:
         if area * target.whole_granules(merged * inputs) > MAX_WEIGHTS_OF_ONE_OUTPUT:
@@ -131,7 +131,8 @@ def merges_groups(site: Site) -> bool:
     which all inputs together and the outputs of each are multiples of the MACs of a pipeline, with at most
     {MAX_WEIGHTS_OF_ONE_OUTPUT} weights of an output.
     """
-    return site.args["groups"] == 1 or _is_depthwise(site) or bool(_merges(site, Generation.LEGACY))
+    groups, shape = site.args["groups"], site.shape_of("weight")
+    return groups == 1 or _is_depthwise(site) or bool(_merges(shape, groups, site.target, Generation.LEGACY))
 
 
 def macs(site: Site) -> int:
@@ -140,14 +141,15 @@ def macs(site: Site) -> int:
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """Filters with the dimensions [outputs, inputs, height, width], and a bias for each output."""
+class Filters:
+    """Constant weights with the dimensions [outputs, inputs of a group, height, width], and a bias for each output."""
 
     oihw: Array
     qparams: QParams
     bias: Tensor
+    groups: int
 
-    def part(self, part: int, parts: int) -> _Weights:
+    def part(self, part: int, parts: int) -> Filters:
         """The filters and biases of one part of so many."""
         outputs = len(self.oihw) // parts
         rows = slice(part * outputs, (part + 1) * outputs)
@@ -157,7 +159,7 @@ class _Weights:
 
         biases = np.asarray(self.bias.data)[rows]
         bias = Tensor(biases.shape, self.bias.dtype, of_rows(self.bias.qparams), biases)
-        return _Weights(self.oihw[rows], of_rows(self.qparams), bias)
+        return Filters(self.oihw[rows], of_rows(self.qparams), bias, self.groups // parts)
 
 
 def lower_convolution(lowering: Lowering) -> Tensor:
@@ -167,13 +169,22 @@ def lower_convolution(lowering: Lowering) -> Tensor:
     """
     site, inputs, weight = lowering.site, lowering.tensor("input"), lowering.tensor("weight")
     oihw = lowering.data("weight").reshape(*weight.shape[:2], *_kernel(site))
-    weights = _Weights(oihw, weight.qparams, lowering.bias("bias", oihw.shape[0], inputs.qparams, weight.qparams))
+    bias = lowering.bias("bias", oihw.shape[0], inputs.qparams, weight.qparams)
+    filters = Filters(oihw, weight.qparams, bias, lowering.args["groups"])
     (vertical, horizontal), (batch, channels, *_) = _windows(site), inputs.shape
     nhwc = lowering.channels_last(lowering.reshape(inputs, (batch, channels, vertical.size, horizontal.size)))
     if site.generation is Generation.LEGACY and batch > 1:
         vertical = vertical.repeated(batch)
         nhwc = lowering.reshape(nhwc, (1, vertical.size, horizontal.size, channels))
-    nhwc, padding = pad_spatial(lowering, nhwc, (vertical, horizontal))
+    output = convolve(lowering, nhwc, filters, (vertical, horizontal))
+    images = lowering.reshape(output, (batch, output.shape[0] * output.shape[1] // batch, *output.shape[2:]))
+    return lowering.reshape(lowering.channels_first(images), lowering.shape)
+
+
+def convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[Window, Window]) -> Tensor:
+    """The output [N, H, W, C] of any convolution; groups as `_convolve_groups` has them."""
+    vertical, horizontal = windows
+    nhwc, padding = pad_spatial(lowering, nhwc, windows)
     attrs: dict[str, Any] = {
         "padding": padding,
         "stride_h": vertical.stride,
@@ -182,37 +193,29 @@ def lower_convolution(lowering: Lowering) -> Tensor:
         "dilation_w_factor": horizontal.dilation,
         "fused_activation_function": lowering.activation,
     }
-    shape = (nhwc.shape[0], vertical.outputs, horizontal.outputs)
-    output = _convolve(lowering, nhwc, weights, shape, attrs)
-    images = lowering.reshape(output, (batch, shape[0] * shape[1] // batch, *output.shape[2:]))
-    return lowering.reshape(lowering.channels_first(images), lowering.shape)
-
-
-def _convolve(
-    lowering: Lowering, nhwc: Tensor, weights: _Weights, positions: Sequence[int], attrs: dict[str, Any]
-) -> Tensor:
-    oihw, weight, bias = weights.oihw, weights.qparams, weights.bias
-    groups, shape = lowering.args["groups"], (*positions, oihw.shape[0])
-    if _is_depthwise(lowering.site):
-        axis = None if weight.axis is None else 3
-        filters = lowering.constant(oihw.transpose(1, 2, 3, 0), QParams(weight.scale, weight.zero_point, axis))
-        multiplier = oihw.shape[0] // groups
-        return lowering.emit(DEPTHWISE_CONV_2D, [nhwc, filters, bias], shape, depth_multiplier=multiplier, **attrs)
-    if groups == 1:
+    positions = (nhwc.shape[0], vertical.outputs, horizontal.outputs)
+    oihw, weight, bias = filters.oihw, filters.qparams, filters.bias
+    shape = (*positions, oihw.shape[0])
+    if filters.groups == 1:
         ohwi = lowering.constant(oihw.transpose(0, 2, 3, 1), weight)
         return lowering.emit(CONV_2D, [nhwc, ohwi, bias], shape, **attrs)
-    return _convolve_groups(lowering, nhwc, weights, positions, attrs)
+    if oihw.shape[1] == 1:
+        axis = None if weight.axis is None else 3
+        ihwo = lowering.constant(oihw.transpose(1, 2, 3, 0), QParams(weight.scale, weight.zero_point, axis))
+        multiplier = oihw.shape[0] // filters.groups
+        return lowering.emit(DEPTHWISE_CONV_2D, [nhwc, ihwo, bias], shape, depth_multiplier=multiplier, **attrs)
+    return _convolve_groups(lowering, nhwc, filters, positions, attrs)
 
 
 def _convolve_groups(
-    lowering: Lowering, nhwc: Tensor, weights: _Weights, positions: Sequence[int], attrs: dict[str, Any]
+    lowering: Lowering, nhwc: Tensor, filters: Filters, positions: Sequence[int], attrs: dict[str, Any]
 ) -> Tensor:
     """SLICE, a CONV_2D for so many groups as cost least together, and CONCATENATION; a single CONV_2D for all of them.
 
     A CONV_2D of several groups has zeros where a filter meets the inputs of another group: more products, but channels
     that fill the pipelines, and fewer operators.
     """
-    site, groups = lowering.site, lowering.args["groups"]
+    site, groups, channels = lowering.site, filters.groups, len(filters.oihw)
 
     def write(merged: int) -> tuple[Tensor, list[Op]]:
         pen = replace(lowering, ops=[])
@@ -220,18 +223,18 @@ def _convolve_groups(
         outputs = [
             pen.emit(
                 CONV_2D,
-                [_channels(pen, nhwc, part, parts), *_filters(pen, weights.part(part, parts), merged)],
-                (*positions, len(weights.oihw) // parts),
+                [_channels(pen, nhwc, part, parts), *_merged(pen, filters.part(part, parts))],
+                (*positions, channels // parts),
                 **attrs,
             )
             for part in range(parts)
         ]
         if parts == 1:
             return outputs[0], pen.ops
-        shape = (*positions, len(weights.oihw))
+        shape = (*positions, channels)
         return pen.emit(CONCATENATION, outputs, shape, axis=3, fused_activation_function="NONE"), pen.ops
 
-    written = (write(merged) for merged in _merges(site, site.generation))
+    written = (write(merged) for merged in _merges(filters.oihw.shape, groups, site.target, site.generation))
     output, ops = min(written, key=lambda plan: cycles_of(plan[1], site.target))
     lowering.ops.extend(ops)
     return output
@@ -245,15 +248,15 @@ def _channels(lowering: Lowering, nhwc: Tensor, part: int, parts: int) -> Tensor
     return lowering.emit(NHWC_SLICE, [nhwc], size, nhwc.qparams, begin=(0, 0, 0, part * size[3]), size=size)
 
 
-def _filters(lowering: Lowering, weights: _Weights, groups: int) -> tuple[Tensor, Tensor]:
-    """The filters of `groups` groups on the channels of all of them, and the biases."""
-    outputs, inputs, height, width = weights.oihw.shape
-    diagonal = np.zeros((groups, outputs // groups, height, width, groups, inputs), weights.oihw.dtype)
-    blocks = weights.oihw.transpose(0, 2, 3, 1).reshape(groups, outputs // groups, height, width, inputs)
+def _merged(lowering: Lowering, filters: Filters) -> tuple[Tensor, Tensor]:
+    """The filters of all groups on the channels of all of them, and the biases."""
+    (outputs, inputs, height, width), groups = filters.oihw.shape, filters.groups
+    diagonal = np.zeros((groups, outputs // groups, height, width, groups, inputs), filters.oihw.dtype)
+    blocks = filters.oihw.transpose(0, 2, 3, 1).reshape(groups, outputs // groups, height, width, inputs)
     for group in range(groups):
         diagonal[group, :, :, :, group] = blocks[group]
     data = diagonal.reshape(outputs, height, width, groups * inputs)
-    return lowering.constant(data, weights.qparams), weights.bias
+    return lowering.constant(data, filters.qparams), filters.bias
 
 
 SPECS = (

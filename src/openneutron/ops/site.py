@@ -25,8 +25,9 @@ class Site:
 
     @cached_property
     def args(self) -> dict[str, Any]:
-        """Arguments by the names of the operator's schema, defaults filled in."""
-        return arguments(self.node)
+        """Arguments by the names of the operator's schema, defaults filled in; "self" also names a first "input"."""
+        named = arguments(self.node)
+        return {"self": named["input"], **named} if "input" in named else named
 
     @property
     def shape(self) -> tuple[int, ...]:

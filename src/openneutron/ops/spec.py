@@ -91,7 +91,8 @@ class OpSpec:
     pads: PaddedDimensions | Callable[[Site], PaddedDimensions] = field(default_factory=dict, compare=False)
     """Dimensions of its arguments that zeros behind them do not disturb: what the output then has more is sliced off.
 
-    They are padded to multiples of the MACs of a pipeline where that makes it legal and costs less than the CPU.
+    They are padded to multiples of the MACs of a pipeline where that makes it legal and costs less than the CPU. A
+    dimension that an argument does not have is left out; a function may say which ones this occurrence lets one pad.
     """
     macs: Callable[[Site], int] = no_macs
     """Multiply-accumulates of one occurrence."""

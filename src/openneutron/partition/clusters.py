@@ -263,12 +263,21 @@ class _Search:
             )
         bias_node = site.args[spec.bias] if spec.bias else None
         if bias_node is not None:
-            bias, scale = qparams_of(bias_node, self.constants), qparams_of(activations[0]).scale[0]
-            pairs = zip(bias.scale, weight.scale, strict=False)
-            sound = len(bias.scale) == len(weight.scale) and not any(bias.zero_point)
-            if not sound or not all(math.isclose(b, scale * w, rel_tol=BIAS_SCALE_TOLERANCE) for b, w in pairs):
+            bias = qparams_of(bias_node, self.constants)
+            if not _is_accumulated(bias, qparams_of(activations[0]), weight):
                 return "Its bias needs zero point 0 and the scale of its input times that of its weight."
         return None
+
+
+def _is_accumulated(bias: QParams, inputs: QParams, weight: QParams) -> bool:
+    """Whether a bias has the qparams of the products of input and weight, the same ones for each group."""
+    groups = 1 if weight.axis is None else len(bias.scale) // len(weight.scale)
+    products = [inputs.scale[0] * scale for scale in weight.scale] * groups
+    return (
+        not any(bias.zero_point)
+        and len(bias.scale) == len(products)
+        and all(math.isclose(*pair, rel_tol=BIAS_SCALE_TOLERANCE) for pair in zip(bias.scale, products, strict=True))
+    )
 
 
 def names_of(node: Node) -> set[str]:

@@ -12,7 +12,7 @@ from torch.fx import Node
 from openneutron import tflite
 from openneutron.compile_spec import CompileOptions
 from openneutron.ir.build import build, is_channels_last, optimize
-from openneutron.ir.graph import Graph, QParams
+from openneutron.ir.graph import Graph, Op, QParams
 from openneutron.ir.rewrites import (
     copy_unwritten_outputs,
     hoist_format_conversions,
@@ -20,13 +20,14 @@ from openneutron.ir.rewrites import (
     transpose_as_images,
 )
 from openneutron.ir.verify import verify
-from openneutron.ir.views import TRANSPOSE
+from openneutron.ir.views import TRANSPOSE, swapped_blocks
+from openneutron.ops.shapes import is_legacy_swap
 from openneutron.partition.clusters import Constants, qparams_of
 from openneutron.partition.levels import Partition
 from openneutron.payload import PayloadHeader, pack_portable
-from openneutron.targets import Generation
+from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["FormattedGraph", "compile_partition", "format_partition", "lower_partition"]
+__all__ = ["FormattedGraph", "compile_partition", "format_partition", "illegal_transposes", "lower_partition"]
 
 
 def lower_partition(
@@ -86,15 +87,22 @@ def format_partition(
     options: CompileOptions,
     channels_last: Callable[[Node], bool] = is_channels_last,
 ) -> FormattedGraph:
-    """The legacy generation has no transpose from NCHW to NHWC: there, the runtime converts whatever it can.
+    """The IR of a partition with the formats of its inputs and outputs.
 
-    Images come and go in NHWC then, unless that leaves more transposes inside than the formats of the program.
+    They are those of the program. For the legacy generation, which has few transposes, the runtime converts whatever it
+    can: images come and go in NHWC there, unless that leaves more transposes inside.
     """
     as_they_are = _with_formats(program, partition, channels_last, options)
     if options.generation is not Generation.LEGACY:
         return as_they_are
     as_images = _with_formats(program, partition, _is_image, options)
-    return min(as_they_are, as_images, key=lambda formatted: _transposes(formatted.graph))
+    return min(as_they_are, as_images, key=lambda formatted: _transposes(formatted.graph, partition.target))
+
+
+def illegal_transposes(graph: Graph, target: NeutronTarget) -> list[Op]:
+    """The transposes that the legacy generation does not have."""
+    transposes = ((op, swapped_blocks(op.inputs[0].shape, op.attrs["perm"])) for op in _transposes_of(graph))
+    return [op for op, blocks in transposes if blocks is None or not is_legacy_swap(blocks, target)]
 
 
 def _with_formats(
@@ -116,5 +124,10 @@ def _is_image(node: Node) -> bool:
     return len(node.meta["val"].shape) == 4
 
 
-def _transposes(graph: Graph) -> int:
-    return sum(op.kind is TRANSPOSE for op in graph.ops)
+def _transposes_of(graph: Graph) -> list[Op]:
+    return [op for op in graph.ops if op.kind is TRANSPOSE]
+
+
+def _transposes(graph: Graph, target: NeutronTarget) -> tuple[int, int]:
+    """How many there are that the legacy generation does not have, and in all."""
+    return len(illegal_transposes(graph, target)), len(_transposes_of(graph))

@@ -133,7 +133,7 @@ class _Emission:
     def _call(self, number: int) -> None:
         partition = self.partitions[number]
         inputs = [self._for_a_delegate(self.copies[node]) for node in partition.inputs]
-        values = [self.orders.values[node] for node in partition.outputs]
+        values = [_at_least_one_dimension(self.orders.values[node]) for node in partition.outputs]
         call = self.graph.call_function(
             partition_operator(), (inputs, self.payload_nodes[number], _describe(values))
         )
@@ -141,7 +141,13 @@ class _Emission:
         for index, (output, value) in enumerate(zip(partition.outputs, values, strict=True)):
             item = self.graph.call_function(operator.getitem, (call, index))
             item.meta = {**output.meta, "val": value}
-            self.copies[output] = item
+            self.copies[output] = self._as_scalar(item) if output.meta["val"].dim() == 0 else item
+
+    def _as_scalar(self, node: Node) -> Node:
+        """Without its one dimension."""
+        scalar = self.graph.call_function(torch.ops.aten.view.default, (node, []))
+        scalar.meta = {**node.meta, "val": node.meta["val"].view([])}
+        return scalar
 
     def _for_a_delegate(self, node: Node) -> Node:
         value = node.meta["val"]
@@ -156,6 +162,11 @@ class _Emission:
             copy.meta = {**node.meta, "val": torch.empty_like(node.meta["val"], memory_format=memory_format)}
             self.converted[key] = copy
         return self.converted[key]
+
+
+def _at_least_one_dimension(value: torch.Tensor) -> torch.Tensor:
+    """ExecuTorch's verifier takes the length of the first output, which a tensor without dimensions does not have."""
+    return value if value.dim() else value.view(1)
 
 
 def replace_partitions(

@@ -9,10 +9,8 @@ from torch.fx import Node
 
 from openneutron.compile_spec import CompileOptions
 from openneutron.ir.graph import Graph, Op
-from openneutron.ir.views import TRANSPOSE, swapped_blocks
-from openneutron.ops.shapes import is_legacy_swap
 from openneutron.partition.clusters import Cluster, Clusters
-from openneutron.partition.compile import format_partition
+from openneutron.partition.compile import format_partition, illegal_transposes
 from openneutron.partition.levels import Partition, partitions_of
 from openneutron.partition.orders import settle_orders
 from openneutron.targets import Generation, NeutronTarget
@@ -49,16 +47,10 @@ def _rejected(
     orders = settle_orders(program, partitions)
     for partition in partitions:
         graph = format_partition(program, partition, options, orders.is_channels_last).graph
-        for op in graph.ops:
-            if op.kind is TRANSPOSE and not _is_legal(op, partition.target):
-                for cluster in blame(partition, graph, op):
-                    rejected.setdefault(cluster, op)
+        for op in illegal_transposes(graph, partition.target):
+            for cluster in blame(partition, graph, op):
+                rejected.setdefault(cluster, op)
     return rejected
-
-
-def _is_legal(op: Op, target: NeutronTarget) -> bool:
-    blocks = swapped_blocks(op.inputs[0].shape, op.attrs["perm"])
-    return blocks is not None and is_legacy_swap(blocks, target)
 
 
 def _who_asks(partition: Partition, graph: Graph, op: Op) -> Iterable[Cluster]:

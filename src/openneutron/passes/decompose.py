@@ -53,7 +53,8 @@ def _decompose(module: GraphModule, node: Node, target: NeutronTarget) -> bool:
         for user in list(node.users):
             if user.target is not operator.getitem:
                 raise AssertionError(f"'{user.name}' reads all outputs of '{node.name}' at once")
-            user.replace_all_uses_with(written[user.args[1]])  # type: ignore[index]
+            if user.users:
+                user.replace_all_uses_with(written[user.args[1]])  # type: ignore[index]
             module.graph.erase_node(user)
     module.graph.erase_node(node)
     return True

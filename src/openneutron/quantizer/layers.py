@@ -77,7 +77,7 @@ class Layers:
         note(node, _LEFT_IN_FLOAT, f"layers[{self._float_key(node)}]")
 
     def _float_key(self, node: Node) -> str | None:
-        found = self._found(_source(node))
+        found = self._found(node)
         return found[0] if found is not None and found[1] == FLOAT else None
 
     def _found(self, node: Node) -> tuple[str, str] | None:
@@ -153,13 +153,6 @@ class _Scope:
 def left_in_float(node: Node) -> str | None:
     """The key of `layers` that left `node` in float; None where none did."""
     return noted(node, _LEFT_IN_FLOAT)  # type: ignore[no-any-return]
-
-
-def _source(node: Node) -> Node:
-    """The operator of which `node` is one of several outputs; `node` itself where it is an operator."""
-    while op_name(node) == "getitem" and isinstance(node.args[0], Node):
-        node = node.args[0]
-    return node
 
 
 def _operator_labels(node: Node) -> Iterator[str]:

@@ -97,7 +97,7 @@ class NeutronQuantizer(Quantizer):
         left: list[tuple[Node, str]] = []
         fused: set[Node] = set()
         for node in model.graph.nodes:
-            if node.op != "call_function" or node in fused:
+            if node.op != "call_function" or node in fused or op_name(node) == "getitem":
                 continue
             if self.layers.leave_in_float(node):
                 self.layers.mark(node)
@@ -148,13 +148,11 @@ def quantizable_reason(
     """
     import torch
 
-    spec = OPERATORS.get(op_name(node))
-    if spec is None:
-        return _undecomposed_reason(node, target)
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
-        return f"It yields {getattr(value, 'dtype', type(value).__name__)}; only float32 is quantized."
-    site = Site(node, target.neutron_target)
+    spec, value, site = OPERATORS.get(op_name(node)), node.meta.get("val"), Site(node, target.neutron_target)
+    if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
+        return f"It yields {value.dtype}; only float32 is quantized."
+    if spec is None or not isinstance(value, torch.Tensor):
+        return _undecomposed_reason(site)
     for name in spec.inputs:
         operands = list(iterate_nodes(site.args[name]))
         if not operands:
@@ -168,14 +166,19 @@ def quantizable_reason(
             role = "weight" if name == spec.weight else "bias"
             return f"Its {role} is computed while the model runs, not a constant."
     rejections = spec.rejections(site, Generation.MODERN)
-    return f"The NPU takes {spec.name} only if: {' '.join(rejections)}" if rejections else None
-
-
-def _undecomposed_reason(node: Node, target: NeutronTargetSpec) -> str:
+    if not rejections:
+        return None
     declared = DECOMPOSITIONS.get(op_name(node))
+    if declared is not None and declared.applies(site):
+        return _undecomposed_reason(site)
+    return f"The NPU takes {spec.name} only if: {' '.join(rejections)}"
+
+
+def _undecomposed_reason(site: Site) -> str:
+    declared = DECOMPOSITIONS.get(op_name(site.node))
     if declared is None:
         return "OpenNeutron has no such operator; docs/operators.md lists those it has."
-    rejections = declared.rejections(Site(node, target.neutron_target))
+    rejections = declared.rejections(site)
     if not rejections:
         return f"{declared.name} becomes {declared.becomes} for float32 values only, when the model is quantized."
     return f"{declared.name} becomes {declared.becomes} only if: {' '.join(rejections)}"
@@ -191,11 +194,10 @@ class _Annotation:
     def __init__(self, places: list[_Place], observer: Any, layers: Layers) -> None:
         self.places = places
         self.observer = observer
-        self.layers = layers
+        self.weight_axis = _weight_axes(places, layers)
         self.parent: dict[Node, Node] = {}
         self.fixed: dict[Node, QParams] = {}
         self.met: dict[Node, Node | tuple[Node, Node]] = {}
-        self.per_channel: dict[Node, bool] = {}  # by weight
         self.requantized: dict[tuple[Node, Node], Node] = {}
 
     def write(self) -> None:
@@ -237,10 +239,10 @@ class _Annotation:
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
         weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
         if weight is not None:
-            per_channel = place.spec.weight_axis is not None and self.layers.granularity(node) == PER_CHANNEL
-            edges[weight] = self._weight_spec((weight, node), per_channel=per_channel)
+            axis = self.weight_axis.get(weight)
+            edges[weight] = self._weight_spec((weight, node), axis)
             if bias is not None:
-                edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), per_channel=per_channel)
+                edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=axis is not None)
         own_output = None if place.activation is not None else self._spec(node, node)
         node.meta[Q_ANNOTATION_KEY] = _annotation(edges, own_output)
         if place.activation is not None:
@@ -256,20 +258,38 @@ class _Annotation:
             return qspecs.fixed(self.fixed[group])
         return qspecs.activation(value, self.observer)
 
-    def _weight_spec(self, edge: tuple[Node, Node], *, per_channel: bool) -> Any:
-        weight, node = edge
-        if self.per_channel.setdefault(weight, per_channel) != per_channel:
-            raise OptionError(
-                "This operator and another share a weight that would be per channel for one and per tensor for the "
-                "other. Set both to 'per_tensor' in layers.",
-                node=node.name,
-                op=op_name(node),
-                source=source_of(node),
-            )
-        if weight in self.met:
-            return SharedQuantizationSpec(self.met[weight])
-        self.met[weight] = edge
-        return qspecs.weight(node, per_channel=per_channel)
+    def _weight_spec(self, edge: tuple[Node, Node], axis: int | None) -> Any:
+        if edge[0] in self.met:
+            return SharedQuantizationSpec(self.met[edge[0]])
+        self.met[edge[0]] = edge
+        return qspecs.weight(edge[1], axis)
+
+
+def _weight_axes(places: list[_Place], layers: Layers) -> dict[Node, int]:
+    """The dimension of output channels of each weight that is per channel: all its readers must agree on one."""
+    readers: dict[Node, list[_Place]] = {}
+    for place in places:
+        if place.spec.weight is not None:
+            readers.setdefault(place.site.args[place.spec.weight], []).append(place)
+    axes: dict[Node, int] = {}
+    for weight, sharing in readers.items():
+        granularities = {layers.granularity(place.site.node) for place in sharing}
+        if len(granularities) > 1:
+            raise _disagreement(sharing[-1].site.node)
+        (axis, *others) = {place.spec.weight_axis for place in sharing}
+        if granularities == {PER_CHANNEL} and axis is not None and not others:
+            axes[weight] = axis
+    return axes
+
+
+def _disagreement(node: Node) -> OptionError:
+    return OptionError(
+        "This operator and another share a weight that would be per channel for one and per tensor for the other. Set "
+        "both to the same in layers.",
+        node=node.name,
+        op=op_name(node),
+        source=source_of(node),
+    )
 
 
 def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
