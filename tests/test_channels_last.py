@@ -20,6 +20,7 @@ from openneutron.quantizer import UnquantizedWarning
 
 CHANNELS_LAST = torch.channels_last
 IMAGE = (1, 3, 8, 8)
+MAX_LSB = 1.01  # one step, and float32 rounding
 
 
 class Net(nn.Module):
@@ -106,6 +107,18 @@ CASES: dict[str, Case] = {
     "silu": (lambda: nn.Sequential(conv(3, 8), nn.SiLU(), conv(8, 4)), IMAGE, ["aten::silu", "mul"]),
     "constants": (lambda: Net(lambda m, x: m.a(x) * 0.5 + 1.0, a=conv(3, 8)), IMAGE, ["mul", "add"]),
     "broadcast": (gate, IMAGE, ["mul", "mean"]),
+    "nearest neighbors": (
+        lambda: nn.Sequential(conv(3, 8), nn.Upsample(scale_factor=2), conv(8, 4)), IMAGE, ["upsample_nearest2d"],
+    ),
+    "bilinear": (
+        lambda: nn.Sequential(conv(3, 8), nn.Upsample(scale_factor=2, mode="bilinear"), conv(8, 4)), IMAGE,
+        ["upsample_bilinear2d"],
+    ),
+    "transposed convolution": (
+        lambda: nn.Sequential(conv(3, 8), nn.ConvTranspose2d(8, 4, 2, stride=2), nn.ReLU()), IMAGE,
+        ["conv_transpose2d"],
+    ),
+    "softmax": (lambda: Net(lambda m, x: torch.softmax(m.a(x), 1), a=conv(3, 8)), IMAGE, ["softmax"]),
     "batch norm first": (lambda: nn.Sequential(nn.BatchNorm2d(3), conv(3, 8)), IMAGE, ["mul", "add"]),
     "batch of two": (lambda: nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8)), (2, 3, 7, 5), ["relu", "conv2d_1"]),
     "one channel": (lambda: nn.Sequential(conv(1, 8), nn.ReLU(), conv(8, 1)), (1, 1, 8, 8), ["conv2d", "conv2d_1"]),
@@ -171,12 +184,14 @@ def test_nothing_is_transposed_where_the_input_is_channels_last(
     program = lower(chosen, intermediates_dir=str(tmp_path))
     assert {row.where for row in program.placement} == {"npu"}
     (given,) = samples(CASES[name][1], channels_last=inputs, seed=1)
-    assert worst_lsb(chosen.module, program.run, [(given,)]) <= 1
+    assert worst_lsb(chosen.module, program.run, [(given,)]) <= MAX_LSB
     assert_in_order(name, program.run(given), chosen(given))
     found = operators(tmp_path)
     assert found
-    # In NCHW, the one is that of the input: the output of a model in channels-last lies so too.
-    assert found.count("TRANSPOSE") <= (0 if inputs else 1), found
+    # PyTorch's softmax yields NCHW whatever it reads.
+    returned = [value for value in flat(chosen(given)) if value.dim() == 4]
+    in_nchw = [not inputs, *(not value.is_contiguous(memory_format=CHANNELS_LAST) for value in returned)]
+    assert found.count("TRANSPOSE") <= sum(in_nchw), found
 
 
 @pytest.mark.parametrize(("model", "inputs"), [FORMATS[0], FORMATS[2]])
@@ -186,7 +201,7 @@ def test_a_part_on_the_cpu_gives_the_same(name: str, blocked: str, model: bool, 
     program = lower(chosen, operators_not_to_delegate=[blocked])
     assert "cpu" in {row.where for row in program.placement}
     given = [samples(CASES[name][1], channels_last=inputs, seed=seed) for seed in (1, 2)]
-    assert worst_lsb(chosen.module, program.run, given) <= 1
+    assert worst_lsb(chosen.module, program.run, given) <= MAX_LSB
     assert_in_order(name, program.run(*given[0]), chosen(*given[0]))
 
 
@@ -202,7 +217,7 @@ def test_the_documented_flow_does_the_same(name: str, by_the_runtime: bool) -> N
                 converted, given, operators_not_to_delegate=blocked,
                 use_neutron_for_format_conversion=not by_the_runtime,
             )  # fmt: skip
-            assert worst_lsb(converted, lowered.run, [given, samples(shape, channels_last=inputs, seed=1)]) <= 1
+            assert worst_lsb(converted, lowered.run, [given, samples(shape, channels_last=inputs, seed=1)]) <= MAX_LSB
             assert_in_order(name, lowered.run(*given), converted(*given))
 
 
@@ -214,7 +229,7 @@ def test_permutes_between_the_orders(channels_last: bool, blocked: list[str]) ->
     given = samples((1, 8, 8, 3), channels_last=channels_last)
     chosen = quantize(model, given, [given])
     program = lower(chosen, operators_not_to_delegate=blocked)
-    assert worst_lsb(chosen.module, program.run, [given]) <= 1
+    assert worst_lsb(chosen.module, program.run, [given]) <= MAX_LSB
 
 
 def test_float_layers_read_weights_in_channels_last() -> None:
@@ -243,7 +258,7 @@ def test_a_copy_into_another_order_on_the_cpu() -> None:
     chosen.module.recompile()
     program = lower(chosen)
     assert [row.op for row in program.placement if row.where == "cpu"] == ["aten.sin.default", "aten.clone.default"]
-    assert worst_lsb(chosen.module, program.run, [(example,)]) <= 1
+    assert worst_lsb(chosen.module, program.run, [(example,)]) <= MAX_LSB
 
 
 @pytest.mark.parametrize("blocked", [[], ["conv2d_1"]])
