@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tests import pooling_cases, reduction_cases, resize_cases, transposed_cases
+from tests import pointwise_cases, pooling_cases, reduction_cases, resize_cases, shape_cases, transposed_cases
 from tests.arithmetic_cases import ARITHMETIC_CASES
 from tests.case import Case, Rejected, Shape, move, moved, of
 from tests.legacy_cases import LEGACY_REJECTED
@@ -455,7 +455,7 @@ def _dropout() -> list[Case]:
 CASES: tuple[Case, ...] = (
     *_conv2d(), *_conv1d(), *_per_channel(), *_fused(), *_linear(), *_elementwise(), *_add(), *_softmax(),
     *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES, *transposed_cases.CASES, *pooling_cases.CASES,
-    *reduction_cases.CASES, *resize_cases.CASES,
+    *reduction_cases.CASES, *resize_cases.CASES, *shape_cases.CASES, *pointwise_cases.CASES,
 )  # fmt: skip
 
 
@@ -474,37 +474,31 @@ def permute(*dims: int) -> Callable[[], nn.Module]:
 BIAS, MATRIX, IMAGE = torch.linspace(-1, 1, 6), torch.linspace(-1, 1, 60).reshape(10, 6), (1, 8, 6, 6)
 vector = of(lambda weight, x: F.linear(x, weight), torch.linspace(-1, 1, 10))
 with_nothing = of(lambda nothing, x: torch.cat([nothing, move(x)], 0), torch.zeros(0))
-crop_by_reflection = moved(lambda x: F.pad(x, (-1, 1), "reflect"))
-replicate = moved(lambda x: F.pad(x, (1, 1), "replicate"))
 
-REJECTED = (
+REJECTED: tuple[Rejected, ...] = (
     Rejected("convolution", "has_a_batch", "2d", conv(2, 3, 5, 3), ((3, 7, 7),)),
     Rejected("convolution", "has_a_batch", "1d", conv(1, 3, 5, 3), ((3, 7),)),
     Rejected("convolution", "has_supported_geometry", "kernel", conv(2, 1, 2, (1, 4097)), ((1, 1, 1, 4100),)),
     Rejected("convolution", "has_supported_geometry", "stride", conv(2, 1, 2, 1, stride=(1, 4097)), ((1, 1, 2, 4100),)),
     Rejected("convolution", "has_supported_geometry", "dilation", conv(1, 1, 2, 2, dilation=4097), ((1, 1, 4100),)),
     Rejected("convolution", "fits_accumulation", "", conv(2, 8192, 2, 3), ((1, 8192, 3, 3),)),
-    Rejected("slice", "slices_without_steps", "", moved(lambda x: x[:, :, ::2]), (IMAGE,)),
     Rejected("linear", "has_a_matrix_as_weight", "", vector, ((4, 10),)),
     Rejected("addmm", "has_a_plain_bias", "matrix", of(addmm(), MATRIX[:4], MATRIX), ((4, 10),)),
     Rejected("addmm", "has_a_plain_bias", "one value", of(addmm(), BIAS[:1], MATRIX), ((4, 10),)),
     Rejected("addmm", "does_not_scale", "alpha", of(addmm(alpha=2.0), BIAS, MATRIX), ((4, 10),)),
     Rejected("addmm", "does_not_scale", "beta", of(addmm(beta=0.5), BIAS, MATRIX), ((4, 10),)),
     Rejected("add", "has_one_full_operand", "", of(lambda x, y: x + y), ((4, 1), (1, 5))),
-    Rejected("add", "has_alpha_one", "", of(lambda x, y: torch.add(x, y, alpha=2)), ((4, 5), (4, 5))),
-    Rejected("softmax", "is_over_the_channels", "rank 2", of(lambda x: x.softmax(0)), ((4, 5),)),
-    Rejected("softmax", "is_over_the_channels", "rank 4", of(lambda x: x.softmax(2)), ((1, 4, 5, 3),)),
     Rejected("softmax", "has_few_softmax_channels", "channels", of(lambda x: x.softmax(1)), ((1, 2041),)),
     Rejected("softmax", "has_few_softmax_channels", "positions", of(lambda x: x.softmax(1)), ((4097, 2),)),
     Rejected("softmax", "has_few_softmax_channels", "elements", of(lambda x: x.softmax(1)), ((1025, 512),)),
     Rejected("reshape", "has_rank_for_reshape", "", moved(lambda x: x.view(1, 2, 1, 3, 2, 1, 2, 1)), ((2, 12),)),
     Rejected("permute", "has_rank_for_transpose", "", permute(6, 5, 4, 3, 2, 1, 0), ((1, 2, 1, 3, 2, 1, 2),)),
     Rejected("cat", "concatenates_equal_ranks", "", with_nothing, ((4, 5),)),
-    Rejected("pad", "pads_by_constant_or_reflection", "replicate", replicate, ((2, 3, 5),)),
-    Rejected("pad", "does_not_crop_a_reflection", "", crop_by_reflection, ((2, 3, 5),)),
+    *pointwise_cases.REJECTED,
     *transposed_cases.REJECTED,
     *pooling_cases.REJECTED,
     *reduction_cases.REJECTED,
     *resize_cases.REJECTED,
+    *shape_cases.REJECTED,
     *LEGACY_REJECTED,
 )  # fmt: skip

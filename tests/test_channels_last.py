@@ -105,7 +105,7 @@ CASES: dict[str, Case] = {
     ),
     "slices": (lambda: Net(lambda m, x: m.b(m.a(x)[:, 2:6]), a=conv(3, 8), b=conv(4, 4)), IMAGE, ["slice_1"]),
     "silu": (lambda: nn.Sequential(conv(3, 8), nn.SiLU(), conv(8, 4)), IMAGE, ["aten::silu", "mul"]),
-    "constants": (lambda: Net(lambda m, x: m.a(x) * 0.5 + 1.0, a=conv(3, 8)), IMAGE, ["mul", "add"]),
+    "constants": (lambda: Net(lambda m, x: F.relu(m.a(x)) * 0.5 + 1.0, a=conv(3, 8)), IMAGE, ["mul", "add"]),
     "broadcast": (gate, IMAGE, ["mul", "mean"]),
     "nearest neighbors": (
         lambda: nn.Sequential(conv(3, 8), nn.Upsample(scale_factor=2), conv(8, 4)), IMAGE, ["upsample_nearest2d"],

@@ -29,8 +29,8 @@ from openneutron.ir.verify import IRError, verify
 from openneutron.ir.views import RESHAPE, TRANSPOSE, View, swapped_blocks
 from openneutron.ops.elementwise import ABS, ADD, RELU
 from openneutron.ops.linear import FULLY_CONNECTED
+from openneutron.ops.pieces import CONCATENATION, SLICE
 from openneutron.ops.reductions import MEAN
-from openneutron.ops.shapes import CONCATENATION, SLICE
 from openneutron.ops.windows import PAD
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from torch.fx import Node
 __all__ = [
     "arguments",
     "is_dequantize",
+    "is_operator",
     "is_quantize",
     "iterate_nodes",
     "modules_of",
@@ -148,6 +150,14 @@ def iterate_nodes(value: object) -> Iterator[Node]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from iterate_nodes(item)
+
+
+def is_operator(node: Node) -> bool:
+    """Whether `node` computes something: a call, but none that picks an output of another or only checks something."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return False
+    overload = _overload(node)
+    return overload is None or bool(overload._schema.returns)
 
 
 def is_quantize(node: Node) -> bool:

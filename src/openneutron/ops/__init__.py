@@ -8,13 +8,19 @@ from openneutron.ops import (
     arithmetic,
     convolution,
     elementwise,
+    functions,
     linear,
+    norms,
+    pads,
     pooling,
     pooling_by_others,
+    rearranging,
     reductions,
     resizes,
+    selection,
     separable,
     shapes,
+    splitting,
     transposed,
 )
 from openneutron.ops.decomposition import Decomposition
@@ -32,6 +38,8 @@ SPECS: tuple[OpSpec, ...] = (
     *elementwise.SPECS,
     *arithmetic.SPECS,
     *shapes.SPECS,
+    *pads.SPECS,
+    *rearranging.SPECS,
 )
 
 OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spec.targets}
@@ -39,9 +47,13 @@ OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spe
 
 DECOMPOSED: tuple[Decomposition, ...] = (
     *activations.DECOMPOSED,
+    *functions.DECOMPOSED,
+    *norms.DECOMPOSED,
     *pooling_by_others.DECOMPOSED,
     *reductions.DECOMPOSED,
     *separable.DECOMPOSED,
+    *splitting.DECOMPOSED,
+    *selection.DECOMPOSED,
 )
 """Operators that become others before annotation."""
 

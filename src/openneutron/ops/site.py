@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch.fx import Node
 
+from openneutron.constants import constant_value, number_of
 from openneutron.fx import arguments, iterate_nodes, shape_of
 from openneutron.targets import Generation, NeutronTarget
 
@@ -22,6 +25,8 @@ class Site:
     target: NeutronTarget
     generation: Generation = Generation.MODERN
     """The converter that will read what is lowered."""
+    constant_of: Callable[[object], torch.Tensor | None] = field(default=constant_value, compare=False)
+    """The values of a constant of the graph; None for anything else."""
 
     @cached_property
     def args(self) -> dict[str, Any]:
@@ -33,6 +38,14 @@ class Site:
     def shape(self) -> tuple[int, ...]:
         """Shape of the output."""
         return shape_of(self.node)
+
+    def constant(self, argument: str) -> torch.Tensor | None:
+        """The values of an argument that is a constant; None for any other."""
+        return self.constant_of(self.args[argument])
+
+    def number(self, argument: str) -> float | None:
+        """The number that an argument is, or that all values of a constant are; None for any other."""
+        return number_of(self.args[argument], self.constant_of)
 
     def shape_of(self, argument: str) -> tuple[int, ...]:
         """Shape of a tensor argument, of the first one where it is a list."""

@@ -11,7 +11,7 @@ import numpy as np
 from openneutron.ir.graph import Array, Kind, QParams, Tensor
 from openneutron.ops.convolution import Filters, convolve
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.shapes import SLICE
+from openneutron.ops.pieces import SLICE
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, PaddedDimensions, constraint, legacy_constraint
 from openneutron.ops.windows import Window, image_shape, spatial, spatial_rank

@@ -8,18 +8,19 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
-from torch.fx import Graph, GraphModule, Node
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.fx import Graph, Node
 
 from openneutron.fx import is_dequantize, is_quantize, note, noted, output_node
 from openneutron.partition.levels import Partition
 from openneutron.partition.orders import Orders, is_nhwc, nchw_strides
+from openneutron.partition.programs import with_graph
 
 __all__ = ["is_opaque", "is_searched", "partition_operator", "replace_partitions"]
 
@@ -60,9 +61,7 @@ def _fake_outputs(_: Sequence[torch.Tensor], payload: torch.Tensor, outputs: str
 
 def _describe(values: Sequence[torch.Tensor]) -> str:
     """Sizes and strides as text: "1,8:8,1;1,10:10,1"."""
-    return ";".join(
-        f"{','.join(map(str, value.shape))}:{','.join(map(str, value.stride()))}" for value in values
-    )
+    return ";".join(f"{','.join(map(str, value.shape))}:{','.join(map(str, value.stride()))}" for value in values)
 
 
 def _parse(text: str) -> Iterator[tuple[list[int], list[int]]]:
@@ -203,22 +202,13 @@ def replace_partitions(
         InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=node.name), target=name)
         for node, name in zip(payload_nodes.values(), tensors, strict=True)
     ]
-    renamed = {old.name: new.name for old, new in emission.copies.items()}
-    signature, returned = program.graph_signature, output_node(graph).args[0]
-    assert isinstance(returned, (tuple, list))  # as torch.export writes it
-    return ExportedProgram(
-        root=GraphModule(program.graph_module, graph),
-        graph=graph,
-        graph_signature=ExportGraphSignature(
-            [*payload_specs, *(_renamed(spec, renamed) for spec in kept_inputs)],
-            [_returning(spec, value) for spec, value in zip(signature.output_specs, returned, strict=True)],
-        ),
-        state_dict={**program.state_dict, **_in_nchw(program.state_dict, kept_inputs)},
-        range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph,
-        example_inputs=program.example_inputs,
-        constants={**program.constants, **_in_nchw(program.constants, kept_inputs), **tensors},
-        verifiers=program.verifiers,
+    return with_graph(
+        program,
+        graph,
+        emission.copies,
+        inputs=[*payload_specs, *kept_inputs],
+        constants={**_in_nchw(program.constants, kept_inputs), **tensors},
+        state=_in_nchw(program.state_dict, kept_inputs),
     )
 
 
@@ -251,13 +241,3 @@ def _in_nchw(stored: Mapping[str, Any], inputs: Sequence[InputSpec]) -> dict[str
             is_parameter = isinstance(constant, torch.nn.Parameter)
             ordered[name] = torch.nn.Parameter(data, constant.requires_grad) if is_parameter else data
     return ordered
-
-
-def _returning(spec: OutputSpec, value: object) -> OutputSpec:
-    return replace(spec, arg=replace(spec.arg, name=value.name)) if isinstance(value, Node) else spec
-
-
-def _renamed(spec: InputSpec, names: dict[str, str]) -> InputSpec:
-    """torch.fx gives a placeholder named like a builtin ('input') another name."""
-    name = getattr(spec.arg, "name", None)
-    return spec if name not in names else replace(spec, arg=replace(spec.arg, name=names[name]))

@@ -66,15 +66,15 @@ class NeutronPartitioner(Partitioner):
         """Find and compile the partitions; called by `to_edge_transform_and_lower`. `exported_program` is unchanged."""
         placed = place(exported_program, self.options)
         _warn(placed.rows)
-        orders = settle_orders(exported_program, placed.partitions)
+        orders = settle_orders(placed.program, placed.partitions)
         payloads = [
-            compile_partition(exported_program, partition, self.options, orders.is_channels_last)
+            compile_partition(placed.program, partition, self.options, orders.is_channels_last)
             for partition in placed.partitions
         ]
         if self.options.intermediates_dir is not None:
             for number, payload in enumerate(payloads):
                 write_file(Path(self.options.intermediates_dir) / f"partition_{number}.tflite", parse(payload).tflite)
-        return replace_partitions(exported_program, placed.partitions, payloads, orders)
+        return replace_partitions(placed.program, placed.partitions, payloads, orders)
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
         """Tag the compiled partitions of an edge program.

@@ -13,6 +13,7 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.fx import modules_of, op_name, source_of
 from openneutron.ops import OPERATORS
 from openneutron.partition.clusters import find_clusters
+from openneutron.partition.islands import bridge_islands
 from openneutron.partition.levels import Partition, partitions_of
 from openneutron.partition.transposes import leave_transposes_to_the_cpu
 
@@ -41,8 +42,12 @@ class Placement:
 
 @dataclass(frozen=True)
 class Placed:
-    """A program's partitions, and a row for each operator in graph order."""
+    """A program's partitions, and a row for each operator in graph order.
 
+    `program` is what the partitions are of: the one that was asked about, without its float islands.
+    """
+
+    program: ExportedProgram
     partitions: tuple[Partition, ...]
     rows: tuple[Placement, ...]
 
@@ -58,8 +63,10 @@ def placement(program: ExportedProgram, compile_spec: Sequence[CompileSpec] | Co
 
 def place(program: ExportedProgram, options: CompileOptions) -> Placed:
     """Find the partitions of a program. Linear in its nodes."""
-    found = leave_transposes_to_the_cpu(program, find_clusters(program, options), options)
-    partitions, no_compute = partitions_of(program, found)
+    bridged = bridge_islands(program, options)
+    found = leave_transposes_to_the_cpu(bridged.program, find_clusters(bridged.program, options), options)
+    partitions, no_compute = partitions_of(bridged.program, found)
+    program = bridged.for_clusters(cluster for partition in partitions for cluster in partition.clusters)
     reasons = {**found.reasons, **no_compute}
     index = {
         operator: number
@@ -73,7 +80,7 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
         for node in program.graph.nodes
         if node in index or node in reasons or node in fused
     ]
-    return Placed(partitions, tuple(rows))
+    return Placed(program, partitions, tuple(rows))
 
 
 def _row(node: Node, partition: int | None, reason: str | None) -> Placement:

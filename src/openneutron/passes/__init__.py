@@ -5,17 +5,25 @@ A pass takes a GraphModule, changes it in place and says whether it changed anyt
 
 from openneutron.passes.checks import check_is_static_eval, check_writes_nothing
 from openneutron.passes.decompose import decompose
+from openneutron.passes.fold_arithmetic import fold_arithmetic
 from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
+from openneutron.passes.fold_norm_affine import fold_norm_affine
 from openneutron.passes.functionalize import functionalize
+from openneutron.passes.move_activations import move_activations
 from openneutron.passes.name_bad_inputs import name_bad_inputs
 from openneutron.passes.name_numbers import name_numbers
+from openneutron.passes.recognize import recognize
 from openneutron.passes.remove_dead_channels import remove_dead_channels
+from openneutron.passes.remove_dead_operators import remove_dead_operators
+from openneutron.passes.remove_expands import remove_expands
 from openneutron.passes.remove_identities import remove_identities
+from openneutron.passes.share_results import share_results
 
 __all__ = [
-    "check_is_static_eval", "check_writes_nothing", "decompose", "fold_batch_norm", "fold_constants", "functionalize",
-    "name_bad_inputs", "name_numbers", "prepare", "remove_dead_channels", "remove_identities",
+    "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm", "fold_constants",
+    "fold_norm_affine", "functionalize", "move_activations", "name_bad_inputs", "name_numbers", "prepare", "recognize",
+    "remove_dead_channels", "remove_dead_operators", "remove_expands", "remove_identities", "share_results",
 ]  # fmt: skip
 
 from collections.abc import Callable
@@ -34,7 +42,7 @@ def prepare(
 ) -> GraphModule:
     """All passes that any quantization starts with, in their order. Linear in the nodes of the graph.
 
-    `stays` says which operators are to stay in float: they are not decomposed.
+    `stays` says which operators are to stay in float: they are not written with others, nor made part of any.
 
     No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one.
 
@@ -46,12 +54,25 @@ def prepare(
     functionalize(module)
     if not training:
         check_writes_nothing(module)
+    remove_dead_operators(module)
     fold_constants(module)
     remove_identities(module)
-    decompose(module, target, stays)
+    if not training:
+        share_results(module, stays)
+    recognize(module, target, stays)
+    if not training:
+        fold_norm_affine(module)
+    if decompose(module, target, stays):
+        fold_constants(module)
+        remove_identities(module)
+    if not training:
+        share_results(module, stays)
+    remove_expands(module)
     fold_batch_norm(module)
     name_numbers(module)
+    move_activations(module, target, stays)
     if not training:
+        fold_arithmetic(module, stays)
         remove_dead_channels(module)
     module.graph.eliminate_dead_code()
     module.recompile()

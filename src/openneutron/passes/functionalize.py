@@ -61,7 +61,7 @@ def _may_alias(node: Node) -> bool:
 
 
 def _ordinary_form(node: Node) -> torch._ops.OpOverload | None:
-    """The out-of-place overload of an in-place ATen operator."""
+    """The out-of-place overload of an in-place ATen operator: the one of equal arguments, whatever it is called."""
     overload = node.target
     if not isinstance(overload, torch._ops.OpOverload) or overload.namespace != "aten":
         return None
@@ -69,4 +69,9 @@ def _ordinary_form(node: Node) -> torch._ops.OpOverload | None:
     if not name.endswith("_") or not overload._schema.is_mutable:
         return None
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-    return getattr(packet, overload._overloadname, None) if packet else None
+    overloads = [getattr(packet, overload_name) for overload_name in packet.overloads()] if packet else []
+    return next((other for other in overloads if _arguments(other) == _arguments(overload)), None)
+
+
+def _arguments(overload: torch._ops.OpOverload) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in overload._schema.arguments]

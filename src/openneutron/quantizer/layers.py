@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from openneutron.errors import OptionError
-from openneutron.fx import modules_of, note, noted, op_name, operator_aliases, operator_names
+from openneutron.fx import is_operator, modules_of, note, noted, op_name, operator_aliases, operator_names
 from openneutron.ops import OPERATORS
 
 __all__ = ["FLOAT", "GRANULARITIES", "PER_CHANNEL", "Layers", "left_in_float"]
@@ -108,7 +108,7 @@ class Layers:
         """
         operators, names, types = _Scope("operator"), _Scope("module"), _Scope("module type")
         for node in module.graph.nodes:
-            if node.op != "call_function":
+            if not is_operator(node):
                 continue
             modules = modules_of(node)
             operators.add(node, _operator_labels(node))

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron import passes
+from openneutron.constants import constant_value
 from openneutron.errors import OptionError
-from openneutron.fx import iterate_nodes, op_name, place_of, source_of
+from openneutron.fx import is_operator, iterate_nodes, op_name, place_of, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
 from openneutron.ops.site import Site
@@ -97,7 +99,7 @@ class NeutronQuantizer(Quantizer):
         left: list[tuple[Node, str]] = []
         fused: set[Node] = set()
         for node in model.graph.nodes:
-            if node.op != "call_function" or node in fused or op_name(node) == "getitem":
+            if not is_operator(node) or node in fused:
                 continue
             if self.layers.leave_in_float(node):
                 self.layers.mark(node)
@@ -109,7 +111,7 @@ class NeutronQuantizer(Quantizer):
             place = self._place(node)
             fused.update(filter(None, [place.activation]))
             places.append(place)
-        _Annotation(places, self.observer, self.layers).write()
+        _Annotation(places, self.observer, self.layers).write(model)
         if left:
             lines = (f"  {node.name} ({op_name(node)}, {place_of(node)}): {reason}" for node, reason in left)
             warnings.warn("These operators stay in float:\n" + "\n".join(lines), UnquantizedWarning, stacklevel=2)
@@ -133,26 +135,22 @@ class NeutronQuantizer(Quantizer):
         return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
 
 
-def is_attribute(node: Node) -> bool:
-    """Whether `node` is a constant of a graph module."""
-    return node.op == "get_attr"
-
-
 def quantizable_reason(
-    node: Node, target: NeutronTargetSpec, is_constant: Callable[[Node], bool] = is_attribute
+    node: Node, target: NeutronTargetSpec, constant_of: Callable[[object], torch.Tensor | None] = constant_value
 ) -> str | None:
-    """Why the float operator `node` cannot be quantized; None if it can. `is_constant` knows the graph's constants.
+    """Why the float operator `node` cannot be quantized; None if it can. `constant_of` knows the graph's constants.
 
     Limits that only the legacy generation has do not count here: the operator is quantized all the same and runs in
     int8 on the CPU there.
     """
-    import torch
-
-    spec, value, site = OPERATORS.get(op_name(node)), node.meta.get("val"), Site(node, target.neutron_target)
+    spec, value = OPERATORS.get(op_name(node)), node.meta.get("val")
+    site = Site(node, target.neutron_target, constant_of=constant_of)
     if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
         return f"It yields {value.dtype}; only float32 is quantized."
     if spec is None or not isinstance(value, torch.Tensor):
         return _undecomposed_reason(site)
+    if not value.numel():
+        return "It yields a tensor without elements."
     for name in spec.inputs:
         operands = list(iterate_nodes(site.args[name]))
         if not operands:
@@ -160,9 +158,11 @@ def quantizable_reason(
         for operand in operands:
             if operand.meta["val"].dtype != torch.float32:
                 return f"Its argument '{name}' is {operand.meta['val'].dtype}; only float32 is quantized."
+            if not operand.meta["val"].numel() and len(operands) == 1:
+                return f"Its argument '{name}' has no elements."
     for name in filter(None, (spec.weight, spec.bias)):
         constant = site.args[name]
-        if constant is not None and not is_constant(constant):
+        if constant is not None and constant_of(constant) is None:
             role = "weight" if name == spec.weight else "bias"
             return f"Its {role} is computed while the model runs, not a constant."
     rejections = spec.rejections(site, Generation.MODERN)
@@ -200,11 +200,18 @@ class _Annotation:
         self.met: dict[Node, Node | tuple[Node, Node]] = {}
         self.requantized: dict[tuple[Node, Node], Node] = {}
 
-    def write(self) -> None:
+    def write(self, model: GraphModule) -> None:
         for place in self.places:
             self._group(place)
-        for place in self.places:
-            self._annotate(place)
+        reading = {place.site.node: place for place in self.places}
+        yielding = {place.output: place for place in self.places}
+        # torchao walks the graph in this order too, and wants a group's spec before what refers to it: an activation
+        # may come long after the operator that it is fused into.
+        for node in model.graph.nodes:
+            if node in reading:
+                self._annotate_inputs(reading[node])
+            if node in yielding:
+                self._annotate_output(yielding[node])
 
     def _find(self, value: Node) -> Node:
         root = value
@@ -234,7 +241,7 @@ class _Annotation:
         if root is not group:
             self.parent[root] = group
 
-    def _annotate(self, place: _Place) -> None:
+    def _annotate_inputs(self, place: _Place) -> None:
         node = place.site.node
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
         weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
@@ -243,11 +250,11 @@ class _Annotation:
             edges[weight] = self._weight_spec((weight, node), axis)
             if bias is not None:
                 edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=axis is not None)
-        own_output = None if place.activation is not None else self._spec(node, node)
-        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, own_output)
-        if place.activation is not None:
-            output = self._spec(place.activation, place.activation)
-            place.activation.meta[Q_ANNOTATION_KEY] = _annotation({}, output)
+        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
+
+    def _annotate_output(self, place: _Place) -> None:
+        annotation = place.output.meta.setdefault(Q_ANNOTATION_KEY, _annotation({}, None))
+        annotation.output_qspec = self._spec(place.output, place.output)
 
     def _spec(self, key: Node | tuple[Node, Node], value: Node) -> Any:
         group = self._find(value)
