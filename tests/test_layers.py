@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.flow_support import convert, lower_documented, seeded, worst_lsb
+from tests.test_flow import trained
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -227,10 +228,35 @@ class TestFloat:
             assert [row.module for row in rows if row.where == "cpu"] == ["features.0.act", "features.2.act"]
 
     def test_a_batch_norm_of_its_own_is_named_as_the_model_has_it(self) -> None:
-        model = seeded(lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)))
+        model = seeded(lambda: nn.Sequential(trained(nn.BatchNorm2d(4)), nn.ReLU(), nn.Conv2d(4, 4, 1)))
         for layers in ({"aten.batch_norm.default": "float"}, {"0": "float"}, {nn.BatchNorm2d: "float"}):
             rows = lower(quantized(layers, model)).placement  # type: ignore[arg-type]
             assert [row.op for row in rows if row.where == "cpu"] == ["aten.mul.Tensor", "aten.add.Tensor"]
+
+    @pytest.mark.parametrize(
+        ("function", "name", "left"),
+        [
+            (lambda m, x: m.c(x) * 2, "aten.mul.Tensor", ["aten.mul.Tensor"]),
+            (lambda m, x: m.c(x) + 1 + 2, "aten.add.Tensor", ["aten.add.Tensor"] * 2),
+            (lambda m, x: F.relu(torch.cat([m.c(x), m.d(x)], 1)), "aten.relu.default", ["aten.relu.default"]),
+            (lambda m, x: m.a(m.c(x)) + torch.tanh(m.c(x)), "a", ["aten.tanh.default"]),
+            (lambda m, x: m.c(x) * F.relu6(m.c(x) + 3) / 6, "aten.div.Tensor", ["aten.div.Tensor"]),
+        ],
+        ids=["product", "sums", "behind a concatenation", "the same twice", "the end of a hardswish"],
+    )
+    def test_what_passes_would_merge_stays_apart(self, function: Any, name: str, left: list[str]) -> None:
+        class Merged(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.c, self.d, self.a = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Tanh()
+
+            def forward(self, x: torch.Tensor) -> Any:
+                return function(self, x)
+
+        model = quantized({name: "float"}, seeded(Merged))
+        program = lower(model)
+        assert [row.op for row in program.placement if row.where == "cpu"] == left
+        assert worst_lsb(model.module, program.run, [(image(),)]) <= 1.01
 
     def test_an_activation_is_not_fused_into_what_is_quantized(self) -> None:
         model = seeded(lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)))
