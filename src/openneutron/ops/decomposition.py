@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule, Node, map_arg
 
 from openneutron.constants import constant_of, insert_constant
+from openneutron.fx import note_replaced, op_name
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint
 
@@ -42,6 +43,7 @@ class Rewriting:
         with node.graph.inserting_before(node):
             written = node.graph.call_function(target, args, kwargs)
         written.meta = {key: node.meta[key] for key in _PROVENANCE if key in node.meta}
+        note_replaced(written, op_name(node))
         written.meta["val"] = target(*map_arg(args, _value), **map_arg(kwargs, _value))
         return written
 

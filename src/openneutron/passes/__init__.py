@@ -28,13 +28,23 @@ __all__ = [
     "remove_identities", "share_results",
 ]  # fmt: skip
 
-from torch.fx import GraphModule
+from collections.abc import Callable
+
+from torch.fx import GraphModule, Node
 
 from openneutron.targets import NeutronTarget
 
 
-def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = False) -> GraphModule:
+def prepare(
+    module: GraphModule,
+    target: NeutronTarget,
+    *,
+    training: bool = False,
+    stays: Callable[[Node], bool] = lambda _: False,
+) -> GraphModule:
     """All passes that any quantization starts with, in their order. Linear in the nodes of the graph.
+
+    `stays` says which operators are to stay in float: they are not written with others, nor made part of any.
 
     No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one.
 
@@ -50,22 +60,22 @@ def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = Fals
     fold_constants(module)
     remove_identities(module)
     if not training:
-        share_results(module)
+        share_results(module, stays)
     merge_phases(module, target)
-    recognize(module, target)
+    recognize(module, target, stays)
     if not training:
         fold_norm_affine(module)
-    if decompose(module, target):
+    if decompose(module, target, stays):
         fold_constants(module)
         remove_identities(module)
     if not training:
-        share_results(module)
+        share_results(module, stays)
     remove_expands(module)
     fold_batch_norm(module)
     name_numbers(module)
-    move_activations(module, target)
+    move_activations(module, target, stays)
     if not training:
-        fold_arithmetic(module)
+        fold_arithmetic(module, stays)
         remove_dead_channels(module)
     module.graph.eliminate_dead_code()
     module.recompile()

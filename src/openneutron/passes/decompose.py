@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 import torch
 from torch.fx import GraphModule, Node
@@ -16,16 +17,18 @@ from openneutron.targets import NeutronTarget
 __all__ = ["decompose"]
 
 
-def decompose(module: GraphModule, target: NeutronTarget) -> bool:
+def decompose(
+    module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False
+) -> bool:
     """Rule: a float32 operator with a declared decomposition becomes what that writes, and so on for what it wrote.
 
-    Linear in the nodes before and after.
+    Operators that are to stay in float stay as they are. Linear in the nodes before and after.
     """
     changed = False
     node = next(iter(module.graph.nodes))
     while node.op != "root":
         before = node.prev
-        if _decompose(module, node, target):
+        if not stays(node) and _decompose(module, node, target):
             changed = True
             node = before.next  # what was written is visited too
         else:

@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, op_name, shape_of
+from openneutron.fx import arguments, note_replaced, op_name, shape_of
 
 __all__ = ["CONVOLUTIONS", "TRANSPOSED_CONVOLUTIONS", "fold_batch_norm", "scale_of_weight"]
 
@@ -113,6 +113,7 @@ def _as_arithmetic(module: GraphModule, node: Node, affine: _Affine) -> None:
         with module.graph.inserting_before(node):
             value = module.graph.call_function(operator, (value, constant))
         value.meta = dict(node.meta)
+        note_replaced(value, op_name(node))
     assert isinstance(value, Node)
     node.replace_all_uses_with(value)
     module.graph.erase_node(node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import op_name
+from openneutron.fx import note_replaced, op_name
 
 __all__ = ["functionalize", "writes_memory"]
 
@@ -32,6 +32,7 @@ def functionalize(module: GraphModule) -> bool:
         if target is not None and isinstance(written, Node) and _may_be_replaced(node, shared, position):
             for user in [user for user in written.users if position[user] > position[node]]:
                 user.replace_input_with(written, node)
+            note_replaced(node, op_name(node))
             node.target = target
             memory[node] = node
             changed = True

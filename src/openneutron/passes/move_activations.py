@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch.fx import GraphModule, Node
 
 from openneutron.fx import iterate_nodes, op_name
@@ -14,7 +16,9 @@ __all__ = ["move_activations"]
 _MAX_LEFT = 1
 
 
-def move_activations(module: GraphModule, target: NeutronTarget) -> bool:
+def move_activations(
+    module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False
+) -> bool:
     """Rules, linear in nodes and uses:
 
     1. An activation that alone reads a concatenation is applied to each of its inputs instead, where it becomes part of
@@ -22,14 +26,15 @@ def move_activations(module: GraphModule, target: NeutronTarget) -> bool:
     2. An input that the same activation wrote stays as it is.
     3. Where it would not become part of two inputs or more, it stays: that would be more operators than before.
 
-    Inputs that may be negative no longer share the scale of what is only kept where it is positive.
+    Inputs that may be negative no longer share the scale of what is only kept where it is positive. An activation that
+    is to stay in float is not moved.
     """
     changed = False
     pending = list(module.graph.nodes)
     while pending:
         node = pending.pop()
         concatenation = node.args[0] if node.args else None
-        if isinstance(concatenation, Node) and _is_moved(node, concatenation, target):
+        if isinstance(concatenation, Node) and _is_moved(node, concatenation, target) and not stays(node):
             pending.extend(_moved(node, concatenation))
             changed = True
     if changed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,19 +15,18 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from openneutron import passes
 from openneutron.constants import constant_value
 from openneutron.errors import OptionError
-from openneutron.fx import is_operator, iterate_nodes, op_name, source_of
+from openneutron.fx import is_operator, iterate_nodes, op_name, place_of, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs
+from openneutron.quantizer.layers import GRANULARITIES, PER_CHANNEL, Key, Layers
 from openneutron.quantizer.observers import RangeObserver
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
 from openneutron.targets import Generation, NeutronTargetSpec
 
 __all__ = ["NeutronQuantizer", "UnquantizedWarning", "quantizable_reason"]
-
-WEIGHT_GRANULARITIES = ("per_tensor", "per_channel")
 
 
 class UnquantizedWarning(UserWarning):
@@ -55,8 +54,10 @@ class NeutronQuantizer(Quantizer):
     """Static int8 for the eIQ Neutron NPU: for `prepare_pt2e`, usable for any number of models.
 
     Activations are affine per tensor, weights symmetric per tensor (`weight_granularity="per_channel"` for
-    convolutions: one scale for each output channel), biases int32. `observer` is a torchao observer class for
-    activations. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and why.
+    convolutions: one scale for each output channel), biases int32. `layers` sets that, or "float" for not quantized,
+    for parts of the model (see `Layers`). `observer` is a torchao observer class for activations, or what its
+    `with_args(...)` returns. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and
+    why.
 
     Raises `TargetError` and `OptionError` on construction, `ModelError` from `prepare_pt2e` for a model in train mode,
     with dynamic shapes, or not in float32, `InputError` from a prepared or converted module for inputs of another shape
@@ -69,34 +70,39 @@ class NeutronQuantizer(Quantizer):
         is_qat: bool = False,
         *,
         weight_granularity: str = "per_tensor",
+        layers: Mapping[Key, str] | None = None,
         observer: Any = RangeObserver,
         neutron_target_spec: NeutronTargetSpec | None = None,
     ) -> None:
         super().__init__()
         if is_qat:
             raise OptionError("Quantization-aware training is not supported yet: is_qat must be False.")
-        if weight_granularity not in WEIGHT_GRANULARITIES:
-            raise OptionError(
-                f"weight_granularity is one of {', '.join(WEIGHT_GRANULARITIES)}, not {weight_granularity!r}."
-            )
-        if not callable(getattr(observer, "with_args", None)):
-            raise OptionError(f"observer takes a torchao observer class, not {observer!r}.")
+        if weight_granularity not in GRANULARITIES:
+            raise OptionError(f"weight_granularity is one of {', '.join(GRANULARITIES)}, not {weight_granularity!r}.")
+        qspecs.check_observer(observer)
         protect_from_wrong_folding()
         self.target = NeutronTargetSpec(neutron_target_spec or target)
-        self.weight_granularity = weight_granularity
+        self.layers = Layers(layers, weight_granularity)
         self.observer = observer
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """The passes that make the graph quantizable; called by `prepare_pt2e`."""
-        return passes.prepare(model, self.target.neutron_target)
+        return passes.prepare(model, self.target.neutron_target, stays=self.layers.leave_in_float)
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes."""
+        """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes.
+
+        Raises `OptionError` for a key of `layers` that means nothing in this model.
+        """
+        self.layers.check(model)
         places: list[_Place] = []
         left: list[tuple[Node, str]] = []
         fused: set[Node] = set()
         for node in model.graph.nodes:
             if not is_operator(node) or node in fused:
+                continue
+            if self.layers.leave_in_float(node):
+                self.layers.mark(node)
                 continue
             reason = quantizable_reason(node, self.target)
             if reason is not None:
@@ -105,9 +111,9 @@ class NeutronQuantizer(Quantizer):
             place = self._place(node)
             fused.update(filter(None, [place.activation]))
             places.append(place)
-        _Annotation(places, self.observer, self.weight_granularity == "per_channel").write(model)
+        _Annotation(places, self.observer, self.layers).write(model)
         if left:
-            lines = (f"  {node.name} ({op_name(node)}, {source_of(node)}): {reason}" for node, reason in left)
+            lines = (f"  {node.name} ({op_name(node)}, {place_of(node)}): {reason}" for node, reason in left)
             warnings.warn("These operators stay in float:\n" + "\n".join(lines), UnquantizedWarning, stacklevel=2)
         return model
 
@@ -124,7 +130,7 @@ class NeutronQuantizer(Quantizer):
             return None
         (user,) = node.users
         follower = OPERATORS.get(op_name(user))
-        if follower is None or follower.activation is None:
+        if follower is None or follower.activation is None or self.layers.leave_in_float(user):
             return None
         return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
 
@@ -185,10 +191,10 @@ class _Annotation:
     later one refers to it; torchao then gives them one observer.
     """
 
-    def __init__(self, places: list[_Place], observer: Any, per_channel: bool) -> None:
+    def __init__(self, places: list[_Place], observer: Any, layers: Layers) -> None:
         self.places = places
         self.observer = observer
-        self.weight_axis = _weight_axes(places) if per_channel else {}
+        self.weight_axis = _weight_axes(places, layers)
         self.parent: dict[Node, Node] = {}
         self.fixed: dict[Node, QParams] = {}
         self.met: dict[Node, Node | tuple[Node, Node]] = {}
@@ -266,13 +272,31 @@ class _Annotation:
         return qspecs.weight(edge[1], axis)
 
 
-def _weight_axes(places: list[_Place]) -> dict[Node, int]:
-    """The dimension of output channels of each weight whose readers agree on one."""
-    axes: dict[Node, set[int | None]] = {}
+def _weight_axes(places: list[_Place], layers: Layers) -> dict[Node, int]:
+    """The dimension of output channels of each weight that is per channel: all its readers must agree on one."""
+    readers: dict[Node, list[_Place]] = {}
     for place in places:
         if place.spec.weight is not None:
-            axes.setdefault(place.site.args[place.spec.weight], set()).add(place.spec.weight_axis)
-    return {weight: axis for weight, (axis, *others) in axes.items() if axis is not None and not others}
+            readers.setdefault(place.site.args[place.spec.weight], []).append(place)
+    axes: dict[Node, int] = {}
+    for weight, sharing in readers.items():
+        granularities = {layers.granularity(place.site.node) for place in sharing}
+        if len(granularities) > 1:
+            raise _disagreement(sharing[-1].site.node)
+        (axis, *others) = {place.spec.weight_axis for place in sharing}
+        if granularities == {PER_CHANNEL} and axis is not None and not others:
+            axes[weight] = axis
+    return axes
+
+
+def _disagreement(node: Node) -> OptionError:
+    return OptionError(
+        "This operator and another share a weight that would be per channel for one and per tensor for the other. Set "
+        "both to the same in layers.",
+        node=node.name,
+        op=op_name(node),
+        source=source_of(node),
+    )
 
 
 def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
