@@ -105,10 +105,20 @@ def _conv1d() -> list[Case]:
 
 
 def _per_channel() -> list[Case]:
-    def case(label: str, rank: int, shape: Shape, *args: int, **options: Any) -> Case:
+    def case(
+        label: str, rank: int, shape: Shape, *args: int, activation: Callable[..., Any] | None = None, **options: Any
+    ) -> Case:
         target = "aten.conv1d.default" if rank == 1 else "aten.conv2d.default"
+
+        def make() -> nn.Module:
+            layer = conv(rank, *args, **options)()
+            assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
+            channels = torch.linspace(1, 0.1, layer.out_channels)
+            layer.weight.data *= channels.reshape(-1, *[1] * (rank + 1))
+            return nn.Sequential(layer, Function(activation)) if activation else layer
+
         per_channel = (("weight_granularity", "per_channel"),)
-        return Case(target, f"per channel {label}", conv(rank, *args, **options), (shape,), options=per_channel)
+        return Case(target, f"per channel {label}", make, (shape,), options=per_channel)
 
     return [
         case("3x3", 2, (1, 3, 9, 9), 3, 8, 3, padding=1),
@@ -117,7 +127,16 @@ def _per_channel() -> list[Case]:
         case("depthwise multiplier 2", 2, (1, 4, 9, 9), 4, 8, 3, groups=4, bias=False),
         case("groups 2", 2, (1, 8, 9, 9), 8, 6, 3, groups=2),
         case("groups 4 no bias", 2, (1, 8, 9, 9), 8, 8, 1, groups=4, bias=False),
+        case("groups 3 stride 2 batch 2", 2, (2, 6, 9, 8), 6, 9, 3, stride=2, padding=1, groups=3),
+        case("depthwise multiplier 3 dilated", 2, (1, 4, 11, 11), 4, 12, 3, dilation=2, groups=4),
         case("1d", 1, (1, 4, 21), 4, 6, 3, stride=2),
+        case("1d depthwise", 1, (1, 8, 20), 8, 8, 5, groups=8, padding=2),
+        case("1d depthwise multiplier 2", 1, (1, 4, 21), 4, 8, 3, groups=4, stride=2),
+        case("1d groups 2 no bias", 1, (1, 8, 20), 8, 4, 3, groups=2, bias=False),
+        case("relu", 2, (1, 3, 9, 9), 3, 8, 3, padding=1, activation=F.relu),
+        case("relu6 depthwise multiplier 2", 2, (1, 3, 9, 9), 3, 6, 3, groups=3, activation=F.relu6),
+        case("hardtanh groups 3", 2, (1, 6, 9, 9), 6, 6, 1, groups=3, activation=F.hardtanh),
+        case("1d relu", 1, (1, 4, 21), 4, 6, 3, activation=F.relu),
     ]
 
 

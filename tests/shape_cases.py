@@ -294,7 +294,6 @@ pair = of(lambda x, y: torch.cat([move(x), move(y)], 3))
 
 REJECTED: tuple[Rejected, ...] = (
     Rejected("split", "has_no_empty_part", "", moved(lambda x: x.tensor_split((2, 2), 1)[0]), (GRANULES,)),
-    Rejected("select", "slices_whole_granules", "", moved(lambda x: x[:, 4]), ((1, 12, 6, 6),)),
     Rejected("cat", "has_rank_for_kernels", "", pair, (deep, deep)),
     Rejected("pad", "has_rank_for_kernels", "", moved(lambda x: F.pad(x, (1, 1))), (deep,)),
     Rejected("pad", "crops_constants_only", "reflect", moved(lambda x: F.pad(x, (-1, 1), "reflect")), ((2, 3, 5),)),

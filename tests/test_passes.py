@@ -84,6 +84,7 @@ class TestFunctionalize:
             (lambda x: x.abs().pow_(x), "pow.Tensor_Tensor"),
             (lambda x: (x + 1).floor_divide_(x), "floor_divide.default"),
             (lambda x: (x + 1).div_(2, rounding_mode="floor"), "div.Tensor_mode"),
+            (lambda x: F.dropout(x + 1, training=False, inplace=True), "dropout.default"),
         ],
     )
     def test_rule_1_whatever_the_overload_is_called(

@@ -35,9 +35,8 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, 
 
 from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
-from openneutron.fx import op_name
-from openneutron.quantizer import RangeObserver, UnquantizedWarning
-from openneutron.quantizer.observers import RecentRangeObserver
+from openneutron.fx import is_dequantize, op_name
+from openneutron.quantizer import RangeObserver, RecentRangeObserver, UnquantizedWarning
 from openneutron.quantizer.trained_modules import BatchNorm, OnlyInTraining, WeightFakeQuantize
 
 BATCH = 6
@@ -367,6 +366,14 @@ class TestPreparedModule:
         assert "aten.batch_norm.default" not in operators(module)
         assert sum(isinstance(child, BatchNorm) for child in module.modules()) == 2
 
+    def test_a_layer_that_is_left_in_float(self) -> None:
+        case = case_of("residual")
+        converted = convert_pt2e(train(prepared(case.model(), layers={"c": "float"})))
+        (floating, quantized) = (node for node in converted.graph.nodes if op_name(node) == "aten.conv2d.default")
+        assert not [operand for operand in floating.all_input_nodes[1:] if is_dequantize(operand)]
+        assert all(map(is_dequantize, quantized.all_input_nodes))
+        assert not [name for name in operators(converted) if "norm" in name]
+
     def test_what_stays_in_float_is_folded_too(self) -> None:
         model = seeded(lambda: nn.Sequential(nn.Conv3d(2, 3, 3, bias=False), nn.BatchNorm3d(3))).train()
         with pytest.warns(UnquantizedWarning, match="conv3d"):
@@ -581,9 +588,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"observer": FusedMovingAvgObsFakeQuantize}, "only with is_qat=True"),
-            ({"observer": FakeQuantize.with_args(observer=RangeObserver)}, "only with is_qat=True"),
-            ({"observer": 3, "is_qat": True}, "observer class"),
+            ({"observer": 3, "is_qat": True}, "observer takes a class"),
             ({"weight_bits": 9}, "from 2 to 8"),
             ({"weight_bits": 4.5}, "from 2 to 8"),
         ],

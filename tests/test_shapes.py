@@ -114,6 +114,23 @@ class TestLayout:
         assert found == {"CONV_2D": 2, "RESHAPE": 3, "TRANSPOSE": 1}, found
         assert agreement(lowered(model), model).worst <= 1
 
+    def test_yolo_focus(self) -> None:
+        def focus(a: Any, x: torch.Tensor) -> Any:
+            return a(torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1))
+
+        model = built(focus, (1, 3, 8, 8), parts=lambda: convs((12, 8)))
+        # Both are the one TRANSPOSE that an NCHW input needs anyway, and that of the output.
+        self.check(model, CONV_2D=1, RESHAPE=2)
+
+    def test_swin_patch_merging(self) -> None:
+        def merging(a: Any, x: torch.Tensor) -> Any:
+            y = x.relu()
+            return a(torch.cat([y[:, i::2, j::2, :] for j in range(2) for i in range(2)], -1))
+
+        model = built(merging, (1, 6, 6, 8), parts=lambda: [nn.Linear(32, 16)])
+        found = operators(model)
+        assert found == {"RELU": 1, "RESHAPE": 3, "TRANSPOSE": 1, "FULLY_CONNECTED": 1}, found
+
     def test_unet_skip(self) -> None:
         def skip(a: Any, b: Any, c: Any, x: torch.Tensor) -> Any:
             y = a(x).relu()

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from openneutron.constants import constant_of, insert_constant
 from openneutron.errors import ModelError
-from openneutron.fx import op_name, source_of
+from openneutron.fx import note_replaced, op_name, source_of
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint
 
@@ -56,6 +56,7 @@ class Rewriting:
         with node.graph.inserting_before(node):
             written = node.graph.call_function(target, args, kwargs)
         written.meta = {key: node.meta[key] for key in _PROVENANCE if key in node.meta}
+        note_replaced(written, op_name(node))
         written.meta["val"] = target(*map_arg(args, _value), **map_arg(kwargs, _value))
         return written
 

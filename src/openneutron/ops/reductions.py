@@ -119,25 +119,36 @@ def _var(rewriting: Rewriting) -> Node:
     return _variance(rewriting)[0]
 
 
+def _std(rewriting: Rewriting) -> Node:
+    return rewriting.call(aten.sqrt.default, _var(rewriting))
+
+
 def _var_mean(rewriting: Rewriting) -> list[Node]:
     variance, mean = _variance(rewriting)
     return [variance, rewriting.call(aten.reshape.default, mean, list(rewriting.shape))]
 
 
-# What a norm of each order does to the magnitudes.
-_NORMS = {1.0: aten.sum.dim_IntList, math.inf: aten.amax.default, -math.inf: aten.amin.default}
+def _std_mean(rewriting: Rewriting) -> list[Node]:
+    variance, mean = _var_mean(rewriting)
+    return [rewriting.call(aten.sqrt.default, variance), mean]
 
 
 @constraint
 def is_a_simple_norm(site: Site) -> bool:
-    """Its order is 1, inf or -inf."""
-    return float(site.args["ord"]) in _NORMS
+    """Its order is 1, 2, inf or -inf."""
+    return float(site.args["ord"]) in (1.0, 2.0, math.inf, -math.inf)
 
 
 def _norm(rewriting: Rewriting) -> Node:
     site, values = rewriting.site, rewriting.args["self"]
     over = (list(_axes(site)), site.args["keepdim"])
-    return rewriting.call(_NORMS[float(site.args["ord"])], rewriting.call(aten.abs.default, values), *over)
+    order = float(site.args["ord"])
+    if order == 2:
+        squares = rewriting.call(aten.mul.Tensor, values, values)
+        return rewriting.call(aten.sqrt.default, rewriting.call(aten.sum.dim_IntList, squares, *over))
+    magnitudes = rewriting.call(aten.abs.default, values)
+    reduce = {1.0: aten.sum.dim_IntList, math.inf: aten.amax.default, -math.inf: aten.amin.default}[order]
+    return rewriting.call(reduce, magnitudes, *over)
 
 
 def _targets(name: str) -> tuple[str, ...]:
@@ -213,10 +224,22 @@ DECOMPOSED = (
         becomes="mean, sub, mul, mean, and mul by a number for the correction",
     ),
     Decomposition(
+        name="std",
+        targets=_targets("std"),
+        rewrite=_std,
+        becomes="mean, sub, mul, mean, and mul by a number for the correction, sqrt",
+    ),
+    Decomposition(
+        name="std_mean",
+        targets=_targets("std_mean"),
+        rewrite=_std_mean,
+        becomes="mean, sub, mul, mean, and mul by a number for the correction, sqrt",
+    ),
+    Decomposition(
         name="vector_norm",
         targets=("aten.linalg_vector_norm.default",),
         rewrite=_norm,
         constraints=(is_a_simple_norm,),
-        becomes="abs, and sum, amax or amin",
+        becomes="abs and sum, mul, sum and sqrt, or abs and amax or amin",
     ),
 )

@@ -167,11 +167,11 @@ def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows
     """
     first = [min(window.begin // window.stride, _taps(window) - 1) for window in windows]
     last = [max((window.begin + window.size - 1) // window.stride, window.outputs - 1) for window in windows]
-    above, beside = (
+    rows, columns = (
         Window(window.outputs, end - start + 1, _taps(window), 1, 1, _taps(window) - 1 - start)
         for window, start, end in zip(windows, first, last, strict=True)
     )
-    phases = convolve(lowering, nhwc, _phases(lowering, filters, windows), (above, beside))
+    phases = convolve(lowering, nhwc, _phases(lowering, filters, windows), (rows, columns))
     batch, height, width, _ = phases.shape
     vertical, horizontal = (window.stride for window in windows)
     groups, channels = filters.groups, filters.oihw.shape[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +14,24 @@ from torch.fx import Node
 
 from openneutron.compile_spec import CompileOptions
 from openneutron.errors import OptionError
-from openneutron.fx import is_dequantize, is_operator, is_quantize, iterate_nodes, op_name
+from openneutron.fx import (
+    is_dequantize,
+    is_operator,
+    is_quantize,
+    iterate_nodes,
+    op_name,
+    operator_aliases,
+    operator_names,
+)
 from openneutron.ir.graph import Array, Op, QParams, Tensor
-from openneutron.ops import OPERATORS, SPECS, OpSpec
+from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS, OpSpec
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.padding import Padded, pad_to_granules
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
+from openneutron.quantizer.layers import left_in_float
 from openneutron.quantizer.neutron_quantizer import quantizable_reason
+from openneutron.targets import takes_weights_per_channel
 
 __all__ = ["Cluster", "Clusters", "Constants", "find_clusters", "is_int8", "qparams_of"]
 
@@ -151,6 +160,8 @@ class _Search:
 
     def cluster(self, node: Node) -> Cluster | str:
         """The cluster around `node`, or the reason why there is none."""
+        if key := left_in_float(node):
+            return f"{key} leaves it in float."
         if blocked := self.blocked & names_of(node):
             return f"'{min(blocked)}' is in operators_not_to_delegate."
         spec = OPERATORS.get(op_name(node))
@@ -253,7 +264,14 @@ class _Search:
             return None
         weight = qparams_of(site.args[spec.weight], self.constants)
         if any(weight.zero_point) or weight.axis not in (None, spec.weight_axis):
-            return "Its weight must be symmetric, per tensor or, for a convolution, per output channel."
+            granularity = "per tensor" if spec.weight_axis is None else "per tensor or per output channel"
+            return f"Its weight must be symmetric, {granularity}."
+        flavor = self.options.neutron_converter_flavor
+        if weight.axis is not None and not takes_weights_per_channel(flavor):
+            return (
+                f"Its weight is per channel; neutron_converter_flavor '{flavor}' takes weights per tensor only, and "
+                "SDK_25_09 is the first that takes both. Quantize it per tensor, with weight_granularity or layers."
+            )
         bias_node = site.args[spec.bias] if spec.bias else None
         if bias_node is not None:
             bias = qparams_of(bias_node, self.constants)
@@ -275,26 +293,16 @@ def _is_accumulated(bias: QParams, inputs: QParams, weight: QParams) -> bool:
 
 def names_of(node: Node) -> set[str]:
     """Every name under which `operators_not_to_delegate` may mean `node`."""
-    name = op_name(node)
-    spec = OPERATORS.get(name)
-    return {node.name} | {alias for known in (name, *(spec.edge_targets if spec else ())) for alias in _aliases(known)}
-
-
-def _aliases(name: str) -> Iterable[str]:
-    """'aten.conv2d.default' also goes as 'aten.conv2d', 'aten::conv2d' and 'aten::conv2d.default'."""
-    namespace, _, rest = name.partition(".")
-    base, _, overload = rest.partition(".")
-    yield name
-    yield f"{namespace}.{base}"
-    yield f"{namespace}::{base}"
-    yield f"{namespace}::{base}.{overload}"
+    spec = OPERATORS.get(op_name(node))
+    names = (*operator_names(node), *(spec.edge_targets if spec else ()))
+    return {node.name} | {alias for name in names for alias in operator_aliases(name)}
 
 
 def _check_names(names: frozenset[str], program: ExportedProgram) -> None:
     if not names:
         return
-    operators = (name for spec in SPECS for name in (*spec.targets, *spec.edge_targets))
-    known = {alias for name in operators for alias in _aliases(name)}
+    operators = [name for spec in SPECS for name in (*spec.targets, *spec.edge_targets)]
+    known = {alias for name in (*operators, *DECOMPOSITIONS) for alias in operator_aliases(name)}
     for node in program.graph.nodes:
         if node.op == "call_function":
             known |= names_of(node)

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from openneutron.compile_spec import CompileOptions
-from openneutron.fx import op_name, source_of
+from openneutron.fx import modules_of, op_name, source_of
 from openneutron.ops import OPERATORS
 from openneutron.partition.clusters import find_clusters
 from openneutron.partition.islands import bridge_islands
@@ -35,7 +35,9 @@ class Placement:
     reason: str | None
     """Why it is on the CPU; None on the NPU."""
     source: str | None
-    """The user's "file:line", where known."""
+    """The user's "file:line", where known; in a plain `nn.Sequential`, no line of the user's calls it."""
+    module: str | None
+    """Name of the innermost module that calls it, as `layers` takes it ("" for the model itself), where known."""
 
 
 @dataclass(frozen=True)
@@ -85,4 +87,5 @@ def _row(node: Node, partition: int | None, reason: str | None) -> Placement:
     spec = OPERATORS.get(op_name(node))
     name = spec.edge_name(node) if spec else op_name(node)
     where = "cpu" if partition is None else "npu"
-    return Placement(node.name, name, where, partition, reason, source_of(node))
+    module = next((name for name, _ in reversed(modules_of(node))), None)
+    return Placement(node.name, name, where, partition, reason, source_of(node), module)

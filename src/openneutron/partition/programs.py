@@ -22,12 +22,15 @@ def with_graph(
     program: ExportedProgram,
     graph: Graph,
     copies: Mapping[Node, Node],
+    *,
     inputs: Sequence[InputSpec] | None = None,
     constants: Mapping[str, torch.Tensor] | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> ExportedProgram:
     """`program` with `graph`, in which `copies` of its inputs stand; `inputs` are its own specs unless given.
 
-    `constants` are more than it has. Nothing is copied but the signature.
+    `constants` and `state`, by name, are more than it has, or in place of what it has. Nothing is copied but the
+    signature.
     """
     names = {old.name: new.name for old, new in copies.items()}
     signature = program.graph_signature
@@ -43,7 +46,7 @@ def with_graph(
                 for spec, value in zip(signature.output_specs, returned, strict=True)
             ],
         ),
-        state_dict=program.state_dict,
+        state_dict={**program.state_dict, **(state or {})},
         range_constraints=program.range_constraints,
         module_call_graph=program.module_call_graph,
         example_inputs=program.example_inputs,

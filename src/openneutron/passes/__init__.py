@@ -12,6 +12,7 @@ from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
 from openneutron.passes.fold_norm_affine import fold_norm_affine
 from openneutron.passes.functionalize import functionalize
+from openneutron.passes.merge_phases import merge_phases
 from openneutron.passes.move_activations import move_activations
 from openneutron.passes.name_bad_inputs import name_bad_inputs
 from openneutron.passes.name_numbers import name_numbers
@@ -25,18 +26,28 @@ from openneutron.passes.share_results import share_results
 
 __all__ = [
     "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm", "fold_constants",
-    "fold_norm_affine", "functionalize", "move_activations", "name_bad_inputs", "name_numbers", "prepare", "recognize",
-    "remove_batch_counts", "remove_dead_channels", "remove_dead_operators", "remove_expands", "remove_identities",
-    "share_results",
+    "fold_norm_affine", "functionalize", "merge_phases", "move_activations", "name_bad_inputs", "name_numbers",
+    "prepare", "recognize", "remove_batch_counts", "remove_dead_channels", "remove_dead_operators", "remove_expands",
+    "remove_identities", "share_results",
 ]  # fmt: skip
 
-from torch.fx import GraphModule
+from collections.abc import Callable
+
+from torch.fx import GraphModule, Node
 
 from openneutron.targets import NeutronTarget
 
 
-def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = False) -> GraphModule:
+def prepare(
+    module: GraphModule,
+    target: NeutronTarget,
+    *,
+    training: bool = False,
+    stays: Callable[[Node], bool] = lambda _: False,
+) -> GraphModule:
     """All passes that any quantization starts with, in their order. Linear in the nodes of the graph.
+
+    `stays` says which operators are to stay in float: they are not written with others, nor made part of any.
 
     No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one. With `training`,
     parameters stay what they are, and what train mode has of its own stays too: it is the quantizer's to take out.
@@ -54,25 +65,26 @@ def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = Fals
     fold_constants(module, training=training)
     remove_identities(module, training=training)
     if not training:
-        share_results(module)
+        share_results(module, stays)
+    merge_phases(module, target)
     with keeping_parameters(module):
-        recognize(module, target)
+        recognize(module, target, stays)
     if not training:
         fold_norm_affine(module)
     with keeping_parameters(module):
-        decomposed = decompose(module, target, training=training)
+        decomposed = decompose(module, target, stays, training=training)
     if decomposed:
         fold_constants(module, training=training)
         remove_identities(module, training=training)
     if not training:
-        share_results(module)
+        share_results(module, stays)
     remove_expands(module)
     fold_batch_norm(module, training=training)
     with keeping_parameters(module):
         name_numbers(module)
-    move_activations(module, target)
+    move_activations(module, target, stays)
     if not training:
-        fold_arithmetic(module)
+        fold_arithmetic(module, stays)
         remove_dead_channels(module)
     module.graph.eliminate_dead_code()
     module.recompile()

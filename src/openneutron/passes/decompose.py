@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 import torch
 from torch.fx import GraphModule, Node
@@ -17,16 +18,23 @@ from openneutron.targets import NeutronTarget
 __all__ = ["decompose"]
 
 
-def decompose(module: GraphModule, target: NeutronTarget, *, training: bool = False) -> bool:
+def decompose(
+    module: GraphModule,
+    target: NeutronTarget,
+    stays: Callable[[Node], bool] = lambda _: False,
+    *,
+    training: bool = False,
+) -> bool:
     """Rule: a float32 operator with a declared decomposition becomes what that writes, and so on for what it wrote.
 
-    Linear in the nodes before and after. Raises `ModelError` for an operator that needs fixed sizes and has none.
+    Operators that are to stay in float stay as they are. Linear in the nodes before and after. Raises `ModelError` for
+    an operator that needs fixed sizes and has none.
     """
     changed = False
     node = next(iter(module.graph.nodes))
     while node.op != "root":
         before = node.prev
-        if _decompose(module, node, target, training=training):
+        if not stays(node) and _decompose(module, node, target, training=training):
             changed = True
             node = before.next  # what was written is visited too
         else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, op_name, shape_of
+from openneutron.fx import arguments, note_replaced, op_name, shape_of
 from openneutron.passes.fold_batch_norm import (
     CONVOLUTIONS,
     TRANSPOSED_CONVOLUTIONS,
@@ -46,7 +47,7 @@ class _Layer:
     """The output's dimension that has the channels."""
 
 
-def fold_arithmetic(module: GraphModule) -> bool:
+def fold_arithmetic(module: GraphModule, stays: Callable[[Node], bool] = lambda _: False) -> bool:
     """Rules for float32 constants, linear in nodes and weights; the function stays the same up to float rounding:
 
     1. A sum or product with a constant of one value, or one for each output channel, that alone reads a convolution,
@@ -55,11 +56,16 @@ def fold_arithmetic(module: GraphModule) -> bool:
     2. Of two products with constants in a row, or two sums, one stays.
     3. x * 1 and x + 0 go.
 
-    Where a constant broadcasts what it meets to another shape, or two constants each other, they stay.
+    Where a constant broadcasts what it meets to another shape, or two constants each other, they stay. So does what is
+    to stay in float.
     """
     changed = False
     for node in list(module.graph.nodes):
-        while node.users and (arithmetic := _arithmetic(module, node)) and _fold(module, node, arithmetic):
+        if stays(node):
+            continue
+        while node.users and (arithmetic := _arithmetic(module, node)):
+            if stays(arithmetic.source) or not _fold(module, node, arithmetic):
+                break
             changed = True
     if changed:
         module.graph.eliminate_dead_code()
@@ -165,6 +171,8 @@ def _fold_into_layer(module: GraphModule, node: Node, arithmetic: _Arithmetic, l
         old.args = (layer.inputs, *constants, *([None] if bias is None else []), *old.args[3:])
         old.kwargs = {name: value for name, value in old.kwargs.items() if name not in ("weight", "bias")}
     else:
+        if old.target is not aten.linear.default:
+            note_replaced(old, op_name(old))
         old.target, old.args, old.kwargs = aten.linear.default, (layer.inputs, *constants), {}
     node.replace_all_uses_with(old)
     module.graph.erase_node(node)

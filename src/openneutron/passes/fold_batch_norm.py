@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, op_name, set_argument, shape_of
+from openneutron.fx import arguments, note_replaced, op_name, set_argument, shape_of
 
 __all__ = [
     "CONVOLUTIONS", "TRANSPOSED_CONVOLUTIONS", "Affine", "affine", "fold_batch_norm", "insert_convolution",
@@ -175,9 +175,10 @@ def _as_arithmetic(module: GraphModule, node: Node, scale_and_shift: Affine, *, 
 
 
 def _call(target: torch._ops.OpOverload, *args: Any, before: Node, like: Node) -> Node:
-    """A call of `target` that comes from where `like` does in the user's code."""
+    """A call of `target` that stands for `like`, and comes from where that does in the user's code."""
     with before.graph.inserting_before(before):
         node = before.graph.call_function(target, args)
     value = target(*(arg.meta["val"] if isinstance(arg, Node) else arg for arg in args))
     node.meta = {**like.meta, "val": value}
+    note_replaced(node, op_name(like))
     return node

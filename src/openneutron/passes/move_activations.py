@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch.fx import GraphModule, Node
 
 from openneutron.fx import iterate_nodes, op_name
@@ -14,7 +16,9 @@ __all__ = ["move_activations"]
 _MAX_LEFT = 1
 
 
-def move_activations(module: GraphModule, target: NeutronTarget) -> bool:
+def move_activations(
+    module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False
+) -> bool:
     """Rules, linear in nodes and uses:
 
     1. An activation that alone reads a concatenation is applied to each of its inputs instead, where it becomes part of
@@ -22,13 +26,16 @@ def move_activations(module: GraphModule, target: NeutronTarget) -> bool:
     2. An input that the same activation wrote stays as it is.
     3. Where it would not become part of two inputs or more, it stays: that would be more operators than before.
 
-    Inputs that may be negative no longer share the scale of what is only kept where it is positive.
+    Inputs that may be negative no longer share the scale of what is only kept where it is positive. An activation that
+    is to stay in float is not moved.
     """
     changed = False
-    for node in reversed(list(module.graph.nodes)):
+    pending = list(module.graph.nodes)
+    while pending:
+        node = pending.pop()
         concatenation = node.args[0] if node.args else None
-        if isinstance(concatenation, Node) and _is_moved(node, concatenation, target):
-            _move(node, concatenation)
+        if isinstance(concatenation, Node) and _is_moved(node, concatenation, target) and not stays(node):
+            pending.extend(_moved(node, concatenation))
             changed = True
     if changed:
         module.recompile()
@@ -55,14 +62,18 @@ def _is_same(value: Node, activation: Node) -> bool:
     return (value.target, value.args[1:], value.kwargs) == (activation.target, activation.args[1:], activation.kwargs)
 
 
-def _move(activation: Node, concatenation: Node) -> None:
+def _moved(activation: Node, concatenation: Node) -> list[Node]:
+    """Apply `activation` to each input of the concatenation instead; returns the new activations."""
+    target, (_, *rest), options = activation.target, activation.args, activation.kwargs
+    written = []
     for value in dict.fromkeys(iterate_nodes(concatenation.args)):
         if _is_same(value, activation):
             continue
         with activation.graph.inserting_after(value):
-            target, (_, *rest), options = activation.target, activation.args, activation.kwargs
             moved = activation.graph.create_node("call_function", target, (value, *rest), options)
         moved.meta = {**activation.meta, "val": value.meta["val"]}
         concatenation.replace_input_with(value, moved)
+        written.append(moved)
     activation.replace_all_uses_with(concatenation)
     activation.graph.erase_node(activation)
+    return written

@@ -6,7 +6,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, op_name
+from openneutron.fx import arguments, note_replaced, op_name
 
 __all__ = ["name_numbers"]
 
@@ -50,6 +50,8 @@ def _rewrite(module: GraphModule, node: Node) -> bool:
     if operands == [args["self"], args["other"]]:
         return False
     takes_alpha = alpha != 1 and operands[1] is args["other"]
+    if node.target is not _WITH_TENSORS[op_name(node)]:
+        note_replaced(node, op_name(node))
     node.target = _WITH_TENSORS[op_name(node)]
     node.args, node.kwargs = tuple(operands), {"alpha": alpha} if takes_alpha else {}
     return True

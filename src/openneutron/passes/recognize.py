@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,7 @@ class _Product:
     factors: tuple[Node, ...]
 
 
-def recognize(module: GraphModule, target: NeutronTarget) -> bool:
+def recognize(module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False) -> bool:
     """Rules, linear in nodes; the function stays the same up to the rounding of the numbers that models write:
 
     1. relu6(x + 3) / 6 and clamp(x / 6 + 1 / 2, 0, 1) become hardsigmoid(x).
@@ -51,11 +51,11 @@ def recognize(module: GraphModule, target: NeutronTarget) -> bool:
     6. clamp from 0 on becomes relu, and clamp from 0 to 6 relu6: by these names other passes know them.
 
     clamp and hardtanh from 0 to 6 are relu6 here; factors may come in any order, and division by a number be a product.
-    What others read as well stays.
+    What others read as well stays, and so does what ends in an operator that is to stay in float.
     """
     changed = False
     for node in reversed(list(module.graph.nodes)):
-        if node.op != "call_function" or not node.users:
+        if node.op != "call_function" or not node.users or stays(node):
             continue
         rewriting = Rewriting(module, Site(node, target))
         replacement = _recognized(rewriting, node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 import torch
 from torch.fx import GraphModule, Node
@@ -12,8 +13,10 @@ from openneutron.passes.functionalize import writes_memory
 __all__ = ["share_results"]
 
 
-def share_results(module: GraphModule) -> bool:
+def share_results(module: GraphModule, stays: Callable[[Node], bool] = lambda _: False) -> bool:
     """Rule, linear in nodes: of calls of one ATen operator with equal arguments, the first one stays.
+
+    So does one that is to stay in float, where the others are not.
 
     Not where the operator draws random numbers, and not in a graph with an in-place operator, which would write to all
     of them.
@@ -25,7 +28,7 @@ def share_results(module: GraphModule) -> bool:
     for node in list(module.graph.nodes):
         if not _is_pure(node):
             continue
-        same = first.setdefault((node.target, _key(node.args), _key(node.kwargs)), node)
+        same = first.setdefault((node.target, _key(node.args), _key(node.kwargs), stays(node)), node)
         if same is not node:
             node.replace_all_uses_with(same)
             module.graph.erase_node(node)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +15,19 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from openneutron import passes
 from openneutron.constants import computed_constants, constant_value, value_of
 from openneutron.errors import OptionError
-from openneutron.fx import is_operator, iterate_nodes, op_name, source_of
+from openneutron.fx import is_operator, iterate_nodes, op_name, place_of, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs, training
+from openneutron.quantizer.layers import GRANULARITIES, PER_CHANNEL, Key, Layers
 from openneutron.quantizer.observers import RangeObserver, RecentRangeObserver
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
 from openneutron.quantizer.trained_modules import WeightFakeQuantize, batch_norm_behind
 from openneutron.targets import Generation, NeutronTargetSpec
 
 __all__ = ["NeutronQuantizer", "UnquantizedWarning", "quantizable_reason"]
-
-WEIGHT_GRANULARITIES = ("per_tensor", "per_channel")
 
 
 class UnquantizedWarning(UserWarning):
@@ -60,8 +59,9 @@ class NeutronQuantizer(Quantizer):
     With `is_qat`, for `prepare_qat_pt2e` and models exported in train mode.
 
     Activations are affine per tensor, weights symmetric per tensor (`weight_granularity="per_channel"` for
-    convolutions: one scale for each output channel), biases int32. `observer` is a torchao observer class for
-    activations, with `is_qat` also a class of fake quantizers; unless given, it is `RangeObserver`, with `is_qat`
+    convolutions: one scale for each output channel), biases int32. `layers` sets that, or "float" for not quantized,
+    for parts of the model (see `Layers`). `observer` is a class of torchao's observers or fake quantizers for
+    activations, or what its `with_args(...)` returns; unless given, it is `RangeObserver`, with `is_qat`
     `RecentRangeObserver`. `weight_bits` below 8 leaves codes of the weights unused; the NPU gains nothing by that, but
     experiments may. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and why.
 
@@ -77,37 +77,39 @@ class NeutronQuantizer(Quantizer):
         is_qat: bool = False,
         *,
         weight_granularity: str = "per_tensor",
+        layers: Mapping[Key, str] | None = None,
         observer: Any = None,
         weight_bits: int = 8,
         neutron_target_spec: NeutronTargetSpec | None = None,
     ) -> None:
         super().__init__()
-        if weight_granularity not in WEIGHT_GRANULARITIES:
-            raise OptionError(
-                f"weight_granularity is one of {', '.join(WEIGHT_GRANULARITIES)}, not {weight_granularity!r}."
-            )
-        if observer is not None and not callable(getattr(observer, "with_args", None)):
-            raise OptionError(f"observer takes a torchao observer class, not {observer!r}.")
-        if not is_qat and qspecs.makes_fake_quantizers(observer):
-            raise OptionError(f"observer takes a class of fake quantizers, as {observer!r} is, only with is_qat=True.")
+        if weight_granularity not in GRANULARITIES:
+            raise OptionError(f"weight_granularity is one of {', '.join(GRANULARITIES)}, not {weight_granularity!r}.")
         if weight_bits not in range(2, 9):
             raise OptionError(f"weight_bits is a number from 2 to 8, not {weight_bits!r}.")
+        observer = (RecentRangeObserver if is_qat else RangeObserver) if observer is None else observer
+        qspecs.check_observer(observer)
         protect_from_wrong_folding()
         self.target = NeutronTargetSpec(neutron_target_spec or target)
         self.is_qat = is_qat
-        self.weight_granularity = weight_granularity
-        self.observer = observer or (RecentRangeObserver if is_qat else RangeObserver)
+        self.layers = Layers(layers, weight_granularity)
+        self.observer = observer
         self.weight_bits = weight_bits
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """The passes that make the graph quantizable; called by `prepare_pt2e`."""
-        passes.prepare(model, self.target.neutron_target, training=self.is_qat)
+        stays = self.layers.leave_in_float
+        passes.prepare(model, self.target.neutron_target, training=self.is_qat, stays=stays)
         if self.is_qat:
             training.prepare_for_training(model)
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes."""
+        """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes.
+
+        Raises `OptionError` for a key of `layers` that means nothing in this model.
+        """
+        self.layers.check(model)
         places: list[_Place] = []
         left: list[tuple[Node, str]] = []
         fused: set[Node] = set()
@@ -118,6 +120,9 @@ class NeutronQuantizer(Quantizer):
 
         for node in list(model.graph.nodes):
             if not is_operator(node) or node in fused or node in computed or _is_size(node):
+                continue
+            if self.layers.leave_in_float(node):
+                self.layers.mark(node)
                 continue
             reason = quantizable_reason(node, self.target, constant_of)
             if reason is not None:
@@ -130,7 +135,7 @@ class NeutronQuantizer(Quantizer):
         if self.is_qat:
             training.fold_what_stays_in_float(model)
         if left:
-            lines = (f"  {node.name} ({op_name(node)}, {source_of(node)}): {reason}" for node, reason in left)
+            lines = (f"  {node.name} ({op_name(node)}, {place_of(node)}): {reason}" for node, reason in left)
             warnings.warn("These operators stay in float:\n" + "\n".join(lines), UnquantizedWarning, stacklevel=2)
         return model
 
@@ -149,7 +154,7 @@ class NeutronQuantizer(Quantizer):
             return None
         (user,) = node.users
         follower = OPERATORS.get(op_name(user))
-        if follower is None or follower.activation is None:
+        if follower is None or follower.activation is None or self.layers.leave_in_float(user):
             return None
         return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
 
@@ -218,7 +223,7 @@ class _Annotation:
     def __init__(self, quantizer: NeutronQuantizer, places: list[_Place]) -> None:
         self.quantizer = quantizer
         self.places = places
-        self.weight_axis = _weight_axes(places) if quantizer.weight_granularity == "per_channel" else {}
+        self.weight_axis = _weight_axes(places, quantizer.layers)
         self.parent: dict[Node, Node] = {}
         self.fixed: dict[Node, QParams] = {}
         self.met: dict[Node, Node | tuple[Node, Node]] = {}
@@ -300,13 +305,31 @@ class _Annotation:
         return spec if first is edge else SharedQuantizationSpec(first)
 
 
-def _weight_axes(places: list[_Place]) -> dict[Node, int]:
-    """The dimension of output channels of each weight whose readers agree on one."""
-    axes: dict[Node, set[int | None]] = {}
+def _weight_axes(places: list[_Place], layers: Layers) -> dict[Node, int]:
+    """The dimension of output channels of each weight that is per channel: all its readers must agree on one."""
+    readers: dict[Node, list[_Place]] = {}
     for place in places:
         if place.spec.weight is not None:
-            axes.setdefault(place.site.args[place.spec.weight], set()).add(place.spec.weight_axis)
-    return {weight: axis for weight, (axis, *others) in axes.items() if axis is not None and not others}
+            readers.setdefault(place.site.args[place.spec.weight], []).append(place)
+    axes: dict[Node, int] = {}
+    for weight, sharing in readers.items():
+        granularities = {layers.granularity(place.site.node) for place in sharing}
+        if len(granularities) > 1:
+            raise _disagreement(sharing[-1].site.node)
+        (axis, *others) = {place.spec.weight_axis for place in sharing}
+        if granularities == {PER_CHANNEL} and axis is not None and not others:
+            axes[weight] = axis
+    return axes
+
+
+def _disagreement(node: Node) -> OptionError:
+    return OptionError(
+        "This operator and another share a weight that would be per channel for one and per tensor for the other. Set "
+        "both to the same in layers.",
+        node=node.name,
+        op=op_name(node),
+        source=source_of(node),
+    )
 
 
 def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:

@@ -6,18 +6,19 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torchao.quantization.pt2e import FakeQuantize, FakeQuantizeBase, PartialWrapper
+from torchao.quantization.pt2e import FakeQuantize, FakeQuantizeBase, ObserverBase, PartialWrapper
 from torchao.quantization.pt2e.quantizer import (
     DerivedQuantizationSpec,
     FixedQParamsQuantizationSpec,
     QuantizationSpec,
 )
 
+from openneutron.errors import OptionError
 from openneutron.fx import shape_of
 from openneutron.ir.graph import QParams
 from openneutron.quantizer.observers import Origin, PerChannelRangeObserver, RangeObserver
 
-__all__ = ["activation", "bias", "fixed", "makes_fake_quantizers", "trained_activation", "weight", "weight_range"]
+__all__ = ["activation", "bias", "check_observer", "fixed", "trained_activation", "weight", "weight_range"]
 
 ACTIVATION_RANGE = (-128, 127)
 BIAS_RANGE = (-(2**31), 2**31 - 1)
@@ -42,20 +43,35 @@ def activation(node: Node, observer: Any) -> QuantizationSpec:
 
 def trained_activation(node: Node, observer: Any) -> QuantizationSpec:
     """The same for training. An observer gets a fake quantizer around it."""
-    if not makes_fake_quantizers(observer):
+    made = observer.p.func if isinstance(observer, PartialWrapper) else observer
+    if not (isinstance(made, type) and issubclass(made, FakeQuantizeBase)):
         observer = FakeQuantize.with_args(observer=_of_node(node, observer))
     return activation(node, observer)
-
-
-def makes_fake_quantizers(observer: Any) -> bool:
-    """Whether `observer` is a class of fake quantizers, or one with arguments, and not of observers."""
-    made = observer.p.func if isinstance(observer, PartialWrapper) else observer
-    return isinstance(made, type) and issubclass(made, FakeQuantizeBase)
 
 
 def _of_node(node: Node, observer: Any) -> Any:
     knows_nodes = isinstance(observer, type) and issubclass(observer, RangeObserver)
     return observer.with_args(origin=Origin.of(node)) if knows_nodes else observer
+
+def check_observer(observer: Any) -> None:
+    """Raise `OptionError` for what cannot observe activations: it is tried on a tensor of two values."""
+    low, high = ACTIVATION_RANGE
+    wanted = (
+        "observer takes a class of torchao.quantization.pt2e that finds one scale and zero point for a tensor "
+        "(HistogramObserver, MovingAverageMinMaxObserver), or what its with_args(...) returns"
+    )
+    if isinstance(observer, torch.nn.Module) or not callable(getattr(observer, "with_args", None)):
+        raise OptionError(f"{wanted}, not {observer!r}.")
+    try:
+        trial = observer.with_args(
+            dtype=torch.int8, quant_min=low, quant_max=high, qscheme=torch.per_tensor_affine
+        )()
+        trial(torch.tensor([-1.0, 1.0]))
+        scale, _ = trial.calculate_qparams()
+    except Exception as error:  # observers raise anything, Exception itself included
+        raise OptionError(f"{wanted}; {observer!r} fails on a tensor: {error}") from error
+    if not isinstance(trial, (ObserverBase, FakeQuantizeBase)) or scale.numel() != 1:
+        raise OptionError(f"{wanted}, not {observer!r} of {type(trial).__module__}.")
 
 
 def fixed(qparams: QParams) -> FixedQParamsQuantizationSpec:
