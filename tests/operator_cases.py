@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tests import matmul_cases
 from tests.arithmetic_cases import ARITHMETIC_CASES
 from tests.case import Case, Rejected, Shape, move, moved, of
 from tests.oracle import Function
@@ -494,11 +495,8 @@ def _dropout() -> list[Case]:
 CASES: tuple[Case, ...] = (
     *_conv2d(), *_conv1d(), *_per_channel(), *_fused(), *_linear(), *_pools(), *_elementwise(), *_add(), *_softmax(),
     *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES,
+    *matmul_cases.CASES,
 )  # fmt: skip
-
-
-def addmm(**scales: Any) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    return lambda bias, weight, values: torch.addmm(bias, values, weight, **scales)
 
 
 def pool(*args: Any, **options: Any) -> Callable[[], nn.Module]:
@@ -513,13 +511,13 @@ def permute(*dims: int) -> Callable[[], nn.Module]:
     return moved(lambda x: x.permute(dims))
 
 
-BIAS, MATRIX, IMAGE = torch.linspace(-1, 1, 6), torch.linspace(-1, 1, 60).reshape(10, 6), (1, 8, 6, 6)
-vector = of(lambda weight, x: F.linear(x, weight), torch.linspace(-1, 1, 10))
+IMAGE = (1, 8, 6, 6)
 with_nothing = of(lambda nothing, x: torch.cat([nothing, move(x)], 0), torch.zeros(0))
 crop_by_reflection = moved(lambda x: F.pad(x, (-1, 1), "reflect"))
 replicate = moved(lambda x: F.pad(x, (1, 1), "replicate"))
 
 REJECTED = (
+    *matmul_cases.REJECTED,
     Rejected("convolution", "has_a_batch", "2d", conv(2, 3, 5, 3), ((3, 7, 7),)),
     Rejected("convolution", "has_a_batch", "1d", conv(1, 3, 5, 3), ((3, 7),)),
     Rejected("convolution", "has_supported_geometry", "kernel", conv(2, 1, 2, (1, 4097)), ((1, 1, 1, 4100),)),
@@ -532,11 +530,6 @@ REJECTED = (
     Rejected("hardtanh", "is_a_relu", "", lambda: nn.Hardtanh(-2.0, 3.0), (IMAGE,)),
     Rejected("slice", "slices_without_steps", "", moved(lambda x: x[:, :, ::2]), (IMAGE,)),
     Rejected("slice", "slices_whole_granules", "", moved(lambda x: x[:, 4:]), ((1, 12, 6, 6),)),
-    Rejected("linear", "has_a_matrix_as_weight", "", vector, ((4, 10),)),
-    Rejected("addmm", "has_a_plain_bias", "matrix", of(addmm(), MATRIX[:4], MATRIX), ((4, 10),)),
-    Rejected("addmm", "has_a_plain_bias", "one value", of(addmm(), BIAS[:1], MATRIX), ((4, 10),)),
-    Rejected("addmm", "does_not_scale", "alpha", of(addmm(alpha=2.0), BIAS, MATRIX), ((4, 10),)),
-    Rejected("addmm", "does_not_scale", "beta", of(addmm(beta=0.5), BIAS, MATRIX), ((4, 10),)),
     Rejected("avg_pool2d", "has_small_kernel", "kernel", pool((1, 4097), 1), ((1, 2, 1, 4100),)),
     Rejected("avg_pool2d", "has_small_kernel", "stride", pool(1, (1, 4097)), ((1, 2, 1, 4100),)),
     Rejected("avg_pool2d", "does_not_round_up", "", pool(2, ceil_mode=True), ((1, 3, 7, 7),)),

@@ -3,7 +3,7 @@
 Quantizer, partitioner, compiler, cost model and docs/operators.md read these tables; nothing else lists operators.
 """
 
-from openneutron.ops import activations, arithmetic, convolution, elementwise, linear, pooling, shapes
+from openneutron.ops import activations, arithmetic, convolution, elementwise, linear, matmul, pooling, shapes
 from openneutron.ops.decomposition import Decomposition
 from openneutron.ops.spec import OpSpec
 
@@ -12,6 +12,7 @@ __all__ = ["DECLARED", "DECOMPOSED", "DECOMPOSITIONS", "OPERATORS", "SPECS", "De
 SPECS: tuple[OpSpec, ...] = (
     *convolution.SPECS,
     *linear.SPECS,
+    *matmul.SPECS,
     *pooling.SPECS,
     *elementwise.SPECS,
     *arithmetic.SPECS,
@@ -21,7 +22,7 @@ SPECS: tuple[OpSpec, ...] = (
 OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spec.targets}
 """Declarations by the qualified name of the ATen operator."""
 
-DECOMPOSED: tuple[Decomposition, ...] = (*activations.DECOMPOSED,)
+DECOMPOSED: tuple[Decomposition, ...] = (*activations.DECOMPOSED, *matmul.DECOMPOSED)
 """Operators that become others before annotation."""
 
 DECOMPOSITIONS: dict[str, Decomposition] = {target: spec for spec in DECOMPOSED for target in spec.targets}

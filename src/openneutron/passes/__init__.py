@@ -38,7 +38,9 @@ def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = Fals
         check_writes_nothing(module)
     fold_constants(module)
     remove_identities(module)
-    decompose(module, target)
+    if decompose(module, target):
+        fold_constants(module)
+        remove_identities(module)
     fold_batch_norm(module)
     name_numbers(module)
     if not training:

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from openneutron.fx import op_name
 from openneutron.ops import DECOMPOSITIONS
 from openneutron.ops.decomposition import Rewriting
-from openneutron.ops.site import Site
+from openneutron.ops.site import Site, is_attribute
 from openneutron.targets import NeutronTarget
 
 __all__ = ["decompose"]
@@ -22,13 +22,16 @@ def decompose(module: GraphModule, target: NeutronTarget) -> bool:
     Linear in the nodes before and after.
     """
     changed = False
+    constants: set[Node] = set()
     node = next(iter(module.graph.nodes))
     while node.op != "root":
         before = node.prev
-        if _decompose(module, node, target):
+        if _decompose(module, Site(node, target, constants.__contains__)):
             changed = True
             node = before.next  # what was written is visited too
         else:
+            if is_attribute(node) or (node.all_input_nodes and constants.issuperset(node.all_input_nodes)):
+                constants.add(node)
             node = node.next
     if changed:
         module.graph.eliminate_dead_code()
@@ -36,11 +39,11 @@ def decompose(module: GraphModule, target: NeutronTarget) -> bool:
     return changed
 
 
-def _decompose(module: GraphModule, node: Node, target: NeutronTarget) -> bool:
+def _decompose(module: GraphModule, site: Site) -> bool:
+    node = site.node
     declared = DECOMPOSITIONS.get(op_name(node))
     if declared is None or not _is_float(node.meta.get("val")):
         return False
-    site = Site(node, target)
     if not declared.applies(site) or declared.rejections(site):
         return False
     written = declared.rewrite(Rewriting(module, site))

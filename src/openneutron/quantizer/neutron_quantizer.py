@@ -16,7 +16,7 @@ from openneutron.errors import OptionError
 from openneutron.fx import iterate_nodes, op_name, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
-from openneutron.ops.site import Site
+from openneutron.ops.site import Site, is_attribute
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs
 from openneutron.quantizer.observers import RangeObserver
@@ -24,6 +24,9 @@ from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
 from openneutron.targets import Generation, NeutronTargetSpec
 
 __all__ = ["NeutronQuantizer", "UnquantizedWarning", "quantizable_reason"]
+
+# A value, or what one of its readers reads instead of it.
+Value = Node | tuple[Node, Node]
 
 WEIGHT_GRANULARITIES = ("per_tensor", "per_channel")
 
@@ -46,7 +49,19 @@ class _Place:
 
     @property
     def inputs(self) -> list[Node]:
-        return list(dict.fromkeys(iterate_nodes([self.site.args[name] for name in self.spec.inputs])))
+        return self._operands(self.spec.inputs)
+
+    @property
+    def symmetric(self) -> list[Node]:
+        """The inputs that need zero point 0."""
+        return self._operands(self.spec.symmetric)
+
+    @property
+    def rule(self) -> OutputRule | QParams:
+        return self.spec.output_rule(self.site.node) if self.activation is None else OutputRule.OBSERVED
+
+    def _operands(self, names: tuple[str, ...]) -> list[Node]:
+        return list(dict.fromkeys(iterate_nodes([self.site.args[name] for name in names])))
 
 
 class NeutronQuantizer(Quantizer):
@@ -127,11 +142,6 @@ class NeutronQuantizer(Quantizer):
         return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
 
 
-def is_attribute(node: Node) -> bool:
-    """Whether `node` is a constant of a graph module."""
-    return node.op == "get_attr"
-
-
 def quantizable_reason(
     node: Node, target: NeutronTargetSpec, is_constant: Callable[[Node], bool] = is_attribute
 ) -> str | None:
@@ -144,11 +154,11 @@ def quantizable_reason(
 
     spec = OPERATORS.get(op_name(node))
     if spec is None:
-        return _undecomposed_reason(node, target)
+        return _undecomposed_reason(Site(node, target.neutron_target, is_constant))
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
         return f"It yields {getattr(value, 'dtype', type(value).__name__)}; only float32 is quantized."
-    site = Site(node, target.neutron_target)
+    site = Site(node, target.neutron_target, is_constant)
     for name in spec.inputs:
         operands = list(iterate_nodes(site.args[name]))
         if not operands:
@@ -165,11 +175,11 @@ def quantizable_reason(
     return f"The NPU takes {spec.name} only if: {' '.join(rejections)}" if rejections else None
 
 
-def _undecomposed_reason(node: Node, target: NeutronTargetSpec) -> str:
-    declared = DECOMPOSITIONS.get(op_name(node))
+def _undecomposed_reason(site: Site) -> str:
+    declared = DECOMPOSITIONS.get(op_name(site.node))
     if declared is None:
         return "OpenNeutron has no such operator; docs/operators.md lists those it has."
-    rejections = declared.rejections(Site(node, target.neutron_target))
+    rejections = declared.rejections(site)
     if not rejections:
         return f"{declared.name} becomes {declared.becomes} for float32 values only, when the model is quantized."
     return f"{declared.name} becomes {declared.becomes} only if: {' '.join(rejections)}"
@@ -186,18 +196,20 @@ class _Annotation:
         self.places = places
         self.observer = observer
         self.per_channel = per_channel
-        self.parent: dict[Node, Node] = {}
-        self.fixed: dict[Node, QParams] = {}
-        self.met: dict[Node, Node | tuple[Node, Node]] = {}
-        self.requantized: dict[tuple[Node, Node], Node] = {}
+        self.parent: dict[Value, Value] = {}
+        self.fixed: dict[Value, QParams] = {}
+        self.symmetric: set[Value] = set()
+        self.met: dict[Value, Value] = {}
+        self.requantized: dict[Value, Value] = {}
 
     def write(self) -> None:
         for place in self.places:
             self._group(place)
+        self._make_symmetric()
         for place in self.places:
             self._annotate(place)
 
-    def _find(self, value: Node) -> Node:
+    def _find(self, value: Value) -> Value:
         root = value
         while (above := self.parent.get(root, root)) is not root:
             root = above
@@ -206,10 +218,9 @@ class _Annotation:
         return root
 
     def _group(self, place: _Place) -> None:
-        rule = place.spec.output_rule(place.site.node) if place.activation is None else OutputRule.OBSERVED
-        if isinstance(rule, QParams):
-            self.fixed[place.output] = rule
-        if rule is not OutputRule.SHARED:
+        if isinstance(place.rule, QParams):
+            self.fixed[place.output] = place.rule
+        if place.rule is not OutputRule.SHARED:
             return
         groups = [self._find(value) for value in place.inputs]
         demands = {self.fixed.get(group) for group in groups}
@@ -220,7 +231,26 @@ class _Annotation:
             else:
                 self._join(place.output, group)
 
-    def _join(self, output: Node, group: Node) -> None:
+    def _make_symmetric(self) -> None:
+        """Where only inputs that need zero point 0 read a group, it is symmetric; else those inputs are requantized."""
+        wanted = [(value, place.site.node) for place in self.places for value in place.symmetric]
+        shared = self._read_otherwise(set(wanted)) if wanted else set()
+        for edge in wanted:
+            group = self._find(edge[0])
+            fixed = self.fixed.get(group)
+            if group in shared if fixed is None else any(fixed.zero_point):
+                self.requantized[edge] = group = edge
+            if group not in self.fixed:
+                self.symmetric.add(group)
+
+    def _read_otherwise(self, wanted: set[tuple[Node, Node]]) -> set[Value]:
+        """The groups that something reads which neither moves their values nor is in `wanted`."""
+        movers = {place.site.node for place in self.places if place.rule is OutputRule.SHARED}
+        values = {value for place in self.places for value in (*place.inputs, place.output)}
+        edges = {(value, reader) for value in values for reader in value.users if reader.users or reader.op == "output"}
+        return {self._find(edge[0]) for edge in edges - wanted if edge[1] not in movers or edge in self.requantized}
+
+    def _join(self, output: Node, group: Value) -> None:
         root = self._find(output)
         if root is not group:
             self.parent[root] = group
@@ -240,14 +270,15 @@ class _Annotation:
             output = self._spec(place.activation, place.activation)
             place.activation.meta[Q_ANNOTATION_KEY] = _annotation({}, output)
 
-    def _spec(self, key: Node | tuple[Node, Node], value: Node) -> Any:
+    def _spec(self, key: Value, value: Value) -> Any:
         group = self._find(value)
         if group in self.met:
             return SharedQuantizationSpec(self.met[group])
         self.met[group] = key
         if group in self.fixed:
             return qspecs.fixed(self.fixed[group])
-        return qspecs.activation(value, self.observer)
+        node = value[0] if isinstance(value, tuple) else value
+        return qspecs.activation(node, self.observer, symmetric=group in self.symmetric)
 
     def _weight_spec(self, edge: tuple[Node, Node], *, per_channel: bool) -> Any:
         if edge[0] in self.met:

@@ -23,15 +23,15 @@ WEIGHT_RANGE = (-127, 127)
 BIAS_RANGE = (-(2**31), 2**31 - 1)
 
 
-def activation(node: Node, observer: Any) -> QuantizationSpec:
-    """int8, affine, one scale for the tensor that `node` yields."""
+def activation(node: Node, observer: Any, *, symmetric: bool = False) -> QuantizationSpec:
+    """int8, affine, one scale for the tensor that `node` yields; with zero point 0 where `symmetric`."""
     low, high = ACTIVATION_RANGE
     constructor = observer.with_args(origin=Origin.of(node)) if observer is RangeObserver else observer
     return QuantizationSpec(
         dtype=torch.int8,
         quant_min=low,
         quant_max=high,
-        qscheme=torch.per_tensor_affine,
+        qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
         observer_or_fake_quant_ctr=constructor,
     )
 
