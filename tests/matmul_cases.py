@@ -72,7 +72,7 @@ def _matmul() -> list[Case]:
 
 def _sums() -> list[Case]:
     def case(target: str, label: str, *shapes: Shape, fixed: tuple[Shape, ...] = (), **options: float) -> Case:
-        function = getattr(torch, target.split(".")[1])
+        function: Callable[..., Any] = getattr(torch, target.split(".")[1])
         parts = [constant(*shape) for shape in fixed]
         return Case(target, label, of(lambda *values: function(*values, **options), *parts), shapes)
 
@@ -81,7 +81,8 @@ def _sums() -> list[Case]:
 
     def reordered(target: str, label: str, parts: tuple[Shape, ...], shape: Shape, **options: float) -> Case:
         constants = [constant(*part) for part in parts]
-        return Case(target, label, of(lambda b, w, x: torch.addmm(b, x, w, **options), *constants), (shape,))
+        product: Callable[..., Any] = torch.addmm
+        return Case(target, label, of(lambda b, w, x: product(b, x, w, **options), *constants), (shape,))
 
     return [
         linear("computed weight", (2, 3, 4), (5, 4)),
@@ -146,8 +147,35 @@ CASES: tuple[Case, ...] = (
     *_indices(),
 )
 
+def dequantized(codes: torch.Tensor) -> torch.Tensor:
+    """An int8 weight, or an int32 bias, that another quantizer left."""
+    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    if codes.dtype == torch.int8:
+        return dequantize(codes, 0.1, 0, -127, 127, torch.int8)  # type: ignore[no-any-return]
+    return dequantize(codes, 0.05 * 0.1, 0, -(2**31), 2**31 - 1, torch.int32)  # type: ignore[no-any-return]
+
+
+def linear(weight: torch.Tensor, *bias_and_values: torch.Tensor) -> torch.Tensor:
+    *bias, values = bias_and_values
+    return F.linear(values, dequantized(weight), *map(dequantized, bias))
+
+
+def addmm(**options: Any) -> Callable[..., torch.Tensor]:
+    return lambda bias, weight, values: torch.addmm(dequantized(bias), values, dequantized(weight), **options)
+
+
+WEIGHT = (constant(6, 10) * 40).to(torch.int8)
+BIAS = torch.arange(6, dtype=torch.int32)
+
 REJECTED: tuple[Rejected, ...] = (
-    Rejected("bmm", "multiplies_whole_granules", "rows", of(torch.bmm), ((8, 12, 8), (8, 8, 8))),
-    Rejected("bmm", "multiplies_whole_granules", "batch", of(torch.bmm), ((2, 8, 8), (2, 8, 8))),
+    Rejected("bmm", "multiplies_whole_granules", "rows", of(torch.bmm), ((8, 12, 8), (8, 8, 8)), padded=True),
+    Rejected("bmm", "multiplies_whole_granules", "everything", of(torch.bmm), ((2, 3, 5), (2, 5, 4)), padded=True),
+    Rejected("linear", "has_a_matrix_as_weight", "", of(linear, WEIGHT[0]), ((4, 10),), quantized_elsewhere=True),
+    Rejected("linear", "has_a_plain_bias", "", of(linear, WEIGHT, BIAS[:1]), ((4, 10),), quantized_elsewhere=True),
+    Rejected("addmm", "has_a_plain_bias", "", of(addmm(), BIAS[:1], WEIGHT.t()), ((4, 10),), quantized_elsewhere=True),
+    Rejected("addmm", "does_not_scale", "alpha", of(addmm(alpha=2), BIAS, WEIGHT.t()), ((4, 10),),
+             quantized_elsewhere=True),
+    Rejected("addmm", "does_not_scale", "beta", of(addmm(beta=2), BIAS, WEIGHT.t()), ((4, 10),),
+             quantized_elsewhere=True),
     Rejected("matmul", "yields_no_scalar", "", of(torch.matmul), ((4,), (4,))),
-)
+)  # fmt: skip

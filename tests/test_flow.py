@@ -466,7 +466,7 @@ class TestLegacyGeneration:
         assert {row.where for row in lower(quantized).placement} == {"npu"}
         program = lower(quantized, neutron_converter_flavor="SDK_25_06")
         reasons = {row.node: row.reason for row in program.placement if row.where == "cpu"}
-        assert reasons["conv2d"] == "imxrt700 takes convolution only if: The batch size is 1."
+        assert (reasons["conv2d"] or "").startswith("imxrt700 takes convolution only if: The batch size is 1, or ")
         assert worst_lsb(quantized.module, program.run, [inputs]) <= 1
 
 

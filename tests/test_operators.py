@@ -10,14 +10,25 @@ import torch.nn.functional as F
 from tests.case import Case, Rejected
 from tests.flow_support import flat
 from tests.operator_cases import CASES, REJECTED
-from tests.oracle import Function, agreement, everything_on_the_npu, lowered, quantized, samples_like
+from tests.oracle import (
+    Function,
+    agreement,
+    everything_on_the_npu,
+    lowered,
+    quantized,
+    quantized_elsewhere,
+    samples_like,
+)
 from torch import nn
+from torch._export.verifier import SpecViolationError
 
+from openneutron.compile_spec import CompileOptions
 from openneutron.errors import HostError
 from openneutron.fx import op_name
 from openneutron.ops import DECLARED, DECOMPOSITIONS, OPERATORS
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint
+from openneutron.partition.placing import placement
 from openneutron.passes import decompose
 from openneutron.targets import TARGETS
 
@@ -66,18 +77,39 @@ def test_cases_have_names_of_their_own() -> None:
     assert sorted(set(ids)) == sorted(ids)
 
 
-@pytest.mark.parametrize("case", REJECTED, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [case for case in REJECTED if not case.padded], ids=lambda case: case.id)
 def test_what_breaks_a_limit_runs_on_the_cpu(case: Rejected) -> None:
     torch.manual_seed(0)
-    model = quantized(case.model(), case.shapes)
-    program = lowered(model, neutron_converter_flavor=LEGACY if case.is_legacy else None)
-    reasons = [row.reason for row in program.placement if row.where == "cpu"]
-    assert case.reason in reasons, program.placement
+    model = (quantized_elsewhere if case.quantized_elsewhere else quantized)(case.model(), case.shapes)
+    options = CompileOptions(neutron_converter_flavor=LEGACY if case.is_legacy else None)
+    rows = placement(torch.export.export(model.module, model.example_inputs), options)
+    assert any((row.reason or "").startswith(case.reason) for row in rows if row.where == "cpu"), rows
+    if not case.lowers:
+        with pytest.raises(SpecViolationError, match="not in Core ATen"):
+            lowered(model)
+        return
+    program = lowered(model, neutron_converter_flavor=options.neutron_converter_flavor)
+    assert program.placement == rows
     if case.runs:
         assert agreement(program, model).worst <= 1
     else:
         with pytest.raises(HostError, match="failed"):
             program.run(*model.example_inputs)
+
+
+@pytest.mark.parametrize("case", [case for case in REJECTED if case.padded], ids=lambda case: case.id)
+def test_padding_lifts_a_limit(case: Rejected) -> None:
+    torch.manual_seed(0)
+    model = quantized(case.model(), case.shapes)
+    broken = [
+        node
+        for node in torch.export.export(model.module, model.example_inputs).graph.nodes
+        if op_name(node) in case.declared.targets and not case.constraint.holds(Site(node, TARGETS["imxrt700"]))
+    ]
+    assert broken
+    program = lowered(model, neutron_converter_flavor=LEGACY)
+    assert everything_on_the_npu(program), program.placement
+    assert agreement(program, model).worst <= case.declared.tolerance
 
 
 @pytest.mark.parametrize("case", [case for case in REJECTED if case.is_legacy], ids=lambda case: case.id)
@@ -97,19 +129,7 @@ def _limits() -> list[Any]:
 
 @pytest.mark.parametrize("limit", _limits())
 def test_every_limit_has_a_model_that_breaks_it(limit: Constraint) -> None:
-    assert [case for case in REJECTED if case.constraint is limit] or _is_lifted(limit)
-
-
-def _is_lifted(limit: Constraint) -> bool:
-    """Whether a model that breaks it is decomposed and runs on the NPU: the limit is for what others quantized."""
-    for case in CASES:
-        spec = OPERATORS.get(case.target)
-        if case.target in DECOMPOSITIONS and spec is not None and limit in spec.constraints:
-            exported = torch.export.export(case.build().eval(), samples_like(case.shapes, 1, 0, (0.0, 1.0))[0])
-            found = (Site(node, TARGETS["imxrt700"]) for node in exported.graph.nodes if op_name(node) == case.target)
-            if not all(map(limit.holds, found)):
-                return True
-    return False
+    assert [case for case in REJECTED if case.constraint is limit]
 
 
 def test_messages_name_their_numbers() -> None:

@@ -195,6 +195,10 @@ class TestFoldBatchNorm:
             (lambda: nn.Sequential(conv(bias=False), bn()), image()),
             (lambda: nn.Sequential(nn.Conv2d(4, 8, 3, padding="same", groups=2), bn(8)), image()),
             (lambda: nn.Sequential(nn.Conv1d(4, 8, 3), bn1(8)), image(2, 4, 9)),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3), bn(6)), image()),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), bn(6)), image()),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=4), bn()), image()),
+            (lambda: nn.Sequential(nn.ConvTranspose1d(4, 6, 3), bn1(6)), image(2, 4, 9)),
             (lambda: nn.Sequential(nn.Linear(6, 8), bn1(8)), image(3, 6)),
             (lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, affine=False)), image()),
         ],
@@ -213,7 +217,6 @@ class TestFoldBatchNorm:
             (lambda: Model(read_twice, c=conv(), b=bn()), image()),
             (lambda: nn.Sequential(bn(), conv()), image()),
             (lambda: nn.Sequential(nn.Linear(5, 8), bn1(6)), image(2, 6, 5)),
-            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3), bn()), image()),
             (lambda: Model(lambda m, x: m.b(F.conv2d(x, x.abs())), b=bn(1)), image()),
         ],
     )

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -26,17 +23,13 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-import openneutron
-from openneutron import CompileOptions, NeutronQuantizer, lower, quantize
+from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.fx import is_dequantize, is_quantize, op_name
-from openneutron.partition.compile import compile_partition
-from openneutron.partition.placing import place
 from openneutron.quantizer import UnquantizedWarning
 from openneutron.quantizer.neutron_quantizer import annotated
 from openneutron.quantizer.torchao_folding import is_folded_wrongly, protect_from_wrong_folding
 
 ANNOTATION = "quantization_annotation"
-MAX_GROWTH = 2.6
 
 
 def annotate(model: nn.Module, *inputs: torch.Tensor, **options: Any) -> dict[str, Node]:
@@ -244,8 +237,8 @@ class TestUnquantized:
         assert line.endswith("OpenNeutron has no such operator; docs/operators.md lists those it has.")
 
     def test_a_limit_is_quoted(self) -> None:
-        message = self.warning(Model(lambda m, x: F.max_pool2d(m.c(x), 3, ceil_mode=True), c=conv()))
-        assert "The NPU takes max_pool2d only if: ceil_mode is off." in message
+        message = self.warning(Model(lambda m, x: F.max_pool2d(m.c(x), 3, dilation=2), c=conv()))
+        assert "The NPU takes max_pool only if: The dilation is 1." in message
 
     def test_a_weight_that_is_computed(self) -> None:
         message = self.warning(Model(lambda m, x, w: m.c(F.conv2d(x, w)), c=conv()), image(), image(4, 4, 1, 1))
@@ -281,6 +274,9 @@ class TestTorchaoFolding:
             (lambda: Model(lambda m, x: m.b(m.c(m.a(m.c(x)))), c=conv(), a=bn(), b=bn()), True),
             (lambda: Model(lambda m, x: m.c(m.a(m.c(x))), c=conv(), a=bn()), True),
             (lambda: Model(lambda m, x: m.c(m.c(x)), c=conv()), False),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3), bn()), False),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=2), bn()), True),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=2), conv()), False),
         ],
     )
     def test_which_models_need_help(self, build: Callable[[], nn.Module], wrong: bool) -> None:
@@ -317,58 +313,3 @@ def test_every_annotation_is_seen() -> None:
     module = nodes["conv2d"].graph.owning_module
     assert module is not None
     assert [node.name for node in annotated(module)] == ["conv2d", "relu"]
-
-
-class Residual(nn.Module):
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(blocks))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers:
-            x = x + F.relu(layer(x))
-        return x
-
-
-PACKAGE = str(Path(openneutron.__file__).parent)
-
-
-def calls_of(action: Callable[[], Any]) -> tuple[int, Any]:
-    """How many calls of this package's functions, and of builtins within them, an action makes; and its result."""
-    count = 0
-
-    def profile(frame: FrameType, event: str, _: object) -> None:
-        nonlocal count
-        if event in ("call", "c_call") and frame.f_code.co_filename.startswith(PACKAGE):
-            count += 1
-
-    sys.setprofile(profile)
-    try:
-        result = action()
-    finally:
-        sys.setprofile(None)
-    return count, result
-
-
-def test_work_grows_with_the_graph_and_no_faster() -> None:
-    counts: dict[str, list[int]] = {"annotate": [], "place": [], "compile": []}
-    options, inputs = CompileOptions(), (image(),)
-    for blocks in (8, 16, 32):
-        model, quantizer = seeded(lambda blocks=blocks: Residual(blocks)), NeutronQuantizer()  # type: ignore[misc]
-        module = torch.export.export(model, inputs).module()
-
-        def annotations(quantizer: NeutronQuantizer = quantizer, module: GraphModule = module) -> GraphModule:
-            return quantizer.annotate(quantizer.transform_for_annotation(module))
-
-        counts["annotate"].append(calls_of(annotations)[0])
-        exported = torch.export.export(convert(model, inputs), inputs)
-        count, placed = calls_of(lambda exported=exported: place(exported, options))  # type: ignore[misc]
-        counts["place"].append(count)
-        (partition,) = placed.partitions
-        compiled = calls_of(lambda e=exported, p=partition: compile_partition(e, p, options))  # type: ignore[misc]
-        counts["compile"].append(compiled[0])
-    for stage, (first, second, third) in counts.items():
-        assert first > 100, stage
-        assert second / first <= MAX_GROWTH, stage
-        assert third / second <= MAX_GROWTH, stage
-

@@ -40,7 +40,7 @@ def requantizations(module: GraphModule) -> list[Node]:
 def output_of(module: GraphModule, name: str) -> tuple[object, object]:
     """Scale and zero point of what the operator `name` yields."""
     (found,) = {
-        node.args[1:3]
+        (node.args[1], node.args[2])
         for node in module.graph.nodes
         if is_quantize(node) and isinstance(node.args[0], Node) and op_name(node.args[0]) == name
     }

@@ -49,8 +49,9 @@ def source_of(node: Node) -> str | None:
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
-    """Static shape of the tensor that `node` yields."""
-    return tuple(node.meta["val"].shape)
+    """Static shape of the tensor that `node` yields, of the first one where it yields several."""
+    value = node.meta["val"]
+    return tuple((value[0] if isinstance(value, (list, tuple)) else value).shape)
 
 
 def arguments(node: Node) -> dict[str, Any]:

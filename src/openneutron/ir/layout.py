@@ -72,7 +72,7 @@ class _Sinking:
         """Rules 2 and 3 for views that permute whole dimensions; inputs of fewer elements broadcast."""
         rank = max(len(view.shape) for view in views)
         leaders = [view for view in views if view.stored.data is None and len(view.shape) == rank]
-        moved = (view.dimension_permutation() for view in leaders if not view.in_stored_order)
+        moved = (view.dimension_permutation() for view in leaders if not view.is_identity)
         perm = next(filter(None, moved), None)
         if perm is None:
             return None
@@ -118,7 +118,7 @@ class _Sinking:
 
     def _in_order(self, view: View) -> Tensor:
         """Rules 5 and 6."""
-        if view.in_stored_order and view.shape == view.stored.shape:
+        if view.is_identity:
             return view.stored
         key = (id(view.stored), view.atoms, view.order, view.shape)
         if key not in self.emitted:

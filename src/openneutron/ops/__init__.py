@@ -3,7 +3,21 @@
 Quantizer, partitioner, compiler, cost model and docs/operators.md read these tables; nothing else lists operators.
 """
 
-from openneutron.ops import activations, arithmetic, convolution, elementwise, linear, matmul, pooling, shapes
+from openneutron.ops import (
+    activations,
+    arithmetic,
+    convolution,
+    elementwise,
+    linear,
+    matmul,
+    pooling,
+    pooling_by_others,
+    reductions,
+    resizes,
+    separable,
+    shapes,
+    transposed,
+)
 from openneutron.ops.decomposition import Decomposition
 from openneutron.ops.spec import OpSpec
 
@@ -11,9 +25,12 @@ __all__ = ["DECLARED", "DECOMPOSED", "DECOMPOSITIONS", "OPERATORS", "SPECS", "De
 
 SPECS: tuple[OpSpec, ...] = (
     *convolution.SPECS,
+    *transposed.SPECS,
     *linear.SPECS,
     *matmul.SPECS,
     *pooling.SPECS,
+    *reductions.SPECS,
+    *resizes.SPECS,
     *elementwise.SPECS,
     *arithmetic.SPECS,
     *shapes.SPECS,
@@ -22,7 +39,13 @@ SPECS: tuple[OpSpec, ...] = (
 OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spec.targets}
 """Declarations by the qualified name of the ATen operator."""
 
-DECOMPOSED: tuple[Decomposition, ...] = (*activations.DECOMPOSED, *matmul.DECOMPOSED)
+DECOMPOSED: tuple[Decomposition, ...] = (
+    *activations.DECOMPOSED,
+    *matmul.DECOMPOSED,
+    *pooling_by_others.DECOMPOSED,
+    *reductions.DECOMPOSED,
+    *separable.DECOMPOSED,
+)
 """Operators that become others before annotation."""
 
 DECOMPOSITIONS: dict[str, Decomposition] = {target: spec for spec in DECOMPOSED for target in spec.targets}

@@ -17,7 +17,7 @@ FULLY_CONNECTED = Kind("FULLY_CONNECTED", "FullyConnectedOptions", Layout.FEATUR
 @constraint
 def has_a_matrix_as_weight(site: Site) -> bool:
     """The weight has two dimensions."""
-    return len(site.shape_of("weight" if "weight" in site.args else "mat2")) == 2
+    return len(site.shape_of("weight")) == 2
 
 
 @constraint
@@ -97,7 +97,7 @@ SPECS = (
         weight="mat2",
         bias="self",
         fuses_activation=True,
-        constraints=(has_a_matrix_as_weight, has_a_plain_bias, does_not_scale),
+        constraints=(has_a_plain_bias, does_not_scale),
         lower=lower_addmm,
         macs=macs,
         becomes="FULLY_CONNECTED",

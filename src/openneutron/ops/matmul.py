@@ -56,6 +56,7 @@ SPECS = (
         inputs=("self", "mat2"),
         symmetric=("self", "mat2"),
         constraints=(multiplies_whole_granules,),
+        pads={"self": (0, 1, 2), "mat2": (0, 1, 2)},
         lower=lower_bmm,
         macs=macs,
         becomes="BATCH_MATMUL",

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch.fx import Node
 
 from openneutron.fx import iterate_nodes, shape_of
 from openneutron.ir.graph import Kind, Layout, Tensor
+from openneutron.ir.views import swapped_blocks
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
-from openneutron.ops.windows import PAD, PADV2
+from openneutron.ops.spec import OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
+from openneutron.ops.windows import PAD, PADV2, pad_behind
+from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["CONCATENATION", "SLICE", "SPECS"]
+__all__ = ["CONCATENATION", "SLICE", "SPECS", "is_legacy_swap", "slice_of"]
 
 CONCATENATION = Kind("CONCATENATION", "ConcatenationOptions", Layout.AXES, axes=("axis",))
 SLICE = Kind("SLICE", "SliceOptions", Layout.AXES, operands=("begin", "size"), dimensions=("begin", "size"))
 MIRROR_PAD = Kind("MIRROR_PAD", "MirrorPadOptions", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
+
+# Torch's number of each dimension of an image [N, H, W, C].
+NHWC = (0, 2, 3, 1)
 
 MAX_RESHAPE_RANK = 7
 MAX_TRANSPOSE_RANK = 6
@@ -58,16 +64,21 @@ def _permutation(site: Site) -> tuple[int, ...]:
 
 
 @legacy_constraint
-def permutes_whole_granules(site: Site) -> bool:
-    """Of rank 4: NHWC to NCHW, batch 1, H x W x C and one of C and H x W multiples of the MACs of a pipeline."""
-    if len(site.shape) != 4 or _permutation(site) != (0, 3, 1, 2):
-        return False
-    (batch, height, width, channels), granularity = site.shape_of("self"), site.target.channel_granularity
-    return (
-        batch == 1
-        and height * width * channels % granularity == 0
-        and (channels % granularity == 0 or height * width % granularity == 0)
-    )
+def swaps_two_blocks(site: Site) -> bool:
+    """It swaps two runs of dimensions, as NHWC to NCHW does for a batch of 1; dimensions of size 1 do not count."""
+    return swapped_blocks(site.shape_of("self"), _permutation(site)) is not None
+
+
+@legacy_constraint
+def swaps_whole_granules(site: Site) -> bool:
+    """One of the two runs holds a multiple of the MACs of a pipeline."""
+    blocks = swapped_blocks(site.shape_of("self"), _permutation(site))
+    return blocks is None or is_legacy_swap(blocks, site.target)
+
+
+def is_legacy_swap(blocks: tuple[int, int], target: NeutronTarget) -> bool:
+    """Whether the legacy generation swaps runs of these sizes."""
+    return 1 in blocks or any(size % target.channel_granularity == 0 for size in blocks)
 
 
 def lower_permute(lowering: Lowering) -> Tensor:
@@ -81,16 +92,25 @@ def _concatenated_dim(site: Site) -> int:
 
 @legacy_constraint
 def does_not_concatenate_batches(site: Site) -> bool:
-    """It concatenates at least two tensors, not along dimension 0."""
-    return _concatenated_dim(site) != 0 and len(site.args["tensors"]) >= 2
+    """It is not along dimension 0."""
+    return _concatenated_dim(site) != 0 or len(site.args["tensors"]) == 1
+
+
+def _channel_dim(site: Site) -> int:
+    return 1 if len(site.shape) >= 3 else len(site.shape) - 1
 
 
 @legacy_constraint
 def concatenates_whole_granules(site: Site) -> bool:
     """The channels of every input are a multiple of the MACs of a pipeline."""
     shapes = [shape_of(node) for node in iterate_nodes(site.args["tensors"])]
-    channel = 1 if len(site.shape) >= 3 else -1
-    return all(shape[channel] % site.target.channel_granularity == 0 for shape in shapes)
+    sizes = (shape[_channel_dim(site)] for shape in shapes)
+    return len(shapes) == 1 or all(size % site.target.channel_granularity == 0 for size in sizes)
+
+
+def _padded_channels(site: Site) -> PaddedDimensions:
+    """Its channels, unless it is along them: padding would come between the inputs."""
+    return {} if _concatenated_dim(site) == _channel_dim(site) else {"tensors": (_channel_dim(site),)}
 
 
 @constraint
@@ -106,7 +126,17 @@ def lower_cat(lowering: Lowering) -> Tensor:
     if len(inputs) == 1:
         return inputs[0]
     axis = _concatenated_dim(lowering.site)
+    if lowering.site.generation is Generation.LEGACY and len(lowering.shape) == 4:
+        return _cat_of_images(lowering, inputs, axis)
     return lowering.emit(CONCATENATION, inputs, lowering.shape, axis=axis, fused_activation_function="NONE")
+
+
+def _cat_of_images(lowering: Lowering, inputs: Sequence[Tensor], dim: int) -> Tensor:
+    """In NHWC, where the legacy generation counts the channels; `dim` is torch's."""
+    images, shape = [lowering.channels_last(tensor) for tensor in inputs], [lowering.shape[i] for i in NHWC]
+    kind, axis = replace(CONCATENATION, layout=Layout.FIXED), NHWC.index(dim)
+    joined = lowering.emit(kind, images, shape, axis=axis, fused_activation_function="NONE")
+    return lowering.channels_first(joined)
 
 
 def _paddings(site: Site) -> tuple[tuple[int, int], ...]:
@@ -135,12 +165,6 @@ def _crops(site: Site) -> bool:
     return any(width < 0 for pair in _paddings(site) for width in pair)
 
 
-@legacy_constraint
-def does_not_crop(site: Site) -> bool:
-    """No padding is negative."""
-    return not _crops(site)
-
-
 @constraint
 def does_not_crop_a_reflection(site: Site) -> bool:
     """No padding is negative where the mode is 'reflect'."""
@@ -154,7 +178,7 @@ def _cropped(lowering: Lowering, inputs: Tensor, paddings: Sequence[tuple[int, i
         length + min(0, front) + min(0, behind)
         for length, (front, behind) in zip(inputs.shape, paddings, strict=True)
     )
-    return inputs if size == inputs.shape else lowering.emit(SLICE, [inputs], size, begin=begin, size=size)
+    return slice_of(lowering, inputs, begin, size)
 
 
 def lower_pad(lowering: Lowering) -> Tensor:
@@ -188,21 +212,27 @@ def slices_without_steps(site: Site) -> bool:
     return bool(site.args["step"] == 1)
 
 
-@legacy_constraint
-def slices_whole_granules(site: Site) -> bool:
-    """The dimension it slices is a multiple of the MACs of a pipeline."""
-    dim, _, _ = _slice_bounds(site)
-    return site.shape_of("self")[dim] % site.target.channel_granularity == 0
+def slice_of(lowering: Lowering, tensor: Tensor, begin: Sequence[int], size: tuple[int, ...]) -> Tensor:
+    """SLICE, or nothing where it takes all.
+
+    The legacy generation slices dimensions that are multiples of the MACs of a pipeline: others are padded before.
+    """
+    if size == tensor.shape:
+        return tensor
+    if lowering.site.generation is Generation.LEGACY:
+        target = lowering.site.target
+        sizes = zip(tensor.shape, size, strict=True)
+        shape = tuple(length if length == kept else target.whole_granules(length) for length, kept in sizes)
+        tensor = pad_behind(lowering, tensor, shape)
+    return lowering.emit(SLICE, [tensor], size, tensor.qparams, begin=tuple(begin), size=size)
 
 
 def lower_slice(lowering: Lowering) -> Tensor:
     """SLICE, or nothing where it takes all."""
     inputs = lowering.tensor("self")
     dim, first, _ = _slice_bounds(lowering.site)
-    if inputs.shape == lowering.shape:
-        return inputs
     begin = tuple(first if other == dim else 0 for other in range(len(inputs.shape)))
-    return lowering.emit(SLICE, [inputs], lowering.shape, begin=begin, size=lowering.shape)
+    return slice_of(lowering, inputs, begin, lowering.shape)
 
 
 def _is_eval(site: Site) -> bool:
@@ -247,7 +277,7 @@ SPECS = (
         edge_targets=("aten.permute_copy.default", "aten.transpose_copy.int"),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(has_rank_for_transpose, permutes_whole_granules),
+        constraints=(has_rank_for_transpose, swaps_two_blocks, swaps_whole_granules),
         lower=lower_permute,
         becomes="TRANSPOSE, or nothing",
         is_compute=False,
@@ -259,6 +289,7 @@ SPECS = (
         inputs=("tensors",),
         output=OutputRule.SHARED,
         constraints=(concatenates_equal_ranks, does_not_concatenate_batches, concatenates_whole_granules),
+        pads=_padded_channels,
         lower=lower_cat,
         becomes="CONCATENATION",
         is_compute=False,
@@ -269,10 +300,9 @@ SPECS = (
         edge_targets=("aten.constant_pad_nd.default",),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(pads_by_constant_or_reflection, does_not_crop_a_reflection, does_not_crop),
+        constraints=(pads_by_constant_or_reflection, does_not_crop_a_reflection),
         lower=lower_pad,
-        becomes="PAD, PADV2 or MIRROR_PAD; negative padding: SLICE",
-        notes="ExecuTorch's own CPU kernel refuses negative padding, so the legacy generation cannot run it at all.",
+        becomes="PAD, PADV2 or MIRROR_PAD; negative padding: SLICE, as that of slice",
         is_compute=False,
     ),
     OpSpec(
@@ -281,9 +311,9 @@ SPECS = (
         edge_targets=("aten.slice_copy.Tensor",),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(slices_without_steps, slices_whole_granules),
+        constraints=(slices_without_steps,),
         lower=lower_slice,
-        becomes="SLICE, or nothing",
+        becomes="SLICE, or nothing; for the legacy generation a PAD before it where needed",
         is_compute=False,
     ),
     OpSpec(

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from openneutron.constants import constant_of
 from openneutron.fx import arguments, iterate_nodes, shape_of
-from openneutron.targets import NeutronTarget
+from openneutron.targets import Generation, NeutronTarget
 
 __all__ = ["Site", "is_attribute"]
 
@@ -28,13 +28,16 @@ class Site:
 
     node: Node
     target: NeutronTarget
+    generation: Generation = Generation.MODERN
+    """The converter that will read what is lowered."""
     is_constant: Callable[[Node], bool] = is_attribute
     """Whether a node of this graph depends on no input."""
 
     @cached_property
     def args(self) -> dict[str, Any]:
-        """Arguments by the names of the operator's schema, defaults filled in."""
-        return arguments(self.node)
+        """Arguments by the names of the operator's schema, defaults filled in; "self" also names a first "input"."""
+        named = arguments(self.node)
+        return {"self": named["input"], **named} if "input" in named else named
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from openneutron.fx import is_dequantize, is_quantize, iterate_nodes, op_name
 from openneutron.ir.graph import Array, Op, QParams, Tensor
 from openneutron.ops import OPERATORS, SPECS, OpSpec
 from openneutron.ops.lowering import Lowering
+from openneutron.ops.padding import Padded, pad_to_granules
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer.neutron_quantizer import quantizable_reason
@@ -38,6 +39,8 @@ class Cluster:
     activation: Node | None
     operands: tuple[Node, ...]
     quantize: Node
+    padded: Padded | None = None
+    """How it is written where the NPU takes it on padded operands only."""
 
     @property
     def node(self) -> Node:
@@ -52,7 +55,8 @@ class Cluster:
     def lower(self, operands: dict[Node, Tensor], ops: list[Op]) -> Tensor:
         """Append the operators it becomes to `ops`; returns its output in torch's dimension order."""
         activation = "NONE" if self.activation is None else _fused_name(self.activation)
-        return self.spec.lower(Lowering(self.site, operands, qparams_of(self.quantize), activation, ops))
+        lowering = Lowering(self.site, operands, qparams_of(self.quantize), activation, ops)
+        return self.spec.lower(lowering) if self.padded is None else self.padded.lower(lowering)
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ class _Search:
         spec = OPERATORS.get(op_name(node))
         if spec is None:
             return self._not_quantized(node)
-        site = Site(node, self.target)
+        site = Site(node, self.target, self.options.generation)
         operands = self._operands(spec, site)
         if isinstance(operands, str):
             return operands
@@ -156,8 +160,11 @@ class _Search:
         activation, quantize = ending
         if activation is not None and (blocked := self.blocked & names_of(activation)):
             return f"Its fused activation '{activation.name}' is in operators_not_to_delegate ('{min(blocked)}')."
-        cluster = Cluster(spec, site, activation, operands, quantize)
-        return self._rejection(cluster) or cluster
+        padded = self._padded(spec, site)
+        if isinstance(padded, str):
+            return padded
+        cluster = Cluster(spec, site, activation, operands, quantize, padded)
+        return self._qparams_rejection(cluster) or cluster
 
     def _operands(self, spec: OpSpec, site: Site) -> tuple[Node, ...] | str:
         operands: list[Node] = []
@@ -211,11 +218,21 @@ class _Search:
         operands = [operand for operand in iterate_nodes(list(node.args)) if not is_dequantize(operand)]
         return f"It is not quantized: '{operands[0].name}' comes in float." if operands else "It is not quantized."
 
-    def _rejection(self, cluster: Cluster) -> str | None:
-        spec, site = cluster.spec, cluster.site
-        if limits := spec.rejections(site, self.options.generation):
-            return f"{self.options.target} takes {spec.name} only if: {' '.join(limits)}"
-        return self._qparams_rejection(cluster)
+    def _padded(self, spec: OpSpec, site: Site) -> Padded | str | None:
+        """How to pad it, None where the NPU takes it as it is, the reason where the NPU does not take it at all."""
+        limits = spec.rejections(site, site.generation)
+        if not limits:
+            return None
+        reason = f"{self.options.target} takes {spec.name} only if: {' '.join(limits)}"
+        padded = pad_to_granules(spec, site)
+        if padded is None:
+            return reason
+        if padded.cycles < padded.cpu_cycles:
+            return padded
+        return (
+            f"{reason} Padded with zeros it would take about {padded.cycles} cycles there, on the CPU about "
+            f"{padded.cpu_cycles} (estimates)."
+        )
 
     def _qparams_rejection(self, cluster: Cluster) -> str | None:
         spec, site = cluster.spec, cluster.site
@@ -236,16 +253,25 @@ class _Search:
         if spec.weight is None:
             return None
         weight = qparams_of(site.args[spec.weight], self.constants)
-        if any(weight.zero_point) or (weight.axis is not None and (weight.axis != 0 or spec.name != "convolution")):
+        if any(weight.zero_point) or weight.axis not in (None, spec.weight_axis):
             return "Its weight must be symmetric, per tensor or, for a convolution, per output channel."
         bias_node = site.args[spec.bias] if spec.bias else None
         if bias_node is not None:
-            bias, scale = qparams_of(bias_node, self.constants), qparams_of(activations[0]).scale[0]
-            pairs = zip(bias.scale, weight.scale, strict=False)
-            sound = len(bias.scale) == len(weight.scale) and not any(bias.zero_point)
-            if not sound or not all(math.isclose(b, scale * w, rel_tol=BIAS_SCALE_TOLERANCE) for b, w in pairs):
+            bias = qparams_of(bias_node, self.constants)
+            if not _is_accumulated(bias, qparams_of(activations[0]), weight):
                 return "Its bias needs zero point 0 and the scale of its input times that of its weight."
         return None
+
+
+def _is_accumulated(bias: QParams, inputs: QParams, weight: QParams) -> bool:
+    """Whether a bias has the qparams of the products of input and weight, the same ones for each group."""
+    groups = 1 if weight.axis is None else len(bias.scale) // len(weight.scale)
+    products = [inputs.scale[0] * scale for scale in weight.scale] * groups
+    return (
+        not any(bias.zero_point)
+        and len(bias.scale) == len(products)
+        and all(math.isclose(*pair, rel_tol=BIAS_SCALE_TOLERANCE) for pair in zip(bias.scale, products, strict=True))
+    )
 
 
 def names_of(node: Node) -> set[str]:

@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from openneutron.fx import is_dequantize
 from openneutron.partition.clusters import Cluster, Clusters, Constants
+from openneutron.targets import NeutronTarget
 
 __all__ = ["Partition", "partitions_of"]
 
@@ -28,6 +29,11 @@ class Partition:
     clusters: tuple[Cluster, ...]
     inputs: tuple[Node, ...]
     outputs: tuple[Node, ...]
+
+    @property
+    def target(self) -> NeutronTarget:
+        """What its operators were chosen for."""
+        return self.clusters[0].site.target
 
 
 def partitions_of(program: ExportedProgram, found: Clusters) -> tuple[tuple[Partition, ...], dict[Node, str]]:

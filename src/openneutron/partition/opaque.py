@@ -106,7 +106,7 @@ class _Emission:
     def _call(self, number: int) -> None:
         partition = self.partitions[number]
         inputs = [self._in_order(self.copies[node]) for node in partition.inputs]
-        values = [_in_order(node.meta["val"]) for node in partition.outputs]
+        values = [_at_least_one_dimension(_in_order(node.meta["val"])) for node in partition.outputs]
         call = self.graph.call_function(
             partition_operator(), (inputs, self.payload_nodes[number], _describe(values))
         )
@@ -114,7 +114,13 @@ class _Emission:
         for index, (output, value) in enumerate(zip(partition.outputs, values, strict=True)):
             item = self.graph.call_function(operator.getitem, (call, index))
             item.meta = {**output.meta, "val": value}
-            self.copies[output] = item
+            self.copies[output] = self._as_scalar(item) if output.meta["val"].dim() == 0 else item
+
+    def _as_scalar(self, node: Node) -> Node:
+        """Without its one dimension."""
+        scalar = self.graph.call_function(torch.ops.aten.view.default, (node, []))
+        scalar.meta = {**node.meta, "val": node.meta["val"].view([])}
+        return scalar
 
     def _in_order(self, node: Node) -> Node:
         """`node` itself, or a copy of it in an order that a delegate takes."""
@@ -134,6 +140,11 @@ def _in_order(value: torch.Tensor) -> torch.Tensor:
     if value.is_contiguous() or (value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)):
         return value
     return value.contiguous()
+
+
+def _at_least_one_dimension(value: torch.Tensor) -> torch.Tensor:
+    """ExecuTorch's verifier takes the length of the first output, which a tensor without dimensions does not have."""
+    return value if value.dim() else value.view(1)
 
 
 def replace_partitions(

@@ -14,6 +14,7 @@ from openneutron.fx import op_name, source_of
 from openneutron.ops import OPERATORS
 from openneutron.partition.clusters import find_clusters
 from openneutron.partition.levels import Partition, partitions_of
+from openneutron.partition.transposes import leave_transposes_to_the_cpu
 
 __all__ = ["Placed", "Placement", "place", "placement"]
 
@@ -55,7 +56,7 @@ def placement(program: ExportedProgram, compile_spec: Sequence[CompileSpec] | Co
 
 def place(program: ExportedProgram, options: CompileOptions) -> Placed:
     """Find the partitions of a program. Linear in its nodes."""
-    found = find_clusters(program, options)
+    found = leave_transposes_to_the_cpu(program, find_clusters(program, options), options)
     partitions, no_compute = partitions_of(program, found)
     reasons = {**found.reasons, **no_compute}
     index = {

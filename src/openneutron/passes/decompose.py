@@ -26,7 +26,7 @@ def decompose(module: GraphModule, target: NeutronTarget) -> bool:
     node = next(iter(module.graph.nodes))
     while node.op != "root":
         before = node.prev
-        if _decompose(module, Site(node, target, constants.__contains__)):
+        if _decompose(module, Site(node, target, is_constant=constants.__contains__)):
             changed = True
             node = before.next  # what was written is visited too
         else:
@@ -53,7 +53,8 @@ def _decompose(module: GraphModule, site: Site) -> bool:
         for user in list(node.users):
             if user.target is not operator.getitem:
                 raise AssertionError(f"'{user.name}' reads all outputs of '{node.name}' at once")
-            user.replace_all_uses_with(written[user.args[1]])  # type: ignore[index]
+            if user.users:
+                user.replace_all_uses_with(written[user.args[1]])  # type: ignore[index]
             module.graph.erase_node(user)
     module.graph.erase_node(node)
     return True

@@ -109,7 +109,7 @@ class NeutronQuantizer(Quantizer):
         left: list[tuple[Node, str]] = []
         fused: set[Node] = set()
         for node in model.graph.nodes:
-            if node.op != "call_function" or node in fused:
+            if node.op != "call_function" or node in fused or op_name(node) == "getitem":
                 continue
             reason = quantizable_reason(node, self.target)
             if reason is not None:
@@ -152,13 +152,12 @@ def quantizable_reason(
     """
     import torch
 
-    spec = OPERATORS.get(op_name(node))
-    if spec is None:
-        return _undecomposed_reason(Site(node, target.neutron_target, is_constant))
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
-        return f"It yields {getattr(value, 'dtype', type(value).__name__)}; only float32 is quantized."
-    site = Site(node, target.neutron_target, is_constant)
+    spec, value = OPERATORS.get(op_name(node)), node.meta.get("val")
+    site = Site(node, target.neutron_target, is_constant=is_constant)
+    if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
+        return f"It yields {value.dtype}; only float32 is quantized."
+    if spec is None or not isinstance(value, torch.Tensor):
+        return _undecomposed_reason(site)
     for name in spec.inputs:
         operands = list(iterate_nodes(site.args[name]))
         if not operands:
@@ -172,7 +171,12 @@ def quantizable_reason(
             role = "weight" if name == spec.weight else "bias"
             return f"Its {role} is computed while the model runs, not a constant."
     rejections = spec.rejections(site, Generation.MODERN)
-    return f"The NPU takes {spec.name} only if: {' '.join(rejections)}" if rejections else None
+    if not rejections:
+        return None
+    declared = DECOMPOSITIONS.get(op_name(node))
+    if declared is not None and declared.applies(site):
+        return _undecomposed_reason(site)
+    return f"The NPU takes {spec.name} only if: {' '.join(rejections)}"
 
 
 def _undecomposed_reason(site: Site) -> str:
@@ -195,7 +199,7 @@ class _Annotation:
     def __init__(self, places: list[_Place], observer: Any, per_channel: bool) -> None:
         self.places = places
         self.observer = observer
-        self.per_channel = per_channel
+        self.weight_axis = _weight_axes(places) if per_channel else {}
         self.parent: dict[Value, Value] = {}
         self.fixed: dict[Value, QParams] = {}
         self.symmetric: set[Value] = set()
@@ -260,10 +264,10 @@ class _Annotation:
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
         weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
         if weight is not None:
-            per_channel = self.per_channel and place.spec.name == "convolution"
-            edges[weight] = self._weight_spec((weight, node), per_channel=per_channel)
+            axis = self.weight_axis.get(weight)
+            edges[weight] = self._weight_spec((weight, node), axis)
             if bias is not None:
-                edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), per_channel=per_channel)
+                edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=axis is not None)
         own_output = None if place.activation is not None else self._spec(node, node)
         node.meta[Q_ANNOTATION_KEY] = _annotation(edges, own_output)
         if place.activation is not None:
@@ -280,11 +284,20 @@ class _Annotation:
         node = value[0] if isinstance(value, tuple) else value
         return qspecs.activation(node, self.observer, symmetric=group in self.symmetric)
 
-    def _weight_spec(self, edge: tuple[Node, Node], *, per_channel: bool) -> Any:
+    def _weight_spec(self, edge: tuple[Node, Node], axis: int | None) -> Any:
         if edge[0] in self.met:
             return SharedQuantizationSpec(self.met[edge[0]])
         self.met[edge[0]] = edge
-        return qspecs.weight(edge[1], per_channel=per_channel)
+        return qspecs.weight(edge[1], axis)
+
+
+def _weight_axes(places: list[_Place]) -> dict[Node, int]:
+    """The dimension of output channels of each weight whose readers agree on one."""
+    axes: dict[Node, set[int | None]] = {}
+    for place in places:
+        if place.spec.weight is not None:
+            axes.setdefault(place.site.args[place.spec.weight], set()).add(place.spec.weight_axis)
+    return {weight: axis for weight, (axis, *others) in axes.items() if axis is not None and not others}
 
 
 def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:

@@ -12,6 +12,7 @@ from torchao.quantization.pt2e.quantizer import (
     QuantizationSpec,
 )
 
+from openneutron.fx import shape_of
 from openneutron.ir.graph import QParams
 from openneutron.quantizer.observers import Origin, PerChannelRangeObserver, RangeObserver
 
@@ -49,35 +50,43 @@ def fixed(qparams: QParams) -> FixedQParamsQuantizationSpec:
     )
 
 
-def weight(node: Node, *, per_channel: bool) -> QuantizationSpec:
-    """int8, symmetric; one scale for the tensor, or one for each output channel (dimension 0)."""
+def weight(node: Node, axis: int | None) -> QuantizationSpec:
+    """int8, symmetric; one scale for the tensor, or one for each index of `axis`."""
     low, high = WEIGHT_RANGE
+    per_channel = axis is not None
     observer = PerChannelRangeObserver if per_channel else RangeObserver
     return QuantizationSpec(
         dtype=torch.int8,
         quant_min=low,
         quant_max=high,
         qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
-        ch_axis=0 if per_channel else None,
+        ch_axis=axis,
         observer_or_fake_quant_ctr=observer.with_args(origin=Origin.of(node)),
     )
 
 
-def bias(activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], *, per_channel: bool) -> Any:
-    """int32, scale = activation scale x weight scale, zero point 0."""
+def bias(
+    activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], node: Node, *, per_channel: bool
+) -> Any:
+    """int32, scale = activation scale x weight scale, zero point 0. `node` is the bias.
+
+    A weight that has output channels of one group only has as many scales; each group's biases take the same ones.
+    """
     low, high = BIAS_RANGE
+
+    def qparams(observers: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        (activation_scale, _), (weight_scale, _) = (observer.calculate_qparams() for observer in observers)
+        scale = activation_scale * weight_scale
+        if per_channel:
+            scale = scale.repeat(shape_of(node)[0] // scale.numel())
+        return scale, torch.zeros_like(scale, dtype=torch.int32)
+
     return DerivedQuantizationSpec(
         derived_from=[activation_edge, weight_edge],
-        derive_qparams_fn=_bias_qparams,
+        derive_qparams_fn=qparams,
         dtype=torch.int32,
         quant_min=low,
         quant_max=high,
         qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
         ch_axis=0 if per_channel else None,
     )
-
-
-def _bias_qparams(observers: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    (activation_scale, _), (weight_scale, _) = (observer.calculate_qparams() for observer in observers)
-    scale = activation_scale * weight_scale
-    return scale, torch.zeros_like(scale, dtype=torch.int32)
