@@ -6,9 +6,11 @@ Quantizer, partitioner, compiler, cost model and docs/operators.md read these ta
 from openneutron.ops import (
     activations,
     arithmetic,
+    attention,
     convolution,
     elementwise,
     linear,
+    masks,
     matmul,
     pooling,
     pooling_by_others,
@@ -42,6 +44,8 @@ OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spe
 DECOMPOSED: tuple[Decomposition, ...] = (
     *activations.DECOMPOSED,
     *matmul.DECOMPOSED,
+    *masks.DECOMPOSED,
+    *attention.DECOMPOSED,
     *pooling_by_others.DECOMPOSED,
     *reductions.DECOMPOSED,
     *separable.DECOMPOSED,

@@ -12,10 +12,12 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantize
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron import passes
+from openneutron.constants import constant_of
 from openneutron.errors import OptionError
 from openneutron.fx import iterate_nodes, op_name, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
+from openneutron.ops.masks import saturates
 from openneutron.ops.site import Site, is_attribute
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs
@@ -203,6 +205,7 @@ class _Annotation:
         self.parent: dict[Value, Value] = {}
         self.fixed: dict[Value, QParams] = {}
         self.symmetric: set[Value] = set()
+        self.masked: set[Value] = set()
         self.met: dict[Value, Value] = {}
         self.requantized: dict[Value, Value] = {}
 
@@ -210,6 +213,7 @@ class _Annotation:
         for place in self.places:
             self._group(place)
         self._make_symmetric()
+        self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
         for place in self.places:
             self._annotate(place)
 
@@ -282,7 +286,7 @@ class _Annotation:
         if group in self.fixed:
             return qspecs.fixed(self.fixed[group])
         node = value[0] if isinstance(value, tuple) else value
-        return qspecs.activation(node, self.observer, symmetric=group in self.symmetric)
+        return qspecs.activation(node, self.observer, symmetric=group in self.symmetric, masked=group in self.masked)
 
     def _weight_spec(self, edge: tuple[Node, Node], axis: int | None) -> Any:
         if edge[0] in self.met:
@@ -304,6 +308,13 @@ def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
     return QuantizationAnnotation(
         input_qspec_map=edges, output_qspec=output, allow_implicit_sharing=False, _annotated=True
     )
+
+
+def _is_mask(value: Node) -> bool:
+    """Whether `value` is a constant with values that stand for no number."""
+    model = value.graph.owning_module
+    constant = None if model is None else constant_of(model, value)
+    return constant is not None and bool(saturates(constant).any())
 
 
 def annotated(model: GraphModule) -> Iterator[Node]:
