@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tests import matmul_cases, pooling_cases, reduction_cases, resize_cases, transposed_cases
+from tests import matmul_cases, pooling_cases, recurrent_cases, reduction_cases, resize_cases, transposed_cases
 from tests.arithmetic_cases import ARITHMETIC_CASES
 from tests.case import Case, Rejected, Shape, move, moved, of
 from tests.legacy_cases import LEGACY_REJECTED
@@ -437,6 +437,7 @@ CASES: tuple[Case, ...] = (
     *_conv2d(), *_conv1d(), *_per_channel(), *_fused(), *_linear(), *_elementwise(), *_add(), *_softmax(),
     *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES, *transposed_cases.CASES, *pooling_cases.CASES,
     *reduction_cases.CASES, *resize_cases.CASES, *matmul_cases.CASES,
+    *recurrent_cases.CASES,
 )  # fmt: skip
 
 
@@ -455,6 +456,7 @@ replicate = moved(lambda x: F.pad(x, (1, 1), "replicate"))
 
 REJECTED = (
     *matmul_cases.REJECTED,
+    *recurrent_cases.REJECTED,
     Rejected("convolution", "has_a_batch", "2d", conv(2, 3, 5, 3), ((3, 7, 7),)),
     Rejected("convolution", "has_a_batch", "1d", conv(1, 3, 5, 3), ((3, 7),)),
     Rejected("convolution", "has_supported_geometry", "kernel", conv(2, 1, 2, (1, 4097)), ((1, 1, 1, 4100),)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,10 @@ from openneutron.fx import iterate_nodes
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint
 
-__all__ = ["Decomposition", "Rewriting"]
+__all__ = ["SHARED_QPARAMS", "Decomposition", "Rewriting"]
+
+SHARED_QPARAMS = "openneutron.shared_qparams"
+"""Key of a node's metadata: values with the same text there have equal qparams."""
 
 # What a new node inherits from the one it replaces: where it came from in the user's code.
 _PROVENANCE = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
@@ -55,6 +58,11 @@ class Rewriting:
     def constant(self, value: torch.Tensor) -> Node:
         """A new constant of the graph."""
         return insert_constant(self.module, self.site.node, value, "constant")
+
+    def share_qparams(self, name: str, values: Iterable[Node]) -> None:
+        """Let these values have equal qparams, where none of them is fixed; `name` is unique for this occurrence."""
+        for value in values:
+            value.meta[SHARED_QPARAMS] = f"{self.site.node.name} {name}"
 
     def trace(self) -> Node:
         """The output of the operators that torch itself writes this one with, which has one tensor as output.

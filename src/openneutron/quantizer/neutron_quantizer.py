@@ -17,6 +17,7 @@ from openneutron.errors import OptionError
 from openneutron.fx import iterate_nodes, op_name, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
+from openneutron.ops.decomposition import SHARED_QPARAMS
 from openneutron.ops.masks import saturates
 from openneutron.ops.site import Site, is_attribute
 from openneutron.ops.spec import OutputRule
@@ -212,6 +213,7 @@ class _Annotation:
     def write(self) -> None:
         for place in self.places:
             self._group(place)
+        self._join_named()
         self._make_symmetric()
         self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
         for place in self.places:
@@ -238,6 +240,14 @@ class _Annotation:
                 self.requantized[(value, place.site.node)] = place.output
             else:
                 self._join(place.output, group)
+
+    def _join_named(self) -> None:
+        """Values that a decomposition wants to have equal qparams, unless fixed ones."""
+        named: dict[str, Value] = {}
+        for value in dict.fromkeys(value for place in self.places for value in (*place.inputs, place.output)):
+            group, name = self._find(value), value.meta.get(SHARED_QPARAMS)
+            if name is not None and group not in self.fixed:
+                self._join(value, self._find(named.setdefault(name, group)))
 
     def _make_symmetric(self) -> None:
         """Where only inputs that need zero point 0 read a group, it is symmetric; else those inputs are requantized."""
