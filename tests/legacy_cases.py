@@ -138,4 +138,21 @@ class SqueezeExcite(nn.Module):
         return x * torch.sigmoid(self.widen(F.relu(self.narrow(mean))))
 
 
-LEGACY_CASES: tuple[Case, ...] = (*_convolutions(), *_pools(), *_moves())
+def _upsampling() -> list[Case]:
+    def transposed(*args: Any, **options: Any) -> Callable[[], nn.Module]:
+        return lambda: nn.ConvTranspose2d(*args, **options)
+
+    nearest, bilinear = (nn.Upsample(scale_factor=2.0, mode=mode) for mode in ("nearest", "bilinear"))
+    return [
+        _case("conv_transpose2d.input", "row", transposed(8, 8, (1, 2), (1, 2)), (1, 8, 4, 5)),
+        _case("conv_transpose2d.input", "rows of two images", transposed(8, 16, (1, 4), (1, 2), (0, 1)), (2, 8, 4, 8)),
+        _case("conv_transpose2d.input", "5 of 3", transposed(3, 5, (1, 3), (1, 2), (0, 1)), (1, 3, 4, 5)),
+        _case("conv_transpose1d.default", "5 of 8", lambda: nn.ConvTranspose1d(8, 5, 4, 2, 1), (1, 8, 8)),
+        _case("upsample_nearest2d.vec", "12 channels", chain(nn.Conv2d(3, 12, 3), nearest, nn.Conv2d(12, 5, 3)),
+              (1, 3, 6, 6)),
+        _case("upsample_bilinear2d.vec", "12 channels", chain(nn.Conv2d(3, 12, 3), bilinear, nn.Conv2d(12, 5, 3)),
+              (1, 3, 6, 6)),
+    ]  # fmt: skip
+
+
+LEGACY_CASES: tuple[Case, ...] = (*_convolutions(), *_pools(), *_moves(), *_upsampling())

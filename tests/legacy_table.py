@@ -54,6 +54,12 @@ def _transpose(op: Op, target: NeutronTarget) -> bool:
     return op.attrs["perm"] == (0, 3, 1, 2) and batch == 1 and whole
 
 
+def _transposed(op: Op, target: NeutronTarget) -> bool:
+    (outputs, height, width, inputs), stride = op.inputs[0].shape, (op.attrs["stride_h"], op.attrs["stride_w"])
+    whole = inputs % target.channel_granularity == 0 and outputs % target.channel_granularity == 0
+    return op.inputs[1].shape[0] == 1 and height == 1 and stride[0] == 1 and stride[1] <= min(2, width) and whole
+
+
 def _softmax(op: Op, target: NeutronTarget) -> bool:
     fits = op.output.shape[-1] < 4096 // array_of(target).pipelines * 4
     fits = fits and op.output.size <= 65536 * target.channel_granularity
@@ -70,6 +76,7 @@ LIMITS: dict[str, Callable[[Op, NeutronTarget], bool]] = {
     "SLICE": _slice,
     "TRANSPOSE": _transpose,
     "SOFTMAX": _softmax,
+    "TRANSPOSE_CONV": _transposed,
     "PRELU": _channels,
     "RESIZE_BILINEAR": _channels,
     "RESIZE_NEAREST_NEIGHBOR": _channels,

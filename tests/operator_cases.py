@@ -11,7 +11,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tests import matmul_cases, pooling_cases, recurrent_cases, reduction_cases, resize_cases, transposed_cases
+from tests import (
+    attention_cases,
+    matmul_cases,
+    pointwise_cases,
+    pooling_cases,
+    recurrent_cases,
+    reduction_cases,
+    resize_cases,
+    shape_cases,
+    transposed_cases,
+)
 from tests.arithmetic_cases import ARITHMETIC_CASES
 from tests.case import Case, Rejected, Shape, move, moved, of
 from tests.legacy_cases import LEGACY_REJECTED
@@ -105,10 +115,20 @@ def _conv1d() -> list[Case]:
 
 
 def _per_channel() -> list[Case]:
-    def case(label: str, rank: int, shape: Shape, *args: int, **options: Any) -> Case:
+    def case(
+        label: str, rank: int, shape: Shape, *args: int, activation: Callable[..., Any] | None = None, **options: Any
+    ) -> Case:
         target = "aten.conv1d.default" if rank == 1 else "aten.conv2d.default"
+
+        def make() -> nn.Module:
+            layer = conv(rank, *args, **options)()
+            assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
+            channels = torch.linspace(1, 0.1, layer.out_channels)
+            layer.weight.data *= channels.reshape(-1, *[1] * (rank + 1))
+            return nn.Sequential(layer, Function(activation)) if activation else layer
+
         per_channel = (("weight_granularity", "per_channel"),)
-        return Case(target, f"per channel {label}", conv(rank, *args, **options), (shape,), options=per_channel)
+        return Case(target, f"per channel {label}", make, (shape,), options=per_channel)
 
     return [
         case("3x3", 2, (1, 3, 9, 9), 3, 8, 3, padding=1),
@@ -117,7 +137,16 @@ def _per_channel() -> list[Case]:
         case("depthwise multiplier 2", 2, (1, 4, 9, 9), 4, 8, 3, groups=4, bias=False),
         case("groups 2", 2, (1, 8, 9, 9), 8, 6, 3, groups=2),
         case("groups 4 no bias", 2, (1, 8, 9, 9), 8, 8, 1, groups=4, bias=False),
+        case("groups 3 stride 2 batch 2", 2, (2, 6, 9, 8), 6, 9, 3, stride=2, padding=1, groups=3),
+        case("depthwise multiplier 3 dilated", 2, (1, 4, 11, 11), 4, 12, 3, dilation=2, groups=4),
         case("1d", 1, (1, 4, 21), 4, 6, 3, stride=2),
+        case("1d depthwise", 1, (1, 8, 20), 8, 8, 5, groups=8, padding=2),
+        case("1d depthwise multiplier 2", 1, (1, 4, 21), 4, 8, 3, groups=4, stride=2),
+        case("1d groups 2 no bias", 1, (1, 8, 20), 8, 4, 3, groups=2, bias=False),
+        case("relu", 2, (1, 3, 9, 9), 3, 8, 3, padding=1, activation=F.relu),
+        case("relu6 depthwise multiplier 2", 2, (1, 3, 9, 9), 3, 6, 3, groups=3, activation=F.relu6),
+        case("hardtanh groups 3", 2, (1, 6, 9, 9), 6, 6, 1, groups=3, activation=F.hardtanh),
+        case("1d relu", 1, (1, 4, 21), 4, 6, 3, activation=F.relu),
     ]
 
 
@@ -436,8 +465,8 @@ def _dropout() -> list[Case]:
 CASES: tuple[Case, ...] = (
     *_conv2d(), *_conv1d(), *_per_channel(), *_fused(), *_linear(), *_elementwise(), *_add(), *_softmax(),
     *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES, *transposed_cases.CASES, *pooling_cases.CASES,
-    *reduction_cases.CASES, *resize_cases.CASES, *matmul_cases.CASES,
-    *recurrent_cases.CASES,
+    *reduction_cases.CASES, *resize_cases.CASES, *shape_cases.CASES, *pointwise_cases.CASES,
+    *matmul_cases.CASES, *attention_cases.CASES, *recurrent_cases.CASES,
 )  # fmt: skip
 
 
@@ -451,11 +480,10 @@ def permute(*dims: int) -> Callable[[], nn.Module]:
 
 IMAGE = (1, 8, 6, 6)
 with_nothing = of(lambda nothing, x: torch.cat([nothing, move(x)], 0), torch.zeros(0))
-crop_by_reflection = moved(lambda x: F.pad(x, (-1, 1), "reflect"))
-replicate = moved(lambda x: F.pad(x, (1, 1), "replicate"))
 
-REJECTED = (
+REJECTED: tuple[Rejected, ...] = (
     *matmul_cases.REJECTED,
+    *attention_cases.REJECTED,
     *recurrent_cases.REJECTED,
     Rejected("convolution", "has_a_batch", "2d", conv(2, 3, 5, 3), ((3, 7, 7),)),
     Rejected("convolution", "has_a_batch", "1d", conv(1, 3, 5, 3), ((3, 7),)),
@@ -463,22 +491,20 @@ REJECTED = (
     Rejected("convolution", "has_supported_geometry", "stride", conv(2, 1, 2, 1, stride=(1, 4097)), ((1, 1, 2, 4100),)),
     Rejected("convolution", "has_supported_geometry", "dilation", conv(1, 1, 2, 2, dilation=4097), ((1, 1, 4100),)),
     Rejected("convolution", "fits_accumulation", "", conv(2, 8192, 2, 3), ((1, 8192, 3, 3),)),
-    Rejected("slice", "slices_without_steps", "", moved(lambda x: x[:, :, ::2]), (IMAGE,)),
     Rejected("add", "has_one_full_operand", "", of(lambda x, y: x + y), ((4, 1), (1, 5))),
-    Rejected("add", "has_alpha_one", "", of(lambda x, y: torch.add(x, y, alpha=2)), ((4, 5), (4, 5))),
-    Rejected("softmax", "is_over_the_channels", "rank 2", of(lambda x: x.softmax(0)), ((4, 5),)),
-    Rejected("softmax", "is_over_the_channels", "rank 4", of(lambda x: x.softmax(2)), ((1, 4, 5, 3),)),
     Rejected("softmax", "has_few_softmax_channels", "channels", of(lambda x: x.softmax(1)), ((1, 2041),)),
-    Rejected("softmax", "has_few_softmax_channels", "positions", of(lambda x: x.softmax(1)), ((4097, 2),)),
-    Rejected("softmax", "has_few_softmax_channels", "elements", of(lambda x: x.softmax(1)), ((1025, 512),)),
+    Rejected("softmax", "has_few_softmax_channels", "positions", of(lambda x: x.softmax(1)), ((4097, 2),),
+             quantized_elsewhere=True),
+    Rejected("softmax", "has_few_softmax_channels", "elements", of(lambda x: x.softmax(1)), ((1025, 512),),
+             quantized_elsewhere=True),
     Rejected("reshape", "has_rank_for_reshape", "", moved(lambda x: x.view(1, 2, 1, 3, 2, 1, 2, 1)), ((2, 12),)),
     Rejected("permute", "has_rank_for_transpose", "", permute(6, 5, 4, 3, 2, 1, 0), ((1, 2, 1, 3, 2, 1, 2),)),
     Rejected("cat", "concatenates_equal_ranks", "", with_nothing, ((4, 5),)),
-    Rejected("pad", "pads_by_constant_or_reflection", "replicate", replicate, ((2, 3, 5),)),
-    Rejected("pad", "does_not_crop_a_reflection", "", crop_by_reflection, ((2, 3, 5),)),
+    *pointwise_cases.REJECTED,
     *transposed_cases.REJECTED,
     *pooling_cases.REJECTED,
     *reduction_cases.REJECTED,
     *resize_cases.REJECTED,
+    *shape_cases.REJECTED,
     *LEGACY_REJECTED,
 )  # fmt: skip

@@ -18,7 +18,7 @@ from openneutron.ir.rewrites import copy_unwritten_outputs, remove_dead_operator
 from openneutron.ir.verify import verify
 from openneutron.ops.convolution import CONV_2D
 from openneutron.ops.linear import FULLY_CONNECTED
-from openneutron.ops.shapes import CONCATENATION, SLICE
+from openneutron.ops.pieces import CONCATENATION, SLICE
 from openneutron.ops.windows import PAD
 from openneutron.targets import TARGETS
 

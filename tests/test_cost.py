@@ -20,9 +20,9 @@ from openneutron.ops.convolution import CONV_2D, DEPTHWISE_CONV_2D
 from openneutron.ops.cost import BYTES_PER_CYCLE, CPU_CALLS, OPERATOR_CYCLES, array_of, cost_of, cpu_cycles, cycles_of
 from openneutron.ops.elementwise import ADD, SOFTMAX
 from openneutron.ops.linear import FULLY_CONNECTED
+from openneutron.ops.pieces import CONCATENATION, SLICE
 from openneutron.ops.pooling import MAX_POOL_2D
 from openneutron.ops.reductions import MEAN
-from openneutron.ops.shapes import CONCATENATION, SLICE
 from openneutron.ops.windows import PAD
 from openneutron.targets import TARGETS
 

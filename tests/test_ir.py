@@ -29,8 +29,8 @@ from openneutron.ir.verify import IRError, verify
 from openneutron.ir.views import RESHAPE, TRANSPOSE, View, swapped_blocks
 from openneutron.ops.elementwise import ABS, ADD, RELU
 from openneutron.ops.linear import FULLY_CONNECTED
+from openneutron.ops.pieces import CONCATENATION, SLICE
 from openneutron.ops.reductions import MEAN
-from openneutron.ops.shapes import CONCATENATION, SLICE
 from openneutron.ops.windows import PAD
 
 
@@ -129,7 +129,7 @@ class TestSinkViews:
             output %2
         """)
 
-    def test_rule_4_weight_takes_the_features_in_stored_order(self) -> None:
+    def test_rule_5_weight_takes_the_features_in_stored_order(self) -> None:
         net = Net()
         flat = net.reshape(net.transpose(net.input(1, 2, 2, 3), *TO_NCHW), 1, 12)
         bias = Tensor((1,), INT32, Q, np.zeros(1, np.int32))
@@ -144,7 +144,7 @@ class TestSinkViews:
         permuted = np.asarray(graph.ops[1].inputs[1].data).reshape(2, 2, 3)
         np.testing.assert_array_equal(permuted, np.arange(12).reshape(3, 2, 2).transpose(1, 2, 0))
 
-    def test_rule_4_not_where_rows_and_features_mix(self) -> None:
+    def test_rule_5_not_where_rows_and_features_mix(self) -> None:
         net = Net()
         rows = net.transpose(net.input(3, 2), 1, 0)
         bias = Tensor((1,), INT32, Q, np.zeros(1, np.int32))
@@ -155,7 +155,7 @@ class TestSinkViews:
             output %4
         """)
 
-    def test_rule_5_operator_with_fixed_order_gets_its_view_once(self) -> None:
+    def test_rule_6_operator_with_fixed_order_gets_its_view_once(self) -> None:
         net = Net()
         x = net.transpose(net.input(1, 2, 3, 4), *TO_NHWC)
         assert sunk(net.returns(net.pool(x), net.pool(x))) == golden("""
@@ -167,7 +167,7 @@ class TestSinkViews:
             output %3
         """)
 
-    def test_rule_6_view_of_a_constant_is_a_constant(self) -> None:
+    def test_rule_7_view_of_a_constant_is_a_constant(self) -> None:
         net = Net()
         graph = sink_views(net.returns(net.add(net.input(3, 2), net.transpose(constant(2, 3), 1, 0))))
         assert text(graph) == golden("""

@@ -77,6 +77,21 @@ class TestFunctionalize:
         module = after(passes.functionalize, Model(function, c=conv()))
         assert not any(map(writes_memory, module.graph.nodes))
 
+    @pytest.mark.parametrize(
+        ("function", "becomes"),
+        [
+            (lambda x: (x + 1).pow_(2), "pow.Tensor_Scalar"),
+            (lambda x: x.abs().pow_(x), "pow.Tensor_Tensor"),
+            (lambda x: (x + 1).floor_divide_(x), "floor_divide.default"),
+            (lambda x: (x + 1).div_(2, rounding_mode="floor"), "div.Tensor_mode"),
+            (lambda x: F.dropout(x + 1, training=False, inplace=True), "dropout.default"),
+        ],
+    )
+    def test_rule_1_whatever_the_overload_is_called(
+        self, function: Callable[[torch.Tensor], torch.Tensor], becomes: str
+    ) -> None:
+        assert names(after(passes.functionalize, Model(lambda _, x: function(x))))[-1] == becomes
+
     def test_rule_1_views_made_of_the_result(self) -> None:
         model = Model(lambda m, x: m.d(F.relu(m.c(x), inplace=True)).flatten(1), c=conv(), d=nn.Dropout())
         assert "relu.default" in names(after(passes.functionalize, model))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.case import Shape
+from tests.fidelity import signal_to_noise
 from tests.oracle import Function, samples_like
 from torch import nn
 
@@ -38,23 +38,12 @@ TABLE: dict[str, tuple[Callable[[], nn.Module], Shape, float]] = {
 }
 
 
-def sqnr(model: nn.Module, shape: Shape, spread: tuple[float, float]) -> float:
-    """Of the quantized model against the float one, in dB, on the inputs it was calibrated with: nothing saturates."""
-    samples = samples_like((shape,), 4, 7, spread)
-    after = quantize(model, samples[0], samples)
-    signal = noise = 0.0
-    for inputs in samples:
-        want = model(*inputs)
-        signal += float((want**2).sum())
-        noise += float(((after(*inputs) - want) ** 2).sum())
-    return 10 * math.log10(signal / noise)
-
-
 @pytest.mark.parametrize("deviation", [1.0, 3.0])
 @pytest.mark.parametrize("name", TABLE)
-@torch.no_grad()
 def test_quantization_keeps_the_signal(name: str, deviation: float) -> None:
+    """On the inputs that it is calibrated with: nothing saturates."""
     build, shape, floor = TABLE[name]
     torch.manual_seed(0)
-    found = sqnr(build().eval(), shape, (0.0, deviation))
+    model, samples = build().eval(), samples_like((shape,), 4, 7, (0.0, deviation))
+    found = signal_to_noise(quantize(model, samples[0], samples), model, samples)
     assert found >= floor, f"{found:.1f} dB"

@@ -24,6 +24,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from openneutron import NeutronQuantizer, lower, quantize
+from openneutron.constants import attribute
 from openneutron.fx import is_dequantize, is_quantize, op_name
 from openneutron.quantizer import UnquantizedWarning
 from openneutron.quantizer.neutron_quantizer import annotated
@@ -88,6 +89,28 @@ class TestContract:
         found = lower(quantized).run(image())
         assert isinstance(found, torch.Tensor)
         torch.testing.assert_close(found, quantized(image()), atol=0.02, rtol=0)
+
+    def test_per_channel_transposed_convolutions(self) -> None:
+        """Their output channels are dimension 1 of the weight, and each group has the same scales."""
+        model = seeded(lambda: nn.ConvTranspose2d(4, 6, 3, groups=2))
+        _, weight, bias = input_specs(annotate(model, weight_granularity="per_channel")["conv_transpose2d"])
+        assert (weight.qscheme, weight.ch_axis) == (torch.per_channel_symmetric, 1)
+        assert (bias.qscheme, bias.ch_axis) == (torch.per_channel_symmetric, 0)
+        module = quantize(model, (image(),), [image()], weight_granularity="per_channel").module
+        (node,) = (node for node in module.graph.nodes if op_name(node) == "aten.conv_transpose2d.input")
+        of_weight, of_bias = (
+            attribute(module, str(operand.args[1].target)) for operand in node.all_input_nodes[1:]
+        )
+        assert len(of_weight) == 3
+        torch.testing.assert_close(of_bias, (of_weight * node.args[0].args[1]).repeat(2))
+
+    def test_one_scale_where_readers_of_a_weight_differ_in_its_dimension(self) -> None:
+        """An autoencoder may read one weight both ways."""
+        model = Model(lambda m, x: F.conv_transpose2d(F.relu(F.conv2d(x, m.c.weight)), m.c.weight), c=conv(4, 8))
+        quantized = quantize(seeded(lambda: model).eval(), (image(),), [image()], weight_granularity="per_channel")
+        assert {row.where for row in lower(quantized).placement} == {"npu"}
+        nodes = annotate(model, weight_granularity="per_channel")
+        assert input_specs(nodes["conv2d"])[1].qscheme == torch.per_tensor_symmetric
 
     @pytest.mark.parametrize(
         ("function", "scale", "zero_point"),
@@ -247,6 +270,16 @@ class TestUnquantized:
     def test_integers(self) -> None:
         message = self.warning(Model(lambda m, x, i: (m.c(x), i.abs()), c=conv()), image(), torch.arange(5))
         assert "only float32 is quantized" in message
+
+    def test_indices(self) -> None:
+        message = self.warning(Model(lambda m, x: m.c(x).argmax(1), c=conv()))
+        assert "argmax (aten.argmax.default" in message
+        assert message.endswith("It yields torch.int64; only float32 is quantized.")
+
+    def test_a_limit_of_a_decomposition_is_quoted_once(self) -> None:
+        message = self.warning(Model(lambda m, x: m.c(x).max(1)[1] * 1.0, c=conv()))
+        assert "max over a dimension becomes amax only if: Nobody reads its indices." in message
+        assert "getitem" not in message
 
     def test_nothing_to_say(self) -> None:
         with warnings.catch_warnings():

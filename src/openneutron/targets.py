@@ -13,7 +13,10 @@ from dataclasses import dataclass
 
 from openneutron.errors import OptionError, TargetError
 
-__all__ = ["TARGETS", "Generation", "HardwareVersion", "NeutronTarget", "NeutronTargetSpec", "generation_of_flavor"]
+__all__ = [
+    "TARGETS", "Generation", "HardwareVersion", "NeutronTarget", "NeutronTargetSpec", "generation_of_flavor",
+    "takes_weights_per_channel",
+]  # fmt: skip
 
 
 class HardwareVersion(enum.IntEnum):
@@ -154,6 +157,7 @@ class NeutronTargetSpec:
 _SDK_RELEASE = re.compile(r"SDK_(\d\d)_(\d\d)")
 _SDK_PACKAGE = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _LAST_LEGACY_RELEASE = (25, 12)
+_FIRST_RELEASE_WITH_WEIGHTS_PER_CHANNEL = (25, 9)
 _FIRST_MODERN_PACKAGE = (3, 1, 3)
 
 
@@ -175,3 +179,12 @@ def generation_of_flavor(flavor: str | None) -> Generation:
             "eiq-neutron-sdk such as '3.1.3'; leave it out for the modern generation."
         )
     return Generation.LEGACY if legacy else Generation.MODERN
+
+
+def takes_weights_per_channel(flavor: str | None) -> bool:
+    """Whether the convolutions of `neutron_converter_flavor` take a scale for each output channel.
+
+    The SDK releases before SDK_25_09 do not; every version of `eiq-neutron-sdk` does.
+    """
+    release = _SDK_RELEASE.fullmatch(flavor or "")
+    return release is None or tuple(map(int, release.groups())) >= _FIRST_RELEASE_WITH_WEIGHTS_PER_CHANNEL

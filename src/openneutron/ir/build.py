@@ -11,7 +11,13 @@ from torch.fx import Node
 from openneutron.ir.absorption import absorb_padding
 from openneutron.ir.graph import Array, Graph, Op, QParams, Tensor
 from openneutron.ir.layout import sink_views
-from openneutron.ir.rewrites import copy_unwritten_outputs, remove_dead_operators, share_constants
+from openneutron.ir.rewrites import (
+    copy_unwritten_outputs,
+    merge_slices,
+    remove_dead_operators,
+    share_constants,
+    share_results,
+)
 from openneutron.ir.verify import verify
 from openneutron.ir.views import RESHAPE, TRANSPOSE
 from openneutron.targets import NeutronTarget
@@ -87,7 +93,8 @@ def build(
 
 def optimize(graph: Graph, target: NeutronTarget | None = None) -> Graph:
     """All passes in their order, the IR verified after each; those that weigh costs need a `target`."""
-    graph = verify(sink_views(graph), "sink_views")
+    for transform in (merge_slices, share_results, remove_dead_operators, sink_views):
+        graph = verify(transform(graph), transform.__name__)
     if target is not None:
         graph = verify(absorb_padding(graph, target), "absorb_padding")
     for transform in (remove_dead_operators, share_constants, copy_unwritten_outputs):

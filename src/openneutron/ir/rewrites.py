@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,12 +10,45 @@ from openneutron.ir.graph import Graph, Kind, Op, Tensor
 from openneutron.ir.views import RESHAPE, TRANSPOSE, swapped_blocks
 
 __all__ = [
-    "copy_unwritten_outputs",
-    "hoist_format_conversions",
-    "remove_dead_operators",
-    "share_constants",
-    "transpose_as_images",
-]
+    "copy_unwritten_outputs", "hoist_format_conversions", "merge_slices", "remove_dead_operators", "share_constants",
+    "share_results", "transpose_as_images",
+]  # fmt: skip
+
+
+def share_results(graph: Graph) -> Graph:
+    """Rule: of operators that compute the same, of the same tensors, one stays. Linear in operators."""
+    results: dict[object, Tensor] = {}
+    same: dict[int, Tensor] = {}
+    kept = []
+    for op in graph.ops:
+        inputs = tuple(same.get(id(tensor), tensor) for tensor in op.inputs)
+        output = op.output
+        key = (op.kind, tuple(map(id, inputs)), tuple(sorted(op.attrs.items())), output.shape, output.qparams)
+        if key in results:
+            same[id(output)] = results[key]
+            continue
+        results[key] = output
+        kept.append(replace(op, inputs=inputs))
+    outputs = tuple(same.get(id(tensor), tensor) for tensor in graph.outputs)
+    return Graph(graph.inputs, outputs, tuple(kept))
+
+
+def merge_slices(graph: Graph) -> Graph:
+    """Rule: a SLICE of a SLICE is a SLICE of what that one reads. Linear in operators."""
+    slices: dict[int, Op] = {}
+    ops = []
+    for op in graph.ops:
+        above = slices.get(id(op.inputs[0])) if op.kind.name == "SLICE" else None
+        merged = op if above is None else _sliced_once(above, op)
+        ops.append(merged)
+        if op.kind.name == "SLICE":
+            slices[id(op.output)] = merged
+    return Graph(graph.inputs, graph.outputs, tuple(ops))
+
+
+def _sliced_once(first: Op, second: Op) -> Op:
+    begin = tuple(map(operator.add, first.attrs["begin"], second.attrs["begin"]))
+    return replace(second, inputs=first.inputs, attrs={**second.attrs, "begin": begin})
 
 
 def remove_dead_operators(graph: Graph) -> Graph:

@@ -113,6 +113,26 @@ class View:
         where = {group: dim for dim, group in enumerate(stored) if group}
         return tuple(where[group] if group else next(units) for group in groups)
 
+    def dimension_order(self) -> tuple[int, ...] | None:
+        """The dimensions in the order in which they are stored, where the view is a transpose of whole dimensions."""
+        perm = self.dimension_permutation()
+        return None if perm is None else tuple(np.argsort(perm).tolist())
+
+    def block_order(self) -> tuple[int, ...] | None:
+        """The dimensions in the order in which they are stored; None where one reads atoms that are no neighbours."""
+        blocks = all(group == tuple(range(group[0], group[0] + len(group))) for group in self.groups if group)
+        return self.atom_order() if blocks else None
+
+    def atom_order(self) -> tuple[int, ...]:
+        """The dimensions in the order in which their first atoms are stored.
+
+        One of size 1 comes right behind the dimension in front of it, with which it most likely becomes one.
+        """
+        starts: list[int] = []
+        for group in self.groups:
+            starts.append(min(group) if group else starts[-1] if starts else -1)
+        return tuple(np.argsort(starts, kind="stable").tolist())
+
     def _stored_groups(self) -> tuple[tuple[int, ...], ...]:
         """The atoms of each stored dimension."""
         return _runs(self.stored.shape, range(len(self.atoms)), self.atoms)

@@ -9,16 +9,22 @@ from openneutron.ops import (
     attention,
     convolution,
     elementwise,
+    functions,
     linear,
     masks,
     matmul,
+    norms,
+    pads,
     pooling,
     pooling_by_others,
+    rearranging,
     recurrent,
     reductions,
     resizes,
+    selection,
     separable,
     shapes,
+    splitting,
     transposed,
 )
 from openneutron.ops.decomposition import Decomposition
@@ -37,6 +43,8 @@ SPECS: tuple[OpSpec, ...] = (
     *elementwise.SPECS,
     *arithmetic.SPECS,
     *shapes.SPECS,
+    *pads.SPECS,
+    *rearranging.SPECS,
 )
 
 OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spec.targets}
@@ -48,9 +56,13 @@ DECOMPOSED: tuple[Decomposition, ...] = (
     *masks.DECOMPOSED,
     *attention.DECOMPOSED,
     *recurrent.DECOMPOSED,
+    *functions.DECOMPOSED,
+    *norms.DECOMPOSED,
     *pooling_by_others.DECOMPOSED,
     *reductions.DECOMPOSED,
     *separable.DECOMPOSED,
+    *splitting.DECOMPOSED,
+    *selection.DECOMPOSED,
 )
 """Operators that become others before annotation."""
 

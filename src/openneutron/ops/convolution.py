@@ -12,7 +12,7 @@ import numpy as np
 from openneutron.ir.graph import Array, Kind, Layout, Op, QParams, Tensor
 from openneutron.ops.cost import cycles_of
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.shapes import CONCATENATION, SLICE
+from openneutron.ops.pieces import CONCATENATION, SLICE
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
 from openneutron.ops.windows import Window, pad_spatial

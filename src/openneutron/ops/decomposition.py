@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node, map_arg
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from openneutron.constants import insert_constant
-from openneutron.fx import iterate_nodes
+from openneutron.fx import iterate_nodes, note_replaced, op_name
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint
 
@@ -52,6 +52,7 @@ class Rewriting:
         with node.graph.inserting_before(node):
             written = node.graph.call_function(target, args, kwargs)
         written.meta = {key: node.meta[key] for key in _PROVENANCE if key in node.meta}
+        note_replaced(written, op_name(node))
         written.meta["val"] = target(*map_arg(args, _value), **map_arg(kwargs, _value))
         return written
 
@@ -91,7 +92,7 @@ class Rewriting:
 
     def value_of(self, argument: str) -> torch.Tensor | None:
         """The tensor of an argument that is a constant of the graph; None for any other."""
-        return self.site.value_of(argument)
+        return self.site.constant(argument)
 
 
 def _value(node: Node) -> Any:

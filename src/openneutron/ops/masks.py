@@ -16,7 +16,7 @@ from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 
-__all__ = ["DECOMPOSED", "HIDDEN", "HIDDEN_FROM_SOFTMAX", "NEUTRAL", "add_and_hide", "saturates"]
+__all__ = ["DECOMPOSED", "HIDDEN", "HIDDEN_FROM_SOFTMAX", "NEUTRAL", "add_and_hide", "fill", "saturates"]
 
 aten = torch.ops.aten
 
@@ -39,10 +39,16 @@ def add_and_hide(rewriting: Rewriting, value: Node, numbers: torch.Tensor, hidde
     """`value` plus `numbers`, minus infinity where `hidden`."""
     if bool(numbers.any()):
         value = rewriting.call(aten.add.Tensor, value, rewriting.constant(numbers))
-    return _fill(rewriting, value, hidden, HIDDEN) if bool(hidden.any()) else value
+    return _bound(rewriting, value, hidden, HIDDEN) if bool(hidden.any()) else value
 
 
-def _fill(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
+def fill(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
+    """`value`, `number` where `where`."""
+    hides = bool(_hides(rewriting.site, torch.tensor(number)))
+    return _bound(rewriting, value, where, HIDDEN if hides else number)
+
+
+def _bound(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
     """`value`, `number` where `where`; numbers that nothing reaches need one bound only."""
     if number < NEUTRAL:
         upper = torch.full(where.shape, NEUTRAL).masked_fill(where, max(number, HIDDEN))
@@ -66,18 +72,16 @@ def has_a_constant_mask(site: Site) -> bool:
 
 
 def _masked_fill(rewriting: Rewriting) -> Node:
-    mask, value = rewriting.value_of("mask"), rewriting.args["value"]
-    filler = rewriting.value_of("value") if isinstance(value, Node) else torch.tensor(float(value))
+    mask, number = rewriting.value_of("mask"), rewriting.site.number("value")
     assert mask is not None  # has_a_constant_mask holds
-    assert filler is not None
-    number = HIDDEN if _hides(rewriting.site, filler) else float(filler)
-    return _fill(rewriting, rewriting.args["self"], mask, number)
+    assert number is not None
+    return fill(rewriting, rewriting.args["self"], mask, number)
 
 
 def _mask_of_sum(site: Site) -> tuple[Node, torch.Tensor] | None:
     """The other operand of an addition of a constant that hides something, and that constant."""
     for name, other in (("self", "other"), ("other", "self")):
-        mask = site.value_of(name)
+        mask = site.constant(name)
         if mask is not None and site.args["alpha"] == 1 and bool(_hides(site, mask).any()):
             return site.args[other], mask
     return None

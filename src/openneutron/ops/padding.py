@@ -21,7 +21,7 @@ from openneutron.fx import shape_of
 from openneutron.ir.graph import Layout, Op, QParams, Tensor
 from openneutron.ops.cost import cpu_cycles, cycles_of
 from openneutron.ops.lowering import INT8, INT32, Lowering
-from openneutron.ops.shapes import slice_of
+from openneutron.ops.pieces import slice_of
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, PaddedDimensions
 from openneutron.ops.windows import pad_behind

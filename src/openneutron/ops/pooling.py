@@ -205,6 +205,7 @@ def averages_whole_granules(site: Site) -> bool:
 
 
 def _channels(site: Site) -> PaddedDimensions:
+    """Channels."""
     return {"self": (-1 - spatial_rank(site),)}
 
 
@@ -254,5 +255,6 @@ SPECS = (
         pads=_channels,
         lower=lower_max_pool,
         becomes="MAX_POOL_2D, with a PADV2 where padding SAME cannot express it",
+        keeps_values=lambda _: True,
     ),
 )

@@ -9,7 +9,7 @@ import torch
 from openneutron.fx import op_name
 from openneutron.ir.graph import Kind, Tensor
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.shapes import CONCATENATION
+from openneutron.ops.pieces import CONCATENATION
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
 from openneutron.ops.windows import image_shape, spatial_rank

@@ -104,6 +104,8 @@ class OpSpec:
     """For an activation: the TFLite name under which a preceding operator can fuse it, None where it cannot."""
     is_compute: bool = True
     """Whether it is worth a partition of its own: operators that only move values are not."""
+    keeps_values: Callable[[Site], bool] | None = None
+    """Whether its output has no values but those of its inputs; None for yes where it is not worth a partition."""
     tolerance: int = 1
     """Largest difference to the converted module, in LSBs of the output."""
     notes: str = field(default="", compare=False)
@@ -111,6 +113,11 @@ class OpSpec:
     def output_rule(self, node: Node) -> OutputRule | QParams:
         """Where the qparams of this occurrence's output come from."""
         return self.output(node) if callable(self.output) else self.output
+
+    def commutes_with_quantization(self, site: Site) -> bool:
+        """Whether this occurrence yields the same of quantized values as quantized of others."""
+        keeps = not self.is_compute if self.keeps_values is None else self.keeps_values(site)
+        return keeps and self.output is OutputRule.SHARED
 
     def rejections(self, site: Site, generation: Generation) -> list[str]:
         """The messages of all limits that this occurrence breaks, and how many MACs a pipeline has where it matters."""

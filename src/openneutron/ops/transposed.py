@@ -11,7 +11,7 @@ import numpy as np
 from openneutron.ir.graph import Array, Kind, QParams, Tensor
 from openneutron.ops.convolution import Filters, convolve
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.shapes import SLICE
+from openneutron.ops.pieces import SLICE
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, PaddedDimensions, constraint, legacy_constraint
 from openneutron.ops.windows import Window, image_shape, spatial, spatial_rank
@@ -167,11 +167,11 @@ def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows
     """
     first = [min(window.begin // window.stride, _taps(window) - 1) for window in windows]
     last = [max((window.begin + window.size - 1) // window.stride, window.outputs - 1) for window in windows]
-    above, beside = (
+    rows, columns = (
         Window(window.outputs, end - start + 1, _taps(window), 1, 1, _taps(window) - 1 - start)
         for window, start, end in zip(windows, first, last, strict=True)
     )
-    phases = convolve(lowering, nhwc, _phases(lowering, filters, windows), (above, beside))
+    phases = convolve(lowering, nhwc, _phases(lowering, filters, windows), (rows, columns))
     batch, height, width, _ = phases.shape
     vertical, horizontal = (window.stride for window in windows)
     groups, channels = filters.groups, filters.oihw.shape[0]

@@ -59,9 +59,17 @@ class FormattedGraph:
     outputs: tuple[bool, ...]
 
 
-def compile_partition(program: ExportedProgram, partition: Partition, options: CompileOptions) -> bytes:
-    """The delegate payload of a partition: its TFLite model, which the host runs and the vendor's converter takes."""
-    formatted = format_partition(program, partition, options)
+def compile_partition(
+    program: ExportedProgram,
+    partition: Partition,
+    options: CompileOptions,
+    channels_last: Callable[[Node], bool] = is_channels_last,
+) -> bytes:
+    """The delegate payload of a partition: its TFLite model, which the host runs and the vendor's converter takes.
+
+    `channels_last` says which of its inputs and outputs are NHWC in memory.
+    """
+    formatted = format_partition(program, partition, options, channels_last)
     model = tflite.write(verify(formatted.graph, "hoist_format_conversions"))
     header = PayloadHeader(
         input_formats=tuple(map(int, formatted.inputs)),
@@ -73,13 +81,18 @@ def compile_partition(program: ExportedProgram, partition: Partition, options: C
     return pack_portable(header, model)
 
 
-def format_partition(program: ExportedProgram, partition: Partition, options: CompileOptions) -> FormattedGraph:
+def format_partition(
+    program: ExportedProgram,
+    partition: Partition,
+    options: CompileOptions,
+    channels_last: Callable[[Node], bool] = is_channels_last,
+) -> FormattedGraph:
     """The IR of a partition with the formats of its inputs and outputs.
 
     They are those of the program. For the legacy generation, which has few transposes, the runtime converts whatever it
     can: images come and go in NHWC there, unless that leaves more transposes inside.
     """
-    as_they_are = _with_formats(program, partition, is_channels_last, options)
+    as_they_are = _with_formats(program, partition, channels_last, options)
     if options.generation is not Generation.LEGACY:
         return as_they_are
     as_images = _with_formats(program, partition, _is_image, options)

@@ -12,6 +12,7 @@ from openneutron.ir.graph import Graph, Op
 from openneutron.partition.clusters import Cluster, Clusters
 from openneutron.partition.compile import format_partition, illegal_transposes
 from openneutron.partition.levels import Partition, partitions_of
+from openneutron.partition.orders import settle_orders
 from openneutron.targets import Generation, NeutronTarget
 
 __all__ = ["leave_transposes_to_the_cpu"]
@@ -42,8 +43,10 @@ def _rejected(
 ) -> dict[Cluster, Op]:
     """The clusters to leave to the CPU, each with the first transpose that it is blamed for."""
     rejected: dict[Cluster, Op] = {}
-    for partition in partitions_of(program, found)[0]:
-        graph = format_partition(program, partition, options).graph
+    partitions, _ = partitions_of(program, found)
+    orders = settle_orders(program, partitions)
+    for partition in partitions:
+        graph = format_partition(program, partition, options, orders.is_channels_last).graph
         for op in illegal_transposes(graph, partition.target):
             for cluster in blame(partition, graph, op):
                 rejected.setdefault(cluster, op)

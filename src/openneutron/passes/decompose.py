@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 import torch
 from torch.fx import GraphModule, Node
@@ -10,27 +11,29 @@ from torch.fx import GraphModule, Node
 from openneutron.fx import op_name
 from openneutron.ops import DECOMPOSITIONS
 from openneutron.ops.decomposition import Rewriting
-from openneutron.ops.site import Site, is_attribute
+from openneutron.ops.site import Site
 from openneutron.targets import NeutronTarget
 
 __all__ = ["decompose"]
 
 
-def decompose(module: GraphModule, target: NeutronTarget) -> bool:
+def decompose(
+    module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False
+) -> bool:
     """Rule: a float32 operator with a declared decomposition becomes what that writes, and so on for what it wrote.
 
-    Linear in the nodes before and after.
+    Operators that are to stay in float stay as they are. Linear in the nodes before and after.
     """
     changed = False
     constants: set[Node] = set()
     node = next(iter(module.graph.nodes))
     while node.op != "root":
         before = node.prev
-        if _decompose(module, Site(node, target, is_constant=constants.__contains__)):
+        if not stays(node) and _decompose(module, Site(node, target, computed_constants=constants)):
             changed = True
             node = before.next  # what was written is visited too
         else:
-            if is_attribute(node) or (node.all_input_nodes and constants.issuperset(node.all_input_nodes)):
+            if node.op == "get_attr" or (node.all_input_nodes and constants.issuperset(node.all_input_nodes)):
                 constants.add(node)
             node = node.next
     if changed:

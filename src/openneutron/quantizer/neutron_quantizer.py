@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron import passes
-from openneutron.constants import constant_of
+from openneutron.constants import constant_value
 from openneutron.errors import OptionError
-from openneutron.fx import iterate_nodes, op_name, source_of
+from openneutron.fx import is_operator, iterate_nodes, op_name, place_of, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
 from openneutron.ops.decomposition import SHARED_QPARAMS
 from openneutron.ops.masks import saturates
-from openneutron.ops.site import Site, is_attribute
+from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs
+from openneutron.quantizer.layers import GRANULARITIES, PER_CHANNEL, Key, Layers
 from openneutron.quantizer.observers import RangeObserver
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
 from openneutron.targets import Generation, NeutronTargetSpec
@@ -30,8 +32,6 @@ __all__ = ["NeutronQuantizer", "UnquantizedWarning", "quantizable_reason"]
 
 # A value, or what one of its readers reads instead of it.
 Value = Node | tuple[Node, Node]
-
-WEIGHT_GRANULARITIES = ("per_tensor", "per_channel")
 
 
 class UnquantizedWarning(UserWarning):
@@ -71,8 +71,10 @@ class NeutronQuantizer(Quantizer):
     """Static int8 for the eIQ Neutron NPU: for `prepare_pt2e`, usable for any number of models.
 
     Activations are affine per tensor, weights symmetric per tensor (`weight_granularity="per_channel"` for
-    convolutions: one scale for each output channel), biases int32. `observer` is a torchao observer class for
-    activations. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and why.
+    convolutions: one scale for each output channel), biases int32. `layers` sets that, or "float" for not quantized,
+    for parts of the model (see `Layers`). `observer` is a torchao observer class for activations, or what its
+    `with_args(...)` returns. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and
+    why.
 
     Raises `TargetError` and `OptionError` on construction, `ModelError` from `prepare_pt2e` for a model in train mode,
     with dynamic shapes, or not in float32, `InputError` from a prepared or converted module for inputs of another shape
@@ -85,34 +87,39 @@ class NeutronQuantizer(Quantizer):
         is_qat: bool = False,
         *,
         weight_granularity: str = "per_tensor",
+        layers: Mapping[Key, str] | None = None,
         observer: Any = RangeObserver,
         neutron_target_spec: NeutronTargetSpec | None = None,
     ) -> None:
         super().__init__()
         if is_qat:
             raise OptionError("Quantization-aware training is not supported yet: is_qat must be False.")
-        if weight_granularity not in WEIGHT_GRANULARITIES:
-            raise OptionError(
-                f"weight_granularity is one of {', '.join(WEIGHT_GRANULARITIES)}, not {weight_granularity!r}."
-            )
-        if not callable(getattr(observer, "with_args", None)):
-            raise OptionError(f"observer takes a torchao observer class, not {observer!r}.")
+        if weight_granularity not in GRANULARITIES:
+            raise OptionError(f"weight_granularity is one of {', '.join(GRANULARITIES)}, not {weight_granularity!r}.")
+        qspecs.check_observer(observer)
         protect_from_wrong_folding()
         self.target = NeutronTargetSpec(neutron_target_spec or target)
-        self.weight_granularity = weight_granularity
+        self.layers = Layers(layers, weight_granularity)
         self.observer = observer
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """The passes that make the graph quantizable; called by `prepare_pt2e`."""
-        return passes.prepare(model, self.target.neutron_target)
+        return passes.prepare(model, self.target.neutron_target, stays=self.layers.leave_in_float)
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes."""
+        """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes.
+
+        Raises `OptionError` for a key of `layers` that means nothing in this model.
+        """
+        self.layers.check(model)
         places: list[_Place] = []
         left: list[tuple[Node, str]] = []
         fused: set[Node] = set()
         for node in model.graph.nodes:
-            if node.op != "call_function" or node in fused or op_name(node) == "getitem":
+            if not is_operator(node) or node in fused:
+                continue
+            if self.layers.leave_in_float(node):
+                self.layers.mark(node)
                 continue
             reason = quantizable_reason(node, self.target)
             if reason is not None:
@@ -121,9 +128,9 @@ class NeutronQuantizer(Quantizer):
             place = self._place(node)
             fused.update(filter(None, [place.activation]))
             places.append(place)
-        _Annotation(places, self.observer, self.weight_granularity == "per_channel").write()
+        _Annotation(places, self.observer, self.layers).write(model)
         if left:
-            lines = (f"  {node.name} ({op_name(node)}, {source_of(node)}): {reason}" for node, reason in left)
+            lines = (f"  {node.name} ({op_name(node)}, {place_of(node)}): {reason}" for node, reason in left)
             warnings.warn("These operators stay in float:\n" + "\n".join(lines), UnquantizedWarning, stacklevel=2)
         return model
 
@@ -140,27 +147,27 @@ class NeutronQuantizer(Quantizer):
             return None
         (user,) = node.users
         follower = OPERATORS.get(op_name(user))
-        if follower is None or follower.activation is None:
+        if follower is None or follower.activation is None or self.layers.leave_in_float(user):
             return None
         return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
 
 
 def quantizable_reason(
-    node: Node, target: NeutronTargetSpec, is_constant: Callable[[Node], bool] = is_attribute
+    node: Node, target: NeutronTargetSpec, constant_of: Callable[[object], torch.Tensor | None] = constant_value
 ) -> str | None:
-    """Why the float operator `node` cannot be quantized; None if it can. `is_constant` knows the graph's constants.
+    """Why the float operator `node` cannot be quantized; None if it can. `constant_of` knows the graph's constants.
 
     Limits that only the legacy generation has do not count here: the operator is quantized all the same and runs in
     int8 on the CPU there.
     """
-    import torch
-
     spec, value = OPERATORS.get(op_name(node)), node.meta.get("val")
-    site = Site(node, target.neutron_target, is_constant=is_constant)
+    site = Site(node, target.neutron_target, constant_of=constant_of)
     if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
         return f"It yields {value.dtype}; only float32 is quantized."
     if spec is None or not isinstance(value, torch.Tensor):
         return _undecomposed_reason(site)
+    if not value.numel():
+        return "It yields a tensor without elements."
     for name in spec.inputs:
         operands = list(iterate_nodes(site.args[name]))
         if not operands:
@@ -168,9 +175,11 @@ def quantizable_reason(
         for operand in operands:
             if operand.meta["val"].dtype != torch.float32:
                 return f"Its argument '{name}' is {operand.meta['val'].dtype}; only float32 is quantized."
+            if not operand.meta["val"].numel() and len(operands) == 1:
+                return f"Its argument '{name}' has no elements."
     for name in filter(None, (spec.weight, spec.bias)):
         constant = site.args[name]
-        if constant is not None and not is_constant(constant):
+        if constant is not None and constant_of(constant) is None:
             role = "weight" if name == spec.weight else "bias"
             return f"Its {role} is computed while the model runs, not a constant."
     rejections = spec.rejections(site, Generation.MODERN)
@@ -199,10 +208,10 @@ class _Annotation:
     later one refers to it; torchao then gives them one observer.
     """
 
-    def __init__(self, places: list[_Place], observer: Any, per_channel: bool) -> None:
+    def __init__(self, places: list[_Place], observer: Any, layers: Layers) -> None:
         self.places = places
         self.observer = observer
-        self.weight_axis = _weight_axes(places) if per_channel else {}
+        self.weight_axis = _weight_axes(places, layers)
         self.parent: dict[Value, Value] = {}
         self.fixed: dict[Value, QParams] = {}
         self.symmetric: set[Value] = set()
@@ -210,14 +219,21 @@ class _Annotation:
         self.met: dict[Value, Value] = {}
         self.requantized: dict[Value, Value] = {}
 
-    def write(self) -> None:
+    def write(self, model: GraphModule) -> None:
         for place in self.places:
             self._group(place)
         self._join_named()
         self._make_symmetric()
         self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
-        for place in self.places:
-            self._annotate(place)
+        reading = {place.site.node: place for place in self.places}
+        yielding = {place.output: place for place in self.places}
+        # torchao walks the graph in this order too, and wants a group's spec before what refers to it: an activation
+        # may come long after the operator that it is fused into.
+        for node in model.graph.nodes:
+            if node in reading:
+                self._annotate_inputs(reading[node])
+            if node in yielding:
+                self._annotate_output(yielding[node])
 
     def _find(self, value: Value) -> Value:
         root = value
@@ -273,7 +289,7 @@ class _Annotation:
         if root is not group:
             self.parent[root] = group
 
-    def _annotate(self, place: _Place) -> None:
+    def _annotate_inputs(self, place: _Place) -> None:
         node = place.site.node
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
         weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
@@ -282,11 +298,11 @@ class _Annotation:
             edges[weight] = self._weight_spec((weight, node), axis)
             if bias is not None:
                 edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=axis is not None)
-        own_output = None if place.activation is not None else self._spec(node, node)
-        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, own_output)
-        if place.activation is not None:
-            output = self._spec(place.activation, place.activation)
-            place.activation.meta[Q_ANNOTATION_KEY] = _annotation({}, output)
+        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
+
+    def _annotate_output(self, place: _Place) -> None:
+        annotation = place.output.meta.setdefault(Q_ANNOTATION_KEY, _annotation({}, None))
+        annotation.output_qspec = self._spec(place.output, place.output)
 
     def _spec(self, key: Value, value: Value) -> Any:
         group = self._find(value)
@@ -305,13 +321,31 @@ class _Annotation:
         return qspecs.weight(edge[1], axis)
 
 
-def _weight_axes(places: list[_Place]) -> dict[Node, int]:
-    """The dimension of output channels of each weight whose readers agree on one."""
-    axes: dict[Node, set[int | None]] = {}
+def _weight_axes(places: list[_Place], layers: Layers) -> dict[Node, int]:
+    """The dimension of output channels of each weight that is per channel: all its readers must agree on one."""
+    readers: dict[Node, list[_Place]] = {}
     for place in places:
         if place.spec.weight is not None:
-            axes.setdefault(place.site.args[place.spec.weight], set()).add(place.spec.weight_axis)
-    return {weight: axis for weight, (axis, *others) in axes.items() if axis is not None and not others}
+            readers.setdefault(place.site.args[place.spec.weight], []).append(place)
+    axes: dict[Node, int] = {}
+    for weight, sharing in readers.items():
+        granularities = {layers.granularity(place.site.node) for place in sharing}
+        if len(granularities) > 1:
+            raise _disagreement(sharing[-1].site.node)
+        (axis, *others) = {place.spec.weight_axis for place in sharing}
+        if granularities == {PER_CHANNEL} and axis is not None and not others:
+            axes[weight] = axis
+    return axes
+
+
+def _disagreement(node: Node) -> OptionError:
+    return OptionError(
+        "This operator and another share a weight that would be per channel for one and per tensor for the other. Set "
+        "both to the same in layers.",
+        node=node.name,
+        op=op_name(node),
+        source=source_of(node),
+    )
 
 
 def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
@@ -322,8 +356,7 @@ def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
 
 def _is_mask(value: Node) -> bool:
     """Whether `value` is a constant with values that stand for no number."""
-    model = value.graph.owning_module
-    constant = None if model is None else constant_of(model, value)
+    constant = constant_value(value)
     return constant is not None and bool(saturates(constant).any())
 
 

@@ -6,17 +6,20 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
+from torchao.quantization.pt2e.observer import ObserverBase
 from torchao.quantization.pt2e.quantizer import (
     DerivedQuantizationSpec,
     FixedQParamsQuantizationSpec,
     QuantizationSpec,
 )
 
+from openneutron.errors import OptionError
 from openneutron.fx import shape_of
 from openneutron.ir.graph import QParams
 from openneutron.quantizer.observers import MaskedObserver, Origin, PerChannelRangeObserver, RangeObserver
 
-__all__ = ["activation", "bias", "fixed", "weight"]
+__all__ = ["activation", "bias", "check_observer", "fixed", "weight"]
 
 ACTIVATION_RANGE = (-128, 127)
 # Symmetric: -128 is left out, so that a weight and its negative are both representable.
@@ -40,6 +43,27 @@ def activation(node: Node, observer: Any, *, symmetric: bool = False, masked: bo
         qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
         observer_or_fake_quant_ctr=constructor,
     )
+
+
+def check_observer(observer: Any) -> None:
+    """Raise `OptionError` for what cannot observe activations: it is tried on a tensor of two values."""
+    low, high = ACTIVATION_RANGE
+    wanted = (
+        "observer takes a class of torchao.quantization.pt2e that finds one scale and zero point for a tensor "
+        "(HistogramObserver, MovingAverageMinMaxObserver), or what its with_args(...) returns"
+    )
+    if isinstance(observer, torch.nn.Module) or not callable(getattr(observer, "with_args", None)):
+        raise OptionError(f"{wanted}, not {observer!r}.")
+    try:
+        trial = observer.with_args(
+            dtype=torch.int8, quant_min=low, quant_max=high, qscheme=torch.per_tensor_affine
+        )()
+        trial(torch.tensor([-1.0, 1.0]))
+        scale, _ = trial.calculate_qparams()
+    except Exception as error:  # observers raise anything, Exception itself included
+        raise OptionError(f"{wanted}; {observer!r} fails on a tensor: {error}") from error
+    if not isinstance(trial, (ObserverBase, FakeQuantizeBase)) or scale.numel() != 1:
+        raise OptionError(f"{wanted}, not {observer!r} of {type(trial).__module__}.")
 
 
 def fixed(qparams: QParams) -> FixedQParamsQuantizationSpec:
