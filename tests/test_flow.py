@@ -383,7 +383,10 @@ def test_mobilenet_v2_is_one_delegate() -> None:
 class TestOperatorsNotToDelegate:
     @pytest.fixture(scope="class")
     def converted(self) -> torch.fx.GraphModule:
-        model = seeded(lambda: Model(lambda m, x: m.l((m.c(x) + m.c(x)).flatten(1)), c=conv(), l=nn.Linear(256, 5)))
+        def function(m: Any, x: torch.Tensor) -> Any:
+            return m.l((m.c(x) + m.d(x)).flatten(1))
+
+        model = seeded(lambda: Model(function, c=conv(), d=conv(), l=nn.Linear(256, 5)))
         return convert(model, (image(),))
 
     def blocked(self, converted: torch.fx.GraphModule, *names: str) -> set[str]:
