@@ -137,9 +137,9 @@ def test_every_limit_has_a_model_that_breaks_it(limit: Constraint) -> None:
 
 
 def test_messages_name_their_numbers() -> None:
-    messages = {limit.holds.__name__: limit.message for spec in DECLARED for limit in spec.constraints}
-    assert messages["has_supported_geometry"] == "Kernel is at most 4096, stride at most 4096, dilation at most 4096."
-    assert not [message for message in messages.values() if "{" in message or not message.endswith(".")]
+    messages = {limit.message for spec in DECLARED for limit in spec.constraints}
+    assert "Kernel is at most 4096, stride at most 4096, dilation at most 4096." in messages
+    assert not [message for message in messages if "{" in message or not message.endswith(".")]
 
 
 def test_scalar_operand_is_a_constant() -> None:
