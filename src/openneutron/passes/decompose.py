@@ -25,13 +25,16 @@ def decompose(
     Operators that are to stay in float stay as they are. Linear in the nodes before and after.
     """
     changed = False
+    constants: set[Node] = set()
     node = next(iter(module.graph.nodes))
     while node.op != "root":
         before = node.prev
-        if not stays(node) and _decompose(module, node, target):
+        if not stays(node) and _decompose(module, Site(node, target, computed_constants=constants)):
             changed = True
             node = before.next  # what was written is visited too
         else:
+            if node.op == "get_attr" or (node.all_input_nodes and constants.issuperset(node.all_input_nodes)):
+                constants.add(node)
             node = node.next
     if changed:
         module.graph.eliminate_dead_code()
@@ -39,11 +42,11 @@ def decompose(
     return changed
 
 
-def _decompose(module: GraphModule, node: Node, target: NeutronTarget) -> bool:
+def _decompose(module: GraphModule, site: Site) -> bool:
+    node = site.node
     declared = DECOMPOSITIONS.get(op_name(node))
     if declared is None or not _is_float(node.meta.get("val")):
         return False
-    site = Site(node, target)
     if not declared.applies(site) or declared.rejections(site):
         return False
     written = declared.rewrite(Rewriting(module, site))

@@ -17,7 +17,7 @@ from torchao.quantization.pt2e.quantizer import (
 from openneutron.errors import OptionError
 from openneutron.fx import shape_of
 from openneutron.ir.graph import QParams
-from openneutron.quantizer.observers import Origin, PerChannelRangeObserver, RangeObserver
+from openneutron.quantizer.observers import MaskedObserver, Origin, PerChannelRangeObserver, RangeObserver
 
 __all__ = ["activation", "bias", "check_observer", "fixed", "weight"]
 
@@ -27,15 +27,20 @@ WEIGHT_RANGE = (-127, 127)
 BIAS_RANGE = (-(2**31), 2**31 - 1)
 
 
-def activation(node: Node, observer: Any) -> QuantizationSpec:
-    """int8, affine, one scale for the tensor that `node` yields."""
+def activation(node: Node, observer: Any, *, symmetric: bool = False, masked: bool = False) -> QuantizationSpec:
+    """int8, affine, one scale for the tensor that `node` yields; with zero point 0 where `symmetric`.
+
+    A `masked` one is what a mask makes of a value, and that value.
+    """
     low, high = ACTIVATION_RANGE
     constructor = observer.with_args(origin=Origin.of(node)) if observer is RangeObserver else observer
+    if masked:
+        constructor = MaskedObserver.with_args(observer=constructor)
     return QuantizationSpec(
         dtype=torch.int8,
         quant_min=low,
         quant_max=high,
-        qscheme=torch.per_tensor_affine,
+        qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
         observer_or_fake_quant_ctr=constructor,
     )
 
@@ -89,9 +94,7 @@ def weight(node: Node, axis: int | None) -> QuantizationSpec:
     )
 
 
-def bias(
-    activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], node: Node, *, per_channel: bool
-) -> Any:
+def bias(activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], node: Node, *, per_channel: bool) -> Any:
     """int32, scale = activation scale x weight scale, zero point 0. `node` is the bias.
 
     A weight that has output channels of one group only has as many scales; each group's biases take the same ones.
