@@ -11,7 +11,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tests import pointwise_cases, pooling_cases, reduction_cases, resize_cases, shape_cases, transposed_cases
+from tests import (
+    attention_cases,
+    matmul_cases,
+    pointwise_cases,
+    pooling_cases,
+    recurrent_cases,
+    reduction_cases,
+    resize_cases,
+    shape_cases,
+    transposed_cases,
+)
 from tests.arithmetic_cases import ARITHMETIC_CASES
 from tests.case import Case, Rejected, Shape, move, moved, of
 from tests.legacy_cases import LEGACY_REJECTED
@@ -456,11 +466,8 @@ CASES: tuple[Case, ...] = (
     *_conv2d(), *_conv1d(), *_per_channel(), *_fused(), *_linear(), *_elementwise(), *_add(), *_softmax(),
     *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES, *transposed_cases.CASES, *pooling_cases.CASES,
     *reduction_cases.CASES, *resize_cases.CASES, *shape_cases.CASES, *pointwise_cases.CASES,
+    *matmul_cases.CASES, *attention_cases.CASES, *recurrent_cases.CASES,
 )  # fmt: skip
-
-
-def addmm(**scales: Any) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    return lambda bias, weight, values: torch.addmm(bias, values, weight, **scales)
 
 
 def cat(dim: int) -> Callable[[], nn.Module]:
@@ -471,26 +478,25 @@ def permute(*dims: int) -> Callable[[], nn.Module]:
     return moved(lambda x: x.permute(dims))
 
 
-BIAS, MATRIX, IMAGE = torch.linspace(-1, 1, 6), torch.linspace(-1, 1, 60).reshape(10, 6), (1, 8, 6, 6)
-vector = of(lambda weight, x: F.linear(x, weight), torch.linspace(-1, 1, 10))
+IMAGE = (1, 8, 6, 6)
 with_nothing = of(lambda nothing, x: torch.cat([nothing, move(x)], 0), torch.zeros(0))
 
 REJECTED: tuple[Rejected, ...] = (
+    *matmul_cases.REJECTED,
+    *attention_cases.REJECTED,
+    *recurrent_cases.REJECTED,
     Rejected("convolution", "has_a_batch", "2d", conv(2, 3, 5, 3), ((3, 7, 7),)),
     Rejected("convolution", "has_a_batch", "1d", conv(1, 3, 5, 3), ((3, 7),)),
     Rejected("convolution", "has_supported_geometry", "kernel", conv(2, 1, 2, (1, 4097)), ((1, 1, 1, 4100),)),
     Rejected("convolution", "has_supported_geometry", "stride", conv(2, 1, 2, 1, stride=(1, 4097)), ((1, 1, 2, 4100),)),
     Rejected("convolution", "has_supported_geometry", "dilation", conv(1, 1, 2, 2, dilation=4097), ((1, 1, 4100),)),
     Rejected("convolution", "fits_accumulation", "", conv(2, 8192, 2, 3), ((1, 8192, 3, 3),)),
-    Rejected("linear", "has_a_matrix_as_weight", "", vector, ((4, 10),)),
-    Rejected("addmm", "has_a_plain_bias", "matrix", of(addmm(), MATRIX[:4], MATRIX), ((4, 10),)),
-    Rejected("addmm", "has_a_plain_bias", "one value", of(addmm(), BIAS[:1], MATRIX), ((4, 10),)),
-    Rejected("addmm", "does_not_scale", "alpha", of(addmm(alpha=2.0), BIAS, MATRIX), ((4, 10),)),
-    Rejected("addmm", "does_not_scale", "beta", of(addmm(beta=0.5), BIAS, MATRIX), ((4, 10),)),
     Rejected("add", "has_one_full_operand", "", of(lambda x, y: x + y), ((4, 1), (1, 5))),
     Rejected("softmax", "has_few_softmax_channels", "channels", of(lambda x: x.softmax(1)), ((1, 2041),)),
-    Rejected("softmax", "has_few_softmax_channels", "positions", of(lambda x: x.softmax(1)), ((4097, 2),)),
-    Rejected("softmax", "has_few_softmax_channels", "elements", of(lambda x: x.softmax(1)), ((1025, 512),)),
+    Rejected("softmax", "has_few_softmax_channels", "positions", of(lambda x: x.softmax(1)), ((4097, 2),),
+             quantized_elsewhere=True),
+    Rejected("softmax", "has_few_softmax_channels", "elements", of(lambda x: x.softmax(1)), ((1025, 512),),
+             quantized_elsewhere=True),
     Rejected("reshape", "has_rank_for_reshape", "", moved(lambda x: x.view(1, 2, 1, 3, 2, 1, 2, 1)), ((2, 12),)),
     Rejected("permute", "has_rank_for_transpose", "", permute(6, 5, 4, 3, 2, 1, 0), ((1, 2, 1, 3, 2, 1, 2),)),
     Rejected("cat", "concatenates_equal_ranks", "", with_nothing, ((4, 5),)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -348,8 +347,7 @@ REJECTED: tuple[Rejected, ...] = (
     Rejected("div", "divides_by_no_zero", "", of(lambda x: (x / 0.0).sign()), (IMAGE,)),
     Rejected("div", "divides_by_no_negative", "", of(lambda x, y: x / y), (IMAGE, IMAGE)),
     Rejected("where", "chooses_by_a_constant", "", of(lambda x: torch.where(x > 0, x, 0.5)), (IMAGE,)),
-    Rejected("where", "fills_in_small_numbers", "", of(lambda m, x: torch.where(m, x, -1e4), MASK), (IMAGE,)),
-    Rejected("masked_fill", "fills_in_small_numbers", "",
-             of(lambda m, x: x.masked_fill(m, -math.inf).sign(), MASK), (IMAGE,)),
+    Rejected("where", "fills_in_small_numbers", "", of(lambda m, c, x: torch.where(m, x, c), MASK, CHANNELS * 1e3),
+             (IMAGE,)),
     Rejected("group_norm", "has_constant_affine", "", of(lambda x, w: F.group_norm(x, 2, w)), (IMAGE, (4,))),
 )  # fmt: skip

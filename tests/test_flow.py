@@ -383,7 +383,9 @@ def test_mobilenet_v2_is_one_delegate() -> None:
 class TestOperatorsNotToDelegate:
     @pytest.fixture(scope="class")
     def converted(self) -> torch.fx.GraphModule:
-        model = seeded(lambda: Model(lambda m, x: m.l((m.c(x) + m.c(x)).flatten(1)), c=conv(), l=nn.Linear(256, 5)))
+        model = seeded(
+            lambda: Model(lambda m, x: m.l((m.c(x) + m.d(x)).flatten(1)), c=conv(), d=conv(), l=nn.Linear(256, 5))
+        )
         return convert(model, (image(),))
 
     def blocked(self, converted: torch.fx.GraphModule, *names: str) -> set[str]:

@@ -56,7 +56,7 @@ ACTIVATIONS: dict[str, tuple[Function, float, float]] = {
     "softsign": (F.softsign, 36, 35),
     "prelu": (lambda x: F.prelu(x, torch.tensor([0.25])), 37, 37),
     "clamp": (lambda x: x.clamp(-0.5, 1.5), 37, 34),
-    "sqrt": (lambda x: torch.sqrt(x.abs()), 36, 36),
+    "sqrt": (lambda x: torch.sqrt(x.abs()), 34, 34),
     "sqrt of zeros": (lambda x: torch.sqrt(x.relu()), 33, 32),
     "square": (torch.square, 34, 34),
     "cube": (lambda x: x**3, 27, 27),

@@ -14,6 +14,7 @@ import torch
 from benchmarks.scaling import STAGES, own_work, transformer_chain
 from benchmarks.subjects import CHAIN_CHANNELS, chain_of
 from tests.flow_support import seeded
+from tests.oracle import Function
 from torch import nn
 from torch.fx import GraphModule
 
@@ -53,11 +54,16 @@ def calls_of(build: Callable[[int], nn.Module], blocks: int, shape: tuple[int, .
     return counts
 
 
+def recurrent_steps(steps: int) -> nn.Module:
+    return Function(lambda layer, x: layer(x[:steps])[0], nn.GRU(4, 4, num_layers=2))
+
+
 @pytest.mark.parametrize(
     ("build", "shape"),
     [
         pytest.param(chain_of, (1, CHAIN_CHANNELS, 4, 4), id="residual blocks"),
         pytest.param(transformer_chain, (2, 8), id="decomposed blocks"),
+        pytest.param(recurrent_steps, (32, 1, 4), id="steps of a recurrent network"),
     ],
 )
 def test_work_grows_with_the_graph_and_no_faster(build: Callable[[int], nn.Module], shape: tuple[int, ...]) -> None:

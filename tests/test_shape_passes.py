@@ -15,7 +15,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from openneutron import passes
-from openneutron.fx import is_quantize
+from openneutron.fx import is_quantize, iterate_nodes
 from openneutron.targets import TARGETS
 
 TARGET = TARGETS["imxrt700"]
@@ -332,6 +332,34 @@ def inputs_read_twice(m: Any, x: torch.Tensor) -> torch.Tensor:
     y, z = m.c(x), m.d(x)
     result: torch.Tensor = F.relu(torch.cat([y, z], 1))[:, :4] + y + z
     return result
+
+
+class TestNestConcatenations:
+    def test_a_dense_block_reads_what_is_concatenated_already(self) -> None:
+        def function(m: Any, x: torch.Tensor) -> torch.Tensor:
+            features = [x]
+            for layer in (m.a, m.b, m.c):
+                features.append(layer(torch.cat(features, 1)))
+            return torch.cat(features, 1)
+
+        parts = {name: conv(4 * (number + 1), 4) for number, name in enumerate("abc")}
+        module = after(passes.nest_concatenations, Model(function, **parts))
+        cats = [node for node in module.graph.nodes if node.target is torch.ops.aten.cat.default]
+        assert [len(list(iterate_nodes(node.args[0]))) for node in cats] == [1, 2, 2, 2]
+        assert [cats[2].args[0][0], cats[3].args[0][0]] == cats[1:3]
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda m, x: torch.cat([x, m.c(x)], 1).sum() + torch.cat([m.c(x), x, x], 1),
+            lambda m, x: torch.cat([x, m.c(x)], 2).sum() + torch.cat([x, m.d(x), x], 1),
+            lambda m, x: torch.cat([x], 1).sum() + torch.cat([x, m.c(x)], 1),
+            lambda m, x: torch.cat([x, m.c(x), x], 1).sum() + torch.cat([x, m.d(x)], 1),
+        ],
+        ids=["another order", "another dimension", "of one", "a longer one"],
+    )
+    def test_must_not_fire(self, function: Callable[..., torch.Tensor]) -> None:
+        after(passes.nest_concatenations, Model(function, c=conv(), d=conv()), changes=False)
 
 
 class TestMoveActivations:

@@ -89,6 +89,7 @@ def _section(spec: OpSpec) -> str:
         *([f"Edge dialect: {_code(spec.edge_targets)}"] if spec.edge_targets else []),
         f"Becomes: {spec.becomes}",
         f"Inputs: {_code(spec.inputs)}, int8",
+        *([f"Zero point 0: {_code(spec.symmetric)}"] if spec.symmetric else []),
         *([f"Weight: `{spec.weight}`, constant, int8, symmetric"] if spec.weight else []),
         *([f"Bias: `{spec.bias}`, constant, int32; may be absent"] if spec.bias else []),
         *([f"May be padded: {_padded(spec)}"] if spec.pads else []),

@@ -7,6 +7,7 @@ from torch.fx import Node
 
 from openneutron.constants import constant_of, number_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.masks import fill
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import Operand, add, mul
@@ -21,17 +22,28 @@ MAX_FILL = 100.0
 
 @constraint
 def chooses_by_a_constant(site: Site) -> bool:
-    """The condition (or mask) is a constant."""
-    return site.constant("condition" if "condition" in site.args else "mask") is not None
+    """The condition is a constant."""
+    return site.constant("condition") is not None
 
 
 @constraint
 def fills_in_small_numbers(site: Site) -> bool:
-    """Constants that it chooses are at most {MAX_FILL:g} in magnitude."""
-    choices = [site.args[name] for name in ("self", "other", "value") if name in site.args]
+    """Constants that it chooses are at most {MAX_FILL:g} in magnitude, or one number."""
+    if _far_number(site) is not None:
+        return True
+    choices = [site.args[name] for name in ("self", "other")]
     numbers = [torch.tensor(float(choice)) for choice in choices if isinstance(choice, (int, float))]
     constants = [site.constant_of(choice) for choice in choices]
     return all(constant is None or bool((constant.abs() <= MAX_FILL).all()) for constant in (*numbers, *constants))
+
+
+def _far_number(site: Site) -> tuple[str, str] | None:
+    """Names of a computed choice and of one that is a number beyond `MAX_FILL`."""
+    for computed, filler in (("self", "other"), ("other", "self")):
+        number, value = site.number(filler), site.args[computed]
+        if number is not None and abs(number) > MAX_FILL and isinstance(value, Node) and not site.is_constant(value):
+            return computed, filler
+    return None
 
 
 def _chosen(rewriting: Rewriting, choice: Operand, where: torch.Tensor) -> Node | torch.Tensor:
@@ -52,15 +64,16 @@ def _choose(rewriting: Rewriting, mask: torch.Tensor, chosen: Operand, other: Op
 
 
 def _where(rewriting: Rewriting) -> Node:
-    mask = rewriting.value_of("condition")
-    assert mask is not None  # chooses_by_a_constant holds
-    return _choose(rewriting, mask.bool(), rewriting.args["self"], rewriting.args["other"])
-
-
-def _masked_fill(rewriting: Rewriting) -> Node:
-    mask = rewriting.value_of("mask")
-    assert mask is not None  # chooses_by_a_constant holds
-    return _choose(rewriting, mask.bool(), rewriting.args["value"], rewriting.args["self"])
+    condition = rewriting.value_of("condition")
+    assert condition is not None  # chooses_by_a_constant holds
+    mask = condition.bool()
+    far = _far_number(rewriting.site)
+    if far is None:
+        return _choose(rewriting, mask, rewriting.args["self"], rewriting.args["other"])
+    computed, filler = far
+    number = rewriting.site.number(filler)
+    assert number is not None
+    return fill(rewriting, rewriting.args[computed], mask if filler == "self" else ~mask, number)
 
 
 def _clamp(rewriting: Rewriting) -> Node:
@@ -79,14 +92,7 @@ DECOMPOSED = (
         name="where",
         targets=("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf"),
         rewrite=_where,
-        becomes="mul and add with constants",
-        constraints=(chooses_by_a_constant, fills_in_small_numbers),
-    ),
-    Decomposition(
-        name="masked_fill",
-        targets=("aten.masked_fill.Scalar", "aten.masked_fill.Tensor"),
-        rewrite=_masked_fill,
-        becomes="mul and add with constants",
+        becomes="mul and add with constants; minimum and maximum where it puts in a large number, or infinity",
         constraints=(chooses_by_a_constant, fills_in_small_numbers),
     ),
     Decomposition(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -27,6 +27,8 @@ class Site:
     """The converter that will read what is lowered."""
     constant_of: Callable[[object], torch.Tensor | None] = field(default=constant_value, compare=False)
     """The values of a constant of the graph; None for anything else."""
+    computed_constants: Container[Node] = field(default=(), compare=False)
+    """Nodes that depend on no input either, though they are computed in the graph."""
 
     @cached_property
     def args(self) -> dict[str, Any]:
@@ -50,3 +52,11 @@ class Site:
     def shape_of(self, argument: str) -> tuple[int, ...]:
         """Shape of a tensor argument, of the first one where it is a list."""
         return shape_of(next(iterate_nodes(self.args[argument])))
+
+    def is_constant(self, node: Node) -> bool:
+        """Whether a node depends on no input of the model."""
+        return node in self.computed_constants or self.constant_of(node) is not None
+
+    def reads_constants(self, *arguments: str) -> bool:
+        """Whether none of these arguments depends on an input of the model."""
+        return all(self.is_constant(node) for name in arguments for node in iterate_nodes(self.args[name]))

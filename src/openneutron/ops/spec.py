@@ -79,6 +79,8 @@ class OpSpec:
     """The TFLite operators it becomes, for the docs."""
     edge_targets: tuple[str, ...] = ()
     """Names of the same operator in the edge dialect; the first one is shown in the placement."""
+    symmetric: tuple[str, ...] = ()
+    """Those of `inputs` that need zero point 0."""
     weight: str | None = None
     """Argument that must be a constant int8 weight."""
     weight_axis: int | None = None

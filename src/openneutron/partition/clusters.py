@@ -260,6 +260,10 @@ class _Search:
         activations = [node for name in spec.inputs for node in iterate_nodes(site.args[name])]
         if rule is OutputRule.SHARED and any(qparams_of(node) != output for node in activations):
             return "It only moves values, so its inputs and output need equal scale and zero point, and they differ."
+        for name in spec.symmetric:
+            zero_points = [qparams_of(node).zero_point[0] for node in iterate_nodes(site.args[name])]
+            if any(zero_points):
+                return f"Its input '{name}' has zero point {max(zero_points, key=abs)}; the NPU takes 0 only."
         if spec.weight is None:
             return None
         weight = qparams_of(site.args[spec.weight], self.constants)

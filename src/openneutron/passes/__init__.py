@@ -16,6 +16,7 @@ from openneutron.passes.merge_phases import merge_phases
 from openneutron.passes.move_activations import move_activations
 from openneutron.passes.name_bad_inputs import name_bad_inputs
 from openneutron.passes.name_numbers import name_numbers
+from openneutron.passes.nest_concatenations import nest_concatenations
 from openneutron.passes.recognize import recognize
 from openneutron.passes.remove_batch_counts import remove_batch_counts
 from openneutron.passes.remove_dead_channels import remove_dead_channels
@@ -27,8 +28,8 @@ from openneutron.passes.share_results import share_results
 __all__ = [
     "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm", "fold_constants",
     "fold_norm_affine", "functionalize", "merge_phases", "move_activations", "name_bad_inputs", "name_numbers",
-    "prepare", "recognize", "remove_batch_counts", "remove_dead_channels", "remove_dead_operators", "remove_expands",
-    "remove_identities", "share_results",
+    "nest_concatenations", "prepare", "recognize", "remove_batch_counts", "remove_dead_channels",
+    "remove_dead_operators", "remove_expands", "remove_identities", "share_results",
 ]  # fmt: skip
 
 from collections.abc import Callable
@@ -83,6 +84,7 @@ def prepare(
     with keeping_parameters(module):
         name_numbers(module)
     move_activations(module, target, stays)
+    nest_concatenations(module)
     if not training:
         fold_arithmetic(module, stays)
         remove_dead_channels(module)

@@ -31,13 +31,17 @@ def decompose(
     an operator that needs fixed sizes and has none.
     """
     changed = False
+    constants: set[Node] = set()
     node = next(iter(module.graph.nodes))
     while node.op != "root":
         before = node.prev
-        if not stays(node) and _decompose(module, node, target, training=training):
+        site = Site(node, target, computed_constants=constants)
+        if not stays(node) and _decompose(module, site, training=training):
             changed = True
             node = before.next  # what was written is visited too
         else:
+            if node.op == "get_attr" or (node.all_input_nodes and constants.issuperset(node.all_input_nodes)):
+                constants.add(node)
             node = node.next
     if changed:
         module.graph.eliminate_dead_code()
@@ -45,11 +49,11 @@ def decompose(
     return changed
 
 
-def _decompose(module: GraphModule, node: Node, target: NeutronTarget, *, training: bool) -> bool:
+def _decompose(module: GraphModule, site: Site, *, training: bool) -> bool:
+    node = site.node
     declared = DECOMPOSITIONS.get(op_name(node))
     if declared is None or not _is_float(node.meta.get("val")):
         return False
-    site = Site(node, target)
     if not declared.applies(site) or declared.rejections(site):
         return False
     rewriting = Rewriting(module, site, training)

@@ -18,6 +18,8 @@ from openneutron.errors import OptionError
 from openneutron.fx import is_operator, iterate_nodes, op_name, place_of, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
+from openneutron.ops.decomposition import SHARED_QPARAMS
+from openneutron.ops.masks import saturates
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs, training
@@ -28,6 +30,9 @@ from openneutron.quantizer.trained_modules import WeightFakeQuantize, batch_norm
 from openneutron.targets import Generation, NeutronTargetSpec
 
 __all__ = ["NeutronQuantizer", "UnquantizedWarning", "quantizable_reason"]
+
+# A value, or what one of its readers reads instead of it.
+Value = Node | tuple[Node, Node]
 
 
 class UnquantizedWarning(UserWarning):
@@ -49,7 +54,19 @@ class _Place:
 
     @property
     def inputs(self) -> list[Node]:
-        operands = iterate_nodes([self.site.args[name] for name in self.spec.inputs])
+        return self._operands(self.spec.inputs)
+
+    @property
+    def symmetric(self) -> list[Node]:
+        """The inputs that need zero point 0."""
+        return self._operands(self.spec.symmetric)
+
+    @property
+    def rule(self) -> OutputRule | QParams:
+        return self.spec.output_rule(self.site.node) if self.activation is None else OutputRule.OBSERVED
+
+    def _operands(self, names: tuple[str, ...]) -> list[Node]:
+        operands = iterate_nodes([self.site.args[name] for name in names])
         return list(dict.fromkeys(map(training.observed, operands)))
 
 
@@ -224,14 +241,19 @@ class _Annotation:
         self.quantizer = quantizer
         self.places = places
         self.weight_axis = _weight_axes(places, quantizer.layers)
-        self.parent: dict[Node, Node] = {}
-        self.fixed: dict[Node, QParams] = {}
-        self.met: dict[Node, Node | tuple[Node, Node]] = {}
-        self.requantized: dict[tuple[Node, Node], Node] = {}
+        self.parent: dict[Value, Value] = {}
+        self.fixed: dict[Value, QParams] = {}
+        self.symmetric: set[Value] = set()
+        self.masked: set[Value] = set()
+        self.met: dict[Value, Value] = {}
+        self.requantized: dict[Value, Value] = {}
 
     def write(self, model: GraphModule) -> None:
         for place in self.places:
             self._group(place)
+        self._join_named()
+        self._make_symmetric()
+        self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
         reading = {place.site.node: place for place in self.places}
         yielding = {place.output: place for place in self.places}
         # torchao walks the graph in this order too, and wants a group's spec before what refers to it: an activation
@@ -242,7 +264,7 @@ class _Annotation:
             if node in yielding:
                 self._annotate_output(yielding[node])
 
-    def _find(self, value: Node) -> Node:
+    def _find(self, value: Value) -> Value:
         root = value
         while (above := self.parent.get(root, root)) is not root:
             root = above
@@ -251,10 +273,9 @@ class _Annotation:
         return root
 
     def _group(self, place: _Place) -> None:
-        rule = place.spec.output_rule(place.site.node) if place.activation is None else OutputRule.OBSERVED
-        if isinstance(rule, QParams):
-            self.fixed[place.output] = rule
-        if rule is not OutputRule.SHARED:
+        if isinstance(place.rule, QParams):
+            self.fixed[place.output] = place.rule
+        if place.rule is not OutputRule.SHARED:
             return
         groups = [self._find(value) for value in place.inputs]
         demands = {self.fixed.get(group) for group in groups}
@@ -265,7 +286,34 @@ class _Annotation:
             else:
                 self._join(place.output, group)
 
-    def _join(self, output: Node, group: Node) -> None:
+    def _join_named(self) -> None:
+        """Values that a decomposition wants to have equal qparams, unless fixed ones."""
+        named: dict[str, Value] = {}
+        for value in dict.fromkeys(value for place in self.places for value in (*place.inputs, place.output)):
+            group, name = self._find(value), value.meta.get(SHARED_QPARAMS)
+            if name is not None and group not in self.fixed:
+                self._join(value, self._find(named.setdefault(name, group)))
+
+    def _make_symmetric(self) -> None:
+        """Where only inputs that need zero point 0 read a group, it is symmetric; else those inputs are requantized."""
+        wanted = [(value, place.site.node) for place in self.places for value in place.symmetric]
+        shared = self._read_otherwise(set(wanted)) if wanted else set()
+        for edge in wanted:
+            group = self._find(edge[0])
+            fixed = self.fixed.get(group)
+            if group in shared if fixed is None else any(fixed.zero_point):
+                self.requantized[edge] = group = edge
+            if group not in self.fixed:
+                self.symmetric.add(group)
+
+    def _read_otherwise(self, wanted: set[tuple[Node, Node]]) -> set[Value]:
+        """The groups that something reads which neither moves their values nor is in `wanted`."""
+        movers = {place.site.node for place in self.places if place.rule is OutputRule.SHARED}
+        values = {value for place in self.places for value in (*place.inputs, place.output)}
+        edges = {(value, reader) for value in values for reader in value.users if reader.users or reader.op == "output"}
+        return {self._find(edge[0]) for edge in edges - wanted if edge[1] not in movers or edge in self.requantized}
+
+    def _join(self, output: Node, group: Value) -> None:
         root = self._find(output)
         if root is not group:
             self.parent[root] = group
@@ -289,15 +337,17 @@ class _Annotation:
         annotation = place.output.meta.setdefault(Q_ANNOTATION_KEY, _annotation({}, None))
         annotation.output_qspec = self._spec(place.output, place.output)
 
-    def _spec(self, key: Node | tuple[Node, Node], value: Node) -> Any:
+    def _spec(self, key: Value, value: Value) -> Any:
         group = self._find(value)
         if group in self.met:
             return SharedQuantizationSpec(self.met[group])
         self.met[group] = key
         if group in self.fixed:
             return qspecs.fixed(self.fixed[group])
+        node = value[0] if isinstance(value, tuple) else value
         spec = qspecs.trained_activation if self.quantizer.is_qat else qspecs.activation
-        return spec(value, self.quantizer.observer)
+        symmetric, masked = group in self.symmetric, group in self.masked
+        return spec(node, self.quantizer.observer, symmetric=symmetric, masked=masked)
 
     def _first_or_shared(self, edge: tuple[Node, Node], spec: Any) -> Any:
         """`spec` for the first reader of a weight; the others share what it gets."""
@@ -336,6 +386,12 @@ def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
     return QuantizationAnnotation(
         input_qspec_map=edges, output_qspec=output, allow_implicit_sharing=False, _annotated=True
     )
+
+
+def _is_mask(value: Node) -> bool:
+    """Whether `value` is a constant with values that stand for no number."""
+    constant = constant_value(value)
+    return constant is not None and bool(saturates(constant).any())
 
 
 def annotated(model: GraphModule) -> Iterator[Node]:

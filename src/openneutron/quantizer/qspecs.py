@@ -16,7 +16,13 @@ from torchao.quantization.pt2e.quantizer import (
 from openneutron.errors import OptionError
 from openneutron.fx import shape_of
 from openneutron.ir.graph import QParams
-from openneutron.quantizer.observers import Origin, PerChannelRangeObserver, RangeObserver
+from openneutron.quantizer.observers import (
+    MaskedObserver,
+    Origin,
+    PerChannelRangeObserver,
+    RangeObserver,
+    RecentRangeObserver,
+)
 
 __all__ = ["activation", "bias", "check_observer", "fixed", "trained_activation", "weight", "weight_range"]
 
@@ -29,29 +35,38 @@ def weight_range(bits: int) -> tuple[int, int]:
     return 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1
 
 
-def activation(node: Node, observer: Any) -> QuantizationSpec:
-    """int8, affine, one scale for the tensor that `node` yields. `observer` makes an observer or a fake quantizer."""
+def activation(node: Node, observer: Any, *, symmetric: bool = False, masked: bool = False) -> QuantizationSpec:
+    """int8, affine, one scale for the tensor that `node` yields; with zero point 0 where `symmetric`.
+
+    `observer` makes an observer or a fake quantizer. A `masked` value is what a mask makes of another, and that one.
+    """
     low, high = ACTIVATION_RANGE
     return QuantizationSpec(
         dtype=torch.int8,
         quant_min=low,
         quant_max=high,
-        qscheme=torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=_of_node(node, observer),
+        qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
+        observer_or_fake_quant_ctr=_of_node(node, observer, masked=masked),
     )
 
 
-def trained_activation(node: Node, observer: Any) -> QuantizationSpec:
-    """The same for training. An observer gets a fake quantizer around it."""
+def trained_activation(
+    node: Node, observer: Any, *, symmetric: bool = False, masked: bool = False
+) -> QuantizationSpec:
+    """The same for training. An observer gets a fake quantizer around it; ours replaces a given one at a mask."""
     made = observer.p.func if isinstance(observer, PartialWrapper) else observer
-    if not (isinstance(made, type) and issubclass(made, FakeQuantizeBase)):
-        observer = FakeQuantize.with_args(observer=_of_node(node, observer))
-    return activation(node, observer)
+    fakes = isinstance(made, type) and issubclass(made, FakeQuantizeBase)
+    if masked or not fakes:
+        observer = RecentRangeObserver if fakes else observer
+        observer = FakeQuantize.with_args(observer=_of_node(node, observer, masked=masked))
+    return activation(node, observer, symmetric=symmetric)
 
 
-def _of_node(node: Node, observer: Any) -> Any:
+def _of_node(node: Node, observer: Any, *, masked: bool = False) -> Any:
     knows_nodes = isinstance(observer, type) and issubclass(observer, RangeObserver)
-    return observer.with_args(origin=Origin.of(node)) if knows_nodes else observer
+    constructor = observer.with_args(origin=Origin.of(node)) if knows_nodes else observer
+    return MaskedObserver.with_args(observer=constructor) if masked else constructor
+
 
 def check_observer(observer: Any) -> None:
     """Raise `OptionError` for what cannot observe activations: it is tried on a tensor of two values."""
@@ -102,9 +117,7 @@ def weight(node: Node, axis: int | None, bits: int = 8) -> QuantizationSpec:
     )
 
 
-def bias(
-    activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], node: Node, *, per_channel: bool
-) -> Any:
+def bias(activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], node: Node, *, per_channel: bool) -> Any:
     """int32, scale = activation scale x weight scale, zero point 0. `node` is the bias.
 
     A weight that has output channels of one group only has as many scales; each group's biases take the same ones.
