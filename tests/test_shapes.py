@@ -19,6 +19,7 @@ from openneutron import CompileOptions, QuantizedModel, quantize
 from openneutron.fx import is_operator, op_name
 from openneutron.ops import DECOMPOSITIONS, OPERATORS
 from openneutron.ops.spec import OutputRule
+from openneutron.partition.clusters import Constants
 from openneutron.partition.compile import lower_partition
 from openneutron.partition.placing import place
 from openneutron.passes import prepare
@@ -58,7 +59,7 @@ def operators(model: QuantizedModel) -> Counter[str]:
     exported = torch.export.export(model.module, model.example_inputs)
     placed = place(exported, CompileOptions())
     (partition,) = placed.partitions
-    return Counter(op.kind.name for op in lower_partition(placed.program, partition).ops)
+    return Counter(op.kind.name for op in lower_partition(Constants(placed.program), partition).ops)
 
 
 def built(function: Callable[..., Any], *shapes: Shape, parts: Callable[[], list[nn.Module]] = list) -> QuantizedModel:

@@ -20,6 +20,7 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
 from openneutron.ops.elementwise import ADD, RELU
 from openneutron.ops.windows import PADV2
+from openneutron.partition.clusters import Constants
 from openneutron.partition.compile import lower_partition
 from openneutron.partition.placing import place
 
@@ -45,7 +46,7 @@ def read(data: bytes) -> Any:
 def graph_of(model: QuantizedModel) -> Graph:
     program = torch.export.export(model.module, model.example_inputs)
     (partition,) = place(program, CompileOptions()).partitions
-    return lower_partition(program, partition)
+    return lower_partition(Constants(program), partition)
 
 
 # Beside the first case of each target: further operators of TFLite.

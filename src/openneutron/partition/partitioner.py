@@ -16,6 +16,7 @@ from openneutron.backend import NeutronBackend
 from openneutron.compile_spec import CompileOptions
 from openneutron.errors import OptionError
 from openneutron.files import write_file
+from openneutron.partition.clusters import Constants
 from openneutron.partition.compile import compile_partition
 from openneutron.partition.opaque import is_opaque, is_searched, replace_partitions
 from openneutron.partition.orders import settle_orders
@@ -67,8 +68,9 @@ class NeutronPartitioner(Partitioner):
         placed = place(exported_program, self.options)
         _warn(placed.rows)
         orders = settle_orders(placed.program, placed.partitions)
+        constants = Constants(placed.program)
         payloads = [
-            compile_partition(placed.program, partition, self.options, orders.is_channels_last)
+            compile_partition(constants, partition, self.options, orders.is_channels_last)
             for partition in placed.partitions
         ]
         if self.options.intermediates_dir is not None:
