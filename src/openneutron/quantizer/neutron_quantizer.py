@@ -248,6 +248,7 @@ class _Annotation:
         self.weight_axis = _weight_axes(places, quantizer.layers)
         self.parent: dict[Value, Value] = {}
         self.fixed: dict[Value, QParams] = {}
+        self.moved: set[Node] = set()
         self.read: set[Value] = set()
         self.symmetric: set[Value] = set()
         self.masked: set[Value] = set()
@@ -284,6 +285,7 @@ class _Annotation:
             if not place.brings_together:
                 self._join_inputs(place)
         self._join_named()
+        self.moved = {place.output for place in moving if not place.brings_together}
         self.read = self._read_otherwise(set())
         for place in moving:
             if place.brings_together:
@@ -295,8 +297,10 @@ class _Annotation:
         are_one = len(set(groups)) == 1
         for value, group in zip(place.inputs, groups, strict=True):
             # Fixed qparams that not all inputs have cannot be shared, and a value that others compute with would lose
-            # resolution where the values it meets have a wider range: that input alone is requantized.
-            if len(demands) > 1 if group in self.fixed else group in self.read and not are_one:
+            # resolution where the values it meets have a wider range: that input alone is requantized. Not so one that
+            # comes by moves alone, which a MUL would keep from being merged with those behind (ShuffleNetV2).
+            is_read = group in self.read and value not in self.moved
+            if len(demands) > 1 if group in self.fixed else is_read and not are_one:
                 self.requantized[(value, place.site.node)] = place.output
             else:
                 self._join(place.output, group)
