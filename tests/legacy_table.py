@@ -25,6 +25,13 @@ def _channels(op: Op, target: NeutronTarget) -> bool:
     return op.inputs[0].shape[-1] % target.channel_granularity == 0
 
 
+def _slopes(op: Op, target: NeutronTarget) -> bool:
+    """The channels, wherever they are."""
+    shape, slopes = op.inputs[0].shape, max(op.inputs[1].shape, default=1)
+    candidates = (slopes,) if slopes > 1 else (shape[1], shape[-1])
+    return any(channels % target.channel_granularity == 0 for channels in candidates)
+
+
 def _one_image(op: Op, _: NeutronTarget) -> bool:
     return op.inputs[0].shape[0] == 1
 
@@ -77,7 +84,7 @@ LIMITS: dict[str, Callable[[Op, NeutronTarget], bool]] = {
     "TRANSPOSE": _transpose,
     "SOFTMAX": _softmax,
     "TRANSPOSE_CONV": _transposed,
-    "PRELU": _channels,
+    "PRELU": _slopes,
     "RESIZE_BILINEAR": _channels,
     "RESIZE_NEAREST_NEIGHBOR": _channels,
 }

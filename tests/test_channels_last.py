@@ -106,7 +106,7 @@ CASES: dict[str, Case] = {
     ),
     "slices": (lambda: Net(lambda m, x: m.b(m.a(x)[:, 2:6]), a=conv(3, 8), b=conv(4, 4)), IMAGE, ["slice_1"]),
     "silu": (lambda: nn.Sequential(conv(3, 8), nn.SiLU(), conv(8, 4)), IMAGE, ["aten::silu", "mul"]),
-    "constants": (lambda: Net(lambda m, x: F.relu(m.a(x)) * 0.5 + 1.0, a=conv(3, 8)), IMAGE, ["mul", "add"]),
+    "constants": (lambda: Net(lambda m, x: F.relu(m.a(x)) * 0.5 + 1.0, a=conv(3, 8)), IMAGE, ["conv2d"]),
     "broadcast": (gate, IMAGE, ["mul", "mean"]),
     "nearest neighbors": (
         lambda: nn.Sequential(conv(3, 8), nn.Upsample(scale_factor=2), conv(8, 4)), IMAGE, ["upsample_nearest2d"],
@@ -120,7 +120,7 @@ CASES: dict[str, Case] = {
         ["conv_transpose2d"],
     ),
     "softmax": (lambda: Net(lambda m, x: torch.softmax(m.a(x), 1), a=conv(3, 8)), IMAGE, ["softmax"]),
-    "batch norm first": (lambda: nn.Sequential(trained(nn.BatchNorm2d(3)), conv(3, 8)), IMAGE, ["mul", "add"]),
+    "batch norm first": (lambda: nn.Sequential(trained(nn.BatchNorm2d(3)), conv(3, 8)), IMAGE, ["conv2d"]),
     "batch of two": (lambda: nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8)), (2, 3, 7, 5), ["relu", "conv2d_1"]),
     "one channel": (lambda: nn.Sequential(conv(1, 8), nn.ReLU(), conv(8, 1)), (1, 1, 8, 8), ["conv2d", "conv2d_1"]),
     "one channel inside": (lambda: nn.Sequential(conv(3, 1), nn.ReLU(), conv(1, 8)), IMAGE, ["conv2d", "conv2d_1"]),

@@ -231,7 +231,7 @@ class TestFloat:
         model = seeded(lambda: nn.Sequential(trained(nn.BatchNorm2d(4)), nn.ReLU(), nn.Conv2d(4, 4, 1)))
         for layers in ({"aten.batch_norm.default": "float"}, {"0": "float"}, {nn.BatchNorm2d: "float"}):
             rows = lower(quantized(layers, model)).placement  # type: ignore[arg-type]
-            assert [row.op for row in rows if row.where == "cpu"] == ["aten.mul.Tensor", "aten.add.Tensor"]
+            assert [row.op for row in rows if row.where == "cpu"] == ["aten.convolution.default"]
 
     @pytest.mark.parametrize(
         ("function", "name", "left"),

@@ -286,10 +286,11 @@ class TestDeclaration:
         pads = {"input": (1,), "weight": (0, 1), "bias": (0,)}
         declare(monkeypatch, "aten.conv2d.default", pads, takes_whole_channels("input"))
         model = quantized(nn.Conv2d(12, 5, 3), ((1, 12, 6, 6),), weight_granularity=granularity)
-        (graph,) = partition_graphs(model, neutron_converter_flavor=LEGACY)
+        flavor = LEGACY if granularity == "per_tensor" else "SDK_25_09"  # the first that takes a scale per channel
+        (graph,) = partition_graphs(model, neutron_converter_flavor=flavor)
         assert kinds(graph) == ["PAD", "CONV_2D", "SLICE"]
         assert [tensor.shape for tensor in graph.ops[1].inputs[1:]] == [(8, 3, 3, 16), (8,)]
-        assert agreement(lowered(model, neutron_converter_flavor=LEGACY), model).worst <= 1
+        assert agreement(lowered(model, neutron_converter_flavor=flavor), model).worst <= 1
 
     def test_of_two_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
         declare(monkeypatch, "aten.mul.Tensor", {"self": (1,), "other": (1,)}, takes_whole_channels("self"))
