@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -84,17 +84,22 @@ class CompileOptions:
         """The inverse of `to_specs`. Raises `OptionError` for an unknown key or an unreadable value."""
         if not isinstance(specs, (list, tuple)) or not all(hasattr(spec, "key") for spec in specs):
             raise OptionError(f"A compile spec comes from generate_neutron_compile_spec; got {specs!r}.")
+        return cls.from_values({spec.key: bytes(spec.value) for spec in specs})
+
+    @classmethod
+    def from_values(cls, specs: Mapping[str, bytes]) -> CompileOptions:
+        """Options from compile specs as a `.pte` keeps them. Raises `OptionError` as `from_specs` does."""
         by_key = {key: name for name, key in _KEYS.items()}
         values: dict[str, Any] = {}
-        for spec in specs:
-            if spec.key == _OUTPUT_FORMAT[0]:
+        for key, value in specs.items():
+            if key == _OUTPUT_FORMAT[0]:
                 continue
-            if spec.key not in by_key:
+            if key not in by_key:
                 raise OptionError(
-                    f"Unknown compile spec key '{spec.key}'; use generate_neutron_compile_spec. Known keys: "
+                    f"Unknown compile spec key '{key}'; use generate_neutron_compile_spec. Known keys: "
                     f"{', '.join(by_key)}."
                 )
-            values[by_key[spec.key]] = _parse(by_key[spec.key], bytes(spec.value).decode())
+            values[by_key[key]] = _parse(by_key[key], value.decode())
         return cls(**values)
 
 

@@ -1,7 +1,7 @@
 """Flatbuffers, read with every offset checked: for files that nobody vouches for.
 
-The layout (flatbuffers' "Internals" document): a table starts with an int32 that leads back to its vtable; the vtable is
-u16 words: its own size, the table's size, then for each field its place in the table, 0 where it is absent. Strings,
+The layout (flatbuffers' "Internals" document): a table starts with an int32 that leads back to its vtable; the vtable
+is u16 words: its own size, the table's size, then for each field its place in the table, 0 where it is absent. Strings,
 vectors and tables are referred to by u32 offsets from where the offset stands. All numbers are little-endian.
 """
 

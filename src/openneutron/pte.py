@@ -32,7 +32,7 @@ SCALAR_TYPES = {
 """Names by ExecuTorch's ScalarType (runtime/core/portable_type/scalar_type.h)."""
 
 # Members of the union KernelTypes, and of InstructionArguments, by their number in the schema.
-_SCALARS = {2: "q", 3: "?", 4: "d"}
+_SCALARS = {2: ("int", "q"), 3: ("bool", "?"), 4: ("double", "d")}
 _TENSOR, _TEXT = 5, 6
 _KERNEL_CALL, _DELEGATE_CALL, _MOVE_CALL, _JUMP, _FREE = 1, 2, 3, 4, 5
 
@@ -266,5 +266,6 @@ class _Reader:
         if kind == _TEXT:
             return Value((), "text", (), value.text(0) or "")
         if kind in _SCALARS:
-            return Value((), {"q": "int", "?": "bool", "d": "double"}[_SCALARS[kind]], (), value.number(0, _SCALARS[kind]))
+            name, code = _SCALARS[kind]
+            return Value((), name, (), value.number(0, code))
         return Value((), "list", ())

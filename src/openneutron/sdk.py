@@ -1,12 +1,13 @@
 """The vendor's converter: what is installed, and its runs in processes of their own. The only module that knows it.
 
-The converter ends the process that calls it when it meets an error, and prints what it has to say. So it runs in a child
-(`python -m openneutron.sdk FOLDER`), which reads its request from a folder and leaves its answer there. Interface and
-names of the vendor's packages are those of eiq_neutron_sdk 3.x and of the flavoured neutron_converter_SDK_YY_MM packages.
+The converter ends the process that calls it when it meets an error, and prints what it has to say. So it runs in a
+child (`python -m openneutron.sdk FOLDER`), which reads its request from a folder and leaves its answer there. Interface
+and names of the vendor's packages are those of eiq_neutron_sdk 3.x and of the flavoured neutron_converter_SDK_YY_MM.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -14,6 +15,7 @@ import importlib.util
 import json
 import os
 import pkgutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +42,8 @@ DEFAULT_FLAGS: Mapping[str, Any] = {
     "excludeGraphPasses": "HoistSliceAboveTranspose,MergeTranspose",
 }
 KERNEL_SELECTION = "_kernel_selection.c"
+
+OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 _REQUEST, _MODEL, _RESULT, _ANSWER = "request.json", "model.tflite", "converted.tflite", "answer.json"
 
@@ -104,7 +108,7 @@ def choose(flavor: str | None, found: Sequence[Converter] | None = None) -> Conv
     found = installed() if found is None else found
     fits = [converter for converter in found if flavor in (converter.flavor, converter.module)]
     if flavor is None:
-        fits = [converter for converter in found if converter.module == PACKAGE] or (list(found) if len(found) == 1 else [])
+        fits = [converter for converter in found if converter.module == PACKAGE] or list(found)
     if len(fits) == 1:
         return fits[0]
     there = ", ".join(map(str, found)) or "none"
@@ -153,7 +157,7 @@ def convert_all(
 
 
 def default_cache() -> Path | None:
-    """The folder of earlier results: `OPENNEUTRON_CACHE` where set (empty: none), else under the user's cache folder."""
+    """The folder of earlier results: `OPENNEUTRON_CACHE` (empty: none), else one under the user's cache folder."""
     named = os.environ.get(CACHE_VARIABLE)
     if named is not None:
         return Path(named) if named else None
@@ -183,7 +187,7 @@ def _run(work: Path, request: Conversion, converter: Converter, time_limit: floa
     if code is None:
         raise _failed(request, converter, f"did not end within {time_limit:g} s", printed)
     if code < 0:
-        memory = "; a process that takes too much memory is ended so" if code == -9 else ""
+        memory = "; so ends a process that takes too much memory" if code == -signal.SIGKILL else ""
         raise _failed(request, converter, f"was ended by signal {-code}{memory}", printed)
     if code:
         raise _failed(request, converter, f"ended with exit code {code}", printed)
@@ -192,13 +196,8 @@ def _run(work: Path, request: Conversion, converter: Converter, time_limit: floa
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """End the child and all that it started; they are a session of their own."""
-    if hasattr(os, "killpg"):
-        try:
-            os.killpg(child.pid, 9)
-        except ProcessLookupError:
-            pass  # all of them ended by themselves
-    else:
-        child.kill()
+    with contextlib.suppress(ProcessLookupError):  # all of them ended by themselves
+        os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
@@ -217,7 +216,9 @@ def _take(work: Path, request: Conversion, converter: Converter, log: str) -> Co
 
 def _failed(request: Conversion, converter: Converter, how: str, log: str) -> ConverterError:
     printed = log.strip()[-LONGEST_LOG:] or "nothing"
-    return ConverterError(f"The converter {converter} {how} on {request.name} for {request.target}. It printed:\n{printed}")
+    return ConverterError(
+        f"The converter {converter} {how} on {request.name} for {request.target}. It printed:\n{printed}"
+    )
 
 
 def _key(request: Conversion, converter: Converter) -> str:
@@ -251,6 +252,8 @@ def _load(folder: Path, request: Conversion) -> Converted:
 
 def _serve(folder: Path) -> None:
     """The child: convert what the folder asks for, and answer there."""
+    if OOM_SCORE.exists():  # where memory runs out, Linux ends this process and not its parent
+        OOM_SCORE.write_text("1000")
     asked = json.loads((folder / _REQUEST).read_text())
     try:
         answer = _convert_here(asked, (folder / _MODEL).read_bytes())
