@@ -134,7 +134,7 @@ class TestCompile:
         self, name: str, programs: dict[str, NeutronProgram]
     ) -> None:
         data = programs[name].buffer
-        device = compile_program(data, sdk.choose(None), time_limit=LIMIT)
+        device = compile_program(data, sdk.choose(None), time_limit=LIMIT).program
         before, after = (list(map(parse, delegates(one))) for one in (data, device))
         assert [payload.is_portable for payload in before] == [True] * len(before)
         assert [payload.is_portable for payload in after] == [False] * len(before)
@@ -143,18 +143,18 @@ class TestCompile:
     @pytest.mark.parametrize("name", ["one", "two"])
     def test_all_else_stays_byte_for_byte(self, name: str, programs: dict[str, NeutronProgram]) -> None:
         data = programs[name].buffer
-        device = compile_program(data, sdk.choose(None), time_limit=LIMIT)
+        device = compile_program(data, sdk.choose(None), time_limit=LIMIT).program
         segments = [one.segment for method in pte.read(data).methods for one in method.delegates]
         back = dict(zip(segments, delegates(data), strict=True))
         assert pte.replace_payloads(device, {number: back[number] for number in segments if number is not None}) == data
 
     def test_the_host_refuses_what_is_compiled(self, programs: dict[str, NeutronProgram]) -> None:
-        device = compile_program(programs["one"].buffer, sdk.choose(None), time_limit=LIMIT)
+        device = compile_program(programs["one"].buffer, sdk.choose(None), time_limit=LIMIT).program
         with pytest.raises(HostError, match="microcode"):
             HostProgram.from_bytes(device)
 
     def test_what_is_compiled_already_is_refused(self, programs: dict[str, NeutronProgram]) -> None:
-        device = compile_program(programs["one"].buffer, sdk.choose(None), time_limit=LIMIT)
+        device = compile_program(programs["one"].buffer, sdk.choose(None), time_limit=LIMIT).program
         with pytest.raises(ModelError, match="is compiled already"):
             compile_program(device, sdk.choose(None), time_limit=LIMIT)
 

@@ -13,7 +13,10 @@ from openneutron.errors import ConverterError, ModelError, OptionError
 from openneutron.payload import Payload, PayloadHeader, pack_device, parse
 from openneutron.sdk import DEFAULT_FLAGS, Conversion, Converted, Converter, convert_all, default_cache
 
-__all__ = ["DevicePayload", "compile_payloads", "compile_program", "converter_flags"]
+__all__ = [
+    "CompiledProgram", "DevicePayload", "compile_payloads", "compile_program", "converter_flags", "device_payload",
+    "merge_kernel_selections",
+]  # fmt: skip
 
 BACKEND = "NeutronBackend"
 NEUTRON_GRAPH = "NeutronGraph"
@@ -32,6 +35,23 @@ class DevicePayload:
 
     payload: bytes
     converted: Converted
+
+
+@dataclass(frozen=True)
+class CompiledProgram:
+    """A `.pte` for the device."""
+
+    program: bytes
+    payloads: int
+    """How many payloads were compiled."""
+    kernel_selection: str | None
+    """The C sources that `dump_kernel_selection_code` asks for, of all payloads; None without it."""
+
+
+def merge_kernel_selections(payloads: Sequence[DevicePayload]) -> str | None:
+    """The kernel selections of all payloads in one text, equal ones once; None where there is none."""
+    sources = dict.fromkeys(payload.converted.kernel_selection for payload in payloads)
+    return "\n".join(source for source in sources if source is not None) or None
 
 
 def converter_flags(options: CompileOptions) -> dict[str, Any]:
@@ -155,7 +175,7 @@ def compile_program(
     time_limit: float,
     cache: Path | None = None,
     what: str = "the program",
-) -> bytes:
+) -> CompiledProgram:
     """A `.pte` with a device payload in the place of each portable one; all else in it stays byte for byte.
 
     Target and flags are those it was lowered with, kept in its compile specs. Raises `FormatError` for a broken file,
@@ -185,4 +205,5 @@ def compile_program(
     replaced = {
         segment: result.payload for segment, result in zip(payloads, compiled, strict=True) if segment is not None
     }
-    return pte.replace_payloads(data, replaced, what)
+    program = pte.replace_payloads(data, replaced, what)
+    return CompiledProgram(program, len(compiled), merge_kernel_selections(compiled))

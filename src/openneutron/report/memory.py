@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 __all__ = ["Arena", "Lifetime", "lifetimes", "plan"]
 
@@ -17,12 +18,15 @@ class Lifetime:
     last: int
 
 
+Value = TypeVar("Value", bound=Hashable)
+
+
 @dataclass(frozen=True)
-class Arena:
+class Arena(Generic[Value]):
     """Where each tensor lies; `size` is what all of them need together, in bytes."""
 
     size: int
-    offsets: Mapping[Hashable, int]
+    offsets: Mapping[Value, int]
     live: tuple[int, ...]
     """Bytes of the tensors that are alive at each step."""
 
@@ -33,17 +37,17 @@ class Arena:
 
 
 def lifetimes(
-    steps: Sequence[tuple[Iterable[Hashable], Iterable[Hashable]]],
-    sizes: Mapping[Hashable, int],
-    outside: Iterable[Hashable],
-) -> dict[Hashable, Lifetime]:
+    steps: Sequence[tuple[Iterable[Value], Iterable[Value]]],
+    sizes: Mapping[Value, int],
+    outside: Iterable[Value],
+) -> dict[Value, Lifetime]:
     """The lifetimes of what the steps write, each step given as what it reads and what it writes.
 
     `outside` are the values that somebody else has memory for: the inputs and outputs of the whole. Linear in uses.
     """
     excluded = set(outside)
-    first: dict[Hashable, int] = {}
-    last: dict[Hashable, int] = {}
+    first: dict[Value, int] = {}
+    last: dict[Value, int] = {}
     for step, (reads, writes) in enumerate(steps):
         for value in writes:
             if value not in excluded:
@@ -54,14 +58,14 @@ def lifetimes(
     return {value: Lifetime(sizes[value], first[value], last[value]) for value in first}
 
 
-def plan(values: Mapping[Hashable, Lifetime], steps: int) -> Arena:
+def plan(values: Mapping[Value, Lifetime], steps: int) -> Arena[Value]:
     """Place tensors that live at the same time side by side, the largest first, each at the lowest free offset.
 
     Linear in the pairs of tensors that are alive together, after sorting. (Greedy by size: Pisarchyk and Lee,
     "Efficient Memory Management for Deep Neural Net Inference", 2020.)
     """
-    placed_at_step: list[list[Hashable]] = [[] for _ in range(steps)]
-    offsets: dict[Hashable, int] = {}
+    placed_at_step: list[list[Value]] = [[] for _ in range(steps)]
+    offsets: dict[Value, int] = {}
     live = [0] * steps
     for value, life in sorted(values.items(), key=lambda item: (-item[1].size, item[1].first)):
         span = range(life.first, life.last + 1)
