@@ -11,13 +11,13 @@ INSTALLED := $(VENV)/.openneutron-installed
 BENCHMARK_PACKAGES := $(VENV)/.openneutron-benchmark-packages
 SOURCES := $(shell find src csrc -name '*.py' -o -name '*.pyi' -o -name 'py.typed' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test bench fidelity docs clean
+.PHONY: demo test bench fidelity suite scaling docs clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)  ## from a trained network to a measured .pte
 	$(BIN)/python -m examples.digits.demo
 
-test: $(INSTALLED)  ## linter, types, tests
+test: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## linter, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
@@ -27,6 +27,12 @@ bench: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## beside ExecuTorch's own backend, w
 
 fidelity: $(INSTALLED)  ## real networks from float to .pte; their weights are in the folder OPENNEUTRON_DATA names
 	$(BIN)/python -m benchmarks.fidelity
+
+suite: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## whole networks, random weights: what runs where, how true int8 is
+	$(BIN)/python -m benchmarks.suite
+
+scaling: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## how OpenNeutron's own seconds grow with the network
+	$(BIN)/python -m benchmarks.scaling
 
 docs: $(INSTALLED)  ## the support table, from the operators' declarations
 	$(BIN)/python -m openneutron.ops.document > docs/operators.md

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tests.case import Case, Shape, moved, of
+from tests.case import Case, moved, of
 
 __all__ = ["ARITHMETIC_CASES"]
 
@@ -67,19 +67,6 @@ def _slices() -> list[Case]:
     ]
 
 
-def _sums() -> list[Case]:
-    def case(label: str, shape: Shape, *args: Any, **options: Any) -> Case:
-        return Case("aten.sum.dim_IntList", label, of(lambda x: x.sum(*args, **options)), (shape,))
-
-    return [
-        case("image", IMAGE, (2, 3)),
-        case("image keepdim", IMAGE, (-1, -2), keepdim=True),
-        case("channels", IMAGE, 1),
-        case("rows", (5, 7), -1),
-        case("16x16", (1, 8, 16, 16), (2, 3)),
-    ]
-
-
 def _numbers() -> list[Case]:
     return [
         Case("aten.add.Tensor", "number", of(lambda x: x + 1.5), (IMAGE,)),
@@ -114,6 +101,5 @@ ARITHMETIC_CASES: tuple[Case, ...] = (
     *positive("aten.rsqrt_.default", lambda x: x.rsqrt_()),
     *one("aten.silu.default", F.silu),
     *_slices(),
-    *_sums(),
     *_numbers(),
 )

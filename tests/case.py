@@ -32,11 +32,15 @@ class Case:
     """Mean and standard deviation of the inputs."""
     options: tuple[tuple[str, Any], ...] = ()
     """For `quantize`."""
+    decomposed: bool = False
+    """Whether the operator becomes others, where it is declared for the NPU too."""
 
     @property
     def spec(self) -> OpSpec | Decomposition:
         """The operator's declaration."""
-        return OPERATORS.get(self.target) or DECOMPOSITIONS[self.target]
+        if self.decomposed or self.target not in OPERATORS:
+            return DECOMPOSITIONS[self.target]
+        return OPERATORS[self.target]
 
     @property
     def id(self) -> str:
@@ -59,8 +63,14 @@ class Rejected:
     label: str
     model: Callable[[], nn.Module] = field(repr=False)
     shapes: tuple[Shape, ...]
+    padded: bool = False
+    """Whether it runs on the NPU all the same, its operands padded."""
     runs: bool = True
     """Whether ExecuTorch has a CPU kernel for it."""
+    lowers: bool = True
+    """Whether ExecuTorch lowers a program that has it on the CPU."""
+    quantized_elsewhere: bool = False
+    """Whether another quantizer made it int8, which leaves operators that ours writes with others."""
 
     @property
     def declared(self) -> OpSpec | Decomposition:
@@ -78,7 +88,7 @@ class Rejected:
         """What the placement says of it."""
         if isinstance(self.declared, Decomposition):
             return f"{self.spec} becomes {self.declared.becomes} only if: {self.constraint.message}"
-        taker = "imxrt700" if self.is_legacy else "The NPU"
+        taker = "imxrt700" if self.is_legacy or self.quantized_elsewhere else "The NPU"
         return f"{taker} takes {self.spec} only if: {self.constraint.message}"
 
     @property

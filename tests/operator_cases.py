@@ -11,8 +11,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tests import (
+    attention_cases,
+    matmul_cases,
+    pointwise_cases,
+    pooling_cases,
+    recurrent_cases,
+    reduction_cases,
+    resize_cases,
+    shape_cases,
+    transposed_cases,
+)
 from tests.arithmetic_cases import ARITHMETIC_CASES
 from tests.case import Case, Rejected, Shape, move, moved, of
+from tests.legacy_cases import LEGACY_REJECTED
 from tests.oracle import Function
 from torch import nn
 
@@ -103,10 +115,20 @@ def _conv1d() -> list[Case]:
 
 
 def _per_channel() -> list[Case]:
-    def case(label: str, rank: int, shape: Shape, *args: int, **options: Any) -> Case:
+    def case(
+        label: str, rank: int, shape: Shape, *args: int, activation: Callable[..., Any] | None = None, **options: Any
+    ) -> Case:
         target = "aten.conv1d.default" if rank == 1 else "aten.conv2d.default"
+
+        def make() -> nn.Module:
+            layer = conv(rank, *args, **options)()
+            assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
+            channels = torch.linspace(1, 0.1, layer.out_channels)
+            layer.weight.data *= channels.reshape(-1, *[1] * (rank + 1))
+            return nn.Sequential(layer, Function(activation)) if activation else layer
+
         per_channel = (("weight_granularity", "per_channel"),)
-        return Case(target, f"per channel {label}", conv(rank, *args, **options), (shape,), options=per_channel)
+        return Case(target, f"per channel {label}", make, (shape,), options=per_channel)
 
     return [
         case("3x3", 2, (1, 3, 9, 9), 3, 8, 3, padding=1),
@@ -115,7 +137,16 @@ def _per_channel() -> list[Case]:
         case("depthwise multiplier 2", 2, (1, 4, 9, 9), 4, 8, 3, groups=4, bias=False),
         case("groups 2", 2, (1, 8, 9, 9), 8, 6, 3, groups=2),
         case("groups 4 no bias", 2, (1, 8, 9, 9), 8, 8, 1, groups=4, bias=False),
+        case("groups 3 stride 2 batch 2", 2, (2, 6, 9, 8), 6, 9, 3, stride=2, padding=1, groups=3),
+        case("depthwise multiplier 3 dilated", 2, (1, 4, 11, 11), 4, 12, 3, dilation=2, groups=4),
         case("1d", 1, (1, 4, 21), 4, 6, 3, stride=2),
+        case("1d depthwise", 1, (1, 8, 20), 8, 8, 5, groups=8, padding=2),
+        case("1d depthwise multiplier 2", 1, (1, 4, 21), 4, 8, 3, groups=4, stride=2),
+        case("1d groups 2 no bias", 1, (1, 8, 20), 8, 4, 3, groups=2, bias=False),
+        case("relu", 2, (1, 3, 9, 9), 3, 8, 3, padding=1, activation=F.relu),
+        case("relu6 depthwise multiplier 2", 2, (1, 3, 9, 9), 3, 6, 3, groups=3, activation=F.relu6),
+        case("hardtanh groups 3", 2, (1, 6, 9, 9), 6, 6, 1, groups=3, activation=F.hardtanh),
+        case("1d relu", 1, (1, 4, 21), 4, 6, 3, activation=F.relu),
     ]
 
 
@@ -181,66 +212,6 @@ def _linear() -> list[Case]:
         Case("aten.addmm.default", "bias [1, p]", with_bias((1, 6)), ((4, 10),)),
         Case("aten.addmm.default", "one row", with_bias((6,)), ((1, 10),)),
     ]  # fmt: skip
-
-
-def _pools() -> list[Case]:
-    def average(label: str, shape: Shape, *args: Any, **options: Any) -> Case:
-        return Case("aten.avg_pool2d.default", label, lambda: nn.AvgPool2d(*args, **options), (shape,))
-
-    def adaptive(label: str, shape: Shape, size: Any) -> Case:
-        return Case("aten.adaptive_avg_pool2d.default", label, lambda: nn.AdaptiveAvgPool2d(size), (shape,))
-
-    def maximum(label: str, shape: Shape, *args: Any, **options: Any) -> Case:
-        return Case("aten.max_pool2d.default", label, lambda: nn.MaxPool2d(*args, **options), (shape,))
-
-    def mean(label: str, shape: Shape, dims: Any, keepdim: bool, spread: tuple[float, float] = (0.0, 1.0)) -> Case:
-        return Case("aten.mean.dim", label, of(lambda x: x.mean(dims, keepdim)), (shape,), spread)
-
-    return [
-        average("2x2", (1, 5, 8, 9), 2),
-        average("3x3 stride 1", (1, 5, 8, 9), 3, 1),
-        average("3x3 stride 2 padded", (1, 5, 9, 8), 3, 2, 1),
-        average("unequal padded", (2, 5, 9, 8), (2, 4), (1, 3), (1, 2)),
-        average("not counting what is not there", (1, 5, 8, 8), 2, count_include_pad=False),
-        average("rank 3", (5, 8, 8), 2),
-        average("whole image", (1, 7, 9, 5), (9, 5)),
-        average("rank 3 padded", (5, 8, 8), 3, 2, 1),
-        adaptive("to 1", (1, 9, 7, 5), 1),
-        adaptive("to 1 batch 2", (2, 9, 7, 5), (1, 1)),
-        adaptive("to 1 rank 3", (9, 7, 5), 1),
-        adaptive("to 2x3", (1, 9, 8, 9), (2, 3)),
-        adaptive("to 1x3", (1, 4, 8, 9), (1, 3)),
-        adaptive("to itself", (1, 4, 5, 5), 5),
-        adaptive("one dimension kept", (1, 4, 6, 5), (3, None)),
-        adaptive("to 2 rank 3", (4, 6, 6), 2),
-        maximum("2x2", (1, 5, 8, 9), 2),
-        maximum("3x3 SAME", (1, 5, 9, 7), 3, 2, 1),
-        maximum("3x3 not SAME", (1, 5, 8, 8), 3, 2, 1),
-        maximum("3x3 stride 1", (2, 5, 8, 8), 3, 1, 1),
-        maximum("unequal", (1, 5, 9, 10), (2, 4), (3, 1), (1, 2)),
-        maximum("rank 3", (5, 8, 8), 2),
-        maximum("rank 3 padded", (5, 8, 8), 3, 2, 1),
-        mean("image", (1, 8, 7, 7), (2, 3), True),
-        mean("image squeezed", (2, 8, 7, 7), (2, 3), False),
-        mean("image negative", (2, 8, 7, 5), (-1, -2), False),
-        mean("channels", (1, 8, 7, 5), 1, False),
-        mean("channels kept", (1, 8, 7, 5), -3, True),
-        mean("batch", (3, 8, 7, 5), 0, False),
-        mean("height", (2, 8, 7, 5), 2, False),
-        mean("width", (2, 8, 7, 5), -1, True),
-        mean("all but the batch", (3, 8, 7, 5), (1, 2, 3), False),
-        mean("everything kept", (2, 3, 5), (0, 1, 2), True),
-        mean("rank 2", (3, 10), 1, False),
-        mean("rank 2 first", (3, 10), 0, True),
-        mean("rank 3", (3, 10, 5), (0, 2), False),
-        mean("rank 5", (2, 3, 4, 5, 3), (1, 3), False),
-        mean("rank 5 last", (2, 3, 4, 5, 3), -1, True),
-        mean("rank 1 kept", (16,), 0, True),
-        mean("large", (1, 4, 56, 56), (2, 3), False),
-        mean("one-sided", (1, 8, 7, 7), (2, 3), True, (6.0, 1.0)),
-        mean("of one value", (1, 8, 1, 1), (2, 3), False),
-        mean("unsorted", (2, 8, 7, 5), (3, 1), False),
-    ]
 
 
 def _elementwise() -> list[Case]:
@@ -492,17 +463,11 @@ def _dropout() -> list[Case]:
 
 
 CASES: tuple[Case, ...] = (
-    *_conv2d(), *_conv1d(), *_per_channel(), *_fused(), *_linear(), *_pools(), *_elementwise(), *_add(), *_softmax(),
-    *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES,
+    *_conv2d(), *_conv1d(), *_per_channel(), *_fused(), *_linear(), *_elementwise(), *_add(), *_softmax(),
+    *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES, *transposed_cases.CASES, *pooling_cases.CASES,
+    *reduction_cases.CASES, *resize_cases.CASES, *shape_cases.CASES, *pointwise_cases.CASES,
+    *matmul_cases.CASES, *attention_cases.CASES, *recurrent_cases.CASES,
 )  # fmt: skip
-
-
-def addmm(**scales: Any) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    return lambda bias, weight, values: torch.addmm(bias, values, weight, **scales)
-
-
-def pool(*args: Any, **options: Any) -> Callable[[], nn.Module]:
-    return lambda: nn.AvgPool2d(*args, **options)
 
 
 def cat(dim: int) -> Callable[[], nn.Module]:
@@ -513,65 +478,33 @@ def permute(*dims: int) -> Callable[[], nn.Module]:
     return moved(lambda x: x.permute(dims))
 
 
-BIAS, MATRIX, IMAGE = torch.linspace(-1, 1, 6), torch.linspace(-1, 1, 60).reshape(10, 6), (1, 8, 6, 6)
-vector = of(lambda weight, x: F.linear(x, weight), torch.linspace(-1, 1, 10))
+IMAGE = (1, 8, 6, 6)
 with_nothing = of(lambda nothing, x: torch.cat([nothing, move(x)], 0), torch.zeros(0))
-crop_by_reflection = moved(lambda x: F.pad(x, (-1, 1), "reflect"))
-replicate = moved(lambda x: F.pad(x, (1, 1), "replicate"))
 
-REJECTED = (
+REJECTED: tuple[Rejected, ...] = (
+    *matmul_cases.REJECTED,
+    *attention_cases.REJECTED,
+    *recurrent_cases.REJECTED,
     Rejected("convolution", "has_a_batch", "2d", conv(2, 3, 5, 3), ((3, 7, 7),)),
     Rejected("convolution", "has_a_batch", "1d", conv(1, 3, 5, 3), ((3, 7),)),
     Rejected("convolution", "has_supported_geometry", "kernel", conv(2, 1, 2, (1, 4097)), ((1, 1, 1, 4100),)),
     Rejected("convolution", "has_supported_geometry", "stride", conv(2, 1, 2, 1, stride=(1, 4097)), ((1, 1, 2, 4100),)),
     Rejected("convolution", "has_supported_geometry", "dilation", conv(1, 1, 2, 2, dilation=4097), ((1, 1, 4100),)),
     Rejected("convolution", "fits_accumulation", "", conv(2, 8192, 2, 3), ((1, 8192, 3, 3),)),
-    Rejected("convolution", "has_batch_of_one", "", conv(2, 3, 5, 3), ((2, 3, 7, 7),)),
-    Rejected("convolution", "splits_into_whole_granules", "", conv(2, 6, 6, 3, groups=2), ((1, 6, 7, 7),)),
-    Rejected("adaptive_avg_pool2d", "averages_whole_granules", "", lambda: nn.AdaptiveAvgPool2d(1), ((1, 12, 6, 6),)),
-    Rejected("hardtanh", "is_a_relu", "", lambda: nn.Hardtanh(-2.0, 3.0), (IMAGE,)),
-    Rejected("slice", "slices_without_steps", "", moved(lambda x: x[:, :, ::2]), (IMAGE,)),
-    Rejected("slice", "slices_whole_granules", "", moved(lambda x: x[:, 4:]), ((1, 12, 6, 6),)),
-    Rejected("linear", "has_a_matrix_as_weight", "", vector, ((4, 10),)),
-    Rejected("addmm", "has_a_plain_bias", "matrix", of(addmm(), MATRIX[:4], MATRIX), ((4, 10),)),
-    Rejected("addmm", "has_a_plain_bias", "one value", of(addmm(), BIAS[:1], MATRIX), ((4, 10),)),
-    Rejected("addmm", "does_not_scale", "alpha", of(addmm(alpha=2.0), BIAS, MATRIX), ((4, 10),)),
-    Rejected("addmm", "does_not_scale", "beta", of(addmm(beta=0.5), BIAS, MATRIX), ((4, 10),)),
-    Rejected("avg_pool2d", "has_small_kernel", "kernel", pool((1, 4097), 1), ((1, 2, 1, 4100),)),
-    Rejected("avg_pool2d", "has_small_kernel", "stride", pool(1, (1, 4097)), ((1, 2, 1, 4100),)),
-    Rejected("avg_pool2d", "does_not_round_up", "", pool(2, ceil_mode=True), ((1, 3, 7, 7),)),
-    Rejected("avg_pool2d", "divides_by_the_window", "divisor", pool(2, divisor_override=3), ((1, 3, 6, 6),)),
-    Rejected("avg_pool2d", "divides_by_the_window", "padding", pool(3, 2, 1, count_include_pad=False), (IMAGE,)),
-    Rejected("adaptive_avg_pool2d", "has_equal_windows", "", lambda: nn.AdaptiveAvgPool2d((4, 3)), (IMAGE,)),
-    Rejected("adaptive_avg_pool2d", "has_small_kernel", "", lambda: nn.AdaptiveAvgPool2d((1, 2)), ((1, 1, 1, 8194),)),
-    Rejected("max_pool2d", "has_small_stride", "", lambda: nn.MaxPool2d(1, (1, 4097)), ((1, 8, 1, 4100),)),
-    Rejected("max_pool2d", "is_not_dilated", "", lambda: nn.MaxPool2d(2, dilation=2), (IMAGE,)),
-    Rejected("max_pool2d", "does_not_round_up", "", lambda: nn.MaxPool2d(2, ceil_mode=True), ((1, 8, 7, 7),)),
-    Rejected("max_pool2d", "has_whole_granules", "", lambda: nn.MaxPool2d(2), ((1, 12, 6, 6),)),
-    Rejected("mean", "keeps_a_dimension", "", of(lambda x: x.mean((0, 1))), ((3, 5),)),
-    Rejected("mean", "means_over_an_image", "rank 3", of(lambda x: x.mean((1, 2), True)), ((8, 6, 6),)),
-    Rejected("mean", "means_over_an_image", "keepdim", of(lambda x: x.mean((2, 3))), (IMAGE,)),
-    Rejected("mean", "means_over_an_image", "width", of(lambda x: x.mean(3, True)), (IMAGE,)),
-    Rejected("mean", "means_over_an_image", "channels", of(lambda x: x.mean((2, 3), True)), ((1, 12, 6, 6),)),
     Rejected("add", "has_one_full_operand", "", of(lambda x, y: x + y), ((4, 1), (1, 5))),
-    Rejected("add", "has_alpha_one", "", of(lambda x, y: torch.add(x, y, alpha=2)), ((4, 5), (4, 5))),
-    Rejected("softmax", "is_over_the_channels", "rank 2", of(lambda x: x.softmax(0)), ((4, 5),)),
-    Rejected("softmax", "is_over_the_channels", "rank 4", of(lambda x: x.softmax(2)), ((1, 4, 5, 3),)),
     Rejected("softmax", "has_few_softmax_channels", "channels", of(lambda x: x.softmax(1)), ((1, 2041),)),
-    Rejected("softmax", "has_few_softmax_channels", "positions", of(lambda x: x.softmax(1)), ((4097, 2),)),
-    Rejected("softmax", "has_few_softmax_channels", "elements", of(lambda x: x.softmax(1)), ((1025, 512),)),
-    Rejected("softmax", "has_legacy_softmax_size", "granules", of(lambda x: x.softmax(1)), ((2, 10),)),
-    Rejected("softmax", "has_legacy_softmax_size", "rank 1", of(lambda x: x.softmax(0)), ((16,),)),
+    Rejected("softmax", "has_few_softmax_channels", "positions", of(lambda x: x.softmax(1)), ((4097, 2),),
+             quantized_elsewhere=True),
+    Rejected("softmax", "has_few_softmax_channels", "elements", of(lambda x: x.softmax(1)), ((1025, 512),),
+             quantized_elsewhere=True),
     Rejected("reshape", "has_rank_for_reshape", "", moved(lambda x: x.view(1, 2, 1, 3, 2, 1, 2, 1)), ((2, 12),)),
     Rejected("permute", "has_rank_for_transpose", "", permute(6, 5, 4, 3, 2, 1, 0), ((1, 2, 1, 3, 2, 1, 2),)),
-    Rejected("permute", "permutes_whole_granules", "not to NCHW", permute(0, 2, 3, 1), (IMAGE,)),
-    Rejected("permute", "permutes_whole_granules", "channels", permute(0, 3, 1, 2), ((1, 2, 2, 3),)),
-    Rejected("permute", "permutes_whole_granules", "batch", permute(0, 3, 1, 2), ((2, 8, 8, 8),)),
-    Rejected("permute", "permutes_whole_granules", "rank 2", permute(1, 0), ((8, 8),)),
-    Rejected("cat", "does_not_concatenate_batches", "", cat(0), (IMAGE, IMAGE)),
-    Rejected("cat", "concatenates_whole_granules", "", cat(1), (IMAGE, (1, 4, 6, 6))),
     Rejected("cat", "concatenates_equal_ranks", "", with_nothing, ((4, 5),)),
-    Rejected("pad", "pads_by_constant_or_reflection", "replicate", replicate, ((2, 3, 5),)),
-    Rejected("pad", "does_not_crop_a_reflection", "", crop_by_reflection, ((2, 3, 5),)),
-    Rejected("pad", "does_not_crop", "", moved(lambda x: F.pad(x, (-1, 1))), ((2, 3, 5),), runs=False),
+    *pointwise_cases.REJECTED,
+    *transposed_cases.REJECTED,
+    *pooling_cases.REJECTED,
+    *reduction_cases.REJECTED,
+    *resize_cases.REJECTED,
+    *shape_cases.REJECTED,
+    *LEGACY_REJECTED,
 )  # fmt: skip

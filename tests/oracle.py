@@ -15,7 +15,10 @@ from openneutron.fx import is_dequantize, iterate_nodes, output_node
 from openneutron.quantizer import UnquantizedWarning
 from openneutron.runtime import HostProgram
 
-__all__ = ["Agreement", "Function", "agreement", "everything_on_the_npu", "lowered", "quantized", "samples_like"]
+__all__ = [
+    "Agreement", "Function", "agreement", "agreements", "everything_on_the_npu", "lowered", "quantized",
+    "quantized_elsewhere", "samples_like",
+]  # fmt: skip
 
 CALIBRATION_SAMPLES = 4
 # Beyond the calibrated range, so that saturation is compared too.
@@ -78,6 +81,20 @@ def quantized(
         return quantize(model.eval(), calibration[0], calibration, **options)
 
 
+def quantized_elsewhere(model: torch.nn.Module, shapes: Sequence[tuple[int, ...]]) -> QuantizedModel:
+    """`model`, its inputs and its output int8 with the same qparams, as another quantizer might leave it."""
+    ops = torch.ops.quantized_decomposed
+
+    def rounded(value: torch.Tensor) -> torch.Tensor:
+        qparams = (0.05, 3, -128, 127, torch.int8)
+        codes = ops.quantize_per_tensor.default(value, *qparams)
+        return ops.dequantize_per_tensor.default(codes, *qparams)  # type: ignore[no-any-return]
+
+    (inputs,) = samples_like(shapes, 1, 0, (0.0, 1.0))
+    around = Function(lambda part, *values: rounded(part(*map(rounded, values))), model)
+    return QuantizedModel(torch.export.export(around.eval(), inputs).module(), inputs, "imxrt700")
+
+
 def lowered(model: QuantizedModel, **options: Any) -> NeutronProgram:
     """The program of a quantized model."""
     return lower(model, **options)
@@ -101,12 +118,18 @@ def agreement(
     shapes = [tuple(value.shape) for value in model.example_inputs]
     result = Agreement(0, 0, 0)
     for inputs in samples_like(shapes, samples, seed, (mean, deviation * OVERSHOOT)):
-        found, expected = _as_tuple(host.run(*inputs)), _as_tuple(model(*inputs))
-        nodes = iterate_nodes(output_node(model.module.graph).args)
-        for got, want, node in zip(found, expected, nodes, strict=True):
-            assert got.shape == want.shape
-            steps = torch.round((got - want).abs() / _lsb(node, want))
-            result += Agreement(int(steps.max()), int((steps == 0).sum()), steps.numel())
+        result = sum(agreements(host.run(*inputs), model(*inputs), model), result)
+    return result
+
+
+def agreements(found: Any, expected: Any, model: QuantizedModel) -> list[Agreement]:
+    """The agreement of each output: `found` is what the program returned, `expected` what the converted module did."""
+    result = []
+    nodes = iterate_nodes(output_node(model.module.graph).args)
+    for got, want, node in zip(_as_tuple(found), _as_tuple(expected), nodes, strict=True):
+        assert got.shape == want.shape
+        steps = torch.round((got - want).abs() / _lsb(node, want))
+        result.append(Agreement(int(steps.max()), int((steps == 0).sum()), steps.numel()))
     return result
 
 

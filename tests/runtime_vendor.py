@@ -1,10 +1,13 @@
-"""The NeutronGraph operators of a file that NXP's converter wrote, for the tests of the payload."""
+"""Files before and after NXP's converter, for the tests of the payload and of what they tell about the targets."""
 
 from __future__ import annotations
 
-from ai_edge_litert import schema_py_generated as schema  # noqa: TID251  a test of the payload reads the vendor's files
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert import schema_py_generated as schema  # noqa: TID251  tests read the vendor's files
 
 Blocks = tuple[bytes, bytes, bytes]
+Filters = npt.NDArray[np.int8]
 
 
 def neutron_graphs(tflite: bytes) -> list[Blocks]:
@@ -20,3 +23,36 @@ def neutron_graphs(tflite: bytes) -> list[Blocks]:
             found.append((microcode, weights, kernels))
     assert found, "the file has no NeutronGraph"
     return found
+
+
+def _builtin(code: schema.OperatorCodeT) -> int:
+    """Its number, which old files have in the older field only."""
+    return int(max(code.builtinCode, code.deprecatedBuiltinCode))
+
+
+def pointwise_filters(tflite: bytes) -> list[Filters]:
+    """The weights [outputs, inputs] of each 1x1 convolution of a file that is not converted."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite))
+    graph = model.subgraphs[0]
+    found = []
+    for operator in graph.operators:
+        if _builtin(model.operatorCodes[operator.opcodeIndex]) == schema.BuiltinOperator.CONV_2D:
+            weight = graph.tensors[operator.inputs[1]]
+            outputs, height, width, inputs = weight.shape
+            if height == width == 1:
+                data = bytes(model.buffers[weight.buffer].data)
+                found.append(np.frombuffer(data, np.int8).reshape(outputs, inputs))
+    return found
+
+
+def operators_outside(tflite: bytes) -> list[tuple[str, tuple[int, ...]]]:
+    """What a converted file left to the CPU: each operator's name and the shape of its output."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite))
+    graph = model.subgraphs[0]
+    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+    codes = [(names[_builtin(code)], code.customCode) for code in model.operatorCodes]
+    return [
+        (codes[operator.opcodeIndex][0], tuple(map(int, graph.tensors[operator.outputs[0]].shape)))
+        for operator in graph.operators
+        if codes[operator.opcodeIndex][1] != b"NeutronGraph"
+    ]

@@ -68,6 +68,39 @@ def test_rule_2_reaches_through_a_pool_and_an_addition() -> None:
     assert weights(module)[1][:, 3].any()
 
 
+@pytest.mark.parametrize(
+    "keeps",
+    [
+        lambda x: torch.nn.functional.interpolate(x, scale_factor=2.0),
+        lambda x: torch.nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear"),
+    ],
+)
+def test_rule_2_reaches_through_what_stays_within_the_range(keeps: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    class Model(Chain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.project(keeps(self.first(self.stem(x))))
+            return out
+
+    found = weights(after(passes.remove_dead_channels, seeded(lambda: Model(frozenset({2}), nn.ReLU))))[1]
+    assert not found[:, 2].any()
+    assert found[:, 3].any()
+
+
+def test_pools_without_a_batch_mix_what_stands_in_dimension_1() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+            with torch.no_grad():
+                self.first.weight[2], self.first.bias[2] = 0.0, -1.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.second(torch.max_pool1d(torch.relu(self.first(x)), 3, 1, 1))
+            return found
+
+    after(passes.remove_dead_channels, seeded(Model), torch.randn(2, 4))
+
+
 def test_shared_weights_stay() -> None:
     class Model(Chain):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -383,7 +383,9 @@ def test_mobilenet_v2_is_one_delegate() -> None:
 class TestOperatorsNotToDelegate:
     @pytest.fixture(scope="class")
     def converted(self) -> torch.fx.GraphModule:
-        model = seeded(lambda: Model(lambda m, x: m.l((m.c(x) + m.c(x)).flatten(1)), c=conv(), l=nn.Linear(256, 5)))
+        model = seeded(
+            lambda: Model(lambda m, x: m.l((m.c(x) + m.d(x)).flatten(1)), c=conv(), d=conv(), l=nn.Linear(256, 5))
+        )
         return convert(model, (image(),))
 
     def blocked(self, converted: torch.fx.GraphModule, *names: str) -> set[str]:
@@ -466,7 +468,7 @@ class TestLegacyGeneration:
         assert {row.where for row in lower(quantized).placement} == {"npu"}
         program = lower(quantized, neutron_converter_flavor="SDK_25_06")
         reasons = {row.node: row.reason for row in program.placement if row.where == "cpu"}
-        assert reasons["conv2d"] == "imxrt700 takes convolution only if: The batch size is 1."
+        assert (reasons["conv2d"] or "").startswith("imxrt700 takes convolution only if: The batch size is 1, or ")
         assert worst_lsb(quantized.module, program.run, [inputs]) <= 1
 
 

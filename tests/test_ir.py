@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tests.net import FULLY, INT8, INT32, NO_ACTIVATION, TO_NCHW, TO_NHWC, Net, Q, Shape, constant, golden, text
 from tests.runtime_models import litert
 
 from openneutron import tflite
@@ -22,71 +22,16 @@ from openneutron.ir.rewrites import (
     hoist_format_conversions,
     remove_dead_operators,
     share_constants,
+    transpose_as_images,
 )
 from openneutron.ir.text import dump
 from openneutron.ir.verify import IRError, verify
-from openneutron.ir.views import RESHAPE, TRANSPOSE, View
+from openneutron.ir.views import RESHAPE, TRANSPOSE, View, swapped_blocks
 from openneutron.ops.elementwise import ABS, ADD, RELU
 from openneutron.ops.linear import FULLY_CONNECTED
-from openneutron.ops.pooling import MAX_POOL_2D, MEAN
-from openneutron.ops.shapes import CONCATENATION, SLICE
+from openneutron.ops.pieces import CONCATENATION, SLICE
+from openneutron.ops.reductions import MEAN
 from openneutron.ops.windows import PAD
-
-Shape = tuple[int, ...]
-INT8, INT32 = np.dtype(np.int8), np.dtype(np.int32)
-Q = QParams.per_tensor(0.5, 0)
-TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
-NO_ACTIVATION = {"fused_activation_function": "NONE"}
-FULLY = {**NO_ACTIVATION, "weights_format": "DEFAULT", "keep_num_dims": False}
-
-
-@dataclass
-class Net:
-    """Writes a graph, an operator a call."""
-
-    inputs: list[Tensor] = field(default_factory=list)
-    ops: list[Op] = field(default_factory=list)
-
-    def input(self, *shape: int) -> Tensor:
-        self.inputs.append(Tensor(shape, INT8, Q))
-        return self.inputs[-1]
-
-    def op(self, kind: Kind, inputs: Sequence[Tensor], shape: Sequence[int], **attrs: Any) -> Tensor:
-        self.ops.append(Op(kind, tuple(inputs), Tensor(tuple(shape), INT8, Q), attrs))
-        return self.ops[-1].output
-
-    def transpose(self, tensor: Tensor, *perm: int) -> Tensor:
-        return self.op(TRANSPOSE, [tensor], [tensor.shape[dim] for dim in perm], perm=perm)
-
-    def reshape(self, tensor: Tensor, *shape: int) -> Tensor:
-        return self.op(RESHAPE, [tensor], shape, new_shape=shape)
-
-    def relu(self, tensor: Tensor) -> Tensor:
-        return self.op(RELU, [tensor], tensor.shape)
-
-    def add(self, left: Tensor, right: Tensor) -> Tensor:
-        return self.op(ADD, [left, right], np.broadcast_shapes(left.shape, right.shape), **NO_ACTIVATION)
-
-    def pool(self, nhwc: Tensor) -> Tensor:
-        window = {"stride_h": 1, "stride_w": 1, "filter_height": 1, "filter_width": 1}
-        return self.op(MAX_POOL_2D, [nhwc], nhwc.shape, padding="VALID", **window, **NO_ACTIVATION)
-
-    def returns(self, *outputs: Tensor) -> Graph:
-        return verify(Graph(tuple(self.inputs), outputs, tuple(self.ops)), "the test")
-
-
-def constant(*shape: int, start: int = 0) -> Tensor:
-    data = np.arange(start, start + math.prod(shape), dtype=np.int8).reshape(shape)
-    return Tensor(shape, INT8, Q, data)
-
-
-def text(graph: Graph) -> str:
-    """The dump without what is the same everywhere in these tests."""
-    return dump(graph).replace(" int8 q(0.5, 0)", "").strip()
-
-
-def golden(value: str) -> str:
-    return "\n".join(line.strip() for line in value.strip().splitlines())
 
 
 def sunk(graph: Graph) -> str:
@@ -184,7 +129,7 @@ class TestSinkViews:
             output %2
         """)
 
-    def test_rule_4_weight_takes_the_features_in_stored_order(self) -> None:
+    def test_rule_5_weight_takes_the_features_in_stored_order(self) -> None:
         net = Net()
         flat = net.reshape(net.transpose(net.input(1, 2, 2, 3), *TO_NCHW), 1, 12)
         bias = Tensor((1,), INT32, Q, np.zeros(1, np.int32))
@@ -199,7 +144,7 @@ class TestSinkViews:
         permuted = np.asarray(graph.ops[1].inputs[1].data).reshape(2, 2, 3)
         np.testing.assert_array_equal(permuted, np.arange(12).reshape(3, 2, 2).transpose(1, 2, 0))
 
-    def test_rule_4_not_where_rows_and_features_mix(self) -> None:
+    def test_rule_5_not_where_rows_and_features_mix(self) -> None:
         net = Net()
         rows = net.transpose(net.input(3, 2), 1, 0)
         bias = Tensor((1,), INT32, Q, np.zeros(1, np.int32))
@@ -210,7 +155,7 @@ class TestSinkViews:
             output %4
         """)
 
-    def test_rule_5_operator_with_fixed_order_gets_its_view_once(self) -> None:
+    def test_rule_6_operator_with_fixed_order_gets_its_view_once(self) -> None:
         net = Net()
         x = net.transpose(net.input(1, 2, 3, 4), *TO_NHWC)
         assert sunk(net.returns(net.pool(x), net.pool(x))) == golden("""
@@ -222,7 +167,7 @@ class TestSinkViews:
             output %3
         """)
 
-    def test_rule_6_view_of_a_constant_is_a_constant(self) -> None:
+    def test_rule_7_view_of_a_constant_is_a_constant(self) -> None:
         net = Net()
         graph = sink_views(net.returns(net.add(net.input(3, 2), net.transpose(constant(2, 3), 1, 0))))
         assert text(graph) == golden("""
@@ -315,6 +260,41 @@ class TestRewrites:
         assert text(graph) == text(before)
 
 
+    def test_transposes_as_images_rule_1_two_runs_are_swapped(self) -> None:
+        net = Net()
+        x = net.transpose(net.input(1, 2, 3, 4), *TO_NHWC)
+        assert text(transpose_as_images(net.returns(net.transpose(x, 2, 3, 0, 1)))) == golden("""
+            input %0: 1x2x3x4
+            %1: 1x2x1x12 = RESHAPE(%0) new_shape=(1,2,1,12)
+            %2: 1x12x2x1 = TRANSPOSE(%1) perm=(0,3,1,2)
+            %3: 1x3x4x2 = RESHAPE(%2) new_shape=(1,3,4,2)
+            %4: 1x3x1x8 = RESHAPE(%2) new_shape=(1,3,1,8)
+            %5: 1x8x3x1 = TRANSPOSE(%4) perm=(0,3,1,2)
+            %6: 4x2x1x3 = RESHAPE(%5) new_shape=(4,2,1,3)
+            output %6
+        """)
+
+    def test_transposes_as_images_rule_1_not_where_it_is_one_or_cannot_be(self) -> None:
+        net = Net()
+        net.transpose(net.input(1, 2, 3, 4), *TO_NCHW)
+        net.transpose(net.input(2, 2, 3, 4), *TO_NCHW)
+        graph = net.returns(net.transpose(net.input(2, 3, 4), 0, 2, 1))
+        assert text(transpose_as_images(graph)) == text(graph)
+
+    def test_transposes_as_images_rule_2_reshapes_read_through(self) -> None:
+        net = Net()
+        x = net.reshape(net.relu(net.input(2, 3, 4)), 6, 4)
+        graph = net.returns(net.reshape(net.transpose(x, 1, 0), 2, 12))
+        assert text(remove_dead_operators(transpose_as_images(graph))) == golden("""
+            input %0: 2x3x4
+            %1: 2x3x4 = RELU(%0)
+            %2: 1x6x1x4 = RESHAPE(%1) new_shape=(1,6,1,4)
+            %3: 1x4x6x1 = TRANSPOSE(%2) perm=(0,3,1,2)
+            %4: 2x12 = RESHAPE(%3) new_shape=(2,12)
+            output %4
+        """)
+
+
 def steps_of(shape: Shape, draw: Callable[[Any], Any], count: int) -> list[tuple[str, Shape]]:
     """A random chain of transposes and reshapes of a tensor of `shape`."""
     steps: list[tuple[str, Shape]] = []
@@ -396,6 +376,26 @@ class TestViews:
         assert found is not None
         data = np.arange(math.prod(shape)).reshape(shape)
         np.testing.assert_array_equal(data.transpose(found), data.transpose(perm))
+
+    @pytest.mark.parametrize(
+        ("shape", "perm", "blocks"),
+        [
+            ((1, 3, 4, 5), TO_NCHW, (12, 5)),
+            ((1, 3, 4, 5), TO_NHWC, (3, 20)),
+            ((2, 3, 4, 5), TO_NCHW, None),
+            ((6, 5), (1, 0), (6, 5)),
+            ((2, 3, 4), (1, 2, 0), (2, 12)),
+            ((2, 3, 4), (2, 1, 0), None),
+            ((2, 1, 4), (2, 1, 0), (2, 4)),
+            ((2, 1, 4), (1, 0, 2), (8, 1)),
+            ((1, 1), (1, 0), (1, 1)),
+        ],
+    )
+    def test_swapped_blocks(self, shape: Shape, perm: Shape, blocks: tuple[int, int] | None) -> None:
+        assert swapped_blocks(shape, perm) == blocks
+        if blocks is not None:
+            data = np.arange(math.prod(shape)).reshape(shape)
+            np.testing.assert_array_equal(data.transpose(perm).ravel(), data.reshape(blocks).T.ravel())
 
     def test_reshape_through_an_atom_is_no_view(self) -> None:
         assert View.of(Tensor((2, 3), INT8, Q)).permuted((1, 0)).reshaped((2, 3)) is None

@@ -77,6 +77,21 @@ class TestFunctionalize:
         module = after(passes.functionalize, Model(function, c=conv()))
         assert not any(map(writes_memory, module.graph.nodes))
 
+    @pytest.mark.parametrize(
+        ("function", "becomes"),
+        [
+            (lambda x: (x + 1).pow_(2), "pow.Tensor_Scalar"),
+            (lambda x: x.abs().pow_(x), "pow.Tensor_Tensor"),
+            (lambda x: (x + 1).floor_divide_(x), "floor_divide.default"),
+            (lambda x: (x + 1).div_(2, rounding_mode="floor"), "div.Tensor_mode"),
+            (lambda x: F.dropout(x + 1, training=False, inplace=True), "dropout.default"),
+        ],
+    )
+    def test_rule_1_whatever_the_overload_is_called(
+        self, function: Callable[[torch.Tensor], torch.Tensor], becomes: str
+    ) -> None:
+        assert names(after(passes.functionalize, Model(lambda _, x: function(x))))[-1] == becomes
+
     def test_rule_1_views_made_of_the_result(self) -> None:
         model = Model(lambda m, x: m.d(F.relu(m.c(x), inplace=True)).flatten(1), c=conv(), d=nn.Dropout())
         assert "relu.default" in names(after(passes.functionalize, model))
@@ -195,6 +210,10 @@ class TestFoldBatchNorm:
             (lambda: nn.Sequential(conv(bias=False), bn()), image()),
             (lambda: nn.Sequential(nn.Conv2d(4, 8, 3, padding="same", groups=2), bn(8)), image()),
             (lambda: nn.Sequential(nn.Conv1d(4, 8, 3), bn1(8)), image(2, 4, 9)),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3), bn(6)), image()),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), bn(6)), image()),
+            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=4), bn()), image()),
+            (lambda: nn.Sequential(nn.ConvTranspose1d(4, 6, 3), bn1(6)), image(2, 4, 9)),
             (lambda: nn.Sequential(nn.Linear(6, 8), bn1(8)), image(3, 6)),
             (lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, affine=False)), image()),
         ],
@@ -213,7 +232,6 @@ class TestFoldBatchNorm:
             (lambda: Model(read_twice, c=conv(), b=bn()), image()),
             (lambda: nn.Sequential(bn(), conv()), image()),
             (lambda: nn.Sequential(nn.Linear(5, 8), bn1(6)), image(2, 6, 5)),
-            (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3), bn()), image()),
             (lambda: Model(lambda m, x: m.b(F.conv2d(x, x.abs())), b=bn(1)), image()),
         ],
     )

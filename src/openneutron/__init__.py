@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from openneutron.partition.partitioner import NeutronPartitioner as NeutronPartitioner
     from openneutron.partition.placing import Placement as Placement
     from openneutron.partition.placing import placement as placement
+    from openneutron.quantized_io import int8_io as int8_io
     from openneutron.quantizer import NeutronQuantizer as NeutronQuantizer
     from openneutron.runtime import load as load
     from openneutron.targets import NeutronTargetSpec as NeutronTargetSpec
@@ -33,6 +34,7 @@ _HOMES = {
     "Placement": "partition.placing",
     "QuantizedModel": "flow",
     "generate_neutron_compile_spec": "compile_spec",
+    "int8_io": "quantized_io",
     "load": "runtime",
     "lower": "flow",
     "placement": "partition.placing",

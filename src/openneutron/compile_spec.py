@@ -137,8 +137,9 @@ def generate_neutron_compile_spec(  # noqa: PLR0917  the order of ExecuTorch's o
 
     `config` is the target's name. `operators_not_to_delegate` takes operator names ("aten::conv2d",
     "aten.conv2d.default", edge names) and node names, matched exactly. `neutron_converter_flavor` names the vendor's
-    release whose limits hold ("SDK_25_06"; None is the modern generation). `system_config` is accepted for scripts
-    that pass it as None. Raises `TargetError` and `OptionError`.
+    release whose limits hold ("SDK_25_06"; None is the modern generation). `use_neutron_for_format_conversion` leaves
+    conversions between NCHW and NHWC to the NPU; for the legacy generation the runtime does them in any case.
+    `system_config` is accepted for scripts that pass it as None. Raises `TargetError` and `OptionError`.
     """
     if system_config is not None:
         raise OptionError(f"system_config is not used by any Neutron target; got {system_config!r}. Leave it out.")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-__all__ = ["attribute", "constant_of", "insert_constant"]
+__all__ = ["attribute", "constant_of", "constant_value", "insert_constant", "number_of"]
 
 
 def attribute(module: torch.nn.Module, path: str) -> Any:
@@ -24,6 +25,22 @@ def constant_of(module: GraphModule, node: object) -> torch.Tensor | None:
         return None
     value = attribute(module, str(node.target))
     return value.detach() if isinstance(value, torch.Tensor) else None
+
+
+def constant_value(node: object) -> torch.Tensor | None:
+    """The tensor that a get_attr node reads from the module that has its graph; None for any other node."""
+    module = node.graph.owning_module if isinstance(node, Node) else None
+    return None if module is None else constant_of(module, node)
+
+
+def number_of(value: object, constant: Callable[[object], torch.Tensor | None] = constant_value) -> float | None:
+    """The number that an argument is, or that all values of a constant are; None for anything else."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    values = constant(value)
+    if values is None or values.numel() == 0 or not bool((values == values.flatten()[0]).all()):
+        return None
+    return float(values.flatten()[0])
 
 
 def insert_constant(module: GraphModule, before: Node, value: torch.Tensor, role: str) -> Node:

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from openneutron import passes
+from openneutron import quantized_io
 from openneutron.compile_spec import CompileOptions, list_of_names
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.files import write_file
 from openneutron.fx import is_dequantize
 from openneutron.partition.placing import Placement
 from openneutron.quantizer import NeutronQuantizer
-from openneutron.runtime.program import HostProgram
+from openneutron.runtime.program import HostProgram, TensorInfo
 from openneutron.targets import NeutronTargetSpec
 
 __all__ = ["NeutronProgram", "QuantizedModel", "calibrate_and_quantize", "lower", "quantize"]
@@ -47,6 +47,16 @@ class NeutronProgram:
     """The bytes of the `.pte`."""
     placement: tuple[Placement, ...]
     """One row per operator of the quantized graph: where it runs, and why."""
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """Shape and dtype of each input as the `.pte` has them, and the qparams of those that `int8_io` made int8."""
+        return HostProgram.from_bytes(self.buffer).inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The same of each output."""
+        return HostProgram.from_bytes(self.buffer).outputs
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the `.pte`: beside, then renamed. Raises `OutputError` where that cannot be done."""
@@ -85,7 +95,7 @@ def quantize(
         raise ModelError(f"The model is in train mode ('{training}'). Call model.eval() before quantize().")
     if not isinstance(calibration, Iterable):
         raise CalibrationError(f"calibration takes an iterable of inputs, not {calibration!r}.")
-    exported = passes.prepare(_export(model, examples, strict=strict).module(), quantizer.target.neutron_target)
+    exported = quantizer.transform_for_annotation(_export(model, examples, strict=strict).module())
     prepared = prepare_pt2e(exported, quantizer)
     count = 0
     with torch.no_grad():
@@ -102,13 +112,16 @@ def lower(
     example_inputs: Sequence[torch.Tensor] | None = None,
     *,
     target: str | NeutronTargetSpec | None = None,
+    int8_io: bool = False,
     **compile_options: Any,
 ) -> NeutronProgram:
     """Lower a quantized model to a `.pte`.
 
     `quantized` comes from `quantize`, or from `convert_pt2e`, then with `example_inputs`. `target` is that of the
-    quantized model unless given; `compile_options` are those of `generate_neutron_compile_spec`. Raises `OptionError`,
-    `TargetError`, `InputError`, and `ModelError` for a model that is not quantized.
+    quantized model unless given. With `int8_io` the program takes and returns int8, where its inputs and outputs are
+    quantized (a `FloatIOWarning` lists those that are not). `compile_options` are those of
+    `generate_neutron_compile_spec`. Raises `OptionError`, `TargetError`, `InputError`, and `ModelError` for a model
+    that is not quantized.
     """
     from executorch.exir import to_edge_transform_and_lower
 
@@ -128,14 +141,18 @@ def lower(
         if example_inputs is None:
             raise InputError("lower() needs example_inputs with a converted module: they fix the program's shapes.")
         module, examples, name = quantized, _examples(example_inputs), target or "imxrt700"
-    _check_options("lower", compile_options, [field.name for field in fields(CompileOptions)])
+    _check_options("lower", compile_options, ["int8_io", *(field.name for field in fields(CompileOptions))])
+    if not isinstance(int8_io, bool):
+        raise OptionError(f"int8_io takes True or False, not {int8_io!r}.")
     blocked = list_of_names(compile_options.pop("operators_not_to_delegate", None))
     options = CompileOptions(NeutronTargetSpec(name).name, blocked, **compile_options)
     exported = _export(module, examples)
+    qparams = quantized_io.int8_io(exported) if int8_io else None
     rows = place(exported, options).rows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CpuWarning)  # the rows say it
-        edge = to_edge_transform_and_lower(exported, partitioner=[NeutronPartitioner(options.to_specs())])
+        partitioner = [NeutronPartitioner(options.to_specs())]
+        edge = to_edge_transform_and_lower(exported, partitioner=partitioner, constant_methods=qparams)
     return NeutronProgram(bytes(edge.to_executorch().buffer), rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,10 +13,18 @@ from torch.fx import Node
 __all__ = [
     "arguments",
     "is_dequantize",
+    "is_operator",
     "is_quantize",
     "iterate_nodes",
+    "modules_of",
+    "note",
+    "note_replaced",
+    "noted",
     "op_name",
+    "operator_aliases",
+    "operator_names",
     "output_node",
+    "place_of",
     "shape_of",
     "source_of",
 ]
@@ -23,6 +32,11 @@ __all__ = [
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 # Frames inside these packages are not the user's code.
 _LIBRARIES = re.compile(r"[/\\](site-packages|dist-packages)[/\\](torch|torchao|executorch)[/\\]|<eval_with_key>")
+# How a non-strict export names a part of a ModuleList or of a Sequential.
+_SLICE = re.compile(r"\.slice\((?P<start>\w+), \w+, (?P<step>\w+)\)")
+# Metadata under this key, and no other, come through convert_pt2e, torch.export and ExecuTorch's passes.
+_NOTES = "custom"
+_REPLACED = "openneutron.replaced"
 
 
 def op_name(node: Node) -> str:
@@ -48,9 +62,69 @@ def source_of(node: Node) -> str | None:
     return own[-1] if own else None
 
 
+def modules_of(node: Node) -> tuple[tuple[str, str], ...]:
+    """Name and type of each module whose `forward` called `node`, the model itself ("") first.
+
+    Names are those of `named_modules()`. Where the model calls a slice of a ModuleList that does not begin with its
+    first module, torch.export numbers the modules anew, and the slice stays in the name.
+    """
+    stack = [entry[:2] for entry in (node.meta.get("nn_module_stack") or {}).values()]
+    called = {name for name, _ in stack}
+    return tuple((_without_slices(name, called), _type_name(kind)) for name, kind in stack)
+
+
+def place_of(node: Node) -> str:
+    """Where `node` comes from, in words: the user's "file:line", or else the module that called it."""
+    modules = modules_of(node)
+    module = "module '{}' ({})".format(*modules[-1]) if modules else "in no module"
+    return source_of(node) or module
+
+
+def _without_slices(name: str, called: set[str]) -> str:
+    """A slice that was called itself is a Sequential, whose modules keep their names; so do those from the start."""
+
+    def kept(match: re.Match[str]) -> str:
+        keeps_names = match["start"] in ("None", "0") and match["step"] in ("None", "1")
+        return "" if keeps_names or name[: match.end()] in called else match[0]
+
+    return _SLICE.sub(kept, name)
+
+
+def _type_name(kind: type | str) -> str:
+    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def note(node: Node, key: str, value: object) -> None:
+    """Put a note on `node` that it keeps on its way from the exported model to ExecuTorch's edge program."""
+    node.meta[_NOTES] = {**node.meta.get(_NOTES, {}), key: value}
+
+
+def noted(node: Node, key: str) -> Any:
+    """What was noted on `node`; None for nothing."""
+    return (node.meta.get(_NOTES) or {}).get(key)
+
+
+def note_replaced(node: Node, name: str) -> None:
+    """Note that `node` stands for an operator `name` of the model, as a pass wrote it."""
+    note(node, _REPLACED, [*(noted(node, _REPLACED) or []), name])
+
+
+def operator_names(node: Node) -> tuple[str, ...]:
+    """The qualified name of a call's operator, and those of the operators that passes replaced by it."""
+    return (op_name(node), *(noted(node, _REPLACED) or []))
+
+
+def operator_aliases(name: str) -> tuple[str, ...]:
+    """'aten.conv2d.default' also goes as 'aten::conv2d.default', 'aten.conv2d' and 'aten::conv2d'."""
+    namespace, _, rest = name.partition(".")
+    base, _, overload = rest.partition(".")
+    return name, f"{namespace}::{base}.{overload}", f"{namespace}.{base}", f"{namespace}::{base}"
+
+
 def shape_of(node: Node) -> tuple[int, ...]:
-    """Static shape of the tensor that `node` yields."""
-    return tuple(node.meta["val"].shape)
+    """Static shape of the tensor that `node` yields, of the first one where it yields several."""
+    value = node.meta["val"]
+    return tuple((value[0] if isinstance(value, (list, tuple)) else value).shape)
 
 
 def arguments(node: Node) -> dict[str, Any]:
@@ -76,6 +150,14 @@ def iterate_nodes(value: object) -> Iterator[Node]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from iterate_nodes(item)
+
+
+def is_operator(node: Node) -> bool:
+    """Whether `node` computes something: a call, but none that picks an output of another or only checks something."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return False
+    overload = _overload(node)
+    return overload is None or bool(overload._schema.returns)
 
 
 def is_quantize(node: Node) -> bool:

@@ -1,6 +1,7 @@
 """What the NPU of each target has, and which generation of the vendor's converter a flavour belongs to.
 
-Numbers are NXP's where they are known; what is not known is `None`, shown as "unknown", and is never guessed.
+Numbers are NXP's where they are known, or read off what NXP's converter writes; what is not known is `None`, shown as
+"unknown", and is never guessed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from dataclasses import dataclass
 
 from openneutron.errors import OptionError, TargetError
 
-__all__ = ["TARGETS", "Generation", "HardwareVersion", "NeutronTarget", "NeutronTargetSpec", "generation_of_flavor"]
+__all__ = [
+    "TARGETS", "Generation", "HardwareVersion", "NeutronTarget", "NeutronTargetSpec", "generation_of_flavor",
+    "takes_weights_per_channel",
+]  # fmt: skip
 
 
 class HardwareVersion(enum.IntEnum):
@@ -55,6 +59,18 @@ class NeutronTarget:
         """Channels that a pipeline takes at once (M in the operator limits)."""
         return self.macs_per_pipeline or ASSUMED_MACS_PER_PIPELINE
 
+    @property
+    def granularity_note(self) -> str:
+        """What operator limits call the MACs of a pipeline, in words."""
+        if self.macs_per_pipeline:
+            return f"A pipeline of {self.name} has {self.macs_per_pipeline} MACs."
+        assumed = ASSUMED_MACS_PER_PIPELINE
+        return f"The MACs of a pipeline of {self.name} are unknown; {assumed} are assumed, to be safe."
+
+    def whole_granules(self, size: int) -> int:
+        """`size`, rounded up to a multiple of the MACs of a pipeline."""
+        return -(-size // self.channel_granularity) * self.channel_granularity
+
 
 _KIB, _MIB = 1024, 1024 * 1024
 
@@ -65,13 +81,15 @@ TARGETS: dict[str, NeutronTarget] = {
             "imxrt700", "i.MX RT700", "N3-64", "Neutron-C", HardwareVersion.N3, macs_per_cycle=64, pipelines=8,
             macs_per_pipeline=8, sram_bytes=int(7.5 * _MIB),
         ),
+        # Pipelines and their MACs are not published for the N1-16: models that NXP converted for it hold their weights
+        # in runs of 4 input channels, as those for the RT700 do in runs of 8.
         NeutronTarget(
-            "mcxn94x", "MCX N94x", "N1-16", "Neutron-C", HardwareVersion.N1, macs_per_cycle=16, clock_hz=150_000_000,
-            sram_bytes=512 * _KIB, flash_bytes=2 * _MIB,
+            "mcxn94x", "MCX N94x", "N1-16", "Neutron-C", HardwareVersion.N1, macs_per_cycle=16, pipelines=4,
+            macs_per_pipeline=4, clock_hz=150_000_000, sram_bytes=512 * _KIB, flash_bytes=2 * _MIB,
         ),
         NeutronTarget(
-            "mcxn54x", "MCX N54x", "N1-16", "Neutron-C", HardwareVersion.N1, macs_per_cycle=16, clock_hz=150_000_000,
-            sram_bytes=512 * _KIB, flash_bytes=2 * _MIB,
+            "mcxn54x", "MCX N54x", "N1-16", "Neutron-C", HardwareVersion.N1, macs_per_cycle=16, pipelines=4,
+            macs_per_pipeline=4, clock_hz=150_000_000, sram_bytes=512 * _KIB, flash_bytes=2 * _MIB,
         ),
         NeutronTarget(
             "imx95", "i.MX 95", "N3-1024S", "Neutron-S", HardwareVersion.N3, macs_per_cycle=1024,
@@ -139,6 +157,7 @@ class NeutronTargetSpec:
 _SDK_RELEASE = re.compile(r"SDK_(\d\d)_(\d\d)")
 _SDK_PACKAGE = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _LAST_LEGACY_RELEASE = (25, 12)
+_FIRST_RELEASE_WITH_WEIGHTS_PER_CHANNEL = (25, 9)
 _FIRST_MODERN_PACKAGE = (3, 1, 3)
 
 
@@ -160,3 +179,12 @@ def generation_of_flavor(flavor: str | None) -> Generation:
             "eiq-neutron-sdk such as '3.1.3'; leave it out for the modern generation."
         )
     return Generation.LEGACY if legacy else Generation.MODERN
+
+
+def takes_weights_per_channel(flavor: str | None) -> bool:
+    """Whether the convolutions of `neutron_converter_flavor` take a scale for each output channel.
+
+    The SDK releases before SDK_25_09 do not; every version of `eiq-neutron-sdk` does.
+    """
+    release = _SDK_RELEASE.fullmatch(flavor or "")
+    return release is None or tuple(map(int, release.groups())) >= _FIRST_RELEASE_WITH_WEIGHTS_PER_CHANNEL

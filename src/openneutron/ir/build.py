@@ -8,11 +8,19 @@ from typing import Protocol
 import numpy as np
 from torch.fx import Node
 
+from openneutron.ir.absorption import absorb_padding
 from openneutron.ir.graph import Array, Graph, Op, QParams, Tensor
 from openneutron.ir.layout import sink_views
-from openneutron.ir.rewrites import copy_unwritten_outputs, remove_dead_operators, share_constants
+from openneutron.ir.rewrites import (
+    copy_unwritten_outputs,
+    merge_slices,
+    remove_dead_operators,
+    share_constants,
+    share_results,
+)
 from openneutron.ir.verify import verify
-from openneutron.ir.views import TRANSPOSE
+from openneutron.ir.views import RESHAPE, TRANSPOSE
+from openneutron.targets import NeutronTarget
 
 __all__ = ["Lowerable", "build", "optimize"]
 
@@ -42,20 +50,26 @@ def build(
     outputs: Sequence[Node],
     constant: Callable[[Node], Array | None],
     qparams_of: Callable[[Node], QParams],
+    *,
+    channels_last: Callable[[Node], bool],
 ) -> Graph:
     """The IR of `operators`, in their order, as it comes: each in torch's dimension order, views around what is NHWC.
 
-    `inputs` are the int8 values it reads, `outputs` those it yields; either is NHWC in memory where its node is
-    channels last. `constant` gives the values of a constant node, `qparams_of` those of a dequantize node.
+    `inputs` are the int8 values it reads, `outputs` those it yields; either is NHWC in memory where `channels_last`
+    says so, and has shape [1] where its node has no dimensions: LiteRT gives no access to a scalar's memory. `constant`
+    gives the values of a constant node, `qparams_of` those of a dequantize node.
     """
     ops: list[Op] = []
     values: dict[Node, Tensor] = {}
     stored_inputs = []
     for node, qparams in inputs.items():
         shape = tuple(node.meta["val"].shape)
-        if is_channels_last(node):
+        if channels_last(node):
             stored = Tensor(tuple(shape[dim] for dim in TO_CHANNELS_LAST), INT8, qparams)
             values[node] = _transpose(ops, stored, TO_CHANNELS_FIRST, node.name)
+        elif not shape:
+            stored = Tensor((1,), INT8, qparams)
+            values[node] = _reshape(ops, stored, (), node.name)
         else:
             stored = values[node] = Tensor(shape, INT8, qparams)
         stored_inputs.append(stored)
@@ -66,16 +80,24 @@ def build(
             assert isinstance(source, Node)  # the clusters hold nothing else
             operands[dequantize] = values.get(source) or _constant(constant(source), qparams_of(dequantize))
         values[operator.quantize] = operator.lower(operands, ops)
-    stored_outputs = [
-        _transpose(ops, values[node], TO_CHANNELS_LAST, node.name) if is_channels_last(node) else values[node]
-        for node in outputs
-    ]
+    stored_outputs = []
+    for node in outputs:
+        stored = values[node]
+        if channels_last(node):
+            stored = _transpose(ops, stored, TO_CHANNELS_LAST, node.name)
+        elif not stored.shape:
+            stored = _reshape(ops, stored, (1,), node.name)
+        stored_outputs.append(stored)
     return verify(Graph(tuple(stored_inputs), tuple(stored_outputs), tuple(ops)), "build")
 
 
-def optimize(graph: Graph) -> Graph:
-    """All passes in their order, the IR verified after each."""
-    for transform in (sink_views, remove_dead_operators, share_constants, copy_unwritten_outputs):
+def optimize(graph: Graph, target: NeutronTarget | None = None) -> Graph:
+    """All passes in their order, the IR verified after each; those that weigh costs need a `target`."""
+    for transform in (merge_slices, share_results, remove_dead_operators, sink_views):
+        graph = verify(transform(graph), transform.__name__)
+    if target is not None:
+        graph = verify(absorb_padding(graph, target), "absorb_padding")
+    for transform in (remove_dead_operators, share_constants, copy_unwritten_outputs):
         graph = verify(transform(graph), transform.__name__)
     return graph
 
@@ -98,7 +120,12 @@ def _transpose(ops: list[Op], tensor: Tensor, perm: tuple[int, ...], origin: str
     return output
 
 
+def _reshape(ops: list[Op], tensor: Tensor, shape: tuple[int, ...], origin: str) -> Tensor:
+    output = Tensor(shape, tensor.dtype, tensor.qparams)
+    ops.append(Op(RESHAPE, (tensor,), output, {"new_shape": shape}, origin))
+    return output
+
+
 def _constant(data: Array | None, qparams: QParams) -> Tensor:
     assert data is not None  # the clusters hold computed values of the partition, or constants
-    data = np.ascontiguousarray(data if data.ndim else data.reshape(1))
     return Tensor(data.shape, data.dtype, qparams, data)

@@ -63,16 +63,17 @@ class Layout(enum.Enum):
 class Kind:
     """A TFLite builtin operator: its name in the schema, the name of its options table, and its layout rule.
 
-    `operands` are attributes that the file holds as int32 constant inputs behind the first tensor; `axes` are
+    `operands` are attributes that the file holds as int32 constant inputs, from position `operands_at` on; `axes` are
     attributes that number dimensions; `dimensions` are attributes with one entry per dimension. `version` is the first
     of the operator's versions that takes int8.
     """
 
     name: str
     options: str | None = None
-    layout: Layout = Layout.FIXED
+    layout: Layout = field(default=Layout.FIXED, compare=False)
     version: int = 2
     operands: tuple[str, ...] = ()
+    operands_at: int = 1
     axes: tuple[str, ...] = ()
     dimensions: tuple[str, ...] = ()
 

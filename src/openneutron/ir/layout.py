@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from openneutron.ir.graph import Graph, Kind, Layout, Op, Tensor
 from openneutron.ir.views import TRANSPOSE, View
+from openneutron.ir.wishes import Wishes, wishes
 
 __all__ = ["sink_views"]
 
@@ -18,18 +19,22 @@ def sink_views(graph: Graph) -> Graph:
 
     1. TRANSPOSE and RESHAPE become views and emit nothing.
     2. An elementwise operator works on what is stored and passes its first view on.
-    3. An operator with axes does so too, its axes renumbered, where the view only permutes whole dimensions.
-    4. A FULLY_CONNECTED takes its features in stored order, the columns of its constant weight permuted.
-    5. Any other operator, and each output of the graph, gets its values in order: the view is emitted, once.
-    6. A view of a constant is a constant.
+    3. An operator with axes does so too, its axes renumbered, where the view permutes whole dimensions, or what a
+       reshape makes dimensions of.
+    4. Where it permutes anything else, or where several operators that read a value want it in one other order, the
+       operator works in the order that most readers of its output want.
+    5. A FULLY_CONNECTED takes its features in stored order, the columns of its constant weight permuted.
+    6. Any other operator, and each output of the graph, gets its values in order: the view is emitted, once.
+    7. A view of a constant is a constant.
     """
-    return _Sinking(graph).run()
+    return _Sinking(graph, wishes(graph)).run()
 
 
 @dataclass
 class _Sinking:
     graph: Graph
-    views: dict[int, View] = field(default_factory=dict)  # by id of the tensor in the old graph
+    wishes: dict[int, Wishes]  # by id of the tensor in the old graph, as everything here
+    views: dict[int, View] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
     emitted: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
     origin: str = ""
@@ -50,10 +55,8 @@ class _Sinking:
         rewritten = None
         if op.kind.layout is Layout.VIEW:
             rewritten = self._compose(op, views[0])
-        elif op.kind.layout is Layout.ELEMENTWISE:
-            rewritten = self._permuted_dimensions(op, views) or self._same_order(op, views)
-        elif op.kind.layout is Layout.AXES:
-            rewritten = self._permuted_dimensions(op, views)
+        elif op.kind.layout in (Layout.ELEMENTWISE, Layout.AXES):
+            rewritten = self._any_order(op, views)
         elif op.kind.layout is Layout.FEATURES:
             rewritten = self._permuted_features(op, views)
         return rewritten or View.of(self._append(op, [self._in_order(view) for view in views], op.output.shape, {}))
@@ -68,22 +71,48 @@ class _Sinking:
             return view.permuted(op.attrs["perm"])
         return view.reshaped(op.output.shape) or _must(View.of(self._in_order(view)).reshaped(op.output.shape))
 
-    def _permuted_dimensions(self, op: Op, views: list[View]) -> View | None:
-        """Rules 2 and 3 for views that permute whole dimensions; inputs of fewer elements broadcast."""
+    def _any_order(self, op: Op, views: list[View]) -> View | None:
+        """Rules 2 to 4."""
         rank = max(len(view.shape) for view in views)
         leaders = [view for view in views if view.stored.data is None and len(view.shape) == rank]
-        moved = (view.dimension_permutation() for view in leaders if not view.in_stored_order)
-        perm = next(filter(None, moved), None)
-        if perm is None:
+        viewed = [view for view in leaders if not view.is_identity]
+        moved = [view for view in viewed if not view.in_stored_order]
+        order = self._order_of_readers(op, leaders) or _first(View.dimension_order, viewed)
+        if order is None and op.kind.layout is Layout.ELEMENTWISE and (same := self._same_order(op, views)):
+            return same
+        order = order or _first(View.block_order, moved)
+        if order is None and moved:
+            order = self._favorite(op.inputs[views.index(moved[0])]) or moved[0].atom_order()
+        if order is None or order == tuple(range(rank)):
             return None
-        inverse = np.argsort(perm).tolist()
+        return self._in_dimension_order(op, views, order)
+
+    def _favorite(self, tensor: Tensor) -> tuple[int, ...] | None:
+        wishes = self.wishes.get(id(tensor))
+        return wishes.favorite if wishes else None
+
+    def _order_of_readers(self, op: Op, leaders: list[View]) -> tuple[int, ...] | None:
+        """The order that the readers of `op` want, where it costs nothing, or one TRANSPOSE for several behind it."""
+        wanted, rank = self._favorite(op.output), len(op.output.shape)
+        if wanted is None or any(len(view.shape) != rank for view in leaders):
+            return None
+        if all(view.permuted(wanted).in_stored_order for view in leaders):
+            return wanted if op.kind.layout is Layout.AXES else None
+        computed = [tensor for tensor in op.inputs if tensor.data is None]
+        if len(computed) != 1 or not self.wishes[id(computed[0])].are_worth_a_transpose(wanted, computed[0].size):
+            return None
+        return wanted
+
+    def _in_dimension_order(self, op: Op, views: list[View], order: Sequence[int]) -> View:
+        """`op` on inputs whose dimension i is dimension order[i] of theirs; inputs of fewer elements broadcast."""
+        rank, perm = len(order), np.argsort(order).tolist()
         inputs = []
         for view in views:
             units = (1,) * (rank - len(view.shape))
             full = _must(view.reshaped(units + view.shape)) if units else view
-            inputs.append(self._in_order(full.permuted(inverse)))
+            inputs.append(self._in_order(full.permuted(order)))
         attrs: dict[str, object] = {name: _renumbered(op.attrs[name], perm) for name in op.kind.axes}
-        attrs |= {name: tuple(op.attrs[name][dim] for dim in inverse) for name in op.kind.dimensions}
+        attrs |= {name: tuple(op.attrs[name][dim] for dim in order) for name in op.kind.dimensions}
         kept = [dim for dim in range(rank) if len(op.output.shape) == rank or dim not in op.attrs[op.kind.axes[0]]]
         stored = sorted(perm[dim] for dim in kept)
         kept_perm = [stored.index(perm[dim]) for dim in kept]
@@ -102,7 +131,7 @@ class _Sinking:
         return View(output, leader.atoms, leader.order, leader.shape)
 
     def _permuted_features(self, op: Op, views: list[View]) -> View | None:
-        """Rule 4, where everything but the features already is in order."""
+        """Rule 5, where everything but the features already is in order."""
         features, weight = views[0], op.inputs[1]
         columns = features.groups[-1]
         outer = features.order[: len(features.order) - len(columns)]
@@ -117,8 +146,8 @@ class _Sinking:
         return View.of(self._append(op, inputs, op.output.shape, {}))
 
     def _in_order(self, view: View) -> Tensor:
-        """Rules 5 and 6."""
-        if view.in_stored_order and view.shape == view.stored.shape:
+        """Rules 6 and 7."""
+        if view.is_identity:
             return view.stored
         key = (id(view.stored), view.atoms, view.order, view.shape)
         if key not in self.emitted:
@@ -133,6 +162,10 @@ class _Sinking:
         output = Tensor(shape, tensor.dtype, tensor.qparams)
         self.ops.append(Op(kind, (tensor,), output, {kind.operands[0]: operand}, self.origin))
         return output
+
+
+def _first(order: Callable[[View], tuple[int, ...] | None], views: Sequence[View]) -> tuple[int, ...] | None:
+    return next(filter(None, map(order, views)), None)
 
 
 def _renumbered(axes: int | tuple[int, ...], perm: Sequence[int]) -> int | tuple[int, ...]:

@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
-from openneutron.ir.graph import Graph, Op, Tensor
-from openneutron.ir.views import RESHAPE, TRANSPOSE
+from openneutron.ir.graph import Graph, Kind, Op, Tensor
+from openneutron.ir.views import RESHAPE, TRANSPOSE, swapped_blocks
 
-__all__ = ["copy_unwritten_outputs", "hoist_format_conversions", "remove_dead_operators", "share_constants"]
+__all__ = [
+    "copy_unwritten_outputs", "hoist_format_conversions", "merge_slices", "remove_dead_operators", "share_constants",
+    "share_results", "transpose_as_images",
+]  # fmt: skip
+
+
+def share_results(graph: Graph) -> Graph:
+    """Rule: of operators that compute the same, of the same tensors, one stays. Linear in operators."""
+    results: dict[object, Tensor] = {}
+    same: dict[int, Tensor] = {}
+    kept = []
+    for op in graph.ops:
+        inputs = tuple(same.get(id(tensor), tensor) for tensor in op.inputs)
+        output = op.output
+        key = (op.kind, tuple(map(id, inputs)), tuple(sorted(op.attrs.items())), output.shape, output.qparams)
+        if key in results:
+            same[id(output)] = results[key]
+            continue
+        results[key] = output
+        kept.append(replace(op, inputs=inputs))
+    outputs = tuple(same.get(id(tensor), tensor) for tensor in graph.outputs)
+    return Graph(graph.inputs, outputs, tuple(kept))
+
+
+def merge_slices(graph: Graph) -> Graph:
+    """Rule: a SLICE of a SLICE is a SLICE of what that one reads. Linear in operators."""
+    slices: dict[int, Op] = {}
+    ops = []
+    for op in graph.ops:
+        above = slices.get(id(op.inputs[0])) if op.kind.name == "SLICE" else None
+        merged = op if above is None else _sliced_once(above, op)
+        ops.append(merged)
+        if op.kind.name == "SLICE":
+            slices[id(op.output)] = merged
+    return Graph(graph.inputs, graph.outputs, tuple(ops))
+
+
+def _sliced_once(first: Op, second: Op) -> Op:
+    begin = tuple(map(operator.add, first.attrs["begin"], second.attrs["begin"]))
+    return replace(second, inputs=first.inputs, attrs={**second.attrs, "begin": begin})
 
 
 def remove_dead_operators(graph: Graph) -> Graph:
@@ -90,6 +130,39 @@ def hoist_format_conversions(graph: Graph) -> tuple[Graph, tuple[bool, ...], tup
     )
     hoisted_graph = Graph(tuple(inputs), tuple(outputs), ops)
     return hoisted_graph, _differs(graph.inputs, inputs), _differs(graph.outputs, outputs)
+
+
+def transpose_as_images(graph: Graph) -> Graph:
+    """Write transposes as the legacy generation has them. Linear in operators.
+
+    Rules:
+
+    1. A TRANSPOSE that swaps two runs of dimensions is one of an image from NHWC to NCHW, between two RESHAPEs.
+    2. A RESHAPE of a RESHAPE reads what that read.
+    """
+    ops: list[Op] = []
+    reshaped: dict[int, Tensor] = {}  # what a RESHAPE read, by id of what it wrote
+
+    def write(kind: Kind, tensor: Tensor, output: Tensor, operand: tuple[int, ...], origin: str) -> None:
+        if kind is RESHAPE:
+            tensor = reshaped[id(output)] = reshaped.get(id(tensor), tensor)
+        ops.append(Op(kind, (tensor,), output, {kind.operands[0]: operand}, origin))
+
+    for op in graph.ops:
+        first, perm = op.inputs[0], op.attrs.get("perm")
+        blocks = swapped_blocks(first.shape, perm) if perm is not None else None
+        if op.kind is RESHAPE:
+            write(RESHAPE, first, op.output, op.output.shape, op.origin)
+        elif blocks is None or (perm == (0, 3, 1, 2) and first.shape[0] == 1):
+            ops.append(op)
+        else:
+            front, back = blocks
+            image = Tensor((1, front, 1, back), first.dtype, first.qparams)
+            swapped = Tensor((1, back, front, 1), first.dtype, first.qparams)
+            write(RESHAPE, first, image, image.shape, op.origin)
+            write(TRANSPOSE, image, swapped, (0, 3, 1, 2), op.origin)
+            write(RESHAPE, swapped, op.output, op.output.shape, op.origin)
+    return Graph(graph.inputs, graph.outputs, tuple(ops))
 
 
 def _converts(op: Op, perm: tuple[int, ...]) -> bool:

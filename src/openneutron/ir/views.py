@@ -15,7 +15,7 @@ import numpy as np
 
 from openneutron.ir.graph import Array, Kind, Layout, Tensor
 
-__all__ = ["RESHAPE", "TRANSPOSE", "Emit", "View"]
+__all__ = ["RESHAPE", "TRANSPOSE", "Emit", "View", "swapped_blocks"]
 
 RESHAPE = Kind("RESHAPE", "ReshapeOptions", Layout.VIEW, version=1, operands=("new_shape",))
 TRANSPOSE = Kind("TRANSPOSE", "TransposeOptions", Layout.VIEW, operands=("perm",))
@@ -47,6 +47,11 @@ class View:
     def in_stored_order(self) -> bool:
         """Whether only the shape differs from what is stored."""
         return self.order == tuple(range(len(self.order)))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it is what is stored."""
+        return self.in_stored_order and self.shape == self.stored.shape
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
@@ -108,6 +113,26 @@ class View:
         where = {group: dim for dim, group in enumerate(stored) if group}
         return tuple(where[group] if group else next(units) for group in groups)
 
+    def dimension_order(self) -> tuple[int, ...] | None:
+        """The dimensions in the order in which they are stored, where the view is a transpose of whole dimensions."""
+        perm = self.dimension_permutation()
+        return None if perm is None else tuple(np.argsort(perm).tolist())
+
+    def block_order(self) -> tuple[int, ...] | None:
+        """The dimensions in the order in which they are stored; None where one reads atoms that are no neighbours."""
+        blocks = all(group == tuple(range(group[0], group[0] + len(group))) for group in self.groups if group)
+        return self.atom_order() if blocks else None
+
+    def atom_order(self) -> tuple[int, ...]:
+        """The dimensions in the order in which their first atoms are stored.
+
+        One of size 1 comes right behind the dimension in front of it, with which it most likely becomes one.
+        """
+        starts: list[int] = []
+        for group in self.groups:
+            starts.append(min(group) if group else starts[-1] if starts else -1)
+        return tuple(np.argsort(starts, kind="stable").tolist())
+
     def _stored_groups(self) -> tuple[tuple[int, ...], ...]:
         """The atoms of each stored dimension."""
         return _runs(self.stored.shape, range(len(self.atoms)), self.atoms)
@@ -159,6 +184,19 @@ class View:
         by_position = sorted(range(len(blocks)), key=lambda block: blocks[block][:1])
         split = tuple(math.prod(atoms[atom] for atom in blocks[block]) for block in by_position)
         return split, tuple(np.argsort(by_position, kind="stable").tolist())
+
+
+def swapped_blocks(shape: Sequence[int], perm: Sequence[int]) -> tuple[int, int] | None:
+    """The sizes (a, b) where a transpose turns [a, b] into [b, a], whatever the dimensions inside; None where not.
+
+    NHWC to NCHW is such a swap for one image. Dimensions of size 1 do not count; where nothing is swapped, b is 1.
+    """
+    moved = [dim for dim in perm if shape[dim] > 1]
+    start = moved.index(min(moved)) if moved else 0
+    if moved[start:] + moved[:start] != sorted(moved):
+        return None
+    back = math.prod(shape[dim] for dim in moved[:start])
+    return math.prod(shape) // back, back
 
 
 def _reshape(emit: Emit, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -3,7 +3,30 @@
 Quantizer, partitioner, compiler, cost model and docs/operators.md read these tables; nothing else lists operators.
 """
 
-from openneutron.ops import activations, arithmetic, convolution, elementwise, linear, pooling, shapes
+from openneutron.ops import (
+    activations,
+    arithmetic,
+    attention,
+    convolution,
+    elementwise,
+    functions,
+    linear,
+    masks,
+    matmul,
+    norms,
+    pads,
+    pooling,
+    pooling_by_others,
+    rearranging,
+    recurrent,
+    reductions,
+    resizes,
+    selection,
+    separable,
+    shapes,
+    splitting,
+    transposed,
+)
 from openneutron.ops.decomposition import Decomposition
 from openneutron.ops.spec import OpSpec
 
@@ -11,17 +34,36 @@ __all__ = ["DECLARED", "DECOMPOSED", "DECOMPOSITIONS", "OPERATORS", "SPECS", "De
 
 SPECS: tuple[OpSpec, ...] = (
     *convolution.SPECS,
+    *transposed.SPECS,
     *linear.SPECS,
+    *matmul.SPECS,
     *pooling.SPECS,
+    *reductions.SPECS,
+    *resizes.SPECS,
     *elementwise.SPECS,
     *arithmetic.SPECS,
     *shapes.SPECS,
+    *pads.SPECS,
+    *rearranging.SPECS,
 )
 
 OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spec.targets}
 """Declarations by the qualified name of the ATen operator."""
 
-DECOMPOSED: tuple[Decomposition, ...] = (*activations.DECOMPOSED,)
+DECOMPOSED: tuple[Decomposition, ...] = (
+    *activations.DECOMPOSED,
+    *matmul.DECOMPOSED,
+    *masks.DECOMPOSED,
+    *attention.DECOMPOSED,
+    *recurrent.DECOMPOSED,
+    *functions.DECOMPOSED,
+    *norms.DECOMPOSED,
+    *pooling_by_others.DECOMPOSED,
+    *reductions.DECOMPOSED,
+    *separable.DECOMPOSED,
+    *splitting.DECOMPOSED,
+    *selection.DECOMPOSED,
+)
 """Operators that become others before annotation."""
 
 DECOMPOSITIONS: dict[str, Decomposition] = {target: spec for spec in DECOMPOSED for target in spec.targets}

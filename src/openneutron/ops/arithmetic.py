@@ -7,9 +7,18 @@ from collections.abc import Callable
 import numpy as np
 
 from openneutron.ir.graph import Kind, Layout, QParams, Tensor
-from openneutron.ops.elementwise import MAXIMUM, MINIMUM, MUL, element_macs, has_alpha_one, has_one_full_operand
+from openneutron.ops.elementwise import (
+    MAXIMUM,
+    MINIMUM,
+    MUL,
+    element_macs,
+    has_an_alpha,
+    has_one_full_operand,
+    lower_sub,
+)
 from openneutron.ops.lowering import INT8, Lowering
-from openneutron.ops.spec import OpSpec, OutputRule
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OpSpec, OutputRule, PaddedDimensions, legacy_constraint
 
 __all__ = ["SPECS"]
 
@@ -17,8 +26,8 @@ EXP = Kind("EXP", "ExpOptions", Layout.ELEMENTWISE)
 HARD_SWISH = Kind("HARD_SWISH", "HardSwishOptions", Layout.ELEMENTWISE, version=1)
 LEAKY_RELU = Kind("LEAKY_RELU", "LeakyReluOptions", Layout.ELEMENTWISE)
 LOG = Kind("LOG", None, Layout.ELEMENTWISE)
+PRELU = Kind("PRELU", None, Layout.ELEMENTWISE, version=1)
 RSQRT = Kind("RSQRT", None, Layout.ELEMENTWISE)
-SUB = Kind("SUB", "SubOptions", Layout.ELEMENTWISE)
 
 
 def _unary(kind: Kind) -> Callable[[Lowering], Tensor]:
@@ -35,18 +44,34 @@ def _binary(kind: Kind) -> Callable[[Lowering], Tensor]:
     return lower
 
 
-def _fusing(kind: Kind) -> Callable[[Lowering], Tensor]:
-    def lower(lowering: Lowering) -> Tensor:
-        operands = [lowering.tensor("self"), lowering.tensor("other")]
-        return lowering.emit(kind, operands, lowering.shape, fused_activation_function=lowering.activation)
-
-    return lower
+def lower_mul(lowering: Lowering) -> Tensor:
+    """MUL; the smaller operand is broadcast."""
+    operands = [lowering.tensor("self"), lowering.tensor("other")]
+    return lowering.emit(MUL, operands, lowering.shape, fused_activation_function=lowering.activation)
 
 
 def lower_leaky_relu(lowering: Lowering) -> Tensor:
     """LEAKY_RELU."""
     alpha = float(lowering.args["negative_slope"])
     return lowering.emit(LEAKY_RELU, [lowering.tensor("self")], lowering.shape, alpha=alpha)
+
+
+@legacy_constraint
+def slopes_whole_granules(site: Site) -> bool:
+    """The channels are a multiple of the MACs of a pipeline."""
+    return len(site.shape) >= 2 and site.shape[1] % site.target.channel_granularity == 0
+
+
+def _channels_and_slopes(site: Site) -> PaddedDimensions:
+    return {"self": (1,), "weight": (0,)} if site.shape_of("weight") != (1,) else {"self": (1,)}
+
+
+def lower_prelu(lowering: Lowering) -> Tensor:
+    """PRELU, with one slope or one for each channel (dimension 1)."""
+    inputs, slopes = lowering.tensor("self"), lowering.data("weight")
+    spatial = (1,) * (len(inputs.shape) - 2)
+    alpha = lowering.constant(slopes.reshape(slopes.size, *spatial), lowering.tensor("weight").qparams)
+    return lowering.emit(PRELU, [inputs, alpha], lowering.shape)
 
 
 def lower_neg(lowering: Lowering) -> Tensor:
@@ -56,16 +81,16 @@ def lower_neg(lowering: Lowering) -> Tensor:
     return lowering.emit(MUL, [inputs, minus_one], lowering.shape, fused_activation_function="NONE")
 
 
-def _function(name: str, kind: Kind, *, in_place: bool = True) -> OpSpec:
-    targets = (f"aten.{name}.default", *([f"aten.{name}_.default"] if in_place else []))
+def _function(name: str, kind: Kind, notes: str = "") -> OpSpec:
     return OpSpec(
         name=name,
-        targets=targets,
-        edge_targets=targets[:1],
+        targets=(f"aten.{name}.default", f"aten.{name}_.default"),
+        edge_targets=(f"aten.{name}.default",),
         inputs=("self",),
         lower=_unary(kind),
         macs=element_macs,
         becomes=kind.name,
+        notes=notes,
     )
 
 
@@ -77,7 +102,7 @@ SPECS = (
         inputs=("self", "other"),
         fuses_activation=True,
         constraints=(has_one_full_operand,),
-        lower=_fusing(MUL),
+        lower=lower_mul,
         macs=element_macs,
         becomes="MUL",
         notes="A number as second operand becomes a constant; a division by a constant becomes a multiplication.",
@@ -88,14 +113,15 @@ SPECS = (
         edge_targets=("aten.sub.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
-        constraints=(has_alpha_one, has_one_full_operand),
-        lower=_fusing(SUB),
+        constraints=(has_an_alpha, has_one_full_operand),
+        lower=lower_sub,
         macs=element_macs,
-        becomes="SUB",
+        becomes="SUB; alpha is a MUL of the second operand, and a negative one an ADD",
     ),
     OpSpec(
         name="maximum",
-        targets=("aten.maximum.default",),
+        targets=("aten.maximum.default", "aten.max.other"),
+        edge_targets=("aten.maximum.default",),
         inputs=("self", "other"),
         output=OutputRule.SHARED,
         constraints=(has_one_full_operand,),
@@ -105,7 +131,8 @@ SPECS = (
     ),
     OpSpec(
         name="minimum",
-        targets=("aten.minimum.default",),
+        targets=("aten.minimum.default", "aten.min.other"),
+        edge_targets=("aten.minimum.default",),
         inputs=("self", "other"),
         output=OutputRule.SHARED,
         constraints=(has_one_full_operand,),
@@ -123,6 +150,17 @@ SPECS = (
         becomes="LEAKY_RELU",
     ),
     OpSpec(
+        name="prelu",
+        targets=("aten.prelu.default",),
+        inputs=("self",),
+        weight="weight",
+        constraints=(slopes_whole_granules,),
+        pads=_channels_and_slopes,
+        lower=lower_prelu,
+        macs=element_macs,
+        becomes="PRELU",
+    ),
+    OpSpec(
         name="neg",
         targets=("aten.neg.default", "aten.neg_.default"),
         edge_targets=("aten.neg.default",),
@@ -133,7 +171,7 @@ SPECS = (
         notes="LiteRT's NEG negates int8 codes without their zero points, so the host would disagree with the NPU.",
     ),
     _function("exp", EXP),
-    _function("log", LOG),
-    _function("rsqrt", RSQRT),
+    _function("log", LOG, "Zero gives the lowest value that the output holds."),
+    _function("rsqrt", RSQRT, "Zero gives the highest value that the output holds."),
     _function("hardswish", HARD_SWISH),
 )

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from openneutron.ir.graph import Array, Kind, QParams, Tensor
+from openneutron.ir.graph import Array, Kind, Layout, Op, QParams, Tensor
+from openneutron.ops.cost import cycles_of
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.shapes import CONCATENATION, SLICE
+from openneutron.ops.pieces import CONCATENATION, SLICE
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
 from openneutron.ops.windows import Window, pad_spatial
+from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["SPECS"]
+__all__ = ["SPECS", "Filters", "convolve"]
 
 CONV_2D = Kind("CONV_2D", "Conv2DOptions", version=3)
 DEPTHWISE_CONV_2D = Kind("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions", version=3)
+
+# The parts of an image are taken in the order in which convolutions read them.
+NHWC_SLICE = replace(SLICE, layout=Layout.FIXED)
 
 MAX_KERNEL = 4096
 MAX_STRIDE = 4096
@@ -71,8 +76,7 @@ def fits_accumulation(site: Site) -> bool:
     """Kernel height x width x input channels, rounded up to the MACs of a pipeline, is at most
     {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
-    granularity = site.target.channel_granularity
-    channels = -(-site.shape_of("weight")[1] // granularity) * granularity
+    channels = site.target.whole_granules(site.shape_of("weight")[1])
     return math.prod(_kernel(site)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
@@ -82,20 +86,53 @@ def has_a_batch(site: Site) -> bool:
     return len(site.shape_of("input")) == len(site.shape_of("weight"))
 
 
-@legacy_constraint
-def has_batch_of_one(site: Site) -> bool:
-    """The batch size is 1."""
-    return site.shape[0] == 1
+def _windows(site: Site) -> tuple[Window, Window]:
+    """Along height and width."""
+    heights, widths = (1, *site.shape_of("input")[2:])[-2:], (1, *site.shape[2:])[-2:]
+    vertical, horizontal = (
+        Window(*sizes)
+        for sizes in zip(heights, widths, _kernel(site), _spatial(site, "stride"), _spatial(site, "dilation"),
+                         _padding_begin(site), strict=True)
+    )  # fmt: skip
+    return vertical, horizontal
 
 
 @legacy_constraint
-def splits_into_whole_granules(site: Site) -> bool:
-    """Groups, where there are some and not one per channel, have multiples of the MACs of a pipeline as channels."""
-    if site.args["groups"] == 1 or _is_depthwise(site):
-        return True
-    outputs, inputs = site.shape_of("weight")[:2]
-    granularity = site.target.channel_granularity
-    return inputs % granularity == 0 and outputs // site.args["groups"] % granularity == 0
+def stacks_its_batch(site: Site) -> bool:
+    """The batch size is 1, or the images make up one: no kernel is higher than its stride, the height is a multiple of
+    the stride, and nothing is padded above or below. Other batches cannot be taken apart, as that generation
+    concatenates no batches.
+    """
+    return site.shape[0] == 1 or _windows(site)[0].is_tiling
+
+
+def _merges(oihw: Sequence[int], groups: int, target: NeutronTarget, generation: Generation) -> list[int]:
+    """How many groups one CONV_2D may hold, its filters zero where they meet the inputs of other groups.
+
+    `oihw` is the shape of all filters. The legacy generation slices and concatenates multiples of the MACs of a
+    pipeline only.
+    """
+    outputs, inputs, *kernel = oihw
+    area = math.prod(kernel)
+
+    def is_legal(merged: int) -> bool:
+        if area * target.whole_granules(merged * inputs) > MAX_WEIGHTS_OF_ONE_OUTPUT:
+            return False
+        sizes = (groups * inputs, merged * outputs // groups)
+        is_whole = all(size % target.channel_granularity == 0 for size in sizes)
+        return generation is Generation.MODERN or merged == groups or is_whole
+
+    return [merged for merged in range(1, groups + 1) if groups % merged == 0 and is_legal(merged)]
+
+
+@legacy_constraint
+def merges_groups(site: Site) -> bool:
+    """Groups, where there are some and not one per channel, can be merged into one convolution, or into several of
+    which all inputs together and the outputs of each are multiples of the MACs of a pipeline, with at most
+    {MAX_WEIGHTS_OF_ONE_OUTPUT} weights of an output.
+    """
+    groups, shape = site.args["groups"], site.shape_of("weight")
+    return groups == 1 or _is_depthwise(site) or bool(_merges(shape, groups, site.target, Generation.LEGACY))
 
 
 def macs(site: Site) -> int:
@@ -104,42 +141,50 @@ def macs(site: Site) -> int:
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """Filters with the dimensions [outputs, inputs, height, width], and a bias for each output."""
+class Filters:
+    """Constant weights with the dimensions [outputs, inputs of a group, height, width], and a bias for each output."""
 
     oihw: Array
     qparams: QParams
     bias: Tensor
+    groups: int
+
+    def part(self, part: int, parts: int) -> Filters:
+        """The filters and biases of one part of so many."""
+        outputs = len(self.oihw) // parts
+        rows = slice(part * outputs, (part + 1) * outputs)
+
+        def of_rows(qparams: QParams) -> QParams:
+            return qparams if qparams.axis is None else QParams(qparams.scale[rows], qparams.zero_point[rows], 0)
+
+        biases = np.asarray(self.bias.data)[rows]
+        bias = Tensor(biases.shape, self.bias.dtype, of_rows(self.bias.qparams), biases)
+        return Filters(self.oihw[rows], of_rows(self.qparams), bias, self.groups // parts)
 
 
 def lower_convolution(lowering: Lowering) -> Tensor:
-    """CONV_2D or DEPTHWISE_CONV_2D in NHWC, one per group where the groups are neither; a 1-D one has height 1."""
+    """CONV_2D or DEPTHWISE_CONV_2D in NHWC; other groups as `_convolve_groups` has them. A 1-D one has height 1.
+
+    For the legacy generation, which takes one image at a time, images are stacked to a single one.
+    """
     site, inputs, weight = lowering.site, lowering.tensor("input"), lowering.tensor("weight")
-    batch, *_, width = inputs.shape
-    is_1d = len(inputs.shape) == 3
-    if is_1d:
-        inputs = lowering.reshape(inputs, (batch, inputs.shape[1], 1, width))
     oihw = lowering.data("weight").reshape(*weight.shape[:2], *_kernel(site))
     bias = lowering.bias("bias", oihw.shape[0], inputs.qparams, weight.qparams)
-    out_height, out_width = (1, *lowering.shape[2:])[-2:]
-    windows = [
-        Window(*sizes)
-        for sizes in zip(inputs.shape[2:], (out_height, out_width), _kernel(site), _spatial(site, "stride"),
-                         _spatial(site, "dilation"), _padding_begin(site), strict=True)
-    ]  # fmt: skip
-    nhwc, padding = pad_spatial(lowering, lowering.channels_last(inputs), windows)
-    weights = _Weights(oihw, weight.qparams, bias)
-    output = _convolve(lowering, nhwc, weights, windows, padding)
-    return lowering.reshape(lowering.channels_first(output), lowering.shape)
+    filters = Filters(oihw, weight.qparams, bias, lowering.args["groups"])
+    (vertical, horizontal), (batch, channels, *_) = _windows(site), inputs.shape
+    nhwc = lowering.channels_last(lowering.reshape(inputs, (batch, channels, vertical.size, horizontal.size)))
+    if site.generation is Generation.LEGACY and batch > 1:
+        vertical = vertical.repeated(batch)
+        nhwc = lowering.reshape(nhwc, (1, vertical.size, horizontal.size, channels))
+    output = convolve(lowering, nhwc, filters, (vertical, horizontal))
+    images = lowering.reshape(output, (batch, output.shape[0] * output.shape[1] // batch, *output.shape[2:]))
+    return lowering.reshape(lowering.channels_first(images), lowering.shape)
 
 
-def _convolve(
-    lowering: Lowering, nhwc: Tensor, weights: _Weights, windows: Sequence[Window], padding: str
-) -> Tensor:
-    oihw, weight, bias = weights.oihw, weights.qparams, weights.bias
-    groups, channels = lowering.args["groups"], oihw.shape[0]
-    shape = (nhwc.shape[0], *(window.outputs for window in windows), channels)
+def convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[Window, Window]) -> Tensor:
+    """The output [N, H, W, C] of any convolution; groups as `_convolve_groups` has them."""
     vertical, horizontal = windows
+    nhwc, padding = pad_spatial(lowering, nhwc, windows)
     attrs: dict[str, Any] = {
         "padding": padding,
         "stride_h": vertical.stride,
@@ -148,42 +193,70 @@ def _convolve(
         "dilation_w_factor": horizontal.dilation,
         "fused_activation_function": lowering.activation,
     }
-    if _is_depthwise(lowering.site):
+    positions = (nhwc.shape[0], vertical.outputs, horizontal.outputs)
+    oihw, weight, bias = filters.oihw, filters.qparams, filters.bias
+    shape = (*positions, oihw.shape[0])
+    if filters.groups == 1:
+        ohwi = lowering.constant(oihw.transpose(0, 2, 3, 1), weight)
+        return lowering.emit(CONV_2D, [nhwc, ohwi, bias], shape, **attrs)
+    if oihw.shape[1] == 1:
         axis = None if weight.axis is None else 3
-        filters = lowering.constant(oihw.transpose(1, 2, 3, 0), QParams(weight.scale, weight.zero_point, axis))
-        return lowering.emit(
-            DEPTHWISE_CONV_2D, [nhwc, filters, bias], shape, depth_multiplier=channels // groups, **attrs
-        )
-    ohwi = oihw.transpose(0, 2, 3, 1)
-    if groups == 1:
-        return lowering.emit(CONV_2D, [nhwc, lowering.constant(ohwi, weight), bias], shape, **attrs)
-    outputs = []
-    for group in range(groups):
-        rows = slice(group * channels // groups, (group + 1) * channels // groups)
-        outputs.append(
-            lowering.emit(
+        ihwo = lowering.constant(oihw.transpose(1, 2, 3, 0), QParams(weight.scale, weight.zero_point, axis))
+        multiplier = oihw.shape[0] // filters.groups
+        return lowering.emit(DEPTHWISE_CONV_2D, [nhwc, ihwo, bias], shape, depth_multiplier=multiplier, **attrs)
+    return _convolve_groups(lowering, nhwc, filters, positions, attrs)
+
+
+def _convolve_groups(
+    lowering: Lowering, nhwc: Tensor, filters: Filters, positions: Sequence[int], attrs: dict[str, Any]
+) -> Tensor:
+    """SLICE, a CONV_2D for so many groups as cost least together, and CONCATENATION; a single CONV_2D for all of them.
+
+    A CONV_2D of several groups has zeros where a filter meets the inputs of another group: more products, but channels
+    that fill the pipelines, and fewer operators.
+    """
+    site, groups, channels = lowering.site, filters.groups, len(filters.oihw)
+
+    def write(merged: int) -> tuple[Tensor, list[Op]]:
+        pen = replace(lowering, ops=[])
+        parts = groups // merged
+        outputs = [
+            pen.emit(
                 CONV_2D,
-                [_channels(lowering, nhwc, group, groups), *_rows(lowering, ohwi, weight, bias, rows)],
-                (*shape[:3], channels // groups),
+                [_channels(pen, nhwc, part, parts), *_merged(pen, filters.part(part, parts))],
+                (*positions, channels // parts),
                 **attrs,
             )
-        )
-    return lowering.emit(CONCATENATION, outputs, shape, axis=3, fused_activation_function="NONE")
+            for part in range(parts)
+        ]
+        if parts == 1:
+            return outputs[0], pen.ops
+        shape = (*positions, channels)
+        return pen.emit(CONCATENATION, outputs, shape, axis=3, fused_activation_function="NONE"), pen.ops
+
+    written = (write(merged) for merged in _merges(filters.oihw.shape, groups, site.target, site.generation))
+    output, ops = min(written, key=lambda plan: cycles_of(plan[1], site.target))
+    lowering.ops.extend(ops)
+    return output
 
 
-def _channels(lowering: Lowering, nhwc: Tensor, group: int, groups: int) -> Tensor:
-    size = (*nhwc.shape[:3], nhwc.shape[3] // groups)
-    return lowering.emit(SLICE, [nhwc], size, nhwc.qparams, begin=(0, 0, 0, group * size[3]), size=size)
+def _channels(lowering: Lowering, nhwc: Tensor, part: int, parts: int) -> Tensor:
+    """The input channels of one part of so many."""
+    if parts == 1:
+        return nhwc
+    size = (*nhwc.shape[:3], nhwc.shape[3] // parts)
+    return lowering.emit(NHWC_SLICE, [nhwc], size, nhwc.qparams, begin=(0, 0, 0, part * size[3]), size=size)
 
 
-def _rows(lowering: Lowering, ohwi: Array, weight: QParams, bias: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-    """The filters and biases of one group."""
-
-    def part(qparams: QParams) -> QParams:
-        return qparams if qparams.axis is None else QParams(qparams.scale[rows], qparams.zero_point[rows], qparams.axis)
-
-    biases = np.asarray(bias.data)[rows]
-    return lowering.constant(ohwi[rows], part(weight)), lowering.constant(biases, part(bias.qparams))
+def _merged(lowering: Lowering, filters: Filters) -> tuple[Tensor, Tensor]:
+    """The filters of all groups on the channels of all of them, and the biases."""
+    (outputs, inputs, height, width), groups = filters.oihw.shape, filters.groups
+    diagonal = np.zeros((groups, outputs // groups, height, width, groups, inputs), filters.oihw.dtype)
+    blocks = filters.oihw.transpose(0, 2, 3, 1).reshape(groups, outputs // groups, height, width, inputs)
+    for group in range(groups):
+        diagonal[group, :, :, :, group] = blocks[group]
+    data = diagonal.reshape(outputs, height, width, groups * inputs)
+    return lowering.constant(data, filters.qparams), filters.bias
 
 
 SPECS = (
@@ -198,17 +271,19 @@ SPECS = (
         edge_targets=("aten.convolution.default",),
         inputs=("input",),
         weight="weight",
+        weight_axis=0,
         bias="bias",
         fuses_activation=True,
         constraints=(
             has_a_batch,
             has_supported_geometry,
             fits_accumulation,
-            has_batch_of_one,
-            splits_into_whole_granules,
+            stacks_its_batch,
+            merges_groups,
         ),
         lower=lower_convolution,
         macs=macs,
-        becomes="CONV_2D or DEPTHWISE_CONV_2D; other groups: SLICE, a CONV_2D each, CONCATENATION",
+        becomes="CONV_2D or DEPTHWISE_CONV_2D; other groups, as many together as cost least: SLICE, CONV_2D, "
+        "CONCATENATION",
     ),
 )

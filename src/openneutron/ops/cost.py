@@ -104,12 +104,11 @@ def cost_of(op: Op, target: NeutronTarget) -> Cost:
     compute = _compute_cycles(op, array)
     macs = _compute_cycles(op, Array(1, 1, moves_while_computing=False))
     weights = sum(tensor.size * tensor.dtype.itemsize for tensor in op.inputs if tensor.data is not None)
-    activations = [tensor for tensor in (*op.inputs, op.output) if tensor.data is None]
-    moved = 0 if op.kind.name in _FREE else sum(tensor.size * tensor.dtype.itemsize for tensor in activations)
-    transfer = _quotient(weights + moved, BYTES_PER_CYCLE)
+    activations = _activation_bytes(op)
+    transfer = _quotient(weights + activations, BYTES_PER_CYCLE)
     busy = max(compute, transfer) if array.moves_while_computing else compute + transfer
     cycles = busy + OPERATOR_CYCLES
-    return Cost(macs, compute, weights, moved, cycles, macs / (cycles * array.macs_per_cycle))
+    return Cost(macs, compute, weights, activations, cycles, macs / (cycles * array.macs_per_cycle))
 
 
 def cycles_of(ops: Iterable[Op], target: NeutronTarget) -> int:
@@ -204,8 +203,14 @@ _COMPUTE: dict[str, Callable[[Op, Array], int]] = {
     "TRANSPOSE_CONV": _transposed_convolution,
 }
 
-# Operators that leave their values where they are.
-_FREE = frozenset({"RESHAPE"})
+
+def _activation_bytes(op: Op) -> int:
+    """A RESHAPE leaves its values where they are, and a SLICE reads only what it yields."""
+    if op.kind.name == "RESHAPE":
+        return 0
+    if op.kind.name == "SLICE":
+        return 2 * op.output.size * op.output.dtype.itemsize
+    return sum(tensor.size * tensor.dtype.itemsize for tensor in (*op.inputs, op.output) if tensor.data is None)
 
 
 def _compute_cycles(op: Op, array: Array) -> int:

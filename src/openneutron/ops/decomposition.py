@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node, map_arg
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from openneutron.constants import constant_of, insert_constant
+from openneutron.constants import insert_constant
+from openneutron.fx import iterate_nodes, note_replaced, op_name
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint
 
-__all__ = ["Decomposition", "Rewriting"]
+__all__ = ["SHARED_QPARAMS", "Decomposition", "Rewriting"]
+
+SHARED_QPARAMS = "openneutron.shared_qparams"
+"""Key of a node's metadata: values with the same text there have equal qparams."""
 
 # What a new node inherits from the one it replaces: where it came from in the user's code.
 _PROVENANCE = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
+
+_WITHOUT_STRIDES = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class Rewriting:
         with node.graph.inserting_before(node):
             written = node.graph.call_function(target, args, kwargs)
         written.meta = {key: node.meta[key] for key in _PROVENANCE if key in node.meta}
+        note_replaced(written, op_name(node))
         written.meta["val"] = target(*map_arg(args, _value), **map_arg(kwargs, _value))
         return written
 
@@ -49,9 +60,39 @@ class Rewriting:
         """A new constant of the graph."""
         return insert_constant(self.module, self.site.node, value, "constant")
 
+    def share_qparams(self, name: str, values: Iterable[Node]) -> None:
+        """Let these values have equal qparams, where none of them is fixed; `name` is unique for this occurrence."""
+        for value in values:
+            value.meta[SHARED_QPARAMS] = f"{self.site.node.name} {name}"
+
+    def trace(self) -> Node:
+        """The output of the operators that torch itself writes this one with, which has one tensor as output.
+
+        Of those, views become reshapes, as strides are not known beforehand.
+        """
+        operands = dict.fromkeys(iterate_nodes(list(self.args.values())))
+
+        def compute(*values: torch.Tensor) -> Any:
+            known = dict(zip(operands, values, strict=True))
+            node = self.site.node
+            return node.target(*map_arg(node.args, known.get), **map_arg(node.kwargs, known.get))  # type: ignore
+
+        traced = make_fx(compute)(*map(_value, operands))
+        written: dict[Node, Node] = {}
+        placeholders = iter(operands)
+        for node in traced.graph.nodes:
+            if node.op == "placeholder":
+                written[node] = next(placeholders)
+            elif node.op == "output":
+                return written[node.args[0]]
+            else:
+                args, kwargs = map_arg((node.args, node.kwargs), written.__getitem__)
+                written[node] = self.call(_WITHOUT_STRIDES.get(node.target, node.target), *args, **kwargs)
+        raise AssertionError("a graph without an output")
+
     def value_of(self, argument: str) -> torch.Tensor | None:
         """The tensor of an argument that is a constant of the graph; None for any other."""
-        return constant_of(self.module, self.args[argument])
+        return self.site.constant(argument)
 
 
 def _value(node: Node) -> Any:

@@ -22,6 +22,15 @@ CPU, and `program.placement` gives the limit it broke as the reason. Limits of t
 `neutron_converter_flavor` up to SDK_25_12 and for versions of eiq-neutron-sdk below 3.1.3; no flavour means the modern
 generation. "The MACs of a pipeline" are {macs}.
 
+Where an operator may be padded, its operands get zeros behind what they have, up to a multiple of the MACs of a
+pipeline, and its output is sliced, if only that makes it legal and the cost model (`openneutron.ops.cost`) finds it
+cheaper than the CPU. Convolutions around it take the zeros and the slice into their weights.
+
+The legacy generation has one transpose: it swaps two runs of dimensions, one of which holds a multiple of the MACs of a
+pipeline, as from NHWC to NCHW for one image. Images therefore come and go in NHWC there, converted by the runtime, and
+an operator that would need another transpose in its partition stays on the CPU. Sequences [N, C, L] are no images: a
+batch of them needs such a transpose.
+
 Activations are int8, affine, per tensor; weights int8, symmetric, per tensor (per output channel for convolutions with
 `weight_granularity="per_channel"`); a bias is int32 with the scale of the input times that of the weight. The output's
 scale and zero point are its own, observed in calibration, or those of the inputs, or fixed. "Tolerance" is the largest
@@ -80,21 +89,27 @@ def _section(spec: OpSpec) -> str:
         *([f"Edge dialect: {_code(spec.edge_targets)}"] if spec.edge_targets else []),
         f"Becomes: {spec.becomes}",
         f"Inputs: {_code(spec.inputs)}, int8",
+        *([f"Zero point 0: {_code(spec.symmetric)}"] if spec.symmetric else []),
         *([f"Weight: `{spec.weight}`, constant, int8, symmetric"] if spec.weight else []),
         *([f"Bias: `{spec.bias}`, constant, int32; may be absent"] if spec.bias else []),
+        *([f"May be padded: {_padded(spec)}"] if spec.pads else []),
         f"Output: {_output(spec)}",
         f"Fuses a following activation: {_yes(spec)}",
         f"Worth a partition of its own: {'yes' if spec.is_compute else 'no'}",
         f"Tolerance: {spec.tolerance} LSB",
     ]
     limits = [limit.message for limit in spec.constraints if limit.generations == frozenset(Generation)]
-    legacy = [limit.message for limit in spec.constraints if limit.generations == {Generation.LEGACY}]
+    of_legacy = [limit for limit in spec.constraints if limit.generations == {Generation.LEGACY}]
+    lifted = [limit.message for limit in of_legacy if spec.pads and limit.is_granular]
+    legacy = [limit.message for limit in of_legacy if limit.message not in lifted]
     parts = [f"## {spec.name}\n", *([spec.notes + "\n"] if spec.notes else []), _bullets(facts)]
     if limits:
         parts.append("Limits of every generation:\n\n" + _bullets(limits))
     if legacy:
         parts.append("Limits of the legacy generation:\n\n" + _bullets(legacy))
-    if not limits and not legacy:
+    if lifted:
+        parts.append("Limits of the legacy generation that padding lifts:\n\n" + _bullets(lifted))
+    if not spec.constraints:
         parts.append("No limits.\n")
     return "\n".join(parts)
 
@@ -106,7 +121,18 @@ def _output(spec: OpSpec) -> str:
         return f"fixed: scale 1/{1 / rule.scale[0]:g}, zero point {rule.zero_point[0]}"
     if isinstance(rule, OutputRule):
         return rule.value
-    words = " ".join((rule.__doc__ or "").split()).rstrip(".")
+    return _in_words(rule)
+
+
+def _padded(spec: OpSpec) -> str:
+    """Which dimensions may be padded; where that depends, the docstring of what decides it."""
+    if not callable(spec.pads):
+        return ", ".join(f"`{name}`, dimension {', '.join(map(str, dims))}" for name, dims in spec.pads.items())
+    return _in_words(spec.pads)
+
+
+def _in_words(decides: object) -> str:
+    words = " ".join((decides.__doc__ or "").split()).rstrip(".")
     return words[:1].lower() + words[1:]
 
 

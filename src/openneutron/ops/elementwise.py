@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from openneutron.fx import arguments
 from openneutron.ir.graph import Kind, Layout, QParams, Tensor
+from openneutron.ops.cost import array_of
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
@@ -25,6 +26,7 @@ RELU = Kind("RELU", None, Layout.ELEMENTWISE)
 RELU6 = Kind("RELU6", None, Layout.ELEMENTWISE)
 RELU_0_TO_1 = Kind("RELU_0_TO_1", None, Layout.ELEMENTWISE, version=1)
 RELU_N1_TO_1 = Kind("RELU_N1_TO_1", None, Layout.ELEMENTWISE, version=1)
+SUB = Kind("SUB", "SubOptions", Layout.ELEMENTWISE)
 SOFTMAX = Kind("SOFTMAX", "SoftmaxOptions")
 TANH = Kind("TANH", None, Layout.ELEMENTWISE)
 
@@ -38,6 +40,13 @@ CLAMPS = {
     (-1.0, 1.0): RELU_N1_TO_1,
     (0.0, 1.0): RELU_0_TO_1,
 }
+
+CLAMP_BECOMES = (
+    "RELU, RELU6, RELU_N1_TO_1, RELU_0_TO_1 (or part of the operator before it), else MAXIMUM and MINIMUM, or nothing "
+    "where int8 ends there anyway"
+)
+
+LOWEST_CODE, HIGHEST_CODE = -128, 127
 
 MAX_SOFTMAX_CHANNELS = 2040
 MAX_SOFTMAX_POSITIONS = 4096
@@ -68,15 +77,16 @@ def is_a_relu(site: Site) -> bool:
 
 
 def lower_clamp(lowering: Lowering) -> Tensor:
-    """A TFLite relu where one has this range, else MAXIMUM and MINIMUM with constants."""
+    """A TFLite relu where one has this range, else MAXIMUM and MINIMUM with constants that are no extreme code."""
     limits = clamp_range(lowering.site.node)
     inputs = lowering.tensor("self")
     if limits in CLAMPS:
         return lowering.emit(CLAMPS[limits], [inputs], lowering.shape)
-    for kind, limit in zip((MAXIMUM, MINIMUM), limits, strict=True):
-        if math.isfinite(limit):
-            code = lowering.constant(np.array([lowering.output.quantize(limit)], INT8), lowering.output)
-            inputs = lowering.emit(kind, [inputs, code], lowering.shape)
+    for kind, limit, extreme in zip((MAXIMUM, MINIMUM), limits, (LOWEST_CODE, HIGHEST_CODE), strict=True):
+        code = lowering.output.quantize(limit) if math.isfinite(limit) else extreme
+        if code != extreme:
+            constant = lowering.constant(np.array([code], INT8), lowering.output)
+            inputs = lowering.emit(kind, [inputs, constant], lowering.shape)
     return inputs
 
 
@@ -112,16 +122,37 @@ def has_one_full_operand(site: Site) -> bool:
     return max(sizes) == math.prod(site.shape)
 
 
+def _times(lowering: Lowering, tensor: Tensor, factor: float) -> Tensor:
+    """MUL by a positive number: the same codes with another scale, hence exact."""
+    if factor == 1:
+        return tensor
+    number = lowering.constant(np.array([1], INT8), QParams.per_tensor(factor, 0))
+    product = QParams.per_tensor(tensor.qparams.scale[0] * factor, tensor.qparams.zero_point[0])
+    return lowering.emit(MUL, [tensor, number], tensor.shape, product, fused_activation_function="NONE")
+
+
 @constraint
-def has_alpha_one(site: Site) -> bool:
-    """alpha is 1."""
-    return bool(site.args["alpha"] == 1)
+def has_an_alpha(site: Site) -> bool:
+    """alpha is not 0."""
+    return bool(site.args["alpha"] != 0)
+
+
+def _lower_sum(lowering: Lowering, sign: int) -> Tensor:
+    """self + sign * alpha * other; the smaller operand is broadcast."""
+    alpha = float(lowering.args["alpha"])
+    operands = [lowering.tensor("self"), _times(lowering, lowering.tensor("other"), abs(alpha))]
+    kind = ADD if sign * alpha > 0 else SUB
+    return lowering.emit(kind, operands, lowering.shape, fused_activation_function=lowering.activation)
 
 
 def lower_add(lowering: Lowering) -> Tensor:
-    """ADD; the smaller operand is broadcast."""
-    operands = [lowering.tensor("self"), lowering.tensor("other")]
-    return lowering.emit(ADD, operands, lowering.shape, fused_activation_function=lowering.activation)
+    """ADD, or SUB where alpha is negative."""
+    return _lower_sum(lowering, 1)
+
+
+def lower_sub(lowering: Lowering) -> Tensor:
+    """SUB, or ADD where alpha is negative."""
+    return _lower_sum(lowering, -1)
 
 
 def lower_requantize(lowering: Lowering) -> Tensor:
@@ -148,7 +179,7 @@ def has_few_softmax_channels(site: Site) -> bool:
     )
 
 
-@constraint
+@legacy_constraint
 def is_over_the_channels(site: Site) -> bool:
     """It is over the last dimension, or over dimension 1 of an image [N, C, H, W]."""
     return _softmax_dim(site) == len(site.shape) - 1 or (len(site.shape) == 4 and _softmax_dim(site) == 1)
@@ -157,10 +188,10 @@ def is_over_the_channels(site: Site) -> bool:
 @legacy_constraint
 def has_legacy_softmax_size(site: Site) -> bool:
     """Of rank 2 or more, over a multiple of the MACs of a pipeline and fewer than 4096 / pipelines x 4 values, 65536
-    granules in all.
+    granules in all. Pipelines that are unknown are as many as the MACs of a cycle make up.
     """
     channels, granularity = site.shape[_softmax_dim(site)], site.target.channel_granularity
-    limit = 4096 // (site.target.pipelines or granularity) * 4
+    limit = 4096 // array_of(site.target).pipelines * 4
     return (
         len(site.shape) >= 2
         and channels % granularity == 0
@@ -170,7 +201,7 @@ def has_legacy_softmax_size(site: Site) -> bool:
 
 
 def lower_softmax(lowering: Lowering) -> Tensor:
-    """SOFTMAX over the last dimension of a matrix or an image."""
+    """SOFTMAX over the last dimension of a matrix or an image; any other dimension is moved there."""
     inputs, dim = lowering.tensor("self"), _softmax_dim(lowering.site)
     rank = len(inputs.shape)
     perm = [*(other for other in range(rank) if other != dim), dim]
@@ -192,10 +223,10 @@ SPECS = (
         edge_targets=("aten.add.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
-        constraints=(has_alpha_one, has_one_full_operand),
+        constraints=(has_an_alpha, has_one_full_operand),
         lower=lower_add,
         macs=element_macs,
-        becomes="ADD",
+        becomes="ADD; alpha is a MUL of the second operand, and a negative one a SUB",
     ),
     OpSpec(
         name="relu",
@@ -224,7 +255,26 @@ SPECS = (
         activation=_clamp_activation,
         constraints=(is_a_relu,),
         lower=lower_clamp,
-        becomes="RELU, RELU6, RELU_N1_TO_1, RELU_0_TO_1 (or part of the operator before it), else MAXIMUM and MINIMUM",
+        becomes=CLAMP_BECOMES,
+    ),
+    OpSpec(
+        name="clamp",
+        targets=(
+            "aten.clamp.default",
+            "aten.clamp_.default",
+            "aten.clamp_min.default",
+            "aten.clamp_min_.default",
+            "aten.clamp_max.default",
+            "aten.clamp_max_.default",
+        ),
+        edge_targets=("aten.clamp.default",),
+        inputs=("self",),
+        output=_clamp_output,
+        activation=_clamp_activation,
+        constraints=(is_a_relu,),
+        lower=lower_clamp,
+        becomes=CLAMP_BECOMES,
+        notes="With tensors as limits, see clamp by tensors.",
     ),
     OpSpec(
         name="abs",
@@ -261,6 +311,8 @@ SPECS = (
         constraints=(is_over_the_channels, has_few_softmax_channels, has_legacy_softmax_size),
         lower=lower_softmax,
         becomes="SOFTMAX",
+        notes="NXP's converter 1.2.0 left every softmax of NXP's public examples to the CPU, over 10, 12 and 1001 "
+        "values, on the RT700 and the MCX N94x.",
     ),
     OpSpec(
         name="requantize",

@@ -17,7 +17,7 @@ FULLY_CONNECTED = Kind("FULLY_CONNECTED", "FullyConnectedOptions", Layout.FEATUR
 @constraint
 def has_a_matrix_as_weight(site: Site) -> bool:
     """The weight has two dimensions."""
-    return len(site.shape_of("weight" if "weight" in site.args else "mat2")) == 2
+    return len(site.shape_of("weight")) == 2
 
 
 @constraint
@@ -36,7 +36,8 @@ def does_not_scale(site: Site) -> bool:
 
 def macs(site: Site) -> int:
     """Each output value takes one product per feature."""
-    return math.prod(site.shape) * site.shape_of("input" if "input" in site.args else "mat1")[-1]
+    features = next(name for name in ("input", "mat1", "self") if name in site.args)
+    return math.prod(site.shape) * site.shape_of(features)[-1]
 
 
 def lower_linear(lowering: Lowering) -> Tensor:
@@ -45,13 +46,22 @@ def lower_linear(lowering: Lowering) -> Tensor:
     return _fully_connected(lowering, lowering.tensor("input"), weight, "bias")
 
 
+def _transposed_weight(lowering: Lowering) -> Tensor:
+    """TFLite stores the weight as [outputs, features]."""
+    return lowering.constant(lowering.data("mat2").transpose(1, 0), lowering.tensor("mat2").qparams)
+
+
 def lower_addmm(lowering: Lowering) -> Tensor:
-    """FULLY_CONNECTED; TFLite stores the weight as [outputs, features]."""
-    weight = lowering.constant(lowering.data("mat2").transpose(1, 0), lowering.tensor("mat2").qparams)
-    return _fully_connected(lowering, lowering.tensor("mat1"), weight, "self")
+    """FULLY_CONNECTED."""
+    return _fully_connected(lowering, lowering.tensor("mat1"), _transposed_weight(lowering), "self")
 
 
-def _fully_connected(lowering: Lowering, inputs: Tensor, weight: Tensor, bias: str) -> Tensor:
+def lower_mm(lowering: Lowering) -> Tensor:
+    """FULLY_CONNECTED."""
+    return _fully_connected(lowering, lowering.tensor("self"), _transposed_weight(lowering), None)
+
+
+def _fully_connected(lowering: Lowering, inputs: Tensor, weight: Tensor, bias: str | None) -> Tensor:
     outputs, features = weight.shape
     rows = inputs.size // features
     biases = lowering.bias(bias, outputs, inputs.qparams, weight.qparams)
@@ -87,8 +97,18 @@ SPECS = (
         weight="mat2",
         bias="self",
         fuses_activation=True,
-        constraints=(has_a_matrix_as_weight, has_a_plain_bias, does_not_scale),
+        constraints=(has_a_plain_bias, does_not_scale),
         lower=lower_addmm,
+        macs=macs,
+        becomes="FULLY_CONNECTED",
+    ),
+    OpSpec(
+        name="mm",
+        targets=("aten.mm.default",),
+        inputs=("self",),
+        weight="mat2",
+        fuses_activation=True,
+        lower=lower_mm,
         macs=macs,
         becomes="FULLY_CONNECTED",
     ),

@@ -61,9 +61,9 @@ class Lowering:
         """A tensor of the file."""
         return Tensor(data.shape, data.dtype, qparams, np.ascontiguousarray(data))
 
-    def bias(self, argument: str, channels: int, inputs: QParams, weight: QParams) -> Tensor:
+    def bias(self, argument: str | None, channels: int, inputs: QParams, weight: QParams) -> Tensor:
         """The int32 bias of `channels` values; zeros where the operator has none."""
-        if self.args[argument] is not None:
+        if argument is not None and self.args[argument] is not None:
             return self.constant(self.data(argument).reshape(channels), self.tensor(argument).qparams)
         scale = tuple(float(np.float32(inputs.scale[0]) * np.float32(scale)) for scale in weight.scale)
         axis = None if weight.axis is None else 0

@@ -1,26 +1,30 @@
-"""Pools and means."""
+"""Pools over one and two dimensions."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 from torch.fx import Node
 
-from openneutron.fx import shape_of
-from openneutron.ir.graph import Kind, Layout, Tensor
+from openneutron.fx import op_name, shape_of
+from openneutron.ir.graph import Kind, Tensor
 from openneutron.ops.lowering import INT8, Lowering
+from openneutron.ops.reductions import MEAN, mean_of_image
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
-from openneutron.ops.windows import Window, pad_spatial
+from openneutron.ops.spec import OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
+from openneutron.ops.windows import Window, image_shape, pad_spatial, spatial, spatial_rank
+from openneutron.targets import Generation
 
-__all__ = ["SPECS"]
+__all__ = [
+    "SPECS", "adaptive_windows", "divides_as_tflite_does", "divisors", "has_even_windows", "has_small_kernel",
+    "pool_windows",
+]  # fmt: skip
 
 AVERAGE_POOL_2D = Kind("AVERAGE_POOL_2D", "Pool2DOptions")
 MAX_POOL_2D = Kind("MAX_POOL_2D", "Pool2DOptions")
-SUM = Kind("SUM", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
-MEAN = Kind("MEAN", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
 
 # Small windows hit the halves often: with 2x2 every fourth average is one.
 HALVES = (
@@ -28,95 +32,116 @@ HALVES = (
     "from the zero point by torch: one LSB apart there, exact everywhere else."
 )
 
+Counts = npt.NDArray[np.int64]
+
 MAX_KERNEL = 4096
 MAX_STRIDE = 4096
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    height, width = values * 2 if len(values) == 1 else values
-    return int(height), int(width)
-
-
-def _kernel(site: Site) -> tuple[int, int]:
+def pool_windows(site: Site) -> tuple[Window, Window]:
+    """Its windows over height and width; those of an adaptive pool if `has_even_windows`."""
+    sizes, outputs = image_shape(site, site.shape_of("self"))[2:], image_shape(site, site.shape)[2:]
     if "output_size" in site.args:
-        sizes = zip(site.shape_of("self")[-2:], site.shape[-2:], strict=True)
-        height, width = (size // outputs for size, outputs in sizes)
-        return height, width
-    return _pair(site.args["kernel_size"])
+        kernel, stride = zip(*map(_first_and_step, sizes, outputs), strict=True)
+        padding = (0, 0)
+    else:
+        kernel = spatial(site, "kernel_size", 1)
+        stride = spatial(site, "stride", 1) if site.args["stride"] else kernel
+        padding = spatial(site, "padding", 0)
+    vertical, horizontal = (
+        Window(*window) for window in zip(sizes, outputs, kernel, stride, (1, 1), padding, strict=True)
+    )
+    return vertical, horizontal
 
 
-def _stride(site: Site) -> tuple[int, int]:
-    return _pair(site.args["stride"]) if site.args.get("stride") else _kernel(site)
+def adaptive_windows(size: int, outputs: int) -> list[tuple[int, int]]:
+    """First element of each window of an adaptive pool, and the one behind its last."""
+    return [(index * size // outputs, -(-(index + 1) * size // outputs)) for index in range(outputs)]
 
 
-def _padding(site: Site) -> tuple[int, int]:
-    return _pair(site.args.get("padding", 0))
+def _first_and_step(size: int, outputs: int) -> tuple[int, int]:
+    """Size of the first window of an adaptive pool, and the distance of the next one."""
+    (_, kernel), *others = adaptive_windows(size, outputs)
+    return kernel, max(1, others[0][0]) if others else kernel
 
 
-def _windows(site: Site, pool_shape: tuple[int, ...]) -> list[Window]:
-    sizes = zip(pool_shape, site.shape[-2:], _kernel(site), _stride(site), _padding(site), strict=True)
-    return [Window(size, outputs, kernel, stride, 1, begin) for size, outputs, kernel, stride, begin in sizes]
+@constraint
+def has_even_windows(site: Site) -> bool:
+    """Its windows are of one size and at equal distances, in height and in width."""
+    return all(
+        adaptive_windows(window.size, window.outputs)
+        == [(start, start + window.kernel) for start in range(0, window.outputs * window.stride, window.stride)]
+        for window in pool_windows(site)
+    )
 
 
 @constraint
 def has_small_kernel(site: Site) -> bool:
     """Kernel is at most {MAX_KERNEL}, stride at most {MAX_STRIDE}."""
-    return max(_kernel(site)) <= MAX_KERNEL and max(_stride(site)) <= MAX_STRIDE
+    return all(window.kernel <= MAX_KERNEL and window.stride <= MAX_STRIDE for window in pool_windows(site))
 
 
 @constraint
 def has_small_stride(site: Site) -> bool:
     """Stride is at most {MAX_STRIDE}."""
-    return max(_stride(site)) <= MAX_STRIDE
+    return all(window.stride <= MAX_STRIDE for window in pool_windows(site))
+
+
+def divisors(site: Site) -> Counts:
+    """What torch divides the sum of each window of an average pool by, [height, width]."""
+    override, windows = site.args.get("divisor_override"), pool_windows(site)
+    if override is not None:
+        return np.full([window.outputs for window in windows], override)
+    count = _counted if site.args["count_include_pad"] else _present
+    return _outer(count, windows)
+
+
+def _outer(count: Callable[[Window], Counts], windows: tuple[Window, Window]) -> Counts:
+    vertical, horizontal = map(count, windows)
+    return np.outer(vertical, horizontal)
+
+
+def _counted(window: Window) -> Counts:
+    """Elements of each window, padding included that torch asks for; ceil_mode reaches beyond it."""
+    start = np.arange(window.outputs) * window.stride - window.begin
+    return np.minimum(start + window.kernel, window.size + window.begin) - start
+
+
+def _present(window: Window) -> Counts:
+    """Elements of each window that are no padding."""
+    start = np.arange(window.outputs) * window.stride - window.begin
+    return np.minimum(start + window.kernel, window.size) - np.maximum(start, 0)
+
+
+def _divides_by_the_window(site: Site) -> bool:
+    return bool((divisors(site) == math.prod(window.kernel for window in pool_windows(site))).all())
 
 
 @constraint
-def does_not_round_up(site: Site) -> bool:
-    """ceil_mode is off."""
-    return not site.args["ceil_mode"]
-
-
-@constraint
-def divides_by_the_window(site: Site) -> bool:
-    """divisor_override is not given, and padding is counted where there is any (count_include_pad)."""
-    return site.args["divisor_override"] is None and (site.args["count_include_pad"] or not any(_padding(site)))
-
-
-@constraint
-def has_equal_windows(site: Site) -> bool:
-    """Input height and width are multiples of the output's."""
-    sizes = zip(site.shape_of("self")[-2:], site.shape[-2:], strict=True)
-    return all(size % outputs == 0 for size, outputs in sizes)
+def divides_as_tflite_does(site: Site) -> bool:
+    """Each sum is divided by the elements of its window; or by those that are no padding, where the padding is TFLite's
+    SAME.
+    """
+    if _divides_by_the_window(site):
+        return True
+    windows = pool_windows(site)
+    return all(window.is_same for window in windows) and np.array_equal(divisors(site), _outer(_present, windows))
 
 
 @constraint
 def is_not_dilated(site: Site) -> bool:
     """The dilation is 1."""
-    return max(_pair(site.args["dilation"])) == 1
+    return max(spatial(site, "dilation", 1)) == 1
 
 
 @legacy_constraint
 def has_whole_granules(site: Site) -> bool:
     """The channels are a multiple of the MACs of a pipeline."""
-    return site.shape_of("self")[-3] % site.target.channel_granularity == 0
+    return image_shape(site, site.shape_of("self"))[1] % site.target.channel_granularity == 0
 
 
-def _four_dimensional(lowering: Lowering) -> Tensor:
-    inputs = lowering.tensor("self")
-    return inputs if len(inputs.shape) == 4 else lowering.reshape(inputs, (1, *inputs.shape))
-
-
-def _pool(lowering: Lowering, kind: Kind, padding_value: int | None) -> Tensor:
-    inputs = _four_dimensional(lowering)
-    windows = _windows(lowering.site, inputs.shape[2:])
-    nhwc = lowering.channels_last(inputs)
-    if padding_value is None:
-        nhwc, padding = pad_spatial(lowering, nhwc, windows, allow_same=False)
-    else:
-        value = lowering.constant(np.array([padding_value], INT8), inputs.qparams)
-        nhwc, padding = pad_spatial(lowering, nhwc, windows, value)
-    vertical, horizontal = windows
+def _pool(lowering: Lowering, kind: Kind, nhwc: Tensor, padding: str) -> Tensor:
+    vertical, horizontal = pool_windows(lowering.site)
     output = lowering.emit(
         kind,
         [nhwc],
@@ -131,18 +156,29 @@ def _pool(lowering: Lowering, kind: Kind, padding_value: int | None) -> Tensor:
     return lowering.reshape(lowering.channels_first(output), lowering.shape)
 
 
+def _nhwc(lowering: Lowering) -> Tensor:
+    inputs = lowering.tensor("self")
+    return lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.site, inputs.shape)))
+
+
 def lower_average_pool(lowering: Lowering) -> Tensor:
     """AVERAGE_POOL_2D; padding that counts is an explicit PAD, as TFLite's own is left out of the average."""
-    return _pool(lowering, AVERAGE_POOL_2D, padding_value=None)
+    nhwc, padding = _nhwc(lowering), "SAME"
+    if "output_size" in lowering.args or _divides_by_the_window(lowering.site):
+        nhwc, padding = pad_spatial(lowering, nhwc, pool_windows(lowering.site), allow_same=False)
+    return _pool(lowering, AVERAGE_POOL_2D, nhwc, padding)
 
 
 def lower_max_pool(lowering: Lowering) -> Tensor:
     """MAX_POOL_2D; padding that SAME cannot express is the lowest value, which no maximum picks."""
-    return _pool(lowering, MAX_POOL_2D, padding_value=-128)
+    nhwc = _nhwc(lowering)
+    lowest = lowering.constant(np.array([-128], INT8), nhwc.qparams)
+    return _pool(lowering, MAX_POOL_2D, *pad_spatial(lowering, nhwc, pool_windows(lowering.site), lowest))
 
 
 def _is_global(node: Node) -> bool:
-    return shape_of(node)[-2:] == (1, 1)
+    """Whether an adaptive pool leaves one value per channel."""
+    return all(size == 1 for size in shape_of(node)[-1 if "1d" in op_name(node) else -2 :])
 
 
 def _adaptive_output(node: Node) -> OutputRule:
@@ -155,60 +191,27 @@ def lower_adaptive_average_pool(lowering: Lowering) -> Tensor:
     if not _is_global(lowering.site.node):
         return lower_average_pool(lowering)
     inputs = lowering.tensor("self")
+    if lowering.site.generation is Generation.LEGACY:
+        return mean_of_image(lowering, image_shape(lowering.site, inputs.shape))
     rank = len(inputs.shape)
-    return lowering.emit(MEAN, [inputs], lowering.shape, axes=(rank - 2, rank - 1), keep_dims=True)
+    axes = tuple(range(rank - spatial_rank(lowering.site), rank))
+    return lowering.emit(MEAN, [inputs], lowering.shape, axes=axes, keep_dims=True)
 
 
 @legacy_constraint
 def averages_whole_granules(site: Site) -> bool:
-    """Where it leaves one value per channel, it is of an image [N, C, H, W] with a multiple of the MACs of a pipeline
-    as channels.
-    """
-    shape = site.shape_of("self")
-    return not _is_global(site.node) or (len(shape) == 4 and shape[1] % site.target.channel_granularity == 0)
+    """Where it leaves one value per channel, the channels are a multiple of the MACs of a pipeline."""
+    return not _is_global(site.node) or has_whole_granules.holds(site)
 
 
-def _mean_axes(site: Site) -> tuple[int, ...]:
-    rank = len(site.shape_of("self"))
-    dims = site.args["dim"]
-    return tuple(range(rank)) if not dims else tuple(sorted(dim % rank for dim in dims))
-
-
-@legacy_constraint
-def means_over_an_image(site: Site) -> bool:
-    """It is over height and width of rank 4, with keepdim, its channels a multiple of the MACs of a pipeline."""
-    shape = site.shape_of("self")
-    return (
-        len(shape) == 4
-        and _mean_axes(site) == (2, 3)
-        and bool(site.args["keepdim"])
-        and shape[1] % site.target.channel_granularity == 0
-    )
-
-
-@constraint
-def keeps_a_dimension(site: Site) -> bool:
-    """The output has a dimension left."""
-    return len(site.shape) > 0
-
-
-def lower_mean(lowering: Lowering) -> Tensor:
-    """MEAN."""
-    keep = bool(lowering.args["keepdim"])
-    axes = _mean_axes(lowering.site)
-    return lowering.emit(MEAN, [lowering.tensor("self")], lowering.shape, axes=axes, keep_dims=keep)
-
-
-def lower_sum(lowering: Lowering) -> Tensor:
-    """SUM."""
-    keep = bool(lowering.args["keepdim"])
-    axes = _mean_axes(lowering.site)
-    return lowering.emit(SUM, [lowering.tensor("self")], lowering.shape, axes=axes, keep_dims=keep)
+def _channels(site: Site) -> PaddedDimensions:
+    """Channels."""
+    return {"self": (-1 - spatial_rank(site),)}
 
 
 def window_macs(site: Site) -> int:
     """An addition for each element of each window, counted as one multiply-accumulate."""
-    return math.prod(site.shape) * math.prod(_kernel(site))
+    return math.prod(site.shape) * math.prod(window.kernel for window in pool_windows(site))
 
 
 def input_macs(site: Site) -> int:
@@ -218,54 +221,40 @@ def input_macs(site: Site) -> int:
 
 SPECS = (
     OpSpec(
-        name="avg_pool2d",
-        targets=("aten.avg_pool2d.default",),
+        name="avg_pool",
+        targets=("aten.avg_pool1d.default", "aten.avg_pool2d.default"),
+        edge_targets=("aten.avg_pool2d.default",),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(has_small_kernel, does_not_round_up, divides_by_the_window),
+        constraints=(has_small_kernel, divides_as_tflite_does),
         lower=lower_average_pool,
         macs=window_macs,
-        becomes="AVERAGE_POOL_2D, with a PAD where it pads",
+        becomes="AVERAGE_POOL_2D, with a PAD where it counts padding",
         notes=HALVES,
     ),
     OpSpec(
-        name="adaptive_avg_pool2d",
-        targets=("aten.adaptive_avg_pool2d.default",),
+        name="adaptive_avg_pool",
+        targets=("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default"),
         edge_targets=("aten._adaptive_avg_pool2d.default",),
         inputs=("self",),
         output=_adaptive_output,
-        constraints=(has_equal_windows, has_small_kernel, averages_whole_granules),
+        constraints=(has_even_windows, has_small_kernel, averages_whole_granules),
+        pads=_channels,
         lower=lower_adaptive_average_pool,
         macs=input_macs,
         becomes="MEAN where one value per channel is left, else AVERAGE_POOL_2D",
         notes=HALVES,
     ),
     OpSpec(
-        name="max_pool2d",
-        targets=("aten.max_pool2d.default",),
+        name="max_pool",
+        targets=("aten.max_pool1d.default", "aten.max_pool2d.default"),
         edge_targets=("aten.max_pool2d_with_indices.default",),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(has_small_stride, is_not_dilated, does_not_round_up, has_whole_granules),
+        constraints=(has_small_stride, is_not_dilated, has_whole_granules),
+        pads=_channels,
         lower=lower_max_pool,
         becomes="MAX_POOL_2D, with a PADV2 where padding SAME cannot express it",
-    ),
-    OpSpec(
-        name="mean",
-        targets=("aten.mean.dim",),
-        inputs=("self",),
-        constraints=(keeps_a_dimension, means_over_an_image),
-        lower=lower_mean,
-        macs=input_macs,
-        becomes="MEAN",
-    ),
-    OpSpec(
-        name="sum",
-        targets=("aten.sum.dim_IntList",),
-        inputs=("self",),
-        constraints=(keeps_a_dimension,),
-        lower=lower_sum,
-        macs=input_macs,
-        becomes="SUM",
+        keeps_values=lambda _: True,
     ),
 )

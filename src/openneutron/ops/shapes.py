@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
+import torch
 from torch.fx import Node
 
 from openneutron.fx import iterate_nodes, shape_of
-from openneutron.ir.graph import Kind, Layout, Tensor
-from openneutron.ops.lowering import INT8, Lowering
+from openneutron.ir.graph import Layout, Tensor
+from openneutron.ir.views import swapped_blocks
+from openneutron.ops.lowering import Lowering
+from openneutron.ops.pieces import CONCATENATION, has_rank_for_kernels, joined, part
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
-from openneutron.ops.windows import PAD, PADV2
+from openneutron.ops.spec import OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
+from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["CONCATENATION", "SLICE", "SPECS"]
+__all__ = ["SPECS", "has_rank_for_transpose", "is_legacy_swap", "permutation"]
 
-CONCATENATION = Kind("CONCATENATION", "ConcatenationOptions", Layout.AXES, axes=("axis",))
-SLICE = Kind("SLICE", "SliceOptions", Layout.AXES, operands=("begin", "size"), dimensions=("begin", "size"))
-MIRROR_PAD = Kind("MIRROR_PAD", "MirrorPadOptions", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
+# Torch's number of each dimension of an image [N, H, W, C].
+NHWC = (0, 2, 3, 1)
 
 MAX_RESHAPE_RANK = 7
 MAX_TRANSPOSE_RANK = 6
@@ -47,32 +49,38 @@ def has_rank_for_transpose(site: Site) -> bool:
     return len(site.shape) <= MAX_TRANSPOSE_RANK
 
 
-def _permutation(site: Site) -> tuple[int, ...]:
-    rank = len(site.shape)
-    if "dims" in site.args:
-        return tuple(dim % rank for dim in site.args["dims"])
-    perm = list(range(rank))
-    first, second = site.args["dim0"] % rank, site.args["dim1"] % rank
-    perm[first], perm[second] = perm[second], perm[first]
-    return tuple(perm)
+def permutation(node: Node) -> tuple[int, ...]:
+    """perm of an operator whose dimension i is dimension perm[i] of its input, whatever form its arguments have."""
+    inputs, *rest = node.args
+    assert isinstance(inputs, Node)
+    assert isinstance(node.target, torch._ops.OpOverload)
+    # No two dimensions have the same size here, so the output's sizes say where each came from.
+    sizes = range(2, 2 + len(shape_of(inputs)))
+    permuted = node.target(torch.empty(tuple(sizes), device="meta"), *rest, **node.kwargs)
+    return tuple(sizes.index(size) for size in permuted.shape)
 
 
 @legacy_constraint
-def permutes_whole_granules(site: Site) -> bool:
-    """Of rank 4: NHWC to NCHW, batch 1, H x W x C and one of C and H x W multiples of the MACs of a pipeline."""
-    if len(site.shape) != 4 or _permutation(site) != (0, 3, 1, 2):
-        return False
-    (batch, height, width, channels), granularity = site.shape_of("self"), site.target.channel_granularity
-    return (
-        batch == 1
-        and height * width * channels % granularity == 0
-        and (channels % granularity == 0 or height * width % granularity == 0)
-    )
+def swaps_two_blocks(site: Site) -> bool:
+    """It swaps two runs of dimensions, as NHWC to NCHW does for a batch of 1; dimensions of size 1 do not count."""
+    return swapped_blocks(site.shape_of("self"), permutation(site.node)) is not None
+
+
+@legacy_constraint
+def swaps_whole_granules(site: Site) -> bool:
+    """One of the two runs holds a multiple of the MACs of a pipeline."""
+    blocks = swapped_blocks(site.shape_of("self"), permutation(site.node))
+    return blocks is None or is_legacy_swap(blocks, site.target)
+
+
+def is_legacy_swap(blocks: tuple[int, int], target: NeutronTarget) -> bool:
+    """Whether the legacy generation swaps runs of these sizes."""
+    return 1 in blocks or any(size % target.channel_granularity == 0 for size in blocks)
 
 
 def lower_permute(lowering: Lowering) -> Tensor:
     """TRANSPOSE."""
-    return lowering.transpose(lowering.tensor("self"), _permutation(lowering.site))
+    return lowering.transpose(lowering.tensor("self"), permutation(lowering.site.node))
 
 
 def _concatenated_dim(site: Site) -> int:
@@ -81,16 +89,25 @@ def _concatenated_dim(site: Site) -> int:
 
 @legacy_constraint
 def does_not_concatenate_batches(site: Site) -> bool:
-    """It concatenates at least two tensors, not along dimension 0."""
-    return _concatenated_dim(site) != 0 and len(site.args["tensors"]) >= 2
+    """It is not along dimension 0."""
+    return _concatenated_dim(site) != 0 or len(site.args["tensors"]) == 1
+
+
+def _channel_dim(site: Site) -> int:
+    return 1 if len(site.shape) >= 3 else len(site.shape) - 1
 
 
 @legacy_constraint
 def concatenates_whole_granules(site: Site) -> bool:
     """The channels of every input are a multiple of the MACs of a pipeline."""
     shapes = [shape_of(node) for node in iterate_nodes(site.args["tensors"])]
-    channel = 1 if len(site.shape) >= 3 else -1
-    return all(shape[channel] % site.target.channel_granularity == 0 for shape in shapes)
+    sizes = (shape[_channel_dim(site)] for shape in shapes)
+    return len(shapes) == 1 or all(size % site.target.channel_granularity == 0 for size in sizes)
+
+
+def _padded_channels(site: Site) -> PaddedDimensions:
+    """Its channels, unless it is along them: padding would come between the inputs."""
+    return {} if _concatenated_dim(site) == _channel_dim(site) else {"tensors": (_channel_dim(site),)}
 
 
 @constraint
@@ -102,107 +119,38 @@ def concatenates_equal_ranks(site: Site) -> bool:
 
 def lower_cat(lowering: Lowering) -> Tensor:
     """CONCATENATION, unless there is one input."""
-    inputs = lowering.tensors("tensors")
-    if len(inputs) == 1:
-        return inputs[0]
-    axis = _concatenated_dim(lowering.site)
-    return lowering.emit(CONCATENATION, inputs, lowering.shape, axis=axis, fused_activation_function="NONE")
+    inputs, dim = lowering.tensors("tensors"), _concatenated_dim(lowering.site)
+    if lowering.site.generation is Generation.LEGACY and len(lowering.shape) == 4 and len(inputs) > 1:
+        return _cat_of_images(lowering, inputs, dim)
+    return joined(lowering, inputs, dim)
 
 
-def _paddings(site: Site) -> tuple[tuple[int, int], ...]:
-    """(in front, behind) for each dimension; torch lists them from the last dimension on."""
-    flat, rank = list(site.args["pad"]), len(site.shape)
-    pairs = [(int(flat[i]), int(flat[i + 1])) for i in range(0, len(flat), 2)]
-    return tuple(reversed(pairs + [(0, 0)] * (rank - len(pairs))))
+def _cat_of_images(lowering: Lowering, inputs: Sequence[Tensor], dim: int) -> Tensor:
+    """In NHWC, where the legacy generation counts the channels; `dim` is torch's."""
+    images, shape = [lowering.channels_last(tensor) for tensor in inputs], [lowering.shape[i] for i in NHWC]
+    kind, axis = replace(CONCATENATION, layout=Layout.FIXED), NHWC.index(dim)
+    output = lowering.emit(kind, images, shape, axis=axis, fused_activation_function="NONE")
+    return lowering.channels_first(output)
 
 
-def _mode(site: Site) -> str:
-    return str(site.args.get("mode", "constant"))
-
-
-def _pad_value(site: Site) -> float:
-    value = site.args.get("value")
-    return 0.0 if value is None else float(value)
-
-
-@constraint
-def pads_by_constant_or_reflection(site: Site) -> bool:
-    """The mode is 'constant' or 'reflect'."""
-    return _mode(site) in ("constant", "reflect")
-
-
-def _crops(site: Site) -> bool:
-    return any(width < 0 for pair in _paddings(site) for width in pair)
-
-
-@legacy_constraint
-def does_not_crop(site: Site) -> bool:
-    """No padding is negative."""
-    return not _crops(site)
-
-
-@constraint
-def does_not_crop_a_reflection(site: Site) -> bool:
-    """No padding is negative where the mode is 'reflect'."""
-    return _mode(site) != "reflect" or not _crops(site)
-
-
-def _cropped(lowering: Lowering, inputs: Tensor, paddings: Sequence[tuple[int, int]]) -> Tensor:
-    """What negative padding leaves of the input."""
-    begin = tuple(max(0, -front) for front, _ in paddings)
-    size = tuple(
-        length + min(0, front) + min(0, behind)
-        for length, (front, behind) in zip(inputs.shape, paddings, strict=True)
-    )
-    return inputs if size == inputs.shape else lowering.emit(SLICE, [inputs], size, begin=begin, size=size)
-
-
-def lower_pad(lowering: Lowering) -> Tensor:
-    """SLICE for negative padding; PAD with real zero, PADV2 with any other value, MIRROR_PAD for reflection."""
-    paddings = _paddings(lowering.site)
-    inputs = _cropped(lowering, lowering.tensor("self"), paddings)
-    if inputs.shape == lowering.shape and not any(width > 0 for pair in paddings for width in pair):
-        return inputs
-    paddings = tuple((max(0, front), max(0, behind)) for front, behind in paddings)
-    if _mode(lowering.site) == "reflect":
-        return lowering.emit(MIRROR_PAD, [inputs], lowering.shape, paddings=paddings, mode="REFLECT")
-    code = lowering.output.quantize(_pad_value(lowering.site))
-    if code == lowering.output.zero_point[0]:
-        return lowering.emit(PAD, [inputs], lowering.shape, paddings=paddings)
-    value = lowering.constant(np.array([code], INT8), lowering.output)
-    return lowering.emit(PADV2, [inputs, value], lowering.shape, paddings=paddings)
-
-
-def _slice_bounds(site: Site) -> tuple[int, int, int]:
-    """Dimension, first index and number of elements of a slice."""
-    shape = site.shape_of("self")
-    dim = int(site.args["dim"]) % len(shape)
-    start = site.args["start"] or 0
+def _sliced(site: Site) -> tuple[int, int, int]:
+    """Dimension, first index and number of indices of a slice, a narrow or a select."""
+    args, shape = site.args, site.shape_of("self")
+    dim = int(args["dim"]) % len(shape)
+    start = args["index"] if "index" in args else args["start"] or 0
     first = min(max(start + shape[dim] if start < 0 else start, 0), shape[dim])
-    return dim, first, site.shape[dim]
+    return dim, first, 1 if "index" in args else site.shape[dim]
 
 
 @constraint
 def slices_without_steps(site: Site) -> bool:
     """The step is 1."""
-    return bool(site.args["step"] == 1)
-
-
-@legacy_constraint
-def slices_whole_granules(site: Site) -> bool:
-    """The dimension it slices is a multiple of the MACs of a pipeline."""
-    dim, _, _ = _slice_bounds(site)
-    return site.shape_of("self")[dim] % site.target.channel_granularity == 0
+    return bool(site.args.get("step", 1) == 1)
 
 
 def lower_slice(lowering: Lowering) -> Tensor:
-    """SLICE, or nothing where it takes all."""
-    inputs = lowering.tensor("self")
-    dim, first, _ = _slice_bounds(lowering.site)
-    if inputs.shape == lowering.shape:
-        return inputs
-    begin = tuple(first if other == dim else 0 for other in range(len(inputs.shape)))
-    return lowering.emit(SLICE, [inputs], lowering.shape, begin=begin, size=lowering.shape)
+    """SLICE, or nothing where it takes all; select drops the dimension."""
+    return lowering.reshape(part(lowering, lowering.tensor("self"), *_sliced(lowering.site)), lowering.shape)
 
 
 def _is_eval(site: Site) -> bool:
@@ -215,10 +163,6 @@ def is_in_eval_mode(site: Site) -> bool:
     return _is_eval(site)
 
 
-def _shared(_: Node) -> OutputRule:
-    return OutputRule.SHARED
-
-
 SPECS = (
     OpSpec(
         name="reshape",
@@ -227,6 +171,7 @@ SPECS = (
             "aten.reshape.default",
             "aten._unsafe_view.default",
             "aten.flatten.using_ints",
+            "aten.ravel.default",
             "aten.unflatten.int",
             "aten.squeeze.default",
             "aten.squeeze.dim",
@@ -243,47 +188,66 @@ SPECS = (
     ),
     OpSpec(
         name="permute",
-        targets=("aten.permute.default", "aten.transpose.int"),
-        edge_targets=("aten.permute_copy.default", "aten.transpose_copy.int"),
+        targets=(
+            "aten.permute.default",
+            "aten.transpose.int",
+            "aten.swapaxes.default",
+            "aten.swapdims.default",
+            "aten.movedim.int",
+            "aten.movedim.intlist",
+            "aten.moveaxis.int",
+            "aten.moveaxis.intlist",
+            "aten.t.default",
+            "aten.numpy_T.default",
+            "aten.mT.default",
+            "aten.mH.default",
+            "aten.matrix_H.default",
+            "aten.adjoint.default",
+        ),
+        edge_targets=("aten.permute_copy.default", "aten.transpose_copy.int", "aten.t_copy.default"),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(has_rank_for_transpose, permutes_whole_granules),
+        constraints=(has_rank_for_transpose, swaps_two_blocks, swaps_whole_granules),
         lower=lower_permute,
         becomes="TRANSPOSE, or nothing",
         is_compute=False,
     ),
     OpSpec(
         name="cat",
-        targets=("aten.cat.default", "aten.concat.default"),
+        targets=("aten.cat.default", "aten.concat.default", "aten.concatenate.default"),
         edge_targets=("aten.cat.default",),
         inputs=("tensors",),
         output=OutputRule.SHARED,
-        constraints=(concatenates_equal_ranks, does_not_concatenate_batches, concatenates_whole_granules),
+        constraints=(
+            concatenates_equal_ranks,
+            has_rank_for_kernels,
+            does_not_concatenate_batches,
+            concatenates_whole_granules,
+        ),
+        pads=_padded_channels,
         lower=lower_cat,
         becomes="CONCATENATION",
         is_compute=False,
     ),
     OpSpec(
-        name="pad",
-        targets=("aten.pad.default", "aten.constant_pad_nd.default"),
-        edge_targets=("aten.constant_pad_nd.default",),
-        inputs=("self",),
-        output=OutputRule.SHARED,
-        constraints=(pads_by_constant_or_reflection, does_not_crop_a_reflection, does_not_crop),
-        lower=lower_pad,
-        becomes="PAD, PADV2 or MIRROR_PAD; negative padding: SLICE",
-        notes="ExecuTorch's own CPU kernel refuses negative padding, so the legacy generation cannot run it at all.",
-        is_compute=False,
-    ),
-    OpSpec(
         name="slice",
-        targets=("aten.slice.Tensor",),
+        targets=("aten.slice.Tensor", "aten.narrow.default"),
         edge_targets=("aten.slice_copy.Tensor",),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(slices_without_steps, slices_whole_granules),
+        constraints=(slices_without_steps,),
         lower=lower_slice,
-        becomes="SLICE, or nothing",
+        becomes="SLICE, or nothing; for the legacy generation a PAD before it where needed",
+        is_compute=False,
+    ),
+    OpSpec(
+        name="select",
+        targets=("aten.select.int",),
+        edge_targets=("aten.select_copy.int",),
+        inputs=("self",),
+        output=OutputRule.SHARED,
+        lower=lower_slice,
+        becomes="SLICE, as that of slice, and RESHAPE",
         is_compute=False,
     ),
     OpSpec(
@@ -294,6 +258,42 @@ SPECS = (
         constraints=(is_in_eval_mode,),
         lower=lower_identity,
         becomes="nothing",
+        is_compute=False,
+    ),
+    OpSpec(
+        name="copy",
+        targets=(
+            "aten.clone.default",
+            "aten.contiguous.default",
+            "aten.alias.default",
+            "aten.detach.default",
+            "aten.detach_.default",
+            "aten.lift_fresh_copy.default",
+        ),
+        edge_targets=("dim_order_ops._clone_dim_order.default", "aten.alias_copy.default", "aten.detach_copy.default"),
+        inputs=("self",),
+        output=OutputRule.SHARED,
+        lower=lower_identity,
+        becomes="nothing",
+        notes="Its memory format counts at the ends of the NPU's part alone.",
+        is_compute=False,
+    ),
+    OpSpec(
+        name="to",
+        targets=(
+            "aten.to.dtype",
+            "aten.to.dtype_layout",
+            "aten.to.device",
+            "aten.to.other",
+            "aten.type_as.default",
+            "aten._to_copy.default",
+        ),
+        edge_targets=("dim_order_ops._to_dim_order_copy.default",),
+        inputs=("self",),
+        output=OutputRule.SHARED,
+        lower=lower_identity,
+        becomes="nothing",
+        notes="From float32 to float32. Its memory format counts at the ends of the NPU's part alone.",
         is_compute=False,
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch.fx import Node
@@ -14,7 +14,13 @@ from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
 from openneutron.targets import Generation
 
-__all__ = ["Constraint", "OpSpec", "OutputRule", "constraint", "legacy_constraint", "no_macs"]
+__all__ = ["Constraint", "OpSpec", "OutputRule", "PaddedDimensions", "constraint", "legacy_constraint", "no_macs"]
+
+# How a limit calls the number of channels that a pipeline takes at once.
+GRANULARITY = "the MACs of a pipeline"
+
+PaddedDimensions = Mapping[str, tuple[int, ...]]
+"""Dimensions by the name of the argument that has them."""
 
 
 class OutputRule(enum.Enum):
@@ -35,6 +41,11 @@ class Constraint:
     def message(self) -> str:
         """The docstring of `holds`, its {LIMITS} filled in from the module they are named in."""
         return " ".join((self.holds.__doc__ or "").format_map(self.holds.__globals__).split())
+
+    @property
+    def is_granular(self) -> bool:
+        """Whether it depends on the target's MACs of a pipeline."""
+        return GRANULARITY in self.message
 
 
 def constraint(holds: Callable[[Site], bool]) -> Constraint:
@@ -68,13 +79,23 @@ class OpSpec:
     """The TFLite operators it becomes, for the docs."""
     edge_targets: tuple[str, ...] = ()
     """Names of the same operator in the edge dialect; the first one is shown in the placement."""
+    symmetric: tuple[str, ...] = ()
+    """Those of `inputs` that need zero point 0."""
     weight: str | None = None
     """Argument that must be a constant int8 weight."""
+    weight_axis: int | None = None
+    """The weight's dimension of output channels, where it may have a scale for each; None for one scale only."""
     bias: str | None = None
     """Argument that may be a constant int32 bias."""
     output: OutputRule | QParams | Callable[[Node], OutputRule | QParams] = OutputRule.OBSERVED
     """Where the output's qparams come from."""
     constraints: tuple[Constraint, ...] = ()
+    pads: PaddedDimensions | Callable[[Site], PaddedDimensions] = field(default_factory=dict, compare=False)
+    """Dimensions of its arguments that zeros behind them do not disturb: what the output then has more is sliced off.
+
+    They are padded to multiples of the MACs of a pipeline where that makes it legal and costs less than the CPU. A
+    dimension that an argument does not have is left out; a function may say which ones this occurrence lets one pad.
+    """
     macs: Callable[[Site], int] = no_macs
     """Multiply-accumulates of one occurrence."""
     fuses_activation: bool = False
@@ -83,6 +104,8 @@ class OpSpec:
     """For an activation: the TFLite name under which a preceding operator can fuse it, None where it cannot."""
     is_compute: bool = True
     """Whether it is worth a partition of its own: operators that only move values are not."""
+    keeps_values: Callable[[Site], bool] | None = None
+    """Whether its output has no values but those of its inputs; None for yes where it is not worth a partition."""
     tolerance: int = 1
     """Largest difference to the converted module, in LSBs of the output."""
     notes: str = field(default="", compare=False)
@@ -91,10 +114,21 @@ class OpSpec:
         """Where the qparams of this occurrence's output come from."""
         return self.output(node) if callable(self.output) else self.output
 
+    def commutes_with_quantization(self, site: Site) -> bool:
+        """Whether this occurrence yields the same of quantized values as quantized of others."""
+        keeps = not self.is_compute if self.keeps_values is None else self.keeps_values(site)
+        return keeps and self.output is OutputRule.SHARED
+
     def rejections(self, site: Site, generation: Generation) -> list[str]:
-        """The messages of all limits that this occurrence breaks."""
+        """The messages of all limits that this occurrence breaks, and how many MACs a pipeline has where it matters."""
         limits = (limit for limit in self.constraints if generation in limit.generations)
-        return [limit.message for limit in limits if not limit.holds(site)]
+        broken = [limit for limit in limits if not limit.holds(site)]
+        note = [site.target.granularity_note] if any(limit.is_granular for limit in broken) else []
+        return [limit.message for limit in broken] + note
+
+    def padded_dimensions(self, site: Site) -> PaddedDimensions:
+        """The dimensions of this occurrence that may be padded."""
+        return self.pads(site) if callable(self.pads) else self.pads
 
     def edge_name(self, node: Node) -> str:
         """The operator's name in the edge dialect."""

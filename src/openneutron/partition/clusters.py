@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +14,26 @@ from torch.fx import Node
 
 from openneutron.compile_spec import CompileOptions
 from openneutron.errors import OptionError
-from openneutron.fx import is_dequantize, is_quantize, iterate_nodes, op_name
+from openneutron.fx import (
+    is_dequantize,
+    is_operator,
+    is_quantize,
+    iterate_nodes,
+    op_name,
+    operator_aliases,
+    operator_names,
+)
 from openneutron.ir.graph import Array, Op, QParams, Tensor
-from openneutron.ops import OPERATORS, SPECS, OpSpec
+from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS, OpSpec
 from openneutron.ops.lowering import Lowering
+from openneutron.ops.padding import Padded, pad_to_granules
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
+from openneutron.quantizer.layers import left_in_float
 from openneutron.quantizer.neutron_quantizer import quantizable_reason
+from openneutron.targets import takes_weights_per_channel
 
-__all__ = ["Cluster", "Clusters", "Constants", "find_clusters", "qparams_of"]
+__all__ = ["Cluster", "Clusters", "Constants", "find_clusters", "is_int8", "qparams_of"]
 
 # TFLite's own tolerance for the scale of a bias, relative to input scale x weight scale.
 BIAS_SCALE_TOLERANCE = 1e-5
@@ -38,6 +48,8 @@ class Cluster:
     activation: Node | None
     operands: tuple[Node, ...]
     quantize: Node
+    padded: Padded | None = None
+    """How it is written where the NPU takes it on padded operands only."""
 
     @property
     def node(self) -> Node:
@@ -52,7 +64,8 @@ class Cluster:
     def lower(self, operands: dict[Node, Tensor], ops: list[Op]) -> Tensor:
         """Append the operators it becomes to `ops`; returns its output in torch's dimension order."""
         activation = "NONE" if self.activation is None else _fused_name(self.activation)
-        return self.spec.lower(Lowering(self.site, operands, qparams_of(self.quantize), activation, ops))
+        lowering = Lowering(self.site, operands, qparams_of(self.quantize), activation, ops)
+        return self.spec.lower(lowering) if self.padded is None else self.padded.lower(lowering)
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,12 @@ class Constants:
         tensor = self.program.constants[target] if stored is None else stored
         return np.asarray(tensor.detach().cpu().numpy())
 
+    def tensor(self, node: object) -> torch.Tensor | None:
+        """The values of a constant, integers where it is quantized; None for any other node."""
+        source = node.args[0] if isinstance(node, Node) and is_dequantize(node) else node
+        array = self.array(source) if isinstance(source, Node) else None
+        return None if array is None else torch.from_numpy(array)
+
 
 def qparams_of(node: Node, constants: Constants | None = None) -> QParams:
     """The qparams of a quantize or dequantize node."""
@@ -114,7 +133,7 @@ def find_clusters(program: ExportedProgram, options: CompileOptions) -> Clusters
     reasons: dict[Node, str] = {}
     fused: set[Node] = set()
     for node in program.graph.nodes:
-        if node.op != "call_function" or node in fused or op_name(node) == "getitem":
+        if not is_operator(node) or node in fused:
             continue
         if is_dequantize(node) or (is_quantize(node) and not search.is_requantization(node)):
             continue
@@ -141,12 +160,14 @@ class _Search:
 
     def cluster(self, node: Node) -> Cluster | str:
         """The cluster around `node`, or the reason why there is none."""
+        if key := left_in_float(node):
+            return f"{key} leaves it in float."
         if blocked := self.blocked & names_of(node):
             return f"'{min(blocked)}' is in operators_not_to_delegate."
         spec = OPERATORS.get(op_name(node))
         if spec is None:
             return self._not_quantized(node)
-        site = Site(node, self.target)
+        site = Site(node, self.target, self.options.generation)
         operands = self._operands(spec, site)
         if isinstance(operands, str):
             return operands
@@ -156,8 +177,11 @@ class _Search:
         activation, quantize = ending
         if activation is not None and (blocked := self.blocked & names_of(activation)):
             return f"Its fused activation '{activation.name}' is in operators_not_to_delegate ('{min(blocked)}')."
-        cluster = Cluster(spec, site, activation, operands, quantize)
-        return self._rejection(cluster) or cluster
+        padded = self._padded(spec, site)
+        if isinstance(padded, str):
+            return padded
+        cluster = Cluster(spec, site, activation, operands, quantize, padded)
+        return self._qparams_rejection(cluster) or cluster
 
     def _operands(self, spec: OpSpec, site: Site) -> tuple[Node, ...] | str:
         operands: list[Node] = []
@@ -166,7 +190,7 @@ class _Search:
             if not nodes:
                 return self._not_quantized(site.node)
             for operand in nodes:
-                if not (is_dequantize(operand) and _is_int8(operand)):
+                if not (is_dequantize(operand) and is_int8(operand)):
                     return self._not_quantized(site.node) if spec.name != "requantize" else "Not int8."
                 operands.append(operand)
         for argument, dtype in ((spec.weight, torch.int8), (spec.bias, torch.int32)):
@@ -190,7 +214,7 @@ class _Search:
         if spec.fuses_activation and len(users) == 1 and _fused_name(users[0]) in self.target.fused_activations:
             activation = last = users[0]
             users = list(last.users)
-        if len(users) != 1 or not is_quantize(users[0]) or not _is_int8(users[0]):
+        if len(users) != 1 or not is_quantize(users[0]) or not is_int8(users[0]):
             if reason := self._unquantizable(node):
                 return reason
             readers = ", ".join(f"'{user.name}'" for user in users if not is_quantize(user)) or "nothing"
@@ -199,10 +223,7 @@ class _Search:
 
     def _unquantizable(self, node: Node) -> str | None:
         """Why the quantizer left `node` in float; None if it could have been quantized."""
-        return quantizable_reason(node, self.options.target_spec, self._is_constant)
-
-    def _is_constant(self, node: Node) -> bool:
-        return (node.args[0] if is_dequantize(node) else node) in self.constants
+        return quantizable_reason(node, self.options.target_spec, self.constants.tensor)
 
     def _not_quantized(self, node: Node) -> str:
         reason = self._unquantizable(node)
@@ -211,11 +232,21 @@ class _Search:
         operands = [operand for operand in iterate_nodes(list(node.args)) if not is_dequantize(operand)]
         return f"It is not quantized: '{operands[0].name}' comes in float." if operands else "It is not quantized."
 
-    def _rejection(self, cluster: Cluster) -> str | None:
-        spec, site = cluster.spec, cluster.site
-        if limits := spec.rejections(site, self.options.generation):
-            return f"{self.options.target} takes {spec.name} only if: {' '.join(limits)}"
-        return self._qparams_rejection(cluster)
+    def _padded(self, spec: OpSpec, site: Site) -> Padded | str | None:
+        """How to pad it, None where the NPU takes it as it is, the reason where the NPU does not take it at all."""
+        limits = spec.rejections(site, site.generation)
+        if not limits:
+            return None
+        reason = f"{self.options.target} takes {spec.name} only if: {' '.join(limits)}"
+        padded = pad_to_granules(spec, site)
+        if padded is None:
+            return reason
+        if padded.cycles < padded.cpu_cycles:
+            return padded
+        return (
+            f"{reason} Padded with zeros it would take about {padded.cycles} cycles there, on the CPU about "
+            f"{padded.cpu_cycles} (estimates)."
+        )
 
     def _qparams_rejection(self, cluster: Cluster) -> str | None:
         spec, site = cluster.spec, cluster.site
@@ -229,43 +260,53 @@ class _Search:
         activations = [node for name in spec.inputs for node in iterate_nodes(site.args[name])]
         if rule is OutputRule.SHARED and any(qparams_of(node) != output for node in activations):
             return "It only moves values, so its inputs and output need equal scale and zero point, and they differ."
+        for name in spec.symmetric:
+            zero_points = [qparams_of(node).zero_point[0] for node in iterate_nodes(site.args[name])]
+            if any(zero_points):
+                return f"Its input '{name}' has zero point {max(zero_points, key=abs)}; the NPU takes 0 only."
         if spec.weight is None:
             return None
         weight = qparams_of(site.args[spec.weight], self.constants)
-        if any(weight.zero_point) or (weight.axis is not None and (weight.axis != 0 or spec.name != "convolution")):
-            return "Its weight must be symmetric, per tensor or, for a convolution, per output channel."
+        if any(weight.zero_point) or weight.axis not in (None, spec.weight_axis):
+            granularity = "per tensor" if spec.weight_axis is None else "per tensor or per output channel"
+            return f"Its weight must be symmetric, {granularity}."
+        flavor = self.options.neutron_converter_flavor
+        if weight.axis is not None and not takes_weights_per_channel(flavor):
+            return (
+                f"Its weight is per channel; neutron_converter_flavor '{flavor}' takes weights per tensor only, and "
+                "SDK_25_09 is the first that takes both. Quantize it per tensor, with weight_granularity or layers."
+            )
         bias_node = site.args[spec.bias] if spec.bias else None
         if bias_node is not None:
-            bias, scale = qparams_of(bias_node, self.constants), qparams_of(activations[0]).scale[0]
-            pairs = zip(bias.scale, weight.scale, strict=False)
-            sound = len(bias.scale) == len(weight.scale) and not any(bias.zero_point)
-            if not sound or not all(math.isclose(b, scale * w, rel_tol=BIAS_SCALE_TOLERANCE) for b, w in pairs):
+            bias = qparams_of(bias_node, self.constants)
+            if not _is_accumulated(bias, qparams_of(activations[0]), weight):
                 return "Its bias needs zero point 0 and the scale of its input times that of its weight."
         return None
 
 
+def _is_accumulated(bias: QParams, inputs: QParams, weight: QParams) -> bool:
+    """Whether a bias has the qparams of the products of input and weight, the same ones for each group."""
+    groups = 1 if weight.axis is None else len(bias.scale) // len(weight.scale)
+    products = [inputs.scale[0] * scale for scale in weight.scale] * groups
+    return (
+        not any(bias.zero_point)
+        and len(bias.scale) == len(products)
+        and all(math.isclose(*pair, rel_tol=BIAS_SCALE_TOLERANCE) for pair in zip(bias.scale, products, strict=True))
+    )
+
+
 def names_of(node: Node) -> set[str]:
     """Every name under which `operators_not_to_delegate` may mean `node`."""
-    name = op_name(node)
-    spec = OPERATORS.get(name)
-    return {node.name} | {alias for known in (name, *(spec.edge_targets if spec else ())) for alias in _aliases(known)}
-
-
-def _aliases(name: str) -> Iterable[str]:
-    """'aten.conv2d.default' also goes as 'aten.conv2d', 'aten::conv2d' and 'aten::conv2d.default'."""
-    namespace, _, rest = name.partition(".")
-    base, _, overload = rest.partition(".")
-    yield name
-    yield f"{namespace}.{base}"
-    yield f"{namespace}::{base}"
-    yield f"{namespace}::{base}.{overload}"
+    spec = OPERATORS.get(op_name(node))
+    names = (*operator_names(node), *(spec.edge_targets if spec else ()))
+    return {node.name} | {alias for name in names for alias in operator_aliases(name)}
 
 
 def _check_names(names: frozenset[str], program: ExportedProgram) -> None:
     if not names:
         return
-    operators = (name for spec in SPECS for name in (*spec.targets, *spec.edge_targets))
-    known = {alias for name in operators for alias in _aliases(name)}
+    operators = [name for spec in SPECS for name in (*spec.targets, *spec.edge_targets)]
+    known = {alias for name in (*operators, *DECOMPOSITIONS) for alias in operator_aliases(name)}
     for node in program.graph.nodes:
         if node.op == "call_function":
             known |= names_of(node)
@@ -282,7 +323,7 @@ def _fused_name(node: Node) -> str:
     return (spec.activation(node) if spec and spec.activation else None) or "NONE"
 
 
-def _is_int8(node: Node) -> bool:
+def is_int8(node: Node) -> bool:
     """Whether a quantize or dequantize node is int8 per tensor over the whole range."""
     if "per_tensor" not in op_name(node) or len(node.args) < 6:
         return False

@@ -3,56 +3,131 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from openneutron import tflite
 from openneutron.compile_spec import CompileOptions
 from openneutron.ir.build import build, is_channels_last, optimize
-from openneutron.ir.graph import Graph, QParams
-from openneutron.ir.rewrites import copy_unwritten_outputs, hoist_format_conversions
+from openneutron.ir.graph import Graph, Op, QParams
+from openneutron.ir.rewrites import (
+    copy_unwritten_outputs,
+    hoist_format_conversions,
+    remove_dead_operators,
+    transpose_as_images,
+)
 from openneutron.ir.verify import verify
+from openneutron.ir.views import TRANSPOSE, swapped_blocks
+from openneutron.ops.shapes import is_legacy_swap
 from openneutron.partition.clusters import Constants, qparams_of
 from openneutron.partition.levels import Partition
 from openneutron.payload import PayloadHeader, pack_portable
+from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["compile_partition", "lower_partition"]
+__all__ = ["FormattedGraph", "compile_partition", "format_partition", "illegal_transposes", "lower_partition"]
 
 
-def lower_partition(program: ExportedProgram, partition: Partition) -> Graph:
-    """The optimized IR of a partition."""
+def lower_partition(
+    program: ExportedProgram, partition: Partition, channels_last: Callable[[Node], bool] = is_channels_last
+) -> Graph:
+    """The optimized IR of a partition; `channels_last` says which of its inputs and outputs are NHWC."""
     constants = Constants(program)
     qparams: dict[object, QParams] = {}
     for cluster in partition.clusters:
         for operand in cluster.operands:
             qparams.setdefault(operand.args[0], qparams_of(operand, constants))
-    return optimize(
-        build(
-            partition.clusters,
-            {node: qparams[node] for node in partition.inputs},
-            partition.outputs,
-            constants.array,
-            lambda node: qparams_of(node, constants),
-        )
+    graph = build(
+        partition.clusters,
+        {node: qparams[node] for node in partition.inputs},
+        partition.outputs,
+        constants.array,
+        lambda node: qparams_of(node, constants),
+        channels_last=channels_last,
     )
+    return optimize(graph, partition.target)
 
 
-def compile_partition(program: ExportedProgram, partition: Partition, options: CompileOptions) -> bytes:
-    """The delegate payload of a partition: its TFLite model, which the host runs and the vendor's converter takes."""
-    graph = lower_partition(program, partition)
-    input_formats = tuple(is_channels_last(node) for node in partition.inputs)
-    output_formats = tuple(is_channels_last(node) for node in partition.outputs)
-    if not options.use_neutron_for_format_conversion:
-        graph, hoisted_inputs, hoisted_outputs = hoist_format_conversions(graph)
-        input_formats = tuple(map(operator.or_, input_formats, hoisted_inputs))
-        output_formats = tuple(map(operator.or_, output_formats, hoisted_outputs))
-        graph = copy_unwritten_outputs(graph)
-    model = tflite.write(verify(graph, "hoist_format_conversions"))
+@dataclass(frozen=True)
+class FormattedGraph:
+    """The IR of a partition, and which of its inputs and outputs the runtime turns to NHWC and back."""
+
+    graph: Graph
+    inputs: tuple[bool, ...]
+    outputs: tuple[bool, ...]
+
+
+def compile_partition(
+    program: ExportedProgram,
+    partition: Partition,
+    options: CompileOptions,
+    channels_last: Callable[[Node], bool] = is_channels_last,
+) -> bytes:
+    """The delegate payload of a partition: its TFLite model, which the host runs and the vendor's converter takes.
+
+    `channels_last` says which of its inputs and outputs are NHWC in memory.
+    """
+    formatted = format_partition(program, partition, options, channels_last)
+    model = tflite.write(verify(formatted.graph, "hoist_format_conversions"))
     header = PayloadHeader(
-        input_formats=tuple(map(int, input_formats)),
-        output_formats=tuple(map(int, output_formats)),
+        input_formats=tuple(map(int, formatted.inputs)),
+        output_formats=tuple(map(int, formatted.outputs)),
         input_map=tuple(range(len(partition.inputs))),
         output_map=tuple(range(len(partition.outputs))),
         argument_count=len(partition.inputs),
     )
     return pack_portable(header, model)
+
+
+def format_partition(
+    program: ExportedProgram,
+    partition: Partition,
+    options: CompileOptions,
+    channels_last: Callable[[Node], bool] = is_channels_last,
+) -> FormattedGraph:
+    """The IR of a partition with the formats of its inputs and outputs.
+
+    They are those of the program. For the legacy generation, which has few transposes, the runtime converts whatever it
+    can: images come and go in NHWC there, unless that leaves more transposes inside.
+    """
+    as_they_are = _with_formats(program, partition, channels_last, options)
+    if options.generation is not Generation.LEGACY:
+        return as_they_are
+    as_images = _with_formats(program, partition, _is_image, options)
+    return min(as_they_are, as_images, key=lambda formatted: _transposes(formatted.graph, partition.target))
+
+
+def illegal_transposes(graph: Graph, target: NeutronTarget) -> list[Op]:
+    """The transposes that the legacy generation does not have."""
+    transposes = ((op, swapped_blocks(op.inputs[0].shape, op.attrs["perm"])) for op in _transposes_of(graph))
+    return [op for op, blocks in transposes if blocks is None or not is_legacy_swap(blocks, target)]
+
+
+def _with_formats(
+    program: ExportedProgram, partition: Partition, channels_last: Callable[[Node], bool], options: CompileOptions
+) -> FormattedGraph:
+    graph = lower_partition(program, partition, channels_last)
+    inputs, outputs = (tuple(map(channels_last, nodes)) for nodes in (partition.inputs, partition.outputs))
+    if options.use_neutron_for_format_conversion and options.generation is not Generation.LEGACY:
+        return FormattedGraph(graph, inputs, outputs)
+    graph, hoisted_inputs, hoisted_outputs = hoist_format_conversions(graph)
+    if options.generation is Generation.LEGACY:
+        graph = remove_dead_operators(transpose_as_images(graph))
+    inputs = tuple(map(operator.or_, inputs, hoisted_inputs))
+    outputs = tuple(map(operator.or_, outputs, hoisted_outputs))
+    return FormattedGraph(copy_unwritten_outputs(graph), inputs, outputs)
+
+
+def _is_image(node: Node) -> bool:
+    return len(node.meta["val"].shape) == 4
+
+
+def _transposes_of(graph: Graph) -> list[Op]:
+    return [op for op in graph.ops if op.kind is TRANSPOSE]
+
+
+def _transposes(graph: Graph, target: NeutronTarget) -> tuple[int, int]:
+    """How many there are that the legacy generation does not have, and in all."""
+    return len(illegal_transposes(graph, target)), len(_transposes_of(graph))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch.export import ExportedProgram
@@ -9,6 +11,7 @@ from torch.fx import Node
 
 from openneutron.fx import is_dequantize
 from openneutron.partition.clusters import Cluster, Clusters, Constants
+from openneutron.targets import NeutronTarget
 
 __all__ = ["Partition", "partitions_of"]
 
@@ -29,41 +32,81 @@ class Partition:
     inputs: tuple[Node, ...]
     outputs: tuple[Node, ...]
 
+    @property
+    def target(self) -> NeutronTarget:
+        """What its operators were chosen for."""
+        return self.clusters[0].site.target
+
 
 def partitions_of(program: ExportedProgram, found: Clusters) -> tuple[tuple[Partition, ...], dict[Node, str]]:
     """The partitions, in an order in which each one's inputs are there, and reasons for clusters that are in none.
 
-    The level of a value is the number of times its computation entered the NPU. All clusters of a level are one
-    partition: a path that leaves a partition and comes back would have risen a level, so none waits for itself, and as
-    each level needs a partition on the longest path through it, no smaller number would do. Linear in nodes and uses.
+    CPU and NPU take turns: those of the CPU are odd, those of the NPU even. What computes runs in the first turn of its
+    side in which its inputs are there, and all of one even turn is a partition. A path through a partition never leaves
+    it and comes back, as it would be later by then, so none waits for itself. Each partition but the first is there
+    because on some path a CPU operator stands between what computes in it and in the one before, so no smaller number
+    would do. What only moves values is on the side where its latest input is; behind the CPU, it joins the first
+    partition that reads it, or the next one, if nothing on the CPU needs it before. So each partition computes
+    something. Linear in nodes and uses.
     """
     by_node = {operator: cluster for cluster in found.clusters for operator in cluster.operators}
-    levels, constants = _levels(program, by_node), Constants(program)
+    turns = _earliest_turns(program, by_node)
+    _let_moves_wait(program, by_node, turns)
+    constants = Constants(program)
     members: dict[int, list[Cluster]] = {}
+    reasons: dict[Node, str] = {}
     for cluster in found.clusters:
-        members.setdefault(levels[cluster.node], []).append(cluster)
-    partitions, reasons = [], {}
-    for _, clusters in sorted(members.items()):
-        if any(cluster.spec.is_compute for cluster in clusters):
-            partitions.append(_partition(constants, tuple(clusters)))
+        if _is_odd(turns[cluster.node]):
+            reasons[cluster.node] = NO_COMPUTE
         else:
-            reasons.update({cluster.node: NO_COMPUTE for cluster in clusters})
-    return tuple(partitions), reasons
+            members.setdefault(turns[cluster.node], []).append(cluster)
+    return tuple(_partition(constants, tuple(clusters)) for _, clusters in sorted(members.items())), reasons
 
 
-def _levels(program: ExportedProgram, by_node: dict[Node, Cluster]) -> dict[Node, int]:
-    levels: dict[Node, int] = {}
-    on_npu: set[Node] = set()
+def _is_odd(turn: float) -> bool:
+    return turn % 2 == 1
+
+
+def _earliest_turns(program: ExportedProgram, by_node: Mapping[Node, Cluster]) -> dict[Node, int]:
+    """The turn in which each node's value is there; for what only moves values, on whatever side its inputs are."""
+    turns: dict[Node, int] = {}
     for node in program.graph.nodes:
-        if node in by_node:
-            cluster = by_node[node]
-            operands = [_source(operand) for operand in cluster.operands]
-            entered = [levels[source] + (source not in on_npu) for source in operands]
-            levels[node] = max([1, *entered])
-            on_npu.update((node, cluster.quantize))
+        if node in turns:
             continue
-        levels[node] = max((levels[source] for source in node.all_input_nodes), default=0)
-    return levels
+        cluster = by_node.get(node)
+        if cluster is None:
+            latest = max((turns[source] for source in node.all_input_nodes), default=1)
+            turns[node] = latest + (not _is_odd(latest))
+            continue
+        latest = max((turns[_source(operand)] for operand in cluster.operands), default=1)
+        turn = latest + _is_odd(latest) if cluster.spec.is_compute else latest
+        turns.update(dict.fromkeys((*cluster.operators, cluster.quantize), turn))
+    return turns
+
+
+def _let_moves_wait(program: ExportedProgram, by_node: Mapping[Node, Cluster], turns: dict[Node, int]) -> None:
+    """Hand what moves values behind the CPU to a partition, where whoever reads it can wait for that."""
+    computing = {turns[cluster.node] for cluster in by_node.values() if cluster.spec.is_compute}
+    due: dict[Node, float] = {}  # the last turn in which a node's value may come, as whoever reads it does
+
+    def due_for(reader: Node) -> float:
+        cluster = by_node.get(reader)
+        if cluster is not None and not _is_odd(turns[reader]):
+            return turns[reader]
+        latest = due[reader] if cluster is None else due[cluster.quantize]
+        # A value passes through dequantize without the CPU where a partition reads it.
+        return latest if is_dequantize(reader) or _is_odd(latest) else latest - 1
+
+    for node in reversed(program.graph.nodes):
+        due[node] = min(map(due_for, node.users), default=math.inf)
+        cluster = by_node.get(node)
+        if cluster is None or node is not cluster.node or not _is_odd(turns[node]):
+            continue
+        last, following = due[cluster.quantize], turns[node] + 1
+        if math.isfinite(last) and not _is_odd(last):
+            turns[node] = turns[cluster.quantize] = int(last)
+        elif following in computing and following < last:
+            turns[node] = turns[cluster.quantize] = following
 
 
 def _source(dequantize: Node) -> Node:

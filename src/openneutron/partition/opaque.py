@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
-from torch.fx import Graph, GraphModule, Node
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.fx import Graph, Node
 
-from openneutron.fx import output_node
+from openneutron.fx import is_dequantize, is_quantize, note, noted, output_node
 from openneutron.partition.levels import Partition
+from openneutron.partition.orders import Orders, is_nhwc, nchw_strides
+from openneutron.partition.programs import with_graph
 
 __all__ = ["is_opaque", "is_searched", "partition_operator", "replace_partitions"]
 
-Spec = TypeVar("Spec", InputSpec, OutputSpec)
-
 _NAMESPACE = "openneutron"
 _NAME = "partition"
-# In the metadata of the output node, under the one key that ExecuTorch's passes hand on.
+# A note on the output node.
 _SEARCHED = "openneutron.searched"
 
 
@@ -51,7 +51,7 @@ def is_opaque(node: Node) -> bool:
 
 def is_searched(program: ExportedProgram) -> bool:
     """Whether `replace_partitions` made this program, or one that it was decomposed from."""
-    return _SEARCHED in output_node(program.graph).meta.get("custom", {})
+    return bool(noted(output_node(program.graph), _SEARCHED))
 
 
 def _fake_outputs(_: Sequence[torch.Tensor], payload: torch.Tensor, outputs: str) -> list[torch.Tensor]:
@@ -61,9 +61,7 @@ def _fake_outputs(_: Sequence[torch.Tensor], payload: torch.Tensor, outputs: str
 
 def _describe(values: Sequence[torch.Tensor]) -> str:
     """Sizes and strides as text: "1,8:8,1;1,10:10,1"."""
-    return ";".join(
-        f"{','.join(map(str, value.shape))}:{','.join(map(str, value.stride()))}" for value in values
-    )
+    return ";".join(f"{','.join(map(str, value.shape))}:{','.join(map(str, value.stride()))}" for value in values)
 
 
 def _parse(text: str) -> Iterator[tuple[list[int], list[int]]]:
@@ -79,8 +77,10 @@ class _Emission:
     program: ExportedProgram
     partitions: Sequence[Partition]
     payload_nodes: dict[int, Node]
+    orders: Orders
     graph: Graph
     copies: dict[Node, Node] = field(default_factory=dict)
+    converted: dict[tuple[Node, torch.memory_format], Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.owner = {output: i for i, partition in enumerate(self.partitions) for output in partition.outputs}
@@ -99,14 +99,40 @@ class _Emission:
             if missing:
                 pending.extend(reversed(missing))
             elif number is None:
-                self.copies[node] = self.graph.node_copy(node, self.copies.__getitem__)
+                self.copies[node] = self._copy(node)
             else:
                 self._call(number)
 
+    def _copy(self, node: Node) -> Node:
+        """A node outside of all partitions, its operands in the order that it takes."""
+        operand = self.copies.__getitem__
+        if node.op == "output":
+            operand = self._as_in_the_module
+        elif node.op == "call_function" and not is_quantize(node) and not is_dequantize(node):
+            operand = self._for_the_cpu
+        copy = self.graph.node_copy(node, operand)
+        if "val" in node.meta:
+            copy.meta["val"] = self.orders.values[node]
+        if "memory_format" in copy.kwargs:
+            copy.kwargs = {**copy.kwargs, "memory_format": torch.contiguous_format}
+        return copy
+
+    def _for_the_cpu(self, node: Node) -> Node:
+        copy = self.copies[node]
+        value = copy.meta.get("val")
+        is_ordered = not isinstance(value, torch.Tensor) or value.is_contiguous()
+        return copy if is_ordered else self._converted(copy, torch.contiguous_format)
+
+    def _as_in_the_module(self, node: Node) -> Node:
+        """Channels last, where the converted module returned it so."""
+        copy = self.copies[node]
+        lies_so = is_nhwc(copy.meta.get("val")) or not is_nhwc(node.meta.get("val"))
+        return copy if lies_so else self._converted(copy, torch.channels_last)
+
     def _call(self, number: int) -> None:
         partition = self.partitions[number]
-        inputs = [self._in_order(self.copies[node]) for node in partition.inputs]
-        values = [_in_order(node.meta["val"]) for node in partition.outputs]
+        inputs = [self._for_a_delegate(self.copies[node]) for node in partition.inputs]
+        values = [_at_least_one_dimension(self.orders.values[node]) for node in partition.outputs]
         call = self.graph.call_function(
             partition_operator(), (inputs, self.payload_nodes[number], _describe(values))
         )
@@ -114,35 +140,42 @@ class _Emission:
         for index, (output, value) in enumerate(zip(partition.outputs, values, strict=True)):
             item = self.graph.call_function(operator.getitem, (call, index))
             item.meta = {**output.meta, "val": value}
-            self.copies[output] = item
+            self.copies[output] = self._as_scalar(item) if output.meta["val"].dim() == 0 else item
 
-    def _in_order(self, node: Node) -> Node:
-        """`node` itself, or a copy of it in an order that a delegate takes."""
+    def _as_scalar(self, node: Node) -> Node:
+        """Without its one dimension."""
+        scalar = self.graph.call_function(torch.ops.aten.view.default, (node, []))
+        scalar.meta = {**node.meta, "val": node.meta["val"].view([])}
+        return scalar
+
+    def _for_a_delegate(self, node: Node) -> Node:
         value = node.meta["val"]
-        ordered = _in_order(value)
-        if ordered is value:
-            return node
-        copy = self.graph.call_function(
-            torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
-        )
-        copy.meta = {**node.meta, "val": ordered}
-        return copy
+        is_ordered = value.is_contiguous() or is_nhwc(value)
+        return node if is_ordered else self._converted(node, torch.contiguous_format)
+
+    def _converted(self, node: Node, memory_format: torch.memory_format) -> Node:
+        """A copy of `node` in another order, one for all who read it so."""
+        key = (node, memory_format)
+        if key not in self.converted:
+            copy = self.graph.call_function(torch.ops.aten.clone.default, (node,), {"memory_format": memory_format})
+            copy.meta = {**node.meta, "val": torch.empty_like(node.meta["val"], memory_format=memory_format)}
+            self.converted[key] = copy
+        return self.converted[key]
 
 
-def _in_order(value: torch.Tensor) -> torch.Tensor:
-    """A fake tensor as a delegate takes and yields it: NCHW or NHWC, whatever strides a permute before it left."""
-    if value.is_contiguous() or (value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)):
-        return value
-    return value.contiguous()
+def _at_least_one_dimension(value: torch.Tensor) -> torch.Tensor:
+    """ExecuTorch's verifier takes the length of the first output, which a tensor without dimensions does not have."""
+    return value if value.dim() else value.view(1)
 
 
 def replace_partitions(
-    program: ExportedProgram, partitions: Sequence[Partition], payloads: Sequence[bytes]
+    program: ExportedProgram, partitions: Sequence[Partition], payloads: Sequence[bytes], orders: Orders
 ) -> ExportedProgram:
     """A copy of `program` in which each partition is one operator that holds its payload. Linear in nodes and bytes.
 
-    Constants that only partitions read are gone from it. A program without partitions is copied as well: the copy says
-    that it was searched.
+    Its values lie in memory as `orders` has it, converted where who reads them wants another order. Constants that
+    only partitions read are gone from it. A program without partitions is copied as well: the copy says that it was
+    searched.
     """
     tensors = {
         f"_openneutron_payload_{i}": torch.from_numpy(np.frombuffer(payload, np.uint8).copy())
@@ -154,7 +187,7 @@ def replace_partitions(
         payload_nodes[number] = graph.placeholder(name)
         fake_mode = partitions[number].outputs[0].meta["val"].fake_mode
         payload_nodes[number].meta["val"] = fake_mode.from_tensor(tensor, static_shapes=True)
-    emission = _Emission(program, partitions, payload_nodes, graph)
+    emission = _Emission(program, partitions, payload_nodes, orders, graph)
     read = _read_outside(program, partitions)
     kept_inputs = [spec for spec in program.graph_signature.input_specs if _is_kept(spec, read)]
     names = {spec.arg.name for spec in kept_inputs}
@@ -164,27 +197,18 @@ def replace_partitions(
     for node in program.graph.nodes:
         if node.op == "output" or (node.op == "call_function" and node.is_impure()):
             emission.emit(node)
-    returned = output_node(graph)
-    returned.meta["custom"] = {**returned.meta.get("custom", {}), _SEARCHED: True}
+    note(output_node(graph), _SEARCHED, True)
     payload_specs = [
         InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=node.name), target=name)
         for node, name in zip(payload_nodes.values(), tensors, strict=True)
     ]
-    renamed = {old.name: new.name for old, new in emission.copies.items()}
-    signature = program.graph_signature
-    return ExportedProgram(
-        root=GraphModule(program.graph_module, graph),
-        graph=graph,
-        graph_signature=ExportGraphSignature(
-            [*payload_specs, *(_renamed(spec, renamed) for spec in kept_inputs)],
-            [_renamed(spec, renamed) for spec in signature.output_specs],
-        ),
-        state_dict=program.state_dict,
-        range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph,
-        example_inputs=program.example_inputs,
-        constants={**program.constants, **tensors},
-        verifiers=program.verifiers,
+    return with_graph(
+        program,
+        graph,
+        emission.copies,
+        inputs=[*payload_specs, *kept_inputs],
+        constants={**_in_nchw(program.constants, kept_inputs), **tensors},
+        state=_in_nchw(program.state_dict, kept_inputs),
     )
 
 
@@ -207,7 +231,13 @@ def _is_kept(spec: InputSpec, read: set[str]) -> bool:
     return spec.kind is InputKind.USER_INPUT or getattr(spec.arg, "name", None) in read
 
 
-def _renamed(spec: Spec, names: dict[str, str]) -> Spec:
-    """torch.fx gives a placeholder named like a builtin ('input') another name."""
-    name = getattr(spec.arg, "name", None)
-    return spec if name not in names else replace(spec, arg=replace(spec.arg, name=names[name]))
+def _in_nchw(stored: Mapping[str, Any], inputs: Sequence[InputSpec]) -> dict[str, torch.Tensor]:
+    """Those of the stored constants of a program that lie in another order than CPU operators take, in that order."""
+    ordered = {}
+    for name in (spec.target for spec in inputs if spec.target is not None):
+        constant = stored.get(name)
+        if isinstance(constant, torch.Tensor) and constant.stride() != nchw_strides(constant.shape):
+            data = constant.detach().clone(memory_format=torch.contiguous_format)
+            is_parameter = isinstance(constant, torch.nn.Parameter)
+            ordered[name] = torch.nn.Parameter(data, constant.requires_grad) if is_parameter else data
+    return ordered

@@ -18,6 +18,7 @@ from openneutron.errors import OptionError
 from openneutron.files import write_file
 from openneutron.partition.compile import compile_partition
 from openneutron.partition.opaque import is_opaque, is_searched, replace_partitions
+from openneutron.partition.orders import settle_orders
 from openneutron.partition.placing import Placement, place
 from openneutron.payload import parse
 from openneutron.targets import NeutronTargetSpec
@@ -65,11 +66,15 @@ class NeutronPartitioner(Partitioner):
         """Find and compile the partitions; called by `to_edge_transform_and_lower`. `exported_program` is unchanged."""
         placed = place(exported_program, self.options)
         _warn(placed.rows)
-        payloads = [compile_partition(exported_program, partition, self.options) for partition in placed.partitions]
+        orders = settle_orders(placed.program, placed.partitions)
+        payloads = [
+            compile_partition(placed.program, partition, self.options, orders.is_channels_last)
+            for partition in placed.partitions
+        ]
         if self.options.intermediates_dir is not None:
             for number, payload in enumerate(payloads):
                 write_file(Path(self.options.intermediates_dir) / f"partition_{number}.tflite", parse(payload).tflite)
-        return replace_partitions(exported_program, placed.partitions, payloads)
+        return replace_partitions(placed.program, placed.partitions, payloads, orders)
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
         """Tag the compiled partitions of an edge program.
@@ -107,5 +112,9 @@ def _refuse_second_backend() -> None:
 def _warn(rows: Sequence[Placement]) -> None:
     left = [row for row in rows if row.where == "cpu"]
     if left:
-        lines = (f"  {row.node} ({row.op}, {row.source}): {row.reason}" for row in left)
-        warnings.warn("These operators run on the CPU:\n" + "\n".join(lines), CpuWarning, stacklevel=4)
+        lines = "\n".join(map(_describe, left))
+        warnings.warn(f"These operators run on the CPU:\n{lines}", CpuWarning, stacklevel=4)
+
+
+def _describe(row: Placement) -> str:
+    return f"  {row.node} ({row.op}, {row.source or f'module {row.module!r}'}): {row.reason}"

@@ -10,10 +10,12 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from openneutron.compile_spec import CompileOptions
-from openneutron.fx import op_name, source_of
+from openneutron.fx import modules_of, op_name, source_of
 from openneutron.ops import OPERATORS
 from openneutron.partition.clusters import find_clusters
+from openneutron.partition.islands import bridge_islands
 from openneutron.partition.levels import Partition, partitions_of
+from openneutron.partition.transposes import leave_transposes_to_the_cpu
 
 __all__ = ["Placed", "Placement", "place", "placement"]
 
@@ -33,13 +35,19 @@ class Placement:
     reason: str | None
     """Why it is on the CPU; None on the NPU."""
     source: str | None
-    """The user's "file:line", where known."""
+    """The user's "file:line", where known; in a plain `nn.Sequential`, no line of the user's calls it."""
+    module: str | None
+    """Name of the innermost module that calls it, as `layers` takes it ("" for the model itself), where known."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A program's partitions, and a row for each operator in graph order."""
+    """A program's partitions, and a row for each operator in graph order.
 
+    `program` is what the partitions are of: the one that was asked about, without its float islands.
+    """
+
+    program: ExportedProgram
     partitions: tuple[Partition, ...]
     rows: tuple[Placement, ...]
 
@@ -55,8 +63,10 @@ def placement(program: ExportedProgram, compile_spec: Sequence[CompileSpec] | Co
 
 def place(program: ExportedProgram, options: CompileOptions) -> Placed:
     """Find the partitions of a program. Linear in its nodes."""
-    found = find_clusters(program, options)
-    partitions, no_compute = partitions_of(program, found)
+    bridged = bridge_islands(program, options)
+    found = leave_transposes_to_the_cpu(bridged.program, find_clusters(bridged.program, options), options)
+    partitions, no_compute = partitions_of(bridged.program, found)
+    program = bridged.for_clusters(cluster for partition in partitions for cluster in partition.clusters)
     reasons = {**found.reasons, **no_compute}
     index = {
         operator: number
@@ -70,11 +80,12 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
         for node in program.graph.nodes
         if node in index or node in reasons or node in fused
     ]
-    return Placed(partitions, tuple(rows))
+    return Placed(program, partitions, tuple(rows))
 
 
 def _row(node: Node, partition: int | None, reason: str | None) -> Placement:
     spec = OPERATORS.get(op_name(node))
     name = spec.edge_name(node) if spec else op_name(node)
     where = "cpu" if partition is None else "npu"
-    return Placement(node.name, name, where, partition, reason, source_of(node))
+    module = next((name for name, _ in reversed(modules_of(node))), None)
+    return Placement(node.name, name, where, partition, reason, source_of(node), module)

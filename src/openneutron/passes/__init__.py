@@ -5,26 +5,47 @@ A pass takes a GraphModule, changes it in place and says whether it changed anyt
 
 from openneutron.passes.checks import check_is_static_eval, check_writes_nothing
 from openneutron.passes.decompose import decompose
+from openneutron.passes.fold_arithmetic import fold_arithmetic
 from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
+from openneutron.passes.fold_norm_affine import fold_norm_affine
 from openneutron.passes.functionalize import functionalize
+from openneutron.passes.merge_phases import merge_phases
+from openneutron.passes.move_activations import move_activations
 from openneutron.passes.name_bad_inputs import name_bad_inputs
 from openneutron.passes.name_numbers import name_numbers
+from openneutron.passes.nest_concatenations import nest_concatenations
+from openneutron.passes.recognize import recognize
 from openneutron.passes.remove_dead_channels import remove_dead_channels
+from openneutron.passes.remove_dead_operators import remove_dead_operators
+from openneutron.passes.remove_expands import remove_expands
 from openneutron.passes.remove_identities import remove_identities
+from openneutron.passes.share_results import share_results
 
 __all__ = [
-    "check_is_static_eval", "check_writes_nothing", "decompose", "fold_batch_norm", "fold_constants", "functionalize",
-    "name_bad_inputs", "name_numbers", "prepare", "remove_dead_channels", "remove_identities",
+    "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm",
+    "fold_constants", "fold_norm_affine", "functionalize", "merge_phases", "move_activations", "name_bad_inputs",
+    "name_numbers", "nest_concatenations", "prepare", "recognize", "remove_dead_channels", "remove_dead_operators",
+    "remove_expands", "remove_identities", "share_results",
 ]  # fmt: skip
 
-from torch.fx import GraphModule
+from collections.abc import Callable
+
+from torch.fx import GraphModule, Node
 
 from openneutron.targets import NeutronTarget
 
 
-def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = False) -> GraphModule:
+def prepare(
+    module: GraphModule,
+    target: NeutronTarget,
+    *,
+    training: bool = False,
+    stays: Callable[[Node], bool] = lambda _: False,
+) -> GraphModule:
     """All passes that any quantization starts with, in their order. Linear in the nodes of the graph.
+
+    `stays` says which operators are to stay in float: they are not written with others, nor made part of any.
 
     No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one.
 
@@ -36,12 +57,27 @@ def prepare(module: GraphModule, target: NeutronTarget, *, training: bool = Fals
     functionalize(module)
     if not training:
         check_writes_nothing(module)
+    remove_dead_operators(module)
     fold_constants(module)
     remove_identities(module)
-    decompose(module, target)
+    if not training:
+        share_results(module, stays)
+    merge_phases(module, target)
+    recognize(module, target, stays)
+    if not training:
+        fold_norm_affine(module)
+    if decompose(module, target, stays):
+        fold_constants(module)
+        remove_identities(module)
+    if not training:
+        share_results(module, stays)
+    remove_expands(module)
     fold_batch_norm(module)
     name_numbers(module)
+    move_activations(module, target, stays)
+    nest_concatenations(module)
     if not training:
+        fold_arithmetic(module, stays)
         remove_dead_channels(module)
     module.graph.eliminate_dead_code()
     module.recompile()

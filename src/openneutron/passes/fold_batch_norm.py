@@ -8,17 +8,18 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, op_name, shape_of
+from openneutron.fx import arguments, note_replaced, op_name, shape_of
 
-__all__ = ["fold_batch_norm"]
+__all__ = ["CONVOLUTIONS", "TRANSPOSED_CONVOLUTIONS", "fold_batch_norm", "scale_of_weight"]
 
-_CONVOLUTIONS = {
+CONVOLUTIONS = {
     "aten.conv1d.default",
     "aten.conv1d.padding",
     "aten.conv2d.default",
     "aten.conv2d.padding",
     "aten.conv3d.default",
 }
+TRANSPOSED_CONVOLUTIONS = {"aten.conv_transpose1d.default", "aten.conv_transpose2d.input"}
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class _Affine:
 def fold_batch_norm(module: GraphModule) -> bool:
     """Rules, linear in nodes; the function stays the same up to float rounding:
 
-    1. A batch norm that alone reads a convolution, or a linear of rank 2, goes into its weight and bias, which are
-       new: another operator that shares the old ones keeps them.
+    1. A batch norm that alone reads a convolution, a transposed one, or a linear of rank 2, goes into its weight and
+       bias, which are new: another operator that shares the old ones keeps them.
     2. Any other batch norm becomes a multiplication and an addition with constants.
     """
     changed = False
@@ -71,7 +72,8 @@ def _affine(module: GraphModule, node: Node) -> _Affine | None:
 
 def _takes_affine(module: GraphModule, producer: Node) -> bool:
     name = op_name(producer)
-    if name not in _CONVOLUTIONS and not (name == "aten.linear.default" and len(shape_of(producer)) == 2):
+    linear = name == "aten.linear.default" and len(shape_of(producer)) == 2
+    if name not in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS and not linear:
         return False
     args = arguments(producer)
     constant_bias = args["bias"] is None or constant_of(module, args["bias"]) is not None
@@ -82,7 +84,7 @@ def _fold(module: GraphModule, producer: Node, affine: _Affine) -> None:
     args = arguments(producer)
     weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
     assert weight is not None
-    scaled = weight * affine.scale.reshape(-1, *[1] * (weight.dim() - 1))
+    scaled = weight * scale_of_weight(affine.scale, producer, weight)
     shifted = affine.shift if bias is None else bias * affine.scale + affine.shift
     operands = (
         insert_constant(module, producer, scaled, "weight"),
@@ -90,6 +92,16 @@ def _fold(module: GraphModule, producer: Node, affine: _Affine) -> None:
     )
     producer.args = (producer.args[0], *operands, *producer.args[3:])
     producer.kwargs = {name: value for name, value in producer.kwargs.items() if name not in ("weight", "bias")}
+
+
+def scale_of_weight(scale: torch.Tensor, producer: Node, weight: torch.Tensor) -> torch.Tensor:
+    """The scale of each output channel in a shape that multiplies the weight."""
+    kernel = [1] * (weight.dim() - 2)
+    if op_name(producer) not in TRANSPOSED_CONVOLUTIONS:
+        return scale.reshape(-1, 1, *kernel)
+    inputs, outputs = weight.shape[:2]  # of all groups, of one group
+    groups = scale.numel() // outputs
+    return scale.reshape(groups, outputs).repeat_interleave(inputs // groups, 0).reshape(inputs, outputs, *kernel)
 
 
 def _as_arithmetic(module: GraphModule, node: Node, affine: _Affine) -> None:
@@ -101,6 +113,7 @@ def _as_arithmetic(module: GraphModule, node: Node, affine: _Affine) -> None:
         with module.graph.inserting_before(node):
             value = module.graph.call_function(operator, (value, constant))
         value.meta = dict(node.meta)
+        note_replaced(value, op_name(node))
     assert isinstance(value, Node)
     node.replace_all_uses_with(value)
     module.graph.erase_node(node)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
 from openneutron.constants import constant_of, insert_constant
+from openneutron.fx import op_name
 
 __all__ = ["fold_constants"]
+
+_READ_NO_VALUES = {
+    "aten.zeros_like.default", "aten.ones_like.default", "aten.full_like.default", "aten.new_zeros.default",
+    "aten.new_ones.default", "aten.new_full.default", "aten.fill.Scalar",
+}  # fmt: skip
 
 
 def fold_constants(module: GraphModule) -> bool:
@@ -18,6 +25,7 @@ def fold_constants(module: GraphModule) -> bool:
 
     1. An operator that reads only parameters, buffers and constants, or nothing at all, becomes a constant.
     2. Of an operator with several outputs, each one that is read becomes a constant.
+    3. zeros_like and others that read nothing of a tensor but its shape and dtype become constants too.
 
     Operators that write memory or draw random numbers stay.
     """
@@ -26,11 +34,9 @@ def fold_constants(module: GraphModule) -> bool:
     for node in list(module.graph.nodes):
         if (value := constant_of(module, node)) is not None:
             values[node] = value
-        elif _is_foldable(node, values):
+        elif (read := _foldable(node, values)) is not None:
             with torch.no_grad():
-                result = node.target(
-                    *map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__)
-                )
+                result = node.target(*map_arg(node.args, read), **map_arg(node.kwargs, read))
             values[node] = result
             if isinstance(result, torch.Tensor):
                 constant = insert_constant(module, node, result, "folded")
@@ -44,12 +50,21 @@ def fold_constants(module: GraphModule) -> bool:
     return changed
 
 
-def _is_foldable(node: Node, values: dict[Node, Any]) -> bool:
+def _foldable(node: Node, values: dict[Node, Any]) -> Callable[[Node], Any] | None:
+    """What `node` reads, if that is known; else None."""
+    if op_name(node) in _READ_NO_VALUES:
+        return _of_its_shape
     if node.op != "call_function" or not all(source in values for source in node.all_input_nodes):
-        return False
+        return None
     if node.target is operator.getitem:
-        return True
+        return values.__getitem__
     if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
-        return False
+        return None
     writes = node.target._schema.is_mutable and node.target is not torch.ops.aten.detach_.default
-    return not writes and torch.Tag.nondeterministic_seeded not in node.target.tags
+    is_random = torch.Tag.nondeterministic_seeded in node.target.tags
+    return None if writes or is_random else values.__getitem__
+
+
+def _of_its_shape(node: Node) -> torch.Tensor:
+    value = node.meta["val"]
+    return torch.zeros(value.shape, dtype=value.dtype)

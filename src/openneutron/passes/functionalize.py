@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import op_name
+from openneutron.fx import note_replaced, op_name
 
 __all__ = ["functionalize", "writes_memory"]
 
@@ -32,6 +32,7 @@ def functionalize(module: GraphModule) -> bool:
         if target is not None and isinstance(written, Node) and _may_be_replaced(node, shared, position):
             for user in [user for user in written.users if position[user] > position[node]]:
                 user.replace_input_with(written, node)
+            note_replaced(node, op_name(node))
             node.target = target
             memory[node] = node
             changed = True
@@ -60,7 +61,7 @@ def _may_alias(node: Node) -> bool:
 
 
 def _ordinary_form(node: Node) -> torch._ops.OpOverload | None:
-    """The out-of-place overload of an in-place ATen operator."""
+    """The out-of-place overload of an in-place ATen operator: the one of equal types, whatever its names are."""
     overload = node.target
     if not isinstance(overload, torch._ops.OpOverload) or overload.namespace != "aten":
         return None
@@ -68,4 +69,9 @@ def _ordinary_form(node: Node) -> torch._ops.OpOverload | None:
     if not name.endswith("_") or not overload._schema.is_mutable:
         return None
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-    return getattr(packet, overload._overloadname, None) if packet else None
+    overloads = [getattr(packet, overload_name) for overload_name in packet.overloads()] if packet else []
+    return next((other for other in overloads if _types(other) == _types(overload)), None)
+
+
+def _types(overload: torch._ops.OpOverload) -> list[str]:
+    return [str(argument.type) for argument in overload._schema.arguments]

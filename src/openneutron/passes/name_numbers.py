@@ -6,32 +6,36 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, op_name
+from openneutron.fx import arguments, note_replaced, op_name
 
 __all__ = ["name_numbers"]
 
 aten = torch.ops.aten
-_SUMS = {
+_WITH_TENSORS = {
     "aten.add.Tensor": aten.add.Tensor,
     "aten.add.Scalar": aten.add.Tensor,
     "aten.sub.Tensor": aten.sub.Tensor,
     "aten.sub.Scalar": aten.sub.Tensor,
+    "aten.mul.Tensor": aten.mul.Tensor,
+    "aten.mul.Scalar": aten.mul.Tensor,
+    "aten.maximum.default": aten.maximum.default,
+    "aten.minimum.default": aten.minimum.default,
+    "aten.max.other": aten.maximum.default,
+    "aten.min.other": aten.minimum.default,
 }
-_PRODUCTS = {"aten.mul.Tensor", "aten.mul.Scalar"}
-_QUOTIENTS = {"aten.div.Tensor", "aten.div.Scalar"}
 
 
 def name_numbers(module: GraphModule) -> bool:
-    """Rules for float32 values, linear in nodes:
+    """Rules for sums, differences, products and extremes of float32, linear in nodes:
 
-    1. x + n, x - n and x * n with a number n take a constant instead; alpha goes into it.
-    2. x / c with a number or a constant c becomes x * (1 / c).
-    3. n - x (rsub) with a number n and alpha 1 becomes a subtraction from a constant.
+    1. A number as operand becomes a float32 constant.
+    2. So does a constant of another dtype: integers, truth values, double.
+    3. alpha goes into a constant second operand.
     """
     changed = False
     for node in list(module.graph.nodes):
         value = node.meta.get("val")
-        if node.op == "call_function" and isinstance(value, torch.Tensor) and value.dtype == torch.float32:
+        if op_name(node) in _WITH_TENSORS and isinstance(value, torch.Tensor) and value.dtype == torch.float32:
             changed |= _rewrite(module, node)
     if changed:
         module.graph.eliminate_dead_code()
@@ -40,40 +44,25 @@ def name_numbers(module: GraphModule) -> bool:
 
 
 def _rewrite(module: GraphModule, node: Node) -> bool:
-    name = op_name(node)
-    if name not in _SUMS and name not in _PRODUCTS | _QUOTIENTS | {"aten.rsub.Scalar"}:
-        return False
     args = arguments(node)
-    source, other = args["self"], args["other"]
-    if not _is_float(source):
+    alpha = args.get("alpha", 1)
+    operands = [_constant(module, node, args["self"], 1), _constant(module, node, args["other"], alpha)]
+    if operands == [args["self"], args["other"]]:
         return False
-    number = None if isinstance(other, Node) else torch.tensor(float(other))
-    if name in _QUOTIENTS:
-        divisor = constant_of(module, other) if number is None else number
-        if divisor is None or not bool((divisor != 0).all()) or divisor.dtype != torch.float32:
-            return False
-        _replace(module, node, aten.mul.Tensor, source, 1 / divisor)
-        return True
-    if number is None:
-        return False
-    if name in _PRODUCTS:
-        _replace(module, node, aten.mul.Tensor, source, number)
-    elif name in _SUMS:
-        _replace(module, node, _SUMS[name], source, number * float(args["alpha"]))
-    elif args["alpha"] == 1:
-        constant = insert_constant(module, node, number, "number")
-        node.target, node.args, node.kwargs = aten.sub.Tensor, (constant, source), {}
-    else:
-        return False
+    takes_alpha = alpha != 1 and operands[1] is args["other"]
+    if node.target is not _WITH_TENSORS[op_name(node)]:
+        note_replaced(node, op_name(node))
+    node.target = _WITH_TENSORS[op_name(node)]
+    node.args, node.kwargs = tuple(operands), {"alpha": alpha} if takes_alpha else {}
     return True
 
 
-def _replace(
-    module: GraphModule, node: Node, target: torch._ops.OpOverload, source: Node, constant: torch.Tensor
-) -> None:
-    operand = insert_constant(module, node, constant, "number")
-    node.target, node.args, node.kwargs = target, (source, operand), {}
-
-
-def _is_float(value: object) -> bool:
-    return isinstance(value, Node) and value.meta["val"].dtype == torch.float32
+def _constant(module: GraphModule, node: Node, operand: Node | float, alpha: float) -> Node:
+    """The constant that an operand becomes; a computed operand, or one that stays, is itself."""
+    value = constant_of(module, operand) if isinstance(operand, Node) else torch.tensor(float(operand))
+    if value is None:
+        assert isinstance(operand, Node)
+        return operand
+    if isinstance(operand, Node) and value.dtype == torch.float32 and alpha == 1:
+        return operand
+    return insert_constant(module, node, value.float() * alpha, "number")

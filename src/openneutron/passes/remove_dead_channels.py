@@ -23,12 +23,17 @@ __all__ = ["LARGEST_INPUT", "remove_dead_channels"]
 LARGEST_INPUT = 1e6
 
 _CONVOLUTIONS = {"aten.conv1d.default", "aten.conv2d.default", "aten.conv1d.padding", "aten.conv2d.padding"}
+# By the rank at which dimension 1 is the channels.
 _WITHIN_THE_RANGE = {
-    "aten.max_pool2d.default",
-    "aten.dropout.default",
-    "aten.adaptive_avg_pool2d.default",
+    "aten.max_pool1d.default": 3,
+    "aten.max_pool2d.default": 4,
+    "aten.adaptive_avg_pool1d.default": 3,
+    "aten.adaptive_avg_pool2d.default": 4,
+    "aten.upsample_nearest1d.vec": 3,
+    "aten.upsample_nearest2d.vec": 4,
+    "aten.upsample_bilinear2d.vec": 4,
 }
-_MAYBE_PADDED_WITH_ZERO = {"aten.avg_pool2d.default"}
+_MAYBE_PADDED_WITH_ZERO = {"aten.avg_pool1d.default": 3, "aten.avg_pool2d.default": 4}
 
 
 @dataclass(frozen=True)
@@ -81,15 +86,20 @@ def _interval(module: GraphModule, node: Node, known: dict[Node, _Interval]) -> 
         result = _product(module, node, reads)
     elif (limits := _clamp(node)) is not None and reads is not None:
         result = _Interval(reads.low.clamp(*limits), reads.high.clamp(*limits))
-    elif name in _WITHIN_THE_RANGE:
+    elif name == "aten.dropout.default" or _WITHIN_THE_RANGE.get(name) == value.dim():
         result = reads
-    elif name in _MAYBE_PADDED_WITH_ZERO and reads is not None:
+    elif reads is not None and _MAYBE_PADDED_WITH_ZERO.get(name) == value.dim() and not _divides_otherwise(node):
         result = _Interval(reads.low.clamp(max=0), reads.high.clamp(min=0))
     elif name == "aten.add.Tensor":
         result = _sum(node, known)
     if result is None or result.low.numel() != channels:
         return anything
     return _Interval(result.low.clamp(min=-LARGEST_INPUT), result.high.clamp(max=LARGEST_INPUT))
+
+
+def _divides_otherwise(node: Node) -> bool:
+    """Whether an average pool does not average."""
+    return arguments(node).get("divisor_override") is not None
 
 
 def _clamp(node: Node) -> tuple[float, float] | None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import arguments, op_name
+from openneutron.fx import arguments, iterate_nodes, op_name, shape_of
+from openneutron.ops import OPERATORS
+from openneutron.ops.shapes import permutation
 from openneutron.passes.functionalize import writes_memory
 
 __all__ = ["remove_identities"]
 
+aten = torch.ops.aten
+
 _DROPOUTS = {"aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default"}
 _ALIASES = {"aten.alias.default", "aten.detach.default", "aten.detach_.default", "aten.lift_fresh_copy.default"}
-_COPIES = {"aten.clone.default", "aten.contiguous.default"}
-_KEEPS_FORMAT = {None, torch.contiguous_format, torch.preserve_format}
+# Operators of these declarations move nothing where the shape stays.
+_SHAPERS = {"reshape", "repeat", "repeat_interleave", "slice", "cat", "copy", "to", "pixel_shuffle", "pixel_unshuffle"}
 
 
 def remove_identities(module: GraphModule) -> bool:
@@ -21,20 +25,72 @@ def remove_identities(module: GraphModule) -> bool:
 
     1. A dropout in eval mode goes.
     2. alias, detach and lift_fresh_copy go.
-    3. clone and contiguous go where they keep the memory format and the graph has no in-place operator left, for
-       which a copy would be a real one.
+    3. clone, contiguous, to and the like go where they keep dtype and memory format.
+    4. A reshape, expand, repeat, slice or pixel shuffle to the same shape goes, a cat of one tensor, a permute that
+       keeps the order, a pad by nothing.
+    5. A reshape of a reshape is one of what the first reads.
+
+    Rules 3 to 5 hold where the order of the values in memory stays, and only in a graph that has no in-place operator
+    left, for which a copy would be a real one.
     """
     in_place = any(writes_memory(node) for node in module.graph.nodes)
     changed = False
     for node in list(module.graph.nodes):
-        name = op_name(node)
-        removable = (
-            (name in _DROPOUTS and not arguments(node)["train"])
-            or name in _ALIASES
-            or (name in _COPIES and not in_place and arguments(node)["memory_format"] in _KEEPS_FORMAT)
-        )
-        if removable and isinstance(source := node.args[0], Node):
+        if not in_place and _is_reshape(node) and _merge_reshapes(node):
+            changed = True
+        source = next(iterate_nodes(node.args), None)
+        if source is not None and (_is_alias(node) or (not in_place and _keeps_everything(node, source))):
             node.replace_all_uses_with(source)
             module.graph.erase_node(node)
             changed = True
+    if changed:
+        module.graph.eliminate_dead_code()
     return changed
+
+
+def _is_alias(node: Node) -> bool:
+    name = op_name(node)
+    return name in _ALIASES or (name in _DROPOUTS and not arguments(node)["train"])
+
+
+def _keeps_everything(node: Node, source: Node) -> bool:
+    spec = OPERATORS.get(op_name(node))
+    if spec is None or spec.is_compute or not _lie_alike(node.meta.get("val"), source.meta.get("val")):
+        return False
+    if spec.name == "permute":
+        return permutation(node) == tuple(range(len(shape_of(node))))
+    if spec.name == "pad":
+        args = arguments(node)
+        return not any(args["pad"] if "pad" in args else args["padding"])
+    return spec.name in _SHAPERS
+
+
+def _is_reshape(node: Node) -> bool:
+    spec = OPERATORS.get(op_name(node))
+    return spec is not None and spec.name == "reshape"
+
+
+def _merge_reshapes(node: Node) -> bool:
+    """Rule 5; `node` becomes a reshape of what lies behind all reshapes in front of it."""
+    first = node.args[0]
+    assert isinstance(first, Node)  # every reshape reads a tensor
+    source = first.args[0] if _is_reshape(first) else None
+    if not isinstance(source, Node):
+        return False
+    shape = list(shape_of(node))
+    if not _lie_alike(node.meta["val"], aten.reshape.default(source.meta["val"], shape)):
+        return False
+    node.target, node.args, node.kwargs = aten.reshape.default, (source, shape), {}
+    return True
+
+
+def _lie_alike(value: object, other: object) -> bool:
+    """Whether two tensors have equal dtypes and shapes, and the same order of their values in memory."""
+    if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return False
+    strides = zip(value.shape, value.stride(), other.stride(), strict=False)
+    return (
+        value.dtype == other.dtype
+        and value.shape == other.shape
+        and all(stride == same for size, stride, same in strides if size > 1)
+    )

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron import passes
+from openneutron.constants import constant_value
 from openneutron.errors import OptionError
-from openneutron.fx import iterate_nodes, op_name, source_of
+from openneutron.fx import is_operator, iterate_nodes, op_name, place_of, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
+from openneutron.ops.decomposition import SHARED_QPARAMS
+from openneutron.ops.masks import saturates
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs
+from openneutron.quantizer.layers import GRANULARITIES, PER_CHANNEL, Key, Layers
 from openneutron.quantizer.observers import RangeObserver
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
 from openneutron.targets import Generation, NeutronTargetSpec
 
 __all__ = ["NeutronQuantizer", "UnquantizedWarning", "quantizable_reason"]
 
-WEIGHT_GRANULARITIES = ("per_tensor", "per_channel")
+# A value, or what one of its readers reads instead of it.
+Value = Node | tuple[Node, Node]
 
 
 class UnquantizedWarning(UserWarning):
@@ -46,15 +52,29 @@ class _Place:
 
     @property
     def inputs(self) -> list[Node]:
-        return list(dict.fromkeys(iterate_nodes([self.site.args[name] for name in self.spec.inputs])))
+        return self._operands(self.spec.inputs)
+
+    @property
+    def symmetric(self) -> list[Node]:
+        """The inputs that need zero point 0."""
+        return self._operands(self.spec.symmetric)
+
+    @property
+    def rule(self) -> OutputRule | QParams:
+        return self.spec.output_rule(self.site.node) if self.activation is None else OutputRule.OBSERVED
+
+    def _operands(self, names: tuple[str, ...]) -> list[Node]:
+        return list(dict.fromkeys(iterate_nodes([self.site.args[name] for name in names])))
 
 
 class NeutronQuantizer(Quantizer):
     """Static int8 for the eIQ Neutron NPU: for `prepare_pt2e`, usable for any number of models.
 
     Activations are affine per tensor, weights symmetric per tensor (`weight_granularity="per_channel"` for
-    convolutions: one scale for each output channel), biases int32. `observer` is a torchao observer class for
-    activations. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and why.
+    convolutions: one scale for each output channel), biases int32. `layers` sets that, or "float" for not quantized,
+    for parts of the model (see `Layers`). `observer` is a torchao observer class for activations, or what its
+    `with_args(...)` returns. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and
+    why.
 
     Raises `TargetError` and `OptionError` on construction, `ModelError` from `prepare_pt2e` for a model in train mode,
     with dynamic shapes, or not in float32, `InputError` from a prepared or converted module for inputs of another shape
@@ -67,34 +87,39 @@ class NeutronQuantizer(Quantizer):
         is_qat: bool = False,
         *,
         weight_granularity: str = "per_tensor",
+        layers: Mapping[Key, str] | None = None,
         observer: Any = RangeObserver,
         neutron_target_spec: NeutronTargetSpec | None = None,
     ) -> None:
         super().__init__()
         if is_qat:
             raise OptionError("Quantization-aware training is not supported yet: is_qat must be False.")
-        if weight_granularity not in WEIGHT_GRANULARITIES:
-            raise OptionError(
-                f"weight_granularity is one of {', '.join(WEIGHT_GRANULARITIES)}, not {weight_granularity!r}."
-            )
-        if not callable(getattr(observer, "with_args", None)):
-            raise OptionError(f"observer takes a torchao observer class, not {observer!r}.")
+        if weight_granularity not in GRANULARITIES:
+            raise OptionError(f"weight_granularity is one of {', '.join(GRANULARITIES)}, not {weight_granularity!r}.")
+        qspecs.check_observer(observer)
         protect_from_wrong_folding()
         self.target = NeutronTargetSpec(neutron_target_spec or target)
-        self.weight_granularity = weight_granularity
+        self.layers = Layers(layers, weight_granularity)
         self.observer = observer
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """The passes that make the graph quantizable; called by `prepare_pt2e`."""
-        return passes.prepare(model, self.target.neutron_target)
+        return passes.prepare(model, self.target.neutron_target, stays=self.layers.leave_in_float)
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes."""
+        """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes.
+
+        Raises `OptionError` for a key of `layers` that means nothing in this model.
+        """
+        self.layers.check(model)
         places: list[_Place] = []
         left: list[tuple[Node, str]] = []
         fused: set[Node] = set()
         for node in model.graph.nodes:
-            if node.op != "call_function" or node in fused:
+            if not is_operator(node) or node in fused:
+                continue
+            if self.layers.leave_in_float(node):
+                self.layers.mark(node)
                 continue
             reason = quantizable_reason(node, self.target)
             if reason is not None:
@@ -103,9 +128,9 @@ class NeutronQuantizer(Quantizer):
             place = self._place(node)
             fused.update(filter(None, [place.activation]))
             places.append(place)
-        _Annotation(places, self.observer, self.weight_granularity == "per_channel").write()
+        _Annotation(places, self.observer, self.layers).write(model)
         if left:
-            lines = (f"  {node.name} ({op_name(node)}, {source_of(node)}): {reason}" for node, reason in left)
+            lines = (f"  {node.name} ({op_name(node)}, {place_of(node)}): {reason}" for node, reason in left)
             warnings.warn("These operators stay in float:\n" + "\n".join(lines), UnquantizedWarning, stacklevel=2)
         return model
 
@@ -122,33 +147,27 @@ class NeutronQuantizer(Quantizer):
             return None
         (user,) = node.users
         follower = OPERATORS.get(op_name(user))
-        if follower is None or follower.activation is None:
+        if follower is None or follower.activation is None or self.layers.leave_in_float(user):
             return None
         return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
 
 
-def is_attribute(node: Node) -> bool:
-    """Whether `node` is a constant of a graph module."""
-    return node.op == "get_attr"
-
-
 def quantizable_reason(
-    node: Node, target: NeutronTargetSpec, is_constant: Callable[[Node], bool] = is_attribute
+    node: Node, target: NeutronTargetSpec, constant_of: Callable[[object], torch.Tensor | None] = constant_value
 ) -> str | None:
-    """Why the float operator `node` cannot be quantized; None if it can. `is_constant` knows the graph's constants.
+    """Why the float operator `node` cannot be quantized; None if it can. `constant_of` knows the graph's constants.
 
     Limits that only the legacy generation has do not count here: the operator is quantized all the same and runs in
     int8 on the CPU there.
     """
-    import torch
-
-    spec = OPERATORS.get(op_name(node))
-    if spec is None:
-        return _undecomposed_reason(node, target)
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
-        return f"It yields {getattr(value, 'dtype', type(value).__name__)}; only float32 is quantized."
-    site = Site(node, target.neutron_target)
+    spec, value = OPERATORS.get(op_name(node)), node.meta.get("val")
+    site = Site(node, target.neutron_target, constant_of=constant_of)
+    if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
+        return f"It yields {value.dtype}; only float32 is quantized."
+    if spec is None or not isinstance(value, torch.Tensor):
+        return _undecomposed_reason(site)
+    if not value.numel():
+        return "It yields a tensor without elements."
     for name in spec.inputs:
         operands = list(iterate_nodes(site.args[name]))
         if not operands:
@@ -156,20 +175,27 @@ def quantizable_reason(
         for operand in operands:
             if operand.meta["val"].dtype != torch.float32:
                 return f"Its argument '{name}' is {operand.meta['val'].dtype}; only float32 is quantized."
+            if not operand.meta["val"].numel() and len(operands) == 1:
+                return f"Its argument '{name}' has no elements."
     for name in filter(None, (spec.weight, spec.bias)):
         constant = site.args[name]
-        if constant is not None and not is_constant(constant):
+        if constant is not None and constant_of(constant) is None:
             role = "weight" if name == spec.weight else "bias"
             return f"Its {role} is computed while the model runs, not a constant."
     rejections = spec.rejections(site, Generation.MODERN)
-    return f"The NPU takes {spec.name} only if: {' '.join(rejections)}" if rejections else None
-
-
-def _undecomposed_reason(node: Node, target: NeutronTargetSpec) -> str:
+    if not rejections:
+        return None
     declared = DECOMPOSITIONS.get(op_name(node))
+    if declared is not None and declared.applies(site):
+        return _undecomposed_reason(site)
+    return f"The NPU takes {spec.name} only if: {' '.join(rejections)}"
+
+
+def _undecomposed_reason(site: Site) -> str:
+    declared = DECOMPOSITIONS.get(op_name(site.node))
     if declared is None:
         return "OpenNeutron has no such operator; docs/operators.md lists those it has."
-    rejections = declared.rejections(Site(node, target.neutron_target))
+    rejections = declared.rejections(site)
     if not rejections:
         return f"{declared.name} becomes {declared.becomes} for float32 values only, when the model is quantized."
     return f"{declared.name} becomes {declared.becomes} only if: {' '.join(rejections)}"
@@ -182,22 +208,34 @@ class _Annotation:
     later one refers to it; torchao then gives them one observer.
     """
 
-    def __init__(self, places: list[_Place], observer: Any, per_channel: bool) -> None:
+    def __init__(self, places: list[_Place], observer: Any, layers: Layers) -> None:
         self.places = places
         self.observer = observer
-        self.per_channel = per_channel
-        self.parent: dict[Node, Node] = {}
-        self.fixed: dict[Node, QParams] = {}
-        self.met: dict[Node, Node | tuple[Node, Node]] = {}
-        self.requantized: dict[tuple[Node, Node], Node] = {}
+        self.weight_axis = _weight_axes(places, layers)
+        self.parent: dict[Value, Value] = {}
+        self.fixed: dict[Value, QParams] = {}
+        self.symmetric: set[Value] = set()
+        self.masked: set[Value] = set()
+        self.met: dict[Value, Value] = {}
+        self.requantized: dict[Value, Value] = {}
 
-    def write(self) -> None:
+    def write(self, model: GraphModule) -> None:
         for place in self.places:
             self._group(place)
-        for place in self.places:
-            self._annotate(place)
+        self._join_named()
+        self._make_symmetric()
+        self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
+        reading = {place.site.node: place for place in self.places}
+        yielding = {place.output: place for place in self.places}
+        # torchao walks the graph in this order too, and wants a group's spec before what refers to it: an activation
+        # may come long after the operator that it is fused into.
+        for node in model.graph.nodes:
+            if node in reading:
+                self._annotate_inputs(reading[node])
+            if node in yielding:
+                self._annotate_output(yielding[node])
 
-    def _find(self, value: Node) -> Node:
+    def _find(self, value: Value) -> Value:
         root = value
         while (above := self.parent.get(root, root)) is not root:
             root = above
@@ -206,10 +244,9 @@ class _Annotation:
         return root
 
     def _group(self, place: _Place) -> None:
-        rule = place.spec.output_rule(place.site.node) if place.activation is None else OutputRule.OBSERVED
-        if isinstance(rule, QParams):
-            self.fixed[place.output] = rule
-        if rule is not OutputRule.SHARED:
+        if isinstance(place.rule, QParams):
+            self.fixed[place.output] = place.rule
+        if place.rule is not OutputRule.SHARED:
             return
         groups = [self._find(value) for value in place.inputs]
         demands = {self.fixed.get(group) for group in groups}
@@ -220,46 +257,107 @@ class _Annotation:
             else:
                 self._join(place.output, group)
 
-    def _join(self, output: Node, group: Node) -> None:
+    def _join_named(self) -> None:
+        """Values that a decomposition wants to have equal qparams, unless fixed ones."""
+        named: dict[str, Value] = {}
+        for value in dict.fromkeys(value for place in self.places for value in (*place.inputs, place.output)):
+            group, name = self._find(value), value.meta.get(SHARED_QPARAMS)
+            if name is not None and group not in self.fixed:
+                self._join(value, self._find(named.setdefault(name, group)))
+
+    def _make_symmetric(self) -> None:
+        """Where only inputs that need zero point 0 read a group, it is symmetric; else those inputs are requantized."""
+        wanted = [(value, place.site.node) for place in self.places for value in place.symmetric]
+        shared = self._read_otherwise(set(wanted)) if wanted else set()
+        for edge in wanted:
+            group = self._find(edge[0])
+            fixed = self.fixed.get(group)
+            if group in shared if fixed is None else any(fixed.zero_point):
+                self.requantized[edge] = group = edge
+            if group not in self.fixed:
+                self.symmetric.add(group)
+
+    def _read_otherwise(self, wanted: set[tuple[Node, Node]]) -> set[Value]:
+        """The groups that something reads which neither moves their values nor is in `wanted`."""
+        movers = {place.site.node for place in self.places if place.rule is OutputRule.SHARED}
+        values = {value for place in self.places for value in (*place.inputs, place.output)}
+        edges = {(value, reader) for value in values for reader in value.users if reader.users or reader.op == "output"}
+        return {self._find(edge[0]) for edge in edges - wanted if edge[1] not in movers or edge in self.requantized}
+
+    def _join(self, output: Node, group: Value) -> None:
         root = self._find(output)
         if root is not group:
             self.parent[root] = group
 
-    def _annotate(self, place: _Place) -> None:
+    def _annotate_inputs(self, place: _Place) -> None:
         node = place.site.node
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
         weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
         if weight is not None:
-            per_channel = self.per_channel and place.spec.name == "convolution"
-            edges[weight] = self._weight_spec((weight, node), per_channel=per_channel)
+            axis = self.weight_axis.get(weight)
+            edges[weight] = self._weight_spec((weight, node), axis)
             if bias is not None:
-                edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), per_channel=per_channel)
-        own_output = None if place.activation is not None else self._spec(node, node)
-        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, own_output)
-        if place.activation is not None:
-            output = self._spec(place.activation, place.activation)
-            place.activation.meta[Q_ANNOTATION_KEY] = _annotation({}, output)
+                edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=axis is not None)
+        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
 
-    def _spec(self, key: Node | tuple[Node, Node], value: Node) -> Any:
+    def _annotate_output(self, place: _Place) -> None:
+        annotation = place.output.meta.setdefault(Q_ANNOTATION_KEY, _annotation({}, None))
+        annotation.output_qspec = self._spec(place.output, place.output)
+
+    def _spec(self, key: Value, value: Value) -> Any:
         group = self._find(value)
         if group in self.met:
             return SharedQuantizationSpec(self.met[group])
         self.met[group] = key
         if group in self.fixed:
             return qspecs.fixed(self.fixed[group])
-        return qspecs.activation(value, self.observer)
+        node = value[0] if isinstance(value, tuple) else value
+        return qspecs.activation(node, self.observer, symmetric=group in self.symmetric, masked=group in self.masked)
 
-    def _weight_spec(self, edge: tuple[Node, Node], *, per_channel: bool) -> Any:
+    def _weight_spec(self, edge: tuple[Node, Node], axis: int | None) -> Any:
         if edge[0] in self.met:
             return SharedQuantizationSpec(self.met[edge[0]])
         self.met[edge[0]] = edge
-        return qspecs.weight(edge[1], per_channel=per_channel)
+        return qspecs.weight(edge[1], axis)
+
+
+def _weight_axes(places: list[_Place], layers: Layers) -> dict[Node, int]:
+    """The dimension of output channels of each weight that is per channel: all its readers must agree on one."""
+    readers: dict[Node, list[_Place]] = {}
+    for place in places:
+        if place.spec.weight is not None:
+            readers.setdefault(place.site.args[place.spec.weight], []).append(place)
+    axes: dict[Node, int] = {}
+    for weight, sharing in readers.items():
+        granularities = {layers.granularity(place.site.node) for place in sharing}
+        if len(granularities) > 1:
+            raise _disagreement(sharing[-1].site.node)
+        (axis, *others) = {place.spec.weight_axis for place in sharing}
+        if granularities == {PER_CHANNEL} and axis is not None and not others:
+            axes[weight] = axis
+    return axes
+
+
+def _disagreement(node: Node) -> OptionError:
+    return OptionError(
+        "This operator and another share a weight that would be per channel for one and per tensor for the other. Set "
+        "both to the same in layers.",
+        node=node.name,
+        op=op_name(node),
+        source=source_of(node),
+    )
 
 
 def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
     return QuantizationAnnotation(
         input_qspec_map=edges, output_qspec=output, allow_implicit_sharing=False, _annotated=True
     )
+
+
+def _is_mask(value: Node) -> bool:
+    """Whether `value` is a constant with values that stand for no number."""
+    constant = constant_value(value)
+    return constant is not None and bool(saturates(constant).any())
 
 
 def annotated(model: GraphModule) -> Iterator[Node]:

@@ -7,12 +7,18 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.observer import MinMaxObserver, ObserverBase, PerChannelMinMaxObserver
 
 from openneutron.errors import CalibrationError
 from openneutron.fx import op_name, source_of
+from openneutron.ops.masks import HIDDEN, saturates
 
-__all__ = ["Origin", "PerChannelRangeObserver", "RangeObserver"]
+__all__ = ["MaskedObserver", "Origin", "PerChannelRangeObserver", "RangeObserver"]
+
+
+# How far below the lowest score a softmax sees nothing: e to the minus of this is what is left of a hidden value beside
+# that score, and less beside any other. More would cost resolution.
+MASKED_DISTANCE = 8.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,40 @@ class RangeObserver(MinMaxObserver):
         _check(self.min_val, self.max_val, self.origin)
         scale, zero_point = super().calculate_qparams()
         return scale, zero_point
+
+
+class MaskedObserver(ObserverBase):
+    """Sees a value before and after a mask, and hands all of it that stands for a number to another observer.
+
+    Where the mask hides something from a softmax, the range reaches `MASKED_DISTANCE` below that observer's, and what
+    is hidden has the lowest code.
+    """
+
+    def __init__(
+        self, observer: Any, *, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **more: Any
+    ) -> None:
+        super().__init__(dtype)
+        self.quant_min, self.quant_max, self.qscheme = quant_min, quant_max, qscheme
+        self.observer = observer(dtype=dtype, quant_min=quant_min, quant_max=quant_max, qscheme=qscheme, **more)
+        self.register_buffer("hides", torch.tensor(False))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Observe; returns `values`."""
+        seen = values.detach()[~saturates(values)]
+        if seen.numel():
+            self.observer(seen)
+        self.hides |= (values == HIDDEN).any()
+        return values
+
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale (float32) and zero point (int64)."""
+        scale, zero_point = self.observer.calculate_qparams()
+        if not self.hides:
+            return scale, zero_point
+        codes = self.quant_max - self.quant_min
+        wider = scale + MASKED_DISTANCE / codes
+        below = torch.round(((zero_point - self.quant_min) * scale + MASKED_DISTANCE) / wider)
+        return wider, (self.quant_min + below).clamp(self.quant_min, self.quant_max).to(zero_point.dtype)
 
 
 class PerChannelRangeObserver(PerChannelMinMaxObserver):

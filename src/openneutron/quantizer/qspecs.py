@@ -6,16 +6,20 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
+from torchao.quantization.pt2e.observer import ObserverBase
 from torchao.quantization.pt2e.quantizer import (
     DerivedQuantizationSpec,
     FixedQParamsQuantizationSpec,
     QuantizationSpec,
 )
 
+from openneutron.errors import OptionError
+from openneutron.fx import shape_of
 from openneutron.ir.graph import QParams
-from openneutron.quantizer.observers import Origin, PerChannelRangeObserver, RangeObserver
+from openneutron.quantizer.observers import MaskedObserver, Origin, PerChannelRangeObserver, RangeObserver
 
-__all__ = ["activation", "bias", "fixed", "weight"]
+__all__ = ["activation", "bias", "check_observer", "fixed", "weight"]
 
 ACTIVATION_RANGE = (-128, 127)
 # Symmetric: -128 is left out, so that a weight and its negative are both representable.
@@ -23,17 +27,43 @@ WEIGHT_RANGE = (-127, 127)
 BIAS_RANGE = (-(2**31), 2**31 - 1)
 
 
-def activation(node: Node, observer: Any) -> QuantizationSpec:
-    """int8, affine, one scale for the tensor that `node` yields."""
+def activation(node: Node, observer: Any, *, symmetric: bool = False, masked: bool = False) -> QuantizationSpec:
+    """int8, affine, one scale for the tensor that `node` yields; with zero point 0 where `symmetric`.
+
+    A `masked` one is what a mask makes of a value, and that value.
+    """
     low, high = ACTIVATION_RANGE
     constructor = observer.with_args(origin=Origin.of(node)) if observer is RangeObserver else observer
+    if masked:
+        constructor = MaskedObserver.with_args(observer=constructor)
     return QuantizationSpec(
         dtype=torch.int8,
         quant_min=low,
         quant_max=high,
-        qscheme=torch.per_tensor_affine,
+        qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
         observer_or_fake_quant_ctr=constructor,
     )
+
+
+def check_observer(observer: Any) -> None:
+    """Raise `OptionError` for what cannot observe activations: it is tried on a tensor of two values."""
+    low, high = ACTIVATION_RANGE
+    wanted = (
+        "observer takes a class of torchao.quantization.pt2e that finds one scale and zero point for a tensor "
+        "(HistogramObserver, MovingAverageMinMaxObserver), or what its with_args(...) returns"
+    )
+    if isinstance(observer, torch.nn.Module) or not callable(getattr(observer, "with_args", None)):
+        raise OptionError(f"{wanted}, not {observer!r}.")
+    try:
+        trial = observer.with_args(
+            dtype=torch.int8, quant_min=low, quant_max=high, qscheme=torch.per_tensor_affine
+        )()
+        trial(torch.tensor([-1.0, 1.0]))
+        scale, _ = trial.calculate_qparams()
+    except Exception as error:  # observers raise anything, Exception itself included
+        raise OptionError(f"{wanted}; {observer!r} fails on a tensor: {error}") from error
+    if not isinstance(trial, (ObserverBase, FakeQuantizeBase)) or scale.numel() != 1:
+        raise OptionError(f"{wanted}, not {observer!r} of {type(trial).__module__}.")
 
 
 def fixed(qparams: QParams) -> FixedQParamsQuantizationSpec:
@@ -49,35 +79,41 @@ def fixed(qparams: QParams) -> FixedQParamsQuantizationSpec:
     )
 
 
-def weight(node: Node, *, per_channel: bool) -> QuantizationSpec:
-    """int8, symmetric; one scale for the tensor, or one for each output channel (dimension 0)."""
+def weight(node: Node, axis: int | None) -> QuantizationSpec:
+    """int8, symmetric; one scale for the tensor, or one for each index of `axis`."""
     low, high = WEIGHT_RANGE
+    per_channel = axis is not None
     observer = PerChannelRangeObserver if per_channel else RangeObserver
     return QuantizationSpec(
         dtype=torch.int8,
         quant_min=low,
         quant_max=high,
         qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
-        ch_axis=0 if per_channel else None,
+        ch_axis=axis,
         observer_or_fake_quant_ctr=observer.with_args(origin=Origin.of(node)),
     )
 
 
-def bias(activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], *, per_channel: bool) -> Any:
-    """int32, scale = activation scale x weight scale, zero point 0."""
+def bias(activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], node: Node, *, per_channel: bool) -> Any:
+    """int32, scale = activation scale x weight scale, zero point 0. `node` is the bias.
+
+    A weight that has output channels of one group only has as many scales; each group's biases take the same ones.
+    """
     low, high = BIAS_RANGE
+
+    def qparams(observers: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        (activation_scale, _), (weight_scale, _) = (observer.calculate_qparams() for observer in observers)
+        scale = activation_scale * weight_scale
+        if per_channel:
+            scale = scale.repeat(shape_of(node)[0] // scale.numel())
+        return scale, torch.zeros_like(scale, dtype=torch.int32)
+
     return DerivedQuantizationSpec(
         derived_from=[activation_edge, weight_edge],
-        derive_qparams_fn=_bias_qparams,
+        derive_qparams_fn=qparams,
         dtype=torch.int32,
         quant_min=low,
         quant_max=high,
         qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
         ch_axis=0 if per_channel else None,
     )
-
-
-def _bias_qparams(observers: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    (activation_scale, _), (weight_scale, _) = (observer.calculate_qparams() for observer in observers)
-    scale = activation_scale * weight_scale
-    return scale, torch.zeros_like(scale, dtype=torch.int32)

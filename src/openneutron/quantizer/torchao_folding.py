@@ -1,8 +1,9 @@
 """torchao folds batch norms before it asks a quantizer for anything, and some of them into a wrong model.
 
 Seen in torchao 0.18: a convolution whose output the batch norm does not read alone; one weight that several
-convolutions read, each with a batch norm of its own, or some with none, or without a bias; a batch norm without running
-statistics (a TypeError). Such models are folded by `passes.fold_batch_norm` first, or refused.
+convolutions read, each with a batch norm of its own, or some with none, or without a bias; a transposed convolution in
+groups; a batch norm without running statistics (a TypeError). Such models are folded by `passes.fold_batch_norm` first,
+or refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import op_name
+from openneutron.fx import arguments, op_name
 from openneutron.passes import fold_batch_norm
 from openneutron.passes.checks import check_batch_norm
 
@@ -52,7 +53,14 @@ def is_folded_wrongly(module: GraphModule) -> bool:
     read = [node.args[0] for node in module.graph.nodes if op_name(node) == _BATCH_NORM]
     folded = [producer for producer in read if isinstance(producer, Node) and _weight(producer)]
     readers = Counter(_weight(node) for node in module.graph.nodes)
-    return any(len(producer.users) > 1 or readers[_weight(producer)] > 1 for producer in folded)
+    return any(
+        len(producer.users) > 1 or readers[_weight(producer)] > 1 or _is_transposed_in_groups(producer)
+        for producer in folded
+    )
+
+
+def _is_transposed_in_groups(node: Node) -> bool:
+    return op_name(node).startswith("aten.conv_transpose") and arguments(node)["groups"] > 1
 
 
 def _weight(node: Node) -> str | None:

@@ -48,6 +48,25 @@ class TensorInfo:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    scale: float | None = None
+    """With `zero_point`, of a quantized tensor: value = scale x (integer - zero point). None where it has none."""
+    zero_point: int | None = None
+
+    def quantize(self, values: torch.Tensor) -> torch.Tensor:
+        """Float values as the integers that the program takes. Raises InputError for a tensor without qparams."""
+        scale, zero_point = self._qparams()
+        limits = torch.iinfo(self.dtype)
+        return (torch.round(values * (1 / scale)) + zero_point).clamp(limits.min, limits.max).to(self.dtype)
+
+    def dequantize(self, values: torch.Tensor) -> torch.Tensor:
+        """The program's integers as float values. Raises InputError for a tensor without qparams."""
+        scale, zero_point = self._qparams()
+        return (values.to(torch.float32) - zero_point) * scale
+
+    def _qparams(self) -> tuple[float, int]:
+        if self.scale is None or self.zero_point is None:
+            raise InputError(f"a tensor of {self.dtype} without scale and zero point is not quantized")
+        return self.scale, self.zero_point
 
 
 class HostProgram:
@@ -72,8 +91,13 @@ class HostProgram:
             program = _C._load_program_from_buffer(data, program_verification=_C.Verification.InternalConsistency)
             self._method = program.load_method(METHOD)
             meta = self._method.method_meta()
-            self.inputs = tuple(_info(meta.input_tensor_meta(i)) for i in range(meta.num_inputs()))
-            self.outputs = tuple(_info(meta.output_tensor_meta(i)) for i in range(meta.num_outputs()))
+            constants = _Constants(program)
+            self.inputs = tuple(
+                _info(meta.input_tensor_meta(i), constants, f"input{i}") for i in range(meta.num_inputs())
+            )
+            self.outputs = tuple(
+                _info(meta.output_tensor_meta(i), constants, f"output{i}") for i in range(meta.num_outputs())
+            )
             # None where the order is the usual one, which run() is to find out without a look at the dimensions.
             self._dim_orders = tuple(
                 None if order == tuple(range(len(order))) else order for order in _host.input_dim_orders(data, METHOD)
@@ -127,11 +151,24 @@ def load(path: str | os.PathLike[str]) -> HostProgram:
     return HostProgram(data, os.fspath(path))
 
 
-def _info(meta: Any) -> TensorInfo:
+class _Constants:
+    """The methods of a program that return one number, as those do that ExecuTorch's I/O passes leave."""
+
+    def __init__(self, program: Any) -> None:
+        self._program = program
+        self._names = {program.get_method_name(i) for i in range(program.num_methods())}
+
+    def get(self, name: str) -> Any:
+        """What the method `name` returns; None where there is none."""
+        return self._program.load_method(name).call(())[0] if name in self._names else None
+
+
+def _info(meta: Any, constants: _Constants, name: str) -> TensorInfo:
     dtype = meta.dtype()
     if dtype not in DTYPES:
         raise ValueError(f"a tensor has ExecuTorch's scalar type {dtype}, which the host does not know")
-    return TensorInfo(tuple(meta.sizes()), DTYPES[dtype])
+    qparams = constants.get(f"{name}_scale"), constants.get(f"{name}_zp")
+    return TensorInfo(tuple(meta.sizes()), DTYPES[dtype], *qparams)
 
 
 def _tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
@@ -144,7 +181,9 @@ def _tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise InputError(f"input {index} is a {type(value).__name__}, expected a torch tensor or a numpy array")
     if value.dtype != info.dtype:
-        raise InputError(f"input {index} has dtype {value.dtype}, expected {info.dtype}")
+        how = "" if info.scale is None else f" of scale {info.scale:.9g} and zero point {info.zero_point}"
+        hint = f": give inputs[{index}].quantize(values)" if how and value.is_floating_point() else ""
+        raise InputError(f"input {index} has dtype {value.dtype}, expected {info.dtype}{how}{hint}")
     if value.shape != info.shape:
         raise InputError(f"input {index} has shape {tuple(value.shape)}, expected {info.shape}")
     # After a run the caches are full of the network, and each call into torch takes ten times as long as it would else.

@@ -91,12 +91,13 @@ class _Writer:
         return self._tensor_index[id(tensor)]
 
     def operator(self, op: Op) -> Any:
-        """The table of an operator, its operands behind the first of its tensors."""
+        """The table of an operator, its operands among its tensors."""
         operator = schema.OperatorT()
         operator.opcodeIndex = self._code(op.kind)
         operands = [self._operand(np.asarray(op.attrs[name], np.int32)) for name in op.kind.operands]
-        first, *others = (self.tensor(tensor) for tensor in op.inputs)
-        operator.inputs = [first, *operands, *others]
+        inputs = [self.tensor(tensor) for tensor in op.inputs]
+        inputs[op.kind.operands_at : op.kind.operands_at] = operands
+        operator.inputs = inputs
         operator.outputs = [self.tensor(op.output)]
         if op.kind.options is not None:
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, op.kind.options)

@@ -1,0 +1,197 @@
+"""Whole networks from float to `.pte`: `python -m benchmarks.suite [NETWORK ...]`.
+
+Takes each network of `benchmarks.zoo`, its weights random, the whole way and prints one row for it: what runs where,
+how much of the float network's signal is left in each output, and how long it took. The targets: one delegate, nothing
+on the CPU, at least 20 dB for each output of the `.pte`; where an output has less, the layer that loses most is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from tests.oracle import Agreement, agreements
+from torch import Tensor, nn
+
+from openneutron import NeutronProgram, QuantizedModel, lower, passes, quantize
+from openneutron.runtime import HostProgram
+from openneutron.targets import NeutronTargetSpec
+
+from .subjects import describe_tflite, tflite_models
+from .walk import Fall, sqnr, steepest_fall
+from .zoo import ZOO, Member, smooth
+from .zoo.alive import Shape
+
+WIDTH_OF_A_FILE = 160  # columns, where the output is no terminal
+
+CALIBRATION_SAMPLES, EVALUATION_SAMPLES = 16, 4
+LEAST_SQNR = 20.0  # decibels
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output tensor: SQNR to the float network in decibels, and how far the `.pte` follows the module."""
+
+    sqnr_module: float
+    sqnr_pte: float
+    agreement: Agreement
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that was measured for one network; `on_cpu` counts the operators there by "operator: reason"."""
+
+    network: str
+    shape: Shape
+    delegates: int
+    on_cpu: dict[str, int]
+    tflite_operators: dict[str, int]
+    tflite_bytes: int
+    outputs: tuple[Output, ...]
+    steepest_fall: Fall | None
+    seconds_to_quantize: float
+    seconds_to_lower: float
+
+    @property
+    def sqnr(self) -> float:
+        """The SQNR of the worst output of the `.pte`."""
+        return min(output.sqnr_pte for output in self.outputs)
+
+    def missed(self) -> list[str]:
+        """What is short of the targets, in words."""
+        found = []
+        if self.delegates != 1:
+            found.append(f"{self.delegates} delegates")
+        if self.on_cpu:
+            found.append(f"{sum(self.on_cpu.values())} operators on the CPU")
+        if self.sqnr < LEAST_SQNR:
+            found.append(f"{self.sqnr:.1f} dB")
+        return found
+
+
+def measure(member: Member, shape: Shape, **options: Any) -> Result:
+    """Take `member` the whole way with inputs of `shape`; `options` go to `quantize`."""
+    model = member.build(shape)
+    calibration = smooth(shape, CALIBRATION_SAMPLES, seed=1)
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the rows say it
+        quantized = quantize(model, (calibration[0],), calibration, **options)
+    quantized_at = time.perf_counter()
+    program = lower(quantized)
+    lowered_at = time.perf_counter()
+    models = [describe_tflite(each) for each in tflite_models(program.buffer)]
+    return Result(
+        network=member.name,
+        shape=shape,
+        delegates=len(models),
+        on_cpu=dict(Counter(f"{row.op}: {row.reason}" for row in program.placement if row.where == "cpu")),
+        tflite_operators=dict(sum((Counter(each["operators"]) for each in models), Counter())),
+        tflite_bytes=sum(each["bytes"] for each in models),
+        outputs=compare(model, quantized, program, smooth(shape, EVALUATION_SAMPLES, seed=2)),
+        steepest_fall=breaking_layer(model, quantized, calibration[0]),
+        seconds_to_quantize=quantized_at - start,
+        seconds_to_lower=lowered_at - quantized_at,
+    )
+
+
+@torch.no_grad()
+def compare(
+    model: nn.Module, quantized: QuantizedModel, program: NeutronProgram, samples: Sequence[Tensor]
+) -> tuple[Output, ...]:
+    """Compare float network, module and `.pte` on `samples`, output by output."""
+    run = HostProgram.from_bytes(program.buffer).run
+    floats, modules, programs = ([flat(call(sample)) for sample in samples] for call in (model, quantized, run))
+    following = [agreements(*pair, quantized) for pair in zip(programs, modules, strict=True)]
+    outputs = []
+    for place in range(len(floats[0])):
+        of_float, of_module, of_program = (
+            torch.cat([row[place] for row in rows]) for rows in (floats, modules, programs)
+        )
+        followed = sum((row[place] for row in following), Agreement(0, 0, 0))
+        outputs.append(Output(sqnr(of_float, of_module), sqnr(of_float, of_program), followed))
+    return tuple(outputs)
+
+
+def flat(value: Any) -> list[Tensor]:
+    """Return the outputs of a network as a list."""
+    return [value] if isinstance(value, Tensor) else list(value)
+
+
+def breaking_layer(model: nn.Module, quantized: QuantizedModel, sample: Tensor) -> Fall | None:
+    """Return the layer behind which most of the signal is lost."""
+    reference = torch.export.export(model, (sample,)).module()
+    target = NeutronTargetSpec(quantized.target).neutron_target
+    return steepest_fall(passes.prepare(reference, target), quantized.module, (sample,))
+
+
+def table_of(results: Iterable[Result]) -> Table:
+    """Return one row for each of `results`."""
+    table = Table(title="Whole networks, random weights", title_justify="left", show_lines=True)
+    numbers = ("delegates", "TFLite operators", "TFLite bytes", "SQNR, dB", "of the module", "max LSB", "equal %")
+    table.add_column("network")
+    for heading in (*numbers, "quantize, s", "lower, s"):
+        table.add_column(heading, justify="right")
+    for heading in ("on the CPU", "targets"):
+        table.add_column(heading, overflow="fold")
+    for result in results:
+        missed = result.missed()
+        table.add_row(
+            f"{result.network} {'x'.join(map(str, result.shape))}",
+            str(result.delegates),
+            str(sum(result.tflite_operators.values())),
+            f"{result.tflite_bytes:,}",
+            "\n".join(f"{output.sqnr_pte:.1f}" for output in result.outputs),
+            "\n".join(f"{output.sqnr_module:.1f}" for output in result.outputs),
+            "\n".join(str(output.agreement.worst) for output in result.outputs),
+            "\n".join(f"{output.agreement.exact:.1f}" for output in result.outputs),
+            f"{result.seconds_to_quantize:.1f}",
+            f"{result.seconds_to_lower:.1f}",
+            "\n".join(f"{count} x {kind}" for kind, count in result.on_cpu.items()) or "none",
+            "\n".join(["[red]" + ", ".join(missed), str(result.steepest_fall or "")]) if missed else "[green]met",
+        )
+    return table
+
+
+def main() -> int:
+    """Measure the networks of the command line and print the table; status 1 if a target is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(ZOO)}; all if none is named")
+    parser.add_argument("--small", action="store_true", help="the small inputs of continuous integration")
+    parser.add_argument("--per-channel", action="store_true", help="weights of convolutions per output channel")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(ZOO):
+        parser.error(f"no such network: {', '.join(sorted(unknown))}")
+    options = {"weight_granularity": "per_channel"} if arguments.per_channel else {}
+
+    results: list[Result] = []
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=len(arguments.names or ZOO))
+        for name in arguments.names or ZOO:
+            progress.update(task, description=name)
+            member = ZOO[name]
+            results.append(measure(member, member.small if arguments.small else member.full, **options))
+            progress.advance(task)
+            if arguments.json:
+                arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=1))
+    console.print(table_of(results))
+    return 1 if any(result.missed() for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

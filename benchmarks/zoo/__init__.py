@@ -1,0 +1,130 @@
+"""Whole networks with random weights, to see whether they fit the NPU and what int8 costs them.
+
+Each has a small input for continuous integration and the one it was made for. torchvision's code is taken where it has
+the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from benchmarks.models import DSCNN
+from torch import Tensor, nn
+
+from .alive import Shape, awaken, smooth
+from .classifiers import EfficientNetLite0, MLPMixer, MobileNetV1
+from .dense import ESPCN, ConvAutoencoder, UNet, Yolo
+from .sound import TCN, GRUKeywords
+from .torchvision_models import MissingTorchvisionError, torchvision_models
+
+__all__ = ["ZOO", "Member", "MissingTorchvisionError", "smooth"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network: `make` builds it for inputs of a shape, of `small` for continuous integration, else of `full`."""
+
+    name: str
+    make: Callable[[Shape], nn.Module]
+    small: Shape
+    full: Shape
+
+    def build(self, shape: Shape) -> nn.Module:
+        """Return the network in eval mode, with the same random weights each time.
+
+        Raises `MissingTorchvisionError` where it is torchvision's and that is not installed.
+        """
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return awaken(self.make(shape), shape)
+
+
+def _theirs(name: str, **options: Any) -> Callable[[Shape], nn.Module]:
+    def make(_: Shape) -> nn.Module:
+        model: nn.Module = getattr(torchvision_models(), name)(weights=None, **options)
+        return model
+
+    return make
+
+
+class _Segmentation(nn.Module):
+    """torchvision returns a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torchvision_models().segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask: Tensor = self.net(x)["out"]
+        return mask
+
+
+class _Detector(nn.Module):
+    """Trunk and heads; what comes behind, choosing boxes, depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        made = torchvision_models().detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+        self.backbone, self.head = made.backbone, made.head
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.head(list(self.backbone(x).values()))
+        return found["bbox_regression"], found["cls_logits"]
+
+
+def _vision_transformer(shape: Shape) -> nn.Module:
+    model: Any = torchvision_models().VisionTransformer(
+        image_size=shape[-1], patch_size=16, num_layers=4, num_heads=4, hidden_dim=128, mlp_dim=256, num_classes=100
+    )
+    nn.init.normal_(model.class_token)  # zeros would be all rounding beside the patches, and a layer norm comes next
+    return model  # type: ignore[no-any-return]
+
+
+def _convnext(_: Shape) -> nn.Module:
+    """The trunk of ConvNeXt-tiny up to its second stage, a block in each."""
+    convnext = torchvision_models().convnext
+    stages = [convnext.CNBlockConfig(96, 192, 1), convnext.CNBlockConfig(192, None, 1)]
+    model: nn.Module = convnext.ConvNeXt(stages, stochastic_depth_prob=0.0, layer_scale=0.5, num_classes=100)
+    return model
+
+
+def _image(size: int) -> Shape:
+    return (1, 3, size, size)
+
+
+_SMALL, _FULL = _image(64), _image(224)
+
+ZOO: dict[str, Member] = {
+    member.name: member
+    for member in (
+        Member("mobilenet_v1", lambda _: MobileNetV1(), _SMALL, _FULL),
+        Member("mobilenet_v2", _theirs("mobilenet_v2"), _SMALL, _FULL),
+        Member("mobilenet_v3_small", _theirs("mobilenet_v3_small"), _SMALL, _FULL),
+        Member("mobilenet_v3_large", _theirs("mobilenet_v3_large"), _SMALL, _FULL),
+        Member("efficientnet_lite0", lambda _: EfficientNetLite0(), _SMALL, _FULL),
+        Member("efficientnet_b0", _theirs("efficientnet_b0"), _SMALL, _FULL),
+        Member("shufflenet_v2", _theirs("shufflenet_v2_x1_0"), _SMALL, _FULL),
+        Member("squeezenet", _theirs("squeezenet1_1"), _SMALL, _FULL),
+        Member("mnasnet", _theirs("mnasnet1_0"), _SMALL, _FULL),
+        Member("resnet18", _theirs("resnet18"), _SMALL, _FULL),
+        Member("resnet50", _theirs("resnet50"), _SMALL, _FULL),
+        Member("regnet", _theirs("regnet_y_400mf"), _SMALL, _FULL),
+        Member("densenet121", _theirs("densenet121"), _SMALL, _FULL),
+        Member("googlenet", _theirs("googlenet", aux_logits=False, init_weights=False), _SMALL, _FULL),
+        Member("unet", lambda _: UNet(), _SMALL, _image(256)),
+        Member("deeplab_v3", lambda _: _Segmentation(), _SMALL, _FULL),
+        Member("ssdlite", lambda _: _Detector(), _image(160), _image(320)),
+        Member("yolo", lambda _: Yolo(), _SMALL, _image(320)),
+        Member("ds_cnn", lambda _: DSCNN(), (1, 1, 49, 10), (1, 1, 49, 10)),
+        Member("tcn", lambda _: TCN(), (1, 40, 100), (1, 40, 100)),
+        Member("gru", lambda _: GRUKeywords(), (1, 40, 20), (1, 40, 98)),
+        Member("convnext_blocks", _convnext, _SMALL, _FULL),
+        Member("vision_transformer", _vision_transformer, _SMALL, _FULL),
+        Member("mlp_mixer", lambda shape: MLPMixer(shape[-1]), _SMALL, _image(128)),
+        Member("autoencoder", lambda _: ConvAutoencoder(), _SMALL, _image(128)),
+        Member("espcn", lambda _: ESPCN(), (1, 1, 32, 32), (1, 1, 120, 160)),
+    )
+}

@@ -1,0 +1,106 @@
+"""Networks from an image to classes that torchvision does not have."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["EfficientNetLite0", "MLPMixer", "MobileNetV1"]
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(outputs)]
+
+
+class _Classifier(nn.Module):
+    """Features, their mean over the image, one linear."""
+
+    def __init__(self, features: list[nn.Module], channels: int, classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*features)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.flatten(self.pool(self.features(x)), 1))
+        return logits
+
+
+class MobileNetV1(_Classifier):
+    """Width 1: depthwise-separable convolutions in a row."""
+
+    # outputs and stride of each pair
+    PAIRS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
+
+    def __init__(self, classes: int = 1000) -> None:
+        channels = 32
+        features = [*_conv(3, channels, 3, 2), nn.ReLU()]
+        for outputs, stride in self.PAIRS:
+            features += [*_conv(channels, channels, 3, stride, groups=channels), nn.ReLU()]
+            features += [*_conv(channels, outputs, 1), nn.ReLU()]
+            channels = outputs
+        super().__init__(features, channels, classes)
+
+
+class _InvertedResidual(nn.Module):
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = inputs * expansion
+        widen = [*_conv(inputs, wide, 1), nn.ReLU6()] if expansion > 1 else []
+        depthwise = [*_conv(wide, wide, kernel, stride, groups=wide), nn.ReLU6()]
+        self.layers = nn.Sequential(*widen, *depthwise, *_conv(wide, outputs, 1))
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return x + y if self.adds else y
+
+
+class EfficientNetLite0(_Classifier):
+    """EfficientNet-B0 without squeeze-and-excite, ReLU6 for SiLU, stem and head of fixed width."""
+
+    # expansion, channels, blocks, stride of the first, kernel
+    STAGES = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5),
+              (6, 192, 4, 2, 5), (6, 320, 1, 1, 3))  # fmt: skip
+
+    def __init__(self, classes: int = 1000) -> None:
+        channels = 32
+        features = [*_conv(3, channels, 3, 2), nn.ReLU6()]
+        for expansion, outputs, blocks, stride, kernel in self.STAGES:
+            for block in range(blocks):
+                first = stride if block == 0 else 1
+                features.append(_InvertedResidual(channels, outputs, kernel, first, expansion))
+                channels = outputs
+        super().__init__([*features, *_conv(channels, 1280, 1), nn.ReLU6()], 1280, classes)
+
+
+class _MixerBlock(nn.Module):
+    """One perceptron over the patches of each channel, one over the channels of each patch."""
+
+    def __init__(self, patches: int, channels: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.patches = nn.Sequential(nn.Linear(patches, 2 * patches), nn.GELU(), nn.Linear(2 * patches, patches))
+        self.channels = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.patches(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        mixed: Tensor = x + self.channels(self.norm2(x))
+        return mixed
+
+
+class MLPMixer(nn.Module):
+    """Patches of 8x8, 96 channels, four blocks."""
+
+    def __init__(self, size: int, classes: int = 100, channels: int = 96, blocks: int = 4) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, channels, 8, 8)
+        self.blocks = nn.Sequential(*(_MixerBlock((size // 8) ** 2, channels) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(channels)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        logits: Tensor = self.head(self.norm(self.blocks(x)).mean(1))
+        return logits

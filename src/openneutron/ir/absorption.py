@@ -1,0 +1,213 @@
+"""Padding of channels, and the slices that undo it, taken out where a neighbor can do without."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from openneutron.ir.graph import Graph, Layout, Op, QParams, Tensor
+from openneutron.ir.views import RESHAPE, TRANSPOSE
+from openneutron.ops.cost import cost_of
+from openneutron.targets import NeutronTarget
+
+__all__ = ["absorb_padding"]
+
+Sizes = tuple[int, ...]
+
+# Operators whose output channels, the last dimension, each come from the same channel of the input.
+CHANNELWISE = frozenset({"AVERAGE_POOL_2D", "MAX_POOL_2D", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"})
+# Operators with a constant weight that has outputs as its first dimension and input channels as its last.
+WEIGHTED = frozenset({"CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
+# Those of them whose first three inputs are activation, weight and bias.
+FILTERS = frozenset({"CONV_2D", "FULLY_CONNECTED"})
+
+
+def absorb_padding(graph: Graph, target: NeutronTarget) -> Graph:
+    """Rules, for each operator in order; linear in operators and in the bytes of the weights that grow:
+
+    1. A PAD that puts back what a SLICE took from behind is what was sliced, where no result depends on the padding.
+    2. A CONV_2D or FULLY_CONNECTED that only a PAD of its channels reads gets filters of zeros for what the PAD adds,
+       where `target` is not slower for it.
+    3. A CONV_2D or FULLY_CONNECTED of the first channels of a tensor takes the whole tensor, its weights zero for the
+       rest, where `target` is not slower for it.
+    4. So does a FULLY_CONNECTED that has them through a RESHAPE to rows.
+
+    A SLICE that nobody reads any more is left to `remove_dead_operators`.
+    """
+    return _Absorption(graph, target).run()
+
+
+@dataclass
+class _Absorption:
+    graph: Graph
+    target: NeutronTarget
+    ops: list[Op] = field(default_factory=list)
+    writers: dict[int, int] = field(default_factory=dict)  # index in `ops`, by id of the tensor
+    renamed: dict[int, Tensor] = field(default_factory=dict)
+
+    def run(self) -> Graph:
+        self.live = _live_sizes(self.graph)
+        self.readers = Counter(id(tensor) for op in self.graph.ops for tensor in op.inputs)
+        self.readers.update(id(tensor) for tensor in self.graph.outputs)
+        for op in self.graph.ops:
+            self._rewrite(replace(op, inputs=tuple(self._renamed(tensor) for tensor in op.inputs)))
+        outputs = tuple(self._renamed(tensor) for tensor in self.graph.outputs)
+        return Graph(self.graph.inputs, outputs, tuple(self.ops))
+
+    def _renamed(self, tensor: Tensor) -> Tensor:
+        return self.renamed.get(id(tensor), tensor)
+
+    def _writer(self, tensor: Tensor) -> Op | None:
+        index = self.writers.get(id(tensor))
+        return None if index is None else self.ops[index]
+
+    def _rewrite(self, op: Op) -> None:
+        if _pads_behind(op) and self._absorb_pad(op):
+            return
+        if op.kind.name in FILTERS:
+            op = self._with_sliced_channels(op)
+        self.writers[id(op.output)] = len(self.ops)
+        self.ops.append(op)
+
+    def _absorb_pad(self, pad: Op) -> bool:
+        """Rules 1 and 2."""
+        (padded,) = pad.inputs
+        writer = self._writer(padded)
+        if writer is None:
+            return False
+        if _takes_first(writer) and writer.inputs[0].shape == pad.output.shape:
+            live = self.live.get(id(pad.output), pad.output.shape)
+            if all(needed <= size for needed, size in zip(live, padded.shape, strict=True)):
+                self.renamed[id(pad.output)] = writer.inputs[0]
+                return True
+        if writer.kind.name in FILTERS and _is_last_only(pad) and self.readers[id(padded)] == 1:
+            wider = _with_zero_filters(writer, pad.output)
+            if self._cycles(wider) <= self._cycles(writer) + self._cycles(pad):
+                index = self.writers.pop(id(padded))
+                self.ops[index], self.writers[id(pad.output)] = wider, index
+                return True
+        return False
+
+    def _with_sliced_channels(self, op: Op) -> Op:
+        """Rules 3 and 4."""
+        reshape, rows = None, op.inputs[0]
+        writer = self._writer(rows)
+        if writer is not None and writer.kind is RESHAPE and op.kind.name == "FULLY_CONNECTED":
+            reshape, writer = writer, self._writer(writer.inputs[0])
+        if writer is None or not _takes_first(writer) or not _is_last_only(writer):
+            return op
+        whole, kept = writer.inputs[0], writer.output.shape[-1]
+        features = op.inputs[1].shape[-1]
+        if features % kept or (op.kind.name == "CONV_2D" and features != kept):
+            return op
+        wider = _with_zero_weights(op, whole, kept)
+        if self._cycles(wider) > self._cycles(op) + self._cycles(writer) // self.readers[id(writer.output)]:
+            return op
+        if wider.inputs[0].shape == whole.shape:
+            return replace(wider, inputs=(whole, *wider.inputs[1:]))
+        view = Op(RESHAPE, (whole,), wider.inputs[0], {"new_shape": wider.inputs[0].shape}, (reshape or op).origin)
+        self.writers[id(view.output)] = len(self.ops)
+        self.ops.append(view)
+        return wider
+
+    def _cycles(self, op: Op) -> int:
+        return cost_of(op, self.target).cycles
+
+
+def _pads_behind(op: Op) -> bool:
+    """Whether it adds real zeros, and only behind."""
+    return op.kind.name == "PAD" and not any(front for front, _ in op.attrs["paddings"])
+
+
+def _takes_first(op: Op) -> bool:
+    """Whether it is a SLICE from the first index on."""
+    return op.kind.name == "SLICE" and not any(op.attrs["begin"])
+
+
+def _is_last_only(op: Op) -> bool:
+    """Whether it changes the last dimension alone."""
+    return op.inputs[0].shape[:-1] == op.output.shape[:-1]
+
+
+def _with_zero_filters(op: Op, output: Tensor) -> Op:
+    """Rule 2: filters and biases of zeros yield the code of real zero, which every fused activation lets through."""
+    activation, weight, bias = op.inputs
+    more = output.shape[-1] - weight.shape[0]
+    return replace(op, inputs=(activation, _longer(weight, more), _longer(bias, more)), output=output)
+
+
+def _longer(constant: Tensor, more: int) -> Tensor:
+    """The constant with `more` zeros along its first dimension."""
+    data = np.asarray(constant.data)
+    padded = np.pad(data, [(0, more), *[(0, 0)] * (data.ndim - 1)])
+    qparams = constant.qparams
+    if qparams.axis == 0:
+        last = QParams(qparams.scale[-1:] * more, qparams.zero_point[-1:] * more)
+        qparams = QParams(qparams.scale + last.scale, qparams.zero_point + last.zero_point, 0)
+    return Tensor(padded.shape, constant.dtype, qparams, padded)
+
+
+def _with_zero_weights(op: Op, whole: Tensor, kept: int) -> Op:
+    """Rules 3 and 4: the operator on all channels of `whole`; its input is yet to be written."""
+    activation, weight, *bias = op.inputs
+    data = np.asarray(weight.data)
+    blocks = data.reshape(*data.shape[:-1], data.shape[-1] // kept, kept)
+    padded = np.pad(blocks, [*[(0, 0)] * (blocks.ndim - 1), (0, whole.shape[-1] - kept)])
+    padded = padded.reshape(*data.shape[:-1], -1)
+    shape = (*activation.shape[:-1], padded.shape[-1])
+    wide = Tensor(shape, activation.dtype, activation.qparams)
+    return replace(op, inputs=(wide, Tensor(padded.shape, weight.dtype, weight.qparams, padded), *bias))
+
+
+def _live_sizes(graph: Graph) -> dict[int, Sizes]:
+    """For each tensor, by id, how many of the first indices of each dimension some result depends on."""
+    live = {id(tensor): tensor.shape for tensor in graph.outputs}
+    for op in reversed(graph.ops):
+        needed = live.get(id(op.output))
+        if needed is None:
+            continue
+        for tensor, sizes in _needs(op, needed):
+            before = live.get(id(tensor), (0,) * len(tensor.shape))
+            live[id(tensor)] = tuple(map(max, before, sizes))
+    return live
+
+
+def _needs(op: Op, output: Sizes) -> Iterator[tuple[Tensor, Sizes]]:
+    """What of its inputs an operator needs for the first `output` indices of what it yields."""
+    first = op.inputs[0]
+    if op.kind is TRANSPOSE:
+        yield first, tuple(output[op.attrs["perm"].index(dim)] for dim in range(len(first.shape)))
+    elif op.kind.name == "SLICE":
+        yield first, tuple(map(sum, zip(op.attrs["begin"], output, strict=True)))
+    elif op.kind.name == "PAD":
+        sizes = zip(first.shape, output, op.attrs["paddings"], strict=True)
+        yield first, tuple(min(size, max(0, needed - front)) for size, needed, (front, _) in sizes)
+    elif op.kind.layout is Layout.ELEMENTWISE:
+        for tensor in op.inputs:
+            aligned = output[len(output) - len(tensor.shape) :]
+            yield tensor, tuple(map(min, tensor.shape, aligned))
+    elif op.kind.name == "CONCATENATION":
+        axis = op.attrs["axis"]
+        for tensor in op.inputs:
+            yield tensor, (*output[:axis], tensor.shape[axis], *output[axis + 1 :])
+    elif op.kind.name == "MEAN" and op.attrs["keep_dims"]:
+        axes = op.attrs["axes"]
+        yield first, tuple(size if dim in axes else output[dim] for dim, size in enumerate(first.shape))
+    elif op.kind.name in CHANNELWISE:
+        yield first, (*first.shape[:-1], output[-1])
+    else:
+        yield from _needs_of_weighted(op)
+
+
+def _needs_of_weighted(op: Op) -> Iterator[tuple[Tensor, Sizes]]:
+    """All of each input, but for channels that meet weights of zero only."""
+    weight = next((tensor.data for tensor in op.inputs if tensor.data is not None and len(tensor.shape) > 1), None)
+    for tensor in op.inputs:
+        if op.kind.name in WEIGHTED and tensor.data is None and weight is not None:
+            used = np.flatnonzero(weight.reshape(-1, weight.shape[-1]).any(axis=0))
+            yield tensor, (*tensor.shape[:-1], int(used[-1]) + 1 if used.size else 0)
+        else:
+            yield tensor, tensor.shape

@@ -1,0 +1,126 @@
+"""Attention, and softmaxes of more values than the NPU takes at once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.fx import Node
+
+from openneutron.fx import shape_of
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.elementwise import (
+    MAX_SOFTMAX_CHANNELS,
+    MAX_SOFTMAX_ELEMENTS,
+    MAX_SOFTMAX_POSITIONS,
+    has_few_softmax_channels,
+)
+from openneutron.ops.masks import HIDDEN_FROM_SOFTMAX, add_and_hide
+from openneutron.ops.site import Site
+from openneutron.ops.spec import constraint
+
+__all__ = ["DECOMPOSED"]
+
+aten = torch.ops.aten
+
+
+@constraint
+def drops_nothing(site: Site) -> bool:
+    """dropout_p is 0."""
+    return bool(site.args["dropout_p"] == 0)
+
+
+@constraint
+def has_no_computed_choice(site: Site) -> bool:
+    """A mask of truth values is a constant."""
+    mask = site.args["attn_mask"]
+    return mask is None or mask.meta["val"].is_floating_point() or site.is_constant(mask)
+
+
+def _constant_mask(rewriting: Rewriting) -> torch.Tensor | None:
+    """What is added to the scores, where that is known beforehand."""
+    mask = rewriting.value_of("attn_mask")
+    if rewriting.args["is_causal"]:
+        queries, keys = (rewriting.site.shape_of(name)[-2] for name in ("query", "key"))
+        mask = torch.ones(queries, keys, dtype=torch.bool).tril()
+    if mask is None or mask.is_floating_point():
+        return mask
+    return torch.zeros(mask.shape).masked_fill(~mask.bool(), -math.inf)
+
+
+def _scores(rewriting: Rewriting) -> Node:
+    """query @ key, scaled; the scale is a multiplication of the smaller side."""
+    query, key, scale = (rewriting.args[name] for name in ("query", "key", "scale"))
+    features = shape_of(query)[-1]
+    scale = 1 / math.sqrt(features) if scale is None else scale
+    if math.prod(shape_of(key)) < math.prod(shape_of(query)):
+        key = rewriting.call(aten.mul.Tensor, key, scale)
+    else:
+        query = rewriting.call(aten.mul.Tensor, query, scale)
+    return _grouped_product(rewriting, query, rewriting.call(aten.transpose.int, key, -2, -1))
+
+
+def _grouped_product(rewriting: Rewriting, left: Node, right: Node) -> Node:
+    """left @ right; with enable_gqa, consecutive heads of the left side share one of the right side."""
+    if not rewriting.args["enable_gqa"]:
+        return rewriting.call(aten.matmul.default, left, right)
+    *batch, heads, rows, columns = shape_of(left)
+    shared = shape_of(right)[-3]
+    grouped = rewriting.call(aten.reshape.default, left, [*batch, shared, heads // shared, rows, columns])
+    product = rewriting.call(aten.matmul.default, grouped, rewriting.call(aten.unsqueeze.default, right, -3))
+    return rewriting.call(aten.reshape.default, product, [*batch, heads, rows, shape_of(right)[-1]])
+
+
+def _attention(rewriting: Rewriting) -> Node:
+    scores, mask = _scores(rewriting), _constant_mask(rewriting)
+    blind = torch.tensor(False)
+    if mask is not None:
+        hidden = mask <= HIDDEN_FROM_SOFTMAX
+        blind = (mask == -math.inf).all(-1, keepdim=True)
+        numbers = mask.masked_fill(hidden, 0.0)
+        scores = add_and_hide(rewriting, scores, numbers, hidden & ~hidden.all(-1, keepdim=True))
+    elif rewriting.args["attn_mask"] is not None:
+        scores = rewriting.call(aten.add.Tensor, scores, rewriting.args["attn_mask"])
+    weights = rewriting.call(aten.softmax.int, scores, -1)
+    if bool(blind.any()):  # torch gives zeros where a query sees nothing
+        weights = rewriting.call(aten.mul.Tensor, weights, rewriting.constant(1 - blind.float()))
+    return _grouped_product(rewriting, weights, rewriting.args["value"])
+
+
+def _has_many_rows(site: Site) -> bool:
+    channels = site.shape[int(site.args["dim"]) % len(site.shape)]
+    return channels <= MAX_SOFTMAX_CHANNELS and not has_few_softmax_channels.holds(site)
+
+
+def _softmax_in_parts(rewriting: Rewriting) -> Node:
+    """Rows of one matrix, as many at a time as the NPU takes."""
+    dim = int(rewriting.args["dim"])
+    values = rewriting.call(aten.transpose.int, rewriting.args["self"], dim, -1)
+    channels = shape_of(values)[-1]
+    rows = math.prod(rewriting.shape) // channels
+    matrix = rewriting.call(aten.reshape.default, values, [rows, channels])
+    at_once = min(MAX_SOFTMAX_POSITIONS, MAX_SOFTMAX_ELEMENTS // channels)
+    parts = [
+        rewriting.call(aten.softmax.int, rewriting.call(aten.slice.Tensor, matrix, 0, first, first + at_once), -1)
+        for first in range(0, rows, at_once)
+    ]
+    joined = rewriting.call(aten.reshape.default, rewriting.call(aten.cat.default, parts, 0), list(shape_of(values)))
+    return rewriting.call(aten.transpose.int, joined, dim, -1)
+
+
+DECOMPOSED = (
+    Decomposition(
+        name="scaled_dot_product_attention",
+        targets=("aten.scaled_dot_product_attention.default",),
+        rewrite=_attention,
+        becomes="mul, bmm, minimum where a mask hides keys, add for other masks, softmax, bmm",
+        constraints=(drops_nothing, has_no_computed_choice),
+    ),
+    Decomposition(
+        name="softmax of many rows",
+        targets=("aten.softmax.int", "aten._softmax.default"),
+        rewrite=_softmax_in_parts,
+        applies=_has_many_rows,
+        becomes="slices, softmaxes and a cat",
+    ),
+)

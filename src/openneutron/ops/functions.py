@@ -1,0 +1,243 @@
+"""Powers, roots, quotients and logarithms that the NPU lacks, from those it has."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.fx import Node
+
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.signs import is_never_negative
+from openneutron.ops.site import Site
+from openneutron.ops.spec import constraint
+from openneutron.ops.writing import add, exp, log, mul, rsqrt
+
+__all__ = ["DECOMPOSED"]
+
+aten = torch.ops.aten
+
+# The largest error that a power between 0 and 1 makes at zero, where a logarithm has none to give.
+ERROR_AT_ZERO = 1e-4
+# The smallest positive float32 that loses no digits, with room to spare.
+SMALLEST = 1e-37
+MAX_WHOLE_POWER = 16
+
+
+def _root(rewriting: Rewriting, value: Node, exponent: float) -> Node:
+    """`value` to a power, by its logarithm: exp(exponent * log(value))."""
+    if exponent > 0:
+        least = max(SMALLEST, ERROR_AT_ZERO ** max(2.0, 1 / exponent))
+        value = rewriting.call(aten.clamp_min.default, value, least)
+    return exp(rewriting, mul(rewriting, log(rewriting, value), exponent))
+
+
+def _sqrt(rewriting: Rewriting) -> Node:
+    return _root(rewriting, rewriting.args["self"], 0.5)
+
+
+def _inverse(rewriting: Rewriting, value: Node) -> Node:
+    """One over what is not negative."""
+    root = rsqrt(rewriting, value)
+    return mul(rewriting, root, root)
+
+
+def _reciprocal(rewriting: Rewriting) -> Node:
+    return _inverse(rewriting, rewriting.args["self"])
+
+
+def _square(rewriting: Rewriting) -> Node:
+    return mul(rewriting, rewriting.args["self"], rewriting.args["self"])
+
+
+def _whole_power(rewriting: Rewriting, value: Node, exponent: int) -> Node:
+    """By repeated squaring."""
+    power = None
+    while True:
+        if exponent % 2:
+            power = value if power is None else mul(rewriting, power, value)
+        exponent //= 2
+        if not exponent:
+            break
+        value = mul(rewriting, value, value)
+    assert power is not None  # the last bit of a positive number is 1
+    return power
+
+
+def _is_whole(exponent: float) -> bool:
+    return exponent == int(exponent) and 1 <= exponent <= MAX_WHOLE_POWER
+
+
+def _exponent(site: Site) -> float:
+    """The exponent, NaN where it is not one number."""
+    number = site.number("exponent")
+    return math.nan if number is None else number
+
+
+@constraint
+def has_one_exponent(site: Site) -> bool:
+    """The exponent is one finite number, known beforehand."""
+    return math.isfinite(_exponent(site))
+
+
+@constraint
+def has_power_of_any_sign(site: Site) -> bool:
+    """The exponent is 0.5, -0.5 or a whole number from 1 to {MAX_WHOLE_POWER}, or no value of the base can be negative
+    (as none behind relu, abs, exp or a clamp from 0 can) and the exponent is not 0.
+    """
+    exponent = _exponent(site)
+    if not math.isfinite(exponent):
+        return True  # the other limit says so
+    if exponent in (0.5, -0.5) or _is_whole(exponent):
+        return True
+    return exponent != 0 and is_never_negative(site, site.args["self"])
+
+
+def _power(rewriting: Rewriting) -> Node:
+    value, exponent = rewriting.args["self"], _exponent(rewriting.site)
+    if _is_whole(exponent):
+        return _whole_power(rewriting, value, int(exponent))
+    if exponent == -0.5:
+        return rsqrt(rewriting, value)
+    return _inverse(rewriting, value) if exponent == -1 else _root(rewriting, value, exponent)
+
+
+@constraint
+def has_positive_base(site: Site) -> bool:
+    """The base is a positive number."""
+    return bool(site.args["self"] > 0)
+
+
+def _exponential(rewriting: Rewriting) -> Node:
+    base, exponent = rewriting.args["self"], rewriting.args["exponent"]
+    return exp(rewriting, mul(rewriting, exponent, math.log(base)))
+
+
+def _exp2(rewriting: Rewriting) -> Node:
+    return exp(rewriting, mul(rewriting, rewriting.args["self"], math.log(2)))
+
+
+def _expm1(rewriting: Rewriting) -> Node:
+    return add(rewriting, exp(rewriting, rewriting.args["self"]), -1.0)
+
+
+def _log1p(rewriting: Rewriting) -> Node:
+    return log(rewriting, add(rewriting, rewriting.args["self"], 1.0))
+
+
+def _log2(rewriting: Rewriting) -> Node:
+    return mul(rewriting, log(rewriting, rewriting.args["self"]), 1 / math.log(2))
+
+
+def _log10(rewriting: Rewriting) -> Node:
+    return mul(rewriting, log(rewriting, rewriting.args["self"]), 1 / math.log(10))
+
+
+def _constant_divisor(site: Site) -> torch.Tensor | None:
+    other = site.args["other"]
+    return site.constant("other") if isinstance(other, Node) else torch.tensor(float(other))
+
+
+@constraint
+def does_not_round(site: Site) -> bool:
+    """rounding_mode is not given."""
+    return site.args.get("rounding_mode") is None
+
+
+@constraint
+def divides_by_no_zero(site: Site) -> bool:
+    """A constant divisor has no zero in it."""
+    divisor = _constant_divisor(site)
+    return divisor is None or bool((divisor != 0).all())
+
+
+@constraint
+def divides_by_no_negative(site: Site) -> bool:
+    """No value of a divisor that is computed can be negative (as none behind relu, abs, exp or a clamp from 0 can)."""
+    return _constant_divisor(site) is not None or is_never_negative(site, site.args["other"])
+
+
+def _quotient(rewriting: Rewriting) -> Node:
+    dividend, divisor = rewriting.args["self"], _constant_divisor(rewriting.site)
+    if divisor is None:
+        return mul(rewriting, dividend, _inverse(rewriting, rewriting.args["other"]))
+    return mul(rewriting, dividend, rewriting.constant((1 / divisor.double()).float()))
+
+
+@constraint
+def inverts_no_negative(site: Site) -> bool:
+    """No value can be negative (as none behind relu, abs, exp or a clamp from 0 can)."""
+    return is_never_negative(site, site.args["self"])
+
+
+def _reversed_difference(rewriting: Rewriting) -> Node:
+    args = rewriting.args
+    minuend = args["other"]
+    minuend = minuend if isinstance(minuend, Node) else rewriting.constant(torch.tensor(float(minuend)))
+    alpha = {} if args["alpha"] == 1 else {"alpha": args["alpha"]}
+    return rewriting.call(aten.sub.Tensor, minuend, args["self"], **alpha)
+
+
+_BY_LOGARITHM = (
+    "By its logarithm: x * rsqrt(x) would spend int8 on the large values that rsqrt has where x is small, and would be "
+    "NaN at zero."
+)
+
+DECOMPOSED = (
+    Decomposition(
+        name="sqrt",
+        targets=("aten.sqrt.default",),
+        rewrite=_sqrt,
+        becomes="clamp, log, mul, exp",
+        approximation=ERROR_AT_ZERO,
+        notes=_BY_LOGARITHM,
+    ),
+    Decomposition(
+        name="pow",
+        targets=("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor"),
+        rewrite=_power,
+        becomes="mul where the exponent is whole, rsqrt where it is -0.5, rsqrt, mul where it is -1, else clamp, log, "
+        "mul, exp",
+        constraints=(has_one_exponent, has_power_of_any_sign),
+        approximation=ERROR_AT_ZERO,
+    ),
+    Decomposition(
+        name="pow of a number",
+        targets=("aten.pow.Scalar",),
+        rewrite=_exponential,
+        becomes="mul, exp",
+        constraints=(has_positive_base,),
+    ),
+    Decomposition(
+        name="square",
+        targets=("aten.square.default",),
+        rewrite=_square,
+        becomes="mul",
+    ),
+    Decomposition(
+        name="reciprocal",
+        targets=("aten.reciprocal.default",),
+        rewrite=_reciprocal,
+        becomes="rsqrt, mul",
+        constraints=(inverts_no_negative,),
+    ),
+    Decomposition(
+        name="div",
+        targets=("aten.div.Tensor", "aten.div.Scalar", "aten.div.Tensor_mode", "aten.div.Scalar_mode"),
+        rewrite=_quotient,
+        becomes="mul where the divisor is constant, else rsqrt, mul, mul",
+        constraints=(does_not_round, divides_by_no_zero, divides_by_no_negative),
+        notes="Dividing by a square root is one rsqrt and one mul.",
+    ),
+    Decomposition(
+        name="rsub",
+        targets=("aten.rsub.Tensor", "aten.rsub.Scalar"),
+        rewrite=_reversed_difference,
+        becomes="sub",
+    ),
+    Decomposition(name="exp2", targets=("aten.exp2.default",), rewrite=_exp2, becomes="mul, exp"),
+    Decomposition(name="expm1", targets=("aten.expm1.default",), rewrite=_expm1, becomes="exp, add"),
+    Decomposition(name="log1p", targets=("aten.log1p.default",), rewrite=_log1p, becomes="add, log"),
+    Decomposition(name="log2", targets=("aten.log2.default",), rewrite=_log2, becomes="log, mul"),
+    Decomposition(name="log10", targets=("aten.log10.default",), rewrite=_log10, becomes="log, mul"),
+)

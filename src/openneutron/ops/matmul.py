@@ -1,0 +1,242 @@
+"""Matrix products of computed values, and all that are written with them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.fx import Node
+
+from openneutron.fx import op_name, shape_of
+from openneutron.ir.graph import Kind, Tensor
+from openneutron.ops import linear
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.lowering import Lowering
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
+from openneutron.targets import Generation
+
+__all__ = ["DECOMPOSED", "SPECS"]
+
+aten = torch.ops.aten
+
+BATCH_MATMUL = Kind("BATCH_MATMUL", "BatchMatMulOptions")
+
+LINEARS = {target: spec for spec in linear.SPECS for target in spec.targets}
+
+
+@legacy_constraint
+def multiplies_whole_granules(site: Site) -> bool:
+    """All dimensions of both matrices are multiples of the MACs of a pipeline."""
+    sizes = (*site.shape_of("self"), *site.shape_of("mat2"))
+    return all(size % site.target.channel_granularity == 0 for size in sizes)
+
+
+@constraint
+def yields_no_scalar(site: Site) -> bool:
+    """The product has a dimension left."""
+    return len(site.shape) > 0
+
+
+def macs(site: Site) -> int:
+    """Each output value takes one product for each column of the left matrix."""
+    return math.prod(site.shape) * site.shape_of("self")[-1]
+
+
+def lower_bmm(lowering: Lowering) -> Tensor:
+    """BATCH_MATMUL."""
+    operands = [lowering.tensor("self"), lowering.tensor("mat2")]
+    return lowering.emit(BATCH_MATMUL, operands, lowering.shape, adj_x=False, adj_y=False)
+
+
+SPECS = (
+    OpSpec(
+        name="bmm",
+        targets=("aten.bmm.default",),
+        inputs=("self", "mat2"),
+        symmetric=("self", "mat2"),
+        constraints=(multiplies_whole_granules,),
+        pads={"self": (0, 1, 2), "mat2": (0, 1, 2)},
+        lower=lower_bmm,
+        macs=macs,
+        becomes="BATCH_MATMUL",
+        notes="With a constant matrix that all of the batch is multiplied by, it is a linear.",
+    ),
+)
+
+
+def _reshaped(rewriting: Rewriting, value: Node, shape: tuple[int, ...]) -> Node:
+    return value if shape_of(value) == shape else rewriting.call(aten.reshape.default, value, list(shape))
+
+
+def _transposed(rewriting: Rewriting, value: Node) -> Node:
+    return rewriting.call(aten.transpose.int, value, -2, -1)
+
+
+def _is_one_matrix(value: Node) -> bool:
+    return math.prod(shape_of(value)[:-2]) == 1
+
+
+def _product(rewriting: Rewriting, left: Node, right: Node) -> Node:
+    """left @ right with the rules of torch.matmul.
+
+    A constant matrix is the weight of a linear. Anything else becomes one bmm: where only the right side lacks batch
+    dimensions next to the matrix, those are rows of the left matrix, and where others differ, the smaller side is
+    expanded.
+    """
+    is_constant = rewriting.site.is_constant
+    shape = tuple(aten.matmul.default(left.meta["val"], right.meta["val"]).shape)
+    if len(shape_of(left)) == 1:
+        left = rewriting.call(aten.unsqueeze.default, left, 0)
+    if len(shape_of(right)) == 1:
+        right = rewriting.call(aten.unsqueeze.default, right, 1)
+    if is_constant(right) and _is_one_matrix(right):
+        matrix = _reshaped(rewriting, right, shape_of(right)[-2:])
+        product = rewriting.call(aten.linear.default, left, _transposed(rewriting, matrix))
+    elif is_constant(left) and _is_one_matrix(left):
+        matrix = _reshaped(rewriting, left, shape_of(left)[-2:])
+        product = _transposed(rewriting, rewriting.call(aten.linear.default, _transposed(rewriting, right), matrix))
+    else:
+        product = _batched(rewriting, left, right)
+    return _reshaped(rewriting, product, shape)
+
+
+def _batched(rewriting: Rewriting, left: Node, right: Node) -> Node:
+    """left @ right of matrices, as a bmm; the shape of the batch is left to the caller."""
+    rank = max(len(shape_of(left)), len(shape_of(right)))
+    (*lefts, rows, features), (*rights, _, columns) = (
+        (1,) * (rank - len(shape_of(side))) + shape_of(side) for side in (left, right)
+    )
+    while lefts and rights[-1] == 1:
+        rights.pop()
+        rows *= lefts.pop()
+    batch = list(torch.broadcast_shapes(tuple(lefts), tuple(rights)))
+    sides = []
+    for side, own_batch, matrix in ((left, lefts, (rows, features)), (right, rights, (features, columns))):
+        value = _reshaped(rewriting, side, (*own_batch, *matrix))
+        if own_batch != batch:
+            value = rewriting.call(aten.expand.default, value, [*batch, *matrix])
+        sides.append(_reshaped(rewriting, value, (math.prod(batch), *matrix)))
+    return rewriting.call(aten.bmm.default, *sides)
+
+
+def _matmul(rewriting: Rewriting) -> Node:
+    left, right = (value for value in rewriting.args.values() if isinstance(value, Node))
+    return _product(rewriting, left, right)
+
+
+def _has_a_constant_matrix(site: Site) -> bool:
+    sides = (site.args["self"], site.args["mat2"])
+    return any(site.is_constant(side) and _is_one_matrix(side) for side in sides)
+
+
+def _is_no_linear(site: Site) -> bool:
+    spec = LINEARS[op_name(site.node)]
+    constants = filter(None, (spec.weight, spec.bias))
+    return not site.reads_constants(*constants) or bool(spec.rejections(site, Generation.MODERN))
+
+
+def _linear(rewriting: Rewriting) -> Node:
+    bias, weight = rewriting.args["bias"], rewriting.args["weight"]
+    columns = weight if len(shape_of(weight)) == 1 else _transposed(rewriting, weight)
+    product = _product(rewriting, rewriting.args["input"], columns)
+    return product if bias is None else rewriting.call(aten.add.Tensor, product, bias)
+
+
+# The names of the two factors in the schemas of the operators that add a product to something.
+_FACTORS = {"mat1": "mat2", "batch1": "batch2", "mat": "vec"}
+
+
+def _sum_with_product(rewriting: Rewriting) -> Node:
+    """beta * self + alpha * product; a scaled constant is a constant again."""
+    args = rewriting.args
+    left, right = next((args[left], args[right]) for left, right in _FACTORS.items() if left in args)
+    beta, alpha, added = args["beta"], args["alpha"], args["self"]
+    if alpha != 1:
+        if rewriting.site.is_constant(right):
+            right = rewriting.call(aten.mul.Tensor, right, alpha)
+        else:
+            left = rewriting.call(aten.mul.Tensor, left, alpha)
+    product = _product(rewriting, left, right)
+    if len(shape_of(product)) > len(rewriting.shape):  # addbmm adds the products of the batch
+        product = rewriting.call(aten.sum.dim_IntList, product, [0])
+    if beta == 0:
+        return product
+    added = added if beta == 1 else rewriting.call(aten.mul.Tensor, added, beta)
+    return rewriting.call(aten.add.Tensor, product, added)
+
+
+def _outer(rewriting: Rewriting) -> Node:
+    column, row = (rewriting.args[name] for name in ("self", "vec2"))
+    (rows,), (columns,) = shape_of(column), shape_of(row)
+    return _product(rewriting, _reshaped(rewriting, column, (rows, 1)), _reshaped(rewriting, row, (1, columns)))
+
+
+def _as_torch_writes_it(rewriting: Rewriting) -> Node:
+    return rewriting.trace()
+
+
+AS_BMM = "bmm; linear where one side is a constant matrix"
+AS_SUM = "bmm or linear, and add; alpha and beta other than 1 are muls"
+
+DECOMPOSED = (
+    Decomposition(
+        name="matmul",
+        targets=("aten.matmul.default", "aten.mv.default"),
+        rewrite=_matmul,
+        becomes=AS_BMM,
+        constraints=(yields_no_scalar,),
+        notes="Batch dimensions that only the left side has are rows of its matrices; others are expanded.",
+    ),
+    Decomposition(
+        name="mm of computed values",
+        targets=("aten.mm.default",),
+        rewrite=_matmul,
+        applies=_is_no_linear,
+        becomes=AS_BMM,
+    ),
+    Decomposition(
+        name="bmm with a constant matrix",
+        targets=("aten.bmm.default",),
+        rewrite=_matmul,
+        applies=_has_a_constant_matrix,
+        becomes="linear",
+    ),
+    Decomposition(
+        name="linear with a computed weight, or another one than a matrix",
+        targets=("aten.linear.default",),
+        rewrite=_linear,
+        applies=_is_no_linear,
+        becomes="bmm, add",
+    ),
+    Decomposition(
+        name="addmm with alpha, beta, or computed values",
+        targets=("aten.addmm.default",),
+        rewrite=_sum_with_product,
+        applies=_is_no_linear,
+        becomes=AS_SUM,
+    ),
+    Decomposition(
+        name="sum with a product",
+        targets=("aten.baddbmm.default", "aten.addbmm.default", "aten.addmv.default"),
+        rewrite=_sum_with_product,
+        becomes=AS_SUM,
+    ),
+    Decomposition(
+        name="outer",
+        targets=("aten.outer.default", "aten.ger.default"),
+        rewrite=_outer,
+        becomes=AS_BMM,
+    ),
+    Decomposition(
+        name="product by indices",
+        targets=(
+            "aten.einsum.default",
+            "aten.inner.default",
+            "aten.tensordot.default",
+            "aten.linalg_multi_dot.default",
+        ),
+        rewrite=_as_torch_writes_it,
+        becomes="the products, sums and reshapes that torch itself writes it with",
+    ),
+)

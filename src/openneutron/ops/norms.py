@@ -1,0 +1,212 @@
+"""Normalizations by statistics of the input itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.fx import Node
+
+from openneutron.constants import number_of
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.site import Site
+from openneutron.ops.spec import constraint
+from openneutron.ops.writing import add, mean, mul, rsqrt, sub
+
+__all__ = ["DECOMPOSED", "Dims", "standardized"]
+
+aten = torch.ops.aten
+
+# Variance added where all values already are about 1: a thousandth, so that nothing normal is changed by it, and no
+# value that is constant asks for more than 32 times its range of the square root's int8.
+VARIANCE_FLOOR = 1e-3
+# What that floor changes, relative to the largest value.
+APPROXIMATION = 2e-3
+
+
+class Groups(Protocol):
+    """The values that are normalized together."""
+
+    @property
+    def rewriting(self) -> Rewriting:
+        """Where the operators go."""
+
+    def mean(self, value: Node) -> Node:
+        """One mean for each group."""
+
+    def spread(self, statistic: Node) -> Node:
+        """What `mean` gave, or a function of it, so that it broadcasts over the values."""
+
+
+@dataclass(frozen=True)
+class Dims:
+    """All values along some dimensions."""
+
+    rewriting: Rewriting
+    dims: Sequence[int]
+
+    def mean(self, value: Node) -> Node:
+        """The mean over the dimensions, which stay with size 1."""
+        return mean(self.rewriting, value, self.dims)
+
+    def spread(self, statistic: Node) -> Node:
+        """It broadcasts as it is."""
+        return statistic
+
+
+@dataclass(frozen=True)
+class ChannelGroups:
+    """The values of some neighboring channels. No image is reshaped for it, which would cost transposes."""
+
+    rewriting: Rewriting
+    groups: int
+
+    @property
+    def _shape(self) -> list[int]:
+        batch, channels = self.rewriting.shape[:2]
+        return [batch, self.groups, channels // self.groups]
+
+    def mean(self, value: Node) -> Node:
+        """The mean of the means of its channels: [batch, groups, 1]."""
+        spatial = range(2, len(self.rewriting.shape))
+        of_channels = mean(self.rewriting, value, spatial) if spatial else value
+        grouped = self.rewriting.call(aten.reshape.default, of_channels, self._shape)
+        return mean(self.rewriting, grouped, [2])
+
+    def spread(self, statistic: Node) -> Node:
+        """Times one for each channel."""
+        ones = self.rewriting.constant(torch.ones(self._shape))
+        batch, channels, *spatial = self.rewriting.shape
+        shape = [batch, channels, *[1] * len(spatial)]
+        return self.rewriting.call(aten.reshape.default, mul(self.rewriting, statistic, ones), shape)
+
+
+def standardized(groups: Groups, value: Node, eps: float) -> Node:
+    """`value`, whose means are zero, divided by sqrt(variance + eps).
+
+    In two steps, so that int8 is enough: the mean of |value| brings all groups to about 1, whatever range each has had,
+    and the squares of that are worth 8 bits everywhere. Squared at once, a group with a tenth of the largest one's
+    range would have two and a half steps left for its variance.
+    """
+    rewriting = groups.rewriting
+    magnitude = groups.mean(rewriting.call(aten.abs.default, value))
+    root = rsqrt(rewriting, add(rewriting, magnitude, math.sqrt(eps / VARIANCE_FLOOR)))
+    value = mul(rewriting, value, groups.spread(mul(rewriting, root, root)))
+    variance = groups.mean(mul(rewriting, value, value))
+    return mul(rewriting, value, groups.spread(rsqrt(rewriting, add(rewriting, variance, VARIANCE_FLOOR))))
+
+
+def _normalized(groups: Groups, value: Node, scale: Node | None, shift: Node | None) -> Node:
+    """(value - mean) / sqrt(variance + eps) * scale + shift."""
+    rewriting = groups.rewriting
+    centered = sub(rewriting, value, groups.spread(groups.mean(value)))
+    return _affine(rewriting, standardized(groups, centered, rewriting.args["eps"]), scale, shift)
+
+
+def _affine(rewriting: Rewriting, value: Node, scale: Node | None, shift: Node | None) -> Node:
+    if scale is not None and number_of(scale) != 1:
+        value = mul(rewriting, value, scale)
+    if shift is not None and number_of(shift) != 0:
+        value = add(rewriting, value, shift)
+    return value
+
+
+def _last_dims(rewriting: Rewriting) -> list[int]:
+    rank = len(rewriting.shape)
+    return list(range(rank - len(rewriting.args["normalized_shape"]), rank))
+
+
+def _layer_norm(rewriting: Rewriting) -> Node:
+    args = rewriting.args
+    return _normalized(Dims(rewriting, _last_dims(rewriting)), args["input"], args["weight"], args["bias"])
+
+
+def _rms_norm(rewriting: Rewriting) -> Node:
+    args = rewriting.args
+    eps = torch.finfo(torch.float32).eps if args["eps"] is None else args["eps"]
+    value = standardized(Dims(rewriting, _last_dims(rewriting)), args["input"], eps)
+    return _affine(rewriting, value, args["weight"], None)
+
+
+def _per_channel(rewriting: Rewriting, name: str) -> Node | None:
+    """A constant of one value for each channel, so that it broadcasts along dimension 1."""
+    constant = rewriting.value_of(name)
+    spatial = [1] * (len(rewriting.shape) - 2)
+    return None if constant is None else rewriting.constant(constant.reshape(-1, *spatial))
+
+
+@constraint
+def has_constant_affine(site: Site) -> bool:
+    """Weight and bias, where there are any, are constants."""
+    return all(site.args[name] is None or site.constant(name) is not None for name in ("weight", "bias"))
+
+
+def _image_norm(rewriting: Rewriting, groups: int) -> Node:
+    rank, channels = len(rewriting.shape), rewriting.shape[1]
+    together: Groups = ChannelGroups(rewriting, groups)
+    if groups == 1 or (groups == channels and rank > 2):
+        together = Dims(rewriting, range(1 if groups == 1 else 2, rank))
+    scale, shift = (_per_channel(rewriting, name) for name in ("weight", "bias"))
+    return _normalized(together, rewriting.args["input"], scale, shift)
+
+
+def _instance_norm(rewriting: Rewriting) -> Node:
+    args = rewriting.args
+    if args["use_input_stats"]:
+        return _image_norm(rewriting, rewriting.shape[1])
+    statistics = (args[name] for name in ("weight", "bias", "running_mean", "running_var"))
+    options = (args["momentum"], args["eps"], args["cudnn_enabled"])
+    return rewriting.call(aten.batch_norm.default, args["input"], *statistics, False, *options)
+
+
+def _group_norm(rewriting: Rewriting) -> Node:
+    return _image_norm(rewriting, rewriting.args["num_groups"])
+
+
+_STANDARDIZED = "abs, mean, add, rsqrt, mul, mul, mul, mean, add, rsqrt, mul"
+_TWO_STEPS = (
+    "Divided by the mean of |x| first, then by the root of the mean of the squares: a group of a tenth of the range of "
+    "another has enough of int8 left for its variance then."
+)
+
+DECOMPOSED = (
+    Decomposition(
+        name="layer_norm",
+        targets=("aten.layer_norm.default",),
+        rewrite=_layer_norm,
+        becomes=f"mean, sub, {_STANDARDIZED}; mul for the weight, add for the bias",
+        approximation=APPROXIMATION,
+        notes=_TWO_STEPS,
+    ),
+    Decomposition(
+        name="rms_norm",
+        targets=("aten.rms_norm.default",),
+        rewrite=_rms_norm,
+        becomes=f"{_STANDARDIZED}; mul for the weight",
+        approximation=APPROXIMATION,
+        tolerance=2,
+        notes="See layer_norm. A value that is rounded the other way before its root is two steps away after the "
+        "division.",
+    ),
+    Decomposition(
+        name="group_norm",
+        targets=("aten.group_norm.default",),
+        rewrite=_group_norm,
+        becomes="as layer_norm, each mean by channel and then by group",
+        constraints=(has_constant_affine,),
+        approximation=APPROXIMATION,
+        notes="See layer_norm. The means of the groups are spread over their channels by a multiplication with ones.",
+    ),
+    Decomposition(
+        name="instance_norm",
+        targets=("aten.instance_norm.default",),
+        rewrite=_instance_norm,
+        becomes="as layer_norm; with running statistics as batch_norm",
+        constraints=(has_constant_affine,),
+        approximation=APPROXIMATION,
+        notes="See layer_norm.",
+    ),
+)

@@ -1,0 +1,136 @@
+"""Operators on padded operands: channels in multiples of what a pipeline takes, where the legacy generation wants that.
+
+`OpSpec.pads` says which dimensions of which arguments an operator lets one pad. What is added comes behind what is
+there, as the code of real zero, and what the output then has more is sliced off; `ir.absorption` takes padding and
+slices out again where a neighbor can do without.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Graph, Node, map_arg
+
+from openneutron.fx import shape_of
+from openneutron.ir.graph import Layout, Op, QParams, Tensor
+from openneutron.ops.cost import cpu_cycles, cycles_of
+from openneutron.ops.lowering import INT8, INT32, Lowering
+from openneutron.ops.pieces import slice_of
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OpSpec, PaddedDimensions
+from openneutron.ops.windows import pad_behind
+
+__all__ = ["Padded", "pad_to_granules"]
+
+
+@dataclass(frozen=True, eq=False)
+class Padded:
+    """An occurrence on padded operands."""
+
+    spec: OpSpec
+    original: Site
+    site: Site
+    """The same call on stand-ins for its operands, which have the padded shapes."""
+    stand_ins: Mapping[Node, Node]
+    """The stand-in of each operand."""
+
+    def lower(self, lowering: Lowering) -> Tensor:
+        """Pad the operands, write the operator, slice its output; `lowering` is that of the original."""
+        operands = {
+            stand_in: _padded(lowering, lowering.operands[operand], shape_of(stand_in))
+            for operand, stand_in in self.stand_ins.items()
+        }
+        output = self.spec.lower(replace(lowering, site=self.site, operands=operands))
+        return slice_of(lowering, output, (0,) * len(output.shape), lowering.shape)
+
+    @cached_property
+    def cycles(self) -> int:
+        """The estimated cycles of all it becomes on the NPU; views are left out, most of which cancel."""
+        ops: list[Op] = []
+        weights = {self.spec.weight, self.spec.bias}
+        constants = {self.original.args[name] for name in weights if name is not None}
+        operands = {node: _specimen(node, is_constant=node in constants) for node in self.stand_ins}
+        self.lower(Lowering(self.original, operands, QParams.per_tensor(1.0, 0), "NONE", ops))
+        return cycles_of((op for op in ops if op.kind.layout is not Layout.VIEW), self.site.target)
+
+    @cached_property
+    def cpu_cycles(self) -> int:
+        """The estimated cycles of the original on the CPU."""
+        elements = sum(math.prod(shape_of(node)) for node in self.stand_ins) + math.prod(self.original.shape)
+        return cpu_cycles(elements, self.spec.macs(self.original))
+
+
+def pad_to_granules(spec: OpSpec, site: Site) -> Padded | None:
+    """The occurrence with what may be padded in whole granules; None where that makes it no more legal."""
+    dimensions = spec.padded_dimensions(site)
+    if not dimensions:
+        return None
+    stand_ins, call = _call_on_stand_ins(site, dimensions)
+    padded = Padded(spec, site, replace(site, node=call), stand_ins)
+    return None if spec.rejections(padded.site, site.generation) else padded
+
+
+def _call_on_stand_ins(site: Site, dimensions: PaddedDimensions) -> tuple[dict[Node, Node], Node]:
+    """A graph of its own that has the call, on placeholders of the padded shapes."""
+    node, graph = site.node, Graph()
+    padded = {site.args[name]: dims for name, dims in dimensions.items() if isinstance(site.args[name], Node)}
+    for name, dims in dimensions.items():
+        if isinstance(site.args[name], (list, tuple)):
+            padded.update(dict.fromkeys(site.args[name], dims))
+    stand_ins = {}
+    for operand in node.all_input_nodes:
+        stand_ins[operand] = graph.placeholder(operand.name)
+        value = operand.meta["val"]
+        shape = _whole_granules(site, value.shape, padded.get(operand, ()))
+        stand_ins[operand].meta["val"] = value.new_empty(shape)
+    call = graph.create_node(
+        "call_function",
+        node.target,
+        map_arg(node.args, stand_ins.__getitem__),
+        map_arg(node.kwargs, stand_ins.__getitem__),
+        name=node.name,
+    )
+    call.meta = {**node.meta, "val": _evaluate(node.target, call)}
+    return stand_ins, call
+
+
+def _evaluate(target: Any, call: Node) -> torch.Tensor:
+    def value(operand: Node) -> Any:
+        return operand.meta["val"]
+
+    result: torch.Tensor = target(*map_arg(call.args, value), **map_arg(call.kwargs, value))
+    return result
+
+
+def _whole_granules(site: Site, shape: Sequence[int], dims: Sequence[int]) -> tuple[int, ...]:
+    rank = len(shape)
+    padded = {dim % rank for dim in dims if -rank <= dim < rank}
+    return tuple(site.target.whole_granules(size) if dim in padded else size for dim, size in enumerate(shape))
+
+
+def _padded(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The tensor in a larger shape, real zero behind what it has; a constant stays one."""
+    if tensor.data is None or tensor.shape == shape:
+        return pad_behind(lowering, tensor, shape)
+    paddings = tuple((0, size - old) for size, old in zip(shape, tensor.shape, strict=True))
+    qparams, axis = tensor.qparams, tensor.qparams.axis
+    if axis is not None:
+        more = paddings[axis][1]
+        qparams = QParams(
+            qparams.scale + qparams.scale[-1:] * more, qparams.zero_point + qparams.zero_point[-1:] * more, axis
+        )
+    return lowering.constant(np.pad(tensor.data, paddings, constant_values=tensor.qparams.zero_point[0]), qparams)
+
+
+def _specimen(node: Node, *, is_constant: bool) -> Tensor:
+    """A tensor of the node's shape, for the estimate."""
+    shape = shape_of(node)
+    dtype = INT32 if is_constant and len(shape) == 1 else INT8
+    data = np.zeros(shape, dtype) if is_constant else None
+    return Tensor(shape, dtype, QParams.per_tensor(1.0, 0), data)

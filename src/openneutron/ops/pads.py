@@ -1,0 +1,135 @@
+"""Padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from openneutron.fx import op_name
+from openneutron.ir.graph import Kind, Layout, Tensor
+from openneutron.ops.lowering import INT8, Lowering
+from openneutron.ops.pieces import copies, has_rank_for_kernels, joined, part, slice_of
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
+from openneutron.ops.windows import PAD, PADV2
+
+__all__ = ["SPECS"]
+
+MIRROR_PAD = Kind("MIRROR_PAD", "MirrorPadOptions", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
+
+
+def _paddings(site: Site) -> tuple[tuple[int, int], ...]:
+    """(in front, behind) for each dimension; torch lists them from the last dimension on."""
+    flat, rank = list(site.args.get("pad") or site.args.get("padding") or ()), len(site.shape)
+    pairs = [(int(flat[i]), int(flat[i + 1])) for i in range(0, len(flat), 2)]
+    return tuple(reversed(pairs + [(0, 0)] * (rank - len(pairs))))
+
+
+def _mode(site: Site) -> str:
+    for mode, name in (("reflect", "aten.reflection_pad"), ("replicate", "aten.replication_pad")):
+        if op_name(site.node).startswith(name):
+            return mode
+    return str(site.args.get("mode", "constant"))
+
+
+def _pad_value(site: Site) -> float:
+    value = site.args.get("value")
+    return 0.0 if value is None else float(value)
+
+
+def _keeps_values(site: Site) -> bool:
+    """Whether it adds nothing but zero, which int8 has: any other value is rounded."""
+    return _mode(site) != "constant" or _pad_value(site) == 0
+
+
+def _crops(site: Site) -> bool:
+    return any(width < 0 for pair in _paddings(site) for width in pair)
+
+
+@constraint
+def crops_constants_only(site: Site) -> bool:
+    """No padding is negative unless the mode is 'constant'."""
+    return _mode(site) == "constant" or not _crops(site)
+
+
+@legacy_constraint
+def pads_without_copies(site: Site) -> bool:
+    """The mode is 'constant' or 'reflect'."""
+    return _mode(site) in ("constant", "reflect")
+
+
+def _cropped(lowering: Lowering, inputs: Tensor, paddings: Sequence[tuple[int, int]]) -> Tensor:
+    """What negative padding leaves of the input."""
+    begin = tuple(max(0, -front) for front, _ in paddings)
+    size = tuple(
+        length + min(0, front) + min(0, behind) for length, (front, behind) in zip(inputs.shape, paddings, strict=True)
+    )
+    return slice_of(lowering, inputs, begin, size)
+
+
+def lower_pad(lowering: Lowering) -> Tensor:
+    """SLICE for negative padding; PAD with real zero, PADV2 with any other value, MIRROR_PAD for reflection,
+    CONCATENATION of slices for the other modes.
+    """
+    paddings = _paddings(lowering.site)
+    inputs = _cropped(lowering, lowering.tensor("self"), paddings)
+    paddings = tuple((max(0, front), max(0, behind)) for front, behind in paddings)
+    if not any(width for pair in paddings for width in pair):
+        return inputs
+    mode = _mode(lowering.site)
+    if mode == "reflect":
+        return lowering.emit(MIRROR_PAD, [inputs], lowering.shape, paddings=paddings, mode="REFLECT")
+    if mode != "constant":
+        edges = _replicated if mode == "replicate" else _wrapped
+        for dim, (front, behind) in enumerate(paddings):
+            before, after = edges(lowering, inputs, dim, front, behind)
+            inputs = joined(lowering, [*before, inputs, *after], dim)
+        return inputs
+    code = lowering.output.quantize(_pad_value(lowering.site))
+    if code == lowering.output.zero_point[0]:
+        return lowering.emit(PAD, [inputs], lowering.shape, paddings=paddings)
+    value = lowering.constant(np.array([code], INT8), lowering.output)
+    return lowering.emit(PADV2, [inputs, value], lowering.shape, paddings=paddings)
+
+
+def _replicated(lowering: Lowering, inputs: Tensor, dim: int, front: int, behind: int) -> tuple[list[Tensor], ...]:
+    """The first index of a dimension `front` times, and the last one `behind` times."""
+    last = inputs.shape[dim] - 1
+    before = [copies(lowering, part(lowering, inputs, dim, 0, 1), dim, front)] if front else []
+    after = [copies(lowering, part(lowering, inputs, dim, last, 1), dim, behind)] if behind else []
+    return before, after
+
+
+def _wrapped(lowering: Lowering, inputs: Tensor, dim: int, front: int, behind: int) -> tuple[list[Tensor], ...]:
+    """The last `front` indices of a dimension, and the first `behind` ones."""
+    size = inputs.shape[dim]
+    before = [part(lowering, inputs, dim, size - front, front)] if front else []
+    after = [part(lowering, inputs, dim, 0, behind)] if behind else []
+    return before, after
+
+
+SPECS = (
+    OpSpec(
+        name="pad",
+        targets=(
+            "aten.pad.default",
+            "aten.constant_pad_nd.default",
+            "aten.reflection_pad1d.default",
+            "aten.reflection_pad2d.default",
+            "aten.reflection_pad3d.default",
+            "aten.replication_pad1d.default",
+            "aten.replication_pad2d.default",
+            "aten.replication_pad3d.default",
+        ),
+        edge_targets=("aten.constant_pad_nd.default",),
+        inputs=("self",),
+        output=OutputRule.SHARED,
+        keeps_values=_keeps_values,
+        constraints=(has_rank_for_kernels, crops_constants_only, pads_without_copies),
+        lower=lower_pad,
+        becomes="PAD, PADV2 or MIRROR_PAD; negative padding: SLICE, as that of slice; replicate and circular: SLICE, "
+        "CONCATENATION",
+        is_compute=False,
+    ),
+)

@@ -1,0 +1,66 @@
+"""Pieces of tensors: taken out of one, and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from openneutron.ir.graph import Kind, Layout, Tensor
+from openneutron.ops.lowering import Lowering
+from openneutron.ops.site import Site
+from openneutron.ops.spec import constraint
+from openneutron.ops.windows import pad_behind
+from openneutron.targets import Generation
+
+__all__ = ["CONCATENATION", "SLICE", "copies", "has_rank_for_kernels", "joined", "part", "slice_of"]
+
+CONCATENATION = Kind("CONCATENATION", "ConcatenationOptions", Layout.AXES, axes=("axis",))
+SLICE = Kind("SLICE", "SliceOptions", Layout.AXES, operands=("begin", "size"), dimensions=("begin", "size"))
+
+MAX_KERNEL_RANK = 6
+MAX_COPIES = 8  # that one CONCATENATION makes
+
+
+@constraint
+def has_rank_for_kernels(site: Site) -> bool:
+    """There are at most {MAX_KERNEL_RANK} dimensions."""
+    return len(site.shape) <= MAX_KERNEL_RANK
+
+
+def slice_of(lowering: Lowering, tensor: Tensor, begin: Sequence[int], size: tuple[int, ...]) -> Tensor:
+    """SLICE, or nothing where it takes all.
+
+    The legacy generation slices dimensions that are multiples of the MACs of a pipeline: others are padded before.
+    """
+    if size == tensor.shape:
+        return tensor
+    if lowering.site.generation is Generation.LEGACY:
+        target = lowering.site.target
+        sizes = zip(tensor.shape, size, strict=True)
+        shape = tuple(length if length == kept else target.whole_granules(length) for length, kept in sizes)
+        tensor = pad_behind(lowering, tensor, shape)
+    return lowering.emit(SLICE, [tensor], size, tensor.qparams, begin=tuple(begin), size=size)
+
+
+def part(lowering: Lowering, tensor: Tensor, dim: int, first: int, count: int) -> Tensor:
+    """`count` indices of a dimension from `first` on: a SLICE, as `slice_of` writes it."""
+    size = tuple(count if other == dim else length for other, length in enumerate(tensor.shape))
+    begin = tuple(first if other == dim else 0 for other in range(len(size)))
+    return slice_of(lowering, tensor, begin, size)
+
+
+def joined(lowering: Lowering, tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Tensors one behind the other along a dimension: a CONCATENATION, or nothing where there is one."""
+    first = tensors[0]
+    if len(tensors) == 1:
+        return first
+    total = sum(tensor.shape[dim] for tensor in tensors)
+    shape = tuple(total if other == dim else length for other, length in enumerate(first.shape))
+    return lowering.emit(CONCATENATION, tensors, shape, first.qparams, axis=dim, fused_activation_function="NONE")
+
+
+def copies(lowering: Lowering, tensor: Tensor, dim: int, count: int) -> Tensor:
+    """`tensor` `count` times along a dimension: each CONCATENATION joins eight times what the one before it did."""
+    if count <= MAX_COPIES:
+        return joined(lowering, [tensor] * count, dim)
+    block = copies(lowering, tensor, dim, count // MAX_COPIES)
+    return joined(lowering, [block] * MAX_COPIES + [tensor] * (count % MAX_COPIES), dim)

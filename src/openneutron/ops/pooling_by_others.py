@@ -1,0 +1,126 @@
+"""Pools that the NPU lacks, written with convolutions, pools and extremes that it has."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.fx import Node
+
+from openneutron.fx import shape_of
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.pooling import (
+    adaptive_windows,
+    divides_as_tflite_does,
+    divisors,
+    has_even_windows,
+    has_small_kernel,
+    pool_windows,
+)
+from openneutron.ops.reductions import nobody_reads_its_indices
+from openneutron.ops.site import Site
+from openneutron.ops.spec import constraint
+from openneutron.ops.windows import image_shape, spatial_rank
+
+__all__ = ["DECOMPOSED"]
+
+aten = torch.ops.aten
+
+MAX_WEIGHTS_OF_ONE_OUTPUT = 65535
+MAX_UNEVEN_WINDOWS = 16
+
+# By their number of spatial dimensions.
+_MAX_POOLS = {1: aten.max_pool1d.default, 2: aten.max_pool2d.default}
+
+
+@constraint
+def fits_accumulation(site: Site) -> bool:
+    """Kernel height x width x the MACs of a pipeline is at most {MAX_WEIGHTS_OF_ONE_OUTPUT}."""
+    elements = math.prod(window.kernel for window in pool_windows(site))
+    return elements * site.target.channel_granularity <= MAX_WEIGHTS_OF_ONE_OUTPUT
+
+
+def _average(rewriting: Rewriting) -> Node:
+    """A depthwise convolution that divides by what all windows have in common, times what each one differs by."""
+    site = rewriting.site
+    vertical, horizontal = windows = pool_windows(site)
+    shape = image_shape(site, site.shape_of("self"))
+    image = _reshaped(rewriting, rewriting.args["self"], shape)
+    beyond = [max(0, window.end - window.begin) for window in windows]  # what ceil_mode reads
+    if any(beyond):
+        image = rewriting.call(aten.constant_pad_nd.default, image, [0, beyond[1], 0, beyond[0]])
+    each = torch.from_numpy(divisors(site)).to(torch.float32)
+    elements = float(vertical.kernel * horizontal.kernel)
+    common = float(each[0, 0]) if bool((each == each[0, 0]).all()) else elements
+    weight = torch.full((shape[1], 1, vertical.kernel, horizontal.kernel), 1 / common)
+    averages = rewriting.call(
+        aten.conv2d.default,
+        image,
+        rewriting.constant(weight),
+        None,
+        [vertical.stride, horizontal.stride],
+        [vertical.begin, horizontal.begin],
+        [1, 1],
+        shape[1],
+    )
+    if not bool((each == common).all()):
+        averages = rewriting.call(aten.mul.Tensor, averages, rewriting.constant(common / each))
+    return _reshaped(rewriting, averages, rewriting.shape)
+
+
+def _reshaped(rewriting: Rewriting, values: Node, shape: tuple[int, ...]) -> Node:
+    return values if shape_of(values) == shape else rewriting.call(aten.reshape.default, values, list(shape))
+
+
+def _without_indices(rewriting: Rewriting) -> list[Node]:
+    return [rewriting.call(_MAX_POOLS[spatial_rank(rewriting.site)], *rewriting.args.values())]
+
+
+@constraint
+def has_few_uneven_windows(site: Site) -> bool:
+    """Its windows are of one size and at equal distances, or at most {MAX_UNEVEN_WINDOWS} along each dimension."""
+    return has_even_windows.holds(site) or max(site.shape[-spatial_rank(site) :]) <= MAX_UNEVEN_WINDOWS
+
+
+def _adaptive_maximum(rewriting: Rewriting) -> list[Node]:
+    """One pool where the windows allow, else the maximum of each row of windows, then of each window in it."""
+    site, values = rewriting.site, rewriting.args["self"]
+    rank = spatial_rank(site)
+    if has_even_windows.holds(site):
+        spatial = pool_windows(site)[-rank:]
+        kernel, stride = [window.kernel for window in spatial], [window.stride for window in spatial]
+        return [rewriting.call(_MAX_POOLS[rank], values, kernel, stride)]
+    for dim in range(-rank, 0):
+        bounds = adaptive_windows(site.shape_of("self")[dim], site.shape[dim])
+        windows = [rewriting.call(aten.slice.Tensor, values, dim, start, end) for start, end in bounds]
+        extremes = [rewriting.call(aten.amax.default, window, [dim], True) for window in windows]
+        values = rewriting.call(aten.cat.default, extremes, dim)
+    return [values]
+
+
+DECOMPOSED = (
+    Decomposition(
+        name="avg_pool with other divisors",
+        targets=("aten.avg_pool1d.default", "aten.avg_pool2d.default"),
+        rewrite=_average,
+        applies=lambda site: not divides_as_tflite_does.holds(site),
+        constraints=(has_small_kernel, fits_accumulation),
+        becomes="conv2d of each channel, and mul by a constant where the divisors of its windows differ",
+        notes="divisor_override, and padding that is left out of the average where it is not TFLite's SAME.",
+    ),
+    Decomposition(
+        name="max_pool with indices",
+        targets=("aten.max_pool1d_with_indices.default", "aten.max_pool2d_with_indices.default"),
+        rewrite=_without_indices,
+        constraints=(nobody_reads_its_indices,),
+        becomes="max_pool1d or max_pool2d",
+    ),
+    Decomposition(
+        name="adaptive_max_pool",
+        targets=("aten.adaptive_max_pool1d.default", "aten.adaptive_max_pool2d.default"),
+        rewrite=_adaptive_maximum,
+        constraints=(nobody_reads_its_indices, has_few_uneven_windows),
+        becomes="max_pool1d or max_pool2d; slice, amax and cat along each dimension where its windows are uneven",
+        notes="ExecuTorch lowers no adaptive max pool: a model that has one beyond these limits becomes no `.pte`.",
+    ),
+)

@@ -1,0 +1,201 @@
+"""Operators that repeat, turn and interleave values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from openneutron.fx import op_name
+from openneutron.ir.graph import Tensor
+from openneutron.ops.lowering import Lowering
+from openneutron.ops.pieces import copies, has_rank_for_kernels, joined, part
+from openneutron.ops.shapes import has_rank_for_transpose
+from openneutron.ops.site import Site
+from openneutron.ops.spec import Constraint, OpSpec, OutputRule, constraint, legacy_constraint
+
+__all__ = ["SPECS"]
+
+MAX_INTERLEAVED_RANK = 5
+MAX_FLIPPED = 16
+
+
+@legacy_constraint
+def is_of_the_modern_generation(_: Site) -> bool:
+    """The converter is of the modern generation."""
+    return False
+
+
+def lower_repeat(lowering: Lowering) -> Tensor:
+    """CONCATENATION of copies for each dimension that grows."""
+    inputs = lowering.tensor("self")
+    rank = len(lowering.shape)
+    repeated = lowering.reshape(inputs, (1,) * (rank - len(inputs.shape)) + inputs.shape)
+    for dim, size in enumerate(lowering.shape):
+        repeated = copies(lowering, repeated, dim, size // repeated.shape[dim])
+    return repeated
+
+
+@constraint
+def has_rank_for_interleaving(site: Site) -> bool:
+    """The input has at most {MAX_INTERLEAVED_RANK} dimensions."""
+    return len(site.shape_of("self")) <= MAX_INTERLEAVED_RANK
+
+
+def lower_repeat_interleave(lowering: Lowering) -> Tensor:
+    """CONCATENATION of copies along a new dimension, which then becomes part of the one in front of it."""
+    inputs, dim = lowering.tensor("self"), lowering.args["dim"]
+    shape = (inputs.size,) if dim is None else inputs.shape
+    behind = 1 if dim is None else int(dim) % len(shape) + 1
+    spread = lowering.reshape(inputs, (*shape[:behind], 1, *shape[behind:]))
+    return lowering.reshape(copies(lowering, spread, behind, int(lowering.args["repeats"])), lowering.shape)
+
+
+def lower_roll(lowering: Lowering) -> Tensor:
+    """For each dimension, two SLICEs and a CONCATENATION."""
+    inputs, shifts, dims = lowering.tensor("self"), lowering.args["shifts"], lowering.args["dims"]
+    rolled = inputs if dims else lowering.reshape(inputs, (inputs.size,))
+    for shift, dim in zip(shifts, [dim % len(inputs.shape) for dim in dims] or [0], strict=True):
+        size = rolled.shape[dim]
+        if shifted := shift % size:
+            last = part(lowering, rolled, dim, size - shifted, shifted)
+            rolled = joined(lowering, [last, part(lowering, rolled, dim, 0, size - shifted)], dim)
+    return lowering.reshape(rolled, lowering.shape)
+
+
+def _flipped(site: Site) -> list[int]:
+    """The dimensions that are turned round."""
+    fixed = {"aten.fliplr.default": [1], "aten.flipud.default": [0]}
+    dims = fixed.get(op_name(site.node)) or site.args["dims"]
+    return [dim % len(site.shape) for dim in dims]
+
+
+@constraint
+def flips_few_indices(site: Site) -> bool:
+    """The dimensions that are turned round have at most {MAX_FLIPPED} indices: each becomes a SLICE."""
+    return all(site.shape[dim] <= MAX_FLIPPED for dim in _flipped(site))
+
+
+def lower_flip(lowering: Lowering) -> Tensor:
+    """For each dimension, a SLICE for each index and a CONCATENATION."""
+    flipped = lowering.tensor("self")
+    for dim in _flipped(lowering.site):
+        indices = reversed(range(flipped.shape[dim]))
+        flipped = joined(lowering, [part(lowering, flipped, dim, index, 1) for index in indices], dim)
+    return flipped
+
+
+def lower_pixel_shuffle(lowering: Lowering) -> Tensor:
+    """TRANSPOSE between RESHAPEs."""
+    inputs, factor = lowering.tensor("self"), int(lowering.args["upscale_factor"])
+    channels, height, width = inputs.shape[-3:]
+    blocks = (math.prod(inputs.shape[:-3]), channels // factor**2, factor, factor, height, width)
+    shuffled = lowering.transpose(lowering.reshape(inputs, blocks), (0, 1, 4, 2, 5, 3))
+    return lowering.reshape(shuffled, lowering.shape)
+
+
+def lower_pixel_unshuffle(lowering: Lowering) -> Tensor:
+    """TRANSPOSE between RESHAPEs."""
+    inputs, factor = lowering.tensor("self"), int(lowering.args["downscale_factor"])
+    channels, height, width = inputs.shape[-3:]
+    blocks = (math.prod(inputs.shape[:-3]), channels, height // factor, factor, width // factor, factor)
+    shuffled = lowering.transpose(lowering.reshape(inputs, blocks), (0, 1, 3, 5, 2, 4))
+    return lowering.reshape(shuffled, lowering.shape)
+
+
+def lower_channel_shuffle(lowering: Lowering) -> Tensor:
+    """TRANSPOSE between RESHAPEs."""
+    inputs, groups = lowering.tensor("self"), int(lowering.args["groups"])
+    batch, channels, *image = inputs.shape
+    blocks = (batch, groups, channels // groups, math.prod(image))
+    return lowering.reshape(lowering.transpose(lowering.reshape(inputs, blocks), (0, 2, 1, 3)), lowering.shape)
+
+
+@constraint
+def unfolds_without_overlap(site: Site) -> bool:
+    """The step is the size of the windows."""
+    return bool(site.args["step"] == site.args["size"])
+
+
+def lower_unfold(lowering: Lowering) -> Tensor:
+    """SLICE of what fills whole windows, RESHAPE and TRANSPOSE."""
+    inputs, size = lowering.tensor("self"), int(lowering.args["size"])
+    dim = int(lowering.args["dimension"]) % len(inputs.shape)
+    windows = lowering.shape[dim]
+    whole = part(lowering, inputs, dim, 0, windows * size)
+    split = lowering.reshape(whole, (*inputs.shape[:dim], windows, size, *inputs.shape[dim + 1 :]))
+    rank = len(split.shape)
+    return lowering.transpose(split, [*(other for other in range(rank) if other != dim + 1), dim + 1])
+
+
+def _mover(
+    name: str,
+    targets: tuple[str, ...],
+    lower: Callable[[Lowering], Tensor],
+    becomes: str,
+    *constraints: Constraint,
+    notes: str = "",
+) -> OpSpec:
+    return OpSpec(
+        name=name,
+        targets=targets,
+        inputs=("self",),
+        output=OutputRule.SHARED,
+        constraints=(*constraints, is_of_the_modern_generation),
+        lower=lower,
+        becomes=becomes,
+        is_compute=False,
+        notes=notes,
+    )
+
+
+SHUFFLE = "RESHAPE, TRANSPOSE and RESHAPE"
+
+SPECS = (
+    _mover(
+        "repeat",
+        ("aten.expand.default", "aten.broadcast_to.default", "aten.repeat.default", "aten.tile.default"),
+        lower_repeat,
+        "CONCATENATION for each dimension that grows, or nothing",
+        has_rank_for_kernels,
+        notes="More than 8 copies take several CONCATENATIONs. An expand that only sums, products, maxima and the like "
+        "read, which broadcast by themselves, is left out.",
+    ),
+    _mover(
+        "repeat_interleave",
+        ("aten.repeat_interleave.self_int",),
+        lower_repeat_interleave,
+        "RESHAPE, CONCATENATION and RESHAPE",
+        has_rank_for_interleaving,
+    ),
+    _mover(
+        "roll",
+        ("aten.roll.default",),
+        lower_roll,
+        "two SLICEs and a CONCATENATION for each dimension",
+        has_rank_for_kernels,
+    ),
+    _mover(
+        "flip",
+        ("aten.flip.default", "aten.fliplr.default", "aten.flipud.default"),
+        lower_flip,
+        "a SLICE for each index and a CONCATENATION for each dimension",
+        has_rank_for_kernels,
+        flips_few_indices,
+    ),
+    _mover("pixel_shuffle", ("aten.pixel_shuffle.default",), lower_pixel_shuffle, SHUFFLE),
+    _mover("pixel_unshuffle", ("aten.pixel_unshuffle.default",), lower_pixel_unshuffle, SHUFFLE),
+    _mover(
+        "channel_shuffle",
+        ("aten.channel_shuffle.default", "aten.native_channel_shuffle.default"),
+        lower_channel_shuffle,
+        SHUFFLE,
+    ),
+    _mover(
+        "unfold",
+        ("aten.unfold.default",),
+        lower_unfold,
+        "RESHAPE and TRANSPOSE, with a SLICE where windows leave a rest",
+        has_rank_for_transpose,
+        unfolds_without_overlap,
+    ),
+)

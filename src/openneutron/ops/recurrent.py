@@ -1,0 +1,288 @@
+"""Recurrent networks, unrolled: all steps' products with the input at once, then one product with the state a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from openneutron.constants import constant_of
+from openneutron.fx import iterate_nodes, op_name, shape_of
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.site import Site
+from openneutron.ops.spec import constraint
+
+__all__ = ["DECOMPOSED"]
+
+aten = torch.ops.aten
+
+State = tuple[Node, ...]
+"""The hidden state, [batch, features], and for an LSTM its cell state."""
+
+FirstState = tuple[Node | None, ...]
+"""The same before the first step; None is zero."""
+
+
+@constraint
+def has_constant_weights(site: Site) -> bool:
+    """Its weights and biases are constants."""
+    names = ("params",) if "params" in site.args else ("w_ih", "w_hh", "b_ih", "b_hh")
+    return site.reads_constants(*names)
+
+
+@constraint
+def drops_nothing(site: Site) -> bool:
+    """The model is in eval mode, or it has no dropout."""
+    return not site.args["train"] or site.args["dropout"] == 0
+
+
+@dataclass(frozen=True)
+class _Pen:
+    """Short names for what a step writes."""
+
+    rewriting: Rewriting
+
+    def add(self, first: Node, second: Node) -> Node:
+        return self.rewriting.call(aten.add.Tensor, first, second)
+
+    def sub(self, first: Node, second: Node) -> Node:
+        return self.rewriting.call(aten.sub.Tensor, first, second)
+
+    def mul(self, first: Node, second: Node) -> Node:
+        return self.rewriting.call(aten.mul.Tensor, first, second)
+
+    def sigmoid(self, value: Node) -> Node:
+        return self.rewriting.call(aten.sigmoid.default, value)
+
+    def tanh(self, value: Node) -> Node:
+        return self.rewriting.call(aten.tanh.default, value)
+
+    def linear(self, value: Node, weight: Node, bias: Node | None = None) -> Node:
+        return self.rewriting.call(aten.linear.default, value, weight, bias)
+
+    def part(self, value: Node, dim: int, first: int, behind: int) -> Node:
+        return self.rewriting.call(aten.slice.Tensor, value, dim, first, behind)
+
+    def index(self, value: Node, dim: int, number: int) -> Node:
+        """One index of a dimension, which goes."""
+        shape = [size for other, size in enumerate(shape_of(value)) if other != dim]
+        return self.rewriting.call(aten.reshape.default, self.part(value, dim, number, number + 1), shape)
+
+    def stacked(self, values: Sequence[Node], dim: int) -> Node:
+        """Along a new dimension."""
+        return self.joined([self.rewriting.call(aten.unsqueeze.default, value, dim) for value in values], dim)
+
+    def swapped(self, value: Node) -> Node:
+        """Batch and steps."""
+        return self.rewriting.call(aten.transpose.int, value, 0, 1)
+
+    def joined(self, values: Sequence[Node], dim: int) -> Node:
+        return self.rewriting.call(aten.cat.default, list(values), dim)
+
+    def gates(self, value: Node, count: int) -> list[Node]:
+        """The `count` equal parts of the features."""
+        size = shape_of(value)[-1] // count
+        return [self.part(value, -1, gate * size, (gate + 1) * size) for gate in range(count)]
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Those of one layer in one direction."""
+
+    input: Node
+    state: Node
+    input_bias: Node | None
+    state_bias: Node | None
+    projection: Node | None = None
+
+
+def _with_one_bias(pen: _Pen, weights: _Weights) -> _Weights:
+    """Both biases are added to the same sum: one with the input does."""
+    if weights.input_bias is None or weights.state_bias is None:
+        return weights
+    return replace(weights, input_bias=pen.add(weights.input_bias, weights.state_bias), state_bias=None)
+
+
+def _with_gru_biases(pen: _Pen, weights: _Weights) -> _Weights:
+    """What the reset gate does not multiply of the state's bias may come with the input."""
+    if weights.input_bias is None or weights.state_bias is None:
+        return weights
+    size = shape_of(weights.state_bias)[0] // 3
+    gates, candidate = pen.part(weights.state_bias, 0, 0, 2 * size), pen.part(weights.state_bias, 0, 2 * size, 3 * size)
+    more = pen.joined([gates, pen.rewriting.constant(torch.zeros(size))], 0)
+    rest = pen.joined([pen.rewriting.constant(torch.zeros(2 * size)), candidate], 0)
+    return replace(weights, input_bias=pen.add(weights.input_bias, more), state_bias=rest)
+
+
+def _lstm_step(pen: _Pen, product: Node, state: FirstState, weights: _Weights) -> State:
+    hidden, cell = state
+    sums = product if hidden is None else pen.add(product, pen.linear(hidden, weights.state))
+    take_in, keep, _, put_out = pen.gates(pen.sigmoid(sums), 4)
+    next_cell = pen.mul(take_in, pen.tanh(pen.gates(sums, 4)[2]))
+    if cell is not None:
+        next_cell = pen.add(pen.mul(keep, cell), next_cell)
+    next_hidden = pen.mul(put_out, pen.tanh(next_cell))
+    if weights.projection is not None:
+        next_hidden = pen.linear(next_hidden, weights.projection)
+    return next_hidden, next_cell
+
+
+def _gru_step(pen: _Pen, product: Node, state: FirstState, weights: _Weights) -> State:
+    (hidden,) = state
+    recurrent = weights.state_bias if hidden is None else pen.linear(hidden, weights.state, weights.state_bias)
+    sums = product if hidden is None or recurrent is None else pen.add(product, recurrent)
+    reset, update, _ = pen.gates(pen.sigmoid(sums), 3)
+    candidate = pen.gates(product, 3)[2]
+    if recurrent is not None:
+        candidate = pen.add(candidate, pen.mul(reset, pen.gates(recurrent, 3)[2]))
+    candidate = pen.tanh(candidate)
+    if hidden is None:
+        return (pen.sub(candidate, pen.mul(update, candidate)),)
+    return (pen.add(candidate, pen.mul(update, pen.sub(hidden, candidate))),)
+
+
+def _elman_step(activation: torch._ops.OpOverload) -> Callable[[_Pen, Node, FirstState, _Weights], State]:
+    def step(pen: _Pen, product: Node, state: FirstState, weights: _Weights) -> State:
+        (hidden,) = state
+        sums = product if hidden is None else pen.add(product, pen.linear(hidden, weights.state))
+        return (pen.rewriting.call(activation, sums),)
+
+    return step
+
+
+Step = Callable[[_Pen, Node, FirstState, _Weights], State]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A kind of recurrent cell."""
+
+    prepared: Callable[[_Pen, _Weights], _Weights]
+    """Its weights, with the biases as its step takes them: that of the input is part of the product."""
+    step: Step
+    """The next state, from the product with the input and the state."""
+    roles: tuple[str, ...] = ("hidden",)
+    """What its state is made of."""
+
+
+_CELLS = {
+    "lstm": _Cell(_with_one_bias, _lstm_step, ("hidden", "cell")),
+    "gru": _Cell(_with_gru_biases, _gru_step),
+    "rnn_tanh": _Cell(_with_one_bias, _elman_step(aten.tanh.default)),
+    "rnn_relu": _Cell(_with_one_bias, _elman_step(aten.relu.default)),
+}
+
+
+def _cell_of(site: Site) -> _Cell:
+    _, name, _ = op_name(site.node).split(".")
+    return _CELLS[name.removesuffix("_cell")]
+
+
+def _initial_states(rewriting: Rewriting) -> list[Node | None]:
+    """The arguments that are the first state; None for a constant of zeros."""
+    nodes = list(iterate_nodes(rewriting.args["hx"]))
+    values = [constant_of(rewriting.module, node) for node in nodes]
+    return [None if value is not None and not value.any() else node for node, value in zip(nodes, values, strict=True)]
+
+
+def _share(rewriting: Rewriting, cell: _Cell, name: str, states: Iterable[FirstState]) -> None:
+    """The state has the same qparams at all steps, hence one weight, and nothing is lost where it is fed back."""
+    for role, values in zip(cell.roles, zip(*states, strict=True), strict=True):
+        rewriting.share_qparams(f"{name} {role}", [value for value in values if value is not None])
+
+
+def _one_step(rewriting: Rewriting) -> Node | State:
+    """A cell."""
+    pen, cell, args = _Pen(rewriting), _cell_of(rewriting.site), rewriting.args
+    weights = cell.prepared(pen, _Weights(args["w_ih"], args["w_hh"], args["b_ih"], args["b_hh"]))
+    state = tuple(_initial_states(rewriting))
+    product = pen.linear(args["input"], weights.input, weights.input_bias)
+    following = cell.step(pen, product, state, weights)
+    _share(rewriting, cell, "step", [state, following])
+    return following if len(following) > 1 else following[0]
+
+
+def _weights_of_layers(args: dict[str, Any]) -> list[_Weights]:
+    """One for each layer and direction, as torch lists them: layer by layer, forwards before backwards."""
+    params, count = args["params"], args["num_layers"] * (2 if args["bidirectional"] else 1)
+    size = len(params) // count
+    layers = []
+    for first in range(0, len(params), size):
+        of_input, of_state, *others = params[first : first + size]
+        biases = [others.pop(0), others.pop(0)] if args["has_biases"] else [None, None]
+        layers.append(_Weights(of_input, of_state, *biases, *others))
+    return layers
+
+
+def _all_steps(rewriting: Rewriting) -> list[Node]:
+    """A network: its outputs, then the last state of every layer and direction."""
+    pen, cell, args = _Pen(rewriting), _cell_of(rewriting.site), rewriting.args
+    initial = _initial_states(rewriting)
+    values = args["input"] if args["batch_first"] else pen.swapped(args["input"])
+    last: list[State] = []
+    layers = _weights_of_layers(args)
+    directions = 2 if args["bidirectional"] else 1
+    for layer in range(args["num_layers"]):
+        outputs = []
+        for direction in range(directions):
+            number = layer * directions + direction
+            state = tuple(None if node is None else pen.index(node, 0, number) for node in initial)
+            weights = cell.prepared(pen, layers[number])
+            states = _run(pen, cell, values, weights, state, backwards=direction == 1)
+            _share(rewriting, cell, f"layer {number}", [state, *states])
+            last.append(states[0 if direction == 1 else -1])
+            outputs.append(pen.stacked([hidden for hidden, *_ in states], 1))
+        values = outputs[0] if directions == 1 else pen.joined(outputs, -1)
+    final = [pen.stacked(of_role, 0) for of_role in zip(*last, strict=True)]
+    return [values if args["batch_first"] else pen.swapped(values), *final]
+
+
+def _run(pen: _Pen, cell: _Cell, values: Node, weights: _Weights, state: FirstState, *, backwards: bool) -> list[State]:
+    """The states behind each step of [batch, steps, features], in the order of the steps."""
+    products = pen.linear(values, weights.input, weights.input_bias)
+    steps = range(shape_of(values)[1])
+    states: list[State] = []
+    for step in reversed(steps) if backwards else steps:
+        state = cell.step(pen, pen.index(products, 1, step), state, weights)
+        states.append(state)
+    return states[::-1] if backwards else states
+
+
+_BECOMES = {
+    "lstm": "linears, slices, sigmoids, tanhs, muls and adds",
+    "gru": "linears, slices, sigmoids, tanhs, muls, adds and subs",
+    "rnn_tanh": "linears, slices, adds and tanhs",
+    "rnn_relu": "linears, slices, adds and relus",
+}
+
+UNROLLED = (
+    "Unrolled: one linear for the products of all steps with the input, and one a step for that with the state, none "
+    "where the first state is zero. The state has the same scale and zero point at all steps, and each weight is "
+    "stored once. Steep gates enlarge a difference of one LSB, hence the tolerance."
+)
+TOLERANCE = 2
+
+DECOMPOSED = tuple(
+    Decomposition(
+        name=name,
+        targets=(f"aten.{name}.input",),
+        rewrite=_all_steps,
+        becomes=becomes,
+        constraints=(has_constant_weights, drops_nothing),
+        tolerance=TOLERANCE,
+        notes=UNROLLED,
+    )
+    for name, becomes in _BECOMES.items()
+) + tuple(
+    Decomposition(
+        name=f"{name}_cell",
+        targets=(f"aten.{name}_cell.default",),
+        rewrite=_one_step,
+        becomes=becomes,
+        constraints=(has_constant_weights,),
+    )
+    for name, becomes in _BECOMES.items()
+)

@@ -1,0 +1,245 @@
+"""Means, sums and extremes over some or all dimensions, and what can be written with them."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch.fx import Node
+
+from openneutron.ir.graph import Kind, Layout, Tensor
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.lowering import Lowering
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
+from openneutron.targets import Generation
+
+__all__ = ["DECOMPOSED", "MEAN", "SPECS", "mean_of_image", "nobody_reads_its_indices"]
+
+aten = torch.ops.aten
+
+MEAN = Kind("MEAN", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
+IMAGE_MEAN = replace(MEAN, layout=Layout.FIXED)
+REDUCE_MAX = Kind("REDUCE_MAX", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
+REDUCE_MIN = Kind("REDUCE_MIN", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
+SUM = Kind("SUM", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
+
+
+def _axes(site: Site) -> tuple[int, ...]:
+    """The dimensions it is over: all of them where none is named."""
+    rank = len(site.shape_of("self"))
+    dims = site.args.get("dim")
+    dims = [dims] if isinstance(dims, int) else dims
+    return tuple(sorted(dim % rank for dim in dims)) if dims else tuple(range(rank))
+
+
+def mean_of_image(lowering: Lowering, shape: Sequence[int]) -> Tensor:
+    """The one MEAN of the legacy generation: of an image `shape` = [N, C, H, W] over height and width, which stay."""
+    nhwc = lowering.channels_last(lowering.reshape(lowering.tensor("self"), shape))
+    batch, _, _, channels = nhwc.shape
+    mean = lowering.emit(IMAGE_MEAN, [nhwc], (batch, 1, 1, channels), axes=(1, 2), keep_dims=True)
+    return lowering.reshape(lowering.channels_first(mean), lowering.shape)
+
+
+def lower_mean(lowering: Lowering) -> Tensor:
+    """MEAN."""
+    if lowering.site.generation is Generation.LEGACY:
+        batch, channels, *sizes = lowering.tensor("self").shape
+        return mean_of_image(lowering, (batch, channels, *(1, *sizes)[-2:]))
+    return _reduce(MEAN)(lowering)
+
+
+def _reduce(kind: Kind) -> Callable[[Lowering], Tensor]:
+    def lower(lowering: Lowering) -> Tensor:
+        keep = bool(lowering.args.get("keepdim", False))
+        axes = _axes(lowering.site)
+        return lowering.emit(kind, [lowering.tensor("self")], lowering.shape, axes=axes, keep_dims=keep)
+
+    return lower
+
+
+@legacy_constraint
+def means_over_an_image(site: Site) -> bool:
+    """It is over height and width of an image [N, C, H, W], or the length of [N, C, L]."""
+    return (len(site.shape_of("self")), _axes(site)) in ((4, (2, 3)), (3, (2,)))
+
+
+@legacy_constraint
+def means_whole_granules(site: Site) -> bool:
+    """Dimension 1, the channels, is a multiple of the MACs of a pipeline."""
+    return all(size % site.target.channel_granularity == 0 for size in site.shape_of("self")[1:2])
+
+
+def input_macs(site: Site) -> int:
+    """An addition for each element, counted as one multiply-accumulate."""
+    return math.prod(site.shape_of("self"))
+
+
+@constraint
+def nobody_reads_its_indices(site: Site) -> bool:
+    """Nobody reads its indices."""
+    return all(user.target is operator.getitem and user.args[1] == 0 for user in site.node.users if user.users)
+
+
+def _extreme(of_dims: torch._ops.OpOverload) -> Callable[[Rewriting], list[Node]]:
+    def rewrite(rewriting: Rewriting) -> list[Node]:
+        args = rewriting.args
+        return [rewriting.call(of_dims, args["self"], [args["dim"]], args["keepdim"])]
+
+    return rewrite
+
+
+def _count(site: Site) -> int:
+    shape = site.shape_of("self")
+    return math.prod(shape[axis] for axis in _axes(site))
+
+
+def _correction(site: Site) -> float:
+    correction = site.args.get("correction", site.args.get("unbiased"))
+    return 1.0 if correction is None else float(correction)
+
+
+def _variance(rewriting: Rewriting) -> tuple[Node, Node]:
+    """The mean of the squares of the differences from the mean; and that mean, its dimensions kept."""
+    site, values = rewriting.site, rewriting.args["self"]
+    axes = list(_axes(site))
+    mean = rewriting.call(aten.mean.dim, values, axes, True)
+    differences = rewriting.call(aten.sub.Tensor, values, mean)
+    squares = rewriting.call(aten.mul.Tensor, differences, differences)
+    variance = rewriting.call(aten.mean.dim, squares, axes, bool(site.args.get("keepdim", False)))
+    divisor = max(0.0, _count(site) - _correction(site))
+    corrected = _count(site) / divisor if divisor else math.inf
+    return (variance if corrected == 1 else rewriting.call(aten.mul.Tensor, variance, corrected)), mean
+
+
+def _var(rewriting: Rewriting) -> Node:
+    return _variance(rewriting)[0]
+
+
+def _std(rewriting: Rewriting) -> Node:
+    return rewriting.call(aten.sqrt.default, _var(rewriting))
+
+
+def _var_mean(rewriting: Rewriting) -> list[Node]:
+    variance, mean = _variance(rewriting)
+    return [variance, rewriting.call(aten.reshape.default, mean, list(rewriting.shape))]
+
+
+def _std_mean(rewriting: Rewriting) -> list[Node]:
+    variance, mean = _var_mean(rewriting)
+    return [rewriting.call(aten.sqrt.default, variance), mean]
+
+
+@constraint
+def is_a_simple_norm(site: Site) -> bool:
+    """Its order is 1, 2, inf or -inf."""
+    return float(site.args["ord"]) in (1.0, 2.0, math.inf, -math.inf)
+
+
+def _norm(rewriting: Rewriting) -> Node:
+    site, values = rewriting.site, rewriting.args["self"]
+    over = (list(_axes(site)), site.args["keepdim"])
+    order = float(site.args["ord"])
+    if order == 2:
+        squares = rewriting.call(aten.mul.Tensor, values, values)
+        return rewriting.call(aten.sqrt.default, rewriting.call(aten.sum.dim_IntList, squares, *over))
+    magnitudes = rewriting.call(aten.abs.default, values)
+    reduce = {1.0: aten.sum.dim_IntList, math.inf: aten.amax.default, -math.inf: aten.amin.default}[order]
+    return rewriting.call(reduce, magnitudes, *over)
+
+
+def _targets(name: str) -> tuple[str, ...]:
+    return tuple(f"aten.{name}.{overload}" for overload in ("default", "dim", "correction"))
+
+
+SPECS = (
+    OpSpec(
+        name="mean",
+        targets=("aten.mean.dim", "aten.mean.default"),
+        edge_targets=("aten.mean.dim",),
+        inputs=("self",),
+        constraints=(means_over_an_image, means_whole_granules),
+        pads={"self": (1,)},
+        lower=lower_mean,
+        macs=input_macs,
+        becomes="MEAN",
+    ),
+    OpSpec(
+        name="sum",
+        targets=("aten.sum.dim_IntList", "aten.sum.default"),
+        edge_targets=("aten.sum.dim_IntList",),
+        inputs=("self",),
+        lower=_reduce(SUM),
+        macs=input_macs,
+        becomes="SUM",
+    ),
+    OpSpec(
+        name="amax",
+        targets=("aten.amax.default", "aten.max.default"),
+        inputs=("self",),
+        output=OutputRule.SHARED,
+        lower=_reduce(REDUCE_MAX),
+        macs=input_macs,
+        becomes="REDUCE_MAX",
+    ),
+    OpSpec(
+        name="amin",
+        targets=("aten.amin.default", "aten.min.default"),
+        inputs=("self",),
+        output=OutputRule.SHARED,
+        lower=_reduce(REDUCE_MIN),
+        macs=input_macs,
+        becomes="REDUCE_MIN",
+    ),
+)
+
+DECOMPOSED = (
+    Decomposition(
+        name="max over a dimension",
+        targets=("aten.max.dim",),
+        rewrite=_extreme(aten.amax.default),
+        constraints=(nobody_reads_its_indices,),
+        becomes="amax",
+    ),
+    Decomposition(
+        name="min over a dimension",
+        targets=("aten.min.dim",),
+        rewrite=_extreme(aten.amin.default),
+        constraints=(nobody_reads_its_indices,),
+        becomes="amin",
+    ),
+    Decomposition(
+        name="var",
+        targets=_targets("var"),
+        rewrite=_var,
+        becomes="mean, sub, mul, mean, and mul by a number for the correction",
+    ),
+    Decomposition(
+        name="var_mean",
+        targets=_targets("var_mean"),
+        rewrite=_var_mean,
+        becomes="mean, sub, mul, mean, and mul by a number for the correction",
+    ),
+    Decomposition(
+        name="std",
+        targets=_targets("std"),
+        rewrite=_std,
+        becomes="mean, sub, mul, mean, and mul by a number for the correction, sqrt",
+    ),
+    Decomposition(
+        name="std_mean",
+        targets=_targets("std_mean"),
+        rewrite=_std_mean,
+        becomes="mean, sub, mul, mean, and mul by a number for the correction, sqrt",
+    ),
+    Decomposition(
+        name="vector_norm",
+        targets=("aten.linalg_vector_norm.default",),
+        rewrite=_norm,
+        constraints=(is_a_simple_norm,),
+        becomes="abs and sum, mul, sum and sqrt, or abs and amax or amin",
+    ),
+)

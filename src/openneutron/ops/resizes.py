@@ -1,0 +1,184 @@
+"""Resizes of images and lines, as far as the NPU has them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from openneutron.fx import op_name
+from openneutron.ir.graph import Kind, Tensor
+from openneutron.ops.lowering import Lowering
+from openneutron.ops.pieces import CONCATENATION
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
+from openneutron.ops.windows import image_shape, spatial_rank
+
+__all__ = ["SPECS", "grows_by_native_factors", "grows_by_whole_factors", "resize_axis", "resize_targets"]
+
+aten = torch.ops.aten
+
+RESIZE_BILINEAR = Kind("RESIZE_BILINEAR", "ResizeBilinearOptions", version=3, operands=("size",))
+RESIZE_NEAREST_NEIGHBOR = Kind(
+    "RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions", version=3, operands=("size",)
+)
+
+FACTORS = (1, 2, 4, 8)
+LARGEST_FACTOR = max(FACTORS)
+
+
+def resize_axis(site: Site, values: torch.Tensor, axis: int) -> torch.Tensor:
+    """The last dimension of `values` [C, size], resized as this operator resizes its spatial dimension `axis`.
+
+    Always as a width: torch 2.13 computes the height of an image of width 1 wrong where it is antialiased.
+    """
+    rank = spatial_rank(site)
+    units = [1] * (rank - 1)
+    outputs = site.shape[axis - rank]
+    corners = [site.args["align_corners"]] if "align_corners" in site.args else []
+    resize = getattr(aten, op_name(site.node).split(".")[1]).default
+    image = values.reshape(1, len(values), *units, -1)
+    result = resize(image, [*units, outputs], *corners, *[None] * len(units), _scales(site)[axis])
+    return result.reshape(len(values), outputs)  # type: ignore[no-any-return]
+
+
+def _scales(site: Site) -> tuple[float | None, ...]:
+    """The factor of each spatial dimension where one was given: torch finds source elements by it, not by the sizes."""
+    rank = spatial_rank(site)
+    if "scale_factors" in site.args:
+        return tuple(site.args["scale_factors"] or [None] * rank)
+    return tuple(site.args[name] for name in (("scales",) if rank == 1 else ("scales_h", "scales_w")))
+
+
+def _sizes(site: Site) -> list[tuple[int, int]]:
+    """(size of the input, of the output) of each spatial dimension."""
+    rank = spatial_rank(site)
+    return list(zip(site.shape_of("self")[-rank:], site.shape[-rank:], strict=True))
+
+
+def _factors(site: Site) -> tuple[int, int]:
+    """Whole factors of height and width."""
+    height, width = (1, *(outputs // size for size, outputs in _sizes(site)))[-2:]
+    return height, width
+
+
+@constraint
+def grows_by_whole_factors(site: Site) -> bool:
+    """Height and width grow by whole factors."""
+    for axis, (size, outputs) in enumerate(_sizes(site)):
+        elements = torch.arange(size, dtype=torch.float32)
+        repeated = elements.repeat_interleave(max(1, outputs // size))
+        if not torch.equal(resize_axis(site, elements[None], axis)[0], repeated):
+            return False
+    return True
+
+
+def _grows_by_native_factor(size: int, outputs: int, scale: float | None, *, align_corners: bool) -> bool:
+    if align_corners:
+        return size == outputs or (size > 1 and (outputs - 1) / (size - 1) in FACTORS)
+    return outputs / size in FACTORS and scale in (None, outputs / size)
+
+
+@constraint
+def grows_by_native_factors(site: Site) -> bool:
+    """Height and width grow by factors of 1, 2, 4 or 8; with align_corners the factor is (output - 1) / (input - 1)."""
+    corners = bool(site.args["align_corners"])
+    return all(
+        _grows_by_native_factor(*sizes, scale, align_corners=corners)
+        for sizes, scale in zip(_sizes(site), _scales(site), strict=True)
+    )
+
+
+@legacy_constraint
+def has_whole_granules(site: Site) -> bool:
+    """The channels are a multiple of the MACs of a pipeline."""
+    return site.shape_of("self")[1] % site.target.channel_granularity == 0
+
+
+@legacy_constraint
+def grows_at_once(site: Site) -> bool:
+    """Height and width grow by factors of 1, 2, 4 or 8."""
+    return all(factor in FACTORS for factor in _factors(site))
+
+
+def lower_nearest(lowering: Lowering) -> Tensor:
+    """CONCATENATION of each row and column with itself for odd factors, RESIZE_NEAREST_NEIGHBOR for powers of two."""
+    inputs = lowering.tensor("self")
+    nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.site, inputs.shape)))
+    powers = [factor & -factor for factor in _factors(lowering.site)]
+    for axis, (factor, power) in enumerate(zip(_factors(lowering.site), powers, strict=True), start=1):
+        nhwc = _repeated(lowering, nhwc, axis, factor // power)
+    while max(powers) > 1:
+        step = [min(power, LARGEST_FACTOR) for power in powers]
+        powers = [power // taken for power, taken in zip(powers, step, strict=True)]
+        nhwc = _resized(lowering, RESIZE_NEAREST_NEIGHBOR, nhwc, step[0] * nhwc.shape[1], step[1] * nhwc.shape[2])
+    return lowering.reshape(lowering.channels_first(nhwc), lowering.shape)
+
+
+def _repeated(lowering: Lowering, nhwc: Tensor, axis: int, times: int) -> Tensor:
+    """Each index of an axis that many times."""
+    if times == 1:
+        return nhwc
+    outer, inner = math.prod(nhwc.shape[: axis + 1]), math.prod(nhwc.shape[axis + 1 :])
+    rows = lowering.reshape(nhwc, (outer, 1, inner))
+    repeated = lowering.emit(
+        CONCATENATION, [rows] * times, (outer, times, inner), axis=1, fused_activation_function="NONE"
+    )
+    shape = [size * (times if dim == axis else 1) for dim, size in enumerate(nhwc.shape)]
+    return lowering.reshape(repeated, shape)
+
+
+def _resized(
+    lowering: Lowering, kind: Kind, nhwc: Tensor, height: int, width: int, *, align_corners: bool = False
+) -> Tensor:
+    return lowering.emit(
+        kind,
+        [nhwc],
+        (nhwc.shape[0], height, width, nhwc.shape[3]),
+        size=(height, width),
+        align_corners=align_corners,
+        half_pixel_centers=kind is RESIZE_BILINEAR and not align_corners,
+    )
+
+
+def lower_bilinear(lowering: Lowering) -> Tensor:
+    """RESIZE_BILINEAR."""
+    inputs = lowering.tensor("self")
+    nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.site, inputs.shape)))
+    _, _, height, width = image_shape(lowering.site, lowering.shape)
+    corners = bool(lowering.args["align_corners"])
+    output = _resized(lowering, RESIZE_BILINEAR, nhwc, height, width, align_corners=corners)
+    return lowering.reshape(lowering.channels_first(output), lowering.shape)
+
+
+def resize_targets(*names: str) -> tuple[str, ...]:
+    """The overloads that take sizes, factors or both."""
+    return tuple(f"aten.{name}.{overload}" for name in names for overload in ("vec", "default"))
+
+
+SPECS = (
+    OpSpec(
+        name="upsample_nearest",
+        targets=resize_targets(
+            "upsample_nearest2d", "upsample_nearest1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact1d"
+        ),
+        edge_targets=("aten.upsample_nearest2d.vec",),
+        inputs=("self",),
+        output=OutputRule.SHARED,
+        constraints=(grows_by_whole_factors, grows_at_once, has_whole_granules),
+        pads={"self": (1,)},
+        lower=lower_nearest,
+        becomes="RESIZE_NEAREST_NEIGHBOR, several for factors beyond 8; CONCATENATION for the odd part of a factor",
+    ),
+    OpSpec(
+        name="upsample_bilinear",
+        targets=resize_targets("upsample_bilinear2d", "upsample_linear1d"),
+        edge_targets=("aten.upsample_bilinear2d.vec",),
+        inputs=("self",),
+        output=OutputRule.SHARED,
+        constraints=(grows_by_native_factors, has_whole_granules),
+        pads={"self": (1,)},
+        lower=lower_bilinear,
+        becomes="RESIZE_BILINEAR",
+    ),
+)

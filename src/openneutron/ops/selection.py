@@ -1,0 +1,104 @@
+"""Choices by constants: masks and limits that are tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from openneutron.constants import constant_of, number_of
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.masks import fill
+from openneutron.ops.site import Site
+from openneutron.ops.spec import constraint
+from openneutron.ops.writing import Operand, add, mul
+
+__all__ = ["DECOMPOSED"]
+
+aten = torch.ops.aten
+
+# int8 has 255 steps for all values of a tensor: what fills it in must not be far from the others.
+MAX_FILL = 100.0
+
+
+@constraint
+def chooses_by_a_constant(site: Site) -> bool:
+    """The condition is a constant."""
+    return site.constant("condition") is not None
+
+
+@constraint
+def fills_in_small_numbers(site: Site) -> bool:
+    """Constants that it chooses are at most {MAX_FILL:g} in magnitude, or one number."""
+    if _far_number(site) is not None:
+        return True
+    choices = [site.args[name] for name in ("self", "other")]
+    numbers = [torch.tensor(float(choice)) for choice in choices if isinstance(choice, (int, float))]
+    constants = [site.constant_of(choice) for choice in choices]
+    return all(constant is None or bool((constant.abs() <= MAX_FILL).all()) for constant in (*numbers, *constants))
+
+
+def _far_number(site: Site) -> tuple[str, str] | None:
+    """Names of a computed choice and of one that is a number beyond `MAX_FILL`."""
+    for computed, filler in (("self", "other"), ("other", "self")):
+        number, value = site.number(filler), site.args[computed]
+        if number is not None and abs(number) > MAX_FILL and isinstance(value, Node) and not site.is_constant(value):
+            return computed, filler
+    return None
+
+
+def _chosen(rewriting: Rewriting, choice: Operand, where: torch.Tensor) -> Node | torch.Tensor:
+    """`choice` where `where` is true, zero elsewhere; a tensor if that is known beforehand."""
+    constant = constant_of(rewriting.module, choice)
+    if isinstance(choice, Node) and constant is None:
+        return mul(rewriting, choice, rewriting.constant(where.float()))
+    value = torch.tensor(float(choice)) if constant is None else constant  # type: ignore[arg-type]
+    return torch.where(where, value.float(), 0.0)
+
+
+def _choose(rewriting: Rewriting, mask: torch.Tensor, chosen: Operand, other: Operand) -> Node:
+    parts = [_chosen(rewriting, chosen, mask), _chosen(rewriting, other, ~mask)]
+    computed = [part for part in parts if isinstance(part, Node)]
+    known = [part for part in parts if isinstance(part, torch.Tensor) and bool((part != 0).any())]
+    first, *others = [*computed, *map(rewriting.constant, known)]
+    return add(rewriting, first, others[0]) if others else first
+
+
+def _where(rewriting: Rewriting) -> Node:
+    condition = rewriting.value_of("condition")
+    assert condition is not None  # chooses_by_a_constant holds
+    mask = condition.bool()
+    far = _far_number(rewriting.site)
+    if far is None:
+        return _choose(rewriting, mask, rewriting.args["self"], rewriting.args["other"])
+    computed, filler = far
+    number = rewriting.site.number(filler)
+    assert number is not None
+    return fill(rewriting, rewriting.args[computed], mask if filler == "self" else ~mask, number)
+
+
+def _clamp(rewriting: Rewriting) -> Node:
+    limits = {name: rewriting.args[name] for name in ("min", "max") if rewriting.args.get(name) is not None}
+    numbers = {name: number_of(limit) for name, limit in limits.items()}
+    if None not in numbers.values():
+        return rewriting.call(aten.clamp.default, rewriting.args["self"], **numbers)
+    value: Node = rewriting.args["self"]
+    for name, target in (("min", aten.maximum.default), ("max", aten.minimum.default)):
+        value = rewriting.call(target, value, limits[name]) if name in limits else value
+    return value
+
+
+DECOMPOSED = (
+    Decomposition(
+        name="where",
+        targets=("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf"),
+        rewrite=_where,
+        becomes="mul and add with constants; minimum and maximum where it puts in a large number, or infinity",
+        constraints=(chooses_by_a_constant, fills_in_small_numbers),
+    ),
+    Decomposition(
+        name="clamp by tensors",
+        targets=("aten.clamp.Tensor", "aten.clamp_min.Tensor", "aten.clamp_max.Tensor"),
+        rewrite=_clamp,
+        becomes="clamp where the limits are constants of one value, else maximum, minimum",
+    ),
+)

@@ -1,0 +1,116 @@
+"""Operators that are linear along height and along width: products with constant matrices.
+
+The matrices come from the operator itself: what it makes of the unit vectors. Every resize that the NPU lacks, and
+every adaptive average pool with uneven windows, goes this way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Node
+
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.pooling import has_even_windows
+from openneutron.ops.resizes import grows_by_native_factors, grows_by_whole_factors, resize_axis, resize_targets
+from openneutron.ops.site import Site
+from openneutron.ops.spec import constraint
+from openneutron.ops.windows import spatial_rank
+
+__all__ = ["DECOMPOSED"]
+
+aten = torch.ops.aten
+
+# Along an axis, every output is a product over all of its elements, where the CPU would interpolate between a few.
+MAX_AXIS = 512
+# One matrix for height and width together is more exact, and cheap, as long as it has at most these weights.
+MAX_JOINT_WEIGHTS = 16384
+
+# The operator along one of its spatial axes: the last dimension of a matrix becomes that of the output.
+_Axis = Callable[[Site, torch.Tensor, int], torch.Tensor]
+
+
+def _average_axis(site: Site, values: torch.Tensor, axis: int) -> torch.Tensor:
+    return F.adaptive_avg_pool1d(values, site.shape[axis - spatial_rank(site)])
+
+
+@constraint
+def has_short_axes(site: Site) -> bool:
+    """The axes that it resizes have at most {MAX_AXIS} elements."""
+    rank = spatial_rank(site)
+    sizes = zip(site.shape_of("self")[-rank:], site.shape[-rank:], strict=True)
+    return all(size <= MAX_AXIS for size, outputs in sizes if size != outputs)
+
+
+def _multiply(along: _Axis) -> Callable[[Rewriting], Node]:
+    def rewrite(rewriting: Rewriting) -> Node:
+        site, values = rewriting.site, rewriting.args["self"]
+        sizes = site.shape_of("self")[-spatial_rank(site) :]
+        matrices = [along(site, torch.eye(size), axis).T for axis, size in enumerate(sizes)]
+        if len(matrices) == 1:
+            return _product(rewriting, values, matrices[0])
+        if math.prod(matrix.numel() for matrix in matrices) <= MAX_JOINT_WEIGHTS:
+            pixels = rewriting.call(aten.flatten.using_ints, values, -2, -1)
+            joint = torch.einsum("ij,kl->ikjl", *matrices).flatten(2).flatten(0, 1)
+            product = _product(rewriting, pixels, joint)
+            return rewriting.call(aten.reshape.default, product, list(rewriting.shape))
+        wide = rewriting.call(aten.transpose.int, _product(rewriting, values, matrices[1]), -2, -1)
+        return rewriting.call(aten.transpose.int, _product(rewriting, wide, matrices[0]), -2, -1)
+
+    return rewrite
+
+
+def _product(rewriting: Rewriting, values: Node, matrix: torch.Tensor) -> Node:
+    """Over the last dimension, unless the matrix changes nothing."""
+    if matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix))):
+        return values
+    return rewriting.call(aten.linear.default, values, rewriting.constant(matrix.contiguous()))
+
+
+BECOMES = "linear with a constant matrix over height and width together where that is small, else over each"
+
+DECOMPOSED = (
+    Decomposition(
+        name="upsample_nearest by other factors",
+        targets=resize_targets(
+            "upsample_nearest2d", "upsample_nearest1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact1d"
+        ),
+        rewrite=_multiply(resize_axis),
+        applies=lambda site: not grows_by_whole_factors.holds(site),
+        constraints=(has_short_axes,),
+        becomes=BECOMES,
+    ),
+    Decomposition(
+        name="upsample_bilinear by other factors",
+        targets=resize_targets("upsample_bilinear2d", "upsample_linear1d"),
+        rewrite=_multiply(resize_axis),
+        applies=lambda site: not grows_by_native_factors.holds(site),
+        constraints=(has_short_axes,),
+        becomes=BECOMES,
+    ),
+    Decomposition(
+        name="upsample_bicubic",
+        targets=resize_targets("upsample_bicubic2d"),
+        rewrite=_multiply(resize_axis),
+        constraints=(has_short_axes,),
+        becomes=BECOMES,
+    ),
+    Decomposition(
+        name="upsample with antialiasing",
+        targets=resize_targets("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+        rewrite=_multiply(resize_axis),
+        constraints=(has_short_axes,),
+        becomes=BECOMES,
+    ),
+    Decomposition(
+        name="adaptive_avg_pool with uneven windows",
+        targets=("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default"),
+        rewrite=_multiply(_average_axis),
+        applies=lambda site: not has_even_windows.holds(site),
+        constraints=(has_short_axes,),
+        becomes=BECOMES,
+    ),
+)

@@ -1,0 +1,56 @@
+"""What a graph says of a value's sign before anything runs."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from openneutron.fx import arguments, is_dequantize, op_name
+from openneutron.ops.site import Site
+
+__all__ = ["is_never_negative"]
+
+# How far back a value is followed: what is decided near it, and in constant time.
+_DEPTH = 8
+
+_NEVER_NEGATIVE = {
+    f"aten.{name}"
+    for name in (
+        "abs.default", "exp.default", "relu.default", "relu6.default", "rsqrt.default", "sigmoid.default",
+        "softmax.int", "_softmax.default",
+    )
+}  # fmt: skip
+_LIKE_THEIR_INPUT = {
+    f"aten.{name}"
+    for name in (
+        "mean.dim", "sum.dim_IntList", "amax.default", "amin.default", "max_pool2d.default", "avg_pool2d.default",
+        "adaptive_avg_pool2d.default", "view.default", "reshape.default", "flatten.using_ints", "permute.default",
+        "transpose.int", "squeeze.dim", "squeeze.dims", "unsqueeze.default", "expand.default", "expand_as.default",
+        "slice.Tensor", "select.int",
+    )
+}  # fmt: skip
+_CLAMPS = {"aten.clamp.default": "min", "aten.clamp_min.default": "min", "aten.hardtanh.default": "min_val"}
+
+
+def is_never_negative(site: Site, value: object, depth: int = _DEPTH) -> bool:
+    """Whether the operators that yield `value`, a node or a number, let nothing below zero through."""
+    if not isinstance(value, Node):
+        return isinstance(value, (int, float)) and value >= 0
+    if (constant := site.constant_of(value)) is not None:
+        return bool((constant >= 0).all())
+    name = op_name(value)
+    if name in _NEVER_NEGATIVE or (is_dequantize(value) and value.args[2] == value.args[3]):
+        return True
+    if depth == 0 or value.op != "call_function":
+        return False
+    args = arguments(value)
+    operands = [is_never_negative(site, args[end], depth - 1) for end in ("self", "other") if end in args]
+    if name in _LIKE_THEIR_INPUT:
+        return operands[0]
+    if name in _CLAMPS:
+        least = args[_CLAMPS[name]]
+        return operands[0] or (least is not None and least >= 0)
+    if name == "aten.maximum.default":
+        return any(operands)
+    if name == "aten.mul.Tensor":
+        return all(operands) or args["self"] is args["other"]
+    return bool(name == "aten.add.Tensor" and args["alpha"] >= 0 and all(operands))

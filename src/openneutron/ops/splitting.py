@@ -1,0 +1,228 @@
+"""Operators that split, stack and step through values, written with slices and concatenations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from openneutron.fx import arguments, op_name, shape_of
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.site import Site
+from openneutron.ops.spec import constraint
+
+__all__ = ["DECOMPOSED"]
+
+aten = torch.ops.aten
+
+
+def _reshaped(rewriting: Rewriting, node: Node, shape: Sequence[int]) -> Node:
+    """`node` in another shape; itself where it has that."""
+    return node if shape_of(node) == tuple(shape) else rewriting.call(aten.reshape.default, node, list(shape))
+
+
+def _part(rewriting: Rewriting, node: Node, dim: int, first: int, count: int) -> Node:
+    """`count` indices of a dimension from `first` on; `node` itself where these are all."""
+    if count == shape_of(node)[dim]:
+        return node
+    return rewriting.call(aten.slice.Tensor, node, dim, first, first + count)
+
+
+def _split_dim(site: Site) -> int:
+    rank = len(site.shape_of("self"))
+    fixed = {"aten.hsplit": min(1, rank - 1), "aten.vsplit": 0, "aten.dsplit": 2}
+    return fixed.get(op_name(site.node).rpartition(".")[0], int(site.args.get("dim", 0)) % rank)
+
+
+def _part_sizes(site: Site) -> list[int]:
+    return [value.shape[_split_dim(site)] for value in site.node.meta["val"]]
+
+
+@constraint
+def has_no_empty_part(site: Site) -> bool:
+    """Every part has elements."""
+    return all(size > 0 for size in _part_sizes(site))
+
+
+def _split(rewriting: Rewriting) -> list[Node]:
+    inputs, dim = rewriting.args["self"], _split_dim(rewriting.site)
+    parts, first = [], 0
+    for size in _part_sizes(rewriting.site):
+        parts.append(_part(rewriting, inputs, dim, first, size))
+        first += size
+    return parts
+
+
+def _unbind(rewriting: Rewriting) -> list[Node]:
+    inputs, dim = rewriting.args["self"], int(rewriting.args["dim"])
+    return [rewriting.call(aten.select.int, inputs, dim, index) for index in range(shape_of(inputs)[dim])]
+
+
+def _stack(rewriting: Rewriting) -> Node:
+    """The same bytes as a concatenation along that dimension, where the inputs have one there."""
+    inputs, shape = rewriting.args["tensors"], rewriting.shape
+    dim = int(rewriting.args["dim"]) % len(shape)
+    if dim == len(shape) - 1:
+        inputs = [_reshaped(rewriting, node, (*shape_of(node), 1)) for node in inputs]
+    return _reshaped(rewriting, rewriting.call(aten.cat.default, inputs, dim), shape)
+
+
+def _column(value: torch.Tensor) -> torch.Tensor:
+    return value if value.dim() > 1 else value.reshape(-1, 1)
+
+
+# How each operator shapes its inputs, and the dimension along which it then concatenates (the last one at most).
+_PILES: dict[str, tuple[Callable[..., Any], int]] = {
+    "aten.hstack.default": (torch.atleast_1d, 1),
+    "aten.vstack.default": (torch.atleast_2d, 0),
+    "aten.row_stack.default": (torch.atleast_2d, 0),
+    "aten.dstack.default": (torch.atleast_3d, 2),
+    "aten.column_stack.default": (_column, 1),
+}
+
+
+def _pile(rewriting: Rewriting) -> Node:
+    shaped, dim = _PILES[op_name(rewriting.site.node)]
+    inputs = [_reshaped(rewriting, node, shaped(node.meta["val"]).shape) for node in rewriting.args["tensors"]]
+    return rewriting.call(aten.cat.default, inputs, min(dim, len(rewriting.shape) - 1))
+
+
+def _like(rewriting: Rewriting) -> Node:
+    """The form that names the shape instead of a tensor that has it."""
+    target = aten.expand.default if op_name(rewriting.site.node) == "aten.expand_as.default" else aten.reshape.default
+    return rewriting.call(target, rewriting.args["self"], list(rewriting.shape))
+
+
+def _broadcast(rewriting: Rewriting) -> list[Node]:
+    shape = list(rewriting.site.node.meta["val"][0].shape)
+    return [
+        node if list(shape_of(node)) == shape else rewriting.call(aten.expand.default, node, shape)
+        for node in rewriting.args["tensors"]
+    ]
+
+
+def _rotate(rewriting: Rewriting) -> Node:
+    inputs, (first, second), turns = rewriting.args["self"], rewriting.args["dims"], int(rewriting.args["k"]) % 4
+    if turns == 0:
+        return inputs  # type: ignore[no-any-return]
+    flipped = {1: [second], 2: [first, second], 3: [first]}[turns]
+    turned = rewriting.call(aten.flip.default, inputs, flipped)
+    return turned if turns == 2 else rewriting.call(aten.transpose.int, turned, first, second)
+
+
+def _has_step(site: Site) -> bool:
+    return bool(site.args["step"] != 1)
+
+
+def _step_through(rewriting: Rewriting) -> Node:
+    """Every `step`-th index: rows and columns of images by a pool of 1x1 windows, else the first of each group."""
+    inputs, step = rewriting.args["self"], int(rewriting.args["step"])
+    shape = shape_of(inputs)
+    rank, dim = len(shape), int(rewriting.args["dim"]) % len(shape)
+    start, size, count = int(rewriting.args["start"] or 0), shape[dim], rewriting.shape[dim]
+    first = max(start + size, 0) if start < 0 else start
+    if rank == 4 and dim >= 2:
+        return _pool_by_one(rewriting, inputs, dim, first, step)
+    # A window of whole groups around the indices wanted; what the last group lacks is padded.
+    begin = max(0, min(first, size - count * step))
+    if (missing := begin + count * step - size) > 0:
+        inputs = rewriting.call(aten.constant_pad_nd.default, inputs, [0, 0] * (rank - 1 - dim) + [0, missing], 0.0)
+    window = _part(rewriting, inputs, dim, begin, count * step)
+    groups = rewriting.call(aten.reshape.default, window, [*shape[:dim], count, step, *shape[dim + 1 :]])
+    return rewriting.call(aten.select.int, groups, dim + 1, first - begin)
+
+
+def _pool_by_one(rewriting: Rewriting, inputs: Node, dim: int, first: int, step: int) -> Node:
+    """Joins a pool of the same kind over the other dimension, if `inputs` comes from one."""
+    stride = [1, 1]
+    if _is_pool_by_one(inputs) and arguments(inputs)["stride"][dim - 2] == 1:
+        stride, inputs = list(arguments(inputs)["stride"]), arguments(inputs)["self"]
+    stride[dim - 2] = step
+    window = _part(rewriting, inputs, dim, first, shape_of(inputs)[dim] - first)
+    return rewriting.call(aten.max_pool2d.default, window, [1, 1], stride)
+
+
+def _is_pool_by_one(node: Node) -> bool:
+    args = arguments(node) if op_name(node) == "aten.max_pool2d.default" else {}
+    return bool(args) and args["kernel_size"] == [1, 1] and args["padding"] in (0, [0, 0]) and not args["ceil_mode"]
+
+
+DECOMPOSED = (
+    Decomposition(
+        name="split",
+        targets=(
+            "aten.split.Tensor",
+            "aten.split.sizes",
+            "aten.split_with_sizes.default",
+            "aten.unsafe_split.Tensor",
+            "aten.unsafe_split_with_sizes.default",
+            "aten.chunk.default",
+            "aten.unsafe_chunk.default",
+            "aten.tensor_split.sections",
+            "aten.tensor_split.indices",
+            "aten.hsplit.int",
+            "aten.hsplit.array",
+            "aten.vsplit.int",
+            "aten.vsplit.array",
+            "aten.dsplit.int",
+            "aten.dsplit.array",
+        ),
+        constraints=(has_no_empty_part,),
+        rewrite=_split,
+        becomes="slice for each part",
+        approximation=0.0,
+    ),
+    Decomposition(
+        name="unbind",
+        targets=("aten.unbind.int",),
+        rewrite=_unbind,
+        becomes="select for each index",
+        approximation=0.0,
+    ),
+    Decomposition(
+        name="strided slice",
+        targets=("aten.slice.Tensor",),
+        applies=_has_step,
+        rewrite=_step_through,
+        becomes="max_pool2d of 1x1 windows for rows and columns of images, both in one; else slice, reshape and select",
+        approximation=0.0,
+        notes="Where the step leaves a rest that no index in front can fill, pad comes first.",
+    ),
+    Decomposition(
+        name="stack",
+        targets=("aten.stack.default",),
+        rewrite=_stack,
+        becomes="cat and reshape",
+        approximation=0.0,
+    ),
+    Decomposition(
+        name="hstack, vstack, dstack",
+        targets=tuple(_PILES),
+        rewrite=_pile,
+        becomes="reshape and cat",
+        approximation=0.0,
+    ),
+    Decomposition(
+        name="expand_as, view_as",
+        targets=("aten.expand_as.default", "aten.view_as.default", "aten.reshape_as.default"),
+        rewrite=_like,
+        becomes="expand or reshape",
+        approximation=0.0,
+    ),
+    Decomposition(
+        name="broadcast_tensors",
+        targets=("aten.broadcast_tensors.default",),
+        rewrite=_broadcast,
+        becomes="expand",
+        approximation=0.0,
+    ),
+    Decomposition(
+        name="rot90",
+        targets=("aten.rot90.default",),
+        rewrite=_rotate,
+        becomes="flip and transpose",
+        approximation=0.0,
+    ),
+)

@@ -1,0 +1,250 @@
+"""Transposed convolutions over one and two dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from openneutron.ir.graph import Array, Kind, QParams, Tensor
+from openneutron.ops.convolution import Filters, convolve
+from openneutron.ops.lowering import Lowering
+from openneutron.ops.pieces import SLICE
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OpSpec, PaddedDimensions, constraint, legacy_constraint
+from openneutron.ops.windows import Window, image_shape, spatial, spatial_rank
+from openneutron.targets import Generation
+
+__all__ = ["SPECS"]
+
+TRANSPOSE_CONV = Kind("TRANSPOSE_CONV", "TransposeConvOptions", version=3, operands=("output_shape",), operands_at=0)
+# With a fused activation.
+ACTIVATED_TRANSPOSE_CONV = replace(TRANSPOSE_CONV, version=4)
+
+MAX_KERNEL = 4096
+MAX_STRIDE = 4096
+MAX_WEIGHTS_OF_ONE_OUTPUT = 65535
+MAX_STRIDE_OF_TRANSPOSE_CONV = 2
+
+
+def _kernel(site: Site) -> tuple[int, int]:
+    height, width = (1, *site.shape_of("weight")[2:])[-2:]
+    return height, width
+
+
+def _windows(site: Site) -> tuple[Window, Window]:
+    """The windows of the convolution that this one transposes: they read its output and yield its input."""
+    vertical, horizontal = (
+        Window(*sizes)
+        for sizes in zip(
+            image_shape(site, site.shape)[2:],
+            image_shape(site, site.shape_of("input"))[2:],
+            _kernel(site),
+            spatial(site, "stride", 1),
+            spatial(site, "dilation", 1),
+            spatial(site, "padding", 0),
+            strict=True,
+        )
+    )
+    return vertical, horizontal
+
+
+def _is_native(site: Site) -> bool:
+    """Whether the NPU has a transposed convolution of these parameters."""
+    return int(site.args["groups"]) == 1 and all(
+        window.dilation == 1 and window.stride <= min(MAX_STRIDE_OF_TRANSPOSE_CONV, window.kernel)
+        for window in _windows(site)
+    )
+
+
+@constraint
+def has_supported_geometry(site: Site) -> bool:
+    """Kernel, its dilation included, is at most {MAX_KERNEL}, stride at most {MAX_STRIDE}."""
+    return all(window.extent <= MAX_KERNEL and window.stride <= MAX_STRIDE for window in _windows(site))
+
+
+@constraint
+def fits_accumulation(site: Site) -> bool:
+    """Kernel height x width, their dilation included, x input channels of a group, rounded up to the MACs of a
+    pipeline, is at most {MAX_WEIGHTS_OF_ONE_OUTPUT}.
+    """
+    granularity = site.target.channel_granularity
+    channels = site.shape_of("weight")[0] // int(site.args["groups"])
+    channels = -(-channels // granularity) * granularity
+    return math.prod(window.extent for window in _windows(site)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
+
+
+@legacy_constraint
+def is_a_row(site: Site) -> bool:
+    """Groups and dilation are 1, the stride is at most {MAX_STRIDE_OF_TRANSPOSE_CONV} and at most the kernel, which is
+    1 x k, and its padding is TFLite's VALID or SAME.
+    """
+    windows = _windows(site)
+    padding = all(window.is_valid for window in windows) or all(window.is_same for window in windows)
+    return _is_native(site) and windows[0].kernel == 1 and padding
+
+
+@legacy_constraint
+def has_whole_granules(site: Site) -> bool:
+    """Input and output channels are multiples of the MACs of a pipeline."""
+    return all(size % site.target.channel_granularity == 0 for size in site.shape_of("weight")[:2])
+
+
+def _channels(site: Site) -> PaddedDimensions:
+    """Input and output channels, where there are no groups."""
+    if site.args["groups"] != 1:
+        return {}
+    return {"input": (-1 - spatial_rank(site),), "weight": (0, 1), "bias": (0,)}
+
+
+def macs(site: Site) -> int:
+    """Each input value meets the kernel's area times the output channels of its group."""
+    return math.prod(site.shape_of("input")) * math.prod(site.shape_of("weight")[1:])
+
+
+def lower_transposed_convolution(lowering: Lowering) -> Tensor:
+    """TRANSPOSE_CONV where the NPU has one of these parameters; any other as a convolution of each phase.
+
+    For the legacy generation, which takes one image at a time, rows of all images are those of one.
+    """
+    site, inputs, windows = lowering.site, lowering.tensor("input"), _windows(lowering.site)
+    nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(site, inputs.shape)))
+    batch, height, *row = nhwc.shape
+    if site.generation is Generation.LEGACY and batch > 1:
+        windows = (windows[0].repeated(batch), windows[1])
+        nhwc = lowering.reshape(nhwc, (1, batch * height, *row))
+    filters = _filters(lowering, inputs.qparams)
+    output = (_transpose_convolve if _is_native(site) else _convolve_phases)(lowering, nhwc, filters, windows)
+    images = lowering.reshape(output, (batch, output.shape[0] * output.shape[1] // batch, *output.shape[2:]))
+    return lowering.reshape(lowering.channels_first(images), lowering.shape)
+
+
+def _filters(lowering: Lowering, inputs: QParams) -> Filters:
+    """[outputs, inputs of a group, height, width] out of torch's [inputs, outputs of a group, height, width]."""
+    groups, iohw, weight = lowering.args["groups"], lowering.data("weight"), lowering.tensor("weight").qparams
+    iohw = iohw.reshape(*iohw.shape[:2], *_kernel(lowering.site))
+    goihw = iohw.reshape(groups, -1, *iohw.shape[1:]).swapaxes(1, 2)
+    oihw = goihw.reshape(-1, *goihw.shape[2:])
+    if weight.axis is not None:
+        weight = QParams(weight.scale * groups, weight.zero_point * groups, axis=0)
+    return Filters(oihw, weight, lowering.bias("bias", oihw.shape[0], inputs, weight), groups)
+
+
+def _transpose_convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[Window, Window]) -> Tensor:
+    """TRANSPOSE_CONV, with a SLICE of its whole result where torch's padding is neither VALID nor SAME."""
+    sizes = [window.size for window in windows]
+    padding = "VALID"
+    if not all(window.is_valid for window in windows):
+        if all(window.is_same for window in windows):
+            padding = "SAME"
+        else:
+            sizes = [max(window.reach, window.begin + window.size) for window in windows]
+    batch, channels = nhwc.shape[0], filters.oihw.shape[0]
+    ohwi = lowering.constant(filters.oihw.transpose(0, 2, 3, 1), filters.qparams)
+    shape = (batch, *sizes, channels)
+    vertical, horizontal = windows
+    output = lowering.emit(
+        TRANSPOSE_CONV if lowering.activation == "NONE" else ACTIVATED_TRANSPOSE_CONV,
+        [ohwi, nhwc, filters.bias],
+        shape,
+        output_shape=shape,
+        padding=padding,
+        stride_h=vertical.stride,
+        stride_w=horizontal.stride,
+        fused_activation_function=lowering.activation,
+    )
+    return _cropped(lowering, output, [window.begin for window in windows], windows)
+
+
+def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[Window, Window]) -> Tensor:
+    """A convolution that yields, for each input position, the stride's height x width of outputs as channels, which a
+    TRANSPOSE then puts side by side.
+
+    Output q * stride + r of the whole result meets input q - m through tap m * stride + r of the kernel: for each
+    phase r that is a convolution by every stride-th tap, in reverse.
+    """
+    first = [min(window.begin // window.stride, _taps(window) - 1) for window in windows]
+    last = [max((window.begin + window.size - 1) // window.stride, window.outputs - 1) for window in windows]
+    rows, columns = (
+        Window(window.outputs, end - start + 1, _taps(window), 1, 1, _taps(window) - 1 - start)
+        for window, start, end in zip(windows, first, last, strict=True)
+    )
+    phases = convolve(lowering, nhwc, _phases(lowering, filters, windows), (rows, columns))
+    batch, height, width, _ = phases.shape
+    vertical, horizontal = (window.stride for window in windows)
+    groups, channels = filters.groups, filters.oihw.shape[0]
+    split = lowering.reshape(phases, (batch * height, width, groups, vertical, horizontal, channels // groups))
+    woven = lowering.transpose(split, (0, 3, 1, 4, 2, 5))
+    image = lowering.reshape(woven, (batch, height * vertical, width * horizontal, channels))
+    begin = [window.begin - start * window.stride for window, start in zip(windows, first, strict=True)]
+    return _cropped(lowering, image, begin, windows)
+
+
+def _taps(window: Window) -> int:
+    """Taps of a phase's kernel."""
+    return -(-window.extent // window.stride)
+
+
+def _phases(lowering: Lowering, filters: Filters, windows: tuple[Window, Window]) -> Filters:
+    """The filters of all phases; output channels are (group, phase of height, phase of width, channel of the group)."""
+    groups, (outputs, inputs) = filters.groups, filters.oihw.shape[:2]
+    vertical, horizontal = windows
+    taps = np.zeros((outputs, inputs, *(_taps(window) * window.stride for window in windows)), np.int8)
+    taps[:, :, : vertical.extent : vertical.dilation, : horizontal.extent : horizontal.dilation] = filters.oihw
+    split = taps.reshape(
+        groups, outputs // groups, inputs, _taps(vertical), vertical.stride, _taps(horizontal), horizontal.stride
+    )
+    reverse = split[:, :, :, ::-1, :, ::-1, :].transpose(0, 4, 6, 1, 2, 3, 5)
+
+    def of_each_phase(values: Array) -> Array:
+        grouped = values.reshape(groups, 1, 1, outputs // groups)
+        return np.broadcast_to(grouped, (groups, vertical.stride, horizontal.stride, outputs // groups)).ravel()
+
+    def repeated(qparams: QParams) -> QParams:
+        if qparams.axis is None:
+            return qparams
+        scales = of_each_phase(np.array(qparams.scale)).tolist()
+        return QParams(tuple(scales), (0,) * len(scales), qparams.axis)
+
+    bias = np.asarray(filters.bias.data)
+    return Filters(
+        reverse.reshape(-1, inputs, _taps(vertical), _taps(horizontal)),
+        repeated(filters.qparams),
+        lowering.constant(of_each_phase(bias), repeated(filters.bias.qparams)),
+        groups,
+    )
+
+
+def _cropped(lowering: Lowering, image: Tensor, begin: Sequence[int], windows: tuple[Window, Window]) -> Tensor:
+    """The part of `image` that is the output."""
+    size = (image.shape[0], *(window.size for window in windows), image.shape[3])
+    return image if image.shape == size else lowering.emit(SLICE, [image], size, begin=(0, *begin, 0), size=size)
+
+
+SPECS = (
+    OpSpec(
+        name="transposed convolution",
+        targets=("aten.conv_transpose1d.default", "aten.conv_transpose2d.input"),
+        edge_targets=("aten.convolution.default",),
+        inputs=("input",),
+        weight="weight",
+        weight_axis=1,
+        bias="bias",
+        fuses_activation=True,
+        constraints=(has_supported_geometry, fits_accumulation, is_a_row, has_whole_granules),
+        pads=_channels,
+        lower=lower_transposed_convolution,
+        macs=macs,
+        becomes=(
+            "TRANSPOSE_CONV where groups and dilation are 1 and the stride is at most 2 and at most the kernel, with a "
+            "SLICE where its padding is neither VALID nor SAME; else CONV_2D or DEPTHWISE_CONV_2D of all phases, "
+            "RESHAPE, TRANSPOSE, RESHAPE, SLICE"
+        ),
+        notes=(
+            "Per channel, the groups share their scales: the weight has only one group's output channels as a "
+            "dimension. So a depthwise one has one scale."
+        ),
+    ),
+)

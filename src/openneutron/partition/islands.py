@@ -1,0 +1,178 @@
+"""Float islands in a quantized program: operators that keep values as they are, with no quantization around them.
+
+Other quantizers leave them. A value passes through such an operator unchanged, so the quantize behind it may as well
+stand in front of it, and the dequantize in front of it behind it: the numbers stay the same to the bit, and the
+operator can run on the NPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
+
+from openneutron.compile_spec import CompileOptions
+from openneutron.fx import is_dequantize, is_operator, is_quantize, iterate_nodes, op_name, output_node
+from openneutron.ops import OPERATORS
+from openneutron.ops.site import Site
+from openneutron.partition.clusters import Cluster, Constants, is_int8
+from openneutron.partition.programs import with_graph
+from openneutron.quantizer.neutron_quantizer import quantizable_reason
+
+__all__ = ["Bridged", "bridge_islands"]
+
+QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
+DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+
+# Scale, zero point, range and dtype, as quantize and dequantize take them.
+QArgs = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Bridged:
+    """A program without float islands; `written` are the dequantize nodes it has more than what it came from."""
+
+    program: ExportedProgram
+    written: tuple[Node, ...] = ()
+
+    def for_clusters(self, clusters: Iterable[Cluster]) -> ExportedProgram:
+        """The program with no more quantization than `clusters` of it need: any other would cost time on the CPU."""
+        on_npu = {node for cluster in clusters for node in (*cluster.operands, cluster.quantize)}
+        unused = [node for node in self.written if node not in on_npu and node.args[0] not in on_npu]
+        if not unused:
+            return self.program
+        graph = self.program.graph
+        for dequantize in unused:
+            quantize = dequantize.args[0]
+            assert isinstance(quantize, Node)
+            dequantize.replace_all_uses_with(quantize.args[0])  # type: ignore[arg-type]
+            graph.erase_node(dequantize)
+            if not quantize.users:
+                graph.erase_node(quantize)
+        return with_graph(self.program, graph, {})
+
+
+def bridge_islands(program: ExportedProgram, options: CompileOptions) -> Bridged:
+    """Rules, linear in nodes and uses; `program` itself stays as it is:
+
+    1. Where all inputs of an operator that keeps values are dequantized alike, its output is quantized so too.
+    2. Where all readers of any other such operator quantize it alike, its inputs are quantized so too.
+    3. Checks of shape and dtype, which torch.export writes, go: no int8 value is turned to float for them.
+    """
+    search = _Search(program, options)
+    search.run()
+    checks = [node for node in program.graph.nodes if _is_check(node)]
+    if not (search.inputs or search.outputs or checks):
+        return Bridged(program)
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    output, old_output = graph.output(graph.graph_copy(program.graph, copies)), output_node(program.graph)
+    output.meta = dict(old_output.meta)
+    copies[old_output] = output
+    for check in checks:
+        graph.erase_node(copies.pop(check))
+    written: dict[Node, Node] = {}
+    for value, (qargs, readers) in search.outputs.items():
+        written[copies[value]] = _quantized(copies[value], qargs, [copies[reader] for reader in readers])
+    inputs = [
+        _quantized(written.get(copies[value], copies[value]), qargs, [copies[reader] for reader in readers])
+        for (value, qargs), readers in search.inputs.items()
+    ]
+    return Bridged(with_graph(program, graph, copies), (*written.values(), *inputs))
+
+
+def _is_check(node: Node) -> bool:
+    return op_name(node) == "aten._assert_tensor_metadata.default"
+
+
+def _quantizes(reader: Node, qargs: QArgs) -> bool:
+    return is_quantize(reader) and reader.args[1:] == qargs
+
+
+def _quantized(value: Node, qargs: QArgs, readers: Iterable[Node]) -> Node:
+    """Let `readers` of `value` read it quantized and dequantized; returns the dequantize."""
+    quantize = next((user for user in value.users if _quantizes(user, qargs)), None)
+    if quantize is None:
+        with value.graph.inserting_after(value):
+            quantize = _call(value.graph, QUANTIZE, value, qargs)
+    else:
+        value.append(quantize)  # in front of all readers
+    with value.graph.inserting_after(quantize):
+        dequantize = _call(value.graph, DEQUANTIZE, quantize, qargs)
+    for reader in readers:
+        reader.replace_input_with(value, dequantize)
+    return dequantize
+
+
+def _call(graph: Graph, target: torch._ops.OpOverload, value: Node, qargs: QArgs) -> Node:
+    call = graph.call_function(target, (value, *qargs))
+    call.meta = {key: value.meta[key] for key in ("stack_trace", "nn_module_stack") if key in value.meta}
+    call.meta["val"] = target(value.meta["val"], *qargs)
+    return call
+
+
+class _Search:
+    """Finds where to quantize: what the rules change, as (value, quantization, its readers)."""
+
+    def __init__(self, program: ExportedProgram, options: CompileOptions) -> None:
+        self.constants = Constants(program)
+        self.target = options.target_spec
+        self.moves = [node for node in program.graph.nodes if self._moves(node)]
+        self.qargs: dict[Node, QArgs] = {}
+        self.outputs: dict[Node, tuple[QArgs, list[Node]]] = {}
+        """Rule 1."""
+        self.inputs: dict[tuple[Node, QArgs], list[Node]] = {}
+        """Rule 2."""
+
+    def run(self) -> None:
+        for node in self.moves:
+            self._quantize_output(node)
+        for node in reversed(self.moves):
+            if node not in self.qargs:
+                self._quantize_inputs(node)
+
+    def _moves(self, node: Node) -> bool:
+        spec = OPERATORS.get(op_name(node)) if is_operator(node) and not is_quantize(node) else None
+        return (
+            spec is not None
+            and spec.commutes_with_quantization(Site(node, self.target.neutron_target))
+            and quantizable_reason(node, self.target, self.constants.tensor) is None
+        )
+
+    def _quantize_output(self, node: Node) -> None:
+        given = [self._dequantized(value) for value in self._tensors(node)]
+        qargs = given[0]
+        if qargs is None or any(other != qargs for other in given):
+            return
+        self.qargs[node] = qargs
+        readers = [reader for reader in node.users if not _is_check(reader) and not _quantizes(reader, qargs)]
+        if readers:
+            self.outputs[node] = qargs, readers
+
+    def _quantize_inputs(self, node: Node) -> None:
+        wanted = [self._quantized_by(reader) for reader in node.users if not _is_check(reader)]
+        qargs = wanted[0] if wanted else None
+        if qargs is None or any(other != qargs for other in wanted):
+            return
+        self.qargs[node] = qargs
+        for value in self._tensors(node):
+            if not is_dequantize(value) or value.args[1:] != qargs:
+                self.inputs.setdefault((value, qargs), []).append(node)
+
+    def _tensors(self, node: Node) -> list[Node]:
+        args = Site(node, self.target.neutron_target).args
+        return list(dict.fromkeys(iterate_nodes([args[name] for name in OPERATORS[op_name(node)].inputs])))
+
+    def _quantized_by(self, reader: Node) -> QArgs | None:
+        """How `reader`, a quantize or an operator that keeps values, quantizes what it reads."""
+        return reader.args[1:] if is_quantize(reader) and is_int8(reader) else self.qargs.get(reader)
+
+    def _dequantized(self, value: Node) -> QArgs | None:
+        """The quantization that `value` comes from."""
+        if is_dequantize(value) and is_int8(value) and value.args[0] not in self.constants:
+            return value.args[1:]
+        return self.qargs.get(value)

@@ -1,0 +1,110 @@
+"""In which order the values of a program lie in memory once its partitions are delegates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from openneutron.fx import is_dequantize, is_quantize
+from openneutron.partition.clusters import Constants
+from openneutron.partition.levels import Partition
+
+__all__ = ["Orders", "is_nhwc", "nchw_strides", "settle_orders"]
+
+
+@dataclass(frozen=True)
+class Orders:
+    """The (fake) value of each node, its strides those of the lowered program."""
+
+    values: dict[Node, Any]
+
+    def is_channels_last(self, node: Node) -> bool:
+        """Whether the values of `node` lie in NHWC order, and not in NCHW order too."""
+        return is_nhwc(self.values[node])
+
+
+def settle_orders(program: ExportedProgram, partitions: Sequence[Partition]) -> Orders:
+    """Rules, for each node in order; linear in nodes and uses:
+
+    1. An input of the program lies as its example does.
+    2. What partitions yield lies as it did in the converted module, but in NCHW order where only CPU operators read
+       it.
+    3. Quantize and dequantize on the CPU keep the order of their input.
+    4. Constants and what CPU operators yield lie in NCHW order: ExecuTorch's kernels want one order for all operands,
+       and some read NHWC as if it were NCHW (seen in 1.5: cat, constant_pad_nd).
+    5. Where dimensions of size 1 leave the choice, the order is NCHW.
+    """
+    constants = Constants(program)
+    inside = {operator: partition for partition in partitions for cluster in partition.clusters
+              for operator in cluster.operators}  # fmt: skip
+    outputs = {output: partition for partition in partitions for output in partition.outputs}
+    values: dict[Node, Any] = {}
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node in outputs:
+            only_cpu = _only_the_cpu_reads(node, outputs[node], inside)
+            values[node] = _in_nchw(value) if only_cpu else _unambiguous(_in_some_order(value))
+        elif node.op == "placeholder" and node not in constants:
+            values[node] = _unambiguous(value)
+        elif is_quantize(node) or is_dequantize(node):
+            source = node.args[0]
+            assert isinstance(source, Node)
+            values[node] = _restrided(value, values[source].stride())
+        else:
+            values[node] = _in_nchw(value)
+    return Orders(values)
+
+
+def _only_the_cpu_reads(output: Node, partition: Partition, inside: dict[Node, Partition]) -> bool:
+    """Whether, but for its own partition, all readers of a partition's output are operators of the CPU."""
+    if not all(map(is_dequantize, output.users)):
+        return False
+    readers = [reader for dequantize in output.users for reader in dequantize.users]
+    outside = [reader for reader in readers if inside.get(reader) is not partition]
+    return all(reader not in inside and reader.op == "call_function" and not is_quantize(reader) for reader in outside)
+
+
+def is_nhwc(value: object) -> bool:
+    """Whether a value lies in NHWC order, and not in NCHW order too."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dim() == 4
+        and value.is_contiguous(memory_format=torch.channels_last)
+        and not value.is_contiguous()
+    )
+
+
+def _in_nchw(value: Any) -> Any:
+    """A value as it lies where the last dimension is closest together; a list of values, each so."""
+    if isinstance(value, (list, tuple)):
+        return [_in_nchw(item) for item in value]
+    if not isinstance(value, torch.Tensor):
+        return value
+    return _restrided(value, nchw_strides(value.shape))
+
+
+def nchw_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The distance between neighbors in each dimension, in the usual order."""
+    strides, elements = [], 1
+    for size in reversed(shape):
+        strides.append(elements)
+        elements *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def _in_some_order(value: torch.Tensor) -> torch.Tensor:
+    """In NHWC order where it is, else in NCHW order, as delegates take and yield values."""
+    return value if is_nhwc(value) else _in_nchw(value)
+
+
+def _unambiguous(value: Any) -> Any:
+    return _in_nchw(value) if isinstance(value, torch.Tensor) and value.is_contiguous() else value
+
+
+def _restrided(value: Any, strides: Sequence[int]) -> Any:
+    return value if value.stride() == tuple(strides) else value.new_empty_strided(value.shape, strides)

@@ -1,0 +1,64 @@
+"""An exported program around another graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputSpec, OutputSpec
+from torch.fx import Graph, GraphModule, Node
+
+from openneutron.fx import output_node
+
+__all__ = ["with_graph"]
+
+Spec = TypeVar("Spec", InputSpec, OutputSpec)
+
+
+def with_graph(
+    program: ExportedProgram,
+    graph: Graph,
+    copies: Mapping[Node, Node],
+    *,
+    inputs: Sequence[InputSpec] | None = None,
+    constants: Mapping[str, torch.Tensor] | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> ExportedProgram:
+    """`program` with `graph`, in which `copies` of its inputs stand; `inputs` are its own specs unless given.
+
+    `constants` and `state`, by name, are more than it has, or in place of what it has. Nothing is copied but the
+    signature.
+    """
+    names = {old.name: new.name for old, new in copies.items()}
+    signature = program.graph_signature
+    returned = output_node(graph).args[0]
+    assert isinstance(returned, (tuple, list))  # as torch.export writes it
+    return ExportedProgram(
+        root=GraphModule(program.graph_module, graph),
+        graph=graph,
+        graph_signature=ExportGraphSignature(
+            [_named(spec, names.get(_name(spec))) for spec in (signature.input_specs if inputs is None else inputs)],
+            [
+                _named(spec, getattr(value, "name", None))
+                for spec, value in zip(signature.output_specs, returned, strict=True)
+            ],
+        ),
+        state_dict={**program.state_dict, **(state or {})},
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants={**program.constants, **(constants or {})},
+        verifiers=program.verifiers,
+    )
+
+
+def _name(spec: InputSpec) -> str:
+    return str(getattr(spec.arg, "name", ""))
+
+
+def _named(spec: Spec, name: str | None) -> Spec:
+    """torch.fx gives a placeholder named like a builtin ('input') another name; an output may be another node."""
+    return spec if name is None else replace(spec, arg=replace(spec.arg, name=name))

@@ -1,0 +1,193 @@
+"""Arithmetic with constants goes into the weights and the bias of what it reads, or into other such arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.constants import constant_of, insert_constant
+from openneutron.fx import arguments, note_replaced, op_name, shape_of
+from openneutron.passes.fold_batch_norm import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, scale_of_weight
+
+__all__ = ["fold_arithmetic"]
+
+aten = torch.ops.aten
+
+_CONVOLUTIONS = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS
+_MATRIX_PRODUCTS = {"aten.mm.default", "aten.matmul.default"}
+
+
+@dataclass(frozen=True)
+class _Arithmetic:
+    """sign * source + shift, or source * scale."""
+
+    source: Node
+    scale: torch.Tensor | None = None
+    sign: int = 1
+    shift: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution, linear or matrix product with constant weights; that of a product has the outputs in front."""
+
+    node: Node
+    inputs: Node
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    channel: int
+    """The output's dimension that has the channels."""
+
+
+def fold_arithmetic(module: GraphModule, stays: Callable[[Node], bool] = lambda _: False) -> bool:
+    """Rules for float32 constants, linear in nodes and weights; the function stays the same up to float rounding:
+
+    1. A sum or product with a constant of one value, or one for each output channel, that alone reads a convolution,
+       transposed or not, a linear, or an mm, matmul or addmm with a constant matrix, goes into its weight and bias,
+       which are new: another operator that shares the old ones keeps them. A matrix product becomes a linear.
+    2. Of two products with constants in a row, or two sums, one stays.
+    3. x * 1 and x + 0 go.
+
+    Where a constant broadcasts what it meets to another shape, or two constants each other, they stay. So does what is
+    to stay in float.
+    """
+    changed = False
+    for node in list(module.graph.nodes):
+        if stays(node):
+            continue
+        while node.users and (arithmetic := _arithmetic(module, node)):
+            if stays(arithmetic.source) or not _fold(module, node, arithmetic):
+                break
+            changed = True
+    if changed:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return changed
+
+
+def _arithmetic(module: GraphModule, node: Node) -> _Arithmetic | None:
+    name = op_name(node)
+    if name not in ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor"):
+        return None
+    args = arguments(node)
+    left, right = (constant_of(module, args[operand]) for operand in ("self", "other"))
+    constant, source = (right, args["self"]) if left is None else (left, args["other"])
+    if constant is None or not isinstance(source, Node) or source.op == "get_attr":
+        return None
+    is_float = constant.dtype == torch.float32 and source.meta["val"].dtype == torch.float32
+    if not is_float or shape_of(source) != shape_of(node):
+        return None
+    if name == "aten.mul.Tensor":
+        return _Arithmetic(source, scale=constant)
+    factor = -1 if name == "aten.sub.Tensor" else 1
+    if right is not None:
+        return _Arithmetic(source, shift=factor * args["alpha"] * constant)
+    return _Arithmetic(source, sign=factor, shift=constant) if args["alpha"] == 1 else None
+
+
+def _fold(module: GraphModule, node: Node, arithmetic: _Arithmetic) -> bool:
+    source = arithmetic.source
+    if _is_identity(arithmetic):
+        node.replace_all_uses_with(source)
+        module.graph.erase_node(node)
+        return True
+    if len(source.users) != 1:
+        return False
+    layer = _layer(module, source)
+    if layer is not None:
+        return _fold_into_layer(module, node, arithmetic, layer)
+    inner = _arithmetic(module, source)
+    return inner is not None and _merge(module, node, inner, arithmetic)
+
+
+def _is_identity(arithmetic: _Arithmetic) -> bool:
+    if arithmetic.scale is not None:
+        return bool((arithmetic.scale == 1).all())
+    return arithmetic.sign == 1 and arithmetic.shift is not None and bool((arithmetic.shift == 0).all())
+
+
+def _layer(module: GraphModule, node: Node) -> _Layer | None:
+    name, args = op_name(node), arguments(node)
+    if name in _CONVOLUTIONS or name == "aten.linear.default":
+        inputs, weight, bias = args["input"], args["weight"], args["bias"]
+    elif name in _MATRIX_PRODUCTS:
+        inputs, weight, bias = args["self"], args["mat2" if name == "aten.mm.default" else "other"], None
+    elif name == "aten.addmm.default" and args["alpha"] == 1 and args["beta"] == 1:
+        inputs, weight, bias = args["mat1"], args["mat2"], args["self"]
+    else:
+        return None
+    matrix, addend = constant_of(module, weight), constant_of(module, bias)
+    if matrix is None or matrix.dim() < 2 or (bias is not None and addend is None):
+        return None
+    if name in _CONVOLUTIONS:
+        return _Layer(node, inputs, matrix, addend, len(shape_of(node)) - matrix.dim() + 1)
+    outputs = shape_of(node)[-1]
+    if matrix.dim() != 2 or not isinstance(inputs, Node) or inputs.op == "get_attr":
+        return None
+    matrix = matrix if name == "aten.linear.default" else matrix.transpose(0, 1)
+    if addend is not None and addend.numel() != outputs:
+        return None
+    return _Layer(node, inputs, matrix, None if addend is None else addend.flatten(), len(shape_of(node)) - 1)
+
+
+def _of_channels(constant: torch.Tensor, layer: _Layer) -> torch.Tensor | None:
+    """A constant as one value, or one for each output channel; None where it differs along another dimension."""
+    if constant.numel() == 1:
+        return constant.reshape(())
+    behind = len(shape_of(layer.node)) - 1 - layer.channel
+    is_per_channel = constant.dim() > behind and constant.shape[-1 - behind] == constant.numel()
+    return constant.flatten() if is_per_channel else None
+
+
+def _fold_into_layer(module: GraphModule, node: Node, arithmetic: _Arithmetic, layer: _Layer) -> bool:
+    """Rule 1."""
+    weight, bias, channels = layer.weight, layer.bias, shape_of(layer.node)[layer.channel]
+    if arithmetic.scale is not None:
+        scale = _of_channels(arithmetic.scale, layer)
+        if scale is None:
+            return False
+        weight = weight * (scale if scale.dim() == 0 else scale_of_weight(scale, layer.node, weight))
+        bias = None if bias is None else bias * scale
+    else:
+        assert arithmetic.shift is not None
+        shift = _of_channels(arithmetic.shift, layer)
+        if shift is None:
+            return False
+        weight = weight * arithmetic.sign
+        bias = (torch.zeros(channels) if bias is None else bias * arithmetic.sign) + shift
+    old = layer.node
+    constants = [insert_constant(module, old, weight, "weight")]
+    constants += [] if bias is None else [insert_constant(module, old, bias, "bias")]
+    if op_name(old) in _CONVOLUTIONS:
+        old.args = (layer.inputs, *constants, *([None] if bias is None else []), *old.args[3:])
+        old.kwargs = {name: value for name, value in old.kwargs.items() if name not in ("weight", "bias")}
+    else:
+        if old.target is not aten.linear.default:
+            note_replaced(old, op_name(old))
+        old.target, old.args, old.kwargs = aten.linear.default, (layer.inputs, *constants), {}
+    node.replace_all_uses_with(old)
+    module.graph.erase_node(node)
+    return True
+
+
+def _merge(module: GraphModule, node: Node, inner: _Arithmetic, outer: _Arithmetic) -> bool:
+    """Rule 2."""
+    if inner.scale is not None and outer.scale is not None:
+        merged, larger = inner.scale * outer.scale, max(inner.scale.numel(), outer.scale.numel())
+    elif inner.shift is not None and outer.shift is not None:
+        merged, larger = outer.sign * inner.shift + outer.shift, max(inner.shift.numel(), outer.shift.numel())
+    else:
+        return False
+    if merged.numel() > larger:
+        return False
+    constant = insert_constant(module, node, merged, "merged")
+    if inner.sign * outer.sign < 0:
+        node.target, node.args = aten.sub.Tensor, (constant, inner.source)
+    else:
+        node.target = aten.add.Tensor if inner.scale is None else aten.mul.Tensor
+        node.args = (inner.source, constant)
+    node.kwargs = {}
+    return True

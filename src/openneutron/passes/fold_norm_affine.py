@@ -1,0 +1,97 @@
+"""The weight and bias of a normalization go into the linears that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.constants import constant_of, insert_constant
+from openneutron.fx import arguments, op_name, shape_of
+
+__all__ = ["fold_norm_affine"]
+
+_NORMS = {"aten.layer_norm.default", "aten.rms_norm.default"}
+_RESHAPES = {"aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten._unsafe_view.default"}
+
+
+def fold_norm_affine(module: GraphModule) -> bool:
+    """Rule: a layer_norm or rms_norm over the last dimension that only linears read gives its weight and bias to them.
+
+    They read it themselves, or behind transposes and reshapes that keep the last dimension. Their weights are new:
+    another operator that shares the old ones keeps them. Linear in nodes, uses and weights.
+
+    It saves two operators, and int8: what is normalized has one range in all channels, what is scaled has not, and the
+    weights behind it often make up for that (`tests/test_arithmetic_passes.py` has the figures).
+    """
+    changed = False
+    for node in list(module.graph.nodes):
+        if op_name(node) in _NORMS and len(arguments(node)["normalized_shape"]) == 1:
+            changed |= _fold(module, node)
+    if changed:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return changed
+
+
+def _fold(module: GraphModule, norm: Node) -> bool:
+    args = arguments(norm)
+    scale, shift = (constant_of(module, args.get(name)) for name in ("weight", "bias"))
+    if (scale is None) != (args["weight"] is None) or (shift is None) != (args.get("bias") is None):
+        return False
+    readers = list(_readers(norm))
+    if not readers or (scale is None and shift is None):
+        return False
+    if not all(_is_constant_linear(module, value, reader) for value, reader in readers):
+        return False
+    for _, linear in readers:
+        _scale(module, linear, scale, shift)
+    without = {"weight": None, "bias": None}
+    norm.args = tuple(args[name] if name not in without else None for name in args)
+    norm.kwargs = {}
+    return True
+
+
+def _readers(value: Node) -> Iterator[tuple[Node, Node]]:
+    """(what is read, who reads it), through operators that keep the last dimension."""
+    for user in value.users:
+        if _keeps_last_dimension(user):
+            yield from _readers(user)
+        else:
+            yield value, user
+
+
+def _keeps_last_dimension(node: Node) -> bool:
+    name, args = op_name(node), arguments(node)
+    if name in _RESHAPES:
+        return shape_of(node)[-1:] == shape_of(args["self"])[-1:]
+    if name == "aten.transpose.int":
+        last = len(shape_of(node)) - 1
+        return last not in (args["dim0"] % (last + 1), args["dim1"] % (last + 1))
+    if name == "aten.permute.default":
+        rank = len(shape_of(node))
+        return bool(args["dims"][-1] % rank == rank - 1)
+    return False
+
+
+def _is_constant_linear(module: GraphModule, value: Node, node: Node) -> bool:
+    """Whether `node` is a linear of `value` with a constant weight of rank 2 and a constant bias, if any."""
+    args = arguments(node)
+    if op_name(node) != "aten.linear.default" or args["input"] is not value:
+        return False
+    weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
+    return weight is not None and weight.dim() == 2 and (bias is None) == (args["bias"] is None)
+
+
+def _scale(module: GraphModule, linear: Node, scale: torch.Tensor | None, shift: torch.Tensor | None) -> None:
+    """W (scale * x + shift) + b is (W scale) x + (W shift + b)."""
+    args = arguments(linear)
+    weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
+    assert weight is not None
+    if shift is not None:
+        bias = weight @ shift if bias is None else weight @ shift + bias
+    weight = weight if scale is None else weight * scale
+    constants = [insert_constant(module, linear, weight, "weight")]
+    constants += [] if bias is None else [insert_constant(module, linear, bias, "bias")]
+    linear.args, linear.kwargs = (args["input"], *constants), {}

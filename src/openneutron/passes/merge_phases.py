@@ -1,0 +1,100 @@
+"""Slices that together take everything are one rearrangement."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.fx import arguments, iterate_nodes, op_name, shape_of
+from openneutron.ops import OPERATORS
+from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.site import Site
+from openneutron.targets import NeutronTarget
+
+__all__ = ["merge_phases"]
+
+aten = torch.ops.aten
+
+# By dimension: the first index and the step of a slice of everything.
+Phase = dict[int, tuple[int, int]]
+
+
+def merge_phases(module: GraphModule, target: NeutronTarget) -> bool:
+    """Rule, linear in uses: a concatenation of x[..., i::m, j::n] for all i < m and j < n becomes reshape, permute and
+    reshape of x. It has them in counting order, with either of the dimensions counting first, and joins them along a
+    third one; there may be one such dimension, or more than two.
+
+    That is how YOLO's focus and Swin's patch merging write a pixel unshuffle.
+    """
+    changed = False
+    for node in list(module.graph.nodes):
+        spec = OPERATORS.get(op_name(node))
+        if spec is not None and spec.name == "cat" and _merge(Rewriting(module, Site(node, target))):
+            changed = True
+    if changed:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return changed
+
+
+def _merge(rewriting: Rewriting) -> bool:
+    node = rewriting.site.node
+    sources, phases = zip(*map(_sliced, iterate_nodes(rewriting.args["tensors"])), strict=True)
+    joined = int(rewriting.args["dim"]) % len(rewriting.shape)
+    order = _counting_order(phases) if len(set(sources)) == 1 else None
+    if order is None or joined in order:
+        return False
+    node.replace_all_uses_with(_rearranged(rewriting, sources[0], joined, [(dim, phases[0][dim][1]) for dim in order]))
+    node.graph.erase_node(node)
+    return True
+
+
+def _sliced(node: Node) -> tuple[Node, Phase]:
+    """What `node` is a slice of, by which phase of its dimensions; itself and none where it is no such slice."""
+    phase: Phase = {}
+    while op_name(node) == "aten.slice.Tensor":
+        args, source = arguments(node), node.args[0]
+        assert isinstance(source, Node)  # a slice reads a tensor
+        size, first, step = shape_of(source)[args["dim"]], args["start"] or 0, args["step"]
+        dim = args["dim"] % len(shape_of(source))
+        takes_all = 0 <= first < step and size % step == 0 and shape_of(node)[dim] == size // step
+        if step == 1 or not takes_all or dim in phase:
+            break
+        phase[dim] = (first, step)
+        node = source
+    return node, phase
+
+
+def _counting_order(phases: Sequence[Phase]) -> tuple[int, ...] | None:
+    """The dimensions whose first indices the phases count through, from the slowest on; None where they do not."""
+    steps = {dim: step for dim, (_, step) in phases[0].items()}
+    alike = all({dim: step for dim, (_, step) in phase.items()} == steps for phase in phases)
+    if not steps or not alike or len(phases) != math.prod(steps.values()):
+        return None
+    for order in itertools.permutations(sorted(steps)):
+        counted = itertools.product(*(range(steps[dim]) for dim in order))
+        if all(tuple(phase[dim][0] for dim in order) == first for phase, first in zip(phases, counted, strict=True)):
+            return order
+    return None
+
+
+def _rearranged(rewriting: Rewriting, source: Node, joined: int, steps: Sequence[tuple[int, int]]) -> Node:
+    """`source` with each dimension split by its step, and all the steps in front of the dimension `joined`."""
+    shape, inner = shape_of(source), dict(steps)
+    split: list[int] = []
+    outer_at, inner_at = {}, {}
+    for dim, size in enumerate(shape):
+        outer_at[dim] = len(split)
+        split.append(size // inner.get(dim, 1))
+        if dim in inner:
+            inner_at[dim] = len(split)
+            split.append(inner[dim])
+    dims = [outer_at[dim] for dim in range(len(shape))]
+    dims[joined:joined] = [inner_at[dim] for dim, _ in steps]
+    blocks = rewriting.call(aten.reshape.default, source, split)
+    moved = rewriting.call(aten.permute.default, blocks, dims)
+    return rewriting.call(aten.reshape.default, moved, list(rewriting.shape))

@@ -1,0 +1,57 @@
+"""Concatenations that begin as earlier ones do, as in a dense block, read those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.fx import arguments, op_name, shape_of
+from openneutron.ops import OPERATORS
+
+__all__ = ["nest_concatenations"]
+
+
+@dataclass
+class _Prefix:
+    """Inputs with which concatenations begin; `whole` is one that has no others."""
+
+    longer: dict[Node, _Prefix] = field(default_factory=dict)
+    whole: Node | None = None
+
+
+def nest_concatenations(module: GraphModule) -> bool:
+    """Rule: a concatenation whose first inputs are all those of an earlier one, along the same dimension, reads that.
+
+    Linear in uses. What n layers of a dense block read are then 2 n values instead of n^2 / 2, and the earlier
+    concatenation is one value with qparams of its own.
+    """
+    prefixes: dict[int, _Prefix] = {}
+    changed = False
+    for node in module.graph.nodes:
+        spec = OPERATORS.get(op_name(node))
+        if spec is None or spec.name != "cat":
+            continue
+        args = arguments(node)
+        dim = int(args["dim"]) % len(shape_of(node))
+        earlier, count, last = _longest(prefixes.setdefault(dim, _Prefix()), args["tensors"])
+        if earlier is not None and count < len(args["tensors"]):
+            node.target, node.kwargs = torch.ops.aten.cat.default, {}
+            node.args = ([earlier, *args["tensors"][count:]], dim)
+            changed = True
+        last.whole = last.whole or node
+    if changed:
+        module.recompile()
+    return changed
+
+
+def _longest(prefix: _Prefix, inputs: Sequence[Node]) -> tuple[Node | None, int, _Prefix]:
+    """The earlier concatenation of most of the first inputs, how many those are, and the prefix of all of them."""
+    earlier, count = None, 0
+    for position, value in enumerate(inputs, 1):
+        prefix = prefix.longer.setdefault(value, _Prefix())
+        if prefix.whole is not None and position > 1:
+            earlier, count = prefix.whole, position
+    return earlier, count, prefix

@@ -1,0 +1,264 @@
+"""Operators that models spell out by hand become the ones they are, before those are decomposed or quantized."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.constants import number_of
+from openneutron.fx import arguments, op_name
+from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.elementwise import clamp_range
+from openneutron.ops.norms import Dims, standardized
+from openneutron.ops.site import Site
+from openneutron.targets import NeutronTarget
+
+__all__ = ["recognize"]
+
+aten = torch.ops.aten
+
+_SUMS = {"aten.add.Tensor", "aten.add.Scalar"}
+_PRODUCTS = {"aten.mul.Tensor", "aten.mul.Scalar"}
+_QUOTIENTS = {"aten.div.Tensor", "aten.div.Scalar"}
+_CLAMPS = {"aten.hardtanh.default", "aten.clamp.default", "aten.clamp_min.default"}
+
+# Models round the numbers they write.
+_RELATIVE_TOLERANCE = 1e-4
+# Factors of a product are looked for that deep.
+_DEPTH = 4
+
+
+@dataclass(frozen=True)
+class _Product:
+    """number * factors[0] * factors[1] ..."""
+
+    number: float
+    factors: tuple[Node, ...]
+
+
+def recognize(module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False) -> bool:
+    """Rules, linear in nodes; the function stays the same up to the rounding of the numbers that models write:
+
+    1. relu6(x + 3) / 6 and clamp(x / 6 + 1 / 2, 0, 1) become hardsigmoid(x).
+    2. x * relu6(x + 3) / 6 and x * hardsigmoid(x) become hardswish(x).
+    3. x / 2 * (1 + erf(x / sqrt(2))) becomes gelu(x), and so does the form with tanh.
+    4. x / sqrt(y) becomes x * rsqrt(y), and 1 / sqrt(y) rsqrt(y).
+    5. x * rsqrt(mean(x * x) + eps) is divided in two steps, as layer_norm is, unless it is the second one already.
+    6. clamp from 0 on becomes relu, and clamp from 0 to 6 relu6: by these names other passes know them.
+
+    clamp and hardtanh from 0 to 6 are relu6 here; factors may come in any order, and division by a number be a product.
+    What others read as well stays, and so does what ends in an operator that is to stay in float.
+    """
+    changed = False
+    for node in reversed(list(module.graph.nodes)):
+        if node.op != "call_function" or not node.users or stays(node):
+            continue
+        rewriting = Rewriting(module, Site(node, target))
+        replacement = _recognized(rewriting, node)
+        if replacement is not None:
+            node.replace_all_uses_with(replacement)
+            module.graph.erase_node(node)
+            changed = True
+    if changed:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return changed
+
+
+def _recognized(rewriting: Rewriting, node: Node) -> Node | None:
+    name = op_name(node)
+    if name in _PRODUCTS | _QUOTIENTS:
+        return (
+            _activation(rewriting, _product(node))
+            or _division_by_root(rewriting, node)
+            or _normalization(rewriting, node)
+        )
+    if name == "aten.reciprocal.default" and (radicand := _radicand(node.args[0])) is not None:
+        return rewriting.call(aten.rsqrt.default, radicand)
+    return _clamp(rewriting, node) if name in _CLAMPS else None
+
+
+def _clamp(rewriting: Rewriting, node: Node) -> Node | None:
+    """Rules 1 and 6."""
+    limits = clamp_range(node)
+    if limits == (0, 1) and (value := _halved_sixth(node.args[0])) is not None:
+        return rewriting.call(aten.hardsigmoid.default, value)
+    relu = {(0.0, math.inf): aten.relu.default, (0.0, 6.0): aten.relu6.default}.get(limits)
+    return None if relu is None else rewriting.call(relu, node.args[0])
+
+
+def _is(number: float | None, expected: float) -> bool:
+    return number is not None and math.isclose(number, expected, rel_tol=_RELATIVE_TOLERANCE)
+
+
+def _read_once(value: object) -> Node | None:
+    """`value` if it is a node that has one reader."""
+    return value if isinstance(value, Node) and value.op == "call_function" and len(value.users) == 1 else None
+
+
+def _product(node: Node, depth: int = _DEPTH) -> _Product:
+    """All that is multiplied into `node`, through products and quotients that nothing else reads."""
+    name = op_name(node)
+    if depth == 0 or name not in _PRODUCTS | _QUOTIENTS:
+        return _Product(1.0, (node,))
+    args = arguments(node)
+    divisor = number_of(args["other"]) if name in _QUOTIENTS else None
+    if name in _QUOTIENTS and not divisor:
+        return _Product(1.0, (node,))
+    number = 1.0 / divisor if divisor else 1.0
+    factors: list[Node] = []
+    for operand in [args["self"]] if divisor else [args["self"], args["other"]]:
+        value = number_of(operand)
+        if value is not None:
+            number *= value
+        elif (inner := _read_once(operand)) is not None:
+            product = _product(inner, depth - 1)
+            number *= product.number
+            factors += product.factors
+        else:
+            factors.append(operand)
+    return _Product(number, tuple(factors))
+
+
+def _plus(value: object, number: float) -> Node | None:
+    """x where `value` is x + number."""
+    node = _read_once(value)
+    if node is None or op_name(node) not in _SUMS:
+        return None
+    args = arguments(node)
+    if args["alpha"] != 1:
+        return None
+    for operand, other in ((args["self"], args["other"]), (args["other"], args["self"])):
+        if isinstance(operand, Node) and _is(number_of(other), number):
+            return operand
+    return None
+
+
+def _shifted_relu6(value: object) -> Node | None:
+    """x where `value` is relu6(x + 3)."""
+    node = _read_once(value)
+    if node is None:
+        return None
+    is_relu6 = op_name(node) == "aten.relu6.default" or (op_name(node) in _CLAMPS and clamp_range(node) == (0, 6))
+    return _plus(node.args[0], 3.0) if is_relu6 else None
+
+
+def _halved_sixth(value: object) -> Node | None:
+    """x where `value` is x / 6 + 1 / 2."""
+    sixth = _read_once(_plus(value, 0.5))
+    if sixth is None:
+        return None
+    product = _product(sixth)
+    return product.factors[0] if len(product.factors) == 1 and _is(product.number, 1 / 6) else None
+
+
+def _activation(rewriting: Rewriting, product: _Product) -> Node | None:
+    """Rules 1 to 3."""
+    if len(product.factors) == 1 and _is(product.number, 1 / 6):
+        value = _shifted_relu6(product.factors[0])
+        return None if value is None else rewriting.call(aten.hardsigmoid.default, value)
+    if len(product.factors) != 2:
+        return None
+    for value, gate in (product.factors, product.factors[::-1]):
+        if _is(product.number, 1 / 6) and _shifted_relu6(gate) is value:
+            return rewriting.call(aten.hardswish.default, value)
+        if product.number == 1 and op_name(gate) == "aten.hardsigmoid.default" and gate.args[0] is value:
+            return rewriting.call(aten.hardswish.default, value)
+        if _is(product.number, 0.5) and (approximate := _normal_distribution(_plus(gate, 1.0), value)):
+            return rewriting.call(aten.gelu.default, value, approximate=approximate)
+    return None
+
+
+def _normal_distribution(node: Node | None, value: Node) -> str | None:
+    """gelu's `approximate` where `node` is erf(value / sqrt(2)) or its form with tanh; None for anything else."""
+    if node is None or op_name(node) not in ("aten.erf.default", "aten.tanh.default"):
+        return None
+    inner = _read_once(node.args[0])
+    product = _Product(1.0, ()) if inner is None else _product(inner)
+    if op_name(node) == "aten.erf.default":
+        return "none" if product.factors == (value,) and _is(product.number, math.sqrt(0.5)) else None
+    is_tanh = len(product.factors) == 1 and _is(product.number, math.sqrt(2 / math.pi))
+    return "tanh" if is_tanh and _is_with_cube(product.factors[0], value) else None
+
+
+def _is_with_cube(node: Node, value: Node) -> bool:
+    """Whether `node` is value + 0.044715 * value ** 3."""
+    if op_name(node) not in _SUMS or arguments(node)["alpha"] != 1:
+        return False
+    operands = [node.args[0], node.args[1]]
+    cube = _read_once(operands[1] if operands[0] is value else operands[0])
+    if value not in operands or cube is None:
+        return False
+    product = _product(cube)
+    return _is(product.number, 0.044715) and (product.factors == (value,) * 3 or _is_power(product.factors, value, 3))
+
+
+def _is_power(factors: Sequence[Node], value: object, exponent: float) -> bool:
+    """Whether the only factor is value ** exponent."""
+    if len(factors) != 1 or op_name(factors[0]) != "aten.pow.Tensor_Scalar":
+        return False
+    args = arguments(factors[0])
+    return bool(args["self"] is value and args["exponent"] == exponent)
+
+
+def _radicand(value: object) -> Node | None:
+    """y where `value` is sqrt(y)."""
+    if not isinstance(value, Node):
+        return None
+    is_root = op_name(value) == "aten.sqrt.default" or (
+        op_name(value) == "aten.pow.Tensor_Scalar" and value.args[1] == 0.5
+    )
+    inner = value.args[0] if is_root else None
+    return inner if isinstance(inner, Node) else None
+
+
+def _division_by_root(rewriting: Rewriting, node: Node) -> Node | None:
+    """Rule 4."""
+    args = arguments(node)
+    radicand = _radicand(args["other"]) if op_name(node) in _QUOTIENTS else None
+    if radicand is None:
+        return None
+    root = rewriting.call(aten.rsqrt.default, radicand)
+    product = rewriting.call(aten.mul.Tensor, args["self"], root)
+    return _normalization(rewriting, product) or product
+
+
+def _normalization(rewriting: Rewriting, node: Node) -> Node | None:
+    """Rule 5."""
+    args = arguments(node)
+    for value, root in ((args["self"], args["other"]), (args["other"], args["self"])):
+        if not isinstance(value, Node) or not isinstance(root, Node) or op_name(root) != "aten.rsqrt.default":
+            continue
+        variance = root.args[0]
+        if isinstance(variance, Node) and op_name(variance) in _SUMS and (eps := number_of(variance.args[1])):
+            dims = _dims_of_mean_square(variance.args[0], value)
+            if dims is not None and eps > 0 and not _is_first_step(value):
+                return standardized(Dims(rewriting, dims), value, eps)
+    return None
+
+
+def _is_first_step(node: Node) -> bool:
+    """Whether `node` is what `standardized` divides in its second step: a value times the square of an rsqrt."""
+    if op_name(node) != "aten.mul.Tensor":
+        return False
+    squares = (factor.args for factor in node.args if isinstance(factor, Node) and len(factor.args) == 2)
+    return any(
+        isinstance(root, Node) and root is other and op_name(root) == "aten.rsqrt.default" for root, other in squares
+    )
+
+
+def _dims_of_mean_square(mean: object, value: Node) -> list[int] | None:
+    """The dimensions over which `mean` is the mean of value * value, kept with size 1."""
+    if not isinstance(mean, Node) or op_name(mean) != "aten.mean.dim":
+        return None
+    args = arguments(mean)
+    square = args["self"]
+    is_square = (op_name(square) == "aten.mul.Tensor" and square.args == (value, value)) or (
+        op_name(square) == "aten.square.default" and square.args[0] is value
+    )
+    is_square = is_square or _is_power([square], value, 2)
+    return list(args["dim"]) if is_square and args["keepdim"] and args["dim"] else None

@@ -1,0 +1,45 @@
+"""Values are not expanded for operators that broadcast by themselves."""
+
+from __future__ import annotations
+
+import math
+
+from torch.fx import GraphModule, Node
+
+from openneutron.fx import op_name, shape_of
+from openneutron.ops import OPERATORS
+from openneutron.ops.elementwise import has_one_full_operand
+
+__all__ = ["remove_expands"]
+
+_EXPANDS = {"aten.expand.default", "aten.broadcast_to.default"}
+
+
+def remove_expands(module: GraphModule) -> bool:
+    """Rule, linear in uses: an arithmetic operator whose one operand has the output's size reads what the other one is
+    an expand of. The expand goes where nothing else reads it.
+    """
+    changed = False
+    for node in list(module.graph.nodes):
+        if op_name(node) in _EXPANDS:
+            changed |= _pass_by(node)
+    return changed
+
+
+def _pass_by(expand: Node) -> bool:
+    source = expand.args[0]
+    assert isinstance(source, Node)  # an expand reads a tensor
+    readers = [reader for reader in expand.users if _broadcasts(reader, expand)]
+    for reader in readers:
+        reader.replace_input_with(expand, source)
+    if not expand.users:
+        expand.graph.erase_node(expand)
+    return bool(readers)
+
+
+def _broadcasts(reader: Node, expand: Node) -> bool:
+    spec = OPERATORS.get(op_name(reader))
+    if spec is None or has_one_full_operand not in spec.constraints:
+        return False
+    others = [operand for operand in reader.all_input_nodes if operand is not expand]
+    return any(math.prod(shape_of(other)) == math.prod(shape_of(reader)) for other in others)

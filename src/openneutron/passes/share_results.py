@@ -1,0 +1,55 @@
+"""What is computed twice is computed once."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.passes.functionalize import writes_memory
+
+__all__ = ["share_results"]
+
+
+def share_results(module: GraphModule, stays: Callable[[Node], bool] = lambda _: False) -> bool:
+    """Rule, linear in nodes: of calls of one ATen operator with equal arguments, the first one stays.
+
+    So does one that is to stay in float, where the others are not.
+
+    Not where the operator draws random numbers, and not in a graph with an in-place operator, which would write to all
+    of them.
+    """
+    if any(writes_memory(node) for node in module.graph.nodes):
+        return False
+    first: dict[object, Node] = {}
+    changed = False
+    for node in list(module.graph.nodes):
+        if not _is_pure(node):
+            continue
+        same = first.setdefault((node.target, _key(node.args), _key(node.kwargs), stays(node)), node)
+        if same is not node:
+            node.replace_all_uses_with(same)
+            module.graph.erase_node(node)
+            changed = True
+    if changed:
+        module.recompile()
+    return changed
+
+
+def _is_pure(node: Node) -> bool:
+    if node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
+        return False
+    return torch.Tag.nondeterministic_seeded not in node.target.tags and bool(node.target._schema.returns)
+
+
+def _key(argument: object) -> object:
+    """Equal for equal arguments only: 1, 1.0 and True are three."""
+    if isinstance(argument, (list, tuple)):
+        return tuple(map(_key, argument))
+    if isinstance(argument, dict):
+        return tuple((name, _key(value)) for name, value in sorted(argument.items()))
+    return type(argument), argument

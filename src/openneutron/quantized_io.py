@@ -1,0 +1,133 @@
+"""Programs that take and return int8: no quantize node at their inputs, no dequantize node at their outputs."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind, TensorArgument
+from torch.fx import Node
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from openneutron.fx import op_name, output_node
+from openneutron.partition.clusters import Constants
+
+__all__ = ["FloatIOWarning", "int8_io"]
+
+_QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
+_DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+
+
+class FloatIOWarning(UserWarning):
+    """Inputs and outputs that `int8_io` leaves in float, each with its reason."""
+
+
+def int8_io(program: ExportedProgram) -> dict[str, float | int]:
+    """Give a quantized, exported program int8 inputs and outputs, in place; returns their qparams.
+
+    It computes of int8 what it computed of their dequantized values. The qparams are for
+    `to_edge_transform_and_lower(program, constant_methods=...)`: each becomes a method of the `.pte`, under the name
+    that ExecuTorch's own passes give it ("input0_scale", "input0_zp", "output0_scale"). An input that nothing
+    quantizes and an output that is computed in float stay in float; a `FloatIOWarning` says which and why. Linear in
+    nodes.
+    """
+    qparams: dict[str, float | int] = {}
+    left: list[str] = []
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for index, name in enumerate(program.graph_signature.user_inputs):
+        node = nodes.get(str(name))
+        if node is None or not _is_float(node):
+            continue
+        if quantize := _quantize_of(node):
+            _take_int8(node, quantize)
+            _quantize_example(program, index, quantize.args[1:])
+            qparams |= _constant_methods("input", index, quantize.args[1:])
+        else:
+            readers = ", ".join(f"'{reader.name}' ({op_name(reader)})" for reader in node.users)
+            left.append(f"  input {index}, '{name}': it is read in float by {readers or 'nothing'}.")
+    constants = Constants(program)
+    for index, position in enumerate(_user_outputs(program)):
+        node = _returned(program)[position]
+        if not isinstance(node, Node) or not _is_float(node):
+            continue
+        source = node.args[0] if node.target is _DEQUANTIZE and node.args[5] == torch.int8 else None
+        if isinstance(source, Node) and source not in constants:
+            _return_int8(program, position, source)
+            qparams |= _constant_methods("output", index, node.args[1:])
+        else:
+            left.append(f"  output {index}, '{node.name}': {op_name(node)} yields it in float.")
+    program.graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    if left:
+        warnings.warn("These stay in float:\n" + "\n".join(left), FloatIOWarning, stacklevel=2)
+    return qparams
+
+
+def _is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+
+
+def _quantize_of(node: Node) -> Node | None:
+    """The first operator that quantizes `node` to int8."""
+    return next((user for user in node.users if user.target is _QUANTIZE and user.args[5] == torch.int8), None)
+
+
+def _take_int8(node: Node, quantize: Node) -> None:
+    """Make the input `node` what `quantize` yields; who reads it otherwise reads it dequantized."""
+    value, qparams = node.meta["val"], quantize.args[1:]
+    readers = list(node.users)
+    equal = [reader for reader in readers if reader.target is _QUANTIZE and reader.args[1:] == qparams]
+    node.meta["val"] = quantize.meta["val"]
+    if len(equal) < len(readers):
+        first = next(other for other in node.graph.nodes if other.op != "placeholder")
+        with node.graph.inserting_before(first):
+            in_float = node.graph.call_function(_DEQUANTIZE, (node, *qparams))
+        in_float.meta = {**node.meta, "val": value}
+        for reader in set(readers) - set(equal):
+            reader.replace_input_with(node, in_float)
+    for reader in equal:
+        reader.replace_all_uses_with(node)
+        node.graph.erase_node(reader)
+
+
+def _quantize_example(program: ExportedProgram, index: int, qparams: tuple[Any, ...]) -> None:
+    if program.example_inputs is not None:
+        examples, structure = tree_flatten(program.example_inputs)
+        examples[index] = _QUANTIZE(examples[index], *qparams)
+        program.example_inputs = tree_unflatten(examples, structure)
+
+
+def _user_outputs(program: ExportedProgram) -> list[int]:
+    """Positions of the outputs that users see among all that the graph returns."""
+    specs = program.graph_signature.output_specs
+    return [position for position, spec in enumerate(specs) if spec.kind is OutputKind.USER_OUTPUT]
+
+
+def _returned(program: ExportedProgram) -> list[Any]:
+    """What the graph returns."""
+    values: Any = output_node(program.graph).args[0]
+    return list(values)
+
+
+def _return_int8(program: ExportedProgram, position: int, value: Node) -> None:
+    returned, specs = _returned(program), program.graph_signature.output_specs
+    returned[position] = value
+    output_node(program.graph).args = (tuple(returned),)
+    specs[position] = replace(specs[position], arg=TensorArgument(name=value.name))
+
+
+def _constant_methods(kind: str, index: int, qparams: tuple[Any, ...]) -> dict[str, float | int]:
+    """The qparams of an input or output by the names of ExecuTorch's `QuantizeInputs` and `QuantizeOutputs`."""
+    from executorch.exir.passes.quantize_io_pass import get_config_method_name
+    from executorch.exir.tensor import scalar_type_enum
+
+    scale, zero_point, low, high, dtype = qparams
+    values = {
+        "scale": float(scale), "zp": int(zero_point), "quant_min": int(low), "quant_max": int(high),
+        "dtype": int(scalar_type_enum(dtype)),
+    }  # fmt: skip
+    return {get_config_method_name(None, kind, index, key): value for key, value in values.items()}

@@ -1,0 +1,88 @@
+"""Graphs of the IR written by hand, and the text that golden tests compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from openneutron.ir.graph import Graph, Kind, Op, QParams, Tensor
+from openneutron.ir.text import dump
+from openneutron.ir.verify import verify
+from openneutron.ir.views import RESHAPE, TRANSPOSE
+from openneutron.ops.elementwise import ADD, RELU
+from openneutron.ops.pooling import MAX_POOL_2D
+
+__all__ = [
+    "FULLY",
+    "INT8",
+    "INT32",
+    "NO_ACTIVATION",
+    "TO_NCHW",
+    "TO_NHWC",
+    "Net",
+    "Q",
+    "Shape",
+    "constant",
+    "golden",
+    "text",
+]  # fmt: skip
+
+Shape = tuple[int, ...]
+INT8, INT32 = np.dtype(np.int8), np.dtype(np.int32)
+Q = QParams.per_tensor(0.5, 0)
+TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
+NO_ACTIVATION = {"fused_activation_function": "NONE"}
+FULLY = {**NO_ACTIVATION, "weights_format": "DEFAULT", "keep_num_dims": False}
+
+
+@dataclass
+class Net:
+    """Writes a graph, an operator a call."""
+
+    inputs: list[Tensor] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+
+    def input(self, *shape: int) -> Tensor:
+        self.inputs.append(Tensor(shape, INT8, Q))
+        return self.inputs[-1]
+
+    def op(self, kind: Kind, inputs: Sequence[Tensor], shape: Sequence[int], **attrs: Any) -> Tensor:
+        self.ops.append(Op(kind, tuple(inputs), Tensor(tuple(shape), INT8, Q), attrs))
+        return self.ops[-1].output
+
+    def transpose(self, tensor: Tensor, *perm: int) -> Tensor:
+        return self.op(TRANSPOSE, [tensor], [tensor.shape[dim] for dim in perm], perm=perm)
+
+    def reshape(self, tensor: Tensor, *shape: int) -> Tensor:
+        return self.op(RESHAPE, [tensor], shape, new_shape=shape)
+
+    def relu(self, tensor: Tensor) -> Tensor:
+        return self.op(RELU, [tensor], tensor.shape)
+
+    def add(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.op(ADD, [left, right], np.broadcast_shapes(left.shape, right.shape), **NO_ACTIVATION)
+
+    def pool(self, nhwc: Tensor) -> Tensor:
+        window = {"stride_h": 1, "stride_w": 1, "filter_height": 1, "filter_width": 1}
+        return self.op(MAX_POOL_2D, [nhwc], nhwc.shape, padding="VALID", **window, **NO_ACTIVATION)
+
+    def returns(self, *outputs: Tensor) -> Graph:
+        return verify(Graph(tuple(self.inputs), outputs, tuple(self.ops)), "the test")
+
+
+def constant(*shape: int, start: int = 0) -> Tensor:
+    data = np.arange(start, start + math.prod(shape), dtype=np.int8).reshape(shape)
+    return Tensor(shape, INT8, Q, data)
+
+
+def text(graph: Graph) -> str:
+    """The dump without what is the same everywhere in these tests."""
+    return dump(graph).replace(" int8 q(0.5, 0)", "").strip()
+
+
+def golden(value: str) -> str:
+    return "\n".join(line.strip() for line in value.strip().splitlines())

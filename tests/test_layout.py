@@ -1,0 +1,201 @@
+"""In which order operators with axes work: rules 3 and 4 of `sink_views`, wishes, and what is shared before it."""
+
+from __future__ import annotations
+
+from tests.net import NO_ACTIVATION, TO_NCHW, TO_NHWC, Net, constant, golden, text
+
+from openneutron.ir.build import optimize
+from openneutron.ir.graph import Graph, QParams, Tensor
+from openneutron.ir.layout import sink_views
+from openneutron.ir.rewrites import merge_slices, share_results
+from openneutron.ir.verify import verify
+from openneutron.ir.views import View
+from openneutron.ir.wishes import wishes
+from openneutron.ops.pieces import CONCATENATION, SLICE
+from openneutron.ops.windows import PAD
+
+
+def sunk(graph: Graph) -> str:
+    return text(verify(sink_views(graph), "sink_views"))
+
+
+def part(net: Net, tensor: Tensor, dim: int, first: int, count: int) -> Tensor:
+    size = tuple(count if other == dim else length for other, length in enumerate(tensor.shape))
+    begin = tuple(first if other == dim else 0 for other in range(len(size)))
+    return net.op(SLICE, [tensor], size, begin=begin, size=size)
+
+
+def nchw(net: Net, *nhwc: int) -> Tensor:
+    """An input stored NHWC, in torch's order."""
+    return net.transpose(net.input(*nhwc), *TO_NCHW)
+
+
+def shuffled(net: Net, tensor: Tensor, groups: int) -> Tensor:
+    """Channels of groups in turn: a view that no reshape and transpose of whole dimensions is."""
+    n, c, h, w = tensor.shape
+    split = net.reshape(tensor, n, groups, c // groups, h, w)
+    return net.reshape(net.transpose(split, 0, 2, 1, 3, 4), n, c, h, w)
+
+
+class TestBlocks:
+    def test_rule_3_dimensions_that_a_reshape_makes(self) -> None:
+        net = Net()
+        groups = net.reshape(nchw(net, 1, 3, 4, 6), 1, 2, 3, 3, 4)
+        first = net.reshape(part(net, groups, 1, 0, 1), 1, 3, 3, 4)
+        assert sunk(net.returns(net.pool(net.transpose(first, *TO_NHWC)))) == golden("""
+            input %0: 1x3x4x6
+            %1: 1x3x4x2x3 = RESHAPE(%0) new_shape=(1,3,4,2,3)
+            %2: 1x3x4x1x3 = SLICE(%1) begin=(0,0,0,0,0) size=(1,3,4,1,3)
+            %3: 1x3x4x3 = RESHAPE(%2) new_shape=(1,3,4,3)
+            %4: 1x3x4x3 = MAX_POOL_2D(%3) filter_height=1 filter_width=1 padding=VALID stride_h=1 stride_w=1
+            output %4
+        """)
+
+    def test_rule_3_a_dimension_of_one_stays_behind_the_one_it_followed(self) -> None:
+        net = Net()
+        spread = net.reshape(nchw(net, 1, 3, 4, 2), 1, 2, 3, 1, 4)
+        twice = net.op(CONCATENATION, [spread, spread], (1, 2, 3, 2, 4), axis=3, **NO_ACTIVATION)
+        rows = net.transpose(net.reshape(twice, 1, 2, 6, 4), *TO_NHWC)
+        assert sunk(net.returns(rows)) == golden("""
+            input %0: 1x3x4x2
+            %1: 1x3x1x4x2 = RESHAPE(%0) new_shape=(1,3,1,4,2)
+            %2: 1x3x2x4x2 = CONCATENATION(%1, %1) axis=2
+            %3: 1x6x4x2 = RESHAPE(%2) new_shape=(1,6,4,2)
+            output %3
+        """)
+
+    def test_rule_3_not_for_dimensions_of_values_that_are_no_neighbors(self) -> None:
+        view = View.of(Tensor((6, 4), constant(1).dtype, constant(1).qparams)).reshaped((2, 3, 4))
+        assert view is not None
+        mixed = view.permuted((1, 0, 2)).reshaped((6, 4))
+        assert mixed is not None
+        assert mixed.block_order() is None
+        assert view.permuted((2, 0, 1)).block_order() == (1, 2, 0)
+
+
+class TestWishes:
+    def test_rule_4_what_must_be_moved_is_moved_to_where_its_readers_want_it(self) -> None:
+        net = Net()
+        x = shuffled(net, nchw(net, 1, 3, 4, 4), 2)
+        pooled = [net.pool(net.transpose(part(net, x, 1, first, 2), *TO_NHWC)) for first in (0, 2)]
+        assert sunk(net.returns(*pooled)) == golden("""
+            input %0: 1x3x4x4
+            %1: 12x2x2 = RESHAPE(%0) new_shape=(12,2,2)
+            %2: 12x2x2 = TRANSPOSE(%1) perm=(0,2,1)
+            %3: 1x3x4x4 = RESHAPE(%2) new_shape=(1,3,4,4)
+            %4: 1x3x4x2 = SLICE(%3) begin=(0,0,0,0) size=(1,3,4,2)
+            %5: 1x3x4x2 = MAX_POOL_2D(%4) filter_height=1 filter_width=1 padding=VALID stride_h=1 stride_w=1
+            %6: 1x3x4x2 = SLICE(%3) begin=(0,0,0,2) size=(1,3,4,2)
+            %7: 1x3x4x2 = MAX_POOL_2D(%6) filter_height=1 filter_width=1 padding=VALID stride_h=1 stride_w=1
+            output %5
+            output %7
+        """)
+
+    def test_rule_4_or_stays_near_where_it_was(self) -> None:
+        net = Net()
+        x = shuffled(net, nchw(net, 1, 3, 4, 8), 2)
+        again = shuffled(net, part(net, x, 1, 0, 4), 2)
+        ops = sink_views(net.returns(net.pool(net.transpose(again, *TO_NHWC)))).ops
+        assert [op.kind.name for op in ops] == [
+            "RESHAPE", "TRANSPOSE", "RESHAPE", "SLICE", "RESHAPE", "TRANSPOSE", "RESHAPE", "MAX_POOL_2D"
+        ]  # fmt: skip
+        assert ops[3].output.shape == (1, 3, 4, 4)
+
+    def test_rule_4_one_transpose_of_an_input_for_several_behind_its_readers(self) -> None:
+        net = Net()
+        x = net.input(1, 4, 2, 3)
+        pooled = [net.pool(net.transpose(part(net, x, 1, first, 2), *TO_NHWC)) for first in (0, 2)]
+        assert sunk(net.returns(*pooled)) == golden("""
+            input %0: 1x4x2x3
+            %1: 1x2x3x4 = TRANSPOSE(%0) perm=(0,2,3,1)
+            %2: 1x2x3x2 = SLICE(%1) begin=(0,0,0,0) size=(1,2,3,2)
+            %3: 1x2x3x2 = MAX_POOL_2D(%2) filter_height=1 filter_width=1 padding=VALID stride_h=1 stride_w=1
+            %4: 1x2x3x2 = SLICE(%1) begin=(0,0,0,2) size=(1,2,3,2)
+            %5: 1x2x3x2 = MAX_POOL_2D(%4) filter_height=1 filter_width=1 padding=VALID stride_h=1 stride_w=1
+            output %3
+            output %5
+        """)
+
+    def test_rule_4_and_of_an_output(self) -> None:
+        net = Net()
+        x = nchw(net, 1, 2, 3, 4)
+        assert sunk(net.returns(part(net, x, 1, 0, 2), part(net, x, 1, 2, 2))) == golden("""
+            input %0: 1x2x3x4
+            %1: 1x4x2x3 = TRANSPOSE(%0) perm=(0,3,1,2)
+            %2: 1x2x2x3 = SLICE(%1) begin=(0,0,0,0) size=(1,2,2,3)
+            %3: 1x2x2x3 = SLICE(%1) begin=(0,2,0,0) size=(1,2,2,3)
+            output %2
+            output %3
+        """)
+
+    def test_rule_4_not_where_that_moves_more(self) -> None:
+        net = Net()
+        x = nchw(net, 1, 2, 3, 9)
+        graph = sink_views(net.returns(part(net, x, 1, 0, 2), part(net, x, 1, 2, 2)))
+        assert [op.kind.name for op in graph.ops] == ["SLICE", "SLICE", "TRANSPOSE", "TRANSPOSE"]
+
+    def test_rule_4_not_for_one_reader(self) -> None:
+        net = Net()
+        x = net.input(1, 4, 2, 3)
+        graph = sink_views(net.returns(net.pool(net.transpose(part(net, x, 1, 0, 2), *TO_NHWC))))
+        assert [op.kind.name for op in graph.ops] == ["SLICE", "TRANSPOSE", "MAX_POOL_2D"]
+
+    def test_rule_4_for_nothing_where_dimensions_of_one_alone_move(self) -> None:
+        net = Net()
+        planes = [net.reshape(part(net, nchw(net, 1, 3, 4, 2), 1, 0, 1), 1, 3, 4) for _ in range(2)]
+        images = [net.reshape(plane, 1, 1, 3, 4) for plane in planes]
+        both = net.op(CONCATENATION, images, (1, 2, 3, 4), axis=1, **NO_ACTIVATION)
+        graph = sink_views(net.returns(net.pool(net.transpose(both, *TO_NHWC))))
+        assert [op.kind.name for op in graph.ops] == ["SLICE", "SLICE", "CONCATENATION", "MAX_POOL_2D"]
+
+    def test_wishes_pass_operators_of_any_order(self) -> None:
+        net = Net()
+        x = net.input(1, 4, 2, 3)
+        padded = net.op(PAD, [x], (1, 4, 3, 3), paddings=((0, 0), (0, 0), (1, 0), (0, 0)))
+        found = wishes(net.returns(net.pool(net.transpose(net.relu(padded), *TO_NHWC)), net.relu(x)))
+        assert found[id(padded)].favorite == TO_NHWC
+        assert dict(found[id(x)].readers) == {TO_NHWC: 1, (0, 1, 2, 3): 1}
+        assert dict(found[id(x)].elements) == {TO_NHWC: 36, (0, 1, 2, 3): 24}
+
+
+class TestSharing:
+    def test_equal_operators_are_one(self) -> None:
+        net = Net()
+        x = net.input(2, 4)
+        first, again, other = (part(net, x, 1, begin, 2) for begin in (0, 0, 2))
+        assert text(share_results(net.returns(net.add(first, other), net.add(again, other), again))) == golden("""
+            input %0: 2x4
+            %1: 2x2 = SLICE(%0) begin=(0,0) size=(2,2)
+            %2: 2x2 = SLICE(%0) begin=(0,2) size=(2,2)
+            %3: 2x2 = ADD(%1, %2)
+            output %3
+            output %3
+            output %1
+        """)
+
+    def test_not_with_other_qparams(self) -> None:
+        net = Net()
+        x = net.input(4)
+        first, second = net.relu(x), net.relu(x)
+        second.qparams = QParams.per_tensor(0.25, 0)
+        assert len(share_results(net.returns(first, second)).ops) == 2
+
+    def test_slices_of_slices_are_one(self) -> None:
+        net = Net()
+        inner = part(net, part(net, net.input(4, 6), 0, 1, 3), 1, 2, 3)
+        assert text(optimize(net.returns(part(net, inner, 0, 1, 1)))) == golden("""
+            input %0: 4x6
+            %1: 1x3 = SLICE(%0) begin=(2,2) size=(1,3)
+            output %1
+        """)
+
+    def test_a_slice_that_others_read_stays(self) -> None:
+        net = Net()
+        inner = part(net, net.input(4, 6), 0, 1, 3)
+        assert text(merge_slices(net.returns(inner, part(net, inner, 1, 2, 3)))) == golden("""
+            input %0: 4x6
+            %1: 3x6 = SLICE(%0) begin=(1,0) size=(3,6)
+            %2: 3x3 = SLICE(%0) begin=(1,2) size=(3,3)
+            output %1
+            output %2
+        """)

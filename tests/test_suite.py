@@ -1,0 +1,84 @@
+"""Whole networks with random weights, small: one delegate, nothing on the CPU, and what int8 leaves of the signal."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from benchmarks.suite import LEAST_SQNR, Result, measure
+from benchmarks.walk import sqnr, steepest_fall
+from benchmarks.zoo import ZOO, Member, MissingTorchvisionError, smooth
+from tests.flow_support import flat
+from tests.oracle import Function, quantized
+from torch import nn
+
+from openneutron import passes
+from openneutron.targets import TARGETS
+
+# Each operator may be one step off; in a whole network such steps meet. The SQNR tells whether they matter.
+MAX_LSB = 8
+LESS_THAN_THE_MODULE = 1.0  # decibels
+
+
+def measured(member: Member) -> Result:
+    try:
+        return measure(member, member.small)
+    except MissingTorchvisionError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("member", ZOO.values(), ids=lambda member: member.name)
+def test_network_fits_the_npu_and_keeps_its_signal(member: Member) -> None:
+    result = measured(member)
+    assert not result.on_cpu
+    assert result.delegates == 1
+    assert result.sqnr >= LEAST_SQNR, str(result.steepest_fall)
+    for output in result.outputs:
+        assert output.sqnr_pte >= output.sqnr_module - LESS_THAN_THE_MODULE
+        assert output.agreement.worst <= MAX_LSB
+
+
+@pytest.mark.parametrize("member", ZOO.values(), ids=lambda member: member.name)
+@torch.no_grad()
+def test_network_is_alive(member: Member) -> None:
+    """Its output depends on its input, and noise does not grow much: else no figure about it would mean anything."""
+    try:
+        model = member.build(member.small)
+    except MissingTorchvisionError as error:
+        pytest.skip(str(error))
+    inputs = torch.cat(smooth(member.small, 8, seed=3))
+    noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(4)) * inputs.square().mean().sqrt() / 100
+    for found, disturbed in zip(flat(model(inputs)), flat(model(inputs + noise)), strict=True):
+        assert found.std(0).mean() >= 0.1 * found.square().mean().sqrt()
+        assert sqnr(found, disturbed) >= 30
+
+
+class TestWalk:
+    def test_it_names_the_layer_that_loses_most(self) -> None:
+        """Two values of very different size in one tensor: a sum with 300 leaves next to nothing of the rest."""
+
+        def forward(first: nn.Module, second: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            wide = first(x) + torch.tensor([300.0, 0.0, 0.0]).view(1, 3, 1, 1)
+            narrow: torch.Tensor = second(wide)
+            return narrow
+
+        torch.manual_seed(0)
+        first, second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        nn.init.zeros_(second.weight.data[:, 0])
+        model = Function(forward, first, second)
+        x = torch.randn(1, 3, 8, 8)
+        converted = quantized(model, ((1, 3, 8, 8),)).module
+        reference = passes.prepare(torch.export.export(model, (x,)).module(), TARGETS["imxrt700"])
+        fall = steepest_fall(reference, converted, (x,))
+        assert fall is not None
+        assert fall.node == "conv2d_1"
+        assert fall.before > 40
+        assert fall.after < 20
+
+    def test_sqnr(self) -> None:
+        values = torch.tensor([3.0, -4.0])
+        assert sqnr(values, values + torch.tensor([0.5, 0.0])) == pytest.approx(20.0)
+        assert sqnr(values, values) == math.inf
+        assert sqnr(torch.zeros(2), values) == -math.inf

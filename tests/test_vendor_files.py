@@ -1,0 +1,55 @@
+"""What the files that NXP's converter wrote tell about the targets, beside what is assumed of them here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.runtime_vendor import Filters, neutron_graphs, operators_outside, pointwise_filters
+
+from openneutron.targets import TARGETS
+
+pytestmark = [
+    pytest.mark.data,
+    pytest.mark.skipif("OPENNEUTRON_DATA" not in os.environ, reason="OPENNEUTRON_DATA is not set"),
+]
+FOLDERS = {"imxrt700": "imxrt700", "mcxn94x": "mcxn947"}
+MODELS = {"imxrt700": ["ds_cnn_s", "mobilenet_v1_0.25_128_quant_int8"], "mcxn94x": [
+    "ds_cnn_s", "mobilenet_v1_0.25_128_quant_int8", "cifarnet_quant_int8"]}  # fmt: skip
+
+
+def vendor_file(*parts: str) -> bytes:
+    return Path(os.environ["OPENNEUTRON_DATA"], "vendor", *parts).read_bytes()
+
+
+def runs_found(filters: Filters, weights: bytes, length: int) -> float:
+    """The share of aligned runs of `length` input channels that lie side by side in the NPU's weights."""
+    stored = {weights[start : start + length] for start in range(len(weights) - length + 1)}
+    return float(np.mean([run.tobytes() in stored for run in filters.reshape(-1, length)]))
+
+
+@pytest.mark.parametrize("target", FOLDERS)
+@pytest.mark.parametrize("model", ["ds_cnn_s", "mobilenet_v1_0.25_128_quant_int8"])
+def test_weights_come_in_runs_of_the_macs_of_a_pipeline(target: str, model: str) -> None:
+    ((_, weights, _),) = neutron_graphs(vendor_file(FOLDERS[target], f"{model}_npu.tflite"))
+    granularity = TARGETS[target].macs_per_pipeline
+    assert granularity is not None
+    wide = [filters for filters in pointwise_filters(vendor_file("ref", f"{model}.tflite")) if filters.shape[1] >= 32]
+    runs = np.concatenate([filters.reshape(-1, 2 * granularity) for filters in wide])
+    assert runs_found(runs, weights, granularity) == 1
+    assert runs_found(runs, weights, 2 * granularity) < 0.1
+
+
+@pytest.mark.parametrize("target", FOLDERS)
+def test_only_softmax_and_conversions_are_left_outside(target: str) -> None:
+    widths = set()
+    for model in MODELS[target]:
+        outside = operators_outside(vendor_file(FOLDERS[target], f"{model}_npu.tflite"))
+        assert {name for name, _ in outside} <= {"QUANTIZE", "SOFTMAX", "DEQUANTIZE"}
+        widths |= {shape[-1] for name, shape in outside if name == "SOFTMAX"}
+    assert widths <= {10, 12, 1001}
+    # Over 12 values the limits of the legacy generation, which are of later converters, let the MCX N94x take one.
+    refused = {width for width in widths if width % TARGETS[target].channel_granularity}
+    assert refused == widths - ({12} if target == "mcxn94x" else set())
