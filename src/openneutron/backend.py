@@ -32,8 +32,8 @@ class NeutronBackend(BackendDetails):
         parsed = parse(data.numpy().tobytes())
         header = replace(
             parsed.header,
-            input_map=tuple(called_with[value.name] for value in inputs),
-            output_map=tuple(output_position[index] for index in range(len(items))),
+            input_map=tuple(called_with[inputs[index].name] for index in parsed.header.input_map),
+            output_map=tuple(output_position[index] for index in parsed.header.output_map),
             argument_count=len(called_with),
         )
         if parsed.is_portable:

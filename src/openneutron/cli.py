@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from openneutron.errors import OpenNeutronError
 
@@ -65,17 +66,27 @@ def compile(
     output: Annotated[Path, typer.Option("--output", "-o", help="The device program to write.")],
     flavor: Flavor = None,
     time_limit: Annotated[float, typer.Option(help="Seconds that the converter may take for a partition.")] = 600.0,
+    intermediates_dir: Annotated[
+        Path | None, typer.Option(help="Folder for the TFLite of each partition, before and after.")
+    ] = None,
 ) -> None:
-    """Turn the portable payloads of a .pte into microcode, with the vendor's converter."""
+    """Turn the portable payloads of a .pte into microcode, with the vendor's converter.
+
+    The converter is the one of the flavour that the program was lowered for, unless `--flavor` names another.
+    """
     from openneutron import sdk
-    from openneutron.device import compile_program
+    from openneutron.device import compile_program, kernel_selection_path, options_of
     from openneutron.files import read_file, write_file
 
-    compiled = compile_program(read_file(program), sdk.choose(flavor), time_limit=time_limit, what=str(program))
+    data = read_file(program)
+    converter = sdk.choose(flavor or options_of(data, str(program)).neutron_converter_flavor)
+    compiled = compile_program(
+        data, converter, time_limit=time_limit, intermediates_dir=intermediates_dir, what=str(program)
+    )
     write_file(output, compiled.program)
     if compiled.kernel_selection is not None:
-        write_file(output.with_suffix(".kernel_selection.c"), compiled.kernel_selection.encode())
-    Console().print(f"{output}: {len(compiled.program):,} bytes, {compiled.payloads} device payloads")
+        write_file(kernel_selection_path(output), compiled.kernel_selection.encode())
+    Console().print(f"{output}: {len(compiled.program):,} bytes, {len(compiled.payloads)} device payloads")
 
 
 @app.command()
@@ -93,7 +104,7 @@ def main() -> None:
     try:
         app()
     except OpenNeutronError as error:
-        Console(stderr=True).print(f"[bold red]error[/]: {error}", highlight=False, markup=True)
+        Console(stderr=True, soft_wrap=True).print("[bold red]error[/]:", escape(str(error)), highlight=False)
         raise SystemExit(2) from error
 
 

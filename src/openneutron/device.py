@@ -10,12 +10,22 @@ from typing import Any
 from openneutron import pte, tflite
 from openneutron.compile_spec import CompileOptions
 from openneutron.errors import ConverterError, ModelError, OptionError
+from openneutron.files import write_file
 from openneutron.payload import Payload, PayloadHeader, pack_device, parse
-from openneutron.sdk import DEFAULT_FLAGS, Conversion, Converted, Converter, convert_all, default_cache
+from openneutron.sdk import (
+    DEFAULT_FLAGS,
+    TIME_LIMIT_SECONDS,
+    Conversion,
+    Converted,
+    Converter,
+    convert_all,
+    default_cache,
+    merge_kernel_selections,
+)
 
 __all__ = [
     "CompiledProgram", "DevicePayload", "compile_payloads", "compile_program", "converter_flags", "device_payload",
-    "merge_kernel_selections",
+    "kernel_selection_of", "kernel_selection_path", "options_of",
 ]  # fmt: skip
 
 BACKEND = "NeutronBackend"
@@ -42,28 +52,34 @@ class CompiledProgram:
     """A `.pte` for the device."""
 
     program: bytes
-    payloads: int
-    """How many payloads were compiled."""
+    payloads: tuple[DevicePayload, ...]
+    """What was compiled, in the order of the program's delegates."""
     kernel_selection: str | None
     """The C sources that `dump_kernel_selection_code` asks for, of all payloads; None without it."""
 
 
-def merge_kernel_selections(payloads: Sequence[DevicePayload]) -> str | None:
-    """The kernel selections of all payloads in one text, equal ones once; None where there is none."""
-    sources = dict.fromkeys(payload.converted.kernel_selection for payload in payloads)
-    return "\n".join(source for source in sources if source is not None) or None
+def kernel_selection_of(payloads: Sequence[DevicePayload], converter: Converter) -> str | None:
+    """The kernel selections of all payloads in one C source; None where `dump_kernel_selection_code` was not set."""
+    sources = [payload.converted.kernel_selection for payload in payloads]
+    return merge_kernel_selections([source for source in sources if source is not None], converter)
+
+
+def kernel_selection_path(program: Path) -> Path:
+    """Where the kernel selection of a program goes: beside it, under the name that ExecuTorch's own script gives it."""
+    return program.with_name(f"{program.stem}_kernel_selection.c")
 
 
 def converter_flags(options: CompileOptions) -> dict[str, Any]:
     """The fields of the converter's `compilationOpts` that options ask for, `extra_flags` last.
 
+    What is not asked for is not set: not every version of the converter has every field.
     `extra_flags` is text: "name=value" separated by spaces; a value is a number, True, False, or text. Raises
     `OptionError` for other text.
     """
     flags = {
         **DEFAULT_FLAGS,
-        "fetchConstantsToSRAM": options.fetch_constants_to_sram,
-        "dumpKernelSelectionCode": options.dump_kernel_selection_code,
+        **({"fetchConstantsToSRAM": True} if options.fetch_constants_to_sram else {}),
+        **({"dumpKernelSelectionCode": True} if options.dump_kernel_selection_code else {}),
         **(PROFILING_FLAGS if options.use_profiling else {}),
     }
     for item in (options.extra_flags or "").split():
@@ -92,18 +108,25 @@ def compile_payloads(
     options: CompileOptions,
     converter: Converter,
     *,
-    time_limit: float,
+    time_limit: float = TIME_LIMIT_SECONDS,
     cache: Path | None = None,
-    names: Sequence[str] = (),
+    intermediates_dir: Path | None = None,
 ) -> tuple[DevicePayload, ...]:
-    """Convert portable payloads side by side. Raises `ConverterError` for the first that fails."""
+    """Convert portable payloads side by side, or take them from `cache` (by default, the user's).
+
+    `intermediates_dir` gets the TFLite file of each before and after. Raises `ConverterError` for the first that fails,
+    `OutputError` where a file cannot be written.
+    """
     flags = converter_flags(options)
-    labels = list(names) or [f"partition {number}" for number in range(len(payloads))]
     requests = [
-        Conversion(payload.tflite, options.target, flags, label)
-        for payload, label in zip(payloads, labels, strict=True)
+        Conversion(payload.tflite, options.target, flags, f"partition {number}")
+        for number, payload in enumerate(payloads)
     ]
-    converted = convert_all(requests, converter, time_limit=time_limit, cache=cache)
+    converted = convert_all(requests, converter, time_limit=time_limit, cache=cache or default_cache())
+    if intermediates_dir is not None:
+        for number, (request, result) in enumerate(zip(requests, converted, strict=True)):
+            write_file(intermediates_dir / f"partition_{number}.tflite", request.tflite)
+            write_file(intermediates_dir / f"partition_{number}_neutron.tflite", result.tflite)
     return tuple(
         DevicePayload(device_payload(payload.header, result.tflite, request.name), result)
         for payload, result, request in zip(payloads, converted, requests, strict=True)
@@ -172,19 +195,18 @@ def compile_program(
     converter: Converter,
     *,
     target: str | None = None,
-    time_limit: float,
+    time_limit: float = TIME_LIMIT_SECONDS,
     cache: Path | None = None,
+    intermediates_dir: Path | None = None,
     what: str = "the program",
 ) -> CompiledProgram:
     """A `.pte` with a device payload in the place of each portable one; all else in it stays byte for byte.
 
-    Target and flags are those it was lowered with, kept in its compile specs. Raises `FormatError` for a broken file,
-    `ModelError` for one without portable payloads, or with device payloads already, `ConverterError`.
+    Target and flags are those it was lowered with, kept in its compile specs. `time_limit` counts seconds for each
+    payload. Raises `FormatError` for a broken file, `PayloadError` for a broken payload, `ModelError` for one without
+    portable payloads, or with device payloads already, `ConverterError`.
     """
-    delegates = [delegate for method in pte.read(data, what).methods for delegate in method.delegates]
-    ours = {delegate.segment: delegate for delegate in delegates if delegate.backend == BACKEND}
-    if not ours:
-        raise ModelError(f"{what} has no delegate of {BACKEND}: there is nothing to compile.")
+    ours = _delegates_of(data, what)
     if None in ours:
         raise ModelError(
             f"{what} holds its payloads inside the flatbuffer. Lower it again with ExecuTorch's default, "
@@ -193,17 +215,35 @@ def compile_program(
     payloads = {segment: parse(delegate.payload) for segment, delegate in ours.items()}
     if not all(payload.is_portable for payload in payloads.values()):
         raise ModelError(f"{what} is compiled already: it holds microcode for the NPU. Compile the portable program.")
-    specs = next(iter(ours.values())).compile_specs
-    options = CompileOptions.from_values(specs)
+    options = CompileOptions.from_values(next(iter(ours.values())).compile_specs)
     if target is not None and target != options.target:
         raise OptionError(
             f"{what} was lowered for {options.target}, whose limits it keeps. Lower it again for {target} instead."
         )
     compiled = compile_payloads(
-        list(payloads.values()), options, converter, time_limit=time_limit, cache=cache or default_cache()
+        list(payloads.values()),
+        options,
+        converter,
+        time_limit=time_limit,
+        cache=cache,
+        intermediates_dir=intermediates_dir,
     )
     replaced = {
         segment: result.payload for segment, result in zip(payloads, compiled, strict=True) if segment is not None
     }
     program = pte.replace_payloads(data, replaced, what)
-    return CompiledProgram(program, len(compiled), merge_kernel_selections(compiled))
+    return CompiledProgram(program, compiled, kernel_selection_of(compiled, converter))
+
+
+def options_of(data: bytes, what: str = "the program") -> CompileOptions:
+    """The options that a `.pte` was lowered with. Raises as `compile_program` does."""
+    return CompileOptions.from_values(next(iter(_delegates_of(data, what).values())).compile_specs)
+
+
+def _delegates_of(data: bytes, what: str) -> dict[int | None, pte.Delegate]:
+    """Our delegates, by the segment that holds the payload; equal payloads share one."""
+    delegates = [delegate for method in pte.read(data, what).methods for delegate in method.delegates]
+    ours = {delegate.segment: delegate for delegate in delegates if delegate.backend == BACKEND}
+    if not ours:
+        raise ModelError(f"{what} has no delegate of {BACKEND}: there is nothing to compile.")
+    return ours

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,10 +29,12 @@ from typing import Any
 from openneutron.errors import ConverterError, OptionError
 from openneutron.files import write_file
 
-__all__ = ["Conversion", "Converted", "Converter", "choose", "convert", "convert_all", "installed"]
+__all__ = [
+    "Conversion", "Converted", "Converter", "ConverterWarning", "choose", "convert", "convert_all", "converter_for",
+    "default_cache", "installed", "merge_kernel_selections",
+]  # fmt: skip
 
 PACKAGE = "eiq_neutron_sdk"
-DISTRIBUTION = "eiq-neutron-sdk"
 FLAVOR_PREFIX = "neutron_converter_"
 TIME_LIMIT_SECONDS = 600.0
 CACHE_VARIABLE = "OPENNEUTRON_CACHE"
@@ -46,6 +49,11 @@ KERNEL_SELECTION = "_kernel_selection.c"
 OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 _REQUEST, _MODEL, _RESULT, _ANSWER = "request.json", "model.tflite", "converted.tflite", "answer.json"
+_MERGED = "merged.c"
+
+
+class ConverterWarning(UserWarning):
+    """Payloads stay portable, though a converter of the vendor's is installed: none that fits."""
 
 
 @dataclass(frozen=True)
@@ -101,23 +109,65 @@ def _version(module: str) -> str:
 
 
 def choose(flavor: str | None, found: Sequence[Converter] | None = None) -> Converter:
-    """The converter for `neutron_converter_flavor`; without one, eiq_neutron_sdk, or the only one there is.
+    """The converter for `neutron_converter_flavor`; without one, eiq_neutron_sdk.
 
     Raises `ConverterError`, listing what is installed, where none fits.
     """
     found = installed() if found is None else found
-    fits = [converter for converter in found if flavor in (converter.flavor, converter.module)]
-    if flavor is None:
-        fits = [converter for converter in found if converter.module == PACKAGE] or list(found)
-    if len(fits) == 1:
-        return fits[0]
+    wanted = {PACKAGE} if flavor is None else {flavor}
+    for converter in found:
+        if wanted & {converter.flavor, converter.module}:
+            return converter
     there = ", ".join(map(str, found)) or "none"
-    wanted = f"for neutron_converter_flavor='{flavor}'" if flavor else "of a single flavour, or eiq_neutron_sdk,"
+    wanted_by = f"for neutron_converter_flavor='{flavor}'" if flavor else f"{PACKAGE}, which no flavour stands for,"
     raise ConverterError(
-        f"There is no converter {wanted} in this Python; installed: {there}. Microcode must match the firmware's SDK "
-        "release, so no other is taken. A portable program needs none: keep it, and run `openneutron compile` on a "
+        f"There is no converter {wanted_by} in this Python; installed: {there}. Microcode must match the firmware's "
+        "SDK release, so no other is taken. A portable program needs none: keep it, and run `openneutron compile` on a "
         "machine that has the converter."
     )
+
+
+def converter_for(payload: str, flavor: str | None) -> Converter | None:
+    """The converter that makes the payloads which the option `payload` asks for; None where they stay portable.
+
+    "device" raises `ConverterError` as `choose` does. "auto" is portable where no converter is installed, and with a
+    `ConverterWarning` where only others are.
+    """
+    if payload == "portable":
+        return None
+    found = installed()
+    try:
+        return choose(flavor, found)
+    except ConverterError as error:
+        if payload == "device":
+            raise
+        if found:
+            warnings.warn(f"The payloads stay portable. {error}", ConverterWarning, stacklevel=3)
+        return None
+
+
+def merge_kernel_selections(
+    sources: Sequence[str], converter: Converter, *, time_limit: float = TIME_LIMIT_SECONDS
+) -> str | None:
+    """One C source that selects all kernels of `sources`; None where there are none.
+
+    Different ones are merged by the vendor's package. Raises `ConverterError` where that fails.
+    """
+    different = list(dict.fromkeys(sources))
+    if len(different) < 2:
+        return different[0] if different else None
+    with tempfile.TemporaryDirectory(prefix="openneutron-") as folder:
+        work = Path(folder)
+        names = [f"{number}{KERNEL_SELECTION}" for number in range(len(different))]
+        for name, source in zip(names, different, strict=True):
+            (work / name).write_text(source)
+        (work / _REQUEST).write_text(json.dumps({"module": converter.module, "merge": names}))
+        what = f"the kernel selections of {len(different)} payloads"
+        log = _run(work, what, converter, time_limit)
+        _check_answer(work, what, converter, log)
+        if not (work / _MERGED).exists():
+            raise _failed(what, converter, "merged nothing", log)
+        return (work / _MERGED).read_text()
 
 
 def convert(
@@ -136,8 +186,10 @@ def convert(
         (work / _MODEL).write_bytes(request.tflite)
         asked = {"module": converter.module, "target": request.target, "flags": dict(request.flags)}
         (work / _REQUEST).write_text(json.dumps(asked))
-        log = _run(work, request, converter, time_limit)
-        converted = _take(work, request, converter, log)
+        what = f"{request.name} for {request.target}"
+        log = _run(work, what, converter, time_limit)
+        _check_answer(work, what, converter, log)
+        converted = _take(work, what, converter, log)
     if kept is not None:
         _keep(kept, converted)
     return converted
@@ -164,7 +216,7 @@ def default_cache() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openneutron"
 
 
-def _run(work: Path, request: Conversion, converter: Converter, time_limit: float) -> str:
+def _run(work: Path, what: str, converter: Converter, time_limit: float) -> str:
     """All that the child printed. Raises `ConverterError` where it did not end well."""
     with (work / "log").open("w+b") as log:
         child = subprocess.Popen(
@@ -185,12 +237,12 @@ def _run(work: Path, request: Conversion, converter: Converter, time_limit: floa
         log.seek(0)
         printed = log.read().decode(errors="backslashreplace")
     if code is None:
-        raise _failed(request, converter, f"did not end within {time_limit:g} s", printed)
+        raise _failed(what, converter, f"did not end within {time_limit:g} s", printed)
     if code < 0:
         memory = "; so ends a process that takes too much memory" if code == -signal.SIGKILL else ""
-        raise _failed(request, converter, f"was ended by signal {-code}{memory}", printed)
+        raise _failed(what, converter, f"was ended by signal {-code}{memory}", printed)
     if code:
-        raise _failed(request, converter, f"ended with exit code {code}", printed)
+        raise _failed(what, converter, f"ended with exit code {code}", printed)
     return printed
 
 
@@ -201,23 +253,27 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _take(work: Path, request: Conversion, converter: Converter, log: str) -> Converted:
-    answer, result = work / _ANSWER, work / _RESULT
+def _check_answer(work: Path, what: str, converter: Converter, log: str) -> None:
+    answer = work / _ANSWER
     if not answer.exists():
-        raise _failed(request, converter, "ended without an answer", log)
+        raise _failed(what, converter, "ended without an answer", log)
     told = json.loads(answer.read_text())
     if "error" in told:
-        raise _failed(request, converter, told["error"], log)
+        raise _failed(what, converter, told["error"], log)
+
+
+def _take(work: Path, what: str, converter: Converter, log: str) -> Converted:
+    result = work / _RESULT
     if not result.exists() or not result.stat().st_size:
-        raise _failed(request, converter, "gave back no model", log)
+        raise _failed(what, converter, "gave back no model", log)
     selection = work / KERNEL_SELECTION
     return Converted(result.read_bytes(), log, selection.read_text(errors="replace") if selection.exists() else None)
 
 
-def _failed(request: Conversion, converter: Converter, how: str, log: str) -> ConverterError:
+def _failed(what: str, converter: Converter, how: str, log: str) -> ConverterError:
     printed = log.strip()[-LONGEST_LOG:] or "nothing"
     return ConverterError(
-        f"The converter {converter} {how} on {request.name} for {request.target}. It printed:\n{printed}"
+        f"The converter {converter} {how} on {what}. It printed:\n{printed}"
     )
 
 
@@ -251,18 +307,20 @@ def _load(folder: Path, request: Conversion) -> Converted:
 
 
 def _serve(folder: Path) -> None:
-    """The child: convert what the folder asks for, and answer there."""
+    """The child: do what the folder asks for, and answer there."""
     if OOM_SCORE.exists():  # where memory runs out, Linux ends this process and not its parent
         OOM_SCORE.write_text("1000")
     asked = json.loads((folder / _REQUEST).read_text())
     try:
-        answer = _convert_here(asked, (folder / _MODEL).read_bytes())
+        if "merge" in asked:
+            _merge_here(asked)
+        else:
+            (folder / _RESULT).write_bytes(_convert_here(asked, (folder / _MODEL).read_bytes()))
     except MemoryError:
         told = {"error": "ran out of memory"}
     except Exception as error:  # whatever the vendor's package raises is an answer
         told = {"error": f"raised {type(error).__name__}: {error}"}
     else:
-        (folder / _RESULT).write_bytes(answer)
         told = {}
     (folder / _ANSWER).write_text(json.dumps(told))
 
@@ -282,11 +340,21 @@ def _convert_here(asked: Mapping[str, Any], tflite: bytes) -> bytes:
     return bytes(converter.convertModel(list(tflite), context))
 
 
+def _merge_here(asked: Mapping[str, Any]) -> None:
+    """Merge files of the current folder, which is the child's own."""
+    package = importlib.import_module(asked["module"])
+    if not hasattr(package, "merge_kernel_selection_files"):
+        raise ConverterError(
+            "this package has no merge_kernel_selection_files. Compile without dump_kernel_selection_code, or with a "
+            f"newer {PACKAGE}"
+        )
+    package.merge_kernel_selection_files(asked["merge"], _MERGED)
+
+
 def _load_package(module: str) -> tuple[Any, Any]:
     """The package's converter, and its library of targets where it has one."""
-    package = PACKAGE if module == PACKAGE else module
-    converter = importlib.import_module(f"{package}.neutron_converter")
-    name = f"{package}.neutron_library_utils"
+    converter = importlib.import_module(f"{module}.neutron_converter")
+    name = f"{module}.neutron_library_utils"
     return converter, importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 

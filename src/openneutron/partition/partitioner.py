@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.export import ExportedProgram
 
 from openneutron.backend import NeutronBackend
 from openneutron.compile_spec import CompileOptions
+from openneutron.device import compile_payloads, kernel_selection_of
 from openneutron.errors import OptionError
 from openneutron.files import write_file
 from openneutron.partition.compile import compile_partition
@@ -21,6 +23,7 @@ from openneutron.partition.opaque import is_opaque, is_searched, replace_partiti
 from openneutron.partition.orders import settle_orders
 from openneutron.partition.placing import Placement, place
 from openneutron.payload import parse
+from openneutron.sdk import converter_for
 from openneutron.targets import NeutronTargetSpec
 
 __all__ = ["CpuWarning", "NeutronPartitioner"]
@@ -35,8 +38,12 @@ class NeutronPartitioner(Partitioner):
 
     `compile_spec` comes from `generate_neutron_compile_spec`; `neutron_target_spec`, where given, must name its target.
     Operators left on the CPU are listed in a `CpuWarning`, and by `openneutron.placement`. The partitions are found and
-    compiled in the exported ATen program, before ExecuTorch decomposes anything. Raises `OptionError`.
+    compiled in the exported ATen program, before ExecuTorch decomposes anything. Where the option `payload` asks for
+    it, the vendor's converter makes their payloads; `dump_kernel_selection_code` then writes `KERNEL_SELECTION` in
+    `intermediates_dir`, or else in the current folder. Raises `OptionError`; in the lowering, `ConverterError`.
     """
+
+    KERNEL_SELECTION = "partitions_kernel_selection.c"
 
     def __init__(
         self,
@@ -60,7 +67,8 @@ class NeutronPartitioner(Partitioner):
                 f"The compile spec is for target '{self.options.target}', the partitioner for "
                 f"'{NeutronTargetSpec(named).name}'. Give both the same."
             )
-        self.delegation_spec = DelegationSpec(NeutronBackend.__name__, self.options.to_specs())
+        # Which payload was asked for is no matter of the program that holds it.
+        self.delegation_spec = DelegationSpec(NeutronBackend.__name__, replace(self.options, payload="auto").to_specs())
 
     def transform_for_pre_decomposition(self, exported_program: ExportedProgram) -> ExportedProgram:
         """Find and compile the partitions; called by `to_edge_transform_and_lower`. `exported_program` is unchanged."""
@@ -71,10 +79,27 @@ class NeutronPartitioner(Partitioner):
             compile_partition(placed.program, partition, self.options, orders.is_channels_last)
             for partition in placed.partitions
         ]
-        if self.options.intermediates_dir is not None:
+        folder = self._intermediates
+        if folder is not None:
             for number, payload in enumerate(payloads):
-                write_file(Path(self.options.intermediates_dir) / f"partition_{number}.tflite", parse(payload).tflite)
-        return replace_partitions(placed.program, placed.partitions, payloads, orders)
+                write_file(folder / f"partition_{number}.tflite", parse(payload).tflite)
+        return replace_partitions(placed.program, placed.partitions, self._final(payloads), orders)
+
+    @property
+    def _intermediates(self) -> Path | None:
+        return None if self.options.intermediates_dir is None else Path(self.options.intermediates_dir)
+
+    def _final(self, payloads: Sequence[bytes]) -> Sequence[bytes]:
+        """The payloads as the options want them: as they are, or converted."""
+        converter = converter_for(self.options.payload, self.options.neutron_converter_flavor)
+        if converter is None or not payloads:
+            return payloads
+        portable = [parse(payload) for payload in payloads]
+        compiled = compile_payloads(portable, self.options, converter, intermediates_dir=self._intermediates)
+        selection = kernel_selection_of(compiled, converter)
+        if selection is not None:
+            write_file((self._intermediates or Path()) / self.KERNEL_SELECTION, selection.encode())
+        return [result.payload for result in compiled]
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
         """Tag the compiled partitions of an edge program.
