@@ -121,11 +121,14 @@ def mutated(original: bytes) -> st.SearchStrategy[bytes]:
         data = bytearray(original)
         for _ in range(draw(st.integers(1, 4))):
             at = min(draw(position), len(data) - 1)
-            kind = draw(st.sampled_from(("byte", "word", "cut", "double", "end")))
+            kind = draw(st.sampled_from(("byte", "word", "small", "cut", "double", "end")))
             if kind == "byte":
                 data[at] = draw(st.integers(0, 255))
             elif kind == "word":
                 data[at : at + 4] = draw(st.sampled_from(WORDS))
+            elif kind == "small":  # an index, a size or a code where those are kept
+                at -= at % 4
+                data[at : at + 4] = draw(st.integers(0, 20)).to_bytes(4, "little")
             elif kind == "cut":
                 del data[at : at + draw(st.integers(1, 64))]
             elif kind == "double":

@@ -14,7 +14,7 @@ from openneutron.report.weights import stored_bytes
 from openneutron.targets import NeutronTarget
 from openneutron.tflite import Operator
 
-__all__ = ["Estimate", "Fit", "Layer", "estimate_operators", "fit_of"]
+__all__ = ["Estimate", "Fit", "Layer", "estimate_operators", "fit_of", "whole"]
 
 _WORST_LAYERS = 3
 
@@ -93,19 +93,33 @@ def estimate_operators(operators: Sequence[Operator], target: NeutronTarget) -> 
     sizes = {index: tensor.bytes for index, tensor in {**read, **written}.items()}
     arena = plan(lifetimes(steps, sizes, [tensor.index for tensor in outputs]), len(steps))
     layers = tuple(_layer(op, target, live) for op, live in zip(as_ops(operators), arena.live, strict=True))
-    cycles = sum(layer.cycles for layer in layers)
     io_bytes = sum(tensor.bytes for tensor in (*inputs, *outputs))
-    clock = target.clock_hz
+    return _estimate(layers, arena.size, arena.peak, io_bytes, target)
+
+
+def whole(parts: Sequence[Estimate], target: NeutronTarget) -> Estimate:
+    """The estimate for delegates that run one after the other: one scratch for all, inputs and outputs of each."""
+    return _estimate(
+        tuple(layer for part in parts for layer in part.layers),
+        max((part.scratch_bytes for part in parts), default=0),
+        max((part.peak_bytes for part in parts), default=0),
+        sum(part.io_bytes for part in parts),
+        target,
+    )
+
+
+def _estimate(layers: tuple[Layer, ...], scratch: int, peak: int, io_bytes: int, target: NeutronTarget) -> Estimate:
+    cycles = sum(layer.cycles for layer in layers)
     return Estimate(
         target=target.name,
         layers=layers,
-        scratch_bytes=arena.size,
-        peak_bytes=arena.peak,
+        scratch_bytes=scratch,
+        peak_bytes=peak,
         io_bytes=io_bytes,
         weight_bytes=sum(layer.weight_bytes for layer in layers),
         cycles=cycles,
-        milliseconds=None if clock is None else 1000 * cycles / clock,
-        fit=fit_of(layers, arena.size, io_bytes, target),
+        milliseconds=None if target.clock_hz is None else 1000 * cycles / target.clock_hz,
+        fit=fit_of(layers, scratch, io_bytes, target),
         assumptions=array_of(target).assumptions,
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from openneutron.errors import FormatError
 from openneutron.ir.graph import Kind, Op, QParams, Tensor
 from openneutron.tflite import Operator, Subgraph, TensorInfo
 
@@ -14,6 +15,9 @@ __all__ = ["as_ops", "npu_operators"]
 _DTYPES = {"INT8": np.int8, "UINT8": np.uint8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64}
 # At the ends of a model, the vendor's converter leaves these to the CPU.
 _LEADING = {"QUANTIZE"}
+_POOLS = {"AVERAGE_POOL_2D", "MAX_POOL_2D"}
+_CONVOLUTIONS = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"}
+_PRODUCTS = {"FULLY_CONNECTED", "BATCH_MATMUL"}
 _TRAILING = {"SOFTMAX", "DEQUANTIZE", "QUANTIZE"}
 
 
@@ -38,8 +42,12 @@ def _is_int8(operator: Operator) -> bool:
 def as_ops(operators: Sequence[Operator]) -> tuple[Op, ...]:
     """The same operators in the IR, with shapes, dtypes and attributes; of several outputs, the first.
 
-    Constants keep their shapes and types, not their values. Linear in operators.
+    Constants keep their shapes and types, not their values. Linear in operators. Raises `FormatError` for an operator
+    that has not what its kind needs.
     """
+    for operator in operators:
+        if fault := _fault(operator):
+            raise FormatError(f"byte {operator.at} of the TFLite file: expected {fault} of {operator.name}")
     known: dict[int, Tensor] = {}
 
     def tensor(info: TensorInfo) -> Tensor:
@@ -56,8 +64,27 @@ def as_ops(operators: Sequence[Operator]) -> tuple[Op, ...]:
             operator.outputs[0].name,
         )
         for operator in operators
-        if operator.outputs
     )
+
+
+def _fault(operator: Operator) -> str | None:
+    """What the operator lacks, in words."""
+    given = [tensor for tensor in operator.inputs if tensor is not None]
+    if not given or not operator.outputs:
+        return "an input and an output"
+    ranks = [len(tensor.shape) for tensor in given]
+    if operator.name in _POOLS:
+        has_window = {"filter_height", "filter_width"} <= set(operator.attrs)
+        return None if has_window and ranks[0] == len(operator.outputs[0].shape) == 4 else "a window and images"
+    if operator.name in _CONVOLUTIONS:
+        is_whole = len(operator.outputs[0].shape) == 4 and "stride_h" in operator.attrs and len(given) > 1
+        constants = [tensor for tensor in given if tensor.buffer is not None and len(tensor.shape) == 4]
+        images = [tensor for tensor in given if tensor.buffer is None and len(tensor.shape) == 4]
+        return None if is_whole and constants and images else "an image, a constant kernel and strides"
+    if operator.name in _PRODUCTS:
+        has_ranks = len(given) > 1 and min(ranks[:2]) > 0 and operator.outputs[0].shape
+        return None if has_ranks else "two operands and a result of one dimension or more"
+    return None
 
 
 def _tensor(info: TensorInfo) -> Tensor:

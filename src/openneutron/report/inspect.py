@@ -10,14 +10,14 @@ from pathlib import Path
 from openneutron import pte, tflite
 from openneutron.compile_spec import CompileOptions
 from openneutron.device import BUFFER_OUTPUTS, CONSTANT_INPUTS, NEUTRON_GRAPH
-from openneutron.errors import FormatError
+from openneutron.errors import FormatError, PayloadError
 from openneutron.files import read_file
-from openneutron.payload import Microcode, microcode_header, parse
-from openneutron.report.estimate import Estimate, Layer, estimate_operators
+from openneutron.payload import Microcode, Payload, microcode_header, parse
+from openneutron.report.estimate import Estimate, Layer, estimate_operators, whole
 from openneutron.report.graph import npu_operators
 from openneutron.targets import NeutronTarget, NeutronTargetSpec
 
-__all__ = ["Delegate", "Report", "Section", "Value", "inspect"]
+__all__ = ["Delegate", "Report", "Section", "Value", "inspect", "inspect_bytes"]
 
 NEUTRON_BACKEND = "NeutronBackend"
 DEFAULT_TARGET = "imxrt700"
@@ -89,11 +89,13 @@ class Report:
     planned_bytes: int
     """Memory that ExecuTorch's runtime plans for the program's tensors."""
     sections: tuple[Section, ...]
+    estimate: Estimate
+    """For all delegates whose operators are known, together."""
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The operators of all delegates whose operators are known, in their order."""
-        return tuple(layer for one in self.delegates if one.estimate for layer in one.estimate.layers)
+        return self.estimate.layers
 
     @property
     def scratch_bytes(self) -> int:
@@ -110,7 +112,7 @@ class Report:
         """Estimated cycles on the NPU; None where a delegate is compiled already, which hides its operators."""
         if any(one.kind == "device" for one in self.delegates):
             return None
-        return sum(one.estimate.cycles for one in self.delegates if one.estimate)
+        return self.estimate.cycles
 
 
 def inspect(path: str | os.PathLike[str], target: str | NeutronTargetSpec | None = None) -> Report:
@@ -120,15 +122,19 @@ def inspect(path: str | os.PathLike[str], target: str | NeutronTargetSpec | None
     imxrt700. Raises `FormatError` with the offset for a broken file, `PayloadError` for a broken payload of ours,
     `InputError` for one that cannot be read, `TargetError`.
     """
-    data, path = read_file(path), Path(path)
+    return inspect_bytes(read_file(path), str(Path(path)), target)
+
+
+def inspect_bytes(data: bytes, what: str, target: str | NeutronTargetSpec | None = None) -> Report:
+    """`inspect` of a file's bytes; `what` is its name in the report and in errors."""
     identifier = data[4:8]
     chosen = None if target is None else NeutronTargetSpec(target).neutron_target
     if identifier[:2] == b"ET":
-        return _inspect_pte(str(path), data, chosen)
+        return _inspect_pte(what, data, chosen)
     if identifier == b"TFL3":
-        return _inspect_tflite(str(path), data, chosen)
+        return _inspect_tflite(what, data, chosen)
     raise FormatError(
-        f"{path}: byte 4: expected 'ET12' of an ExecuTorch program or 'TFL3' of a TFLite file, found {identifier!r}"
+        f"{what}: byte 4: expected 'ET12' of an ExecuTorch program or 'TFL3' of a TFLite file, found {identifier!r}"
     )
 
 
@@ -137,6 +143,7 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
     if not program.methods:
         raise FormatError(f"{path}: the program has no method")
     method = program.methods[0]
+    target = target or _target_of(method)
     delegates = tuple(_of_program(call, target) for call in method.calls if isinstance(call, pte.Delegate))
     segments = {call.segment: call.backend for call in method.calls if isinstance(call, pte.Delegate)}
     sections = [Section("flatbuffer", program.flatbuffer_bytes)]
@@ -155,22 +162,38 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
         cpu_operators=tuple(call.name for call in method.calls if isinstance(call, pte.Kernel)),
         planned_bytes=sum(method.planned_bytes),
         sections=tuple(sections),
+        estimate=_together(delegates, target),
     )
+
+
+def _target_of(method: pte.Method) -> NeutronTarget:
+    """What the first of the NPU's delegates was lowered for."""
+    ours = (delegate for delegate in method.delegates if delegate.backend == NEUTRON_BACKEND)
+    named = [CompileOptions.from_values(delegate.compile_specs).target for delegate in ours]
+    return NeutronTargetSpec(named[0] if named else DEFAULT_TARGET).neutron_target
+
+
+def _together(delegates: Sequence[Delegate], target: NeutronTarget) -> Estimate:
+    return whole([delegate.estimate for delegate in delegates if delegate.estimate], target)
 
 
 def _program_value(name: str, value: pte.Value) -> Value:
     return Value(name, value.shape, value.dtype, channels_last=value.dim_order == (0, 2, 3, 1))
 
 
-def _of_program(call: pte.Delegate, target: NeutronTarget | None) -> Delegate:
+def _of_program(call: pte.Delegate, target: NeutronTarget) -> Delegate:
     if call.backend != NEUTRON_BACKEND:
         return Delegate("foreign", call.backend, None, len(call.payload))
     payload = parse(call.payload)
     named = CompileOptions.from_values(call.compile_specs).target
-    target = target or NeutronTargetSpec(named).neutron_target
     header = payload.header
     if not payload.is_portable:
         arguments = call.arguments
+        if len(arguments) < header.argument_count + len(header.output_map):
+            raise FormatError(
+                f"The delegate is called with {len(arguments)} arguments; its payload takes {header.argument_count} "
+                f"and yields {len(header.output_map)}."
+            )
         inputs = tuple(_program_value(f"input {i}", arguments[at]) for i, at in enumerate(header.input_map))
         outputs = tuple(
             _program_value(f"output {i}", arguments[header.argument_count + at])
@@ -178,7 +201,7 @@ def _of_program(call: pte.Delegate, target: NeutronTarget | None) -> Delegate:
         )
         microcode = microcode_header(payload.microcode, header.version)
         return Delegate("device", call.backend, named, len(call.payload), inputs, outputs, (), microcode)
-    (graph,) = tflite.read(payload.tflite, "the TFLite model of a payload").subgraphs
+    graph = _graph_of(payload)
     return Delegate(
         kind="portable",
         backend=call.backend,
@@ -189,6 +212,19 @@ def _of_program(call: pte.Delegate, target: NeutronTarget | None) -> Delegate:
         operators=tuple(operator.name for operator in graph.operators),
         estimate=estimate_operators(graph.operators, target),
     )
+
+
+def _graph_of(payload: Payload) -> tflite.Subgraph:
+    """The graph of a portable payload. Raises `PayloadError` where it is not that of the payload's header."""
+    model, header = tflite.read(payload.tflite, "the TFLite model of a payload"), payload.header
+    counts = [(len(graph.inputs), len(graph.outputs)) for graph in model.subgraphs]
+    expected = (len(header.input_formats), len(header.output_formats))
+    if counts != [expected]:
+        raise PayloadError(
+            f"The delegate payload's header has {expected} inputs and outputs; the graphs of its TFLite model have "
+            f"{counts or 'none'}."
+        )
+    return model.subgraphs[0]
 
 
 def _values(tensors: Sequence[tflite.TensorInfo], formats: Sequence[int]) -> tuple[Value, ...]:
@@ -210,10 +246,8 @@ def _inspect_tflite(path: str, data: bytes, target: NeutronTarget | None) -> Rep
     graph = model.subgraphs[0]
     nodes = [operator for operator in graph.operators if operator.is_custom and operator.name == NEUTRON_GRAPH]
     taken = nodes or npu_operators(graph)
-    if nodes:
-        delegates = tuple(map(_of_converted, nodes))
-    else:
-        delegates = (_of_plain(taken, target or NeutronTargetSpec(DEFAULT_TARGET).neutron_target),) if taken else ()
+    target = target or NeutronTargetSpec(DEFAULT_TARGET).neutron_target
+    delegates = tuple(map(_of_converted, nodes)) if nodes else _of_plain(taken, target)
     on_npu = set(map(id, taken))
     return Report(
         path=path,
@@ -229,18 +263,21 @@ def _inspect_tflite(path: str, data: bytes, target: NeutronTarget | None) -> Rep
             Section("constants", model.constant_bytes),
             Section("tables and padding", len(data) - model.constant_bytes),
         ),
+        estimate=_together(delegates, target),
     )
 
 
-def _of_plain(operators: Sequence[tflite.Operator], target: NeutronTarget) -> Delegate:
-    """The NPU's part of a model that was not converted."""
+def _of_plain(operators: Sequence[tflite.Operator], target: NeutronTarget) -> tuple[Delegate, ...]:
+    """The NPU's part of a model that was not converted; none where the NPU takes nothing."""
+    if not operators:
+        return ()
     weights = {
         tensor.buffer.number: len(tensor.buffer.data)
         for operator in operators
         for tensor in operator.inputs
         if tensor is not None and tensor.buffer is not None
     }
-    return Delegate(
+    delegate = Delegate(
         kind="plain",
         backend=NEUTRON_BACKEND,
         target=None,
@@ -248,6 +285,7 @@ def _of_plain(operators: Sequence[tflite.Operator], target: NeutronTarget) -> De
         operators=tuple(operator.name for operator in operators),
         estimate=estimate_operators(operators, target),
     )
+    return (delegate,)
 
 
 def _of_converted(node: tflite.Operator) -> Delegate:

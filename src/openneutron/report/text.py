@@ -37,6 +37,9 @@ def _blocks(report: Report, *, layers: bool) -> Iterator[Any]:
     for number, delegate in enumerate(report.delegates):
         yield Text("")
         yield from _delegate(number, delegate, layers=layers)
+    if sum(delegate.estimate is not None for delegate in report.delegates) > 1:
+        yield Text("\nall delegates")
+        yield from _estimate(report.estimate, layers=False)
     yield Text("")
     yield Text(f"CPU operators: {_counted(report.cpu_operators)}")
     if report.planned_bytes:

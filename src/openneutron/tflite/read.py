@@ -17,6 +17,7 @@ __all__ = ["Buffer", "Model", "Operator", "Quantization", "Subgraph", "TensorInf
 
 FILE_IDENTIFIER = b"TFL3"
 MAX_QPARAMS_SHOWN = 1
+MAX_RANK = 32
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Operator:
     outputs: tuple[TensorInfo, ...]
     attrs: Mapping[str, Any]
     """Fields of its options that steer what it computes, under the schema's names; enums by name."""
+    at: int = 0
+    """Where its table lies in the file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +114,9 @@ _ITEM_BYTES = {
     "FLOAT64": 8, "INT64": 8, "UINT64": 8, "COMPLEX64": 8, "COMPLEX128": 16, "FLOAT32": 4, "INT32": 4, "UINT32": 4,
     "RESOURCE": 4, "VARIANT": 4, "FLOAT16": 2, "BFLOAT16": 2, "INT16": 2, "UINT16": 2,
 }  # fmt: skip
+
+# Types whose elements are whole bytes, all of one size.
+_WHOLE_BYTES = {"INT8", "UINT8", "BOOL", "INT16", "INT32", "INT64", "FLOAT16", "FLOAT32", "FLOAT64"}
 
 # Fields of the options tables: number in the schema, code of the struct module or the names of an enum, default.
 _Field = tuple[int, "str | dict[int, str]", float]
@@ -195,15 +201,16 @@ def _tensor(index: int, table: Table, buffers: tuple[Buffer, ...]) -> TensorInfo
     shape, kind, buffer = table.wholes(0), table.whole(1, "b"), table.whole(2, "I")
     if kind not in _TYPES:
         raise table.source.fail(table.at, "a tensor type", kind)
-    if any(size < -1 for size in shape):
-        raise table.source.fail(table.at, "dimensions of -1 or more", shape)
+    if len(shape) > MAX_RANK or any(size < -1 for size in shape):
+        raise table.source.fail(table.at, f"at most {MAX_RANK} dimensions of -1 or more", shape)
     if buffer >= max(1, len(buffers)):
         raise table.source.fail(table.at, f"a buffer below {len(buffers)}", buffer)
     stored = buffers[buffer] if buffers and len(buffers[buffer].data) else None
     info = TensorInfo(
         index, table.text(3) or "", _TYPES[kind], shape, _quantization(table.table(4), len(shape)), stored
     )
-    if stored is not None and info.dtype in ("INT8", "UINT8", "INT32") and len(stored.data) != info.bytes:
+    is_dense = info.dtype in _WHOLE_BYTES and table.table(6) is None
+    if stored is not None and is_dense and len(stored.data) != info.bytes:
         raise table.source.fail(table.at, f"a buffer of {info.bytes} bytes for {info.dtype} {shape}", len(stored.data))
     return info
 
@@ -236,7 +243,7 @@ def _operator(table: Table, codes: list[tuple[str, bool]], tensors: tuple[Tensor
     options = table.table(4)
     fields = {} if is_custom or options is None else _OPTIONS.get(name, {})
     attrs = {key: _option(options, field) for key, field in fields.items()} if options is not None else {}
-    return Operator(name, is_custom, inputs, _tensors(table, 2, tensors), attrs)
+    return Operator(name, is_custom, inputs, _tensors(table, 2, tensors), attrs, table.at)
 
 
 def _option(options: Table, declared: _Field) -> int | float | bool | str:
