@@ -161,6 +161,17 @@ class TestFoldConstants:
         assert not passes.fold_constants(module)
         assert "bernoulli.default" in names(module)
 
+    def test_parameters_stay_while_training(self) -> None:
+        model = Model(lambda m, x: x + torch.relu(m.c.bias * 2).sum() + m.k.relu(), c=conv(), k=torch.randn(4, 1, 1))
+        module = exported(model)
+        assert passes.fold_constants(module, training=True)
+        assert names(module) == ["mul.Tensor", "relu.default", "sum.default", "add.Tensor", "add.Tensor"]
+
+    def test_statistics_stay_while_training(self) -> None:
+        model = Model(lambda m, x: m.b(x) + m.b.running_mean.sum(), b=bn())
+        module: GraphModule = torch.export.export(model.train(), (image(),)).module()
+        assert not passes.fold_constants(module, training=True)
+
     def test_writes_stay(self) -> None:
         module = exported(Model(lambda m, x: x + m.k.add_(1), k=torch.zeros(4, 1, 1)))
         assert not passes.fold_constants(module)
@@ -178,6 +189,10 @@ class TestRemoveIdentities:
     def test_rule_2_aliases(self) -> None:
         model = Model(lambda _, x: F.relu(x.detach()))
         assert names(after(passes.remove_identities, model)) == ["relu.default"]
+
+    def test_rule_2_not_detach_while_training(self) -> None:
+        module = exported(Model(lambda _, x: F.relu(x.detach())))
+        assert not passes.remove_identities(module, training=True)
 
     def test_rule_3_copies(self) -> None:
         model = Model(lambda _, x: F.relu(x.clone()).contiguous())
@@ -227,18 +242,35 @@ class TestFoldBatchNorm:
         assert "mul.Tensor" not in names(after(passes.fold_batch_norm, model))
 
     @pytest.mark.parametrize(
-        ("build", "inputs"),
+        ("build", "inputs", "convolution"),
         [
-            (lambda: Model(read_twice, c=conv(), b=bn()), image()),
-            (lambda: nn.Sequential(bn(), conv()), image()),
-            (lambda: nn.Sequential(nn.Linear(5, 8), bn1(6)), image(2, 6, 5)),
-            (lambda: Model(lambda m, x: m.b(F.conv2d(x, x.abs())), b=bn(1)), image()),
+            (lambda: Model(read_twice, c=conv(), b=bn()), image(), "conv2d.default"),
+            (lambda: nn.Sequential(bn(), conv()), image(), "conv2d.default"),
+            (lambda: nn.Sequential(nn.Linear(5, 8), bn1(6)), image(2, 6, 5), "conv1d.default"),
+            (lambda: nn.Sequential(nn.ReLU(), bn1(6)), image(3, 6), "conv1d.default"),
+            (lambda: Model(lambda m, x: m.b(F.conv2d(x, x.abs())), b=bn(1)), image(), "conv2d.default"),
         ],
     )
-    def test_rule_2_as_arithmetic(self, build: Callable[[], nn.Module], inputs: torch.Tensor) -> None:
-        found = names(after(passes.fold_batch_norm, seeded(build), inputs))
-        assert "batch_norm.default" not in found
-        assert "mul.Tensor" in found
+    def test_rule_2_as_depthwise_convolution(
+        self, build: Callable[[], nn.Module], inputs: torch.Tensor, convolution: str
+    ) -> None:
+        module = after(passes.fold_batch_norm, seeded(build), inputs)
+        assert "batch_norm.default" not in names(module)
+        found = [node for node in module.graph.nodes if op_name(node) == f"aten.{convolution}"]
+        assert [node for node in found if node.args[6:] == (node.meta["val"].shape[1],)]
+
+    def test_rule_3_as_arithmetic(self) -> None:
+        norm = nn.BatchNorm3d(3)
+        found = names(after(passes.fold_batch_norm, nn.Sequential(nn.ReLU(), norm), image(2, 3, 4, 4, 4)))
+        assert found == ["relu.default", "mul.Tensor", "add.Tensor"]
+
+    def test_what_is_new_is_trainable_while_training(self) -> None:
+        model = seeded(lambda: Model(lambda m, x: m.b(m.c(m.a(x))), a=bn(), c=conv(bias=False), b=bn()))
+        module = after(lambda module: passes.fold_batch_norm(module, training=True), model)
+        read = [str(node.target) for node in module.graph.nodes if node.op == "get_attr"]
+        parameters = dict(module.named_parameters())
+        assert all(name in parameters and parameters[name].requires_grad for name in read)
+        assert len(read) == 4
 
     def test_not_in_train_mode(self) -> None:
         module: GraphModule = torch.export.export(nn.Sequential(conv(), bn()).train(), (image(),)).module()
@@ -271,6 +303,18 @@ class TestFoldBatchNorm:
         assert "batch_norm.default" not in names(module)
         for got, want in zip(module(image()), model(image()), strict=True):
             assert (got - want).abs().max() <= FOLDING_TOLERANCE * want.abs().max().clamp(min=1)
+
+
+class TestRemoveBatchCounts:
+    def test_counts_go(self) -> None:
+        module: GraphModule = torch.export.export(nn.Sequential(conv(), bn()).train(), (image(),)).module()
+        assert passes.remove_batch_counts(module)
+        assert not any(map(writes_memory, module.graph.nodes))
+
+    def test_other_sums_stay(self) -> None:
+        model = Model(lambda m, x: x + m.k.add_(1), k=torch.zeros(4, 1, 1))
+        module = exported(model)
+        assert not passes.remove_batch_counts(module)
 
 
 class TestNameBadInputs:

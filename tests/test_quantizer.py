@@ -334,6 +334,35 @@ class TestTorchaoFolding:
         convert(seeded(lambda: nn.Sequential(conv(), bn())), (image(),))
 
 
+class NormAsArithmetic(nn.Module):
+    """A batch norm as a product and a sum."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        self.scale = nn.Buffer(scale.detach().reshape(-1, 1, 1))
+        self.shift = nn.Buffer((norm.bias - norm.running_mean * scale).detach().reshape(-1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale + self.shift
+
+
+@pytest.mark.parametrize(("deviation", "floor"), [(1.0, 39.0), (3.0, 36.0)])
+@torch.no_grad()
+def test_a_batch_norm_alone_is_truer_as_a_convolution_than_as_arithmetic(deviation: float, floor: float) -> None:
+    def sqnr(norm: nn.Module) -> float:
+        model = nn.Sequential(nn.ReLU(), norm, nn.ReLU()).eval()
+        samples = [image(1, 16, 16, 16, seed=sample) * deviation for sample in range(8)]
+        quantized = quantize(model, (samples[0],), samples)
+        want, got = (torch.cat([module(sample) for sample in samples]) for module in (model, quantized.module))
+        return float(10 * torch.log10(want.square().sum() / (got - want).square().sum()))
+
+    norms = [seeded(lambda: trained(nn.BatchNorm2d(16)), seed) for seed in range(4)]
+    found, others = [sqnr(norm) for norm in norms], [sqnr(NormAsArithmetic(norm)) for norm in norms]
+    assert min(found) > floor
+    assert sum(found) > sum(others)
+
+
 def test_batch_norm_is_folded_before_weights_are_quantized() -> None:
     model = seeded(lambda: nn.Sequential(nn.Conv2d(4, 4, 3), trained(nn.BatchNorm2d(4)), nn.ReLU()))
     short, documented = quantize(model, (image(),), [image()]).module, convert(model, (image(),))

@@ -16,27 +16,41 @@ from benchmarks.subjects import CHAIN_CHANNELS, chain_of
 from tests.flow_support import seeded
 from tests.oracle import Function
 from torch import nn
+from torch.fx import GraphModule
+
+from openneutron import NeutronQuantizer
 
 # Twice the nodes may take this many times the calls: what a graph costs however small it is makes it less than 2.
 MAX_GROWTH = 2.2
 
 
+def counted(action: Callable[[], Any]) -> tuple[int, Any]:
+    """How many calls of Python functions and builtins an action makes, and its result."""
+    count = 0
+
+    def profile(_: FrameType, event: str, __: object) -> None:
+        nonlocal count
+        if event in ("call", "c_call"):
+            count += 1
+
+    sys.setprofile(profile)
+    try:
+        result = action()
+    finally:
+        sys.setprofile(None)
+    return count, result
+
+
 def calls_of(build: Callable[[int], nn.Module], blocks: int, shape: tuple[int, ...]) -> Counter[str]:
-    """How many calls of Python functions and builtins each stage makes."""
+    """How many calls each stage makes."""
     counts: Counter[str] = Counter()
 
-    def counted(stage: str, action: Callable[[], Any]) -> Any:
-        def profile(_: FrameType, event: str, __: object) -> None:
-            if event in ("call", "c_call"):
-                counts[stage] += 1
+    def count_stage(stage: str, action: Callable[[], Any]) -> Any:
+        count, result = counted(action)
+        counts[stage] += count
+        return result
 
-        sys.setprofile(profile)
-        try:
-            return action()
-        finally:
-            sys.setprofile(None)
-
-    own_work(seeded(lambda: build(blocks)), (torch.ones(shape),), counted)
+    own_work(seeded(lambda: build(blocks)), (torch.ones(shape),), count_stage)
     return counts
 
 
@@ -60,3 +74,21 @@ def test_work_grows_with_the_graph_and_no_faster(build: Callable[[int], nn.Modul
         assert first[stage] > 100, stage
         assert second[stage] / first[stage] <= MAX_GROWTH, stage
         assert third[stage] / second[stage] <= MAX_GROWTH, stage
+
+
+def test_preparing_for_training_grows_with_the_graph_and_no_faster() -> None:
+    counts = []
+    for blocks in (8, 16, 32):
+        layers = [(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout()) for _ in range(blocks)]
+        model = nn.Sequential(*(layer for block in layers for layer in block)).train()
+        module: GraphModule = torch.export.export(model, (torch.ones(2, 4, 4, 4),)).module()
+        quantizer = NeutronQuantizer(is_qat=True)
+
+        def prepare(module: GraphModule = module, quantizer: NeutronQuantizer = quantizer) -> GraphModule:
+            return quantizer.annotate(quantizer.transform_for_annotation(module))
+
+        counts.append(counted(prepare)[0])
+    first, second, third = counts
+    assert first > 100
+    assert second / first <= MAX_GROWTH
+    assert third / second <= MAX_GROWTH

@@ -125,6 +125,8 @@ def quantize(
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     _check_options("quantize", quantizer_options, inspect.signature(NeutronQuantizer).parameters)
+    if quantizer_options.get("is_qat"):
+        raise OptionError("quantize() does not train. Give NeutronQuantizer(is_qat=True) to prepare_qat_pt2e.")
     quantizer = NeutronQuantizer(target, **quantizer_options)
     examples = _examples(example_inputs)
     if any(module.training for module in model.modules()):

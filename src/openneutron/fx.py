@@ -14,7 +14,9 @@ __all__ = [
     "arguments",
     "is_dequantize",
     "is_operator",
+    "is_pure",
     "is_quantize",
+    "is_random",
     "iterate_nodes",
     "modules_of",
     "note",
@@ -25,6 +27,7 @@ __all__ = [
     "operator_names",
     "output_node",
     "place_of",
+    "set_argument",
     "shape_of",
     "source_of",
 ]
@@ -143,6 +146,16 @@ def arguments(node: Node) -> dict[str, Any]:
     return named
 
 
+def set_argument(node: Node, name: str, value: object) -> None:
+    """Give a call another argument, by its name in the operator's schema."""
+    overload = _overload(node)
+    assert overload is not None
+    values = {**arguments(node), name: value}
+    keywords = {argument.name for argument in overload._schema.arguments if argument.kwarg_only}
+    node.args = tuple(value for key, value in values.items() if key not in keywords)
+    node.kwargs = {key: value for key, value in values.items() if key in keywords}
+
+
 def iterate_nodes(value: object) -> Iterator[Node]:
     """The nodes in an argument: itself, or those of a list."""
     if isinstance(value, Node):
@@ -168,6 +181,19 @@ def is_quantize(node: Node) -> bool:
 def is_dequantize(node: Node) -> bool:
     """Whether `node` turns integers into float values."""
     return op_name(node).startswith("quantized_decomposed.dequantize_per_")
+
+
+def is_random(node: Node) -> bool:
+    """Whether `node` is an operator that can draw random numbers."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def is_pure(node: Node) -> bool:
+    """Whether `node` is an ATen operator whose result depends on its arguments alone, and that writes nothing."""
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
+        return False
+    writes = node.target._schema.is_mutable and node.target is not torch.ops.aten.detach_.default
+    return not writes and not is_random(node)
 
 
 def output_node(graph: torch.fx.Graph) -> Node:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node, map_arg
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
 from openneutron.constants import insert_constant
-from openneutron.fx import iterate_nodes, note_replaced, op_name
+from openneutron.errors import ModelError
+from openneutron.fx import iterate_nodes, note_replaced, op_name, source_of
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint
 
@@ -20,6 +22,8 @@ __all__ = ["SHARED_QPARAMS", "Decomposition", "Rewriting"]
 SHARED_QPARAMS = "openneutron.shared_qparams"
 """Key of a node's metadata: values with the same text there have equal qparams."""
 
+# They find out one size themselves.
+_TAKE_A_SHAPE = {torch.ops.aten.reshape.default, torch.ops.aten.view.default}
 # What a new node inherits from the one it replaces: where it came from in the user's code.
 _PROVENANCE = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
 
@@ -35,6 +39,8 @@ class Rewriting:
 
     module: GraphModule
     site: Site
+    training: bool = False
+    """Whether parameters are still to change, so that none is what it is by its value."""
 
     @property
     def args(self) -> dict[str, Any]:
@@ -47,14 +53,27 @@ class Rewriting:
         return self.site.shape
 
     def call(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:
-        """A call of `target`: nodes among the arguments stand for their values, and numbers may be operands."""
+        """A call of `target`: nodes among the arguments stand for their values, and numbers may be operands.
+
+        Raises `ModelError` where the call depends on a size that is not fixed.
+        """
         node = self.site.node
+        if target in _TAKE_A_SHAPE and sum(isinstance(size, torch.SymInt) for size in args[1]) == 1:
+            args = args[0], [-1 if isinstance(size, torch.SymInt) else size for size in args[1]]
+        if any(isinstance(size, torch.SymInt) for size in tree_leaves((args, kwargs))):
+            raise self.needs_fixed_sizes()
         with node.graph.inserting_before(node):
             written = node.graph.call_function(target, args, kwargs)
         written.meta = {key: node.meta[key] for key in _PROVENANCE if key in node.meta}
         note_replaced(written, op_name(node))
         written.meta["val"] = target(*map_arg(args, _value), **map_arg(kwargs, _value))
         return written
+
+    def needs_fixed_sizes(self) -> ModelError:
+        """That the operator becomes others only where all sizes are fixed."""
+        node = self.site.node
+        message = "This operator becomes others for fixed sizes. Export without dynamic_shapes."
+        return ModelError(message, node=node.name, op=op_name(node), source=source_of(node))
 
     def constant(self, value: torch.Tensor) -> Node:
         """A new constant of the graph."""

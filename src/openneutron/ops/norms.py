@@ -107,9 +107,9 @@ def _normalized(groups: Groups, value: Node, scale: Node | None, shift: Node | N
 
 
 def _affine(rewriting: Rewriting, value: Node, scale: Node | None, shift: Node | None) -> Node:
-    if scale is not None and number_of(scale) != 1:
+    if scale is not None and (rewriting.training or number_of(scale) != 1):
         value = mul(rewriting, value, scale)
-    if shift is not None and number_of(shift) != 0:
+    if shift is not None and (rewriting.training or number_of(shift) != 0):
         value = add(rewriting, value, shift)
     return value
 
@@ -133,9 +133,9 @@ def _rms_norm(rewriting: Rewriting) -> Node:
 
 def _per_channel(rewriting: Rewriting, name: str) -> Node | None:
     """A constant of one value for each channel, so that it broadcasts along dimension 1."""
-    constant = rewriting.value_of(name)
+    constant = rewriting.args[name]
     spatial = [1] * (len(rewriting.shape) - 2)
-    return None if constant is None else rewriting.constant(constant.reshape(-1, *spatial))
+    return None if constant is None else rewriting.call(aten.reshape.default, constant, [-1, *spatial])
 
 
 @constraint
@@ -188,8 +188,7 @@ DECOMPOSED = (
         becomes=f"{_STANDARDIZED}; mul for the weight",
         approximation=APPROXIMATION,
         tolerance=2,
-        notes="See layer_norm. A value that is rounded the other way before its root is two steps away after the "
-        "division.",
+        notes="See layer_norm. A value rounded the other way before its root is two steps away after the division.",
     ),
     Decomposition(
         name="group_norm",

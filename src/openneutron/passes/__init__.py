@@ -3,7 +3,9 @@
 A pass takes a GraphModule, changes it in place and says whether it changed anything; it keeps no state.
 """
 
-from openneutron.passes.checks import check_is_static_eval, check_writes_nothing
+from contextlib import nullcontext
+
+from openneutron.passes.checks import check_is_static_eval, check_writes_nothing, parameters_stay
 from openneutron.passes.decompose import decompose
 from openneutron.passes.fold_arithmetic import fold_arithmetic
 from openneutron.passes.fold_batch_norm import fold_batch_norm
@@ -16,6 +18,7 @@ from openneutron.passes.name_bad_inputs import name_bad_inputs
 from openneutron.passes.name_numbers import name_numbers
 from openneutron.passes.nest_concatenations import nest_concatenations
 from openneutron.passes.recognize import recognize
+from openneutron.passes.remove_batch_counts import remove_batch_counts
 from openneutron.passes.remove_dead_channels import remove_dead_channels
 from openneutron.passes.remove_dead_operators import remove_dead_operators
 from openneutron.passes.remove_expands import remove_expands
@@ -23,10 +26,10 @@ from openneutron.passes.remove_identities import remove_identities
 from openneutron.passes.share_results import share_results
 
 __all__ = [
-    "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm",
-    "fold_constants", "fold_norm_affine", "functionalize", "merge_phases", "move_activations", "name_bad_inputs",
-    "name_numbers", "nest_concatenations", "prepare", "recognize", "remove_dead_channels", "remove_dead_operators",
-    "remove_expands", "remove_identities", "share_results",
+    "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm", "fold_constants",
+    "fold_norm_affine", "functionalize", "merge_phases", "move_activations", "name_bad_inputs", "name_numbers",
+    "nest_concatenations", "prepare", "recognize", "remove_batch_counts", "remove_dead_channels",
+    "remove_dead_operators", "remove_expands", "remove_identities", "share_results",
 ]  # fmt: skip
 
 from collections.abc import Callable
@@ -47,33 +50,39 @@ def prepare(
 
     `stays` says which operators are to stay in float: they are not written with others, nor made part of any.
 
-    No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one.
+    No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one. With `training`,
+    parameters stay what they are, and what train mode has of its own stays too: it is the quantizer's to take out.
 
-    Raises `ModelError` for a model that cannot be quantized as a whole: train mode (unless `training`), dynamic
-    shapes, a dtype other than float32, writes in place that other values would see.
+    Raises `ModelError` for a model that cannot be quantized as a whole: a dtype other than float32, writes in place
+    that other values would see, and, unless `training`, train mode and dynamic shapes.
     """
+    keeping_parameters = parameters_stay if training else nullcontext
     check_is_static_eval(module, training=training)
     name_bad_inputs(module)
+    remove_batch_counts(module)
     functionalize(module)
-    if not training:
-        check_writes_nothing(module)
+    check_writes_nothing(module)
     remove_dead_operators(module)
-    fold_constants(module)
-    remove_identities(module)
+    fold_constants(module, training=training)
+    remove_identities(module, training=training)
     if not training:
         share_results(module, stays)
     merge_phases(module, target)
-    recognize(module, target, stays)
+    with keeping_parameters(module):
+        recognize(module, target, stays)
     if not training:
         fold_norm_affine(module)
-    if decompose(module, target, stays):
-        fold_constants(module)
-        remove_identities(module)
+    with keeping_parameters(module):
+        decomposed = decompose(module, target, stays, training=training)
+    if decomposed:
+        fold_constants(module, training=training)
+        remove_identities(module, training=training)
     if not training:
         share_results(module, stays)
     remove_expands(module)
-    fold_batch_norm(module)
-    name_numbers(module)
+    fold_batch_norm(module, training=training)
+    with keeping_parameters(module):
+        name_numbers(module)
     move_activations(module, target, stays)
     nest_concatenations(module)
     if not training:

@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch.fx import GraphModule, Node
 
+from openneutron.constants import attribute
 from openneutron.errors import ModelError
 from openneutron.fx import arguments, op_name, source_of
 from openneutron.passes.functionalize import writes_memory
+from openneutron.passes.remove_batch_counts import counts_batches
+from openneutron.passes.remove_identities import DROPOUTS
 
-__all__ = ["check_batch_norm", "check_is_static_eval", "check_writes_nothing"]
+__all__ = ["check_batch_norm", "check_is_static_eval", "check_writes_nothing", "parameters_stay"]
 
 _TRAINING_ARGUMENT = {
-    "aten.dropout.default": "train",
+    **dict.fromkeys(DROPOUTS, "train"),
     "aten.dropout_.default": "train",
-    "aten.feature_dropout.default": "train",
     "aten.batch_norm.default": "training",
 }
-_EVAL = "Call model.eval() before torch.export.export."
+_EVAL = (
+    "Call model.eval() before torch.export.export. To train it quantized, give NeutronQuantizer(is_qat=True) to "
+    "prepare_qat_pt2e."
+)
 
 
 def check_is_static_eval(module: GraphModule, *, training: bool = False) -> bool:
     """Raise `ModelError` for train mode, dynamic shapes, or floating point that is not float32; changes nothing.
 
-    `training` allows train mode (quantization-aware training).
+    `training` (quantization-aware) allows train mode, and dynamic shapes: batches have other sizes than the program.
     """
     for node in module.graph.nodes:
-        _check_shape_and_dtype(node)
+        _check_shape_and_dtype(node, training=training)
+        check_batch_norm(node)
         if not training:
             _check_eval(node)
     return False
 
 
-def _check_shape_and_dtype(node: Node) -> None:
+def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
     value = node.meta.get("val")
     if node.op not in ("placeholder", "get_attr", "call_function") or not isinstance(value, torch.Tensor):
         return
     where = {"node": node.name, "op": op_name(node), "source": source_of(node)}
-    if not all(isinstance(size, int) for size in value.shape):
+    if not training and not all(isinstance(size, int) for size in value.shape):
         raise ModelError(
             f"The shape {tuple(value.shape)} is dynamic, and the NPU runs static shapes only. Export without "
             "dynamic_shapes, one program for each shape.",
@@ -54,11 +63,10 @@ def _check_shape_and_dtype(node: Node) -> None:
 def _check_eval(node: Node) -> None:
     name = op_name(node)
     where = {"node": node.name, "op": name, "source": source_of(node)}
-    check_batch_norm(node)
     if name in _TRAINING_ARGUMENT and arguments(node)[_TRAINING_ARGUMENT[name]]:
         raise ModelError(f"The model is in train mode. {_EVAL}", **where)
     # A batch norm in train mode counts its batches; the count stays when the batch norm itself was folded.
-    if name == "aten.add_.Tensor" and str(getattr(node.args[0], "target", "")).endswith("num_batches_tracked"):
+    if counts_batches(node):
         raise ModelError(f"A batch norm of the model is in train mode. {_EVAL}", **where)
 
 
@@ -89,3 +97,23 @@ def check_writes_nothing(module: GraphModule) -> bool:
                 source=source_of(node),
             )
     return False
+
+
+@contextmanager
+def parameters_stay(module: GraphModule) -> Iterator[None]:
+    """Raise `ModelError` if what is done to the graph leaves a trainable parameter unread: it was made a constant."""
+    before = _read_parameters(module)
+    yield
+    after = _read_parameters(module)
+    lost = sorted(before - after)
+    if lost:
+        raise ModelError(
+            f"These parameters would not be trained: {', '.join(map(repr, lost))}. The operators that read them become "
+            "others, with constants made of them. Call requires_grad_(False) on them before torch.export.export."
+        )
+
+
+def _read_parameters(module: GraphModule) -> set[str]:
+    """The trainable parameters that the graph reads."""
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr" and node.users}
+    return {target for target in read if getattr(attribute(module, target), "requires_grad", False)}

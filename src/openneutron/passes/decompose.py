@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 from openneutron.fx import op_name
 from openneutron.ops import DECOMPOSITIONS
@@ -18,18 +19,24 @@ __all__ = ["decompose"]
 
 
 def decompose(
-    module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False
+    module: GraphModule,
+    target: NeutronTarget,
+    stays: Callable[[Node], bool] = lambda _: False,
+    *,
+    training: bool = False,
 ) -> bool:
     """Rule: a float32 operator with a declared decomposition becomes what that writes, and so on for what it wrote.
 
-    Operators that are to stay in float stay as they are. Linear in the nodes before and after.
+    Operators that are to stay in float stay as they are. Linear in the nodes before and after. Raises `ModelError` for
+    an operator that needs fixed sizes and has none.
     """
     changed = False
     constants: set[Node] = set()
     node = next(iter(module.graph.nodes))
     while node.op != "root":
         before = node.prev
-        if not stays(node) and _decompose(module, Site(node, target, computed_constants=constants)):
+        site = Site(node, target, computed_constants=constants)
+        if not stays(node) and _decompose(module, site, training=training):
             changed = True
             node = before.next  # what was written is visited too
         else:
@@ -42,14 +49,20 @@ def decompose(
     return changed
 
 
-def _decompose(module: GraphModule, site: Site) -> bool:
+def _decompose(module: GraphModule, site: Site, *, training: bool) -> bool:
     node = site.node
     declared = DECOMPOSITIONS.get(op_name(node))
     if declared is None or not _is_float(node.meta.get("val")):
         return False
     if not declared.applies(site) or declared.rejections(site):
         return False
-    written = declared.rewrite(Rewriting(module, site))
+    rewriting = Rewriting(module, site, training)
+    try:
+        written = declared.rewrite(rewriting)
+    except RuntimeError as error:  # from torch, of a constant whose size is not fixed
+        if _has_fixed_sizes(node):
+            raise
+        raise rewriting.needs_fixed_sizes() from error
     if isinstance(written, Node):
         node.replace_all_uses_with(written)
     else:
@@ -61,6 +74,11 @@ def _decompose(module: GraphModule, site: Site) -> bool:
             module.graph.erase_node(user)
     module.graph.erase_node(node)
     return True
+
+
+def _has_fixed_sizes(node: Node) -> bool:
+    values = [value for value in tree_leaves(node.meta["val"]) if isinstance(value, torch.Tensor)]
+    return all(isinstance(size, int) for value in values for size in value.shape)
 
 
 def _is_float(value: object) -> bool:

@@ -10,7 +10,12 @@ from torch.fx import GraphModule, Node
 
 from openneutron.constants import constant_of, insert_constant
 from openneutron.fx import arguments, note_replaced, op_name, shape_of
-from openneutron.passes.fold_batch_norm import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, scale_of_weight
+from openneutron.passes.fold_batch_norm import (
+    CONVOLUTIONS,
+    TRANSPOSED_CONVOLUTIONS,
+    is_transposed,
+    scale_of_weight,
+)
 
 __all__ = ["fold_arithmetic"]
 
@@ -149,7 +154,8 @@ def _fold_into_layer(module: GraphModule, node: Node, arithmetic: _Arithmetic, l
         scale = _of_channels(arithmetic.scale, layer)
         if scale is None:
             return False
-        weight = weight * (scale if scale.dim() == 0 else scale_of_weight(scale, layer.node, weight))
+        transposed = is_transposed(layer.node)
+        weight = weight * (scale if scale.dim() == 0 else scale_of_weight(scale, weight, transposed=transposed))
         bias = None if bias is None else bias * scale
     else:
         assert arithmetic.shift is not None

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, note_replaced, op_name, shape_of
+from openneutron.fx import arguments, note_replaced, op_name, set_argument, shape_of
 
-__all__ = ["CONVOLUTIONS", "TRANSPOSED_CONVOLUTIONS", "fold_batch_norm", "scale_of_weight"]
+__all__ = [
+    "CONVOLUTIONS", "TRANSPOSED_CONVOLUTIONS", "Affine", "affine", "fold_batch_norm", "insert_convolution",
+    "is_attribute", "is_transposed", "scale_of_weight", "takes_batch_norm",
+]  # fmt: skip
 
+aten = torch.ops.aten
 CONVOLUTIONS = {
     "aten.conv1d.default",
     "aten.conv1d.padding",
@@ -20,37 +26,60 @@ CONVOLUTIONS = {
     "aten.conv3d.default",
 }
 TRANSPOSED_CONVOLUTIONS = {"aten.conv_transpose1d.default", "aten.conv_transpose2d.input"}
+# By the rank of the batch norm's input; an input of rank 2 is given a length of 1.
+_DEPTHWISE = {2: aten.conv1d.default, 3: aten.conv1d.default, 4: aten.conv2d.default}
 
 
 @dataclass(frozen=True)
-class _Affine:
+class Affine:
     """y = scale * x + shift, for each channel."""
 
     scale: torch.Tensor
     shift: torch.Tensor
 
+    def folded(
+        self, producer: Node, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias of `producer` with this behind it."""
+        scaled = weight * scale_of_weight(self.scale, weight, transposed=is_transposed(producer))
+        return scaled, self.shift if bias is None else bias * self.scale + self.shift
 
-def fold_batch_norm(module: GraphModule) -> bool:
+
+def affine(
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> Affine:
+    """What a batch norm with these running statistics does in eval mode."""
+    scale = torch.rsqrt(variance + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale
+    return Affine(scale, shift if bias is None else shift + bias)
+
+
+def fold_batch_norm(module: GraphModule, *, training: bool = False) -> bool:
     """Rules, linear in nodes; the function stays the same up to float rounding:
 
     1. A batch norm that alone reads a convolution, a transposed one, or a linear of rank 2, goes into its weight and
        bias, which are new: another operator that shares the old ones keeps them.
-    2. Any other batch norm becomes a multiplication and an addition with constants.
+    2. Any other batch norm of rank 2 to 4 becomes a depthwise convolution by 1.
+    3. What is left becomes a multiplication and an addition with constants.
+
+    With `training`, what is new is trainable. A batch norm in train mode stays.
     """
     changed = False
     for node in list(module.graph.nodes):
         if op_name(node) != "aten.batch_norm.default" or arguments(node)["training"]:
             continue
-        affine = _affine(module, node)
-        if affine is None:
+        scale_and_shift = _affine(module, node)
+        if scale_and_shift is None:
             continue
-        producer = node.args[0]
-        if isinstance(producer, Node) and _takes_affine(module, producer):
-            _fold(module, producer, affine)
-            node.replace_all_uses_with(producer)
-            module.graph.erase_node(node)
+        if takes_batch_norm(node.args[0]) or insert_convolution(module, node):
+            _fold(module, node, scale_and_shift, training=training)
         else:
-            _as_arithmetic(module, node, affine)
+            _as_arithmetic(module, node, scale_and_shift, training=training)
         changed = True
     if changed:
         module.graph.eliminate_dead_code()
@@ -58,62 +87,98 @@ def fold_batch_norm(module: GraphModule) -> bool:
     return changed
 
 
-def _affine(module: GraphModule, node: Node) -> _Affine | None:
-    args = arguments(node)
-    mean, variance = constant_of(module, args["running_mean"]), constant_of(module, args["running_var"])
-    if mean is None or variance is None:
-        return None
-    weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
-    scale = torch.rsqrt(variance + args["eps"])
-    scale = scale if weight is None else scale * weight
-    shift = -mean * scale
-    return _Affine(scale, shift if bias is None else shift + bias)
+def is_attribute(node: Node) -> bool:
+    """Whether `node` is a constant of a graph module."""
+    return node.op == "get_attr"
 
 
-def _takes_affine(module: GraphModule, producer: Node) -> bool:
+def takes_batch_norm(producer: Any, is_constant: Callable[[Node], bool] = is_attribute) -> bool:
+    """Whether a batch norm that reads `producer` can go into its weight and bias."""
+    if not isinstance(producer, Node) or len(producer.users) != 1:
+        return False
     name = op_name(producer)
-    linear = name == "aten.linear.default" and len(shape_of(producer)) == 2
-    if name not in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS and not linear:
+    is_matrix_product = name == "aten.linear.default" and len(shape_of(producer)) == 2
+    if name not in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS and not is_matrix_product:
         return False
     args = arguments(producer)
-    constant_bias = args["bias"] is None or constant_of(module, args["bias"]) is not None
-    return len(producer.users) == 1 and constant_bias and constant_of(module, args["weight"]) is not None
+    return all(args[role] is None or is_constant(args[role]) for role in ("weight", "bias"))
 
 
-def _fold(module: GraphModule, producer: Node, affine: _Affine) -> None:
-    args = arguments(producer)
-    weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
-    assert weight is not None
-    scaled = weight * scale_of_weight(affine.scale, producer, weight)
-    shifted = affine.shift if bias is None else bias * affine.scale + affine.shift
-    operands = (
-        insert_constant(module, producer, scaled, "weight"),
-        insert_constant(module, producer, shifted, "bias"),
-    )
-    producer.args = (producer.args[0], *operands, *producer.args[3:])
-    producer.kwargs = {name: value for name, value in producer.kwargs.items() if name not in ("weight", "bias")}
+def insert_convolution(module: GraphModule, node: Node) -> bool:
+    """Put a depthwise convolution by 1 that changes nothing in front of a batch norm; False for ranks without one."""
+    value, rank = node.args[0], len(shape_of(node))
+    if rank not in _DEPTHWISE:
+        return False
+    channels, spatial = shape_of(node)[1], [1] * max(rank - 2, 1)
+    ones = torch.ones(channels, 1, *spatial, device=node.meta["val"].device)
+    weight = insert_constant(module, node, ones, "identity")
+    if rank == 2:
+        value = _call(aten.unsqueeze.default, value, 2, before=node, like=node)
+    options = (None, spatial, [0] * len(spatial), spatial, channels)
+    convolution = _call(_DEPTHWISE[rank], value, weight, *options, before=node, like=node)
+    node.args = (convolution, *node.args[1:])
+    if rank == 2:
+        node.meta = {**node.meta, "val": convolution.meta["val"]}
+        readers = list(node.users)
+        flat = _call(aten.squeeze.dim, node, 2, before=node.next, like=node)
+        for reader in readers:
+            reader.replace_input_with(node, flat)
+    return True
 
 
-def scale_of_weight(scale: torch.Tensor, producer: Node, weight: torch.Tensor) -> torch.Tensor:
+def is_transposed(producer: Node) -> bool:
+    """Whether `producer` is a transposed convolution, whose weight has its output channels second."""
+    return op_name(producer) in TRANSPOSED_CONVOLUTIONS
+
+
+def scale_of_weight(scale: torch.Tensor, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
     """The scale of each output channel in a shape that multiplies the weight."""
     kernel = [1] * (weight.dim() - 2)
-    if op_name(producer) not in TRANSPOSED_CONVOLUTIONS:
+    if not transposed:
         return scale.reshape(-1, 1, *kernel)
     inputs, outputs = weight.shape[:2]  # of all groups, of one group
     groups = scale.numel() // outputs
     return scale.reshape(groups, outputs).repeat_interleave(inputs // groups, 0).reshape(inputs, outputs, *kernel)
 
 
-def _as_arithmetic(module: GraphModule, node: Node, affine: _Affine) -> None:
+def _affine(module: GraphModule, node: Node) -> Affine | None:
+    args = arguments(node)
+    mean, variance = constant_of(module, args["running_mean"]), constant_of(module, args["running_var"])
+    if mean is None or variance is None:
+        return None
+    weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
+    return affine(mean, variance, weight, bias, args["eps"])
+
+
+def _fold(module: GraphModule, node: Node, scale_and_shift: Affine, *, training: bool) -> None:
+    producer = node.args[0]
+    assert isinstance(producer, Node)
+    args = arguments(producer)
+    weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
+    assert weight is not None
+    for role, value in zip(("weight", "bias"), scale_and_shift.folded(producer, weight, bias), strict=True):
+        set_argument(producer, role, insert_constant(module, producer, value, role, trainable=training))
+    node.replace_all_uses_with(producer)
+    module.graph.erase_node(node)
+
+
+def _as_arithmetic(module: GraphModule, node: Node, scale_and_shift: Affine, *, training: bool) -> None:
     per_channel = (1, -1, *[1] * (len(shape_of(node)) - 2))
     value = node.args[0]
-    steps = (("scale", torch.ops.aten.mul.Tensor, affine.scale), ("shift", torch.ops.aten.add.Tensor, affine.shift))
-    for role, operator, operand in steps:
-        constant = insert_constant(module, node, operand.reshape(per_channel), role)
-        with module.graph.inserting_before(node):
-            value = module.graph.call_function(operator, (value, constant))
-        value.meta = dict(node.meta)
-        note_replaced(value, op_name(node))
+    for role, operator in (("scale", aten.mul.Tensor), ("shift", aten.add.Tensor)):
+        operand = getattr(scale_and_shift, role).reshape(per_channel)
+        constant = insert_constant(module, node, operand, role, trainable=training)
+        value = _call(operator, value, constant, before=node, like=node)
     assert isinstance(value, Node)
     node.replace_all_uses_with(value)
     module.graph.erase_node(node)
+
+
+def _call(target: torch._ops.OpOverload, *args: Any, before: Node, like: Node) -> Node:
+    """A call of `target` that stands for `like`, and comes from where that does in the user's code."""
+    with before.graph.inserting_before(before):
+        node = before.graph.call_function(target, args)
+    value = target(*(arg.meta["val"] if isinstance(arg, Node) else arg for arg in args))
+    node.meta = {**like.meta, "val": value}
+    note_replaced(node, op_name(like))
+    return node

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
-from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import op_name
+from openneutron.constants import attribute, constant_of, insert_constant
+from openneutron.fx import is_pure, op_name, shape_of
 
 __all__ = ["fold_constants"]
 
@@ -20,20 +20,22 @@ _READ_NO_VALUES = {
 }  # fmt: skip
 
 
-def fold_constants(module: GraphModule) -> bool:
-    """Rules, linear in nodes:
+def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
+    """Rules, linear in nodes and uses:
 
     1. An operator that reads only parameters, buffers and constants, or nothing at all, becomes a constant.
     2. Of an operator with several outputs, each one that is read becomes a constant.
     3. zeros_like and others that read nothing of a tensor but its shape and dtype become constants too.
 
-    Operators that write memory or draw random numbers stay.
+    Operators that write memory or draw random numbers stay, and with `training` those that read parameters or the
+    statistics of a batch norm.
     """
     values: dict[Node, Any] = {}
     changed = False
     for node in list(module.graph.nodes):
         if (value := constant_of(module, node)) is not None:
-            values[node] = value
+            if not (training and _is_trained(module, node)):
+                values[node] = value
         elif (read := _foldable(node, values)) is not None:
             with torch.no_grad():
                 result = node.target(*map_arg(node.args, read), **map_arg(node.kwargs, read))
@@ -50,19 +52,19 @@ def fold_constants(module: GraphModule) -> bool:
     return changed
 
 
+def _is_trained(module: GraphModule, constant: Node) -> bool:
+    """Whether training changes a constant."""
+    is_statistic = any(op_name(user) == "aten.batch_norm.default" for user in constant.users)
+    return is_statistic or bool(attribute(module, str(constant.target)).requires_grad)
+
+
 def _foldable(node: Node, values: dict[Node, Any]) -> Callable[[Node], Any] | None:
     """What `node` reads, if that is known; else None."""
-    if op_name(node) in _READ_NO_VALUES:
+    if op_name(node) in _READ_NO_VALUES and all(isinstance(size, int) for size in shape_of(node)):
         return _of_its_shape
     if node.op != "call_function" or not all(source in values for source in node.all_input_nodes):
         return None
-    if node.target is operator.getitem:
-        return values.__getitem__
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
-        return None
-    writes = node.target._schema.is_mutable and node.target is not torch.ops.aten.detach_.default
-    is_random = torch.Tag.nondeterministic_seeded in node.target.tags
-    return None if writes or is_random else values.__getitem__
+    return values.__getitem__ if node.target is operator.getitem or is_pure(node) else None
 
 
 def _of_its_shape(node: Node) -> torch.Tensor:

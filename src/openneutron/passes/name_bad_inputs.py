@@ -20,7 +20,18 @@ GUARDS = "_guards_fn"
 class _Expected:
     name: str
     dtype: torch.dtype
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
+    """None for a size that the model does not fix."""
+
+    def fits(self, value: torch.Tensor) -> bool:
+        """Whether `value` has this dtype and shape."""
+        sizes = zip(value.shape, self.shape, strict=False)
+        same_sizes = all(fixed is None or size == fixed for size, fixed in sizes)
+        return value.dtype == self.dtype and value.dim() == len(self.shape) and same_sizes
+
+    def __str__(self) -> str:
+        sizes = ["any" if size is None else str(size) for size in self.shape]
+        return f"{self.dtype} ({', '.join(sizes)}{',' * (len(sizes) == 1)})"
 
 
 class InputCheck(torch.nn.Module):
@@ -37,10 +48,10 @@ class InputCheck(torch.nn.Module):
         for value, expected in zip(inputs, self.expected, strict=True):
             if expected is None:
                 continue
-            if value.dtype != expected.dtype or tuple(value.shape) != expected.shape:
+            if not expected.fits(value):
                 raise InputError(
                     f"Input '{expected.name}' is {value.dtype} {tuple(value.shape)}; the model was exported for "
-                    f"{expected.dtype} {expected.shape}. Give inputs of that dtype and shape, or export for these."
+                    f"{expected}. Give inputs of that dtype and shape, or export for these."
                 )
         self.guards(*inputs)
 
@@ -56,7 +67,9 @@ def name_bad_inputs(module: GraphModule) -> bool:
         return False
     values = [node.meta.get("val") for node in calls[0].args]
     expected = tuple(
-        _Expected(node.name, value.dtype, tuple(value.shape)) if isinstance(value, torch.Tensor) else None
+        _Expected(node.name, value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape))
+        if isinstance(value, torch.Tensor)
+        else None
         for node, value in zip(calls[0].args, values, strict=True)
     )
     delattr(module, GUARDS)

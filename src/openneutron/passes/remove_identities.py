@@ -10,21 +10,24 @@ from openneutron.ops import OPERATORS
 from openneutron.ops.shapes import permutation
 from openneutron.passes.functionalize import writes_memory
 
-__all__ = ["remove_identities"]
+__all__ = ["DROPOUTS", "remove_identities"]
 
 aten = torch.ops.aten
 
-_DROPOUTS = {"aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default"}
-_ALIASES = {"aten.alias.default", "aten.detach.default", "aten.detach_.default", "aten.lift_fresh_copy.default"}
+DROPOUTS = frozenset(
+    f"aten.{name}.default" for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+)
+_ALIASES = {"aten.alias.default", "aten.lift_fresh_copy.default"}
+_DETACHES = {"aten.detach.default", "aten.detach_.default"}
 # Operators of these declarations move nothing where the shape stays.
 _SHAPERS = {"reshape", "repeat", "repeat_interleave", "slice", "cat", "copy", "to", "pixel_shuffle", "pixel_unshuffle"}
 
 
-def remove_identities(module: GraphModule) -> bool:
+def remove_identities(module: GraphModule, *, training: bool = False) -> bool:
     """Rules, linear in nodes:
 
     1. A dropout in eval mode goes.
-    2. alias, detach and lift_fresh_copy go.
+    2. alias, detach and lift_fresh_copy go; with `training`, detach stays, for it stops gradients.
     3. clone, contiguous, to and the like go where they keep dtype and memory format.
     4. A reshape, expand, repeat, slice or pixel shuffle to the same shape goes, a cat of one tensor, a permute that
        keeps the order, a pad by nothing.
@@ -39,6 +42,8 @@ def remove_identities(module: GraphModule) -> bool:
         if not in_place and _is_reshape(node) and _merge_reshapes(node):
             changed = True
         source = next(iterate_nodes(node.args), None)
+        if training and op_name(node) in _DETACHES:
+            continue
         if source is not None and (_is_alias(node) or (not in_place and _keeps_everything(node, source))):
             node.replace_all_uses_with(source)
             module.graph.erase_node(node)
@@ -50,7 +55,7 @@ def remove_identities(module: GraphModule) -> bool:
 
 def _is_alias(node: Node) -> bool:
     name = op_name(node)
-    return name in _ALIASES or (name in _DROPOUTS and not arguments(node)["train"])
+    return name in _ALIASES | _DETACHES or (name in DROPOUTS and not arguments(node)["train"])
 
 
 def _keeps_everything(node: Node, source: Node) -> bool:
@@ -78,6 +83,8 @@ def _merge_reshapes(node: Node) -> bool:
     if not isinstance(source, Node):
         return False
     shape = list(shape_of(node))
+    if not all(isinstance(size, int) for size in shape):
+        return False
     if not _lie_alike(node.meta["val"], aten.reshape.default(source.meta["val"], shape)):
         return False
     node.target, node.args, node.kwargs = aten.reshape.default, (source, shape), {}

@@ -13,7 +13,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantize
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron import passes
-from openneutron.constants import constant_value
+from openneutron.constants import computed_constants, constant_value, value_of
 from openneutron.errors import OptionError
 from openneutron.fx import is_operator, iterate_nodes, op_name, place_of, source_of
 from openneutron.ir.graph import QParams
@@ -22,10 +22,11 @@ from openneutron.ops.decomposition import SHARED_QPARAMS
 from openneutron.ops.masks import saturates
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
-from openneutron.quantizer import qspecs
+from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.layers import GRANULARITIES, PER_CHANNEL, Key, Layers
-from openneutron.quantizer.observers import RangeObserver
+from openneutron.quantizer.observers import RangeObserver, RecentRangeObserver
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
+from openneutron.quantizer.trained_modules import WeightFakeQuantize, batch_norm_behind
 from openneutron.targets import Generation, NeutronTargetSpec
 
 __all__ = ["NeutronQuantizer", "UnquantizedWarning", "quantizable_reason"]
@@ -40,15 +41,16 @@ class UnquantizedWarning(UserWarning):
 
 @dataclass(frozen=True)
 class _Place:
-    """An operator to be quantized, with the activation it fuses."""
+    """An operator to be quantized, with the batch norm that is trained behind it and the activation it fuses."""
 
     spec: OpSpec
     site: Site
+    batch_norm: Node | None
     activation: Node | None
 
     @property
     def output(self) -> Node:
-        return self.activation or self.site.node
+        return self.activation or self.batch_norm or self.site.node
 
     @property
     def inputs(self) -> list[Node]:
@@ -64,21 +66,26 @@ class _Place:
         return self.spec.output_rule(self.site.node) if self.activation is None else OutputRule.OBSERVED
 
     def _operands(self, names: tuple[str, ...]) -> list[Node]:
-        return list(dict.fromkeys(iterate_nodes([self.site.args[name] for name in names])))
+        operands = iterate_nodes([self.site.args[name] for name in names])
+        return list(dict.fromkeys(map(training.observed, operands)))
 
 
 class NeutronQuantizer(Quantizer):
     """Static int8 for the eIQ Neutron NPU: for `prepare_pt2e`, usable for any number of models.
 
+    With `is_qat`, for `prepare_qat_pt2e` and models exported in train mode.
+
     Activations are affine per tensor, weights symmetric per tensor (`weight_granularity="per_channel"` for
     convolutions: one scale for each output channel), biases int32. `layers` sets that, or "float" for not quantized,
-    for parts of the model (see `Layers`). `observer` is a torchao observer class for activations, or what its
-    `with_args(...)` returns. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and
-    why.
+    for parts of the model (see `Layers`). `observer` is a class of torchao's observers or fake quantizers for
+    activations, or what its `with_args(...)` returns; unless given, it is `RangeObserver`, with `is_qat`
+    `RecentRangeObserver`. `weight_bits` below 8 leaves codes of the weights unused; the NPU gains nothing by that, but
+    experiments may. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and why.
 
     Raises `TargetError` and `OptionError` on construction, `ModelError` from `prepare_pt2e` for a model in train mode,
-    with dynamic shapes, or not in float32, `InputError` from a prepared or converted module for inputs of another shape
-    or dtype, and `CalibrationError` from `convert_pt2e`.
+    with dynamic shapes, or not in float32 (from `prepare_qat_pt2e` for what cannot be trained quantized), `InputError`
+    from a prepared or converted module for inputs of another shape or dtype, and `CalibrationError` from
+    `convert_pt2e`, for values that are not finite also while training.
     """
 
     def __init__(
@@ -88,23 +95,31 @@ class NeutronQuantizer(Quantizer):
         *,
         weight_granularity: str = "per_tensor",
         layers: Mapping[Key, str] | None = None,
-        observer: Any = RangeObserver,
+        observer: Any = None,
+        weight_bits: int = 8,
         neutron_target_spec: NeutronTargetSpec | None = None,
     ) -> None:
         super().__init__()
-        if is_qat:
-            raise OptionError("Quantization-aware training is not supported yet: is_qat must be False.")
         if weight_granularity not in GRANULARITIES:
             raise OptionError(f"weight_granularity is one of {', '.join(GRANULARITIES)}, not {weight_granularity!r}.")
+        if weight_bits not in range(2, 9):
+            raise OptionError(f"weight_bits is a number from 2 to 8, not {weight_bits!r}.")
+        observer = (RecentRangeObserver if is_qat else RangeObserver) if observer is None else observer
         qspecs.check_observer(observer)
         protect_from_wrong_folding()
         self.target = NeutronTargetSpec(neutron_target_spec or target)
+        self.is_qat = is_qat
         self.layers = Layers(layers, weight_granularity)
         self.observer = observer
+        self.weight_bits = weight_bits
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """The passes that make the graph quantizable; called by `prepare_pt2e`."""
-        return passes.prepare(model, self.target.neutron_target, stays=self.layers.leave_in_float)
+        stays = self.layers.leave_in_float
+        passes.prepare(model, self.target.neutron_target, training=self.is_qat, stays=stays)
+        if self.is_qat:
+            training.prepare_for_training(model)
+        return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes.
@@ -115,20 +130,27 @@ class NeutronQuantizer(Quantizer):
         places: list[_Place] = []
         left: list[tuple[Node, str]] = []
         fused: set[Node] = set()
-        for node in model.graph.nodes:
-            if not is_operator(node) or node in fused:
+        computed = computed_constants(model) if self.is_qat else set()
+
+        def constant_of(node: object) -> torch.Tensor | None:
+            return value_of(model, node) if isinstance(node, Node) and node in computed else constant_value(node)
+
+        for node in list(model.graph.nodes):
+            if not is_operator(node) or node in fused or node in computed or _is_size(node):
                 continue
             if self.layers.leave_in_float(node):
                 self.layers.mark(node)
                 continue
-            reason = quantizable_reason(node, self.target)
+            reason = quantizable_reason(node, self.target, constant_of)
             if reason is not None:
                 left.append((node, reason))
                 continue
             place = self._place(node)
             fused.update(filter(None, [place.activation]))
             places.append(place)
-        _Annotation(places, self.observer, self.layers).write(model)
+        _Annotation(self, places).write(model)
+        if self.is_qat:
+            training.fold_what_stays_in_float(model)
         if left:
             lines = (f"  {node.name} ({op_name(node)}, {place_of(node)}): {reason}" for node, reason in left)
             warnings.warn("These operators stay in float:\n" + "\n".join(lines), UnquantizedWarning, stacklevel=2)
@@ -139,7 +161,9 @@ class NeutronQuantizer(Quantizer):
 
     def _place(self, node: Node) -> _Place:
         spec = OPERATORS[op_name(node)]
-        return _Place(spec, Site(node, self.target.neutron_target), self._fusable_activation(spec, node))
+        batch_norm = batch_norm_behind(node)
+        activation = self._fusable_activation(spec, batch_norm or node)
+        return _Place(spec, Site(node, self.target.neutron_target), batch_norm, activation)
 
     def _fusable_activation(self, spec: OpSpec, node: Node) -> Node | None:
         """The activation that alone reads `node`, where the operator and the target can fuse it."""
@@ -150,6 +174,11 @@ class NeutronQuantizer(Quantizer):
         if follower is None or follower.activation is None or self.layers.leave_in_float(user):
             return None
         return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
+
+
+def _is_size(node: Node) -> bool:
+    """Whether `node` computes with sizes, as a model of any batch size does."""
+    return isinstance(node.meta.get("val"), (int, torch.SymInt))
 
 
 def quantizable_reason(
@@ -208,10 +237,10 @@ class _Annotation:
     later one refers to it; torchao then gives them one observer.
     """
 
-    def __init__(self, places: list[_Place], observer: Any, layers: Layers) -> None:
+    def __init__(self, quantizer: NeutronQuantizer, places: list[_Place]) -> None:
+        self.quantizer = quantizer
         self.places = places
-        self.observer = observer
-        self.weight_axis = _weight_axes(places, layers)
+        self.weight_axis = _weight_axes(places, quantizer.layers)
         self.parent: dict[Value, Value] = {}
         self.fixed: dict[Value, QParams] = {}
         self.symmetric: set[Value] = set()
@@ -229,7 +258,7 @@ class _Annotation:
         yielding = {place.output: place for place in self.places}
         # torchao walks the graph in this order too, and wants a group's spec before what refers to it: an activation
         # may come long after the operator that it is fused into.
-        for node in model.graph.nodes:
+        for node in list(model.graph.nodes):
             if node in reading:
                 self._annotate_inputs(reading[node])
             if node in yielding:
@@ -294,10 +323,14 @@ class _Annotation:
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
         weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
         if weight is not None:
-            axis = self.weight_axis.get(weight)
-            edges[weight] = self._weight_spec((weight, node), axis)
-            if bias is not None:
-                edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=axis is not None)
+            spec = qspecs.weight(node, self.weight_axis.get(weight), self.quantizer.weight_bits)
+            if self.quantizer.is_qat:
+                training.read_weight_through(node, WeightFakeQuantize(node, spec))
+            else:
+                edges[weight] = self._first_or_shared((weight, node), spec)
+                if bias is not None:
+                    per_channel = spec.ch_axis is not None
+                    edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=per_channel)
         node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
 
     def _annotate_output(self, place: _Place) -> None:
@@ -312,13 +345,14 @@ class _Annotation:
         if group in self.fixed:
             return qspecs.fixed(self.fixed[group])
         node = value[0] if isinstance(value, tuple) else value
-        return qspecs.activation(node, self.observer, symmetric=group in self.symmetric, masked=group in self.masked)
+        spec = qspecs.trained_activation if self.quantizer.is_qat else qspecs.activation
+        symmetric, masked = group in self.symmetric, group in self.masked
+        return spec(node, self.quantizer.observer, symmetric=symmetric, masked=masked)
 
-    def _weight_spec(self, edge: tuple[Node, Node], axis: int | None) -> Any:
-        if edge[0] in self.met:
-            return SharedQuantizationSpec(self.met[edge[0]])
-        self.met[edge[0]] = edge
-        return qspecs.weight(edge[1], axis)
+    def _first_or_shared(self, edge: tuple[Node, Node], spec: Any) -> Any:
+        """`spec` for the first reader of a weight; the others share what it gets."""
+        first = self.met.setdefault(edge[0], edge)
+        return spec if first is edge else SharedQuantizationSpec(first)
 
 
 def _weight_axes(places: list[_Place], layers: Layers) -> dict[Node, int]:

@@ -13,9 +13,13 @@ from openneutron.errors import CalibrationError
 from openneutron.fx import op_name, source_of
 from openneutron.ops.masks import HIDDEN, saturates
 
-__all__ = ["MaskedObserver", "Origin", "PerChannelRangeObserver", "RangeObserver"]
+__all__ = [
+    "LatestPerChannelRangeObserver", "LatestRangeObserver", "MaskedObserver", "Origin", "PerChannelRangeObserver",
+    "RangeObserver", "RecentRangeObserver",
+]  # fmt: skip
 
-
+# How much of the way to the range of a batch that is smaller a recent range goes.
+SHRINKAGE = 0.01
 # How far below the lowest score a softmax sees nothing: e to the minus of this is what is left of a hidden value beside
 # that score, and less beside any other. More would cost resolution.
 MASKED_DISTANCE = 8.0
@@ -43,12 +47,13 @@ def _check(minimum: torch.Tensor, maximum: torch.Tensor, origin: Origin | None) 
     origin = origin or Origin("unknown", "unknown", None)
     if minimum.numel() == 0 or bool((minimum == float("inf")).any() and (maximum == float("-inf")).any()):
         raise origin.error(
-            "Calibration never reached this value. Run the prepared model on representative inputs before convert_pt2e."
+            "Calibration or training never reached this value. Run the prepared model on representative inputs before "
+            "convert_pt2e."
         )
     if not bool(torch.isfinite(minimum).all() and torch.isfinite(maximum).all()):
         raise origin.error(
-            f"Calibration saw NaN or infinite values here (minimum {minimum.min().item()}, maximum "
-            f"{maximum.max().item()}). Check the calibration inputs and the model's weights for NaN and overflow."
+            f"NaN or infinite values came by here (minimum {minimum.min().item()}, maximum {maximum.max().item()}). "
+            "Check the inputs and the model's weights for NaN and overflow."
         )
 
 
@@ -115,3 +120,39 @@ class PerChannelRangeObserver(PerChannelMinMaxObserver):
         _check(self.min_val, self.max_val, self.origin)
         scale, zero_point = super().calculate_qparams()
         return scale, zero_point
+
+
+class RecentRangeObserver(RangeObserver):
+    """The extremes of late, for training: they follow values that grow at once, and those that shrink slowly.
+
+    Several values that share their qparams share one observer, too. It sees them in turn, the large ones and the small,
+    so that an average of their ranges would clip the large ones.
+    """
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Take in one batch."""
+        if values.numel() == 0:
+            return values
+        low, high = torch.aminmax(values.detach().to(self.min_val.dtype))
+        seen = bool(self.min_val <= self.max_val)
+        self.min_val.copy_(torch.min(low, torch.lerp(self.min_val, low, SHRINKAGE)) if seen else low)
+        self.max_val.copy_(torch.max(high, torch.lerp(self.max_val, high, SHRINKAGE)) if seen else high)
+        return values
+
+
+class LatestRangeObserver(RangeObserver):
+    """The extremes of what it saw last, for parameters: they are what they are, whatever they have been."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Forget what was, and take in `values`."""
+        self.reset_min_max_vals()
+        return super().forward(values)  # type: ignore[no-any-return]
+
+
+class LatestPerChannelRangeObserver(PerChannelRangeObserver):
+    """The extremes of what it saw last, one pair for each index of `ch_axis`."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Forget what was, and take in `values`."""
+        self.reset_min_max_vals()
+        return super().forward(values)  # type: ignore[no-any-return]

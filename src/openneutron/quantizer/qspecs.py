@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
-from torchao.quantization.pt2e.observer import ObserverBase
+from torchao.quantization.pt2e import FakeQuantize, FakeQuantizeBase, ObserverBase, PartialWrapper
 from torchao.quantization.pt2e.quantizer import (
     DerivedQuantizationSpec,
     FixedQParamsQuantizationSpec,
@@ -17,32 +16,56 @@ from torchao.quantization.pt2e.quantizer import (
 from openneutron.errors import OptionError
 from openneutron.fx import shape_of
 from openneutron.ir.graph import QParams
-from openneutron.quantizer.observers import MaskedObserver, Origin, PerChannelRangeObserver, RangeObserver
+from openneutron.quantizer.observers import (
+    MaskedObserver,
+    Origin,
+    PerChannelRangeObserver,
+    RangeObserver,
+    RecentRangeObserver,
+)
 
-__all__ = ["activation", "bias", "check_observer", "fixed", "weight"]
+__all__ = ["activation", "bias", "check_observer", "fixed", "trained_activation", "weight", "weight_range"]
 
 ACTIVATION_RANGE = (-128, 127)
-# Symmetric: -128 is left out, so that a weight and its negative are both representable.
-WEIGHT_RANGE = (-127, 127)
 BIAS_RANGE = (-(2**31), 2**31 - 1)
+
+
+def weight_range(bits: int) -> tuple[int, int]:
+    """The codes of a weight. Symmetric: the lowest is left out, so that the negative of each weight is one, too."""
+    return 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1
 
 
 def activation(node: Node, observer: Any, *, symmetric: bool = False, masked: bool = False) -> QuantizationSpec:
     """int8, affine, one scale for the tensor that `node` yields; with zero point 0 where `symmetric`.
 
-    A `masked` one is what a mask makes of a value, and that value.
+    `observer` makes an observer or a fake quantizer. A `masked` value is what a mask makes of another, and that one.
     """
     low, high = ACTIVATION_RANGE
-    constructor = observer.with_args(origin=Origin.of(node)) if observer is RangeObserver else observer
-    if masked:
-        constructor = MaskedObserver.with_args(observer=constructor)
     return QuantizationSpec(
         dtype=torch.int8,
         quant_min=low,
         quant_max=high,
         qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=constructor,
+        observer_or_fake_quant_ctr=_of_node(node, observer, masked=masked),
     )
+
+
+def trained_activation(
+    node: Node, observer: Any, *, symmetric: bool = False, masked: bool = False
+) -> QuantizationSpec:
+    """The same for training. An observer gets a fake quantizer around it; ours replaces a given one at a mask."""
+    made = observer.p.func if isinstance(observer, PartialWrapper) else observer
+    fakes = isinstance(made, type) and issubclass(made, FakeQuantizeBase)
+    if masked or not fakes:
+        observer = RecentRangeObserver if fakes else observer
+        observer = FakeQuantize.with_args(observer=_of_node(node, observer, masked=masked))
+    return activation(node, observer, symmetric=symmetric)
+
+
+def _of_node(node: Node, observer: Any, *, masked: bool = False) -> Any:
+    knows_nodes = isinstance(observer, type) and issubclass(observer, RangeObserver)
+    constructor = observer.with_args(origin=Origin.of(node)) if knows_nodes else observer
+    return MaskedObserver.with_args(observer=constructor) if masked else constructor
 
 
 def check_observer(observer: Any) -> None:
@@ -79,9 +102,9 @@ def fixed(qparams: QParams) -> FixedQParamsQuantizationSpec:
     )
 
 
-def weight(node: Node, axis: int | None) -> QuantizationSpec:
+def weight(node: Node, axis: int | None, bits: int = 8) -> QuantizationSpec:
     """int8, symmetric; one scale for the tensor, or one for each index of `axis`."""
-    low, high = WEIGHT_RANGE
+    low, high = weight_range(bits)
     per_channel = axis is not None
     observer = PerChannelRangeObserver if per_channel else RangeObserver
     return QuantizationSpec(

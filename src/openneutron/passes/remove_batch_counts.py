@@ -1,0 +1,25 @@
+"""Batch norms in train mode count their batches, in a buffer that the model itself does not read."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule, Node
+
+from openneutron.fx import op_name
+
+__all__ = ["BATCH_COUNT", "counts_batches", "remove_batch_counts"]
+
+BATCH_COUNT = "num_batches_tracked"
+
+
+def remove_batch_counts(module: GraphModule) -> bool:
+    """Rule, linear in nodes: a sum in place to a batch norm's count of batches goes."""
+    counts = [node for node in module.graph.nodes if counts_batches(node)]
+    for node in counts:
+        module.graph.erase_node(node)
+    return bool(counts)
+
+
+def counts_batches(node: Node) -> bool:
+    """Whether `node` counts the batches that a batch norm has seen."""
+    name = str(getattr(node.args[0], "target", "")) if node.args else ""
+    return op_name(node) == "aten.add_.Tensor" and name.rpartition(".")[2] == BATCH_COUNT and not node.users

@@ -1,0 +1,253 @@
+"""Modules that a model has only while it is trained quantized, and what becomes of each when it is converted.
+
+torchao lets an observer or a fake quantizer that has a method `convert` convert itself. Three of these do, and so
+`convert_pt2e` yields what it yields after calibration, with no further step for the user and nothing of torchao
+replaced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e import FakeQuantize, ObserverBase
+from torchao.quantization.pt2e.quantizer import QuantizationSpec
+
+from openneutron.constants import insert_constant, value_of
+from openneutron.fx import arguments, op_name, set_argument
+from openneutron.ops import OPERATORS
+from openneutron.passes.fold_batch_norm import affine, is_transposed, scale_of_weight
+from openneutron.quantizer.observers import LatestPerChannelRangeObserver, LatestRangeObserver, Origin
+from openneutron.quantizer.qspecs import BIAS_RANGE
+
+__all__ = [
+    "BatchNorm", "FloatWeight", "OnlyInTraining", "WeightFakeQuantize", "batch_norm_arguments", "batch_norm_behind",
+    "called", "weight_and_bias",
+]  # fmt: skip
+
+
+class OnlyInTraining(ObserverBase):
+    """An operator that hands its input on in eval mode, as dropout does. Conversion takes it out."""
+
+    def __init__(self, operator: str, options: tuple[Any, ...]) -> None:
+        super().__init__(dtype=torch.float32)
+        self.operator = operator
+        self.options = options
+
+    def forward(self, value: torch.Tensor, training: bool) -> torch.Tensor:
+        """What the operator makes of `value`, or `value` itself."""
+        if not training:
+            return value
+        namespace, name, overload = self.operator.split(".")
+        operator = getattr(getattr(getattr(torch.ops, namespace), name), overload)
+        return operator(value, *self.options)  # type: ignore[no-any-return]
+
+    def calculate_qparams(self, **_: Any) -> None:
+        """None: it observes nothing."""
+
+    def convert(self, model: GraphModule, node: Node) -> None:
+        """Take `node`, which calls this module, out of a model that is being converted."""
+        source, *_ = node.all_input_nodes
+        node.replace_all_uses_with(source)
+        model.graph.erase_node(node)
+
+
+class BatchNorm(torch.nn.Module):
+    """Batch norm that is told whether it trains. Conversion folds it into the weight of the operator before it."""
+
+    def __init__(self, momentum: float, eps: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.eps = eps
+
+    def forward(
+        self,
+        value: torch.Tensor,
+        weight_and_bias: tuple[torch.Tensor | None, torch.Tensor | None],
+        running: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+        training: bool,
+    ) -> torch.Tensor:
+        """`value`, normalized by its own statistics while training, else by the `running` ones.
+
+        Those are mean, variance and the number of batches.
+        """
+        weight, bias = weight_and_bias
+        mean, variance, batches = running
+        if training and batches is not None:
+            batches.add_(1)
+        return F.batch_norm(value, mean, variance, weight, bias, training, self.momentum, self.eps)
+
+
+class WeightFakeQuantize(FakeQuantize):
+    """Rounds a weight as it will be rounded at conversion, when the batch norm behind its operator is part of it.
+
+    The weight is multiplied by the scale that the batch norm has by its running statistics, rounded, and divided by
+    that scale again, because the batch norm itself still follows and goes by the statistics of the batch. No gradient
+    flows through the scale: to the straight-through estimator, rounding adds a constant.
+
+    Its range is always that of the weight as it is; torchao's `disable_observer` fixes the ranges of activations only.
+    """
+
+    def __init__(self, operator: Node, spec: QuantizationSpec) -> None:
+        per_channel = spec.ch_axis is not None
+        super().__init__(
+            observer=LatestPerChannelRangeObserver if per_channel else LatestRangeObserver,
+            dtype=spec.dtype,
+            quant_min=spec.quant_min,
+            quant_max=spec.quant_max,
+            qscheme=spec.qscheme,
+            origin=Origin.of(operator),
+            **({"ch_axis": spec.ch_axis} if per_channel else {}),
+        )
+        self.transposed = is_transposed(operator)
+
+    def enable_observer(self, enabled: bool = True) -> None:
+        """Nothing: it is always on."""
+
+    def forward(
+        self,
+        weight: torch.Tensor,
+        norm_weight: torch.Tensor | None = None,
+        variance: torch.Tensor | None = None,
+        eps: float = 0.0,
+    ) -> torch.Tensor:
+        """The rounded weight. The rest are arguments of the batch norm behind the operator, where there is one."""
+        if variance is None:
+            return super().forward(weight)  # type: ignore[no-any-return]
+        scale = torch.rsqrt(variance + eps) if norm_weight is None else torch.rsqrt(variance + eps) * norm_weight
+        scale = scale_of_weight(scale.detach(), weight, transposed=self.transposed)
+        rounded: torch.Tensor = super().forward(weight * scale)
+        return rounded / torch.where(scale == 0, 1.0, scale)
+
+    def convert(self, model: GraphModule, node: Node) -> None:
+        """Give the operator that reads `node`, which calls this module, its quantized weight and bias."""
+        (operator,) = node.users
+        weight_role, bias_role = weight_and_bias(operator)
+        weight, bias = _trained(model, operator)
+        self.activation_post_process(weight)
+        scale, zero_point = self.calculate_qparams()
+        axis = self.ch_axis if self.is_per_channel else None
+        constant = _Quantized(weight, scale, zero_point, axis, (self.quant_min, self.quant_max), self.dtype)
+        set_argument(operator, weight_role, constant.write(model, operator, weight_role))
+        if bias is not None:
+            scale = scale.cpu() * _input_scale(operator)
+            if axis is not None:
+                axis, scale = 0, scale.repeat(bias.numel() // scale.numel())  # the same ones for each group
+            zero_point = torch.zeros_like(scale, dtype=torch.int64)
+            constant = _Quantized(bias, scale, zero_point, axis, BIAS_RANGE, torch.int32)
+            set_argument(operator, bias_role, constant.write(model, operator, bias_role))
+        model.graph.erase_node(node)
+
+
+class FloatWeight(ObserverBase):
+    """The weight of an operator that stays in float and has a batch norm behind it, which conversion folds."""
+
+    def __init__(self) -> None:
+        super().__init__(dtype=torch.float32)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as it is."""
+        return weight
+
+    def calculate_qparams(self, **_: Any) -> None:
+        """None: it observes nothing."""
+
+    def convert(self, model: GraphModule, node: Node) -> None:
+        """Give the operator that reads `node`, which calls this module, its folded weight and bias."""
+        (operator,) = node.users
+        for role, value in zip(weight_and_bias(operator), _trained(model, operator), strict=True):
+            if value is not None:
+                set_argument(operator, role, insert_constant(model, operator, value, role))
+        model.graph.erase_node(node)
+
+
+def called(node: object) -> torch.nn.Module | None:
+    """The module that `node` calls; None for any other node."""
+    if not isinstance(node, Node) or node.op != "call_module" or node.graph.owning_module is None:
+        return None
+    return node.graph.owning_module.get_submodule(str(node.target))
+
+
+def batch_norm_arguments(call: Node) -> tuple[tuple[Any, Any], tuple[Any, Any, Any], BatchNorm]:
+    """Of a call of a `BatchNorm`: weight and bias, the running statistics, and the module."""
+    module = called(call)
+    assert isinstance(module, BatchNorm)
+    _, weight_and_bias, running, _ = call.args
+    return weight_and_bias, running, module  # type: ignore[return-value]
+
+
+def batch_norm_behind(operator: Node) -> Node | None:
+    """The call of a `BatchNorm` that alone reads `operator`."""
+    readers = list(operator.users)
+    return readers[0] if len(readers) == 1 and isinstance(called(readers[0]), BatchNorm) else None
+
+
+def weight_and_bias(operator: Node) -> tuple[str, str]:
+    """The names of the arguments that are weight and bias."""
+    spec = OPERATORS.get(op_name(operator))
+    return ("weight", "bias") if spec is None else (spec.weight or "weight", spec.bias or "bias")
+
+
+def _trained(model: GraphModule, operator: Node) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of `operator` as training left them; a batch norm behind it goes into them."""
+    weight_call, bias_node = (arguments(operator)[role] for role in weight_and_bias(operator))
+    weight = value_of(model, weight_call.args[0])
+    bias = None if bias_node is None else value_of(model, bias_node)
+    norm = batch_norm_behind(operator)
+    if norm is None:
+        return weight, bias
+    (norm_weight, norm_bias), (mean, variance, _), module = batch_norm_arguments(norm)
+    scale_and_shift = affine(
+        value_of(model, mean),
+        value_of(model, variance),
+        None if norm_weight is None else value_of(model, norm_weight),
+        None if norm_bias is None else value_of(model, norm_bias),
+        module.eps,
+    )
+    norm.replace_all_uses_with(operator)
+    model.graph.erase_node(norm)
+    return scale_and_shift.folded(operator, weight, bias)
+
+
+def _input_scale(operator: Node) -> torch.Tensor:
+    """Scale of the activation that `operator` reads, whether its fake quantizer is converted already or not."""
+    name, *_ = OPERATORS[op_name(operator)].inputs
+    node = arguments(operator)[name]
+    while isinstance(module := called(node), OnlyInTraining):
+        node = node.args[0]
+    if module is None:
+        return torch.tensor(node.args[1])  # a dequantize
+    scale: torch.Tensor = module.calculate_qparams()[0]  # type: ignore[operator]
+    return scale.float().cpu()
+
+
+@dataclass(frozen=True)
+class _Quantized:
+    """A constant and its qparams."""
+
+    value: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+    axis: int | None
+    codes: tuple[int, int]
+    dtype: torch.dtype
+
+    def write(self, model: GraphModule, operator: Node, role: str) -> Node:
+        """Put it in front of `operator`, with quantize and dequantize. torchao then computes what is constant."""
+        node = insert_constant(model, operator, self.value, role)
+        qparams: tuple[Any, ...]
+        if self.axis is None:
+            kind, qparams = "tensor", (float(self.scale), int(self.zero_point))
+        else:
+            device = self.value.device
+            scale = insert_constant(model, operator, self.scale.to(device), f"{role}_scale")
+            zero_point = insert_constant(model, operator, self.zero_point.to(device), f"{role}_zero_point")
+            kind, qparams = "channel", (scale, zero_point, self.axis)
+        for step in ("quantize", "dequantize"):
+            target = getattr(torch.ops.quantized_decomposed, f"{step}_per_{kind}").default
+            with model.graph.inserting_before(operator):
+                node = model.graph.call_function(target, (node, *qparams, *self.codes, self.dtype))
+        return node

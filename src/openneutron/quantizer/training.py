@@ -1,0 +1,167 @@
+"""Quantization-aware training: what becomes of a model exported in train mode before it is annotated.
+
+`prepare_qat_pt2e` asks the quantizer first and folds batch norms afterwards, by patterns that know convolutions, one
+eps, and certain quantized operands. They find nothing in the graph made here. A batch norm in train mode is a call of a
+module by then (`trained_modules.BatchNorm`), and so is a dropout. The operators that are left are those of the same
+model in eval mode, and they are annotated as such. Only a weight is read through a module of its own, a
+`WeightFakeQuantize`, which folds and quantizes weight and bias when the model is converted. Biases stay in float until
+then: their int32 is far finer than the int8 of what they are added to.
+
+The calls are told whether the model trains by an attribute that torchao's `move_exported_model_to_eval` and
+`move_exported_model_to_train` set, and that the graph reads as it reads any constant. torchao would rewrite batch norms
+and dropouts between the modes itself, and forget their eps, momentum and probability. Conversion asks for no mode.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.export_utils import _EXPORTED_TRAINING_ATTR
+
+from openneutron.constants import computed_constants
+from openneutron.errors import ModelError
+from openneutron.fx import arguments, is_random, op_name, set_argument, source_of
+from openneutron.ops import OPERATORS
+from openneutron.ops.spec import OutputRule
+from openneutron.passes.fold_batch_norm import insert_convolution, takes_batch_norm
+from openneutron.passes.remove_batch_counts import BATCH_COUNT
+from openneutron.passes.remove_identities import DROPOUTS
+from openneutron.quantizer.trained_modules import (
+    BatchNorm,
+    FloatWeight,
+    OnlyInTraining,
+    WeightFakeQuantize,
+    batch_norm_arguments,
+    batch_norm_behind,
+    called,
+    weight_and_bias,
+)
+
+__all__ = ["fold_what_stays_in_float", "observed", "prepare_for_training", "read_weight_through"]
+
+_ONLY_IN_TRAINING = DROPOUTS | {"aten.detach.default"}
+
+
+def prepare_for_training(module: GraphModule) -> None:
+    """Rules, linear in nodes:
+
+    1. A batch norm in train mode becomes a call of a `BatchNorm`, behind an operator that nothing else reads and into
+       which it can be folded. Where there is none, a depthwise convolution that changes nothing is put in front.
+       Counting its batches is part of that call.
+    2. A dropout in train mode and a detach become calls of `OnlyInTraining`. What only moves values, and a relu, goes
+       in front of a dropout, so that it sees the values that it sees in eval mode.
+
+    Raises `ModelError` for a batch norm over three dimensions that nothing takes, and for any other operator that draws
+    random numbers.
+    """
+    constants = computed_constants(module)
+    buffers = dict(module.named_buffers())
+    setattr(module, _EXPORTED_TRAINING_ATTR, True)
+    with module.graph.inserting_before(next(iter(module.graph.nodes))):
+        trains = module.graph.create_node("get_attr", _EXPORTED_TRAINING_ATTR)
+    for node in list(module.graph.nodes):
+        name = op_name(node)
+        if name == "aten.batch_norm.default" and arguments(node)["training"]:
+            if not constants.issuperset(node.all_input_nodes[1:]):
+                raise _error(node, "This batch norm is in train mode, and its parameters are computed from inputs.")
+            if not takes_batch_norm(node.args[0], constants.__contains__) and not insert_convolution(module, node):
+                raise _error(node, "This batch norm is in train mode, and nothing in front of it can take it.")
+            count = str(arguments(node)["running_mean"].target).removesuffix("running_mean") + BATCH_COUNT
+            _call_batch_norm(node, count if count in buffers else None, trains)
+        elif name in _ONLY_IN_TRAINING and node not in constants:
+            source, *options = _behind_moves(node).args
+            _replace(node, OnlyInTraining(name, tuple(options)), (source, trains))
+        elif is_random(node) and _is_active(node):
+            raise _error(node, "This operator draws random numbers, and would draw them in the converted model, too.")
+    module.graph.eliminate_dead_code()
+
+
+def _error(node: Node, message: str) -> ModelError:
+    remedy = "Call eval() on the module that it comes from before torch.export.export."
+    return ModelError(f"{message} {remedy}", node=node.name, op=op_name(node), source=source_of(node))
+
+
+def _is_active(node: Node) -> bool:
+    """Whether a random operator draws numbers: attention and recurrent nets have a dropout that may be switched off."""
+    args = arguments(node)
+    return all(args[name] for name in ("dropout", "dropout_p", "train", "training") if name in args)
+
+
+def _call_batch_norm(node: Node, count: str | None, trains: Node) -> None:
+    args = arguments(node)
+    with node.graph.inserting_before(node):
+        batches = None if count is None else node.graph.get_attr(count)
+    running = (args["running_mean"], args["running_var"], batches)
+    submodule = BatchNorm(args["momentum"], args["eps"])
+    _replace(node, submodule, (args["input"], (args["weight"], args["bias"]), running, trains))
+
+
+def _behind_moves(node: Node) -> Node:
+    """Move a dropout behind what only moves its values, or is a relu, and alone reads it."""
+    while op_name(node) == "aten.dropout.default" and len(node.users) == 1:
+        (reader,) = node.users
+        if op_name(reader) != "aten.relu.default" and not _only_moves(reader):
+            break
+        reader.replace_input_with(node, node.args[0])  # type: ignore[arg-type]
+        reader.replace_all_uses_with(node)
+        reader.append(node)
+        node.args = (reader, *node.args[1:])
+        node.meta = {**node.meta, "val": reader.meta["val"]}
+    return node
+
+
+def _only_moves(node: Node) -> bool:
+    spec = OPERATORS.get(op_name(node))
+    return spec is not None and spec.output is OutputRule.SHARED and not spec.is_compute and spec.inputs == ("self",)
+
+
+def _replace(node: Node, submodule: torch.nn.Module, args: tuple[Any, ...]) -> None:
+    """Put a call of a new submodule in the place of `node`."""
+    call = _call_before(node, submodule, args)
+    call.meta = dict(node.meta)
+    node.replace_all_uses_with(call)
+    node.graph.erase_node(node)
+
+
+def _call_before(node: Node, submodule: torch.nn.Module, args: tuple[Any, ...]) -> Node:
+    module = node.graph.owning_module
+    assert module is not None
+    name = f"_{node.name}_{type(submodule).__name__}"
+    while hasattr(module, name):
+        name += "_"
+    module.add_submodule(name, submodule)
+    with node.graph.inserting_before(node):
+        return node.graph.call_module(name, args)
+
+
+def observed(node: Node) -> Node:
+    """The value that `node` is in eval mode, where no dropout is in between: the one whose range counts."""
+    while isinstance(called(node), OnlyInTraining):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def read_weight_through(operator: Node, reader: WeightFakeQuantize | FloatWeight) -> None:
+    """Let `operator` read its weight through `reader`, which completes weight and bias when the model is converted."""
+    role, _ = weight_and_bias(operator)
+    weight = arguments(operator)[role]
+    args: tuple[Any, ...] = (weight,)
+    norm = batch_norm_behind(operator)
+    if norm is not None and isinstance(reader, WeightFakeQuantize):
+        (norm_weight, _), (_, variance, _), module = batch_norm_arguments(norm)
+        args = (weight, norm_weight, variance, module.eps)
+    call = _call_before(operator, reader.to(weight.meta["val"].device), args)
+    call.meta = dict(weight.meta)
+    set_argument(operator, role, call)
+
+
+def fold_what_stays_in_float(module: GraphModule) -> None:
+    """Let batch norms behind operators whose weights are not quantized be folded when the model is converted."""
+    for node in list(module.graph.nodes):
+        if isinstance(called(node), BatchNorm):
+            operator = node.args[0]
+            weight = arguments(operator)[weight_and_bias(operator)[0]]
+            if called(weight) is None:
+                read_weight_through(operator, FloatWeight())

@@ -1,0 +1,602 @@
+"""Quantization-aware training: what it trains, and that conversion yields what calibration would have yielded."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from examples.digits.network import DigitsSplit, load_digits_split, load_network
+from examples.digits.qat import accuracy, calibrate, train_quantized
+from tests.flow_support import Inputs, flat, lower_documented, seeded, worst_lsb
+from tests.test_flow import Model, bn, bn1, conv, image, trained
+from torch import nn
+from torch.fx import GraphModule
+from torchao.quantization.pt2e import (
+    FakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
+    HistogramObserver,
+    MovingAverageMinMaxObserver,
+    disable_observer,
+    move_exported_model_to_eval,
+    move_exported_model_to_train,
+)
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+
+from openneutron import NeutronQuantizer, lower, quantize
+from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
+from openneutron.fx import is_dequantize, op_name
+from openneutron.quantizer import RangeObserver, RecentRangeObserver, UnquantizedWarning
+from openneutron.quantizer.trained_modules import BatchNorm, OnlyInTraining, WeightFakeQuantize
+
+BATCH = 6
+# Of one step, where steps are counted in float.
+ROUNDING = 1e-3
+# A bias in front of a batch norm has no gradient but float's rounding.
+NO_GRADIENT = 1e-6
+
+
+def exported(model: nn.Module, shape: tuple[int, ...] = (4, 8, 8), *, strict: bool = False) -> GraphModule:
+    """In train mode, for any batch size."""
+    example = image(BATCH, *shape)
+    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    shapes[example] = {0: torch.export.Dim.AUTO}
+    module: GraphModule = torch.export.export(model.train(), (example,), dynamic_shapes=shapes, strict=strict).module()
+    return module
+
+
+def prepared(model: nn.Module, shape: tuple[int, ...] = (4, 8, 8), **options: Any) -> GraphModule:
+    """Ready to be trained."""
+    quantizer = NeutronQuantizer(is_qat=True, **options)
+    module: GraphModule = prepare_qat_pt2e(exported(model, shape), quantizer)
+    return module
+
+
+def train(module: Any, shape: tuple[int, ...] = (4, 8, 8), steps: int = 4) -> Any:
+    """A few steps towards nothing in particular."""
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+    for step in range(steps):
+        outputs = flat(module(image(BATCH, *shape, seed=step)))
+        loss = sum((output * image(*output.shape, seed=99)).mean() for output in outputs)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return module
+
+
+def operators(module: GraphModule) -> Counter[str]:
+    """How many there are of each operator, those that compute sizes left out."""
+    calls = (node for node in module.graph.nodes if node.op == "call_function")
+    names = Counter(op_name(node) for node in calls if node.target is not operator.getitem)
+    return Counter({name: count for name, count in names.items() if name != "aten.sym_size.int"})
+
+
+def grouped() -> nn.Module:
+    return nn.Conv2d(4, 8, 3, groups=2, padding="same", bias=False)
+
+
+def upsampling() -> nn.Module:
+    return nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2)
+
+
+def read_twice(m: Any, x: torch.Tensor) -> torch.Tensor:
+    y = m.c(x)
+    result: torch.Tensor = F.relu(m.b(y)) + y
+    return result
+
+
+def residual(m: Any, x: torch.Tensor) -> torch.Tensor:
+    return F.relu(m.b(m.d(F.relu(m.a(m.c(x))))) + x)
+
+
+def shared_convolution(m: Any, x: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = m.b(m.c(F.relu(m.a(m.c(x)))))
+    return result
+
+
+def gate(m: Any, x: torch.Tensor) -> torch.Tensor:
+    y = F.relu(m.a(m.c(x)))
+    result: torch.Tensor = y * torch.sigmoid(m.b(m.d(y.mean((2, 3), keepdim=True))))
+    return result
+
+
+def concatenation(m: Any, x: torch.Tensor) -> torch.Tensor:
+    return F.avg_pool2d(torch.cat([m.a(m.c(x)), torch.tanh(m.b(m.d(x)))], 1), 2)
+
+
+def classifier(m: Any, x: torch.Tensor) -> torch.Tensor:
+    x = F.max_pool2d(m.e(F.relu(m.a(m.c(x)))), 2)
+    return F.softmax(m.l(m.d(x.view(x.size(0), -1))), 1)
+
+
+def normalized_weights() -> nn.Module:
+    layer: nn.Module = nn.utils.parametrizations.weight_norm(conv(bias=False))
+    return layer
+
+
+def odd_norm() -> nn.Module:
+    return trained(nn.BatchNorm2d(4, eps=0.5, momentum=0.3))
+
+
+def with_affine(norm: nn.GroupNorm | nn.LayerNorm) -> nn.Module:
+    """Weights of 1 and biases of 0 would go before calibration."""
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def plain_norm() -> nn.Module:
+    return nn.BatchNorm2d(4, affine=False)
+
+
+@dataclass(frozen=True)
+class Case:
+    label: str
+    build: Callable[[], nn.Module] = field(repr=False)
+    shape: tuple[int, ...] = (4, 8, 8)
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def model(self) -> nn.Module:
+        return seeded(self.build).train()
+
+
+PER_CHANNEL = (("weight_granularity", "per_channel"),)
+CASES = (
+    Case("convolution", conv),
+    Case("conv bn", lambda: nn.Sequential(conv(), bn())),
+    Case("conv bn without bias", lambda: nn.Sequential(conv(bias=False), bn())),
+    Case("conv bn relu", lambda: nn.Sequential(conv(bias=False), bn(), nn.ReLU())),
+    Case("conv bn relu6 in place", lambda: nn.Sequential(conv(bias=False), bn(), nn.ReLU6(inplace=True))),
+    Case("depthwise bn", lambda: nn.Sequential(conv(groups=4), bn(), nn.ReLU())),
+    Case("grouped bn", lambda: nn.Sequential(grouped(), bn(8))),
+    Case("conv1d bn", lambda: nn.Sequential(nn.Conv1d(4, 6, 3, bias=False), bn1(6), nn.ReLU()), (4, 16)),
+    Case("transposed bn", lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 2, 2, bias=False), bn(6), nn.ReLU())),
+    Case("transposed in groups", lambda: nn.Sequential(upsampling(), bn(6)), options=PER_CHANNEL),
+    Case("linear bn", lambda: nn.Sequential(nn.Linear(8, 6), bn1(6)), (8,)),
+    Case("linear bn without bias", lambda: nn.Sequential(nn.Linear(8, 6, bias=False), bn1(6), nn.ReLU()), (8,)),
+    Case("bn over another dimension", lambda: nn.Sequential(nn.Linear(8, 6), bn1(4)), (4, 8)),
+    Case("conv read twice", lambda: Model(read_twice, c=conv(), b=bn())),
+    Case("residual", lambda: Model(residual, c=conv(), a=bn(), d=conv(bias=False), b=bn())),
+    Case("conv used twice", lambda: Model(shared_convolution, c=conv(), a=bn(), b=bn())),
+    Case("bn alone", bn),
+    Case("bn of rank 2 alone", lambda: bn1(8), (8,)),
+    Case("relu between", lambda: nn.Sequential(conv(), nn.ReLU(), bn(), nn.ReLU(), conv())),
+    Case("bn without weights", lambda: nn.Sequential(conv(bias=False), plain_norm())),
+    Case("eps and momentum", lambda: nn.Sequential(conv(bias=False), odd_norm())),
+    Case("per channel", lambda: nn.Sequential(conv(bias=False), bn(), nn.ReLU(), conv()), options=PER_CHANNEL),
+    Case("depthwise per channel", lambda: nn.Sequential(conv(groups=4), bn(), nn.ReLU(), bn()), options=PER_CHANNEL),
+    Case("instance norm and silu", lambda: nn.Sequential(conv(), with_affine(nn.GroupNorm(4, 4)), nn.SiLU())),
+    Case("layer norm", lambda: nn.Sequential(nn.Linear(8, 8), with_affine(nn.LayerNorm(8))), (4, 8)),
+    Case("computed weights", lambda: nn.Sequential(normalized_weights(), bn())),
+    Case("sigmoid gate", lambda: Model(gate, c=conv(), a=bn(), d=nn.Conv2d(4, 4, 1), b=bn())),
+    Case("concatenation", lambda: Model(concatenation, c=conv(), a=bn(), d=conv(), b=bn())),
+    Case(
+        "dropouts",
+        lambda: Model(classifier, c=conv(), a=bn(), e=nn.Dropout2d(0.2), d=nn.Dropout(), l=nn.Linear(64, 5)),
+    ),
+)  # fmt: skip
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label.replace(" ", "_"))
+
+
+@lru_cache(maxsize=2)
+def trained_and_converted(case: Case) -> tuple[GraphModule, GraphModule]:
+    """The trained module, and what it was converted to."""
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(0)
+        module = train(prepared(case.model(), case.shape, **dict(case.options)), case.shape)
+    return module, convert_pt2e(copy.deepcopy(module))
+
+
+@every_case
+def test_conversion_leaves_what_calibration_leaves(case: Case) -> None:
+    _, converted = trained_and_converted(case)
+    example = (image(1, *case.shape),)
+    calibrated = quantize(case.model().eval(), example, [example], **dict(case.options))
+    assert operators(converted) == operators(calibrated.module)
+    assert not [node for node in converted.graph.nodes if node.op == "call_module" and node.target != "_guards_fn"]
+
+
+@every_case
+def test_the_program_is_one_delegate_and_follows_the_converted_module(case: Case) -> None:
+    _, converted = trained_and_converted(case)
+    samples: list[Inputs] = [(image(1, *case.shape, seed=seed),) for seed in range(3)]
+    program = lower_documented(converted, samples[0])
+    assert (program.delegates, program.cpu) == (1, [])
+    assert worst_lsb(converted, program.run, samples) <= 1 + ROUNDING
+
+
+@every_case
+def test_what_trains_in_float_trains_quantized(case: Case) -> None:
+    module, _ = trained_and_converted(case)
+    floating = train(case.model(), case.shape)
+    before, after = case.model().state_dict(), module.state_dict()
+    gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
+    assert gradients.keys() == dict(floating.named_parameters()).keys()
+    for name, parameter in floating.named_parameters():
+        if parameter.grad.abs().max() > NO_GRADIENT:
+            gradient = gradients[name]
+            assert gradient is not None, name
+            assert gradient.abs().max() > NO_GRADIENT, name
+            assert not torch.equal(before[name], after[name]), name
+    for name, _ in floating.named_buffers():
+        torch.testing.assert_close(after[name], floating.state_dict()[name], rtol=0.1, atol=0.1)
+        assert not torch.equal(before[name], after[name]), name
+
+
+def case_of(label: str) -> Case:
+    (case,) = (case for case in CASES if case.label == label)
+    return case
+
+
+class TestModes:
+    @pytest.mark.parametrize("label", ["residual", "eps and momentum", "dropouts", "depthwise per channel"])
+    @torch.no_grad()
+    def test_what_is_validated_is_what_is_converted(self, label: str) -> None:
+        case = case_of(label)
+        module = copy.deepcopy(trained_and_converted(case)[0])
+        move_exported_model_to_eval(module)
+        module.apply(disable_observer)
+        validated = module(image(BATCH, *case.shape))
+        converted = convert_pt2e(module)
+        assert worst_lsb(converted, lambda _: validated, [(image(BATCH, *case.shape),)]) <= 1 + ROUNDING
+        assert (converted(image(BATCH, *case.shape)) == validated).float().mean() > 0.99
+
+    @torch.no_grad()
+    def test_conversion_asks_for_no_mode(self) -> None:
+        module, converted = trained_and_converted(case_of("dropouts"))
+        module = copy.deepcopy(module)
+        move_exported_model_to_eval(module)
+        assert torch.equal(convert_pt2e(module)(image(3, 4, 8, 8)), converted(image(3, 4, 8, 8)))
+
+    @torch.no_grad()
+    def test_to_eval_and_back(self) -> None:
+        module = prepared(case_of("dropouts").model())
+        x = image(BATCH, 4, 8, 8)
+        assert not torch.equal(module(x), module(x))
+        move_exported_model_to_eval(module)
+        module.apply(disable_observer)
+        mean = module.get_buffer("a.running_mean").clone()
+        assert torch.equal(module(x), module(x))
+        assert torch.equal(module.get_buffer("a.running_mean"), mean)
+        move_exported_model_to_train(module)
+        assert not torch.equal(module(x), module(x))
+        assert not torch.equal(module.get_buffer("a.running_mean"), mean)
+
+    def test_training_goes_on_with_fixed_statistics_in_eval_mode(self) -> None:
+        case = case_of("residual")
+        module = train(prepared(case.model()))
+        move_exported_model_to_eval(module)
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        train(module)
+        after = module.state_dict()
+        assert torch.equal(after["a.running_var"], before["a.running_var"])
+        assert not torch.equal(after["a.weight"], before["a.weight"])
+        assert not torch.equal(after["c.weight"], before["c.weight"])
+
+    def test_a_model_exported_in_eval_mode(self) -> None:
+        case = case_of("residual")
+        example = image(BATCH, 4, 8, 8)
+        module = prepare_qat_pt2e(
+            torch.export.export(case.model().eval(), (example,)).module(), NeutronQuantizer(is_qat=True)
+        )
+        parameters = dict(module.named_parameters())
+        assert len(parameters) == 4
+        before = {name: value.detach().clone() for name, value in parameters.items()}
+        converted = convert_pt2e(train(module))
+        assert not any(torch.equal(before[name], value) for name, value in parameters.items())
+        assert operators(converted) == operators(quantize(case.model().eval(), (example,), [example]).module)
+
+    def test_strict_export(self) -> None:
+        case = case_of("dropouts")
+        module = prepare_qat_pt2e(exported(case.model(), strict=True), NeutronQuantizer(is_qat=True))
+        assert operators(convert_pt2e(train(module))) == operators(trained_and_converted(case)[1])
+
+    def test_shapes_may_be_static(self) -> None:
+        example = image(BATCH, 4, 8, 8)
+        static = torch.export.export(case_of("dropouts").model(), (example,)).module()
+        converted = convert_pt2e(train(prepare_qat_pt2e(static, NeutronQuantizer(is_qat=True))))
+        program = lower_documented(converted, (example,))
+        assert (program.delegates, program.cpu) == (1, [])
+        assert worst_lsb(converted, program.run, [(example,)]) <= 1 + ROUNDING
+
+
+class TestPreparedModule:
+    def test_state_goes_into_another_one(self) -> None:
+        case = case_of("depthwise per channel")
+        module, converted = trained_and_converted(case)
+        other = prepared(case.model(), **dict(case.options))
+        other.load_state_dict(module.state_dict())
+        assert torch.equal(convert_pt2e(other)(image(3, 4, 8, 8)), converted(image(3, 4, 8, 8)))
+
+    def test_a_float_models_state_goes_into_it(self) -> None:
+        case = case_of("residual")
+        floating = train(case.model())
+        module = prepared(case.model())
+        missing, unexpected = module.load_state_dict(floating.state_dict(), strict=False)
+        assert not unexpected
+        assert all("activation_post_process" in name or "WeightFakeQuantize" in name for name in missing)
+        assert torch.equal(module.get_parameter("c.weight"), floating.c.weight)
+
+    def test_same_seed_same_numbers(self) -> None:
+        case = case_of("dropouts")
+        states = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            states.append(train(prepared(case.model())).state_dict())
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+    @torch.no_grad()
+    def test_weights_are_rounded_as_they_will_be(self) -> None:
+        model = seeded(lambda: nn.Sequential(conv(bias=False), bn()))
+        module = prepared(model, weight_bits=4)
+        (fake_quantizer,) = (child for child in module.modules() if isinstance(child, WeightFakeQuantize))
+        norm: Any = model[1]  # type: ignore[index]
+        scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).reshape(-1, 1, 1, 1)
+        rounded = fake_quantizer(module.get_parameter("0.weight"), norm.weight, norm.running_var, norm.eps) * scale
+        codes = rounded / fake_quantizer.scale
+        torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-4)
+        assert (codes.min().round(), codes.max().round()) in ((-7, 7), (-7, 6), (-6, 7))
+        folded = module.get_parameter("0.weight") * scale
+        assert (rounded - folded).abs().max() <= fake_quantizer.scale * 0.501
+
+    def test_a_scale_of_zero(self) -> None:
+        model = seeded(lambda: nn.Sequential(conv(), bn())).train()
+        model[1].weight.data[1] = 0  # type: ignore[index]
+        module = train(prepared(model))
+        assert all(torch.isfinite(value).all() for value in module.parameters())
+        assert torch.isfinite(convert_pt2e(module)(image())).all()
+
+    def test_fewer_bits_are_fewer_codes(self) -> None:
+        converted = convert_pt2e(train(prepared(case_of("conv bn relu").model(), weight_bits=3)))
+        (codes,) = (value for value in converted.buffers() if value.dtype == torch.int8)
+        assert codes.abs().max() == 3
+
+    def test_nothing_of_it_is_left_for_torchao_to_fold(self) -> None:
+        module = prepared(case_of("residual").model())
+        assert "aten.batch_norm.default" not in operators(module)
+        assert sum(isinstance(child, BatchNorm) for child in module.modules()) == 2
+
+    def test_a_layer_that_is_left_in_float(self) -> None:
+        case = case_of("residual")
+        converted = convert_pt2e(train(prepared(case.model(), layers={"c": "float"})))
+        (floating, quantized) = (node for node in converted.graph.nodes if op_name(node) == "aten.conv2d.default")
+        assert not [operand for operand in floating.all_input_nodes[1:] if is_dequantize(operand)]
+        assert all(map(is_dequantize, quantized.all_input_nodes))
+        assert not [name for name in operators(converted) if "norm" in name]
+
+    def test_what_stays_in_float_is_folded_too(self) -> None:
+        model = seeded(lambda: nn.Sequential(nn.Conv3d(2, 3, 3, bias=False), nn.BatchNorm3d(3))).train()
+        with pytest.warns(UnquantizedWarning, match="conv3d"):
+            module = prepared(model, (2, 5, 5, 5))
+        converted = convert_pt2e(train(module, (2, 5, 5, 5)))
+        assert operators(converted) == {"aten.conv3d.default": 1}
+        move_exported_model_to_eval(module)
+        x = image(2, 2, 5, 5, 5)
+        torch.testing.assert_close(converted(x), module(x), rtol=1e-4, atol=1e-4)
+
+
+class TestOnlyInTraining:
+    @pytest.mark.parametrize("drop", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout])
+    def test_every_dropout_drops_and_goes(self, drop: type[nn.Module]) -> None:
+        module = prepared(nn.Sequential(conv(), drop(0.5), conv()))
+        assert sum(isinstance(child, OnlyInTraining) for child in module.modules()) == 1
+        x = image(BATCH, 4, 8, 8)
+        assert not torch.equal(module(x), module(x))
+        converted = convert_pt2e(module)
+        assert operators(converted)["aten.conv2d.default"] == 2
+        assert not [name for name in operators(converted) if "dropout" in name]
+        assert torch.equal(converted(x), converted(x))
+
+    def test_ranges_are_those_without_dropout(self) -> None:
+        def function(m: Any, x: torch.Tensor) -> torch.Tensor:
+            return m.l(F.relu(m.d(F.max_pool2d(m.c(x), 2))).flatten(1))  # type: ignore[no-any-return]
+
+        def scales(drop: float) -> list[float]:
+            model = seeded(lambda: Model(function, c=conv(), d=nn.Dropout(drop), l=nn.Linear(64, 3)))
+            module = prepared(model)
+            module(image(BATCH, 4, 8, 8))
+            activations: list[Any] = [child for child in module.modules() if type(child) is FakeQuantize]
+            return [float(child.scale) for child in activations[:-1]]  # the last one is what the linear yields
+
+        assert scales(0.9) == scales(0.0)
+
+    def test_a_detach_stops_gradients_and_goes(self) -> None:
+        module = prepared(seeded(lambda: Model(lambda m, x: m.d(m.c(x).detach()), c=conv(), d=conv())))
+        module(image(BATCH, 4, 8, 8)).sum().backward()
+        assert module.get_parameter("c.weight").grad is None
+        assert module.get_parameter("d.weight").grad is not None
+        found = operators(convert_pt2e(module))
+        assert found["aten.conv2d.default"] == 2
+        assert "aten.detach.default" not in found
+
+
+def large_and_small(m: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([F.avg_pool2d(m.c(x), 4), F.max_pool2d(100 * m.d(x), 4)], 1)
+
+
+class TestRanges:
+    def test_recent_range(self) -> None:
+        observer = RecentRangeObserver(dtype=torch.int8, quant_min=-128, quant_max=127)
+        observer(torch.tensor([-1.0, 1.0]))
+        observer(torch.tensor([0.0, 3.0]))
+        assert float(observer.min_val) == pytest.approx(-0.99)
+        assert float(observer.max_val) == 3.0
+        for _ in range(500):
+            observer(torch.tensor([-0.5, 0.5]))
+        assert float(observer.min_val) == pytest.approx(-0.5, abs=0.02)
+        assert float(observer.max_val) == pytest.approx(0.5, abs=0.02)
+
+    def test_values_that_share_qparams_are_not_clipped(self) -> None:
+        model = seeded(lambda: Model(large_and_small, c=conv(), d=conv()))
+        converted = convert_pt2e(train(prepared(model), steps=50))
+        x = image(BATCH, 4, 8, 8)
+        assert converted(x).abs().max() > 0.95 * model(x).abs().max()
+
+    @pytest.mark.parametrize(
+        "observer",
+        [
+            RangeObserver,
+            MovingAverageMinMaxObserver,
+            MovingAverageMinMaxObserver.with_args(averaging_constant=0.5),
+            HistogramObserver,
+            FakeQuantize.with_args(observer=MovingAverageMinMaxObserver),
+            FusedMovingAvgObsFakeQuantize.with_args(observer=MovingAverageMinMaxObserver),
+            FusedMovingAvgObsFakeQuantize,
+        ],
+    )
+    def test_an_observer_of_the_users_choice(self, observer: Any) -> None:
+        case = case_of("conv bn relu")
+        converted = convert_pt2e(train(prepared(case.model(), observer=observer)))
+        assert operators(converted) == operators(trained_and_converted(case)[1])
+        assert {row.where for row in lower(converted, (image(),)).placement} == {"npu"}
+
+    def test_disable_observer_fixes_all_but_the_weights(self) -> None:
+        module = train(prepared(case_of("conv bn relu").model()))
+        module.apply(disable_observer)
+        fake_quantizers: list[Any] = [child for child in module.modules() if isinstance(child, FakeQuantize)]
+        before = [child.scale.clone() for child in fake_quantizers]
+        train(module)
+        fixed = {type(child): torch.equal(child.scale, old) for child, old in zip(fake_quantizers, before, strict=True)}
+        assert fixed == {FakeQuantize: True, WeightFakeQuantize: False}
+
+    def test_fixed_qparams(self) -> None:
+        converted = trained_and_converted(case_of("sigmoid gate"))[1]
+        (sigmoid,) = (node for node in converted.graph.nodes if op_name(node) == "aten.sigmoid.default")
+        (quantized,) = sigmoid.users
+        assert quantized.args[1:3] == (1 / 256, -128)
+
+
+class TestDigits:
+    """The demo's network, trained for two epochs."""
+
+    @pytest.fixture(scope="class")
+    def data(self) -> DigitsSplit:
+        return load_digits_split()
+
+    @pytest.mark.slow
+    def test_eight_bits_are_as_good_as_float(self, data: DigitsSplit) -> None:
+        converted = train_quantized(data)
+        tests = data.test_images, data.test_labels
+        # Over five seeds it is within 0.2 % (one image) of float.
+        assert accuracy(converted, *tests) >= accuracy(load_network(), *tests) - 0.01
+        program = lower_documented(converted, (data.test_images[:1],))
+        assert (program.delegates, program.cpu) == (1, [])
+        assert abs(accuracy(program.run, *tests) - accuracy(converted, *tests)) <= 0.002
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("bits", "floor"), [(4, 0.99), (3, 0.95)])
+    def test_training_is_better_where_calibration_loses(self, data: DigitsSplit, bits: int, floor: float) -> None:
+        tests = data.test_images, data.test_labels
+        trained_accuracy = accuracy(train_quantized(data, bits), *tests)
+        assert trained_accuracy > accuracy(calibrate(data, bits), *tests)
+        assert trained_accuracy >= floor
+
+    @pytest.mark.slow
+    def test_readme(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        readme = (Path(__file__).parents[1] / "README.md").read_text()
+        (script,) = re.findall(r"<!-- run by tests/test_qat.py -->\n((?: {4}.*\n|\n)+)", readme)
+        monkeypatch.chdir(tmp_path)
+        names: dict[str, Any] = {}
+        exec(compile(textwrap.dedent(script), "README.md", "exec"), names)
+        assert {row.where for row in names["program"].placement} == {"npu"}
+        assert (tmp_path / "digits.pte").read_bytes() == names["program"].buffer
+
+
+class TestErrors:
+    def refuse(self, model: nn.Module, message: str, shape: tuple[int, ...] = (4, 8, 8)) -> ModelError:
+        with pytest.raises(ModelError, match=message) as error:
+            prepared(model, shape)
+        return error.value
+
+    def test_batch_norm_without_statistics(self) -> None:
+        norm = nn.BatchNorm2d(4, track_running_stats=False)
+        assert self.refuse(nn.Sequential(conv(), norm), "track_running_stats=True").node == "batch_norm"
+
+    def test_batch_norm_that_nothing_takes(self) -> None:
+        model = nn.Sequential(nn.ReLU(), nn.BatchNorm3d(4))
+        error = self.refuse(model, r"nothing in front of it.*eval\(\)", (4, 5, 5, 5))
+        assert error.op == "aten.batch_norm.default"
+
+    def test_batch_norm_with_parameters_from_inputs(self) -> None:
+        def function(m: Any, x: torch.Tensor) -> torch.Tensor:
+            return F.batch_norm(m.c(x), m.mean, m.variance, weight=x.mean((0, 2, 3)), training=True)
+
+        model = Model(function, c=conv(), mean=torch.zeros(4), variance=torch.ones(4))
+        self.refuse(model, "computed from inputs")
+
+    def test_random_numbers(self) -> None:
+        error = self.refuse(Model(lambda m, x: m.c(x) * torch.rand_like(x), c=conv()), r"random numbers.*eval\(\)")
+        assert error.op == "aten.rand_like.default"
+        assert error.source is not None
+
+    def test_sizes_that_must_be_fixed(self) -> None:
+        model = nn.Sequential(conv(), nn.GroupNorm(2, 4))
+        assert self.refuse(model, "Export without dynamic_shapes").op == "aten.group_norm.default"
+        example = image(BATCH, 4, 8, 8)
+        static = torch.export.export(model.train(), (example,)).module()
+        module = train(prepare_qat_pt2e(static, NeutronQuantizer(is_qat=True)))
+        assert lower_documented(convert_pt2e(module), (example,)).cpu == []
+
+    def test_writes(self) -> None:
+        self.refuse(Model(lambda m, x: m.c(x) + m.k.add_(1), c=conv(), k=torch.zeros(4, 1, 1)), "writes in place")
+
+    def test_parameters_that_would_be_constants(self) -> None:
+        class Divides(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.temperature = nn.Parameter(torch.tensor(2.0))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x / self.temperature
+
+        self.refuse(Divides(), r"'temperature'.*requires_grad_\(False\)")
+        frozen = Divides().requires_grad_(False)
+        module = prepared(nn.Sequential(conv(), frozen))
+        assert operators(convert_pt2e(train(module)))["aten.mul.Tensor"] == 1
+
+    def test_training_that_never_was(self) -> None:
+        with pytest.raises(CalibrationError, match="never reached"):
+            convert_pt2e(prepared(conv()))
+
+    def test_training_that_diverges(self) -> None:
+        module = prepared(nn.Sequential(conv(), bn()))
+        with pytest.raises(CalibrationError, match="NaN or infinite") as error:
+            module(image(BATCH, 4, 8, 8) * float("inf"))
+        assert error.value.node is not None
+
+    def test_inputs_of_another_shape(self) -> None:
+        module = prepared(nn.Sequential(conv(), bn()))
+        for bad in (image(BATCH, 4, 9, 9), image(4, 8, 8), image(BATCH, 4, 8, 8).double()):
+            with pytest.raises(InputError, match=r"exported for torch.float32 \(any, 4, 8, 8\)"):
+                module(bad)
+
+    @pytest.mark.parametrize("prepare", [prepare_pt2e, prepare_qat_pt2e])
+    def test_a_quantizer_that_does_not_train(self, prepare: Callable[..., Any]) -> None:
+        with pytest.raises(ModelError, match=r"train mode.*NeutronQuantizer\(is_qat=True\)"):
+            prepare(torch.export.export(case_of("dropouts").model(), (image(),)).module(), NeutronQuantizer())
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"observer": 3, "is_qat": True}, "observer takes a class"),
+            ({"weight_bits": 9}, "from 2 to 8"),
+            ({"weight_bits": 4.5}, "from 2 to 8"),
+        ],
+    )
+    def test_options(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(OptionError, match=message):
+            NeutronQuantizer(**options)
+
+    def test_the_short_way_only_calibrates(self) -> None:
+        with pytest.raises(OptionError, match="prepare_qat_pt2e"):
+            quantize(conv().eval(), (image(),), [image()], is_qat=True)
