@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,14 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.errors import ConverterError, ModelError, OptionError
 from openneutron.files import write_file
 from openneutron.payload import Payload, PayloadHeader, pack_device, parse
+from openneutron.profiling import Kernel, kernels_of
 from openneutron.sdk import (
     DEFAULT_FLAGS,
     TIME_LIMIT_SECONDS,
     Conversion,
     Converted,
     Converter,
+    ConverterWarning,
     convert_all,
     default_cache,
     merge_kernel_selections,
@@ -45,6 +48,8 @@ class DevicePayload:
 
     payload: bytes
     converted: Converted
+    kernels: tuple[Kernel, ...] = ()
+    """What the NPU runs, in its order; known only with `use_profiling`."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,25 @@ def compile_payloads(
             write_file(intermediates_dir / f"partition_{number}.tflite", request.tflite)
             write_file(intermediates_dir / f"partition_{number}_neutron.tflite", result.tflite)
     return tuple(
-        DevicePayload(device_payload(payload.header, result.tflite, request.name), result)
+        DevicePayload(
+            device_payload(payload.header, result.tflite, request.name),
+            result,
+            _kernels(request, result, converter) if options.use_profiling else (),
+        )
         for payload, result, request in zip(payloads, converted, requests, strict=True)
     )
+
+
+def _kernels(request: Conversion, result: Converted, converter: Converter) -> tuple[Kernel, ...]:
+    kernels = kernels_of(result.log, request.tflite)
+    if not kernels:
+        warnings.warn(
+            f"{converter} did not print the graphs of {request.name} as other versions do: the NPU's profile has the "
+            "numbers of its kernels, but nothing says what they compute.",
+            ConverterWarning,
+            stacklevel=4,
+        )
+    return kernels
 
 
 def device_payload(header: PayloadHeader, converted: bytes, name: str = "the model") -> bytes:

@@ -21,6 +21,7 @@ from openneutron.errors import CalibrationError, InputError, ModelError, OptionE
 from openneutron.files import write_file
 from openneutron.fx import is_dequantize
 from openneutron.partition.placing import Placement
+from openneutron.profiling import Kernel
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.program import HostProgram, TensorInfo
 from openneutron.sdk import converter_for
@@ -59,6 +60,9 @@ class NeutronProgram:
     """The portable `.pte` that a device program was made of, which the host runs; None for a portable program."""
     kernel_selection: str | None = field(default=None, repr=False)
     """The C source that `dump_kernel_selection_code` asked for."""
+    kernels: tuple[tuple[Kernel, ...], ...] = ()
+    """With `use_profiling`, for each delegate of a device program the NPU's kernels in the order in which its profile
+    has them; their `nodes` are those of `placement`, which has the source lines."""
 
     @property
     def is_device(self) -> bool:
@@ -192,7 +196,8 @@ def lower(
         return NeutronProgram(portable, rows, options.target)
     folder = None if options.intermediates_dir is None else Path(options.intermediates_dir)
     compiled = compile_program(portable, converter, intermediates_dir=folder)
-    return NeutronProgram(compiled.program, rows, options.target, portable, compiled.kernel_selection)
+    kernels = tuple(payload.kernels for payload in compiled.payloads)
+    return NeutronProgram(compiled.program, rows, options.target, portable, compiled.kernel_selection, kernels)
 
 
 def _portable_program(

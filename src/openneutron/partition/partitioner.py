@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,20 @@ import executorch.kernels.quantized  # noqa: F401  registers the out variants th
 from executorch.exir.backend.backend_details import BackendDetails, CompileSpec
 from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from openneutron.backend import NeutronBackend
 from openneutron.compile_spec import CompileOptions
-from openneutron.device import compile_payloads, kernel_selection_of
+from openneutron.device import DevicePayload, compile_payloads, kernel_selection_of
 from openneutron.errors import OptionError
 from openneutron.files import write_file
 from openneutron.partition.compile import compile_partition
-from openneutron.partition.opaque import is_opaque, is_searched, replace_partitions
+from openneutron.partition.levels import Partition
+from openneutron.partition.opaque import Trace, is_opaque, is_searched, is_trace, replace_partitions
 from openneutron.partition.orders import settle_orders
 from openneutron.partition.placing import Placement, place
-from openneutron.payload import parse
-from openneutron.sdk import converter_for
+from openneutron.payload import Payload, parse
+from openneutron.sdk import Converter, converter_for
 from openneutron.targets import NeutronTargetSpec
 
 __all__ = ["CpuWarning", "NeutronPartitioner"]
@@ -83,23 +85,27 @@ class NeutronPartitioner(Partitioner):
         if folder is not None:
             for number, payload in enumerate(payloads):
                 write_file(folder / f"partition_{number}.tflite", parse(payload).tflite)
-        return replace_partitions(placed.program, placed.partitions, self._final(payloads), orders)
+        converter = converter_for(self.options.payload, self.options.neutron_converter_flavor)
+        if converter is None or not payloads:
+            return replace_partitions(placed.program, placed.partitions, payloads, orders)
+        compiled = self._compiled([parse(payload) for payload in payloads], converter)
+        traces = [_traces(*pair) for pair in zip(placed.partitions, compiled, strict=True)]
+        final = [result.payload for result in compiled]
+        return replace_partitions(
+            placed.program, placed.partitions, final, orders, traces if self.options.use_profiling else ()
+        )
 
     @property
     def _intermediates(self) -> Path | None:
         return None if self.options.intermediates_dir is None else Path(self.options.intermediates_dir)
 
-    def _final(self, payloads: Sequence[bytes]) -> Sequence[bytes]:
-        """The payloads as the options want them: as they are, or converted."""
-        converter = converter_for(self.options.payload, self.options.neutron_converter_flavor)
-        if converter is None or not payloads:
-            return payloads
-        portable = [parse(payload) for payload in payloads]
+    def _compiled(self, portable: Sequence[Payload], converter: Converter) -> Sequence[DevicePayload]:
+        """The payloads converted, and their kernel selection written where it is asked for."""
         compiled = compile_payloads(portable, self.options, converter, intermediates_dir=self._intermediates)
         selection = kernel_selection_of(compiled, converter)
         if selection is not None:
             write_file((self._intermediates or Path()) / self.KERNEL_SELECTION, selection.encode())
-        return [result.payload for result in compiled]
+        return compiled
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
         """Tag the compiled partitions of an edge program.
@@ -118,9 +124,27 @@ class NeutronPartitioner(Partitioner):
                 continue
             tag = f"neutron_{len(tags)}"
             tags[tag] = self.delegation_spec
-            for tagged in (node, node.args[1], *node.users):
+            for tagged in (node, node.args[1], *node.users, *_traces_behind(node)):
                 tagged.meta["delegation_tag"] = tag
         return PartitionResult(tagged_exported_program=exported_program, partition_tags=tags)
+
+
+def _traces(partition: Partition, compiled: DevicePayload) -> list[Trace]:
+    """The partition's operators, each with the kernels that compute it."""
+    kernels = compiled.kernels
+    nodes = [cluster.node for cluster in partition.clusters] if kernels else []
+    return [
+        Trace(node, tuple(i for i, kernel in enumerate(kernels) if node.name in kernel.nodes), len(kernels))
+        for node in nodes
+    ]
+
+
+def _traces_behind(node: Node) -> Iterator[Node]:
+    pending = [trace for item in node.users for trace in item.users if is_trace(trace)]
+    while pending:
+        trace = pending.pop()
+        yield trace
+        pending += filter(is_trace, trace.users)
 
 
 def _refuse_second_backend() -> None:

@@ -69,7 +69,48 @@ def convertModel(model: list[int], context: CompilationContext) -> list[int]:  #
         Path("_kernel_selection.c").write_text(f"// kernels of {len(model)} bytes\n")
     if words[0] == "answer":
         return list(Path(words[1]).read_bytes())
+    if context.compilationOpts.dumpAfterGenerate == "console" and context.compilationOpts.verbose:
+        _print_graphs(bytes(model))
     return list(_convert(bytes(model), words))
+
+
+def _print_graphs(data: bytes) -> None:
+    """As far as ExecuTorch's own reader of it says what it looks like; a convolution takes two kernels."""
+    (graph,) = schema.ModelT.InitFromPackedBuf(data, 0).subgraphs
+    codes = schema.ModelT.InitFromPackedBuf(data, 0).operatorCodes
+    names = [tensor.name.decode() for tensor in graph.tensors]
+    kinds = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    nodes = [
+        (kinds[codes[node.opcodeIndex].builtinCode], [names[i] for i in node.inputs], [names[i] for i in node.outputs])
+        for node in graph.operators
+    ]
+    print("= Import Graph =\nGraphs:\nName: main")
+    for number, node in enumerate(nodes):
+        _print_node(number, *node)
+    print("= Optimize Graph =\n= Extract Graphs =\nNeutronGraph \"subgraph_900\":")
+    for number, (kind, _, _) in enumerate(nodes):
+        print(f'NeutronOperator "subgraph_{number:03}":\n    Operators:\n        {kind}\n    Kernels:')
+        print("        Pad\n        Conv2DStandardV2" if kind == "CONV_2D" else f"        {kind.title()}")
+    print("= Generate Code =\nGenerate code for NeutronGraph\nGraphs:")
+    for number, node in enumerate(nodes):
+        print(f"Name: subgraph_{number:03}")
+        _print_names(node[1], node[2])
+        print("Tensors:\nOperators:")
+        _print_node(0, *node)
+    print("Name: subgraph_900")
+    _print_names([names[i] for i in graph.inputs], [names[i] for i in graph.outputs])
+    print('Tensors:\nStatistics for NeutronGraph "subgraph_900":', flush=True)
+
+
+def _print_node(location: int, kind: str, inputs: list[str], outputs: list[str]) -> None:
+    print(f"Type: {kind}")
+    _print_names(inputs, outputs)
+    print(f"Location: {location}")
+
+
+def _print_names(inputs: list[str], outputs: list[str]) -> None:
+    for side, names in (("Inputs", inputs), ("Outputs", outputs)):
+        print(f"{side}:", *(f"  [{number}]: {name}" for number, name in enumerate(names)), sep="\n")
 
 
 def _convert(data: bytes, words: list[str]) -> bytes:
