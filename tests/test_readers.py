@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +17,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from openneutron import lower, pte, quantize, tflite
-from openneutron.errors import FormatError
-from openneutron.payload import parse
+from openneutron.errors import FormatError, OptionError, PayloadError, TargetError
+from openneutron.payload import pack_portable, parse
+from openneutron.profiling import kernels_of
+from openneutron.report.inspect import inspect_bytes
 
 DATA = os.environ.get("OPENNEUTRON_DATA")
 SLOWEST_SECONDS = 2.0
+MOST_BYTES = 4_000_000  # for files of some kilobytes
 
 
 def _program() -> bytes:
@@ -109,6 +113,12 @@ class TestPte:
             pte.replace_payloads(PROGRAM, {7: b""})
 
 
+# As in test_profiling.py.
+LOG = (
+    b'Graphs: = Extract Graphs =\nNeutronOperator "subgraph_1":\nKernels:\n A\n B\n\nGenerate code for NeutronGraph\n'
+    b"Graphs:\nName: subgraph_1\nInputs:\nOutputs:\nTensors:\nType: ADD\nInputs:\n [0]: t\nOutputs:\n"
+    b" [0]: u\nLocation: 0"
+)
 WORDS = (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", bytes(4), b"\1\0\0\0")
 
 
@@ -142,16 +152,45 @@ def mutated(original: bytes) -> st.SearchStrategy[bytes]:
     return draw()
 
 
-@pytest.mark.parametrize(
-    ("read", "original"), [(tflite.read, MODEL), (pte.read, PROGRAM)], ids=["tflite", "pte"]
-)
+def inspect_any(data: bytes) -> None:
+    inspect_bytes(data, "the file")
+
+
+def inspect_in_a_program(model: bytes) -> None:
+    """The report of a `.pte` whose payload is sealed around those bytes."""
+    header = parse(pte.read(PROGRAM).methods[0].delegates[0].payload).header
+    segment = pte.read(PROGRAM).methods[0].delegates[0].segment
+    assert segment is not None
+    inspect_bytes(pte.replace_payloads(PROGRAM, {segment: pack_portable(header, model)}), "the file")
+
+
+READERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
+    "tflite": (tflite.read, MODEL),
+    "pte": (pte.read, PROGRAM),
+    "inspected tflite": (inspect_any, MODEL),
+    "inspected pte": (inspect_any, PROGRAM),
+    "inspected payload": (inspect_in_a_program, MODEL),
+    "payload": (parse, bytes(pte.read(PROGRAM).methods[0].delegates[0].payload)),
+    "kernels": (lambda data: kernels_of(data.decode(errors="replace"), MODEL), LOG),
+}
+
+
+@pytest.mark.parametrize(("read", "original"), READERS.values(), ids=READERS)
 def test_no_bytes_bring_a_reader_down(read: Callable[[bytes], object], original: bytes) -> None:
     @settings(max_examples=1500, deadline=None)
     @given(st.one_of(mutated(original), st.binary(max_size=200)))
     def check(data: bytes) -> None:
         start = time.monotonic()
-        with contextlib.suppress(FormatError):
+        tracemalloc.reset_peak()
+        held, _ = tracemalloc.get_traced_memory()
+        with contextlib.suppress(FormatError, PayloadError, OptionError, TargetError):
             read(data)
+        _, peak = tracemalloc.get_traced_memory()
         assert time.monotonic() - start < SLOWEST_SECONDS
+        assert peak - held < MOST_BYTES
 
-    check()
+    tracemalloc.start()
+    try:
+        check()
+    finally:
+        tracemalloc.stop()

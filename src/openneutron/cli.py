@@ -21,6 +21,12 @@ Flavor = Annotated[
     str | None, typer.Option(help="Converter: an SDK release such as SDK_25_06, or a version of eiq-neutron-sdk.")
 ]
 
+WIDTH = 160  # of what goes to a file or another program
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True) if sys.stdout.isatty() else Console(width=WIDTH, soft_wrap=True)
+
 
 @app.command()
 def targets() -> None:
@@ -35,7 +41,7 @@ def targets() -> None:
         clock = None if target.clock_hz is None else target.clock_hz // 1_000_000
         cells = (target.npu, target.neutron_class, target.macs_per_cycle, clock, target.sram_bytes, target.flash_bytes)
         table.add_row(target.name, target.soc, *("unknown" if cell is None else f"{cell}" for cell in cells))
-    console = Console()
+    console = _console()
     console.print(table)
     found = sdk.installed()
     console.print("Converters installed: " + (", ".join(map(str, found)) or "none; programs stay portable"))
@@ -56,8 +62,7 @@ def inspect(
     if json:
         sys.stdout.write(text.as_json(report) + "\n")
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=160)
-        text.render(report, console, layers=layers)
+        text.render(report, _console(), layers=layers)
 
 
 @app.command()
@@ -86,7 +91,7 @@ def compile(
     write_file(output, compiled.program)
     if compiled.kernel_selection is not None:
         write_file(kernel_selection_path(output), compiled.kernel_selection.encode())
-    Console().print(f"{output}: {len(compiled.program):,} bytes, {len(compiled.payloads)} device payloads")
+    _console().print(f"{output}: {len(compiled.program):,} bytes, {len(compiled.payloads)} device payloads")
 
 
 @app.command()

@@ -10,6 +10,8 @@ mcxn94x the three known ones to 2.5 % (tests/test_estimate.py).
 
 from __future__ import annotations
 
+import numpy as np
+
 from openneutron.ir.graph import Op, Tensor
 from openneutron.targets import HardwareVersion, NeutronTarget
 
@@ -25,12 +27,12 @@ N1_INPUT_CHANNELS = 4
 def stored_bytes(op: Op, target: NeutronTarget) -> int:
     """Bytes of an operator's constants on the NPU: an estimate.
 
-    A target whose hardware version is not known is taken to store as N3 does. Constants of operators that multiply no
-    weights are taken as they are.
+    A target whose hardware version is not known is taken to store as N3 does. Int8 constants of operators that multiply
+    no weights are taken as they are; others are shapes, permutations and paddings, which the microcode holds.
     """
     constants = [tensor for tensor in op.inputs if tensor.data is not None]
     if op.kind.name not in _MULTIPLY or not constants:
-        return sum(tensor.size * tensor.dtype.itemsize for tensor in constants)
+        return sum(tensor.size for tensor in constants if tensor.dtype == np.int8)
     if target.hardware_version is HardwareVersion.N1:
         return _on_n1(op, constants[0])
     return _on_n3(op, constants[0], target.channel_granularity)
