@@ -161,6 +161,7 @@ class TestDoctor:
         code, text = run("doctor", *flavor)
         assert code == 0
         assert text.count("[ok]") == 6
+        assert "kernels in its text: Pad for conv, Conv2DStandardV2 for conv" in text
         assert "All checks passed." in text
 
     @pytest.mark.usefixtures("installed")

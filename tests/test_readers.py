@@ -177,7 +177,7 @@ READERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
 
 @pytest.mark.parametrize(("read", "original"), READERS.values(), ids=READERS)
 def test_no_bytes_bring_a_reader_down(read: Callable[[bytes], object], original: bytes) -> None:
-    @settings(max_examples=1500, deadline=None)
+    @settings(max_examples=300, deadline=None)
     @given(st.one_of(mutated(original), st.binary(max_size=200)))
     def check(data: bytes) -> None:
         start = time.monotonic()

@@ -18,6 +18,7 @@ from openneutron.errors import OpenNeutronError
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
 from openneutron.ops.convolution import CONV_2D
 from openneutron.payload import PayloadHeader, microcode_header, parse
+from openneutron.profiling import kernels_of
 
 __all__ = ["Examination", "examine"]
 
@@ -88,7 +89,12 @@ class _Bridge:
         request = sdk.Conversion(self.model, self.target, converter_flags(options))
         converted = sdk.convert(request, converter, time_limit=TIME_LIMIT_SECONDS)
         self.payload = device_payload(PayloadHeader((1,), (1,), (0,), (0,), 1), converted.tflite)
-        return f"{len(self.model)} bytes of TFLite became {len(self.payload)} bytes of payload"
+        done = f"{len(self.model)} bytes of TFLite became {len(self.payload)} bytes of payload"
+        if not options.use_profiling:
+            return done
+        kernels = kernels_of(converted.log, self.model)
+        known = ", ".join(f"{kernel.name} for {'/'.join(kernel.nodes) or 'nothing known'}" for kernel in kernels)
+        return f"{done}; kernels in its text: {known or 'none, so a profile cannot be mapped to operators'}"
 
     def header(self) -> str:
         payload = parse(self.payload)
@@ -107,4 +113,5 @@ def _tiny_model() -> bytes:
         "padding": "SAME", "stride_h": 1, "stride_w": 1, "dilation_h_factor": 1, "dilation_w_factor": 1,
         "fused_activation_function": "RELU",
     }  # fmt: skip
-    return tflite.write(Graph((image,), (output,), (Op(CONV_2D, (image, filters, bias), output, attrs, "conv"),)))
+    graph = Graph((image,), (output,), (Op(CONV_2D, (image, filters, bias), output, attrs, "conv"),))
+    return tflite.write(graph, names=True)

@@ -119,10 +119,10 @@ def choose(flavor: str | None, found: Sequence[Converter] | None = None) -> Conv
         if wanted & {converter.flavor, converter.module}:
             return converter
     there = ", ".join(map(str, found)) or "none"
-    wanted_by = f"for neutron_converter_flavor='{flavor}'" if flavor else f"{PACKAGE}, which no flavour stands for,"
+    missing = f"for neutron_converter_flavor='{flavor}'" if flavor else f"without a flavour, which is {PACKAGE}"
     raise ConverterError(
-        f"There is no converter {wanted_by} in this Python; installed: {there}. Microcode must match the firmware's "
-        "SDK release, so no other is taken. A portable program needs none: keep it, and run `openneutron compile` on a "
+        f"This Python has no converter {missing} (installed: {there}). Microcode must match the firmware's SDK "
+        "release, so no other is taken. A portable program needs none: keep it, and run `openneutron compile` on a "
         "machine that has the converter."
     )
 
