@@ -25,6 +25,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronQuantizer
 from openneutron.compile_spec import CompileOptions
+from openneutron.partition.clusters import Constants
 from openneutron.partition.compile import compile_partition
 from openneutron.partition.levels import Partition
 from openneutron.partition.placing import place
@@ -81,8 +82,9 @@ def own_work(model: nn.Module, example: tuple[Tensor, ...], observe: Observe, ro
 
 
 def _compile(program: torch.export.ExportedProgram, partitions: Sequence[Partition], options: CompileOptions) -> None:
+    constants = Constants(program)
     for partition in partitions:
-        compile_partition(program, partition, options)
+        compile_partition(constants, partition, options)
 
 
 def seconds_of(model: nn.Module, example: tuple[Tensor, ...], rounds: int) -> tuple[int, dict[str, float]]:

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from openneutron import QuantizedModel
 from openneutron.compile_spec import CompileOptions
 from openneutron.ir.graph import Graph
+from openneutron.partition.clusters import Constants
 from openneutron.partition.compile import format_partition
 from openneutron.partition.placing import Placement, place
 
@@ -25,7 +26,8 @@ def partition_graphs(model: QuantizedModel, **options: Any) -> list[Graph]:
 def placed_graphs(program: ExportedProgram, options: CompileOptions) -> tuple[tuple[Placement, ...], list[Graph]]:
     """The placement of a quantized program, and the IR of each partition."""
     placed = place(program, options)
-    return placed.rows, [format_partition(program, partition, options).graph for partition in placed.partitions]
+    constants = Constants(program)
+    return placed.rows, [format_partition(constants, partition, options).graph for partition in placed.partitions]
 
 
 def kinds(graph: Graph) -> list[str]:

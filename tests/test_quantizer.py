@@ -213,7 +213,7 @@ class TestSharedGroups:
         assert found["aten.cat.default"] == (1 / 256, -128)
 
     def test_different_fixed_qparams_are_requantized(self) -> None:
-        model = Model(lambda m, x: torch.cat([torch.sigmoid(m.c(x)), torch.tanh(x), m.c(x)], 1), c=conv())
+        model = Model(lambda m, x: torch.cat([torch.sigmoid(m.c(x)), torch.tanh(x), m.d(x)], 1), c=conv(), d=conv())
         module = convert(model.eval(), (image(),))
         found = scales(module)
         assert found["aten.sigmoid.default"] == (1 / 256, -128)
@@ -224,6 +224,27 @@ class TestSharedGroups:
         requantized = [node for node in module.graph.nodes if is_quantize(node) and is_dequantize(node.args[0])]
         assert len(requantized) == 2
         assert {row.where for row in lower(module, (image(),)).placement} == {"npu"}
+
+
+    @pytest.mark.parametrize(
+        ("function", "requantized"),
+        [
+            (lambda m, x: torch.cat([m.c(x), m.d(x)], 1), 0),
+            (lambda m, x: torch.cat([F.max_pool2d(y := m.c(x), 1), y.flip(1)], 1), 0),
+            (lambda m, x: torch.cat([y := m.c(x), m.e(y)], 1), 1),
+            (lambda m, x: torch.cat([F.max_pool2d(y := m.c(x), 3, 1, 1), m.e(y)], 1), 0),
+            (lambda m, x: torch.cat([m.e(torch.cat([y := m.c(x), z := m.d(x)], 1)[:, :4]), y, z], 1), 2),
+            (lambda m, x: (y := m.c(x), torch.cat([y, m.d(x)], 1)), 1),
+            (lambda m, x: torch.maximum(y := m.c(x), m.e(y)), 1),
+            (lambda m, x: torch.maximum(y := m.c(x), torch.ones(1)) + m.e(y), 0),
+        ],
+    )
+    def test_values_that_others_compute_with_keep_their_range(
+        self, function: Callable[..., Any], requantized: int
+    ) -> None:
+        module = convert(seeded(lambda: Model(function, c=conv(4), d=conv(4), e=nn.Conv2d(4, 4, 1))), (image(),))
+        found = [node for node in module.graph.nodes if is_quantize(node) and is_dequantize(node.args[0])]
+        assert len(found) == requantized
 
 
 class TestObservers:

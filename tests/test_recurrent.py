@@ -15,6 +15,7 @@ from openneutron import CompileOptions, QuantizedModel, quantize
 from openneutron.errors import InputError
 from openneutron.fx import is_dequantize, iterate_nodes, output_node
 from openneutron.ir.graph import Graph
+from openneutron.partition.clusters import Constants
 from openneutron.partition.compile import lower_partition
 from openneutron.partition.placing import place
 from openneutron.runtime import HostProgram
@@ -27,7 +28,7 @@ def graph_of(model: QuantizedModel) -> Graph:
     """The IR of its only partition."""
     program = torch.export.export(model.module, model.example_inputs)
     (partition,) = place(program, CompileOptions()).partitions
-    return lower_partition(program, partition)
+    return lower_partition(Constants(program), partition)
 
 
 def kinds(graph: Graph) -> list[str]:

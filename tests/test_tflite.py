@@ -20,6 +20,7 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
 from openneutron.ops.elementwise import ADD, RELU
 from openneutron.ops.windows import PADV2
+from openneutron.partition.clusters import Constants
 from openneutron.partition.compile import lower_partition
 from openneutron.partition.placing import place
 
@@ -27,11 +28,12 @@ INT8 = np.dtype(np.int8)
 Q = QParams.per_tensor(0.5, 0)
 # The first version of each operator that takes int8; a reader refuses versions that it does not know.
 INT8_VERSIONS = {
-    "ABS": 2, "ADD": 2, "AVERAGE_POOL_2D": 2, "CONCATENATION": 2, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "EXP": 2,
-    "FULLY_CONNECTED": 4, "HARD_SWISH": 1, "LEAKY_RELU": 2, "LOG": 2, "LOGISTIC": 2, "MAX_POOL_2D": 2, "MAXIMUM": 2,
-    "MEAN": 2, "MINIMUM": 2, "MIRROR_PAD": 2,
-    "MUL": 2, "PAD": 2, "PADV2": 2, "RELU": 2, "RELU6": 2, "RELU_0_TO_1": 1, "RELU_N1_TO_1": 1, "RESHAPE": 1,
-    "RSQRT": 2, "SLICE": 2, "SOFTMAX": 2, "SUB": 2, "SUM": 2, "TANH": 2, "TRANSPOSE": 2,
+    "ABS": 2, "ADD": 2, "AVERAGE_POOL_2D": 2, "BATCH_MATMUL": 2, "CONCATENATION": 2, "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 3, "EXP": 2, "FULLY_CONNECTED": 4, "HARD_SWISH": 1, "LEAKY_RELU": 2, "LOG": 2, "LOGISTIC": 2,
+    "MAX_POOL_2D": 2, "MAXIMUM": 2, "MEAN": 2, "MINIMUM": 2, "MIRROR_PAD": 2, "MUL": 2, "PAD": 2, "PADV2": 2,
+    "PRELU": 1, "REDUCE_MAX": 2, "REDUCE_MIN": 2, "RELU": 2, "RELU6": 2, "RELU_0_TO_1": 1, "RELU_N1_TO_1": 1,
+    "RESHAPE": 1, "RESIZE_BILINEAR": 3, "RESIZE_NEAREST_NEIGHBOR": 3, "RSQRT": 2, "SLICE": 2, "SOFTMAX": 2, "SUB": 2,
+    "SUM": 2, "TANH": 2, "TRANSPOSE": 2, "TRANSPOSE_CONV": 3,
 }  # fmt: skip
 NAMES = {number: name for name, number in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 
@@ -45,7 +47,7 @@ def read(data: bytes) -> Any:
 def graph_of(model: QuantizedModel) -> Graph:
     program = torch.export.export(model.module, model.example_inputs)
     (partition,) = place(program, CompileOptions()).partitions
-    return lower_partition(program, partition)
+    return lower_partition(Constants(program), partition)
 
 
 # Beside the first case of each target: further operators of TFLite.

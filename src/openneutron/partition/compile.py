@@ -6,7 +6,6 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch.export import ExportedProgram
 from torch.fx import Node
 
 from openneutron import tflite
@@ -31,10 +30,9 @@ __all__ = ["FormattedGraph", "compile_partition", "format_partition", "illegal_t
 
 
 def lower_partition(
-    program: ExportedProgram, partition: Partition, channels_last: Callable[[Node], bool] = is_channels_last
+    constants: Constants, partition: Partition, channels_last: Callable[[Node], bool] = is_channels_last
 ) -> Graph:
     """The optimized IR of a partition; `channels_last` says which of its inputs and outputs are NHWC."""
-    constants = Constants(program)
     qparams: dict[object, QParams] = {}
     for cluster in partition.clusters:
         for operand in cluster.operands:
@@ -60,16 +58,16 @@ class FormattedGraph:
 
 
 def compile_partition(
-    program: ExportedProgram,
+    constants: Constants,
     partition: Partition,
     options: CompileOptions,
     channels_last: Callable[[Node], bool] = is_channels_last,
 ) -> bytes:
     """The delegate payload of a partition: its TFLite model, which the host runs and the vendor's converter takes.
 
-    `channels_last` says which of its inputs and outputs are NHWC in memory.
+    `constants` are those of its program; `channels_last` says which of its inputs and outputs are NHWC in memory.
     """
-    formatted = format_partition(program, partition, options, channels_last)
+    formatted = format_partition(constants, partition, options, channels_last)
     model = tflite.write(verify(formatted.graph, "hoist_format_conversions"), names=options.use_profiling)
     header = PayloadHeader(
         input_formats=tuple(map(int, formatted.inputs)),
@@ -82,7 +80,7 @@ def compile_partition(
 
 
 def format_partition(
-    program: ExportedProgram,
+    constants: Constants,
     partition: Partition,
     options: CompileOptions,
     channels_last: Callable[[Node], bool] = is_channels_last,
@@ -92,10 +90,10 @@ def format_partition(
     They are those of the program. For the legacy generation, which has few transposes, the runtime converts whatever it
     can: images come and go in NHWC there, unless that leaves more transposes inside.
     """
-    as_they_are = _with_formats(program, partition, channels_last, options)
+    as_they_are = _with_formats(constants, partition, channels_last, options)
     if options.generation is not Generation.LEGACY:
         return as_they_are
-    as_images = _with_formats(program, partition, _is_image, options)
+    as_images = _with_formats(constants, partition, _is_image, options)
     return min(as_they_are, as_images, key=lambda formatted: _transposes(formatted.graph, partition.target))
 
 
@@ -106,9 +104,9 @@ def illegal_transposes(graph: Graph, target: NeutronTarget) -> list[Op]:
 
 
 def _with_formats(
-    program: ExportedProgram, partition: Partition, channels_last: Callable[[Node], bool], options: CompileOptions
+    constants: Constants, partition: Partition, channels_last: Callable[[Node], bool], options: CompileOptions
 ) -> FormattedGraph:
-    graph = lower_partition(program, partition, channels_last)
+    graph = lower_partition(constants, partition, channels_last)
     inputs, outputs = (tuple(map(channels_last, nodes)) for nodes in (partition.inputs, partition.outputs))
     if options.use_neutron_for_format_conversion and options.generation is not Generation.LEGACY:
         return FormattedGraph(graph, inputs, outputs)

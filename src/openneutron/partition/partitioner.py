@@ -19,6 +19,7 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.device import DevicePayload, compile_payloads, kernel_selection_of
 from openneutron.errors import OptionError
 from openneutron.files import write_file
+from openneutron.partition.clusters import Constants
 from openneutron.partition.compile import compile_partition
 from openneutron.partition.levels import Partition
 from openneutron.partition.opaque import Trace, is_opaque, is_searched, is_trace, replace_partitions
@@ -77,8 +78,9 @@ class NeutronPartitioner(Partitioner):
         placed = place(exported_program, self.options)
         _warn(placed.rows)
         orders = settle_orders(placed.program, placed.partitions)
+        constants = Constants(placed.program)
         payloads = [
-            compile_partition(placed.program, partition, self.options, orders.is_channels_last)
+            compile_partition(constants, partition, self.options, orders.is_channels_last)
             for partition in placed.partitions
         ]
         folder = self._intermediates

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from openneutron.compile_spec import CompileOptions
 from openneutron.ir.graph import Graph, Op
-from openneutron.partition.clusters import Cluster, Clusters
+from openneutron.partition.clusters import Cluster, Clusters, Constants
 from openneutron.partition.compile import format_partition, illegal_transposes
 from openneutron.partition.levels import Partition, partitions_of
 from openneutron.partition.orders import settle_orders
@@ -45,8 +45,9 @@ def _rejected(
     rejected: dict[Cluster, Op] = {}
     partitions, _ = partitions_of(program, found)
     orders = settle_orders(program, partitions)
+    constants = Constants(program)
     for partition in partitions:
-        graph = format_partition(program, partition, options, orders.is_channels_last).graph
+        graph = format_partition(constants, partition, options, orders.is_channels_last).graph
         for op in illegal_transposes(graph, partition.target):
             for cluster in blame(partition, graph, op):
                 rejected.setdefault(cluster, op)

@@ -65,6 +65,11 @@ class _Place:
     def rule(self) -> OutputRule | QParams:
         return self.spec.output_rule(self.site.node) if self.activation is None else OutputRule.OBSERVED
 
+    @property
+    def brings_together(self) -> bool:
+        """Whether its output has the values of several others."""
+        return sum(constant_value(value) is None for value in self.inputs) > 1
+
     def _operands(self, names: tuple[str, ...]) -> list[Node]:
         operands = iterate_nodes([self.site.args[name] for name in names])
         return list(dict.fromkeys(map(training.observed, operands)))
@@ -243,15 +248,15 @@ class _Annotation:
         self.weight_axis = _weight_axes(places, quantizer.layers)
         self.parent: dict[Value, Value] = {}
         self.fixed: dict[Value, QParams] = {}
+        self.moved: set[Node] = set()
+        self.read: set[Value] = set()
         self.symmetric: set[Value] = set()
         self.masked: set[Value] = set()
         self.met: dict[Value, Value] = {}
         self.requantized: dict[Value, Value] = {}
 
     def write(self, model: GraphModule) -> None:
-        for place in self.places:
-            self._group(place)
-        self._join_named()
+        self._group()
         self._make_symmetric()
         self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
         reading = {place.site.node: place for place in self.places}
@@ -272,16 +277,30 @@ class _Annotation:
             self.parent[value], value = root, self.parent[value]
         return root
 
-    def _group(self, place: _Place) -> None:
-        if isinstance(place.rule, QParams):
-            self.fixed[place.output] = place.rule
-        if place.rule is not OutputRule.SHARED:
-            return
+    def _group(self) -> None:
+        """Values that operators only move, or bring together, have equal qparams."""
+        self.fixed = {place.output: place.rule for place in self.places if isinstance(place.rule, QParams)}
+        moving = [place for place in self.places if place.rule is OutputRule.SHARED]
+        for place in moving:
+            if not place.brings_together:
+                self._join_inputs(place)
+        self._join_named()
+        self.moved = {place.output for place in moving if not place.brings_together}
+        self.read = self._read_otherwise(set())
+        for place in moving:
+            if place.brings_together:
+                self._join_inputs(place)
+
+    def _join_inputs(self, place: _Place) -> None:
         groups = [self._find(value) for value in place.inputs]
         demands = {self.fixed.get(group) for group in groups}
+        are_one = len(set(groups)) == 1
         for value, group in zip(place.inputs, groups, strict=True):
-            # Fixed qparams that not all inputs have cannot be shared: that input alone is requantized.
-            if len(demands) > 1 and group in self.fixed:
+            # Fixed qparams that not all inputs have cannot be shared, and a value that others compute with would lose
+            # resolution where the values it meets have a wider range: that input alone is requantized. Not so one that
+            # comes by moves alone, which a MUL would keep from being merged with those behind (ShuffleNetV2).
+            is_read = group in self.read and value not in self.moved
+            if len(demands) > 1 if group in self.fixed else is_read and not are_one:
                 self.requantized[(value, place.site.node)] = place.output
             else:
                 self._join(place.output, group)
@@ -317,6 +336,8 @@ class _Annotation:
         root = self._find(output)
         if root is not group:
             self.parent[root] = group
+            if root in self.read:
+                self.read.add(group)
 
     def _annotate_inputs(self, place: _Place) -> None:
         node = place.site.node
