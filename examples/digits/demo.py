@@ -101,7 +101,7 @@ def run(out: Path, calibration_images: int, console: Console) -> float:
         with steps.step("quantize", calibration) as images:
             quantized = quantize(network, (test_images[0],), images)
         with steps.step("lower and save"):
-            program = lower(quantized)
+            program = lower(quantized, payload="portable")  # which this machine runs, whatever is installed
             out.parent.mkdir(parents=True, exist_ok=True)
             program.save(out)
         with steps.step("quantized module", test_images) as images:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from openneutron.partition.placing import placement as placement
     from openneutron.quantized_io import int8_io as int8_io
     from openneutron.quantizer import NeutronQuantizer as NeutronQuantizer
+    from openneutron.report.inspect import inspect as inspect
     from openneutron.runtime import load as load
     from openneutron.targets import NeutronTargetSpec as NeutronTargetSpec
 
@@ -34,6 +35,7 @@ _HOMES = {
     "Placement": "partition.placing",
     "QuantizedModel": "flow",
     "generate_neutron_compile_spec": "compile_spec",
+    "inspect": "report.inspect",
     "int8_io": "quantized_io",
     "load": "runtime",
     "lower": "flow",

@@ -9,7 +9,7 @@ from executorch.exir.backend.backend_details import BackendDetails, CompileSpec,
 from torch.export import ExportedProgram
 
 from openneutron.compile_spec import CompileOptions
-from openneutron.partition.opaque import is_opaque
+from openneutron.partition.opaque import chain_end, is_opaque, is_trace
 from openneutron.payload import pack_device, pack_portable, parse
 
 __all__ = ["NeutronBackend"]
@@ -20,24 +20,39 @@ class NeutronBackend(BackendDetails):
 
     @staticmethod
     def preprocess(edge_program: ExportedProgram, compile_specs: list[CompileSpec]) -> PreprocessResult:
-        """The payload that the partition carries, its maps set to the order in which the delegate is called."""
+        """The payload that the partition carries, its maps set to the order in which the delegate is called.
+
+        Profiled, it comes with the debug handles of what each kernel on the NPU computes.
+        """
         CompileOptions.from_specs(compile_specs)
         (node,) = (node for node in edge_program.graph.nodes if is_opaque(node))
         inputs, payload, _ = node.args
         signature = edge_program.graph_signature
         called_with = {name: index for index, name in enumerate(signature.user_inputs)}
-        items = {user.name: user.args[1] for user in node.users if user.target is operator.getitem}
+        items = {chain_end(user).name: user.args[1] for user in node.users if user.target is operator.getitem}
         output_position = {items[name]: index for index, name in enumerate(signature.user_outputs)}
         data = edge_program.constants[signature.inputs_to_lifted_tensor_constants[payload.name]]
         parsed = parse(data.numpy().tobytes())
         header = replace(
             parsed.header,
-            input_map=tuple(called_with[value.name] for value in inputs),
-            output_map=tuple(output_position[index] for index in range(len(items))),
+            input_map=tuple(called_with[inputs[index].name] for index in parsed.header.input_map),
+            output_map=tuple(output_position[index] for index in parsed.header.output_map),
             argument_count=len(called_with),
         )
         if parsed.is_portable:
             blob = pack_portable(header, parsed.tflite)
         else:
             blob = pack_device(header, parsed.microcode, parsed.weights, parsed.kernels)
-        return PreprocessResult(processed_bytes=blob, debug_handle_map={})
+        return PreprocessResult(processed_bytes=blob, debug_handle_map=_debug_handles(edge_program))
+
+
+def _debug_handles(edge_program: ExportedProgram) -> dict[int, tuple[int, ...]]:
+    """By the numbers under which the NPU's profile has its kernels; the last stands for writing the profile itself."""
+    handles: dict[int, tuple[int, ...]] = {}
+    for node in filter(is_trace, edge_program.graph.nodes):
+        _, _, kernels, count = node.args
+        for kernel in range(count + 1):
+            known = handles.setdefault(kernel, ())
+            if kernel in kernels:
+                handles[kernel] = (*known, node.meta["debug_handle"])
+    return handles

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,9 @@ _KEYS = {
     "fetch_constants_to_sram": "fetch_constants_to_sram",
     "dump_kernel_selection_code": "dump_kernel_selection_code",
     "use_profiling": "use_profiling",
+    "payload": "payload",
 }
+PAYLOADS = ("auto", "portable", "device")
 _OUTPUT_FORMAT = ("output_format", b"tflite")
 _BOOLEANS = {"True": True, "False": False}
 
@@ -43,6 +45,8 @@ class CompileOptions:
     fetch_constants_to_sram: bool = False
     dump_kernel_selection_code: bool = False
     use_profiling: bool = False
+    payload: str = "auto"
+    """"portable", "device", or "auto": device where a converter that fits is installed, else portable."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -54,6 +58,8 @@ class CompileOptions:
         for name in self.operators_not_to_delegate:
             if not isinstance(name, str) or not name.strip() or "," in name:
                 raise OptionError(f"operators_not_to_delegate takes operator or node names; {name!r} is none.")
+        if self.payload not in PAYLOADS:
+            raise OptionError(f"payload is one of {', '.join(PAYLOADS)}, not {self.payload!r}.")
         NeutronTargetSpec(self.target)
         generation_of_flavor(self.neutron_converter_flavor)
 
@@ -68,13 +74,13 @@ class CompileOptions:
         return NeutronTargetSpec(self.target)
 
     def to_specs(self) -> list[CompileSpec]:
-        """ExecuTorch's form: key and bytes; options at None are left out."""
+        """ExecuTorch's form: key and bytes; options at None are left out, and `payload` at "auto"."""
         from executorch.exir.backend.compile_spec_schema import CompileSpec
 
         specs = [CompileSpec(*_OUTPUT_FORMAT)]
         for name, key in _KEYS.items():
             value = getattr(self, name)
-            if value is not None:
+            if value is not None and (name, value) != ("payload", "auto"):
                 text = ",".join(value) if isinstance(value, tuple) else str(value)
                 specs.append(CompileSpec(key, text.encode()))
         return specs
@@ -84,17 +90,26 @@ class CompileOptions:
         """The inverse of `to_specs`. Raises `OptionError` for an unknown key or an unreadable value."""
         if not isinstance(specs, (list, tuple)) or not all(hasattr(spec, "key") for spec in specs):
             raise OptionError(f"A compile spec comes from generate_neutron_compile_spec; got {specs!r}.")
+        return cls.from_values({spec.key: bytes(spec.value) for spec in specs})
+
+    @classmethod
+    def from_values(cls, specs: Mapping[str, bytes]) -> CompileOptions:
+        """Options from compile specs as a `.pte` keeps them. Raises `OptionError` as `from_specs` does."""
         by_key = {key: name for name, key in _KEYS.items()}
         values: dict[str, Any] = {}
-        for spec in specs:
-            if spec.key == _OUTPUT_FORMAT[0]:
+        for key, value in specs.items():
+            if key == _OUTPUT_FORMAT[0]:
                 continue
-            if spec.key not in by_key:
+            if key not in by_key:
                 raise OptionError(
-                    f"Unknown compile spec key '{spec.key}'; use generate_neutron_compile_spec. Known keys: "
+                    f"Unknown compile spec key '{key}'; use generate_neutron_compile_spec. Known keys: "
                     f"{', '.join(by_key)}."
                 )
-            values[by_key[spec.key]] = _parse(by_key[spec.key], bytes(spec.value).decode())
+            try:
+                text = value.decode()
+            except UnicodeDecodeError as error:
+                raise OptionError(f"Compile spec '{key}' is no UTF-8 text: {value!r}.") from error
+            values[by_key[key]] = _parse(by_key[key], text)
         return cls(**values)
 
 
@@ -127,6 +142,7 @@ def generate_neutron_compile_spec(  # noqa: PLR0917  the order of ExecuTorch's o
     use_profiling: bool = False,
     *,
     neutron_converter_flavor: str | None = None,
+    payload: str = "auto",
 ) -> list[CompileSpec]:
     """The compile specs of `NeutronPartitioner` for a target.
 
@@ -134,6 +150,8 @@ def generate_neutron_compile_spec(  # noqa: PLR0917  the order of ExecuTorch's o
     "aten.conv2d.default", edge names) and node names, matched exactly. `neutron_converter_flavor` names the vendor's
     release whose limits hold ("SDK_25_06"; None is the modern generation). `use_neutron_for_format_conversion` leaves
     conversions between NCHW and NHWC to the NPU; for the legacy generation the runtime does them in any case.
+    `payload` is "portable" (TFLite, which the host runs), "device" (microcode, by the vendor's converter), or "auto":
+    device where a converter that fits is installed.
     `system_config` is accepted for scripts that pass it as None. Raises `TargetError` and `OptionError`.
     """
     if system_config is not None:
@@ -148,5 +166,6 @@ def generate_neutron_compile_spec(  # noqa: PLR0917  the order of ExecuTorch's o
         fetch_constants_to_sram=fetch_constants_to_sram,
         dump_kernel_selection_code=dump_kernel_selection_code,
         use_profiling=use_profiling,
+        payload=payload,
     )
     return options.to_specs()

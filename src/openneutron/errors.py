@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = [
     "CalibrationError",
+    "ConverterError",
+    "FormatError",
     "HostError",
     "InputError",
     "ModelError",
@@ -54,6 +56,14 @@ class TargetError(OpenNeutronError, ValueError):
 
 class PayloadError(OpenNeutronError, ValueError):
     """Bytes that are no delegate payload, or a broken one; the message has the offset."""
+
+
+class ConverterError(OpenNeutronError, RuntimeError):
+    """The vendor's converter is not there, or failed; the message has what it printed."""
+
+
+class FormatError(OpenNeutronError, ValueError):
+    """A file that is not what it should be, or a broken one; the message has the offset."""
 
 
 class HostError(OpenNeutronError, RuntimeError):

@@ -6,9 +6,17 @@ import os
 import tempfile
 from pathlib import Path
 
-from openneutron.errors import OutputError
+from openneutron.errors import InputError, OutputError
 
-__all__ = ["write_file"]
+__all__ = ["read_file", "write_file"]
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file. Raises `InputError` where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"Cannot read '{os.fspath(path)}': {error.strerror or error}.") from error
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:

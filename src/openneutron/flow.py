@@ -7,21 +7,28 @@ import inspect
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import GraphModule
 
 from openneutron import quantized_io
 from openneutron.compile_spec import CompileOptions, list_of_names
+from openneutron.device import compile_program, kernel_selection_path
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.files import write_file
 from openneutron.fx import is_dequantize
 from openneutron.partition.placing import Placement
+from openneutron.profiling import Kernel
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.program import HostProgram, TensorInfo
+from openneutron.sdk import converter_for
 from openneutron.targets import NeutronTargetSpec
+
+if TYPE_CHECKING:
+    from openneutron.report.estimate import Estimate
 
 __all__ = ["NeutronProgram", "QuantizedModel", "calibrate_and_quantize", "lower", "quantize"]
 
@@ -44,27 +51,61 @@ class NeutronProgram:
     """A lowered program."""
 
     buffer: bytes = field(repr=False)
-    """The bytes of the `.pte`."""
+    """The bytes of the `.pte`: for the device where `is_device`, else portable."""
     placement: tuple[Placement, ...]
     """One row per operator of the quantized graph: where it runs, and why."""
+    target: str = "imxrt700"
+    """The target that it was lowered for."""
+    device_source: bytes | None = field(default=None, repr=False)
+    """The portable `.pte` that a device program was made of, which the host runs; None for a portable program."""
+    kernel_selection: str | None = field(default=None, repr=False)
+    """The C source that `dump_kernel_selection_code` asked for."""
+    kernels: tuple[tuple[Kernel, ...], ...] = ()
+    """With `use_profiling`, for each delegate of a device program the NPU's kernels in the order in which its profile
+    has them; their `nodes` are those of `placement`, which has the source lines."""
+
+    @property
+    def is_device(self) -> bool:
+        """Whether `buffer` holds microcode, which only the board runs."""
+        return self.device_source is not None
+
+    @property
+    def portable(self) -> bytes:
+        """The bytes of the portable `.pte`, which the host runs."""
+        return self.buffer if self.device_source is None else self.device_source
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
         """Shape and dtype of each input as the `.pte` has them, and the qparams of those that `int8_io` made int8."""
-        return HostProgram.from_bytes(self.buffer).inputs
+        return HostProgram.from_bytes(self.portable).inputs
 
     @property
     def outputs(self) -> tuple[TensorInfo, ...]:
         """The same of each output."""
-        return HostProgram.from_bytes(self.buffer).outputs
+        return HostProgram.from_bytes(self.portable).outputs
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the `.pte`: beside, then renamed. Raises `OutputError` where that cannot be done."""
+        """Write the `.pte`: beside, then renamed. Raises `OutputError` where that cannot be done.
+
+        With `kernel_selection`, that goes beside it: "model_kernel_selection.c" for "model.pte".
+        """
         write_file(path, self.buffer)
+        if self.kernel_selection is not None:
+            write_file(kernel_selection_path(Path(path)), self.kernel_selection.encode())
 
     def run(self, *inputs: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Run the program on this machine: one tensor for one output, else a tuple."""
-        return HostProgram.from_bytes(self.buffer).run(*inputs)
+        """Run the program on this machine, its portable form: one tensor for one output, else a tuple."""
+        return HostProgram.from_bytes(self.portable).run(*inputs)
+
+    def estimate(self, target: str | NeutronTargetSpec | None = None) -> Estimate:
+        """What the NPU's part will need: bytes of scratch and weights, cycles, by layer and in all; whether it fits.
+
+        An estimate, never a measurement; made without the vendor's SDK. `target` is the program's own unless given.
+        Raises `TargetError`.
+        """
+        from openneutron.report.inspect import inspect_bytes
+
+        return inspect_bytes(self.portable, "the program", target or self.target).estimate
 
 
 def quantize(
@@ -122,12 +163,10 @@ def lower(
     `quantized` comes from `quantize`, or from `convert_pt2e`, then with `example_inputs`. `target` is that of the
     quantized model unless given. With `int8_io` the program takes and returns int8, where its inputs and outputs are
     quantized (a `FloatIOWarning` lists those that are not). `compile_options` are those of
-    `generate_neutron_compile_spec`. Raises `OptionError`, `TargetError`, `InputError`, and `ModelError` for a model
-    that is not quantized.
+    `generate_neutron_compile_spec`; `payload` ("auto", "portable" or "device") among them says whether the vendor's
+    converter makes a device program of it. Raises `OptionError`, `TargetError`, `InputError`, `ModelError` for a model
+    that is not quantized, and `ConverterError` where the converter is not there or fails.
     """
-    from executorch.exir import to_edge_transform_and_lower
-
-    from openneutron.partition.partitioner import CpuWarning, NeutronPartitioner
     from openneutron.partition.placing import place
 
     if isinstance(quantized, QuantizedModel):
@@ -151,11 +190,29 @@ def lower(
     exported = _export(module, examples)
     qparams = quantized_io.int8_io(exported) if int8_io else None
     rows = place(exported, options).rows
+    portable = _portable_program(exported, options, qparams)
+    converter = converter_for(options.payload, options.neutron_converter_flavor)
+    if converter is None or not any(row.where == "npu" for row in rows):
+        return NeutronProgram(portable, rows, options.target)
+    folder = None if options.intermediates_dir is None else Path(options.intermediates_dir)
+    compiled = compile_program(portable, converter, intermediates_dir=folder)
+    kernels = tuple(payload.kernels for payload in compiled.payloads)
+    return NeutronProgram(compiled.program, rows, options.target, portable, compiled.kernel_selection, kernels)
+
+
+def _portable_program(
+    exported: torch.export.ExportedProgram, options: CompileOptions, constant_methods: dict[str, Any] | None
+) -> bytes:
+    """The portable `.pte`, by the documented way."""
+    from executorch.exir import to_edge_transform_and_lower
+
+    from openneutron.partition.partitioner import CpuWarning, NeutronPartitioner
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CpuWarning)  # the rows say it
-        partitioner = [NeutronPartitioner(options.to_specs())]
-        edge = to_edge_transform_and_lower(exported, partitioner=partitioner, constant_methods=qparams)
-    return NeutronProgram(bytes(edge.to_executorch().buffer), rows)
+        warnings.simplefilter("ignore", CpuWarning)  # the rows of the placement say it
+        partitioner = [NeutronPartitioner(replace(options, payload="portable").to_specs())]
+        edge = to_edge_transform_and_lower(exported, partitioner=partitioner, constant_methods=constant_methods)
+    return bytes(edge.to_executorch().buffer)
 
 
 def calibrate_and_quantize(

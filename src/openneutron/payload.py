@@ -27,14 +27,18 @@ from typing import NamedTuple
 
 from openneutron.errors import PayloadError
 
-__all__ = ["Payload", "PayloadHeader", "pack_device", "pack_portable", "parse"]
+__all__ = ["Microcode", "Payload", "PayloadHeader", "microcode_header", "pack_device", "pack_portable", "parse"]
 
 ALIGNMENT = 16
 MAX_COUNT = 255
 
 MICROCODE_MAGIC = 0x64434D6E
+VERSION_WORD = 1
 SIZE_WORDS = (6, 7, 8)  # of the microcode, the weights and the kernels
+SCRATCH_WORD = 9
 COUNT_WORDS = {0: (11, 12), 1: (13, 14)}  # of inputs and outputs, by payload version
+SRAM_SCRATCH_WORD = {0: 10, 1: 12}
+OPERATORS_WORD = {0: 13, 1: 15}  # agrees with all real files that are known
 
 TFLITE_IDENTIFIER = b"TFL3"
 TFLITE_IDENTIFIER_AT = slice(4, 8)
@@ -148,6 +152,34 @@ def parse(data: bytes | memoryview) -> Payload:
     if _word(view, blocks.start) == MICROCODE_MAGIC:
         return _parse_device(header, blocks)
     return _parse_portable(header, blocks)
+
+
+@dataclass(frozen=True)
+class Microcode:
+    """What the microcode's header says; sizes in bytes."""
+
+    version: int
+    """Of the microcode; it must be the firmware's."""
+    microcode_bytes: int
+    weight_bytes: int
+    kernel_bytes: int
+    scratch_bytes: int
+    """Memory for intermediate tensors."""
+    sram_scratch_bytes: int
+    inputs: int
+    outputs: int
+    operators: int
+    """Operators of the NPU."""
+
+
+def microcode_header(microcode: bytes | memoryview, version: int = 0) -> Microcode:
+    """Read the header of microcode; `version` is that of its payload. Raises PayloadError where it is none."""
+    words = OPERATORS_WORD[version] + 1
+    _expect(len(microcode) >= 4 * words, len(microcode), f"{4 * words} bytes of microcode header", "the end")
+    magic = _word(microcode, 0)
+    _expect(magic == MICROCODE_MAGIC, 0, f"the microcode's magic {MICROCODE_MAGIC:#010x}", f"{magic:#010x}")
+    order = (VERSION_WORD, *SIZE_WORDS, SCRATCH_WORD, SRAM_SCRATCH_WORD[version], *COUNT_WORDS[version])
+    return Microcode(*(_word(microcode, 4 * word) for word in (*order, OPERATORS_WORD[version])))
 
 
 class _Blocks(NamedTuple):

@@ -68,7 +68,7 @@ def compile_partition(
     `constants` are those of its program; `channels_last` says which of its inputs and outputs are NHWC in memory.
     """
     formatted = format_partition(constants, partition, options, channels_last)
-    model = tflite.write(verify(formatted.graph, "hoist_format_conversions"))
+    model = tflite.write(verify(formatted.graph, "hoist_format_conversions"), names=options.use_profiling)
     header = PayloadHeader(
         input_formats=tuple(map(int, formatted.inputs)),
         output_formats=tuple(map(int, formatted.outputs)),

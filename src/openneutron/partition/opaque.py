@@ -1,6 +1,8 @@
 """A partition as one operator, so that ExecuTorch's passes walk over what is left and not over what is compiled.
 
-The operator carries its compiled payload as a constant: nothing is kept outside the program.
+The operator carries its compiled payload as a constant: nothing is kept outside the program. For profiling, an operator
+without effect follows it for each operator of the model that it computes: ExecuTorch gives each a debug handle, with
+the user's source lines, which the NPU's kernels can be mapped to.
 """
 
 from __future__ import annotations
@@ -22,10 +24,15 @@ from openneutron.partition.levels import Partition
 from openneutron.partition.orders import Orders, is_nhwc, nchw_strides
 from openneutron.partition.programs import with_graph
 
-__all__ = ["is_opaque", "is_searched", "partition_operator", "replace_partitions"]
+__all__ = [
+    "Trace", "chain_end", "is_opaque", "is_searched", "is_trace", "partition_operator", "replace_partitions",
+]  # fmt: skip
 
 _NAMESPACE = "openneutron"
 _NAME = "partition"
+_TRACE = "trace"
+# Where a node's metadata have the user's code.
+_SOURCE = ("stack_trace", "nn_module_stack")
 # A note on the output node.
 _SEARCHED = "openneutron.searched"
 
@@ -35,7 +42,36 @@ def _library() -> torch.library.Library:
     library = torch.library.Library(_NAMESPACE, "DEF")
     library.define(f"{_NAME}(Tensor[] inputs, Tensor payload, str outputs) -> Tensor[]")
     library.impl(_NAME, _fake_outputs, "Meta")
+    library.define(f"{_TRACE}(Tensor value, str node, int[] kernels, int count) -> Tensor")
+    library.impl(_TRACE, lambda value, *_: torch.empty_like(value), "Meta")
     return library
+
+
+@dataclass(frozen=True)
+class Trace:
+    """An operator of the model in a partition, and which of the `count` kernels on the NPU compute it, by number."""
+
+    node: Node
+    kernels: tuple[int, ...]
+    count: int
+
+
+def trace_operator() -> torch._ops.OpOverload:
+    """trace(value, node, kernels, count): the value, behind a partition that computes the node with those kernels."""
+    _library()
+    return getattr(torch.ops, _NAMESPACE).trace.default  # type: ignore[no-any-return]
+
+
+def is_trace(node: Node) -> bool:
+    """Whether `node` stands for an operator in a partition, in the ATen or in the edge dialect."""
+    return trace_operator() in (node.target, getattr(node.target, "_op", None))
+
+
+def chain_end(node: Node) -> Node:
+    """`node`, or the last of the traces that follow it."""
+    while following := next(filter(is_trace, node.users), None):
+        node = following
+    return node
 
 
 def partition_operator() -> torch._ops.OpOverload:
@@ -79,6 +115,7 @@ class _Emission:
     payload_nodes: dict[int, Node]
     orders: Orders
     graph: Graph
+    traces: Sequence[Sequence[Trace]] = ()
     copies: dict[Node, Node] = field(default_factory=dict)
     converted: dict[tuple[Node, torch.memory_format], Node] = field(default_factory=dict)
 
@@ -140,7 +177,19 @@ class _Emission:
         for index, (output, value) in enumerate(zip(partition.outputs, values, strict=True)):
             item = self.graph.call_function(operator.getitem, (call, index))
             item.meta = {**output.meta, "val": value}
+            if index == 0 and self.traces:
+                item = self._traced(item, self.traces[number])
             self.copies[output] = self._as_scalar(item) if output.meta["val"].dim() == 0 else item
+
+    def _traced(self, value: Node, traces: Sequence[Trace]) -> Node:
+        """`value`, behind the operators that its partition computes."""
+        for trace in traces:
+            arguments = (value, trace.node.name, list(trace.kernels), trace.count)
+            meta: dict[str, Any] = {key: trace.node.meta[key] for key in _SOURCE if key in trace.node.meta}
+            meta["val"] = torch.empty_like(value.meta["val"])
+            value = self.graph.call_function(trace_operator(), arguments)
+            value.meta = meta
+        return value
 
     def _as_scalar(self, node: Node) -> Node:
         """Without its one dimension."""
@@ -169,13 +218,17 @@ def _at_least_one_dimension(value: torch.Tensor) -> torch.Tensor:
 
 
 def replace_partitions(
-    program: ExportedProgram, partitions: Sequence[Partition], payloads: Sequence[bytes], orders: Orders
+    program: ExportedProgram,
+    partitions: Sequence[Partition],
+    payloads: Sequence[bytes],
+    orders: Orders,
+    traces: Sequence[Sequence[Trace]] = (),
 ) -> ExportedProgram:
     """A copy of `program` in which each partition is one operator that holds its payload. Linear in nodes and bytes.
 
     Its values lie in memory as `orders` has it, converted where who reads them wants another order. Constants that
     only partitions read are gone from it. A program without partitions is copied as well: the copy says that it was
-    searched.
+    searched. `traces`, where there are any, are those of each partition.
     """
     tensors = {
         f"_openneutron_payload_{i}": torch.from_numpy(np.frombuffer(payload, np.uint8).copy())
@@ -187,7 +240,7 @@ def replace_partitions(
         payload_nodes[number] = graph.placeholder(name)
         fake_mode = partitions[number].outputs[0].meta["val"].fake_mode
         payload_nodes[number].meta["val"] = fake_mode.from_tensor(tensor, static_shapes=True)
-    emission = _Emission(program, partitions, payload_nodes, orders, graph)
+    emission = _Emission(program, partitions, payload_nodes, orders, graph, traces)
     read = _read_outside(program, partitions)
     kept_inputs = [spec for spec in program.graph_signature.input_specs if _is_kept(spec, read)]
     names = {spec.arg.name for spec in kept_inputs}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,21 @@ import executorch.kernels.quantized  # noqa: F401  registers the out variants th
 from executorch.exir.backend.backend_details import BackendDetails, CompileSpec
 from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from openneutron.backend import NeutronBackend
 from openneutron.compile_spec import CompileOptions
+from openneutron.device import DevicePayload, compile_payloads, kernel_selection_of
 from openneutron.errors import OptionError
 from openneutron.files import write_file
 from openneutron.partition.clusters import Constants
 from openneutron.partition.compile import compile_partition
-from openneutron.partition.opaque import is_opaque, is_searched, replace_partitions
+from openneutron.partition.levels import Partition
+from openneutron.partition.opaque import Trace, is_opaque, is_searched, is_trace, replace_partitions
 from openneutron.partition.orders import settle_orders
 from openneutron.partition.placing import Placement, place
-from openneutron.payload import parse
+from openneutron.payload import Payload, parse
+from openneutron.sdk import Converter, converter_for
 from openneutron.targets import NeutronTargetSpec
 
 __all__ = ["CpuWarning", "NeutronPartitioner"]
@@ -36,8 +41,12 @@ class NeutronPartitioner(Partitioner):
 
     `compile_spec` comes from `generate_neutron_compile_spec`; `neutron_target_spec`, where given, must name its target.
     Operators left on the CPU are listed in a `CpuWarning`, and by `openneutron.placement`. The partitions are found and
-    compiled in the exported ATen program, before ExecuTorch decomposes anything. Raises `OptionError`.
+    compiled in the exported ATen program, before ExecuTorch decomposes anything. Where the option `payload` asks for
+    it, the vendor's converter makes their payloads; `dump_kernel_selection_code` then writes `KERNEL_SELECTION` in
+    `intermediates_dir`, or else in the current folder. Raises `OptionError`; in the lowering, `ConverterError`.
     """
+
+    KERNEL_SELECTION = "partitions_kernel_selection.c"
 
     def __init__(
         self,
@@ -61,7 +70,8 @@ class NeutronPartitioner(Partitioner):
                 f"The compile spec is for target '{self.options.target}', the partitioner for "
                 f"'{NeutronTargetSpec(named).name}'. Give both the same."
             )
-        self.delegation_spec = DelegationSpec(NeutronBackend.__name__, self.options.to_specs())
+        # Which payload was asked for is no matter of the program that holds it.
+        self.delegation_spec = DelegationSpec(NeutronBackend.__name__, replace(self.options, payload="auto").to_specs())
 
     def transform_for_pre_decomposition(self, exported_program: ExportedProgram) -> ExportedProgram:
         """Find and compile the partitions; called by `to_edge_transform_and_lower`. `exported_program` is unchanged."""
@@ -73,10 +83,31 @@ class NeutronPartitioner(Partitioner):
             compile_partition(constants, partition, self.options, orders.is_channels_last)
             for partition in placed.partitions
         ]
-        if self.options.intermediates_dir is not None:
+        folder = self._intermediates
+        if folder is not None:
             for number, payload in enumerate(payloads):
-                write_file(Path(self.options.intermediates_dir) / f"partition_{number}.tflite", parse(payload).tflite)
-        return replace_partitions(placed.program, placed.partitions, payloads, orders)
+                write_file(folder / f"partition_{number}.tflite", parse(payload).tflite)
+        converter = converter_for(self.options.payload, self.options.neutron_converter_flavor)
+        if converter is None or not payloads:
+            return replace_partitions(placed.program, placed.partitions, payloads, orders)
+        compiled = self._compiled([parse(payload) for payload in payloads], converter)
+        traces = [_traces(*pair) for pair in zip(placed.partitions, compiled, strict=True)]
+        final = [result.payload for result in compiled]
+        return replace_partitions(
+            placed.program, placed.partitions, final, orders, traces if self.options.use_profiling else ()
+        )
+
+    @property
+    def _intermediates(self) -> Path | None:
+        return None if self.options.intermediates_dir is None else Path(self.options.intermediates_dir)
+
+    def _compiled(self, portable: Sequence[Payload], converter: Converter) -> Sequence[DevicePayload]:
+        """The payloads converted, and their kernel selection written where it is asked for."""
+        compiled = compile_payloads(portable, self.options, converter, intermediates_dir=self._intermediates)
+        selection = kernel_selection_of(compiled, converter)
+        if selection is not None:
+            write_file((self._intermediates or Path()) / self.KERNEL_SELECTION, selection.encode())
+        return compiled
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
         """Tag the compiled partitions of an edge program.
@@ -95,9 +126,27 @@ class NeutronPartitioner(Partitioner):
                 continue
             tag = f"neutron_{len(tags)}"
             tags[tag] = self.delegation_spec
-            for tagged in (node, node.args[1], *node.users):
+            for tagged in (node, node.args[1], *node.users, *_traces_behind(node)):
                 tagged.meta["delegation_tag"] = tag
         return PartitionResult(tagged_exported_program=exported_program, partition_tags=tags)
+
+
+def _traces(partition: Partition, compiled: DevicePayload) -> list[Trace]:
+    """The partition's operators, each with the kernels that compute it."""
+    kernels = compiled.kernels
+    nodes = [cluster.node for cluster in partition.clusters] if kernels else []
+    return [
+        Trace(node, tuple(i for i, kernel in enumerate(kernels) if node.name in kernel.nodes), len(kernels))
+        for node in nodes
+    ]
+
+
+def _traces_behind(node: Node) -> Iterator[Node]:
+    pending = [trace for item in node.users for trace in item.users if is_trace(trace)]
+    while pending:
+        trace = pending.pop()
+        yield trace
+        pending += filter(is_trace, trace.users)
 
 
 def _refuse_second_backend() -> None:

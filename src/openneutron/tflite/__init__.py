@@ -1,5 +1,6 @@
-"""The TFLite file format: the only room that knows flatbuffers."""
+"""The TFLite file format: the only room that knows its schema."""
 
+from openneutron.tflite.read import Model, Operator, Quantization, Subgraph, TensorInfo, read
 from openneutron.tflite.write import write
 
-__all__ = ["write"]
+__all__ = ["Model", "Operator", "Quantization", "Subgraph", "TensorInfo", "read", "write"]

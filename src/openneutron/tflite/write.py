@@ -29,12 +29,13 @@ _ENUMS = {
 }
 
 
-def write(graph: Graph) -> bytes:
+def write(graph: Graph, *, names: bool = False) -> bytes:
     """The file's bytes; equal graphs give equal bytes. Each constant's bytes are stored once.
 
-    Linear in operators and bytes.
+    With `names`, the output of each operator is named by the graph node that it comes from ("conv2d.t12"). Linear in
+    operators and bytes.
     """
-    writer = _Writer()
+    writer = _Writer(names)
     inputs = [writer.tensor(tensor) for tensor in graph.inputs]
     operators = [writer.operator(op) for op in graph.ops]
     subgraph = schema.SubGraphT()
@@ -75,7 +76,8 @@ class _AlignedBuffer(schema.BufferT):
 class _Writer:
     """Collects the tables of the file; each tensor, buffer and operator code once."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: bool) -> None:
+        self._names = names
         self.tensors: list[Any] = []
         self.buffers: list[_AlignedBuffer] = [_AlignedBuffer()]  # by convention the first one is empty
         self.codes: dict[Kind, Any] = {}
@@ -99,6 +101,8 @@ class _Writer:
         inputs[op.kind.operands_at : op.kind.operands_at] = operands
         operator.inputs = inputs
         operator.outputs = [self.tensor(op.output)]
+        if self._names:
+            self.tensors[operator.outputs[0]].name = f"{op.origin}.t{operator.outputs[0]}"
         if op.kind.options is not None:
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, op.kind.options)
             operator.builtinOptions = _options(op)

@@ -1,0 +1,117 @@
+"""A check of the whole bridge to the vendor's converter, for those who have it, with a report to send."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from openneutron import sdk, tflite
+from openneutron.compile_spec import CompileOptions
+from openneutron.device import converter_flags, device_payload
+from openneutron.errors import OpenNeutronError
+from openneutron.ir.graph import Graph, Op, QParams, Tensor
+from openneutron.ops.convolution import CONV_2D
+from openneutron.payload import PayloadHeader, microcode_header, parse
+from openneutron.profiling import kernels_of
+
+__all__ = ["Examination", "examine"]
+
+DEFAULT_TARGET = "imxrt700"
+TIME_LIMIT_SECONDS = 120.0
+PACKAGES = ("openneutron", "torch", "executorch", "torchao", "ai-edge-litert")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The report, and whether every check passed."""
+
+    text: str
+    sound: bool
+
+
+def examine(flavor: str | None = None, target: str | None = None) -> Examination:
+    """Convert a tiny model and look at what comes back, step by step; the first step that fails is the last one."""
+    machine = f"{platform.platform()}, Python {platform.python_version()}"
+    lines = [f"OpenNeutron's bridge to the vendor's converter, on {machine}"]
+    lines += [f"  {name} {_version(name)}" for name in PACKAGES]
+    lines.append(f"  converters installed: {', '.join(map(str, sdk.installed())) or 'none'}")
+    sound = True
+    for name, step in _steps(flavor, target or DEFAULT_TARGET):
+        start = time.monotonic()
+        try:
+            found = step()
+        except OpenNeutronError as error:
+            sound, found = False, f"{type(error).__name__}: {error}"
+        lines.append(f"[{'ok' if sound else 'FAILED'}] {name} ({time.monotonic() - start:.1f} s): {found}")
+        if not sound:
+            break
+    lines.append("All checks passed." if sound else "Send this report, and the version of your SDK, with the issue.")
+    return Examination("\n".join(lines) + "\n", sound)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _steps(flavor: str | None, target: str) -> Iterator[tuple[str, Callable[[], str]]]:
+    """The checks in their order; a check may use what those before it found."""
+    bridge = _Bridge(_tiny_model(), target)
+    yield "a converter for this flavour", lambda: bridge.choose(flavor)
+    yield f"convert a convolution for {target}", lambda: bridge.convert(CompileOptions(target))
+    yield "the microcode's header", bridge.header
+    for name in ("fetch_constants_to_sram", "dump_kernel_selection_code", "use_profiling"):
+        options = CompileOptions(target, **{name: True})  # type: ignore[arg-type]
+        yield f"with {name}", partial(bridge.convert, options)
+
+
+@dataclass
+class _Bridge:
+    model: bytes
+    target: str
+    converter: sdk.Converter | None = None
+    payload: bytes = b""
+
+    def choose(self, flavor: str | None) -> str:
+        self.converter = sdk.choose(flavor)
+        return str(self.converter)
+
+    def convert(self, options: CompileOptions) -> str:
+        converter = self.converter or sdk.choose(None)
+        request = sdk.Conversion(self.model, self.target, converter_flags(options))
+        converted = sdk.convert(request, converter, time_limit=TIME_LIMIT_SECONDS)
+        self.payload = device_payload(PayloadHeader((1,), (1,), (0,), (0,), 1), converted.tflite)
+        done = f"{len(self.model)} bytes of TFLite became {len(self.payload)} bytes of payload"
+        if not options.use_profiling:
+            return done
+        kernels = kernels_of(converted.log, self.model)
+        known = ", ".join(f"{kernel.name} for {'/'.join(kernel.nodes) or 'nothing known'}" for kernel in kernels)
+        return f"{done}; kernels in its text: {known or 'none, so a profile cannot be mapped to operators'}"
+
+    def header(self) -> str:
+        payload = parse(self.payload)
+        return str(microcode_header(payload.microcode, payload.header.version))
+
+
+def _tiny_model() -> bytes:
+    """A 3x3 convolution of 8 channels on an image of 8x8."""
+    int8, int32, pattern = np.dtype(np.int8), np.dtype(np.int32), np.arange(8 * 3 * 3 * 8)
+    image = Tensor((1, 8, 8, 8), int8, QParams.per_tensor(0.05, 0))
+    weight = (pattern * 37 % 251 - 125).astype(np.int8).reshape(8, 3, 3, 8)
+    filters = Tensor(weight.shape, int8, QParams.per_tensor(0.01, 0), weight)
+    bias = Tensor((8,), int32, QParams.per_tensor(0.05 * 0.01, 0), np.arange(8, dtype=np.int32))
+    output = Tensor((1, 8, 8, 8), int8, QParams.per_tensor(0.2, 0))
+    attrs = {
+        "padding": "SAME", "stride_h": 1, "stride_w": 1, "dilation_h_factor": 1, "dilation_w_factor": 1,
+        "fused_activation_function": "RELU",
+    }  # fmt: skip
+    graph = Graph((image,), (output,), (Op(CONV_2D, (image, filters, bias), output, attrs, "conv"),))
+    return tflite.write(graph, names=True)

@@ -1,0 +1,163 @@
+"""Flatbuffers, read with every offset checked: for files that nobody vouches for.
+
+The layout (flatbuffers' "Internals" document): a table starts with an int32 that leads back to its vtable; the vtable
+is u16 words: its own size, the table's size, then for each field its place in the table, 0 where it is absent. Strings,
+vectors and tables are referred to by u32 offsets from where the offset stands. All numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from openneutron.errors import FormatError
+
+__all__ = ["Source", "Table", "root"]
+
+FILE_IDENTIFIER_AT = slice(4, 8)
+# A sound file refers to each of its bytes about once. Offsets that lead to the same table again and again would let a
+# small file cost any amount of time and memory.
+READS_PER_BYTE = 16
+
+
+class Source:
+    """The bytes of a file, named `what` in errors. Keeps count of what is read from it."""
+
+    def __init__(self, data: bytes | memoryview, what: str) -> None:
+        self.view = memoryview(data).cast("B")
+        self.what = what
+        self._allowance = READS_PER_BYTE * len(self.view) + 1024
+
+    def fail(self, offset: int, expected: str, found: object = None) -> FormatError:
+        """The error for what stands at `offset`."""
+        seen = "" if found is None else f", found {found}"
+        return FormatError(f"{self.what}: byte {offset}: expected {expected}{seen}")
+
+    def need(self, offset: int, size: int, expected: str) -> None:
+        """Raise `FormatError` unless `size` bytes lie at `offset`; they count as read."""
+        if not 0 <= offset <= len(self.view) - size:
+            raise self.fail(offset, expected, f"the end at byte {len(self.view)}")
+        self._allowance -= size
+        if self._allowance < 0:
+            raise self.fail(offset, "a file that refers to each of its parts once", "the same parts many times")
+
+    def number(self, offset: int, code: str, expected: str) -> int | float | bool:
+        """The number at `offset`; `code` is that of the struct module."""
+        self.need(offset, struct.calcsize(code), expected)
+        value: int | float | bool = struct.unpack_from(f"<{code}", self.view, offset)[0]
+        return value
+
+    def whole(self, offset: int, code: str, expected: str) -> int:
+        """The integer at `offset`."""
+        return int(self.number(offset, code, expected))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the file; fields go by their number in the schema, counted from 0 (a union takes two)."""
+
+    source: Source
+    at: int
+    """Its first byte."""
+    size: int
+    fields: tuple[int, ...]
+    """Where each field lies in the table, 0 where it is absent."""
+
+    def where(self, field: int) -> int | None:
+        """The byte at which a field lies; None where it is absent."""
+        place = self.fields[field] if field < len(self.fields) else 0
+        return self.at + place if place else None
+
+    def number(self, field: int, code: str, default: int | float | bool = 0) -> int | float | bool:
+        """A scalar field."""
+        at = self.where(field)
+        return default if at is None else self.source.number(at, code, f"field {field} of a table")
+
+    def whole(self, field: int, code: str, default: int = 0) -> int:
+        """An integer field."""
+        return int(self.number(field, code, default))
+
+    def table(self, field: int) -> Table | None:
+        """A field that refers to a table."""
+        at = self._target(field)
+        return None if at is None else read_table(self.source, at)
+
+    def text(self, field: int) -> str | None:
+        """A field that refers to a string. What is not UTF-8 in it is shown as escapes."""
+        data = self.data(field)
+        return None if data is None else bytes(data).decode(errors="backslashreplace")
+
+    def data(self, field: int) -> memoryview | None:
+        """A field that refers to a vector of bytes."""
+        found = self._vector(field, 1)
+        return None if found is None else self.source.view[found[0] : found[0] + found[1]]
+
+    def data_at(self, field: int) -> int | None:
+        """The byte at which the elements of a vector start."""
+        found = self._vector(field, 1)
+        return None if found is None else found[0]
+
+    def numbers(self, field: int, dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
+        """A field that refers to a vector of numbers; empty where it is absent."""
+        element = np.dtype(dtype).newbyteorder("<")
+        found = self._vector(field, element.itemsize)
+        if found is None:
+            return np.empty(0, dtype)
+        return np.frombuffer(self.source.view, element, found[1], found[0]).astype(dtype)
+
+    def wholes(self, field: int, dtype: npt.DTypeLike = np.int32) -> tuple[int, ...]:
+        """A field that refers to a vector of integers."""
+        return tuple(self.numbers(field, dtype).tolist())
+
+    def tables(self, field: int) -> Iterator[Table]:
+        """A field that refers to a vector of tables."""
+        start, count = self._vector(field, 4) or (0, 0)
+        for at in range(start, start + 4 * count, 4):
+            yield read_table(self.source, at + self.source.whole(at, "I", "an offset to a table"))
+
+    def _target(self, field: int) -> int | None:
+        at = self.where(field)
+        if at is None:
+            return None
+        return at + self.source.whole(at, "I", f"the offset in field {field} of a table")
+
+    def _vector(self, field: int, element: int) -> tuple[int, int] | None:
+        """The first byte and the length of a vector of elements of `element` bytes."""
+        at = self._target(field)
+        if at is None:
+            return None
+        count = self.source.whole(at, "I", "the length of a vector")
+        self.source.need(at + 4, element * count, f"a vector of {count} x {element} bytes")
+        return at + 4, count
+
+
+def read_table(source: Source, at: int) -> Table:
+    """The table that starts at byte `at`. Raises `FormatError` where none can."""
+    back = source.whole(at, "i", "a table")
+    vtable = at - back
+    vtable_size = source.whole(vtable, "H", "the size of a vtable")
+    size = source.whole(vtable + 2, "H", "the size of a table")
+    if vtable_size < 4 or vtable_size % 2:
+        raise source.fail(vtable, "a vtable of an even number of bytes, at least 4", vtable_size)
+    source.need(at, size, f"a table of {size} bytes")
+    count = vtable_size // 2 - 2
+    source.need(vtable + 4, 2 * count, f"a vtable of {count} fields")
+    fields = struct.unpack_from(f"<{count}H", source.view, vtable + 4)
+    outside = next((index for index, place in enumerate(fields) if place and not 4 <= place < size), None)
+    if outside is not None:
+        raise source.fail(vtable + 4 + 2 * outside, f"a field within the table's {size} bytes", fields[outside])
+    return Table(source, at, size, fields)
+
+
+def root(source: Source, identifiers: tuple[bytes, ...]) -> Table:
+    """The root table of a file that has one of `identifiers`. Raises `FormatError` where it has none, or no table."""
+    source.need(0, 8, f"a {source.what} of at least 8 bytes")
+    found = bytes(source.view[FILE_IDENTIFIER_AT])
+    if found not in identifiers:
+        wanted = " or ".join(repr(identifier.decode()) for identifier in identifiers)
+        raise source.fail(FILE_IDENTIFIER_AT.start, f"the identifier {wanted}", found)
+    return read_table(source, source.whole(0, "I", "the offset of the root table"))

@@ -1,0 +1,271 @@
+"""ExecuTorch programs (`.pte`), read and their delegates' payloads replaced, every offset checked.
+
+A `.pte` is a flatbuffer (schema/program.fbs of ExecuTorch, identifier "ET12"), then segments: constants, payloads of
+delegates, named data. Between the flatbuffer's first eight bytes and its tables lies an extended header
+(schema/extended_header.h): "eh00", its length, the flatbuffer's size, where the segments start, and their size.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from openneutron.errors import FormatError
+from openneutron.flatbuffer import Source, Table, root
+
+__all__ = ["Delegate", "Kernel", "Method", "Program", "Value", "read", "replace_payloads"]
+
+FILE_IDENTIFIERS = (b"ET12",)
+HEADER_AT = 8
+HEADER_MAGIC = b"eh00"
+HEADER = struct.Struct("<4sIQQ")
+HEADER_SEGMENT_SIZE_AT = HEADER_AT + HEADER.size
+HEADER_LENGTH_WITH_SEGMENT_SIZE = HEADER.size + 8
+INLINE, SEGMENT = 0, 1
+LARGEST_ALIGNMENT = 4096
+
+SCALAR_TYPES = {
+    0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool",
+    15: "bfloat16",
+}  # fmt: skip
+"""Names by ExecuTorch's ScalarType (runtime/core/portable_type/scalar_type.h)."""
+
+# Members of the union KernelTypes, and of InstructionArguments, by their number in the schema.
+_SCALARS = {2: ("int", "q"), 3: ("bool", "?"), 4: ("double", "d")}
+_TENSOR, _TEXT = 5, 6
+_KERNEL_CALL, _DELEGATE_CALL, _MOVE_CALL, _JUMP, _FREE = 1, 2, 3, 4, 5
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor or a constant that a method takes or returns."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    dim_order: tuple[int, ...]
+    constant: int | float | bool | str | None = None
+    """The value of what is no tensor; then `dtype` says what it is."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A call of a CPU kernel, by the operator's name ("quantized_decomposed::dequantize_per_tensor.out")."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Delegate:
+    """One delegate of a method, and the segment in which its payload lies (None: in the flatbuffer)."""
+
+    backend: str
+    compile_specs: Mapping[str, bytes]
+    payload: memoryview = field(repr=False)
+    segment: int | None
+    arguments: tuple[Value, ...]
+    """What it is called with: its inputs, then its outputs."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the program; `calls` are in the order in which they run."""
+
+    name: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    calls: tuple[Kernel | Delegate, ...]
+    delegates: tuple[Delegate, ...]
+    planned_bytes: tuple[int, ...]
+    """Size of each memory that the runtime needs for the method's tensors."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of the file behind the flatbuffer; `offset` counts from the first of them."""
+
+    offset: int
+    size: int
+    entry: Table = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a `.pte` holds."""
+
+    methods: tuple[Method, ...]
+    segments: tuple[Segment, ...]
+    flatbuffer_bytes: int
+    segment_base: int
+    """Where the segments start in the file."""
+
+
+def read(data: bytes | memoryview, what: str = "the program") -> Program:
+    """Take a `.pte` apart. `what` is its name in errors.
+
+    Raises `FormatError` with the offset of what is broken. Time and memory are bounded by the file's size.
+    """
+    source = Source(data, what)
+    program = root(source, FILE_IDENTIFIERS)
+    flatbuffer_bytes, base = _extended_header(source)
+    segments = tuple(_segment(source, base, table) for table in program.tables(4))
+    reader = _Reader(source, program, segments, base, [table.data(0) for table in program.tables(3)])
+    methods = tuple(reader.method(table) for table in program.tables(1))
+    return Program(methods, segments, flatbuffer_bytes, base)
+
+
+def replace_payloads(data: bytes, payloads: Mapping[int, bytes], what: str = "the program") -> bytes:
+    """The file with other bytes in the segments that `payloads` names; all else is as it was, but for their offsets.
+
+    Raises `FormatError` for a broken file, and for a segment that it has not.
+    """
+    program = read(data, what)
+    segments = program.segments
+    if unknown := set(payloads) - set(range(len(segments))):
+        raise FormatError(f"{what}: it has {len(segments)} segments and no segment {min(unknown)}")
+    result = bytearray(data[: program.segment_base])
+    alignment = _alignment(program)
+    order = sorted(range(len(segments)), key=lambda number: (segments[number].offset, number))
+    moved: dict[tuple[int, int], tuple[int, int]] = {}
+    end = program.segment_base
+    for number in order:
+        segment = segments[number]
+        key = (segment.offset, segment.size)
+        if key not in moved:  # two entries may name the same bytes
+            start = program.segment_base + segment.offset
+            content = payloads.get(number, data[start : start + segment.size])
+            at = program.segment_base + _aligned(end - program.segment_base, alignment)
+            result += bytes(at - len(result)) + content
+            moved[key] = (at - program.segment_base, len(content))
+            end = at + len(content)
+        _patch(result, segment.entry, *moved[key])
+    _patch_header(result, end - program.segment_base)
+    return bytes(result)
+
+
+def _alignment(program: Program) -> int:
+    """What all segments are aligned to: the largest power of two that divides the offset of each."""
+    offsets = [program.segment_base, *(segment.offset for segment in program.segments)]
+    alignment = LARGEST_ALIGNMENT
+    while any(offset % alignment for offset in offsets):
+        alignment //= 2
+    return alignment
+
+
+def _aligned(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment
+
+
+def _patch(result: bytearray, entry: Table, offset: int, size: int) -> None:
+    """Set the fields of a DataSegment. A flatbuffer leaves a field out where it is zero."""
+    for number, value in ((0, offset), (1, size)):
+        at = entry.where(number)
+        if at is None:
+            if value:
+                raise entry.source.fail(entry.at, f"a field for the segment's {('offset', 'size')[number]}", "none")
+            continue
+        struct.pack_into("<Q", result, at, value)
+
+
+def _patch_header(result: bytearray, segment_bytes: int) -> None:
+    _, length, _, _ = HEADER.unpack_from(result, HEADER_AT)
+    if length >= HEADER_LENGTH_WITH_SEGMENT_SIZE:
+        struct.pack_into("<Q", result, HEADER_SEGMENT_SIZE_AT, segment_bytes)
+
+
+def _extended_header(source: Source) -> tuple[int, int]:
+    """The flatbuffer's size, and where the segments start; files without segments may have no such header."""
+    size = len(source.view)
+    if bytes(source.view[HEADER_AT : HEADER_AT + 4]) != HEADER_MAGIC:
+        return size, size
+    source.need(HEADER_AT, HEADER.size, "the extended header")
+    _, _, flatbuffer_bytes, base = HEADER.unpack_from(source.view, HEADER_AT)
+    base = base or flatbuffer_bytes
+    if not flatbuffer_bytes <= base <= size:
+        raise source.fail(HEADER_AT, f"a flatbuffer and segments within the {size} bytes", (flatbuffer_bytes, base))
+    return flatbuffer_bytes, base
+
+
+def _segment(source: Source, base: int, table: Table) -> Segment:
+    segment = Segment(table.whole(0, "Q"), table.whole(1, "Q"), table)
+    if base + segment.offset + segment.size > len(source.view):
+        raise source.fail(table.at, f"a segment within the file's {len(source.view)} bytes", segment)
+    return segment
+
+
+@dataclass(frozen=True)
+class _Reader:
+    source: Source
+    program: Table
+    segments: tuple[Segment, ...]
+    base: int
+    inline: list[memoryview | None]
+
+    def method(self, plan: Table) -> Method:
+        values = list(plan.tables(2))
+        operators = [f"{table.text(0) or ''}.{table.text(1) or ''}".removesuffix(".") for table in plan.tables(6)]
+        backends = list(plan.tables(7))
+        calls = list(self._calls(plan, values, operators, backends))
+        called = tuple(call for call in calls if isinstance(call, Delegate))
+        return Method(
+            name=plan.text(0) or "",
+            inputs=tuple(self._values(plan, plan.wholes(3), values)),
+            outputs=tuple(self._values(plan, plan.wholes(4), values)),
+            calls=tuple(calls),
+            delegates=called,
+            planned_bytes=plan.wholes(8, "int64")[1:],  # the first stands for constants
+        )
+
+    def _calls(
+        self, plan: Table, values: list[Table], operators: list[str], backends: list[Table]
+    ) -> Iterator[Kernel | Delegate]:
+        for chain in plan.tables(5):
+            for instruction in chain.tables(2):
+                kind, arguments = instruction.whole(0, "B"), instruction.table(1)
+                if arguments is None or kind not in (_KERNEL_CALL, _DELEGATE_CALL):
+                    continue
+                number = arguments.whole(0, "i")
+                known = operators if kind == _KERNEL_CALL else backends
+                if not 0 <= number < len(known):
+                    raise self.source.fail(arguments.at, f"an index below {len(known)}", number)
+                if kind == _KERNEL_CALL:
+                    yield Kernel(operators[number])
+                else:
+                    taken = self._values(plan, arguments.wholes(1), values)
+                    yield self._delegate(backends[number], tuple(taken))
+
+    def _delegate(self, table: Table, arguments: tuple[Value, ...]) -> Delegate:
+        specs = {spec.text(0) or "": bytes(spec.data(1) or b"") for spec in table.tables(2)}
+        reference = table.table(1)
+        if reference is None:
+            raise self.source.fail(table.at, "a payload", "none")
+        location, index = reference.whole(0, "b"), reference.whole(1, "I")
+        known = len(self.segments) if location == SEGMENT else len(self.inline)
+        if location not in (INLINE, SEGMENT) or index >= known:
+            raise self.source.fail(reference.at, f"a payload below {known}", (location, index))
+        if location == INLINE:
+            payload = self.inline[index] or memoryview(b"")
+        else:
+            start = self.base + self.segments[index].offset
+            payload = self.source.view[start : start + self.segments[index].size]
+        return Delegate(table.text(0) or "", specs, payload, index if location == SEGMENT else None, arguments)
+
+    def _values(self, plan: Table, indices: tuple[int, ...], values: list[Table]) -> Iterator[Value]:
+        for index in indices:
+            if not 0 <= index < len(values):
+                raise self.source.fail(plan.at, f"a value below {len(values)}", index)
+            yield self._value(values[index])
+
+    def _value(self, table: Table) -> Value:
+        kind, value = table.whole(0, "B"), table.table(1)
+        if value is None:
+            return Value((), "none", ())
+        if kind == _TENSOR:
+            dtype = SCALAR_TYPES.get(value.whole(0, "b"), f"type {value.whole(0, 'b')}")
+            return Value(value.wholes(2), dtype, value.wholes(3, "uint8"))
+        if kind == _TEXT:
+            return Value((), "text", (), value.text(0) or "")
+        if kind in _SCALARS:
+            name, code = _SCALARS[kind]
+            return Value((), name, (), value.number(0, code))
+        return Value((), "list", ())

@@ -1,0 +1,95 @@
+"""Operators of a TFLite file as the IR's, so that what is known of operators serves files of any origin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from openneutron.errors import FormatError
+from openneutron.ir.graph import Kind, Op, QParams, Tensor
+from openneutron.tflite import Operator, Subgraph, TensorInfo
+
+__all__ = ["as_ops", "npu_operators"]
+
+_DTYPES = {"INT8": np.int8, "UINT8": np.uint8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64}
+# At the ends of a model, the vendor's converter leaves these to the CPU.
+_LEADING = {"QUANTIZE"}
+_POOLS = {"AVERAGE_POOL_2D", "MAX_POOL_2D"}
+_CONVOLUTIONS = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"}
+_PRODUCTS = {"FULLY_CONNECTED", "BATCH_MATMUL"}
+_TRAILING = {"SOFTMAX", "DEQUANTIZE", "QUANTIZE"}
+
+
+def npu_operators(graph: Subgraph) -> tuple[Operator, ...]:
+    """The operators that the NPU would run: all int8 ones, but a QUANTIZE in front, and SOFTMAX and DEQUANTIZE behind.
+
+    What the vendor's converter did to the files that are known both before and after it.
+    """
+    operators = list(graph.operators)
+    while operators and operators[0].name in _LEADING:
+        operators.pop(0)
+    while operators and operators[-1].name in _TRAILING:
+        operators.pop()
+    return tuple(operator for operator in operators if _is_int8(operator))
+
+
+def _is_int8(operator: Operator) -> bool:
+    computed = [tensor for tensor in (*operator.inputs, *operator.outputs) if tensor and tensor.buffer is None]
+    return not operator.is_custom and all(tensor.dtype == "INT8" for tensor in computed)
+
+
+def as_ops(operators: Sequence[Operator]) -> tuple[Op, ...]:
+    """The same operators in the IR, with shapes, dtypes and attributes; of several outputs, the first.
+
+    Constants keep their shapes and types, not their values. Linear in operators. Raises `FormatError` for an operator
+    that has not what its kind needs.
+    """
+    for operator in operators:
+        if fault := _fault(operator):
+            raise FormatError(f"byte {operator.at} of the TFLite file: expected {fault} of {operator.name}")
+    known: dict[int, Tensor] = {}
+
+    def tensor(info: TensorInfo) -> Tensor:
+        if info.index not in known:
+            known[info.index] = _tensor(info)
+        return known[info.index]
+
+    return tuple(
+        Op(
+            Kind(operator.name),
+            tuple(tensor(info) for info in operator.inputs if info is not None),
+            tensor(operator.outputs[0]),
+            operator.attrs,
+            operator.outputs[0].name,
+        )
+        for operator in operators
+    )
+
+
+def _fault(operator: Operator) -> str | None:
+    """What the operator lacks, in words."""
+    given = [tensor for tensor in operator.inputs if tensor is not None]
+    if not given or not operator.outputs:
+        return "an input and an output"
+    ranks = [len(tensor.shape) for tensor in given]
+    if operator.name in _POOLS:
+        has_window = {"filter_height", "filter_width"} <= set(operator.attrs)
+        return None if has_window and ranks[0] == len(operator.outputs[0].shape) == 4 else "a window and images"
+    if operator.name in _CONVOLUTIONS:
+        is_whole = len(operator.outputs[0].shape) == 4 and "stride_h" in operator.attrs and len(given) > 1
+        constants = [tensor for tensor in given if tensor.buffer is not None and len(tensor.shape) == 4]
+        images = [tensor for tensor in given if tensor.buffer is None and len(tensor.shape) == 4]
+        return None if is_whole and constants and images else "an image, a constant kernel and strides"
+    if operator.name in _PRODUCTS:
+        has_ranks = len(given) > 1 and min(ranks[:2]) > 0 and operator.outputs[0].shape
+        return None if has_ranks else "two operands and a result of one dimension or more"
+    return None
+
+
+def _tensor(info: TensorInfo) -> Tensor:
+    shape = tuple(max(1, size) for size in info.shape)
+    dtype = np.dtype(_DTYPES.get(info.dtype, np.float32))
+    # A zero that claims the shape without taking the memory.
+    data = None if info.buffer is None else np.broadcast_to(np.zeros((), dtype), shape)
+    return Tensor(shape, dtype, QParams.per_tensor(1.0, 0), data)

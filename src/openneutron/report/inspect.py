@@ -1,0 +1,307 @@
+"""What a `.pte` or `.tflite` file holds, and what its model will need on the board."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from openneutron import pte, tflite
+from openneutron.compile_spec import CompileOptions
+from openneutron.device import BUFFER_OUTPUTS, CONSTANT_INPUTS, NEUTRON_GRAPH
+from openneutron.errors import FormatError, PayloadError
+from openneutron.files import read_file
+from openneutron.payload import Microcode, Payload, microcode_header, parse
+from openneutron.report.estimate import Estimate, Layer, estimate_operators, whole
+from openneutron.report.graph import npu_operators
+from openneutron.targets import NeutronTarget, NeutronTargetSpec
+
+__all__ = ["Delegate", "Report", "Section", "Value", "inspect", "inspect_bytes"]
+
+NEUTRON_BACKEND = "NeutronBackend"
+DEFAULT_TARGET = "imxrt700"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor at an edge: of the file, or of a delegate."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float | None = None
+    zero_point: int | None = None
+    channels_last: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the file, in bytes."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Delegate:
+    """What the file gives to the NPU, or to another backend."""
+
+    kind: str
+    """"portable" (TFLite, for the host), "device" (microcode), "plain" (a TFLite file not converted), or "foreign"."""
+    backend: str
+    target: str | None
+    payload_bytes: int
+    inputs: tuple[Value, ...] = ()
+    outputs: tuple[Value, ...] = ()
+    operators: tuple[str, ...] = ()
+    """TFLite operators in their order; none are known of a device payload."""
+    microcode: Microcode | None = None
+    """The header of a device payload."""
+    estimate: Estimate | None = None
+    """What it will need; None for a device payload, whose header has the real sizes."""
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory for intermediate tensors: read from microcode, else estimated."""
+        return self.microcode.scratch_bytes if self.microcode else self.estimate.scratch_bytes if self.estimate else 0
+
+    @property
+    def weight_bytes(self) -> int:
+        """Constants as the NPU stores them: read from microcode, else estimated."""
+        return self.microcode.weight_bytes if self.microcode else self.estimate.weight_bytes if self.estimate else 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole file. Cycles, and sizes that no microcode names, are estimates."""
+
+    path: str
+    format: str
+    """"pte" or "tflite"."""
+    bytes: int
+    description: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    delegates: tuple[Delegate, ...]
+    cpu_operators: tuple[str, ...]
+    """What the CPU runs, in its order."""
+    planned_bytes: int
+    """Memory that ExecuTorch's runtime plans for the program's tensors."""
+    sections: tuple[Section, ...]
+    estimate: Estimate
+    """For all delegates whose operators are known, together."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The operators of all delegates whose operators are known, in their order."""
+        return self.estimate.layers
+
+    @property
+    def scratch_bytes(self) -> int:
+        """The largest scratch of all delegates: they run one after the other."""
+        return max((one.scratch_bytes for one in self.delegates), default=0)
+
+    @property
+    def weight_bytes(self) -> int:
+        """The weights of all delegates."""
+        return sum(one.weight_bytes for one in self.delegates)
+
+    @property
+    def cycles(self) -> int | None:
+        """Estimated cycles on the NPU; None where a delegate is compiled already, which hides its operators."""
+        if any(one.kind == "device" for one in self.delegates):
+            return None
+        return self.estimate.cycles
+
+
+def inspect(path: str | os.PathLike[str], target: str | NeutronTargetSpec | None = None) -> Report:
+    """Read a `.pte` or `.tflite` file, whatever wrote it.
+
+    `target` is what estimates are made for: unless given, the one that the file was lowered or converted for, else
+    imxrt700. Raises `FormatError` with the offset for a broken file, `PayloadError` for a broken payload of ours,
+    `InputError` for one that cannot be read, `TargetError`.
+    """
+    return inspect_bytes(read_file(path), str(Path(path)), target)
+
+
+def inspect_bytes(data: bytes, what: str, target: str | NeutronTargetSpec | None = None) -> Report:
+    """`inspect` of a file's bytes; `what` is its name in the report and in errors."""
+    identifier = data[4:8]
+    chosen = None if target is None else NeutronTargetSpec(target).neutron_target
+    if identifier[:2] == b"ET":
+        return _inspect_pte(what, data, chosen)
+    if identifier == b"TFL3":
+        return _inspect_tflite(what, data, chosen)
+    raise FormatError(
+        f"{what}: byte 4: expected 'ET12' of an ExecuTorch program or 'TFL3' of a TFLite file, found {identifier!r}"
+    )
+
+
+def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report:
+    program = pte.read(data, path)
+    if not program.methods:
+        raise FormatError(f"{path}: the program has no method")
+    method = program.methods[0]
+    target = target or _target_of(method)
+    delegates = tuple(_of_program(call, target) for call in method.calls if isinstance(call, pte.Delegate))
+    segments = {call.segment: call.backend for call in method.calls if isinstance(call, pte.Delegate)}
+    sections = [Section("flatbuffer", program.flatbuffer_bytes)]
+    for number, segment in enumerate(program.segments):
+        what = f"payload of {segments[number]}" if number in segments else "constants"
+        sections.append(Section(f"segment {number}: {what}", segment.size))
+    sections.append(Section("padding", len(data) - sum(section.bytes for section in sections)))
+    return Report(
+        path=path,
+        format="pte",
+        bytes=len(data),
+        description=f"ExecuTorch program, method '{method.name}'",
+        inputs=tuple(_program_value(f"input {i}", value) for i, value in enumerate(method.inputs)),
+        outputs=tuple(_program_value(f"output {i}", value) for i, value in enumerate(method.outputs)),
+        delegates=delegates,
+        cpu_operators=tuple(call.name for call in method.calls if isinstance(call, pte.Kernel)),
+        planned_bytes=sum(method.planned_bytes),
+        sections=tuple(sections),
+        estimate=_together(delegates, target),
+    )
+
+
+def _target_of(method: pte.Method) -> NeutronTarget:
+    """What the first of the NPU's delegates was lowered for."""
+    ours = (delegate for delegate in method.delegates if delegate.backend == NEUTRON_BACKEND)
+    named = [CompileOptions.from_values(delegate.compile_specs).target for delegate in ours]
+    return NeutronTargetSpec(named[0] if named else DEFAULT_TARGET).neutron_target
+
+
+def _together(delegates: Sequence[Delegate], target: NeutronTarget) -> Estimate:
+    return whole([delegate.estimate for delegate in delegates if delegate.estimate], target)
+
+
+def _program_value(name: str, value: pte.Value) -> Value:
+    return Value(name, value.shape, value.dtype, channels_last=value.dim_order == (0, 2, 3, 1))
+
+
+def _of_program(call: pte.Delegate, target: NeutronTarget) -> Delegate:
+    if call.backend != NEUTRON_BACKEND:
+        return Delegate("foreign", call.backend, None, len(call.payload))
+    payload = parse(call.payload)
+    named = CompileOptions.from_values(call.compile_specs).target
+    header = payload.header
+    if not payload.is_portable:
+        arguments = call.arguments
+        if len(arguments) < header.argument_count + len(header.output_map):
+            raise FormatError(
+                f"The delegate is called with {len(arguments)} arguments; its payload takes {header.argument_count} "
+                f"and yields {len(header.output_map)}."
+            )
+        inputs = tuple(_program_value(f"input {i}", arguments[at]) for i, at in enumerate(header.input_map))
+        outputs = tuple(
+            _program_value(f"output {i}", arguments[header.argument_count + at])
+            for i, at in enumerate(header.output_map)
+        )
+        microcode = microcode_header(payload.microcode, header.version)
+        return Delegate("device", call.backend, named, len(call.payload), inputs, outputs, (), microcode)
+    graph = _graph_of(payload)
+    return Delegate(
+        kind="portable",
+        backend=call.backend,
+        target=named,
+        payload_bytes=len(call.payload),
+        inputs=_values(graph.inputs, header.input_formats),
+        outputs=_values(graph.outputs, header.output_formats),
+        operators=tuple(operator.name for operator in graph.operators),
+        estimate=estimate_operators(graph.operators, target),
+    )
+
+
+def _graph_of(payload: Payload) -> tflite.Subgraph:
+    """The graph of a portable payload. Raises `PayloadError` where it is not that of the payload's header."""
+    model, header = tflite.read(payload.tflite, "the TFLite model of a payload"), payload.header
+    counts = [(len(graph.inputs), len(graph.outputs)) for graph in model.subgraphs]
+    expected = (len(header.input_formats), len(header.output_formats))
+    if counts != [expected]:
+        raise PayloadError(
+            f"The delegate payload's header has {expected} inputs and outputs; the graphs of its TFLite model have "
+            f"{counts or 'none'}."
+        )
+    return model.subgraphs[0]
+
+
+def _values(tensors: Sequence[tflite.TensorInfo], formats: Sequence[int]) -> tuple[Value, ...]:
+    return tuple(
+        _value(tensor, channels_last=bool(flag)) for tensor, flag in zip(tensors, formats, strict=True)
+    )
+
+
+def _value(tensor: tflite.TensorInfo, *, channels_last: bool = False) -> Value:
+    quantization = tensor.quantization
+    scale, zero_point = (quantization.scale[0], quantization.zero_point[0]) if quantization else (None, None)
+    return Value(tensor.name, tensor.shape, tensor.dtype.lower(), scale, zero_point, channels_last)
+
+
+def _inspect_tflite(path: str, data: bytes, target: NeutronTarget | None) -> Report:
+    model = tflite.read(data, path)
+    if not model.subgraphs:
+        raise FormatError(f"{path}: the model has no subgraph")
+    graph = model.subgraphs[0]
+    nodes = [operator for operator in graph.operators if operator.is_custom and operator.name == NEUTRON_GRAPH]
+    taken = nodes or npu_operators(graph)
+    target = target or NeutronTargetSpec(DEFAULT_TARGET).neutron_target
+    delegates = tuple(map(_of_converted, nodes)) if nodes else _of_plain(taken, target)
+    on_npu = set(map(id, taken))
+    return Report(
+        path=path,
+        format="tflite",
+        bytes=len(data),
+        description=" ".join(model.description.split()),
+        inputs=tuple(_value(tensor) for tensor in graph.inputs),
+        outputs=tuple(_value(tensor) for tensor in graph.outputs),
+        delegates=delegates,
+        cpu_operators=tuple(operator.name for operator in graph.operators if id(operator) not in on_npu),
+        planned_bytes=0,
+        sections=(
+            Section("constants", model.constant_bytes),
+            Section("tables and padding", len(data) - model.constant_bytes),
+        ),
+        estimate=_together(delegates, target),
+    )
+
+
+def _of_plain(operators: Sequence[tflite.Operator], target: NeutronTarget) -> tuple[Delegate, ...]:
+    """The NPU's part of a model that was not converted; none where the NPU takes nothing."""
+    if not operators:
+        return ()
+    weights = {
+        tensor.buffer.number: len(tensor.buffer.data)
+        for operator in operators
+        for tensor in operator.inputs
+        if tensor is not None and tensor.buffer is not None
+    }
+    delegate = Delegate(
+        kind="plain",
+        backend=NEUTRON_BACKEND,
+        target=None,
+        payload_bytes=sum(weights.values()),
+        operators=tuple(operator.name for operator in operators),
+        estimate=estimate_operators(operators, target),
+    )
+    return (delegate,)
+
+
+def _of_converted(node: tflite.Operator) -> Delegate:
+    """A NeutronGraph, as the vendor's converter leaves it in a TFLite file."""
+    *inputs, code, weights, kernels = [None] * CONSTANT_INPUTS if len(node.inputs) < CONSTANT_INPUTS else node.inputs
+    blocks = [block.buffer for block in (code, weights, kernels) if block is not None and block.buffer is not None]
+    if code is None or code.buffer is None:
+        raise FormatError(f"The {NEUTRON_GRAPH} operator has no microcode among its {len(node.inputs)} inputs.")
+    outputs = [tensor for tensor in node.outputs if tensor.dtype != "UINT8"]
+    version = BUFFER_OUTPUTS.get(len(node.outputs) - len(outputs), 0)
+    return Delegate(
+        kind="device",
+        backend=NEUTRON_BACKEND,
+        target=None,
+        payload_bytes=sum(len(block.data) for block in blocks),
+        inputs=tuple(_value(tensor) for tensor in inputs if tensor is not None),
+        outputs=tuple(map(_value, outputs)),
+        microcode=microcode_header(code.buffer.data, version),
+    )

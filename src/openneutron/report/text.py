@@ -1,0 +1,122 @@
+"""A report as text for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from openneutron.report.estimate import Estimate, Fit
+from openneutron.report.inspect import Delegate, Report, Value
+
+__all__ = ["as_json", "render"]
+
+
+def as_json(report: Report) -> str:
+    """The whole report, with its sums, as JSON."""
+    sums = {name: getattr(report, name) for name in ("scratch_bytes", "weight_bytes", "cycles")}
+    return json.dumps({**asdict(report), **sums}, indent=2)
+
+
+def render(report: Report, console: Console, *, layers: bool = False) -> None:
+    """Print the report; `layers` adds a table with a row for each operator on the NPU."""
+    console.print(Group(*_blocks(report, layers=layers)))
+
+
+def _blocks(report: Report, *, layers: bool) -> Iterator[Any]:
+    yield Text(f"{report.path}: {report.bytes:,} bytes, {report.format}")
+    yield Text(report.description)
+    yield _edges("in ", report.inputs)
+    yield _edges("out", report.outputs)
+    for number, delegate in enumerate(report.delegates):
+        yield Text("")
+        yield from _delegate(number, delegate, layers=layers)
+    if sum(delegate.estimate is not None for delegate in report.delegates) > 1:
+        yield Text("\nall delegates")
+        yield from _estimate(report.estimate, layers=False)
+    yield Text("")
+    yield Text(f"CPU operators: {_counted(report.cpu_operators)}")
+    if report.planned_bytes:
+        yield Text(f"memory planned by ExecuTorch: {report.planned_bytes:,} bytes")
+    yield Text("bytes: " + ", ".join(f"{section.name} {section.bytes:,}" for section in report.sections))
+
+
+def _delegate(number: int, delegate: Delegate, *, layers: bool) -> Iterator[Any]:
+    target = f" for {delegate.target}" if delegate.target else ""
+    yield Text(f"delegate {number}: {delegate.backend}, {delegate.kind}{target}, {delegate.payload_bytes:,} bytes")
+    yield _edges("  in ", delegate.inputs)
+    yield _edges("  out", delegate.outputs)
+    if delegate.operators:
+        yield Text(f"  operators: {_counted(delegate.operators)}")
+    if code := delegate.microcode:
+        yield Text(
+            f"  microcode version {code.version:#010x}, {code.operators} NPU operators; bytes: microcode "
+            f"{code.microcode_bytes:,}, weights {code.weight_bytes:,}, kernels {code.kernel_bytes:,}, scratch "
+            f"{code.scratch_bytes:,}, SRAM scratch {code.sram_scratch_bytes:,}"
+        )
+    if delegate.estimate:
+        yield from _estimate(delegate.estimate, layers=layers)
+
+
+def _estimate(estimate: Estimate, *, layers: bool) -> Iterator[Any]:
+    time = "" if estimate.milliseconds is None else f" = {estimate.milliseconds:,.2f} ms"
+    assumed = f"; assumed: {', '.join(estimate.assumptions)}" if estimate.assumptions else ""
+    yield Text(
+        f"  estimate for {estimate.target}: {estimate.cycles:,} cycles{time}, {estimate.macs:,} MACs{assumed}"
+    )
+    yield Text(
+        f"  estimated bytes: scratch {estimate.scratch_bytes:,}, inputs and outputs {estimate.io_bytes:,}, weights "
+        f"{estimate.weight_bytes:,}"
+    )
+    yield Text(f"  {_fit(estimate.fit)}")
+    if layers:
+        yield _layer_table(estimate)
+
+
+def _fit(fit: Fit) -> str:
+    if fit.sram_bytes is None:
+        return f"needs {fit.needed_bytes:,} bytes; what memory the target has is unknown"
+    text = f"{fit.verdict}: needs {fit.needed_bytes:,} of {fit.sram_bytes:,} bytes of SRAM"
+    if fit.missing_bytes:
+        text += f", {fit.missing_bytes:,} bytes are missing; the layers that need most:"
+        text += "".join(f"\n    {layer}" for layer in fit.blame)
+    return text
+
+
+def _layer_table(estimate: Estimate) -> Table:
+    table = Table("operator", "output", "MACs", "cycles", "of all", "array used", "weights", "alive")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for layer in estimate.layers:
+        table.add_row(
+            layer.operator,
+            "x".join(map(str, layer.output_shape)),
+            f"{layer.macs:,}",
+            f"{layer.cycles:,}",
+            f"{layer.cycles / max(1, estimate.cycles):.1%}",
+            f"{layer.utilization:.1%}",
+            f"{layer.weight_bytes:,}",
+            f"{layer.live_bytes:,}",
+        )
+    return table
+
+
+def _edges(what: str, values: Iterable[Value]) -> Text:
+    return Text("\n".join(f"{what} {_value(value)}" for value in values))
+
+
+def _value(value: Value) -> str:
+    shape = "x".join(map(str, value.shape)) or "scalar"
+    qparams = "" if value.scale is None else f" scale {value.scale:.8g} zero point {value.zero_point}"
+    return f"{value.name}: {value.dtype} {shape}{qparams}{' channels last' if value.channels_last else ''}"
+
+
+def _counted(names: Iterable[str]) -> str:
+    counts = Counter(names)
+    return ", ".join(f"{name} x {count}" if count > 1 else name for name, count in counts.items()) or "none"

@@ -1,0 +1,362 @@
+"""The vendor's converter: what is installed, and its runs in processes of their own. The only module that knows it.
+
+The converter ends the process that calls it when it meets an error, and prints what it has to say. So it runs in a
+child (`python -m openneutron.sdk FOLDER`), which reads its request from a folder and leaves its answer there. Interface
+and names of the vendor's packages are those of eiq_neutron_sdk 3.x and of the flavoured neutron_converter_SDK_YY_MM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openneutron.errors import ConverterError, OptionError
+from openneutron.files import write_file
+
+__all__ = [
+    "Conversion", "Converted", "Converter", "ConverterWarning", "choose", "convert", "convert_all", "converter_for",
+    "default_cache", "installed", "merge_kernel_selections",
+]  # fmt: skip
+
+PACKAGE = "eiq_neutron_sdk"
+FLAVOR_PREFIX = "neutron_converter_"
+TIME_LIMIT_SECONDS = 600.0
+CACHE_VARIABLE = "OPENNEUTRON_CACHE"
+LONGEST_LOG = 4000  # characters of the converter's output in an error; the end says what went wrong
+# What ExecuTorch's own backend asks of the converter for every model.
+DEFAULT_FLAGS: Mapping[str, Any] = {
+    "minNumOpsPerGraph": 1,
+    "excludeGraphPasses": "HoistSliceAboveTranspose,MergeTranspose",
+}
+KERNEL_SELECTION = "_kernel_selection.c"
+
+OOM_SCORE = Path("/proc/self/oom_score_adj")
+
+_REQUEST, _MODEL, _RESULT, _ANSWER = "request.json", "model.tflite", "converted.tflite", "answer.json"
+_MERGED = "merged.c"
+
+
+class ConverterWarning(UserWarning):
+    """Payloads stay portable, though a converter of the vendor's is installed: none that fits."""
+
+
+@dataclass(frozen=True)
+class Converter:
+    """An installed converter."""
+
+    module: str
+    """What Python imports."""
+    version: str
+    """Of the distribution; "unknown" where it has no metadata."""
+
+    @property
+    def flavor(self) -> str:
+        """The name under which `neutron_converter_flavor` means it: "SDK_25_06", or the version of eiq-neutron-sdk."""
+        return self.version if self.module == PACKAGE else self.module.removeprefix(FLAVOR_PREFIX)
+
+    def __str__(self) -> str:
+        return f"{self.module} {self.version}"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a run of the converter is asked for: a TFLite model, a target, and fields of its `compilationOpts`."""
+
+    tflite: bytes
+    target: str
+    flags: Mapping[str, Any]
+    name: str = "the model"
+    """What errors call it."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What the converter gave back."""
+
+    tflite: bytes
+    log: str
+    """All that it printed."""
+    kernel_selection: str | None
+    """The C source that `dumpKernelSelectionCode` asks for."""
+
+
+def installed() -> tuple[Converter, ...]:
+    """The converters that this Python can import, the newer package first. None is imported to find out."""
+    names = [name for _, name, _ in pkgutil.iter_modules() if name == PACKAGE or name.startswith(FLAVOR_PREFIX)]
+    flavored = sorted((name for name in names if name != PACKAGE), reverse=True)
+    return tuple(Converter(name, _version(name)) for name in [PACKAGE] * (PACKAGE in names) + flavored)
+
+
+def _version(module: str) -> str:
+    candidates = importlib.metadata.packages_distributions().get(module, [])
+    return importlib.metadata.version(candidates[0]) if candidates else "unknown"
+
+
+def choose(flavor: str | None, found: Sequence[Converter] | None = None) -> Converter:
+    """The converter for `neutron_converter_flavor`; without one, eiq_neutron_sdk.
+
+    Raises `ConverterError`, listing what is installed, where none fits.
+    """
+    found = installed() if found is None else found
+    wanted = {PACKAGE} if flavor is None else {flavor}
+    for converter in found:
+        if wanted & {converter.flavor, converter.module}:
+            return converter
+    there = ", ".join(map(str, found)) or "none"
+    missing = f"for neutron_converter_flavor='{flavor}'" if flavor else f"without a flavour, which is {PACKAGE}"
+    raise ConverterError(
+        f"This Python has no converter {missing} (installed: {there}). Microcode must match the firmware's SDK "
+        "release, so no other is taken. A portable program needs none: keep it, and run `openneutron compile` on a "
+        "machine that has the converter."
+    )
+
+
+def converter_for(payload: str, flavor: str | None) -> Converter | None:
+    """The converter that makes the payloads which the option `payload` asks for; None where they stay portable.
+
+    "device" raises `ConverterError` as `choose` does. "auto" is portable where no converter is installed, and with a
+    `ConverterWarning` where only others are.
+    """
+    if payload == "portable":
+        return None
+    found = installed()
+    try:
+        return choose(flavor, found)
+    except ConverterError as error:
+        if payload == "device":
+            raise
+        if found:
+            warnings.warn(f"The payloads stay portable. {error}", ConverterWarning, stacklevel=3)
+        return None
+
+
+def merge_kernel_selections(
+    sources: Sequence[str], converter: Converter, *, time_limit: float = TIME_LIMIT_SECONDS
+) -> str | None:
+    """One C source that selects all kernels of `sources`; None where there are none.
+
+    Different ones are merged by the vendor's package. Raises `ConverterError` where that fails.
+    """
+    different = list(dict.fromkeys(sources))
+    if len(different) < 2:
+        return different[0] if different else None
+    with tempfile.TemporaryDirectory(prefix="openneutron-") as folder:
+        work = Path(folder)
+        names = [f"{number}{KERNEL_SELECTION}" for number in range(len(different))]
+        for name, source in zip(names, different, strict=True):
+            (work / name).write_text(source)
+        (work / _REQUEST).write_text(json.dumps({"module": converter.module, "merge": names}))
+        what = f"the kernel selections of {len(different)} payloads"
+        log = _run(work, what, converter, time_limit)
+        _check_answer(work, what, converter, log)
+        if not (work / _MERGED).exists():
+            raise _failed(what, converter, "merged nothing", log)
+        return (work / _MERGED).read_text()
+
+
+def convert(
+    request: Conversion, converter: Converter, *, time_limit: float = TIME_LIMIT_SECONDS, cache: Path | None = None
+) -> Converted:
+    """Run the converter on one model in a process of its own, or answer from `cache`.
+
+    `time_limit` counts in seconds. Raises `ConverterError` with what the converter printed where it crashes, hangs,
+    runs out of memory, or yields nothing.
+    """
+    kept = None if cache is None else cache / _key(request, converter)
+    if kept is not None and (kept / _ANSWER).exists():
+        return _load(kept, request)
+    with tempfile.TemporaryDirectory(prefix="openneutron-") as folder:
+        work = Path(folder)
+        (work / _MODEL).write_bytes(request.tflite)
+        asked = {"module": converter.module, "target": request.target, "flags": dict(request.flags)}
+        (work / _REQUEST).write_text(json.dumps(asked))
+        what = f"{request.name} for {request.target}"
+        log = _run(work, what, converter, time_limit)
+        _check_answer(work, what, converter, log)
+        converted = _take(work, what, converter, log)
+    if kept is not None:
+        _keep(kept, converted)
+    return converted
+
+
+def convert_all(
+    requests: Sequence[Conversion],
+    converter: Converter,
+    *,
+    time_limit: float = TIME_LIMIT_SECONDS,
+    cache: Path | None = None,
+) -> tuple[Converted, ...]:
+    """`convert` for each model, side by side on the machine's processors. The first error is raised when all ended."""
+    with ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(convert, request, converter, time_limit=time_limit, cache=cache) for request in requests]
+    return tuple(future.result() for future in futures)
+
+
+def default_cache() -> Path | None:
+    """The folder of earlier results: `OPENNEUTRON_CACHE` (empty: none), else one under the user's cache folder."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named is not None:
+        return Path(named) if named else None
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openneutron"
+
+
+def _run(work: Path, what: str, converter: Converter, time_limit: float) -> str:
+    """All that the child printed. Raises `ConverterError` where it did not end well."""
+    with (work / "log").open("w+b") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "openneutron.sdk", str(work)],
+            cwd=work,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = child.wait(time_limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end(child)
+        log.seek(0)
+        printed = log.read().decode(errors="backslashreplace")
+    if code is None:
+        raise _failed(what, converter, f"did not end within {time_limit:g} s", printed)
+    if code < 0:
+        memory = "; so ends a process that takes too much memory" if code == -signal.SIGKILL else ""
+        raise _failed(what, converter, f"was ended by signal {-code}{memory}", printed)
+    if code:
+        raise _failed(what, converter, f"ended with exit code {code}", printed)
+    return printed
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End the child and all that it started; they are a session of their own."""
+    with contextlib.suppress(ProcessLookupError):  # all of them ended by themselves
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _check_answer(work: Path, what: str, converter: Converter, log: str) -> None:
+    answer = work / _ANSWER
+    if not answer.exists():
+        raise _failed(what, converter, "ended without an answer", log)
+    told = json.loads(answer.read_text())
+    if "error" in told:
+        raise _failed(what, converter, told["error"], log)
+
+
+def _take(work: Path, what: str, converter: Converter, log: str) -> Converted:
+    result = work / _RESULT
+    if not result.exists() or not result.stat().st_size:
+        raise _failed(what, converter, "gave back no model", log)
+    selection = work / KERNEL_SELECTION
+    return Converted(result.read_bytes(), log, selection.read_text(errors="replace") if selection.exists() else None)
+
+
+def _failed(what: str, converter: Converter, how: str, log: str) -> ConverterError:
+    printed = log.strip()[-LONGEST_LOG:] or "nothing"
+    return ConverterError(
+        f"The converter {converter} {how} on {what}. It printed:\n{printed}"
+    )
+
+
+def _key(request: Conversion, converter: Converter) -> str:
+    parts = (str(converter), request.target, json.dumps(dict(request.flags), sort_keys=True))
+    digest = hashlib.sha256("\0".join(parts).encode())
+    digest.update(b"\0" + request.tflite)
+    return digest.hexdigest()
+
+
+def _keep(folder: Path, converted: Converted) -> None:
+    """The answer is written last: without it, what else is there does not count."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / _RESULT, converted.tflite)
+    told = {
+        "log": converted.log,
+        "kernel_selection": converted.kernel_selection,
+        "sha256": hashlib.sha256(converted.tflite).hexdigest(),
+    }
+    write_file(folder / _ANSWER, json.dumps(told).encode())
+
+
+def _load(folder: Path, request: Conversion) -> Converted:
+    told = json.loads((folder / _ANSWER).read_text())
+    tflite = (folder / _RESULT).read_bytes()
+    if hashlib.sha256(tflite).hexdigest() != told["sha256"]:
+        raise ConverterError(
+            f"The cached conversion of {request.name} in '{folder}' is damaged. Delete that folder and try again."
+        )
+    return Converted(tflite, told["log"], told["kernel_selection"])
+
+
+def _serve(folder: Path) -> None:
+    """The child: do what the folder asks for, and answer there."""
+    if OOM_SCORE.exists():  # where memory runs out, Linux ends this process and not its parent
+        OOM_SCORE.write_text("1000")
+    asked = json.loads((folder / _REQUEST).read_text())
+    try:
+        if "merge" in asked:
+            _merge_here(asked)
+        else:
+            (folder / _RESULT).write_bytes(_convert_here(asked, (folder / _MODEL).read_bytes()))
+    except MemoryError:
+        told = {"error": "ran out of memory"}
+    except Exception as error:  # whatever the vendor's package raises is an answer
+        told = {"error": f"raised {type(error).__name__}: {error}"}
+    else:
+        told = {}
+    (folder / _ANSWER).write_text(json.dumps(told))
+
+
+def _convert_here(asked: Mapping[str, Any], tflite: bytes) -> bytes:
+    converter, library = _load_package(asked["module"])
+    if library is not None and not library.isNeutronTarget(asked["target"]):
+        known = ", ".join(target.name for target in library.getNeutronTargets())
+        raise OptionError(f"'{asked['target']}' is no target of this converter; it has {known}.")
+    context = converter.CompilationContext()
+    context.targetOpts = converter.getNeutronTarget(asked["target"])
+    for name, value in asked["flags"].items():
+        if not hasattr(context.compilationOpts, name):
+            fields = ", ".join(field for field in dir(context.compilationOpts) if not field.startswith("_"))
+            raise OptionError(f"compilationOpts of this converter has no '{name}'; it has {fields}.")
+        setattr(context.compilationOpts, name, value)
+    return bytes(converter.convertModel(list(tflite), context))
+
+
+def _merge_here(asked: Mapping[str, Any]) -> None:
+    """Merge files of the current folder, which is the child's own."""
+    package = importlib.import_module(asked["module"])
+    if not hasattr(package, "merge_kernel_selection_files"):
+        raise ConverterError(
+            "this package has no merge_kernel_selection_files. Compile without dump_kernel_selection_code, or with a "
+            f"newer {PACKAGE}"
+        )
+    package.merge_kernel_selection_files(asked["merge"], _MERGED)
+
+
+def _load_package(module: str) -> tuple[Any, Any]:
+    """The package's converter, and its library of targets where it has one."""
+    converter = importlib.import_module(f"{module}.neutron_converter")
+    name = f"{module}.neutron_library_utils"
+    return converter, importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))

@@ -1,0 +1,14 @@
+"""Stands in for the vendor's package, which is not available where the project is built.
+
+It has the interface that the project's documents describe; the environment variable `NEUTRON_DOUBLE` says what it does.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["merge_kernel_selection_files"]
+
+
+def merge_kernel_selection_files(files: Sequence[str], output: str) -> None:
+    lines = dict.fromkeys(line for file in files for line in Path(file).read_text().splitlines())
+    Path(output).write_text("\n".join(lines) + "\n")

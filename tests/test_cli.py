@@ -1,0 +1,188 @@
+"""The command line: what it prints, writes, and ends with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.test_sdk import DOUBLES
+from torch import nn
+
+from openneutron import inspect, lower, pte, quantize
+from openneutron.cli import main
+from openneutron.payload import parse
+from openneutron.targets import TARGETS
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOUBLES))
+    monkeypatch.delenv("NEUTRON_DOUBLE", raising=False)
+    monkeypatch.setenv("OPENNEUTRON_CACHE", "")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds model.pte, with a pool on the CPU between two delegates. All its numbers are the same on any machine."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AvgPool2d(2), nn.Conv2d(8, 4, 1)).eval()
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.25)
+    samples = [(torch.full((1, 3, 8, 8), 1.0),), (torch.full((1, 3, 8, 8), -1.0),)]
+    folder = tmp_path_factory.mktemp("programs")
+    program = lower(
+        quantize(model, samples[0], samples), operators_not_to_delegate=["avg_pool2d"], dump_kernel_selection_code=True
+    )
+    program.save(folder / "model.pte")
+    return folder
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """The exit code, and what is printed."""
+    monkeypatch.setattr(sys, "argv", ["openneutron", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capsys.readouterr()
+    return int(end.value.code or 0), printed.out + printed.err
+
+
+Run = Any
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.setenv("COLUMNS", "160")
+    return lambda *arguments: call(monkeypatch, capsys, *arguments)
+
+
+class TestTargets:
+    def test_lists_all_and_that_no_converter_is_there(self, run: Run) -> None:
+        code, text = run("targets")
+        assert code == 0
+        assert all(name in text for name in TARGETS)
+        assert "Converters installed: none; programs stay portable" in text
+
+    @pytest.mark.usefixtures("installed")
+    def test_lists_converters(self, run: Run) -> None:
+        _, text = run("targets")
+        assert "Converters installed: eiq_neutron_sdk unknown, neutron_converter_SDK_25_06 unknown" in text
+
+
+class TestInspect:
+    def test_text_is_as_it_was(self, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(folder)
+        code, text = run("inspect", "model.pte", "--layers")
+        assert code == 0
+        assert [line.rstrip() for line in text.splitlines()] == (GOLDEN / "inspect.txt").read_text().splitlines()
+
+    def test_json_has_what_the_report_has(self, run: Run, folder: Path) -> None:
+        code, text = run("inspect", folder / "model.pte", "--json", "--target", "mcxn94x")
+        assert code == 0
+        told, report = json.loads(text), inspect(folder / "model.pte", "mcxn94x")
+        assert (told["scratch_bytes"], told["weight_bytes"], told["cycles"]) == (
+            report.scratch_bytes, report.weight_bytes, report.cycles,
+        )  # fmt: skip
+        assert [layer["cycles"] for layer in told["estimate"]["layers"]] == [one.cycles for one in report.layers]
+        assert told["delegates"][0]["estimate"]["target"] == "mcxn94x"
+
+    @pytest.mark.usefixtures("installed")
+    def test_a_device_program_shows_its_header(self, run: Run, folder: Path, tmp_path: Path) -> None:
+        run("compile", folder / "model.pte", "-o", tmp_path / "device.pte")
+        code, text = run("inspect", tmp_path / "device.pte")
+        assert code == 0
+        assert "delegate 0: NeutronBackend, device for imxrt700" in text
+        assert "microcode version 0x1c933f1b, 3 NPU operators; bytes: microcode 78" in text
+        assert "estimate" not in text
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [(b"", "byte 4: expected 'ET12'"), (b"\x08\0\0\0ONNX", "byte 4"), (bytes(4) + b"TFL3", "byte ")],
+    )
+    def test_what_it_cannot_read_is_one_line(self, run: Run, tmp_path: Path, data: bytes, message: str) -> None:
+        (tmp_path / "[file]").write_bytes(data)
+        code, text = run("inspect", tmp_path / "[file]")
+        assert code == 2
+        assert message in text
+        assert "[file]" in text
+        assert "Traceback" not in text
+
+    def test_a_file_that_is_not_there_and_a_target_that_is_none(self, run: Run, folder: Path) -> None:
+        assert run("inspect", folder / "none.pte")[0] == 2
+        code, text = run("inspect", folder / "model.pte", "--target", "imx9")
+        assert code == 2
+        assert "Known targets" in text
+
+
+class TestCompile:
+    def test_without_a_converter_it_says_so(self, run: Run, folder: Path, tmp_path: Path) -> None:
+        code, text = run("compile", folder / "model.pte", "-o", tmp_path / "device.pte")
+        assert code == 2
+        assert "installed: none" in text
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.usefixtures("installed")
+    def test_writes_the_program_its_kernels_and_what_was_between(self, run: Run, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "between").mkdir()
+        output = tmp_path / "device.pte"
+        code, text = run("compile", folder / "model.pte", "-o", output, "--intermediates-dir", tmp_path / "between")
+        assert code == 0
+        assert "2 device payloads" in text
+        delegates = pte.read(output.read_bytes()).methods[0].delegates
+        assert [parse(one.payload).is_portable for one in delegates] == [False, False]
+        assert len((tmp_path / "device_kernel_selection.c").read_text().splitlines()) == 2
+        assert len(list((tmp_path / "between").iterdir())) == 4
+
+    @pytest.mark.usefixtures("installed")
+    def test_a_flavour_that_is_not_there_lists_those_that_are(self, run: Run, folder: Path, tmp_path: Path) -> None:
+        code, text = run("compile", folder / "model.pte", "-o", tmp_path / "device.pte", "--flavor", "SDK_25_09")
+        assert code == 2
+        assert "neutron_converter_SDK_25_06" in text
+
+    @pytest.mark.usefixtures("installed")
+    def test_what_is_compiled_is_refused(self, run: Run, folder: Path, tmp_path: Path) -> None:
+        run("compile", folder / "model.pte", "-o", tmp_path / "device.pte")
+        code, text = run("compile", tmp_path / "device.pte", "-o", tmp_path / "again.pte")
+        assert code == 2
+        assert "is compiled already" in text
+        assert not (tmp_path / "again.pte").exists()
+
+
+class TestDoctor:
+    @pytest.mark.usefixtures("installed")
+    @pytest.mark.parametrize("flavor", [(), ("--flavor", "SDK_25_06")])
+    def test_all_is_well(self, run: Run, flavor: tuple[str, ...]) -> None:
+        code, text = run("doctor", *flavor)
+        assert code == 0
+        assert text.count("[ok]") == 6
+        assert "kernels in its text: Pad for conv, Conv2DStandardV2 for conv" in text
+        assert "All checks passed." in text
+
+    @pytest.mark.usefixtures("installed")
+    def test_what_fails_is_in_the_report(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NEUTRON_DOUBLE", "exit")
+        code, text = run("doctor")
+        assert code == 1
+        assert "[FAILED] convert a convolution for imxrt700" in text
+        assert "unsupported operator" in text
+        assert "Send this report" in text
+
+    def test_without_a_converter(self, run: Run) -> None:
+        code, text = run("doctor")
+        assert code == 1
+        assert "converters installed: none" in text
+
+
+def test_help_and_the_module_start_without_torch() -> None:
+    code = "import sys; sys.argv[1:] = ['--help']\nfrom openneutron.cli import main\ntry: main()\n"
+    code += "finally: print([name for name in ('torch', 'executorch') if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip().endswith("[]")
+    command = [sys.executable, "-m", "openneutron", "targets"]
+    assert "imxrt700" in subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout

@@ -1,0 +1,187 @@
+"""Memory and cycles before any conversion, beside what NXP's converter wrote and what was measured on boards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.cycles import FOMO, MEASURED, MobileNetV1
+from benchmarks.models import MobileNetV2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from openneutron import NeutronProgram, inspect, lower, quantize
+from openneutron.errors import TargetError
+from openneutron.ops.cost import OPERATOR_CYCLES
+from openneutron.report.estimate import Fit, Layer, fit_of
+from openneutron.report.inspect import Report, inspect_bytes
+from openneutron.report.memory import Lifetime, lifetimes, plan
+from openneutron.targets import TARGETS
+
+VENDOR = Path(os.environ.get("OPENNEUTRON_DATA", ""), "vendor")
+needs_data = pytest.mark.skipif("OPENNEUTRON_DATA" not in os.environ, reason="OPENNEUTRON_DATA is not set")
+DS_CNN, MOBILENET, CIFARNET = "ds_cnn_s", "mobilenet_v1_0.25_128_quant_int8", "cifarnet_quant_int8"
+
+
+@pytest.mark.data
+@needs_data
+class TestTwins:
+    """The same model before and after NXP's converter."""
+
+    @pytest.mark.parametrize(
+        ("target", "folder", "model", "scratch", "percent"),
+        [
+            ("imxrt700", "imxrt700", DS_CNN, 16_000, -0.4),
+            ("imxrt700", "imxrt700", MOBILENET, 98_304, -0.0),
+            # What N1 stores beside the codes is not fully known: see openneutron/report/weights.py.
+            ("mcxn94x", "mcxn947", DS_CNN, 16_000, -2.2),
+            ("mcxn94x", "mcxn947", MOBILENET, 98_304, 0.1),
+            ("mcxn94x", "mcxn947", CIFARNET, 40_960, -1.3),
+        ],
+    )
+    def test_scratch_is_exact_and_weights_are_near(
+        self, target: str, folder: str, model: str, scratch: int, percent: float
+    ) -> None:
+        before, after = inspect(VENDOR / "ref" / f"{model}.tflite", target), vendor(folder, model)
+        assert before.scratch_bytes == after.scratch_bytes == scratch
+        assert 100 * (before.weight_bytes / after.weight_bytes - 1) == pytest.approx(percent, abs=0.06)
+        if target == "imxrt700":
+            assert abs(before.weight_bytes / after.weight_bytes - 1) < 0.02
+
+    @pytest.mark.parametrize("model", [DS_CNN, MOBILENET, CIFARNET])
+    def test_the_same_operators_are_left_to_the_cpu(self, model: str) -> None:
+        before, after = inspect(VENDOR / "ref" / f"{model}.tflite", "mcxn94x"), vendor("mcxn947", model)
+        assert before.cpu_operators == after.cpu_operators
+
+    def test_what_is_read_from_microcode_is_no_estimate(self) -> None:
+        report = vendor("imxrt700", DS_CNN)
+        assert report.cycles is None
+        assert report.layers == ()
+
+
+def vendor(folder: str, model: str) -> Report:
+    return inspect(VENDOR / folder / f"{model}_npu.tflite")
+
+
+# Percent that the estimate is above what was stated. The MobileNetV1 is one of unknown size, taken for 1.0 at 224.
+ERRORS: dict[Callable[[], nn.Module], tuple[int, ...]] = {FOMO: (-3, -3), MobileNetV2: (0,), MobileNetV1: (47,)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ERRORS)
+def test_cycles_beside_what_was_measured(network: Callable[[], nn.Module]) -> None:
+    points = [point for point in MEASURED if point.model is network]
+    torch.manual_seed(0)
+    inputs = (torch.randn(points[0].shape),)
+    program = lower(quantize(network().eval(), inputs, [inputs], points[0].target))
+    estimate = program.estimate()
+    assert estimate.target == points[0].target
+    starts = [0 if point.counts_starts else len(estimate.layers) * OPERATOR_CYCLES for point in points]
+    errors = [(estimate.cycles - start) / point.cycles - 1 for start, point in zip(starts, points, strict=True)]
+    assert tuple(round(100 * error) for error in errors) == ERRORS[network]
+
+
+class TestProgram:
+    @pytest.fixture(scope="class")
+    def program(self) -> NeutronProgram:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16)).eval()
+        inputs = (torch.randn(1, 8, 16, 16).contiguous(memory_format=torch.channels_last),)
+        return lower(quantize(model, inputs, [inputs]))
+
+    def test_is_for_the_programs_target_unless_another_is_named(self, program: NeutronProgram) -> None:
+        assert program.estimate().target == "imxrt700"
+        there = program.estimate("mcxn94x")
+        assert there.target == "mcxn94x"
+        assert there.milliseconds == pytest.approx(there.cycles / 150e6 * 1000)
+        assert there.cycles > program.estimate().cycles
+        with pytest.raises(TargetError, match="Known targets"):
+            program.estimate("imx9")
+
+    def test_sums_are_those_of_its_layers(self, program: NeutronProgram) -> None:
+        estimate = program.estimate()
+        assert [layer.operator for layer in estimate.layers] == ["CONV_2D", "DEPTHWISE_CONV_2D"]
+        assert estimate.cycles == sum(layer.cycles for layer in estimate.layers)
+        assert estimate.weight_bytes == sum(layer.weight_bytes for layer in estimate.layers)
+        assert estimate.macs == 16 * 16 * 16 * 8 * 9 + 14 * 14 * 16 * 9
+        assert estimate.scratch_bytes == 16 * 16 * 16
+        assert estimate.io_bytes == 16 * 16 * 8 + 14 * 14 * 16
+        assert estimate.layers[0].utilization > 2 * estimate.layers[1].utilization
+
+    def test_a_saved_program_reads_the_same(self, program: NeutronProgram, tmp_path: Path) -> None:
+        program.save(tmp_path / "model.pte")
+        report = inspect(tmp_path / "model.pte")
+        assert report.estimate == program.estimate()
+        assert (report.scratch_bytes, report.weight_bytes, report.cycles) == (
+            program.estimate().scratch_bytes, program.estimate().weight_bytes, program.estimate().cycles,
+        )  # fmt: skip
+        assert inspect(tmp_path / "model.pte", "imx95").estimate == program.estimate("imx95")
+
+    def test_delegates_share_a_scratch_and_add_up(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 8, 1)).eval()
+        inputs = (torch.randn(1, 4, 8, 8),)
+        whole = lower(quantize(model, inputs, [inputs]), operators_not_to_delegate=["sigmoid"])
+        first, second = (one.estimate for one in inspect_bytes(whole.portable, "the program").delegates)
+        assert first is not None
+        assert second is not None
+        estimate = whole.estimate()
+        assert estimate.layers == first.layers + second.layers
+        assert estimate.scratch_bytes == max(first.scratch_bytes, second.scratch_bytes)
+        assert estimate.cycles == first.cycles + second.cycles
+
+    def test_nothing_on_the_npu_needs_nothing(self) -> None:
+        inputs = (torch.randn(1, 4, 8, 8),)
+        model = lower(quantize(nn.Conv2d(4, 4, 1).eval(), inputs, [inputs]), operators_not_to_delegate=["conv2d"])
+        estimate = model.estimate()
+        assert (estimate.layers, estimate.cycles, estimate.scratch_bytes, estimate.fit.verdict) == ((), 0, 0, "fits")
+
+
+class TestFit:
+    TARGET = replace(TARGETS["mcxn94x"], sram_bytes=1000, flash_bytes=5000)
+
+    def fit(self, weights: list[int], scratch: int = 100) -> Fit:
+        layers = [Layer("CONV_2D", f"t{i}", (1, 1, 1, 1), 0, 0, 0.0, size, scratch) for i, size in enumerate(weights)]
+        return fit_of(layers, scratch, 50, self.TARGET)
+
+    def test_all_in_sram(self) -> None:
+        assert self.fit([400, 450]) == Fit("fits", 1000, 5000, 1000, 0, ())
+
+    def test_two_layers_at_a_time(self) -> None:
+        assert self.fit([400, 400, 400]) == Fit("fits with fetch_constants_to_sram", 1000, 5000, 950, 0, ())
+
+    def test_too_much_sram_names_the_layers(self) -> None:
+        fit = self.fit([10, 700, 800])
+        assert (fit.verdict, fit.needed_bytes, fit.missing_bytes) == ("does not fit", 1650, 650)
+        assert fit.blame[0].startswith("CONV_2D 't2' (1, 1, 1, 1): 100 bytes of tensors, 800 of weights")
+
+    def test_too_much_flash(self) -> None:
+        fit = self.fit([400] * 14)
+        assert (fit.verdict, fit.missing_bytes) == ("does not fit", 14 * 400 - 5000)
+
+    def test_unknown_memory_is_said_to_be(self) -> None:
+        assert fit_of([], 100, 50, TARGETS["imx95"]).verdict == "unknown"
+
+
+class TestPlan:
+    def test_a_chain_needs_its_two_largest_neighbours(self) -> None:
+        steps = [(["in"], ["a"]), (["a"], ["b"]), (["b"], ["c"]), (["c"], ["out"])]
+        values = lifetimes(steps, {"a": 10, "b": 30, "c": 20, "out": 99}, ["in", "out"])
+        assert plan(values, len(steps)).size == 50
+
+    @settings(deadline=None)
+    @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 9), st.integers(0, 9)), max_size=25))
+    def test_no_two_that_live_together_overlap(self, drawn: list[tuple[int, int, int]]) -> None:
+        values = {i: Lifetime(size, min(a, b), max(a, b)) for i, (size, a, b) in enumerate(drawn)}
+        arena = plan(values, 10)
+        assert arena.peak <= arena.size <= sum(life.size for life in values.values())
+        for i, one in values.items():
+            for j, other in values.items():
+                if i < j and one.first <= other.last and other.first <= one.last:
+                    ends = arena.offsets[i] + one.size <= arena.offsets[j]
+                    assert ends or arena.offsets[j] + other.size <= arena.offsets[i]

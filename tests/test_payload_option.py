@@ -1,0 +1,195 @@
+"""`payload`: the same script gives a device program where a converter is installed, and a portable one elsewhere."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from executorch.exir import to_edge_transform_and_lower
+from tests.flow_support import worst_lsb
+from tests.test_sdk import DOUBLES
+from torch import nn
+
+from openneutron import (
+    CompileOptions,
+    NeutronPartitioner,
+    NeutronProgram,
+    QuantizedModel,
+    generate_neutron_compile_spec,
+    lower,
+    pte,
+    quantize,
+    tflite,
+)
+from openneutron.errors import ConverterError, OptionError
+from openneutron.payload import parse
+from openneutron.sdk import ConverterWarning
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(4, 8, 1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        a, b = torch.sigmoid(self.first(x)), self.second(y)
+        return a + b, b
+
+
+@pytest.fixture(scope="module")
+def quantized() -> QuantizedModel:
+    torch.manual_seed(0)
+    samples = [(torch.randn(1, 3, 8, 8), torch.randn(1, 4, 8, 8))]
+    return quantize(TwoInputs().eval(), samples[0], samples)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOUBLES))
+    monkeypatch.delenv("NEUTRON_DOUBLE", raising=False)
+    monkeypatch.setenv("OPENNEUTRON_CACHE", "")
+
+
+@pytest.fixture
+def only_a_flavor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "packages").mkdir()
+    os.symlink(DOUBLES / "neutron_converter_SDK_25_06", tmp_path / "packages" / "neutron_converter_SDK_25_06")
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+
+
+def documented(quantized: QuantizedModel, **options: Any) -> bytes:
+    exported = torch.export.export(quantized.module, quantized.example_inputs)
+    partitioner = [NeutronPartitioner(generate_neutron_compile_spec("imxrt700", **options))]
+    return bytes(to_edge_transform_and_lower(exported, partitioner=partitioner).to_executorch().buffer)
+
+
+def payloads(data: bytes) -> list[bool]:
+    """Of each delegate, whether it is portable."""
+    return [parse(one.payload).is_portable for method in pte.read(data).methods for one in method.delegates]
+
+
+class TestAuto:
+    def test_without_a_converter_it_is_portable(self, quantized: QuantizedModel) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ConverterWarning)
+            program = lower(quantized)
+        assert not program.is_device
+        assert program.buffer == program.portable == documented(quantized)
+
+    @pytest.mark.usefixtures("installed")
+    def test_with_one_it_is_for_the_device(self, quantized: QuantizedModel) -> None:
+        program = lower(quantized)
+        assert program.is_device
+        assert payloads(program.buffer) == [False]
+        assert program.buffer == documented(quantized) == documented(quantized, payload="device")
+
+    @pytest.mark.usefixtures("installed")
+    def test_the_host_runs_the_portable_form(self, quantized: QuantizedModel) -> None:
+        program = lower(quantized)
+        assert program.portable == lower(quantized, payload="portable").buffer
+        assert worst_lsb(quantized.module, program.run, [quantized.example_inputs]) <= 1
+        assert [info.shape for info in program.inputs] == [(1, 3, 8, 8), (1, 4, 8, 8)]
+        assert [info.shape for info in program.outputs] == [(1, 8, 8, 8)] * 2
+
+    @pytest.mark.usefixtures("only_a_flavor")
+    def test_with_another_one_it_is_portable_with_a_warning(self, quantized: QuantizedModel) -> None:
+        with pytest.warns(ConverterWarning, match=r"stay portable.*installed: neutron_converter_SDK_25_06"):
+            program = lower(quantized)
+        assert payloads(program.buffer) == [True]
+
+
+class TestAsked:
+    @pytest.mark.usefixtures("installed")
+    def test_portable_is_portable(self, quantized: QuantizedModel) -> None:
+        assert payloads(lower(quantized, payload="portable").buffer) == [True]
+        assert payloads(documented(quantized, payload="portable")) == [True]
+
+    @pytest.mark.parametrize("way", [lower, documented])
+    def test_device_without_a_converter_says_how_to_go_on(self, way: Any, quantized: QuantizedModel) -> None:
+        with pytest.raises(ConverterError, match=r"installed: none.*openneutron compile"):
+            way(quantized, payload="device")
+
+    @pytest.mark.usefixtures("only_a_flavor")
+    def test_no_flavour_is_not_any_flavour(self, quantized: QuantizedModel) -> None:
+        with pytest.raises(ConverterError, match=r"flavour, which is eiq_neutron_sdk \(installed: neutron_converter"):
+            lower(quantized, payload="device")
+
+    @pytest.mark.parametrize("value", ["both", "", None, True])
+    def test_other_values_are_refused(self, value: Any) -> None:
+        with pytest.raises(OptionError, match="payload is one of auto, portable, device"):
+            CompileOptions(payload=value)
+
+    def test_the_choice_reaches_the_partitioner_and_leaves_no_trace(self, quantized: QuantizedModel) -> None:
+        specs = generate_neutron_compile_spec("imxrt700", payload="portable")
+        assert CompileOptions.from_specs(specs).payload == "portable"
+        (delegate,) = pte.read(documented(quantized, payload="portable")).methods[0].delegates
+        assert "payload" not in delegate.compile_specs
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("words", ["reversed", "version1:reversed"])
+def test_a_converter_that_reorders_is_followed(
+    words: str, quantized: QuantizedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEUTRON_DOUBLE", words)
+    program = lower(quantized)
+    assert program.buffer == documented(quantized)
+    (before,), (after,) = (
+        [parse(one.payload).header for one in pte.read(data).methods[0].delegates]
+        for data in (program.portable, program.buffer)
+    )
+    assert after.input_map == before.input_map[::-1]
+    assert after.output_map == before.output_map[::-1]
+
+
+@pytest.fixture(scope="module")
+def in_two(quantized: QuantizedModel) -> dict[str, Any]:
+    return {"quantized": quantized, "options": {"operators_not_to_delegate": ["sigmoid"]}}
+
+
+@pytest.mark.usefixtures("installed")
+class TestFiles:
+    @pytest.mark.parametrize("way", ["lower", "documented"])
+    def test_intermediates_are_there_before_and_after(self, way: str, in_two: dict[str, Any], tmp_path: Path) -> None:
+        options = {**in_two["options"], "intermediates_dir": str(tmp_path)}
+        if way == "lower":
+            lower(in_two["quantized"], **options)
+        else:
+            with pytest.warns(UserWarning, match="run on the CPU"):
+                documented(in_two["quantized"], **options)
+        found = {path.name: tflite.read(path.read_bytes()).subgraphs[0].operators for path in tmp_path.iterdir()}
+        assert sorted(found) == [
+            "partition_0.tflite", "partition_0_neutron.tflite", "partition_1.tflite", "partition_1_neutron.tflite",
+        ]  # fmt: skip
+        for name, operators in found.items():
+            assert ([one.name for one in operators] == ["NeutronGraph"]) == name.endswith("_neutron.tflite")
+
+    def test_kernel_selections_are_one_file_beside_the_program(self, in_two: dict[str, Any], tmp_path: Path) -> None:
+        program = lower(in_two["quantized"], dump_kernel_selection_code=True, **in_two["options"])
+        program.save(tmp_path / "model.pte")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pte", "model_kernel_selection.c"]
+        sizes = [len(model) for model in tflites(program)]
+        lines = (tmp_path / "model_kernel_selection.c").read_text().splitlines()
+        assert lines == [f"// kernels of {size} bytes" for size in sizes]
+
+    @pytest.mark.filterwarnings("ignore:These operators run on the CPU")
+    def test_in_the_documented_flow_they_are_with_the_intermediates(
+        self, in_two: dict[str, Any], tmp_path: Path
+    ) -> None:
+        documented(
+            in_two["quantized"], dump_kernel_selection_code=True, intermediates_dir=str(tmp_path), **in_two["options"]
+        )
+        assert len((tmp_path / NeutronPartitioner.KERNEL_SELECTION).read_text().splitlines()) == 2
+
+    def test_a_package_that_cannot_merge_is_an_error(self, in_two: dict[str, Any]) -> None:
+        options = {**in_two["options"], "neutron_converter_flavor": "SDK_25_06", "dump_kernel_selection_code": True}
+        with pytest.raises(ConverterError, match="has no merge_kernel_selection_files"):
+            lower(in_two["quantized"], **options)
+
+
+def tflites(program: NeutronProgram) -> list[bytes]:
+    return [parse(one.payload).tflite for one in pte.read(program.portable).methods[0].delegates]

@@ -1,0 +1,159 @@
+"""The bridge to the vendor's converter, against a double with its interface."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openneutron import sdk, tflite
+from openneutron.device import device_payload
+from openneutron.errors import ConverterError
+from openneutron.ir.graph import Graph, Op, QParams, Tensor
+from openneutron.ops.elementwise import RELU
+from openneutron.payload import PayloadHeader, parse
+
+DOUBLES = Path(__file__).parent / "doubles"
+QUICK = 20.0
+
+
+@pytest.fixture(autouse=True)
+def _doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOUBLES))
+    monkeypatch.delenv("NEUTRON_DOUBLE", raising=False)
+
+
+def model(size: int = 8) -> bytes:
+    qparams = QParams.per_tensor(0.1, 0)
+    source, target = (Tensor((1, size), np.dtype(np.int8), qparams) for _ in range(2))
+    return tflite.write(Graph((source,), (target,), (Op(RELU, (source,), target, {}, "relu"),)))
+
+
+def request(**flags: object) -> sdk.Conversion:
+    return sdk.Conversion(model(), "imxrt700", {**sdk.DEFAULT_FLAGS, **flags})
+
+
+HEADER = PayloadHeader((0,), (0,), (0,), (0,), 1)
+
+
+class TestChoose:
+    def test_finds_both_kinds_without_importing_them(self) -> None:
+        assert [converter.module for converter in sdk.installed()] == [
+            "eiq_neutron_sdk", "neutron_converter_SDK_25_06",
+        ]  # fmt: skip
+
+    def test_without_a_flavor_the_newer_package(self) -> None:
+        assert sdk.choose(None).module == "eiq_neutron_sdk"
+
+    def test_by_flavor(self) -> None:
+        assert sdk.choose("SDK_25_06").module == "neutron_converter_SDK_25_06"
+
+    @pytest.mark.parametrize("flavor", ["SDK_25_09", "3.1.3"])
+    def test_a_mismatch_lists_what_is_there(self, flavor: str) -> None:
+        with pytest.raises(ConverterError, match=f"'{flavor}'.*neutron_converter_SDK_25_06.*openneutron compile"):
+            sdk.choose(flavor)
+
+    def test_none_at_all(self) -> None:
+        with pytest.raises(ConverterError, match=r"installed: none.*portable program needs none"):
+            sdk.choose(None, ())
+
+
+class TestConvert:
+    def test_converts(self) -> None:
+        converted = sdk.convert(request(), sdk.choose(None))
+        assert f"converting {len(model())} bytes for imxrt700" in converted.log
+        assert not parse(device_payload(HEADER, converted.tflite)).is_portable
+
+    @pytest.mark.parametrize(
+        ("word", "message"),
+        [
+            ("crash", "was ended by signal 11"),
+            ("exit", r"ended with exit code 3[\s\S]*unsupported operator"),
+            ("raise", "raised RuntimeError: no kernel for CONV_2D"),
+            ("memory", "ran out of memory"),
+            ("empty", "gave back no model"),
+        ],
+    )
+    def test_what_goes_wrong_in_the_child_is_an_error_here(
+        self, word: str, message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("NEUTRON_DOUBLE", word)
+        with pytest.raises(ConverterError, match=message):
+            sdk.convert(request(), sdk.choose(None))
+
+    def test_garbage_is_refused_with_the_offset(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NEUTRON_DOUBLE", "garbage")
+        converted = sdk.convert(request(), sdk.choose(None))
+        with pytest.raises(ValueError, match="byte 4: expected the identifier 'TFL3'"):
+            device_payload(HEADER, converted.tflite)
+
+    def test_a_hang_ends_at_the_time_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NEUTRON_DOUBLE", "hang")
+        start = time.monotonic()
+        with pytest.raises(ConverterError, match="did not end within 2 s"):
+            sdk.convert(request(), sdk.choose(None), time_limit=2)
+        assert time.monotonic() - start < QUICK
+
+    def test_unknown_flags_and_targets_are_refused_with_what_there_is(self) -> None:
+        with pytest.raises(ConverterError, match=r"has no 'fastMath'; it has .*fetchConstantsToSRAM"):
+            sdk.convert(request(fastMath=True), sdk.choose(None))
+        wrong = sdk.Conversion(model(), "imx943", sdk.DEFAULT_FLAGS)
+        with pytest.raises(ConverterError, match=r"'imx943' is no target .* imxrt700, imx95, mcxn94x"):
+            sdk.convert(wrong, sdk.choose(None))
+
+    def test_kernel_selection_comes_back(self) -> None:
+        converted = sdk.convert(request(dumpKernelSelectionCode=True), sdk.choose(None))
+        assert converted.kernel_selection == f"// kernels of {len(model())} bytes\n"
+
+    def test_leaves_nothing_behind(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        monkeypatch.chdir(tmp_path)
+        sdk.convert(request(dumpKernelSelectionCode=True), sdk.choose(None))
+        assert os.listdir(tmp_path) == []
+
+
+class TestCache:
+    def test_an_unchanged_partition_is_not_converted_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("NEUTRON_DOUBLE_COUNT", str(tmp_path / "runs"))
+        converter, cache = sdk.choose(None), tmp_path / "cache"
+        first = sdk.convert(request(), converter, cache=cache)
+        assert sdk.convert(request(), converter, cache=cache) == first
+        assert (tmp_path / "runs").read_text().count("run") == 1
+        others = (
+            (request(fetchConstantsToSRAM=True), converter),
+            (sdk.Conversion(model(), "imx95", sdk.DEFAULT_FLAGS), converter),
+            (sdk.Conversion(model(16), "imxrt700", sdk.DEFAULT_FLAGS), converter),
+            (request(), sdk.choose("SDK_25_06")),
+        )
+        for other, by in others:
+            sdk.convert(other, by, cache=cache)
+        assert (tmp_path / "runs").read_text().count("run") == 1 + len(others)
+
+    def test_failures_are_not_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NEUTRON_DOUBLE", "exit")
+        with pytest.raises(ConverterError):
+            sdk.convert(request(), sdk.choose(None), cache=tmp_path)
+        monkeypatch.delenv("NEUTRON_DOUBLE")
+        sdk.convert(request(), sdk.choose(None), cache=tmp_path)
+
+    def test_a_damaged_entry_is_named(self, tmp_path: Path) -> None:
+        sdk.convert(request(), sdk.choose(None), cache=tmp_path)
+        (entry,) = tmp_path.iterdir()
+        (entry / "converted.tflite").write_bytes(b"TFL3")
+        with pytest.raises(ConverterError, match=r"is damaged. Delete that folder"):
+            sdk.convert(request(), sdk.choose(None), cache=tmp_path)
+
+
+def test_several_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [sdk.Conversion(model(size), "imxrt700", sdk.DEFAULT_FLAGS) for size in (8, 16, 24, 32)]
+    converted = sdk.convert_all(requests, sdk.choose(None))
+    assert [len(tflite.read(one.tflite).subgraphs[0].operators) for one in converted] == [1, 1, 1, 1]
+    assert [tflite.read(one.tflite).subgraphs[0].inputs[0].shape for one in converted] == [
+        (1, 8), (1, 16), (1, 24), (1, 32),
+    ]  # fmt: skip
