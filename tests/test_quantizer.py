@@ -235,6 +235,7 @@ class TestSharedGroups:
             (lambda m, x: torch.cat([F.max_pool2d(y := m.c(x), 3, 1, 1), m.e(y)], 1), 0),
             (lambda m, x: torch.cat([m.e(torch.cat([y := m.c(x), z := m.d(x)], 1)[:, :4]), y, z], 1), 2),
             (lambda m, x: (y := m.c(x), torch.cat([y, m.d(x)], 1)), 1),
+            (lambda m, x: torch.cat([x, m.d(x)], 1), 0),
             (lambda m, x: torch.maximum(y := m.c(x), m.e(y)), 1),
             (lambda m, x: torch.maximum(y := m.c(x), torch.ones(1)) + m.e(y), 0),
         ],

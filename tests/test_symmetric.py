@@ -58,7 +58,7 @@ class TestZeroPoints:
             (lambda x, y: torch.bmm(x.tanh(), y), 0),
             (lambda x, y: torch.bmm(x.sigmoid(), y), 1),
             (lambda x, y: torch.bmm(x.softmax(2), y.sigmoid()), 2),
-            (lambda x, y: torch.bmm(torch.cat([x.sigmoid(), y.sigmoid()], 2), torch.cat([x, y], 1)), 1),
+            (lambda x, y: torch.bmm(torch.cat([x.sigmoid(), y.sigmoid()], 2), torch.cat([x, y], 1)), 2),
             (lambda x, y: torch.bmm(x := F.relu(x), y) + x, 1),
             (lambda x, y: (torch.bmm(x := F.relu(x), y), x), 1),
             (lambda x, y: (torch.bmm(x := F.relu(x), y), x.sin()), 1),

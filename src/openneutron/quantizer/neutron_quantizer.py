@@ -298,8 +298,9 @@ class _Annotation:
         for value, group in zip(place.inputs, groups, strict=True):
             # Fixed qparams that not all inputs have cannot be shared, and a value that others compute with would lose
             # resolution where the values it meets have a wider range: that input alone is requantized. Not so one that
-            # comes by moves alone, which a MUL would keep from being merged with those behind (ShuffleNetV2).
-            is_read = group in self.read and value not in self.moved
+            # comes by moves alone, which a MUL would keep from being merged with those behind (ShuffleNetV2), nor an
+            # input of the model, which is quantized once.
+            is_read = group in self.read and value not in self.moved and value.op != "placeholder"
             if len(demands) > 1 if group in self.fixed else is_read and not are_one:
                 self.requantized[(value, place.site.node)] = place.output
             else:
