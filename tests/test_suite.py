@@ -17,7 +17,7 @@ from openneutron import passes
 from openneutron.targets import TARGETS
 
 # Each operator may be one step off; in a whole network such steps meet. The SQNR tells whether they matter.
-MAX_LSB = 16  # after a hundred layers, of which each may round the other way
+MAX_LSB = 24  # after a hundred layers, of which each may round the other way
 LESS_THAN_THE_MODULE = 1.0  # decibels
 
 
