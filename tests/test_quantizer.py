@@ -26,7 +26,7 @@ from torchao.quantization.pt2e.quantizer import (
 from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.constants import attribute
 from openneutron.fx import is_dequantize, is_quantize, op_name
-from openneutron.quantizer import UnquantizedWarning
+from openneutron.quantizer import DistributionObserver, UnquantizedWarning
 from openneutron.quantizer.neutron_quantizer import annotated
 from openneutron.quantizer.torchao_folding import is_folded_wrongly, protect_from_wrong_folding
 
@@ -254,9 +254,29 @@ class TestObservers:
         prepared = prepare_pt2e(module, NeutronQuantizer(observer=HistogramObserver))
         kinds = [type(child).__name__ for child in prepared.children()]
         assert kinds.count("HistogramObserver") == 2
-        assert kinds.count("RangeObserver") == 1
+        assert kinds.count("WeightObserver") == 1
         prepared(image())
         assert {row.where for row in lower(convert_pt2e(prepared), (image(),)).placement} == {"npu"}
+
+    def test_outputs_of_the_model_keep_their_extremes(self) -> None:
+        model = seeded(lambda: Model(lambda m, x: (m.c(y := m.d(x)).flatten(1), F.relu(y)), c=conv(), d=conv()))
+        prepared = prepare_pt2e(torch.export.export(model, (image(),)).module(), NeutronQuantizer())
+        kinds = {
+            str(node.args[0]): type(prepared.get_submodule(node.target)).__name__
+            for node in prepared.graph.nodes
+            if node.op == "call_module" and "activation_post_process" in node.target
+        }
+        assert {name: kind for name, kind in kinds.items() if not name.startswith(("c_", "d_"))} == {
+            "inputs_0": "DistributionObserver", "conv2d": "DistributionObserver",
+            "conv2d_1": "RangeObserver", "flatten": "RangeObserver", "relu": "RangeObserver",
+        }  # fmt: skip
+
+    def test_a_chosen_observer_sees_outputs_too(self) -> None:
+        module = torch.export.export(seeded(conv), (image(),)).module()
+        prepared = prepare_pt2e(module, NeutronQuantizer(observer=DistributionObserver.with_args(range_by="entropy")))
+        found = [child for child in prepared.children() if isinstance(child, DistributionObserver)]
+        assert [child.range_by for child in found] == ["entropy", "entropy"]
+        assert all(child.origin is not None for child in found)
 
     def test_an_observer_with_arguments(self) -> None:
         observer = HistogramObserver.with_args(bins=64)

@@ -24,7 +24,7 @@ from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.layers import GRANULARITIES, PER_CHANNEL, Key, Layers
-from openneutron.quantizer.observers import RangeObserver, RecentRangeObserver
+from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
 from openneutron.quantizer.trained_modules import WeightFakeQuantize, batch_norm_behind
 from openneutron.targets import Generation, NeutronTargetSpec
@@ -83,7 +83,8 @@ class NeutronQuantizer(Quantizer):
     Activations are affine per tensor, weights symmetric per tensor (`weight_granularity="per_channel"` for
     convolutions: one scale for each output channel), biases int32. `layers` sets that, or "float" for not quantized,
     for parts of the model (see `Layers`). `observer` is a class of torchao's observers or fake quantizers for
-    activations, or what its `with_args(...)` returns; unless given, it is `RangeObserver`, with `is_qat`
+    activations, or what its `with_args(...)` returns. Unless given, it is `DistributionObserver`, and `RangeObserver`
+    for values that are outputs of the model, of which the largest count most; with `is_qat` it is
     `RecentRangeObserver`. `weight_bits` below 8 leaves codes of the weights unused; the NPU gains nothing by that, but
     experiments may. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and why.
 
@@ -109,13 +110,16 @@ class NeutronQuantizer(Quantizer):
             raise OptionError(f"weight_granularity is one of {', '.join(GRANULARITIES)}, not {weight_granularity!r}.")
         if weight_bits not in range(2, 9):
             raise OptionError(f"weight_bits is a number from 2 to 8, not {weight_bits!r}.")
-        observer = (RecentRangeObserver if is_qat else RangeObserver) if observer is None else observer
-        qspecs.check_observer(observer)
+        observers = (observer, observer)
+        if observer is None:
+            observers = (RecentRangeObserver,) * 2 if is_qat else (DistributionObserver, RangeObserver)
+        for given in dict.fromkeys(observers):
+            qspecs.check_observer(given)
         protect_from_wrong_folding()
         self.target = NeutronTargetSpec(neutron_target_spec or target)
         self.is_qat = is_qat
         self.layers = Layers(layers, weight_granularity)
-        self.observer = observer
+        self.observer, self.observer_of_outputs = observers
         self.weight_bits = weight_bits
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
@@ -252,6 +256,7 @@ class _Annotation:
         self.read: set[Value] = set()
         self.symmetric: set[Value] = set()
         self.masked: set[Value] = set()
+        self.outputs: set[Value] = set()
         self.met: dict[Value, Value] = {}
         self.requantized: dict[Value, Value] = {}
 
@@ -259,6 +264,8 @@ class _Annotation:
         self._group()
         self._make_symmetric()
         self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
+        values = {value for place in self.places for value in (*place.inputs, place.output)}
+        self.outputs = {self._find(value) for value in values if any(reader.op == "output" for reader in value.users)}
         reading = {place.site.node: place for place in self.places}
         yielding = {place.output: place for place in self.places}
         # torchao walks the graph in this order too, and wants a group's spec before what refers to it: an activation
@@ -369,7 +376,8 @@ class _Annotation:
         node = value[0] if isinstance(value, tuple) else value
         spec = qspecs.trained_activation if self.quantizer.is_qat else qspecs.activation
         symmetric, masked = group in self.symmetric, group in self.masked
-        return spec(node, self.quantizer.observer, symmetric=symmetric, masked=masked)
+        observer = self.quantizer.observer_of_outputs if group in self.outputs else self.quantizer.observer
+        return spec(node, observer, symmetric=symmetric, masked=masked)
 
     def _first_or_shared(self, edge: tuple[Node, Node], spec: Any) -> Any:
         """`spec` for the first reader of a weight; the others share what it gets."""

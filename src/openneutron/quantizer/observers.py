@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Node
-from torchao.quantization.pt2e.observer import MinMaxObserver, ObserverBase, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.observer import (
+    MinMaxObserver,
+    ObserverBase,
+    PerChannelMinMaxObserver,
+    UniformQuantizationObserverBase,
+)
 
-from openneutron.errors import CalibrationError
+from openneutron.errors import CalibrationError, OptionError
 from openneutron.fx import op_name, source_of
 from openneutron.ops.masks import HIDDEN, saturates
+from openneutron.quantizer.ranges import RULES, Codes, bounds_by_error, distribution, range_by
+from openneutron.quantizer.sample import Sample, SampleState, flattened
 
 __all__ = [
-    "LatestPerChannelRangeObserver", "LatestRangeObserver", "MaskedObserver", "Origin", "PerChannelRangeObserver",
-    "RangeObserver", "RecentRangeObserver",
+    "DistributionObserver", "LatestPerChannelRangeObserver", "LatestRangeObserver", "MaskedObserver", "Origin",
+    "PerChannelRangeObserver", "PerChannelWeightObserver", "RangeObserver", "RecentRangeObserver", "WeightObserver",
 ]  # fmt: skip
 
 # How much of the way to the range of a batch that is smaller a recent range goes.
@@ -57,6 +65,14 @@ def _check(minimum: torch.Tensor, maximum: torch.Tensor, origin: Origin | None) 
         )
 
 
+def _codes(observer: UniformQuantizationObserverBase) -> Codes:
+    """The codes that `observer` is for. Torchao's code of 0.0 in a symmetric scheme is that of any range."""
+    if observer.qscheme not in (torch.per_tensor_symmetric, torch.per_channel_symmetric):
+        return Codes(observer.quant_min, observer.quant_max)
+    one = torch.ones((), device=observer.eps.device)
+    return Codes(observer.quant_min, observer.quant_max, int(observer._calculate_qparams(-one, one)[1]))
+
+
 class RangeObserver(MinMaxObserver):
     """The extremes of all values seen, one pair for the tensor.
 
@@ -67,11 +83,99 @@ class RangeObserver(MinMaxObserver):
         super().__init__(*args, **kwargs)
         self.origin = origin
 
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Take in `values`, and return them."""
+        if values.numel():
+            self._widen(flattened(values.detach()))
+        return values
+
+    def _widen(self, values: torch.Tensor) -> None:
+        low, high = torch.aminmax(values.to(self.min_val.dtype))
+        torch.minimum(self.min_val, low, out=self.min_val)
+        torch.maximum(self.max_val, high, out=self.max_val)
+
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale (float32) and zero point (int64) of the range seen."""
         _check(self.min_val, self.max_val, self.origin)
         scale, zero_point = super().calculate_qparams()
         return scale, zero_point
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What was seen, for the `merge` of another observer."""
+        return {"minimum": self.min_val.cpu().clone(), "maximum": self.max_val.cpu().clone()}
+
+    def merge(self, later: Mapping[str, torch.Tensor]) -> None:
+        """Take in what another observer saw, whose `state` is `later`."""
+        self._widen(torch.stack([later["minimum"], later["maximum"]]).to(self.min_val.device))
+
+
+class DistributionObserver(RangeObserver):
+    """The extremes and a bounded sample of all values seen; the range is chosen by one of the rules of `ranges.RULES`.
+
+    `range_by` is "error" (the least squared error), "percentile" (of which `percentile` percent are not above, and as
+    many not below), "entropy" (the least divergence) or "extremes". Raises `OptionError` for anything else.
+
+    Observers that saw consecutive parts of a stream merge into the one that saw all of it, to the bit.
+    """
+
+    def __init__(self, *args: Any, range_by: str = "error", percentile: float = 99.99, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if range_by not in RULES:
+            raise OptionError(f"range_by is one of {', '.join(RULES)}, not {range_by!r}.")
+        if not isinstance(percentile, (int, float)) or not 50 < percentile <= 100:
+            raise OptionError(f"percentile is above 50 and at most 100, not {percentile!r}.")
+        self.range_by = range_by
+        self.percentile = percentile
+        self.sample = Sample()
+        self._found: tuple[int, tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Take in `values`, and return them."""
+        if values.numel():
+            flat = flattened(values.detach())
+            self._widen(flat)
+            self.sample.add(flat)
+        return values
+
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale (float32) and zero point (int64) of the range chosen, which is searched once for all that was seen."""
+        _check(self.min_val, self.max_val, self.origin)
+        if self._found is None or self._found[0] != self.sample.calls:
+            ends = torch.tensor(self._range(), dtype=self.min_val.dtype, device=self.min_val.device)
+            self._found = self.sample.calls, self._calculate_qparams(*ends)
+        return self._found[1]
+
+    def _range(self) -> tuple[float, float]:
+        state = self.sample.state()
+        minimum, maximum = self.min_val.cpu(), self.max_val.cpu()
+        seen = distribution(state.values, state.weights, minimum, maximum)
+        return range_by(self.range_by, seen, _codes(self), self.percentile)
+
+    def reset_min_max_vals(self) -> None:
+        """Forget all that was seen."""
+        super().reset_min_max_vals()
+        self.sample = Sample()
+        self._found = None
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What was seen, for the `merge` of an observer that saw what came before."""
+        sample = self.sample.state()
+        level = torch.tensor(sample.level)
+        return {**super().state(), "values": sample.values, "sizes": sample.sizes, "level": level}
+
+    def merge(self, later: Mapping[str, torch.Tensor]) -> None:
+        """Go on as if this observer had seen next what another one saw, whose `state` is `later`."""
+        super().merge(later)
+        self.sample.merge(SampleState(later["values"], later["sizes"], int(later["level"])))
+
+    def get_extra_state(self) -> dict[str, torch.Tensor]:
+        """For `state_dict`: the sample, which is no buffer, as its size changes."""
+        return self.state()
+
+    def set_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """For `load_state_dict`."""
+        self.reset_min_max_vals()
+        self.merge(state)
 
 
 class MaskedObserver(ObserverBase):
@@ -122,6 +226,74 @@ class PerChannelRangeObserver(PerChannelMinMaxObserver):
         return scale, zero_point
 
 
+class _Parameter:
+    """The parameter that an observer saw last, and what was computed of it: once, unless it is changed."""
+
+    def __init__(self) -> None:
+        self.seen: tuple[torch.Tensor, int] | None = None
+        self.qparams: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def see(self, values: torch.Tensor) -> None:
+        """Note `values`, which may be those that are known already."""
+        version = -1 if values.is_inference() else values._version
+        if self.seen is None or self.seen[0] is not values or self.seen[1] != version:
+            self.seen, self.qparams = (values, version), None
+
+
+class WeightObserver(RangeObserver):
+    """For a parameter that does not change while it is observed: a symmetric range of the least squared error.
+
+    The parameter is looked at when the qparams are wanted, all of it, and not each time that it comes by.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parameter = _Parameter()
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Take note of `values`, and return them."""
+        self.parameter.see(values)
+        return values
+
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale (float32) and zero point (int64)."""
+        if self.parameter.qparams is None:
+            bound = _bounds(self, self.parameter, None)
+            self.parameter.qparams = self._calculate_qparams(-bound[0], bound[0])
+        return self.parameter.qparams
+
+
+class PerChannelWeightObserver(PerChannelRangeObserver):
+    """The same with a range for each index of `ch_axis`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parameter = _Parameter()
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Take note of `values`, and return them."""
+        self.parameter.see(values)
+        return values
+
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scales (float32) and zero points (int64)."""
+        if self.parameter.qparams is None:
+            bounds = _bounds(self, self.parameter, self.ch_axis)
+            self.parameter.qparams = self._calculate_qparams(-bounds, bounds)
+        return self.parameter.qparams
+
+
+def _bounds(observer: Any, parameter: _Parameter, axis: int | None) -> torch.Tensor:
+    """The bounds of a parameter's ranges: [1], or one for each index of `axis`. Notes its extremes in `observer`."""
+    if parameter.seen is not None and parameter.seen[0].numel():
+        values = parameter.seen[0].detach().float()
+        rows = values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
+        low, high = torch.aminmax(rows, dim=1)
+        observer.min_val, observer.max_val = (low, high) if axis is not None else (low[0], high[0])
+    _check(observer.min_val, observer.max_val, observer.origin)
+    return bounds_by_error(rows, _codes(observer))
+
+
 class RecentRangeObserver(RangeObserver):
     """The extremes of late, for training: they follow values that grow at once, and those that shrink slowly.
 
@@ -146,7 +318,7 @@ class LatestRangeObserver(RangeObserver):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Forget what was, and take in `values`."""
         self.reset_min_max_vals()
-        return super().forward(values)  # type: ignore[no-any-return]
+        return super().forward(values)
 
 
 class LatestPerChannelRangeObserver(PerChannelRangeObserver):

@@ -19,9 +19,10 @@ from openneutron.ir.graph import QParams
 from openneutron.quantizer.observers import (
     MaskedObserver,
     Origin,
-    PerChannelRangeObserver,
+    PerChannelWeightObserver,
     RangeObserver,
     RecentRangeObserver,
+    WeightObserver,
 )
 
 __all__ = ["activation", "bias", "check_observer", "fixed", "trained_activation", "weight", "weight_range"]
@@ -63,8 +64,9 @@ def trained_activation(
 
 
 def _of_node(node: Node, observer: Any, *, masked: bool = False) -> Any:
-    knows_nodes = isinstance(observer, type) and issubclass(observer, RangeObserver)
-    constructor = observer.with_args(origin=Origin.of(node)) if knows_nodes else observer
+    made, options = (observer.p.func, observer.p.keywords) if isinstance(observer, PartialWrapper) else (observer, {})
+    knows_nodes = isinstance(made, type) and issubclass(made, RangeObserver)
+    constructor = made.with_args(**options, origin=Origin.of(node)) if knows_nodes else observer
     return MaskedObserver.with_args(observer=constructor) if masked else constructor
 
 
@@ -106,7 +108,7 @@ def weight(node: Node, axis: int | None, bits: int = 8) -> QuantizationSpec:
     """int8, symmetric; one scale for the tensor, or one for each index of `axis`."""
     low, high = weight_range(bits)
     per_channel = axis is not None
-    observer = PerChannelRangeObserver if per_channel else RangeObserver
+    observer = PerChannelWeightObserver if per_channel else WeightObserver
     return QuantizationSpec(
         dtype=torch.int8,
         quant_min=low,

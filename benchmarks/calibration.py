@@ -1,0 +1,113 @@
+"""What calibration costs: `python -m benchmarks.calibration [NETWORK ...]`.
+
+Prints the milliseconds of one forward pass at batch 1, of the float model and of prepared models with several
+observers, and the seconds of `convert_pt2e` after them; medians, and ratios to the float model. Then the milliseconds a
+sample in batches and in channels-last. Set OMP_NUM_THREADS for another number of cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from benchmarks.networks import NETWORKS
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torchao.quantization.pt2e.observer import HistogramObserver, MinMaxObserver
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from openneutron.quantizer import NeutronQuantizer
+
+OBSERVERS: dict[str, Any] = {
+    "OpenNeutron": None,
+    "torchao's HistogramObserver": HistogramObserver,
+    "torchao's MinMaxObserver": MinMaxObserver,
+}
+
+
+def prepared(model: nn.Module, inputs: tuple[Tensor, ...], observer: Any) -> nn.Module:
+    """The model with observers."""
+    exported = torch.export.export(model, inputs).module()
+    module: nn.Module = prepare_pt2e(exported, NeutronQuantizer(observer=observer))
+    return module
+
+
+def milliseconds(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """The median of each of `runs`, taken in turn so that a disturbance meets all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    with torch.no_grad():
+        for index in range(rounds + 3):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                run()
+                if index >= 3:
+                    taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def turns(module: nn.Module, samples: Sequence[tuple[Tensor, ...]]) -> Callable[[], Any]:
+    """A call of `module` on the next of `samples`, over and over."""
+    source = itertools.cycle(samples)
+    return lambda: module(*next(source))
+
+
+def repeated(inputs: tuple[Tensor, ...], batch: int, memory_format: torch.memory_format) -> tuple[Tensor, ...]:
+    """A batch of one sample, and again."""
+    return tuple(
+        value.repeat(batch, *[1] * (value.dim() - 1)).contiguous(
+            memory_format=memory_format if value.dim() == 4 else torch.contiguous_format
+        )
+        for value in inputs
+    )
+
+
+def measure(name: str, rounds: int, batch: int, console: Console) -> None:
+    """Print the tables of one network."""
+    model, samples = NETWORKS[name].build(), list(NETWORKS[name].calibration().spread(8))
+    modules = {label: prepared(model, samples[0], observer) for label, observer in OBSERVERS.items()}
+    runs = {label: turns(module, samples) for label, module in {"float": model, **modules}.items()}
+    times = milliseconds(runs, rounds)
+    title = f"{name}, batch 1, {torch.get_num_threads()} threads"
+    table = Table("", "ms a forward", "to float", "s of convert_pt2e", title=title)
+    table.add_row("float", f"{times['float']:.1f}", "1.00", "")
+    for label, module in modules.items():
+        start = time.perf_counter()
+        convert_pt2e(module)
+        seconds = time.perf_counter() - start
+        table.add_row(label, f"{times[label]:.1f}", f"{times[label] / times['float']:.2f}", f"{seconds:.2f}")
+    console.print(table)
+    layouts = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
+    table = Table("batch", "layout", "float, ms a sample", "ours, ms a sample", "ours to float at batch 1")
+    for count in dict.fromkeys([1, batch]):
+        for layout, memory_format in layouts.items():
+            inputs = repeated(samples[0], count, memory_format)
+            module = prepared(model, inputs, None)
+            runs = {"float": turns(model, samples), "batch": turns(model, [inputs]), "ours": turns(module, [inputs])}
+            times = milliseconds(runs, max(rounds // count, 5))
+            ours, batch_of_floats = times["ours"] / count, times["batch"] / count
+            ratio = f"{ours / times['float']:.2f}"
+            table.add_row(str(count), layout, f"{batch_of_floats:.1f}", f"{ours:.1f}", ratio)
+    console.print(table)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; mobilenet_v2 if none")
+    parser.add_argument("--rounds", type=int, default=30, help="forward passes that are measured")
+    parser.add_argument("--batch", type=int, default=8)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    for name in options.names or ["mobilenet_v2"]:
+        measure(name, options.rounds, options.batch, Console())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""From what was seen of a value to the range that its codes cover: pure functions.
+
+What was seen is a weighted sample and the exact extremes, which a bounded sample misses. A range that is narrower than
+the extremes rounds everything else more finely, and clips what is outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["RULES", "Codes", "Distribution", "bounds_by_error", "distribution", "range_by"]
+
+RULES = ("error", "percentile", "entropy", "extremes")
+
+# Of a larger sample, the outermost values on either side stay as they are, and their means stand for the others.
+SINGLE_VALUES = 256
+MEANS = 4096
+# The search tries these shares of the widest range, then as many between the neighbours of the best one. Below 1/256 of
+# the extremes an int8 code would cover more than all codes do there.
+SHARES = 256.0 ** -torch.linspace(0, 1, 81)
+FINE_STEPS = 8
+# Bins of the histogram whose divergence is computed, as in TensorRT's calibration.
+BINS = 2048
+# Scales below float32's eps become eps in torchao's observers: no search can win anything there.
+SMALLEST_SCALE = torch.finfo(torch.float32).eps
+
+# Costs of ranges [K]: of their low ends [K] and their high ends [K].
+Cost = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The integers `low` to `high`. In a symmetric scheme `zero` is the code of 0.0, whatever the range."""
+
+    low: int
+    high: int
+    zero: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """How many steps the range is divided into."""
+        return self.high - self.low
+
+    def qparams(self, lows: Tensor, highs: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales and zero points [K], both float, of ranges that have 0 in them, computed as torchao does."""
+        if self.zero is not None:
+            scales = torch.maximum(-lows, highs) / (self.steps / 2)
+            return scales, torch.full_like(scales, float(self.zero))
+        scales = (highs - lows) / self.steps
+        return scales, (self.low - torch.round(lows / scales)).clamp(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Values [M] in ascending order, and how many values each stands for, [M]."""
+
+    values: Tensor
+    weights: Tensor
+
+
+def distribution(values: Tensor, weights: Tensor, minimum: Tensor, maximum: Tensor) -> Distribution:
+    """Of a sample `values` [N] that stand for `weights` [N] values each, and of the extremes, which count once each.
+
+    A large sample is condensed: means of neighbours stand for all but the outermost values. `values` are finite.
+    """
+    values = torch.cat([minimum.reshape(1), values, maximum.reshape(1)])
+    weights = torch.cat([weights.new_ones(1), weights, weights.new_ones(1)])
+    order = torch.from_numpy(np.argsort(values.numpy()))  # five times as fast as torch's
+    values, weights = values[order], weights[order]
+    size = (len(values) - 2 * SINGLE_VALUES) // MEANS
+    if size < 2:
+        return Distribution(values, weights)
+    inner = slice(SINGLE_VALUES, SINGLE_VALUES + size * MEANS)
+    mass = weights[inner].view(MEANS, size)
+    neighbours = values[inner].view(MEANS, size)
+    total = mass.sum(1)
+    # Relative to the first, so that the mean of equal values (the zeros behind a relu) is that value to the bit.
+    means = neighbours[:, 0] + ((neighbours - neighbours[:, :1]) * mass).sum(1) / total
+    return Distribution(
+        torch.cat([values[: inner.start], means, values[inner.stop :]]),
+        torch.cat([weights[: inner.start], total, weights[inner.stop :]]),
+    )
+
+
+def range_by(rule: str, seen: Distribution, codes: Codes, percentile: float = 99.99) -> tuple[float, float]:
+    """(low, high) of the range that `rule`, one of `RULES`, finds; 0 is in it, as 0.0 has a code of its own.
+
+    "error": the least squared error of quantized values. "percentile": that many percent of the values are not above,
+    and as many not below. "entropy": the least Kullback-Leibler divergence of the quantized histogram. "extremes": all.
+    """
+    low, high = min(float(seen.values[0]), 0.0), max(float(seen.values[-1]), 0.0)
+    bound = max(-low, high)
+    if rule == "extremes" or (bound if codes.zero is not None else high - low) <= SMALLEST_SCALE * codes.steps:
+        return low, high
+    if rule == "percentile":
+        found = _percentiles(seen, percentile)
+        return min(found[0], 0.0), max(found[1], 0.0)
+    scaled = Distribution(seen.values / bound, seen.weights / seen.weights.sum())  # squares of large values overflow
+    cost = _squared_error(scaled, codes) if rule == "error" else _divergence(scaled, codes)
+    low, high = _search(cost, low / bound, high / bound, one_bound=codes.zero is not None)
+    return low * bound, high * bound
+
+
+def bounds_by_error(values: Tensor, codes: Codes) -> Tensor:
+    """Of each row of `values` [C, N], finite, the bound [C] of a symmetric range with the least squared error."""
+    full = values.abs().amax(1)
+    scaled = values / full.clamp(min=torch.finfo(values.dtype).tiny)[:, None]
+    zero, buffer = codes.zero or 0, torch.empty_like(values)
+
+    def errors(shares: Tensor) -> Tensor:
+        scale = (shares / (codes.steps / 2))[:, None]
+        torch.div(scaled, scale, out=buffer).round_().clamp_(codes.low - zero, codes.high - zero).mul_(scale)
+        return buffer.sub_(scaled).square_().sum(1)
+
+    def best_of(candidates: list[Tensor]) -> Tensor:
+        costs = torch.stack([errors(shares) for shares in candidates])
+        return torch.stack(candidates).gather(0, costs.argmin(0, keepdim=True))[0]
+
+    best = best_of([share.expand(len(values)) for share in SHARES.to(values)])
+    best = best_of([best, *(best * factor for factor in _fine_factors().to(values))])
+    return torch.where(full > SMALLEST_SCALE * codes.steps, best.clamp(max=1.0) * full, full)
+
+
+def _fine_factors() -> Tensor:
+    """What leads from one of `SHARES` to values between its two neighbours."""
+    return (SHARES[0] / SHARES[1]) ** torch.linspace(1, -1, 2 * FINE_STEPS + 1)
+
+
+def _search(cost: Cost, low: float, high: float, *, one_bound: bool) -> tuple[float, float]:
+    """The cheapest range found: both ends by one share of the widest, then each on its own, coarsely and finely.
+
+    Of equally cheap ranges the widest. `low` <= 0 <= `high`; with `one_bound` the range is symmetric around 0.
+    """
+    if one_bound:
+        low, high = -max(-low, high), max(-low, high)
+    two_sided = low < 0 < high and not one_bound
+    fine = _fine_factors()
+    ends = torch.tensor([low, high])
+
+    def cheapest(shares: Tensor) -> Tensor:
+        """Of shares [K, 2] of the two ends, the best [2]."""
+        ranges = shares * ends
+        return shares[cost(ranges[:, 0], ranges[:, 1]).argmin()]
+
+    both = SHARES[:, None].expand(-1, 2)
+    best = cheapest(both)
+    best = cheapest(torch.cat([best[None], (best * fine[:, None]).clamp(max=1.0)]))
+    for end in (0, 1) if two_sided else ():
+        for candidates in (SHARES, fine):
+            shares = best.repeat(len(candidates) + 1, 1)
+            scaled = candidates if candidates is SHARES else (best[end] * candidates).clamp(max=1.0)
+            shares[1:, end] = scaled
+            best = cheapest(shares)
+    return low * float(best[0]), high * float(best[1])
+
+
+def _squared_error(seen: Distribution, codes: Codes) -> Cost:
+    """The mean squared error of the values when they are quantized."""
+
+    def cost(lows: Tensor, highs: Tensor) -> Tensor:
+        scales, zeros = (qparams[:, None] for qparams in codes.qparams(lows, highs))
+        rounded = (seen.values / scales).round_().add_(zeros).clamp_(codes.low, codes.high).sub_(zeros).mul_(scales)
+        return rounded.sub_(seen.values).square_() @ seen.weights
+
+    return cost
+
+
+def _divergence(seen: Distribution, codes: Codes) -> Cost:
+    """Kullback-Leibler divergence of the clipped histogram and the quantized one, as in TensorRT's calibration.
+
+    What is clipped is in the outermost bins of the former, and not in the latter. A code's mass is spread over those of
+    its bins that have any. Where the latter has nothing at all, it has one unclipped value's share at most.
+    """
+    low, high = float(seen.values[0]), float(seen.values[-1])
+    width = (high - low) / BINS
+    places = ((seen.values - low) / width).long().clamp(0, BINS - 1)
+    mass = torch.zeros(BINS).index_add_(0, places, seen.weights)
+    centres = low + (torch.arange(BINS) + 0.5) * width
+    filled = (mass > 0).float()
+    floor = float(seen.weights.min())
+
+    def cost(lows: Tensor, highs: Tensor) -> Tensor:
+        scales, zeros = (qparams[:, None] for qparams in codes.qparams(lows, highs))
+        code = (centres / scales).round_().add_(zeros)
+        inside = ((code >= codes.low) & (code <= codes.high)).float()
+        code = code.clamp_(codes.low, codes.high).sub_(codes.low).long()
+        sums = torch.zeros(len(scales), codes.steps + 1)
+        inner = sums.scatter_add(1, code, mass * inside)
+        counts = sums.scatter_add(1, code, filled * inside)
+        quantized = (inner / counts.clamp(min=1)).gather(1, code) * filled * inside
+        outside = mass * (1 - inside)
+        first = inside.argmax(1, keepdim=True)
+        last = BINS - 1 - inside.flip(1).argmax(1, keepdim=True)
+        below = (outside * (torch.arange(BINS) < first)).sum(1, keepdim=True)
+        clipped = (mass * inside).scatter_add(1, first, below)
+        clipped = clipped.scatter_add(1, last, outside.sum(1, keepdim=True) - below)
+        quantized = quantized / quantized.sum(1, keepdim=True).clamp(min=floor)
+        divergence = clipped * (clipped.clamp(min=1e-30).log() - quantized.clamp(min=floor).log())
+        return divergence.sum(1)
+
+    return cost
+
+
+def _percentiles(seen: Distribution, percentile: float) -> tuple[float, float]:
+    """The least value that at least 100 - `percentile` percent are not above, and the one for `percentile` percent."""
+    share = seen.weights.double().cumsum(0)
+    wanted = torch.tensor([100 - percentile, percentile], dtype=torch.float64) / 100 * share[-1]
+    places = torch.searchsorted(share, wanted).clamp(max=len(share) - 1)
+    low, high = seen.values[places].tolist()
+    return low, high
