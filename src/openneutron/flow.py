@@ -6,7 +6,7 @@ import difflib
 import inspect
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,10 @@ import torch
 from torch.fx import GraphModule
 
 from openneutron import quantized_io
+from openneutron.calibration import CalibrationOptions, calibrate, collect, described, forward_names
 from openneutron.compile_spec import CompileOptions, list_of_names
 from openneutron.device import compile_program, kernel_selection_path
-from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
+from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.files import write_file
 from openneutron.fx import is_dequantize
 from openneutron.partition.placing import Placement
@@ -111,24 +112,38 @@ class NeutronProgram:
 def quantize(
     model: torch.nn.Module,
     example_inputs: Sequence[torch.Tensor],
-    calibration: Iterable[Any],
+    calibration: Iterable[Any] | str | os.PathLike[str],
     target: str | NeutronTargetSpec = "imxrt700",
     *,
     strict: bool = False,
+    transform: Callable[[Any], Any] | None = None,
+    batch_size: int | None = None,
+    jobs: int = 1,
+    stop_when_converged: bool = False,
+    progress: bool | None = None,
     **quantizer_options: Any,
 ) -> QuantizedModel:
     """Export, prepare, calibrate and convert `model`.
 
     `example_inputs` are float32 tensors of the shapes that the program will take. `calibration` yields inputs as the
-    model takes them: a tensor, or a tuple of tensors. `quantizer_options` go to `NeutronQuantizer`.
+    model takes them: tensors, tuples, or mappings by the names of forward's arguments; a DataLoader, a tensor of
+    samples, or a folder of images or .npy files are taken, too. `transform` makes an input of each item. Images are
+    only scaled to 0..1 without it: **a model that wants them normalized needs a `transform` that does so.**
+
+    `jobs` processes share the calibration, with the same result. `batch_size` samples run at once, where the model
+    allows it; it is chosen unless given. `stop_when_converged` ends calibration once ranges no longer move; the log
+    says after how many samples. `progress` shows a bar; None does in a terminal. `quantizer_options` go to
+    `NeutronQuantizer`.
 
     Raises `ModelError` for a model in train mode, with dynamic shapes, or not in float32, `InputError` for example
     inputs that the model does not take, `CalibrationError` for calibration that never ran, or on inputs of another
-    shape or dtype, or on values that are not finite.
+    shape or dtype, or on values that are not finite, `OptionError` for options that it cannot follow.
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    _check_options("quantize", quantizer_options, inspect.signature(NeutronQuantizer).parameters)
+    own = ("transform", *(field.name for field in fields(CalibrationOptions)))
+    _check_options("quantize", quantizer_options, [*inspect.signature(NeutronQuantizer).parameters, *own])
+    running = CalibrationOptions(batch_size, jobs, stop_when_converged, progress)
     if quantizer_options.get("is_qat"):
         raise OptionError("quantize() does not train. Give NeutronQuantizer(is_qat=True) to prepare_qat_pt2e.")
     quantizer = NeutronQuantizer(target, **quantizer_options)
@@ -136,17 +151,10 @@ def quantize(
     if any(module.training for module in model.modules()):
         training = next(name for name, module in model.named_modules() if module.training) or type(model).__name__
         raise ModelError(f"The model is in train mode ('{training}'). Call model.eval() before quantize().")
-    if not isinstance(calibration, Iterable):
-        raise CalibrationError(f"calibration takes an iterable of inputs, not {calibration!r}.")
     exported = quantizer.transform_for_annotation(_export(model, examples, strict=strict).module())
     prepared = prepare_pt2e(exported, quantizer)
-    count = 0
-    with torch.no_grad():
-        for sample in calibration:
-            prepared(*_sample(sample, examples, count))
-            count += 1
-    if not count:
-        raise CalibrationError("The calibration data are empty: give at least one input, better a hundred.")
+    samples = collect(calibration, examples, forward_names(model), transform=transform)
+    calibrate(prepared, samples, running)
     return QuantizedModel(convert_pt2e(prepared), examples, quantizer.target.name)
 
 
@@ -248,7 +256,7 @@ def _export(
         return torch.export.export(model, examples, strict=strict)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"torch.export could not run the model on the example inputs {_describe(examples)}: {error}"
+            f"torch.export could not run the model on the example inputs {described(examples)}: {error}"
         ) from error
 
 
@@ -267,29 +275,3 @@ def _in_order(value: torch.Tensor) -> torch.Tensor:
     if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
         return value
     return value.contiguous()
-
-
-def _sample(sample: Any, examples: tuple[torch.Tensor, ...], index: int) -> tuple[torch.Tensor, ...]:
-    values = tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
-    fits = len(values) == len(examples) and all(
-        isinstance(value, torch.Tensor) and value.shape == example.shape and value.dtype == example.dtype
-        for value, example in zip(values, examples, strict=True)
-    )
-    if not fits:
-        raise CalibrationError(
-            f"Calibration input {index} is {_describe(values)}; the model takes {_describe(examples)}."
-        )
-    if not all(bool(torch.isfinite(value).all()) for value in values if value.is_floating_point()):
-        raise CalibrationError(f"Calibration input {index} holds NaN or infinite values.")
-    return values
-
-
-def _describe(values: Sequence[Any]) -> str:
-    return (
-        "("
-        + ", ".join(
-            f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-            for value in values
-        )
-        + ")"
-    )

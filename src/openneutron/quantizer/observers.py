@@ -90,7 +90,9 @@ class RangeObserver(MinMaxObserver):
         return values
 
     def _widen(self, values: torch.Tensor) -> None:
-        low, high = torch.aminmax(values.to(self.min_val.dtype))
+        self._include(*torch.aminmax(values.to(self.min_val.dtype)))
+
+    def _include(self, low: torch.Tensor, high: torch.Tensor) -> None:
         torch.minimum(self.min_val, low, out=self.min_val)
         torch.maximum(self.max_val, high, out=self.max_val)
 
@@ -106,7 +108,7 @@ class RangeObserver(MinMaxObserver):
 
     def merge(self, later: Mapping[str, torch.Tensor]) -> None:
         """Take in what another observer saw, whose `state` is `later`."""
-        self._widen(torch.stack([later["minimum"], later["maximum"]]).to(self.min_val.device))
+        self._include(later["minimum"].to(self.min_val), later["maximum"].to(self.max_val))
 
 
 class DistributionObserver(RangeObserver):
@@ -200,6 +202,15 @@ class MaskedObserver(ObserverBase):
             self.observer(seen)
         self.hides |= (values == HIDDEN).any()
         return values
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What was seen, for `merge`; the observer that this one hands values to must have a state."""
+        return {**self.observer.state(), "hides": self.hides.cpu().clone()}
+
+    def merge(self, later: Mapping[str, torch.Tensor]) -> None:
+        """Go on as if this observer had seen next what another one saw, whose `state` is `later`."""
+        self.observer.merge(later)
+        self.hides |= later["hides"].to(self.hides.device)
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale (float32) and zero point (int64)."""

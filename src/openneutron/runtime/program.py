@@ -111,6 +111,11 @@ class HostProgram:
         return cls(data)
 
     @property
+    def buffer(self) -> bytes:
+        """The bytes of the `.pte`."""
+        return self._data
+
+    @property
     def input_shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shape of each input."""
         return tuple(info.shape for info in self.inputs)

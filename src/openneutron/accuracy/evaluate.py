@@ -1,0 +1,133 @@
+"""The accuracy of anything that runs: a module, a program, a loaded `.pte`."""
+
+from __future__ import annotations
+
+import functools
+import math
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_unflatten
+
+from openneutron.calibration.graph import bare
+from openneutron.errors import InputError, ModelError, OptionError
+from openneutron.flow import NeutronProgram, QuantizedModel
+from openneutron.parallel import check_jobs, in_order, parts
+from openneutron.runtime.program import HostProgram
+
+__all__ = ["evaluate", "top1"]
+
+Sample = tuple[tuple[Any, ...], Any]
+Metric = Callable[[Any, Any], Any]
+
+# Parts of the work for each process: fewer send the model less often, more lose less with a worker.
+PARTS_OF_A_JOB = 2
+
+
+def top1(outputs: Any, label: Any) -> float:
+    """100 where the largest of the outputs [1, classes] is that of the label, else 0: its mean is in percent."""
+    first = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+    return 100.0 * float(int(first.argmax()) == int(label))
+
+
+def evaluate(run: Any, data: Iterable[tuple[Any, Any]], metric: str | Metric = "top1", jobs: int = 1) -> float:
+    """The mean of `metric` over the samples of `data`: pairs of inputs (a tensor, or a tuple of them) and label.
+
+    `run` is a module, what `quantize` or `lower` returned, or a loaded `.pte`. `metric` is "top1", the percentage of
+    samples whose class is right, or a function of outputs and label that returns a number. `jobs` processes share the
+    samples, and `joblib.parallel_config` says where; the number is the same to the bit. A function as `metric` must
+    then be one that can be pickled.
+
+    Raises `OptionError` for another `metric` or `jobs`, `InputError` for data that are empty or no pairs, and
+    `ModelError` where `jobs` is above 1 and the module cannot be pickled.
+    """
+    check_jobs(jobs)
+    if metric != "top1" and not callable(metric):
+        raise OptionError(f"metric is 'top1' or a function of outputs and label, not {metric!r}.")
+    score = metric if callable(metric) else top1
+    samples = [_sample(item, index) for index, item in enumerate(data)]
+    if not samples:
+        raise InputError("There are no data to evaluate on: give pairs of inputs and label.")
+    if jobs == 1:
+        scores = _scores(_runner(run), score, samples)
+        return math.fsum(scores) / len(scores)
+    todo = parts(samples, jobs * PARTS_OF_A_JOB)
+    work = functools.partial(_scores_elsewhere, _pickled(run), score)
+    scores = [value for part in in_order(work, todo, jobs) for value in part]
+    return math.fsum(scores) / len(scores)
+
+
+def _sample(item: Any, index: int) -> Sample:
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise InputError(f"Sample {index} is no pair of inputs and label but a {type(item).__name__}.")
+    inputs, label = item
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), label
+
+
+def _runner(run: Any) -> Callable[..., Any]:
+    if isinstance(run, NeutronProgram):
+        return HostProgram.from_bytes(run.portable).run
+    if isinstance(run, HostProgram):
+        return run.run
+    if not callable(run):
+        raise OptionError(f"run is a module, a NeutronProgram or a loaded .pte, not {run!r}.")
+    return run  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _scores(run: Callable[..., Any], score: Metric, samples: Sequence[Sample]) -> list[float]:
+    return [float(score(run(*inputs), label)) for inputs, label in samples]
+
+
+def _scores_elsewhere(pickled: bytes, score: Metric, samples: Sequence[Sample]) -> list[float]:
+    return _scores(pickle.loads(pickled), score, samples)
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A `.pte` that is loaded in the process that runs it."""
+
+    buffer: bytes
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._loaded.run(*inputs)
+
+    @functools.cached_property
+    def _loaded(self) -> HostProgram:
+        return HostProgram.from_bytes(self.buffer)
+
+
+class _Exported(torch.nn.Module):
+    """An exported module without what cannot be pickled."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__()
+        self.bare = bare(module)
+        info = getattr(module.graph._codegen, "pytree_info", None)
+        self.form = None if info is None else info.out_spec
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """The outputs in the form that the module gives them."""
+        outputs = list(self.bare(*inputs))
+        return outputs[0] if self.form is None else tree_unflatten(outputs, self.form)
+
+
+def _pickled(run: Any) -> bytes:
+    """`run` for another process: a program as its bytes, an exported module as torch saves one."""
+    import cloudpickle
+
+    run = run.module if isinstance(run, QuantizedModel) else run
+    if isinstance(run, NeutronProgram):
+        run = _Program(run.portable)
+    elif isinstance(run, HostProgram):
+        run = _Program(run.buffer)
+    elif isinstance(run, GraphModule):
+        run = _Exported(run)
+    try:
+        return bytes(cloudpickle.dumps(run))
+    except (TypeError, AttributeError, RuntimeError, pickle.PicklingError) as error:
+        raise ModelError(f"This {type(run).__name__} cannot be sent to other processes, use jobs=1: {error}") from error

@@ -1,0 +1,200 @@
+"""Shows the observers of a prepared model its calibration data: in batches, and in several processes."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.observer import FixedQParamsObserver
+
+from openneutron.calibration.graph import bare, batch_of, observe_weights, stacked, why_not_in_batches
+from openneutron.errors import OptionError
+from openneutron.parallel import check_jobs, in_order, parts
+from openneutron.quantizer.observers import MaskedObserver
+
+__all__ = ["CalibrationOptions", "calibrate"]
+
+_LOGGER = logging.getLogger(__name__)
+
+Inputs = tuple[Tensor, ...]
+State = dict[str, Mapping[str, Tensor]]
+
+# Calibration has converged when no range moves by more than this share of its width over so many samples.
+WINDOW = 32
+MOVEMENT = 0.01
+# Parts of the work for each process: fewer send the model less often, more lose less with a worker.
+PARTS_OF_A_JOB = 2
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How calibration runs. Raises `OptionError` for values that it cannot take.
+
+    `batch_size` samples are run at once; None lets the size of the model decide. `jobs` processes share the samples.
+    With `stop_when_converged` it ends when ranges no longer move. `progress` shows a bar; None does in a terminal.
+    """
+
+    batch_size: int | None = None
+    jobs: int = 1
+    stop_when_converged: bool = False
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_jobs(self.jobs)
+        size = self.batch_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise OptionError(f"batch_size is 1 or more, or None, not {size!r}.")
+        for name in ("stop_when_converged", "progress"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "progress" and value is None):
+                raise OptionError(f"{name} takes True or False, not {value!r}.")
+
+
+def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: CalibrationOptions | None = None) -> int:
+    """Show `samples` to the observers of `prepared`, which is of one device; returns how many were used.
+
+    What the observers know afterwards does not depend on `options.jobs`. Raises `OptionError` where the observers do
+    not merge and `jobs` is above 1, or where the model does not take batches of a given `batch_size`.
+    """
+    options = options or CalibrationOptions()
+    samples = list(samples)
+    observe_weights(prepared)
+    size = _batch_size(prepared, samples, options)
+    observers = _observers(bare(prepared))
+    seeing = {name: observer for name, observer in observers.items() if _merges(observer)}
+    if options.jobs > 1 or options.stop_when_converged:
+        _check_that_they_merge(observers)
+    if options.stop_when_converged:
+        todo = parts(samples, -(-len(samples) // WINDOW), WINDOW)
+    else:
+        todo = parts(samples, options.jobs * PARTS_OF_A_JOB if options.jobs > 1 else len(samples), size)
+    used, ranges = 0, None
+    with _bar(options, len(samples)) as advance:
+        for part, state in zip(todo, _states(prepared, todo, size, options), strict=True):
+            for name, seen in (state or {}).items():
+                observers[name].merge(seen)
+            used += len(part)
+            advance(len(part))
+            if options.stop_when_converged:
+                before, ranges = ranges, _ranges(seeing)
+                if before is not None and _has_converged(before, ranges):
+                    _LOGGER.info("Calibration has converged: it used %d of %d samples.", used, len(samples))
+                    break
+    return used
+
+
+def _states(
+    prepared: GraphModule, todo: list[Sequence[Inputs]], size: int, options: CalibrationOptions
+) -> Iterator[State | None]:
+    """What the observers saw of each part; None where those of `prepared` saw it themselves."""
+    import cloudpickle
+
+    single, batched = bare(prepared), bare(prepared, size) if size > 1 else None
+    if options.jobs == 1:
+        for part in todo:
+            yield _observe(single, batched, part, size)
+        return
+    work = functools.partial(_observe_elsewhere, cloudpickle.dumps((single, batched)), size)
+    yield from in_order(work, todo, options.jobs)
+
+
+@torch.no_grad()
+def _observe(single: GraphModule, batched: GraphModule | None, part: Sequence[Inputs], size: int) -> None:
+    """Run `part`, as much of it as possible in batches."""
+    whole = 0 if batched is None else len(part) // size * size
+    for start in range(0, whole, size):
+        assert batched is not None
+        batched(*stacked(list(part[start : start + size])))
+    for inputs in part[whole:]:
+        single(*inputs)
+
+
+def _observe_elsewhere(model: bytes, size: int, part: Sequence[Inputs]) -> State:
+    """The same with observers of its own, which have seen nothing yet: what they saw."""
+    single, batched = pickle.loads(model)
+    _observe(single, batched, part, size)
+    return {name: observer.state() for name, observer in _observers(single).items() if _merges(observer)}
+
+
+def _observers(module: GraphModule) -> dict[str, Any]:
+    """The observers that a bare graph calls, each once, by the name of the first call's module."""
+    found: dict[int, tuple[str, Any]] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            observer = module.get_submodule(str(node.target))
+            found.setdefault(id(observer), (str(node.target), observer))
+    return dict(found.values())
+
+
+def _merges(observer: Any) -> bool:
+    if isinstance(observer, MaskedObserver):
+        return _merges(observer.observer)
+    return hasattr(observer, "merge")
+
+
+def _check_that_they_merge(observers: Mapping[str, Any]) -> None:
+    see = (observer for observer in observers.values() if not isinstance(observer, FixedQParamsObserver))
+    kinds = {type(observer).__name__ for observer in see if not _merges(observer)}
+    if kinds:
+        raise OptionError(
+            "jobs and stop_when_converged need observers whose states merge, as those of DistributionObserver do, and "
+            f"not of {', '.join(sorted(kinds))}. Leave these options or the observer out."
+        )
+
+
+def _batch_size(prepared: GraphModule, samples: list[Inputs], options: CalibrationOptions) -> int:
+    size = batch_of(prepared, samples, options.batch_size)
+    if options.batch_size is not None and 1 < size <= len(samples):
+        reason = why_not_in_batches(prepared, samples[:size])
+        if reason is not None:
+            raise OptionError(f"The model does not run in batches of {size}: {reason} Leave batch_size out.")
+    return size
+
+
+Ranges = dict[str, tuple[float, float, float, float]]
+
+
+def _ranges(observers: Mapping[str, Any]) -> Ranges:
+    """Of each observer that saw something, the extremes and the ends of its range."""
+    found: Ranges = {}
+    for name, observer in observers.items():
+        extremes = observer.state()
+        if extremes["minimum"] <= extremes["maximum"]:
+            scale, zero_point = observer.calculate_qparams()
+            low = float((observer.quant_min - zero_point) * scale)
+            high = float((observer.quant_max - zero_point) * scale)
+            found[name] = (float(extremes["minimum"]), float(extremes["maximum"]), low, high)
+    return found
+
+
+def _has_converged(before: Ranges, after: Ranges) -> bool:
+    if before.keys() != after.keys():
+        return False
+    for name, (minimum, maximum, low, high) in after.items():
+        widths = (maximum - minimum, maximum - minimum, high - low, high - low)
+        moved = (abs(new - old) for new, old in zip(after[name], before[name], strict=True))
+        if any(move > MOVEMENT * width for move, width in zip(moved, widths, strict=True)):
+            return False
+    return True
+
+
+@contextmanager
+def _bar(options: CalibrationOptions, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, where it is wanted: yields what moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    shown = sys.stderr.isatty() if options.progress is None else options.progress
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+        task = progress.add_task("Calibrating", total=total)
+        yield lambda count: progress.update(task, advance=count)

@@ -1,0 +1,94 @@
+"""Work split over the processes that joblib has: its own workers, or those of dask or ray."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from openneutron.errors import OpenNeutronError, OptionError
+
+__all__ = ["WorkerWarning", "check_jobs", "in_order", "parts"]
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+# How often what workers did not finish is given to workers again, before this process does it itself.
+ATTEMPTS = 2
+
+
+class WorkerWarning(UserWarning):
+    """A worker died or could not be reached, and its part of the work is done again; or workers share cores."""
+
+
+def check_jobs(jobs: int) -> None:
+    """Raise `OptionError` for what is no number of workers."""
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise OptionError(f"jobs is the number of processes, 1 or more, not {jobs!r}.")
+
+
+def parts(items: Sequence[Part], count: int, multiple: int = 1) -> list[Sequence[Part]]:
+    """`items` cut into at most `count` consecutive parts, whose sizes are multiples of `multiple` but for the last."""
+    size = max(-(-len(items) // count), 1)
+    size = -(-size // multiple) * multiple
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def in_order(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int) -> Iterator[Result]:
+    """What `work` makes of each part, in order; with `jobs` above 1 in as many processes.
+
+    `work` must be picklable. It runs with as many threads of torch as this process has, so that it computes the same
+    bits wherever it runs. `joblib.parallel_config` decides where that is. What is lost with a worker is done again,
+    finally in this process; errors of OpenNeutron are raised at once.
+    """
+    done = 0
+    if jobs > 1 and len(todo) > 1:
+        _warn_of_shared_cores(jobs)
+        for _ in range(ATTEMPTS):
+            try:
+                for result in _by_workers(work, todo[done:], jobs):
+                    done += 1
+                    yield result
+            except OpenNeutronError:
+                raise
+            except Exception as error:  # each backend of joblib has its own for a worker that died
+                warnings.warn(
+                    f"A worker failed: {type(error).__name__}: {error}. What it did is done again.",
+                    WorkerWarning,
+                    stacklevel=3,
+                )
+            if done == len(todo):
+                return
+    for part in todo[done:]:
+        yield work(part)
+
+
+def _by_workers(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int) -> Iterator[Result]:
+    import joblib
+
+    task = joblib.delayed(_with_threads)
+    threads = torch.get_num_threads()
+    results: Any = joblib.Parallel(n_jobs=jobs, return_as="generator")(task(threads, work, part) for part in todo)
+    try:
+        yield from results
+    finally:
+        results.close()
+
+
+def _with_threads(threads: int, work: Callable[[Part], Result], part: Part) -> Result:
+    torch.set_num_threads(threads)
+    return work(part)
+
+
+def _warn_of_shared_cores(jobs: int) -> None:
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    if jobs * threads > cores and threads > 1:
+        warnings.warn(
+            f"{jobs} workers with {threads} threads each share {cores} cores, which is slow. Call "
+            "torch.set_num_threads(1) first.",
+            WorkerWarning,
+            stacklevel=4,
+        )
