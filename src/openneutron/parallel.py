@@ -68,14 +68,19 @@ def in_order(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int) ->
 
 def _by_workers(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int) -> Iterator[Result]:
     import joblib
+    from joblib.parallel import get_active_backend
 
+    backend, _ = get_active_backend()
+    yields = bool(getattr(backend, "supports_return_generator", False))  # Ray's has all results at the end
     task = joblib.delayed(_with_threads)
     threads = torch.get_num_threads()
-    results: Any = joblib.Parallel(n_jobs=jobs, return_as="generator")(task(threads, work, part) for part in todo)
+    tasks = (task(threads, work, part) for part in todo)
+    results: Any = joblib.Parallel(n_jobs=jobs, return_as="generator" if yields else "list")(tasks)
     try:
         yield from results
     finally:
-        results.close()
+        if yields:
+            results.close()
 
 
 def _with_threads(threads: int, work: Callable[[Part], Result], part: Part) -> Result:

@@ -1,0 +1,429 @@
+"""Calibration: what data it takes, that neither batches nor processes change what it finds, and when it stops."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from joblib.externals.loky import get_reusable_executor
+from PIL import Image
+from tests.flow_support import seeded
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils.data import DataLoader, TensorDataset
+from torchao.quantization.pt2e.observer import HistogramObserver
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from openneutron import NeutronQuantizer, quantize
+from openneutron.calibration import CalibrationOptions, calibrate, collect
+from openneutron.calibration.graph import bare, batch_of, why_not_in_batches
+from openneutron.calibration.run import _observers
+from openneutron.errors import CalibrationError, OptionError
+from openneutron.parallel import WorkerWarning, in_order, parts
+from openneutron.quantizer import DistributionObserver
+
+EXAMPLE = (torch.zeros(1, 3, 8, 8),)
+
+
+def images(count: int = 1, seed: int = 0) -> Tensor:
+    return torch.randn((count, 3, 8, 8), generator=torch.Generator().manual_seed(seed))
+
+
+class Network(nn.Module):
+    """Convolutions, a view with a literal batch, and an attention over it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = F.relu(self.conv(x)).reshape(x.shape[0], 8, 64)
+        weights = torch.softmax(rows @ rows.transpose(1, 2), dim=-1)
+        result: Tensor = self.linear(weights @ rows).mean(1)
+        return result
+
+
+def prepared(model: nn.Module | None = None, inputs: tuple[Tensor, ...] = EXAMPLE, **options: Any) -> GraphModule:
+    module = torch.export.export((model or seeded(Network)).eval(), inputs).module()
+    result: GraphModule = prepare_pt2e(module, NeutronQuantizer(**options))
+    return result
+
+
+def states(module: GraphModule) -> list[Tensor]:
+    """All that the observers of activations know."""
+    merging = [observer for observer in _observers(bare(module)).values() if hasattr(observer, "state")]
+    return [value for observer in merging for value in observer.state().values()]
+
+
+def equal(one: GraphModule, other: GraphModule) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(states(one), states(other), strict=True))
+
+
+def calibrated(samples: list[tuple[Tensor, ...]], **options: Any) -> GraphModule:
+    module = prepared()
+    assert calibrate(module, samples, CalibrationOptions(**options)) == len(samples)
+    return module
+
+
+def singles(count: int) -> list[tuple[Tensor, ...]]:
+    return [(image[None],) for image in images(count)]
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+
+class TestData:
+    def test_tensors_tuples_lists_and_mappings(self) -> None:
+        x = images()
+        label = torch.tensor([3])
+        named = {"image": x}
+        for item in (x, (x,), [x], (x, label), [x, 3], named, {**named, "label": 3}, ((x,), 3), (named, 3)):
+            (found,) = collect([item], EXAMPLE, ["image", "scale"])
+            assert len(found) == 1
+            assert found[0] is x
+
+    def test_several_inputs_by_name(self) -> None:
+        examples = (torch.zeros(1, 2), torch.zeros(1, 3))
+        a, b = torch.ones(1, 2), torch.ones(1, 3)
+        for item in ({"b": b, "a": a}, (a, b), (a, b, 7)):
+            (found,) = collect([item], examples, ["a", "b"])
+            assert [id(value) for value in found] == [id(a), id(b)]
+        with pytest.raises(CalibrationError, match=r"input 1 has no 'b', which forward takes\. Is it 'bb'\?"):
+            collect([{"a": a, "b": b}, {"a": a, "bb": b}], examples, ["a", "b"])
+
+    def test_a_generator_is_read_once(self) -> None:
+        assert len(collect((images(seed=seed) for seed in range(5)), EXAMPLE)) == 5
+
+    def test_a_data_loader_is_split_and_loses_its_labels(self) -> None:
+        data = TensorDataset(images(10), torch.arange(10))
+        found = collect(DataLoader(data, batch_size=4), EXAMPLE)
+        assert torch.equal(torch.cat([x for (x,) in found]), images(10))
+        pairs = collect(DataLoader(data, batch_size=5), (torch.zeros(2, 3, 8, 8),))
+        assert [tuple(x.shape) for (x,) in pairs] == [(2, 3, 8, 8)] * 4
+
+    def test_one_tensor_is_samples(self) -> None:
+        found = collect(images(7), EXAMPLE)
+        assert torch.equal(torch.cat([x for (x,) in found]), images(7))
+        assert len(collect(images(7), (torch.zeros(2, 3, 8, 8),))) == 3
+
+    def test_arrays_of_a_folder_in_order(self, tmp_path: Path) -> None:
+        for index in (2, 0, 1):
+            array = np.full((3, 8, 8), index, dtype=np.float32)
+            np.save(tmp_path / f"{index}.npy", array if index else array[None])
+        (tmp_path / "notes.txt").write_text("no array")
+        for folder in (tmp_path, str(tmp_path)):
+            assert [float(x.mean()) for (x,) in collect(folder, EXAMPLE)] == [0, 1, 2]
+        doubled = collect(tmp_path, EXAMPLE, transform=lambda array: 2 * array)
+        assert [float(x.mean()) for (x,) in doubled] == [0, 2, 4]
+
+    def test_images_of_a_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "class").mkdir()
+        Image.new("RGB", (20, 30), (255, 0, 51)).save(tmp_path / "class" / "b.png")
+        Image.new("L", (8, 8), 102).save(tmp_path / "a.png")
+        first, second = (x for (x,) in collect(tmp_path, EXAMPLE))
+        assert first[0, :, 4, 4].tolist() == pytest.approx([0.4, 0.4, 0.4])
+        assert second[0, :, 4, 4].tolist() == pytest.approx([1, 0, 0.2])
+        assert first.shape == second.shape == (1, 3, 8, 8)
+        (grey, _) = collect(tmp_path, (torch.zeros(1, 1, 5, 6),))
+        assert float(grey[0].mean()) == pytest.approx(0.4)
+
+    def test_a_transform_gets_an_image(self, tmp_path: Path) -> None:
+        Image.new("RGB", (20, 30), (255, 0, 51)).save(tmp_path / "b.png")
+
+        def transform(image: Image.Image) -> Tensor:
+            assert image.size == (20, 30)
+            return torch.full((3, 8, 8), -2.0)
+
+        ((x,),) = collect(tmp_path, EXAMPLE, transform=transform)
+        assert float(x.mean()) == -2
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            ([], "are empty"),
+            (iter(()), "are empty"),
+            (3, "takes an iterable"),
+            ({"image": images()}, "takes an iterable"),
+            ("/nowhere", "'/nowhere' is not there"),
+            ([images(2)], r"input 0 is \(torch.float32 \(2, 3, 8, 8\)\); the model takes \(torch.float32 \(1, 3"),
+            ([images(), images().double()], "input 1 is"),
+            ([images(), "three"], r"input 1 is \(str\)"),
+            ([images() / 0], "input 0 holds NaN or infinite"),
+            (images(3)[:, :2], "input 0 is"),
+            (DataLoader(TensorDataset(images(4)[:, :2])), "input 0 is"),
+        ],
+    )
+    def test_what_does_not_fit(self, data: Any, message: str) -> None:
+        with pytest.raises(CalibrationError, match=message):
+            collect(data, EXAMPLE)
+
+    def test_folders_that_do_not_fit(self, tmp_path: Path) -> None:
+        with pytest.raises(CalibrationError, match=r"No file in .* is one of \.bmp"):
+            collect(tmp_path, EXAMPLE)
+        (tmp_path / "a.png").write_bytes(b"no image")
+        with pytest.raises(CalibrationError, match=r"a\.png cannot be read as an image"):
+            collect(tmp_path, EXAMPLE)
+        Image.new("L", (8, 8)).save(tmp_path / "a.png")
+        with pytest.raises(CalibrationError, match=r"no image of 1 or 3 channels\. Give a transform"):
+            collect(tmp_path, (torch.zeros(1, 2, 8, 8),))
+        with pytest.raises(CalibrationError, match="takes several"):
+            collect(tmp_path, EXAMPLE * 2)
+        (tmp_path / "0.npy").write_bytes(b"no array")
+        with pytest.raises(CalibrationError, match=r"0\.npy cannot be read as an array"):
+            collect(tmp_path, EXAMPLE)
+
+    def test_without_pillow(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        Image.new("L", (8, 8)).save(tmp_path / "a.png")
+        monkeypatch.setitem(sys.modules, "PIL", None)
+        with pytest.raises(CalibrationError, match="Pillow, which is not installed"):
+            collect(tmp_path, EXAMPLE)
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+
+
+class OverTheBatch(nn.Module):
+    """Its outputs are of the right shape for a batch, and are not those of each sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0, keepdim=True).expand(x.shape[0], -1, -1, -1) * x.shape[0]
+
+
+class TestBatches:
+    def test_the_bare_graph_sees_what_the_prepared_one_sees(self) -> None:
+        one, other = prepared(), prepared()
+        samples = singles(5)
+        calibrate(one, samples, CalibrationOptions(batch_size=1))
+        with torch.no_grad():
+            for inputs in samples:
+                other(*inputs)
+        assert equal(one, other)
+        scales = [
+            [node.args[1] for node in convert_pt2e(module).graph.nodes if "quantize_per_tensor" in str(node.target)]
+            for module in (one, other)
+        ]
+        assert scales[0] == scales[1]
+        assert len(scales[0]) > 10
+
+    def test_batches_see_the_same_extremes(self) -> None:
+        one, other = calibrated(singles(20), batch_size=1), calibrated(singles(20), batch_size=8)
+        for a, b in zip(_observers(bare(one)).values(), _observers(bare(other)).values(), strict=True):
+            if isinstance(a, DistributionObserver):
+                torch.testing.assert_close((a.min_val, a.max_val), (b.min_val, b.max_val))
+                assert a.sample.calls / b.sample.calls == 20 / (2 + 4)  # two batches, and what is left
+
+    def test_a_batch_is_chosen_where_it_is_proven(self) -> None:
+        assert batch_of(prepared(), singles(20), None) == 8
+        assert batch_of(prepared(), singles(7), None) == 1
+
+    def test_large_values_are_run_one_by_one(self) -> None:
+        samples: list[tuple[Tensor, ...]] = [(torch.randn(1, 3, 256, 256),)] * 8
+        assert batch_of(prepared(nn.Conv2d(3, 8, 1), samples[0]), samples, None) == 1
+
+    @pytest.mark.parametrize(
+        ("model", "reason"),
+        [
+            (OverTheBatch(), "is |Output 0 differs"),
+            (nn.Sequential(nn.Flatten(2), nn.RNN(64, 4)), "is "),
+        ],
+        ids=["outputs differ", "time first"],
+    )
+    def test_what_is_not_proven_is_refused(self, model: nn.Module, reason: str) -> None:
+        module = prepared(seeded(lambda: Returns(model)))
+        assert batch_of(module, singles(8), None) == 1
+        with pytest.raises(OptionError, match=f"does not run in batches of 8: .*({reason}).* Leave batch_size out"):
+            calibrate(module, singles(8), CalibrationOptions(batch_size=8))
+
+    def test_proof(self) -> None:
+        assert why_not_in_batches(prepared(), singles(3)) is None
+
+
+class Returns(nn.Module):
+    """The first output of a module, behind a convolution."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.module = nn.Conv2d(3, 3, 1), module
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.module(self.conv(x))
+        return F.relu(result[0] if isinstance(result, tuple) else result)
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+
+
+class Fragile(DistributionObserver):
+    """Ends a process that is not the main one, once for each file that is missing; always without a folder."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        folder = os.environ.get("FRAGILE_FOLDER")
+        if folder is not None and os.getpid() != int(os.environ["FRAGILE_MAIN"]):
+            died = Path(folder) / "died"
+            if folder == "always" or not died.exists():
+                if folder != "always":
+                    died.touch()
+                os._exit(9)
+        return super().forward(values)
+
+
+@contextmanager
+def fresh_workers() -> Iterator[None]:
+    """Workers that know the environment as it is now, and none left behind that do."""
+    get_reusable_executor().shutdown(wait=True)
+    try:
+        yield
+    finally:
+        get_reusable_executor().shutdown(wait=True)
+
+
+@contextmanager
+def dask_cluster() -> Iterator[None]:
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster,
+        Client(cluster),
+    ):
+        yield
+
+
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    import ray
+    from ray.util.joblib import register_ray
+
+    # Ray adds a worker's start of its own to the environment; paths are what its workers need to find the tests.
+    paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=paths)
+    register_ray()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+CLUSTERS: dict[str, Callable[[], AbstractContextManager[None]]] = {"dask": dask_cluster, "ray": ray_cluster}
+
+
+def square(value: Any) -> int:
+    return sum(int(x) ** 2 for x in value)
+
+
+def fail(value: Any) -> int:
+    raise CalibrationError(f"no {list(value)}")
+
+
+class TestProcesses:
+    @pytest.mark.parametrize("options", [{"batch_size": 1}, {}, {"batch_size": 4}], ids=str)
+    def test_the_result_is_the_same_to_the_bit(self, options: dict[str, Any]) -> None:
+        one = calibrated(singles(21), **options)
+        for jobs in (2, 3):
+            assert equal(one, calibrated(singles(21), jobs=jobs, **options))
+
+    def test_the_converted_model_is_the_same(self) -> None:
+        models = [quantize(seeded(Network), EXAMPLE, images(12), jobs=jobs) for jobs in (1, 2)]
+        assert torch.equal(models[0].module(images()), models[1].module(images()))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("folder", ["once", "always"])
+    def test_a_worker_that_dies(self, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = prepared(observer=Fragile)
+        calibrate(expected, singles(6))
+        monkeypatch.setenv("FRAGILE_MAIN", str(os.getpid()))
+        monkeypatch.setenv("FRAGILE_FOLDER", "always" if folder == "always" else str(tmp_path))
+        module = prepared(observer=Fragile)
+        with fresh_workers(), pytest.warns(WorkerWarning, match="A worker failed: TerminatedWorkerError"):
+            calibrate(module, singles(6), CalibrationOptions(jobs=2))
+        assert equal(expected, module)
+
+    def test_observers_that_do_not_merge(self) -> None:
+        module = prepared(observer=HistogramObserver)
+        for options in ({"jobs": 2}, {"stop_when_converged": True}):
+            with pytest.raises(OptionError, match="not of HistogramObserver"):
+                calibrate(module, singles(2), CalibrationOptions(**options))
+        assert calibrate(module, singles(2)) == 2
+
+    def test_errors_of_ours_are_raised_at_once(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", WorkerWarning)
+            with pytest.raises(CalibrationError, match=r"no \["):
+                list(in_order(fail, parts(range(4), 4), 2))
+
+    def test_too_many_threads_are_warned_of(self) -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(512)
+        try:
+            with pytest.warns(WorkerWarning, match="torch.set_num_threads"):
+                next(iter(in_order(square, parts(range(1, 4), 3), 2)))
+        finally:
+            torch.set_num_threads(threads)
+
+    def test_parts(self) -> None:
+        assert [list(part) for part in parts(range(10), 3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+        assert [len(part) for part in parts(range(10), 4, 4)] == [4, 4, 2]
+        assert parts([], 3) == []
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("backend", ["dask", "ray"])
+    def test_on_a_cluster(self, backend: str) -> None:
+        expected = calibrated(singles(12))
+        module = prepared()
+        with CLUSTERS[backend](), joblib.parallel_config(backend=backend), warnings.catch_warnings():
+            warnings.simplefilter("error", WorkerWarning)
+            calibrate(module, singles(12), CalibrationOptions(jobs=2))
+        assert equal(expected, module)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"jobs": 0}, {"jobs": "two"}, {"batch_size": 0}, {"batch_size": True}, {"progress": 1},
+            {"stop_when_converged": 3},
+        ],
+    )  # fmt: skip
+    def test_nonsense(self, options: dict[str, Any]) -> None:
+        with pytest.raises(OptionError, match=next(iter(options))):
+            quantize(seeded(Network), EXAMPLE, images(2), **options)
+
+
+# ---------------------------------------------------------------------------------------------------------- convergence
+
+
+class TestConvergence:
+    def steady(self, count: int) -> list[tuple[Tensor, ...]]:
+        return singles(4) * (count // 4)
+
+    @pytest.mark.parametrize("jobs", [1, 2])
+    def test_it_stops_when_ranges_stand_still(self, jobs: int, caplog: pytest.LogCaptureFixture) -> None:
+        module = prepared()
+        with caplog.at_level(logging.INFO, "openneutron"):
+            used = calibrate(module, self.steady(160), CalibrationOptions(stop_when_converged=True, jobs=jobs))
+        assert used in (64, 96)  # the extremes count less among more values, which moves the range once more
+        assert f"used {used} of 160 samples" in caplog.text
+        reference = prepared()
+        calibrate(reference, self.steady(used))
+        assert equal(module, reference)
+
+    def test_it_goes_on_while_they_move(self) -> None:
+        growing = [(x * (1 + index),) for index, (x,) in enumerate(self.steady(160))]
+        assert calibrate(prepared(), growing, CalibrationOptions(stop_when_converged=True)) == 160
+
+
+class TestProgress:
+    @pytest.mark.parametrize("shown", [True, False, None])
+    def test_it_is_shown_where_it_is_wanted(self, shown: bool | None, capsys: pytest.CaptureFixture[str]) -> None:
+        calibrate(prepared(), singles(3), CalibrationOptions(progress=shown))
+        captured = capsys.readouterr()
+        assert ("3/3" in captured.err) is bool(shown)
+        assert not captured.out

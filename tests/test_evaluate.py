@@ -1,0 +1,85 @@
+"""Accuracy of whatever runs, and that it does not depend on how many processes share the samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.flow_support import seeded
+from torch import Tensor, nn
+
+from openneutron import load, lower, quantize
+from openneutron.accuracy import evaluate
+from openneutron.errors import InputError, ModelError, OptionError
+
+
+def data(count: int = 40) -> list[tuple[Tensor, int]]:
+    images = torch.randn((count, 1, 4, 4), generator=torch.Generator().manual_seed(1))
+    return [(image[None], index % 5) for index, image in enumerate(images)]
+
+
+def network() -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5))).eval()
+
+
+def largest(outputs: Tensor, label: int) -> float:
+    return float(outputs.max()) * 0.1
+
+
+class TwoOutputs(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"a": x + 1, "b": x.mean((1, 2, 3))}
+
+
+def of_b(outputs: dict[str, Tensor], label: int) -> float:
+    return float(outputs["b"]) + label
+
+
+def test_top1_is_a_percentage() -> None:
+    model = network()
+    hits = [int(model(x).argmax()) == label for x, label in data()]
+    assert 0 < sum(hits) < 40
+    assert evaluate(model, data()) == pytest.approx(100 * sum(hits) / 40)
+    assert evaluate(model, (pair for pair in data())) == evaluate(model, [((x,), label) for x, label in data()])
+
+
+def test_all_that_runs_is_taken_by_any_number_of_processes(tmp_path: Path) -> None:
+    model = network()
+    quantized = quantize(model, (data()[0][0],), [x for x, _ in data()])
+    program = lower(quantized)
+    program.save(tmp_path / "model.pte")
+    for run in (model, torch.export.export(model, (data()[0][0],)).module(), quantized, quantized.module, program,
+                load(tmp_path / "model.pte")):  # fmt: skip
+        for metric in ("top1", largest):
+            one = evaluate(run, data(), metric)
+            assert one == evaluate(run, data(), metric, jobs=2)
+    assert evaluate(program, data(), largest) == evaluate(load(tmp_path / "model.pte"), data(), largest)
+
+
+def test_outputs_keep_their_form_in_other_processes() -> None:
+    module = torch.export.export(TwoOutputs(), (data()[0][0],)).module()
+    assert evaluate(module, data(), of_b, jobs=2) == evaluate(TwoOutputs(), data(), of_b)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"metric": "top5"}, OptionError, "metric is 'top1'"),
+        ({"jobs": 0}, OptionError, "jobs is"),
+        ({"run": 3}, OptionError, "run is a module"),
+        ({"data": []}, InputError, "no data to evaluate on"),
+        ({"data": [torch.zeros(1)]}, InputError, "Sample 0 is no pair"),
+    ],
+)
+def test_nonsense(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        evaluate(**{"run": network(), "data": data(), **arguments})
+
+
+def test_what_cannot_be_pickled() -> None:
+    model = network()
+    model.lock = __import__("threading").Lock()
+    with pytest.raises(ModelError, match="use jobs=1"):
+        evaluate(model, data(), jobs=2)
