@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
-from torchao.quantization.pt2e import ObserverBase
+from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 
 from openneutron.constants import attribute, value_of
 from openneutron.fx import op_name
+from openneutron.passes.name_bad_inputs import GUARDS
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver
 
 __all__ = ["bare", "batch_of", "observe_weights", "why_not_in_batches"]
@@ -21,7 +22,8 @@ MOST_IN_A_BATCH = 8
 BYTES_IN_A_BATCH = 2**20
 # Operators whose second argument is a shape, and so may name the batch.
 _SHAPED = {"aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten.expand.default"}
-_GUARDS = "_guards_fn"
+_OF_WEIGHTS = (WeightObserver, PerChannelWeightObserver)
+_OF_CONSTANTS = (*_OF_WEIGHTS, DerivedObserverOrFakeQuantize)
 
 Inputs = tuple[Tensor, ...]
 
@@ -31,9 +33,6 @@ def observe_weights(prepared: GraphModule) -> None:
     for node in prepared.graph.nodes:
         if node.op == "call_module" and isinstance(observer := attribute(prepared, node.target), _OF_WEIGHTS):
             observer(value_of(prepared, node.args[0]))
-
-
-_OF_WEIGHTS = (WeightObserver, PerChannelWeightObserver)
 
 
 def bare(prepared: GraphModule, factor: int = 1) -> GraphModule:
@@ -50,11 +49,9 @@ def bare(prepared: GraphModule, factor: int = 1) -> GraphModule:
             leaves, _ = torch.utils._pytree.tree_flatten(node.args[0])
             graph.output(tuple(copies[leaf] for leaf in leaves if isinstance(leaf, Node)))
             continue
-        if node.op == "call_module" and node.target == _GUARDS:
+        if node.op == "call_module" and node.target == GUARDS:
             continue
-        if node.op == "call_module" and not _observes_activations(observer := attribute(prepared, node.target)):
-            if not isinstance(observer, ObserverBase):
-                raise TypeError(f"'{node.target}' is no observer but {type(observer).__name__}")
+        if node.op == "call_module" and isinstance(attribute(prepared, node.target), _OF_CONSTANTS):
             copies[node] = copies[node.args[0]]
             continue
         copy = graph.node_copy(node, copies.__getitem__)
@@ -69,11 +66,6 @@ def bare(prepared: GraphModule, factor: int = 1) -> GraphModule:
     for name, value in root.items():
         _set(module, name, value)
     return GraphModule(module, graph)
-
-
-def _observes_activations(module: Any) -> bool:
-    derived = type(module).__name__ == "DerivedObserverOrFakeQuantize"
-    return isinstance(module, torch.nn.Module) and not derived and not isinstance(module, _OF_WEIGHTS)
 
 
 def _batched_sizes(node: Node, factor: int) -> Any:

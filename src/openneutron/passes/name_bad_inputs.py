@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from openneutron.errors import InputError
 
-__all__ = ["InputCheck", "name_bad_inputs"]
+__all__ = ["GUARDS", "InputCheck", "name_bad_inputs"]
 
 # The submodule in which torch.export leaves its own check of the input shapes.
 GUARDS = "_guards_fn"

@@ -51,18 +51,25 @@ class Origin:
         return CalibrationError(message, node=self.node, op=self.op, source=self.source)
 
 
+_UNKNOWN = Origin("unknown", "unknown", None)
+
+
 def _check(minimum: torch.Tensor, maximum: torch.Tensor, origin: Origin | None) -> None:
-    origin = origin or Origin("unknown", "unknown", None)
+    origin = origin or _UNKNOWN
     if minimum.numel() == 0 or bool((minimum == float("inf")).any() and (maximum == float("-inf")).any()):
-        raise origin.error(
-            "Calibration or training never reached this value. Run the prepared model on representative inputs before "
-            "convert_pt2e."
-        )
+        raise _never_reached(origin)
     if not bool(torch.isfinite(minimum).all() and torch.isfinite(maximum).all()):
         raise origin.error(
             f"NaN or infinite values came by here (minimum {minimum.min().item()}, maximum {maximum.max().item()}). "
             "Check the inputs and the model's weights for NaN and overflow."
         )
+
+
+def _never_reached(origin: Origin | None) -> CalibrationError:
+    return (origin or _UNKNOWN).error(
+        "Calibration or training never reached this value. Run the prepared model on representative inputs before "
+        "convert_pt2e."
+    )
 
 
 def _codes(observer: UniformQuantizationObserverBase) -> Codes:
@@ -296,12 +303,13 @@ class PerChannelWeightObserver(PerChannelRangeObserver):
 
 def _bounds(observer: Any, parameter: _Parameter, axis: int | None) -> torch.Tensor:
     """The bounds of a parameter's ranges: [1], or one for each index of `axis`. Notes its extremes in `observer`."""
-    if parameter.seen is not None and parameter.seen[0].numel():
-        values = parameter.seen[0].detach().float()
-        rows = values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
-        low, high = torch.aminmax(rows, dim=1)
-        observer.min_val, observer.max_val = (low, high) if axis is not None else (low[0], high[0])
-    _check(observer.min_val, observer.max_val, observer.origin)
+    if parameter.seen is None or not parameter.seen[0].numel():
+        raise _never_reached(observer.origin)
+    values = parameter.seen[0].detach().float()
+    rows = values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
+    low, high = torch.aminmax(rows, dim=1)
+    observer.min_val, observer.max_val = (low[0], high[0]) if axis is None else (low, high)
+    _check(low, high, observer.origin)
     return bounds_by_error(rows, _codes(observer))
 
 
