@@ -112,7 +112,8 @@ CASES: dict[str, Case] = {
         lambda: nn.Sequential(conv(3, 8), nn.Upsample(scale_factor=2), conv(8, 4)), IMAGE, ["upsample_nearest2d"],
     ),
     "bilinear": (
-        lambda: nn.Sequential(conv(3, 8), nn.Upsample(scale_factor=2, mode="bilinear"), conv(8, 4)), IMAGE,
+        # A pool behind it: a convolution would add up single steps of a resize, which ties leave, to two.
+        lambda: nn.Sequential(conv(3, 8), nn.Upsample(scale_factor=2, mode="bilinear"), nn.MaxPool2d(2)), IMAGE,
         ["upsample_bilinear2d"],
     ),
     "transposed convolution": (
