@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import os
@@ -40,6 +41,8 @@ class QuantizedModel:
     module: GraphModule
     example_inputs: tuple[torch.Tensor, ...]
     target: str
+    reference: GraphModule | None = field(default=None, repr=False)
+    """The float graph that was annotated: what `module` computes but for its rounding, by the same names of nodes."""
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         """Run the converted module."""
@@ -139,6 +142,7 @@ def quantize(
     if not isinstance(calibration, Iterable):
         raise CalibrationError(f"calibration takes an iterable of inputs, not {calibration!r}.")
     exported = quantizer.transform_for_annotation(_export(model, examples, strict=strict).module())
+    reference = copy.deepcopy(exported)
     prepared = prepare_pt2e(exported, quantizer)
     count = 0
     with torch.no_grad():
@@ -147,7 +151,7 @@ def quantize(
             count += 1
     if not count:
         raise CalibrationError("The calibration data are empty: give at least one input, better a hundred.")
-    return QuantizedModel(convert_pt2e(prepared), examples, quantizer.target.name)
+    return QuantizedModel(convert_pt2e(prepared), examples, quantizer.target.name, reference)
 
 
 def lower(
