@@ -45,7 +45,7 @@ clean:
 $(VENV)/.openneutron-dependencies: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch==2.13.0
-	$(PIP) install -c constraints.txt executorch torchao ai-edge-litert flatbuffers numpy rich typer \
+	$(PIP) install -c constraints.txt executorch torchao ai-edge-litert flatbuffers numpy rich typer plotly jinja2 \
 		scikit-build-core pybind11 cmake ninja \
 		pytest pytest-xdist hypothesis ruff mypy scikit-learn pillow
 	touch $@
