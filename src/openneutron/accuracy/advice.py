@@ -159,9 +159,9 @@ def verdict(treated: Sequence[LayerAccuracy], output_sqnr_db: float) -> str:
         return f"Nothing to treat: the outputs keep {output_sqnr_db:.1f} dB."
     if not treated:
         return (
-            f"The outputs keep {output_sqnr_db:.1f} dB, and no layer alone causes {SMALLEST_SHARE:.0%} of the error: "
-            'treat the network as a whole (recover="best", weight_granularity="per_channel", quantization-aware '
-            "training)."
+            f"The outputs keep {output_sqnr_db:.1f} dB, and no layer that was measured causes {SMALLEST_SHARE:.0%} of "
+            'the error alone: treat the network as a whole (recover="best", weight_granularity="per_channel", '
+            "quantization-aware training)."
         )
     names = (f"'{layer.node}'" + (f" ({layer.module})" if layer.module else "") for layer in treated)
     return f"The outputs keep {output_sqnr_db:.1f} dB. Treat {' and '.join(names)} first."
