@@ -46,7 +46,7 @@ $(VENV)/.openneutron-dependencies: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch==2.13.0
 	$(PIP) install -c constraints.txt executorch torchao ai-edge-litert cloudpickle flatbuffers joblib numpy rich typer \
-		scikit-build-core pybind11 cmake ninja \
+		plotly jinja2 scikit-build-core pybind11 cmake ninja \
 		pytest pytest-xdist hypothesis ruff mypy scikit-learn pillow dask distributed ray
 	touch $@
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import os
@@ -41,6 +42,8 @@ class QuantizedModel:
     module: GraphModule
     example_inputs: tuple[torch.Tensor, ...]
     target: str
+    reference: GraphModule | None = field(default=None, repr=False)
+    """The float graph that was annotated: what `module` computes but for its rounding, by the same names of nodes."""
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         """Run the converted module."""
@@ -152,10 +155,12 @@ def quantize(
         training = next(name for name, module in model.named_modules() if module.training) or type(model).__name__
         raise ModelError(f"The model is in train mode ('{training}'). Call model.eval() before quantize().")
     exported = quantizer.transform_for_annotation(_export(model, examples, strict=strict).module())
-    prepared = prepare_pt2e(exported, quantizer)
     samples = collect(calibration, examples, forward_names(model), transform=transform)
+    reference = copy.deepcopy(exported)
+    prepared = prepare_pt2e(exported, quantizer)
     calibrate(prepared, samples, running)
-    return QuantizedModel(convert_pt2e(prepared), examples, quantizer.target.name)
+    converted = convert_pt2e(prepared)
+    return QuantizedModel(converted, examples, quantizer.target.name, reference)
 
 
 def lower(

@@ -1,0 +1,63 @@
+"""Where int8 hurts a network: `python -m benchmarks.analyze NETWORK [--json FILE] [--html FILE]`.
+
+Quantizes a network of `benchmarks.networks`, lowers it, and prints `openneutron.accuracy.analyze` of the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from openneutron import lower, quantize
+from openneutron.accuracy import Analysis, analyze
+
+from .networks import NETWORKS, Network
+
+
+def analysis_of(network: Network, samples: int, layers: dict[str, str], console: Console) -> Analysis:
+    """Quantize with `layers` and analyze on `samples` of the data to evaluate on, the `.pte` included."""
+    quantized = quantize(network.build(), network.example_inputs(), network.calibration(), layers=layers)
+    program = lower(quantized)
+    data = network.evaluation().spread(samples)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(network.name, total=None)
+        return analyze(
+            None,
+            quantized,
+            data,
+            samples=samples,
+            share_samples=samples,
+            program=program,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+
+
+def main() -> None:
+    """Analyze the network of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("--samples", type=int, default=16, metavar="N")
+    parser.add_argument("--per-channel", action="append", default=[], metavar="MODULE", help="a key of layers")
+    parser.add_argument("--float", action="append", default=[], metavar="MODULE", help="a key of layers")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the analysis there too")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="and as a page with plots")
+    options = parser.parse_args()
+
+    logging.disable(logging.WARNING)  # torchao's, of GPU libraries that it cannot load
+    warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own code
+    layers = {**dict.fromkeys(options.per_channel, "per_channel"), **dict.fromkeys(options.float, "float")}
+    analysis = analysis_of(NETWORKS[options.network], options.samples, layers, Console(stderr=True))
+    print(analysis)
+    if options.json:
+        analysis.save_json(options.json)
+    if options.html:
+        analysis.save_html(options.html)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Where a quantized model loses accuracy: layer by layer, with the share of the final error that each one causes."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from openneutron.accuracy import advice as rules
+from openneutron.accuracy.compare import compare_layers
+from openneutron.accuracy.layers import QuantizedLayer, QuantizedLayers, find_layers
+from openneutron.accuracy.replay import record
+from openneutron.accuracy.result import Advice, Analysis, Bins, LayerAccuracy
+from openneutron.accuracy.samples import samples_of
+from openneutron.accuracy.shares import Treatment, float_outputs, noise_ratio, shares_of, to_float, weight_per_channel
+from openneutron.accuracy.statistics import Histogram, Noise, Statistics, largest_codes, weak_channels
+from openneutron.errors import InputError, ModelError, OptionError
+from openneutron.flow import NeutronProgram, QuantizedModel
+from openneutron.fx import modules_of, op_name, output_node, source_of
+from openneutron.ir.graph import QParams
+from openneutron.ops import OPERATORS
+from openneutron.quantizer import NeutronQuantizer
+
+__all__ = ["Analysis", "LayerAccuracy", "Progress", "analyze"]
+
+Progress = Callable[[int, int], None]
+"""Called with the number of steps that are done, and of all; a step is a run of the network or of a part of it."""
+
+
+def analyze(
+    model: torch.nn.Module | None,
+    quantized: QuantizedModel | GraphModule,
+    data: Iterable[Any],
+    *,
+    samples: int = 16,
+    candidates: int = 32,
+    share_samples: int = 16,
+    quantizer: NeutronQuantizer | None = None,
+    program: NeutronProgram | bytes | str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Analysis:
+    """Compare a quantized model with its float graph, layer by layer, and say which layers to treat and how.
+
+    `quantized` comes from `quantize`, which kept the float graph; `model` is not looked at then. With a module that
+    `convert_pt2e` returned, `model` is the one that was exported, and `quantizer` the one that annotated it, where that
+    had options (`layers`, a target). `data` yields inputs as the model takes them: a tensor or a tuple, labels behind
+    them are ignored. The first `samples` are used.
+
+    Of each layer it measures the noise of its output, all noise before it included, and its own. Its share of the final
+    error is what disappears with this layer alone in float: measured on the first `share_samples` for the `candidates`
+    layers with most noise of their own. `progress` is told the steps. With a `program`, it is also compared with the
+    module, layer by layer (`compare_layers`, which has its own errors), on `share_samples`.
+
+    Runs both graphs `samples` times, and candidates x share samples times what is behind each candidate; so time is
+    samples x nodes + candidates x share samples x nodes behind them. All values of one sample are in memory.
+
+    Raises `InputError` for data that do not fit, `ModelError` for a module that is not quantized or not of this model,
+    `OptionError` for numbers that are not positive.
+    """
+    for name, number in (("samples", samples), ("candidates", candidates), ("share_samples", share_samples)):
+        if number < 1:
+            raise OptionError(f"{name} is a positive number, not {number!r}.")
+    module = quantized.module if isinstance(quantized, QuantizedModel) else quantized
+    inputs = list(islice(samples_of(module, data), samples))
+    if not inputs:
+        raise InputError("The data are empty: give at least one input, better 16.")
+    found = find_layers(module, _reference(model, quantized, quantizer, inputs[0]), _target(quantized, quantizer))
+    tried = inputs[:share_samples]
+    steps = _Steps(progress, len(inputs) + len(tried) * min(candidates, len(found.layers)))
+    statistics = [Statistics(layer) for layer in found.layers]
+    outputs = _gather(found, statistics, inputs, steps)
+
+    chosen = sorted(statistics, key=lambda one: one.own.sqnr_db)[:candidates]
+    treated: list[tuple[QuantizedLayer, Treatment]] = [(one.layer, to_float) for one in chosen]
+    shares = dict(zip((one.layer for one in chosen), shares_of(found, treated, tried, steps.done), strict=True))
+    rows = {one.layer: _row(position, one, shares.get(one.layer)) for position, one in enumerate(statistics)}
+    layers = tuple(sorted(rows.values(), key=_worst_first))
+    output_sqnr_db = _decibels(noise_ratio(outputs) / len(outputs))
+    guilty = rules.to_treat(layers, output_sqnr_db)
+    return Analysis(
+        layers=layers,
+        output_sqnr_db=output_sqnr_db,
+        samples=len(inputs),
+        share_samples=len(tried),
+        verdict=rules.verdict(guilty, output_sqnr_db),
+        advice=_advice(guilty, found, rows, tried),
+        comparison=None if program is None else compare_layers(quantized, program, tried, samples=len(tried)),
+    )
+
+
+def _reference(
+    model: torch.nn.Module | None,
+    quantized: QuantizedModel | GraphModule,
+    quantizer: NeutronQuantizer | None,
+    inputs: tuple[torch.Tensor, ...],
+) -> GraphModule:
+    """The float graph that was annotated: kept by `quantize()`, or made again of `model`."""
+    if isinstance(quantized, QuantizedModel) and quantized.reference is not None:
+        return quantized.reference
+    if model is None:
+        raise ModelError("Without a QuantizedModel of quantize(), analyze() needs the float model that was exported.")
+    if any(module.training for module in model.modules()):
+        raise ModelError("The float model is in train mode. Call model.eval() before analyze().")
+    try:
+        exported = torch.export.export(model, inputs).module()
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"torch.export could not run the float model on the first sample: {error}") from error
+    return (quantizer or NeutronQuantizer(_target(quantized, quantizer))).transform_for_annotation(exported)
+
+
+def _target(quantized: QuantizedModel | GraphModule, quantizer: NeutronQuantizer | None) -> str:
+    if isinstance(quantized, QuantizedModel):
+        return quantized.target
+    return (quantizer or NeutronQuantizer()).target.name
+
+
+class _Steps:
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.count = progress, total, 0
+
+    def done(self) -> None:
+        self.count += 1
+        if self.progress is not None:
+            self.progress(self.count, self.total)
+
+
+@torch.no_grad()
+def _gather(
+    found: QuantizedLayers, statistics: Sequence[Statistics], inputs: Sequence[tuple[torch.Tensor, ...]], steps: _Steps
+) -> list[Noise]:
+    """Run both graphs on all samples and let each layer see its values; returns the noise of each output."""
+    outputs: list[Noise] = []
+    for sample in inputs:
+        wanted, given = record(found.reference, sample), record(found.module, sample)
+        for one in statistics:
+            layer = one.layer
+            if wanted[layer.twin].shape != given[layer.quantize].shape:
+                raise ModelError(
+                    f"The quantized module yields {tuple(given[layer.quantize].shape)} where the float graph yields "
+                    f"{tuple(wanted[layer.twin].shape)}: they were not made of the same model.",
+                    node=layer.operator.name,
+                )
+            codes = given[layer.quantize]
+            value = (codes.float() - layer.qparams.zero_point) * layer.qparams.scale
+            one.add(wanted[layer.twin], layer.in_float(found.module, given), codes, value)
+        ends = (float_outputs(values[output_node(graph)]) for values, graph in (
+            (wanted, found.reference.graph), (given, found.module.graph),
+        ))  # fmt: skip
+        pairs = list(zip(*ends, strict=True))
+        if not pairs:
+            raise ModelError("The model returns no float tensor, so there is no error at its end to explain.")
+        outputs = outputs or [Noise() for _ in pairs]
+        for noise, (reference, output) in zip(outputs, pairs, strict=True):
+            noise.add(reference, output)
+        steps.done()
+    return outputs
+
+
+def _advice(
+    treated: Sequence[LayerAccuracy],
+    found: QuantizedLayers,
+    rows: dict[QuantizedLayer, LayerAccuracy],
+    samples: Sequence[tuple[torch.Tensor, ...]],
+) -> tuple[Advice, ...]:
+    """What to do about some layers; scales for each channel are tried first."""
+    layer_of = {row.node: layer for layer, row in rows.items()}
+    tried = [row.node for row in treated if row.can_be_per_channel]
+    treatments: list[tuple[QuantizedLayer, Treatment]] = [(layer_of[node], weight_per_channel) for node in tried]
+    shares = dict(zip(tried, shares_of(found, treatments, samples), strict=True)) if tried else {}
+    findings = [rules.finding_of(rules.Case(row, shares.get(row.node))) for row in treated]
+    return tuple(
+        Advice(
+            node=one.layer.node,
+            module=one.layer.module,
+            why=one.why,
+            what=one.rule.what,
+            code=rules.code_of(one, list(rows.values())),
+            removes=one.removes,
+        )
+        for one in findings
+    )
+
+
+def _row(position: int, one: Statistics, share: float | None) -> LayerAccuracy:
+    layer, weight, qparams = one.layer, one.layer.weight, one.layer.qparams
+    modules = modules_of(layer.operator)
+    spec = OPERATORS.get(layer.op)
+    is_fixed = len(layer.chain) == 1 and spec is not None and isinstance(spec.output_rule(layer.chain[0]), QParams)
+    histogram = one.histogram or Histogram.over(qparams.low, qparams.high)
+    return LayerAccuracy(
+        node=layer.operator.name,
+        op=layer.op,
+        activation=op_name(layer.chain[1]) if len(layer.chain) > 1 else None,
+        module=modules[-1][0] if modules else None,
+        source=source_of(layer.operator),
+        position=position,
+        sqnr_db=one.output.sqnr_db,
+        own_sqnr_db=one.own.sqnr_db,
+        error_share=share,
+        float_range=(one.low, one.high),
+        int8_range=(qparams.low, qparams.high),
+        fixed_range=is_fixed,
+        saturation=one.clipped / max(1, one.values),
+        channels=one.channels,
+        dead_channels=one.dead_channels,
+        lost_channels=one.lost_channels,
+        weight_range=None if weight is None else (float(weight.values.min()), float(weight.values.max())),
+        weight_scales=None if weight is None else (float(weight.scales.min()), float(weight.scales.max())),
+        weight_channels=None if weight is None else len(weight.codes),
+        weak_channels=None if weight is None else weak_channels(weight),
+        can_be_per_channel=weight is not None and weight.takes_per_channel and weight.scales.numel() == 1,
+        histogram=_bins(histogram),
+        largest_codes=() if weight is None else tuple(largest_codes(weight).tolist()),
+    )
+
+
+def _bins(histogram: Histogram) -> Bins:
+    counts = (tuple(map(int, one.tolist())) for one in (histogram.reference, histogram.quantized))
+    return Bins(histogram.low, histogram.high, *counts)
+
+
+def _worst_first(row: LayerAccuracy) -> tuple[bool, float, float]:
+    return row.error_share is None, -(row.error_share or 0.0), row.sqnr_db
+
+
+def _decibels(ratio: float) -> float:
+    return math.inf if ratio == 0.0 else -10 * math.log10(ratio)

@@ -1,0 +1,332 @@
+"""A converted module beside its `.pte` on this machine, layer by layer."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice, permutations
+from typing import Any
+
+import torch
+from ai_edge_litert.interpreter import Interpreter
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
+
+from openneutron import pte, quantized_io, tflite
+from openneutron.accuracy.replay import evaluate
+from openneutron.accuracy.samples import samples_of
+from openneutron.compile_spec import CompileOptions
+from openneutron.errors import InputError, ModelError
+from openneutron.files import read_file
+from openneutron.flow import NeutronProgram, QuantizedModel, lower
+from openneutron.fx import is_dequantize, modules_of, op_name, output_node, source_of
+from openneutron.partition.clusters import Cluster, Constants, qparams_of
+from openneutron.partition.compile import compile_partition
+from openneutron.partition.levels import Partition
+from openneutron.partition.orders import settle_orders
+from openneutron.partition.placing import place
+from openneutron.payload import Payload, parse
+from openneutron.profiling import node_of
+from openneutron.runtime.program import HostProgram
+
+__all__ = ["Comparison", "LayerDifference", "compare_layers"]
+
+_BACKEND = "NeutronBackend"
+_TO_NHWC = (0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """One layer on the NPU, beside the module's own on the same int8 inputs."""
+
+    node: str
+    """Its node, as in the program's `placement`."""
+    op: str
+    module: str | None
+    source: str | None
+    lsb: int
+    """The largest difference of its output, in steps of its int8."""
+    differing: float
+    """The share of its output's values that differ at all, 0 to 1."""
+    tolerance: int
+    """The steps that its operator may differ by (docs/operators.md)."""
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether it differs by more than that."""
+        return self.lsb > self.tolerance
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A converted module beside a `.pte`."""
+
+    samples: int
+    output_lsb: float
+    """The largest difference of the final outputs, in steps of their int8: what all layers add up to."""
+    layers: tuple[LayerDifference, ...]
+    """In the order in which they run."""
+    unseen: tuple[str, ...]
+    """Nodes on the NPU whose outputs the `.pte` does not hold as such: their difference is in the next layer's."""
+
+    @property
+    def first(self) -> LayerDifference | None:
+        """The first layer beyond its tolerance."""
+        return next((layer for layer in self.layers if layer.is_beyond), None)
+
+
+def compare_layers(
+    quantized: QuantizedModel | GraphModule,
+    program: NeutronProgram | bytes | str | os.PathLike[str] | None,
+    data: Iterable[Any],
+    *,
+    samples: int = 4,
+    example_inputs: Sequence[torch.Tensor] | None = None,
+) -> Comparison:
+    """Run the `.pte`'s own delegates, and hold each layer in them against the module's on the same int8 inputs.
+
+    `program` is what `lower` returned, or a portable `.pte` as bytes or by its path; None lowers `quantized`. The
+    module is compiled again with the options that the program was lowered with: the TFLite files are then the same but
+    for names and constants, and the names say which tensor is which layer's output. In the program's own TFLite file
+    these are added to the outputs; its operators and constants stay as they are. Each layer's inputs are those that it
+    had in the `.pte`, so a layer that differs does so by itself, and not for what came before.
+
+    What this cannot see: layers that the compiler merged with others (`unseen`; what they do shows in the next one);
+    a fusion inside LiteRT that an added output prevents; what ExecuTorch's own kernels compute on the CPU, as each
+    delegate gets the module's inputs (only `output_lsb` has that); and in which order a tensor's dimensions lie, for
+    which the best match of those of its shape is taken.
+
+    `example_inputs` are those of `lower`, needed for a module of `convert_pt2e` whose order in memory is not that of
+    the data. Raises `ModelError` where the program was not lowered from such a module, and `InputError` for data that
+    do not fit or a program that holds device payloads.
+    """
+    module = quantized.module if isinstance(quantized, QuantizedModel) else quantized
+    inputs = list(islice(samples_of(module, data), samples))
+    if not inputs:
+        raise InputError("The data are empty: give at least one input.")
+    kept = quantized.example_inputs if isinstance(quantized, QuantizedModel) else inputs[0]
+    examples = kept if example_inputs is None else tuple(example_inputs)
+    buffer = _bytes_of(lower(quantized, examples) if program is None else program)
+    host = HostProgram.from_bytes(buffer)
+    payloads, options = _payloads(buffer)
+    exported = torch.export.export(module, examples)
+    if any(info.scale is not None for info in (*host.inputs, *host.outputs)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", quantized_io.FloatIOWarning)  # lower() said it
+            quantized_io.int8_io(exported)
+    placed = place(exported, options)
+    delegates = _delegates(placed.program, placed.partitions, payloads, options)
+    worst = 0.0
+    for sample in inputs:
+        given = [
+            value if info.scale is None else info.quantize(value)
+            for value, info in zip(sample, host.inputs, strict=True)
+        ]
+        values = _run(placed.program, given)
+        for delegate in delegates:
+            delegate.compare(placed.program, values)
+        worst = max(worst, _output_difference(placed.program, values, host.run(*given)))
+    rows = [row for delegate in delegates for row in delegate.rows()]
+    order = {node.name: position for position, node in enumerate(placed.program.graph.nodes)}
+    return Comparison(
+        samples=len(inputs),
+        output_lsb=worst,
+        layers=tuple(sorted(rows, key=lambda row: order[row.node])),
+        unseen=tuple(name for delegate in delegates for name in delegate.unseen),
+    )
+
+
+def _bytes_of(program: NeutronProgram | bytes | str | os.PathLike[str]) -> bytes:
+    if isinstance(program, NeutronProgram):
+        return program.portable
+    return program if isinstance(program, bytes) else read_file(program)
+
+
+def _payloads(buffer: bytes) -> tuple[list[Payload], CompileOptions]:
+    """The payloads of our delegates in the order in which they run, and the options that they were made with."""
+    calls = [call for method in pte.read(buffer).methods[:1] for call in method.calls]
+    ours = [call for call in calls if isinstance(call, pte.Delegate) and call.backend == _BACKEND]
+    if not ours:
+        raise InputError("This program has no delegate for the NPU, so there is nothing to compare layer by layer.")
+    payloads = [parse(call.payload) for call in ours]
+    if not all(payload.is_portable for payload in payloads):
+        raise InputError("This program holds microcode, which only the board runs. Give the portable .pte.")
+    return payloads, CompileOptions.from_values(ours[0].compile_specs)
+
+
+@dataclass(eq=False)
+class _Delegate:
+    """A delegate of the program, and what its layers have differed by so far."""
+
+    partition: Partition
+    payload: Payload
+    interpreter: Interpreter
+    tensors: Mapping[Node, int]
+    """The tensor that holds what a quantize node yields."""
+    lsb: dict[Cluster, int] = field(default_factory=dict)
+    differing: dict[Cluster, list[float]] = field(default_factory=dict)
+
+    @property
+    def unseen(self) -> list[str]:
+        return [cluster.node.name for cluster in self.partition.clusters if cluster.quantize not in self.tensors]
+
+    def rows(self) -> list[LayerDifference]:
+        return [_row(cluster, lsb, self.differing[cluster]) for cluster, lsb in self.lsb.items()]
+
+    def compare(self, program: ExportedProgram, values: Mapping[Node, Any]) -> None:
+        """Take in one sample; `values` are those of the module."""
+        self._invoke(values)
+        known: dict[Node, Any] = {node: values[node] for node in self.partition.inputs}
+
+        def value_of(node: Node) -> Any:
+            if node not in known:
+                is_constant = node.op in ("placeholder", "get_attr")
+                known[node] = values[node] if is_constant else evaluate(program.graph_module, node, value_of)
+            return known[node]
+
+        for cluster in self.partition.clusters:
+            computed = value_of(cluster.quantize)
+            if cluster.quantize not in self.tensors:
+                continue
+            stored = torch.from_numpy(self.interpreter.get_tensor(self.tensors[cluster.quantize]))
+            found = _arranged(stored, computed)
+            difference = (found.int() - computed.int()).abs()
+            self.lsb[cluster] = max(self.lsb.get(cluster, 0), int(difference.max()))
+            self.differing.setdefault(cluster, []).append(float(difference.ne(0).float().mean()))
+            known[cluster.quantize] = found
+
+    def _invoke(self, values: Mapping[Node, Any]) -> None:
+        header = self.payload.header
+        details = self.interpreter.get_input_details()
+        for detail, argument, flag in zip(details, header.input_map, header.input_formats, strict=True):
+            value = values[self.partition.inputs[argument]]
+            ordered = value.permute(_TO_NHWC) if flag else value
+            self.interpreter.set_tensor(detail["index"], ordered.contiguous().numpy().reshape(detail["shape"]))
+        self.interpreter.invoke()
+
+
+def _row(cluster: Cluster, lsb: int, differing: Sequence[float]) -> LayerDifference:
+    modules = modules_of(cluster.node)
+    return LayerDifference(
+        node=cluster.node.name,
+        op=op_name(cluster.node),
+        module=modules[-1][0] if modules else None,
+        source=source_of(cluster.node),
+        lsb=lsb,
+        differing=sum(differing) / len(differing),
+        tolerance=cluster.spec.tolerance,
+    )
+
+
+def _delegates(
+    program: ExportedProgram, partitions: Sequence[Partition], payloads: Sequence[Payload], options: CompileOptions
+) -> list[_Delegate]:
+    if len(payloads) != len(partitions):
+        raise _not_of_this_module(f"it has {len(payloads)} delegates, the module {len(partitions)}")
+    orders, constants = settle_orders(program, partitions), Constants(program)
+    named = replace(options, use_profiling=True)
+    delegates = []
+    for number, (partition, payload) in enumerate(zip(partitions, payloads, strict=True)):
+        ours = tflite.read(parse(compile_partition(constants, partition, named, orders.is_channels_last)).tflite)
+        theirs = tflite.read(payload.tflite)
+        if _structure(ours) != _structure(theirs):
+            raise _not_of_this_module(f"delegate {number} has other operators than the module makes")
+        tensors = _tensors(partition, ours.subgraphs[0], constants)
+        interpreter = Interpreter(model_content=tflite.returning(payload.tflite, list(tensors.values())), num_threads=1)
+        interpreter.allocate_tensors()
+        delegates.append(_Delegate(partition, payload, interpreter, tensors))
+    return delegates
+
+
+def _structure(model: tflite.Model) -> list[Any]:
+    """Operators with the numbers and shapes of their tensors, and the numbers of what comes and goes."""
+    graph = model.subgraphs[0]
+    ends = [[tensor.index for tensor in tensors] for tensors in (graph.inputs, graph.outputs)]
+    operators = [
+        (operator.name, [tensor and (tensor.index, tensor.shape) for tensor in (*operator.inputs, *operator.outputs)])
+        for operator in graph.operators
+    ]
+    return [ends, operators]
+
+
+def _tensors(partition: Partition, graph: tflite.Subgraph, constants: Constants) -> dict[Node, int]:
+    """The last tensor of each layer that has as many values as its output, and its qparams."""
+    by_origin: dict[str, list[tflite.TensorInfo]] = {}
+    for operator in graph.operators:
+        for tensor in operator.outputs:
+            origin = node_of(tensor.name)
+            if origin is not None:
+                by_origin.setdefault(origin, []).append(tensor)
+    found: dict[Node, int] = {}
+    for cluster in partition.clusters:
+        output, qparams = cluster.quantize.meta["val"], qparams_of(cluster.quantize, constants)
+        for tensor in by_origin.get(cluster.node.name, ()):
+            quantization = tensor.quantization
+            same = quantization is not None and (
+                quantization.zero_point[0] == qparams.zero_point[0]
+                and abs(quantization.scale[0] / qparams.scale[0] - 1) < 1e-6
+            )
+            if same and tensor.elements == output.numel():
+                found[cluster.quantize] = tensor.index
+    return found
+
+
+def _arranged(stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`stored` in the order of dimensions of `like`: of the orders that have its shape, the one that is nearest."""
+    shape = [size for size in stored.shape if size > 1]
+    best, least = stored.reshape(like.shape), float("inf")
+    for order in permutations(range(like.dim())):
+        turned = like.permute(order)
+        if [size for size in turned.shape if size > 1] != shape:
+            continue
+        back = sorted(range(like.dim()), key=order.__getitem__)
+        value = stored.reshape(turned.shape).permute(back)
+        distance = float((value.int() - like.int()).abs().sum())
+        if distance < least:
+            best, least = value, distance
+        if distance == 0:
+            break
+    return best
+
+
+@torch.no_grad()
+def _run(program: ExportedProgram, inputs: Sequence[torch.Tensor]) -> dict[Node, Any]:
+    """The value of every node of an exported program."""
+    constants = Constants(program)
+    waiting = iter(inputs)
+    values: dict[Node, Any] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = constants.tensor(node) if node in constants else next(waiting)
+        else:
+            values[node] = evaluate(program.graph_module, node, values.__getitem__)
+    return values
+
+
+def _output_difference(program: ExportedProgram, values: Mapping[Node, Any], returned: Any) -> float:
+    """The largest difference of the outputs, in steps of each."""
+    nodes = [leaf for leaf in tree_leaves(output_node(program.graph).args[0]) if isinstance(leaf, Node)]
+    worst = 0.0
+    for node, found in zip(nodes, tree_leaves(returned), strict=True):
+        difference = (found.double() - values[node].double()).abs().max()
+        worst = max(worst, float(difference) / _step(node))
+    return worst
+
+
+def _step(node: Node) -> float:
+    """The scale of an output: that of the dequantize behind which it was computed; 1 for integers."""
+    if not node.meta["val"].is_floating_point():
+        return 1.0
+    while not is_dequantize(node) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return float(node.args[1]) if is_dequantize(node) else 1.0  # type: ignore[arg-type]
+
+
+def _not_of_this_module(fault: str) -> ModelError:
+    return ModelError(
+        f"This program was not lowered from this module: {fault}. Lower it again; for a module of convert_pt2e, give "
+        "the example_inputs of lower()."
+    )

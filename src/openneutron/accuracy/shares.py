@@ -1,0 +1,106 @@
+"""How much of the error at the end a layer causes: what disappears when it alone goes back to float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
+
+from openneutron.accuracy.layers import QuantizedLayer, QuantizedLayers, Weight
+from openneutron.accuracy.replay import record, replay
+from openneutron.accuracy.statistics import Noise
+from openneutron.fx import is_dequantize, is_quantize, op_name, output_node
+
+__all__ = ["Treatment", "float_outputs", "noise_ratio", "shares_of", "to_float", "weight_per_channel"]
+
+_SQUASHING = {"aten.softmax.int", "aten._softmax.default", "aten.sigmoid.default"}
+
+Recorded = Mapping[Node, Any]
+Treatment = Callable[[QuantizedLayers, QuantizedLayer, Recorded], dict[Node, Any]]
+"""Another output of a layer for one sample, by the nodes that yield it dequantized."""
+
+
+def to_float(found: QuantizedLayers, layer: QuantizedLayer, recorded: Recorded) -> dict[Node, Any]:
+    """The layer in float: its float weight and bias, its output not quantized."""
+    value = layer.in_float(found.module, recorded)
+    return dict.fromkeys(layer.readers, value)
+
+
+def weight_per_channel(found: QuantizedLayers, layer: QuantizedLayer, recorded: Recorded) -> dict[Node, Any]:
+    """The layer with one scale for each output channel of its weight, its bias in float, its output quantized."""
+    assert layer.weight is not None
+    rounded = _rounded_per_channel(layer.weight)
+    value = layer.in_float(found.module, recorded, rounded.movedim(0, layer.weight.axis))
+    qparams = layer.qparams
+    codes = torch.round(value / qparams.scale) + qparams.zero_point
+    kept = (codes.clamp(qparams.low_code, qparams.high_code) - qparams.zero_point) * qparams.scale
+    return dict.fromkeys(layer.readers, kept)
+
+
+def _rounded_per_channel(weight: Weight) -> torch.Tensor:
+    """The float weight in the 255 codes that each channel would have, dequantized; channels first."""
+    shape = (-1, *[1] * (weight.values.dim() - 1))
+    scales = weight.values.flatten(1).abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny).view(shape) / 127
+    return torch.round(weight.values / scales) * scales
+
+
+def shares_of(
+    found: QuantizedLayers,
+    treated: Sequence[tuple[QuantizedLayer, Treatment]],
+    samples: Iterable[tuple[torch.Tensor, ...]],
+    step: Callable[[], None] = lambda: None,
+) -> list[float | None]:
+    """The share of the final error that disappears with each treatment of a layer, all else quantized.
+
+    (e - e') / e, where e and e' are the energy of the final noise without and with it, over all samples. It is below 0
+    where errors have cancelled each other; shares of several layers need not add up to 1. None where there is no error.
+    The final noise is that of the outputs, of a softmax or sigmoid at the end that of its input: of a sample that the
+    network is sure about, their outputs tell nothing. `step` is called after each replay. Time is samples x (nodes +
+    for each treatment the nodes behind the layer).
+    """
+    ends = list(zip(_ends(found.reference), _ends(found.module), strict=True))
+    before = [Noise() for _ in ends]
+    after = [[Noise() for _ in ends] for _ in treated]
+    for inputs in samples:
+        wanted, recorded = record(found.reference, inputs), record(found.module, inputs)
+        _add(before, ends, wanted, recorded.__getitem__)
+        for (layer, treatment), sums in zip(treated, after, strict=True):
+            changed = treatment(found, layer, recorded)
+            _add(sums, ends, wanted, replay(found.module, found.order, recorded, changed, found.identities))
+            step()
+    error = noise_ratio(before)
+    return [None if error == 0.0 else (error - noise_ratio(sums)) / error for sums in after]
+
+
+def _ends(module: GraphModule) -> list[Node]:
+    """The float tensors that a module returns, or what a softmax or sigmoid makes them of."""
+    leaves = tree_leaves(output_node(module.graph).args[0])
+    return [_end(leaf) for leaf in leaves if isinstance(leaf, Node)]
+
+
+def _end(returned: Node) -> Node:
+    node: Any = returned
+    while is_dequantize(node) or is_quantize(node):
+        node = node.args[0]
+    return node.args[0] if op_name(node) in _SQUASHING else returned
+
+
+def _add(
+    sums: list[Noise], ends: Sequence[tuple[Node, Node]], wanted: Recorded, value_of: Callable[[Node], Any]
+) -> None:
+    for one, (reference, node) in zip(sums, ends, strict=True):
+        if wanted[reference].is_floating_point():
+            one.add(wanted[reference], value_of(node))
+
+
+def float_outputs(value: Any) -> list[torch.Tensor]:
+    """The float tensors of what a module returns, in order."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+
+
+def noise_ratio(outputs: Sequence[Noise]) -> float:
+    """Energy of noise by energy of signal, summed over outputs: each counts the same, whatever its size."""
+    return sum(one.ratio for one in outputs)

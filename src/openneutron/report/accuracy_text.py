@@ -1,0 +1,103 @@
+"""An analysis of accuracy as text for people."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from openneutron.accuracy.compare import Comparison
+from openneutron.accuracy.result import Analysis, LayerAccuracy
+
+__all__ = ["HEADINGS", "cells_of", "comparison_lines", "table_of", "text_of"]
+
+_WIDTH, _ROWS = 170, 20
+
+HEADINGS = (
+    "layer", "operator", "share of error", "SQNR dB", "own dB", "float range", "int8 range", "saturated",
+    "dead, lost of", "weight range", "weak of",
+)  # fmt: skip
+
+
+def text_of(analysis: Analysis) -> str:
+    """The verdict, the advice, and the worst layers."""
+    console = Console(file=io.StringIO(), width=_WIDTH)
+    console.print(*_blocks(analysis), sep="\n")
+    return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
+
+
+def _blocks(analysis: Analysis) -> Iterator[Any]:
+    yield Text(analysis.verdict)
+    for advice in analysis.advice:
+        yield Text(f"  {advice.node}" + (f" (module '{advice.module}')" if advice.module else "") + f": {advice.why}")
+        removes = "" if advice.removes is None else f" Tried here, it removes {advice.removes:.0%} of the error."
+        yield Text(f"    {advice.what}{removes}")
+        if advice.code:
+            yield Text(f"    quantize(..., {advice.code})")
+    if analysis.comparison is not None:
+        yield from map(Text, comparison_lines(analysis.comparison))
+    yield Text(
+        f"{analysis.samples} samples; shares of the error are of {analysis.share_samples} and need not add up to 100 %."
+    )
+    yield analysis.table(_ROWS)
+    if len(analysis.layers) > _ROWS:
+        yield Text(f"and {len(analysis.layers) - _ROWS} layers more: table(), to_json(), save_html()")
+
+
+def comparison_lines(comparison: Comparison) -> Iterator[str]:
+    """What a comparison with a program found: the first layer beyond its tolerance, or that there is none."""
+    yield f"The .pte differs from the module by at most {comparison.output_lsb:.0f} LSB at the outputs."
+    first = comparison.first
+    if first is None:
+        yield f"  Each of the {len(comparison.layers)} layers seen is within its operator's tolerance by itself."
+    else:
+        name = first.node + (f" (module '{first.module}')" if first.module else "")
+        yield (
+            f"  The first layer beyond its tolerance is {name}, {first.op}: {first.lsb} LSB instead of "
+            f"{first.tolerance}, in {first.differing:.1%} of its values."
+        )
+    beyond = [layer.node for layer in comparison.layers if layer.is_beyond and layer is not first]
+    if beyond:
+        yield f"  By themselves, these are beyond it, too: {', '.join(beyond)}."
+
+
+def table_of(analysis: Analysis, limit: int | None = None) -> Table:
+    """A row for each layer, at most `limit` of them."""
+    table = Table()
+    for number, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
+    for layer in analysis.layers[:limit]:
+        table.add_row(*map(Text, cells_of(layer)))
+    return table
+
+
+def cells_of(layer: LayerAccuracy) -> tuple[str, ...]:
+    """What the table shows of a layer, in the order of `HEADINGS`."""
+    name = layer.node if not layer.module else f"{layer.node} ({layer.module})"
+    activation = "" if layer.activation is None else f" + {_short(layer.activation)}"
+    lost = f"{layer.dead_channels}, {layer.lost_channels} of {layer.channels}"
+    return (
+        name,
+        _short(layer.op) + activation,
+        "not measured" if layer.error_share is None else f"{layer.error_share:.1%}",
+        f"{layer.sqnr_db:.1f}",
+        f"{layer.own_sqnr_db:.1f}",
+        _range(layer.float_range),
+        _range(layer.int8_range),
+        f"{layer.saturation:.2%}" if layer.saturation else "0",
+        lost,
+        "" if layer.weight_range is None else _range(layer.weight_range),
+        "" if layer.weak_channels is None else f"{layer.weak_channels} of {layer.weight_channels}",
+    )
+
+
+def _short(op: str) -> str:
+    return op.removeprefix("aten.").rpartition(".")[0] or op
+
+
+def _range(ends: tuple[float, float]) -> str:
+    return "{:.3g} .. {:.3g}".format(*ends)

@@ -1,0 +1,492 @@
+"""Where a quantized model loses accuracy: what is measured, against computations by hand; what is advised."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.networks import NETWORKS
+from tests.flow_support import convert, seeded
+from torch import Tensor, nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from openneutron import NeutronQuantizer, QuantizedModel, lower, quantize
+from openneutron.accuracy import Analysis, LayerAccuracy, analyze
+from openneutron.accuracy.advice import RULES, Case, Finding, code_of, finding_of, key_of
+from openneutron.accuracy.compare import Comparison, compare_layers
+from openneutron.errors import InputError, ModelError, OptionError, OutputError
+from openneutron.fx import is_dequantize, is_quantize
+
+SHAPE = (1, 8, 12, 12)
+
+
+class Net(nn.Module):
+    """Four layers with weights, and two that only move values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 16, 3, padding=1)
+        self.third = nn.Conv2d(16, 16, 3)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = nn.functional.max_pool2d(nn.functional.relu6(self.second(x)), 2)
+        x = torch.relu(self.third(x)).mean((2, 3))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def net(seed: int = 0) -> Net:
+    """With weights of a size that lets inputs make a difference at the end."""
+    model = seeded(Net, seed)
+    assert isinstance(model, Net)
+    with torch.no_grad():
+        for layer in (model.first, model.second, model.third):
+            layer.weight *= 2
+            layer.bias.zero_()  # type: ignore[union-attr]
+    return model
+
+
+def images(count: int, seed: int = 1, scale: float = 1.0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(SHAPE, generator=generator) * scale for _ in range(count)]
+
+
+def sabotaged() -> Net:
+    """One channel of `second`, whose relu6 keeps it in range, has weights 100 times as large as the others."""
+    model = net()
+    with torch.no_grad():
+        model.second.weight[3] *= 100
+        model.third.weight[:, 3] *= 0.05
+    return model
+
+
+def quantized(model: nn.Module, **options: Any) -> QuantizedModel:
+    return quantize(model, (images(1)[0],), images(8), **options)
+
+
+@pytest.fixture(scope="module")
+def healthy() -> QuantizedModel:
+    return quantized(net())
+
+
+@pytest.fixture(scope="module")
+def broken() -> QuantizedModel:
+    return quantized(sabotaged())
+
+
+@pytest.fixture(scope="module")
+def found(broken: QuantizedModel) -> Analysis:
+    return analyze(None, broken, images(6, seed=2), program=lower(broken))
+
+
+def row(analysis: Analysis, module: str) -> LayerAccuracy:
+    (found,) = (layer for layer in analysis.layers if layer.module == module and layer.weight_range is not None)
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------- the shares
+
+
+def test_a_sabotaged_layer_comes_first_with_nearly_all_of_the_error(found: Analysis) -> None:
+    worst = found.layers[0]
+    assert (worst.module, worst.op, worst.activation) == ("second", "aten.conv2d.default", "aten.relu6.default")
+    assert worst.error_share is not None
+    assert worst.error_share > 0.9
+    assert all(abs(layer.error_share or 0) < 0.2 for layer in found.layers[1:])
+    assert worst.weak_channels == 15
+    assert sorted(worst.largest_codes)[-1] == 127
+    assert sorted(worst.largest_codes)[-2] <= 3
+
+
+def test_the_advice_is_a_scale_for_each_channel_and_it_keeps_what_it_promises(found: Analysis) -> None:
+    (advice,) = found.advice
+    assert advice.module == "second"
+    assert advice.code == 'layers={"second": "per_channel"}'
+    assert advice.removes is not None
+    assert advice.removes > 0.85
+    assert advice.why.endswith("half of them reach at most code 1 of 127.")
+    assert "'conv2d_1' (second)" in found.verdict
+    treated = quantized(sabotaged(), **eval(f"dict({advice.code})"))
+    after = analyze(None, treated, images(6, seed=2))
+    promised = found.output_sqnr_db - 10 * math.log10(1 - advice.removes)
+    assert after.output_sqnr_db == pytest.approx(promised, abs=1.5)
+    assert not after.advice
+    assert after.verdict.startswith("Nothing to treat")
+    assert row(after, "second").weak_channels == 0
+
+
+def test_the_share_is_what_the_model_gains_with_that_layer_in_float(found: Analysis, broken: QuantizedModel) -> None:
+    """Quantized again with `layers`, only where the next layer's own quantize node differs."""
+    in_float = quantized(sabotaged(), layers={"second": "float", "aten.relu6.default": "float"})
+    model, data = sabotaged(), images(6, seed=2)
+    with torch.no_grad():
+        errors = [sum(float((run(x) - model(x)).square().sum()) for x in data) for run in (broken, in_float)]
+    assert found.layers[0].error_share == pytest.approx(1 - errors[1] / errors[0], abs=0.02)
+
+
+def test_only_the_candidates_with_most_noise_are_measured(broken: QuantizedModel) -> None:
+    some = analyze(None, broken, images(3), candidates=2, share_samples=1)
+    assert [layer.error_share is None for layer in some.layers] == [False, False, *[True] * (len(some.layers) - 2)]
+    assert some.layers[0].module == "second"
+    assert some.share_samples == 1
+    assert "not measured" in str(some)
+    unmeasured = [layer.sqnr_db for layer in some.layers[2:]]
+    assert unmeasured == sorted(unmeasured)
+
+
+def test_moves_are_no_layers_and_keep_a_float_value_as_it_is(found: Analysis) -> None:
+    assert [layer.op for layer in sorted(found.layers, key=lambda layer: layer.position)] == [
+        "input", "aten.conv2d.default", "aten.conv2d.default", "aten.conv2d.default", "aten.mean.dim",
+        "aten.linear.default",
+    ]  # fmt: skip
+
+
+def test_the_error_of_probabilities_is_that_of_their_logits() -> None:
+    """In float or not, a softmax at the end changes no other layer's share."""
+    model = sabotaged()
+    plain, soft = (quantized(nn.Sequential(model, *ends).eval()) for ends in ([], [nn.Softmax(1)]))
+    data = images(3, seed=2)
+    shares, others = (
+        {layer.node: layer.error_share for layer in analyze(None, one, data).layers} for one in (plain, soft)
+    )
+    assert others.pop("softmax") == 0.0
+    assert others == pytest.approx(shares)
+
+
+# ------------------------------------------------------------------------------------------------------- the statistics
+
+
+def dequantized(value: Tensor, low: float, high: float) -> Tensor:
+    scale = (high - low) / 255
+    return (torch.round((value - low) / scale)).clamp(0, 255) * scale + low
+
+
+def test_sqnr_is_that_of_a_computation_by_hand(healthy: QuantizedModel) -> None:
+    data, model = images(3, seed=4), net()
+    analysis = analyze(None, healthy, data)
+    layer = row(analysis, "first")
+    (entry,) = (one for one in analysis.layers if one.op == "input")
+    conv = model.first
+    scale = conv.weight.abs().max() / 127
+    weight = torch.round(conv.weight / scale) * scale
+    assert layer.weight_scales == pytest.approx((float(scale), float(scale)))
+    assert layer.weight_range == (float(conv.weight.min()), float(conv.weight.max()))
+    signal = noise = own_noise = 0.0
+    with torch.no_grad():
+        for x in data:
+            wanted = torch.relu(conv(x))
+            inputs = dequantized(x, *entry.int8_range)
+            computed = torch.relu(nn.functional.conv2d(inputs, weight, conv.bias, padding=1))
+            value = dequantized(computed, *layer.int8_range)
+            signal += float(wanted.square().sum())
+            noise += float((value - wanted).square().sum())
+            own_noise += float((value - torch.relu(conv(inputs))).square().sum())
+    assert layer.sqnr_db == pytest.approx(10 * math.log10(signal / noise), abs=0.1)
+    assert layer.own_sqnr_db == pytest.approx(10 * math.log10(signal / own_noise), abs=0.1)
+    assert layer.own_sqnr_db > layer.sqnr_db
+
+
+def test_sqnr_of_the_output_is_that_of_the_two_models(healthy: QuantizedModel) -> None:
+    data, model = images(5, seed=4), net()
+    with torch.no_grad():
+        signal = sum(float(model(x).square().sum()) for x in data)
+        noise = sum(float((healthy(x) - model(x)).square().sum()) for x in data)
+    analysis = analyze(None, healthy, data)
+    assert analysis.output_sqnr_db == pytest.approx(10 * math.log10(signal / noise), abs=1e-3)
+    assert row(analysis, "head").sqnr_db == pytest.approx(analysis.output_sqnr_db)
+
+
+def test_dead_channels_and_saturation_are_counted_as_by_brute_force() -> None:
+    model = net()
+    conv = model.first
+    with torch.no_grad():
+        conv.bias[[2, 7]] = -50.0  # type: ignore[index]
+        conv.weight[5] *= 1e-4
+        conv.bias[5] = 1e-3  # type: ignore[index]
+    data = images(4, seed=5, scale=2.0)
+    layer = row(analyze(None, quantized(model), data), "first")
+    with torch.no_grad():
+        outputs = torch.cat([torch.relu(conv(x)) for x in data]).transpose(0, 1).flatten(1)
+    low, high = layer.int8_range
+    step = (high - low) / 255
+    assert layer.channels == len(outputs) == 16
+    assert layer.dead_channels == sum(len(channel.unique()) == 1 for channel in outputs) == 2
+    codes = torch.round(outputs.clamp(low, high) / step)
+    assert layer.lost_channels == sum(len(channel.unique()) == 1 for channel in codes) - 2 == 1
+    clipped = int((outputs > high + step / 2).sum())
+    assert clipped > 0
+    assert layer.saturation == pytest.approx(clipped / outputs.numel())
+    assert layer.float_range == (float(outputs.min()), float(outputs.max()))
+
+
+def test_a_relu_does_not_count_as_saturation_and_one_value_is_no_dead_channel(healthy: QuantizedModel) -> None:
+    analysis = analyze(None, healthy, images(1))
+    assert row(analysis, "first").saturation == 0.0
+    assert all(layer.dead_channels == layer.lost_channels == 0 for layer in analysis.layers if layer.channels == 10)
+
+
+def test_histograms_have_every_value_in_64_bins(found: Analysis) -> None:
+    layer = row(found, "third")
+    assert len(layer.histogram.reference) == len(layer.histogram.quantized) == 64
+    assert sum(layer.histogram.reference) == sum(layer.histogram.quantized) == 6 * 16 * 4 * 4
+
+
+# ----------------------------------------------------------------------------------------------------------- the advice
+
+
+def test_a_weight_that_takes_one_scale_only_is_left_in_float() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(16, 16), nn.ReLU6(), nn.Linear(16, 8)))
+    with torch.no_grad():
+        model.get_parameter("0.weight")[3] *= 300
+    data = [torch.randn(4, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
+    analysis = analyze(None, quantize(model, (data[0],), data), data)
+    assert analysis.advice[0].code == 'layers={"0": "float"}'
+    assert "channels of its weight have fewer than 8 of 255 codes" in analysis.advice[0].why
+    assert analysis.advice[0].removes == analysis.layers[0].error_share
+
+
+def test_saturation_asks_for_another_observer_or_calibration() -> None:
+    model = net()
+    narrow = quantize(model, (images(1)[0],), images(4, scale=0.2))
+    analysis = analyze(None, narrow, images(4, seed=6))
+    layer = row(analysis, "first")
+    assert layer.saturation > 0.1
+    finding = finding_of(Case(layer, None))
+    assert code_of(finding, analysis.layers) == "observer=RangeObserver"
+    assert f"{layer.saturation:.1%} of its values" in finding.why
+
+
+def test_every_rule_says_why_with_numbers_of_a_layer(found: Analysis) -> None:
+    why = {rule: Finding(Case(found.layers[0], None), rule).why for rule in RULES}
+    assert all("{" not in text for text in why.values())
+    assert sum(any(character.isdigit() for character in text) for text in why.values()) == len(RULES)
+
+
+def test_a_key_names_the_module_or_the_operator_where_the_module_holds_more(found: Analysis) -> None:
+    assert key_of(found.layers[0], found.layers) == "second"
+    (mean,) = (layer for layer in found.layers if layer.op == "aten.mean.dim")
+    assert mean.module == ""
+    assert key_of(mean, found.layers) == "aten.mean.dim"
+
+
+# ------------------------------------------------------------------------------------------------------------ its forms
+
+
+def test_json_has_all_of_it_and_comes_back(found: Analysis, tmp_path: Path) -> None:
+    found.save_json(tmp_path / "found.json")
+    text = (tmp_path / "found.json").read_text()
+    assert text == found.to_json()
+    back = json.loads(text)
+    assert [LayerAccuracy(**{**layer, "histogram": None}).node for layer in back["layers"]] == [
+        layer.node for layer in found.layers
+    ]
+    assert back == json.loads(json.dumps(asdict(found)).replace("-Infinity", "null").replace("Infinity", "null"))
+
+
+def test_what_is_infinite_is_null_in_json(found: Analysis) -> None:
+    from dataclasses import replace
+
+    perfect = replace(found, output_sqnr_db=math.inf)
+    assert json.loads(perfect.to_json())["output_sqnr_db"] is None
+
+
+def test_the_page_is_whole_and_names_the_layers(found: Analysis, tmp_path: Path) -> None:
+    found.save_html(tmp_path / "found.html")
+    page = (tmp_path / "found.html").read_text()
+    assert not re.search(r"<(script|link|img|iframe)\b[^>]*\b(src|href)=", page)
+    assert "Plotly.newPlot" in page
+    assert len(page) > 1_000_000  # plotly.js is in it
+    assert found.verdict.replace("'", "&#39;") in page
+    for layer in found.layers:
+        assert f"<td>{layer.node}" in page
+    for title in ("Along the network", "Outputs of the worst layers", "Weights of the worst layers", "The .pte beside"):
+        assert title in page
+
+
+def test_a_page_that_cannot_be_written_is_an_output_error(found: Analysis, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="Cannot write"):
+        found.save_html(tmp_path / "nowhere" / "found.html")
+
+
+def test_the_text_has_verdict_advice_and_layers(found: Analysis) -> None:
+    text = str(found)
+    assert text.startswith(found.verdict)
+    assert 'quantize(..., layers={"second": "per_channel"})' in text
+    assert "Each of the" in text
+    assert found.table(2).row_count == 2
+    assert found.table().row_count == len(found.layers)
+
+
+# --------------------------------------------------------------------------------------------------------- how it's fed
+
+
+def documented(model: nn.Module, quantizer: NeutronQuantizer | None = None) -> Any:
+    calibration = [(image,) for image in images(8)]
+    return convert(model, (images(1)[0],), quantizer=quantizer, calibration=calibration)
+
+
+def test_a_module_of_the_documented_flow_is_analyzed_the_same_way(found: Analysis) -> None:
+    other = analyze(sabotaged(), documented(sabotaged()), images(6, seed=2))
+    assert other.layers == found.layers
+    assert other.advice == found.advice
+
+
+def test_a_quantizer_with_options_makes_its_own_float_graph() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.SiLU(), nn.Conv2d(8, 4, 1)).eval()
+    quantizer = NeutronQuantizer(layers={nn.SiLU: "float"})
+    module = documented(model, quantizer)
+    rows = analyze(model, module, images(2), quantizer=NeutronQuantizer(layers={nn.SiLU: "float"})).layers
+    assert {one.op for one in rows} >= {"aten.silu.default", "aten.conv2d.default"}
+
+
+def test_the_float_graph_computes_what_the_model_does(healthy: QuantizedModel) -> None:
+    assert healthy.reference is not None
+    x = images(1, seed=7)[0]
+    torch.testing.assert_close(healthy.reference(x), net()(x))
+    assert not any(is_quantize(node) or is_dequantize(node) for node in healthy.reference.graph.nodes)
+
+
+def test_labels_behind_the_inputs_are_ignored(healthy: QuantizedModel) -> None:
+    data = images(2)
+    plain = analyze(None, healthy, data).layers
+    assert analyze(None, healthy, [(x, torch.tensor([3])) for x in data]).layers == plain
+    assert analyze(None, healthy, [((x,), 3) for x in data]).layers == plain
+
+
+def test_progress_is_told_every_step(healthy: QuantizedModel) -> None:
+    steps: list[tuple[int, int]] = []
+    rows = analyze(None, healthy, images(3), share_samples=2, progress=lambda *step: steps.append(step)).layers
+    total = 3 + 2 * len(rows)
+    assert steps == [(step, total) for step in range(1, total + 1)]
+
+
+@pytest.mark.parametrize("data", [[], [(1, 2)], [torch.zeros(1, 8, 5, 5)]])
+def test_data_that_do_not_fit_are_an_input_error(healthy: QuantizedModel, data: list[Any]) -> None:
+    with pytest.raises(InputError):
+        analyze(None, healthy, data)
+
+
+def test_numbers_that_are_not_positive_are_an_option_error(healthy: QuantizedModel) -> None:
+    with pytest.raises(OptionError, match="candidates is a positive number"):
+        analyze(None, healthy, images(1), candidates=0)
+
+
+def test_a_pair_of_different_models_is_a_model_error(healthy: QuantizedModel) -> None:
+    module, data = healthy.module, images(1)
+    with pytest.raises(ModelError, match="needs the float model"):
+        analyze(None, module, data)
+    with pytest.raises(ModelError, match=r"no such node.*quantizer="):
+        analyze(nn.Sequential(nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(1600, 10)).eval(), module, data)
+    with pytest.raises(ModelError, match=r"module 'first', its weight has other values"):
+        analyze(net(seed=1), module, data)
+    wider = net()
+    wider.first = nn.Conv2d(8, 16, 5, padding=2).eval()
+    with pytest.raises(ModelError, match=r"shape \(16, 8, 5, 5\) in the float graph"):
+        analyze(wider, module, data)
+    with pytest.raises(ModelError, match="in train mode"):
+        analyze(net().train(), module, data)
+    with pytest.raises(ModelError, match="no quantized layer"):
+        analyze(net(), torch.export.export(net(), (data[0],)).module(), data)
+
+
+# -------------------------------------------------------------------------------------------------------- and the .pte
+
+
+def altered(model: QuantizedModel, name: str) -> QuantizedModel:
+    """The same with other weights of the first output channel of the layer `name`, which reads what is positive."""
+    other = copy.deepcopy(model)
+    (layer,) = (node for node in other.module.graph.nodes if node.name == name)
+    constant = other.module.get_buffer(layer.args[1].args[0].target)
+    constant[0] = 60
+    return other
+
+
+def compared(model: QuantizedModel, other: QuantizedModel, **options: Any) -> Comparison:
+    return compare_layers(model, lower(other, **options), images(3, seed=8))
+
+
+@pytest.mark.parametrize("options", [{}, {"int8_io": True}, {"neutron_converter_flavor": "SDK_25_06"}])
+def test_a_program_of_the_module_is_within_tolerance(healthy: QuantizedModel, options: dict[str, Any]) -> None:
+    comparison = compared(healthy, healthy, **options)
+    assert comparison.first is None
+    assert comparison.output_lsb < 1.5
+    assert {layer.module for layer in comparison.layers} >= {"first", "second", "third", "head"}
+    assert set(comparison.unseen).isdisjoint(layer.node for layer in comparison.layers)
+
+
+@pytest.mark.parametrize(("node", "module"), [("conv2d_1", "second"), ("linear", "head")])
+def test_an_altered_program_is_found_and_its_layer_named(healthy: QuantizedModel, node: str, module: str) -> None:
+    comparison = compared(healthy, altered(healthy, node))
+    assert comparison.first is not None
+    assert (comparison.first.node, comparison.first.module) == (node, module)
+    assert [layer.node for layer in comparison.layers if layer.is_beyond] == [node]
+    assert comparison.first.lsb > comparison.first.tolerance
+    assert 0 < comparison.first.differing < 0.5
+
+
+def test_every_delegate_is_compared_where_the_cpu_is_in_between() -> None:
+    halves = quantized(net(), layers={"third": "float"})
+    program = lower(halves)
+    assert len({one.partition for one in program.placement} - {None}) == 2
+    comparison = compare_layers(halves, program, images(3, seed=8))
+    assert comparison.first is None
+    assert [layer.module for layer in comparison.layers if layer.module] == ["first", "second", "head"]
+    worse = compare_layers(halves, lower(altered(halves, "linear")), images(3, seed=8))
+    assert worse.first is not None
+    assert worse.first.module == "head"
+
+
+def test_a_program_by_its_bytes_or_path_or_made_for_the_purpose(healthy: QuantizedModel, tmp_path: Path) -> None:
+    program, data = lower(healthy), images(2, seed=8)
+    program.save(tmp_path / "net.pte")
+    expected = compare_layers(healthy, program, data)
+    assert compare_layers(healthy, program.buffer, data) == expected
+    assert compare_layers(healthy, tmp_path / "net.pte", data) == expected
+    assert compare_layers(healthy.module, None, data) == expected
+
+
+def test_an_analysis_reports_the_program_that_differs(healthy: QuantizedModel) -> None:
+    analysis = analyze(None, healthy, images(2), program=lower(altered(healthy, "conv2d_2")))
+    assert analysis.comparison is not None
+    assert "The first layer beyond its tolerance is conv2d_2 (module 'third')" in str(analysis)
+
+
+def test_a_program_of_another_model_is_a_model_error(healthy: QuantizedModel) -> None:
+    small = nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU()).eval()
+    with pytest.raises(ModelError, match="was not lowered from this module"):
+        compare_layers(healthy, lower(quantized(small)), images(1))
+    on_cpu = ["aten.conv2d.default", "aten.linear.default", "aten.mean.dim", "aten.max_pool2d.default"]
+    program = lower(healthy, operators_not_to_delegate=on_cpu)
+    with pytest.raises(InputError, match="no delegate for the NPU"):
+        compare_layers(healthy, program, images(1))
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_mobilenet_v2_loses_it_in_depthwise_convolutions() -> None:
+    network = NETWORKS["mobilenet_v2"]
+    model = quantize(network.build(), network.example_inputs(), network.calibration().spread(8))
+    analysis = analyze(None, model, network.evaluation().spread(4), candidates=8)
+    assert analysis.output_sqnr_db < 12
+    assert len(analysis.layers) == 65
+    assert sum(layer.error_share is not None for layer in analysis.layers) == 8
+    assert {"features.3.conv.1.0", "features.5.conv.1.0"} & {layer.module for layer in analysis.layers[:3]}
+
+
+def test_the_documented_flow_of_torchao_itself(found: Analysis) -> None:
+    """As `documented`, every call written out, and the model exported by the user."""
+    model = sabotaged()
+    prepared = prepare_pt2e(torch.export.export(model, (images(1)[0],)).module(), NeutronQuantizer())
+    for image in images(8):
+        prepared(image)
+    assert analyze(model, convert_pt2e(prepared), images(6, seed=2)).verdict == found.verdict
