@@ -156,6 +156,7 @@ def table_of(results: Iterable[Fidelity]) -> Table:
         table.add_column(heading, justify="left" if heading == "network" else "right")
     table.add_column("operators on the CPU")
     table.add_column(".pte bytes", justify="right")
+    table.add_column("seconds to quantize", justify="right")
     for result in results:
         scores = result.scores
         table.add_row(
@@ -171,6 +172,7 @@ def table_of(results: Iterable[Fidelity]) -> Table:
             str(result.delegates),
             "\n".join(f"{count} x {kind}" for kind, count in result.on_cpu.items()) or "none",
             f"{result.pte_bytes:,}",
+            f"{result.seconds_to_quantize:.1f}",
         )
     return table
 
@@ -181,11 +183,12 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; all if none is named")
     parser.add_argument("--limit", type=int, default=sys.maxsize, metavar="N", help="samples a network at most")
     parser.add_argument("--target", help="of `quantize`; its own default if not given")
+    parser.add_argument("--recover", help="of `quantize`: what gets back accuracy; nothing if not given")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(NETWORKS):
         parser.error(f"no such network: {', '.join(sorted(unknown))}")
-    options = {"target": arguments.target} if arguments.target else {}
+    options = {"recover": arguments.recover} | ({"target": arguments.target} if arguments.target else {})
 
     results: list[Fidelity] = []
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)

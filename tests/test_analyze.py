@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronQuantizer, QuantizedModel, lower, quantize
 from openneutron.accuracy import Analysis, LayerAccuracy, analyze
-from openneutron.accuracy.advice import RULES, Case, Finding, code_of, finding_of, key_of
+from openneutron.accuracy.advice import RULES, Case, Finding, code_of, finding_of, key_of, to_treat, verdict
 from openneutron.accuracy.compare import Comparison, compare_layers
 from openneutron.errors import InputError, ModelError, OptionError, OutputError
 from openneutron.fx import is_dequantize, is_quantize
@@ -272,6 +272,14 @@ def test_every_rule_says_why_with_numbers_of_a_layer(found: Analysis) -> None:
     assert sum(any(character.isdigit() for character in text) for text in why.values()) == len(RULES)
 
 
+def test_an_error_of_many_layers_is_not_blamed_on_one(found: Analysis) -> None:
+    many = [replace(layer, error_share=0.05) for layer in found.layers]
+    assert to_treat(many, 5.0) == ()
+    assert "treat the network as a whole" in verdict((), 5.0)
+    assert to_treat(found.layers, 5.0) == found.layers[:1]
+    assert to_treat(found.layers, 40.0) == ()
+
+
 def test_a_key_names_the_module_or_the_operator_where_the_module_holds_more(found: Analysis) -> None:
     assert key_of(found.layers[0], found.layers) == "second"
     (mean,) = (layer for layer in found.layers if layer.op == "aten.mean.dim")
@@ -294,8 +302,6 @@ def test_json_has_all_of_it_and_comes_back(found: Analysis, tmp_path: Path) -> N
 
 
 def test_what_is_infinite_is_null_in_json(found: Analysis) -> None:
-    from dataclasses import replace
-
     perfect = replace(found, output_sqnr_db=math.inf)
     assert json.loads(perfect.to_json())["output_sqnr_db"] is None
 

@@ -25,6 +25,7 @@ from openneutron.fx import is_dequantize
 from openneutron.partition.placing import Placement
 from openneutron.profiling import Kernel
 from openneutron.quantizer import NeutronQuantizer
+from openneutron.recovery.recipes import check_recipe, recover_converted, recover_exported
 from openneutron.runtime.program import HostProgram, TensorInfo
 from openneutron.sdk import converter_for
 from openneutron.targets import NeutronTargetSpec
@@ -118,6 +119,7 @@ def quantize(
     calibration: Iterable[Any] | str | os.PathLike[str],
     target: str | NeutronTargetSpec = "imxrt700",
     *,
+    recover: str | None = None,
     strict: bool = False,
     transform: Callable[[Any], Any] | None = None,
     batch_size: int | None = None,
@@ -133,6 +135,9 @@ def quantize(
     samples, or a folder of images or .npy files are taken, too. `transform` makes an input of each item. Images are
     only scaled to 0..1 without it: **a model that wants them normalized needs a `transform` that does so.**
 
+    `recover` gets back accuracy that int8 lost: "fast" equalizes channels and corrects biases, "auto" also rounds the
+    weights anew (see `openneutron.recovery`; docs/accuracy.md). It uses the calibration inputs again.
+
     `jobs` processes share the calibration, with the same result. `batch_size` samples run at once, where the model
     allows it; it is chosen unless given. `stop_when_converged` ends calibration once ranges no longer move; the log
     says after how many samples. `progress` shows a bar; None does in a terminal. `quantizer_options` go to
@@ -144,7 +149,8 @@ def quantize(
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    own = ("transform", *(field.name for field in fields(CalibrationOptions)))
+    check_recipe(recover)
+    own = ("recover", "transform", *(field.name for field in fields(CalibrationOptions)))
     _check_options("quantize", quantizer_options, [*inspect.signature(NeutronQuantizer).parameters, *own])
     running = CalibrationOptions(batch_size, jobs, stop_when_converged, progress)
     if quantizer_options.get("is_qat"):
@@ -156,10 +162,14 @@ def quantize(
         raise ModelError(f"The model is in train mode ('{training}'). Call model.eval() before quantize().")
     exported = quantizer.transform_for_annotation(_export(model, examples, strict=strict).module())
     samples = collect(calibration, examples, forward_names(model), transform=transform)
+    if recover is not None:
+        recover_exported(exported, samples)
     reference = copy.deepcopy(exported)
     prepared = prepare_pt2e(exported, quantizer)
     calibrate(prepared, samples, running)
     converted = convert_pt2e(prepared)
+    if recover is not None:
+        recover_converted(converted, reference, samples, recover)
     return QuantizedModel(converted, examples, quantizer.target.name, reference)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "operator_names",
     "output_node",
     "place_of",
+    "placeholders",
     "set_argument",
     "shape_of",
     "source_of",
@@ -194,6 +195,11 @@ def is_pure(node: Node) -> bool:
         return False
     writes = node.target._schema.is_mutable and node.target is not torch.ops.aten.detach_.default
     return not writes and not is_random(node)
+
+
+def placeholders(graph: torch.fx.Graph) -> list[Node]:
+    """The graph's inputs, in order."""
+    return [node for node in graph.nodes if node.op == "placeholder"]
 
 
 def output_node(graph: torch.fx.Graph) -> Node:

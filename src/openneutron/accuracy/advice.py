@@ -119,7 +119,7 @@ RULES = (
         _is_weak,
         "{weak_channels} of the {weight_channels} channels of its weight have fewer than 8 of 255 codes, and scales "
         "for each channel do not help.",
-        "Leave it in float, on the CPU; or reconstruct what it lost (recover=\"best\").",
+        "Leave it in float, on the CPU; or round its weights by what they do (recover=\"auto\").",
     ),
     Rule(
         RECOVER,
@@ -132,7 +132,7 @@ RULES = (
         FLOAT,
         lambda _: True,
         "Its own rounding leaves {own_sqnr_db:.1f} dB, over a range of {float_range[0]:.4g} to {float_range[1]:.4g}.",
-        "Leave it in float, on the CPU; or reconstruct what it lost (recover=\"best\").",
+        "Leave it in float, on the CPU; or round its weights by what they do (recover=\"auto\").",
     ),
 )
 """Tried in this order. What calibration got wrong comes first: other remedies would only hide it."""
@@ -160,7 +160,7 @@ def verdict(treated: Sequence[LayerAccuracy], output_sqnr_db: float) -> str:
     if not treated:
         return (
             f"The outputs keep {output_sqnr_db:.1f} dB, and no layer that was measured causes {SMALLEST_SHARE:.0%} of "
-            'the error alone: treat the network as a whole (recover="best", weight_granularity="per_channel", '
+            'the error alone: treat the network as a whole (recover="auto", weight_granularity="per_channel", '
             "quantization-aware training)."
         )
     names = (f"'{layer.node}'" + (f" ({layer.module})" if layer.module else "") for layer in treated)
@@ -172,7 +172,7 @@ def code_of(finding: Finding, layers: Sequence[LayerAccuracy]) -> str:
     if finding.rule.remedy in (PER_CHANNEL, FLOAT):
         setting = "per_channel" if finding.rule.remedy == PER_CHANNEL else "float"
         return f'layers={{"{key_of(finding.layer, layers)}": "{setting}"}}'
-    return {OBSERVER: "observer=RangeObserver", RECOVER: 'recover="best"', INPUT_RANGE: ""}[finding.rule.remedy]
+    return {OBSERVER: "observer=RangeObserver", RECOVER: 'recover="auto"', INPUT_RANGE: ""}[finding.rule.remedy]
 
 
 def key_of(layer: LayerAccuracy, layers: Sequence[LayerAccuracy]) -> str:

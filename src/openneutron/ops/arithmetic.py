@@ -18,7 +18,7 @@ from openneutron.ops.elementwise import (
 )
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, OutputRule, PaddedDimensions, legacy_constraint
+from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, legacy_constraint
 
 __all__ = ["SPECS"]
 
@@ -116,6 +116,7 @@ SPECS = (
         constraints=(has_an_alpha, has_one_full_operand),
         lower=lower_sub,
         macs=element_macs,
+        homogeneous=Homogeneous.ELEMENT,
         becomes="SUB; alpha is a MUL of the second operand, and a negative one an ADD",
     ),
     OpSpec(
@@ -127,6 +128,7 @@ SPECS = (
         constraints=(has_one_full_operand,),
         lower=_binary(MAXIMUM),
         macs=element_macs,
+        homogeneous=Homogeneous.ELEMENT,
         becomes="MAXIMUM",
     ),
     OpSpec(
@@ -138,6 +140,7 @@ SPECS = (
         constraints=(has_one_full_operand,),
         lower=_binary(MINIMUM),
         macs=element_macs,
+        homogeneous=Homogeneous.ELEMENT,
         becomes="MINIMUM",
     ),
     OpSpec(
@@ -147,6 +150,7 @@ SPECS = (
         inputs=("self",),
         lower=lower_leaky_relu,
         macs=element_macs,
+        homogeneous=Homogeneous.ELEMENT,
         becomes="LEAKY_RELU",
     ),
     OpSpec(
@@ -158,6 +162,7 @@ SPECS = (
         pads=_channels_and_slopes,
         lower=lower_prelu,
         macs=element_macs,
+        homogeneous=Homogeneous.ELEMENT,
         becomes="PRELU",
     ),
     OpSpec(
@@ -167,6 +172,7 @@ SPECS = (
         inputs=("self",),
         lower=lower_neg,
         macs=element_macs,
+        homogeneous=Homogeneous.ELEMENT,
         becomes="MUL by minus one",
         notes="LiteRT's NEG negates int8 codes without their zero points, so the host would disagree with the NPU.",
     ),

@@ -12,7 +12,7 @@ from openneutron.ir.graph import Kind, Layout, QParams, Tensor
 from openneutron.ops.cost import array_of
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
+from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 
 __all__ = ["SPECS"]
 
@@ -226,6 +226,7 @@ SPECS = (
         constraints=(has_an_alpha, has_one_full_operand),
         lower=lower_add,
         macs=element_macs,
+        homogeneous=Homogeneous.ELEMENT,
         becomes="ADD; alpha is a MUL of the second operand, and a negative one a SUB",
     ),
     OpSpec(
@@ -235,6 +236,7 @@ SPECS = (
         inputs=("self",),
         activation=lambda _: "RELU",
         lower=lower_relu,
+        homogeneous=Homogeneous.ELEMENT,
         becomes="RELU, or part of the operator before it",
     ),
     OpSpec(
@@ -282,6 +284,7 @@ SPECS = (
         edge_targets=("aten.abs.default",),
         inputs=("self",),
         lower=lower_abs,
+        homogeneous=Homogeneous.ELEMENT,
         becomes="ABS",
     ),
     OpSpec(

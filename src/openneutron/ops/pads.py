@@ -11,7 +11,7 @@ from openneutron.ir.graph import Kind, Layout, Tensor
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.pieces import copies, has_rank_for_kernels, joined, part, slice_of
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
+from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 from openneutron.ops.windows import PAD, PADV2
 
 __all__ = ["SPECS"]
@@ -128,6 +128,7 @@ SPECS = (
         keeps_values=_keeps_values,
         constraints=(has_rank_for_kernels, crops_constants_only, pads_without_copies),
         lower=lower_pad,
+        homogeneous=lambda site: Homogeneous.CHANNEL if _keeps_values(site) else None,
         becomes="PAD, PADV2 or MIRROR_PAD; negative padding: SLICE, as that of slice; replicate and circular: SLICE, "
         "CONCATENATION",
         is_compute=False,

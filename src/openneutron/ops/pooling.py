@@ -14,7 +14,7 @@ from openneutron.ir.graph import Kind, Tensor
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.reductions import MEAN, mean_of_image
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
+from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
 from openneutron.ops.windows import Window, image_shape, pad_spatial, spatial, spatial_rank
 from openneutron.targets import Generation
 
@@ -229,6 +229,7 @@ SPECS = (
         constraints=(has_small_kernel, divides_as_tflite_does),
         lower=lower_average_pool,
         macs=window_macs,
+        homogeneous=Homogeneous.CHANNEL,
         becomes="AVERAGE_POOL_2D, with a PAD where it counts padding",
         notes=HALVES,
     ),
@@ -242,6 +243,7 @@ SPECS = (
         pads=_channels,
         lower=lower_adaptive_average_pool,
         macs=input_macs,
+        homogeneous=Homogeneous.CHANNEL,
         becomes="MEAN where one value per channel is left, else AVERAGE_POOL_2D",
         notes=HALVES,
     ),
@@ -254,6 +256,7 @@ SPECS = (
         constraints=(has_small_stride, is_not_dilated, has_whole_granules),
         pads=_channels,
         lower=lower_max_pool,
+        homogeneous=Homogeneous.CHANNEL,
         becomes="MAX_POOL_2D, with a PADV2 where padding SAME cannot express it",
         keeps_values=lambda _: True,
     ),

@@ -14,7 +14,7 @@ from openneutron.ir.graph import Kind, Layout, Tensor
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
+from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 from openneutron.targets import Generation
 
 __all__ = ["DECOMPOSED", "MEAN", "SPECS", "mean_of_image", "nobody_reads_its_indices"]
@@ -165,6 +165,7 @@ SPECS = (
         pads={"self": (1,)},
         lower=lower_mean,
         macs=input_macs,
+        homogeneous=Homogeneous.CHANNEL,
         becomes="MEAN",
     ),
     OpSpec(
@@ -174,6 +175,7 @@ SPECS = (
         inputs=("self",),
         lower=_reduce(SUM),
         macs=input_macs,
+        homogeneous=Homogeneous.CHANNEL,
         becomes="SUM",
     ),
     OpSpec(
@@ -183,6 +185,7 @@ SPECS = (
         output=OutputRule.SHARED,
         lower=_reduce(REDUCE_MAX),
         macs=input_macs,
+        homogeneous=Homogeneous.CHANNEL,
         becomes="REDUCE_MAX",
     ),
     OpSpec(
@@ -192,6 +195,7 @@ SPECS = (
         output=OutputRule.SHARED,
         lower=_reduce(REDUCE_MIN),
         macs=input_macs,
+        homogeneous=Homogeneous.CHANNEL,
         becomes="REDUCE_MIN",
     ),
 )

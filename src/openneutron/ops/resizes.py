@@ -11,7 +11,7 @@ from openneutron.ir.graph import Kind, Tensor
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.pieces import CONCATENATION
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, OutputRule, constraint, legacy_constraint
+from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 from openneutron.ops.windows import image_shape, spatial_rank
 
 __all__ = ["SPECS", "grows_by_native_factors", "grows_by_whole_factors", "resize_axis", "resize_targets"]
@@ -168,6 +168,7 @@ SPECS = (
         constraints=(grows_by_whole_factors, grows_at_once, has_whole_granules),
         pads={"self": (1,)},
         lower=lower_nearest,
+        homogeneous=Homogeneous.CHANNEL,
         becomes="RESIZE_NEAREST_NEIGHBOR, several for factors beyond 8; CONCATENATION for the odd part of a factor",
     ),
     OpSpec(
@@ -179,6 +180,7 @@ SPECS = (
         constraints=(grows_by_native_factors, has_whole_granules),
         pads={"self": (1,)},
         lower=lower_bilinear,
+        homogeneous=Homogeneous.CHANNEL,
         becomes="RESIZE_BILINEAR",
     ),
 )

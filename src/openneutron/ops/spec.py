@@ -14,7 +14,10 @@ from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
 from openneutron.targets import Generation
 
-__all__ = ["Constraint", "OpSpec", "OutputRule", "PaddedDimensions", "constraint", "legacy_constraint", "no_macs"]
+__all__ = [
+    "Constraint", "Homogeneous", "OpSpec", "OutputRule", "PaddedDimensions", "constraint", "legacy_constraint",
+    "no_macs",
+]  # fmt: skip
 
 # How a limit calls the number of channels that a pipeline takes at once.
 GRANULARITY = "the MACs of a pipeline"
@@ -28,6 +31,13 @@ class OutputRule(enum.Enum):
 
     OBSERVED = "observed"
     SHARED = "shared with the inputs"
+
+
+class Homogeneous(enum.Enum):
+    """What of a value may be scaled by factors above zero, so that the operator's output is scaled by the same."""
+
+    ELEMENT = "each element"
+    CHANNEL = "each index of dimension 1"
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,8 @@ class OpSpec:
     """Whether it is worth a partition of its own: operators that only move values are not."""
     keeps_values: Callable[[Site], bool] | None = None
     """Whether its output has no values but those of its inputs; None for yes where it is not worth a partition."""
+    homogeneous: Homogeneous | Callable[[Site], Homogeneous | None] | None = None
+    """How its inputs may be scaled, several ones alike; None for not at all. Not for what only moves values."""
     tolerance: int = 1
     """Largest difference to the converted module, in LSBs of the output."""
     notes: str = field(default="", compare=False)
@@ -118,6 +130,15 @@ class OpSpec:
         """Whether this occurrence yields the same of quantized values as quantized of others."""
         keeps = not self.is_compute if self.keeps_values is None else self.keeps_values(site)
         return keeps and self.output is OutputRule.SHARED
+
+    def scalable(self, site: Site) -> Homogeneous | None:
+        """How the inputs of this occurrence may be scaled."""
+        return self.homogeneous(site) if callable(self.homogeneous) else self.homogeneous
+
+    @property
+    def moves_values(self) -> bool:
+        """Whether all that it does is to move values."""
+        return not self.is_compute and self.keeps_values is None and self.output is OutputRule.SHARED
 
     def rejections(self, site: Site, generation: Generation) -> list[str]:
         """The messages of all limits that this occurrence breaks, and how many MACs a pipeline has where it matters."""

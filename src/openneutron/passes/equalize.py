@@ -1,0 +1,152 @@
+"""Cross-layer equalization: channels trade scale between the layers around them, so that one int8 scale fits all.
+
+A weight's row of small values next to a row of large ones loses its bits to a scale per tensor. Where a channel's
+values may be scaled (see `scalable_channels`), dividing the row that yields it and multiplying the column that reads it
+by one factor leaves the function as it is. The factors bring, for each channel, the range of what yields it near that
+of what reads it (Nagel et al. 2019, who do it for pairs; here all layers that share a channel, across residual
+additions, concatenations and depthwise convolutions, are one channel's rows and columns).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.constants import constant_of, insert_constant
+from openneutron.fx import arguments, op_name, set_argument
+from openneutron.passes.scalable_channels import PINNED, ScalableLayer, Scaling, scaling_of
+
+__all__ = ["equalize"]
+
+ROUNDS = 60
+# Of the step that would even out one channel alone: its neighbours move at the same time.
+STEP = 0.5
+# Factors beyond this would only move values that are as good as zero.
+LARGEST_FACTOR = 2.0**20
+
+
+def equalize(module: GraphModule, ranges: Mapping[Node, tuple[torch.Tensor, torch.Tensor]] | None = None) -> bool:
+    """Equalize a float graph whose batch norms are folded; True if it changed anything.
+
+    The function stays the same up to float rounding. Without `ranges`, channels that a relu6 or another clamp from 0
+    clips stay as they are. `ranges` has what calibration saw of values ([channels] minima and maxima, by node): a
+    channel that never reached the end of its clamp is then scaled as far as it still does not reach it, which leaves
+    the function as it is on all that calibration saw; and the ranges of activations are evened out as well.
+
+    Linear in nodes, and in weights for each of `ROUNDS` rounds.
+    """
+    scaling = scaling_of(module)
+    if not scaling.layers or scaling.count == 1:
+        return False
+    lowest, highest = _limits(scaling, ranges or {})
+    factors = _factors(module, scaling, ranges or {}, lowest, highest)
+    if bool((factors == 1).all()):
+        return False
+    for layer in scaling.layers:
+        _rescale(module, layer, factors)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return True
+
+
+def _limits(
+    scaling: Scaling, ranges: Mapping[Node, tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logarithms of the smallest and the largest factor of each number."""
+    lowest = torch.full((scaling.count,), -math.log(LARGEST_FACTOR))
+    highest = -lowest
+    for node, numbers in scaling.clipped.items():
+        end = _end(node)
+        seen = ranges.get(_source(node))
+        if seen is None:
+            lowest[numbers] = highest[numbers] = 0
+            continue
+        reached = seen[1].clamp(min=end / LARGEST_FACTOR)
+        reaches = reached >= end
+        room = torch.log(reached / end).clamp(max=0)
+        lowest.scatter_reduce_(0, numbers, room, "amax")
+        highest[numbers[reaches]] = 0
+        lowest[numbers[reaches]] = 0
+    lowest[PINNED] = highest[PINNED] = 0
+    return lowest, highest
+
+
+def _source(clamp: Node) -> Node:
+    source = arguments(clamp)["self"]
+    assert isinstance(source, Node)
+    return source
+
+
+def _end(clamp: Node) -> float:
+    return 6.0 if op_name(clamp) == "aten.relu6.default" else float(arguments(clamp)["max_val"])
+
+
+def _factors(
+    module: GraphModule,
+    scaling: Scaling,
+    ranges: Mapping[Node, tuple[torch.Tensor, torch.Tensor]],
+    lowest: torch.Tensor,
+    highest: torch.Tensor,
+) -> torch.Tensor:
+    """[numbers]: what each channel's values are divided by."""
+    weights = [layer.rows(_weight(module, layer)).abs().amax(3) for layer in scaling.layers]
+    activations = [
+        torch.maximum(high, -low).clamp(min=0)[None]
+        for low, high in (ranges[layer.node] for layer in scaling.layers if layer.node in ranges)
+    ]
+    observed = [layer.yields for layer in scaling.layers if layer.node in ranges]
+    logs = torch.zeros(scaling.count)
+    for _ in range(ROUNDS):
+        yielded, read = _Mean(scaling.count), _Mean(scaling.count)
+        for layer, weight in zip(scaling.layers, weights, strict=True):
+            groups, inputs = layer.reads.shape
+            now = weight * (logs[layer.reads].reshape(groups, 1, inputs)).exp()
+            now = now / logs[layer.yields].reshape(groups, -1, 1).exp()
+            largest = now.max()
+            yielded.add(layer.yields, now.amax(2).flatten() / largest)
+            read.add(layer.reads.flatten(), now.amax(1).flatten() / largest)
+        for numbers, (row,) in zip(observed, activations, strict=True):
+            now = row / logs[numbers].exp()
+            yielded.add(numbers, now / now.max())
+        logs += STEP / 2 * (yielded.value - read.value) * (yielded.seen & read.seen)
+        logs = logs.clamp(lowest, highest)
+    return logs.exp()
+
+
+class _Mean:
+    """The mean logarithm of the ranges of each number."""
+
+    def __init__(self, count: int) -> None:
+        self.sum, self.count = torch.zeros(count), torch.zeros(count)
+
+    def add(self, numbers: torch.Tensor, ranges: torch.Tensor) -> None:
+        """Take in `ranges` of channels; a range of nothing says nothing."""
+        some = ranges > 0
+        self.sum.index_add_(0, numbers[some], ranges[some].log())
+        self.count.index_add_(0, numbers[some], torch.ones(int(some.sum())))
+
+    @property
+    def seen(self) -> torch.Tensor:
+        return self.count > 0
+
+    @property
+    def value(self) -> torch.Tensor:
+        return self.sum / self.count.clamp(min=1)
+
+
+def _weight(module: GraphModule, layer: ScalableLayer) -> torch.Tensor:
+    weight = constant_of(module, arguments(layer.node)["weight"])
+    assert weight is not None
+    return weight
+
+
+def _rescale(module: GraphModule, layer: ScalableLayer, factors: torch.Tensor) -> None:
+    bias = constant_of(module, arguments(layer.node)["bias"])
+    scaled = {"weight": layer.scaled(_weight(module, layer), factors)}
+    if bias is not None:
+        scaled["bias"] = bias / factors[layer.yields]
+    for role, value in scaled.items():
+        set_argument(layer.node, role, insert_constant(module, layer.node, value, role))

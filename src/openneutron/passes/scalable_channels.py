@@ -1,0 +1,262 @@
+"""Which channels of a float graph may be scaled, and which of them only together.
+
+Every channel of a value gets a number. Channels with the same number are scaled by the same factor; number 0 means not
+at all. An operator that scales its output as its input is scaled (`OpSpec.homogeneous`) hands numbers on; one that only
+moves values moves the numbers with them: it is run on them. Values that meet in an addition become one. What nothing
+is known of pins whatever it touches. So the function of a rescaled graph is the same by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node, map_arg
+
+from openneutron.constants import constant_of
+from openneutron.fx import arguments, is_operator, iterate_nodes, op_name, shape_of
+from openneutron.ops import OPERATORS
+from openneutron.ops.layers import LINEAR, TRANSPOSED, layer_kind
+from openneutron.ops.site import Site
+from openneutron.ops.spec import Homogeneous
+from openneutron.targets import TARGETS
+
+__all__ = ["PINNED", "ScalableLayer", "Scaling", "scaling_of"]
+
+PINNED = 0
+_ANY_TARGET = next(iter(TARGETS.values()))
+# The rank at which windows slide over what is behind dimension 1.
+_RANKS = {"1d": 3, "2d": 4}
+
+
+@dataclass(frozen=True)
+class ScalableLayer:
+    """A convolution or linear whose weight is its own.
+
+    `reads` [groups, inputs of a group] and `yields` [outputs] are the numbers of its channels (int64).
+    """
+
+    node: Node
+    reads: torch.Tensor
+    yields: torch.Tensor
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the weight has its input channels first."""
+        return layer_kind(self.node) == TRANSPOSED
+
+    def rows(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as [groups, outputs of a group, inputs of a group, taps]."""
+        groups, inputs = self.reads.shape
+        if self.is_transposed:
+            return weight.reshape(groups, inputs, -1, weight[0, 0].numel()).transpose(1, 2)
+        return weight.reshape(groups, -1, inputs, weight[0, 0].numel())
+
+    def scaled(self, weight: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        """The weight for inputs and outputs that are divided by `factors` [numbers]."""
+        groups, inputs = self.reads.shape
+        yields = factors[self.yields].reshape(groups, -1, 1, 1)
+        rows = self.rows(weight) * factors[self.reads].reshape(groups, 1, inputs, 1) / yields
+        return (rows.transpose(1, 2) if self.is_transposed else rows).reshape(weight.shape)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How a graph may be scaled: numbers run from 0 (`PINNED`) to `count` - 1.
+
+    `clipped` has the numbers of the channels that each clamp from 0 reads: [channels] by its node.
+    """
+
+    count: int
+    layers: tuple[ScalableLayer, ...]
+    clipped: dict[Node, torch.Tensor]
+
+
+class _Numbers:
+    """Union-find over the numbers of channels."""
+
+    def __init__(self) -> None:
+        self.parent = [PINNED]
+
+    def fresh(self, count: int) -> torch.Tensor:
+        """`count` numbers that nothing has yet."""
+        start = len(self.parent)
+        self.parent.extend(range(start, start + count))
+        return torch.arange(start, start + count)
+
+    def find(self, number: int) -> int:
+        """The least number that goes with `number`."""
+        root = number
+        while self.parent[root] != root:
+            root = self.parent[root]
+        while self.parent[number] != root:
+            self.parent[number], number = root, self.parent[number]
+        return root
+
+    def join(self, first: torch.Tensor, second: torch.Tensor) -> None:
+        """Element by element, over tensors that broadcast."""
+        pairs = torch.stack([part.flatten() for part in torch.broadcast_tensors(first, second)], 1)
+        for one, other in torch.unique(pairs, dim=0).tolist():
+            low, high = sorted((self.find(one), self.find(other)))
+            self.parent[high] = low
+
+    def pin(self, numbers: torch.Tensor) -> None:
+        """Nothing of this is scaled."""
+        self.join(numbers.unique(), torch.tensor(PINNED))
+
+    def compact(self) -> tuple[torch.Tensor, int]:
+        """The final number of each, without gaps and with 0 for what is pinned, and how many there are."""
+        roots = torch.tensor([self.find(number) for number in range(len(self.parent))])
+        kept, final = torch.unique(roots, return_inverse=True)
+        return final, len(kept)
+
+
+def scaling_of(module: GraphModule) -> Scaling:
+    """Number the channels of a float graph whose batch norms are folded. Linear in nodes and values."""
+    numbers = _Numbers()
+    known: dict[Node, torch.Tensor] = {}
+    layers: list[ScalableLayer] = []
+    clipped: dict[Node, torch.Tensor] = {}
+    for node in module.graph.nodes:
+        if node.op == "output":
+            _pin(numbers, known, iterate_nodes(list(node.args)))
+        if not is_operator(node):
+            _pin(numbers, known, node.all_input_nodes if node.op != "output" else ())
+            continue
+        layer = _layer(module, node, numbers, known)
+        if layer is not None:
+            layers.append(layer)
+            known[node] = _in_place(layer.yields, node)
+            continue
+        if (limited := _clip(node)) and node.args[0] in known:
+            channels = _by_channel(known[limited])
+            if channels is not None:
+                clipped[node] = channels
+                known[node] = known[limited]
+                continue
+        result = _handed_on(node, numbers, known)
+        if result is None:
+            _pin(numbers, known, node.all_input_nodes)
+        else:
+            known[node] = result
+    final, count = numbers.compact()
+    return Scaling(
+        count,
+        tuple(ScalableLayer(layer.node, final[layer.reads], final[layer.yields]) for layer in layers),
+        {node: final[channels] for node, channels in clipped.items()},
+    )
+
+
+def _pin(numbers: _Numbers, known: dict[Node, torch.Tensor], values: Iterable[Node]) -> None:
+    for value in values:
+        if value in known:
+            numbers.pin(known[value])
+
+
+def _clip(node: Node) -> Node | None:
+    """The value that `node` clamps to a range from 0 that has an end; None for any other operator."""
+    args = arguments(node)
+    name = op_name(node)
+    from_zero = name == "aten.relu6.default" or (name == "aten.hardtanh.default" and args["min_val"] == 0)
+    source: Node | None = args["self"] if from_zero else None
+    return source
+
+
+def _layer(module: GraphModule, node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -> ScalableLayer | None:
+    """What `node` reads and yields, if it is a convolution or linear with constants of its own."""
+    kind = layer_kind(node)
+    if kind is None:
+        return None
+    args = arguments(node)
+    weight = constant_of(module, args["weight"])
+    constants = [args[role] for role in ("weight", "bias") if args[role] is not None]
+    own = all(constant_of(module, value) is not None and len(value.users) == 1 for value in constants)
+    unbatched = kind != LINEAR and len(shape_of(node)) != weight.dim() if weight is not None else True
+    if weight is None or not own or unbatched:
+        return None
+    source, groups = args["input"], args.get("groups", 1)
+    read = known.get(source)
+    channels = None if read is None else _by_last(read) if kind == LINEAR else _by_channel(read)
+    if read is not None and channels is None:
+        numbers.pin(read)
+    if channels is None:
+        channels = torch.full((shape_of(source)[-1 if kind == LINEAR else 1],), PINNED)
+    outputs = weight.shape[1] * groups if kind == TRANSPOSED else weight.shape[0]
+    return ScalableLayer(node, channels.reshape(groups, -1), numbers.fresh(outputs))
+
+
+def _in_place(channels: torch.Tensor, node: Node) -> torch.Tensor:
+    """[channels] as numbers of the whole value, without storage of their own."""
+    shape = shape_of(node)
+    if layer_kind(node) == LINEAR:
+        return channels.expand(shape)
+    return channels.reshape(1, -1, *[1] * (len(shape) - 2)).expand(shape)
+
+
+def _by_channel(numbers: torch.Tensor) -> torch.Tensor | None:
+    """[channels] of numbers that are the same all over dimension 1; None for others."""
+    if numbers.dim() < 2 or not numbers.numel():
+        return None
+    first = numbers.select(0, 0).flatten(1)[:, 0] if numbers.dim() > 2 else numbers[0]
+    same = numbers == first.reshape(1, -1, *[1] * (numbers.dim() - 2))
+    return first if bool(same.all()) else None
+
+
+def _by_last(numbers: torch.Tensor) -> torch.Tensor | None:
+    """The same for the last dimension."""
+    first = numbers.reshape(-1, numbers.shape[-1])[0]
+    return first if bool((numbers == first).all()) else None
+
+
+def _handed_on(node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -> torch.Tensor | None:
+    """The numbers of what `node` yields, if it hands on those of what it reads."""
+    spec = OPERATORS.get(op_name(node))
+    if spec is None or not isinstance(node.meta.get("val"), torch.Tensor):
+        return None
+    args = arguments(node)
+    operands = [
+        operand for name in spec.inputs for operand in iterate_nodes(args["input" if name not in args else name])
+    ]
+    scaled = [operand for operand in operands if operand in known]
+    if not scaled:
+        return None
+    if spec.moves_values:
+        return _moved(node, known)
+    if spec.name == "mul" and len(scaled) == 1:
+        return known[scaled[0]].expand(shape_of(node))
+    how = spec.scalable(Site(node, _ANY_TARGET))
+    if how is None or len(scaled) < len(operands):
+        return None
+    for operand in operands[1:]:
+        numbers.join(known[operands[0]], known[operand])
+    if how is Homogeneous.ELEMENT:
+        together: torch.Tensor = torch.broadcast_tensors(*map(known.__getitem__, operands))[0]
+        return together.expand(shape_of(node))
+    return _same_channels(node, known[operands[0]])
+
+
+def _moved(node: Node, known: dict[Node, torch.Tensor]) -> torch.Tensor:
+    """What `node` makes of numbers in place of values; a value without numbers is pinned all over."""
+
+    def numbers_of(value: Node) -> torch.Tensor:
+        found = known.get(value)
+        return torch.full(shape_of(value), PINNED) if found is None else found.contiguous()
+
+    assert callable(node.target)
+    moved = node.target(*map_arg(node.args, numbers_of), **map_arg(node.kwargs, numbers_of))
+    assert isinstance(moved, torch.Tensor)
+    return moved.long()
+
+
+def _same_channels(node: Node, read: torch.Tensor) -> torch.Tensor | None:
+    """The numbers where an operator that mixes what has the same channel keeps dimension 1 in its place."""
+    channels, shape, args = _by_channel(read), shape_of(node), arguments(node)
+    expected = next((rank for name, rank in _RANKS.items() if name in op_name(node)), read.dim())
+    if channels is None or read.dim() != expected or len(shape) < 2 or shape[1] != len(channels):
+        return None
+    if "dim" in args:
+        dims = [args["dim"]] if isinstance(args["dim"], int) else args["dim"]
+        if not dims or {dim % read.dim() for dim in dims} & {0, 1}:
+            return None
+    return channels.reshape(1, -1, *[1] * (len(shape) - 2)).expand(shape)

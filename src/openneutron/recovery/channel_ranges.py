@@ -1,0 +1,42 @@
+"""What calibration sees of each channel of a float graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+
+from openneutron.ops.layers import LINEAR, layer_kind
+from openneutron.recovery.walk import Samples
+
+__all__ = ["Ranges", "channel_ranges"]
+
+Ranges = dict[Node, tuple[torch.Tensor, torch.Tensor]]
+"""[channels] minima and maxima of what convolutions and linears yield, before any activation, by their nodes."""
+
+
+class _Recorder(Interpreter):
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        self.ranges: Ranges = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        kind = layer_kind(n)
+        if kind is not None:
+            others = [dim for dim in range(value.dim()) if dim != (value.dim() - 1 if kind == LINEAR else 1)]
+            low, high = value.amin(others), value.amax(others)
+            if n in self.ranges:
+                low, high = torch.minimum(low, self.ranges[n][0]), torch.maximum(high, self.ranges[n][1])
+            self.ranges[n] = low, high
+        return value
+
+
+@torch.no_grad()
+def channel_ranges(module: GraphModule, samples: Samples) -> Ranges:
+    """Run a float graph on all samples and keep the extremes of each channel."""
+    recorder = _Recorder(module)
+    for sample in samples:
+        recorder.run(*sample)
+    return recorder.ranges

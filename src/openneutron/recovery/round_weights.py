@@ -1,0 +1,225 @@
+"""Learned rounding: each weight goes up or down so that the layer's outputs, not its weights, change least.
+
+Rounding to nearest is best for one weight alone. The inputs of a layer are correlated, though, so that the error of one
+weight can be taken back by the next ones. With H the covariance of the inputs, a change D of the weights changes the
+outputs by trace(D H D'), and rounding the weights one by one, each time spreading the error over those that are left,
+makes that small in closed form (optimal brain quantization, Frantar and Alistarh 2022; in the order and with the
+Cholesky factor of GPTQ, Frantar et al. 2023). Scales shrink where clipping a few weights costs less than the finer
+steps win. Means are left to the bias, which is corrected in the same pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx import GraphModule
+
+from openneutron.constants import constant_of
+from openneutron.fx import arguments
+from openneutron.recovery.correct_biases import correct_bias
+from openneutron.recovery.walk import Reading, Samples, samples_that_fit, walk
+from openneutron.recovery.weighted_layers import Layer
+
+__all__ = ["reference_weight", "round_weights", "rounded_with_feedback", "rows_of"]
+
+# Positions of the inputs that H is made of: at least so many, and so many for each input of a group.
+POSITIONS = 32768
+POSITIONS_PER_INPUT = 16
+# What is added to the diagonal of H, of its mean: the less, the more the samples are trusted.
+DAMPING = 0.01
+# The same for the weights that H and the float outputs ask for: upstream errors are only partly predictable.
+PULL = 0.3
+# Candidates for the scale, of the one that the extremes or the squared error chose.
+SHRINKING = (1.0, 0.9, 0.8, 0.7, 0.6)
+# Layers with more inputs to a group than this are rounded to nearest: H takes its square in bytes, its cube in time.
+MOST_INPUTS = 4608
+_BLOCK = 64
+_GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Of the inputs, [groups, inputs, inputs] in double: covariance, and cross-covariance of real and quantized ones.
+
+    `trust` is what a covariance of so many inputs, seen at so many positions, is worth: below one half, where there are
+    more inputs than positions, most of what it says of their correlation is chance.
+    """
+
+    own: torch.Tensor
+    cross: torch.Tensor
+    trust: float
+
+    @property
+    def shrunk(self) -> torch.Tensor:
+        """The covariance, drawn towards that of inputs without correlation as far as it is not to be trusted."""
+        size = self.own.shape[-1]
+        even = _mean_of_diagonal(self.own) * torch.eye(size, dtype=self.own.dtype)
+        return self.trust * self.own + (1 - self.trust) * even
+
+
+def round_weights(converted: GraphModule, reference: GraphModule, samples: Samples) -> GraphModule:
+    """Round the weights of a converted module anew and correct its biases, in place.
+
+    `reference` is the float graph that was prepared, `samples` are calibration inputs. One pass over both graphs. For
+    each layer the cube of the inputs of an output, and their square for each output. Transposed convolutions, and
+    layers with more than `MOST_INPUTS` inputs of an output, keep their rounding. Raises `ModelError` where the two
+    graphs do not belong together.
+    """
+
+    def visit(layer: Layer, reading: Reading) -> None:
+        real = reference_weight(reference, layer)
+        if not layer.is_transposed and real[0].numel() <= MOST_INPUTS:
+            _round(layer, reading, real)
+        correct_bias(layer, reading)
+
+    walk(reference, converted, samples_that_fit(reference, samples), visit)
+    converted.recompile()  # scales are part of the code
+    return converted
+
+
+def reference_weight(reference: GraphModule, layer: Layer) -> torch.Tensor:
+    """The float weight of the layer that has the same name in `reference`."""
+    (twin,) = (node for node in reference.graph.nodes if node.name == layer.node.name)
+    weight = constant_of(reference, arguments(twin)["weight"])
+    assert weight is not None
+    return weight
+
+
+def _round(layer: Layer, reading: Reading, real: torch.Tensor) -> None:
+    groups, outputs = layer.groups, real.shape[0]
+    moments = _moments(layer, reading, real)
+    rows = real.reshape(groups, outputs // groups, -1).double()
+    wanted, covariance = _wanted(rows, moments), moments.shrunk
+    scale = layer.scale.expand(outputs, *layer.scale.shape[1:]) if layer.scale.dim() else layer.scale.expand(outputs)
+    scale = scale.reshape(groups, -1, 1)
+    best: tuple[float, float, torch.Tensor] | None = None
+    for factor in SHRINKING:
+        codes = rounded_with_feedback(wanted, covariance, scale * factor, layer.code_range)
+        change = codes * scale * factor - wanted
+        error = float(((change @ covariance) * change).sum())
+        if best is None or error < best[0]:
+            best = error, factor, codes
+    assert best is not None
+    _, factor, codes = best
+    layer.codes.copy_(codes.reshape(real.shape).to(layer.codes.dtype))
+    if factor != 1:
+        layer.shrink(factor)
+
+
+def _wanted(rows: torch.Tensor, moments: _Moments) -> torch.Tensor:
+    """The weights that bring the outputs nearest to the float ones, given the inputs as they are now."""
+    size = rows.shape[-1]
+    pull = (PULL + 1 / moments.trust - 1) * _mean_of_diagonal(moments.own)
+    system = moments.own + pull * torch.eye(size, dtype=torch.float64)
+    wanted: torch.Tensor = torch.linalg.solve(system, rows @ moments.cross + pull * rows, left=False)
+    return wanted
+
+
+def _mean_of_diagonal(matrices: torch.Tensor) -> torch.Tensor:
+    """[groups, 1, 1], above zero also where all is zero."""
+    return matrices.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)[:, None, None]
+
+
+def rounded_with_feedback(
+    weight: torch.Tensor, covariance: torch.Tensor, scale: torch.Tensor, code_range: tuple[int, int]
+) -> torch.Tensor:
+    """The codes [groups, outputs, inputs] of `weight` of the same shape, in double.
+
+    `covariance` is [groups, inputs, inputs], `scale` broadcasts to [groups, outputs, 1]. The most active inputs are
+    rounded first, as their errors weigh most and can then still be taken back.
+    """
+    groups, outputs, size = weight.shape
+    weight, covariance, scale = weight.double(), covariance.double(), scale.double()
+    damped = covariance + DAMPING * _mean_of_diagonal(covariance) * torch.eye(size, dtype=torch.float64)
+    order = damped.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
+    left = weight.gather(2, order[:, None].expand(groups, outputs, size)).clone()
+    ordered = damped.gather(1, order[:, :, None].expand_as(damped)).gather(2, order[:, None].expand_as(damped))
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(ordered)), upper=True)
+    scale = scale.expand(groups, outputs, 1)[:, :, 0]
+    codes = torch.empty_like(left)
+    for start in range(0, size, _BLOCK):
+        end = min(start + _BLOCK, size)
+        errors = left.new_empty(groups, outputs, end - start)
+        for index in range(start, end):
+            column = left[:, :, index]
+            codes[:, :, index] = torch.round(column / scale).clamp(*code_range)
+            error = (column - codes[:, :, index] * scale) / factor[:, index, index, None]
+            left[:, :, index:end] -= error[:, :, None] * factor[:, None, index, index:end]
+            errors[:, :, index - start] = error
+        left[:, :, end:] -= errors @ factor[:, start:end, end:]
+    return torch.empty_like(codes).scatter_(2, order[:, None].expand_as(codes), codes)
+
+
+def _moments(layer: Layer, reading: Reading, weight: torch.Tensor) -> _Moments:
+    """Of evenly spread positions; centred, as the bias takes care of the means."""
+    groups, size = layer.groups, weight[0].numel()
+    wanted = max(POSITIONS, POSITIONS_PER_INPUT * size) // len(reading.wanted) + 1
+    own, cross = (torch.zeros(groups, size, size, dtype=torch.float64) for _ in range(2))
+    mean, real_mean = (torch.zeros(groups, size, dtype=torch.float64) for _ in range(2))
+    # Covariances of values far from zero cancel; those around the first sample's mean do not.
+    origin = rows_of(layer, reading.real[0], weight, wanted).mean(1, keepdim=True)
+    count = 0
+    for quantized, real in zip(reading.quantized, reading.real, strict=True):
+        inputs, real_inputs = (rows_of(layer, values, weight, wanted) - origin for values in (quantized, real))
+        own += inputs.transpose(1, 2) @ inputs
+        cross += real_inputs.transpose(1, 2) @ inputs
+        mean += inputs.sum(1)
+        real_mean += real_inputs.sum(1)
+        count += inputs.shape[1]
+    mean, real_mean = mean / count, real_mean / count
+    trust = count / (count + size)
+    return _Moments(own / count - _outer(mean, mean), cross / count - _outer(real_mean, mean), trust)
+
+
+def _outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return first[:, :, None] * second[:, None]
+
+
+def rows_of(layer: Layer, values: torch.Tensor, weight: torch.Tensor, wanted: int) -> torch.Tensor:
+    """[groups, positions, inputs of an output]: what `layer` multiplies its weight with, at most `wanted` positions."""
+    if layer.is_linear:
+        rows = values.flatten(0, -2)
+        return rows[_spread(len(rows), wanted)][None]
+    args = arguments(layer.node)
+    if isinstance(args["padding"], str):
+        values = _padded(values, weight, args)
+        args["padding"] = [0]
+    is_row = weight.dim() == 3
+    if is_row:
+        values, weight = values[:, :, None], weight[:, :, None]
+    stride, dilation = (_of_image(args[name], 1 if is_row else None) for name in ("stride", "dilation"))
+    padding = _of_image(args["padding"], 0 if is_row else None)
+    if weight.shape[2:] == (1, 1) and padding == (0, 0):
+        columns = values[:, :, :: stride[0], :: stride[1]].flatten(2)
+    else:
+        columns = F.unfold(values, tuple(weight.shape[2:]), dilation, padding, stride)
+    columns = columns.movedim(1, 2).flatten(0, 1)  # [positions, inputs of all groups]
+    chosen = columns[_spread(len(columns), wanted)]
+    return chosen.reshape(len(chosen), layer.groups, -1).movedim(1, 0)
+
+
+def _of_image(sizes: Sequence[int], height: int | None) -> tuple[int, int]:
+    """An argument of a convolution for height and width; for one over rows, `height` stands for the former."""
+    return sizes[0] if height is None else height, sizes[-1]
+
+
+def _padded(values: torch.Tensor, weight: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
+    """`values` with the zeros around them that padding "same" stands for; more of them behind where one is over."""
+    if args["padding"] == "valid":
+        return values
+    widths: list[int] = []
+    for size, dilation in zip(weight.shape[2:], args["dilation"] * (weight.dim() - 2), strict=False):
+        total = dilation * (size - 1)
+        widths = [total // 2, total - total // 2, *widths]
+    return F.pad(values, widths)
+
+
+def _spread(length: int, wanted: int) -> torch.Tensor:
+    """At most `wanted` indices below `length`, evenly spread whatever period the values have."""
+    if wanted >= length:
+        return torch.arange(length)
+    return (torch.arange(wanted, dtype=torch.float64) * _GOLDEN % 1 * length).long()

@@ -1,0 +1,150 @@
+"""The layers of a converted module that have weights: their integer constants, read and replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.constants import attribute
+from openneutron.fx import arguments, is_dequantize, set_argument
+from openneutron.ops.layers import LINEAR, TRANSPOSED, layer_kind
+
+__all__ = ["Layer", "layer_of", "layers_of"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution, transposed convolution or linear of a converted module, whose integer constants are its own.
+
+    `weight` and `bias` are the nodes that dequantize them.
+    """
+
+    module: GraphModule
+    node: Node
+    weight: Node
+    bias: Node | None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether its channels are the last dimension."""
+        return layer_kind(self.node) == LINEAR
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether its weight has its input channels first."""
+        return layer_kind(self.node) == TRANSPOSED
+
+    @property
+    def groups(self) -> int:
+        """Groups of a convolution; 1 for a linear."""
+        return int(arguments(self.node).get("groups", 1))
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """The weight's codes, int8; writing to them changes the module."""
+        return _codes(self.module, self.weight)
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """The weight's scale in a shape that multiplies the codes."""
+        return _scale(self.module, self.weight)
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """The lowest and the highest code of the weight."""
+        args = arguments(self.weight)
+        return int(args["quant_min"]), int(args["quant_max"])
+
+    @property
+    def real_weight(self) -> torch.Tensor:
+        """What the codes stand for, float32."""
+        return self.codes * self.scale
+
+    @property
+    def real_bias(self) -> torch.Tensor | None:
+        """What the bias's codes stand for, float32 [outputs]."""
+        return None if self.bias is None else _codes(self.module, self.bias) * _scale(self.module, self.bias)
+
+    def set_bias(self, bias: torch.Tensor) -> None:
+        """Round `bias` [outputs] to the codes of the bias."""
+        assert self.bias is not None
+        codes = _codes(self.module, self.bias)
+        limits = torch.iinfo(codes.dtype)
+        rounded = torch.round(bias.double() / _scale(self.module, self.bias).double())
+        codes.copy_(rounded.clamp(limits.min, limits.max).to(codes.dtype))
+
+    def shrink(self, factor: float) -> None:
+        """Make the scale of the weight, and with it that of the bias, `factor` times what they are.
+
+        The codes of the weight stay, those of the bias keep what they stand for.
+        """
+        bias = self.real_bias
+        for node in filter(None, (self.weight, self.bias)):
+            scale = arguments(node)["scale" if "scale" in arguments(node) else "scales"]
+            if isinstance(scale, Node):
+                attribute(self.module, str(scale.target)).mul_(factor)
+            else:
+                set_argument(node, "scale", scale * factor)
+        if bias is not None:
+            self.set_bias(bias)
+
+    def run(self, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The operator's output for float `values`, with these constants in place of its own."""
+        args = {**arguments(self.node), "input": values, "weight": weight, "bias": bias}
+        assert callable(self.node.target)
+        result = self.node.target(*args.values())
+        assert isinstance(result, torch.Tensor)
+        return result
+
+    def by_output(self, values: torch.Tensor) -> torch.Tensor:
+        """An output of the operator as [positions, outputs]."""
+        return values.flatten(0, -2) if self.is_linear else values.movedim(1, -1).flatten(0, -2)
+
+
+def layer_of(module: GraphModule, node: Node) -> Layer | None:
+    """`node` as a layer; None for any other operator, and for one whose constants others read as well."""
+    if layer_kind(node) is None:
+        return None
+    args = arguments(node)
+    weight, bias = args["weight"], args["bias"]
+    constants = [weight] if bias is None else [weight, bias]
+    if not all(_is_own(module, constant) for constant in constants):
+        return None
+    return Layer(module, node, weight, bias)
+
+
+def layers_of(module: GraphModule) -> Iterator[Layer]:
+    """All layers, in the order in which they run."""
+    return (layer for node in module.graph.nodes if (layer := layer_of(module, node)) is not None)
+
+
+def _is_own(module: GraphModule, dequantize: Any) -> bool:
+    """Whether this is an integer constant that is dequantized for one reader."""
+    if not isinstance(dequantize, Node) or not is_dequantize(dequantize) or len(dequantize.users) != 1:
+        return False
+    source = dequantize.args[0]
+    if not isinstance(source, Node) or source.op != "get_attr" or len(source.users) != 1:
+        return False
+    return not attribute(module, str(source.target)).dtype.is_floating_point
+
+
+def _codes(module: GraphModule, dequantize: Node) -> torch.Tensor:
+    source = dequantize.args[0]
+    assert isinstance(source, Node)
+    codes = attribute(module, str(source.target))
+    assert isinstance(codes, torch.Tensor)
+    return codes
+
+
+def _scale(module: GraphModule, dequantize: Node) -> torch.Tensor:
+    args = arguments(dequantize)
+    if "scale" in args:
+        return torch.tensor(args["scale"], dtype=torch.float32)
+    scales, codes = attribute(module, str(args["scales"].target)), _codes(module, dequantize)
+    shape = [1] * codes.dim()
+    shape[args["axis"]] = -1
+    return scales.float().reshape(shape)  # type: ignore[no-any-return]

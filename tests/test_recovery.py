@@ -1,0 +1,336 @@
+"""Each method of `openneutron.recovery`: what it promises, and where it must leave alone."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from openneutron import NeutronQuantizer, lower, quantize
+from openneutron.errors import ModelError, OptionError
+from openneutron.fx import arguments, op_name
+from openneutron.recovery import (
+    absorb_biases,
+    channel_ranges,
+    correct_biases,
+    give_biases,
+    recover_exported,
+    round_weights,
+    rounded_with_feedback,
+    silence_channels,
+)
+from openneutron.recovery.round_weights import reference_weight, rows_of
+from openneutron.recovery.walk import samples_that_fit, walk
+from openneutron.recovery.weighted_layers import layers_of
+
+IMAGE = (1, 3, 8, 8)
+
+
+def images(count: int = 16, shape: tuple[int, ...] = IMAGE) -> list[tuple[Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(shape, generator=generator),) for _ in range(count)]
+
+
+def exported(model: nn.Module, shape: tuple[int, ...] = IMAGE) -> GraphModule:
+    module = torch.export.export(model.eval(), (torch.zeros(shape),)).module()
+    return NeutronQuantizer().transform_for_annotation(module)
+
+
+def converted(reference: GraphModule, samples: list[tuple[Tensor]], **options: Any) -> GraphModule:
+    prepared = prepare_pt2e(
+        copy.deepcopy(reference), NeutronQuantizer(**options)
+    )
+    for sample in samples:
+        prepared(*sample)
+    return convert_pt2e(prepared)  # type: ignore[no-any-return]
+
+
+def noise(reference: GraphModule, quantized: GraphModule, samples: list[tuple[Tensor]]) -> float:
+    """The squared error of the outputs, as a part of their variance."""
+    with torch.no_grad():
+        real = torch.cat([reference(*sample) for sample in samples])
+        error = torch.cat([quantized(*sample) for sample in samples]) - real
+    return float(error.square().sum() / (real - real.mean(0)).square().sum())
+
+
+def uneven(layer: nn.Module) -> nn.Module:
+    """`layer` with output channels of very different size, which per-tensor weights hurt."""
+    with torch.no_grad():
+        assert isinstance(layer.weight, Tensor)
+        scales = torch.logspace(-2, 0, len(layer.weight))
+        layer.weight.mul_(scales.reshape(-1, *[1] * (layer.weight.dim() - 1)))
+    return layer
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        uneven(nn.Conv2d(3, 16, 3, padding=1)), nn.ReLU6(), uneven(nn.Conv2d(16, 16, 3, padding=1, groups=16)),
+        nn.ReLU6(), uneven(nn.Conv2d(16, 8, 1)), uneven(nn.Conv2d(8, 16, 1)), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.first, self.second = (nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(3))
+        self.third, self.head = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = self.stem(x).relu()
+        return self.head(self.third((stem + self.second(self.first(stem).relu())).relu()).relu())  # type: ignore[no-any-return]
+
+
+# ----------------------------------------------------------------------------------------------------------------- walk
+
+
+def test_a_walk_visits_each_layer_once_with_what_it_reads_and_should_yield() -> None:
+    reference, samples = exported(network()), images(3)
+    quantized = converted(reference, samples)
+    seen: list[str] = []
+
+    def visit(layer: Any, reading: Any) -> None:
+        seen.append(layer.node.name)
+        assert len(reading.quantized) == len(reading.real) == len(reading.wanted) == 3
+        weight = reference_weight(reference, layer)
+        for real, wanted in zip(reading.real, reading.wanted, strict=True):
+            (twin,) = (node for node in reference.graph.nodes if node.name == layer.node.name)
+            bias = getattr(reference, str(twin.args[2].target), None)
+            if bias is not None:
+                torch.testing.assert_close(layer.run(real, weight, bias), wanted)
+
+    real, quantized_outputs = walk(reference, quantized, samples, visit)
+    assert seen == [layer.node.name for layer in layers_of(quantized)]
+    assert len(seen) == 5
+    with torch.no_grad():
+        for sample, output, rounded in zip(samples, real, quantized_outputs, strict=True):
+            torch.testing.assert_close(output[0], reference(*sample))
+            torch.testing.assert_close(rounded[0], quantized(*sample), rtol=0, atol=0.05)
+
+
+def test_a_walk_sees_the_constants_that_it_was_given_before() -> None:
+    reference, samples = exported(network()), images(2)
+    quantized = converted(reference, samples)
+
+    def zero(layer: Any, reading: Any) -> None:  # the first layer yields nothing, so the second reads nothing
+        if layer.node.name == "conv2d":
+            layer.codes.zero_()
+            layer.set_bias(torch.zeros_like(layer.real_bias))
+        if layer.node.name == "conv2d_1":
+            assert all(not values.any() for values in reading.quantized)
+
+    walk(reference, quantized, samples, zero)
+
+
+def test_graphs_that_do_not_belong_together_are_refused() -> None:
+    quantized = converted(exported(network()), images(1))
+    with pytest.raises(ModelError, match="The float graph has no such layer"):
+        correct_biases(quantized, exported(nn.Sequential(nn.ReLU())), images(1))
+
+
+def test_as_many_samples_are_walked_as_there_is_memory_for() -> None:
+    reference, samples = exported(network()), images(8)
+    assert len(samples_that_fit(reference, samples)) == 8
+    assert len(samples_that_fit(reference, samples, memory=60_000)) in range(1, 8)
+    assert len(samples_that_fit(reference, samples, memory=1)) == 1
+
+
+# --------------------------------------------------------------------------------------------------------------- biases
+
+
+def test_corrected_biases_leave_no_shift_on_average() -> None:
+    reference, samples = exported(network()), images()
+    quantized = correct_biases(converted(reference, samples, weight_bits=4), reference, samples)
+
+    def visit(layer: Any, reading: Any) -> None:
+        yielded = [layer.run(values, layer.real_weight, layer.real_bias) for values in reading.quantized]
+        shifts = [layer.by_output(a - b).mean(0) for a, b in zip(yielded, reading.wanted, strict=True)]
+        assert torch.stack(shifts).mean(0).abs().max() < 0.51 * arguments(layer.bias)["scale"]
+
+    walk(reference, quantized, samples, visit)
+
+
+def test_a_bias_of_zeros_is_given_where_there_is_none_and_changes_nothing() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, groups=2, bias=False), nn.Flatten(),
+        nn.Linear(4 * 49, 3, bias=False),
+    )  # fmt: skip
+    module = exported(model)
+    before = module(*images(1)[0])
+    give_biases(module)
+    torch.testing.assert_close(module(*images(1)[0]), before, rtol=0, atol=0)
+    quantized = converted(module, images(2))
+    assert [layer.real_bias is not None for layer in layers_of(quantized)] == [True] * 3
+
+
+# ------------------------------------------------------------------------------------------------------------- rounding
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3, stride=2, padding=1, dilation=1), (1, 4, 9, 7)),
+        (nn.Conv2d(4, 6, (1, 3), padding=(0, 2), dilation=(1, 2)), (1, 4, 5, 9)),
+        (nn.Conv2d(4, 6, 1, stride=2), (1, 4, 5, 5)),
+        (nn.Conv2d(4, 8, 3, groups=4, padding="same"), (1, 4, 5, 6)),
+        (nn.Conv2d(4, 8, (2, 4), dilation=(2, 1), padding="same"), (1, 4, 7, 6)),
+        (nn.Conv2d(4, 8, 3, padding="valid"), (1, 4, 5, 6)),
+        (nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2), (2, 4, 11)),
+        (nn.Conv1d(4, 6, 4, padding="same"), (1, 4, 11)),
+        (nn.Linear(7, 3), (1, 7)),
+        (nn.Linear(7, 3), (2, 5, 7)),
+    ],
+)
+def test_rows_of_inputs_times_the_weight_are_the_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    samples = images(1, shape)
+    reference = exported(nn.Sequential(layer), shape)
+    (found,) = layers_of(converted(reference, samples))
+    weight = found.real_weight
+    rows = rows_of(found, samples[0][0], weight, 10**9)
+    products = rows @ weight.reshape(found.groups, len(weight) // found.groups, -1).transpose(1, 2)
+    expected = found.by_output(found.run(samples[0][0], weight, None))
+    torch.testing.assert_close(products.movedim(0, 1).flatten(1), expected, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(2, 24), st.integers(0, 10**6))
+def test_feedback_is_better_than_rounding_to_nearest(groups: int, inputs: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(groups, 200, inputs, generator=generator, dtype=torch.float64)
+    mixed = torch.randn(groups, inputs, 4 * inputs, generator=generator, dtype=torch.float64)
+    covariance = mixed @ mixed.transpose(1, 2)
+    scale = torch.full((groups, 1, 1), 0.2, dtype=torch.float64)
+    codes = rounded_with_feedback(weight, covariance, scale, (-127, 127))
+    assert torch.equal(codes, codes.round())
+
+    def error(candidate: Tensor) -> float:
+        change = candidate * scale - weight
+        return float(((change @ covariance) * change).sum())
+
+    assert error(codes) <= 1.02 * error(torch.round(weight / scale))
+    identity = torch.eye(inputs).expand(groups, inputs, inputs)
+    assert torch.equal(rounded_with_feedback(weight, identity, scale, (-127, 127)), torch.round(weight / scale))
+
+
+def test_learned_rounding_takes_noise_from_coarse_weights() -> None:
+    reference, samples = exported(Residual()), images(48)
+    quantized = converted(reference, samples, weight_bits=4)
+    corrected = correct_biases(copy.deepcopy(quantized), reference, samples)
+    rounded = round_weights(copy.deepcopy(quantized), reference, samples)
+    fresh = images(60)[48:]
+    assert noise(reference, rounded, fresh) < 0.85 * noise(reference, corrected, fresh)
+    assert noise(reference, corrected, fresh) < 0.85 * noise(reference, quantized, fresh)
+    assert all(layer.codes.abs().max() <= 7 for layer in layers_of(rounded))
+
+
+def test_learned_rounding_keeps_the_scales_of_each_channel() -> None:
+    reference, samples = exported(Residual()), images(16)
+    quantized = converted(reference, samples, weight_granularity="per_channel")
+    rounded = round_weights(copy.deepcopy(quantized), reference, samples)
+    for layer, before in zip(layers_of(rounded), layers_of(quantized), strict=True):
+        assert layer.scale.numel() == before.scale.numel() == len(layer.codes)
+        assert ((layer.real_weight - before.real_weight).abs() <= 4 * before.scale).all()
+
+
+# ------------------------------------------------------------------------------------------------- silent channels
+
+
+def silent_network() -> nn.Sequential:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        model.get_parameter("0.bias")[1] = -50.0
+        model.get_parameter("2.weight")[:, 1] = 1000.0
+    return model
+
+
+def test_silent_channels_are_zeroed_with_the_weights_that_read_them() -> None:
+    module, samples = exported(silent_network()), images()
+    before = [module(*sample) for sample in samples]
+    assert silence_channels(module, channel_ranges(module, samples)) == 1
+    for sample, expected in zip(samples, before, strict=True):
+        torch.testing.assert_close(module(*sample), expected, rtol=1e-5, atol=1e-5)
+    weights = [getattr(module, str(node.args[1].target)) for node in module.graph.nodes if "conv2d" in op_name(node)]
+    assert not weights[0][1].any()
+    assert not weights[1][:, 1].any()
+
+
+@pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.LeakyReLU(), nn.Identity()])
+def test_channels_below_zero_are_not_silent_without_a_relu(activation: nn.Module) -> None:
+    model = silent_network()
+    model[1] = activation
+    module, samples = exported(model), images(4)
+    assert silence_channels(module, channel_ranges(module, samples)) == 0
+
+
+# ------------------------------------------------------------------------------------------------------ high biases
+
+
+def high_network(activation: nn.Module, padding: int = 0) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), activation, nn.Conv2d(6, 4, 3, padding=padding, groups=2))
+    with torch.no_grad():
+        model.get_parameter("0.bias")[:3] = 20.0
+    return model
+
+
+def test_high_biases_go_into_the_next_layer_and_the_ranges_follow() -> None:
+    module, samples = exported(high_network(nn.ReLU())), images()
+    before = [module(*sample) for sample in samples]
+    ranges = channel_ranges(module, samples)
+    now = absorb_biases(module, ranges)
+    for sample, expected in zip(samples, before, strict=True):
+        torch.testing.assert_close(module(*sample), expected, rtol=1e-4, atol=1e-4)
+    first = next(iter(ranges))
+    assert float(now[first][1].max()) < float(ranges[first][1].max()) / 2
+    for node, (low, high) in channel_ranges(module, samples).items():
+        torch.testing.assert_close(low, now[node][0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(high, now[node][1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("activation", "padding"), [(nn.ReLU6(), 0), (nn.ReLU(), 1), (nn.LeakyReLU(), 0)])
+def test_high_biases_stay_where_zero_or_a_clip_means_something(activation: nn.Module, padding: int) -> None:
+    module, samples = exported(high_network(activation, padding)), images(4)
+    ranges = channel_ranges(module, samples)
+    assert absorb_biases(module, ranges) == ranges
+
+
+# --------------------------------------------------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize("recipe", ["fast", "auto"])
+def test_recipes_lower_the_noise_of_the_pte_and_add_no_operator(recipe: str) -> None:
+    model, samples = network().eval(), images(32)
+    naive = lower(quantize(model, samples[0], samples, recover=None))
+    program = lower(quantize(model, samples[0], samples, recover=recipe))
+    assert [row.op for row in program.placement] == [row.op for row in naive.placement]
+    assert all(row.where == "npu" for row in program.placement if "quantize" not in row.op)
+    fresh = images(48)[32:]
+    with torch.no_grad():
+        real = torch.cat([model(*sample) for sample in fresh])
+    errors = [
+        float((torch.cat([torch.as_tensor(run(*sample)) for sample in fresh]) - real).square().sum())
+        for run in (naive.run, program.run)
+    ]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_the_float_function_is_what_it_was_on_the_samples() -> None:
+    module, samples = exported(network()), images()
+    before = [module(*sample) for sample in samples]
+    recover_exported(module, samples)
+    for sample, expected in zip(samples, before, strict=True):
+        assert float((module(*sample) - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_a_recipe_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(OptionError, match="recover is one of 'fast', 'auto', or None, not 'better'"):
+        quantize(network().eval(), images(1)[0], images(1), recover="better")
