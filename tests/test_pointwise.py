@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -17,25 +18,30 @@ from torch import nn
 
 from openneutron import quantize
 from openneutron.fx import is_dequantize, op_name
+from openneutron.quantizer import RangeObserver
 from openneutron.runtime import HostProgram
 
 Function = Callable[..., torch.Tensor]
 IMAGE, TOKENS, CONVNEXT = (2, 16, 12, 12), (1, 50, 192), (1, 96, 8, 8)
 
 
-def program_fidelity(model: nn.Module, calibration: Sequence[Inputs], samples: Sequence[Inputs]) -> float:
+def program_fidelity(
+    model: nn.Module, calibration: Sequence[Inputs], samples: Sequence[Inputs], observer: Any = None
+) -> float:
     """SQNR in dB of the `.pte` on this machine against the float model."""
-    program = lowered(quantize(model.eval(), calibration[0], calibration))
+    program = lowered(quantize(model.eval(), calibration[0], calibration, observer=observer))
     assert everything_on_the_npu(program), program.placement
     host = HostProgram.from_bytes(program.buffer)
     return signal_to_noise(host.run, model, samples)
 
 
-def fidelity(function: Function | nn.Module, shapes: Sequence[tuple[int, ...]], deviation: float) -> float:
+def fidelity(
+    function: Function | nn.Module, shapes: Sequence[tuple[int, ...]], deviation: float, observer: Any = None
+) -> float:
     """The same for inputs from N(0, deviation)."""
     model = function if isinstance(function, nn.Module) else of(function)()
     calibration, samples = (samples_like(shapes, count, seed, (0.0, deviation)) for count, seed in ((8, 0), (4, 1)))
-    return program_fidelity(model, calibration, samples)
+    return program_fidelity(model, calibration, samples, observer)
 
 
 # SQNR in dB for inputs from N(0, 1) and N(0, 3); int8 inputs and outputs alone leave 36 to 43 of most of them.
@@ -60,7 +66,7 @@ ACTIVATIONS: dict[str, tuple[Function, float, float]] = {
     "sqrt of zeros": (lambda x: torch.sqrt(x.relu()), 33, 32),
     "square": (torch.square, 34, 34),
     "cube": (lambda x: x**3, 27, 27),
-    "fractional power": (lambda x: (x.abs() + 1) ** 1.5, 38, 36),
+    "fractional power": (lambda x: (x.abs() + 1) ** 1.5, 38, 35),  # 36 by extremes: it enlarges what is clipped
     "reciprocal": (lambda x: 1 / (x.abs() + 1), 39, 32),
     "quotient": (lambda x: x / (x.abs().mean(1, keepdim=True) + 0.1), 35, 35),
     "normalize": (lambda x: F.normalize(x, dim=1), 36, 36),
@@ -86,7 +92,10 @@ class TestForms:
         def cubic(x: torch.Tensor) -> torch.Tensor:
             return x * torch.sigmoid(x * (x * x * 0.0713548 + 1.5957691))
 
-        taken, left = ([fidelity(form, [TOKENS], deviation) for deviation in (1.0, 3.0)] for form in (F.gelu, cubic))
+        # By extremes: how much is clipped of the values in between depends on the form, and is not what is compared.
+        taken, left = (
+            [fidelity(form, [TOKENS], deviation, RangeObserver) for deviation in (1.0, 3.0)] for form in (F.gelu, cubic)
+        )
         assert min(taken) > min(left)
         assert sum(taken) > sum(left)
 
