@@ -1,0 +1,286 @@
+"""What per-tensor int8 costs in accuracy: `python -m benchmarks.accuracy [ROW ...]`.
+
+Each row quantizes a network in one way, lowers it, runs the `.pte` on this machine and sets its top-1 class beside that
+of the float network, which runs on the same samples, one at a time. "+-" is the standard error of the difference, from
+the samples that are right in one of the two alone. Where there are no labels, float's class counts as right.
+
+The networks are those of `benchmarks.networks`, which has the data for calibration, and of `benchmarks.rescaled`. For
+the latter, what comes of them without any recovery is shown as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+from torch.fx import GraphModule
+
+from openneutron import NeutronQuantizer, QuantizedModel, lower, quantize
+
+from .fidelity import WIDTH_OF_A_FILE, sqnr
+from .networks import NETWORKS, Network
+from .rescaled import RESCALED
+from .targets import Comparison, Target, compare
+
+SEED = 0
+AUTO = {"recover": "auto"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to quantize: by `quantize`, or by the documented flow, where `options` go to `NeutronQuantizer`."""
+
+    call: Literal["quantize", "documented"] = "quantize"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def exists(self) -> bool:
+        """Whether this version of OpenNeutron has the options."""
+        known = set(inspect.signature(NeutronQuantizer).parameters)
+        return set(self.options) <= known | (set(inspect.signature(quantize).parameters) if self.short else set())
+
+    @property
+    def short(self) -> bool:
+        """Whether it is the one call."""
+        return self.call == "quantize"
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return options if self.short else f"documented flow, {options}".removesuffix(", ")
+
+
+NAIVE = (Way("quantize", {"recover": None}), Way("documented", {"equalize": False}))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network, quantized in one way, and what that is held to; `naive` ways are measured for comparison."""
+
+    name: str
+    network: Callable[[], Network]
+    way: Way
+    target: Target
+    naive: tuple[Way, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured for a row; `naive` has the top-1 of other ways, by what they are."""
+
+    row: str
+    way: str
+    labelled: bool
+    comparison: Comparison
+    sqnr: float
+    seconds: float
+    target: Target
+    naive: dict[str, float]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the target is met."""
+        return self.target.holds(self.comparison, self.seconds)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for a file."""
+        found = {"difference": self.comparison.difference, "error": self.comparison.error, "holds": self.holds}
+        return {**asdict(self), **found}
+
+
+# --------------------------------------------------------------------------------------------------------------- table
+
+
+def _real(name: str) -> Callable[[], Network]:
+    return lambda: NETWORKS[name]
+
+
+@cache
+def _rescaled(name: str) -> Network:
+    return RESCALED[name].network()
+
+
+def _visual_wake_words() -> Network:
+    """All photos: one of the 200 that fidelity takes would be half a point."""
+    return replace(NETWORKS["mobilenet_v1_025"], evaluates=range(800))
+
+
+_V2 = _real("mobilenet_v2")
+
+ROWS: dict[str, Row] = {
+    row.name: row
+    for row in (
+        Row("mobilenet_v2-auto", _V2, Way(options=AUTO), Target(0.3, 4 * 60)),
+        Row("mobilenet_v2-fast", _V2, Way(options={"recover": "fast"}), Target(1.0, 60)),
+        Row("mobilenet_v2-documented", _V2, Way("documented"), Target(3)),
+        Row("mobilenet_v2-channels", _V2, Way(options={**AUTO, "weight_granularity": "per_channel"}), Target(0.2)),
+        *(
+            Row(name, _real(name), Way(options=AUTO), Target(0.3))
+            for name in ("resnet20", "ds_cnn", "wake_word", "resnet8")
+        ),
+        Row("mobilenet_v1_025", _visual_wake_words, Way(options=AUTO), Target(0.3)),
+        *(
+            Row(name, lambda name=name: _rescaled(name), Way(options=AUTO), Target(0.5), NAIVE)  # type: ignore[misc]
+            for name in RESCALED
+        ),
+    )
+}
+
+# ------------------------------------------------------------------------------------------------------------- measure
+
+
+def quantized(network: Network, way: Way) -> tuple[QuantizedModel | GraphModule, float]:
+    """Quantize `network` with its calibration data; how many seconds that took."""
+    torch.manual_seed(SEED)
+    model, examples = network.build(), network.example_inputs()
+    start = time.perf_counter()
+    if way.short:
+        found: QuantizedModel | GraphModule = quantize(model, examples, network.calibration(), **way.options)
+    else:
+        found = documented_flow(model, network, **way.options)
+    return found, time.perf_counter() - start
+
+
+@torch.no_grad()
+def documented_flow(model: torch.nn.Module, network: Network, **options: Any) -> GraphModule:
+    """Quantize as ExecuTorch documents it, with no other call."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    exported = torch.export.export(model, network.example_inputs()).module()
+    prepared = prepare_pt2e(exported, NeutronQuantizer(**options))
+    for inputs in network.calibration():
+        prepared(*inputs)
+    converted: GraphModule = convert_pt2e(prepared)
+    return converted
+
+
+@torch.no_grad()
+def outputs_of(run: Callable[..., Any], inputs: Iterable[tuple[Tensor, ...]]) -> Tensor:
+    """Return the outputs [N, ...] of N inputs, run one at a time."""
+    return torch.cat([run(*one) for one in inputs])
+
+
+class Bench:
+    """Measures rows; rows of the same network share what float makes of its samples."""
+
+    def __init__(self, limit: int = sys.maxsize, progress: Progress | None = None) -> None:
+        self._limit = limit
+        self._progress = progress or Progress(disable=True)
+        self._float: dict[str, tuple[Tensor, list[int | None]]] = {}
+
+    def measure(self, row: Row) -> Result:
+        """Take a row the whole way."""
+        network = row.network()
+        of_float, labels = self._of_float(network)
+        of_int8, seconds = self._of_int8(network, row.way, row.name)
+        naive = {
+            str(way): compare(of_float, self._of_int8(network, way, f"{row.name}, {way}")[0], labels).top1_int8
+            for way in row.naive
+            if way.exists
+        }
+        labelled = any(label is not None for label in labels)
+        comparison = compare(of_float, of_int8, labels)
+        quality = sqnr(of_float, of_int8)
+        return Result(row.name, str(row.way), labelled, comparison, quality, seconds, row.target, naive)
+
+    def _of_float(self, network: Network) -> tuple[Tensor, list[int | None]]:
+        if network.name not in self._float:
+            labels = [label for _, label in network.evaluation().spread(self._limit)]
+            self._float[network.name] = self._outputs(network.build(), network, f"{network.name}: float"), labels
+        return self._float[network.name]
+
+    def _of_int8(self, network: Network, way: Way, title: str) -> tuple[Tensor, float]:
+        task = self._progress.add_task(f"{title}: quantize", total=None)
+        model, seconds = quantized(network, way)
+        program = lower(model, None if isinstance(model, QuantizedModel) else network.example_inputs())
+        self._progress.remove_task(task)
+        from openneutron.runtime import HostProgram
+
+        run = HostProgram.from_bytes(program.portable).run
+        return self._outputs(run, network, f"{title}: .pte"), seconds
+
+    def _outputs(self, run: Callable[..., Any], network: Network, title: str) -> Tensor:
+        samples = network.evaluation().spread(self._limit)
+        tracked = self._progress.track(samples, total=len(samples), description=title)
+        return outputs_of(run, (inputs for inputs, _ in tracked))
+
+
+# --------------------------------------------------------------------------------------------------------------- print
+
+
+def table_of(results: Iterable[Result]) -> Table:
+    """Return one row for each of `results`."""
+    table = Table(title="Top-1 in % of float and of the .pte", title_justify="left")
+    for heading in ("row", "quantized with"):
+        table.add_column(heading)
+    for heading in ("samples", "float", ".pte", "difference", "+-", "SQNR", "seconds"):
+        table.add_column(heading, justify="right")
+    for heading in ("target", "holds", "without recovery"):
+        table.add_column(heading)
+    for result in results:
+        found = result.comparison
+        table.add_row(
+            result.row,
+            result.way,
+            str(found.samples),
+            f"{found.top1_float:.2f}" if result.labelled else "is right",
+            f"{found.top1_int8:.2f}",
+            f"{found.difference:+.2f}",
+            f"{found.error:.2f}",
+            f"{result.sqnr:.1f} dB",
+            f"{result.seconds:.1f}",
+            str(result.target),
+            "yes" if result.holds else "[red]NO",
+            "\n".join(f"{way}: {top1:.2f}" for way, top1 in result.naive.items()),
+        )
+    return table
+
+
+def machine() -> dict[str, int | str]:
+    """What the seconds depend on."""
+    return {"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def main() -> int:
+    """Measure the rows of the command line, print the table; status 1 if a target is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all if none is named")
+    parser.add_argument("--limit", type=int, default=sys.maxsize, metavar="N", help="images a row at most, to evaluate")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too, after each row")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(ROWS):
+        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+
+    logging.disable(logging.WARNING)  # torchao's, of GPU libraries that it cannot load
+    warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own code
+    results: list[Result] = []
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bench = Bench(arguments.limit, progress)
+        for name in arguments.names or ROWS:
+            results.append(bench.measure(ROWS[name]))
+            if arguments.json:
+                found = {"machine": machine(), "results": [result.as_json() for result in results]}
+                arguments.json.write_text(json.dumps(found, indent=1))
+    console.print(table_of(results), ", ".join(f"{name}: {value}" for name, value in machine().items()))
+    return 0 if all(result.holds for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What a row of `benchmarks.accuracy` is held to, and the arithmetic of comparing int8 to float on the same samples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Comparison", "Target", "compare"]
+
+NOTHING = 1e-9  # percentages are sums of floats
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Int8 beside float on the same samples.
+
+    `top1_float` and `top1_int8` are percentages of samples whose top-1 class is right; without labels the class of
+    float is taken for right. `lost` of the samples were right in float alone, `won` in int8 alone.
+    """
+
+    samples: int
+    top1_float: float
+    top1_int8: float
+    lost: int
+    won: int
+
+    @property
+    def difference(self) -> float:
+        """Points of int8 above float."""
+        return 100 * (self.won - self.lost) / self.samples
+
+    @property
+    def error(self) -> float:
+        """The standard error of `difference`, in points: samples are paired, so only those that flip count."""
+        flipped, net = self.won + self.lost, self.won - self.lost
+        return 100 * math.sqrt(max(flipped - net * net / self.samples, 0)) / self.samples
+
+
+def compare(of_float: Tensor, of_int8: Tensor, labels: list[int | None]) -> Comparison:
+    """Compare outputs [N, classes] on the samples that have a label, or on all where none has one."""
+    known = [index for index, label in enumerate(labels) if label is not None]
+    if known:
+        right = torch.tensor([label for label in labels if label is not None])
+        of_float, of_int8 = of_float[known], of_int8[known]
+    else:
+        right = of_float.argmax(1)
+    hits, hits_int8 = of_float.argmax(1) == right, of_int8.argmax(1) == right
+    return Comparison(
+        samples=len(right),
+        top1_float=100 * hits.float().mean().item(),
+        top1_int8=100 * hits_int8.float().mean().item(),
+        lost=int((hits & ~hits_int8).sum()),
+        won=int((hits_int8 & ~hits).sum()),
+    )
+
+
+@dataclass(frozen=True)
+class Target:
+    """At most `points` below float, after at most `seconds` of quantization."""
+
+    points: float
+    seconds: float | None = None
+
+    def holds(self, found: Comparison, seconds: float) -> bool:
+        """Whether the numbers measured are within it; what lies above float is never too far."""
+        in_time = self.seconds is None or seconds <= self.seconds
+        return in_time and -found.difference <= self.points + NOTHING
+
+    def __str__(self) -> str:
+        return f"{self.points:g} points" + ("" if self.seconds is None else f", {_duration(self.seconds)}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:g} s" if seconds <= 60 else f"{seconds / 60:g} min"
