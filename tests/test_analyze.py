@@ -71,7 +71,8 @@ def sabotaged() -> Net:
 
 
 def quantized(model: nn.Module, **options: Any) -> QuantizedModel:
-    return quantize(model, (images(1)[0],), images(8), **options)
+    """One sample at a time, as in the documented flow: observers sample a batch at other places."""
+    return quantize(model, (images(1)[0],), images(8), batch_size=1, **options)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_a_sabotaged_layer_comes_first_with_nearly_all_of_the_error(found: Analy
     worst = found.layers[0]
     assert (worst.module, worst.op, worst.activation) == ("second", "aten.conv2d.default", "aten.relu6.default")
     assert worst.error_share is not None
-    assert worst.error_share > 0.9
+    assert worst.error_share > 0.85
     assert all(abs(layer.error_share or 0) < 0.2 for layer in found.layers[1:])
     assert worst.weak_channels == 15
     assert sorted(worst.largest_codes)[-1] == 127
