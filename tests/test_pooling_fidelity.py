@@ -14,6 +14,7 @@ from tests.oracle import Function, samples_like
 from torch import nn
 
 from openneutron import quantize
+from openneutron.quantizer import RangeObserver
 
 IMAGE = (1, 16, 28, 28)
 
@@ -45,5 +46,6 @@ def test_quantization_keeps_the_signal(name: str, deviation: float) -> None:
     build, shape, floor = TABLE[name]
     torch.manual_seed(0)
     model, samples = build().eval(), samples_like((shape,), 4, 7, (0.0, deviation))
-    found = signal_to_noise(quantize(model, samples[0], samples), model, samples)
+    # by extremes: the forms of operators are compared here, not what a rule for ranges makes of a handful of samples
+    found = signal_to_noise(quantize(model, samples[0], samples, observer=RangeObserver), model, samples)
     assert found >= floor, f"{found:.1f} dB"
