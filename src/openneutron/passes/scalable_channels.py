@@ -223,8 +223,8 @@ def _handed_on(node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -
         return None
     if spec.moves_values:
         return _moved(node, known)
-    if spec.name == "mul" and len(scaled) == 1:
-        return known[scaled[0]].expand(shape_of(node))
+    if spec.name == "mul":
+        return _multiplied(node, scaled, numbers, known)
     how = spec.scalable(Site(node, _ANY_TARGET))
     if how is None or len(scaled) < len(operands):
         return None
@@ -234,6 +234,13 @@ def _handed_on(node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -
         together: torch.Tensor = torch.broadcast_tensors(*map(known.__getitem__, operands))[0]
         return together.expand(shape_of(node))
     return _same_channels(node, known[operands[0]])
+
+
+def _multiplied(node: Node, scaled: list[Node], numbers: _Numbers, known: dict[Node, torch.Tensor]) -> torch.Tensor:
+    """The numbers of a product, in which one operand alone may be scaled: of two, the larger, so that a gate is not."""
+    kept, *others = sorted(scaled, key=lambda operand: -known[operand].numel())
+    _pin(numbers, known, others)
+    return known[kept].expand(shape_of(node))
 
 
 def _moved(node: Node, known: dict[Node, torch.Tensor]) -> torch.Tensor:

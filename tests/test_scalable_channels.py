@@ -1,0 +1,67 @@
+"""Which channels may be scaled: where two values that may are multiplied, one of them alone is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from openneutron import NeutronQuantizer
+from openneutron.fx import op_name
+from openneutron.passes.scalable_channels import PINNED, ScalableLayer, scaling_of
+
+SHAPE = (1, 4, 6, 6)
+
+
+class Excited(nn.Module):
+    """Squeeze-excite with hardsigmoid, whose relu6 lets scales through until it clips."""
+
+    def __init__(self, gate_first: bool) -> None:
+        super().__init__()
+        self.widen, self.narrow = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)
+        self.squeeze, self.excite = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
+        self.gate_first = gate_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.widen(x).relu()
+        gate = nn.functional.hardsigmoid(self.excite(self.squeeze(y.mean((2, 3), keepdim=True)).relu()))
+        narrow: Tensor = self.narrow(gate * y if self.gate_first else y * gate)
+        return narrow
+
+
+class Squared(nn.Module):
+    """A factor would come out of this squared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widen, self.narrow = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.widen(x).relu()
+        narrow: Tensor = self.narrow(y * y)
+        return narrow
+
+
+def layers_of(model: nn.Module) -> list[ScalableLayer]:
+    exported = torch.export.export(model.eval(), (torch.zeros(SHAPE),)).module()
+    assert isinstance(exported, GraphModule)
+    return list(scaling_of(NeutronQuantizer().transform_for_annotation(exported)).layers)
+
+
+@pytest.mark.parametrize("gate_first", [False, True])
+def test_of_what_a_gate_is_multiplied_with_the_gate_is_not_scaled(gate_first: bool) -> None:
+    widen, squeeze, excite, narrow = layers_of(Excited(gate_first))
+    assert [op_name(layer.node) for layer in (widen, narrow)] == ["aten.conv2d.default"] * 2
+    assert bool((widen.yields != PINNED).all())
+    assert torch.equal(narrow.reads[0], widen.yields)
+    assert torch.equal(squeeze.reads[0], widen.yields)
+    assert torch.equal(excite.reads[0], squeeze.yields)
+    assert bool((squeeze.yields != PINNED).all())
+    assert bool((excite.yields == PINNED).all())
+
+
+def test_a_square_is_not_scaled() -> None:
+    widen, narrow = layers_of(Squared())
+    assert bool((widen.yields == PINNED).all())
+    assert bool((narrow.reads == PINNED).all())
