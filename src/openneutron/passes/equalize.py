@@ -24,8 +24,9 @@ __all__ = ["equalize"]
 ROUNDS = 60
 # Of the step that would even out one channel alone: its neighbours move at the same time.
 STEP = 0.5
-# Factors beyond this would only move values that are as good as zero.
 LARGEST_FACTOR = 2.0**20
+# A range that is a smaller share of the largest in its tensor is as good as none: training has left such channels dead.
+SMALLEST_SHARE = 2.0**-24
 
 
 def equalize(module: GraphModule, ranges: Mapping[Node, tuple[torch.Tensor, torch.Tensor]] | None = None) -> bool:
@@ -92,9 +93,11 @@ def _factors(
     highest: torch.Tensor,
 ) -> torch.Tensor:
     """[numbers]: what each channel's values are divided by."""
-    weights = [layer.rows(_weight(module, layer)).abs().amax(3) for layer in scaling.layers]
+    # Ranges are shares of the largest in their tensor, as it is now: to those of it as it will be, a factor of all
+    # channels would be nothing, and nothing would keep it from growing round by round.
+    weights = [_shares(layer.rows(_weight(module, layer)).abs().amax(3)) for layer in scaling.layers]
     activations = [
-        torch.maximum(high, -low).clamp(min=0)[None]
+        _shares(torch.maximum(high, -low).clamp(min=0))
         for low, high in (ranges[layer.node] for layer in scaling.layers if layer.node in ranges)
     ]
     observed = [layer.yields for layer in scaling.layers if layer.node in ranges]
@@ -105,15 +108,20 @@ def _factors(
             groups, inputs = layer.reads.shape
             now = weight * (logs[layer.reads].reshape(groups, 1, inputs)).exp()
             now = now / logs[layer.yields].reshape(groups, -1, 1).exp()
-            largest = now.max()
-            yielded.add(layer.yields, now.amax(2).flatten() / largest)
-            read.add(layer.reads.flatten(), now.amax(1).flatten() / largest)
-        for numbers, (row,) in zip(observed, activations, strict=True):
-            now = row / logs[numbers].exp()
-            yielded.add(numbers, now / now.max())
+            yielded.add(layer.yields, now.amax(2).flatten())
+            read.add(layer.reads.flatten(), now.amax(1).flatten())
+        for numbers, row in zip(observed, activations, strict=True):
+            yielded.add(numbers, row / logs[numbers].exp())
         logs += STEP / 2 * (yielded.value - read.value) * (yielded.seen & read.seen)
         logs = logs.clamp(lowest, highest)
     return logs.exp()
+
+
+def _shares(ranges: torch.Tensor) -> torch.Tensor:
+    """`ranges` as shares of the largest; 0 for what is as good as nothing."""
+    largest = ranges.max()
+    shares = ranges / largest if largest > 0 else ranges
+    return torch.where(shares < SMALLEST_SHARE, 0, shares)
 
 
 class _Mean:

@@ -215,9 +215,8 @@ def _handed_on(node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -
     if spec is None or not isinstance(node.meta.get("val"), torch.Tensor):
         return None
     args = arguments(node)
-    operands = [
-        operand for name in spec.inputs for operand in iterate_nodes(args["input" if name not in args else name])
-    ]
+    values = [args["input" if name not in args else name] for name in spec.inputs]
+    operands = list(iterate_nodes(values))
     scaled = [operand for operand in operands if operand in known]
     if not scaled:
         return None
@@ -226,7 +225,7 @@ def _handed_on(node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -
     if spec.name == "mul":
         return _multiplied(node, scaled, numbers, known)
     how = spec.scalable(Site(node, _ANY_TARGET))
-    if how is None or len(scaled) < len(operands):
+    if how is None or len(scaled) < len(operands) or any(isinstance(value, (int, float)) for value in values):
         return None
     for operand in operands[1:]:
         numbers.join(known[operands[0]], known[operand])
