@@ -26,7 +26,7 @@ from openneutron.recovery import (
     rounded_with_feedback,
     silence_channels,
 )
-from openneutron.recovery.round_weights import reference_weight, rows_of
+from openneutron.recovery.round_weights import rows_of
 from openneutron.recovery.walk import samples_that_fit, walk
 from openneutron.recovery.weighted_layers import layers_of
 
@@ -101,12 +101,11 @@ def test_a_walk_visits_each_layer_once_with_what_it_reads_and_should_yield() -> 
     def visit(layer: Any, reading: Any) -> None:
         seen.append(layer.node.name)
         assert len(reading.quantized) == len(reading.real) == len(reading.wanted) == 3
-        weight = reference_weight(reference, layer)
         for real, wanted in zip(reading.real, reading.wanted, strict=True):
             (twin,) = (node for node in reference.graph.nodes if node.name == layer.node.name)
             bias = getattr(reference, str(twin.args[2].target), None)
             if bias is not None:
-                torch.testing.assert_close(layer.run(real, weight, bias), wanted)
+                torch.testing.assert_close(layer.run(real, reading.weight, bias), wanted)
 
     real, quantized_outputs = walk(reference, quantized, samples, visit)
     assert seen == [layer.node.name for layer in layers_of(quantized)]

@@ -28,7 +28,7 @@ FAR_BEYOND = 0.1
 ENOUGH = 0.5
 MOST_LAYERS = 2
 
-PER_CHANNEL, FLOAT, OBSERVER, RECOVER, INPUT_RANGE = "per channel", "float", "observer", "reconstruction", "input"
+PER_CHANNEL, FLOAT, OBSERVER, RECOVER, INPUT_RANGE = "per channel", "float", "observer", "recovery", "input"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ RULES = (
         lambda case: _has_lost_channels(case) or case.layer.op == REQUANTIZE,
         "Of {lost_channels} of the {channels} channels of its output int8 leaves one code, as others reach from "
         "{float_range[0]:.4g} to {float_range[1]:.4g}.",
-        "Reconstruct what it lost; equalization evens channels out.",
+        "Recover what it lost: equalization evens channels out.",
     ),
     Rule(
         FLOAT,

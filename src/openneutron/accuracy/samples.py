@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from openneutron.errors import InputError
+from openneutron.fx import placeholders
 
 __all__ = ["samples_of"]
 
@@ -17,7 +18,7 @@ def samples_of(module: GraphModule, data: Iterable[Any]) -> Iterator[tuple[torch
     """The inputs in `data`: of each item as many tensors as `module` takes. Raises `InputError` for what has not."""
     if not isinstance(data, Iterable):
         raise InputError(f"data is an iterable of inputs, not {data!r}.")
-    count = sum(node.op == "placeholder" for node in module.graph.nodes)
+    count = len(placeholders(module.graph))
     for index, item in enumerate(data):
         values = item if isinstance(item, (tuple, list)) else (item,)
         if values and isinstance(values[0], (tuple, list)):  # (inputs, label)

@@ -16,7 +16,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, op_name, set_argument
+from openneutron.fx import arguments, set_argument
+from openneutron.passes.remove_dead_channels import limits_of_clamp
 from openneutron.passes.scalable_channels import PINNED, ScalableLayer, Scaling, scaling_of
 
 __all__ = ["equalize"]
@@ -82,7 +83,9 @@ def _source(clamp: Node) -> Node:
 
 
 def _end(clamp: Node) -> float:
-    return 6.0 if op_name(clamp) == "aten.relu6.default" else float(arguments(clamp)["max_val"])
+    limits = limits_of_clamp(clamp)
+    assert limits is not None
+    return limits[1]
 
 
 def _factors(

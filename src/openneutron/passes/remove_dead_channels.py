@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from openneutron.constants import constant_of, insert_constant
 from openneutron.fx import arguments, op_name, shape_of
 
-__all__ = ["LARGEST_INPUT", "remove_dead_channels"]
+__all__ = ["LARGEST_INPUT", "limits_of_clamp", "remove_dead_channels"]
 
 # What is known of a value of which nothing is known: no float32 network means anything by larger ones.
 LARGEST_INPUT = 1e6
@@ -84,7 +84,7 @@ def _interval(module: GraphModule, node: Node, known: dict[Node, _Interval]) -> 
     result: _Interval | None = None
     if _multiplies_channels(module, node) and reads is not None:
         result = _product(module, node, reads)
-    elif (limits := _clamp(node)) is not None and reads is not None:
+    elif (limits := limits_of_clamp(node)) is not None and reads is not None:
         result = _Interval(reads.low.clamp(*limits), reads.high.clamp(*limits))
     elif name == "aten.dropout.default" or _WITHIN_THE_RANGE.get(name) == value.dim():
         result = reads
@@ -102,7 +102,8 @@ def _divides_otherwise(node: Node) -> bool:
     return arguments(node).get("divisor_override") is not None
 
 
-def _clamp(node: Node) -> tuple[float, float] | None:
+def limits_of_clamp(node: Node) -> tuple[float, float] | None:
+    """The ends of the range to which `node`, a relu, relu6 or hardtanh, clamps; None for any other operator."""
     name = op_name(node)
     if name == "aten.relu.default":
         return 0.0, math.inf
@@ -182,7 +183,7 @@ def _silent(node: Node, intervals: dict[Node, _Interval]) -> torch.Tensor | None
     if len(node.users) != 1:
         return None
     (reader,) = node.users
-    limits = _clamp(reader)
+    limits = limits_of_clamp(reader)
     interval = intervals.get(node)
     if limits is None or limits[0] != 0 or interval is None or len(shape_of(node)) < 2:
         return None

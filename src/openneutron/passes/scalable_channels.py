@@ -8,6 +8,7 @@ is known of pins whatever it touches. So the function of a rescaled graph is the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from openneutron.ops import OPERATORS
 from openneutron.ops.layers import LINEAR, TRANSPOSED, layer_kind
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous
+from openneutron.passes.remove_dead_channels import limits_of_clamp
 from openneutron.targets import TARGETS
 
 __all__ = ["PINNED", "ScalableLayer", "Scaling", "scaling_of"]
@@ -156,10 +158,10 @@ def _pin(numbers: _Numbers, known: dict[Node, torch.Tensor], values: Iterable[No
 
 def _clip(node: Node) -> Node | None:
     """The value that `node` clamps to a range from 0 that has an end; None for any other operator."""
-    args = arguments(node)
-    name = op_name(node)
-    from_zero = name == "aten.relu6.default" or (name == "aten.hardtanh.default" and args["min_val"] == 0)
-    source: Node | None = args["self"] if from_zero else None
+    limits = limits_of_clamp(node)
+    if limits is None or limits[0] != 0 or limits[1] == math.inf:
+        return None
+    source: Node = arguments(node)["self"]
     return source
 
 

@@ -26,14 +26,14 @@ _Count = TypeVar("_Count", int, Tensor)
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
 
-def positions(size: int) -> Tensor:
-    """Positions in a tensor of `size` values, at most `VALUES_OF_A_TENSOR`, of which any prefix is evenly spread.
+def positions(size: int, count: int = VALUES_OF_A_TENSOR) -> Tensor:
+    """Positions in a tensor of `size` values, at most `count`, of which any prefix is evenly spread.
 
     They are multiples of the golden ratio modulo 1 (a Kronecker sequence, of the least discrepancy that one has), which
     no stride of channels or lines meets. Of a small tensor, each position is there once.
     """
-    multiples = (torch.arange(1, min(size, VALUES_OF_A_TENSOR) + 1, dtype=torch.float64) * GOLDEN_RATIO).frac()
-    if size <= VALUES_OF_A_TENSOR:
+    multiples = (torch.arange(1, min(size, count) + 1, dtype=torch.float64) * GOLDEN_RATIO).frac()
+    if size <= count:
         return multiples.argsort().argsort()
     return (multiples * size).long()
 

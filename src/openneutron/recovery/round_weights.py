@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule
 
-from openneutron.constants import constant_of
 from openneutron.fx import arguments
+from openneutron.quantizer.sample import positions
 from openneutron.recovery.correct_biases import correct_bias
 from openneutron.recovery.walk import Reading, Samples, samples_that_fit, walk
 from openneutron.recovery.weighted_layers import Layer
 
-__all__ = ["reference_weight", "round_weights", "rounded_with_feedback", "rows_of"]
+__all__ = ["round_weights", "rounded_with_feedback", "rows_of"]
 
 # Positions of the inputs that H is made of: at least so many, and so many for each input of a group.
 POSITIONS = 32768
@@ -38,7 +38,6 @@ SHRINKING = (1.0, 0.9, 0.8, 0.7, 0.6)
 # Layers with more inputs to a group than this are rounded to nearest: H takes its square in bytes, its cube in time.
 MOST_INPUTS = 4608
 _BLOCK = 64
-_GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,8 @@ def round_weights(converted: GraphModule, reference: GraphModule, samples: Sampl
     """
 
     def visit(layer: Layer, reading: Reading) -> None:
-        real = reference_weight(reference, layer)
-        if not layer.is_transposed and real[0].numel() <= MOST_INPUTS:
-            _round(layer, reading, real)
+        if not layer.is_transposed and reading.weight[0].numel() <= MOST_INPUTS:
+            _round(layer, reading)
         correct_bias(layer, reading)
 
     walk(reference, converted, samples_that_fit(reference, samples), visit)
@@ -81,17 +79,10 @@ def round_weights(converted: GraphModule, reference: GraphModule, samples: Sampl
     return converted
 
 
-def reference_weight(reference: GraphModule, layer: Layer) -> torch.Tensor:
-    """The float weight of the layer that has the same name in `reference`."""
-    (twin,) = (node for node in reference.graph.nodes if node.name == layer.node.name)
-    weight = constant_of(reference, arguments(twin)["weight"])
-    assert weight is not None
-    return weight
-
-
-def _round(layer: Layer, reading: Reading, real: torch.Tensor) -> None:
+def _round(layer: Layer, reading: Reading) -> None:
+    real = reading.weight
     groups, outputs = layer.groups, real.shape[0]
-    moments = _moments(layer, reading, real)
+    moments = _moments(layer, reading)
     rows = real.reshape(groups, outputs // groups, -1).double()
     wanted, covariance = _wanted(rows, moments), moments.shrunk
     scale = layer.scale.expand(outputs, *layer.scale.shape[1:]) if layer.scale.dim() else layer.scale.expand(outputs)
@@ -154,8 +145,9 @@ def rounded_with_feedback(
     return torch.empty_like(codes).scatter_(2, order[:, None].expand_as(codes), codes)
 
 
-def _moments(layer: Layer, reading: Reading, weight: torch.Tensor) -> _Moments:
+def _moments(layer: Layer, reading: Reading) -> _Moments:
     """Of evenly spread positions; centred, as the bias takes care of the means."""
+    weight = reading.weight
     groups, size = layer.groups, weight[0].numel()
     wanted = max(POSITIONS, POSITIONS_PER_INPUT * size) // len(reading.wanted) + 1
     own, cross = (torch.zeros(groups, size, size, dtype=torch.float64) for _ in range(2))
@@ -183,7 +175,7 @@ def rows_of(layer: Layer, values: torch.Tensor, weight: torch.Tensor, wanted: in
     """[groups, positions, inputs of an output]: what `layer` multiplies its weight with, at most `wanted` positions."""
     if layer.is_linear:
         rows = values.flatten(0, -2)
-        return rows[_spread(len(rows), wanted)][None]
+        return rows[positions(len(rows), wanted).sort().values][None]
     args = arguments(layer.node)
     if isinstance(args["padding"], str):
         values = _padded(values, weight, args)
@@ -198,7 +190,7 @@ def rows_of(layer: Layer, values: torch.Tensor, weight: torch.Tensor, wanted: in
     else:
         columns = F.unfold(values, tuple(weight.shape[2:]), dilation, padding, stride)
     columns = columns.movedim(1, 2).flatten(0, 1)  # [positions, inputs of all groups]
-    chosen = columns[_spread(len(columns), wanted)]
+    chosen = columns[positions(len(columns), wanted).sort().values]
     return chosen.reshape(len(chosen), layer.groups, -1).movedim(1, 0)
 
 
@@ -216,10 +208,3 @@ def _padded(values: torch.Tensor, weight: torch.Tensor, args: dict[str, Any]) ->
         total = dilation * (size - 1)
         widths = [total // 2, total - total // 2, *widths]
     return F.pad(values, widths)
-
-
-def _spread(length: int, wanted: int) -> torch.Tensor:
-    """At most `wanted` indices below `length`, evenly spread whatever period the values have."""
-    if wanted >= length:
-        return torch.arange(length)
-    return (torch.arange(wanted, dtype=torch.float64) * _GOLDEN % 1 * length).long()

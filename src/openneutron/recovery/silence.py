@@ -11,15 +11,12 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, op_name, set_argument
+from openneutron.fx import arguments, set_argument
 from openneutron.ops.layers import CONVOLUTION, LINEAR, layer_kind
-from openneutron.passes.remove_dead_channels import remove_dead_channels
+from openneutron.passes.remove_dead_channels import limits_of_clamp, remove_dead_channels
 from openneutron.recovery.channel_ranges import Ranges
 
 __all__ = ["silence_channels"]
-
-_FROM_ZERO = ("aten.relu.default", "aten.relu6.default", "aten.hardtanh.default")
-
 
 def silence_channels(module: GraphModule, ranges: Ranges) -> int:
     """Zero, in place, the channels whose activation was zero on all that calibration saw, with the weights behind them.
@@ -42,7 +39,8 @@ def _is_cut_off_at_zero(node: Node) -> bool:
     if layer_kind(node) not in (CONVOLUTION, LINEAR) or len(node.users) != 1:
         return False
     (reader,) = node.users
-    return op_name(reader) in _FROM_ZERO and arguments(reader).get("min_val", 0) == 0
+    limits = limits_of_clamp(reader)
+    return limits is not None and limits[0] == 0
 
 
 def _zero(module: GraphModule, node: Node, silent: torch.Tensor) -> bool:

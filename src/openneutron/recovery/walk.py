@@ -14,21 +14,12 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node, map_arg
 
-from openneutron.constants import attribute
+from openneutron.constants import value_of
 from openneutron.errors import ModelError
 from openneutron.fx import arguments, is_dequantize, is_quantize, op_name, output_node, placeholders
 from openneutron.recovery.weighted_layers import Layer, layer_of
 
-__all__ = [
-    "Reading",
-    "Run",
-    "Samples",
-    "constant_result",
-    "last_uses",
-    "rounded",
-    "samples_that_fit",
-    "walk",
-]
+__all__ = ["Reading", "Run", "Samples", "last_uses", "rounded", "samples_that_fit", "walk"]
 
 Samples = Sequence[tuple[torch.Tensor, ...]]
 MEMORY = 3 << 30
@@ -40,9 +31,10 @@ class Reading:
     """What a layer reads and should yield, one tensor for each sample.
 
     `quantized` is what it reads in the converted module (dequantized), `real` what it reads in the float graph, and
-    `wanted` what it yields there, before any activation that it fuses.
+    `wanted` what it yields there, before any activation that it fuses. `weight` is its float weight.
     """
 
+    weight: torch.Tensor
     quantized: list[torch.Tensor]
     real: list[torch.Tensor]
     wanted: list[torch.Tensor]
@@ -89,7 +81,7 @@ class Run:
         """The values of `node`."""
         if node in self.values:
             return self.values[node]
-        return [constant_result(node)] * len(self.samples)
+        return [value_of(self.module, node)] * len(self.samples)
 
     def _computed(self, node: Node) -> list[Any]:
         if is_quantize(node):
@@ -111,18 +103,6 @@ def _operand(node: Node) -> Node:
     operand = node.args[0]
     assert isinstance(operand, Node)
     return operand
-
-
-def constant_result(node: Node) -> Any:
-    """The value of a constant of a graph, or of what is computed of constants alone."""
-    module = node.graph.owning_module
-    assert module is not None
-    if node.op == "get_attr":
-        value = attribute(module, str(node.target))
-        return value.detach() if isinstance(value, torch.Tensor) else value
-    args, kwargs = map_arg((node.args, node.kwargs), constant_result)
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
 
 
 def rounded(dequantize: Node, value: torch.Tensor) -> torch.Tensor:
@@ -190,5 +170,6 @@ def walk(
 
 
 def _reading(real: Run, quantized: Run, layer: Layer, twin: Node) -> Reading:
-    source, own = arguments(twin)["input"], arguments(layer.node)["input"]
-    return Reading(quantized.of_samples(own), real.of_samples(source), real.of_samples(twin))
+    args, own = arguments(twin), arguments(layer.node)["input"]
+    weight = value_of(real.module, args["weight"])
+    return Reading(weight, quantized.of_samples(own), real.of_samples(args["input"]), real.of_samples(twin))
