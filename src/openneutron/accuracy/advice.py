@@ -15,7 +15,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Noise of a tenth of the output's size. The labelled networks of benchmarks.fidelity that keep more (25 dB to 32 dB)
-# lose at most 0.1 points of accuracy; the one that keeps less (6 dB) loses 7.
+# lose at most 0.1 points of accuracy; the one that keeps less (8 dB) loses 6.
 HEALTHY_DB = 20.0
 # What one layer must cause to be treated alone.
 SMALLEST_SHARE = 0.1
@@ -160,7 +160,7 @@ def verdict(treated: Sequence[LayerAccuracy], output_sqnr_db: float) -> str:
     if not treated:
         return (
             f"The outputs keep {output_sqnr_db:.1f} dB, and no layer that was measured causes {SMALLEST_SHARE:.0%} of "
-            'the error alone: treat the network as a whole (recover="auto", weight_granularity="per_channel", '
+            'the error alone: treat the network as a whole (recover="fast", weight_granularity="per_channel", '
             "quantization-aware training)."
         )
     names = (f"'{layer.node}'" + (f" ({layer.module})" if layer.module else "") for layer in treated)
@@ -172,7 +172,7 @@ def code_of(finding: Finding, layers: Sequence[LayerAccuracy]) -> str:
     if finding.rule.remedy in (PER_CHANNEL, FLOAT):
         setting = "per_channel" if finding.rule.remedy == PER_CHANNEL else "float"
         return f'layers={{"{key_of(finding.layer, layers)}": "{setting}"}}'
-    return {OBSERVER: "observer=RangeObserver", RECOVER: 'recover="auto"', INPUT_RANGE: ""}[finding.rule.remedy]
+    return {OBSERVER: "observer=RangeObserver", RECOVER: 'recover="fast"', INPUT_RANGE: ""}[finding.rule.remedy]
 
 
 def key_of(layer: LayerAccuracy, layers: Sequence[LayerAccuracy]) -> str:
