@@ -15,7 +15,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Noise of a tenth of the output's size. The labelled networks of benchmarks.fidelity that keep more (25 dB to 32 dB)
-# lose at most 0.1 points of accuracy; the one that keeps less (8 dB) loses 6.
+# lose at most 0.6 points of accuracy; the one that keeps less (8 dB) loses 6.
 HEALTHY_DB = 20.0
 # What one layer must cause to be treated alone.
 SMALLEST_SHARE = 0.1
