@@ -171,6 +171,7 @@ _TWO_STEPS = (
     "Divided by the mean of |x| first, then by the root of the mean of the squares: a group of a tenth of the range of "
     "another has enough of int8 left for its variance then."
 )
+_ROOT_OF_A_TIE = "A value rounded the other way before its root is two steps away after the division."
 
 DECOMPOSED = (
     Decomposition(
@@ -179,7 +180,8 @@ DECOMPOSED = (
         rewrite=_layer_norm,
         becomes=f"mean, sub, {_STANDARDIZED}; mul for the weight, add for the bias",
         approximation=APPROXIMATION,
-        notes=_TWO_STEPS,
+        tolerance=2,
+        notes=f"{_TWO_STEPS} {_ROOT_OF_A_TIE}",
     ),
     Decomposition(
         name="rms_norm",
@@ -188,7 +190,7 @@ DECOMPOSED = (
         becomes=f"{_STANDARDIZED}; mul for the weight",
         approximation=APPROXIMATION,
         tolerance=2,
-        notes="See layer_norm. A value rounded the other way before its root is two steps away after the division.",
+        notes=f"See layer_norm. {_ROOT_OF_A_TIE}",
     ),
     Decomposition(
         name="group_norm",
