@@ -96,11 +96,9 @@ def _factors(
     highest: torch.Tensor,
 ) -> torch.Tensor:
     """[numbers]: what each channel's values are divided by."""
-    # Ranges are shares of the largest in their tensor, as it is now: to those of it as it will be, a factor of all
-    # channels would be nothing, and nothing would keep it from growing round by round.
-    weights = [_shares(layer.rows(_weight(module, layer)).abs().amax(3)) for layer in scaling.layers]
+    weights = [layer.rows(_weight(module, layer)).abs().amax(3) for layer in scaling.layers]
     activations = [
-        _shares(torch.maximum(high, -low).clamp(min=0))
+        torch.maximum(high, -low).clamp(min=0)
         for low, high in (ranges[layer.node] for layer in scaling.layers if layer.node in ranges)
     ]
     observed = [layer.yields for layer in scaling.layers if layer.node in ranges]
@@ -110,21 +108,31 @@ def _factors(
         for layer, weight in zip(scaling.layers, weights, strict=True):
             groups, inputs = layer.reads.shape
             now = weight * (logs[layer.reads].reshape(groups, 1, inputs)).exp()
-            now = now / logs[layer.yields].reshape(groups, -1, 1).exp()
+            now = _shares(now / logs[layer.yields].reshape(groups, -1, 1).exp())
             yielded.add(layer.yields, now.amax(2).flatten())
             read.add(layer.reads.flatten(), now.amax(1).flatten())
         for numbers, row in zip(observed, activations, strict=True):
-            yielded.add(numbers, row / logs[numbers].exp())
-        logs += STEP / 2 * (yielded.value - read.value) * (yielded.seen & read.seen)
+            yielded.add(numbers, _shares(row / logs[numbers].exp()))
+        known = yielded.seen & read.seen
+        logs += STEP / 2 * _centred((yielded.value - read.value) * known, known, scaling.together)
         logs = logs.clamp(lowest, highest)
     return logs.exp()
 
 
 def _shares(ranges: torch.Tensor) -> torch.Tensor:
-    """`ranges` as shares of the largest; 0 for what is as good as nothing."""
+    """`ranges` as shares of the largest, which decides the scale of their tensor; 0 for what is as good as nothing."""
     largest = ranges.max()
     shares = ranges / largest if largest > 0 else ranges
     return torch.where(shares < SMALLEST_SHARE, 0, shares)
+
+
+def _centred(steps: torch.Tensor, known: torch.Tensor, together: torch.Tensor) -> torch.Tensor:
+    """`steps` without what numbers have in common that go `together`.
+
+    A factor of all channels of a tensor changes none of their shares of it: nothing would keep it from growing.
+    """
+    total, count = (torch.zeros(len(steps)).index_add_(0, together, values) for values in (steps, known.float()))
+    return steps - (total / count.clamp(min=1))[together] * known
 
 
 class _Mean:

@@ -67,12 +67,14 @@ class ScalableLayer:
 class Scaling:
     """How a graph may be scaled: numbers run from 0 (`PINNED`) to `count` - 1.
 
-    `clipped` has the numbers of the channels that each clamp from 0 reads: [channels] by its node.
+    `clipped` has the numbers of the channels that each clamp from 0 reads: [channels] by its node. `together` [numbers]
+    is equal for numbers of channels that one layer yields, and of those that have any of them in common.
     """
 
     count: int
     layers: tuple[ScalableLayer, ...]
     clipped: dict[Node, torch.Tensor]
+    together: torch.Tensor
 
 
 class _Numbers:
@@ -143,11 +145,19 @@ def scaling_of(module: GraphModule) -> Scaling:
         else:
             known[node] = result
     final, count = numbers.compact()
-    return Scaling(
-        count,
-        tuple(ScalableLayer(layer.node, final[layer.reads], final[layer.yields]) for layer in layers),
-        {node: final[channels] for node, channels in clipped.items()},
-    )
+    renumbered = tuple(ScalableLayer(layer.node, final[layer.reads], final[layer.yields]) for layer in layers)
+    clamps = {node: final[channels] for node, channels in clipped.items()}
+    return Scaling(count, renumbered, clamps, _together(count, renumbered))
+
+
+def _together(count: int, layers: Iterable[ScalableLayer]) -> torch.Tensor:
+    numbers = _Numbers()
+    numbers.fresh(count - 1)
+    for layer in layers:
+        scalable = layer.yields[layer.yields != PINNED]
+        if len(scalable):
+            numbers.join(scalable, scalable[:1])
+    return numbers.compact()[0]
 
 
 def _pin(numbers: _Numbers, known: dict[Node, torch.Tensor], values: Iterable[Node]) -> None:
