@@ -15,12 +15,16 @@ from tests.flow_support import seeded
 from tests.test_flow import Model
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
-from openneutron import passes
+from openneutron import NeutronQuantizer, passes, quantize
+from openneutron.accuracy import analyze
 from openneutron.constants import constant_of
+from openneutron.errors import OptionError
 from openneutron.fx import arguments
 from openneutron.ops.layers import TRANSPOSED, layer_kind
-from openneutron.passes.equalize import equalize
+from openneutron.passes.equalize import equalize, was_equalized
+from openneutron.recovery import recover_exported
 from openneutron.targets import NeutronTargetSpec
 
 TARGET = NeutronTargetSpec("imxrt700").neutron_target
@@ -332,3 +336,130 @@ class TestRules:
         model: Any = seeded(lambda: Model(lambda m, x: m.c(F.relu(m.a(x))), **layers()))
         module = graph_of(model, image(0, SHAPE[1:]))
         assert not equalize(module)
+
+
+# ------------------------------------------------------------------------------------------------- the documented flow
+
+
+def lopsided() -> Any:
+    """Three convolutions whose channels have very different scales, and the same function as even ones."""
+    model: Any = seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(CHANNELS, CHANNELS, 1), nn.ReLU(), nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(CHANNELS, 4, 1),
+        )
+    )  # fmt: skip
+    for first, second in ((0, 2), (2, 4)):
+        unequal(model[first], [model[second]], seed=first, order=torch.arange(CHANNELS))
+    return model
+
+
+def prepared(model: nn.Module, **options: Any) -> GraphModule:
+    found: GraphModule = prepare_pt2e(torch.export.export(model, (image(),)).module(), NeutronQuantizer(**options))
+    return found
+
+
+def converted(model: nn.Module, **options: Any) -> GraphModule:
+    module = prepared(model, **options)
+    for seed in range(8):
+        module(image(seed))
+    found: GraphModule = convert_pt2e(module)
+    return found
+
+
+def observed_weights(module: GraphModule) -> list[Tensor]:
+    """The float weights of a prepared module's layers, in their order."""
+    layers = [node for node in module.graph.nodes if layer_kind(node) is not None]
+    return [constant_of(module, arguments(node)["weight"].args[0]) for node in layers]  # type: ignore[misc]
+
+
+def noise_of(module: GraphModule, model: nn.Module) -> float:
+    pairs = [(outputs(module, image(seed))[0], outputs(model, image(seed))[0]) for seed in range(20, 30)]
+    return sum(float((a - b).square().sum()) for a, b in pairs) / sum(float(b.square().sum()) for _, b in pairs)
+
+
+class TestDocumentedFlow:
+    def test_the_function_is_kept_and_int8_loses_less(self) -> None:
+        model = lopsided()
+        is_kept(prepared(model), model, [image(1), 10 * image(2)])
+        assert noise_of(converted(model), model) < 0.1 * noise_of(converted(model, equalize=False), model)
+
+    def test_weights_stay_where_it_is_not_wanted(self) -> None:
+        model = lopsided()
+        original = [model[index].weight for index in (0, 2, 4)]
+        for weight, expected in zip(observed_weights(prepared(model, equalize=False)), original, strict=True):
+            assert torch.equal(weight, expected)
+        for weight, other in zip(observed_weights(prepared(model)), original, strict=True):
+            assert not torch.equal(weight, other)
+
+    @pytest.mark.parametrize("key", ["2", nn.ReLU, "aten.relu.default"])
+    def test_what_stays_in_float_computes_what_it_did(self, key: Any) -> None:
+        model = lopsided()
+        module = torch.export.export(model, (image(),)).module()
+        module = NeutronQuantizer(layers={key: "float"}).transform_for_annotation(module)
+        is_kept(module, model, [image(1), image(2)])
+        for rows, index in zip(weights(module), (0, 2, 4), strict=True):
+            assert torch.equal(rows, model[index].weight.flatten(2))
+
+    @pytest.mark.parametrize("layers", [{"2": "per_channel"}, {"0": "per_channel", "4": "per_channel"}])
+    def test_layers_of_other_granularity(self, layers: dict[Any, str]) -> None:
+        model = lopsided()
+        is_kept(prepared(model, layers=layers), model, [image(1), image(2)])
+        assert noise_of(converted(model, layers=layers), model) < 0.1 * noise_of(
+            converted(model, layers=layers, equalize=False), model
+        )
+
+    def test_a_graph_is_equalized_once(self) -> None:
+        quantizer = NeutronQuantizer()
+        module = quantizer.transform_for_annotation(torch.export.export(lopsided(), (image(),)).module())
+        assert was_equalized(module)
+        before = weights(module)
+        again = weights(quantizer.transform_for_annotation(copy.deepcopy(module)))
+        assert all(map(torch.equal, again, before))
+
+    def test_what_recovery_made_of_it_stays(self) -> None:
+        plain = NeutronQuantizer(equalize=False)
+        module = plain.transform_for_annotation(torch.export.export(lopsided(), (image(),)).module())
+        assert was_equalized(module) is False
+        recover_exported(module, [(image(seed),) for seed in range(4)])
+        assert was_equalized(module)
+        before = weights(module)
+        assert all(map(torch.equal, weights(NeutronQuantizer().transform_for_annotation(module)), before))
+
+    @pytest.mark.parametrize("equalized", [True, False])
+    def test_recovery_starts_from_the_model_as_it_is(self, equalized: bool) -> None:
+        model, samples = lopsided(), [(image(seed),) for seed in range(4)]
+        found = quantize(model, samples[0], samples, recover="fast", equalize=equalized)
+        plain = NeutronQuantizer(equalize=False)
+        expected = plain.transform_for_annotation(torch.export.export(model, (image(),)).module())
+        assert found.reference is not None
+        assert all(map(torch.equal, weights(found.reference), weights(recover_exported(expected, samples))))
+
+    def test_training_is_left_alone(self) -> None:
+        model = lopsided().train()
+        module = torch.export.export(model, (image(),)).module()
+        module = NeutronQuantizer(is_qat=True).transform_for_annotation(module)
+        assert was_equalized(module) is False
+        for rows, index in zip(weights(module), (0, 2, 4), strict=True):
+            assert torch.equal(rows, model[index].weight.flatten(2))
+
+    @pytest.mark.parametrize("options", [{}, {"equalize": False}, {"is_qat": True}])
+    def test_an_analysis_sets_the_module_beside_the_graph_that_it_was_made_of(self, options: dict[str, Any]) -> None:
+        model = lopsided()
+        if options.get("is_qat"):
+            module = prepare_qat_pt2e(
+                torch.export.export(copy.deepcopy(model).train(), (image(),)).module(), NeutronQuantizer(is_qat=True)
+            )
+            for seed in range(8):
+                module(image(seed))
+            module = convert_pt2e(module)
+        else:
+            module = converted(model, **options)
+        found = analyze(model, module, [(image(seed),) for seed in range(4)])
+        assert found.output_sqnr_db > (25 if options == {} else 0)
+        first = next(layer for layer in found.layers if layer.node == "conv2d")
+        assert first.sqnr_db > 25
+
+    def test_what_is_no_answer_is_refused(self) -> None:
+        with pytest.raises(OptionError, match="equalize takes True or False, not 'no'"):
+            NeutronQuantizer(equalize="no")  # type: ignore[arg-type]

@@ -156,6 +156,7 @@ def quantize(
     if quantizer_options.get("is_qat"):
         raise OptionError("quantize() does not train. Give NeutronQuantizer(is_qat=True) to prepare_qat_pt2e.")
     quantizer = NeutronQuantizer(target, **quantizer_options)
+    quantizer.equalize = quantizer.equalize and recover is None  # recovery does so itself, by what calibration sees
     examples = _examples(example_inputs)
     if any(module.training for module in model.modules()):
         training = next(name for name, module in model.named_modules() if module.training) or type(model).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ from openneutron.flow import NeutronProgram, QuantizedModel
 from openneutron.fx import modules_of, op_name, output_node, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import OPERATORS
+from openneutron.passes.equalize import was_equalized
 from openneutron.quantizer import NeutronQuantizer
 
 __all__ = ["Analysis", "LayerAccuracy", "Progress", "analyze"]
@@ -110,7 +112,11 @@ def _reference(
         exported = torch.export.export(model, inputs).module()
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"torch.export could not run the float model on the first sample: {error}") from error
-    return (quantizer or NeutronQuantizer(_target(quantized, quantizer))).transform_for_annotation(exported)
+    annotating = copy.copy(quantizer or NeutronQuantizer(_target(quantized, quantizer)))
+    equalized = was_equalized(quantized.module if isinstance(quantized, QuantizedModel) else quantized)
+    if equalized is not None:
+        annotating.equalize = equalized
+    return annotating.transform_for_annotation(exported)
 
 
 def _target(quantized: QuantizedModel | GraphModule, quantizer: NeutronQuantizer | None) -> str:

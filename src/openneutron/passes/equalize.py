@@ -10,7 +10,7 @@ additions, concatenations and depthwise convolutions, are one channel's rows and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.fx import GraphModule, Node
@@ -20,7 +20,7 @@ from openneutron.fx import arguments, set_argument
 from openneutron.passes.remove_dead_channels import limits_of_clamp
 from openneutron.passes.scalable_channels import PINNED, ScalableLayer, Scaling, scaling_of
 
-__all__ = ["equalize"]
+__all__ = ["equalize", "note_equalized", "was_equalized"]
 
 ROUNDS = 60
 # Of the step that would even out one channel alone: its neighbours move at the same time.
@@ -28,19 +28,38 @@ STEP = 0.5
 LARGEST_FACTOR = 2.0**20
 # A range that is a smaller share of the largest in its tensor is as good as none: training has left such channels dead.
 SMALLEST_SHARE = 2.0**-24
+_NOTE = "openneutron_equalized"
 
 
-def equalize(module: GraphModule, ranges: Mapping[Node, tuple[torch.Tensor, torch.Tensor]] | None = None) -> bool:
-    """Equalize a float graph whose batch norms are folded; True if it changed anything.
+def note_equalized(module: GraphModule, *, equalized: bool) -> None:
+    """Note in `module.meta` whether its channels are equalized; what is prepared and converted of it has the note."""
+    module.meta[_NOTE] = equalized
+
+
+def was_equalized(module: GraphModule) -> bool | None:
+    """Whether the channels of this graph, or of that which it was made of, were equalized; None without a note."""
+    found: bool | None = module.meta.get(_NOTE)
+    return found
+
+
+def equalize(
+    module: GraphModule,
+    ranges: Mapping[Node, tuple[torch.Tensor, torch.Tensor]] | None = None,
+    *,
+    stays: Callable[[Node], bool] = lambda _: False,
+) -> bool:
+    """Equalize a float graph whose batch norms are folded, and note that it is; True if it changed anything.
 
     The function stays the same up to float rounding. Without `ranges`, channels that a relu6 or another clamp from 0
     clips stay as they are. `ranges` has what calibration saw of values ([channels] minima and maxima, by node): a
     channel that never reached the end of its clamp is then scaled as far as it still does not reach it, which leaves
-    the function as it is on all that calibration saw; and the ranges of activations are evened out as well.
+    the function as it is on all that calibration saw; and the ranges of activations are evened out as well. Operators
+    that are to stay in float, by `stays`, read and yield what they did, and keep their weights.
 
     Linear in nodes, and in weights for each of `ROUNDS` rounds.
     """
-    scaling = scaling_of(module)
+    note_equalized(module, equalized=True)
+    scaling = scaling_of(module, stays)
     if not scaling.layers or scaling.count == 1:
         return False
     lowest, highest = _limits(scaling, ranges or {})
@@ -96,9 +115,9 @@ def _factors(
     highest: torch.Tensor,
 ) -> torch.Tensor:
     """[numbers]: what each channel's values are divided by."""
-    weights = [layer.rows(_weight(module, layer)).abs().amax(3) for layer in scaling.layers]
+    weights = [layer.rows(_weight(module, layer)).abs().amax(3).cpu() for layer in scaling.layers]
     activations = [
-        torch.maximum(high, -low).clamp(min=0)
+        torch.maximum(high, -low).clamp(min=0).cpu()
         for low, high in (ranges[layer.node] for layer in scaling.layers if layer.node in ranges)
     ]
     observed = [layer.yields for layer in scaling.layers if layer.node in ranges]
@@ -163,8 +182,9 @@ def _weight(module: GraphModule, layer: ScalableLayer) -> torch.Tensor:
 
 
 def _rescale(module: GraphModule, layer: ScalableLayer, factors: torch.Tensor) -> None:
-    bias = constant_of(module, arguments(layer.node)["bias"])
-    scaled = {"weight": layer.scaled(_weight(module, layer), factors)}
+    weight, bias = _weight(module, layer), constant_of(module, arguments(layer.node)["bias"])
+    factors = factors.to(weight.device)
+    scaled = {"weight": layer.scaled(weight, factors)}
     if bias is not None:
         scaled["bias"] = bias / factors[layer.yields]
     for role, value in scaled.items():

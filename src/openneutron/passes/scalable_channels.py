@@ -9,7 +9,7 @@ is known of pins whatever it touches. So the function of a rescaled graph is the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -116,8 +116,11 @@ class _Numbers:
         return final, len(kept)
 
 
-def scaling_of(module: GraphModule) -> Scaling:
-    """Number the channels of a float graph whose batch norms are folded. Linear in nodes and values."""
+def scaling_of(module: GraphModule, stays: Callable[[Node], bool] = lambda _: False) -> Scaling:
+    """Number the channels of a float graph whose batch norms are folded. Linear in nodes and values.
+
+    What `stays` says of reads and yields nothing that is scaled.
+    """
     numbers = _Numbers()
     known: dict[Node, torch.Tensor] = {}
     layers: list[ScalableLayer] = []
@@ -127,6 +130,9 @@ def scaling_of(module: GraphModule) -> Scaling:
             _pin(numbers, known, iterate_nodes(list(node.args)))
         if not is_operator(node):
             _pin(numbers, known, node.all_input_nodes if node.op != "output" else ())
+            continue
+        if stays(node):
+            _pin(numbers, known, node.all_input_nodes)
             continue
         layer = _layer(module, node, numbers, known)
         if layer is not None:

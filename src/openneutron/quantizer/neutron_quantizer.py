@@ -22,6 +22,8 @@ from openneutron.ops.decomposition import SHARED_QPARAMS
 from openneutron.ops.masks import saturates
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
+from openneutron.passes.equalize import equalize as equalize_channels
+from openneutron.passes.equalize import note_equalized, was_equalized
 from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.layers import GRANULARITIES, PER_CHANNEL, Key, Layers
 from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
@@ -86,7 +88,11 @@ class NeutronQuantizer(Quantizer):
     activations, or what its `with_args(...)` returns. Unless given, it is `DistributionObserver`, and `RangeObserver`
     for values that are outputs of the model, of which the largest count most; with `is_qat` it is
     `RecentRangeObserver`. `weight_bits` below 8 leaves codes of the weights unused; the NPU gains nothing by that, but
-    experiments may. Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and why.
+    experiments may.
+
+    With `equalize`, channels trade scale between the layers around them before they are annotated, which leaves the
+    function as it is (`passes.equalize`); not with `is_qat`. Operators that cannot be quantized stay in float; an
+    `UnquantizedWarning` says which and why.
 
     Raises `TargetError` and `OptionError` on construction, `ModelError` from `prepare_pt2e` for a model in train mode,
     with dynamic shapes, or not in float32 (from `prepare_qat_pt2e` for what cannot be trained quantized), `InputError`
@@ -103,6 +109,7 @@ class NeutronQuantizer(Quantizer):
         layers: Mapping[Key, str] | None = None,
         observer: Any = None,
         weight_bits: int = 8,
+        equalize: bool = True,
         neutron_target_spec: NeutronTargetSpec | None = None,
     ) -> None:
         super().__init__()
@@ -110,6 +117,8 @@ class NeutronQuantizer(Quantizer):
             raise OptionError(f"weight_granularity is one of {', '.join(GRANULARITIES)}, not {weight_granularity!r}.")
         if weight_bits not in range(2, 9):
             raise OptionError(f"weight_bits is a number from 2 to 8, not {weight_bits!r}.")
+        if not isinstance(equalize, bool):
+            raise OptionError(f"equalize takes True or False, not {equalize!r}.")
         observers = (observer, observer)
         if observer is None:
             observers = (RecentRangeObserver,) * 2 if is_qat else (DistributionObserver, RangeObserver)
@@ -121,13 +130,20 @@ class NeutronQuantizer(Quantizer):
         self.layers = Layers(layers, weight_granularity)
         self.observer, self.observer_of_outputs = observers
         self.weight_bits = weight_bits
+        self.equalize = equalize
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """The passes that make the graph quantizable; called by `prepare_pt2e`."""
+        """The passes that make the graph quantizable; called by `prepare_pt2e`.
+
+        A graph is equalized once, however often it comes by: what `openneutron.recovery` made of it stays.
+        """
         stays = self.layers.leave_in_float
         passes.prepare(model, self.target.neutron_target, training=self.is_qat, stays=stays)
         if self.is_qat:
             training.prepare_for_training(model)
+        elif self.equalize and not was_equalized(model):
+            equalize_channels(model, stays=stays)
+        note_equalized(model, equalized=bool(was_equalized(model)))
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
