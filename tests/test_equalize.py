@@ -190,8 +190,7 @@ class TestScales:
     @pytest.mark.parametrize("name", CHAINS)
     def test_inserted_scales_are_taken_out(self, name: str, seed: int) -> None:
         function, readers = CHAINS[name]
-        parts = {key: nn.Conv2d(CHANNELS, CHANNELS, 1) for key in "acd"}
-        model: Any = seeded(lambda: Model(function, **parts), seed)
+        model: Any = seeded(lambda: Model(function, **{key: nn.Conv2d(CHANNELS, CHANNELS, 1) for key in "acd"}), seed)
         order = torch.arange(CHANNELS).reshape(2, 4).t().flatten() if name == "shuffle" else torch.arange(CHANNELS)
         unequal(model.a, [getattr(model, key) for key in readers], seed, order)
         module = graph_of(model)
@@ -206,9 +205,11 @@ class TestScales:
             start = m.a(x)
             return m.e(start + m.d(F.relu(m.b(F.relu(m.c(start))))))
 
-        wide = {"b": nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS)}
-        rest = {key: nn.Conv2d(CHANNELS, CHANNELS, 1) for key in "acde"}
-        model: Any = seeded(lambda: Model(function, **rest, **wide))
+        def build() -> nn.Module:
+            wide = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS)
+            return Model(function, b=wide, **{key: nn.Conv2d(CHANNELS, CHANNELS, 1) for key in "acde"})
+
+        model: Any = seeded(build)
         factors = 10 ** torch.linspace(-3, 3, CHANNELS)
         with torch.no_grad():
             for layer in (model.a, model.d):

@@ -494,11 +494,13 @@ class TestDigits:
         assert abs(accuracy(program.run, *tests) - accuracy(converted, *tests)) <= 0.002
 
     @pytest.mark.slow
-    @pytest.mark.parametrize(("bits", "floor"), [(4, 0.99), (3, 0.95)])
-    def test_training_is_better_where_calibration_loses(self, data: DigitsSplit, bits: int, floor: float) -> None:
+    @pytest.mark.parametrize(("bits", "floor", "gain"), [(4, 0.99, 0.0), (3, 0.95, 0.002)])
+    def test_training_is_better_where_calibration_loses(
+        self, data: DigitsSplit, bits: int, floor: float, gain: float
+    ) -> None:
         tests = data.test_images, data.test_labels
         trained_accuracy = accuracy(train_quantized(data, bits), *tests)
-        assert trained_accuracy > accuracy(calibrate(data, bits), *tests)
+        assert trained_accuracy >= accuracy(calibrate(data, bits), *tests) + gain
         assert trained_accuracy >= floor
 
     @pytest.mark.slow

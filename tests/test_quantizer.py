@@ -248,6 +248,13 @@ class TestSharedGroups:
         assert len(found) == requantized
 
 
+def _observed(node: Node) -> Node:
+    """The value that an observer sees, maybe behind others."""
+    while node.op == "call_module":
+        (node,) = node.all_input_nodes
+    return node
+
+
 class TestObservers:
     def test_a_custom_class_sees_activations_and_not_weights(self) -> None:
         module = torch.export.export(seeded(lambda: Model(lambda m, x: F.relu(m.c(x)), c=conv())), (image(),)).module()
@@ -262,7 +269,7 @@ class TestObservers:
         model = seeded(lambda: Model(lambda m, x: (m.c(y := m.d(x)).flatten(1), F.relu(y)), c=conv(), d=conv()))
         prepared = prepare_pt2e(torch.export.export(model, (image(),)).module(), NeutronQuantizer())
         kinds = {
-            str(node.args[0]): type(prepared.get_submodule(node.target)).__name__
+            str(_observed(node)): type(prepared.get_submodule(node.target)).__name__
             for node in prepared.graph.nodes
             if node.op == "call_module" and "activation_post_process" in node.target
         }

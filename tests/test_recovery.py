@@ -40,13 +40,12 @@ def images(count: int = 16, shape: tuple[int, ...] = IMAGE) -> list[tuple[Tensor
 
 def exported(model: nn.Module, shape: tuple[int, ...] = IMAGE) -> GraphModule:
     module = torch.export.export(model.eval(), (torch.zeros(shape),)).module()
-    return NeutronQuantizer().transform_for_annotation(module)
+    return NeutronQuantizer(equalize=False).transform_for_annotation(module)
 
 
 def converted(reference: GraphModule, samples: list[tuple[Tensor]], **options: Any) -> GraphModule:
-    prepared = prepare_pt2e(
-        copy.deepcopy(reference), NeutronQuantizer(**options)
-    )
+    quantizer = NeutronQuantizer(**{"equalize": False, "correct_bias": False, **options})
+    prepared = prepare_pt2e(copy.deepcopy(reference), quantizer)
     for sample in samples:
         prepared(*sample)
     return convert_pt2e(prepared)  # type: ignore[no-any-return]

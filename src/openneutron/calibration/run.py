@@ -19,6 +19,7 @@ from torchao.quantization.pt2e.observer import FixedQParamsObserver
 from openneutron.calibration.graph import bare, batch_of, observe_weights, stacked, why_not_in_batches
 from openneutron.errors import OptionError
 from openneutron.parallel import check_jobs, in_order, parts
+from openneutron.quantizer.bias_correction import ChannelMeans
 from openneutron.quantizer.observers import MaskedObserver
 
 __all__ = ["CalibrationOptions", "calibrate"]
@@ -70,7 +71,8 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
     observe_weights(prepared)
     size = _batch_size(prepared, samples, options)
     observers = _observers(bare(prepared))
-    seeing = {name: observer for name, observer in observers.items() if _merges(observer)}
+    finds_ranges = (item for item in observers.items() if not isinstance(item[1], ChannelMeans))
+    seeing = {name: observer for name, observer in finds_ranges if _merges(observer)}
     if options.jobs > 1 or options.stop_when_converged:
         _check_that_they_merge(observers)
     if options.stop_when_converged:

@@ -25,6 +25,7 @@ from openneutron.ops.spec import OutputRule
 from openneutron.passes.equalize import equalize as equalize_channels
 from openneutron.passes.equalize import note_equalized, was_equalized
 from openneutron.quantizer import qspecs, training
+from openneutron.quantizer.bias_correction import correct_biases_at_conversion
 from openneutron.quantizer.layers import GRANULARITIES, PER_CHANNEL, Key, Layers
 from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
@@ -91,8 +92,10 @@ class NeutronQuantizer(Quantizer):
     experiments may.
 
     With `equalize`, channels trade scale between the layers around them before they are annotated, which leaves the
-    function as it is (`passes.equalize`); not with `is_qat`. Operators that cannot be quantized stay in float; an
-    `UnquantizedWarning` says which and why.
+    function as it is (`passes.equalize`). With `correct_bias`, `convert_pt2e` takes out of biases what rounding weights
+    shifts outputs by on average (`quantizer.bias_correction`). Neither is done with `is_qat`.
+
+    Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and why.
 
     Raises `TargetError` and `OptionError` on construction, `ModelError` from `prepare_pt2e` for a model in train mode,
     with dynamic shapes, or not in float32 (from `prepare_qat_pt2e` for what cannot be trained quantized), `InputError`
@@ -110,6 +113,7 @@ class NeutronQuantizer(Quantizer):
         observer: Any = None,
         weight_bits: int = 8,
         equalize: bool = True,
+        correct_bias: bool = True,
         neutron_target_spec: NeutronTargetSpec | None = None,
     ) -> None:
         super().__init__()
@@ -117,8 +121,9 @@ class NeutronQuantizer(Quantizer):
             raise OptionError(f"weight_granularity is one of {', '.join(GRANULARITIES)}, not {weight_granularity!r}.")
         if weight_bits not in range(2, 9):
             raise OptionError(f"weight_bits is a number from 2 to 8, not {weight_bits!r}.")
-        if not isinstance(equalize, bool):
-            raise OptionError(f"equalize takes True or False, not {equalize!r}.")
+        for name, wanted in (("equalize", equalize), ("correct_bias", correct_bias)):
+            if not isinstance(wanted, bool):
+                raise OptionError(f"{name} takes True or False, not {wanted!r}.")
         observers = (observer, observer)
         if observer is None:
             observers = (RecentRangeObserver,) * 2 if is_qat else (DistributionObserver, RangeObserver)
@@ -131,6 +136,7 @@ class NeutronQuantizer(Quantizer):
         self.observer, self.observer_of_outputs = observers
         self.weight_bits = weight_bits
         self.equalize = equalize
+        self.correct_bias = correct_bias
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """The passes that make the graph quantizable; called by `prepare_pt2e`.
@@ -183,6 +189,11 @@ class NeutronQuantizer(Quantizer):
 
     def validate(self, model: GraphModule) -> None:
         """Nothing is left to check; called by `prepare_pt2e`."""
+
+    def prepare_obs_or_fq_callback(self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]) -> None:
+        """Let biases be corrected when the model is converted; called by `prepare_pt2e`."""
+        if self.correct_bias and not self.is_qat:
+            correct_biases_at_conversion(model, edge_or_node_to_obs_or_fq)
 
     def _place(self, node: Node) -> _Place:
         spec = OPERATORS[op_name(node)]

@@ -7,7 +7,6 @@ replaced.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from openneutron.ops import OPERATORS
 from openneutron.passes.fold_batch_norm import affine, is_transposed, scale_of_weight
 from openneutron.quantizer.observers import LatestPerChannelRangeObserver, LatestRangeObserver, Origin
 from openneutron.quantizer.qspecs import BIAS_RANGE
+from openneutron.quantizer.quantized_constant import QuantizedConstant
 
 __all__ = [
     "BatchNorm", "FloatWeight", "OnlyInTraining", "WeightFakeQuantize", "batch_norm_arguments", "batch_norm_behind",
@@ -130,14 +130,14 @@ class WeightFakeQuantize(FakeQuantize):
         self.activation_post_process(weight)
         scale, zero_point = self.calculate_qparams()
         axis = self.ch_axis if self.is_per_channel else None
-        constant = _Quantized(weight, scale, zero_point, axis, (self.quant_min, self.quant_max), self.dtype)
+        constant = QuantizedConstant(weight, scale, zero_point, axis, (self.quant_min, self.quant_max), self.dtype)
         set_argument(operator, weight_role, constant.write(model, operator, weight_role))
         if bias is not None:
             scale = scale.cpu() * _input_scale(operator)
             if axis is not None:
                 axis, scale = 0, scale.repeat(bias.numel() // scale.numel())  # the same ones for each group
             zero_point = torch.zeros_like(scale, dtype=torch.int64)
-            constant = _Quantized(bias, scale, zero_point, axis, BIAS_RANGE, torch.int32)
+            constant = QuantizedConstant(bias, scale, zero_point, axis, BIAS_RANGE, torch.int32)
             set_argument(operator, bias_role, constant.write(model, operator, bias_role))
         model.graph.erase_node(node)
 
@@ -222,32 +222,3 @@ def _input_scale(operator: Node) -> torch.Tensor:
         return torch.tensor(node.args[1])  # a dequantize
     scale: torch.Tensor = module.calculate_qparams()[0]  # type: ignore[operator]
     return scale.float().cpu()
-
-
-@dataclass(frozen=True)
-class _Quantized:
-    """A constant and its qparams."""
-
-    value: torch.Tensor
-    scale: torch.Tensor
-    zero_point: torch.Tensor
-    axis: int | None
-    codes: tuple[int, int]
-    dtype: torch.dtype
-
-    def write(self, model: GraphModule, operator: Node, role: str) -> Node:
-        """Put it in front of `operator`, with quantize and dequantize. torchao then computes what is constant."""
-        node = insert_constant(model, operator, self.value, role)
-        qparams: tuple[Any, ...]
-        if self.axis is None:
-            kind, qparams = "tensor", (float(self.scale), int(self.zero_point))
-        else:
-            device = self.value.device
-            scale = insert_constant(model, operator, self.scale.to(device), f"{role}_scale")
-            zero_point = insert_constant(model, operator, self.zero_point.to(device), f"{role}_zero_point")
-            kind, qparams = "channel", (scale, zero_point, self.axis)
-        for step in ("quantize", "dequantize"):
-            target = getattr(torch.ops.quantized_decomposed, f"{step}_per_{kind}").default
-            with model.graph.inserting_before(operator):
-                node = model.graph.call_function(target, (node, *qparams, *self.codes, self.dtype))
-        return node

@@ -1,0 +1,300 @@
+"""Bias correction at conversion: mean shifts go, nothing else changes, and what cannot be corrected is left alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.flow_support import seeded
+from tests.test_flow import Model
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.observer import HistogramObserver
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+
+from openneutron import NeutronQuantizer, quantize
+from openneutron.constants import constant_of
+from openneutron.errors import CalibrationError, InputError, OptionError
+from openneutron.fx import arguments, op_name
+from openneutron.quantizer.bias_correction import ChannelMeans
+from openneutron.recovery.weighted_layers import Layer, layers_of
+
+IMAGE = (1, 8, 6, 6)
+COARSE = {"equalize": False, "weight_bits": 3}
+
+
+def images(count: int = 8, shape: tuple[int, ...] = IMAGE, channels: int = 1) -> list[Tensor]:
+    """Samples whose indices of dimension `channels` have means of their own, between -2 and 2."""
+    generator = torch.Generator().manual_seed(1)
+    means = torch.linspace(-2, 2, shape[channels]).reshape(-1, *[1] * (len(shape) - channels - 1))
+    return [torch.randn(shape, generator=generator) * 0.5 + means for _ in range(count)]
+
+
+def prepared(model: nn.Module, samples: list[Tensor], **options: Any) -> GraphModule:
+    module: GraphModule = prepare_pt2e(torch.export.export(model, (samples[0],)).module(), NeutronQuantizer(**options))
+    with torch.no_grad():
+        for sample in samples:
+            module(sample)
+    return module
+
+
+def converted(model: nn.Module, samples: list[Tensor], **options: Any) -> GraphModule:
+    found: GraphModule = convert_pt2e(prepared(model, samples, **options))
+    return found
+
+
+def shift(layer: Layer, model: Any, samples: list[Tensor]) -> Tensor:
+    """[outputs]: the mean of what `layer` yields of float `samples`, less that of `model`."""
+    with torch.no_grad():
+        errors = [
+            layer.by_output(layer.run(x, layer.real_weight, layer.real_bias) - model(x)).reshape(-1, len(model.bias))
+            for x in samples
+        ]
+    return torch.cat(errors).mean(0)
+
+
+def half_a_code(layer: Layer) -> float:
+    """What rounding a bias may shift it by."""
+    assert layer.real_bias is not None
+    args = arguments(layer.bias)  # type: ignore[arg-type]
+    scale = args["scale"] if "scale" in args else constant_of(layer.module, args["scales"])
+    return 0.51 * float(torch.as_tensor(scale).max())
+
+
+def kinds(module: nn.Module) -> list[type]:
+    return [type(child) for child in module.modules()]
+
+
+# ----------------------------------------------------------------------------------------------------- what it corrects
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, float]] = {
+    "pointwise": (lambda: nn.Conv2d(8, 6, 1), IMAGE, 1, 0.01),
+    "padded": (lambda: nn.Conv2d(8, 6, 3, padding=1), (1, 8, 12, 12), 1, 0.1),
+    "padding same": (lambda: nn.Conv2d(8, 6, (2, 3), padding="same"), (1, 8, 12, 12), 1, 0.1),
+    "strided": (lambda: nn.Conv2d(8, 6, 3, stride=2, dilation=2), (1, 8, 12, 12), 1, 0.2),
+    "depthwise": (lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8), (1, 8, 12, 12), 1, 0.1),
+    "grouped": (lambda: nn.Conv2d(8, 4, 1, groups=2), IMAGE, 1, 0.01),
+    "a batch": (lambda: nn.Conv2d(8, 6, 1), (3, 8, 5, 5), 1, 0.01),
+    "one dimension": (lambda: nn.Conv1d(8, 6, 1), (1, 8, 9), 1, 0.01),
+    "transposed": (lambda: nn.ConvTranspose2d(8, 4, 2, stride=2, groups=2), IMAGE, 1, 0.1),
+    "linear": (lambda: nn.Linear(8, 5), (1, 8), 1, 0.01),
+    "linear of rows": (lambda: nn.Linear(8, 5), (2, 3, 8), 2, 0.01),
+}
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_mean_of_each_output_is_that_of_float(name: str, granularity: str) -> None:
+    build, shape, channels, left = LAYERS[name]
+    model, samples = seeded(build), images(8, shape, channels)
+    options = {**COARSE, "weight_granularity": granularity}
+    (plain,) = layers_of(converted(model, samples, correct_bias=False, **options))
+    (layer,) = layers_of(converted(model, samples, **options))
+    assert torch.equal(layer.codes, plain.codes)
+    before, after = shift(plain, model, samples), shift(layer, model, samples)
+    assert before.abs().max() > 0.02
+    assert after.abs().max() < left * before.norm() + half_a_code(layer)
+
+
+def test_it_is_what_a_computation_by_hand_says() -> None:
+    model: Any = seeded(lambda: nn.Conv2d(8, 6, 3, padding=1))
+    samples = images()
+    (layer,) = layers_of(converted(model, samples, **COARSE))
+    error = layer.real_weight - model.weight
+    mean = torch.cat(samples).mean((0, 2, 3))
+    everywhere = mean.reshape(1, -1, 1, 1).expand(IMAGE)
+    expected = model.bias - F.conv2d(everywhere, error, padding=1).mean((0, 2, 3))
+    assert layer.real_bias is not None
+    torch.testing.assert_close(layer.real_bias, expected, rtol=0, atol=half_a_code(layer))
+
+
+def network() -> Any:
+    def function(m: Any, x: Tensor) -> Any:
+        first = F.relu(m.a(x))
+        both = m.b(first) + m.c(first)
+        wide = torch.cat([both, first], 1)
+        return m.l(F.relu6(m.d(F.max_pool2d(wide, 2))).mean((2, 3))), x * 2.0, m.e(x)
+
+    def build() -> nn.Module:
+        layers = {
+            "a": nn.Conv2d(8, 8, 3, padding=1), "b": nn.Conv2d(8, 8, 1), "c": nn.Conv2d(8, 8, 3, padding=1, groups=8),
+            "d": nn.Conv2d(16, 8, 3), "e": nn.Conv2d(8, 4, 1, bias=False), "l": nn.Linear(8, 3),
+        }  # fmt: skip
+        return Model(function, **{name: nn.Sequential(layer) for name, layer in layers.items()})
+
+    return seeded(build)
+
+
+def means(module: Any, samples: list[Tensor]) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([module(x)[0] for x in samples]).mean(0)
+
+
+def test_a_network_is_nearer_to_float_and_has_the_operators_that_it_had() -> None:
+    model, samples = network(), images(32)
+    plain, corrected = (converted(model, samples, correct_bias=wanted, **COARSE) for wanted in (False, True))
+    nodes = [
+        [(node.name, op_name(node), node.all_input_nodes) for node in module.graph.nodes if node.op != "call_module"]
+        for module in (plain, corrected)
+    ]
+    assert str(nodes[0]) == str(nodes[1])
+    scales = [
+        [node.args[1:3] for node in module.graph.nodes if "quantize_per_tensor" in op_name(node)]
+        for module in (plain, corrected)
+    ]
+    assert scales[0] == scales[1]
+    wanted = means(model, samples)
+    assert (means(corrected, samples) - wanted).norm() < 0.7 * (means(plain, samples) - wanted).norm()
+
+
+def test_layers_that_share_constants_are_corrected_each_by_what_it_reads() -> None:
+    model: Any = seeded(lambda: Model(lambda m, x: (m.c(x), m.c(F.relu(x))), c=nn.Conv2d(8, 6, 1)))
+    samples = images()
+    with torch.no_grad():
+        wanted = [torch.cat([model(x)[index] for x in samples]).mean((0, 2, 3)) for index in (0, 1)]
+        for corrects, least, most in ((False, 0.02, 9), (True, 0, 0.015)):
+            module = converted(model, samples, correct_bias=corrects, **COARSE)
+            for index in (0, 1):
+                found = torch.cat([module(x)[index] for x in samples]).mean((0, 2, 3))
+                assert least <= float((found - wanted[index]).abs().max()) <= most
+
+
+def test_an_observer_that_was_chosen_changes_nothing_about_it() -> None:
+    model, samples = seeded(lambda: nn.Conv2d(8, 6, 1)), images()
+    (layer,) = layers_of(converted(model, samples, observer=HistogramObserver, **COARSE))
+    assert shift(layer, model, samples).abs().max() < 0.005
+
+
+def test_a_copy_of_a_prepared_module_is_corrected_by_what_it_saw_itself() -> None:
+    model, samples = seeded(lambda: nn.Conv2d(8, 6, 1)), images()
+    module = prepared(model, [-x for x in samples], **COARSE)
+    copied = copy.deepcopy(prepared(model, samples[:4], **COARSE))
+    for sample in samples[4:]:
+        copied(sample)
+    (expected,), (found,) = (layers_of(one) for one in (converted(model, samples, **COARSE), convert_pt2e(copied)))
+    (other,) = layers_of(convert_pt2e(module))
+    assert expected.real_bias is not None
+    assert found.real_bias is not None
+    assert other.real_bias is not None
+    assert torch.equal(found.real_bias, expected.real_bias)
+    assert not torch.equal(other.real_bias, expected.real_bias)
+
+
+# ------------------------------------------------------------------------------------------------ what it leaves alone
+
+
+def test_without_it_biases_are_rounded_as_they_are() -> None:
+    model: Any = seeded(lambda: nn.Conv2d(8, 6, 1))
+    samples = images()
+    module = prepared(model, samples, correct_bias=False, **COARSE)
+    assert ChannelMeans not in kinds(module)
+    (layer,) = layers_of(convert_pt2e(module))
+    assert layer.real_bias is not None
+    torch.testing.assert_close(layer.real_bias, model.bias.detach(), rtol=0, atol=half_a_code(layer))
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (nn.Conv2d(8, 6, 1, bias=False), {}),
+        (nn.Linear(6, 3, bias=False), {}),
+        (nn.Sequential(nn.Conv2d(8, 6, 1), nn.Sigmoid()), {"layers": {"0": "float"}}),
+    ],
+)
+def test_what_has_no_quantized_bias_is_left_alone(model: nn.Module, options: dict[str, Any]) -> None:
+    assert ChannelMeans not in kinds(prepared(model.eval(), images(2), **options))
+
+
+def test_training_is_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6)).train()
+    module = torch.export.export(model, (images(1)[0],)).module()
+    assert ChannelMeans not in kinds(prepare_qat_pt2e(module, NeutronQuantizer(is_qat=True)))
+
+
+def test_a_module_that_was_never_calibrated_is_refused() -> None:
+    model = nn.Conv2d(8, 6, 1).eval()
+    with pytest.raises(CalibrationError, match="never reached"):
+        convert_pt2e(prepare_pt2e(torch.export.export(model, (images(1)[0],)).module(), NeutronQuantizer()))
+
+
+def test_inputs_that_are_refused_are_not_counted() -> None:
+    model, samples = seeded(lambda: nn.Conv2d(8, 6, 1)), images()
+    module = prepared(model, samples[:4], **COARSE)
+    for wrong in (torch.ones(IMAGE, dtype=torch.int32), torch.full((1, 4, 6, 6), 9.0)):
+        with pytest.raises(InputError):
+            module(wrong)
+    (found,) = (child for child in module.modules() if isinstance(child, ChannelMeans))
+    assert found.mean is not None
+    torch.testing.assert_close(found.mean, torch.cat(samples[:4]).mean((0, 2, 3)))
+
+
+def test_what_is_no_answer_is_refused() -> None:
+    with pytest.raises(OptionError, match="correct_bias takes True or False, not 1"):
+        NeutronQuantizer(correct_bias=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("recipe", ["fast", "auto"])
+def test_recovery_yields_what_it_yields_without(recipe: str) -> None:
+    model, samples = network(), [(x,) for x in images(8)]
+    first, second = (
+        list(layers_of(quantize(model, samples[0], samples, recover=recipe, correct_bias=wanted).module))
+        for wanted in (True, False)
+    )
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.codes, other.codes)
+        assert one.real_bias is not None
+        assert other.real_bias is not None
+        assert torch.equal(one.real_bias, other.real_bias)
+
+
+# ---------------------------------------------------------------------------------------------------------------- means
+
+
+class TestMeans:
+    @settings(max_examples=50, deadline=None)
+    @given(
+        sizes=st.lists(st.integers(1, 5), min_size=1, max_size=90), cuts=st.sets(st.integers(0, 90), max_size=4),
+        exponent=st.integers(-12, 12), seed=st.integers(0, 1000),
+    )  # fmt: skip
+    def test_parts_of_a_stream_merge_to_the_bit(
+        self, sizes: list[int], cuts: set[int], exponent: int, seed: int
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        stream = [torch.randn(size, 3, 2, 2, generator=generator) * 2.0**exponent for size in sizes]
+        whole, merged = ChannelMeans(-3, 3), ChannelMeans(-3, 3)
+        for values in stream:
+            assert whole(values) is values
+        ends = sorted({0, len(stream)} | {cut for cut in cuts if cut < len(stream)})
+        for start, end in pairwise(ends):
+            part = ChannelMeans(-3, 3)
+            for values in stream[start:end]:
+                part(values)
+            merged.merge(part.state())
+        assert torch.equal(merged.state()["total"], whole.state()["total"])
+        assert whole.mean is not None
+        exact = torch.cat(stream).double().mean((0, 2, 3))
+        assert (whole.mean - exact).abs().max() <= 1e-6 * max(1.0, 2.0**exponent)
+
+    def test_it_knows_nothing_of_what_never_came(self) -> None:
+        found = ChannelMeans(-1, 3)
+        found(torch.empty(0, 3))
+        assert found.mean is None
+
+    def test_copies_and_saved_states_have_seen_what_it_saw(self) -> None:
+        found, loaded = ChannelMeans(-1, 3), ChannelMeans(-1, 3)
+        found(torch.tensor([1.0, 2.0, 3.0]))
+        loaded.load_state_dict(found.state_dict())
+        copied = copy.deepcopy(found)
+        found(torch.tensor([3.0, 2.0, 1.0]))
+        for other in (loaded, copied):
+            assert other.mean is not None
+            assert other.mean.tolist() == [1.0, 2.0, 3.0]
+        assert found.mean is not None
+        assert found.mean.tolist() == [2.0, 2.0, 2.0]
