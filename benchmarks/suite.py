@@ -25,9 +25,8 @@ from rich.table import Table
 from tests.oracle import Agreement, agreements
 from torch import Tensor, nn
 
-from openneutron import NeutronProgram, QuantizedModel, lower, passes, quantize
+from openneutron import NeutronProgram, QuantizedModel, lower, quantize
 from openneutron.runtime import HostProgram
-from openneutron.targets import NeutronTargetSpec
 
 from .subjects import describe_tflite, tflite_models
 from .walk import Fall, sqnr, steepest_fall
@@ -101,7 +100,7 @@ def measure(member: Member, shape: Shape, **options: Any) -> Result:
         tflite_operators=dict(sum((Counter(each["operators"]) for each in models), Counter())),
         tflite_bytes=sum(each["bytes"] for each in models),
         outputs=compare(model, quantized, program, smooth(shape, EVALUATION_SAMPLES, seed=2)),
-        steepest_fall=breaking_layer(model, quantized, calibration[0]),
+        steepest_fall=breaking_layer(quantized, calibration[0]),
         seconds_to_quantize=quantized_at - start,
         seconds_to_lower=lowered_at - quantized_at,
     )
@@ -130,11 +129,10 @@ def flat(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else list(value)
 
 
-def breaking_layer(model: nn.Module, quantized: QuantizedModel, sample: Tensor) -> Fall | None:
+def breaking_layer(quantized: QuantizedModel, sample: Tensor) -> Fall | None:
     """Return the layer behind which most of the signal is lost."""
-    reference = torch.export.export(model, (sample,)).module()
-    target = NeutronTargetSpec(quantized.target).neutron_target
-    return steepest_fall(passes.prepare(reference, target), quantized.module, (sample,))
+    assert quantized.reference is not None
+    return steepest_fall(quantized.reference, quantized.module, (sample,))
 
 
 def table_of(results: Iterable[Result]) -> Table:
