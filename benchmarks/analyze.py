@@ -21,7 +21,7 @@ from .networks import NETWORKS, Network
 
 def analysis_of(network: Network, samples: int, layers: dict[str, str], console: Console) -> Analysis:
     """Quantize with `layers` and analyze on `samples` of the data to evaluate on, the `.pte` included."""
-    quantized = quantize(network.build(), network.example_inputs(), network.calibration(), layers=layers)
+    quantized = quantize(network.build(), network.example_inputs(), network.calibration(), layers=layers, recover=None)
     program = lower(quantized)
     data = network.evaluation().spread(samples)
     with Progress(console=console, transient=True) as progress:

@@ -87,7 +87,7 @@ def measure(member: Member, shape: Shape, **options: Any) -> Result:
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the rows say it
-        quantized = quantize(model, (calibration[0],), calibration, **options)
+        quantized = quantize(model, (calibration[0],), calibration, recover=None, **options)
     quantized_at = time.perf_counter()
     program = lower(quantized)
     lowered_at = time.perf_counter()

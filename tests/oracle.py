@@ -78,7 +78,7 @@ def quantized(
     calibration = samples_like(shapes, CALIBRATION_SAMPLES, 0, spread)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnquantizedWarning)
-        return quantize(model.eval(), calibration[0], calibration, **options)
+        return quantize(model.eval(), calibration[0], calibration, **{"recover": None, **options})
 
 
 def quantized_elsewhere(model: torch.nn.Module, shapes: Sequence[tuple[int, ...]]) -> QuantizedModel:

@@ -74,7 +74,7 @@ def sabotaged() -> Net:
 
 def quantized(model: nn.Module, **options: Any) -> QuantizedModel:
     """One sample at a time, as in the documented flow: observers sample a batch at other places."""
-    return quantize(model, (images(1)[0],), images(8), batch_size=1, **{**PLAIN, **options})
+    return quantize(model, (images(1)[0],), images(8), batch_size=1, recover=None, **{**PLAIN, **options})
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_a_weight_that_takes_one_scale_only_is_left_in_float() -> None:
     with torch.no_grad():
         model.get_parameter("0.weight")[3] *= 300
     data = [torch.randn(4, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
-    analysis = analyze(None, quantize(model, (data[0],), data), data)
+    analysis = analyze(None, quantize(model, (data[0],), data, recover=None), data)
     assert analysis.advice[0].code == 'layers={"0": "float"}'
     assert "channels of its weight have fewer than 8 of 255 codes" in analysis.advice[0].why
     assert analysis.advice[0].removes == analysis.layers[0].error_share
@@ -484,7 +484,7 @@ def test_a_program_of_another_model_is_a_model_error(healthy: QuantizedModel) ->
 @pytest.mark.slow
 def test_mobilenet_v2_loses_it_in_depthwise_convolutions() -> None:
     network = NETWORKS["mobilenet_v2"]
-    model = quantize(network.build(), network.example_inputs(), network.calibration().spread(8), **PLAIN)
+    model = quantize(network.build(), network.example_inputs(), network.calibration().spread(8), recover=None, **PLAIN)
     analysis = analyze(None, model, network.evaluation().spread(4), candidates=8)
     assert analysis.output_sqnr_db < 12
     assert len(analysis.layers) == 65

@@ -88,7 +88,7 @@ def inputs_of(count: int, *, channels_last: bool = False, seed: int = 0) -> Inpu
 def quantized(function: Callable[..., Any], inputs: Inputs) -> QuantizedModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnquantizedWarning)
-        return quantize(seeded(lambda: Model(function)), inputs, [inputs])
+        return quantize(seeded(lambda: Model(function)), inputs, [inputs], recover=None)
 
 
 def with_int8_io(model: QuantizedModel) -> NeutronProgram:

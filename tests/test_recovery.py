@@ -26,6 +26,7 @@ from openneutron.recovery import (
     rounded_with_feedback,
     silence_channels,
 )
+from openneutron.recovery.recipes import ENOUGH_SAMPLES
 from openneutron.recovery.round_weights import rows_of
 from openneutron.recovery.walk import samples_that_fit, walk
 from openneutron.recovery.weighted_layers import layers_of
@@ -322,11 +323,29 @@ def test_recipes_lower_the_noise_of_the_pte_and_add_no_operator(recipe: str) -> 
 
 
 def test_the_float_function_is_what_it_was_on_the_samples() -> None:
-    module, samples = exported(network()), images()
+    module, samples = exported(network()), images(ENOUGH_SAMPLES)
     before = [module(*sample) for sample in samples]
     recover_exported(module, samples)
     for sample, expected in zip(samples, before, strict=True):
         assert float((module(*sample) - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_few_samples_are_not_believed() -> None:
+    """A channel that one of them does not wake, or does not bring to its clip, may well be woken by another input."""
+    module, fresh = exported(network()), [(10 * sample,) for (sample,) in images(8)]
+    before = [module(*sample) for sample in fresh]
+    recover_exported(module, [(torch.zeros(IMAGE),)] * (ENOUGH_SAMPLES - 1))
+    for sample, expected in zip(fresh, before, strict=True):
+        assert float((module(*sample) - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_accuracy_is_recovered_unless_told_otherwise() -> None:
+    model, samples = network().eval(), images(4)
+    by_default, auto, naive = (
+        lower(quantize(model, samples[0], samples, **options)).buffer
+        for options in ({}, {"recover": "auto"}, {"recover": None})
+    )
+    assert by_default == auto != naive
 
 
 def test_a_recipe_that_does_not_exist_is_refused() -> None:

@@ -57,7 +57,7 @@ def train_quantized(data: DigitsSplit, weight_bits: int = 8, seed: int = 0) -> G
 def calibrate(data: DigitsSplit, weight_bits: int = 8) -> Callable[..., Any]:
     """Return the network quantized after training."""
     calibration = torch.split(data.train_images[:_CALIBRATION_IMAGES], 1)
-    return quantize(load_network(), (data.test_images[:1],), calibration, weight_bits=weight_bits)
+    return quantize(load_network(), (data.test_images[:1],), calibration, recover=None, weight_bits=weight_bits)
 
 
 @torch.no_grad()

@@ -119,7 +119,7 @@ def quantize(
     calibration: Iterable[Any] | str | os.PathLike[str],
     target: str | NeutronTargetSpec = "imxrt700",
     *,
-    recover: str | None = None,
+    recover: str | None = "auto",
     strict: bool = False,
     transform: Callable[[Any], Any] | None = None,
     batch_size: int | None = None,
@@ -136,7 +136,8 @@ def quantize(
     only scaled to 0..1 without it: **a model that wants them normalized needs a `transform` that does so.**
 
     `recover` gets back accuracy that int8 lost: "fast" equalizes channels and corrects biases, "auto" also rounds the
-    weights anew (see `openneutron.recovery`; docs/accuracy.md). It uses the calibration inputs again.
+    weights anew, None does neither (see `openneutron.recovery`; docs/accuracy.md). It uses the calibration inputs
+    again; of fewer than 32, it does not believe which channels are never awake or never clipped.
 
     `jobs` processes share the calibration, with the same result. `batch_size` samples run at once, where the model
     allows it; it is chosen unless given. `stop_when_converged` ends calibration once ranges no longer move; the log

@@ -20,6 +20,8 @@ from openneutron.recovery.walk import Samples
 __all__ = ["RECIPES", "check_recipe", "give_biases", "recover_converted", "recover_exported"]
 
 RECIPES = ("fast", "auto")
+# With fewer samples, what they never woke or never brought to its clip says nothing of other inputs.
+ENOUGH_SAMPLES = 32
 
 
 def check_recipe(recipe: str | None) -> None:
@@ -32,9 +34,13 @@ def recover_exported(module: GraphModule, samples: Samples) -> GraphModule:
     """What is done to the float graph, in place, between `transform_for_annotation` and `prepare_pt2e`.
 
     The function stays as it is on `samples`: silent channels are zeroed, biases absorbed, channels equalized as far as
-    the clip of a relu6 allows.
+    the clip of a relu6 allows. With fewer samples than `ENOUGH_SAMPLES` it stays as it is on all inputs: channels are
+    equalized where no clip is, and nothing else is done.
     """
     give_biases(module)
+    if len(samples) < ENOUGH_SAMPLES:
+        equalize(module)
+        return module
     ranges = channel_ranges(module, samples)
     silence_channels(module, ranges)
     ranges = absorb_biases(module, ranges)
