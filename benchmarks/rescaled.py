@@ -61,7 +61,7 @@ def trained(make: Callable[[], Classifier], epochs: int = EPOCHS) -> Classifier:
                 optimizer.step()
                 schedule.step()
     network.eval().fold()
-    return network
+    return network.eval()  # what folding put in place of the batch norms
 
 
 def rescaled(network: Classifier, seed: int = RESCALING_SEED) -> Classifier:
@@ -97,14 +97,13 @@ class Rescaled:
         assert difference <= TOLERANCE, f"{self.name}: rescaling changed the float logits by {difference:.1e}"
         return result
 
-    def network(self) -> Network:
+    def network(self, epochs: int = EPOCHS) -> Network:
         """The network with the digits, as the benchmarks take it: the images of both splits in a row."""
         split = digits()
         train, test = len(split.train_images), len(split.test_images)
         build = cache(self.build)
-        return Network(
-            self.name, lambda: copy.deepcopy(build()), _sample, range(CALIBRATION_IMAGES), range(train, train + test)
-        )
+        samples = range(CALIBRATION_IMAGES), range(train, train + test)
+        return Network(self.name, lambda: copy.deepcopy(build(epochs)), _sample, *samples)
 
 
 def _sample(index: int) -> Sample:

@@ -1,0 +1,75 @@
+"""The table of accuracies: its arithmetic, and its networks with rescaled channels, which per-tensor int8 destroys."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from benchmarks.accuracy import ROWS, Bench, Row, Way, documented_flow, outputs_of
+from benchmarks.rescaled import RESCALED, digits, largest_difference, rescaled
+from benchmarks.targets import Comparison, Target, compare
+
+from openneutron.recovery import RECIPES
+
+FEW_EPOCHS = 6
+
+
+def logits(*classes: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(classes), 4).float()
+
+
+class TestCompare:
+    def test_samples_that_flip_are_counted_both_ways(self) -> None:
+        found = compare(logits(0, 1, 2, 3), logits(0, 0, 1, 2), [0, 1, 1, 2])
+        assert found == Comparison(samples=4, top1_float=50, top1_int8=75, lost=1, won=2)
+        assert found.difference == 25
+        assert found.error == pytest.approx(100 * (3 - 1 / 4) ** 0.5 / 4)
+
+    def test_without_labels_float_is_right(self) -> None:
+        found = compare(logits(0, 1, 2, 3), logits(0, 1, 1, 3), [None] * 4)
+        assert (found.top1_float, found.top1_int8, found.lost, found.won) == (100, 75, 1, 0)
+
+    def test_samples_without_a_label_do_not_count_beside_those_with_one(self) -> None:
+        assert compare(logits(0, 1), logits(0, 2), [0, None]).samples == 1
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "seconds", "holds"),
+    [(3, 0, 1, True), (4, 0, 1, False), (4, 1, 1, True), (0, 9, 1, True), (0, 0, 61, False)],
+)
+def test_a_target_is_points_below_float_and_seconds(lost: int, won: int, seconds: float, *, holds: bool) -> None:
+    found = Comparison(1000, 90, 90 + (won - lost) / 10, lost, won)
+    assert Target(0.3, 60).holds(found, seconds) == holds
+    assert Target(0.3).holds(found, 1e6) == (holds or seconds > 60)
+
+
+def test_every_row_is_a_way_that_exists() -> None:
+    assert [name for name, row in ROWS.items() if not all(way.exists for way in (row.way, *row.naive))] == []
+    assert {row.way.options.get("recover") for row in ROWS.values()} <= {None, *RECIPES}
+    assert not Way(options={"recovers": "auto"}).exists
+    assert not Way("documented", {"recover": "auto"}).exists
+
+
+def test_rescaling_keeps_the_float_function() -> None:
+    network = RESCALED["efficientnet_lite_rescaled"].make().eval()
+    network.fold()
+    assert largest_difference(network, rescaled(network), digits().test_images[:32]) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(RESCALED))
+def test_rescaled_networks_are_as_good_as_float(name: str) -> None:
+    network = RESCALED[name].network(FEW_EPOCHS)
+    result = Bench().measure(Row(name, lambda: network, Way(options={"recover": "auto"}), Target(0.5)))
+    assert result.comparison.top1_float > 90
+    assert result.holds, result
+
+
+@pytest.mark.slow
+def test_without_equalization_nothing_is_left_of_a_rescaled_network() -> None:
+    """What the converted module makes of it: the host has no kernels for scales this far apart."""
+    network = RESCALED["efficientnet_lite_rescaled"].network(FEW_EPOCHS)
+    model = network.build()
+    module = documented_flow(model, network, equalize=False, correct_bias=False)
+    samples = [inputs for inputs, _ in network.evaluation().spread(100)]
+    agreeing = outputs_of(module, samples).argmax(1) == outputs_of(model, samples).argmax(1)
+    assert float(agreeing.float().mean()) < 0.5
