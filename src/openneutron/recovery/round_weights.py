@@ -35,6 +35,9 @@ DAMPING = 0.01
 PULL = 0.3
 # Candidates for the scale, of the one that the extremes or the squared error chose.
 SHRINKING = (1.0, 0.9, 0.8, 0.7, 0.6)
+# Of the mean square of the inputs, what is added to the diagonal of H in any case: sums of products in float32 are not
+# more exact, and H must stay positive definite where its inputs hardly vary.
+FLOAT_ROUNDING = 1e-5
 # Layers with more inputs to a group than this are rounded to nearest: H takes its square in bytes, its cube in time.
 MOST_INPUTS = 4608
 _BLOCK = 64
@@ -152,19 +155,24 @@ def _moments(layer: Layer, reading: Reading) -> _Moments:
     wanted = max(POSITIONS, POSITIONS_PER_INPUT * size) // len(reading.wanted) + 1
     own, cross = (torch.zeros(groups, size, size, dtype=torch.float64) for _ in range(2))
     mean, real_mean = (torch.zeros(groups, size, dtype=torch.float64) for _ in range(2))
-    # Covariances of values far from zero cancel; those around the first sample's mean do not.
-    origin = rows_of(layer, reading.real[0], weight, wanted).mean(1, keepdim=True)
+    # Covariances of values far from zero cancel; those around the first sample's mean do not. Each has its own: a value
+    # that never varies is not the same when quantized.
+    read = reading.quantized, reading.real
+    origins = [rows_of(layer, values[0], weight, wanted).mean(1, keepdim=True) for values in read]
     count = 0
-    for quantized, real in zip(reading.quantized, reading.real, strict=True):
-        inputs, real_inputs = (rows_of(layer, values, weight, wanted) - origin for values in (quantized, real))
+    for sample in zip(*read, strict=True):
+        inputs, real_inputs = (
+            rows_of(layer, values, weight, wanted) - origin for values, origin in zip(sample, origins, strict=True)
+        )
         own += inputs.transpose(1, 2) @ inputs
         cross += real_inputs.transpose(1, 2) @ inputs
         mean += inputs.sum(1)
         real_mean += real_inputs.sum(1)
         count += inputs.shape[1]
-    mean, real_mean = mean / count, real_mean / count
+    own, cross, mean, real_mean = (sums / count for sums in (own, cross, mean, real_mean))
+    rounding = FLOAT_ROUNDING * _mean_of_diagonal(own) * torch.eye(size, dtype=torch.float64)
     trust = count / (count + size)
-    return _Moments(own / count - _outer(mean, mean), cross / count - _outer(real_mean, mean), trust)
+    return _Moments(own - _outer(mean, mean) + rounding, cross - _outer(real_mean, mean), trust)
 
 
 def _outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
