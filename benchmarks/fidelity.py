@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from openneutron import load, lower, quantize
+from openneutron.recovery import RECIPES
 
 from .exact import exact
 from .networks import NETWORKS, Network, Sample
@@ -183,12 +184,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; all if none is named")
     parser.add_argument("--limit", type=int, default=sys.maxsize, metavar="N", help="samples a network at most")
     parser.add_argument("--target", help="of `quantize`; its own default if not given")
-    parser.add_argument("--recover", help="of `quantize`: what gets back accuracy; nothing if not given")
+    parser.add_argument("--recover", choices=[*RECIPES, "none"], default="auto", help="of `quantize`")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(NETWORKS):
         parser.error(f"no such network: {', '.join(sorted(unknown))}")
-    options = {"recover": arguments.recover} | ({"target": arguments.target} if arguments.target else {})
+    recover = None if arguments.recover == "none" else arguments.recover
+    options = {"recover": recover} | ({"target": arguments.target} if arguments.target else {})
 
     results: list[Fidelity] = []
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)

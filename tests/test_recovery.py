@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from openneutron import NeutronQuantizer, lower, quantize
+from openneutron import NeutronQuantizer, QuantizedModel, lower, quantize
+from openneutron.constants import constant_of
 from openneutron.errors import ModelError, OptionError
 from openneutron.fx import arguments, op_name
+from openneutron.ops.layers import layer_kind
 from openneutron.recovery import (
     absorb_biases,
     channel_ranges,
@@ -76,6 +78,16 @@ def network() -> nn.Sequential:
         nn.ReLU6(), uneven(nn.Conv2d(16, 8, 1)), uneven(nn.Conv2d(8, 16, 1)), nn.ReLU(),
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10),
     )  # fmt: skip
+
+
+def float_weights(model: QuantizedModel) -> list[Tensor]:
+    assert model.reference is not None
+    found = []
+    for node in model.reference.graph.nodes:
+        weight = constant_of(model.reference, arguments(node)["weight"]) if layer_kind(node) is not None else None
+        if weight is not None:
+            found.append(weight)
+    return found
 
 
 class Residual(nn.Module):
@@ -349,6 +361,16 @@ def test_few_samples_are_not_believed() -> None:
     recover_exported(module, [(torch.zeros(IMAGE),)] * (ENOUGH_SAMPLES - 1))
     for sample, expected in zip(fresh, before, strict=True):
         assert float((module(*sample) - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_what_is_not_to_be_equalized_keeps_its_weights() -> None:
+    samples = images(4)
+    plain, kept, evened = (
+        float_weights(quantize(network().eval(), samples[0], samples, **options))
+        for options in ({"recover": None, "equalize": False}, {"equalize": False}, {})
+    )
+    assert all(map(torch.equal, kept, plain))
+    assert not all(map(torch.equal, evened, plain))
 
 
 def test_accuracy_is_recovered_unless_told_otherwise() -> None:

@@ -157,7 +157,8 @@ def quantize(
     if quantizer_options.get("is_qat"):
         raise OptionError("quantize() does not train. Give NeutronQuantizer(is_qat=True) to prepare_qat_pt2e.")
     quantizer = NeutronQuantizer(target, **quantizer_options)
-    quantizer.equalize = quantizer.equalize and recover is None  # recovery does so itself, by what calibration sees
+    equalizes = quantizer.equalize
+    quantizer.equalize = equalizes and recover is None  # recovery does so itself, by what calibration sees
     examples = _examples(example_inputs)
     if any(module.training for module in model.modules()):
         training = next(name for name, module in model.named_modules() if module.training) or type(model).__name__
@@ -165,7 +166,7 @@ def quantize(
     exported = quantizer.transform_for_annotation(_export(model, examples, strict=strict).module())
     samples = collect(calibration, examples, forward_names(model), transform=transform)
     if recover is not None:
-        recover_exported(exported, samples)
+        recover_exported(exported, samples, equalizes=equalizes)
     reference = copy.deepcopy(exported)
     prepared = prepare_pt2e(exported, quantizer)
     calibrate(prepared, samples, running)

@@ -30,21 +30,21 @@ def check_recipe(recipe: str | None) -> None:
         raise OptionError(f"recover is one of {', '.join(map(repr, RECIPES))}, or None, not {recipe!r}.")
 
 
-def recover_exported(module: GraphModule, samples: Samples) -> GraphModule:
+def recover_exported(module: GraphModule, samples: Samples, *, equalizes: bool = True) -> GraphModule:
     """What is done to the float graph, in place, between `transform_for_annotation` and `prepare_pt2e`.
 
     The function stays as it is on `samples`: silent channels are zeroed, biases absorbed, channels equalized as far as
     the clip of a relu6 allows. With fewer samples than `ENOUGH_SAMPLES` it stays as it is on all inputs: channels are
-    equalized where no clip is, and nothing else is done.
+    equalized where no clip is, and nothing else is done. Without `equalizes`, they are not.
     """
     give_biases(module)
-    if len(samples) < ENOUGH_SAMPLES:
-        equalize(module)
-        return module
-    ranges = channel_ranges(module, samples)
-    silence_channels(module, ranges)
-    ranges = absorb_biases(module, ranges)
-    equalize(module, ranges)
+    ranges = None
+    if len(samples) >= ENOUGH_SAMPLES:
+        ranges = channel_ranges(module, samples)
+        silence_channels(module, ranges)
+        ranges = absorb_biases(module, ranges)
+    if equalizes:
+        equalize(module, ranges)
     return module
 
 
