@@ -4,8 +4,8 @@ Each row quantizes a network in one way, lowers it, runs the `.pte` on this mach
 of the float network, which runs on the same samples, one at a time. "+-" is the standard error of the difference, from
 the samples that are right in one of the two alone. Where there are no labels, float's class counts as right.
 
-The networks are those of `benchmarks.networks`, which has the data for calibration, and of `benchmarks.rescaled`. For
-the latter, what comes of them without any recovery is shown as well.
+The networks are those of `benchmarks.networks`, which has the data for calibration, and of `benchmarks.rescaled`.
+Some rows show as well what other ways make of the same network.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 from torch.fx import GraphModule
+from torchao.quantization.pt2e import HistogramObserver
 
 from openneutron import NeutronQuantizer, QuantizedModel, lower, quantize
 from openneutron.errors import HostError
@@ -62,12 +63,13 @@ class Way:
         return self.call == "quantize"
 
     def __str__(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        options = ", ".join(f"{name}={getattr(value, '__name__', repr(value))}" for name, value in self.options.items())
         return options if self.short else f"documented flow, {options}".removesuffix(", ")
 
 
 NAIVE = Way("documented", {"equalize": False, "correct_bias": False})
 HALF = (Way("documented", {"equalize": False}), Way("documented", {"correct_bias": False}))
+HISTOGRAM = Way("documented", {"observer": HistogramObserver})
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Row:
 class Result:
     """What was measured for a row.
 
-    `naive` has the top-1 of other ways, by what they are; None where the host has no kernel for the scales they found.
+    `naive` has the top-1 and the SQNR of other ways, by what they are; None where the host has no kernel for the scales
+    they found.
     """
 
     row: str
@@ -95,7 +98,7 @@ class Result:
     sqnr: float
     seconds: float
     target: Target
-    naive: dict[str, float | None]
+    naive: dict[str, tuple[float, float] | None]
 
     @property
     def holds(self) -> bool:
@@ -133,9 +136,10 @@ ROWS: dict[str, Row] = {
         Row("mobilenet_v2-auto", _V2, Way(options=AUTO), Target(0.3, 4 * 60)),
         Row("mobilenet_v2-fast", _V2, Way(options={"recover": "fast"}), Target(1.0, 60)),
         *(
-            Row(f"{name}-documented", _real(name), Way("documented"), Target(3), (NAIVE, *HALF))
-            for name in ("mobilenet_v2", "resnet20", "resnet8", "ds_cnn")
+            Row(f"{name}-documented", _real(name), Way("documented"), Target(3), (NAIVE, *HALF, HISTOGRAM))
+            for name in ("mobilenet_v2", "resnet20", "resnet8", "ds_cnn", "wake_word")
         ),
+        Row("mobilenet_v1_025-documented", _visual_wake_words, Way("documented"), Target(3), (NAIVE, *HALF, HISTOGRAM)),
         Row("mobilenet_v2-channels", _V2, Way(options={**AUTO, "weight_granularity": "per_channel"}), Target(0.2)),
         *(
             Row(name, _real(name), Way(options=AUTO), Target(0.3))
@@ -196,19 +200,19 @@ class Bench:
         network = row.network()
         of_float, labels = self._of_float(network)
         of_int8, seconds = self._of_int8(network, row.way, row.name)
-        naive = {str(way): self._top1(network, way, row.name) for way in row.naive if way.exists}
+        naive = {str(way): self._naive(network, way, row.name) for way in row.naive if way.exists}
         labelled = any(label is not None for label in labels)
         comparison = compare(of_float, of_int8, labels)
         quality = sqnr(of_float, of_int8)
         return Result(row.name, str(row.way), labelled, comparison, quality, seconds, row.target, naive)
 
-    def _top1(self, network: Network, way: Way, name: str) -> float | None:
+    def _naive(self, network: Network, way: Way, name: str) -> tuple[float, float] | None:
         of_float, labels = self._of_float(network)
         try:
             of_int8, _ = self._of_int8(network, way, f"{name}, {way}")
         except HostError:
             return None
-        return compare(of_float, of_int8, labels).top1_int8
+        return compare(of_float, of_int8, labels).top1_int8, sqnr(of_float, of_int8)
 
     def _of_float(self, network: Network) -> tuple[Tensor, list[int | None]]:
         if network.name not in self._float:
@@ -242,7 +246,7 @@ def table_of(results: Iterable[Result]) -> Table:
         table.add_column(heading)
     for heading in ("samples", "float", ".pte", "difference", "+-", "SQNR", "seconds"):
         table.add_column(heading, justify="right")
-    for heading in ("target", "holds", "without recovery"):
+    for heading in ("target", "holds", "otherwise"):
         table.add_column(heading)
     for result in results:
         found = result.comparison
@@ -258,13 +262,13 @@ def table_of(results: Iterable[Result]) -> Table:
             f"{result.seconds:.1f}",
             str(result.target),
             "yes" if result.holds else "[red]NO",
-            "\n".join(f"{way}: {_percent(top1)}" for way, top1 in result.naive.items()),
+            "\n".join(f"{way}: {_of_naive(found)}" for way, found in result.naive.items()),
         )
     return table
 
 
-def _percent(top1: float | None) -> str:
-    return "does not load" if top1 is None else f"{top1:.2f}"
+def _of_naive(found: tuple[float, float] | None) -> str:
+    return "does not load" if found is None else f"{found[0]:.2f}, {found[1]:.1f} dB"
 
 
 def machine() -> dict[str, int | str]:
