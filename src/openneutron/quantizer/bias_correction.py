@@ -166,12 +166,15 @@ def correct_biases_at_conversion(model: GraphModule, observers: dict[Any, Any]) 
 
 
 def _is_quantized(model: GraphModule, layer: Node, observers: Mapping[Any, Any]) -> bool:
-    """Whether weight and bias of `layer` are constants, and the qparams of its bias derived.
+    """Whether weight and bias of `layer` are constants, the latter its own, and the qparams of its bias derived.
 
-    Not so where a mask has put values that stand for no number into its input: they have no mean.
+    Not so where a mask has put values that stand for no number into its input: they have no mean. A bias that others
+    read too (the steps of an unrolled GRU) would have to be stored for each of them.
     """
     args = arguments(layer)
     derived = observers.get((args["bias"], layer))
+    if args["bias"] is not None and len(args["bias"].users) > 1:
+        return False
     if not isinstance(derived, DerivedObserverOrFakeQuantize) or isinstance(derived.obs_or_fqs[0], MaskedObserver):
         return False
     return all(constant_of(model, args[role]) is not None for role in ("weight", "bias"))
