@@ -313,6 +313,10 @@ def test_high_biases_stay_where_zero_or_a_clip_means_something(activation: nn.Mo
     ranges = channel_ranges(module, samples)
     assert absorb_biases(module, ranges) == ranges
 
+
+# -------------------------------------------------------------------------------------------------- constant channels
+
+
 @pytest.mark.parametrize("level", [0.3, 30.0, 3000.0])
 def test_channels_that_never_vary_are_rounded_too(level: float) -> None:
     """Their covariance is nothing but what float32 rounds; their quantized values lie beside the real ones."""
@@ -323,7 +327,6 @@ def test_channels_that_never_vary_are_rounded_too(level: float) -> None:
     before = noise(module, quantized, samples)
     round_weights(quantized, module, samples)
     assert noise(module, quantized, samples) <= before
-
 
 
 # --------------------------------------------------------------------------------------------------------- recipes

@@ -157,9 +157,10 @@ def correct_biases_at_conversion(model: GraphModule, observers: dict[Any, Any]) 
             args = arguments(layer)
             axis = -1 if layer_kind(layer) == LINEAR else 1 - len(shape_of(args["weight"]))
             corrected.setdefault((args["input"], axis), []).append(layer)
+    entries = _entries(model)
     for (source, axis), layers in corrected.items():
         means = ChannelMeans(axis, shape_of(source)[axis])
-        _insert(model, source, means)
+        _insert(model, source, means, entries[-1] if source.op == "placeholder" else source)
         for layer in layers:
             edge = arguments(layer)["bias"], layer
             observers[edge] = CorrectedBias(observers[edge], means, shape_of(source))
@@ -180,23 +181,21 @@ def _is_quantized(model: GraphModule, layer: Node, observers: Mapping[Any, Any])
     return all(constant_of(model, args[role]) is not None for role in ("weight", "bias"))
 
 
-def _insert(model: GraphModule, source: Node, means: ChannelMeans) -> None:
-    """Let all operators read `source` through `means`: one that did not would have it quantized apart."""
+def _insert(model: GraphModule, source: Node, means: ChannelMeans, before: Node) -> None:
+    """Let all operators read `source` through `means`, called behind `before`: others would get other codes."""
     readers = [user for user in source.users if user.op == "call_function" or isinstance(called(user), ChannelMeans)]
     name = f"channel_means_{source.name}_{-means.axis}"
     model.add_submodule(name, means)
-    with model.graph.inserting_after(_checked(model, source)):
+    with model.graph.inserting_after(before):
         call = model.graph.call_module(name, (source,))
     for reader in readers:
         reader.replace_input_with(source, call)
 
 
-def _checked(model: GraphModule, source: Node) -> Node:
-    """The node behind which `source` is what it should be: an input of the model has passed the check of inputs."""
-    if source.op != "placeholder":
-        return source
-    checks: list[Node] = [node for node in model.graph.nodes if node.op == "call_module" and node.target == GUARDS]
-    return (placeholders(model.graph) + checks)[-1]
+def _entries(model: GraphModule) -> list[Node]:
+    """The inputs of the model, and what checks them: behind the last one, they are what they should be."""
+    checks = [node for node in model.graph.nodes if node.op == "call_module" and node.target == GUARDS]
+    return [*placeholders(model.graph), *checks]
 
 
 def _constant(node: Node) -> Node:
