@@ -113,8 +113,12 @@ def _moves() -> list[Case]:
         _case("slice.Tensor", "from behind", moved(lambda x: x[:, :, -5:-1]), (1, 12, 6, 6)),
         _case("slice.Tensor", "batch", moved(lambda x: x[1:]), (3, 4, 5)),
         _case("slice.Tensor", "two dimensions", moved(lambda x: x[:, :, 1:5, 2:]), (2, 4, 6, 7)),
-        _case("slice.Tensor", "in front of a convolution", lambda: Function(
-            lambda layer, x: layer((x + x)[:, :10]), nn.Conv2d(10, 4, 1)), (1, 12, 6, 6)),
+        _case(
+            "slice.Tensor",
+            "in front of a convolution",
+            lambda: Function(lambda layer, x: layer((x + x)[:, :10]), nn.Conv2d(10, 4, 1)),
+            (1, 12, 6, 6),
+        ),
         _case("pad.default", "cropped", crop, (2, 3, 5, 6)),
         _case("permute.default", "to NHWC", permute(0, 2, 3, 1), (1, 8, 3, 3)),
         _case("permute.default", "matrix", permute(1, 0), (8, 5)),

@@ -147,6 +147,7 @@ CASES: tuple[Case, ...] = (
     *_indices(),
 )
 
+
 def dequantized(codes: torch.Tensor) -> torch.Tensor:
     """An int8 weight, or an int32 bias, that another quantizer left."""
     dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default

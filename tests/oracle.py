@@ -66,9 +66,7 @@ def samples_like(shapes: Sequence[tuple[int, ...]], count: int, seed: int, sprea
     """Random inputs of `shapes`, normally distributed around `spread` (mean, standard deviation)."""
     generator = torch.Generator().manual_seed(seed)
     mean, deviation = spread
-    return [
-        tuple(torch.randn(shape, generator=generator) * deviation + mean for shape in shapes) for _ in range(count)
-    ]
+    return [tuple(torch.randn(shape, generator=generator) * deviation + mean for shape in shapes) for _ in range(count)]
 
 
 def quantized(

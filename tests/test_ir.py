@@ -259,7 +259,6 @@ class TestRewrites:
         assert (inputs, outputs) == ((False,), (False, False, False))
         assert text(graph) == text(before)
 
-
     def test_transposes_as_images_rule_1_two_runs_are_swapped(self) -> None:
         net = Net()
         x = net.transpose(net.input(1, 2, 3, 4), *TO_NHWC)

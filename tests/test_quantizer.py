@@ -98,9 +98,7 @@ class TestContract:
         assert (bias.qscheme, bias.ch_axis) == (torch.per_channel_symmetric, 0)
         module = quantize(model, (image(),), [image()], weight_granularity="per_channel").module
         (node,) = (node for node in module.graph.nodes if op_name(node) == "aten.conv_transpose2d.input")
-        of_weight, of_bias = (
-            attribute(module, str(operand.args[1].target)) for operand in node.all_input_nodes[1:]
-        )
+        of_weight, of_bias = (attribute(module, str(operand.args[1].target)) for operand in node.all_input_nodes[1:])
         assert len(of_weight) == 3
         torch.testing.assert_close(of_bias, (of_weight * node.args[0].args[1]).repeat(2))
 
@@ -224,7 +222,6 @@ class TestSharedGroups:
         requantized = [node for node in module.graph.nodes if is_quantize(node) and is_dequantize(node.args[0])]
         assert len(requantized) == 2
         assert {row.where for row in lower(module, (image(),)).placement} == {"npu"}
-
 
     @pytest.mark.parametrize(
         ("function", "requantized"),

@@ -46,7 +46,10 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the replaced modules; their names are looked up on first use, so that importing one stays cheap."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None  # noqa: ARG002
+        self,
+        fullname: str,
+        path: Sequence[str] | None,  # noqa: ARG002
+        target: ModuleType | None = None,  # noqa: ARG002
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != REPLACED and not fullname.startswith(f"{REPLACED}."):
             return None

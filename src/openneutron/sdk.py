@@ -272,9 +272,7 @@ def _take(work: Path, what: str, converter: Converter, log: str) -> Converted:
 
 def _failed(what: str, converter: Converter, how: str, log: str) -> ConverterError:
     printed = log.strip()[-LONGEST_LOG:] or "nothing"
-    return ConverterError(
-        f"The converter {converter} {how} on {what}. It printed:\n{printed}"
-    )
+    return ConverterError(f"The converter {converter} {how} on {what}. It printed:\n{printed}")
 
 
 def _key(request: Conversion, converter: Converter) -> str:

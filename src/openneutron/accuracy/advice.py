@@ -119,7 +119,7 @@ RULES = (
         _is_weak,
         "{weak_channels} of the {weight_channels} channels of its weight have fewer than 8 of 255 codes, and scales "
         "for each channel do not help.",
-        "Leave it in float, on the CPU; or round its weights by what they do (recover=\"auto\").",
+        'Leave it in float, on the CPU; or round its weights by what they do (recover="auto").',
     ),
     Rule(
         RECOVER,
@@ -132,7 +132,7 @@ RULES = (
         FLOAT,
         lambda _: True,
         "Its own rounding leaves {own_sqnr_db:.1f} dB, over a range of {float_range[0]:.4g} to {float_range[1]:.4g}.",
-        "Leave it in float, on the CPU; or round its weights by what they do (recover=\"auto\").",
+        'Leave it in float, on the CPU; or round its weights by what they do (recover="auto").',
     ),
 )
 """Tried in this order. What calibration got wrong comes first: other remedies would only hide it."""

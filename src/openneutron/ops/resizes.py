@@ -19,9 +19,7 @@ __all__ = ["SPECS", "grows_by_native_factors", "grows_by_whole_factors", "resize
 aten = torch.ops.aten
 
 RESIZE_BILINEAR = Kind("RESIZE_BILINEAR", "ResizeBilinearOptions", version=3, operands=("size",))
-RESIZE_NEAREST_NEIGHBOR = Kind(
-    "RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions", version=3, operands=("size",)
-)
+RESIZE_NEAREST_NEIGHBOR = Kind("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions", version=3, operands=("size",))
 
 FACTORS = (1, 2, 4, 8)
 LARGEST_FACTOR = max(FACTORS)

@@ -110,7 +110,6 @@ def pad_spatial(
     return lowering.emit(PADV2, [nhwc, value], shape, nhwc.qparams, paddings=paddings), "VALID"
 
 
-
 def pad_behind(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The tensor in a larger shape, real zero behind what it has."""
     if shape == tensor.shape:

@@ -170,9 +170,7 @@ class _Emission:
         partition = self.partitions[number]
         inputs = [self._for_a_delegate(self.copies[node]) for node in partition.inputs]
         values = [_at_least_one_dimension(self.orders.values[node]) for node in partition.outputs]
-        call = self.graph.call_function(
-            partition_operator(), (inputs, self.payload_nodes[number], _describe(values))
-        )
+        call = self.graph.call_function(partition_operator(), (inputs, self.payload_nodes[number], _describe(values)))
         call.meta = {"val": values, "stack_trace": partition.clusters[0].node.meta.get("stack_trace")}
         for index, (output, value) in enumerate(zip(partition.outputs, values, strict=True)):
             item = self.graph.call_function(operator.getitem, (call, index))

@@ -38,9 +38,7 @@ def leave_transposes_to_the_cpu(program: ExportedProgram, found: Clusters, optio
     return found
 
 
-def _rejected(
-    program: ExportedProgram, found: Clusters, options: CompileOptions, blame: Blame
-) -> dict[Cluster, Op]:
+def _rejected(program: ExportedProgram, found: Clusters, options: CompileOptions, blame: Blame) -> dict[Cluster, Op]:
     """The clusters to leave to the CPU, each with the first transpose that it is blamed for."""
     rejected: dict[Cluster, Op] = {}
     partitions, _ = partitions_of(program, found)

@@ -51,9 +51,7 @@ def activation(node: Node, observer: Any, *, symmetric: bool = False, masked: bo
     )
 
 
-def trained_activation(
-    node: Node, observer: Any, *, symmetric: bool = False, masked: bool = False
-) -> QuantizationSpec:
+def trained_activation(node: Node, observer: Any, *, symmetric: bool = False, masked: bool = False) -> QuantizationSpec:
     """The same for training. An observer gets a fake quantizer around it; ours replaces a given one at a mask."""
     made = observer.p.func if isinstance(observer, PartialWrapper) else observer
     fakes = isinstance(made, type) and issubclass(made, FakeQuantizeBase)
@@ -80,9 +78,7 @@ def check_observer(observer: Any) -> None:
     if isinstance(observer, torch.nn.Module) or not callable(getattr(observer, "with_args", None)):
         raise OptionError(f"{wanted}, not {observer!r}.")
     try:
-        trial = observer.with_args(
-            dtype=torch.int8, quant_min=low, quant_max=high, qscheme=torch.per_tensor_affine
-        )()
+        trial = observer.with_args(dtype=torch.int8, quant_min=low, quant_max=high, qscheme=torch.per_tensor_affine)()
         trial(torch.tensor([-1.0, 1.0]))
         scale, _ = trial.calculate_qparams()
     except Exception as error:  # observers raise anything, Exception itself included

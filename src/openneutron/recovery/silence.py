@@ -18,6 +18,7 @@ from openneutron.recovery.channel_ranges import Ranges
 
 __all__ = ["silence_channels"]
 
+
 def silence_channels(module: GraphModule, ranges: Ranges) -> int:
     """Zero, in place, the channels whose activation was zero on all that calibration saw, with the weights behind them.
 

@@ -156,5 +156,3 @@ def fit_of(layers: Sequence[Layer], scratch: int, io_bytes: int, target: Neutron
         for layer in worst
     )
     return Fit("does not fit", sram, flash, streamed, missing, blame)
-
-

@@ -228,9 +228,7 @@ def _graph_of(payload: Payload) -> tflite.Subgraph:
 
 
 def _values(tensors: Sequence[tflite.TensorInfo], formats: Sequence[int]) -> tuple[Value, ...]:
-    return tuple(
-        _value(tensor, channels_last=bool(flag)) for tensor, flag in zip(tensors, formats, strict=True)
-    )
+    return tuple(_value(tensor, channels_last=bool(flag)) for tensor, flag in zip(tensors, formats, strict=True))
 
 
 def _value(tensor: tflite.TensorInfo, *, channels_last: bool = False) -> Value:

@@ -67,9 +67,7 @@ def _delegate(number: int, delegate: Delegate, *, layers: bool) -> Iterator[Any]
 def _estimate(estimate: Estimate, *, layers: bool) -> Iterator[Any]:
     time = "" if estimate.milliseconds is None else f" = {estimate.milliseconds:,.2f} ms"
     assumed = f"; assumed: {', '.join(estimate.assumptions)}" if estimate.assumptions else ""
-    yield Text(
-        f"  estimate for {estimate.target}: {estimate.cycles:,} cycles{time}, {estimate.macs:,} MACs{assumed}"
-    )
+    yield Text(f"  estimate for {estimate.target}: {estimate.cycles:,} cycles{time}, {estimate.macs:,} MACs{assumed}")
     yield Text(
         f"  estimated bytes: scratch {estimate.scratch_bytes:,}, inputs and outputs {estimate.io_bytes:,}, weights "
         f"{estimate.weight_bytes:,}"

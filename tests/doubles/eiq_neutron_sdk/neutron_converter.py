@@ -87,7 +87,7 @@ def _print_graphs(data: bytes) -> None:
     print("= Import Graph =\nGraphs:\nName: main")
     for number, node in enumerate(nodes):
         _print_node(number, *node)
-    print("= Optimize Graph =\n= Extract Graphs =\nNeutronGraph \"subgraph_900\":")
+    print('= Optimize Graph =\n= Extract Graphs =\nNeutronGraph "subgraph_900":')
     for number, (kind, _, _) in enumerate(nodes):
         print(f'NeutronOperator "subgraph_{number:03}":\n    Operators:\n        {kind}\n    Kernels:')
         print("        Pad\n        Conv2DStandardV2" if kind == "CONV_2D" else f"        {kind.title()}")
