@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import pickle
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +17,7 @@ from torchao.quantization.pt2e.observer import FixedQParamsObserver
 from openneutron.calibration.graph import bare, batch_of, observe_weights, stacked, why_not_in_batches
 from openneutron.errors import OptionError
 from openneutron.parallel import check_jobs, in_order, parts
+from openneutron.progress import bar
 from openneutron.quantizer.bias_correction import ChannelMeans
 from openneutron.quantizer.observers import MaskedObserver
 
@@ -80,7 +79,7 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
     else:
         todo = parts(samples, options.jobs * PARTS_OF_A_JOB if options.jobs > 1 else len(samples), size)
     used, ranges = 0, None
-    with _bar(options, len(samples)) as advance:
+    with bar("Calibrating", len(samples), options.progress) as advance:
         for part, state in zip(todo, _states(prepared, todo, size, options), strict=True):
             for name, seen in (state or {}).items():
                 observers[name].merge(seen)
@@ -187,16 +186,3 @@ def _has_converged(before: Ranges, after: Ranges) -> bool:
         if any(move > MOVEMENT * width for move, width in zip(moved, widths, strict=True)):
             return False
     return True
-
-
-@contextmanager
-def _bar(options: CalibrationOptions, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, where it is wanted: yields what moves it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    shown = sys.stderr.isatty() if options.progress is None else options.progress
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
-        task = progress.add_task("Calibrating", total=total)
-        yield lambda count: progress.update(task, advance=count)

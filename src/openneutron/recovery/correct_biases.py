@@ -19,13 +19,16 @@ from openneutron.recovery.weighted_layers import Layer
 __all__ = ["correct_bias", "correct_biases"]
 
 
-def correct_biases(converted: GraphModule, reference: GraphModule, samples: Samples) -> GraphModule:
+def correct_biases(
+    converted: GraphModule, reference: GraphModule, samples: Samples, *, progress: bool | None = False
+) -> GraphModule:
     """Correct all biases of a converted module, in place; layers without one stay.
 
-    `reference` is the float graph that was prepared, `samples` are calibration inputs. One pass over both graphs,
-    linear in nodes and samples. Raises `ModelError` where the two graphs do not belong together.
+    `reference` is the float graph that was prepared, `samples` are calibration inputs. `progress` shows a bar;
+    None does in a terminal. One pass over both graphs, linear in nodes and samples. Raises `ModelError` where the two
+    graphs do not belong together.
     """
-    walk(reference, converted, samples_that_fit(reference, samples), correct_bias)
+    walk(reference, converted, samples_that_fit(reference, samples), correct_bias, progress)
     return converted
 
 

@@ -63,13 +63,15 @@ class _Moments:
         return self.trust * self.own + (1 - self.trust) * even
 
 
-def round_weights(converted: GraphModule, reference: GraphModule, samples: Samples) -> GraphModule:
+def round_weights(
+    converted: GraphModule, reference: GraphModule, samples: Samples, *, progress: bool | None = False
+) -> GraphModule:
     """Round the weights of a converted module anew and correct its biases, in place.
 
-    `reference` is the float graph that was prepared, `samples` are calibration inputs. One pass over both graphs. For
-    each layer the cube of the inputs of an output, and their square for each output. Transposed convolutions, and
-    layers with more than `MOST_INPUTS` inputs of an output, keep their rounding. Raises `ModelError` where the two
-    graphs do not belong together.
+    `reference` is the float graph that was prepared, `samples` are calibration inputs. `progress` shows a bar; None
+    does in a terminal. One pass over both graphs. For each layer the cube of the inputs of an output, and their square
+    for each output. Transposed convolutions, and layers with more than `MOST_INPUTS` inputs of an output, keep their
+    rounding. Raises `ModelError` where the two graphs do not belong together.
     """
 
     def visit(layer: Layer, reading: Reading) -> None:
@@ -77,7 +79,7 @@ def round_weights(converted: GraphModule, reference: GraphModule, samples: Sampl
             _round(layer, reading)
         correct_bias(layer, reading)
 
-    walk(reference, converted, samples_that_fit(reference, samples), visit)
+    walk(reference, converted, samples_that_fit(reference, samples), visit, progress)
     converted.recompile()  # scales are part of the code
     return converted
 

@@ -7,7 +7,7 @@ mended layers before it leave, in one pass over the graph where a pass for each 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch.fx import Graph, GraphModule, Node, map_arg
 from openneutron.constants import value_of
 from openneutron.errors import ModelError
 from openneutron.fx import arguments, is_dequantize, is_quantize, op_name, output_node, placeholders
-from openneutron.recovery.weighted_layers import Layer, layer_of
+from openneutron.progress import bar
+from openneutron.recovery.weighted_layers import Layer, layers_of
 
 __all__ = ["Reading", "Run", "Samples", "last_uses", "rounded", "samples_that_fit", "walk"]
 
@@ -142,31 +143,42 @@ def _bytes(node: Node) -> int:
 
 @torch.no_grad()
 def walk(
-    reference: GraphModule, converted: GraphModule, samples: Samples, visit: Callable[[Layer, Reading], None]
+    reference: GraphModule,
+    converted: GraphModule,
+    samples: Samples,
+    visit: Callable[[Layer, Reading], None],
+    progress: bool | None = False,
 ) -> tuple[list[Any], list[Any]]:
     """Run both graphs; before each layer of `converted` runs, `visit` may change its constants.
 
     `reference` is the float graph that `converted` was made of: layers have equal names. Returns what each graph yields
-    for each sample. Linear in nodes and samples. Raises `ModelError` where the two do not belong together.
+    for each sample. `progress` shows a bar; None does in a terminal. Linear in nodes and samples. Raises `ModelError`
+    where the two do not belong together.
     """
     real, quantized = Run(reference, samples), Run(converted, samples)
     twins = {node.name: node for node in reference.graph.nodes}
-    for node in converted.graph.nodes:
-        layer = layer_of(converted, node)
-        if layer is not None:
-            twin = twins.get(node.name)
-            if twin is None or op_name(twin) != op_name(node):
-                raise ModelError(
-                    "The float graph has no such layer. Give the graph that was prepared, as transform_for_annotation "
-                    "left it.",
-                    node=node.name,
-                    op=op_name(node),
-                )
-            real.run_until(twin)
-            visit(layer, _reading(real, quantized, layer, twin))
-        quantized.advance()
+    layers = {layer.node: layer for layer in layers_of(converted)}
+    with bar("Recovering layers", len(layers), progress) as advance:
+        for node in converted.graph.nodes:
+            if node in layers:
+                twin = _twin(twins, node)
+                real.run_until(twin)
+                visit(layers[node], _reading(real, quantized, layers[node], twin))
+                advance(1)
+            quantized.advance()
     real.run_until(output_node(reference.graph))
     return real.results, quantized.results
+
+
+def _twin(twins: Mapping[str, Node], node: Node) -> Node:
+    twin = twins.get(node.name)
+    if twin is None or op_name(twin) != op_name(node):
+        raise ModelError(
+            "The float graph has no such layer. Give the graph that was prepared, as transform_for_annotation left it.",
+            node=node.name,
+            op=op_name(node),
+        )
+    return twin
 
 
 def _reading(real: Run, quantized: Run, layer: Layer, twin: Node) -> Reading:

@@ -1,0 +1,22 @@
+"""A progress bar on stderr, with the expected time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["bar"]
+
+
+@contextmanager
+def bar(title: str, total: int, shown: bool | None) -> Iterator[Callable[[int], None]]:
+    """Yield what moves a bar of `total` steps on by so many; None shows it in a terminal only."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    shown = sys.stderr.isatty() if shown is None else shown
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.update(task, advance=count)
