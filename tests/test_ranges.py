@@ -133,6 +133,12 @@ class TestRanges:
         candidates = (divergence(values, low * share, high * share, INT8) for share in np.geomspace(1 / 100, 1, 60))
         assert found <= 1.02 * min(candidates) + 1e-4
 
+    @pytest.mark.parametrize("rule", ["error", "entropy", "extremes"])
+    def test_zeros_behind_a_relu_do_not_narrow_the_range(self, rule: str) -> None:
+        values = random(60000).relu()
+        signal, noise = values.square().mean(), error(values, *range_by(rule, seen(values), INT8), INT8)
+        assert 10 * math.log10(signal / noise) > 40
+
     def test_rules_differ_where_there_are_outliers(self) -> None:
         values = STREAMS["heavy tails"]
         widths = [np.ptp(range_by(rule, seen(values), INT8, 97.0)) for rule in ranges.RULES]
@@ -147,6 +153,7 @@ def divergence(values: Tensor, low: float, high: float, codes: Codes) -> float:
     bound = max(-min(float(values.min()), 0.0), float(values.max()))
     low, high = low / bound, high / bound
     edges = np.linspace(float(every.min()), float(every.max()), ranges.BINS + 1)
+    every = every[every != 0]  # zeros have a code of their own
     mass = np.histogram(every.numpy(), edges)[0] / len(every)
     scale = (high - low) / (codes.high - codes.low)
     zero = codes.low - round(low / scale)

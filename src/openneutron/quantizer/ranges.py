@@ -174,15 +174,18 @@ def _divergence(seen: Distribution, codes: Codes) -> Cost:
     """Kullback-Leibler divergence of the clipped histogram and the quantized one, as in TensorRT's calibration.
 
     What is clipped is in the outermost bins of the former, and not in the latter. A code's mass is spread over those of
-    its bins that have any. Where the latter has nothing at all, it has one unclipped value's share at most.
+    its bins that have any. Where the latter has nothing at all, it has one unclipped value's share at most. Zeros are
+    not counted: they have a code of their own in any range, and the many behind a relu would outweigh all else.
     """
     low, high = float(seen.values[0]), float(seen.values[-1])
     width = (high - low) / BINS
     places = ((seen.values - low) / width).long().clamp(0, BINS - 1)
-    mass = torch.zeros(BINS).index_add_(0, places, seen.weights)
+    weights = torch.where(seen.values == 0, 0, seen.weights)
+    weights = weights / weights.sum()
+    mass = torch.zeros(BINS).index_add_(0, places, weights)
     centres = low + (torch.arange(BINS) + 0.5) * width
     filled = (mass > 0).float()
-    floor = float(seen.weights.min())
+    floor = float(weights[weights > 0].min())
 
     def cost(lows: Tensor, highs: Tensor) -> Tensor:
         scales, zeros = (qparams[:, None] for qparams in codes.qparams(lows, highs))
