@@ -9,41 +9,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.recovery_models import exported, images, network
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from openneutron import NeutronQuantizer, QuantizedModel, lower, quantize
-from openneutron.constants import constant_of
-from openneutron.errors import ModelError, OptionError
+from openneutron import NeutronQuantizer
+from openneutron.errors import ModelError
 from openneutron.fx import arguments, op_name
-from openneutron.ops.layers import layer_kind
 from openneutron.recovery import (
     absorb_biases,
     channel_ranges,
     correct_biases,
     give_biases,
-    recover_exported,
     round_weights,
     rounded_with_feedback,
     silence_channels,
 )
-from openneutron.recovery.recipes import ENOUGH_SAMPLES
 from openneutron.recovery.round_weights import rows_of
 from openneutron.recovery.walk import samples_that_fit, walk
 from openneutron.recovery.weighted_layers import layers_of
-
-IMAGE = (1, 3, 8, 8)
-
-
-def images(count: int = 16, shape: tuple[int, ...] = IMAGE) -> list[tuple[Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    return [(torch.randn(shape, generator=generator),) for _ in range(count)]
-
-
-def exported(model: nn.Module, shape: tuple[int, ...] = IMAGE) -> GraphModule:
-    module = torch.export.export(model.eval(), (torch.zeros(shape),)).module()
-    return NeutronQuantizer(equalize=False).transform_for_annotation(module)
 
 
 def converted(reference: GraphModule, samples: list[tuple[Tensor]], **options: Any) -> GraphModule:
@@ -60,34 +45,6 @@ def noise(reference: GraphModule, quantized: GraphModule, samples: list[tuple[Te
         real = torch.cat([reference(*sample) for sample in samples])
         error = torch.cat([quantized(*sample) for sample in samples]) - real
     return float(error.square().sum() / (real - real.mean(0)).square().sum())
-
-
-def uneven(layer: nn.Module) -> nn.Module:
-    """`layer` with output channels of very different size, which per-tensor weights hurt."""
-    with torch.no_grad():
-        assert isinstance(layer.weight, Tensor)
-        scales = torch.logspace(-2, 0, len(layer.weight))
-        layer.weight.mul_(scales.reshape(-1, *[1] * (layer.weight.dim() - 1)))
-    return layer
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        uneven(nn.Conv2d(3, 16, 3, padding=1)), nn.ReLU6(), uneven(nn.Conv2d(16, 16, 3, padding=1, groups=16)),
-        nn.ReLU6(), uneven(nn.Conv2d(16, 8, 1)), uneven(nn.Conv2d(8, 16, 1)), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10),
-    )  # fmt: skip
-
-
-def float_weights(model: QuantizedModel) -> list[Tensor]:
-    assert model.reference is not None
-    found = []
-    for node in model.reference.graph.nodes:
-        weight = constant_of(model.reference, arguments(node)["weight"]) if layer_kind(node) is not None else None
-        if weight is not None:
-            found.append(weight)
-    return found
 
 
 class Residual(nn.Module):
@@ -327,64 +284,3 @@ def test_channels_that_never_vary_are_rounded_too(level: float) -> None:
     before = noise(module, quantized, samples)
     round_weights(quantized, module, samples)
     assert noise(module, quantized, samples) <= before
-
-
-# --------------------------------------------------------------------------------------------------------- recipes
-
-
-@pytest.mark.parametrize("recipe", ["fast", "auto"])
-def test_recipes_lower_the_noise_of_the_pte_and_add_no_operator(recipe: str) -> None:
-    model, samples = network().eval(), images(32)
-    naive = lower(quantize(model, samples[0], samples, recover=None))
-    program = lower(quantize(model, samples[0], samples, recover=recipe))
-    assert [row.op for row in program.placement] == [row.op for row in naive.placement]
-    assert all(row.where == "npu" for row in program.placement if "quantize" not in row.op)
-    fresh = images(48)[32:]
-    with torch.no_grad():
-        real = torch.cat([model(*sample) for sample in fresh])
-    errors = [
-        float((torch.cat([torch.as_tensor(run(*sample)) for sample in fresh]) - real).square().sum())
-        for run in (naive.run, program.run)
-    ]
-    assert errors[1] < 0.8 * errors[0]
-
-
-def test_the_float_function_is_what_it_was_on_the_samples() -> None:
-    module, samples = exported(network()), images(ENOUGH_SAMPLES)
-    before = [module(*sample) for sample in samples]
-    recover_exported(module, samples)
-    for sample, expected in zip(samples, before, strict=True):
-        assert float((module(*sample) - expected).norm() / expected.norm()) < 1e-4
-
-
-def test_few_samples_are_not_believed() -> None:
-    """A channel that one of them does not wake, or does not bring to its clip, may well be woken by another input."""
-    module, fresh = exported(network()), [(10 * sample,) for (sample,) in images(8)]
-    before = [module(*sample) for sample in fresh]
-    recover_exported(module, [(torch.zeros(IMAGE),)] * (ENOUGH_SAMPLES - 1))
-    for sample, expected in zip(fresh, before, strict=True):
-        assert float((module(*sample) - expected).norm() / expected.norm()) < 1e-4
-
-
-def test_what_is_not_to_be_equalized_keeps_its_weights() -> None:
-    samples = images(4)
-    plain, kept, evened = (
-        float_weights(quantize(network().eval(), samples[0], samples, **options))
-        for options in ({"recover": None, "equalize": False}, {"equalize": False}, {})
-    )
-    assert all(map(torch.equal, kept, plain))
-    assert not all(map(torch.equal, evened, plain))
-
-
-def test_accuracy_is_recovered_unless_told_otherwise() -> None:
-    model, samples = network().eval(), images(4)
-    by_default, auto, naive = (
-        lower(quantize(model, samples[0], samples, **options)).buffer
-        for options in ({}, {"recover": "auto"}, {"recover": None})
-    )
-    assert by_default == auto != naive
-
-
-def test_a_recipe_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(OptionError, match="recover is one of 'fast', 'auto', or None, not 'better'"):
-        quantize(network().eval(), images(1)[0], images(1), recover="better")

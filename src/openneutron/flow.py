@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
 import os
@@ -16,7 +15,7 @@ import torch
 from torch.fx import GraphModule
 
 from openneutron import quantized_io
-from openneutron.calibration import CalibrationOptions, calibrate, collect, described, forward_names
+from openneutron.calibration import CalibrationOptions, collect, described, forward_names
 from openneutron.compile_spec import CompileOptions, list_of_names
 from openneutron.device import compile_program, kernel_selection_path
 from openneutron.errors import InputError, ModelError, OptionError
@@ -25,7 +24,8 @@ from openneutron.fx import is_dequantize
 from openneutron.partition.placing import Placement
 from openneutron.profiling import Kernel
 from openneutron.quantizer import NeutronQuantizer
-from openneutron.recovery.recipes import check_recipe, recover_converted, recover_exported
+from openneutron.recovery.recipes import BEST, Recipe, quantized_by, recipe_of
+from openneutron.recovery.search import Freedom, Trial, check_seconds, try_recipes
 from openneutron.runtime.program import HostProgram, TensorInfo
 from openneutron.sdk import converter_for
 from openneutron.targets import NeutronTargetSpec
@@ -45,6 +45,10 @@ class QuantizedModel:
     target: str
     reference: GraphModule | None = field(default=None, repr=False)
     """The float graph that was annotated: what `module` computes but for its rounding, by the same names of nodes."""
+    recipe: Recipe | None = None
+    """What `recover` did; as `recover`, it does the same again."""
+    trials: tuple[Trial, ...] = field(default=(), repr=False)
+    """With `recover="best"`, the recipes that were tried, in order."""
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         """Run the converted module."""
@@ -119,7 +123,8 @@ def quantize(
     calibration: Iterable[Any] | str | os.PathLike[str],
     target: str | NeutronTargetSpec = "imxrt700",
     *,
-    recover: str | None = "auto",
+    recover: str | Recipe | None = "auto",
+    recovery_seconds: float = 1800,
     strict: bool = False,
     transform: Callable[[Any], Any] | None = None,
     batch_size: int | None = None,
@@ -137,7 +142,9 @@ def quantize(
 
     `recover` gets back accuracy that int8 lost: "fast" equalizes channels and corrects biases, "auto" also rounds the
     weights anew, None does neither (see `openneutron.recovery`; docs/accuracy.md). It uses the calibration inputs
-    again; of fewer than 32, it does not believe which channels are never awake or never clipped.
+    again; of fewer than 32, it does not believe which channels are never awake or never clipped. "best" tries several
+    recipes with four fifths of the inputs and takes the one whose outputs are nearest to float on the rest; it begins
+    none that would not be over in `recovery_seconds`. A `Recipe`, as the result has one, is followed.
 
     `jobs` processes share the calibration, with the same result. `batch_size` samples run at once, where the model
     allows it; it is chosen unless given. `stop_when_converged` ends calibration once ranges no longer move; the log
@@ -148,14 +155,17 @@ def quantize(
     inputs that the model does not take, `CalibrationError` for calibration that never ran, or on inputs of another
     shape or dtype, or on values that are not finite, `OptionError` for options that it cannot follow.
     """
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    check_recipe(recover)
-    own = ("recover", "transform", *(field.name for field in fields(CalibrationOptions)))
+    recipe = recipe_of(recover)
+    check_seconds(recovery_seconds)
+    own = ("recover", "recovery_seconds", "transform", *(field.name for field in fields(CalibrationOptions)))
     _check_options("quantize", quantizer_options, [*inspect.signature(NeutronQuantizer).parameters, *own])
     running = CalibrationOptions(batch_size, jobs, stop_when_converged, progress)
     if quantizer_options.get("is_qat"):
         raise OptionError("quantize() does not train. Give NeutronQuantizer(is_qat=True) to prepare_qat_pt2e.")
+    observes = quantizer_options.get("observer") is not None
+    if observes and recipe is not None and recipe.range_by is not None:
+        raise OptionError("The observer and range_by of the recipe both decide on ranges. Leave one of them out.")
     quantizer = NeutronQuantizer(target, **quantizer_options)
     equalizes = quantizer.equalize
     quantizer.equalize = equalizes and recover is None  # recovery does so itself, by what calibration sees
@@ -165,15 +175,14 @@ def quantize(
         raise ModelError(f"The model is in train mode ('{training}'). Call model.eval() before quantize().")
     exported = quantizer.transform_for_annotation(_export(model, examples, strict=strict).module())
     samples = collect(calibration, examples, forward_names(model), transform=transform)
-    if recover is not None:
-        recover_exported(exported, samples, equalizes=equalizes)
-    reference = copy.deepcopy(exported)
-    prepared = prepare_pt2e(exported, quantizer)
-    calibrate(prepared, samples, running)
-    converted = convert_pt2e(prepared)
-    if recover is not None:
-        recover_converted(converted, reference, samples, recover)
-    return QuantizedModel(converted, examples, quantizer.target.name, reference)
+    trials: list[Trial] = []
+    if recover == BEST:
+        free = Freedom(equalizes=equalizes, ranges=not observes)
+        recipe, trials = try_recipes(exported, quantizer, samples, running, free=free, seconds=recovery_seconds)
+    elif recipe is not None:
+        recipe = replace(recipe, equalizes=recipe.equalizes and equalizes)
+    converted, reference = quantized_by(recipe, exported, quantizer, samples, running)
+    return QuantizedModel(converted, examples, quantizer.target.name, reference, recipe, tuple(trials))
 
 
 def lower(

@@ -1,0 +1,243 @@
+"""What `quantize` does to recover accuracy: recipes, and the search for the best one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.recovery_models import IMAGE, exported, images, network
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from openneutron import QuantizedModel, lower, quantize
+from openneutron.constants import constant_of
+from openneutron.errors import CalibrationError, OptionError
+from openneutron.fx import arguments, is_quantize
+from openneutron.ops.layers import layer_kind
+from openneutron.quantizer import DistributionObserver, RangeObserver
+from openneutron.recovery import Recipe, Trial, recover_exported
+from openneutron.recovery.recipes import ENOUGH_SAMPLES
+from openneutron.recovery.search import FEWEST_SAMPLES, HIGHEST_SQNR, descend, held_out, sqnr_db
+
+
+def float_weights(model: QuantizedModel) -> list[Tensor]:
+    assert model.reference is not None
+    found = []
+    for node in model.reference.graph.nodes:
+        weight = constant_of(model.reference, arguments(node)["weight"]) if layer_kind(node) is not None else None
+        if weight is not None:
+            found.append(weight)
+    return found
+
+
+@pytest.mark.parametrize("recipe", ["fast", "auto"])
+def test_recipes_lower_the_noise_of_the_pte_and_add_no_operator(recipe: str) -> None:
+    model, samples = network().eval(), images(32)
+    naive = lower(quantize(model, samples[0], samples, recover=None))
+    program = lower(quantize(model, samples[0], samples, recover=recipe))
+    assert [row.op for row in program.placement] == [row.op for row in naive.placement]
+    assert all(row.where == "npu" for row in program.placement if "quantize" not in row.op)
+    fresh = images(48)[32:]
+    with torch.no_grad():
+        real = torch.cat([model(*sample) for sample in fresh])
+    errors = [
+        float((torch.cat([torch.as_tensor(run(*sample)) for sample in fresh]) - real).square().sum())
+        for run in (naive.run, program.run)
+    ]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_the_float_function_is_what_it_was_on_the_samples() -> None:
+    module, samples = exported(network()), images(ENOUGH_SAMPLES)
+    before = [module(*sample) for sample in samples]
+    recover_exported(module, samples)
+    for sample, expected in zip(samples, before, strict=True):
+        assert float((module(*sample) - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_few_samples_are_not_believed() -> None:
+    """A channel that one of them does not wake, or does not bring to its clip, may well be woken by another input."""
+    module, fresh = exported(network()), [(10 * sample,) for (sample,) in images(8)]
+    before = [module(*sample) for sample in fresh]
+    recover_exported(module, [(torch.zeros(IMAGE),)] * (ENOUGH_SAMPLES - 1))
+    for sample, expected in zip(fresh, before, strict=True):
+        assert float((module(*sample) - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_what_is_not_to_be_equalized_keeps_its_weights() -> None:
+    samples = images(4)
+    plain, kept, evened = (
+        float_weights(quantize(network().eval(), samples[0], samples, **options))
+        for options in ({"recover": None, "equalize": False}, {"equalize": False}, {})
+    )
+    assert all(map(torch.equal, kept, plain))
+    assert not all(map(torch.equal, evened, plain))
+
+
+def test_accuracy_is_recovered_unless_told_otherwise() -> None:
+    model, samples = network().eval(), images(4)
+    by_default, auto, naive = (
+        lower(quantize(model, samples[0], samples, **options)).buffer
+        for options in ({}, {"recover": "auto"}, {"recover": None})
+    )
+    assert by_default == auto != naive
+
+
+def test_a_recipe_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(OptionError, match="recover is one of 'fast', 'auto', 'best', a Recipe, or None, not 'better'"):
+        quantize(network().eval(), images(1)[0], images(1), recover="better")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mends": "all"}, {"range_by": "luck"}, {"equalizes": 1}, {"trusts_samples": None}, {"mends": "auto"}]
+)
+def test_a_recipe_of_what_there_is_not_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=next(iter(wrong))):
+        Recipe(**wrong)
+
+
+def activation_scales(model: QuantizedModel) -> list[float]:
+    nodes = model.module.graph.nodes
+    return [float(arguments(node)["scale"]) for node in nodes if is_quantize(node)]
+
+
+def test_the_rule_of_a_recipe_finds_the_ranges() -> None:
+    samples = images(16)
+    samples[0][0][0, 0, 0, 0] = 20.0
+    calls: list[dict[str, Any]] = [
+        {"recover": Recipe(mends=None, range_by="extremes")},
+        {"recover": Recipe(mends=None), "observer": RangeObserver},
+        {"recover": Recipe(mends=None)},
+    ]
+    extremes, observed, by_error = (
+        activation_scales(quantize(network().eval(), samples[0], samples, **call)) for call in calls
+    )
+    assert extremes == observed != by_error
+
+
+def test_an_observer_and_a_recipe_with_a_rule_are_one_too_many() -> None:
+    options: dict[str, Any] = {"recover": Recipe(range_by="error"), "observer": DistributionObserver}
+    with pytest.raises(OptionError, match="Leave one of them out"):
+        quantize(network().eval(), images(1)[0], images(1), **options)
+
+
+# ------------------------------------------------------------------------------------------------------------ search
+
+CHOICES: dict[str, tuple[Any, ...]] = {"mends": ("biases", None), "range_by": ("extremes", "entropy")}
+
+
+def scored(score: Callable[[Recipe], float], seconds: float = 0.0) -> Callable[[Recipe], Trial]:
+    return lambda recipe: Trial(recipe, (score(recipe), score(recipe) + 1), seconds)
+
+
+def test_each_choice_is_tried_with_the_best_of_those_before() -> None:
+    scores: dict[tuple[str | None, str | None], float] = {
+        ("weights", None): 1.0,
+        ("biases", None): 3.0,
+        ("biases", "entropy"): 4.0,
+    }
+    best, trials = descend(
+        Recipe(), CHOICES, scored(lambda recipe: scores.get((recipe.mends, recipe.range_by), 0.0)), math.inf
+    )
+    assert best == Recipe("biases", "entropy")
+    tried = [(trial.recipe.mends, trial.recipe.range_by) for trial in trials]
+    assert tried == [("weights", None), ("biases", None), (None, None), ("biases", "extremes"), ("biases", "entropy")]
+
+
+def test_of_equals_the_first_stays() -> None:
+    assert descend(Recipe(), CHOICES, scored(lambda _: 7.0), math.inf)[0] == Recipe()
+
+
+def test_without_time_the_first_is_the_only_one(caplog: pytest.LogCaptureFixture) -> None:
+    best, trials = descend(Recipe(), CHOICES, scored(lambda _: 7.0, seconds=1e9), deadline=0.0)
+    assert (best, len(trials)) == (Recipe(), 1)
+    assert "No time is left to try mends='biases'" in caplog.text
+
+
+def test_a_gain_is_more_than_chance() -> None:
+    first = Trial(Recipe(), tuple(20.0 + index for index in range(10)), 0.0)
+    steady = Trial(Recipe(), tuple(20.5 + index for index in range(10)), 0.0)
+    lucky = Trial(Recipe(), (40.0, *first.sqnrs_db[1:]), 0.0)
+    assert steady.is_better_than(first)
+    assert not first.is_better_than(steady)
+    assert lucky.sqnr_db > steady.sqnr_db
+    assert not lucky.is_better_than(first)
+
+
+@given(st.integers(FEWEST_SAMPLES, 500))
+def test_every_sample_is_either_seen_or_held_out(count: int) -> None:
+    samples = [(torch.tensor(index),) for index in range(count)]
+    seen, unseen = ([int(sample) for (sample,) in part] for part in held_out(samples))
+    assert sorted(seen + unseen) == list(range(count))
+    assert len(seen) >= ENOUGH_SAMPLES
+    assert len(unseen) == count // 5
+
+
+class Outputs(nn.Module):
+    """Two float outputs and one of integers, the first `off` by so much of itself."""
+
+    def __init__(self, off: float) -> None:
+        super().__init__()
+        self.off = off
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return x * (1 + self.off), {"kept": x + 0.0, "index": x.argmax()}
+
+
+def test_the_noise_is_the_mean_of_the_outputs() -> None:
+    inputs = (torch.randn(8),)
+    exact, off = (torch.export.export(Outputs(off), inputs).module() for off in (0.0, 0.1))
+    assert isinstance(exact, GraphModule)
+    assert isinstance(off, GraphModule)
+    assert sqnr_db(exact, exact, inputs) == HIGHEST_SQNR
+    assert sqnr_db(exact, off, inputs) == pytest.approx(10 * math.log10(2 / 0.1**2), abs=1e-3)
+    assert sqnr_db(exact, off, (torch.zeros(8),)) == HIGHEST_SQNR
+
+
+@pytest.mark.parametrize(
+    ("options", "tried"),
+    [({}, 8), ({"observer": RangeObserver}, 5), ({"equalize": False}, 7), ({"recovery_seconds": 1e-6}, 1)],
+    ids=str,
+)
+def test_the_best_recipe_is_followed_and_said(options: dict[str, Any], tried: int) -> None:
+    samples = images(FEWEST_SAMPLES)
+    found = quantize(network().eval(), samples[0], samples, recover="best", **options)
+    assert len(found.trials) == tried
+    assert found.recipe in [trial.recipe for trial in found.trials]
+    assert not any(
+        trial.is_better_than(other) for trial in found.trials for other in found.trials if other.recipe == found.recipe
+    )
+    rules = {trial.recipe.range_by for trial in found.trials}
+    assert rules == ({None} if tried in (1, 5) else {None, "extremes", "percentile", "entropy"})
+    assert not any(trial.recipe.equalizes for trial in found.trials if "equalize" in options)
+    again = quantize(network().eval(), samples[0], samples, **{**options, "recover": found.recipe})
+    assert lower(again).buffer == lower(found).buffer
+
+
+def test_too_few_samples_to_judge_by_are_refused() -> None:
+    samples = images(FEWEST_SAMPLES - 1)
+    with pytest.raises(CalibrationError, match=r'needs 40 or more; there are 39.*or use recover="auto"'):
+        quantize(network().eval(), samples[0], samples, recover="best")
+
+
+@pytest.mark.parametrize("seconds", [0, -1, True, "long", math.nan])
+def test_a_time_that_is_none_is_refused(seconds: Any) -> None:
+    with pytest.raises(OptionError, match="recovery_seconds is a number above 0"):
+        quantize(network().eval(), images(1)[0], images(1), recover="best", recovery_seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bars"), [("auto", ["Calibrating", "Recovering layers"]), ("best", ["Trying recipes"])]
+)
+def test_bars_show_what_is_being_done(recipe: str, bars: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    samples = images(FEWEST_SAMPLES)
+    quantize(network().eval(), samples[0], samples, recover=recipe, progress=True)
+    shown = capfd.readouterr().err
+    assert [name for name in ("Calibrating", "Recovering layers", "Trying recipes") if name not in shown] == [
+        name for name in ("Trying recipes",) if name not in bars
+    ]
