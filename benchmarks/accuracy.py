@@ -135,6 +135,7 @@ ROWS: dict[str, Row] = {
     for row in (
         Row("mobilenet_v2-auto", _V2, Way(options=AUTO), Target(0.3, 4 * 60)),
         Row("mobilenet_v2-fast", _V2, Way(options={"recover": "fast"}), Target(1.0, 60)),
+        Row("mobilenet_v2-best", _V2, Way(options={"recover": "best"}), Target(0.1, 30 * 60)),
         *(
             Row(f"{name}-documented", _real(name), Way("documented"), Target(3), (NAIVE, *HALF, HISTOGRAM))
             for name in ("mobilenet_v2", "resnet20", "resnet8", "ds_cnn", "wake_word")

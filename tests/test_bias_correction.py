@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.flow_support import seeded
-from tests.test_flow import Model
+from tests.models import Model
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.observer import HistogramObserver

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tests.flow_support import convert, flat, lower_documented, seeded, worst_lsb
-from tests.test_flow import trained
+from tests.models import trained
 from torch import nn
 
 from openneutron import QuantizedModel, lower, quantize

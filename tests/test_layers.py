@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.flow_support import convert, lower_documented, seeded, worst_lsb
-from tests.test_flow import trained
+from tests.models import trained
 from torch import nn
 from torch.fx import GraphModule, Node
 

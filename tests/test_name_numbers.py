@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.flow_support import seeded
-from tests.test_flow import Model
+from tests.models import Model
 from tests.test_passes import after, names
 from torch.fx import GraphModule
 

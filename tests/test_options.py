@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.flow_support import convert, lower_documented, seeded, worst_lsb
-from tests.test_flow import trained
+from tests.models import trained
 from torch import nn
 from torchao.quantization.pt2e import fake_quantize, observer
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.flow_support import flat, seeded
-from tests.test_flow import Model, bn, bn1, conv, image
+from tests.models import Model, bn, bn1, conv, image
 from torch import nn
 from torch.fx import GraphModule
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from tests.case import of
 from tests.fidelity import signal_to_noise
 from tests.flow_support import convert, seeded
+from tests.models import Model
 from tests.oracle import Inputs, everything_on_the_npu, lowered, quantized, samples_like
-from tests.test_flow import Model
 from torch import nn
 
 from openneutron import quantize

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import copy
-import operator
-import re
-import textwrap
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from examples.digits.network import DigitsSplit, load_digits_split, load_network
-from examples.digits.qat import accuracy, calibrate, train_quantized
-from tests.flow_support import Inputs, flat, lower_documented, seeded, worst_lsb
-from tests.test_flow import Model, bn, bn1, conv, image, trained
+from tests.flow_support import Inputs, lower_documented, seeded, worst_lsb
+from tests.models import Model, bn, bn1, conv, image, trained
+from tests.qat_support import BATCH, exported, operators, prepared, train
 from torch import nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e import (
@@ -31,54 +25,17 @@ from torchao.quantization.pt2e import (
     move_exported_model_to_eval,
     move_exported_model_to_train,
 )
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
 from openneutron import NeutronQuantizer, lower, quantize
-from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.fx import is_dequantize, op_name
 from openneutron.quantizer import RangeObserver, RecentRangeObserver, UnquantizedWarning
 from openneutron.quantizer.trained_modules import BatchNorm, OnlyInTraining, WeightFakeQuantize
 
-BATCH = 6
 # Of one step, where steps are counted in float.
 ROUNDING = 1e-3
 # A bias in front of a batch norm has no gradient but float's rounding.
 NO_GRADIENT = 1e-6
-
-
-def exported(model: nn.Module, shape: tuple[int, ...] = (4, 8, 8), *, strict: bool = False) -> GraphModule:
-    """In train mode, for any batch size."""
-    example = image(BATCH, *shape)
-    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
-    shapes[example] = {0: torch.export.Dim.AUTO}
-    module: GraphModule = torch.export.export(model.train(), (example,), dynamic_shapes=shapes, strict=strict).module()
-    return module
-
-
-def prepared(model: nn.Module, shape: tuple[int, ...] = (4, 8, 8), **options: Any) -> GraphModule:
-    """Ready to be trained."""
-    quantizer = NeutronQuantizer(is_qat=True, **options)
-    module: GraphModule = prepare_qat_pt2e(exported(model, shape), quantizer)
-    return module
-
-
-def train(module: Any, shape: tuple[int, ...] = (4, 8, 8), steps: int = 4) -> Any:
-    """A few steps towards nothing in particular."""
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
-    for step in range(steps):
-        outputs = flat(module(image(BATCH, *shape, seed=step)))
-        loss = sum((output * image(*output.shape, seed=99)).mean() for output in outputs)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return module
-
-
-def operators(module: GraphModule) -> Counter[str]:
-    """How many there are of each operator, those that compute sizes left out."""
-    calls = (node for node in module.graph.nodes if node.op == "call_function")
-    names = Counter(op_name(node) for node in calls if node.target is not operator.getitem)
-    return Counter({name: count for name, count in names.items() if name != "aten.sym_size.int"})
 
 
 def grouped() -> nn.Module:
@@ -474,131 +431,3 @@ class TestRanges:
         (sigmoid,) = (node for node in converted.graph.nodes if op_name(node) == "aten.sigmoid.default")
         (quantized,) = sigmoid.users
         assert quantized.args[1:3] == (1 / 256, -128)
-
-
-class TestDigits:
-    """The demo's network, trained for two epochs."""
-
-    @pytest.fixture(scope="class")
-    def data(self) -> DigitsSplit:
-        return load_digits_split()
-
-    @pytest.mark.slow
-    def test_eight_bits_are_as_good_as_float(self, data: DigitsSplit) -> None:
-        converted = train_quantized(data)
-        tests = data.test_images, data.test_labels
-        # Over five seeds it is within 0.2 % (one image) of float.
-        assert accuracy(converted, *tests) >= accuracy(load_network(), *tests) - 0.01
-        program = lower_documented(converted, (data.test_images[:1],))
-        assert (program.delegates, program.cpu) == (1, [])
-        assert abs(accuracy(program.run, *tests) - accuracy(converted, *tests)) <= 0.002
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize(("bits", "floor", "gain"), [(4, 0.99, 0.0), (3, 0.95, 0.002)])
-    def test_training_is_better_where_calibration_loses(
-        self, data: DigitsSplit, bits: int, floor: float, gain: float
-    ) -> None:
-        tests = data.test_images, data.test_labels
-        trained_accuracy = accuracy(train_quantized(data, bits), *tests)
-        assert trained_accuracy >= accuracy(calibrate(data, bits), *tests) + gain
-        assert trained_accuracy >= floor
-
-    @pytest.mark.slow
-    def test_readme(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        readme = (Path(__file__).parents[1] / "README.md").read_text()
-        (script,) = re.findall(r"<!-- run by tests/test_qat.py -->\n((?: {4}.*\n|\n)+)", readme)
-        monkeypatch.chdir(tmp_path)
-        names: dict[str, Any] = {}
-        exec(compile(textwrap.dedent(script), "README.md", "exec"), names)
-        assert {row.where for row in names["program"].placement} == {"npu"}
-        assert (tmp_path / "digits.pte").read_bytes() == names["program"].buffer
-
-
-class TestErrors:
-    def refuse(self, model: nn.Module, message: str, shape: tuple[int, ...] = (4, 8, 8)) -> ModelError:
-        with pytest.raises(ModelError, match=message) as error:
-            prepared(model, shape)
-        return error.value
-
-    def test_batch_norm_without_statistics(self) -> None:
-        norm = nn.BatchNorm2d(4, track_running_stats=False)
-        assert self.refuse(nn.Sequential(conv(), norm), "track_running_stats=True").node == "batch_norm"
-
-    def test_batch_norm_that_nothing_takes(self) -> None:
-        model = nn.Sequential(nn.ReLU(), nn.BatchNorm3d(4))
-        error = self.refuse(model, r"nothing in front of it.*eval\(\)", (4, 5, 5, 5))
-        assert error.op == "aten.batch_norm.default"
-
-    def test_batch_norm_with_parameters_from_inputs(self) -> None:
-        def function(m: Any, x: torch.Tensor) -> torch.Tensor:
-            return F.batch_norm(m.c(x), m.mean, m.variance, weight=x.mean((0, 2, 3)), training=True)
-
-        model = Model(function, c=conv(), mean=torch.zeros(4), variance=torch.ones(4))
-        self.refuse(model, "computed from inputs")
-
-    def test_random_numbers(self) -> None:
-        error = self.refuse(Model(lambda m, x: m.c(x) * torch.rand_like(x), c=conv()), r"random numbers.*eval\(\)")
-        assert error.op == "aten.rand_like.default"
-        assert error.source is not None
-
-    def test_sizes_that_must_be_fixed(self) -> None:
-        model = nn.Sequential(conv(), nn.GroupNorm(2, 4))
-        assert self.refuse(model, "Export without dynamic_shapes").op == "aten.group_norm.default"
-        example = image(BATCH, 4, 8, 8)
-        static = torch.export.export(model.train(), (example,)).module()
-        module = train(prepare_qat_pt2e(static, NeutronQuantizer(is_qat=True)))
-        assert lower_documented(convert_pt2e(module), (example,)).cpu == []
-
-    def test_writes(self) -> None:
-        self.refuse(Model(lambda m, x: m.c(x) + m.k.add_(1), c=conv(), k=torch.zeros(4, 1, 1)), "writes in place")
-
-    def test_parameters_that_would_be_constants(self) -> None:
-        class Divides(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.temperature = nn.Parameter(torch.tensor(2.0))
-
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return x / self.temperature
-
-        self.refuse(Divides(), r"'temperature'.*requires_grad_\(False\)")
-        frozen = Divides().requires_grad_(False)
-        module = prepared(nn.Sequential(conv(), frozen))
-        assert operators(convert_pt2e(train(module)))["aten.mul.Tensor"] == 1
-
-    def test_training_that_never_was(self) -> None:
-        with pytest.raises(CalibrationError, match="never reached"):
-            convert_pt2e(prepared(conv()))
-
-    def test_training_that_diverges(self) -> None:
-        module = prepared(nn.Sequential(conv(), bn()))
-        with pytest.raises(CalibrationError, match="NaN or infinite") as error:
-            module(image(BATCH, 4, 8, 8) * float("inf"))
-        assert error.value.node is not None
-
-    def test_inputs_of_another_shape(self) -> None:
-        module = prepared(nn.Sequential(conv(), bn()))
-        for bad in (image(BATCH, 4, 9, 9), image(4, 8, 8), image(BATCH, 4, 8, 8).double()):
-            with pytest.raises(InputError, match=r"exported for torch.float32 \(any, 4, 8, 8\)"):
-                module(bad)
-
-    @pytest.mark.parametrize("prepare", [prepare_pt2e, prepare_qat_pt2e])
-    def test_a_quantizer_that_does_not_train(self, prepare: Callable[..., Any]) -> None:
-        with pytest.raises(ModelError, match=r"train mode.*NeutronQuantizer\(is_qat=True\)"):
-            prepare(torch.export.export(case_of("dropouts").model(), (image(),)).module(), NeutronQuantizer())
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"observer": 3, "is_qat": True}, "observer takes a class"),
-            ({"weight_bits": 9}, "from 2 to 8"),
-            ({"weight_bits": 4.5}, "from 2 to 8"),
-        ],
-    )
-    def test_options(self, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(OptionError, match=message):
-            NeutronQuantizer(**options)
-
-    def test_the_short_way_only_calibrates(self) -> None:
-        with pytest.raises(OptionError, match="prepare_qat_pt2e"):
-            quantize(conv().eval(), (image(),), [image()], is_qat=True)

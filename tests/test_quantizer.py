@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.flow_support import convert, qparams, seeded
-from tests.test_flow import Model, bn, conv, image, trained
+from tests.models import Model, bn, conv, image, trained
 from torch import nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.observer import HistogramObserver

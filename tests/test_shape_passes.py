@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.models import Model, bn, conv, image
 from tests.oracle import quantized
-from tests.test_flow import Model, bn, conv, image
 from tests.test_passes import after, exported, names
 from torch import nn
 from torch.fx import GraphModule

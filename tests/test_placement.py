@@ -1,0 +1,108 @@
+"""What runs on the CPU: because the user says so, because the generation cannot take it, and what is said of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from executorch.exir import to_edge_transform_and_lower
+from tests import models
+from tests.flow_support import (
+    convert,
+    lower_documented,
+    seeded,
+    worst_lsb,
+)
+from tests.models import Model, conv, image, small
+from torch import nn
+
+from openneutron import (
+    NeutronPartitioner,
+    generate_neutron_compile_spec,
+    lower,
+    quantize,
+)
+from openneutron.errors import (
+    OptionError,
+)
+from openneutron.partition.partitioner import CpuWarning
+
+
+class TestOperatorsNotToDelegate:
+    @pytest.fixture(scope="class")
+    def converted(self) -> torch.fx.GraphModule:
+        model = seeded(
+            lambda: Model(lambda m, x: m.l((m.c(x) + m.d(x)).flatten(1)), c=conv(), d=conv(), l=nn.Linear(256, 5))
+        )
+        return convert(model, (image(),))
+
+    def blocked(self, converted: torch.fx.GraphModule, *names: str) -> set[str]:
+        """Operators on the CPU; the program is right all the same."""
+        program = lower(converted, (image(),), operators_not_to_delegate=list(names))
+        assert worst_lsb(converted, program.run, [(image(),)]) <= 1
+        documented = lower_documented(converted, (image(),), operators_not_to_delegate=list(names))
+        assert worst_lsb(converted, documented.run, [(image(),)]) <= 1
+        return {row.node for row in program.placement if row.where == "cpu"}
+
+    @pytest.mark.parametrize(
+        "name",
+        ["aten::conv2d", "aten.conv2d", "aten.conv2d.default", "aten::conv2d.default", "aten.convolution.default",
+         "aten::convolution"],
+    )  # fmt: skip
+    def test_operator_names(self, converted: torch.fx.GraphModule, name: str) -> None:
+        assert self.blocked(converted, name) == {"conv2d", "conv2d_1"}
+
+    def test_node_names(self, converted: torch.fx.GraphModule) -> None:
+        assert self.blocked(converted, "conv2d_1") == {"conv2d_1"}
+
+    def test_names_are_no_substrings(self, converted: torch.fx.GraphModule) -> None:
+        assert self.blocked(converted, "aten::addmm") == set()
+        assert self.blocked(converted, "aten::add") == {"add"}
+
+    def test_everything_blocked_is_a_program_on_the_cpu(self, converted: torch.fx.GraphModule) -> None:
+        names = ["aten::conv2d", "aten::add", "aten::linear", "aten::flatten"]
+        assert {"conv2d", "conv2d_1", "add", "linear"} <= self.blocked(converted, *names)
+
+    @pytest.mark.parametrize("name", ["conv", "conv2", "aten", "aten::conv2", "add.Tensor", "conv2d_12"])
+    def test_unknown_names_list_near_matches(self, converted: torch.fx.GraphModule, name: str) -> None:
+        with pytest.raises(OptionError, match=f"'{name}', which is no operator and no node") as error:
+            lower(converted, (image(),), operators_not_to_delegate=[name])
+        assert name in ("aten", "conv") or "conv2d" in str(error.value) or "add" in str(error.value)
+
+    def test_reason_names_the_option(self, converted: torch.fx.GraphModule) -> None:
+        rows = lower(converted, (image(),), operators_not_to_delegate=["aten::add"]).placement
+        (row,) = (row for row in rows if row.where == "cpu")
+        assert row.reason == "'aten::add' is in operators_not_to_delegate."
+        assert row.op == "aten.add.Tensor"
+        assert row.partition is None
+        assert row.source is not None
+        assert Path(models.__file__).name in row.source
+
+
+def test_a_model_without_anything_for_the_npu_still_lowers() -> None:
+    model = Model(lambda _, x: torch.sin(x))
+    lowered = lower_documented(convert(model, (image(),)), (image(),))
+    assert (lowered.delegates, lowered.cpu) == (0, ["aten.sin.default"])
+    found = lowered.run(image())
+    assert isinstance(found, torch.Tensor)
+    torch.testing.assert_close(found, torch.sin(image()))
+
+
+def test_what_runs_on_the_cpu_is_warned_about_with_its_reason() -> None:
+    model = Model(lambda m, x: torch.sin(m.c(x)), c=conv())
+    exported = torch.export.export(convert(model.eval(), (image(),)), (image(),))
+    partitioner = NeutronPartitioner(generate_neutron_compile_spec("imxrt700"))
+    with pytest.warns(CpuWarning, match=r"sin \(aten\.sin\.default, .*models\.py:\d+\): OpenNeutron has no such"):
+        to_edge_transform_and_lower(exported, partitioner=[partitioner])
+
+
+class TestLegacyGeneration:
+    def test_what_it_does_not_take_runs_on_the_cpu_with_the_limit_as_reason(self) -> None:
+        inputs = (image(2, 4, 8, 8),)
+        quantized = quantize(seeded(small), inputs, [inputs])
+        assert {row.where for row in lower(quantized).placement} == {"npu"}
+        program = lower(quantized, neutron_converter_flavor="SDK_25_06")
+        reasons = {row.node: row.reason for row in program.placement if row.where == "cpu"}
+        assert (reasons["conv2d"] or "").startswith("imxrt700 takes convolution only if: The batch size is 1, or ")
+        assert worst_lsb(quantized.module, program.run, [inputs]) <= 1

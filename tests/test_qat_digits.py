@@ -1,0 +1,51 @@
+"""What training wins on digits, and the README's script."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from examples.digits.network import DigitsSplit, load_digits_split, load_network
+from examples.digits.qat import accuracy, calibrate, train_quantized
+from tests.flow_support import lower_documented
+
+
+class TestDigits:
+    """The demo's network, trained for two epochs."""
+
+    @pytest.fixture(scope="class")
+    def data(self) -> DigitsSplit:
+        return load_digits_split()
+
+    @pytest.mark.slow
+    def test_eight_bits_are_as_good_as_float(self, data: DigitsSplit) -> None:
+        converted = train_quantized(data)
+        tests = data.test_images, data.test_labels
+        # Over five seeds it is within 0.2 % (one image) of float.
+        assert accuracy(converted, *tests) >= accuracy(load_network(), *tests) - 0.01
+        program = lower_documented(converted, (data.test_images[:1],))
+        assert (program.delegates, program.cpu) == (1, [])
+        assert abs(accuracy(program.run, *tests) - accuracy(converted, *tests)) <= 0.002
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("bits", "floor", "gain"), [(4, 0.99, 0.0), (3, 0.95, 0.002)])
+    def test_training_is_better_where_calibration_loses(
+        self, data: DigitsSplit, bits: int, floor: float, gain: float
+    ) -> None:
+        tests = data.test_images, data.test_labels
+        trained_accuracy = accuracy(train_quantized(data, bits), *tests)
+        assert trained_accuracy >= accuracy(calibrate(data, bits), *tests) + gain
+        assert trained_accuracy >= floor
+
+    @pytest.mark.slow
+    def test_readme(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        readme = (Path(__file__).parents[1] / "README.md").read_text()
+        (script,) = re.findall(r"<!-- run by tests/test_qat.py -->\n((?: {4}.*\n|\n)+)", readme)
+        monkeypatch.chdir(tmp_path)
+        names: dict[str, Any] = {}
+        exec(compile(textwrap.dedent(script), "README.md", "exec"), names)
+        assert {row.where for row in names["program"].placement} == {"npu"}
+        assert (tmp_path / "digits.pte").read_bytes() == names["program"].buffer
