@@ -75,7 +75,7 @@ class Freedom:
         """What else the fields of `start` could be, in the order in which that is tried."""
         return {
             "mends": ("biases", None),
-            "range_by": ("extremes", "percentile", "entropy") if self.ranges else (),
+            "range_by": ("extremes", "percentile") if self.ranges else (),  # "entropy" loses 10 dB and more
             "trusts_samples": (False,),
             "equalizes": (False,) if self.equalizes else (),
         }
