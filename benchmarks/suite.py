@@ -81,13 +81,13 @@ class Result:
 
 
 def measure(member: Member, shape: Shape, **options: Any) -> Result:
-    """Take `member` the whole way with inputs of `shape`; `options` go to `quantize`."""
+    """Take `member` the whole way with inputs of `shape`; `options` go to `quantize`, by which `recover` is None."""
     model = member.build(shape)
     calibration = smooth(shape, CALIBRATION_SAMPLES, seed=1)
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the rows say it
-        quantized = quantize(model, (calibration[0],), calibration, recover=None, **options)
+        quantized = quantize(model, (calibration[0],), calibration, **{"recover": None, **options})
     quantized_at = time.perf_counter()
     program = lower(quantized)
     lowered_at = time.perf_counter()
@@ -169,11 +169,14 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(ZOO)}; all if none is named")
     parser.add_argument("--small", action="store_true", help="the small inputs of continuous integration")
     parser.add_argument("--per-channel", action="store_true", help="weights of convolutions per output channel")
+    parser.add_argument("--recover", choices=["fast", "auto"], help="of `quantize`; nothing is recovered unless given")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(ZOO):
         parser.error(f"no such network: {', '.join(sorted(unknown))}")
-    options = {"weight_granularity": "per_channel"} if arguments.per_channel else {}
+    options: dict[str, Any] = {"recover": arguments.recover}
+    if arguments.per_channel:
+        options["weight_granularity"] = "per_channel"
 
     results: list[Result] = []
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
