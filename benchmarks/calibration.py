@@ -2,7 +2,8 @@
 
 Prints the milliseconds of one forward pass at batch 1, of the float model and of prepared models with several
 observers, and the seconds of `convert_pt2e` after them; medians, and ratios to the float model. Then the milliseconds a
-sample in batches and in channels-last. Set OMP_NUM_THREADS for another number of cores.
+sample in batches and in channels-last, and those of `calibrate`, which `quantize` calls and which chooses for itself.
+Set OMP_NUM_THREADS for another number of cores.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ from benchmarks.networks import NETWORKS
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torchao.quantization.pt2e.observer import HistogramObserver, MinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from openneutron.calibration import CalibrationOptions, calibrate
 from openneutron.quantizer import NeutronQuantizer
+
+# Of a whole calibration that is timed.
+SAMPLES = 64
 
 OBSERVERS: dict[str, Any] = {
     "OpenNeutron": None,
@@ -32,10 +38,10 @@ OBSERVERS: dict[str, Any] = {
 }
 
 
-def prepared(model: nn.Module, inputs: tuple[Tensor, ...], observer: Any) -> nn.Module:
+def prepared(model: nn.Module, inputs: tuple[Tensor, ...], observer: Any) -> GraphModule:
     """The model with observers."""
     exported = torch.export.export(model, inputs).module()
-    module: nn.Module = prepare_pt2e(exported, NeutronQuantizer(observer=observer))
+    module: GraphModule = prepare_pt2e(exported, NeutronQuantizer(observer=observer))
     return module
 
 
@@ -68,6 +74,19 @@ def repeated(inputs: tuple[Tensor, ...], batch: int, memory_format: torch.memory
     )
 
 
+def whole(model: nn.Module, samples: Sequence[tuple[Tensor, ...]], rounds: int) -> tuple[float, float]:
+    """The median milliseconds a sample of the float model, run one by one, and of `calibrate`."""
+    module = prepared(model, samples[0], None)
+
+    def run_float() -> None:
+        for inputs in samples:
+            model(*inputs)
+
+    runs = {"float": run_float, "calibrate": lambda: calibrate(module, samples, CalibrationOptions(progress=False))}
+    times = milliseconds(runs, rounds)
+    return times["float"] / len(samples), times["calibrate"] / len(samples)
+
+
 def measure(name: str, rounds: int, batch: int, console: Console) -> None:
     """Print the tables of one network."""
     model, samples = NETWORKS[name].build(), list(NETWORKS[name].calibration().spread(8))
@@ -95,6 +114,11 @@ def measure(name: str, rounds: int, batch: int, console: Console) -> None:
             ratio = f"{ours / times['float']:.2f}"
             table.add_row(str(count), layout, f"{batch_of_floats:.1f}", f"{ours:.1f}", ratio)
     console.print(table)
+    many = list(NETWORKS[name].calibration().spread(SAMPLES))
+    own, ours = whole(model, many, max(rounds // 6, 3))
+    console.print(
+        f"calibrate() of {len(many)} samples: {ours:.1f} ms a sample, float {own:.1f}: {ours / own:.2f} of it\n"
+    )
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronQuantizer, quantize
 from openneutron.calibration import CalibrationOptions, calibrate, collect
-from openneutron.calibration.graph import bare, batch_of, why_not_in_batches
+from openneutron.calibration.graph import SINGLE, Batches, bare, batches_of, why_not_in_batches
 from openneutron.calibration.run import _observers
 from openneutron.errors import CalibrationError, OptionError
 from openneutron.parallel import WorkerWarning, in_order, parts
@@ -224,12 +224,39 @@ class TestBatches:
                 assert a.sample.calls / b.sample.calls == 20 / (2 + 4)  # two batches, and what is left
 
     def test_a_batch_is_chosen_where_it_is_proven(self) -> None:
-        assert batch_of(prepared(), singles(20), None) == 8
-        assert batch_of(prepared(), singles(7), None) == 1
+        assert batches_of(prepared(), singles(20), None) == Batches(8)
+        assert batches_of(prepared(), singles(7), None) == SINGLE
 
-    def test_large_values_are_run_one_by_one(self) -> None:
-        samples: list[tuple[Tensor, ...]] = [(torch.randn(1, 3, 256, 256),)] * 8
-        assert batch_of(prepared(nn.Conv2d(3, 8, 1), samples[0]), samples, None) == 1
+    @pytest.mark.parametrize(
+        ("model", "shape", "expected"),
+        [
+            (nn.Conv2d(3, 8, 1), (3, 256, 256), Batches(8, channels_last=True)),
+            (nn.Conv2d(3, 8, 1), (3, 1024, 1024), Batches(2, channels_last=True)),
+            (nn.Conv2d(3, 8, 1), (3, 2048, 1024), SINGLE),
+            (nn.Linear(4, 4), (2**18, 4), SINGLE),
+        ],
+        ids=["an image", "a large one", "too large", "no image"],
+    )
+    def test_large_images_are_run_in_channels_last(
+        self, model: nn.Module, shape: tuple[int, ...], expected: Batches
+    ) -> None:
+        samples: list[tuple[Tensor, ...]] = [(torch.randn(1, *shape),)] * 8
+        assert batches_of(prepared(model, samples[0]), samples, None) == expected
+
+    def test_channels_last_sees_the_same_extremes_and_gives_equal_ranges_to_all_workers(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        samples: list[tuple[Tensor, ...]] = [
+            (torch.randn(1, 3, 260, 260, generator=torch.Generator().manual_seed(seed)),) for seed in range(19)
+        ]
+        one, all_at_once, shared = (prepared(seeded(lambda: model), samples[0]) for _ in range(3))
+        assert batches_of(one, samples, None) == Batches(8, channels_last=True)
+        calibrate(one, samples, CalibrationOptions(batch_size=1))
+        calibrate(all_at_once, samples)
+        calibrate(shared, samples, CalibrationOptions(jobs=2))
+        assert equal(all_at_once, shared)
+        for a, b in zip(_observers(bare(one)).values(), _observers(bare(all_at_once)).values(), strict=True):
+            if isinstance(a, DistributionObserver):
+                torch.testing.assert_close((a.min_val, a.max_val), (b.min_val, b.max_val))
 
     @pytest.mark.parametrize(
         ("model", "reason"),
@@ -241,12 +268,12 @@ class TestBatches:
     )
     def test_what_is_not_proven_is_refused(self, model: nn.Module, reason: str) -> None:
         module = prepared(seeded(lambda: Returns(model)))
-        assert batch_of(module, singles(8), None) == 1
+        assert batches_of(module, singles(8), None) == SINGLE
         with pytest.raises(OptionError, match=f"does not run in batches of 8: .*({reason}).* Leave batch_size out"):
             calibrate(module, singles(8), CalibrationOptions(batch_size=8))
 
     def test_proof(self) -> None:
-        assert why_not_in_batches(prepared(), singles(3)) is None
+        assert why_not_in_batches(prepared(), singles(3), Batches(3)) is None
 
 
 class Returns(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,15 +13,18 @@ from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 
 from openneutron.constants import attribute, value_of
 from openneutron.fx import op_name
+from openneutron.ops.layers import CONVOLUTION, layer_kind
 from openneutron.passes.name_bad_inputs import GUARDS
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver
 
-__all__ = ["bare", "batch_of", "observe_weights", "why_not_in_batches"]
+__all__ = ["SINGLE", "Batches", "bare", "batches_of", "observe_weights", "why_not_in_batches"]
 
 MOST_IN_A_BATCH = 8
 # Where the largest value of a batch is within this, a batch costs less a sample than samples on their own. Larger ones
-# leave the caches: MobileNetV2 at 224 takes 1.3 times the time in batches of eight.
+# leave the caches, and pay in channels-last: `python -m benchmarks.calibration`.
 BYTES_IN_A_BATCH = 2**20
+# The largest value of a batch in channels-last may take so much; a few such values are there at a time.
+MOST_BYTES_IN_A_BATCH = 2**26
 # Operators whose second argument is a shape, and so may name the batch.
 _SHAPED = {"aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten.expand.default"}
 _OF_WEIGHTS = (WeightObserver, PerChannelWeightObserver)
@@ -35,11 +40,31 @@ def observe_weights(prepared: GraphModule) -> None:
             observer(value_of(prepared, node.args[0]))
 
 
-def bare(prepared: GraphModule, factor: int = 1) -> GraphModule:
+@dataclass(frozen=True)
+class Batches:
+    """How samples are run: so many at once, with images in channels-last, or as they are."""
+
+    size: int = 1
+    channels_last: bool = False
+
+    def of(self, samples: Sequence[Inputs]) -> Inputs:
+        """Several inputs of the model as one."""
+        return tuple(self.arranged(torch.cat(values)) for values in zip(*samples, strict=True))
+
+    def arranged(self, value: Tensor) -> Tensor:
+        """`value` in the order for it, if it is an image or the weight of a convolution of images."""
+        rearranged = self.channels_last and value.dim() == 4
+        return value.contiguous(memory_format=torch.channels_last) if rearranged else value
+
+
+SINGLE = Batches()
+
+
+def bare(prepared: GraphModule, batches: Batches = SINGLE) -> GraphModule:
     """The operators and observers of activations of `prepared`, the latter shared with it, for flat inputs.
 
-    It takes and returns tuples of tensors, checks nothing, and can be pickled. With `factor`, shapes that are written
-    in the graph have a first dimension that many times as large.
+    It takes and returns tuples of tensors, checks nothing, and can be pickled. For `batches`, shapes that are written
+    in the graph have a first dimension as many times as large, and weights of images are in their order.
     """
     graph = Graph()
     copies: dict[Node, Node] = {}
@@ -58,9 +83,10 @@ def bare(prepared: GraphModule, factor: int = 1) -> GraphModule:
         copy.meta = {}
         if node.op in ("get_attr", "call_module"):
             copy.target = f"_constant_{node.name}" if node.op == "get_attr" else node.target
-            root[str(copy.target)] = attribute(prepared, str(node.target))
-        if factor > 1 and op_name(node) in _SHAPED:
-            copy.args = (copy.args[0], _batched_sizes(node, factor), *copy.args[2:])
+            found = attribute(prepared, str(node.target))
+            root[str(copy.target)] = batches.arranged(found) if isinstance(found, Tensor) else found
+        if batches.size > 1 and op_name(node) in _SHAPED:
+            copy.args = (copy.args[0], _batched_sizes(node, batches.size), *copy.args[2:])
         copies[node] = copy
     module = torch.nn.Module()
     for name, value in root.items():
@@ -111,30 +137,39 @@ class _Values(Interpreter):
 
 
 @torch.no_grad()
-def batch_of(prepared: GraphModule, samples: list[Inputs], wanted: int | None) -> int:
-    """How many of `samples` are to be run at once: `wanted`, or else as many as pay off, and 1 if that goes wrong."""
+def batches_of(prepared: GraphModule, samples: list[Inputs], wanted: int | None) -> Batches:
+    """How `samples` are to be run: `wanted` of them at once, or else as many as pay off, and 1 if that goes wrong."""
     if wanted is not None:
-        return wanted
+        return Batches(wanted)
     values = _Values(bare(prepared))
     values.run(*samples[0])
-    size = min(MOST_IN_A_BATCH, BYTES_IN_A_BATCH // max(values.largest, 1))
-    fits = 1 < size <= len(samples) and why_not_in_batches(prepared, samples[:size]) is None
-    return size if fits else 1
+    batches = _batches_that_pay(prepared, values.largest)
+    fits = 1 < batches.size <= len(samples) and why_not_in_batches(prepared, samples, batches) is None
+    return batches if fits else SINGLE
+
+
+def _batches_that_pay(prepared: GraphModule, largest: int) -> Batches:
+    """By the bytes of the largest value of a sample."""
+    size = min(MOST_IN_A_BATCH, BYTES_IN_A_BATCH // max(largest, 1))
+    if size > 1 or not any(layer_kind(node) == CONVOLUTION for node in prepared.graph.nodes):
+        return Batches(size)
+    return Batches(min(MOST_IN_A_BATCH, MOST_BYTES_IN_A_BATCH // max(largest, 1)), channels_last=True)
 
 
 @torch.no_grad()
-def why_not_in_batches(prepared: GraphModule, samples: list[Inputs]) -> str | None:
-    """What shows that `samples` cannot be run at once; None where they can.
+def why_not_in_batches(prepared: GraphModule, samples: list[Inputs], batches: Batches) -> str | None:
+    """What shows that several of `samples`, two or more, cannot be run at once in the order of `batches`, or None.
 
     They can if each value that depends on the inputs has a first dimension as many times as large, and the outputs are
-    those of the samples one by one.
+    those of the samples one by one. Two samples show that for any number.
     """
+    samples, batches = samples[:2], replace(batches, size=2)
     if any(value.dim() == 0 for inputs in samples for value in inputs):
         return "An input has no dimensions."
-    single, batched = _Values(bare(prepared)), _Values(bare(prepared, len(samples)))
+    single, batched = _Values(bare(prepared)), _Values(bare(prepared, batches))
     expected = [single.run(*inputs) for inputs in samples]
     try:
-        found = batched.run(*stacked(samples))
+        found = batched.run(*batches.of(samples))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         return f"An operator does not take a batch: {error}"
     for name, shape in single.shapes.items():
@@ -144,8 +179,3 @@ def why_not_in_batches(prepared: GraphModule, samples: list[Inputs]) -> str | No
         if not torch.allclose(output, torch.cat([outputs[index] for outputs in expected]), rtol=1e-3, atol=1e-5):
             return f"Output {index} differs."
     return None
-
-
-def stacked(samples: list[Inputs]) -> Inputs:
-    """Several inputs of the model as one."""
-    return tuple(torch.cat(values) for values in zip(*samples, strict=True))

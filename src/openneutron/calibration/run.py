@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.observer import FixedQParamsObserver
 
-from openneutron.calibration.graph import bare, batch_of, observe_weights, stacked, why_not_in_batches
+from openneutron.calibration.graph import SINGLE, Batches, bare, batches_of, observe_weights, why_not_in_batches
 from openneutron.errors import OptionError
 from openneutron.parallel import check_jobs, in_order, parts
 from openneutron.progress import bar
@@ -68,7 +68,7 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
     options = options or CalibrationOptions()
     samples = list(samples)
     observe_weights(prepared)
-    size = _batch_size(prepared, samples, options)
+    batches = _batches(prepared, samples, options)
     observers = _observers(bare(prepared))
     finds_ranges = (item for item in observers.items() if not isinstance(item[1], ChannelMeans))
     seeing = {name: observer for name, observer in finds_ranges if _merges(observer)}
@@ -77,10 +77,10 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
     if options.stop_when_converged:
         todo = parts(samples, -(-len(samples) // WINDOW), WINDOW)
     else:
-        todo = parts(samples, options.jobs * PARTS_OF_A_JOB if options.jobs > 1 else len(samples), size)
+        todo = parts(samples, options.jobs * PARTS_OF_A_JOB if options.jobs > 1 else len(samples), batches.size)
     used, ranges = 0, None
     with bar("Calibrating", len(samples), options.progress) as advance:
-        for part, state in zip(todo, _states(prepared, todo, size, options), strict=True):
+        for part, state in zip(todo, _states(prepared, todo, batches, options), strict=True):
             for name, seen in (state or {}).items():
                 observers[name].merge(seen)
             used += len(part)
@@ -94,35 +94,37 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
 
 
 def _states(
-    prepared: GraphModule, todo: list[Sequence[Inputs]], size: int, options: CalibrationOptions
+    prepared: GraphModule, todo: list[Sequence[Inputs]], batches: Batches, options: CalibrationOptions
 ) -> Iterator[State | None]:
     """What the observers saw of each part; None where those of `prepared` saw it themselves."""
     import cloudpickle
 
-    single, batched = bare(prepared), bare(prepared, size) if size > 1 else None
+    single = bare(prepared)
+    batched = None if batches == SINGLE else bare(prepared, batches)
     if options.jobs == 1:
         for part in todo:
-            yield _observe(single, batched, part, size)
+            yield _observe(single, batched, part, batches)
         return
-    work = functools.partial(_observe_elsewhere, cloudpickle.dumps((single, batched)), size)
+    work = functools.partial(_observe_elsewhere, cloudpickle.dumps((single, batched)), batches)
     yield from in_order(work, todo, options.jobs)
 
 
 @torch.no_grad()
-def _observe(single: GraphModule, batched: GraphModule | None, part: Sequence[Inputs], size: int) -> None:
+def _observe(single: GraphModule, batched: GraphModule | None, part: Sequence[Inputs], batches: Batches) -> None:
     """Run `part`, as much of it as possible in batches."""
+    size = batches.size
     whole = 0 if batched is None else len(part) // size * size
     for start in range(0, whole, size):
         assert batched is not None
-        batched(*stacked(list(part[start : start + size])))
+        batched(*batches.of(part[start : start + size]))
     for inputs in part[whole:]:
         single(*inputs)
 
 
-def _observe_elsewhere(model: bytes, size: int, part: Sequence[Inputs]) -> State:
+def _observe_elsewhere(model: bytes, batches: Batches, part: Sequence[Inputs]) -> State:
     """The same with observers of its own, which have seen nothing yet: what they saw."""
     single, batched = pickle.loads(model)
-    _observe(single, batched, part, size)
+    _observe(single, batched, part, batches)
     return {name: observer.state() for name, observer in _observers(single).items() if _merges(observer)}
 
 
@@ -152,13 +154,13 @@ def _check_that_they_merge(observers: Mapping[str, Any]) -> None:
         )
 
 
-def _batch_size(prepared: GraphModule, samples: list[Inputs], options: CalibrationOptions) -> int:
-    size = batch_of(prepared, samples, options.batch_size)
-    if options.batch_size is not None and 1 < size <= len(samples):
-        reason = why_not_in_batches(prepared, samples[:size])
+def _batches(prepared: GraphModule, samples: list[Inputs], options: CalibrationOptions) -> Batches:
+    batches = batches_of(prepared, samples, options.batch_size)
+    if options.batch_size is not None and 1 < batches.size <= len(samples):
+        reason = why_not_in_batches(prepared, samples, batches)
         if reason is not None:
-            raise OptionError(f"The model does not run in batches of {size}: {reason} Leave batch_size out.")
-    return size
+            raise OptionError(f"The model does not run in batches of {batches.size}: {reason} Leave batch_size out.")
+    return batches
 
 
 Ranges = dict[str, tuple[float, float, float, float]]
