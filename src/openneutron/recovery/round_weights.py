@@ -91,19 +91,18 @@ def _round(layer: Layer, reading: Reading) -> None:
     rows = real.reshape(groups, outputs // groups, -1).double()
     wanted, covariance = _wanted(rows, moments), moments.shrunk
     scale = layer.scale.expand(outputs, *layer.scale.shape[1:]) if layer.scale.dim() else layer.scale.expand(outputs)
-    scale = scale.reshape(groups, -1, 1)
-    best: tuple[float, float, torch.Tensor] | None = None
-    for factor in SHRINKING:
-        codes = rounded_with_feedback(wanted, covariance, scale * factor, layer.code_range)
-        change = codes * scale * factor - wanted
-        error = float(((change @ covariance) * change).sum())
-        if best is None or error < best[0]:
-            best = error, factor, codes
-    assert best is not None
-    _, factor, codes = best
-    layer.codes.copy_(codes.reshape(real.shape).to(layer.codes.dtype))
-    if factor != 1:
-        layer.shrink(factor)
+    scale = scale.reshape(groups, -1, 1).double()
+    # Rows are rounded on their own, so that those for all candidates are rounded at once.
+    scales = torch.cat([scale * factor for factor in SHRINKING], 1)
+    wanted = wanted.repeat(1, len(SHRINKING), 1)
+    codes = rounded_with_feedback(wanted, covariance, scales, layer.code_range)
+    change = codes * scales - wanted
+    errors = ((change @ covariance) * change).reshape(groups, len(SHRINKING), -1).sum((0, 2))
+    best = int(errors.argmin())
+    chosen = codes.reshape(groups, len(SHRINKING), outputs // groups, -1)[:, best]
+    layer.codes.copy_(chosen.reshape(real.shape).to(layer.codes.dtype))
+    if SHRINKING[best] != 1:
+        layer.shrink(SHRINKING[best])
 
 
 def _wanted(rows: torch.Tensor, moments: _Moments) -> torch.Tensor:
