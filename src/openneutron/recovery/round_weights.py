@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.fx import GraphModule
 
 from openneutron.fx import arguments
@@ -185,35 +183,57 @@ def rows_of(layer: Layer, values: torch.Tensor, weight: torch.Tensor, wanted: in
     if layer.is_linear:
         rows = values.flatten(0, -2)
         return rows[positions(len(rows), wanted).sort().values][None]
+    images = values if values.dim() == 4 else values[:, :, None]
+    axes = _axes(layer, images.shape[2:], weight)
+    area = axes[0].outputs * axes[1].outputs
+    chosen = positions(len(images) * area, wanted).sort().values
+    image, place = chosen // area, chosen % area
+    # [positions, taps] of both axes, broadcast to [positions, taps, taps].
+    down, across = axes[0].taps(place // axes[1].outputs)[:, :, None], axes[1].taps(place % axes[1].outputs)[:, None]
+    inside = axes[0].holds(down) & axes[1].holds(across)
+    found = images[image[:, None, None], :, down.clamp(0, axes[0].size - 1), across.clamp(0, axes[1].size - 1)]
+    patches = torch.where(inside[..., None], found, 0).movedim(3, 1)  # [positions, channels, taps, taps]
+    return patches.reshape(len(chosen), layer.groups, -1).movedim(1, 0)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Height or width: `size` inputs with zeros `before` and `after` them, which a kernel walks over."""
+
+    size: int
+    kernel: int
+    stride: int
+    dilation: int
+    before: int
+    after: int
+
+    @property
+    def outputs(self) -> int:
+        return (self.size + self.before + self.after - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+
+    def taps(self, outputs: torch.Tensor) -> torch.Tensor:
+        """[outputs, kernel]: the inputs that each of `outputs` is made of; zeros are outside of the inputs."""
+        return outputs[:, None] * self.stride - self.before + torch.arange(self.kernel) * self.dilation
+
+    def holds(self, inputs: torch.Tensor) -> torch.Tensor:
+        return (inputs >= 0) & (inputs < self.size)
+
+
+def _axes(layer: Layer, sizes: Sequence[int], weight: torch.Tensor) -> tuple[_Axis, _Axis]:
+    """Of a convolution over images, or over rows, which are images one high."""
     args = arguments(layer.node)
-    if isinstance(args["padding"], str):
-        values = _padded(values, weight, args)
-        args["padding"] = [0]
-    is_row = weight.dim() == 3
-    if is_row:
-        values, weight = values[:, :, None], weight[:, :, None]
-    stride, dilation = (_of_image(args[name], 1 if is_row else None) for name in ("stride", "dilation"))
-    padding = _of_image(args["padding"], 0 if is_row else None)
-    if weight.shape[2:] == (1, 1) and padding == (0, 0):
-        columns = values[:, :, :: stride[0], :: stride[1]].flatten(2)
+    kernel = weight.shape[2:] if weight.dim() == 4 else (1, *weight.shape[2:])
+    stride, dilation = (_of_both(args[name], weight, 1) for name in ("stride", "dilation"))
+    if args["padding"] == "same":  # with one more behind where the number is odd
+        totals = [dilation[axis] * (kernel[axis] - 1) for axis in (0, 1)]
+        padding = [(total // 2, total - total // 2) for total in totals]
     else:
-        columns = F.unfold(values, tuple(weight.shape[2:]), dilation, padding, stride)
-    columns = columns.movedim(1, 2).flatten(0, 1)  # [positions, inputs of all groups]
-    chosen = columns[positions(len(columns), wanted).sort().values]
-    return chosen.reshape(len(chosen), layer.groups, -1).movedim(1, 0)
+        each = (0, 0) if args["padding"] == "valid" else _of_both(args["padding"], weight, 0)
+        padding = [(one, one) for one in each]
+    first, second = (_Axis(sizes[axis], kernel[axis], stride[axis], dilation[axis], *padding[axis]) for axis in (0, 1))
+    return first, second
 
 
-def _of_image(sizes: Sequence[int], height: int | None) -> tuple[int, int]:
-    """An argument of a convolution for height and width; for one over rows, `height` stands for the former."""
-    return sizes[0] if height is None else height, sizes[-1]
-
-
-def _padded(values: torch.Tensor, weight: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
-    """`values` with the zeros around them that padding "same" stands for; more of them behind where one is over."""
-    if args["padding"] == "valid":
-        return values
-    widths: list[int] = []
-    for size, dilation in zip(weight.shape[2:], args["dilation"] * (weight.dim() - 2), strict=False):
-        total = dilation * (size - 1)
-        widths = [total // 2, total - total // 2, *widths]
-    return F.pad(values, widths)
+def _of_both(numbers: Sequence[int], weight: torch.Tensor, of_height: int) -> tuple[int, int]:
+    """An argument of a convolution for height and width; over rows, `of_height` stands for the former."""
+    return numbers[0] if weight.dim() == 4 else of_height, numbers[-1]
