@@ -192,7 +192,8 @@ def rows_of(layer: Layer, values: torch.Tensor, weight: torch.Tensor, wanted: in
     down, across = axes[0].taps(place // axes[1].outputs)[:, :, None], axes[1].taps(place % axes[1].outputs)[:, None]
     inside = axes[0].holds(down) & axes[1].holds(across)
     found = images[image[:, None, None], :, down.clamp(0, axes[0].size - 1), across.clamp(0, axes[1].size - 1)]
-    patches = torch.where(inside[..., None], found, 0).movedim(3, 1)  # [positions, channels, taps, taps]
+    # [positions, channels, taps, taps] in memory, too: products of other orders take several times as long.
+    patches = torch.where(inside[..., None], found, 0).movedim(3, 1).contiguous()
     return patches.reshape(len(chosen), layer.groups, -1).movedim(1, 0)
 
 
