@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +22,10 @@ from openneutron.fx import arguments, is_quantize
 from openneutron.ops.layers import layer_kind
 from openneutron.quantizer import DistributionObserver, RangeObserver
 from openneutron.recovery import Recipe, Trial, recover_exported
-from openneutron.recovery.recipes import ENOUGH_SAMPLES
+from openneutron.recovery.recipes import ENOUGH_SAMPLES, FEW_INPUTS, FEW_SAMPLES
 from openneutron.recovery.search import FEWEST_SAMPLES, HIGHEST_SQNR, descend, held_out, sqnr_db
+from openneutron.recovery.walk import evenly
+from openneutron.recovery.weighted_layers import layers_of
 
 
 def float_weights(model: QuantizedModel) -> list[Tensor]:
@@ -94,11 +97,36 @@ def test_a_recipe_that_does_not_exist_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"mends": "all"}, {"range_by": "luck"}, {"equalizes": 1}, {"trusts_samples": None}, {"mends": "auto"}]
+    "wrong", [{"mends": "all"}, {"range_by": "luck"}, {"equalizes": 1}, {"trusts_samples": None}, {"thorough": 2}]
 )
 def test_a_recipe_of_what_there_is_not_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(wrong))):
         Recipe(**wrong)
+
+
+@given(st.integers(1, 300), st.integers(1, 60))
+def test_few_of_the_samples_are_spread_over_all(count: int, most: int) -> None:
+    chosen = [int(sample) for (sample,) in evenly([(torch.tensor(index),) for index in range(count)], most)]
+    assert len(chosen) == min(count, most)
+    gaps = [later - before for before, later in itertools.pairwise([*chosen, count])]
+    assert chosen[0] == 0
+    assert max(gaps) - min(gaps) <= 1
+
+
+def weight_codes(model: QuantizedModel) -> list[Tensor]:
+    return [layer.codes for layer in layers_of(model.module)]
+
+
+def test_what_is_fast_leaves_the_weights_of_layers_that_take_long() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, FEW_INPUTS + 1), nn.ReLU(), nn.Linear(FEW_INPUTS + 1, 2)).eval()
+    samples = images(FEW_SAMPLES, (1, 16))
+    recipes = (Recipe(mends=None), Recipe(thorough=False), Recipe())
+    naive, fast, thorough = (weight_codes(quantize(model, samples[0], samples, recover=recipe)) for recipe in recipes)
+    assert not torch.equal(fast[0], naive[0])
+    assert torch.equal(fast[0], thorough[0])  # of so many samples it takes all
+    assert torch.equal(fast[1], naive[1])
+    assert not torch.equal(thorough[1], naive[1])
 
 
 def activation_scales(model: QuantizedModel) -> list[float]:

@@ -140,11 +140,12 @@ def quantize(
     samples, or a folder of images or .npy files are taken, too. `transform` makes an input of each item. Images are
     only scaled to 0..1 without it: **a model that wants them normalized needs a `transform` that does so.**
 
-    `recover` gets back accuracy that int8 lost: "fast" equalizes channels and corrects biases, "auto" also rounds the
-    weights anew, None does neither (see `openneutron.recovery`; docs/accuracy.md). It uses the calibration inputs
-    again; of fewer than 32, it does not believe which channels are never awake or never clipped. "best" tries several
-    recipes with four fifths of the inputs and takes the one whose outputs are nearest to float on the rest; it begins
-    none that would not be over in `recovery_seconds`. A `Recipe`, as the result has one, is followed.
+    `recover` gets back accuracy that int8 lost: "auto" equalizes channels, rounds weights anew and corrects biases,
+    "fast" does so by fewer of the inputs, None does not (see `openneutron.recovery`; docs/accuracy.md). It uses the
+    calibration inputs again; of fewer than 32, it does not believe which channels are never awake or never clipped.
+    "best" tries several recipes with four fifths of the inputs and takes the one whose outputs are nearest to float on
+    the rest; it begins none that would not be over in `recovery_seconds`. A `Recipe`, as the result has one, is
+    followed.
 
     `jobs` processes share the calibration, with the same result. `batch_size` samples run at once, where the model
     allows it; it is chosen unless given. `stop_when_converged` ends calibration once ranges no longer move; the log

@@ -19,9 +19,9 @@ from openneutron.quantizer.ranges import RULES
 from openneutron.recovery.absorb_biases import absorb_biases
 from openneutron.recovery.channel_ranges import channel_ranges
 from openneutron.recovery.correct_biases import correct_biases
-from openneutron.recovery.round_weights import round_weights
+from openneutron.recovery.round_weights import MOST_INPUTS, round_weights
 from openneutron.recovery.silence import silence_channels
-from openneutron.recovery.walk import Samples
+from openneutron.recovery.walk import Samples, evenly
 
 __all__ = [
     "AUTO", "BEST", "ENOUGH_SAMPLES", "FAST", "RECIPES", "Recipe", "give_biases", "quantized_by", "recipe_of",
@@ -31,6 +31,9 @@ __all__ = [
 # With fewer samples, what they never woke or never brought to its clip says nothing of other inputs.
 ENOUGH_SAMPLES = 32
 MENDED = ("weights", "biases", None)
+# What is mended in little time is mended by so many samples, and weights of outputs with more inputs stay.
+FEW_SAMPLES = 50
+FEW_INPUTS = 2304
 
 
 @dataclass(frozen=True)
@@ -39,24 +42,26 @@ class Recipe:
 
     `mends` is what is changed after conversion: "weights" (rounded anew; biases, too), "biases" (corrected) or None.
     `range_by` is the rule for ranges of activations ("error", "percentile", "entropy", "extremes"); None leaves that to
-    the quantizer's observer. `equalizes` and `trusts_samples` are those of `recover_exported`.
+    the quantizer's observer. `equalizes` and `trusts_samples` are those of `recover_exported`. What is `thorough` mends
+    by all samples; else `FEW_SAMPLES` of them do, and weights with more than `FEW_INPUTS` inputs of an output stay.
     """
 
     mends: str | None = "weights"
     range_by: str | None = None
     equalizes: bool = True
     trusts_samples: bool = True
+    thorough: bool = True
 
     def __post_init__(self) -> None:
         for name, known in (("mends", MENDED), ("range_by", (*RULES, None))):
             if getattr(self, name) not in known:
                 raise OptionError(f"{name} is one of {', '.join(map(repr, known))}, not {getattr(self, name)!r}.")
-        for name in ("equalizes", "trusts_samples"):
+        for name in ("equalizes", "trusts_samples", "thorough"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} takes True or False, not {getattr(self, name)!r}.")
 
 
-AUTO, FAST = Recipe(), Recipe(mends="biases")
+AUTO, FAST = Recipe(), Recipe(thorough=False)
 BEST = "best"
 RECIPES = {"fast": FAST, "auto": AUTO, BEST: None}
 """By what `quantize` calls them; that of "best" is found for each network."""
@@ -134,8 +139,12 @@ def recover_converted(
     """What is done to the converted module, in place; `reference` is the float graph that was prepared."""
     if recipe.mends is None:
         return converted
-    mend = round_weights if recipe.mends == "weights" else correct_biases
-    return mend(converted, reference, samples, progress=progress)
+    if not recipe.thorough:
+        samples = evenly(samples, FEW_SAMPLES)
+    if recipe.mends == "biases":
+        return correct_biases(converted, reference, samples, progress=progress)
+    most_inputs = MOST_INPUTS if recipe.thorough else FEW_INPUTS
+    return round_weights(converted, reference, samples, most_inputs=most_inputs, progress=progress)
 
 
 def give_biases(module: GraphModule) -> None:

@@ -22,7 +22,7 @@ from openneutron.recovery.correct_biases import correct_bias
 from openneutron.recovery.walk import Reading, Samples, samples_that_fit, walk
 from openneutron.recovery.weighted_layers import Layer
 
-__all__ = ["round_weights", "rounded_with_feedback", "rows_of"]
+__all__ = ["MOST_INPUTS", "round_weights", "rounded_with_feedback", "rows_of"]
 
 # Positions of the inputs that H is made of: at least so many, and so many for each input of a group.
 POSITIONS = 32768
@@ -62,18 +62,23 @@ class _Moments:
 
 
 def round_weights(
-    converted: GraphModule, reference: GraphModule, samples: Samples, *, progress: bool | None = False
+    converted: GraphModule,
+    reference: GraphModule,
+    samples: Samples,
+    *,
+    most_inputs: int = MOST_INPUTS,
+    progress: bool | None = False,
 ) -> GraphModule:
     """Round the weights of a converted module anew and correct its biases, in place.
 
     `reference` is the float graph that was prepared, `samples` are calibration inputs. `progress` shows a bar; None
     does in a terminal. One pass over both graphs. For each layer the cube of the inputs of an output, and their square
-    for each output. Transposed convolutions, and layers with more than `MOST_INPUTS` inputs of an output, keep their
+    for each output. Transposed convolutions, and layers with more than `most_inputs` inputs of an output, keep their
     rounding. Raises `ModelError` where the two graphs do not belong together.
     """
 
     def visit(layer: Layer, reading: Reading) -> None:
-        if not layer.is_transposed and reading.weight[0].numel() <= MOST_INPUTS:
+        if not layer.is_transposed and reading.weight[0].numel() <= most_inputs:
             _round(layer, reading)
         correct_bias(layer, reading)
 

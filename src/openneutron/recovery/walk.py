@@ -20,7 +20,7 @@ from openneutron.fx import arguments, is_dequantize, is_quantize, op_name, outpu
 from openneutron.progress import bar
 from openneutron.recovery.weighted_layers import Layer, layers_of
 
-__all__ = ["Reading", "Run", "Samples", "last_uses", "rounded", "samples_that_fit", "walk"]
+__all__ = ["Reading", "Run", "Samples", "evenly", "last_uses", "rounded", "samples_that_fit", "walk"]
 
 Samples = Sequence[tuple[torch.Tensor, ...]]
 MEMORY = 3 << 30
@@ -132,7 +132,12 @@ def samples_that_fit(reference: GraphModule, samples: Samples, memory: int = MEM
         alive += 0 if node.op == "get_attr" else _bytes(node)
         most = max(most, alive)
         alive -= sum(0 if value.op == "get_attr" else _bytes(value) for value in last.get(node, ()))
-    count = min(len(samples), max(1, memory // (2 * most)))
+    return evenly(samples, max(1, memory // (2 * most)))
+
+
+def evenly(samples: Samples, most: int) -> Samples:
+    """At most `most` of `samples`, evenly spaced."""
+    count = min(len(samples), most)
     return [samples[index * len(samples) // count] for index in range(count)]
 
 
