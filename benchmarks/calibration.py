@@ -29,7 +29,7 @@ from openneutron.calibration import CalibrationOptions, calibrate
 from openneutron.quantizer import NeutronQuantizer
 
 # Of a whole calibration that is timed.
-SAMPLES = 64
+SAMPLES = 200
 
 OBSERVERS: dict[str, Any] = {
     "OpenNeutron": None,
@@ -115,7 +115,7 @@ def measure(name: str, rounds: int, batch: int, console: Console) -> None:
             table.add_row(str(count), layout, f"{batch_of_floats:.1f}", f"{ours:.1f}", ratio)
     console.print(table)
     many = list(NETWORKS[name].calibration().spread(SAMPLES))
-    own, ours = whole(model, many, max(rounds // 6, 3))
+    own, ours = whole(model, many, max(rounds // 10, 3))
     console.print(
         f"calibrate() of {len(many)} samples: {ours:.1f} ms a sample, float {own:.1f}: {ours / own:.2f} of it\n"
     )
