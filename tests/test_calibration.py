@@ -234,8 +234,9 @@ class TestBatches:
             (nn.Conv2d(3, 8, 1), (3, 1024, 1024), Batches(2, channels_last=True)),
             (nn.Conv2d(3, 8, 1), (3, 2048, 1024), SINGLE),
             (nn.Linear(4, 4), (2**18, 4), SINGLE),
+            (nn.Conv1d(3, 8, 1), (3, 2**16), SINGLE),
         ],
-        ids=["an image", "a large one", "too large", "no image"],
+        ids=["an image", "a large one", "too large", "no image", "a row"],
     )
     def test_large_images_are_run_in_channels_last(
         self, model: nn.Module, shape: tuple[int, ...], expected: Batches

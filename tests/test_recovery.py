@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import pytest
@@ -167,6 +168,20 @@ def test_rows_of_inputs_times_the_weight_are_the_layer(layer: nn.Module, shape: 
     products = rows @ weight.reshape(found.groups, len(weight) // found.groups, -1).transpose(1, 2)
     expected = found.by_output(found.run(samples[0][0], weight, None))
     torch.testing.assert_close(products.movedim(0, 1).flatten(1), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 2**9])
+def test_layers_too_large_for_all_candidates_at_once_are_rounded_as_others(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, samples = exported(network()), images(8)
+    usual, bounded = converted(module, samples), converted(module, samples)
+    round_weights(usual, module, samples)
+    monkeypatch.setattr(sys.modules[rows_of.__module__], "WEIGHTS_AT_ONCE", at_once)
+    round_weights(bounded, module, samples)
+    pairs = list(zip(layers_of(usual), layers_of(bounded), strict=True))
+    assert len(pairs) == 5
+    assert all(torch.equal(one.codes, other.codes) and torch.equal(one.scale, other.scale) for one, other in pairs)
 
 
 @settings(max_examples=30, deadline=None)

@@ -156,7 +156,6 @@ def quantize(
     inputs that the model does not take, `CalibrationError` for calibration that never ran, or on inputs of another
     shape or dtype, or on values that are not finite, `OptionError` for options that it cannot follow.
     """
-
     recipe = recipe_of(recover)
     check_seconds(recovery_seconds)
     own = ("recover", "recovery_seconds", "transform", *(field.name for field in fields(CalibrationOptions)))

@@ -13,7 +13,6 @@ from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 
 from openneutron.constants import attribute, value_of
 from openneutron.fx import op_name
-from openneutron.ops.layers import CONVOLUTION, layer_kind
 from openneutron.passes.name_bad_inputs import GUARDS
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver
 
@@ -151,7 +150,7 @@ def batches_of(prepared: GraphModule, samples: list[Inputs], wanted: int | None)
 def _batches_that_pay(prepared: GraphModule, largest: int) -> Batches:
     """By the bytes of the largest value of a sample."""
     size = min(MOST_IN_A_BATCH, BYTES_IN_A_BATCH // max(largest, 1))
-    if size > 1 or not any(layer_kind(node) == CONVOLUTION for node in prepared.graph.nodes):
+    if size > 1 or not any(op_name(node).startswith("aten.conv2d.") for node in prepared.graph.nodes):
         return Batches(size)
     return Batches(min(MOST_IN_A_BATCH, MOST_BYTES_IN_A_BATCH // max(largest, 1)), channels_last=True)
 

@@ -74,7 +74,7 @@ def recipe_of(recover: str | Recipe | None) -> Recipe | None:
     """
     if recover is None or isinstance(recover, Recipe):
         return recover
-    if recover not in RECIPES:
+    if not isinstance(recover, str) or recover not in RECIPES:
         raise OptionError(f"recover is one of {', '.join(map(repr, RECIPES))}, a Recipe, or None, not {recover!r}.")
     return RECIPES[recover]
 

@@ -38,6 +38,8 @@ SHRINKING = (1.0, 0.9, 0.8, 0.7, 0.6)
 FLOAT_ROUNDING = 1e-5
 # Layers with more inputs to a group than this are rounded to nearest: H takes its square in bytes, its cube in time.
 MOST_INPUTS = 4608
+# Candidates are rounded together as long as they have no more weights than this: a few copies of them, in double.
+WEIGHTS_AT_ONCE = 2**24
 _BLOCK = 64
 
 
@@ -95,17 +97,21 @@ def _round(layer: Layer, reading: Reading) -> None:
     wanted, covariance = _wanted(rows, moments), moments.shrunk
     scale = layer.scale.expand(outputs, *layer.scale.shape[1:]) if layer.scale.dim() else layer.scale.expand(outputs)
     scale = scale.reshape(groups, -1, 1).double()
-    # Rows are rounded on their own, so that those for all candidates are rounded at once.
-    scales = torch.cat([scale * factor for factor in SHRINKING], 1)
-    wanted = wanted.repeat(1, len(SHRINKING), 1)
-    codes = rounded_with_feedback(wanted, covariance, scales, layer.code_range)
-    change = codes * scales - wanted
-    errors = ((change @ covariance) * change).reshape(groups, len(SHRINKING), -1).sum((0, 2))
-    best = int(errors.argmin())
-    chosen = codes.reshape(groups, len(SHRINKING), outputs // groups, -1)[:, best]
-    layer.codes.copy_(chosen.reshape(real.shape).to(layer.codes.dtype))
-    if SHRINKING[best] != 1:
-        layer.shrink(SHRINKING[best])
+    at_once = max(1, WEIGHTS_AT_ONCE // wanted.numel())
+    candidates: list[tuple[float, float, torch.Tensor]] = []
+    for start in range(0, len(SHRINKING), at_once):
+        factors = SHRINKING[start : start + at_once]
+        # Rows are rounded on their own, so that those for several candidates are rounded in one pass.
+        scales, rows = torch.cat([scale * factor for factor in factors], 1), wanted.repeat(1, len(factors), 1)
+        codes = rounded_with_feedback(rows, covariance, scales, layer.code_range)
+        change = codes * scales - rows
+        errors = ((change @ covariance) * change).reshape(groups, len(factors), -1).sum((0, 2)).tolist()
+        by_candidate = codes.to(layer.codes.dtype).reshape(groups, len(factors), outputs // groups, -1).unbind(1)
+        candidates += zip(errors, factors, by_candidate, strict=True)
+    _, factor, chosen = min(candidates, key=lambda candidate: candidate[0])
+    layer.codes.copy_(chosen.reshape(real.shape))
+    if factor != 1:
+        layer.shrink(factor)
 
 
 def _wanted(rows: torch.Tensor, moments: _Moments) -> torch.Tensor:

@@ -75,7 +75,7 @@ class Freedom:
         """What else the fields of `start` could be, in the order in which that is tried."""
         return {
             "mends": ("biases", None),
-            "range_by": ("extremes", "percentile") if self.ranges else (),  # "entropy" loses 10 dB and more
+            "range_by": ("extremes", "percentile") if self.ranges else (),  # "entropy" clips far too much
             "trusts_samples": (False,),
             "equalizes": (False,) if self.equalizes else (),
         }
