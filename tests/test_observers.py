@@ -32,7 +32,7 @@ from openneutron.quantizer.observers import (
     WeightObserver,
 )
 from openneutron.quantizer.ranges import Codes, bounds_by_error
-from openneutron.quantizer.sample import VALUES_OF_A_TENSOR, Sample, flattened, positions
+from openneutron.quantizer.sample import VALUES_OF_A_TENSOR, Sample, flattened, positions, rows_in
 
 INT8_AFFINE: dict[str, Any] = {
     "dtype": torch.int8, "quant_min": -128, "quant_max": 127, "qscheme": torch.per_tensor_affine,
@@ -61,6 +61,12 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tupl
 
     monkeypatch.setattr(owner, name, counting)
     return calls
+
+
+def int8_error(values: Tensor, scale: Tensor, zero_point: Tensor) -> float:
+    """The mean squared error of quantized values."""
+    codes = torch.fake_quantize_per_tensor_affine(values, float(scale), int(zero_point), -128, 127)
+    return float((codes - values).square().mean())
 
 
 class TestPositions:
@@ -113,7 +119,9 @@ class TestSample:
         one, other = whole.state(), merged.state()
         assert torch.equal(one.values, other.values)
         assert torch.equal(one.sizes, other.sizes)
-        assert (one.level, whole.calls) == (other.level, merged.calls)
+        assert torch.equal(one.extremes, other.extremes)
+        assert one.extremes.tolist() == [[float(tensor.min()), float(tensor.max())] for tensor in stream]
+        assert (one.level, whole.tensors) == (other.level, merged.tensors)
         assert len(one.values) <= max(capacity, len(sizes))
         assert len(one.weights) == len(one.values)
         assert float(one.weights.sum()) == pytest.approx(sum(sizes), rel=1e-4)
@@ -145,6 +153,31 @@ class TestSample:
         for index in range(4):
             sample.add(torch.full((4000,), float(index)))
         assert torch.bincount(sample.state().values.long()).tolist() == [256] * 4
+
+    def test_rows_are_tensors_of_their_own(self) -> None:
+        rows = random(6, 5000)
+        one, other = Sample(3000), Sample(3000)
+        one.add(rows)
+        for row in rows:
+            other.add(row)
+        assert one.extremes == other.extremes == (rows.min(), rows.max())
+        assert one.tensors == other.tensors == 6
+        assert all(
+            torch.equal(getattr(one.state(), name), getattr(other.state(), name)) for name in ("values", "extremes")
+        )
+
+    @pytest.mark.parametrize(
+        ("shape", "rows"),
+        [((), 1), ((64,), 1), ((1, 64), 1), ((7, 64), 7), ((32, 4), 32), ((50, 4), 25), ((512, 4), 32), ((37, 4), 1)],
+    )
+    def test_a_batch_is_taken_apart(self, shape: tuple[int, ...], rows: int) -> None:
+        assert rows_in(shape) == rows
+
+    def test_in_channels_last_a_row_is_an_image(self) -> None:
+        images = random(4, 3, 5, 5)
+        sample = Sample()
+        sample.add(images.to(memory_format=torch.channels_last))
+        assert torch.equal(sample.state().values.view(4, -1).sort(1).values, images.flatten(1).sort(1).values)
 
 
 class TestDistributionObserver:
@@ -208,6 +241,21 @@ class TestDistributionObserver:
             counts.append((len(calls), sum(len(lows) for _, lows, _ in calls)))
         assert max(steps for steps, _ in counts) <= 6
         assert max(candidates for _, candidates in counts) <= 300
+
+    @pytest.mark.parametrize("together", [1, 10])
+    def test_rare_values_count_as_often_as_they_are_there(self, together: int) -> None:
+        """Of 2,000,000 values, 40 are large, and about one of those is among the 40,960 of the sample."""
+        values = random(together * (40 // together), 50000) * 0.5
+        values[:, 777] = torch.linspace(6, 12, len(values))
+        observer = observed(*values.view(-1, together, 50000))
+        found = int8_error(values, *observer.calculate_qparams())
+        errors = []
+        for high in torch.linspace(2, 12, 101):
+            plain = RangeObserver(**INT8_AFFINE)
+            plain(torch.stack([values.min(), high]))
+            errors.append(int8_error(values, *plain.calculate_qparams()))
+        assert found <= 1.02 * min(errors)
+        assert errors[0] > 1.3 * min(errors) < errors[-1]
 
     def test_a_constant(self) -> None:
         for number in (3.0, -0.25, 1e-3, 1e30):

@@ -170,12 +170,12 @@ def _ranges(observers: Mapping[str, Any]) -> Ranges:
     """Of each observer that saw something, the extremes and the ends of its range."""
     found: Ranges = {}
     for name, observer in observers.items():
-        extremes = observer.state()
-        if extremes["minimum"] <= extremes["maximum"]:
+        minimum, maximum = float(observer.min_val), float(observer.max_val)
+        if minimum <= maximum:
             scale, zero_point = observer.calculate_qparams()
             low = float((observer.quant_min - zero_point) * scale)
             high = float((observer.quant_max - zero_point) * scale)
-            found[name] = (float(extremes["minimum"]), float(extremes["maximum"]), low, high)
+            found[name] = (minimum, maximum, low, high)
     return found
 
 

@@ -118,21 +118,32 @@ class RangeObserver(MinMaxObserver):
         self._include(later["minimum"].to(self.min_val), later["maximum"].to(self.max_val))
 
 
-class DistributionObserver(RangeObserver):
+class DistributionObserver(UniformQuantizationObserverBase):
     """The extremes and a bounded sample of all values seen; the range is chosen by one of the rules of `ranges.RULES`.
 
     `range_by` is "error" (the least squared error), "percentile" (of which `percentile` percent are not above, and as
     many not below), "entropy" (the least divergence) or "extremes". Raises `OptionError` for anything else.
+    `calculate_qparams` raises `CalibrationError` if it saw nothing, or something that is not finite.
 
     Observers that saw consecutive parts of a stream merge into the one that saw all of it, to the bit.
     """
 
-    def __init__(self, *args: Any, range_by: str = "error", percentile: float = 99.99, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        origin: Origin | None = None,
+        range_by: str = "error",
+        percentile: float = 99.99,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        if self.qscheme not in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+            raise OptionError(f"DistributionObserver finds one range for a tensor, and not what {self.qscheme} takes.")
         if range_by not in RULES:
             raise OptionError(f"range_by is one of {', '.join(RULES)}, not {range_by!r}.")
         if not isinstance(percentile, (int, float)) or not 50 < percentile <= 100:
             raise OptionError(f"percentile is above 50 and at most 100, not {percentile!r}.")
+        self.origin = origin
         self.range_by = range_by
         self.percentile = percentile
         self.sample = Sample()
@@ -141,41 +152,46 @@ class DistributionObserver(RangeObserver):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Take in `values`, and return them."""
         if values.numel():
-            flat = flattened(values.detach())
-            self._widen(flat)
-            self.sample.add(flat)
+            self.sample.add(values.detach())
         return values
+
+    @property
+    def min_val(self) -> torch.Tensor:
+        """The least value seen, float32 on the CPU; infinite before any."""
+        return self.sample.extremes[0]
+
+    @property
+    def max_val(self) -> torch.Tensor:
+        """The largest value seen."""
+        return self.sample.extremes[1]
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale (float32) and zero point (int64) of the range chosen, which is searched once for all that was seen."""
-        _check(self.min_val, self.max_val, self.origin)
-        if self._found is None or self._found[0] != self.sample.calls:
-            ends = torch.tensor(self._range(), dtype=self.min_val.dtype, device=self.min_val.device)
-            self._found = self.sample.calls, self._calculate_qparams(*ends)
+        if self._found is None or self._found[0] != self.sample.tensors:
+            _check(*self.sample.extremes, self.origin)
+            ends = torch.tensor(self._range(), device=self.eps.device)
+            self._found = self.sample.tensors, self._calculate_qparams(*ends)
         return self._found[1]
 
     def _range(self) -> tuple[float, float]:
         state = self.sample.state()
-        minimum, maximum = self.min_val.cpu(), self.max_val.cpu()
-        seen = distribution(state.values, state.weights, minimum, maximum)
+        seen = distribution(state.values, state.weights, state.extremes_beside_values)
         return range_by(self.range_by, seen, _codes(self), self.percentile)
 
     def reset_min_max_vals(self) -> None:
         """Forget all that was seen."""
-        super().reset_min_max_vals()
         self.sample = Sample()
         self._found = None
 
     def state(self) -> dict[str, torch.Tensor]:
         """What was seen, for the `merge` of an observer that saw what came before."""
-        sample = self.sample.state()
-        level = torch.tensor(sample.level)
-        return {**super().state(), "values": sample.values, "sizes": sample.sizes, "level": level}
+        seen = self.sample.state()
+        level = torch.tensor(seen.level)
+        return {"values": seen.values, "sizes": seen.sizes, "extremes": seen.extremes, "level": level}
 
     def merge(self, later: Mapping[str, torch.Tensor]) -> None:
         """Go on as if this observer had seen next what another one saw, whose `state` is `later`."""
-        super().merge(later)
-        self.sample.merge(SampleState(later["values"], later["sizes"], int(later["level"])))
+        self.sample.merge(SampleState(later["values"], later["sizes"], later["extremes"], int(later["level"])))
 
     def get_extra_state(self) -> dict[str, torch.Tensor]:
         """For `state_dict`: the sample, which is no buffer, as its size changes."""
@@ -209,6 +225,16 @@ class MaskedObserver(ObserverBase):
             self.observer(seen)
         self.hides |= (values == HIDDEN).any()
         return values
+
+    @property
+    def min_val(self) -> torch.Tensor:
+        """The least value that the other observer saw."""
+        return self.observer.min_val  # type: ignore[no-any-return]
+
+    @property
+    def max_val(self) -> torch.Tensor:
+        """The largest value that the other observer saw."""
+        return self.observer.max_val  # type: ignore[no-any-return]
 
     def state(self) -> dict[str, torch.Tensor]:
         """What was seen, for `merge`; the observer that this one hands values to must have a state."""

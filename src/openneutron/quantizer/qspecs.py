@@ -17,6 +17,7 @@ from openneutron.errors import OptionError
 from openneutron.fx import shape_of
 from openneutron.ir.graph import QParams
 from openneutron.quantizer.observers import (
+    DistributionObserver,
     MaskedObserver,
     Origin,
     PerChannelWeightObserver,
@@ -63,7 +64,7 @@ def trained_activation(node: Node, observer: Any, *, symmetric: bool = False, ma
 
 def _of_node(node: Node, observer: Any, *, masked: bool = False) -> Any:
     made, options = (observer.p.func, observer.p.keywords) if isinstance(observer, PartialWrapper) else (observer, {})
-    knows_nodes = isinstance(made, type) and issubclass(made, RangeObserver)
+    knows_nodes = isinstance(made, type) and issubclass(made, (DistributionObserver, RangeObserver))
     constructor = made.with_args(**options, origin=Origin.of(node)) if knows_nodes else observer
     return MaskedObserver.with_args(observer=constructor) if masked else constructor
 

@@ -1,7 +1,7 @@
 """From what was seen of a value to the range that its codes cover: pure functions.
 
-What was seen is a weighted sample and the exact extremes, which a bounded sample misses. A range that is narrower than
-the extremes rounds everything else more finely, and clips what is outside.
+What was seen is a weighted sample and the exact extremes of each tensor, which a bounded sample misses. A range that is
+narrower than the extremes rounds everything else more finely, and clips what is outside.
 """
 
 from __future__ import annotations
@@ -63,13 +63,12 @@ class Distribution:
     weights: Tensor
 
 
-def distribution(values: Tensor, weights: Tensor, minimum: Tensor, maximum: Tensor) -> Distribution:
-    """Of a sample `values` [N] that stand for `weights` [N] values each, and of the extremes, which count once each.
+def distribution(values: Tensor, weights: Tensor, extremes: Tensor) -> Distribution:
+    """Of a sample `values` [N] that stand for `weights` [N] values each, and of `extremes` [K], which count once each.
 
-    A large sample is condensed: means of neighbours stand for all but the outermost values. `values` are finite.
+    A large sample is condensed: means of neighbours stand for all but the outermost values. All are finite.
     """
-    values = torch.cat([minimum.reshape(1), values, maximum.reshape(1)])
-    weights = torch.cat([weights.new_ones(1), weights, weights.new_ones(1)])
+    values, weights = torch.cat([values, extremes]), torch.cat([weights, torch.ones_like(extremes)])
     order = torch.from_numpy(np.argsort(values.numpy()))  # five times as fast as torch's
     values, weights = values[order], weights[order]
     size = (len(values) - 2 * SINGLE_VALUES) // MEANS
