@@ -284,8 +284,8 @@ class _Parameter:
             self.seen, self.qparams = (values, version), None
 
 
-class WeightObserver(RangeObserver):
-    """For a parameter that does not change while it is observed: a symmetric range of the least squared error.
+class _OfParameter(UniformQuantizationObserverBase):
+    """For a parameter that does not change while it is observed: symmetric ranges of the least squared error.
 
     The parameter is looked at when the qparams are wanted, all of it, and not each time that it comes by.
     """
@@ -300,43 +300,35 @@ class WeightObserver(RangeObserver):
         return values
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale (float32) and zero point (int64)."""
+        """Scale (float32) and zero point (int64), one or one for each channel."""
         if self.parameter.qparams is None:
-            bound = _bounds(self, self.parameter, None)
-            self.parameter.qparams = self._calculate_qparams(-bound[0], bound[0])
-        return self.parameter.qparams
-
-
-class PerChannelWeightObserver(PerChannelRangeObserver):
-    """The same with a range for each index of `ch_axis`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.parameter = _Parameter()
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Take note of `values`, and return them."""
-        self.parameter.see(values)
-        return values
-
-    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scales (float32) and zero points (int64)."""
-        if self.parameter.qparams is None:
-            bounds = _bounds(self, self.parameter, self.ch_axis)
+            bounds = self._bounds()
             self.parameter.qparams = self._calculate_qparams(-bounds, bounds)
         return self.parameter.qparams
 
+    def _bounds(self) -> torch.Tensor:
+        """The bounds of the parameter's ranges, of the shape of its extremes, which are noted."""
+        if self.parameter.seen is None or not self.parameter.seen[0].numel():
+            raise _never_reached(self.origin)
+        rows = self._rows(self.parameter.seen[0].detach().float())
+        self.min_val, self.max_val = torch.aminmax(rows, dim=-1)
+        _check(self.min_val, self.max_val, self.origin)
+        return bounds_by_error(rows.view(-1, rows.shape[-1]), _codes(self)).view(self.min_val.shape)
 
-def _bounds(observer: Any, parameter: _Parameter, axis: int | None) -> torch.Tensor:
-    """The bounds of a parameter's ranges: [1], or one for each index of `axis`. Notes its extremes in `observer`."""
-    if parameter.seen is None or not parameter.seen[0].numel():
-        raise _never_reached(observer.origin)
-    values = parameter.seen[0].detach().float()
-    rows = values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
-    low, high = torch.aminmax(rows, dim=1)
-    observer.min_val, observer.max_val = (low[0], high[0]) if axis is None else (low, high)
-    _check(low, high, observer.origin)
-    return bounds_by_error(rows, _codes(observer))
+    def _rows(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` [..., N], with a range for each row."""
+        return values.flatten()
+
+
+class WeightObserver(_OfParameter, RangeObserver):
+    """One range for a parameter."""
+
+
+class PerChannelWeightObserver(_OfParameter, PerChannelRangeObserver):
+    """A range for each index of `ch_axis`."""
+
+    def _rows(self, values: torch.Tensor) -> torch.Tensor:
+        return values.movedim(self.ch_axis, 0).flatten(1)
 
 
 class RecentRangeObserver(RangeObserver):
