@@ -123,8 +123,14 @@ class TestSample:
         assert one.extremes.tolist() == [[float(tensor.min()), float(tensor.max())] for tensor in stream]
         assert (one.level, whole.tensors) == (other.level, merged.tensors)
         assert len(one.values) <= max(capacity, len(sizes))
-        assert len(one.weights) == len(one.values)
-        assert float(one.weights.sum()) == pytest.approx(sum(sizes), rel=1e-4)
+        values, weights = one.weighted()
+        assert (float(values.min()), float(values.max())) == (
+            float(torch.cat(stream).min()),
+            float(torch.cat(stream).max()),
+        )
+        assert len(values) == len(weights)
+        counted_beside = 2 * int((one.counts < one.sizes).sum())
+        assert float(weights.sum()) == pytest.approx(sum(sizes) + counted_beside, rel=1e-4)
 
     def test_it_goes_on_after_a_merge(self) -> None:
         stream = [random(700, seed=index) for index in range(9)]
@@ -153,6 +159,13 @@ class TestSample:
         for index in range(4):
             sample.add(torch.full((4000,), float(index)))
         assert torch.bincount(sample.state().values.long()).tolist() == [256] * 4
+
+    def test_of_a_tensor_that_was_taken_whole_each_value_counts_once(self) -> None:
+        sample = Sample()
+        sample.add(random(1000))
+        values, weights = sample.state().weighted()
+        assert torch.equal(values.sort().values, random(1000).sort().values)
+        assert torch.equal(weights, torch.ones(1000))
 
     def test_rows_are_tensors_of_their_own(self) -> None:
         rows = random(6, 5000)

@@ -174,8 +174,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
         return self._found[1]
 
     def _range(self) -> tuple[float, float]:
-        state = self.sample.state()
-        seen = distribution(state.values, state.weights, state.extremes_beside_values)
+        seen = distribution(*self.sample.state().weighted())
         return range_by(self.range_by, seen, _codes(self), self.percentile)
 
     def reset_min_max_vals(self) -> None:

@@ -63,12 +63,11 @@ class Distribution:
     weights: Tensor
 
 
-def distribution(values: Tensor, weights: Tensor, extremes: Tensor) -> Distribution:
-    """Of a sample `values` [N] that stand for `weights` [N] values each, and of `extremes` [K], which count once each.
+def distribution(values: Tensor, weights: Tensor) -> Distribution:
+    """Of a sample `values` [N], finite, that stand for `weights` [N] values each.
 
-    A large sample is condensed: means of neighbours stand for all but the outermost values. All are finite.
+    A large sample is condensed: means of neighbours stand for all but the outermost values.
     """
-    values, weights = torch.cat([values, extremes]), torch.cat([weights, torch.ones_like(extremes)])
     order = torch.from_numpy(np.argsort(values.numpy()))  # five times as fast as torch's
     values, weights = values[order], weights[order]
     size = (len(values) - 2 * SINGLE_VALUES) // MEANS

@@ -78,16 +78,15 @@ class SampleState:
         """How many values of each tensor are left, [tensors]."""
         return _left(self.sizes.clamp(max=VALUES_OF_A_TENSOR), self.level)
 
-    @property
-    def extremes_beside_values(self) -> Tensor:
-        """[N] the extremes of tensors of which not all values are left."""
-        return self.extremes[self.counts < self.sizes].flatten()
+    def weighted(self) -> tuple[Tensor, Tensor]:
+        """Values [N] and how many of the stream each stands for, [N] float32.
 
-    @property
-    def weights(self) -> Tensor:
-        """How many values of the stream each one stands for, [N], float32."""
+        Where not all values of a tensor are left, its extremes count as one value each beside them.
+        """
         counts = self.counts
-        return (self.sizes / counts).float().repeat_interleave(counts)
+        extremes = self.extremes[counts < self.sizes].flatten()
+        weights = (self.sizes / counts).float().repeat_interleave(counts)
+        return torch.cat([self.values, extremes]), torch.cat([weights, torch.ones_like(extremes)])
 
     def at(self, level: int) -> SampleState:
         """The same at a higher level."""
