@@ -191,14 +191,17 @@ def outputs_of(run: Callable[..., Any], inputs: Iterable[tuple[Tensor, ...]]) ->
 class Bench:
     """Measures rows; rows of the same network share what float makes of its samples."""
 
-    def __init__(self, limit: int = sys.maxsize, progress: Progress | None = None) -> None:
+    def __init__(
+        self, limit: int = sys.maxsize, calibrates: int = sys.maxsize, progress: Progress | None = None
+    ) -> None:
         self._limit = limit
+        self._calibrates = calibrates
         self._progress = progress or Progress(disable=True)
         self._float: dict[str, tuple[Tensor, list[int | None]]] = {}
 
     def measure(self, row: Row) -> Result:
         """Take a row the whole way."""
-        network = row.network()
+        network = row.network().with_calibration_of(self._calibrates)
         of_float, labels = self._of_float(network)
         of_int8, seconds = self._of_int8(network, row.way, row.name)
         naive = {str(way): self._naive(network, way, row.name) for way in row.naive if way.exists}
@@ -282,6 +285,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all if none is named")
     parser.add_argument("--limit", type=int, default=sys.maxsize, metavar="N", help="images a row at most, to evaluate")
+    parser.add_argument("--calibrate", type=int, default=sys.maxsize, metavar="N", help="with so many at most")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too, after each row")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(ROWS):
@@ -293,7 +297,7 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        bench = Bench(arguments.limit, progress)
+        bench = Bench(arguments.limit, arguments.calibrate, progress)
         for name in arguments.names or ROWS:
             results.append(bench.measure(ROWS[name]))
             if arguments.json:

@@ -76,6 +76,10 @@ class Network:
         """Return the inputs to calibrate with."""
         return Samples(self.calibrates, lambda index: self.sample(index)[0])
 
+    def with_calibration_of(self, limit: int) -> Network:
+        """Return the same network with at most `limit` of its inputs to calibrate with, evenly spaced."""
+        return replace(self, calibrates=self.calibration().spread(limit).indices)
+
     def evaluation(self) -> Samples[Sample]:
         """Return the inputs to evaluate on, each with its class, or None where that is unknown."""
         return Samples(self.evaluates, self.sample)

@@ -55,6 +55,15 @@ def test_rescaling_keeps_the_float_function() -> None:
     assert largest_difference(network, rescaled(network), digits().test_images[:32]) < 1e-4
 
 
+def test_fewer_inputs_to_calibrate_with_are_spread_over_all() -> None:
+    network = RESCALED["se_resnet_rescaled"].network()
+    fewer = network.with_calibration_of(20)
+    assert len(fewer.calibration()) == 20
+    assert set(fewer.calibrates) <= set(network.calibrates)
+    assert fewer.calibrates[-1] > network.calibrates[-1] * 0.9
+    assert list(network.with_calibration_of(10**9).calibrates) == list(network.calibrates)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(RESCALED))
 def test_rescaled_networks_are_as_good_as_float(name: str) -> None:
