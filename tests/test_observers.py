@@ -332,6 +332,10 @@ class TestDistributionObserver:
         with pytest.raises(OptionError, match=message):
             NeutronQuantizer(observer=DistributionObserver.with_args(**options))
 
+    def test_a_scheme_per_channel_is_refused(self) -> None:
+        with pytest.raises(OptionError, match=r"one range for a tensor, and not what .*per_channel_affine takes"):
+            observed(qscheme=torch.per_channel_affine)
+
     def test_it_works_behind_a_mask(self) -> None:
         masked = MaskedObserver(DistributionObserver, **INT8_AFFINE)
         values = random(2, 3000)
