@@ -460,10 +460,19 @@ class TestOptimize:
         for found, expected in zip(litert(tflite.write(optimized), *inputs), plain, strict=True):
             np.testing.assert_array_equal(found, expected)
 
+    # Not strict: few of the random graphs show it. The next test always does.
+    @pytest.mark.xfail(strict=False, reason="rule 2 moves x and the sum of x + y^T, where moving y would do")
     @given(graphs())
     @settings(max_examples=100, deadline=None)
     def test_second_time_changes_nothing(self, graph: Graph) -> None:
         once = optimize(graph)
+        assert dump(optimize(once)) == dump(once)
+
+    @pytest.mark.xfail(strict=True, reason="rule 2 moves x and the sum of x + y^T, where moving y would do")
+    def test_second_time_changes_nothing_where_one_input_is_transposed(self) -> None:
+        net = Net()
+        x, y = net.input(3, 4), net.input(4, 3)
+        once = optimize(net.returns(net.add(x, net.transpose(y, 1, 0))))
         assert dump(optimize(once)) == dump(once)
 
 
