@@ -128,6 +128,19 @@ class TestWishes:
             output %3
         """)
 
+    def test_rule_4_counts_a_value_read_twice_by_one_operator_once(self) -> None:
+        net = Net()
+        x = net.transpose(net.input(2, 2), 1, 0)
+        twice = net.op(CONCATENATION, [x, x], (4, 2), axis=0, **NO_ACTIVATION)
+        assert text(sink_views(net.returns(twice, net.relu(x)))) == golden("""
+            input %0: 2x2
+            %1: 2x2 = TRANSPOSE(%0) perm=(1,0)
+            %2: 4x2 = CONCATENATION(%1, %1) axis=0
+            %3: 2x2 = RELU(%1)
+            output %2
+            output %3
+        """)
+
     def test_rule_4_not_where_that_moves_more(self) -> None:
         net = Net()
         x = nchw(net, 1, 2, 3, 9)

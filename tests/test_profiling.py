@@ -46,7 +46,7 @@ class Net(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.sigmoid(self.wide(x))
         z: torch.Tensor = self.narrow(y)
-        return z + torch.tanh(z)
+        return torch.tanh(z) + y[:, :4]
 
 
 @pytest.fixture(autouse=True)

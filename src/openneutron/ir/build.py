@@ -27,6 +27,7 @@ __all__ = ["Lowerable", "build", "optimize"]
 INT8 = np.dtype(np.int8)
 TO_CHANNELS_FIRST = (0, 3, 1, 2)
 TO_CHANNELS_LAST = (0, 2, 3, 1)
+SHARING = (remove_dead_operators, share_constants, share_results)
 
 
 class Lowerable(Protocol):
@@ -92,14 +93,27 @@ def build(
 
 
 def optimize(graph: Graph, target: NeutronTarget | None = None) -> Graph:
-    """All passes in their order, the IR verified after each; those that weigh costs need a `target`."""
-    for transform in (merge_slices, share_results, remove_dead_operators, sink_views):
-        graph = verify(transform(graph), transform.__name__)
+    """All passes in their order, the IR verified after each; those that weigh costs need a `target`.
+
+    Nothing is transposed more than was asked for: where views sink behind what makes values larger and meet nothing
+    that they cancel with, all of them stay. Linear in operators.
+    """
+    graph = _passed(graph, merge_slices, *SHARING)
+    graph = min(_passed(graph, sink_views, *SHARING), graph, key=_cost)
     if target is not None:
         graph = verify(absorb_padding(graph, target), "absorb_padding")
-    for transform in (remove_dead_operators, share_constants, copy_unwritten_outputs):
+    return _passed(graph, merge_slices, *SHARING, copy_unwritten_outputs)
+
+
+def _passed(graph: Graph, *passes: Callable[[Graph], Graph]) -> Graph:
+    for transform in passes:
         graph = verify(transform(graph), transform.__name__)
     return graph
+
+
+def _cost(graph: Graph) -> tuple[int, int]:
+    """How many elements are transposed, and how many operators there are."""
+    return sum(op.output.size for op in graph.ops if op.kind is TRANSPOSE), len(graph.ops)
 
 
 def is_channels_last(node: Node) -> bool:

@@ -21,6 +21,7 @@ def sink_views(graph: Graph) -> Graph:
     2. An elementwise operator works on what is stored and passes its first view on.
     3. An operator with axes does so too, its axes renumbered, where the view permutes whole dimensions, or what a
        reshape makes dimensions of.
+       Not so where another input is in order, as many inputs would move, and the output after them.
     4. Where it permutes anything else, or where several operators that read a value want it in one other order, the
        operator works in the order that most readers of its output want.
     5. A FULLY_CONNECTED takes its features in stored order, the columns of its constant weight permuted.
@@ -83,9 +84,17 @@ class _Sinking:
         order = order or _first(View.block_order, moved)
         if order is None and moved:
             order = self._favorite(op.inputs[views.index(moved[0])]) or moved[0].atom_order()
-        if order is None or order == tuple(range(rank)):
+        if order is None or order == tuple(range(rank)) or self._moves_fewer_in_order(op, leaders, order):
             return None
         return self._in_dimension_order(op, views, order)
+
+    def _moves_fewer_in_order(self, op: Op, leaders: list[View], order: Sequence[int]) -> bool:
+        """Whether no reader wants another order, an input is in order, and no fewer inputs would move for `order`."""
+        if self._favorite(op.output) not in (None, tuple(range(len(op.output.shape)))):
+            return False
+        moved = sum(not view.in_stored_order for view in leaders)
+        moved_for_order = sum(not view.permuted(order).in_stored_order for view in leaders)
+        return moved <= moved_for_order and any(view.is_identity for view in leaders)
 
     def _favorite(self, tensor: Tensor) -> tuple[int, ...] | None:
         wishes = self.wishes.get(id(tensor))
@@ -98,8 +107,8 @@ class _Sinking:
             return None
         if all(view.permuted(wanted).in_stored_order for view in leaders):
             return wanted if op.kind.layout is Layout.AXES else None
-        computed = [tensor for tensor in op.inputs if tensor.data is None]
-        if len(computed) != 1 or not self.wishes[id(computed[0])].are_worth_a_transpose(wanted, computed[0].size):
+        computed, *others = {id(tensor): tensor for tensor in op.inputs if tensor.data is None}.values()
+        if others or not self.wishes[id(computed)].are_worth_a_transpose(wanted, computed.size):
             return None
         return wanted
 

@@ -16,7 +16,10 @@ __all__ = [
 
 
 def share_results(graph: Graph) -> Graph:
-    """Rule: of operators that compute the same, of the same tensors, one stays. Linear in operators."""
+    """Rule: of operators that compute the same, of the same tensors, one stays. Linear in operators.
+
+    All copies stay: outputs that are one value need them.
+    """
     results: dict[object, Tensor] = {}
     same: dict[int, Tensor] = {}
     kept = []
@@ -24,7 +27,7 @@ def share_results(graph: Graph) -> Graph:
         inputs = tuple(same.get(id(tensor), tensor) for tensor in op.inputs)
         output = op.output
         key = (op.kind, tuple(map(id, inputs)), tuple(sorted(op.attrs.items())), output.shape, output.qparams)
-        if key in results:
+        if key in results and not _is_copy(op):
             same[id(output)] = results[key]
             continue
         results[key] = output
@@ -163,6 +166,10 @@ def transpose_as_images(graph: Graph) -> Graph:
             write(TRANSPOSE, image, swapped, (0, 3, 1, 2), op.origin)
             write(RESHAPE, swapped, op.output, op.output.shape, op.origin)
     return Graph(graph.inputs, graph.outputs, tuple(ops))
+
+
+def _is_copy(op: Op) -> bool:
+    return op.kind is RESHAPE and op.inputs[0].shape == op.output.shape
 
 
 def _converts(op: Op, perm: tuple[int, ...]) -> bool:
