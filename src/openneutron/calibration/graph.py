@@ -13,6 +13,7 @@ from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 
 from openneutron.constants import attribute, value_of
 from openneutron.fx import op_name
+from openneutron.ops.layers import CONVOLUTION, layer_kind
 from openneutron.passes.name_bad_inputs import GUARDS
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver
 
@@ -142,17 +143,21 @@ def batches_of(prepared: GraphModule, samples: list[Inputs], wanted: int | None)
         return Batches(wanted)
     values = _Values(bare(prepared))
     values.run(*samples[0])
-    batches = _batches_that_pay(prepared, values.largest)
+    batches = _batches_that_pay(prepared, values)
     fits = 1 < batches.size <= len(samples) and why_not_in_batches(prepared, samples, batches) is None
     return batches if fits else SINGLE
 
 
-def _batches_that_pay(prepared: GraphModule, largest: int) -> Batches:
+def _batches_that_pay(prepared: GraphModule, values: _Values) -> Batches:
     """By the bytes of the largest value of a sample."""
-    size = min(MOST_IN_A_BATCH, BYTES_IN_A_BATCH // max(largest, 1))
-    if size > 1 or not any(op_name(node).startswith("aten.conv2d.") for node in prepared.graph.nodes):
+    size = min(MOST_IN_A_BATCH, BYTES_IN_A_BATCH // max(values.largest, 1))
+    if size > 1 or not any(_convolves_images(node, values) for node in prepared.graph.nodes):
         return Batches(size)
-    return Batches(min(MOST_IN_A_BATCH, MOST_BYTES_IN_A_BATCH // max(largest, 1)), channels_last=True)
+    return Batches(min(MOST_IN_A_BATCH, MOST_BYTES_IN_A_BATCH // max(values.largest, 1)), channels_last=True)
+
+
+def _convolves_images(node: Node, values: _Values) -> bool:
+    return layer_kind(node) == CONVOLUTION and len(values.shapes.get(node.name, ())) == 4
 
 
 @torch.no_grad()

@@ -93,11 +93,8 @@ class RangeObserver(MinMaxObserver):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Take in `values`, and return them."""
         if values.numel():
-            self._widen(flattened(values.detach()))
+            self._include(*torch.aminmax(flattened(values.detach()).to(self.min_val.dtype)))
         return values
-
-    def _widen(self, values: torch.Tensor) -> None:
-        self._include(*torch.aminmax(values.to(self.min_val.dtype)))
 
     def _include(self, low: torch.Tensor, high: torch.Tensor) -> None:
         torch.minimum(self.min_val, low, out=self.min_val)

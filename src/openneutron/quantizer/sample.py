@@ -137,20 +137,21 @@ class Sample:
     @property
     def extremes(self) -> tuple[Tensor, Tensor]:
         """The least and the largest value so far, float32 without dimensions; infinite, as far apart, before any."""
-        lows, highs = (_joined(parts) for parts in (self._lows, self._highs))
-        infinity = torch.tensor([torch.inf])
-        return (
-            torch.cat([infinity, self._old.extremes[:, 0], lows]).amin(),
-            torch.cat([-infinity, self._old.extremes[:, 1], highs]).amax(),
-        )
+        extremes = self._all_extremes()
+        if not len(extremes):
+            return torch.tensor(torch.inf), torch.tensor(-torch.inf)
+        return extremes[:, 0].amin(), extremes[:, 1].amax()
 
     def state(self) -> SampleState:
         """What is kept, on the CPU."""
         old = self._old
-        values, lows, highs = (_joined(parts) for parts in (self._values, self._lows, self._highs))
+        values = torch.cat([old.values, _joined(self._values)])
         sizes = torch.cat([old.sizes, torch.tensor(self._new_sizes, dtype=torch.int64)])
-        extremes = torch.cat([old.extremes, torch.stack((lows, highs), 1)])
-        return SampleState(torch.cat([old.values, values]), sizes, extremes, self._level).fitting(self.capacity)
+        return SampleState(values, sizes, self._all_extremes(), self._level).fitting(self.capacity)
+
+    def _all_extremes(self) -> Tensor:
+        """Of each tensor, [tensors, 2]."""
+        return torch.cat([self._old.extremes, torch.stack((_joined(self._lows), _joined(self._highs)), 1)])
 
     def merge(self, later: SampleState) -> None:
         """Go on as if the tensors of `later` had come next."""
