@@ -1,20 +1,14 @@
-"""The IR: its passes as text in and text out, its views against numpy, its meaning in LiteRT, its specification."""
+"""The IR: its passes as text in and text out, and its specification."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
-from tests.net import FULLY, INT8, INT32, NO_ACTIVATION, TO_NCHW, TO_NHWC, Net, Q, Shape, constant, golden, text
-from tests.runtime_models import litert
+from tests.net import FULLY, INT8, INT32, NO_ACTIVATION, TO_NCHW, TO_NHWC, Net, Q, constant, golden, text
 
-from openneutron import tflite
-from openneutron.ir.build import optimize
 from openneutron.ir.graph import Array, Graph, Kind, Op, QParams, Tensor
 from openneutron.ir.layout import sink_views
 from openneutron.ir.rewrites import (
@@ -24,9 +18,8 @@ from openneutron.ir.rewrites import (
     share_constants,
     transpose_as_images,
 )
-from openneutron.ir.text import dump
 from openneutron.ir.verify import IRError, verify
-from openneutron.ir.views import RESHAPE, TRANSPOSE, View, swapped_blocks
+from openneutron.ir.views import RESHAPE, TRANSPOSE
 from openneutron.ops.elementwise import ABS, ADD, RELU
 from openneutron.ops.linear import FULLY_CONNECTED
 from openneutron.ops.pieces import CONCATENATION, SLICE
@@ -315,249 +308,6 @@ class TestRewrites:
             %4: 2x12 = RESHAPE(%3) new_shape=(2,12)
             output %4
         """)
-
-
-def steps_of(shape: Shape, draw: Callable[[Any], Any], count: int) -> list[tuple[str, Shape]]:
-    """A random chain of transposes and reshapes of a tensor of `shape`."""
-    steps: list[tuple[str, Shape]] = []
-    for _ in range(count):
-        if draw(st.booleans()):
-            perm = tuple(draw(st.permutations(range(len(shape)))))
-            steps.append(("transpose", perm))
-            shape = tuple(shape[dim] for dim in perm)
-        else:
-            shape = draw(st.sampled_from(factorizations(math.prod(shape))))
-            steps.append(("reshape", shape))
-    return steps
-
-
-def factorizations(size: int) -> list[Shape]:
-    """Shapes of up to four dimensions that hold `size` elements."""
-    divisors = [d for d in range(1, size + 1) if size % d == 0]
-    shapes: list[Shape] = [(size,), (1, size)]
-    for first in divisors:
-        rest = size // first
-        shapes.append((first, rest))
-        shapes += [(first, second, rest // second) for second in divisors if rest % second == 0]
-        shapes += [(1, first, second, rest // second) for second in divisors if rest % second == 0]
-    return sorted(set(shapes))
-
-
-@st.composite
-def chains(draw: Any) -> tuple[Shape, list[tuple[str, Shape]]]:
-    shape = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=4)))
-    return shape, steps_of(shape, draw, draw(st.integers(1, 5)))
-
-
-def viewed(shape: Shape, steps: Sequence[tuple[str, Shape]], data: Array) -> tuple[View | None, Array]:
-    """The chain as a view (None where it is none) and as numpy sees it."""
-    view: View | None = View.of(Tensor(shape, INT8, Q))
-    for step, operand in steps:
-        data = data.transpose(operand) if step == "transpose" else data.reshape(operand)
-        if view is not None:
-            view = view.permuted(operand) if step == "transpose" else view.reshaped(operand)
-    return view, data
-
-
-class TestViews:
-    @given(chains())
-    @settings(max_examples=400, deadline=None)
-    def test_chain_is_what_numpy_makes_of_it(self, chain: tuple[Shape, list[tuple[str, Shape]]]) -> None:
-        shape, steps = chain
-        data = np.arange(math.prod(shape)).reshape(shape)
-        view, expected = viewed(shape, steps, data)
-        assume(view is not None)
-        assert view is not None
-        np.testing.assert_array_equal(view.evaluate(data), expected)
-        net = Net()
-        emitted = view.emit(lambda kind, operand, value, out: net.op(kind, [value], out, **{kind.operands[0]: operand}))
-        assert len(net.ops) <= 3
-        for op in net.ops:
-            data = data.transpose(op.attrs["perm"]) if op.kind is TRANSPOSE else data.reshape(op.output.shape)
-            assert data.shape == op.output.shape
-        assert emitted.shape == expected.shape
-        np.testing.assert_array_equal(data, expected)
-
-    @given(chains())
-    @settings(max_examples=200, deadline=None)
-    def test_view_undoes_itself(self, chain: tuple[Shape, list[tuple[str, Shape]]]) -> None:
-        shape, steps = chain
-        view, _ = viewed(shape, steps, np.zeros(shape))
-        assume(view is not None)
-        assert view is not None
-        undone = view.undo(view)
-        assert undone is not None
-        assert undone.in_stored_order
-        assert undone.shape == shape
-
-    @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.randoms(use_true_random=False))
-    @settings(max_examples=200, deadline=None)
-    def test_dimension_permutation_of_a_transpose(self, sizes: list[int], random: Any) -> None:
-        shape, perm = tuple(sizes), random.sample(range(len(sizes)), len(sizes))
-        found = View.of(Tensor(shape, INT8, Q)).permuted(perm).dimension_permutation()
-        assert found is not None
-        data = np.arange(math.prod(shape)).reshape(shape)
-        np.testing.assert_array_equal(data.transpose(found), data.transpose(perm))
-
-    @pytest.mark.parametrize(
-        ("shape", "perm", "blocks"),
-        [
-            ((1, 3, 4, 5), TO_NCHW, (12, 5)),
-            ((1, 3, 4, 5), TO_NHWC, (3, 20)),
-            ((2, 3, 4, 5), TO_NCHW, None),
-            ((6, 5), (1, 0), (6, 5)),
-            ((2, 3, 4), (1, 2, 0), (2, 12)),
-            ((2, 3, 4), (2, 1, 0), None),
-            ((2, 1, 4), (2, 1, 0), (2, 4)),
-            ((2, 1, 4), (1, 0, 2), (8, 1)),
-            ((1, 1), (1, 0), (1, 1)),
-        ],
-    )
-    def test_swapped_blocks(self, shape: Shape, perm: Shape, blocks: tuple[int, int] | None) -> None:
-        assert swapped_blocks(shape, perm) == blocks
-        if blocks is not None:
-            data = np.arange(math.prod(shape)).reshape(shape)
-            np.testing.assert_array_equal(data.transpose(perm).ravel(), data.reshape(blocks).T.ravel())
-
-    def test_reshape_through_an_atom_is_no_view(self) -> None:
-        assert View.of(Tensor((2, 3), INT8, Q)).permuted((1, 0)).reshaped((2, 3)) is None
-        assert View.of(Tensor((2, 3), INT8, Q)).reshaped((3, 2)) is not None
-
-
-@st.composite
-def graphs(draw: Any) -> Graph:
-    """Random elementwise, axis and view operators, some of them read twice, up to three outputs."""
-    net = Net()
-    shape = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 4]), min_size=2, max_size=4)))
-    values = [net.input(*shape), net.input(*shape)]
-    for _ in range(draw(st.integers(2, 9))):
-        value = draw(st.sampled_from(values))
-        values.append(_random_operator(draw, net, value, values))
-    outputs = draw(st.lists(st.sampled_from(values), min_size=1, max_size=3))
-    return net.returns(*outputs)
-
-
-def _random_operator(draw: Any, net: Net, value: Tensor, values: list[Tensor]) -> Tensor:
-    shape, rank = value.shape, len(value.shape)
-    axis = draw(st.integers(0, rank - 1))
-    kinds = ["transpose", "reshape", "relu", "add", "constant", "mean", "cat", "pad", "slice", "fully connected"]
-    kind = draw(st.sampled_from(kinds))
-    if kind in ("transpose", "reshape"):
-        ((step, operand),) = steps_of(shape, draw, 1)
-        return net.transpose(value, *operand) if step == "transpose" else net.reshape(value, *operand)
-    if kind == "relu":
-        return net.relu(value)
-    if kind == "add":
-        return net.add(value, draw(st.sampled_from([other for other in values if other.shape == shape])))
-    if kind == "constant":
-        return net.add(value, constant(*(size if draw(st.booleans()) else 1 for size in shape)))
-    if kind == "mean":
-        keep = draw(st.booleans()) or rank == 1
-        kept = tuple(1 if dim == axis else size for dim, size in enumerate(shape) if keep or dim != axis)
-        return net.op(MEAN, [value], kept, axes=(axis,), keep_dims=keep)
-    if kind == "cat":
-        joined = tuple(2 * size if dim == axis else size for dim, size in enumerate(shape))
-        return net.op(CONCATENATION, [value, value], joined, axis=axis, **NO_ACTIVATION)
-    if kind == "pad":
-        paddings = tuple((1, 2) if dim == axis else (0, 0) for dim in range(rank))
-        padded = tuple(size + sum(pair) for size, pair in zip(shape, paddings, strict=True))
-        return net.op(PAD, [value], padded, paddings=paddings)
-    if kind == "slice":
-        begin = tuple(size - 1 if dim == axis else 0 for dim, size in enumerate(shape))
-        size = tuple(1 if dim == axis else size for dim, size in enumerate(shape))
-        return net.op(SLICE, [value], size, begin=begin, size=size)
-    features = shape[-1]
-    rows = net.reshape(value, value.size // features, features)
-    bias = Tensor((2,), INT32, QParams.per_tensor(0.25, 0), np.array([3, -5], np.int32))
-    return net.op(FULLY_CONNECTED, [rows, constant(2, features, start=-3), bias], (rows.shape[0], 2), **FULLY)
-
-
-class TestOptimize:
-    @given(graphs(), st.integers(0, 1000))
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    def test_meaning_stays(self, graph: Graph, seed: int) -> None:
-        generator = np.random.default_rng(seed)
-        inputs = [generator.integers(-128, 128, tensor.shape, dtype=np.int8) for tensor in graph.inputs]
-        optimized = optimize(graph)
-        plain = litert(tflite.write(verify(copy_unwritten_outputs(graph), "copies")), *inputs)
-        for found, expected in zip(litert(tflite.write(optimized), *inputs), plain, strict=True):
-            np.testing.assert_array_equal(found, expected)
-
-    @given(graphs())
-    @settings(max_examples=100, deadline=None)
-    def test_no_more_is_transposed_than_was_asked_for(self, graph: Graph) -> None:
-        assert transposed(optimize(graph)) <= transposed(remove_dead_operators(graph))
-
-    @pytest.mark.parametrize("case", [
-        lambda net, x, y: [net.add(x, net.transpose(y, 1, 0))],
-        lambda net, x, y: [net.add(net.transpose(y, 1, 0), x)],
-        lambda net, x, y: [net.transpose(net.add(x, net.transpose(y, 1, 0)), 1, 0)],
-        lambda net, x, _: [net.relu(net.add(x, net.transpose(x, 1, 0)))],
-        lambda net, x, _: [net.relu(x), net.relu(net.reshape(x, 4))],
-        lambda net, x, _: [x, net.relu(net.reshape(x, 4))],
-        lambda net, x, y: [x, x, net.relu(y), y],
-    ])  # fmt: skip
-    def test_second_time_changes_nothing(self, case: Callable[[Net, Tensor, Tensor], list[Tensor]]) -> None:
-        net = Net()
-        once = optimize(net.returns(*case(net, net.input(2, 2), net.input(2, 2))))
-        assert dump(optimize(once)) == dump(once)
-
-    def test_equal_constants_make_equal_operators(self) -> None:
-        net = Net()
-        x = net.input(2, 4)
-        first, second = (net.op(FULLY_CONNECTED, [x, constant(3, 4), constant(3)], (2, 3), **FULLY) for _ in range(2))
-        assert text(optimize(net.returns(net.add(first, second)))) == golden("""
-            input %0: 2x4
-            %3: 2x3 = FULLY_CONNECTED(%0, c1: 3x4, c2: 3) keep_num_dims=False weights_format=DEFAULT
-            %4: 2x3 = ADD(%3, %3)
-            output %4
-        """)
-
-    def test_operators_that_differ_in_their_views_alone_are_one(self) -> None:
-        net = Net()
-        x = net.input(3, 4)
-        there_and_back = net.relu(net.transpose(net.relu(net.transpose(x, 1, 0)), 1, 0))
-        both = optimize(net.returns(net.add(there_and_back, net.relu(net.relu(x)))))
-        assert [op.kind.name for op in both.ops] == ["RELU", "RELU", "ADD"]
-
-    def test_slices_with_a_view_between_are_one(self) -> None:
-        net = Net()
-        inner = net.op(SLICE, [net.input(4, 6)], (3, 6), begin=(1, 0), size=(3, 6))
-        outer = net.op(SLICE, [net.transpose(inner, 1, 0)], (6, 2), begin=(0, 1), size=(6, 2))
-        assert text(optimize(net.returns(outer))) == golden("""
-            input %0: 4x6
-            %1: 2x6 = SLICE(%0) begin=(2,0) size=(2,6)
-            %2: 6x2 = TRANSPOSE(%1) perm=(1,0)
-            output %2
-        """)
-
-    def test_views_are_not_sunk_behind_what_makes_values_larger(self) -> None:
-        net = Net()
-        x = net.transpose(net.input(2, 3), 1, 0)
-        assert text(
-            optimize(net.returns(net.relu(net.op(CONCATENATION, [x, x], (6, 2), axis=0, **NO_ACTIVATION))))
-        ) == golden("""
-            input %0: 2x3
-            %1: 3x2 = TRANSPOSE(%0) perm=(1,0)
-            %2: 6x2 = CONCATENATION(%1, %1) axis=0
-            %3: 6x2 = RELU(%2)
-            output %3
-        """)
-
-    def test_views_are_sunk_where_both_are_as_good(self) -> None:
-        net = Net()
-        x = net.relu(net.reshape(net.input(3, 4), 12))
-        assert text(optimize(net.returns(x))) == golden("""
-            input %0: 3x4
-            %1: 3x4 = RELU(%0)
-            %2: 12 = RESHAPE(%1) new_shape=(12,)
-            output %2
-        """)
-
-
-def transposed(graph: Graph) -> int:
-    """How many elements its TRANSPOSEs move."""
-    return sum(op.output.size for op in graph.ops if op.kind is TRANSPOSE)
 
 
 def single(kind: Kind, inputs: Sequence[Tensor], output: Tensor, **attrs: Any) -> Graph:
