@@ -90,9 +90,8 @@ class TestOptimize:
     def test_views_are_not_sunk_behind_what_makes_values_larger(self) -> None:
         net = Net()
         x = net.transpose(net.input(2, 3), 1, 0)
-        assert text(
-            optimize(net.returns(net.relu(net.op(CONCATENATION, [x, x], (6, 2), axis=0, **NO_ACTIVATION))))
-        ) == golden("""
+        twice = net.op(CONCATENATION, [x, x], (6, 2), axis=0, **NO_ACTIVATION)
+        assert text(optimize(net.returns(net.relu(twice)))) == golden("""
             input %0: 2x3
             %1: 3x2 = TRANSPOSE(%0) perm=(1,0)
             %2: 6x2 = CONCATENATION(%1, %1) axis=0

@@ -95,8 +95,8 @@ def build(
 def optimize(graph: Graph, target: NeutronTarget | None = None) -> Graph:
     """All passes in their order, the IR verified after each; those that weigh costs need a `target`.
 
-    Nothing is transposed more than was asked for: where views sink behind what makes values larger and meet nothing
-    that they cancel with, all of them stay. Linear in operators.
+    In all, no more is transposed than was asked for: where views would sink behind what makes values larger, and meet
+    too few that they cancel with, all of them stay where they are. Linear in operators and in the bytes of constants.
     """
     graph = _passed(graph, merge_slices, *SHARING)
     graph = min(_passed(graph, sink_views, *SHARING), graph, key=_cost)
