@@ -200,6 +200,51 @@ class OverTheBatch(nn.Module):
         return x - x.mean(0, keepdim=True).expand(x.shape[0], -1, -1, -1) * x.shape[0]
 
 
+class Applied(nn.Module):
+    """A function of the input and a convolution."""
+
+    def __init__(self, function: Callable[[Tensor, nn.Module], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(3, 3, 1), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.conv)
+
+
+def read_twice(x: Tensor, conv: nn.Module) -> Tensor:
+    y: Tensor = conv(x)
+    return F.relu(y) + y
+
+
+def of_integers(x: Tensor, conv: nn.Module) -> Tensor:
+    y: Tensor = conv(x)
+    return y * torch.clamp((x > 0).int() + 1, 0.5, 1.5)
+
+
+class TestBareGraph:
+    @pytest.mark.parametrize(
+        ("function", "operator"),
+        [
+            (lambda x, conv: F.relu(conv(x)), "relu_.default"),
+            (lambda x, conv: F.relu6(conv(x)), "relu6_.default"),
+            (lambda x, conv: F.relu(x + conv(x)), "relu_.default"),
+            (read_twice, "relu.default"),
+            (lambda x, conv: conv(F.relu(x)), "relu.default"),
+            (lambda x, conv: F.relu(F.max_pool2d(conv(x), 1)), "relu.default"),
+            (of_integers, "clamp.default"),
+        ],
+        ids=["convolution", "relu6", "sum", "read twice", "an input", "observed", "integers"],
+    )
+    def test_activations_take_the_memory_of_what_they_alone_read(self, function: Any, operator: str) -> None:
+        module = prepared(seeded(lambda: Applied(function)))
+        single, inputs = bare(module), images()
+        kept = inputs.clone()
+        assert operator in [str(node.target).removeprefix("aten.") for node in single.graph.nodes]
+        with torch.no_grad():
+            assert torch.equal(single(inputs)[0], module(kept.clone()))
+        assert torch.equal(inputs, kept)
+
+
 class TestBatches:
     def test_the_bare_graph_sees_what_the_prepared_one_sees(self) -> None:
         one, other = prepared(), prepared()
@@ -224,25 +269,30 @@ class TestBatches:
                     torch.testing.assert_close(seen.sort(0).values, b.state()[name].sort(0).values)
 
     def test_a_batch_is_chosen_where_it_is_proven(self) -> None:
-        assert batches_of(prepared(), singles(20), None) == Batches(8)
-        assert batches_of(prepared(), singles(7), None) == SINGLE
+        single = bare(prepared(nn.Linear(8, 4)))
+        assert batches_of(single, singles(20), None) == Batches(16)
+        assert batches_of(single, singles(7), None) == Batches(7)
+        assert batches_of(single, singles(1), None) == SINGLE
 
     @pytest.mark.parametrize(
         ("model", "shape", "expected"),
         [
-            (nn.Conv2d(3, 8, 1), (3, 256, 256), Batches(8, channels_last=True)),
-            (nn.Conv2d(3, 8, 1), (3, 1024, 1024), Batches(2, channels_last=True)),
-            (nn.Conv2d(3, 8, 1), (3, 2048, 1024), SINGLE),
+            (nn.Conv2d(3, 8, 1), (3, 8, 8), Batches(16, channels_last=True)),
+            (nn.Conv2d(3, 8, 1), (3, 256, 256), Batches(12, channels_last=True)),
+            (nn.Conv2d(3, 8, 1), (3, 1024, 1024), Batches(1, channels_last=True)),
+            (nn.Linear(4, 4), (2**14, 4), Batches(4)),
             (nn.Linear(4, 4), (2**18, 4), SINGLE),
             (nn.Conv1d(3, 8, 1), (3, 2**16), SINGLE),
+            (Applied(lambda x, conv: conv(x).view(x.shape[0], -1)), (3, 8, 8), Batches(16, channels_last=True)),
         ],
-        ids=["an image", "a large one", "too large", "no image", "a row"],
+        ids=["an image", "a large one", "the largest", "no image", "large, no image", "a row", "a view"],
     )
-    def test_large_images_are_run_in_channels_last(
-        self, model: nn.Module, shape: tuple[int, ...], expected: Batches
-    ) -> None:
-        samples: list[tuple[Tensor, ...]] = [(torch.randn(1, *shape),)] * 8
-        assert batches_of(prepared(model, samples[0]), samples, None) == expected
+    def test_images_are_run_in_channels_last(self, model: nn.Module, shape: tuple[int, ...], expected: Batches) -> None:
+        samples: list[tuple[Tensor, ...]] = [(torch.randn(1, *shape),)] * 16
+        single = bare(prepared(model, samples[0]))
+        assert batches_of(single, samples, None) == expected
+        if expected != SINGLE:
+            assert why_not_in_batches(single, samples, expected) is None
 
     def test_channels_last_sees_the_same_extremes_and_gives_equal_ranges_to_all_workers(self) -> None:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -250,7 +300,7 @@ class TestBatches:
             (torch.randn(1, 3, 260, 260, generator=torch.Generator().manual_seed(seed)),) for seed in range(19)
         ]
         one, all_at_once, shared = (prepared(seeded(lambda: model), samples[0]) for _ in range(3))
-        assert batches_of(one, samples, None) == Batches(8, channels_last=True)
+        assert batches_of(bare(one), samples, None) == Batches(16, channels_last=True)
         calibrate(one, samples, CalibrationOptions(batch_size=1))
         calibrate(all_at_once, samples)
         calibrate(shared, samples, CalibrationOptions(jobs=2))
@@ -269,12 +319,12 @@ class TestBatches:
     )
     def test_what_is_not_proven_is_refused(self, model: nn.Module, reason: str) -> None:
         module = prepared(seeded(lambda: Returns(model)))
-        assert batches_of(module, singles(8), None) == SINGLE
+        assert batches_of(bare(module), singles(8), None) == SINGLE
         with pytest.raises(OptionError, match=f"does not run in batches of 8: .*({reason}).* Leave batch_size out"):
             calibrate(module, singles(8), CalibrationOptions(batch_size=8))
 
     def test_proof(self) -> None:
-        assert why_not_in_batches(prepared(), singles(3), Batches(3)) is None
+        assert why_not_in_batches(bare(prepared()), singles(3), Batches(3)) is None
 
 
 class Returns(nn.Module):
@@ -361,19 +411,19 @@ class TestProcesses:
             assert equal(one, calibrated(singles(21), jobs=jobs, **options))
 
     def test_the_converted_model_is_the_same(self) -> None:
-        models = [quantize(seeded(Network), EXAMPLE, images(12), jobs=jobs) for jobs in (1, 2)]
+        models = [quantize(seeded(Network), EXAMPLE, images(40), jobs=jobs) for jobs in (1, 2)]
         assert torch.equal(models[0].module(images()), models[1].module(images()))
 
     @pytest.mark.slow
     @pytest.mark.parametrize("folder", ["once", "always"])
     def test_a_worker_that_dies(self, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = prepared(observer=Fragile)
-        calibrate(expected, singles(6))
+        calibrate(expected, singles(40))
         monkeypatch.setenv("FRAGILE_MAIN", str(os.getpid()))
         monkeypatch.setenv("FRAGILE_FOLDER", "always" if folder == "always" else str(tmp_path))
         module = prepared(observer=Fragile)
         with fresh_workers(), pytest.warns(WorkerWarning, match="A worker failed: TerminatedWorkerError"):
-            calibrate(module, singles(6), CalibrationOptions(jobs=2))
+            calibrate(module, singles(40), CalibrationOptions(jobs=2))
         assert equal(expected, module)
 
     def test_observers_that_do_not_merge(self) -> None:
@@ -406,11 +456,11 @@ class TestProcesses:
     @pytest.mark.slow
     @pytest.mark.parametrize("backend", ["dask", "ray"])
     def test_on_a_cluster(self, backend: str) -> None:
-        expected = calibrated(singles(12))
+        expected = calibrated(singles(40))
         module = prepared()
         with CLUSTERS[backend](), joblib.parallel_config(backend=backend), warnings.catch_warnings():
             warnings.simplefilter("error", WorkerWarning)
-            calibrate(module, singles(12), CalibrationOptions(jobs=2))
+            calibrate(module, singles(40), CalibrationOptions(jobs=2))
         assert equal(expected, module)
 
     @pytest.mark.parametrize(

@@ -13,20 +13,22 @@ from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 
 from openneutron.constants import attribute, value_of
 from openneutron.fx import op_name
+from openneutron.ops import OPERATORS
 from openneutron.ops.layers import CONVOLUTION, layer_kind
+from openneutron.passes.functionalize import writes_memory
 from openneutron.passes.name_bad_inputs import GUARDS
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver
 
-__all__ = ["SINGLE", "Batches", "bare", "batches_of", "observe_weights", "why_not_in_batches"]
+__all__ = ["SINGLE", "Batches", "bare", "batches_of", "in_batches", "observe_weights", "why_not_in_batches"]
 
-MOST_IN_A_BATCH = 8
-# Where the largest value of a batch is within this, a batch costs less a sample than samples on their own. Larger ones
-# leave the caches, and pay in channels-last: `python -m benchmarks.calibration`.
-BYTES_IN_A_BATCH = 2**20
-# The largest value of a batch in channels-last may take so much; a few such values are there at a time.
-MOST_BYTES_IN_A_BATCH = 2**26
+MOST_IN_A_BATCH = 16
+# The largest value of a batch may take so many bytes, in a network that convolves images, or in another. Smaller
+# batches cost more a sample, as operators cost something whatever they compute; larger ones leave the caches.
+BYTES_OF_IMAGES = 24 * 2**20
+BYTES_OF_OTHERS = 2**20
 # Operators whose second argument is a shape, and so may name the batch.
-_SHAPED = {"aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten.expand.default"}
+_VIEWS = {"aten.view.default", "aten._unsafe_view.default"}
+_SHAPED = {*_VIEWS, "aten.reshape.default", "aten.expand.default"}
 _OF_WEIGHTS = (WeightObserver, PerChannelWeightObserver)
 _OF_CONSTANTS = (*_OF_WEIGHTS, DerivedObserverOrFakeQuantize)
 
@@ -60,11 +62,11 @@ class Batches:
 SINGLE = Batches()
 
 
-def bare(prepared: GraphModule, batches: Batches = SINGLE) -> GraphModule:
+def bare(prepared: GraphModule) -> GraphModule:
     """The operators and observers of activations of `prepared`, the latter shared with it, for flat inputs.
 
-    It takes and returns tuples of tensors, checks nothing, and can be pickled. For `batches`, shapes that are written
-    in the graph have a first dimension as many times as large, and weights of images are in their order.
+    It takes and returns tuples of tensors, checks nothing, and can be pickled. An activation takes the memory of what
+    it is computed of where nothing else reads that, as new memory costs more than the activation.
     """
     graph = Graph()
     copies: dict[Node, Node] = {}
@@ -84,9 +86,9 @@ def bare(prepared: GraphModule, batches: Batches = SINGLE) -> GraphModule:
         if node.op in ("get_attr", "call_module"):
             copy.target = f"_constant_{node.name}" if node.op == "get_attr" else node.target
             found = attribute(prepared, str(node.target))
-            root[str(copy.target)] = batches.arranged(found) if isinstance(found, Tensor) else found
-        if batches.size > 1 and op_name(node) in _SHAPED:
-            copy.args = (copy.args[0], _batched_sizes(node, batches.size), *copy.args[2:])
+            root[str(copy.target)] = found
+        if (in_place := _in_place(node)) is not None:
+            copy.target = in_place
         copies[node] = copy
     module = torch.nn.Module()
     for name, value in root.items():
@@ -94,12 +96,25 @@ def bare(prepared: GraphModule, batches: Batches = SINGLE) -> GraphModule:
     return GraphModule(module, graph)
 
 
-def _batched_sizes(node: Node, factor: int) -> Any:
-    sizes = node.args[1]
-    assert isinstance(sizes, (list, tuple))
-    if not sizes or not isinstance(sizes[0], int) or sizes[0] < 0:
-        return sizes
-    return [sizes[0] * factor, *sizes[1:]]
+def _in_place(node: Node) -> Any:
+    """What computes the activation `node` in the memory of its input; None for another node, or where that may be read.
+
+    What an activation can be fused to has an output of its own, which shares its memory with nothing.
+    """
+    spec, source = OPERATORS.get(op_name(node)), node.args[0] if node.args else None
+    if spec is None or spec.activation is None or not isinstance(source, Node) or len(source.users) != 1:
+        return None
+    producer = OPERATORS.get(op_name(source))
+    if producer is None or not producer.fuses_activation or writes_memory(source) or writes_memory(node):
+        return None
+    if _dtype(node) is None or _dtype(node) != _dtype(source):  # integers may be clamped to floats
+        return None
+    operator, overload = op_name(node).removeprefix("aten.").split(".")
+    return getattr(getattr(torch.ops.aten, f"{operator}_"), overload)
+
+
+def _dtype(node: Node) -> torch.dtype | None:
+    return getattr(node.meta.get("val"), "dtype", None)
 
 
 def _set(module: torch.nn.Module, name: str, value: Any) -> None:
@@ -109,6 +124,35 @@ def _set(module: torch.nn.Module, name: str, value: Any) -> None:
         module.register_buffer(name, value.detach())
     else:
         setattr(module, name, value)
+
+
+def in_batches(single: GraphModule, batches: Batches) -> GraphModule:
+    """The bare graph `single` for `batches`, with the same observers.
+
+    Shapes that are written in it have a first dimension as many times as large, and weights of images are in their
+    order.
+    """
+    if batches == SINGLE:
+        return single
+    graph = Graph()
+    graph.output(graph.graph_copy(single.graph, {}))
+    for node in graph.nodes:
+        if op_name(node) in _SHAPED:
+            node.args = (node.args[0], _batched_sizes(node, batches.size), *node.args[2:])
+        if op_name(node) in _VIEWS:  # which channels-last may not have
+            node.target = torch.ops.aten.reshape.default
+    module = GraphModule(single, graph)
+    for name, value in module.named_buffers(recurse=False):
+        setattr(module, name, batches.arranged(value))
+    return module
+
+
+def _batched_sizes(node: Node, factor: int) -> Any:
+    sizes = node.args[1]
+    assert isinstance(sizes, (list, tuple))
+    if not sizes or not isinstance(sizes[0], int) or sizes[0] < 0:
+        return sizes
+    return [sizes[0] * factor, *sizes[1:]]
 
 
 class _Values(Interpreter):
@@ -137,23 +181,21 @@ class _Values(Interpreter):
 
 
 @torch.no_grad()
-def batches_of(prepared: GraphModule, samples: list[Inputs], wanted: int | None) -> Batches:
+def batches_of(single: GraphModule, samples: list[Inputs], wanted: int | None) -> Batches:
     """How `samples` are to be run: `wanted` of them at once, or else as many as pay off, and 1 if that goes wrong."""
     if wanted is not None:
         return Batches(wanted)
-    values = _Values(bare(prepared))
+    batches = _batches_that_pay(single, samples)
+    return SINGLE if batches == SINGLE or why_not_in_batches(single, samples, batches) is not None else batches
+
+
+def _batches_that_pay(single: GraphModule, samples: list[Inputs]) -> Batches:
+    """By the bytes of the largest value of a sample; convolutions of images pay in channels-last whatever the size."""
+    values = _Values(single)
     values.run(*samples[0])
-    batches = _batches_that_pay(prepared, values)
-    fits = 1 < batches.size <= len(samples) and why_not_in_batches(prepared, samples, batches) is None
-    return batches if fits else SINGLE
-
-
-def _batches_that_pay(prepared: GraphModule, values: _Values) -> Batches:
-    """By the bytes of the largest value of a sample."""
-    size = min(MOST_IN_A_BATCH, BYTES_IN_A_BATCH // max(values.largest, 1))
-    if size > 1 or not any(_convolves_images(node, values) for node in prepared.graph.nodes):
-        return Batches(size)
-    return Batches(min(MOST_IN_A_BATCH, MOST_BYTES_IN_A_BATCH // max(values.largest, 1)), channels_last=True)
+    images = any(_convolves_images(node, values) for node in single.graph.nodes)
+    most = (BYTES_OF_IMAGES if images else BYTES_OF_OTHERS) // max(values.largest, 1)
+    return Batches(max(1, min(MOST_IN_A_BATCH, len(samples), most)), channels_last=images)
 
 
 def _convolves_images(node: Node, values: _Values) -> bool:
@@ -161,22 +203,23 @@ def _convolves_images(node: Node, values: _Values) -> bool:
 
 
 @torch.no_grad()
-def why_not_in_batches(prepared: GraphModule, samples: list[Inputs], batches: Batches) -> str | None:
-    """What shows that several of `samples`, two or more, cannot be run at once in the order of `batches`, or None.
+def why_not_in_batches(single: GraphModule, samples: list[Inputs], batches: Batches) -> str | None:
+    """What shows that `samples`, as many as there are in a batch, cannot be run as `batches`; None if they can.
 
     They can if each value that depends on the inputs has a first dimension as many times as large, and the outputs are
     those of the samples one by one. Two samples show that for any number.
     """
-    samples, batches = samples[:2], replace(batches, size=2)
+    samples = samples[: min(batches.size, 2)]
+    batches = replace(batches, size=len(samples))
     if any(value.dim() == 0 for inputs in samples for value in inputs):
         return "An input has no dimensions."
-    single, batched = _Values(bare(prepared)), _Values(bare(prepared, batches))
-    expected = [single.run(*inputs) for inputs in samples]
+    each, batched = _Values(single), _Values(in_batches(single, batches))
+    expected = [each.run(*inputs) for inputs in samples]
     try:
         found = batched.run(*batches.of(samples))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         return f"An operator does not take a batch: {error}"
-    for name, shape in single.shapes.items():
+    for name, shape in each.shapes.items():
         if not shape or batched.shapes[name] != (shape[0] * len(samples), *shape[1:]):
             return f"'{name}' is {tuple(batched.shapes[name])} for {len(samples)} samples and {tuple(shape)} for one."
     for index, output in enumerate(found):

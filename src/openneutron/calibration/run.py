@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.observer import FixedQParamsObserver
 
-from openneutron.calibration.graph import SINGLE, Batches, bare, batches_of, observe_weights, why_not_in_batches
+from openneutron.calibration.graph import (
+    SINGLE,
+    Batches,
+    bare,
+    batches_of,
+    in_batches,
+    observe_weights,
+    why_not_in_batches,
+)
 from openneutron.errors import OptionError
 from openneutron.parallel import check_jobs, in_order, parts
 from openneutron.progress import bar
@@ -68,8 +76,9 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
     options = options or CalibrationOptions()
     samples = list(samples)
     observe_weights(prepared)
-    batches = _batches(prepared, samples, options)
-    observers = _observers(bare(prepared))
+    single = bare(prepared)
+    batches = _batches(single, samples, options)
+    observers = _observers(single)
     finds_ranges = (item for item in observers.items() if not isinstance(item[1], ChannelMeans))
     seeing = {name: observer for name, observer in finds_ranges if _merges(observer)}
     if options.jobs > 1 or options.stop_when_converged:
@@ -80,7 +89,7 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
         todo = parts(samples, options.jobs * PARTS_OF_A_JOB if options.jobs > 1 else len(samples), batches.size)
     used, ranges = 0, None
     with bar("Calibrating", len(samples), options.progress) as advance:
-        for part, state in zip(todo, _states(prepared, todo, batches, options), strict=True):
+        for part, state in zip(todo, _states(single, todo, batches, options), strict=True):
             for name, seen in (state or {}).items():
                 observers[name].merge(seen)
             used += len(part)
@@ -94,13 +103,12 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
 
 
 def _states(
-    prepared: GraphModule, todo: list[Sequence[Inputs]], batches: Batches, options: CalibrationOptions
+    single: GraphModule, todo: list[Sequence[Inputs]], batches: Batches, options: CalibrationOptions
 ) -> Iterator[State | None]:
-    """What the observers saw of each part; None where those of `prepared` saw it themselves."""
+    """What the observers saw of each part; None where those of `single` saw it themselves."""
     import cloudpickle
 
-    single = bare(prepared)
-    batched = None if batches == SINGLE else bare(prepared, batches)
+    batched = in_batches(single, batches)
     if options.jobs == 1:
         for part in todo:
             yield _observe(single, batched, part, batches)
@@ -110,12 +118,11 @@ def _states(
 
 
 @torch.no_grad()
-def _observe(single: GraphModule, batched: GraphModule | None, part: Sequence[Inputs], batches: Batches) -> None:
+def _observe(single: GraphModule, batched: GraphModule, part: Sequence[Inputs], batches: Batches) -> None:
     """Run `part`, as much of it as possible in batches."""
     size = batches.size
-    whole = 0 if batched is None else len(part) // size * size
+    whole = 0 if batches == SINGLE else len(part) // size * size
     for start in range(0, whole, size):
-        assert batched is not None
         batched(*batches.of(part[start : start + size]))
     for inputs in part[whole:]:
         single(*inputs)
@@ -154,10 +161,10 @@ def _check_that_they_merge(observers: Mapping[str, Any]) -> None:
         )
 
 
-def _batches(prepared: GraphModule, samples: list[Inputs], options: CalibrationOptions) -> Batches:
-    batches = batches_of(prepared, samples, options.batch_size)
+def _batches(single: GraphModule, samples: list[Inputs], options: CalibrationOptions) -> Batches:
+    batches = batches_of(single, samples, options.batch_size)
     if options.batch_size is not None and 1 < batches.size <= len(samples):
-        reason = why_not_in_batches(prepared, samples, batches)
+        reason = why_not_in_batches(single, samples, batches)
         if reason is not None:
             raise OptionError(f"The model does not run in batches of {batches.size}: {reason} Leave batch_size out.")
     return batches
