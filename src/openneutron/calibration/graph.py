@@ -85,8 +85,7 @@ def bare(prepared: GraphModule) -> GraphModule:
         copy.meta = {}
         if node.op in ("get_attr", "call_module"):
             copy.target = f"_constant_{node.name}" if node.op == "get_attr" else node.target
-            found = attribute(prepared, str(node.target))
-            root[str(copy.target)] = found
+            root[str(copy.target)] = attribute(prepared, str(node.target))
         if (in_place := _in_place(node)) is not None:
             copy.target = in_place
         copies[node] = copy
