@@ -77,8 +77,8 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
     samples = list(samples)
     observe_weights(prepared)
     single = bare(prepared)
-    batches = _batches(single, samples, options)
     observers = _observers(single)
+    batches = _batches(single, samples, observers, options)
     finds_ranges = (item for item in observers.items() if not isinstance(item[1], ChannelMeans))
     seeing = {name: observer for name, observer in finds_ranges if _merges(observer)}
     if options.jobs > 1 or options.stop_when_converged:
@@ -151,19 +151,30 @@ def _merges(observer: Any) -> bool:
     return hasattr(observer, "merge")
 
 
-def _check_that_they_merge(observers: Mapping[str, Any]) -> None:
+def _that_do_not_merge(observers: Mapping[str, Any]) -> list[str]:
+    """The types of the observers that go by what they are shown, and do not merge."""
     see = (observer for observer in observers.values() if not isinstance(observer, FixedQParamsObserver))
-    kinds = {type(observer).__name__ for observer in see if not _merges(observer)}
+    return sorted({type(observer).__name__ for observer in see if not _merges(observer)})
+
+
+def _check_that_they_merge(observers: Mapping[str, Any]) -> None:
+    kinds = _that_do_not_merge(observers)
     if kinds:
         raise OptionError(
             "jobs and stop_when_converged need observers whose states merge, as those of DistributionObserver do, and "
-            f"not of {', '.join(sorted(kinds))}. Leave these options or the observer out."
+            f"not of {', '.join(kinds)}. Leave these options or the observer out."
         )
 
 
-def _batches(single: GraphModule, samples: list[Inputs], options: CalibrationOptions) -> Batches:
-    batches = batches_of(single, samples, options.batch_size)
-    if options.batch_size is not None and 1 < batches.size <= len(samples):
+def _batches(
+    single: GraphModule, samples: list[Inputs], observers: Mapping[str, Any], options: CalibrationOptions
+) -> Batches:
+    """As asked for; unless asked, one sample at a time for observers that may count a batch as one sample."""
+    wanted = options.batch_size
+    if wanted is None and _that_do_not_merge(observers):
+        return SINGLE
+    batches = batches_of(single, samples, wanted)
+    if wanted is not None and 1 < batches.size <= len(samples):
         reason = why_not_in_batches(single, samples, batches)
         if reason is not None:
             raise OptionError(f"The model does not run in batches of {batches.size}: {reason} Leave batch_size out.")
