@@ -2,7 +2,8 @@
 
 Prints the milliseconds of one forward pass at batch 1, of the float model and of prepared models with several
 observers, and the seconds of `convert_pt2e` after them; medians, and ratios to the float model. Then the milliseconds a
-sample in batches and in channels-last, and those of `calibrate`, which `quantize` calls and which chooses for itself.
+sample of the bare graph in batches and in channels-last, and those of `calibrate`, which `quantize` calls and which
+chooses for itself.
 Set OMP_NUM_THREADS for another number of cores.
 """
 
@@ -26,6 +27,7 @@ from torchao.quantization.pt2e.observer import HistogramObserver, MinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron.calibration import CalibrationOptions, calibrate
+from openneutron.calibration.graph import Batches, bare, in_batches
 from openneutron.quantizer import NeutronQuantizer
 
 # Of a whole calibration that is timed.
@@ -64,16 +66,6 @@ def turns(module: nn.Module, samples: Sequence[tuple[Tensor, ...]]) -> Callable[
     return lambda: module(*next(source))
 
 
-def repeated(inputs: tuple[Tensor, ...], batch: int, memory_format: torch.memory_format) -> tuple[Tensor, ...]:
-    """A batch of one sample, and again."""
-    return tuple(
-        value.repeat(batch, *[1] * (value.dim() - 1)).contiguous(
-            memory_format=memory_format if value.dim() == 4 else torch.contiguous_format
-        )
-        for value in inputs
-    )
-
-
 def whole(model: nn.Module, samples: Sequence[tuple[Tensor, ...]], rounds: int) -> tuple[float, float]:
     """The median milliseconds a sample of the float model, run one by one, and of `calibrate`."""
     module = prepared(model, samples[0], None)
@@ -87,7 +79,7 @@ def whole(model: nn.Module, samples: Sequence[tuple[Tensor, ...]], rounds: int) 
     return times["float"] / len(samples), times["calibrate"] / len(samples)
 
 
-def measure(name: str, rounds: int, batch: int, console: Console) -> None:
+def measure(name: str, rounds: int, counts: Sequence[int], console: Console) -> None:
     """Print the tables of one network."""
     model, samples = NETWORKS[name].build(), list(NETWORKS[name].calibration().spread(8))
     modules = {label: prepared(model, samples[0], observer) for label, observer in OBSERVERS.items()}
@@ -102,17 +94,18 @@ def measure(name: str, rounds: int, batch: int, console: Console) -> None:
         seconds = time.perf_counter() - start
         table.add_row(label, f"{times[label]:.1f}", f"{times[label] / times['float']:.2f}", f"{seconds:.2f}")
     console.print(table)
-    layouts = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
     table = Table("batch", "layout", "float, ms a sample", "ours, ms a sample", "ours to float at batch 1")
-    for count in dict.fromkeys([1, batch]):
-        for layout, memory_format in layouts.items():
-            inputs = repeated(samples[0], count, memory_format)
-            module = prepared(model, inputs, None)
-            runs = {"float": turns(model, samples), "batch": turns(model, [inputs]), "ours": turns(module, [inputs])}
+    single = bare(prepared(model, samples[0], None))
+    for count in counts:
+        for layout, channels_last in {"NCHW": False, "channels-last": True}.items():
+            batches = Batches(count, channels_last)
+            inputs = batches.of(list(itertools.islice(itertools.cycle(samples), count)))
+            batched = in_batches(single, batches)
+            runs = {"float": turns(model, samples), "batch": turns(model, [inputs]), "ours": turns(batched, [inputs])}
             times = milliseconds(runs, max(rounds // count, 5))
-            ours, batch_of_floats = times["ours"] / count, times["batch"] / count
-            ratio = f"{ours / times['float']:.2f}"
-            table.add_row(str(count), layout, f"{batch_of_floats:.1f}", f"{ours:.1f}", ratio)
+            each = {label: time / count for label, time in times.items()}
+            ratio = f"{each['ours'] / times['float']:.2f}"
+            table.add_row(str(count), layout, f"{each['batch']:.1f}", f"{each['ours']:.1f}", ratio)
     console.print(table)
     many = list(NETWORKS[name].calibration().spread(SAMPLES))
     own, ours = whole(model, many, max(rounds // 10, 3))
@@ -126,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; mobilenet_v2 if none")
     parser.add_argument("--rounds", type=int, default=30, help="forward passes that are measured")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8, 16], help="sizes of batches")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     for name in options.names or ["mobilenet_v2"]:

@@ -23,7 +23,8 @@ __all__ = ["SINGLE", "Batches", "bare", "batches_of", "in_batches", "observe_wei
 
 MOST_IN_A_BATCH = 16
 # The largest value of a batch may take so many bytes, in a network that convolves images, or in another. Smaller
-# batches cost more a sample, as operators cost something whatever they compute; larger ones leave the caches.
+# batches cost more a sample, as operators cost something whatever they compute; larger ones leave the caches: by
+# `python -m benchmarks.calibration`.
 BYTES_OF_IMAGES = 24 * 2**20
 BYTES_OF_OTHERS = 2**20
 # Operators whose second argument is a shape, and so may name the batch.
