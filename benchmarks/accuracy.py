@@ -2,7 +2,7 @@
 
 Each row quantizes a network in one way, lowers it, runs the `.pte` on this machine and sets its top-1 class beside that
 of the float network, which runs on the same samples, one at a time. "+-" is the standard error of the difference, from
-the samples that are right in one of the two alone. Where there are no labels, float's class counts as right.
+the samples that are right in one of the two alone.
 
 The networks are those of `benchmarks.networks`, which has the data for calibration, and of `benchmarks.rescaled`.
 Some rows show as well what other ways make of the same network.
@@ -36,7 +36,7 @@ from openneutron import NeutronQuantizer, QuantizedModel, lower, quantize
 from openneutron.errors import HostError
 
 from .fidelity import WIDTH_OF_A_FILE, sqnr
-from .networks import NETWORKS, Network
+from .networks import NETWORKS, PHOTOS_TO_EVALUATE_ON, Network
 from .rescaled import RESCALED
 from .targets import Comparison, Target, compare
 
@@ -93,7 +93,6 @@ class Result:
 
     row: str
     way: str
-    labelled: bool
     comparison: Comparison
     sqnr: float
     seconds: float
@@ -125,7 +124,7 @@ def _rescaled(name: str) -> Network:
 
 def _visual_wake_words() -> Network:
     """All photos: one of the 200 that fidelity takes would be half a point."""
-    return replace(NETWORKS["mobilenet_v1_025"], evaluates=range(800))
+    return replace(NETWORKS["mobilenet_v1_025"], evaluates=range(PHOTOS_TO_EVALUATE_ON))
 
 
 _V2 = _real("mobilenet_v2")
@@ -197,30 +196,29 @@ class Bench:
         self._limit = limit
         self._calibrates = calibrates
         self._progress = progress or Progress(disable=True)
-        self._float: dict[str, tuple[Tensor, list[int | None]]] = {}
+        self._float: dict[str, tuple[Tensor, Tensor]] = {}
 
     def measure(self, row: Row) -> Result:
         """Take a row the whole way."""
         network = row.network().with_calibration_of(self._calibrates)
-        of_float, labels = self._of_float(network)
+        of_float, right = self._of_float(network)
         of_int8, seconds = self._of_int8(network, row.way, row.name)
         naive = {str(way): self._naive(network, way, row.name) for way in row.naive if way.exists}
-        labelled = any(label is not None for label in labels)
-        comparison = compare(of_float, of_int8, labels)
+        comparison = compare(of_float, of_int8, right)
         quality = sqnr(of_float, of_int8)
-        return Result(row.name, str(row.way), labelled, comparison, quality, seconds, row.target, naive)
+        return Result(row.name, str(row.way), comparison, quality, seconds, row.target, naive)
 
     def _naive(self, network: Network, way: Way, name: str) -> tuple[float, float] | None:
-        of_float, labels = self._of_float(network)
+        of_float, right = self._of_float(network)
         try:
             of_int8, _ = self._of_int8(network, way, f"{name}, {way}")
         except HostError:
             return None
-        return compare(of_float, of_int8, labels).top1_int8, sqnr(of_float, of_int8)
+        return compare(of_float, of_int8, right).top1_int8, sqnr(of_float, of_int8)
 
-    def _of_float(self, network: Network) -> tuple[Tensor, list[int | None]]:
+    def _of_float(self, network: Network) -> tuple[Tensor, Tensor]:
         if network.name not in self._float:
-            labels = [label for _, label in network.evaluation().spread(self._limit)]
+            labels = torch.tensor([label for _, label in network.evaluation().spread(self._limit)])
             self._float[network.name] = self._outputs(network.build(), network, f"{network.name}: float"), labels
         return self._float[network.name]
 
@@ -258,7 +256,7 @@ def table_of(results: Iterable[Result]) -> Table:
             result.row,
             result.way,
             str(found.samples),
-            f"{found.top1_float:.2f}" if result.labelled else "is right",
+            f"{found.top1_float:.2f}",
             f"{found.top1_int8:.2f}",
             f"{found.difference:+.2f}",
             f"{found.error:.2f}",

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .models import DSCNN, Autoencoder, MobileNetV1, MobileNetV2, ResNet8, ResNet20, WakeWord
+from .people import CLASSES_WITH_PEOPLE
 
 __all__ = ["NETWORKS", "Inputs", "Network", "Sample", "Samples", "data_folder"]
 
@@ -28,6 +29,7 @@ Inputs = tuple[Tensor, ...]
 Sample = tuple[Inputs, int | None]
 T = TypeVar("T")
 
+PHOTOS_TO_EVALUATE_ON = 800
 LITERT_SAMPLES = 10  # to compare with LiteRT
 
 
@@ -157,8 +159,8 @@ def _resnet8_sample(index: int) -> Sample:
 
 
 def _visual_wake_words_sample(index: int) -> Sample:
-    pixels, _ = _photo(index, 96)
-    return (pixels / 255,), None  # an ImageNet class does not tell whether a person is in the photo
+    pixels, label = _photo(index, 96)
+    return (pixels / 255,), int(label in CLASSES_WITH_PEOPLE) if index < PHOTOS_TO_EVALUATE_ON else None
 
 
 def _autoencoder_sample(seed: int) -> Sample:
@@ -194,8 +196,8 @@ NETWORKS: dict[str, Network] = {
             "mobilenet_v2",
             lambda: _trained(MobileNetV2(), "weights/mobilenet_v2_tf_1.0_224.pt"),
             _mobilenet_v2_sample,
-            range(800, 1000),
-            range(800),
+            range(PHOTOS_TO_EVALUATE_ON, 1000),
+            range(PHOTOS_TO_EVALUATE_ON),
             float_accuracy=91.0,
         ),
         # CIFAR's test images and the keywords are all there is: calibration takes every tenth of them
@@ -235,8 +237,8 @@ NETWORKS: dict[str, Network] = {
             "mobilenet_v1_025",
             lambda: _trained_in_order(MobileNetV1(), "mlperf_tiny/vww_mobilenetv1_025_96.pt"),
             _visual_wake_words_sample,
-            range(800, 1000),
-            range(0, 800, 4),
+            range(PHOTOS_TO_EVALUATE_ON, 1000),
+            range(0, PHOTOS_TO_EVALUATE_ON, 4),
             twin="mlperf_tiny/vww_96_float.tflite",
         ),
         Network(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 __all__ = ["Comparison", "Target", "compare"]
@@ -17,8 +16,8 @@ NOTHING = 1e-9  # percentages are sums of floats
 class Comparison:
     """Int8 beside float on the same samples.
 
-    `top1_float` and `top1_int8` are percentages of samples whose top-1 class is right; without labels the class of
-    float is taken for right. `lost` of the samples were right in float alone, `won` in int8 alone.
+    `top1_float` and `top1_int8` are percentages of samples whose top-1 class is right. `lost` of the samples were right
+    in float alone, `won` in int8 alone.
     """
 
     samples: int
@@ -39,14 +38,8 @@ class Comparison:
         return 100 * math.sqrt(max(flipped - net * net / self.samples, 0)) / self.samples
 
 
-def compare(of_float: Tensor, of_int8: Tensor, labels: list[int | None]) -> Comparison:
-    """Compare outputs [N, classes] on the samples that have a label, or on all where none has one."""
-    known = [index for index, label in enumerate(labels) if label is not None]
-    if known:
-        right = torch.tensor([label for label in labels if label is not None])
-        of_float, of_int8 = of_float[known], of_int8[known]
-    else:
-        right = of_float.argmax(1)
+def compare(of_float: Tensor, of_int8: Tensor, right: Tensor) -> Comparison:
+    """Compare outputs [N, classes] by the right classes [N]."""
     hits, hits_int8 = of_float.argmax(1) == right, of_int8.argmax(1) == right
     return Comparison(
         samples=len(right),

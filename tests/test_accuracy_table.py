@@ -19,17 +19,10 @@ def logits(*classes: int) -> torch.Tensor:
 
 class TestCompare:
     def test_samples_that_flip_are_counted_both_ways(self) -> None:
-        found = compare(logits(0, 1, 2, 3), logits(0, 0, 1, 2), [0, 1, 1, 2])
+        found = compare(logits(0, 1, 2, 3), logits(0, 0, 1, 2), torch.tensor([0, 1, 1, 2]))
         assert found == Comparison(samples=4, top1_float=50, top1_int8=75, lost=1, won=2)
         assert found.difference == 25
         assert found.error == pytest.approx(100 * (3 - 1 / 4) ** 0.5 / 4)
-
-    def test_without_labels_float_is_right(self) -> None:
-        found = compare(logits(0, 1, 2, 3), logits(0, 1, 1, 3), [None] * 4)
-        assert (found.top1_float, found.top1_int8, found.lost, found.won) == (100, 75, 1, 0)
-
-    def test_samples_without_a_label_do_not_count_beside_those_with_one(self) -> None:
-        assert compare(logits(0, 1), logits(0, 2), [0, None]).samples == 1
 
 
 @pytest.mark.parametrize(
