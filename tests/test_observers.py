@@ -32,7 +32,15 @@ from openneutron.quantizer.observers import (
     WeightObserver,
 )
 from openneutron.quantizer.ranges import Codes, bounds_by_error
-from openneutron.quantizer.sample import VALUES_OF_A_TENSOR, Sample, flattened, positions, rows_in
+from openneutron.quantizer.sample import (
+    SMALLEST_PEAK,
+    VALUES_OF_A_TENSOR,
+    Sample,
+    SampleState,
+    flattened,
+    positions,
+    rows_in,
+)
 
 INT8_AFFINE: dict[str, Any] = {
     "dtype": torch.int8, "quant_min": -128, "quant_max": 127, "qscheme": torch.per_tensor_affine,
@@ -167,6 +175,32 @@ class TestSample:
         assert torch.equal(values.sort().values, random(1000).sort().values)
         assert torch.equal(weights, torch.ones(1000))
 
+    def test_votes_make_errors_relative_to_how_far_a_tensor_reaches(self) -> None:
+        sample = Sample()
+        for factor in (1.0, -4.0, 0.5):
+            sample.add(factor * torch.linspace(0, 1, 3000))
+        state = sample.state()
+        votes = state.votes_by_peak()
+        assert (votes / votes[0]).tolist() == [1, 1 / 16, 4]
+        values, weights = state.weighted(votes)
+        of_each = weights[:-6].view(3, VALUES_OF_A_TENSOR).sum(1)
+        assert (of_each / of_each[0]).tolist() == pytest.approx([1, 1 / 16, 4])
+        assert torch.equal(values[-6:], state.extremes.flatten())
+        assert torch.equal(weights[-6:], votes.repeat_interleave(2))
+
+    def test_silence_does_not_decide(self) -> None:
+        sample = Sample()
+        for factor in (1.0, 0.0, 1e-6, 1e-30):
+            sample.add(torch.full((8,), factor))
+        votes = sample.state().votes_by_peak()
+        assert votes.tolist() == pytest.approx([1, *[4 / SMALLEST_PEAK] * 3])
+
+    @pytest.mark.parametrize("value", [0.0, 1e-38, 1e38])
+    def test_votes_are_finite(self, value: float) -> None:
+        sample = Sample()
+        sample.add(torch.full((8,), value))
+        assert sample.state().votes_by_peak().tolist() == [1]
+
     def test_rows_are_tensors_of_their_own(self) -> None:
         rows = random(6, 5000)
         one, other = Sample(3000), Sample(3000)
@@ -194,6 +228,21 @@ class TestSample:
 
 
 class TestDistributionObserver:
+    def test_one_large_tensor_of_many_does_not_decide_by_its_size(self) -> None:
+        """In sum its clipping would cost more than all others win by finer steps; relative to its size it does not."""
+        tensors = [random(4096, seed=seed).clamp(-1, 1) for seed in range(63)] + [random(4096) * 4]
+        scale, _ = observed(*tensors, range_by="relative").calculate_qparams()
+        seen = torch.cat(tensors)
+        of_sum = ranges.distribution(seen, torch.ones_like(seen))
+        low, high = ranges.range_by("error", of_sum, ranges.Codes(-128, 127))
+        assert float(scale) < 0.75 * (high - low) / 255
+
+    @pytest.mark.parametrize("rule", ["error", "percentile", "entropy"])
+    def test_other_rules_count_all_values_alike(self, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls = counted(monkeypatch, SampleState, "votes_by_peak")
+        observed(random(100), random(100) * 9, range_by=rule).calculate_qparams()
+        assert not calls
+
     def test_extremes_are_exact(self) -> None:
         tensors = [random(1, 7, 50, 50, seed=seed) for seed in range(5)]
         tensors[2][0, 3, 17, 5] = 99.0
@@ -321,7 +370,7 @@ class TestDistributionObserver:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"range_by": "mse"}, "range_by is one of error, percentile, entropy, extremes, not 'mse'"),
+            ({"range_by": "mse"}, "range_by is one of error, relative, percentile, entropy, extremes, not 'mse'"),
             ({"percentile": 0.9999}, "percentile is above 50"),
             ({"percentile": "high"}, "percentile is above 50"),
         ],

@@ -109,6 +109,10 @@ class TestRanges:
             _, high = range_by("error", distribution(values, weights), INT8)
             assert (high > 8) == kept
 
+    @pytest.mark.parametrize("name", STREAMS)
+    def test_relative_error_is_the_error_of_what_is_counted_otherwise(self, name: str) -> None:
+        assert range_by("relative", seen(STREAMS[name]), INT8) == range_by("error", seen(STREAMS[name]), INT8)
+
     def test_weights_count(self) -> None:
         values = torch.cat([random(2000), 30 * random(100, seed=1)])
         few = torch.cat([torch.ones(2000), torch.full((100,), 1e-4)])

@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from openneutron.fx import arguments, is_quantize
 from openneutron.ops.layers import layer_kind
 from openneutron.quantizer import DistributionObserver, RangeObserver
 from openneutron.recovery import Recipe, Trial, recover_exported
-from openneutron.recovery.recipes import ENOUGH_SAMPLES, FEW_INPUTS, FEW_SAMPLES
+from openneutron.recovery.recipes import AUTO, ENOUGH_SAMPLES, FAST, FEW_INPUTS, FEW_SAMPLES
 from openneutron.recovery.search import FEWEST_SAMPLES, HIGHEST_SQNR, descend, held_out, sqnr_db
 from openneutron.recovery.walk import evenly
 from openneutron.recovery.weighted_layers import layers_of
@@ -145,10 +146,21 @@ def test_the_rule_of_a_recipe_finds_the_ranges() -> None:
         {"recover": Recipe(mends=None), "observer": RangeObserver},
         {"recover": Recipe(mends=None)},
     ]
-    extremes, observed, by_error = (
+    extremes, observed, by_default = (
         activation_scales(quantize(network().eval(), samples[0], samples, **call)) for call in calls
     )
-    assert extremes == observed != by_error
+    assert extremes == observed != by_default
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("auto", AUTO), ("fast", FAST)])
+def test_a_recipe_with_a_name_leaves_ranges_to_an_observer(name: str, recipe: Recipe) -> None:
+    samples = images(2)
+    plain = quantize(network().eval(), samples[0], samples, recover=name)
+    observed = quantize(network().eval(), samples[0], samples, recover=name, observer=RangeObserver)
+    assert plain.recipe == recipe
+    assert observed.recipe == replace(recipe, range_by=None)
+    again = quantize(network().eval(), samples[0], samples, recover=observed.recipe, observer=RangeObserver)
+    assert activation_scales(observed) == activation_scales(again) != activation_scales(plain)
 
 
 def test_an_observer_and_a_recipe_with_a_rule_are_one_too_many() -> None:
@@ -232,7 +244,7 @@ def test_the_noise_is_the_mean_of_the_outputs() -> None:
 
 @pytest.mark.parametrize(
     ("options", "tried"),
-    [({}, 7), ({"observer": RangeObserver}, 5), ({"equalize": False}, 6), ({"recovery_seconds": 1e-6}, 1)],
+    [({}, 8), ({"observer": RangeObserver}, 5), ({"equalize": False}, 7), ({"recovery_seconds": 1e-6}, 1)],
     ids=str,
 )
 def test_the_best_recipe_is_followed_and_said(options: dict[str, Any], tried: int) -> None:
@@ -243,7 +255,7 @@ def test_the_best_recipe_is_followed_and_said(options: dict[str, Any], tried: in
     chosen = next(trial for trial in found.trials if trial.recipe == found.recipe)
     assert not any(trial.is_better_than(chosen) for trial in found.trials)
     rules = {trial.recipe.range_by for trial in found.trials}
-    assert rules == ({None} if tried in (1, 5) else {None, "extremes", "percentile"})
+    assert rules == {1: {"error"}, 5: {None}}.get(tried, {"error", "relative", "extremes", "percentile"})
     assert not any(trial.recipe.equalizes for trial in found.trials if "equalize" in options)
     again = quantize(network().eval(), samples[0], samples, **{**options, "recover": found.recipe})
     assert lower(again).buffer == lower(found).buffer

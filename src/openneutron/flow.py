@@ -156,16 +156,14 @@ def quantize(
     inputs that the model does not take, `CalibrationError` for calibration that never ran, or on inputs of another
     shape or dtype, or on values that are not finite, `OptionError` for options that it cannot follow.
     """
-    recipe = recipe_of(recover)
+    observes = quantizer_options.get("observer") is not None
+    recipe = recipe_of(recover, observes=observes)
     check_seconds(recovery_seconds)
     own = ("recover", "recovery_seconds", "transform", *(field.name for field in fields(CalibrationOptions)))
     _check_options("quantize", quantizer_options, [*inspect.signature(NeutronQuantizer).parameters, *own])
     running = CalibrationOptions(batch_size, jobs, stop_when_converged, progress)
     if quantizer_options.get("is_qat"):
         raise OptionError("quantize() does not train. Give NeutronQuantizer(is_qat=True) to prepare_qat_pt2e.")
-    observes = quantizer_options.get("observer") is not None
-    if observes and recipe is not None and recipe.range_by is not None:
-        raise OptionError("The observer and range_by of the recipe both decide on ranges. Leave one of them out.")
     quantizer = NeutronQuantizer(target, **quantizer_options)
     equalizes = quantizer.equalize
     quantizer.equalize = equalizes and recover is None  # recovery does so itself, by what calibration sees

@@ -86,10 +86,10 @@ class NeutronQuantizer(Quantizer):
     Activations are affine per tensor, weights symmetric per tensor (`weight_granularity="per_channel"` for
     convolutions: one scale for each output channel), biases int32. `layers` sets that, or "float" for not quantized,
     for parts of the model (see `Layers`). `observer` is a class of torchao's observers or fake quantizers for
-    activations, or what its `with_args(...)` returns. Unless given, it is `DistributionObserver`, and `RangeObserver`
-    for values that are outputs of the model, of which the largest count most; with `is_qat` it is
-    `RecentRangeObserver`. `weight_bits` below 8 leaves codes of the weights unused; the NPU gains nothing by that, but
-    experiments may.
+    activations, or what its `with_args(...)` returns. Unless given, it is `DistributionObserver` by the
+    rule "relative", and `RangeObserver` for values that are outputs of the model, of which the largest count most; with
+    `is_qat` it is `RecentRangeObserver`. `weight_bits` below 8 leaves codes of the weights unused; the NPU gains
+    nothing by that, but experiments may.
 
     With `equalize`, channels trade scale between the layers around them before they are annotated, which leaves the
     function as it is (`passes.equalize`). With `correct_bias`, `convert_pt2e` takes out of biases what rounding weights
@@ -126,7 +126,8 @@ class NeutronQuantizer(Quantizer):
                 raise OptionError(f"{name} takes True or False, not {wanted!r}.")
         observers = (observer, observer)
         if observer is None:
-            observers = (RecentRangeObserver,) * 2 if is_qat else (DistributionObserver, RangeObserver)
+            calibrated = DistributionObserver.with_args(range_by="relative"), RangeObserver
+            observers = (RecentRangeObserver,) * 2 if is_qat else calibrated
         for given in dict.fromkeys(observers):
             qspecs.check_observer(given)
         protect_from_wrong_folding()

@@ -118,8 +118,10 @@ class RangeObserver(MinMaxObserver):
 class DistributionObserver(UniformQuantizationObserverBase):
     """The extremes and a bounded sample of all values seen; the range is chosen by one of the rules of `ranges.RULES`.
 
-    `range_by` is "error" (the least squared error), "percentile" (of which `percentile` percent are not above, and as
-    many not below), "entropy" (the least divergence) or "extremes". Raises `OptionError` for anything else.
+    `range_by` is "error" (the least squared error), "relative" (the same, that of each tensor divided by the square of
+    how far it reaches, so that a few large ones do not decide for all), "percentile" (of which `percentile` percent are
+    not above, and as many not below), "entropy" (the least divergence) or "extremes". Raises `OptionError` for anything
+    else.
     `calculate_qparams` raises `CalibrationError` if it saw nothing, or something that is not finite.
 
     Observers that saw consecutive parts of a stream merge into the one that saw all of it, to the bit.
@@ -171,7 +173,9 @@ class DistributionObserver(UniformQuantizationObserverBase):
         return self._found[1]
 
     def _range(self) -> tuple[float, float]:
-        seen = distribution(*self.sample.state().weighted())
+        state = self.sample.state()
+        votes = state.votes_by_peak() if self.range_by == "relative" else None
+        seen = distribution(*state.weighted(votes))
         return range_by(self.range_by, seen, _codes(self), self.percentile)
 
     def reset_min_max_vals(self) -> None:

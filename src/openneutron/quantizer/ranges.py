@@ -15,7 +15,7 @@ from torch import Tensor
 
 __all__ = ["RULES", "Codes", "Distribution", "bounds_by_error", "distribution", "range_by"]
 
-RULES = ("error", "percentile", "entropy", "extremes")
+RULES = ("error", "relative", "percentile", "entropy", "extremes")
 
 # Of a larger sample, the outermost values on either side stay as they are, and their means stand for the others.
 SINGLE_VALUES = 256
@@ -88,7 +88,8 @@ def distribution(values: Tensor, weights: Tensor) -> Distribution:
 def range_by(rule: str, seen: Distribution, codes: Codes, percentile: float = 99.99) -> tuple[float, float]:
     """(low, high) of the range that `rule`, one of `RULES`, finds; 0 is in it, as 0.0 has a code of its own.
 
-    "error": the least squared error of quantized values. "percentile": that many percent of the values are not above,
+    "error" and "relative": the least squared error of quantized values; for the latter, `seen` counts those of a tensor
+    the less, the further it reaches. "percentile": that many percent of the values are not above,
     and as many not below. "entropy": the least Kullback-Leibler divergence of the quantized histogram. "extremes": all.
     """
     low, high = min(float(seen.values[0]), 0.0), max(float(seen.values[-1]), 0.0)
@@ -99,7 +100,7 @@ def range_by(rule: str, seen: Distribution, codes: Codes, percentile: float = 99
         found = _percentiles(seen, percentile)
         return min(found[0], 0.0), max(found[1], 0.0)
     scaled = Distribution(seen.values / bound, seen.weights / seen.weights.sum())  # squares of large values overflow
-    cost = _squared_error(scaled, codes) if rule == "error" else _divergence(scaled, codes)
+    cost = _divergence(scaled, codes) if rule == "entropy" else _squared_error(scaled, codes)
     low, high = _search(cost, low / bound, high / bound, one_bound=codes.zero is not None)
     return low * bound, high * bound
 

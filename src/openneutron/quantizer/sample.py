@@ -22,6 +22,8 @@ VALUES_OF_A_TENSOR = 1024
 # A batch counts as so many tensors at most.
 MOST_ROWS = 32
 CAPACITY = 65536
+# Of the mean square of how far tensors reach: less is as good as silence, which must not decide.
+SMALLEST_PEAK = 1e-3
 # The level at which one value of each tensor is left.
 LAST_LEVEL = 10
 
@@ -78,15 +80,29 @@ class SampleState:
         """How many values of each tensor are left, [tensors]."""
         return _left(self.sizes.clamp(max=VALUES_OF_A_TENSOR), self.level)
 
-    def weighted(self) -> tuple[Tensor, Tensor]:
-        """Values [N] and how many of the stream each stands for, [N] float32.
+    def weighted(self, votes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Values [N] and how many of the stream each stands for, [N] float32; `votes` [tensors] times as many.
 
         Where not all values of a tensor are left, its extremes count as one value each beside them.
         """
-        counts = self.counts
-        extremes = self.extremes[counts < self.sizes].flatten()
-        weights = (self.sizes / counts).float().repeat_interleave(counts)
-        return torch.cat([self.values, extremes]), torch.cat([weights, torch.ones_like(extremes)])
+        counts, votes = self.counts, torch.ones(len(self.sizes)) if votes is None else votes
+        thinned = counts < self.sizes
+        weights = (votes * self.sizes / counts).repeat_interleave(counts)
+        return (
+            torch.cat([self.values, self.extremes[thinned].flatten()]),
+            torch.cat([weights, votes[thinned].repeat_interleave(2)]),
+        )
+
+    def votes_by_peak(self) -> Tensor:
+        """[tensors]: the inverse square of how far each tensor reaches, by which their squared errors become relative.
+
+        Those that reach less far than the mean square times `SMALLEST_PEAK` vote as if they reached that.
+        """
+        peaks = self.extremes.abs().amax(1)
+        if not peaks.any():
+            return torch.ones_like(peaks)
+        squares = (peaks / peaks.max()).square()
+        return 1 / squares.clamp(min=SMALLEST_PEAK * float(squares.mean()))
 
     def at(self, level: int) -> SampleState:
         """The same at a higher level."""

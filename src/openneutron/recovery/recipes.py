@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import GraphModule
@@ -41,8 +41,8 @@ class Recipe:
     """What is done so that int8 loses little. Raises `OptionError` for what there is not.
 
     `mends` is what is changed after conversion: "weights" (rounded anew; biases, too), "biases" (corrected) or None.
-    `range_by` is the rule for ranges of activations ("error", "percentile", "entropy", "extremes"); None leaves that to
-    the quantizer's observer. `equalizes` and `trusts_samples` are those of `recover_exported`. What is `thorough` mends
+    `range_by` is the rule for ranges of activations, one of `quantizer.ranges.RULES`; None leaves that to the
+    quantizer's observer. `equalizes` and `trusts_samples` are those of `recover_exported`. What is `thorough` mends
     by all samples; else `FEW_SAMPLES` of them do, and weights with more than `FEW_INPUTS` inputs of an output stay.
     """
 
@@ -61,22 +61,28 @@ class Recipe:
                 raise OptionError(f"{name} takes True or False, not {getattr(self, name)!r}.")
 
 
-AUTO, FAST = Recipe(), Recipe(thorough=False)
+AUTO, FAST = Recipe(range_by="error"), Recipe(range_by="error", thorough=False)
 BEST = "best"
 RECIPES = {"fast": FAST, "auto": AUTO, BEST: None}
 """By what `quantize` calls them; that of "best" is found for each network."""
 
 
-def recipe_of(recover: str | Recipe | None) -> Recipe | None:
+def recipe_of(recover: str | Recipe | None, *, observes: bool = False) -> Recipe | None:
     """The recipe that `quantize` is asked for; None for none, and for one that is to be found.
 
-    Raises `OptionError` for anything else.
+    Where an observer is given (`observes`), those with a name leave the ranges to it. Raises `OptionError` for anything
+    else, and for a `Recipe` that decides on ranges beside an observer.
     """
-    if recover is None or isinstance(recover, Recipe):
+    if recover is None:
+        return None
+    if isinstance(recover, Recipe):
+        if observes and recover.range_by is not None:
+            raise OptionError("The observer and range_by of the recipe both decide on ranges. Leave one of them out.")
         return recover
     if not isinstance(recover, str) or recover not in RECIPES:
         raise OptionError(f"recover is one of {', '.join(map(repr, RECIPES))}, a Recipe, or None, not {recover!r}.")
-    return RECIPES[recover]
+    recipe = RECIPES[recover]
+    return replace(recipe, range_by=None) if observes and recipe is not None else recipe
 
 
 @torch.no_grad()

@@ -68,14 +68,14 @@ class Freedom:
     @property
     def start(self) -> Recipe:
         """The recipe that the search begins with."""
-        return replace(AUTO, equalizes=self.equalizes)
+        return replace(AUTO, equalizes=self.equalizes, range_by=AUTO.range_by if self.ranges else None)
 
     @property
     def choices(self) -> dict[str, Sequence[Any]]:
         """What else the fields of `start` could be, in the order in which that is tried."""
         return {
             "mends": ("biases", None),
-            "range_by": ("extremes", "percentile") if self.ranges else (),  # "entropy" clips far too much
+            "range_by": ("relative", "extremes", "percentile") if self.ranges else (),  # "entropy" clips far too much
             "trusts_samples": (False,),
             "equalizes": (False,) if self.equalizes else (),
         }
