@@ -238,7 +238,7 @@ NETWORKS: dict[str, Network] = {
             lambda: _trained_in_order(MobileNetV1(), "mlperf_tiny/vww_mobilenetv1_025_96.pt"),
             _visual_wake_words_sample,
             range(PHOTOS_TO_EVALUATE_ON, 1000),
-            range(0, PHOTOS_TO_EVALUATE_ON, 4),
+            range(PHOTOS_TO_EVALUATE_ON),
             twin="mlperf_tiny/vww_96_float.tflite",
         ),
         Network(

@@ -1,7 +1,7 @@
 """Which of the 800 ImageNet photos to evaluate on show a person: the labels of visual wake words.
 
-ImageNet does not say. These were given by eye, by one labeller, at 224x224, before anything that a network makes of the
-photos was looked at. The rule is that of the data set that the network was trained on (Chowdhery et al. 2019, Visual
+ImageNet does not say. One labeller, an AI model, gave these by looking at each photo at 224x224, before anything that a
+network makes of it. The rule is that of the data set that the network was trained on (Chowdhery et al. 2019, Visual
 Wake Words Dataset, section 3): a person, or a part of one such as a hand, whose bounding box is at least 0.5 percent of
 the photo. Photos within the photo count, drawings, dolls, statues and empty clothes do not, nor does what is in doubt.
 """
