@@ -182,7 +182,7 @@ class TestSample:
         state = sample.state()
         votes = state.votes_by_peak()
         assert (votes / votes[0]).tolist() == [1, 1 / 16, 4]
-        values, weights = state.weighted(votes)
+        values, weights = state.weighted(relative=True)
         of_each = weights[:-6].view(3, VALUES_OF_A_TENSOR).sum(1)
         assert (of_each / of_each[0]).tolist() == pytest.approx([1, 1 / 16, 4])
         assert torch.equal(values[-6:], state.extremes.flatten())

@@ -173,9 +173,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
         return self._found[1]
 
     def _range(self) -> tuple[float, float]:
-        state = self.sample.state()
-        votes = state.votes_by_peak() if self.range_by == "relative" else None
-        seen = distribution(*state.weighted(votes))
+        seen = distribution(*self.sample.state().weighted(relative=self.range_by == "relative"))
         return range_by(self.range_by, seen, _codes(self), self.percentile)
 
     def reset_min_max_vals(self) -> None:

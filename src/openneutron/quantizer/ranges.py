@@ -89,8 +89,8 @@ def range_by(rule: str, seen: Distribution, codes: Codes, percentile: float = 99
     """(low, high) of the range that `rule`, one of `RULES`, finds; 0 is in it, as 0.0 has a code of its own.
 
     "error" and "relative": the least squared error of quantized values; for the latter, `seen` counts those of a tensor
-    the less, the further it reaches. "percentile": that many percent of the values are not above,
-    and as many not below. "entropy": the least Kullback-Leibler divergence of the quantized histogram. "extremes": all.
+    the less, the further it reaches. "percentile": that many percent of the values are not above, and as many not
+    below. "entropy": the least Kullback-Leibler divergence of the quantized histogram. "extremes": all.
     """
     low, high = min(float(seen.values[0]), 0.0), max(float(seen.values[-1]), 0.0)
     bound = max(-low, high)

@@ -80,12 +80,12 @@ class SampleState:
         """How many values of each tensor are left, [tensors]."""
         return _left(self.sizes.clamp(max=VALUES_OF_A_TENSOR), self.level)
 
-    def weighted(self, votes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Values [N] and how many of the stream each stands for, [N] float32; `votes` [tensors] times as many.
+    def weighted(self, *, relative: bool = False) -> tuple[Tensor, Tensor]:
+        """Values [N] and how many of the stream each stands for, [N] float32; if `relative`, `votes_by_peak` as many.
 
         Where not all values of a tensor are left, its extremes count as one value each beside them.
         """
-        counts, votes = self.counts, torch.ones(len(self.sizes)) if votes is None else votes
+        counts, votes = self.counts, self.votes_by_peak() if relative else torch.ones(len(self.sizes))
         thinned = counts < self.sizes
         weights = (votes * self.sizes / counts).repeat_interleave(counts)
         return (
