@@ -26,9 +26,10 @@ from torchao.quantization.pt2e.observer import HistogramObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronQuantizer, quantize
-from openneutron.calibration import CalibrationOptions, calibrate, collect
+from openneutron.calibration import CalibrationOptions, calibrate
 from openneutron.calibration.graph import SINGLE, Batches, bare, batches_of, why_not_in_batches
 from openneutron.calibration.run import _observers
+from openneutron.data import collect
 from openneutron.errors import CalibrationError, OptionError
 from openneutron.parallel import WorkerWarning, in_order, parts
 from openneutron.quantizer import DistributionObserver

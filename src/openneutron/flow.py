@@ -15,8 +15,9 @@ import torch
 from torch.fx import GraphModule
 
 from openneutron import quantized_io
-from openneutron.calibration import CalibrationOptions, collect, described, forward_names
+from openneutron.calibration import CalibrationOptions
 from openneutron.compile_spec import CompileOptions, list_of_names
+from openneutron.data import collect, described, forward_names
 from openneutron.device import compile_program, kernel_selection_path
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.files import write_file

@@ -1,4 +1,4 @@
-"""Calibration data of any form as a list of inputs of the model."""
+"""Data of any form as inputs of the model."""
 
 from __future__ import annotations
 
