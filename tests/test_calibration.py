@@ -1,4 +1,4 @@
-"""Calibration: what data it takes, that neither batches nor processes change what it finds, and when it stops."""
+"""Calibration: that neither batches nor processes change what it finds, and when it stops."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from joblib.externals.loky import get_reusable_executor
-from PIL import Image
 from tests.flow_support import seeded
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils.data import DataLoader, TensorDataset
 from torchao.quantization.pt2e.observer import HistogramObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -29,7 +26,6 @@ from openneutron import NeutronQuantizer, quantize
 from openneutron.calibration import CalibrationOptions, calibrate
 from openneutron.calibration.graph import SINGLE, Batches, bare, batches_of, why_not_in_batches
 from openneutron.calibration.run import _observers
-from openneutron.data import collect
 from openneutron.errors import CalibrationError, OptionError
 from openneutron.parallel import WorkerWarning, in_order, parts
 from openneutron.quantizer import DistributionObserver
@@ -79,116 +75,6 @@ def calibrated(samples: list[tuple[Tensor, ...]], **options: Any) -> GraphModule
 
 def singles(count: int) -> list[tuple[Tensor, ...]]:
     return [(image[None],) for image in images(count)]
-
-
-# ----------------------------------------------------------------------------------------------------------------- data
-
-
-class TestData:
-    def test_tensors_tuples_lists_and_mappings(self) -> None:
-        x = images()
-        label = torch.tensor([3])
-        named = {"image": x}
-        for item in (x, (x,), [x], (x, label), [x, 3], named, {**named, "label": 3}, ((x,), 3), (named, 3)):
-            (found,) = collect([item], EXAMPLE, ["image", "scale"])
-            assert len(found) == 1
-            assert found[0] is x
-
-    def test_several_inputs_by_name(self) -> None:
-        examples = (torch.zeros(1, 2), torch.zeros(1, 3))
-        a, b = torch.ones(1, 2), torch.ones(1, 3)
-        for item in ({"b": b, "a": a}, (a, b), (a, b, 7)):
-            (found,) = collect([item], examples, ["a", "b"])
-            assert [id(value) for value in found] == [id(a), id(b)]
-        with pytest.raises(CalibrationError, match=r"input 1 has no 'b', which forward takes\. Is it 'bb'\?"):
-            collect([{"a": a, "b": b}, {"a": a, "bb": b}], examples, ["a", "b"])
-
-    def test_a_generator_is_read_once(self) -> None:
-        assert len(collect((images(seed=seed) for seed in range(5)), EXAMPLE)) == 5
-
-    def test_a_data_loader_is_split_and_loses_its_labels(self) -> None:
-        data = TensorDataset(images(10), torch.arange(10))
-        found = collect(DataLoader(data, batch_size=4), EXAMPLE)
-        assert torch.equal(torch.cat([x for (x,) in found]), images(10))
-        pairs = collect(DataLoader(data, batch_size=5), (torch.zeros(2, 3, 8, 8),))
-        assert [tuple(x.shape) for (x,) in pairs] == [(2, 3, 8, 8)] * 4
-
-    def test_one_tensor_is_samples(self) -> None:
-        found = collect(images(7), EXAMPLE)
-        assert torch.equal(torch.cat([x for (x,) in found]), images(7))
-        assert len(collect(images(7), (torch.zeros(2, 3, 8, 8),))) == 3
-
-    def test_arrays_of_a_folder_in_order(self, tmp_path: Path) -> None:
-        for index in (2, 0, 1):
-            array = np.full((3, 8, 8), index, dtype=np.float32)
-            np.save(tmp_path / f"{index}.npy", array if index else array[None])
-        (tmp_path / "notes.txt").write_text("no array")
-        for folder in (tmp_path, str(tmp_path)):
-            assert [float(x.mean()) for (x,) in collect(folder, EXAMPLE)] == [0, 1, 2]
-        doubled = collect(tmp_path, EXAMPLE, transform=lambda array: 2 * array)
-        assert [float(x.mean()) for (x,) in doubled] == [0, 2, 4]
-
-    def test_images_of_a_folder(self, tmp_path: Path) -> None:
-        (tmp_path / "class").mkdir()
-        Image.new("RGB", (20, 30), (255, 0, 51)).save(tmp_path / "class" / "b.png")
-        Image.new("L", (8, 8), 102).save(tmp_path / "a.png")
-        first, second = (x for (x,) in collect(tmp_path, EXAMPLE))
-        assert first[0, :, 4, 4].tolist() == pytest.approx([0.4, 0.4, 0.4])
-        assert second[0, :, 4, 4].tolist() == pytest.approx([1, 0, 0.2])
-        assert first.shape == second.shape == (1, 3, 8, 8)
-        (grey, _) = collect(tmp_path, (torch.zeros(1, 1, 5, 6),))
-        assert float(grey[0].mean()) == pytest.approx(0.4)
-
-    def test_a_transform_gets_an_image(self, tmp_path: Path) -> None:
-        Image.new("RGB", (20, 30), (255, 0, 51)).save(tmp_path / "b.png")
-
-        def transform(image: Image.Image) -> Tensor:
-            assert image.size == (20, 30)
-            return torch.full((3, 8, 8), -2.0)
-
-        ((x,),) = collect(tmp_path, EXAMPLE, transform=transform)
-        assert float(x.mean()) == -2
-
-    @pytest.mark.parametrize(
-        ("data", "message"),
-        [
-            ([], "are empty"),
-            (iter(()), "are empty"),
-            (3, "takes an iterable"),
-            ({"image": images()}, "takes an iterable"),
-            ("/nowhere", "'/nowhere' is not there"),
-            ([images(2)], r"input 0 is \(torch.float32 \(2, 3, 8, 8\)\); the model takes \(torch.float32 \(1, 3"),
-            ([images(), images().double()], "input 1 is"),
-            ([images(), "three"], r"input 1 is \(str\)"),
-            ([images() / 0], "input 0 holds NaN or infinite"),
-            (images(3)[:, :2], "input 0 is"),
-            (DataLoader(TensorDataset(images(4)[:, :2])), "input 0 is"),
-        ],
-    )
-    def test_what_does_not_fit(self, data: Any, message: str) -> None:
-        with pytest.raises(CalibrationError, match=message):
-            collect(data, EXAMPLE)
-
-    def test_folders_that_do_not_fit(self, tmp_path: Path) -> None:
-        with pytest.raises(CalibrationError, match=r"No file in .* is one of \.bmp"):
-            collect(tmp_path, EXAMPLE)
-        (tmp_path / "a.png").write_bytes(b"no image")
-        with pytest.raises(CalibrationError, match=r"a\.png cannot be read as an image"):
-            collect(tmp_path, EXAMPLE)
-        Image.new("L", (8, 8)).save(tmp_path / "a.png")
-        with pytest.raises(CalibrationError, match=r"no image of 1 or 3 channels\. Give a transform"):
-            collect(tmp_path, (torch.zeros(1, 2, 8, 8),))
-        with pytest.raises(CalibrationError, match="takes several"):
-            collect(tmp_path, EXAMPLE * 2)
-        (tmp_path / "0.npy").write_bytes(b"no array")
-        with pytest.raises(CalibrationError, match=r"0\.npy cannot be read as an array"):
-            collect(tmp_path, EXAMPLE)
-
-    def test_without_pillow(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        Image.new("L", (8, 8)).save(tmp_path / "a.png")
-        monkeypatch.setitem(sys.modules, "PIL", None)
-        with pytest.raises(CalibrationError, match="Pillow, which is not installed"):
-            collect(tmp_path, EXAMPLE)
 
 
 # -------------------------------------------------------------------------------------------------------------- batches

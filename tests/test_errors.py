@@ -105,7 +105,7 @@ class TestErrors:
         with pytest.raises(CalibrationError, match="NaN or infinite") as error:
             convert_pt2e(module)
         assert error.value.node is not None
-        with pytest.raises(CalibrationError, match="input 1 holds NaN or infinite"):
+        with pytest.raises(CalibrationError, match="Item 1 of the data holds NaN or infinite"):
             quantize(seeded(small), (image(),), [image(), x])
 
     def test_weights_that_are_not_finite(self) -> None:
@@ -124,14 +124,14 @@ class TestErrors:
         described = rf"{x.dtype} \({', '.join(map(str, x.shape))}\)".replace(".", r"\.")
         with pytest.raises(InputError, match=rf"Input 'inputs_0' is {described}; .*torch\.float32 \(1, 4, 8, 8\)"):
             prepared(seeded(small), (image(),))(x)
-        with pytest.raises(CalibrationError, match="Calibration input 1 is"):
+        with pytest.raises(CalibrationError, match="Item 1 of the data is"):
             quantize(seeded(small), (image(),), [image(), x])
 
     @pytest.mark.parametrize("data", [None, 3])
     def test_calibration_that_is_none(self, data: Any) -> None:
         with pytest.raises(CalibrationError, match="iterable"):
             quantize(seeded(small), (image(),), data)
-        with pytest.raises(CalibrationError, match="Calibration input 0 is"):
+        with pytest.raises(CalibrationError, match="Item 0 of the data is"):
             quantize(seeded(small), (image(),), [data])
 
     @pytest.mark.parametrize("examples", [(image(1, 3, 8, 8),), (image(), image()), (), None, (3,), 3])

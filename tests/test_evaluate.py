@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.flow_support import seeded
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from openneutron import load, lower, quantize
 from openneutron.accuracy import evaluate
@@ -56,6 +57,41 @@ def test_all_that_runs_is_taken_by_any_number_of_processes(tmp_path: Path) -> No
             one = evaluate(run, data(), metric)
             assert one == evaluate(run, data(), metric, jobs=2)
     assert evaluate(program, data(), largest) == evaluate(load(tmp_path / "model.pte"), data(), largest)
+
+
+def test_batches_of_a_data_loader_are_cut_to_what_runs(tmp_path: Path) -> None:
+    model, labels = network(), torch.arange(40) % 5
+    images = torch.cat([x for x, _ in data()])
+    loader = DataLoader(TensorDataset(images, labels), batch_size=16)
+    quantized = quantize(model, (images[:1],), images)
+    program = lower(quantized)
+    program.save(tmp_path / "model.pte")
+    for run in (model, quantized, quantized.module, program, load(tmp_path / "model.pte")):
+        assert evaluate(run, loader) == evaluate(run, data())
+        assert evaluate(run, loader, largest, jobs=2) == evaluate(run, data(), largest)
+
+
+def test_batches_of_a_program_are_of_its_size() -> None:
+    images, sizes = torch.randn(10, 1, 4, 4), []
+    program = lower(quantize(network(), (images[:4],), images))
+
+    def rows(outputs: Tensor, label: Tensor) -> float:
+        sizes.append((len(outputs), label.tolist()))
+        return 0.0
+
+    evaluate(program, DataLoader(TensorDataset(images, torch.arange(10)), batch_size=10), rows)
+    assert sizes == [(4, [0, 1, 2, 3]), (4, [4, 5, 6, 7])]
+
+
+def test_several_inputs_and_data_without_batches() -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    pairs = [((torch.eye(3)[i], torch.zeros(3)), i if i else 2) for i in range(3)]
+    batched, single = (DataLoader[Any](pairs, batch_size=size) for size in (2, None))  # type: ignore[arg-type]
+    for loader in (batched, single, pairs):
+        assert evaluate(Sum(), loader) == pytest.approx(200 / 3)
 
 
 def test_outputs_keep_their_form_in_other_processes() -> None:

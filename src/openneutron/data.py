@@ -1,60 +1,141 @@
-"""Data of any form as inputs of the model."""
+"""Data of any form as inputs of a model: to calibrate, to analyze and to evaluate with."""
 
 from __future__ import annotations
 
 import difflib
-import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.utils.data import DataLoader, Dataset
 
-from openneutron.errors import CalibrationError, OptionError
+from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
+from openneutron.fx import placeholders
 
-__all__ = ["collect", "described", "forward_names"]
+__all__ = ["Data", "InputForm", "calibration_inputs", "described", "forms_of", "in_batches", "inputs_in", "items_of"]
 
 Inputs = tuple[Tensor, ...]
+Data = Iterable[Any] | Dataset[Any] | str | os.PathLike[str]
+"""What `inputs_in` takes."""
+
 IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 ARRAYS = frozenset({".npy"})
 
 
-def collect(
-    calibration: Any,
-    examples: Inputs,
-    names: Sequence[str] = (),
-    *,
-    transform: Callable[[Any], Any] | None = None,
-) -> list[Inputs]:
-    """The inputs that `calibration` has, each of the shapes and dtypes of `examples`.
+@dataclass(frozen=True)
+class InputForm:
+    """What a model takes as one of its inputs: sizes of its dimensions, None where any will do, and its dtype.
 
-    `calibration` is an iterable of tensors, of tuples or lists (what comes behind the inputs, such as a label, is
-    dropped), or of mappings from `names`, the arguments of the model's `forward`; a DataLoader, whose batches are split
-    into the model's batch size (what does not fill the last one is left out); one tensor, split likewise; or a folder
-    of images or .npy files, read in the order of their paths. `transform` makes an input of each item; of an image it
-    gets PIL's, and what it returns may lack the dimension of a batch of one. Without it, an image becomes RGB, or grey
-    for a model with one channel, of the model's size and from 0 to 1: a model that wants its images normalized needs
-    that in `transform`.
-
-    Raises `CalibrationError` for what fits none of that, is not finite, or is empty, and `OptionError` for a
-    `transform` that cannot be called.
+    `name` is the argument of the model's `forward`.
     """
-    if transform is not None and not callable(transform):
-        raise OptionError(f"transform is a function of one item of the calibration data, not {transform!r}.")
-    items, may_lack_batch, batched = _items(calibration, examples, transform)
-    found: list[Inputs] = []
-    for index, item in enumerate(items):
-        values = _values(item, examples, names, index)
-        if may_lack_batch:
-            values = tuple(map(_with_batch, values, examples)) if len(values) == len(examples) else values
-        for inputs in _split(values, examples) if batched else [values]:
-            _check(inputs, examples, index)
-            found.append(inputs)
+
+    name: str
+    sizes: tuple[int | None, ...]
+    dtype: torch.dtype
+
+    @property
+    def batch(self) -> int | None:
+        """The size of the first dimension; 1 without any."""
+        return self.sizes[0] if self.sizes else 1
+
+    def takes_sizes(self, sizes: Sequence[int]) -> bool:
+        """Whether a tensor may have these `sizes`."""
+        return len(sizes) == len(self.sizes) and all(
+            wanted in (None, size) for wanted, size in zip(self.sizes, sizes, strict=True)
+        )
+
+    def takes(self, value: Any) -> bool:
+        """Whether this is a tensor of these sizes and this dtype."""
+        return isinstance(value, Tensor) and value.dtype == self.dtype and self.takes_sizes(value.shape)
+
+    def __str__(self) -> str:
+        sizes = ", ".join("any" if size is None else str(size) for size in self.sizes)
+        return f"{self.dtype} ({sizes}{',' * (len(self.sizes) == 1)})"
+
+
+def forms_of(module: GraphModule) -> tuple[InputForm, ...]:
+    """What an exported module takes. Raises `ModelError` where that is not tensors alone, or not known."""
+    return tuple(map(_form_of, placeholders(module.graph)))
+
+
+def _form_of(node: Node) -> InputForm:
+    example = node.meta.get("val")
+    if not isinstance(example, Tensor):
+        raise ModelError(
+            f"The input '{node.target}' of the exported module is no tensor ({example!r}). Export a model that takes "
+            "tensors alone."
+        )
+    sizes = tuple(size if isinstance(size, int) else None for size in example.shape)  # of a dynamic shape, a symbol
+    return InputForm(str(node.target), sizes, example.dtype)
+
+
+def calibration_inputs(
+    data: Data, forms: Sequence[InputForm], *, transform: Callable[[Any], Any] | None = None
+) -> list[Inputs]:
+    """All of `inputs_in`. Raises `CalibrationError` for data that do not fit or are empty, and `OptionError`."""
+    try:
+        found = list(inputs_in(data, forms, transform=transform))
+    except InputError as error:
+        raise CalibrationError(f"This cannot be calibrated with: {error}") from error
     if not found:
         raise CalibrationError("The calibration data are empty: give at least one input, better a hundred.")
     return found
+
+
+def inputs_in(
+    data: Data, forms: Sequence[InputForm], *, transform: Callable[[Any], Any] | None = None
+) -> Iterator[Inputs]:
+    """The inputs that `data` has, each as `forms` say, one after the other as they are asked for.
+
+    `data` is an iterable of tensors, of tuples or lists (what comes behind the inputs, such as a label, is dropped), or
+    of mappings from the names of `forms`; a data set with items by number; a DataLoader, whose batches are split into
+    the model's batch size (what does not fill the last one is left out); one tensor, split likewise; or a folder of
+    images or .npy files, read in the order of their paths. The dimension of a batch of one may be missing. `transform`
+    makes an input of each item; of an image it gets PIL's. Without it, an image becomes RGB, or grey for a model with
+    one channel, of the model's size and from 0 to 1: a model that wants its images normalized needs that in
+    `transform`.
+
+    Raises `InputError` for what fits none of that, or is not finite, and `OptionError` for a `transform` that cannot be
+    called.
+    """
+    if transform is not None and not callable(transform):
+        raise OptionError(f"transform is a function of one item of the data, not {transform!r}.")
+    for index, item in enumerate(_transformed_items(data, forms, transform)):
+        values = _values(item, forms, index)
+        if isinstance(data, DataLoader) and _is_batch(values, forms):
+            batches: Iterable[Inputs] = in_batches(values, [form.batch for form in forms])
+        else:
+            batches = [values]
+        for inputs in batches:
+            yield _checked(inputs, forms, index)
+
+
+def items_of(data: Iterable[Any] | Dataset[Any]) -> Iterable[Any]:
+    """What `data` hold, one after the other: an iterable as it is, a data set by number. Raises `InputError`."""
+    if isinstance(data, Iterable) and not isinstance(data, Mapping):
+        return data
+    if isinstance(data, Mapping) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+        raise InputError(
+            "data are an iterable of inputs, a tensor of samples, a data set, or a folder of images or .npy files, not "
+            f"{data!r}."
+        )
+    return (data[index] for index in range(len(data)))
+
+
+def in_batches(values: Sequence[Any], sizes: Sequence[int | None]) -> Iterator[tuple[Any, ...]]:
+    """`values` cut along their first dimension, each into parts of its size of `sizes`; where that is None, into ones.
+
+    What does not fill the last part is left out.
+    """
+    steps = [size or 1 for size in sizes]
+    for number in range(min(len(value) // step for value, step in zip(values, steps, strict=True))):
+        yield tuple(value[number * step : (number + 1) * step] for value, step in zip(values, steps, strict=True))
 
 
 def described(values: Sequence[Any]) -> str:
@@ -65,118 +146,90 @@ def described(values: Sequence[Any]) -> str:
     return f"({', '.join(words)})"
 
 
-def forward_names(model: torch.nn.Module) -> list[str]:
-    """The names of the arguments of the model's `forward`."""
-    return list(inspect.signature(model.forward).parameters)
-
-
-def _items(
-    calibration: Any, examples: Inputs, transform: Callable[[Any], Any] | None
-) -> tuple[Iterable[Any], bool, bool]:
-    """The items, whether they may lack the dimension of the batch, and whether they are batches to be split."""
-    from torch.utils.data import DataLoader
-
-    if isinstance(calibration, (str, Path)):
-        return _files(Path(calibration), examples, transform), True, False
-    if isinstance(calibration, Tensor):
-        size = examples[0].shape[0] if examples[0].dim() else 1
-        whole = (part for part in calibration.split(size) if len(part) == size) if calibration.dim() else [calibration]
-        return _transformed(whole, transform), transform is not None, False
-    if not isinstance(calibration, Iterable) or isinstance(calibration, Mapping):
-        raise CalibrationError(
-            "calibration takes an iterable of inputs, a tensor of samples, or a folder of images or .npy files, not "
-            f"{calibration!r}."
-        )
-    return _transformed(calibration, transform), transform is not None, isinstance(calibration, DataLoader)
-
-
-def _transformed(items: Iterable[Any], transform: Callable[[Any], Any] | None) -> Iterable[Any]:
+def _transformed_items(data: Data, forms: Sequence[InputForm], transform: Callable[[Any], Any] | None) -> Iterable[Any]:
+    if isinstance(data, (str, os.PathLike)):
+        return _files(Path(data), forms, transform)
+    items: Iterable[Any] = _samples(data, forms[0].batch or 1) if isinstance(data, Tensor) else items_of(data)
     return items if transform is None else map(transform, items)
 
 
-def _files(folder: Path, examples: Inputs, transform: Callable[[Any], Any] | None) -> Iterator[Any]:
+def _samples(data: Tensor, size: int) -> Iterable[Tensor]:
+    return (part for part in data.split(size) if len(part) == size) if data.dim() else [data]
+
+
+def _files(folder: Path, forms: Sequence[InputForm], transform: Callable[[Any], Any] | None) -> Iterator[Any]:
     if not folder.is_dir():
-        raise CalibrationError(f"The folder of calibration data '{folder}' is not there.")
-    if len(examples) != 1:
-        raise CalibrationError("A folder has one input a file; this model takes several. Give an iterable of tuples.")
+        raise InputError(f"The folder '{folder}' is not there.")
+    if len(forms) != 1:
+        raise InputError("A folder has one input a file; this model takes several. Give an iterable of tuples.")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES | ARRAYS)
     if not paths:
-        raise CalibrationError(f"No file in '{folder}' is one of {', '.join(sorted(IMAGES | ARRAYS))}.")
-    return (_file(path, examples[0], transform) for path in paths)
+        raise InputError(f"No file in '{folder}' is one of {', '.join(sorted(IMAGES | ARRAYS))}.")
+    return (_file(path, forms[0], transform) for path in paths)
 
 
-def _file(path: Path, example: Tensor, transform: Callable[[Any], Any] | None) -> Any:
+def _file(path: Path, form: InputForm, transform: Callable[[Any], Any] | None) -> Any:
     if path.suffix.lower() in ARRAYS:
         try:
             array = torch.from_numpy(np.load(path))
         except (OSError, ValueError, TypeError) as error:
-            raise CalibrationError(f"{path} cannot be read as an array: {error}") from error
+            raise InputError(f"{path} cannot be read as an array: {error}") from error
         return array if transform is None else transform(array)
     try:
         from PIL import Image
     except ImportError as error:
-        raise CalibrationError("Images are read with Pillow, which is not installed: pip install pillow.") from error
+        raise InputError("Images are read with Pillow, which is not installed: pip install pillow.") from error
     try:
         with Image.open(path) as image:
             image.load()
-            return _pixels(image, example) if transform is None else transform(image)
+            return _pixels(image, form) if transform is None else transform(image)
     except OSError as error:
-        raise CalibrationError(f"{path} cannot be read as an image: {error}") from error
+        raise InputError(f"{path} cannot be read as an image: {error}") from error
 
 
-def _pixels(image: Any, example: Tensor) -> Tensor:
+def _pixels(image: Any, form: InputForm) -> Tensor:
     """An image [1, C, H, W] from 0 to 1, as the model takes it: not normalized."""
-    if example.dim() != 4 or example.shape[1] not in (1, 3):
-        raise CalibrationError(
-            f"The model takes {described([example])}, which is no image of 1 or 3 channels. Give a transform."
-        )
-    _, channels, height, width = example.shape
+    _, channels, height, width = form.sizes if len(form.sizes) == 4 else (None,) * 4
+    if channels not in (1, 3) or height is None or width is None:
+        raise InputError(f"The model takes {form}, which is no image of 1 or 3 channels. Give a transform.")
     image = image.convert("L" if channels == 1 else "RGB").resize((width, height))
     pixels = torch.from_numpy(np.array(image)).float() / 255
     return pixels.reshape(height, width, channels).permute(2, 0, 1)[None].contiguous()
 
 
-def _values(item: Any, examples: Inputs, names: Sequence[str], index: int) -> Inputs:
+def _values(item: Any, forms: Sequence[InputForm], index: int) -> tuple[Any, ...]:
+    """What `item` has for each input, or for fewer."""
     if isinstance(item, (tuple, list)) and item and isinstance(item[0], (tuple, list, Mapping)):
         item = item[0]  # inputs and label
-    if isinstance(item, Mapping):
-        wanted = list(names)[: len(examples)]
-        for name in wanted:
-            if name not in item:
-                near = difflib.get_close_matches(name, map(str, item), n=1)
-                hint = f" Is it '{near[0]}'?" if near else ""
-                raise CalibrationError(f"Calibration input {index} has no '{name}', which forward takes.{hint}")
-        return tuple(item[name] for name in wanted)
-    return tuple(item)[: len(examples)] if isinstance(item, (tuple, list)) else (item,)
+    if not isinstance(item, Mapping):
+        return tuple(item)[: len(forms)] if isinstance(item, (tuple, list)) else (item,)
+    for form in forms:
+        if form.name not in item:
+            near = difflib.get_close_matches(form.name, map(str, item), n=1)
+            hint = f" Is it '{near[0]}'?" if near else ""
+            raise InputError(f"Item {index} of the data has no '{form.name}', which forward takes.{hint}")
+    return tuple(item[form.name] for form in forms)
 
 
-def _with_batch(value: Any, example: Tensor) -> Any:
-    lacks = isinstance(value, Tensor) and example.dim() > 0 and value.shape == example.shape[1:]
-    return value[None] if lacks and example.shape[0] == 1 else value
-
-
-def _split(values: Inputs, examples: Inputs) -> Iterator[Inputs]:
-    """`values` in batches of the model's size; as they are where that cannot be."""
-    pairs = list(zip(values, examples, strict=False))
-    if len(values) != len(examples) or not all(
-        isinstance(value, Tensor) and value.dim() == example.dim() > 0 and value.shape[1:] == example.shape[1:]
-        for value, example in pairs
-    ):
-        yield values
-        return
-    sizes = [example.shape[0] for example in examples]
-    for number in range(min(len(value) // size for value, size in zip(values, sizes, strict=True))):
-        yield tuple(value[number * size : (number + 1) * size] for value, size in zip(values, sizes, strict=True))
-
-
-def _check(values: Inputs, examples: Inputs, index: int) -> None:
-    fits = len(values) == len(examples) and all(
-        isinstance(value, Tensor) and value.shape == example.shape and value.dtype == example.dtype
-        for value, example in zip(values, examples, strict=True)
+def _is_batch(values: Sequence[Any], forms: Sequence[InputForm]) -> bool:
+    """Whether these are tensors of samples, which differ from what the model takes in their first dimension alone."""
+    return len(values) == len(forms) and all(
+        isinstance(value, Tensor) and bool(form.sizes) and form.takes_sizes((form.batch or 1, *value.shape[1:]))
+        for value, form in zip(values, forms, strict=True)
     )
-    if not fits:
-        raise CalibrationError(
-            f"Calibration input {index} is {described(values)}; the model takes {described(examples)}."
-        )
+
+
+def _checked(values: tuple[Any, ...], forms: Sequence[InputForm], index: int) -> Inputs:
+    """`values` as the model takes them, with the dimension of a batch of one where only that was missing."""
+    if len(values) == len(forms):
+        values = tuple(map(_with_batch, values, forms))
+    if len(values) != len(forms) or not all(form.takes(value) for value, form in zip(values, forms, strict=True)):
+        taken = ", ".join(map(str, forms))
+        raise InputError(f"Item {index} of the data is {described(values)}; the model takes ({taken}).")
     if not all(bool(torch.isfinite(value).all()) for value in values if value.is_floating_point()):
-        raise CalibrationError(f"Calibration input {index} holds NaN or infinite values.")
+        raise InputError(f"Item {index} of the data holds NaN or infinite values.")
+    return values
+
+
+def _with_batch(value: Any, form: InputForm) -> Any:
+    return value[None] if isinstance(value, Tensor) and form.takes_sizes((1, *value.shape)) else value

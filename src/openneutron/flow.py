@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from openneutron import quantized_io
 from openneutron.calibration import CalibrationOptions
 from openneutron.compile_spec import CompileOptions, list_of_names
-from openneutron.data import collect, described, forward_names
+from openneutron.data import Data, calibration_inputs, described, forms_of
 from openneutron.device import compile_program, kernel_selection_path
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.files import write_file
@@ -121,7 +121,7 @@ class NeutronProgram:
 def quantize(
     model: torch.nn.Module,
     example_inputs: Sequence[torch.Tensor],
-    calibration: Iterable[Any] | str | os.PathLike[str],
+    calibration: Data,
     target: str | NeutronTargetSpec = "imxrt700",
     *,
     recover: str | Recipe | None = "auto",
@@ -137,9 +137,9 @@ def quantize(
     """Export, prepare, calibrate and convert `model`.
 
     `example_inputs` are float32 tensors of the shapes that the program will take. `calibration` yields inputs as the
-    model takes them: tensors, tuples, or mappings by the names of forward's arguments; a DataLoader, a tensor of
-    samples, or a folder of images or .npy files are taken, too. `transform` makes an input of each item. Images are
-    only scaled to 0..1 without it: **a model that wants them normalized needs a `transform` that does so.**
+    model takes them: tensors, tuples, or mappings by the names of forward's arguments; a data set, a DataLoader, a
+    tensor of samples, or a folder of images or .npy files are taken, too. `transform` makes an input of each item.
+    Images are only scaled to 0..1 without it: **a model that wants them normalized needs a `transform` that does so.**
 
     `recover` gets back accuracy that int8 lost: "auto" equalizes channels, rounds weights anew and corrects biases,
     "fast" does so by fewer of the inputs, None does not (see `openneutron.recovery`; docs/accuracy.md). It uses the
@@ -173,7 +173,7 @@ def quantize(
         training = next(name for name, module in model.named_modules() if module.training) or type(model).__name__
         raise ModelError(f"The model is in train mode ('{training}'). Call model.eval() before quantize().")
     exported = quantizer.transform_for_annotation(_export(model, examples, strict=strict).module())
-    samples = collect(calibration, examples, forward_names(model), transform=transform)
+    samples = calibration_inputs(calibration, forms_of(exported), transform=transform)
     trials: list[Trial] = []
     if recover == BEST:
         free = Freedom(equalizes=equalizes, ranges=not observes)

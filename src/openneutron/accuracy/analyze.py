@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -17,9 +17,9 @@ from openneutron.accuracy.compare import compare_layers
 from openneutron.accuracy.layers import QuantizedLayer, QuantizedLayers, find_layers
 from openneutron.accuracy.replay import record
 from openneutron.accuracy.result import Advice, Analysis, Bins, LayerAccuracy
-from openneutron.accuracy.samples import samples_of
 from openneutron.accuracy.shares import Treatment, float_outputs, noise_ratio, shares_of, to_float, weight_per_channel
 from openneutron.accuracy.statistics import Histogram, Noise, Statistics, largest_codes, weak_channels
+from openneutron.data import Data, forms_of, inputs_in
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.flow import NeutronProgram, QuantizedModel
 from openneutron.fx import modules_of, op_name, output_node, source_of
@@ -37,8 +37,9 @@ Progress = Callable[[int, int], None]
 def analyze(
     model: torch.nn.Module | None,
     quantized: QuantizedModel | GraphModule,
-    data: Iterable[Any],
+    data: Data,
     *,
+    transform: Callable[[Any], Any] | None = None,
     samples: int = 16,
     candidates: int = 32,
     share_samples: int = 16,
@@ -50,8 +51,8 @@ def analyze(
 
     `quantized` comes from `quantize`, which kept the float graph; `model` is not looked at then. With a module that
     `convert_pt2e` returned, `model` is the one that was exported, and `quantizer` the one that annotated it, where that
-    had options (`layers`, a target). `data` yields inputs as the model takes them: a tensor or a tuple, labels behind
-    them are ignored. The first `samples` are used.
+    had options (`layers`, a target). `data` and `transform` are what `quantize` takes to calibrate with, labels behind
+    the inputs are ignored. The first `samples` are used.
 
     Of each layer it measures the noise of its output, all noise before it included, and its own. Its share of the final
     error is what disappears with this layer alone in float: measured on the first `share_samples` for the `candidates`
@@ -68,7 +69,7 @@ def analyze(
         if number < 1:
             raise OptionError(f"{name} is a positive number, not {number!r}.")
     module = quantized.module if isinstance(quantized, QuantizedModel) else quantized
-    inputs = list(islice(samples_of(module, data), samples))
+    inputs = list(islice(inputs_in(data, forms_of(module), transform=transform), samples))
     if not inputs:
         raise InputError("The data are empty: give at least one input, better 16.")
     found = find_layers(module, _reference(model, quantized, quantizer, inputs[0]), _target(quantized, quantizer))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, permutations
 from typing import Any
@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from openneutron import pte, quantized_io, tflite
 from openneutron.accuracy.replay import evaluate
-from openneutron.accuracy.samples import samples_of
 from openneutron.compile_spec import CompileOptions
+from openneutron.data import Data, forms_of, inputs_in
 from openneutron.errors import InputError, ModelError
 from openneutron.files import read_file
 from openneutron.flow import NeutronProgram, QuantizedModel, lower
@@ -81,18 +81,20 @@ class Comparison:
 def compare_layers(
     quantized: QuantizedModel | GraphModule,
     program: NeutronProgram | bytes | str | os.PathLike[str] | None,
-    data: Iterable[Any],
+    data: Data,
     *,
+    transform: Callable[[Any], Any] | None = None,
     samples: int = 4,
     example_inputs: Sequence[torch.Tensor] | None = None,
 ) -> Comparison:
     """Run the `.pte`'s own delegates, and hold each layer in them against the module's on the same int8 inputs.
 
-    `program` is what `lower` returned, or a portable `.pte` as bytes or by its path; None lowers `quantized`. The
-    module is compiled again with the options that the program was lowered with: the TFLite files are then the same but
-    for names and constants, and the names say which tensor is which layer's output. In the program's own TFLite file
-    these are added to the outputs; its operators and constants stay as they are. Each layer's inputs are those that it
-    had in the `.pte`, so a layer that differs does so by itself, and not for what came before.
+    `program` is what `lower` returned, or a portable `.pte` as bytes or by its path; None lowers `quantized`. `data`
+    and `transform` are what `quantize` takes to calibrate with; the first `samples` are used. The module is compiled
+    again with the options that the program was lowered with: the TFLite files are then the same but for names and
+    constants, and the names say which tensor is which layer's output. In the program's own TFLite file these are
+    added to the outputs; its operators and constants stay as they are. Each layer's inputs are those that it had in the
+    `.pte`, so a layer that differs does so by itself, and not for what came before.
 
     What this cannot see: layers that the compiler merged with others (`unseen`; what they do shows in the next one);
     a fusion inside LiteRT that an added output prevents; what ExecuTorch's own kernels compute on the CPU, as each
@@ -104,7 +106,7 @@ def compare_layers(
     do not fit or a program that holds device payloads.
     """
     module = quantized.module if isinstance(quantized, QuantizedModel) else quantized
-    inputs = list(islice(samples_of(module, data), samples))
+    inputs = list(islice(inputs_in(data, forms_of(module), transform=transform), samples))
     if not inputs:
         raise InputError("The data are empty: give at least one input.")
     kept = quantized.example_inputs if isinstance(quantized, QuantizedModel) else inputs[0]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 import math
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_unflatten
+from torch.utils.data import DataLoader, Dataset
 
 from openneutron.calibration.graph import bare
+from openneutron.data import in_batches, items_of
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.flow import NeutronProgram, QuantizedModel
+from openneutron.fx import placeholders
 from openneutron.parallel import check_jobs, in_order, parts
 from openneutron.runtime.program import HostProgram
 
@@ -34,13 +37,14 @@ def top1(outputs: Any, label: Any) -> float:
     return 100.0 * float(int(first.argmax()) == int(label))
 
 
-def evaluate(run: Any, data: Iterable[tuple[Any, Any]], metric: str | Metric = "top1", jobs: int = 1) -> float:
+def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric = "top1", jobs: int = 1) -> float:
     """The mean of `metric` over the samples of `data`: pairs of inputs (a tensor, or a tuple of them) and label.
 
-    `run` is a module, what `quantize` or `lower` returned, or a loaded `.pte`. `metric` is "top1", the percentage of
-    samples whose class is right, or a function of outputs and label that returns a number. `jobs` processes share the
-    samples, and `joblib.parallel_config` says where; the number is the same to the bit. A function as `metric` must
-    then be one that can be pickled.
+    `run` is a module, what `quantize` or `lower` returned, or a loaded `.pte`. `data` is an iterable or a data set of
+    pairs, or a DataLoader, whose batches are cut to the batch size of `run`, of a module with none to 1; what does not
+    fill the last one is left out. `metric` is "top1", the percentage of samples whose class is right, or a function of
+    outputs and label that returns a number. `jobs` processes share the samples, and `joblib.parallel_config` says
+    where; the number is the same to the bit. A function as `metric` must then be one that can be pickled.
 
     Raises `OptionError` for another `metric` or `jobs`, `InputError` for data that are empty or no pairs, and
     `ModelError` where `jobs` is above 1 and the module cannot be pickled.
@@ -49,11 +53,12 @@ def evaluate(run: Any, data: Iterable[tuple[Any, Any]], metric: str | Metric = "
     if metric != "top1" and not callable(metric):
         raise OptionError(f"metric is 'top1' or a function of outputs and label, not {metric!r}.")
     score = metric if callable(metric) else top1
-    samples = [_sample(item, index) for index, item in enumerate(data)]
+    run = HostProgram.from_bytes(run.portable) if isinstance(run, NeutronProgram) else run
+    samples = list(_samples(data, _batch_size(run)))
     if not samples:
         raise InputError("There are no data to evaluate on: give pairs of inputs and label.")
     if jobs == 1:
-        scores = _scores(_runner(run), score, samples)
+        scores = _scores(run.run if isinstance(run, HostProgram) else run, score, samples)
         return math.fsum(scores) / len(scores)
     todo = parts(samples, jobs * PARTS_OF_A_JOB)
     work = functools.partial(_scores_elsewhere, _pickled(run), score)
@@ -61,21 +66,40 @@ def evaluate(run: Any, data: Iterable[tuple[Any, Any]], metric: str | Metric = "
     return math.fsum(scores) / len(scores)
 
 
-def _sample(item: Any, index: int) -> Sample:
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
-        raise InputError(f"Sample {index} is no pair of inputs and label but a {type(item).__name__}.")
-    inputs, label = item
-    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), label
-
-
-def _runner(run: Any) -> Callable[..., Any]:
-    if isinstance(run, NeutronProgram):
-        return HostProgram.from_bytes(run.portable).run
+def _batch_size(run: Any) -> int:
+    """Of what `run` takes; 1 where any will do."""
     if isinstance(run, HostProgram):
-        return run.run
-    if not callable(run):
+        sizes: Sequence[Any] = run.inputs[0].shape
+    elif isinstance(run, QuantizedModel):
+        sizes = run.example_inputs[0].shape
+    elif isinstance(run, GraphModule) and "val" in (first := placeholders(run.graph)[0]).meta:
+        sizes = first.meta["val"].shape
+    elif callable(run):
+        return 1
+    else:
         raise OptionError(f"run is a module, a NeutronProgram or a loaded .pte, not {run!r}.")
-    return run  # type: ignore[no-any-return]
+    return sizes[0] if sizes and isinstance(sizes[0], int) else 1
+
+
+def _samples(data: Iterable[Any] | Dataset[Any], size: int) -> Iterator[Sample]:
+    for index, item in enumerate(items_of(data)):
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise InputError(f"Sample {index} is no pair of inputs and label but a {type(item).__name__}.")
+        inputs = tuple(item[0]) if isinstance(item[0], (tuple, list)) else (item[0],)
+        pair = *inputs, item[1]
+        for *part, label in in_batches(pair, [size] * len(pair)) if _is_batch(data, pair) else [pair]:
+            yield tuple(part), label
+
+
+def _is_batch(data: Any, values: Sequence[Any]) -> bool:
+    """Whether these are as many of each, made by a DataLoader."""
+    if not isinstance(data, DataLoader) or not all(map(_has_length, values)):
+        return False
+    return len({len(value) for value in values}) == 1
+
+
+def _has_length(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, torch.Tensor) and value.dim() > 0)
 
 
 @torch.no_grad()
@@ -121,9 +145,7 @@ def _pickled(run: Any) -> bytes:
     import cloudpickle
 
     run = run.module if isinstance(run, QuantizedModel) else run
-    if isinstance(run, NeutronProgram):
-        run = _Program(run.portable)
-    elif isinstance(run, HostProgram):
+    if isinstance(run, HostProgram):
         run = _Program(run.buffer)
     elif isinstance(run, GraphModule):
         run = _Exported(run)

@@ -1,0 +1,274 @@
+"""Data of any form as inputs of a model: the same for calibration, analysis and evaluation."""
+
+from __future__ import annotations
+
+import sys
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.flow_support import seeded
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from openneutron import lower, quantize
+from openneutron.accuracy import analyze
+from openneutron.accuracy.compare import compare_layers
+from openneutron.data import InputForm, calibration_inputs, forms_of, inputs_in, items_of
+from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
+
+
+def form(*sizes: int | None, name: str = "image", dtype: torch.dtype = torch.float32) -> InputForm:
+    return InputForm(name, sizes, dtype)
+
+
+FORM = [form(1, 3, 8, 8)]
+PAIR = [form(1, 2, name="a"), form(1, 3, name="b")]
+
+
+def images(count: int = 1, seed: int = 0) -> Tensor:
+    return torch.randn((count, 3, 8, 8), generator=torch.Generator().manual_seed(seed))
+
+
+def joined(data: Any, forms: list[InputForm] = FORM, **options: Any) -> Tensor:
+    return torch.cat([x for (x,) in inputs_in(data, forms, **options)])
+
+
+class Numbered(Dataset[tuple[Tensor, int]]):
+    """As torchvision's data sets: images without a batch, and labels, by number."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return images(5)[index], index
+
+
+# ------------------------------------------------------------------------------------------------------ what is taken
+
+
+def test_tensors_tuples_lists_and_mappings() -> None:
+    x, label = images(), torch.tensor([3])
+    named = {"image": x}
+    for item in (x, (x,), [x], (x, label), [x, 3], named, {**named, "label": 3}, ((x,), 3), (named, 3)):
+        ((found,),) = inputs_in([item], FORM)
+        assert found is x
+
+
+def test_several_inputs_by_name() -> None:
+    a, b = torch.ones(1, 2), torch.ones(1, 3)
+    for item in ({"b": b, "a": a}, (a, b), (a, b, 7)):
+        (found,) = inputs_in([item], PAIR)
+        assert [id(value) for value in found] == [id(a), id(b)]
+    with pytest.raises(InputError, match=r"Item 1 of the data has no 'b', which forward takes\. Is it 'bb'\?"):
+        list(inputs_in([{"a": a, "b": b}, {"a": a, "bb": b}], PAIR))
+
+
+def test_a_batch_of_one_may_be_missing() -> None:
+    assert torch.equal(joined(list(images(3))), images(3))
+    assert torch.equal(joined([(image, 3) for image in images(3)]), images(3))
+    ((a, b),) = inputs_in([(torch.ones(2), torch.ones(1, 3))], PAIR)
+    assert (a.shape, b.shape) == ((1, 2), (1, 3))
+    with pytest.raises(InputError, match="Item 0"):
+        joined(list(images(3)), [form(2, 3, 8, 8)])
+
+
+def test_a_data_set_by_number() -> None:
+    assert torch.equal(joined(Numbered()), images(5))
+    assert torch.equal(joined(Subset(Numbered(), [3, 1])), images(5)[[3, 1]])
+    assert torch.equal(joined(TensorDataset(images(4), torch.arange(4))), images(4))
+
+
+def test_nothing_is_read_before_it_is_asked_for() -> None:
+    endless = (images(seed=seed) for seed in count())
+    assert len(list(islice(inputs_in(endless, FORM), 3))) == 3
+    assert torch.equal(next(endless), images(seed=3))
+
+
+def test_a_data_loader_is_split_and_loses_its_labels() -> None:
+    data = TensorDataset(images(10), torch.arange(10))
+    assert torch.equal(joined(DataLoader(data, batch_size=4)), images(10))
+    pairs = list(inputs_in(DataLoader(data, batch_size=5), [form(2, 3, 8, 8)]))
+    assert [tuple(x.shape) for (x,) in pairs] == [(2, 3, 8, 8)] * 4
+    doubled = joined(DataLoader(data, batch_size=4), transform=lambda batch: (2 * batch[0], batch[1]))
+    assert torch.equal(doubled, 2 * images(10))
+    assert torch.equal(joined(DataLoader(data, batch_size=None)), images(10))
+
+
+def test_one_tensor_is_samples() -> None:
+    assert torch.equal(joined(images(7)), images(7))
+    assert torch.equal(joined(images(7), transform=lambda part: part + 1), images(7) + 1)
+    assert len(list(inputs_in(images(7), [form(2, 3, 8, 8)]))) == 3
+
+
+def test_any_size_where_the_model_takes_any() -> None:
+    assert [len(x) for (x,) in inputs_in([images(2), images(3), images()[0]], [form(None, 3, 8, 8)])] == [2, 3, 1]
+    for data in (images(4), DataLoader(TensorDataset(images(4)), batch_size=3)):
+        assert [len(x) for (x,) in inputs_in(data, [form(None, 3, 8, 8)])] == [1] * 4
+
+
+def test_arrays_of_a_folder_in_order(tmp_path: Path) -> None:
+    for index in (2, 0, 1):
+        array = np.full((3, 8, 8), index, dtype=np.float32)
+        np.save(tmp_path / f"{index}.npy", array if index else array[None])
+    (tmp_path / "notes.txt").write_text("no array")
+    for folder in (tmp_path, str(tmp_path)):
+        assert [float(x.mean()) for (x,) in inputs_in(folder, FORM)] == [0, 1, 2]
+    doubled = inputs_in(tmp_path, FORM, transform=lambda array: 2 * array)
+    assert [float(x.mean()) for (x,) in doubled] == [0, 2, 4]
+
+
+def test_images_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "class").mkdir()
+    Image.new("RGB", (20, 30), (255, 0, 51)).save(tmp_path / "class" / "b.png")
+    Image.new("L", (8, 8), 102).save(tmp_path / "a.png")
+    first, second = (x for (x,) in inputs_in(tmp_path, FORM))
+    assert first[0, :, 4, 4].tolist() == pytest.approx([0.4, 0.4, 0.4])
+    assert second[0, :, 4, 4].tolist() == pytest.approx([1, 0, 0.2])
+    assert first.shape == second.shape == (1, 3, 8, 8)
+    (grey, _) = inputs_in(tmp_path, [form(1, 1, 5, 6)])
+    assert float(grey[0].mean()) == pytest.approx(0.4)
+
+
+def test_a_transform_gets_an_image(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 30), (255, 0, 51)).save(tmp_path / "b.png")
+
+    def transform(image: Image.Image) -> Tensor:
+        assert image.size == (20, 30)
+        return torch.full((3, 8, 8), -2.0)
+
+    assert float(joined(tmp_path, transform=transform).mean()) == -2
+
+
+def test_what_an_exported_module_takes() -> None:
+    class Net(nn.Module):
+        def forward(self, input: Tensor, *, indices: Tensor) -> Tensor:
+            return input[:, 0] + indices
+
+    size = torch.export.Dim("size")
+    shapes = {"input": {0: size}, "indices": {0: size}}
+    given = {"indices": torch.zeros(5, dtype=torch.int64)}
+    module = torch.export.export(Net(), (torch.zeros(5, 2),), given, dynamic_shapes=shapes).module()
+    assert list(forms_of(module)) == [form(None, 2, name="input"), form(None, name="indices", dtype=torch.int64)]
+    assert [str(one) for one in forms_of(module)] == ["torch.float32 (any, 2)", "torch.int64 (any,)"]
+
+
+# ----------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (3, "are an iterable"),
+        ({"image": images()}, "are an iterable"),
+        ("/nowhere", "'/nowhere' is not there"),
+        (
+            [images(2)],
+            r"Item 0 of the data is \(torch.float32 \(2, 3, 8, 8\)\); the model takes \(torch.float32 \(1",
+        ),
+        ([images(), images().double()], "Item 1 of the data is"),
+        ([images(), "three"], r"Item 1 of the data is \(str\)"),
+        ([images() / 0], "Item 0 of the data holds NaN or infinite"),
+        (images(3)[:, :2], "Item 0 of the data is"),
+        (torch.tensor(3.0), "Item 0 of the data is"),
+        (DataLoader(TensorDataset(images(4)[:, :2])), "Item 0 of the data is"),
+    ],
+)
+def test_what_does_not_fit(data: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        list(inputs_in(data, FORM))
+    with pytest.raises(CalibrationError, match=message):
+        calibration_inputs(data, FORM)
+
+
+@pytest.mark.parametrize("data", [[], iter(()), images(0)], ids=["list", "iterator", "tensor"])
+def test_nothing_to_calibrate_with(data: Any) -> None:
+    with pytest.raises(CalibrationError, match="are empty"):
+        calibration_inputs(data, FORM)
+
+
+def test_a_transform_that_cannot_be_called() -> None:
+    with pytest.raises(OptionError, match="transform is a function"):
+        list(inputs_in(images(2), FORM, transform=3))  # type: ignore[arg-type]
+
+
+def test_a_module_that_takes_a_number() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, factor: int) -> Tensor:
+            return x * factor
+
+    with pytest.raises(ModelError, match=r"The input 'factor' .* is no tensor \(3\)"):
+        forms_of(torch.export.export(Scaled(), (torch.ones(1, 2), 3)).module())
+
+
+def test_too_few_inputs() -> None:
+    with pytest.raises(InputError, match=r"is \(torch.float32 \(1, 2\)\); the model takes \(torch.float32 \(1, 2\), "):
+        list(inputs_in([torch.ones(1, 2)], PAIR))
+
+
+def test_folders_that_do_not_fit(tmp_path: Path) -> None:
+    def refuses(message: str, forms: list[InputForm] = FORM) -> None:
+        with pytest.raises(InputError, match=message):
+            list(inputs_in(tmp_path, forms))
+
+    refuses(r"No file in .* is one of \.bmp")
+    (tmp_path / "a.png").write_bytes(b"no image")
+    refuses(r"a\.png cannot be read as an image")
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    for other in (form(1, 2, 8, 8), form(1, 3), form(1, 3, None, 8)):
+        refuses(r"no image of 1 or 3 channels\. Give a transform", [other])
+    refuses("takes several", FORM * 2)
+    (tmp_path / "0.npy").write_bytes(b"no array")
+    refuses(r"0\.npy cannot be read as an array")
+
+
+def test_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(InputError, match="Pillow, which is not installed"):
+        list(inputs_in(tmp_path, FORM))
+
+
+# ------------------------------------------------------------------------------------------------- the same everywhere
+
+
+def network() -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))).eval()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for index, image in enumerate(images(6)):
+        np.save(tmp_path / f"{index}.npy", image.numpy())
+    return tmp_path
+
+
+@pytest.mark.parametrize("form_of_data", ["folder", "data set", "loader", "tensor", "mappings"])
+def test_what_calibrates_also_analyzes(form_of_data: str, folder: Path) -> None:
+    forms: dict[str, Any] = {
+        "folder": folder,
+        "data set": TensorDataset(images(6), torch.arange(6)),
+        "loader": DataLoader(TensorDataset(images(6), torch.arange(6)), batch_size=4),
+        "tensor": images(6),
+        "mappings": [{"input": image} for image in images(6)],
+    }
+    data = forms[form_of_data]
+    quantized = quantize(network(), (images(),), data)
+    expected = quantize(network(), (images(),), [image[None] for image in images(6)])
+    assert torch.equal(quantized.module(images(seed=1)), expected.module(images(seed=1)))
+    doubling: dict[str, Any] = {"transform": lambda item: 2 * item} if form_of_data == "folder" else {}
+    inputs = [image[None] * (2 if doubling else 1) for image in images(6)]
+    assert analyze(None, quantized, data, **doubling).layers == analyze(None, quantized, inputs).layers
+    program = lower(quantized)
+    comparison = compare_layers(quantized, program, data, **doubling)
+    assert comparison == compare_layers(quantized, program, inputs)
+    assert comparison.samples == 4
+
+
+def test_items_of_what_has_none() -> None:
+    with pytest.raises(InputError, match="are an iterable of inputs"):
+        items_of(None)  # type: ignore[arg-type]
