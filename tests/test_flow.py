@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +40,8 @@ from openneutron import (
     lower,
     quantize,
 )
-from openneutron.errors import (
-    OptionError,
-)
+from openneutron.errors import OptionError
+from openneutron.runtime.program import HostProgram
 
 # Relative to the largest value of an output. int8 has steps of 1/255; wrong weights give 50% and more.
 MAX_QUANTIZATION_ERROR = 0.05
@@ -205,6 +207,28 @@ def test_short_way(name: str) -> None:
     program = lower(quantized)
     assert len({row.partition for row in program.placement} - {None}) == delegates
     assert worst_lsb(quantized.module, program.run, [inputs, inputs_of(shapes, seed=50)]) <= 1
+
+
+def test_a_program_is_loaded_once_and_can_be_sent_and_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[bytes] = []
+    load_bytes = HostProgram.from_bytes
+
+    def counted(data: bytes) -> HostProgram:
+        loaded.append(data)
+        return load_bytes(data)
+
+    monkeypatch.setattr(HostProgram, "from_bytes", counted)
+    program = lower(quantize(seeded(small), (image(),), [image()]))
+    first, second = flat(program.run(image())), flat(program.run(2 * image()))
+    assert loaded == [program.buffer]
+    assert (program.inputs[0].shape, program.outputs[0].shape) == ((1, 4, 8, 8), tuple(first[0].shape))
+    assert loaded == [program.buffer]
+    for copied in (pickle.loads(pickle.dumps(program)), copy.deepcopy(program)):
+        assert copied == program
+        assert torch.equal(flat(copied.run(image()))[0], first[0])
+    other = replace(program, buffer=lower(quantize(seeded(small), (image(),), [3 * image()])).buffer)
+    assert not torch.equal(flat(other.run(image()))[0], first[0])
+    assert torch.equal(flat(program.run(2 * image()))[0], second[0])
 
 
 def test_strict_export_of_the_converted_module() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import os
 import warnings
@@ -87,12 +88,12 @@ class NeutronProgram:
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
         """Shape and dtype of each input as the `.pte` has them, and the qparams of those that `int8_io` made int8."""
-        return HostProgram.from_bytes(self.portable).inputs
+        return self._loaded.inputs
 
     @property
     def outputs(self) -> tuple[TensorInfo, ...]:
         """The same of each output."""
-        return HostProgram.from_bytes(self.portable).outputs
+        return self._loaded.outputs
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the `.pte`: beside, then renamed. Raises `OutputError` where that cannot be done.
@@ -104,8 +105,19 @@ class NeutronProgram:
             write_file(kernel_selection_path(Path(path)), self.kernel_selection.encode())
 
     def run(self, *inputs: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Run the program on this machine, its portable form: one tensor for one output, else a tuple."""
-        return HostProgram.from_bytes(self.portable).run(*inputs)
+        """Run the program on this machine, its portable form: one tensor for one output, else a tuple.
+
+        It is loaded once. Any thread may call this; calls wait for each other.
+        """
+        return self._loaded.run(*inputs)
+
+    @functools.cached_property
+    def _loaded(self) -> HostProgram:
+        return HostProgram.from_bytes(self.portable)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the loaded program, which is of this process."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def estimate(self, target: str | NeutronTargetSpec | None = None) -> Estimate:
         """What the NPU's part will need: bytes of scratch and weights, cycles, by layer and in all; whether it fits.
