@@ -1,4 +1,4 @@
-"""Where int8 hurts a network: `python -m benchmarks.analyze NETWORK [--json FILE] [--html FILE]`.
+"""Where int8 hurts a network: `python -m benchmarks.analyze NETWORK [--recover auto] [--json FILE] [--html FILE]`.
 
 Quantizes a network of `benchmarks.networks`, lowers it, and prints `openneutron.accuracy.analyze` of the two.
 """
@@ -15,13 +15,17 @@ from rich.progress import Progress
 
 from openneutron import lower, quantize
 from openneutron.accuracy import Analysis, analyze
+from openneutron.recovery import RECIPES
 
 from .networks import NETWORKS, Network
 
 
-def analysis_of(network: Network, samples: int, layers: dict[str, str], console: Console) -> Analysis:
-    """Quantize with `layers` and analyze on `samples` of the data to evaluate on, the `.pte` included."""
-    quantized = quantize(network.build(), network.example_inputs(), network.calibration(), layers=layers, recover=None)
+def analysis_of(
+    network: Network, samples: int, layers: dict[str, str], recover: str | None, console: Console
+) -> Analysis:
+    """Quantize by the options, and analyze on `samples` of the data to evaluate on, the `.pte` included."""
+    inputs, calibration = network.example_inputs(), network.calibration()
+    quantized = quantize(network.build(), inputs, calibration, layers=layers, recover=recover)
     program = lower(quantized)
     data = network.evaluation().spread(samples)
     with Progress(console=console, transient=True) as progress:
@@ -42,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("--samples", type=int, default=16, metavar="N")
+    parser.add_argument("--recover", choices=RECIPES, help="what is recovered; nothing unless given")
     parser.add_argument("--per-channel", action="append", default=[], metavar="MODULE", help="a key of layers")
     parser.add_argument("--float", action="append", default=[], metavar="MODULE", help="a key of layers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the analysis there too")
@@ -51,7 +56,7 @@ def main() -> None:
     logging.disable(logging.WARNING)  # torchao's, of GPU libraries that it cannot load
     warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own code
     layers = {**dict.fromkeys(options.per_channel, "per_channel"), **dict.fromkeys(options.float, "float")}
-    analysis = analysis_of(NETWORKS[options.network], options.samples, layers, Console(stderr=True))
+    analysis = analysis_of(NETWORKS[options.network], options.samples, layers, options.recover, Console(stderr=True))
     print(analysis)
     if options.json:
         analysis.save_json(options.json)

@@ -19,10 +19,22 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronQuantizer, QuantizedModel, lower, quantize
 from openneutron.accuracy import Analysis, LayerAccuracy, analyze
-from openneutron.accuracy.advice import RULES, Case, Finding, code_of, finding_of, key_of, to_treat, verdict
+from openneutron.accuracy.advice import (
+    FLOAT,
+    RULES,
+    Case,
+    Finding,
+    Kept,
+    code_of,
+    finding_of,
+    key_of,
+    to_treat,
+    verdict,
+)
 from openneutron.accuracy.compare import Comparison, compare_layers
 from openneutron.errors import InputError, ModelError, OptionError, OutputError
 from openneutron.fx import is_dequantize, is_quantize
+from openneutron.recovery import Recipe
 
 SHAPE = (1, 8, 12, 12)
 # Layers as they are: what is sabotaged stays so.
@@ -124,7 +136,7 @@ def test_the_advice_is_a_scale_for_each_channel_and_it_keeps_what_it_promises(fo
     promised = found.output_sqnr_db - 10 * math.log10(1 - advice.removes)
     assert after.output_sqnr_db == pytest.approx(promised, abs=1.5)
     assert not after.advice
-    assert after.verdict.startswith("Nothing to treat")
+    assert after.verdict.endswith("Nothing to treat.")
     assert row(after, "second").weak_channels == 0
 
 
@@ -209,6 +221,31 @@ def test_sqnr_of_the_output_is_that_of_the_two_models(healthy: QuantizedModel) -
     assert row(analysis, "head").sqnr_db == pytest.approx(analysis.output_sqnr_db)
 
 
+def test_sqnr_with_weights_alone_is_that_of_the_float_model_with_their_int8_values(healthy: QuantizedModel) -> None:
+    data, model, rounded = images(5, seed=4), net(), net()
+    with torch.no_grad():
+        for layer in (rounded.first, rounded.second, rounded.third, rounded.head):
+            scale = layer.weight.abs().max() / 127
+            layer.weight.copy_(torch.round(layer.weight / scale) * scale)
+        signal = sum(float(model(x).square().sum()) for x in data)
+        noise = sum(float((rounded(x) - model(x)).square().sum()) for x in data)
+    analysis = analyze(None, healthy, data)
+    assert analysis.weights_sqnr_db == pytest.approx(10 * math.log10(signal / noise), abs=0.01)
+    assert analysis.output_sqnr_db < min(analysis.weights_sqnr_db, analysis.activations_sqnr_db)
+    assert f"{analysis.weights_sqnr_db:.1f} with weights alone" in analysis.verdict
+
+
+def test_all_noise_is_that_of_activations_where_weights_have_codes_of_their_own() -> None:
+    model = net()
+    with torch.no_grad():
+        for layer in (model.first, model.second, model.third, model.head):
+            layer.weight.copy_(torch.round(layer.weight / layer.weight.abs().max() * 127) / 128)
+            layer.bias.zero_()  # type: ignore[union-attr]
+    analysis = analyze(None, quantized(model), images(3, seed=4))
+    assert analysis.weights_sqnr_db > 100
+    assert analysis.activations_sqnr_db == pytest.approx(analysis.output_sqnr_db, abs=1e-3)
+
+
 def test_dead_channels_and_saturation_are_counted_as_by_brute_force() -> None:
     model = net()
     conv = model.first
@@ -277,10 +314,34 @@ def test_every_rule_says_why_with_numbers_of_a_layer(found: Analysis) -> None:
 
 def test_an_error_of_many_layers_is_not_blamed_on_one(found: Analysis) -> None:
     many = [replace(layer, error_share=0.05) for layer in found.layers]
-    assert to_treat(many, 5.0) == ()
-    assert "treat the network as a whole" in verdict((), 5.0)
-    assert to_treat(found.layers, 5.0) == found.layers[:1]
-    assert to_treat(found.layers, 40.0) == ()
+    bad, good = Kept(5, 6, 12), Kept(40, 43, 43)
+    assert to_treat(many, bad) == ()
+    assert to_treat(found.layers, bad) == found.layers[:1]
+    assert to_treat(found.layers, good) == ()
+
+
+def test_the_verdict_says_whether_weights_or_activations_cause_most() -> None:
+    numbers = r"The outputs keep 5\.0 dB \(6\.0 with weights alone in int8, 12\.0 with activations alone\)\. "
+    weights = r'No layer .* Weights cause most of it: treat them all \(recover="auto", weight_granularity="per_channel"'
+    assert re.match(numbers + weights, verdict((), Kept(5, 6, 12)))
+    activations = r'No layer .* Activations cause most of it, .* treat them all \(recover="auto", recover="best", which'
+    assert re.search(activations, verdict((), Kept(5, 12, 6)))
+    assert verdict((), Kept(40, 43, 43)).endswith("with activations alone). Nothing to treat.")
+    for kept in (Kept(5, 6, 12), Kept(5, 12, 6)):
+        assert 'recover="auto"' not in verdict((), kept, is_mended=True)
+
+
+def test_weights_that_are_mended_are_not_to_be_mended(found: Analysis) -> None:
+    for rule in RULES:
+        for_it = [Finding(Case(found.layers[0], None, is_mended), rule).what for is_mended in (False, True)]
+        assert "{" not in "".join(for_it)
+        assert 'recover="auto"' not in for_it[1]
+        assert ('recover="auto"' in for_it[0]) == (rule.remedy == FLOAT)
+    coarse = quantized(net(), weight_bits=3, weight_granularity="per_channel")
+    for recipe, is_said in ((None, True), (Recipe("biases"), True), (Recipe("weights"), False)):
+        analysis = analyze(None, replace(coarse, recipe=recipe), images(3, seed=2))
+        assert analysis.advice
+        assert all(('recover="auto"' in advice.what) == is_said for advice in analysis.advice)
 
 
 def test_a_key_names_the_module_or_the_operator_where_the_module_holds_more(found: Analysis) -> None:

@@ -10,7 +10,7 @@ from openneutron.accuracy.layers import INPUT, REQUANTIZE
 from openneutron.accuracy.result import LayerAccuracy
 
 __all__ = [
-    "FLOAT", "HEALTHY_DB", "OBSERVER", "PER_CHANNEL", "RECOVER", "Case", "Finding", "Rule",
+    "FLOAT", "HEALTHY_DB", "OBSERVER", "PER_CHANNEL", "RECOVER", "Case", "Finding", "Kept", "Rule",
     "code_of", "finding_of", "to_treat", "verdict",
 ]  # fmt: skip
 
@@ -28,7 +28,23 @@ FAR_BEYOND = 0.1
 ENOUGH = 0.5
 MOST_LAYERS = 2
 
+OR_MEND = '; or round its weights by what they do (recover="auto")'
 PER_CHANNEL, FLOAT, OBSERVER, RECOVER, INPUT_RANGE = "per channel", "float", "observer", "recovery", "input"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The SQNR of the outputs in dB: as they are, with weights and biases alone quantized, with activations alone."""
+
+    output_db: float
+    weights_db: float
+    activations_db: float
+
+    def __str__(self) -> str:
+        return (
+            f"The outputs keep {self.output_db:.1f} dB ({self.weights_db:.1f} with weights alone in int8, "
+            f"{self.activations_db:.1f} with activations alone)."
+        )
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,8 @@ class Case:
     layer: LayerAccuracy
     per_channel: float | None
     """The share of the error that one scale for each channel of its weight removes; None where it cannot have them."""
+    is_mended: bool = False
+    """Whether its weights are rounded by what they do already."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,7 @@ class Rule:
     why: str
     """The reason, with names of fields of `LayerAccuracy` to fill in, and `median_code` of its `largest_codes`."""
     what: str
+    """What to try, with `or_mend` where rounding the weights anew may do, if that has not been done."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,11 @@ class Finding:
         """The rule's reason with the layer's numbers."""
         codes = self.layer.largest_codes
         return self.rule.why.format_map({**vars(self.layer), "median_code": median_low(codes) if codes else 0})
+
+    @property
+    def what(self) -> str:
+        """What to try."""
+        return self.rule.what.format(or_mend="" if self.case.is_mended else OR_MEND)
 
     @property
     def removes(self) -> float | None:
@@ -119,7 +143,7 @@ RULES = (
         _is_weak,
         "{weak_channels} of the {weight_channels} channels of its weight have fewer than 8 of 255 codes, and scales "
         "for each channel do not help.",
-        'Leave it in float, on the CPU; or round its weights by what they do (recover="auto").',
+        "Leave it in float, on the CPU{or_mend}.",
     ),
     Rule(
         RECOVER,
@@ -132,18 +156,18 @@ RULES = (
         FLOAT,
         lambda _: True,
         "Its own rounding leaves {own_sqnr_db:.1f} dB, over a range of {float_range[0]:.4g} to {float_range[1]:.4g}.",
-        'Leave it in float, on the CPU; or round its weights by what they do (recover="auto").',
+        "Leave it in float, on the CPU{or_mend}.",
     ),
 )
 """Tried in this order. What calibration got wrong comes first: other remedies would only hide it."""
 
 
-def to_treat(layers: Sequence[LayerAccuracy], output_sqnr_db: float) -> tuple[LayerAccuracy, ...]:
+def to_treat(layers: Sequence[LayerAccuracy], kept: Kept) -> tuple[LayerAccuracy, ...]:
     """The layers to treat, at most two, the worst first. `layers` are sorted as those of an `Analysis`.
 
     None where the outputs are good, or no layer causes much of the error by itself.
     """
-    if output_sqnr_db >= HEALTHY_DB:
+    if kept.output_db >= HEALTHY_DB:
         return ()
     return tuple(layer for layer in layers if (layer.error_share or 0.0) >= SMALLEST_SHARE)[:MOST_LAYERS]
 
@@ -153,18 +177,26 @@ def finding_of(case: Case) -> Finding:
     return Finding(case, next(rule for rule in RULES if rule.applies(case)))
 
 
-def verdict(treated: Sequence[LayerAccuracy], output_sqnr_db: float) -> str:
-    """In a sentence, whether anything is to be treated."""
-    if output_sqnr_db >= HEALTHY_DB:
-        return f"Nothing to treat: the outputs keep {output_sqnr_db:.1f} dB."
-    if not treated:
-        return (
-            f"The outputs keep {output_sqnr_db:.1f} dB, and no layer that was measured causes {SMALLEST_SHARE:.0%} of "
-            'the error alone: treat the network as a whole (recover="fast", weight_granularity="per_channel", '
-            "quantization-aware training)."
-        )
-    names = (f"'{layer.node}'" + (f" ({layer.module})" if layer.module else "") for layer in treated)
-    return f"The outputs keep {output_sqnr_db:.1f} dB. Treat {' and '.join(names)} first."
+def verdict(treated: Sequence[LayerAccuracy], kept: Kept, *, is_mended: bool = False) -> str:
+    """In a sentence or two, how good the outputs are, and whether anything is to be treated.
+
+    `is_mended` says that weights are rounded by what they do already.
+    """
+    if kept.output_db >= HEALTHY_DB:
+        return f"{kept} Nothing to treat."
+    if treated:
+        names = (f"'{layer.node}'" + (f" ({layer.module})" if layer.module else "") for layer in treated)
+        return f"{kept} Treat {' and '.join(names)} first."
+    recover = "" if is_mended else 'recover="auto", '
+    if kept.weights_db < kept.activations_db:
+        cause = f'Weights cause most of it: treat them all ({recover}weight_granularity="per_channel", '
+    else:
+        cause = f"Activations cause most of it, so that other weights would win little: treat them all ({recover}"
+        cause += 'recover="best", which tries other ranges, '
+    return (
+        f"{kept} No layer that was measured causes {SMALLEST_SHARE:.0%} of the error alone. {cause}"
+        "quantization-aware training)."
+    )
 
 
 def code_of(finding: Finding, layers: Sequence[LayerAccuracy]) -> str:

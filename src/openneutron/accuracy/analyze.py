@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from openneutron.accuracy import advice as rules
+from openneutron.accuracy.advice import Kept
 from openneutron.accuracy.compare import compare_layers
 from openneutron.accuracy.layers import QuantizedLayer, QuantizedLayers, find_layers
 from openneutron.accuracy.replay import record
@@ -54,7 +55,8 @@ def analyze(
     had options (`layers`, a target). `data` and `transform` are what `quantize` takes to calibrate with, labels behind
     the inputs are ignored. The first `samples` are used.
 
-    Of each layer it measures the noise of its output, all noise before it included, and its own. Its share of the final
+    Of the outputs it measures the noise, also with weights and biases alone quantized, and with activations alone. Of
+    each layer it measures the noise of its output, all noise before it included, and its own. Its share of the final
     error is what disappears with this layer alone in float: measured on the first `share_samples` for the `candidates`
     layers with most noise of their own. `progress` is told the steps. With a `program`, it is also compared with the
     module, layer by layer (`compare_layers`, which has its own errors), on `share_samples`.
@@ -76,22 +78,26 @@ def analyze(
     tried = inputs[:share_samples]
     steps = _Steps(progress, len(inputs) + len(tried) * min(candidates, len(found.layers)))
     statistics = [Statistics(layer) for layer in found.layers]
-    outputs = _gather(found, statistics, inputs, steps)
+    noise = _gather(found, statistics, inputs, steps)
 
     chosen = sorted(statistics, key=lambda one: one.own.sqnr_db)[:candidates]
     treated: list[tuple[QuantizedLayer, Treatment]] = [(one.layer, to_float) for one in chosen]
     shares = dict(zip((one.layer for one in chosen), shares_of(found, treated, tried, steps.done), strict=True))
     rows = {one.layer: _row(position, one, shares.get(one.layer)) for position, one in enumerate(statistics)}
     layers = tuple(sorted(rows.values(), key=_worst_first))
-    output_sqnr_db = _decibels(noise_ratio(outputs) / len(outputs))
-    guilty = rules.to_treat(layers, output_sqnr_db)
+    kept = Kept(*(_decibels(noise_ratio(outputs) / len(outputs)) for outputs in noise))
+    guilty = rules.to_treat(layers, kept)
+    recipe = quantized.recipe if isinstance(quantized, QuantizedModel) else None
+    is_mended = recipe is not None and recipe.mends == "weights"
     return Analysis(
         layers=layers,
-        output_sqnr_db=output_sqnr_db,
+        output_sqnr_db=kept.output_db,
+        weights_sqnr_db=kept.weights_db,
+        activations_sqnr_db=kept.activations_db,
         samples=len(inputs),
         share_samples=len(tried),
-        verdict=rules.verdict(guilty, output_sqnr_db),
-        advice=_advice(guilty, found, rows, tried),
+        verdict=rules.verdict(guilty, kept, is_mended=is_mended),
+        advice=_advice(guilty, found, rows, tried, is_mended=is_mended),
         comparison=None if program is None else compare_layers(quantized, program, tried, samples=len(tried)),
     )
 
@@ -139,9 +145,13 @@ class _Steps:
 @torch.no_grad()
 def _gather(
     found: QuantizedLayers, statistics: Sequence[Statistics], inputs: Sequence[tuple[torch.Tensor, ...]], steps: _Steps
-) -> list[Noise]:
-    """Run both graphs on all samples and let each layer see its values; returns the noise of each output."""
-    outputs: list[Noise] = []
+) -> list[list[Noise]]:
+    """Run both graphs on all samples and let each layer see its values.
+
+    Returns the noise of each output: with all quantized, with weights and biases alone, with activations alone.
+    """
+    outputs: list[list[Noise]] = []
+    constants, roundings = found.float_constants, found.roundings
     for sample in inputs:
         wanted, given = record(found.reference, sample), record(found.module, sample)
         for one in statistics:
@@ -155,17 +165,21 @@ def _gather(
             codes = given[layer.quantize]
             value = (codes.float() - layer.qparams.zero_point) * layer.qparams.scale
             one.add(wanted[layer.twin], layer.in_float(found.module, given), codes, value)
-        ends = (float_outputs(values[output_node(graph)]) for values, graph in (
-            (wanted, found.reference.graph), (given, found.module.graph),
-        ))  # fmt: skip
-        pairs = list(zip(*ends, strict=True))
-        if not pairs:
-            raise ModelError("The model returns no float tensor, so there is no error at its end to explain.")
-        outputs = outputs or [Noise() for _ in pairs]
-        for noise, (reference, output) in zip(outputs, pairs, strict=True):
-            noise.add(reference, output)
+        alone = (record(found.module, sample, skipped=roundings), record(found.module, sample, known=constants))
+        signals = _outputs_of(found.reference, wanted)
+        outputs = outputs or [[Noise() for _ in signals] for _ in range(3)]
+        for sums, values in zip(outputs, (given, *alone), strict=True):
+            for noise, signal, output in zip(sums, signals, _outputs_of(found.module, values), strict=True):
+                noise.add(signal, output)
         steps.done()
     return outputs
+
+
+def _outputs_of(module: GraphModule, values: Mapping[Node, Any]) -> list[torch.Tensor]:
+    found = float_outputs(values[output_node(module.graph)])
+    if not found:
+        raise ModelError("The model returns no float tensor, so there is no error at its end to explain.")
+    return found
 
 
 def _advice(
@@ -173,19 +187,21 @@ def _advice(
     found: QuantizedLayers,
     rows: dict[QuantizedLayer, LayerAccuracy],
     samples: Sequence[tuple[torch.Tensor, ...]],
+    *,
+    is_mended: bool,
 ) -> tuple[Advice, ...]:
     """What to do about some layers; scales for each channel are tried first."""
     layer_of = {row.node: layer for layer, row in rows.items()}
     tried = [row.node for row in treated if row.can_be_per_channel]
     treatments: list[tuple[QuantizedLayer, Treatment]] = [(layer_of[node], weight_per_channel) for node in tried]
     shares = dict(zip(tried, shares_of(found, treatments, samples), strict=True)) if tried else {}
-    findings = [rules.finding_of(rules.Case(row, shares.get(row.node))) for row in treated]
+    findings = [rules.finding_of(rules.Case(row, shares.get(row.node), is_mended)) for row in treated]
     return tuple(
         Advice(
             node=one.layer.node,
             module=one.layer.module,
             why=one.why,
-            what=one.rule.what,
+            what=one.what,
             code=rules.code_of(one, list(rows.values())),
             removes=one.removes,
         )

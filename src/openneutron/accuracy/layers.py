@@ -137,6 +137,16 @@ class QuantizedLayers:
     order: Mapping[Node, int]
     """The position of each node of the module."""
 
+    @property
+    def float_constants(self) -> dict[Node, torch.Tensor]:
+        """The float values of all constants that layers read quantized, by the nodes that yield them so."""
+        return {node: value for layer in self.layers for node, value in layer.constants.items()}
+
+    @property
+    def roundings(self) -> set[Node]:
+        """The nodes that quantize activations, and those that dequantize them."""
+        return {node for layer in self.layers for node in (layer.quantize, *layer.readers)} | set(self.identities)
+
 
 def find_layers(module: GraphModule, reference: GraphModule, target: str) -> QuantizedLayers:
     """The layers of `module`, which was converted from the float graph `reference`. Linear in nodes and weights.

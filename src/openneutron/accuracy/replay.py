@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,12 +28,28 @@ def evaluate(module: GraphModule, node: Node, value_of: Callable[[Node], Any]) -
 
 
 @torch.no_grad()
-def record(module: GraphModule, inputs: Sequence[torch.Tensor]) -> dict[Node, Any]:
-    """The value of every node for one sample. Linear in nodes; all values are in memory until the result is let go."""
+def record(
+    module: GraphModule,
+    inputs: Sequence[torch.Tensor],
+    *,
+    known: Mapping[Node, Any] = MappingProxyType({}),
+    skipped: Collection[Node] = frozenset(),
+) -> dict[Node, Any]:
+    """The value of every node for one sample, given those that are `known`; `skipped` ones yield what they read.
+
+    Linear in nodes; all values are in memory until the result is let go.
+    """
     waiting = iter(inputs)
     values: dict[Node, Any] = {}
     for node in module.graph.nodes:
-        values[node] = next(waiting) if node.op == "placeholder" else evaluate(module, node, values.__getitem__)
+        if node.op == "placeholder":
+            values[node] = next(waiting)
+        elif node in known:
+            values[node] = known[node]
+        elif node in skipped:
+            values[node] = values[node.args[0]]
+        else:
+            values[node] = evaluate(module, node, values.__getitem__)
     return values
 
 

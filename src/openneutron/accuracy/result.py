@@ -106,6 +106,10 @@ class Analysis:
     """Sorted: the largest share of the error first, then what was not measured; within these the lowest SQNR first."""
     output_sqnr_db: float
     """Of the model's outputs; of several, their noise-to-signal ratios are averaged."""
+    weights_sqnr_db: float
+    """The same with weights and biases alone quantized, activations in float."""
+    activations_sqnr_db: float
+    """The same with activations alone quantized: about as much as other weights could keep."""
     samples: int
     share_samples: int
     """How many of the samples the shares were measured on."""
