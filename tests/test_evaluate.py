@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,25 @@ def test_several_inputs_and_data_without_batches() -> None:
     batched, single = (DataLoader[Any](pairs, batch_size=size) for size in (2, None))  # type: ignore[arg-type]
     for loader in (batched, single, pairs):
         assert evaluate(Sum(), loader) == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize(("jobs", "most"), [(1, 2), (2, 8)])
+def test_samples_are_let_go(jobs: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "SAMPLES_OF_A_JOB", 2)
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    counts = []
+
+    def samples() -> Iterator[tuple[Tensor, int]]:
+        for image, label in data():
+            counts.append(len(alive))
+            own = image.clone()
+            alive.add(own)
+            yield own, label
+            del own
+
+    assert evaluate(network(), samples(), jobs=jobs) == evaluate(network(), data())
+    assert len(counts) == 40
+    assert max(counts) <= most
 
 
 def test_outputs_keep_their_form_in_other_processes() -> None:

@@ -7,6 +7,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ __all__ = ["evaluate", "top1"]
 Sample = tuple[tuple[Any, ...], Any]
 Metric = Callable[[Any, Any], Any]
 
-# Parts of the work for each process: fewer send the model less often, more lose less with a worker.
+# So many samples for each process are read at once, in so many parts: fewer parts send the model less often, more lose
+# less with a worker.
+SAMPLES_OF_A_JOB = 128
 PARTS_OF_A_JOB = 2
 
 
@@ -44,7 +47,8 @@ def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric 
     pairs, or a DataLoader, whose batches are cut to the batch size of `run`, of a module with none to 1; what does not
     fill the last one is left out. `metric` is "top1", the percentage of samples whose class is right, or a function of
     outputs and label that returns a number. `jobs` processes share the samples, and `joblib.parallel_config` says
-    where; the number is the same to the bit. A function as `metric` must then be one that can be pickled.
+    where; the number is the same to the bit. A function as `metric` must then be one that can be pickled. Samples are
+    read as they are needed, so that data may be larger than memory.
 
     Raises `OptionError` for another `metric` or `jobs`, `InputError` for data that are empty or no pairs, and
     `ModelError` where `jobs` is above 1 and the module cannot be pickled.
@@ -54,16 +58,23 @@ def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric 
         raise OptionError(f"metric is 'top1' or a function of outputs and label, not {metric!r}.")
     score = metric if callable(metric) else top1
     run = HostProgram.from_bytes(run.portable) if isinstance(run, NeutronProgram) else run
-    samples = list(_samples(data, _batch_size(run)))
-    if not samples:
+    scores = list(_all_scores(run, score, _samples(data, _batch_size(run)), jobs))
+    if not scores:
         raise InputError("There are no data to evaluate on: give pairs of inputs and label.")
-    if jobs == 1:
-        scores = _scores(run.run if isinstance(run, HostProgram) else run, score, samples)
-        return math.fsum(scores) / len(scores)
-    todo = parts(samples, jobs * PARTS_OF_A_JOB)
-    work = functools.partial(_scores_elsewhere, _pickled(run), score)
-    scores = [value for part in in_order(work, todo, jobs) for value in part]
     return math.fsum(scores) / len(scores)
+
+
+def _all_scores(run: Any, score: Metric, samples: Iterator[Sample], jobs: int) -> Iterator[float]:
+    """In order. Samples are read as they are needed, and let go."""
+    if jobs == 1:
+        runs = run.run if isinstance(run, HostProgram) else run
+        for sample in samples:
+            yield from _scores(runs, score, [sample])
+        return
+    work = functools.partial(_scores_elsewhere, _pickled(run), score)
+    while some := list(islice(samples, jobs * SAMPLES_OF_A_JOB)):
+        for part in in_order(work, parts(some, jobs * PARTS_OF_A_JOB), jobs):
+            yield from part
 
 
 def _batch_size(run: Any) -> int:
