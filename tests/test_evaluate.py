@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.flow_support import seeded
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from openneutron import load, lower, quantize
 from openneutron.accuracy import evaluate
+from openneutron.accuracy.evaluate import top1
 from openneutron.errors import InputError, ModelError, OptionError
 
 
@@ -47,6 +49,18 @@ def test_top1_is_a_percentage() -> None:
     assert 0 < sum(hits) < 40
     assert evaluate(model, data()) == pytest.approx(100 * sum(hits) / 40)
     assert evaluate(model, (pair for pair in data())) == evaluate(model, [((x,), label) for x, label in data()])
+
+
+def test_top1_of_several_rows() -> None:
+    outputs = torch.tensor([[1.0, 3, 2], [5, 0, 0], [0, 0, 1]])
+    assert top1(outputs, torch.tensor([1, 0, 1])) == pytest.approx(200 / 3)
+    assert top1((outputs, None), torch.tensor([1, 0, 2])) == 100
+    assert [top1(outputs[:1, :, None], label) for label in (1, torch.tensor(1), torch.tensor([1]), np.int64(1), 0)] == [
+        *[100.0] * 4, 0.0,
+    ]  # fmt: skip
+    for label in (torch.tensor([1, 0]), torch.tensor([[0, 1, 0]] * 3), torch.tensor([1.0, 0, 0]), "cat"):
+        with pytest.raises(InputError, match="top1 takes the number of a class"):
+            top1(outputs, label)
 
 
 def test_all_that_runs_is_taken_by_any_number_of_processes(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_unflatten
 from torch.utils.data import DataLoader, Dataset
 
 from openneutron.calibration.graph import bare
-from openneutron.data import in_batches, items_of
+from openneutron.data import described, in_batches, items_of
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.flow import NeutronProgram, QuantizedModel
 from openneutron.fx import placeholders
@@ -35,9 +35,19 @@ PARTS_OF_A_JOB = 2
 
 
 def top1(outputs: Any, label: Any) -> float:
-    """100 where the largest of the outputs [1, classes] is that of the label, else 0: its mean is in percent."""
+    """In percent, of how many rows of the outputs [rows, ...] the largest value is that of the label, one for each row.
+
+    With one label, all of the outputs are its row. Raises `InputError` for other labels.
+    """
     first = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
-    return 100.0 * float(int(first.argmax()) == int(label))
+    try:
+        labels = torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"top1 takes the number of a class, not {label!r}.") from error
+    rows = first.reshape(1 if labels.numel() == 1 else len(first), -1)
+    if labels.numel() != len(rows) or labels.is_floating_point():
+        raise InputError(f"top1 takes the number of a class for each of {len(rows)} rows, not {described([labels])}.")
+    return 100.0 * float((rows.argmax(1) == labels.flatten()).double().mean())
 
 
 def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric = "top1", jobs: int = 1) -> float:
