@@ -31,6 +31,9 @@ POSITIONS_PER_INPUT = 16
 DAMPING = 0.01
 # The same for the weights that H and the float outputs ask for: upstream errors are only partly predictable.
 PULL = 0.3
+# So many positions are worth one there: those of a sample are alike, and errors upstream are its own for the most part.
+# What fits them is nearer to float on the samples, and farther on others.
+ALIKE = 100.0
 # Candidates for the scale, of the one that the extremes or the squared error chose.
 SHRINKING = (1.0, 0.9, 0.8, 0.7, 0.6)
 # Of the mean square of the inputs, what is added to the diagonal of H in any case: sums of products in float32 are not
@@ -115,9 +118,12 @@ def _round(layer: Layer, reading: Reading) -> None:
 
 
 def _wanted(rows: torch.Tensor, moments: _Moments) -> torch.Tensor:
-    """The weights that bring the outputs nearest to the float ones, given the inputs as they are now."""
+    """The weights that bring the outputs nearest to the float ones, given the inputs as they are now.
+
+    They are pulled towards `rows` the more, the more inputs there are for each position.
+    """
     size = rows.shape[-1]
-    pull = (PULL + 1 / moments.trust - 1) * _mean_of_diagonal(moments.own)
+    pull = (PULL + ALIKE * (1 / moments.trust - 1)) * _mean_of_diagonal(moments.own)
     system = moments.own + pull * torch.eye(size, dtype=torch.float64)
     wanted: torch.Tensor = torch.linalg.solve(system, rows @ moments.cross + pull * rows, left=False)
     return wanted
