@@ -11,6 +11,7 @@ import torch
 from examples.digits.network import load_digits_split, load_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.flow_support import seeded
 from tests.recovery_models import exported, images, network
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -293,13 +294,13 @@ def test_high_biases_stay_where_zero_or_a_clip_means_something(activation: nn.Mo
 @pytest.mark.parametrize("level", [0.3, 30.0, 3000.0])
 def test_channels_that_never_vary_are_rounded_too(level: float) -> None:
     """Their covariance is nothing but what float32 rounds; their quantized values lie beside the real ones."""
-    model = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.ReLU(), nn.Conv2d(3, 4, 1)).eval()
-    samples = [(torch.cat([image[:, :2] * level, torch.full_like(image[:, :1], level)], 1),) for (image,) in images(8)]
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.ReLU(), nn.Conv2d(3, 4, 1))).eval()
+    samples = [(torch.cat([image[:, :2] * level, torch.full_like(image[:, :1], level)], 1),) for (image,) in images(64)]
     module = exported(model)
     quantized = converted(module, samples)
     before = noise(module, quantized, samples)
     round_weights(quantized, module, samples)
-    assert noise(module, quantized, samples) <= 1.1 * before  # in both, chance decides on half a step
+    assert noise(module, quantized, samples) <= before
 
 
 # ------------------------------------------------------------------------------------------- as far as samples are many

@@ -118,14 +118,15 @@ def inputs_in(
 
 def items_of(data: Iterable[Any] | Dataset[Any]) -> Iterable[Any]:
     """What `data` hold, one after the other: an iterable as it is, a data set by number. Raises `InputError`."""
-    if isinstance(data, Iterable) and not isinstance(data, Mapping):
-        return data
-    if isinstance(data, Mapping) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
-        raise InputError(
-            "data are an iterable of inputs, a tensor of samples, a data set, or a folder of images or .npy files, not "
-            f"{data!r}."
-        )
-    return (data[index] for index in range(len(data)))
+    if not isinstance(data, Mapping):
+        if isinstance(data, Iterable):
+            return data
+        if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+            return (data[index] for index in range(len(data)))
+    raise InputError(
+        "data are an iterable of inputs, a tensor of samples, a data set, or a folder of images or .npy files, not "
+        f"{data!r}."
+    )
 
 
 def in_batches(values: Sequence[Any], sizes: Sequence[int | None]) -> Iterator[tuple[Any, ...]]:
