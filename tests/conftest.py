@@ -1,17 +1,20 @@
-"""What makes thousands of small exports affordable."""
+"""What makes thousands of small exports affordable, and what tests that read data need."""
 
 from __future__ import annotations
 
 import functools
 import gc
 import os
+from pathlib import Path
 
+import pytest
+import torch
 import torch._export.utils
 
 # Test processes share the cores already: threads of several that wait for one another spin, and take the time of those
 # that compute. Processes that tests start inherit it.
-os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # 7 % of the time went into looking for cycles among all that torch holds, every 700 allocations.
 gc.set_threshold(200_000, 20, 100)
@@ -21,3 +24,26 @@ gc.set_threshold(200_000, 20, 100)
 torch._export.utils._collect_all_valid_cia_ops_for_namespace = functools.cache(
     torch._export.utils._collect_all_valid_cia_ops_for_namespace
 )
+
+DATA_VARIABLE = "OPENNEUTRON_DATA"
+DATA_FOLDER = os.environ.get(DATA_VARIABLE)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked `data` where no folder is named; hide the folder from all other tests.
+
+    So a test that reads data without the mark fails on every machine, not only on those without the data.
+    """
+    os.environ.pop(DATA_VARIABLE, None)
+    if item.get_closest_marker("data") is None:
+        return
+    if not DATA_FOLDER:
+        pytest.skip(f"{DATA_VARIABLE} is not set")
+    os.environ[DATA_VARIABLE] = DATA_FOLDER
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of weights, images and vendor's files, for tests marked `data`."""
+    return Path(os.environ[DATA_VARIABLE])

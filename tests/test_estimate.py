@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,49 +22,53 @@ from openneutron.report.inspect import Report, inspect_bytes
 from openneutron.report.memory import Lifetime, lifetimes, plan
 from openneutron.targets import TARGETS
 
-VENDOR = Path(os.environ.get("OPENNEUTRON_DATA", ""), "vendor")
-needs_data = pytest.mark.skipif("OPENNEUTRON_DATA" not in os.environ, reason="OPENNEUTRON_DATA is not set")
+FOLDERS = {"imxrt700": "imxrt700", "mcxn94x": "mcxn947"}
 DS_CNN, MOBILENET, CIFARNET = "ds_cnn_s", "mobilenet_v1_0.25_128_quant_int8", "cifarnet_quant_int8"
 
 
 @pytest.mark.data
-@needs_data
 class TestTwins:
     """The same model before and after NXP's converter."""
 
     @pytest.mark.parametrize(
-        ("target", "folder", "model", "scratch", "percent"),
+        ("target", "model", "scratch", "percent"),
         [
-            ("imxrt700", "imxrt700", DS_CNN, 16_000, -0.4),
-            ("imxrt700", "imxrt700", MOBILENET, 98_304, -0.0),
+            ("imxrt700", DS_CNN, 16_000, -0.4),
+            ("imxrt700", MOBILENET, 98_304, -0.0),
             # What N1 stores beside the codes is not fully known: see openneutron/report/weights.py.
-            ("mcxn94x", "mcxn947", DS_CNN, 16_000, -2.2),
-            ("mcxn94x", "mcxn947", MOBILENET, 98_304, 0.1),
-            ("mcxn94x", "mcxn947", CIFARNET, 40_960, -1.3),
+            ("mcxn94x", DS_CNN, 16_000, -2.2),
+            ("mcxn94x", MOBILENET, 98_304, 0.1),
+            ("mcxn94x", CIFARNET, 40_960, -1.3),
         ],
     )
     def test_scratch_is_exact_and_weights_are_near(
-        self, target: str, folder: str, model: str, scratch: int, percent: float
+        self, data_folder: Path, target: str, model: str, scratch: int, percent: float
     ) -> None:
-        before, after = inspect(VENDOR / "ref" / f"{model}.tflite", target), vendor(folder, model)
+        vendor = data_folder / "vendor"
+        before, after = reference(vendor, model, target), converted(vendor, target, model)
         assert before.scratch_bytes == after.scratch_bytes == scratch
         assert 100 * (before.weight_bytes / after.weight_bytes - 1) == pytest.approx(percent, abs=0.06)
         if target == "imxrt700":
             assert abs(before.weight_bytes / after.weight_bytes - 1) < 0.02
 
     @pytest.mark.parametrize("model", [DS_CNN, MOBILENET, CIFARNET])
-    def test_the_same_operators_are_left_to_the_cpu(self, model: str) -> None:
-        before, after = inspect(VENDOR / "ref" / f"{model}.tflite", "mcxn94x"), vendor("mcxn947", model)
+    def test_the_same_operators_are_left_to_the_cpu(self, data_folder: Path, model: str) -> None:
+        vendor = data_folder / "vendor"
+        before, after = reference(vendor, model, "mcxn94x"), converted(vendor, "mcxn94x", model)
         assert before.cpu_operators == after.cpu_operators
 
-    def test_what_is_read_from_microcode_is_no_estimate(self) -> None:
-        report = vendor("imxrt700", DS_CNN)
+    def test_what_is_read_from_microcode_is_no_estimate(self, data_folder: Path) -> None:
+        report = converted(data_folder / "vendor", "imxrt700", DS_CNN)
         assert report.cycles is None
         assert report.layers == ()
 
 
-def vendor(folder: str, model: str) -> Report:
-    return inspect(VENDOR / folder / f"{model}_npu.tflite")
+def reference(vendor: Path, model: str, target: str) -> Report:
+    return inspect(vendor / "ref" / f"{model}.tflite", target)
+
+
+def converted(vendor: Path, target: str, model: str) -> Report:
+    return inspect(vendor / FOLDERS[target] / f"{model}_npu.tflite")
 
 
 # Percent that the estimate is above what was stated. The MobileNetV1 is one of unknown size, taken for 1.0 at 224.

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -216,9 +215,8 @@ def test_255_of_everything_fit() -> None:
 
 
 @pytest.mark.data
-@pytest.mark.skipif("OPENNEUTRON_DATA" not in os.environ, reason="OPENNEUTRON_DATA is not set")
-def test_files_of_the_vendors_converter() -> None:
-    files = sorted(Path(os.environ["OPENNEUTRON_DATA"], "vendor").glob("*/*_npu.tflite"))
+def test_files_of_the_vendors_converter(data_folder: Path) -> None:
+    files = sorted((data_folder / "vendor").glob("*/*_npu.tflite"))
     assert len(files) == 5
     for file in files:
         for microcode, weights, kernels in neutron_graphs(file.read_bytes()):

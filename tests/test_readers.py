@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from openneutron.payload import pack_portable, parse
 from openneutron.profiling import kernels_of
 from openneutron.report.inspect import inspect_bytes
 
-DATA = os.environ.get("OPENNEUTRON_DATA")
 SLOWEST_SECONDS = 2.0
 MOST_BYTES = 4_000_000  # for files of some kilobytes
 
@@ -50,9 +48,8 @@ class TestTflite:
         assert graph.inputs[0].buffer is None
 
     @pytest.mark.data
-    @pytest.mark.skipif(not DATA, reason="OPENNEUTRON_DATA names no folder")
-    def test_reads_every_real_file(self) -> None:
-        files = sorted(Path(DATA or "").rglob("*.tflite"))
+    def test_reads_every_real_file(self, data_folder: Path) -> None:
+        files = sorted(data_folder.rglob("*.tflite"))
         assert len(files) > 10
         for file in files:
             model = tflite.read(file.read_bytes(), file.name)

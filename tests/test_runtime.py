@@ -25,7 +25,6 @@ from openneutron.runtime.engine import Port
 Shape = tuple[int, ...]
 SHAPE = (1, 4, 6, 8)
 
-needs_data = pytest.mark.skipif("OPENNEUTRON_DATA" not in os.environ, reason="OPENNEUTRON_DATA is not set")
 
 
 def random_int8(shape: Shape, seed: int = 0) -> Int8:
@@ -110,7 +109,6 @@ class TestNumbers:
             assert_equal(program.run(x), litert(double_model(SHAPE), x))
             assert_equal(other.run(a, b), litert(tflite, a, b))
 
-    @needs_data
     @pytest.mark.data
     @pytest.mark.parametrize(
         "name",
@@ -125,8 +123,8 @@ class TestNumbers:
         ],
     )
     @pytest.mark.parametrize("channels_last", [False, True])
-    def test_real_networks(self, name: str, channels_last: bool) -> None:
-        tflite = Path(os.environ["OPENNEUTRON_DATA"], name).read_bytes()
+    def test_real_networks(self, data_folder: Path, name: str, channels_last: bool) -> None:
+        tflite = (data_folder / name).read_bytes()
         interpreter = Interpreter(model_content=tflite)
         shape = tuple(int(size) for size in interpreter.get_input_details()[0]["shape"])
         output = interpreter.get_output_details()[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +10,15 @@ from tests.runtime_vendor import Filters, neutron_graphs, operators_outside, poi
 
 from openneutron.targets import TARGETS
 
-pytestmark = [
-    pytest.mark.data,
-    pytest.mark.skipif("OPENNEUTRON_DATA" not in os.environ, reason="OPENNEUTRON_DATA is not set"),
-]
+pytestmark = pytest.mark.data
 FOLDERS = {"imxrt700": "imxrt700", "mcxn94x": "mcxn947"}
 MODELS = {"imxrt700": ["ds_cnn_s", "mobilenet_v1_0.25_128_quant_int8"], "mcxn94x": [
     "ds_cnn_s", "mobilenet_v1_0.25_128_quant_int8", "cifarnet_quant_int8"]}  # fmt: skip
 
 
-def vendor_file(*parts: str) -> bytes:
-    return Path(os.environ["OPENNEUTRON_DATA"], "vendor", *parts).read_bytes()
+@pytest.fixture(scope="session")
+def vendor(data_folder: Path) -> Path:
+    return data_folder / "vendor"
 
 
 def runs_found(filters: Filters, weights: bytes, length: int) -> float:
@@ -32,21 +29,22 @@ def runs_found(filters: Filters, weights: bytes, length: int) -> float:
 
 @pytest.mark.parametrize("target", FOLDERS)
 @pytest.mark.parametrize("model", ["ds_cnn_s", "mobilenet_v1_0.25_128_quant_int8"])
-def test_weights_come_in_runs_of_the_macs_of_a_pipeline(target: str, model: str) -> None:
-    ((_, weights, _),) = neutron_graphs(vendor_file(FOLDERS[target], f"{model}_npu.tflite"))
+def test_weights_come_in_runs_of_the_macs_of_a_pipeline(vendor: Path, target: str, model: str) -> None:
+    ((_, weights, _),) = neutron_graphs((vendor / FOLDERS[target] / f"{model}_npu.tflite").read_bytes())
     granularity = TARGETS[target].macs_per_pipeline
     assert granularity is not None
-    wide = [filters for filters in pointwise_filters(vendor_file("ref", f"{model}.tflite")) if filters.shape[1] >= 32]
+    written = pointwise_filters((vendor / "ref" / f"{model}.tflite").read_bytes())
+    wide = [filters for filters in written if filters.shape[1] >= 32]
     runs = np.concatenate([filters.reshape(-1, 2 * granularity) for filters in wide])
     assert runs_found(runs, weights, granularity) == 1
     assert runs_found(runs, weights, 2 * granularity) < 0.1
 
 
 @pytest.mark.parametrize("target", FOLDERS)
-def test_only_softmax_and_conversions_are_left_outside(target: str) -> None:
+def test_only_softmax_and_conversions_are_left_outside(vendor: Path, target: str) -> None:
     widths = set()
     for model in MODELS[target]:
-        outside = operators_outside(vendor_file(FOLDERS[target], f"{model}_npu.tflite"))
+        outside = operators_outside((vendor / FOLDERS[target] / f"{model}_npu.tflite").read_bytes())
         assert {name for name, _ in outside} <= {"QUANTIZE", "SOFTMAX", "DEQUANTIZE"}
         widths |= {shape[-1] for name, shape in outside if name == "SOFTMAX"}
     assert widths <= {10, 12, 1001}
