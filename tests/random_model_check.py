@@ -1,0 +1,184 @@
+"""Holds a random model to its contract: a typed error no later than `lower()`, or a `.pte` that follows the module."""
+
+from __future__ import annotations
+
+import enum
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any
+
+import torch
+from tests.flow_support import convert, lower_documented
+from tests.random_models import RandomModel, draw_model
+
+from openneutron import lower, quantize
+from openneutron.accuracy.compare import Comparison, compare_layers
+from openneutron.errors import OpenNeutronError
+
+__all__ = ["Finding", "Outcome", "Way", "check", "check_seed", "draw_way"]
+
+Sample = tuple[Any, ...]
+
+CALIBRATION_SAMPLES = 8
+FOLLOWS_DB = 40.0
+"""A program this near to its converted module is not looked at layer by layer."""
+MIN_DB = 10.0
+"""A program farther from its converted module differs, whatever its layers say."""
+REFERENCE_DB = 30.0
+"""How near the float graph that was annotated must be to the model: decompositions approximate some functions."""
+
+
+class Outcome(enum.Enum):
+    """What became of a model."""
+
+    FOLLOWS = "the program follows the converted module"
+    REFUSED = "refused with a typed error"
+    UNTYPED = "an error that is not typed"
+    CANNOT_RUN = "a program that cannot run was written"
+    DIFFERS = "the program differs from the converted module"
+    REWRITTEN = "the annotated float graph computes another function than the model"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a model is quantized and lowered."""
+
+    documented: bool
+    strict: bool
+    recover: str | None
+    channels_last: bool
+    scattered: bool
+    """Whether calibration data are views with strides of other tensors."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An outcome, and what it was found by."""
+
+    outcome: Outcome
+    detail: str = ""
+    delegates: int = 0
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether this must not happen."""
+        return self.outcome not in (Outcome.FOLLOWS, Outcome.REFUSED)
+
+
+def draw_way(random: Random) -> Way:
+    """A way to go, most often the short one without recovery."""
+    documented = random.random() < 0.25
+    recover = None if documented else random.choice([None, None, None, "fast", "auto"])
+    return Way(documented, random.random() < 0.2, recover, random.random() < 0.2, random.random() < 0.3)
+
+
+def check_seed(seed: int) -> tuple[RandomModel, Way, Finding]:
+    """The model and the way of `seed`, and what became of them."""
+    random = Random(seed)
+    model, way = draw_model(random), draw_way(random)
+    return model, way, check(model, way)
+
+
+def check(model: RandomModel, way: Way) -> Finding:
+    """Take `model` all the way."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        samples = [_laid_out(sample, way) for sample in model.samples(CALIBRATION_SAMPLES, 0)]
+        unseen = model.samples(2, 1)
+        try:
+            return (_documented if way.documented else _short)(model, way, samples, unseen)
+        except OpenNeutronError as error:
+            return Finding(Outcome.REFUSED, f"{type(error).__name__}: {error}")
+        except Exception:  # the check is for errors of any type
+            return Finding(Outcome.UNTYPED, traceback.format_exc())
+
+
+def _short(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sample]) -> Finding:
+    quantized = quantize(model.build(), samples[0], samples, recover=way.recover, strict=way.strict, progress=False)
+    if quantized.reference is not None:
+        module = model.build()
+        for sample in unseen:
+            figure = _worst_db(module(*sample), quantized.reference(*sample))
+            if figure < REFERENCE_DB:
+                return Finding(Outcome.REWRITTEN, f"{figure:.1f} dB")
+    program = lower(quantized)
+    delegates = len({row.partition for row in program.placement if row.where == "npu"})
+    left = [row.op for row in program.placement if row.where == "cpu"]
+    layers = partial(compare_layers, quantized, program, unseen)
+    return _held(_Program(program.run, delegates, left), quantized.module, unseen, layers)
+
+
+def _documented(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sample]) -> Finding:
+    converted = convert(model.build(), samples[0], strict=way.strict, calibration=samples)
+    lowered = lower_documented(converted, samples[0])
+    program = _Program(lowered.run, lowered.delegates, lowered.cpu)
+    layers = partial(compare_layers, converted, lowered.pte, unseen, example_inputs=samples[0])
+    return _held(program, converted, unseen, layers)
+
+
+@dataclass(frozen=True)
+class _Program:
+    run: Callable[..., Any]
+    delegates: int
+    cpu: list[str]
+
+
+def _held(
+    program: _Program, converted: Callable[..., Any], unseen: list[Sample], layers: Callable[[], Comparison]
+) -> Finding:
+    """Run `program` beside the converted module; `layers` compares them layer by layer."""
+    try:
+        found = [program.run(*sample) for sample in unseen]
+    except OpenNeutronError as error:
+        return Finding(Outcome.CANNOT_RUN, f"{error}; on the CPU: {program.cpu}", program.delegates)
+    wanted = [converted(*sample) for sample in unseen]
+    figure = min(_worst_db(want, got) for got, want in zip(found, wanted, strict=True))
+    if figure >= FOLLOWS_DB:
+        return Finding(Outcome.FOLLOWS, f"{figure:.1f} dB", program.delegates)
+    first = layers().first
+    outcome = Outcome.FOLLOWS if first is None and figure > MIN_DB else Outcome.DIFFERS
+    return Finding(outcome, f"{figure:.1f} dB; {first}", program.delegates)
+
+
+def _laid_out(sample: Sample, way: Way) -> Sample:
+    return tuple(_in_strides(value, way) if isinstance(value, torch.Tensor) else value for value in sample)
+
+
+def _in_strides(value: torch.Tensor, way: Way) -> torch.Tensor:
+    if way.channels_last and value.dim() == 4:
+        return value.contiguous(memory_format=torch.channels_last)
+    if way.scattered and value.dim() >= 2:
+        return value.transpose(0, -1).contiguous().transpose(0, -1)
+    return value
+
+
+def _worst_db(wanted: Any, found: Any) -> float:
+    """The smallest SQNR of the outputs in dB; minus infinity where their forms differ."""
+    pairs = list(zip(_tensors(wanted), _tensors(found), strict=False))
+    if len(pairs) != len(_tensors(wanted)) or len(pairs) != len(_tensors(found)):
+        return -float("inf")
+    return min((_db(want, got) for want, got in pairs), default=float("inf"))
+
+
+def _db(want: torch.Tensor, got: torch.Tensor) -> float:
+    if want.shape != got.shape or want.dtype != got.dtype:
+        return -float("inf")
+    if want.numel() == 0 or not want.is_floating_point():
+        return float("inf")  # an index or a truth value may change sides where its operands are a step apart
+    noise = float((want.double() - got.double()).pow(2).mean())
+    signal = float(want.double().pow(2).mean())
+    if noise <= 1e-12 * max(signal, 1e-12):
+        return float("inf")
+    return 10 * torch.log10(torch.tensor(max(signal, 1e-30) / noise)).item()
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [leaf for part in value for leaf in _tensors(part)] if isinstance(value, (tuple, list)) else []

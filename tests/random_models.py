@@ -1,0 +1,224 @@
+"""Random models as Python source, with the inputs that they take.
+
+A model is drawn a statement at a time. Each statement is run once on real tensors when it is drawn, and is dropped
+where torch itself refuses it, so that every model runs in float. `RandomModel.source` is a script that defines the
+model: a failure is reproduced by it alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import linecache
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from random import Random
+from types import ModuleType
+from typing import Any
+
+import torch
+from tests.random_statements import Drawn, statement
+from torch import nn
+
+__all__ = ["Input", "RandomModel", "draw_model"]
+
+Shape = tuple[int, ...]
+
+HEADER = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
+MAX_ELEMENTS = 4096
+"""A statement whose result is larger is dropped: random programs stay fast."""
+
+INPUT_SHAPES: tuple[Shape, ...] = (
+    (1, 4, 8, 8), (1, 3, 9, 7), (2, 4, 6, 6), (1, 6, 12), (2, 5, 8), (1, 8), (3, 16), (4, 8, 8), (7,), (1, 2, 3, 4, 5),
+)  # fmt: skip
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Input:
+    """How an input is sampled: normally distributed floats, a mask with some positions hidden, or a fixed value."""
+
+    shape: Shape
+    kind: str = "float"
+    """"float", "bool", "additive" (0 or a large negative number), or "fixed"."""
+    value: Any = None
+    """The value of a "fixed" input; the large negative number of an "additive" one."""
+
+    def sample(self, generator: torch.Generator) -> Any:
+        """A value of this input."""
+        if self.kind == "fixed":
+            return self.value
+        if self.kind == "float":
+            return torch.randn(self.shape, generator=generator)
+        hidden = torch.rand(self.shape, generator=generator) > 0.7
+        if hidden.dim():
+            hidden[..., :1] = False
+        return hidden if self.kind == "bool" else torch.zeros(self.shape).masked_fill(hidden, self.value)
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """A model by its source."""
+
+    source: str
+    inputs: Mapping[str, Input] = field(repr=False)
+    statements: int
+
+    def build(self) -> nn.Module:
+        """The module in eval mode, with the same random weights each time."""
+        name = f"random_model_{next(_numbers)}"
+        file = f"<{name}>"
+        linecache.cache[file] = (len(self.source), None, self.source.splitlines(keepends=True), file)
+        defined = sys.modules[name] = ModuleType(name)  # a strict export imports the module that defines a class
+        exec(compile(self.source, file, "exec"), vars(defined))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module: nn.Module = defined.Net().eval()
+            with torch.no_grad():
+                _trained_statistics(module)
+        return module
+
+    def samples(self, count: int, seed: int) -> list[tuple[Any, ...]]:
+        """Inputs in the order of the arguments of `forward`."""
+        generator = torch.Generator().manual_seed(seed)
+        return [tuple(given.sample(generator) for given in self.inputs.values()) for _ in range(count)]
+
+
+def draw_model(random: Random, *, most_statements: int = 30) -> RandomModel:
+    """A model of 3 to `most_statements` statements."""
+    while True:
+        drawn = _draw(random, random.randint(3, most_statements))
+        if drawn is not None:
+            return drawn
+
+
+def _draw(random: Random, count: int) -> RandomModel | None:
+    inputs = _draw_inputs(random)
+    generator = torch.Generator().manual_seed(0)
+    scope: dict[str, Any] = {name: given.sample(generator) for name, given in inputs.items()}
+    state = _State(random, scope, [name for name, given in inputs.items() if given.kind == "float"])
+    state.masks = [name for name, given in inputs.items() if given.kind in ("bool", "additive")]
+    for _ in range(4 * count):
+        if state.accepted >= count:
+            break
+        state.try_statement()
+    if state.accepted < 3:
+        return None
+    returned = _draw_outputs(random, state)
+    if returned is None:
+        return None
+    source = _source(state, inputs, returned)
+    return RandomModel(source, inputs, state.accepted)
+
+
+class _State:
+    """What has been drawn so far."""
+
+    def __init__(self, random: Random, scope: dict[str, Any], values: list[str]) -> None:
+        self.random = random
+        self.values = values
+        self.masks: list[str] = []
+        self.parts: list[str] = []
+        self.lines: list[str] = []
+        self.accepted = 0
+        self.holder = nn.Module().eval()
+        self.scope = {"torch": torch, "nn": nn, "F": torch.nn.functional, "self": self.holder, **scope}
+
+    def try_statement(self) -> None:
+        name = f"v{len(self.lines)}"
+        chosen = self.random.choice(self.values[-4:] if self.random.random() < 0.7 else self.values)
+        drawn = statement(self.random, name, chosen, self.shapes(), len(self.parts))
+        if not self._runs(drawn, name):
+            return
+        self.lines += drawn.lines
+        self.parts += drawn.parts
+        self.values.append(name)
+        self.accepted += 1
+
+    def shapes(self) -> dict[str, Shape]:
+        return {name: tuple(self.scope[name].shape) for name in (*self.values, *self.masks)}
+
+    def _runs(self, drawn: Drawn, name: str) -> bool:
+        """Run the statement; its effects are kept where it is good."""
+        before = {key: value.clone() for key, value in self.scope.items() if isinstance(value, torch.Tensor)}
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            try:
+                exec("\n".join(drawn.parts), self.scope)
+                self.holder.eval()
+                exec("\n".join(drawn.lines), self.scope)
+            except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
+                self.scope.update(before)
+                return False
+        value = self.scope[name]
+        good = isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.numel() <= MAX_ELEMENTS
+        if good and value.dim() <= 5 and bool(value.isfinite().all()) and float(value.abs().sum()) < 1e5 * MAX_ELEMENTS:
+            return True
+        self.scope.update(before)
+        del self.scope[name]
+        return False
+
+
+def _draw_inputs(random: Random) -> dict[str, Input]:
+    shape = random.choice(INPUT_SHAPES)
+    inputs = {"x": Input(shape)}
+    kind = random.random()
+    if kind < 0.2:
+        inputs["y"] = Input(shape)
+    elif kind < 0.3:
+        inputs["y"] = Input(tuple(1 if random.random() < 0.5 else size for size in shape))
+    elif kind < 0.4:
+        inputs["mask"] = Input(shape if random.random() < 0.5 else shape[-1:], "bool")
+    elif kind < 0.5:
+        fill = random.choice([-1e4, -1e9, torch.finfo(torch.float32).min])
+        inputs["mask"] = Input(shape if random.random() < 0.5 else shape[-1:], "additive", fill)
+    if random.random() < 0.1:
+        inputs["option"] = Input((), "fixed", random.choice([None, True, 2, 0.5, "mean"]))
+    return inputs
+
+
+def _draw_outputs(random: Random, state: _State) -> str | None:
+    """The expression that `forward` returns."""
+    last = state.values[-1]
+    form = random.random()
+    if form < 0.5:
+        return last
+    others = [random.choice(state.values) for _ in range(random.randint(1, 2))]
+    values = [last, *others]
+    if form < 0.7:
+        return f"({', '.join(values)})"
+    if form < 0.8:
+        return "{" + ", ".join(f"'out{i}': {value}" for i, value in enumerate(values)) + "}"
+    if form < 0.85:
+        return f"[{values[0]}, ({values[1]}, None)]"
+    if form < 0.9:
+        return f"({values[0]}, {{'loss': None, 'again': {values[0]}}})"
+    if form < 0.94:
+        return f"({values[0]}, {state.values[0]}, 3)"
+    return f"({values[0]}, {values[1]}.argmax(-1))" if state.shapes()[values[1]] else last
+
+
+def _source(state: _State, inputs: Mapping[str, Input], returned: str) -> str:
+    parts = state.parts or ["pass"]
+    arguments = ", ".join(inputs)
+    body = [
+        "class Net(nn.Module):",
+        "    def __init__(self):",
+        "        super().__init__()",
+        *(f"        {part}" for part in parts),
+        "",
+        f"    def forward(self, {arguments}):",
+        *(f"        {line}" for line in state.lines),
+        f"        return {returned}",
+    ]
+    return HEADER + "\n" + "\n".join(body) + "\n"
+
+
+def _trained_statistics(module: nn.Module) -> None:
+    """Statistics and affine weights as a training leaves them, far from 0 and 1."""
+    for part in module.modules():
+        mean, variance = getattr(part, "running_mean", None), getattr(part, "running_var", None)
+        if mean is not None and variance is not None:
+            mean.normal_()
+            variance.uniform_(0.5, 2)
