@@ -291,11 +291,24 @@ def _export(
 ) -> torch.export.ExportedProgram:
     """Raises `InputError` where the model does not run on `examples`."""
     try:
-        return torch.export.export(model, examples, strict=strict)
+        return _export_with_or_without_gradients(model, examples, strict=strict)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"torch.export could not run the model on the example inputs {described(examples)}: {error}"
         ) from error
+
+
+def _export_with_or_without_gradients(
+    model: torch.nn.Module, examples: tuple[torch.Tensor, ...], *, strict: bool
+) -> torch.export.ExportedProgram:
+    """A model with a region of inference_mode runs only where nothing records gradients."""
+    try:
+        return torch.export.export(model, examples, strict=strict)
+    except RuntimeError as error:
+        if "Inference tensors" not in str(error):
+            raise
+    with torch.no_grad():
+        return torch.export.export(model, examples, strict=strict)
 
 
 def _examples(inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

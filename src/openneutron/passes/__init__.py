@@ -12,6 +12,7 @@ from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
 from openneutron.passes.fold_norm_affine import fold_norm_affine
 from openneutron.passes.functionalize import functionalize
+from openneutron.passes.inline_regions import inline_regions
 from openneutron.passes.merge_phases import merge_phases
 from openneutron.passes.move_activations import move_activations
 from openneutron.passes.name_bad_inputs import name_bad_inputs
@@ -27,8 +28,8 @@ from openneutron.passes.share_results import share_results
 
 __all__ = [
     "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm", "fold_constants",
-    "fold_norm_affine", "functionalize", "merge_phases", "move_activations", "name_bad_inputs", "name_numbers",
-    "nest_concatenations", "prepare", "recognize", "remove_batch_counts", "remove_dead_channels",
+    "fold_norm_affine", "functionalize", "inline_regions", "merge_phases", "move_activations", "name_bad_inputs",
+    "name_numbers", "nest_concatenations", "prepare", "recognize", "remove_batch_counts", "remove_dead_channels",
     "remove_dead_operators", "remove_expands", "remove_identities", "share_results",
 ]  # fmt: skip
 
@@ -57,6 +58,7 @@ def prepare(
     that other values would see, and, unless `training`, train mode and dynamic shapes.
     """
     keeping_parameters = parameters_stay if training else nullcontext
+    inline_regions(module, training=training)
     check_is_static_eval(module, training=training)
     name_bad_inputs(module)
     remove_batch_counts(module)

@@ -1,0 +1,171 @@
+"""Regions of a graph that torch.export wraps become part of the graph around them."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import GraphModule, Node, map_arg
+
+from openneutron.constants import attribute
+from openneutron.errors import ModelError
+from openneutron.fx import iterate_nodes, op_name, source_of
+
+__all__ = ["inline_regions"]
+
+# Each calls one graph, once, on the nodes among its other arguments.
+_REGIONS = frozenset(
+    {
+        "wrap_with_set_grad_enabled", "wrap_with_autocast", "wrap", "wrap_activation_checkpoint",
+        "tag_activation_checkpoint", "hints_wrapper", "invoke_subgraph", "strict_mode",
+    }
+)  # fmt: skip
+_CONTROL_FLOW = frozenset(
+    {"cond", "while_loop", "switch", "map_impl", "map", "scan", "associative_scan", "foreach_map"}
+)
+
+
+def inline_regions(module: GraphModule, *, training: bool = False) -> bool:
+    """Rules, linear in nodes:
+
+    1. A region that only sets a mode (no_grad, set_grad_enabled, inference_mode, autocast) or that is to be computed
+       again in training (checkpoint) becomes part of the graph; so do the regions within it.
+    2. With `training`, what a region without gradients returns is detached: no gradient passes it.
+    3. In a region of autocast in a smaller dtype, operators compute in float32, which is what int8 is made from.
+
+    Raises `ModelError` for control flow (cond, while_loop, map, scan) and any other operator that calls a graph.
+    """
+    waiting = [node for node in module.graph.nodes if _is_higher_order(node)]
+    changed, casts = bool(waiting), False
+    while waiting:
+        node = waiting.pop()
+        if op_name(node) not in _REGIONS:
+            raise _refusal(node)
+        casts |= op_name(node) == "wrap_with_autocast" and bool(node.args[2])
+        waiting += _inline(module, node, detach=training and _has_no_gradients(node))
+    if not changed:
+        return False
+    module.graph.eliminate_dead_code()
+    read = {str(node.target).partition(".")[0] for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
+    for name, child in list(module.named_children()):
+        if isinstance(child, GraphModule) and name not in read:
+            delattr(module, name)
+    if casts:
+        _compute_in_float32(module)
+    module.recompile()
+    return True
+
+
+def _is_higher_order(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def _has_no_gradients(node: Node) -> bool:
+    return op_name(node) == "wrap_with_set_grad_enabled" and not node.args[0]
+
+
+def _refusal(node: Node) -> ModelError:
+    name = op_name(node).removesuffix("_impl")
+    if op_name(node) in _CONTROL_FLOW:
+        message = (
+            f"The control flow of torch.{name} depends on values, and the NPU runs one fixed sequence of operators. "
+            "Compute both branches and choose with torch.where, unroll the loop to a fixed number of steps, or export "
+            "one program for each branch."
+        )
+    else:
+        message = f"The operator '{name}' calls a graph of its own, which OpenNeutron cannot make part of the model's."
+    inner = (inside for source in _graphs(node) for inside in source.graph.nodes if inside.op == "call_function")
+    source = source_of(node) or next(filter(None, map(source_of, inner)), None)
+    return ModelError(message, node=node.name, op=op_name(node), source=source)
+
+
+def _graphs(node: Node) -> list[GraphModule]:
+    module = node.graph.owning_module
+    assert module is not None
+    read = (attribute(module, str(value.target)) for value in node.all_input_nodes if value.op == "get_attr")
+    return [value for value in read if isinstance(value, GraphModule)]
+
+
+def _inline(module: GraphModule, call: Node, *, detach: bool) -> list[Node]:
+    """Put the graph that `call` runs in its place; returns the regions within it."""
+    position, region = _region(module, call)
+    # hints_wrapper and strict_mode have the operands in a tuple, the others one by one.
+    operands = list(iterate_nodes(list(call.args[position + 1 :])))
+    copies: dict[Node, Node] = {}
+    inner: list[Node] = []
+    remaining = iter(operands)
+    for node in region.graph.nodes:
+        if node.op == "placeholder":
+            copies[node] = next(remaining)
+        elif node.op == "output":
+            _replace(call, [copies[value] if isinstance(value, Node) else value for value in _returned(node)], detach)
+        else:
+            with module.graph.inserting_before(call):
+                copies[node] = copy = module.graph.node_copy(node, copies.__getitem__)
+            if node.op in ("get_attr", "call_module"):
+                copy.target = _adopted(module, attribute(region, str(node.target)), str(node.target))
+            if _is_higher_order(copy):
+                inner.append(copy)
+    module.graph.erase_node(call)
+    return inner
+
+
+def _region(module: GraphModule, call: Node) -> tuple[int, GraphModule]:
+    for position, argument in enumerate(call.args):
+        if isinstance(argument, Node) and argument.op == "get_attr":
+            value = attribute(module, str(argument.target))
+            if isinstance(value, GraphModule):
+                return position, value
+    raise _refusal(call)
+
+
+def _returned(output: Node) -> list[object]:
+    value = output.args[0]
+    return list(value) if isinstance(value, (tuple, list)) else [value]
+
+
+def _adopted(module: GraphModule, value: object, name: str) -> str:
+    """The name under which `module` has an attribute of a region from now on."""
+    stem = name.replace(".", "_")
+    name, count = stem, 0
+    while hasattr(module, name):
+        if getattr(module, name) is value:
+            return name
+        count += 1
+        name = f"{stem}_{count}"
+    if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+        module.register_buffer(name, value)
+    else:
+        setattr(module, name, value)
+    return name
+
+
+def _replace(call: Node, results: list[object], detach: bool) -> None:
+    if detach:
+        results = [_detached(call, value) for value in results]
+    for user in list(call.users):
+        if user.target is not operator.getitem:
+            raise _refusal(call)
+        result = results[user.args[1]]  # type: ignore[index]
+        assert isinstance(result, Node)
+        user.replace_all_uses_with(result)
+        call.graph.erase_node(user)
+
+
+def _detached(call: Node, value: object) -> object:
+    if not isinstance(value, Node) or not value.meta["val"].dtype.is_floating_point:
+        return value
+    with call.graph.inserting_before(call):
+        detached = call.graph.call_function(torch.ops.aten.detach.default, (value,))
+    detached.meta = dict(value.meta)
+    return detached
+
+
+def _compute_in_float32(module: GraphModule) -> None:
+    """Values that autocast made smaller get the dtypes that operators give without it."""
+    for node in list(module.graph.nodes):
+        if op_name(node) == "aten._assert_tensor_metadata.default":
+            module.graph.erase_node(node)
+        elif node.op == "call_function" and "val" in node.meta:
+            args, kwargs = map_arg((node.args, node.kwargs), lambda read: read.meta["val"])
+            node.meta["val"] = node.target(*args, **kwargs)
