@@ -26,7 +26,6 @@ Shape = tuple[int, ...]
 SHAPE = (1, 4, 6, 8)
 
 
-
 def random_int8(shape: Shape, seed: int = 0) -> Int8:
     return np.random.default_rng(seed).integers(-128, 128, shape, dtype=np.int8)
 

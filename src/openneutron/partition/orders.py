@@ -31,7 +31,8 @@ class Orders:
 def settle_orders(program: ExportedProgram, partitions: Sequence[Partition]) -> Orders:
     """Rules, for each node in order; linear in nodes and uses:
 
-    1. An input of the program lies as its example does.
+    1. An input of the program lies in NHWC order where its example does, and else in NCHW order: ExecuTorch runs no
+       other.
     2. What partitions yield lies as it did in the converted module, but in NCHW order where only CPU operators read
        it.
     3. Quantize and dequantize on the CPU keep the order of their input.
@@ -50,7 +51,7 @@ def settle_orders(program: ExportedProgram, partitions: Sequence[Partition]) -> 
             only_cpu = _only_the_cpu_reads(node, outputs[node], inside)
             values[node] = _in_nchw(value) if only_cpu else _unambiguous(_in_some_order(value))
         elif node.op == "placeholder" and node not in constants:
-            values[node] = _unambiguous(value)
+            values[node] = _unambiguous(_in_some_order(value)) if isinstance(value, torch.Tensor) else value
         elif is_quantize(node) or is_dequantize(node):
             source = node.args[0]
             assert isinstance(source, Node)

@@ -11,6 +11,7 @@ from openneutron.passes.fold_arithmetic import fold_arithmetic
 from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
 from openneutron.passes.fold_norm_affine import fold_norm_affine
+from openneutron.passes.forget_strides import forget_strides
 from openneutron.passes.functionalize import functionalize
 from openneutron.passes.inline_regions import inline_regions
 from openneutron.passes.merge_phases import merge_phases
@@ -28,9 +29,9 @@ from openneutron.passes.share_results import share_results
 
 __all__ = [
     "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm", "fold_constants",
-    "fold_norm_affine", "functionalize", "inline_regions", "merge_phases", "move_activations", "name_bad_inputs",
-    "name_numbers", "nest_concatenations", "prepare", "recognize", "remove_batch_counts", "remove_dead_channels",
-    "remove_dead_operators", "remove_expands", "remove_identities", "share_results",
+    "fold_norm_affine", "forget_strides", "functionalize", "inline_regions", "merge_phases", "move_activations",
+    "name_bad_inputs", "name_numbers", "nest_concatenations", "prepare", "recognize", "remove_batch_counts",
+    "remove_dead_channels", "remove_dead_operators", "remove_expands", "remove_identities", "share_results",
 ]  # fmt: skip
 
 from collections.abc import Callable
@@ -65,6 +66,7 @@ def prepare(
     functionalize(module)
     check_writes_nothing(module)
     remove_dead_operators(module)
+    forget_strides(module)
     fold_constants(module, training=training)
     remove_identities(module, training=training)
     if not training:

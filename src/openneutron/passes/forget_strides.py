@@ -1,0 +1,61 @@
+"""The graph does not depend on how the example inputs lie in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.fx import iterate_nodes, note_replaced, op_name
+
+__all__ = ["forget_strides"]
+
+aten = torch.ops.aten
+_VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten._reshape_alias.default"}
+
+
+def forget_strides(module: GraphModule) -> bool:
+    """Rules, linear in nodes, for a graph without operators that write in place:
+
+    1. A view, which takes some strides only, becomes a reshape, which takes any.
+    2. Values are said to lie in the usual order, the last dimension closest together, so that copies which only change
+       the order are recognized as such. Not so a copy that is an output of the model: the program's output lies as it
+       does.
+    """
+    changed = False
+    stays = _ordered_outputs(module)
+    for node in module.graph.nodes:
+        if op_name(node) in _VIEWS:
+            note_replaced(node, op_name(node))
+            node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], node.args[1]), {}
+            changed = True
+        if node.op in ("placeholder", "call_function") and node not in stays and "val" in node.meta:
+            usual = _in_usual_order(node.meta["val"])
+            changed |= usual is not node.meta["val"]
+            node.meta["val"] = usual
+    return changed
+
+
+def _ordered_outputs(module: GraphModule) -> set[Node]:
+    """Copies among the outputs that lie otherwise than what they copy, and that."""
+    found: set[Node] = set()
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    for node in output.all_input_nodes:
+        source = next(iterate_nodes(node.args), None)
+        if source is not None and _is_reordered(node.meta.get("val"), source.meta.get("val")):
+            found |= {node, source}
+    return found
+
+
+def _is_reordered(value: object, source: object) -> bool:
+    if not isinstance(value, torch.Tensor) or not isinstance(source, torch.Tensor):
+        return False
+    return value.shape == source.shape and value.dtype == source.dtype and value.stride() != source.stride()
+
+
+def _in_usual_order(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        items = [_in_usual_order(item) for item in value]
+        return value if all(new is old for new, old in zip(items, value, strict=True)) else type(value)(items)
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_contiguous():
+        return value
+    return torch.empty_like(value, memory_format=torch.contiguous_format)
