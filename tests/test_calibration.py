@@ -16,13 +16,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from joblib.externals.loky import get_reusable_executor
-from tests.flow_support import seeded
+from tests.flow_support import convert, lower_documented, qparams, seeded
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.observer import HistogramObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from openneutron import NeutronQuantizer, quantize
+from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.calibration import CalibrationOptions, calibrate
 from openneutron.calibration.graph import SINGLE, Batches, bare, batches_of, why_not_in_batches
 from openneutron.calibration.run import _observers
@@ -147,6 +147,26 @@ class TestBatches:
         ]
         assert scales[0] == scales[1]
         assert len(scales[0]) > 10
+
+    @pytest.mark.parametrize("strict", [False, True])
+    @pytest.mark.parametrize(("count", "options"), [(1, {}), (5, {"batch_size": 1})], ids=["one sample", "one by one"])
+    def test_samples_one_by_one_give_what_the_documented_flow_gives(
+        self, count: int, options: dict[str, Any], strict: bool
+    ) -> None:
+        short = quantize(seeded(Network), EXAMPLE, singles(count), recover=None, strict=strict, **options)
+        documented = convert(seeded(Network), EXAMPLE, calibration=singles(count), strict=not strict)
+        assert qparams(short.module) == qparams(documented)
+        assert lower(short).buffer == lower_documented(documented, EXAMPLE).pte
+
+    @pytest.mark.parametrize("jobs", [1, 2])
+    def test_where_samples_begin_in_memory_makes_no_difference(self, jobs: int) -> None:
+        """Matrix products differ in the last bit by it."""
+        rows = torch.split(torch.randn(24, 27, generator=torch.Generator().manual_seed(0)), 3)
+        assert {row.data_ptr() % 16 for row in rows} == {0, 4, 8, 12}
+        one, other = (prepared(seeded(lambda: nn.Linear(27, 10)), (rows[0],)) for _ in range(2))
+        calibrate(one, [(row,) for row in rows], CalibrationOptions(batch_size=1, jobs=jobs))
+        calibrate(other, [(row.clone(),) for row in rows], CalibrationOptions(batch_size=1))
+        assert equal(one, other)
 
     def test_a_batch_is_as_good_as_its_samples(self) -> None:
         one, other = calibrated(singles(20), batch_size=1), calibrated(singles(20), batch_size=8)

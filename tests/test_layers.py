@@ -196,7 +196,7 @@ class TestFloat:
     @pytest.mark.parametrize("strict", [False, True])
     def test_the_documented_flow_does_the_same(self, strict: bool) -> None:
         layers: dict[Key, str] = {"features.0": "float", "reduce": "per_channel"}
-        short = quantized(layers)
+        short = quantized(layers, batch_size=1)
         documented = convert(
             seeded(Net), (image(),), quantizer=NeutronQuantizer(layers=layers), strict=strict,
             calibration=[(image(),), (image(1),)],

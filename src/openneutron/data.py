@@ -18,7 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.fx import placeholders
 
-__all__ = ["Data", "InputForm", "calibration_inputs", "described", "forms_of", "in_batches", "inputs_in", "items_of"]
+__all__ = [
+    "Data", "InputForm", "aligned", "calibration_inputs", "described", "forms_of", "in_batches", "inputs_in",
+    "items_of",
+]  # fmt: skip
 
 Inputs = tuple[Tensor, ...]
 Data = Iterable[Any] | Dataset[Any] | str | os.PathLike[str]
@@ -26,6 +29,7 @@ Data = Iterable[Any] | Dataset[Any] | str | os.PathLike[str]
 
 IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 ARRAYS = frozenset({".npy"})
+ALIGNMENT = 64  # bytes; that of memory that torch allocates
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,15 @@ def in_batches(values: Sequence[Any], sizes: Sequence[int | None]) -> Iterator[t
         yield tuple(value[number * step : (number + 1) * step] for value, step in zip(values, steps, strict=True))
 
 
+def aligned(value: Any) -> Any:
+    """`value`, a tensor copied where it does not begin at a multiple of `ALIGNMENT` bytes, as a slice may not.
+
+    Matrix products of MKL differ in the last bit by where their operands begin. What is computed of a copy is the same
+    in whatever memory the sample came, and in another process.
+    """
+    return value.clone() if isinstance(value, Tensor) and value.data_ptr() % ALIGNMENT else value
+
+
 def described(values: Sequence[Any]) -> str:
     """Dtypes and shapes, for messages."""
     words = (
@@ -229,7 +242,7 @@ def _checked(values: tuple[Any, ...], forms: Sequence[InputForm], index: int) ->
         raise InputError(f"Item {index} of the data is {described(values)}; the model takes ({taken}).")
     if not all(bool(torch.isfinite(value).all()) for value in values if value.is_floating_point()):
         raise InputError(f"Item {index} of the data holds NaN or infinite values.")
-    return values
+    return tuple(map(aligned, values))
 
 
 def _with_batch(value: Any, form: InputForm) -> Any:

@@ -160,10 +160,10 @@ def quantize(
     the rest; it begins none that would not be over in `recovery_seconds`. A `Recipe`, as the result has one, is
     followed.
 
-    `jobs` processes share the calibration, with the same result. `batch_size` samples run at once, where the model
-    allows it; it is chosen unless given. `stop_when_converged` ends calibration once ranges no longer move; the log
-    says after how many samples. `progress` shows a bar; None does in a terminal. `quantizer_options` go to
-    `NeutronQuantizer`.
+    `jobs` processes share the calibration, with the same result on processors of one kind. `batch_size` samples run at
+    once, where the model allows it; it is chosen unless given. `stop_when_converged` ends calibration once ranges no
+    longer move; the log says after how many samples. `progress` shows a bar; None does in a terminal.
+    `quantizer_options` go to `NeutronQuantizer`.
 
     Raises `ModelError` for a model in train mode, with dynamic shapes, or not in float32, `InputError` for example
     inputs that the model does not take, `CalibrationError` for calibration that never ran, or on inputs of another

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_unflatten
 from torch.utils.data import DataLoader, Dataset
 
 from openneutron.calibration.graph import bare
-from openneutron.data import described, in_batches, items_of
+from openneutron.data import aligned, described, in_batches, items_of
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.flow import NeutronProgram, QuantizedModel
 from openneutron.fx import placeholders
@@ -125,7 +125,7 @@ def _has_length(value: Any) -> bool:
 
 @torch.no_grad()
 def _scores(run: Callable[..., Any], score: Metric, samples: Sequence[Sample]) -> list[float]:
-    return [float(score(run(*inputs), label)) for inputs, label in samples]
+    return [float(score(run(*map(aligned, inputs)), label)) for inputs, label in samples]
 
 
 def _scores_elsewhere(pickled: bytes, score: Metric, samples: Sequence[Sample]) -> list[float]:

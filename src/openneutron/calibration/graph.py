@@ -182,9 +182,14 @@ class _Values(Interpreter):
 
 @torch.no_grad()
 def batches_of(single: GraphModule, samples: list[Inputs], wanted: int | None) -> Batches:
-    """How `samples` are to be run: `wanted` of them at once, or else as many as pay off, and 1 if that goes wrong."""
+    """How `samples` are to be run: `wanted` of them at once, or else as many as pay off, and 1 if that goes wrong.
+
+    A single sample is run as it is, which gives what the documented flow gives.
+    """
     if wanted is not None:
         return Batches(wanted)
+    if len(samples) == 1:
+        return SINGLE
     batches = _batches_that_pay(single, samples)
     return SINGLE if batches == SINGLE or why_not_in_batches(single, samples, batches) is not None else batches
 

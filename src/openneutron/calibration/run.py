@@ -23,6 +23,7 @@ from openneutron.calibration.graph import (
     observe_weights,
     why_not_in_batches,
 )
+from openneutron.data import aligned
 from openneutron.errors import OptionError
 from openneutron.parallel import check_jobs, in_order, parts
 from openneutron.progress import bar
@@ -125,7 +126,7 @@ def _observe(single: GraphModule, batched: GraphModule, part: Sequence[Inputs], 
     for start in range(0, whole, size):
         batched(*batches.of(part[start : start + size]))
     for inputs in part[whole:]:
-        single(*inputs)
+        single(*map(aligned, inputs))
 
 
 def _observe_elsewhere(model: bytes, batches: Batches, part: Sequence[Inputs]) -> State:
