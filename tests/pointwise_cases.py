@@ -269,6 +269,14 @@ def _masks() -> list[Case]:
     ]
 
 
+def by_own_statistics(x: torch.Tensor) -> torch.Tensor:
+    return F.batch_norm(x, x.mean((0, 2, 3)), x.square().mean((0, 2, 3)))
+
+
+def scaled_by_the_input(mean: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return F.batch_norm(x, mean, mean.square() + 0.5, x.mean((0, 2, 3)), x[0, :, 0, 0])
+
+
 def _norms() -> list[Case]:
     def case(target: str, label: str, make: Callable[[], nn.Module], shape: Shape, *spread: float) -> Case:
         mean, deviation = spread or (0.0, 1.0)
@@ -309,6 +317,8 @@ def _norms() -> list[Case]:
         Case("aten.instance_norm.default", "running, between convolutions",
              between(lambda c: nn.InstanceNorm2d(c, **running)), (IMAGE,)),
         Case("aten.div.Tensor", "by a standard deviation", deviation, (IMAGE,)),
+        Case("aten.batch_norm.default", "of the input", of(by_own_statistics), (IMAGE,)),
+        Case("aten.batch_norm.default", "scaled by the input", of(scaled_by_the_input, CHANNELS.flatten()), (IMAGE,)),
     ]  # fmt: skip
 
 

@@ -166,6 +166,22 @@ def _group_norm(rewriting: Rewriting) -> Node:
     return _image_norm(rewriting, rewriting.args["num_groups"])
 
 
+def _has_computed_parameters(site: Site) -> bool:
+    has_statistics = site.args["running_mean"] is not None and not site.args["training"]
+    return has_statistics and not site.reads_constants("weight", "bias", "running_mean", "running_var")
+
+
+def _computed_batch_norm(rewriting: Rewriting) -> Node:
+    mean_of, variance, scale, shift = (
+        _per_channel(rewriting, name) for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    assert mean_of is not None
+    assert variance is not None
+    root = rsqrt(rewriting, add(rewriting, variance, rewriting.args["eps"]))
+    factor = root if scale is None else mul(rewriting, root, scale)
+    return _affine(rewriting, mul(rewriting, sub(rewriting, rewriting.args["input"], mean_of), factor), None, shift)
+
+
 _STANDARDIZED = "abs, mean, add, rsqrt, mul, mul, mul, mean, add, rsqrt, mul"
 _TWO_STEPS = (
     "Divided by the mean of |x| first, then by the root of the mean of the squares: a group of a tenth of the range of "
@@ -209,5 +225,14 @@ DECOMPOSED = (
         constraints=(has_constant_affine,),
         approximation=APPROXIMATION,
         notes="See layer_norm.",
+    ),
+    Decomposition(
+        name="batch_norm with computed parameters",
+        targets=("aten.batch_norm.default",),
+        rewrite=_computed_batch_norm,
+        applies=_has_computed_parameters,
+        becomes="sub, add, rsqrt, mul; mul for the weight, add for the bias",
+        tolerance=2,
+        notes="Any other batch norm in eval mode goes into the operator in front of it, or is a depthwise convolution.",
     ),
 )

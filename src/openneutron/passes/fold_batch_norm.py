@@ -62,12 +62,12 @@ def affine(
 def fold_batch_norm(module: GraphModule, *, training: bool = False) -> bool:
     """Rules, linear in nodes; the function stays the same up to float rounding:
 
-    1. A batch norm that alone reads a convolution, a transposed one, or a linear of rank 2, goes into its weight and
-       bias, which are new: another operator that shares the old ones keeps them.
+    1. A batch norm that alone reads a convolution or a transposed one of a batch, or a linear of rank 2, goes into its
+       weight and bias, which are new: another operator that shares the old ones keeps them.
     2. Any other batch norm of rank 2 to 4 becomes a depthwise convolution by 1.
     3. What is left becomes a multiplication and an addition with constants.
 
-    With `training`, what is new is trainable. A batch norm in train mode stays.
+    With `training`, what is new is trainable. A batch norm in train mode stays, and one with computed parameters.
     """
     changed = False
     for node in list(module.graph.nodes):
@@ -97,10 +97,11 @@ def takes_batch_norm(producer: Any, is_constant: Callable[[Node], bool] = is_att
     if not isinstance(producer, Node) or len(producer.users) != 1:
         return False
     name = op_name(producer)
-    is_matrix_product = name == "aten.linear.default" and len(shape_of(producer)) == 2
-    if name not in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS and not is_matrix_product:
+    if name not in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS and name != "aten.linear.default":
         return False
     args = arguments(producer)
+    if len(shape_of(producer)) != len(shape_of(args["weight"])):
+        return False  # dimension 1, which a batch norm scales, is not the one of the output channels
     return all(args[role] is None or is_constant(args[role]) for role in ("weight", "bias"))
 
 
@@ -144,9 +145,12 @@ def scale_of_weight(scale: torch.Tensor, weight: torch.Tensor, *, transposed: bo
 def _affine(module: GraphModule, node: Node) -> Affine | None:
     args = arguments(node)
     mean, variance = constant_of(module, args["running_mean"]), constant_of(module, args["running_var"])
-    if mean is None or variance is None:
-        return None
     weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
+    computes_weight, computes_bias = (
+        args[name] is not None and value is None for name, value in (("weight", weight), ("bias", bias))
+    )
+    if mean is None or variance is None or computes_weight or computes_bias:
+        return None
     return affine(mean, variance, weight, bias, args["eps"])
 
 

@@ -1,26 +1,42 @@
 """torchao folds batch norms before it asks a quantizer for anything, and some of them into a wrong model.
 
-Seen in torchao 0.18: a convolution whose output the batch norm does not read alone; one weight that several
-convolutions read, each with a batch norm of its own, or some with none, or without a bias; a transposed convolution in
-groups; a batch norm without running statistics (a TypeError). Such models are folded by `passes.fold_batch_norm` first,
-or refused.
+Seen in torchao 0.18, without an error:
+
+- a convolution or linear whose output the batch norm does not read alone
+- a weight or bias that another operator reads too
+- a batch norm behind one that was folded, which is dropped
+- a transposed convolution in groups
+- a batch norm that uses the statistics of its batch
+
+With an untyped error:
+
+- a linear without a bias, as its new bias has no metadata, or in front of a batch norm without weight and bias
+- a weight or bias that is computed, or a buffer
+- a convolution without a batch dimension
+- a batch norm without running statistics, or with computed parameters
+
+Such models are folded by `passes.fold_batch_norm` first. What that leaves is for the quantizer to fold or to refuse.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import arguments, op_name
-from openneutron.passes import fold_batch_norm
+from openneutron.constants import attribute
+from openneutron.fx import arguments, op_name, shape_of
+from openneutron.passes import fold_batch_norm, fold_constants
 from openneutron.passes.checks import check_batch_norm
 
 __all__ = ["is_folded_wrongly", "protect_from_wrong_folding"]
 
 _BATCH_NORM = "aten.batch_norm.default"
+_FOLDS = ("_fuse_conv_bn_", "_fuse_linear_bn_")
 
 
 def protect_from_wrong_folding() -> None:
@@ -32,40 +48,70 @@ def protect_from_wrong_folding() -> None:
     """
     from torchao.quantization.pt2e import quantize_pt2e
 
-    fold: Any = getattr(quantize_pt2e, "_fuse_conv_bn_", None)
-    if fold is None or hasattr(fold, "folds_right"):
-        return
+    for name in _FOLDS:
+        fold: Any = getattr(quantize_pt2e, name, None)
+        if fold is not None and not hasattr(fold, "folds_right"):
+            setattr(quantize_pt2e, name, _folding_right(fold))
 
+
+def _folding_right(fold: Callable[[GraphModule], None]) -> Callable[[GraphModule], None]:
     @functools.wraps(fold)
     def folded_right(module: GraphModule) -> None:
         for node in module.graph.nodes:
             check_batch_norm(node)
         if is_folded_wrongly(module):
+            fold_constants(module)
             fold_batch_norm(module)
-        fold(module)
+        if not is_folded_wrongly(module):
+            fold(module)
 
     folded_right.folds_right = True  # type: ignore[attr-defined]
-    quantize_pt2e._fuse_conv_bn_ = folded_right
+    return folded_right
 
 
 def is_folded_wrongly(module: GraphModule) -> bool:
     """Whether torchao would fold a batch norm of this exported model into something else. Linear in nodes."""
-    read = [node.args[0] for node in module.graph.nodes if op_name(node) == _BATCH_NORM]
-    folded = [producer for producer in read if isinstance(producer, Node) and _weight(producer)]
-    readers = Counter(_weight(node) for node in module.graph.nodes)
+    read = Counter(str(node.target) for node in module.graph.nodes if node.op == "get_attr" for _ in node.users)
     return any(
-        len(producer.users) > 1 or readers[_weight(producer)] > 1 or _is_transposed_in_groups(producer)
-        for producer in folded
+        op_name(node) == _BATCH_NORM and _folds_into(node) is not None and not _folds_right(module, node, read)
+        for node in module.graph.nodes
     )
 
 
-def _is_transposed_in_groups(node: Node) -> bool:
-    return op_name(node).startswith("aten.conv_transpose") and arguments(node)["groups"] > 1
-
-
-def _weight(node: Node) -> str | None:
-    """Name of the weight of a convolution or linear, the operators that torchao folds into; None for any other node."""
-    if not op_name(node).startswith(("aten.conv", "aten.linear.")) or len(node.args) < 2:
+def _folds_into(batch_norm: Node) -> Node | None:
+    """The convolution or linear that torchao folds `batch_norm` into, if any."""
+    producer = batch_norm.args[0]
+    while isinstance(producer, Node) and op_name(producer) == _BATCH_NORM:
+        producer = producer.args[0]
+    if not isinstance(producer, Node):
         return None
-    weight = node.args[1]
-    return str(weight.target) if isinstance(weight, Node) and weight.op == "get_attr" else None
+    name = op_name(producer)
+    is_folded = name.startswith("aten.conv") or (name == "aten.linear.default" and len(shape_of(producer)) == 2)
+    return producer if is_folded else None
+
+
+def _folds_right(module: GraphModule, batch_norm: Node, read: Counter[str]) -> bool:
+    producer = batch_norm.args[0]
+    if not isinstance(producer, Node) or op_name(producer) == _BATCH_NORM or len(producer.users) > 1:
+        return False
+    norm, args = arguments(batch_norm), arguments(producer)
+    weight, bias = args["weight"], args["bias"]
+    is_linear = op_name(producer) == "aten.linear.default"
+    parameters = [norm[name] for name in ("weight", "bias", "running_mean", "running_var")]
+    if is_linear and None in (bias, *parameters):
+        return False
+    return (
+        not norm["training"]
+        and all(node is None or node.op == "get_attr" for node in parameters)
+        and _is_own_parameter(module, weight, read)
+        and (bias is None or _is_own_parameter(module, bias, read))
+        and (is_linear or len(shape_of(producer)) == len(shape_of(weight)))
+        and not (op_name(producer).startswith("aten.conv_transpose") and args["groups"] > 1)
+    )
+
+
+def _is_own_parameter(module: GraphModule, node: Node, read: Counter[str]) -> bool:
+    """Whether `node` reads a parameter that nothing else reads."""
+    if node.op != "get_attr" or read[str(node.target)] > 1:
+        return False
+    return isinstance(attribute(module, str(node.target)), torch.nn.Parameter)

@@ -47,14 +47,14 @@ _ONLY_IN_TRAINING = DROPOUTS | {"aten.detach.default"}
 def prepare_for_training(module: GraphModule) -> None:
     """Rules, linear in nodes:
 
-    1. A batch norm in train mode becomes a call of a `BatchNorm`, behind an operator that nothing else reads and into
-       which it can be folded. Where there is none, a depthwise convolution that changes nothing is put in front.
-       Counting its batches is part of that call.
+    1. A batch norm in train mode, or in eval mode with parameters that are computed from others, becomes a call of a
+       `BatchNorm`, behind an operator that nothing else reads and into which it can be folded. Where there is none, a
+       depthwise convolution that changes nothing is put in front. Counting its batches is part of that call.
     2. A dropout in train mode and a detach become calls of `OnlyInTraining`. What only moves values, and a relu, goes
        in front of a dropout, so that it sees the values that it sees in eval mode.
 
-    Raises `ModelError` for a batch norm over three dimensions that nothing takes, and for any other operator that draws
-    random numbers.
+    Raises `ModelError` for a batch norm over three dimensions that nothing takes, or with parameters that are computed
+    from inputs, and for any other operator that draws random numbers.
     """
     constants = computed_constants(module)
     buffers = dict(module.named_buffers())
@@ -63,13 +63,18 @@ def prepare_for_training(module: GraphModule) -> None:
         trains = module.graph.create_node("get_attr", _EXPORTED_TRAINING_ATTR)
     for node in list(module.graph.nodes):
         name = op_name(node)
-        if name == "aten.batch_norm.default" and arguments(node)["training"]:
+        if name == "aten.batch_norm.default":
             if not constants.issuperset(node.all_input_nodes[1:]):
-                raise _error(node, "This batch norm is in train mode, and its parameters are computed from inputs.")
+                message = "The parameters of this batch norm are computed from inputs, and cannot be folded."
+                raise _error(node, message, remedy="Write it as a multiplication and an addition.")
+            _move_to_the_front(node.all_input_nodes[1:], trains)
             if not takes_batch_norm(node.args[0], constants.__contains__) and not insert_convolution(module, node):
-                raise _error(node, "This batch norm is in train mode, and nothing in front of it can take it.")
-            count = str(arguments(node)["running_mean"].target).removesuffix("running_mean") + BATCH_COUNT
-            _call_batch_norm(node, count if count in buffers else None, trains)
+                raise _error(node, "This batch norm cannot be folded: nothing in front of it can take it.")
+            if arguments(node)["training"]:
+                count = str(arguments(node)["running_mean"].target).removesuffix("running_mean") + BATCH_COUNT
+                _call_batch_norm(node, count if count in buffers else None, trains)
+            else:
+                _call_batch_norm(node, None, trains=False)
         elif name in _ONLY_IN_TRAINING and node not in constants:
             source, *options = _behind_moves(node).args
             _replace(node, OnlyInTraining(name, tuple(options)), (source, trains))
@@ -78,8 +83,9 @@ def prepare_for_training(module: GraphModule) -> None:
     module.graph.eliminate_dead_code()
 
 
-def _error(node: Node, message: str) -> ModelError:
-    remedy = "Call eval() on the module that it comes from before torch.export.export."
+def _error(
+    node: Node, message: str, remedy: str = "Call eval() on the module that it comes from before torch.export.export."
+) -> ModelError:
     return ModelError(f"{message} {remedy}", node=node.name, op=op_name(node), source=source_of(node))
 
 
@@ -89,7 +95,23 @@ def _is_active(node: Node) -> bool:
     return all(args[name] for name in ("dropout", "dropout_p", "train", "training") if name in args)
 
 
-def _call_batch_norm(node: Node, count: str | None, trains: Node) -> None:
+def _move_to_the_front(constants: list[Node], front: Node) -> None:
+    """Compute these constants before `front`: the operator before a batch norm will read its parameters too."""
+    waiting = [node for node in constants if node.op != "get_attr"]
+    moved: set[Node] = set()
+    while waiting:
+        node = waiting[-1]
+        missing = [source for source in node.all_input_nodes if source not in moved]
+        if missing:
+            waiting += missing
+            continue
+        if node not in moved:
+            moved.add(node)
+            front.prepend(node)
+        waiting.pop()
+
+
+def _call_batch_norm(node: Node, count: str | None, trains: Node | bool) -> None:
     args = arguments(node)
     with node.graph.inserting_before(node):
         batches = None if count is None else node.graph.get_attr(count)
