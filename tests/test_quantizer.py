@@ -193,7 +193,7 @@ class TestSharedGroups:
 
     def test_all_inputs_of_a_concatenation_and_what_moves_them_before(self) -> None:
         def function(m: Any, x: torch.Tensor) -> torch.Tensor:
-            return torch.cat([F.max_pool2d(m.c(x), 2), F.avg_pool2d(m.d(x) * 1, 2)], 1)
+            return torch.cat([F.max_pool2d(m.c(x), 2), F.avg_pool2d(m.d(x) * 1, 2)], 1).abs()
 
         nodes = annotate(Model(function, c=conv(), d=conv()))
         specs = [output_spec(nodes[name]) for name in ("conv2d", "max_pool2d", "avg_pool2d", "cat")]
@@ -201,7 +201,7 @@ class TestSharedGroups:
         assert isinstance(specs[0], QuantizationSpec)
 
     def test_a_chain_of_moves_takes_the_range_of_all(self) -> None:
-        model = seeded(lambda: Model(lambda m, x: torch.cat([m.c(x), 9 * torch.ones_like(x) + x.abs()], 1), c=conv()))
+        model = seeded(lambda: Model(lambda m, x: torch.cat([m.c(x), 9 + x.abs()], 1).abs(), c=conv()))
         found = scales(convert(model, (image(),)))
         assert found["aten.cat.default"] == found["aten.conv2d.default"]
 
@@ -211,7 +211,10 @@ class TestSharedGroups:
         assert found["aten.cat.default"] == (1 / 256, -128)
 
     def test_different_fixed_qparams_are_requantized(self) -> None:
-        model = Model(lambda m, x: torch.cat([torch.sigmoid(m.c(x)), torch.tanh(x), m.d(x)], 1), c=conv(), d=conv())
+        def function(m: Any, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([torch.sigmoid(m.c(x)), torch.tanh(x), m.d(x)], 1).abs()
+
+        model = Model(function, c=conv(), d=conv())
         module = convert(model.eval(), (image(),))
         found = scales(module)
         assert found["aten.sigmoid.default"] == (1 / 256, -128)
@@ -226,13 +229,13 @@ class TestSharedGroups:
     @pytest.mark.parametrize(
         ("function", "requantized"),
         [
-            (lambda m, x: torch.cat([m.c(x), m.d(x)], 1), 0),
-            (lambda m, x: torch.cat([F.max_pool2d(y := m.c(x), 1), y.flip(1)], 1), 0),
-            (lambda m, x: torch.cat([y := m.c(x), m.e(y)], 1), 1),
-            (lambda m, x: torch.cat([F.max_pool2d(y := m.c(x), 3, 1, 1), m.e(y)], 1), 0),
-            (lambda m, x: torch.cat([m.e(torch.cat([y := m.c(x), z := m.d(x)], 1)[:, :4]), y, z], 1), 2),
-            (lambda m, x: (y := m.c(x), torch.cat([y, m.d(x)], 1)), 1),
-            (lambda m, x: torch.cat([x, m.d(x)], 1), 0),
+            (lambda m, x: torch.cat([m.c(x), m.d(x)], 1).abs(), 0),
+            (lambda m, x: torch.cat([F.max_pool2d(y := m.c(x), 1), y.flip(1)], 1).abs(), 0),
+            (lambda m, x: torch.cat([y := m.c(x), m.e(y)], 1).abs(), 1),
+            (lambda m, x: torch.cat([F.max_pool2d(y := m.c(x), 3, 1, 1), m.e(y)], 1).abs(), 0),
+            (lambda m, x: torch.cat([m.e(torch.cat([y := m.c(x), z := m.d(x)], 1)[:, :4]), y, z], 1).abs(), 2),
+            (lambda m, x: (y := m.c(x), torch.cat([y, m.d(x)], 1).abs()), 1),
+            (lambda m, x: torch.cat([x, m.d(x)], 1).abs(), 0),
             (lambda m, x: torch.maximum(y := m.c(x), m.e(y)), 1),
             (lambda m, x: torch.maximum(y := m.c(x), torch.ones(1)) + m.e(y), 0),
         ],

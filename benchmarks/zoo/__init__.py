@@ -6,7 +6,7 @@ the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,20 +17,34 @@ from torch import Tensor, nn
 from .alive import Shape, awaken, smooth
 from .classifiers import EfficientNetLite0, MLPMixer, MobileNetV1
 from .dense import ESPCN, ConvAutoencoder, UNet, Yolo
+from .detectors import YoloV5, YoloV8
 from .sound import TCN, GRUKeywords
 from .torchvision_models import MissingTorchvisionError, torchvision_models
 
 __all__ = ["ZOO", "Member", "MissingTorchvisionError", "smooth"]
 
 
+def _outputs(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else list(value)
+
+
 @dataclass(frozen=True)
 class Member:
-    """A network: `make` builds it for inputs of a shape, of `small` for continuous integration, else of `full`."""
+    """A network: `make` builds it for inputs of a shape, of `small` for continuous integration, else of `full`.
+
+    `parts` are what of its outputs is judged each by itself: at least `least_sqnr` decibels of the float network.
+    `on_cpu` are the operators that belong there, in the edge dialect. `least_variation` is what the input at least
+    changes of a part, as a share of its size: little, where positions are added to it.
+    """
 
     name: str
     make: Callable[[Shape], nn.Module]
     small: Shape
     full: Shape
+    parts: Callable[[Any], list[Tensor]] = _outputs
+    least_sqnr: float = 20.0
+    on_cpu: frozenset[str] = frozenset()
+    least_variation: float = 0.1
 
     def build(self, shape: Shape) -> nn.Module:
         """Return the network in eval mode, with the same random weights each time.
@@ -91,6 +105,18 @@ def _convnext(_: Shape) -> nn.Module:
     return model
 
 
+def _detectors(name: str, kind: type[YoloV5 | YoloV8], dim: int, joining: set[str]) -> Iterator[Member]:
+    """A detector with boxes and scores apart, and in one tensor along `dim`, which is joined on the CPU."""
+
+    def parts(found: Tensor) -> list[Tensor]:
+        return list(torch.split(found, [4, found.shape[dim] - 4], dim))
+
+    shapes = _SMALL, _image(320)
+    limits: dict[str, Any] = {"least_sqnr": 30.0, "least_variation": 0.02}
+    yield Member(name, lambda shape: kind(shape[-1], apart=True), *shapes, **limits)
+    yield Member(f"{name}_joined", lambda shape: kind(shape[-1]), *shapes, parts, **limits, on_cpu=frozenset(joining))
+
+
 def _image(size: int) -> Shape:
     return (1, 3, size, size)
 
@@ -118,6 +144,8 @@ ZOO: dict[str, Member] = {
         Member("deeplab_v3", lambda _: _Segmentation(), _SMALL, _FULL),
         Member("ssdlite", lambda _: _Detector(), _image(160), _image(320)),
         Member("yolo", lambda _: Yolo(), _SMALL, _image(320)),
+        *_detectors("yolo_v5", YoloV5, -1, {"aten.cat.default", "aten.view_copy.default"}),
+        *_detectors("yolo_v8", YoloV8, 1, {"aten.cat.default"}),
         Member("ds_cnn", lambda _: DSCNN(), (1, 1, 49, 10), (1, 1, 49, 10)),
         Member("tcn", lambda _: TCN(), (1, 40, 100), (1, 40, 100)),
         Member("gru", lambda _: GRUKeywords(), (1, 40, 20), (1, 40, 98)),

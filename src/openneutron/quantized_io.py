@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from openneutron.fx import op_name, output_node
 from openneutron.partition.clusters import Constants
+from openneutron.quantizer.output_parts import is_joined_in_float
 
 __all__ = ["FloatIOWarning", "int8_io"]
 
@@ -53,17 +54,53 @@ def int8_io(program: ExportedProgram) -> dict[str, float | int]:
         node = _returned(program)[position]
         if not isinstance(node, Node) or not _is_float(node):
             continue
+        node = _quantized_alike(node)
         source = node.args[0] if node.target is _DEQUANTIZE and node.args[5] == torch.int8 else None
         if isinstance(source, Node) and source not in constants:
             _return_int8(program, position, source)
             qparams |= _constant_methods("output", index, node.args[1:])
         else:
-            left.append(f"  output {index}, '{node.name}': {op_name(node)} yields it in float.")
+            left.append(f"  output {index}, '{node.name}': {op_name(node)} yields it in float.{_cost_of_joining(node)}")
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
     if left:
         warnings.warn("These stay in float:\n" + "\n".join(left), FloatIOWarning, stacklevel=2)
     return qparams
+
+
+def _quantized_alike(node: Node) -> Node:
+    """`node`, quantized and dequantized where all the parts that it joins in float are dequantized alike."""
+    found: set[tuple[Any, ...]] = set()
+    pending = [node]
+    while pending:
+        value = pending.pop()
+        if value.target is _DEQUANTIZE:
+            found.add(value.args[1:])
+        elif is_joined_in_float(value):
+            pending.extend(value.all_input_nodes)
+        else:
+            return node
+    if not is_joined_in_float(node) or len(found) != 1:
+        return node
+    (qparams,) = found
+    with node.graph.inserting_after(node):
+        quantize = node.graph.call_function(_QUANTIZE, (node, *qparams))
+    with node.graph.inserting_after(quantize):
+        dequantize = node.graph.call_function(_DEQUANTIZE, (quantize, *qparams))
+    quantize.meta = {**node.meta, "val": _QUANTIZE(node.meta["val"], *qparams)}
+    dequantize.meta = {**node.meta}
+    return dequantize
+
+
+def _cost_of_joining(node: Node) -> str:
+    """What an output costs that parts with qparams of their own are joined to; nothing to say of any other."""
+    if not is_joined_in_float(node):
+        return ""
+    size = node.meta["val"].numel()
+    return (
+        f" Its parts have qparams of their own, so the CPU dequantizes and joins them: {4 * size:,} bytes instead of "
+        f"{size:,}. For int8, return the parts as outputs of their own."
+    )
 
 
 def _is_float(node: Node) -> bool:

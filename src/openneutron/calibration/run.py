@@ -28,7 +28,7 @@ from openneutron.errors import OptionError
 from openneutron.parallel import check_jobs, in_order, parts
 from openneutron.progress import bar
 from openneutron.quantizer.bias_correction import ChannelMeans
-from openneutron.quantizer.observers import MaskedObserver
+from openneutron.quantizer.observers import ObserverOfAnother
 
 __all__ = ["CalibrationOptions", "calibrate"]
 
@@ -147,7 +147,7 @@ def _observers(module: GraphModule) -> dict[str, Any]:
 
 
 def _merges(observer: Any) -> bool:
-    if isinstance(observer, MaskedObserver):
+    if isinstance(observer, ObserverOfAnother):
         return _merges(observer.observer)
     return hasattr(observer, "merge")
 

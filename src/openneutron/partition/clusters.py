@@ -31,6 +31,7 @@ from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer.layers import left_in_float
 from openneutron.quantizer.neutron_quantizer import quantizable_reason
+from openneutron.quantizer.output_parts import is_joined_in_float
 from openneutron.targets import takes_weights_per_channel
 
 __all__ = ["Cluster", "Clusters", "Constants", "find_clusters", "is_int8", "qparams_of"]
@@ -215,18 +216,29 @@ class _Search:
             activation = last = users[0]
             users = list(last.users)
         if len(users) != 1 or not is_quantize(users[0]) or not is_int8(users[0]):
-            if reason := self._unquantizable(node):
+            if reason := self._unquantizable(node) or self._stays_apart(node):
                 return reason
             readers = ", ".join(f"'{user.name}'" for user in users if not is_quantize(user)) or "nothing"
             return f"Its float output is read by {readers} instead of being quantized to int8."
         return activation, users[0]
+
+    def _stays_apart(self, node: Node) -> str | None:
+        """Why the quantizer left `node` in float, which only brings values to the end of the program."""
+        if not is_joined_in_float(node):
+            return None
+        parts = dict.fromkeys(qparams_of(value) for value in node.all_input_nodes if is_dequantize(value))
+        scales = f" (of scales {', '.join(f'{part.scale[0]:.3g}' for part in parts)})" if len(parts) > 1 else ""
+        return (
+            f"Its values only leave the program, so its parts{scales} keep qparams of their own: each is dequantized, "
+            "and the CPU joins them in float. One scale for all would leave too few values to the finest."
+        )
 
     def _unquantizable(self, node: Node) -> str | None:
         """Why the quantizer left `node` in float; None if it could have been quantized."""
         return quantizable_reason(node, self.options.target_spec, self.constants.tensor)
 
     def _not_quantized(self, node: Node) -> str:
-        reason = self._unquantizable(node)
+        reason = self._unquantizable(node) or self._stays_apart(node)
         if reason is not None:
             return reason
         operands = [operand for operand in iterate_nodes(list(node.args)) if not is_dequantize(operand)]

@@ -6,6 +6,7 @@ A pass takes a GraphModule, changes it in place and says whether it changed anyt
 from contextlib import nullcontext
 
 from openneutron.passes.checks import check_is_static_eval, check_writes_nothing, parameters_stay
+from openneutron.passes.copy_returned_joins import copy_returned_joins
 from openneutron.passes.decompose import decompose
 from openneutron.passes.fold_arithmetic import fold_arithmetic
 from openneutron.passes.fold_batch_norm import fold_batch_norm
@@ -28,10 +29,11 @@ from openneutron.passes.remove_identities import remove_identities
 from openneutron.passes.share_results import share_results
 
 __all__ = [
-    "check_is_static_eval", "check_writes_nothing", "decompose", "fold_arithmetic", "fold_batch_norm", "fold_constants",
-    "fold_norm_affine", "forget_strides", "functionalize", "inline_regions", "merge_phases", "move_activations",
-    "name_bad_inputs", "name_numbers", "nest_concatenations", "prepare", "recognize", "remove_batch_counts",
-    "remove_dead_channels", "remove_dead_operators", "remove_expands", "remove_identities", "share_results",
+    "check_is_static_eval", "check_writes_nothing", "copy_returned_joins", "decompose", "fold_arithmetic",
+    "fold_batch_norm", "fold_constants", "fold_norm_affine", "forget_strides", "functionalize", "inline_regions",
+    "merge_phases", "move_activations", "name_bad_inputs", "name_numbers", "nest_concatenations", "prepare",
+    "recognize", "remove_batch_counts", "remove_dead_channels", "remove_dead_operators", "remove_expands",
+    "remove_identities", "share_results",
 ]  # fmt: skip
 
 from collections.abc import Callable
@@ -89,6 +91,7 @@ def prepare(
         name_numbers(module)
     move_activations(module, target, stays)
     nest_concatenations(module)
+    copy_returned_joins(module)
     if not training:
         fold_arithmetic(module, stays)
         remove_dead_channels(module)

@@ -28,6 +28,7 @@ from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.bias_correction import correct_biases_at_conversion
 from openneutron.quantizer.layers import GRANULARITIES, PER_CHANNEL, Key, Layers
 from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
+from openneutron.quantizer.output_parts import Join, Parts, joined_in_float, note_joined_in_float
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
 from openneutron.quantizer.trained_modules import WeightFakeQuantize, batch_norm_behind
 from openneutron.targets import Generation, NeutronTargetSpec
@@ -180,7 +181,10 @@ class NeutronQuantizer(Quantizer):
             place = self._place(node)
             fused.update(filter(None, [place.activation]))
             places.append(place)
-        _Annotation(self, places).write(model)
+        joined = joined_in_float(places)
+        for node in joined:
+            note_joined_in_float(node)
+        _Annotation(self, [place for place in places if place.site.node not in joined], joined).write(model)
         if self.is_qat:
             training.fold_what_stays_in_float(model)
         if left:
@@ -274,9 +278,11 @@ class _Annotation:
     later one refers to it; torchao then gives them one observer.
     """
 
-    def __init__(self, quantizer: NeutronQuantizer, places: list[_Place]) -> None:
+    def __init__(self, quantizer: NeutronQuantizer, places: list[_Place], joined: Mapping[Node, Join]) -> None:
         self.quantizer = quantizer
         self.places = places
+        self.joined = joined
+        self.joins: dict[Value, list[Parts]] = {}
         self.weight_axis = _weight_axes(places, quantizer.layers)
         self.parent: dict[Value, Value] = {}
         self.fixed: dict[Value, QParams] = {}
@@ -292,15 +298,25 @@ class _Annotation:
         self._group()
         self._make_symmetric()
         self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
-        values = {value for place in self.places for value in (*place.inputs, place.output)}
-        self.outputs = {self._find(value) for value in values if any(reader.op == "output" for reader in value.users)}
         reading = {place.site.node: place for place in self.places}
         yielding = {place.output: place for place in self.places}
+        values = {value for place in self.places for value in (*place.inputs, place.output)}
+        self.outputs = {
+            self._find(value)
+            for value in values
+            if any(reader.op == "output" or reader in self.joined for reader in value.users)
+        }
+        self._note_joins()
+        read_in_float = {node: values.intersection(node.all_input_nodes) - yielding.keys() for node in self.joined}
         # torchao walks the graph in this order too, and wants a group's spec before what refers to it: an activation
         # may come long after the operator that it is fused into.
         for node in list(model.graph.nodes):
             if node in reading:
                 self._annotate_inputs(reading[node])
+            if node in read_in_float:
+                given = [value for value in node.all_input_nodes if value in read_in_float[node]]
+                edges = {value: self._spec((value, node), value) for value in given}
+                node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
             if node in yielding:
                 self._annotate_output(yielding[node])
 
@@ -361,6 +377,22 @@ class _Annotation:
             if group not in self.fixed:
                 self.symmetric.add(group)
 
+    def _note_joins(self) -> None:
+        """Let the parts of a concatenation in float know each other, where they can have the same qparams.
+
+        So does what is computed with the same concatenation, which then is the same on the NPU.
+        """
+        computed_with = {tuple(place.inputs): place.output for place in self.places if place.brings_together}
+        for node, join in sorted(self.joined.items(), key=lambda item: -len(item[1].values)):
+            same = computed_with.get(tuple(node.all_input_nodes))
+            groups = dict.fromkeys(map(self._find, [*join.values, *([same] if same else [])]))
+            observed = [group for group in groups if group not in self.fixed]
+            parts = Parts(join.fixed | {self.fixed[group] for group in groups if group in self.fixed})
+            special = any(group in self.symmetric or group in self.masked for group in observed)
+            if join.can_share and not special and len(observed) + len(parts.fixed) > 1:
+                for group in observed:
+                    self.joins.setdefault(group, []).append(parts)
+
     def _read_otherwise(self, wanted: set[tuple[Node, Node]]) -> set[Value]:
         """The groups that something reads which neither moves their values nor is in `wanted`."""
         movers = {place.site.node for place in self.places if place.rule is OutputRule.SHARED}
@@ -405,7 +437,7 @@ class _Annotation:
         spec = qspecs.trained_activation if self.quantizer.is_qat else qspecs.activation
         symmetric, masked = group in self.symmetric, group in self.masked
         observer = self.quantizer.observer_of_outputs if group in self.outputs else self.quantizer.observer
-        return spec(node, observer, symmetric=symmetric, masked=masked)
+        return spec(node, observer, symmetric=symmetric, masked=masked, joins=self.joins.get(group, ()))
 
     def _first_or_shared(self, edge: tuple[Node, Node], spec: Any) -> Any:
         """`spec` for the first reader of a weight; the others share what it gets."""

@@ -22,7 +22,8 @@ from openneutron.quantizer.ranges import RULES, Codes, bounds_by_error, distribu
 from openneutron.quantizer.sample import Sample, SampleState, flattened
 
 __all__ = [
-    "DistributionObserver", "LatestPerChannelRangeObserver", "LatestRangeObserver", "MaskedObserver", "Origin",
+    "DistributionObserver", "LatestPerChannelRangeObserver", "LatestRangeObserver", "MaskedObserver",
+    "ObserverOfAnother", "Origin",
     "PerChannelRangeObserver", "PerChannelWeightObserver", "RangeObserver", "RecentRangeObserver", "WeightObserver",
 ]  # fmt: skip
 
@@ -201,12 +202,8 @@ class DistributionObserver(UniformQuantizationObserverBase):
         self.merge(state)
 
 
-class MaskedObserver(ObserverBase):
-    """Sees a value before and after a mask, and hands all of it that stands for a number to another observer.
-
-    Where the mask hides something from a softmax, the range reaches `MASKED_DISTANCE` below that observer's, and what
-    is hidden has the lowest code.
-    """
+class ObserverOfAnother(ObserverBase):
+    """Hands what it sees to an `observer` of its own, which has the state."""
 
     def __init__(
         self, observer: Any, *, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **more: Any
@@ -214,14 +211,10 @@ class MaskedObserver(ObserverBase):
         super().__init__(dtype)
         self.quant_min, self.quant_max, self.qscheme = quant_min, quant_max, qscheme
         self.observer = observer(dtype=dtype, quant_min=quant_min, quant_max=quant_max, qscheme=qscheme, **more)
-        self.register_buffer("hides", torch.tensor(False))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observe; returns `values`."""
-        seen = values.detach()[~saturates(values)]
-        if seen.numel():
-            self.observer(seen)
-        self.hides |= (values == HIDDEN).any()
+        self.observer(values)
         return values
 
     @property
@@ -236,11 +229,39 @@ class MaskedObserver(ObserverBase):
 
     def state(self) -> dict[str, torch.Tensor]:
         """What was seen, for `merge`; the observer that this one hands values to must have a state."""
-        return {**self.observer.state(), "hides": self.hides.cpu().clone()}
+        return dict(self.observer.state())
 
     def merge(self, later: Mapping[str, torch.Tensor]) -> None:
         """Go on as if this observer had seen next what another one saw, whose `state` is `later`."""
         self.observer.merge(later)
+
+
+class MaskedObserver(ObserverOfAnother):
+    """Sees a value before and after a mask, and hands all of it that stands for a number to another observer.
+
+    Where the mask hides something from a softmax, the range reaches `MASKED_DISTANCE` below that observer's, and what
+    is hidden has the lowest code.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("hides", torch.tensor(False))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Observe; returns `values`."""
+        seen = values.detach()[~saturates(values)]
+        if seen.numel():
+            self.observer(seen)
+        self.hides |= (values == HIDDEN).any()
+        return values
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What was seen, for `merge`; the observer that this one hands values to must have a state."""
+        return {**super().state(), "hides": self.hides.cpu().clone()}
+
+    def merge(self, later: Mapping[str, torch.Tensor]) -> None:
+        """Go on as if this observer had seen next what another one saw, whose `state` is `later`."""
+        super().merge(later)
         self.hides |= later["hides"].to(self.hides.device)
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:

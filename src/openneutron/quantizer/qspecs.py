@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from openneutron.quantizer.observers import (
     RecentRangeObserver,
     WeightObserver,
 )
+from openneutron.quantizer.output_parts import PartObserver, Parts
 
 __all__ = ["activation", "bias", "check_observer", "fixed", "trained_activation", "weight", "weight_range"]
 
@@ -37,10 +39,13 @@ def weight_range(bits: int) -> tuple[int, int]:
     return 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1
 
 
-def activation(node: Node, observer: Any, *, symmetric: bool = False, masked: bool = False) -> QuantizationSpec:
+def activation(
+    node: Node, observer: Any, *, symmetric: bool = False, masked: bool = False, joins: Sequence[Parts] = ()
+) -> QuantizationSpec:
     """int8, affine, one scale for the tensor that `node` yields; with zero point 0 where `symmetric`.
 
     `observer` makes an observer or a fake quantizer. A `masked` value is what a mask makes of another, and that one.
+    `joins` are the concatenations at the program's end that the value is a part of.
     """
     low, high = ACTIVATION_RANGE
     return QuantizationSpec(
@@ -48,25 +53,30 @@ def activation(node: Node, observer: Any, *, symmetric: bool = False, masked: bo
         quant_min=low,
         quant_max=high,
         qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=_of_node(node, observer, masked=masked),
+        observer_or_fake_quant_ctr=_of_node(node, observer, masked=masked, joins=joins),
     )
 
 
-def trained_activation(node: Node, observer: Any, *, symmetric: bool = False, masked: bool = False) -> QuantizationSpec:
+def trained_activation(
+    node: Node, observer: Any, *, symmetric: bool = False, masked: bool = False, joins: Sequence[Parts] = ()
+) -> QuantizationSpec:
     """The same for training. An observer gets a fake quantizer around it; ours replaces a given one at a mask."""
     made = observer.p.func if isinstance(observer, PartialWrapper) else observer
     fakes = isinstance(made, type) and issubclass(made, FakeQuantizeBase)
     if masked or not fakes:
         observer = RecentRangeObserver if fakes else observer
-        observer = FakeQuantize.with_args(observer=_of_node(node, observer, masked=masked))
+        observer = FakeQuantize.with_args(observer=_of_node(node, observer, masked=masked, joins=joins))
     return activation(node, observer, symmetric=symmetric)
 
 
-def _of_node(node: Node, observer: Any, *, masked: bool = False) -> Any:
+def _of_node(node: Node, observer: Any, *, masked: bool = False, joins: Sequence[Parts] = ()) -> Any:
     made, options = (observer.p.func, observer.p.keywords) if isinstance(observer, PartialWrapper) else (observer, {})
+    observes = isinstance(made, type) and issubclass(made, ObserverBase)
     knows_nodes = isinstance(made, type) and issubclass(made, (DistributionObserver, RangeObserver))
     constructor = made.with_args(**options, origin=Origin.of(node)) if knows_nodes else observer
-    return MaskedObserver.with_args(observer=constructor) if masked else constructor
+    if masked:
+        return MaskedObserver.with_args(observer=constructor)
+    return PartObserver.with_args(observer=constructor, joins=joins) if joins and observes else constructor
 
 
 def check_observer(observer: Any) -> None:

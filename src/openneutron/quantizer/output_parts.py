@@ -1,0 +1,204 @@
+"""What a program joins only to return it: each part keeps qparams of its own.
+
+Boxes in pixels and scores from 0 to 1 in one output would leave two or three codes to the scores. A concatenation
+whose values only leave the NPU is therefore not quantized: each part is dequantized, and the CPU joins them in float.
+Where the ranges of the parts are found to be nearly equal, they get the same qparams, and the NPU joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch.fx import Node
+
+from openneutron.constants import constant_value
+from openneutron.fx import note, noted
+from openneutron.ir.graph import QParams
+from openneutron.ops import OpSpec
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OutputRule
+from openneutron.quantizer.observers import ObserverOfAnother
+
+__all__ = [
+    "NEARLY_EQUAL", "Join", "PartObserver", "Parts", "is_joined_in_float", "joined_in_float", "note_joined_in_float",
+]  # fmt: skip
+
+_JOINED = "openneutron.joined_in_float"
+
+NEARLY_EQUAL = 1.5
+"""By how much the step between two codes may grow for parts to share it: 3.5 dB of what rounding leaves."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """What one operator brings together: `values` of qparams of their own, and values of `fixed` ones.
+
+    `can_share` says whether the NPU could join them, given equal qparams: none is in float, and none a constant.
+    """
+
+    values: tuple[Node, ...]
+    fixed: frozenset[QParams]
+    can_share: bool
+
+
+@dataclass(eq=False)
+class Parts:
+    """The observers of what one operator brings together, which enter themselves, and the fixed qparams among it."""
+
+    fixed: frozenset[QParams] = frozenset()
+    observers: list[PartObserver] = field(default_factory=list)
+
+    def shared_qparams(self) -> tuple[float, int] | None:
+        """Scale and zero point for all parts; None where they would cost one of them too much.
+
+        The codes are those of the first part's observer.
+        """
+        if len(self.fixed) > 1 or not all(observer.has_seen for observer in self.observers):
+            return None
+        low, high = self.observers[0].quant_min, self.observers[0].quant_max
+        found = [observer.own_qparams() for observer in self.observers]
+        ranges = [((low - zero_point) * scale, (high - zero_point) * scale) for scale, zero_point in found]
+        finest = min(scale for scale, _ in found)
+        for fixed in self.fixed:
+            scale, zero_point = fixed.scale[0], fixed.zero_point[0]
+            ends = (low - zero_point - 1) * scale, (high - zero_point + 1) * scale
+            within = all(ends[0] <= start and end <= ends[1] for start, end in ranges)
+            return (scale, zero_point) if within and scale <= NEARLY_EQUAL * finest else None
+        start, end = min(start for start, _ in ranges), max(end for _, end in ranges)
+        scale = (end - start) / (high - low)
+        return (scale, low - round(start / scale)) if scale <= NEARLY_EQUAL * finest else None
+
+
+class PartObserver(ObserverOfAnother):
+    """Hands all it sees to another observer; its qparams are shared with other parts where all are nearly equal.
+
+    `joins` are the concatenations that the value is a part of, the one with most parts first.
+    """
+
+    def __init__(self, *args: Any, joins: Sequence[Parts], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.joins = tuple(joins)
+        for parts in self.joins:
+            parts.observers.append(self)
+
+    @property
+    def has_seen(self) -> bool:
+        """Whether any value came by."""
+        return bool((self.min_val <= self.max_val).all())
+
+    def own_qparams(self) -> tuple[float, int]:
+        """Scale and zero point of this part alone."""
+        scale, zero_point = self.observer.calculate_qparams()
+        return float(scale), int(zero_point)
+
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale (float32) and zero point (int64)."""
+        scale, zero_point = self.observer.calculate_qparams()
+        for parts in self.joins:
+            if shared := parts.shared_qparams():
+                return torch.full_like(scale, shared[0]), torch.full_like(zero_point, shared[1])
+        return scale, zero_point
+
+
+class Mover(Protocol):
+    """An operator to be quantized."""
+
+    @property
+    def spec(self) -> OpSpec:
+        """Its declaration."""
+
+    @property
+    def site(self) -> Site:
+        """Its occurrence."""
+
+    @property
+    def inputs(self) -> list[Node]:
+        """The values it reads."""
+
+    @property
+    def output(self) -> Node:
+        """The value it yields."""
+
+    @property
+    def rule(self) -> OutputRule | QParams:
+        """Where the output's qparams come from."""
+
+
+def joined_in_float(places: Sequence[Mover]) -> dict[Node, Join]:
+    """The operators among `places` that are to stay in float, in graph order, with the parts that come together there.
+
+    Rule: what brings values of several qparams together, where moves alone lie between it and what is returned or
+    computed in float; and those moves. Linear in places and uses.
+    """
+    leaving = _leaving(places)
+    quantized = {place.output for place in places}
+    quantized |= {value for place in places if place.site.node not in leaving for value in place.inputs}
+    # What a value's qparams are called: fixed ones, or the value that they are found for.
+    key: dict[Node, object] = {}
+    joined: dict[Node, Join] = {}
+    for place in places:
+        node, rule = place.site.node, place.rule
+        if isinstance(rule, QParams):
+            key[place.output] = rule
+        elif rule is not OutputRule.SHARED or (len(place.inputs) > 1 and node not in leaving):
+            continue
+        elif node in leaving and (join := _join(place, key, joined, quantized)) is not None:
+            joined[node] = join
+        else:
+            key[place.output] = next((key.get(value, value) for value in place.inputs if _varies(value)), place.output)
+    return joined
+
+
+def _leaving(places: Sequence[Mover]) -> set[Node]:
+    """The operators that only move values which nothing quantized computes with afterwards."""
+    quantized = {place.site.node for place in places}
+    leaving: set[Node] = set()
+    for place in reversed(places):
+        moves = place.rule is OutputRule.SHARED and not place.spec.is_compute
+        if moves and all(reader in leaving or reader not in quantized for reader in place.output.users):
+            leaving.add(place.site.node)
+    return leaving
+
+
+def _join(place: Mover, key: dict[Node, object], joined: dict[Node, Join], quantized: set[Node]) -> Join | None:
+    """The parts of what `place` yields; None where all have the same qparams and it adds nothing of its own."""
+    inputs = [value for value in place.inputs if _varies(value) or not _is_zero(value)]
+    keys = {key.get(value, value) if _varies(value) else value for value in inputs}
+    adds = not (place.spec.keeps_values is None or place.spec.keeps_values(place.site))
+    if len(keys) < 2 and not adds and joined.keys().isdisjoint(inputs):
+        return None
+    values: dict[Node, None] = {}
+    fixed: set[QParams] = set()
+    can_share = not adds and quantized.issuperset(place.inputs)
+    for value in inputs:
+        if value in joined:
+            values.update(dict.fromkeys(joined[value].values))
+            fixed |= joined[value].fixed
+            can_share = can_share and joined[value].can_share
+        elif isinstance(found := key.get(value), QParams):
+            fixed.add(found)
+        else:
+            values[value] = None
+    return Join(tuple(values), frozenset(fixed), can_share)
+
+
+def _varies(value: Node) -> bool:
+    return constant_value(value) is None
+
+
+def _is_zero(value: Node) -> bool:
+    constant = constant_value(value)
+    return constant is not None and not constant.any()
+
+
+def note_joined_in_float(node: Node) -> None:
+    """Note on `node` that it was left in float for the sake of its parts."""
+    note(node, _JOINED, True)
+
+
+def is_joined_in_float(node: Node) -> bool:
+    """Whether `node` was left in float for the sake of its parts."""
+    return bool(noted(node, _JOINED))
