@@ -64,7 +64,7 @@ CASES: dict[str, Case] = {
     "an input with two qparams": (two_qparams, 1, "q", "q"),
     "parts of equal ranges": (lambda m, x: torch.cat([m.c(x), m.c(x).flip(3)], 1), 1, "q", "q"),
     "parts of other ranges": (lambda m, x: torch.cat([m.c(x) * 50, m.d(x)], 1), 1, "q", "f"),
-    "an input as a part": (lambda m, x: torch.cat([x, m.d(x)], 1), 1, "q", "f"),
+    "an input as a part": (lambda m, x: torch.cat([x, m.d(x) * 50], 1), 1, "q", "f"),
     "an input returned": (lambda m, x: (x, m.c(x)), 1, "q", "qq"),
     "an input that the CPU reads too": (lambda m, x: m.c(x) + torch.sin(x), 1, "q", "q"),
     "an input that the CPU alone reads": (lambda m, x, y: m.c(x) + torch.sin(y), 2, "qf", "q"),
