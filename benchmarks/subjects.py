@@ -436,7 +436,7 @@ def inference(pte: str, count: str) -> Figures:
     module = torch.export.load(f"{pte}.pt2").module()
     with torch.no_grad():
         eager = _medians({"pte": lambda: program.run(image), "eager": lambda: module(image)}, max(5, int(count) // 10))
-        agree = int(program.run(image).argmax()) == int(module(image).argmax())  # type: ignore[union-attr]
+        agree = int(program.run(image).argmax()) == int(module(image).argmax())
     return {"direct": direct, "eager": eager, "threads": torch.get_num_threads(), "same_top1": agree}
 
 

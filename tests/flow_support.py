@@ -37,7 +37,8 @@ class Lowered:
     cpu: list[str]
 
     def run(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        return HostProgram.from_bytes(self.pte).run(*inputs)
+        outputs: torch.Tensor | tuple[torch.Tensor, ...] = HostProgram.from_bytes(self.pte).run(*inputs)
+        return outputs
 
 
 def seeded(build: Callable[[], torch.nn.Module], seed: int = 0) -> torch.nn.Module:

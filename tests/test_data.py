@@ -19,7 +19,7 @@ from openneutron import lower, quantize
 from openneutron.accuracy import analyze
 from openneutron.accuracy.compare import compare_layers
 from openneutron.data import InputForm, calibration_inputs, forms_of, inputs_in, items_of
-from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
+from openneutron.errors import CalibrationError, InputError, OptionError
 
 
 def form(*sizes: int | None, name: str = "image", dtype: torch.dtype = torch.float32) -> InputForm:
@@ -153,7 +153,10 @@ def test_what_an_exported_module_takes() -> None:
     shapes = {"input": {0: size}, "indices": {0: size}}
     given = {"indices": torch.zeros(5, dtype=torch.int64)}
     module = torch.export.export(Net(), (torch.zeros(5, 2),), given, dynamic_shapes=shapes).module()
-    assert list(forms_of(module)) == [form(None, 2, name="input"), form(None, name="indices", dtype=torch.int64)]
+    found = forms_of(module)
+    assert [one.path for one in found] == [("input",), ("indices",)]
+    expected = [form(None, 2, name="input"), form(None, name="indices", dtype=torch.int64)]
+    assert [(one.name, one.sizes, one.dtype) for one in found] == [(one.name, one.sizes, one.dtype) for one in expected]
     assert [str(one) for one in forms_of(module)] == ["torch.float32 (any, 2)", "torch.int64 (any,)"]
 
 
@@ -171,7 +174,7 @@ def test_what_an_exported_module_takes() -> None:
             r"Item 0 of the data is \(torch.float32 \(2, 3, 8, 8\)\); the model takes \(torch.float32 \(1",
         ),
         ([images(), images().double()], "Item 1 of the data is"),
-        ([images(), "three"], r"Item 1 of the data is \(str\)"),
+        ([images(), "three"], r"Item 1 of the data is \('three'\)"),
         ([images() / 0], "Item 0 of the data holds NaN or infinite"),
         (images(3)[:, :2], "Item 0 of the data is"),
         (torch.tensor(3.0), "Item 0 of the data is"),
@@ -201,8 +204,14 @@ def test_a_module_that_takes_a_number() -> None:
         def forward(self, x: Tensor, factor: int) -> Tensor:
             return x * factor
 
-    with pytest.raises(ModelError, match=r"The input 'factor' .* is no tensor \(3\)"):
-        forms_of(torch.export.export(Scaled(), (torch.ones(1, 2), 3)).module())
+    forms = forms_of(torch.export.export(Scaled(), (torch.ones(1, 2), 3)).module())
+    assert [str(one) for one in forms] == ["torch.float32 (1, 2)", "3"]
+    x = torch.randn(1, 2)
+    for item in (x, (x, 3), {"x": x, "factor": 3}, {"x": x}, x.numpy(), ((x, 3), "label")):
+        assert [values[1] for values in inputs_in([item], forms)] == [3]
+        assert all(torch.equal(values[0], x) for values in inputs_in([item], forms))
+    with pytest.raises(InputError, match=r"Item 0 of the data is .*, 4\); the model takes .*, 3\)"):
+        list(inputs_in([(x, 4)], forms))
 
 
 def test_too_few_inputs() -> None:

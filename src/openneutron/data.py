@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils.data import DataLoader, Dataset
 
+from openneutron.arguments import MISSING, Leaf, argument_names, leaves_at
+from openneutron.arguments import Path as LeafPath
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
+from openneutron.examples import in_tensors, leaves_of
 from openneutron.fx import placeholders
 
 __all__ = [
@@ -23,7 +27,8 @@ __all__ = [
     "items_of",
 ]  # fmt: skip
 
-Inputs = tuple[Tensor, ...]
+Inputs = tuple[Any, ...]
+"""A value for each input of an exported model: a tensor, or the number, text or None that it was exported with."""
 Data = Iterable[Any] | Dataset[Any] | str | os.PathLike[str]
 """What `inputs_in` takes."""
 
@@ -36,12 +41,20 @@ ALIGNMENT = 64  # bytes; that of memory that torch allocates
 class InputForm:
     """What a model takes as one of its inputs: sizes of its dimensions, None where any will do, and its dtype.
 
-    `name` is the argument of the model's `forward`.
+    `name` is the argument of the model's `forward`, `path` where in it the input lies. An input that is no tensor has
+    no dtype, but a `constant`, which the model was exported with.
     """
 
     name: str
     sizes: tuple[int | None, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype | None
+    path: LeafPath = ()
+    constant: int | float | bool | str | None = None
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it is one, and not a number, a text or None."""
+        return self.dtype is not None
 
     @property
     def batch(self) -> int | None:
@@ -55,34 +68,42 @@ class InputForm:
         )
 
     def takes(self, value: Any) -> bool:
-        """Whether this is a tensor of these sizes and this dtype."""
+        """Whether this is a tensor of these sizes and this dtype, or the constant."""
+        if not self.is_tensor:
+            return type(value) is type(self.constant) and bool(value == self.constant)
         return isinstance(value, Tensor) and value.dtype == self.dtype and self.takes_sizes(value.shape)
 
     def __str__(self) -> str:
+        if not self.is_tensor:
+            return repr(self.constant)
         sizes = ", ".join("any" if size is None else str(size) for size in self.sizes)
         return f"{self.dtype} ({sizes}{',' * (len(self.sizes) == 1)})"
 
 
 def forms_of(module: GraphModule) -> tuple[InputForm, ...]:
-    """What an exported module takes. Raises `ModelError` where that is not tensors alone, or not known."""
-    return tuple(map(_form_of, placeholders(module.graph)))
+    """What an exported module takes. Raises `ModelError` where that is not known."""
+    return tuple(map(_form_of, placeholders(module.graph), leaves_of(module)))
 
 
-def _form_of(node: Node) -> InputForm:
+def _form_of(node: Node, leaf: Leaf) -> InputForm:
     example = node.meta.get("val")
+    if not leaf.is_tensor:
+        return InputForm(leaf.name, (), None, leaf.path, leaf.constant)
     if not isinstance(example, Tensor):
         raise ModelError(
-            f"The input '{node.target}' of the exported module is no tensor ({example!r}). Export a model that takes "
-            "tensors alone."
+            f"The input '{leaf.name}' of the exported module is neither a tensor nor a number, a text or None "
+            f"({example!r}). Export a model that takes these."
         )
     sizes = tuple(size if isinstance(size, int) else None for size in example.shape)  # of a dynamic shape, a symbol
-    return InputForm(str(node.target), sizes, example.dtype)
+    return InputForm(leaf.name, sizes, example.dtype, leaf.path)
 
 
 def calibration_inputs(
     data: Data, forms: Sequence[InputForm], *, transform: Callable[[Any], Any] | None = None
 ) -> list[Inputs]:
     """All of `inputs_in`. Raises `CalibrationError` for data that do not fit or are empty, and `OptionError`."""
+    if not forms:
+        raise CalibrationError("The model has no inputs, so there is nothing to calibrate with.")
     try:
         found = list(inputs_in(data, forms, transform=transform))
     except InputError as error:
@@ -97,13 +118,14 @@ def inputs_in(
 ) -> Iterator[Inputs]:
     """The inputs that `data` has, each as `forms` say, one after the other as they are asked for.
 
-    `data` is an iterable of tensors, of tuples or lists (what comes behind the inputs, such as a label, is dropped), or
-    of mappings from the names of `forms`; a data set with items by number; a DataLoader, whose batches are split into
-    the model's batch size (what does not fill the last one is left out); one tensor, split likewise; or a folder of
-    images or .npy files, read in the order of their paths. The dimension of a batch of one may be missing. `transform`
-    makes an input of each item; of an image it gets PIL's. Without it, an image becomes RGB, or grey for a model with
-    one channel, of the model's size and from 0 to 1: a model that wants its images normalized needs that in
-    `transform`.
+    `data` is an iterable of tensors or numpy arrays, of tuples or lists (what comes behind the inputs, such as a label,
+    is dropped), or of mappings from the names of forward's arguments; arguments may be lists, mappings and dataclasses
+    of inputs, and inputs that are no tensors may be left out. It may also be a data set with items by number; a
+    DataLoader, whose batches are split into the model's batch size (what does not fill the last one is left out); one
+    tensor, split likewise; or a folder of images or .npy files, read in the order of their paths. The dimension of a
+    batch of one may be missing. `transform` makes an input of each item; of an image it gets PIL's. Without it, an
+    image becomes RGB, or grey for a model with one channel, of the model's size and from 0 to 1: a model that wants its
+    images normalized needs that in `transform`.
 
     Raises `InputError` for what fits none of that, or is not finite, and `OptionError` for a `transform` that cannot be
     called.
@@ -111,13 +133,23 @@ def inputs_in(
     if transform is not None and not callable(transform):
         raise OptionError(f"transform is a function of one item of the data, not {transform!r}.")
     for index, item in enumerate(_transformed_items(data, forms, transform)):
-        values = _values(item, forms, index)
+        values = _values(item, forms, index, is_batch=isinstance(data, DataLoader))
         if isinstance(data, DataLoader) and _is_batch(values, forms):
-            batches: Iterable[Inputs] = in_batches(values, [form.batch for form in forms])
+            batches: Iterable[Inputs] = _cut(values, forms)
         else:
             batches = [values]
         for inputs in batches:
             yield _checked(inputs, forms, index)
+
+
+def _cut(values: Sequence[Any], forms: Sequence[InputForm]) -> Iterator[Inputs]:
+    """A DataLoader's batch cut into the model's batches; what is no tensor is the same for each."""
+    tensors = [index for index, form in enumerate(forms) if form.is_tensor]
+    for parts in in_batches([values[index] for index in tensors], [forms[index].batch for index in tensors]):
+        inputs = list(values)
+        for index, part in zip(tensors, parts, strict=True):
+            inputs[index] = part
+        yield tuple(inputs)
 
 
 def items_of(data: Iterable[Any] | Dataset[Any]) -> Iterable[Any]:
@@ -155,15 +187,21 @@ def aligned(value: Any) -> Any:
 def described(values: Sequence[Any]) -> str:
     """Dtypes and shapes, for messages."""
     words = (
-        f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__ for value in values
+        f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else _word_for(value) for value in values
     )
     return f"({', '.join(words)})"
+
+
+def _word_for(value: Any) -> str:
+    return repr(value) if isinstance(value, (int, float, bool, str, type(None))) else type(value).__name__
 
 
 def _transformed_items(data: Data, forms: Sequence[InputForm], transform: Callable[[Any], Any] | None) -> Iterable[Any]:
     if isinstance(data, (str, os.PathLike)):
         return _files(Path(data), forms, transform)
-    items: Iterable[Any] = _samples(data, forms[0].batch or 1) if isinstance(data, Tensor) else items_of(data)
+    data = torch.from_numpy(data) if isinstance(data, np.ndarray) else data
+    batch = next((form.batch for form in forms if form.is_tensor), None) or 1
+    items: Iterable[Any] = _samples(data, batch) if isinstance(data, Tensor) else items_of(data)
     return items if transform is None else map(transform, items)
 
 
@@ -174,6 +212,7 @@ def _samples(data: Tensor, size: int) -> Iterable[Tensor]:
 def _files(folder: Path, forms: Sequence[InputForm], transform: Callable[[Any], Any] | None) -> Iterator[Any]:
     if not folder.is_dir():
         raise InputError(f"The folder '{folder}' is not there.")
+    forms = [form for form in forms if form.is_tensor]
     if len(forms) != 1:
         raise InputError("A folder has one input a file; this model takes several. Give an iterable of tuples.")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES | ARRAYS)
@@ -211,26 +250,71 @@ def _pixels(image: Any, form: InputForm) -> Tensor:
     return pixels.reshape(height, width, channels).permute(2, 0, 1)[None].contiguous()
 
 
-def _values(item: Any, forms: Sequence[InputForm], index: int) -> tuple[Any, ...]:
-    """What `item` has for each input, or for fewer."""
-    if isinstance(item, (tuple, list)) and item and isinstance(item[0], (tuple, list, Mapping)):
-        item = item[0]  # inputs and label
-    if not isinstance(item, Mapping):
-        return tuple(item)[: len(forms)] if isinstance(item, (tuple, list)) else (item,)
-    for form in forms:
-        if form.name not in item:
+def _values(item: Any, forms: Sequence[InputForm], index: int, *, is_batch: bool) -> tuple[Any, ...]:
+    """What `item` has for each input: the first reading that fits, else the first one; fewer where some are missing."""
+    readings = [tuple(map(in_tensors, values)) for values in _readings(item, forms)]
+    for values in readings:
+        fits = map(_fits_in_a_batch if is_batch else _fits, values, forms)
+        if len(values) == len(forms) and all(fits):
+            return values
+    if isinstance(item, Mapping):
+        _check_that_none_is_missing(item, forms, index)
+    return tuple(value for value in readings[0] if value is not MISSING)
+
+
+def _readings(item: Any, forms: Sequence[InputForm]) -> Iterator[Sequence[Any]]:
+    """What `item` may mean: one argument, all of them by name or position, all inputs flat, or these with a label."""
+    paths = [form.path or (form.name,) for form in forms]
+    sequence = isinstance(item, (tuple, list))
+    if sequence and item and _holds_inputs(item[0]):
+        yield from _readings(item[0], forms)  # inputs and label
+    if isinstance(item, Mapping):
+        yield _filled(leaves_at(paths, (), {str(name): value for name, value in item.items()}), forms)
+    args = tuple(item) if sequence else (item,)
+    tensors = sum(form.is_tensor for form in forms)
+    yield _filled(leaves_at(paths, args, {}), forms)
+    if len(args) >= tensors and len(args) != len(argument_names(paths)):
+        flat = iter(args)
+        yield [next(flat) if form.is_tensor else form.constant for form in forms]
+    yield _filled(leaves_at(paths, (item,), {}), forms)
+
+
+def _holds_inputs(value: Any) -> bool:
+    return isinstance(value, (tuple, list, Mapping)) or dataclasses.is_dataclass(value)
+
+
+def _filled(values: Sequence[Any], forms: Sequence[InputForm]) -> list[Any]:
+    """`values`, with the constants that were left out."""
+    pairs = zip(values, forms, strict=True)
+    return [form.constant if value is MISSING and not form.is_tensor else value for value, form in pairs]
+
+
+def _fits(value: Any, form: InputForm) -> bool:
+    return form.takes(_with_batch(value, form))
+
+
+def _fits_in_a_batch(value: Any, form: InputForm) -> bool:
+    return _fits(value, form) or (form.is_tensor and _is_batch_of(value, form))
+
+
+def _check_that_none_is_missing(item: Mapping[Any, Any], forms: Sequence[InputForm], index: int) -> None:
+    values = leaves_at([form.path or (form.name,) for form in forms], (), {str(key): item[key] for key in item})
+    for value, form in zip(values, forms, strict=True):
+        if value is MISSING and form.is_tensor:
             near = difflib.get_close_matches(form.name, map(str, item), n=1)
             hint = f" Is it '{near[0]}'?" if near else ""
             raise InputError(f"Item {index} of the data has no '{form.name}', which forward takes.{hint}")
-    return tuple(item[form.name] for form in forms)
 
 
 def _is_batch(values: Sequence[Any], forms: Sequence[InputForm]) -> bool:
     """Whether these are tensors of samples, which differ from what the model takes in their first dimension alone."""
     return len(values) == len(forms) and all(
-        isinstance(value, Tensor) and bool(form.sizes) and form.takes_sizes((form.batch or 1, *value.shape[1:]))
-        for value, form in zip(values, forms, strict=True)
+        _is_batch_of(value, form) for value, form in zip(values, forms, strict=True) if form.is_tensor
     )
+
+
+def _is_batch_of(value: Any, form: InputForm) -> bool:
+    return isinstance(value, Tensor) and bool(form.sizes) and form.takes_sizes((form.batch or 1, *value.shape[1:]))
 
 
 def _checked(values: tuple[Any, ...], forms: Sequence[InputForm], index: int) -> Inputs:
@@ -240,10 +324,12 @@ def _checked(values: tuple[Any, ...], forms: Sequence[InputForm], index: int) ->
     if len(values) != len(forms) or not all(form.takes(value) for value, form in zip(values, forms, strict=True)):
         taken = ", ".join(map(str, forms))
         raise InputError(f"Item {index} of the data is {described(values)}; the model takes ({taken}).")
-    if not all(bool(torch.isfinite(value).all()) for value in values if value.is_floating_point()):
+    floats = (value for value in values if isinstance(value, Tensor) and value.is_floating_point())
+    if not all(bool(torch.isfinite(value).all()) for value in floats):
         raise InputError(f"Item {index} of the data holds NaN or infinite values.")
     return tuple(map(aligned, values))
 
 
 def _with_batch(value: Any, form: InputForm) -> Any:
-    return value[None] if isinstance(value, Tensor) and form.takes_sizes((1, *value.shape)) else value
+    is_one = isinstance(value, Tensor) and form.is_tensor and form.takes_sizes((1, *value.shape))
+    return value[None] if is_one else value

@@ -7,28 +7,32 @@ import functools
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_map
 
 from openneutron import quantized_io
+from openneutron.arguments import Leaf, text_of_leaves
+from openneutron.boundary import typed_errors
 from openneutron.calibration import CalibrationOptions
 from openneutron.compile_spec import CompileOptions, list_of_names
-from openneutron.data import Data, calibration_inputs, described, forms_of
+from openneutron.data import Data, calibration_inputs, forms_of
 from openneutron.device import compile_program, kernel_selection_path
 from openneutron.errors import InputError, ModelError, OptionError
+from openneutron.examples import Examples, examples_of, in_tensors, leaves_of
+from openneutron.exporting import as_module, check_eval, digests, export, is_prepared, is_quantized, loaded_program
 from openneutron.files import write_file
-from openneutron.fx import is_dequantize
 from openneutron.partition.placing import Placement
 from openneutron.profiling import Kernel
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.recovery.recipes import BEST, Recipe, quantized_by, recipe_of
 from openneutron.recovery.search import Freedom, Trial, check_seconds, try_recipes
-from openneutron.runtime.program import HostProgram, TensorInfo
+from openneutron.runtime.program import INPUT_NAMES, HostProgram
 from openneutron.sdk import converter_for
 from openneutron.targets import NeutronTargetSpec
 
@@ -43,7 +47,8 @@ class QuantizedModel:
     """A converted model: `module` is what `convert_pt2e` returned, a regular PyTorch model."""
 
     module: GraphModule
-    example_inputs: tuple[torch.Tensor, ...]
+    example_inputs: tuple[Any, ...]
+    """The positional arguments that it was exported with."""
     target: str
     reference: GraphModule | None = field(default=None, repr=False)
     """The float graph that was annotated: what `module` computes but for its rounding, by the same names of nodes."""
@@ -51,10 +56,19 @@ class QuantizedModel:
     """What `recover` did; as `recover`, it does the same again."""
     trials: tuple[Trial, ...] = field(default=(), repr=False)
     """With `recover="best"`, the recipes that were tried, in order."""
+    example_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """The keyword arguments that it was exported with."""
+    parameters: frozenset[str] = field(default=frozenset(), repr=False)
+    """Digests of the float model's parameters, by which `analyze` knows it again."""
 
-    def __call__(self, *inputs: torch.Tensor) -> Any:
-        """Run the converted module."""
-        return self.module(*inputs)
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Run the converted module; numpy arrays are taken as tensors."""
+        return self.module(*tree_map(in_tensors, inputs), **tree_map(in_tensors, named))
+
+    @property
+    def examples(self) -> Examples:
+        """The arguments that it was exported with."""
+        return Examples(self.example_inputs, self.example_kwargs)
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,8 @@ class NeutronProgram:
     kernels: tuple[tuple[Kernel, ...], ...] = ()
     """With `use_profiling`, for each delegate of a device program the NPU's kernels in the order in which its profile
     has them; their `nodes` are those of `placement`, which has the source lines."""
+    leaves: tuple[Leaf, ...] | None = field(default=None, repr=False)
+    """Where each input lies in the arguments of `forward`; None where that is not known."""
 
     @property
     def is_device(self) -> bool:
@@ -86,12 +102,15 @@ class NeutronProgram:
         return self.buffer if self.device_source is None else self.device_source
 
     @property
-    def inputs(self) -> tuple[TensorInfo, ...]:
-        """Shape and dtype of each input as the `.pte` has them, and the qparams of those that `int8_io` made int8."""
+    def inputs(self) -> tuple[Any, ...]:
+        """Shape and dtype of each input as the `.pte` has them, and the qparams of those that `int8_io` made int8.
+
+        A `TensorInfo` for a tensor, a `ConstantInfo` for a number, a truth value, a text or None.
+        """
         return self._loaded.inputs
 
     @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
+    def outputs(self) -> tuple[Any, ...]:
         """The same of each output."""
         return self._loaded.outputs
 
@@ -104,16 +123,16 @@ class NeutronProgram:
         if self.kernel_selection is not None:
             write_file(kernel_selection_path(Path(path)), self.kernel_selection.encode())
 
-    def run(self, *inputs: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Run the program on this machine, its portable form: one tensor for one output, else a tuple.
+    def run(self, *inputs: Any, **named: Any) -> Any:
+        """Run the program on this machine, its portable form: as `HostProgram.run`.
 
         It is loaded once. Any thread may call this; calls wait for each other.
         """
-        return self._loaded.run(*inputs)
+        return self._loaded.run(*inputs, **named)
 
     @functools.cached_property
     def _loaded(self) -> HostProgram:
-        return HostProgram.from_bytes(self.portable)
+        return HostProgram(self.portable, leaves=self.leaves)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the loaded program, which is of this process."""
@@ -131,8 +150,8 @@ class NeutronProgram:
 
 
 def quantize(
-    model: torch.nn.Module,
-    example_inputs: Sequence[torch.Tensor],
+    model: Any,
+    example_inputs: Any,
     calibration: Data,
     target: str | NeutronTargetSpec = "imxrt700",
     *,
@@ -148,10 +167,14 @@ def quantize(
 ) -> QuantizedModel:
     """Export, prepare, calibrate and convert `model`.
 
-    `example_inputs` are float32 tensors of the shapes that the program will take. `calibration` yields inputs as the
-    model takes them: tensors, tuples, or mappings by the names of forward's arguments; a data set, a DataLoader, a
-    tensor of samples, or a folder of images or .npy files are taken, too. `transform` makes an input of each item.
-    Images are only scaled to 0..1 without it: **a model that wants them normalized needs a `transform` that does so.**
+    `model` is a module in eval mode; an exported program, its module or its file (.pt2), a traced or scripted module
+    and a function are taken, too (`exporting.as_module`). `example_inputs` are what it is called with, of the shapes
+    that the program will take: a tensor, a tuple of forward's arguments, or a mapping from their names; arguments are
+    float32 tensors or numpy arrays, numbers, text and None, also in tuples, dicts and dataclasses. What is no tensor
+    becomes a constant of the program. `calibration` yields inputs as the model takes them: tensors, tuples, or mappings
+    by the names of forward's arguments; a data set, a DataLoader, a tensor of samples, or a folder of images or .npy
+    files are taken, too. `transform` makes an input of each item. Images are only scaled to 0..1 without it: **a model
+    that wants them normalized needs a `transform` that does so.**
 
     `recover` gets back accuracy that int8 lost: "auto" equalizes channels, rounds weights anew and corrects biases,
     "fast" does so by fewer of the inputs, None does not (see `openneutron.recovery`; docs/accuracy.md). It uses the
@@ -165,9 +188,10 @@ def quantize(
     longer move; the log says after how many samples. `progress` shows a bar; None does in a terminal.
     `quantizer_options` go to `NeutronQuantizer`.
 
-    Raises `ModelError` for a model in train mode, with dynamic shapes, or not in float32, `InputError` for example
-    inputs that the model does not take, `CalibrationError` for calibration that never ran, or on inputs of another
-    shape or dtype, or on values that are not finite, `OptionError` for options that it cannot follow.
+    Raises `ModelError` for a model in train mode, with dynamic shapes, not in float32, or of a form that is not taken,
+    `InputError` for example inputs that the model does not take, `CalibrationError` for calibration that never ran, or
+    on inputs of another shape or dtype, or on values that are not finite, `OptionError` for options that it cannot
+    follow.
     """
     observes = quantizer_options.get("observer") is not None
     recipe = recipe_of(recover, observes=observes)
@@ -180,11 +204,11 @@ def quantize(
     quantizer = NeutronQuantizer(target, **quantizer_options)
     equalizes = quantizer.equalize
     quantizer.equalize = equalizes and recover is None  # recovery does so itself, by what calibration sees
-    examples = _examples(example_inputs)
-    if any(module.training for module in model.modules()):
-        training = next(name for name, module in model.named_modules() if module.training) or type(model).__name__
-        raise ModelError(f"The model is in train mode ('{training}'). Call model.eval() before quantize().")
-    exported = quantizer.transform_for_annotation(_export(model, examples, strict=strict).module())
+    module = as_module(_float(model))
+    check_eval(module, "quantize")
+    examples = examples_of(example_inputs, module)
+    with typed_errors("Preparing the model for quantization"):
+        exported = quantizer.transform_for_annotation(export(module, examples, strict=strict).module())
     samples = calibration_inputs(calibration, forms_of(exported), transform=transform)
     trials: list[Trial] = []
     if recover == BEST:
@@ -192,13 +216,32 @@ def quantize(
         recipe, trials = try_recipes(exported, quantizer, samples, running, free=free, seconds=recovery_seconds)
     elif recipe is not None:
         recipe = replace(recipe, equalizes=recipe.equalizes and equalizes)
-    converted, reference = quantized_by(recipe, exported, quantizer, samples, running)
-    return QuantizedModel(converted, examples, quantizer.target.name, reference, recipe, tuple(trials))
+    with typed_errors("Quantizing the model"):
+        converted, reference = quantized_by(recipe, exported, quantizer, samples, running)
+    return QuantizedModel(
+        converted, examples.args, quantizer.target.name, reference, recipe, tuple(trials), examples.kwargs,
+        digests(module.parameters()),
+    )  # fmt: skip
+
+
+def _float(model: Any) -> Any:
+    """`model`; raises `ModelError` for one that is quantized or prepared already."""
+    graph = model.graph_module if isinstance(model, torch.export.ExportedProgram) else model
+    if isinstance(model, QuantizedModel) or is_quantized(graph):
+        raise ModelError("This model is quantized already. Call lower() next, or give the float model.")
+    if isinstance(model, (NeutronProgram, HostProgram)):
+        raise ModelError("This is a lowered program. Give the float model that it was made of.")
+    if is_prepared(model):
+        raise ModelError(
+            "This model was prepared by prepare_pt2e. Calibrate it, call convert_pt2e, then lower(); or give the float "
+            "model to quantize()."
+        )
+    return model
 
 
 def lower(
-    quantized: QuantizedModel | GraphModule,
-    example_inputs: Sequence[torch.Tensor] | None = None,
+    quantized: QuantizedModel | GraphModule | torch.export.ExportedProgram,
+    example_inputs: Any = None,
     *,
     target: str | NeutronTargetSpec | None = None,
     int8_io: bool = False,
@@ -206,44 +249,62 @@ def lower(
 ) -> NeutronProgram:
     """Lower a quantized model to a `.pte`.
 
-    `quantized` comes from `quantize`, or from `convert_pt2e`, then with `example_inputs`. `target` is that of the
-    quantized model unless given. With `int8_io` the program takes and returns int8, where its inputs and outputs are
-    quantized (a `FloatIOWarning` lists those that are not). `compile_options` are those of
-    `generate_neutron_compile_spec`; `payload` ("auto", "portable" or "device") among them says whether the vendor's
-    converter makes a device program of it. Raises `OptionError`, `TargetError`, `InputError`, `ModelError` for a model
-    that is not quantized, and `ConverterError` where the converter is not there or fails.
+    `quantized` comes from `quantize`, or from `convert_pt2e`, then with `example_inputs` as `quantize` takes them; what
+    torch.export made of a converted module brings its own. `target` is that of the quantized model unless given. With
+    `int8_io` the program takes and returns int8, where its inputs and outputs are quantized (a `FloatIOWarning` lists
+    those that are not). `compile_options` are those of `generate_neutron_compile_spec`; `payload` ("auto", "portable"
+    or "device") among them says whether the vendor's converter makes a device program of it. Raises `OptionError`,
+    `TargetError`, `InputError`, `ModelError` for a model that is not quantized, and `ConverterError` where the
+    converter is not there or fails.
     """
     from openneutron.partition.placing import place
 
-    if isinstance(quantized, QuantizedModel):
-        module, examples = quantized.module, quantized.example_inputs
-        examples = examples if example_inputs is None else _examples(example_inputs)
-        name = target or quantized.target
-    else:
-        if not isinstance(quantized, GraphModule) or not any(map(is_dequantize, quantized.graph.nodes)):
-            raise ModelError(
-                f"lower() takes what quantize() or convert_pt2e returned; this {type(quantized).__name__} has nothing "
-                "quantized in it. Call quantize() first."
-            )
-        if example_inputs is None:
-            raise InputError("lower() needs example_inputs with a converted module: they fix the program's shapes.")
-        module, examples, name = quantized, _examples(example_inputs), target or "imxrt700"
+    module, kept, own_target = _converted(quantized)
+    if example_inputs is None and kept is None:
+        raise InputError("lower() needs example_inputs with a converted module: they fix the program's shapes.")
+    examples = kept if example_inputs is None and kept is not None else examples_of(example_inputs, module)
     _check_options("lower", compile_options, ["int8_io", *(field.name for field in fields(CompileOptions))])
     if not isinstance(int8_io, bool):
         raise OptionError(f"int8_io takes True or False, not {int8_io!r}.")
     blocked = list_of_names(compile_options.pop("operators_not_to_delegate", None))
-    options = CompileOptions(NeutronTargetSpec(name).name, blocked, **compile_options)
-    exported = _export(module, examples)
-    qparams = quantized_io.int8_io(exported) if int8_io else None
-    rows = place(exported, options).rows
-    portable = _portable_program(exported, options, qparams)
+    options = CompileOptions(NeutronTargetSpec(target or own_target).name, blocked, **compile_options)
+    exported = export(module, examples)
+    leaves = leaves_of(exported.module())
+    with typed_errors("Lowering the model"):
+        methods: dict[str, Any] = quantized_io.int8_io(exported) if int8_io else {}
+        rows = place(exported, options).rows
+        if not all(leaf.is_tensor and len(leaf.path) == 1 for leaf in leaves) or examples.kwargs:
+            methods[INPUT_NAMES] = text_of_leaves(leaves)
+        portable = _portable_program(exported, options, methods or None)
     converter = converter_for(options.payload, options.neutron_converter_flavor)
     if converter is None or not any(row.where == "npu" for row in rows):
-        return NeutronProgram(portable, rows, options.target)
+        return NeutronProgram(portable, rows, options.target, leaves=leaves)
     folder = None if options.intermediates_dir is None else Path(options.intermediates_dir)
     compiled = compile_program(portable, converter, intermediates_dir=folder)
     kernels = tuple(payload.kernels for payload in compiled.payloads)
-    return NeutronProgram(compiled.program, rows, options.target, portable, compiled.kernel_selection, kernels)
+    return NeutronProgram(compiled.program, rows, options.target, portable, compiled.kernel_selection, kernels, leaves)
+
+
+def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, str]:
+    """The converted module in what `lower` was given, its example inputs where it has them, and its target."""
+    if isinstance(quantized, QuantizedModel):
+        return quantized.module, quantized.examples, quantized.target
+    if isinstance(quantized, (NeutronProgram, HostProgram)):
+        raise ModelError("This program is lowered already. Save it, or run it.")
+    if is_prepared(quantized):
+        raise ModelError("This model was prepared by prepare_pt2e and not converted. Call convert_pt2e first.")
+    kept = None
+    if isinstance(quantized, (str, os.PathLike)):
+        quantized = loaded_program(quantized)
+    if isinstance(quantized, torch.export.ExportedProgram):
+        kept = None if quantized.example_inputs is None else Examples(*quantized.example_inputs)
+        quantized = quantized.module()
+    if not is_quantized(quantized):
+        raise ModelError(
+            f"lower() takes what quantize() or convert_pt2e returned; this {type(quantized).__name__} has nothing "
+            "quantized in it. Call quantize() first."
+        )
+    return quantized, kept, "imxrt700"
 
 
 def _portable_program(
@@ -278,51 +339,9 @@ def calibrate_and_quantize(
 
 
 def _check_options(function: str, options: Iterable[str], known: Iterable[str]) -> None:
-    names = sorted(set(known) - {"target"})
+    names = sorted({*known, "target"})
     for option in options:
         if option not in names:
-            near = difflib.get_close_matches(option, names, n=1)
+            near = difflib.get_close_matches(option.lower(), names, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise OptionError(f"{function}() has no option '{option}'.{hint} Options: {', '.join(names)}.")
-
-
-def _export(
-    model: torch.nn.Module, examples: tuple[torch.Tensor, ...], *, strict: bool = False
-) -> torch.export.ExportedProgram:
-    """Raises `InputError` where the model does not run on `examples`."""
-    try:
-        return _export_with_or_without_gradients(model, examples, strict=strict)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"torch.export could not run the model on the example inputs {described(examples)}: {error}"
-        ) from error
-
-
-def _export_with_or_without_gradients(
-    model: torch.nn.Module, examples: tuple[torch.Tensor, ...], *, strict: bool
-) -> torch.export.ExportedProgram:
-    """A model with a region of inference_mode runs only where nothing records gradients."""
-    try:
-        return torch.export.export(model, examples, strict=strict)
-    except RuntimeError as error:
-        if "Inference tensors" not in str(error):
-            raise
-    with torch.no_grad():
-        return torch.export.export(model, examples, strict=strict)
-
-
-def _examples(inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    if isinstance(inputs, torch.Tensor):
-        inputs = (inputs,)
-    if not isinstance(inputs, (tuple, list)):
-        raise InputError(f"example_inputs is a tuple of tensors, not {type(inputs).__name__}.")
-    if not all(isinstance(value, torch.Tensor) for value in inputs):
-        raise InputError(f"example_inputs are tensors, got {', '.join(type(value).__name__ for value in inputs)}.")
-    return tuple(map(_in_order, inputs))
-
-
-def _in_order(value: torch.Tensor) -> torch.Tensor:
-    """A tensor in an order that ExecuTorch takes: NCHW or NHWC, whatever permute it came from."""
-    if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
-        return value
-    return value.contiguous()

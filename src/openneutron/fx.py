@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 import re
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.fx import Node
 __all__ = [
     "arguments",
     "is_dequantize",
+    "is_library",
     "is_operator",
     "is_pure",
     "is_quantize",
@@ -36,6 +39,8 @@ __all__ = [
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 # Frames inside these packages are not the user's code.
 _LIBRARIES = re.compile(r"[/\\](site-packages|dist-packages)[/\\](torch|torchao|executorch)[/\\]|<eval_with_key>")
+_STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
+_OWN_FOLDER = str(Path(__file__).parent)
 # How a non-strict export names a part of a ModuleList or of a Sequential.
 _SLICE = re.compile(r"\.slice\((?P<start>\w+), \w+, (?P<step>\w+)\)")
 # Metadata under this key, and no other, come through convert_pt2e, torch.export and ExecuTorch's passes.
@@ -64,6 +69,12 @@ def source_of(node: Node) -> str | None:
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     own = [f"{file}:{line}" for file, line in frames if not _LIBRARIES.search(file)]
     return own[-1] if own else None
+
+
+def is_library(file: str) -> bool:
+    """Whether a file of Python code is part of Python, torch, torchao, ExecuTorch or OpenNeutron."""
+    is_standard = file.startswith((_STANDARD_LIBRARY, "<")) and "-packages" not in file
+    return is_standard or file.startswith(_OWN_FOLDER) or bool(_LIBRARIES.search(file))
 
 
 def modules_of(node: Node) -> tuple[tuple[str, str], ...]:

@@ -32,6 +32,7 @@ SCALAR_TYPES = {
 """Names by ExecuTorch's ScalarType (runtime/core/portable_type/scalar_type.h)."""
 
 # Members of the union KernelTypes, and of InstructionArguments, by their number in the schema.
+_NONE = 1
 _SCALARS = {2: ("int", "q"), 3: ("bool", "?"), 4: ("double", "d")}
 _TENSOR, _TEXT = 5, 6
 _KERNEL_CALL, _DELEGATE_CALL, _MOVE_CALL, _JUMP, _FREE = 1, 2, 3, 4, 5
@@ -258,7 +259,7 @@ class _Reader:
 
     def _value(self, table: Table) -> Value:
         kind, value = table.whole(0, "B"), table.table(1)
-        if value is None:
+        if value is None or kind == _NONE:
             return Value((), "none", ())
         if kind == _TENSOR:
             dtype = SCALAR_TYPES.get(value.whole(0, "b"), f"type {value.whole(0, 'b')}")

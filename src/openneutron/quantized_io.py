@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import OutputKind, TensorArgument
+from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.fx import Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -38,9 +38,10 @@ def int8_io(program: ExportedProgram) -> dict[str, float | int]:
     qparams: dict[str, float | int] = {}
     left: list[str] = []
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    for index, name in enumerate(program.graph_signature.user_inputs):
-        node = nodes.get(str(name))
-        if node is None or not _is_float(node):
+    inputs = [spec.arg for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    for index, argument in enumerate(inputs):
+        name = argument.name
+        if not isinstance(argument, TensorArgument) or not _is_float(node := nodes[name]):
             continue
         if quantize := _quantize_of(node):
             _take_int8(node, quantize)
@@ -60,7 +61,9 @@ def int8_io(program: ExportedProgram) -> dict[str, float | int]:
             _return_int8(program, position, source)
             qparams |= _constant_methods("output", index, node.args[1:])
         else:
-            left.append(f"  output {index}, '{node.name}': {op_name(node)} yields it in float.{_cost_of_joining(node)}")
+            origin, cost = _origin(node, constants), _cost_of_joining(node)
+            left.append(f"  output {index}, '{node.name}': {origin} it in float.{cost}")
+    _name_outputs(program)
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
     if left:
@@ -108,6 +111,12 @@ def _is_float(node: Node) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype == torch.float32
 
 
+def _origin(node: Node, constants: Constants) -> str:
+    if node in constants:
+        return "it is a constant; the program holds"
+    return "it is an input; the caller gives" if node.op == "placeholder" else f"{op_name(node)} yields"
+
+
 def _quantize_of(node: Node) -> Node | None:
     """The first operator that quantizes `node` to int8."""
     return next((user for user in node.users if user.target is _QUANTIZE and user.args[5] == torch.int8), None)
@@ -148,6 +157,14 @@ def _returned(program: ExportedProgram) -> list[Any]:
     """What the graph returns."""
     values: Any = output_node(program.graph).args[0]
     return list(values)
+
+
+def _name_outputs(program: ExportedProgram) -> None:
+    """Let the signature name what is returned: an input that is returned as it is may be dequantized now."""
+    specs = program.graph_signature.output_specs
+    for position, value in enumerate(_returned(program)):
+        if isinstance(value, Node) and specs[position].arg.name != value.name:
+            specs[position] = replace(specs[position], arg=TensorArgument(name=value.name))
 
 
 def _return_int8(program: ExportedProgram, position: int, value: Node) -> None:

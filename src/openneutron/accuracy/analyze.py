@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from openneutron.accuracy import advice as rules
@@ -22,6 +23,8 @@ from openneutron.accuracy.shares import Treatment, float_outputs, noise_ratio, s
 from openneutron.accuracy.statistics import Histogram, Noise, Statistics, largest_codes, weak_channels
 from openneutron.data import Data, forms_of, inputs_in
 from openneutron.errors import InputError, ModelError, OptionError
+from openneutron.examples import arguments_of
+from openneutron.exporting import as_module, check_eval, digests, export, is_quantized
 from openneutron.flow import NeutronProgram, QuantizedModel
 from openneutron.fx import modules_of, op_name, output_node, source_of
 from openneutron.ir.graph import QParams
@@ -36,8 +39,8 @@ Progress = Callable[[int, int], None]
 
 
 def analyze(
-    model: torch.nn.Module | None,
-    quantized: QuantizedModel | GraphModule,
+    model: Any,
+    quantized: QuantizedModel | GraphModule | ExportedProgram,
     data: Data,
     *,
     transform: Callable[[Any], Any] | None = None,
@@ -50,10 +53,11 @@ def analyze(
 ) -> Analysis:
     """Compare a quantized model with its float graph, layer by layer, and say which layers to treat and how.
 
-    `quantized` comes from `quantize`, which kept the float graph; `model` is not looked at then. With a module that
-    `convert_pt2e` returned, `model` is the one that was exported, and `quantizer` the one that annotated it, where that
-    had options (`layers`, a target). `data` and `transform` are what `quantize` takes to calibrate with, labels behind
-    the inputs are ignored. The first `samples` are used.
+    `quantized` comes from `quantize`, which kept the float graph; `model` may be None then, and otherwise has to be the
+    one that was quantized, in any form that `quantize` takes. With a module that `convert_pt2e` returned, `model` is
+    the one that was exported, and `quantizer` the one that annotated it, where that had options (`layers`, a target).
+    `data` and `transform` are what `quantize` takes to calibrate with, labels behind the inputs are ignored. The first
+    `samples` are used.
 
     Of the outputs it measures the noise, also with weights and biases alone quantized, and with activations alone. Of
     each layer it measures the noise of its output, all noise before it included, and its own. Its share of the final
@@ -70,7 +74,14 @@ def analyze(
     for name, number in (("samples", samples), ("candidates", candidates), ("share_samples", share_samples)):
         if number < 1:
             raise OptionError(f"{name} is a positive number, not {number!r}.")
+    if isinstance(quantized, ExportedProgram):
+        quantized = quantized.module()
     module = quantized.module if isinstance(quantized, QuantizedModel) else quantized
+    if not is_quantized(module):
+        raise ModelError(
+            f"This {type(module).__name__} has no quantized layer. Give what quantize() or convert_pt2e returned as "
+            "`quantized`."
+        )
     inputs = list(islice(inputs_in(data, forms_of(module), transform=transform), samples))
     if not inputs:
         raise InputError("The data are empty: give at least one input, better 16.")
@@ -106,24 +117,38 @@ def _reference(
     model: torch.nn.Module | None,
     quantized: QuantizedModel | GraphModule,
     quantizer: NeutronQuantizer | None,
-    inputs: tuple[torch.Tensor, ...],
+    inputs: Sequence[Any],
 ) -> GraphModule:
     """The float graph that was annotated: kept by `quantize()`, or made again of `model`."""
     if isinstance(quantized, QuantizedModel) and quantized.reference is not None:
+        if model is not None:
+            _check_is_the_same(as_module(model), quantized.parameters)
         return quantized.reference
     if model is None:
         raise ModelError("Without a QuantizedModel of quantize(), analyze() needs the float model that was exported.")
-    if any(module.training for module in model.modules()):
-        raise ModelError("The float model is in train mode. Call model.eval() before analyze().")
-    try:
-        exported = torch.export.export(model, inputs).module()
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"torch.export could not run the float model on the first sample: {error}") from error
+    module = as_module(model)
+    check_eval(module, "analyze")
+    converted = quantized.module if isinstance(quantized, QuantizedModel) else quantized
+    exported = export(module, arguments_of(converted, inputs)).module()
     annotating = copy.copy(quantizer or NeutronQuantizer(_target(quantized, quantizer)))
     equalized = was_equalized(quantized.module if isinstance(quantized, QuantizedModel) else quantized)
     if equalized is not None:
         annotating.equalize = equalized
     return annotating.transform_for_annotation(exported)
+
+
+def _check_is_the_same(model: torch.nn.Module, quantized: frozenset[str]) -> None:
+    """Raise `ModelError` for a model with other parameters than the `quantized` one had.
+
+    torch.export leaves out parameters that are not read, so that one of the two may have more.
+    """
+    given = digests(model.parameters())
+    if given and quantized and not (given <= quantized or quantized <= given):
+        raise ModelError(
+            f"This model is not the one that was quantized: {len(given - quantized)} of its {len(given)} parameters "
+            "have other values. Give that one, as it was then, or None: what quantize() returned has its own float "
+            "graph."
+        )
 
 
 def _target(quantized: QuantizedModel | GraphModule, quantizer: NeutronQuantizer | None) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice, permutations
 from typing import Any
 
+import numpy as np
 import torch
 from ai_edge_litert.interpreter import Interpreter
 from torch.export import ExportedProgram
@@ -20,6 +21,8 @@ from openneutron.accuracy.replay import evaluate
 from openneutron.compile_spec import CompileOptions
 from openneutron.data import Data, forms_of, inputs_in
 from openneutron.errors import InputError, ModelError
+from openneutron.examples import arguments_of, examples_of
+from openneutron.exporting import export
 from openneutron.files import read_file
 from openneutron.flow import NeutronProgram, QuantizedModel, lower
 from openneutron.fx import is_dequantize, modules_of, op_name, output_node, source_of
@@ -30,7 +33,7 @@ from openneutron.partition.orders import settle_orders
 from openneutron.partition.placing import place
 from openneutron.payload import Payload, parse
 from openneutron.profiling import node_of
-from openneutron.runtime.program import HostProgram
+from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo
 
 __all__ = ["Comparison", "LayerDifference", "compare_layers"]
 
@@ -80,12 +83,12 @@ class Comparison:
 
 def compare_layers(
     quantized: QuantizedModel | GraphModule,
-    program: NeutronProgram | bytes | str | os.PathLike[str] | None,
+    program: NeutronProgram | HostProgram | bytes | str | os.PathLike[str] | None,
     data: Data,
     *,
     transform: Callable[[Any], Any] | None = None,
     samples: int = 4,
-    example_inputs: Sequence[torch.Tensor] | None = None,
+    example_inputs: Any = None,
 ) -> Comparison:
     """Run the `.pte`'s own delegates, and hold each layer in them against the module's on the same int8 inputs.
 
@@ -109,13 +112,15 @@ def compare_layers(
     inputs = list(islice(inputs_in(data, forms_of(module), transform=transform), samples))
     if not inputs:
         raise InputError("The data are empty: give at least one input.")
-    kept = quantized.example_inputs if isinstance(quantized, QuantizedModel) else inputs[0]
-    examples = kept if example_inputs is None else tuple(example_inputs)
-    buffer = _bytes_of(lower(quantized, examples) if program is None else program)
+    kept = quantized.examples if isinstance(quantized, QuantizedModel) else arguments_of(module, inputs[0])
+    examples = kept if example_inputs is None else examples_of(example_inputs, module)
+    exported = export(module, examples)
+    if program is None:
+        program = lower(exported, target=quantized.target if isinstance(quantized, QuantizedModel) else None)
+    buffer = _bytes_of(program)
     host = HostProgram.from_bytes(buffer)
     payloads, options = _payloads(buffer)
-    exported = torch.export.export(module, examples)
-    if any(info.scale is not None for info in (*host.inputs, *host.outputs)):
+    if any(map(_is_int8, (*host.inputs, *host.outputs))):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", quantized_io.FloatIOWarning)  # lower() said it
             quantized_io.int8_io(exported)
@@ -124,7 +129,7 @@ def compare_layers(
     worst = 0.0
     for sample in inputs:
         given = [
-            value if info.scale is None else info.quantize(value)
+            info.quantize(value) if isinstance(info, TensorInfo) and _is_int8(info) else value
             for value, info in zip(sample, host.inputs, strict=True)
         ]
         values = _run(placed.program, given)
@@ -141,9 +146,15 @@ def compare_layers(
     )
 
 
-def _bytes_of(program: NeutronProgram | bytes | str | os.PathLike[str]) -> bytes:
+def _is_int8(info: TensorInfo | ConstantInfo) -> bool:
+    return isinstance(info, TensorInfo) and info.scale is not None
+
+
+def _bytes_of(program: NeutronProgram | HostProgram | bytes | str | os.PathLike[str]) -> bytes:
     if isinstance(program, NeutronProgram):
         return program.portable
+    if isinstance(program, HostProgram):
+        return program.buffer
     return program if isinstance(program, bytes) else read_file(program)
 
 
@@ -236,6 +247,8 @@ def _delegates(
         theirs = tflite.read(payload.tflite)
         if _structure(ours) != _structure(theirs):
             raise _not_of_this_module(f"delegate {number} has other operators than the module makes")
+        if _scales(ours) != _scales(theirs):
+            raise _not_of_this_module(f"delegate {number} has other scales: of other weights, or calibrated otherwise")
         tensors = _tensors(partition, ours.subgraphs[0], constants)
         interpreter = Interpreter(model_content=tflite.returning(payload.tflite, list(tensors.values())), num_threads=1)
         interpreter.allocate_tensors()
@@ -252,6 +265,13 @@ def _structure(model: tflite.Model) -> list[Any]:
         for operator in graph.operators
     ]
     return [ends, operators]
+
+
+def _scales(model: tflite.Model) -> list[Any]:
+    """Scales and zero points of the activations, in the order in which they are computed."""
+    activations = (tensor for operator in model.subgraphs[0].operators for tensor in operator.outputs)
+    known = (tensor.quantization for tensor in activations)
+    return [None if one is None else (*map(np.float32, one.scale), *one.zero_point) for one in known]
 
 
 def _tensors(partition: Partition, graph: tflite.Subgraph, constants: Constants) -> dict[Node, int]:
@@ -311,8 +331,11 @@ def _run(program: ExportedProgram, inputs: Sequence[torch.Tensor]) -> dict[Node,
 def _output_difference(program: ExportedProgram, values: Mapping[Node, Any], returned: Any) -> float:
     """The largest difference of the outputs, in steps of each."""
     nodes = [leaf for leaf in tree_leaves(output_node(program.graph).args[0]) if isinstance(leaf, Node)]
+    tensors = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, torch.Tensor)]
     worst = 0.0
-    for node, found in zip(nodes, tree_leaves(returned), strict=True):
+    for node, found in zip(nodes, tensors, strict=True):
+        if not found.numel():
+            continue
         difference = (found.double() - values[node].double()).abs().max()
         worst = max(worst, float(difference) / _step(node))
     return worst

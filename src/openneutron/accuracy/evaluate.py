@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
-from torch.utils._pytree import tree_unflatten
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, Dataset
 
+from openneutron.arguments import MISSING, Leaf, leaves_at
+from openneutron.boundary import typed_errors
 from openneutron.calibration.graph import bare
 from openneutron.data import aligned, described, in_batches, items_of
 from openneutron.errors import InputError, ModelError, OptionError
+from openneutron.examples import Examples, in_tensors, leaves_of, register_dataclasses
 from openneutron.flow import NeutronProgram, QuantizedModel
-from openneutron.fx import placeholders
+from openneutron.fx import output_node, placeholders
 from openneutron.parallel import check_jobs, in_order, parts
-from openneutron.runtime.program import HostProgram
+from openneutron.runtime.program import HostProgram, TensorInfo, load
 
 __all__ = ["evaluate", "top1"]
 
-Sample = tuple[tuple[Any, ...], Any]
+Sample = tuple[Examples, Any]
+"""The arguments of a run, and what its outputs are compared with."""
 Metric = Callable[[Any, Any], Any]
 
 # So many samples for each process are read at once, in so many parts: fewer parts send the model less often, more lose
@@ -37,9 +43,14 @@ PARTS_OF_A_JOB = 2
 def top1(outputs: Any, label: Any) -> float:
     """In percent, of how many rows of the outputs [rows, ...] the largest value is that of the label, one for each row.
 
+    Of several outputs, the first tensor counts.
+
     With one label, all of the outputs are its row. Raises `InputError` for other labels.
     """
-    first = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+    tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    if not tensors:
+        raise InputError("top1 takes a tensor as the first output; there is none. Give a function as metric.")
+    first = tensors[0]
     try:
         labels = torch.as_tensor(label)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -51,14 +62,15 @@ def top1(outputs: Any, label: Any) -> float:
 
 
 def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric = "top1", jobs: int = 1) -> float:
-    """The mean of `metric` over the samples of `data`: pairs of inputs (a tensor, or a tuple of them) and label.
+    """The mean of `metric` over the samples of `data`: pairs of inputs and label.
 
-    `run` is a module, what `quantize` or `lower` returned, or a loaded `.pte`. `data` is an iterable or a data set of
-    pairs, or a DataLoader, whose batches are cut to the batch size of `run`, of a module with none to 1; what does not
-    fill the last one is left out. `metric` is "top1", the percentage of samples whose class is right, or a function of
-    outputs and label that returns a number. `jobs` processes share the samples, and `joblib.parallel_config` says
-    where; the number is the same to the bit. A function as `metric` must then be one that can be pickled. Samples are
-    read as they are needed, so that data may be larger than memory.
+    Inputs are a tensor or numpy array, a tuple of the arguments of `run`, or a mapping from their names. `run` is a
+    module, what `quantize` or `lower` returned, an exported program, or a `.pte`, loaded, by its path or its bytes.
+    `data` is an iterable or a data set of pairs, or a DataLoader, whose batches are cut to the batch size of `run`, of
+    a module with none to 1; what does not fill the last one is left out. `metric` is "top1", the percentage of samples
+    whose class is right, or a function of outputs and label that returns a number. `jobs` processes share the samples,
+    and `joblib.parallel_config` says where; the number is the same to the bit. A function as `metric` must then be one
+    that can be pickled. Samples are read as they are needed, so that data may be larger than memory.
 
     Raises `OptionError` for another `metric` or `jobs`, `InputError` for data that are empty or no pairs, and
     `ModelError` where `jobs` is above 1 and the module cannot be pickled.
@@ -67,19 +79,27 @@ def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric 
     if metric != "top1" and not callable(metric):
         raise OptionError(f"metric is 'top1' or a function of outputs and label, not {metric!r}.")
     score = metric if callable(metric) else top1
-    run = HostProgram.from_bytes(run.portable) if isinstance(run, NeutronProgram) else run
+    run = _runnable(run)
     scores = list(_all_scores(run, score, _samples(data, _batch_size(run)), jobs))
     if not scores:
         raise InputError("There are no data to evaluate on: give pairs of inputs and label.")
     return math.fsum(scores) / len(scores)
 
 
+def _runnable(run: Any) -> Any:
+    if isinstance(run, NeutronProgram):
+        return HostProgram(run.portable, leaves=run.leaves)
+    if isinstance(run, (str, bytes, os.PathLike)):
+        return load(run)
+    return run.module() if isinstance(run, ExportedProgram) else run
+
+
 def _all_scores(run: Any, score: Metric, samples: Iterator[Sample], jobs: int) -> Iterator[float]:
     """In order. Samples are read as they are needed, and let go."""
     if jobs == 1:
         runs = run.run if isinstance(run, HostProgram) else run
-        for sample in samples:
-            yield from _scores(runs, score, [sample])
+        for index, sample in enumerate(samples):
+            yield from _scores(runs, score, [sample], index)
         return
     work = functools.partial(_scores_elsewhere, _pickled(run), score)
     while some := list(islice(samples, jobs * SAMPLES_OF_A_JOB)):
@@ -90,15 +110,16 @@ def _all_scores(run: Any, score: Metric, samples: Iterator[Sample], jobs: int) -
 def _batch_size(run: Any) -> int:
     """Of what `run` takes; 1 where any will do."""
     if isinstance(run, HostProgram):
-        sizes: Sequence[Any] = run.inputs[0].shape
+        inputs: Sequence[Any] = run.inputs
     elif isinstance(run, QuantizedModel):
-        sizes = run.example_inputs[0].shape
-    elif isinstance(run, GraphModule) and "val" in (first := placeholders(run.graph)[0]).meta:
-        sizes = first.meta["val"].shape
+        inputs = run.examples.leaves
+    elif isinstance(run, GraphModule):
+        inputs = [node.meta.get("val") for node in placeholders(run.graph)]
     elif callable(run):
         return 1
     else:
         raise OptionError(f"run is a module, a NeutronProgram or a loaded .pte, not {run!r}.")
+    sizes = next((value.shape for value in inputs if isinstance(value, (TensorInfo, torch.Tensor))), ())
     return sizes[0] if sizes and isinstance(sizes[0], int) else 1
 
 
@@ -106,10 +127,18 @@ def _samples(data: Iterable[Any] | Dataset[Any], size: int) -> Iterator[Sample]:
     for index, item in enumerate(items_of(data)):
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise InputError(f"Sample {index} is no pair of inputs and label but a {type(item).__name__}.")
-        inputs = tuple(item[0]) if isinstance(item[0], (tuple, list)) else (item[0],)
-        pair = *inputs, item[1]
+        inputs = tuple(item[0]) if isinstance(item[0], (tuple, list)) and not hasattr(item[0], "_fields") else item[0]
+        register_dataclasses(inputs)
+        leaves, structure = tree_flatten(tree_map(in_tensors, inputs))
+        pair = *leaves, item[1]
         for *part, label in in_batches(pair, [size] * len(pair)) if _is_batch(data, pair) else [pair]:
-            yield tuple(part), label
+            yield _arguments(tree_unflatten(part, structure)), label
+
+
+def _arguments(inputs: Any) -> Examples:
+    if isinstance(inputs, Mapping):
+        return Examples((), dict(inputs))
+    return Examples(inputs if isinstance(inputs, tuple) and not hasattr(inputs, "_fields") else (inputs,))
 
 
 def _is_batch(data: Any, values: Sequence[Any]) -> bool:
@@ -124,8 +153,14 @@ def _has_length(value: Any) -> bool:
 
 
 @torch.no_grad()
-def _scores(run: Callable[..., Any], score: Metric, samples: Sequence[Sample]) -> list[float]:
-    return [float(score(run(*map(aligned, inputs)), label)) for inputs, label in samples]
+def _scores(run: Callable[..., Any], score: Metric, samples: Sequence[Sample], first: int = 0) -> list[float]:
+    scores = []
+    for index, (inputs, label) in enumerate(samples, first):
+        with typed_errors(f"Running the model on sample {index}", InputError):
+            outputs = run(*tree_map(aligned, inputs.args), **tree_map(aligned, inputs.kwargs))
+        with typed_errors(f"The metric of sample {index}", OptionError):
+            scores.append(float(score(outputs, label)))
+    return scores
 
 
 def _scores_elsewhere(pickled: bytes, score: Metric, samples: Sequence[Sample]) -> list[float]:
@@ -137,13 +172,14 @@ class _Program:
     """A `.pte` that is loaded in the process that runs it."""
 
     buffer: bytes
+    leaves: tuple[Leaf, ...] | None
 
-    def __call__(self, *inputs: Any) -> Any:
-        return self._loaded.run(*inputs)
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return self._loaded.run(*inputs, **named)
 
     @functools.cached_property
     def _loaded(self) -> HostProgram:
-        return HostProgram.from_bytes(self.buffer)
+        return HostProgram(self.buffer, leaves=self.leaves)
 
 
 class _Exported(torch.nn.Module):
@@ -152,13 +188,20 @@ class _Exported(torch.nn.Module):
     def __init__(self, module: GraphModule) -> None:
         super().__init__()
         self.bare = bare(module)
+        self.paths = [leaf.path for leaf in leaves_of(module)]
         info = getattr(module.graph._codegen, "pytree_info", None)
         self.form = None if info is None else info.out_spec
+        returned = tree_leaves(output_node(module.graph).args[0])
+        self.constants = [MISSING if isinstance(leaf, Node) else leaf for leaf in returned]
 
-    def forward(self, *inputs: torch.Tensor) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """The outputs in the form that the module gives them."""
-        outputs = list(self.bare(*inputs))
-        return outputs[0] if self.form is None else tree_unflatten(outputs, self.form)
+        outputs = list(self.bare(*leaves_at(self.paths, inputs, named)))
+        if self.form is None:
+            return outputs[0]
+        tensors = iter(outputs)
+        leaves = [next(tensors) if constant is MISSING else constant for constant in self.constants]
+        return tree_unflatten(leaves, self.form)
 
 
 def _pickled(run: Any) -> bytes:
@@ -167,7 +210,7 @@ def _pickled(run: Any) -> bytes:
 
     run = run.module if isinstance(run, QuantizedModel) else run
     if isinstance(run, HostProgram):
-        run = _Program(run.buffer)
+        run = _Program(run.buffer, run.leaves)
     elif isinstance(run, GraphModule):
         run = _Exported(run)
     try:

@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 
 from openneutron.constants import attribute, value_of
-from openneutron.fx import op_name
+from openneutron.fx import op_name, output_node
 from openneutron.ops import OPERATORS
 from openneutron.ops.layers import CONVOLUTION, layer_kind
 from openneutron.passes.functionalize import writes_memory
@@ -33,7 +33,8 @@ _SHAPED = {*_VIEWS, "aten.reshape.default", "aten.expand.default"}
 _OF_WEIGHTS = (WeightObserver, PerChannelWeightObserver)
 _OF_CONSTANTS = (*_OF_WEIGHTS, DerivedObserverOrFakeQuantize)
 
-Inputs = tuple[Tensor, ...]
+Inputs = tuple[Any, ...]
+"""A value for each placeholder: a tensor, or what the model was exported with instead of one."""
 
 
 def observe_weights(prepared: GraphModule) -> None:
@@ -51,8 +52,11 @@ class Batches:
     channels_last: bool = False
 
     def of(self, samples: Sequence[Inputs]) -> Inputs:
-        """Several inputs of the model as one."""
-        return tuple(self.arranged(torch.cat(values)) for values in zip(*samples, strict=True))
+        """Several inputs of the model as one; what is no tensor is the same in all."""
+        return tuple(
+            self.arranged(torch.cat(values)) if isinstance(values[0], Tensor) else values[0]
+            for values in zip(*samples, strict=True)
+        )
 
     def arranged(self, value: Tensor) -> Tensor:
         """`value` in the order for it, if it is an image or the weight of a convolution of images."""
@@ -83,7 +87,7 @@ def bare(prepared: GraphModule) -> GraphModule:
             copies[node] = copies[node.args[0]]
             continue
         copy = graph.node_copy(node, copies.__getitem__)
-        copy.meta = {}
+        copy.meta = {key: node.meta[key] for key in ("stack_trace",) if key in node.meta}
         if node.op in ("get_attr", "call_module"):
             copy.target = f"_constant_{node.name}" if node.op == "get_attr" else node.target
             root[str(copy.target)] = attribute(prepared, str(node.target))
@@ -216,7 +220,7 @@ def why_not_in_batches(single: GraphModule, samples: list[Inputs], batches: Batc
     """
     samples = samples[: min(batches.size, 2)]
     batches = replace(batches, size=len(samples))
-    if any(value.dim() == 0 for inputs in samples for value in inputs):
+    if any(isinstance(value, Tensor) and value.dim() == 0 for inputs in samples for value in inputs):
         return "An input has no dimensions."
     each, batched = _Values(single), _Values(in_batches(single, batches))
     expected = [each.run(*inputs) for inputs in samples]
@@ -227,7 +231,11 @@ def why_not_in_batches(single: GraphModule, samples: list[Inputs], batches: Batc
     for name, shape in each.shapes.items():
         if not shape or batched.shapes[name] != (shape[0] * len(samples), *shape[1:]):
             return f"'{name}' is {tuple(batched.shapes[name])} for {len(samples)} samples and {tuple(shape)} for one."
-    for index, output in enumerate(found):
+    returned = output_node(single.graph).args[0]
+    assert isinstance(returned, tuple)
+    for index, (node, output) in enumerate(zip(returned, found, strict=True)):
+        if node.name not in each.shapes:
+            continue  # no input reaches it
         if not torch.allclose(output, torch.cat([outputs[index] for outputs in expected]), rtol=1e-3, atol=1e-5):
             return f"Output {index} differs."
     return None

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Interpreter
 from torchao.quantization.pt2e.observer import FixedQParamsObserver
 
+from openneutron.boundary import typed_errors
 from openneutron.calibration.graph import (
     SINGLE,
     Batches,
@@ -24,7 +25,7 @@ from openneutron.calibration.graph import (
     why_not_in_batches,
 )
 from openneutron.data import aligned
-from openneutron.errors import OptionError
+from openneutron.errors import CalibrationError, OpenNeutronError, OptionError
 from openneutron.parallel import check_jobs, in_order, parts
 from openneutron.progress import bar
 from openneutron.quantizer.bias_correction import ChannelMeans
@@ -34,7 +35,7 @@ __all__ = ["CalibrationOptions", "calibrate"]
 
 _LOGGER = logging.getLogger(__name__)
 
-Inputs = tuple[Tensor, ...]
+Inputs = tuple[Any, ...]
 State = dict[str, Mapping[str, Tensor]]
 
 # Calibration has converged when no range moves by more than this share of its width over so many samples.
@@ -124,9 +125,21 @@ def _observe(single: GraphModule, batched: GraphModule, part: Sequence[Inputs], 
     size = batches.size
     whole = 0 if batches == SINGLE else len(part) // size * size
     for start in range(0, whole, size):
-        batched(*batches.of(part[start : start + size]))
+        _run(batched, batches.of(part[start : start + size]))
     for inputs in part[whole:]:
-        single(*map(aligned, inputs))
+        _run(single, tuple(map(aligned, inputs)))
+
+
+def _run(module: GraphModule, inputs: Inputs) -> None:
+    """Raises `CalibrationError` that names the operator which does not take the values of these inputs."""
+    try:
+        module(*inputs)
+    except (OpenNeutronError, MemoryError):
+        raise
+    except Exception:
+        with typed_errors("Running the model on the calibration data", CalibrationError):
+            Interpreter(module).run(*inputs)
+        raise
 
 
 def _observe_elsewhere(model: bytes, batches: Batches, part: Sequence[Inputs]) -> State:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputSpec, OutputSpec
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_structure, tree_unflatten, treespec_dumps
 
 from openneutron.fx import output_node
 
@@ -48,11 +49,35 @@ def with_graph(
         ),
         state_dict={**program.state_dict, **(state or {})},
         range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph,
-        example_inputs=program.example_inputs,
+        **_in_plain_containers(program),
         constants={**program.constants, **(constants or {})},
         verifiers=program.verifiers,
     )
+
+
+def _in_plain_containers(program: ExportedProgram) -> dict[str, Any]:
+    """The program's call graph and example inputs, flat where ExecuTorch could not write their containers to a file.
+
+    It writes the type of each container by a name, which `torch.export.register_dataclass` leaves out unless told.
+    """
+    root, *others = program.module_call_graph
+    signature, examples = root.signature, program.example_inputs
+    if signature is not None and not _has_names(signature.in_spec):
+        structure = tree_structure((tuple(range(signature.in_spec.num_leaves)), {}))
+        signature = replace(signature, in_spec=structure, forward_arg_names=None)
+        examples = None if examples is None else tree_unflatten(tree_leaves(examples), structure)
+    if signature is not None and not _has_names(signature.out_spec):
+        signature = replace(signature, out_spec=tree_structure(tuple(range(signature.out_spec.num_leaves))))
+    entry = root if signature is root.signature else replace(root, signature=signature)
+    return {"module_call_graph": [entry, *others], "example_inputs": examples}
+
+
+def _has_names(structure: TreeSpec) -> bool:
+    try:
+        treespec_dumps(structure)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _name(spec: InputSpec) -> str:

@@ -5,7 +5,7 @@ A pass takes a GraphModule, changes it in place and says whether it changed anyt
 
 from contextlib import nullcontext
 
-from openneutron.passes.checks import check_is_static_eval, check_writes_nothing, parameters_stay
+from openneutron.passes.checks import check_is_static_eval, check_outputs, check_writes_nothing, parameters_stay
 from openneutron.passes.copy_returned_joins import copy_returned_joins
 from openneutron.passes.decompose import decompose
 from openneutron.passes.fold_arithmetic import fold_arithmetic
@@ -29,10 +29,10 @@ from openneutron.passes.remove_identities import remove_identities
 from openneutron.passes.share_results import share_results
 
 __all__ = [
-    "check_is_static_eval", "check_writes_nothing", "copy_returned_joins", "decompose", "fold_arithmetic",
-    "fold_batch_norm", "fold_constants", "fold_norm_affine", "forget_strides", "functionalize", "inline_regions",
-    "merge_phases", "move_activations", "name_bad_inputs", "name_numbers", "nest_concatenations", "prepare",
-    "recognize", "remove_batch_counts", "remove_dead_channels", "remove_dead_operators", "remove_expands",
+    "check_is_static_eval", "check_outputs", "check_writes_nothing", "copy_returned_joins", "decompose",
+    "fold_arithmetic", "fold_batch_norm", "fold_constants", "fold_norm_affine", "forget_strides", "functionalize",
+    "inline_regions", "merge_phases", "move_activations", "name_bad_inputs", "name_numbers", "nest_concatenations",
+    "prepare", "recognize", "remove_batch_counts", "remove_dead_channels", "remove_dead_operators", "remove_expands",
     "remove_identities", "share_results",
 ]  # fmt: skip
 
@@ -63,6 +63,7 @@ def prepare(
     keeping_parameters = parameters_stay if training else nullcontext
     inline_regions(module, training=training)
     check_is_static_eval(module, training=training)
+    check_outputs(module)
     name_bad_inputs(module)
     remove_batch_counts(module)
     functionalize(module)

@@ -7,15 +7,16 @@ from contextlib import contextmanager
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 from openneutron.constants import attribute
 from openneutron.errors import ModelError
-from openneutron.fx import arguments, op_name, source_of
+from openneutron.fx import arguments, op_name, output_node, source_of
 from openneutron.passes.functionalize import writes_memory
 from openneutron.passes.remove_batch_counts import counts_batches
 from openneutron.passes.remove_identities import DROPOUTS
 
-__all__ = ["check_batch_norm", "check_is_static_eval", "check_writes_nothing", "parameters_stay"]
+__all__ = ["check_batch_norm", "check_is_static_eval", "check_outputs", "check_writes_nothing", "parameters_stay"]
 
 _TRAINING_ARGUMENT = {
     **dict.fromkeys(DROPOUTS, "train"),
@@ -38,6 +39,19 @@ def check_is_static_eval(module: GraphModule, *, training: bool = False) -> bool
         check_batch_norm(node)
         if not training:
             _check_eval(node)
+    return False
+
+
+def check_outputs(module: GraphModule) -> bool:
+    """Raise `ModelError` for an output that a program cannot return; changes nothing."""
+    for index, leaf in enumerate(tree_leaves(output_node(module.graph).args[0])):
+        if leaf is None or isinstance(leaf, (Node, int, float)):
+            continue
+        what = f"the text '{leaf}'" if isinstance(leaf, str) else f"a {type(leaf).__name__}"
+        raise ModelError(
+            f"The model's output {index} is {what}. A program returns tensors, numbers, truth values and None: leave "
+            "it out of what forward returns."
+        )
     return False
 
 

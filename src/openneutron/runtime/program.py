@@ -8,38 +8,31 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from executorch.extension.pybindings import _C
 
+from openneutron import pte
+from openneutron.arguments import MISSING, Leaf, check_names, leaves_at, leaves_from_text
 from openneutron.errors import HostError, InputError
 from openneutron.runtime import _host
 
-__all__ = ["HostProgram", "TensorInfo", "load"]
+__all__ = ["INPUT_NAMES", "ConstantInfo", "HostProgram", "TensorInfo", "load"]
 
 METHOD = "forward"
+INPUT_NAMES = "input_names"
+"""The method of a program that returns where its inputs lie in the arguments of the model's forward, as text."""
 
 PTE_IDENTIFIER_AT = slice(4, 6)
 PTE_IDENTIFIER = b"ET"  # then two digits: the version of the flatbuffer's schema
 
-DTYPES: dict[int, torch.dtype] = {
-    0: torch.uint8,
-    1: torch.int8,
-    2: torch.int16,
-    3: torch.int32,
-    4: torch.int64,
-    5: torch.float16,
-    6: torch.float32,
-    7: torch.float64,
-    11: torch.bool,
-    15: torch.bfloat16,
-}
-"""torch's dtype by ExecuTorch's ScalarType (runtime/core/portable_type/scalar_type.h)."""
+# What the type of a value that is no tensor is called in `pte.Value`.
+_CONSTANTS = {"none", "int", "bool", "double", "text"}
 
 
 @dataclass(frozen=True)
@@ -69,18 +62,32 @@ class TensorInfo:
         return self.scale, self.zero_point
 
 
+@dataclass(frozen=True)
+class ConstantInfo:
+    """An input or output that is no tensor: the number, truth value or None that the model was exported with.
+
+    A text is None in the `.pte` itself.
+    """
+
+    value: int | float | bool | str | None
+
+
 class HostProgram:
     """A loaded `.pte`, its delegates run by LiteRT and everything else by ExecuTorch's CPU kernels.
 
-    `inputs` and `outputs` describe the tensors of the method `forward`. Any thread may call `run()`; calls wait for
-    each other, because the program has one set of buffers.
+    `inputs` and `outputs` describe what the method `forward` takes and returns: a `TensorInfo` for a tensor, a
+    `ConstantInfo` for what is none. Any thread may call `run()`; calls wait for each other, because the program has one
+    set of buffers.
     """
 
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
 
-    def __init__(self, data: bytes, name: str = "the program") -> None:
-        """Load from the bytes of a `.pte`; `name` is what errors call it. Raises HostError where it cannot run here."""
+    def __init__(self, data: bytes, name: str = "the program", *, leaves: Sequence[Leaf] | None = None) -> None:
+        """Load from the bytes of a `.pte`; `name` is what errors call it. Raises HostError where it cannot run here.
+
+        `leaves` say where the inputs lie in the arguments of the model's forward; unless given, the `.pte` may say it.
+        """
         if data[PTE_IDENTIFIER_AT] != PTE_IDENTIFIER:
             raise HostError(f"{name} is no ExecuTorch program (.pte): its bytes 4 and 5 are not {PTE_IDENTIFIER!r}")
         self._name = name
@@ -90,18 +97,16 @@ class HostProgram:
         try:
             program = _C._load_program_from_buffer(data, program_verification=_C.Verification.InternalConsistency)
             self._method = program.load_method(METHOD)
-            meta = self._method.method_meta()
+            method = next(method for method in pte.read(data, name).methods if method.name == METHOD)
             constants = _Constants(program)
+            self._leaves = _leaves(constants, len(method.inputs)) if leaves is None else tuple(leaves)
             self.inputs = tuple(
-                _info(meta.input_tensor_meta(i), constants, f"input{i}") for i in range(meta.num_inputs())
+                self._with_text(i, _info(value, constants, f"input{i}")) for i, value in enumerate(method.inputs)
             )
-            self.outputs = tuple(
-                _info(meta.output_tensor_meta(i), constants, f"output{i}") for i in range(meta.num_outputs())
-            )
+            self.outputs = tuple(_info(value, constants, f"output{i}") for i, value in enumerate(method.outputs))
             # None where the order is the usual one, which run() is to find out without a look at the dimensions.
-            self._dim_orders = tuple(
-                None if order == tuple(range(len(order))) else order for order in _host.input_dim_orders(data, METHOD)
-            )
+            orders = [value.dim_order for value in method.inputs]
+            self._dim_orders = tuple(None if order == tuple(range(len(order))) else order for order in orders)
         except (RuntimeError, ValueError, IndexError) as error:
             raise _failure(f"{name} cannot be loaded", error) from error
 
@@ -116,27 +121,39 @@ class HostProgram:
         return self._data
 
     @property
+    def leaves(self) -> tuple[Leaf, ...] | None:
+        """Where each input lies in the arguments of the model's forward; None where that is not known."""
+        return self._leaves
+
+    @property
     def input_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shape of each input."""
-        return tuple(info.shape for info in self.inputs)
+        """The shape of each input that is a tensor."""
+        return tuple(info.shape for info in self.inputs if isinstance(info, TensorInfo))
 
     @property
     def output_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shape of each output."""
-        return tuple(info.shape for info in self.outputs)
+        """The shape of each output that is a tensor."""
+        return tuple(info.shape for info in self.outputs if isinstance(info, TensorInfo))
 
-    def run(self, *inputs: torch.Tensor | npt.NDArray[Any]) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Execute `forward`: one tensor where the program has one output, else a tuple of them.
+    def run(self, *inputs: Any, **named: Any) -> Any:
+        """Execute `forward`: one tensor where the program has one output, else a tuple of them, numbers and None.
+
+        Inputs are torch tensors or numpy arrays, in the order of `inputs`. Those that are constants may be left out.
+        A program that knows where its inputs lie in the arguments of the model's forward, as `lower`'s does, takes
+        these arguments too, by position and by name; a loaded `.pte` knows it where `lower` was given a mapping, a
+        nested argument or one that is no tensor.
 
         The outputs are the caller's: neither a later run nor the end of the program changes them.
 
         Raises InputError where an input is not of the program's shape and dtype, HostError where the program fails.
         """
-        if len(inputs) != len(self.inputs):
-            raise InputError(f"{self._name} takes {len(self.inputs)} inputs, got {len(inputs)}")
+        is_flat = not named and len(inputs) == len(self.inputs) and not any(map(_is_nested, inputs))
+        values = inputs if is_flat else self._flat(inputs, named)
         tensors = [
             _in_order(_tensor(i, value, info), order)
-            for i, (value, info, order) in enumerate(zip(inputs, self.inputs, self._dim_orders, strict=True))
+            if isinstance(info, TensorInfo)
+            else _checked_constant(i, value, info)
+            for i, (value, info, order) in enumerate(zip(values, self.inputs, self._dim_orders, strict=True))
         ]
         with self._lock:
             _host.clear_error()
@@ -146,14 +163,77 @@ class HostProgram:
                 raise _failure(f"{self._name} failed", error) from error
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
+    def _flat(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
+        """A value for each input, of arguments by position and by name, or of the tensors alone."""
+        tensors = sum(isinstance(info, TensorInfo) for info in self.inputs)
+        is_flat = not named and not any(map(_is_nested, inputs))
+        if is_flat and len(inputs) == tensors:
+            given = iter(inputs)
+            return [next(given) if isinstance(info, TensorInfo) else info.value for info in self.inputs]
+        if self._leaves is None:
+            if named:
+                raise InputError(
+                    f"{self._name} does not know its inputs by name: give them in the order of the model's arguments; "
+                    f"{self._taken()}. lower() writes the names where its example_inputs are a mapping"
+                )
+            if len(inputs) == len(self.inputs):
+                return list(inputs)
+        if self._leaves is None or (is_flat and len(inputs) > len(self.inputs)):
+            raise InputError(f"{self._name} takes {tensors} inputs, got {len(inputs)}; {self._taken()}")
+        paths = [leaf.path for leaf in self._leaves]
+        check_names(paths, inputs, named, self._name)
+        values = leaves_at(paths, inputs, named)
+        for index, (leaf, info) in enumerate(zip(self._leaves, self.inputs, strict=True)):
+            if values[index] is not MISSING:
+                continue
+            if isinstance(info, TensorInfo):
+                raise InputError(f"{self._name} got no input '{leaf.name}'; {self._taken()}")
+            values[index] = info.value
+        return values
 
-def load(path: str | os.PathLike[str]) -> HostProgram:
-    """Load the `.pte` at `path`. Raises HostError where it cannot be read, is no `.pte`, or cannot run here."""
+    def _taken(self) -> str:
+        """The inputs in words."""
+        names = [leaf.name for leaf in self._leaves or ()] or [f"input {i}" for i in range(len(self.inputs))]
+        words = (
+            f"{name}: {info.dtype} {info.shape}" if isinstance(info, TensorInfo) else f"{name}: {info.value!r}"
+            for name, info in zip(names, self.inputs, strict=True)
+        )
+        return f"it takes ({', '.join(words)})"
+
+    def _with_text(self, index: int, info: TensorInfo | ConstantInfo) -> TensorInfo | ConstantInfo:
+        """With the text that a constant is, which a `.pte` has as None."""
+        leaf = None if self._leaves is None else self._leaves[index]
+        return ConstantInfo(leaf.constant) if leaf is not None and isinstance(leaf.constant, str) else info
+
+
+def load(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> HostProgram:
+    """Load a `.pte` from its path or its bytes.
+
+    Raises HostError where it cannot be read, is no `.pte`, or cannot run here.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return HostProgram(bytes(source))
+    if not isinstance(source, (str, os.PathLike)):
+        raise HostError(f"load() takes the path or the bytes of a .pte, not a {type(source).__name__}")
     try:
-        data = Path(path).read_bytes()
+        data = Path(source).read_bytes()
     except OSError as error:
-        raise HostError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
-    return HostProgram(data, os.fspath(path))
+        raise HostError(f"{os.fspath(source)} cannot be read: {error.strerror}") from error
+    return HostProgram(data, os.fspath(source))
+
+
+def _is_nested(value: object) -> bool:
+    return not isinstance(value, (torch.Tensor, np.ndarray, int, float, str, type(None)))
+
+
+def _checked_constant(index: int, value: object, info: ConstantInfo) -> int | float | bool | None:
+    """What the runtime is given for an input that is no tensor. Raises InputError where `value` is another one."""
+    if type(value) is not type(info.value) or value != info.value:
+        raise InputError(
+            f"input {index} is {value!r}, expected {info.value!r}: the program was made for that value. Lower another "
+            "one for each value, or give a tensor"
+        )
+    return None if isinstance(info.value, str) else info.value
 
 
 class _Constants:
@@ -168,12 +248,23 @@ class _Constants:
         return self._program.load_method(name).call(())[0] if name in self._names else None
 
 
-def _info(meta: Any, constants: _Constants, name: str) -> TensorInfo:
-    dtype = meta.dtype()
-    if dtype not in DTYPES:
-        raise ValueError(f"a tensor has ExecuTorch's scalar type {dtype}, which the host does not know")
-    qparams = constants.get(f"{name}_scale"), constants.get(f"{name}_zp")
-    return TensorInfo(tuple(meta.sizes()), DTYPES[dtype], *qparams)
+def _leaves(constants: _Constants, inputs: int) -> tuple[Leaf, ...] | None:
+    """What the program itself says of where its inputs lie."""
+    text = constants.get(INPUT_NAMES)
+    leaves = None if text is None else leaves_from_text(str(text))
+    if leaves is not None and len(leaves) != inputs:
+        raise ValueError(f"it names {len(leaves)} inputs and has {inputs}")
+    return leaves
+
+
+def _info(value: pte.Value, constants: _Constants, name: str) -> TensorInfo | ConstantInfo:
+    if value.dtype in _CONSTANTS:
+        return ConstantInfo(value.constant)
+    if value.dtype not in pte.SCALAR_TYPES.values():
+        raise ValueError(f"{name} is of ExecuTorch's {value.dtype}, which the host does not know")
+    return TensorInfo(
+        value.shape, getattr(torch, value.dtype), constants.get(f"{name}_scale"), constants.get(f"{name}_zp")
+    )
 
 
 def _tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:

@@ -1,0 +1,98 @@
+"""The arguments of a model and their leaves: where each tensor, number, text or None lies in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from openneutron.errors import InputError
+
+__all__ = [
+    "MISSING", "Leaf", "Path", "argument_names", "check_names", "leaves_at", "leaves_from_text", "text_of_leaves",
+]  # fmt: skip
+
+Path = tuple[str | int, ...]
+"""The name of an argument of `forward`, then the keys, indices and attributes that lead to one leaf of it."""
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "MISSING"
+
+    def __reduce__(self) -> str:
+        return "MISSING"  # one in each process
+
+
+MISSING: Final = _Missing()
+"""Stands for a leaf that was not given."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One input of a program: its place in the arguments of `forward`.
+
+    `is_tensor` is False for a number, a truth value, a text or None; torch.export writes its `constant` into the graph.
+    """
+
+    path: Path
+    is_tensor: bool = True
+    constant: int | float | bool | str | None = None
+
+    @property
+    def name(self) -> str:
+        """The path in words: "batch.ids"."""
+        return ".".join(map(str, self.path))
+
+
+def argument_names(paths: Sequence[Path]) -> list[str]:
+    """The arguments of `forward` that `paths` lie in, in order."""
+    return list(dict.fromkeys(str(path[0]) for path in paths))
+
+
+def leaves_at(paths: Sequence[Path], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """What lies at each of `paths` in positional and keyword arguments; `MISSING` where nothing does."""
+    given = {**dict(zip(argument_names(paths), args, strict=False)), **kwargs}
+    return [_at(given, path) for path in paths]
+
+
+def _at(value: Any, path: Path) -> Any:
+    for key in path:
+        if value is MISSING:
+            break
+        value = _step(value, key)
+    return value
+
+
+def _step(value: Any, key: str | int) -> Any:
+    if isinstance(value, Mapping):
+        return value.get(key, MISSING)
+    if isinstance(key, str):
+        return getattr(value, key, MISSING)
+    return value[key] if isinstance(value, (list, tuple)) and key < len(value) else MISSING
+
+
+def check_names(paths: Sequence[Path], args: Sequence[Any], kwargs: Mapping[str, Any], what: str) -> None:
+    """Raise `InputError` for more arguments than there are, for an unknown name, and for one given twice."""
+    names = argument_names(paths)
+    if len(args) > len(names):
+        raise InputError(f"{what} takes {len(names)} inputs ({', '.join(names)}), got {len(args)}")
+    for name in kwargs:
+        if name not in names:
+            raise InputError(f"{what} has no input '{name}'; its inputs are {', '.join(map(repr, names))}")
+        if name in names[: len(args)]:
+            raise InputError(f"{what} got its input '{name}' twice, by position and by name")
+
+
+def text_of_leaves(leaves: Sequence[Leaf]) -> str:
+    """JSON of all leaves, as a `.pte` keeps it."""
+    return json.dumps([[list(leaf.path), leaf.is_tensor, leaf.constant] for leaf in leaves])
+
+
+def leaves_from_text(text: str) -> tuple[Leaf, ...]:
+    """The inverse of `text_of_leaves`. Raises `ValueError` for any other text."""
+    try:
+        return tuple(Leaf(tuple(path), bool(is_tensor), constant) for path, is_tensor, constant in json.loads(text))
+    except TypeError as error:
+        raise ValueError(f"no list of inputs: {text[:80]!r}") from error

@@ -1,0 +1,63 @@
+"""Errors of torch, torchao and ExecuTorch as errors of OpenNeutron, at its public functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from torch.fx import Node
+
+from openneutron.errors import ModelError, OpenNeutronError
+from openneutron.fx import is_library, op_name, source_of
+
+__all__ = ["first_line", "frame_of_user", "typed_errors"]
+
+# What torch's own loops over graphs, and ours, call the node that they are at.
+_NODE_NAMES = ("node", "n")
+
+
+@contextmanager
+def typed_errors(step: str, kind: type[OpenNeutronError] = ModelError) -> Iterator[None]:
+    """Raise what fails inside as an error of `kind` that says in which `step`, and names the node where one is known.
+
+    Errors of OpenNeutron, warnings that are raised, and a lack of memory pass as they are. The error itself is the
+    cause of the one that is raised.
+    """
+    try:
+        yield
+    except (OpenNeutronError, Warning, MemoryError):
+        raise
+    except Exception as error:
+        node = _node_of(error.__traceback__)
+        where = {} if node is None else {"node": node.name, "op": op_name(node), "source": source_of(node)}
+        raise kind(f"{step} failed: {type(error).__name__}: {first_line(error)}", **where) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), "no message")
+
+
+def _node_of(traceback: TracebackType | None) -> Node | None:
+    """The node that the innermost frame which works on one is at."""
+    found: Node | None = None
+    while traceback is not None:
+        values: dict[str, Any] = traceback.tb_frame.f_locals
+        nodes = [values[name] for name in _NODE_NAMES if isinstance(values.get(name), Node)]
+        found = nodes[0] if nodes else found
+        traceback = traceback.tb_next
+    return found
+
+
+def frame_of_user(traceback: TracebackType | None) -> str | None:
+    """The "file:line" of the innermost frame outside torch, torchao, ExecuTorch and OpenNeutron."""
+    found = None
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if not is_library(file):
+            found = f"{file}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return found

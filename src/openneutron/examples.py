@@ -1,0 +1,199 @@
+"""Example inputs of any form, as the positional and keyword arguments of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from openneutron.arguments import Leaf, Path
+from openneutron.errors import InputError
+from openneutron.fx import placeholders
+
+__all__ = ["Examples", "arguments_of", "called", "examples_of", "in_tensors", "leaves_of", "register_dataclasses"]
+
+_SCALARS = (int, float, bool, str, type(None))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Arguments that a model is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def leaves(self) -> list[Any]:
+        """All tensors, numbers and other leaves, in the order of the inputs of an exported program."""
+        return pytree.tree_leaves((self.args, dict(self.kwargs)))
+
+
+def examples_of(given: Any, model: object) -> Examples:
+    """`given` as arguments of `model`: a tensor, a tuple of forward's arguments, or a mapping from their names.
+
+    numpy arrays become tensors, and a tensor that is given twice becomes two, as torch.export takes one tensor for one
+    input. Tensors lie in an order that ExecuTorch takes. Dataclasses are registered with torch, as torch.export wants
+    it. Raises `InputError` for what is none of that.
+    """
+    register_dataclasses(given)
+    if isinstance(given, Mapping):
+        args, kwargs = _by_name(given, model)
+    elif isinstance(given, (tuple, list)) and not hasattr(given, "_fields"):
+        args, kwargs = tuple(given), {}
+    elif isinstance(given, (Tensor, np.ndarray)) or dataclasses.is_dataclass(given):
+        args, kwargs = (given,), {}
+    else:
+        raise InputError(
+            "example_inputs are a tuple of forward's arguments, or a mapping from their names, not "
+            f"{type(given).__name__}."
+        )
+    leaves, structure = pytree.tree_flatten((args, kwargs))
+    wrong = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, (Tensor, np.ndarray, *_SCALARS))]
+    if wrong:
+        raise InputError(
+            "example_inputs are tensors, numpy arrays, numbers, text and None, also in tuples, lists, dicts and "
+            f"dataclasses; got {', '.join(wrong)}."
+        )
+    args, kwargs = pytree.tree_unflatten(_each_once(map(in_tensors, leaves)), structure)
+    return Examples(args, kwargs)
+
+
+def in_tensors(value: Any) -> Any:
+    """A numpy array as a tensor; anything else as it is. Raises `InputError` for an array of objects."""
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return value
+    try:
+        return torch.from_numpy(np.require(value, requirements=["C", "W"]))
+    except TypeError as error:
+        raise InputError(f"This numpy array is no tensor: {error}") from error
+
+
+def _each_once(leaves: Iterator[Any]) -> Iterator[Any]:
+    seen: set[int] = set()
+    for leaf in leaves:
+        value = _in_order(leaf) if isinstance(leaf, Tensor) else leaf
+        yield value.clone() if isinstance(leaf, Tensor) and id(value) in seen else value
+        seen.add(id(value))
+
+
+def _in_order(value: Tensor) -> Tensor:
+    """A tensor in an order that ExecuTorch takes: NCHW or NHWC, whatever permute it came from."""
+    if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
+        return value
+    return value.contiguous()
+
+
+def _by_name(given: Mapping[str, Any], model: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional arguments as far as none is left out, then keyword arguments."""
+    parameters = _parameters(model)
+    if parameters is None:
+        return (), dict(given)
+    known = {parameter.name for parameter in parameters}
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    if len(parameters) == 1 and not takes_any and not known.intersection(given):
+        return (given,), {}  # the one argument is a mapping itself
+    unknown = [name for name in given if name not in known]
+    if unknown and not takes_any:
+        raise InputError(
+            f"example_inputs have '{unknown[0]}', which forward does not take; it takes {', '.join(sorted(known))}."
+        )
+    rest = dict(given)
+    positional = []
+    for parameter in parameters:
+        if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            break
+        if parameter.name not in rest:
+            break
+        positional.append(rest.pop(parameter.name))
+    return tuple(positional), rest
+
+
+def _parameters(model: object) -> list[inspect.Parameter] | None:
+    function = getattr(model, "forward", model)
+    try:
+        parameters = list(inspect.signature(function).parameters.values())  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    structure = _structure_of(model) if isinstance(model, GraphModule) else None
+    if structure is None:
+        return parameters
+    count = structure.child(0).num_children
+    return [
+        parameter.replace(kind=parameter.POSITIONAL_OR_KEYWORD if index < count else parameter.KEYWORD_ONLY)
+        for index, parameter in enumerate(parameters)
+    ]
+
+
+def register_dataclasses(value: Any) -> None:
+    """Register the dataclasses in `value` with torch, which takes no other; those that it knows stay as they are."""
+    for item in pytree.tree_leaves(value):
+        if dataclasses.is_dataclass(item) and not isinstance(item, type):
+            kind = type(item)
+            torch.export.register_dataclass(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
+            register_dataclasses(item)
+
+
+def _structure_of(module: GraphModule) -> pytree.TreeSpec | None:
+    """The tree of an exported module's arguments; None for a graph that takes its inputs as they are."""
+    info = getattr(module.graph._codegen, "pytree_info", None)
+    return None if info is None else info.in_spec
+
+
+def arguments_of(module: GraphModule, leaves: Sequence[Any]) -> Examples:
+    """The arguments of an exported module that have these leaves."""
+    structure = _structure_of(module)
+    if structure is None:
+        return Examples(tuple(leaves))
+    args, kwargs = pytree.tree_unflatten(leaves, structure)
+    return Examples(args, kwargs)
+
+
+def called(module: GraphModule, leaves: Sequence[Any]) -> Any:
+    """What an exported module returns for arguments with these leaves."""
+    arguments = arguments_of(module, leaves)
+    return module(*arguments.args, **arguments.kwargs)
+
+
+def leaves_of(module: GraphModule) -> tuple[Leaf, ...]:
+    """The inputs of an exported module, in order."""
+    nodes = placeholders(module.graph)
+    structure = _structure_of(module)
+    paths: Sequence[Path] = [(str(node.target),) for node in nodes]
+    if structure is not None and structure.num_leaves == len(nodes):
+        paths = _paths(structure, module.graph._codegen.pytree_info.orig_args)  # type: ignore[attr-defined]
+    return tuple(map(_leaf, nodes, paths))
+
+
+def _leaf(node: Node, path: Path) -> Leaf:
+    value = node.meta.get("val")
+    is_constant = isinstance(value, _SCALARS) and "val" in node.meta
+    return Leaf(path, not is_constant, value if is_constant else None)
+
+
+def _paths(structure: pytree.TreeSpec, names: Sequence[str]) -> list[Path]:
+    """Where each leaf lies; `names` are those of the arguments, positional ones first."""
+    positional = structure.child(0).num_children
+    numbered = pytree.tree_unflatten(range(structure.num_leaves), structure)
+    return [_path(keys, names, positional) for keys, _ in pytree.tree_flatten_with_path(numbered)[0]]
+
+
+def _path(keys: Sequence[Any], names: Sequence[str], positional: int) -> Path:
+    kind, argument, *rest = map(_key, keys)
+    is_named = kind == 0 and int(argument) < min(positional, len(names))
+    return (names[int(argument)] if is_named else str(argument), *rest)
+
+
+def _key(key: Any) -> str | int:
+    for name in ("idx", "key", "name"):
+        if hasattr(key, name):
+            value = getattr(key, name)
+            return value if isinstance(value, (str, int)) else str(value)
+    return str(key)

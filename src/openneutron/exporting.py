@@ -1,0 +1,270 @@
+"""A model of any form as an exported program."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils import _pytree as pytree
+from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
+
+from openneutron.boundary import first_line, frame_of_user
+from openneutron.constants import attribute
+from openneutron.data import described
+from openneutron.errors import InputError, ModelError
+from openneutron.examples import Examples, register_dataclasses
+from openneutron.fx import is_dequantize, is_library, placeholders
+
+__all__ = [
+    "as_module",
+    "check_eval",
+    "digests",
+    "export",
+    "is_exported",
+    "is_prepared",
+    "is_quantized",
+    "loaded_program",
+]  # fmt: skip
+
+GIVE = "Give the torch.nn.Module itself, in eval mode"
+_FILES = {
+    ".pte": "a program that is lowered already; load() and openneutron.inspect() read it",
+    ".tflite": "a TFLite model",
+    ".onnx": "an ONNX model",
+    **dict.fromkeys(
+        (".pt", ".pth", ".ckpt", ".bin", ".safetensors"),
+        "no exported program: such a file holds weights, or a scripted module",
+    ),
+}
+_OBSERVERS = (ObserverBase, FakeQuantizeBase)
+_DATA_DEPENDENT = re.compile(r"data[- ]dependent|dynamic control flow", re.IGNORECASE)
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+
+
+def as_module(model: Any) -> nn.Module:
+    """The module that a model of another form stands for.
+
+    Taken are a module, an exported program and the path of a saved one (.pt2), a traced or scripted module, what
+    `torch.compile` and `DataParallel` wrap, and a function. Raises `ModelError` for anything else, `InputError` for a
+    file that cannot be read.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        model = loaded_program(model)
+    if isinstance(model, ExportedProgram):
+        return model.module()
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return as_module(model.module)
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        return as_module(model._orig_mod)
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, type) or not callable(model):
+        raise ModelError(_what_it_is(model))
+    owner = getattr(model, "__self__", None)
+    if isinstance(owner, nn.Module) and getattr(model, "__name__", "") in ("forward", "__call__", "_wrapped_call_impl"):
+        return as_module(owner)
+    return _Function(model)
+
+
+def loaded_program(file: str | os.PathLike[str]) -> ExportedProgram:
+    """The exported program in a file (.pt2). Raises `ModelError` for another kind of file, else `InputError`."""
+    path = Path(file)
+    if path.suffix != ".pt2":
+        kind = _FILES.get(path.suffix.lower(), "no exported program (.pt2)")
+        raise ModelError(f"'{path}' is {kind}. {GIVE}: make it, load its weights, and call eval().")
+    try:
+        return torch.export.load(path)
+    except OSError as error:
+        raise InputError(f"Cannot read '{path}': {error.strerror or error}.") from error
+    except Exception as error:
+        raise InputError(f"'{path}' cannot be loaded as an exported program: {first_line(error)}") from error
+
+
+def _what_it_is(model: Any) -> str:
+    if isinstance(model, type):
+        return f"{model.__name__} is a class. {GIVE}: {model.__name__}(...).eval()."
+    if isinstance(model, Mapping):
+        return (
+            f"This {type(model).__name__} is a state dict or a checkpoint: weights without the code that computes with "
+            f"them. {GIVE}, with these weights: module.load_state_dict(...), module.eval()."
+        )
+    return f"The model is a {type(model).__name__}. {GIVE}, or what torch.export.export made of it."
+
+
+class _Function(nn.Module):
+    """A function as a module; the modules that it calls are its parts, so that their weights have names."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.training = False
+        for name, module in _modules_read_by(function):
+            self.add_module(name, module)
+        self.forward = function
+
+
+def _modules_read_by(function: Any) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(function, functools.partial):
+        yield from _modules_read_by(function.func)
+        given = enumerate(function.args), function.keywords.items()
+        named: Any = [(str(name).replace(".", "_"), value) for pairs in given for name, value in pairs]
+    elif inspect.ismethod(function):
+        named = [("self", function.__self__)]
+    elif inspect.isfunction(function):
+        variables = inspect.getclosurevars(function)
+        named = [*variables.nonlocals.items(), *variables.globals.items()]
+    elif isinstance(function, nn.Module):
+        named = [("module", function)]
+    else:
+        named = [("self", function), *getattr(function, "__dict__", {}).items()]
+    for name, value in named:
+        if isinstance(value, nn.Module):
+            yield f"{name}_" if hasattr(nn.Module, name) else name, value
+
+
+def digests(parameters: Iterable[torch.Tensor]) -> frozenset[str]:
+    """A digest of the values of each parameter. Linear in their bytes."""
+    return frozenset(map(_digest, parameters))
+
+
+def _digest(parameter: torch.Tensor) -> str:
+    values = parameter.detach().cpu().contiguous()
+    header = f"{values.dtype} {tuple(values.shape)}".encode()
+    return hashlib.sha256(header + values.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def is_exported(module: object) -> bool:
+    """Whether `module` is a graph of torch.export."""
+    if not isinstance(module, GraphModule):
+        return False
+    nodes = placeholders(module.graph)
+    return bool(nodes) and all("val" in node.meta for node in nodes)
+
+
+def is_quantized(module: object) -> bool:
+    """Whether `convert_pt2e` made this module, or it was exported from what that made."""
+    return isinstance(module, GraphModule) and any(map(is_dequantize, module.graph.nodes))
+
+
+def is_prepared(module: object) -> bool:
+    """Whether this is a module of `prepare_pt2e` that was not converted."""
+    return isinstance(module, GraphModule) and any(
+        node.op == "call_module" and isinstance(attribute(module, str(node.target)), _OBSERVERS)
+        for node in module.graph.nodes
+    )
+
+
+def check_eval(module: nn.Module, function: str) -> None:
+    """Raise `ModelError` for a module in train mode. A graph of torch.export has no mode; its operators do."""
+    if is_exported(module):
+        return
+    for name, part in module.named_modules():
+        if part.training:
+            raise ModelError(
+                f"The model is in train mode ('{name or type(part).__name__}'). Call model.eval() before {function}()."
+            )
+
+
+def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> ExportedProgram:
+    """`torch.export.export`, with errors in a sentence and torch's own as their cause.
+
+    A traced or scripted module is converted first; a dataclass that the model returns is registered with torch. Raises
+    `InputError` where the model does not run on `examples`, `ModelError` where torch.export does not take it.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        module = _of_script(module, examples)
+    try:
+        return _export_with_or_without_gradients(module, examples, strict=strict)
+    except Exception as error:
+        if (found := _of_data(error)) is not None:
+            raise found from error
+        returned = _returned(module, examples, error)
+        before = _known_types()
+        register_dataclasses(returned)
+        if _known_types() != before:
+            return export(module, examples, strict=strict)
+        raise ModelError(
+            f"torch.export does not take this model: {first_line(error)}", source=_source(error)
+        ) from error
+
+
+def _export_with_or_without_gradients(module: nn.Module, examples: Examples, *, strict: bool) -> ExportedProgram:
+    """A model with a region of inference_mode runs only where nothing records gradients."""
+    try:
+        return torch.export.export(module, examples.args, dict(examples.kwargs), strict=strict)
+    except RuntimeError as error:
+        if "Inference tensors" not in str(error):
+            raise
+    with torch.no_grad():
+        return torch.export.export(module, examples.args, dict(examples.kwargs), strict=strict)
+
+
+def _known_types() -> int:
+    return len(pytree.SUPPORTED_NODES)
+
+
+def _of_script(module: torch.jit.ScriptModule, examples: Examples) -> nn.Module:
+    from torch._export.converter import TS2EPConverter
+
+    if examples.kwargs:
+        raise InputError("A traced or scripted module takes example_inputs by position: give a tuple.")
+    try:
+        converted: nn.Module = TS2EPConverter(module, examples.args, None).convert().module()
+    except Exception as error:
+        _returned(module, examples, error)
+        raise ModelError(
+            f"torch cannot convert this traced or scripted module: {first_line(error)} {GIVE}, that it was made of."
+        ) from error
+    return converted
+
+
+def _of_data(error: Exception) -> ModelError | None:
+    is_guard = isinstance(error, GuardOnDataDependentSymNode) or isinstance(
+        error.__cause__, GuardOnDataDependentSymNode
+    )
+    if not is_guard and not _DATA_DEPENDENT.search(first_line(error)):
+        return None
+    return ModelError(
+        "The model decides by the values of a tensor what it computes: a branch, a loop, a size or a number taken from "
+        "it (.item()). A program has one order of operators for all inputs. Write both ways and choose by torch.where, "
+        "or leave the decision to the code around the model.",
+        source=_source(error),
+    )
+
+
+def _source(error: Exception) -> str | None:
+    """The user's line that torch.export was at: in the traceback, or in the text of an error of a strict export."""
+    own = frame_of_user(_below_export(error))
+    frames = [f"{file}:{line}" for file, line in _FRAME.findall(str(error)) if not is_library(file)]
+    return own or (frames[-1] if frames else None)
+
+
+def _below_export(error: Exception) -> Any:
+    """The traceback below the call of torch.export, above which frames are of whoever called quantize()."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        traceback = traceback.tb_next
+    return traceback
+
+
+@torch.no_grad()
+def _returned(module: nn.Module, examples: Examples, cause: Exception) -> Any:
+    """What the model returns. Raises `InputError` where it does not run."""
+    try:
+        return module(*examples.args, **examples.kwargs)
+    except Exception as error:
+        raise InputError(
+            f"torch.export could not run the model on the example inputs {described(examples.leaves)}: "
+            f"{first_line(error)}",
+            source=_source(error),
+        ) from cause
