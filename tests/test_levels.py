@@ -68,7 +68,8 @@ def build(steps: tuple[Step, ...]) -> Built:
             spec = OPERATORS[str(target)]
             clusters.append(Cluster(spec, Site(node, TARGETS["imxrt700"]), None, tuple(operands), values[-1]))
     graph.output(tuple(values[1:]))
-    signature = SimpleNamespace(inputs_to_parameters={}, inputs_to_buffers={}, inputs_to_lifted_tensor_constants={})
+    names = ("inputs_to_parameters", "inputs_to_buffers", "inputs_to_lifted_tensor_constants", "buffers_to_mutate")
+    signature = SimpleNamespace(**{name: {} for name in names})
     program = SimpleNamespace(graph=graph, graph_signature=signature, state_dict={}, constants={})
     return Built(cast(ExportedProgram, program), tuple(clusters), steps)
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from openneutron.quantizer import NeutronQuantizer as NeutronQuantizer
     from openneutron.report.inspect import inspect as inspect
     from openneutron.runtime import load as load
+    from openneutron.state import Stream as Stream
+    from openneutron.state import reset as reset
     from openneutron.targets import NeutronTargetSpec as NeutronTargetSpec
 
 _HOMES = {
@@ -34,6 +36,7 @@ _HOMES = {
     "NeutronTargetSpec": "targets",
     "Placement": "partition.placing",
     "QuantizedModel": "flow",
+    "Stream": "state",
     "generate_neutron_compile_spec": "compile_spec",
     "inspect": "report.inspect",
     "int8_io": "quantized_io",
@@ -41,6 +44,7 @@ _HOMES = {
     "lower": "flow",
     "placement": "partition.placing",
     "quantize": "flow",
+    "reset": "state",
 }
 
 __all__ = [*sorted(_HOMES)]  # noqa: PLE0604

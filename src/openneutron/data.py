@@ -7,6 +7,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from openneutron.arguments import Path as LeafPath
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.examples import in_tensors, leaves_of
 from openneutron.fx import placeholders
+from openneutron.state import Stream
 
 __all__ = [
     "Data", "InputForm", "aligned", "calibration_inputs", "described", "forms_of", "in_batches", "inputs_in",
-    "items_of",
+    "items_of", "streams_in",
 ]  # fmt: skip
 
 Inputs = tuple[Any, ...]
@@ -100,17 +102,41 @@ def _form_of(node: Node, leaf: Leaf) -> InputForm:
 
 def calibration_inputs(
     data: Data, forms: Sequence[InputForm], *, transform: Callable[[Any], Any] | None = None
-) -> list[Inputs]:
-    """All of `inputs_in`. Raises `CalibrationError` for data that do not fit or are empty, and `OptionError`."""
+) -> list[list[Inputs]]:
+    """All of `streams_in`. Raises `CalibrationError` for data that do not fit or are empty, and `OptionError`."""
     if not forms:
         raise CalibrationError("The model has no inputs, so there is nothing to calibrate with.")
     try:
-        found = list(inputs_in(data, forms, transform=transform))
+        found = [list(steps) for steps in streams_in(data, forms, transform=transform)]
     except InputError as error:
         raise CalibrationError(f"This cannot be calibrated with: {error}") from error
-    if not found:
+    if not any(found):
         raise CalibrationError("The calibration data are empty: give at least one input, better a hundred.")
     return found
+
+
+def streams_in(
+    data: Data, forms: Sequence[InputForm], *, transform: Callable[[Any], Any] | None = None
+) -> Iterator[Iterator[Inputs]]:
+    """The inputs of each `Stream` that `data` is or holds; data without any are one stream.
+
+    Raises `InputError` for data of which some are streams and others are not, and what `inputs_in` raises.
+    """
+    if isinstance(data, Stream):
+        yield inputs_in(data.steps, forms, transform=transform)
+        return
+    if isinstance(data, (str, os.PathLike, Tensor, DataLoader)):
+        yield inputs_in(data, forms, transform=transform)
+        return
+    items = iter(items_of(data))
+    first = list(islice(items, 1))
+    if not any(isinstance(item, Stream) for item in first):
+        yield inputs_in(chain(first, items), forms, transform=transform)
+        return
+    for index, item in enumerate(chain(first, items)):
+        if not isinstance(item, Stream):
+            raise InputError(f"Item {index} of the data is no Stream, as those before it are.")
+        yield inputs_in(item.steps, forms, transform=transform)
 
 
 def inputs_in(

@@ -34,6 +34,7 @@ from openneutron.recovery.recipes import BEST, Recipe, quantized_by, recipe_of
 from openneutron.recovery.search import Freedom, Trial, check_seconds, try_recipes
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
 from openneutron.sdk import converter_for
+from openneutron.state import initial_states, reset, samples_of
 from openneutron.targets import NeutronTargetSpec
 
 if TYPE_CHECKING:
@@ -62,13 +63,17 @@ class QuantizedModel:
     """Digests of the float model's parameters, by which `analyze` knows it again."""
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Run the converted module; numpy arrays are taken as tensors."""
+        """Run the converted module; numpy arrays are taken as tensors. State is kept until the next call."""
         return self.module(*tree_map(in_tensors, inputs), **tree_map(in_tensors, named))
 
     @property
     def examples(self) -> Examples:
         """The arguments that it was exported with."""
         return Examples(self.example_inputs, self.example_kwargs)
+
+    def reset(self) -> None:
+        """Put the state of the module back to what it was when the model was exported."""
+        reset(self.module)
 
 
 @dataclass(frozen=True)
@@ -126,9 +131,14 @@ class NeutronProgram:
     def run(self, *inputs: Any, **named: Any) -> Any:
         """Run the program on this machine, its portable form: as `HostProgram.run`.
 
-        It is loaded once. Any thread may call this; calls wait for each other.
+        It is loaded once, and keeps its state from one call to the next. Any thread may call this; calls wait for each
+        other.
         """
         return self._loaded.run(*inputs, **named)
+
+    def reset(self) -> None:
+        """Put the program's state back to its initial value. Does nothing to a program without state."""
+        self._loaded.reset()
 
     @functools.cached_property
     def _loaded(self) -> HostProgram:
@@ -209,7 +219,7 @@ def quantize(
     examples = examples_of(example_inputs, module)
     with typed_errors("Preparing the model for quantization"):
         exported = quantizer.transform_for_annotation(export(module, examples, strict=strict).module())
-    samples = calibration_inputs(calibration, forms_of(exported), transform=transform)
+    samples = samples_of(exported, calibration_inputs(calibration, forms_of(exported), transform=transform))
     trials: list[Trial] = []
     if recover == BEST:
         free = Freedom(equalizes=equalizes, ranges=not observes)
@@ -269,6 +279,7 @@ def lower(
     blocked = list_of_names(compile_options.pop("operators_not_to_delegate", None))
     options = CompileOptions(NeutronTargetSpec(target or own_target).name, blocked, **compile_options)
     exported = export(module, examples)
+    exported.state_dict.update({name: value.clone() for name, value in initial_states(module).items()})
     leaves = leaves_of(exported.module())
     with typed_errors("Lowering the model"):
         methods: dict[str, Any] = quantized_io.int8_io(exported) if int8_io else {}
@@ -319,7 +330,8 @@ def _portable_program(
         warnings.simplefilter("ignore", CpuWarning)  # the rows of the placement say it
         partitioner = [NeutronPartitioner(replace(options, payload="portable").to_specs())]
         edge = to_edge_transform_and_lower(exported, partitioner=partitioner, constant_methods=constant_methods)
-    return bytes(edge.to_executorch().buffer)
+        warnings.filterwarnings("ignore", "Mutation on a buffer in the model")  # the partitioner sees to that
+        return bytes(edge.to_executorch().buffer)
 
 
 def calibrate_and_quantize(

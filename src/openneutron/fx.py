@@ -13,6 +13,7 @@ import torch
 from torch.fx import Node
 
 __all__ = [
+    "STATE",
     "arguments",
     "is_dequantize",
     "is_library",
@@ -20,6 +21,7 @@ __all__ = [
     "is_pure",
     "is_quantize",
     "is_random",
+    "is_state",
     "iterate_nodes",
     "modules_of",
     "note",
@@ -46,6 +48,8 @@ _SLICE = re.compile(r"\.slice\((?P<start>\w+), \w+, (?P<step>\w+)\)")
 # Metadata under this key, and no other, come through convert_pt2e, torch.export and ExecuTorch's passes.
 _NOTES = "custom"
 _REPLACED = "openneutron.replaced"
+STATE = "openneutron.state"
+"""The note on a node that yields a state: the name of its buffer."""
 
 
 def op_name(node: Node) -> str:
@@ -200,9 +204,14 @@ def is_random(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
+def is_state(node: Node) -> bool:
+    """Whether `node` yields what a buffer held before the call, which the call changes (see `openneutron.state`)."""
+    return noted(node, STATE) is not None and op_name(node) == "aten.clone.default"
+
+
 def is_pure(node: Node) -> bool:
     """Whether `node` is an ATen operator whose result depends on its arguments alone, and that writes nothing."""
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten" or is_state(node):
         return False
     writes = node.target._schema.is_mutable and node.target is not torch.ops.aten.detach_.default
     return not writes and not is_random(node)

@@ -10,12 +10,16 @@ import torch
 from torch.fx import GraphModule, Node, map_arg
 
 from openneutron.constants import attribute
+from openneutron.fx import placeholders
+from openneutron.state import is_state_write, states_of
 
 __all__ = ["evaluate", "record", "replay"]
 
 
 def evaluate(module: GraphModule, node: Node, value_of: Callable[[Node], Any]) -> Any:
     """What `node` of `module` yields where the nodes that it reads yield `value_of`."""
+    if is_state_write(node):
+        return None  # what was recorded stays as it is
     if node.op == "get_attr":
         return attribute(module, str(node.target))
     args, kwargs = map_arg(node.args, value_of), map_arg(node.kwargs, value_of)
@@ -37,14 +41,14 @@ def record(
 ) -> dict[Node, Any]:
     """The value of every node for one sample, given those that are `known`; `skipped` ones yield what they read.
 
+    `inputs` are those of the module, then the values of its states (see `openneutron.state`).
     Linear in nodes; all values are in memory until the result is let go.
     """
-    waiting = iter(inputs)
-    values: dict[Node, Any] = {}
+    values: dict[Node, Any] = dict(zip([*placeholders(module.graph), *states_of(module.graph)], inputs, strict=True))
     for node in module.graph.nodes:
-        if node.op == "placeholder":
-            values[node] = next(waiting)
-        elif node in known:
+        if node in values:
+            continue
+        if node in known:
             values[node] = known[node]
         elif node in skipped:
             values[node] = values[node.args[0]]

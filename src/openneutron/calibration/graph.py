@@ -12,12 +12,14 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 
 from openneutron.constants import attribute, value_of
-from openneutron.fx import op_name, output_node
+from openneutron.fx import op_name, output_node, placeholders
 from openneutron.ops import OPERATORS
 from openneutron.ops.layers import CONVOLUTION, layer_kind
 from openneutron.passes.functionalize import writes_memory
 from openneutron.passes.name_bad_inputs import GUARDS
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver
+from openneutron.quantizer.state_at_conversion import StateReset
+from openneutron.state import is_state_write, next_value, states_of
 
 __all__ = ["SINGLE", "Batches", "bare", "batches_of", "in_batches", "observe_weights", "why_not_in_batches"]
 
@@ -70,18 +72,28 @@ SINGLE = Batches()
 def bare(prepared: GraphModule) -> GraphModule:
     """The operators and observers of activations of `prepared`, the latter shared with it, for flat inputs.
 
-    It takes and returns tuples of tensors, checks nothing, and can be pickled. An activation takes the memory of what
+    It takes and returns tuples of tensors, checks nothing, and can be pickled. States are inputs behind the others (see
+    `openneutron.state`), and their next values are outputs behind the others. An activation takes the memory of what
     it is computed of where nothing else reads that, as new memory costs more than the activation.
     """
     graph = Graph()
     copies: dict[Node, Node] = {}
+    next_states: list[Node] = []
+    for node in (*placeholders(prepared.graph), *states_of(prepared.graph)):
+        copies[node] = graph.placeholder(str(node.target) if node.op == "placeholder" else node.name)
     root: dict[str, Any] = {}
     for node in prepared.graph.nodes:
         if node.op == "output":
             leaves, _ = torch.utils._pytree.tree_flatten(node.args[0])
-            graph.output(tuple(copies[leaf] for leaf in leaves if isinstance(leaf, Node)))
+            returned = [leaf for leaf in leaves if isinstance(leaf, Node)]
+            graph.output(tuple(map(copies.__getitem__, returned + next_states)))
             continue
-        if node.op == "call_module" and node.target == GUARDS:
+        if node.op == "call_module" and (node.target == GUARDS or _resets_states(prepared, node)):
+            continue
+        if is_state_write(node):
+            next_states.append(next_value(node))
+            continue
+        if node in copies:
             continue
         if node.op == "call_module" and isinstance(attribute(prepared, node.target), _OF_CONSTANTS):
             copies[node] = copies[node.args[0]]
@@ -98,6 +110,10 @@ def bare(prepared: GraphModule) -> GraphModule:
     for name, value in root.items():
         _set(module, name, value)
     return GraphModule(module, graph)
+
+
+def _resets_states(prepared: GraphModule, call: Node) -> bool:
+    return isinstance(attribute(prepared, str(call.target)), StateReset)
 
 
 def _in_place(node: Node) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from openneutron.ops.lowering import Lowering
 from openneutron.ops.padding import Padded, pad_to_granules
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
+from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.quantizer.layers import left_in_float
 from openneutron.quantizer.neutron_quantizer import quantizable_reason
 from openneutron.quantizer.output_parts import is_joined_in_float
@@ -83,32 +84,67 @@ class Constants:
 
     program: ExportedProgram
     _targets: dict[str, str] = field(default_factory=dict)
+    _states: dict[str, str] = field(default_factory=dict)
+    """The buffers that the program writes to, which are no constants."""
 
     def __post_init__(self) -> None:
         signature = self.program.graph_signature
-        self._targets = {
+        stored = {
             **signature.inputs_to_parameters,
             **signature.inputs_to_buffers,
             **signature.inputs_to_lifted_tensor_constants,
         }
+        written = _written(self.program)
+        self._targets = {name: target for name, target in stored.items() if name not in written}
+        self._states = {name: target for name, target in stored.items() if name in written}
 
     def __contains__(self, node: object) -> bool:
         return isinstance(node, Node) and node.op == "placeholder" and node.name in self._targets
 
+    def is_state(self, node: object) -> TypeGuard[Node]:
+        """Whether `node` is a buffer that the program writes to."""
+        return isinstance(node, Node) and node.op == "placeholder" and node.name in self._states
+
+    def initial_value(self, state: Node) -> torch.Tensor:
+        """What the buffer of a state holds before the first call."""
+        return self._stored(self._states[state.name])
+
+    def name_of(self, state: Node) -> str:
+        """The name of the buffer that holds a state."""
+        return self._states[state.name]
+
     def array(self, node: Node) -> Array | None:
         """The values of a constant; None for any other node."""
-        if node not in self:
-            return None
-        target = self._targets[node.name]
+        return np.asarray(self._stored(self._targets[node.name]).cpu().numpy()) if node in self else None
+
+    def _stored(self, target: str) -> torch.Tensor:
         stored = self.program.state_dict.get(target)
-        tensor = self.program.constants[target] if stored is None else stored
-        return np.asarray(tensor.detach().cpu().numpy())
+        tensor: torch.Tensor = self.program.constants[target] if stored is None else stored
+        return tensor.detach()
 
     def tensor(self, node: object) -> torch.Tensor | None:
         """The values of a constant, integers where it is quantized; None for any other node."""
         source = node.args[0] if isinstance(node, Node) and is_dequantize(node) else node
         array = self.array(source) if isinstance(source, Node) else None
         return None if array is None else torch.from_numpy(array)
+
+
+def _written(program: ExportedProgram) -> set[str]:
+    """Names of the inputs of a program's graph that it writes to, in place or by what it returns."""
+    mutated = set(program.graph_signature.buffers_to_mutate.values())
+    inputs = program.graph_signature.inputs_to_buffers
+    found = {name for name, target in inputs.items() if target in mutated}
+    for node in program.graph.nodes:
+        if writes_memory(node) and node.args and isinstance(node.args[0], Node):
+            found.add(_memory_of(node.args[0]).name)
+    return found
+
+
+def _memory_of(value: Node) -> Node:
+    """The first value that lies in the memory of `value`."""
+    while value.args and isinstance(value.args[0], Node) and may_alias(value):
+        value = value.args[0]
+    return value
 
 
 def qparams_of(node: Node, constants: Constants | None = None) -> QParams:
@@ -161,6 +197,11 @@ class _Search:
 
     def cluster(self, node: Node) -> Cluster | str:
         """The cluster around `node`, or the reason why there is none."""
+        if writes_memory(node):
+            return self._write(node)
+        if op_name(node) == "aten.clone.default" and self.constants.is_state(node.args[0]):
+            name = self.constants.name_of(node.args[0])
+            return f"What the buffer '{name}' holds is copied, as it is needed after the next value is stored."
         if key := left_in_float(node):
             return f"{key} leaves it in float."
         if blocked := self.blocked & names_of(node):
@@ -183,6 +224,13 @@ class _Search:
             return padded
         cluster = Cluster(spec, site, activation, operands, quantize, padded)
         return self._qparams_rejection(cluster) or cluster
+
+    def _write(self, node: Node) -> str:
+        store = node.args[0]
+        if self.constants.is_state(store):
+            name = self.constants.name_of(store)
+            return f"ExecuTorch stores the next value of the buffer '{name}' with a copy, which the CPU makes."
+        return "It writes in place, which the NPU does not."
 
     def _operands(self, spec: OpSpec, site: Site) -> tuple[Node, ...] | str:
         operands: list[Node] = []

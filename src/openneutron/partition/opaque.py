@@ -23,6 +23,7 @@ from openneutron.fx import is_dequantize, is_quantize, note, noted, output_node
 from openneutron.partition.levels import Partition
 from openneutron.partition.orders import Orders, is_nhwc, nchw_strides
 from openneutron.partition.programs import with_graph
+from openneutron.passes.functionalize import writes_memory
 
 __all__ = [
     "Trace", "chain_end", "is_opaque", "is_searched", "is_trace", "partition_operator", "replace_partitions",
@@ -140,6 +141,16 @@ class _Emission:
             else:
                 self._call(number)
 
+    def emit_writes(self) -> None:
+        """Copy what stores the next values of states, behind all that reads the ones before."""
+        nodes = self.program.graph.nodes
+        writes = [node for node in nodes if node.op == "call_function" and writes_memory(node)]
+        for node in (*writes, *(node for node in nodes if writes and node.op == "output")):
+            for need in node.all_input_nodes:
+                self.emit(need)
+        for write in writes:
+            self.emit(write)
+
     def _copy(self, node: Node) -> Node:
         """A node outside of all partitions, its operands in the order that it takes."""
         operand = self.copies.__getitem__
@@ -245,6 +256,7 @@ def replace_partitions(
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in names:
             emission.emit(node)
+    emission.emit_writes()
     for node in program.graph.nodes:
         if node.op == "output" or (node.op == "call_function" and node.is_impure()):
             emission.emit(node)

@@ -36,8 +36,8 @@ def settle_orders(program: ExportedProgram, partitions: Sequence[Partition]) -> 
     2. What partitions yield lies as it did in the converted module, but in NCHW order where only CPU operators read
        it.
     3. Quantize and dequantize on the CPU keep the order of their input.
-    4. Constants and what CPU operators yield lie in NCHW order: ExecuTorch's kernels want one order for all operands,
-       and some read NHWC as if it were NCHW (seen in 1.5: cat, constant_pad_nd).
+    4. Constants, states and what CPU operators yield lie in NCHW order: ExecuTorch's kernels want one order for all
+       operands, and some read NHWC as if it were NCHW (seen in 1.5: cat, constant_pad_nd).
     5. Where dimensions of size 1 leave the choice, the order is NCHW.
     """
     constants = Constants(program)
@@ -50,7 +50,7 @@ def settle_orders(program: ExportedProgram, partitions: Sequence[Partition]) -> 
         if node in outputs:
             only_cpu = _only_the_cpu_reads(node, outputs[node], inside)
             values[node] = _in_nchw(value) if only_cpu else _unambiguous(_in_some_order(value))
-        elif node.op == "placeholder" and node not in constants:
+        elif node.op == "placeholder" and node not in constants and not constants.is_state(node):
             values[node] = _unambiguous(_in_some_order(value)) if isinstance(value, torch.Tensor) else value
         elif is_quantize(node) or is_dequantize(node):
             source = node.args[0]

@@ -120,6 +120,7 @@ class NeutronPartitioner(Partitioner):
                 "Call to_edge_transform_and_lower(exported_program, partitioner=[NeutronPartitioner(...)]) instead of "
                 "to_edge(exported_program).to_backend(...)."
             )
+        _keep_initial_states(exported_program)
         tags: dict[str, DelegationSpec] = {}
         for node in exported_program.graph.nodes:
             if not is_opaque(node):
@@ -129,6 +130,15 @@ class NeutronPartitioner(Partitioner):
             for tagged in (node, node.args[1], *node.users, *_traces_behind(node)):
                 tagged.meta["delegation_tag"] = tag
         return PartitionResult(tagged_exported_program=exported_program, partition_tags=tags)
+
+
+def _keep_initial_states(program: ExportedProgram) -> None:
+    """Let ExecuTorch write the initial values of states into the program: else their memory is left as it is found."""
+    signature = program.graph_signature
+    written = set(signature.buffers_to_mutate.values())
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and signature.inputs_to_buffers.get(node.name) in written:
+            node.meta["et_init_buffer"] = True
 
 
 def _traces(partition: Partition, compiled: DevicePayload) -> list[Trace]:

@@ -15,6 +15,7 @@ from openneutron.ops import OPERATORS
 from openneutron.partition.clusters import find_clusters
 from openneutron.partition.islands import bridge_islands
 from openneutron.partition.levels import Partition, partitions_of
+from openneutron.partition.states import states_in_int8
 from openneutron.partition.transposes import leave_transposes_to_the_cpu
 
 __all__ = ["Placed", "Placement", "place", "placement"]
@@ -63,7 +64,7 @@ def placement(program: ExportedProgram, compile_spec: Sequence[CompileSpec] | Co
 
 def place(program: ExportedProgram, options: CompileOptions) -> Placed:
     """Find the partitions of a program. Linear in its nodes."""
-    bridged = bridge_islands(program, options)
+    bridged = bridge_islands(states_in_int8(program), options)
     found = leave_transposes_to_the_cpu(bridged.program, find_clusters(bridged.program, options), options)
     partitions, no_compute = partitions_of(bridged.program, found)
     program = bridged.for_clusters(cluster for partition in partitions for cluster in partition.clusters)

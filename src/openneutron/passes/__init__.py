@@ -14,6 +14,7 @@ from openneutron.passes.fold_constants import fold_constants
 from openneutron.passes.fold_norm_affine import fold_norm_affine
 from openneutron.passes.forget_strides import forget_strides
 from openneutron.passes.functionalize import functionalize
+from openneutron.passes.hold_states import hold_states
 from openneutron.passes.inline_regions import inline_regions
 from openneutron.passes.merge_phases import merge_phases
 from openneutron.passes.move_activations import move_activations
@@ -31,6 +32,7 @@ from openneutron.passes.share_results import share_results
 __all__ = [
     "check_is_static_eval", "check_outputs", "check_writes_nothing", "copy_returned_joins", "decompose",
     "fold_arithmetic", "fold_batch_norm", "fold_constants", "fold_norm_affine", "forget_strides", "functionalize",
+    "hold_states",
     "inline_regions", "merge_phases", "move_activations", "name_bad_inputs", "name_numbers", "nest_concatenations",
     "prepare", "recognize", "remove_batch_counts", "remove_dead_channels", "remove_dead_operators", "remove_expands",
     "remove_identities", "share_results",
@@ -66,6 +68,7 @@ def prepare(
     check_outputs(module)
     name_bad_inputs(module)
     remove_batch_counts(module)
+    hold_states(module)
     functionalize(module)
     check_writes_nothing(module)
     remove_dead_operators(module)

@@ -15,6 +15,7 @@ from openneutron.fx import arguments, op_name, output_node, source_of
 from openneutron.passes.functionalize import writes_memory
 from openneutron.passes.remove_batch_counts import counts_batches
 from openneutron.passes.remove_identities import DROPOUTS
+from openneutron.state import is_state_write
 
 __all__ = ["check_batch_norm", "check_is_static_eval", "check_outputs", "check_writes_nothing", "parameters_stay"]
 
@@ -102,9 +103,9 @@ def check_writes_nothing(module: GraphModule) -> bool:
     Quantize and dequantize make copies, which such a write would not reach.
     """
     for node in module.graph.nodes:
-        if writes_memory(node):
+        if writes_memory(node) and not is_state_write(node):
             raise ModelError(
-                "This operator writes in place, to memory that other values share (a view, a slice, a buffer); "
+                "This operator writes in place, to memory that other values share (a view, a slice); "
                 "quantization would separate them. Write the result to a new tensor.",
                 node=node.name,
                 op=op_name(node),

@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from openneutron.fx import op_name
+from openneutron.fx import is_state, op_name
 from openneutron.ops import DECOMPOSITIONS
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.site import Site
@@ -40,7 +40,8 @@ def decompose(
             changed = True
             node = before.next  # what was written is visited too
         else:
-            if node.op == "get_attr" or (node.all_input_nodes and constants.issuperset(node.all_input_nodes)):
+            computed = node.all_input_nodes and constants.issuperset(node.all_input_nodes) and not is_state(node)
+            if node.op == "get_attr" or computed:
                 constants.add(node)
             node = node.next
     if changed:

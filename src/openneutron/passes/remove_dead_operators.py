@@ -7,8 +7,9 @@ import operator
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import op_name
+from openneutron.fx import is_state, op_name
 from openneutron.passes.functionalize import writes_memory
+from openneutron.state import is_state_write, store_of
 
 __all__ = ["remove_dead_operators"]
 
@@ -18,8 +19,9 @@ def remove_dead_operators(module: GraphModule) -> bool:
 
     1. A check of a tensor's shape and dtype goes: torch.export made it for tensors that are known by now.
     2. An ATen operator that writes no memory and that nobody reads goes, and so does what only such ones read.
+    3. A state that reaches no output, in this call or in a later one, is not stored.
     """
-    changed = False
+    changed = _forget_dead_states(module)
     for node in reversed(list(module.graph.nodes)):
         if not node.users and (op_name(node) == "aten._assert_tensor_metadata.default" or _only_computes(node)):
             module.graph.erase_node(node)
@@ -27,6 +29,27 @@ def remove_dead_operators(module: GraphModule) -> bool:
     if changed:
         module.recompile()
     return changed
+
+
+def _forget_dead_states(module: GraphModule) -> bool:
+    """Rule 3."""
+    writes = [node for node in module.graph.nodes if is_state_write(node)]
+    writes_of_store = {write.args[0]: write for write in writes}
+    seen: set[Node] = set()
+    pending = [node for node in module.graph.nodes if node.op == "output" or (node.is_impure() and node not in writes)]
+    pending = [node for node in pending if node.op != "placeholder"]
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        pending += node.all_input_nodes
+        if is_state(node) and (write := writes_of_store.get(store_of(node))) is not None:
+            pending.append(write)
+    dead = [write for write in writes if write not in seen]
+    for write in dead:
+        module.graph.erase_node(write)
+    return bool(dead)
 
 
 def _only_computes(node: Node) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import arguments, iterate_nodes, op_name, shape_of
+from openneutron.fx import arguments, is_state, iterate_nodes, op_name, shape_of
 from openneutron.ops import OPERATORS
 from openneutron.ops.shapes import permutation
 from openneutron.passes.functionalize import writes_memory
+from openneutron.state import is_state_write
 
 __all__ = ["DROPOUTS", "remove_identities"]
 
@@ -33,10 +34,10 @@ def remove_identities(module: GraphModule, *, training: bool = False) -> bool:
        keeps the order, a pad by nothing.
     5. A reshape of a reshape is one of what the first reads.
 
-    Rules 3 to 5 hold where the order of the values in memory stays, and only in a graph that has no in-place operator
-    left, for which a copy would be a real one.
+    A clone that yields a state stays. Rules 3 to 5 hold where the order of the values in memory stays, and only in a
+    graph that has no in-place operator left, for which a copy would be a real one.
     """
-    in_place = any(writes_memory(node) for node in module.graph.nodes)
+    in_place = any(writes_memory(node) and not is_state_write(node) for node in module.graph.nodes)
     changed = False
     for node in list(module.graph.nodes):
         if not in_place and _is_reshape(node) and _merge_reshapes(node):
@@ -60,7 +61,9 @@ def _is_alias(node: Node) -> bool:
 
 def _keeps_everything(node: Node, source: Node) -> bool:
     spec = OPERATORS.get(op_name(node))
-    if spec is None or spec.is_compute or not _lie_alike(node.meta.get("val"), source.meta.get("val")):
+    if spec is None or spec.is_compute or is_state(node):
+        return False
+    if not _lie_alike(node.meta.get("val"), source.meta.get("val")):
         return False
     if spec.name == "permute":
         return permutation(node) == tuple(range(len(shape_of(node))))

@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.passes.functionalize import writes_memory
+from openneutron.state import is_state_write
 
 __all__ = ["share_results"]
 
@@ -21,12 +22,12 @@ def share_results(module: GraphModule, stays: Callable[[Node], bool] = lambda _:
     Not where the operator draws random numbers, and not in a graph with an in-place operator, which would write to all
     of them.
     """
-    if any(writes_memory(node) for node in module.graph.nodes):
+    if any(writes_memory(node) and not is_state_write(node) for node in module.graph.nodes):
         return False
     first: dict[object, Node] = {}
     changed = False
     for node in list(module.graph.nodes):
-        if not _is_pure(node):
+        if not _is_pure(node) or is_state_write(node):
             continue
         same = first.setdefault((node.target, _key(node.args), _key(node.kwargs), stays(node)), node)
         if same is not node:

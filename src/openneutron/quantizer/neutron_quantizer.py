@@ -15,7 +15,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from openneutron import passes
 from openneutron.constants import computed_constants, constant_value, value_of
 from openneutron.errors import OptionError
-from openneutron.fx import is_operator, iterate_nodes, op_name, place_of, source_of
+from openneutron.fx import is_operator, is_state, iterate_nodes, op_name, place_of, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
 from openneutron.ops.decomposition import SHARED_QPARAMS
@@ -29,8 +29,10 @@ from openneutron.quantizer.bias_correction import correct_biases_at_conversion
 from openneutron.quantizer.layers import GRANULARITIES, PER_CHANNEL, Key, Layers
 from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
 from openneutron.quantizer.output_parts import Join, Parts, joined_in_float, note_joined_in_float
+from openneutron.quantizer.state_at_conversion import reset_states_at_conversion
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
 from openneutron.quantizer.trained_modules import WeightFakeQuantize, batch_norm_behind
+from openneutron.state import is_state_write, next_value, states_of, store_of, write_of
 from openneutron.targets import Generation, NeutronTargetSpec
 
 __all__ = ["NeutronQuantizer", "UnquantizedWarning", "quantizable_reason"]
@@ -171,6 +173,8 @@ class NeutronQuantizer(Quantizer):
         for node in list(model.graph.nodes):
             if not is_operator(node) or node in fused or node in computed or _is_size(node):
                 continue
+            if is_state(node) or is_state_write(node):
+                continue
             if self.layers.leave_in_float(node):
                 self.layers.mark(node)
                 continue
@@ -196,9 +200,10 @@ class NeutronQuantizer(Quantizer):
         """Nothing is left to check; called by `prepare_pt2e`."""
 
     def prepare_obs_or_fq_callback(self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]) -> None:
-        """Let biases be corrected when the model is converted; called by `prepare_pt2e`."""
+        """Let biases be corrected and states be reset when the model is converted; called by `prepare_pt2e`."""
         if self.correct_bias and not self.is_qat:
             correct_biases_at_conversion(model, edge_or_node_to_obs_or_fq)
+        reset_states_at_conversion(model)
 
     def _place(self, node: Node) -> _Place:
         spec = OPERATORS[op_name(node)]
@@ -293,9 +298,11 @@ class _Annotation:
         self.outputs: set[Value] = set()
         self.met: dict[Value, Value] = {}
         self.requantized: dict[Value, Value] = {}
+        self.stored: dict[Node, Value] = {}
+        """The qparams of the states that operators read, by the nodes that store their next values."""
 
     def write(self, model: GraphModule) -> None:
-        self._group()
+        self._group(states_of(model.graph))
         self._make_symmetric()
         self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
         reading = {place.site.node: place for place in self.places}
@@ -319,6 +326,9 @@ class _Annotation:
                 node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
             if node in yielding:
                 self._annotate_output(yielding[node])
+            if node in self.stored:
+                value, group = next_value(node), self.stored[node]
+                node.meta[Q_ANNOTATION_KEY] = _annotation({value: self._spec((value, node), group)}, None)
 
     def _find(self, value: Value) -> Value:
         root = value
@@ -328,14 +338,15 @@ class _Annotation:
             self.parent[value], value = root, self.parent[value]
         return root
 
-    def _group(self) -> None:
-        """Values that operators only move, or bring together, have equal qparams."""
+    def _group(self, states: list[Node]) -> None:
+        """Values that operators only move, or bring together, have equal qparams, and so have a state and its next."""
         self.fixed = {place.output: place.rule for place in self.places if isinstance(place.rule, QParams)}
         moving = [place for place in self.places if place.rule is OutputRule.SHARED]
         for place in moving:
             if not place.brings_together:
                 self._join_inputs(place)
         self._join_named()
+        self._join_states(states)
         self.moved = {place.output for place in moving if not place.brings_together}
         self.read = self._read_otherwise(set())
         for place in moving:
@@ -364,6 +375,24 @@ class _Annotation:
             group, name = self._find(value), value.meta.get(SHARED_QPARAMS)
             if name is not None and group not in self.fixed:
                 self._join(value, self._find(named.setdefault(name, group)))
+
+    def _join_states(self, states: list[Node]) -> None:
+        """What is stored is read with the qparams that it was stored with, call after call.
+
+        Where the next value has qparams of its own, which the initial one does not fit, it is requantized.
+        """
+        read = {value for place in self.places for value in place.inputs}
+        for state in states:
+            if state not in read:
+                continue
+            write = write_of(state)
+            group, own = self._find(next_value(write)), self._find(state)
+            fixed = self.fixed.get(group)
+            if own not in self.fixed and (fixed is None or _holds(fixed, state)):
+                self._join(state, group)
+            elif fixed is None:
+                self._join(next_value(write), own)
+            self.stored[write] = state
 
     def _make_symmetric(self) -> None:
         """Where only inputs that need zero point 0 read a group, it is symmetric; else those inputs are requantized."""
@@ -476,6 +505,14 @@ def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
     return QuantizationAnnotation(
         input_qspec_map=edges, output_qspec=output, allow_implicit_sharing=False, _annotated=True
     )
+
+
+def _holds(qparams: QParams, state: Node) -> bool:
+    """Whether the initial value of a state is within the range of these qparams."""
+    value = constant_value(store_of(state))
+    scale, zero_point = qparams.scale[0], qparams.zero_point[0]
+    low, high = (scale * (code - zero_point) for code in (-128, 127))
+    return value is not None and bool((value >= low - scale).all()) and bool((value <= high + scale).all())
 
 
 def _is_mask(value: Node) -> bool:

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from openneutron.fx import placeholders
 from openneutron.ops.layers import LINEAR, layer_kind
 from openneutron.recovery.walk import Samples
+from openneutron.state import is_state_write, states_of
 
 __all__ = ["Ranges", "channel_ranges"]
 
@@ -20,8 +22,13 @@ class _Recorder(Interpreter):
     def __init__(self, module: GraphModule) -> None:
         super().__init__(module)
         self.ranges: Ranges = {}
+        self.states: dict[Node, torch.Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
+        if n in self.states:
+            return self.states[n]
+        if is_state_write(n):
+            return None
         value = super().run_node(n)
         kind = layer_kind(n)
         if kind is not None:
@@ -37,6 +44,8 @@ class _Recorder(Interpreter):
 def channel_ranges(module: GraphModule, samples: Samples) -> Ranges:
     """Run a float graph on all samples and keep the extremes of each channel."""
     recorder = _Recorder(module)
+    states, count = states_of(module.graph), len(placeholders(module.graph))
     for sample in samples:
-        recorder.run(*sample)
+        recorder.states = dict(zip(states, sample[count:], strict=True))
+        recorder.run(*sample[:count])
     return recorder.ranges

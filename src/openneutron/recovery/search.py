@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves
 
 from openneutron.calibration import CalibrationOptions
 from openneutron.errors import CalibrationError, OptionError
-from openneutron.examples import called
 from openneutron.progress import bar
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.recovery.recipes import AUTO, ENOUGH_SAMPLES, Recipe, quantized_by
 from openneutron.recovery.walk import Samples
+from openneutron.state import run_sample
 
 __all__ = ["FEWEST_SAMPLES", "Freedom", "Trial", "check_seconds", "descend", "held_out", "sqnr_db", "try_recipes"]
 
@@ -153,7 +153,8 @@ def descend(
 @torch.no_grad()
 def sqnr_db(reference: GraphModule, converted: GraphModule, sample: tuple[torch.Tensor, ...]) -> float:
     """10 log10(signal / noise) in dB for one input, of the mean noise / signal of all float outputs."""
-    pairs = zip(tree_leaves(called(reference, sample)), tree_leaves(called(converted, sample)), strict=True)
+    outputs = (tree_leaves(run_sample(module, sample)) for module in (reference, converted))
+    pairs = zip(*outputs, strict=True)
     ratios = [_noise(wanted, found) for wanted, found in pairs if _is_float(wanted)]
     noise = statistics.fmean(ratios) if ratios else 0.0
     return min(HIGHEST_SQNR, -10 * math.log10(noise)) if noise else HIGHEST_SQNR

@@ -19,6 +19,7 @@ from openneutron.errors import ModelError
 from openneutron.fx import arguments, is_dequantize, is_quantize, op_name, output_node, placeholders
 from openneutron.progress import bar
 from openneutron.recovery.weighted_layers import Layer, layers_of
+from openneutron.state import is_state_write, states_of
 
 __all__ = ["Reading", "Run", "Samples", "evenly", "last_uses", "rounded", "samples_that_fit", "walk"]
 
@@ -44,6 +45,7 @@ class Reading:
 class Run:
     """The values of one graph, for each sample, from when they are computed until nothing needs them.
 
+    States have the values that each sample gives them, and are not written: samples are independent of each other.
     Constants, and what is computed of them, are read when an operator needs them: they may change until then.
     """
 
@@ -51,7 +53,8 @@ class Run:
         self.module, self.samples = module, samples
         self.values: dict[Node, list[Any]] = {}
         self.last = last_uses(module.graph)
-        self.inputs = {node: index for index, node in enumerate(placeholders(module.graph))}
+        inputs = [*placeholders(module.graph), *states_of(module.graph)]
+        self.inputs = {node: index for index, node in enumerate(inputs)}
         self.varying = set(self.inputs)
         self.coming = iter(module.graph.nodes)
         self.current: Node | None = None
@@ -63,6 +66,8 @@ class Run:
         node = self.current = next(self.coming)
         if node in self.inputs:
             self.values[node] = [sample[self.inputs[node]] for sample in self.samples]
+        elif is_state_write(node):
+            return
         elif node.op == "call_function" and not self.varying.isdisjoint(node.all_input_nodes):
             self.varying.add(node)
             self.values[node] = self._computed(node)

@@ -96,6 +96,7 @@ class HostProgram:
         _host.clear_error()
         try:
             program = _C._load_program_from_buffer(data, program_verification=_C.Verification.InternalConsistency)
+            self._program = program
             self._method = program.load_method(METHOD)
             method = next(method for method in pte.read(data, name).methods if method.name == METHOD)
             constants = _Constants(program)
@@ -135,6 +136,18 @@ class HostProgram:
         """The shape of each output that is a tensor."""
         return tuple(info.shape for info in self.outputs if isinstance(info, TensorInfo))
 
+    def reset(self) -> None:
+        """Put the program's state back to its initial value: the next `run` is as the first one was.
+
+        Raises HostError where the program cannot be loaded again.
+        """
+        with self._lock:
+            _host.clear_error()
+            try:
+                self._method = self._program.load_method(METHOD)
+            except RuntimeError as error:
+                raise _failure(f"{self._name} cannot be loaded", error) from error
+
     def run(self, *inputs: Any, **named: Any) -> Any:
         """Execute `forward`: one tensor where the program has one output, else a tuple of them, numbers and None.
 
@@ -143,6 +156,7 @@ class HostProgram:
         these arguments too, by position and by name; a loaded `.pte` knows it where `lower` was given a mapping, a
         nested argument or one that is no tensor.
 
+        The program's state is kept until the next call; `reset` puts it back.
         The outputs are the caller's: neither a later run nor the end of the program changes them.
 
         Raises InputError where an input is not of the program's shape and dtype, HostError where the program fails.

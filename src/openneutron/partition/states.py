@@ -1,0 +1,110 @@
+"""States of a quantized program, kept in int8: what is stored has the qparams with which it is read again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
+
+from openneutron.fx import is_dequantize, is_quantize, is_state, op_name, output_node
+from openneutron.partition.clusters import Constants, is_int8
+from openneutron.partition.programs import with_graph
+from openneutron.passes.functionalize import may_alias, writes_memory
+from openneutron.state import next_value, states_of, store_of, write_of
+
+__all__ = ["states_in_int8"]
+
+aten = torch.ops.aten
+
+
+def states_in_int8(program: ExportedProgram) -> ExportedProgram:
+    """Rules, linear in nodes and uses; `program` itself stays as it is:
+
+    1. A state that all readers quantize alike, and whose next value is dequantized from such codes, is kept as codes.
+    2. A state is read without the copy that `hold_states` made: ExecuTorch stores all next values behind the last read.
+    3. What is returned or stored and lies in the memory of a state is copied first, for the same reason.
+
+    Rule 1 changes no result, as quantizing what was dequantized with the same qparams yields the same codes.
+    """
+    if not any(map(is_state, program.graph.nodes)):
+        return program
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    output, old_output = graph.output(graph.graph_copy(program.graph, copies)), output_node(program.graph)
+    output.meta = dict(old_output.meta)
+    copies[old_output] = output
+    constants = Constants(program)
+    originals = {copy: node for node, copy in copies.items()}
+    stores: set[Node] = set()
+    changed: dict[str, torch.Tensor] = {}
+    for state in states_of(graph):
+        store, write = store_of(state), write_of(state)
+        qargs = _qargs(state, write)
+        if qargs is not None:
+            buffer = originals[store]
+            changed[constants.name_of(buffer)] = _keep_codes(state, write, qargs, constants.initial_value(buffer))
+        else:
+            state.replace_all_uses_with(store)
+        del copies[originals[state]]
+        graph.erase_node(state)
+        stores.add(store)
+    _copy_what_lies_in(graph, stores)
+    saved = {name: value for name, value in changed.items() if name in program.state_dict}
+    others = {name: value for name, value in changed.items() if name not in saved}
+    return with_graph(program, graph, copies, state=saved, constants=others)
+
+
+def _qargs(state: Node, write: Node) -> tuple[Any, ...] | None:
+    """How all that read and write a state quantize it; None where they do not, or not alike."""
+    value = next_value(write)
+    if not is_dequantize(value) or not is_int8(value) or not state.users:
+        return None
+    qargs = value.args[1:]
+    return qargs if all(is_quantize(user) and user.args[1:] == qargs for user in state.users) else None
+
+
+def _keep_codes(state: Node, write: Node, qargs: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
+    """Rule 1; returns the codes of the initial `value`."""
+    store, dequantize = store_of(state), next_value(write)
+    readers = list(state.users)
+    store.meta["val"] = readers[0].meta["val"]
+    for reader in readers:
+        reader.replace_all_uses_with(store)
+        state.graph.erase_node(reader)
+    write.args = (store, dequantize.args[0])
+    write.meta["val"] = store.meta["val"]
+    if not dequantize.users:
+        state.graph.erase_node(dequantize)
+    return torch.ops.quantized_decomposed.quantize_per_tensor.default(value.detach().float(), *qargs)  # type: ignore[no-any-return]
+
+
+def _copy_what_lies_in(graph: Graph, stores: set[Node]) -> None:
+    """Rule 3."""
+    lies_in = set(stores)
+    for node in graph.nodes:
+        if node.args and node.args[0] in lies_in and may_alias(node) and not writes_memory(node):
+            lies_in.add(node)
+    copied: dict[Node, Node] = {}
+    first_write = next(node for node in graph.nodes if _is_write_to(node, stores))
+
+    def separate(value: Node) -> Node:
+        if value not in lies_in:
+            return value
+        if value not in copied:
+            with graph.inserting_before(first_write):
+                copied[value] = graph.call_function(aten.clone.default, (value,))
+            copied[value].meta = {key: item for key, item in value.meta.items() if key != "custom"}
+        return copied[value]
+
+    for node in list(graph.nodes):
+        if _is_write_to(node, stores):
+            node.args = (node.args[0], separate(node.args[1]))
+        elif node.op == "output":
+            node.args = torch.fx.map_arg(node.args, separate)
+
+
+def _is_write_to(node: Node, stores: set[Node]) -> bool:
+    """Whether `node` stores the next value of one of `stores`."""
+    return op_name(node) == "aten.copy_.default" and node.args[0] in stores

@@ -1,0 +1,78 @@
+"""Buffers that a model writes to are read at the start and written at the end."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.constants import attribute
+from openneutron.errors import ModelError
+from openneutron.fx import is_state, op_name, source_of
+from openneutron.passes.functionalize import may_alias, writes_memory
+from openneutron.passes.remove_batch_counts import BATCH_COUNT
+from openneutron.state import hold_state, remember_states
+
+__all__ = ["hold_states"]
+
+
+def hold_states(module: GraphModule) -> bool:
+    """Rule, linear in nodes and uses: all operators read and write a copy of a buffer that any of them writes to.
+
+    The copy is made at the start, and goes back to the buffer at the end: what writes in between writes to a value of
+    the graph, which `functionalize` takes out. The buffer becomes one of the module's own, so that the model's stays as
+    it is, and its value is remembered.
+
+    Raises `ModelError` for an operator that writes to a parameter.
+    """
+    stores = _written(module)
+    for store in stores:
+        hold_state(_merged(module, store))
+    for name in dict.fromkeys(str(store.target) for store in stores):
+        _own(module, name)
+    if stores:
+        remember_states(module)
+        module.recompile()
+    return bool(stores)
+
+
+def _written(module: GraphModule) -> list[Node]:
+    """The buffers that operators write to, each once."""
+    memory: dict[Node, Node] = {}
+    found: dict[str, Node] = {}
+    for node in module.graph.nodes:
+        source = node.args[0] if node.args else None
+        memory[node] = memory[source] if isinstance(source, Node) and may_alias(node) else node
+        if not isinstance(source, Node) or not writes_memory(node):
+            continue
+        store = memory[source]
+        if store.op != "get_attr" or any(map(is_state, store.users)) or str(store.target).endswith(BATCH_COUNT):
+            continue
+        if isinstance(attribute(module, str(store.target)), torch.nn.Parameter):
+            raise ModelError(
+                f"This operator writes to the parameter '{store.target}'. What changes while the model runs must be a "
+                "buffer: register_buffer(name, tensor).",
+                node=node.name,
+                op=op_name(node),
+                source=source_of(node),
+            )
+        found.setdefault(str(store.target), store)
+    return list(found.values())
+
+
+def _merged(module: GraphModule, store: Node) -> Node:
+    """The first node that yields the same buffer as `store`, read by all that read it by a node of their own."""
+    first, *others = [node for node in module.graph.nodes if node.op == "get_attr" and node.target == store.target]
+    for node in others:
+        node.replace_all_uses_with(first)
+        module.graph.erase_node(node)
+    assert isinstance(first, Node)
+    return first
+
+
+def _own(module: GraphModule, name: str) -> None:
+    """Make a buffer of the module a copy, that is saved with it."""
+    path, _, leaf = name.rpartition(".")
+    parent = module.get_submodule(path)
+    value = attribute(module, name).detach().clone()
+    delattr(parent, leaf)
+    parent.register_buffer(leaf, value)

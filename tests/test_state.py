@@ -1,0 +1,219 @@
+"""Models that keep state in buffers: from calibration to the `.pte`, over many calls."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from tests import state_models as models
+from tests.flow_support import convert, lower_documented
+from torch import nn
+from torch.utils._pytree import tree_leaves
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+import openneutron
+from openneutron import NeutronQuantizer, QuantizedModel, Stream, lower, quantize
+from openneutron.errors import CalibrationError, ModelError
+from openneutron.quantizer import UnquantizedWarning
+
+STEPS = 40
+
+# Of each model, how near to float in dB its outputs are, and what is left to the CPU.
+MODELS: dict[str, tuple[float, list[str]]] = {
+    "RingBuffer": (35, ["copy_"]),
+    "Copied": (35, ["copy_"]),
+    "Filled": (35, ["copy_"]),
+    "DelayLine": (33, ["clone", "copy_", "copy_"]),
+    "InputKept": (30, ["copy_"]),
+    "Gru": (25, ["copy_"]),
+    "Lstm": (33, ["copy_", "copy_"]),
+    "Attention": (30, ["copy_", "copy_"]),
+    "Counter": (35, ["add", "clone", "copy_"]),
+    "Returned": (30, ["clone", "copy_"]),
+}
+
+
+def built(name: str) -> Any:
+    return getattr(models, name)().eval()
+
+
+@torch.no_grad()
+def outputs(run: Callable[..., Any], steps: Iterable[models.Inputs]) -> torch.Tensor:
+    """[steps, values]: all that each call returns."""
+    found = [torch.cat([leaf.flatten().float() for leaf in tree_leaves(run(*inputs))]) for inputs in steps]
+    return torch.stack(found)
+
+
+def sqnr_db(wanted: torch.Tensor, found: torch.Tensor) -> float:
+    noise = (wanted - found).double().square().sum()
+    return math.inf if not noise else float(10 * torch.log10(wanted.double().square().sum() / noise))
+
+
+def quantized_in(flow: str, model: Any, steps: list[models.Inputs], recover: str | None = None) -> QuantizedModel:
+    """The model quantized in one of the two flows, calibrated on two streams."""
+    half = len(steps) // 2
+    if flow == "short":
+        return quantize(model, steps[0], [Stream(steps[:half]), Stream(steps[half:])], recover=recover)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnquantizedWarning)
+        prepared = prepare_pt2e(torch.export.export(model, steps[0]).module(), NeutronQuantizer("imxrt700"))
+    for part in (steps[:half], steps[half:]):
+        openneutron.reset(prepared)
+        for inputs in part:
+            prepared(*inputs)
+    return QuantizedModel(convert_pt2e(prepared), steps[0], "imxrt700")
+
+
+class TestEveryWayToKeepState:
+    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.filterwarnings("ignore::openneutron.quantizer.UnquantizedWarning")
+    def test_the_program_does_what_the_model_does(self, name: str) -> None:
+        model, floor, left = built(name), *MODELS[name]
+        steps = models.stream(model, STEPS)
+        wanted = outputs(copy.deepcopy(model), steps)
+        quantized = quantized_in("short", model, steps)
+        program = lower(quantized)
+        found = outputs(program.run, steps)
+        assert sqnr_db(wanted, found) > floor
+        assert sqnr_db(outputs(quantized, steps), found) > 60
+        cpu = [row.op.split(".")[1] for row in program.placement if row.where == "cpu"]
+        assert [name.replace("_clone_dim_order", "clone") for name in cpu] == left
+        assert {row.partition for row in program.placement if row.where == "npu"} == {0}
+
+    @pytest.mark.parametrize("recover", ["fast", "auto"])
+    @pytest.mark.parametrize("name", ["RingBuffer", "Gru"])
+    def test_recovery_takes_each_step_with_its_state(self, name: str, recover: str) -> None:
+        model = built(name)
+        steps = models.stream(model, STEPS)
+        wanted = outputs(copy.deepcopy(model), steps)
+        plain = quantized_in("short", model, steps)
+        recovered = quantized_in("short", model, steps, recover)
+        assert sqnr_db(wanted, outputs(recovered, steps)) > sqnr_db(wanted, outputs(plain, steps)) - 1
+
+
+class TestStreams:
+    @pytest.mark.parametrize("flow", ["short", "documented"])
+    def test_two_hundred_steps_are_those_of_the_stateless_form(self, flow: str) -> None:
+        model = models.RingBuffer().eval()
+        steps = models.stream(model, 200)
+        recording = torch.cat([frame for (frame,) in steps], -1)
+        with torch.no_grad():
+            wanted = model.whole(recording)[0].T
+        quantized = quantized_in(flow, model, steps)
+        program = lower(quantized)
+        found = outputs(program.run, steps)
+        stateless = quantize(models.Whole(model).eval(), (recording,), [recording], recover=None)
+        assert sqnr_db(wanted, found) > sqnr_db(wanted, outputs(stateless, [(recording,)]).reshape(5, 200).T) - 2
+        assert sqnr_db(wanted[-50:], found[-50:]) > sqnr_db(wanted[:50], found[:50]) - 3
+
+    def test_both_flows_find_the_same_qparams(self) -> None:
+        model = models.RingBuffer().eval()
+        steps = models.stream(model, STEPS)
+        short, documented = (quantized_in(flow, model, steps) for flow in ("short", "documented"))
+        torch.testing.assert_close(outputs(short, steps), outputs(documented, steps))
+
+    def test_reset_begins_again(self) -> None:
+        model = models.Filled().eval()
+        steps = models.stream(model, 5)
+        quantized = quantized_in("short", model, steps)
+        program = lower(quantized)
+        loaded = load_bytes(program)
+        runs: list[tuple[Any, Callable[..., Any]]] = [
+            (quantized, quantized), (program, program.run), (loaded, loaded.run),
+        ]  # fmt: skip
+        for run, call in runs:
+            first, second = outputs(call, steps), outputs(call, steps)
+            run.reset()
+            assert torch.equal(outputs(call, steps), first)
+            assert not torch.equal(first, second)
+
+    def test_a_model_is_not_changed(self) -> None:
+        model = models.Filled().eval()
+        before = model.cache.clone()
+        quantized = quantized_in("short", model, models.stream(model, 5))
+        outputs(quantized, models.stream(model, 5))
+        assert torch.equal(model.cache, before)
+
+    def test_a_program_begins_with_the_initial_state_of_the_model(self) -> None:
+        model = models.Filled().eval()
+        steps = models.stream(model, 5)
+        quantized = quantized_in("short", model, steps)
+        first = outputs(quantized, steps)
+        assert torch.equal(outputs(lower(quantized).run, steps), first)
+
+    def test_the_documented_flow(self) -> None:
+        model = models.Filled().eval()
+        steps = models.stream(model, STEPS)
+        converted = convert(model, steps[0], calibration=steps)
+        lowered = lower_documented(converted, steps[0])
+        program = openneutron.runtime.HostProgram.from_bytes(lowered.pte)
+        assert lowered.delegates == 1
+        assert sqnr_db(outputs(converted, steps), outputs(program.run, steps)) > 60
+
+    @pytest.mark.parametrize(
+        "options", [{"batch_size": 1}, {"batch_size": 8}, pytest.param({"jobs": 2}, marks=pytest.mark.slow)], ids=str
+    )
+    def test_jobs_and_batches_see_what_one_process_sees(self, options: dict[str, Any]) -> None:
+        model = models.RingBuffer().eval()
+        steps = models.stream(model, STEPS)
+        one, other = (quantize(model, steps[0], steps, recover=None, **more) for more in ({}, options))
+        torch.testing.assert_close(outputs(other, steps[:5]), outputs(one, steps[:5]))
+
+    def test_items_must_all_be_streams(self) -> None:
+        model = models.RingBuffer().eval()
+        steps = models.stream(model, 4)
+        with pytest.raises(CalibrationError, match="Item 1 of the data is no Stream"):
+            quantize(model, steps[0], [Stream(steps[:2]), steps[2]])
+
+    def test_streams_of_a_model_without_state_are_its_samples(self) -> None:
+        model = nn.Linear(4, 3).eval()
+        inputs = [torch.randn(1, 4, generator=torch.Generator().manual_seed(0)) for _ in range(4)]
+        one = quantize(model, (inputs[0],), [Stream(inputs[:2]), Stream(inputs[2:])], recover=None)
+        other = quantize(model, (inputs[0],), inputs, recover=None)
+        assert torch.equal(one(inputs[0]), other(inputs[0]))
+
+
+def load_bytes(program: openneutron.NeutronProgram) -> openneutron.runtime.HostProgram:
+    return openneutron.runtime.HostProgram.from_bytes(program.portable)
+
+
+class WritesToParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.mul_(0.5)
+        return x * self.weight
+
+
+class TestRefused:
+    def test_a_write_to_a_parameter(self) -> None:
+        with pytest.raises(ModelError, match=r"writes to the parameter 'weight'.*register_buffer.*test_state"):
+            quantize(WritesToParameter().eval(), (torch.ones(1, 4),), [torch.ones(1, 4)])
+
+    def test_reset_of_a_model(self) -> None:
+        with pytest.raises(ModelError, match="yours to reset"):
+            openneutron.reset(models.RingBuffer())
+
+
+def test_a_state_that_reaches_no_output_is_not_kept() -> None:
+    class Counts(nn.Module):
+        calls: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+            self.register_buffer("calls", torch.zeros(1, dtype=torch.int64))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            self.calls += 1
+            return self.linear(x)
+
+    program = lower(quantize(Counts().eval(), (torch.ones(1, 4),), [torch.ones(1, 4)], recover=None))
+    assert [row.where for row in program.placement] == ["npu"]
