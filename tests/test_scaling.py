@@ -17,8 +17,9 @@ from tests.flow_support import seeded
 from tests.oracle import Function
 from torch import nn
 from torch.fx import GraphModule
+from torch.overrides import TorchFunctionMode
 
-from openneutron import NeutronQuantizer
+from openneutron import NeutronQuantizer, lower, quantize
 
 # Twice the nodes may take this many times the calls: what a graph costs however small it is makes it less than 2.
 MAX_GROWTH = 2.2
@@ -92,3 +93,45 @@ def test_preparing_for_training_grows_with_the_graph_and_no_faster() -> None:
     assert first > 100
     assert second / first <= MAX_GROWTH
     assert third / second <= MAX_GROWTH
+
+
+SHAPED: dict[str, Callable[[torch.Tensor], Any]] = {
+    "an output": torch.sigmoid,
+    "several outputs": lambda x: (x.sigmoid(), x.mean(-1), x.tanh()),
+    "an output without dimensions": lambda x: x.mean(),
+    "lists on the CPU": lambda x: [part.sin() for part in torch.split(x.sin(), 2, -1)],
+    "two partitions": lambda x: x.sigmoid().sin().tanh(),
+}
+
+
+class TorchCalls(TorchFunctionMode):
+    """Counts calls of torch's functions and of the methods of tensors, indexing among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_lowering_does_not_depend_on_shapes(name: str) -> None:
+    """ExecuTorch's verifier takes the first tensor of a returned list apart along its first dimension."""
+    few, many = (torch_calls_of_lowering(SHAPED[name], rows) for rows in (2, 4096))
+    assert few > 50
+    assert many <= few + 50
+
+
+def torch_calls_of_lowering(function: Callable[[torch.Tensor], Any], rows: int) -> int:
+    inputs = (torch.rand(rows, 4),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = quantize(Function(lambda _, x: function(x), nn.Identity()).eval(), inputs, [inputs], recover=None)
+        calls = TorchCalls()
+        with calls:
+            lower(model)
+    return calls.count

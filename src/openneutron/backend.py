@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import replace
 
 from executorch.exir.backend.backend_details import BackendDetails, CompileSpec, PreprocessResult
 from torch.export import ExportedProgram
 
 from openneutron.compile_spec import CompileOptions
-from openneutron.partition.opaque import chain_end, is_opaque, is_trace
+from openneutron.partition.opaque import is_opaque, is_trace, outputs_by_node
 from openneutron.payload import pack_device, pack_portable, parse
 
 __all__ = ["NeutronBackend"]
@@ -29,8 +28,8 @@ class NeutronBackend(BackendDetails):
         inputs, payload, _ = node.args
         signature = edge_program.graph_signature
         called_with = {name: index for index, name in enumerate(signature.user_inputs)}
-        items = {chain_end(user).name: user.args[1] for user in node.users if user.target is operator.getitem}
-        output_position = {items[name]: index for index, name in enumerate(signature.user_outputs)}
+        numbers = {output.name: number for output, number in outputs_by_node(node).items()}
+        output_position = {numbers[name]: index for index, name in enumerate(signature.user_outputs)}
         data = edge_program.constants[signature.inputs_to_lifted_tensor_constants[payload.name]]
         parsed = parse(data.numpy().tobytes())
         header = replace(

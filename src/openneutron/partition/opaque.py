@@ -11,7 +11,7 @@ import functools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,12 +26,17 @@ from openneutron.partition.programs import with_graph
 from openneutron.passes.functionalize import writes_memory
 
 __all__ = [
-    "Trace", "chain_end", "is_opaque", "is_searched", "is_trace", "partition_operator", "replace_partitions",
+    "Trace", "chain_end", "is_opaque", "is_searched", "is_trace", "outputs_by_node", "partition_operator",
+    "replace_partitions",
 ]  # fmt: skip
 
 _NAMESPACE = "openneutron"
 _NAME = "partition"
 _TRACE = "trace"
+# The operator returns an empty tensor in front of the partition's outputs, which nothing reads. ExecuTorch's verifier
+# takes the first tensor of a returned list apart along its first dimension: that takes seconds for thousands of rows,
+# and fails for a tensor without dimensions.
+_FIRST_OUTPUT = 1
 # Where a node's metadata have the user's code.
 _SOURCE = ("stack_trace", "nn_module_stack")
 # A note on the output node.
@@ -76,7 +81,10 @@ def chain_end(node: Node) -> Node:
 
 
 def partition_operator() -> torch._ops.OpOverload:
-    """partition(inputs, payload, outputs): int8 inputs, a uint8 payload, the outputs' sizes and strides as text."""
+    """partition(inputs, payload, outputs): an empty tensor, and the outputs of a partition.
+
+    It takes int8 inputs, a uint8 payload, and the outputs' sizes and strides as text.
+    """
     _library()
     return getattr(torch.ops, _NAMESPACE).partition.default  # type: ignore[no-any-return]
 
@@ -86,6 +94,12 @@ def is_opaque(node: Node) -> bool:
     return partition_operator() in (node.target, getattr(node.target, "_op", None))
 
 
+def outputs_by_node(opaque: Node) -> dict[Node, int]:
+    """The number of each output of a partition, by the node in its edge program that yields it."""
+    items = (user for user in opaque.users if user.target is operator.getitem)
+    return {chain_end(item): cast(int, item.args[1]) - _FIRST_OUTPUT for item in items}
+
+
 def is_searched(program: ExportedProgram) -> bool:
     """Whether `replace_partitions` made this program, or one that it was decomposed from."""
     return bool(noted(output_node(program.graph), _SEARCHED))
@@ -93,7 +107,12 @@ def is_searched(program: ExportedProgram) -> bool:
 
 def _fake_outputs(_: Sequence[torch.Tensor], payload: torch.Tensor, outputs: str) -> list[torch.Tensor]:
     described = _parse(outputs)
-    return [torch.empty_strided(size, stride, dtype=torch.int8, device=payload.device) for size, stride in described]
+    values = [torch.empty_strided(size, stride, dtype=torch.int8, device=payload.device) for size, stride in described]
+    return [_nothing(payload), *values]
+
+
+def _nothing(like: torch.Tensor) -> torch.Tensor:
+    return like.new_empty(0, dtype=torch.int8)
 
 
 def _describe(values: Sequence[torch.Tensor]) -> str:
@@ -180,15 +199,16 @@ class _Emission:
     def _call(self, number: int) -> None:
         partition = self.partitions[number]
         inputs = [self._for_a_delegate(self.copies[node]) for node in partition.inputs]
-        values = [_at_least_one_dimension(self.orders.values[node]) for node in partition.outputs]
+        values = [self.orders.values[node] for node in partition.outputs]
         call = self.graph.call_function(partition_operator(), (inputs, self.payload_nodes[number], _describe(values)))
-        call.meta = {"val": values, "stack_trace": partition.clusters[0].node.meta.get("stack_trace")}
+        nothing = _nothing(self.payload_nodes[number].meta["val"])
+        call.meta = {"val": [nothing, *values], "stack_trace": partition.clusters[0].node.meta.get("stack_trace")}
         for index, (output, value) in enumerate(zip(partition.outputs, values, strict=True)):
-            item = self.graph.call_function(operator.getitem, (call, index))
+            item = self.graph.call_function(operator.getitem, (call, _FIRST_OUTPUT + index))
             item.meta = {**output.meta, "val": value}
             if index == 0 and self.traces:
                 item = self._traced(item, self.traces[number])
-            self.copies[output] = self._as_scalar(item) if output.meta["val"].dim() == 0 else item
+            self.copies[output] = item
 
     def _traced(self, value: Node, traces: Sequence[Trace]) -> Node:
         """`value`, behind the operators that its partition computes."""
@@ -199,12 +219,6 @@ class _Emission:
             value = self.graph.call_function(trace_operator(), arguments)
             value.meta = meta
         return value
-
-    def _as_scalar(self, node: Node) -> Node:
-        """Without its one dimension."""
-        scalar = self.graph.call_function(torch.ops.aten.view.default, (node, []))
-        scalar.meta = {**node.meta, "val": node.meta["val"].view([])}
-        return scalar
 
     def _for_a_delegate(self, node: Node) -> Node:
         value = node.meta["val"]
@@ -219,11 +233,6 @@ class _Emission:
             copy.meta = {**node.meta, "val": torch.empty_like(node.meta["val"], memory_format=memory_format)}
             self.converted[key] = copy
         return self.converted[key]
-
-
-def _at_least_one_dimension(value: torch.Tensor) -> torch.Tensor:
-    """ExecuTorch's verifier takes the length of the first output, which a tensor without dimensions does not have."""
-    return value if value.dim() else value.view(1)
 
 
 def replace_partitions(
