@@ -350,8 +350,9 @@ def _checked(values: tuple[Any, ...], forms: Sequence[InputForm], index: int) ->
     if len(values) != len(forms) or not all(form.takes(value) for value, form in zip(values, forms, strict=True)):
         taken = ", ".join(map(str, forms))
         raise InputError(f"Item {index} of the data is {described(values)}; the model takes ({taken}).")
+    # Minus infinity may be a mask; observers refuse it elsewhere.
     floats = (value for value in values if isinstance(value, Tensor) and value.is_floating_point())
-    if not all(bool(torch.isfinite(value).all()) for value in floats):
+    if not all(bool((value < torch.inf).all()) for value in floats):
         raise InputError(f"Item {index} of the data holds NaN or infinite values.")
     return tuple(map(aligned, values))
 

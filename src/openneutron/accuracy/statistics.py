@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from openneutron.accuracy.layers import QParams, QuantizedLayer, Weight
+from openneutron.ops.masks import HIDDEN_SUM
 
 __all__ = ["BINS", "WEAK_CODES", "Noise", "Statistics", "largest_codes", "weak_channels"]
 
@@ -66,6 +67,9 @@ class Statistics:
         `wanted` is the output in the float graph, `alone` that of this layer in float on quantized inputs; `codes` is
         the quantized output and `value` the same dequantized. All have one shape.
         """
+        masked = (wanted <= HIDDEN_SUM) & (codes == self.layer.qparams.low_code)
+        if bool(masked.any()):  # what a mask hides has no distance: the lowest code is as good as minus infinity
+            wanted, alone = value.where(masked, wanted), value.where(masked, alone)
         self.output.add(wanted, value)
         self.own.add(alone, value)
         if not wanted.numel():

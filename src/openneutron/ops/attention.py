@@ -15,7 +15,7 @@ from openneutron.ops.elementwise import (
     MAX_SOFTMAX_POSITIONS,
     has_few_softmax_channels,
 )
-from openneutron.ops.masks import HIDDEN_FROM_SOFTMAX, add_and_hide
+from openneutron.ops.masks import HIDDEN, HIDDEN_FROM_SOFTMAX, add_and_hide, hide_unless
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 
@@ -28,13 +28,6 @@ aten = torch.ops.aten
 def drops_nothing(site: Site) -> bool:
     """dropout_p is 0."""
     return bool(site.args["dropout_p"] == 0)
-
-
-@constraint
-def has_no_computed_choice(site: Site) -> bool:
-    """A mask of truth values is a constant."""
-    mask = site.args["attn_mask"]
-    return mask is None or mask.meta["val"].is_floating_point() or site.is_constant(mask)
 
 
 def _constant_mask(rewriting: Rewriting) -> torch.Tensor | None:
@@ -71,6 +64,13 @@ def _grouped_product(rewriting: Rewriting, left: Node, right: Node) -> Node:
     return rewriting.call(aten.reshape.default, product, [*batch, heads, rows, shape_of(right)[-1]])
 
 
+def _masked_at_run_time(rewriting: Rewriting, scores: Node, mask: Node) -> Node:
+    if not mask.meta["val"].is_floating_point():
+        return hide_unless(rewriting, scores, mask)
+    masked = rewriting.call(aten.add.Tensor, scores, mask)
+    return rewriting.call(aten.clamp.default, masked, HIDDEN)  # minus infinity alone would make NaN of a row
+
+
 def _attention(rewriting: Rewriting) -> Node:
     scores, mask = _scores(rewriting), _constant_mask(rewriting)
     blind = torch.tensor(False)
@@ -79,8 +79,8 @@ def _attention(rewriting: Rewriting) -> Node:
         blind = (mask == -math.inf).all(-1, keepdim=True)
         numbers = mask.masked_fill(hidden, 0.0)
         scores = add_and_hide(rewriting, scores, numbers, hidden & ~hidden.all(-1, keepdim=True))
-    elif rewriting.args["attn_mask"] is not None:
-        scores = rewriting.call(aten.add.Tensor, scores, rewriting.args["attn_mask"])
+    elif (computed := rewriting.args["attn_mask"]) is not None:
+        scores = _masked_at_run_time(rewriting, scores, computed)
     weights = rewriting.call(aten.softmax.int, scores, -1)
     if bool(blind.any()):  # torch gives zeros where a query sees nothing
         weights = rewriting.call(aten.mul.Tensor, weights, rewriting.constant(1 - blind.float()))
@@ -114,7 +114,7 @@ DECOMPOSED = (
         targets=("aten.scaled_dot_product_attention.default",),
         rewrite=_attention,
         becomes="mul, bmm, minimum where a mask hides keys, add for other masks, softmax, bmm",
-        constraints=(drops_nothing, has_no_computed_choice),
+        constraints=(drops_nothing,),
     ),
     Decomposition(
         name="softmax of many rows",

@@ -1,22 +1,32 @@
-"""Masks: constants that replace some values, or hide them from a softmax.
+"""Masks that replace some values, or hide them from a softmax.
 
-A mask becomes a minimum with a constant, and a maximum where the values put in are no lower bound. Their constants are
-`NEUTRAL` where the other operand stays, and `HIDDEN` for minus infinity. Neither takes part in the range of the values:
-quantized, they saturate, so that int8 has all its codes for what is visible. `HIDDEN` is the lowest code, and the
-quantizer sees to it that a softmax makes nothing of it (`quantizer.observers.MaskedObserver`).
+A constant mask becomes a minimum with a constant, and a maximum where the values put in are no lower bound. Their
+constants are `NEUTRAL` where the other operand stays, and `HIDDEN` for minus infinity. Neither takes part in the range
+of the values: quantized, they saturate, so that int8 has all its codes for what is visible. `HIDDEN` is the lowest
+code, and the quantizer sees to it that a softmax makes nothing of it (`quantizer.observers.MaskedObserver`).
+
+A mask of truth values that arrives at run time becomes the same minimum. The CPU chooses between the two constants in
+float, for as many values as the mask has, and quantizes them.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.fx import Node
 
-from openneutron.fx import op_name
+from openneutron.constants import constant_of
+from openneutron.fx import arguments, note, noted, op_name, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 
-__all__ = ["DECOMPOSED", "HIDDEN", "HIDDEN_FROM_SOFTMAX", "NEUTRAL", "add_and_hide", "fill", "saturates"]
+__all__ = [
+    "DECOMPOSED", "HIDDEN", "HIDDEN_AT_RUN_TIME", "HIDDEN_FROM_SOFTMAX", "HIDDEN_SUM", "MASK_REASON", "NEUTRAL",
+    "SOFTMAX", "VIEWS", "add_and_hide", "fill", "fill_at_run_time", "hide_unless", "hides_at_run_time",
+    "is_made_for_a_mask", "note_made_for_a_mask", "saturates",
+]  # fmt: skip
 
 aten = torch.ops.aten
 
@@ -27,7 +37,34 @@ NEUTRAL = 1e12
 # Scores never differ by as much: to a softmax, a mask of this is one of minus infinity.
 HIDDEN_FROM_SOFTMAX = -1e4
 
-_SOFTMAX = {"aten.softmax.int", "aten._softmax.default"}
+# The same for masks that arrive at run time: -100, -999, -1e4 and the lowest float16 are all in use.
+HIDDEN_AT_RUN_TIME = -100.0
+
+# No score that is seen is as low, while one that -1e4 was added to is, whatever the score.
+HIDDEN_SUM = -5e3
+
+SOFTMAX = {"aten.softmax.int", "aten._softmax.default"}
+VIEWS = {
+    f"aten.{name}"
+    for name in (
+        "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int",
+        "squeeze.dim", "squeeze.dims", "squeeze.default", "unsqueeze.default", "contiguous.default", "clone.default",
+        "alias.default", "detach.default", "expand.default", "expand_as.default", "broadcast_to.default",
+    )
+}  # fmt: skip
+# What joins masks; minimum does so with the bounds that a constant one became.
+_JOINS = {"aten.add.Tensor", "aten.minimum.default"}
+_MASKS = {
+    "aten.add.Tensor", "aten.masked_fill.Scalar", "aten.masked_fill.Tensor", "aten.minimum.default",
+    "aten.clamp.default",
+}  # fmt: skip
+# How many views and other masks are looked through for a softmax behind a mask.
+_DEPTH = 4
+
+_MADE_FOR_A_MASK = "openneutron.made_for_a_mask"
+MASK_REASON = (
+    "It makes a mask of an attention of the model's inputs: in float, on the CPU, before the mask is quantized."
+)
 
 
 def saturates(values: torch.Tensor) -> torch.Tensor:
@@ -48,6 +85,60 @@ def fill(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) 
     return _bound(rewriting, value, where, HIDDEN if hides else number)
 
 
+def note_made_for_a_mask(node: Node) -> None:
+    """Note that `node` computes a mask of the model's inputs, and stays in float."""
+    note(node, _MADE_FOR_A_MASK, True)
+
+
+def is_made_for_a_mask(node: Node) -> bool:
+    """Whether `node` computes a mask and stays in float."""
+    return bool(noted(node, _MADE_FOR_A_MASK))
+
+
+def fill_at_run_time(rewriting: Rewriting, value: Node, mask: Node, number: float, *, where: bool = True) -> Node:
+    """`value`, and `number`, which hides from a softmax or is 0, where the truth values of `mask` are `where`."""
+    if number == 0:
+        return rewriting.call(aten.mul.Tensor, value, _choice(rewriting, mask, *((0.0, 1.0) if where else (1.0, 0.0))))
+    bounds = (HIDDEN, NEUTRAL) if where else (NEUTRAL, HIDDEN)
+    return rewriting.call(aten.minimum.default, value, _choice(rewriting, mask, *bounds))
+
+
+def hide_unless(rewriting: Rewriting, value: Node, mask: Node) -> Node:
+    """`value` where `mask`, truth values that are computed, is true; hidden from a softmax elsewhere."""
+    return fill_at_run_time(rewriting, value, mask, HIDDEN, where=False)
+
+
+def _choice(rewriting: Rewriting, mask: Node, chosen: float, other: float) -> Node:
+    """`chosen` where `mask`, `other` elsewhere, in float on the CPU."""
+    numbers = (rewriting.constant(torch.tensor(number)) for number in (chosen, other))
+    made = rewriting.call(aten.where.self, mask, *numbers)
+    note_made_for_a_mask(made)
+    return made
+
+
+def hides_at_run_time(site: Site, value: str, mask: str, number: float | None) -> bool:
+    """Whether arguments `value` and `mask` (truth values) are computed, and `number`, which replaces values of the
+    former, hides them from a softmax, or is 0.
+    """
+    filled, choice = site.args[value], site.args[mask]
+    if not isinstance(filled, Node) or not isinstance(choice, Node) or number is None:
+        return False
+    if site.is_constant(filled) or site.is_constant(choice) or choice.meta["val"].dtype is not torch.bool:
+        return False
+    is_whole = shape_of(filled) == site.shape and filled.meta["val"].dtype is torch.float32
+    lowest = HIDDEN_AT_RUN_TIME if _only_softmax_reads(site.node) else HIDDEN
+    return is_whole and (number == 0 or number <= lowest)
+
+
+def _only_softmax_reads(node: Node, depth: int = _DEPTH) -> bool:
+    """Whether all readers of `node` are softmaxes, or views and masks that only such ones read."""
+    return all(
+        op_name(reader) in SOFTMAX
+        or (depth > 0 and op_name(reader) in VIEWS | _MASKS and _only_softmax_reads(reader, depth - 1))
+        for reader in node.users
+    )
+
+
 def _bound(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
     """`value`, `number` where `where`; numbers that nothing reaches need one bound only."""
     if number < NEUTRAL:
@@ -61,20 +152,26 @@ def _bound(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float
 
 def _hides(site: Site, numbers: torch.Tensor) -> torch.Tensor:
     """Which numbers of a mask are as good as minus infinity: for a softmax, the only reader, some finite ones too."""
-    only_softmax = all(op_name(reader) in _SOFTMAX for reader in site.node.users)
-    return numbers <= (HIDDEN_FROM_SOFTMAX if only_softmax else HIDDEN)
+    return numbers <= (HIDDEN_FROM_SOFTMAX if _only_softmax_reads(site.node) else HIDDEN)
 
 
 @constraint
 def has_a_constant_mask(site: Site) -> bool:
-    """Mask and value are constants."""
-    return site.reads_constants("mask", "value")
+    """The value is a constant, and so is the mask, unless the value is 0, or hides something from a softmax
+    ({HIDDEN_AT_RUN_TIME:g} and less).
+    """
+    return site.reads_constants("mask", "value") or _hides_computed(site)
+
+
+def _hides_computed(site: Site) -> bool:
+    return hides_at_run_time(site, "self", "mask", site.number("value"))
 
 
 def _masked_fill(rewriting: Rewriting) -> Node:
     mask, number = rewriting.value_of("mask"), rewriting.site.number("value")
-    assert mask is not None  # has_a_constant_mask holds
-    assert number is not None
+    assert number is not None  # has_a_constant_mask holds
+    if mask is None:
+        return fill_at_run_time(rewriting, rewriting.args["self"], rewriting.args["mask"], number)
     return fill(rewriting, rewriting.args["self"], mask, number)
 
 
@@ -87,11 +184,81 @@ def _mask_of_sum(site: Site) -> tuple[Node, torch.Tensor] | None:
     return None
 
 
+def _integers_of_sum(site: Site) -> str | None:
+    """The name of an operand that is computed of integers."""
+    for name in ("self", "other"):
+        operand = site.args[name]
+        if isinstance(operand, Node) and not operand.meta["val"].is_floating_point() and not site.is_constant(operand):
+            return name
+    return None
+
+
+def _joined_masks(site: Site) -> tuple[Node, Node, Node] | None:
+    """Scores of a softmax, a smaller mask that is added to them, and what joins that mask of two still smaller ones.
+
+    The third is the second, or differs from it by a view of the dimensions in front of the last two.
+    """
+    if site.args["alpha"] != 1 or not _only_softmax_reads(site.node):
+        return None
+    for name, other in (("self", "other"), ("other", "self")):
+        scores, mask = site.args[other], site.args[name]
+        if not isinstance(mask, Node) or not isinstance(scores, Node) or shape_of(scores) != site.shape:
+            continue
+        join = mask.args[0] if op_name(mask) in VIEWS and shape_of(mask)[-2:] == site.shape[-2:] else mask
+        if not isinstance(join, Node) or op_name(join) not in _JOINS or arguments(join).get("alpha", 1) != 1:
+            continue
+        parts = join.all_input_nodes
+        if len(parts) == 2 and all(_can_regroup(part, join, mask) for part in parts):
+            return scores, mask, join
+    return None
+
+
+def _can_regroup(part: Node, join: Node, mask: Node) -> bool:
+    """Whether `part`, which is broadcast to `join`, is smaller, and can be broadcast to the view `mask` of it, too."""
+    shape, joined = shape_of(part), shape_of(join)
+    if not 0 < math.prod(shape) < math.prod(joined):
+        return False
+    leading = (1,) * (len(joined) - len(shape)) + shape[:-2] if len(shape) >= 2 else ()
+    is_view = len(joined) >= 2 and joined[-2:] == shape_of(mask)[-2:]
+    return join is mask or (is_view and (leading == joined[:-2] or math.prod(leading) == 1))
+
+
+def _regrouped(rewriting: Rewriting, part: Node, join: Node, mask: Node) -> Node:
+    """`part` of `join` in the dimensions of the view `mask` of it."""
+    shape = shape_of(part)
+    if join is mask or math.prod(shape[:-2]) == 1:
+        wanted = shape if join is mask else shape[-2:]
+    else:
+        wanted = (*shape_of(mask)[:-2], *shape[-2:])
+    if wanted == shape:
+        return part
+    constant = constant_of(rewriting.module, part)
+    if constant is not None:
+        return rewriting.constant(constant.reshape(wanted))
+    return rewriting.call(aten.reshape.default, part, list(wanted))
+
+
+def _sum_with_each(rewriting: Rewriting, scores: Node, mask: Node, join: Node) -> Node:
+    """The scores with the computed part of a mask added, and then what the join makes of that and the other part."""
+    first, second = sorted(join.all_input_nodes, key=lambda part: constant_of(rewriting.module, part) is not None)
+    scores = rewriting.call(aten.add.Tensor, scores, _regrouped(rewriting, first, join, mask))
+    target = aten.minimum.default if join.target is aten.minimum.default else aten.add.Tensor
+    return rewriting.call(target, scores, _regrouped(rewriting, second, join, mask))
+
+
 def _adds_a_mask(site: Site) -> bool:
-    return _mask_of_sum(site) is not None
+    return any(found(site) is not None for found in (_mask_of_sum, _integers_of_sum, _joined_masks))
 
 
 def _masked_sum(rewriting: Rewriting) -> Node:
+    integers = _integers_of_sum(rewriting.site)
+    if integers is not None:
+        args = rewriting.args
+        operands = {**args, integers: rewriting.call(aten.to.dtype, args[integers], torch.float32)}
+        return rewriting.call(aten.add.Tensor, operands["self"], operands["other"], alpha=args["alpha"])
+    joined = _joined_masks(rewriting.site)
+    if joined is not None:
+        return _sum_with_each(rewriting, *joined)
     found = _mask_of_sum(rewriting.site)
     assert found is not None  # _adds_a_mask holds
     value, mask = found
@@ -104,7 +271,7 @@ DECOMPOSED = (
         name="masked_fill",
         targets=("aten.masked_fill.Scalar", "aten.masked_fill.Tensor"),
         rewrite=_masked_fill,
-        becomes="minimum and maximum with constants; minimum alone for minus infinity",
+        becomes="minimum and maximum with constants; minimum alone for minus infinity; mul for 0 at run time",
         constraints=(has_a_constant_mask,),
     ),
     Decomposition(
@@ -112,7 +279,7 @@ DECOMPOSED = (
         targets=("aten.add.Tensor",),
         rewrite=_masked_sum,
         applies=_adds_a_mask,
-        becomes="minimum with a constant, and add where the mask has other values than 0",
+        becomes="minimum with a constant, and add where the mask has other values than 0; add of floats for integers",
         notes=f"Masks are constants with minus infinity, or {HIDDEN_FROM_SOFTMAX:g} and less in front of a softmax.",
     ),
 )

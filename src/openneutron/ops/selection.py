@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from openneutron.constants import constant_of, number_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
-from openneutron.ops.masks import fill
+from openneutron.ops.masks import fill, fill_at_run_time, hides_at_run_time
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import Operand, add, mul
@@ -22,8 +22,16 @@ MAX_FILL = 100.0
 
 @constraint
 def chooses_by_a_constant(site: Site) -> bool:
-    """The condition is a constant."""
-    return site.constant("condition") is not None
+    """The condition is a constant, or one choice is the number 0, or one that hides the other from a softmax."""
+    return site.constant("condition") is not None or _filler_at_run_time(site) is not None
+
+
+def _filler_at_run_time(site: Site) -> tuple[str, str] | None:
+    """Names of a computed choice and of a number that hides it where a computed condition says so, or is 0."""
+    for computed, filler in (("self", "other"), ("other", "self")):
+        if hides_at_run_time(site, computed, "condition", site.number(filler)):
+            return computed, filler
+    return None
 
 
 @constraint
@@ -64,6 +72,9 @@ def _choose(rewriting: Rewriting, mask: torch.Tensor, chosen: Operand, other: Op
 
 
 def _where(rewriting: Rewriting) -> Node:
+    at_run_time = _filler_at_run_time(rewriting.site)
+    if at_run_time is not None:
+        return _fill_at_run_time(rewriting, *at_run_time)
     condition = rewriting.value_of("condition")
     assert condition is not None  # chooses_by_a_constant holds
     mask = condition.bool()
@@ -74,6 +85,12 @@ def _where(rewriting: Rewriting) -> Node:
     number = rewriting.site.number(filler)
     assert number is not None
     return fill(rewriting, rewriting.args[computed], mask if filler == "self" else ~mask, number)
+
+
+def _fill_at_run_time(rewriting: Rewriting, computed: str, filler: str) -> Node:
+    args, number = rewriting.args, rewriting.site.number(filler)
+    assert number is not None
+    return fill_at_run_time(rewriting, args[computed], args["condition"], number, where=filler == "self")
 
 
 def _clamp(rewriting: Rewriting) -> Node:

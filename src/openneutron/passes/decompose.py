@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from openneutron.fx import is_state, op_name
 from openneutron.ops import DECOMPOSITIONS
 from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.masks import is_made_for_a_mask
 from openneutron.ops.site import Site
 from openneutron.targets import NeutronTarget
 
@@ -53,7 +54,7 @@ def decompose(
 def _decompose(module: GraphModule, site: Site, *, training: bool) -> bool:
     node = site.node
     declared = DECOMPOSITIONS.get(op_name(node))
-    if declared is None or not _is_float(node.meta.get("val")):
+    if declared is None or is_made_for_a_mask(node) or not _is_float(node.meta.get("val")):
         return False
     if not declared.applies(site) or declared.rejections(site):
         return False

@@ -19,12 +19,13 @@ from openneutron.fx import is_operator, is_state, iterate_nodes, op_name, place_
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
 from openneutron.ops.decomposition import SHARED_QPARAMS
-from openneutron.ops.masks import saturates
+from openneutron.ops.masks import MASK_REASON, is_made_for_a_mask, saturates
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.passes.equalize import equalize as equalize_channels
 from openneutron.passes.equalize import note_equalized, was_equalized
 from openneutron.quantizer import qspecs, training
+from openneutron.quantizer.added_masks import AddedMask, MaskedAtRunTime, added_masks
 from openneutron.quantizer.bias_correction import correct_biases_at_conversion
 from openneutron.quantizer.layers import GRANULARITIES, PER_CHANNEL, Key, Layers
 from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
@@ -162,6 +163,7 @@ class NeutronQuantizer(Quantizer):
         Raises `OptionError` for a key of `layers` that means nothing in this model.
         """
         self.layers.check(model)
+        masks, sums = added_masks(model)
         places: list[_Place] = []
         left: list[tuple[Node, str]] = []
         fused: set[Node] = set()
@@ -188,7 +190,8 @@ class NeutronQuantizer(Quantizer):
         joined = joined_in_float(places)
         for node in joined:
             note_joined_in_float(node)
-        _Annotation(self, [place for place in places if place.site.node not in joined], joined).write(model)
+        quantized = [place for place in places if place.site.node not in joined]
+        _Annotation(self, quantized, joined, masks, sums).write(model)
         if self.is_qat:
             training.fold_what_stays_in_float(model)
         if left:
@@ -239,7 +242,7 @@ def quantizable_reason(
     site = Site(node, target.neutron_target, constant_of=constant_of)
     if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
         return f"It yields {value.dtype}; only float32 is quantized."
-    if spec is None or not isinstance(value, torch.Tensor):
+    if spec is None or is_made_for_a_mask(node) or not isinstance(value, torch.Tensor):
         return _undecomposed_reason(site)
     if not value.numel():
         return "It yields a tensor without elements."
@@ -268,6 +271,8 @@ def quantizable_reason(
 
 def _undecomposed_reason(site: Site) -> str:
     declared = DECOMPOSITIONS.get(op_name(site.node))
+    if is_made_for_a_mask(site.node):
+        return MASK_REASON
     if declared is None:
         return "OpenNeutron has no such operator; docs/operators.md lists those it has."
     rejections = declared.rejections(site)
@@ -283,11 +288,21 @@ class _Annotation:
     later one refers to it; torchao then gives them one observer.
     """
 
-    def __init__(self, quantizer: NeutronQuantizer, places: list[_Place], joined: Mapping[Node, Join]) -> None:
+    def __init__(
+        self,
+        quantizer: NeutronQuantizer,
+        places: list[_Place],
+        joined: Mapping[Node, Join],
+        masks: Mapping[Node, AddedMask],
+        sums: Mapping[Node, tuple[AddedMask, ...]],
+    ) -> None:
         self.quantizer = quantizer
         self.places = places
         self.joined = joined
         self.joins: dict[Value, list[Parts]] = {}
+        self.masks = masks
+        self.sums = sums
+        self.around: dict[Value, qspecs.Around] = {}
         self.weight_axis = _weight_axes(places, quantizer.layers)
         self.parent: dict[Value, Value] = {}
         self.fixed: dict[Value, QParams] = {}
@@ -305,6 +320,7 @@ class _Annotation:
         self._group(states_of(model.graph))
         self._make_symmetric()
         self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
+        self.around = self._observers_of_masks()
         reading = {place.site.node: place for place in self.places}
         yielding = {place.output: place for place in self.places}
         values = {value for place in self.places for value in (*place.inputs, place.output)}
@@ -362,6 +378,9 @@ class _Annotation:
             # resolution where the values it meets have a wider range: that input alone is requantized. Not so one that
             # comes by moves alone, which a MUL would keep from being merged with those behind (ShuffleNetV2), nor an
             # input of the model, which is quantized once.
+            if is_made_for_a_mask(value):  # it is quantized for each reader anew, whose qparams are not to meet
+                self.requantized[(value, place.site.node)] = place.output
+                continue
             is_read = group in self.read and value not in self.moved and value.op != "placeholder"
             if len(demands) > 1 if group in self.fixed else is_read and not are_one:
                 self.requantized[(value, place.site.node)] = place.output
@@ -394,6 +413,21 @@ class _Annotation:
                 self._join(next_value(write), own)
             self.stored[write] = state
 
+    def _observers_of_masks(self) -> dict[Value, qspecs.Around]:
+        """By group: what observes masks of the model's inputs, and what they hide."""
+        hidden = {
+            self._find(place.output)
+            for place in self.places
+            if place.rule is OutputRule.SHARED and place.brings_together and any(map(is_made_for_a_mask, place.inputs))
+        }
+        found = {group: MaskedAtRunTime(hides=True) for group in hidden}
+        for node, masks in self.sums.items():
+            group = self._find(node)
+            found[group] = MaskedAtRunTime(sums_with=masks, hides=group in hidden)
+        for node, mask in self.masks.items():
+            found[self._find(node)] = MaskedAtRunTime(mask)
+        return {group: masked.around for group, masked in found.items()}
+
     def _make_symmetric(self) -> None:
         """Where only inputs that need zero point 0 read a group, it is symmetric; else those inputs are requantized."""
         wanted = [(value, place.site.node) for place in self.places for value in place.symmetric]
@@ -417,7 +451,7 @@ class _Annotation:
             groups = dict.fromkeys(map(self._find, [*join.values, *([same] if same else [])]))
             observed = [group for group in groups if group not in self.fixed]
             parts = Parts(join.fixed | {self.fixed[group] for group in groups if group in self.fixed})
-            special = any(group in self.symmetric or group in self.masked for group in observed)
+            special = not self.symmetric.union(self.masked, self.around).isdisjoint(observed)
             if join.can_share and not special and len(observed) + len(parts.fixed) > 1:
                 for group in observed:
                     self.joins.setdefault(group, []).append(parts)
@@ -466,7 +500,8 @@ class _Annotation:
         spec = qspecs.trained_activation if self.quantizer.is_qat else qspecs.activation
         symmetric, masked = group in self.symmetric, group in self.masked
         observer = self.quantizer.observer_of_outputs if group in self.outputs else self.quantizer.observer
-        return spec(node, observer, symmetric=symmetric, masked=masked, joins=self.joins.get(group, ()))
+        joins, around = self.joins.get(group, ()), self.around.get(group)
+        return spec(node, observer, symmetric=symmetric, masked=masked, joins=joins, around=around)
 
     def _first_or_shared(self, edge: tuple[Node, Node], spec: Any) -> Any:
         """`spec` for the first reader of a weight; the others share what it gets."""

@@ -240,12 +240,12 @@ class MaskedObserver(ObserverOfAnother):
     """Sees a value before and after a mask, and hands all of it that stands for a number to another observer.
 
     Where the mask hides something from a softmax, the range reaches `MASKED_DISTANCE` below that observer's, and what
-    is hidden has the lowest code.
+    is hidden has the lowest code. `hides` says that it will, even if it is never seen to.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, hides: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.register_buffer("hides", torch.tensor(False))
+        self.register_buffer("hides", torch.tensor(hides))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observe; returns `values`."""
@@ -266,9 +266,11 @@ class MaskedObserver(ObserverOfAnother):
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale (float32) and zero point (int64)."""
+        return self.widened() if self.hides else self.observer.calculate_qparams()
+
+    def widened(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero point of a range that reaches `MASKED_DISTANCE` further down than the other observer's."""
         scale, zero_point = self.observer.calculate_qparams()
-        if not self.hides:
-            return scale, zero_point
         codes = self.quant_max - self.quant_min
         wider = scale + MASKED_DISTANCE / codes
         below = torch.round(((zero_point - self.quant_min) * scale + MASKED_DISTANCE) / wider)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,10 @@ from openneutron.quantizer.observers import (
 )
 from openneutron.quantizer.output_parts import PartObserver, Parts
 
-__all__ = ["activation", "bias", "check_observer", "fixed", "trained_activation", "weight", "weight_range"]
+__all__ = ["Around", "activation", "bias", "check_observer", "fixed", "trained_activation", "weight", "weight_range"]
+
+Around = Callable[[Any], Any]
+"""Makes of an observer's constructor that of another observer around it."""
 
 ACTIVATION_RANGE = (-128, 127)
 BIAS_RANGE = (-(2**31), 2**31 - 1)
@@ -40,12 +43,19 @@ def weight_range(bits: int) -> tuple[int, int]:
 
 
 def activation(
-    node: Node, observer: Any, *, symmetric: bool = False, masked: bool = False, joins: Sequence[Parts] = ()
+    node: Node,
+    observer: Any,
+    *,
+    symmetric: bool = False,
+    masked: bool = False,
+    joins: Sequence[Parts] = (),
+    around: Around | None = None,
 ) -> QuantizationSpec:
     """int8, affine, one scale for the tensor that `node` yields; with zero point 0 where `symmetric`.
 
     `observer` makes an observer or a fake quantizer. A `masked` value is what a mask makes of another, and that one.
     `joins` are the concatenations at the program's end that the value is a part of.
+    `around` puts another observer around it.
     """
     low, high = ACTIVATION_RANGE
     return QuantizationSpec(
@@ -53,27 +63,43 @@ def activation(
         quant_min=low,
         quant_max=high,
         qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=_of_node(node, observer, masked=masked, joins=joins),
+        observer_or_fake_quant_ctr=_of_node(node, observer, masked=masked, joins=joins, around=around),
     )
 
 
 def trained_activation(
-    node: Node, observer: Any, *, symmetric: bool = False, masked: bool = False, joins: Sequence[Parts] = ()
+    node: Node,
+    observer: Any,
+    *,
+    symmetric: bool = False,
+    masked: bool = False,
+    joins: Sequence[Parts] = (),
+    around: Around | None = None,
 ) -> QuantizationSpec:
     """The same for training. An observer gets a fake quantizer around it; ours replaces a given one at a mask."""
     made = observer.p.func if isinstance(observer, PartialWrapper) else observer
     fakes = isinstance(made, type) and issubclass(made, FakeQuantizeBase)
-    if masked or not fakes:
+    special = masked or around is not None
+    if special or not fakes:
         observer = RecentRangeObserver if fakes else observer
-        observer = FakeQuantize.with_args(observer=_of_node(node, observer, masked=masked, joins=joins))
+        observer = FakeQuantize.with_args(observer=_of_node(node, observer, masked=masked, joins=joins, around=around))
     return activation(node, observer, symmetric=symmetric)
 
 
-def _of_node(node: Node, observer: Any, *, masked: bool = False, joins: Sequence[Parts] = ()) -> Any:
+def _of_node(
+    node: Node,
+    observer: Any,
+    *,
+    masked: bool = False,
+    joins: Sequence[Parts] = (),
+    around: Around | None = None,
+) -> Any:
     made, options = (observer.p.func, observer.p.keywords) if isinstance(observer, PartialWrapper) else (observer, {})
     observes = isinstance(made, type) and issubclass(made, ObserverBase)
     knows_nodes = isinstance(made, type) and issubclass(made, (DistributionObserver, RangeObserver))
     constructor = made.with_args(**options, origin=Origin.of(node)) if knows_nodes else observer
+    if around is not None:
+        return around(constructor)
     if masked:
         return MaskedObserver.with_args(observer=constructor)
     return PartObserver.with_args(observer=constructor, joins=joins) if joins and observes else constructor

@@ -31,9 +31,6 @@ INPUT_NAMES = "input_names"
 PTE_IDENTIFIER_AT = slice(4, 6)
 PTE_IDENTIFIER = b"ET"  # then two digits: the version of the flatbuffer's schema
 
-# What the type of a value that is no tensor is called in `pte.Value`.
-_CONSTANTS = {"none", "int", "bool", "double", "text"}
-
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -272,7 +269,7 @@ def _leaves(constants: _Constants, inputs: int) -> tuple[Leaf, ...] | None:
 
 
 def _info(value: pte.Value, constants: _Constants, name: str) -> TensorInfo | ConstantInfo:
-    if value.dtype in _CONSTANTS:
+    if value.dtype == "none" or value.constant is not None:  # a tensor may be of dtype bool, too
         return ConstantInfo(value.constant)
     if value.dtype not in pte.SCALAR_TYPES.values():
         raise ValueError(f"{name} is of ExecuTorch's {value.dtype}, which the host does not know")

@@ -1,0 +1,273 @@
+"""Masks that arrive at run time and are added to the scores of a softmax: 0 for what it sees, -1e4 and less elsewhere.
+
+One scale for 0 and -1e4 leaves nothing of the scores. A softmax needs no such distance, so the mask reaches only so
+far below zero that the sum of any score and of what hides it has the sum's lowest code: int8 additions saturate. The
+range of the sum is that of the scores which can be seen, and `MASKED_DISTANCE` more below (`MaskedObserver`). Zero and
+what hides are exact; other values of the mask, such as a bias by position, are rounded by the same scale.
+
+What makes a mask of the model's inputs, such as (1 - mask) * -1e4, stays in float on the CPU: a mask that hides nothing
+while calibration runs would leave no codes for what it hides later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.constants import constant_value
+from openneutron.fx import arguments, is_operator, op_name, shape_of
+from openneutron.ops.masks import (
+    HIDDEN,
+    HIDDEN_AT_RUN_TIME,
+    HIDDEN_SUM,
+    SOFTMAX,
+    VIEWS,
+    is_made_for_a_mask,
+    note_made_for_a_mask,
+)
+from openneutron.quantizer.observers import MaskedObserver
+
+__all__ = ["AddedMask", "AddedMaskObserver", "MaskedAtRunTime", "MaskedSumObserver", "added_masks"]
+
+# A score so far below the largest of its row has a probability of 1e-28: it is hidden, whatever hides it.
+OUT_OF_SIGHT = 64.0
+
+_MOVES = VIEWS | {
+    f"aten.{name}" for name in ("slice.Tensor", "select.int", "transpose.int", "permute.default", "t.default")
+}
+_BOUNDS = {"aten.minimum.default", "aten.maximum.default", "aten.clamp.default"}
+_FACTORS = {"aten.mul.Tensor", "aten.mul.Scalar"}
+_ARITHMETIC = {
+    f"aten.{name}"
+    for name in (
+        "add.Tensor", "add.Scalar", "sub.Tensor", "sub.Scalar", "rsub.Scalar", "rsub.Tensor",
+        "mul.Tensor", "mul.Scalar", "div.Tensor", "div.Scalar", "neg.default",
+        "minimum.default", "maximum.default", "clamp.default",
+        "clamp_min.default", "clamp_max.default", "masked_fill.Scalar", "masked_fill.Tensor", "where.self",
+        "where.ScalarOther", "where.ScalarSelf", "where.Scalar", "to.dtype", "_to_copy.default", "type_as.default",
+        "to.dtype_layout", "logical_not.default", "logical_and.default", "logical_or.default", "logical_xor.default",
+        "bitwise_not.default", "bitwise_and.Tensor", "bitwise_or.Tensor", "bitwise_xor.Tensor",
+        "__and__.Tensor", "__or__.Tensor", "__xor__.Tensor",
+        "eq.Scalar", "eq.Tensor", "ne.Scalar", "ne.Tensor", "lt.Scalar", "lt.Tensor", "le.Scalar", "le.Tensor",
+        "gt.Scalar", "gt.Tensor", "ge.Scalar", "ge.Tensor", "cat.default", "stack.default", "repeat.default",
+        "any.dim", "all.dim", "sum.dim_IntList", "cumsum.default", "full_like.default", "zeros_like.default",
+        "ones_like.default", "log.default",
+    )
+}  # fmt: skip
+
+
+@dataclass(eq=False)
+class AddedMask:
+    """A value that is added to scores: its observer and those of the sums, which enter themselves.
+
+    `is_made` says that constants of -100 and less go into it: it hides something even if calibration never shows that.
+    """
+
+    is_made: bool = False
+    of_mask: list[AddedMaskObserver] = field(default_factory=list)
+    of_sums: list[MaskedSumObserver] = field(default_factory=list)
+
+    @property
+    def hides(self) -> bool:
+        """Whether something is hidden, or will be: a value that is always 0 is there for nothing else."""
+        return self.is_made or any(observer.hides or not observer.has_numbers for observer in self.of_mask)
+
+    def width(self) -> float:
+        """How far the widest of the sums reaches from its lowest code to its highest."""
+        qparams = [(sums, sums.calculate_qparams()[0]) for sums in self.of_sums]
+        return max(
+            (float(scale) * (observer.quant_max - observer.quant_min) for observer, scale in qparams), default=0.0
+        )
+
+
+class AddedMaskObserver(MaskedObserver):
+    """Of a mask that is added: what does not hide has the range that another observer finds.
+
+    What hides is the lowest code, which is as far below zero as the widest of the sums reaches.
+    """
+
+    def __init__(self, *args: Any, mask: AddedMask, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("has_numbers", torch.tensor(False))
+        self.mask = mask
+        mask.of_mask.append(self)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Observe; returns `values`."""
+        hidden = values.detach() <= HIDDEN_AT_RUN_TIME
+        seen = values.detach().masked_fill(hidden, 0.0)
+        self.observer(seen)
+        self.hides |= hidden.any()
+        self.has_numbers |= (seen != 0).any()
+        return values
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What was seen, for `merge`."""
+        return {**super().state(), "has_numbers": self.has_numbers.cpu().clone()}
+
+    def merge(self, later: Mapping[str, torch.Tensor]) -> None:
+        """Go on as if this observer had seen next what another one saw, whose `state` is `later`."""
+        super().merge(later)
+        self.has_numbers |= later["has_numbers"].to(self.has_numbers.device)
+
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale (float32) and zero point (int64)."""
+        scale, zero_point = self.observer.calculate_qparams()
+        if not self.mask.hides:
+            return scale, zero_point
+        low = (self.quant_min - zero_point) * scale if self.has_numbers else scale * 0
+        high = (self.quant_max - zero_point) * scale if self.has_numbers else scale * 0
+        low = torch.minimum(low, -torch.full_like(low, self.mask.width()))
+        wider = (high - low) / (self.quant_max - self.quant_min)
+        return wider, (self.quant_min - torch.round(low / wider)).to(zero_point.dtype)
+
+
+class MaskedSumObserver(MaskedObserver):
+    """Of the scores of a softmax after a mask was added: what can be seen has the range that another observer finds."""
+
+    def __init__(self, *args: Any, masks: tuple[AddedMask, ...], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.masks = masks
+        for mask in masks:
+            mask.of_sums.append(self)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Observe; returns `values`, rows of scores along the last dimension."""
+        scores = values.detach()
+        visible = scores.masked_fill(scores >= -HIDDEN, -torch.inf)
+        hidden = (scores <= HIDDEN_SUM) | (scores < visible.amax(-1, keepdim=True) - OUT_OF_SIGHT)
+        seen = scores[~hidden & (scores < -HIDDEN)]
+        if seen.numel():
+            self.observer(seen)
+        self.hides |= hidden.any()
+        return values
+
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale (float32) and zero point (int64)."""
+        return (
+            self.widened()
+            if self.hides or any(mask.hides for mask in self.masks)
+            else self.observer.calculate_qparams()
+        )
+
+
+@dataclass(frozen=True)
+class MaskedAtRunTime:
+    """What observes a value that masks of the model's inputs have to do with."""
+
+    added: AddedMask | None = None
+    """The mask that the value is."""
+    sums_with: tuple[AddedMask, ...] = ()
+    """The masks that were added to it."""
+    hides: bool = False
+    """Whether a mask of truth values hides some of it."""
+
+    def around(self, constructor: Any) -> Any:
+        """What makes an observer around the one that `constructor` makes."""
+        if self.added is not None:
+            return AddedMaskObserver.with_args(observer=constructor, mask=self.added)
+        if self.sums_with:
+            return MaskedSumObserver.with_args(observer=constructor, masks=self.sums_with, hides=self.hides)
+        return MaskedObserver.with_args(observer=constructor, hides=self.hides)
+
+
+def added_masks(module: GraphModule) -> tuple[dict[Node, AddedMask], dict[Node, tuple[AddedMask, ...]]]:
+    """The masks that are added to the scores of softmaxes, and the sums with theirs, by node. Linear in the graph.
+
+    Notes on what makes a mask of inputs and numbers of -100 or less that it stays in float.
+    """
+    light = _of_inputs_alone(module)
+    masks: dict[Node, AddedMask] = {}
+    sums: dict[Node, list[AddedMask]] = {}
+    visited: set[Node] = set()
+    for node in module.graph.nodes:
+        if op_name(node) in SOFTMAX and int(arguments(node)["dim"]) in (-1, len(shape_of(node)) - 1):
+            _follow(node.args[0], light, masks, sums, visited)
+    elsewhere = {mask for mask in masks if any(_reads_numbers(user) and user not in sums for user in mask.users)}
+    found = {mask: added for mask, added in masks.items() if mask not in elsewhere}
+    theirs = {node: tuple(added for added in those if added in found.values()) for node, those in sums.items()}
+    return found, {node: those for node, those in theirs.items() if those}
+
+
+def _reads_numbers(user: Node) -> bool:
+    return user.op == "output" or (user.op == "call_function" and op_name(user) not in _MOVES)
+
+
+def _follow(
+    scores: Node, light: set[Node], masks: dict[Node, AddedMask], sums: dict[Node, list[AddedMask]], visited: set[Node]
+) -> None:
+    """Note the masks on the way from the scores of a softmax back through additions, constant masks and views."""
+    node: Node | None = scores
+    while node is not None and node.op == "call_function" and node not in visited:
+        visited.add(node)
+        name, operands = op_name(node), node.all_input_nodes
+        if name in VIEWS | _BOUNDS:
+            node = next((operand for operand in operands if operand not in light and operand.op != "get_attr"), None)
+        elif name == "aten.add.Tensor" and len(operands) == 2 and arguments(node)["alpha"] == 1:
+            mask = _mask_among(node, operands, light)
+            if mask is not None:
+                sums.setdefault(node, []).append(masks.setdefault(mask, AddedMask(_stays_in_float(mask, light))))
+            node = next((operand for operand in operands if operand is not mask and operand.op != "get_attr"), None)
+        else:
+            return
+
+
+def _mask_among(node: Node, operands: list[Node], light: set[Node]) -> Node | None:
+    """The operand of an addition that is made of the model's inputs alone; of two such ones, the smaller one."""
+    found = [operand for operand in operands if operand in light]
+    if len(found) == 2:
+        found = [operand for operand in found if operand.meta["val"].numel() < node.meta["val"].numel()]
+    return found[0] if len(found) == 1 else None
+
+
+def _of_inputs_alone(module: GraphModule) -> set[Node]:
+    """Inputs, and what little arithmetic, comparisons and moves make of them and of constants."""
+    light: set[Node] = set()
+    for node in module.graph.nodes:
+        name = op_name(node)
+        is_made = name in _MOVES or name in _ARITHMETIC or is_made_for_a_mask(node)
+        sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        if node.op == "placeholder" or (is_made and sources and light.issuperset(sources)):
+            light.add(node)
+    return light
+
+
+def _stays_in_float(mask: Node, light: set[Node]) -> bool:
+    """Note on what makes `mask` that it stays in float, up to views at its end, if it is made of numbers that hide.
+
+    Returns whether it is.
+    """
+    end = mask
+    while op_name(end) in _MOVES:
+        end = end.all_input_nodes[0]
+    region: dict[Node, None] = {}
+    waiting = [end]
+    while waiting:
+        node = waiting.pop()
+        if node in light and node.op == "call_function" and node not in region:
+            region[node] = None
+            waiting += node.all_input_nodes
+    if not any(map(_has_a_number_that_hides, region)):
+        return False
+    for node in region:
+        if is_operator(node):
+            note_made_for_a_mask(node)
+    return True
+
+
+def _has_a_number_that_hides(node: Node) -> bool:
+    """Whether a number that `node` computes with hides from a softmax; as a factor, its negative does as well."""
+    if op_name(node) not in _ARITHMETIC:
+        return False
+    scales = op_name(node) in _FACTORS
+    for value in arguments(node).values():
+        constant = torch.tensor(float(value)) if isinstance(value, (int, float)) else constant_value(value)
+        if constant is not None and constant.numel() and constant.dtype is not torch.bool:
+            least = -constant.abs().max() if scales else constant.min()
+            if bool(least <= HIDDEN_AT_RUN_TIME):
+                return True
+    return False
