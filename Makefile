@@ -11,15 +11,20 @@ INSTALLED := $(VENV)/.openneutron-installed
 BENCHMARK_PACKAGES := $(VENV)/.openneutron-benchmark-packages
 SOURCES := $(shell find src csrc -name '*.py' -o -name '*.pyi' -o -name 'py.typed' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test bench fidelity suite scaling docs clean
+.PHONY: demo lint test test-all bench fidelity suite scaling docs clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)  ## from a trained network to a measured .pte
 	$(BIN)/python -m examples.digits.demo
 
-test: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## linter, types, tests
+lint: $(INSTALLED)  ## linter, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+test: lint $(BENCHMARK_PACKAGES)  ## linter, types, and of each test some rows: minutes
+	$(BIN)/python -m pytest --quick $(PYTEST_FLAGS)
+
+test-all: lint $(BENCHMARK_PACKAGES)  ## linter, types, all tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 bench: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## beside ExecuTorch's own backend, which OPENNEUTRON_BENCH names

@@ -1,10 +1,11 @@
-"""What makes thousands of small exports affordable, and what tests that read data need."""
+"""What makes thousands of small exports affordable, which of them --quick leaves out, and what tests of data need."""
 
 from __future__ import annotations
 
 import functools
 import gc
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,34 @@ torch._export.utils._collect_all_valid_cia_ops_for_namespace = functools.cache(
     torch._export.utils._collect_all_valid_cia_ops_for_namespace
 )
 
+# With --quick, so many rows of each table of cases run.
+ROWS_OF_A_TABLE = 4
 DATA_VARIABLE = "OPENNEUTRON_DATA"
 DATA_FOLDER = os.environ.get(DATA_VARIABLE)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare --quick."""
+    text = f"leave out tests marked slow, and all but {ROWS_OF_A_TABLE} rows of each parametrized test"
+    parser.addoption("--quick", action="store_true", help=text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep what --quick runs: the same tests on every machine, and in every process."""
+    if not config.getoption("--quick"):
+        return
+    tables: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            tables.setdefault(item.nodeid.split("[")[0], []).append(item)
+    kept = {id(item) for rows in tables.values() for item in sorted(rows, key=_drawn)[:ROWS_OF_A_TABLE]}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]
+
+
+def _drawn(item: pytest.Item) -> int:
+    """A number that has nothing to do with the row's place in its table, nor with other rows."""
+    return zlib.crc32(item.nodeid.encode())
 
 
 @pytest.hookimpl(tryfirst=True)
