@@ -18,7 +18,8 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 import openneutron
 from openneutron import NeutronQuantizer, QuantizedModel, Stream, lower, quantize
-from openneutron.errors import CalibrationError, ModelError
+from openneutron.accuracy import analyze, evaluate
+from openneutron.errors import CalibrationError, ModelError, OptionError
 from openneutron.quantizer import UnquantizedWarning
 
 STEPS = 40
@@ -132,6 +133,12 @@ class TestStreams:
             assert torch.equal(outputs(call, steps), first)
             assert not torch.equal(first, second)
 
+    def test_strict_export(self) -> None:
+        model = models.Copied().eval()
+        steps = models.stream(model, STEPS)
+        quantized = quantize(model, steps[0], steps, recover=None, strict=True)
+        assert sqnr_db(outputs(model, steps), outputs(lower(quantized).run, steps)) > 35
+
     def test_a_model_is_not_changed(self) -> None:
         model = models.Filled().eval()
         before = model.cache.clone()
@@ -178,6 +185,39 @@ class TestStreams:
         assert torch.equal(one(inputs[0]), other(inputs[0]))
 
 
+class TestAccuracy:
+    def test_an_analysis_takes_each_step_with_its_state(self) -> None:
+        model = models.RingBuffer().eval()
+        steps = models.stream(model, 12)
+        quantized = quantized_in("short", model, steps)
+        streams = [Stream(steps[:6]), Stream(steps[6:])]
+        found = analyze(None, quantized, streams, program=lower(quantized))
+        assert found.output_sqnr_db > 30
+        assert found.samples == 12
+        assert found.comparison is not None
+        assert found.comparison.output_lsb == 0
+        assert all(layer.lsb <= 1 for layer in found.comparison.layers)
+
+    @pytest.mark.parametrize("form", ["module", "quantized", "program", "loaded"])
+    def test_evaluation_begins_each_stream_anew(self, form: str) -> None:
+        model = models.Filled().eval()
+        steps = models.stream(model, 4)
+        quantized = quantized_in("short", model, steps)
+        program = lower(quantized)
+        run = {"module": quantized.module, "quantized": quantized, "program": program, "loaded": load_bytes(program)}[
+            form
+        ]
+        pairs = [(inputs, 0) for inputs in steps]
+
+        def total(value: torch.Tensor, _: object) -> float:
+            return float(value.sum())
+
+        once = evaluate(run, [Stream(pairs)], metric=total)
+        assert evaluate(run, [Stream(pairs), Stream(pairs)], metric=total) == pytest.approx(once)
+        with pytest.raises(OptionError, match="jobs=1"):
+            evaluate(run, pairs, metric=total, jobs=2)
+
+
 def load_bytes(program: openneutron.NeutronProgram) -> openneutron.runtime.HostProgram:
     return openneutron.runtime.HostProgram.from_bytes(program.portable)
 
@@ -196,6 +236,21 @@ class TestRefused:
     def test_a_write_to_a_parameter(self) -> None:
         with pytest.raises(ModelError, match=r"writes to the parameter 'weight'.*register_buffer.*test_state"):
             quantize(WritesToParameter().eval(), (torch.ones(1, 4),), [torch.ones(1, 4)])
+
+    def test_strict_export_of_what_it_loses(self) -> None:
+        model = models.RingBuffer().eval()
+        with pytest.raises(ModelError, match=r"self\.cache\.copy_"):
+            quantize(model, models.stream(model, 1)[0], models.stream(model, 2), strict=True)
+
+    def test_a_buffer_that_is_assigned_an_input(self) -> None:
+        class Assigns(models.InputKept):
+            def forward(self, x: torch.Tensor) -> Any:
+                change = x - self.last
+                self.last = x
+                return self.linear(change)
+
+        with pytest.raises(ModelError, match=r"self\.last\.copy_\(x\)"):
+            quantize(Assigns().eval(), (torch.ones(1, 6),), [torch.ones(1, 6)])
 
     def test_reset_of_a_model(self) -> None:
         with pytest.raises(ModelError, match="yours to reset"):

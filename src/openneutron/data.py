@@ -25,8 +25,8 @@ from openneutron.fx import placeholders
 from openneutron.state import Stream
 
 __all__ = [
-    "Data", "InputForm", "aligned", "calibration_inputs", "described", "forms_of", "in_batches", "inputs_in",
-    "items_of", "streams_in",
+    "Data", "InputForm", "aligned", "calibration_inputs", "described", "first_steps", "forms_of", "in_batches",
+    "inputs_in", "items_of", "streams_in",
 ]  # fmt: skip
 
 Inputs = tuple[Any, ...]
@@ -137,6 +137,17 @@ def streams_in(
         if not isinstance(item, Stream):
             raise InputError(f"Item {index} of the data is no Stream, as those before it are.")
         yield inputs_in(item.steps, forms, transform=transform)
+
+
+def first_steps(streams: Iterable[Iterable[Inputs]], count: int) -> list[list[Inputs]]:
+    """The first `count` steps of all streams together, each stream by itself."""
+    found: list[list[Inputs]] = []
+    for steps in streams:
+        found.append(list(islice(steps, count)))
+        count -= len(found[-1])
+        if not count:
+            break
+    return found
 
 
 def inputs_in(

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from openneutron.data import described
 from openneutron.errors import InputError, ModelError
 from openneutron.examples import Examples, register_dataclasses
 from openneutron.fx import is_dequantize, is_library, placeholders
+from openneutron.state import initial_states
 
 __all__ = [
     "as_module",
@@ -48,6 +50,9 @@ _FILES = {
     ),
 }
 _OBSERVERS = (ObserverBase, FakeQuantizeBase)
+# What torch warns of, and what it fails with, where a model assigns to a buffer.
+_LOSES_STATE = re.compile(r"side effects happened.*_buffers", re.DOTALL)
+_KEEPS_AN_INPUT = re.compile(r"copy__default\w* of type call_function is missing nn_module_stack")
 _DATA_DEPENDENT = re.compile(r"data[- ]dependent|dynamic control flow", re.IGNORECASE)
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
@@ -193,6 +198,11 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
         register_dataclasses(returned)
         if _known_types() != before:
             return export(module, examples, strict=strict)
+        if _KEEPS_AN_INPUT.search(str(error)):
+            raise ModelError(
+                "torch.export does not take a model that assigns an input, or one of its buffers, to a buffer as it is "
+                "(self.last = x). Write it to the buffer: self.last.copy_(x)."
+            ) from error
         raise ModelError(
             f"torch.export does not take this model: {first_line(error)}", source=_source(error)
         ) from error
@@ -201,12 +211,29 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
 def _export_with_or_without_gradients(module: nn.Module, examples: Examples, *, strict: bool) -> ExportedProgram:
     """A model with a region of inference_mode runs only where nothing records gradients."""
     try:
-        return torch.export.export(module, examples.args, dict(examples.kwargs), strict=strict)
+        return _exported(module, examples, strict=strict)
     except RuntimeError as error:
         if "Inference tensors" not in str(error):
             raise
     with torch.no_grad():
-        return torch.export.export(module, examples.args, dict(examples.kwargs), strict=strict)
+        return _exported(module, examples, strict=strict)
+
+
+def _exported(module: nn.Module, examples: Examples, *, strict: bool) -> ExportedProgram:
+    """With the initial values of states, whatever the module has run since."""
+    with warnings.catch_warnings(record=strict) as caught:
+        if strict:
+            warnings.simplefilter("always")
+        exported = torch.export.export(module, examples.args, dict(examples.kwargs), strict=strict)
+    for warning in caught or ():
+        if _LOSES_STATE.search(str(warning.message)):
+            raise ModelError(
+                "strict=True loses what the model assigns to a buffer (self.cache = ...). Give strict=False, which is "
+                "the default, or write to the buffer: self.cache.copy_(...)."
+            )
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    exported.state_dict.update({name: value.clone() for name, value in initial_states(module).items()})
+    return exported
 
 
 def _known_types() -> int:

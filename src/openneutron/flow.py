@@ -34,7 +34,7 @@ from openneutron.recovery.recipes import BEST, Recipe, quantized_by, recipe_of
 from openneutron.recovery.search import Freedom, Trial, check_seconds, try_recipes
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
 from openneutron.sdk import converter_for
-from openneutron.state import initial_states, reset, samples_of
+from openneutron.state import reset, samples_of
 from openneutron.targets import NeutronTargetSpec
 
 if TYPE_CHECKING:
@@ -279,7 +279,6 @@ def lower(
     blocked = list_of_names(compile_options.pop("operators_not_to_delegate", None))
     options = CompileOptions(NeutronTargetSpec(target or own_target).name, blocked, **compile_options)
     exported = export(module, examples)
-    exported.state_dict.update({name: value.clone() for name, value in initial_states(module).items()})
     leaves = leaves_of(exported.module())
     with typed_errors("Lowering the model"):
         methods: dict[str, Any] = quantized_io.int8_io(exported) if int8_io else {}

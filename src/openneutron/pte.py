@@ -79,6 +79,8 @@ class Method:
     delegates: tuple[Delegate, ...]
     planned_bytes: tuple[int, ...]
     """Size of each memory that the runtime needs for the method's tensors."""
+    has_state: bool = False
+    """Whether some memory of a tensor has an initial value: a call leaves another one there for the next."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,12 @@ def _segment(source: Source, base: int, table: Table) -> Segment:
     return segment
 
 
+def _is_state(value: Table) -> bool:
+    """Whether a value is a tensor that lies in planned memory, as activations do, and has data, as constants do."""
+    tensor = value.table(1) if value.whole(0, "B") == _TENSOR else None
+    return tensor is not None and tensor.whole(5, "I") > 0 and tensor.table(6) is not None
+
+
 @dataclass(frozen=True)
 class _Reader:
     source: Source
@@ -215,6 +223,7 @@ class _Reader:
             calls=tuple(calls),
             delegates=called,
             planned_bytes=plan.wholes(8, "int64")[1:],  # the first stands for constants
+            has_state=any(map(_is_state, values)),
         )
 
     def _calls(

@@ -6,7 +6,6 @@ import copy
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -15,13 +14,13 @@ from torch.fx import GraphModule, Node
 
 from openneutron.accuracy import advice as rules
 from openneutron.accuracy.advice import Kept
-from openneutron.accuracy.compare import compare_layers
+from openneutron.accuracy.compare import Comparison, compare_layers
 from openneutron.accuracy.layers import QuantizedLayer, QuantizedLayers, find_layers
 from openneutron.accuracy.replay import record
 from openneutron.accuracy.result import Advice, Analysis, Bins, LayerAccuracy
 from openneutron.accuracy.shares import Treatment, float_outputs, noise_ratio, shares_of, to_float, weight_per_channel
 from openneutron.accuracy.statistics import Histogram, Noise, Statistics, largest_codes, weak_channels
-from openneutron.data import Data, forms_of, inputs_in
+from openneutron.data import Data, first_steps, forms_of, streams_in
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.examples import arguments_of
 from openneutron.exporting import as_module, check_eval, digests, export, is_quantized
@@ -31,6 +30,7 @@ from openneutron.ir.graph import QParams
 from openneutron.ops import OPERATORS
 from openneutron.passes.equalize import was_equalized
 from openneutron.quantizer import NeutronQuantizer
+from openneutron.state import Stream, samples_of
 
 __all__ = ["Analysis", "LayerAccuracy", "Progress", "analyze"]
 
@@ -82,10 +82,13 @@ def analyze(
             f"This {type(module).__name__} has no quantized layer. Give what quantize() or convert_pt2e returned as "
             "`quantized`."
         )
-    inputs = list(islice(inputs_in(data, forms_of(module), transform=transform), samples))
-    if not inputs:
+    streams = first_steps(streams_in(data, forms_of(module), transform=transform), samples)
+    if not any(streams):
         raise InputError("The data are empty: give at least one input, better 16.")
-    found = find_layers(module, _reference(model, quantized, quantizer, inputs[0]), _target(quantized, quantizer))
+    first = next(steps[0] for steps in streams if steps)
+    reference = _reference(model, quantized, quantizer, first)
+    found = find_layers(module, reference, _target(quantized, quantizer))
+    inputs = samples_of(reference, streams)
     tried = inputs[:share_samples]
     steps = _Steps(progress, len(inputs) + len(tried) * min(candidates, len(found.layers)))
     statistics = [Statistics(layer) for layer in found.layers]
@@ -109,8 +112,15 @@ def analyze(
         share_samples=len(tried),
         verdict=rules.verdict(guilty, kept, is_mended=is_mended),
         advice=_advice(guilty, found, rows, tried, is_mended=is_mended),
-        comparison=None if program is None else compare_layers(quantized, program, tried, samples=len(tried)),
+        comparison=None if program is None else _compared(quantized, program, streams, len(tried)),
     )
+
+
+def _compared(
+    quantized: QuantizedModel | GraphModule, program: Any, streams: Sequence[Sequence[Any]], samples: int
+) -> Comparison:
+    """The comparison of module and program on the first `samples` steps of `streams`."""
+    return compare_layers(quantized, program, [Stream(steps) for steps in streams], samples=samples)
 
 
 def _reference(

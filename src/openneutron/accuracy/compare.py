@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, permutations
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from openneutron import pte, quantized_io, tflite
 from openneutron.accuracy.replay import evaluate
 from openneutron.compile_spec import CompileOptions
-from openneutron.data import Data, forms_of, inputs_in
+from openneutron.data import Data, first_steps, forms_of, streams_in
 from openneutron.errors import InputError, ModelError
 from openneutron.examples import arguments_of, examples_of
 from openneutron.exporting import export
@@ -31,6 +31,7 @@ from openneutron.partition.compile import compile_partition
 from openneutron.partition.levels import Partition
 from openneutron.partition.orders import settle_orders
 from openneutron.partition.placing import place
+from openneutron.passes.functionalize import writes_memory
 from openneutron.payload import Payload, parse
 from openneutron.profiling import node_of
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo
@@ -109,10 +110,11 @@ def compare_layers(
     do not fit or a program that holds device payloads.
     """
     module = quantized.module if isinstance(quantized, QuantizedModel) else quantized
-    inputs = list(islice(inputs_in(data, forms_of(module), transform=transform), samples))
-    if not inputs:
+    streams = first_steps(streams_in(data, forms_of(module), transform=transform), samples)
+    if not any(streams):
         raise InputError("The data are empty: give at least one input.")
-    kept = quantized.examples if isinstance(quantized, QuantizedModel) else arguments_of(module, inputs[0])
+    first = next(steps[0] for steps in streams if steps)
+    kept = quantized.examples if isinstance(quantized, QuantizedModel) else arguments_of(module, first)
     examples = kept if example_inputs is None else examples_of(example_inputs, module)
     exported = export(module, examples)
     if program is None:
@@ -127,19 +129,22 @@ def compare_layers(
     placed = place(exported, options)
     delegates = _delegates(placed.program, placed.partitions, payloads, options)
     worst = 0.0
-    for sample in inputs:
-        given = [
-            info.quantize(value) if isinstance(info, TensorInfo) and _is_int8(info) else value
-            for value, info in zip(sample, host.inputs, strict=True)
-        ]
-        values = _run(placed.program, given)
-        for delegate in delegates:
-            delegate.compare(placed.program, values)
-        worst = max(worst, _output_difference(placed.program, values, host.run(*given)))
+    for steps in streams:
+        states: dict[Node, torch.Tensor] = {}
+        host.reset()
+        for sample in steps:
+            given = [
+                info.quantize(value) if isinstance(info, TensorInfo) and _is_int8(info) else value
+                for value, info in zip(sample, host.inputs, strict=True)
+            ]
+            values = _run(placed.program, given, states)
+            for delegate in delegates:
+                delegate.compare(placed.program, values)
+            worst = max(worst, _output_difference(placed.program, values, host.run(*given)))
     rows = [row for delegate in delegates for row in delegate.rows()]
     order = {node.name: position for position, node in enumerate(placed.program.graph.nodes)}
     return Comparison(
-        samples=len(inputs),
+        samples=sum(map(len, streams)),
         output_lsb=worst,
         layers=tuple(sorted(rows, key=lambda row: order[row.node])),
         unseen=tuple(name for delegate in delegates for name in delegate.unseen),
@@ -315,16 +320,27 @@ def _arranged(stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _run(program: ExportedProgram, inputs: Sequence[torch.Tensor]) -> dict[Node, Any]:
-    """The value of every node of an exported program."""
+def _run(program: ExportedProgram, inputs: Sequence[torch.Tensor], states: dict[Node, torch.Tensor]) -> dict[Node, Any]:
+    """The value of every node of an exported program.
+
+    `states` are those before the call, initial ones where there are none, and those behind it afterwards.
+    """
     constants = Constants(program)
     waiting = iter(inputs)
     values: dict[Node, Any] = {}
+    following: dict[Node, torch.Tensor] = {}
     for node in program.graph.nodes:
-        if node.op == "placeholder":
+        if node in states:
+            values[node] = states[node]
+        elif constants.is_state(node):
+            values[node] = constants.initial_value(node)
+        elif node.op == "placeholder":
             values[node] = constants.tensor(node) if node in constants else next(waiting)
+        elif writes_memory(node):
+            following[node.args[0]] = values[node.args[1]]
         else:
             values[node] = evaluate(program.graph_module, node, values.__getitem__)
+    states.update(following)
     return values
 
 

@@ -27,6 +27,7 @@ from openneutron.flow import NeutronProgram, QuantizedModel
 from openneutron.fx import output_node, placeholders
 from openneutron.parallel import check_jobs, in_order, parts
 from openneutron.runtime.program import HostProgram, TensorInfo, load
+from openneutron.state import Stream, has_state, reset
 
 __all__ = ["evaluate", "top1"]
 
@@ -70,7 +71,8 @@ def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric 
     a module with none to 1; what does not fill the last one is left out. `metric` is "top1", the percentage of samples
     whose class is right, or a function of outputs and label that returns a number. `jobs` processes share the samples,
     and `joblib.parallel_config` says where; the number is the same to the bit. A function as `metric` must then be one
-    that can be pickled. Samples are read as they are needed, so that data may be larger than memory.
+    that can be pickled. Samples are read as they are needed, so that data may be larger than memory. What keeps state
+    runs all samples as one stream, or each `Stream` of pairs in `data` from the initial state on, with `jobs=1`.
 
     Raises `OptionError` for another `metric` or `jobs`, `InputError` for data that are empty or no pairs, and
     `ModelError` where `jobs` is above 1 and the module cannot be pickled.
@@ -80,7 +82,10 @@ def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric 
         raise OptionError(f"metric is 'top1' or a function of outputs and label, not {metric!r}.")
     score = metric if callable(metric) else top1
     run = _runnable(run)
-    scores = list(_all_scores(run, score, _samples(data, _batch_size(run)), jobs))
+    if jobs > 1 and _has_state(run):
+        raise _not_in_parallel()
+    begin = (lambda: _begin(run)) if jobs == 1 else _refuse_streams
+    scores = list(_all_scores(run, score, _samples(data, _batch_size(run), begin), jobs))
     if not scores:
         raise InputError("There are no data to evaluate on: give pairs of inputs and label.")
     return math.fsum(scores) / len(scores)
@@ -123,8 +128,38 @@ def _batch_size(run: Any) -> int:
     return sizes[0] if sizes and isinstance(sizes[0], int) else 1
 
 
-def _samples(data: Iterable[Any] | Dataset[Any], size: int) -> Iterator[Sample]:
-    for index, item in enumerate(items_of(data)):
+def _has_state(run: Any) -> bool:
+    module = run.module if isinstance(run, QuantizedModel) else run
+    if isinstance(module, GraphModule):
+        return has_state(module)
+    return isinstance(run, HostProgram) and run.has_state
+
+
+def _begin(run: Any) -> None:
+    """Reset what runs a stream, before its first step."""
+    if isinstance(run, (HostProgram, QuantizedModel)):
+        run.reset()
+    else:
+        reset(run)
+
+
+def _refuse_streams() -> None:
+    raise _not_in_parallel()
+
+
+def _not_in_parallel() -> OptionError:
+    return OptionError("State is carried from one sample to the next, which processes cannot share: use jobs=1.")
+
+
+def _samples(
+    data: Iterable[Any] | Dataset[Any], size: int, begin: Callable[[], None] = lambda: None
+) -> Iterator[Sample]:
+    """Pairs of arguments and label; `begin` is called before the first one of each `Stream`."""
+    for index, item in enumerate([data] if isinstance(data, Stream) else items_of(data)):
+        if isinstance(item, Stream):
+            begin()
+            yield from _samples(item.steps, size)
+            continue
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise InputError(f"Sample {index} is no pair of inputs and label but a {type(item).__name__}.")
         inputs = tuple(item[0]) if isinstance(item[0], (tuple, list)) and not hasattr(item[0], "_fields") else item[0]

@@ -78,6 +78,8 @@ class HostProgram:
     """
 
     inputs: tuple[Any, ...]
+    has_state: bool
+    """Whether a run leaves anything for the next one."""
     outputs: tuple[Any, ...]
 
     def __init__(self, data: bytes, name: str = "the program", *, leaves: Sequence[Leaf] | None = None) -> None:
@@ -96,6 +98,7 @@ class HostProgram:
             self._program = program
             self._method = program.load_method(METHOD)
             method = next(method for method in pte.read(data, name).methods if method.name == METHOD)
+            self.has_state = method.has_state
             constants = _Constants(program)
             self._leaves = _leaves(constants, len(method.inputs)) if leaves is None else tuple(leaves)
             self.inputs = tuple(
