@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from openneutron.backend import NeutronBackend
 from openneutron.compile_spec import CompileOptions
+from openneutron.cpu_kernels import check_cpu_kernels
 from openneutron.device import DevicePayload, compile_payloads, kernel_selection_of
 from openneutron.errors import OptionError
 from openneutron.files import write_file
@@ -24,7 +25,7 @@ from openneutron.partition.compile import compile_partition
 from openneutron.partition.levels import Partition
 from openneutron.partition.opaque import Trace, is_opaque, is_searched, is_trace, replace_partitions
 from openneutron.partition.orders import settle_orders
-from openneutron.partition.placing import Placement, place
+from openneutron.partition.placing import Placed, Placement, place
 from openneutron.payload import Payload, parse
 from openneutron.sdk import Converter, converter_for
 from openneutron.targets import NeutronTargetSpec
@@ -76,6 +77,7 @@ class NeutronPartitioner(Partitioner):
     def transform_for_pre_decomposition(self, exported_program: ExportedProgram) -> ExportedProgram:
         """Find and compile the partitions; called by `to_edge_transform_and_lower`. `exported_program` is unchanged."""
         placed = place(exported_program, self.options)
+        _check(placed)
         _warn(placed.rows)
         orders = settle_orders(placed.program, placed.partitions)
         constants = Constants(placed.program)
@@ -168,6 +170,13 @@ def _refuse_second_backend() -> None:
             f"'{others[0]}' has a backend named {NeutronBackend.__name__} too, and ExecuTorch would pick either. Load "
             "one of them in a process: run scripts written for the other with `python -m openneutron.dropin`."
         )
+
+
+def _check(placed: Placed) -> None:
+    """Raise `ModelError` for an operator that neither the NPU nor ExecuTorch's CPU kernels take."""
+    reasons = {row.node: row.reason or "" for row in placed.rows if row.where == "cpu"}
+    nodes = [node for node in placed.program.graph.nodes if node.name in reasons]
+    check_cpu_kernels([(node, reasons[node.name]) for node in nodes], trusts_table=True)
 
 
 def _warn(rows: Sequence[Placement]) -> None:

@@ -14,6 +14,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron import passes
 from openneutron.constants import computed_constants, constant_value, value_of
+from openneutron.cpu_kernels import check_cpu_kernels
 from openneutron.errors import OptionError
 from openneutron.fx import is_operator, is_state, iterate_nodes, op_name, place_of, source_of
 from openneutron.ir.graph import QParams
@@ -146,7 +147,8 @@ class NeutronQuantizer(Quantizer):
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """The passes that make the graph quantizable; called by `prepare_pt2e`.
 
-        A graph is equalized once, however often it comes by: what `openneutron.recovery` made of it stays.
+        A graph is equalized once, however often it comes by: what `openneutron.recovery` made of it stays. Raises
+        `ModelError` for an operator that neither the NPU nor ExecuTorch's CPU kernels take.
         """
         stays = self.layers.leave_in_float
         passes.prepare(model, self.target.neutron_target, training=self.is_qat, stays=stays)
@@ -155,7 +157,17 @@ class NeutronQuantizer(Quantizer):
         elif self.equalize and not was_equalized(model):
             equalize_channels(model, stays=stays)
         note_equalized(model, equalized=bool(was_equalized(model)))
+        if not self.is_qat:  # what is trained is not what runs
+            self._check_what_stays_in_float(model)
         return model
+
+    def _check_what_stays_in_float(self, model: GraphModule) -> None:
+        """Raise `ModelError` for an operator that ExecuTorch's CPU kernels cannot run either. Linear in nodes."""
+        operators = [node for node in model.graph.nodes if is_operator(node) and not _is_size(node)]
+        asked_for = {node: None for node in operators if self.layers.leave_in_float(node)}
+        reasons = {node: quantizable_reason(node, self.target) for node in operators if node not in asked_for}
+        check_cpu_kernels([(node, reason) for node, reason in reasons.items() if reason], trusts_table=False)
+        check_cpu_kernels([(node, "layers leaves it in float.") for node in asked_for], trusts_table=True)
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes.

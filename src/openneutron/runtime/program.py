@@ -19,7 +19,8 @@ from executorch.extension.pybindings import _C
 
 from openneutron import pte
 from openneutron.arguments import MISSING, Leaf, check_names, leaves_at, leaves_from_text
-from openneutron.errors import HostError, InputError
+from openneutron.errors import FormatError, HostError, InputError
+from openneutron.kernel_registry import cause_in, missing_kernels, native_log
 from openneutron.runtime import _host
 
 __all__ = ["INPUT_NAMES", "ConstantInfo", "HostProgram", "TensorInfo", "load"]
@@ -109,7 +110,7 @@ class HostProgram:
             orders = [value.dim_order for value in method.inputs]
             self._dim_orders = tuple(None if order == tuple(range(len(order))) else order for order in orders)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise _failure(f"{name} cannot be loaded", error) from error
+            raise _failure(f"{name} cannot be loaded", _missing_kernels(data) or error) from error
 
     @classmethod
     def from_bytes(cls, data: bytes) -> HostProgram:
@@ -174,7 +175,10 @@ class HostProgram:
             try:
                 outputs = self._method.call(tensors, clone_outputs=True)
             except RuntimeError as error:
-                raise _failure(f"{self._name} failed", error) from error
+                failure = _failure(f"{self._name} failed", error)
+                if _host.last_error() or isinstance(failure, KeyboardInterrupt):
+                    raise failure from error
+                raise HostError(f"{self._name} failed: {self._cause(tensors) or error}") from error
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _flat(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
@@ -204,6 +208,21 @@ class HostProgram:
                 raise InputError(f"{self._name} got no input '{leaf.name}'; {self._taken()}")
             values[index] = info.value
         return values
+
+    def _cause(self, tensors: Sequence[torch.Tensor]) -> str | None:
+        """Which CPU kernel refuses these inputs, and why: the program is run again, and the runtime's log read."""
+        with native_log() as log:
+            try:
+                self._method.call(tensors, clone_outputs=True)
+            except RuntimeError:
+                kernel, cause = cause_in(log())
+                return (
+                    f"the CPU kernel {kernel} refuses what it is given ({cause or 'for a reason unknown'})"
+                    if kernel
+                    else None
+                )
+        return None
+
 
     def _taken(self) -> str:
         """The inputs in words."""
@@ -311,7 +330,16 @@ def _in_order(tensor: torch.Tensor, dim_order: tuple[int, ...] | None) -> torch.
     return packed.permute(tuple(dim_order.index(dim) for dim in range(tensor.dim())))
 
 
-def _failure(what: str, error: Exception) -> HostError | KeyboardInterrupt:
+def _missing_kernels(data: bytes) -> str | None:
+    """What this machine's runtime lacks to run a `.pte`; None for nothing, or where the file is broken."""
+    try:
+        missing = missing_kernels(data)
+    except FormatError:
+        return None
+    return f"it calls CPU kernels that this ExecuTorch does not have: {', '.join(missing)}" if missing else None
+
+
+def _failure(what: str, error: Exception | str) -> HostError | KeyboardInterrupt:
     """What to raise for `error`: with the delegate's own words if it was the one that failed, else the runtime's.
 
     A Ctrl-C while a delegate runs reaches us as an error of the runtime, which knows no such thing.

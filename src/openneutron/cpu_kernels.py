@@ -1,0 +1,185 @@
+"""Whether ExecuTorch's CPU kernels can run what is left to them: a program that cannot run is not to be written.
+
+Which kernels there are is read from the registry of ExecuTorch's runtime. It has no word about their dtypes and ranks,
+nor about the operators that ExecuTorch itself decomposes; those are tried in a program of their own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node, map_arg
+from torch.utils._pytree import tree_leaves
+
+from openneutron.errors import ModelError
+from openneutron.fx import is_operator, modules_of, note, noted, op_name, place_of, source_of
+from openneutron.kernel_registry import cause_in, kernel_names, missing_kernels, native_log
+from openneutron.ops import OPERATORS
+
+__all__ = ["check_cpu_kernels"]
+
+Left = tuple[Node, str]
+"""An operator that is left to the CPU, and why the NPU does not take it."""
+
+_CHECKED = "openneutron.has_cpu_kernel"
+_USUAL_DTYPES = {torch.float32, torch.int64, torch.int32, torch.bool}
+_USUAL_RANK = 4
+# The overload of a kernel that writes what the functional overload returns, where it is not that name and "_out".
+_OUT = {"default": "out"}
+LARGEST_TRIAL = 1 << 22
+"""Elements of what a kernel that is tried reads and yields; larger ones are only looked up, as trying costs time."""
+
+
+def check_cpu_kernels(left: Iterable[Left], *, trusts_table: bool) -> None:
+    """Raise `ModelError` where ExecuTorch's CPU kernels cannot run an operator that is left to them.
+
+    With `trusts_table` operators of the table are known to have kernels for the usual dtypes and ranks. Operators of
+    a namespace other than ATen are the user's, who links their kernels. What passed is noted and not tried again.
+    """
+    names = kernel_names()
+    checked = [pair for pair in left if _is_ours_to_check(pair[0])]
+    questions: dict[str, Left] = {}
+    for node, reason in checked:
+        if not _is_known(node, names, trusts_table=trusts_table):
+            questions.setdefault(_signature(node), (node, reason))
+    found = list(questions.values())
+    if found and _Trial([node for node, _ in found]).cause() is not None:
+        causes = [(node, reason, _Trial([node]).cause()) for node, reason in found]
+        refused = [(node, reason, cause) for node, reason, cause in causes if cause is not None]
+        if refused:
+            raise _error(refused)
+    for node, _ in checked:
+        note(node, _CHECKED, True)
+
+
+def _error(refused: Sequence[tuple[Node, str, str]]) -> ModelError:
+    node, reason, cause = refused[0]
+    modules = modules_of(node)
+    module = " of module '{}' ({})".format(*modules[-1]) if modules else ""
+    others = "".join(f"\n  {other.name} ({op_name(other)}, {place_of(other)}): {why}" for other, _, why in refused[1:])
+    return ModelError(
+        f"The operator {op_name(node)}{module} can run neither on the NPU nor on the CPU, so no program is written. "
+        f"CPU: {cause} NPU: {reason} Write it with other operators, or compute it before or behind the program."
+        + (f" Nor can these:{others}\n" if others else ""),
+        node=node.name,
+        op=op_name(node),
+        source=source_of(node),
+    )
+
+
+def _is_ours_to_check(node: Node) -> bool:
+    if not is_operator(node) or noted(node, _CHECKED) or not op_name(node).startswith("aten."):
+        return False
+    values = _values(node)
+    return bool(values) and all(isinstance(size, int) for value in values for size in value.shape)
+
+
+def _values(node: Node) -> list[torch.Tensor]:
+    """What `node` reads and yields, as far as it is tensors."""
+    nodes = [node, *node.all_input_nodes]
+    return [value for each in nodes for value in tree_leaves(each.meta.get("val")) if isinstance(value, torch.Tensor)]
+
+
+def _is_known(node: Node, names: frozenset[str], *, trusts_table: bool) -> bool:
+    """Whether there is a kernel of its name, or it is of the table, and its dtypes and ranks are the usual ones."""
+    spec, values = OPERATORS.get(op_name(node)), _values(node)
+    if any(value.dtype not in _USUAL_DTYPES for value in values):
+        return False
+    if spec is not None and spec.moves_values:
+        return True
+    if any(value.dim() > _USUAL_RANK for value in values):
+        return False
+    _, name, overload = op_name(node).split(".")
+    return (trusts_table and spec is not None) or f"aten::{name}.{_OUT.get(overload, f'{overload}_out')}" in names
+
+
+def _signature(node: Node) -> str:
+    """Equal for operators of which the same kernel takes either all or none."""
+    kinds = [(str(value.dtype), value.dim()) for value in _values(node)]
+    return f"{op_name(node)} {kinds} {map_arg((node.args, node.kwargs), lambda _: None)}"
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Float operators as a program of their own, on zeros and ones."""
+
+    nodes: Sequence[Node]
+
+    def cause(self) -> str | None:
+        """Why ExecuTorch cannot run it, in a sentence; None where it can, or where that cannot be told."""
+        complex_dtypes = {str(v.dtype) for node in self.nodes for v in _values(node) if v.is_complex()}
+        if complex_dtypes:
+            return f"ExecuTorch's kernels take no complex numbers ({', '.join(sorted(complex_dtypes))})."
+        inputs, module = self._module()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                exported = torch.export.export(module, inputs)
+            except Exception:
+                return None
+            return self._written(exported, inputs)
+
+    def _written(self, exported: torch.export.ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> str | None:
+        from executorch.exir import to_edge
+
+        try:
+            buffer = bytes(to_edge(exported).to_executorch().buffer)
+        except Exception as error:
+            return f"ExecuTorch does not lower it: {_first_sentence(str(error))}."
+        if missing := missing_kernels(buffer):
+            return f"ExecuTorch has no kernel {', '.join(missing)}."
+        return self._run(buffer, inputs) if self._size() <= LARGEST_TRIAL else None
+
+    def _run(self, buffer: bytes, inputs: tuple[torch.Tensor, ...]) -> str | None:
+        from executorch.extension.pybindings import _C
+
+        with native_log() as log:
+            try:
+                _C._load_program_from_buffer(buffer).load_method("forward").call(list(inputs))
+            except RuntimeError:
+                operator, cause = cause_in(log())
+            else:
+                return None
+        kernel = f"The kernel {operator}" if operator else "ExecuTorch's kernel"
+        taken = ", ".join(dict.fromkeys(f"{str(v.dtype)[6:]} of rank {v.dim()}" for v in _values(self.nodes[0])))
+        return f"{kernel} does not take it ({cause or 'for ' + taken})."
+
+    def _size(self) -> int:
+        return sum(value.numel() for node in self.nodes for value in _values(node))
+
+    def _module(self) -> tuple[tuple[torch.Tensor, ...], torch.nn.Module]:
+        operands = list(dict.fromkeys(value for node in self.nodes for value in node.all_input_nodes))
+        tensors = [value for value in operands if isinstance(value.meta.get("val"), torch.Tensor)]
+        inputs = tuple(_example(value.meta["val"]) for value in tensors)
+        return inputs, _Calls(self.nodes, tensors)
+
+
+def _example(value: torch.Tensor) -> torch.Tensor:
+    """Zeros are indices that any dimension has."""
+    make = torch.ones if value.is_floating_point() else torch.zeros
+    return make(tuple(value.shape), dtype=value.dtype)
+
+
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split()).partition(" (http")[0].partition(". ")[0].rstrip(".")[:300]
+
+
+class _Calls(torch.nn.Module):
+    """Calls the operators of `nodes` side by side, each on the tensors that it reads."""
+
+    def __init__(self, nodes: Sequence[Node], tensors: Sequence[Node]) -> None:
+        super().__init__()
+        self._nodes, self._tensors = tuple(nodes), tuple(tensors)
+
+    def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given: dict[Node, Any] = dict(zip(self._tensors, values, strict=True))
+        results: list[torch.Tensor] = []
+        for node in self._nodes:
+            args, kwargs = map_arg((node.args, node.kwargs), given.__getitem__)
+            target: Callable[..., Any] = node.target  # type: ignore[assignment]
+            results += [leaf for leaf in tree_leaves(target(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
+        return tuple(results)

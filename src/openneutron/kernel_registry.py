@@ -1,0 +1,62 @@
+"""Which CPU kernels ExecuTorch's runtime has, and what it writes when one fails: it tells causes nowhere else."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+
+from executorch.extension.pybindings import _C
+
+from openneutron import pte
+
+__all__ = ["cause_in", "kernel_names", "missing_kernels", "native_log"]
+
+_ERROR_STREAM = 2
+_LINE = re.compile(r"^\[[\w.]+:\d+\] (?P<text>.+)$", re.MULTILINE)
+_OPERATOR = re.compile(r"in operator (?P<name>[\w:.]+): 0x")
+_CHECK = re.compile(r"^Check failed \((?P<condition>.*)\): ?(?P<message>.*)$")
+
+
+def kernel_names() -> frozenset[str]:
+    """The kernels of ExecuTorch's portable, optimized and quantized libraries ("aten::sin.out")."""
+    return frozenset(_C._get_operator_names())
+
+
+def missing_kernels(program: bytes) -> list[str]:
+    """The kernels that a `.pte` calls and this machine's runtime lacks. Raises `FormatError` for what is no `.pte`."""
+    calls = [call for method in pte.read(program).methods for call in method.calls]
+    return sorted({call.name for call in calls if isinstance(call, pte.Kernel)} - kernel_names())
+
+
+@contextmanager
+def native_log() -> Iterator[Callable[[], str]]:
+    """Keep what is written to the process's error stream meanwhile; yields a function that returns it as text.
+
+    For code that failed once and is run again to learn why: other threads' output is kept, too, and lost.
+    """
+    # ExecuTorch's Python module writes to `sys.stderr`, its libraries to the stream itself.
+    with tempfile.TemporaryFile() as file, redirect_stderr(io.StringIO()) as written:
+        original = os.dup(_ERROR_STREAM)
+        os.dup2(file.fileno(), _ERROR_STREAM)
+
+        def text() -> str:
+            file.seek(0)
+            return written.getvalue() + file.read().decode(errors="replace")
+
+        try:
+            yield text
+        finally:
+            os.dup2(original, _ERROR_STREAM)
+            os.close(original)
+
+
+def cause_in(log: str) -> tuple[str | None, str | None]:
+    """The operator whose kernel failed, and the check that it failed at, from ExecuTorch's log; None for unknown."""
+    operator = _OPERATOR.search(log)
+    checks = [_CHECK.match(line) for line in _LINE.findall(log)]
+    causes = [match["message"] or match["condition"] for match in checks if match]
+    return (operator["name"] if operator else None), (causes[0].rstrip(".") if causes else None)
