@@ -216,13 +216,9 @@ class HostProgram:
                 self._method.call(tensors, clone_outputs=True)
             except RuntimeError:
                 kernel, cause = cause_in(log())
-                return (
-                    f"the CPU kernel {kernel} refuses what it is given ({cause or 'for a reason unknown'})"
-                    if kernel
-                    else None
-                )
+                reason = cause or "for a reason unknown"
+                return f"the CPU kernel {kernel} refuses what it is given ({reason})" if kernel else None
         return None
-
 
     def _taken(self) -> str:
         """The inputs in words."""
