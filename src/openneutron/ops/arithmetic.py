@@ -11,10 +11,13 @@ from openneutron.ops.elementwise import (
     MAXIMUM,
     MINIMUM,
     MUL,
+    RELU_N1_TO_1,
     element_macs,
+    expands_few_dimensions,
     has_an_alpha,
     has_one_full_operand,
     lower_sub,
+    operands_of,
 )
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.site import Site
@@ -29,6 +32,9 @@ LOG = Kind("LOG", None, Layout.ELEMENTWISE)
 PRELU = Kind("PRELU", None, Layout.ELEMENTWISE, version=1)
 RSQRT = Kind("RSQRT", None, Layout.ELEMENTWISE)
 
+# Exact for -1, 0 and 1.
+SIGN_QPARAMS = QParams.per_tensor(1 / 64, 0)
+
 
 def _unary(kind: Kind) -> Callable[[Lowering], Tensor]:
     def lower(lowering: Lowering) -> Tensor:
@@ -39,14 +45,14 @@ def _unary(kind: Kind) -> Callable[[Lowering], Tensor]:
 
 def _binary(kind: Kind) -> Callable[[Lowering], Tensor]:
     def lower(lowering: Lowering) -> Tensor:
-        return lowering.emit(kind, [lowering.tensor("self"), lowering.tensor("other")], lowering.shape)
+        return lowering.emit(kind, operands_of(lowering), lowering.shape)
 
     return lower
 
 
 def lower_mul(lowering: Lowering) -> Tensor:
     """MUL; the smaller operand is broadcast."""
-    operands = [lowering.tensor("self"), lowering.tensor("other")]
+    operands = operands_of(lowering)
     return lowering.emit(MUL, operands, lowering.shape, fused_activation_function=lowering.activation)
 
 
@@ -81,6 +87,13 @@ def lower_neg(lowering: Lowering) -> Tensor:
     return lowering.emit(MUL, [inputs, minus_one], lowering.shape, fused_activation_function="NONE")
 
 
+def lower_sign(lowering: Lowering) -> Tensor:
+    """MUL by one over the input's scale, clamped to -1..1: each code but zero is one step away from it or more."""
+    inputs = lowering.tensor("self")
+    steps = lowering.constant(np.array([1], INT8), QParams.per_tensor(1 / inputs.qparams.scale[0], 0))
+    return lowering.emit(MUL, [inputs, steps], lowering.shape, fused_activation_function=RELU_N1_TO_1.name)
+
+
 def _function(name: str, kind: Kind, notes: str = "") -> OpSpec:
     return OpSpec(
         name=name,
@@ -101,7 +114,7 @@ SPECS = (
         edge_targets=("aten.mul.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
-        constraints=(has_one_full_operand,),
+        constraints=(expands_few_dimensions, has_one_full_operand),
         lower=lower_mul,
         macs=element_macs,
         becomes="MUL",
@@ -113,7 +126,7 @@ SPECS = (
         edge_targets=("aten.sub.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
-        constraints=(has_an_alpha, has_one_full_operand),
+        constraints=(has_an_alpha, expands_few_dimensions, has_one_full_operand),
         lower=lower_sub,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
@@ -125,7 +138,7 @@ SPECS = (
         edge_targets=("aten.maximum.default",),
         inputs=("self", "other"),
         output=OutputRule.SHARED,
-        constraints=(has_one_full_operand,),
+        constraints=(expands_few_dimensions, has_one_full_operand),
         lower=_binary(MAXIMUM),
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
@@ -137,7 +150,7 @@ SPECS = (
         edge_targets=("aten.minimum.default",),
         inputs=("self", "other"),
         output=OutputRule.SHARED,
-        constraints=(has_one_full_operand,),
+        constraints=(expands_few_dimensions, has_one_full_operand),
         lower=_binary(MINIMUM),
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
@@ -175,6 +188,17 @@ SPECS = (
         homogeneous=Homogeneous.ELEMENT,
         becomes="MUL by minus one",
         notes="LiteRT's NEG negates int8 codes without their zero points, so the host would disagree with the NPU.",
+    ),
+    OpSpec(
+        name="sign",
+        targets=("aten.sign.default", "aten.sgn.default", "aten.sign_.default", "aten.sgn_.default"),
+        edge_targets=("aten.sign.default",),
+        inputs=("self",),
+        output=SIGN_QPARAMS,
+        lower=lower_sign,
+        macs=element_macs,
+        becomes="MUL by one over the input's scale, clamped to -1..1",
+        notes="Of the int8 code: zero where the value is less than half a step from zero.",
     ),
     _function("exp", EXP),
     _function("log", LOG, "Zero gives the lowest value that the output holds."),

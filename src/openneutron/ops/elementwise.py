@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from torch.fx import Node
@@ -11,6 +12,7 @@ from openneutron.fx import arguments
 from openneutron.ir.graph import Kind, Layout, QParams, Tensor
 from openneutron.ops.cost import array_of
 from openneutron.ops.lowering import INT8, Lowering
+from openneutron.ops.pieces import MAX_KERNEL_RANK, copies, count_of_copies
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 
@@ -115,11 +117,55 @@ def lower_tanh(lowering: Lowering) -> Tensor:
     return lowering.emit(TANH, [lowering.tensor("self")], lowering.shape)
 
 
-@constraint
+@legacy_constraint
 def has_one_full_operand(site: Site) -> bool:
     """One operand has as many elements as the output."""
     sizes = (math.prod(site.shape_of(name)) for name in ("self", "other"))
     return max(sizes) == math.prod(site.shape)
+
+
+@constraint
+def expands_few_dimensions(site: Site) -> bool:
+    """One operand has as many elements as the output, or there are at most {MAX_KERNEL_RANK} dimensions."""
+    return has_one_full_operand.holds(site) or len(site.shape) <= MAX_KERNEL_RANK
+
+
+def operands_of(lowering: Lowering) -> list[Tensor]:
+    """The operands of an operator that broadcasts one of them: where neither has the output's shape, one is expanded.
+
+    It is a constant, or else the one that takes fewer CONCATENATIONs.
+    """
+    operands = [lowering.tensor("self"), lowering.tensor("other")]
+    if has_one_full_operand.holds(lowering.site):
+        return operands
+    chosen = min(range(2), key=lambda index: _concatenations(operands[index], lowering.shape))
+    operands[chosen] = _expanded(lowering, operands[chosen])
+    return operands
+
+
+def _aligned(tensor: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
+    """The tensor's shape with as many dimensions as `shape`."""
+    return (1,) * (len(shape) - len(tensor.shape)) + tensor.shape
+
+
+def _concatenations(tensor: Tensor, shape: Sequence[int]) -> int:
+    """How many CONCATENATIONs expand a tensor to `shape`."""
+    if tensor.data is not None:
+        return 0
+    factors = (size // own for size, own in zip(shape, _aligned(tensor, shape), strict=True))
+    return sum(count_of_copies(factor) for factor in factors)
+
+
+def _expanded(lowering: Lowering, tensor: Tensor) -> Tensor:
+    """A tensor with the values of the output's shape."""
+    aligned = _aligned(tensor, lowering.shape)
+    if tensor.data is not None:
+        values = np.broadcast_to(tensor.data.reshape(aligned), lowering.shape)
+        return lowering.constant(values, tensor.qparams)
+    expanded = lowering.reshape(tensor, aligned)
+    for dim, size in enumerate(lowering.shape):
+        expanded = copies(lowering, expanded, dim, size // expanded.shape[dim])
+    return expanded
 
 
 def _times(lowering: Lowering, tensor: Tensor, factor: float) -> Tensor:
@@ -140,7 +186,8 @@ def has_an_alpha(site: Site) -> bool:
 def _lower_sum(lowering: Lowering, sign: int) -> Tensor:
     """self + sign * alpha * other; the smaller operand is broadcast."""
     alpha = float(lowering.args["alpha"])
-    operands = [lowering.tensor("self"), _times(lowering, lowering.tensor("other"), abs(alpha))]
+    first, second = operands_of(lowering)
+    operands = [first, _times(lowering, second, abs(alpha))]
     kind = ADD if sign * alpha > 0 else SUB
     return lowering.emit(kind, operands, lowering.shape, fused_activation_function=lowering.activation)
 
@@ -225,7 +272,7 @@ SPECS = (
         edge_targets=("aten.add.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
-        constraints=(has_an_alpha, has_one_full_operand),
+        constraints=(has_an_alpha, expands_few_dimensions, has_one_full_operand),
         lower=lower_add,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,

@@ -11,7 +11,10 @@ from openneutron.ops.spec import constraint
 from openneutron.ops.windows import pad_behind
 from openneutron.targets import Generation
 
-__all__ = ["CONCATENATION", "SLICE", "copies", "has_rank_for_kernels", "joined", "part", "slice_of"]
+__all__ = [
+    "CONCATENATION", "MAX_KERNEL_RANK", "SLICE", "copies", "count_of_copies", "has_rank_for_kernels", "joined", "part",
+    "slice_of",
+]  # fmt: skip
 
 CONCATENATION = Kind("CONCATENATION", "ConcatenationOptions", Layout.AXES, axes=("axis",))
 SLICE = Kind("SLICE", "SliceOptions", Layout.AXES, operands=("begin", "size"), dimensions=("begin", "size"))
@@ -64,3 +67,10 @@ def copies(lowering: Lowering, tensor: Tensor, dim: int, count: int) -> Tensor:
         return joined(lowering, [tensor] * count, dim)
     block = copies(lowering, tensor, dim, count // MAX_COPIES)
     return joined(lowering, [block] * MAX_COPIES + [tensor] * (count % MAX_COPIES), dim)
+
+
+def count_of_copies(count: int) -> int:
+    """How many CONCATENATIONs make `count` copies."""
+    if count == 1:
+        return 0
+    return 1 if count <= MAX_COPIES else 1 + count_of_copies(count // MAX_COPIES)
