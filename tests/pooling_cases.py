@@ -147,7 +147,6 @@ REJECTED = (
              ((1, 2, 2, 515),)),
     Rejected("adaptive_avg_pool", "has_small_kernel", "", lambda: nn.AdaptiveAvgPool2d((1, 2)), ((1, 1, 1, 8194),)),
     Rejected("max_pool", "has_small_stride", "", lambda: nn.MaxPool2d(1, (1, 4097)), ((1, 8, 1, 4100),)),
-    Rejected("max_pool", "is_not_dilated", "", lambda: nn.MaxPool2d(2, dilation=2), (IMAGE,)),
     Rejected("max_pool with indices", "nobody_reads_its_indices", "", both(F.max_pool2d, 2, return_indices=True),
              (IMAGE,)),
     Rejected("adaptive_max_pool", "nobody_reads_its_indices", "",

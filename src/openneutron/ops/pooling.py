@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,9 @@ from torch.fx import Node
 
 from openneutron.fx import op_name, shape_of
 from openneutron.ir.graph import Kind, Tensor
+from openneutron.ops.elementwise import MAXIMUM
 from openneutron.ops.lowering import INT8, Lowering
+from openneutron.ops.pieces import part
 from openneutron.ops.reductions import MEAN, mean_of_image
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
@@ -36,11 +39,13 @@ Counts = npt.NDArray[np.int64]
 
 MAX_KERNEL = 4096
 MAX_STRIDE = 4096
+MAX_DILATED_KERNEL = 16
 
 
 def pool_windows(site: Site) -> tuple[Window, Window]:
     """Its windows over height and width; those of an adaptive pool if `has_even_windows`."""
     sizes, outputs = image_shape(site, site.shape_of("self"))[2:], image_shape(site, site.shape)[2:]
+    dilation = spatial(site, "dilation", 1) if "dilation" in site.args else (1, 1)
     if "output_size" in site.args:
         kernel, stride = zip(*map(_first_and_step, sizes, outputs), strict=True)
         padding = (0, 0)
@@ -49,7 +54,7 @@ def pool_windows(site: Site) -> tuple[Window, Window]:
         stride = spatial(site, "stride", 1) if site.args["stride"] else kernel
         padding = spatial(site, "padding", 0)
     vertical, horizontal = (
-        Window(*window) for window in zip(sizes, outputs, kernel, stride, (1, 1), padding, strict=True)
+        Window(*window) for window in zip(sizes, outputs, kernel, stride, dilation, padding, strict=True)
     )
     return vertical, horizontal
 
@@ -128,10 +133,16 @@ def divides_as_tflite_does(site: Site) -> bool:
     return all(window.is_same for window in windows) and np.array_equal(divisors(site), _outer(_present, windows))
 
 
-@constraint
+@legacy_constraint
 def is_not_dilated(site: Site) -> bool:
     """The dilation is 1."""
     return max(spatial(site, "dilation", 1)) == 1
+
+
+@constraint
+def has_few_dilated_positions(site: Site) -> bool:
+    """Where the dilation is not 1, the kernel is at most {MAX_DILATED_KERNEL} along each dimension."""
+    return is_not_dilated.holds(site) or all(window.kernel <= MAX_DILATED_KERNEL for window in pool_windows(site))
 
 
 @legacy_constraint
@@ -140,8 +151,10 @@ def has_whole_granules(site: Site) -> bool:
     return image_shape(site, site.shape_of("self"))[1] % site.target.channel_granularity == 0
 
 
-def _pool(lowering: Lowering, kind: Kind, nhwc: Tensor, padding: str) -> Tensor:
-    vertical, horizontal = pool_windows(lowering.site)
+def _pool(
+    lowering: Lowering, kind: Kind, nhwc: Tensor, padding: str, windows: Sequence[Window] | None = None
+) -> Tensor:
+    vertical, horizontal = windows or pool_windows(lowering.site)
     output = lowering.emit(
         kind,
         [nhwc],
@@ -171,9 +184,29 @@ def lower_average_pool(lowering: Lowering) -> Tensor:
 
 def lower_max_pool(lowering: Lowering) -> Tensor:
     """MAX_POOL_2D; padding that SAME cannot express is the lowest value, which no maximum picks."""
-    nhwc = _nhwc(lowering)
+    nhwc, windows = _nhwc(lowering), pool_windows(lowering.site)
     lowest = lowering.constant(np.array([-128], INT8), nhwc.qparams)
-    return _pool(lowering, MAX_POOL_2D, *pad_spatial(lowering, nhwc, pool_windows(lowering.site), lowest))
+    if is_not_dilated.holds(lowering.site):
+        return _pool(lowering, MAX_POOL_2D, *pad_spatial(lowering, nhwc, windows, lowest))
+    padded, _ = pad_spatial(lowering, nhwc, windows, lowest, allow_same=False)
+    return _dilated_maximum(lowering, padded, windows)
+
+
+def _dilated_maximum(lowering: Lowering, nhwc: Tensor, windows: tuple[Window, Window]) -> Tensor:
+    """Along height, then along width, the MAXIMUM of what is at each position of the kernel; then MAX_POOL_2D by 1x1
+    for the strides.
+    """
+    for axis, window in enumerate(windows, 1):
+        count = (window.outputs - 1) * window.stride + 1
+        first, *others = [part(lowering, nhwc, axis, tap * window.dilation, count) for tap in range(window.kernel)]
+        for other in others:
+            first = lowering.emit(MAXIMUM, [first, other], first.shape, first.qparams)
+        nhwc = first
+    vertical, horizontal = windows
+    points = [replace(window, kernel=1) for window in windows]
+    if (vertical.stride, horizontal.stride) == (1, 1):
+        return lowering.reshape(lowering.channels_first(nhwc), lowering.shape)
+    return _pool(lowering, MAX_POOL_2D, nhwc, "VALID", points)
 
 
 def _is_global(node: Node) -> bool:
@@ -253,11 +286,12 @@ SPECS = (
         edge_targets=("aten.max_pool2d_with_indices.default",),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(has_small_stride, is_not_dilated, has_whole_granules),
+        constraints=(has_small_stride, has_few_dilated_positions, is_not_dilated, has_whole_granules),
         pads=_channels,
         lower=lower_max_pool,
         homogeneous=Homogeneous.CHANNEL,
-        becomes="MAX_POOL_2D, with a PADV2 where padding SAME cannot express it",
+        becomes="MAX_POOL_2D, with a PADV2 where padding SAME cannot express it; dilated: SLICE and MAXIMUM for each "
+        "position along height, then along width",
         keeps_values=lambda _: True,
     ),
 )
