@@ -17,11 +17,14 @@ from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 from openneutron.targets import Generation
 
-__all__ = ["DECOMPOSED", "MEAN", "SPECS", "mean_of_image", "nobody_reads_its_indices"]
+__all__ = ["DECOMPOSED", "MEAN", "SIMPLE_ORDERS", "SPECS", "mean_of_image", "nobody_reads_its_indices"]
 
 aten = torch.ops.aten
 
 MEAN = Kind("MEAN", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
+SIMPLE_ORDERS = (1.0, 2.0, math.inf, -math.inf)
+"""Orders of the vector norms that are written with other operators."""
+
 IMAGE_MEAN = replace(MEAN, layout=Layout.FIXED)
 REDUCE_MAX = Kind("REDUCE_MAX", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
 REDUCE_MIN = Kind("REDUCE_MIN", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
@@ -136,7 +139,7 @@ def _std_mean(rewriting: Rewriting) -> list[Node]:
 @constraint
 def is_a_simple_norm(site: Site) -> bool:
     """Its order is 1, 2, inf or -inf."""
-    return float(site.args["ord"]) in (1.0, 2.0, math.inf, -math.inf)
+    return float(site.args["ord"]) in SIMPLE_ORDERS
 
 
 def _norm(rewriting: Rewriting) -> Node:

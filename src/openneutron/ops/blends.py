@@ -1,0 +1,87 @@
+"""Sums with a product or a quotient, and mixtures of two values."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.signs import is_never_negative
+from openneutron.ops.site import Site
+from openneutron.ops.spec import constraint
+from openneutron.ops.writing import add, mul
+
+__all__ = ["DECOMPOSED"]
+
+aten = torch.ops.aten
+
+
+def _sum_with(rewriting: Rewriting, term: Node) -> Node:
+    """self + value * term."""
+    value = float(rewriting.args["value"])
+    if value == 0:
+        return rewriting.call(aten.expand.default, rewriting.args["self"], list(rewriting.shape))
+    return add(rewriting, rewriting.args["self"], term, alpha=value)
+
+
+def _sum_with_product(rewriting: Rewriting) -> Node:
+    args = rewriting.args
+    return _sum_with(rewriting, mul(rewriting, args["tensor1"], args["tensor2"]))
+
+
+def _sum_with_quotient(rewriting: Rewriting) -> Node:
+    args = rewriting.args
+    return _sum_with(rewriting, rewriting.call(aten.div.Tensor, args["tensor1"], args["tensor2"]))
+
+
+@constraint
+def divides_by_positive_values(site: Site) -> bool:
+    """The divisor is a constant without zero, or no value of it can be negative (as none behind relu, abs, exp or a
+    clamp from 0 can).
+    """
+    divisor = site.constant("tensor2")
+    return is_never_negative(site, site.args["tensor2"]) if divisor is None else bool((divisor != 0).all())
+
+
+def _mixture_by_a_number(rewriting: Rewriting) -> Node:
+    start, end, weight = (rewriting.args[name] for name in ("self", "end", "weight"))
+    if weight in (0, 1):
+        return rewriting.call(aten.expand.default, end if weight else start, list(rewriting.shape))
+    return add(rewriting, mul(rewriting, start, 1.0 - weight), end, alpha=float(weight))
+
+
+def _mixture(rewriting: Rewriting) -> Node:
+    start, end, weight = (rewriting.args[name] for name in ("self", "end", "weight"))
+    rest = rewriting.call(aten.rsub.Scalar, weight, 1.0)
+    return add(rewriting, mul(rewriting, start, rest), mul(rewriting, end, weight))
+
+
+DECOMPOSED = (
+    Decomposition(
+        name="addcmul",
+        targets=("aten.addcmul.default",),
+        rewrite=_sum_with_product,
+        becomes="mul, add",
+    ),
+    Decomposition(
+        name="addcdiv",
+        targets=("aten.addcdiv.default",),
+        rewrite=_sum_with_quotient,
+        constraints=(divides_by_positive_values,),
+        becomes="div, add",
+    ),
+    Decomposition(
+        name="lerp by a number",
+        targets=("aten.lerp.Scalar",),
+        rewrite=_mixture_by_a_number,
+        becomes="mul, add",
+        notes="Each part is scaled, then both are added: the difference of the ends would be rounded too.",
+    ),
+    Decomposition(
+        name="lerp",
+        targets=("aten.lerp.Tensor",),
+        rewrite=_mixture,
+        becomes="sub, mul, mul, add",
+        notes="Each part is scaled, then both are added: the difference of the ends would be rounded too.",
+    ),
+)
