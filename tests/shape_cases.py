@@ -315,6 +315,5 @@ REJECTED: tuple[Rejected, ...] = (
     Rejected("channel_shuffle", "is_of_the_modern_generation", "",
              moved(lambda x: F.channel_shuffle(x, 2)), (GRANULES,)),
     Rejected("unfold", "has_rank_for_transpose", "", moved(lambda x: x.unfold(1, 2, 2)), (deep[:6],)),
-    Rejected("unfold", "unfolds_without_overlap", "", moved(lambda x: x.unfold(1, 3, 1)), ((2, 5),)),
     Rejected("unfold", "is_of_the_modern_generation", "", moved(lambda x: x.unfold(2, 2, 2)), (GRANULES,)),
 )  # fmt: skip

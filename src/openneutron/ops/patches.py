@@ -1,0 +1,143 @@
+"""Windows taken out of values, and put back: unfold, im2col, col2im."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.fx import Node
+
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.site import Site
+from openneutron.ops.spec import constraint
+
+__all__ = ["DECOMPOSED"]
+
+aten = torch.ops.aten
+
+MAX_PIECES = 64
+
+
+def _overlaps(site: Site) -> bool:
+    return bool(site.args["step"] != site.args["size"] and site.shape_of("self"))
+
+
+@constraint
+def unfolds_in_few_pieces(site: Site) -> bool:
+    """Its windows are at most {MAX_PIECES} steps long."""
+    return bool(-(-site.args["size"] // site.args["step"]) <= MAX_PIECES)
+
+
+def _unfold(rewriting: Rewriting) -> Node:
+    """The values in pieces as long as a step: a window is so many pieces behind each other, the rest cut off."""
+    values, site = rewriting.args["self"], rewriting.site
+    size, step = rewriting.args["size"], rewriting.args["step"]
+    dim = rewriting.args["dimension"] % len(site.shape_of("self"))
+    windows, pieces = site.shape[dim], -(-size // step)
+    shape = site.shape_of("self")
+    before, length, behind = shape[:dim], shape[dim], shape[dim + 1 :]
+    missing = (windows + pieces - 1) * step - length
+    if missing > 0:
+        padding = [0, 0] * len(behind) + [0, missing]
+        values = rewriting.call(aten.constant_pad_nd.default, values, padding)
+    elif missing < 0:
+        values = rewriting.call(aten.slice.Tensor, values, dim, 0, length + missing)
+    split = rewriting.call(aten.reshape.default, values, [*before, windows + pieces - 1, step, *behind])
+    parts = [rewriting.call(aten.slice.Tensor, split, dim, first, first + windows) for first in range(pieces)]
+    joined = parts[0] if pieces == 1 else rewriting.call(aten.cat.default, parts, dim + 1)
+    if pieces * step != size:
+        joined = rewriting.call(aten.slice.Tensor, joined, dim + 1, 0, size)
+    return rewriting.call(aten.movedim.int, joined, dim + 1, -1)
+
+
+def _pair(site: Site, name: str) -> tuple[int, int]:
+    values = tuple(site.args[name])
+    first, second = values * 2 if len(values) == 1 else values
+    return first, second
+
+
+def _positions(site: Site, image: tuple[int, int]) -> list[int]:
+    """How many windows fit an image, along height and width."""
+    names = ("kernel_size", "dilation", "padding", "stride")
+    axes = zip(image, *(_pair(site, name) for name in names), strict=True)
+    return [(size + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for size, kernel, step, pad, stride in axes]
+
+
+def _is_tiling(site: Site, image: tuple[int, int]) -> bool:
+    """Whether each pixel is in one window."""
+    kernel, dilation, padding, stride = (_pair(site, name) for name in ("kernel_size", "dilation", "padding", "stride"))
+    covers = all(size % step == 0 for size, step in zip(image, stride, strict=True))
+    return kernel == stride and dilation == (1, 1) and padding == (0, 0) and covers
+
+
+def _one_hot(rewriting: Rewriting, channels: int) -> Node:
+    """Of each channel, a filter for each position of the kernel: [channels * positions, 1, height, width]."""
+    kernel = _pair(rewriting.site, "kernel_size")
+    filters = torch.eye(math.prod(kernel)).reshape(-1, 1, *kernel)
+    return rewriting.constant(filters.repeat(channels, 1, 1, 1))
+
+
+def _windows(rewriting: Rewriting) -> Node:
+    site, values = rewriting.site, rewriting.args["self"]
+    *batch, channels, height, width = site.shape_of("self")
+    kernel, stride, padding, dilation = (_pair(site, name) for name in ("kernel_size", "stride", "padding", "dilation"))
+    rows, columns = _positions(site, (height, width))
+    if _is_tiling(site, (height, width)):
+        blocks = [math.prod(batch), channels, rows, kernel[0], columns, kernel[1]]
+        split = rewriting.call(aten.reshape.default, values, blocks)
+        windows = rewriting.call(aten.permute.default, split, [0, 1, 3, 5, 2, 4])
+        return rewriting.call(aten.reshape.default, windows, list(site.shape))
+    images = rewriting.call(aten.reshape.default, values, [math.prod(batch), channels, height, width])
+    weight = _one_hot(rewriting, channels)
+    options = (list(stride), list(padding), list(dilation), channels)
+    windows = rewriting.call(aten.conv2d.default, images, weight, None, *options)
+    return rewriting.call(aten.reshape.default, windows, list(site.shape))
+
+
+def _image(rewriting: Rewriting) -> Node:
+    site, values = rewriting.site, rewriting.args["self"]
+    *batch, channels, height, width = site.shape
+    kernel, stride, padding, dilation = (_pair(site, name) for name in ("kernel_size", "stride", "padding", "dilation"))
+    rows, columns = _positions(site, (height, width))
+    if _is_tiling(site, (height, width)):
+        blocks = [math.prod(batch), channels, *kernel, rows, columns]
+        split = rewriting.call(aten.reshape.default, values, blocks)
+        image = rewriting.call(aten.permute.default, split, [0, 1, 4, 2, 5, 3])
+        return rewriting.call(aten.reshape.default, image, list(site.shape))
+    windows = [math.prod(batch), channels * math.prod(kernel), rows, columns]
+    split = rewriting.call(aten.reshape.default, values, windows)
+    reach = [
+        (count - 1) * step - 2 * pad + spread * (size - 1) + 1
+        for count, step, pad, spread, size in zip((rows, columns), stride, padding, dilation, kernel, strict=True)
+    ]
+    beyond = [size - end for size, end in zip((height, width), reach, strict=True)]
+    weight = _one_hot(rewriting, channels)
+    options = (list(stride), list(padding), beyond, channels, list(dilation))
+    image = rewriting.call(aten.conv_transpose2d.input, split, weight, None, *options)
+    return rewriting.call(aten.reshape.default, image, list(site.shape))
+
+
+DECOMPOSED = (
+    Decomposition(
+        name="unfold with windows that overlap",
+        targets=("aten.unfold.default",),
+        rewrite=_unfold,
+        applies=_overlaps,
+        constraints=(unfolds_in_few_pieces,),
+        becomes="reshape into steps, slice and cat for each step of a window, permute",
+    ),
+    Decomposition(
+        name="im2col",
+        targets=("aten.im2col.default",),
+        rewrite=_windows,
+        becomes="reshape and permute where each pixel is in one window, else conv2d of each channel with filters of a "
+        "single one",
+    ),
+    Decomposition(
+        name="col2im",
+        targets=("aten.col2im.default",),
+        rewrite=_image,
+        becomes="reshape and permute where each pixel is in one window, else conv_transpose2d with filters of a single "
+        "one",
+    ),
+)

@@ -1,0 +1,217 @@
+"""Values picked by constant indices, and products with triangles of ones: differences, running sums, tril and triu.
+
+Where each value of the output comes from is found by applying the operator to the positions of its input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.fx import Node, map_arg
+
+from openneutron.fx import iterate_nodes, shape_of
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.site import Site
+from openneutron.ops.spec import constraint
+from openneutron.ops.writing import mul, sub
+
+__all__ = ["DECOMPOSED"]
+
+aten = torch.ops.aten
+
+# Runs of neighboring indices that are sliced, and then joined by one CONCATENATION.
+MAX_RUNS = 32
+# A product with a matrix of ones and zeros picks any values; it is as large as what it picks from times what it picks.
+MAX_PICKING_WEIGHTS = 65536
+MAX_SUMMED = 512
+# Stands for a size that is not fixed, as a batch's in training: what an operator leaves alone may have any.
+ANY_SIZE = 2
+
+
+@dataclass(frozen=True)
+class _Picks:
+    """The same `indices` of the dimensions between the first `before` ones and the last `behind` ones, everywhere."""
+
+    shape: tuple[int, ...]
+    """Of what it picks from."""
+    before: int
+    behind: int
+    indices: torch.Tensor
+
+    @property
+    def picked(self) -> int:
+        """Elements that it picks from, for each index of the other dimensions."""
+        return math.prod(self.shape[self.before : len(self.shape) - self.behind])
+
+    @property
+    def flat(self) -> tuple[int, ...]:
+        """The shape with all that it picks from as dimension `before`."""
+        return (*self.shape[: self.before], self.picked, *self.shape[len(self.shape) - self.behind :])
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """First index of each run of neighbors in ascending order, and the one behind its last."""
+        starts = [0, *(torch.nonzero(self.indices.diff() != 1).flatten() + 1).tolist(), len(self.indices)]
+        bounds = pairwise(starts)
+        return [(int(self.indices[first]), int(self.indices[end - 1]) + 1) for first, end in bounds]
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether it takes few slices, or a small matrix."""
+        return len(self.runs) <= MAX_RUNS or self.picked * len(self.indices) <= MAX_PICKING_WEIGHTS
+
+
+def _positions(site: Site, shape: Sequence[int]) -> torch.Tensor:
+    """What the operator makes of the positions in its input, [the output's shape]."""
+    source = site.args["self"]
+    positions = torch.arange(math.prod(shape)).reshape(tuple(shape))
+
+    def value_of(node: Node) -> Any:
+        return positions if node is source else site.constant_of(node)
+
+    args, kwargs = map_arg((site.node.args, site.node.kwargs), value_of)
+    found = site.node.target(*args, **kwargs)  # type: ignore[operator]
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+def _picks(site: Site) -> _Picks:
+    """With as many dimensions before and behind as the operator leaves alone."""
+    shape = tuple(size if isinstance(size, int) else ANY_SIZE for size in site.shape_of("self"))
+    positions = _positions(site, shape)
+    rank = min(len(shape), positions.dim())
+    kept = ((before, behind) for before in range(rank, -1, -1) for behind in range(rank - before, -1, -1))
+    for before, behind in kept:
+        if shape[:before] + shape[len(shape) - behind :] == _ends(positions.shape, before, behind):
+            indices = _picks_between(positions, shape, before, behind)
+            if indices is not None:
+                return _Picks(site.shape_of("self"), before, behind, indices)
+    raise AssertionError("any positions are picked from all")
+
+
+def _ends(shape: Sequence[int], before: int, behind: int) -> tuple[int, ...]:
+    return (*shape[:before], *shape[len(shape) - behind :])
+
+
+def _picks_between(positions: torch.Tensor, shape: tuple[int, ...], before: int, behind: int) -> torch.Tensor | None:
+    outer, inner = math.prod(shape[:before]), math.prod(shape[len(shape) - behind :])
+    picked = math.prod(shape) // (outer * inner)
+    blocks = positions.reshape(outer, positions.numel() // (outer * inner), inner)
+    indices = blocks[0, :, 0] // inner
+    first, last = torch.arange(outer).reshape(-1, 1, 1), torch.arange(inner)
+    expected = (first * picked + indices.reshape(-1, 1)) * inner + last
+    return indices if torch.equal(blocks, expected) else None
+
+
+@constraint
+def picks_by_constants(site: Site) -> bool:
+    """Its indices are constants."""
+    indices = [node for node in iterate_nodes(list(site.args.values())) if node is not site.args["self"]]
+    return all(site.constant_of(index) is not None for index in indices)
+
+
+@constraint
+def picks_few(site: Site) -> bool:
+    """Its indices are at most {MAX_RUNS} runs of neighbors, or elements to pick from times indices are at most
+    {MAX_PICKING_WEIGHTS}.
+    """
+    return not picks_by_constants.holds(site) or _picks(site).is_cheap
+
+
+def _pick(rewriting: Rewriting) -> Node:
+    """Slices and a cat where the indices are few runs of neighbors, else a product with ones and zeros."""
+    picks = _picks(rewriting.site)
+    dim, values = picks.before, rewriting.args["self"]
+    if picks.flat != picks.shape:
+        values = rewriting.call(aten.reshape.default, values, list(picks.flat))
+    if len(picks.runs) <= MAX_RUNS:
+        parts = [rewriting.call(aten.slice.Tensor, values, dim, *run) for run in picks.runs]
+        values = parts[0] if len(parts) == 1 else rewriting.call(aten.cat.default, parts, dim)
+    else:
+        matrix = rewriting.constant(torch.eye(picks.picked)[picks.indices])
+        values = _along(rewriting, values, dim, matrix)
+    if shape_of(values) == rewriting.shape:
+        return values
+    return rewriting.call(aten.reshape.default, values, list(rewriting.shape))
+
+
+def _along(rewriting: Rewriting, values: Node, dim: int, matrix: Node) -> Node:
+    """A product with a matrix along a dimension."""
+    last = rewriting.call(aten.movedim.int, values, dim, -1)
+    return rewriting.call(aten.movedim.int, rewriting.call(aten.linear.default, last, matrix), -1, dim)
+
+
+def _difference(rewriting: Rewriting) -> Node:
+    args = rewriting.args
+    dim = args["dim"]
+    parts = [args[name] for name in ("prepend", "self", "append") if args[name] is not None]
+    values = parts[0] if len(parts) == 1 else rewriting.call(aten.cat.default, parts, dim)
+    for _ in range(args["n"]):
+        size = shape_of(values)[dim]
+        first = rewriting.call(aten.slice.Tensor, values, dim, 0, size - 1)
+        values = sub(rewriting, rewriting.call(aten.slice.Tensor, values, dim, 1, size), first)
+    return values
+
+
+def _triangle(rewriting: Rewriting) -> Node:
+    """Times ones and zeros."""
+    site = rewriting.site
+    ones = torch.ones(site.shape[-2:])
+    triangle = site.node.target(ones, site.args["diagonal"])  # type: ignore[operator]
+    return mul(rewriting, site.args["self"], rewriting.constant(triangle))
+
+
+@constraint
+def sums_few(site: Site) -> bool:
+    """It is over at most {MAX_SUMMED} values."""
+    return not site.shape or site.shape[site.args["dim"]] <= MAX_SUMMED
+
+
+def _running_sum(rewriting: Rewriting) -> Node:
+    """A product with a triangle of ones."""
+    values, dim = rewriting.args["self"], rewriting.args["dim"]
+    size = rewriting.shape[dim]
+    triangle = rewriting.constant(torch.ones(size, size).tril())
+    return _along(rewriting, values, dim, triangle)
+
+
+DECOMPOSED = (
+    Decomposition(
+        name="values at constant indices",
+        targets=(
+            "aten.index_select.default",
+            "aten.index.Tensor",
+            "aten.gather.default",
+            "aten.take_along_dim.default",
+            "aten.take.default",
+            "aten.diagonal.default",
+        ),
+        rewrite=_pick,
+        constraints=(picks_by_constants, picks_few),
+        becomes="slice for each run of neighbors, and cat; linear with ones and zeros for more of them",
+    ),
+    Decomposition(
+        name="diff",
+        targets=("aten.diff.default",),
+        rewrite=_difference,
+        becomes="slice, slice, sub; cat for what it prepends and appends",
+    ),
+    Decomposition(
+        name="tril, triu",
+        targets=("aten.tril.default", "aten.triu.default"),
+        rewrite=_triangle,
+        becomes="mul with ones and zeros",
+    ),
+    Decomposition(
+        name="cumsum",
+        targets=("aten.cumsum.default",),
+        rewrite=_running_sum,
+        constraints=(sums_few,),
+        becomes="linear with a triangle of ones",
+    ),
+)
