@@ -115,22 +115,15 @@ def _log_softmax(rewriting: Rewriting) -> Node:
     return sub(rewriting, below, log(rewriting, total))
 
 
+def _rrelu(rewriting: Rewriting) -> Node:
+    args = rewriting.args
+    slope = (float(args["lower"]) + float(args["upper"])) / 2
+    return rewriting.call(aten.leaky_relu.default, args["self"], slope)
+
+
 def _softshrink(rewriting: Rewriting) -> Node:
     inputs, limit = rewriting.args["self"], rewriting.args["lambd"]
     return sub(rewriting, inputs, rewriting.call(aten.hardtanh.default, inputs, -limit, limit))
-
-
-def _threshold(rewriting: Rewriting) -> Node:
-    inputs, threshold = rewriting.args["self"], rewriting.args["threshold"]
-    if threshold == 0:
-        return relu(rewriting, inputs)
-    return rewriting.call(aten.clamp_min.default, inputs, threshold)
-
-
-@constraint
-def has_no_step(site: Site) -> bool:
-    """The value below the threshold is the threshold itself."""
-    return bool(site.args["threshold"] == site.args["value"])
 
 
 DECOMPOSED = (
@@ -214,10 +207,10 @@ DECOMPOSED = (
         becomes="hardtanh, sub",
     ),
     Decomposition(
-        name="threshold",
-        targets=("aten.threshold.default",),
-        rewrite=_threshold,
-        becomes="relu or clamp",
-        constraints=(has_no_step,),
+        name="rrelu",
+        targets=("aten.rrelu.default",),
+        rewrite=_rrelu,
+        becomes="leaky_relu",
+        notes="With the mean of its two slopes, as in eval mode; in quantization-aware training too.",
     ),
 )

@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from openneutron.constants import constant_of
 from openneutron.fx import arguments, note, noted, op_name, shape_of
+from openneutron.ops.comparisons import choose, chooses_by_a_comparison
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
@@ -157,10 +158,14 @@ def _hides(site: Site, numbers: torch.Tensor) -> torch.Tensor:
 
 @constraint
 def has_a_constant_mask(site: Site) -> bool:
-    """The value is a constant, and so is the mask, unless the value is 0, or hides something from a softmax
-    ({HIDDEN_AT_RUN_TIME:g} and less).
+    """The value is a constant, and so is the mask, unless it comes from comparisons of computed values, or the value is
+    0, or hides something from a softmax ({HIDDEN_AT_RUN_TIME:g} and less).
     """
-    return site.reads_constants("mask", "value") or _hides_computed(site)
+    return site.reads_constants("mask", "value") or _compares(site) or _hides_computed(site)
+
+
+def _compares(site: Site) -> bool:
+    return site.number("value") is not None and chooses_by_a_comparison(site, "mask", "value")
 
 
 def _hides_computed(site: Site) -> bool:
@@ -170,6 +175,8 @@ def _hides_computed(site: Site) -> bool:
 def _masked_fill(rewriting: Rewriting) -> Node:
     mask, number = rewriting.value_of("mask"), rewriting.site.number("value")
     assert number is not None  # has_a_constant_mask holds
+    if _compares(rewriting.site):
+        return choose(rewriting, rewriting.args["mask"], number, rewriting.args["self"])
     if mask is None:
         return fill_at_run_time(rewriting, rewriting.args["self"], rewriting.args["mask"], number)
     return fill(rewriting, rewriting.args["self"], mask, number)

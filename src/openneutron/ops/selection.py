@@ -6,6 +6,7 @@ import torch
 from torch.fx import Node
 
 from openneutron.constants import constant_of, number_of
+from openneutron.ops.comparisons import MAX_FILL, choose, chooses_by_a_comparison
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.masks import fill, fill_at_run_time, hides_at_run_time
 from openneutron.ops.site import Site
@@ -16,14 +17,18 @@ __all__ = ["DECOMPOSED"]
 
 aten = torch.ops.aten
 
-# int8 has 255 steps for all values of a tensor: what fills it in must not be far from the others.
-MAX_FILL = 100.0
-
 
 @constraint
 def chooses_by_a_constant(site: Site) -> bool:
-    """The condition is a constant, or one choice is the number 0, or one that hides the other from a softmax."""
-    return site.constant("condition") is not None or _filler_at_run_time(site) is not None
+    """The condition is a constant, or comes from comparisons of computed values, or one choice is the number 0, or one
+    that hides the other from a softmax.
+    """
+    is_known = site.constant("condition") is not None
+    return is_known or _compares(site) or _filler_at_run_time(site) is not None
+
+
+def _compares(site: Site) -> bool:
+    return chooses_by_a_comparison(site, "condition", "self", "other")
 
 
 def _filler_at_run_time(site: Site) -> tuple[str, str] | None:
@@ -72,6 +77,8 @@ def _choose(rewriting: Rewriting, mask: torch.Tensor, chosen: Operand, other: Op
 
 
 def _where(rewriting: Rewriting) -> Node:
+    if _compares(rewriting.site):
+        return choose(rewriting, *(rewriting.args[name] for name in ("condition", "self", "other")))
     at_run_time = _filler_at_run_time(rewriting.site)
     if at_run_time is not None:
         return _fill_at_run_time(rewriting, *at_run_time)
@@ -107,9 +114,10 @@ def _clamp(rewriting: Rewriting) -> Node:
 DECOMPOSED = (
     Decomposition(
         name="where",
-        targets=("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf"),
+        targets=("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar"),
         rewrite=_where,
-        becomes="mul and add with constants; minimum and maximum where it puts in a large number, or infinity",
+        becomes="mul and add with constants, or with numbers that sign makes of comparisons; minimum and maximum where "
+        "it puts in a large number, or infinity",
         constraints=(chooses_by_a_constant, fills_in_small_numbers),
     ),
     Decomposition(

@@ -23,6 +23,7 @@ _TRAINING_ARGUMENT = {
     **dict.fromkeys(DROPOUTS, "train"),
     "aten.dropout_.default": "train",
     "aten.batch_norm.default": "training",
+    "aten.rrelu.default": "training",
 }
 _EVAL = (
     "Call model.eval() before torch.export.export. To train it quantized, give NeutronQuantizer(is_qat=True) to "

@@ -1,0 +1,324 @@
+"""Comparisons of computed values, as numbers: 1 where they hold, 0 elsewhere.
+
+The NPU knows no truth values. It has a sign in int8, exact as it only looks at codes, and all comparisons come from it:
+x > y is relu(sign(x - y)), x >= y is 1 - relu(sign(y - x)), and so on. What is combined with `and` is multiplied.
+
+A value nearer to a number than half a step of int8 counts as equal to it. Where values are equal to it by chance only,
+a comparison gives 1/2 for those: which side they are on is lost, and the mean of both is wrong by half as much. That is
+worth 3 to 5 dB of x * (x > t).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from openneutron.constants import number_of
+from openneutron.fx import arguments, op_name
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.site import Site
+from openneutron.ops.spec import constraint
+from openneutron.ops.writing import Operand, add, mul, relu, sub
+
+__all__ = ["DECOMPOSED", "choose", "chooses_by_a_comparison"]
+
+aten = torch.ops.aten
+
+# How many operators on truth values are followed from the one that needs them as numbers.
+_DEPTH = 8
+
+# Comparisons by their ATen name without overload: whether the operands change places, and whether it is negated.
+_ORDERS = {"gt": (False, False), "lt": (True, False), "le": (False, True), "ge": (True, True)}
+_EQUALITIES = {"eq": True, "ne": False}
+_CONJUNCTIONS = {"logical_and", "bitwise_and", "__and__", "mul"}
+_DISJUNCTIONS = {"logical_or", "bitwise_or", "__or__"}
+_DIFFERENCES = {"logical_xor", "bitwise_xor", "__xor__"}
+_NEGATIONS = {"logical_not", "bitwise_not"}
+_COMBINATIONS = _CONJUNCTIONS | _DISJUNCTIONS | _DIFFERENCES
+_CASTS = {"to", "_to_copy", "type_as", "lift_fresh_copy"}
+_FLOAT_CASTS = ("to.dtype", "to.dtype_layout", "to.other", "type_as.default", "_to_copy.default")
+# They only move values: their first argument is a tensor, all others are none.
+_MOVES = {
+    "view", "reshape", "flatten", "unsqueeze", "squeeze", "expand", "permute", "transpose", "slice", "select", "clone",
+    "contiguous", "alias", "detach",
+}  # fmt: skip
+
+
+# What yields values that are equal to a number by chance only.
+_CONTINUOUS = {
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "linear", "addmm", "mm", "bmm", "matmul",
+    "add", "sub", "mul", "div", "mean", "layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm",
+}  # fmt: skip
+
+
+def _name(node: Node) -> str:
+    return op_name(node).removeprefix("aten.").partition(".")[0]
+
+
+def _dtype(value: object) -> torch.dtype | None:
+    found = value.meta.get("val") if isinstance(value, Node) else None
+    return found.dtype if isinstance(found, torch.Tensor) else None
+
+
+def _is_continuous(value: object, depth: int = _DEPTH) -> bool:
+    """Whether a value equals a number by chance only; one behind a clamp, or an input of the model, may well do so."""
+    if not isinstance(value, Node) or value.op != "call_function":
+        return False
+    name = _name(value)
+    if name in _MOVES or name == "abs":
+        return depth > 0 and _is_continuous(_operands(value)[0], depth - 1)
+    return name in _CONTINUOUS
+
+
+def _operands(node: Node) -> tuple[object, ...]:
+    args = arguments(node)
+    return tuple(args[name] for name in ("self", "other") if name in args)
+
+
+def _is_comparison(site: Site, value: object, depth: int = _DEPTH) -> bool:
+    """Whether `value` holds truths that comparisons of computed float32 values yield, combined and moved or not."""
+    if not isinstance(value, Node) or depth == 0:
+        return False
+    if site.constant_of(value) is not None:
+        return _dtype(value) == torch.bool
+    if value.op != "call_function" or _dtype(value) != torch.bool:
+        return False
+    name, operands = _name(value), _operands(value)
+    if name in _ORDERS or name in _EQUALITIES:
+        return all(not isinstance(operand, Node) or _dtype(operand) == torch.float32 for operand in operands)
+    if name in _CASTS and _dtype(operands[0]) == torch.float32:
+        return True
+    if name in _COMBINATIONS | _NEGATIONS | _CASTS:
+        return all(_is_comparison(site, operand, depth - 1) for operand in operands if isinstance(operand, Node))
+    return name in _MOVES and _is_comparison(site, operands[0], depth - 1)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes truths as numbers, each once."""
+
+    rewriting: Rewriting
+    written: dict[Node, Node]
+
+    def numbers(self, value: Node) -> Node:
+        """1 where `value` is true, 0 elsewhere; `_is_comparison` holds for it."""
+        if value not in self.written:
+            self.written[value] = self._write(value)
+        return self.written[value]
+
+    def _write(self, value: Node) -> Node:
+        rewriting, name = self.rewriting, _name(value)
+        if (constant := rewriting.site.constant_of(value)) is not None:
+            return rewriting.constant(constant.float())
+        operands = _operands(value)
+        if name in _ORDERS:
+            swapped, negated = _ORDERS[name]
+            return self._step(operands, swapped=swapped, negated=negated)
+        if name in _EQUALITIES or (name in _CASTS and _dtype(operands[0]) == torch.float32):
+            signs = self._sign(*operands) if name in _EQUALITIES else self._sign(operands[0], 0.0)
+            differs = rewriting.call(aten.abs.default, signs)
+            return self._rest(differs) if _EQUALITIES.get(name) else differs
+        if name in _NEGATIONS:
+            return self.negated(_node(operands[0]))
+        if name in _COMBINATIONS:
+            return self._combined(name, *(self.numbers(_node(operand)) for operand in operands))
+        if name in _CASTS:
+            return self.numbers(_node(operands[0]))
+        assert isinstance(value.target, torch._ops.OpOverload)
+        return rewriting.call(value.target, self.numbers(_node(operands[0])), *value.args[1:], **value.kwargs)
+
+    def negated(self, value: Node) -> Node:
+        """0 where `value` is true, 1 elsewhere."""
+        return self._rest(self.numbers(value))
+
+    def _step(self, operands: tuple[object, ...], *, swapped: bool, negated: bool) -> Node:
+        value, number = operands
+        sign = self._sign(*(reversed(operands) if swapped else operands))
+        if not isinstance(number, Node) and number != 0 and _is_continuous(value):
+            step = add(self.rewriting, self.rewriting.constant(torch.tensor(0.5)), sign, alpha=0.5)
+        else:
+            step = relu(self.rewriting, sign)
+        return self._rest(step) if negated else step
+
+    def _sign(self, first: object, second: object) -> Node:
+        """The sign of a difference."""
+        rewriting = self.rewriting
+        if isinstance(second, Node):
+            minuend = first if isinstance(first, Node) else rewriting.constant(torch.tensor(float(str(first))))
+            return rewriting.call(aten.sign.default, sub(rewriting, minuend, second))
+        number = float(str(second))
+        return rewriting.call(aten.sign.default, sub(rewriting, _node(first), number) if number else first)
+
+    def _rest(self, numbers: Node) -> Node:
+        return self.rewriting.call(aten.rsub.Scalar, numbers, 1.0)
+
+    def _combined(self, name: str, first: Node, second: Node) -> Node:
+        if name in _CONJUNCTIONS:
+            return mul(self.rewriting, first, second)
+        if name in _DISJUNCTIONS:
+            return self.rewriting.call(aten.maximum.default, first, second)
+        return self.rewriting.call(aten.abs.default, sub(self.rewriting, first, second))
+
+
+# int8 has 255 steps for all values of a tensor: what is put in must not be far from the others.
+MAX_FILL = 100.0
+
+
+def chooses_by_a_comparison(site: Site, condition: str, *choices: str) -> bool:
+    """Whether a condition is computed by comparisons, and no choice is a number beyond what int8 mixes with others."""
+    if site.is_constant(site.args[condition]) or not _is_comparison(site, site.args[condition]):
+        return False
+    numbers = [site.number(choice) for choice in choices]
+    return all(number is None or abs(number) < MAX_FILL for number in numbers)
+
+
+def choose(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operand) -> Node:
+    """`chosen` where `condition`, which `_is_comparison` holds for, is true, `other` elsewhere."""
+    extreme = _extreme(rewriting, condition, chosen, other)
+    if extreme is not None:
+        return extreme
+    writer = _Writer(rewriting, {})
+    first, second = (_number(rewriting, choice) for choice in (chosen, other))
+    where = writer.numbers(condition)
+    if first is not None and second is not None:
+        return add(rewriting, mul(rewriting, where, first - second), second)
+    if second == 0:
+        return mul(rewriting, _node(chosen), where)
+    elsewhere = writer.negated(condition)
+    if first == 0:
+        return mul(rewriting, _node(other), elsewhere)
+    if second is not None:
+        return add(rewriting, mul(rewriting, _node(chosen), where), elsewhere, alpha=second)
+    rest = mul(rewriting, _node(other), elsewhere)
+    if first is not None:
+        return add(rewriting, rest, where, alpha=first)
+    return add(rewriting, mul(rewriting, _node(chosen), where), rest)
+
+
+def _number(rewriting: Rewriting, choice: Operand) -> float | None:
+    return number_of(choice, rewriting.site.constant_of)
+
+
+def _extreme(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operand) -> Node | None:
+    """The larger or the smaller one of what is compared, where that is what is chosen."""
+    name = _name(condition)
+    if name not in _ORDERS:
+        return None
+    left, right = _operands(condition)
+    takes_left = _same(rewriting, left, chosen) and _same(rewriting, right, other)
+    takes_right = _same(rewriting, left, other) and _same(rewriting, right, chosen)
+    if not takes_left and not takes_right:
+        return None
+    is_larger = (name in ("gt", "ge")) == takes_left
+    number, value = _number(rewriting, right), _node(left)  # type: ignore[arg-type]
+    if number is None:
+        return rewriting.call(aten.maximum.default if is_larger else aten.minimum.default, value, right)
+    if number == 0 and is_larger:
+        return relu(rewriting, value)
+    return rewriting.call(aten.clamp_min.default if is_larger else aten.clamp_max.default, value, number)
+
+
+def _same(rewriting: Rewriting, compared: object, choice: Operand) -> bool:
+    if compared is choice:
+        return True
+    number = number_of(compared, rewriting.site.constant_of)
+    return number is not None and number == _number(rewriting, choice)
+
+
+def _node(value: object) -> Node:
+    assert isinstance(value, Node)
+    return value
+
+
+def _truths_of_product(site: Site) -> tuple[str, str] | None:
+    """Names of the factor of numbers and of that of truth values."""
+    for numbers, truths in (("self", "other"), ("other", "self")):
+        if _dtype(site.args[numbers]) == torch.float32 and chooses_by_a_comparison(site, truths):
+            return numbers, truths
+    return None
+
+
+def _multiplies_truths(site: Site) -> bool:
+    return _truths_of_product(site) is not None
+
+
+def _product_with_truths(rewriting: Rewriting) -> Node:
+    """The numbers where the condition holds, zero elsewhere."""
+    found = _truths_of_product(rewriting.site)
+    assert found is not None  # _multiplies_truths holds
+    numbers, truths = (rewriting.args[name] for name in found)
+    return choose(rewriting, truths, numbers, 0.0)
+
+
+def _casts_truths(site: Site) -> bool:
+    return _dtype(site.args["self"]) == torch.bool and chooses_by_a_comparison(site, "self")
+
+
+def _truths_as_numbers(rewriting: Rewriting) -> Node:
+    return _Writer(rewriting, {}).numbers(rewriting.args["self"])
+
+
+def _hardshrink(rewriting: Rewriting) -> Node:
+    values, limit = rewriting.args["self"], float(rewriting.args["lambd"])
+    magnitude = rewriting.call(aten.abs.default, values)
+    return choose(rewriting, rewriting.call(aten.gt.Scalar, magnitude, limit), values, 0.0)
+
+
+def _threshold(rewriting: Rewriting) -> Node:
+    values, threshold, value = (rewriting.args[name] for name in ("self", "threshold", "value"))
+    return choose(rewriting, rewriting.call(aten.gt.Scalar, values, threshold), values, float(value))
+
+
+@constraint
+def puts_in_a_small_number(site: Site) -> bool:
+    """The value below the threshold is at most {MAX_FILL:g} in magnitude."""
+    return bool(abs(site.args["value"]) <= MAX_FILL)
+
+
+@constraint
+def has_a_limit_above_zero(site: Site) -> bool:
+    """lambd is not negative."""
+    return bool(site.args["lambd"] >= 0)
+
+
+NEAR = (
+    "What is within half a step of int8 of a number other than 0 counts as 1/2 in an order, unless it may well be "
+    "equal to the number: behind a clamp, say, or where it is an input of the model."
+)
+
+DECOMPOSED = (
+    Decomposition(
+        name="product with truth values",
+        targets=("aten.mul.Tensor",),
+        rewrite=_product_with_truths,
+        applies=_multiplies_truths,
+        becomes="sub, sign, relu, mul; add in place of relu where the comparison is with a number other than 0",
+        notes=NEAR,
+    ),
+    Decomposition(
+        name="truth values as numbers",
+        targets=tuple(f"aten.{name}" for name in _FLOAT_CASTS),
+        rewrite=_truths_as_numbers,
+        applies=_casts_truths,
+        becomes="sub, sign, relu; add in place of relu where the comparison is with a number other than 0",
+        notes=NEAR,
+    ),
+    Decomposition(
+        name="hardshrink",
+        targets=("aten.hardshrink.default",),
+        rewrite=_hardshrink,
+        constraints=(has_a_limit_above_zero,),
+        becomes="abs, sub, sign, relu, mul",
+        notes="softshrink, and its sign times lambd, would be two operators less, and lose 4 dB more.",
+    ),
+    Decomposition(
+        name="threshold",
+        targets=("aten.threshold.default",),
+        rewrite=_threshold,
+        constraints=(puts_in_a_small_number,),
+        becomes="relu or clamp where the value below the threshold is the threshold, else sub, sign, relu, mul, and "
+        "sub and add for a value other than 0",
+    ),
+)
