@@ -7,6 +7,7 @@ import math
 import torch
 from torch.fx import Node
 
+from openneutron.fx import op_name
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.signs import is_never_negative
 from openneutron.ops.site import Site
@@ -37,7 +38,9 @@ def _sqrt(rewriting: Rewriting) -> Node:
 
 
 def _inverse(rewriting: Rewriting, value: Node) -> Node:
-    """One over what is not negative."""
+    """One over what is not negative; of an exponential, that of the opposite."""
+    if op_name(value) == "aten.exp.default":
+        return exp(rewriting, mul(rewriting, value.all_input_nodes[0], -1.0))
     root = rsqrt(rewriting, value)
     return mul(rewriting, root, root)
 
@@ -225,7 +228,8 @@ DECOMPOSED = (
         name="div",
         targets=("aten.div.Tensor", "aten.div.Scalar", "aten.div.Tensor_mode", "aten.div.Scalar_mode"),
         rewrite=_quotient,
-        becomes="mul where the divisor is constant, else rsqrt, mul, mul",
+        becomes="mul where the divisor is constant, else rsqrt, mul, mul; mul, exp, mul where the divisor is an "
+        "exponential, as a power is",
         constraints=(does_not_round, divides_by_no_zero, divides_by_no_negative),
         notes="Dividing by a square root is one rsqrt and one mul.",
     ),

@@ -13,7 +13,7 @@ from openneutron.ops.shapes import has_rank_for_transpose
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint, OpSpec, OutputRule, constraint, legacy_constraint
 
-__all__ = ["SPECS"]
+__all__ = ["SPECS", "is_of_the_modern_generation"]
 
 MAX_INTERLEAVED_RANK = 5
 MAX_FLIPPED = 16

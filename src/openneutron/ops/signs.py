@@ -9,8 +9,9 @@ from openneutron.ops.site import Site
 
 __all__ = ["is_never_negative"]
 
-# How far back a value is followed: what is decided near it, and in constant time.
-_DEPTH = 8
+# How far back a value is followed: what is decided near it, and in constant time. Where there are two operands, they
+# are two steps away.
+_DEPTH = 16
 
 _NEVER_NEGATIVE = {
     f"aten.{name}"
@@ -25,9 +26,11 @@ _LIKE_THEIR_INPUT = {
         "mean.dim", "sum.dim_IntList", "amax.default", "amin.default", "max_pool2d.default", "avg_pool2d.default",
         "adaptive_avg_pool2d.default", "view.default", "reshape.default", "flatten.using_ints", "permute.default",
         "transpose.int", "squeeze.dim", "squeeze.dims", "unsqueeze.default", "expand.default", "expand_as.default",
-        "slice.Tensor", "select.int",
+        "slice.Tensor", "select.int", "avg_pool1d.default", "avg_pool3d.default", "max_pool1d.default",
+        "max_pool3d.default", "clone.default", "contiguous.default",
     )
 }  # fmt: skip
+_PADS = {"aten.pad.default", "aten.constant_pad_nd.default"}
 _CLAMPS = {"aten.clamp.default": "min", "aten.clamp_min.default": "min", "aten.hardtanh.default": "min_val"}
 
 
@@ -43,9 +46,12 @@ def is_never_negative(site: Site, value: object, depth: int = _DEPTH) -> bool:
     if depth == 0 or value.op != "call_function":
         return False
     args = arguments(value)
-    operands = [is_never_negative(site, args[end], depth - 1) for end in ("self", "other") if end in args]
+    ends = [args[end] for end in ("self", "other") if end in args]
+    operands = [is_never_negative(site, end, max(0, depth - len(ends))) for end in ends]
     if name in _LIKE_THEIR_INPUT:
         return operands[0]
+    if name in _PADS:
+        return operands[0] and (args["value"] is None or args["value"] >= 0)
     if name in _CLAMPS:
         least = args[_CLAMPS[name]]
         return operands[0] or (least is not None and least >= 0)

@@ -24,10 +24,11 @@ CONVOLUTIONS = {
     "aten.conv2d.default",
     "aten.conv2d.padding",
     "aten.conv3d.default",
+    "aten.conv3d.padding",
 }
 TRANSPOSED_CONVOLUTIONS = {"aten.conv_transpose1d.default", "aten.conv_transpose2d.input"}
 # By the rank of the batch norm's input; an input of rank 2 is given a length of 1.
-_DEPTHWISE = {2: aten.conv1d.default, 3: aten.conv1d.default, 4: aten.conv2d.default}
+_DEPTHWISE = {2: aten.conv1d.default, 3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def fold_batch_norm(module: GraphModule, *, training: bool = False) -> bool:
 
     1. A batch norm that alone reads a convolution or a transposed one of a batch, or a linear of rank 2, goes into its
        weight and bias, which are new: another operator that shares the old ones keeps them.
-    2. Any other batch norm of rank 2 to 4 becomes a depthwise convolution by 1.
+    2. Any other batch norm of rank 2 to 5 becomes a depthwise convolution by 1.
     3. What is left becomes a multiplication and an addition with constants.
 
     With `training`, what is new is trainable. A batch norm in train mode stays, and one with computed parameters.

@@ -1,0 +1,172 @@
+"""Convolutions over three dimensions, by those over two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from openneutron.ir.graph import Array, Tensor
+from openneutron.ops.convolution import (
+    MAX_DILATION,
+    MAX_KERNEL,
+    MAX_STRIDE,
+    MAX_WEIGHTS_OF_ONE_OUTPUT,
+    Filters,
+    convolve,
+    has_a_batch,
+    macs,
+)
+from openneutron.ops.lowering import Lowering
+from openneutron.ops.pieces import joined, part
+from openneutron.ops.rearranging import is_of_the_modern_generation
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OpSpec, constraint
+from openneutron.ops.windows import PAD, Window
+
+__all__ = ["SPECS"]
+
+RANK = 3
+
+
+def _three(site: Site, name: str) -> tuple[int, ...]:
+    """An argument for depth, height and width."""
+    value = site.args[name]
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * RANK if len(values) == 1 else values
+
+
+def _begin(site: Site) -> tuple[int, ...]:
+    """Padding in front, along each dimension."""
+    padding = site.args["padding"]
+    if padding == "valid":
+        return (0,) * RANK
+    if padding == "same":  # torch puts the odd one behind
+        pairs = zip(site.shape_of("weight")[2:], _three(site, "dilation"), strict=True)
+        return tuple(dilation * (kernel - 1) // 2 for kernel, dilation in pairs)
+    return _three(site, "padding")
+
+
+def _windows(site: Site) -> tuple[Window, Window, Window]:
+    """Along depth, height and width."""
+    sizes, outputs, kernel = site.shape_of("input")[-RANK:], site.shape[-RANK:], site.shape_of("weight")[-RANK:]
+    axes = zip(sizes, outputs, kernel, _three(site, "stride"), _three(site, "dilation"), _begin(site), strict=True)
+    depth, vertical, horizontal = (Window(*axis) for axis in axes)
+    return depth, vertical, horizontal
+
+
+@constraint
+def has_supported_volume_geometry(site: Site) -> bool:
+    """Kernel is at most {MAX_KERNEL}, stride at most {MAX_STRIDE}, dilation at most {MAX_DILATION}, along each
+    dimension.
+    """
+    return (
+        max(site.shape_of("weight")[2:]) <= MAX_KERNEL
+        and max(_three(site, "stride")) <= MAX_STRIDE
+        and max(_three(site, "dilation")) <= MAX_DILATION
+    )
+
+
+@constraint
+def fits_volume_accumulation(site: Site) -> bool:
+    """Kernel height x width x input channels times kernel depth, rounded up to the MACs of a pipeline, is at most
+    {MAX_WEIGHTS_OF_ONE_OUTPUT}.
+    """
+    _, inputs, depth, *area = site.shape_of("weight")
+    return math.prod(area) * site.target.whole_granules(inputs * depth) <= MAX_WEIGHTS_OF_ONE_OUTPUT
+
+
+def _is_trivial(window: Window) -> bool:
+    """Whether each output is one input, all of them in order."""
+    return (window.kernel, window.stride, window.begin, window.end) == (1, 1, 0, 0) and window.size == window.outputs
+
+
+def lower_volume_convolution(lowering: Lowering) -> Tensor:
+    """CONV_2D or DEPTHWISE_CONV_2D over height and width, of all frames that a kernel reads as channels.
+
+    With a kernel of (k, 1, 1) over depth, and height and width as one.
+    """
+    depth, vertical, horizontal = windows = _windows(lowering.site)
+    inputs, weight = lowering.tensor("input"), lowering.tensor("weight")
+    bias = lowering.bias("bias", weight.shape[0], inputs.qparams, weight.qparams)
+
+    def filters(oihw: Array) -> Filters:
+        return Filters(oihw, weight.qparams, bias, lowering.args["groups"])
+
+    data = lowering.data("weight")
+    batch, channels, *_ = inputs.shape
+    if _is_trivial(vertical) and _is_trivial(horizontal):
+        area = vertical.size * horizontal.size
+        image = lowering.channels_last(lowering.reshape(inputs, (batch, channels, depth.size, area)))
+        across = Window(area, area, 1, 1, 1, 0)
+        output = convolve(lowering, image, filters(data.reshape(*data.shape[:3], 1)), (depth, across))
+        return lowering.reshape(lowering.channels_first(output), lowering.shape)
+    frames = _frames(lowering, inputs, depth)
+    images, oihw = _with_taps_as_channels(lowering, frames, data)
+    output = convolve(lowering, lowering.channels_last(images), filters(oihw), windows[1:])
+    channels_first = lowering.channels_first(output)
+    planes = lowering.reshape(channels_first, (batch, depth.outputs, *channels_first.shape[1:]))
+    return lowering.transpose(planes, (0, 2, 1, 3, 4))
+
+
+def _frames(lowering: Lowering, inputs: Tensor, depth: Window) -> list[Tensor]:
+    """[batch, outputs along depth, channels, height, width] for each position of the kernel along depth."""
+    moved = lowering.transpose(inputs, (0, 2, 1, 3, 4))
+    starts = [tap * depth.dilation for tap in range(depth.kernel)]
+    needed = starts[-1] + depth.outputs * depth.stride
+    behind = max(0, needed - depth.begin - depth.size)
+    if depth.begin or behind:
+        paddings = ((0, 0), (depth.begin, behind), (0, 0), (0, 0), (0, 0))
+        shape = (moved.shape[0], depth.begin + depth.size + behind, *moved.shape[2:])
+        moved = lowering.emit(PAD, [moved], shape, moved.qparams, paddings=paddings)
+    return [_every(lowering, moved, start, depth.outputs, depth.stride) for start in starts]
+
+
+def _every(lowering: Lowering, frames: Tensor, start: int, count: int, step: int) -> Tensor:
+    """`count` indices of dimension 1 from `start` on, `step` apart."""
+    batch, _, *image = frames.shape
+    run = part(lowering, frames, 1, start, count * step)
+    if step == 1:
+        return run
+    split = lowering.reshape(run, (batch, count, step, *image))
+    return lowering.reshape(part(lowering, split, 2, 0, 1), (batch, count, *image))
+
+
+def _with_taps_as_channels(lowering: Lowering, frames: Sequence[Tensor], weight: Array) -> tuple[Tensor, Array]:
+    """Images [batch * outputs along depth, channels, height, width], and weights for them.
+
+    Without groups the channels of each frame are behind those of the one before; with groups each channel's frames are
+    together, so that groups stay.
+    """
+    batch, count, channels, *image = frames[0].shape
+    outputs, inputs, taps, *kernel = weight.shape
+    shape = (batch * count, channels * taps, *image)
+    if lowering.args["groups"] == 1:
+        oihw = weight.transpose(0, 2, 1, 3, 4).reshape(outputs, taps * inputs, *kernel)
+        return lowering.reshape(joined(lowering, frames, 2), shape), oihw
+    flat = [lowering.reshape(frame, (batch * count, channels, 1, *image)) for frame in frames]
+    return lowering.reshape(joined(lowering, flat, 2), shape), weight.reshape(outputs, inputs * taps, *kernel)
+
+
+SPECS = (
+    OpSpec(
+        name="convolution of volumes",
+        targets=("aten.conv3d.default", "aten.conv3d.padding"),
+        edge_targets=("aten.convolution.default",),
+        inputs=("input",),
+        weight="weight",
+        weight_axis=0,
+        bias="bias",
+        fuses_activation=True,
+        constraints=(
+            has_a_batch,
+            has_supported_volume_geometry,
+            fits_volume_accumulation,
+            is_of_the_modern_generation,
+        ),
+        lower=lower_volume_convolution,
+        macs=macs,
+        becomes="CONV_2D or DEPTHWISE_CONV_2D, over depth for a kernel of (k, 1, 1), else over height and width: SLICE "
+        "and CONCATENATION put all frames that a kernel reads behind each other as channels",
+        notes="ExecuTorch has no kernel for it on the CPU.",
+    ),
+)

@@ -1,0 +1,204 @@
+"""Pools and resizes of volumes [N, C, D, H, W]: each frame is an image, and so is depth by the pixels of a frame."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.fx import Node
+
+from openneutron.fx import shape_of
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.reductions import nobody_reads_its_indices
+from openneutron.ops.writing import mean, mul
+
+__all__ = ["DECOMPOSED"]
+
+aten = torch.ops.aten
+
+RANK = 3
+
+# An operator on images [N, C, H, W]; it yields such.
+_OnImages = Callable[[Node], Node]
+
+
+def _three(value: object) -> tuple[float, ...]:
+    """An argument for depth, height and width."""
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return values * RANK if len(values) == 1 else values
+
+
+def _by_frames_and_depth(rewriting: Rewriting, frames: _OnImages | None, depth: _OnImages | None) -> Node:
+    """`frames` done to all frames, then `depth` to images whose height is the depth; None for nothing to do."""
+    value = rewriting.args["self"]
+    if len(shape_of(value)) == RANK + 1:
+        value = rewriting.call(aten.unsqueeze.default, value, 0)
+    if frames is not None:
+        value = _on_frames(rewriting, value, frames)
+    if depth is not None:
+        batch, channels, length, *image = shape_of(value)
+        flat = rewriting.call(aten.reshape.default, value, [batch, channels, length, math.prod(image)])
+        pooled = depth(flat)
+        value = rewriting.call(aten.reshape.default, pooled, [batch, channels, shape_of(pooled)[2], *image])
+    return rewriting.call(aten.reshape.default, value, list(rewriting.shape))
+
+
+def _on_frames(rewriting: Rewriting, value: Node, frames: _OnImages) -> Node:
+    batch, channels, length, *image = shape_of(value)
+    order = [0, 2, 1, 3, 4]
+    moved = rewriting.call(aten.permute.default, value, order)
+    done = frames(rewriting.call(aten.reshape.default, moved, [batch * length, channels, *image]))
+    split = rewriting.call(aten.reshape.default, done, [batch, length, channels, *shape_of(done)[2:]])
+    return rewriting.call(aten.permute.default, split, order)
+
+
+def _pooled(rewriting: Rewriting, target: torch._ops.OpOverload, *names: str, **options: object) -> Node:
+    """A pool over frames and one over depth; `names` are the arguments that each dimension has a number of."""
+    args = rewriting.args
+    kernel, stride = _three(args["kernel_size"]), _three(args["stride"] or args["kernel_size"])
+    numbers = [kernel, stride, *(_three(args[name]) for name in names)]
+
+    def pool(*axes: int | None) -> _OnImages | None:
+        chosen = [
+            [unit if axis is None else own[axis] for axis in axes] for own, unit in zip(numbers, _UNITS, strict=False)
+        ]
+        if all(own == [unit, unit] for own, unit in zip(chosen, _UNITS, strict=False)):
+            return None
+        return lambda images: rewriting.call(target, images, *chosen, *options.values())
+
+    return _by_frames_and_depth(rewriting, pool(1, 2), pool(0, None))
+
+
+# Of kernel, stride, padding and dilation: what leaves a dimension alone.
+_UNITS = (1, 1, 0, 1)
+
+
+def _max_pool(rewriting: Rewriting) -> Node:
+    return _pooled(rewriting, aten.max_pool2d.default, "padding", "dilation", ceil_mode=rewriting.args["ceil_mode"])
+
+
+def _max_pool_without_indices(rewriting: Rewriting) -> list[Node]:
+    return [_max_pool(rewriting)]
+
+
+def _average_pool(rewriting: Rewriting) -> Node:
+    args = rewriting.args
+    override = args["divisor_override"]
+    pooled = _pooled(
+        rewriting,
+        aten.avg_pool2d.default,
+        "padding",
+        ceil_mode=args["ceil_mode"],
+        count_include_pad=args["count_include_pad"] or override is not None,
+    )
+    factor = 1.0 if override is None else math.prod(_three(args["kernel_size"])) / override
+    return pooled if factor == 1 else mul(rewriting, pooled, factor)
+
+
+def _adaptive(rewriting: Rewriting, pool: Callable[[Node, list[int]], Node]) -> Node:
+    site = rewriting.site
+    sizes, outputs = site.shape_of("self")[-RANK:], site.shape[-RANK:]
+
+    def over(*wanted: int) -> _OnImages:
+        return lambda images: pool(images, list(wanted))
+
+    frames = over(*outputs[1:]) if outputs[1:] != sizes[1:] else None
+    depth = over(outputs[0], math.prod(outputs[1:])) if outputs[0] != sizes[0] else None
+    return _by_frames_and_depth(rewriting, frames, depth)
+
+
+def _adaptive_average(rewriting: Rewriting) -> Node:
+    if rewriting.shape[-RANK:] == (1,) * RANK:
+        return mean(rewriting, rewriting.args["self"], range(-RANK, 0))
+    return _adaptive(rewriting, lambda images, size: rewriting.call(aten.adaptive_avg_pool2d.default, images, size))
+
+
+def _adaptive_maximum(rewriting: Rewriting) -> list[Node]:
+    if rewriting.shape[-RANK:] == (1,) * RANK:
+        return [rewriting.call(aten.amax.default, rewriting.args["self"], list(range(-RANK, 0)), True)]
+    pool = aten.adaptive_max_pool2d.default
+    return [_adaptive(rewriting, lambda images, size: _first(rewriting, rewriting.call(pool, images, size)))]
+
+
+def _first(rewriting: Rewriting, outputs: Node) -> Node:
+    """The first of several outputs."""
+    node = rewriting.site.node
+    with node.graph.inserting_before(node):
+        first = node.graph.call_function(operator.getitem, (outputs, 0))
+    first.meta = {**outputs.meta, "val": outputs.meta["val"][0]}
+    return first
+
+
+def _resized(target: torch._ops.OpOverload, *names: str) -> Callable[[Rewriting], Node]:
+    """Over frames, then over depth; `names` are arguments between the sizes and the factors."""
+
+    def rewrite(rewriting: Rewriting) -> Node:
+        args, site = rewriting.args, rewriting.site
+        factors = args["scale_factors"]
+        sizes, outputs = site.shape_of("input")[-RANK:], site.shape[-RANK:]
+
+        def over(wanted: Sequence[int], by: Sequence[float] | None) -> _OnImages:
+            given = (None, list(by)) if by else (list(wanted), None)
+            size, scales = given
+            return lambda images: rewriting.call(target, images, size, *(args[name] for name in names), scales)
+
+        frames = over(outputs[1:], factors and factors[1:]) if outputs[1:] != sizes[1:] else None
+        across = math.prod(outputs[1:])
+        depth = over((outputs[0], across), factors and (factors[0], 1.0)) if outputs[0] != sizes[0] else None
+        return _by_frames_and_depth(rewriting, frames, depth)
+
+    return rewrite
+
+
+BY_FRAMES = "of all frames, permuted there and back, and of images that have depth as height"
+
+DECOMPOSED = (
+    Decomposition(
+        name="max_pool of volumes",
+        targets=("aten.max_pool3d.default",),
+        rewrite=_max_pool,
+        becomes=f"max_pool2d {BY_FRAMES}",
+    ),
+    Decomposition(
+        name="max_pool of volumes with indices",
+        targets=("aten.max_pool3d_with_indices.default",),
+        rewrite=_max_pool_without_indices,
+        constraints=(nobody_reads_its_indices,),
+        becomes=f"max_pool2d {BY_FRAMES}",
+    ),
+    Decomposition(
+        name="avg_pool of volumes",
+        targets=("aten.avg_pool3d.default",),
+        rewrite=_average_pool,
+        becomes=f"avg_pool2d {BY_FRAMES}; mul for divisor_override",
+        tolerance=2,
+        notes="Each of the two averages may round a half the other way; see avg_pool.",
+    ),
+    Decomposition(
+        name="adaptive_avg_pool of volumes",
+        targets=("aten.adaptive_avg_pool3d.default",),
+        rewrite=_adaptive_average,
+        becomes=f"mean where one value per channel is left, else adaptive_avg_pool2d {BY_FRAMES}",
+    ),
+    Decomposition(
+        name="adaptive_max_pool of volumes",
+        targets=("aten.adaptive_max_pool3d.default",),
+        rewrite=_adaptive_maximum,
+        constraints=(nobody_reads_its_indices,),
+        becomes=f"amax where one value per channel is left, else adaptive_max_pool2d {BY_FRAMES}",
+    ),
+    Decomposition(
+        name="upsample_nearest of volumes",
+        targets=("aten.upsample_nearest3d.vec",),
+        rewrite=_resized(aten.upsample_nearest2d.vec),
+        becomes=f"upsample_nearest2d {BY_FRAMES}",
+    ),
+    Decomposition(
+        name="upsample_trilinear",
+        targets=("aten.upsample_trilinear3d.vec",),
+        rewrite=_resized(aten.upsample_bilinear2d.vec, "align_corners"),
+        becomes=f"upsample_bilinear2d {BY_FRAMES}",
+    ),
+)
