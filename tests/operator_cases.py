@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from tests import (
     attention_cases,
+    blend_cases,
     matmul_cases,
+    picking_cases,
     pointwise_cases,
     pooling_cases,
     recurrent_cases,
@@ -21,6 +23,7 @@ from tests import (
     resize_cases,
     shape_cases,
     transposed_cases,
+    volume_cases,
 )
 from tests.arithmetic_cases import ARITHMETIC_CASES
 from tests.case import Case, Rejected, Shape, move, moved, of
@@ -466,7 +469,8 @@ CASES: tuple[Case, ...] = (
     *_conv2d(), *_conv1d(), *_per_channel(), *_fused(), *_linear(), *_elementwise(), *_add(), *_softmax(),
     *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES, *transposed_cases.CASES, *pooling_cases.CASES,
     *reduction_cases.CASES, *resize_cases.CASES, *shape_cases.CASES, *pointwise_cases.CASES,
-    *matmul_cases.CASES, *attention_cases.CASES, *recurrent_cases.CASES,
+    *matmul_cases.CASES, *attention_cases.CASES, *recurrent_cases.CASES, *blend_cases.CASES, *picking_cases.CASES,
+    *volume_cases.CASES,
 )  # fmt: skip
 
 
@@ -491,7 +495,6 @@ REJECTED: tuple[Rejected, ...] = (
     Rejected("convolution", "has_supported_geometry", "stride", conv(2, 1, 2, 1, stride=(1, 4097)), ((1, 1, 2, 4100),)),
     Rejected("convolution", "has_supported_geometry", "dilation", conv(1, 1, 2, 2, dilation=4097), ((1, 1, 4100),)),
     Rejected("convolution", "fits_accumulation", "", conv(2, 8192, 2, 3), ((1, 8192, 3, 3),)),
-    Rejected("add", "has_one_full_operand", "", of(lambda x, y: x + y), ((4, 1), (1, 5))),
     Rejected("softmax", "has_few_softmax_channels", "channels", of(lambda x: x.softmax(1)), ((1, 2041),)),
     Rejected("softmax", "has_few_softmax_channels", "positions", of(lambda x: x.softmax(1)), ((4097, 2),),
              quantized_elsewhere=True),
@@ -506,5 +509,8 @@ REJECTED: tuple[Rejected, ...] = (
     *reduction_cases.REJECTED,
     *resize_cases.REJECTED,
     *shape_cases.REJECTED,
+    *blend_cases.REJECTED,
+    *picking_cases.REJECTED,
+    *volume_cases.REJECTED,
     *LEGACY_REJECTED,
 )  # fmt: skip

@@ -7,7 +7,10 @@ from openneutron.ops import (
     activations,
     arithmetic,
     attention,
+    blends,
+    comparisons,
     convolution,
+    distances,
     elementwise,
     functions,
     linear,
@@ -15,6 +18,8 @@ from openneutron.ops import (
     matmul,
     norms,
     pads,
+    patches,
+    picking,
     pooling,
     pooling_by_others,
     rearranging,
@@ -26,6 +31,8 @@ from openneutron.ops import (
     shapes,
     splitting,
     transposed,
+    volume_convolution,
+    volumes,
 )
 from openneutron.ops.decomposition import Decomposition
 from openneutron.ops.spec import OpSpec
@@ -35,6 +42,7 @@ __all__ = ["DECLARED", "DECOMPOSED", "DECOMPOSITIONS", "OPERATORS", "SPECS", "De
 SPECS: tuple[OpSpec, ...] = (
     *convolution.SPECS,
     *transposed.SPECS,
+    *volume_convolution.SPECS,
     *linear.SPECS,
     *matmul.SPECS,
     *pooling.SPECS,
@@ -63,6 +71,12 @@ DECOMPOSED: tuple[Decomposition, ...] = (
     *separable.DECOMPOSED,
     *splitting.DECOMPOSED,
     *selection.DECOMPOSED,
+    *blends.DECOMPOSED,
+    *comparisons.DECOMPOSED,
+    *distances.DECOMPOSED,
+    *picking.DECOMPOSED,
+    *patches.DECOMPOSED,
+    *volumes.DECOMPOSED,
 )
 """Operators that become others before annotation."""
 
