@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from openneutron.backend import NeutronBackend
+from openneutron.boundary import typed_errors
 from openneutron.compile_spec import CompileOptions
 from openneutron.cpu_kernels import check_cpu_kernels
 from openneutron.device import DevicePayload, compile_payloads, kernel_selection_of
@@ -74,6 +75,7 @@ class NeutronPartitioner(Partitioner):
         # Which payload was asked for is no matter of the program that holds it.
         self.delegation_spec = DelegationSpec(NeutronBackend.__name__, replace(self.options, payload="auto").to_specs())
 
+    @typed_errors("Partitioning the program")
     def transform_for_pre_decomposition(self, exported_program: ExportedProgram) -> ExportedProgram:
         """Find and compile the partitions; called by `to_edge_transform_and_lower`. `exported_program` is unchanged."""
         placed = place(exported_program, self.options)
@@ -183,7 +185,7 @@ def _warn(rows: Sequence[Placement]) -> None:
     left = [row for row in rows if row.where == "cpu"]
     if left:
         lines = "\n".join(map(_describe, left))
-        warnings.warn(f"These operators run on the CPU:\n{lines}", CpuWarning, stacklevel=4)
+        warnings.warn(f"These operators run on the CPU:\n{lines}", CpuWarning, stacklevel=5)
 
 
 def _describe(row: Placement) -> str:

@@ -19,6 +19,7 @@ from openneutron.passes.inline_regions import inline_regions
 from openneutron.passes.merge_phases import merge_phases
 from openneutron.passes.move_activations import move_activations
 from openneutron.passes.name_bad_inputs import name_bad_inputs
+from openneutron.passes.name_convolutions import name_convolutions
 from openneutron.passes.name_numbers import name_numbers
 from openneutron.passes.nest_concatenations import nest_concatenations
 from openneutron.passes.recognize import recognize
@@ -32,10 +33,9 @@ from openneutron.passes.share_results import share_results
 __all__ = [
     "check_is_static_eval", "check_outputs", "check_writes_nothing", "copy_returned_joins", "decompose",
     "fold_arithmetic", "fold_batch_norm", "fold_constants", "fold_norm_affine", "forget_strides", "functionalize",
-    "hold_states",
-    "inline_regions", "merge_phases", "move_activations", "name_bad_inputs", "name_numbers", "nest_concatenations",
-    "prepare", "recognize", "remove_batch_counts", "remove_dead_channels", "remove_dead_operators", "remove_expands",
-    "remove_identities", "share_results",
+    "hold_states", "inline_regions", "merge_phases", "move_activations", "name_bad_inputs", "name_convolutions",
+    "name_numbers", "nest_concatenations", "prepare", "recognize", "remove_batch_counts", "remove_dead_channels",
+    "remove_dead_operators", "remove_expands", "remove_identities", "share_results",
 ]  # fmt: skip
 
 from collections.abc import Callable
@@ -66,6 +66,7 @@ def prepare(
     inline_regions(module, training=training)
     check_is_static_eval(module, training=training)
     check_outputs(module)
+    name_convolutions(module)
     name_bad_inputs(module)
     remove_batch_counts(module)
     hold_states(module)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 from torch.utils._pytree import tree_leaves
 
 from openneutron.constants import attribute
@@ -59,9 +60,22 @@ def check_outputs(module: GraphModule) -> bool:
 
 def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
     value = node.meta.get("val")
+    where = {"node": node.name, "op": op_name(node), "source": source_of(node)}
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) and has_free_unbacked_symbols(value):
+        raise ModelError(
+            "This number depends on the values of a tensor (.item(), int(...)): a program has the same numbers for all "
+            "inputs. Compute with the tensor itself, or leave this to the code around the model.",
+            **where,
+        )
     if node.op not in ("placeholder", "get_attr", "call_function") or not isinstance(value, torch.Tensor):
         return
-    where = {"node": node.name, "op": op_name(node), "source": source_of(node)}
+    if has_free_unbacked_symbols(value):
+        raise ModelError(
+            f"The shape {tuple(value.shape)} depends on the values of a tensor (a mask as index, nonzero, unique), and "
+            "the NPU runs static shapes only. Compute with torch.where over the whole tensor, or leave this to the "
+            "code around the model.",
+            **where,
+        )
     if not training and not all(isinstance(size, int) for size in value.shape):
         raise ModelError(
             f"The shape {tuple(value.shape)} is dynamic, and the NPU runs static shapes only. Export without "

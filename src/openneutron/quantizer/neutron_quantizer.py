@@ -13,6 +13,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantize
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron import passes
+from openneutron.boundary import typed_errors
 from openneutron.constants import computed_constants, constant_value, value_of
 from openneutron.cpu_kernels import check_cpu_kernels
 from openneutron.errors import OptionError
@@ -144,6 +145,7 @@ class NeutronQuantizer(Quantizer):
         self.equalize = equalize
         self.correct_bias = correct_bias
 
+    @typed_errors("Preparing the model for quantization")
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """The passes that make the graph quantizable; called by `prepare_pt2e`.
 
@@ -169,6 +171,7 @@ class NeutronQuantizer(Quantizer):
         check_cpu_kernels([(node, reason) for node, reason in reasons.items() if reason], trusts_table=False)
         check_cpu_kernels([(node, "layers leaves it in float.") for node in asked_for], trusts_table=True)
 
+    @typed_errors("Annotating the model")
     def annotate(self, model: GraphModule) -> GraphModule:
         """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes.
 
@@ -208,7 +211,7 @@ class NeutronQuantizer(Quantizer):
             training.fold_what_stays_in_float(model)
         if left:
             lines = (f"  {node.name} ({op_name(node)}, {place_of(node)}): {reason}" for node, reason in left)
-            warnings.warn("These operators stay in float:\n" + "\n".join(lines), UnquantizedWarning, stacklevel=2)
+            warnings.warn("These operators stay in float:\n" + "\n".join(lines), UnquantizedWarning, stacklevel=3)
         return model
 
     def validate(self, model: GraphModule) -> None:

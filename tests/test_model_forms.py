@@ -1,0 +1,301 @@
+"""Models of other forms: exported, saved, traced, scripted, functions; what is no model is told what to give."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.test_forms import sqnr
+from torch import Tensor, nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from openneutron import NeutronQuantizer, load, lower, quantize
+from openneutron.accuracy import analyze, evaluate
+from openneutron.accuracy.compare import compare_layers
+from openneutron.errors import InputError, ModelError, OpenNeutronError, OptionError
+from openneutron.fx import op_name
+from openneutron.passes import name_convolutions
+
+SHAPE = (1, 3, 8, 8)
+
+
+class Net(nn.Module):
+    """A convolution, a batch norm, a linear layer."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        """Class scores."""
+        return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+    def scaled(self, x: Tensor, factor: float = 2.0) -> Any:
+        return self(x) * factor
+
+
+def net(seed: int = 0, width: int = 4) -> Net:
+    torch.manual_seed(seed)
+    return Net(width).eval()
+
+
+def images(count: int = 8) -> list[Tensor]:
+    torch.manual_seed(1)
+    return [torch.randn(SHAPE) for _ in range(count)]
+
+
+def exported(model: nn.Module) -> torch.export.ExportedProgram:
+    return torch.export.export(model, (images(1)[0],))
+
+
+def saved(model: nn.Module, folder: Path) -> Path:
+    torch.export.save(exported(model), folder / "net.pt2")
+    return folder / "net.pt2"
+
+
+TAKEN: dict[str, Callable[[Net, Path], Any]] = {
+    "exported program": lambda m, _: exported(m),
+    "its module": lambda m, _: exported(m).module(),
+    "loaded": lambda m, folder: torch.export.load(saved(m, folder)),
+    "the module of one loaded": lambda m, folder: torch.export.load(saved(m, folder)).module(),
+    "path": saved,
+    "path as text": lambda m, folder: str(saved(m, folder)),
+    "dynamic batch": lambda m, _: torch.export.export(
+        m, (torch.cat(images(2)),), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=4)},)
+    ),
+    "traced": lambda m, _: torch.jit.trace(m, images(1)[0]),  # type: ignore[no-untyped-call]
+    "scripted": lambda m, _: torch.jit.script(m),
+    "data parallel": lambda m, _: nn.DataParallel(m).eval(),
+    "compiled": lambda m, _: torch.compile(m),
+    "forward": lambda m, _: m.forward,
+    "function": lambda m, _: lambda x: m(x) * 1.0,
+    "partial": lambda m, _: functools.partial(_applied, m),
+}  # fmt: skip
+
+
+def _applied(module: nn.Module, x: Tensor) -> Any:
+    return module(x)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TAKEN)
+def test_taken(name: str, tmp_path: Path) -> None:
+    model, data = net(), images()
+    quantized = quantize(TAKEN[name](model, tmp_path), (data[0],), data, recover=None, progress=False)
+    program = lower(quantized)
+    with torch.no_grad():
+        assert sqnr(model(data[1]), program.run(data[1])) > 25
+    assert all(row.where == "npu" for row in program.placement)
+    assert analyze(model, quantized, data, samples=1).output_sqnr_db > 20
+
+
+def test_a_method_of_a_module() -> None:
+    model, data = net(), images()
+    quantized = quantize(model.scaled, (data[0], 3.0), data, progress=False)
+    with torch.no_grad():
+        assert sqnr(model.scaled(data[1], 3.0), quantized(data[1], 3.0)) > 25
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda _: net().state_dict(), "state dict or a checkpoint.*torch.nn.Module.*load_state_dict"),
+        (lambda _: {"model": net().state_dict(), "epoch": 3}, "state dict or a checkpoint"),
+        (lambda folder: folder / "net.pth", "holds weights.*Give the torch.nn.Module"),
+        (lambda _: "net.onnx", "ONNX model.*Give the torch.nn.Module"),
+        (lambda _: "net.pte", "lowered already"),
+        (lambda _: "net", r"no exported program \(\.pt2\)"),
+        (lambda _: Net, "Net is a class.*Net\\(...\\).eval\\(\\)"),
+        (lambda _: None, "is a NoneType. Give the torch.nn.Module"),
+        (lambda _: 3, "is a int. Give the torch.nn.Module"),
+        (lambda _: torch.ones(2), "is a Tensor. Give the torch.nn.Module"),
+        (lambda _: net().train(), "train mode.*Call model.eval"),
+        (lambda _: torch.jit.script(net().train()), "train mode.*Call model.eval"),
+        (lambda _: exported(net().train()), "train mode.*Call model.eval"),
+        (lambda _: exported(net().train()).module(), "train mode.*Call model.eval"),
+        (lambda _: quantize(net(), images(1)[0], images(), progress=False), "quantized already. Call lower"),
+        (lambda _: quantize(net(), images(1)[0], images(), progress=False).module, "quantized already. Call lower"),
+        (lambda _: prepare_pt2e(exported(net()).module(), NeutronQuantizer()), "prepared by prepare_pt2e"),
+    ],
+)
+def test_refused(model: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+    given = model(tmp_path)
+    with pytest.raises(ModelError, match=message):
+        quantize(given, (images(1)[0],), images())
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "broken.pt2").write_bytes(b"no zip file")
+    for name in ("missing.pt2", "broken.pt2"):
+        with pytest.raises(InputError, match=name):
+            quantize(tmp_path / name, (images(1)[0],), images())
+
+
+def test_lower_and_analyze_take_exported_programs(tmp_path: Path) -> None:
+    model, data = net(), images()
+    prepared = prepare_pt2e(exported(model).module(), NeutronQuantizer())
+    for x in data:
+        prepared(x)
+    with pytest.raises(ModelError, match=r"prepared by prepare_pt2e and not converted\. Call convert_pt2e"):
+        lower(prepared, (data[0],))
+    converted = convert_pt2e(prepared)
+    program = lower(converted, (data[0],))
+    again = torch.export.export(converted, (data[0],))
+    torch.export.save(again, tmp_path / "int8.pt2")
+    for given in (again, tmp_path / "int8.pt2"):
+        assert torch.equal(lower(given).run(data[1]), program.run(data[1]))
+    for reference in (model, exported(model), exported(model).module()):
+        assert analyze(reference, converted, data, samples=1).output_sqnr_db > 20
+    assert analyze(model, again, data, samples=1).output_sqnr_db > 20
+    program.save(tmp_path / "net.pte")
+    for run in (tmp_path / "net.pte", program.buffer, again, program, load(program.buffer)):
+        assert evaluate(run, [(data[0], 0)], lambda outputs, _: float(outputs.numel())) == 5
+    with pytest.raises(ModelError, match="lowered already"):
+        lower(program)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="has nothing quantized in it"):
+        lower(exported(model))
+    with pytest.raises(ModelError, match="no quantized layer"):
+        analyze(model, exported(model), data)
+
+
+def test_another_model_is_refused() -> None:
+    data = images()
+    quantized, other = (quantize(net(seed), data[0], data, progress=False) for seed in (0, 5))
+    for model in (net(5), net(0, width=6), exported(net(5))):
+        with pytest.raises(ModelError, match=r"is not the one that was quantized: . of its . parameters have other"):
+            analyze(model, quantized, data)
+    with pytest.raises(ModelError, match=r"not lowered from this module: delegate 0 has other scales"):
+        compare_layers(quantized, lower(other), data, samples=1)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_general_convolution_gets_the_name_of_its_kind(dimensions: int, transposed: bool) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 4, *(9, 8)[:dimensions]), torch.randn(4, 2, *(3, 3)[:dimensions])
+    ones, zeros = [1] * dimensions, [0] * dimensions
+
+    class General(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            stride = [2, *ones[1:]]
+            return torch.ops.aten.convolution(x, weight, None, stride, ones, ones, transposed, zeros, 2)
+
+    graph = torch.export.export(General(), (x,)).module()
+    wanted = graph(x)
+    assert name_convolutions(graph)
+    assert not name_convolutions(graph)
+    names = [op_name(node) for node in graph.graph.nodes if node.op == "call_function"]
+    kind = f"conv_transpose{dimensions}d" if transposed else f"conv{dimensions}d"
+    assert [name.split(".")[1] for name in names] == [kind]
+    assert torch.equal(graph(x), wanted)
+
+
+class Branching(Net):
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x)
+        if y.sum() > 0:
+            return torch.relu(y)
+        return -y
+
+
+class Counting(Net):
+    def forward(self, x: Tensor) -> Any:
+        return self.conv(x) * int(x.abs().max().item() * 10)
+
+
+class Masked(Net):
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x)
+        return y[y > 0].sum()
+
+
+class Failing(Net):
+    def forward(self, x: Tensor) -> Any:
+        return x[{"a": 0}["b"]]
+
+
+class Embedded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(10, 8), nn.Linear(8, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        result: Tensor = self.head(self.table(ids))
+        return result
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("model", "message", "kind"),
+    [
+        (Branching, "decides by the values of a tensor what it computes", ModelError),
+        (Counting, "decides by the values of a tensor|depends on the values of a tensor", ModelError),
+        (Masked, "depends on the values of a tensor", ModelError),
+        (Failing, "could not run the model on the example inputs.*'b'", InputError),
+    ],
+)
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_torch_export_refuses(model: type[Net], message: str, kind: type[OpenNeutronError], strict: bool) -> None:
+    with pytest.raises(kind, match=message) as error:
+        quantize(model().eval(), images(1)[0], images(), strict=strict, progress=False)
+    assert len(str(error.value)) < 600
+    assert "\n" not in str(error.value)
+    assert error.value.source is not None
+    assert error.value.source.startswith(__file__)
+    assert (error.value.__cause__ is None) == ("depends on the values" in str(error.value))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_values_that_an_operator_does_not_take(jobs: int) -> None:
+    """Numbers of rows that a table does not have: the operator is named."""
+    ids = [torch.randint(0, 10, (1, 6)) for _ in range(4)]
+    with pytest.raises(OpenNeutronError, match=r"Running .* on the calibration data failed: Ind") as error:
+        quantize(Embedded().eval(), ids[0], [*ids, ids[0] + 9], recover=None, jobs=jobs, progress=False)
+    assert error.value.op == "aten.embedding.default"
+    assert error.value.node is not None
+    assert jobs > 1 or (error.value.source or "").startswith(__file__)
+
+
+def test_errors_of_what_is_evaluated_are_named() -> None:
+    model, data = net(), images(2)
+    with pytest.raises(InputError, match="Running the model on sample 1 failed: RuntimeError"):
+        evaluate(model, [(data[0], 0), (data[1][:, :2], 0)])
+    with pytest.raises(OptionError, match="The metric of sample 0 failed: ZeroDivisionError"):
+        evaluate(model, [(data[0], 0)], lambda *_: 1 / 0)
+
+
+def test_what_is_printed_is_a_summary() -> None:
+    model, data = net(), images()
+    quantized = quantize(model, data[0], data, progress=False)
+    program = lower(quantized, operators_not_to_delegate=["aten.linear.default"])
+    text = str(program)
+    assert text.splitlines()[0].startswith("Portable program, which this host runs; for imxrt700, ")
+    assert "in  x: float32 (1, 3, 8, 8)" in text
+    assert "out 0: float32 (1, 5)" in text
+    assert "on the CPU\n    linear (aten." in text
+    assert "Quantized model for imxrt700: " in str(quantized)
+    assert "operators in int8" in str(quantized)
+    assert "recovered by Recipe(" in str(quantized)
+    estimate = str(program.estimate())
+    assert "estimate for imxrt700" in estimate
+    assert "Layer(" not in estimate
+    for shown in (text, str(quantized), estimate, str(compare_layers(quantized, lower(quantized), data, samples=1))):
+        assert len(shown) < 2000
+
+
+def test_the_view_of_an_output_without_dimensions_is_in_the_placement() -> None:
+    class Total(Net):
+        def forward(self, x: Tensor) -> Any:
+            return torch.relu(self.conv(x)).mean()
+
+    data = images()
+    rows = [
+        row for row in lower(quantize(Total().eval(), data[0], data, progress=False)).placement if row.where == "cpu"
+    ]
+    assert [row.op for row in rows] == ["aten.view.default"]
+    assert "takes it from an output that has none" in (rows[0].reason or "")
