@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,12 @@ from openneutron import (
     load,
     lower,
     quantize,
+    sdk,
 )
 from openneutron.errors import (
     CalibrationError,
+    ConverterError,
+    HostError,
     InputError,
     ModelError,
     OpenNeutronError,
@@ -36,6 +41,7 @@ from openneutron.errors import (
     OutputError,
     TargetError,
 )
+from openneutron.files import read_file, write_file
 
 
 def prepared(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
@@ -161,6 +167,66 @@ class TestErrors:
         for attempt in attempts:
             with pytest.raises(TargetError, match=r"Did you mean 'imxrt700'.*Known targets: imxrt700, mcxn94x"):
                 attempt()
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("RT700", "Did you mean 'imxrt700'"),
+            ("i.MX RT700", "Did you mean 'imxrt700'"),
+            ("IMX95", "Did you mean 'imx95'"),
+            ("mcx-n947", "Did you mean 'mcxn94x'"),
+            ("imx95-SDK_25_06", "give 'imx95', and neutron_converter_flavor='SDK_25_06'"),
+            ("SDK_25_06", "'SDK_25_06' is a converter's flavour"),
+            ("kinara", r"Unknown target 'kinara'\. Known targets"),
+        ],
+    )
+    def test_what_an_unknown_target_may_mean(self, name: str, message: str) -> None:
+        with pytest.raises(TargetError, match=message):
+            NeutronQuantizer(name)
+
+    @pytest.mark.parametrize("flavor", ["25_06", "sdk_25_06", "SDK-25-06", "SDK_25_6", "SDK 25.06"])
+    def test_what_an_unknown_flavor_may_mean(self, flavor: str) -> None:
+        with pytest.raises(OptionError, match="Did you mean 'SDK_25_06'"):
+            generate_neutron_compile_spec("imxrt700", neutron_converter_flavor=flavor)
+
+    def test_a_misspelt_target_option(self) -> None:
+        with pytest.raises(OptionError, match="Did you mean 'target'"):
+            quantize(seeded(small), (image(),), [image()], targte="imx95")
+        with pytest.raises(OptionError, match="Did you mean 'target'"):
+            lower(convert(seeded(small), (image(),)), (image(),), targte="imx95")
+
+    @pytest.mark.parametrize(
+        ("number", "message"),
+        [
+            (errno.ENOSPC, r"No space left.*Free some space"),
+            (errno.EACCES, r"Permission denied.*in which you may write"),
+            (errno.EROFS, r"Read-only.*in which you may write"),
+        ],
+    )
+    def test_disks_that_take_nothing(
+        self, number: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(Path, "replace", refuse)
+        with pytest.raises(OutputError, match=message):
+            write_file(tmp_path / "model.pte", b"program")
+        assert not list(tmp_path.iterdir())
+
+    def test_folders_in_place_of_files(self, tmp_path: Path) -> None:
+        with pytest.raises(OutputError, match=r"it is a folder\. Give a path of a file in it"):
+            write_file(tmp_path, b"program")
+        with pytest.raises(InputError, match=r"Is a directory\. Give a file in it"):
+            read_file(tmp_path)
+        with pytest.raises(HostError, match=r"Is a directory\. Give a file in it"):
+            load(tmp_path)
+        with pytest.raises(HostError, match=r"load.. takes the path or the bytes of a .pte, not a list"):
+            load([])  # type: ignore[arg-type]
+
+    def test_a_converter_that_is_missing(self) -> None:
+        with pytest.raises(ConverterError, match=r"eIQ PyPI.*NXP eIQ Neutron Backend"):
+            sdk.choose(None, [])
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
 from openneutron.errors import InputError, OutputError
 
-__all__ = ["read_file", "write_file"]
+__all__ = ["read_file", "reason_of", "write_file"]
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -16,13 +17,21 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"Cannot read '{os.fspath(path)}': {error.strerror or error}.") from error
+        raise InputError(f"Cannot read '{os.fspath(path)}': {reason_of(error)}.") from error
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file could not be read, without the full stop."""
+    reason = error.strerror or str(error)
+    return f"{reason}. Give a file in it" if isinstance(error, IsADirectoryError) else reason
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` beside `path`, then rename. Raises `OutputError` where that cannot be done; nothing is left then."""
     path = Path(path)
     beside = None
+    if path.is_dir():
+        raise OutputError(f"Cannot write '{path}': it is a folder. Give a path of a file in it.")
     try:
         descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
@@ -34,6 +43,15 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     except OSError as error:
         if beside is not None:
             Path(beside).unlink(missing_ok=True)
-        raise OutputError(
-            f"Cannot write '{path}': {error.strerror or error}. Give a path in a folder that exists and can be written."
-        ) from error
+        raise OutputError(f"Cannot write '{path}': {_why(error, path)}") from error
+
+
+def _why(error: OSError, path: Path) -> str:
+    reason = error.strerror or error
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{reason}. Free some space, or give a path on another disk."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{reason}. Give a path in a folder in which you may write, or change that of '{path.parent}'."
+    if error.errno == errno.ENOENT:
+        return f"the folder '{path.parent}' does not exist. Give a path in one that does."
+    return f"{reason}. Give a path in a folder that exists and can be written."

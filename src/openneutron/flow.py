@@ -66,6 +66,11 @@ class QuantizedModel:
         """Run the converted module; numpy arrays are taken as tensors. State is kept until the next call."""
         return self.module(*tree_map(in_tensors, inputs), **tree_map(in_tensors, named))
 
+    def __str__(self) -> str:
+        from openneutron.report.summary import summary_of_model
+
+        return summary_of_model(self)
+
     @property
     def examples(self) -> Examples:
         """The arguments that it was exported with."""
@@ -118,6 +123,11 @@ class NeutronProgram:
     def outputs(self) -> tuple[Any, ...]:
         """The same of each output."""
         return self._loaded.outputs
+
+    def __str__(self) -> str:
+        from openneutron.report.summary import summary_of_program
+
+        return summary_of_program(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the `.pte`: beside, then renamed. Raises `OutputError` where that cannot be done.
@@ -250,7 +260,7 @@ def _float(model: Any) -> Any:
 
 
 def lower(
-    quantized: QuantizedModel | GraphModule | torch.export.ExportedProgram,
+    quantized: QuantizedModel | GraphModule | torch.export.ExportedProgram | str | os.PathLike[str],
     example_inputs: Any = None,
     *,
     target: str | NeutronTargetSpec | None = None,

@@ -36,6 +36,10 @@ __all__ = [
 
 PACKAGE = "eiq_neutron_sdk"
 FLAVOR_PREFIX = "neutron_converter_"
+WHERE_IT_IS = (
+    f"NXP publishes {PACKAGE}, and {FLAVOR_PREFIX}SDK_YY_MM for earlier releases, in a package index of its own (eIQ "
+    'PyPI); the page "NXP eIQ Neutron Backend" of ExecuTorch\'s documentation has the command for pip.'
+)
 TIME_LIMIT_SECONDS = 600.0
 CACHE_VARIABLE = "OPENNEUTRON_CACHE"
 LONGEST_LOG = 4000  # characters of the converter's output in an error; the end says what went wrong
@@ -122,8 +126,8 @@ def choose(flavor: str | None, found: Sequence[Converter] | None = None) -> Conv
     missing = f"for neutron_converter_flavor='{flavor}'" if flavor else f"without a flavour, which is {PACKAGE}"
     raise ConverterError(
         f"This Python has no converter {missing} (installed: {there}). Microcode must match the firmware's SDK "
-        "release, so no other is taken. A portable program needs none: keep it, and run `openneutron compile` on a "
-        "machine that has the converter."
+        f"release, so no other is taken. {WHERE_IT_IS} A portable program needs none: keep it, and run "
+        "`openneutron compile` on a machine that has the converter."
     )
 
 

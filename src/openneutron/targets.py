@@ -103,6 +103,23 @@ TARGETS: dict[str, NeutronTarget] = {
 }  # fmt: skip
 
 
+def _hint(target: str) -> str:
+    """What an unknown target may mean: a known one, a flavour of the converter, or both in one text."""
+    letters = _letters(target)
+    flavor = re.search(r"SDK[_-]?\d.*|\d+\.\d+.*", target, re.IGNORECASE)
+    if flavor is not None:
+        name = next((name for name in TARGETS if name in letters), "imxrt700")
+        return f" '{flavor[0]}' is a converter's flavour: give '{name}', and neutron_converter_flavor='{flavor[0]}'."
+    known = {_letters(name): target.name for target in TARGETS.values() for name in (target.name, target.soc)}
+    near = difflib.get_close_matches(letters, known, n=1)
+    return f" Did you mean '{known[near[0]]}'?" if near else ""
+
+
+def _letters(text: str) -> str:
+    """Letters and digits alone, in lower case."""
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
 class NeutronTargetSpec:
     """The properties of one target, under the names that ExecuTorch's own backend gives them.
 
@@ -113,9 +130,7 @@ class NeutronTargetSpec:
         if isinstance(target, NeutronTargetSpec):
             target = target.get_name()
         if not isinstance(target, str) or target not in TARGETS:
-            near = difflib.get_close_matches(str(target), TARGETS, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise TargetError(f"Unknown target '{target}'.{hint} Known targets: {', '.join(TARGETS)}.")
+            raise TargetError(f"Unknown target '{target}'.{_hint(str(target))} Known targets: {', '.join(TARGETS)}.")
         self.neutron_target = TARGETS[target]
 
     def __repr__(self) -> str:
@@ -174,9 +189,11 @@ def generation_of_flavor(flavor: str | None) -> Generation:
     elif package := _SDK_PACKAGE.fullmatch(flavor):
         legacy = tuple(map(int, package.groups())) < _FIRST_MODERN_PACKAGE
     else:
+        numbers = re.fullmatch(r"\D*(\d\d)\D+(\d\d?)\D*", flavor)
+        hint = f" Did you mean 'SDK_{numbers[1]}_{numbers[2]:0>2}'?" if numbers else ""
         raise OptionError(
             f"neutron_converter_flavor '{flavor}' is neither an SDK release such as 'SDK_25_06' nor a version of "
-            "eiq-neutron-sdk such as '3.1.3'; leave it out for the modern generation."
+            f"eiq-neutron-sdk such as '3.1.3'.{hint} Leave it out for the modern generation."
         )
     return Generation.LEGACY if legacy else Generation.MODERN
 

@@ -76,6 +76,11 @@ class Comparison:
     unseen: tuple[str, ...]
     """Nodes on the NPU whose outputs the `.pte` does not hold as such: their difference is in the next layer's."""
 
+    def __str__(self) -> str:
+        from openneutron.report.accuracy_text import comparison_lines
+
+        return "\n".join(comparison_lines(self))
+
     @property
     def first(self) -> LayerDifference | None:
         """The first layer beyond its tolerance."""

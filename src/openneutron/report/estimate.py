@@ -74,6 +74,11 @@ class Estimate:
     fit: Fit
     assumptions: tuple[str, ...]
 
+    def __str__(self) -> str:
+        from openneutron.report.text import text_of_estimate
+
+        return text_of_estimate(self)
+
     @property
     def macs(self) -> int:
         """Multiply-accumulates of all layers."""

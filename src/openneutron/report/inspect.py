@@ -92,6 +92,11 @@ class Report:
     estimate: Estimate
     """For all delegates whose operators are known, together."""
 
+    def __str__(self) -> str:
+        from openneutron.report.text import text_of_report
+
+        return text_of_report(self)
+
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The operators of all delegates whose operators are known, in their order."""

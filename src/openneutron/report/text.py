@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from rich.text import Text
 from openneutron.report.estimate import Estimate, Fit
 from openneutron.report.inspect import Delegate, Report, Value
 
-__all__ = ["as_json", "render"]
+__all__ = ["as_json", "render", "text_of_estimate", "text_of_report"]
 
 
 def as_json(report: Report) -> str:
@@ -27,6 +28,22 @@ def as_json(report: Report) -> str:
 def render(report: Report, console: Console, *, layers: bool = False) -> None:
     """Print the report; `layers` adds a table with a row for each operator on the NPU."""
     console.print(Group(*_blocks(report, layers=layers)))
+
+
+def text_of_report(report: Report) -> str:
+    """The report as `render` prints it."""
+    return _text(_blocks(report, layers=False))
+
+
+def text_of_estimate(estimate: Estimate) -> str:
+    """The sums of an estimate, and whether the model fits."""
+    return _text(_estimate(estimate, layers=False))
+
+
+def _text(blocks: Iterable[Any]) -> str:
+    console = Console(file=io.StringIO(), width=160, soft_wrap=True)
+    console.print(Group(*blocks))
+    return console.file.getvalue().strip()  # type: ignore[attr-defined,no-any-return]
 
 
 def _blocks(report: Report, *, layers: bool) -> Iterator[Any]:

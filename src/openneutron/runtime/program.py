@@ -20,6 +20,7 @@ from executorch.extension.pybindings import _C
 from openneutron import pte
 from openneutron.arguments import MISSING, Leaf, check_names, leaves_at, leaves_from_text
 from openneutron.errors import FormatError, HostError, InputError
+from openneutron.files import reason_of
 from openneutron.kernel_registry import cause_in, missing_kernels, native_log
 from openneutron.runtime import _host
 
@@ -209,7 +210,7 @@ class HostProgram:
             values[index] = info.value
         return values
 
-    def _cause(self, tensors: Sequence[torch.Tensor]) -> str | None:
+    def _cause(self, tensors: Sequence[Any]) -> str | None:
         """Which CPU kernel refuses these inputs, and why: the program is run again, and the runtime's log read."""
         with native_log() as log:
             try:
@@ -247,7 +248,7 @@ def load(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> Hos
     try:
         data = Path(source).read_bytes()
     except OSError as error:
-        raise HostError(f"{os.fspath(source)} cannot be read: {error.strerror}") from error
+        raise HostError(f"{os.fspath(source)} cannot be read: {reason_of(error)}") from error
     return HostProgram(data, os.fspath(source))
 
 

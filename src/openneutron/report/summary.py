@@ -1,0 +1,75 @@
+"""A quantized model and a program in a few lines, for people who print them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch.fx import Node
+
+from openneutron import pte
+from openneutron.flow import NeutronProgram, QuantizedModel
+from openneutron.fx import is_dequantize, is_operator, is_quantize
+from openneutron.partition.placing import Placement
+
+__all__ = ["summary_of_model", "summary_of_program"]
+
+MOST_ROWS = 8
+
+
+def summary_of_program(program: NeutronProgram) -> str:
+    """Its size and kind, its inputs and outputs, and what runs where."""
+    kind = "Device program, which the board runs" if program.is_device else "Portable program, which this host runs"
+    return "\n".join([
+        f"{kind}; for {program.target}, {len(program.buffer):,} bytes",
+        *_edges(program),
+        *_placement(program.placement),
+    ])  # fmt: skip
+
+
+def _edges(program: NeutronProgram) -> Iterator[str]:
+    method = pte.read(program.portable).methods[0]
+    names = [leaf.name for leaf in program.leaves or ()] or [f"input {i}" for i in range(len(method.inputs))]
+    for name, value in zip(names, method.inputs, strict=True):
+        yield f"  in  {name}: {_value(value)}"
+    for number, value in enumerate(method.outputs):
+        yield f"  out {number}: {_value(value)}"
+
+
+def _value(value: pte.Value) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if value.dtype in pte.SCALAR_TYPES.values() else f"{value.constant!r}"
+
+
+def _placement(rows: Iterable[Placement]) -> Iterator[str]:
+    rows = list(rows)
+    left = [row for row in rows if row.where == "cpu"]
+    delegates = len({row.partition for row in rows} - {None})
+    yield f"  {len(rows) - len(left)} operators on the NPU in {delegates} delegates, {len(left)} on the CPU"
+    for row in left[:MOST_ROWS]:
+        yield f"    {row.node} ({row.op}, {row.source or f'module {row.module!r}'}): {row.reason}"
+    if len(left) > MOST_ROWS:
+        yield f"    and {len(left) - MOST_ROWS} more; see placement"
+
+
+def summary_of_model(model: QuantizedModel) -> str:
+    """Its target, its inputs, how many of its operators are int8, and what was done to recover accuracy."""
+    operators = [node for node in model.module.graph.nodes if _computes(node)]
+    quantized = sum(map(_is_quantized, operators))
+    inputs = ", ".join(
+        f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+        for value in model.examples.leaves
+    )
+    return (
+        f"Quantized model for {model.target}: {quantized} of {len(operators)} operators in int8\n"
+        f"  in  {inputs}\n"
+        f"  recovered by {model.recipe or 'nothing'}"
+    )
+
+
+def _computes(node: Node) -> bool:
+    return is_operator(node) and not is_quantize(node) and not is_dequantize(node)
+
+
+def _is_quantized(node: Node) -> bool:
+    """Whether it reads or yields int8: an activation that is fused reads the float value before it."""
+    return any(map(is_dequantize, node.all_input_nodes)) or any(map(is_quantize, node.users))
