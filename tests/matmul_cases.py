@@ -50,6 +50,7 @@ def _bmm() -> list[Case]:
 
 def _matmul() -> list[Case]:
     pairs: list[tuple[Shape, Shape]] = [
+        ((4,), (4,)),
         ((4,), (4, 5)),
         ((3, 4), (4,)),
         ((3, 4), (4, 5)),
@@ -109,6 +110,21 @@ def _sums() -> list[Case]:
     ]  # fmt: skip
 
 
+def _bilinear() -> list[Case]:
+    def case(label: str, first: Shape, second: Shape, *fixed: Shape) -> Case:
+        function: Callable[..., Any] = lambda *values: F.bilinear(*values[-2:], *values[:-2])  # noqa: E731
+        parts = [constant(*shape) for shape in fixed]
+        return Case("aten.bilinear.default", label, of(function, *parts), (first, second))
+
+    return [
+        case("rows", (3, 4), (3, 5), (6, 4, 5)),
+        case("rows and bias", (3, 4), (3, 5), (6, 4, 5), (6,)),
+        case("batches of rows", (2, 3, 4), (2, 3, 5), (6, 4, 5), (6,)),
+        case("one row", (4,), (5,), (6, 4, 5), (6,)),
+        Case("aten.bilinear.default", "computed weight", of(F.bilinear), ((3, 4), (3, 5), (2, 4, 5))),
+    ]
+
+
 def _indices() -> list[Case]:
     def einsum(equation: str, *shapes: Shape, fixed: tuple[Shape, ...] = ()) -> Case:
         label = equation + "".join(f" constant {shape}" for shape in fixed)
@@ -132,6 +148,8 @@ def _indices() -> list[Case]:
         *of_two(target, lambda x, y: torch.tensordot(x, y, ([1, 2], [0, 1])), ((2, 3, 4), (3, 4, 5))),
         Case("aten.linalg_multi_dot.default", "three",
              of(lambda *values: torch.linalg.multi_dot(values)), ((3, 4), (4, 2), (2, 5))),
+        Case("aten.chain_matmul.default", "three", of(torch.chain_matmul), ((3, 4), (4, 2), (2, 5))),
+        *of_two("aten.linalg_vecdot.default", torch.linalg.vecdot, ((3, 4), (3, 4)), ((2, 3, 4), (4,))),
     ]  # fmt: skip
 
 
@@ -141,6 +159,9 @@ CASES: tuple[Case, ...] = (
     *of_two("aten.bmm.default", torch.bmm, ((2, 3, 4), (2, 4, 5)), ((1, 3, 4), (1, 4, 5))),
     *of_two("aten.mm.default", torch.mm, ((3, 4), (4, 5)), ((1, 8), (8, 1))),
     *of_two("aten.mv.default", torch.mv, ((3, 4), (4,))),
+    *of_two("aten.dot.default", torch.dot, ((4,), (4,))),
+    *of_two("aten.vdot.default", torch.vdot, ((4,), (4,))),
+    *_bilinear(),
     *of_two("aten.outer.default", torch.outer, ((3,), (5,))),
     *of_two("aten.ger.default", aten.ger.default, ((3,), (5,))),
     *_sums(),
@@ -178,5 +199,4 @@ REJECTED: tuple[Rejected, ...] = (
              quantized_elsewhere=True),
     Rejected("addmm", "does_not_scale", "beta", of(addmm(beta=2), BIAS, WEIGHT.t()), ((4, 10),),
              quantized_elsewhere=True),
-    Rejected("matmul", "yields_no_scalar", "", of(torch.matmul), ((4,), (4,))),
 )  # fmt: skip

@@ -275,8 +275,9 @@ def lower(
     those that are not). `compile_options` are those of `generate_neutron_compile_spec`; `payload` ("auto", "portable"
     or "device") among them says whether the vendor's converter makes a device program of it. Raises `OptionError`,
     `TargetError`, `InputError`, `ModelError` for a model that is not quantized, and `ConverterError` where the
-    converter is not there or fails.
+    converter is not there or fails. A `CpuWarning` says where nothing of the program runs on the NPU.
     """
+    from openneutron.partition.partitioner import CpuWarning, cpu_message
     from openneutron.partition.placing import place
 
     module, kept, own_target = _converted(quantized)
@@ -296,6 +297,8 @@ def lower(
         if not all(leaf.is_tensor and len(leaf.path) == 1 for leaf in leaves) or examples.kwargs:
             methods[INPUT_NAMES] = text_of_leaves(leaves)
         portable = _portable_program(exported, options, methods or None)
+    if not any(row.where == "npu" for row in rows):
+        warnings.warn(cpu_message(rows), CpuWarning, stacklevel=2)
     converter = converter_for(options.payload, options.neutron_converter_flavor)
     if converter is None or not any(row.where == "npu" for row in rows):
         return NeutronProgram(portable, rows, options.target, leaves=leaves)
@@ -307,6 +310,8 @@ def lower(
 
 def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, str]:
     """The converted module in what `lower` was given, its example inputs where it has them, and its target."""
+    from openneutron.partition.conversions import check_quantize_is_an_operator
+
     if isinstance(quantized, QuantizedModel):
         return quantized.module, quantized.examples, quantized.target
     if isinstance(quantized, (NeutronProgram, HostProgram)):
@@ -319,10 +324,12 @@ def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, str]:
     if isinstance(quantized, torch.export.ExportedProgram):
         kept = None if quantized.example_inputs is None else Examples(*quantized.example_inputs)
         quantized = quantized.module()
+    if isinstance(quantized, GraphModule):
+        check_quantize_is_an_operator(quantized.graph)
     if not is_quantized(quantized):
         raise ModelError(
             f"lower() takes what quantize() or convert_pt2e returned; this {type(quantized).__name__} has nothing "
-            "quantized in it. Call quantize() first."
+            "quantized in it. Call quantize() first; where that was done, its UnquantizedWarning has the reasons."
         )
     return quantized, kept, "imxrt700"
 

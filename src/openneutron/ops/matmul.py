@@ -13,7 +13,7 @@ from openneutron.ops import linear
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
+from openneutron.ops.spec import OpSpec, legacy_constraint
 from openneutron.targets import Generation
 
 __all__ = ["DECOMPOSED", "SPECS"]
@@ -30,12 +30,6 @@ def multiplies_whole_granules(site: Site) -> bool:
     """All dimensions of both matrices are multiples of the MACs of a pipeline."""
     sizes = (*site.shape_of("self"), *site.shape_of("mat2"))
     return all(size % site.target.channel_granularity == 0 for size in sizes)
-
-
-@constraint
-def yields_no_scalar(site: Site) -> bool:
-    """The product has a dimension left."""
-    return len(site.shape) > 0
 
 
 def macs(site: Site) -> int:
@@ -175,6 +169,19 @@ def _outer(rewriting: Rewriting) -> Node:
     return _product(rewriting, _reshaped(rewriting, column, (rows, 1)), _reshaped(rewriting, row, (1, columns)))
 
 
+def _bilinear(rewriting: Rewriting) -> Node:
+    """The columns of all outputs times the first input; their products with the second one."""
+    first, second, weight, bias = (rewriting.args[name] for name in ("input1", "input2", "weight", "bias"))
+    outputs, rows, columns = shape_of(weight)
+    *batch, _ = shape_of(first)
+    matrix = _reshaped(rewriting, _transposed(rewriting, weight), (outputs * columns, rows))
+    product = _product(rewriting, first, _transposed(rewriting, matrix))
+    matrices = _reshaped(rewriting, product, (*batch, outputs, columns))
+    product = _product(rewriting, matrices, rewriting.call(aten.unsqueeze.default, second, -1))
+    product = _reshaped(rewriting, product, (*batch, outputs))
+    return product if bias is None else rewriting.call(aten.add.Tensor, product, bias)
+
+
 def _as_torch_writes_it(rewriting: Rewriting) -> Node:
     return rewriting.trace()
 
@@ -185,10 +192,9 @@ AS_SUM = "bmm or linear, and add; alpha and beta other than 1 are muls"
 DECOMPOSED = (
     Decomposition(
         name="matmul",
-        targets=("aten.matmul.default", "aten.mv.default"),
+        targets=("aten.matmul.default", "aten.mv.default", "aten.dot.default", "aten.vdot.default"),
         rewrite=_matmul,
         becomes=AS_BMM,
-        constraints=(yields_no_scalar,),
         notes="Batch dimensions that only the left side has are rows of its matrices; others are expanded.",
     ),
     Decomposition(
@@ -232,12 +238,21 @@ DECOMPOSED = (
         becomes=AS_BMM,
     ),
     Decomposition(
+        name="bilinear",
+        targets=("aten.bilinear.default",),
+        rewrite=_bilinear,
+        becomes="linear, bmm, add",
+        notes="All outputs' products with the first input, rounded to int8, are then multiplied by the second.",
+    ),
+    Decomposition(
         name="product by indices",
         targets=(
             "aten.einsum.default",
             "aten.inner.default",
             "aten.tensordot.default",
             "aten.linalg_multi_dot.default",
+            "aten.linalg_vecdot.default",
+            "aten.chain_matmul.default",
         ),
         rewrite=_as_torch_writes_it,
         becomes="the products, sums and reshapes that torch itself writes it with",

@@ -31,7 +31,7 @@ from openneutron.payload import Payload, parse
 from openneutron.sdk import Converter, converter_for
 from openneutron.targets import NeutronTargetSpec
 
-__all__ = ["CpuWarning", "NeutronPartitioner"]
+__all__ = ["CpuWarning", "NeutronPartitioner", "cpu_message"]
 
 
 class CpuWarning(UserWarning):
@@ -183,9 +183,18 @@ def _check(placed: Placed) -> None:
 
 def _warn(rows: Sequence[Placement]) -> None:
     left = [row for row in rows if row.where == "cpu"]
-    if left:
-        lines = "\n".join(map(_describe, left))
-        warnings.warn(f"These operators run on the CPU:\n{lines}", CpuWarning, stacklevel=5)
+    if left or not rows:
+        warnings.warn(cpu_message(rows), CpuWarning, stacklevel=5)
+
+
+def cpu_message(rows: Sequence[Placement]) -> str:
+    """What runs on the CPU, an operator a line, each with its reason; whether that is all of the program."""
+    if not rows:
+        return "Nothing of this program runs on the NPU: it has no operators."
+    lines = "\n".join(_describe(row) for row in rows if row.where == "cpu")
+    if all(row.where == "cpu" for row in rows):
+        return f"Nothing of this program runs on the NPU. These operators run on the CPU:\n{lines}"
+    return f"These operators run on the CPU:\n{lines}"
 
 
 def _describe(row: Placement) -> str:

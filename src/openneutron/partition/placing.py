@@ -13,6 +13,7 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.fx import modules_of, op_name, source_of
 from openneutron.ops import OPERATORS
 from openneutron.partition.clusters import Cluster, find_clusters
+from openneutron.partition.conversions import check_constants_are_quantized, check_quantize_is_an_operator
 from openneutron.partition.islands import bridge_islands
 from openneutron.partition.levels import Partition, partitions_of
 from openneutron.partition.states import states_in_int8
@@ -63,7 +64,12 @@ def placement(program: ExportedProgram, compile_spec: Sequence[CompileSpec] | Co
 
 
 def place(program: ExportedProgram, options: CompileOptions) -> Placed:
-    """Find the partitions of a program. Linear in its nodes."""
+    """Find the partitions of a program. Linear in its nodes.
+
+    Raises `OptionError` for a model that was converted with options of `convert_pt2e` that leave nothing for the NPU.
+    """
+    check_quantize_is_an_operator(program.graph)
+    check_constants_are_quantized(program)
     bridged = bridge_islands(states_in_int8(program), options)
     found = leave_transposes_to_the_cpu(bridged.program, find_clusters(bridged.program, options), options)
     partitions, no_compute = partitions_of(bridged.program, found)

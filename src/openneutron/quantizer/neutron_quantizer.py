@@ -16,7 +16,7 @@ from openneutron import passes
 from openneutron.boundary import typed_errors
 from openneutron.constants import computed_constants, constant_value, value_of
 from openneutron.cpu_kernels import check_cpu_kernels
-from openneutron.errors import OptionError
+from openneutron.errors import ModelError, OptionError
 from openneutron.fx import is_operator, is_state, iterate_nodes, op_name, place_of, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
@@ -104,9 +104,9 @@ class NeutronQuantizer(Quantizer):
     Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and why.
 
     Raises `TargetError` and `OptionError` on construction, `ModelError` from `prepare_pt2e` for a model in train mode,
-    with dynamic shapes, or not in float32 (from `prepare_qat_pt2e` for what cannot be trained quantized), `InputError`
-    from a prepared or converted module for inputs of another shape or dtype, and `CalibrationError` from
-    `convert_pt2e`, for values that are not finite also while training.
+    with dynamic shapes, or not in float32 (from `prepare_qat_pt2e` for what cannot be trained quantized, and for a
+    model of which nothing is quantized), `InputError` from a prepared or converted module for inputs of another shape
+    or dtype, and `CalibrationError` from `convert_pt2e`, for values that are not finite also while training.
     """
 
     def __init__(
@@ -202,6 +202,8 @@ class NeutronQuantizer(Quantizer):
             place = self._place(node)
             fused.update(filter(None, [place.activation]))
             places.append(place)
+        if self.is_qat and not places:
+            raise _nothing_to_train(left)
         joined = joined_in_float(places)
         for node in joined:
             note_joined_in_float(node)
@@ -210,8 +212,7 @@ class NeutronQuantizer(Quantizer):
         if self.is_qat:
             training.fold_what_stays_in_float(model)
         if left:
-            lines = (f"  {node.name} ({op_name(node)}, {place_of(node)}): {reason}" for node, reason in left)
-            warnings.warn("These operators stay in float:\n" + "\n".join(lines), UnquantizedWarning, stacklevel=3)
+            warnings.warn("These operators stay in float:\n" + _listed(left), UnquantizedWarning, stacklevel=3)
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -238,6 +239,20 @@ class NeutronQuantizer(Quantizer):
         if follower is None or follower.activation is None or self.layers.leave_in_float(user):
             return None
         return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
+
+
+def _listed(left: list[tuple[Node, str]]) -> str:
+    """A line for each operator that stays in float, with its reason."""
+    return "\n".join(f"  {node.name} ({op_name(node)}, {place_of(node)}): {reason}" for node, reason in left)
+
+
+def _nothing_to_train(left: list[tuple[Node, str]]) -> ModelError:
+    message = "Nothing of this model is quantized, so there is nothing to train quantized."
+    if not left:
+        return ModelError(f"{message} It has no operators, or `layers` leaves all of them in float.")
+    node, _ = left[0]
+    message = f"{message} Its operators stay in float:\n{_listed(left)}\n"
+    return ModelError(message, node=node.name, op=op_name(node), source=source_of(node))
 
 
 def _is_size(node: Node) -> bool:

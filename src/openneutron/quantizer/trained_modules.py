@@ -132,7 +132,7 @@ class WeightFakeQuantize(FakeQuantize):
         axis = self.ch_axis if self.is_per_channel else None
         constant = QuantizedConstant(weight, scale, zero_point, axis, (self.quant_min, self.quant_max), self.dtype)
         set_argument(operator, weight_role, constant.write(model, operator, weight_role))
-        if bias is not None:
+        if bias is not None and bias_role is not None:
             scale = scale.cpu() * _input_scale(operator)
             if axis is not None:
                 axis, scale = 0, scale.repeat(bias.numel() // scale.numel())  # the same ones for each group
@@ -159,7 +159,7 @@ class FloatWeight(ObserverBase):
         """Give the operator that reads `node`, which calls this module, its folded weight and bias."""
         (operator,) = node.users
         for role, value in zip(weight_and_bias(operator), _trained(model, operator), strict=True):
-            if value is not None:
+            if role is not None and value is not None:
                 set_argument(operator, role, insert_constant(model, operator, value, role))
         model.graph.erase_node(node)
 
@@ -185,16 +185,17 @@ def batch_norm_behind(operator: Node) -> Node | None:
     return readers[0] if len(readers) == 1 and isinstance(called(readers[0]), BatchNorm) else None
 
 
-def weight_and_bias(operator: Node) -> tuple[str, str]:
-    """The names of the arguments that are weight and bias."""
+def weight_and_bias(operator: Node) -> tuple[str, str | None]:
+    """The names of the arguments that are weight and bias; None for the bias of an operator that takes none."""
     spec = OPERATORS.get(op_name(operator))
-    return ("weight", "bias") if spec is None else (spec.weight or "weight", spec.bias or "bias")
+    return ("weight", "bias") if spec is None else (spec.weight or "weight", spec.bias)
 
 
 def _trained(model: GraphModule, operator: Node) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of `operator` as training left them; a batch norm behind it goes into them."""
-    weight_call, bias_node = (arguments(operator)[role] for role in weight_and_bias(operator))
-    weight = value_of(model, weight_call.args[0])
+    args, (weight_role, bias_role) = arguments(operator), weight_and_bias(operator)
+    weight = value_of(model, args[weight_role].args[0])
+    bias_node = None if bias_role is None else args[bias_role]
     bias = None if bias_node is None else value_of(model, bias_node)
     norm = batch_norm_behind(operator)
     if norm is None:

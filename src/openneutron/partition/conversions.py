@@ -1,0 +1,69 @@
+"""How a model was converted: options of `convert_pt2e` that leave nothing for the NPU."""
+
+from __future__ import annotations
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Graph, Node
+
+from openneutron.errors import OptionError
+from openneutron.fx import arguments, is_pure, is_quantize, op_name, source_of
+
+__all__ = ["check_constants_are_quantized", "check_quantize_is_an_operator"]
+
+_CONSTANTS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
+
+
+def check_constants_are_quantized(program: ExportedProgram) -> None:
+    """Raise `OptionError` for a constant that the program would quantize. Linear in nodes.
+
+    That is what `convert_pt2e(..., fold_quantize=False)` leaves. A buffer that the program writes is no constant.
+    """
+    signature = program.graph_signature
+    constants = {
+        spec.arg.name
+        for spec in signature.input_specs
+        if spec.kind in _CONSTANTS and spec.target not in signature.buffers_to_mutate.values()
+    }
+    computed: set[Node] = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in constants:
+            computed.add(node)
+        elif is_quantize(node) and node.args[0] in computed:
+            raise OptionError(
+                "This constant would be quantized each time the program runs, on the CPU: the model was converted with "
+                "fold_quantize=False. Call convert_pt2e(prepared) without that option.",
+                node=node.name,
+                op=op_name(node),
+                source=source_of(next(iter(node.users), node)),
+            )
+        elif is_pure(node) and node.all_input_nodes and computed.issuperset(node.all_input_nodes):
+            computed.add(node)
+
+
+def check_quantize_is_an_operator(graph: Graph) -> None:
+    """Raise `OptionError` for arithmetic of integers in the place of quantize and dequantize. Linear in nodes.
+
+    That is what `convert_pt2e(..., use_reference_representation=True)` leaves.
+    """
+    for node in graph.nodes:
+        if _is_written_out_quantize(node) or node.target is torch.ops.higher_order.out_dtype:
+            raise OptionError(
+                "The model was converted with use_reference_representation=True, which writes quantize and dequantize "
+                "as arithmetic of integers. The NPU's operators cannot be told from that. Call convert_pt2e(prepared) "
+                "without that option.",
+                node=node.name,
+                op=op_name(node),
+                source=source_of(node),
+            )
+
+
+def _is_written_out_quantize(node: Node) -> bool:
+    """Whether `node` is the last of round, conversion to int32, add, clamp, and conversion to int8."""
+    found: object = node
+    for name in ("aten.to.dtype", "aten.clamp", "aten.add.Tensor", "aten.to.dtype", "aten.round"):
+        if not isinstance(found, Node) or not str(found.target).startswith(name):  # torchao names no overloads here
+            return False
+        found = next(iter(found.all_input_nodes), None)
+    return arguments(node)["dtype"] in (torch.int8, torch.uint8)
