@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import torch
 from tests import state_models as models
-from tests.flow_support import convert, lower_documented
+from tests.flow_support import convert, lower_documented, seeded
 from torch import nn
 from torch.utils._pytree import tree_leaves
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
 import openneutron
 from openneutron import NeutronQuantizer, QuantizedModel, Stream, lower, quantize
 from openneutron.accuracy import analyze, evaluate
 from openneutron.errors import CalibrationError, ModelError, OptionError
 from openneutron.quantizer import UnquantizedWarning
+from openneutron.runtime.program import TensorInfo
 
 STEPS = 40
 
@@ -183,6 +184,57 @@ class TestStreams:
         one = quantize(model, (inputs[0],), [Stream(inputs[:2]), Stream(inputs[2:])], recover=None)
         other = quantize(model, (inputs[0],), inputs, recover=None)
         assert torch.equal(one(inputs[0]), other(inputs[0]))
+
+
+class TestOtherWays:
+    def test_a_state_that_is_left_in_float(self) -> None:
+        model = models.Gru().eval()
+        steps = models.stream(model, STEPS)
+        quantized = quantize(model, steps[0], steps, recover=None, layers={"cell": "float"})
+        program = lower(quantized)
+        assert sqnr_db(outputs(copy.deepcopy(model), steps), outputs(quantized, steps)) > 40
+        quantized.reset()
+        assert sqnr_db(outputs(quantized, steps), outputs(program.run, steps)) > 60
+
+    def test_int8_at_the_ends(self) -> None:
+        model = models.RingBuffer().eval()
+        steps = models.stream(model, STEPS)
+        quantized = quantized_in("short", model, steps)
+        program = lower(quantized, int8_io=True)
+        take, give = (info for info in (*program.inputs, *program.outputs) if isinstance(info, TensorInfo))
+        found = outputs(lambda x: give.dequantize(program.run(take.quantize(x))), steps)
+        assert sqnr_db(outputs(quantized, steps), found) > 60
+
+    def test_training_step_by_step(self) -> None:
+        model = models.Copied().train()
+        steps = models.stream(model, 10)
+        exported = torch.export.export(model, steps[0]).module()
+        prepared = prepare_qat_pt2e(exported, NeutronQuantizer("imxrt700", is_qat=True))
+        for inputs in steps:
+            prepared(*inputs).square().sum().backward()
+        converted = convert_pt2e(prepared)
+        assert not converted.cache.any()
+        assert sqnr_db(outputs(converted, steps), outputs(lower(converted, steps[0]).run, steps)) > 60
+
+    def test_a_program_that_reads_what_it_wrote(self) -> None:
+        class Shifts(nn.Module):
+            cache: torch.Tensor
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(4, 3)
+                self.register_buffer("cache", torch.zeros(3, 4))
+
+            def forward(self, x: torch.Tensor) -> Any:
+                self.cache[:-1] = self.cache[1:].clone()
+                self.cache[-1:] = x
+                return self.linear(self.cache)
+
+        model = seeded(Shifts)
+        steps = [(torch.randn(1, 4, generator=torch.Generator().manual_seed(step)),) for step in range(5)]
+        lowered = lower_documented(torch.export.export(model, steps[0]).module(), steps[0])
+        program = openneutron.runtime.HostProgram.from_bytes(lowered.pte)
+        torch.testing.assert_close(outputs(program.run, steps), outputs(model, steps))
 
 
 class TestAccuracy:

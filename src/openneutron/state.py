@@ -86,6 +86,7 @@ def hold_state(store: Node) -> Node:
     """Put a read of the buffer `store` behind it, and its write in front of the graph's output.
 
     All readers of `store` read the copy. The copy is written back as it is; whoever changes it changes what is written.
+    Gradients end there: a training step does not reach into the call before.
     """
     graph = store.graph
     with graph.inserting_after(store):
@@ -94,9 +95,10 @@ def hold_state(store: Node) -> Node:
     note(state, STATE, str(store.target))
     store.replace_all_uses_with(state, delete_user_cb=lambda user: user is not state)
     with graph.inserting_before(output_node(graph)):
-        write = graph.call_function(_COPY, (store, state))
-    write.meta = dict(state.meta)
-    write.meta.pop("custom")
+        value = graph.call_function(torch.ops.aten.detach.default, (state,))
+        write = graph.call_function(_COPY, (store, value))
+    for node in (value, write):
+        node.meta = {key: item for key, item in state.meta.items() if key != "custom"}
     return state
 
 

@@ -143,6 +143,8 @@ def _keep_initial_states(program: ExportedProgram) -> None:
     for node in program.graph.nodes:
         if node.op == "placeholder" and signature.inputs_to_buffers.get(node.name) in written:
             node.meta["et_init_buffer"] = True
+            # As it was exported, it may need gradients; ExecuTorch's passes run the write, which torch refuses then.
+            node.meta["val"] = node.meta["val"].detach()
 
 
 def _traces(partition: Partition, compiled: DevicePayload) -> list[Trace]:

@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 def states_in_int8(program: ExportedProgram) -> ExportedProgram:
-    """Rules, linear in nodes and uses; `program` itself stays as it is:
+    """Rules, linear in nodes and uses; `program` itself stays as it is. Writes in place are behind all reads then:
 
     1. A state that all readers quantize alike, and whose next value is dequantized from such codes, is kept as codes.
     2. A state is read without the copy that `hold_states` made: ExecuTorch stores all next values behind the last read.
@@ -28,6 +28,7 @@ def states_in_int8(program: ExportedProgram) -> ExportedProgram:
 
     Rule 1 changes no result, as quantizing what was dequantized with the same qparams yields the same codes.
     """
+    program = _in_order(program)
     if not any(map(is_state, program.graph.nodes)):
         return program
     graph = Graph()
@@ -54,6 +55,27 @@ def states_in_int8(program: ExportedProgram) -> ExportedProgram:
     saved = {name: value for name, value in changed.items() if name in program.state_dict}
     others = {name: value for name, value in changed.items() if name not in saved}
     return with_graph(program, graph, copies, state=saved, constants=others)
+
+
+def _in_order(program: ExportedProgram) -> ExportedProgram:
+    """`program`, or what it is without writes in place, where any is in front of a read or to a part of a buffer.
+
+    No graph that `hold_states` wrote has such writes; those that torch.export leaves of other models may.
+    """
+    position = {node: index for index, node in enumerate(program.graph.nodes)}
+    writes = [node for node in position if writes_memory(node)]
+    stores = {write: write.args[0] for write in writes}
+    one_each = len(set(stores.values())) == len(writes)
+    if one_each and all(_is_last(write, store, position) for write, store in stores.items()):
+        return program
+    return program.run_decompositions({})
+
+
+def _is_last(write: Node, store: object, position: dict[Node, int]) -> bool:
+    if op_name(write) != "aten.copy_.default" or not isinstance(store, Node) or store.op != "placeholder":
+        return False
+    others = [user for user in store.users if user is not write]
+    return all(position[user] < position[write] and not may_alias(user) for user in others)
 
 
 def _qargs(state: Node, write: Node) -> tuple[Any, ...] | None:
