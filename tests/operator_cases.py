@@ -21,6 +21,7 @@ from tests import (
     recurrent_cases,
     reduction_cases,
     resize_cases,
+    scatter_cases,
     shape_cases,
     transposed_cases,
     volume_cases,
@@ -468,7 +469,7 @@ def _dropout() -> list[Case]:
 CASES: tuple[Case, ...] = (
     *_conv2d(), *_conv1d(), *_per_channel(), *_fused(), *_linear(), *_elementwise(), *_add(), *_softmax(),
     *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES, *transposed_cases.CASES, *pooling_cases.CASES,
-    *reduction_cases.CASES, *resize_cases.CASES, *shape_cases.CASES, *pointwise_cases.CASES,
+    *reduction_cases.CASES, *resize_cases.CASES, *shape_cases.CASES, *pointwise_cases.CASES, *scatter_cases.CASES,
     *matmul_cases.CASES, *attention_cases.CASES, *recurrent_cases.CASES, *blend_cases.CASES, *picking_cases.CASES,
     *volume_cases.CASES,
 )  # fmt: skip
@@ -509,6 +510,7 @@ REJECTED: tuple[Rejected, ...] = (
     *reduction_cases.REJECTED,
     *resize_cases.REJECTED,
     *shape_cases.REJECTED,
+    *scatter_cases.REJECTED,
     *blend_cases.REJECTED,
     *picking_cases.REJECTED,
     *volume_cases.REJECTED,

@@ -120,8 +120,8 @@ def check_writes_nothing(module: GraphModule) -> bool:
     for node in module.graph.nodes:
         if writes_memory(node) and not is_state_write(node):
             raise ModelError(
-                "This operator writes in place, to memory that other values share (a view, a slice); "
-                "quantization would separate them. Write the result to a new tensor.",
+                "This operator writes in place to a part of an input of the model, or to a view that cannot be written "
+                "back (expand, unfold, diagonal). Write the result to a new tensor, or to a copy: x = x.clone().",
                 node=node.name,
                 op=op_name(node),
                 source=source_of(node),

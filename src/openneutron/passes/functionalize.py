@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Node, map_arg
 
 from openneutron.fx import note_replaced, op_name, shape_of
+from openneutron.passes.write_back import Spot, can_be_written_back, write_back
 from openneutron.state import is_state_write
 
 __all__ = ["functionalize", "may_alias", "writes_memory"]
@@ -22,31 +25,20 @@ def functionalize(module: GraphModule) -> bool:
     """Rules, linear in nodes and uses:
 
     1. An in-place operator (relu_) becomes the ordinary one (relu), and later readers of the value it wrote read its
-       result.
-    2. It stays where another value in the same memory (a view) is read later, or where it writes to a buffer of the
-       module. What stores a state stays, too.
+       result. A copy_ becomes what is copied, a fill_ a constant.
+    2. Where it writes to a view (a slice, a reshape, a transpose), its result is put into what that is a view of, and
+       later readers of the same memory read that, by views of it that are made again.
+    3. It stays where it writes to a buffer or to a part of an input, or to a view with no such way back (expand,
+       unfold, as_strided). What stores a state stays, too.
     """
-    position = {node: index for index, node in enumerate(module.graph.nodes)}
-    memory: dict[Node, Node] = {}
-    sharing: dict[Node, list[Node]] = {}
-    changed = False
+    if not any(writes_memory(node) for node in module.graph.nodes):
+        return False
+    walk = _Walk({node: index for index, node in enumerate(module.graph.nodes)})
     for node in list(module.graph.nodes):
-        written = node.args[0] if node.args else None
-        target = _ordinary_form(node)
-        shared = sharing[memory[written]] if isinstance(written, Node) else []
-        if target is not None and isinstance(written, Node) and _may_be_replaced(node, shared, position):
-            for user in [user for user in written.users if position[user] > position[node]]:
-                user.replace_input_with(written, node)
-            note_replaced(node, op_name(node))
-            node.target = target
-            if target is aten.copy.default:
-                _write_as_clone(node)
-            memory[node] = node
-            changed = True
-        else:
-            memory[node] = memory[written] if isinstance(written, Node) and may_alias(node) else node
-        sharing.setdefault(memory[node], []).append(node)
-    return changed
+        walk.visit(node)
+    for node in reversed(walk.dead):
+        module.graph.erase_node(node)
+    return walk.changed
 
 
 def writes_memory(node: Node) -> bool:
@@ -54,37 +46,152 @@ def writes_memory(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-def _may_be_replaced(node: Node, sharing: list[Node], position: dict[Node, int]) -> bool:
-    others = [value for value in sharing if value is not node.args[0]]
-    read_later = any(position[user] > position[node] for value in others for user in value.users)
-    return not read_later and sharing[0].op != "get_attr"
-
-
-def _write_as_clone(copy: Node) -> None:
-    """Write a whole value that is overwritten by another as a copy of that one, in its shape and dtype."""
-    written, value = copy.args[:2]
-    assert isinstance(written, Node)
-    if not isinstance(value, Node):
-        return
-    with copy.graph.inserting_before(copy):
-        if value.meta["val"].dtype != written.meta["val"].dtype:
-            value = _call(aten.to.dtype, value, written.meta["val"].dtype)
-        if shape_of(value) != shape_of(written):
-            value = _call(aten.expand.default, value, list(shape_of(written)))
-    copy.target, copy.args, copy.kwargs = aten.clone.default, (value,), {}
-
-
-def _call(target: torch._ops.OpOverload, value: Node, argument: Any) -> Node:
-    call = value.graph.call_function(target, (value, argument))
-    call.meta = {**value.meta, "val": target(value.meta["val"], argument)}
-    return call
-
-
 def may_alias(node: Node) -> bool:
     """Whether the output of `node` may be memory of its first argument."""
     taken = node.target._schema.arguments[:1] if isinstance(node.target, torch._ops.OpOverload) else []
     aliases = any(argument.alias_info is not None for argument in taken)
     return aliases or op_name(node) in _MAY_RETURN_THEIR_INPUT
+
+
+@dataclass
+class _Walk:
+    """Visits the nodes of a graph in order.
+
+    A place is a node that yields memory, or a view of it, in its own way; what yields the same (contiguous, detach, an
+    in-place operator) is the same place. Each write to a memory makes all of its places but those it went through
+    stale: `current` has the node that yields a place, and after how many writes.
+    """
+
+    position: dict[Node, int]
+    place: dict[Node, Node] = field(default_factory=dict)
+    source: dict[Node, Node] = field(default_factory=dict)
+    memory: dict[Node, Node] = field(default_factory=dict)
+    views: dict[Node, list[Node]] = field(default_factory=dict)
+    writes: dict[Node, int] = field(default_factory=dict)
+    current: dict[Node, tuple[int, Node]] = field(default_factory=dict)
+    dead: list[Node] = field(default_factory=list)
+    changed: bool = False
+
+    def visit(self, node: Node) -> None:
+        """Let `node` read what its operands are by now; write what it writes."""
+        first = node.args[0] if node.args else None
+        target = _ordinary_form(node)
+        if target is not None and isinstance(first, Node) and self._is_writable(self.place[first], node):
+            self._write(node, self.place[first], target)
+            return
+        node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda read: self._fresh(read, node))
+        if isinstance(first, Node) and may_alias(node) and (writes_memory(node) or _shares_memory(node)):
+            self._add_view(node, self.place[first])
+        else:
+            self._add(node)
+            self.memory[node] = node
+            self.writes[node] = 0
+
+    def _add(self, node: Node) -> None:
+        self.place[node] = node
+        self.current[node] = (0, node)
+
+    def _add_view(self, node: Node, source: Node) -> None:
+        memory = self.memory[source]
+        if writes_memory(node) or _is_the_same(node, source):
+            self.place[node] = source
+            return
+        self._add(node)
+        self.source[node], self.memory[node] = source, memory
+        self.current[node] = (self.writes[memory], node)
+        self.views.setdefault(memory, []).append(node)
+
+    def _fresh(self, read: Node, before: Node) -> Node:
+        """The node that yields now what `read` yields."""
+        place = self.place[read]
+        count, node = self.current[place]
+        now = self.writes[self.memory[place]]
+        if count != now:
+            source = self._fresh(self.source[place], before)
+            with before.graph.inserting_before(before):
+                node = before.graph.node_copy(place, lambda other: source if other is place.args[0] else other)
+            node.args = (source, *node.args[1:])
+            self.current[place] = (now, node)
+        return node
+
+    def _is_writable(self, place: Node, writer: Node) -> bool:
+        memory = self.memory[place]
+        if memory.op == "get_attr" or not all(can_be_written_back(view) for view in self._way(place)[:-1]):
+            return False
+        if memory.op != "placeholder":
+            return True
+        later = any(self.position[user] > self.position[writer] for view in self.views.get(memory, ())
+                    for user in view.users if user in self.position)  # fmt: skip
+        return place is memory and not later
+
+    def _way(self, place: Node) -> list[Node]:
+        """The places from `place` to its memory; of the parts of a tensor, not the list of them."""
+        way = [place]
+        while way[-1] in self.source:
+            source = self.source[way[-1]]
+            way.append(self.source[source] if way[-1].target is operator.getitem else source)
+        return way
+
+    def _write(self, node: Node, place: Node, target: torch._ops.OpOverload) -> None:
+        way = self._way(place)
+        nodes = [self._fresh(each, node) for each in way]
+        args, kwargs = map_arg((node.args, node.kwargs), lambda read: self._fresh(read, node))
+        note_replaced(node, op_name(node))
+        value = _written(node, nodes[0], target, args, kwargs)
+        memory, behind = way[-1], node.next
+        self.writes[memory] += 1
+        self.current[place] = (self.writes[memory], value)
+        for view, source, before in zip(way, way[1:], nodes[1:], strict=False):
+            value = write_back(view, before, value, Spot(behind, node))
+            self.current[source] = (self.writes[memory], value)
+        self.place[node] = place
+        self.changed = True
+        if node.target is not target:
+            self.dead.append(node)
+
+
+def _written(
+    node: Node, place: Node, target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Node:
+    """What `place` becomes by the in-place operator `node`, whose ordinary form is `target`."""
+    name = op_name(node)
+    if name in ("aten.copy_.default", "aten.fill_.Tensor") and isinstance(args[1], Node):
+        return _like(args[1], place, Spot(node, node))
+    if name == "aten.zero_.default":
+        return Spot(node, node).call(aten.zeros_like.default, place)
+    node.target, node.args, node.kwargs = target, args, kwargs
+    return node
+
+
+def _like(value: Node, place: Node, spot: Spot) -> Node:
+    """`value` in the dtype and shape of `place`."""
+    if value.meta["val"].dtype != place.meta["val"].dtype:
+        value = spot.call(aten.to.dtype, value, place.meta["val"].dtype)
+    shape = shape_of(place)
+    if len(shape_of(value)) > len(shape):  # by dimensions of size 1 in front
+        value = spot.call(aten.reshape.default, value, list(shape_of(value)[-len(shape) :] if shape else []))
+    return value if shape_of(value) == shape else spot.call(aten.expand.default, value, list(shape))
+
+
+def _shares_memory(node: Node) -> bool:
+    """Whether the output of `node`, which may be memory of its first argument, is; as far as that is known."""
+    if node.target is operator.getitem:
+        return True
+    read = [source.meta.get("val") for source in node.all_input_nodes]
+    if any(value is None for value in read) or not isinstance(read[0], torch.Tensor):
+        return True
+    args, kwargs = map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+    result = node.target(*args, **kwargs)  # type: ignore[operator]
+    storages = [value.untyped_storage()._cdata for value in (result if isinstance(result, (list, tuple)) else [result])]
+    return read[0].untyped_storage()._cdata in storages
+
+
+def _is_the_same(node: Node, source: Node) -> bool:
+    """Whether a view has all values of what it is a view of, in the same places."""
+    value, other = node.meta.get("val"), source.meta.get("val")
+    if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return False
+    return (value.dtype, value.shape, value.stride()) == (other.dtype, other.shape, other.stride())
 
 
 def _ordinary_form(node: Node) -> torch._ops.OpOverload | None:

@@ -494,7 +494,8 @@ class _Annotation:
         return {self._find(edge[0]) for edge in edges - wanted if edge[1] not in movers or edge in self.requantized}
 
     def _join(self, output: Node, group: Value) -> None:
-        root = self._find(output)
+        # A group that an operator reads twice may have been joined to another one in between.
+        root, group = self._find(output), self._find(group)
         if root is not group:
             self.parent[root] = group
             if root in self.read:

@@ -1,0 +1,259 @@
+"""Writes to a part of a tensor, written with slices and a concatenation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from openneutron.constants import constant_value
+from openneutron.fx import arguments, iterate_nodes, op_name, operator_names, shape_of
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.site import Site
+from openneutron.ops.spec import constraint
+
+__all__ = ["DECOMPOSED"]
+
+aten = torch.ops.aten
+
+_SLICE, _SELECT, _COPY = "aten.slice_scatter.default", "aten.select_scatter.default", "aten.index_copy.default"
+_FILL, _PUT = "aten.index_fill.int_Scalar", "aten.index_put.default"
+_WRITES = (_SLICE, _SELECT, _COPY, _FILL, _PUT)
+# Slices of a concatenation of so many parts, along another dimension, are taken of the parts.
+_MOST_PARTS = 8
+
+
+@dataclass(frozen=True)
+class _Write:
+    """Values that go to some indices of a dimension."""
+
+    dim: int
+    indices: tuple[int, ...]
+    values: Node | float
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Consecutive indices of a source."""
+
+    source: int
+    first: int
+    count: int
+
+
+def _write_of(node: object) -> _Write | None:
+    """What a call writes; None for another operator, and for indices that are no constants of one dimension."""
+    if not isinstance(node, Node) or op_name(node) not in _WRITES:
+        return None
+    name, args, shape = op_name(node), arguments(node), shape_of(node)
+    if not shape:
+        return None
+    if name == _PUT:
+        return _put(args, shape)
+    dim = int(args["dim"]) % len(shape)
+    size = shape[dim]
+    if name == _SLICE:
+        start, end = (args[end] if args[end] is None else int(args[end]) for end in ("start", "end"))
+        indices = range(*slice(start, end, int(args["step"])).indices(size))
+        return _Write(dim, tuple(indices), args["src"])
+    if name == _SELECT:
+        return _Write(dim, (int(args["index"]) % size,), args["src"])
+    index = constant_value(args["index"])
+    if index is None or index.numel() == 0:
+        return None
+    values = args["source"] if name == _COPY else float(args["value"])
+    return _Write(dim, tuple(int(each) % size for each in index.flatten()), values)
+
+
+def _put(args: dict[str, Any], shape: Sequence[int]) -> _Write | None:
+    indexed = [(dim, index) for dim, index in enumerate(args["indices"]) if index is not None]
+    if args["accumulate"] or len(indexed) != 1:
+        return None
+    (dim, index) = indexed[0]
+    chosen = constant_value(index)
+    if chosen is None or chosen.dim() != 1:
+        return None
+    chosen = chosen.nonzero().flatten() if chosen.dtype == torch.bool else chosen
+    return _Write(dim, tuple(int(each) % shape[dim] for each in chosen), args["values"]) if len(chosen) else None
+
+
+def _mask_of(node: Node) -> tuple[int, Node] | None:
+    """The mask of an index_put that writes one value where it is true, and its first dimension."""
+    args = arguments(node)
+    indexed = [(dim, index) for dim, index in enumerate(args["indices"]) if index is not None]
+    is_one = isinstance(args["values"], Node) and math.prod(shape_of(args["values"])) == 1
+    if op_name(node) != _PUT or args["accumulate"] or len(indexed) != 1 or not is_one:
+        return None
+    dim, mask = indexed[0]
+    return (dim, mask) if mask.meta["val"].dtype == torch.bool else None
+
+
+def _continued(node: Node) -> bool:
+    """Whether only another write along the same dimension reads what this one makes."""
+    (user,) = node.users if len(node.users) == 1 else (None,)
+    write, next_write = _write_of(node), _write_of(user)
+    if write is None or next_write is None or write.dim != next_write.dim or user is None:
+        return False
+    return arguments(user)["self"] is node and next_write.values is not node
+
+
+@constraint
+def writes_to_constant_indices(site: Site) -> bool:
+    """It writes to indices of one dimension that are constants, or one value where a mask is true."""
+    node = site.node
+    return _write_of(node) is not None or (op_name(node) == _PUT and _mask_of(node) is not None)
+
+
+def _ends_a_chain(site: Site) -> bool:
+    return not _continued(site.node)
+
+
+def _write(rewriting: Rewriting) -> Node:
+    node = rewriting.site.node
+    write = _write_of(node)
+    if write is None:
+        return _choose(rewriting)
+    base, writes = arguments(node)["self"], [write]
+    while _write_of(base) is not None and _continued(base):
+        earlier = _write_of(base)
+        assert earlier is not None
+        writes.append(earlier)
+        base = arguments(base)["self"]
+    return _assembled(rewriting, base, list(reversed(writes)))
+
+
+def _choose(rewriting: Rewriting) -> Node:
+    args, rank = rewriting.args, len(rewriting.shape)
+    found = _mask_of(rewriting.site.node)
+    assert found is not None  # writes_to_constant_indices holds
+    dim, mask = found
+    shape = shape_of(mask)
+    behind = rank - dim - len(shape)
+    value = rewriting.call(aten.reshape.default, args["values"], [1] * rank) if shape_of(args["values"]) else None
+    mask = rewriting.call(aten.reshape.default, mask, [*shape, *[1] * behind]) if behind else mask
+    return rewriting.call(aten.where.self, mask, value or args["values"], args["self"])
+
+
+def _assembled(rewriting: Rewriting, base: Node, writes: Sequence[_Write]) -> Node:
+    dim, size = writes[0].dim, rewriting.shape[writes[0].dim]
+    origin = [(0, index) for index in range(size)]
+    for number, write in enumerate(writes, 1):
+        for position, index in enumerate(write.indices):
+            origin[index] = (number, position)
+    used = sorted({number for number, _ in origin})
+    sources = {number: base if number == 0 else _values(rewriting, writes[number - 1]) for number in used}
+    runs = _runs(origin)
+    period = math.lcm(*(_step(write) for write in writes))
+    whole = size - size % period
+    if 1 < period <= size and len(runs) > 2 * period and _is_periodic(origin[:whole], period):
+        parts = [_interleaved(rewriting, sources, origin[:whole], dim, period)]
+        runs = _runs(origin[whole:])
+    else:
+        parts = []
+    parts += [_taken(rewriting, sources[run.source], dim, run.first, run.count) for run in runs]
+    return _joined(rewriting, parts, dim)
+
+
+def _values(rewriting: Rewriting, write: _Write) -> Node:
+    """The values of a write, with its indices as a dimension."""
+    shape = [*rewriting.shape]
+    shape[write.dim] = len(write.indices)
+    if not isinstance(write.values, Node):
+        return rewriting.constant(torch.full(shape, write.values))
+    given = list(shape_of(write.values))
+    if given == shape:
+        return write.values
+    if len(write.indices) == 1 and given == shape[: write.dim] + shape[write.dim + 1 :]:
+        return rewriting.call(aten.reshape.default, write.values, shape)
+    return rewriting.call(aten.expand.default, write.values, shape)
+
+
+def _runs(origin: Sequence[tuple[int, int]]) -> list[_Run]:
+    runs: list[_Run] = []
+    for source, index in origin:
+        last = runs[-1] if runs else None
+        if last is not None and last.source == source and last.first + last.count == index:
+            runs[-1] = _Run(source, last.first, last.count + 1)
+        else:
+            runs.append(_Run(source, index, 1))
+    return runs
+
+
+def _step(write: _Write) -> int:
+    """The distance between the indices of a write; 1 where they have none."""
+    steps = {after - before for before, after in pairwise(write.indices)}
+    return steps.pop() if len(steps) == 1 and min(steps) > 0 else 1
+
+
+def _is_periodic(origin: Sequence[tuple[int, int]], period: int) -> bool:
+    """Whether the values that are `period` apart come from one source, at one distance."""
+    return all(_distance(origin[phase::period]) is not None for phase in range(period))
+
+
+def _distance(origin: Sequence[tuple[int, int]]) -> int | None:
+    steps = {(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(origin)}
+    if len(steps) != 1:
+        return 1 if not steps else None
+    ((source, step),) = steps
+    return step if source == 0 and step > 0 else None
+
+
+def _interleaved(
+    rewriting: Rewriting, sources: dict[int, Node], origin: Sequence[tuple[int, int]], dim: int, period: int
+) -> Node:
+    """Values in groups of `period`, a group's values from a source each."""
+    count, phases = len(origin) // period, []
+    for phase in range(period):
+        source, first = origin[phase]
+        step = _distance(origin[phase::period]) or 1
+        value = sources[source]
+        if step == 1:
+            value = _taken(rewriting, value, dim, first, count)
+        else:
+            value = rewriting.call(aten.slice.Tensor, value, dim, first, first + (count - 1) * step + 1, step)
+        shape = list(shape_of(value))
+        phases.append(rewriting.call(aten.reshape.default, value, [*shape[: dim + 1], 1, *shape[dim + 1 :]]))
+    grouped = _joined(rewriting, phases, dim + 1)
+    shape = list(shape_of(grouped))
+    return rewriting.call(aten.reshape.default, grouped, [*shape[:dim], count * period, *shape[dim + 2 :]])
+
+
+def _joined(rewriting: Rewriting, parts: Sequence[Node], dim: int) -> Node:
+    return parts[0] if len(parts) == 1 else rewriting.call(aten.cat.default, list(parts), dim)
+
+
+def _taken(rewriting: Rewriting, value: Node, dim: int, first: int, count: int) -> Node:
+    """`count` indices of a dimension from `first` on; of what was written before, of its parts."""
+    if count == shape_of(value)[dim]:
+        return value
+    if op_name(value) == "aten.cat.default" and not set(_WRITES).isdisjoint(operator_names(value)):
+        parts, along = list(iterate_nodes(value.args[0])), int(value.args[1])  # type: ignore[arg-type]
+        if along != dim and len(parts) <= _MOST_PARTS:
+            return _joined(rewriting, [_taken(rewriting, part, dim, first, count) for part in parts], along)
+        if along == dim:
+            begin = 0
+            for part in parts:
+                size = shape_of(part)[dim]
+                if begin <= first and first + count <= begin + size:
+                    return _taken(rewriting, part, dim, first - begin, count)
+                begin += size
+    return rewriting.call(aten.slice.Tensor, value, dim, first, first + count)
+
+
+DECOMPOSED = (
+    Decomposition(
+        name="slice_scatter, select_scatter, index_put",
+        targets=_WRITES,
+        applies=_ends_a_chain,
+        constraints=(writes_to_constant_indices,),
+        rewrite=_write,
+        becomes="slice of what stays and cat with what is written; where for a mask",
+        approximation=0.0,
+        notes="Writes to slices (`x[:, :4] = y`) become these. Several along one dimension become one cat.",
+    ),
+)

@@ -1,0 +1,146 @@
+"""Writes to slices and views: slices and a concatenation on the NPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.both_flows import assert_one_delegate_in_both_flows, one_delegate, samples_of
+from tests.flow_support import seeded
+from tests.models import Model, conv, image
+from tests.test_passes import exported, names
+from torch import nn
+
+from openneutron import NeutronQuantizer, lower, passes
+from openneutron.errors import ModelError
+from openneutron.targets import TARGETS
+
+Function = Callable[[torch.Tensor], Any]
+
+
+def _partial(x: torch.Tensor) -> Any:
+    x[:, :2] = F.relu(x[:, :2])
+    return x
+
+
+def _border(x: torch.Tensor) -> Any:
+    x[:, :, 0] = 0
+    x[:, :, -1] = 0
+    x[..., 0] = 0
+    x[..., -1] = 0
+    return x
+
+
+def _temporal_shift(x: torch.Tensor) -> Any:
+    out = torch.zeros_like(x)
+    out[:-1, :1] = x[1:, :1]
+    out[1:, 1:2] = x[:-1, 1:2]
+    out[:, 2:] = x[:, 2:]
+    return out
+
+
+def _strided(x: torch.Tensor) -> Any:
+    x[:, ::2] = F.relu(x[:, ::2])
+    x[:, :, 1::3] = 0
+    return x
+
+
+def _woven(x: torch.Tensor) -> Any:
+    out = x.new_zeros(x.shape)
+    out[..., ::2] = x[..., :4]
+    out[..., 1::2] = x[..., 4:]
+    return out
+
+
+def _listed(x: torch.Tensor) -> Any:
+    x[:, [0, 2]] = F.relu(x[:, 1:3])
+    x[:, :, [1, 5]] = 0.5
+    return x
+
+
+def _in_place(x: torch.Tensor) -> Any:
+    x[:, :2].add_(1)
+    x[:, 2:].mul_(0.5)
+    x[:, 0].copy_(x[:, 1])
+    x[..., 3].fill_(0.25)
+    x[0, 1] *= 2
+    return x
+
+
+def _into_a_larger_one(x: torch.Tensor) -> Any:
+    out = x.new_zeros(x.shape[0], 6, 8, 8)
+    out[:, 1:5] = x
+    return F.relu(out)[:, :4]
+
+
+def _stepwise(x: torch.Tensor) -> Any:
+    out = torch.empty_like(x)
+    for row in range(8):
+        out[:, :, row] = F.relu(x[:, :, 7 - row])
+    return out
+
+
+WRITES: dict[str, tuple[Function, int]] = {
+    "partial": (_partial, 1), "border": (_border, 1), "temporal shift": (_temporal_shift, 4), "strided": (_strided, 1),
+    "woven": (_woven, 1), "listed": (_listed, 1), "in place": (_in_place, 1), "larger": (_into_a_larger_one, 1),
+    "stepwise": (_stepwise, 1),
+}  # fmt: skip
+
+
+def _model(name: str) -> nn.Module:
+    return seeded(lambda: Model(lambda m, x: m.d(WRITES[name][0](m.c(x))), c=conv(), d=conv()))
+
+
+def _prepared(function: Function, shape: tuple[int, ...] = (1, 4, 8, 8)) -> list[str]:
+    model = Model(lambda _, x: function(F.relu(x)))
+    return names(passes.prepare(exported(model, image(*shape)), TARGETS["imxrt700"]))
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_one_delegate_in_both_flows(name: str) -> None:
+    assert_one_delegate_in_both_flows(_model(name), samples_of([(WRITES[name][1], 4, 8, 8)]), 25.0, recover=None)
+
+
+@pytest.mark.parametrize("recover", ["fast", "auto"])
+@pytest.mark.parametrize("name", ["partial", "temporal shift"])
+def test_recovery(name: str, recover: str) -> None:
+    one_delegate(_model(name), samples_of([(WRITES[name][1], 4, 8, 8)]), 25.0, recover)
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_the_prepared_graph_computes_the_same(name: str) -> None:
+    model, inputs = _model(name), image(WRITES[name][1], 4, 8, 8)
+    module = passes.prepare(exported(model, inputs), TARGETS["imxrt700"])
+    torch.testing.assert_close(module(inputs), model(inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_written_whole_leaves_nothing_of_what_was_there() -> None:
+    assert _prepared(_woven).count("slice.Tensor") == 2
+    assert _prepared(_stepwise).count("cat.default") == 1
+
+
+def test_a_zeroed_border_is_two_concatenations() -> None:
+    assert _prepared(_border).count("cat.default") == 2
+
+
+def test_training() -> None:
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
+
+    module = torch.export.export(_model("partial").train(), (image(),)).module()
+    prepared = prepare_qat_pt2e(module, NeutronQuantizer(is_qat=True))
+    prepared(image()).sum().backward()
+    program = lower(convert_pt2e(prepared), (image(),))
+    assert {row.where for row in program.placement} == {"npu"}
+
+
+def test_a_write_to_a_part_of_an_input_is_refused() -> None:
+    def function(m: Any, x: torch.Tensor) -> Any:
+        x[:, :2] = 0
+        return m.c(x)
+
+    with pytest.raises(ModelError, match=r"a part of an input.*x\.clone") as caught:
+        passes.prepare(exported(Model(function, c=conv())), TARGETS["imxrt700"])
+    assert caught.value.source is not None
