@@ -15,11 +15,12 @@ from benchmarks.models import DSCNN
 from torch import Tensor, nn
 
 from .alive import Shape, awaken, smooth
-from .classifiers import EfficientNetLite0, MLPMixer, MobileNetV1
+from .classifiers import ConvNeXtV2, EfficientNetLite0, LRNNet, MLPMixer, MobileNetV1
 from .dense import ESPCN, ConvAutoencoder, UNet, Yolo
 from .detectors import YoloV5, YoloV8
 from .sound import TCN, GRUKeywords
 from .torchvision_models import MissingTorchvisionError, torchvision_models
+from .volumes import ResNet18OfVolumes
 
 __all__ = ["ZOO", "Member", "MissingTorchvisionError", "smooth"]
 
@@ -150,6 +151,9 @@ ZOO: dict[str, Member] = {
         Member("tcn", lambda _: TCN(), (1, 40, 100), (1, 40, 100)),
         Member("gru", lambda _: GRUKeywords(), (1, 40, 20), (1, 40, 98)),
         Member("convnext_blocks", _convnext, _SMALL, _FULL),
+        Member("convnext_v2", lambda _: ConvNeXtV2(), _SMALL, _FULL),
+        Member("lrn_net", lambda _: LRNNet(), _SMALL, _FULL),
+        Member("resnet18_of_volumes", lambda _: ResNet18OfVolumes(), (1, 3, 2, 32, 32), (1, 3, 4, 112, 112)),
         Member("vision_transformer", _vision_transformer, _SMALL, _FULL),
         Member("mlp_mixer", lambda shape: MLPMixer(shape[-1]), _SMALL, _image(128)),
         Member("autoencoder", lambda _: ConvAutoencoder(), _SMALL, _image(128)),

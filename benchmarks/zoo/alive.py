@@ -26,7 +26,8 @@ BATCH, BATCH_SEED = 32, 1000  # of the inputs that batch norms see
 COARSE = 8  # elements of an input, along each of its axes, between two independent ones
 GRAIN = 0.1  # standard deviation of the white noise beside a smooth signal of about 1
 
-_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
+_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}  # of interpolation, by the axes behind the channels
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
@@ -39,7 +40,7 @@ def smooth(shape: Shape, count: int, seed: int) -> list[Tensor]:
     _, channels, *sizes = shape
     coarse = torch.randn(count, channels, *(1 + size // COARSE for size in sizes), generator=generator)
     offset = torch.randn(count, channels, *(1 for _ in sizes), generator=generator)
-    signal = interpolate(coarse + offset, size=sizes, mode="linear" if len(sizes) == 1 else "bilinear")
+    signal = interpolate(coarse + offset, size=sizes, mode=_MODES[len(sizes)])
     return list(torch.split(signal + GRAIN * torch.randn(signal.shape, generator=generator), 1))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EfficientNetLite0", "MLPMixer", "MobileNetV1"]
+__all__ = ["ConvNeXtV2", "EfficientNetLite0", "LRNNet", "MLPMixer", "MobileNetV1"]
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -104,3 +104,88 @@ class MLPMixer(nn.Module):
         x = self.embed(x).flatten(2).transpose(1, 2)
         logits: Tensor = self.head(self.norm(self.blocks(x)).mean(1))
         return logits
+
+
+class _ChannelNorm(nn.LayerNorm):
+    """A layer norm over the channels of an image [N, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class _GlobalResponseNorm(nn.Module):
+    """Each channel of [N, H, W, C] by its length over height and width, relative to that of the others."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(0.5 * torch.randn(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
+        response: Tensor = length / (length.mean(-1, keepdim=True) + 1e-6)
+        return self.gamma * (x * response) + self.beta + x
+
+
+class _ConvNeXtV2Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels, 1e-6)
+        self.widen, self.narrow = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+        self.response = _GlobalResponseNorm(4 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y = self.narrow(self.response(nn.functional.gelu(self.widen(y))))
+        return x + y.permute(0, 3, 1, 2)
+
+
+class ConvNeXtV2(_Classifier):
+    """The widths of ConvNeXt V2 atto, with half of its blocks."""
+
+    STAGES = ((40, 1), (80, 1), (160, 3), (320, 1))
+
+    def __init__(self, classes: int = 100) -> None:
+        features: list[nn.Module] = []
+        channels = 3
+        for outputs, blocks in self.STAGES:
+            if channels == 3:
+                features += [nn.Conv2d(channels, outputs, 4, 4), _ChannelNorm(outputs, 1e-6)]
+            else:
+                features += [_ChannelNorm(channels, 1e-6), nn.Conv2d(channels, outputs, 2, 2)]
+            features += [_ConvNeXtV2Block(outputs) for _ in range(blocks)]
+            channels = outputs
+        super().__init__(features, channels, classes)
+
+
+class _Inception(nn.Module):
+    """Of four branches a quarter of the outputs each."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        quarter = outputs // 4
+        self.branches = nn.ModuleList(
+            nn.Sequential(*parts, nn.ReLU())
+            for parts in (
+                [nn.Conv2d(inputs, quarter, 1)],
+                [nn.Conv2d(inputs, quarter, 1), nn.ReLU(), nn.Conv2d(quarter, quarter, 3, padding=1)],
+                [nn.Conv2d(inputs, quarter // 2, 1), nn.ReLU(), nn.Conv2d(quarter // 2, quarter, 5, padding=2)],
+                [nn.MaxPool2d(3, 1, 1), nn.Conv2d(inputs, quarter, 1)],
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+class LRNNet(_Classifier):
+    """The stem of the first GoogLeNet, with its local response norms, and two of its blocks."""
+
+    def __init__(self, classes: int = 100) -> None:
+        features = [
+            *(nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.LocalResponseNorm(5)),
+            *(nn.Conv2d(64, 64, 1), nn.ReLU(), nn.Conv2d(64, 192, 3, padding=1), nn.ReLU()),
+            *(nn.LocalResponseNorm(5, alpha=0.1, k=2.0), nn.MaxPool2d(3, 2, 1)),
+            *(_Inception(192, 256), _Inception(256, 320)),
+        ]
+        super().__init__(features, 320, classes)
