@@ -53,8 +53,13 @@ def argument_names(paths: Sequence[Path]) -> list[str]:
 
 def leaves_at(paths: Sequence[Path], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """What lies at each of `paths` in positional and keyword arguments; `MISSING` where nothing does."""
-    given = {**dict(zip(argument_names(paths), args, strict=False)), **kwargs}
+    given = {**dict(zip(argument_names(paths), _with_leaves(args), strict=False)), **kwargs}
     return [_at(given, path) for path in paths]
+
+
+def _with_leaves(args: Sequence[Any]) -> list[Any]:
+    """`args` without empty containers, which have no leaf and so no name."""
+    return [value for value in args if not isinstance(value, (Mapping, list, tuple)) or value]
 
 
 def _at(value: Any, path: Path) -> Any:
@@ -75,11 +80,11 @@ def _step(value: Any, key: str | int) -> Any:
 
 def check_names(paths: Sequence[Path], args: Sequence[Any], kwargs: Mapping[str, Any], what: str) -> None:
     """Raise `InputError` for more arguments than there are, for an unknown name, and for one given twice."""
-    names = argument_names(paths)
+    names, args = argument_names(paths), _with_leaves(args)
     if len(args) > len(names):
         raise InputError(f"{what} takes {len(names)} inputs ({', '.join(names)}), got {len(args)}")
-    for name in kwargs:
-        if name not in names:
+    for name, value in kwargs.items():
+        if name not in names and _with_leaves([value]):
             raise InputError(f"{what} has no input '{name}'; its inputs are {', '.join(map(repr, names))}")
         if name in names[: len(args)]:
             raise InputError(f"{what} got its input '{name}' twice, by position and by name")

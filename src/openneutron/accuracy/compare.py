@@ -214,7 +214,7 @@ class _Delegate:
             computed = value_of(cluster.quantize)
             if cluster.quantize not in self.tensors:
                 continue
-            stored = torch.from_numpy(self.interpreter.get_tensor(self.tensors[cluster.quantize]))
+            stored = torch.from_numpy(np.asarray(self.interpreter.get_tensor(self.tensors[cluster.quantize])))
             found = _arranged(stored, computed)
             difference = (found.int() - computed.int()).abs()
             self.lsb[cluster] = max(self.lsb.get(cluster, 0), int(difference.max()))

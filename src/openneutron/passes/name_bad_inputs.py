@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from openneutron.errors import InputError
 
@@ -17,14 +17,31 @@ GUARDS = "_guards_fn"
 
 
 @dataclass(frozen=True)
+class _Constant:
+    """What a model was exported with in place of a tensor."""
+
+    name: str
+    value: int | float | bool | str | None
+
+    def fits(self, value: object) -> bool:
+        """Whether `value` is the same."""
+        return type(value) is type(self.value) and value == self.value
+
+    def __str__(self) -> str:
+        return repr(self.value)
+
+
+@dataclass(frozen=True)
 class _Expected:
     name: str
     dtype: torch.dtype
     shape: tuple[int | None, ...]
     """None for a size that the model does not fix."""
 
-    def fits(self, value: torch.Tensor) -> bool:
-        """Whether `value` has this dtype and shape."""
+    def fits(self, value: object) -> bool:
+        """Whether `value` is a tensor of this dtype and shape."""
+        if not isinstance(value, torch.Tensor):
+            return False
         sizes = zip(value.shape, self.shape, strict=False)
         same_sizes = all(fixed is None or size == fixed for size, fixed in sizes)
         return value.dtype == self.dtype and value.dim() == len(self.shape) and same_sizes
@@ -37,7 +54,7 @@ class _Expected:
 class InputCheck(torch.nn.Module):
     """Raises `InputError` for an input of another shape or dtype; `guards` is what checked before, and checks on."""
 
-    def __init__(self, expected: tuple[_Expected | None, ...], guards: torch.nn.Module) -> None:
+    def __init__(self, expected: tuple[_Expected | _Constant | None, ...], guards: torch.nn.Module) -> None:
         super().__init__()
         self.expected = expected
         self.guards = guards
@@ -49,11 +66,20 @@ class InputCheck(torch.nn.Module):
             if expected is None:
                 continue
             if not expected.fits(value):
+                given = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+                wanted = "that value" if isinstance(expected, _Constant) else "inputs of that dtype and shape"
                 raise InputError(
-                    f"Input '{expected.name}' is {value.dtype} {tuple(value.shape)}; the model was exported for "
-                    f"{expected}. Give inputs of that dtype and shape, or export for these."
+                    f"Input '{expected.name}' is {given}; the model was exported for {expected}. Give {wanted}, or "
+                    "export for these."
                 )
         self.guards(*inputs)
+
+
+def _expected(node: Node, value: object) -> _Expected | _Constant | None:
+    if isinstance(value, torch.Tensor):
+        return _Expected(node.name, value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape))
+    is_constant = "val" in node.meta and isinstance(value, (int, float, str, type(None)))
+    return _Constant(node.name, value) if is_constant else None  # type: ignore[arg-type]
 
 
 def name_bad_inputs(module: GraphModule) -> bool:
@@ -66,12 +92,7 @@ def name_bad_inputs(module: GraphModule) -> bool:
     if guards is None or isinstance(guards, InputCheck) or len(calls) != 1:
         return False
     values = [node.meta.get("val") for node in calls[0].args]
-    expected = tuple(
-        _Expected(node.name, value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape))
-        if isinstance(value, torch.Tensor)
-        else None
-        for node, value in zip(calls[0].args, values, strict=True)
-    )
+    expected = tuple(map(_expected, calls[0].args, values))
     delattr(module, GUARDS)
     module.add_module(GUARDS, InputCheck(expected, guards))
     return True
