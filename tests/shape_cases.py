@@ -61,6 +61,7 @@ def _splits() -> list[Case]:
         case("unsafe_chunk.default", "columns", lambda x: x.unsafe_chunk(2, -1)),
         case("tensor_split.sections", "unequal", lambda x: x.tensor_split(4, 2)),
         case("tensor_split.indices", "indices", lambda x: x.tensor_split((1, -1), 3)),
+        case("tensor_split.indices", "an empty part", lambda x: x.tensor_split((2, 2), 1)[::2]),
         case("hsplit.int", "image", lambda x: x.hsplit(2)),
         case("hsplit.int", "rank 1", lambda x: x.hsplit(3), (9,)),
         case("hsplit.array", "image", lambda x: x.hsplit((1, 2))),
@@ -293,7 +294,6 @@ deep: Shape = (1, 2, 1, 2, 2, 1, 2)
 pair = of(lambda x, y: torch.cat([move(x), move(y)], 3))
 
 REJECTED: tuple[Rejected, ...] = (
-    Rejected("split", "has_no_empty_part", "", moved(lambda x: x.tensor_split((2, 2), 1)[0]), (GRANULES,)),
     Rejected("cat", "has_rank_for_kernels", "", pair, (deep, deep)),
     Rejected("pad", "has_rank_for_kernels", "", moved(lambda x: F.pad(x, (1, 1))), (deep,)),
     Rejected("pad", "crops_constants_only", "reflect", moved(lambda x: F.pad(x, (-1, 1), "reflect")), ((2, 3, 5),)),

@@ -11,7 +11,6 @@ from torch.fx import Node
 from openneutron.fx import arguments, op_name, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.site import Site
-from openneutron.ops.spec import constraint
 
 __all__ = ["DECOMPOSED"]
 
@@ -40,19 +39,18 @@ def _part_sizes(site: Site) -> list[int]:
     return [value.shape[_split_dim(site)] for value in site.node.meta["val"]]
 
 
-@constraint
-def has_no_empty_part(site: Site) -> bool:
-    """Every part has elements."""
-    return all(size > 0 for size in _part_sizes(site))
-
-
 def _split(rewriting: Rewriting) -> list[Node]:
     inputs, dim = rewriting.args["self"], _split_dim(rewriting.site)
     parts, first = [], 0
     for size in _part_sizes(rewriting.site):
-        parts.append(_part(rewriting, inputs, dim, first, size))
+        parts.append(_part(rewriting, inputs, dim, first, size) if size else _empty(rewriting, dim))
         first += size
     return parts
+
+
+def _empty(rewriting: Rewriting, dim: int) -> Node:
+    shape = shape_of(rewriting.args["self"])
+    return rewriting.constant(torch.zeros((*shape[:dim], 0, *shape[dim + 1 :])))
 
 
 def _unbind(rewriting: Rewriting) -> list[Node]:
@@ -169,7 +167,6 @@ DECOMPOSED = (
             "aten.dsplit.int",
             "aten.dsplit.array",
         ),
-        constraints=(has_no_empty_part,),
         rewrite=_split,
         becomes="slice for each part",
         approximation=0.0,

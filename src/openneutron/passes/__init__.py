@@ -26,6 +26,7 @@ from openneutron.passes.recognize import recognize
 from openneutron.passes.remove_batch_counts import remove_batch_counts
 from openneutron.passes.remove_dead_channels import remove_dead_channels
 from openneutron.passes.remove_dead_operators import remove_dead_operators
+from openneutron.passes.remove_empties import remove_empties
 from openneutron.passes.remove_expands import remove_expands
 from openneutron.passes.remove_identities import remove_identities
 from openneutron.passes.share_results import share_results
@@ -35,7 +36,7 @@ __all__ = [
     "fold_arithmetic", "fold_batch_norm", "fold_constants", "fold_norm_affine", "forget_strides", "functionalize",
     "hold_states", "inline_regions", "merge_phases", "move_activations", "name_bad_inputs", "name_convolutions",
     "name_numbers", "nest_concatenations", "prepare", "recognize", "remove_batch_counts", "remove_dead_channels",
-    "remove_dead_operators", "remove_expands", "remove_identities", "share_results",
+    "remove_dead_operators", "remove_empties", "remove_expands", "remove_identities", "share_results",
 ]  # fmt: skip
 
 from collections.abc import Callable
@@ -74,6 +75,7 @@ def prepare(
     check_writes_nothing(module)
     remove_dead_operators(module)
     forget_strides(module)
+    remove_empties(module)
     fold_constants(module, training=training)
     remove_identities(module, training=training)
     if not training:

@@ -1,0 +1,60 @@
+"""Tensors without elements are not computed."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.constants import insert_constant
+from openneutron.fx import arguments, note_replaced, op_name
+from openneutron.ops import OPERATORS
+from openneutron.passes.functionalize import writes_memory
+
+__all__ = ["remove_empties"]
+
+
+def remove_empties(module: GraphModule) -> bool:
+    """Rules, linear in nodes and uses:
+
+    1. An operator that yields a tensor without elements becomes a constant; who reads an input without elements reads
+       a constant, too.
+    2. A concatenation leaves out its parts without elements.
+    """
+    changed = False
+    for node in list(module.graph.nodes):
+        spec = OPERATORS.get(op_name(node))
+        if _is_empty(node) and node.users and node.op in ("placeholder", "call_function") and not writes_memory(node):
+            changed |= _become_constant(module, node)
+        elif spec is not None and spec.name == "cat":
+            changed |= _leave_out_empties(node)
+    if changed:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return changed
+
+
+def _is_empty(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and any(isinstance(size, int) and size == 0 for size in value.shape)
+
+
+def _become_constant(module: GraphModule, node: Node) -> bool:
+    value = node.meta["val"]
+    readers = [user for user in node.users if user.op == "call_function"]
+    has_fixed_sizes = all(isinstance(size, int) for size in value.shape)
+    if not has_fixed_sizes or (node.op == "placeholder" and not readers):
+        return False
+    constant = insert_constant(module, node.next, torch.zeros(value.shape, dtype=value.dtype), "empty")
+    chosen = set(readers) if node.op == "placeholder" else set(node.users)
+    node.replace_all_uses_with(constant, delete_user_cb=chosen.__contains__)
+    return True
+
+
+def _leave_out_empties(node: Node) -> bool:
+    args = arguments(node)
+    parts = [part for part in args["tensors"] if not _is_empty(part)]
+    if len(parts) == len(args["tensors"]) or not parts:
+        return False
+    note_replaced(node, op_name(node))
+    node.target, node.args, node.kwargs = torch.ops.aten.cat.default, (parts, args["dim"]), {}
+    return True
