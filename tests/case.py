@@ -65,10 +65,8 @@ class Rejected:
     shapes: tuple[Shape, ...]
     padded: bool = False
     """Whether it runs on the NPU all the same, its operands padded."""
-    runs: bool = True
-    """Whether ExecuTorch has a CPU kernel for it."""
     lowers: bool = True
-    """Whether ExecuTorch lowers a program that has it on the CPU."""
+    """Whether ExecuTorch has a CPU kernel for it."""
     quantized_elsewhere: bool = False
     """Whether another quantizer made it int8, which leaves operators that ours writes with others."""
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from openneutron.errors import OpenNeutronError
 from openneutron.ir.graph import Graph, Layout, Op, Tensor
+from openneutron.ir.scales import scale_fault
 from openneutron.ir.views import RESHAPE, TRANSPOSE
 
 __all__ = ["IRError", "verify"]
@@ -22,7 +23,7 @@ def verify(graph: Graph, after: str) -> Graph:
     """Return `graph` if it is sound, else raise `IRError` naming the operator and the stage `after` which it broke.
 
     Linear in operators. Sound: each tensor is written once, before it is read; integers carry qparams; constants have
-    their tensor's shape and dtype; view, elementwise and axis operators agree with their shapes.
+    their tensor's shape and dtype; view, elementwise and axis operators agree with their shapes; scales are in reach.
     """
     written = {id(tensor) for tensor in graph.inputs}
     for op in graph.ops:
@@ -32,6 +33,7 @@ def verify(graph: Graph, after: str) -> Graph:
             _check("" if tensor.data is not None or id(tensor) in written else "reads what nothing wrote", op, after)
         _check("writes a tensor twice" if id(op.output) in written else "", op, after)
         _check(_shape_fault(op), op, after)
+        _check(scale_fault(op), op, after)
         written.add(id(op.output))
     for tensor in graph.outputs:
         if id(tensor) not in written:

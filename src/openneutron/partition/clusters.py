@@ -24,6 +24,7 @@ from openneutron.fx import (
     operator_names,
 )
 from openneutron.ir.graph import Array, Op, QParams, Tensor
+from openneutron.ir.scales import may_be_out_of_reach, scale_fault
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS, OpSpec
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.padding import Padded, pad_to_granules
@@ -223,7 +224,7 @@ class _Search:
         if isinstance(padded, str):
             return padded
         cluster = Cluster(spec, site, activation, operands, quantize, padded)
-        return self._qparams_rejection(cluster) or cluster
+        return self._qparams_rejection(cluster) or self._scale_rejection(cluster) or cluster
 
     def _write(self, node: Node) -> str:
         store = node.args[0]
@@ -307,6 +308,24 @@ class _Search:
             f"{reason} Padded with zeros it would take about {padded.cycles} cycles there, on the CPU about "
             f"{padded.cpu_cycles} (estimates)."
         )
+
+    def _scale_rejection(self, cluster: Cluster) -> str | None:
+        """Why the kernels of what `cluster` becomes do not take its scales."""
+        qparams = {operand: qparams_of(operand, self.constants) for operand in cluster.operands}
+        if not may_be_out_of_reach(list(qparams.values()), qparams_of(cluster.quantize)):
+            return None
+        ops: list[Op] = []
+        cluster.lower({operand: self._tensor(operand, given) for operand, given in qparams.items()}, ops)
+        faults = [f"{op.kind.name}, which it becomes, {fault}." for op in ops if (fault := scale_fault(op))]
+        return faults[0] if faults else None
+
+    def _tensor(self, operand: Node, qparams: QParams) -> Tensor:
+        """What a dequantize node reads, as the IR has it."""
+        source = operand.args[0]
+        assert isinstance(source, Node)
+        data = self.constants.array(source)
+        dtype = np.dtype(np.int8) if data is None else data.dtype
+        return Tensor(tuple(operand.meta["val"].shape), dtype, qparams, data)
 
     def _qparams_rejection(self, cluster: Cluster) -> str | None:
         spec, site = cluster.spec, cluster.site

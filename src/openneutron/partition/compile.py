@@ -10,6 +10,8 @@ from torch.fx import Node
 
 from openneutron import tflite
 from openneutron.compile_spec import CompileOptions
+from openneutron.errors import ModelError
+from openneutron.fx import op_name, source_of
 from openneutron.ir.build import build, is_channels_last, optimize
 from openneutron.ir.graph import Graph, Op, QParams
 from openneutron.ir.rewrites import (
@@ -18,6 +20,7 @@ from openneutron.ir.rewrites import (
     remove_dead_operators,
     transpose_as_images,
 )
+from openneutron.ir.scales import is_doubtful
 from openneutron.ir.verify import verify
 from openneutron.ir.views import TRANSPOSE, swapped_blocks
 from openneutron.ops.shapes import is_legacy_swap
@@ -25,6 +28,7 @@ from openneutron.partition.clusters import Constants, qparams_of
 from openneutron.partition.levels import Partition
 from openneutron.payload import PayloadHeader, pack_portable
 from openneutron.targets import Generation, NeutronTarget
+from openneutron.tflite.trial import fails_in_a_process
 
 __all__ = ["FormattedGraph", "compile_partition", "format_partition", "illegal_transposes", "lower_partition"]
 
@@ -69,6 +73,7 @@ def compile_partition(
     """
     formatted = format_partition(constants, partition, options, channels_last)
     model = tflite.write(verify(formatted.graph, "hoist_format_conversions"), names=options.use_profiling)
+    _try_doubtful(formatted.graph, model, partition)
     header = PayloadHeader(
         input_formats=tuple(map(int, formatted.inputs)),
         output_formats=tuple(map(int, formatted.outputs)),
@@ -77,6 +82,25 @@ def compile_partition(
         argument_count=len(partition.inputs),
     )
     return pack_portable(header, model)
+
+
+def _try_doubtful(graph: Graph, model: bytes, partition: Partition) -> None:
+    """Raise `ModelError` where scales are far from ordinary, and the process of a trial does not survive the model."""
+    doubtful = [op for op in graph.ops if is_doubtful(op)]
+    failure = fails_in_a_process(model) if doubtful else None
+    if failure is None:
+        return
+    origins = {op.origin for op in doubtful}
+    node = next((cluster.node for cluster in partition.clusters if cluster.node.name in origins), None)
+    scales = sorted({scale for op in doubtful for scale in op.output.qparams.scale})
+    raise ModelError(
+        f"LiteRT cannot run the scales that this data leads to ({failure}): they are between {scales[0]:.3g} and "
+        f"{scales[-1]:.3g}. Give inputs in other units, so that values are nearer to 1, or leave the operator to "
+        "the CPU with operators_not_to_delegate.",
+        node=node.name if node else doubtful[0].origin,
+        op=op_name(node) if node else doubtful[0].kind.name,
+        source=source_of(node) if node else None,
+    )
 
 
 def format_partition(

@@ -73,6 +73,15 @@ def _never_reached(origin: Origin | None) -> CalibrationError:
     )
 
 
+def _of_zeros_too(
+    qparams: tuple[torch.Tensor, torch.Tensor], minimum: torch.Tensor, maximum: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, with scale 1 for what was zero always: torchao's, of 1e-7, is finer than what kernels can yield."""
+    scale, zero_point = qparams
+    zeros = ((minimum == 0) & (maximum == 0)).to(scale.device)
+    return torch.where(zeros, torch.ones_like(scale), scale), zero_point
+
+
 def _codes(observer: UniformQuantizationObserverBase) -> Codes:
     """The codes that `observer` is for. Torchao's code of 0.0 in a symmetric scheme is that of any range."""
     if observer.qscheme not in (torch.per_tensor_symmetric, torch.per_channel_symmetric):
@@ -104,8 +113,7 @@ class RangeObserver(MinMaxObserver):
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale (float32) and zero point (int64) of the range seen."""
         _check(self.min_val, self.max_val, self.origin)
-        scale, zero_point = super().calculate_qparams()
-        return scale, zero_point
+        return _of_zeros_too(super().calculate_qparams(), self.min_val, self.max_val)
 
     def state(self) -> dict[str, torch.Tensor]:
         """What was seen, for the `merge` of another observer."""
@@ -170,7 +178,8 @@ class DistributionObserver(UniformQuantizationObserverBase):
         if self._found is None or self._found[0] != self.sample.tensors:
             _check(*self.sample.extremes, self.origin)
             ends = torch.tensor(self._range(), device=self.eps.device)
-            self._found = self.sample.tensors, self._calculate_qparams(*ends)
+            qparams = _of_zeros_too(self._calculate_qparams(*ends), *self.sample.extremes)
+            self._found = self.sample.tensors, qparams
         return self._found[1]
 
     def _range(self) -> tuple[float, float]:

@@ -1,0 +1,170 @@
+"""Scales that kernels do not take: no data ends the process, and what is out of reach runs on the CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from tests.flow_support import convert, lower_documented, seeded
+from tests.net import FULLY, INT8, NO_ACTIVATION
+from tests.oracle import Function
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from openneutron import lower, quantize
+from openneutron.errors import HostError, ModelError, OpenNeutronError
+from openneutron.fx import is_dequantize, is_quantize
+from openneutron.ir.graph import Graph, Kind, Op, QParams
+from openneutron.ir.graph import Tensor as Stored
+from openneutron.ir.scales import LARGEST_FACTOR, scale_fault
+from openneutron.ir.verify import IRError, verify
+from openneutron.ops.elementwise import ADD
+from openneutron.tflite.trial import fails_in_a_process
+
+SHAPE = (1, 4, 6, 6)
+OPERATORS: dict[str, Callable[[], nn.Module]] = {
+    "conv": lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()),
+    "depthwise": lambda: nn.Conv2d(4, 4, 3, groups=4),
+    "transposed": lambda: nn.ConvTranspose2d(4, 4, 2, stride=2),
+    "linear": lambda: nn.Linear(6, 5),
+    "sum": lambda: Function(lambda x: F.relu(x + x.flip(1))),
+    "difference": lambda: Function(lambda x: x - x.flip(1)),
+    "product": lambda: Function(lambda x: x * x.flip(1)),
+    "matmul": lambda: Function(lambda x: x @ x.transpose(2, 3)),
+    "mean": lambda: Function(lambda x: x.mean((2, 3))),
+    "total": lambda: Function(lambda x: x.sum(1)),
+    "softmax": lambda: Function(lambda x: x.softmax(1)),
+    "sigmoid": lambda: Function(torch.sigmoid),
+    "tanh": lambda: Function(torch.tanh),
+    "hardswish": lambda: Function(F.hardswish),
+    "silu": lambda: Function(F.silu),
+    "leaky relu": lambda: Function(lambda x: F.leaky_relu(x, 0.1)),
+    "abs": lambda: Function(torch.abs),
+    "exp": lambda: Function(torch.exp),
+    "pools": lambda: Function(lambda x: F.max_pool2d(F.avg_pool2d(x, 2), 2)),
+    "maximum": lambda: Function(lambda x: torch.maximum(x, x.flip(1))),
+    "layer norm": lambda: nn.LayerNorm(6),
+}
+DATA: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "scaled": lambda x, size: x * size,
+    "zero": lambda x, _: x * 0,
+    "one outlier": lambda x, size: torch.where(torch.arange(x.numel()).reshape(x.shape) == 0, size, x),
+    "positive": lambda x, size: x.abs() + size,
+    "negative": lambda x, size: -x.abs() * 1e-3 - size,
+}
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from(sorted(OPERATORS)), st.sampled_from(sorted(DATA)), st.integers(-42, 30), st.booleans(),
+)  # fmt: skip
+@example("sum", "negative", 6, False)
+@example("conv", "zero", 0, True)
+@example("hardswish", "negative", 9, False)
+def test_no_data_ends_the_process(operator: str, data: str, exponent: int, documented: bool) -> None:
+    model = seeded(OPERATORS[operator])
+    values = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    inputs = (DATA[data](values, 10.0**exponent),)
+    try:
+        if documented:
+            program: Any = lower_documented(convert(model, inputs), inputs)
+        else:
+            program = lower(quantize(model, inputs, [inputs], recover=None))
+        found = program.run(*inputs)
+    except HostError:  # what cannot run is refused before it is written
+        raise
+    except OpenNeutronError:
+        return
+    assert torch.isfinite(found).all()
+
+
+def test_a_value_that_is_always_zero_stays_on_the_npu() -> None:
+    def dead() -> nn.Module:
+        layer = nn.Conv2d(4, 4, 3)
+        nn.init.constant_(layer.bias, -100.0)  # type: ignore[arg-type]
+        return Function(lambda first, last, x: last(F.relu(first(x)) + 1), layer, nn.Conv2d(4, 4, 1))
+
+    inputs = (torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)),)
+    model = seeded(dead)
+    program = lower(quantize(model, inputs, [inputs], recover=None))
+    assert {row.where for row in program.placement} == {"npu"}
+    found = program.run(*inputs)
+    assert isinstance(found, Tensor)
+    torch.testing.assert_close(found, model(*inputs), atol=0.05, rtol=0.0)
+
+
+def with_output_scale(model: GraphModule, scale: float) -> GraphModule:
+    """The converted module as another quantizer might leave it: the last value has another scale."""
+    last = [node for node in model.graph.nodes if is_quantize(node) or is_dequantize(node)][-2:]
+    for node in last:
+        node.args = (node.args[0], scale, *node.args[2:])
+    model.recompile()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("operator", "inside", "outside"), [("sum", 1e-6, 1e-9), ("conv", 1e-3, 1e-7), ("hardswish", 1e-3, 1e-5)]
+)
+def test_what_is_out_of_reach_runs_on_the_cpu(operator: str, inside: float, outside: float) -> None:
+    inputs = (torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)),)
+    for scale, where in ((inside, "npu"), (outside, "cpu")):
+        converted = with_output_scale(convert(seeded(OPERATORS[operator]), inputs), scale)
+        program = lower(converted, inputs)
+        left = [row.reason for row in program.placement if row.where == "cpu"]
+        assert bool(left) == (where == "cpu")
+        assert any("its kernel rescales by less than" in str(reason) for reason in left) == (where == "cpu")
+        assert torch.isfinite(torch.as_tensor(program.run(*inputs))).all()
+
+
+def operator(kind: Kind, scale: float, output: float) -> Op:
+    stored = [Stored((1, 4), INT8, QParams.per_tensor(value, 0)) for value in (scale, 1.0, output)]
+    return Op(kind, (stored[0], stored[1]), stored[2], NO_ACTIVATION if kind is ADD else FULLY, "node")
+
+
+class TestFaults:
+    @pytest.mark.parametrize("name", LARGEST_FACTOR)
+    def test_the_limit(self, name: str) -> None:
+        limit, kind = LARGEST_FACTOR[name], Kind(name)
+        assert not scale_fault(operator(kind, 1.0, 1.01 / limit))
+        assert "rescales by less than" in scale_fault(operator(kind, 1.0, 0.99 / limit))
+
+    @pytest.mark.parametrize("scale", [0.0, math.inf, math.nan, 1e-39, 1e39])
+    def test_what_float32_does_not_hold(self, scale: float) -> None:
+        assert "float32" in scale_fault(operator(ADD, scale, 1.0))
+
+    def test_an_operator_without_a_limit(self) -> None:
+        assert not scale_fault(operator(Kind("MAXIMUM"), 1e20, 1e-20))
+
+    def test_verify_names_the_node(self) -> None:
+        op = operator(ADD, 1.0, 2.0**-20)
+        with pytest.raises(IRError, match="rescales by less than") as error:
+            verify(Graph(op.inputs, (op.output,), (op,)), "a test")
+        assert error.value.node == "node"
+
+
+def test_a_process_of_its_own_dies_in_place_of_this_one() -> None:
+    assert fails_in_a_process(b"no model") is not None
+
+
+def test_a_model_that_no_process_survives_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openneutron.partition.compile.fails_in_a_process", lambda _: "signal 6")
+    inputs = (torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * 1e20,)
+    quantized = quantize(seeded(OPERATORS["leaky relu"]), inputs, [inputs], recover=None)
+    with pytest.raises(ModelError, match=r"signal 6.*Give inputs in other units") as error:
+        lower(quantized)
+    assert error.value.source is not None
+
+
+def test_scales_of_ordinary_data_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(_: bytes) -> None:
+        raise AssertionError("an ordinary model was tried in a process")
+
+    monkeypatch.setattr("openneutron.partition.compile.fails_in_a_process", never)
+    inputs = (torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * 1e4,)
+    lower(quantize(seeded(OPERATORS["conv"]), inputs, [inputs], recover=None))
