@@ -111,7 +111,9 @@ class TestErrors:
         with pytest.raises(CalibrationError, match="NaN or infinite") as error:
             convert_pt2e(module)
         assert error.value.node is not None
-        with pytest.raises(CalibrationError, match="Item 1 of the data holds NaN or infinite"):
+        # Minus infinity may be a mask for what the data knows; the value that it reaches is named instead.
+        named = "minimum -inf" if value == -float("inf") else "Item 1 of the data holds NaN or infinite"
+        with pytest.raises(CalibrationError, match=named):
             quantize(seeded(small), (image(),), [image(), x])
 
     def test_weights_that_are_not_finite(self) -> None:

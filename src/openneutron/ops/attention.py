@@ -7,7 +7,7 @@ import math
 import torch
 from torch.fx import Node
 
-from openneutron.fx import shape_of
+from openneutron.fx import note, noted, op_name, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.elementwise import (
     MAX_SOFTMAX_CHANNELS,
@@ -19,9 +19,24 @@ from openneutron.ops.masks import HIDDEN, HIDDEN_FROM_SOFTMAX, add_and_hide, hid
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 
-__all__ = ["DECOMPOSED"]
+__all__ = ["DECOMPOSED", "WIDE_SOFTMAX", "is_difference_of_scores", "note_difference_of_scores"]
 
 aten = torch.ops.aten
+
+WIDE_SOFTMAX = 256
+"""A softmax over more values has probabilities below the step of its int8 output, 1/256, unless few stand out."""
+
+_DIFFERENCE_OF_SCORES = "openneutron.difference_of_scores"
+
+
+def note_difference_of_scores(node: Node) -> None:
+    """Note that `node` yields how far scores are from the largest of their row, for exp to read."""
+    note(node, _DIFFERENCE_OF_SCORES, True)
+
+
+def is_difference_of_scores(node: Node) -> bool:
+    """Whether `node` yields how far scores are from the largest of their row."""
+    return bool(noted(node, _DIFFERENCE_OF_SCORES))
 
 
 @constraint
@@ -87,8 +102,13 @@ def _attention(rewriting: Rewriting) -> Node:
     return _grouped_product(rewriting, weights, rewriting.args["value"])
 
 
+_WEIGHTED_SUMS = {"aten.matmul.default", "aten.bmm.default", "aten.reshape.default", "aten.view.default"}
+
+
 def _has_many_rows(site: Site) -> bool:
     channels = site.shape[int(site.args["dim"]) % len(site.shape)]
+    if channels > WIDE_SOFTMAX and any(op_name(reader) in _WEIGHTED_SUMS for reader in site.node.users):
+        return False  # it becomes exp and a sum (passes.divide_after_sums)
     return channels <= MAX_SOFTMAX_CHANNELS and not has_few_softmax_channels.holds(site)
 
 

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from openneutron.passes.checks import check_is_static_eval, check_outputs, check_writes_nothing, parameters_stay
 from openneutron.passes.copy_returned_joins import copy_returned_joins
 from openneutron.passes.decompose import decompose
+from openneutron.passes.divide_after_sums import divide_after_sums
 from openneutron.passes.fold_arithmetic import fold_arithmetic
 from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
@@ -33,6 +34,7 @@ from openneutron.passes.share_results import share_results
 
 __all__ = [
     "check_is_static_eval", "check_outputs", "check_writes_nothing", "copy_returned_joins", "decompose",
+    "divide_after_sums",
     "fold_arithmetic", "fold_batch_norm", "fold_constants", "fold_norm_affine", "forget_strides", "functionalize",
     "hold_states", "inline_regions", "merge_phases", "move_activations", "name_bad_inputs", "name_convolutions",
     "name_numbers", "nest_concatenations", "prepare", "recognize", "remove_batch_counts", "remove_dead_channels",
@@ -92,6 +94,7 @@ def prepare(
         remove_identities(module, training=training)
     if not training:
         share_results(module, stays)
+        divide_after_sums(module, target, stays)
     remove_expands(module)
     fold_batch_norm(module, training=training)
     with keeping_parameters(module):

@@ -1,6 +1,9 @@
 """The quantizer of the documented flow, and its observers."""
 
-from openneutron.quantizer.neutron_quantizer import NeutronQuantizer, UnquantizedWarning
+from openneutron.quantizer.neutron_quantizer import CoarseSoftmaxWarning, NeutronQuantizer, UnquantizedWarning
 from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
 
-__all__ = ["DistributionObserver", "NeutronQuantizer", "RangeObserver", "RecentRangeObserver", "UnquantizedWarning"]
+__all__ = [
+    "CoarseSoftmaxWarning", "DistributionObserver", "NeutronQuantizer", "RangeObserver", "RecentRangeObserver",
+    "UnquantizedWarning",
+]  # fmt: skip

@@ -17,11 +17,12 @@ from openneutron.boundary import typed_errors
 from openneutron.constants import computed_constants, constant_value, value_of
 from openneutron.cpu_kernels import check_cpu_kernels
 from openneutron.errors import ModelError, OptionError
-from openneutron.fx import is_operator, is_state, iterate_nodes, op_name, place_of, source_of
+from openneutron.fx import is_operator, is_state, iterate_nodes, op_name, place_of, shape_of, source_of
 from openneutron.ir.graph import QParams
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
+from openneutron.ops.attention import WIDE_SOFTMAX
 from openneutron.ops.decomposition import SHARED_QPARAMS
-from openneutron.ops.masks import MASK_REASON, is_made_for_a_mask, saturates
+from openneutron.ops.masks import MASK_REASON, SOFTMAX, is_made_for_a_mask, saturates
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.passes.equalize import equalize as equalize_channels
@@ -32,13 +33,14 @@ from openneutron.quantizer.bias_correction import correct_biases_at_conversion
 from openneutron.quantizer.layers import GRANULARITIES, PER_CHANNEL, Key, Layers
 from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
 from openneutron.quantizer.output_parts import Join, Parts, joined_in_float, note_joined_in_float
+from openneutron.quantizer.score_ranges import ScoreRange, score_ranges
 from openneutron.quantizer.state_at_conversion import reset_states_at_conversion
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
 from openneutron.quantizer.trained_modules import WeightFakeQuantize, batch_norm_behind
 from openneutron.state import is_state_write, next_value, states_of, store_of, write_of
 from openneutron.targets import Generation, NeutronTargetSpec
 
-__all__ = ["NeutronQuantizer", "UnquantizedWarning", "quantizable_reason"]
+__all__ = ["CoarseSoftmaxWarning", "NeutronQuantizer", "UnquantizedWarning", "quantizable_reason"]
 
 # A value, or what one of its readers reads instead of it.
 Value = Node | tuple[Node, Node]
@@ -46,6 +48,10 @@ Value = Node | tuple[Node, Node]
 
 class UnquantizedWarning(UserWarning):
     """Operators that stay in float, each with its reason."""
+
+
+class CoarseSoftmaxWarning(UserWarning):
+    """Softmaxes of so many values that int8 makes zeros of most probabilities."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +217,7 @@ class NeutronQuantizer(Quantizer):
         _Annotation(self, quantized, joined, masks, sums).write(model)
         if self.is_qat:
             training.fold_what_stays_in_float(model)
+        _warn_of_coarse_softmaxes(places)
         if left:
             warnings.warn("These operators stay in float:\n" + _listed(left), UnquantizedWarning, stacklevel=3)
         return model
@@ -253,6 +260,21 @@ def _nothing_to_train(left: list[tuple[Node, str]]) -> ModelError:
     node, _ = left[0]
     message = f"{message} Its operators stay in float:\n{_listed(left)}\n"
     return ModelError(message, node=node.name, op=op_name(node), source=source_of(node))
+
+
+def _warn_of_coarse_softmaxes(places: list[_Place]) -> None:
+    """A softmax over many values whose probabilities no weighted sum takes, which could be divided after it."""
+    for place in places:
+        node = place.site.node
+        count = shape_of(node)[int(place.site.args["dim"])] if op_name(node) in SOFTMAX else 0
+        if count > WIDE_SOFTMAX:
+            warnings.warn(
+                f"{node.name} ({op_name(node)}, {place_of(node)}) yields {count} probabilities in steps of 1/256: "
+                "those below 1/512 become 0. The largest ones stay in order. Where only weighted sums over the last "
+                "dimension read them (matmul; sum of a product), the NPU divides after the sum and loses nothing.",
+                CoarseSoftmaxWarning,
+                stacklevel=4,
+            )
 
 
 def _is_size(node: Node) -> bool:
@@ -332,6 +354,7 @@ class _Annotation:
         self.joins: dict[Value, list[Parts]] = {}
         self.masks = masks
         self.sums = sums
+        self.scores: Mapping[Node, ScoreRange] = {}
         self.around: dict[Value, qspecs.Around] = {}
         self.weight_axis = _weight_axes(places, quantizer.layers)
         self.parent: dict[Value, Value] = {}
@@ -347,10 +370,11 @@ class _Annotation:
         """The qparams of the states that operators read, by the nodes that store their next values."""
 
     def write(self, model: GraphModule) -> None:
+        self.scores = score_ranges(model)
         self._group(states_of(model.graph))
         self._make_symmetric()
         self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
-        self.around = self._observers_of_masks()
+        self.around = self._special_observers()
         reading = {place.site.node: place for place in self.places}
         yielding = {place.output: place for place in self.places}
         values = {value for place in self.places for value in (*place.inputs, place.output)}
@@ -443,8 +467,8 @@ class _Annotation:
                 self._join(next_value(write), own)
             self.stored[write] = state
 
-    def _observers_of_masks(self) -> dict[Value, qspecs.Around]:
-        """By group: what observes masks of the model's inputs, and what they hide."""
+    def _special_observers(self) -> dict[Value, qspecs.Around]:
+        """By group: what observes masks of the model's inputs, what they hide, and scores."""
         hidden = {
             self._find(place.output)
             for place in self.places
@@ -456,7 +480,11 @@ class _Annotation:
             found[group] = MaskedAtRunTime(sums_with=masks, hides=group in hidden)
         for node, mask in self.masks.items():
             found[self._find(node)] = MaskedAtRunTime(mask)
-        return {group: masked.around for group, masked in found.items()}
+        around: dict[Value, qspecs.Around] = {group: masked.around for group, masked in found.items()}
+        for node, scores in self.scores.items():
+            if (group := self._find(node)) not in self.masked:
+                around.setdefault(group, scores.around)
+        return around
 
     def _make_symmetric(self) -> None:
         """Where only inputs that need zero point 0 read a group, it is symmetric; else those inputs are requantized."""

@@ -1,0 +1,162 @@
+"""Probabilities of many values are too small for int8: a weighted sum takes their numerators, and divides after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.constants import constant_of
+from openneutron.fx import arguments, op_name, shape_of
+from openneutron.ops.attention import WIDE_SOFTMAX, note_difference_of_scores
+from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.masks import SOFTMAX, VIEWS
+from openneutron.ops.site import Site
+from openneutron.targets import NeutronTarget
+
+__all__ = ["divide_after_sums"]
+
+aten = torch.ops.aten
+
+_SUMS = {"aten.sum.dim_IntList"}
+
+
+@dataclass(frozen=True)
+class _WeightedSum:
+    """An operator `node` that sums over probabilities, which leaves `rows`, a shape, of those that are divided by one.
+
+    `weights` are constant ones [N] of probabilities that `product` multiplies by them.
+    """
+
+    node: Node
+    rows: tuple[int, ...]
+    probabilities: Node
+    product: Node | None = None
+    weights: torch.Tensor | None = None
+
+
+def divide_after_sums(
+    module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False
+) -> bool:
+    """Rule, linear in nodes: sum(softmax(x) * y), matmul(softmax(x), y) and linear(softmax(x)) without a bias, of more
+    than `WIDE_SOFTMAX` values in the last dimension, become the same of exp(x - amax(x)), times 1 / sum(exp(..)).
+
+    Views may stand between, which may split the last dimension, and sums be over a part of it. What others read too
+    stays, and so does what is to stay in float.
+    """
+    changed = False
+    for node in list(module.graph.nodes):
+        if op_name(node) not in SOFTMAX or stays(node) or not _is_wide(node):
+            continue
+        sums = list(_weighted_sums(module, node, len(shape_of(node)) - 1))
+        if sums and None not in sums and not any(stays(found.node) for found in sums if found is not None):
+            _divide_after(module, target, node, [found for found in sums if found is not None])
+            changed = True
+    if changed:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return changed
+
+
+def _is_wide(softmax: Node) -> bool:
+    shape, dim = shape_of(softmax), int(arguments(softmax)["dim"])
+    is_float = softmax.meta["val"].dtype is torch.float32
+    return is_float and len(shape) > 1 and dim % len(shape) == len(shape) - 1 and shape[-1] > WIDE_SOFTMAX
+
+
+def _weighted_sums(module: GraphModule, value: Node, leading: int) -> Iterator[_WeightedSum | None]:
+    """What reads probabilities `value`, whose rows are the first `leading` dimensions; None for anything else."""
+    shape = shape_of(value)
+    for reader in value.users:
+        name = op_name(reader)
+        if name in VIEWS:
+            viewed = _leading_of(shape_of(reader), math.prod(shape[leading:]))
+            if viewed is None or shape_of(reader)[viewed:] == ():
+                yield None
+            else:
+                yield from _weighted_sums(module, reader, viewed)
+        elif _multiplies_matrices(reader, value):
+            yield _WeightedSum(reader, (*shape[:-1], 1), value) if leading == len(shape) - 1 else None
+        elif name == "aten.mul.Tensor" and len(reader.users) == 1 and shape_of(reader) == shape:
+            yield _sum_of_product(module, value, reader, leading)
+        elif name in _SUMS:
+            yield _sum(reader, value, leading)
+        else:
+            yield None
+
+
+def _multiplies_matrices(reader: Node, value: Node) -> bool:
+    """Whether `reader` multiplies `value`, on the left, by something else, and adds nothing."""
+    if op_name(reader) == "aten.linear.default" and arguments(reader)["bias"] is not None:
+        return False
+    is_product = op_name(reader) in ("aten.bmm.default", "aten.linear.default")
+    return is_product and reader.args[0] is value and reader.args[1] is not value
+
+
+def _leading_of(shape: tuple[int, ...], last: int) -> int | None:
+    """How many dimensions of `shape` come before those that make up `last` values; None where none do."""
+    count, size = len(shape), 1
+    while count and size < last:
+        count -= 1
+        size *= shape[count]
+    return count if size == last else None
+
+
+def _sum(reader: Node, value: Node, leading: int) -> _WeightedSum | None:
+    """A sum over one or more of the dimensions behind the leading ones."""
+    shape, args = shape_of(value), arguments(reader)
+    dims = {dim % len(shape) for dim in args["dim"] or ()}
+    if not dims or min(dims) < leading or args["dtype"] is not None:
+        return None
+    kept = [1 for dim in range(leading, len(shape)) if args["keepdim"] or dim not in dims]
+    return _WeightedSum(reader, (*shape[:leading], *kept), value)
+
+
+def _sum_of_product(module: GraphModule, value: Node, product: Node, leading: int) -> _WeightedSum | None:
+    others = [operand for operand in product.all_input_nodes if operand is not value]
+    (reader,) = product.users
+    if len(others) != 1 or op_name(reader) not in _SUMS:
+        return None
+    found = _sum(reader, product, leading)
+    if found is None:
+        return None
+    shape, constant = shape_of(value), constant_of(module, others[0])
+    is_of_rows = leading == len(shape) - 1 and constant is not None and constant.numel() == shape[-1]
+    weights = constant.reshape(-1) if is_of_rows and constant is not None else None
+    return _WeightedSum(reader, found.rows, value, product, weights)
+
+
+def _divide_after(module: GraphModule, target: NeutronTarget, softmax: Node, sums: list[_WeightedSum]) -> None:
+    before = Rewriting(module, Site(softmax, target))
+    scores = softmax.args[0]
+    largest = before.call(aten.amax.default, scores, [-1], True)
+    differences = before.call(aten.sub.Tensor, scores, largest)
+    note_difference_of_scores(differences)
+    numerators = before.call(aten.exp.default, differences)
+    root = before.call(aten.rsqrt.default, before.call(aten.sum.dim_IntList, numerators, [-1], True))
+    inverse = before.call(aten.mul.Tensor, root, root)
+    softmax.replace_all_uses_with(numerators)
+    for found in sums:
+        values = numerators if found.probabilities is softmax else found.probabilities
+        _divide(Rewriting(module, Site(found.node, target)), found, inverse, values)
+    module.graph.erase_node(softmax)
+
+
+def _divide(rewriting: Rewriting, found: _WeightedSum, inverse: Node, numerators: Node) -> None:
+    """Write the sum of numerators anew, with a product behind it."""
+    node = found.node
+    if found.weights is not None:
+        weight = rewriting.constant(found.weights[None])
+        summed = rewriting.call(aten.linear.default, numerators, weight)
+        if shape_of(summed) != shape_of(node):
+            summed = rewriting.call(aten.reshape.default, summed, list(shape_of(node)))
+    else:
+        summed = rewriting.call(node.target, *node.args, **node.kwargs)  # type: ignore[arg-type]
+    factor = inverse
+    if shape_of(factor) != found.rows:
+        factor = rewriting.call(aten.reshape.default, inverse, list(found.rows))
+    node.replace_all_uses_with(rewriting.call(aten.mul.Tensor, summed, factor))
+    node.graph.erase_node(node)
