@@ -99,7 +99,8 @@ class TestInspect:
         assert code == 0
         assert "delegate 0: NeutronBackend, device for imxrt700" in text
         assert "microcode version 0x1c933f1b, 3 NPU operators; bytes: microcode 78" in text
-        assert "estimate" not in text
+        assert "estimate for" not in text
+        assert "bytes of ExecuTorch: planned" in text
 
     @pytest.mark.parametrize(
         ("data", "message"),

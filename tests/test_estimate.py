@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from benchmarks.cycles import FOMO, MEASURED, MobileNetV1
 from benchmarks.models import MobileNetV2
+from executorch.exir._serialize._program import deserialize_pte_binary
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import nn
 
 from openneutron import NeutronProgram, inspect, lower, quantize
@@ -20,6 +24,7 @@ from openneutron.ops.cost import OPERATOR_CYCLES
 from openneutron.report.estimate import Fit, Layer, fit_of
 from openneutron.report.inspect import Report, inspect_bytes
 from openneutron.report.memory import Lifetime, lifetimes, plan
+from openneutron.report.text import render
 from openneutron.targets import TARGETS
 
 FOLDERS = {"imxrt700": "imxrt700", "mcxn94x": "mcxn947"}
@@ -169,6 +174,95 @@ class TestFit:
 
     def test_unknown_memory_is_said_to_be(self) -> None:
         assert fit_of([], 100, 50, TARGETS["imx95"]).verdict == "unknown"
+
+
+def scaled(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(layer, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+
+
+# name: model, shape of its input, options of lower
+MEMORY: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
+    "a large image": (lambda: scaled(nn.Conv2d(3, 4, 3, stride=2)), (1, 3, 224, 224), {}),
+    "an image out": (lambda: nn.Conv2d(3, 4, 1), (1, 3, 32, 32), {}),
+    "a vector": (lambda: nn.Linear(40, 30), (1, 40), {}),
+    "transposed on the CPU": (
+        lambda: scaled(nn.Conv2d(3, 4, 3)), (1, 3, 32, 32), {"use_neutron_for_format_conversion": False},
+    ),
+    "a part on the CPU": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 4, 1)), (1, 3, 32, 32),
+        {"operators_not_to_delegate": ["sigmoid"]},
+    ),
+}  # fmt: skip
+
+
+class TestRuntimeMemory:
+    """What ExecuTorch's runtime allocates beside what the NPU needs."""
+
+    def program(self, name: str, *, channels_last: bool = False, int8_io: bool = False) -> NeutronProgram:
+        build, shape, options = MEMORY[name]
+        torch.manual_seed(0)
+        inputs = torch.randn(shape)
+        if channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        quantized = quantize(build().eval(), (inputs,), [(inputs,)], "mcxn94x", recover=None)
+        return lower(quantized, target="mcxn94x", int8_io=int8_io, **options)
+
+    @pytest.mark.parametrize("name", MEMORY)
+    def test_planned_memory_is_that_of_the_program_and_counts_once(self, name: str) -> None:
+        program = self.program(name)
+        estimate, (plan_of_method,) = program.estimate(), deserialize_pte_binary(program.buffer).program.execution_plan
+        assert estimate.memory is not None
+        assert estimate.memory.planned_bytes == sum(plan_of_method.non_const_buffer_sizes[1:])
+        assert estimate.memory.given_bytes == 0
+        assert 200 < estimate.memory.method_bytes < 3000
+        parts = estimate.scratch_bytes + estimate.weight_bytes + estimate.memory.total_bytes
+        if estimate.fit.verdict == "fits":
+            assert estimate.fit.needed_bytes == parts
+
+    @pytest.mark.parametrize("name", MEMORY)
+    def test_int8_io_saves_what_it_is_said_to_save(self, name: str) -> None:
+        memory, int8 = self.program(name).estimate().memory, self.program(name, int8_io=True).estimate().memory
+        assert memory is not None
+        assert int8 is not None
+        assert (memory.int8_io_saves > 0) == (name != "a part on the CPU")  # which takes more in the middle
+        assert memory.planned_bytes - int8.planned_bytes == pytest.approx(memory.int8_io_saves, abs=64)
+        assert int8.int8_io_saves == 0
+
+    @pytest.mark.parametrize("name", ["a large image", "an image out", "transposed on the CPU"])
+    def test_channels_last_saves_what_it_is_said_to_save(self, name: str) -> None:
+        estimate, other = self.program(name).estimate(), self.program(name, channels_last=True).estimate()
+        assert estimate.memory is not None
+        assert other.memory is not None
+        saved = estimate.scratch_bytes + estimate.memory.temporary_bytes
+        saved -= other.scratch_bytes + other.memory.temporary_bytes
+        assert estimate.channels_last_saves == pytest.approx(saved, abs=64)
+        assert estimate.channels_last_saves > 0
+        assert other.channels_last_saves == 0
+
+    def test_nothing_is_promised_where_it_would_save_nothing(self) -> None:
+        for name in ("a vector", "a part on the CPU"):
+            assert self.program(name).estimate().channels_last_saves == 0
+
+    def test_floats_alone_may_not_fit(self) -> None:
+        estimate = self.program("a large image").estimate()
+        assert estimate.fit.verdict == "does not fit"
+        assert estimate.fit.needed_bytes > 5 * 224 * 224 * 3
+        assert self.program("a large image", int8_io=True).estimate().fit.verdict == "fits"
+
+    def test_the_text_says_so(self) -> None:
+        report = inspect_bytes(self.program("a large image").buffer, "the program")
+        memory, console = report.estimate.memory, Console(file=io.StringIO(), width=200)
+        assert memory is not None
+        render(report, console)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        for expected in (
+            f"planned {memory.planned_bytes:,} (with inputs and outputs)",
+            f"method {memory.method_bytes:,}",
+            f"does not fit: needs {report.estimate.fit.needed_bytes:,} of 524,288 bytes",
+            f"int8_io=True would save about {memory.int8_io_saves:,} bytes",
+            f"channels-last would save about {report.estimate.channels_last_saves:,} bytes",
+        ):
+            assert text.count(expected) == 1
 
 
 class TestPlan:

@@ -7,14 +7,15 @@ delegates, named data. Between the flatbuffer's first eight bytes and its tables
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from openneutron.errors import FormatError
 from openneutron.flatbuffer import Source, Table, root
 
-__all__ = ["Delegate", "Kernel", "Method", "Program", "Value", "read", "replace_payloads"]
+__all__ = ["Delegate", "Kernel", "Method", "Program", "Slot", "Value", "read", "replace_payloads"]
 
 FILE_IDENTIFIERS = (b"ET12",)
 HEADER_AT = 8
@@ -31,10 +32,15 @@ SCALAR_TYPES = {
 }  # fmt: skip
 """Names by ExecuTorch's ScalarType (runtime/core/portable_type/scalar_type.h)."""
 
+ITEM_BYTES = {"int16": 2, "int32": 4, "int64": 8, "float16": 2, "float32": 4, "float64": 8, "bfloat16": 2}
+"""Bytes of an element; 1 of any other."""
+
 # Members of the union KernelTypes, and of InstructionArguments, by their number in the schema.
 _NONE = 1
 _SCALARS = {2: ("int", "q"), 3: ("bool", "?"), 4: ("double", "d")}
 _TENSOR, _TEXT = 5, 6
+_LISTS_OF_TENSORS = (10, 11)
+_NO_TENSOR = -1  # in a list of optional tensors
 _KERNEL_CALL, _DELEGATE_CALL, _MOVE_CALL, _JUMP, _FREE = 1, 2, 3, 4, 5
 
 
@@ -54,6 +60,8 @@ class Kernel:
     """A call of a CPU kernel, by the operator's name ("quantized_decomposed::dequantize_per_tensor.out")."""
 
     name: str
+    numbers: tuple[int, ...] = ()
+    """The method's values that it is called with, by number, each once: what it reads, then what it writes."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,19 @@ class Delegate:
     segment: int | None
     arguments: tuple[Value, ...]
     """What it is called with: its inputs, then its outputs."""
+    numbers: tuple[int, ...] = ()
+    """The same as numbers of the method's values."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What the runtime keeps of a value: of a tensor its rank and bytes, and whether these lie in planned memory."""
+
+    rank: int | None = None
+    """None for what is no tensor."""
+    dtype: str = ""
+    bytes: int = 0
+    is_planned: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,10 @@ class Method:
     """Size of each memory that the runtime needs for the method's tensors."""
     has_state: bool = False
     """Whether some memory of a tensor has an initial value: a call leaves another one there for the next."""
+    slots: tuple[Slot, ...] = ()
+    """All values of the method, by number."""
+    input_numbers: tuple[int, ...] = ()
+    output_numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -202,6 +227,21 @@ def _is_state(value: Table) -> bool:
     return tensor is not None and tensor.whole(5, "I") > 0 and tensor.table(6) is not None
 
 
+def _slots(values: Sequence[Table]) -> tuple[Slot, ...]:
+    """Linear in bytes, also where a broken file has many values in one place."""
+    known: dict[int, Slot] = {}
+    return tuple(known.get(table.at) or known.setdefault(table.at, _slot(table)) for table in values)
+
+
+def _slot(table: Table) -> Slot:
+    tensor = table.table(1) if table.whole(0, "B") == _TENSOR else None
+    if tensor is None:
+        return Slot()
+    sizes = tensor.wholes(2)
+    dtype = SCALAR_TYPES.get(tensor.whole(0, "b"), "")
+    return Slot(len(sizes), dtype, math.prod(sizes) * ITEM_BYTES.get(dtype, 1), tensor.table(6) is not None)
+
+
 @dataclass(frozen=True)
 class _Reader:
     source: Source
@@ -224,6 +264,9 @@ class _Reader:
             delegates=called,
             planned_bytes=plan.wholes(8, "int64")[1:],  # the first stands for constants
             has_state=any(map(_is_state, values)),
+            slots=_slots(values),
+            input_numbers=plan.wholes(3),
+            output_numbers=plan.wholes(4),
         )
 
     def _calls(
@@ -239,12 +282,28 @@ class _Reader:
                 if not 0 <= number < len(known):
                     raise self.source.fail(arguments.at, f"an index below {len(known)}", number)
                 if kind == _KERNEL_CALL:
-                    yield Kernel(operators[number])
+                    yield Kernel(operators[number], tuple(self._tensors(plan, arguments.wholes(1), values)))
                 else:
-                    taken = self._values(plan, arguments.wholes(1), values)
-                    yield self._delegate(backends[number], tuple(taken))
+                    yield self._delegate(backends[number], plan, arguments.wholes(1), values)
 
-    def _delegate(self, table: Table, arguments: tuple[Value, ...]) -> Delegate:
+    def _tensors(self, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> Iterator[int]:
+        """`numbers`, each once, those of a list of tensors in its place."""
+        self._check(plan, numbers, values)
+        for number in dict.fromkeys(numbers):
+            value = values[number].table(1)
+            if value is not None and values[number].whole(0, "B") in _LISTS_OF_TENSORS:
+                items = tuple(item for item in value.wholes(0) if item != _NO_TENSOR)
+                self._check(plan, items, values)
+                yield from items
+            else:
+                yield number
+
+    def _check(self, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> None:
+        for number in numbers:
+            if not 0 <= number < len(values):
+                raise self.source.fail(plan.at, f"a value below {len(values)}", number)
+
+    def _delegate(self, table: Table, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> Delegate:
         specs = {spec.text(0) or "": bytes(spec.data(1) or b"") for spec in table.tables(2)}
         reference = table.table(1)
         if reference is None:
@@ -258,12 +317,13 @@ class _Reader:
         else:
             start = self.base + self.segments[index].offset
             payload = self.source.view[start : start + self.segments[index].size]
-        return Delegate(table.text(0) or "", specs, payload, index if location == SEGMENT else None, arguments)
+        arguments = tuple(self._values(plan, numbers, values))
+        segment = index if location == SEGMENT else None
+        return Delegate(table.text(0) or "", specs, payload, segment, arguments, numbers)
 
     def _values(self, plan: Table, indices: tuple[int, ...], values: list[Table]) -> Iterator[Value]:
+        self._check(plan, indices, values)
         for index in indices:
-            if not 0 <= index < len(values):
-                raise self.source.fail(plan.at, f"a value below {len(values)}", index)
             yield self._value(values[index])
 
     def _value(self, table: Table) -> Value:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from openneutron.ir.graph import Op
 from openneutron.ops.cost import array_of, cost_of
 from openneutron.report.graph import as_ops
 from openneutron.report.memory import lifetimes, plan
+from openneutron.report.runtime_memory import RuntimeMemory
 from openneutron.report.weights import stored_bytes
 from openneutron.targets import NeutronTarget
 from openneutron.tflite import Operator
 
-__all__ = ["Estimate", "Fit", "Layer", "estimate_operators", "fit_of", "whole"]
+__all__ = ["Estimate", "Fit", "Layer", "estimate_operators", "fit_of", "scratch_in_channels_last", "whole"]
 
 _WORST_LAYERS = 3
 
@@ -73,6 +74,10 @@ class Estimate:
     """Cycles at the target's clock; None where that is unknown."""
     fit: Fit
     assumptions: tuple[str, ...]
+    memory: RuntimeMemory | None = None
+    """What ExecuTorch's runtime allocates, of a `.pte`; None for a TFLite file and for one delegate alone."""
+    channels_last_saves: int = 0
+    """Bytes by which scratch and temporary memory are smaller with example inputs in channels-last."""
 
     def __str__(self) -> str:
         from openneutron.report.text import text_of_estimate
@@ -102,15 +107,35 @@ def estimate_operators(operators: Sequence[Operator], target: NeutronTarget) -> 
     return _estimate(layers, arena.size, arena.peak, io_bytes, target)
 
 
-def whole(parts: Sequence[Estimate], target: NeutronTarget) -> Estimate:
-    """The estimate for delegates that run one after the other: one scratch for all, inputs and outputs of each."""
-    return _estimate(
-        tuple(layer for part in parts for layer in part.layers),
-        max((part.scratch_bytes for part in parts), default=0),
-        max((part.peak_bytes for part in parts), default=0),
-        sum(part.io_bytes for part in parts),
-        target,
-    )
+def whole(parts: Sequence[Estimate], target: NeutronTarget, memory: RuntimeMemory | None = None) -> Estimate:
+    """The estimate for delegates that run one after the other: one scratch for all, inputs and outputs of each.
+
+    With `memory`, that of the runtime, inputs and outputs are counted once, in there.
+    """
+    layers = tuple(layer for part in parts for layer in part.layers)
+    scratch = max((part.scratch_bytes for part in parts), default=0)
+    peak = max((part.peak_bytes for part in parts), default=0)
+    estimate = _estimate(layers, scratch, peak, sum(part.io_bytes for part in parts), target)
+    if memory is None:
+        return estimate
+    return replace(estimate, memory=memory, fit=fit_of(layers, scratch, memory.total_bytes, target))
+
+
+def scratch_in_channels_last(operators: Sequence[Operator], target: NeutronTarget) -> int:
+    """Scratch bytes of the same operators without transposes of images at their ends."""
+    written = {tensor.index for operator in operators for tensor in operator.outputs}
+    read = {tensor.index for operator in operators for tensor in operator.inputs if tensor is not None}
+
+    def is_at_an_end(operator: Operator) -> bool:
+        source, result = operator.inputs[0], operator.outputs[0]
+        return source is not None and (source.index not in written or result.index not in read)
+
+    kept = [
+        operator
+        for operator in operators
+        if operator.name != "TRANSPOSE" or len(operator.outputs[0].shape) != 4 or not is_at_an_end(operator)
+    ]
+    return estimate_operators(kept, target).scratch_bytes
 
 
 def _estimate(layers: tuple[Layer, ...], scratch: int, peak: int, io_bytes: int, target: NeutronTarget) -> Estimate:
@@ -135,17 +160,17 @@ def _layer(op: Op, target: NeutronTarget, live: int) -> Layer:
     return Layer(op.kind.name, op.origin, op.output.shape, cost.macs, cost.cycles, cost.utilization, weights, live)
 
 
-def fit_of(layers: Sequence[Layer], scratch: int, io_bytes: int, target: NeutronTarget) -> Fit:
-    """Whether scratch, inputs, outputs and weights fit.
+def fit_of(layers: Sequence[Layer], scratch: int, outside_bytes: int, target: NeutronTarget) -> Fit:
+    """Whether scratch, weights, and what lies outside of the NPU's arena fit.
 
     A Neutron-C cannot read flash: its weights lie in SRAM, all of them, or with `fetch_constants_to_sram` those of the
     layer that runs and of the next one, while the flash holds all. What Neutron-S targets have is DDR, of unknown size.
     """
     weights = sum(layer.weight_bytes for layer in layers)
-    resident = scratch + io_bytes + weights
+    resident = scratch + outside_bytes + weights
     streams = [layer.weight_bytes for layer in layers if layer.weight_bytes]
     window = max((first + second for first, second in pairwise([*streams, 0])), default=0)
-    streamed = scratch + io_bytes + window
+    streamed = scratch + outside_bytes + window
     sram, flash = target.sram_bytes, target.flash_bytes
     if sram is None:
         return Fit("unknown", None, flash, resident, 0, ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openneutron import pte, tflite
@@ -13,8 +13,17 @@ from openneutron.device import BUFFER_OUTPUTS, CONSTANT_INPUTS, NEUTRON_GRAPH
 from openneutron.errors import FormatError, PayloadError
 from openneutron.files import read_file
 from openneutron.payload import Microcode, Payload, microcode_header, parse
-from openneutron.report.estimate import Estimate, Layer, estimate_operators, whole
+from openneutron.report.estimate import (
+    Estimate,
+    Fit,
+    Layer,
+    estimate_operators,
+    fit_of,
+    scratch_in_channels_last,
+    whole,
+)
 from openneutron.report.graph import npu_operators
+from openneutron.report.runtime_memory import RuntimeMemory, runtime_memory
 from openneutron.targets import NeutronTarget, NeutronTargetSpec
 
 __all__ = ["Delegate", "Report", "Section", "Value", "inspect", "inspect_bytes"]
@@ -167,8 +176,34 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
         cpu_operators=tuple(call.name for call in method.calls if isinstance(call, pte.Kernel)),
         planned_bytes=sum(method.planned_bytes),
         sections=tuple(sections),
-        estimate=_together(delegates, target),
+        estimate=_estimate_of(method, delegates, target),
     )
+
+
+def _estimate_of(method: pte.Method, delegates: Sequence[Delegate], target: NeutronTarget) -> Estimate:
+    """Of the whole method, with what the runtime allocates, and what inputs in channels-last would save."""
+    estimate = _together(delegates, target, runtime_memory(method))
+    estimate = replace(estimate, fit=_fit_with_microcode(estimate, delegates, target))
+    ours = (call for call in method.delegates if call.backend == NEUTRON_BACKEND)
+    portable = [payload for payload in (parse(call.payload) for call in ours) if payload.is_portable]
+    if len(portable) != 1 or not all(_only_converts(call) for call in method.calls if isinstance(call, pte.Kernel)):
+        return estimate  # between delegates, and where the CPU computes, the order is another's wish
+    operators = _graph_of(portable[0]).operators
+    temporary = estimate.memory.temporary_bytes if estimate.memory else 0
+    saved = temporary + estimate.scratch_bytes - scratch_in_channels_last(operators, target)
+    return replace(estimate, channels_last_saves=max(0, saved))
+
+
+def _fit_with_microcode(estimate: Estimate, delegates: Sequence[Delegate], target: NeutronTarget) -> Fit:
+    """Whether it fits where delegates are converted already: their scratch and weights are those of their headers."""
+    scratch = max((one.scratch_bytes for one in delegates), default=0)
+    weights = sum(one.weight_bytes for one in delegates if one.microcode)
+    outside = estimate.memory.total_bytes if estimate.memory else 0
+    return fit_of(estimate.layers, scratch, outside + weights, target)
+
+
+def _only_converts(call: pte.Kernel) -> bool:
+    return call.name.split("::")[0] == "quantized_decomposed"
 
 
 def _target_of(method: pte.Method) -> NeutronTarget:
@@ -178,8 +213,10 @@ def _target_of(method: pte.Method) -> NeutronTarget:
     return NeutronTargetSpec(named[0] if named else DEFAULT_TARGET).neutron_target
 
 
-def _together(delegates: Sequence[Delegate], target: NeutronTarget) -> Estimate:
-    return whole([delegate.estimate for delegate in delegates if delegate.estimate], target)
+def _together(
+    delegates: Sequence[Delegate], target: NeutronTarget, memory: RuntimeMemory | None = None
+) -> Estimate:
+    return whole([delegate.estimate for delegate in delegates if delegate.estimate], target, memory)
 
 
 def _program_value(name: str, value: pte.Value) -> Value:

@@ -54,13 +54,14 @@ def _blocks(report: Report, *, layers: bool) -> Iterator[Any]:
     for number, delegate in enumerate(report.delegates):
         yield Text("")
         yield from _delegate(number, delegate, layers=layers)
-    if sum(delegate.estimate is not None for delegate in report.delegates) > 1:
-        yield Text("\nall delegates")
-        yield from _estimate(report.estimate, layers=False)
     yield Text("")
+    if sum(delegate.estimate is not None for delegate in report.delegates) > 1:
+        yield Text("all delegates")
+        yield from _cost(report.estimate, layers=False)
+    if report.estimate.memory or report.layers:
+        yield Text(f"memory on {report.estimate.target}")
+        yield from _verdict(report.estimate)
     yield Text(f"CPU operators: {_counted(report.cpu_operators)}")
-    if report.planned_bytes:
-        yield Text(f"memory planned by ExecuTorch: {report.planned_bytes:,} bytes")
     yield Text("bytes: " + ", ".join(f"{section.name} {section.bytes:,}" for section in report.sections))
 
 
@@ -78,10 +79,30 @@ def _delegate(number: int, delegate: Delegate, *, layers: bool) -> Iterator[Any]
             f"{code.scratch_bytes:,}, SRAM scratch {code.sram_scratch_bytes:,}"
         )
     if delegate.estimate:
-        yield from _estimate(delegate.estimate, layers=layers)
+        yield from _cost(delegate.estimate, layers=layers)
 
 
 def _estimate(estimate: Estimate, *, layers: bool) -> Iterator[Any]:
+    """Cycles and bytes of the NPU's part, what the runtime allocates, and whether all of it fits."""
+    yield from _cost(estimate, layers=layers)
+    yield from _verdict(estimate)
+
+
+def _verdict(estimate: Estimate) -> Iterator[Any]:
+    if memory := estimate.memory:
+        given = f", given by the application {memory.given_bytes:,}" if memory.given_bytes else ""
+        yield Text(
+            f"  bytes of ExecuTorch: planned {memory.planned_bytes:,} (with inputs and outputs){given}; estimated: "
+            f"method {memory.method_bytes:,}, temporary {memory.temporary_bytes:,}"
+        )
+    yield Text(f"  {_fit(estimate.fit)}")
+    if estimate.memory and estimate.memory.int8_io_saves > 0:
+        yield Text(f"  int8_io=True would save about {estimate.memory.int8_io_saves:,} bytes")
+    if estimate.channels_last_saves:
+        yield Text(f"  example inputs in channels-last would save about {estimate.channels_last_saves:,} bytes")
+
+
+def _cost(estimate: Estimate, *, layers: bool) -> Iterator[Any]:
     time = "" if estimate.milliseconds is None else f" = {estimate.milliseconds:,.2f} ms"
     assumed = f"; assumed: {', '.join(estimate.assumptions)}" if estimate.assumptions else ""
     yield Text(f"  estimate for {estimate.target}: {estimate.cycles:,} cycles{time}, {estimate.macs:,} MACs{assumed}")
@@ -89,7 +110,6 @@ def _estimate(estimate: Estimate, *, layers: bool) -> Iterator[Any]:
         f"  estimated bytes: scratch {estimate.scratch_bytes:,}, inputs and outputs {estimate.io_bytes:,}, weights "
         f"{estimate.weight_bytes:,}"
     )
-    yield Text(f"  {_fit(estimate.fit)}")
     if layers:
         yield _layer_table(estimate)
 
@@ -99,8 +119,9 @@ def _fit(fit: Fit) -> str:
         return f"needs {fit.needed_bytes:,} bytes; what memory the target has is unknown"
     text = f"{fit.verdict}: needs {fit.needed_bytes:,} of {fit.sram_bytes:,} bytes of SRAM"
     if fit.missing_bytes:
-        text += f", {fit.missing_bytes:,} bytes are missing; the layers that need most:"
-        text += "".join(f"\n    {layer}" for layer in fit.blame)
+        text += f", {fit.missing_bytes:,} bytes are missing"
+    if fit.blame:
+        text += "; the layers that need most:" + "".join(f"\n    {layer}" for layer in fit.blame)
     return text
 
 

@@ -1,0 +1,140 @@
+"""What ExecuTorch's runtime allocates for a method beside the NPU's arena and weights, and what would make it less.
+
+Planned memory is read from the program. What the runtime allocates when it loads a method is estimated from the classes
+of ExecuTorch 1.5 on a processor of 32 bits (runtime/core/evalue.h, portable_type/tensor_impl.h, executor/method.cpp);
+what the NPU's delegate allocates while it runs is what it transposes on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from openneutron import pte
+from openneutron.payload import PayloadHeader, parse
+from openneutron.report.memory import Lifetime, plan
+
+__all__ = ["RuntimeMemory", "runtime_memory"]
+
+# Bytes on a processor of 32 bits.
+BYTES_OF_A_VALUE = 16
+BYTES_OF_A_TENSOR = 32
+BYTES_OF_A_STRIDE = 4
+BYTES_OF_A_CALL = 16
+BYTES_OF_AN_ARGUMENT = 4
+BYTES_OF_A_DELEGATE = 256  # its handle, and the configuration and pointers that NXP's delegate keeps
+ALIGNMENT = 16
+
+_NHWC = (0, 2, 3, 1)
+_QUANTIZES = "quantized_decomposed::quantize_per_tensor"
+_DEQUANTIZES = "quantized_decomposed::dequantize_per_tensor"
+
+
+@dataclass(frozen=True)
+class RuntimeMemory:
+    """Bytes that a method needs on the CPU's side."""
+
+    planned_bytes: int = 0
+    """Read from the program: its inputs and outputs, what the CPU computes, what delegates take and return."""
+    given_bytes: int = 0
+    """Inputs and outputs that are not in planned memory, for which the application has its own."""
+    method_bytes: int = 0
+    """Estimated: what the runtime allocates when it loads the method."""
+    temporary_bytes: int = 0
+    """The most that a delegate transposes on the CPU at once."""
+    int8_io_saves: int = 0
+    """How much less is planned for the same program with `int8_io=True`."""
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.planned_bytes + self.given_bytes + self.method_bytes + self.temporary_bytes
+
+
+def runtime_memory(method: pte.Method) -> RuntimeMemory:
+    """Of a method of a `.pte`. Linear in its values and calls, but for planning them."""
+    ends = dict.fromkeys((*method.input_numbers, *method.output_numbers))
+    given = sum(method.slots[number].bytes for number in ends if not method.slots[number].is_planned)
+    temporary = max((_transposed_bytes(call) for call in method.delegates), default=0)
+    return RuntimeMemory(
+        planned_bytes=sum(method.planned_bytes),
+        given_bytes=given,
+        method_bytes=_method_bytes(method),
+        temporary_bytes=temporary,
+        int8_io_saves=_saved_by_int8_io(method),
+    )
+
+
+def _method_bytes(method: pte.Method) -> int:
+    tensors = [slot.rank for slot in method.slots if slot.rank is not None]
+    arguments = sum(len(call.numbers) for call in method.calls)
+    return (
+        BYTES_OF_A_VALUE * len(method.slots)
+        + sum(BYTES_OF_A_TENSOR + BYTES_OF_A_STRIDE * rank for rank in tensors)
+        + BYTES_OF_A_CALL * len(method.calls)
+        + BYTES_OF_AN_ARGUMENT * arguments
+        + BYTES_OF_A_DELEGATE * len(method.delegates)
+    )
+
+
+def _transposed_bytes(call: pte.Delegate) -> int:
+    """What the device's runtime copies into the other order around a call: images with several channels."""
+    if call.backend != "NeutronBackend":
+        return 0
+    header = parse(call.payload).header
+    return sum(_bytes(value) for value in _in_another_order(call, header))
+
+
+def _in_another_order(call: pte.Delegate, header: PayloadHeader) -> Iterator[pte.Value]:
+    arguments = [*header.input_map, *(header.argument_count + index for index in header.output_map)]
+    for flag, number in zip((*header.input_formats, *header.output_formats), arguments, strict=True):
+        value = call.arguments[number] if number < len(call.arguments) else None
+        if flag and value is not None and len(value.shape) == 4 and value.shape[1] > 1 and value.dim_order != _NHWC:
+            yield value
+
+
+def _bytes(value: pte.Value) -> int:
+    elements = 1
+    for size in value.shape:
+        elements *= size
+    return elements * pte.ITEM_BYTES.get(value.dtype, 1)
+
+
+def _saved_by_int8_io(method: pte.Method) -> int:
+    """What planning yields with the floats at the program's ends and without those that int8_io takes off."""
+    gone = _floats_at_the_ends(method)
+    return _planned(method, ()) - _planned(method, gone) if gone else 0
+
+
+def _floats_at_the_ends(method: pte.Method) -> set[int]:
+    """Inputs in float that only quantize reads, and outputs in float that dequantize writes and nothing reads."""
+    uses: dict[int, set[str]] = {}
+    for call in method.calls:
+        kind = call.name.split(".")[0] if isinstance(call, pte.Kernel) else "delegate"
+        for place, number in enumerate(dict.fromkeys(call.numbers)):
+            reads = place == 0 and kind == _QUANTIZES
+            writes = place > 0 and kind == _DEQUANTIZES
+            uses.setdefault(number, set()).add("quantize" if reads else "dequantize" if writes else "other")
+    inputs = {number for number in method.input_numbers if uses.get(number) == {"quantize"}}
+    outputs = {number for number in method.output_numbers if uses.get(number) == {"dequantize"}}
+    return {number for number in inputs | outputs if method.slots[number].dtype == "float32"}
+
+
+def _planned(method: pte.Method, without: Iterable[int]) -> int:
+    """Bytes of one arena for the planned tensors: inputs live from the start, outputs to the end."""
+    last_step = len(method.calls) + 1
+    lives: dict[int, tuple[int, int]] = {}
+    uses: Sequence[tuple[int, int]] = [
+        *((number, 0) for number in method.input_numbers),
+        *((number, step) for step, call in enumerate(method.calls, 1) for number in call.numbers),
+        *((number, last_step) for number in method.output_numbers),
+    ]
+    for number, step in uses:
+        lives[number] = (min(step, lives.get(number, (step, step))[0]), step)
+    skipped = set(without)
+    planned = {
+        number: Lifetime(-(-method.slots[number].bytes // ALIGNMENT) * ALIGNMENT, first, last)
+        for number, (first, last) in lives.items()
+        if number not in skipped and method.slots[number].is_planned
+    }
+    return plan(planned, last_step + 1).size
