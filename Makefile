@@ -35,6 +35,7 @@ fidelity: $(INSTALLED)  ## real networks from float to .pte; their weights are i
 
 suite: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## whole networks, random weights: what runs where, how true int8 is
 	$(BIN)/python -m benchmarks.suite
+	$(BIN)/python -m benchmarks.streaming
 
 scaling: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## how OpenNeutron's own seconds grow with the network
 	$(BIN)/python -m benchmarks.scaling

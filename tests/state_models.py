@@ -163,6 +163,40 @@ class Attention(nn.Module):
         return self.last(mixed.reshape(1, 1, 8))
 
 
+class Shifted(nn.Module):
+    """A window whose parts are written in place."""
+
+    frame = (1, 8)
+    window: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(8)
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("window", torch.zeros(4, 8))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.window[:-1] = self.window[1:].clone()
+        self.window[-1] = torch.relu(x[0])
+        return self.linear(self.window)
+
+
+class Written(nn.Module):
+    """A window that is written at a position which comes with the input."""
+
+    window: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(9)
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("window", torch.zeros(4, 8))
+
+    def forward(self, x: torch.Tensor, position: torch.Tensor) -> Any:
+        self.window.index_copy_(0, position, torch.relu(x))
+        return self.linear(self.window)
+
+
 class Counter(nn.Module):
     """A count of integers, which is an output before the call and behind it."""
 

@@ -20,8 +20,10 @@ import openneutron
 from openneutron import NeutronQuantizer, QuantizedModel, Stream, lower, quantize
 from openneutron.accuracy import analyze, evaluate
 from openneutron.errors import CalibrationError, ModelError, OptionError
+from openneutron.passes import hold_states
 from openneutron.quantizer import UnquantizedWarning
 from openneutron.runtime.program import TensorInfo
+from openneutron.state import states_of, store_of, write_of
 
 STEPS = 40
 
@@ -35,6 +37,7 @@ MODELS: dict[str, tuple[float, list[str]]] = {
     "Gru": (25, ["copy_"]),
     "Lstm": (33, ["copy_", "copy_"]),
     "Attention": (30, ["copy_", "copy_"]),
+    "Shifted": (33, ["copy_"]),
     "Counter": (35, ["add", "clone", "copy_"]),
     "Returned": (30, ["clone", "copy_"]),
 }
@@ -187,6 +190,16 @@ class TestStreams:
 
 
 class TestOtherWays:
+    def test_a_write_by_an_index_of_the_input_is_the_cpus(self) -> None:
+        model = models.Written().eval()
+        generator = torch.Generator().manual_seed(0)
+        steps = [(torch.randn(1, 8, generator=generator), torch.tensor([step % 4])) for step in range(STEPS)]
+        wanted = outputs(copy.deepcopy(model), steps)
+        with pytest.warns(UnquantizedWarning, match="index_copy"):
+            program = lower(quantize(model, steps[0], steps, recover=None))
+        assert sqnr_db(wanted, outputs(program.run, steps)) > 30
+        assert [row.op for row in program.placement if row.where == "cpu"][-1] == "aten.copy_.default"
+
     def test_a_state_that_is_left_in_float(self) -> None:
         model = models.Gru().eval()
         steps = models.stream(model, STEPS)
@@ -235,6 +248,49 @@ class TestOtherWays:
         lowered = lower_documented(torch.export.export(model, steps[0]).module(), steps[0])
         program = openneutron.runtime.HostProgram.from_bytes(lowered.pte)
         torch.testing.assert_close(outputs(program.run, steps), outputs(model, steps))
+
+
+class Nested(nn.Module):
+    """A model whose part assigns to its buffer, and returns what the buffer held."""
+
+    frame = (1, 4, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = models.RingBuffer()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        before = self.part.cache
+        return self.part(x), before
+
+
+class TestPartsThatAssign:
+    """torch.export forgets what submodules assign to their buffers."""
+
+    def test_the_short_way(self) -> None:
+        model = Nested().eval()
+        steps = models.stream(model, STEPS)
+        wanted = outputs(copy.deepcopy(model), steps)
+        assert sqnr_db(wanted, outputs(lower(quantized_in("short", model, steps)).run, steps)) > 35
+        assert not model.part.cache.any()
+
+    def test_the_documented_way(self) -> None:
+        model = Nested().eval()
+        steps = models.stream(model, STEPS)
+        with openneutron.keep_assignments(model):
+            exported = torch.export.export(model, steps[0])
+        assert sqnr_db(outputs(copy.deepcopy(model), steps), outputs(exported.module(), steps)) > 100
+
+    def test_a_call_that_fails_leaves_the_buffer(self) -> None:
+        class Fails(Nested):
+            def forward(self, x: torch.Tensor) -> Any:
+                self.part(x)
+                return x @ x
+
+        model = Fails().eval()
+        with pytest.raises(RuntimeError), openneutron.keep_assignments(model):
+            model(torch.ones(model.frame))
+        assert not model.part.cache.any()
 
 
 class TestAccuracy:
@@ -307,6 +363,30 @@ class TestRefused:
     def test_reset_of_a_model(self) -> None:
         with pytest.raises(ModelError, match="yours to reset"):
             openneutron.reset(models.RingBuffer())
+
+
+class TestHoldStates:
+    @staticmethod
+    def exported(model: Any) -> Any:
+        return torch.export.export(model, models.stream(model, 1)[0]).module()
+
+    def test_a_graph_that_writes_nothing_stays(self) -> None:
+        class Stateless(models.InputKept):
+            def forward(self, x: torch.Tensor) -> Any:
+                return self.linear(torch.relu_(x - self.last))
+
+        module = self.exported(Stateless().eval())
+        before = str(module.graph)
+        assert not hold_states(module)
+        assert str(module.graph) == before
+
+    def test_a_buffer_is_read_first_and_written_last(self) -> None:
+        module = self.exported(models.Shifted().eval())
+        assert hold_states(module)
+        assert not hold_states(module)
+        (state,) = states_of(module.graph)
+        assert store_of(state).users.keys() == {state, write_of(state)}
+        assert write_of(state).next.op == "output"
 
 
 def test_a_state_that_reaches_no_output_is_not_kept() -> None:

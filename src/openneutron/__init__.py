@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from openneutron.report.inspect import inspect as inspect
     from openneutron.runtime import load as load
     from openneutron.state import Stream as Stream
+    from openneutron.state import keep_assignments as keep_assignments
     from openneutron.state import reset as reset
     from openneutron.targets import NeutronTargetSpec as NeutronTargetSpec
 
@@ -40,6 +41,7 @@ _HOMES = {
     "generate_neutron_compile_spec": "compile_spec",
     "inspect": "report.inspect",
     "int8_io": "quantized_io",
+    "keep_assignments": "state",
     "load": "runtime",
     "lower": "flow",
     "placement": "partition.placing",

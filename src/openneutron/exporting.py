@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from openneutron.data import described
 from openneutron.errors import InputError, ModelError
 from openneutron.examples import Examples, register_dataclasses
 from openneutron.fx import is_dequantize, is_library, placeholders
-from openneutron.state import initial_states
+from openneutron.state import initial_states, keep_assignments
 
 __all__ = [
     "as_module",
@@ -224,7 +225,8 @@ def _exported(module: nn.Module, examples: Examples, *, strict: bool) -> Exporte
     with warnings.catch_warnings(record=strict) as caught:
         if strict:
             warnings.simplefilter("always")
-        exported = torch.export.export(module, examples.args, dict(examples.kwargs), strict=strict)
+        with nullcontext() if strict or is_exported(module) else keep_assignments(module):
+            exported = torch.export.export(module, examples.args, dict(examples.kwargs), strict=strict)
     for warning in caught or ():
         if _LOSES_STATE.search(str(warning.message)):
             raise ModelError(

@@ -11,13 +11,15 @@ by the value of each state before the call, in the order of `states_of`: samples
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_map
 
 from openneutron.constants import attribute
 from openneutron.errors import ModelError
@@ -25,8 +27,8 @@ from openneutron.examples import called
 from openneutron.fx import STATE, is_state, note, op_name, output_node
 
 __all__ = [
-    "Stream", "has_state", "hold_state", "initial_states", "is_state_write", "next_value", "remember_states", "reset",
-    "run_sample", "samples_of", "states_of", "store_of", "write_of",
+    "Stream", "has_state", "hold_state", "initial_states", "is_state_write", "keep_assignments", "next_value",
+    "remember_states", "reset", "run_sample", "samples_of", "states_of", "store_of", "write_of",
 ]  # fmt: skip
 
 # Under this key a module's `meta` has the initial values of its states, by the names of their buffers.
@@ -43,6 +45,46 @@ class Stream:
     """
 
     steps: Any
+
+
+@contextmanager
+def keep_assignments(model: torch.nn.Module) -> Iterator[None]:
+    """While `model` is exported, store at the end of its call what its submodules assign to their buffers.
+
+    torch.export keeps `self.cache = value` in the model itself, and forgets it without a word in its submodules, of
+    which it keeps `self.cache.copy_(value)` alone.
+    """
+    originals: dict[tuple[torch.nn.Module, str], Tensor] = {}
+    parts = {id(module) for module in model.modules() if module is not model}
+
+    def note_original(module: torch.nn.Module, name: str, _: object) -> None:
+        held = module._buffers.get(name)
+        if id(module) in parts and held is not None:
+            originals.setdefault((module, name), held)
+
+    def store(_module: torch.nn.Module, _inputs: object, outputs: Any) -> Any:
+        held = [id(value) for value in originals.values()]
+        outputs = tree_map(lambda value: value.clone() if id(value) in held else value, outputs)
+        following = [(original, module._buffers[name]) for (module, name), original in originals.items()]
+        copies = [value.clone() for _, value in following if value is not None]
+        for (module, name), original in originals.items():
+            module._buffers[name] = original
+        for (original, _), value in zip(following, copies, strict=True):
+            original.copy_(value)
+        originals.clear()
+        return outputs
+
+    hooks = (
+        torch.nn.modules.module.register_module_buffer_registration_hook(note_original),
+        model.register_forward_hook(store),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for (module, name), original in originals.items():  # where the call failed
+            module._buffers[name] = original
 
 
 def states_of(graph: Graph) -> list[Node]:
@@ -86,7 +128,6 @@ def hold_state(store: Node) -> Node:
     """Put a read of the buffer `store` behind it, and its write in front of the graph's output.
 
     All readers of `store` read the copy. The copy is written back as it is; whoever changes it changes what is written.
-    Gradients end there: a training step does not reach into the call before.
     """
     graph = store.graph
     with graph.inserting_after(store):
@@ -95,10 +136,8 @@ def hold_state(store: Node) -> Node:
     note(state, STATE, str(store.target))
     store.replace_all_uses_with(state, delete_user_cb=lambda user: user is not state)
     with graph.inserting_before(output_node(graph)):
-        value = graph.call_function(torch.ops.aten.detach.default, (state,))
-        write = graph.call_function(_COPY, (store, value))
-    for node in (value, write):
-        node.meta = {key: item for key, item in state.meta.items() if key != "custom"}
+        write = graph.call_function(_COPY, (store, state))
+    write.meta = {key: item for key, item in state.meta.items() if key != "custom"}
     return state
 
 

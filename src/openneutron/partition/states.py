@@ -68,7 +68,8 @@ def _in_order(program: ExportedProgram) -> ExportedProgram:
     one_each = len(set(stores.values())) == len(writes)
     if one_each and all(_is_last(write, store, position) for write, store in stores.items()):
         return program
-    return program.run_decompositions({})
+    in_order: ExportedProgram = program.run_decompositions({})
+    return in_order
 
 
 def _is_last(write: Node, store: object, position: dict[Node, int]) -> bool:

@@ -15,7 +15,7 @@ from openneutron.passes.fold_constants import fold_constants
 from openneutron.passes.fold_norm_affine import fold_norm_affine
 from openneutron.passes.forget_strides import forget_strides
 from openneutron.passes.functionalize import functionalize
-from openneutron.passes.hold_states import hold_states
+from openneutron.passes.hold_states import end_gradients, hold_states
 from openneutron.passes.inline_regions import inline_regions
 from openneutron.passes.merge_phases import merge_phases
 from openneutron.passes.move_activations import move_activations
@@ -74,6 +74,8 @@ def prepare(
     remove_batch_counts(module)
     hold_states(module)
     functionalize(module)
+    if training:
+        end_gradients(module)
     check_writes_nothing(module)
     remove_dead_operators(module)
     forget_strides(module)

@@ -10,9 +10,9 @@ from openneutron.errors import ModelError
 from openneutron.fx import is_state, op_name, source_of
 from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.passes.remove_batch_counts import BATCH_COUNT
-from openneutron.state import hold_state, remember_states
+from openneutron.state import hold_state, is_state_write, next_value, remember_states
 
-__all__ = ["hold_states"]
+__all__ = ["end_gradients", "hold_states"]
 
 
 def hold_states(module: GraphModule) -> bool:
@@ -33,6 +33,18 @@ def hold_states(module: GraphModule) -> bool:
         remember_states(module)
         module.recompile()
     return bool(stores)
+
+
+def end_gradients(module: GraphModule) -> bool:
+    """Rule, linear in nodes: what is stored as a state is detached first. A training step ends at the call before."""
+    writes = [node for node in module.graph.nodes if is_state_write(node)]
+    for write in writes:
+        value = next_value(write)
+        with module.graph.inserting_before(write):
+            detached = module.graph.call_function(torch.ops.aten.detach.default, (value,))
+        detached.meta = {key: item for key, item in value.meta.items() if key != "custom"}
+        write.replace_input_with(value, detached)
+    return bool(writes)
 
 
 def _written(module: GraphModule) -> list[Node]:

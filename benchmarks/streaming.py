@@ -1,0 +1,91 @@
+"""Networks that keep state, step by step in the `.pte`: `python -m benchmarks.streaming [STEPS]`.
+
+Each network of `benchmarks.zoo.streaming`, its weights random, is quantized twice: as it is, calibrated on a stream,
+and in its form without state, which takes all steps at once. One row says what runs where, and how near each comes to
+float. The target: one delegate, no operator on the CPU but the copies of the states, and within 2 dB of the form
+without state over 200 steps.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from openneutron import Stream, lower, quantize
+
+from .walk import sqnr
+from .zoo.streaming import STREAMING, Whole
+
+STEPS = 200
+MOST_LOST = 2.0  # decibels
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What was measured for one network; SQNRs in decibels, of all steps, to the float network."""
+
+    network: str
+    delegates: int
+    on_cpu: dict[str, int]
+    sqnr: float
+    """Of the `.pte`, step by step."""
+    sqnr_at_the_end: float
+    """The same of the last quarter of the steps."""
+    sqnr_without_state: float
+    """Of the form without state."""
+
+
+@torch.no_grad()
+def measure(name: str, steps: int = STEPS, recover: str | None = None) -> Streamed:
+    """Quantize, lower and run a network of `STREAMING` for so many steps."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = STREAMING[name]().eval()
+    features = network.frame[1]
+    calibration, recording = (_recording(features, steps, seed) for seed in (1, 2))
+    wanted = network.whole(recording)
+    whole = quantize(Whole(network).eval(), (calibration,), [calibration], recover=recover)
+    frames = list(torch.split(calibration, 1, -1))
+    program = lower(quantize(network, (frames[0],), [Stream(frames)], recover=recover))
+    found = torch.cat([program.run(frame) for frame in torch.split(recording, 1, -1)], -1)
+    last = slice(-(steps // 4), None)
+    return Streamed(
+        network=name,
+        delegates=len({row.partition for row in program.placement if row.where == "npu"}),
+        on_cpu=dict(Counter(row.op for row in program.placement if row.where == "cpu")),
+        sqnr=sqnr(wanted, found),
+        sqnr_at_the_end=sqnr(wanted[..., last], found[..., last]),
+        sqnr_without_state=sqnr(wanted, whole(recording)),
+    )
+
+
+def _recording(features: int, steps: int, seed: int) -> Tensor:
+    """[1, features, steps] of noise that changes slowly from step to step."""
+    noise = torch.randn(1, features, steps + 4, generator=torch.Generator().manual_seed(seed))
+    return noise.unfold(-1, 5, 1).mean(-1) * 2
+
+
+def main() -> None:
+    """Print one row for each network."""
+    steps = int(sys.argv[1]) if len(sys.argv) > 1 else STEPS
+    table = Table("network", "delegates", "CPU", "dB", "dB at the end", "dB without state", "misses")
+    for name in STREAMING:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            row = measure(name, steps)
+        cpu = ", ".join(f"{count} {op.split('.')[1]}" for op, count in row.on_cpu.items())
+        missed = row.sqnr < row.sqnr_without_state - MOST_LOST or row.delegates != 1
+        numbers = (f"{value:.1f}" for value in (row.sqnr, row.sqnr_at_the_end, row.sqnr_without_state))
+        table.add_row(name, str(row.delegates), cpu, *numbers, "yes" if missed else "")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
