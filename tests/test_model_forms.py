@@ -16,7 +16,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from openneutron import NeutronQuantizer, load, lower, quantize
 from openneutron.accuracy import analyze, evaluate
 from openneutron.accuracy.compare import compare_layers
-from openneutron.errors import InputError, ModelError, OpenNeutronError, OptionError
+from openneutron.errors import CalibrationError, InputError, ModelError, OpenNeutronError, OptionError
 from openneutron.fx import op_name
 from openneutron.passes import name_convolutions
 
@@ -218,6 +218,11 @@ class Failing(Net):
         return x[{"a": 0}["b"]]
 
 
+class Nothing(nn.Module):
+    def forward(self, x: Tensor) -> tuple[None, int]:
+        return None, x.shape[0]
+
+
 class Embedded(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -266,6 +271,47 @@ def test_errors_of_what_is_evaluated_are_named() -> None:
         evaluate(model, [(data[0], 0), (data[1][:, :2], 0)])
     with pytest.raises(OptionError, match="The metric of sample 0 failed: ZeroDivisionError"):
         evaluate(model, [(data[0], 0)], lambda *_: 1 / 0)
+
+
+def test_errors_of_the_users_data_have_a_type() -> None:
+    model, data = net(), images(4)
+    quantized = quantize(model, data[0], data, recover=None, progress=False)
+    with pytest.raises(CalibrationError, match=r"Reading the calibration data failed: ZeroDivisionError"):
+        quantize(model, data[0], (1 / 0 for _ in data))
+    with pytest.raises(CalibrationError, match=r"Reading the calibration data failed: AttributeError"):
+        quantize(model, data[0], data, transform=lambda value: value.nothing)
+    for measure in (
+        lambda given: analyze(None, quantized, given),
+        lambda given: compare_layers(quantized, None, given),
+        lambda given: evaluate(quantized, given),
+    ):
+        with pytest.raises(InputError, match=r"Reading the data failed: ZeroDivisionError"):
+            measure(1 / 0 for _ in data)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda q, data: analyze(None, q, data, samples="a"),  # type: ignore[arg-type]
+        lambda q, data: analyze(None, q, data, program=3),  # type: ignore[arg-type]
+        lambda q, data: compare_layers(q, 3, data),  # type: ignore[arg-type]
+        lambda _, data: compare_layers(net(), None, data),  # type: ignore[arg-type]
+        lambda q, _: lower(q).save(3),  # type: ignore[arg-type]
+        lambda q, data: lower(q.module, {"y": data[0]}),
+        lambda _, data: evaluate(net().state_dict(), [(data[0], 0)]),
+        lambda _, data: quantize(Nothing().eval(), data[0], data),
+    ],
+)
+def test_nonsense_is_refused(call: Callable[[Any, Any], Any]) -> None:
+    data = images(4)
+    with pytest.raises(OpenNeutronError):
+        call(quantize(net(), data[0], data, recover=None, progress=False), data)
+
+
+def test_an_exported_program_brings_its_example_inputs() -> None:
+    data = images(4)
+    quantized = quantize(exported(net()), None, data, recover=None, progress=False)
+    assert lower(quantized).run(data[0]).shape == (1, 5)
 
 
 def test_what_is_printed_is_a_summary() -> None:

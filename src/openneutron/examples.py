@@ -98,7 +98,7 @@ def _by_name(given: Mapping[str, Any], model: object) -> tuple[tuple[Any, ...], 
         return (), dict(given)
     known = {parameter.name for parameter in parameters}
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    if len(parameters) == 1 and not takes_any and not known.intersection(given):
+    if len(parameters) == 1 and not takes_any and not known.intersection(given) and _may_be_a_mapping(model):
         return (given,), {}  # the one argument is a mapping itself
     unknown = [name for name in given if name not in known]
     if unknown and not takes_any:
@@ -130,6 +130,12 @@ def _parameters(model: object) -> list[inspect.Parameter] | None:
         parameter.replace(kind=parameter.POSITIONAL_OR_KEYWORD if index < count else parameter.KEYWORD_ONLY)
         for index, parameter in enumerate(parameters)
     ]
+
+
+def _may_be_a_mapping(model: object) -> bool:
+    """Whether the first argument of `model` may be one; of an exported module it is known."""
+    structure = _structure_of(model) if isinstance(model, GraphModule) else None
+    return structure is None or not structure.child(0).num_children or not structure.child(0).child(0).is_leaf()
 
 
 def register_dataclasses(value: Any) -> None:

@@ -13,7 +13,9 @@ __all__ = ["read_file", "reason_of", "write_file"]
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file. Raises `InputError` where it cannot be read."""
+    """The bytes of a file. Raises `InputError` where it cannot be read, and for what is no path."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"A file is given by its path, not by a {type(path).__name__}.")
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -28,6 +30,8 @@ def reason_of(error: OSError) -> str:
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` beside `path`, then rename. Raises `OutputError` where that cannot be done; nothing is left then."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise OutputError(f"A file is given by its path, not by a {type(path).__name__}.")
     path = Path(path)
     beside = None
     if path.is_dir():

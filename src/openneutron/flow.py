@@ -23,7 +23,7 @@ from openneutron.calibration import CalibrationOptions
 from openneutron.compile_spec import CompileOptions, list_of_names
 from openneutron.data import Data, calibration_inputs, forms_of
 from openneutron.device import compile_program, kernel_selection_path
-from openneutron.errors import InputError, ModelError, OptionError
+from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.examples import Examples, examples_of, in_tensors, leaves_of
 from openneutron.exporting import as_module, check_eval, digests, export, is_prepared, is_quantized, loaded_program
 from openneutron.files import write_file
@@ -226,10 +226,15 @@ def quantize(
     quantizer.equalize = equalizes and recover is None  # recovery does so itself, by what calibration sees
     module = as_module(_float(model))
     check_eval(module, "quantize")
-    examples = examples_of(example_inputs, module)
+    if example_inputs is None and isinstance(model, torch.export.ExportedProgram) and model.example_inputs:
+        examples = Examples(*model.example_inputs)
+    else:
+        examples = examples_of(example_inputs, module)
     with typed_errors("Preparing the model for quantization"):
         exported = quantizer.transform_for_annotation(export(module, examples, strict=strict).module())
-    samples = samples_of(exported, calibration_inputs(calibration, forms_of(exported), transform=transform))
+    with typed_errors("Reading the calibration data", CalibrationError):
+        given = calibration_inputs(calibration, forms_of(exported), transform=transform)
+    samples = samples_of(exported, given)
     trials: list[Trial] = []
     if recover == BEST:
         free = Freedom(equalizes=equalizes, ranges=not observes)

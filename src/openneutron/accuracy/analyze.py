@@ -20,6 +20,7 @@ from openneutron.accuracy.replay import record
 from openneutron.accuracy.result import Advice, Analysis, Bins, LayerAccuracy
 from openneutron.accuracy.shares import Treatment, float_outputs, noise_ratio, shares_of, to_float, weight_per_channel
 from openneutron.accuracy.statistics import Histogram, Noise, Statistics, largest_codes, weak_channels
+from openneutron.boundary import typed_errors
 from openneutron.data import Data, first_steps, forms_of, streams_in
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.examples import arguments_of
@@ -72,7 +73,7 @@ def analyze(
     `OptionError` for numbers that are not positive.
     """
     for name, number in (("samples", samples), ("candidates", candidates), ("share_samples", share_samples)):
-        if number < 1:
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise OptionError(f"{name} is a positive number, not {number!r}.")
     if isinstance(quantized, ExportedProgram):
         quantized = quantized.module()
@@ -82,7 +83,8 @@ def analyze(
             f"This {type(module).__name__} has no quantized layer. Give what quantize() or convert_pt2e returned as "
             "`quantized`."
         )
-    streams = first_steps(streams_in(data, forms_of(module), transform=transform), samples)
+    with typed_errors("Reading the data", InputError):
+        streams = first_steps(streams_in(data, forms_of(module), transform=transform), samples)
     if not any(streams):
         raise InputError("The data are empty: give at least one input, better 16.")
     first = next(steps[0] for steps in streams if steps)

@@ -18,11 +18,12 @@ from torch.utils._pytree import tree_leaves
 
 from openneutron import pte, quantized_io, tflite
 from openneutron.accuracy.replay import evaluate
+from openneutron.boundary import typed_errors
 from openneutron.compile_spec import CompileOptions
 from openneutron.data import Data, first_steps, forms_of, streams_in
 from openneutron.errors import InputError, ModelError
 from openneutron.examples import arguments_of, examples_of
-from openneutron.exporting import export
+from openneutron.exporting import export, is_quantized
 from openneutron.files import read_file
 from openneutron.flow import NeutronProgram, QuantizedModel, lower
 from openneutron.fx import is_dequantize, modules_of, op_name, output_node, source_of
@@ -88,7 +89,7 @@ class Comparison:
 
 
 def compare_layers(
-    quantized: QuantizedModel | GraphModule,
+    quantized: QuantizedModel | GraphModule | ExportedProgram,
     program: NeutronProgram | HostProgram | bytes | str | os.PathLike[str] | None,
     data: Data,
     *,
@@ -114,8 +115,16 @@ def compare_layers(
     the data. Raises `ModelError` where the program was not lowered from such a module, and `InputError` for data that
     do not fit or a program that holds device payloads.
     """
+    if isinstance(quantized, ExportedProgram):
+        quantized = quantized.module()
     module = quantized.module if isinstance(quantized, QuantizedModel) else quantized
-    streams = first_steps(streams_in(data, forms_of(module), transform=transform), samples)
+    if not is_quantized(module):
+        raise ModelError(
+            f"This {type(module).__name__} has no quantized layer. Give what quantize() or convert_pt2e returned as "
+            "`quantized`."
+        )
+    with typed_errors("Reading the data", InputError):
+        streams = first_steps(streams_in(data, forms_of(module), transform=transform), samples)
     if not any(streams):
         raise InputError("The data are empty: give at least one input.")
     first = next(steps[0] for steps in streams if steps)

@@ -85,7 +85,8 @@ def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric 
     if jobs > 1 and _has_state(run):
         raise _not_in_parallel()
     begin = (lambda: _begin(run)) if jobs == 1 else _refuse_streams
-    scores = list(_all_scores(run, score, _samples(data, _batch_size(run), begin), jobs))
+    with typed_errors("Reading the data", InputError):
+        scores = list(_all_scores(run, score, _samples(data, _batch_size(run), begin), jobs))
     if not scores:
         raise InputError("There are no data to evaluate on: give pairs of inputs and label.")
     return math.fsum(scores) / len(scores)

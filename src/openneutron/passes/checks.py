@@ -47,7 +47,10 @@ def check_is_static_eval(module: GraphModule, *, training: bool = False) -> bool
 
 def check_outputs(module: GraphModule) -> bool:
     """Raise `ModelError` for an output that a program cannot return; changes nothing."""
-    for index, leaf in enumerate(tree_leaves(output_node(module.graph).args[0])):
+    leaves = tree_leaves(output_node(module.graph).args[0])
+    if not any(isinstance(leaf, Node) for leaf in leaves):
+        raise ModelError("The model returns no tensor, so a program has nothing to compute. Return one.")
+    for index, leaf in enumerate(leaves):
         if leaf is None or isinstance(leaf, (Node, int, float)):
             continue
         what = f"the text '{leaf}'" if isinstance(leaf, str) else f"a {type(leaf).__name__}"
