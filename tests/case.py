@@ -67,6 +67,8 @@ class Rejected:
     """Whether it runs on the NPU all the same, its operands padded."""
     lowers: bool = True
     """Whether ExecuTorch has a CPU kernel for it."""
+    lowers_for_legacy: bool = True
+    """Whether ExecuTorch has a CPU kernel for what the legacy generation leaves there."""
     quantized_elsewhere: bool = False
     """Whether another quantizer made it int8, which leaves operators that ours writes with others."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -89,6 +90,10 @@ def test_what_breaks_a_limit_runs_on_the_cpu(case: Rejected) -> None:
     options = CompileOptions(neutron_converter_flavor=LEGACY if case.is_legacy else None)
     rows = placement(torch.export.export(model.module, model.example_inputs), options)
     assert any((row.reason or "").startswith(case.reason) for row in rows if row.where == "cpu"), rows
+    if not case.lowers_for_legacy:
+        with pytest.raises(ModelError, match=re.escape(case.constraint.message)):
+            lowered(model, neutron_converter_flavor=options.neutron_converter_flavor)
+        return
     program = lowered(model, neutron_converter_flavor=options.neutron_converter_flavor)
     assert program.placement == rows
     assert agreement(program, model).worst <= 1

@@ -23,6 +23,9 @@ def _convolutions() -> list[Case]:
         "aten.conv3d.default", "per channel", lambda: nn.Sequential(nn.Conv3d(4, 6, 3), nn.ReLU()), (VOLUME,),
         options=(("weight_granularity", "per_channel"),),
     )  # fmt: skip
+    without_batch = Case(
+        "aten.conv3d.default", "without batch", lambda: nn.Conv3d(4, 6, 3), (VOLUME[1:],), decomposed=True
+    )
     return [
         _conv("1,3,3", 6, (1, 3, 3), padding=(0, 1, 1)),
         _conv("3,1,1", 6, (3, 1, 1), padding=(1, 0, 0)),
@@ -39,6 +42,7 @@ def _convolutions() -> list[Case]:
         _conv("same", 6, (2, 3, 3), padding="same", target="conv3d.padding"),
         _conv("valid", 6, (2, 3, 3), padding="valid", target="conv3d.padding"),
         per_channel,
+        without_batch,
     ]
 
 
@@ -77,11 +81,11 @@ LONG: Shape = (1, 1, 1, 1, 4100)
 
 REJECTED = (
     Rejected("convolution of volumes", "has_supported_volume_geometry", "kernel",
-             lambda: nn.Conv3d(1, 2, (1, 1, 4097)), (LONG,), runs=False),
+             lambda: nn.Conv3d(1, 2, (1, 1, 4097)), (LONG,), lowers=False),
     Rejected("convolution of volumes", "fits_volume_accumulation", "",
-             lambda: nn.Conv3d(8192, 2, (1, 3, 3)), ((1, 8192, 1, 3, 3),), runs=False),
+             lambda: nn.Conv3d(8192, 2, (1, 3, 3)), ((1, 8192, 1, 3, 3),), lowers=False),
     Rejected("convolution of volumes", "is_of_the_modern_generation", "", lambda: nn.Conv3d(8, 8, 1),
-             ((1, 8, 2, 2, 2),), runs=False),
+             ((1, 8, 2, 2, 2),), lowers_for_legacy=False),
     Rejected("max_pool", "has_few_dilated_positions", "", lambda: nn.MaxPool2d((1, 17), dilation=2), ((1, 8, 3, 40),)),
     Rejected("max_pool", "is_not_dilated", "", lambda: nn.MaxPool2d(2, dilation=2), ((1, 8, 5, 6),)),
 )  # fmt: skip

@@ -137,7 +137,8 @@ class _ConvNeXtV2Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
         y = self.narrow(self.response(nn.functional.gelu(self.widen(y))))
-        return x + y.permute(0, 3, 1, 2)
+        changed: Tensor = x + y.permute(0, 3, 1, 2)
+        return changed
 
 
 class ConvNeXtV2(_Classifier):

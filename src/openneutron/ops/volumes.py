@@ -12,6 +12,7 @@ from torch.fx import Node
 from openneutron.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.reductions import nobody_reads_its_indices
+from openneutron.ops.site import Site
 from openneutron.ops.writing import mean, mul
 
 __all__ = ["DECOMPOSED"]
@@ -152,9 +153,30 @@ def _resized(target: torch._ops.OpOverload, *names: str) -> Callable[[Rewriting]
     return rewrite
 
 
+def _lacks_a_batch(site: Site) -> bool:
+    return len(site.shape_of("input")) == RANK + 1
+
+
+def _convolution_of_one(rewriting: Rewriting) -> Node:
+    """Of a batch of one."""
+    args = dict(rewriting.site.args)
+    args.pop("self")
+    batch = rewriting.call(aten.unsqueeze.default, args.pop("input"), 0)
+    target = rewriting.site.node.target
+    assert isinstance(target, torch._ops.OpOverload)
+    return rewriting.call(aten.squeeze.dim, rewriting.call(target, batch, *args.values()), 0)
+
+
 BY_FRAMES = "of all frames, permuted there and back, and of images that have depth as height"
 
 DECOMPOSED = (
+    Decomposition(
+        name="convolution of a volume without batch",
+        targets=("aten.conv3d.default", "aten.conv3d.padding"),
+        rewrite=_convolution_of_one,
+        applies=_lacks_a_batch,
+        becomes="unsqueeze, conv3d, squeeze",
+    ),
     Decomposition(
         name="max_pool of volumes",
         targets=("aten.max_pool3d.default",),
