@@ -19,6 +19,7 @@ from .classifiers import ConvNeXtV2, EfficientNetLite0, LRNNet, MLPMixer, Mobile
 from .dense import ESPCN, ConvAutoencoder, UNet, Yolo
 from .detectors import YoloV5, YoloV8
 from .sound import TCN, GRUKeywords
+from .text import Bert
 from .torchvision_models import MissingTorchvisionError, torchvision_models
 from .volumes import ResNet18OfVolumes
 
@@ -124,6 +125,14 @@ def _image(size: int) -> Shape:
 
 _SMALL, _FULL = _image(64), _image(224)
 
+# What makes the mask of BERT of its input, before the attention adds it.
+_OF_A_MASK = frozenset(
+    {
+        "aten.gt.Scalar", "aten.mul.Tensor", "aten.sub.Tensor", "aten.rsub.Scalar", "aten.view_copy.default",
+        "aten.select_copy.int", "aten.slice_copy.Tensor", "dim_order_ops._to_dim_order_copy.default",
+    }
+)  # fmt: skip
+
 ZOO: dict[str, Member] = {
     member.name: member
     for member in (
@@ -150,6 +159,7 @@ ZOO: dict[str, Member] = {
         Member("ds_cnn", lambda _: DSCNN(), (1, 1, 49, 10), (1, 1, 49, 10)),
         Member("tcn", lambda _: TCN(), (1, 40, 100), (1, 40, 100)),
         Member("gru", lambda _: GRUKeywords(), (1, 40, 20), (1, 40, 98)),
+        Member("bert", lambda _: Bert(), (1, 33, 48), (1, 33, 128), on_cpu=_OF_A_MASK),
         Member("convnext_blocks", _convnext, _SMALL, _FULL),
         Member("convnext_v2", lambda _: ConvNeXtV2(), _SMALL, _FULL),
         Member("lrn_net", lambda _: LRNNet(), _SMALL, _FULL),
