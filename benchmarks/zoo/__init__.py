@@ -115,8 +115,9 @@ def _detectors(name: str, kind: type[YoloV5 | YoloV8], dim: int, joining: set[st
 
     shapes = _SMALL, _image(320)
     limits: dict[str, Any] = {"least_sqnr": 30.0, "least_variation": 0.02}
+    limits["on_cpu"] = frozenset(joining)
     yield Member(name, lambda shape: kind(shape[-1], apart=True), *shapes, **limits)
-    yield Member(f"{name}_joined", lambda shape: kind(shape[-1]), *shapes, parts, **limits, on_cpu=frozenset(joining))
+    yield Member(f"{name}_joined", lambda shape: kind(shape[-1]), *shapes, parts, **limits)
 
 
 def _image(size: int) -> Shape:
@@ -152,7 +153,7 @@ ZOO: dict[str, Member] = {
         Member("googlenet", _theirs("googlenet", aux_logits=False, init_weights=False), _SMALL, _FULL),
         Member("unet", lambda _: UNet(), _SMALL, _image(256)),
         Member("deeplab_v3", lambda _: _Segmentation(), _SMALL, _FULL),
-        Member("ssdlite", lambda _: _Detector(), _image(160), _image(320)),
+        Member("ssdlite", lambda _: _Detector(), _image(160), _image(320), on_cpu=frozenset({"aten.cat.default"})),
         Member("yolo", lambda _: Yolo(), _SMALL, _image(320)),
         *_detectors("yolo_v5", YoloV5, -1, {"aten.cat.default", "aten.view_copy.default"}),
         *_detectors("yolo_v8", YoloV8, 1, {"aten.cat.default"}),

@@ -28,8 +28,8 @@ __all__ = [
 
 _JOINED = "openneutron.joined_in_float"
 
-NEARLY_EQUAL = 1.5
-"""By how much the step between two codes may grow for parts to share it: 3.5 dB of what rounding leaves."""
+NEARLY_EQUAL = 2.0
+"""By how much the step between two codes may grow for parts to share it: one bit, 6 dB of what rounding leaves."""
 
 
 @dataclass(frozen=True)
