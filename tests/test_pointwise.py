@@ -59,6 +59,9 @@ ACTIVATIONS: dict[str, tuple[Function, float, float]] = {
     "log_sigmoid": (F.logsigmoid, 40, 38),
     "log_softmax": (lambda x: F.log_softmax(x, 1), 39, 37),
     "softshrink": (F.softshrink, 35, 36),
+    "hardshrink": (F.hardshrink, 23, 34),
+    "threshold": (lambda x: F.threshold(x, 0.5, 0.2), 28, 36),
+    "logsumexp": (lambda x: x.logsumexp(1), 44, 40),
     "softsign": (F.softsign, 36, 35),
     "prelu": (lambda x: F.prelu(x, torch.tensor([0.25])), 37, 37),
     "clamp": (lambda x: x.clamp(-0.5, 1.5), 37, 34),
@@ -107,6 +110,30 @@ class TestForms:
     def test_log_softmax(self) -> None:
         by_softmax = fidelity(lambda x: torch.log(torch.softmax(x, 1) + 1e-6), [IMAGE], 3.0)
         assert fidelity(lambda x: F.log_softmax(x, 1), [IMAGE], 3.0) > by_softmax + 15
+
+    def test_lerp(self) -> None:
+        """The difference of the ends has a range of its own, and is rounded once more."""
+        by_difference = fidelity(lambda x, y: torch.add(x, y - x, alpha=0.9), [IMAGE, IMAGE], 1.0, RangeObserver)
+        assert fidelity(lambda x, y: torch.lerp(x, y, 0.9), [IMAGE, IMAGE], 1.0, RangeObserver) > by_difference + 1
+
+    def test_comparison_with_a_number(self) -> None:
+        """Where the side is lost to int8, the mean of both is nearer than either."""
+
+        def halves(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            values = layer(x)
+            masked: torch.Tensor = values * (values > 0.5)
+            return masked
+
+        def steps(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            values = layer(x)
+            masked: torch.Tensor = values * torch.sign(values - 0.5).relu()
+            return masked
+
+        taken, left = (
+            fidelity(seeded(lambda form=form: of(form, nn.Conv2d(16, 16, 3))()), [IMAGE], 1.0)
+            for form in (halves, steps)
+        )
+        assert taken > left + 1
 
     def test_two_steps_of_a_norm(self) -> None:
         """Where groups have ranges of their own; where all have one, the first step costs less than a decibel."""
