@@ -27,7 +27,7 @@ torch._export.utils._collect_all_valid_cia_ops_for_namespace = functools.cache(
 )
 
 # With --quick, so many rows of each table of cases run.
-ROWS_OF_A_TABLE = 4
+ROWS_OF_A_TABLE = 2
 DATA_VARIABLE = "OPENNEUTRON_DATA"
 DATA_FOLDER = os.environ.get(DATA_VARIABLE)
 

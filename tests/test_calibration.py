@@ -311,12 +311,14 @@ def fail(value: Any) -> int:
 
 
 class TestProcesses:
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [{"batch_size": 1}, {}, {"batch_size": 4}], ids=str)
     def test_the_result_is_the_same_to_the_bit(self, options: dict[str, Any]) -> None:
         one = calibrated(singles(21), **options)
         for jobs in (2, 3):
             assert equal(one, calibrated(singles(21), jobs=jobs, **options))
 
+    @pytest.mark.slow
     def test_the_converted_model_is_the_same(self) -> None:
         models = [quantize(seeded(Network), EXAMPLE, images(40), jobs=jobs) for jobs in (1, 2)]
         assert torch.equal(models[0].module(images()), models[1].module(images()))
@@ -346,6 +348,7 @@ class TestProcesses:
             with pytest.raises(CalibrationError, match=r"no \["):
                 list(in_order(fail, parts(range(4), 4), 2))
 
+    @pytest.mark.slow
     def test_too_many_threads_are_warned_of(self) -> None:
         threads = torch.get_num_threads()
         torch.set_num_threads(512)

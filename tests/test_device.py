@@ -68,6 +68,7 @@ SHAPES = (
 )
 
 
+@pytest.mark.slow
 def test_payloads_are_those_of_executorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, requests = [], []
     for number, shape in enumerate(SHAPES):

@@ -142,6 +142,7 @@ class Random(nn.Module):
 
 
 class TestRandomGraphs:
+    @pytest.mark.slow
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
         steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 4)), min_size=2, max_size=9),

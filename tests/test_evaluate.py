@@ -63,6 +63,7 @@ def test_top1_of_several_rows() -> None:
             top1(outputs, label)
 
 
+@pytest.mark.slow
 def test_all_that_runs_is_taken_by_any_number_of_processes(tmp_path: Path) -> None:
     model = network()
     quantized = quantize(model, (data()[0][0],), [x for x, _ in data()])

@@ -211,13 +211,13 @@ def test_short_way(name: str) -> None:
 
 def test_a_program_is_loaded_once_and_can_be_sent_and_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[bytes] = []
-    load_bytes = HostProgram.from_bytes
+    load_program = HostProgram.__init__
 
-    def counted(data: bytes) -> HostProgram:
+    def counted(program: HostProgram, data: bytes, **options: Any) -> None:
         loaded.append(data)
-        return load_bytes(data)
+        load_program(program, data, **options)
 
-    monkeypatch.setattr(HostProgram, "from_bytes", counted)
+    monkeypatch.setattr(HostProgram, "__init__", counted)
     program = lower(quantize(seeded(small), (image(),), [image()]))
     first, second = flat(program.run(image())), flat(program.run(2 * image()))
     assert loaded == [program.buffer]
