@@ -15,7 +15,7 @@ import openneutron
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(openneutron.__path__, "openneutron.")
-    if not module.name.endswith(("_host", "__main__", ".dropin"))  # compiled; scripts; replaces a package of ExecuTorch
+    if not module.name.endswith(("_host", "__main__")) and ".dropin" not in module.name  # replaces a part of ExecuTorch
 )
 DESIGNED = {
     "NeutronQuantizer", "NeutronPartitioner", "NeutronBackend", "NeutronTargetSpec", "generate_neutron_compile_spec",

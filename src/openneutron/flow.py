@@ -7,7 +7,7 @@ import functools
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ from openneutron.targets import NeutronTargetSpec
 if TYPE_CHECKING:
     from openneutron.report.estimate import Estimate
 
-__all__ = ["NeutronProgram", "QuantizedModel", "calibrate_and_quantize", "lower", "quantize"]
+__all__ = ["NeutronProgram", "QuantizedModel", "lower", "quantize"]
 
 
 @dataclass(frozen=True)
@@ -353,22 +353,6 @@ def _portable_program(
         edge = to_edge_transform_and_lower(exported, partitioner=partitioner, constant_methods=constant_methods)
         warnings.filterwarnings("ignore", "Mutation on a buffer in the model")  # the partitioner sees to that
         return bytes(edge.to_executorch().buffer)
-
-
-def calibrate_and_quantize(
-    model: torch.export.ExportedProgram | GraphModule,
-    calibration_inputs: Iterable[Sequence[torch.Tensor]],
-    quantizer: Any,
-) -> GraphModule:
-    """Prepare, calibrate and convert an exported model, under the name that ExecuTorch's own backend documents."""
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    exported = model.module() if isinstance(model, torch.export.ExportedProgram) else model
-    prepared = prepare_pt2e(exported, quantizer)
-    with torch.no_grad():
-        for inputs in calibration_inputs:
-            prepared(*inputs)
-    return convert_pt2e(prepared)  # type: ignore[no-any-return]
 
 
 def _check_options(function: str, options: Iterable[str], known: Iterable[str]) -> None:

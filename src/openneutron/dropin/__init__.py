@@ -27,10 +27,20 @@ REPLACED = "executorch.backends.nxp"
 _PROVIDED: dict[str, dict[str, str]] = {
     "": {},
     ".backend": {},
+    ".backend.custom_delegation_options": {"CustomDelegationOptions": "openneutron.dropin.options"},
     ".backend.neutron_target_spec": {"NeutronTargetSpec": "openneutron.targets"},
+    ".edge_passes": {},
+    ".edge_passes.neutron_edge_pass": {"NeutronEdgePass": "openneutron.dropin.edge_passes"},
+    ".edge_passes.neutron_edge_pass_manager": {"NeutronEdgePassManager": "openneutron.dropin.edge_passes"},
+    ".edge_passes.remove_additional_quantize_dequantize_nodes_pass": {
+        "RemoveAdditionalQDQClustersPass": "openneutron.dropin.edge_passes",
+    },
+    ".edge_passes.remove_io_quant_ops_pass": {"RemoveIOQuantOpsPass": "openneutron.dropin.edge_passes"},
     ".neutron_partitioner": {"NeutronPartitioner": "openneutron.partition.partitioner"},
     ".nxp_backend": {
         "NeutronBackend": "openneutron.backend",
+        "NeutronCompileSpecBuilder": "openneutron.dropin.options",
+        "core_aten_ops_exception_list": "openneutron.dropin.options",
         "generate_neutron_compile_spec": "openneutron.compile_spec",
     },
     ".quantizer": {},
@@ -38,8 +48,36 @@ _PROVIDED: dict[str, dict[str, str]] = {
         "NeutronQuantizer": "openneutron.quantizer",
         "NeutronTargetSpec": "openneutron.targets",
     },
-    ".quantizer.utils": {"calibrate_and_quantize": "openneutron.flow"},
+    ".quantizer.utils": {"calibrate_and_quantize": "openneutron.dropin.quantization"},
+    ".tests": {},
+    ".tests.calibration_dataset": {
+        "CalibrationDataset": "openneutron.dropin.datasets",
+        "RandomCalibrationDataset": "openneutron.dropin.datasets",
+    },
 }
+
+# ExecuTorch's own package imports Model Explorer, which few have; it is replaced only where that is not installed.
+_VISUALIZATION: dict[str, dict[str, str]] = {
+    "executorch.devtools.visualization": {},
+    "executorch.devtools.visualization.visualization_utils": {
+        "visualize_with_clusters": "openneutron.dropin.visualization",
+    },
+}
+
+
+def _homes(fullname: str) -> dict[str, str] | None:
+    """The names that a module is to provide, each with the module that it lives in; None for modules of others."""
+    if fullname in _VISUALIZATION:
+        return _VISUALIZATION[fullname] if importlib.util.find_spec("model_explorer") is None else None
+    if fullname != REPLACED and not fullname.startswith(f"{REPLACED}."):
+        return None
+    if fullname.removeprefix(REPLACED) not in _PROVIDED:
+        raise ModuleNotFoundError(
+            f"'{fullname}' is not provided by openneutron.dropin, which stands in for '{REPLACED}'. Provided: "
+            f"{', '.join(REPLACED + name for name in _PROVIDED)}.",
+            name=fullname,
+        )
+    return _PROVIDED[fullname.removeprefix(REPLACED)]
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -51,25 +89,18 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         path: Sequence[str] | None,  # noqa: ARG002
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != REPLACED and not fullname.startswith(f"{REPLACED}."):
-            return None
-        if fullname.removeprefix(REPLACED) not in _PROVIDED:
-            raise ModuleNotFoundError(
-                f"'{fullname}' is not provided by openneutron.dropin, which stands in for '{REPLACED}'. Provided: "
-                f"{', '.join(REPLACED + name for name in _PROVIDED)}.",
-                name=fullname,
-            )
-        return importlib.util.spec_from_loader(fullname, self, is_package=True)
+        return None if _homes(fullname) is None else importlib.util.spec_from_loader(fullname, self, is_package=True)
 
     def exec_module(self, module: ModuleType) -> None:
-        homes = _PROVIDED[module.__name__.removeprefix(REPLACED)]
+        homes = _homes(module.__name__) or {}
 
         def lookup(name: str) -> Any:
             if name not in homes:
                 raise AttributeError(f"openneutron.dropin provides no '{name}' in '{module.__name__}'")
             return getattr(importlib.import_module(homes[name]), name)
 
-        module.__dict__.update(__getattr__=lookup, __all__=list(homes), __doc__=f"OpenNeutron in place of {REPLACED}.")
+        document = f"OpenNeutron in place of {module.__name__}."
+        module.__dict__.update(__getattr__=lookup, __all__=list(homes), __doc__=document)
 
 
 def install() -> None:
@@ -102,6 +133,3 @@ def main(arguments: Sequence[str]) -> None:
 
 
 install()
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
