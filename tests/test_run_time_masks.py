@@ -15,8 +15,9 @@ from tests.fidelity import signal_to_noise
 from tests.flow_support import convert, lower_documented, seeded
 from tests.oracle import Function
 from torch import nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
-from openneutron import NeutronProgram, lower, quantize
+from openneutron import NeutronProgram, NeutronQuantizer, lower, quantize
 from openneutron.accuracy import analyze
 from openneutron.errors import CalibrationError
 from openneutron.quantizer import UnquantizedWarning
@@ -255,6 +256,16 @@ def test_analyze_takes_infinite_masks() -> None:
     quantized = quantize(model, inputs[0], inputs, recover=None, progress=False)
     found = analyze(model, quantized, inputs, samples=4)
     assert all(layer.sqnr_db > 20 for layer in found.layers)
+
+
+def test_a_mask_that_is_added_while_training() -> None:
+    spelling = SPELLINGS[12]
+    model, inputs = spelling.model(), samples(spelling.kind)
+    exported = torch.export.export(model.train(), inputs[0]).module()
+    prepared = prepare_qat_pt2e(exported, NeutronQuantizer(is_qat=True))
+    for sample in inputs * 2:
+        prepared(*sample)
+    assert signal_to_noise(convert_pt2e(prepared), model.eval(), inputs) >= 24
 
 
 def test_infinite_values_that_are_no_mask() -> None:

@@ -560,6 +560,9 @@ class _Annotation:
         symmetric, masked = group in self.symmetric, group in self.masked
         observer = self.quantizer.observer_of_outputs if group in self.outputs else self.quantizer.observer
         joins, around = self.joins.get(group, ()), self.around.get(group)
+        if self.quantizer.is_qat and group in {self._find(mask) for mask in self.masks}:
+            # Not fake quantized: what hides is to be told from what does not in the sums, and is exact anyway.
+            spec, observer = qspecs.activation, RecentRangeObserver
         return spec(node, observer, symmetric=symmetric, masked=masked, joins=joins, around=around)
 
     def _first_or_shared(self, edge: tuple[Node, Node], spec: Any) -> Any:

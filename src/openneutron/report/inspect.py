@@ -213,9 +213,7 @@ def _target_of(method: pte.Method) -> NeutronTarget:
     return NeutronTargetSpec(named[0] if named else DEFAULT_TARGET).neutron_target
 
 
-def _together(
-    delegates: Sequence[Delegate], target: NeutronTarget, memory: RuntimeMemory | None = None
-) -> Estimate:
+def _together(delegates: Sequence[Delegate], target: NeutronTarget, memory: RuntimeMemory | None = None) -> Estimate:
     return whole([delegate.estimate for delegate in delegates if delegate.estimate], target, memory)
 
 
