@@ -281,6 +281,16 @@ class TestPartsThatAssign:
             exported = torch.export.export(model, steps[0])
         assert sqnr_db(outputs(copy.deepcopy(model), steps), outputs(exported.module(), steps)) > 100
 
+    def test_a_state_that_grows(self) -> None:
+        class Grows(models.RingBuffer):
+            def store(self, frames: torch.Tensor) -> None:
+                self.cache = torch.cat([self.cache, frames], -1)
+
+        model = Nested()
+        model.part = Grows()
+        with pytest.raises(ModelError, match=r"'cache' \(1, 8, 2\): a state has one shape"):
+            quantize(model.eval(), models.stream(model, 1)[0], models.stream(model, 2))
+
     def test_a_call_that_fails_leaves_the_buffer(self) -> None:
         class Fails(Nested):
             def forward(self, x: torch.Tensor) -> Any:

@@ -52,7 +52,7 @@ def keep_assignments(model: torch.nn.Module) -> Iterator[None]:
     """While `model` is exported, store at the end of its call what its submodules assign to their buffers.
 
     torch.export keeps `self.cache = value` in the model itself, and forgets it without a word in its submodules, of
-    which it keeps `self.cache.copy_(value)` alone.
+    which it keeps `self.cache.copy_(value)` alone. Raises `ModelError` where a value has another shape than its buffer.
     """
     originals: dict[tuple[torch.nn.Module, str], Tensor] = {}
     parts = {id(module) for module in model.modules() if module is not model}
@@ -65,11 +65,14 @@ def keep_assignments(model: torch.nn.Module) -> Iterator[None]:
     def store(_module: torch.nn.Module, _inputs: object, outputs: Any) -> Any:
         held = [id(value) for value in originals.values()]
         outputs = tree_map(lambda value: value.clone() if id(value) in held else value, outputs)
-        following = [(original, module._buffers[name]) for (module, name), original in originals.items()]
-        copies = [value.clone() for _, value in following if value is not None]
+        following = []
         for (module, name), original in originals.items():
+            value = module._buffers[name]
             module._buffers[name] = original
-        for (original, _), value in zip(following, copies, strict=True):
+            if value is not None:
+                _check_shape(name, original, value)
+                following.append((original, value.clone()))
+        for original, value in following:
             original.copy_(value)
         originals.clear()
         return outputs
@@ -85,6 +88,14 @@ def keep_assignments(model: torch.nn.Module) -> Iterator[None]:
             hook.remove()
         for (module, name), original in originals.items():  # where the call failed
             module._buffers[name] = original
+
+
+def _check_shape(name: str, held: Tensor, assigned: Tensor) -> None:
+    if held.shape != assigned.shape:
+        raise ModelError(
+            f"The model assigns a tensor {tuple(assigned.shape)} to its buffer '{name}' {tuple(held.shape)}: a state "
+            "has one shape. Keep a window of it, such as torch.cat([self.cache[:, 1:], x], 1)."
+        )
 
 
 def states_of(graph: Graph) -> list[Node]:
