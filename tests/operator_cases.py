@@ -486,12 +486,18 @@ def permute(*dims: int) -> Callable[[], nn.Module]:
 IMAGE = (1, 8, 6, 6)
 with_nothing = of(lambda nothing, x: torch.cat([nothing, move(x)], 0), torch.zeros(0))
 
+def _int8_convolution(codes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """As another quantizer leaves it, its weight int8."""
+    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    return F.conv2d(values, dequantize(codes, 0.02, 0, -127, 127, torch.int8))
+
+
 REJECTED: tuple[Rejected, ...] = (
     *matmul_cases.REJECTED,
     *attention_cases.REJECTED,
     *recurrent_cases.REJECTED,
-    Rejected("convolution", "has_a_batch", "2d", conv(2, 3, 5, 3), ((3, 7, 7),)),
-    Rejected("convolution", "has_a_batch", "1d", conv(1, 3, 5, 3), ((3, 7),)),
+    Rejected("convolution", "has_a_batch", "2d", of(_int8_convolution, torch.ones(5, 3, 3, 3, dtype=torch.int8)),
+             ((3, 7, 7),), quantized_elsewhere=True),
     Rejected("convolution", "has_supported_geometry", "kernel", conv(2, 1, 2, (1, 4097)), ((1, 1, 1, 4100),)),
     Rejected("convolution", "has_supported_geometry", "stride", conv(2, 1, 2, 1, stride=(1, 4097)), ((1, 1, 2, 4100),)),
     Rejected("convolution", "has_supported_geometry", "dilation", conv(1, 1, 2, 2, dilation=4097), ((1, 1, 4100),)),

@@ -5,6 +5,7 @@ A pass takes a GraphModule, changes it in place and says whether it changed anyt
 
 from contextlib import nullcontext
 
+from openneutron.passes.batch_layers import batch_layers
 from openneutron.passes.checks import check_is_static_eval, check_outputs, check_writes_nothing, parameters_stay
 from openneutron.passes.copy_returned_joins import copy_returned_joins
 from openneutron.passes.decompose import decompose
@@ -33,7 +34,7 @@ from openneutron.passes.remove_identities import remove_identities
 from openneutron.passes.share_results import share_results
 
 __all__ = [
-    "check_is_static_eval", "check_outputs", "check_writes_nothing", "copy_returned_joins", "decompose",
+    "batch_layers", "check_is_static_eval", "check_outputs", "check_writes_nothing", "copy_returned_joins", "decompose",
     "divide_after_sums",
     "fold_arithmetic", "fold_batch_norm", "fold_constants", "fold_norm_affine", "forget_strides", "functionalize",
     "hold_states", "inline_regions", "merge_phases", "move_activations", "name_bad_inputs", "name_convolutions",
@@ -81,6 +82,7 @@ def prepare(
     forget_strides(module)
     remove_empties(module)
     fold_constants(module, training=training)
+    batch_layers(module, stays)
     remove_identities(module, training=training)
     if not training:
         share_results(module, stays)
@@ -92,6 +94,7 @@ def prepare(
     with keeping_parameters(module):
         decomposed = decompose(module, target, stays, training=training)
     if decomposed:
+        batch_layers(module, stays)
         fold_constants(module, training=training)
         remove_identities(module, training=training)
     if not training:
