@@ -19,6 +19,7 @@ from .classifiers import ConvNeXtV2, EfficientNetLite0, LRNNet, MLPMixer, Mobile
 from .dense import ESPCN, ConvAutoencoder, UNet, Yolo
 from .detectors import YoloV5, YoloV8
 from .sound import TCN, GRUKeywords
+from .temporal import TemporalShiftNet
 from .text import Bert
 from .torchvision_models import MissingTorchvisionError, torchvision_models
 from .volumes import ResNet18OfVolumes
@@ -137,6 +138,7 @@ _OF_A_MASK = frozenset(
 ZOO: dict[str, Member] = {
     member.name: member
     for member in (
+        Member("Temporal shift", lambda _: TemporalShiftNet(), (4, 3, 32, 32), (8, 3, 112, 112)),
         Member("mobilenet_v1", lambda _: MobileNetV1(), _SMALL, _FULL),
         Member("mobilenet_v2", _theirs("mobilenet_v2"), _SMALL, _FULL),
         Member("mobilenet_v3_small", _theirs("mobilenet_v3_small"), _SMALL, _FULL),
