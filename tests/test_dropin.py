@@ -19,6 +19,7 @@ from tests.models import Model, conv, image, small
 from torch import nn
 from torch.export import export
 
+import openneutron
 from openneutron import NeutronPartitioner, NeutronQuantizer, generate_neutron_compile_spec
 from openneutron.errors import InputError, OptionError
 from openneutron.fx import op_name
@@ -27,7 +28,7 @@ from openneutron.runtime import HostProgram
 
 # Importing openneutron.dropin replaces a package of ExecuTorch in this process, so its modules are loaded as files of
 # another package.
-HOME = Path(__import__("openneutron").__file__).parent / "dropin"
+HOME = Path(openneutron.__path__[0]) / "dropin"
 
 
 def load(name: str) -> Any:
