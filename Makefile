@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.openneutron-installed
 BENCHMARK_PACKAGES := $(VENV)/.openneutron-benchmark-packages
 SOURCES := $(shell find src csrc -name '*.py' -o -name '*.pyi' -o -name 'py.typed' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo lint test test-all bench fidelity suite scaling docs clean
+.PHONY: demo lint test test-all soak bench fidelity suite scaling docs clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)  ## from a trained network to a measured .pte
@@ -26,6 +26,9 @@ test: lint $(BENCHMARK_PACKAGES)  ## linter, types, and of each test some rows: 
 
 test-all: lint $(BENCHMARK_PACKAGES)  ## linter, types, all tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+soak: $(INSTALLED)  ## random models for MINUTES: refused with a typed error, or a .pte that is right
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) --jobs 2
 
 bench: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## beside ExecuTorch's own backend, which OPENNEUTRON_BENCH names
 	$(BIN)/python -m benchmarks.compare

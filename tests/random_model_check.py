@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from tests.flow_support import convert, lower_documented
-from tests.random_models import RandomModel, draw_model
+from tests.random_models import Form, RandomModel, Sample, draw_model
+from torch.utils._pytree import tree_map_only
 
 from openneutron import lower, quantize
 from openneutron.accuracy.compare import Comparison, compare_layers
@@ -21,11 +22,11 @@ from openneutron.errors import OpenNeutronError
 
 __all__ = ["Finding", "Outcome", "Way", "check", "check_seed", "draw_way"]
 
-Sample = tuple[Any, ...]
-
 CALIBRATION_SAMPLES = 8
 FOLLOWS_DB = 40.0
 """A program this near to its converted module is not looked at layer by layer."""
+SMALLEST_NOISE = 1e-10
+"""A mean square below it is none: constant zeros have the smallest scale that there is, and no signal."""
 MIN_DB = 10.0
 """A program farther from its converted module differs, whatever its layers say."""
 REFERENCE_DB = 30.0
@@ -90,7 +91,8 @@ def check(model: RandomModel, way: Way) -> Finding:
         samples = [_laid_out(sample, way) for sample in model.samples(CALIBRATION_SAMPLES, 0)]
         unseen = model.samples(2, 1)
         try:
-            return (_documented if way.documented else _short)(model, way, samples, unseen)
+            documented = way.documented and model.form is not Form.KEYWORDS  # prepared modules are called by position
+            return (_documented if documented else _short)(model, way, samples, unseen)
         except OpenNeutronError as error:
             return Finding(Outcome.REFUSED, f"{type(error).__name__}: {error}")
         except Exception:  # the check is for errors of any type
@@ -102,7 +104,7 @@ def _short(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sam
     if quantized.reference is not None:
         module = model.build()
         for sample in unseen:
-            figure = _worst_db(module(*sample), quantized.reference(*sample))
+            figure = _worst_db(_call(module, sample), _call(quantized.reference, sample))
             if figure < REFERENCE_DB:
                 return Finding(Outcome.REWRITTEN, f"{figure:.1f} dB")
     program = lower(quantized)
@@ -113,10 +115,11 @@ def _short(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sam
 
 
 def _documented(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sample]) -> Finding:
-    converted = convert(model.build(), samples[0], strict=way.strict, calibration=samples)
-    lowered = lower_documented(converted, samples[0])
+    given = [tuple(sample) for sample in samples]
+    converted = convert(model.build(), given[0], strict=way.strict, calibration=given)
+    lowered = lower_documented(converted, given[0])
     program = _Program(lowered.run, lowered.delegates, lowered.cpu)
-    layers = partial(compare_layers, converted, lowered.pte, unseen, example_inputs=samples[0])
+    layers = partial(compare_layers, converted, lowered.pte, unseen, example_inputs=given[0])
     return _held(program, converted, unseen, layers)
 
 
@@ -132,10 +135,10 @@ def _held(
 ) -> Finding:
     """Run `program` beside the converted module; `layers` compares them layer by layer."""
     try:
-        found = [program.run(*sample) for sample in unseen]
+        found = [_call(program.run, sample) for sample in unseen]
     except OpenNeutronError as error:
         return Finding(Outcome.CANNOT_RUN, f"{error}; on the CPU: {program.cpu}", program.delegates)
-    wanted = [converted(*sample) for sample in unseen]
+    wanted = [_call(converted, sample) for sample in unseen]
     figure = min(_worst_db(want, got) for got, want in zip(found, wanted, strict=True))
     if figure >= FOLLOWS_DB:
         return Finding(Outcome.FOLLOWS, f"{figure:.1f} dB", program.delegates)
@@ -144,8 +147,15 @@ def _held(
     return Finding(outcome, f"{figure:.1f} dB; {first}", program.delegates)
 
 
-def _laid_out(sample: Sample, way: Way) -> Sample:
-    return tuple(_in_strides(value, way) if isinstance(value, torch.Tensor) else value for value in sample)
+def _call(function: Callable[..., Any], sample: Sample) -> Any:
+    """Call `function` with copies of the inputs: a model may write to them."""
+    copied = tree_map_only(torch.Tensor, torch.Tensor.clone, sample)
+    return function(**copied) if isinstance(copied, dict) else function(*copied)
+
+
+def _laid_out(value: Any, way: Way) -> Any:
+    """`value` with the strides that `way` asks for, in each of its tensors."""
+    return tree_map_only(torch.Tensor, lambda tensor: _in_strides(tensor, way), value)
 
 
 def _in_strides(value: torch.Tensor, way: Way) -> torch.Tensor:
@@ -171,7 +181,7 @@ def _db(want: torch.Tensor, got: torch.Tensor) -> float:
         return float("inf")  # an index or a truth value may change sides where its operands are a step apart
     noise = float((want.double() - got.double()).pow(2).mean())
     signal = float(want.double().pow(2).mean())
-    if noise <= 1e-12 * max(signal, 1e-12):
+    if noise <= max(1e-12 * signal, SMALLEST_NOISE):
         return float("inf")
     return 10 * torch.log10(torch.tensor(max(signal, 1e-30) / noise)).item()
 

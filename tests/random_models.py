@@ -7,6 +7,7 @@ model: a failure is reproduced by it alone.
 
 from __future__ import annotations
 
+import enum
 import itertools
 import linecache
 import sys
@@ -20,9 +21,10 @@ import torch
 from tests.random_statements import Drawn, statement
 from torch import nn
 
-__all__ = ["Input", "RandomModel", "draw_model"]
+__all__ = ["Form", "Input", "RandomModel", "Sample", "draw_model"]
 
 Shape = tuple[int, ...]
+Sample = tuple[Any, ...] | dict[str, Any]
 
 HEADER = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
 MAX_ELEMENTS = 4096
@@ -57,12 +59,21 @@ class Input:
         return hidden if self.kind == "bool" else torch.zeros(self.shape).masked_fill(hidden, self.value)
 
 
+class Form(enum.Enum):
+    """How `forward` takes its inputs."""
+
+    POSITIONAL = "positional arguments"
+    KEYWORDS = "all but the first by keyword only"
+    DICT = "one dict of them all"
+
+
 @dataclass(frozen=True)
 class RandomModel:
     """A model by its source."""
 
     source: str
     inputs: Mapping[str, Input] = field(repr=False)
+    form: Form
     statements: int
 
     def build(self) -> nn.Module:
@@ -79,10 +90,16 @@ class RandomModel:
                 _trained_statistics(module)
         return module
 
-    def samples(self, count: int, seed: int) -> list[tuple[Any, ...]]:
-        """Inputs in the order of the arguments of `forward`."""
+    def samples(self, count: int, seed: int) -> list[Sample]:
+        """Inputs as `forward` takes them: a tuple of its arguments, or a mapping by their names."""
         generator = torch.Generator().manual_seed(seed)
-        return [tuple(given.sample(generator) for given in self.inputs.values()) for _ in range(count)]
+        return [self._sample(generator) for _ in range(count)]
+
+    def _sample(self, generator: torch.Generator) -> Sample:
+        values = {name: given.sample(generator) for name, given in self.inputs.items()}
+        if self.form is Form.KEYWORDS:
+            return values
+        return tuple(values.values()) if self.form is Form.POSITIONAL else (values,)
 
 
 def draw_model(random: Random, *, most_statements: int = 30) -> RandomModel:
@@ -108,8 +125,8 @@ def _draw(random: Random, count: int) -> RandomModel | None:
     returned = _draw_outputs(random, state)
     if returned is None:
         return None
-    source = _source(state, inputs, returned)
-    return RandomModel(source, inputs, state.accepted)
+    form = random.choices(list(Form), [6, 1, 1])[0]
+    return RandomModel(_source(state, inputs, returned, form), inputs, form, state.accepted)
 
 
 class _State:
@@ -199,9 +216,13 @@ def _draw_outputs(random: Random, state: _State) -> str | None:
     return f"({values[0]}, {values[1]}.argmax(-1))" if state.shapes()[values[1]] else last
 
 
-def _source(state: _State, inputs: Mapping[str, Input], returned: str) -> str:
+def _source(state: _State, inputs: Mapping[str, Input], returned: str, form: Form) -> str:
     parts = state.parts or ["pass"]
-    arguments = ", ".join(inputs)
+    names = list(inputs)
+    if form is Form.KEYWORDS and len(names) > 1:
+        names.insert(1, "*")
+    arguments = "given" if form is Form.DICT else ", ".join(names)
+    unpacked = [f"{name} = given['{name}']" for name in inputs] if form is Form.DICT else []
     body = [
         "class Net(nn.Module):",
         "    def __init__(self):",
@@ -209,7 +230,7 @@ def _source(state: _State, inputs: Mapping[str, Input], returned: str) -> str:
         *(f"        {part}" for part in parts),
         "",
         f"    def forward(self, {arguments}):",
-        *(f"        {line}" for line in state.lines),
+        *(f"        {line}" for line in (*unpacked, *state.lines)),
         f"        return {returned}",
     ]
     return HEADER + "\n" + "\n".join(body) + "\n"

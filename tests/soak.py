@@ -62,22 +62,22 @@ def _campaign(options: argparse.Namespace) -> int:
     end = time.monotonic() + 60 * options.minutes
     last = options.first_seed + options.models
     starts = range(options.first_seed, last, MODELS_OF_A_PROCESS)
-    counts: Counter[str] = Counter()
+    waiting = iter(starts)
     with ThreadPoolExecutor(options.jobs) as pool:
-        parts = pool.map(lambda first: _part(first, min(last, first + MODELS_OF_A_PROCESS), end), _until(starts, end))
-        for part in parts:
-            counts += part
+        workers = [pool.submit(_work, waiting, last, end) for _ in range(options.jobs)]
+    counts = sum((worker.result() for worker in workers), Counter[str]())
     for name, count in counts.most_common():
         print(f"{count:8,}  {name}")
     print(f"{counts.total():8,}  models")
     return int(any(name not in ("FOLLOWS", "REFUSED") for name in counts))
 
 
-def _until(starts: range, end: float) -> Iterator[int]:
-    for first in starts:
-        if time.monotonic() > end:
-            return
-        yield first
+def _work(waiting: Iterator[int], last: int, end: float) -> Counter[str]:
+    """The outcomes of the parts that this worker takes, until the time is over or none is waiting."""
+    counts: Counter[str] = Counter()
+    while time.monotonic() < end and (first := next(waiting, None)) is not None:
+        counts += _part(first, min(last, first + MODELS_OF_A_PROCESS), end)
+    return counts
 
 
 def _part(first: int, last: int, end: float) -> Counter[str]:
