@@ -15,6 +15,7 @@ from tests.flow_support import (
     worst_lsb,
 )
 from tests.models import Model, conv, image, small
+from tests.oracle import Function
 from torch import nn
 
 from openneutron import (
@@ -106,3 +107,17 @@ class TestLegacyGeneration:
         reasons = {row.node: row.reason for row in program.placement if row.where == "cpu"}
         assert (reasons["conv2d"] or "").startswith("imxrt700 takes convolution only if: The batch size is 1, or ")
         assert worst_lsb(quantized.module, program.run, [inputs]) <= 1
+
+
+def test_an_output_of_which_the_cpu_needs_only_the_shape_is_left_out() -> None:
+    """ExecuTorch decomposes meshgrid, whose first result needs no values of its second operand."""
+
+    def rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values = torch.sigmoid(x).flatten()
+        return torch.meshgrid(values[:3], values[1:3], indexing="ij")[0].argmax(0), values
+
+    inputs = (torch.randn(1, 8, generator=torch.Generator().manual_seed(0)),)
+    converted = convert(Function(rows).eval(), inputs)
+    program = lower_documented(converted, inputs)
+    for found, expected in zip(program.run(*inputs), converted(*inputs), strict=True):
+        assert torch.allclose(found, expected)

@@ -8,8 +8,10 @@ from executorch.exir.backend.backend_details import BackendDetails, CompileSpec,
 from torch.export import ExportedProgram
 
 from openneutron.compile_spec import CompileOptions
+from openneutron.errors import ModelError
 from openneutron.partition.opaque import is_opaque, is_trace, outputs_by_node
 from openneutron.payload import pack_device, pack_portable, parse
+from openneutron.tflite.outputs import returning_only
 
 __all__ = ["NeutronBackend"]
 
@@ -21,7 +23,8 @@ class NeutronBackend(BackendDetails):
     def preprocess(edge_program: ExportedProgram, compile_specs: list[CompileSpec]) -> PreprocessResult:
         """The payload that the partition carries, its maps set to the order in which the delegate is called.
 
-        Profiled, it comes with the debug handles of what each kernel on the NPU computes.
+        An output that ExecuTorch's decompositions left without a reader is left out. Profiled, the payload comes with
+        the debug handles of what each kernel on the NPU computes.
         """
         CompileOptions.from_specs(compile_specs)
         (node,) = (node for node in edge_program.graph.nodes if is_opaque(node))
@@ -32,16 +35,26 @@ class NeutronBackend(BackendDetails):
         output_position = {numbers[name]: index for index, name in enumerate(signature.user_outputs)}
         data = edge_program.constants[signature.inputs_to_lifted_tensor_constants[payload.name]]
         parsed = parse(data.numpy().tobytes())
+        needed = [i for i, index in enumerate(parsed.header.output_map) if index in output_position]
         header = replace(
             parsed.header,
             input_map=tuple(called_with[inputs[index].name] for index in parsed.header.input_map),
-            output_map=tuple(output_position[index] for index in parsed.header.output_map),
+            output_map=tuple(output_position[parsed.header.output_map[i]] for i in needed),
+            output_formats=tuple(parsed.header.output_formats[i] for i in needed),
             argument_count=len(called_with),
         )
+        all_needed = len(needed) == len(parsed.header.output_map)
         if parsed.is_portable:
-            blob = pack_portable(header, parsed.tflite)
-        else:
+            blob = pack_portable(header, parsed.tflite if all_needed else returning_only(parsed.tflite, needed))
+        elif all_needed:
             blob = pack_device(header, parsed.microcode, parsed.weights, parsed.kernels)
+        else:
+            raise ModelError(
+                "An operator on the CPU needs the shape of a partition's output, but none of its values, and its "
+                "microcode cannot leave that output out. Compute the shape from an input of the model, or lower with "
+                'payload="portable" and compile the .pte afterwards.',
+                node=node.name,
+            )
         return PreprocessResult(processed_bytes=blob, debug_handle_map=_debug_handles(edge_program))
 
 

@@ -264,7 +264,7 @@ def _delegates(
     for number, (partition, payload) in enumerate(zip(partitions, payloads, strict=True)):
         ours = tflite.read(parse(compile_partition(constants, partition, named, orders.is_channels_last)).tflite)
         theirs = tflite.read(payload.tflite)
-        if _structure(ours) != _structure(theirs):
+        if _structure(ours) != _structure(theirs) or not _outputs(theirs) <= _outputs(ours):
             raise _not_of_this_module(f"delegate {number} has other operators than the module makes")
         if _scales(ours) != _scales(theirs):
             raise _not_of_this_module(f"delegate {number} has other scales: of other weights, or calibrated otherwise")
@@ -276,14 +276,18 @@ def _delegates(
 
 
 def _structure(model: tflite.Model) -> list[Any]:
-    """Operators with the numbers and shapes of their tensors, and the numbers of what comes and goes."""
+    """Operators with the numbers and shapes of their tensors, and the numbers of the inputs."""
     graph = model.subgraphs[0]
-    ends = [[tensor.index for tensor in tensors] for tensors in (graph.inputs, graph.outputs)]
     operators = [
         (operator.name, [tensor and (tensor.index, tensor.shape) for tensor in (*operator.inputs, *operator.outputs)])
         for operator in graph.operators
     ]
-    return [ends, operators]
+    return [[tensor.index for tensor in graph.inputs], operators]
+
+
+def _outputs(model: tflite.Model) -> set[int]:
+    """The numbers of the outputs. A program lacks those that the CPU needs no values of."""
+    return {tensor.index for tensor in model.subgraphs[0].outputs}
 
 
 def _scales(model: tflite.Model) -> list[Any]:
