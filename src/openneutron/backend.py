@@ -50,8 +50,8 @@ class NeutronBackend(BackendDetails):
             blob = pack_device(header, parsed.microcode, parsed.weights, parsed.kernels)
         else:
             raise ModelError(
-                "An operator on the CPU needs the shape of a partition's output, but none of its values, and its "
-                "microcode cannot leave that output out. Compute the shape from an input of the model, or lower with "
+                "A CPU operator reads only the shape of a partition's output. ExecuTorch drops that output, which the "
+                "partition's microcode still returns. Compute the shape from an input of the model, or lower with "
                 'payload="portable" and compile the .pte afterwards.',
                 node=node.name,
             )

@@ -1,8 +1,8 @@
-"""Which scales the kernels take. LiteRT ends the process on some that they do not, or refuses the whole model.
+"""The scales that LiteRT's kernels accept. For others LiteRT refuses the whole model, or ends the process.
 
-Each kernel turns what it has accumulated into steps of its output by one factor. The limits were found by trying
-scales from 2^-80 to 2^80 at inputs and output of each operator: products are rescaled by less than 2^8, a sum, kept in
-steps of 2^-20 of twice its widest input, by less than 1, and hard swish by less than 2^7.
+A kernel multiplies its accumulator by one factor to get codes of its output. The largest factors were found by trying
+scales from 2^-80 to 2^80 at the inputs and the output of each operator. Products allow factors below 2^8 and hard swish
+below 2^7. A sum accumulates in steps of 2^-20 times twice its largest input scale, and allows factors below 1.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ LARGEST_FACTOR = {
     **dict.fromkeys(("ADD", "SUB"), 2.0**19),
     "HARD_SWISH": 2.0**7,
 }
-"""By which a kernel of LiteRT rescales at most what it accumulates, of those that have a limit."""
+"""The limit of the factor by which a kernel of LiteRT rescales its accumulator, by operator; others have none."""
 LEAST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**127
-"""Of float32, as TFLite files hold scales: without those that are not normal."""
-# A bias's scale is the product of two.
+"""The normal numbers of float32, the type of scales in TFLite files."""
+# Within these bounds the scale of a bias, a product of two scales, is a normal number.
 LEAST_ORDINARY_SCALE, LARGEST_ORDINARY_SCALE = 2.0**-60, 2.0**40
 
 _ACCUMULATES_SUMS = {"ADD", "SUB", "HARD_SWISH"}
 
 
 def may_be_out_of_reach(inputs: Sequence[QParams], output: QParams) -> bool:
-    """Whether an operator of these qparams is to be looked at closely; False for nearly all. Cheap."""
+    """Whether `scale_fault` might find a fault with these qparams: a cheap test, False for nearly all operators."""
     scales = [scale for qparams in inputs for scale in qparams.scale]
     widest = max(scales, default=1.0)
     factor = widest * max(1.0, widest) / output.scale[0]
@@ -37,7 +37,7 @@ def may_be_out_of_reach(inputs: Sequence[QParams], output: QParams) -> bool:
 
 
 def scale_fault(op: Op) -> str:
-    """What is wrong with an operator's scales, as the end of a sentence that begins with its name; "" for nothing."""
+    """The fault of an operator's scales, as the end of a sentence that begins with its name; "" for none."""
     for tensor in (*op.inputs, op.output):
         for scale in tensor.qparams.scale:
             if not _is_normal(scale):
@@ -57,7 +57,7 @@ def scale_fault(op: Op) -> str:
 
 
 def is_doubtful(op: Op) -> bool:
-    """Whether an operator has scales that no data in ordinary units has: nothing is known of its kernel there."""
+    """Whether a scale is outside the ordinary range, in which LiteRT's kernels are known to run."""
     scales = [scale for tensor in (*op.inputs, op.output) for scale in tensor.qparams.scale]
     return not all(LEAST_ORDINARY_SCALE <= scale <= LARGEST_ORDINARY_SCALE for scale in scales)
 

@@ -107,7 +107,7 @@ class Constants:
         return isinstance(node, Node) and node.op == "placeholder" and node.name in self._states
 
     def initial_value(self, state: Node) -> torch.Tensor:
-        """What the buffer of a state holds before the first call."""
+        """The value of a state's buffer before the first call."""
         return self._stored(self._states[state.name])
 
     def name_of(self, state: Node) -> str:
@@ -131,7 +131,7 @@ class Constants:
 
 
 def _written(program: ExportedProgram) -> set[str]:
-    """Names of the inputs of a program's graph that it writes to, in place or by what it returns."""
+    """Names of the graph inputs that a program changes, in place or by an output of its signature."""
     mutated = set(program.graph_signature.buffers_to_mutate.values())
     inputs = program.graph_signature.inputs_to_buffers
     found = {name for name, target in inputs.items() if target in mutated}
@@ -202,7 +202,7 @@ class _Search:
             return self._write(node)
         if op_name(node) == "aten.clone.default" and self.constants.is_state(node.args[0]):
             name = self.constants.name_of(node.args[0])
-            return f"What the buffer '{name}' holds is copied, as it is needed after the next value is stored."
+            return f"The value of the buffer '{name}' is copied, as it is needed after the next value is stored."
         if key := left_in_float(node):
             return f"{key} leaves it in float."
         if blocked := self.blocked & names_of(node):
@@ -272,7 +272,7 @@ class _Search:
         return activation, users[0]
 
     def _stays_apart(self, node: Node) -> str | None:
-        """Why the quantizer left `node` in float, which only brings values to the end of the program."""
+        """Why the quantizer left `node` in float, whose values only leave the program."""
         if not is_joined_in_float(node):
             return None
         parts = dict.fromkeys(qparams_of(value) for value in node.all_input_nodes if is_dequantize(value))
@@ -310,7 +310,7 @@ class _Search:
         )
 
     def _scale_rejection(self, cluster: Cluster) -> str | None:
-        """Why the kernels of what `cluster` becomes do not take its scales."""
+        """Why the kernels of the TFLite operators of `cluster` do not take its scales."""
         qparams = {operand: qparams_of(operand, self.constants) for operand in cluster.operands}
         if not may_be_out_of_reach(list(qparams.values()), qparams_of(cluster.quantize)):
             return None
@@ -320,7 +320,7 @@ class _Search:
         return faults[0] if faults else None
 
     def _tensor(self, operand: Node, qparams: QParams) -> Tensor:
-        """What a dequantize node reads, as the IR has it."""
+        """The IR tensor that a dequantize node reads."""
         source = operand.args[0]
         assert isinstance(source, Node)
         data = self.constants.array(source)

@@ -85,7 +85,7 @@ def compile_partition(
 
 
 def _try_doubtful(graph: Graph, model: bytes, partition: Partition) -> None:
-    """Raise `ModelError` where scales are far from ordinary, and the process of a trial does not survive the model."""
+    """Raise `ModelError` if a scale is far from ordinary and LiteRT cannot run the model in a separate process."""
     doubtful = [op for op in graph.ops if is_doubtful(op)]
     failure = fails_in_a_process(model) if doubtful else None
     if failure is None:

@@ -95,7 +95,7 @@ def is_opaque(node: Node) -> bool:
 
 
 def outputs_by_node(opaque: Node) -> dict[Node, int]:
-    """The number of each output of a partition, by the node in its edge program that yields it."""
+    """The number of each output of a partition, by the node of the edge program that yields it."""
     items = (user for user in opaque.users if user.target is operator.getitem)
     return {chain_end(item): cast(int, item.args[1]) - _FIRST_OUTPUT for item in items}
 
@@ -161,7 +161,7 @@ class _Emission:
                 self._call(number)
 
     def emit_writes(self) -> None:
-        """Copy what stores the next values of states, behind all that reads the ones before."""
+        """Copy the operators that store next values of states, behind all reads of the old values."""
         nodes = self.program.graph.nodes
         writes = [node for node in nodes if node.op == "call_function" and writes_memory(node)]
         for node in (*writes, *(node for node in nodes if writes and node.op == "output")):

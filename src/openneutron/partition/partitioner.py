@@ -137,13 +137,13 @@ class NeutronPartitioner(Partitioner):
 
 
 def _keep_initial_states(program: ExportedProgram) -> None:
-    """Let ExecuTorch write the initial values of states into the program: else their memory is left as it is found."""
+    """Make ExecuTorch write the initial values of states into the program; otherwise their memory is uninitialized."""
     signature = program.graph_signature
     written = set(signature.buffers_to_mutate.values())
     for node in program.graph.nodes:
         if node.op == "placeholder" and signature.inputs_to_buffers.get(node.name) in written:
             node.meta["et_init_buffer"] = True
-            # As it was exported, it may need gradients; ExecuTorch's passes run the write, which torch refuses then.
+            # The buffer may require gradients. ExecuTorch's passes run the write to it, which torch refuses then.
             node.meta["val"] = node.meta["val"].detach()
 
 
@@ -190,7 +190,7 @@ def _warn(rows: Sequence[Placement]) -> None:
 
 
 def cpu_message(rows: Sequence[Placement]) -> str:
-    """What runs on the CPU, an operator a line, each with its reason; whether that is all of the program."""
+    """The message that lists each CPU operator with its reason, and says so if the NPU runs nothing."""
     if not rows:
         return "Nothing of this program runs on the NPU: it has no operators."
     lines = "\n".join(_describe(row) for row in rows if row.where == "cpu")

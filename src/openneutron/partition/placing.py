@@ -92,7 +92,7 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
 
 
 def _returning_scalars(partition: Partition) -> Iterator[Cluster]:
-    """The clusters whose output leaves the partition without any dimension."""
+    """The clusters whose output leaves the partition as a tensor without dimensions."""
     outputs = set(partition.outputs)
     return (one for one in partition.clusters if one.quantize in outputs and one.quantize.meta["val"].dim() == 0)
 

@@ -56,9 +56,10 @@ def with_graph(
 
 
 def _in_plain_containers(program: ExportedProgram) -> dict[str, Any]:
-    """The program's call graph and example inputs, flat where ExecuTorch could not write their containers to a file.
+    """The program's call graph and example inputs, flat if ExecuTorch cannot serialize their containers.
 
-    It writes the type of each container by a name, which `torch.export.register_dataclass` leaves out unless told.
+    ExecuTorch writes the registered name of each container's type. `torch.export.register_dataclass` registers none
+    unless it is given one.
     """
     root, *others = program.module_call_graph
     signature, examples = root.signature, program.example_inputs

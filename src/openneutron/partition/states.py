@@ -1,4 +1,4 @@
-"""States of a quantized program, kept in int8: what is stored has the qparams with which it is read again."""
+"""Keeps the states of a quantized program as int8 codes, where they are read and written with the same qparams."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ aten = torch.ops.aten
 
 
 def states_in_int8(program: ExportedProgram) -> ExportedProgram:
-    """Rules, linear in nodes and uses; `program` itself stays as it is. Writes in place are behind all reads then:
+    """Rules, linear in nodes and uses; `program` itself is not changed. All writes in place follow all reads then:
 
-    1. A state that all readers quantize alike, and whose next value is dequantized from such codes, is kept as codes.
-    2. A state is read without the copy that `hold_states` made: ExecuTorch stores all next values behind the last read.
-    3. What is returned or stored and lies in the memory of a state is copied first, for the same reason.
+    1. A state is kept as codes if all readers quantize it with the same qparams and its next value is dequantized with
+       them.
+    2. The copy that `hold_states` made is removed: ExecuTorch stores all next values after the last read.
+    3. A value that is returned or stored is copied first if it lies in the memory of a state, as the write of that
+       state would overwrite it.
 
-    Rule 1 changes no result, as quantizing what was dequantized with the same qparams yields the same codes.
+    Rule 1 changes no result: to dequantize codes and quantize them with the same qparams yields the same codes.
     """
     program = _in_order(program)
     if not any(map(is_state, program.graph.nodes)):
@@ -58,9 +60,9 @@ def states_in_int8(program: ExportedProgram) -> ExportedProgram:
 
 
 def _in_order(program: ExportedProgram) -> ExportedProgram:
-    """`program`, or what it is without writes in place, where any is in front of a read or to a part of a buffer.
+    """`program`, functionalized if a write in place precedes a read or is to a part of a buffer.
 
-    No graph that `hold_states` wrote has such writes; those that torch.export leaves of other models may.
+    Graphs from `hold_states` have no such writes; other exported graphs may.
     """
     position = {node: index for index, node in enumerate(program.graph.nodes)}
     writes = [node for node in position if writes_memory(node)]
@@ -80,7 +82,7 @@ def _is_last(write: Node, store: object, position: dict[Node, int]) -> bool:
 
 
 def _qargs(state: Node, write: Node) -> tuple[Any, ...] | None:
-    """How all that read and write a state quantize it; None where they do not, or not alike."""
+    """The qparams with which all readers and the write quantize a state; None if they differ or one is in float."""
     value = next_value(write)
     if not is_dequantize(value) or not is_int8(value) or not state.users:
         return None

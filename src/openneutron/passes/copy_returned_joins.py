@@ -1,4 +1,4 @@
-"""What is joined and returned is apart from what is joined and computed with: only the latter needs one scale."""
+"""Concatenations that are both returned and computed with are duplicated, as only the second use needs one scale."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["copy_returned_joins"]
 
 
 def copy_returned_joins(module: GraphModule) -> bool:
-    """Rule: a concatenation that is returned, directly or moved, and computed with as well, is written once for each.
+    """Rule: a concatenation that the model both returns (directly or after moves) and computes with is duplicated.
 
-    The parts of the one that is returned can then keep qparams of their own. Where they turn out to be equal, both are
-    one operator again (`ir.rewrites.share_results`). Linear in nodes and uses.
+    The parts of the returned copy can then keep qparams of their own. If the qparams turn out to be equal,
+    `ir.rewrites.share_results` merges both copies again. Linear in nodes and uses.
     """
     ends: set[Node] = set()
     changed = False

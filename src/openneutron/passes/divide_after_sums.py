@@ -1,4 +1,4 @@
-"""Probabilities of many values are too small for int8: a weighted sum takes their numerators, and divides after it."""
+"""Weighted sums of wide softmaxes divide after the sum: each probability would be too small for int8."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ _SUMS = {"aten.sum.dim_IntList"}
 
 @dataclass(frozen=True)
 class _WeightedSum:
-    """An operator `node` that sums over probabilities, which leaves `rows`, a shape, of those that are divided by one.
+    """An operator `node` that sums over `probabilities`.
 
-    `weights` are constant ones [N] of probabilities that `product` multiplies by them.
+    `rows` is the shape that the divisors, one for each row, need to broadcast to the output of `node`. `product` is the
+    multiplication before the sum, if there is one, and `weights` its other operand, if that is a constant [N].
     """
 
     node: Node
@@ -41,11 +42,12 @@ class _WeightedSum:
 def divide_after_sums(
     module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False
 ) -> bool:
-    """Rule, linear in nodes: sum(softmax(x) * y), matmul(softmax(x), y) and linear(softmax(x)) without a bias, of more
-    than `WIDE_SOFTMAX` values in the last dimension, become the same of exp(x - amax(x)), times 1 / sum(exp(..)).
+    """Rule, linear in nodes: sum(softmax(x) * y), matmul(softmax(x), y) and linear(softmax(x)) without a bias become
+    the same operators on e = exp(x - amax(x)), and their output is multiplied by 1 / sum(e).
 
-    Views may stand between, which may split the last dimension, and sums be over a part of it. What others read too
-    stays, and so does what is to stay in float.
+    The softmax is over the last dimension, of more than `WIDE_SOFTMAX` values. Views between softmax and sum may split
+    that dimension, and the sum may be over a part of it. A softmax that other operators read, or that `stays` in float,
+    is not changed.
     """
     changed = False
     for node in list(module.graph.nodes):
@@ -68,7 +70,10 @@ def _is_wide(softmax: Node) -> bool:
 
 
 def _weighted_sums(module: GraphModule, value: Node, leading: int) -> Iterator[_WeightedSum | None]:
-    """What reads probabilities `value`, whose rows are the first `leading` dimensions; None for anything else."""
+    """The weighted sums that read probabilities `value`, whose rows are its first `leading` dimensions.
+
+    None stands for any other reader.
+    """
     shape = shape_of(value)
     for reader in value.users:
         name = op_name(reader)

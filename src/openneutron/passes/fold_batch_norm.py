@@ -68,7 +68,8 @@ def fold_batch_norm(module: GraphModule, *, training: bool = False) -> bool:
     2. Any other batch norm of rank 2 to 5 becomes a depthwise convolution by 1.
     3. What is left becomes a multiplication and an addition with constants.
 
-    With `training`, what is new is trainable. A batch norm in train mode stays, and one with computed parameters.
+    With `training`, new weights and biases are trainable. A batch norm in train mode, or with computed parameters, is
+    kept.
     """
     changed = False
     for node in list(module.graph.nodes):

@@ -1,4 +1,4 @@
-"""The graph does not depend on how the example inputs lie in memory."""
+"""Makes a graph independent of the strides of the example inputs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ def forget_strides(module: GraphModule) -> bool:
     """Rules, linear in nodes, for a graph without operators that write in place:
 
     1. A view, which takes some strides only, becomes a reshape, which takes any.
-    2. Values are said to lie in the usual order, the last dimension closest together, so that copies which only change
-       the order are recognized as such. Not so a copy that is an output of the model: the program's output lies as it
-       does.
+    2. The metadata of each value gets contiguous strides, so that a copy which only changes strides is recognized as an
+       identity. A copy that is an output of the model keeps its strides: they are those of the program's output.
     """
     changed = False
     stays = _ordered_outputs(module)
@@ -36,7 +35,7 @@ def forget_strides(module: GraphModule) -> bool:
 
 
 def _ordered_outputs(module: GraphModule) -> set[Node]:
-    """Copies among the outputs that lie otherwise than what they copy, and that."""
+    """Copies among the outputs whose strides differ from those of their source, and these sources."""
     found: set[Node] = set()
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     for node in output.all_input_nodes:

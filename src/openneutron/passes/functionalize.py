@@ -24,12 +24,12 @@ _MAY_RETURN_THEIR_INPUT = {"getitem", "aten.dropout.default", "aten.feature_drop
 def functionalize(module: GraphModule) -> bool:
     """Rules, linear in nodes and uses:
 
-    1. An in-place operator (relu_) becomes the ordinary one (relu), and later readers of the value it wrote read its
-       result. A copy_ becomes what is copied, a fill_ a constant.
-    2. Where it writes to a view (a slice, a reshape, a transpose), its result is put into what that is a view of, and
-       later readers of the same memory read that, by views of it that are made again.
-    3. It stays where it writes to a buffer or to a part of an input, or to a view with no such way back (expand,
-       unfold, as_strided). What stores a state stays, too.
+    1. An in-place operator (relu_) becomes its out-of-place form (relu), and later readers of the value that it wrote
+       read the result. A copy_ becomes its source, a fill_ a constant.
+    2. If it writes to a view (a slice, a reshape, a transpose), its result is written into a new base tensor. Later
+       readers of that memory read the new base, through views that are made again.
+    3. It stays if it writes to a buffer, to a part of an input, or to a view that `write_back` cannot invert (expand,
+       unfold, as_strided), and if it stores a state.
     """
     if not any(writes_memory(node) for node in module.graph.nodes):
         return False
@@ -57,9 +57,10 @@ def may_alias(node: Node) -> bool:
 class _Walk:
     """Visits the nodes of a graph in order.
 
-    A place is a node that yields memory, or a view of it, in its own way; what yields the same (contiguous, detach, an
-    in-place operator) is the same place. Each write to a memory makes all of its places but those it went through
-    stale: `current` has the node that yields a place, and after how many writes.
+    A place is a node that allocates memory, or a view of memory. Nodes that yield the same values in the same memory
+    (contiguous, detach, an in-place operator) are one place. A write to a memory makes all of its places stale, except
+    those on the way from the written view to the base. `current` has, for each place, the count of writes and the node
+    that yields its values after them.
     """
 
     position: dict[Node, int]
@@ -73,7 +74,7 @@ class _Walk:
     changed: bool = False
 
     def visit(self, node: Node) -> None:
-        """Let `node` read what its operands are by now; write what it writes."""
+        """Give `node` the current values of its operands, and record its write."""
         first = node.args[0] if node.args else None
         target = _ordinary_form(node)
         if target is not None and isinstance(first, Node) and self._is_writable(self.place[first], node):
@@ -102,7 +103,7 @@ class _Walk:
         self.views.setdefault(memory, []).append(node)
 
     def _fresh(self, read: Node, before: Node) -> Node:
-        """The node that yields now what `read` yields."""
+        """The node that yields the current values of the place that `read` reads."""
         place = self.place[read]
         count, node = self.current[place]
         now = self.writes[self.memory[place]]
@@ -125,7 +126,7 @@ class _Walk:
         return place is memory and not later
 
     def _way(self, place: Node) -> list[Node]:
-        """The places from `place` to its memory; of the parts of a tensor, not the list of them."""
+        """The places from `place` to its base. The list that a split yields is skipped."""
         way = [place]
         while way[-1] in self.source:
             source = self.source[way[-1]]
@@ -153,7 +154,7 @@ class _Walk:
 def _written(
     node: Node, place: Node, target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Node:
-    """What `place` becomes by the in-place operator `node`, whose ordinary form is `target`."""
+    """The new value of `place` after the in-place operator `node`, whose out-of-place form is `target`."""
     name = op_name(node)
     if name in ("aten.copy_.default", "aten.fill_.Tensor") and isinstance(args[1], Node):
         return _like(args[1], place, Spot(node, node))
@@ -174,7 +175,7 @@ def _like(value: Node, place: Node, spot: Spot) -> Node:
 
 
 def _shares_memory(node: Node) -> bool:
-    """Whether the output of `node`, which may be memory of its first argument, is; as far as that is known."""
+    """Whether the output of `node` shares the memory of its first argument; True if that cannot be found out."""
     if node.target is operator.getitem:
         return True
     read = [source.meta.get("val") for source in node.all_input_nodes]
@@ -187,7 +188,7 @@ def _shares_memory(node: Node) -> bool:
 
 
 def _is_the_same(node: Node, source: Node) -> bool:
-    """Whether a view has all values of what it is a view of, in the same places."""
+    """Whether a view has the dtype, shape and strides of its source."""
     value, other = node.meta.get("val"), source.meta.get("val")
     if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor):
         return False

@@ -18,9 +18,9 @@ __all__ = ["end_gradients", "hold_states"]
 def hold_states(module: GraphModule) -> bool:
     """Rule, linear in nodes and uses: all operators read and write a copy of a buffer that any of them writes to.
 
-    The copy is made at the start, and goes back to the buffer at the end: what writes in between writes to a value of
-    the graph, which `functionalize` takes out. The buffer becomes one of the module's own, so that the model's stays as
-    it is, and its value is remembered.
+    The copy is made at the start and stored in the buffer at the end. Operators in between write to the copy, and
+    `functionalize` makes them out-of-place. The graph gets its own buffer, so that the model's buffer does not change,
+    and the module keeps the initial value for `reset`.
 
     Raises `ModelError` for an operator that writes to a parameter.
     """
@@ -36,7 +36,7 @@ def hold_states(module: GraphModule) -> bool:
 
 
 def end_gradients(module: GraphModule) -> bool:
-    """Rule, linear in nodes: what is stored as a state is detached first. A training step ends at the call before."""
+    """Rule, linear in nodes: the next value of a state is detached, so no gradient flows into the previous call."""
     writes = [node for node in module.graph.nodes if is_state_write(node)]
     for write in writes:
         value = next_value(write)
@@ -72,7 +72,7 @@ def _written(module: GraphModule) -> list[Node]:
 
 
 def _merged(module: GraphModule, store: Node) -> Node:
-    """The first node that yields the same buffer as `store`, read by all that read it by a node of their own."""
+    """The first node that reads the buffer of `store`; readers of other such nodes are moved to it."""
     first, *others = [node for node in module.graph.nodes if node.op == "get_attr" and node.target == store.target]
     for node in others:
         node.replace_all_uses_with(first)
@@ -82,7 +82,7 @@ def _merged(module: GraphModule, store: Node) -> Node:
 
 
 def _own(module: GraphModule, name: str) -> None:
-    """Make a buffer of the module a copy, that is saved with it."""
+    """Replace a buffer of the module by a persistent copy."""
     path, _, leaf = name.rpartition(".")
     parent = module.get_submodule(path)
     value = attribute(module, name).detach().clone()

@@ -1,4 +1,4 @@
-"""Regions of a graph that torch.export wraps become part of the graph around them."""
+"""Inlines the regions that torch.export wraps into graphs of their own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openneutron.fx import iterate_nodes, op_name, source_of
 
 __all__ = ["inline_regions"]
 
-# Each calls one graph, once, on the nodes among its other arguments.
+# Each of these operators calls one graph once; the nodes among its other arguments are the operands.
 _REGIONS = frozenset(
     {
         "wrap_with_set_grad_enabled", "wrap_with_autocast", "wrap", "wrap_activation_checkpoint",
@@ -28,10 +28,10 @@ _CONTROL_FLOW = frozenset(
 def inline_regions(module: GraphModule, *, training: bool = False) -> bool:
     """Rules, linear in nodes:
 
-    1. A region that only sets a mode (no_grad, set_grad_enabled, inference_mode, autocast) or that is to be computed
-       again in training (checkpoint) becomes part of the graph; so do the regions within it.
-    2. With `training`, what a region without gradients returns is detached: no gradient passes it.
-    3. In a region of autocast in a smaller dtype, operators compute in float32, which is what int8 is made from.
+    1. A region that only sets a mode (no_grad, set_grad_enabled, inference_mode, autocast), or that training recomputes
+       (checkpoint), is inlined, and so are the regions within it.
+    2. With `training`, the outputs of a region without gradients are detached.
+    3. In a region of autocast in a smaller dtype, operators compute in float32, as observers need float32.
 
     Raises `ModelError` for control flow (cond, while_loop, map, scan) and any other operator that calls a graph.
     """
@@ -73,7 +73,7 @@ def _refusal(node: Node) -> ModelError:
             "one program for each branch."
         )
     else:
-        message = f"The operator '{name}' calls a graph of its own, which OpenNeutron cannot make part of the model's."
+        message = f"The operator '{name}' calls a graph of its own, which OpenNeutron cannot inline."
     inner = (inside for source in _graphs(node) for inside in source.graph.nodes if inside.op == "call_function")
     source = source_of(node) or next(filter(None, map(source_of, inner)), None)
     return ModelError(message, node=node.name, op=op_name(node), source=source)
@@ -87,7 +87,7 @@ def _graphs(node: Node) -> list[GraphModule]:
 
 
 def _inline(module: GraphModule, call: Node, *, detach: bool) -> list[Node]:
-    """Put the graph that `call` runs in its place; returns the regions within it."""
+    """Replace `call` by the nodes of the graph that it calls; returns the regions among them."""
     position, region = _region(module, call)
     # hints_wrapper and strict_mode have the operands in a tuple, the others one by one.
     operands = list(iterate_nodes(list(call.args[position + 1 :])))
@@ -125,7 +125,7 @@ def _returned(output: Node) -> list[object]:
 
 
 def _adopted(module: GraphModule, value: object, name: str) -> str:
-    """The name under which `module` has an attribute of a region from now on."""
+    """Copy an attribute of a region to `module`; returns its name there."""
     stem = name.replace(".", "_")
     name, count = stem, 0
     while hasattr(module, name):
@@ -162,7 +162,7 @@ def _detached(call: Node, value: object) -> object:
 
 
 def _compute_in_float32(module: GraphModule) -> None:
-    """Values that autocast made smaller get the dtypes that operators give without it."""
+    """Recompute the dtypes of values that autocast made smaller."""
     for node in list(module.graph.nodes):
         if op_name(node) == "aten._assert_tensor_metadata.default":
             module.graph.erase_node(node)

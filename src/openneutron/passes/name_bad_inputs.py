@@ -18,13 +18,13 @@ GUARDS = "_guards_fn"
 
 @dataclass(frozen=True)
 class _Constant:
-    """What a model was exported with in place of a tensor."""
+    """An input that is a constant: the number, text or None that the model was exported with."""
 
     name: str
     value: int | float | bool | str | None
 
     def fits(self, value: object) -> bool:
-        """Whether `value` is the same."""
+        """Whether `value` equals the constant."""
         return type(value) is type(self.value) and value == self.value
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The general convolution under the name of its kind."""
+"""Replaces the general convolution by the convolution of its dimensions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input,
 
 
 def name_convolutions(module: GraphModule) -> bool:
-    """Rule: `aten.convolution`, as traced modules and core ATen have it, becomes the convolution of its dimensions.
+    """Rule: `aten.convolution`, which traced modules and core ATen contain, becomes conv1d, conv2d and so on.
 
     Linear in nodes.
     """

@@ -17,9 +17,9 @@ __all__ = ["remove_dead_operators"]
 def remove_dead_operators(module: GraphModule) -> bool:
     """Rules, linear in nodes:
 
-    1. A check of a tensor's shape and dtype goes: torch.export made it for tensors that are known by now.
-    2. An ATen operator that writes no memory and that nobody reads goes, and so does what only such ones read.
-    3. A state that reaches no output, in this call or in a later one, is not stored.
+    1. Checks of a tensor's shape and dtype are removed: shapes and dtypes are fixed after the export.
+    2. An ATen operator that writes no memory and has no reader is removed, and then operators that only it read.
+    3. A state that affects no output, in this call or in a later one, is not stored.
     """
     changed = _forget_dead_states(module)
     for node in reversed(list(module.graph.nodes)):

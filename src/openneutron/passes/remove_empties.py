@@ -16,9 +16,9 @@ __all__ = ["remove_empties"]
 def remove_empties(module: GraphModule) -> bool:
     """Rules, linear in nodes and uses:
 
-    1. An operator that yields a tensor without elements becomes a constant; who reads an input without elements reads
-       a constant, too.
-    2. A concatenation leaves out its parts without elements.
+    1. An operator that yields a tensor without elements becomes a constant. So does an input without elements, for its
+       readers.
+    2. Parts without elements are removed from a concatenation.
     """
     changed = False
     for node in list(module.graph.nodes):

@@ -1,4 +1,4 @@
-"""What a tensor becomes when a view of it is written to."""
+"""Computes a tensor after a write to one of its views."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SHAPERS = {"reshape", "permute", "slice", "select"}
 
 
 def can_be_written_back(view: Node) -> bool:
-    """Whether `write_back` knows this operator, a view of its first argument; of a getitem, that of several."""
+    """Whether `write_back` handles this view; for a getitem, the operator that yields several views."""
     if view.target is operator.getitem:
         return op_name(_split(view)) in {*_SPLITS, _UNBIND}
     spec = OPERATORS.get(op_name(view))
@@ -35,7 +35,7 @@ def can_be_written_back(view: Node) -> bool:
 
 @dataclass(frozen=True)
 class Spot:
-    """Where operators are written: in front of `before`, as part of what the operator `origin` does."""
+    """Where operators are inserted: in front of `before`, with the origin of the operator `origin`."""
 
     before: Node
     origin: Node
@@ -50,7 +50,7 @@ class Spot:
 
 
 def write_back(view: Node, source: Node, written: Node, spot: Spot) -> Node:
-    """`source` with `written` in the place of its part `view`."""
+    """`source` after `written` was stored in its part `view`."""
     if view.target is operator.getitem:
         return _into_parts(view, source, written, spot)
     args, kind = arguments(view), OPERATORS[op_name(view)].name
@@ -70,7 +70,7 @@ def write_back(view: Node, source: Node, written: Node, spot: Spot) -> Node:
 
 
 def _sizes(value: Node) -> list[Any]:
-    """The shape of `value` for a reshape, which finds out one size that is not fixed."""
+    """The shape of `value` for a reshape, with -1 for the one size that may be dynamic."""
     sizes = list(shape_of(value))
     free = sum(not isinstance(size, int) for size in sizes)
     return [-1 if free == 1 and not isinstance(size, int) else size for size in sizes]

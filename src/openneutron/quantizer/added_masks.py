@@ -1,12 +1,13 @@
-"""Masks that arrive at run time and are added to the scores of a softmax: 0 for what it sees, -1e4 and less elsewhere.
+"""Ranges of masks that arrive at run time and are added to the scores of a softmax.
 
-One scale for 0 and -1e4 leaves nothing of the scores. A softmax needs no such distance, so the mask reaches only so
-far below zero that the sum of any score and of what hides it has the sum's lowest code: int8 additions saturate. The
-range of the sum is that of the scores which can be seen, and `MASKED_DISTANCE` more below (`MaskedObserver`). Zero and
-what hides are exact; other values of the mask, such as a bias by position, are rounded by the same scale.
+Such a mask is 0 for visible scores and a large negative number, -1e4 or less, for hidden ones. One scale for both would
+leave no codes to the scores. The range of the mask therefore reaches only as far below zero as the range of the sum is
+wide: the sum of a score and this lowest value saturates to the sum's lowest code. The range of the sum is that of the
+visible scores, extended by `MASKED_DISTANCE` below (`MaskedObserver`). Zero and the lowest value are exact; other
+values of the mask, such as a bias by position, are rounded to the same scale.
 
-What makes a mask of the model's inputs, such as (1 - mask) * -1e4, stays in float on the CPU: a mask that hides nothing
-while calibration runs would leave no codes for what it hides later.
+Operators that compute a mask from the model's inputs, such as (1 - mask) * -1e4, stay in float on the CPU: if no mask
+of the calibration data hides anything, their ranges would have no codes for hidden values.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from openneutron.quantizer.observers import MaskedObserver
 
 __all__ = ["AddedMask", "AddedMaskObserver", "MaskedAtRunTime", "MaskedSumObserver", "added_masks"]
 
-# A score so far below the largest of its row has a probability of 1e-28: it is hidden, whatever hides it.
+# A score this far below the largest of its row has a probability of 1e-28, so it counts as hidden.
 OUT_OF_SIGHT = 64.0
 
 _MOVES = VIEWS | {
@@ -62,9 +63,10 @@ _ARITHMETIC = {
 
 @dataclass(eq=False)
 class AddedMask:
-    """A value that is added to scores: its observer and those of the sums, which enter themselves.
+    """A mask that is added to scores, with its observer and those of the sums, which register themselves.
 
-    `is_made` says that constants of -100 and less go into it: it hides something even if calibration never shows that.
+    `is_made` says that the mask is computed with constants of -100 or less: it can hide scores even if no calibration
+    data show it.
     """
 
     is_made: bool = False
@@ -73,11 +75,11 @@ class AddedMask:
 
     @property
     def hides(self) -> bool:
-        """Whether something is hidden, or will be: a value that is always 0 is there for nothing else."""
+        """Whether the mask hides scores, or can: a mask that is 0 in all calibration data has no other use."""
         return self.is_made or any(observer.hides or not observer.has_numbers for observer in self.of_mask)
 
     def width(self) -> float:
-        """How far the widest of the sums reaches from its lowest code to its highest."""
+        """The width of the widest range among the sums."""
         qparams = [(sums, sums.calculate_qparams()[0]) for sums in self.of_sums]
         return max(
             (float(scale) * (observer.quant_max - observer.quant_min) for observer, scale in qparams), default=0.0
@@ -85,9 +87,9 @@ class AddedMask:
 
 
 class AddedMaskObserver(MaskedObserver):
-    """Of a mask that is added: what does not hide has the range that another observer finds.
+    """Observer of an added mask. Another observer finds the range of the values that do not hide.
 
-    What hides is the lowest code, which is as far below zero as the widest of the sums reaches.
+    Values that hide get the lowest code, which is as far below zero as the widest range among the sums.
     """
 
     def __init__(self, *args: Any, mask: AddedMask, **kwargs: Any) -> None:
@@ -127,7 +129,7 @@ class AddedMaskObserver(MaskedObserver):
 
 
 class MaskedSumObserver(MaskedObserver):
-    """Of the scores of a softmax after a mask was added: what can be seen has the range that another observer finds."""
+    """Observer of scores plus a mask. Another observer finds the range of the visible scores."""
 
     def __init__(self, *args: Any, masks: tuple[AddedMask, ...], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -157,17 +159,17 @@ class MaskedSumObserver(MaskedObserver):
 
 @dataclass(frozen=True)
 class MaskedAtRunTime:
-    """What observes a value that masks of the model's inputs have to do with."""
+    """How a mask that arrives at run time, or a value that it masks, is observed."""
 
     added: AddedMask | None = None
-    """The mask that the value is."""
+    """The mask, if the value itself is an added mask."""
     sums_with: tuple[AddedMask, ...] = ()
-    """The masks that were added to it."""
+    """The masks that were added to the value."""
     hides: bool = False
-    """Whether a mask of truth values hides some of it."""
+    """Whether a mask of truth values hides parts of the value."""
 
     def around(self, constructor: Any) -> Any:
-        """What makes an observer around the one that `constructor` makes."""
+        """A constructor of an observer that wraps the one from `constructor`."""
         if self.added is not None:
             return AddedMaskObserver.with_args(observer=constructor, mask=self.added)
         if self.sums_with:
@@ -176,9 +178,9 @@ class MaskedAtRunTime:
 
 
 def added_masks(module: GraphModule) -> tuple[dict[Node, AddedMask], dict[Node, tuple[AddedMask, ...]]]:
-    """The masks that are added to the scores of softmaxes, and the sums with theirs, by node. Linear in the graph.
+    """The masks that are added to scores of softmaxes, by node, and the masks of each sum. Linear in the graph.
 
-    Notes on what makes a mask of inputs and numbers of -100 or less that it stays in float.
+    Marks the operators that compute a mask from inputs and numbers of -100 or less to stay in float.
     """
     light = _of_inputs_alone(module)
     masks: dict[Node, AddedMask] = {}
@@ -200,7 +202,7 @@ def _reads_numbers(user: Node) -> bool:
 def _follow(
     scores: Node, light: set[Node], masks: dict[Node, AddedMask], sums: dict[Node, list[AddedMask]], visited: set[Node]
 ) -> None:
-    """Note the masks on the way from the scores of a softmax back through additions, constant masks and views."""
+    """Collect the masks that are added to `scores`, back through additions, constant masks and views."""
     node: Node | None = scores
     while node is not None and node.op == "call_function" and node not in visited:
         visited.add(node)
@@ -217,7 +219,7 @@ def _follow(
 
 
 def _mask_among(node: Node, operands: list[Node], light: set[Node]) -> Node | None:
-    """The operand of an addition that is made of the model's inputs alone; of two such ones, the smaller one."""
+    """The operand of an addition that is computed from inputs alone; if both are, the smaller one."""
     found = [operand for operand in operands if operand in light]
     if len(found) == 2:
         found = [operand for operand in found if operand.meta["val"].numel() < node.meta["val"].numel()]
@@ -225,7 +227,7 @@ def _mask_among(node: Node, operands: list[Node], light: set[Node]) -> Node | No
 
 
 def _of_inputs_alone(module: GraphModule) -> set[Node]:
-    """Inputs, and what little arithmetic, comparisons and moves make of them and of constants."""
+    """Inputs, and values computed from inputs and constants by moves, comparisons and elementwise arithmetic."""
     light: set[Node] = set()
     for node in module.graph.nodes:
         name = op_name(node)
@@ -237,9 +239,9 @@ def _of_inputs_alone(module: GraphModule) -> set[Node]:
 
 
 def _stays_in_float(mask: Node, light: set[Node]) -> bool:
-    """Note on what makes `mask` that it stays in float, up to views at its end, if it is made of numbers that hide.
+    """Mark the operators that compute `mask` to stay in float, if one of their numbers hides; returns whether one does.
 
-    Returns whether it is.
+    Views at the end of the mask are not marked.
     """
     end = mask
     while op_name(end) in _MOVES:
@@ -260,7 +262,7 @@ def _stays_in_float(mask: Node, light: set[Node]) -> bool:
 
 
 def _has_a_number_that_hides(node: Node) -> bool:
-    """Whether a number that `node` computes with hides from a softmax; as a factor, its negative does as well."""
+    """Whether a constant operand of `node` hides from a softmax; of a factor, either sign counts."""
     if op_name(node) not in _ARITHMETIC:
         return False
     scales = op_name(node) in _FACTORS

@@ -263,7 +263,7 @@ def _nothing_to_train(left: list[tuple[Node, str]]) -> ModelError:
 
 
 def _warn_of_coarse_softmaxes(places: list[_Place]) -> None:
-    """A softmax over many values whose probabilities no weighted sum takes, which could be divided after it."""
+    """Warn of each softmax over many values that `divide_after_sums` did not rewrite."""
     for place in places:
         node = place.site.node
         count = shape_of(node)[int(place.site.args["dim"])] if op_name(node) in SOFTMAX else 0
@@ -409,7 +409,7 @@ class _Annotation:
         return root
 
     def _group(self, states: list[Node]) -> None:
-        """Values that operators only move, or bring together, have equal qparams, and so have a state and its next."""
+        """An operator that moves or joins values shares qparams with its inputs, and a state with its next value."""
         self.fixed = {place.output: place.rule for place in self.places if isinstance(place.rule, QParams)}
         moving = [place for place in self.places if place.rule is OutputRule.SHARED]
         for place in moving:
@@ -432,7 +432,7 @@ class _Annotation:
             # resolution where the values it meets have a wider range: that input alone is requantized. Not so one that
             # comes by moves alone, which a MUL would keep from being merged with those behind (ShuffleNetV2), nor an
             # input of the model, which is quantized once.
-            if is_made_for_a_mask(value):  # it is quantized for each reader anew, whose qparams are not to meet
+            if is_made_for_a_mask(value):  # each reader quantizes it separately, so the readers need not share qparams
                 self.requantized[(value, place.site.node)] = place.output
                 continue
             is_read = group in self.read and value not in self.moved and value.op != "placeholder"
@@ -450,7 +450,7 @@ class _Annotation:
                 self._join(value, self._find(named.setdefault(name, group)))
 
     def _join_states(self, states: list[Node]) -> None:
-        """What is stored is read with the qparams that it was stored with, call after call.
+        """A state and the value that is stored in it share qparams, as the next call reads the stored codes.
 
         Where the next value has qparams of its own, which the initial one does not fit, it is requantized.
         """
@@ -468,7 +468,7 @@ class _Annotation:
             self.stored[write] = state
 
     def _special_observers(self) -> dict[Value, qspecs.Around]:
-        """By group: what observes masks of the model's inputs, what they hide, and scores."""
+        """Wrapping observers by group: those of run-time masks, of masked values, and of scores."""
         hidden = {
             self._find(place.output)
             for place in self.places
@@ -499,7 +499,7 @@ class _Annotation:
                 self.symmetric.add(group)
 
     def _note_joins(self) -> None:
-        """Let the parts of a concatenation in float know each other, where they can have the same qparams.
+        """Link the observers of the parts of each concatenation in float that can share qparams.
 
         So does what is computed with the same concatenation, which then is the same on the NPU.
         """
@@ -561,7 +561,7 @@ class _Annotation:
         observer = self.quantizer.observer_of_outputs if group in self.outputs else self.quantizer.observer
         joins, around = self.joins.get(group, ()), self.around.get(group)
         if self.quantizer.is_qat and group in {self._find(mask) for mask in self.masks}:
-            # Not fake quantized: what hides is to be told from what does not in the sums, and is exact anyway.
+            # Not fake quantized: the sums tell hidden scores from visible ones by the float values of the mask.
             spec, observer = qspecs.activation, RecentRangeObserver
         return spec(node, observer, symmetric=symmetric, masked=masked, joins=joins, around=around)
 

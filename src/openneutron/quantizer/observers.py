@@ -76,7 +76,7 @@ def _never_reached(origin: Origin | None) -> CalibrationError:
 def _of_zeros_too(
     qparams: tuple[torch.Tensor, torch.Tensor], minimum: torch.Tensor, maximum: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, with scale 1 for what was zero always: torchao's, of 1e-7, is finer than what kernels can yield."""
+    """`qparams`, with scale 1 for a value that was always zero: torchao's 1e-7 is finer than kernels can yield."""
     scale, zero_point = qparams
     zeros = ((minimum == 0) & (maximum == 0)).to(scale.device)
     return torch.where(zeros, torch.ones_like(scale), scale), zero_point
@@ -212,7 +212,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
 
 
 class ObserverOfAnother(ObserverBase):
-    """Hands what it sees to an `observer` of its own, which has the state."""
+    """Wraps an `observer`, passes values on to it, and has no state of its own unless a subclass adds some."""
 
     def __init__(
         self, observer: Any, *, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **more: Any
@@ -246,10 +246,10 @@ class ObserverOfAnother(ObserverBase):
 
 
 class MaskedObserver(ObserverOfAnother):
-    """Sees a value before and after a mask, and hands all of it that stands for a number to another observer.
+    """Observes the input or the output of a mask; another observer gets the values that the mask did not put in.
 
-    Where the mask hides something from a softmax, the range reaches `MASKED_DISTANCE` below that observer's, and what
-    is hidden has the lowest code. `hides` says that it will, even if it is never seen to.
+    If the mask hides values from a softmax, the range reaches `MASKED_DISTANCE` below that of the other observer, and
+    hidden values get the lowest code. `hides` says that the mask can hide values, even if calibration shows none.
     """
 
     def __init__(self, *args: Any, hides: bool = False, **kwargs: Any) -> None:
@@ -278,7 +278,7 @@ class MaskedObserver(ObserverOfAnother):
         return self.widened() if self.hides else self.observer.calculate_qparams()
 
     def widened(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and zero point of a range that reaches `MASKED_DISTANCE` further down than the other observer's."""
+        """Scale and zero point of the wrapped observer's range, extended by `MASKED_DISTANCE` below."""
         scale, zero_point = self.observer.calculate_qparams()
         codes = self.quant_max - self.quant_min
         wider = scale + MASKED_DISTANCE / codes

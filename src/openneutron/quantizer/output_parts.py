@@ -1,8 +1,8 @@
-"""What a program joins only to return it: each part keeps qparams of its own.
+"""Concatenations that are only returned: each part keeps its own qparams.
 
-Boxes in pixels and scores from 0 to 1 in one output would leave two or three codes to the scores. A concatenation
-whose values only leave the NPU is therefore not quantized: each part is dequantized, and the CPU joins them in float.
-Where the ranges of the parts are found to be nearly equal, they get the same qparams, and the NPU joins them.
+One scale for boxes in pixels and scores from 0 to 1 would leave two or three codes to the scores. A concatenation that
+no operator on the NPU reads is therefore not quantized: the CPU dequantizes the parts and concatenates them in float.
+If calibration finds nearly equal ranges, the parts get the same qparams, and the NPU concatenates them.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = [
 _JOINED = "openneutron.joined_in_float"
 
 NEARLY_EQUAL = 2.0
-"""By how much the step between two codes may grow for parts to share it: one bit, 6 dB of what rounding leaves."""
+"""Parts share a scale if it is at most this many times the scale of each: it costs at most one bit, 6 dB."""
 
 
 @dataclass(frozen=True)
 class Join:
-    """What one operator brings together: `values` of qparams of their own, and values of `fixed` ones.
+    """The parts that one operator joins: `values` with observed qparams, and the qparams of parts with `fixed` ones.
 
-    `can_share` says whether the NPU could join them, given equal qparams: none is in float, and none a constant.
+    `can_share` says whether the NPU could join the parts if their qparams were equal: no part is in float or constant.
     """
 
     values: tuple[Node, ...]
@@ -46,15 +46,15 @@ class Join:
 
 @dataclass(eq=False)
 class Parts:
-    """The observers of what one operator brings together, which enter themselves, and the fixed qparams among it."""
+    """The fixed qparams of the parts that one operator joins, and their observers, which register themselves."""
 
     fixed: frozenset[QParams] = frozenset()
     observers: list[PartObserver] = field(default_factory=list)
 
     def shared_qparams(self) -> tuple[float, int] | None:
-        """Scale and zero point for all parts; None where they would cost one of them too much.
+        """Scale and zero point for all parts; None if the scale exceeds `NEARLY_EQUAL` times that of some part.
 
-        The codes are those of the first part's observer.
+        The first part's observer gives the lowest and the highest code.
         """
         if len(self.fixed) > 1 or not all(observer.has_seen for observer in self.observers):
             return None
@@ -73,9 +73,9 @@ class Parts:
 
 
 class PartObserver(ObserverOfAnother):
-    """Hands all it sees to another observer; its qparams are shared with other parts where all are nearly equal.
+    """Wraps the observer of a part; returns the qparams that all parts share, or else those of the wrapped observer.
 
-    `joins` are the concatenations that the value is a part of, the one with most parts first.
+    `joins` are the concatenations that the value is a part of, the one with the most parts first.
     """
 
     def __init__(self, *args: Any, joins: Sequence[Parts], **kwargs: Any) -> None:
@@ -86,7 +86,7 @@ class PartObserver(ObserverOfAnother):
 
     @property
     def has_seen(self) -> bool:
-        """Whether any value came by."""
+        """Whether it has observed any value."""
         return bool((self.min_val <= self.max_val).all())
 
     def own_qparams(self) -> tuple[float, int]:
@@ -128,15 +128,15 @@ class Mover(Protocol):
 
 
 def joined_in_float(places: Sequence[Mover]) -> dict[Node, Join]:
-    """The operators among `places` that are to stay in float, in graph order, with the parts that come together there.
+    """The operators among `places` that stay in float for the sake of their parts, in graph order, with these parts.
 
-    Rule: what brings values of several qparams together, where moves alone lie between it and what is returned or
-    computed in float; and those moves. Linear in places and uses.
+    Rule: an operator stays in float if it joins values of different qparams and only operators that move values lie
+    between it and an output or an operator in float. These moves stay in float, too. Linear in places and uses.
     """
     leaving = _leaving(places)
     quantized = {place.output for place in places}
     quantized |= {value for place in places if place.site.node not in leaving for value in place.inputs}
-    # What a value's qparams are called: fixed ones, or the value that they are found for.
+    # Identifies a value's qparams: fixed ones, or the value whose observer finds them.
     key: dict[Node, object] = {}
     joined: dict[Node, Join] = {}
     for place in places:
@@ -153,7 +153,7 @@ def joined_in_float(places: Sequence[Mover]) -> dict[Node, Join]:
 
 
 def _leaving(places: Sequence[Mover]) -> set[Node]:
-    """The operators that only move values which nothing quantized computes with afterwards."""
+    """The operators that only move values and whose output no quantized operator computes with."""
     quantized = {place.site.node for place in places}
     leaving: set[Node] = set()
     for place in reversed(places):
@@ -164,7 +164,7 @@ def _leaving(places: Sequence[Mover]) -> set[Node]:
 
 
 def _join(place: Mover, key: dict[Node, object], joined: dict[Node, Join], quantized: set[Node]) -> Join | None:
-    """The parts of what `place` yields; None where all have the same qparams and it adds nothing of its own."""
+    """The parts that `place` joins; None if all have the same qparams and it adds no values of its own."""
     inputs = [value for value in place.inputs if _varies(value) or not _is_zero(value)]
     keys = {key.get(value, value) if _varies(value) else value for value in inputs}
     adds = not (place.spec.keeps_values is None or place.spec.keeps_values(place.site))

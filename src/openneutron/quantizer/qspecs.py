@@ -31,7 +31,7 @@ from openneutron.quantizer.output_parts import PartObserver, Parts
 __all__ = ["Around", "activation", "bias", "check_observer", "fixed", "trained_activation", "weight", "weight_range"]
 
 Around = Callable[[Any], Any]
-"""Makes of an observer's constructor that of another observer around it."""
+"""Turns the constructor of an observer into the constructor of an observer that wraps it."""
 
 ACTIVATION_RANGE = (-128, 127)
 BIAS_RANGE = (-(2**31), 2**31 - 1)
@@ -53,9 +53,8 @@ def activation(
 ) -> QuantizationSpec:
     """int8, affine, one scale for the tensor that `node` yields; with zero point 0 where `symmetric`.
 
-    `observer` makes an observer or a fake quantizer. A `masked` value is what a mask makes of another, and that one.
-    `joins` are the concatenations at the program's end that the value is a part of.
-    `around` puts another observer around it.
+    `observer` makes an observer or a fake quantizer. `masked` is True for the input and the output of a mask.
+    `joins` are the concatenations that are only returned and have the value as a part. `around` wraps the observer.
     """
     low, high = ACTIVATION_RANGE
     return QuantizationSpec(

@@ -1,7 +1,7 @@
-"""Ranges of the scores of a softmax that is written as exp(x - amax(x)): what has no weight in a row needs no codes.
+"""Ranges of the scores of a softmax that is written as exp(x - amax(x)).
 
-Of N scores, those that are ln N + 2 below the largest add less than e^-2 of its weight to the sum, all of them
-together. The range ends there, and lower scores take its lowest code: 3 dB and more of resolution for the others.
+In a row of N scores, all scores more than ln N + 2 below the largest together add less than e^-2 of its weight to the
+sum. The range ends there, and lower scores saturate. That wins 3 dB and more of resolution for the others.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ MARGIN = 2.0
 
 @dataclass(frozen=True)
 class ScoreRange:
-    """That a value is scores, `count` of them in a row, or their differences from the largest (`is_relative`).
+    """A value that holds scores, `count` in a row, or their differences from the largest of the row (`is_relative`).
 
-    What is `distance` below the largest has no weight.
+    Scores more than `distance` below the largest are negligible.
     """
 
     count: int
@@ -36,11 +36,11 @@ class ScoreRange:
     is_relative: bool = False
 
     def around(self, constructor: Any) -> Any:
-        """What makes an observer around the one that `constructor` makes."""
+        """A constructor of an observer that wraps the one from `constructor`."""
         return ScoresObserver.with_args(observer=constructor, scores=self)
 
     def least(self, values: torch.Tensor) -> torch.Tensor | None:
-        """What has a weight in each row of `values`, at least; None where no dimensions make up the rows."""
+        """The least score of each row that is not negligible; None if no trailing dimensions make up a row."""
         if self.is_relative:
             return values.new_tensor(-self.distance)
         dims, size = [], 1
@@ -53,7 +53,7 @@ class ScoreRange:
 
 
 class ScoresObserver(ObserverOfAnother):
-    """Hands another observer the scores, with those that have no weight in their row as low as those that just have."""
+    """Passes the scores on to another observer, clamped from below at the least that is not negligible."""
 
     def __init__(self, *args: Any, scores: ScoreRange, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,7 +72,7 @@ class ScoresObserver(ObserverOfAnother):
 
 
 def score_ranges(module: GraphModule) -> dict[Node, ScoreRange]:
-    """The scores of softmaxes that are written out, and what these are multiples and views of. Linear in the graph."""
+    """Scores of softmaxes that are written with exp, and values that they are multiples or views of. Linear."""
     found: dict[Node, ScoreRange] = {}
     for node in module.graph.nodes:
         if is_difference_of_scores(node) and op_name(node) == "aten.sub.Tensor":
@@ -84,7 +84,7 @@ def score_ranges(module: GraphModule) -> dict[Node, ScoreRange]:
 
 
 def _follow(differences: Node, scores: ScoreRange, found: dict[Node, ScoreRange]) -> None:
-    """Note where the scores come from, as far as nothing else reads that."""
+    """Collect the values that the scores are computed from by views and factors, if nothing else reads them."""
     node, readers = differences.args[0], 2
     while isinstance(node, Node) and len(node.users) == readers and node not in found:
         found[node] = scores

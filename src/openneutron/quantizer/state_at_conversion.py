@@ -1,4 +1,4 @@
-"""Conversion puts states back: what calibration left in them is no part of the model."""
+"""Resets states at conversion, so that a converted model does not start from what calibration left in them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["StateReset", "reset_states_at_conversion"]
 
 
 class StateReset(ObserverBase):
-    """Does nothing until the model that calls it is converted: then it resets the model's states."""
+    """Resets the states of the model that calls it when that model is converted; observes nothing."""
 
     def __init__(self) -> None:
         super().__init__(dtype=torch.float32)
-        self._is_impure = True  # nothing reads its output, and it stays all the same
+        self._is_impure = True  # nothing reads its output; being impure keeps it in the graph
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Hand the values on: nothing is observed."""
+        """Return `values`."""
         return values
 
     def calculate_qparams(self, **_: Any) -> None:
@@ -34,7 +34,7 @@ class StateReset(ObserverBase):
 
 
 def reset_states_at_conversion(model: GraphModule) -> None:
-    """Let the states of `model`, which is being prepared, be reset when it is converted."""
+    """Add a call of `StateReset` to `model`, which is being prepared, if it has states."""
     states = states_of(model.graph)
     if states and initial_states(model):
         model.add_submodule("state_reset", StateReset())

@@ -15,7 +15,7 @@ With an untyped error:
 - a convolution without a batch dimension
 - a batch norm without running statistics, or with computed parameters
 
-Such models are folded by `passes.fold_batch_norm` first. What that leaves is for the quantizer to fold or to refuse.
+`passes.fold_batch_norm` folds such models first. The quantizer folds or refuses batch norms that remain.
 """
 
 from __future__ import annotations

@@ -48,13 +48,13 @@ def prepare_for_training(module: GraphModule) -> None:
     """Rules, linear in nodes:
 
     1. A batch norm in train mode, or in eval mode with parameters that are computed from others, becomes a call of a
-       `BatchNorm`, behind an operator that nothing else reads and into which it can be folded. Where there is none, a
-       depthwise convolution that changes nothing is put in front. Counting its batches is part of that call.
-    2. A dropout in train mode and a detach become calls of `OnlyInTraining`. What only moves values, and a relu, goes
-       in front of a dropout, so that it sees the values that it sees in eval mode.
+       `BatchNorm`, behind an operator that it can be folded into and that has no other reader. If there is none, a
+       depthwise convolution with weight 1 is put in front. The call also counts the batches.
+    2. A dropout in train mode and a detach become calls of `OnlyInTraining`. A relu, and operators that only move
+       values, are put in front of a dropout, so that they see the values that they see in eval mode.
 
-    Raises `ModelError` for a batch norm over three dimensions that nothing takes, or with parameters that are computed
-    from inputs, and for any other operator that draws random numbers.
+    Raises `ModelError` for a batch norm over three dimensions that cannot be folded, or with parameters that are
+    computed from inputs, and for any other operator that draws random numbers.
     """
     constants = computed_constants(module)
     buffers = dict(module.named_buffers())
@@ -96,7 +96,7 @@ def _is_active(node: Node) -> bool:
 
 
 def _move_to_the_front(constants: list[Node], front: Node) -> None:
-    """Compute these constants before `front`: the operator before a batch norm will read its parameters too."""
+    """Move constants in front of `front`, the operator that a batch norm is folded into and that then reads them."""
     waiting = [node for node in constants if node.op != "get_attr"]
     moved: set[Node] = set()
     while waiting:
