@@ -231,7 +231,8 @@ DECOMPOSED = (
         becomes="mul where the divisor is constant, else rsqrt, mul, mul; mul, exp, mul where the divisor is an "
         "exponential, as a power is",
         constraints=(does_not_round, divides_by_no_zero, divides_by_no_negative),
-        notes="Dividing by a square root is one rsqrt and one mul.",
+        notes="Dividing by a square root is one rsqrt and one mul. One over the divisor has one scale: where divisors "
+        "range from near zero to large ones, most quotients have few codes.",
     ),
     Decomposition(
         name="rsub",

@@ -31,6 +31,7 @@ _LIKE_THEIR_INPUT = {
     )
 }  # fmt: skip
 _PADS = {"aten.pad.default", "aten.constant_pad_nd.default"}
+_PRODUCTS = {f"aten.{name}" for name in ("mul.Tensor", "matmul.default", "bmm.default", "mm.default")}
 _CLAMPS = {"aten.clamp.default": "min", "aten.clamp_min.default": "min", "aten.hardtanh.default": "min_val"}
 
 
@@ -46,7 +47,7 @@ def is_never_negative(site: Site, value: object, depth: int = _DEPTH) -> bool:
     if depth == 0 or value.op != "call_function":
         return False
     args = arguments(value)
-    ends = [args[end] for end in ("self", "other") if end in args]
+    ends = [args[end] for end in ("self", "other", "mat2") if end in args]
     operands = [is_never_negative(site, end, max(0, depth - len(ends))) for end in ends]
     if name in _LIKE_THEIR_INPUT:
         return operands[0]
@@ -57,6 +58,6 @@ def is_never_negative(site: Site, value: object, depth: int = _DEPTH) -> bool:
         return operands[0] or (least is not None and least >= 0)
     if name == "aten.maximum.default":
         return any(operands)
-    if name == "aten.mul.Tensor":
-        return all(operands) or args["self"] is args["other"]
+    if name in _PRODUCTS:
+        return all(operands) or (name == "aten.mul.Tensor" and args["self"] is args["other"])
     return bool(name == "aten.add.Tensor" and args["alpha"] >= 0 and all(operands))

@@ -32,6 +32,7 @@ from openneutron.passes.remove_empties import remove_empties
 from openneutron.passes.remove_expands import remove_expands
 from openneutron.passes.remove_identities import remove_identities
 from openneutron.passes.share_results import share_results
+from openneutron.passes.split_padded_products import split_padded_products
 
 __all__ = [
     "batch_layers", "check_is_static_eval", "check_outputs", "check_writes_nothing", "copy_returned_joins", "decompose",
@@ -40,6 +41,7 @@ __all__ = [
     "hold_states", "inline_regions", "merge_phases", "move_activations", "name_bad_inputs", "name_convolutions",
     "name_numbers", "nest_concatenations", "prepare", "recognize", "remove_batch_counts", "remove_dead_channels",
     "remove_dead_operators", "remove_empties", "remove_expands", "remove_identities", "share_results",
+    "split_padded_products",
 ]  # fmt: skip
 
 from collections.abc import Callable
@@ -87,6 +89,7 @@ def prepare(
     if not training:
         share_results(module, stays)
     merge_phases(module, target)
+    split_padded_products(module, target, stays)
     with keeping_parameters(module):
         recognize(module, target, stays)
     if not training:

@@ -1,0 +1,141 @@
+"""A row of ones that is padded to a matrix makes a product sum the other matrix as well: sums get a scale of their own.
+
+Linear attention writes so: `(pad(v, 1) @ k.T) @ q` has the weighted values in all rows but the last, which has the sum
+of the weights. Both have one scale then, and nothing says that the sum is never negative, as a divisor has to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.fx import arguments, op_name, shape_of
+from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.site import Site
+from openneutron.targets import NeutronTarget
+
+__all__ = ["split_padded_products"]
+
+aten = torch.ops.aten
+
+_PADS = {"aten.pad.default", "aten.constant_pad_nd.default"}
+_PRODUCTS = {"aten.matmul.default", "aten.bmm.default", "aten.mm.default"}
+_OPERAND_AND_AXIS_OF_A_PAD = {(0, 0, 0, 1): (0, -2), (0, 1): (1, -1), (0, 1, 0, 0): (1, -1)}
+
+
+@dataclass(frozen=True)
+class _PaddedProducts:
+    """`products` of a `pad` of one row, their operand number 0, or of one column, number 1.
+
+    `axis` counts the rows or columns, from the end; `slices` read the last product without and with the padding.
+    """
+
+    pad: Node
+    operand: int
+    axis: int
+    products: list[Node]
+    slices: dict[Node, bool]
+
+
+def split_padded_products(
+    module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False
+) -> bool:
+    """Rule, linear in nodes: matmul(pad(x), y), x padded by a row at its end, of which slices alone read that row or
+    others, becomes matmul(x, y) and sum(y) times the constant. So does matmul(y, pad(x)) with a column, and a product
+    of a product of one of them. What is to stay in float stays.
+    """
+    changed = False
+    for node in list(module.graph.nodes):
+        found = _padded_products(node)
+        if found is not None and not any(map(stays, (node, *found.products))):
+            _split(module, target, found)
+            changed = True
+    if changed:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return changed
+
+
+def _padded_products(node: Node) -> _PaddedProducts | None:
+    if op_name(node) not in _PADS or node.meta["val"].dtype is not torch.float32:
+        return None
+    args = arguments(node)
+    way = _OPERAND_AND_AXIS_OF_A_PAD.get(tuple(args["pad"]))
+    if way is None or args.get("mode", "constant") != "constant":
+        return None
+    operand, axis = way
+    products = _products_of(node, operand)
+    if not products:
+        return None
+    slices = {reader: _reads_padding(reader, axis) for reader in products[-1].users}
+    if None in slices.values():
+        return None
+    known = {reader: bool(is_of_padding) for reader, is_of_padding in slices.items()}
+    return _PaddedProducts(node, operand, axis, products, known) if any(known.values()) else None
+
+
+def _products_of(pad: Node, operand: int) -> list[Node]:
+    """The products of `pad`, each the operand of the next, which have no other readers and broadcast nothing."""
+    products, value = [], pad
+    while len(value.users) == 1:
+        (reader,) = value.users
+        is_product = op_name(reader) in _PRODUCTS and reader.args[operand] is value
+        if not is_product or reader.args[1 - operand] is value:
+            break
+        if len({shape_of(factor)[:-2] for factor in reader.all_input_nodes}) != 1 or len(shape_of(reader)) < 2:
+            break
+        products.append(reader)
+        value = reader
+    return products
+
+
+def _reads_padding(reader: Node, axis: int) -> bool | None:
+    """Whether a slice reads the last index of `axis` alone, or others alone; None for whatever reads both."""
+    if op_name(reader) != "aten.slice.Tensor":
+        return None
+    args, shape = arguments(reader), shape_of(reader.all_input_nodes[0])
+    if args["dim"] % len(shape) != len(shape) + axis or not isinstance(shape[axis], int):
+        return None
+    indices = range(shape[axis])[slice(args["start"], args["end"], args["step"])]
+    if not indices:
+        return None
+    has_last = indices[-1] == shape[axis] - 1
+    return has_last if not has_last or len(indices) == 1 else None
+
+
+def _split(module: GraphModule, target: NeutronTarget, found: _PaddedProducts) -> None:
+    args = arguments(found.pad)
+    first, *rest = found.products
+    values, sums = args["self"], _sums(Rewriting(module, Site(first, target)), found, float(args["value"] or 0.0))
+    values = _multiplied(Rewriting(module, Site(first, target)), found, first, values)
+    for product in rest:
+        rewriting = Rewriting(module, Site(product, target))
+        values, sums = (_multiplied(rewriting, found, product, value) for value in (values, sums))
+    for reader, is_of_padding in found.slices.items():
+        reader.replace_all_uses_with(sums if is_of_padding else _rows(module, target, found.axis, reader, values))
+
+
+def _sums(rewriting: Rewriting, found: _PaddedProducts, constant: float) -> Node:
+    """What the padding, `constant`, makes of the other operand."""
+    other = rewriting.site.node.args[1 - found.operand]
+    summed = rewriting.call(aten.sum.dim_IntList, other, [found.axis], True)
+    return summed if constant == 1 else rewriting.call(aten.mul.Tensor, summed, constant)
+
+
+def _multiplied(rewriting: Rewriting, found: _PaddedProducts, product: Node, value: Node) -> Node:
+    operands = list(product.args)
+    operands[found.operand] = value
+    return rewriting.call(product.target, *operands)  # type: ignore[arg-type]
+
+
+def _rows(module: GraphModule, target: NeutronTarget, axis: int, reader: Node, values: Node) -> Node:
+    """What the slice `reader` takes of `values`, which have no padding."""
+    if shape_of(reader) == shape_of(values):
+        return values
+    args, size = arguments(reader), shape_of(reader.all_input_nodes[0])[axis]
+    indices = range(size)[slice(args["start"], args["end"], args["step"])]
+    rewriting = Rewriting(module, Site(reader, target))
+    return rewriting.call(aten.slice.Tensor, values, args["dim"], indices.start, indices[-1] + 1, indices.step)
