@@ -18,6 +18,7 @@ from .alive import Shape, awaken, smooth
 from .classifiers import ConvNeXtV2, EfficientNetLite0, LRNNet, MLPMixer, MobileNetV1
 from .dense import ESPCN, ConvAutoencoder, UNet, Yolo
 from .detectors import YoloV5, YoloV8
+from .linear_attention import EfficientViT
 from .sound import TCN, GRUKeywords
 from .temporal import TemporalShiftNet
 from .text import Bert
@@ -165,6 +166,7 @@ ZOO: dict[str, Member] = {
         Member("bert", lambda _: Bert(), (1, 33, 48), (1, 33, 128), on_cpu=_OF_A_MASK),
         Member("convnext_blocks", _convnext, _SMALL, _FULL),
         Member("convnext_v2", lambda _: ConvNeXtV2(), _SMALL, _FULL),
+        Member("efficientvit", lambda _: EfficientViT(), _image(128), _FULL),
         Member("lrn_net", lambda _: LRNNet(), _SMALL, _FULL),
         Member("resnet18_of_volumes", lambda _: ResNet18OfVolumes(), (1, 3, 2, 32, 32), (1, 3, 4, 112, 112)),
         Member("vision_transformer", _vision_transformer, _SMALL, _FULL),
