@@ -139,7 +139,7 @@ _OF_A_MASK = frozenset(
 ZOO: dict[str, Member] = {
     member.name: member
     for member in (
-        Member("Temporal shift", lambda _: TemporalShiftNet(), (4, 3, 32, 32), (8, 3, 112, 112)),
+        Member("temporal_shift", lambda _: TemporalShiftNet(), (4, 3, 32, 32), (8, 3, 112, 112)),
         Member("mobilenet_v1", lambda _: MobileNetV1(), _SMALL, _FULL),
         Member("mobilenet_v2", _theirs("mobilenet_v2"), _SMALL, _FULL),
         Member("mobilenet_v3_small", _theirs("mobilenet_v3_small"), _SMALL, _FULL),
