@@ -237,8 +237,8 @@ class Embedded(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message", "kind"),
     [
-        (Branching, "decides by the values of a tensor what it computes", ModelError),
-        (Counting, "decides by the values of a tensor|depends on the values of a tensor", ModelError),
+        (Branching, "uses the values of a tensor for a branch", ModelError),
+        (Counting, "uses the values of a tensor for a branch|depends on the values of a tensor", ModelError),
         (Masked, "depends on the values of a tensor", ModelError),
         (Failing, "could not run the model on the example inputs.*'b'", InputError),
     ],

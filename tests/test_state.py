@@ -371,7 +371,7 @@ class TestRefused:
             quantize(Assigns().eval(), (torch.ones(1, 6),), [torch.ones(1, 6)])
 
     def test_reset_of_a_model(self) -> None:
-        with pytest.raises(ModelError, match="yours to reset"):
+        with pytest.raises(ModelError, match="Reset the buffers of the float model yourself"):
             openneutron.reset(models.RingBuffer())
 
 

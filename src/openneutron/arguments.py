@@ -1,4 +1,4 @@
-"""The arguments of a model and their leaves: where each tensor, number, text or None lies in them."""
+"""The arguments of a model, and the path of each tensor, number, text or None in them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MISSING: Final = _Missing()
 
 @dataclass(frozen=True)
 class Leaf:
-    """One input of a program: its place in the arguments of `forward`.
+    """One input of a program, with its path in the arguments of `forward`.
 
     `is_tensor` is False for a number, a truth value, a text or None; torch.export writes its `constant` into the graph.
     """
@@ -52,7 +52,7 @@ def argument_names(paths: Sequence[Path]) -> list[str]:
 
 
 def leaves_at(paths: Sequence[Path], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """What lies at each of `paths` in positional and keyword arguments; `MISSING` where nothing does."""
+    """The values at `paths` in positional and keyword arguments; `MISSING` for a path that leads nowhere."""
     given = {**dict(zip(argument_names(paths), _with_leaves(args), strict=False)), **kwargs}
     return [_at(given, path) for path in paths]
 

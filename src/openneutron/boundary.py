@@ -1,4 +1,4 @@
-"""Errors of torch, torchao and ExecuTorch as errors of OpenNeutron, at its public functions."""
+"""Converts errors of torch, torchao and ExecuTorch into errors of OpenNeutron at its public functions."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from openneutron.fx import is_library, op_name, source_of
 
 __all__ = ["first_line", "frame_of_user", "typed_errors"]
 
-# What torch's own loops over graphs, and ours, call the node that they are at.
+# Names of the local variable that holds the current node in loops over graphs, in torch and here.
 _NODE_NAMES = ("node", "n")
 
 
 @contextmanager
 def typed_errors(step: str, kind: type[OpenNeutronError] = ModelError) -> Iterator[None]:
-    """Raise what fails inside as an error of `kind` that says in which `step`, and names the node where one is known.
+    """Raise each exception of the block as an error of `kind`, which names the `step` and, if known, the node.
 
-    Errors of OpenNeutron, warnings that are raised, and a lack of memory pass as they are. The error itself is the
-    cause of the one that is raised.
+    Errors of OpenNeutron, raised warnings and `MemoryError` pass unchanged. The original exception is the cause of the
+    new one.
     """
     try:
         yield
@@ -36,13 +36,13 @@ def typed_errors(step: str, kind: type[OpenNeutronError] = ModelError) -> Iterat
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something."""
+    """The first line of an error's message that is not empty."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), "no message")
 
 
 def _node_of(traceback: TracebackType | None) -> Node | None:
-    """The node that the innermost frame which works on one is at."""
+    """The current node of the innermost frame that has one."""
     found: Node | None = None
     while traceback is not None:
         values: dict[str, Any] = traceback.tb_frame.f_locals

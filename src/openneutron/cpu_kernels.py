@@ -1,7 +1,7 @@
-"""Whether ExecuTorch's CPU kernels can run what is left to them: a program that cannot run is not to be written.
+"""Checks before a program is written that ExecuTorch's CPU kernels can run the operators that the NPU does not take.
 
-Which kernels there are is read from the registry of ExecuTorch's runtime. It has no word about their dtypes and ranks,
-nor about the operators that ExecuTorch itself decomposes; those are tried in a program of their own.
+The registry of ExecuTorch's runtime lists the kernels by name. It tells neither the dtypes and ranks that they take nor
+the operators that ExecuTorch decomposes first. Operators for which these matter are lowered and run in a small program.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from openneutron.ops import OPERATORS
 __all__ = ["check_cpu_kernels"]
 
 Left = tuple[Node, str]
-"""An operator that is left to the CPU, and why the NPU does not take it."""
+"""An operator for the CPU, and the reason why the NPU does not take it."""
 
 _CHECKED = "openneutron.has_cpu_kernel"
 _USUAL_DTYPES = {torch.float32, torch.int64, torch.int32, torch.bool}
 _USUAL_RANK = 4
-# The overload of a kernel that writes what the functional overload returns, where it is not that name and "_out".
+# The out variants of overloads that are not named by the overload and "_out".
 _OUT = {"default": "out"}
 LARGEST_TRIAL = 1 << 22
-"""Elements of what a kernel that is tried reads and yields; larger ones are only looked up, as trying costs time."""
+"""The most elements, inputs and outputs together, of operators that are run; larger ones are only lowered."""
 
 
 def check_cpu_kernels(left: Iterable[Left], *, trusts_table: bool) -> None:
-    """Raise `ModelError` where ExecuTorch's CPU kernels cannot run an operator that is left to them.
+    """Raise `ModelError` if ExecuTorch's CPU kernels cannot run one of the operators `left`.
 
-    With `trusts_table` operators of the table are known to have kernels for the usual dtypes and ranks. Operators of
-    a namespace other than ATen are the user's, who links their kernels. What passed is noted and not tried again.
+    With `trusts_table`, operators of the table `OPERATORS` count as having kernels for the usual dtypes and ranks.
+    Operators outside the namespace `aten` are not checked: users link their kernels. Operators that passed are marked
+    and not tried again.
     """
     names = kernel_names()
     checked = [pair for pair in left if _is_ours_to_check(pair[0])]
@@ -79,13 +80,13 @@ def _is_ours_to_check(node: Node) -> bool:
 
 
 def _values(node: Node) -> list[torch.Tensor]:
-    """What `node` reads and yields, as far as it is tensors."""
+    """The tensors among the inputs and outputs of `node`."""
     nodes = [node, *node.all_input_nodes]
     return [value for each in nodes for value in tree_leaves(each.meta.get("val")) if isinstance(value, torch.Tensor)]
 
 
 def _is_known(node: Node, names: frozenset[str], *, trusts_table: bool) -> bool:
-    """Whether there is a kernel of its name, or it is of the table, and its dtypes and ranks are the usual ones."""
+    """Whether the operator has the usual dtypes and ranks, and a kernel by its name or an entry in the table."""
     spec, values = OPERATORS.get(op_name(node)), _values(node)
     if any(value.dtype not in _USUAL_DTYPES for value in values):
         return False
@@ -98,19 +99,19 @@ def _is_known(node: Node, names: frozenset[str], *, trusts_table: bool) -> bool:
 
 
 def _signature(node: Node) -> str:
-    """Equal for operators of which the same kernel takes either all or none."""
+    """A key that is equal for operators which the same kernel accepts or refuses alike."""
     kinds = [(str(value.dtype), value.dim()) for value in _values(node)]
     return f"{op_name(node)} {kinds} {map_arg((node.args, node.kwargs), lambda _: None)}"
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """Float operators as a program of their own, on zeros and ones."""
+    """Operators, lowered as a small program and run on zeros and ones."""
 
     nodes: Sequence[Node]
 
     def cause(self) -> str | None:
-        """Why ExecuTorch cannot run it, in a sentence; None where it can, or where that cannot be told."""
+        """The sentence that says why ExecuTorch cannot run it; None if it can, or if torch cannot export it."""
         complex_dtypes = {str(v.dtype) for node in self.nodes for v in _values(node) if v.is_complex()}
         if complex_dtypes:
             return f"ExecuTorch's kernels take no complex numbers ({', '.join(sorted(complex_dtypes))})."
@@ -159,7 +160,7 @@ class _Trial:
 
 
 def _example(value: torch.Tensor) -> torch.Tensor:
-    """Zeros are indices that any dimension has."""
+    """Ones for floats; zeros for integers, as 0 is a valid index in any dimension."""
     make = torch.ones if value.is_floating_point() else torch.zeros
     return make(tuple(value.shape), dtype=value.dtype)
 

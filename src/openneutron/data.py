@@ -43,8 +43,8 @@ ALIGNMENT = 64  # bytes; that of memory that torch allocates
 class InputForm:
     """What a model takes as one of its inputs: sizes of its dimensions, None where any will do, and its dtype.
 
-    `name` is the argument of the model's `forward`, `path` where in it the input lies. An input that is no tensor has
-    no dtype, but a `constant`, which the model was exported with.
+    `name` is the path as text, and `path` leads to the input in the arguments of `forward`. An input that is no tensor
+    has no dtype, but the `constant` that the model was exported with.
     """
 
     name: str
@@ -55,7 +55,7 @@ class InputForm:
 
     @property
     def is_tensor(self) -> bool:
-        """Whether it is one, and not a number, a text or None."""
+        """Whether the input is a tensor, and not a number, a text or None."""
         return self.dtype is not None
 
     @property
@@ -83,7 +83,7 @@ class InputForm:
 
 
 def forms_of(module: GraphModule) -> tuple[InputForm, ...]:
-    """What an exported module takes. Raises `ModelError` where that is not known."""
+    """The forms of the inputs of an exported module. Raises `ModelError` if one is not known."""
     return tuple(map(_form_of, placeholders(module.graph), leaves_of(module)))
 
 
@@ -118,9 +118,9 @@ def calibration_inputs(
 def streams_in(
     data: Data, forms: Sequence[InputForm], *, transform: Callable[[Any], Any] | None = None
 ) -> Iterator[Iterator[Inputs]]:
-    """The inputs of each `Stream` that `data` is or holds; data without any are one stream.
+    """The inputs of each `Stream` in `data`; data without a `Stream` are one stream.
 
-    Raises `InputError` for data of which some are streams and others are not, and what `inputs_in` raises.
+    Raises `InputError` for data that mix streams with other items, and the errors of `inputs_in`.
     """
     if isinstance(data, Stream):
         yield inputs_in(data.steps, forms, transform=transform)
@@ -140,7 +140,7 @@ def streams_in(
 
 
 def first_steps(streams: Iterable[Iterable[Inputs]], count: int) -> list[list[Inputs]]:
-    """The first `count` steps of all streams together, each stream by itself."""
+    """The first `count` steps over all streams, as a list for each stream."""
     found: list[list[Inputs]] = []
     for steps in streams:
         found.append(list(islice(steps, count)))
@@ -180,7 +180,7 @@ def inputs_in(
 
 
 def _cut(values: Sequence[Any], forms: Sequence[InputForm]) -> Iterator[Inputs]:
-    """A DataLoader's batch cut into the model's batches; what is no tensor is the same for each."""
+    """Cut a DataLoader's batch into the model's batches; constants are repeated in each."""
     tensors = [index for index, form in enumerate(forms) if form.is_tensor]
     for parts in in_batches([values[index] for index in tensors], [forms[index].batch for index in tensors]):
         inputs = list(values)
@@ -213,10 +213,10 @@ def in_batches(values: Sequence[Any], sizes: Sequence[int | None]) -> Iterator[t
 
 
 def aligned(value: Any) -> Any:
-    """`value`, a tensor copied where it does not begin at a multiple of `ALIGNMENT` bytes, as a slice may not.
+    """`value`, copied if it is a tensor that does not begin at a multiple of `ALIGNMENT` bytes.
 
-    Matrix products of MKL differ in the last bit by where their operands begin. What is computed of a copy is the same
-    in whatever memory the sample came, and in another process.
+    The last bit of MKL's matrix products depends on the alignment of their operands. With aligned samples, results do
+    not depend on the memory or the process that a sample comes from.
     """
     return value.clone() if isinstance(value, Tensor) and value.data_ptr() % ALIGNMENT else value
 
@@ -288,7 +288,7 @@ def _pixels(image: Any, form: InputForm) -> Tensor:
 
 
 def _values(item: Any, forms: Sequence[InputForm], index: int, *, is_batch: bool) -> tuple[Any, ...]:
-    """What `item` has for each input: the first reading that fits, else the first one; fewer where some are missing."""
+    """The values for the inputs: the first reading of `item` that fits, else its first one without missing values."""
     readings = [tuple(map(in_tensors, values)) for values in _readings(item, forms)]
     for values in readings:
         fits = map(_fits_in_a_batch if is_batch else _fits, values, forms)
@@ -300,7 +300,7 @@ def _values(item: Any, forms: Sequence[InputForm], index: int, *, is_batch: bool
 
 
 def _readings(item: Any, forms: Sequence[InputForm]) -> Iterator[Sequence[Any]]:
-    """What `item` may mean: one argument, all of them by name or position, all inputs flat, or these with a label."""
+    """The readings of `item`: arguments by name or position, all inputs flat, one argument, or these with a label."""
     paths = [form.path or (form.name,) for form in forms]
     sequence = isinstance(item, (tuple, list))
     if sequence and item and _holds_inputs(item[0]):
@@ -321,7 +321,7 @@ def _holds_inputs(value: Any) -> bool:
 
 
 def _filled(values: Sequence[Any], forms: Sequence[InputForm]) -> list[Any]:
-    """`values`, with the constants that were left out."""
+    """`values`, with constants in the place of those that were left out."""
     pairs = zip(values, forms, strict=True)
     return [form.constant if value is MISSING and not form.is_tensor else value for value, form in pairs]
 
@@ -361,7 +361,7 @@ def _checked(values: tuple[Any, ...], forms: Sequence[InputForm], index: int) ->
     if len(values) != len(forms) or not all(form.takes(value) for value, form in zip(values, forms, strict=True)):
         taken = ", ".join(map(str, forms))
         raise InputError(f"Item {index} of the data is {described(values)}; the model takes ({taken}).")
-    # Minus infinity may be a mask; observers refuse it elsewhere.
+    # Minus infinity may be part of a mask. Observers refuse it in other values.
     floats = (value for value in values if isinstance(value, Tensor) and value.is_floating_point())
     if not all(bool((value < torch.inf).all()) for value in floats):
         raise InputError(f"Item {index} of the data holds NaN or infinite values.")

@@ -39,9 +39,9 @@ class Examples:
 def examples_of(given: Any, model: object) -> Examples:
     """`given` as arguments of `model`: a tensor, a tuple of forward's arguments, or a mapping from their names.
 
-    numpy arrays become tensors, and a tensor that is given twice becomes two, as torch.export takes one tensor for one
-    input. Tensors lie in an order that ExecuTorch takes. Dataclasses are registered with torch, as torch.export wants
-    it. Raises `InputError` for what is none of that.
+    numpy arrays become tensors. A tensor that is given twice is cloned, as torch.export would merge both into one
+    input. Tensors become contiguous or channels-last, as ExecuTorch takes no other order. Dataclasses are registered
+    with torch, as torch.export requires. Raises `InputError` for any other value.
     """
     register_dataclasses(given)
     if isinstance(given, Mapping):
@@ -85,14 +85,14 @@ def _each_once(leaves: Iterator[Any]) -> Iterator[Any]:
 
 
 def _in_order(value: Tensor) -> Tensor:
-    """A tensor in an order that ExecuTorch takes: NCHW or NHWC, whatever permute it came from."""
+    """`value` if it is contiguous or channels-last, else a contiguous copy: ExecuTorch takes no other order."""
     if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
         return value
     return value.contiguous()
 
 
 def _by_name(given: Mapping[str, Any], model: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional arguments as far as none is left out, then keyword arguments."""
+    """Positional arguments up to the first one that is missing, and the others as keyword arguments."""
     parameters = _parameters(model)
     if parameters is None:
         return (), dict(given)
@@ -133,13 +133,13 @@ def _parameters(model: object) -> list[inspect.Parameter] | None:
 
 
 def _may_be_a_mapping(model: object) -> bool:
-    """Whether the first argument of `model` may be one; of an exported module it is known."""
+    """Whether the first argument of `model` may be a mapping, which only exported modules tell."""
     structure = _structure_of(model) if isinstance(model, GraphModule) else None
     return structure is None or not structure.child(0).num_children or not structure.child(0).child(0).is_leaf()
 
 
 def register_dataclasses(value: Any) -> None:
-    """Register the dataclasses in `value` with torch, which takes no other; those that it knows stay as they are."""
+    """Register the dataclasses in `value` with torch.export, unless they are registered."""
     for item in pytree.tree_leaves(value):
         if dataclasses.is_dataclass(item) and not isinstance(item, type):
             kind = type(item)
@@ -163,7 +163,7 @@ def arguments_of(module: GraphModule, leaves: Sequence[Any]) -> Examples:
 
 
 def called(module: GraphModule, leaves: Sequence[Any]) -> Any:
-    """What an exported module returns for arguments with these leaves."""
+    """The outputs of an exported module for arguments with these leaves."""
     arguments = arguments_of(module, leaves)
     return module(*arguments.args, **arguments.kwargs)
 
@@ -185,7 +185,7 @@ def _leaf(node: Node, path: Path) -> Leaf:
 
 
 def _paths(structure: pytree.TreeSpec, names: Sequence[str]) -> list[Path]:
-    """Where each leaf lies; `names` are those of the arguments, positional ones first."""
+    """The path of each leaf; `names` are those of the arguments, positional ones first."""
     positional = structure.child(0).num_children
     numbered = pytree.tree_unflatten(range(structure.num_leaves), structure)
     return [_path(keys, names, positional) for keys, _ in pytree.tree_flatten_with_path(numbered)[0]]

@@ -51,7 +51,7 @@ _FILES = {
     ),
 }
 _OBSERVERS = (ObserverBase, FakeQuantizeBase)
-# What torch warns of, and what it fails with, where a model assigns to a buffer.
+# Messages of torch for a model that assigns to a buffer: a warning, and an error.
 _LOSES_STATE = re.compile(r"side effects happened.*_buffers", re.DOTALL)
 _KEEPS_AN_INPUT = re.compile(r"copy__default\w* of type call_function is missing nn_module_stack")
 _DATA_DEPENDENT = re.compile(r"data[- ]dependent|dynamic control flow", re.IGNORECASE)
@@ -59,11 +59,11 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
 def as_module(model: Any) -> nn.Module:
-    """The module that a model of another form stands for.
+    """A module for a model of any form.
 
-    Taken are a module, an exported program and the path of a saved one (.pt2), a traced or scripted module, what
-    `torch.compile` and `DataParallel` wrap, and a function. Raises `ModelError` for anything else, `InputError` for a
-    file that cannot be read.
+    The forms are a module, also one wrapped by `torch.compile` or `DataParallel`, an exported program, the path of a
+    saved one (.pt2), a traced or scripted module, and a function. Raises `ModelError` for anything else, `InputError`
+    for a file that cannot be read.
     """
     if isinstance(model, (str, os.PathLike)):
         model = loaded_program(model)
@@ -158,12 +158,12 @@ def is_exported(module: object) -> bool:
 
 
 def is_quantized(module: object) -> bool:
-    """Whether `convert_pt2e` made this module, or it was exported from what that made."""
+    """Whether `convert_pt2e` made this module, or the module from which it was exported."""
     return isinstance(module, GraphModule) and any(map(is_dequantize, module.graph.nodes))
 
 
 def is_prepared(module: object) -> bool:
-    """Whether this is a module of `prepare_pt2e` that was not converted."""
+    """Whether this is a module from `prepare_pt2e` that is not converted."""
     return isinstance(module, GraphModule) and any(
         node.op == "call_module" and isinstance(attribute(module, str(node.target)), _OBSERVERS)
         for node in module.graph.nodes
@@ -182,7 +182,7 @@ def check_eval(module: nn.Module, function: str) -> None:
 
 
 def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> ExportedProgram:
-    """`torch.export.export`, with errors in a sentence and torch's own as their cause.
+    """`torch.export.export`, with typed errors whose cause is torch's own error.
 
     A traced or scripted module is converted first; a dataclass that the model returns is registered with torch. Raises
     `InputError` where the model does not run on `examples`, `ModelError` where torch.export does not take it.
@@ -201,7 +201,7 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
             return export(module, examples, strict=strict)
         if _KEEPS_AN_INPUT.search(str(error)):
             raise ModelError(
-                "torch.export does not take a model that assigns an input, or one of its buffers, to a buffer as it is "
+                "torch.export does not take a model that assigns an input or another buffer to a buffer without a copy "
                 "(self.last = x). Write it to the buffer: self.last.copy_(x)."
             ) from error
         raise ModelError(
@@ -210,7 +210,7 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
 
 
 def _export_with_or_without_gradients(module: nn.Module, examples: Examples, *, strict: bool) -> ExportedProgram:
-    """A model with a region of inference_mode runs only where nothing records gradients."""
+    """Export again under no_grad if the model has a region of inference_mode, which cannot record gradients."""
     try:
         return _exported(module, examples, strict=strict)
     except RuntimeError as error:
@@ -221,7 +221,7 @@ def _export_with_or_without_gradients(module: nn.Module, examples: Examples, *, 
 
 
 def _exported(module: nn.Module, examples: Examples, *, strict: bool) -> ExportedProgram:
-    """With the initial values of states, whatever the module has run since."""
+    """Export `module` with the initial values of its states, not those that earlier runs left."""
     with warnings.catch_warnings(record=strict) as caught:
         if strict:
             warnings.simplefilter("always")
@@ -264,9 +264,9 @@ def _of_data(error: Exception) -> ModelError | None:
     if not is_guard and not _DATA_DEPENDENT.search(first_line(error)):
         return None
     return ModelError(
-        "The model decides by the values of a tensor what it computes: a branch, a loop, a size or a number taken from "
-        "it (.item()). A program has one order of operators for all inputs. Write both ways and choose by torch.where, "
-        "or leave the decision to the code around the model.",
+        "The model uses the values of a tensor for a branch, a loop, a size or a number (.item()). A program runs the "
+        "same operators for all inputs. Compute both branches and choose with torch.where, or make the decision "
+        "outside of the model.",
         source=_source(error),
     )
 
@@ -279,7 +279,7 @@ def _source(error: Exception) -> str | None:
 
 
 def _below_export(error: Exception) -> Any:
-    """The traceback below the call of torch.export, above which frames are of whoever called quantize()."""
+    """The traceback from the call of torch.export on, without the frames of the caller of quantize()."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
         traceback = traceback.tb_next
@@ -288,7 +288,7 @@ def _below_export(error: Exception) -> Any:
 
 @torch.no_grad()
 def _returned(module: nn.Module, examples: Examples, cause: Exception) -> Any:
-    """What the model returns. Raises `InputError` where it does not run."""
+    """The outputs of the model. Raises `InputError` if the model does not run on `examples`."""
     try:
         return module(*examples.args, **examples.kwargs)
     except Exception as error:

@@ -60,7 +60,7 @@ class QuantizedModel:
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """The keyword arguments that it was exported with."""
     parameters: frozenset[str] = field(default=frozenset(), repr=False)
-    """Digests of the float model's parameters, by which `analyze` knows it again."""
+    """Digests of the float model's parameters, with which `analyze` recognizes that model."""
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Run the converted module; numpy arrays are taken as tensors. State is kept until the next call."""
@@ -77,7 +77,7 @@ class QuantizedModel:
         return Examples(self.example_inputs, self.example_kwargs)
 
     def reset(self) -> None:
-        """Put the state of the module back to what it was when the model was exported."""
+        """Restore the state that the module had when the model was exported."""
         reset(self.module)
 
 
@@ -99,7 +99,7 @@ class NeutronProgram:
     """With `use_profiling`, for each delegate of a device program the NPU's kernels in the order in which its profile
     has them; their `nodes` are those of `placement`, which has the source lines."""
     leaves: tuple[Leaf, ...] | None = field(default=None, repr=False)
-    """Where each input lies in the arguments of `forward`; None where that is not known."""
+    """The path of each input in the arguments of `forward`; None if it is not known."""
 
     @property
     def is_device(self) -> bool:
@@ -147,7 +147,7 @@ class NeutronProgram:
         return self._loaded.run(*inputs, **named)
 
     def reset(self) -> None:
-        """Put the program's state back to its initial value. Does nothing to a program without state."""
+        """Restore the initial state of the program. Does nothing to a program without state."""
         self._loaded.reset()
 
     @functools.cached_property
@@ -314,7 +314,7 @@ def lower(
 
 
 def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, str]:
-    """The converted module in what `lower` was given, its example inputs where it has them, and its target."""
+    """The converted module in the argument of `lower`, its example inputs and its target, each if it has them."""
     from openneutron.partition.conversions import check_quantize_is_an_operator
 
     if isinstance(quantized, QuantizedModel):
@@ -351,7 +351,7 @@ def _portable_program(
         warnings.simplefilter("ignore", CpuWarning)  # the rows of the placement say it
         partitioner = [NeutronPartitioner(replace(options, payload="portable").to_specs())]
         edge = to_edge_transform_and_lower(exported, partitioner=partitioner, constant_methods=constant_methods)
-        warnings.filterwarnings("ignore", "Mutation on a buffer in the model")  # the partitioner sees to that
+        warnings.filterwarnings("ignore", "Mutation on a buffer in the model")  # the partitioner keeps initial values
         return bytes(edge.to_executorch().buffer)
 
 

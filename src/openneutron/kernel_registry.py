@@ -1,4 +1,4 @@
-"""Which CPU kernels ExecuTorch's runtime has, and what it writes when one fails: it tells causes nowhere else."""
+"""The CPU kernels of ExecuTorch's runtime, and its log, the only place that gives the cause when a kernel fails."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def missing_kernels(program: bytes) -> list[str]:
 
 @contextmanager
 def native_log() -> Iterator[Callable[[], str]]:
-    """Keep what is written to the process's error stream meanwhile; yields a function that returns it as text.
+    """Capture the process's error stream in the block; yields a function that returns the captured text.
 
-    For code that failed once and is run again to learn why: other threads' output is kept, too, and lost.
+    Output of other threads is captured as well, and lost. Use it only to run code again that failed.
     """
-    # ExecuTorch's Python module writes to `sys.stderr`, its libraries to the stream itself.
+    # ExecuTorch's Python module writes to `sys.stderr`, its libraries to the file descriptor.
     with tempfile.TemporaryFile() as file, redirect_stderr(io.StringIO()) as written:
         original = os.dup(_ERROR_STREAM)
         os.dup2(file.fileno(), _ERROR_STREAM)
@@ -55,7 +55,7 @@ def native_log() -> Iterator[Callable[[], str]]:
 
 
 def cause_in(log: str) -> tuple[str | None, str | None]:
-    """The operator whose kernel failed, and the check that it failed at, from ExecuTorch's log; None for unknown."""
+    """The operator whose kernel failed and the check that failed, from ExecuTorch's log; None for each if unknown."""
     operator = _OPERATOR.search(log)
     checks = [_CHECK.match(line) for line in _LINE.findall(log)]
     causes = [match["message"] or match["condition"] for match in checks if match]

@@ -61,7 +61,7 @@ class Kernel:
 
     name: str
     numbers: tuple[int, ...] = ()
-    """The method's values that it is called with, by number, each once: what it reads, then what it writes."""
+    """The numbers of the method's values that it reads, then of those that it writes, each once."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ class Delegate:
     arguments: tuple[Value, ...]
     """What it is called with: its inputs, then its outputs."""
     numbers: tuple[int, ...] = ()
-    """The same as numbers of the method's values."""
+    """The numbers of the method's values that are its arguments."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What the runtime keeps of a value: of a tensor its rank and bytes, and whether these lie in planned memory."""
+    """A value of a method; for a tensor its rank and bytes, and whether it lies in planned memory."""
 
     rank: int | None = None
-    """None for what is no tensor."""
+    """None for a value that is no tensor."""
     dtype: str = ""
     bytes: int = 0
     is_planned: bool = False
@@ -101,7 +101,7 @@ class Method:
     planned_bytes: tuple[int, ...]
     """Size of each memory that the runtime needs for the method's tensors."""
     has_state: bool = False
-    """Whether some memory of a tensor has an initial value: a call leaves another one there for the next."""
+    """Whether a tensor in planned memory has an initial value, as states do."""
     slots: tuple[Slot, ...] = ()
     """All values of the method, by number."""
     input_numbers: tuple[int, ...] = ()
@@ -222,13 +222,13 @@ def _segment(source: Source, base: int, table: Table) -> Segment:
 
 
 def _is_state(value: Table) -> bool:
-    """Whether a value is a tensor that lies in planned memory, as activations do, and has data, as constants do."""
+    """Whether a value is a tensor with an initial value in planned memory."""
     tensor = value.table(1) if value.whole(0, "B") == _TENSOR else None
     return tensor is not None and tensor.whole(5, "I") > 0 and tensor.table(6) is not None
 
 
 def _slots(values: Sequence[Table]) -> tuple[Slot, ...]:
-    """Linear in bytes, also where a broken file has many values in one place."""
+    """The slots of `values`. Linear in bytes, even if a broken file has many values at one offset."""
     known: dict[int, Slot] = {}
     return tuple(known.get(table.at) or known.setdefault(table.at, _slot(table)) for table in values)
 
@@ -287,7 +287,7 @@ class _Reader:
                     yield self._delegate(backends[number], plan, arguments.wholes(1), values)
 
     def _tensors(self, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> Iterator[int]:
-        """`numbers`, each once, those of a list of tensors in its place."""
+        """`numbers`, each once, with a list of tensors replaced by the numbers of its tensors."""
         self._check(plan, numbers, values)
         for number in dict.fromkeys(numbers):
             value = values[number].table(1)

@@ -72,7 +72,7 @@ def int8_io(program: ExportedProgram) -> dict[str, float | int]:
 
 
 def _quantized_alike(node: Node) -> Node:
-    """`node`, quantized and dequantized where all the parts that it joins in float are dequantized alike."""
+    """`node`, or a quantize and dequantize behind it if all parts that it joins in float have the same qparams."""
     found: set[tuple[Any, ...]] = set()
     pending = [node]
     while pending:
@@ -96,13 +96,13 @@ def _quantized_alike(node: Node) -> Node:
 
 
 def _cost_of_joining(node: Node) -> str:
-    """What an output costs that parts with qparams of their own are joined to; nothing to say of any other."""
+    """A sentence with the cost of an output that the CPU joins in float; "" for any other output."""
     if not is_joined_in_float(node):
         return ""
     size = node.meta["val"].numel()
     return (
-        f" Its parts have qparams of their own, so the CPU dequantizes and joins them: {4 * size:,} bytes instead of "
-        f"{size:,}. For int8, return the parts as outputs of their own."
+        f" Its parts have different qparams, so the CPU dequantizes and joins them: {4 * size:,} bytes instead of "
+        f"{size:,}. For int8, return the parts as separate outputs."
     )
 
 
@@ -160,7 +160,7 @@ def _returned(program: ExportedProgram) -> list[Any]:
 
 
 def _name_outputs(program: ExportedProgram) -> None:
-    """Let the signature name what is returned: an input that is returned as it is may be dequantized now."""
+    """Update the names of outputs in the signature: a returned input may be followed by a dequantize now."""
     specs = program.graph_signature.output_specs
     for position, value in enumerate(_returned(program)):
         if isinstance(value, Node) and specs[position].arg.name != value.name:

@@ -40,8 +40,8 @@ _COPY = torch.ops.aten.copy_.default
 class Stream:
     """Consecutive inputs of a model with state: one recording, sentence or session.
 
-    `steps` are inputs of one call each, in any form that calibration data may have. State is carried from one step to
-    the next, and put back to its initial value before the first.
+    `steps` are inputs of one call each, in any form that calibration data may have. State is kept from one step to
+    the next, and reset before the first.
     """
 
     steps: Any
@@ -49,10 +49,10 @@ class Stream:
 
 @contextmanager
 def keep_assignments(model: torch.nn.Module) -> Iterator[None]:
-    """While `model` is exported, store at the end of its call what its submodules assign to their buffers.
+    """While `model` is exported, turn assignments to buffers of submodules into writes at the end of the call.
 
-    torch.export keeps `self.cache = value` in the model itself, and forgets it without a word in its submodules, of
-    which it keeps `self.cache.copy_(value)` alone. Raises `ModelError` where a value has another shape than its buffer.
+    torch.export keeps `self.cache = value` in the top-level module, and drops it without a warning in submodules, where
+    it keeps only `self.cache.copy_(value)`. Raises `ModelError` for a value with another shape than its buffer.
     """
     originals: dict[tuple[torch.nn.Module, str], Tensor] = {}
     parts = {id(module) for module in model.modules() if module is not model}
@@ -129,16 +129,17 @@ def write_of(state: Node) -> Node:
 
 
 def next_value(write: Node) -> Node:
-    """What a node stores as the next value of a state."""
+    """The value that a write stores as the next value of a state."""
     value = write.args[1]
     assert isinstance(value, Node)
     return value
 
 
 def hold_state(store: Node) -> Node:
-    """Put a read of the buffer `store` behind it, and its write in front of the graph's output.
+    """Insert a copy of the buffer `store` behind it, and a write of that copy in front of the graph's output.
 
-    All readers of `store` read the copy. The copy is written back as it is; whoever changes it changes what is written.
+    All readers of `store` read the copy instead. Returns the copy. Operators that write to it change the value that is
+    stored.
     """
     graph = store.graph
     with graph.inserting_after(store):
@@ -153,7 +154,7 @@ def hold_state(store: Node) -> Node:
 
 
 def remember_states(module: GraphModule) -> None:
-    """Keep the values that the states of `module` have now: `reset` puts them back."""
+    """Record the current values of the states of `module` as initial values, which `reset` restores."""
     names = [str(store_of(state).target) for state in states_of(module.graph)]
     if names and _INITIAL not in module.meta:
         module.meta[_INITIAL] = {name: attribute(module, name).detach().clone() for name in names}
@@ -167,14 +168,14 @@ def initial_states(module: torch.nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def reset(module: torch.nn.Module) -> None:
-    """Put the states of a prepared or converted module back to what they were when the model was exported.
+    """Give the states of a prepared or converted module the values that they had when the model was exported.
 
     Does nothing to a module without state. Raises `ModelError` for a module that was not prepared.
     """
     if not isinstance(module, GraphModule) or "meta" not in vars(module):
         raise ModelError(
-            f"reset() takes what prepare_pt2e or convert_pt2e returned, not {type(module).__name__}. The buffers of a "
-            "model of your own are yours to reset."
+            f"reset() takes a module from prepare_pt2e or convert_pt2e, not {type(module).__name__}. Reset the buffers "
+            "of the float model yourself."
         )
     for name, value in initial_states(module).items():
         attribute(module, name).copy_(value)
@@ -182,7 +183,7 @@ def reset(module: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def run_sample(module: GraphModule, sample: Sequence[Tensor]) -> Any:
-    """What `module` returns for a sample: inputs, then the values of its states, which are set before the call."""
+    """Run `module` on a sample, which holds inputs and then the values of the states before the call."""
     stores = [str(store_of(state).target) for state in states_of(module.graph)]
     count = len(sample) - len(stores)
     for name, value in zip(stores, sample[count:], strict=True):
@@ -192,10 +193,10 @@ def run_sample(module: GraphModule, sample: Sequence[Tensor]) -> Any:
 
 @torch.no_grad()
 def samples_of(module: GraphModule, streams: Iterable[Sequence[Sequence[Tensor]]]) -> list[tuple[Tensor, ...]]:
-    """The steps of `streams` as samples, each with the states that `module` has before it. Runs every step once.
+    """The steps of `streams` as samples: the inputs of a step, then the states before it. Runs every step once.
 
-    The states of `module` are reset before each stream and at the end. The samples of a module without state are the
-    steps themselves, and nothing is run.
+    Resets the states of `module` before each stream and at the end. For a module without state, the samples are the
+    steps, and nothing is run.
     """
     if not has_state(module):
         return [tuple(inputs) for steps in streams for inputs in steps]

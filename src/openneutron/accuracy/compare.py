@@ -276,7 +276,7 @@ def _delegates(
 
 
 def _structure(model: tflite.Model) -> list[Any]:
-    """Operators with the numbers and shapes of their tensors, and the numbers of the inputs."""
+    """The numbers of the inputs, and the operators with the numbers and shapes of their tensors."""
     graph = model.subgraphs[0]
     operators = [
         (operator.name, [tensor and (tensor.index, tensor.shape) for tensor in (*operator.inputs, *operator.outputs)])
@@ -286,7 +286,7 @@ def _structure(model: tflite.Model) -> list[Any]:
 
 
 def _outputs(model: tflite.Model) -> set[int]:
-    """The numbers of the outputs. A program lacks those that the CPU needs no values of."""
+    """The numbers of the outputs. A program lacks outputs whose values the CPU does not read."""
     return {tensor.index for tensor in model.subgraphs[0].outputs}
 
 
@@ -341,7 +341,7 @@ def _arranged(stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _run(program: ExportedProgram, inputs: Sequence[torch.Tensor], states: dict[Node, torch.Tensor]) -> dict[Node, Any]:
     """The value of every node of an exported program.
 
-    `states` are those before the call, initial ones where there are none, and those behind it afterwards.
+    `states` holds the values of the states before the call, or nothing for initial values; the call updates it.
     """
     constants = Constants(program)
     waiting = iter(inputs)

@@ -32,7 +32,7 @@ from openneutron.state import Stream, has_state, reset
 __all__ = ["evaluate", "top1"]
 
 Sample = tuple[Examples, Any]
-"""The arguments of a run, and what its outputs are compared with."""
+"""The arguments of a run, and the label that its outputs are compared with."""
 Metric = Callable[[Any, Any], Any]
 
 # So many samples for each process are read at once, in so many parts: fewer parts send the model less often, more lose
@@ -71,8 +71,8 @@ def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric 
     a module with none to 1; what does not fill the last one is left out. `metric` is "top1", the percentage of samples
     whose class is right, or a function of outputs and label that returns a number. `jobs` processes share the samples,
     and `joblib.parallel_config` says where; the number is the same to the bit. A function as `metric` must then be one
-    that can be pickled. Samples are read as they are needed, so that data may be larger than memory. What keeps state
-    runs all samples as one stream, or each `Stream` of pairs in `data` from the initial state on, with `jobs=1`.
+    that can be pickled. Samples are read as they are needed, so that data may be larger than memory. A model with
+    state needs `jobs=1` and runs all samples as one stream, or each `Stream` of pairs in `data` from the initial state.
 
     Raises `OptionError` for another `metric` or `jobs`, `InputError` for data that are empty or no pairs, and
     `ModelError` where `jobs` is above 1 and the module cannot be pickled.
@@ -137,7 +137,7 @@ def _has_state(run: Any) -> bool:
 
 
 def _begin(run: Any) -> None:
-    """Reset what runs a stream, before its first step."""
+    """Reset the state of `run` before the first step of a stream."""
     if isinstance(run, (HostProgram, QuantizedModel)):
         run.reset()
     else:

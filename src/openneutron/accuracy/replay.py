@@ -19,7 +19,7 @@ __all__ = ["evaluate", "record", "replay"]
 def evaluate(module: GraphModule, node: Node, value_of: Callable[[Node], Any]) -> Any:
     """What `node` of `module` yields where the nodes that it reads yield `value_of`."""
     if is_state_write(node):
-        return None  # what was recorded stays as it is
+        return None  # the recorded states are not changed
     if node.op == "get_attr":
         return attribute(module, str(node.target))
     args, kwargs = map_arg(node.args, value_of), map_arg(node.kwargs, value_of)

@@ -68,7 +68,7 @@ class Statistics:
         the quantized output and `value` the same dequantized. All have one shape.
         """
         masked = (wanted <= HIDDEN_SUM) & (codes == self.layer.qparams.low_code)
-        if bool(masked.any()):  # what a mask hides has no distance: the lowest code is as good as minus infinity
+        if bool(masked.any()):  # the lowest code represents every value that a mask hides exactly
             wanted, alone = value.where(masked, wanted), value.where(masked, alone)
         self.output.add(wanted, value)
         self.own.add(alone, value)

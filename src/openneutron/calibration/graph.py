@@ -36,7 +36,7 @@ _OF_WEIGHTS = (WeightObserver, PerChannelWeightObserver)
 _OF_CONSTANTS = (*_OF_WEIGHTS, DerivedObserverOrFakeQuantize)
 
 Inputs = tuple[Any, ...]
-"""A value for each placeholder: a tensor, or what the model was exported with instead of one."""
+"""A value for each placeholder: a tensor, or the constant that the model was exported with."""
 
 
 def observe_weights(prepared: GraphModule) -> None:
@@ -54,7 +54,7 @@ class Batches:
     channels_last: bool = False
 
     def of(self, samples: Sequence[Inputs]) -> Inputs:
-        """Several inputs of the model as one; what is no tensor is the same in all."""
+        """Concatenate samples along dimension 0; constants, which are equal in all samples, are kept."""
         return tuple(
             self.arranged(torch.cat(values)) if isinstance(values[0], Tensor) else values[0]
             for values in zip(*samples, strict=True)
@@ -204,7 +204,7 @@ class _Values(Interpreter):
 def batches_of(single: GraphModule, samples: list[Inputs], wanted: int | None) -> Batches:
     """How `samples` are to be run: `wanted` of them at once, or else as many as pay off, and 1 if that goes wrong.
 
-    A single sample is run as it is, which gives what the documented flow gives.
+    A single sample is run without batching, so its ranges equal those of the documented flow.
     """
     if wanted is not None:
         return Batches(wanted)

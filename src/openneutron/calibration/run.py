@@ -131,7 +131,7 @@ def _observe(single: GraphModule, batched: GraphModule, part: Sequence[Inputs], 
 
 
 def _run(module: GraphModule, inputs: Inputs) -> None:
-    """Raises `CalibrationError` that names the operator which does not take the values of these inputs."""
+    """Run `module`. Raises `CalibrationError` that names the operator which fails on these inputs."""
     try:
         module(*inputs)
     except (OpenNeutronError, MemoryError):

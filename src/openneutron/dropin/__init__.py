@@ -1,4 +1,4 @@
-"""Scripts written for `executorch.backends.nxp` run on OpenNeutron unchanged.
+"""Runs scripts written for the public names of `executorch.backends.nxp` on OpenNeutron.
 
 Import this module before the script's own imports, or run `python -m openneutron.dropin script.py [ARGUMENT ...]`. The
 documented names of ExecuTorch's NXP backend then come from OpenNeutron; neither that backend nor the vendor's SDK need
@@ -66,7 +66,7 @@ _VISUALIZATION: dict[str, dict[str, str]] = {
 
 
 def _homes(fullname: str) -> dict[str, str] | None:
-    """The names that a module is to provide, each with the module that it lives in; None for modules of others."""
+    """The names that a replaced module provides, each with the module that defines it; None for any other module."""
     if fullname in _VISUALIZATION:
         return _VISUALIZATION[fullname] if importlib.util.find_spec("model_explorer") is None else None
     if fullname != REPLACED and not fullname.startswith(f"{REPLACED}."):

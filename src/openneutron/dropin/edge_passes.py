@@ -1,6 +1,7 @@
 """Passes over the edge program, by the names that scripts for ExecuTorch's NXP backend use.
 
-Partitions are compiled before there is an edge program, so these work on what is left to the CPU, and at its ends.
+Partitions are compiled before there is an edge program, so these passes change only CPU operators, and the inputs and
+outputs of the program.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["NeutronEdgePass", "NeutronEdgePassManager", "RemoveAdditionalQDQClus
 
 _QUANTIZE = edge.edge.quantized_decomposed.quantize_per_tensor.default
 _DEQUANTIZE = edge.edge.quantized_decomposed.dequantize_per_tensor.default
-# They copy values, of int8 as of float32.
+# Operators that copy values, and so compute the same in int8 as in float32.
 _MOVING = {edge.edge.aten.permute_copy.default, edge.edge.aten.cat.default}
 _ROUNDS = 10
 
@@ -54,8 +55,8 @@ class NeutronEdgePass(ExportPass):
 class NeutronEdgePassManager(PassManager):
     """Runs passes in their order until none changes anything, at most ten times.
 
-    Without `passes`, dequantize and quantize with equal qparams, one behind the other, are taken out. What the default
-    passes of ExecuTorch's NXP backend do for its partitioner, OpenNeutron's does by itself.
+    Without `passes`, it removes pairs of dequantize and quantize with equal qparams. OpenNeutron's partitioner does the
+    work of the other default passes of ExecuTorch's NXP backend.
     """
 
     def __init__(self, passes: Sequence[Any] | None = None) -> None:
@@ -63,10 +64,10 @@ class NeutronEdgePassManager(PassManager):
 
 
 class RemoveAdditionalQDQClustersPass(NeutronEdgePass):
-    """Lets the CPU permute and concatenate int8 where all it reads and yields has the same qparams. Linear in nodes."""
+    """Makes CPU permutes and concatenations compute in int8 if all operands have equal qparams. Linear in nodes."""
 
     def run(self, graph_module: GraphModule) -> PassResult:
-        """Take dequantize and quantize out around each such operator, which changes no result."""
+        """Remove the dequantize and quantize around each such operator, which changes no result."""
         changed = False
         for node in list(graph_module.graph.nodes):
             qparams = _common_qparams(node) if node.target in _MOVING else None
@@ -80,7 +81,7 @@ class RemoveAdditionalQDQClustersPass(NeutronEdgePass):
 
 
 def _common_qparams(node: Node) -> tuple[Any, ...] | None:
-    """The qparams of all that `node` reads and yields, where they are equal; else None."""
+    """The qparams that all inputs and outputs of `node` share; None if they differ."""
     sources, readers = list(iterate_nodes(node.args[0])), list(node.users)
     if not readers or any(source.target is not _DEQUANTIZE for source in sources):
         return None
@@ -100,10 +101,11 @@ def _compute_in_int8(node: Node) -> None:
 
 
 class RemoveIOQuantOpsPass(ExportPass):
-    """Gives the program int8 inputs and outputs, where they are quantized; their qparams become methods of the `.pte`.
+    """Makes quantized inputs and outputs of the program int8; their qparams become methods of the `.pte`.
 
-    An input that is read otherwise and an output that is computed in float stay in float: a `FloatIOWarning` lists
-    them. In the documented flow `openneutron.int8_io` does the same before the program is lowered.
+    Inputs with another reader than one quantize, and outputs that are computed in float, stay in float: a
+    `FloatIOWarning` lists them. In the documented flow `openneutron.int8_io` does the same before the program is
+    lowered.
     """
 
     def __init__(self, edge_program_manager: EdgeProgramManager) -> None:
@@ -111,7 +113,7 @@ class RemoveIOQuantOpsPass(ExportPass):
         self.manager = edge_program_manager
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        """Take quantize and dequantize off the ends."""
+        """Remove quantize behind inputs and dequantize in front of outputs."""
         program = self.manager.exported_program()
         nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
         inputs = [nodes.get(str(name)) for name in program.graph_signature.user_inputs]
@@ -132,7 +134,7 @@ class RemoveIOQuantOpsPass(ExportPass):
 
 
 def _is_quantized_alone(node: Node) -> bool:
-    """Whether one quantize node is all that reads an input."""
+    """Whether a single quantize node is the only reader of an input."""
     readers = list(node.users)
     return len(readers) == 1 and readers[0].target is _QUANTIZE
 

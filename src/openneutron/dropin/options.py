@@ -19,9 +19,9 @@ core_aten_ops_exception_list = [torch.ops.aten.prelu.default]
 
 @dataclass
 class CustomDelegationOptions:
-    """Taken by `NeutronPartitioner`, and without effect there.
+    """Accepted by `NeutronPartitioner`, without effect.
 
-    OpenNeutron makes no partition that computes nothing: it would cost more than it saves.
+    OpenNeutron makes no partition that only moves values, as it would cost more than it saves.
     """
 
     allow_no_op_partitions: bool = False

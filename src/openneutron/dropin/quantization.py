@@ -45,7 +45,7 @@ def calibrate_and_quantize(
 
 
 def _in_batches_of_the_model(values: tuple[Any, ...], forms: Sequence[InputForm]) -> Iterator[tuple[Any, ...]]:
-    """`values` as they are where the model takes them, or where they are no batch of what it takes."""
+    """`values` split into the model's batches if they are a larger batch, else unchanged."""
     if len(values) == len(forms) and all(map(_is_larger_batch, values, forms)):
         yield from in_batches(values, [form.sizes[0] for form in forms])
     else:

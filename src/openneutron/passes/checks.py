@@ -67,7 +67,7 @@ def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) and has_free_unbacked_symbols(value):
         raise ModelError(
             "This number depends on the values of a tensor (.item(), int(...)): a program has the same numbers for all "
-            "inputs. Compute with the tensor itself, or leave this to the code around the model.",
+            "inputs. Compute with the tensor itself, or take the number outside of the model.",
             **where,
         )
     if node.op not in ("placeholder", "get_attr", "call_function") or not isinstance(value, torch.Tensor):
@@ -75,8 +75,8 @@ def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
     if has_free_unbacked_symbols(value):
         raise ModelError(
             f"The shape {tuple(value.shape)} depends on the values of a tensor (a mask as index, nonzero, unique), and "
-            "the NPU runs static shapes only. Compute with torch.where over the whole tensor, or leave this to the "
-            "code around the model.",
+            "the NPU runs static shapes only. Compute with torch.where over the whole tensor, or select the values "
+            "outside of the model.",
             **where,
         )
     if not training and not all(isinstance(size, int) for size in value.shape):

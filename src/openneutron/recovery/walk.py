@@ -45,7 +45,7 @@ class Reading:
 class Run:
     """The values of one graph, for each sample, from when they are computed until nothing needs them.
 
-    States have the values that each sample gives them, and are not written: samples are independent of each other.
+    Each sample holds the values of the states, which are not written: samples are independent of each other.
     Constants, and what is computed of them, are read when an operator needs them: they may change until then.
     """
 

@@ -75,9 +75,9 @@ class Estimate:
     fit: Fit
     assumptions: tuple[str, ...]
     memory: RuntimeMemory | None = None
-    """What ExecuTorch's runtime allocates, of a `.pte`; None for a TFLite file and for one delegate alone."""
+    """Memory of ExecuTorch's runtime for a `.pte`; None for a TFLite file and for a single delegate."""
     channels_last_saves: int = 0
-    """Bytes by which scratch and temporary memory are smaller with example inputs in channels-last."""
+    """Bytes of scratch and temporary memory that example inputs in channels-last would save."""
 
     def __str__(self) -> str:
         from openneutron.report.text import text_of_estimate
@@ -110,7 +110,7 @@ def estimate_operators(operators: Sequence[Operator], target: NeutronTarget) -> 
 def whole(parts: Sequence[Estimate], target: NeutronTarget, memory: RuntimeMemory | None = None) -> Estimate:
     """The estimate for delegates that run one after the other: one scratch for all, inputs and outputs of each.
 
-    With `memory`, that of the runtime, inputs and outputs are counted once, in there.
+    With `memory`, the planned memory of the runtime includes inputs and outputs, so they are not added again.
     """
     layers = tuple(layer for part in parts for layer in part.layers)
     scratch = max((part.scratch_bytes for part in parts), default=0)
@@ -122,7 +122,7 @@ def whole(parts: Sequence[Estimate], target: NeutronTarget, memory: RuntimeMemor
 
 
 def scratch_in_channels_last(operators: Sequence[Operator], target: NeutronTarget) -> int:
-    """Scratch bytes of the same operators without transposes of images at their ends."""
+    """Scratch bytes of the same operators without the transposes of images at inputs and outputs."""
     written = {tensor.index for operator in operators for tensor in operator.outputs}
     read = {tensor.index for operator in operators for tensor in operator.inputs if tensor is not None}
 

@@ -181,13 +181,13 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
 
 
 def _estimate_of(method: pte.Method, delegates: Sequence[Delegate], target: NeutronTarget) -> Estimate:
-    """Of the whole method, with what the runtime allocates, and what inputs in channels-last would save."""
+    """The estimate of the whole method, with the runtime's memory and the savings of channels-last inputs."""
     estimate = _together(delegates, target, runtime_memory(method))
     estimate = replace(estimate, fit=_fit_with_microcode(estimate, delegates, target))
     ours = (call for call in method.delegates if call.backend == NEUTRON_BACKEND)
     portable = [payload for payload in (parse(call.payload) for call in ours) if payload.is_portable]
     if len(portable) != 1 or not all(_only_converts(call) for call in method.calls if isinstance(call, pte.Kernel)):
-        return estimate  # between delegates, and where the CPU computes, the order is another's wish
+        return estimate  # other delegates or CPU operators may require the order that the transposes make
     operators = _graph_of(portable[0]).operators
     temporary = estimate.memory.temporary_bytes if estimate.memory else 0
     saved = temporary + estimate.scratch_bytes - scratch_in_channels_last(operators, target)
@@ -195,7 +195,7 @@ def _estimate_of(method: pte.Method, delegates: Sequence[Delegate], target: Neut
 
 
 def _fit_with_microcode(estimate: Estimate, delegates: Sequence[Delegate], target: NeutronTarget) -> Fit:
-    """Whether it fits where delegates are converted already: their scratch and weights are those of their headers."""
+    """Whether the program fits, with scratch and weights from the headers of delegates that are converted."""
     scratch = max((one.scratch_bytes for one in delegates), default=0)
     weights = sum(one.weight_bytes for one in delegates if one.microcode)
     outside = estimate.memory.total_bytes if estimate.memory else 0

@@ -1,8 +1,8 @@
-"""What ExecuTorch's runtime allocates for a method beside the NPU's arena and weights, and what would make it less.
+"""The memory that ExecuTorch's runtime allocates for a method, besides the NPU's scratch and weights.
 
-Planned memory is read from the program. What the runtime allocates when it loads a method is estimated from the classes
-of ExecuTorch 1.5 on a processor of 32 bits (runtime/core/evalue.h, portable_type/tensor_impl.h, executor/method.cpp);
-what the NPU's delegate allocates while it runs is what it transposes on the CPU.
+Planned memory is read from the program. The memory that loading a method takes is estimated from the sizes of
+ExecuTorch 1.5's classes on a 32-bit processor (runtime/core/evalue.h, portable_type/tensor_impl.h,
+executor/method.cpp). While it runs, the NPU's delegate allocates the buffers in which it transposes on the CPU.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ class RuntimeMemory:
     """Bytes that a method needs on the CPU's side."""
 
     planned_bytes: int = 0
-    """Read from the program: its inputs and outputs, what the CPU computes, what delegates take and return."""
+    """Read from the program: its inputs and outputs, results of CPU operators, inputs and outputs of delegates."""
     given_bytes: int = 0
-    """Inputs and outputs that are not in planned memory, for which the application has its own."""
+    """Inputs and outputs that are not planned: the application provides their memory."""
     method_bytes: int = 0
     """Estimated: what the runtime allocates when it loads the method."""
     temporary_bytes: int = 0
-    """The most that a delegate transposes on the CPU at once."""
+    """The largest buffers in which a delegate transposes on the CPU; an estimate."""
     int8_io_saves: int = 0
-    """How much less is planned for the same program with `int8_io=True`."""
+    """Planned bytes that the same program would save with `int8_io=True`."""
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """The sum of planned, given, method and temporary bytes."""
         return self.planned_bytes + self.given_bytes + self.method_bytes + self.temporary_bytes
 
 
 def runtime_memory(method: pte.Method) -> RuntimeMemory:
-    """Of a method of a `.pte`. Linear in its values and calls, but for planning them."""
+    """The memory of a method of a `.pte`. Linear in its values and calls, except for planning."""
     ends = dict.fromkeys((*method.input_numbers, *method.output_numbers))
     given = sum(method.slots[number].bytes for number in ends if not method.slots[number].is_planned)
     temporary = max((_transposed_bytes(call) for call in method.delegates), default=0)
@@ -78,7 +78,7 @@ def _method_bytes(method: pte.Method) -> int:
 
 
 def _transposed_bytes(call: pte.Delegate) -> int:
-    """What the device's runtime copies into the other order around a call: images with several channels."""
+    """Bytes that the device's runtime transposes around a call: images with several channels in another order."""
     if call.backend != "NeutronBackend":
         return 0
     header = parse(call.payload).header
@@ -101,7 +101,7 @@ def _bytes(value: pte.Value) -> int:
 
 
 def _saved_by_int8_io(method: pte.Method) -> int:
-    """What planning yields with the floats at the program's ends and without those that int8_io takes off."""
+    """Planned bytes with the float inputs and outputs, minus those without the ones that int8_io removes."""
     gone = _floats_at_the_ends(method)
     return _planned(method, ()) - _planned(method, gone) if gone else 0
 

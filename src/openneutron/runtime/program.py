@@ -81,13 +81,13 @@ class HostProgram:
 
     inputs: tuple[Any, ...]
     has_state: bool
-    """Whether a run leaves anything for the next one."""
+    """Whether the program keeps state from one run to the next."""
     outputs: tuple[Any, ...]
 
     def __init__(self, data: bytes, name: str = "the program", *, leaves: Sequence[Leaf] | None = None) -> None:
         """Load from the bytes of a `.pte`; `name` is what errors call it. Raises HostError where it cannot run here.
 
-        `leaves` say where the inputs lie in the arguments of the model's forward; unless given, the `.pte` may say it.
+        `leaves` give the path of each input in the arguments of `forward`; unless given, they are read from the `.pte`.
         """
         if data[PTE_IDENTIFIER_AT] != PTE_IDENTIFIER:
             raise HostError(f"{name} is no ExecuTorch program (.pte): its bytes 4 and 5 are not {PTE_IDENTIFIER!r}")
@@ -125,7 +125,7 @@ class HostProgram:
 
     @property
     def leaves(self) -> tuple[Leaf, ...] | None:
-        """Where each input lies in the arguments of the model's forward; None where that is not known."""
+        """The path of each input in the arguments of `forward`; None if it is not known."""
         return self._leaves
 
     @property
@@ -139,9 +139,9 @@ class HostProgram:
         return tuple(info.shape for info in self.outputs if isinstance(info, TensorInfo))
 
     def reset(self) -> None:
-        """Put the program's state back to its initial value: the next `run` is as the first one was.
+        """Restore the initial state of the program.
 
-        Raises HostError where the program cannot be loaded again.
+        Raises HostError if the program cannot be loaded again.
         """
         with self._lock:
             _host.clear_error()
@@ -154,12 +154,12 @@ class HostProgram:
         """Execute `forward`: one tensor where the program has one output, else a tuple of them, numbers and None.
 
         Inputs are torch tensors or numpy arrays, in the order of `inputs`. Those that are constants may be left out.
-        A program that knows where its inputs lie in the arguments of the model's forward, as `lower`'s does, takes
-        these arguments too, by position and by name; a loaded `.pte` knows it where `lower` was given a mapping, a
-        nested argument or one that is no tensor.
+        A program whose `leaves` are known also takes the arguments of `forward`, by position and by name. They are
+        known for programs from `lower`, and for a loaded `.pte` whose example inputs were a mapping, nested, or no
+        tensors.
 
-        The program's state is kept until the next call; `reset` puts it back.
-        The outputs are the caller's: neither a later run nor the end of the program changes them.
+        State is kept from call to call; `reset` restores the initial state. The outputs are copies, which later runs do
+        not change.
 
         Raises InputError where an input is not of the program's shape and dtype, HostError where the program fails.
         """
@@ -183,7 +183,7 @@ class HostProgram:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _flat(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
-        """A value for each input, of arguments by position and by name, or of the tensors alone."""
+        """A value for each input, from arguments of `forward` by position and by name, or from the tensors alone."""
         tensors = sum(isinstance(info, TensorInfo) for info in self.inputs)
         is_flat = not named and not any(map(_is_nested, inputs))
         if is_flat and len(inputs) == tensors:
@@ -211,7 +211,7 @@ class HostProgram:
         return values
 
     def _cause(self, tensors: Sequence[Any]) -> str | None:
-        """Which CPU kernel refuses these inputs, and why: the program is run again, and the runtime's log read."""
+        """The CPU kernel that refuses these inputs, and why: runs the program again and reads the runtime's log."""
         with native_log() as log:
             try:
                 self._method.call(tensors, clone_outputs=True)
@@ -231,7 +231,7 @@ class HostProgram:
         return f"it takes ({', '.join(words)})"
 
     def _with_text(self, index: int, info: TensorInfo | ConstantInfo) -> TensorInfo | ConstantInfo:
-        """With the text that a constant is, which a `.pte` has as None."""
+        """`info`, or the text of a constant, which a `.pte` stores as None."""
         leaf = None if self._leaves is None else self._leaves[index]
         return ConstantInfo(leaf.constant) if leaf is not None and isinstance(leaf.constant, str) else info
 
@@ -257,7 +257,7 @@ def _is_nested(value: object) -> bool:
 
 
 def _checked_constant(index: int, value: object, info: ConstantInfo) -> int | float | bool | None:
-    """What the runtime is given for an input that is no tensor. Raises InputError where `value` is another one."""
+    """The value for an input that is a constant. Raises InputError if `value` differs from that constant."""
     if type(value) is not type(info.value) or value != info.value:
         raise InputError(
             f"input {index} is {value!r}, expected {info.value!r}: the program was made for that value. Lower another "
@@ -279,7 +279,7 @@ class _Constants:
 
 
 def _leaves(constants: _Constants, inputs: int) -> tuple[Leaf, ...] | None:
-    """What the program itself says of where its inputs lie."""
+    """The path of each input, as the `.pte` stores them; None for a `.pte` without them."""
     text = constants.get(INPUT_NAMES)
     leaves = None if text is None else leaves_from_text(str(text))
     if leaves is not None and len(leaves) != inputs:
@@ -328,7 +328,7 @@ def _in_order(tensor: torch.Tensor, dim_order: tuple[int, ...] | None) -> torch.
 
 
 def _missing_kernels(data: bytes) -> str | None:
-    """What this machine's runtime lacks to run a `.pte`; None for nothing, or where the file is broken."""
+    """The sentence that names the kernels which this runtime lacks; None if there are none or the file is broken."""
     try:
         missing = missing_kernels(data)
     except FormatError:

@@ -1,4 +1,4 @@
-"""A TFLite model tried in a process of its own, as LiteRT ends the process on some that it does not take."""
+"""Runs a TFLite model in a process of its own, as LiteRT ends the process on some models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CODE = (
 
 
 def fails_in_a_process(model: bytes) -> str | None:
-    """Why LiteRT cannot run `model` on zeros, in its own words; None where it can. Takes a second or more."""
+    """LiteRT's message if it cannot run `model` on zeros; None if it can. Takes a second or more."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _CODE], input=model, capture_output=True, timeout=SECONDS, check=False
