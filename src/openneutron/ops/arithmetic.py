@@ -198,7 +198,7 @@ SPECS = (
         lower=lower_sign,
         macs=element_macs,
         becomes="MUL by one over the input's scale, clamped to -1..1",
-        notes="Of the int8 code: zero where the value is less than half a step from zero.",
+        notes="The sign of the int8 code: 0 for values less than half a step from zero.",
     ),
     _function("exp", EXP),
     _function("log", LOG, "Zero gives the lowest value that the output holds."),

@@ -24,18 +24,18 @@ __all__ = ["DECOMPOSED", "WIDE_SOFTMAX", "is_difference_of_scores", "note_differ
 aten = torch.ops.aten
 
 WIDE_SOFTMAX = 256
-"""A softmax over more values has probabilities below the step of its int8 output, 1/256, unless few stand out."""
+"""In a softmax over more values, the average probability is below 1/256, the step of its int8 output."""
 
 _DIFFERENCE_OF_SCORES = "openneutron.difference_of_scores"
 
 
 def note_difference_of_scores(node: Node) -> None:
-    """Note that `node` yields how far scores are from the largest of their row, for exp to read."""
+    """Mark `node`, an input of exp, as the differences of scores from the largest score of their row."""
     note(node, _DIFFERENCE_OF_SCORES, True)
 
 
 def is_difference_of_scores(node: Node) -> bool:
-    """Whether `node` yields how far scores are from the largest of their row."""
+    """Whether `node` yields the differences of scores from the largest score of their row."""
     return bool(noted(node, _DIFFERENCE_OF_SCORES))
 
 
@@ -83,7 +83,7 @@ def _masked_at_run_time(rewriting: Rewriting, scores: Node, mask: Node) -> Node:
     if not mask.meta["val"].is_floating_point():
         return hide_unless(rewriting, scores, mask)
     masked = rewriting.call(aten.add.Tensor, scores, mask)
-    return rewriting.call(aten.clamp.default, masked, HIDDEN)  # minus infinity alone would make NaN of a row
+    return rewriting.call(aten.clamp.default, masked, HIDDEN)  # a row of minus infinity would become NaN
 
 
 def _attention(rewriting: Rewriting) -> Node:

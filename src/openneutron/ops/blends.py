@@ -36,9 +36,7 @@ def _sum_with_quotient(rewriting: Rewriting) -> Node:
 
 @constraint
 def divides_by_positive_values(site: Site) -> bool:
-    """The divisor is a constant without zero, or no value of it can be negative (as none behind relu, abs, exp or a
-    clamp from 0 can).
-    """
+    """The divisor is a constant without zero, or cannot be negative (an output of relu, abs, exp or a clamp from 0)."""
     divisor = site.constant("tensor2")
     return is_never_negative(site, site.args["tensor2"]) if divisor is None else bool((divisor != 0).all())
 

@@ -1,11 +1,11 @@
-"""Comparisons of computed values, as numbers: 1 where they hold, 0 elsewhere.
+"""Comparisons of computed values, as numbers: 1 for true, 0 for false.
 
-The NPU knows no truth values. It has a sign in int8, exact as it only looks at codes, and all comparisons come from it:
-x > y is relu(sign(x - y)), x >= y is 1 - relu(sign(y - x)), and so on. What is combined with `and` is multiplied.
+The NPU has no truth values. Comparisons are written with `sign`, which is exact in int8, as it depends on codes only:
+x > y is relu(sign(x - y)), x >= y is 1 - relu(sign(y - x)), and so on. Conjunctions become products.
 
-A value nearer to a number than half a step of int8 counts as equal to it. Where values are equal to it by chance only,
-a comparison gives 1/2 for those: which side they are on is lost, and the mean of both is wrong by half as much. That is
-worth 3 to 5 dB of x * (x > t).
+A value within half an int8 step of a number counts as equal to that number. For values that are hardly ever exactly
+equal, such as outputs of a convolution, an order then yields 1/2 instead of 0 or 1: rounding hides on which side they
+are, and 1/2 halves the largest error. That wins 3 to 5 dB for x * (x > t).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["DECOMPOSED", "choose", "chooses_by_a_comparison"]
 
 aten = torch.ops.aten
 
-# How many operators on truth values are followed from the one that needs them as numbers.
+# The search for comparisons goes back through at most this many operators on truth values.
 _DEPTH = 8
 
-# Comparisons by their ATen name without overload: whether the operands change places, and whether it is negated.
+# Comparisons by their ATen name without overload: whether the operands are swapped, and whether the result is negated.
 _ORDERS = {"gt": (False, False), "lt": (True, False), "le": (False, True), "ge": (True, True)}
 _EQUALITIES = {"eq": True, "ne": False}
 _CONJUNCTIONS = {"logical_and", "bitwise_and", "__and__", "mul"}
@@ -39,14 +39,14 @@ _NEGATIONS = {"logical_not", "bitwise_not"}
 _COMBINATIONS = _CONJUNCTIONS | _DISJUNCTIONS | _DIFFERENCES
 _CASTS = {"to", "_to_copy", "type_as", "lift_fresh_copy"}
 _FLOAT_CASTS = ("to.dtype", "to.dtype_layout", "to.other", "type_as.default", "_to_copy.default")
-# They only move values: their first argument is a tensor, all others are none.
+# Operators that only move values; only their first argument is a tensor.
 _MOVES = {
     "view", "reshape", "flatten", "unsqueeze", "squeeze", "expand", "permute", "transpose", "slice", "select", "clone",
     "contiguous", "alias", "detach",
 }  # fmt: skip
 
 
-# What yields values that are equal to a number by chance only.
+# Operators whose outputs are hardly ever exactly equal to a given number.
 _CONTINUOUS = {
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "linear", "addmm", "mm", "bmm", "matmul",
     "add", "sub", "mul", "div", "mean", "layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm",
@@ -63,7 +63,7 @@ def _dtype(value: object) -> torch.dtype | None:
 
 
 def _is_continuous(value: object, depth: int = _DEPTH) -> bool:
-    """Whether a value equals a number by chance only; one behind a clamp, or an input of the model, may well do so."""
+    """Whether a value hardly ever equals a given number exactly, unlike inputs of the model and outputs of a clamp."""
     if not isinstance(value, Node) or value.op != "call_function":
         return False
     name = _name(value)
@@ -78,7 +78,7 @@ def _operands(node: Node) -> tuple[object, ...]:
 
 
 def _is_comparison(site: Site, value: object, depth: int = _DEPTH) -> bool:
-    """Whether `value` holds truths that comparisons of computed float32 values yield, combined and moved or not."""
+    """Whether `value` is a truth value from comparisons of float32 values, perhaps combined or moved."""
     if not isinstance(value, Node) or depth == 0:
         return False
     if site.constant_of(value) is not None:
@@ -97,7 +97,7 @@ def _is_comparison(site: Site, value: object, depth: int = _DEPTH) -> bool:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes truths as numbers, each once."""
+    """Writes truth values as numbers; each is written once."""
 
     rewriting: Rewriting
     written: dict[Node, Node]
@@ -162,12 +162,12 @@ class _Writer:
         return self.rewriting.call(aten.abs.default, sub(self.rewriting, first, second))
 
 
-# int8 has 255 steps for all values of a tensor: what is put in must not be far from the others.
+# A much larger number would widen the range of the tensor, and leave few codes to the other values.
 MAX_FILL = 100.0
 
 
 def chooses_by_a_comparison(site: Site, condition: str, *choices: str) -> bool:
-    """Whether a condition is computed by comparisons, and no choice is a number beyond what int8 mixes with others."""
+    """Whether comparisons compute the condition, and no choice is a number of `MAX_FILL` or more in magnitude."""
     if site.is_constant(site.args[condition]) or not _is_comparison(site, site.args[condition]):
         return False
     numbers = [site.number(choice) for choice in choices]
@@ -202,7 +202,7 @@ def _number(rewriting: Rewriting, choice: Operand) -> float | None:
 
 
 def _extreme(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operand) -> Node | None:
-    """The larger or the smaller one of what is compared, where that is what is chosen."""
+    """A maximum or minimum, if the choices are the compared operands; else None."""
     name = _name(condition)
     if name not in _ORDERS:
         return None
@@ -233,7 +233,7 @@ def _node(value: object) -> Node:
 
 
 def _truths_of_product(site: Site) -> tuple[str, str] | None:
-    """Names of the factor of numbers and of that of truth values."""
+    """The names of the arguments that are the float factor and the truth values; None if there are none."""
     for numbers, truths in (("self", "other"), ("other", "self")):
         if _dtype(site.args[numbers]) == torch.float32 and chooses_by_a_comparison(site, truths):
             return numbers, truths
@@ -284,8 +284,8 @@ def has_a_limit_above_zero(site: Site) -> bool:
 
 
 NEAR = (
-    "What is within half a step of int8 of a number other than 0 counts as 1/2 in an order, unless it may well be "
-    "equal to the number: behind a clamp, say, or where it is an input of the model."
+    "An order (>, >=, <, <=) yields 1/2 for values within half an int8 step of a number other than 0, unless the value "
+    "may be exactly equal to the number, as inputs of the model and outputs of a clamp may."
 )
 
 DECOMPOSED = (

@@ -16,8 +16,8 @@ __all__ = ["DECOMPOSED"]
 
 aten = torch.ops.aten
 
-# The least square of a norm that is divided by: below it, int8 has nothing left of the vector's direction, and the
-# inverse of zero in one sample would take the range of all others.
+# The least squared norm in a division. Below it, int8 has lost the vector's direction, and the inverse of a zero norm
+# in one sample would take the whole range of codes.
 LEAST_SQUARE = 1e-8
 
 
@@ -48,7 +48,7 @@ def _distance(rewriting: Rewriting) -> Node:
 
 
 def _distances(rewriting: Rewriting) -> Node:
-    """Of each of the first vectors from each of the second ones."""
+    """The distance of each of the first vectors from each of the second ones."""
     args = rewriting.args
     first = rewriting.call(aten.unsqueeze.default, args["x1"], -2)
     second = rewriting.call(aten.unsqueeze.default, args["x2"], -3)
@@ -77,7 +77,7 @@ DECOMPOSED = (
         targets=("aten.cosine_similarity.default",),
         rewrite=_cosine,
         becomes="for each vector mul, sum, add, rsqrt, mul; mul, sum",
-        notes=f"The square of a length counts as {LEAST_SQUARE:g} at least. Each vector is divided by its length "
+        notes=f"Squared lengths below {LEAST_SQUARE:g} are replaced by it. Each vector is divided by its length "
         "before the product: the product of two lengths would need the range of both.",
     ),
     Decomposition(

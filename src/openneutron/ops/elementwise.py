@@ -131,9 +131,9 @@ def expands_few_dimensions(site: Site) -> bool:
 
 
 def operands_of(lowering: Lowering) -> list[Tensor]:
-    """The operands of an operator that broadcasts one of them: where neither has the output's shape, one is expanded.
+    """The operands of an operator whose kernel broadcasts one of them; if neither has the output's shape, expands one.
 
-    It is a constant, or else the one that takes fewer CONCATENATIONs.
+    That is a constant, or else the operand that takes fewer CONCATENATIONs.
     """
     operands = [lowering.tensor("self"), lowering.tensor("other")]
     if has_one_full_operand.holds(lowering.site):
@@ -144,7 +144,7 @@ def operands_of(lowering: Lowering) -> list[Tensor]:
 
 
 def _aligned(tensor: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
-    """The tensor's shape with as many dimensions as `shape`."""
+    """The tensor's shape, with leading dimensions of 1 up to the rank of `shape`."""
     return (1,) * (len(shape) - len(tensor.shape)) + tensor.shape
 
 
@@ -157,7 +157,7 @@ def _concatenations(tensor: Tensor, shape: Sequence[int]) -> int:
 
 
 def _expanded(lowering: Lowering, tensor: Tensor) -> Tensor:
-    """A tensor with the values of the output's shape."""
+    """The tensor, broadcast to the output's shape."""
     aligned = _aligned(tensor, lowering.shape)
     if tensor.data is not None:
         values = np.broadcast_to(tensor.data.reshape(aligned), lowering.shape)
@@ -203,7 +203,7 @@ def lower_sub(lowering: Lowering) -> Tensor:
 
 
 def lower_requantize(lowering: Lowering) -> Tensor:
-    """MUL by one, the way to other qparams that every target takes; nothing where they are the same."""
+    """Requantize by a MUL by one, which every target takes; returns the tensor itself if the qparams are equal."""
     inputs = lowering.tensor("input")
     if inputs.qparams == lowering.output:
         return inputs

@@ -38,7 +38,7 @@ def _sqrt(rewriting: Rewriting) -> Node:
 
 
 def _inverse(rewriting: Rewriting, value: Node) -> Node:
-    """One over what is not negative; of an exponential, that of the opposite."""
+    """One over a value that is not negative; for exp(x), exp(-x)."""
     if op_name(value) == "aten.exp.default":
         return exp(rewriting, mul(rewriting, value.all_input_nodes[0], -1.0))
     root = rsqrt(rewriting, value)

@@ -1,9 +1,9 @@
 """Masks that replace some values, or hide them from a softmax.
 
-A constant mask becomes a minimum with a constant, and a maximum where the values put in are no lower bound. Their
-constants are `NEUTRAL` where the other operand stays, and `HIDDEN` for minus infinity. Neither takes part in the range
-of the values: quantized, they saturate, so that int8 has all its codes for what is visible. `HIDDEN` is the lowest
-code, and the quantizer sees to it that a softmax makes nothing of it (`quantizer.observers.MaskedObserver`).
+A constant mask becomes a minimum with a constant, and also a maximum if the numbers that it puts in are no lower bound.
+The constants are `NEUTRAL` where the value is kept, and `HIDDEN` for minus infinity. Observers ignore both, so that all
+codes are left to visible values, and both saturate when they are quantized. `HIDDEN` becomes the lowest code, and
+`quantizer.observers.MaskedObserver` chooses a range for which a softmax makes zero of that code.
 
 A mask of truth values that arrives at run time becomes the same minimum. The CPU chooses between the two constants in
 float, for as many values as the mask has, and quantizes them.
@@ -38,10 +38,10 @@ NEUTRAL = 1e12
 # Scores never differ by as much: to a softmax, a mask of this is one of minus infinity.
 HIDDEN_FROM_SOFTMAX = -1e4
 
-# The same for masks that arrive at run time: -100, -999, -1e4 and the lowest float16 are all in use.
+# The bound for masks that arrive at run time: models use -100, -999, -1e4 and the lowest float16.
 HIDDEN_AT_RUN_TIME = -100.0
 
-# No score that is seen is as low, while one that -1e4 was added to is, whatever the score.
+# No visible score is this low; every score to which -1e4 was added is.
 HIDDEN_SUM = -5e3
 
 SOFTMAX = {"aten.softmax.int", "aten._softmax.default"}
@@ -53,18 +53,18 @@ VIEWS = {
         "alias.default", "detach.default", "expand.default", "expand_as.default", "broadcast_to.default",
     )
 }  # fmt: skip
-# What joins masks; minimum does so with the bounds that a constant one became.
+# Operators that join masks; minimum joins the bound that a constant mask became.
 _JOINS = {"aten.add.Tensor", "aten.minimum.default"}
 _MASKS = {
     "aten.add.Tensor", "aten.masked_fill.Scalar", "aten.masked_fill.Tensor", "aten.minimum.default",
     "aten.clamp.default",
 }  # fmt: skip
-# How many views and other masks are looked through for a softmax behind a mask.
+# The search for the softmax behind a mask passes at most this many views and other masks.
 _DEPTH = 4
 
 _MADE_FOR_A_MASK = "openneutron.made_for_a_mask"
 MASK_REASON = (
-    "It makes a mask of an attention of the model's inputs: in float, on the CPU, before the mask is quantized."
+    "It computes an attention mask from the model's inputs: the CPU does so in float, and then quantizes the mask."
 )
 
 
@@ -87,7 +87,7 @@ def fill(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) 
 
 
 def note_made_for_a_mask(node: Node) -> None:
-    """Note that `node` computes a mask of the model's inputs, and stays in float."""
+    """Mark `node`, which computes a mask from the model's inputs, to stay in float."""
     note(node, _MADE_FOR_A_MASK, True)
 
 
@@ -97,7 +97,7 @@ def is_made_for_a_mask(node: Node) -> bool:
 
 
 def fill_at_run_time(rewriting: Rewriting, value: Node, mask: Node, number: float, *, where: bool = True) -> Node:
-    """`value`, and `number`, which hides from a softmax or is 0, where the truth values of `mask` are `where`."""
+    """`value`, replaced by `number` where `mask` is `where`; `number` is 0 or hides from a softmax."""
     if number == 0:
         return rewriting.call(aten.mul.Tensor, value, _choice(rewriting, mask, *((0.0, 1.0) if where else (1.0, 0.0))))
     bounds = (HIDDEN, NEUTRAL) if where else (NEUTRAL, HIDDEN)
@@ -105,12 +105,12 @@ def fill_at_run_time(rewriting: Rewriting, value: Node, mask: Node, number: floa
 
 
 def hide_unless(rewriting: Rewriting, value: Node, mask: Node) -> Node:
-    """`value` where `mask`, truth values that are computed, is true; hidden from a softmax elsewhere."""
+    """`value` where the computed truth values `mask` are true, and hidden from a softmax elsewhere."""
     return fill_at_run_time(rewriting, value, mask, HIDDEN, where=False)
 
 
 def _choice(rewriting: Rewriting, mask: Node, chosen: float, other: float) -> Node:
-    """`chosen` where `mask`, `other` elsewhere, in float on the CPU."""
+    """`chosen` where `mask` is true and `other` elsewhere, in float on the CPU."""
     numbers = (rewriting.constant(torch.tensor(number)) for number in (chosen, other))
     made = rewriting.call(aten.where.self, mask, *numbers)
     note_made_for_a_mask(made)
@@ -118,8 +118,8 @@ def _choice(rewriting: Rewriting, mask: Node, chosen: float, other: float) -> No
 
 
 def hides_at_run_time(site: Site, value: str, mask: str, number: float | None) -> bool:
-    """Whether arguments `value` and `mask` (truth values) are computed, and `number`, which replaces values of the
-    former, hides them from a softmax, or is 0.
+    """Whether the arguments `value` and `mask` (truth values) are computed, and `number`, which the mask puts in, is 0
+    or hides values from a softmax.
     """
     filled, choice = site.args[value], site.args[mask]
     if not isinstance(filled, Node) or not isinstance(choice, Node) or number is None:
@@ -132,7 +132,7 @@ def hides_at_run_time(site: Site, value: str, mask: str, number: float | None) -
 
 
 def _only_softmax_reads(node: Node, depth: int = _DEPTH) -> bool:
-    """Whether all readers of `node` are softmaxes, or views and masks that only such ones read."""
+    """Whether only softmaxes read `node`, directly or through views and masks."""
     return all(
         op_name(reader) in SOFTMAX
         or (depth > 0 and op_name(reader) in VIEWS | _MASKS and _only_softmax_reads(reader, depth - 1))
@@ -158,8 +158,8 @@ def _hides(site: Site, numbers: torch.Tensor) -> torch.Tensor:
 
 @constraint
 def has_a_constant_mask(site: Site) -> bool:
-    """The value is a constant, and so is the mask, unless it comes from comparisons of computed values, or the value is
-    0, or hides something from a softmax ({HIDDEN_AT_RUN_TIME:g} and less).
+    """The value is a constant. The mask is a constant too, or comes from comparisons of computed values, or the value
+    is 0 or hides scores from a softmax ({HIDDEN_AT_RUN_TIME:g} and less).
     """
     return site.reads_constants("mask", "value") or _compares(site) or _hides_computed(site)
 
@@ -192,7 +192,7 @@ def _mask_of_sum(site: Site) -> tuple[Node, torch.Tensor] | None:
 
 
 def _integers_of_sum(site: Site) -> str | None:
-    """The name of an operand that is computed of integers."""
+    """The name of an operand that is computed from integers."""
     for name in ("self", "other"):
         operand = site.args[name]
         if isinstance(operand, Node) and not operand.meta["val"].is_floating_point() and not site.is_constant(operand):
@@ -201,9 +201,9 @@ def _integers_of_sum(site: Site) -> str | None:
 
 
 def _joined_masks(site: Site) -> tuple[Node, Node, Node] | None:
-    """Scores of a softmax, a smaller mask that is added to them, and what joins that mask of two still smaller ones.
+    """Scores of a softmax, a smaller mask that is added to them, and the operator that joins it from two smaller masks.
 
-    The third is the second, or differs from it by a view of the dimensions in front of the last two.
+    The mask is the output of that operator, or a view of it that changes dimensions in front of the last two only.
     """
     if site.args["alpha"] != 1 or not _only_softmax_reads(site.node):
         return None
@@ -221,7 +221,7 @@ def _joined_masks(site: Site) -> tuple[Node, Node, Node] | None:
 
 
 def _can_regroup(part: Node, join: Node, mask: Node) -> bool:
-    """Whether `part`, which is broadcast to `join`, is smaller, and can be broadcast to the view `mask` of it, too."""
+    """Whether `part`, an operand of `join`, is smaller than it, and broadcasts to `mask`, a view of `join`, too."""
     shape, joined = shape_of(part), shape_of(join)
     if not 0 < math.prod(shape) < math.prod(joined):
         return False
@@ -231,7 +231,7 @@ def _can_regroup(part: Node, join: Node, mask: Node) -> bool:
 
 
 def _regrouped(rewriting: Rewriting, part: Node, join: Node, mask: Node) -> Node:
-    """`part` of `join` in the dimensions of the view `mask` of it."""
+    """`part`, an operand of `join`, reshaped so that it broadcasts to `mask`, a view of `join`."""
     shape = shape_of(part)
     if join is mask or math.prod(shape[:-2]) == 1:
         wanted = shape if join is mask else shape[-2:]
@@ -246,7 +246,7 @@ def _regrouped(rewriting: Rewriting, part: Node, join: Node, mask: Node) -> Node
 
 
 def _sum_with_each(rewriting: Rewriting, scores: Node, mask: Node, join: Node) -> Node:
-    """The scores with the computed part of a mask added, and then what the join makes of that and the other part."""
+    """Add the computed part of a mask to the scores, and then join the sum with the other part."""
     first, second = sorted(join.all_input_nodes, key=lambda part: constant_of(rewriting.module, part) is not None)
     scores = rewriting.call(aten.add.Tensor, scores, _regrouped(rewriting, first, join, mask))
     target = aten.minimum.default if join.target is aten.minimum.default else aten.add.Tensor

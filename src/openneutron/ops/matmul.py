@@ -242,7 +242,7 @@ DECOMPOSED = (
         targets=("aten.bilinear.default",),
         rewrite=_bilinear,
         becomes="linear, bmm, add",
-        notes="All outputs' products with the first input, rounded to int8, are then multiplied by the second.",
+        notes="The products of the weight and the first input are rounded to int8 before the product with the second.",
     ),
     Decomposition(
         name="product by indices",

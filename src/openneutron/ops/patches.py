@@ -1,4 +1,4 @@
-"""Windows taken out of values, and put back: unfold, im2col, col2im."""
+"""Operators that extract windows from a tensor, and put them back: unfold, im2col, col2im."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def unfolds_in_few_pieces(site: Site) -> bool:
 
 
 def _unfold(rewriting: Rewriting) -> Node:
-    """The values in pieces as long as a step: a window is so many pieces behind each other, the rest cut off."""
+    """Windows, joined from consecutive pieces that are one step long; the last piece is cut."""
     values, site = rewriting.args["self"], rewriting.site
     size, step = rewriting.args["size"], rewriting.args["step"]
     dim = rewriting.args["dimension"] % len(site.shape_of("self"))
@@ -71,7 +71,7 @@ def _is_tiling(site: Site, image: tuple[int, int]) -> bool:
 
 
 def _one_hot(rewriting: Rewriting, channels: int) -> Node:
-    """Of each channel, a filter for each position of the kernel: [channels * positions, 1, height, width]."""
+    """A filter for each channel and position of the kernel: [channels * positions, 1, height, width]."""
     kernel = _pair(rewriting.site, "kernel_size")
     filters = torch.eye(math.prod(kernel)).reshape(-1, 1, *kernel)
     return rewriting.constant(filters.repeat(channels, 1, 1, 1))

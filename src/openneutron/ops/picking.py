@@ -1,6 +1,6 @@
 """Values picked by constant indices, and products with triangles of ones: differences, running sums, tril and triu.
 
-Where each value of the output comes from is found by applying the operator to the positions of its input.
+The source of each output value is found by applying the operator to the positions of its input.
 """
 
 from __future__ import annotations
@@ -24,50 +24,50 @@ __all__ = ["DECOMPOSED"]
 
 aten = torch.ops.aten
 
-# Runs of neighboring indices that are sliced, and then joined by one CONCATENATION.
+# The most runs of consecutive indices that are sliced and joined by one CONCATENATION.
 MAX_RUNS = 32
-# A product with a matrix of ones and zeros picks any values; it is as large as what it picks from times what it picks.
+# The most elements of a matrix of ones and zeros that picks values by a product: its rows are the indices.
 MAX_PICKING_WEIGHTS = 65536
 MAX_SUMMED = 512
-# Stands for a size that is not fixed, as a batch's in training: what an operator leaves alone may have any.
+# Stands for a dynamic size, such as the batch in training. Only dimensions that are not picked from may be dynamic.
 ANY_SIZE = 2
 
 
 @dataclass(frozen=True)
 class _Picks:
-    """The same `indices` of the dimensions between the first `before` ones and the last `behind` ones, everywhere."""
+    """`indices` into the flattened middle dimensions, the same for all first `before` and last `behind` dimensions."""
 
     shape: tuple[int, ...]
-    """Of what it picks from."""
+    """The shape of the input."""
     before: int
     behind: int
     indices: torch.Tensor
 
     @property
     def picked(self) -> int:
-        """Elements that it picks from, for each index of the other dimensions."""
+        """The number of elements in the middle dimensions."""
         return math.prod(self.shape[self.before : len(self.shape) - self.behind])
 
     @property
     def flat(self) -> tuple[int, ...]:
-        """The shape with all that it picks from as dimension `before`."""
+        """The shape with the middle dimensions flattened into dimension `before`."""
         return (*self.shape[: self.before], self.picked, *self.shape[len(self.shape) - self.behind :])
 
     @property
     def runs(self) -> list[tuple[int, int]]:
-        """First index of each run of neighbors in ascending order, and the one behind its last."""
+        """The start and end (exclusive) of each run of consecutive ascending indices."""
         starts = [0, *(torch.nonzero(self.indices.diff() != 1).flatten() + 1).tolist(), len(self.indices)]
         bounds = pairwise(starts)
         return [(int(self.indices[first]), int(self.indices[end - 1]) + 1) for first, end in bounds]
 
     @property
     def is_cheap(self) -> bool:
-        """Whether it takes few slices, or a small matrix."""
+        """Whether few slices or a small matrix pick the values."""
         return len(self.runs) <= MAX_RUNS or self.picked * len(self.indices) <= MAX_PICKING_WEIGHTS
 
 
 def _positions(site: Site, shape: Sequence[int]) -> torch.Tensor:
-    """What the operator makes of the positions in its input, [the output's shape]."""
+    """The position in the flattened input of each output value, [the output's shape]."""
     source = site.args["self"]
     positions = torch.arange(math.prod(shape)).reshape(tuple(shape))
 
@@ -81,7 +81,7 @@ def _positions(site: Site, shape: Sequence[int]) -> torch.Tensor:
 
 
 def _picks(site: Site) -> _Picks:
-    """With as many dimensions before and behind as the operator leaves alone."""
+    """The indices of an operator, with as many unchanged dimensions before and behind as possible."""
     shape = tuple(size if isinstance(size, int) else ANY_SIZE for size in site.shape_of("self"))
     positions = _positions(site, shape)
     rank = min(len(shape), positions.dim())
@@ -91,7 +91,7 @@ def _picks(site: Site) -> _Picks:
             indices = _picks_between(positions, shape, before, behind)
             if indices is not None:
                 return _Picks(site.shape_of("self"), before, behind, indices)
-    raise AssertionError("any positions are picked from all")
+    raise AssertionError("before = behind = 0 describes any positions")
 
 
 def _ends(shape: Sequence[int], before: int, behind: int) -> tuple[int, ...]:
@@ -159,7 +159,7 @@ def _difference(rewriting: Rewriting) -> Node:
 
 
 def _triangle(rewriting: Rewriting) -> Node:
-    """Times ones and zeros."""
+    """The product with a matrix of ones and zeros."""
     site = rewriting.site
     ones = torch.ones(site.shape[-2:])
     triangle = site.node.target(ones, site.args["diagonal"])  # type: ignore[operator]

@@ -193,8 +193,8 @@ def lower_max_pool(lowering: Lowering) -> Tensor:
 
 
 def _dilated_maximum(lowering: Lowering, nhwc: Tensor, windows: tuple[Window, Window]) -> Tensor:
-    """Along height, then along width, the MAXIMUM of what is at each position of the kernel; then MAX_POOL_2D by 1x1
-    for the strides.
+    """MAXIMUM of a SLICE for each position of the kernel, along height and then along width; MAX_POOL_2D of 1x1 applies
+    the strides.
     """
     for axis, window in enumerate(windows, 1):
         count = (window.outputs - 1) * window.stride + 1

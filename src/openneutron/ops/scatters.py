@@ -24,7 +24,7 @@ aten = torch.ops.aten
 _SLICE, _SELECT, _COPY = "aten.slice_scatter.default", "aten.select_scatter.default", "aten.index_copy.default"
 _FILL, _PUT = "aten.index_fill.int_Scalar", "aten.index_put.default"
 _WRITES = (_SLICE, _SELECT, _COPY, _FILL, _PUT)
-# Slices of a concatenation of so many parts, along another dimension, are taken of the parts.
+# A slice of a concatenation along another dimension is written as slices of the parts, for at most this many parts.
 _MOST_PARTS = 8
 
 
@@ -47,7 +47,7 @@ class _Run:
 
 
 def _write_of(node: object) -> _Write | None:
-    """What a call writes; None for another operator, and for indices that are no constants of one dimension."""
+    """The write of a call; None for any other operator, and unless its indices are constants of one dimension."""
     if not isinstance(node, Node) or op_name(node) not in _WRITES:
         return None
     name, args, shape = op_name(node), arguments(node), shape_of(node)
@@ -94,7 +94,7 @@ def _mask_of(node: Node) -> tuple[int, Node] | None:
 
 
 def _continued(node: Node) -> bool:
-    """Whether only another write along the same dimension reads what this one makes."""
+    """Whether the only reader of this write is another write along the same dimension."""
     (user,) = node.users if len(node.users) == 1 else (None,)
     write, next_write = _write_of(node), _write_of(user)
     if write is None or next_write is None or write.dim != next_write.dim or user is None:
@@ -191,7 +191,7 @@ def _step(write: _Write) -> int:
 
 
 def _is_periodic(origin: Sequence[tuple[int, int]], period: int) -> bool:
-    """Whether the values that are `period` apart come from one source, at one distance."""
+    """Whether all values that are `period` apart come from one source, at equal distances."""
     return all(_distance(origin[phase::period]) is not None for phase in range(period))
 
 
@@ -206,7 +206,7 @@ def _distance(origin: Sequence[tuple[int, int]]) -> int | None:
 def _interleaved(
     rewriting: Rewriting, sources: dict[int, Node], origin: Sequence[tuple[int, int]], dim: int, period: int
 ) -> Node:
-    """Values in groups of `period`, a group's values from a source each."""
+    """Interleave `period` strided slices of the sources along `dim`."""
     count, phases = len(origin) // period, []
     for phase in range(period):
         source, first = origin[phase]
@@ -228,7 +228,7 @@ def _joined(rewriting: Rewriting, parts: Sequence[Node], dim: int) -> Node:
 
 
 def _taken(rewriting: Rewriting, value: Node, dim: int, first: int, count: int) -> Node:
-    """`count` indices of a dimension from `first` on; of what was written before, of its parts."""
+    """A slice of `count` indices from `first` on; of a concatenation from an earlier write, a slice of its parts."""
     if count == shape_of(value)[dim]:
         return value
     if op_name(value) == "aten.cat.default" and not set(_WRITES).isdisjoint(operator_names(value)):

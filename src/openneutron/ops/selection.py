@@ -20,8 +20,8 @@ aten = torch.ops.aten
 
 @constraint
 def chooses_by_a_constant(site: Site) -> bool:
-    """The condition is a constant, or comes from comparisons of computed values, or one choice is the number 0, or one
-    that hides the other from a softmax.
+    """The condition is a constant or comes from comparisons of computed values, or one choice is the number 0 or a
+    number that hides the other from a softmax.
     """
     is_known = site.constant("condition") is not None
     return is_known or _compares(site) or _filler_at_run_time(site) is not None
@@ -32,7 +32,7 @@ def _compares(site: Site) -> bool:
 
 
 def _filler_at_run_time(site: Site) -> tuple[str, str] | None:
-    """Names of a computed choice and of a number that hides it where a computed condition says so, or is 0."""
+    """The names of a computed choice and of a number, 0 or one that hides, that replaces it at run time; or None."""
     for computed, filler in (("self", "other"), ("other", "self")):
         if hides_at_run_time(site, computed, "condition", site.number(filler)):
             return computed, filler
@@ -117,7 +117,7 @@ DECOMPOSED = (
         targets=("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar"),
         rewrite=_where,
         becomes="mul and add with constants, or with numbers that sign makes of comparisons; minimum and maximum where "
-        "it puts in a large number, or infinity",
+        "a choice is a large number, or infinity",
         constraints=(chooses_by_a_constant, fills_in_small_numbers),
     ),
     Decomposition(

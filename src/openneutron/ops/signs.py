@@ -9,8 +9,8 @@ from openneutron.ops.site import Site
 
 __all__ = ["is_never_negative"]
 
-# How far back a value is followed: what is decided near it, and in constant time. Where there are two operands, they
-# are two steps away.
+# The search goes back at most this many operators, so that it takes constant time. Operands of a binary operator count
+# as two steps.
 _DEPTH = 16
 
 _NEVER_NEGATIVE = {

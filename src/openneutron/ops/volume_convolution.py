@@ -1,4 +1,4 @@
-"""Convolutions over three dimensions, by those over two."""
+"""Convolutions over three dimensions, written with convolutions over two."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def fits_volume_accumulation(site: Site) -> bool:
 
 
 def _is_trivial(window: Window) -> bool:
-    """Whether each output is one input, all of them in order."""
+    """Whether the frames along depth are the inputs of the outputs, one each and in order."""
     return (window.kernel, window.stride, window.begin, window.end) == (1, 1, 0, 0) and window.size == window.outputs
 
 
 def lower_volume_convolution(lowering: Lowering) -> Tensor:
-    """CONV_2D or DEPTHWISE_CONV_2D over height and width, of all frames that a kernel reads as channels.
+    """CONV_2D or DEPTHWISE_CONV_2D over height and width, with all frames that a kernel reads as channels.
 
-    With a kernel of (k, 1, 1) over depth, and height and width as one.
+    For a kernel of (k, 1, 1), the convolution is over depth, and over height and width flattened into one dimension.
     """
     depth, vertical, horizontal = windows = _windows(lowering.site)
     inputs, weight = lowering.tensor("input"), lowering.tensor("weight")
@@ -134,8 +134,8 @@ def _every(lowering: Lowering, frames: Tensor, start: int, count: int, step: int
 def _with_taps_as_channels(lowering: Lowering, frames: Sequence[Tensor], weight: Array) -> tuple[Tensor, Array]:
     """Images [batch * outputs along depth, channels, height, width], and weights for them.
 
-    Without groups the channels of each frame are behind those of the one before; with groups each channel's frames are
-    together, so that groups stay.
+    Without groups, the channels are ordered by frame, then channel; with groups, by channel, then frame, so that the
+    channels of a group stay together.
     """
     batch, count, channels, *image = frames[0].shape
     outputs, inputs, taps, *kernel = weight.shape

@@ -1,4 +1,4 @@
-"""Pools and resizes of volumes [N, C, D, H, W]: each frame is an image, and so is depth by the pixels of a frame."""
+"""Pools and resizes of volumes [N, C, D, H, W], written with those of images: first over frames, then over depth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 RANK = 3
 
-# An operator on images [N, C, H, W]; it yields such.
+# A function from images to images, [N, C, H, W].
 _OnImages = Callable[[Node], Node]
 
 
@@ -32,7 +32,7 @@ def _three(value: object) -> tuple[float, ...]:
 
 
 def _by_frames_and_depth(rewriting: Rewriting, frames: _OnImages | None, depth: _OnImages | None) -> Node:
-    """`frames` done to all frames, then `depth` to images whose height is the depth; None for nothing to do."""
+    """Apply `frames` to all frames, then `depth` to images whose height is the depth; None applies nothing."""
     value = rewriting.args["self"]
     if len(shape_of(value)) == RANK + 1:
         value = rewriting.call(aten.unsqueeze.default, value, 0)
@@ -72,7 +72,7 @@ def _pooled(rewriting: Rewriting, target: torch._ops.OpOverload, *names: str, **
     return _by_frames_and_depth(rewriting, pool(1, 2), pool(0, None))
 
 
-# Of kernel, stride, padding and dilation: what leaves a dimension alone.
+# Kernel, stride, padding and dilation that do not change a dimension.
 _UNITS = (1, 1, 0, 1)
 
 
