@@ -21,13 +21,13 @@ lint: $(INSTALLED)  ## linter, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint $(BENCHMARK_PACKAGES)  ## linter, types, and of each test some rows: minutes
+test: lint $(BENCHMARK_PACKAGES)  ## linter, types, and a few rows of each test; takes minutes
 	$(BIN)/python -m pytest --quick $(PYTEST_FLAGS)
 
 test-all: lint $(BENCHMARK_PACKAGES)  ## linter, types, all tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-soak: $(INSTALLED)  ## random models for MINUTES: refused with a typed error, or a .pte that is right
+soak: $(INSTALLED)  ## checks random models for MINUTES: each is refused with a typed error or gives a correct .pte
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) --jobs 2
 
 bench: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## beside ExecuTorch's own backend, which OPENNEUTRON_BENCH names

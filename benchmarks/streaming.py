@@ -1,9 +1,9 @@
-"""Networks that keep state, step by step in the `.pte`: `python -m benchmarks.streaming [STEPS]`.
+"""Accuracy of networks with state, run step by step in the `.pte`: `python -m benchmarks.streaming [STEPS]`.
 
-Each network of `benchmarks.zoo.streaming`, its weights random, is quantized twice: as it is, calibrated on a stream,
-and in its form without state, which takes all steps at once. One row says what runs where, and how near each comes to
-float. The target: one delegate, no operator on the CPU but the copies of the states, and within 2 dB of the form
-without state over 200 steps.
+Each network of `benchmarks.zoo.streaming`, with random weights, is quantized twice: with state, calibrated on a stream,
+and in its form without state, which takes all steps at once. A row lists the delegates, the CPU operators and the SQNR
+of both to float. The target: one delegate, only the copies of the states on the CPU, and at most 2 dB less than the
+form without state over 200 steps.
 """
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ def _outputs(value: Any) -> list[Tensor]:
 class Member:
     """A network: `make` builds it for inputs of a shape, of `small` for continuous integration, else of `full`.
 
-    `parts` are what of its outputs is judged each by itself: at least `least_sqnr` decibels of the float network.
-    `on_cpu` are the operators that belong there, in the edge dialect. `least_variation` is what the input at least
-    changes of a part, as a share of its size: little, where positions are added to it.
+    `parts` splits the outputs into parts, each of which needs an SQNR of `least_sqnr` decibels to the float network.
+    `on_cpu` has the operators, in the edge dialect, that are expected on the CPU. `least_variation` is the share of a
+    part's magnitude that has to depend on the input; it is small for parts to which constant positions are added.
     """
 
     name: str
@@ -110,7 +110,7 @@ def _convnext(_: Shape) -> nn.Module:
 
 
 def _detectors(name: str, kind: type[YoloV5 | YoloV8], dim: int, joining: set[str]) -> Iterator[Member]:
-    """A detector with boxes and scores apart, and in one tensor along `dim`, which is joined on the CPU."""
+    """A detector with boxes and scores as two outputs, and one that joins them along `dim`, which the CPU does."""
 
     def parts(found: Tensor) -> list[Tensor]:
         return list(torch.split(found, [4, found.shape[dim] - 4], dim))
@@ -128,7 +128,7 @@ def _image(size: int) -> Shape:
 
 _SMALL, _FULL = _image(64), _image(224)
 
-# What makes the mask of BERT of its input, before the attention adds it.
+# The operators that compute BERT's attention mask from its input.
 _OF_A_MASK = frozenset(
     {
         "aten.gt.Scalar", "aten.mul.Tensor", "aten.sub.Tensor", "aten.rsub.Scalar", "aten.view_copy.default",

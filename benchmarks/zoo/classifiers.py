@@ -114,7 +114,7 @@ class _ChannelNorm(nn.LayerNorm):
 
 
 class _GlobalResponseNorm(nn.Module):
-    """Each channel of [N, H, W, C] by its length over height and width, relative to that of the others."""
+    """Scales each channel of [N, H, W, C] by its norm over height and width, relative to the mean norm of channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class ConvNeXtV2(_Classifier):
 
 
 class _Inception(nn.Module):
-    """Of four branches a quarter of the outputs each."""
+    """Four branches, each with a quarter of the output channels."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Detectors whose boxes and scores leave in one tensor, as they are exported, and in tensors of their own."""
+"""Detectors that return boxes and scores in one tensor, as exported ones do, or in two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .dense import Yolo
 
 STRIDES = (8, 16, 32)
 CALM = 0.5
-"""Scales random logits to those of a head: detectors begin with small ones."""
+"""The factor that makes random logits as small as those of an untrained detection head."""
 
 
 def _grid(height: int, width: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Networks that take one frame a call and keep what they need of those before, each with a form without state.
+"""Networks that take one frame per call and keep earlier ones as state, each with a form without state.
 
-`whole` computes of all frames at once what the calls compute one by one, so the two differ in int8 by what the state
-costs. Layout of sound: [1, features, frames].
+`whole` computes on all frames at once the outputs that the calls compute one by one, so a difference between the two in
+int8 is the cost of the state. Layout of sound: [1, features, frames].
 """
 
 from __future__ import annotations
