@@ -208,7 +208,7 @@ class TestInt8Outputs:
     def test_what_is_joined_in_float_says_what_it_costs(self) -> None:
         _, message = self.program("along channels")
         assert "3,200 bytes instead of 800" in message
-        assert "return the parts as outputs of their own" in message
+        assert "return the parts as separate outputs" in message
         assert self.lowered.outputs[0].dtype == torch.float32
 
     def test_what_the_npu_joins_is_int8(self) -> None:

@@ -1,7 +1,8 @@
-"""A row of ones that is padded to a matrix makes a product sum the other matrix as well: sums get a scale of their own.
+"""Splits the product of a matrix with a padded row of ones into a product and a sum, each with its own scale.
 
-Linear attention writes so: `(pad(v, 1) @ k.T) @ q` has the weighted values in all rows but the last, which has the sum
-of the weights. Both have one scale then, and nothing says that the sum is never negative, as a divisor has to be.
+Linear attention contains such products: the last row of `(pad(v, value=1) @ k.T) @ q` holds the sum of the weights, the
+other rows the weighted values. Unsplit, both share one scale, and it is not known that the sum, a divisor, cannot be
+negative.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ _OPERAND_AND_AXIS_OF_A_PAD = {(0, 0, 0, 1): (0, -2), (0, 1): (1, -1), (0, 1, 0, 
 
 @dataclass(frozen=True)
 class _PaddedProducts:
-    """`products` of a `pad` of one row, their operand number 0, or of one column, number 1.
+    """Chained `products` of a `pad`: of one row, which is operand 0 of the first, or of one column, which is operand 1.
 
-    `axis` counts the rows or columns, from the end; `slices` read the last product without and with the padding.
+    `axis` is the padded axis, counted from the end. `slices` read the last product; True marks those of the padding.
     """
 
     pad: Node
@@ -43,9 +44,11 @@ class _PaddedProducts:
 def split_padded_products(
     module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False
 ) -> bool:
-    """Rule, linear in nodes: matmul(pad(x), y), x padded by a row at its end, of which slices alone read that row or
-    others, becomes matmul(x, y) and sum(y) times the constant. So does matmul(y, pad(x)) with a column, and a product
-    of a product of one of them. What is to stay in float stays.
+    """Rule, linear in nodes: matmul(pad(x), y), with x padded by one row at its end, becomes matmul(x, y) and sum(y)
+    times the constant of the padding.
+
+    Only slices that separate the padded row from the others may read the product. The rule also holds for
+    matmul(y, pad(x)) with one column, and for a further product. Operators that `stays` keeps in float are not changed.
     """
     changed = False
     for node in list(module.graph.nodes):
