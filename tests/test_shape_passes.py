@@ -362,6 +362,32 @@ class TestNestConcatenations:
         after(passes.nest_concatenations, Model(function, c=conv(), d=conv()), changes=False)
 
 
+class TestReadParts:
+    @pytest.mark.parametrize(
+        "part",
+        [
+            lambda y: y[:, 4:],
+            lambda y: y[:, 5:7],
+            lambda y: y[:, -1],
+            lambda y: y.narrow(1, 0, 4),
+            lambda y: torch.cat([y, y[:, :1]], 1)[:, 4:6],
+        ],
+        ids=["the last", "within one", "select", "narrow", "of a concatenation of it"],
+    )
+    def test_a_slice_in_one_part_reads_that(self, part: Callable[..., torch.Tensor]) -> None:
+        module = after(passes.read_parts, Model(lambda m, x: part(torch.cat([m.c(x), m.d(x)], 1)), c=conv(), d=conv()))
+        assert "cat.default" not in names(module)
+
+    @pytest.mark.parametrize(
+        "part",
+        [lambda y: y[:, 3:5], lambda y: y[:, ::2], lambda y: y[:, :, 2:], lambda y: y[:, :, 1]],
+        ids=["two parts", "in steps", "another dimension", "select in another dimension"],
+    )
+    def test_must_not_fire(self, part: Callable[..., torch.Tensor]) -> None:
+        model = Model(lambda m, x: part(torch.cat([m.c(x), m.d(x)], 1)), c=conv(), d=conv())
+        after(passes.read_parts, model, changes=False)
+
+
 class TestMoveActivations:
     def test_rule_1(self) -> None:
         model = Model(lambda m, x: F.relu(torch.cat([m.c(x), m.d(x)], 1)), c=conv(), d=conv())

@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.both_flows import assert_one_delegate_in_both_flows, one_delegate, samples_of
-from tests.flow_support import seeded
+from tests.fidelity import signal_to_noise
+from tests.flow_support import convert, flat, lower_documented, seeded
 from tests.models import Model, conv, image
 from tests.test_passes import exported, names
 from torch import nn
 
-from openneutron import NeutronQuantizer, lower, passes
+from openneutron import NeutronQuantizer, lower, passes, quantize
 from openneutron.errors import ModelError
 from openneutron.targets import TARGETS
 
@@ -115,6 +116,40 @@ def test_the_prepared_graph_computes_the_same(name: str) -> None:
     model, inputs = _model(name), image(WRITES[name][1], 4, 8, 8)
     module = passes.prepare(exported(model, inputs), TARGETS["imxrt700"])
     torch.testing.assert_close(module(inputs), model(inputs), rtol=1e-5, atol=1e-5)
+
+
+def _slices(x: torch.Tensor) -> Any:
+    x = x.flatten(2).transpose(1, 2).clone()
+    x[..., :2] = x[..., :2] * 80
+    x[..., 2:] = x[..., 2:].sigmoid()
+    return x
+
+
+def _selections(x: torch.Tensor) -> Any:
+    x = x * 2
+    x[:, 0] = x[:, 0] * 100
+    x[:, 1] *= 30
+    x[:, 2] = x[:, 2].sigmoid()
+    x[:, 3] = x[:, 3].tanh()
+    return x
+
+
+@pytest.mark.parametrize("recover", [None, "auto"])
+@pytest.mark.parametrize(("decode", "dim"), [(_slices, 2), (_selections, 1)], ids=["slices", "selections"])
+def test_a_part_that_is_scaled_in_place_does_not_widen_the_range_of_the_others(
+    decode: Function, dim: int, recover: str | None
+) -> None:
+    model = seeded(lambda: Model(lambda m, x: decode(m.c(x)), c=conv()))
+    samples = samples_of([(1, 4, 8, 8)])
+    program = lower(quantize(model, samples[0], samples, recover=recover, progress=False))
+    documented = lower_documented(convert(model, samples[0], calibration=samples), samples[0])
+    for run in (program.run, documented.run):
+        found, wanted = (
+            torch.stack([flat(function(*sample))[0].movedim(dim, 0) for sample in samples[:4]], 1)
+            for function in (run, model)
+        )
+        for channel in range(4):
+            assert signal_to_noise(found.__getitem__, wanted.__getitem__, [(torch.tensor(channel),)]) > 25, channel
 
 
 def test_what_is_written_whole_leaves_nothing_of_what_was_there() -> None:

@@ -24,6 +24,7 @@ from openneutron.passes.name_bad_inputs import name_bad_inputs
 from openneutron.passes.name_convolutions import name_convolutions
 from openneutron.passes.name_numbers import name_numbers
 from openneutron.passes.nest_concatenations import nest_concatenations
+from openneutron.passes.read_parts import read_parts
 from openneutron.passes.recognize import recognize
 from openneutron.passes.remove_batch_counts import remove_batch_counts
 from openneutron.passes.remove_dead_channels import remove_dead_channels
@@ -39,9 +40,9 @@ __all__ = [
     "divide_after_sums",
     "fold_arithmetic", "fold_batch_norm", "fold_constants", "fold_norm_affine", "forget_strides", "functionalize",
     "hold_states", "inline_regions", "merge_phases", "move_activations", "name_bad_inputs", "name_convolutions",
-    "name_numbers", "nest_concatenations", "prepare", "recognize", "remove_batch_counts", "remove_dead_channels",
-    "remove_dead_operators", "remove_empties", "remove_expands", "remove_identities", "share_results",
-    "split_padded_products",
+    "name_numbers", "nest_concatenations", "prepare", "read_parts", "recognize", "remove_batch_counts",
+    "remove_dead_channels", "remove_dead_operators", "remove_empties", "remove_expands", "remove_identities",
+    "share_results", "split_padded_products",
 ]  # fmt: skip
 
 from collections.abc import Callable
@@ -103,6 +104,7 @@ def prepare(
     if not training:
         share_results(module, stays)
         divide_after_sums(module, target, stays)
+    read_parts(module)
     remove_expands(module)
     fold_batch_norm(module, training=training)
     with keeping_parameters(module):

@@ -1,0 +1,104 @@
+"""Slices of a concatenation read the part that they lie in."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.fx import arguments, op_name, shape_of
+from openneutron.ops import OPERATORS
+
+__all__ = ["read_parts"]
+
+aten = torch.ops.aten
+
+_SLICE, _NARROW, _SELECT = "aten.slice.Tensor", "aten.narrow.default", "aten.select.int"
+
+
+@dataclass(frozen=True)
+class _Join:
+    """A concatenation along `dim`; part i begins at `begins[i]`, and the last entry is the size of the whole."""
+
+    dim: int
+    parts: tuple[Node, ...]
+    begins: tuple[int, ...]
+
+
+def read_parts(module: GraphModule) -> bool:
+    """Rule: a slice or select that lies in one part of a concatenation along the same dimension reads that part.
+
+    n log n in slices and parts. A tensor that is written slice by slice (boxes scaled in place, then scores) is a
+    concatenation after each write, whose one scale would otherwise be that of all values read behind it.
+    """
+    joins: dict[Node, _Join | None] = {}
+    changed = False
+    for node in list(module.graph.nodes):
+        while (moved := _moved(node, joins)) is not None:
+            part, dim, first, count = moved
+            changed = True
+            if op_name(node) == _SELECT:
+                node.args, node.kwargs = (part, dim, first), {}
+            elif count < shape_of(part)[dim]:
+                node.target = aten.slice.Tensor
+                node.args, node.kwargs = (part, dim, first, first + count), {}
+            else:
+                node.replace_all_uses_with(part)
+                module.graph.erase_node(node)
+                break
+    if changed:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return changed
+
+
+def _moved(node: Node, joins: dict[Node, _Join | None]) -> tuple[Node, int, int, int] | None:
+    """The part that `node` lies in, the dimension, and its first index and count there; None if there is none."""
+    if op_name(node) not in (_SLICE, _NARROW, _SELECT):
+        return None
+    args = arguments(node)
+    source = args["self"]
+    if source not in joins:
+        joins[source] = _join(source)
+    join = joins[source]
+    if join is None or int(args["dim"]) % len(shape_of(source)) != join.dim:
+        return None
+    indices = _indices(node, join.begins[-1])
+    if indices is None or indices.step != 1 or len(indices) == 0:
+        return None
+    number = bisect_right(join.begins, indices[0]) - 1
+    if indices[-1] >= join.begins[number + 1]:
+        return None
+    return join.parts[number], join.dim, indices[0] - join.begins[number], len(indices)
+
+
+def _indices(node: Node, size: int) -> range | None:
+    args = arguments(node)
+    if op_name(node) == _SELECT:
+        index = args["index"]
+        return range(index % size, index % size + 1) if isinstance(index, int) else None
+    if op_name(node) == _NARROW:
+        start, length = args["start"], args["length"]
+        constant = isinstance(start, int) and isinstance(length, int)
+        return range(start % size, start % size + length) if constant else None
+    bounds = args["start"], args["end"], args["step"]
+    if not all(bound is None or isinstance(bound, int) for bound in bounds):
+        return None
+    return range(*slice(*bounds).indices(size))
+
+
+def _join(node: Node) -> _Join | None:
+    spec = OPERATORS.get(op_name(node))
+    if spec is None or spec.name != "cat":
+        return None
+    args = arguments(node)
+    parts, dim = tuple(args["tensors"]), int(args["dim"]) % len(shape_of(node))
+    sizes = [shape_of(part)[dim] for part in parts if len(shape_of(part)) == len(shape_of(node))]
+    if len(sizes) < len(parts) or not all(isinstance(size, int) and size > 0 for size in sizes):
+        return None
+    if any(part.meta["val"].dtype != node.meta["val"].dtype for part in parts):
+        return None
+    return _Join(dim, parts, (0, *accumulate(sizes)))
