@@ -148,9 +148,13 @@ def _held(
 
 
 def _call(function: Callable[..., Any], sample: Sample) -> Any:
-    """Call `function` with copies of the inputs: a model may write to them."""
+    """Call `function` with copies of the inputs: a model may write to them.
+
+    Without gradients: autograd does not take the results of an `inference_mode` region.
+    """
     copied = tree_map_only(torch.Tensor, torch.Tensor.clone, sample)
-    return function(**copied) if isinstance(copied, dict) else function(*copied)
+    with torch.no_grad():
+        return function(**copied) if isinstance(copied, dict) else function(*copied)
 
 
 def _laid_out(value: Any, way: Way) -> Any:
