@@ -22,7 +22,7 @@ def moved(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], nn.M
 
 
 def cat(dim: int) -> Callable[[], nn.Module]:
-    return of(lambda x, y: torch.cat([x, y + y], dim))
+    return of(lambda x, y: torch.cat([x, y + y], dim).abs())
 
 
 def permute(*dims: int) -> Callable[[], nn.Module]:
@@ -107,7 +107,7 @@ def _pools() -> list[Case]:
 
 
 def _moves() -> list[Case]:
-    crop = moved(lambda x: F.pad(x, (-1, 2, 1, -2), value=0.5))
+    crop = of(lambda x: F.relu(F.pad(x, (-1, 2, 1, -2), value=0.5)))
     return [
         _case("slice.Tensor", "5 of 12", moved(lambda x: x[:, 4:9]), (1, 12, 6, 6)),
         _case("slice.Tensor", "from behind", moved(lambda x: x[:, :, -5:-1]), (1, 12, 6, 6)),

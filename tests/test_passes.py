@@ -287,6 +287,7 @@ class TestFoldBatchNorm:
             (lambda: nn.Sequential(nn.Linear(5, 8), bn1(6)), image(2, 6, 5), "conv1d.default"),
             (lambda: nn.Sequential(nn.ReLU(), bn1(6)), image(3, 6), "conv1d.default"),
             (lambda: Model(lambda m, x: m.b(F.conv2d(x, x.abs())), b=bn(1)), image(), "conv2d.default"),
+            (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm3d(3)), image(2, 3, 4, 4, 4), "conv3d.default"),
         ],
     )
     def test_rule_2_as_depthwise_convolution(
@@ -298,8 +299,9 @@ class TestFoldBatchNorm:
         assert [node for node in found if node.args[6:] == (node.meta["val"].shape[1],)]
 
     def test_rule_3_as_arithmetic(self) -> None:
-        norm = nn.BatchNorm3d(3)
-        found = names(after(passes.fold_batch_norm, nn.Sequential(nn.ReLU(), norm), image(2, 3, 4, 4, 4)))
+        statistics = {"mean": torch.ones(3), "variance": torch.ones(3)}
+        model = Model(lambda m, x: F.batch_norm(F.relu(x), m.mean, m.variance), **statistics)
+        found = names(after(passes.fold_batch_norm, model, image(2, 3, 2, 2, 2, 2)))
         assert found == ["relu.default", "mul.Tensor", "add.Tensor"]
 
     def test_what_is_new_is_trainable_while_training(self) -> None:
