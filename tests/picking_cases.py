@@ -113,7 +113,6 @@ def _comparisons() -> list[Case]:
         number("to.dtype", "float", lambda x: (x > 0.2).float()),
         number("type_as.default", "float", lambda x: 1 - (x > 0.2).type_as(x)),
         number("to.dtype_layout", "float", lambda x: aten.to.dtype_layout(x > 0.2, dtype=torch.float32)),
-        number("to.other", "float", lambda x: (x > 0.2).to(x)),
         number("_to_copy.default", "float", lambda x: aten._to_copy(x > 0.2, dtype=torch.float32)),
         where("of computed values", lambda x, y: torch.where(x > y.mean(), x, -y), *two),
         where("the larger one", lambda x, y: torch.where(x > y, x, y), *two),

@@ -83,7 +83,7 @@ def read_by_norm_and_more(m: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def fixed_qparams(m: Any, x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([m.c(x), torch.sigmoid(m.d(x)), torch.tanh(m.d(x))], 1)
+    return torch.cat([m.c(x), torch.sigmoid(m.d(x)), torch.tanh(m.d(x))], 1).abs()
 
 
 Case = tuple[Callable[[], Model], tuple[tuple[int, ...], ...], int, list[str]]

@@ -44,7 +44,7 @@ def inception() -> nn.Module:
         what_is_there = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
         return torch.cat([a(x), b(pooled), c(what_is_there)], 1)
 
-    return nn.Sequential(conv(8, 8), Function(block, conv(8, 8), conv(8, 4), conv(8, 4)))
+    return nn.Sequential(conv(8, 8), Function(block, conv(8, 8), conv(8, 4), conv(8, 4)), conv(16, 4))
 
 
 def densenet() -> nn.Module:

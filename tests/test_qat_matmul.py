@@ -124,7 +124,6 @@ def test_it_trains_and_becomes_one_delegate(case: Case, training: bool) -> None:
     [
         (Model(lambda _, x: torch.sin(x)), "OpenNeutron has no such operator"),
         (nn.Identity(), "no operators"),
-        (nn.Sequential(nn.Conv3d(4, 4, 1)), "stay in float"),
     ],
 )
 def test_nothing_to_train_is_refused_at_prepare(model: nn.Module, message: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from torch.export import ExportedProgram
@@ -12,7 +12,7 @@ from torch.fx import Node
 from openneutron.compile_spec import CompileOptions
 from openneutron.fx import modules_of, op_name, source_of
 from openneutron.ops import OPERATORS
-from openneutron.partition.clusters import Cluster, find_clusters
+from openneutron.partition.clusters import find_clusters
 from openneutron.partition.conversions import check_constants_are_quantized, check_quantize_is_an_operator
 from openneutron.partition.islands import bridge_islands
 from openneutron.partition.levels import Partition, partitions_of
@@ -87,21 +87,7 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
         for node in program.graph.nodes
         if node in index or node in reasons or node in fused
     ]
-    rows += [_scalar_row(cluster) for partition in partitions for cluster in _returning_scalars(partition)]
     return Placed(program, partitions, tuple(rows))
-
-
-def _returning_scalars(partition: Partition) -> Iterator[Cluster]:
-    """The clusters whose output leaves the partition as a tensor without dimensions."""
-    outputs = set(partition.outputs)
-    return (one for one in partition.clusters if one.quantize in outputs and one.quantize.meta["val"].dim() == 0)
-
-
-def _scalar_row(cluster: Cluster) -> Placement:
-    """The operator that `opaque.replace_partitions` adds."""
-    reason = "A delegate returns tensors of at least one dimension; this takes it from an output that has none."
-    row = _row(cluster.node, None, reason)
-    return replace(row, node=f"{row.node}_view", op="aten.view.default")
 
 
 def _row(node: Node, partition: int | None, reason: str | None) -> Placement:
