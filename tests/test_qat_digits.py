@@ -31,7 +31,9 @@ class TestDigits:
         assert abs(accuracy(program.run, *tests) - accuracy(converted, *tests)) <= 0.002
 
     @pytest.mark.slow
-    @pytest.mark.parametrize(("bits", "floor", "gain"), [(4, 0.99, 0.0), (3, 0.95, 0.002)])
+    # Calibration loses next to nothing at 4 bits. What two epochs make of it differs by a few of the 500 images between
+    # processors.
+    @pytest.mark.parametrize(("bits", "floor", "gain"), [(4, 0.99, -0.01), (3, 0.95, 0.002)])
     def test_training_is_better_where_calibration_loses(
         self, data: DigitsSplit, bits: int, floor: float, gain: float
     ) -> None:
