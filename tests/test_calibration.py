@@ -311,6 +311,14 @@ def fail(value: Any) -> int:
 
 
 class TestProcesses:
+    @pytest.fixture(autouse=True)
+    def _one_thread(self) -> Iterator[None]:
+        """OpenNeutron warns of workers that have more threads than there are cores."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+
     @pytest.mark.slow
     @pytest.mark.parametrize("options", [{"batch_size": 1}, {}, {"batch_size": 4}], ids=str)
     def test_the_result_is_the_same_to_the_bit(self, options: dict[str, Any]) -> None:
