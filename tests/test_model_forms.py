@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from executorch.exir._serialize._program import deserialize_pte_binary
 from tests.test_forms import sqnr
 from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -333,14 +334,17 @@ def test_what_is_printed_is_a_summary() -> None:
         assert len(shown) < 2000
 
 
-def test_the_view_of_an_output_without_dimensions_is_in_the_placement() -> None:
+def test_an_output_without_dimensions_needs_no_operator_on_the_cpu() -> None:
     class Total(Net):
         def forward(self, x: Tensor) -> Any:
             return torch.relu(self.conv(x)).mean()
 
     data = images()
-    rows = [
-        row for row in lower(quantize(Total().eval(), data[0], data, progress=False)).placement if row.where == "cpu"
-    ]
-    assert [row.op for row in rows] == ["aten.view.default"]
-    assert "takes it from an output that has none" in (rows[0].reason or "")
+    quantized = quantize(Total().eval(), data[0], data, progress=False)
+    program = lower(quantized)
+    assert [row for row in program.placement if row.where == "cpu"] == []
+    (plan,) = deserialize_pte_binary(program.buffer).program.execution_plan
+    assert {one.name.split("::")[1] for one in plan.operators} == {"quantize_per_tensor", "dequantize_per_tensor"}
+    found = program.run(data[0])
+    assert found.shape == ()
+    assert torch.allclose(found, quantized.module(data[0]), atol=1e-2)
