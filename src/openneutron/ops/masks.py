@@ -51,6 +51,7 @@ VIEWS = {
         "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int",
         "squeeze.dim", "squeeze.dims", "squeeze.default", "unsqueeze.default", "contiguous.default", "clone.default",
         "alias.default", "detach.default", "expand.default", "expand_as.default", "broadcast_to.default",
+        "view_as.default", "reshape_as.default",
     )
 }  # fmt: skip
 # Operators that join masks; minimum joins the bound that a constant mask became.

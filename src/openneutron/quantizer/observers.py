@@ -250,19 +250,30 @@ class MaskedObserver(ObserverOfAnother):
 
     If the mask hides values from a softmax, the range reaches `MASKED_DISTANCE` below that of the other observer, and
     hidden values get the lowest code. `hides` says that the mask can hide values, even if calibration shows none.
+
+    In training, each of the values that share their qparams is fake quantized: behind the first one, a hidden value is
+    the value of the lowest code. `is_fake_quantized` leaves it out of the range.
     """
 
-    def __init__(self, *args: Any, hides: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, hides: bool = False, is_fake_quantized: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_buffer("hides", torch.tensor(hides))
+        self.is_fake_quantized = is_fake_quantized
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observe; returns `values`."""
         seen = values.detach()[~saturates(values)]
+        if self.is_fake_quantized and bool(self.hides) and bool(self.min_val <= self.max_val):
+            seen = seen[~self._has_lowest_code(seen)]
         if seen.numel():
             self.observer(seen)
         self.hides |= (values == HIDDEN).any()
         return values
+
+    def _has_lowest_code(self, values: torch.Tensor) -> torch.Tensor:
+        """Whether each of `values` is that of the lowest code by the range so far; a score below it is not."""
+        scale, zero_point = self.widened()
+        return (values - (self.quant_min - zero_point) * scale).abs() <= scale / 2
 
     def state(self) -> dict[str, torch.Tensor]:
         """What was seen, for `merge`; the observer that this one hands values to must have a state."""

@@ -81,7 +81,10 @@ def trained_activation(
     special = masked or around is not None
     if special or not fakes:
         observer = RecentRangeObserver if fakes else observer
-        observer = FakeQuantize.with_args(observer=_of_node(node, observer, masked=masked, joins=joins, around=around))
+        made = _of_node(node, observer, masked=masked, joins=joins, around=around)
+        is_of_mask = isinstance(made, PartialWrapper) and issubclass(made.p.func, MaskedObserver)
+        options = {"is_fake_quantized": True} if is_of_mask else {}
+        observer = FakeQuantize.with_args(observer=made, **options)
     return activation(node, observer, symmetric=symmetric)
 
 
