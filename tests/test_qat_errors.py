@@ -110,3 +110,18 @@ class TestErrors:
     def test_the_short_way_only_calibrates(self) -> None:
         with pytest.raises(OptionError, match="prepare_qat_pt2e"):
             quantize(conv().eval(), (image(),), [image()], is_qat=True)
+
+
+@pytest.mark.parametrize("bad", [3.0, None, "a", [1.0], torch.ones(BATCH, 4, 8, 8, dtype=torch.int64)])
+def test_an_input_that_is_no_tensor_of_floats(bad: object) -> None:
+    module = prepared(nn.Sequential(conv(), nn.ReLU()))
+    with pytest.raises(InputError, match=r"the model was exported for torch.float32 \(any, 4, 8, 8\)"):
+        module(bad)
+    module(image(BATCH, 4, 8, 8))
+
+
+def test_an_observer_that_an_input_shares_with_values_of_other_shapes() -> None:
+    module = prepared(nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 2)))
+    module(image(BATCH, 4, 8, 8))
+    with pytest.raises(InputError, match="exported for"):
+        module(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from openneutron.errors import InputError
 
-__all__ = ["GUARDS", "InputCheck", "name_bad_inputs"]
+__all__ = ["GUARDS", "InputCheck", "check_inputs_before_observers", "name_bad_inputs"]
 
 # The submodule in which torch.export leaves its own check of the input shapes.
 GUARDS = "_guards_fn"
@@ -66,13 +67,30 @@ class InputCheck(torch.nn.Module):
             if expected is None:
                 continue
             if not expected.fits(value):
-                given = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
-                wanted = "that value" if isinstance(expected, _Constant) else "inputs of that dtype and shape"
-                raise InputError(
-                    f"Input '{expected.name}' is {given}; the model was exported for {expected}. Give {wanted}, or "
-                    "export for these."
-                )
+                raise _bad_input(value, expected)
         self.guards(*inputs)
+
+
+@dataclass(frozen=True)
+class _DtypeCheck:
+    """A forward pre-hook of the observer of an input, which may observe values of other shapes too."""
+
+    expected: _Expected
+
+    def __call__(self, _: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Raise `InputError` for what is no tensor, and for one of another dtype."""
+        (value,) = inputs
+        if not isinstance(value, torch.Tensor) or value.dtype != self.expected.dtype:
+            raise _bad_input(value, self.expected)
+
+
+def _bad_input(value: object, expected: _Expected | _Constant) -> InputError:
+    given = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+    wanted = "that value" if isinstance(expected, _Constant) else "inputs of that dtype and shape"
+    return InputError(
+        f"Input '{expected.name}' is {given}; the model was exported for {expected}. Give {wanted}, or export for "
+        "these."
+    )
 
 
 def _expected(node: Node, value: object) -> _Expected | _Constant | None:
@@ -96,3 +114,16 @@ def name_bad_inputs(module: GraphModule) -> bool:
     delattr(module, GUARDS)
     module.add_module(GUARDS, InputCheck(expected, guards))
     return True
+
+
+def check_inputs_before_observers(observers: Mapping[Any, Any]) -> None:
+    """Let observers of inputs raise `InputError` for an input of another dtype. Linear in `observers`.
+
+    `observers` has those of nodes, and of edges: what is read, and what reads it. torchao calls them before the check
+    of all inputs.
+    """
+    for place, observer in observers.items():
+        node = place if isinstance(place, Node) else place[0]
+        expected = _expected(node, node.meta.get("val")) if node.op == "placeholder" else None
+        if isinstance(observer, torch.nn.Module) and isinstance(expected, _Expected):
+            observer.register_forward_pre_hook(_DtypeCheck(expected))

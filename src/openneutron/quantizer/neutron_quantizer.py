@@ -27,6 +27,7 @@ from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.passes.equalize import equalize as equalize_channels
 from openneutron.passes.equalize import note_equalized, was_equalized
+from openneutron.passes.name_bad_inputs import check_inputs_before_observers
 from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.added_masks import AddedMask, MaskedAtRunTime, added_masks
 from openneutron.quantizer.bias_correction import correct_biases_at_conversion
@@ -226,10 +227,13 @@ class NeutronQuantizer(Quantizer):
         """Nothing is left to check; called by `prepare_pt2e`."""
 
     def prepare_obs_or_fq_callback(self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]) -> None:
-        """Let biases be corrected and states be reset when the model is converted; called by `prepare_pt2e`."""
+        """Let biases be corrected and states be reset when the model is converted, and observers refuse inputs that do
+        not fit; called by `prepare_pt2e`.
+        """
         if self.correct_bias and not self.is_qat:
             correct_biases_at_conversion(model, edge_or_node_to_obs_or_fq)
         reset_states_at_conversion(model)
+        check_inputs_before_observers(edge_or_node_to_obs_or_fq)
 
     def _place(self, node: Node) -> _Place:
         spec = OPERATORS[op_name(node)]
