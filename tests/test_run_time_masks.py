@@ -258,7 +258,7 @@ def test_analyze_takes_infinite_masks() -> None:
     assert all(layer.sqnr_db > 20 for layer in found.layers)
 
 
-@pytest.mark.parametrize("index", [0, 3, 6, 12, 16])
+@pytest.mark.parametrize("index", [0, 3, 6, 12])
 def test_a_mask_while_training(index: int) -> None:
     """What is hidden does not widen the range of the scores, although they are fake quantized more than once."""
     spelling = SPELLINGS[index]
@@ -267,7 +267,7 @@ def test_a_mask_while_training(index: int) -> None:
     prepared = prepare_qat_pt2e(exported, NeutronQuantizer(is_qat=True))
     for sample in inputs * 2:
         prepared(*sample)
-    assert signal_to_noise(convert_pt2e(prepared), model.eval(), inputs) >= 24
+    assert signal_to_noise(convert_pt2e(prepared), model.eval(), inputs) >= 26
 
 
 def test_infinite_values_that_are_no_mask() -> None:
