@@ -13,9 +13,10 @@ from tests.flow_support import lower_documented, seeded
 from tests.oracle import Function
 from tests.qat_support import prepared, train
 from torch import nn
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from openneutron import lower, quantize
+from openneutron import NeutronQuantizer, lower, quantize
+from openneutron.errors import ModelError
 
 Shape = tuple[int, ...]
 IMAGE: Shape = (1, 3, 12, 12)
@@ -103,6 +104,40 @@ def test_one_delegate_after_training(name: str) -> None:
     module: Any = train(prepared(seeded(make), shape), shape, steps=2)
     lowered = lower_documented(convert_pt2e(module), (torch.zeros(1, *shape),))
     assert (lowered.delegates, lowered.cpu) == (1, [])
+
+
+CASTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "to a dtype": lambda x: (x > 0.5).to(torch.float32),
+    "float": lambda x: (x > 0.5).float(),
+    "to another": lambda x: (x > 0.5).to(x),
+    "to a device": lambda x: (x > 0.5).to("cpu", torch.float32),
+    "type_as": lambda x: (x > 0.5).type_as(x),
+}
+
+
+@pytest.mark.parametrize("recover", [None, "fast"])
+@pytest.mark.parametrize("name", CASTS)
+def test_truth_values_cast_to_float_stay_on_the_npu(name: str, recover: str | None) -> None:
+    model = seeded(lambda: Function(lambda a, b, x: b((y := a(x)) * CASTS[name](y)), nn.Linear(8, 8), nn.Linear(8, 4)))
+    assert_one_delegate_in_both_flows(model.eval(), samples_of([(4, 8)]), 18, recover)
+
+
+SELECTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "constant": lambda mask, x: x.abs()[:, mask],
+    "from data": lambda mask, x: x.abs()[:, (x[0] > 0) & mask],
+    "of all values": lambda mask, x: x.abs().masked_select(mask),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_a_selection_by_a_mask_is_refused_by_name(name: str) -> None:
+    model, samples = Function(SELECTIONS[name], torch.tensor([True, False, True, True])).eval(), samples_of([(2, 4)])
+    with pytest.raises(ModelError, match=r"how many values of a mask are true(?s:.)*nonzero") as error:
+        quantize(model, samples[0], samples, recover=None, progress=False)
+    assert error.value.op in ("aten.index.Tensor", "aten.masked_select.default")
+    exported = torch.export.export(model, samples[0]).module()
+    with pytest.raises(ModelError, match="how many values of a mask are true"):
+        prepare_pt2e(exported, NeutronQuantizer())
 
 
 @pytest.mark.parametrize("compared", [lambda x: x > 0.5, lambda x: x >= 0.5, lambda x: x == 0.5, lambda x: x != 0.5])

@@ -38,7 +38,9 @@ _DIFFERENCES = {"logical_xor", "bitwise_xor", "__xor__"}
 _NEGATIONS = {"logical_not", "bitwise_not"}
 _COMBINATIONS = _CONJUNCTIONS | _DISJUNCTIONS | _DIFFERENCES
 _CASTS = {"to", "_to_copy", "type_as", "lift_fresh_copy"}
-_FLOAT_CASTS = ("to.dtype", "to.dtype_layout", "to.other", "type_as.default", "_to_copy.default")
+_FLOAT_CASTS = (
+    "to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as.default", "_to_copy.default",
+)  # fmt: skip
 # Operators that only move values; only their first argument is a tensor.
 _MOVES = {
     "view", "reshape", "flatten", "unsqueeze", "squeeze", "expand", "permute", "transpose", "slice", "select", "clone",

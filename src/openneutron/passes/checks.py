@@ -72,6 +72,14 @@ def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
         )
     if node.op not in ("placeholder", "get_attr", "call_function") or not isinstance(value, torch.Tensor):
         return
+    if _selects_by_truths(node) and not all(isinstance(size, int) for size in value.shape):
+        raise ModelError(
+            f"The shape {tuple(value.shape)} depends on the values of a tensor: on how many values of a mask are true. "
+            "The NPU runs static shapes only. If the mask is a constant, select by its indices: "
+            "register_buffer('indices', mask.nonzero().flatten()) in __init__, and x[:, self.indices] in forward. If "
+            "it depends on the data, compute with torch.where over the whole tensor.",
+            **where,
+        )
     if has_free_unbacked_symbols(value):
         raise ModelError(
             f"The shape {tuple(value.shape)} depends on the values of a tensor (a mask as index, nonzero, unique), and "
@@ -91,6 +99,14 @@ def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
             "float32 example inputs.",
             **where,
         )
+
+
+def _selects_by_truths(node: Node) -> bool:
+    """Whether the operator selects the values at which a tensor of truth values is true."""
+    if op_name(node) not in ("aten.index.Tensor", "aten.masked_select.default"):
+        return False
+    masks = node.all_input_nodes[1:] or node.all_input_nodes
+    return any(mask.meta["val"].dtype in (torch.bool, torch.uint8) for mask in masks)
 
 
 def _check_eval(node: Node) -> None:
