@@ -16,8 +16,8 @@ from tests.graphs import partition_graphs
 from tests.oracle import quantized
 from torch import nn
 
+from openneutron.ir.cost import OPERATOR_CYCLES, array_of, cycles_of
 from openneutron.ir.graph import Op
-from openneutron.ops.cost import OPERATOR_CYCLES, array_of, cycles_of
 from openneutron.targets import TARGETS
 
 from .models import InvertedResidual, MobileNetV2

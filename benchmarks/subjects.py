@@ -195,7 +195,7 @@ def tflite_models(buffer: bytes) -> list[bytes]:
     """Return the TFLite model of each delegate of a `.pte` with portable payloads."""
     from executorch.exir._serialize._program import deserialize_pte_binary
 
-    from openneutron.payload import parse
+    from openneutron.formats.payload import parse
 
     program = deserialize_pte_binary(buffer).program
     return [

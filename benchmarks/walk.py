@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from openneutron.fx import is_dequantize, is_quantize, op_name, source_of
+from openneutron.core.fx import is_dequantize, is_quantize, op_name, source_of
 
 __all__ = ["Fall", "sqnr", "steepest_fall"]
 

@@ -13,7 +13,8 @@ from ai_edge_litert.interpreter import Interpreter
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule
 
-from openneutron.fx import iterate_nodes
+from openneutron.core.fx import iterate_nodes
+from openneutron.formats.tflite.write import write
 from openneutron.ir.build import optimize
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
 from openneutron.ops import DECOMPOSITIONS, OPERATORS
@@ -22,7 +23,6 @@ from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.passes import decompose
 from openneutron.targets import TARGETS, Generation
-from openneutron.tflite.write import write
 
 __all__ = ["Integers", "Quantized", "decomposition_error", "deviation", "is_decomposed", "random_codes"]
 

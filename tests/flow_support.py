@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronPartitioner, NeutronQuantizer, generate_neutron_compile_spec
-from openneutron.fx import is_dequantize, is_quantize, op_name, output_node
+from openneutron.core.fx import is_dequantize, is_quantize, op_name, output_node
 from openneutron.partition.partitioner import CpuWarning
 from openneutron.quantizer import UnquantizedWarning
 from openneutron.runtime import HostProgram

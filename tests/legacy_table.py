@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from openneutron.ir.cost import array_of
 from openneutron.ir.graph import Graph, Op
-from openneutron.ops.cost import array_of
 from openneutron.targets import NeutronTarget
 
 __all__ = ["faults"]

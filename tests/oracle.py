@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from openneutron import NeutronProgram, QuantizedModel, lower, quantize
-from openneutron.fx import is_dequantize, iterate_nodes, output_node
+from openneutron.core.fx import is_dequantize, iterate_nodes, output_node
 from openneutron.quantizer import UnquantizedWarning
 from openneutron.runtime import HostProgram
 

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
 from openneutron import NeutronQuantizer
-from openneutron.fx import op_name
+from openneutron.core.fx import op_name
 
 BATCH = 6
 

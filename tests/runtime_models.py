@@ -19,7 +19,7 @@ from executorch.exir import to_edge
 from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 
-from openneutron.payload import PayloadHeader
+from openneutron.formats.payload import PayloadHeader
 
 Int8 = npt.NDArray[np.int8]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.net import FULLY, INT32, NO_ACTIVATION, Net, Q, constant, golden, text
 from tests.runtime_models import litert
 
-from openneutron import tflite
+from openneutron.formats import tflite
 from openneutron.ir.absorption import absorb_padding
 from openneutron.ir.graph import Graph, QParams, Tensor
 from openneutron.ir.rewrites import copy_unwritten_outputs, remove_dead_operators

@@ -32,8 +32,8 @@ from openneutron.accuracy.advice import (
     verdict,
 )
 from openneutron.accuracy.compare import Comparison, compare_layers
+from openneutron.core.fx import is_dequantize, is_quantize
 from openneutron.errors import InputError, ModelError, OptionError, OutputError
-from openneutron.fx import is_dequantize, is_quantize
 from openneutron.recovery import Recipe
 
 SHAPE = (1, 8, 12, 12)

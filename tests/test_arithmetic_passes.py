@@ -20,7 +20,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from openneutron import passes
-from openneutron.fx import op_name
+from openneutron.core.fx import op_name
 from openneutron.targets import TARGETS
 
 Function = Callable[..., Any]

@@ -16,8 +16,8 @@ from torch.export import export
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
 from openneutron import NeutronQuantizer, quantize
+from openneutron.core.fx import op_name
 from openneutron.errors import ModelError
-from openneutron.fx import op_name
 from openneutron.quantizer.torchao_folding import is_folded_wrongly
 
 SAMPLES = 8

@@ -20,9 +20,9 @@ from torchao.quantization.pt2e.observer import HistogramObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
 from openneutron import NeutronQuantizer, quantize
-from openneutron.constants import constant_of
+from openneutron.core.constants import constant_of
+from openneutron.core.fx import arguments, op_name
 from openneutron.errors import CalibrationError, InputError, OptionError
-from openneutron.fx import arguments, op_name
 from openneutron.quantizer.bias_correction import ChannelMeans
 from openneutron.recovery.weighted_layers import Layer, layers_of
 

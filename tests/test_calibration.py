@@ -26,8 +26,8 @@ from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.calibration import CalibrationOptions, calibrate
 from openneutron.calibration.graph import SINGLE, Batches, bare, batches_of, why_not_in_batches
 from openneutron.calibration.run import _observers
+from openneutron.core.parallel import WorkerWarning, in_order, parts
 from openneutron.errors import CalibrationError, OptionError
-from openneutron.parallel import WorkerWarning, in_order, parts
 from openneutron.quantizer import DistributionObserver
 
 EXAMPLE = (torch.zeros(1, 3, 8, 8),)

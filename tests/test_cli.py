@@ -14,9 +14,10 @@ import torch
 from tests.test_sdk import DOUBLES
 from torch import nn
 
-from openneutron import inspect, lower, pte, quantize
+from openneutron import inspect, lower, quantize
 from openneutron.cli import main
-from openneutron.payload import parse
+from openneutron.formats import pte
+from openneutron.formats.payload import parse
 from openneutron.targets import TARGETS
 
 GOLDEN = Path(__file__).parent / "golden"

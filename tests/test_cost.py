@@ -14,10 +14,10 @@ from tests.graphs import partition_graphs
 from tests.oracle import quantized
 from torch import nn
 
+from openneutron.ir.cost import BYTES_PER_CYCLE, CPU_CALLS, OPERATOR_CYCLES, array_of, cost_of, cpu_cycles, cycles_of
 from openneutron.ir.graph import Kind, Op, QParams, Tensor
 from openneutron.ir.views import RESHAPE, TRANSPOSE
 from openneutron.ops.convolution import CONV_2D, DEPTHWISE_CONV_2D
-from openneutron.ops.cost import BYTES_PER_CYCLE, CPU_CALLS, OPERATOR_CYCLES, array_of, cost_of, cpu_cycles, cycles_of
 from openneutron.ops.elementwise import ADD, SOFTMAX
 from openneutron.ops.linear import FULLY_CONNECTED
 from openneutron.ops.pieces import CONCATENATION, SLICE

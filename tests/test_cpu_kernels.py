@@ -15,9 +15,9 @@ from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
 from openneutron import NeutronQuantizer, lower, quantize
-from openneutron.cpu_kernels import check_cpu_kernels
+from openneutron.core.fx import op_name
+from openneutron.cpu.kernels import check_cpu_kernels
 from openneutron.errors import HostError, ModelError
-from openneutron.fx import op_name
 from openneutron.runtime import HostProgram
 
 IMAGE, VIDEO, ROW = (1, 3, 8, 8), (1, 3, 4, 8, 8), (1, 64)

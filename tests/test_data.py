@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from openneutron import lower, quantize
 from openneutron.accuracy import analyze
 from openneutron.accuracy.compare import compare_layers
-from openneutron.data import InputForm, calibration_inputs, forms_of, inputs_in, items_of
 from openneutron.errors import CalibrationError, InputError, OptionError
+from openneutron.model.data import InputForm, calibration_inputs, forms_of, inputs_in, items_of
 
 
 def form(*sizes: int | None, name: str = "image", dtype: torch.dtype = torch.float32) -> InputForm:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from openneutron import passes
-from openneutron.constants import constant_of
+from openneutron.core.constants import constant_of
 
 HUGE = 50.0
 

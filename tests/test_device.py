@@ -15,15 +15,17 @@ import torch
 from tests.test_sdk import DOUBLES
 from torch import nn
 
-from openneutron import lower, pte, quantize, sdk, tflite
+from openneutron import lower, quantize
 from openneutron.compile_spec import CompileOptions
-from openneutron.device import compile_program, converter_flags, device_payload
 from openneutron.errors import ConverterError, HostError, ModelError, OptionError
 from openneutron.flow import NeutronProgram
+from openneutron.formats import pte, tflite
+from openneutron.formats.payload import PayloadHeader, parse
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
 from openneutron.ops.elementwise import RELU
-from openneutron.payload import PayloadHeader, parse
 from openneutron.runtime import HostProgram
+from openneutron.vendor import sdk
+from openneutron.vendor.device import compile_program, converter_flags, device_payload
 
 LIMIT = 60.0
 

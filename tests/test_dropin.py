@@ -21,9 +21,9 @@ from torch.export import export
 
 import openneutron
 from openneutron import NeutronPartitioner, NeutronQuantizer, generate_neutron_compile_spec
+from openneutron.core.fx import op_name
 from openneutron.errors import InputError, OptionError
-from openneutron.fx import op_name
-from openneutron.quantized_io import FloatIOWarning
+from openneutron.partition.quantized_io import FloatIOWarning
 from openneutron.runtime import HostProgram
 
 # Importing openneutron.dropin replaces a package of ExecuTorch in this process, so its modules are loaded as files of

@@ -19,9 +19,9 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, 
 
 from openneutron import NeutronQuantizer, passes, quantize
 from openneutron.accuracy import analyze
-from openneutron.constants import constant_of
+from openneutron.core.constants import constant_of
+from openneutron.core.fx import arguments
 from openneutron.errors import OptionError
-from openneutron.fx import arguments
 from openneutron.ops.layers import TRANSPOSED, layer_kind
 from openneutron.passes.equalize import equalize, was_equalized
 from openneutron.recovery import recover_exported

@@ -21,15 +21,8 @@ from tests.models import Model, bn, conv, image, small, with_dropout
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from openneutron import (
-    NeutronPartitioner,
-    NeutronQuantizer,
-    generate_neutron_compile_spec,
-    load,
-    lower,
-    quantize,
-    sdk,
-)
+from openneutron import NeutronPartitioner, NeutronQuantizer, generate_neutron_compile_spec, load, lower, quantize
+from openneutron.core.files import read_file, write_file
 from openneutron.errors import (
     CalibrationError,
     ConverterError,
@@ -41,7 +34,7 @@ from openneutron.errors import (
     OutputError,
     TargetError,
 )
-from openneutron.files import read_file, write_file
+from openneutron.vendor import sdk
 
 
 def prepared(model: nn.Module, inputs: Inputs, **options: Any) -> Any:

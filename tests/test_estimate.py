@@ -20,7 +20,7 @@ from torch import nn
 
 from openneutron import NeutronProgram, inspect, lower, quantize
 from openneutron.errors import TargetError
-from openneutron.ops.cost import OPERATOR_CYCLES
+from openneutron.ir.cost import OPERATOR_CYCLES
 from openneutron.report.estimate import Fit, Layer, fit_of
 from openneutron.report.inspect import Report, inspect_bytes
 from openneutron.report.memory import Lifetime, lifetimes, plan

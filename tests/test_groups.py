@@ -12,8 +12,8 @@ from tests.oracle import agreement, everything_on_the_npu, lowered, quantized
 from torch import nn
 
 from openneutron import QuantizedModel
+from openneutron.ir.cost import cycles_of
 from openneutron.ops import convolution
-from openneutron.ops.cost import cycles_of
 from openneutron.targets import TARGETS
 
 

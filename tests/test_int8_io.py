@@ -24,9 +24,9 @@ from openneutron import (
     lower,
     quantize,
 )
+from openneutron.core.fx import is_dequantize, is_quantize
 from openneutron.errors import InputError, OptionError
-from openneutron.fx import is_dequantize, is_quantize
-from openneutron.quantized_io import FloatIOWarning
+from openneutron.partition.quantized_io import FloatIOWarning
 from openneutron.quantizer import UnquantizedWarning
 from openneutron.runtime import HostProgram, TensorInfo
 

@@ -19,7 +19,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer
 
 from openneutron import CompileOptions
-from openneutron.fx import is_dequantize, is_quantize, op_name
+from openneutron.core.fx import is_dequantize, is_quantize, op_name
 from openneutron.partition.islands import bridge_islands
 from openneutron.partition.placing import Placed, place
 from openneutron.quantizer import RangeObserver, qspecs

@@ -15,8 +15,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from openneutron import NeutronQuantizer, QuantizedModel, lower, quantize
+from openneutron.core.fx import is_dequantize, is_quantize, modules_of, op_name
 from openneutron.errors import OptionError
-from openneutron.fx import is_dequantize, is_quantize, modules_of, op_name
 from openneutron.quantizer import UnquantizedWarning
 from openneutron.quantizer.layers import Key, Layers
 

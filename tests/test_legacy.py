@@ -21,7 +21,7 @@ from torch.fx import Node
 
 from openneutron import QuantizedModel, targets
 from openneutron.compile_spec import CompileOptions
-from openneutron.fx import op_name
+from openneutron.core.fx import op_name
 from openneutron.ops import OPERATORS
 from openneutron.ops.padding import Padded, pad_to_granules
 from openneutron.ops.site import Site

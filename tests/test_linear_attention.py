@@ -13,7 +13,7 @@ from tests.flow_support import seeded
 from tests.oracle import Function
 from torch import nn
 
-from openneutron.fx import op_name
+from openneutron.core.fx import op_name
 from openneutron.passes import split_padded_products
 from openneutron.targets import TARGETS
 

@@ -17,8 +17,8 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from openneutron import NeutronQuantizer, load, lower, quantize
 from openneutron.accuracy import analyze, evaluate
 from openneutron.accuracy.compare import compare_layers
+from openneutron.core.fx import op_name
 from openneutron.errors import CalibrationError, InputError, ModelError, OpenNeutronError, OptionError
-from openneutron.fx import op_name
 from openneutron.passes import name_convolutions
 
 SHAPE = (1, 3, 8, 8)

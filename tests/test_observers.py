@@ -20,8 +20,8 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
 from openneutron import NeutronQuantizer
+from openneutron.core.fx import is_quantize
 from openneutron.errors import CalibrationError, OptionError
-from openneutron.fx import is_quantize
 from openneutron.ops.masks import HIDDEN
 from openneutron.quantizer import observers, ranges
 from openneutron.quantizer.observers import (

@@ -23,8 +23,8 @@ from tests.oracle import (
 from torch import nn
 
 from openneutron.compile_spec import CompileOptions
+from openneutron.core.fx import op_name
 from openneutron.errors import ModelError
-from openneutron.fx import op_name
 from openneutron.ops import DECLARED, DECOMPOSITIONS, OPERATORS
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint

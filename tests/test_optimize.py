@@ -12,7 +12,7 @@ from tests.net import FULLY, NO_ACTIVATION, Net, constant, golden, text
 from tests.random_ir import graphs
 from tests.runtime_models import litert
 
-from openneutron import tflite
+from openneutron.formats import tflite
 from openneutron.ir.build import optimize
 from openneutron.ir.graph import Graph, Tensor
 from openneutron.ir.rewrites import copy_unwritten_outputs, remove_dead_operators

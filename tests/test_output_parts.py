@@ -17,8 +17,8 @@ from torchao.quantization.pt2e import HistogramObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
 from openneutron import NeutronQuantizer, QuantizedModel, lower, quantize
-from openneutron.fx import is_dequantize, output_node
-from openneutron.quantized_io import FloatIOWarning
+from openneutron.core.fx import is_dequantize, output_node
+from openneutron.partition.quantized_io import FloatIOWarning
 from openneutron.quantizer.observers import RangeObserver
 from openneutron.quantizer.output_parts import PartObserver, Parts
 

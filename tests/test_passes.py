@@ -16,8 +16,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from openneutron import passes
+from openneutron.core.fx import op_name
 from openneutron.errors import InputError, ModelError
-from openneutron.fx import op_name
 from openneutron.passes.functionalize import writes_memory
 from openneutron.targets import TARGETS
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.runtime_vendor import neutron_graphs
 
 from openneutron.errors import PayloadError
-from openneutron.payload import MICROCODE_MAGIC, Payload, PayloadHeader, pack_device, pack_portable, parse
+from openneutron.formats.payload import MICROCODE_MAGIC, Payload, PayloadHeader, pack_device, pack_portable, parse
 
 HEADER = PayloadHeader(input_formats=(1, 0), output_formats=(0,), input_map=(1, 0), output_map=(0,), argument_count=2)
 TFLITE = b"\x1c\0\0\0TFL3" + bytes(range(1, 30))  # no multiple of 16, so that the padding counts

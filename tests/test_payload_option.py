@@ -21,13 +21,12 @@ from openneutron import (
     QuantizedModel,
     generate_neutron_compile_spec,
     lower,
-    pte,
     quantize,
-    tflite,
 )
 from openneutron.errors import ConverterError, OptionError
-from openneutron.payload import parse
-from openneutron.sdk import ConverterWarning
+from openneutron.formats import pte, tflite
+from openneutron.formats.payload import parse
+from openneutron.vendor.sdk import ConverterWarning
 
 
 class TwoInputs(nn.Module):

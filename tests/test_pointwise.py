@@ -17,7 +17,7 @@ from tests.oracle import Inputs, everything_on_the_npu, lowered, quantized, samp
 from torch import nn
 
 from openneutron import quantize
-from openneutron.fx import is_dequantize, op_name
+from openneutron.core.fx import is_dequantize, op_name
 from openneutron.quantizer import RangeObserver
 from openneutron.runtime import HostProgram
 

@@ -20,21 +20,14 @@ from executorch.exir import to_edge_transform_and_lower
 from tests.test_sdk import DOUBLES
 from torch import nn
 
-from openneutron import (
-    NeutronPartitioner,
-    QuantizedModel,
-    generate_neutron_compile_spec,
-    lower,
-    pte,
-    quantize,
-    sdk,
-    tflite,
-)
+from openneutron import NeutronPartitioner, QuantizedModel, generate_neutron_compile_spec, lower, quantize
 from openneutron.compile_spec import CompileOptions
-from openneutron.device import compile_payloads, converter_flags
-from openneutron.payload import parse
-from openneutron.profiling import Kernel, kernels_of, node_of
-from openneutron.sdk import Conversion, ConverterWarning
+from openneutron.formats import pte, tflite
+from openneutron.formats.payload import parse
+from openneutron.vendor import sdk
+from openneutron.vendor.device import compile_payloads, converter_flags
+from openneutron.vendor.profiling import Kernel, kernels_of, node_of
+from openneutron.vendor.sdk import Conversion, ConverterWarning
 
 
 class Net(nn.Module):

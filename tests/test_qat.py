@@ -28,7 +28,7 @@ from torchao.quantization.pt2e import (
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
 from openneutron import NeutronQuantizer, lower, quantize
-from openneutron.fx import is_dequantize, op_name
+from openneutron.core.fx import is_dequantize, op_name
 from openneutron.quantizer import RangeObserver, RecentRangeObserver, UnquantizedWarning
 from openneutron.quantizer.trained_modules import BatchNorm, OnlyInTraining, WeightFakeQuantize
 

@@ -24,8 +24,8 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from openneutron import NeutronQuantizer, lower, quantize
-from openneutron.constants import attribute
-from openneutron.fx import is_dequantize, is_quantize, op_name
+from openneutron.core.constants import attribute
+from openneutron.core.fx import is_dequantize, is_quantize, op_name
 from openneutron.quantizer import DistributionObserver, UnquantizedWarning
 from openneutron.quantizer.neutron_quantizer import annotated
 from openneutron.quantizer.torchao_folding import is_folded_wrongly, protect_from_wrong_folding

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from openneutron import lower, pte, quantize, tflite
+from openneutron import lower, quantize
 from openneutron.errors import FormatError, OptionError, PayloadError, TargetError
-from openneutron.payload import pack_portable, parse
-from openneutron.profiling import kernels_of
+from openneutron.formats import pte, tflite
+from openneutron.formats.payload import pack_portable, parse
 from openneutron.report.inspect import inspect_bytes
+from openneutron.vendor.profiling import kernels_of
 
 SLOWEST_SECONDS = 2.0
 MOST_BYTES = 4_000_000  # for files of some kilobytes

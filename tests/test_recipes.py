@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from openneutron import QuantizedModel, lower, quantize
-from openneutron.constants import constant_of
+from openneutron.core.constants import constant_of
+from openneutron.core.fx import arguments, is_quantize
 from openneutron.errors import CalibrationError, OptionError
-from openneutron.fx import arguments, is_quantize
 from openneutron.ops.layers import layer_kind
 from openneutron.quantizer import DistributionObserver, RangeObserver
 from openneutron.recovery import Recipe, Trial, recover_exported

@@ -18,8 +18,8 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronQuantizer
+from openneutron.core.fx import arguments, op_name
 from openneutron.errors import ModelError
-from openneutron.fx import arguments, op_name
 from openneutron.recovery import (
     absorb_biases,
     channel_ranges,

@@ -12,8 +12,8 @@ from tests.oracle import Function, everything_on_the_npu, lowered, quantized, sa
 from torch import nn
 
 from openneutron import CompileOptions, QuantizedModel, quantize
+from openneutron.core.fx import is_dequantize, iterate_nodes, output_node
 from openneutron.errors import ModelError
-from openneutron.fx import is_dequantize, iterate_nodes, output_node
 from openneutron.ir.graph import Graph
 from openneutron.partition.clusters import Constants
 from openneutron.partition.compile import lower_partition

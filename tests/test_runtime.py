@@ -18,7 +18,7 @@ from executorch.exir import to_edge
 from tests.runtime_models import Call, Int8, add_sub_model, double_model, litert, pte, straight_header
 
 from openneutron.errors import HostError, InputError
-from openneutron.payload import MICROCODE_MAGIC, PayloadHeader, pack_device, pack_portable
+from openneutron.formats.payload import MICROCODE_MAGIC, PayloadHeader, pack_device, pack_portable
 from openneutron.runtime import HostProgram, TensorInfo, _host, load
 from openneutron.runtime.engine import Port
 

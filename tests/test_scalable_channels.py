@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from openneutron import NeutronQuantizer
-from openneutron.fx import op_name
+from openneutron.core.fx import op_name
 from openneutron.passes.scalable_channels import PINNED, ScalableLayer, scaling_of
 
 SHAPE = (1, 4, 6, 6)

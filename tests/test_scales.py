@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from openneutron import lower, quantize
+from openneutron.core.fx import is_dequantize, is_quantize
 from openneutron.errors import HostError, ModelError, OpenNeutronError
-from openneutron.fx import is_dequantize, is_quantize
+from openneutron.formats.tflite.trial import fails_in_a_process
 from openneutron.ir.graph import Graph, Kind, Op, QParams
 from openneutron.ir.graph import Tensor as Stored
 from openneutron.ir.scales import LARGEST_FACTOR, scale_fault
 from openneutron.ir.verify import IRError, verify
 from openneutron.ops.elementwise import ADD
-from openneutron.tflite.trial import fails_in_a_process
 
 SHAPE = (1, 4, 6, 6)
 OPERATORS: dict[str, Callable[[], nn.Module]] = {

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openneutron import sdk, tflite
-from openneutron.device import device_payload
 from openneutron.errors import ConverterError
+from openneutron.formats import tflite
+from openneutron.formats.payload import PayloadHeader, parse
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
 from openneutron.ops.elementwise import RELU
-from openneutron.payload import PayloadHeader, parse
+from openneutron.vendor import sdk
+from openneutron.vendor.device import device_payload
 
 DOUBLES = Path(__file__).parent / "doubles"
 QUICK = 20.0

@@ -15,7 +15,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from openneutron import passes
-from openneutron.fx import is_quantize, iterate_nodes
+from openneutron.core.fx import is_quantize, iterate_nodes
 from openneutron.targets import TARGETS
 
 TARGET = TARGETS["imxrt700"]

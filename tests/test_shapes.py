@@ -16,7 +16,7 @@ from tests.shape_cases import CASES
 from torch import nn
 
 from openneutron import CompileOptions, QuantizedModel, quantize
-from openneutron.fx import is_operator, op_name
+from openneutron.core.fx import is_operator, op_name
 from openneutron.ops import DECOMPOSITIONS, OPERATORS
 from openneutron.ops.spec import OutputRule
 from openneutron.partition.clusters import Constants

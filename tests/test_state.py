@@ -20,10 +20,10 @@ import openneutron
 from openneutron import NeutronQuantizer, QuantizedModel, Stream, lower, quantize
 from openneutron.accuracy import analyze, evaluate
 from openneutron.errors import CalibrationError, ModelError, OptionError
+from openneutron.model.state import states_of, store_of, write_of
 from openneutron.passes import hold_states
 from openneutron.quantizer import UnquantizedWarning
 from openneutron.runtime.program import TensorInfo
-from openneutron.state import states_of, store_of, write_of
 
 STEPS = 40
 

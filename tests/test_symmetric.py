@@ -13,7 +13,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from openneutron import QuantizedModel, lower
-from openneutron.fx import is_dequantize, is_quantize, op_name
+from openneutron.core.fx import is_dequantize, is_quantize, op_name
 
 SHAPE = (2, 4, 4)
 

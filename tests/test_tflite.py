@@ -15,8 +15,9 @@ from tests.oracle import Function, quantized
 from tests.runtime_models import litert
 from torch import nn
 
-from openneutron import QuantizedModel, tflite
+from openneutron import QuantizedModel
 from openneutron.compile_spec import CompileOptions
+from openneutron.formats import tflite
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
 from openneutron.ops.elementwise import ADD, RELU
 from openneutron.ops.windows import PADV2

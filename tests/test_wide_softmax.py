@@ -16,7 +16,7 @@ from tests.oracle import Function
 from torch import nn
 
 from openneutron import NeutronQuantizer, quantize
-from openneutron.fx import op_name
+from openneutron.core.fx import op_name
 from openneutron.passes import divide_after_sums
 from openneutron.quantizer import CoarseSoftmaxWarning
 from openneutron.quantizer.score_ranges import ScoreRange

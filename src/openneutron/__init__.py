@@ -9,23 +9,23 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from openneutron.backend import NeutronBackend as NeutronBackend
     from openneutron.compile_spec import CompileOptions as CompileOptions
     from openneutron.compile_spec import generate_neutron_compile_spec as generate_neutron_compile_spec
     from openneutron.flow import NeutronProgram as NeutronProgram
     from openneutron.flow import QuantizedModel as QuantizedModel
     from openneutron.flow import lower as lower
     from openneutron.flow import quantize as quantize
+    from openneutron.model.state import Stream as Stream
+    from openneutron.model.state import keep_assignments as keep_assignments
+    from openneutron.model.state import reset as reset
+    from openneutron.partition.backend import NeutronBackend as NeutronBackend
     from openneutron.partition.partitioner import NeutronPartitioner as NeutronPartitioner
     from openneutron.partition.placing import Placement as Placement
     from openneutron.partition.placing import placement as placement
-    from openneutron.quantized_io import int8_io as int8_io
+    from openneutron.partition.quantized_io import int8_io as int8_io
     from openneutron.quantizer import NeutronQuantizer as NeutronQuantizer
     from openneutron.report.inspect import inspect as inspect
     from openneutron.runtime import load as load
-    from openneutron.state import Stream as Stream
-    from openneutron.state import keep_assignments as keep_assignments
-    from openneutron.state import reset as reset
     from openneutron.targets import NeutronTargetSpec as NeutronTargetSpec
 
 _HOMES = {

@@ -33,8 +33,8 @@ def targets() -> None:
     """List the targets, and the vendor's converters that are installed."""
     from rich.table import Table
 
-    from openneutron import sdk
     from openneutron.targets import TARGETS
+    from openneutron.vendor import sdk
 
     table = Table("target", "SoC", "NPU", "class", "MACs/cycle", "clock MHz", "SRAM bytes", "flash bytes")
     for target in TARGETS.values():
@@ -79,9 +79,9 @@ def compile(
 
     The converter is the one of the flavour that the program was lowered for, unless `--flavor` names another.
     """
-    from openneutron import sdk
-    from openneutron.device import compile_program, kernel_selection_path, options_of
-    from openneutron.files import read_file, write_file
+    from openneutron.core.files import read_file, write_file
+    from openneutron.vendor import sdk
+    from openneutron.vendor.device import compile_program, kernel_selection_path, options_of
 
     data = read_file(program)
     converter = sdk.choose(flavor or options_of(data, str(program)).neutron_converter_flavor)
@@ -97,7 +97,7 @@ def compile(
 @app.command()
 def doctor(flavor: Flavor = None, target: Target = None) -> None:
     """Check the vendor's converter on a tiny model, and print a report to send."""
-    from openneutron.doctor import examine
+    from openneutron.vendor.doctor import examine
 
     report = examine(flavor, target)
     sys.stdout.write(report.text)

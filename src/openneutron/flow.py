@@ -16,26 +16,34 @@ import torch
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
-from openneutron import quantized_io
-from openneutron.arguments import Leaf, text_of_leaves
-from openneutron.boundary import typed_errors
 from openneutron.calibration import CalibrationOptions
 from openneutron.compile_spec import CompileOptions, list_of_names
-from openneutron.data import Data, calibration_inputs, forms_of
-from openneutron.device import compile_program, kernel_selection_path
+from openneutron.core.boundary import typed_errors
+from openneutron.core.files import write_file
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
-from openneutron.examples import Examples, examples_of, in_tensors, leaves_of
-from openneutron.exporting import as_module, check_eval, digests, export, is_prepared, is_quantized, loaded_program
-from openneutron.files import write_file
+from openneutron.model.arguments import Leaf, text_of_leaves
+from openneutron.model.data import Data, calibration_inputs, forms_of
+from openneutron.model.examples import Examples, examples_of, in_tensors, leaves_of
+from openneutron.model.exporting import (
+    as_module,
+    check_eval,
+    digests,
+    export,
+    is_prepared,
+    is_quantized,
+    loaded_program,
+)
+from openneutron.model.state import reset, samples_of
+from openneutron.partition import quantized_io
 from openneutron.partition.placing import Placement
-from openneutron.profiling import Kernel
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.recovery.recipes import BEST, Recipe, quantized_by, recipe_of
 from openneutron.recovery.search import Freedom, Trial, check_seconds, try_recipes
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
-from openneutron.sdk import converter_for
-from openneutron.state import reset, samples_of
 from openneutron.targets import NeutronTargetSpec
+from openneutron.vendor.device import compile_program, kernel_selection_path
+from openneutron.vendor.profiling import Kernel
+from openneutron.vendor.sdk import converter_for
 
 if TYPE_CHECKING:
     from openneutron.report.estimate import Estimate

@@ -20,18 +20,18 @@ from openneutron.accuracy.replay import record
 from openneutron.accuracy.result import Advice, Analysis, Bins, LayerAccuracy
 from openneutron.accuracy.shares import Treatment, float_outputs, noise_ratio, shares_of, to_float, weight_per_channel
 from openneutron.accuracy.statistics import Histogram, Noise, Statistics, largest_codes, weak_channels
-from openneutron.boundary import typed_errors
-from openneutron.data import Data, first_steps, forms_of, streams_in
+from openneutron.core.boundary import typed_errors
+from openneutron.core.fx import modules_of, op_name, output_node, source_of
 from openneutron.errors import InputError, ModelError, OptionError
-from openneutron.examples import arguments_of
-from openneutron.exporting import as_module, check_eval, digests, export, is_quantized
 from openneutron.flow import NeutronProgram, QuantizedModel
-from openneutron.fx import modules_of, op_name, output_node, source_of
 from openneutron.ir.graph import QParams
+from openneutron.model.data import Data, first_steps, forms_of, streams_in
+from openneutron.model.examples import arguments_of
+from openneutron.model.exporting import as_module, check_eval, digests, export, is_quantized
+from openneutron.model.state import Stream, samples_of
 from openneutron.ops import OPERATORS
 from openneutron.passes.equalize import was_equalized
 from openneutron.quantizer import NeutronQuantizer
-from openneutron.state import Stream, samples_of
 
 __all__ = ["Analysis", "LayerAccuracy", "Progress", "analyze"]
 

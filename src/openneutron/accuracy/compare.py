@@ -16,26 +16,27 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from openneutron import pte, quantized_io, tflite
 from openneutron.accuracy.replay import evaluate
-from openneutron.boundary import typed_errors
 from openneutron.compile_spec import CompileOptions
-from openneutron.data import Data, first_steps, forms_of, streams_in
+from openneutron.core.boundary import typed_errors
+from openneutron.core.files import read_file
+from openneutron.core.fx import is_dequantize, modules_of, op_name, output_node, source_of
 from openneutron.errors import InputError, ModelError
-from openneutron.examples import arguments_of, examples_of
-from openneutron.exporting import export, is_quantized
-from openneutron.files import read_file
 from openneutron.flow import NeutronProgram, QuantizedModel, lower
-from openneutron.fx import is_dequantize, modules_of, op_name, output_node, source_of
+from openneutron.formats import pte, tflite
+from openneutron.formats.payload import Payload, parse
+from openneutron.model.data import Data, first_steps, forms_of, streams_in
+from openneutron.model.examples import arguments_of, examples_of
+from openneutron.model.exporting import export, is_quantized
+from openneutron.partition import quantized_io
 from openneutron.partition.clusters import Cluster, Constants, qparams_of
 from openneutron.partition.compile import compile_partition
 from openneutron.partition.levels import Partition
 from openneutron.partition.orders import settle_orders
 from openneutron.partition.placing import place
 from openneutron.passes.functionalize import writes_memory
-from openneutron.payload import Payload, parse
-from openneutron.profiling import node_of
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo
+from openneutron.vendor.profiling import node_of
 
 __all__ = ["Comparison", "LayerDifference", "compare_layers"]
 
@@ -78,7 +79,7 @@ class Comparison:
     """Nodes on the NPU whose outputs the `.pte` does not hold as such: their difference is in the next layer's."""
 
     def __str__(self) -> str:
-        from openneutron.report.accuracy_text import comparison_lines
+        from openneutron.accuracy.text import comparison_lines
 
         return "\n".join(comparison_lines(self))
 

@@ -17,17 +17,17 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, Dataset
 
-from openneutron.arguments import MISSING, Leaf, leaves_at
-from openneutron.boundary import typed_errors
 from openneutron.calibration.graph import bare
-from openneutron.data import aligned, described, in_batches, items_of
+from openneutron.core.boundary import typed_errors
+from openneutron.core.fx import output_node, placeholders
+from openneutron.core.parallel import check_jobs, in_order, parts
 from openneutron.errors import InputError, ModelError, OptionError
-from openneutron.examples import Examples, in_tensors, leaves_of, register_dataclasses
 from openneutron.flow import NeutronProgram, QuantizedModel
-from openneutron.fx import output_node, placeholders
-from openneutron.parallel import check_jobs, in_order, parts
+from openneutron.model.arguments import MISSING, Leaf, leaves_at
+from openneutron.model.data import aligned, described, in_batches, items_of
+from openneutron.model.examples import Examples, in_tensors, leaves_of, register_dataclasses
+from openneutron.model.state import Stream, has_state, reset
 from openneutron.runtime.program import HostProgram, TensorInfo, load
-from openneutron.state import Stream, has_state, reset
 
 __all__ = ["evaluate", "top1"]
 

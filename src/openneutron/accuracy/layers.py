@@ -10,9 +10,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.accuracy.replay import evaluate
-from openneutron.constants import computed_constants, value_of
+from openneutron.core.constants import computed_constants, value_of
+from openneutron.core.fx import arguments, is_dequantize, is_quantize, iterate_nodes, modules_of, op_name, source_of
 from openneutron.errors import ModelError
-from openneutron.fx import arguments, is_dequantize, is_quantize, iterate_nodes, modules_of, op_name, source_of
 from openneutron.ops import OPERATORS
 from openneutron.ops.site import Site
 from openneutron.targets import NeutronTargetSpec

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
-from openneutron.constants import attribute
-from openneutron.fx import placeholders
-from openneutron.state import is_state_write, states_of
+from openneutron.core.constants import attribute
+from openneutron.core.fx import placeholders
+from openneutron.model.state import is_state_write, states_of
 
 __all__ = ["evaluate", "record", "replay"]
 
@@ -41,7 +41,7 @@ def record(
 ) -> dict[Node, Any]:
     """The value of every node for one sample, given those that are `known`; `skipped` ones yield what they read.
 
-    `inputs` are those of the module, then the values of its states (see `openneutron.state`).
+    `inputs` are those of the module, then the values of its states (see `openneutron.model.state`).
     Linear in nodes; all values are in memory until the result is let go.
     """
     values: dict[Node, Any] = dict(zip([*placeholders(module.graph), *states_of(module.graph)], inputs, strict=True))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from openneutron.accuracy.compare import Comparison
-from openneutron.files import write_file
+from openneutron.core.files import write_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -121,13 +121,13 @@ class Analysis:
     """The module beside the program that was given, layer by layer; None where none was given."""
 
     def __str__(self) -> str:
-        from openneutron.report.accuracy_text import text_of
+        from openneutron.accuracy.text import text_of
 
         return text_of(self)
 
     def table(self, limit: int | None = None) -> Table:
         """A row for each layer, in the order of `layers`; at most `limit` of them."""
-        from openneutron.report.accuracy_text import table_of
+        from openneutron.accuracy.text import table_of
 
         return table_of(self, limit)
 
@@ -144,7 +144,7 @@ class Analysis:
 
         Raises `OutputError` where that cannot be done, `OptionError` where plotly is not installed.
         """
-        from openneutron.report.accuracy_html import page_of
+        from openneutron.accuracy.html import page_of
 
         write_file(path, page_of(self).encode())
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from openneutron.accuracy.layers import QuantizedLayer, QuantizedLayers, Weight
 from openneutron.accuracy.replay import record, replay
 from openneutron.accuracy.statistics import Noise
-from openneutron.fx import is_dequantize, is_quantize, op_name, output_node
+from openneutron.core.fx import is_dequantize, is_quantize, op_name, output_node
 
 __all__ = ["Treatment", "float_outputs", "noise_ratio", "shares_of", "to_float", "weight_per_channel"]
 

@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 
-from openneutron.constants import attribute, value_of
-from openneutron.fx import op_name, output_node, placeholders
+from openneutron.core.constants import attribute, value_of
+from openneutron.core.fx import op_name, output_node, placeholders
+from openneutron.model.state import is_state_write, next_value, states_of
 from openneutron.ops import OPERATORS
 from openneutron.ops.layers import CONVOLUTION, layer_kind
 from openneutron.passes.functionalize import writes_memory
 from openneutron.passes.name_bad_inputs import GUARDS
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver
 from openneutron.quantizer.state_at_conversion import StateReset
-from openneutron.state import is_state_write, next_value, states_of
 
 __all__ = ["SINGLE", "Batches", "bare", "batches_of", "in_batches", "observe_weights", "why_not_in_batches"]
 
@@ -72,9 +72,9 @@ SINGLE = Batches()
 def bare(prepared: GraphModule) -> GraphModule:
     """The operators and observers of activations of `prepared`, the latter shared with it, for flat inputs.
 
-    It takes and returns tuples of tensors, checks nothing, and can be pickled. States are inputs behind the others (see
-    `openneutron.state`), and their next values are outputs behind the others. An activation takes the memory of what
-    it is computed of where nothing else reads that, as new memory costs more than the activation.
+    It takes and returns tuples of tensors, checks nothing, and can be pickled. The states follow the other inputs, and
+    their next values follow the other outputs (see `openneutron.model.state`). An activation overwrites its operand
+    where nothing else reads the operand, as new memory costs more than the activation.
     """
     graph = Graph()
     copies: dict[Node, Node] = {}

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter
 from torchao.quantization.pt2e.observer import FixedQParamsObserver
 
-from openneutron.boundary import typed_errors
 from openneutron.calibration.graph import (
     SINGLE,
     Batches,
@@ -24,10 +23,11 @@ from openneutron.calibration.graph import (
     observe_weights,
     why_not_in_batches,
 )
-from openneutron.data import aligned
+from openneutron.core.boundary import typed_errors
+from openneutron.core.parallel import check_jobs, in_order, parts
+from openneutron.core.progress import bar
 from openneutron.errors import CalibrationError, OpenNeutronError, OptionError
-from openneutron.parallel import check_jobs, in_order, parts
-from openneutron.progress import bar
+from openneutron.model.data import aligned
 from openneutron.quantizer.bias_correction import ChannelMeans
 from openneutron.quantizer.observers import ObserverOfAnother
 

@@ -38,7 +38,7 @@ _PROVIDED: dict[str, dict[str, str]] = {
     ".edge_passes.remove_io_quant_ops_pass": {"RemoveIOQuantOpsPass": "openneutron.dropin.edge_passes"},
     ".neutron_partitioner": {"NeutronPartitioner": "openneutron.partition.partitioner"},
     ".nxp_backend": {
-        "NeutronBackend": "openneutron.backend",
+        "NeutronBackend": "openneutron.partition.backend",
         "NeutronCompileSpecBuilder": "openneutron.dropin.options",
         "core_aten_ops_exception_list": "openneutron.dropin.options",
         "generate_neutron_compile_spec": "openneutron.compile_spec",

@@ -20,8 +20,8 @@ from executorch.exir.passes.quantize_io_pass import QuantizeInputs, QuantizeOutp
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
-from openneutron.fx import iterate_nodes, op_name, output_node
-from openneutron.quantized_io import FloatIOWarning
+from openneutron.core.fx import iterate_nodes, op_name, output_node
+from openneutron.partition.quantized_io import FloatIOWarning
 
 __all__ = ["NeutronEdgePass", "NeutronEdgePassManager", "RemoveAdditionalQDQClustersPass", "RemoveIOQuantOpsPass"]
 

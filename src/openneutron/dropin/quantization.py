@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e import move_exported_model_to_eval, move_exported_model_to_train
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
-from openneutron.data import InputForm, forms_of, in_batches
+from openneutron.model.data import InputForm, forms_of, in_batches
 
 __all__ = ["calibrate_and_quantize"]
 

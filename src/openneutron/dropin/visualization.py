@@ -11,9 +11,9 @@ from typing import Any
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from openneutron.core.files import write_file
+from openneutron.core.fx import op_name, source_of
 from openneutron.errors import OptionError
-from openneutron.files import write_file
-from openneutron.fx import op_name, source_of
 
 __all__ = ["visualize_with_clusters"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from openneutron.ir.cost import cost_of
 from openneutron.ir.graph import Graph, Layout, Op, QParams, Tensor
 from openneutron.ir.views import RESHAPE, TRANSPOSE
-from openneutron.ops.cost import cost_of
 from openneutron.targets import NeutronTarget
 
 __all__ = ["absorb_padding"]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch.fx import Node
 
-from openneutron.fx import note, noted, op_name, shape_of
+from openneutron.core.fx import note, noted, op_name, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.elementwise import (
     MAX_SOFTMAX_CHANNELS,

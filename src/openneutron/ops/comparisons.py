@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from openneutron.constants import number_of
-from openneutron.fx import arguments, op_name
+from openneutron.core.constants import number_of
+from openneutron.core.fx import arguments, op_name
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint

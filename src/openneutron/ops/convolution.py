@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from openneutron.ir.cost import cycles_of
 from openneutron.ir.graph import Array, Kind, Layout, Op, QParams, Tensor
-from openneutron.ops.cost import cycles_of
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.pieces import CONCATENATION, SLICE
 from openneutron.ops.site import Site

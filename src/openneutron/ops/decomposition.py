@@ -11,9 +11,9 @@ from torch.fx import GraphModule, Node, map_arg
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
-from openneutron.constants import insert_constant
+from openneutron.core.constants import insert_constant
+from openneutron.core.fx import iterate_nodes, note_replaced, op_name, source_of
 from openneutron.errors import ModelError
-from openneutron.fx import iterate_nodes, note_replaced, op_name, source_of
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint
 

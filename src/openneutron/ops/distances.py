@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from openneutron.fx import shape_of
+from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.reductions import SIMPLE_ORDERS
 from openneutron.ops.site import Site

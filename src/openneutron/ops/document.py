@@ -23,7 +23,7 @@ CPU, and `program.placement` gives the limit it broke as the reason. Limits of t
 generation. "The MACs of a pipeline" are {macs}.
 
 Where an operator may be padded, its operands get zeros behind what they have, up to a multiple of the MACs of a
-pipeline, and its output is sliced, if only that makes it legal and the cost model (`openneutron.ops.cost`) finds it
+pipeline, and its output is sliced, if only that makes it legal and the cost model (`openneutron.ir.cost`) finds it
 cheaper than the CPU. Convolutions around it take the zeros and the slice into their weights.
 
 The legacy generation has one transpose: it swaps two runs of dimensions, one of which holds a multiple of the MACs of a

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch.fx import Node
 
-from openneutron.fx import arguments
+from openneutron.core.fx import arguments
+from openneutron.ir.cost import array_of
 from openneutron.ir.graph import Kind, Layout, QParams, Tensor
-from openneutron.ops.cost import array_of
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.pieces import MAX_KERNEL_RANK, copies, count_of_copies
 from openneutron.ops.site import Site

@@ -7,7 +7,7 @@ import math
 import torch
 from torch.fx import Node
 
-from openneutron.fx import op_name
+from openneutron.core.fx import op_name
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.signs import is_never_negative
 from openneutron.ops.site import Site

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from openneutron.fx import op_name
+from openneutron.core.fx import op_name
 from openneutron.ops import OPERATORS
 
 __all__ = ["CONVOLUTION", "LINEAR", "TRANSPOSED", "layer_kind"]

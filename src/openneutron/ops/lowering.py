@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from openneutron.fx import iterate_nodes
+from openneutron.core.fx import iterate_nodes
 from openneutron.ir.graph import Array, Kind, Op, QParams, Tensor
 from openneutron.ir.views import RESHAPE, TRANSPOSE
 from openneutron.ops.site import Site

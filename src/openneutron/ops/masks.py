@@ -16,8 +16,8 @@ import math
 import torch
 from torch.fx import Node
 
-from openneutron.constants import constant_of
-from openneutron.fx import arguments, note, noted, op_name, shape_of
+from openneutron.core.constants import constant_of
+from openneutron.core.fx import arguments, note, noted, op_name, shape_of
 from openneutron.ops.comparisons import choose, chooses_by_a_comparison
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.site import Site

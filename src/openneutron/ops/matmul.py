@@ -7,7 +7,7 @@ import math
 import torch
 from torch.fx import Node
 
-from openneutron.fx import op_name, shape_of
+from openneutron.core.fx import op_name, shape_of
 from openneutron.ir.graph import Kind, Tensor
 from openneutron.ops import linear
 from openneutron.ops.decomposition import Decomposition, Rewriting

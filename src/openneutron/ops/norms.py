@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch.fx import Node
 
-from openneutron.constants import number_of
+from openneutron.core.constants import number_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch.fx import Graph, Node, map_arg
 
-from openneutron.fx import shape_of
+from openneutron.core.fx import shape_of
+from openneutron.ir.cost import cpu_cycles, cycles_of
 from openneutron.ir.graph import Layout, Op, QParams, Tensor
-from openneutron.ops.cost import cpu_cycles, cycles_of
 from openneutron.ops.lowering import INT8, INT32, Lowering
 from openneutron.ops.pieces import slice_of
 from openneutron.ops.site import Site

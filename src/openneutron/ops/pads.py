@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from openneutron.fx import op_name
+from openneutron.core.fx import op_name
 from openneutron.ir.graph import Kind, Layout, Tensor
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.pieces import copies, has_rank_for_kernels, joined, part, slice_of

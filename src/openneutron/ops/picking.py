@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Node, map_arg
 
-from openneutron.fx import iterate_nodes, shape_of
+from openneutron.core.fx import iterate_nodes, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.fx import Node
 
-from openneutron.fx import op_name, shape_of
+from openneutron.core.fx import op_name, shape_of
 from openneutron.ir.graph import Kind, Tensor
 from openneutron.ops.elementwise import MAXIMUM
 from openneutron.ops.lowering import INT8, Lowering

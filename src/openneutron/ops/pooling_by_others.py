@@ -7,7 +7,7 @@ import math
 import torch
 from torch.fx import Node
 
-from openneutron.fx import shape_of
+from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.pooling import (
     adaptive_windows,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from openneutron.fx import op_name
+from openneutron.core.fx import op_name
 from openneutron.ir.graph import Tensor
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.pieces import copies, has_rank_for_kernels, joined, part

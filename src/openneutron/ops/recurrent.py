@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from openneutron.constants import constant_of
-from openneutron.fx import iterate_nodes, op_name, shape_of
+from openneutron.core.constants import constant_of
+from openneutron.core.fx import iterate_nodes, op_name, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from openneutron.fx import op_name
+from openneutron.core.fx import op_name
 from openneutron.ir.graph import Kind, Tensor
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.pieces import CONCATENATION

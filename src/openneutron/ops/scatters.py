@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from openneutron.constants import constant_value
-from openneutron.fx import arguments, iterate_nodes, op_name, operator_names, shape_of
+from openneutron.core.constants import constant_value
+from openneutron.core.fx import arguments, iterate_nodes, op_name, operator_names, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint

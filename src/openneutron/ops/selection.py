@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from openneutron.constants import constant_of, number_of
+from openneutron.core.constants import constant_of, number_of
 from openneutron.ops.comparisons import MAX_FILL, choose, chooses_by_a_comparison
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.masks import fill, fill_at_run_time, hides_at_run_time

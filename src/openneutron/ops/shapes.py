@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from openneutron.fx import iterate_nodes, shape_of
+from openneutron.core.fx import iterate_nodes, shape_of
 from openneutron.ir.graph import Layout, Tensor
 from openneutron.ir.views import swapped_blocks
 from openneutron.ops.lowering import Lowering

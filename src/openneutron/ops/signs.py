@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from openneutron.fx import arguments, is_dequantize, op_name
+from openneutron.core.fx import arguments, is_dequantize, op_name
 from openneutron.ops.site import Site
 
 __all__ = ["is_never_negative"]

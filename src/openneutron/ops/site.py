@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from openneutron.constants import constant_value, number_of
-from openneutron.fx import arguments, iterate_nodes, shape_of
+from openneutron.core.constants import constant_value, number_of
+from openneutron.core.fx import arguments, iterate_nodes, shape_of
 from openneutron.targets import Generation, NeutronTarget
 
 __all__ = ["Site"]

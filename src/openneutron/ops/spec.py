@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from openneutron.fx import op_name
+from openneutron.core.fx import op_name
 from openneutron.ir.graph import QParams, Tensor
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site

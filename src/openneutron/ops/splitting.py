@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from openneutron.fx import arguments, op_name, shape_of
+from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.site import Site
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.fx import Node
 
-from openneutron.fx import shape_of
+from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.reductions import nobody_reads_its_indices
 from openneutron.ops.site import Site

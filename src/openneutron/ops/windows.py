@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from openneutron.fx import op_name
+from openneutron.core.fx import op_name
 from openneutron.ir.graph import Kind, Layout, Tensor
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site

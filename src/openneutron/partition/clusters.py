@@ -13,8 +13,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from openneutron.compile_spec import CompileOptions
-from openneutron.errors import OptionError
-from openneutron.fx import (
+from openneutron.core.fx import (
     is_dequantize,
     is_operator,
     is_quantize,
@@ -23,6 +22,7 @@ from openneutron.fx import (
     operator_aliases,
     operator_names,
 )
+from openneutron.errors import OptionError
 from openneutron.ir.graph import Array, Op, QParams, Tensor
 from openneutron.ir.scales import may_be_out_of_reach, scale_fault
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS, OpSpec

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from openneutron import tflite
 from openneutron.compile_spec import CompileOptions
+from openneutron.core.fx import op_name, source_of
 from openneutron.errors import ModelError
-from openneutron.fx import op_name, source_of
+from openneutron.formats import tflite
+from openneutron.formats.payload import PayloadHeader, pack_portable
+from openneutron.formats.tflite.trial import fails_in_a_process
 from openneutron.ir.build import build, is_channels_last, optimize
 from openneutron.ir.graph import Graph, Op, QParams
 from openneutron.ir.rewrites import (
@@ -26,9 +28,7 @@ from openneutron.ir.views import TRANSPOSE, swapped_blocks
 from openneutron.ops.shapes import is_legacy_swap
 from openneutron.partition.clusters import Constants, qparams_of
 from openneutron.partition.levels import Partition
-from openneutron.payload import PayloadHeader, pack_portable
 from openneutron.targets import Generation, NeutronTarget
-from openneutron.tflite.trial import fails_in_a_process
 
 __all__ = ["FormattedGraph", "compile_partition", "format_partition", "illegal_transposes", "lower_partition"]
 

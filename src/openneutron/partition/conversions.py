@@ -7,8 +7,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 
+from openneutron.core.fx import arguments, is_pure, is_quantize, op_name, source_of
 from openneutron.errors import OptionError
-from openneutron.fx import arguments, is_pure, is_quantize, op_name, source_of
 
 __all__ = ["check_constants_are_quantized", "check_quantize_is_an_operator"]
 

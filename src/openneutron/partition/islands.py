@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
 from openneutron.compile_spec import CompileOptions
-from openneutron.fx import is_dequantize, is_operator, is_quantize, iterate_nodes, op_name, output_node
+from openneutron.core.fx import is_dequantize, is_operator, is_quantize, iterate_nodes, op_name, output_node
 from openneutron.ops import OPERATORS
 from openneutron.ops.site import Site
 from openneutron.partition.clusters import Cluster, Constants, is_int8

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from openneutron.fx import is_dequantize
+from openneutron.core.fx import is_dequantize
 from openneutron.partition.clusters import Cluster, Clusters, Constants
 from openneutron.targets import NeutronTarget
 

@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from openneutron.fx import is_dequantize, is_quantize
+from openneutron.core.fx import is_dequantize, is_quantize
 from openneutron.partition.clusters import Constants
 from openneutron.partition.levels import Partition
 

@@ -14,22 +14,22 @@ from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, Par
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from openneutron.backend import NeutronBackend
-from openneutron.boundary import typed_errors
 from openneutron.compile_spec import CompileOptions
-from openneutron.cpu_kernels import check_cpu_kernels
-from openneutron.device import DevicePayload, compile_payloads, kernel_selection_of
+from openneutron.core.boundary import typed_errors
+from openneutron.core.files import write_file
+from openneutron.cpu.kernels import check_cpu_kernels
 from openneutron.errors import OptionError
-from openneutron.files import write_file
+from openneutron.formats.payload import Payload, parse
+from openneutron.partition.backend import NeutronBackend
 from openneutron.partition.clusters import Constants
 from openneutron.partition.compile import compile_partition
 from openneutron.partition.levels import Partition
 from openneutron.partition.opaque import Trace, is_opaque, is_searched, is_trace, replace_partitions
 from openneutron.partition.orders import settle_orders
 from openneutron.partition.placing import Placed, Placement, place
-from openneutron.payload import Payload, parse
-from openneutron.sdk import Converter, converter_for
 from openneutron.targets import NeutronTargetSpec
+from openneutron.vendor.device import DevicePayload, compile_payloads, kernel_selection_of
+from openneutron.vendor.sdk import Converter, converter_for
 
 __all__ = ["CpuWarning", "NeutronPartitioner", "cpu_message"]
 

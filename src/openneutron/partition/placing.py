@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from openneutron.compile_spec import CompileOptions
-from openneutron.fx import modules_of, op_name, source_of
+from openneutron.core.fx import modules_of, op_name, source_of
 from openneutron.ops import OPERATORS
 from openneutron.partition.clusters import find_clusters
 from openneutron.partition.conversions import check_constants_are_quantized, check_quantize_is_an_operator

@@ -12,7 +12,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputSpec, Output
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_structure, tree_unflatten, treespec_dumps
 
-from openneutron.fx import output_node
+from openneutron.core.fx import output_node
 
 __all__ = ["with_graph"]
 

@@ -8,11 +8,11 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
-from openneutron.fx import is_dequantize, is_quantize, is_state, op_name, output_node
+from openneutron.core.fx import is_dequantize, is_quantize, is_state, op_name, output_node
+from openneutron.model.state import next_value, states_of, store_of, write_of
 from openneutron.partition.clusters import Constants, is_int8
 from openneutron.partition.programs import with_graph
 from openneutron.passes.functionalize import may_alias, writes_memory
-from openneutron.state import next_value, states_of, store_of, write_of
 
 __all__ = ["states_in_int8"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import arguments, op_name, set_argument, shape_of
+from openneutron.core.fx import arguments, op_name, set_argument, shape_of
 from openneutron.passes.write_back import Spot
 
 __all__ = ["batch_layers"]

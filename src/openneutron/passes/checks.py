@@ -10,13 +10,13 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 from torch.utils._pytree import tree_leaves
 
-from openneutron.constants import attribute
+from openneutron.core.constants import attribute
+from openneutron.core.fx import arguments, op_name, output_node, source_of
 from openneutron.errors import ModelError
-from openneutron.fx import arguments, op_name, output_node, source_of
+from openneutron.model.state import is_state_write
 from openneutron.passes.functionalize import writes_memory
 from openneutron.passes.remove_batch_counts import counts_batches
 from openneutron.passes.remove_identities import DROPOUTS
-from openneutron.state import is_state_write
 
 __all__ = ["check_batch_norm", "check_is_static_eval", "check_outputs", "check_writes_nothing", "parameters_stay"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import constant_value
-from openneutron.fx import op_name
+from openneutron.core.constants import constant_value
+from openneutron.core.fx import op_name
 from openneutron.ops import OPERATORS
 
 __all__ = ["copy_returned_joins"]

@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from openneutron.fx import is_state, op_name
+from openneutron.core.fx import is_state, op_name
 from openneutron.ops import DECOMPOSITIONS
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.masks import is_made_for_a_mask

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import constant_of
-from openneutron.fx import arguments, op_name, shape_of
+from openneutron.core.constants import constant_of
+from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.ops.attention import WIDE_SOFTMAX, note_difference_of_scores
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.masks import SOFTMAX, VIEWS

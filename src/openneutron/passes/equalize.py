@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, set_argument
+from openneutron.core.constants import constant_of, insert_constant
+from openneutron.core.fx import arguments, set_argument
 from openneutron.passes.remove_dead_channels import limits_of_clamp
 from openneutron.passes.scalable_channels import PINNED, ScalableLayer, Scaling, scaling_of
 

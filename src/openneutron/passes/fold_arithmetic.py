@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, note_replaced, op_name, shape_of
+from openneutron.core.constants import constant_of, insert_constant
+from openneutron.core.fx import arguments, note_replaced, op_name, shape_of
 from openneutron.passes.fold_batch_norm import (
     CONVOLUTIONS,
     TRANSPOSED_CONVOLUTIONS,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, note_replaced, op_name, set_argument, shape_of
+from openneutron.core.constants import constant_of, insert_constant
+from openneutron.core.fx import arguments, note_replaced, op_name, set_argument, shape_of
 
 __all__ = [
     "CONVOLUTIONS", "TRANSPOSED_CONVOLUTIONS", "Affine", "affine", "fold_batch_norm", "insert_convolution",

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
-from openneutron.constants import attribute, constant_of, insert_constant
-from openneutron.fx import is_pure, op_name, shape_of
+from openneutron.core.constants import attribute, constant_of, insert_constant
+from openneutron.core.fx import is_pure, op_name, shape_of
 
 __all__ = ["fold_constants"]
 

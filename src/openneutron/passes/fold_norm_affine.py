@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, op_name, shape_of
+from openneutron.core.constants import constant_of, insert_constant
+from openneutron.core.fx import arguments, op_name, shape_of
 
 __all__ = ["fold_norm_affine"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import iterate_nodes, note_replaced, op_name
+from openneutron.core.fx import iterate_nodes, note_replaced, op_name
 
 __all__ = ["forget_strides"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
-from openneutron.fx import note_replaced, op_name, shape_of
+from openneutron.core.fx import note_replaced, op_name, shape_of
+from openneutron.model.state import is_state_write
 from openneutron.passes.write_back import Spot, can_be_written_back, write_back
-from openneutron.state import is_state_write
 
 __all__ = ["functionalize", "may_alias", "writes_memory"]
 

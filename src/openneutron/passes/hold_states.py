@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import attribute
+from openneutron.core.constants import attribute
+from openneutron.core.fx import is_state, op_name, source_of
 from openneutron.errors import ModelError
-from openneutron.fx import is_state, op_name, source_of
+from openneutron.model.state import hold_state, is_state_write, next_value, remember_states
 from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.passes.remove_batch_counts import BATCH_COUNT
-from openneutron.state import hold_state, is_state_write, next_value, remember_states
 
 __all__ = ["end_gradients", "hold_states"]
 

@@ -7,9 +7,9 @@ import operator
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
-from openneutron.constants import attribute
+from openneutron.core.constants import attribute
+from openneutron.core.fx import iterate_nodes, op_name, source_of
 from openneutron.errors import ModelError
-from openneutron.fx import iterate_nodes, op_name, source_of
 
 __all__ = ["inline_regions"]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import arguments, iterate_nodes, op_name, shape_of
+from openneutron.core.fx import arguments, iterate_nodes, op_name, shape_of
 from openneutron.ops import OPERATORS
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.site import Site

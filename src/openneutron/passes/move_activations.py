@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import iterate_nodes, op_name
+from openneutron.core.fx import iterate_nodes, op_name
 from openneutron.ops import OPERATORS
 from openneutron.targets import NeutronTarget
 

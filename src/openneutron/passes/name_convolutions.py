@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule
 
-from openneutron.fx import arguments, op_name
+from openneutron.core.fx import arguments, op_name
 
 __all__ = ["name_convolutions"]
 

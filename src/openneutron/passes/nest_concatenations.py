@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import arguments, op_name, shape_of
+from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.ops import OPERATORS
 
 __all__ = ["nest_concatenations"]

@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import arguments, op_name, shape_of
+from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.ops import OPERATORS
 
 __all__ = ["read_parts"]

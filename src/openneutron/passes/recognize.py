@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import number_of
-from openneutron.fx import arguments, op_name
+from openneutron.core.constants import number_of
+from openneutron.core.fx import arguments, op_name
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.elementwise import clamp_range
 from openneutron.ops.norms import Dims, standardized

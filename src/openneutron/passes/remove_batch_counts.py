@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import op_name
+from openneutron.core.fx import op_name
 
 __all__ = ["BATCH_COUNT", "counts_batches", "remove_batch_counts"]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, op_name, shape_of
+from openneutron.core.constants import constant_of, insert_constant
+from openneutron.core.fx import arguments, op_name, shape_of
 
 __all__ = ["LARGEST_INPUT", "limits_of_clamp", "remove_dead_channels"]
 

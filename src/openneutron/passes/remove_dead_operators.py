@@ -7,9 +7,9 @@ import operator
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import is_state, op_name
+from openneutron.core.fx import is_state, op_name
+from openneutron.model.state import is_state_write, store_of
 from openneutron.passes.functionalize import writes_memory
-from openneutron.state import is_state_write, store_of
 
 __all__ = ["remove_dead_operators"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import insert_constant
-from openneutron.fx import arguments, note_replaced, op_name
+from openneutron.core.constants import insert_constant
+from openneutron.core.fx import arguments, note_replaced, op_name
 from openneutron.ops import OPERATORS
 from openneutron.passes.functionalize import writes_memory
 

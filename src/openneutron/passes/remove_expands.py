@@ -6,7 +6,7 @@ import math
 
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import op_name, shape_of
+from openneutron.core.fx import op_name, shape_of
 from openneutron.ops import OPERATORS
 from openneutron.ops.elementwise import has_one_full_operand
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import arguments, is_state, iterate_nodes, op_name, shape_of
+from openneutron.core.fx import arguments, is_state, iterate_nodes, op_name, shape_of
+from openneutron.model.state import is_state_write
 from openneutron.ops import OPERATORS
 from openneutron.ops.shapes import permutation
 from openneutron.passes.functionalize import writes_memory
-from openneutron.state import is_state_write
 
 __all__ = ["DROPOUTS", "remove_identities"]
 

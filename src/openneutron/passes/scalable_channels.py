@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
-from openneutron.constants import constant_of
-from openneutron.fx import arguments, is_operator, iterate_nodes, op_name, shape_of
+from openneutron.core.constants import constant_of
+from openneutron.core.fx import arguments, is_operator, iterate_nodes, op_name, shape_of
 from openneutron.ops import OPERATORS
 from openneutron.ops.layers import LINEAR, TRANSPOSED, layer_kind
 from openneutron.ops.site import Site

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch.fx import GraphModule, Node
 
+from openneutron.model.state import is_state_write
 from openneutron.passes.functionalize import writes_memory
-from openneutron.state import is_state_write
 
 __all__ = ["share_results"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.fx import arguments, op_name, shape_of
+from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.site import Site
 from openneutron.targets import NeutronTarget

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node, map_arg
 
-from openneutron.fx import arguments, op_name, shape_of
+from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.ops import OPERATORS
 from openneutron.ops.shapes import permutation
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import constant_value
-from openneutron.fx import arguments, is_operator, op_name, shape_of
+from openneutron.core.constants import constant_value
+from openneutron.core.fx import arguments, is_operator, op_name, shape_of
 from openneutron.ops.masks import (
     HIDDEN,
     HIDDEN_AT_RUN_TIME,

@@ -16,8 +16,8 @@ import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize, ObserverBase
 
-from openneutron.constants import constant_of, value_of
-from openneutron.fx import arguments, placeholders, shape_of
+from openneutron.core.constants import constant_of, value_of
+from openneutron.core.fx import arguments, placeholders, shape_of
 from openneutron.ops.layers import LINEAR, layer_kind
 from openneutron.passes.name_bad_inputs import GUARDS
 from openneutron.quantizer.observers import MaskedObserver

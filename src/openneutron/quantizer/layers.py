@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from openneutron.core.fx import is_operator, modules_of, note, noted, op_name, operator_aliases, operator_names
 from openneutron.errors import OptionError
-from openneutron.fx import is_operator, modules_of, note, noted, op_name, operator_aliases, operator_names
 from openneutron.ops import OPERATORS
 
 __all__ = ["FLOAT", "GRANULARITIES", "PER_CHANNEL", "Layers", "left_in_float"]

@@ -13,12 +13,13 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantize
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron import passes
-from openneutron.boundary import typed_errors
-from openneutron.constants import computed_constants, constant_value, value_of
-from openneutron.cpu_kernels import check_cpu_kernels
+from openneutron.core.boundary import typed_errors
+from openneutron.core.constants import computed_constants, constant_value, value_of
+from openneutron.core.fx import is_operator, is_state, iterate_nodes, op_name, place_of, shape_of, source_of
+from openneutron.cpu.kernels import check_cpu_kernels
 from openneutron.errors import ModelError, OptionError
-from openneutron.fx import is_operator, is_state, iterate_nodes, op_name, place_of, shape_of, source_of
 from openneutron.ir.graph import QParams
+from openneutron.model.state import is_state_write, next_value, states_of, store_of, write_of
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
 from openneutron.ops.attention import WIDE_SOFTMAX
 from openneutron.ops.decomposition import SHARED_QPARAMS
@@ -38,7 +39,6 @@ from openneutron.quantizer.score_ranges import ScoreRange, score_ranges
 from openneutron.quantizer.state_at_conversion import reset_states_at_conversion
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
 from openneutron.quantizer.trained_modules import WeightFakeQuantize, batch_norm_behind
-from openneutron.state import is_state_write, next_value, states_of, store_of, write_of
 from openneutron.targets import Generation, NeutronTargetSpec
 
 __all__ = ["CoarseSoftmaxWarning", "NeutronQuantizer", "UnquantizedWarning", "quantizable_reason"]

@@ -15,8 +15,8 @@ from torchao.quantization.pt2e.observer import (
     UniformQuantizationObserverBase,
 )
 
+from openneutron.core.fx import op_name, source_of
 from openneutron.errors import CalibrationError, OptionError
-from openneutron.fx import op_name, source_of
 from openneutron.ops.masks import HIDDEN, saturates
 from openneutron.quantizer.ranges import RULES, Codes, bounds_by_error, distribution, range_by
 from openneutron.quantizer.sample import Sample, SampleState, flattened

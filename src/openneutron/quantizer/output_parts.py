@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch.fx import Node
 
-from openneutron.constants import constant_value
-from openneutron.fx import note, noted
+from openneutron.core.constants import constant_value
+from openneutron.core.fx import note, noted
 from openneutron.ir.graph import QParams
 from openneutron.ops import OpSpec
 from openneutron.ops.site import Site

@@ -14,8 +14,8 @@ from torchao.quantization.pt2e.quantizer import (
     QuantizationSpec,
 )
 
+from openneutron.core.fx import shape_of
 from openneutron.errors import OptionError
-from openneutron.fx import shape_of
 from openneutron.ir.graph import QParams
 from openneutron.quantizer.observers import (
     DistributionObserver,

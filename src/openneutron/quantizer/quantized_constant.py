@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import insert_constant
+from openneutron.core.constants import insert_constant
 
 __all__ = ["QuantizedConstant"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import number_of
-from openneutron.fx import arguments, op_name, shape_of
+from openneutron.core.constants import number_of
+from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.ops.attention import is_difference_of_scores
 from openneutron.ops.masks import VIEWS
 from openneutron.quantizer.observers import ObserverOfAnother

@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import ObserverBase
 
-from openneutron.state import initial_states, reset, states_of, store_of
+from openneutron.model.state import initial_states, reset, states_of, store_of
 
 __all__ = ["StateReset", "reset_states_at_conversion"]
 

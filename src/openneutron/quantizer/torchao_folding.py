@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import attribute
-from openneutron.fx import arguments, op_name, shape_of
+from openneutron.core.constants import attribute
+from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.passes import fold_batch_norm, fold_constants
 from openneutron.passes.checks import check_batch_norm
 

@@ -15,8 +15,8 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import FakeQuantize, ObserverBase
 from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
-from openneutron.constants import insert_constant, value_of
-from openneutron.fx import arguments, op_name, set_argument
+from openneutron.core.constants import insert_constant, value_of
+from openneutron.core.fx import arguments, op_name, set_argument
 from openneutron.ops import OPERATORS
 from openneutron.passes.fold_batch_norm import affine, is_transposed, scale_of_weight
 from openneutron.quantizer.observers import LatestPerChannelRangeObserver, LatestRangeObserver, Origin

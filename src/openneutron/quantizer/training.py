@@ -20,9 +20,9 @@ import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.export_utils import _EXPORTED_TRAINING_ATTR
 
-from openneutron.constants import computed_constants
+from openneutron.core.constants import computed_constants
+from openneutron.core.fx import arguments, is_random, op_name, set_argument, source_of
 from openneutron.errors import ModelError
-from openneutron.fx import arguments, is_random, op_name, set_argument, source_of
 from openneutron.ops import OPERATORS
 from openneutron.ops.spec import OutputRule
 from openneutron.passes.fold_batch_norm import insert_convolution, takes_batch_norm

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-from openneutron.fx import placeholders
+from openneutron.core.fx import placeholders
+from openneutron.model.state import is_state_write, states_of
 from openneutron.ops.layers import LINEAR, layer_kind
 from openneutron.recovery.walk import Samples
-from openneutron.state import is_state_write, states_of
 
 __all__ = ["Ranges", "channel_ranges"]
 

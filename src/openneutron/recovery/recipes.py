@@ -9,9 +9,9 @@ import torch
 from torch.fx import GraphModule
 
 from openneutron.calibration import CalibrationOptions, calibrate
-from openneutron.constants import constant_of, insert_constant
+from openneutron.core.constants import constant_of, insert_constant
+from openneutron.core.fx import arguments, set_argument
 from openneutron.errors import OptionError
-from openneutron.fx import arguments, set_argument
 from openneutron.ops.layers import CONVOLUTION, LINEAR, TRANSPOSED, layer_kind
 from openneutron.passes.equalize import equalize
 from openneutron.quantizer import DistributionObserver, NeutronQuantizer

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule
 
-from openneutron.fx import arguments
+from openneutron.core.fx import arguments
 from openneutron.quantizer.sample import positions
 from openneutron.recovery.correct_biases import correct_bias
 from openneutron.recovery.walk import Reading, Samples, samples_that_fit, walk

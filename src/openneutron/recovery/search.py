@@ -20,12 +20,12 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from openneutron.calibration import CalibrationOptions
+from openneutron.core.progress import bar
 from openneutron.errors import CalibrationError, OptionError
-from openneutron.progress import bar
+from openneutron.model.state import run_sample
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.recovery.recipes import AUTO, ENOUGH_SAMPLES, Recipe, quantized_by
 from openneutron.recovery.walk import Samples
-from openneutron.state import run_sample
 
 __all__ = ["FEWEST_SAMPLES", "Freedom", "Trial", "check_seconds", "descend", "held_out", "sqnr_db", "try_recipes"]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import constant_of, insert_constant
-from openneutron.fx import arguments, set_argument
+from openneutron.core.constants import constant_of, insert_constant
+from openneutron.core.fx import arguments, set_argument
 from openneutron.ops.layers import CONVOLUTION, LINEAR, layer_kind
 from openneutron.passes.remove_dead_channels import limits_of_clamp, remove_dead_channels
 from openneutron.recovery.channel_ranges import Ranges

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node, map_arg
 
-from openneutron.constants import value_of
+from openneutron.core.constants import value_of
+from openneutron.core.fx import arguments, is_dequantize, is_quantize, op_name, output_node, placeholders
+from openneutron.core.progress import bar
 from openneutron.errors import ModelError
-from openneutron.fx import arguments, is_dequantize, is_quantize, op_name, output_node, placeholders
-from openneutron.progress import bar
+from openneutron.model.state import is_state_write, states_of
 from openneutron.recovery.weighted_layers import Layer, layers_of
-from openneutron.state import is_state_write, states_of
 
 __all__ = ["Reading", "Run", "Samples", "evenly", "last_uses", "rounded", "samples_that_fit", "walk"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.constants import attribute
-from openneutron.fx import arguments, is_dequantize, set_argument
+from openneutron.core.constants import attribute
+from openneutron.core.fx import arguments, is_dequantize, set_argument
 from openneutron.ops.layers import LINEAR, TRANSPOSED, layer_kind
 
 __all__ = ["Layer", "layer_of", "layers_of"]

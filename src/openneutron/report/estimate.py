@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from openneutron.formats.tflite import Operator
+from openneutron.ir.cost import array_of, cost_of
 from openneutron.ir.graph import Op
-from openneutron.ops.cost import array_of, cost_of
 from openneutron.report.graph import as_ops
 from openneutron.report.memory import lifetimes, plan
 from openneutron.report.runtime_memory import RuntimeMemory
 from openneutron.report.weights import stored_bytes
 from openneutron.targets import NeutronTarget
-from openneutron.tflite import Operator
 
 __all__ = ["Estimate", "Fit", "Layer", "estimate_operators", "fit_of", "scratch_in_channels_last", "whole"]
 

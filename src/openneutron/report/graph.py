@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from openneutron.errors import FormatError
+from openneutron.formats.tflite import Operator, Subgraph, TensorInfo
 from openneutron.ir.graph import Kind, Op, QParams, Tensor
-from openneutron.tflite import Operator, Subgraph, TensorInfo
 
 __all__ = ["as_ops", "npu_operators"]
 

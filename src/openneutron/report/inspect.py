@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from openneutron import pte, tflite
 from openneutron.compile_spec import CompileOptions
-from openneutron.device import BUFFER_OUTPUTS, CONSTANT_INPUTS, NEUTRON_GRAPH
+from openneutron.core.files import read_file
 from openneutron.errors import FormatError, PayloadError
-from openneutron.files import read_file
-from openneutron.payload import Microcode, Payload, microcode_header, parse
+from openneutron.formats import pte, tflite
+from openneutron.formats.payload import Microcode, Payload, microcode_header, parse
 from openneutron.report.estimate import (
     Estimate,
     Fit,
@@ -25,6 +24,7 @@ from openneutron.report.estimate import (
 from openneutron.report.graph import npu_operators
 from openneutron.report.runtime_memory import RuntimeMemory, runtime_memory
 from openneutron.targets import NeutronTarget, NeutronTargetSpec
+from openneutron.vendor.device import BUFFER_OUTPUTS, CONSTANT_INPUTS, NEUTRON_GRAPH
 
 __all__ = ["Delegate", "Report", "Section", "Value", "inspect", "inspect_bytes"]
 

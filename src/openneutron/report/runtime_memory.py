@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from openneutron import pte
-from openneutron.payload import PayloadHeader, parse
+from openneutron.formats import pte
+from openneutron.formats.payload import PayloadHeader, parse
 from openneutron.report.memory import Lifetime, plan
 
 __all__ = ["RuntimeMemory", "runtime_memory"]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
 
-from openneutron import pte
-from openneutron.flow import NeutronProgram, QuantizedModel
-from openneutron.fx import is_dequantize, is_operator, is_quantize
+from openneutron.core.fx import is_dequantize, is_operator, is_quantize
+from openneutron.formats import pte
 from openneutron.partition.placing import Placement
+
+if TYPE_CHECKING:
+    from openneutron.flow import NeutronProgram, QuantizedModel
 
 __all__ = ["summary_of_model", "summary_of_program"]
 

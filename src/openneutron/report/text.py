@@ -7,14 +7,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from openneutron.report.estimate import Estimate, Fit
-from openneutron.report.inspect import Delegate, Report, Value
+if TYPE_CHECKING:
+    from openneutron.report.estimate import Estimate, Fit
+    from openneutron.report.inspect import Delegate, Report, Value
 
 __all__ = ["as_json", "render", "text_of_estimate", "text_of_report"]
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ai_edge_litert.interpreter import Interpreter
 
 from openneutron.errors import HostError, PayloadError
-from openneutron.payload import parse
+from openneutron.formats.payload import parse
 
 __all__ = ["Engine", "Port"]
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from executorch.extension.pybindings import _C
 
-from openneutron import pte
-from openneutron.arguments import MISSING, Leaf, check_names, leaves_at, leaves_from_text
+from openneutron.core.files import reason_of
+from openneutron.cpu.registry import cause_in, missing_kernels, native_log
 from openneutron.errors import FormatError, HostError, InputError
-from openneutron.files import reason_of
-from openneutron.kernel_registry import cause_in, missing_kernels, native_log
+from openneutron.formats import pte
+from openneutron.model.arguments import MISSING, Leaf, check_names, leaves_at, leaves_from_text
 from openneutron.runtime import _host
 
 __all__ = ["INPUT_NAMES", "ConstantInfo", "HostProgram", "TensorInfo", "load"]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from openneutron.errors import FormatError
-from openneutron.flatbuffer import Source, Table, root
+from openneutron.formats.flatbuffer import Source, Table, root
 
 __all__ = ["Delegate", "Kernel", "Method", "Program", "Slot", "Value", "read", "replace_payloads"]
 

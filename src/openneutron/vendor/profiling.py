@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from openneutron import tflite
+from openneutron.formats import tflite
 
 __all__ = ["Kernel", "kernels_of", "node_of"]
 

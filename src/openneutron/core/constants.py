@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
-from openneutron.fx import is_pure
+from openneutron.core.fx import is_pure
 
 __all__ = [
     "attribute", "computed_constants", "constant_of", "constant_value", "insert_constant", "number_of", "value_of",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from openneutron.accuracy.compare import Comparison
-from openneutron.accuracy.result import Analysis, LayerAccuracy
+if TYPE_CHECKING:
+    from openneutron.accuracy.compare import Comparison
+    from openneutron.accuracy.result import Analysis, LayerAccuracy
 
 __all__ = ["HEADINGS", "cells_of", "comparison_lines", "table_of", "text_of"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.fx import Node
 
+from openneutron.core.fx import is_library, op_name, source_of
 from openneutron.errors import ModelError, OpenNeutronError
-from openneutron.fx import is_library, op_name, source_of
 
 __all__ = ["first_line", "frame_of_user", "typed_errors"]
 

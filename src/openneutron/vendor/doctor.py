@@ -11,14 +11,15 @@ from functools import partial
 
 import numpy as np
 
-from openneutron import sdk, tflite
 from openneutron.compile_spec import CompileOptions
-from openneutron.device import converter_flags, device_payload
 from openneutron.errors import OpenNeutronError
+from openneutron.formats import tflite
+from openneutron.formats.payload import PayloadHeader, microcode_header, parse
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
 from openneutron.ops.convolution import CONV_2D
-from openneutron.payload import PayloadHeader, microcode_header, parse
-from openneutron.profiling import kernels_of
+from openneutron.vendor import sdk
+from openneutron.vendor.device import converter_flags, device_payload
+from openneutron.vendor.profiling import kernels_of
 
 __all__ = ["Examination", "examine"]
 

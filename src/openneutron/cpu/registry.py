@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stderr
 
 from executorch.extension.pybindings import _C
 
-from openneutron import pte
+from openneutron.formats import pte
 
 __all__ = ["cause_in", "kernel_names", "missing_kernels", "native_log"]
 

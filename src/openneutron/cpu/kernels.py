@@ -15,9 +15,9 @@ import torch
 from torch.fx import Node, map_arg
 from torch.utils._pytree import tree_leaves
 
+from openneutron.core.fx import is_operator, modules_of, note, noted, op_name, place_of, source_of
+from openneutron.cpu.registry import cause_in, kernel_names, missing_kernels, native_log
 from openneutron.errors import ModelError
-from openneutron.fx import is_operator, modules_of, note, noted, op_name, place_of, source_of
-from openneutron.kernel_registry import cause_in, kernel_names, missing_kernels, native_log
 from openneutron.ops import OPERATORS
 
 __all__ = ["check_cpu_kernels"]

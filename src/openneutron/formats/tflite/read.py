@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema  # noqa: TID251
 
-from openneutron.flatbuffer import Source, Table, root
+from openneutron.formats.flatbuffer import Source, Table, root
 
 __all__ = ["Buffer", "Model", "Operator", "Quantization", "Subgraph", "TensorInfo", "read"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import flatbuffers  # noqa: TID251
 from ai_edge_litert import schema_py_generated as schema  # noqa: TID251
 
-from openneutron.tflite.write import FILE_IDENTIFIER
+from openneutron.formats.tflite.write import FILE_IDENTIFIER
 
 __all__ = ["returning", "returning_only"]
 

@@ -21,13 +21,13 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
 
-from openneutron.boundary import first_line, frame_of_user
-from openneutron.constants import attribute
-from openneutron.data import described
+from openneutron.core.boundary import first_line, frame_of_user
+from openneutron.core.constants import attribute
+from openneutron.core.fx import is_dequantize, is_library, placeholders
 from openneutron.errors import InputError, ModelError
-from openneutron.examples import Examples, register_dataclasses
-from openneutron.fx import is_dequantize, is_library, placeholders
-from openneutron.state import initial_states, keep_assignments
+from openneutron.model.data import described
+from openneutron.model.examples import Examples, register_dataclasses
+from openneutron.model.state import initial_states, keep_assignments
 
 __all__ = [
     "as_module",

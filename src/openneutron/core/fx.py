@@ -42,7 +42,7 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 # Frames inside these packages are not the user's code.
 _LIBRARIES = re.compile(r"[/\\](site-packages|dist-packages)[/\\](torch|torchao|executorch)[/\\]|<eval_with_key>")
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
-_OWN_FOLDER = str(Path(__file__).parent)
+_OWN_FOLDER = str(Path(__file__).parents[1])
 # How a non-strict export names a part of a ModuleList or of a Sequential.
 _SLICE = re.compile(r"\.slice\((?P<start>\w+), \w+, (?P<step>\w+)\)")
 # Metadata under this key, and no other, come through convert_pt2e, torch.export and ExecuTorch's passes.
@@ -205,7 +205,7 @@ def is_random(node: Node) -> bool:
 
 
 def is_state(node: Node) -> bool:
-    """Whether `node` yields what a buffer held before the call, which the call changes (see `openneutron.state`)."""
+    """Whether `node` is the copy of a state's value before the call (see `openneutron.model.state`)."""
     return noted(node, STATE) is not None and op_name(node) == "aten.clone.default"
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from openneutron.accuracy.compare import Comparison
-from openneutron.accuracy.result import Analysis, LayerAccuracy
+from openneutron.accuracy.text import HEADINGS, cells_of, comparison_lines
 from openneutron.errors import OptionError
-from openneutron.report.accuracy_text import HEADINGS, cells_of, comparison_lines
+
+if TYPE_CHECKING:
+    from openneutron.accuracy.compare import Comparison
+    from openneutron.accuracy.result import Analysis, LayerAccuracy
 
 __all__ = ["page_of"]
 

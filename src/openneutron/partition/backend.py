@@ -9,9 +9,9 @@ from torch.export import ExportedProgram
 
 from openneutron.compile_spec import CompileOptions
 from openneutron.errors import ModelError
+from openneutron.formats.payload import pack_device, pack_portable, parse
+from openneutron.formats.tflite.outputs import returning_only
 from openneutron.partition.opaque import is_opaque, is_trace, outputs_by_node
-from openneutron.payload import pack_device, pack_portable, parse
-from openneutron.tflite.outputs import returning_only
 
 __all__ = ["NeutronBackend"]
 

@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.fx import Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from openneutron.fx import op_name, output_node
+from openneutron.core.fx import op_name, output_node
 from openneutron.partition.clusters import Constants
 from openneutron.quantizer.output_parts import is_joined_in_float
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openneutron import pte, tflite
 from openneutron.compile_spec import CompileOptions
+from openneutron.core.files import write_file
 from openneutron.errors import ConverterError, ModelError, OptionError
-from openneutron.files import write_file
-from openneutron.payload import Payload, PayloadHeader, pack_device, parse
-from openneutron.profiling import Kernel, kernels_of
-from openneutron.sdk import (
+from openneutron.formats import pte, tflite
+from openneutron.formats.payload import Payload, PayloadHeader, pack_device, parse
+from openneutron.vendor.profiling import Kernel, kernels_of
+from openneutron.vendor.sdk import (
     DEFAULT_FLAGS,
     TIME_LIMIT_SECONDS,
     Conversion,

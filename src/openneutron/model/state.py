@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_map
 
-from openneutron.constants import attribute
+from openneutron.core.constants import attribute
+from openneutron.core.fx import STATE, is_state, note, op_name, output_node
 from openneutron.errors import ModelError
-from openneutron.examples import called
-from openneutron.fx import STATE, is_state, note, op_name, output_node
+from openneutron.model.examples import called
 
 __all__ = [
     "Stream", "has_state", "hold_state", "initial_states", "is_state_write", "keep_assignments", "next_value",

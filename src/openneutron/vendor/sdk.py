@@ -1,8 +1,9 @@
 """The vendor's converter: what is installed, and its runs in processes of their own. The only module that knows it.
 
-The converter ends the process that calls it when it meets an error, and prints what it has to say. So it runs in a
-child (`python -m openneutron.sdk FOLDER`), which reads its request from a folder and leaves its answer there. Interface
-and names of the vendor's packages are those of eiq_neutron_sdk 3.x and of the flavoured neutron_converter_SDK_YY_MM.
+The converter ends the process that calls it when it meets an error, and prints its messages. So it runs in a child
+process (`python -m openneutron.vendor.sdk FOLDER`), which reads its request from a folder and writes its answer there.
+The interface and the names of the vendor's packages are those of eiq_neutron_sdk 3.x and of the flavoured
+neutron_converter_SDK_YY_MM.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openneutron.core.files import write_file
 from openneutron.errors import ConverterError, OptionError
-from openneutron.files import write_file
 
 __all__ = [
     "Conversion", "Converted", "Converter", "ConverterWarning", "choose", "convert", "convert_all", "converter_for",
@@ -224,7 +225,7 @@ def _run(work: Path, what: str, converter: Converter, time_limit: float) -> str:
     """All that the child printed. Raises `ConverterError` where it did not end well."""
     with (work / "log").open("w+b") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "openneutron.sdk", str(work)],
+            [sys.executable, "-m", "openneutron.vendor.sdk", str(work)],
             cwd=work,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdin=subprocess.DEVNULL,

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from openneutron.arguments import Leaf, Path
+from openneutron.core.fx import placeholders
 from openneutron.errors import InputError
-from openneutron.fx import placeholders
+from openneutron.model.arguments import Leaf, Path
 
 __all__ = ["Examples", "arguments_of", "called", "examples_of", "in_tensors", "leaves_of", "register_dataclasses"]
 

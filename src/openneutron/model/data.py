@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils.data import DataLoader, Dataset
 
-from openneutron.arguments import MISSING, Leaf, argument_names, leaves_at
-from openneutron.arguments import Path as LeafPath
+from openneutron.core.fx import placeholders
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
-from openneutron.examples import in_tensors, leaves_of
-from openneutron.fx import placeholders
-from openneutron.state import Stream
+from openneutron.model.arguments import MISSING, Leaf, argument_names, leaves_at
+from openneutron.model.arguments import Path as LeafPath
+from openneutron.model.examples import in_tensors, leaves_of
+from openneutron.model.state import Stream
 
 __all__ = [
     "Data", "InputForm", "aligned", "calibration_inputs", "described", "first_steps", "forms_of", "in_batches",

@@ -1,0 +1,1 @@
+"""What every room uses: files, questions about torch.fx nodes, constants, typed errors of torch, processes."""

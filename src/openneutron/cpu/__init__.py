@@ -1,0 +1,1 @@
+"""The CPU kernels of ExecuTorch's runtime, and whether one of them takes an operator."""

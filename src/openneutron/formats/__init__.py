@@ -1,0 +1,1 @@
+"""The bytes of flatbuffers, `.pte` files, TFLite files and delegate payloads."""

@@ -1,0 +1,1 @@
+"""What users bring: models in every form, their arguments, example inputs, data and states."""

@@ -1,0 +1,1 @@
+"""NXP's converter: how it is found, called, checked and profiled."""
