@@ -1,6 +1,6 @@
 """The table of the operator tests: for each ATen operator, the shapes and attributes it is tried with.
 
-`tests/test_operators.py` and `benchmarks/operators.py` read it.
+`tests/ops/test_operators.py` and `benchmarks/operators.py` read it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_sdk import DOUBLES
+from tests.vendor.test_sdk import DOUBLES
 from torch import nn
 
 from openneutron import inspect, lower, quantize

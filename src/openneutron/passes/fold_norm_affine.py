@@ -23,7 +23,7 @@ def fold_norm_affine(module: GraphModule) -> bool:
     another operator that shares the old ones keeps them. Linear in nodes, uses and weights.
 
     It saves two operators, and int8: what is normalized has one range in all channels, what is scaled has not, and the
-    weights behind it often make up for that (`tests/test_arithmetic_passes.py` has the figures).
+    weights behind it often make up for that (`tests/passes/test_arithmetic_passes.py` has the figures).
     """
     changed = False
     for node in list(module.graph.nodes):

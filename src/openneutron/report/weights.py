@@ -5,7 +5,7 @@ output channel, so eight bytes a channel. On N3 the codes are not padded, but fo
 rows are padded to the multipliers of a pipeline; a depthwise layer has eight more bytes a channel at stride 1 and four
 at stride 2, unless its output is as small as 4x4. On N1 the input channels are padded to four, and what comes before
 the codes is four bytes a channel, eight in a depthwise layer. On imxrt700 this gives the two known files to 0.5 %, on
-mcxn94x the three known ones to 2.5 % (tests/test_estimate.py).
+mcxn94x the three known ones to 2.5 % (tests/report/test_estimate.py).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from executorch.exir._serialize._program import deserialize_pte_binary
-from tests.test_forms import sqnr
+from tests.model.test_forms import sqnr
 from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 

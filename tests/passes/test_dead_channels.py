@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.flow_support import seeded
-from tests.test_passes import after, exported
+from tests.passes.test_passes import after, exported
 from torch import nn
 from torch.fx import GraphModule
 

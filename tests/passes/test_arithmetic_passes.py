@@ -15,7 +15,7 @@ from tests.fidelity import signal_to_noise
 from tests.flow_support import flat, seeded
 from tests.models import Model, conv, image
 from tests.oracle import quantized, samples_like
-from tests.test_passes import after, exported, names
+from tests.passes.test_passes import after, exported, names
 from torch import nn
 from torch.fx import GraphModule
 

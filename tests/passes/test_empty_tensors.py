@@ -10,7 +10,7 @@ import torch
 from tests.both_flows import assert_one_delegate_in_both_flows, one_delegate, samples_of
 from tests.flow_support import convert, flat, lower_documented, seeded
 from tests.models import Model
-from tests.test_passes import after, names
+from tests.passes.test_passes import after, names
 from torch import nn
 
 from openneutron import lower, passes, quantize

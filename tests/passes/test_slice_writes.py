@@ -12,7 +12,7 @@ from tests.both_flows import assert_one_delegate_in_both_flows, one_delegate, sa
 from tests.fidelity import signal_to_noise
 from tests.flow_support import convert, flat, lower_documented, seeded
 from tests.models import Model, conv, image
-from tests.test_passes import exported, names
+from tests.passes.test_passes import exported, names
 from torch import nn
 
 from openneutron import NeutronQuantizer, lower, passes, quantize

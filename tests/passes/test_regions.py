@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from tests.both_flows import assert_one_delegate_in_both_flows, one_delegate, samples_of
 from tests.flow_support import convert, flat, seeded
 from tests.models import Model, bn, conv, image
+from tests.passes.test_passes import after, exported, names
 from tests.qat_support import operators, prepared, train
-from tests.test_passes import after, exported, names
 from torch import nn
 from torch._ops import HigherOrderOperator
 from torch.utils.checkpoint import checkpoint

@@ -17,7 +17,7 @@ from executorch.devtools.inspector._inspector_utils import (
     gen_graphs_from_etrecord,
 )
 from executorch.exir import to_edge_transform_and_lower
-from tests.test_sdk import DOUBLES
+from tests.vendor.test_sdk import DOUBLES
 from torch import nn
 
 from openneutron import NeutronPartitioner, QuantizedModel, generate_neutron_compile_spec, lower, quantize
@@ -80,7 +80,7 @@ def test_it_is_what_executorch_reads(quantized: QuantizedModel, tmp_path: Path) 
     log = log_of(model)
     (tmp_path / "log").write_text(log)
     (graph,) = nodes_of(model)
-    script = Path(__file__).parent / "profile_oracle.py"
+    script = Path(__file__).parents[1] / "profile_oracle.py"
     command = [sys.executable, str(script), str(tmp_path / "log"), str(len(graph))]
     environment = {**os.environ, "PYTHONPATH": str(DOUBLES)}
     theirs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)

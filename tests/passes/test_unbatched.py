@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tests.both_flows import assert_one_delegate_in_both_flows, one_delegate, samples_of
 from tests.flow_support import seeded
 from tests.models import Model, image
-from tests.test_passes import after, names
+from tests.passes.test_passes import after, names
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 

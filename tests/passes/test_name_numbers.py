@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.flow_support import seeded
 from tests.models import Model
-from tests.test_passes import after, names
+from tests.passes.test_passes import after, names
 from torch.fx import GraphModule
 
 from openneutron import passes

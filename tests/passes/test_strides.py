@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tests.fidelity import signal_to_noise
 from tests.flow_support import convert, lower_documented, seeded
 from tests.models import Model, conv, image
-from tests.test_passes import after, exported, names
+from tests.passes.test_passes import after, exported, names
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 

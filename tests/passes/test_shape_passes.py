@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tests.models import Model, bn, conv, image
 from tests.oracle import quantized
-from tests.test_passes import after, exported, names
+from tests.passes.test_passes import after, exported, names
 from torch import nn
 from torch.fx import GraphModule
 

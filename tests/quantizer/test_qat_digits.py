@@ -44,8 +44,8 @@ class TestDigits:
 
     @pytest.mark.slow
     def test_readme(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        readme = (Path(__file__).parents[1] / "README.md").read_text()
-        (script,) = re.findall(r"<!-- run by tests/test_qat_digits.py -->\n((?: {4}.*\n|\n)+)", readme)
+        readme = (Path(__file__).parents[2] / "README.md").read_text()
+        (script,) = re.findall(r"<!-- run by tests/quantizer/test_qat_digits.py -->\n((?: {4}.*\n|\n)+)", readme)
         monkeypatch.chdir(tmp_path)
         names: dict[str, Any] = {}
         exec(compile(textwrap.dedent(script), "README.md", "exec"), names)

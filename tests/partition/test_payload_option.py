@@ -11,7 +11,7 @@ import pytest
 import torch
 from executorch.exir import to_edge_transform_and_lower
 from tests.flow_support import worst_lsb
-from tests.test_sdk import DOUBLES
+from tests.vendor.test_sdk import DOUBLES
 from torch import nn
 
 from openneutron import (

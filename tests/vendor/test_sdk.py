@@ -17,7 +17,7 @@ from openneutron.ops.elementwise import RELU
 from openneutron.vendor import sdk
 from openneutron.vendor.device import device_payload
 
-DOUBLES = Path(__file__).parent / "doubles"
+DOUBLES = Path(__file__).parents[1] / "doubles"
 QUICK = 20.0
 
 

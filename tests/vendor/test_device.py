@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.test_sdk import DOUBLES
+from tests.vendor.test_sdk import DOUBLES
 from torch import nn
 
 from openneutron import lower, quantize
@@ -83,7 +83,7 @@ def test_payloads_are_those_of_executorch(tmp_path: Path, monkeypatch: pytest.Mo
         Path(paths["model"]).write_bytes(model)
         requests.append({**paths, "inputs": shape.inputs, "outputs": shape.outputs})
     (tmp_path / "requests.json").write_text(json.dumps(requests))
-    script = Path(__file__).parent / "payload_oracle.py"
+    script = Path(__file__).parents[1] / "payload_oracle.py"
     environment = {**os.environ, "PYTHONPATH": ""}
     subprocess.run([sys.executable, str(script), str(tmp_path / "requests.json")], check=True, env=environment)
     assert ours == [Path(str(request["result"])).read_bytes() for request in requests]
