@@ -560,3 +560,12 @@ def test_the_documented_flow_of_torchao_itself(found: Analysis) -> None:
     for image in images(8):
         prepared(image)
     assert analyze(model, convert_pt2e(prepared), images(6, seed=2)).verdict == found.verdict
+
+
+def test_convolutions_of_volumes_are_compared_whatever_dimension_the_frames_lie_in() -> None:
+    model = seeded(
+        lambda: nn.Sequential(nn.BatchNorm3d(2), nn.AvgPool3d((1, 2, 2)), nn.Conv3d(2, 4, (1, 3, 3), padding=(0, 1, 1)))
+    )
+    data = [(torch.randn(1, 2, 3, 4, 5, generator=torch.Generator().manual_seed(i)),) for i in range(4)]
+    quantized = quantize(model, data[0], data, recover=None)
+    assert compare_layers(quantized, lower(quantized), data).first is None

@@ -6,7 +6,8 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import permutations
+from itertools import accumulate, permutations
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -321,12 +322,14 @@ def _tensors(partition: Partition, graph: tflite.Subgraph, constants: Constants)
 
 
 def _arranged(stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`stored` in the order of dimensions of `like`: of the orders that have its shape, the one that is nearest."""
-    shape = [size for size in stored.shape if size > 1]
+    """`stored` in the order of dimensions of `like`: of the orders that it may have, the one that is nearest.
+
+    `stored` may have dimensions that are neighbors in one: the frames of a volume lie in the batch.
+    """
     best, least = stored.reshape(like.shape), float("inf")
     for order in permutations(range(like.dim())):
         turned = like.permute(order)
-        if [size for size in turned.shape if size > 1] != shape:
+        if not _ends(stored.shape) <= _ends(turned.shape):
             continue
         back = sorted(range(like.dim()), key=order.__getitem__)
         value = stored.reshape(turned.shape).permute(back)
@@ -336,6 +339,11 @@ def _arranged(stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         if distance == 0:
             break
     return best
+
+
+def _ends(shape: Sequence[int]) -> set[int]:
+    """How many values each count of leading dimensions has: of a shape with merged dimensions, a part of them."""
+    return set(accumulate(shape, mul, initial=1))
 
 
 @torch.no_grad()
