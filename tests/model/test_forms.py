@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from executorch.exir import to_edge_transform_and_lower
+from tests.flow_support import convert, lower_documented
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronPartitioner, NeutronQuantizer, generate_neutron_compile_spec, load, lower, quantize
@@ -387,3 +388,19 @@ def test_example_inputs_of_another_type_are_refused() -> None:
         quantize(seeded(Positional, linear), (object(),), [(x(),)])
     with pytest.raises(InputError, match=r"example_inputs have 'y', which forward does not take; it takes"):
         quantize(seeded(Optional, linear), {"x": x(), "y": x()}, [(x(),)])
+
+
+@pytest.mark.parametrize("given", [({"a": 0, "b": 1},), ([0, 1],), ((0, 1),)])
+def test_a_documented_program_asks_for_its_tensors_alone(given: tuple[Any, ...]) -> None:
+    class Sum(nn.Module):
+        def forward(self, given: Any) -> torch.Tensor:
+            first, second = given.values() if isinstance(given, dict) else given
+            return torch.add(first.sigmoid(), second)
+
+    tensors = [torch.randn(2, 4, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    arguments = tree_map(tensors.__getitem__, given)
+    converted = convert(Sum().eval(), arguments)
+    program = load(lower_documented(converted, arguments).pte)
+    with pytest.raises(InputError, match="give its tensors alone, in order"):
+        program.run(*arguments)
+    assert torch.allclose(program.run(*tensors), converted(*arguments), atol=0.05)

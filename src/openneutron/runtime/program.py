@@ -195,6 +195,11 @@ class HostProgram:
                     f"{self._name} does not know its inputs by name: give them in the order of the model's arguments; "
                     f"{self._taken()}. lower() writes the names where its example_inputs are a mapping"
                 )
+            if any(map(_is_nested, inputs)):
+                raise InputError(
+                    f"{self._name} does not know the form of its inputs: give its tensors alone, in order; "
+                    f"{self._taken()}. lower() writes the form into the .pte, the documented flow does not"
+                )
             if len(inputs) == len(self.inputs):
                 return list(inputs)
         if self._leaves is None or (is_flat and len(inputs) > len(self.inputs)):
