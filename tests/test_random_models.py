@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
-from tests.random_model_check import Outcome, check_seed
+from random import Random
 
-OPEN_FAULTS = {45, 91, 96}
-"""Seeds that fail: one dict in the documented flow, a convolution of volumes, an inner inference mode."""
-SEEDS = [seed for seed in range(138) if seed not in OPEN_FAULTS]
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.random_model_check import Outcome, check, check_seed, draw_way
+from tests.random_models import draw_model
+
+SEEDS = range(150)
 SEEDS_OF_A_TEST = 15
 
 
@@ -19,3 +22,13 @@ def test_a_random_model_is_refused_with_a_typed_error_or_runs(first: int) -> Non
     assert not faults, "python -m tests.soak --seed N shows the model\n" + "\n".join(faults)
     refused = sum(finding.outcome is Outcome.REFUSED for finding in found.values())
     assert refused <= SEEDS_OF_A_TEST // 2, "most models are refused: this test shows little"
+
+
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**32 - 1), statements=st.integers(3, 30))
+def test_models_of_any_seed_and_size(seed: int, statements: int) -> None:
+    random = Random(seed)
+    model = draw_model(random, most_statements=statements)
+    finding = check(model, draw_way(random))
+    assert not finding.is_fault, f"{model.source}\n{finding}"
