@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CompileOptions": "compile_spec",
-    "NeutronBackend": "backend",
+    "NeutronBackend": "partition.backend",
     "NeutronPartitioner": "partition.partitioner",
     "NeutronProgram": "flow",
     "NeutronQuantizer": "quantizer",
     "NeutronTargetSpec": "targets",
     "Placement": "partition.placing",
     "QuantizedModel": "flow",
-    "Stream": "state",
+    "Stream": "model.state",
     "generate_neutron_compile_spec": "compile_spec",
     "inspect": "report.inspect",
-    "int8_io": "quantized_io",
-    "keep_assignments": "state",
+    "int8_io": "partition.quantized_io",
+    "keep_assignments": "model.state",
     "load": "runtime",
     "lower": "flow",
     "placement": "partition.placing",
     "quantize": "flow",
-    "reset": "state",
+    "reset": "model.state",
 }
 
 __all__ = [*sorted(_HOMES)]  # noqa: PLE0604
