@@ -393,7 +393,8 @@ class TestProgram:
             ((blank((1, 4, 8, 6)),), r"input 0 has shape \(1, 4, 8, 6\), expected \(1, 4, 6, 8\)"),
             ((torch.zeros(SHAPE),), "input 0 has dtype torch.float32, expected torch.int8"),
             ((np.zeros(SHAPE, object),), "input 0: can't convert np.ndarray of type numpy.object_"),
-            (([1, 2],), "input 0 is a list, expected a torch tensor or a numpy array"),
+            (("text",), "input 0 is a str, expected a torch tensor or a numpy array"),
+            (([1, 2],), "does not know the form of its inputs: give its tensors alone, in order"),
         ],
     )
     def test_inputs_are_checked(self, doubling: bytes, inputs: tuple[Any, ...], message: str) -> None:

@@ -1,1 +1,3 @@
 """NXP's converter: how it is found, called, checked and profiled."""
+
+__all__: tuple[str, ...] = ()
