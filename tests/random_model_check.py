@@ -151,7 +151,10 @@ def _held(
     figure = min(_worst_db(want, got) for got, want in zip(found, wanted, strict=True))
     if figure >= FOLLOWS_DB:
         return Finding(Outcome.FOLLOWS, f"{figure:.1f} dB", program.delegates)
-    first = layers().first
+    try:
+        first = layers().first
+    except OpenNeutronError as error:  # the program is written by now, so this is no refusal
+        return Finding(Outcome.DIFFERS, f"{figure:.1f} dB; its layers cannot be compared: {error}", program.delegates)
     outcome = Outcome.FOLLOWS if first is None and figure > MIN_DB else Outcome.DIFFERS
     return Finding(outcome, f"{figure:.1f} dB; {first}", program.delegates)
 

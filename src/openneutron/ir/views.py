@@ -146,7 +146,7 @@ class View:
 
     def evaluate(self, data: Array) -> Array:
         """The view of a constant that has the stored shape."""
-        return np.ascontiguousarray(data.reshape(self.atoms).transpose(self.order).reshape(self.shape))
+        return np.asarray(data.reshape(self.atoms).transpose(self.order).reshape(self.shape), order="C")
 
     def emit(self, emit: Emit) -> Tensor:
         """The values in order, through as few view operators as they need."""

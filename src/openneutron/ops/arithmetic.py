@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from openneutron.ir.graph import Kind, Layout, QParams, Tensor
 from openneutron.ops.elementwise import (
     MAXIMUM,
@@ -19,7 +17,7 @@ from openneutron.ops.elementwise import (
     lower_sub,
     operands_of,
 )
-from openneutron.ops.lowering import INT8, Lowering
+from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, legacy_constraint
 
@@ -75,14 +73,14 @@ def _channels_and_slopes(site: Site) -> PaddedDimensions:
 def lower_prelu(lowering: Lowering) -> Tensor:
     """PRELU, with one slope or one for each channel (dimension 1)."""
     inputs, slopes = lowering.tensor("self"), lowering.data("weight")
-    spatial = (1,) * (len(inputs.shape) - 2)
-    alpha = lowering.constant(slopes.reshape(slopes.size, *spatial), lowering.tensor("weight").qparams)
+    shape = (slopes.size, *(1,) * (len(inputs.shape) - 2)) if inputs.shape else ()
+    alpha = lowering.constant(slopes.reshape(shape), lowering.tensor("weight").qparams)
     return lowering.emit(PRELU, [inputs, alpha], lowering.shape)
 
 
 def lower_neg(lowering: Lowering) -> Tensor:
     """MUL by minus one."""
-    minus_one = lowering.constant(np.array([-1], INT8), QParams.per_tensor(1.0, 0))
+    minus_one = lowering.number(-1, QParams.per_tensor(1.0, 0))
     inputs = lowering.tensor("self")
     return lowering.emit(MUL, [inputs, minus_one], lowering.shape, fused_activation_function="NONE")
 
@@ -90,7 +88,7 @@ def lower_neg(lowering: Lowering) -> Tensor:
 def lower_sign(lowering: Lowering) -> Tensor:
     """MUL by one over the input's scale, clamped to -1..1: each code but zero is one step away from it or more."""
     inputs = lowering.tensor("self")
-    steps = lowering.constant(np.array([1], INT8), QParams.per_tensor(1 / inputs.qparams.scale[0], 0))
+    steps = lowering.number(1, QParams.per_tensor(1 / inputs.qparams.scale[0], 0))
     return lowering.emit(MUL, [inputs, steps], lowering.shape, fused_activation_function=RELU_N1_TO_1.name)
 
 

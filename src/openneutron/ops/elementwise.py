@@ -11,7 +11,7 @@ from torch.fx import Node
 from openneutron.core.fx import arguments
 from openneutron.ir.cost import array_of
 from openneutron.ir.graph import Kind, Layout, QParams, Tensor
-from openneutron.ops.lowering import INT8, Lowering
+from openneutron.ops.lowering import Lowering
 from openneutron.ops.pieces import MAX_KERNEL_RANK, copies, count_of_copies
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
@@ -87,7 +87,7 @@ def lower_clamp(lowering: Lowering) -> Tensor:
     for kind, limit, extreme in zip((MAXIMUM, MINIMUM), limits, (LOWEST_CODE, HIGHEST_CODE), strict=True):
         code = lowering.output.quantize(limit) if math.isfinite(limit) else extreme
         if code != extreme:
-            constant = lowering.constant(np.array([code], INT8), lowering.output)
+            constant = lowering.number(code, lowering.output)
             inputs = lowering.emit(kind, [inputs, constant], lowering.shape)
     return inputs
 
@@ -172,7 +172,7 @@ def _times(lowering: Lowering, tensor: Tensor, factor: float) -> Tensor:
     """MUL by a positive number: the same codes with another scale, hence exact."""
     if factor == 1:
         return tensor
-    number = lowering.constant(np.array([1], INT8), QParams.per_tensor(factor, 0))
+    number = lowering.number(1, QParams.per_tensor(factor, 0), tensor.shape)
     product = QParams.per_tensor(tensor.qparams.scale[0] * factor, tensor.qparams.zero_point[0])
     return lowering.emit(MUL, [tensor, number], tensor.shape, product, fused_activation_function="NONE")
 
@@ -207,7 +207,7 @@ def lower_requantize(lowering: Lowering) -> Tensor:
     inputs = lowering.tensor("input")
     if inputs.qparams == lowering.output:
         return inputs
-    one = lowering.constant(np.array([1], INT8), QParams.per_tensor(1.0, 0))
+    one = lowering.number(1, QParams.per_tensor(1.0, 0))
     return lowering.emit(MUL, [inputs, one], lowering.shape, fused_activation_function="NONE")
 
 

@@ -59,7 +59,14 @@ class Lowering:
 
     def constant(self, data: Array, qparams: QParams) -> Tensor:
         """A tensor of the file."""
-        return Tensor(data.shape, data.dtype, qparams, np.ascontiguousarray(data))
+        return Tensor(data.shape, data.dtype, qparams, np.asarray(data, order="C"))
+
+    def number(self, code: int, qparams: QParams, shape: Sequence[int] | None = None) -> Tensor:
+        """One int8 code of the file that broadcasts with `shape`, the output's unless given.
+
+        It has no dimensions where `shape` has none: a broadcast with a tensor of shape (1,) would have one.
+        """
+        return self.constant(np.full((1,) if (self.shape if shape is None else shape) else (), code, INT8), qparams)
 
     def bias(self, argument: str | None, channels: int, inputs: QParams, weight: QParams) -> Tensor:
         """The int32 bias of `channels` values; zeros where the operator has none."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from openneutron.core.fx import op_name
 from openneutron.ir.graph import Kind, Layout, Tensor
-from openneutron.ops.lowering import INT8, Lowering
+from openneutron.ops.lowering import Lowering
 from openneutron.ops.pieces import copies, has_rank_for_kernels, joined, part, slice_of
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
@@ -89,7 +87,7 @@ def lower_pad(lowering: Lowering) -> Tensor:
     code = lowering.output.quantize(_pad_value(lowering.site))
     if code == lowering.output.zero_point[0]:
         return lowering.emit(PAD, [inputs], lowering.shape, paddings=paddings)
-    value = lowering.constant(np.array([code], INT8), lowering.output)
+    value = lowering.number(code, lowering.output)
     return lowering.emit(PADV2, [inputs, value], lowering.shape, paddings=paddings)
 
 

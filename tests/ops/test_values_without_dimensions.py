@@ -1,0 +1,45 @@
+"""Operators on values without dimensions, such as the sum of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.oracle import Function, agreement, lowered, quantized
+from torch import Tensor
+
+SHAPE = (1, 3, 4)
+CASES: dict[str, Callable[[Tensor], Tensor]] = {
+    "neg": lambda x: -x.mean(),
+    "abs": lambda x: x.mean().abs(),
+    "sign": lambda x: x.mean().sign(),
+    "clamp to any limits": lambda x: x.mean().clamp(-0.03, 0.05),
+    "relu": lambda x: F.relu(x.mean()),
+    "hardtanh": lambda x: F.hardtanh(x.mean(), -0.01, 0.02),
+    "a number minus": lambda x: 1 - x.mean(),
+    "plus a number times": lambda x: torch.add(x.mean(), x.std(), alpha=0.3),
+    "a tensor plus a number times": lambda x: torch.add(x, x.mean(), alpha=0.3),
+    "a number times a tensor taken off": lambda x: torch.sub(x.mean(), x, alpha=0.7),
+    "times a number": lambda x: x.mean() * 0.3,
+    "prelu": lambda x: F.prelu(x.mean(), torch.tensor([0.2])),
+    "leaky relu": lambda x: F.leaky_relu(x.mean(), 0.2),
+    "comparison": lambda x: x.mean() * (x.mean() > 0.01),
+    "where": lambda x: torch.where(x.mean() > 0, x.mean(), x.amax()),
+    "minimum": lambda x: torch.minimum(x.amax(), torch.tensor(0.5)),
+    "division": lambda x: x.mean() / (x.abs().mean() + 1),
+    "hardswish": lambda x: F.hardswish(x.mean()),
+    "softshrink": lambda x: F.softshrink(x.mean(), 0.01),
+    "threshold": lambda x: F.threshold(x.mean(), 0.01, 0.0),
+    "power": lambda x: x.amax() ** 2,
+    "stack": lambda x: torch.stack([x.mean(), x.amax()]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_value_without_dimensions(name: str) -> None:
+    model = quantized(Function(CASES[name]), (SHAPE,))
+    program = lowered(model)
+    assert any(row.where == "npu" for row in program.placement)
+    assert agreement(program, model).worst <= 1
