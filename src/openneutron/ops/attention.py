@@ -15,7 +15,7 @@ from openneutron.ops.elementwise import (
     MAX_SOFTMAX_POSITIONS,
     has_few_softmax_channels,
 )
-from openneutron.ops.masks import HIDDEN, HIDDEN_FROM_SOFTMAX, add_and_hide, hide_unless
+from openneutron.ops.masks import HIDDEN, add_and_hide, hide_unless, hides_from_softmax
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 
@@ -90,7 +90,7 @@ def _attention(rewriting: Rewriting) -> Node:
     scores, mask = _scores(rewriting), _constant_mask(rewriting)
     blind = torch.tensor(False)
     if mask is not None:
-        hidden = mask <= HIDDEN_FROM_SOFTMAX
+        hidden = hides_from_softmax(mask)
         blind = (mask == -math.inf).all(-1, keepdim=True)
         numbers = mask.masked_fill(hidden, 0.0)
         scores = add_and_hide(rewriting, scores, numbers, hidden & ~hidden.all(-1, keepdim=True))

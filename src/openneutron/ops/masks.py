@@ -26,7 +26,7 @@ from openneutron.ops.spec import constraint
 __all__ = [
     "DECOMPOSED", "HIDDEN", "HIDDEN_AT_RUN_TIME", "HIDDEN_FROM_SOFTMAX", "HIDDEN_SUM", "MASK_REASON", "NEUTRAL",
     "SOFTMAX", "VIEWS", "add_and_hide", "fill", "fill_at_run_time", "hide_unless", "hides_at_run_time",
-    "is_made_for_a_mask", "note_made_for_a_mask", "saturates",
+    "hides_from_softmax", "is_made_for_a_mask", "note_made_for_a_mask", "only_softmax_reads", "saturates",
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -38,7 +38,8 @@ NEUTRAL = 1e12
 # Scores never differ by as much: to a softmax, a mask of this is one of minus infinity.
 HIDDEN_FROM_SOFTMAX = -1e4
 
-# The bound for masks that arrive at run time: models use -100, -999, -1e4 and the lowest float16.
+# The bound for masks that arrive at run time, and for constants beside larger numbers: models use -100, -999, -1e4 and
+# the lowest float16.
 HIDDEN_AT_RUN_TIME = -100.0
 
 # No visible score is this low; every score to which -1e4 was added is.
@@ -83,8 +84,20 @@ def add_and_hide(rewriting: Rewriting, value: Node, numbers: torch.Tensor, hidde
 
 def fill(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
     """`value`, `number` where `where`."""
-    hides = bool(_hides(rewriting.site, torch.tensor(number)))
+    hides = number <= (HIDDEN_AT_RUN_TIME if only_softmax_reads(rewriting.site.node) else HIDDEN)
     return _bound(rewriting, value, where, HIDDEN if hides else number)
+
+
+def hides_from_softmax(numbers: torch.Tensor) -> torch.Tensor:
+    """Which numbers of a constant mask, which is added to the scores of a softmax, hide their score.
+
+    -100 hides a score only beside a number that is larger by 100 or more: a softmax ignores what a whole row adds.
+    """
+    hidden = numbers <= HIDDEN_FROM_SOFTMAX
+    if numbers.dim() == 0:
+        return hidden
+    below_others = numbers <= numbers.amax(-1, keepdim=True) + HIDDEN_AT_RUN_TIME
+    return hidden | (below_others & (numbers <= HIDDEN_AT_RUN_TIME))
 
 
 def note_made_for_a_mask(node: Node) -> None:
@@ -128,15 +141,15 @@ def hides_at_run_time(site: Site, value: str, mask: str, number: float | None) -
     if site.is_constant(filled) or site.is_constant(choice) or choice.meta["val"].dtype is not torch.bool:
         return False
     is_whole = shape_of(filled) == site.shape and filled.meta["val"].dtype is torch.float32
-    lowest = HIDDEN_AT_RUN_TIME if _only_softmax_reads(site.node) else HIDDEN
+    lowest = HIDDEN_AT_RUN_TIME if only_softmax_reads(site.node) else HIDDEN
     return is_whole and (number == 0 or number <= lowest)
 
 
-def _only_softmax_reads(node: Node, depth: int = _DEPTH) -> bool:
+def only_softmax_reads(node: Node, depth: int = _DEPTH) -> bool:
     """Whether only softmaxes read `node`, directly or through views and masks."""
     return all(
         op_name(reader) in SOFTMAX
-        or (depth > 0 and op_name(reader) in VIEWS | _MASKS and _only_softmax_reads(reader, depth - 1))
+        or (depth > 0 and op_name(reader) in VIEWS | _MASKS and only_softmax_reads(reader, depth - 1))
         for reader in node.users
     )
 
@@ -153,8 +166,8 @@ def _bound(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float
 
 
 def _hides(site: Site, numbers: torch.Tensor) -> torch.Tensor:
-    """Which numbers of a mask are as good as minus infinity: for a softmax, the only reader, some finite ones too."""
-    return numbers <= (HIDDEN_FROM_SOFTMAX if _only_softmax_reads(site.node) else HIDDEN)
+    """Which numbers that a mask adds are as good as minus infinity: for a softmax, the only reader, finite ones too."""
+    return hides_from_softmax(numbers) if only_softmax_reads(site.node) else numbers <= HIDDEN
 
 
 @constraint
@@ -206,7 +219,7 @@ def _joined_masks(site: Site) -> tuple[Node, Node, Node] | None:
 
     The mask is the output of that operator, or a view of it that changes dimensions in front of the last two only.
     """
-    if site.args["alpha"] != 1 or not _only_softmax_reads(site.node):
+    if site.args["alpha"] != 1 or not only_softmax_reads(site.node):
         return None
     for name, other in (("self", "other"), ("other", "self")):
         scores, mask = site.args[other], site.args[name]
@@ -288,6 +301,6 @@ DECOMPOSED = (
         rewrite=_masked_sum,
         applies=_adds_a_mask,
         becomes="minimum with a constant, and add where the mask has other values than 0; add of floats for integers",
-        notes=f"Masks are constants with minus infinity, or {HIDDEN_FROM_SOFTMAX:g} and less in front of a softmax.",
+        notes=f"Masks are constants with minus infinity, or {HIDDEN_AT_RUN_TIME:g} and less in front of a softmax.",
     ),
 )

@@ -32,6 +32,7 @@ from openneutron.passes.remove_dead_operators import remove_dead_operators
 from openneutron.passes.remove_empties import remove_empties
 from openneutron.passes.remove_expands import remove_expands
 from openneutron.passes.remove_identities import remove_identities
+from openneutron.passes.scale_before_masks import scale_before_masks
 from openneutron.passes.share_results import share_results
 from openneutron.passes.split_padded_products import split_padded_products
 
@@ -42,7 +43,7 @@ __all__ = [
     "hold_states", "inline_regions", "merge_phases", "move_activations", "name_bad_inputs", "name_convolutions",
     "name_numbers", "nest_concatenations", "prepare", "read_parts", "recognize", "remove_batch_counts",
     "remove_dead_channels", "remove_dead_operators", "remove_empties", "remove_expands", "remove_identities",
-    "share_results", "split_padded_products",
+    "scale_before_masks", "share_results", "split_padded_products",
 ]  # fmt: skip
 
 from collections.abc import Callable
@@ -92,6 +93,7 @@ def prepare(
     merge_phases(module, target)
     split_padded_products(module, target, stays)
     with keeping_parameters(module):
+        scale_before_masks(module, stays)
         recognize(module, target, stays)
     if not training:
         fold_norm_affine(module)

@@ -1,0 +1,130 @@
+"""Moves the scaling of attention scores in front of the mask, so that the mask's numbers set no range.
+
+In `scores.masked_fill(mask, -1e4) / 8`, the mask's -1250 would set the range of the quotient, which leaves few codes to
+the scores. `(scores / 8).masked_fill(mask, -1250)` is the same function, and observers ignore the numbers of its mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.core.constants import constant_value, insert_constant, number_of
+from openneutron.core.fx import arguments, op_name, set_argument, shape_of
+from openneutron.ops.masks import HIDDEN_AT_RUN_TIME, VIEWS, only_softmax_reads
+
+__all__ = ["scale_before_masks"]
+
+aten = torch.ops.aten
+
+_PRODUCTS = {"aten.mul.Tensor", "aten.mul.Scalar"}
+_QUOTIENTS = {"aten.div.Tensor", "aten.div.Scalar"}
+_FILLS = {"aten.masked_fill.Scalar", "aten.masked_fill.Tensor"}
+_CHOICES = {"aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf"}
+_SUMS = {"aten.add.Tensor"}
+
+
+def scale_before_masks(module: GraphModule, stays: Callable[[Node], bool] = lambda _: False) -> bool:
+    """Rules, for a product with a positive number k or a quotient by one that only softmaxes read. Linear in nodes:
+
+    1. masked_fill(x, mask, c) * k becomes masked_fill(x * k, mask, c * k), where c * k hides a value from a softmax.
+    2. where(mask, x, c) * k, and where(mask, c, x) * k, likewise.
+    3. (x + mask) * k becomes x * k + mask * k, where the mask has fewer values than the sum, or is a constant with a
+       number that hides a value.
+
+    Views between the mask and the scaling stay where they are. A mask with another reader is not changed, nor is an
+    operator that `stays` keeps in float.
+    """
+    changed = False
+    for node in list(module.graph.nodes):
+        factor = _factor(node)
+        mask = _mask_behind(node) if factor is not None and only_softmax_reads(node) else None
+        if factor is None or mask is None or stays(node) or stays(mask):
+            continue
+        changed |= _move(module, node, mask, factor)
+    if changed:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return changed
+
+
+def _factor(node: Node) -> float | None:
+    """The positive, finite number by which `node` multiplies its first argument."""
+    if op_name(node) not in _PRODUCTS | _QUOTIENTS or len(node.args) != 2 or node.kwargs:
+        return None
+    number = number_of(node.args[1])
+    if number is None or not 0 < number < math.inf:
+        return None
+    return number if op_name(node) in _PRODUCTS else 1 / number
+
+
+def _mask_behind(scaling: Node) -> Node | None:
+    """The mask that `scaling` reads, directly or through views; nothing else reads any of them."""
+    value = scaling.args[0]
+    while isinstance(value, Node) and len(value.users) == 1:
+        if op_name(value) not in VIEWS:
+            return value if op_name(value) in _FILLS | _CHOICES | _SUMS else None
+        value = value.args[0]
+    return None
+
+
+def _move(module: GraphModule, scaling: Node, mask: Node, factor: float) -> bool:
+    """Scale what `mask` reads instead of its output; returns whether a rule holds."""
+    scaled = _scaled_arguments(mask, factor)
+    if scaled is None:
+        return False
+    for name, number in scaled.items():
+        set_argument(mask, name, _scaled(module, scaling, mask, arguments(mask)[name], number))
+    if op_name(mask) in _FILLS and isinstance(scaled["value"], float):
+        mask.target = aten.masked_fill.Scalar
+    source = scaling.args[0]
+    assert isinstance(source, Node)
+    scaling.replace_all_uses_with(source)
+    module.graph.erase_node(scaling)
+    return True
+
+
+def _scaled_arguments(mask: Node, factor: float) -> dict[str, float | torch.Tensor | None] | None:
+    """The arguments of `mask` to scale: a number or a constant gives its scaled value, a computed value None."""
+    args = arguments(mask)
+    if op_name(mask) in _FILLS:
+        number = number_of(args["value"])
+        hides = number is not None and number * factor <= HIDDEN_AT_RUN_TIME
+        return {"self": None, "value": None if number is None else number * factor} if hides else None
+    constants = {name: _constant(args[name]) for name in ("self", "other")}
+    known = {name: value * factor for name, value in constants.items() if value is not None}
+    if op_name(mask) in _CHOICES:
+        if len(known) != 1 or bool((next(iter(known.values())) > HIDDEN_AT_RUN_TIME).any()):
+            return None
+    elif args.get("alpha", 1) != 1 or len(known) == 2 or not _adds_a_mask(mask, known):
+        return None
+    return {name: known.get(name) for name in ("self", "other")}
+
+
+def _constant(value: object) -> torch.Tensor | None:
+    return torch.tensor(float(value)) if isinstance(value, (int, float)) else constant_value(value)
+
+
+def _adds_a_mask(node: Node, known: dict[str, torch.Tensor]) -> bool:
+    if known:
+        return bool((next(iter(known.values())) <= HIDDEN_AT_RUN_TIME).any())
+    operands = node.all_input_nodes
+    are_floats = all(value.meta["val"].dtype is torch.float32 for value in operands)
+    return are_floats and any(math.prod(shape_of(value)) < math.prod(shape_of(node)) for value in operands)
+
+
+def _scaled(
+    module: GraphModule, scaling: Node, mask: Node, value: object, constant: float | torch.Tensor | None
+) -> object:
+    if isinstance(constant, torch.Tensor):
+        return insert_constant(module, mask, constant, "scaled") if isinstance(value, Node) else float(constant)
+    if constant is not None:
+        return constant
+    assert isinstance(value, Node)
+    with module.graph.inserting_before(mask):
+        written = module.graph.call_function(scaling.target, (value, scaling.args[1]))  # type: ignore[arg-type]
+    written.meta = {**scaling.meta, "val": value.meta["val"]}
+    return written
