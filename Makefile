@@ -1,5 +1,5 @@
 # Everything runs in VENV, an environment of its own; the first target that needs it makes it. Needed beforehand: Python
-# >= 3.10, a C++20 compiler and make; cmake and ninja come with the packages of constraints.txt.
+# >= 3.11, a C++20 compiler and make; cmake and ninja come with the packages of constraints.txt.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.openneutron-installed
 BENCHMARK_PACKAGES := $(VENV)/.openneutron-benchmark-packages
 SOURCES := $(shell find src csrc -name '*.py' -o -name '*.pyi' -o -name 'py.typed' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo lint test test-all soak bench fidelity suite scaling docs clean
+.PHONY: demo lint test test-all dev check soak bench fidelity suite scaling docs clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)  ## from a trained network to a measured .pte
@@ -26,6 +26,14 @@ test: lint $(BENCHMARK_PACKAGES)  ## linter, types, and a few rows of each test;
 
 test-all: lint $(BENCHMARK_PACKAGES)  ## linter, types, all tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+dev: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## what `make check` needs, and PYTHONPATH=src: the native module beside the sources
+	cp $(VENV)/lib/python3*/site-packages/openneutron/runtime/_host*.so src/openneutron/runtime/
+
+check:  ## linter, types, and the tests of one room, AREA, on the sources as they are; after `make dev`
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=src $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/$(AREA)
 
 soak: $(INSTALLED)  ## checks random models for MINUTES: each is refused with a typed error or gives a correct .pte
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) --jobs 2
