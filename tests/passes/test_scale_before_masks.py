@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from openneutron.core.fx import op_name
-from openneutron.passes import scale_before_masks
+from openneutron.passes import fold_constants, scale_before_masks
 
 SLOPE, FILL = torch.linspace(-1, 1, 4), torch.tensor(-1e4)
 KEEP = torch.tensor([True, True, False, True])
@@ -76,3 +76,27 @@ def test_scaling_stays_with(name: str) -> None:
 def test_what_stays_in_float_is_not_moved() -> None:
     module, _ = exported(MOVED["fill"])
     assert not scale_before_masks(module, lambda node: op_name(node).startswith("aten.mul"))
+
+
+def test_a_factor_may_be_defined_behind_the_mask() -> None:
+    module, inputs = exported(lambda s, m: (s.masked_fill(~m, -1e4) / torch.sqrt(SLOPE.abs().sum())).softmax(-1))
+    expected = module(*inputs)
+    fold_constants(module)
+    assert scale_before_masks(module)
+    module.graph.lint()
+    assert torch.allclose(module(*inputs), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_trained_factor_stays_while_training(training: bool) -> None:
+    temperature = torch.nn.Parameter(torch.tensor(0.5))
+    model = Function(lambda k, s, m: (s.masked_fill(~m, -1e4) * k.weight).softmax(-1), Weight(temperature))
+    module = torch.export.export(model, (torch.randn(2, 3, 4), KEEP.clone())).module()
+    assert isinstance(module, GraphModule)
+    assert scale_before_masks(module, training=training) is not training
+
+
+class Weight(torch.nn.Module):
+    def __init__(self, weight: torch.nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight

@@ -93,7 +93,7 @@ def prepare(
     merge_phases(module, target)
     split_padded_products(module, target, stays)
     with keeping_parameters(module):
-        scale_before_masks(module, stays)
+        scale_before_masks(module, stays, training=training)
         recognize(module, target, stays)
     if not training:
         fold_norm_affine(module)

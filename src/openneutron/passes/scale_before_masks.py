@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.constants import constant_value, insert_constant, number_of
+from openneutron.core.constants import attribute, constant_value, insert_constant, number_of
 from openneutron.core.fx import arguments, op_name, set_argument, shape_of
 from openneutron.ops.masks import HIDDEN_AT_RUN_TIME, VIEWS, only_softmax_reads
 
@@ -27,7 +27,9 @@ _CHOICES = {"aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf"
 _SUMS = {"aten.add.Tensor"}
 
 
-def scale_before_masks(module: GraphModule, stays: Callable[[Node], bool] = lambda _: False) -> bool:
+def scale_before_masks(
+    module: GraphModule, stays: Callable[[Node], bool] = lambda _: False, *, training: bool = False
+) -> bool:
     """Rules, for a product with a positive number k or a quotient by one that only softmaxes read. Linear in nodes:
 
     1. masked_fill(x, mask, c) * k becomes masked_fill(x * k, mask, c * k), where c * k hides a value from a softmax.
@@ -36,11 +38,11 @@ def scale_before_masks(module: GraphModule, stays: Callable[[Node], bool] = lamb
        number that hides a value.
 
     Views between the mask and the scaling stay where they are. A mask with another reader is not changed, nor is an
-    operator that `stays` keeps in float.
+    operator that `stays` keeps in float. With `training`, a factor that is a trained parameter stays where it is.
     """
     changed = False
     for node in list(module.graph.nodes):
-        factor = _factor(node)
+        factor = _factor(module, node, training=training)
         mask = _mask_behind(node) if factor is not None and only_softmax_reads(node) else None
         if factor is None or mask is None or stays(node) or stays(mask):
             continue
@@ -51,14 +53,22 @@ def scale_before_masks(module: GraphModule, stays: Callable[[Node], bool] = lamb
     return changed
 
 
-def _factor(node: Node) -> float | None:
+def _factor(module: GraphModule, node: Node, *, training: bool) -> float | None:
     """The positive, finite number by which `node` multiplies its first argument."""
     if op_name(node) not in _PRODUCTS | _QUOTIENTS or len(node.args) != 2 or node.kwargs:
+        return None
+    if training and _is_trained(module, node.args[1]):
         return None
     number = number_of(node.args[1])
     if number is None or not 0 < number < math.inf:
         return None
     return number if op_name(node) in _PRODUCTS else 1 / number
+
+
+def _is_trained(module: GraphModule, value: object) -> bool:
+    if not isinstance(value, Node) or value.op != "get_attr":
+        return False
+    return bool(attribute(module, str(value.target)).requires_grad)
 
 
 def _mask_behind(scaling: Node) -> Node | None:
@@ -76,8 +86,14 @@ def _move(module: GraphModule, scaling: Node, mask: Node, factor: float) -> bool
     scaled = _scaled_arguments(mask, factor)
     if scaled is None:
         return False
-    for name, number in scaled.items():
-        set_argument(mask, name, _scaled(module, scaling, mask, arguments(mask)[name], number))
+    for name, constant in scaled.items():
+        value = arguments(mask)[name]
+        if constant is None:
+            set_argument(mask, name, _product(scaling, mask, value, factor))
+        elif isinstance(constant, torch.Tensor) and isinstance(value, Node):
+            set_argument(mask, name, insert_constant(module, mask, constant, "scaled"))
+        else:
+            set_argument(mask, name, float(constant))
     if op_name(mask) in _FILLS and isinstance(scaled["value"], float):
         mask.target = aten.masked_fill.Scalar
     source = scaling.args[0]
@@ -116,15 +132,10 @@ def _adds_a_mask(node: Node, known: dict[str, torch.Tensor]) -> bool:
     return are_floats and any(math.prod(shape_of(value)) < math.prod(shape_of(node)) for value in operands)
 
 
-def _scaled(
-    module: GraphModule, scaling: Node, mask: Node, value: object, constant: float | torch.Tensor | None
-) -> object:
-    if isinstance(constant, torch.Tensor):
-        return insert_constant(module, mask, constant, "scaled") if isinstance(value, Node) else float(constant)
-    if constant is not None:
-        return constant
-    assert isinstance(value, Node)
-    with module.graph.inserting_before(mask):
-        written = module.graph.call_function(scaling.target, (value, scaling.args[1]))  # type: ignore[arg-type]
+def _product(scaling: Node, mask: Node, value: Node, factor: float) -> Node:
+    """`value` times `factor`, in front of `mask`. The constant that `scaling` reads may be defined only behind it."""
+    graph = scaling.graph
+    with graph.inserting_before(mask):
+        written = graph.call_function(aten.mul.Tensor, (value, factor))
     written.meta = {**scaling.meta, "val": value.meta["val"]}
     return written
