@@ -489,6 +489,7 @@ def permute(*dims: int) -> Callable[[], nn.Module]:
 
 IMAGE = (1, 8, 6, 6)
 
+
 def _int8_convolution(codes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """As another quantizer leaves it, its weight int8."""
     dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
