@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tests.both_flows import assert_one_delegate_in_both_flows, one_delegate, samples_of
-from tests.flow_support import seeded
-from tests.models import Model, image
+from tests.fidelity import signal_to_noise
+from tests.flow_support import convert, seeded
+from tests.models import Model, conv, image
 from tests.passes.test_passes import after, names
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
-from openneutron import NeutronQuantizer, lower, passes
+from openneutron import NeutronQuantizer, lower, passes, quantize
 
 Shapes = tuple[tuple[int, ...], ...]
 MODELS: dict[str, tuple[Callable[[], nn.Module], Shapes]] = {
@@ -46,6 +48,20 @@ class TestBatchLayers:
     def test_not_one_of_a_batch(self, model: nn.Module) -> None:
         after(passes.batch_layers, model, image(), changes=False)
 
+    def test_no_squeeze_is_between_layers_and_what_is_elementwise(self) -> None:
+        def function(m: Any, x: torch.Tensor) -> torch.Tensor:
+            read: torch.Tensor = F.relu(m.c(F.max_pool2d(F.relu(m.c(x)), 2, 1, padding=1)[:, :8, :8]) + x)
+            return torch.cat([read, F.hardswish(m.d(read))]).mean((1, 2))
+
+        module = after(passes.batch_layers, Model(function, c=conv(), d=conv()), image(4, 8, 8))
+        expected = ["conv2d", "relu", "max_pool2d", "squeeze", "slice", "slice", "unsqueeze", "conv2d", "add", "relu"]
+        expected += ["conv2d", "hardswish", "cat", "mean", "squeeze"]
+        assert [name.split(".")[0] for name in names(module)] == ["unsqueeze", *expected]
+
+    def test_what_depends_on_the_rank_stays(self) -> None:
+        model = Model(lambda m, x: torch.softmax(m.a(x), 0) + m.a(x).sum(), a=nn.Conv1d(4, 4, 1))
+        assert "unsqueeze.default" not in names(after(passes.batch_layers, model, image(4, 8)))[4:]
+
     def test_not_one_that_is_to_stay(self) -> None:
         after(lambda module: passes.batch_layers(module, lambda _: True), nn.Linear(8, 3), image(8), changes=False)
 
@@ -61,6 +77,90 @@ def test_one_delegate_in_both_flows(name: str) -> None:
 def test_recovery(name: str, recover: str | None) -> None:
     build, shapes = MODELS[name]
     one_delegate(seeded(build), samples_of(shapes, 40), 28.0, recover)
+
+
+ALIKE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "conv1d, relu, linear": (
+        lambda: Model(lambda m, x: m.l(F.relu(m.c(x)).flatten(-2)), c=nn.Conv1d(3, 8, 3), l=nn.Linear(144, 5)), (3, 20),
+    ),
+    "linear, relu": (lambda: nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), (16,)),
+    "conv2d, hard swish, pool": (
+        lambda: Model(
+            lambda m, x: m.b(F.avg_pool2d(F.hardswish(m.a(x)), 2)).mean((-2, -1)), a=nn.Conv2d(3, 8, 3),
+            b=nn.Conv2d(8, 4, 3),
+        ), (3, 10, 10),
+    ),
+    "a residual": (
+        lambda: Model(lambda m, x: F.relu(m.b(F.relu(m.a(x))) + x), a=conv(), b=nn.Conv2d(4, 4, 1)), (4, 8, 8),
+    ),
+    "conv3d": (
+        lambda: Model(lambda m, x: m.l(F.relu(m.c(x)).flatten(-4)), c=nn.Conv3d(2, 4, 3), l=nn.Linear(288, 4)),
+        (2, 4, 8, 8),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recover", [None, "fast", "auto"])
+@pytest.mark.parametrize("name", ALIKE)
+def test_as_accurate_as_in_a_batch_of_one(name: str, recover: str | None) -> None:
+    """Channels of different magnitudes: observers must not take them for samples."""
+    build, shape = ALIKE[name]
+    magnitudes = torch.logspace(0, 1.5, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    samples = [(sample * magnitudes if len(shape) > 1 else sample,) for (sample,) in samples_of((shape,), 40)]
+    model = seeded(build)
+    found = _quantized_db(model, samples, recover)
+    assert found >= _quantized_db(model, [(sample[None],) for (sample,) in samples], recover) - 0.5
+
+
+WEIGHTED: dict[str, tuple[Callable[[], nn.Module], Shapes]] = {
+    "lstm": (lambda: Model(lambda m, x: m.h(m.l(x)[0][-1]), l=nn.LSTM(6, 8), h=nn.Linear(8, 3)), ((4, 6),)),
+    "gru": (lambda: Model(lambda m, x: m.l(x)[0], l=nn.GRU(6, 8)), ((4, 6),)),
+    "matrix @ vector": (lambda: Model(lambda m, x: m.l.weight @ x, l=nn.Linear(8, 5)), ((8,),)),
+    "vector @ matrix": (lambda: Model(lambda m, x: x @ m.l.weight, l=nn.Linear(5, 8)), ((8,),)),
+    "bilinear": (lambda: nn.Bilinear(4, 5, 3), ((4,), (5,))),
+    "leading dimensions 7 and 5": (
+        lambda: Model(
+            lambda m, x, y: torch.cat([m.a(x).view(-1), m.b(y).view(-1)]), a=nn.Linear(6, 4), b=nn.Linear(3, 4)
+        ), ((7, 6), (5, 3)),
+    ),
+    "leading dimensions 3 and 1": (
+        lambda: Model(lambda m, x, y: m.a(x) + m.b(y), a=nn.Linear(6, 4), b=nn.Linear(3, 4)), ((3, 6), (1, 3)),
+    ),
+    "ranks 1 and 2": (
+        lambda: Model(
+            lambda m, x, y: m.a(x) + F.relu(m.b(y)).mean(1), a=nn.Linear(6, 4), b=nn.Conv1d(3, 4, 3)
+        ), ((6,), (3, 9)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_recovery_loses_nothing(name: str) -> None:
+    """One decibel is chance, in outputs of few values."""
+    build, shapes = WEIGHTED[name]
+    model, samples = seeded(build), samples_of(shapes, 40)
+    assert _quantized_db(model, samples, "fast") >= _quantized_db(model, samples, None) - 1.0
+
+
+def test_embedding() -> None:
+    """Indices of one sample; the data are too few for each row to be seen."""
+    model = seeded(lambda: Model(lambda m, x: m.l(F.relu(m.c(m.e(x).T)).view(-1)), e=nn.Embedding(10, 4),
+                                 c=nn.Conv1d(4, 6, 3), l=nn.Linear(36, 3)))  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    samples = [(torch.randint(10, (8,), generator=generator),) for _ in range(40)]
+    plain, fast = (_quantized_db(model, samples, recover) for recover in (None, "fast"))
+    assert fast >= max(plain - 1.0, 30.0)
+
+
+def test_channels_are_no_samples_in_the_documented_flow() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 2, 3)))
+    samples = [(x * torch.tensor([[1.0], [100.0]]),) for (x,) in samples_of(((2, 64),), 20)]
+    assert signal_to_noise(convert(model, samples[0], calibration=samples), model, samples) > 28
+
+
+def _quantized_db(model: nn.Module, samples: Sequence[tuple[torch.Tensor, ...]], recover: str | None) -> float:
+    quantized = quantize(model, samples[0], samples, recover=recover, progress=False)
+    return signal_to_noise(quantized.module, model, samples)
 
 
 @pytest.mark.parametrize("name", ["conv1d", "a classifier"])

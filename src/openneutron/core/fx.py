@@ -14,6 +14,7 @@ from torch.fx import Node
 
 __all__ = [
     "STATE",
+    "UNBATCHED",
     "arguments",
     "is_dequantize",
     "is_library",
@@ -50,6 +51,8 @@ _NOTES = "custom"
 _REPLACED = "openneutron.replaced"
 STATE = "openneutron.state"
 """The note on a node that yields a state: the name of its buffer."""
+UNBATCHED = "openneutron.unbatched"
+"""The note on a value of one sample that has no batch dimension."""
 
 
 def op_name(node: Node) -> str:

@@ -15,7 +15,17 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from openneutron import passes
 from openneutron.core.boundary import typed_errors
 from openneutron.core.constants import computed_constants, constant_value, value_of
-from openneutron.core.fx import is_operator, is_state, iterate_nodes, op_name, place_of, shape_of, source_of
+from openneutron.core.fx import (
+    UNBATCHED,
+    is_operator,
+    is_state,
+    iterate_nodes,
+    noted,
+    op_name,
+    place_of,
+    shape_of,
+    source_of,
+)
 from openneutron.cpu.kernels import check_cpu_kernels
 from openneutron.errors import ModelError, OptionError
 from openneutron.ir.graph import QParams
@@ -368,6 +378,7 @@ class _Annotation:
         self.symmetric: set[Value] = set()
         self.masked: set[Value] = set()
         self.outputs: set[Value] = set()
+        self.unbatched: set[Value] = set()
         self.met: dict[Value, Value] = {}
         self.requantized: dict[Value, Value] = {}
         self.stored: dict[Node, Value] = {}
@@ -387,6 +398,7 @@ class _Annotation:
             for value in values
             if any(reader.op == "output" or reader in self.joined for reader in value.users)
         }
+        self.unbatched = {self._find(value) for value in values if noted(value, UNBATCHED)}
         self._note_joins()
         read_in_float = {node: values.intersection(node.all_input_nodes) - yielding.keys() for node in self.joined}
         # torchao walks the graph in this order too, and wants a group's spec before what refers to it: an activation
@@ -567,7 +579,10 @@ class _Annotation:
         if self.quantizer.is_qat and group in {self._find(mask) for mask in self.masks}:
             # Not fake quantized: the sums tell hidden scores from visible ones by the float values of the mask.
             spec, observer = qspecs.activation, RecentRangeObserver
-        return spec(node, observer, symmetric=symmetric, masked=masked, joins=joins, around=around)
+        return spec(
+            node, observer, symmetric=symmetric, masked=masked, joins=joins, around=around,
+            is_unbatched=group in self.unbatched,
+        )  # fmt: skip
 
     def _first_or_shared(self, edge: tuple[Node, Node], spec: Any) -> Any:
         """`spec` for the first reader of a weight; the others share what it gets."""

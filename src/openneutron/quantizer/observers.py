@@ -130,7 +130,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
     `range_by` is "error" (the least squared error), "relative" (the same, that of each tensor divided by the square of
     how far it reaches, so that a few large ones do not decide for all), "percentile" (of which `percentile` percent are
     not above, and as many not below), "entropy" (the least divergence) or "extremes". Raises `OptionError` for anything
-    else.
+    else. Each index of the first dimension is one of those tensors, unless `is_unbatched`.
     `calculate_qparams` raises `CalibrationError` if it saw nothing, or something that is not finite.
 
     Observers that saw consecutive parts of a stream merge into the one that saw all of it, to the bit.
@@ -142,6 +142,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
         origin: Origin | None = None,
         range_by: str = "error",
         percentile: float = 99.99,
+        is_unbatched: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -154,13 +155,14 @@ class DistributionObserver(UniformQuantizationObserverBase):
         self.origin = origin
         self.range_by = range_by
         self.percentile = percentile
+        self.is_unbatched = is_unbatched
         self.sample = Sample()
         self._found: tuple[int, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Take in `values`, and return them."""
         if values.numel():
-            self.sample.add(values.detach())
+            self.sample.add(values.detach()[None] if self.is_unbatched else values.detach())
         return values
 
     @property

@@ -50,11 +50,13 @@ def activation(
     masked: bool = False,
     joins: Sequence[Parts] = (),
     around: Around | None = None,
+    is_unbatched: bool = False,
 ) -> QuantizationSpec:
     """int8, affine, one scale for the tensor that `node` yields; with zero point 0 where `symmetric`.
 
     `observer` makes an observer or a fake quantizer. `masked` is True for the input and the output of a mask.
     `joins` are the concatenations that are only returned and have the value as a part. `around` wraps the observer.
+    `is_unbatched` is True for values without a batch dimension.
     """
     low, high = ACTIVATION_RANGE
     return QuantizationSpec(
@@ -62,7 +64,9 @@ def activation(
         quant_min=low,
         quant_max=high,
         qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=_of_node(node, observer, masked=masked, joins=joins, around=around),
+        observer_or_fake_quant_ctr=_of_node(
+            node, observer, masked=masked, joins=joins, around=around, is_unbatched=is_unbatched
+        ),
     )
 
 
@@ -74,6 +78,7 @@ def trained_activation(
     masked: bool = False,
     joins: Sequence[Parts] = (),
     around: Around | None = None,
+    is_unbatched: bool = False,
 ) -> QuantizationSpec:
     """The same for training. An observer gets a fake quantizer around it; ours replaces a given one at a mask."""
     made = observer.p.func if isinstance(observer, PartialWrapper) else observer
@@ -81,7 +86,7 @@ def trained_activation(
     special = masked or around is not None
     if special or not fakes:
         observer = RecentRangeObserver if fakes else observer
-        made = _of_node(node, observer, masked=masked, joins=joins, around=around)
+        made = _of_node(node, observer, masked=masked, joins=joins, around=around, is_unbatched=is_unbatched)
         is_of_mask = isinstance(made, PartialWrapper) and issubclass(made.p.func, MaskedObserver)
         options = {"is_fake_quantized": True} if is_of_mask else {}
         observer = FakeQuantize.with_args(observer=made, **options)
@@ -95,10 +100,13 @@ def _of_node(
     masked: bool = False,
     joins: Sequence[Parts] = (),
     around: Around | None = None,
+    is_unbatched: bool = False,
 ) -> Any:
     made, options = (observer.p.func, observer.p.keywords) if isinstance(observer, PartialWrapper) else (observer, {})
     observes = isinstance(made, type) and issubclass(made, ObserverBase)
     knows_nodes = isinstance(made, type) and issubclass(made, (DistributionObserver, RangeObserver))
+    if is_unbatched and isinstance(made, type) and issubclass(made, DistributionObserver):
+        options = {**options, "is_unbatched": True}
     constructor = made.with_args(**options, origin=Origin.of(node)) if knows_nodes else observer
     if around is not None:
         return around(constructor)
