@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import enum
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from torch.fx import Node
 
+from openneutron.core.driver import Driver
 from openneutron.ir.absorption import absorb_padding
 from openneutron.ir.graph import Array, Graph, Op, QParams, Tensor
 from openneutron.ir.layout import sink_views
 from openneutron.ir.rewrites import (
     copy_unwritten_outputs,
+    hoist_format_conversions,
     merge_slices,
     remove_dead_operators,
     share_constants,
     share_results,
+    transpose_as_images,
 )
+from openneutron.ir.text import dump
 from openneutron.ir.verify import verify
 from openneutron.ir.views import RESHAPE, TRANSPOSE
 from openneutron.targets import NeutronTarget
 
-__all__ = ["Lowerable", "build", "optimize"]
+__all__ = ["PASSES", "Lowerable", "Pass", "Stage", "build", "driver_of", "optimize", "run_stage"]
 
 INT8 = np.dtype(np.int8)
 TO_CHANNELS_FIRST = (0, 3, 1, 2)
 TO_CHANNELS_LAST = (0, 2, 3, 1)
-SHARING = (remove_dead_operators, share_constants, share_results)
 
 
 class Lowerable(Protocol):
@@ -92,23 +98,76 @@ def build(
     return verify(Graph(tuple(stored_inputs), tuple(stored_outputs), tuple(ops)), "build")
 
 
-def optimize(graph: Graph, target: NeutronTarget | None = None) -> Graph:
-    """All passes in their order, the IR verified after each; those that weigh costs need a `target`.
+class Stage(enum.Enum):
+    """When a pass runs; the stages run in this order."""
 
-    In all, no more is transposed than was asked for: where views would sink behind what makes values larger, and meet
-    too few that they cancel with, all of them stay where they are. Linear in operators and in the bytes of constants.
+    FIRST = "on the graph as the lowerings wrote it"
+    LAYOUT = "to remove transposes and reshapes; the result is dropped if it transposes more values"
+    PADDING = "once the layout is settled, where the target is known"
+    LAST = "at the end"
+    FORMATS = "where the runtime converts inputs and outputs between NCHW and NHWC"
+    LEGACY = "for the legacy generation, after FORMATS"
+    ENDS = "after FORMATS and LEGACY"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One row of the table: a function from a graph to a graph."""
+
+    run: Callable[..., Graph]
+    purpose: str
+    stages: tuple[Stage, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return self.run.__name__
+
+
+_SHARES = (Stage.FIRST, Stage.LAYOUT, Stage.LAST)
+PASSES: tuple[Pass, ...] = (
+    Pass(merge_slices, "read what a slice reads instead of the slice", (Stage.FIRST, Stage.LAST)),
+    Pass(sink_views, "move transposes and reshapes to where they cancel", (Stage.LAYOUT,)),
+    Pass(absorb_padding, "make padding and slicing part of the convolutions around it", (Stage.PADDING,)),
+    Pass(hoist_format_conversions, "leave transposes at the ends to the runtime", (Stage.FORMATS,)),
+    Pass(transpose_as_images, "write transposes as the legacy generation has them", (Stage.LEGACY,)),
+    Pass(remove_dead_operators, "remove operators that nothing reads", (*_SHARES, Stage.LEGACY)),
+    Pass(share_constants, "store equal constants once", _SHARES),
+    Pass(share_results, "compute equal operators once", _SHARES),
+    Pass(copy_unwritten_outputs, "copy outputs that are inputs or constants", (Stage.LAST, Stage.ENDS)),
+)
+"""All passes over the IR, in the order in which those of one stage run."""
+
+
+def driver_of(partition: str = "", intermediates_dir: str | None = None) -> Driver[Graph]:
+    """The driver of the passes over one partition, which verifies the IR after each; `partition` names its dumps."""
+    return Driver(f"ir_{partition}" if partition else "ir", dump, verify, intermediates_dir)
+
+
+def optimize(graph: Graph, target: NeutronTarget | None = None, driver: Driver[Graph] | None = None) -> Graph:
+    """Run the stages `FIRST` to `LAST`; the pass of `PADDING` compares costs and needs a `target`.
+
+    No more values are transposed than the lowerings asked for: if views move to where more values are transposed, the
+    graph is kept as it was before the stage `LAYOUT`. Linear in operators and in the bytes of constants.
     """
-    graph = _passed(graph, merge_slices, *SHARING)
-    graph = min(_passed(graph, sink_views, *SHARING), graph, key=_cost)
+    driver = driver_of() if driver is None else driver
+    graph = run_stage(Stage.FIRST, graph, driver)
+    graph = min(run_stage(Stage.LAYOUT, graph, driver), graph, key=_cost)
     if target is not None:
-        graph = verify(absorb_padding(graph, target), "absorb_padding")
-    return _passed(graph, merge_slices, *SHARING, copy_unwritten_outputs)
+        graph = run_stage(Stage.PADDING, graph, driver, target)
+    return run_stage(Stage.LAST, graph, driver)
 
 
-def _passed(graph: Graph, *passes: Callable[[Graph], Graph]) -> Graph:
-    for transform in passes:
-        graph = verify(transform(graph), transform.__name__)
+def run_stage(stage: Stage, graph: Graph, driver: Driver[Graph], *arguments: object) -> Graph:
+    """Run the passes of one stage, which get `arguments` behind the graph."""
+    for row in PASSES:
+        if stage in row.stages:
+            graph = driver.run(row.name, row.purpose, functools.partial(_apply, row, arguments), graph)
     return graph
+
+
+def _apply(row: Pass, arguments: tuple[object, ...], graph: Graph) -> Graph:
+    return row.run(graph, *arguments)
 
 
 def _cost(graph: Graph) -> tuple[int, int]:

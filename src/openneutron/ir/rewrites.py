@@ -10,8 +10,8 @@ from openneutron.ir.graph import Graph, Kind, Op, Tensor
 from openneutron.ir.views import RESHAPE, TRANSPOSE, swapped_blocks
 
 __all__ = [
-    "copy_unwritten_outputs", "hoist_format_conversions", "merge_slices", "remove_dead_operators", "share_constants",
-    "share_results", "transpose_as_images",
+    "copy_unwritten_outputs", "hoist_format_conversions", "hoisted_ends", "merge_slices", "remove_dead_operators",
+    "share_constants", "share_results", "transpose_as_images",
 ]  # fmt: skip
 
 
@@ -93,10 +93,10 @@ def copy_unwritten_outputs(graph: Graph) -> Graph:
     return Graph(graph.inputs, tuple(outputs), (*graph.ops, *copies))
 
 
-def hoist_format_conversions(graph: Graph) -> tuple[Graph, tuple[bool, ...], tuple[bool, ...]]:
+def hoist_format_conversions(graph: Graph) -> Graph:
     """Leave the conversion between NCHW and NHWC at the graph's edges to the caller. Linear in operators.
 
-    Rules; also returned is which inputs and which outputs became NHWC:
+    Rules; `hoisted_ends` says which inputs and outputs became NHWC:
 
     1. An input that only conversions to NHWC read is NHWC itself.
     2. An output that a conversion to NCHW writes, and nothing reads, is NHWC itself.
@@ -131,8 +131,12 @@ def hoist_format_conversions(graph: Graph) -> tuple[Graph, tuple[bool, ...], tup
         for op in graph.ops
         if id(op) not in dropped
     )
-    hoisted_graph = Graph(tuple(inputs), tuple(outputs), ops)
-    return hoisted_graph, _differs(graph.inputs, inputs), _differs(graph.outputs, outputs)
+    return Graph(tuple(inputs), tuple(outputs), ops)
+
+
+def hoisted_ends(before: Graph, after: Graph) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+    """Which inputs and which outputs `hoist_format_conversions` made NHWC when it made `after` of `before`."""
+    return _differs(before.inputs, after.inputs), _differs(before.outputs, after.outputs)
 
 
 def transpose_as_images(graph: Graph) -> Graph:

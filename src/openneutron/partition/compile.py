@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import or_
 
 from torch.fx import Node
 
@@ -14,16 +14,10 @@ from openneutron.errors import ModelError
 from openneutron.formats import tflite
 from openneutron.formats.payload import PayloadHeader, pack_portable
 from openneutron.formats.tflite.trial import fails_in_a_process
-from openneutron.ir.build import build, is_channels_last, optimize
+from openneutron.ir.build import Stage, build, driver_of, is_channels_last, optimize, run_stage
 from openneutron.ir.graph import Graph, Op, QParams
-from openneutron.ir.rewrites import (
-    copy_unwritten_outputs,
-    hoist_format_conversions,
-    remove_dead_operators,
-    transpose_as_images,
-)
+from openneutron.ir.rewrites import hoisted_ends
 from openneutron.ir.scales import is_doubtful
-from openneutron.ir.verify import verify
 from openneutron.ir.views import TRANSPOSE, swapped_blocks
 from openneutron.ops.shapes import is_legacy_swap
 from openneutron.partition.clusters import Constants, qparams_of
@@ -37,11 +31,16 @@ def lower_partition(
     constants: Constants, partition: Partition, channels_last: Callable[[Node], bool] = is_channels_last
 ) -> Graph:
     """The optimized IR of a partition; `channels_last` says which of its inputs and outputs are NHWC."""
+    return optimize(_built(constants, partition, channels_last), partition.target)
+
+
+def _built(constants: Constants, partition: Partition, channels_last: Callable[[Node], bool]) -> Graph:
+    """The IR of a partition as the lowerings write it."""
     qparams: dict[object, QParams] = {}
     for cluster in partition.clusters:
         for operand in cluster.operands:
             qparams.setdefault(operand.args[0], qparams_of(operand, constants))
-    graph = build(
+    return build(
         partition.clusters,
         {node: qparams[node] for node in partition.inputs},
         partition.outputs,
@@ -49,7 +48,6 @@ def lower_partition(
         lambda node: qparams_of(node, constants),
         channels_last=channels_last,
     )
-    return optimize(graph, partition.target)
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def compile_partition(
     `constants` are those of its program; `channels_last` says which of its inputs and outputs are NHWC in memory.
     """
     formatted = format_partition(constants, partition, options, channels_last)
-    model = tflite.write(verify(formatted.graph, "hoist_format_conversions"), names=options.use_profiling)
+    model = tflite.write(formatted.graph, names=options.use_profiling)
     _try_doubtful(formatted.graph, model, partition)
     header = PayloadHeader(
         input_formats=tuple(map(int, formatted.inputs)),
@@ -130,16 +128,19 @@ def illegal_transposes(graph: Graph, target: NeutronTarget) -> list[Op]:
 def _with_formats(
     constants: Constants, partition: Partition, channels_last: Callable[[Node], bool], options: CompileOptions
 ) -> FormattedGraph:
-    graph = lower_partition(constants, partition, channels_last)
+    driver = driver_of(partition.name, options.intermediates_dir)
+    graph = optimize(_built(constants, partition, channels_last), partition.target, driver)
     inputs, outputs = (tuple(map(channels_last, nodes)) for nodes in (partition.inputs, partition.outputs))
-    if options.use_neutron_for_format_conversion and options.generation is not Generation.LEGACY:
-        return FormattedGraph(graph, inputs, outputs)
-    graph, hoisted_inputs, hoisted_outputs = hoist_format_conversions(graph)
-    if options.generation is Generation.LEGACY:
-        graph = remove_dead_operators(transpose_as_images(graph))
-    inputs = tuple(map(operator.or_, inputs, hoisted_inputs))
-    outputs = tuple(map(operator.or_, outputs, hoisted_outputs))
-    return FormattedGraph(copy_unwritten_outputs(graph), inputs, outputs)
+    if not options.use_neutron_for_format_conversion or options.generation is Generation.LEGACY:
+        optimized = graph
+        graph = run_stage(Stage.FORMATS, optimized, driver)
+        hoisted_inputs, hoisted_outputs = hoisted_ends(optimized, graph)
+        inputs, outputs = tuple(map(or_, inputs, hoisted_inputs)), tuple(map(or_, outputs, hoisted_outputs))
+        if options.generation is Generation.LEGACY:
+            graph = run_stage(Stage.LEGACY, graph, driver)
+        graph = run_stage(Stage.ENDS, graph, driver)
+    driver.finish()
+    return FormattedGraph(graph, inputs, outputs)
 
 
 def _is_image(node: Node) -> bool:

@@ -39,12 +39,12 @@ class Bridged:
     program: ExportedProgram
     written: tuple[Node, ...] = ()
 
-    def for_clusters(self, clusters: Iterable[Cluster]) -> ExportedProgram:
-        """The program with no more quantization than `clusters` of it need: any other would cost time on the CPU."""
+    def for_clusters(self, clusters: Iterable[Cluster]) -> Bridged:
+        """The program, in place, with no more quantization than `clusters` need: the CPU would compute all other."""
         on_npu = {node for cluster in clusters for node in (*cluster.operands, cluster.quantize)}
         unused = [node for node in self.written if node not in on_npu and node.args[0] not in on_npu]
         if not unused:
-            return self.program
+            return self
         graph = self.program.graph
         for dequantize in unused:
             quantize = dequantize.args[0]
@@ -53,7 +53,7 @@ class Bridged:
             graph.erase_node(dequantize)
             if not quantize.users:
                 graph.erase_node(quantize)
-        return with_graph(self.program, graph, {})
+        return Bridged(with_graph(self.program, graph, {}))
 
 
 def bridge_islands(program: ExportedProgram, options: CompileOptions) -> Bridged:

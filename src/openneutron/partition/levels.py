@@ -33,6 +33,11 @@ class Partition:
     outputs: tuple[Node, ...]
 
     @property
+    def name(self) -> str:
+        """The name of its first operator, which names it in dumps."""
+        return self.clusters[0].node.name
+
+    @property
     def target(self) -> NeutronTarget:
         """What its operators were chosen for."""
         return self.clusters[0].site.target

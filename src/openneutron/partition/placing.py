@@ -10,11 +10,12 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from openneutron.compile_spec import CompileOptions
+from openneutron.core.driver import Driver
 from openneutron.core.fx import modules_of, op_name, source_of
 from openneutron.ops import OPERATORS
 from openneutron.partition.clusters import find_clusters
 from openneutron.partition.conversions import check_constants_are_quantized, check_quantize_is_an_operator
-from openneutron.partition.islands import bridge_islands
+from openneutron.partition.islands import Bridged, bridge_islands
 from openneutron.partition.levels import Partition, partitions_of
 from openneutron.partition.states import states_in_int8
 from openneutron.partition.transposes import leave_transposes_to_the_cpu
@@ -70,10 +71,28 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
     """
     check_quantize_is_an_operator(program.graph)
     check_constants_are_quantized(program)
-    bridged = bridge_islands(states_in_int8(program), options)
+    driver: Driver[Bridged] = Driver("place", _text, _lint, options.intermediates_dir)
+    bridged = driver.run(
+        "states_in_int8",
+        "keep states as int8 codes where they are read and written with the same qparams",
+        lambda given: Bridged(states_in_int8(given.program)),
+        Bridged(program),
+    )
+    bridged = driver.run(
+        "bridge_islands",
+        "quantize float operators that only move values",
+        lambda given: bridge_islands(given.program, options),
+        bridged,
+    )
     found = leave_transposes_to_the_cpu(bridged.program, find_clusters(bridged.program, options), options)
     partitions, no_compute = partitions_of(bridged.program, found)
-    program = bridged.for_clusters(cluster for partition in partitions for cluster in partition.clusters)
+    program = driver.run(
+        "remove_unused_bridges",
+        "remove the quantization that bridge_islands added around operators that stay on the CPU",
+        lambda given: given.for_clusters(cluster for partition in partitions for cluster in partition.clusters),
+        bridged,
+    ).program
+    driver.finish()
     reasons = {**found.reasons, **no_compute}
     index = {
         operator: number
@@ -88,6 +107,14 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
         if node in index or node in reasons or node in fused
     ]
     return Placed(program, partitions, tuple(rows))
+
+
+def _text(bridged: Bridged) -> str:
+    return str(bridged.program.graph_module.print_readable(print_output=False))
+
+
+def _lint(bridged: Bridged, _: str) -> None:
+    bridged.program.graph.lint()
 
 
 def _row(node: Node, partition: int | None, reason: str | None) -> Placement:

@@ -1,0 +1,201 @@
+"""The passes that prepare a model for quantization: their order, purposes and conditions, and what runs them."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from openneutron.core.driver import Driver, PassRun
+from openneutron.passes.batch_layers import batch_layers
+from openneutron.passes.checks import check_is_static_eval, check_outputs, check_writes_nothing, parameters_stay
+from openneutron.passes.copy_returned_joins import copy_returned_joins
+from openneutron.passes.decompose import decompose
+from openneutron.passes.divide_after_sums import divide_after_sums
+from openneutron.passes.fold_arithmetic import fold_arithmetic
+from openneutron.passes.fold_batch_norm import fold_batch_norm
+from openneutron.passes.fold_constants import fold_constants
+from openneutron.passes.fold_norm_affine import fold_norm_affine
+from openneutron.passes.forget_strides import forget_strides
+from openneutron.passes.functionalize import functionalize
+from openneutron.passes.hold_states import end_gradients, hold_states
+from openneutron.passes.inline_regions import inline_regions
+from openneutron.passes.merge_phases import merge_phases
+from openneutron.passes.move_activations import move_activations
+from openneutron.passes.name_bad_inputs import name_bad_inputs
+from openneutron.passes.name_convolutions import name_convolutions
+from openneutron.passes.name_numbers import name_numbers
+from openneutron.passes.nest_concatenations import nest_concatenations
+from openneutron.passes.read_parts import read_parts
+from openneutron.passes.recognize import recognize
+from openneutron.passes.remove_batch_counts import remove_batch_counts
+from openneutron.passes.remove_dead_channels import remove_dead_channels
+from openneutron.passes.remove_dead_operators import remove_dead_operators
+from openneutron.passes.remove_empties import remove_empties
+from openneutron.passes.remove_expands import remove_expands
+from openneutron.passes.remove_identities import remove_identities
+from openneutron.passes.scale_before_masks import scale_before_masks
+from openneutron.passes.share_results import share_results
+from openneutron.passes.split_padded_products import split_padded_products
+from openneutron.targets import NeutronTarget
+
+__all__ = ["PASSES", "Pass", "Setting", "When", "prepare", "run_passes"]
+
+
+class When(enum.Enum):
+    """For which models a pass runs."""
+
+    ALWAYS = "for every model"
+    CALIBRATION = "for models that are calibrated"
+    TRAINING = "for models that are trained quantized"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What passes may ask for besides the graph. A pass gets those of these fields that its parameters name."""
+
+    target: NeutronTarget
+    training: bool = False
+    stays: Callable[[Node], bool] = lambda _: False
+    """Which operators are to stay in float: no pass merges them with others."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One row of the table.
+
+    `run` takes the module, and those fields of `Setting` that its parameters name. It changes the module in place, says
+    whether it changed anything, and keeps no state.
+    """
+
+    run: Callable[..., bool]
+    purpose: str
+    when: When = When.ALWAYS
+    after_change_by: Callable[..., bool] | None = None
+    """The pass runs only if this earlier one changed the graph."""
+    keeps_parameters: bool = False
+    """In training, `ModelError` is raised if the pass makes a constant of a trainable parameter."""
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return self.run.__name__
+
+    def runs_for(self, setting: Setting) -> bool:
+        """Whether the pass runs for calibration or training, as `setting` says."""
+        return self.when in (When.ALWAYS, When.TRAINING if setting.training else When.CALIBRATION)
+
+    def __call__(self, module: GraphModule, setting: Setting) -> bool:
+        """Run the pass; True if it changed the graph."""
+        parameters = inspect.signature(self.run).parameters
+        arguments: dict[str, Any] = {name: getattr(setting, name) for name in parameters if hasattr(setting, name)}
+        is_watched = self.keeps_parameters and setting.training
+        with parameters_stay(module) if is_watched else nullcontext():
+            return self.run(module, **arguments)
+
+
+def remove_unused(module: GraphModule) -> bool:
+    """Rule, linear in nodes: operators that nothing reads are removed, and the module's code is written."""
+    changed = module.graph.eliminate_dead_code()
+    module.recompile()
+    return changed
+
+
+PASSES: tuple[Pass, ...] = (
+    Pass(inline_regions, "inline the subgraphs that torch.export writes for no_grad, autocast and checkpoints"),
+    Pass(check_is_static_eval, "refuse train mode, dynamic shapes and dtypes other than float32"),
+    Pass(check_outputs, "refuse outputs that a program cannot return"),
+    Pass(name_convolutions, "write aten.convolution as conv1d, conv2d and so on"),
+    Pass(name_bad_inputs, "let the module name an input of another shape or dtype"),
+    Pass(remove_batch_counts, "remove the counters of batch norms"),
+    Pass(hold_states, "read each written buffer once at the start and write it once at the end"),
+    Pass(functionalize, "write in-place operators as operators that return a new value"),
+    Pass(end_gradients, "stop gradients at the states of the previous call", When.TRAINING),
+    Pass(check_writes_nothing, "refuse writes in place that are left"),
+    Pass(remove_dead_operators, "remove operators that nothing reads, and checks of shapes"),
+    Pass(forget_strides, "write operators that depend on strides as operators that do not"),
+    Pass(remove_empties, "remove tensors without elements"),
+    Pass(fold_constants, "compute what does not depend on inputs"),
+    Pass(batch_layers, "give layers of a single sample a batch dimension of 1"),
+    Pass(remove_identities, "remove operators that return their input"),
+    Pass(share_results, "compute equal calls once", When.CALIBRATION),
+    Pass(merge_phases, "write a concatenation of strided slices as space-to-depth"),
+    Pass(split_padded_products, "split a matrix product with one padded row into a product and a sum"),
+    Pass(scale_before_masks, "scale scores before they are masked", keeps_parameters=True),
+    Pass(recognize, "write activations and norms that the model spells out as single operators", keeps_parameters=True),
+    Pass(fold_norm_affine, "fold weight and bias of a layer norm into the linears that read it", When.CALIBRATION),
+    Pass(decompose, "write operators that the NPU lacks with operators that it has", keeps_parameters=True),
+    Pass(batch_layers, "give layers that decompose wrote a batch dimension of 1", after_change_by=decompose),
+    Pass(fold_constants, "compute the constants that decompose wrote", after_change_by=decompose),
+    Pass(remove_identities, "remove identities that decompose wrote", after_change_by=decompose),
+    Pass(share_results, "compute equal calls that decompose wrote once", When.CALIBRATION),
+    Pass(divide_after_sums, "divide by the sum of a wide softmax after its weighted sum", When.CALIBRATION),
+    Pass(read_parts, "read the part of a concatenation that a slice takes"),
+    Pass(remove_expands, "remove expands that an arithmetic operator broadcasts anyway"),
+    Pass(fold_batch_norm, "fold batch norms into convolutions and linears"),
+    Pass(name_numbers, "write numbers in arithmetic as float32 constants", keeps_parameters=True),
+    Pass(move_activations, "move activations behind the layers that can fuse them"),
+    Pass(nest_concatenations, "read an earlier concatenation instead of all its inputs again"),
+    Pass(copy_returned_joins, "copy concatenations that are returned and computed with"),
+    Pass(fold_arithmetic, "fold constant sums and products into weights and biases", When.CALIBRATION),
+    Pass(remove_dead_channels, "remove channels whose activation is zero for every input", When.CALIBRATION),
+    Pass(remove_unused, "remove what the passes left without a reader"),
+)
+"""All passes that any quantization starts with, in their order."""
+
+
+def prepare(
+    module: GraphModule,
+    target: NeutronTarget,
+    *,
+    training: bool = False,
+    stays: Callable[[Node], bool] = lambda _: False,
+) -> GraphModule:
+    """Run `PASSES` on an exported module, in place. Linear in the nodes of the graph.
+
+    `stays` says which operators are to stay in float: no pass merges them with others.
+
+    No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one. With `training`,
+    parameters stay what they are, and what train mode has of its own stays too: the quantizer takes it out.
+
+    Raises `ModelError` for a model that cannot be quantized as a whole: a dtype other than float32, writes in place
+    that other values would see, and, unless `training`, train mode and dynamic shapes.
+    """
+    run_passes(PASSES, module, Setting(target, training, stays), "prepare")
+    return module
+
+
+def run_passes(passes: Iterable[Pass], module: GraphModule, setting: Setting, pipeline: str) -> Sequence[PassRun]:
+    """Run those of `passes` whose conditions hold, in place; returns what was run and the seconds of each.
+
+    The graph is checked with `torch.fx.Graph.lint` after each pass that changed it, and dumped (see `Driver`).
+    """
+    changed: dict[Callable[..., bool], bool] = {}
+
+    def lint(graph: GraphModule, _: str) -> None:
+        if changed[latest.run]:
+            graph.graph.lint()
+
+    driver: Driver[GraphModule] = Driver(pipeline, _text, lint)
+    for latest in passes:
+        if not latest.runs_for(setting):
+            continue
+        if latest.after_change_by is not None and not changed.get(latest.after_change_by):
+            continue
+
+        def transform(graph: GraphModule, run: Pass = latest) -> GraphModule:
+            changed[run.run] = run(graph, setting)
+            return graph
+
+        driver.run(latest.name, latest.purpose, transform, module)
+    driver.finish()
+    return driver.runs
+
+
+def _text(module: GraphModule) -> str:
+    return str(module.print_readable(print_output=False))
