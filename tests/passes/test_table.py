@@ -51,7 +51,10 @@ def names(rows: list[Pass], *, training: bool = False) -> list[str]:
 
 
 def test_every_pass_has_a_name_and_a_purpose() -> None:
-    for name, purpose in [(row.name, row.purpose) for row in (*PASSES, *ir.PASSES)]:
+    for name, purpose in [
+        *((row.name, row.purpose) for row in PASSES),
+        *((row.name, row.purpose) for row in ir.PASSES),
+    ]:
         assert name.isidentifier()
         assert purpose
         assert "\n" not in purpose
