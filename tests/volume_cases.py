@@ -46,6 +46,23 @@ def _convolutions() -> list[Case]:
     ]
 
 
+def _transposed_convolutions() -> list[Case]:
+    def case(label: str, *args: Any, shape: Shape = VOLUME, **options: Any) -> Case:
+        make = lambda: nn.ConvTranspose3d(4, *args, **options)  # noqa: E731
+        return Case("aten.conv_transpose3d.input", label, make, (shape,))
+
+    small = (1, 4, 3, 4, 3)
+    return [
+        case("1,3,3", 6, (1, 3, 3), padding=(0, 1, 1)),
+        case("upsampling", 3, 2, stride=2),
+        case("3,3,3", 2, 3, padding=1),
+        case("strided", 3, 3, stride=2, padding=1, output_padding=1, shape=small),
+        case("output padding alone", 3, 2, stride=2, output_padding=(1, 0, 1), bias=False, shape=small),
+        case("groups, dilated", 4, (2, 3, 2), stride=(3, 1, 2), dilation=(2, 1, 3), groups=2, shape=small),
+        case("without batch", 3, 2, stride=2, shape=VOLUME[1:]),
+    ]
+
+
 def _pools() -> list[Case]:
     def pool(target: str, label: str, make: Callable[[], nn.Module], shape: Shape = VOLUME) -> Case:
         return Case(f"aten.{target}", label, make, (shape,))
@@ -74,7 +91,7 @@ def _pools() -> list[Case]:
     ]
 
 
-CASES = (*_convolutions(), *_pools())
+CASES = (*_convolutions(), *_transposed_convolutions(), *_pools())
 
 
 LONG: Shape = (1, 1, 1, 1, 4100)

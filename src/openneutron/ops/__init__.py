@@ -33,6 +33,7 @@ from openneutron.ops import (
     splitting,
     transposed,
     volume_convolution,
+    volume_transposed,
     volumes,
 )
 from openneutron.ops.decomposition import Decomposition
@@ -78,6 +79,7 @@ DECOMPOSED: tuple[Decomposition, ...] = (
     *distances.DECOMPOSED,
     *picking.DECOMPOSED,
     *patches.DECOMPOSED,
+    *volume_transposed.DECOMPOSED,
     *volumes.DECOMPOSED,
 )
 """Operators that become others before annotation."""

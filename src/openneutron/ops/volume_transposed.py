@@ -1,0 +1,106 @@
+"""Transposed convolutions over three dimensions, written with transposed convolutions over two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.fx import Node
+
+from openneutron.core.fx import shape_of
+from openneutron.ops.decomposition import Decomposition, Rewriting
+
+__all__ = ["DECOMPOSED"]
+
+aten = torch.ops.aten
+
+RANK = 3
+
+
+def _three(value: int | Sequence[int]) -> tuple[int, ...]:
+    """An argument for depth, height and width."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * RANK if len(values) == 1 else values
+
+
+def _padded(rewriting: Rewriting, value: Node, dim: int, before: int, behind: int) -> Node:
+    """`value` with zeros along one dimension, or with less of it where a number is below zero."""
+    if not before and not behind:
+        return value
+    widths = [0, 0] * (len(shape_of(value)) - dim - 1) + [before, behind]
+    return rewriting.call(aten.constant_pad_nd.default, value, widths)
+
+
+def _transposed_convolution(rewriting: Rewriting) -> Node:
+    """Output frame q * stride + r meets input frame q - t through tap t * stride + r of the kernel along depth.
+
+    So the frames that meet in q are the channels of one image, and the frames of all r are channels of its output. The
+    channels of a group stay together: a frame counts faster than a channel.
+    """
+    args = rewriting.args
+    source, weight, bias = args["input"], args["weight"], args["bias"]
+    if len(shape_of(source)) == RANK + 1:
+        source = rewriting.call(aten.unsqueeze.default, source, 0)
+    (stride, *strides), (dilation, *dilations), (padding, *paddings), (more, *mores) = (
+        _three(args[name]) for name in ("stride", "dilation", "padding", "output_padding")
+    )
+    batch, channels, length, *image = shape_of(source)
+    extent = (shape_of(weight)[2] - 1) * dilation + 1
+    taps = -(-(extent + max(0, more - padding)) // stride)
+    count = length + taps - 1
+
+    frames = rewriting.call(aten.permute.default, source, [0, 2, 1, 3, 4])
+    frames = _padded(rewriting, frames, 1, taps - 1, taps - 1)
+    if taps > 1:
+        starts = range(taps - 1, -1, -1)
+        met = [rewriting.call(aten.slice.Tensor, frames, 1, start, start + count) for start in starts]
+        each = [rewriting.call(aten.unsqueeze.default, run, 3) for run in met]
+        frames = rewriting.call(aten.cat.default, each, 3)
+    images = rewriting.call(aten.reshape.default, frames, [batch * count, channels * taps, *image])
+    done = rewriting.call(
+        aten.conv_transpose2d.input, images, _with_frames_as_channels(rewriting, weight, taps, stride, dilation),
+        _repeated(rewriting, bias, stride), strides, paddings, mores, args["groups"], dilations,
+    )  # fmt: skip
+    _, outputs, depth, *size = (
+        rewriting.shape[-RANK - 2 :] if len(rewriting.shape) > RANK + 1 else (1, *rewriting.shape)
+    )
+    split = rewriting.call(aten.reshape.default, done, [batch, count, outputs, stride, *size])
+    woven = rewriting.call(aten.permute.default, split, [0, 2, 1, 3, 4, 5])
+    whole = rewriting.call(aten.reshape.default, woven, [batch, outputs, count * stride, *size])
+    result = whole
+    if depth != count * stride:
+        result = rewriting.call(aten.slice.Tensor, whole, 2, padding, padding + depth)
+    return rewriting.call(aten.reshape.default, result, list(rewriting.shape)) if len(rewriting.shape) == 4 else result
+
+
+def _with_frames_as_channels(rewriting: Rewriting, weight: Node, taps: int, stride: int, dilation: int) -> Node:
+    """[inputs * taps, outputs of a group * stride, height, width] out of [inputs, outputs of a group, depth, ...]."""
+    inputs, outputs, depth, *kernel = shape_of(weight)
+    if dilation > 1:
+        spaced = rewriting.call(aten.unsqueeze.default, weight, 3)
+        spaced = _padded(rewriting, spaced, 3, 0, dilation - 1)
+        weight = rewriting.call(aten.reshape.default, spaced, [inputs, outputs, depth * dilation, *kernel])
+    weight = _padded(rewriting, weight, 2, 0, taps * stride - depth * dilation)
+    split = rewriting.call(aten.reshape.default, weight, [inputs, outputs, taps, stride, *kernel])
+    moved = rewriting.call(aten.permute.default, split, [0, 2, 1, 3, 4, 5])
+    return rewriting.call(aten.reshape.default, moved, [inputs * taps, outputs * stride, *kernel])
+
+
+def _repeated(rewriting: Rewriting, bias: Node | None, stride: int) -> Node | None:
+    """The bias of a channel for each of its frames."""
+    if bias is None or stride == 1:
+        return bias
+    column = rewriting.call(aten.unsqueeze.default, bias, 1)
+    rows = rewriting.call(aten.cat.default, [column] * stride, 1)
+    return rewriting.call(aten.reshape.default, rows, [shape_of(bias)[0] * stride])
+
+
+DECOMPOSED = (
+    Decomposition(
+        name="transposed convolution of volumes",
+        targets=("aten.conv_transpose3d.input",),
+        rewrite=_transposed_convolution,
+        becomes="conv_transpose2d of frames, with the frames that meet in one, and those that come of one, as channels",
+        notes="An activation behind it is not fused.",
+    ),
+)
