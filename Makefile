@@ -68,7 +68,7 @@ $(VENV)/.openneutron-dependencies: pyproject.toml constraints.txt
 	touch $@
 
 $(INSTALLED): $(VENV)/.openneutron-dependencies CMakeLists.txt README.md $(SOURCES)
-	$(PIP) install --no-build-isolation --no-deps --force-reinstall -C build-dir=$(abspath $(VENV))/openneutron-build .
+	OPENNEUTRON_NATIVE=1 $(PIP) install --no-build-isolation --no-deps --force-reinstall -C build-dir=$(abspath $(VENV))/openneutron-build .
 	$(PIP) check
 	touch $@
 

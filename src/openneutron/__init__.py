@@ -49,6 +49,8 @@ _HOMES = {
     "reset": "model.state",
 }
 
+__version__ = "0.1.0"  # the only place; the build reads it
+
 __all__ = [*sorted(_HOMES)]  # noqa: PLE0604
 
 

@@ -9,6 +9,7 @@ __all__ = [
     "HostError",
     "InputError",
     "ModelError",
+    "NativeModuleError",
     "OpenNeutronError",
     "OptionError",
     "OutputError",
@@ -68,6 +69,10 @@ class FormatError(OpenNeutronError, ValueError):
 
 class HostError(OpenNeutronError, RuntimeError):
     """A program that cannot be loaded or run on this machine."""
+
+
+class NativeModuleError(HostError):
+    """OpenNeutron was installed without the native module that runs programs on this machine."""
 
 
 class OutputError(OpenNeutronError, OSError):

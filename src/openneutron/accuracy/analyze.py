@@ -32,6 +32,7 @@ from openneutron.model.state import Stream, samples_of
 from openneutron.ops import OPERATORS
 from openneutron.passes.equalize import was_equalized
 from openneutron.quantizer import NeutronQuantizer
+from openneutron.runtime.native import native_module
 
 __all__ = ["Analysis", "LayerAccuracy", "Progress", "analyze"]
 
@@ -70,8 +71,11 @@ def analyze(
     samples x nodes + candidates x share samples x nodes behind them. All values of one sample are in memory.
 
     Raises `InputError` for data that do not fit, `ModelError` for a module that is not quantized or not of this model,
-    `OptionError` for numbers that are not positive.
+    `OptionError` for numbers that are not positive, and, with a `program`, `NativeModuleError` where the native module
+    is not installed.
     """
+    if program is not None:
+        native_module()
     for name, number in (("samples", samples), ("candidates", candidates), ("share_samples", share_samples)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise OptionError(f"{name} is a positive number, not {number!r}.")

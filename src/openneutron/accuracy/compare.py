@@ -36,6 +36,7 @@ from openneutron.partition.levels import Partition
 from openneutron.partition.orders import settle_orders
 from openneutron.partition.placing import place
 from openneutron.passes.functionalize import writes_memory
+from openneutron.runtime.native import native_module
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo
 from openneutron.vendor.profiling import node_of
 
@@ -114,9 +115,10 @@ def compare_layers(
     which the best match of those of its shape is taken.
 
     `example_inputs` are those of `lower`, needed for a module of `convert_pt2e` whose order in memory is not that of
-    the data. Raises `ModelError` where the program was not lowered from such a module, and `InputError` for data that
-    do not fit or a program that holds device payloads.
+    the data. Raises `ModelError` where the program was not lowered from such a module, `InputError` for data that do
+    not fit or a program that holds device payloads, and `NativeModuleError` where the native module is not installed.
     """
+    native_module()
     if isinstance(quantized, ExportedProgram):
         quantized = quantized.module()
     module = quantized.module if isinstance(quantized, QuantizedModel) else quantized

@@ -27,6 +27,7 @@ from openneutron.model.arguments import MISSING, Leaf, leaves_at
 from openneutron.model.data import aligned, described, in_batches, items_of
 from openneutron.model.examples import Examples, in_tensors, leaves_of, register_dataclasses
 from openneutron.model.state import Stream, has_state, reset
+from openneutron.runtime.native import native_module
 from openneutron.runtime.program import HostProgram, TensorInfo, load
 
 __all__ = ["evaluate", "top1"]
@@ -75,13 +76,16 @@ def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric 
     state needs `jobs=1` and runs all samples as one stream, or each `Stream` of pairs in `data` from the initial state.
 
     Raises `OptionError` for another `metric` or `jobs`, `InputError` for data that are empty or no pairs, and
-    `ModelError` where `jobs` is above 1 and the module cannot be pickled.
+    `ModelError` where `jobs` is above 1 and the module cannot be pickled, `NativeModuleError` for a program where the
+    native module is not installed.
     """
     check_jobs(jobs)
     if metric != "top1" and not callable(metric):
         raise OptionError(f"metric is 'top1' or a function of outputs and label, not {metric!r}.")
     score = metric if callable(metric) else top1
     run = _runnable(run)
+    if isinstance(run, HostProgram):
+        native_module()
     if jobs > 1 and _has_state(run):
         raise _not_in_parallel()
     begin = (lambda: _begin(run)) if jobs == 1 else _refuse_streams

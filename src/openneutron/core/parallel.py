@@ -88,8 +88,13 @@ def _with_threads(threads: int, work: Callable[[Part], Result], part: Part) -> R
     return work(part)
 
 
+def _cores() -> int:
+    """The cores that this process may use; those of the machine where the system has no affinity (macOS, Windows)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _warn_of_shared_cores(jobs: int) -> None:
-    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    threads, cores = torch.get_num_threads(), _cores()
     if jobs * threads > cores and threads > 1:
         warnings.warn(
             f"{jobs} workers with {threads} threads each share {cores} cores, which is slow. Call "

@@ -22,7 +22,7 @@ from openneutron.cpu.registry import cause_in, missing_kernels, native_log
 from openneutron.errors import FormatError, HostError, InputError
 from openneutron.formats import pte
 from openneutron.model.arguments import MISSING, Leaf, check_names, leaves_at, leaves_from_text
-from openneutron.runtime import _host
+from openneutron.runtime.native import is_installed, native_module
 
 __all__ = ["INPUT_NAMES", "ConstantInfo", "HostProgram", "TensorInfo", "load"]
 
@@ -76,7 +76,7 @@ class HostProgram:
 
     `inputs` and `outputs` describe what the method `forward` takes and returns: a `TensorInfo` for a tensor, a
     `ConstantInfo` for what is none. Any thread may call `run()`; calls wait for each other, because the program has one
-    set of buffers.
+    set of buffers. Without the native module, `run` and `reset` raise `NativeModuleError`.
     """
 
     inputs: tuple[Any, ...]
@@ -94,11 +94,13 @@ class HostProgram:
         self._name = name
         self._data = data  # the runtime reads constants from these bytes for as long as it lives
         self._lock = threading.Lock()
-        _host.clear_error()
+        has_delegate = is_installed()
+        if has_delegate:
+            native_module().clear_error()
         try:
             program = _C._load_program_from_buffer(data, program_verification=_C.Verification.InternalConsistency)
             self._program = program
-            self._method = program.load_method(METHOD)
+            self._method = program.load_method(METHOD) if has_delegate else None
             method = next(method for method in pte.read(data, name).methods if method.name == METHOD)
             self.has_state = method.has_state
             constants = _Constants(program)
@@ -143,8 +145,9 @@ class HostProgram:
 
         Raises HostError if the program cannot be loaded again.
         """
+        native = native_module()
         with self._lock:
-            _host.clear_error()
+            native.clear_error()
             try:
                 self._method = self._program.load_method(METHOD)
             except RuntimeError as error:
@@ -163,6 +166,7 @@ class HostProgram:
 
         Raises InputError where an input is not of the program's shape and dtype, HostError where the program fails.
         """
+        native = native_module()
         is_flat = not named and len(inputs) == len(self.inputs) and not any(map(_is_nested, inputs))
         values = inputs if is_flat else self._flat(inputs, named)
         tensors = [
@@ -172,12 +176,12 @@ class HostProgram:
             for i, (value, info, order) in enumerate(zip(values, self.inputs, self._dim_orders, strict=True))
         ]
         with self._lock:
-            _host.clear_error()
+            native.clear_error()
             try:
                 outputs = self._method.call(tensors, clone_outputs=True)
             except RuntimeError as error:
                 failure = _failure(f"{self._name} failed", error)
-                if _host.last_error() or isinstance(failure, KeyboardInterrupt):
+                if native.last_error() or isinstance(failure, KeyboardInterrupt):
                     raise failure from error
                 raise HostError(f"{self._name} failed: {self._cause(tensors) or error}") from error
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
@@ -244,7 +248,8 @@ class HostProgram:
 def load(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> HostProgram:
     """Load a `.pte` from its path or its bytes.
 
-    Raises HostError where it cannot be read, is no `.pte`, or cannot run here.
+    Raises HostError where it cannot be read, is no `.pte`, or cannot run here. Without the native module it returns a
+    program whose `inputs` and `outputs` can be read; `run` and `reset` of it raise `NativeModuleError`.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return HostProgram(bytes(source))
@@ -346,4 +351,7 @@ def _failure(what: str, error: Exception | str) -> HostError | KeyboardInterrupt
 
     A Ctrl-C while a delegate runs reaches us as an error of the runtime, which knows no such thing.
     """
-    return KeyboardInterrupt() if _host.interrupted() else HostError(f"{what}: {_host.last_error() or error}")
+    if not is_installed():
+        return HostError(f"{what}: {error}")
+    native = native_module()
+    return KeyboardInterrupt() if native.interrupted() else HostError(f"{what}: {native.last_error() or error}")

@@ -253,8 +253,11 @@ def _run(work: Path, what: str, converter: Converter, time_limit: float) -> str:
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """End the child and all that it started; they are a session of their own."""
-    with contextlib.suppress(ProcessLookupError):  # all of them ended by themselves
-        os.killpg(child.pid, signal.SIGKILL)
+    if not hasattr(os, "killpg"):  # Windows
+        child.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError):  # all of them ended by themselves
+            os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 

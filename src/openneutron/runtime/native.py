@@ -1,0 +1,70 @@
+"""The native module `_host`, which runs delegates on this machine. A package may be installed without it.
+
+Importing `_host` registers the delegate with ExecuTorch's runtime. It is built from `csrc/`; the build leaves it out
+where there is no C++ compiler, or where the environment variable OPENNEUTRON_NATIVE is 0.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+
+import executorch
+from executorch.extension.pybindings import _C  # noqa: F401  loads libexecutorch, which `_host` is linked to
+
+from openneutron.errors import NativeModuleError
+
+__all__ = ["is_installed", "native_module"]
+
+_NAME = "openneutron.runtime._host"
+_NEEDED = "Running a .pte on this machine needs OpenNeutron's native module"
+_BUILD = "run 'OPENNEUTRON_NATIVE=1 pip install --force-reinstall --no-deps .' in the folder of OpenNeutron's sources"
+_KERNELS = "libexecutorch_kernels_quantized.*"
+"""The library of ExecuTorch that `_host` is linked to and that `_C` does not load."""
+
+
+def native_module() -> ModuleType:
+    """The module `_host`; the delegate is registered then.
+
+    Raises `NativeModuleError` if it is not installed, or if the system's loader refuses it.
+    """
+    found = _imported()
+    if isinstance(found, str):
+        raise NativeModuleError(found)
+    return found
+
+
+def is_installed() -> bool:
+    """Whether `native_module` returns one."""
+    return isinstance(_imported(), ModuleType)
+
+
+@functools.cache
+def _imported() -> ModuleType | str:
+    """The module, or the reason why there is none. The import is not repeated, as Python does not repeat it either."""
+    try:
+        _load_kernels()
+        return importlib.import_module(_NAME)
+    except (ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == _NAME:
+            return (
+                f"{_NEEDED}, and this installation has none: it was built without a C++20 compiler, or with "
+                f"OPENNEUTRON_NATIVE=0. Install a wheel for your platform, or install a C++20 compiler and {_BUILD}."
+            )
+        return (
+            f"{_NEEDED}, which cannot be loaded: {error}. Install the executorch that it was built with, or {_BUILD}."
+        )
+
+
+def _load_kernels() -> None:
+    """Load the library by its path, so that `_host` finds it in the process wherever executorch is installed.
+
+    Without this, only an `_host` in the same site-packages as executorch finds it.
+    """
+    for folder in executorch.__path__:
+        for library in Path(folder, "lib").glob(_KERNELS):
+            ctypes.CDLL(os.fspath(library))
