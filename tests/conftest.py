@@ -1,16 +1,16 @@
-"""What makes thousands of small exports affordable, which of them --quick leaves out, and what tests of data need."""
+"""What makes thousands of small exports affordable, which tests --quick and --rest run, and what tests of data need."""
 
 from __future__ import annotations
 
 import functools
 import gc
 import os
-import zlib
 from pathlib import Path
 
 import pytest
 import torch
 import torch._export.utils
+from tests.selection import ROWS_OF_A_TABLE, quick_tests, rest_of_tests
 
 # Test processes share the cores already: threads of several that wait for one another spin, and take the time of those
 # that compute. Processes that tests start inherit it.
@@ -26,34 +26,29 @@ torch._export.utils._collect_all_valid_cia_ops_for_namespace = functools.cache(
     torch._export.utils._collect_all_valid_cia_ops_for_namespace
 )
 
-# With --quick, so many rows of each table of cases run.
-ROWS_OF_A_TABLE = 2
+HALVES = {"--quick": quick_tests, "--rest": rest_of_tests}
 DATA_VARIABLE = "OPENNEUTRON_DATA"
 DATA_FOLDER = os.environ.get(DATA_VARIABLE)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare --quick."""
+    """Declare --quick and --rest."""
     text = f"leave out tests marked slow, and all but {ROWS_OF_A_TABLE} rows of each parametrized test"
     parser.addoption("--quick", action="store_true", help=text)
+    text = "run what --quick leaves out, and all tests marked data: after `pytest --quick` without data, all is run"
+    parser.addoption("--rest", action="store_true", help=text)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep what --quick runs: the same tests on every machine, and in every process."""
-    if not config.getoption("--quick"):
-        return
-    tables: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        if item.get_closest_marker("slow") is None:
-            tables.setdefault(item.nodeid.split("[")[0], []).append(item)
-    kept = {id(item) for rows in tables.values() for item in sorted(rows, key=_drawn)[:ROWS_OF_A_TABLE]}
-    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
-    items[:] = [item for item in items if id(item) in kept]
-
-
-def _drawn(item: pytest.Item) -> int:
-    """A number that has nothing to do with the row's place in its table, nor with other rows."""
-    return zlib.crc32(item.nodeid.encode())
+    """Keep what --quick or --rest runs."""
+    halves = [half for name, half in HALVES.items() if config.getoption(name)]
+    if len(halves) > 1:
+        raise pytest.UsageError(f"{' and '.join(HALVES)} are two halves of the tests: give one of them")
+    if halves:
+        kept = halves[0](items)
+        chosen = set(kept)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = kept
 
 
 @pytest.hookimpl(tryfirst=True)

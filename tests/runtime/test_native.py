@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_a_native_module_that_cannot_be_loaded_says_why(monkeypatch: pytest.Monk
         raise ImportError(f"libexecutorch.so: cannot open shared object file, needed by {name}")
 
     monkeypatch.setattr(native, "_imported", native._imported.__wrapped__)
-    monkeypatch.setattr(native.importlib, "import_module", refuse)
+    monkeypatch.setattr(importlib, "import_module", refuse)
     assert not native.is_installed()
     with pytest.raises(NativeModuleError, match="cannot open shared object file"):
         native.native_module()

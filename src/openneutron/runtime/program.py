@@ -100,7 +100,7 @@ class HostProgram:
         try:
             program = _C._load_program_from_buffer(data, program_verification=_C.Verification.InternalConsistency)
             self._program = program
-            self._method = program.load_method(METHOD) if has_delegate else None
+            self._method: Any = program.load_method(METHOD) if has_delegate else None
             method = next(method for method in pte.read(data, name).methods if method.name == METHOD)
             self.has_state = method.has_state
             constants = _Constants(program)
