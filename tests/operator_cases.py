@@ -21,6 +21,7 @@ from tests import (
     recurrent_cases,
     reduction_cases,
     resize_cases,
+    rounding_cases,
     scatter_cases,
     shape_cases,
     transposed_cases,
@@ -473,7 +474,8 @@ def _dropout() -> list[Case]:
 CASES: tuple[Case, ...] = (
     *_conv2d(), *_conv1d(), *_per_channel(), *_fused(), *_linear(), *_elementwise(), *_add(), *_softmax(),
     *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES, *transposed_cases.CASES, *pooling_cases.CASES,
-    *reduction_cases.CASES, *resize_cases.CASES, *shape_cases.CASES, *pointwise_cases.CASES, *scatter_cases.CASES,
+    *reduction_cases.CASES, *resize_cases.CASES,
+    *rounding_cases.CASES, *shape_cases.CASES, *pointwise_cases.CASES, *scatter_cases.CASES,
     *matmul_cases.CASES, *attention_cases.CASES, *recurrent_cases.CASES, *blend_cases.CASES, *picking_cases.CASES,
     *volume_cases.CASES,
 )  # fmt: skip
@@ -518,6 +520,7 @@ REJECTED: tuple[Rejected, ...] = (
     *pooling_cases.REJECTED,
     *reduction_cases.REJECTED,
     *resize_cases.REJECTED,
+    *rounding_cases.REJECTED,
     *shape_cases.REJECTED,
     *scatter_cases.REJECTED,
     *blend_cases.REJECTED,

@@ -353,7 +353,6 @@ REJECTED: tuple[Rejected, ...] = (
     Rejected("pow", "has_power_of_any_sign", "", of(lambda x: x**-1), (IMAGE,)),
     Rejected("pow of a number", "has_positive_base", "", of(lambda x: 0.0 ** x.abs()), (IMAGE,)),
     Rejected("reciprocal", "inverts_no_negative", "", of(lambda x: 1 / x), (IMAGE,)),
-    Rejected("div", "does_not_round", "", of(lambda x: torch.div(x, 0.3, rounding_mode="floor")), (IMAGE,)),
     Rejected("div", "divides_by_no_zero", "", of(lambda x: (x / 0.0).atan()), (IMAGE,)),
     Rejected("div", "divides_by_no_negative", "", of(lambda x, y: x / y), (IMAGE, IMAGE)),
     Rejected("where", "chooses_by_a_constant", "", of(lambda x: torch.where(x.isnan(), x, 0.5)), (IMAGE,)),

@@ -26,6 +26,7 @@ from openneutron.ops import (
     recurrent,
     reductions,
     resizes,
+    rounding,
     scatters,
     selection,
     separable,
@@ -55,6 +56,7 @@ SPECS: tuple[OpSpec, ...] = (
     *shapes.SPECS,
     *pads.SPECS,
     *rearranging.SPECS,
+    *rounding.SPECS,
 )
 
 OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spec.targets}
@@ -81,6 +83,7 @@ DECOMPOSED: tuple[Decomposition, ...] = (
     *patches.DECOMPOSED,
     *volume_transposed.DECOMPOSED,
     *volumes.DECOMPOSED,
+    *rounding.DECOMPOSED,
 )
 """Operators that become others before annotation."""
 

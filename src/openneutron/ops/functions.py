@@ -142,12 +142,6 @@ def _constant_divisor(site: Site) -> torch.Tensor | None:
 
 
 @constraint
-def does_not_round(site: Site) -> bool:
-    """rounding_mode is not given."""
-    return site.args.get("rounding_mode") is None
-
-
-@constraint
 def divides_by_no_zero(site: Site) -> bool:
     """A constant divisor has no zero in it."""
     divisor = _constant_divisor(site)
@@ -226,11 +220,11 @@ DECOMPOSED = (
     ),
     Decomposition(
         name="div",
-        targets=("aten.div.Tensor", "aten.div.Scalar", "aten.div.Tensor_mode", "aten.div.Scalar_mode"),
+        targets=("aten.div.Tensor", "aten.div.Scalar"),
         rewrite=_quotient,
         becomes="mul where the divisor is constant, else rsqrt, mul, mul; mul, exp, mul where the divisor is an "
         "exponential, as a power is",
-        constraints=(does_not_round, divides_by_no_zero, divides_by_no_negative),
+        constraints=(divides_by_no_zero, divides_by_no_negative),
         notes="Dividing by a square root is one rsqrt and one mul. One over the divisor has one scale: where divisors "
         "range from near zero to large ones, most quotients have few codes.",
     ),

@@ -1,0 +1,260 @@
+"""Roundings to multiples of a step, and remainders of a division by a number.
+
+A rounding is a requantization: a tensor of scale 1 holds integers only. A difference of nearly 1/2 in front of it makes
+floor or ceil of what would be the nearest integer. The sum in front of the requantization is exact, so each int8 code
+gives the result that the float operator has for the value of that code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from openneutron.core.fx import is_dequantize, op_name
+from openneutron.ir.graph import QParams, Tensor
+from openneutron.ops.arithmetic import SIGN_QPARAMS
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.elementwise import ADD, HIGHEST_CODE, LOWEST_CODE, MUL, SUB, element_macs
+from openneutron.ops.lowering import Lowering
+from openneutron.ops.site import Site
+from openneutron.ops.spec import OpSpec, constraint
+from openneutron.ops.writing import mul
+
+__all__ = ["DECOMPOSED", "SPECS"]
+
+aten = torch.ops.aten
+
+# Fewer int8 steps in a period leave hardly anything of a remainder.
+STEPS_OF_A_PERIOD = 8
+# What ADD and SUB of TFLite can tell apart, relative to the larger of their scales.
+_RESOLUTION = 2.0**-16
+
+Rounding = Callable[[Lowering, Tensor, float, QParams], Tensor]
+"""Writes a rounding of a tensor to multiples of a step, with the given qparams."""
+
+
+def _values(qparams: QParams) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """The values of all codes, in the float32 arithmetic of dequantize."""
+    codes = np.arange(LOWEST_CODE, HIGHEST_CODE + 1) - qparams.zero_point[0]
+    return (codes.astype(np.float32) * np.float32(qparams.scale[0])).astype(np.float64)
+
+
+def _whole_steps(inputs: QParams, step: float) -> QParams | None:
+    """Qparams of scale `step` that hold each multiple of it in the range of `inputs`; None if these are too many."""
+    values = _values(inputs) / step
+    lowest, highest = math.floor(values[0]), math.ceil(values[-1])
+    if highest - lowest > HIGHEST_CODE - LOWEST_CODE:
+        return None
+    return QParams.per_tensor(step, LOWEST_CODE - lowest)
+
+
+def _offset(qparams: QParams, step: float, *, up: bool) -> float:
+    """How far a value is moved so that the nearest multiple of `step` is its floor, or with `up` its ceil.
+
+    Half a step, less half of the gap between a multiple and the code that is next to it on the wrong side.
+    """
+    values = _values(qparams) / step * (-1 if up else 1)
+    gap = float((np.floor(values) + 1 - values).min()) * step
+    least = _RESOLUTION * max(step, qparams.scale[0])
+    return step / 2 - max(gap / 2, least)
+
+
+def _moved(lowering: Lowering, inputs: Tensor, step: float, output: QParams, *, up: bool) -> Tensor:
+    """ADD or SUB of nearly half a step."""
+    offset = _offset(inputs.qparams, step, up=up)
+    half = lowering.number(1, QParams.per_tensor(offset, 0))
+    return lowering.emit(ADD if up else SUB, [inputs, half], lowering.shape, output, fused_activation_function="NONE")
+
+
+def _floor(lowering: Lowering, inputs: Tensor, step: float, output: QParams) -> Tensor:
+    return _moved(lowering, inputs, step, output, up=False)
+
+
+def _ceil(lowering: Lowering, inputs: Tensor, step: float, output: QParams) -> Tensor:
+    return _moved(lowering, inputs, step, output, up=True)
+
+
+def _nearest(lowering: Lowering, inputs: Tensor, _: float, output: QParams) -> Tensor:
+    one = lowering.number(1, QParams.per_tensor(1.0, 0))
+    return lowering.emit(MUL, [inputs, one], lowering.shape, output, fused_activation_function="NONE")
+
+
+def _toward_zero(lowering: Lowering, inputs: Tensor, step: float, output: QParams) -> Tensor:
+    """The floor of what is never negative, the ceil of what is never positive, else a difference of half a sign."""
+    (zero_point,) = inputs.qparams.zero_point
+    if zero_point == LOWEST_CODE:
+        return _floor(lowering, inputs, step, output)
+    if zero_point == HIGHEST_CODE:
+        return _ceil(lowering, inputs, step, output)
+    offset = min(_offset(inputs.qparams, step, up=up) for up in (False, True))
+    codes = lowering.number(1, QParams.per_tensor(1 / inputs.qparams.scale[0], 0))
+    sign = lowering.emit(MUL, [inputs, codes], lowering.shape, SIGN_QPARAMS, fused_activation_function="RELU_N1_TO_1")
+    # The same codes with another scale: the sign times the offset.
+    factor = lowering.number(1, QParams.per_tensor(offset, 0))
+    scaled = QParams.per_tensor(offset * SIGN_QPARAMS.scale[0], 0)
+    half = lowering.emit(MUL, [sign, factor], lowering.shape, scaled, fused_activation_function="NONE")
+    return lowering.emit(SUB, [inputs, half], lowering.shape, output, fused_activation_function="NONE")
+
+
+def _lower_rounding(rounding: Rounding) -> Callable[[Lowering], Tensor]:
+    """Rounds to a tensor of whole steps, and requantizes that; at once where int8 does not hold all multiples."""
+
+    def lower(lowering: Lowering) -> Tensor:
+        inputs, step = lowering.tensor("self"), _step(lowering.site)
+        whole = _whole_steps(inputs.qparams, step)
+        if whole is None or whole == lowering.output:
+            return rounding(lowering, inputs, step, lowering.output)
+        return _nearest(lowering, rounding(lowering, inputs, step, whole), step, lowering.output)
+
+    return lower
+
+
+def _step(site: Site) -> float:
+    """What the results are multiples of."""
+    return 10.0 ** -int(site.args.get("decimals", 0))
+
+
+def _divisor(site: Site) -> float:
+    number = 1.0 if op_name(site.node) == "aten.frac.default" else site.number("other")
+    assert number is not None  # divides_by_a_number holds
+    return number
+
+
+def _lower_remainder(lowering: Lowering) -> Tensor:
+    """The input minus the multiple of the divisor at or below it, towards zero for frac and fmod."""
+    inputs, divisor = lowering.tensor("self"), _divisor(lowering.site)
+    period = abs(divisor)
+    rounding = _toward_zero
+    if op_name(lowering.site.node).startswith("aten.remainder"):
+        rounding = _ceil if divisor < 0 else _floor
+    whole = _whole_steps(inputs.qparams, period)
+    assert whole is not None  # has_fine_steps holds
+    multiples = rounding(lowering, inputs, period, whole)
+    return lowering.emit(SUB, [inputs, multiples], lowering.shape, fused_activation_function="NONE")
+
+
+@constraint
+def divides_by_a_number(site: Site) -> bool:
+    """The divisor is a constant number that is not 0."""
+    if op_name(site.node) == "aten.frac.default":
+        return True
+    number = site.number("other")
+    return number is not None and math.isfinite(number) and number != 0
+
+
+@constraint
+def has_fine_steps(site: Site) -> bool:
+    """The divisor (1 for frac) is at least {STEPS_OF_A_PERIOD} int8 steps of the input: with fewer, int8 does not tell
+    where in a period a value is.
+    """
+    operand = site.args["self"]
+    if not isinstance(operand, Node) or not is_dequantize(operand) or not divides_by_a_number.holds(site):
+        return True
+    return float(operand.args[1]) * STEPS_OF_A_PERIOD <= abs(_divisor(site))  # type: ignore[arg-type]
+
+
+@constraint
+def is_of_a_computed_value(site: Site) -> bool:
+    """It is not of an input of the model itself, which the CPU has in float: a remainder jumps, so a small error of
+    int8 can become one of a whole period.
+    """
+    operand = site.args["self"]
+    return not isinstance(operand, Node) or operand.op != "placeholder" or site.is_constant(operand)
+
+
+def _rounding(name: str, rounding: Rounding, targets: tuple[str, ...], becomes: str, notes: str) -> OpSpec:
+    return OpSpec(
+        name=name,
+        targets=targets,
+        inputs=("self",),
+        lower=_lower_rounding(rounding),
+        macs=element_macs,
+        becomes=f"{becomes} to scale 1, MUL by one",
+        notes=notes,
+    )
+
+
+_COARSE = "With inputs in steps above 1, or outputs in such steps, results are within one step of the output."
+
+
+def _remainder(name: str, targets: tuple[str, ...], becomes: str) -> OpSpec:
+    return OpSpec(
+        name=name,
+        targets=targets,
+        inputs=("self",),
+        lower=_lower_remainder,
+        macs=element_macs,
+        constraints=(divides_by_a_number, is_of_a_computed_value, has_fine_steps),
+        becomes=f"{becomes} to the scale of the divisor, SUB",
+        notes="Values within half an int8 step of a multiple of the divisor may come out a whole period off, as int8 "
+        "does not tell on which side of it they are.",
+    )
+
+
+SPECS = (
+    _rounding(
+        "round", _nearest, ("aten.round.default", "aten.round.decimals"), "MUL by one",
+        "A value halfway between two integers is rounded away from zero, where torch rounds to the even one. decimals "
+        f"sets the scale instead of 1. {_COARSE}",
+    ),
+    _rounding("floor", _floor, ("aten.floor.default",), "SUB of 1/2", _COARSE),
+    _rounding("ceil", _ceil, ("aten.ceil.default",), "ADD of 1/2", _COARSE),
+    _rounding(
+        "trunc", _toward_zero, ("aten.trunc.default", "aten.fix.default"), "SUB of half the sign",
+        f"So do conversions of float32 to int16, int32 or int64 and back. {_COARSE}",
+    ),
+    _remainder("frac", ("aten.frac.default",), "SUB of half the sign"),
+    _remainder("fmod", ("aten.fmod.Scalar",), "SUB of half the sign"),
+    _remainder("remainder", ("aten.remainder.Scalar",), "SUB of 1/2"),
+)  # fmt: skip
+
+
+@constraint
+def rounds_by_a_number(site: Site) -> bool:
+    """The divisor is a constant number that is not 0, or nothing is rounded (rounding_mode=None)."""
+    return not _rounds(site) or divides_by_a_number.holds(site)
+
+
+def _rounded_quotient(rewriting: Rewriting) -> Node:
+    site = rewriting.site
+    if not _rounds(site):
+        return rewriting.call(aten.div.Tensor, rewriting.args["self"], rewriting.args["other"])
+    number = site.number("other")
+    assert number is not None  # rounds_by_a_number holds
+    quotient = mul(rewriting, rewriting.args["self"], 1 / number)
+    towards_zero = rewriting.args.get("rounding_mode", "floor") == "trunc"
+    return rewriting.call(aten.trunc.default if towards_zero else aten.floor.default, quotient)
+
+
+def _remainder_of_a_number(rewriting: Rewriting) -> Node:
+    targets = {"aten.fmod.Tensor": aten.fmod.Scalar, "aten.remainder.Tensor": aten.remainder.Scalar}
+    target = targets[op_name(rewriting.site.node)]
+    return rewriting.call(target, rewriting.args["self"], rewriting.site.number("other"))
+
+
+def _rounds(site: Site) -> bool:
+    return site.args.get("rounding_mode", "floor") is not None
+
+
+DECOMPOSED = (
+    Decomposition(
+        name="rounded quotient",
+        targets=(
+            "aten.floor_divide.default", "aten.floor_divide.Scalar", "aten.div.Tensor_mode", "aten.div.Scalar_mode",
+        ),
+        rewrite=_rounded_quotient,
+        becomes="mul, then floor or trunc; div for rounding_mode=None",
+        constraints=(rounds_by_a_number,),
+    ),
+    Decomposition(
+        name="remainder by a tensor",
+        targets=("aten.fmod.Tensor", "aten.remainder.Tensor"),
+        rewrite=_remainder_of_a_number,
+        becomes="fmod or remainder by a number",
+        constraints=(divides_by_a_number,),
+    ),
+)  # fmt: skip
