@@ -28,7 +28,7 @@ CAUSAL = torch.ones(LENGTH, LENGTH).tril().bool()
 # What may make a mask of an input on the CPU; all of it is as small as the mask.
 CPU = (
     "view_copy", "expand", "_to_dim_order_copy", "bitwise_", "__and__", "eq.", "lt.", "ge.", "where.", "masked_fill.",
-    "sub.", "rsub.", "mul.", "minimum.",
+    "sub.", "rsub.", "mul.", "minimum.", "logical_", "add.",
 )  # fmt: skip
 
 Inputs = tuple[torch.Tensor, ...]
@@ -103,6 +103,13 @@ SPELLINGS = (
     Spelling("lengths of attention", "length", choose=lambda m: torch.arange(LENGTH) < m[:, None, None, None]),
     Spelling("additions", "lowest", choose=lambda m: m[:, None, None]),
     Spelling("infinite additions", "-inf", choose=lambda m: m[:, None, None].expand(-1, HEADS, LENGTH, -1)),
+    Spelling("integers as truth values", "bool", choose=lambda m: m.int()[:, None, None].bool()),
+    Spelling("truth values as integers", "bool", lambda s, m: s + (1 - m.int()[:, None, None]).float() * -1e9),
+    Spelling("integers less one", "bool", lambda s, m: s + (m.long() - 1)[:, None, None] * 1e9),
+    Spelling("bytes", "bool", lambda s, m: s.masked_fill(m.byte()[:, None, None].logical_not(), -1e9)),
+    Spelling("a difference", "bool", lambda s, m: s - 1e9 * (1 - m[:, None, None].to(torch.int32))),
+    Spelling("in the dtype of the scores", "bool", lambda s, m: s + (~m[:, None, None]).type_as(s) * -1e9),
+    Spelling("product of integers", "bool", lambda s, m: s.masked_fill((m.int() * m.long())[:, None, None] == 0, -1e9)),
 )
 
 

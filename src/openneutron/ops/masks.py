@@ -200,7 +200,11 @@ def _mask_of_sum(site: Site) -> tuple[Node, torch.Tensor] | None:
     """The other operand of an addition of a constant that hides something, and that constant."""
     for name, other in (("self", "other"), ("other", "self")):
         mask = site.constant(name)
-        if mask is not None and site.args["alpha"] == 1 and bool(_hides(site, mask).any()):
+        if mask is None or site.args["alpha"] != 1:
+            continue
+        hidden = _hides(site, mask)
+        # A number that is added to all values hides none: it is part of the arithmetic that makes a mask.
+        if bool(hidden.any()) and not bool(hidden.all()):
             return site.args[other], mask
     return None
 

@@ -17,6 +17,7 @@ from openneutron.passes.forget_strides import forget_strides
 from openneutron.passes.functionalize import functionalize
 from openneutron.passes.hold_states import hold_states
 from openneutron.passes.inline_regions import inline_regions
+from openneutron.passes.integers_to_floats import integers_to_floats
 from openneutron.passes.merge_phases import merge_phases
 from openneutron.passes.move_activations import move_activations
 from openneutron.passes.name_bad_inputs import name_bad_inputs
@@ -39,8 +40,9 @@ from openneutron.passes.table import PASSES, prepare, run_passes
 __all__ = [
     "PASSES", "batch_layers", "check_is_static_eval", "check_outputs", "check_writes_nothing", "copy_returned_joins",
     "decompose", "divide_after_sums", "fold_arithmetic", "fold_batch_norm", "fold_constants", "fold_norm_affine",
-    "forget_strides", "functionalize", "hold_states", "inline_regions", "merge_phases", "move_activations",
-    "name_bad_inputs", "name_convolutions", "name_numbers", "nest_concatenations", "prepare", "read_parts",
+    "forget_strides", "functionalize", "hold_states", "inline_regions", "integers_to_floats", "merge_phases",
+    "move_activations", "name_bad_inputs", "name_convolutions", "name_numbers", "nest_concatenations", "prepare",
+    "read_parts",
     "recognize", "remove_batch_counts", "remove_dead_channels", "remove_dead_operators", "remove_empties",
     "remove_expands", "remove_identities", "run_passes", "scale_before_masks", "share_results",
     "split_padded_products",

@@ -25,6 +25,7 @@ from openneutron.passes.forget_strides import forget_strides
 from openneutron.passes.functionalize import functionalize
 from openneutron.passes.hold_states import end_gradients, hold_states
 from openneutron.passes.inline_regions import inline_regions
+from openneutron.passes.integers_to_floats import integers_to_floats
 from openneutron.passes.merge_phases import merge_phases
 from openneutron.passes.move_activations import move_activations
 from openneutron.passes.name_bad_inputs import name_bad_inputs
@@ -121,6 +122,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(forget_strides, "write operators that depend on strides as operators that do not"),
     Pass(remove_empties, "remove tensors without elements"),
     Pass(fold_constants, "compute what does not depend on inputs"),
+    Pass(integers_to_floats, "write integers between truth values and float32 as what they stand for"),
     Pass(batch_layers, "give layers of a single sample a batch dimension of 1"),
     Pass(remove_identities, "remove operators that return their input"),
     Pass(share_results, "compute equal calls once", When.CALIBRATION),

@@ -1,0 +1,237 @@
+"""Integers and truth values between values of float32: what they stand for, in float32 or as truth values.
+
+Quantization starts from float32. An integer between a mask and the scores that it hides, or between two conversions,
+would keep what is around it on the CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node, map_arg
+
+from openneutron.core.constants import constant_of, number_of
+from openneutron.core.fx import arguments, op_name, set_argument
+from openneutron.ops.comparisons import chooses_by_a_comparison
+from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.masks import HIDDEN_AT_RUN_TIME, only_softmax_reads
+from openneutron.ops.site import Site
+from openneutron.targets import NeutronTarget
+
+__all__ = ["integers_to_floats"]
+
+aten = torch.ops.aten
+
+_CASTS = {"to", "_to_copy", "type_as"}
+_MOVES = {
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "expand", "repeat", "permute",
+    "transpose", "slice", "select", "clone", "contiguous", "alias", "detach",
+}  # fmt: skip
+_ELEMENTWISE = {
+    "add", "sub", "rsub", "mul", "neg", "abs", "clamp", "eq", "ne", "gt", "ge", "lt", "le", "logical_not",
+    "bitwise_not", "bitwise_and", "bitwise_or", "bitwise_xor", "__and__", "__or__", "__xor__",
+}  # fmt: skip
+_FLOAT_ARITHMETIC = {"aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"}
+# A conversion of float32 to one of these rounds towards zero. Smaller integers wrap around.
+_WIDE = (torch.int16, torch.int32, torch.int64)
+_INTEGERS = (*_WIDE, torch.int8, torch.uint8)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The value of an integer where the truth value `truth` is false, and where it is true."""
+
+    truth: Node
+    when_false: float
+    when_true: float
+
+    @property
+    def is_the_truth(self) -> bool:
+        """Whether the integer is 1 where `truth` is true, 0 elsewhere."""
+        return (self.when_false, self.when_true) == (0, 1)
+
+
+def integers_to_floats(module: GraphModule, target: NeutronTarget) -> bool:
+    """Rules, linear in nodes. `m` is a tensor of truth values, `n` a number, `x` a value of float32:
+
+    1. A conversion to the dtype of another tensor (type_as) becomes one to that dtype.
+    2. An integer that arithmetic with numbers makes of `m` becomes the same arithmetic in float32 where it is converted
+       to float32: (1 - m.int()).float() becomes 1 - m.float().
+    3. A truth value that is made of such an integer becomes `m` or logical_not(m): m.int() == 0, m.long().bool().
+    4. A product of such integers that are 0 or 1 becomes a logical_and.
+    5. In a sum, difference, product or quotient of float32, an integer or `m` is converted to float32 first, unless `m`
+       comes from a comparison in a product, which is an operator of its own.
+    6. A conversion of `x` to int16, int32 or int64 and back becomes trunc(x).
+    7. In front of a softmax, scores - n * mask becomes scores + (-n) * mask where n hides scores.
+    """
+    walk = _Walk(module, target)
+    for node in list(module.graph.nodes):
+        walk.visit(node)
+    if walk.changed or walk.choices:  # moves of truth values may be written in vain
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return walk.changed
+
+
+@dataclass
+class _Walk:
+    module: GraphModule
+    target: NeutronTarget
+    choices: dict[Node, _Choice] = field(default_factory=dict)
+    changed: bool = False
+
+    def visit(self, node: Node) -> None:
+        """Apply the rules to `node`, whose operands were visited."""
+        dtype = _dtype(node)
+        if node.op != "call_function" or dtype is None:
+            return
+        if _name(node) in _CASTS:
+            self._convert_to_a_dtype(node)
+        if dtype in (*_INTEGERS, torch.bool):
+            self._note_choice(node)
+        elif dtype == torch.float32 and _name(node) in _CASTS:
+            self._convert(node)
+        elif dtype == torch.float32 and op_name(node) in _FLOAT_ARITHMETIC:
+            self._convert_operands(node)
+            self._add_the_mask(node)
+
+    def _convert_to_a_dtype(self, node: Node) -> None:
+        """Rule 1."""
+        if len(node.all_input_nodes) > 1:
+            node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], _dtype(node)), {}
+            self.changed = True
+
+    def _note_choice(self, node: Node) -> None:
+        """Remember of which truth value `node` is made. Rules 3 and 4."""
+        choice = self._choice(node)
+        if choice is None:
+            return
+        self.choices[node] = choice
+        if _dtype(node) != torch.bool or all(_dtype(source) == torch.bool for source in node.all_input_nodes):
+            return
+        if choice.is_the_truth:
+            self._replace(node, choice.truth)
+        elif (choice.when_false, choice.when_true) == (1, 0):
+            self._replace(node, self._writing_at(node).call(aten.logical_not.default, choice.truth))
+
+    def _choice(self, node: Node) -> _Choice | None:
+        name, sources = _name(node), node.all_input_nodes
+        known = [self._known(source) for source in sources]
+        if not known or not isinstance(node.target, torch._ops.OpOverload):
+            return None
+        first = known[0]
+        if len(known) == 2 and name == "mul" and all(choice and choice.is_the_truth for choice in known):
+            truths = [choice.truth for choice in known if choice is not None]
+            return _Choice(self._writing_at(node).call(aten.logical_and.default, *truths), 0, 1)
+        if first is None or len(known) > 1:
+            return None
+        if name in _MOVES:
+            args = map_arg(node.args, lambda _: first.truth)
+            moved = self._writing_at(node).call(node.target, *args, **node.kwargs)
+            return _Choice(moved, first.when_false, first.when_true)
+        if name not in _CASTS | _ELEMENTWISE:
+            return None
+        false, true = (_evaluated(node, sources[0], end) for end in (first.when_false, first.when_true))
+        return _Choice(first.truth, false, true)
+
+    def _known(self, source: Node) -> _Choice | None:
+        if source in self.choices:
+            return self.choices[source]
+        is_truth = _dtype(source) == torch.bool and constant_of(self.module, source) is None
+        return _Choice(source, 0, 1) if is_truth else None
+
+    def _convert(self, node: Node) -> None:
+        """Rules 2 and 6."""
+        source = node.args[0]
+        if not isinstance(source, Node) or _dtype(source) not in _INTEGERS:
+            return
+        written = self._in_float(node, source)
+        if written is not None:
+            self._replace(node, written)
+
+    def _in_float(self, node: Node, integer: Node) -> Node | None:
+        """The values of `integer` in float32, written in front of `node`; None if that takes a conversion of it."""
+        writing = self._writing_at(node)
+        choice = self.choices.get(integer)
+        if choice is not None:
+            truths = writing.call(aten.to.dtype, choice.truth, torch.float32)
+            if choice.is_the_truth:
+                return truths
+            if choice.when_true == choice.when_false - 1:
+                return writing.call(aten.rsub.Scalar, truths, choice.when_false)
+            scaled = truths
+            if (factor := choice.when_true - choice.when_false) != 1:
+                scaled = writing.call(aten.mul.Tensor, truths, factor)
+            return writing.call(aten.add.Tensor, scaled, choice.when_false) if choice.when_false else scaled
+        value = _truncated(integer)
+        return None if value is None else writing.call(aten.trunc.default, value)
+
+    def _convert_operands(self, node: Node) -> None:
+        """Rule 5."""
+        for name, operand in arguments(node).items():
+            if name not in ("self", "other") or not isinstance(operand, Node):
+                continue
+            is_integer = _dtype(operand) in (*_INTEGERS, torch.bool)
+            if not is_integer or constant_of(self.module, operand) is not None:
+                continue
+            choice = self.choices.get(operand)
+            if choice is not None and choice.is_the_truth and choice.truth is not operand:
+                set_argument(node, name, operand := choice.truth)
+                self.changed = True
+            if op_name(node) == "aten.mul.Tensor" and chooses_by_a_comparison(Site(node, self.target), name):
+                continue
+            written = None if _dtype(operand) == torch.bool else self._in_float(node, operand)
+            if written is None:
+                written = self._writing_at(node).call(aten.to.dtype, operand, torch.float32)
+            set_argument(node, name, written)
+            self.changed = True
+
+    def _add_the_mask(self, node: Node) -> None:
+        """Rule 7."""
+        args = arguments(node)
+        if op_name(node) != "aten.sub.Tensor" or args["alpha"] != 1 or not only_softmax_reads(node):
+            return
+        product = args["other"]
+        if not isinstance(product, Node) or op_name(product) != "aten.mul.Tensor":
+            return
+        for mask, number in (product.args, product.args[::-1]):
+            factor = number_of(number)
+            if isinstance(mask, Node) and factor is not None and abs(factor) >= -HIDDEN_AT_RUN_TIME:
+                writing = self._writing_at(node)
+                negated = writing.call(aten.mul.Tensor, mask, -factor)
+                self._replace(node, writing.call(aten.add.Tensor, args["self"], negated))
+                return
+
+    def _writing_at(self, node: Node) -> Rewriting:
+        return Rewriting(self.module, Site(node, self.target))
+
+    def _replace(self, node: Node, written: Node) -> None:
+        node.replace_all_uses_with(written)
+        self.changed = True
+
+
+def _name(node: Node) -> str:
+    return op_name(node).removeprefix("aten.").partition(".")[0]
+
+
+def _dtype(node: Node) -> torch.dtype | None:
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, torch.Tensor) else None
+
+
+def _evaluated(node: Node, source: Node, value: float) -> float:
+    """What `node` yields where `source`, its only operand, has `value`; in the dtype that it has, which may wrap."""
+    given = torch.tensor(value, dtype=_dtype(source))
+    args, kwargs = map_arg((node.args, node.kwargs), lambda _: given)
+    result: Any = node.target(*args, **kwargs)  # type: ignore[operator]
+    return int(result)
+
+
+def _truncated(integer: Node) -> Node | None:
+    """The value of float32 that conversions alone make `integer` of; None if there is none."""
+    node: object = integer
+    while isinstance(node, Node) and _dtype(node) in _WIDE and _name(node) in _CASTS:
+        node = node.args[0]
+    return node if isinstance(node, Node) and node is not integer and _dtype(node) == torch.float32 else None
