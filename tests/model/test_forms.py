@@ -16,13 +16,14 @@ import torch
 from executorch.exir import to_edge_transform_and_lower
 from tests.flow_support import convert, lower_documented
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure, treespec_dumps
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronPartitioner, NeutronQuantizer, generate_neutron_compile_spec, load, lower, quantize
 from openneutron.accuracy import analyze, evaluate
 from openneutron.accuracy.compare import compare_layers
 from openneutron.errors import InputError, ModelError
+from openneutron.model.arguments import paths_from_tree
 from openneutron.runtime import HostProgram, TensorInfo
 from openneutron.runtime.program import ConstantInfo
 
@@ -85,7 +86,7 @@ class Registered:
     right: Tensor
 
 
-torch.export.register_dataclass(Registered)
+torch.export.register_dataclass(Registered, serialized_type_name="tests.Registered")
 
 
 class OfRegistered(Net):
@@ -391,7 +392,7 @@ def test_example_inputs_of_another_type_are_refused() -> None:
 
 
 @pytest.mark.parametrize("given", [({"a": 0, "b": 1},), ([0, 1],), ((0, 1),)])
-def test_a_documented_program_asks_for_its_tensors_alone(given: tuple[Any, ...]) -> None:
+def test_a_documented_program_takes_what_the_model_takes(given: tuple[Any, ...]) -> None:
     class Sum(nn.Module):
         def forward(self, given: Any) -> torch.Tensor:
             first, second = given.values() if isinstance(given, dict) else given
@@ -401,6 +402,40 @@ def test_a_documented_program_asks_for_its_tensors_alone(given: tuple[Any, ...])
     arguments = tree_map(tensors.__getitem__, given)
     converted = convert(Sum().eval(), arguments)
     program = load(lower_documented(converted, arguments).pte)
-    with pytest.raises(InputError, match="give its tensors alone, in order"):
-        program.run(*arguments)
+    assert torch.equal(program.run(*arguments), program.run(*tensors))
     assert torch.allclose(program.run(*tensors), converted(*arguments), atol=0.05)
+    with pytest.raises(InputError, match="argument 0"):
+        program.run({})
+    with pytest.raises(InputError, match="does not know its inputs by name"):
+        program.run(given=arguments[0])
+
+
+def test_a_text_is_left_out_of_a_documented_program() -> None:
+    model = seeded(Optional, linear)
+    sample: tuple[Any, ...] = x(), None, torch.rand(1, 8), "relu"
+    converted = convert(model, sample)
+    pte = lower_documented(converted, sample).pte
+    wanted = converted(*sample)
+    for given in (sample[:3], (sample[0], sample[2]), (*sample[:3], None)):
+        assert torch.allclose(load(pte).run(*given), wanted, atol=0.05)
+    with pytest.raises(InputError, match=r"input 3 is 'relu', where the program holds None.*Leave this input out"):
+        load(pte).run(*sample)
+    assert compare_layers(converted, pte, [sample], samples=1).output_lsb <= 1
+
+
+@pytest.mark.parametrize(
+    ("tree", "paths"),
+    [
+        (((0, [1, (2,)]), {"k": {"a": 3, 7: 4}}), [("argument 0",), ("argument 1", 0), ("argument 1", 1, 0), ("k", "a"),
+                                                   ("k", 7)]),
+        (((Registered(x(), x()),), {}), [("argument 0", "left"), ("argument 0", "right")]),
+        (((), {}), []),
+    ],
+)  # fmt: skip
+def test_paths_of_a_serialized_tree(tree: Any, paths: list[Any]) -> None:
+    assert paths_from_tree(treespec_dumps(tree_structure(tree))) == paths
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[1, {}]", '[1, {"children_spec": [1]}]', '[1, {"children_spec": [1, 2]}]'])
+def test_a_broken_tree_is_no_tree(text: str) -> None:
+    assert paths_from_tree(text) is None

@@ -106,6 +106,8 @@ class Method:
     """All values of the method, by number."""
     input_numbers: tuple[int, ...] = ()
     output_numbers: tuple[int, ...] = ()
+    inputs_tree: str | None = None
+    """The tree of the model's arguments, as torch.export serializes it."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,7 @@ class _Reader:
         backends = list(plan.tables(7))
         calls = list(self._calls(plan, values, operators, backends))
         called = tuple(call for call in calls if isinstance(call, Delegate))
+        containers = plan.table(1)
         return Method(
             name=plan.text(0) or "",
             inputs=tuple(self._values(plan, plan.wholes(3), values)),
@@ -267,6 +270,7 @@ class _Reader:
             slots=_slots(values),
             input_numbers=plan.wholes(3),
             output_numbers=plan.wholes(4),
+            inputs_tree=None if containers is None else containers.text(0),
         )
 
     def _calls(

@@ -10,7 +10,8 @@ from typing import Any, Final
 from openneutron.errors import InputError
 
 __all__ = [
-    "MISSING", "Leaf", "Path", "argument_names", "check_names", "leaves_at", "leaves_from_text", "text_of_leaves",
+    "MISSING", "Leaf", "Path", "argument_names", "check_names", "leaves_at", "leaves_from_text",
+    "paths_from_tree", "text_of_leaves",
 ]  # fmt: skip
 
 Path = tuple[str | int, ...]
@@ -101,3 +102,37 @@ def leaves_from_text(text: str) -> tuple[Leaf, ...]:
         return tuple(Leaf(tuple(path), bool(is_tensor), constant) for path, is_tensor, constant in json.loads(text))
     except TypeError as error:
         raise ValueError(f"no list of inputs: {text[:80]!r}") from error
+
+
+def paths_from_tree(text: str) -> list[Path] | None:
+    """The path of each leaf of the arguments whose tree torch.export serialized, as each `.pte` has it.
+
+    Positional arguments have no name there: "argument 0". None for a tree with other containers than tuples, lists,
+    dicts and dataclasses.
+    """
+    try:
+        _, whole = json.loads(text)
+        positional, named = whole["children_spec"]
+        arguments = [(f"argument {i}", tree) for i, tree in enumerate(positional["children_spec"])]
+        arguments += zip(json.loads(named["context"]), named["children_spec"], strict=True)
+        return [path for name, tree in arguments for path in _paths_in(tree, (name,))]
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _paths_in(tree: Mapping[str, Any], path: Path) -> list[Path]:
+    if tree["type"] is None:
+        return [path]
+    children = tree["children_spec"]
+    keys = _keys(json.loads(tree["context"]), len(children))
+    return [leaf for key, child in zip(keys, children, strict=True) for leaf in _paths_in(child, (*path, key))]
+
+
+def _keys(context: Any, count: int) -> list[str | int]:
+    """The indices of a tuple or list, which has no context; the keys of a dict; the fields of a dataclass."""
+    if context is None:
+        return list(range(count))
+    keys = context[0] if len(context) == 2 and all(isinstance(names, list) for names in context) else context
+    if not all(isinstance(key, (str, int)) for key in keys):
+        raise ValueError(f"containers with the keys {keys} are not known")
+    return list(keys)

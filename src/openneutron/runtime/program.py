@@ -6,6 +6,7 @@ This needs torch and the extension modules of executorch and LiteRT, and imports
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,15 @@ from openneutron.core.files import reason_of
 from openneutron.cpu.registry import cause_in, missing_kernels, native_log
 from openneutron.errors import FormatError, HostError, InputError
 from openneutron.formats import pte
-from openneutron.model.arguments import MISSING, Leaf, check_names, leaves_at, leaves_from_text
+from openneutron.model.arguments import (
+    MISSING,
+    Leaf,
+    argument_names,
+    check_names,
+    leaves_at,
+    leaves_from_text,
+    paths_from_tree,
+)
 from openneutron.runtime.native import is_installed, native_module
 
 __all__ = ["INPUT_NAMES", "ConstantInfo", "HostProgram", "TensorInfo", "load"]
@@ -105,9 +114,10 @@ class HostProgram:
             self.has_state = method.has_state
             constants = _Constants(program)
             self._leaves = _leaves(constants, len(method.inputs)) if leaves is None else tuple(leaves)
-            self.inputs = tuple(
-                self._with_text(i, _info(value, constants, f"input{i}")) for i, value in enumerate(method.inputs)
-            )
+            inputs = [_info(value, constants, f"input{i}") for i, value in enumerate(method.inputs)]
+            self._names_are_known = self._leaves is not None
+            self._leaves = self._leaves or _unnamed_leaves(method.inputs_tree, inputs)
+            self.inputs = tuple(itertools.starmap(self._with_text, enumerate(inputs)))
             self.outputs = tuple(_info(value, constants, f"output{i}") for i, value in enumerate(method.outputs))
             # None where the order is the usual one, which run() is to find out without a look at the dimensions.
             orders = [value.dim_order for value in method.inputs]
@@ -159,7 +169,7 @@ class HostProgram:
         Inputs are torch tensors or numpy arrays, in the order of `inputs`. Those that are constants may be left out.
         A program whose `leaves` are known also takes the arguments of `forward`, by position and by name. They are
         known for programs from `lower`, and for a loaded `.pte` whose example inputs were a mapping, nested, or no
-        tensors.
+        tensors; in a `.pte` of the documented flow, positional arguments have no names.
 
         State is kept from call to call; `reset` restores the initial state. The outputs are copies, which later runs do
         not change.
@@ -193,16 +203,17 @@ class HostProgram:
         if is_flat and len(inputs) == tensors:
             given = iter(inputs)
             return [next(given) if isinstance(info, TensorInfo) else info.value for info in self.inputs]
-        if self._leaves is None:
-            if named:
+        if not self._names_are_known:
+            names = set(argument_names([leaf.path for leaf in self._leaves or ()]))
+            if not names.issuperset(named):
                 raise InputError(
                     f"{self._name} does not know its inputs by name: give them in the order of the model's arguments; "
                     f"{self._taken()}. lower() writes the names where its example_inputs are a mapping"
                 )
-            if any(map(_is_nested, inputs)):
+            if self._leaves is None and any(map(_is_nested, inputs)):
                 raise InputError(
                     f"{self._name} does not know the form of its inputs: give its tensors alone, in order; "
-                    f"{self._taken()}. lower() writes the form into the .pte, the documented flow does not"
+                    f"{self._taken()}. lower() writes the form into the .pte"
                 )
             if len(inputs) == len(self.inputs):
                 return list(inputs)
@@ -268,6 +279,11 @@ def _is_nested(value: object) -> bool:
 
 def _checked_constant(index: int, value: object, info: ConstantInfo) -> int | float | bool | None:
     """The value for an input that is a constant. Raises InputError if `value` differs from that constant."""
+    if isinstance(value, str) and info.value is None:
+        raise InputError(
+            f"input {index} is {value!r}, where the program holds None: a .pte of the documented flow keeps no text. "
+            "Leave this input out; the program computes what the model was exported for"
+        )
     if type(value) is not type(info.value) or value != info.value:
         raise InputError(
             f"input {index} is {value!r}, expected {info.value!r}: the program was made for that value. Lower another "
@@ -295,6 +311,23 @@ def _leaves(constants: _Constants, inputs: int) -> tuple[Leaf, ...] | None:
     if leaves is not None and len(leaves) != inputs:
         raise ValueError(f"it names {len(leaves)} inputs and has {inputs}")
     return leaves
+
+
+def _unnamed_leaves(tree: str | None, inputs: Sequence[TensorInfo | ConstantInfo]) -> tuple[Leaf, ...] | None:
+    """The path of each input by the `tree` of arguments; None where all of them are positional tensors.
+
+    Positional arguments have no names in that tree, and a text is None in the `.pte`.
+    """
+    paths = None if tree is None else paths_from_tree(tree)
+    if paths is None or len(paths) != len(inputs):
+        return None
+    is_flat = all(len(path) == 1 and path[0] == f"argument {index}" for index, path in enumerate(paths))
+    if is_flat and all(isinstance(info, TensorInfo) for info in inputs):
+        return None
+    return tuple(
+        Leaf(path) if isinstance(info, TensorInfo) else Leaf(path, False, info.value)
+        for path, info in zip(paths, inputs, strict=True)
+    )
 
 
 def _info(value: pte.Value, constants: _Constants, name: str) -> TensorInfo | ConstantInfo:
