@@ -171,7 +171,7 @@ class TestErrors:
             ("IMX95", "Did you mean 'imx95'"),
             ("mcx-n947", "Did you mean 'mcxn94x'"),
             ("imx95-SDK_25_06", "give 'imx95', and neutron_converter_flavor='SDK_25_06'"),
-            ("SDK_25_06", "'SDK_25_06' is a converter's flavour"),
+            ("SDK_25_06", "'SDK_25_06' is a converter flavour"),
             ("kinara", r"Unknown target 'kinara'\. Known targets"),
         ],
     )

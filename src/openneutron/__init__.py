@@ -1,6 +1,6 @@
-"""From a PyTorch model to an int8 ExecuTorch program for NXP's eIQ Neutron NPU, without the vendor's SDK.
+"""Converts PyTorch models to int8 ExecuTorch programs for NXP's eIQ Neutron NPU. Needs no vendor SDK.
 
-Names load on first use: importing this package imports neither torch nor ExecuTorch.
+Public names are imported on first use, so that importing this package imports neither torch nor ExecuTorch.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ Flavor = Annotated[
     str | None, typer.Option(help="Converter: an SDK release such as SDK_25_06, or a version of eiq-neutron-sdk.")
 ]
 
-WIDTH = 160  # of what goes to a file or another program
+WIDTH = 160  # width of output that goes to a file or another program
 
 
 def _console() -> Console:
@@ -51,10 +51,10 @@ def targets() -> None:
 def inspect(
     file: Path,
     target: Target = None,
-    layers: Annotated[bool, typer.Option(help="A row for each operator on the NPU.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    layers: Annotated[bool, typer.Option(help="Print a row for each operator on the NPU.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print all results as JSON.")] = False,
 ) -> None:
-    """Show what a .pte or .tflite file holds, and what it will need on the board."""
+    """Show the contents of a .pte or .tflite file, and the memory and time that it needs on the board."""
     from openneutron.report import text
     from openneutron.report.inspect import inspect as read
 
@@ -75,9 +75,9 @@ def compile(
         Path | None, typer.Option(help="Folder for the TFLite of each partition, before and after.")
     ] = None,
 ) -> None:
-    """Turn the portable payloads of a .pte into microcode, with the vendor's converter.
+    """Convert the portable payloads of a .pte to microcode, with the vendor's converter.
 
-    The converter is the one of the flavour that the program was lowered for, unless `--flavor` names another.
+    The converter has the flavour that the program was lowered for, unless `--flavor` names another.
     """
     from openneutron.core.files import read_file, write_file
     from openneutron.vendor import sdk
@@ -105,7 +105,7 @@ def doctor(flavor: Flavor = None, target: Target = None) -> None:
 
 
 def main() -> None:
-    """Run the command line; what OpenNeutron raises on purpose is printed without a traceback."""
+    """Run the command line. Errors of OpenNeutron are printed without a traceback."""
     try:
         app()
     except OpenNeutronError as error:

@@ -1,4 +1,4 @@
-"""The options of a compilation, and their codec to ExecuTorch's compile specs."""
+"""The options of a compilation, and their conversion to and from ExecuTorch's compile specs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CompileOptions", "generate_neutron_compile_spec", "list_of_names"]
 
-# ExecuTorch's own key for each option, in its order. All values are UTF-8 text there.
+# The key of each option in ExecuTorch's own backend, in its order. All values are UTF-8 text.
 _KEYS = {
     "extra_flags": "compile_flags",
     "target": "target",
@@ -34,7 +34,7 @@ _BOOLEANS = {"True": True, "False": False}
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """Everything that steers a compilation. Raises `OptionError` or `TargetError` for values that make no sense."""
+    """All options of a compilation. Raises `OptionError` or `TargetError` for an invalid value."""
 
     target: str = "imxrt700"
     operators_not_to_delegate: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class CompileOptions:
     dump_kernel_selection_code: bool = False
     use_profiling: bool = False
     payload: str = "auto"
-    """"portable", "device", or "auto": device where a converter that fits is installed, else portable."""
+    """"portable", "device", or "auto": "device" if a matching converter is installed, else "portable"."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -65,16 +65,16 @@ class CompileOptions:
 
     @property
     def generation(self) -> Generation:
-        """The converter generation whose limits hold."""
+        """The converter generation whose operator limits apply."""
         return generation_of_flavor(self.neutron_converter_flavor)
 
     @property
     def target_spec(self) -> NeutronTargetSpec:
-        """The target's properties."""
+        """The properties of the target."""
         return NeutronTargetSpec(self.target)
 
     def to_specs(self) -> list[CompileSpec]:
-        """ExecuTorch's form: key and bytes; options at None are left out, and `payload` at "auto"."""
+        """Returns the options as ExecuTorch's compile specs. Leaves out options that are None, and `payload="auto"`."""
         from executorch.exir.backend.compile_spec_schema import CompileSpec
 
         specs = [CompileSpec(*_OUTPUT_FORMAT)]
@@ -87,14 +87,14 @@ class CompileOptions:
 
     @classmethod
     def from_specs(cls, specs: Sequence[CompileSpec]) -> CompileOptions:
-        """The inverse of `to_specs`. Raises `OptionError` for an unknown key or an unreadable value."""
+        """Reads options from the result of `to_specs`. Raises `OptionError` for an unknown key or an invalid value."""
         if not isinstance(specs, (list, tuple)) or not all(hasattr(spec, "key") for spec in specs):
-            raise OptionError(f"A compile spec comes from generate_neutron_compile_spec; got {specs!r}.")
+            raise OptionError(f"compile_spec takes the result of generate_neutron_compile_spec, not {specs!r}.")
         return cls.from_values({spec.key: bytes(spec.value) for spec in specs})
 
     @classmethod
     def from_values(cls, specs: Mapping[str, bytes]) -> CompileOptions:
-        """Options from compile specs as a `.pte` keeps them. Raises `OptionError` as `from_specs` does."""
+        """Reads options from the compile specs of a `.pte`, by key. Raises `OptionError` as `from_specs` does."""
         by_key = {key: name for name, key in _KEYS.items()}
         values: dict[str, Any] = {}
         for key, value in specs.items():
@@ -124,7 +124,7 @@ def _parse(name: str, text: str) -> object:
 
 
 def list_of_names(names: Sequence[str] | None) -> tuple[str, ...]:
-    """`operators_not_to_delegate` as a tuple. Raises `OptionError` for a bare text, which has letters for items."""
+    """Returns `operators_not_to_delegate` as a tuple. Raises `OptionError` for a single string."""
     if isinstance(names, (str, bytes)) or not (names is None or isinstance(names, Iterable)):
         raise OptionError(f"operators_not_to_delegate takes a list of names, not {names!r}.")
     return tuple(names or ())
@@ -144,15 +144,15 @@ def generate_neutron_compile_spec(  # noqa: PLR0917  the order of ExecuTorch's o
     neutron_converter_flavor: str | None = None,
     payload: str = "auto",
 ) -> list[CompileSpec]:
-    """The compile specs of `NeutronPartitioner` for a target.
+    """Returns the compile specs of `NeutronPartitioner` for a target.
 
-    `config` is the target's name. `operators_not_to_delegate` takes operator names ("aten::conv2d",
-    "aten.conv2d.default", edge names) and node names, matched exactly. `neutron_converter_flavor` names the vendor's
-    release whose limits hold ("SDK_25_06"; None is the modern generation). `use_neutron_for_format_conversion` leaves
-    conversions between NCHW and NHWC to the NPU; for the legacy generation the runtime does them in any case.
-    `payload` is "portable" (TFLite, which the host runs), "device" (microcode, by the vendor's converter), or "auto":
-    device where a converter that fits is installed.
-    `system_config` is accepted for scripts that pass it as None. Raises `TargetError` and `OptionError`.
+    `config` is the name of the target. `operators_not_to_delegate` takes operator names ("aten::conv2d",
+    "aten.conv2d.default", edge names) and node names, matched exactly. `neutron_converter_flavor` names the release of
+    the vendor's converter whose operator limits apply ("SDK_25_06"; None stands for the modern generation).
+    `use_neutron_for_format_conversion` runs conversions between NCHW and NHWC on the NPU; for the legacy generation,
+    the runtime does them in any case. `payload` is "portable" (a TFLite file, which the host runs), "device"
+    (microcode, written by the vendor's converter), or "auto": "device" if a matching converter is installed, else
+    "portable". `system_config` must be None; it exists for scripts that pass it. Raises `TargetError` and `OptionError`.
     """
     if system_config is not None:
         raise OptionError(f"system_config is not used by any Neutron target; got {system_config!r}. Leave it out.")

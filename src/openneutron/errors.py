@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each names the node, the operator and the user's source line where there is one."""
+"""The errors that OpenNeutron raises. An error about a node names the node, its operator and the user's source line."""
 
 from __future__ import annotations
 
@@ -36,39 +36,39 @@ class OpenNeutronError(Exception):
 
 
 class ModelError(OpenNeutronError):
-    """The model cannot be taken as it is: train mode, dynamic shapes, an unsupported dtype."""
+    """The model is not supported: it is in train mode, has dynamic shapes or an unsupported dtype, for example."""
 
 
 class CalibrationError(OpenNeutronError):
-    """Calibration never ran, or its data are not finite, or not of the model's shape and dtype."""
+    """Calibration did not run, or its data are not finite or do not have the model's shapes and dtypes."""
 
 
 class InputError(OpenNeutronError, ValueError):
-    """Inputs do not match what the model or the program takes."""
+    """Inputs do not match the inputs of the model or the program in number, name, shape or dtype."""
 
 
 class OptionError(OpenNeutronError, ValueError):
-    """An option is unknown or has a value it cannot take."""
+    """An option is unknown or has an invalid value."""
 
 
 class TargetError(OpenNeutronError, ValueError):
-    """The target is unknown, or cannot do what was asked of it."""
+    """The target is unknown, or does not support the requested option."""
 
 
 class PayloadError(OpenNeutronError, ValueError):
-    """Bytes that are no delegate payload, or a broken one; the message has the offset."""
+    """Bytes are not a valid delegate payload. The message names the byte offset of the error."""
 
 
 class ConverterError(OpenNeutronError, RuntimeError):
-    """The vendor's converter is not there, or failed; the message has what it printed."""
+    """The vendor's converter is not installed, or failed. The message contains the converter's output."""
 
 
 class FormatError(OpenNeutronError, ValueError):
-    """A file that is not what it should be, or a broken one; the message has the offset."""
+    """A file is damaged or has another format than expected. The message names the byte offset of the error."""
 
 
 class HostError(OpenNeutronError, RuntimeError):
-    """A program that cannot be loaded or run on this machine."""
+    """A program cannot be loaded or run on this machine."""
 
 
 class NativeModuleError(HostError):
@@ -76,4 +76,4 @@ class NativeModuleError(HostError):
 
 
 class OutputError(OpenNeutronError, OSError):
-    """A file that cannot be written."""
+    """A file cannot be written."""

@@ -1,7 +1,7 @@
-"""What the NPU of each target has, and which generation of the vendor's converter a flavour belongs to.
+"""The properties of each target's NPU, and the generations of the vendor's converter.
 
-Numbers are NXP's where they are known, or read off what NXP's converter writes; what is not known is `None`, shown as
-"unknown", and is never guessed.
+The numbers are published by NXP or were read from files that NXP's converter wrote. An unknown property is `None` and is
+displayed as "unknown".
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ class HardwareVersion(enum.IntEnum):
 
 
 class Generation(enum.Enum):
-    """Generation of the vendor's converter: the modern one lifted many operator limits."""
+    """Generation of the vendor's converter. The modern generation has fewer operator limits than the legacy one."""
 
     LEGACY = "legacy"
     MODERN = "modern"
 
 
-# The limits that depend on it grow with it, so the largest plausible value is the safe one where it is unknown.
+# Assumed where the MACs of a pipeline are unknown. Limits become stricter as this number grows, so the largest plausible
+# value is safe.
 ASSUMED_MACS_PER_PIPELINE = 16
 
 
@@ -56,19 +57,19 @@ class NeutronTarget:
 
     @property
     def channel_granularity(self) -> int:
-        """Channels that a pipeline takes at once (M in the operator limits)."""
+        """Number of channels that a pipeline processes at once (M in the operator limits)."""
         return self.macs_per_pipeline or ASSUMED_MACS_PER_PIPELINE
 
     @property
     def granularity_note(self) -> str:
-        """What operator limits call the MACs of a pipeline, in words."""
+        """A sentence that gives the MACs of a pipeline, for messages about operator limits."""
         if self.macs_per_pipeline:
             return f"A pipeline of {self.name} has {self.macs_per_pipeline} MACs."
         assumed = ASSUMED_MACS_PER_PIPELINE
-        return f"The MACs of a pipeline of {self.name} are unknown; {assumed} are assumed, to be safe."
+        return f"The MACs of a pipeline of {self.name} are unknown; the limits assume {assumed}."
 
     def whole_granules(self, size: int) -> int:
-        """`size`, rounded up to a multiple of the MACs of a pipeline."""
+        """Rounds `size` up to a multiple of the MACs of a pipeline."""
         return -(-size // self.channel_granularity) * self.channel_granularity
 
 
@@ -81,8 +82,8 @@ TARGETS: dict[str, NeutronTarget] = {
             "imxrt700", "i.MX RT700", "N3-64", "Neutron-C", HardwareVersion.N3, macs_per_cycle=64, pipelines=8,
             macs_per_pipeline=8, sram_bytes=int(7.5 * _MIB),
         ),
-        # Pipelines and their MACs are not published for the N1-16: models that NXP converted for it hold their weights
-        # in runs of 4 input channels, as those for the RT700 do in runs of 8.
+        # NXP does not publish the pipelines of the N1-16. Models that NXP converted for the N1-16 store weights in
+        # groups of 4 input channels; models for the RT700, which has 8 MACs a pipeline, store them in groups of 8.
         NeutronTarget(
             "mcxn94x", "MCX N94x", "N1-16", "Neutron-C", HardwareVersion.N1, macs_per_cycle=16, pipelines=4,
             macs_per_pipeline=4, clock_hz=150_000_000, sram_bytes=512 * _KIB, flash_bytes=2 * _MIB,
@@ -104,26 +105,26 @@ TARGETS: dict[str, NeutronTarget] = {
 
 
 def _hint(target: str) -> str:
-    """What an unknown target may mean: a known one, a flavour of the converter, or both in one text."""
+    """Suggests a known target, or separates a target and a converter flavour that were given in one text."""
     letters = _letters(target)
     flavor = re.search(r"SDK[_-]?\d.*|\d+\.\d+.*", target, re.IGNORECASE)
     if flavor is not None:
         name = next((name for name in TARGETS if name in letters), "imxrt700")
-        return f" '{flavor[0]}' is a converter's flavour: give '{name}', and neutron_converter_flavor='{flavor[0]}'."
+        return f" '{flavor[0]}' is a converter flavour: give '{name}', and neutron_converter_flavor='{flavor[0]}'."
     known = {_letters(name): target.name for target in TARGETS.values() for name in (target.name, target.soc)}
     near = difflib.get_close_matches(letters, known, n=1)
     return f" Did you mean '{known[near[0]]}'?" if near else ""
 
 
 def _letters(text: str) -> str:
-    """Letters and digits alone, in lower case."""
+    """Returns the letters and digits of `text` in lower case."""
     return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
 class NeutronTargetSpec:
-    """The properties of one target, under the names that ExecuTorch's own backend gives them.
+    """The properties of one target. Its methods have the names of ExecuTorch's own backend.
 
-    Raises `TargetError` for a name that is in no table, with the names that are.
+    Raises `TargetError` for an unknown target; the message lists the known ones.
     """
 
     def __init__(self, target: str | NeutronTargetSpec = "imxrt700") -> None:
@@ -157,15 +158,15 @@ class NeutronTargetSpec:
         return self.neutron_target.neutron_class == "Neutron-S"
 
     def get_num_pipes(self) -> int | None:
-        """Compute pipelines; None where unknown."""
+        """Number of compute pipelines; None if unknown."""
         return self.neutron_target.pipelines
 
     def get_num_macs(self) -> int | None:
-        """Multiply-accumulates of one pipeline a cycle; None where unknown."""
+        """Multiply-accumulates of one pipeline per cycle; None if unknown."""
         return self.neutron_target.macs_per_pipeline
 
     def get_hw_version(self) -> HardwareVersion | None:
-        """Generation of the compute block; None where unknown."""
+        """Generation of the compute block; None if unknown."""
         return self.neutron_target.hardware_version
 
 
@@ -177,7 +178,7 @@ _FIRST_MODERN_PACKAGE = (3, 1, 3)
 
 
 def generation_of_flavor(flavor: str | None) -> Generation:
-    """Converter generation of `neutron_converter_flavor`; no flavour means the modern one.
+    """Returns the converter generation of a `neutron_converter_flavor`. None stands for the modern generation.
 
     A flavour is an MCUXpresso release ("SDK_25_06", packages `neutron_converter_SDK_25_06`) or the version of the
     newer `eiq-neutron-sdk` package ("3.1.1"). Raises `OptionError` for anything else.
@@ -199,7 +200,7 @@ def generation_of_flavor(flavor: str | None) -> Generation:
 
 
 def takes_weights_per_channel(flavor: str | None) -> bool:
-    """Whether the convolutions of `neutron_converter_flavor` take a scale for each output channel.
+    """Whether the converter of this flavour supports a weight scale for each output channel of a convolution.
 
     The SDK releases before SDK_25_09 do not; every version of `eiq-neutron-sdk` does.
     """

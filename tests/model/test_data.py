@@ -64,7 +64,7 @@ def test_several_inputs_by_name() -> None:
     for item in ({"b": b, "a": a}, (a, b), (a, b, 7)):
         (found,) = inputs_in([item], PAIR)
         assert [id(value) for value in found] == [id(a), id(b)]
-    with pytest.raises(InputError, match=r"Item 1 of the data has no 'b', which forward takes\. Is it 'bb'\?"):
+    with pytest.raises(InputError, match=r"Item 1 of the data lacks 'b', which is an input of forward\. Is it 'bb'\?"):
         list(inputs_in([{"a": a, "b": b}, {"a": a, "bb": b}], PAIR))
 
 
@@ -166,9 +166,9 @@ def test_what_an_exported_module_takes() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (3, "are an iterable"),
-        ({"image": images()}, "are an iterable"),
-        ("/nowhere", "'/nowhere' is not there"),
+        (3, "must be an iterable"),
+        ({"image": images()}, "must be an iterable"),
+        ("/nowhere", "'/nowhere' does not exist"),
         (
             [images(2)],
             r"Item 0 of the data is \(torch.float32 \(2, 3, 8, 8\)\); the model takes \(torch.float32 \(1",
@@ -224,7 +224,7 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             list(inputs_in(tmp_path, forms))
 
-    refuses(r"No file in .* is one of \.bmp")
+    refuses(r"has no file of a known type \(\.bmp")
     (tmp_path / "a.png").write_bytes(b"no image")
     refuses(r"a\.png cannot be read as an image")
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
@@ -238,7 +238,7 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
 def test_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(InputError, match="Pillow, which is not installed"):
+    with pytest.raises(InputError, match="Reading images needs Pillow"):
         list(inputs_in(tmp_path, FORM))
 
 
@@ -279,5 +279,5 @@ def test_what_calibrates_also_analyzes(form_of_data: str, folder: Path) -> None:
 
 
 def test_items_of_what_has_none() -> None:
-    with pytest.raises(InputError, match="are an iterable of inputs"):
+    with pytest.raises(InputError, match="must be an iterable of inputs"):
         items_of(None)  # type: ignore[arg-type]

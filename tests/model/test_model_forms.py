@@ -106,9 +106,9 @@ def test_a_method_of_a_module() -> None:
     [
         (lambda _: net().state_dict(), "state dict or a checkpoint.*torch.nn.Module.*load_state_dict"),
         (lambda _: {"model": net().state_dict(), "epoch": 3}, "state dict or a checkpoint"),
-        (lambda folder: folder / "net.pth", "holds weights.*Give the torch.nn.Module"),
+        (lambda folder: folder / "net.pth", "a file of weights.*Give the torch.nn.Module"),
         (lambda _: "net.onnx", "ONNX model.*Give the torch.nn.Module"),
-        (lambda _: "net.pte", "lowered already"),
+        (lambda _: "net.pte", "an ExecuTorch program"),
         (lambda _: "net", r"no exported program \(\.pt2\)"),
         (lambda _: Net, "Net is a class.*Net\\(...\\).eval\\(\\)"),
         (lambda _: None, "is a NoneType. Give the torch.nn.Module"),
@@ -155,7 +155,7 @@ def test_lower_and_analyze_take_exported_programs(tmp_path: Path) -> None:
     program.save(tmp_path / "net.pte")
     for run in (tmp_path / "net.pte", program.buffer, again, program, load(program.buffer)):
         assert evaluate(run, [(data[0], 0)], lambda outputs, _: float(outputs.numel())) == 5
-    with pytest.raises(ModelError, match="lowered already"):
+    with pytest.raises(ModelError, match="an ExecuTorch program"):
         lower(program)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="has nothing quantized in it"):
         lower(exported(model))

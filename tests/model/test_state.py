@@ -288,7 +288,7 @@ class TestPartsThatAssign:
 
         model = Nested()
         model.part = Grows()
-        with pytest.raises(ModelError, match=r"'cache' \(1, 8, 2\): a state has one shape"):
+        with pytest.raises(ModelError, match=r"'cache' of shape \(1, 8, 2\), but the shape of a state is fixed"):
             quantize(model.eval(), models.stream(model, 1)[0], models.stream(model, 2))
 
     def test_a_call_that_fails_leaves_the_buffer(self) -> None:

@@ -108,7 +108,7 @@ class TestTargets:
             "mcxn94x": "A pipeline of mcxn94x has 4 MACs.",
             "mcxn54x": "A pipeline of mcxn54x has 4 MACs.",
         }
-        unknown = f"The MACs of a pipeline of {target} are unknown; 16 are assumed, to be safe."
+        unknown = f"The MACs of a pipeline of {target} are unknown; the limits assume 16."
         assert reason.endswith(known.get(target, unknown))
         assert not reasons(rows_of(model, target, flavor=None)), "the modern generation lifted it"
 

@@ -1,3 +1,3 @@
-"""What every room uses: files, questions about torch.fx nodes, constants, typed errors of torch, processes."""
+"""Functions that all rooms use: files, torch.fx nodes, constants, typed errors, processes, progress bars."""
 
 __all__: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ _NODE_NAMES = ("node", "n")
 
 @contextmanager
 def typed_errors(step: str, kind: type[OpenNeutronError] = ModelError) -> Iterator[None]:
-    """Raise each exception of the block as an error of `kind`, which names the `step` and, if known, the node.
+    """Converts exceptions in the block to errors of `kind`, which name the `step` and, if known, the node.
 
     Errors of OpenNeutron, raised warnings and `MemoryError` pass unchanged. The original exception is the cause of the
     new one.
@@ -36,13 +36,13 @@ def typed_errors(step: str, kind: type[OpenNeutronError] = ModelError) -> Iterat
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that is not empty."""
+    """Returns the first non-empty line of an error's message."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), "no message")
 
 
 def _node_of(traceback: TracebackType | None) -> Node | None:
-    """The current node of the innermost frame that has one."""
+    """Returns the node that the innermost loop over a graph was at."""
     found: Node | None = None
     while traceback is not None:
         values: dict[str, Any] = traceback.tb_frame.f_locals
@@ -53,7 +53,7 @@ def _node_of(traceback: TracebackType | None) -> Node | None:
 
 
 def frame_of_user(traceback: TracebackType | None) -> str | None:
-    """The "file:line" of the innermost frame outside torch, torchao, ExecuTorch and OpenNeutron."""
+    """Returns "file:line" of the innermost frame outside torch, torchao, ExecuTorch and OpenNeutron."""
     found = None
     while traceback is not None:
         file = traceback.tb_frame.f_code.co_filename

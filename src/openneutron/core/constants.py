@@ -1,4 +1,4 @@
-"""Constants of a graph module: reading them and adding new ones."""
+"""Reads, evaluates and inserts constants of a graph module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = [
 
 
 def attribute(module: torch.nn.Module, path: str) -> Any:
-    """The attribute of a module under a dotted path."""
+    """Returns the attribute of a module at a dotted path."""
     value: Any = module
     for name in path.split("."):
         value = getattr(value, name)
@@ -24,7 +24,7 @@ def attribute(module: torch.nn.Module, path: str) -> Any:
 
 
 def constant_of(module: GraphModule, node: object) -> torch.Tensor | None:
-    """The tensor that a get_attr node reads; None for any other node."""
+    """Returns the tensor that a get_attr node reads; None for any other node."""
     if not isinstance(node, Node) or node.op != "get_attr":
         return None
     value = attribute(module, str(node.target))
@@ -32,13 +32,13 @@ def constant_of(module: GraphModule, node: object) -> torch.Tensor | None:
 
 
 def constant_value(node: object) -> torch.Tensor | None:
-    """The tensor that a get_attr node reads from the module that has its graph; None for any other node."""
+    """Returns the tensor that a get_attr node reads from the module that owns its graph; None for any other node."""
     module = node.graph.owning_module if isinstance(node, Node) else None
     return None if module is None else constant_of(module, node)
 
 
 def number_of(value: object, constant: Callable[[object], torch.Tensor | None] = constant_value) -> float | None:
-    """The number that an argument is, or that all values of a constant are; None for anything else."""
+    """Returns the value of a number, or of a constant whose elements are all equal; None for anything else."""
     if isinstance(value, (int, float)):
         return float(value)
     values = constant(value)
@@ -48,7 +48,7 @@ def number_of(value: object, constant: Callable[[object], torch.Tensor | None] =
 
 
 def computed_constants(module: GraphModule) -> set[Node]:
-    """The constants of a graph module, and what is computed from them alone. Linear in nodes."""
+    """Returns the constants of a graph module and the nodes computed from constants alone. Linear in nodes."""
     found: set[Node] = set()
     for node in module.graph.nodes:
         computed = is_pure(node) and node.all_input_nodes and found.issuperset(node.all_input_nodes)
@@ -59,7 +59,7 @@ def computed_constants(module: GraphModule) -> set[Node]:
 
 @torch.no_grad()
 def value_of(module: GraphModule, node: Node) -> torch.Tensor:
-    """The value of a constant, computed if need be."""
+    """Returns the value of a constant, or of a node computed from constants alone."""
     known: dict[Node, Any] = {}
     waiting = [node]
     while waiting:
@@ -82,9 +82,9 @@ def value_of(module: GraphModule, node: Node) -> torch.Tensor:
 def insert_constant(
     module: GraphModule, before: Node, value: torch.Tensor, role: str, *, trainable: bool = False
 ) -> Node:
-    """A get_attr node for a new buffer that holds `value`, placed in front of `before` and named after it.
+    """Inserts a get_attr node before the node `before`, for a new buffer that holds `value`. Returns the get_attr node.
 
-    `trainable` makes it a parameter.
+    The buffer's name consists of the name of `before` and `role`. With `trainable`, `value` becomes a parameter.
     """
     name = f"_{before.name}_{role}"
     while hasattr(module, name):

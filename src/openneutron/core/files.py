@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Reads files with typed errors, and writes files atomically."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["read_file", "reason_of", "write_file"]
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file. Raises `InputError` where it cannot be read, and for what is no path."""
+    """Returns the bytes of a file. Raises `InputError` if the file cannot be read or `path` is not a path."""
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"A file is given by its path, not by a {type(path).__name__}.")
     try:
@@ -23,13 +23,16 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def reason_of(error: OSError) -> str:
-    """Why a file could not be read, without the full stop."""
+    """Returns the reason why a file could not be read, without a full stop."""
     reason = error.strerror or str(error)
     return f"{reason}. Give a file in it" if isinstance(error, IsADirectoryError) else reason
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` beside `path`, then rename. Raises `OutputError` where that cannot be done; nothing is left then."""
+    """Writes `data` to a temporary file in the folder of `path`, then renames it to `path`.
+
+    Raises `OutputError` if that fails; no temporary file remains then.
+    """
     if not isinstance(path, (str, os.PathLike)):
         raise OutputError(f"A file is given by its path, not by a {type(path).__name__}.")
     path = Path(path)

@@ -1,4 +1,4 @@
-"""Small questions about torch.fx nodes that every room asks in the same words."""
+"""Functions that inspect torch.fx nodes, and notes on nodes that survive export and conversion."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _LIBRARIES = re.compile(r"[/\\](site-packages|dist-packages)[/\\](torch|torchao|executorch)[/\\]|<eval_with_key>")
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 _OWN_FOLDER = str(Path(__file__).parents[1])
-# How a non-strict export names a part of a ModuleList or of a Sequential.
+# The name that a non-strict export gives to a slice of a ModuleList or Sequential.
 _SLICE = re.compile(r"\.slice\((?P<start>\w+), \w+, (?P<step>\w+)\)")
-# Metadata under this key, and no other, come through convert_pt2e, torch.export and ExecuTorch's passes.
+# convert_pt2e, torch.export and ExecuTorch's passes copy the metadata under this key to new nodes, and drop other keys.
 _NOTES = "custom"
 _REPLACED = "openneutron.replaced"
 STATE = "openneutron.state"
-"""The note on a node that yields a state: the name of its buffer."""
+"""Key of the note on a node that returns a state. The note's value is the name of the state's buffer."""
 UNBATCHED = "openneutron.unbatched"
-"""The note on a value of one sample that has no batch dimension."""
+"""Key of the note on a value of one sample that has no batch dimension."""
 
 
 def op_name(node: Node) -> str:
-    """Qualified name of a call's operator ("aten.conv2d.default"), the same for ATen and edge operators."""
+    """Returns the qualified operator name of a call ("aten.conv2d.default"). ATen and edge operators have equal names."""
     if node.op != "call_function":
         return node.op
     overload = _overload(node)
@@ -64,7 +64,7 @@ def op_name(node: Node) -> str:
 
 
 def _overload(node: Node) -> torch._ops.OpOverload | None:
-    """The ATen overload of a call; an edge operator wraps one."""
+    """Returns the ATen overload of a call. An edge operator wraps an ATen overload."""
     for target in (node.target, getattr(node.target, "_op", None)):
         if isinstance(target, torch._ops.OpOverload):
             return target
@@ -72,7 +72,7 @@ def _overload(node: Node) -> torch._ops.OpOverload | None:
 
 
 def source_of(node: Node) -> str | None:
-    """The user's "file:line" that made `node`: the innermost frame outside torch, torchao and ExecuTorch."""
+    """Returns the user's "file:line" that created `node`: the innermost frame outside torch, torchao and ExecuTorch."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     own = [f"{file}:{line}" for file, line in frames if not _LIBRARIES.search(file)]
     return own[-1] if own else None
@@ -85,10 +85,10 @@ def is_library(file: str) -> bool:
 
 
 def modules_of(node: Node) -> tuple[tuple[str, str], ...]:
-    """Name and type of each module whose `forward` called `node`, the model itself ("") first.
+    """Returns name and type of each module whose `forward` called `node`. The first one is the model itself ("").
 
-    Names are those of `named_modules()`. Where the model calls a slice of a ModuleList that does not begin with its
-    first module, torch.export numbers the modules anew, and the slice stays in the name.
+    Names are those of `named_modules()`. If the model calls a slice of a ModuleList that does not begin with its first
+    module, torch.export renumbers the modules, and the returned name contains the slice.
     """
     stack = [entry[:2] for entry in (node.meta.get("nn_module_stack") or {}).values()]
     called = {name for name, _ in stack}
@@ -96,14 +96,17 @@ def modules_of(node: Node) -> tuple[tuple[str, str], ...]:
 
 
 def place_of(node: Node) -> str:
-    """Where `node` comes from, in words: the user's "file:line", or else the module that called it."""
+    """Returns the origin of `node` for messages: the user's "file:line" if known, else the module that called it."""
     modules = modules_of(node)
     module = "module '{}' ({})".format(*modules[-1]) if modules else "in no module"
     return source_of(node) or module
 
 
 def _without_slices(name: str, called: set[str]) -> str:
-    """A slice that was called itself is a Sequential, whose modules keep their names; so do those from the start."""
+    """Removes slices from a module name where torch.export did not renumber the modules.
+
+    torch.export keeps the numbers if the slice itself was called (it is a Sequential) or begins at the first module.
+    """
 
     def kept(match: re.Match[str]) -> str:
         keeps_names = match["start"] in ("None", "0") and match["step"] in ("None", "1")
@@ -117,40 +120,42 @@ def _type_name(kind: type | str) -> str:
 
 
 def note(node: Node, key: str, value: object) -> None:
-    """Put a note on `node` that it keeps on its way from the exported model to ExecuTorch's edge program."""
+    """Stores a note on `node` that the node keeps until ExecuTorch's edge program."""
     node.meta[_NOTES] = {**node.meta.get(_NOTES, {}), key: value}
 
 
 def noted(node: Node, key: str) -> Any:
-    """What was noted on `node`; None for nothing."""
+    """Returns the note on `node` under `key`; None if there is none."""
     return (node.meta.get(_NOTES) or {}).get(key)
 
 
 def note_replaced(node: Node, name: str) -> None:
-    """Note that `node` stands for an operator `name` of the model, as a pass wrote it."""
+    """Notes on `node`, which a pass inserted, that it replaces the operator `name` of the model."""
     note(node, _REPLACED, [*(noted(node, _REPLACED) or []), name])
 
 
 def operator_names(node: Node) -> tuple[str, ...]:
-    """The qualified name of a call's operator, and those of the operators that passes replaced by it."""
+    """Returns the qualified operator name of a call, and the names of the operators that passes replaced by it."""
     return (op_name(node), *(noted(node, _REPLACED) or []))
 
 
 def operator_aliases(name: str) -> tuple[str, ...]:
-    """'aten.conv2d.default' also goes as 'aten::conv2d.default', 'aten.conv2d' and 'aten::conv2d'."""
+    """Returns the spellings of an operator name: 'aten.conv2d.default' is also written 'aten::conv2d.default',
+    'aten.conv2d' and 'aten::conv2d'.
+    """
     namespace, _, rest = name.partition(".")
     base, _, overload = rest.partition(".")
     return name, f"{namespace}::{base}.{overload}", f"{namespace}.{base}", f"{namespace}::{base}"
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
-    """Static shape of the tensor that `node` yields, of the first one where it yields several."""
+    """Returns the static shape of the tensor that `node` returns, or of the first tensor if it returns several."""
     value = node.meta["val"]
     return tuple((value[0] if isinstance(value, (list, tuple)) else value).shape)
 
 
 def arguments(node: Node) -> dict[str, Any]:
-    """All arguments of a call by the names of its operator's schema, defaults filled in."""
+    """Returns all arguments of a call by their names in the operator's schema, including defaults."""
     overload = _overload(node)
     if overload is None:
         return {}
@@ -166,7 +171,7 @@ def arguments(node: Node) -> dict[str, Any]:
 
 
 def set_argument(node: Node, name: str, value: object) -> None:
-    """Give a call another argument, by its name in the operator's schema."""
+    """Sets the argument of a call that has this name in the operator's schema."""
     overload = _overload(node)
     assert overload is not None
     values = {**arguments(node), name: value}
@@ -176,7 +181,7 @@ def set_argument(node: Node, name: str, value: object) -> None:
 
 
 def iterate_nodes(value: object) -> Iterator[Node]:
-    """The nodes in an argument: itself, or those of a list."""
+    """Returns the nodes in an argument: the argument itself, or the items of a list or tuple."""
     if isinstance(value, Node):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -185,7 +190,7 @@ def iterate_nodes(value: object) -> Iterator[Node]:
 
 
 def is_operator(node: Node) -> bool:
-    """Whether `node` computes something: a call, but none that picks an output of another or only checks something."""
+    """Whether `node` calls an operator that returns something. `getitem` does not count."""
     if node.op != "call_function" or node.target is operator.getitem:
         return False
     overload = _overload(node)
@@ -193,12 +198,12 @@ def is_operator(node: Node) -> bool:
 
 
 def is_quantize(node: Node) -> bool:
-    """Whether `node` turns float values into integers."""
+    """Whether `node` is a quantize operator, per tensor or per channel."""
     return op_name(node).startswith("quantized_decomposed.quantize_per_")
 
 
 def is_dequantize(node: Node) -> bool:
-    """Whether `node` turns integers into float values."""
+    """Whether `node` is a dequantize operator, per tensor or per channel."""
     return op_name(node).startswith("quantized_decomposed.dequantize_per_")
 
 
@@ -208,12 +213,12 @@ def is_random(node: Node) -> bool:
 
 
 def is_state(node: Node) -> bool:
-    """Whether `node` is the copy of a state's value before the call (see `openneutron.model.state`)."""
+    """Whether `node` copies the value that a state had before the call (see `openneutron.model.state`)."""
     return noted(node, STATE) is not None and op_name(node) == "aten.clone.default"
 
 
 def is_pure(node: Node) -> bool:
-    """Whether `node` is an ATen operator whose result depends on its arguments alone, and that writes nothing."""
+    """Whether `node` is an ATen operator without side effects whose result depends only on its arguments."""
     if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten" or is_state(node):
         return False
     writes = node.target._schema.is_mutable and node.target is not torch.ops.aten.detach_.default
@@ -221,11 +226,11 @@ def is_pure(node: Node) -> bool:
 
 
 def placeholders(graph: torch.fx.Graph) -> list[Node]:
-    """The graph's inputs, in order."""
+    """Returns the inputs of a graph, in order."""
     return [node for node in graph.nodes if node.op == "placeholder"]
 
 
 def output_node(graph: torch.fx.Graph) -> Node:
-    """The node that returns."""
+    """Returns the output node of a graph."""
     found: Node = next(node for node in reversed(graph.nodes) if node.op == "output")
     return found

@@ -1,4 +1,4 @@
-"""Work split over the processes that joblib has: its own workers, or those of dask or ray."""
+"""Distributes work over processes with joblib, whose backends include its own workers, dask and ray."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ __all__ = ["WorkerWarning", "check_jobs", "in_order", "parts"]
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
-# How often what workers did not finish is given to workers again, before this process does it itself.
+# How often unfinished work is given to workers before this process does it itself.
 ATTEMPTS = 2
 
 
 class WorkerWarning(UserWarning):
-    """A worker died or could not be reached, and its part of the work is done again; or workers share cores."""
+    """A worker failed and its work is repeated, or there are more threads of workers than processor cores."""
 
 
 def check_jobs(jobs: int) -> None:
-    """Raise `OptionError` for what is no number of workers."""
+    """Raises `OptionError` unless `jobs` is an integer of at least 1."""
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise OptionError(f"jobs is the number of processes, 1 or more, not {jobs!r}.")
 
 
 def parts(items: Sequence[Part], count: int, multiple: int = 1) -> list[Sequence[Part]]:
-    """`items` cut into at most `count` consecutive parts, whose sizes are multiples of `multiple` but for the last."""
+    """Splits `items` into at most `count` consecutive parts. All sizes but the last are multiples of `multiple`."""
     size = max(-(-len(items) // count), 1)
     size = -(-size // multiple) * multiple
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def in_order(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int) -> Iterator[Result]:
-    """What `work` makes of each part, in order; with `jobs` above 1 in as many processes.
+    """Returns an iterator over the results of `work` for each part, in order. Runs in `jobs` processes if `jobs` > 1.
 
-    `work` must be picklable. It runs with as many threads of torch as this process has, so that it computes the same
-    bits wherever it runs. `joblib.parallel_config` decides where that is. What is lost with a worker is done again,
-    finally in this process; errors of OpenNeutron are raised at once.
+    `work` must be picklable. Workers use as many torch threads as this process, so that results do not depend on the
+    process, to the bit. `joblib.parallel_config` selects the kind of worker. If a worker fails, its work is repeated,
+    at last in this process. Errors of OpenNeutron are raised at once.
     """
     done = 0
     if jobs > 1 and len(todo) > 1:
@@ -54,9 +54,9 @@ def in_order(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int) ->
                     yield result
             except OpenNeutronError:
                 raise
-            except Exception as error:  # each backend of joblib has its own for a worker that died
+            except Exception as error:  # each backend of joblib has its own error for a worker that died
                 warnings.warn(
-                    f"A worker failed: {type(error).__name__}: {error}. What it did is done again.",
+                    f"A worker failed: {type(error).__name__}: {error}. Its work is repeated.",
                     WorkerWarning,
                     stacklevel=3,
                 )
@@ -71,15 +71,15 @@ def _by_workers(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int)
     from joblib.parallel import get_active_backend
 
     backend, _ = get_active_backend()
-    yields = bool(getattr(backend, "supports_return_generator", False))  # Ray's has all results at the end
+    streams = bool(getattr(backend, "supports_return_generator", False))  # Ray's backend returns all at the end
     task = joblib.delayed(_with_threads)
     threads = torch.get_num_threads()
     tasks = (task(threads, work, part) for part in todo)
-    results: Any = joblib.Parallel(n_jobs=jobs, return_as="generator" if yields else "list")(tasks)
+    results: Any = joblib.Parallel(n_jobs=jobs, return_as="generator" if streams else "list")(tasks)
     try:
         yield from results
     finally:
-        if yields:
+        if streams:
             results.close()
 
 
@@ -97,7 +97,7 @@ def _warn_of_shared_cores(jobs: int) -> None:
     threads, cores = torch.get_num_threads(), _cores()
     if jobs * threads > cores and threads > 1:
         warnings.warn(
-            f"{jobs} workers with {threads} threads each share {cores} cores, which is slow. Call "
+            f"{jobs} workers with {threads} threads each share {cores} processor cores, which is slow. Call "
             "torch.set_num_threads(1) first.",
             WorkerWarning,
             stacklevel=4,

@@ -11,7 +11,10 @@ __all__ = ["bar"]
 
 @contextmanager
 def bar(title: str, total: int, shown: bool | None) -> Iterator[Callable[[int], None]]:
-    """Yield what moves a bar of `total` steps on by so many; None shows it in a terminal only."""
+    """Shows a progress bar of `total` steps, and yields a function that advances it by a number of steps.
+
+    `shown` is True, False, or None, which shows the bar if stderr is a terminal.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

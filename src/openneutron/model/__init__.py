@@ -1,3 +1,3 @@
-"""What users bring: models in every form, their arguments, example inputs, data and states."""
+"""The user's inputs: models in every form, their arguments, example inputs, data and states."""
 
 __all__: tuple[str, ...] = ()

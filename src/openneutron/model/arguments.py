@@ -1,4 +1,4 @@
-"""The arguments of a model, and the path of each tensor, number, text or None in them."""
+"""The arguments of a model. A path identifies each leaf of them: a tensor, number, text or None."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = [
 ]  # fmt: skip
 
 Path = tuple[str | int, ...]
-"""The name of an argument of `forward`, then the keys, indices and attributes that lead to one leaf of it."""
+"""The name of an argument of `forward`, followed by the keys, indices and attributes that lead to one leaf."""
 
 
 class _Missing:
@@ -23,11 +23,11 @@ class _Missing:
         return "MISSING"
 
     def __reduce__(self) -> str:
-        return "MISSING"  # one in each process
+        return "MISSING"  # unpickles to the one instance of a process
 
 
 MISSING: Final = _Missing()
-"""Stands for a leaf that was not given."""
+"""The value of a leaf that the caller did not give."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,23 @@ class Leaf:
 
     @property
     def name(self) -> str:
-        """The path in words: "batch.ids"."""
+        """The path as text: "batch.ids"."""
         return ".".join(map(str, self.path))
 
 
 def argument_names(paths: Sequence[Path]) -> list[str]:
-    """The arguments of `forward` that `paths` lie in, in order."""
+    """Returns the names of the arguments of `forward` in `paths`, in order."""
     return list(dict.fromkeys(str(path[0]) for path in paths))
 
 
 def leaves_at(paths: Sequence[Path], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """The values at `paths` in positional and keyword arguments; `MISSING` for a path that leads nowhere."""
+    """Returns the values at `paths` in positional and keyword arguments; `MISSING` for a path without a value."""
     given = {**dict(zip(argument_names(paths), _with_leaves(args), strict=False)), **kwargs}
     return [_at(given, path) for path in paths]
 
 
 def _with_leaves(args: Sequence[Any]) -> list[Any]:
-    """`args` without empty containers, which have no leaf and so no name."""
+    """Returns `args` without empty containers. These have no leaves, and therefore no names."""
     return [value for value in args if not isinstance(value, (Mapping, list, tuple)) or value]
 
 
@@ -80,7 +80,10 @@ def _step(value: Any, key: str | int) -> Any:
 
 
 def check_names(paths: Sequence[Path], args: Sequence[Any], kwargs: Mapping[str, Any], what: str) -> None:
-    """Raise `InputError` for more arguments than there are, for an unknown name, and for one given twice."""
+    """Raises `InputError` for too many arguments, for an unknown name, and for an argument that is given twice.
+
+    Messages begin with `what`, the name of the function or program.
+    """
     names, args = argument_names(paths), _with_leaves(args)
     if len(args) > len(names):
         raise InputError(f"{what} takes {len(names)} inputs ({', '.join(names)}), got {len(args)}")
@@ -92,12 +95,12 @@ def check_names(paths: Sequence[Path], args: Sequence[Any], kwargs: Mapping[str,
 
 
 def text_of_leaves(leaves: Sequence[Leaf]) -> str:
-    """JSON of all leaves, as a `.pte` keeps it."""
+    """Returns all leaves as JSON, the form in which a `.pte` stores them."""
     return json.dumps([[list(leaf.path), leaf.is_tensor, leaf.constant] for leaf in leaves])
 
 
 def leaves_from_text(text: str) -> tuple[Leaf, ...]:
-    """The inverse of `text_of_leaves`. Raises `ValueError` for any other text."""
+    """Reads the result of `text_of_leaves`. Raises `ValueError` for any other text."""
     try:
         return tuple(Leaf(tuple(path), bool(is_tensor), constant) for path, is_tensor, constant in json.loads(text))
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""Data of any form as inputs of a model: to calibrate, to analyze and to evaluate with."""
+"""Converts data of any form to inputs of a model, for calibration, analysis and evaluation."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ __all__ = [
 ]  # fmt: skip
 
 Inputs = tuple[Any, ...]
-"""A value for each input of an exported model: a tensor, or the number, text or None that it was exported with."""
+"""A value for each input of an exported model: a tensor, or the constant that the model was exported with."""
 Data = Iterable[Any] | Dataset[Any] | str | os.PathLike[str]
-"""What `inputs_in` takes."""
+"""The forms of data that `inputs_in` takes."""
 
 IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 ARRAYS = frozenset({".npy"})
-ALIGNMENT = 64  # bytes; that of memory that torch allocates
+ALIGNMENT = 64  # bytes; torch aligns the memory that it allocates to as many
 
 
 @dataclass(frozen=True)
 class InputForm:
-    """What a model takes as one of its inputs: sizes of its dimensions, None where any will do, and its dtype.
+    """One input of a model: the sizes of its dimensions, None for a dimension of any size, and its dtype.
 
-    `name` is the path as text, and `path` leads to the input in the arguments of `forward`. An input that is no tensor
-    has no dtype, but the `constant` that the model was exported with.
+    `path` identifies the input in the arguments of `forward`, and `name` is the path as text. An input that is not a
+    tensor has dtype None and a `constant`, the value that the model was exported with.
     """
 
     name: str
@@ -55,22 +55,22 @@ class InputForm:
 
     @property
     def is_tensor(self) -> bool:
-        """Whether the input is a tensor, and not a number, a text or None."""
+        """Whether the input is a tensor, as opposed to a number, a text or None."""
         return self.dtype is not None
 
     @property
     def batch(self) -> int | None:
-        """The size of the first dimension; 1 without any."""
+        """The size of the first dimension; 1 for an input without dimensions."""
         return self.sizes[0] if self.sizes else 1
 
     def takes_sizes(self, sizes: Sequence[int]) -> bool:
-        """Whether a tensor may have these `sizes`."""
+        """Whether the input may be a tensor of these `sizes`."""
         return len(sizes) == len(self.sizes) and all(
             wanted in (None, size) for wanted, size in zip(self.sizes, sizes, strict=True)
         )
 
     def takes(self, value: Any) -> bool:
-        """Whether this is a tensor of these sizes and this dtype, or the constant."""
+        """Whether `value` is a tensor with matching sizes and dtype, or equals the constant."""
         if not self.is_tensor:
             return type(value) is type(self.constant) and bool(value == self.constant)
         return isinstance(value, Tensor) and value.dtype == self.dtype and self.takes_sizes(value.shape)
@@ -83,7 +83,7 @@ class InputForm:
 
 
 def forms_of(module: GraphModule) -> tuple[InputForm, ...]:
-    """The forms of the inputs of an exported module. Raises `ModelError` if one is not known."""
+    """Returns the forms of the inputs of an exported module. Raises `ModelError` for an input of unknown form."""
     return tuple(map(_form_of, placeholders(module.graph), leaves_of(module)))
 
 
@@ -96,29 +96,32 @@ def _form_of(node: Node, leaf: Leaf) -> InputForm:
             f"The input '{leaf.name}' of the exported module is neither a tensor nor a number, a text or None "
             f"({example!r}). Export a model that takes these."
         )
-    sizes = tuple(size if isinstance(size, int) else None for size in example.shape)  # of a dynamic shape, a symbol
+    sizes = tuple(size if isinstance(size, int) else None for size in example.shape)  # dynamic: SymInt
     return InputForm(leaf.name, sizes, example.dtype, leaf.path)
 
 
 def calibration_inputs(
     data: Data, forms: Sequence[InputForm], *, transform: Callable[[Any], Any] | None = None
 ) -> list[list[Inputs]]:
-    """All of `streams_in`. Raises `CalibrationError` for data that do not fit or are empty, and `OptionError`."""
+    """Returns the results of `streams_in` as lists.
+
+    Raises `CalibrationError` for data that are empty or do not match `forms`, and `OptionError` for a wrong `transform`.
+    """
     if not forms:
-        raise CalibrationError("The model has no inputs, so there is nothing to calibrate with.")
+        raise CalibrationError("The model has no inputs, so it cannot be calibrated.")
     try:
         found = [list(steps) for steps in streams_in(data, forms, transform=transform)]
     except InputError as error:
-        raise CalibrationError(f"This cannot be calibrated with: {error}") from error
+        raise CalibrationError(f"The calibration data do not fit the model: {error}") from error
     if not any(found):
-        raise CalibrationError("The calibration data are empty: give at least one input, better a hundred.")
+        raise CalibrationError("The calibration data are empty. Give at least one input, or better about a hundred.")
     return found
 
 
 def streams_in(
     data: Data, forms: Sequence[InputForm], *, transform: Callable[[Any], Any] | None = None
 ) -> Iterator[Iterator[Inputs]]:
-    """The inputs of each `Stream` in `data`; data without a `Stream` are one stream.
+    """Returns the inputs of each `Stream` in `data`. Data without a `Stream` count as one stream.
 
     Raises `InputError` for data that mix streams with other items, and the errors of `inputs_in`.
     """
@@ -135,12 +138,12 @@ def streams_in(
         return
     for index, item in enumerate(chain(first, items)):
         if not isinstance(item, Stream):
-            raise InputError(f"Item {index} of the data is no Stream, as those before it are.")
+            raise InputError(f"Item {index} of the data is no Stream, but the items before it are Streams.")
         yield inputs_in(item.steps, forms, transform=transform)
 
 
 def first_steps(streams: Iterable[Iterable[Inputs]], count: int) -> list[list[Inputs]]:
-    """The first `count` steps over all streams, as a list for each stream."""
+    """Returns the first `count` steps of all streams together, as a list for each stream."""
     found: list[list[Inputs]] = []
     for steps in streams:
         found.append(list(islice(steps, count)))
@@ -153,19 +156,25 @@ def first_steps(streams: Iterable[Iterable[Inputs]], count: int) -> list[list[In
 def inputs_in(
     data: Data, forms: Sequence[InputForm], *, transform: Callable[[Any], Any] | None = None
 ) -> Iterator[Inputs]:
-    """The inputs that `data` has, each as `forms` say, one after the other as they are asked for.
+    """Returns an iterator over the inputs in `data`, in the forms of `forms`. Items are read when they are needed.
 
-    `data` is an iterable of tensors or numpy arrays, of tuples or lists (what comes behind the inputs, such as a label,
-    is dropped), or of mappings from the names of forward's arguments; arguments may be lists, mappings and dataclasses
-    of inputs, and inputs that are no tensors may be left out. It may also be a data set with items by number; a
-    DataLoader, whose batches are split into the model's batch size (what does not fill the last one is left out); one
-    tensor, split likewise; or a folder of images or .npy files, read in the order of their paths. The dimension of a
-    batch of one may be missing. `transform` makes an input of each item; of an image it gets PIL's. Without it, an
-    image becomes RGB, or grey for a model with one channel, of the model's size and from 0 to 1: a model that wants its
-    images normalized needs that in `transform`.
+    `data` is one of:
 
-    Raises `InputError` for what fits none of that, or is not finite, and `OptionError` for a `transform` that cannot be
-    called.
+    - An iterable of tensors, numpy arrays, tuples, lists, or mappings from the names of forward's arguments. Arguments
+      may be lists, mappings and dataclasses of inputs. Items after the inputs, such as a label, are dropped. Inputs
+      that are not tensors may be left out.
+    - A data set with `__getitem__` and `__len__`.
+    - A DataLoader, whose batches are split into batches of the model's size. An incomplete last batch is dropped.
+    - One tensor of samples, which is split in the same way.
+    - A folder of images or .npy files, which are read in the order of their paths.
+
+    The first dimension of a sample may be missing if the model's batch size is 1. `transform` converts each item to an
+    input; for an image file, it gets a PIL image. Without `transform`, an image is converted to RGB, or to grey for a
+    model with one channel, resized to the model's height and width, and scaled to 0..1. A model that expects normalized
+    images needs a `transform` that normalizes.
+
+    Raises `InputError` for data of another form and for values that are not finite, and `OptionError` for a `transform`
+    that is not callable.
     """
     if transform is not None and not callable(transform):
         raise OptionError(f"transform is a function of one item of the data, not {transform!r}.")
@@ -180,7 +189,7 @@ def inputs_in(
 
 
 def _cut(values: Sequence[Any], forms: Sequence[InputForm]) -> Iterator[Inputs]:
-    """Cut a DataLoader's batch into the model's batches; constants are repeated in each."""
+    """Splits a DataLoader's batch into batches of the model's size. Each batch gets all constants."""
     tensors = [index for index, form in enumerate(forms) if form.is_tensor]
     for parts in in_batches([values[index] for index in tensors], [forms[index].batch for index in tensors]):
         inputs = list(values)
@@ -190,22 +199,22 @@ def _cut(values: Sequence[Any], forms: Sequence[InputForm]) -> Iterator[Inputs]:
 
 
 def items_of(data: Iterable[Any] | Dataset[Any]) -> Iterable[Any]:
-    """What `data` hold, one after the other: an iterable as it is, a data set by number. Raises `InputError`."""
+    """Returns the items of an iterable or of a data set. Raises `InputError` for any other value."""
     if not isinstance(data, Mapping):
         if isinstance(data, Iterable):
             return data
         if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
             return (data[index] for index in range(len(data)))
     raise InputError(
-        "data are an iterable of inputs, a tensor of samples, a data set, or a folder of images or .npy files, not "
+        "data must be an iterable of inputs, a tensor of samples, a data set, or a folder of images or .npy files, not "
         f"{data!r}."
     )
 
 
 def in_batches(values: Sequence[Any], sizes: Sequence[int | None]) -> Iterator[tuple[Any, ...]]:
-    """`values` cut along their first dimension, each into parts of its size of `sizes`; where that is None, into ones.
+    """Splits each of `values` along its first dimension into parts of its size in `sizes`; None stands for size 1.
 
-    What does not fill the last part is left out.
+    Drops an incomplete last part.
     """
     steps = [size or 1 for size in sizes]
     for number in range(min(len(value) // step for value, step in zip(values, steps, strict=True))):
@@ -213,16 +222,16 @@ def in_batches(values: Sequence[Any], sizes: Sequence[int | None]) -> Iterator[t
 
 
 def aligned(value: Any) -> Any:
-    """`value`, copied if it is a tensor that does not begin at a multiple of `ALIGNMENT` bytes.
+    """Returns `value`, or a copy if it is a tensor whose address is not a multiple of `ALIGNMENT` bytes.
 
-    The last bit of MKL's matrix products depends on the alignment of their operands. With aligned samples, results do
-    not depend on the memory or the process that a sample comes from.
+    The last bit of MKL's matrix products depends on the alignment of the operands. Alignment makes results independent
+    of the process and the buffer that hold a sample.
     """
     return value.clone() if isinstance(value, Tensor) and value.data_ptr() % ALIGNMENT else value
 
 
 def described(values: Sequence[Any]) -> str:
-    """Dtypes and shapes, for messages."""
+    """Returns the dtypes and shapes of `values` as text for messages."""
     words = (
         f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else _word_for(value) for value in values
     )
@@ -248,13 +257,15 @@ def _samples(data: Tensor, size: int) -> Iterable[Tensor]:
 
 def _files(folder: Path, forms: Sequence[InputForm], transform: Callable[[Any], Any] | None) -> Iterator[Any]:
     if not folder.is_dir():
-        raise InputError(f"The folder '{folder}' is not there.")
+        raise InputError(f"The folder '{folder}' does not exist.")
     forms = [form for form in forms if form.is_tensor]
     if len(forms) != 1:
-        raise InputError("A folder has one input a file; this model takes several. Give an iterable of tuples.")
+        raise InputError(
+            "A file of a folder holds one input, but this model takes several. Give an iterable of tuples instead."
+        )
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES | ARRAYS)
     if not paths:
-        raise InputError(f"No file in '{folder}' is one of {', '.join(sorted(IMAGES | ARRAYS))}.")
+        raise InputError(f"The folder '{folder}' has no file of a known type ({', '.join(sorted(IMAGES | ARRAYS))}).")
     return (_file(path, forms[0], transform) for path in paths)
 
 
@@ -268,7 +279,7 @@ def _file(path: Path, form: InputForm, transform: Callable[[Any], Any] | None) -
     try:
         from PIL import Image
     except ImportError as error:
-        raise InputError("Images are read with Pillow, which is not installed: pip install pillow.") from error
+        raise InputError("Reading images needs Pillow. Install it: pip install pillow.") from error
     try:
         with Image.open(path) as image:
             image.load()
@@ -278,17 +289,23 @@ def _file(path: Path, form: InputForm, transform: Callable[[Any], Any] | None) -
 
 
 def _pixels(image: Any, form: InputForm) -> Tensor:
-    """An image [1, C, H, W] from 0 to 1, as the model takes it: not normalized."""
+    """Returns an image as a float tensor [1, C, H, W] of values from 0 to 1, with the model's C, H and W."""
     _, channels, height, width = form.sizes if len(form.sizes) == 4 else (None,) * 4
     if channels not in (1, 3) or height is None or width is None:
-        raise InputError(f"The model takes {form}, which is no image of 1 or 3 channels. Give a transform.")
+        raise InputError(
+            f"The model's input {form} is no image of 1 or 3 channels. Give a transform that converts images to it."
+        )
     image = image.convert("L" if channels == 1 else "RGB").resize((width, height))
     pixels = torch.from_numpy(np.array(image)).float() / 255
     return pixels.reshape(height, width, channels).permute(2, 0, 1)[None].contiguous()
 
 
 def _values(item: Any, forms: Sequence[InputForm], index: int, *, is_batch: bool) -> tuple[Any, ...]:
-    """The values for the inputs: the first reading of `item` that fits, else its first one without missing values."""
+    """Returns the values for the inputs of `forms`.
+
+    These are the first reading of `item` that matches `forms`. If none matches, they are its first reading, without
+    missing values; `_checked` then reports the mismatch.
+    """
     readings = [tuple(map(in_tensors, values)) for values in _readings(item, forms)]
     for values in readings:
         fits = map(_fits_in_a_batch if is_batch else _fits, values, forms)
@@ -300,7 +317,14 @@ def _values(item: Any, forms: Sequence[InputForm], index: int, *, is_batch: bool
 
 
 def _readings(item: Any, forms: Sequence[InputForm]) -> Iterator[Sequence[Any]]:
-    """The readings of `item`: arguments by name or position, all inputs flat, one argument, or these with a label."""
+    """Returns the possible readings of `item` as a value for each form, in order of preference.
+
+    1. If `item` is a sequence that begins with a container: that container, followed by a label.
+    2. If `item` is a mapping: arguments by name.
+    3. Arguments by position.
+    4. All tensors in one flat sequence.
+    5. One argument.
+    """
     paths = [form.path or (form.name,) for form in forms]
     sequence = isinstance(item, (tuple, list))
     if sequence and item and _holds_inputs(item[0]):
@@ -321,7 +345,7 @@ def _holds_inputs(value: Any) -> bool:
 
 
 def _filled(values: Sequence[Any], forms: Sequence[InputForm]) -> list[Any]:
-    """`values`, with constants in the place of those that were left out."""
+    """Returns `values`, with the form's constant for each missing value that is not a tensor."""
     pairs = zip(values, forms, strict=True)
     return [form.constant if value is MISSING and not form.is_tensor else value for value, form in pairs]
 
@@ -340,11 +364,11 @@ def _check_that_none_is_missing(item: Mapping[Any, Any], forms: Sequence[InputFo
         if value is MISSING and form.is_tensor:
             near = difflib.get_close_matches(form.name, map(str, item), n=1)
             hint = f" Is it '{near[0]}'?" if near else ""
-            raise InputError(f"Item {index} of the data has no '{form.name}', which forward takes.{hint}")
+            raise InputError(f"Item {index} of the data lacks '{form.name}', which is an input of forward.{hint}")
 
 
 def _is_batch(values: Sequence[Any], forms: Sequence[InputForm]) -> bool:
-    """Whether these are tensors of samples, which differ from what the model takes in their first dimension alone."""
+    """Whether all tensors of `values` match `forms` except in their first dimension, which counts samples."""
     return len(values) == len(forms) and all(
         _is_batch_of(value, form) for value, form in zip(values, forms, strict=True) if form.is_tensor
     )
@@ -355,13 +379,16 @@ def _is_batch_of(value: Any, form: InputForm) -> bool:
 
 
 def _checked(values: tuple[Any, ...], forms: Sequence[InputForm], index: int) -> Inputs:
-    """`values` as the model takes them, with the dimension of a batch of one where only that was missing."""
+    """Returns `values` in the forms of `forms`; inserts a first dimension of 1 where only that is missing.
+
+    Raises `InputError` if the values do not match `forms` or are not finite.
+    """
     if len(values) == len(forms):
         values = tuple(map(_with_batch, values, forms))
     if len(values) != len(forms) or not all(form.takes(value) for value, form in zip(values, forms, strict=True)):
         taken = ", ".join(map(str, forms))
         raise InputError(f"Item {index} of the data is {described(values)}; the model takes ({taken}).")
-    # Minus infinity may be part of a mask. Observers refuse it in other values.
+    # Masks may contain minus infinity. Observers reject it in other values.
     floats = (value for value in values if isinstance(value, Tensor) and value.is_floating_point())
     if not all(bool((value < torch.inf).all()) for value in floats):
         raise InputError(f"Item {index} of the data holds NaN or infinite values.")

@@ -1,4 +1,4 @@
-"""Example inputs of any form, as the positional and keyword arguments of a model."""
+"""Converts example inputs of any form to positional and keyword arguments of a model."""
 
 from __future__ import annotations
 
@@ -25,23 +25,26 @@ _SCALARS = (int, float, bool, str, type(None))
 
 @dataclass(frozen=True)
 class Examples:
-    """Arguments that a model is called with."""
+    """Positional and keyword arguments of a call of a model."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def leaves(self) -> list[Any]:
-        """All tensors, numbers and other leaves, in the order of the inputs of an exported program."""
+        """All leaves (tensors, numbers, text and None) in the order of the inputs of an exported program."""
         return pytree.tree_leaves((self.args, dict(self.kwargs)))
 
 
 def examples_of(given: Any, model: object) -> Examples:
-    """`given` as arguments of `model`: a tensor, a tuple of forward's arguments, or a mapping from their names.
+    """Converts `given` to arguments of `model`: a tensor, a tuple of forward's arguments, or a mapping from their names.
 
-    numpy arrays become tensors. A tensor that is given twice is cloned, as torch.export would merge both into one
-    input. Tensors become contiguous or channels-last, as ExecuTorch takes no other order. Dataclasses are registered
-    with torch, as torch.export requires. Raises `InputError` for any other value.
+    1. Converts numpy arrays to tensors.
+    2. Clones a tensor that occurs twice, because torch.export would merge both occurrences into one input.
+    3. Makes tensors contiguous or channels-last, because ExecuTorch supports no other memory format.
+    4. Registers dataclasses with torch, because torch.export requires it.
+
+    Raises `InputError` for any other value.
     """
     register_dataclasses(given)
     if isinstance(given, Mapping):
@@ -52,28 +55,31 @@ def examples_of(given: Any, model: object) -> Examples:
         args, kwargs = (given,), {}
     else:
         raise InputError(
-            "example_inputs are a tuple of forward's arguments, or a mapping from their names, not "
+            "example_inputs must be a tuple of forward's arguments, or a mapping from their names, not "
             f"{type(given).__name__}."
         )
     leaves, structure = pytree.tree_flatten((args, kwargs))
     wrong = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, (Tensor, np.ndarray, *_SCALARS))]
     if wrong:
         raise InputError(
-            "example_inputs are tensors, numpy arrays, numbers, text and None, also in tuples, lists, dicts and "
-            f"dataclasses; got {', '.join(wrong)}."
+            "example_inputs may contain tensors, numpy arrays, numbers, text and None, also in tuples, lists, dicts "
+            f"and dataclasses; got {', '.join(wrong)}."
         )
     args, kwargs = pytree.tree_unflatten(_each_once(map(in_tensors, leaves)), structure)
     return Examples(args, kwargs)
 
 
 def in_tensors(value: Any) -> Any:
-    """A numpy array as a tensor; anything else as it is. Raises `InputError` for an array of objects."""
+    """Converts a numpy array to a tensor; returns any other value unchanged.
+
+    Raises `InputError` for an array whose dtype torch does not have.
+    """
     if not isinstance(value, (np.ndarray, np.generic)):
         return value
     try:
         return torch.from_numpy(np.require(value, requirements=["C", "W"]))
     except TypeError as error:
-        raise InputError(f"This numpy array is no tensor: {error}") from error
+        raise InputError(f"A numpy array of the inputs cannot be converted to a tensor: {error}") from error
 
 
 def _each_once(leaves: Iterator[Any]) -> Iterator[Any]:
@@ -85,25 +91,25 @@ def _each_once(leaves: Iterator[Any]) -> Iterator[Any]:
 
 
 def _in_order(value: Tensor) -> Tensor:
-    """`value` if it is contiguous or channels-last, else a contiguous copy: ExecuTorch takes no other order."""
+    """Returns `value` if it is contiguous or channels-last, else a contiguous copy."""
     if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
         return value
     return value.contiguous()
 
 
 def _by_name(given: Mapping[str, Any], model: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional arguments up to the first one that is missing, and the others as keyword arguments."""
+    """Splits a mapping into positional arguments, up to the first missing one, and keyword arguments."""
     parameters = _parameters(model)
     if parameters is None:
         return (), dict(given)
     known = {parameter.name for parameter in parameters}
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     if len(parameters) == 1 and not takes_any and not known.intersection(given) and _may_be_a_mapping(model):
-        return (given,), {}  # the one argument is a mapping itself
+        return (given,), {}  # the only argument of forward is itself a mapping
     unknown = [name for name in given if name not in known]
     if unknown and not takes_any:
         raise InputError(
-            f"example_inputs have '{unknown[0]}', which forward does not take; it takes {', '.join(sorted(known))}."
+            f"example_inputs have the name '{unknown[0]}', but forward takes only {', '.join(sorted(known))}."
         )
     rest = dict(given)
     positional = []
@@ -133,13 +139,13 @@ def _parameters(model: object) -> list[inspect.Parameter] | None:
 
 
 def _may_be_a_mapping(model: object) -> bool:
-    """Whether the first argument of `model` may be a mapping, which only exported modules tell."""
+    """Whether the first argument of `model` may be a mapping. True for a module that is not exported."""
     structure = _structure_of(model) if isinstance(model, GraphModule) else None
     return structure is None or not structure.child(0).num_children or not structure.child(0).child(0).is_leaf()
 
 
 def register_dataclasses(value: Any) -> None:
-    """Register the dataclasses in `value` with torch.export, unless they are registered."""
+    """Registers the dataclasses in `value` with torch.export, unless they are registered already."""
     for item in pytree.tree_leaves(value):
         if dataclasses.is_dataclass(item) and not isinstance(item, type):
             kind = type(item)
@@ -148,13 +154,13 @@ def register_dataclasses(value: Any) -> None:
 
 
 def _structure_of(module: GraphModule) -> pytree.TreeSpec | None:
-    """The tree of an exported module's arguments; None for a graph that takes its inputs as they are."""
+    """Returns the pytree structure of an exported module's arguments; None for a graph with flat inputs."""
     info = getattr(module.graph._codegen, "pytree_info", None)
     return None if info is None else info.in_spec
 
 
 def arguments_of(module: GraphModule, leaves: Sequence[Any]) -> Examples:
-    """The arguments of an exported module that have these leaves."""
+    """Builds the arguments of an exported module from their leaves."""
     structure = _structure_of(module)
     if structure is None:
         return Examples(tuple(leaves))
@@ -163,13 +169,13 @@ def arguments_of(module: GraphModule, leaves: Sequence[Any]) -> Examples:
 
 
 def called(module: GraphModule, leaves: Sequence[Any]) -> Any:
-    """The outputs of an exported module for arguments with these leaves."""
+    """Calls an exported module with the arguments that have these leaves. Returns its outputs."""
     arguments = arguments_of(module, leaves)
     return module(*arguments.args, **arguments.kwargs)
 
 
 def leaves_of(module: GraphModule) -> tuple[Leaf, ...]:
-    """The inputs of an exported module, in order."""
+    """Returns the leaves of an exported module's inputs, in order."""
     nodes = placeholders(module.graph)
     structure = _structure_of(module)
     paths: Sequence[Path] = [(str(node.target),) for node in nodes]
@@ -185,7 +191,7 @@ def _leaf(node: Node, path: Path) -> Leaf:
 
 
 def _paths(structure: pytree.TreeSpec, names: Sequence[str]) -> list[Path]:
-    """The path of each leaf; `names` are those of the arguments, positional ones first."""
+    """Returns the path of each leaf. `names` lists the names of the arguments, positional ones first."""
     positional = structure.child(0).num_children
     numbered = pytree.tree_unflatten(range(structure.num_leaves), structure)
     return [_path(keys, names, positional) for keys, _ in pytree.tree_flatten_with_path(numbered)[0]]

@@ -1,4 +1,4 @@
-"""A model of any form as an exported program."""
+"""Exports models of any form."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ __all__ = [
 
 GIVE = "Give the torch.nn.Module itself, in eval mode"
 _FILES = {
-    ".pte": "a program that is lowered already; load() and openneutron.inspect() read it",
+    ".pte": "an ExecuTorch program, which load() and openneutron.inspect() read",
     ".tflite": "a TFLite model",
     ".onnx": "an ONNX model",
     **dict.fromkeys(
         (".pt", ".pth", ".ckpt", ".bin", ".safetensors"),
-        "no exported program: such a file holds weights, or a scripted module",
+        "a file of weights or a scripted module, and no exported program",
     ),
 }
 _OBSERVERS = (ObserverBase, FakeQuantizeBase)
-# Messages of torch for a model that assigns to a buffer: a warning, and an error.
+# torch's warning and torch's error for a model that assigns to a buffer.
 _LOSES_STATE = re.compile(r"side effects happened.*_buffers", re.DOTALL)
 _KEEPS_AN_INPUT = re.compile(r"copy__default\w* of type call_function is missing nn_module_stack")
 _DATA_DEPENDENT = re.compile(r"data[- ]dependent|dynamic control flow", re.IGNORECASE)
@@ -59,11 +59,11 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
 def as_module(model: Any) -> nn.Module:
-    """A module for a model of any form.
+    """Returns a module for a model of any form.
 
-    The forms are a module, also one wrapped by `torch.compile` or `DataParallel`, an exported program, the path of a
-    saved one (.pt2), a traced or scripted module, and a function. Raises `ModelError` for anything else, `InputError`
-    for a file that cannot be read.
+    A model is a module (also one wrapped by `torch.compile` or `DataParallel`), an exported program, the path of a
+    saved exported program (.pt2), a traced or scripted module, or a function. Raises `ModelError` for anything else,
+    and `InputError` for a file that cannot be read.
     """
     if isinstance(model, (str, os.PathLike)):
         model = loaded_program(model)
@@ -84,11 +84,14 @@ def as_module(model: Any) -> nn.Module:
 
 
 def loaded_program(file: str | os.PathLike[str]) -> ExportedProgram:
-    """The exported program in a file (.pt2). Raises `ModelError` for another kind of file, else `InputError`."""
+    """Loads an exported program from a file (.pt2).
+
+    Raises `ModelError` for a file of another type, and `InputError` for a file that cannot be read.
+    """
     path = Path(file)
     if path.suffix != ".pt2":
         kind = _FILES.get(path.suffix.lower(), "no exported program (.pt2)")
-        raise ModelError(f"'{path}' is {kind}. {GIVE}: make it, load its weights, and call eval().")
+        raise ModelError(f"'{path}' is {kind}. {GIVE}: create it, load its weights, and call eval().")
     try:
         return torch.export.load(path)
     except OSError as error:
@@ -102,14 +105,14 @@ def _what_it_is(model: Any) -> str:
         return f"{model.__name__} is a class. {GIVE}: {model.__name__}(...).eval()."
     if isinstance(model, Mapping):
         return (
-            f"This {type(model).__name__} is a state dict or a checkpoint: weights without the code that computes with "
-            f"them. {GIVE}, with these weights: module.load_state_dict(...), module.eval()."
+            f"The model is a {type(model).__name__}: a state dict or a checkpoint, which holds weights without code. "
+            f"{GIVE}, with these weights: module.load_state_dict(...), module.eval()."
         )
-    return f"The model is a {type(model).__name__}. {GIVE}, or what torch.export.export made of it."
+    return f"The model is a {type(model).__name__}. {GIVE}, or the result of torch.export.export."
 
 
 class _Function(nn.Module):
-    """A function as a module; the modules that it calls are its parts, so that their weights have names."""
+    """Wraps a function as a module. Modules that the function calls become submodules, so that weights have names."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -139,7 +142,7 @@ def _modules_read_by(function: Any) -> Iterator[tuple[str, nn.Module]]:
 
 
 def digests(parameters: Iterable[torch.Tensor]) -> frozenset[str]:
-    """A digest of the values of each parameter. Linear in their bytes."""
+    """Returns a digest of the values of each parameter. Linear in bytes."""
     return frozenset(map(_digest, parameters))
 
 
@@ -158,12 +161,12 @@ def is_exported(module: object) -> bool:
 
 
 def is_quantized(module: object) -> bool:
-    """Whether `convert_pt2e` made this module, or the module from which it was exported."""
+    """Whether a module was converted by `convert_pt2e`, or exported from such a module."""
     return isinstance(module, GraphModule) and any(map(is_dequantize, module.graph.nodes))
 
 
 def is_prepared(module: object) -> bool:
-    """Whether this is a module from `prepare_pt2e` that is not converted."""
+    """Whether a module was prepared by `prepare_pt2e` and not yet converted."""
     return isinstance(module, GraphModule) and any(
         node.op == "call_module" and isinstance(attribute(module, str(node.target)), _OBSERVERS)
         for node in module.graph.nodes
@@ -171,7 +174,7 @@ def is_prepared(module: object) -> bool:
 
 
 def check_eval(module: nn.Module, function: str) -> None:
-    """Raise `ModelError` for a module in train mode. A graph of torch.export has no mode; its operators do."""
+    """Raises `ModelError` for a module in train mode. Does not check graphs of torch.export, which have no mode."""
     if is_exported(module):
         return
     for name, part in module.named_modules():
@@ -182,10 +185,10 @@ def check_eval(module: nn.Module, function: str) -> None:
 
 
 def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> ExportedProgram:
-    """`torch.export.export`, with typed errors whose cause is torch's own error.
+    """Exports a module with `torch.export.export`. torch's own error is the cause of a typed error.
 
-    A traced or scripted module is converted first; a dataclass that the model returns is registered with torch. Raises
-    `InputError` where the model does not run on `examples`, `ModelError` where torch.export does not take it.
+    Converts a traced or scripted module first, and registers dataclasses that the model returns with torch. Raises
+    `InputError` if the model does not run on `examples`, and `ModelError` if torch.export does not support the model.
     """
     if isinstance(module, torch.jit.ScriptModule):
         module = _of_script(module, examples)
@@ -201,16 +204,16 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
             return export(module, examples, strict=strict)
         if _KEEPS_AN_INPUT.search(str(error)):
             raise ModelError(
-                "torch.export does not take a model that assigns an input or another buffer to a buffer without a copy "
-                "(self.last = x). Write it to the buffer: self.last.copy_(x)."
+                "torch.export does not support a model that assigns an input or a buffer to another buffer without a "
+                "copy (self.last = x). Write the value to the buffer instead: self.last.copy_(x)."
             ) from error
         raise ModelError(
-            f"torch.export does not take this model: {first_line(error)}", source=_source(error)
+            f"torch.export does not support this model: {first_line(error)}", source=_source(error)
         ) from error
 
 
 def _export_with_or_without_gradients(module: nn.Module, examples: Examples, *, strict: bool) -> ExportedProgram:
-    """Export again under no_grad if the model has a region of inference_mode, which cannot record gradients."""
+    """Exports a module; exports it again under no_grad if torch cannot record gradients of an inference_mode region."""
     try:
         return _exported(module, examples, strict=strict)
     except RuntimeError as error:
@@ -221,7 +224,7 @@ def _export_with_or_without_gradients(module: nn.Module, examples: Examples, *, 
 
 
 def _exported(module: nn.Module, examples: Examples, *, strict: bool) -> ExportedProgram:
-    """Export `module` with the initial values of its states, not those that earlier runs left."""
+    """Exports `module` with the initial values of its states instead of the values that earlier runs left."""
     with warnings.catch_warnings(record=strict) as caught:
         if strict:
             warnings.simplefilter("always")
@@ -230,8 +233,8 @@ def _exported(module: nn.Module, examples: Examples, *, strict: bool) -> Exporte
     for warning in caught or ():
         if _LOSES_STATE.search(str(warning.message)):
             raise ModelError(
-                "strict=True loses what the model assigns to a buffer (self.cache = ...). Give strict=False, which is "
-                "the default, or write to the buffer: self.cache.copy_(...)."
+                "With strict=True, torch.export drops the model's assignment to a buffer (self.cache = ...). Use "
+                "strict=False, the default, or write to the buffer instead: self.cache.copy_(...)."
             )
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     exported.state_dict.update({name: value.clone() for name, value in initial_states(module).items()})
@@ -252,7 +255,7 @@ def _of_script(module: torch.jit.ScriptModule, examples: Examples) -> nn.Module:
     except Exception as error:
         _returned(module, examples, error)
         raise ModelError(
-            f"torch cannot convert this traced or scripted module: {first_line(error)} {GIVE}, that it was made of."
+            f"torch cannot convert this traced or scripted module: {first_line(error)} {GIVE}, from which it was made."
         ) from error
     return converted
 
@@ -264,22 +267,25 @@ def _of_data(error: Exception) -> ModelError | None:
     if not is_guard and not _DATA_DEPENDENT.search(first_line(error)):
         return None
     return ModelError(
-        "The model uses the values of a tensor for a branch, a loop, a size or a number (.item()). A program runs the "
-        "same operators for all inputs. Compute both branches and choose with torch.where, or make the decision "
-        "outside of the model.",
+        "The model uses the values of a tensor for a branch, a loop, a size or a number (.item()), but a program runs "
+        "the same operators for all inputs. Compute both branches and select with torch.where, or decide outside of "
+        "the model.",
         source=_source(error),
     )
 
 
 def _source(error: Exception) -> str | None:
-    """The user's line that torch.export was at: in the traceback, or in the text of an error of a strict export."""
+    """Returns the user's line in an error of torch.export: from the traceback, or from the text of the error.
+
+    A strict export writes the line into the text.
+    """
     own = frame_of_user(_below_export(error))
     frames = [f"{file}:{line}" for file, line in _FRAME.findall(str(error)) if not is_library(file)]
     return own or (frames[-1] if frames else None)
 
 
 def _below_export(error: Exception) -> Any:
-    """The traceback from the call of torch.export on, without the frames of the caller of quantize()."""
+    """Returns the part of the traceback below this module, without the frames of the caller of quantize()."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
         traceback = traceback.tb_next
@@ -288,7 +294,7 @@ def _below_export(error: Exception) -> Any:
 
 @torch.no_grad()
 def _returned(module: nn.Module, examples: Examples, cause: Exception) -> Any:
-    """The outputs of the model. Raises `InputError` if the model does not run on `examples`."""
+    """Runs the model and returns its outputs. Raises `InputError` if the model does not run on `examples`."""
     try:
         return module(*examples.args, **examples.kwargs)
     except Exception as error:

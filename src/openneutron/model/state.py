@@ -1,12 +1,13 @@
-"""State: buffers that a model writes to and reads again in its next call.
+"""State: buffers that a model writes to in one call and reads in the next.
 
-In a graph that `passes.hold_states` has been through, a state is read once, at the start, as a copy of its buffer, and
-written once, behind all that computes:
+`passes.hold_states` rewrites a graph so that it reads each state once, at the start, as a copy of the buffer, and writes
+each state once, after all other operators:
 
     buffer = get_attr(...); value = clone(buffer); ...; copy_(buffer, next_value)
 
-So nothing in between depends on the order of reads and writes. A sample of a model with state is its inputs, followed
-by the value of each state before the call, in the order of `states_of`: samples may then be run in any order.
+The operators in between therefore do not depend on the order of reads and writes. A sample of a model with state
+consists of the inputs of a call, followed by the value of each state before the call in the order of `states_of`.
+Samples can be run in any order.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ __all__ = [
     "remember_states", "reset", "run_sample", "samples_of", "states_of", "store_of", "write_of",
 ]  # fmt: skip
 
-# Under this key a module's `meta` has the initial values of its states, by the names of their buffers.
+# The key in a module's `meta` of the initial values of its states, by buffer name.
 _INITIAL = "openneutron.initial_states"
 _COPY = torch.ops.aten.copy_.default
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Consecutive inputs of a model with state: one recording, sentence or session.
+    """Consecutive inputs of a model with state, such as one recording, sentence or session.
 
-    `steps` are inputs of one call each, in any form that calibration data may have. State is kept from one step to
-    the next, and reset before the first.
+    `steps` holds the inputs of each call, in any form of calibration data. The states are reset before the first step
+    and kept from each step to the next.
     """
 
     steps: Any
@@ -49,10 +50,10 @@ class Stream:
 
 @contextmanager
 def keep_assignments(model: torch.nn.Module) -> Iterator[None]:
-    """While `model` is exported, turn assignments to buffers of submodules into writes at the end of the call.
+    """Converts assignments to buffers of submodules into writes at the end of the call, while `model` is exported.
 
-    torch.export keeps `self.cache = value` in the top-level module, and drops it without a warning in submodules, where
-    it keeps only `self.cache.copy_(value)`. Raises `ModelError` for a value with another shape than its buffer.
+    torch.export keeps `self.cache = value` in the top-level module. In submodules, it keeps `self.cache.copy_(value)`
+    but drops assignments without a warning. Raises `ModelError` for a value with another shape than its buffer.
     """
     originals: dict[tuple[torch.nn.Module, str], Tensor] = {}
     parts = {id(module) for module in model.modules() if module is not model}
@@ -86,37 +87,38 @@ def keep_assignments(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-        for (module, name), original in originals.items():  # where the call failed
+        for (module, name), original in originals.items():  # not empty if the call failed
             module._buffers[name] = original
 
 
 def _check_shape(name: str, held: Tensor, assigned: Tensor) -> None:
     if held.shape != assigned.shape:
         raise ModelError(
-            f"The model assigns a tensor {tuple(assigned.shape)} to its buffer '{name}' {tuple(held.shape)}: a state "
-            "has one shape. Keep a window of it, such as torch.cat([self.cache[:, 1:], x], 1)."
+            f"The model assigns a tensor of shape {tuple(assigned.shape)} to its buffer '{name}' of shape "
+            f"{tuple(held.shape)}, but the shape of a state is fixed. Keep a window of fixed size, such as "
+            "torch.cat([self.cache[:, 1:], x], 1)."
         )
 
 
 def states_of(graph: Graph) -> list[Node]:
-    """The nodes that yield a state as it was before the call, in graph order."""
+    """Returns the nodes that copy the states' values before the call, in graph order."""
     return [node for node in graph.nodes if is_state(node)]
 
 
 def has_state(module: GraphModule) -> bool:
-    """Whether a module keeps anything from one call to the next."""
+    """Whether a module has states."""
     return any(map(is_state, module.graph.nodes))
 
 
 def store_of(state: Node) -> Node:
-    """The node of the buffer that holds a state."""
+    """Returns the get_attr node of the buffer that stores a state."""
     store = state.args[0]
     assert isinstance(store, Node)
     return store
 
 
 def is_state_write(node: Node) -> bool:
-    """Whether `node` stores the next value of a state."""
+    """Whether `node` writes the next value of a state."""
     if node.op != "call_function" or op_name(node) != "aten.copy_.default":
         return False
     store = node.args[0]
@@ -124,22 +126,22 @@ def is_state_write(node: Node) -> bool:
 
 
 def write_of(state: Node) -> Node:
-    """The node that stores the next value of a state."""
+    """Returns the node that writes the next value of a state."""
     return next(user for user in store_of(state).users if is_state_write(user))
 
 
 def next_value(write: Node) -> Node:
-    """The value that a write stores as the next value of a state."""
+    """Returns the node whose value a write stores as the next value of a state."""
     value = write.args[1]
     assert isinstance(value, Node)
     return value
 
 
 def hold_state(store: Node) -> Node:
-    """Insert a copy of the buffer `store` behind it, and a write of that copy in front of the graph's output.
+    """Inserts a copy of the buffer `store` after its node, and a write of the copy before the graph's output.
 
-    All readers of `store` read the copy instead. Returns the copy. Operators that write to it change the value that is
-    stored.
+    Redirects all readers of `store` to the copy, and returns the copy. In-place operators on the copy change the value
+    that the write stores.
     """
     graph = store.graph
     with graph.inserting_after(store):
@@ -154,23 +156,23 @@ def hold_state(store: Node) -> Node:
 
 
 def remember_states(module: GraphModule) -> None:
-    """Record the current values of the states of `module` as initial values, which `reset` restores."""
+    """Records the current values of the states of `module` as the initial values that `reset` restores."""
     names = [str(store_of(state).target) for state in states_of(module.graph)]
     if names and _INITIAL not in module.meta:
         module.meta[_INITIAL] = {name: attribute(module, name).detach().clone() for name in names}
 
 
 def initial_states(module: torch.nn.Module) -> dict[str, Tensor]:
-    """The initial values of the states of a module, by the names of their buffers; none for a module without state."""
+    """Returns the initial values of a module's states by buffer name; an empty dict for a module without state."""
     found: dict[str, Tensor] = getattr(module, "meta", {}).get(_INITIAL, {})
     return found
 
 
 @torch.no_grad()
 def reset(module: torch.nn.Module) -> None:
-    """Give the states of a prepared or converted module the values that they had when the model was exported.
+    """Restores the states of a prepared or converted module to their values at export.
 
-    Does nothing to a module without state. Raises `ModelError` for a module that was not prepared.
+    Does nothing for a module without state. Raises `ModelError` for a module that was not prepared.
     """
     if not isinstance(module, GraphModule) or "meta" not in vars(module):
         raise ModelError(
@@ -183,7 +185,7 @@ def reset(module: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def run_sample(module: GraphModule, sample: Sequence[Tensor]) -> Any:
-    """Run `module` on a sample, which holds inputs and then the values of the states before the call."""
+    """Runs `module` on a sample: inputs, followed by the values of the states before the call."""
     stores = [str(store_of(state).target) for state in states_of(module.graph)]
     count = len(sample) - len(stores)
     for name, value in zip(stores, sample[count:], strict=True):
@@ -193,10 +195,10 @@ def run_sample(module: GraphModule, sample: Sequence[Tensor]) -> Any:
 
 @torch.no_grad()
 def samples_of(module: GraphModule, streams: Iterable[Sequence[Sequence[Tensor]]]) -> list[tuple[Tensor, ...]]:
-    """The steps of `streams` as samples: the inputs of a step, then the states before it. Runs every step once.
+    """Converts the steps of `streams` to samples: the inputs of a step, followed by the states before the step.
 
-    Resets the states of `module` before each stream and at the end. For a module without state, the samples are the
-    steps, and nothing is run.
+    Runs every step once, and resets the states of `module` before each stream and at the end. For a module without
+    state, the samples are the steps, and the module is not run.
     """
     if not has_state(module):
         return [tuple(inputs) for steps in streams for inputs in steps]
