@@ -27,7 +27,7 @@ from torchao.quantization.pt2e.observer import HistogramObserver, MinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron.calibration import CalibrationOptions, calibrate
-from openneutron.calibration.graph import Batches, bare, in_batches
+from openneutron.calibration.bare_graph import Batches, bare, batched_graph
 from openneutron.quantizer import NeutronQuantizer
 
 # Of a whole calibration that is timed.
@@ -100,7 +100,7 @@ def measure(name: str, rounds: int, counts: Sequence[int], console: Console) -> 
         for layout, channels_last in {"NCHW": False, "channels-last": True}.items():
             batches = Batches(count, channels_last)
             inputs = batches.of(list(itertools.islice(itertools.cycle(samples), count)))
-            batched = in_batches(single, batches)
+            batched = batched_graph(single, batches)
             runs = {"float": turns(model, samples), "batch": turns(model, [inputs]), "ours": turns(batched, [inputs])}
             times = milliseconds(runs, max(rounds // count, 5))
             each = {label: time / count for label, time in times.items()}

@@ -152,7 +152,8 @@ def generate_neutron_compile_spec(  # noqa: PLR0917  the order of ExecuTorch's o
     `use_neutron_for_format_conversion` runs conversions between NCHW and NHWC on the NPU; for the legacy generation,
     the runtime does them in any case. `payload` is "portable" (a TFLite file, which the host runs), "device"
     (microcode, written by the vendor's converter), or "auto": "device" if a matching converter is installed, else
-    "portable". `system_config` must be None; it exists for scripts that pass it. Raises `TargetError` and `OptionError`.
+    "portable". `system_config` must be None; it exists for scripts that pass it. Raises `TargetError` and
+    `OptionError`.
     """
     if system_config is not None:
         raise OptionError(f"system_config is not used by any Neutron target; got {system_config!r}. Leave it out.")

@@ -1,7 +1,7 @@
 """The properties of each target's NPU, and the generations of the vendor's converter.
 
-The numbers are published by NXP or were read from files that NXP's converter wrote. An unknown property is `None` and is
-displayed as "unknown".
+The numbers are published by NXP or were read from files that NXP's converter wrote. An unknown property is `None` and
+is displayed as "unknown".
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Generation(enum.Enum):
     MODERN = "modern"
 
 
-# Assumed where the MACs of a pipeline are unknown. Limits become stricter as this number grows, so the largest plausible
-# value is safe.
+# Assumed where the MACs of a pipeline are unknown. Limits become stricter as this number grows, so the largest
+# plausible value is safe.
 ASSUMED_MACS_PER_PIPELINE = 16
 
 

@@ -136,7 +136,7 @@ def test_the_advice_is_a_scale_for_each_channel_and_it_keeps_what_it_promises(fo
     promised = found.output_sqnr_db - 10 * math.log10(1 - advice.removes)
     assert after.output_sqnr_db == pytest.approx(promised, abs=1.5)
     assert not after.advice
-    assert after.verdict.endswith("Nothing to treat.")
+    assert after.verdict.endswith("No layer needs treatment.")
     assert row(after, "second").weak_channels == 0
 
 
@@ -291,7 +291,7 @@ def test_a_weight_that_takes_one_scale_only_is_left_in_float() -> None:
     data = [torch.randn(4, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
     analysis = analyze(None, quantize(model, (data[0],), data, recover=None), data)
     assert analysis.advice[0].code == 'layers={"0": "float"}'
-    assert "channels of its weight have fewer than 8 of 255 codes" in analysis.advice[0].why
+    assert "channels of its weight use fewer than 8 of 255 codes" in analysis.advice[0].why
     assert analysis.advice[0].removes == analysis.layers[0].error_share
 
 
@@ -321,19 +321,23 @@ def test_an_error_of_many_layers_is_not_blamed_on_one(found: Analysis) -> None:
 
 
 def test_the_verdict_says_whether_weights_or_activations_cause_most() -> None:
-    numbers = r"The outputs keep 5\.0 dB \(6\.0 with weights alone in int8, 12\.0 with activations alone\)\. "
-    weights = r'No layer .* Weights cause most of it: treat them all \(recover="auto", weight_granularity="per_channel"'
+    numbers = (
+        r"The SQNR of the outputs is 5\.0 dB \(6\.0 with only weights .*, 12\.0 with only activations in int8\)\. "
+    )
+    weights = r'No layer .* Weights cause most .*: treat all layers \(recover="auto", weight_granularity="per_channel"'
     assert re.match(numbers + weights, verdict((), Kept(5, 6, 12)))
-    activations = r'No layer .* Activations cause most of it, .* treat them all \(recover="auto", recover="best", which'
+    activations = r'No layer .* Activations cause most .* treat all layers \(recover="auto", recover="best", which'
     assert re.search(activations, verdict((), Kept(5, 12, 6)))
-    assert verdict((), Kept(40, 43, 43)).endswith("with activations alone). Nothing to treat.")
+    assert verdict((), Kept(40, 43, 43)).endswith("with only activations in int8). No layer needs treatment.")
     for kept in (Kept(5, 6, 12), Kept(5, 12, 6)):
-        assert 'recover="auto"' not in verdict((), kept, is_mended=True)
+        assert 'recover="auto"' not in verdict((), kept, learned_rounding=True)
 
 
-def test_weights_that_are_mended_are_not_to_be_mended(found: Analysis) -> None:
+def test_advice_omits_learned_rounding_if_it_was_applied(found: Analysis) -> None:
     for rule in RULES:
-        for_it = [Finding(Case(found.layers[0], None, is_mended), rule).what for is_mended in (False, True)]
+        for_it = [
+            Finding(Case(found.layers[0], None, learned_rounding), rule).what for learned_rounding in (False, True)
+        ]
         assert "{" not in "".join(for_it)
         assert 'recover="auto"' not in for_it[1]
         assert ('recover="auto"' in for_it[0]) == (rule.remedy == FLOAT)
@@ -379,7 +383,12 @@ def test_the_page_is_whole_and_names_the_layers(found: Analysis, tmp_path: Path)
     assert found.verdict.replace("'", "&#39;") in page
     for layer in found.layers:
         assert f"<td>{layer.node}" in page
-    for title in ("Along the network", "Outputs of the worst layers", "Weights of the worst layers", "The .pte beside"):
+    for title in (
+        "Along the network",
+        "Outputs of the worst layers",
+        "Weights of the worst layers",
+        "Differences between .pte and module",
+    ):
         assert title in page
 
 
@@ -453,7 +462,7 @@ def test_numbers_that_are_not_positive_are_an_option_error(healthy: QuantizedMod
 
 def test_a_pair_of_different_models_is_a_model_error(healthy: QuantizedModel) -> None:
     module, data = healthy.module, images(1)
-    with pytest.raises(ModelError, match="needs the float model"):
+    with pytest.raises(ModelError, match="or the float model that was exported"):
         analyze(None, module, data)
     with pytest.raises(ModelError, match=r"no such node.*quantizer="):
         analyze(nn.Sequential(nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(1600, 10)).eval(), module, data)

@@ -59,7 +59,7 @@ def test_top1_of_several_rows() -> None:
         *[100.0] * 4, 0.0,
     ]  # fmt: skip
     for label in (torch.tensor([1, 0]), torch.tensor([[0, 1, 0]] * 3), torch.tensor([1.0, 0, 0]), "cat"):
-        with pytest.raises(InputError, match="top1 takes the number of a class"):
+        with pytest.raises(InputError, match="top1 takes class indices"):
             top1(outputs, label)
 
 
@@ -139,10 +139,10 @@ def test_outputs_keep_their_form_in_other_processes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"metric": "top5"}, OptionError, "metric is 'top1'"),
+        ({"metric": "top5"}, OptionError, "metric must be 'top1'"),
         ({"jobs": 0}, OptionError, "jobs is"),
-        ({"run": 3}, OptionError, "run is a module"),
-        ({"data": []}, InputError, "no data to evaluate on"),
+        ({"run": 3}, OptionError, "run must be a module"),
+        ({"data": []}, InputError, "data are empty"),
         ({"data": [torch.zeros(1)]}, InputError, "Sample 0 is no pair"),
     ],
 )
@@ -154,5 +154,5 @@ def test_nonsense(arguments: dict[str, Any], error: type[Exception], message: st
 def test_what_cannot_be_pickled() -> None:
     model = network()
     model.lock = __import__("threading").Lock()
-    with pytest.raises(ModelError, match="use jobs=1"):
+    with pytest.raises(ModelError, match="Use jobs=1"):
         evaluate(model, data(), jobs=2)

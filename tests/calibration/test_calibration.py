@@ -24,7 +24,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.calibration import CalibrationOptions, calibrate
-from openneutron.calibration.graph import SINGLE, Batches, bare, batches_of, why_not_in_batches
+from openneutron.calibration.bare_graph import SINGLE, Batches, bare, batches_of, why_not_in_batches
 from openneutron.calibration.run import _observers
 from openneutron.core.parallel import WorkerWarning, in_order, parts
 from openneutron.errors import CalibrationError, OptionError

@@ -80,7 +80,7 @@ class TestPte:
         assert [delegate.backend for delegate in method.delegates] == [delegate.id for delegate in plan.delegates]
         specs = [{spec.key: bytes(spec.value) for spec in delegate.compile_specs} for delegate in plan.delegates]
         assert [dict(delegate.compile_specs) for delegate in method.delegates] == specs
-        kernels = [call.name for call in method.calls if isinstance(call, pte.Kernel)]
+        kernels = [call.name for call in method.calls if isinstance(call, pte.KernelCall)]
         assert kernels == [
             "quantized_decomposed::quantize_per_tensor.out", "quantized_decomposed::dequantize_per_tensor.out",
             "aten::sigmoid.out", "quantized_decomposed::quantize_per_tensor.out",

@@ -21,7 +21,7 @@ from torch import nn
 from openneutron import NeutronProgram, inspect, lower, quantize
 from openneutron.errors import TargetError
 from openneutron.ir.cost import OPERATOR_CYCLES
-from openneutron.report.estimate import Fit, Layer, fit_of
+from openneutron.report.estimate import Fit, LayerEstimate, fit_of
 from openneutron.report.inspect import Report, inspect_bytes
 from openneutron.report.memory import Lifetime, lifetimes, plan
 from openneutron.report.text import render
@@ -154,7 +154,9 @@ class TestFit:
     TARGET = replace(TARGETS["mcxn94x"], sram_bytes=1000, flash_bytes=5000)
 
     def fit(self, weights: list[int], scratch: int = 100) -> Fit:
-        layers = [Layer("CONV_2D", f"t{i}", (1, 1, 1, 1), 0, 0, 0.0, size, scratch) for i, size in enumerate(weights)]
+        layers = [
+            LayerEstimate("CONV_2D", f"t{i}", (1, 1, 1, 1), 0, 0, 0.0, size, scratch) for i, size in enumerate(weights)
+        ]
         return fit_of(layers, scratch, 50, self.TARGET)
 
     def test_all_in_sram(self) -> None:

@@ -261,7 +261,7 @@ class TestRefusals:
 
     def test_tflite_that_litert_refuses(self) -> None:
         payload = pack_portable(straight_header(1, 1), b"\x1c\0\0\0TFL3" + bytes(range(64)))
-        with pytest.raises(HostError, match="LiteRT cannot run the payload's TFLite model"):
+        with pytest.raises(HostError, match="LiteRT cannot run the TFLite model of the payload"):
             HostProgram.from_bytes(single_call(payload))
 
     def test_header_that_disagrees_with_the_tflite(self) -> None:
@@ -394,7 +394,7 @@ class TestProgram:
             ((torch.zeros(SHAPE),), "input 0 has dtype torch.float32, expected torch.int8"),
             ((np.zeros(SHAPE, object),), "input 0: can't convert np.ndarray of type numpy.object_"),
             (("text",), "input 0 is a str, expected a torch tensor or a numpy array"),
-            (([1, 2],), "does not know the form of its inputs: give its tensors alone, in order"),
+            (([1, 2],), "does not contain the structure of its inputs: give only the tensors, in order"),
         ],
     )
     def test_inputs_are_checked(self, doubling: bytes, inputs: tuple[Any, ...], message: str) -> None:

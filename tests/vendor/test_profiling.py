@@ -142,5 +142,5 @@ def test_a_converter_that_prints_something_else_is_a_warning(
 ) -> None:
     delegate = pte.read(lower(quantized, payload="portable").buffer).methods[0].delegates[0]
     options = CompileOptions(use_profiling=True, extra_flags="verbose=False")
-    with pytest.warns(ConverterWarning, match="nothing says what they compute"):
+    with pytest.warns(ConverterWarning, match="not the operators that they compute"):
         compile_payloads([parse(delegate.payload)], options, sdk.choose(None))

@@ -58,7 +58,7 @@ class TestChoose:
             sdk.choose(flavor)
 
     def test_none_at_all(self) -> None:
-        with pytest.raises(ConverterError, match=r"installed: none.*portable program needs none"):
+        with pytest.raises(ConverterError, match=r"installed: none.*portable program needs no converter"):
             sdk.choose(None, ())
 
 

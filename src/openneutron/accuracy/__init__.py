@@ -1,4 +1,4 @@
-"""How good a quantized model is, where it loses accuracy, and how to get it back."""
+"""Measures the accuracy of a quantized model, finds the layers that lose accuracy, and suggests remedies."""
 
 from openneutron.accuracy.analyze import Analysis, LayerAccuracy, analyze
 from openneutron.accuracy.evaluate import evaluate

@@ -1,4 +1,4 @@
-"""Which layers to treat, and how: rules as data, the first one that applies to a layer."""
+"""Selects the layers to treat, and a remedy for each: the first rule of `RULES` that applies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 
-from openneutron.accuracy.layers import INPUT, REQUANTIZE
+from openneutron.accuracy.quantized_layers import INPUT, REQUANTIZE
 from openneutron.accuracy.result import LayerAccuracy
 
 __all__ = [
@@ -14,27 +14,27 @@ __all__ = [
     "code_of", "finding_of", "to_treat", "verdict",
 ]  # fmt: skip
 
-# Noise of a tenth of the output's size. The labelled networks of benchmarks.fidelity that keep more (25 dB to 32 dB)
-# lose at most 0.6 points of accuracy; the one that keeps less (8 dB) loses 6.
+# 20 dB is noise of a tenth of the output's size. Of the labelled networks in benchmarks.fidelity, those above it (25 dB
+# to 32 dB) lose at most 0.6 points of accuracy, and the one below it (8 dB) loses 6 points.
 HEALTHY_DB = 20.0
-# What one layer must cause to be treated alone.
+# Smallest share of the final error for which a single layer is treated.
 SMALLEST_SHARE = 0.1
-# Of the channels of a weight or an output, or of values: what is no exception any more.
+# Shares of the channels, and of the values, from which on weak channels and saturated values matter.
 MANY_CHANNELS = 0.1
 MUCH_SATURATION = 0.005
-# Of the range of int8: what is clipped there loses more than one that is wider would cost all others.
+# Share of the int8 range. Clipping values farther beyond the range costs more than a wider range would.
 FAR_BEYOND = 0.1
-# The part of what float removes that scales for each channel must remove, too.
+# Scales per channel are recommended if they remove at least this share of the error that float removes.
 ENOUGH = 0.5
 MOST_LAYERS = 2
 
-OR_MEND = '; or round its weights by what they do (recover="auto")'
+OR_ROUND = '; or use learned rounding for its weights (recover="auto")'
 PER_CHANNEL, FLOAT, OBSERVER, RECOVER, INPUT_RANGE = "per channel", "float", "observer", "recovery", "input"
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The SQNR of the outputs in dB: as they are, with weights and biases alone quantized, with activations alone."""
+    """SQNR of the outputs in dB: of the quantized model, and with only weights or only activations quantized."""
 
     output_db: float
     weights_db: float
@@ -42,32 +42,32 @@ class Kept:
 
     def __str__(self) -> str:
         return (
-            f"The outputs keep {self.output_db:.1f} dB ({self.weights_db:.1f} with weights alone in int8, "
-            f"{self.activations_db:.1f} with activations alone)."
+            f"The SQNR of the outputs is {self.output_db:.1f} dB ({self.weights_db:.1f} with only weights in int8, "
+            f"{self.activations_db:.1f} with only activations in int8)."
         )
 
 
 @dataclass(frozen=True)
 class Case:
-    """A layer to treat, and what was tried."""
+    """A layer to treat, and the result of trying scales per channel."""
 
     layer: LayerAccuracy
     per_channel: float | None
-    """The share of the error that one scale for each channel of its weight removes; None where it cannot have them."""
-    is_mended: bool = False
-    """Whether its weights are rounded by what they do already."""
+    """Share of the error that weight scales per channel remove; None for a layer that cannot have them."""
+    learned_rounding: bool = False
+    """Whether learned rounding has been applied to the weights already."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A remedy, when it is the one to try, and why."""
+    """A remedy, the condition under which it applies, and the texts for the user."""
 
     remedy: str
     applies: Callable[[Case], bool]
     why: str
-    """The reason, with names of fields of `LayerAccuracy` to fill in, and `median_code` of its `largest_codes`."""
+    """The reason. May contain fields of `LayerAccuracy` and `median_code`, the median of `largest_codes`, in braces."""
     what: str
-    """What to try, with `or_mend` where rounding the weights anew may do, if that has not been done."""
+    """The remedy in words. `{or_round}` is replaced by the alternative of learned rounding, unless it was applied."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +79,23 @@ class Finding:
 
     @property
     def layer(self) -> LayerAccuracy:
-        """The layer."""
+        """The layer to treat."""
         return self.case.layer
 
     @property
     def why(self) -> str:
-        """The rule's reason with the layer's numbers."""
+        """The rule's reason, with the layer's numbers."""
         codes = self.layer.largest_codes
         return self.rule.why.format_map({**vars(self.layer), "median_code": median_low(codes) if codes else 0})
 
     @property
     def what(self) -> str:
-        """What to try."""
-        return self.rule.what.format(or_mend="" if self.case.is_mended else OR_MEND)
+        """The remedy in words."""
+        return self.rule.what.format(or_round="" if self.case.learned_rounding else OR_ROUND)
 
     @property
     def removes(self) -> float | None:
-        """The share of the error that the remedy removes, where it was tried."""
+        """The share of the error that the remedy removes; None if the remedy was not tried."""
         tried = {PER_CHANNEL: self.case.per_channel, FLOAT: self.layer.error_share}
         return tried.get(self.rule.remedy)
 
@@ -121,51 +121,54 @@ RULES = (
     Rule(
         INPUT_RANGE,
         lambda case: case.layer.op == INPUT,
-        "The input itself loses it: its 256 codes reach from {int8_range[0]:.4g} to {int8_range[1]:.4g}.",
-        "Give inputs of another scale (normalize, take a logarithm), or calibrate with the range that matters.",
+        "Quantizing the model's input loses the accuracy: its 256 codes cover {int8_range[0]:.4g} to "
+        "{int8_range[1]:.4g}.",
+        "Scale the inputs (normalize them or take a logarithm), or calibrate with inputs of the relevant range.",
     ),
     Rule(
         OBSERVER,
         lambda case: _is_clipped(case.layer) and not case.layer.fixed_range,
-        "{saturation:.1%} of its values are outside of what int8 reaches ({int8_range[0]:.4g} to {int8_range[1]:.4g}; "
-        "float has {float_range[0]:.4g} to {float_range[1]:.4g}).",
-        "Take ranges from the extremes (no other observer than RangeObserver), and calibrate with inputs like these.",
+        "{saturation:.1%} of its values are outside of the int8 range ({int8_range[0]:.4g} to {int8_range[1]:.4g}; "
+        "the float range is {float_range[0]:.4g} to {float_range[1]:.4g}).",
+        "Take ranges from the extremes (observer=RangeObserver), and calibrate with inputs like these.",
     ),
     Rule(
         PER_CHANNEL,
         _per_channel_helps,
-        "One scale serves all {weight_channels} channels of its weight, and half of them reach at most code "
+        "Its weight has one scale for {weight_channels} channels, and the largest code of half of them is at most "
         "{median_code} of 127.",
-        "One scale for each channel of this weight.",
+        "Use a scale for each channel of this weight.",
     ),
     Rule(
         FLOAT,
         _is_weak,
-        "{weak_channels} of the {weight_channels} channels of its weight have fewer than 8 of 255 codes, and scales "
-        "for each channel do not help.",
-        "Leave it in float, on the CPU{or_mend}.",
+        "{weak_channels} of the {weight_channels} channels of its weight use fewer than 8 of 255 codes, and scales "
+        "per channel do not help.",
+        "Keep it in float, on the CPU{or_round}.",
     ),
     Rule(
         RECOVER,
         lambda case: _has_lost_channels(case) or case.layer.op == REQUANTIZE,
-        "Of {lost_channels} of the {channels} channels of its output int8 leaves one code, as others reach from "
-        "{float_range[0]:.4g} to {float_range[1]:.4g}.",
-        "Recover what it lost: equalization evens channels out.",
+        "{lost_channels} of the {channels} channels of its output have a single code in int8, because other channels "
+        "cover {float_range[0]:.4g} to {float_range[1]:.4g}.",
+        "Use recovery, which equalizes the ranges of channels.",
     ),
     Rule(
         FLOAT,
         lambda _: True,
-        "Its own rounding leaves {own_sqnr_db:.1f} dB, over a range of {float_range[0]:.4g} to {float_range[1]:.4g}.",
-        "Leave it in float, on the CPU{or_mend}.",
+        "Its own rounding reduces the SQNR to {own_sqnr_db:.1f} dB, over a range of {float_range[0]:.4g} to "
+        "{float_range[1]:.4g}.",
+        "Keep it in float, on the CPU{or_round}.",
     ),
 )
-"""Tried in this order. What calibration got wrong comes first: other remedies would only hide it."""
+"""The rules in order of precedence. Rules about calibration come first, as other remedies only hide a wrong range."""
 
 
 def to_treat(layers: Sequence[LayerAccuracy], kept: Kept) -> tuple[LayerAccuracy, ...]:
-    """The layers to treat, at most two, the worst first. `layers` are sorted as those of an `Analysis`.
+    """Returns at most two layers to treat, the worst first. `layers` must have the order of `Analysis.layers`.
 
-    None where the outputs are good, or no layer causes much of the error by itself.
+    Returns none if the SQNR of the outputs is at least `HEALTHY_DB`, or if no single layer causes at least
+    `SMALLEST_SHARE` of the error.
     """
     if kept.output_db >= HEALTHY_DB:
         return ()
@@ -173,34 +176,34 @@ def to_treat(layers: Sequence[LayerAccuracy], kept: Kept) -> tuple[LayerAccuracy
 
 
 def finding_of(case: Case) -> Finding:
-    """The layer with the first rule that applies."""
+    """Returns the layer with the first rule that applies to it."""
     return Finding(case, next(rule for rule in RULES if rule.applies(case)))
 
 
-def verdict(treated: Sequence[LayerAccuracy], kept: Kept, *, is_mended: bool = False) -> str:
-    """In a sentence or two, how good the outputs are, and whether anything is to be treated.
+def verdict(treated: Sequence[LayerAccuracy], kept: Kept, *, learned_rounding: bool = False) -> str:
+    """Returns one or two sentences about the SQNR of the outputs and the layers to treat.
 
-    `is_mended` says that weights are rounded by what they do already.
+    `learned_rounding` says whether learned rounding has been applied to the weights already.
     """
     if kept.output_db >= HEALTHY_DB:
-        return f"{kept} Nothing to treat."
+        return f"{kept} No layer needs treatment."
     if treated:
         names = (f"'{layer.node}'" + (f" ({layer.module})" if layer.module else "") for layer in treated)
         return f"{kept} Treat {' and '.join(names)} first."
-    recover = "" if is_mended else 'recover="auto", '
+    recover = "" if learned_rounding else 'recover="auto", '
     if kept.weights_db < kept.activations_db:
-        cause = f'Weights cause most of it: treat them all ({recover}weight_granularity="per_channel", '
+        cause = f'Weights cause most of it: treat all layers ({recover}weight_granularity="per_channel", '
     else:
-        cause = f"Activations cause most of it, so that other weights would win little: treat them all ({recover}"
+        cause = f"Activations cause most of it, and other weights would gain little: treat all layers ({recover}"
         cause += 'recover="best", which tries other ranges, '
     return (
-        f"{kept} No layer that was measured causes {SMALLEST_SHARE:.0%} of the error alone. {cause}"
+        f"{kept} No measured layer causes {SMALLEST_SHARE:.0%} of the error by itself. {cause}"
         "quantization-aware training)."
     )
 
 
 def code_of(finding: Finding, layers: Sequence[LayerAccuracy]) -> str:
-    """The option that carries out a finding, to paste."""
+    """Returns the option of `quantize()` that applies the remedy of a finding, as Python code."""
     if finding.rule.remedy in (PER_CHANNEL, FLOAT):
         setting = "per_channel" if finding.rule.remedy == PER_CHANNEL else "float"
         return f'layers={{"{key_of(finding.layer, layers)}": "{setting}"}}'
@@ -208,7 +211,9 @@ def code_of(finding: Finding, layers: Sequence[LayerAccuracy]) -> str:
 
 
 def key_of(layer: LayerAccuracy, layers: Sequence[LayerAccuracy]) -> str:
-    """The key of `layers` that means `layer`: its module where that holds no other layer, else its operator."""
+    """Returns the key of the option `layers` for `layer`: its module if that contains no other layer, else its
+    operator.
+    """
     inside = [one for one in layers if one.module is not None and _is_in(one.module, layer.module or "")]
     return layer.module if layer.module and len(inside) == 1 else layer.op
 

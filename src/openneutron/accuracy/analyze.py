@@ -1,4 +1,4 @@
-"""Where a quantized model loses accuracy: layer by layer, with the share of the final error that each one causes."""
+"""Measures the accuracy of a quantized model layer by layer, and the share of the final error of each layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from openneutron.accuracy import advice as rules
 from openneutron.accuracy.advice import Kept
 from openneutron.accuracy.compare import Comparison, compare_layers
-from openneutron.accuracy.layers import QuantizedLayer, QuantizedLayers, find_layers
+from openneutron.accuracy.quantized_layers import QuantizedLayer, QuantizedLayers, find_layers
 from openneutron.accuracy.replay import record
 from openneutron.accuracy.result import Advice, Analysis, Bins, LayerAccuracy
 from openneutron.accuracy.shares import Treatment, float_outputs, noise_ratio, shares_of, to_float, weight_per_channel
@@ -37,7 +37,7 @@ from openneutron.runtime.native import native_module
 __all__ = ["Analysis", "LayerAccuracy", "Progress", "analyze"]
 
 Progress = Callable[[int, int], None]
-"""Called with the number of steps that are done, and of all; a step is a run of the network or of a part of it."""
+"""Called with the number of completed steps and of all steps. A step is a run of the network or of a part of it."""
 
 
 def analyze(
@@ -53,32 +53,36 @@ def analyze(
     program: NeutronProgram | bytes | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
-    """Compare a quantized model with its float graph, layer by layer, and say which layers to treat and how.
+    """Compares a quantized model with its float graph, layer by layer, and recommends remedies for the worst layers.
 
-    `quantized` comes from `quantize`, which kept the float graph; `model` may be None then, and otherwise has to be the
-    one that was quantized, in any form that `quantize` takes. With a module that `convert_pt2e` returned, `model` is
-    the one that was exported, and `quantizer` the one that annotated it, where that had options (`layers`, a target).
-    `data` and `transform` are what `quantize` takes to calibrate with, labels behind the inputs are ignored. The first
-    `samples` are used.
+    `quantized` is a result of `quantize`, which contains the float graph, or a module from `convert_pt2e`. In the first
+    case, `model` is None or the model that was quantized, in any form that `quantize` takes. In the second case,
+    `model` is the model that was exported, and `quantizer` is the quantizer that annotated it, if it had options
+    (`layers`, a target). `data` and `transform` are as for the calibration data of `quantize`; labels after the inputs
+    are ignored. The analysis uses the first `samples`.
 
-    Of the outputs it measures the noise, also with weights and biases alone quantized, and with activations alone. Of
-    each layer it measures the noise of its output, all noise before it included, and its own. Its share of the final
-    error is what disappears with this layer alone in float: measured on the first `share_samples` for the `candidates`
-    layers with most noise of their own. `progress` is told the steps. With a `program`, it is also compared with the
-    module, layer by layer (`compare_layers`, which has its own errors), on `share_samples`.
+    The analysis measures:
 
-    Runs both graphs `samples` times, and candidates x share samples times what is behind each candidate; so time is
-    samples x nodes + candidates x share samples x nodes behind them. All values of one sample are in memory.
+    1. The SQNR of the outputs: of the quantized model, with only weights and biases quantized, and with only
+       activations quantized.
+    2. The SQNR of each layer's output: with the noise of all layers before it, and with only its own noise.
+    3. The share of the final error that disappears if this layer alone is in float: on the first `share_samples`, for
+       the `candidates` layers with the most noise of their own.
+    4. With a `program`, the difference between module and program, layer by layer, on `share_samples` (see
+       `compare_layers`, which has its own errors).
 
-    Raises `InputError` for data that do not fit, `ModelError` for a module that is not quantized or not of this model,
-    `OptionError` for numbers that are not positive, and, with a `program`, `NativeModuleError` where the native module
-    is not installed.
+    `progress` is called after each step. Time is samples x nodes + candidates x share_samples x nodes after the
+    candidate. Memory holds all values of one sample.
+
+    Raises `InputError` for data that do not fit the model, `ModelError` for a module that is not quantized or was not
+    made of `model`, `OptionError` for numbers that are not positive, and, with a `program`, `NativeModuleError` if
+    the native module is not installed.
     """
     if program is not None:
         native_module()
     for name, number in (("samples", samples), ("candidates", candidates), ("share_samples", share_samples)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise OptionError(f"{name} is a positive number, not {number!r}.")
+            raise OptionError(f"{name} must be a positive integer, not {number!r}.")
     if isinstance(quantized, ExportedProgram):
         quantized = quantized.module()
     module = quantized.module if isinstance(quantized, QuantizedModel) else quantized
@@ -90,7 +94,7 @@ def analyze(
     with typed_errors("Reading the data", InputError):
         streams = first_steps(streams_in(data, forms_of(module), transform=transform), samples)
     if not any(streams):
-        raise InputError("The data are empty: give at least one input, better 16.")
+        raise InputError("The data are empty. Give at least one input, or better 16.")
     first = next(steps[0] for steps in streams if steps)
     reference = _reference(model, quantized, quantizer, first)
     found = find_layers(module, reference, _target(quantized, quantizer))
@@ -106,9 +110,9 @@ def analyze(
     rows = {one.layer: _row(position, one, shares.get(one.layer)) for position, one in enumerate(statistics)}
     layers = tuple(sorted(rows.values(), key=_worst_first))
     kept = Kept(*(_decibels(noise_ratio(outputs) / len(outputs)) for outputs in noise))
-    guilty = rules.to_treat(layers, kept)
+    worst = rules.to_treat(layers, kept)
     recipe = quantized.recipe if isinstance(quantized, QuantizedModel) else None
-    is_mended = recipe is not None and recipe.mends == "weights"
+    learned_rounding = recipe is not None and recipe.mends == "weights"
     return Analysis(
         layers=layers,
         output_sqnr_db=kept.output_db,
@@ -116,8 +120,8 @@ def analyze(
         activations_sqnr_db=kept.activations_db,
         samples=len(inputs),
         share_samples=len(tried),
-        verdict=rules.verdict(guilty, kept, is_mended=is_mended),
-        advice=_advice(guilty, found, rows, tried, is_mended=is_mended),
+        verdict=rules.verdict(worst, kept, learned_rounding=learned_rounding),
+        advice=_advice(worst, found, rows, tried, learned_rounding=learned_rounding),
         comparison=None if program is None else _compared(quantized, program, streams, len(tried)),
     )
 
@@ -125,7 +129,7 @@ def analyze(
 def _compared(
     quantized: QuantizedModel | GraphModule, program: Any, streams: Sequence[Sequence[Any]], samples: int
 ) -> Comparison:
-    """The comparison of module and program on the first `samples` steps of `streams`."""
+    """Compares module and program on the first `samples` steps of `streams`."""
     return compare_layers(quantized, program, [Stream(steps) for steps in streams], samples=samples)
 
 
@@ -135,13 +139,13 @@ def _reference(
     quantizer: NeutronQuantizer | None,
     inputs: Sequence[Any],
 ) -> GraphModule:
-    """The float graph that was annotated: kept by `quantize()`, or made again of `model`."""
+    """Returns the float graph that was annotated, from `quantize()`'s result or from a new export of `model`."""
     if isinstance(quantized, QuantizedModel) and quantized.reference is not None:
         if model is not None:
             _check_is_the_same(as_module(model), quantized.parameters)
         return quantized.reference
     if model is None:
-        raise ModelError("Without a QuantizedModel of quantize(), analyze() needs the float model that was exported.")
+        raise ModelError("analyze() needs a QuantizedModel from quantize(), or the float model that was exported.")
     module = as_module(model)
     check_eval(module, "analyze")
     converted = quantized.module if isinstance(quantized, QuantizedModel) else quantized
@@ -154,16 +158,16 @@ def _reference(
 
 
 def _check_is_the_same(model: torch.nn.Module, quantized: frozenset[str]) -> None:
-    """Raise `ModelError` for a model with other parameters than the `quantized` one had.
+    """Raises `ModelError` if the parameters of `model` differ from those that were quantized.
 
-    torch.export leaves out parameters that are not read, so that one of the two may have more.
+    torch.export leaves out parameters that are not read, so one of the two may have more parameters.
     """
     given = digests(model.parameters())
     if given and quantized and not (given <= quantized or quantized <= given):
         raise ModelError(
             f"This model is not the one that was quantized: {len(given - quantized)} of its {len(given)} parameters "
-            "have other values. Give that one, as it was then, or None: what quantize() returned has its own float "
-            "graph."
+            "have other values. Give the model as it was then, or None, because the result of quantize() contains the "
+            "float graph."
         )
 
 
@@ -187,9 +191,10 @@ class _Steps:
 def _gather(
     found: QuantizedLayers, statistics: Sequence[Statistics], inputs: Sequence[tuple[torch.Tensor, ...]], steps: _Steps
 ) -> list[list[Noise]]:
-    """Run both graphs on all samples and let each layer see its values.
+    """Runs both graphs on all samples and updates the statistics of each layer.
 
-    Returns the noise of each output: with all quantized, with weights and biases alone, with activations alone.
+    Returns the noise of each output: of the quantized model, with only weights and biases quantized, and with only
+    activations quantized.
     """
     outputs: list[list[Noise]] = []
     constants, roundings = found.float_constants, found.roundings
@@ -197,15 +202,15 @@ def _gather(
         wanted, given = record(found.reference, sample), record(found.module, sample)
         for one in statistics:
             layer = one.layer
-            if wanted[layer.twin].shape != given[layer.quantize].shape:
+            if wanted[layer.reference_node].shape != given[layer.quantize].shape:
                 raise ModelError(
-                    f"The quantized module yields {tuple(given[layer.quantize].shape)} where the float graph yields "
-                    f"{tuple(wanted[layer.twin].shape)}: they were not made of the same model.",
+                    f"A layer has shape {tuple(given[layer.quantize].shape)} in the quantized module and "
+                    f"{tuple(wanted[layer.reference_node].shape)} in the float graph: they are of different models.",
                     node=layer.operator.name,
                 )
             codes = given[layer.quantize]
             value = (codes.float() - layer.qparams.zero_point) * layer.qparams.scale
-            one.add(wanted[layer.twin], layer.in_float(found.module, given), codes, value)
+            one.add(wanted[layer.reference_node], layer.in_float(found.module, given), codes, value)
         alone = (record(found.module, sample, skipped=roundings), record(found.module, sample, known=constants))
         signals = _outputs_of(found.reference, wanted)
         outputs = outputs or [[Noise() for _ in signals] for _ in range(3)]
@@ -219,7 +224,7 @@ def _gather(
 def _outputs_of(module: GraphModule, values: Mapping[Node, Any]) -> list[torch.Tensor]:
     found = float_outputs(values[output_node(module.graph)])
     if not found:
-        raise ModelError("The model returns no float tensor, so there is no error at its end to explain.")
+        raise ModelError("The model returns no float tensor, so its outputs have no error to analyze.")
     return found
 
 
@@ -229,14 +234,14 @@ def _advice(
     rows: dict[QuantizedLayer, LayerAccuracy],
     samples: Sequence[tuple[torch.Tensor, ...]],
     *,
-    is_mended: bool,
+    learned_rounding: bool,
 ) -> tuple[Advice, ...]:
-    """What to do about some layers; scales for each channel are tried first."""
+    """Returns advice for the layers to treat. Measures first how much of the error scales per channel would remove."""
     layer_of = {row.node: layer for layer, row in rows.items()}
     tried = [row.node for row in treated if row.can_be_per_channel]
     treatments: list[tuple[QuantizedLayer, Treatment]] = [(layer_of[node], weight_per_channel) for node in tried]
     shares = dict(zip(tried, shares_of(found, treatments, samples), strict=True)) if tried else {}
-    findings = [rules.finding_of(rules.Case(row, shares.get(row.node), is_mended)) for row in treated]
+    findings = [rules.finding_of(rules.Case(row, shares.get(row.node), learned_rounding)) for row in treated]
     return tuple(
         Advice(
             node=one.layer.node,

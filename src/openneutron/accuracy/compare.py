@@ -1,4 +1,4 @@
-"""A converted module beside its `.pte` on this machine, layer by layer."""
+"""Compares a converted module with its `.pte` on this machine, layer by layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from openneutron.accuracy.replay import evaluate
+from openneutron.accuracy.replay import run_node
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.boundary import typed_errors
 from openneutron.core.files import read_file
@@ -48,37 +48,37 @@ _TO_NHWC = (0, 2, 3, 1)
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """One layer on the NPU, beside the module's own on the same int8 inputs."""
+    """The difference between a layer on the NPU and in the module, on the same int8 inputs."""
 
     node: str
-    """Its node, as in the program's `placement`."""
+    """Name of its node, as in the program's `placement`."""
     op: str
     module: str | None
     source: str | None
     lsb: int
-    """The largest difference of its output, in steps of its int8."""
+    """The largest difference of an output value, in int8 steps (LSB)."""
     differing: float
-    """The share of its output's values that differ at all, 0 to 1."""
+    """The share of its output values that differ, 0 to 1."""
     tolerance: int
-    """The steps that its operator may differ by (docs/operators.md)."""
+    """The largest difference that its operator may have, in int8 steps (docs/operators.md)."""
 
     @property
     def is_beyond(self) -> bool:
-        """Whether it differs by more than that."""
+        """Whether the difference exceeds the tolerance."""
         return self.lsb > self.tolerance
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A converted module beside a `.pte`."""
+    """The differences between a converted module and a `.pte`."""
 
     samples: int
     output_lsb: float
-    """The largest difference of the final outputs, in steps of their int8: what all layers add up to."""
+    """The largest difference of the program's outputs in int8 steps, with the differences of all layers together."""
     layers: tuple[LayerDifference, ...]
-    """In the order in which they run."""
+    """The layers on the NPU, in order of execution."""
     unseen: tuple[str, ...]
-    """Nodes on the NPU whose outputs the `.pte` does not hold as such: their difference is in the next layer's."""
+    """Nodes on the NPU whose outputs are no tensors of the `.pte`. The next layer's difference includes theirs."""
 
     def __str__(self) -> str:
         from openneutron.accuracy.text import comparison_lines
@@ -87,7 +87,7 @@ class Comparison:
 
     @property
     def first(self) -> LayerDifference | None:
-        """The first layer beyond its tolerance."""
+        """The first layer whose difference exceeds its tolerance."""
         return next((layer for layer in self.layers if layer.is_beyond), None)
 
 
@@ -100,23 +100,31 @@ def compare_layers(
     samples: int = 4,
     example_inputs: Any = None,
 ) -> Comparison:
-    """Run the `.pte`'s own delegates, and hold each layer in them against the module's on the same int8 inputs.
+    """Runs the delegates of a `.pte` and compares each layer in them with the module's layer on the same int8 inputs.
 
-    `program` is what `lower` returned, or a portable `.pte` as bytes or by its path; None lowers `quantized`. `data`
-    and `transform` are what `quantize` takes to calibrate with; the first `samples` are used. The module is compiled
-    again with the options that the program was lowered with: the TFLite files are then the same but for names and
-    constants, and the names say which tensor is which layer's output. In the program's own TFLite file these are
-    added to the outputs; its operators and constants stay as they are. Each layer's inputs are those that it had in the
-    `.pte`, so a layer that differs does so by itself, and not for what came before.
+    `program` is a result of `lower`, or a portable `.pte` as bytes or by its path; None lowers `quantized`. `data` and
+    `transform` are as for the calibration data of `quantize`; the comparison uses the first `samples`.
 
-    What this cannot see: layers that the compiler merged with others (`unseen`; what they do shows in the next one);
-    a fusion inside LiteRT that an added output prevents; what ExecuTorch's own kernels compute on the CPU, as each
-    delegate gets the module's inputs (only `output_lsb` has that); and in which order a tensor's dimensions lie, for
-    which the best match of those of its shape is taken.
+    Method:
 
-    `example_inputs` are those of `lower`, needed for a module of `convert_pt2e` whose order in memory is not that of
-    the data. Raises `ModelError` where the program was not lowered from such a module, `InputError` for data that do
-    not fit or a program that holds device payloads, and `NativeModuleError` where the native module is not installed.
+    1. Compile the module again with the options of the program. The TFLite files then differ only in names and
+       constants, and the names identify the output tensor of each layer.
+    2. Add these tensors to the outputs of the program's own TFLite files. Operators and constants stay unchanged.
+    3. Compute each layer of the module on the inputs that the layer had in the `.pte`. A difference is therefore the
+       layer's own, and does not come from earlier layers.
+
+    Limits:
+
+    - A layer that the compiler merged into another one is listed in `unseen`; its difference is part of the next one's.
+    - An added output may prevent a fusion inside LiteRT.
+    - Each delegate gets the module's inputs, so only `output_lsb` includes what ExecuTorch's kernels compute on the
+      CPU.
+    - The order of a tensor's dimensions is unknown; the comparison uses the order with the best match.
+
+    `example_inputs` are those of `lower`. They are needed for a module from `convert_pt2e` if their memory format
+    differs from that of the data. Raises `ModelError` if the program was not lowered from the module, `InputError`
+    for data that do not fit the model and for a program with device payloads, and `NativeModuleError` if the native
+    module is not installed.
     """
     native_module()
     if isinstance(quantized, ExportedProgram):
@@ -130,7 +138,7 @@ def compare_layers(
     with typed_errors("Reading the data", InputError):
         streams = first_steps(streams_in(data, forms_of(module), transform=transform), samples)
     if not any(streams):
-        raise InputError("The data are empty: give at least one input.")
+        raise InputError("The data are empty. Give at least one input.")
     first = next(steps[0] for steps in streams if steps)
     kept = quantized.examples if isinstance(quantized, QuantizedModel) else arguments_of(module, first)
     examples = kept if example_inputs is None else examples_of(example_inputs, module)
@@ -142,7 +150,7 @@ def compare_layers(
     payloads, options = _payloads(buffer)
     if any(map(_is_int8, (*host.inputs, *host.outputs))):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", quantized_io.FloatIOWarning)  # lower() said it
+            warnings.simplefilter("ignore", quantized_io.FloatIOWarning)  # lower() has shown this warning
             quantized_io.int8_io(exported)
     placed = place(exported, options)
     delegates = _delegates(placed.program, placed.partitions, payloads, options)
@@ -183,26 +191,26 @@ def _bytes_of(program: NeutronProgram | HostProgram | bytes | str | os.PathLike[
 
 
 def _payloads(buffer: bytes) -> tuple[list[Payload], CompileOptions]:
-    """The payloads of our delegates in the order in which they run, and the options that they were made with."""
+    """Returns the payloads of our delegates in order of execution, and the options that they were compiled with."""
     calls = [call for method in pte.read(buffer).methods[:1] for call in method.calls]
-    ours = [call for call in calls if isinstance(call, pte.Delegate) and call.backend == _BACKEND]
+    ours = [call for call in calls if isinstance(call, pte.DelegateCall) and call.backend == _BACKEND]
     if not ours:
-        raise InputError("This program has no delegate for the NPU, so there is nothing to compare layer by layer.")
+        raise InputError("This program has no delegate for the NPU, so there are no layers to compare.")
     payloads = [parse(call.payload) for call in ours]
     if not all(payload.is_portable for payload in payloads):
-        raise InputError("This program holds microcode, which only the board runs. Give the portable .pte.")
+        raise InputError("This program contains microcode, which only the board runs. Give the portable .pte.")
     return payloads, CompileOptions.from_values(ours[0].compile_specs)
 
 
 @dataclass(eq=False)
 class _Delegate:
-    """A delegate of the program, and what its layers have differed by so far."""
+    """A delegate of the program, and the differences of its layers over the samples so far."""
 
     partition: Partition
     payload: Payload
     interpreter: Interpreter
     tensors: Mapping[Node, int]
-    """The tensor that holds what a quantize node yields."""
+    """The index of the tensor that holds the output of a quantize node."""
     lsb: dict[Cluster, int] = field(default_factory=dict)
     differing: dict[Cluster, list[float]] = field(default_factory=dict)
 
@@ -214,14 +222,14 @@ class _Delegate:
         return [_row(cluster, lsb, self.differing[cluster]) for cluster, lsb in self.lsb.items()]
 
     def compare(self, program: ExportedProgram, values: Mapping[Node, Any]) -> None:
-        """Take in one sample; `values` are those of the module."""
+        """Compares the layers on one sample. `values` are the values of the module's nodes."""
         self._invoke(values)
         known: dict[Node, Any] = {node: values[node] for node in self.partition.inputs}
 
         def value_of(node: Node) -> Any:
             if node not in known:
                 is_constant = node.op in ("placeholder", "get_attr")
-                known[node] = values[node] if is_constant else evaluate(program.graph_module, node, value_of)
+                known[node] = values[node] if is_constant else run_node(program.graph_module, node, value_of)
             return known[node]
 
         for cluster in self.partition.clusters:
@@ -262,7 +270,7 @@ def _delegates(
     program: ExportedProgram, partitions: Sequence[Partition], payloads: Sequence[Payload], options: CompileOptions
 ) -> list[_Delegate]:
     if len(payloads) != len(partitions):
-        raise _not_of_this_module(f"it has {len(payloads)} delegates, the module {len(partitions)}")
+        raise _not_of_this_module(f"it has {len(payloads)} delegates, but the module has {len(partitions)}")
     orders, constants = settle_orders(program, partitions), Constants(program)
     named = replace(options, use_profiling=True)
     delegates = []
@@ -270,9 +278,11 @@ def _delegates(
         ours = tflite.read(parse(compile_partition(constants, partition, named, orders.is_channels_last)).tflite)
         theirs = tflite.read(payload.tflite)
         if _structure(ours) != _structure(theirs) or not _outputs(theirs) <= _outputs(ours):
-            raise _not_of_this_module(f"delegate {number} has other operators than the module makes")
+            raise _not_of_this_module(f"delegate {number} has other operators than the module")
         if _scales(ours) != _scales(theirs):
-            raise _not_of_this_module(f"delegate {number} has other scales: of other weights, or calibrated otherwise")
+            raise _not_of_this_module(
+                f"delegate {number} has other scales, so the weights or the calibration differ from the module's"
+            )
         tensors = _tensors(partition, ours.subgraphs[0], constants)
         interpreter = Interpreter(model_content=tflite.returning(payload.tflite, list(tensors.values())), num_threads=1)
         interpreter.allocate_tensors()
@@ -281,7 +291,7 @@ def _delegates(
 
 
 def _structure(model: tflite.Model) -> list[Any]:
-    """The numbers of the inputs, and the operators with the numbers and shapes of their tensors."""
+    """Returns the indices of the inputs, and the operators with the indices and shapes of their tensors."""
     graph = model.subgraphs[0]
     operators = [
         (operator.name, [tensor and (tensor.index, tensor.shape) for tensor in (*operator.inputs, *operator.outputs)])
@@ -291,20 +301,20 @@ def _structure(model: tflite.Model) -> list[Any]:
 
 
 def _outputs(model: tflite.Model) -> set[int]:
-    """The numbers of the outputs. A program lacks outputs whose values the CPU does not read."""
+    """Returns the indices of the outputs. A program lacks outputs that the CPU does not read."""
     return {tensor.index for tensor in model.subgraphs[0].outputs}
 
 
 def _scales(model: tflite.Model) -> list[Any]:
-    """Scales and zero points of the activations, in the order in which they are computed."""
+    """Returns scales and zero points of the activations, in order of computation."""
     activations = (tensor for operator in model.subgraphs[0].operators for tensor in operator.outputs)
     known = (tensor.quantization for tensor in activations)
     return [None if one is None else (*map(np.float32, one.scale), *one.zero_point) for one in known]
 
 
 def _tensors(partition: Partition, graph: tflite.Subgraph, constants: Constants) -> dict[Node, int]:
-    """The last tensor of each layer that has as many values as its output, and its qparams."""
-    by_origin: dict[str, list[tflite.TensorInfo]] = {}
+    """Returns the output tensor of each layer: its last tensor with the output's number of elements and qparams."""
+    by_origin: dict[str, list[tflite.FileTensor]] = {}
     for operator in graph.operators:
         for tensor in operator.outputs:
             origin = node_of(tensor.name)
@@ -325,9 +335,9 @@ def _tensors(partition: Partition, graph: tflite.Subgraph, constants: Constants)
 
 
 def _arranged(stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`stored` in the order of dimensions of `like`: of the orders that it may have, the one that is nearest.
+    """Permutes `stored` to the dimensions of `like`. Of all possible permutations, takes the one nearest to `like`.
 
-    `stored` may have dimensions that are neighbors in one: the frames of a volume lie in the batch.
+    `stored` may have merged neighboring dimensions, such as the frames of a volume, which lie in the batch.
     """
     best, least = stored.reshape(like.shape), float("inf")
     for order in permutations(range(like.dim())):
@@ -345,15 +355,15 @@ def _arranged(stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _ends(shape: Sequence[int]) -> set[int]:
-    """How many values each count of leading dimensions has: of a shape with merged dimensions, a part of them."""
+    """Returns the products of the leading dimensions. Merging dimensions of a shape gives a subset of its products."""
     return set(accumulate(shape, mul, initial=1))
 
 
 @torch.no_grad()
 def _run(program: ExportedProgram, inputs: Sequence[torch.Tensor], states: dict[Node, torch.Tensor]) -> dict[Node, Any]:
-    """The value of every node of an exported program.
+    """Runs an exported program and returns the value of every node.
 
-    `states` holds the values of the states before the call, or nothing for initial values; the call updates it.
+    `states` holds the values of the states before the call, or is empty for initial values. The call updates it.
     """
     constants = Constants(program)
     waiting = iter(inputs)
@@ -369,13 +379,13 @@ def _run(program: ExportedProgram, inputs: Sequence[torch.Tensor], states: dict[
         elif writes_memory(node):
             following[node.args[0]] = values[node.args[1]]
         else:
-            values[node] = evaluate(program.graph_module, node, values.__getitem__)
+            values[node] = run_node(program.graph_module, node, values.__getitem__)
     states.update(following)
     return values
 
 
 def _output_difference(program: ExportedProgram, values: Mapping[Node, Any], returned: Any) -> float:
-    """The largest difference of the outputs, in steps of each."""
+    """Returns the largest difference of an output, in int8 steps of that output."""
     nodes = [leaf for leaf in tree_leaves(output_node(program.graph).args[0]) if isinstance(leaf, Node)]
     tensors = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, torch.Tensor)]
     worst = 0.0
@@ -388,7 +398,7 @@ def _output_difference(program: ExportedProgram, values: Mapping[Node, Any], ret
 
 
 def _step(node: Node) -> float:
-    """The scale of an output: that of the dequantize behind which it was computed; 1 for integers."""
+    """Returns the scale of an output, from the last dequantize on its path; 1 for an integer output."""
     if not node.meta["val"].is_floating_point():
         return 1.0
     while not is_dequantize(node) and node.all_input_nodes:
@@ -398,6 +408,6 @@ def _step(node: Node) -> float:
 
 def _not_of_this_module(fault: str) -> ModelError:
     return ModelError(
-        f"This program was not lowered from this module: {fault}. Lower it again; for a module of convert_pt2e, give "
-        "the example_inputs of lower()."
+        f"This program was not lowered from this module: {fault}. Lower the module again. For a module from "
+        "convert_pt2e, also give the example_inputs of lower()."
     )

@@ -1,4 +1,4 @@
-"""The accuracy of anything that runs: a module, a program, a loaded `.pte`."""
+"""Evaluates a metric on a module, a program or a loaded `.pte`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, Dataset
 
-from openneutron.calibration.graph import bare
+from openneutron.calibration.bare_graph import bare
 from openneutron.core.boundary import typed_errors
 from openneutron.core.fx import output_node, placeholders
 from openneutron.core.parallel import check_jobs, in_order, parts
@@ -33,55 +33,60 @@ from openneutron.runtime.program import HostProgram, TensorInfo, load
 __all__ = ["evaluate", "top1"]
 
 Sample = tuple[Examples, Any]
-"""The arguments of a run, and the label that its outputs are compared with."""
+"""The arguments of a run, and the label for its outputs."""
 Metric = Callable[[Any, Any], Any]
 
-# So many samples for each process are read at once, in so many parts: fewer parts send the model less often, more lose
-# less with a worker.
+# Number of samples that are read at once for each process, and number of parts in which a process gets them. Each part
+# sends the model to a worker again; a worker that fails loses one part.
 SAMPLES_OF_A_JOB = 128
 PARTS_OF_A_JOB = 2
 
 
 def top1(outputs: Any, label: Any) -> float:
-    """In percent, of how many rows of the outputs [rows, ...] the largest value is that of the label, one for each row.
+    """Returns the percentage of rows whose largest value is at the index of the label.
 
-    Of several outputs, the first tensor counts.
-
-    With one label, all of the outputs are its row. Raises `InputError` for other labels.
+    Uses the first tensor of the outputs, with shape [rows, ...], and one label for each row. With a single label, the
+    whole tensor is one row. Raises `InputError` for another number of labels, and for labels that are not integers.
     """
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
     if not tensors:
-        raise InputError("top1 takes a tensor as the first output; there is none. Give a function as metric.")
+        raise InputError("top1 needs a tensor among the outputs, but there is none. Give a function as metric.")
     first = tensors[0]
     try:
         labels = torch.as_tensor(label)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"top1 takes the number of a class, not {label!r}.") from error
+        raise InputError(f"top1 takes class indices as labels, not {label!r}.") from error
     rows = first.reshape(1 if labels.numel() == 1 else len(first), -1)
     if labels.numel() != len(rows) or labels.is_floating_point():
-        raise InputError(f"top1 takes the number of a class for each of {len(rows)} rows, not {described([labels])}.")
+        raise InputError(f"top1 takes a class index for each of {len(rows)} rows, not {described([labels])}.")
     return 100.0 * float((rows.argmax(1) == labels.flatten()).double().mean())
 
 
 def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric = "top1", jobs: int = 1) -> float:
-    """The mean of `metric` over the samples of `data`: pairs of inputs and label.
+    """Returns the mean of `metric` over `data`.
 
-    Inputs are a tensor or numpy array, a tuple of the arguments of `run`, or a mapping from their names. `run` is a
-    module, what `quantize` or `lower` returned, an exported program, or a `.pte`, loaded, by its path or its bytes.
-    `data` is an iterable or a data set of pairs, or a DataLoader, whose batches are cut to the batch size of `run`, of
-    a module with none to 1; what does not fill the last one is left out. `metric` is "top1", the percentage of samples
-    whose class is right, or a function of outputs and label that returns a number. `jobs` processes share the samples,
-    and `joblib.parallel_config` says where; the number is the same to the bit. A function as `metric` must then be one
-    that can be pickled. Samples are read as they are needed, so that data may be larger than memory. A model with
-    state needs `jobs=1` and runs all samples as one stream, or each `Stream` of pairs in `data` from the initial state.
+    `run` is a module, a result of `quantize` or `lower`, an exported program, or a `.pte` (loaded, as path or as
+    bytes).
 
-    Raises `OptionError` for another `metric` or `jobs`, `InputError` for data that are empty or no pairs, and
-    `ModelError` where `jobs` is above 1 and the module cannot be pickled, `NativeModuleError` for a program where the
+    `data` is an iterable or a data set of pairs of inputs and label, or a DataLoader of such batches. Inputs are a
+    tensor, a numpy array, a tuple of the arguments of `run`, or a mapping from their names. Batches of a DataLoader are
+    split to the batch size of `run`, or to 1 for a module without a fixed batch size; an incomplete last batch is
+    dropped. Samples are read when they are needed, so the data may be larger than memory.
+
+    `metric` is "top1", the percentage of samples with the right class, or a function of outputs and label that returns
+    a number. `jobs` processes share the samples, and `joblib.parallel_config` selects the kind of process; the result
+    does not depend on them, to the bit. With `jobs` above 1, a function `metric` must be picklable.
+
+    A model with state needs `jobs=1`. It runs all samples as one stream, or each `Stream` of pairs in `data` from the
+    initial state.
+
+    Raises `OptionError` for an invalid `metric` or `jobs`, `InputError` for data that are empty or not pairs,
+    `ModelError` if `jobs` is above 1 and the module cannot be pickled, and `NativeModuleError` for a program if the
     native module is not installed.
     """
     check_jobs(jobs)
     if metric != "top1" and not callable(metric):
-        raise OptionError(f"metric is 'top1' or a function of outputs and label, not {metric!r}.")
+        raise OptionError(f"metric must be 'top1' or a function of outputs and label, not {metric!r}.")
     score = metric if callable(metric) else top1
     run = _runnable(run)
     if isinstance(run, HostProgram):
@@ -92,7 +97,7 @@ def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric 
     with typed_errors("Reading the data", InputError):
         scores = list(_all_scores(run, score, _samples(data, _batch_size(run), begin), jobs))
     if not scores:
-        raise InputError("There are no data to evaluate on: give pairs of inputs and label.")
+        raise InputError("The data are empty. Give pairs of inputs and label.")
     return math.fsum(scores) / len(scores)
 
 
@@ -105,7 +110,7 @@ def _runnable(run: Any) -> Any:
 
 
 def _all_scores(run: Any, score: Metric, samples: Iterator[Sample], jobs: int) -> Iterator[float]:
-    """In order. Samples are read as they are needed, and let go."""
+    """Returns the scores in order. Reads samples when they are needed, and keeps none."""
     if jobs == 1:
         runs = run.run if isinstance(run, HostProgram) else run
         for index, sample in enumerate(samples):
@@ -118,7 +123,7 @@ def _all_scores(run: Any, score: Metric, samples: Iterator[Sample], jobs: int) -
 
 
 def _batch_size(run: Any) -> int:
-    """Of what `run` takes; 1 where any will do."""
+    """Returns the batch size of `run`; 1 if it has no fixed batch size."""
     if isinstance(run, HostProgram):
         inputs: Sequence[Any] = run.inputs
     elif isinstance(run, QuantizedModel):
@@ -128,7 +133,7 @@ def _batch_size(run: Any) -> int:
     elif callable(run):
         return 1
     else:
-        raise OptionError(f"run is a module, a NeutronProgram or a loaded .pte, not {run!r}.")
+        raise OptionError(f"run must be a module, a NeutronProgram or a loaded .pte, not {run!r}.")
     sizes = next((value.shape for value in inputs if isinstance(value, (TensorInfo, torch.Tensor))), ())
     return sizes[0] if sizes and isinstance(sizes[0], int) else 1
 
@@ -141,7 +146,7 @@ def _has_state(run: Any) -> bool:
 
 
 def _begin(run: Any) -> None:
-    """Reset the state of `run` before the first step of a stream."""
+    """Resets the state of `run` before the first step of a stream."""
     if isinstance(run, (HostProgram, QuantizedModel)):
         run.reset()
     else:
@@ -153,20 +158,20 @@ def _refuse_streams() -> None:
 
 
 def _not_in_parallel() -> OptionError:
-    return OptionError("State is carried from one sample to the next, which processes cannot share: use jobs=1.")
+    return OptionError("The model carries state from one sample to the next, which processes cannot share. Use jobs=1.")
 
 
 def _samples(
     data: Iterable[Any] | Dataset[Any], size: int, begin: Callable[[], None] = lambda: None
 ) -> Iterator[Sample]:
-    """Pairs of arguments and label; `begin` is called before the first one of each `Stream`."""
+    """Returns pairs of arguments and label. Calls `begin` before the first pair of each `Stream`."""
     for index, item in enumerate([data] if isinstance(data, Stream) else items_of(data)):
         if isinstance(item, Stream):
             begin()
             yield from _samples(item.steps, size)
             continue
         if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise InputError(f"Sample {index} is no pair of inputs and label but a {type(item).__name__}.")
+            raise InputError(f"Sample {index} is a {type(item).__name__} instead of a pair of inputs and label.")
         inputs = tuple(item[0]) if isinstance(item[0], (tuple, list)) and not hasattr(item[0], "_fields") else item[0]
         register_dataclasses(inputs)
         leaves, structure = tree_flatten(tree_map(in_tensors, inputs))
@@ -182,7 +187,7 @@ def _arguments(inputs: Any) -> Examples:
 
 
 def _is_batch(data: Any, values: Sequence[Any]) -> bool:
-    """Whether these are as many of each, made by a DataLoader."""
+    """Whether `values` come from a DataLoader and all have the same length."""
     if not isinstance(data, DataLoader) or not all(map(_has_length, values)):
         return False
     return len({len(value) for value in values}) == 1
@@ -209,7 +214,7 @@ def _scores_elsewhere(pickled: bytes, score: Metric, samples: Sequence[Sample]) 
 
 @dataclass(frozen=True)
 class _Program:
-    """A `.pte` that is loaded in the process that runs it."""
+    """A picklable `.pte`. The process that runs it loads it on the first call."""
 
     buffer: bytes
     leaves: tuple[Leaf, ...] | None
@@ -223,7 +228,7 @@ class _Program:
 
 
 class _Exported(torch.nn.Module):
-    """An exported module without what cannot be pickled."""
+    """An exported module without its unpicklable parts."""
 
     def __init__(self, module: GraphModule) -> None:
         super().__init__()
@@ -235,7 +240,7 @@ class _Exported(torch.nn.Module):
         self.constants = [MISSING if isinstance(leaf, Node) else leaf for leaf in returned]
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """The outputs in the form that the module gives them."""
+        """Returns the outputs in the structure of the exported module."""
         outputs = list(self.bare(*leaves_at(self.paths, inputs, named)))
         if self.form is None:
             return outputs[0]
@@ -245,7 +250,7 @@ class _Exported(torch.nn.Module):
 
 
 def _pickled(run: Any) -> bytes:
-    """`run` for another process: a program as its bytes, an exported module as torch saves one."""
+    """Pickles `run` for another process: a program by its bytes, an exported module without its checks."""
     import cloudpickle
 
     run = run.module if isinstance(run, QuantizedModel) else run
@@ -256,4 +261,6 @@ def _pickled(run: Any) -> bytes:
     try:
         return bytes(cloudpickle.dumps(run))
     except (TypeError, AttributeError, RuntimeError, pickle.PicklingError) as error:
-        raise ModelError(f"This {type(run).__name__} cannot be sent to other processes, use jobs=1: {error}") from error
+        raise ModelError(
+            f"This {type(run).__name__} cannot be pickled for other processes: {error} Use jobs=1."
+        ) from error

@@ -1,4 +1,4 @@
-"""An analysis of accuracy as one page with plots, which needs nothing but a browser."""
+"""Writes an analysis of accuracy as a self-contained HTML page with plots."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<title>OpenNeutron: where it hurts</title>
+<title>OpenNeutron: accuracy by layer</title>
 <style>
 body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1280px; padding: 0 1em; color: #222; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin: 2em 0 .3em; }
@@ -39,7 +39,7 @@ th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
 <script>{{ library | safe }}</script>
 </head>
 <body>
-<h1>Where it hurts</h1>
+<h1>Accuracy by layer</h1>
 <p class="verdict">{{ analysis.verdict }}</p>
 {% for one in analysis.advice %}
 <div class="advice">
@@ -56,8 +56,8 @@ th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
 {{ plot | safe }}
 {% endfor %}
 <h2>All layers</h2>
-<p class="note">{{ analysis.samples }} samples; shares of the error are of {{ analysis.share_samples }} of them. They
-need not add up to 100 %, and are below 0 where a layer's error cancels another's.</p>
+<p class="note">{{ analysis.samples }} samples; shares of the error were measured on {{ analysis.share_samples }} of
+them. They need not add up to 100 %. A share is below 0 if the layer's error cancels the error of another layer.</p>
 <div class="wide"><table>
 <tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
@@ -68,14 +68,14 @@ need not add up to 100 %, and are below 0 where a layer's error cancels another'
 
 
 def page_of(analysis: Analysis) -> str:
-    """The page, plotly's script within it. Raises `OptionError` where plotly or jinja2 is not installed."""
+    """Returns the page, which contains plotly's script. Raises `OptionError` if plotly or jinja2 is not installed."""
     try:
         import jinja2
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise OptionError(
             f"Pages need {error.name}, which is not installed: pip install 'openneutron[report]'. table() and "
-            "to_json() do without."
+            "to_json() do not need it."
         ) from error
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_PAGE)
     return template.render(
@@ -94,32 +94,33 @@ def _html(figure: Any) -> str:
 
 
 def _plots(analysis: Analysis) -> Iterator[tuple[str, str, Any]]:
-    """Title, explanation and figure of each plot."""
+    """Returns title, explanation and figure of each plot."""
     yield (
         "Along the network",
-        "The noise of each layer's output, all noise before it included, and what its own rounding adds. Bars: the "
-        "share of the final error that disappears with this layer in float.",
+        "SQNR of each layer's output, with the noise of all layers before it, and with only its own noise. Bars show "
+        "the share of the final error that disappears if this layer is in float.",
         _along(sorted(analysis.layers, key=lambda layer: layer.position)),
     )
     worst = analysis.layers[:WORST]
     yield (
         "Outputs of the worst layers",
-        "Float values and what int8 makes of them, in 64 bins, on a logarithmic scale. Dotted: the ends of int8.",
+        "Float values and dequantized int8 values in 64 bins, on a logarithmic scale. Dotted lines mark the range of "
+        "int8.",
         _histograms(worst),
     )
     weighted = [layer for layer in worst if layer.largest_codes]
     if weighted:
         yield (
             "Weights of the worst layers",
-            "The largest of 127 codes that each output channel has, channels sorted. Below the line, a channel has "
-            "fewer than 8 codes.",
+            "The largest code of each output channel (at most 127), sorted. A channel below the line uses fewer than 8 "
+            "codes.",
             _channels(weighted),
         )
     if analysis.comparison is not None and analysis.comparison.layers:
         yield (
-            "The .pte beside the module",
-            "The largest difference of each layer by itself, in steps of its int8; red where it is beyond the "
-            "operator's tolerance.",
+            "Differences between .pte and module",
+            "The largest difference of each layer on equal inputs, in int8 steps. Red bars exceed the operator's "
+            "tolerance.",
             _differences(analysis.comparison),
         )
 

@@ -1,4 +1,4 @@
-"""Running graph modules node by node: once with every value kept, then again from where a value was changed."""
+"""Runs graph modules node by node: records all values, and computes them again after a change of some values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from openneutron.core.constants import attribute
 from openneutron.core.fx import placeholders
 from openneutron.model.state import is_state_write, states_of
 
-__all__ = ["evaluate", "record", "replay"]
+__all__ = ["record", "replay", "run_node"]
 
 
-def evaluate(module: GraphModule, node: Node, value_of: Callable[[Node], Any]) -> Any:
-    """What `node` of `module` yields where the nodes that it reads yield `value_of`."""
+def run_node(module: GraphModule, node: Node, value_of: Callable[[Node], Any]) -> Any:
+    """Computes the value of `node` in `module`. `value_of` returns the values of its operands."""
     if is_state_write(node):
-        return None  # the recorded states are not changed
+        return None  # leave the recorded states unchanged
     if node.op == "get_attr":
         return attribute(module, str(node.target))
     args, kwargs = map_arg(node.args, value_of), map_arg(node.kwargs, value_of)
@@ -39,10 +39,11 @@ def record(
     known: Mapping[Node, Any] = MappingProxyType({}),
     skipped: Collection[Node] = frozenset(),
 ) -> dict[Node, Any]:
-    """The value of every node for one sample, given those that are `known`; `skipped` ones yield what they read.
+    """Computes the value of every node for one sample.
 
-    `inputs` are those of the module, then the values of its states (see `openneutron.model.state`).
-    Linear in nodes; all values are in memory until the result is let go.
+    `inputs` are the inputs of the module, followed by the values of its states (see `openneutron.model.state`). Nodes
+    in `known` have the given values; nodes in `skipped` return their first operand. Linear in nodes. The result holds
+    all values in memory.
     """
     values: dict[Node, Any] = dict(zip([*placeholders(module.graph), *states_of(module.graph)], inputs, strict=True))
     for node in module.graph.nodes:
@@ -53,7 +54,7 @@ def record(
         elif node in skipped:
             values[node] = values[node.args[0]]
         else:
-            values[node] = evaluate(module, node, values.__getitem__)
+            values[node] = run_node(module, node, values.__getitem__)
     return values
 
 
@@ -65,10 +66,11 @@ def replay(
     changed: Mapping[Node, Any],
     identities: Mapping[Node, Node],
 ) -> Callable[[Node], Any]:
-    """What each node yields where some yield what `changed` says, and not what they yielded when recorded.
+    """Returns a function from nodes to their values after the values of some nodes have changed to `changed`.
 
-    Only what depends on a changed node is computed again. `order` has the position of each node, `identities` nodes
-    that yield what another one does. Linear in the nodes behind the first changed one.
+    Computes only the nodes that depend on a changed node; others keep their `recorded` values. `order` has the position
+    of each node, `identities` maps a node to another node with the same value. Linear in the nodes after the first
+    changed one.
     """
     values = dict(changed)
 
@@ -79,5 +81,5 @@ def replay(
     for node in nodes[min(order[node] for node in changed) :]:
         if node in values or not any(source in values for source in node.all_input_nodes):
             continue
-        values[node] = value_of(identities[node]) if node in identities else evaluate(module, node, value_of)
+        values[node] = value_of(identities[node]) if node in identities else run_node(module, node, value_of)
     return value_of

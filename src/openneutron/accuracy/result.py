@@ -1,4 +1,4 @@
-"""What an analysis found: plain data, as text, as JSON, and as a page with plots."""
+"""The results of an analysis, which can be printed, and saved as JSON or as an HTML page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Advice", "Analysis", "Bins", "LayerAccuracy"]
 
 @dataclass(frozen=True)
 class Bins:
-    """A histogram of a layer's output from `low` to `high`: counts of float values and of dequantized ones."""
+    """A histogram of a layer's output from `low` to `high`: counts of float values and of dequantized values."""
 
     low: float
     high: float
@@ -29,54 +29,56 @@ class Bins:
 
 @dataclass(frozen=True)
 class LayerAccuracy:
-    """One quantized layer: an operator and what is fused into it, an input, or a requantization.
+    """The accuracy of a quantized layer: an operator with its fused activation, an input, or a requantization.
 
-    Ranges are (lowest, highest); decibels are of energies summed over all samples, infinite without noise.
+    Ranges are (lowest, highest). SQNRs in dB are ratios of energies summed over all samples; infinite without noise.
     """
 
     node: str
-    """Name of the operator's node in the quantized module."""
+    """Name of the layer's node in the quantized module."""
     op: str
-    """Its operator ("aten.conv2d.default"); "input" and "requantize" where a value is only quantized."""
+    """Its operator ("aten.conv2d.default"), or "input" or "requantize" for a layer without an operator."""
     activation: str | None
-    """The activation that is fused into it."""
+    """Its fused activation; None if there is none."""
     module: str | None
-    """Name of the innermost module that calls it, as `layers` takes it, where known."""
+    """Name of the innermost module that calls it, as the option `layers` takes it; None if unknown."""
     source: str | None
-    """The user's "file:line", where known."""
+    """The user's "file:line"; None if unknown."""
     position: int
-    """Its place along the network, from 0."""
+    """Index in graph order, from 0."""
     sqnr_db: float
-    """Its output beside that of the float graph: with the noise of all layers before it."""
+    """SQNR of its output against the float graph. Includes the noise of all layers before it."""
     own_sqnr_db: float
-    """Its output beside that of the same layer in float on the same quantized inputs: its own noise alone."""
+    """SQNR of its output against the same layer in float on the same quantized inputs. Includes only its own noise."""
     error_share: float | None
-    """The share of the final error that disappears with this layer alone in float: below 0 where its error had
-    cancelled another. None where it was not measured."""
+    """The share of the final error that disappears if this layer alone is in float; None if not measured.
+
+    It is below 0 if the layer's error cancels the error of other layers.
+    """
     float_range: tuple[float, float]
-    """Of its output in the float graph."""
+    """Range of its output in the float graph."""
     int8_range: tuple[float, float]
-    """What its output's codes reach."""
+    """Range of its output's codes, dequantized."""
     fixed_range: bool
-    """Whether its operator dictates that range, and no observer has a say."""
+    """Whether its operator fixes the int8 range, independently of observers."""
     saturation: float
-    """Share of its float values that lie outside the codes' range, 0 to 1."""
+    """Share of its float values outside of the int8 range, 0 to 1."""
     channels: int
-    """Of its output."""
+    """Number of channels of its output."""
     dead_channels: int
-    """Channels of its output that are constant in float, over all samples."""
+    """Number of channels of its output that are constant in float, over all samples."""
     lost_channels: int
-    """Channels that are not, and of which int8 leaves one code."""
+    """Number of channels that vary in float but have a single code in int8."""
     weight_range: tuple[float, float] | None
-    """Of its float weight; None, as the next ones, for a layer without a quantized weight."""
+    """Range of its float weight. This field and the next three are None for a layer without a quantized weight."""
     weight_scales: tuple[float, float] | None
     """The smallest and the largest scale of its weight."""
     weight_channels: int | None
-    """Output channels of its weight."""
+    """Number of output channels of its weight."""
     weak_channels: int | None
-    """Those of them that have fewer than 8 of 255 codes."""
+    """Number of output channels of its weight that use fewer than 8 of 255 codes."""
     can_be_per_channel: bool
-    """Whether its weight has one scale now, and its operator takes one for each channel."""
+    """Whether its weight has a single scale, and its operator supports a scale for each channel."""
     histogram: Bins
     largest_codes: tuple[int, ...]
     """The largest absolute code of each output channel of its weight."""
@@ -84,41 +86,44 @@ class LayerAccuracy:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to try at one layer."""
+    """A remedy for one layer."""
 
     node: str
     module: str | None
     why: str
-    """What is wrong, with its numbers."""
+    """The cause of the error, with numbers."""
     what: str
-    """What to try."""
+    """The remedy in words."""
     code: str
-    """The option of `quantize()` or `NeutronQuantizer()` to paste."""
+    """The option of `quantize()` or `NeutronQuantizer()` that applies the remedy, as Python code."""
     removes: float | None
-    """The share of the final error that this removed when it was tried on the samples, where it was."""
+    """The share of the final error that the remedy removes on the samples; None if it was not tried."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Where a quantized model loses accuracy. `print(analysis)` is for people; see `table`, `to_json`, `save_html`."""
+    """The accuracy of a quantized model, layer by layer. See `print(analysis)`, `table`, `to_json` and `save_html`."""
 
     layers: tuple[LayerAccuracy, ...]
-    """Sorted: the largest share of the error first, then what was not measured; within these the lowest SQNR first."""
+    """Layers with a measured share of the error first, by descending share, then the others.
+
+    Ties: lowest SQNR first.
+    """
     output_sqnr_db: float
-    """Of the model's outputs; of several, their noise-to-signal ratios are averaged."""
+    """SQNR of the model's outputs, from the mean noise-to-signal ratio of the outputs."""
     weights_sqnr_db: float
-    """The same with weights and biases alone quantized, activations in float."""
+    """SQNR of the outputs with only weights and biases quantized."""
     activations_sqnr_db: float
-    """The same with activations alone quantized: about as much as other weights could keep."""
+    """SQNR of the outputs with only activations quantized, which is about the best that other weights can reach."""
     samples: int
     share_samples: int
-    """How many of the samples the shares were measured on."""
+    """Number of samples on which the shares were measured."""
     verdict: str
-    """In a sentence, whether anything is to be treated."""
+    """One or two sentences about the SQNR of the outputs and the layers to treat."""
     advice: tuple[Advice, ...]
-    """The one or two layers to treat; empty where there is nothing to treat, or no one layer to blame."""
+    """Remedies for the one or two layers to treat; empty if no layer is to be treated by itself."""
     comparison: Comparison | None = None
-    """The module beside the program that was given, layer by layer; None where none was given."""
+    """Comparison of module and program, layer by layer; None without a program."""
 
     def __str__(self) -> str:
         from openneutron.accuracy.text import text_of
@@ -126,23 +131,23 @@ class Analysis:
         return text_of(self)
 
     def table(self, limit: int | None = None) -> Table:
-        """A row for each layer, in the order of `layers`; at most `limit` of them."""
+        """Returns a table with a row for each layer, in the order of `layers`, of at most `limit` rows."""
         from openneutron.accuracy.text import table_of
 
         return table_of(self, limit)
 
     def to_json(self) -> str:
-        """All of it as JSON; what is infinite is null."""
+        """Returns all results as JSON. Infinite numbers become null."""
         return json.dumps(_finite(asdict(self)), indent=1, allow_nan=False)
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON. Raises `OutputError` where that cannot be done."""
+        """Writes `to_json()` to a file. Raises `OutputError` if the file cannot be written."""
         write_file(path, self.to_json().encode())
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
-        """Write one page with the table and plots, which needs nothing but a browser.
+        """Writes a self-contained HTML page with the table and plots.
 
-        Raises `OutputError` where that cannot be done, `OptionError` where plotly is not installed.
+        Raises `OutputError` if the file cannot be written, and `OptionError` if plotly is not installed.
         """
         from openneutron.accuracy.html import page_of
 

@@ -1,4 +1,4 @@
-"""How much of the error at the end a layer causes: what disappears when it alone goes back to float."""
+"""Measures the share of the final error that a layer causes: the share that disappears if it alone is in float."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from openneutron.accuracy.layers import QuantizedLayer, QuantizedLayers, Weight
+from openneutron.accuracy.quantized_layers import QuantizedLayer, QuantizedLayers, Weight
 from openneutron.accuracy.replay import record, replay
 from openneutron.accuracy.statistics import Noise
 from openneutron.core.fx import is_dequantize, is_quantize, op_name, output_node
@@ -20,17 +20,17 @@ _SQUASHING = {"aten.softmax.int", "aten._softmax.default", "aten.sigmoid.default
 
 Recorded = Mapping[Node, Any]
 Treatment = Callable[[QuantizedLayers, QuantizedLayer, Recorded], dict[Node, Any]]
-"""Another output of a layer for one sample, by the nodes that yield it dequantized."""
+"""Computes another output of a layer for one sample, by the nodes that dequantize it."""
 
 
 def to_float(found: QuantizedLayers, layer: QuantizedLayer, recorded: Recorded) -> dict[Node, Any]:
-    """The layer in float: its float weight and bias, its output not quantized."""
+    """Computes the layer in float: with its float weight and bias, and without quantizing its output."""
     value = layer.in_float(found.module, recorded)
     return dict.fromkeys(layer.readers, value)
 
 
 def weight_per_channel(found: QuantizedLayers, layer: QuantizedLayer, recorded: Recorded) -> dict[Node, Any]:
-    """The layer with one scale for each output channel of its weight, its bias in float, its output quantized."""
+    """Computes the layer with a weight scale for each output channel, its bias in float, and its output quantized."""
     assert layer.weight is not None
     rounded = _rounded_per_channel(layer.weight)
     value = layer.in_float(found.module, recorded, rounded.movedim(0, layer.weight.axis))
@@ -41,7 +41,7 @@ def weight_per_channel(found: QuantizedLayers, layer: QuantizedLayer, recorded: 
 
 
 def _rounded_per_channel(weight: Weight) -> torch.Tensor:
-    """The float weight in the 255 codes that each channel would have, dequantized; channels first."""
+    """Returns the float weight quantized to 255 codes per channel and dequantized. Channels are the first dimension."""
     shape = (-1, *[1] * (weight.values.dim() - 1))
     scales = weight.values.flatten(1).abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny).view(shape) / 127
     return torch.round(weight.values / scales) * scales
@@ -53,13 +53,15 @@ def shares_of(
     samples: Iterable[tuple[torch.Tensor, ...]],
     step: Callable[[], None] = lambda: None,
 ) -> list[float | None]:
-    """The share of the final error that disappears with each treatment of a layer, all else quantized.
+    """Returns the share of the final error that disappears with each treatment of a layer, everything else quantized.
 
-    (e - e') / e, where e and e' are the energy of the final noise without and with it, over all samples. It is below 0
-    where errors have cancelled each other; shares of several layers need not add up to 1. None where there is no error.
-    The final noise is that of the outputs, of a softmax or sigmoid at the end that of its input: of a sample that the
-    network is sure about, their outputs tell nothing. `step` is called after each replay. Time is samples x (nodes +
-    for each treatment the nodes behind the layer).
+    The share is (e - e') / e, where e and e' are the energies of the final noise, over all samples, without and with
+    the treatment. It is below 0 if errors cancel each other. Shares of several layers need not add up to 1. It is None
+    if there is no error.
+
+    The final noise is the noise of the outputs. For a final softmax or sigmoid, it is the noise of its input, because a
+    saturated output shows no noise. `step` is called after each treatment of a sample. Time is samples x (nodes + the
+    sum, over treatments, of the nodes after the layer).
     """
     ends = list(zip(_ends(found.reference), _ends(found.module), strict=True))
     before = [Noise() for _ in ends]
@@ -76,7 +78,7 @@ def shares_of(
 
 
 def _ends(module: GraphModule) -> list[Node]:
-    """The float tensors that a module returns, or what a softmax or sigmoid makes them of."""
+    """Returns the nodes of a module's outputs, or the operand of a final softmax or sigmoid."""
     leaves = tree_leaves(output_node(module.graph).args[0])
     return [_end(leaf) for leaf in leaves if isinstance(leaf, Node)]
 
@@ -97,10 +99,10 @@ def _add(
 
 
 def float_outputs(value: Any) -> list[torch.Tensor]:
-    """The float tensors of what a module returns, in order."""
+    """Returns the float tensors among the outputs of a module, in order."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
 
 def noise_ratio(outputs: Sequence[Noise]) -> float:
-    """Energy of noise by energy of signal, summed over outputs: each counts the same, whatever its size."""
+    """Returns the sum over outputs of noise energy / signal energy, so that all outputs count equally."""
     return sum(one.ratio for one in outputs)

@@ -1,4 +1,4 @@
-"""Sums over samples of what a layer yields in float and quantized: memory does not grow with the data."""
+"""Accumulates statistics of a layer's float and quantized outputs. Memory does not grow with the number of samples."""
 
 from __future__ import annotations
 
@@ -7,51 +7,51 @@ from dataclasses import dataclass, field
 
 import torch
 
-from openneutron.accuracy.layers import QParams, QuantizedLayer, Weight
+from openneutron.accuracy.quantized_layers import LayerQParams, QuantizedLayer, Weight
 from openneutron.ops.masks import HIDDEN_SUM
 
 __all__ = ["BINS", "WEAK_CODES", "Noise", "Statistics", "largest_codes", "weak_channels"]
 
 BINS = 64
-# A channel of a weight with fewer different codes than this is weak: 3 bits of the 8 that it could have.
+# A channel of a weight is weak if it uses fewer codes than this, which is less than 3 of 8 bits.
 WEAK_CODES = 8
 
 
 @dataclass
 class Noise:
-    """Energy of a signal and of what is wrong with it."""
+    """Energies of a signal and of its noise."""
 
     signal: float = 0.0
     noise: float = 0.0
 
     def add(self, reference: torch.Tensor, value: torch.Tensor) -> None:
-        """Take in one sample: `value` should be `reference`."""
+        """Adds one sample. The noise is the difference of `value` and `reference`."""
         wanted = reference.double()
         self.signal += float(wanted.square().sum())
         self.noise += float((value.double() - wanted).square().sum())
 
     @property
     def sqnr_db(self) -> float:
-        """10 log10(signal / noise) in dB; infinite without noise, minus infinity where there is nothing but noise."""
+        """10 log10(signal / noise) in dB; infinite without noise, minus infinity without signal."""
         if self.noise == 0.0:
             return math.inf
         return -math.inf if self.signal == 0.0 else 10 * math.log10(self.signal / self.noise)
 
     @property
     def ratio(self) -> float:
-        """noise / signal, as a number; of no signal, the noise itself."""
+        """noise / signal; the noise itself if there is no signal."""
         return self.noise / (self.signal or 1.0)
 
 
 @dataclass
 class Statistics:
-    """What is known of one layer after some samples."""
+    """Statistics of one layer over the samples so far."""
 
     layer: QuantizedLayer
     output: Noise = field(default_factory=Noise)
-    """Of its output in the quantized module: its own noise and that of all layers before."""
+    """Noise of its output in the quantized module, including that of all layers before it."""
     own: Noise = field(default_factory=Noise)
-    """Of its output beside that of the same layer in float on the same quantized inputs."""
+    """Noise of its output against the same layer in float on the same quantized inputs."""
     low: float = math.inf
     high: float = -math.inf
     values: int = 0
@@ -62,13 +62,13 @@ class Statistics:
     _codes: _Extremes | None = None
 
     def add(self, wanted: torch.Tensor, alone: torch.Tensor, codes: torch.Tensor, value: torch.Tensor) -> None:
-        """Take in one sample.
+        """Adds one sample.
 
-        `wanted` is the output in the float graph, `alone` that of this layer in float on quantized inputs; `codes` is
-        the quantized output and `value` the same dequantized. All have one shape.
+        `wanted` is the output in the float graph, `alone` is the output of this layer in float on quantized inputs,
+        `codes` is the quantized output, and `value` is the dequantized output. All have the same shape.
         """
         masked = (wanted <= HIDDEN_SUM) & (codes == self.layer.qparams.low_code)
-        if bool(masked.any()):  # the lowest code represents every value that a mask hides exactly
+        if bool(masked.any()):  # the lowest code is exact for a masked value
             wanted, alone = value.where(masked, wanted), value.where(masked, alone)
         self.output.add(wanted, value)
         self.own.add(alone, value)
@@ -89,19 +89,19 @@ class Statistics:
 
     @property
     def channels(self) -> int:
-        """How many channels its output has."""
+        """Number of channels of the output."""
         return 0 if self._channels is None else len(self._channels.low)
 
     @property
     def dead_channels(self) -> int:
-        """Channels that had one and the same value throughout; 0 where no channel had more than one value."""
+        """Number of channels whose value was constant; 0 if each channel has had only one value so far."""
         if self._channels is None or self.samples_of_a_channel < 2:
             return 0
         return int(self._channels.constant.sum())
 
     @property
     def lost_channels(self) -> int:
-        """Channels that are not dead, and of which int8 has left one code."""
+        """Number of channels that vary in float but have a single code in int8."""
         if self._channels is None or self._codes is None or self.samples_of_a_channel < 2:
             return 0
         return int((self._codes.constant & ~self._channels.constant).sum())
@@ -109,7 +109,10 @@ class Statistics:
 
 @dataclass
 class Histogram:
-    """Counts of the float and of the dequantized values in `BINS` bins from `low` to `high`, outer ones to the ends."""
+    """Counts of float and dequantized values in `BINS` bins from `low` to `high`.
+
+    Values outside count in the end bins.
+    """
 
     low: float
     high: float
@@ -118,11 +121,11 @@ class Histogram:
 
     @classmethod
     def over(cls, low: float, high: float) -> Histogram:
-        """An empty one; a range of no width is widened."""
+        """Returns an empty histogram. Widens a range of width 0."""
         return cls(low, high if high > low else low + 1.0, torch.zeros(BINS), torch.zeros(BINS))
 
     def add(self, wanted: torch.Tensor, value: torch.Tensor) -> None:
-        """Count the values of one sample."""
+        """Adds the values of one sample."""
         self.reference += self._counted(wanted)
         self.quantized += self._counted(value)
 
@@ -139,7 +142,7 @@ class _Extremes:
 
     @classmethod
     def of(cls, rows: torch.Tensor, before: _Extremes | None) -> _Extremes:
-        """Those of `rows` [channels, values] and of what came before."""
+        """Returns the extremes of `rows` [channels, values] and of `before`."""
         low, high = torch.aminmax(rows, dim=1)
         return cls(low, high) if before is None else cls(torch.min(low, before.low), torch.max(high, before.high))
 
@@ -149,27 +152,27 @@ class _Extremes:
 
 
 def _by_channel(values: torch.Tensor, axis: int) -> torch.Tensor:
-    """As [channels, values]; what has no such dimension is one channel."""
+    """Reshapes `values` to [channels, values]. A tensor of fewer than two dimensions becomes one channel."""
     if values.dim() < 2:
         return values.reshape(1, -1)
     return values.movedim(axis, 0).flatten(1)
 
 
-def _count_clipped(values: torch.Tensor, qparams: QParams) -> int:
-    """How many values are clipped: farther beyond an end of the range than rounding takes them."""
+def _count_clipped(values: torch.Tensor, qparams: LayerQParams) -> int:
+    """Counts the values that are clipped: those more than half a step outside of the range."""
     half = qparams.scale / 2
     return int(((values < qparams.low - half) | (values > qparams.high + half)).sum())
 
 
 def largest_codes(weight: Weight) -> torch.Tensor:
-    """The largest absolute code of each output channel [channels]."""
+    """Returns the largest absolute code of each output channel [channels]."""
     return weight.codes.flatten(1).int().abs().amax(1)
 
 
 def weak_channels(weight: Weight) -> int:
-    """How many output channels have fewer than `WEAK_CODES` codes, from minus their largest to plus it.
+    """Counts the output channels with fewer than `WEAK_CODES` codes from minus to plus their largest absolute code.
 
-    Channels whose float weights are all 0 lose nothing and do not count.
+    Does not count channels whose float weights are all 0.
     """
     is_used = weight.values.flatten(1).ne(0).any(1)
     return int(((2 * largest_codes(weight) + 1 < WEAK_CODES) & is_used).sum())

@@ -1,4 +1,4 @@
-"""An analysis of accuracy as text for people."""
+"""Formats an analysis of accuracy as text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEADINGS = (
 
 
 def text_of(analysis: Analysis) -> str:
-    """The verdict, the advice, and the worst layers."""
+    """Returns the verdict, the advice, and the worst layers as text."""
     console = Console(file=io.StringIO(), width=_WIDTH)
     console.print(*_blocks(analysis), sep="\n")
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
@@ -35,39 +35,40 @@ def _blocks(analysis: Analysis) -> Iterator[Any]:
     yield Text(analysis.verdict)
     for advice in analysis.advice:
         yield Text(f"  {advice.node}" + (f" (module '{advice.module}')" if advice.module else "") + f": {advice.why}")
-        removes = "" if advice.removes is None else f" Tried here, it removes {advice.removes:.0%} of the error."
+        removes = "" if advice.removes is None else f" On the samples, it removes {advice.removes:.0%} of the error."
         yield Text(f"    {advice.what}{removes}")
         if advice.code:
             yield Text(f"    quantize(..., {advice.code})")
     if analysis.comparison is not None:
         yield from map(Text, comparison_lines(analysis.comparison))
     yield Text(
-        f"{analysis.samples} samples; shares of the error are of {analysis.share_samples} and need not add up to 100 %."
+        f"{analysis.samples} samples; shares of the error were measured on {analysis.share_samples} of them and need "
+        "not add up to 100 %."
     )
     yield analysis.table(_ROWS)
     if len(analysis.layers) > _ROWS:
-        yield Text(f"and {len(analysis.layers) - _ROWS} layers more: table(), to_json(), save_html()")
+        yield Text(f"{len(analysis.layers) - _ROWS} more layers: see table(), to_json(), save_html()")
 
 
 def comparison_lines(comparison: Comparison) -> Iterator[str]:
-    """What a comparison with a program found: the first layer beyond its tolerance, or that there is none."""
+    """Returns the result of a comparison as text: the first layer that exceeds its tolerance, or that none does."""
     yield f"The .pte differs from the module by at most {comparison.output_lsb:.0f} LSB at the outputs."
     first = comparison.first
     if first is None:
-        yield f"  Each of the {len(comparison.layers)} layers seen is within its operator's tolerance by itself."
+        yield f"  Each of the {len(comparison.layers)} compared layers is within its operator's tolerance."
     else:
         name = first.node + (f" (module '{first.module}')" if first.module else "")
         yield (
-            f"  The first layer beyond its tolerance is {name}, {first.op}: {first.lsb} LSB instead of "
+            f"  The first layer that exceeds its tolerance is {name}, {first.op}: {first.lsb} LSB instead of "
             f"{first.tolerance}, in {first.differing:.1%} of its values."
         )
     beyond = [layer.node for layer in comparison.layers if layer.is_beyond and layer is not first]
     if beyond:
-        yield f"  By themselves, these are beyond it, too: {', '.join(beyond)}."
+        yield f"  These layers exceed their tolerance, too: {', '.join(beyond)}."
 
 
 def table_of(analysis: Analysis, limit: int | None = None) -> Table:
-    """A row for each layer, at most `limit` of them."""
+    """Returns a table with a row for each layer, at most `limit` of them."""
     table = Table()
     for number, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
@@ -77,7 +78,7 @@ def table_of(analysis: Analysis, limit: int | None = None) -> Table:
 
 
 def cells_of(layer: LayerAccuracy) -> tuple[str, ...]:
-    """What the table shows of a layer, in the order of `HEADINGS`."""
+    """Returns the cells of a layer's row, in the order of `HEADINGS`."""
     name = layer.node if not layer.module else f"{layer.node} ({layer.module})"
     activation = "" if layer.activation is None else f" + {_short(layer.activation)}"
     lost = f"{layer.dead_channels}, {layer.lost_channels} of {layer.channels}"

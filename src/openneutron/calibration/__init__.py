@@ -1,4 +1,4 @@
-"""Calibration: how the observers of a prepared model see them."""
+"""Runs a prepared model on calibration data, so that its observers record ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shows the observers of a prepared model its calibration data: in batches, and in several processes."""
+"""Runs a prepared model on calibration data, in batches and in several processes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter
 from torchao.quantization.pt2e.observer import FixedQParamsObserver
 
-from openneutron.calibration.graph import (
+from openneutron.calibration.bare_graph import (
     SINGLE,
     Batches,
     bare,
+    batched_graph,
     batches_of,
-    in_batches,
     observe_weights,
     why_not_in_batches,
 )
@@ -38,19 +38,21 @@ _LOGGER = logging.getLogger(__name__)
 Inputs = tuple[Any, ...]
 State = dict[str, Mapping[str, Tensor]]
 
-# Calibration has converged when no range moves by more than this share of its width over so many samples.
+# Calibration has converged if no range moves by more than MOVEMENT of its width over WINDOW samples.
 WINDOW = 32
 MOVEMENT = 0.01
-# Parts of the work for each process: fewer send the model less often, more lose less with a worker.
+# Number of parts of the work for each process. Each part sends the model to a worker again; a worker that fails loses
+# one part.
 PARTS_OF_A_JOB = 2
 
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """How calibration runs. Raises `OptionError` for values that it cannot take.
+    """Options of calibration. Raises `OptionError` for invalid values.
 
-    `batch_size` samples are run at once; None lets the size of the model decide. `jobs` processes share the samples.
-    With `stop_when_converged` it ends when ranges no longer move. `progress` shows a bar; None does in a terminal.
+    `batch_size` is the number of samples that are run at once; None selects it by the size of the model. `jobs` is the
+    number of processes that share the samples. `stop_when_converged` ends calibration when ranges no longer move.
+    `progress` shows a progress bar; None shows it if stderr is a terminal.
     """
 
     batch_size: int | None = None
@@ -62,7 +64,7 @@ class CalibrationOptions:
         check_jobs(self.jobs)
         size = self.batch_size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise OptionError(f"batch_size is 1 or more, or None, not {size!r}.")
+            raise OptionError(f"batch_size must be an integer of 1 or more, or None, not {size!r}.")
         for name in ("stop_when_converged", "progress"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "progress" and value is None):
@@ -70,10 +72,10 @@ class CalibrationOptions:
 
 
 def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: CalibrationOptions | None = None) -> int:
-    """Show `samples` to the observers of `prepared`, which is of one device; returns how many were used.
+    """Runs `prepared`, which must be on one device, on `samples`, and returns the number of samples that were used.
 
-    What the observers know afterwards does not depend on `options.jobs`. Raises `OptionError` where the observers do
-    not merge and `jobs` is above 1, or where the model does not take batches of a given `batch_size`.
+    The state of the observers afterwards does not depend on `options.jobs`. Raises `OptionError` if `jobs` is above 1
+    and the states of the observers cannot be merged, or if the model does not run in batches of a given `batch_size`.
     """
     options = options or CalibrationOptions()
     samples = list(samples)
@@ -107,10 +109,10 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
 def _states(
     single: GraphModule, todo: list[Sequence[Inputs]], batches: Batches, options: CalibrationOptions
 ) -> Iterator[State | None]:
-    """What the observers saw of each part; None where those of `single` saw it themselves."""
+    """Runs each part. Returns the states of the observers of a process, or None if the observers of `single` ran."""
     import cloudpickle
 
-    batched = in_batches(single, batches)
+    batched = batched_graph(single, batches)
     if options.jobs == 1:
         for part in todo:
             yield _observe(single, batched, part, batches)
@@ -121,7 +123,7 @@ def _states(
 
 @torch.no_grad()
 def _observe(single: GraphModule, batched: GraphModule, part: Sequence[Inputs], batches: Batches) -> None:
-    """Run `part`, as much of it as possible in batches."""
+    """Runs `part` in batches, and the rest of it sample by sample."""
     size = batches.size
     whole = 0 if batches == SINGLE else len(part) // size * size
     for start in range(0, whole, size):
@@ -131,7 +133,7 @@ def _observe(single: GraphModule, batched: GraphModule, part: Sequence[Inputs], 
 
 
 def _run(module: GraphModule, inputs: Inputs) -> None:
-    """Run `module`. Raises `CalibrationError` that names the operator which fails on these inputs."""
+    """Runs `module`. Raises a `CalibrationError` that names the operator if one fails on these inputs."""
     try:
         module(*inputs)
     except (OpenNeutronError, MemoryError):
@@ -143,14 +145,14 @@ def _run(module: GraphModule, inputs: Inputs) -> None:
 
 
 def _observe_elsewhere(model: bytes, batches: Batches, part: Sequence[Inputs]) -> State:
-    """The same with observers of its own, which have seen nothing yet: what they saw."""
+    """Runs `part` in another process, with new observers. Returns the states of the observers."""
     single, batched = pickle.loads(model)
     _observe(single, batched, part, batches)
     return {name: observer.state() for name, observer in _observers(single).items() if _merges(observer)}
 
 
 def _observers(module: GraphModule) -> dict[str, Any]:
-    """The observers that a bare graph calls, each once, by the name of the first call's module."""
+    """Returns the observers that a bare graph calls, without duplicates, by the name of the first call's module."""
     found: dict[int, tuple[str, Any]] = {}
     for node in module.graph.nodes:
         if node.op == "call_module":
@@ -166,7 +168,7 @@ def _merges(observer: Any) -> bool:
 
 
 def _that_do_not_merge(observers: Mapping[str, Any]) -> list[str]:
-    """The types of the observers that go by what they are shown, and do not merge."""
+    """Returns the types of the observers that depend on the data and whose states cannot be merged."""
     see = (observer for observer in observers.values() if not isinstance(observer, FixedQParamsObserver))
     return sorted({type(observer).__name__ for observer in see if not _merges(observer)})
 
@@ -175,15 +177,19 @@ def _check_that_they_merge(observers: Mapping[str, Any]) -> None:
     kinds = _that_do_not_merge(observers)
     if kinds:
         raise OptionError(
-            "jobs and stop_when_converged need observers whose states merge, as those of DistributionObserver do, and "
-            f"not of {', '.join(kinds)}. Leave these options or the observer out."
+            "jobs and stop_when_converged need observers whose states can be merged, such as DistributionObserver, but "
+            f"the model has {', '.join(kinds)}. Leave these options or the observer out."
         )
 
 
 def _batches(
     single: GraphModule, samples: list[Inputs], observers: Mapping[str, Any], options: CalibrationOptions
 ) -> Batches:
-    """As asked for; unless asked, one sample at a time for observers that may count a batch as one sample."""
+    """Selects the batches of `options`. Raises `OptionError` if the model does not run in batches of a given size.
+
+    Without a given size, observers whose states cannot be merged get one sample at a time, as they may count a batch as
+    one sample.
+    """
     wanted = options.batch_size
     if wanted is None and _that_do_not_merge(observers):
         return SINGLE
@@ -199,7 +205,7 @@ Ranges = dict[str, tuple[float, float, float, float]]
 
 
 def _ranges(observers: Mapping[str, Any]) -> Ranges:
-    """Of each observer that saw something, the extremes and the ends of its range."""
+    """Returns the extremes and the range of each observer that has seen values."""
     found: Ranges = {}
     for name, observer in observers.items():
         minimum, maximum = float(observer.min_val), float(observer.max_val)

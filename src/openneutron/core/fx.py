@@ -56,7 +56,10 @@ UNBATCHED = "openneutron.unbatched"
 
 
 def op_name(node: Node) -> str:
-    """Returns the qualified operator name of a call ("aten.conv2d.default"). ATen and edge operators have equal names."""
+    """Returns the qualified operator name of a call ("aten.conv2d.default").
+
+    ATen and edge operators have equal names.
+    """
     if node.op != "call_function":
         return node.op
     overload = _overload(node)

@@ -1,3 +1,3 @@
-"""The CPU kernels of ExecuTorch's runtime, and whether one of them takes an operator."""
+"""The CPU kernels of ExecuTorch's runtime. Checks which operators they support."""
 
 __all__: tuple[str, ...] = ()

@@ -1,7 +1,8 @@
-"""Checks before a program is written that ExecuTorch's CPU kernels can run the operators that the NPU does not take.
+"""Checks that ExecuTorch's CPU kernels support the operators that stay on the CPU, before a program is written.
 
-The registry of ExecuTorch's runtime lists the kernels by name. It tells neither the dtypes and ranks that they take nor
-the operators that ExecuTorch decomposes first. Operators for which these matter are lowered and run in a small program.
+The registry of ExecuTorch's runtime lists kernels by name. It lists neither the dtypes and ranks that a kernel supports
+nor the operators that ExecuTorch decomposes. Where the registry does not suffice, the check lowers and runs operators
+in a small program.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from openneutron.ops import OPERATORS
 __all__ = ["check_cpu_kernels"]
 
 Left = tuple[Node, str]
-"""An operator for the CPU, and the reason why the NPU does not take it."""
+"""An operator that stays on the CPU, and the reason why it is not on the NPU."""
 
 _CHECKED = "openneutron.has_cpu_kernel"
 _USUAL_DTYPES = {torch.float32, torch.int64, torch.int32, torch.bool}
 _USUAL_RANK = 4
-# The out variants of overloads that are not named by the overload and "_out".
+# Names of out variants by overload. Other out variants are named by the overload and "_out".
 _OUT = {"default": "out"}
 LARGEST_TRIAL = 1 << 22
-"""The most elements, inputs and outputs together, of operators that are run; larger ones are only lowered."""
+"""Operators with more elements than this, inputs and outputs together, are lowered but not run."""
 
 
 def check_cpu_kernels(left: Iterable[Left], *, trusts_table: bool) -> None:
-    """Raise `ModelError` if ExecuTorch's CPU kernels cannot run one of the operators `left`.
+    """Raises `ModelError` if ExecuTorch's CPU kernels cannot run one of the operators `left`.
 
-    With `trusts_table`, operators of the table `OPERATORS` count as having kernels for the usual dtypes and ranks.
-    Operators outside the namespace `aten` are not checked: users link their kernels. Operators that passed are marked
-    and not tried again.
+    With `trusts_table`, the check assumes kernels for the operators of `OPERATORS` with the usual dtypes and ranks.
+    It skips operators outside the namespace `aten`, because users link their kernels themselves. A note on each
+    operator that passed prevents a second check.
     """
     names = kernel_names()
     checked = [pair for pair in left if _is_ours_to_check(pair[0])]
@@ -64,8 +65,8 @@ def _error(refused: Sequence[tuple[Node, str, str]]) -> ModelError:
     others = "".join(f"\n  {other.name} ({op_name(other)}, {place_of(other)}): {why}" for other, _, why in refused[1:])
     return ModelError(
         f"The operator {op_name(node)}{module} can run neither on the NPU nor on the CPU, so no program is written. "
-        f"CPU: {cause} NPU: {reason} Write it with other operators, or compute it before or behind the program."
-        + (f" Nor can these:{others}\n" if others else ""),
+        f"CPU: {cause} NPU: {reason} Write it with other operators, or compute it before or after the program."
+        + (f" Other operators that can run on neither:{others}\n" if others else ""),
         node=node.name,
         op=op_name(node),
         source=source_of(node),
@@ -80,13 +81,13 @@ def _is_ours_to_check(node: Node) -> bool:
 
 
 def _values(node: Node) -> list[torch.Tensor]:
-    """The tensors among the inputs and outputs of `node`."""
+    """Returns the tensors among the inputs and outputs of `node`."""
     nodes = [node, *node.all_input_nodes]
     return [value for each in nodes for value in tree_leaves(each.meta.get("val")) if isinstance(value, torch.Tensor)]
 
 
 def _is_known(node: Node, names: frozenset[str], *, trusts_table: bool) -> bool:
-    """Whether the operator has the usual dtypes and ranks, and a kernel by its name or an entry in the table."""
+    """Whether the operator has the usual dtypes and ranks, and a kernel with its name or an entry in `OPERATORS`."""
     spec, values = OPERATORS.get(op_name(node)), _values(node)
     if any(value.dtype not in _USUAL_DTYPES for value in values):
         return False
@@ -99,22 +100,22 @@ def _is_known(node: Node, names: frozenset[str], *, trusts_table: bool) -> bool:
 
 
 def _signature(node: Node) -> str:
-    """A key that is equal for operators which the same kernel accepts or refuses alike."""
+    """Returns a key. Operators with equal keys are all supported by a kernel, or all not supported."""
     kinds = [(str(value.dtype), value.dim()) for value in _values(node)]
     return f"{op_name(node)} {kinds} {map_arg((node.args, node.kwargs), lambda _: None)}"
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """Operators, lowered as a small program and run on zeros and ones."""
+    """Lowers `nodes` as a small program and runs it on zeros and ones."""
 
     nodes: Sequence[Node]
 
     def cause(self) -> str | None:
-        """The sentence that says why ExecuTorch cannot run it; None if it can, or if torch cannot export it."""
+        """Returns the reason why ExecuTorch cannot run `nodes`; None if it can, or if torch cannot export them."""
         complex_dtypes = {str(v.dtype) for node in self.nodes for v in _values(node) if v.is_complex()}
         if complex_dtypes:
-            return f"ExecuTorch's kernels take no complex numbers ({', '.join(sorted(complex_dtypes))})."
+            return f"ExecuTorch's kernels do not support complex numbers ({', '.join(sorted(complex_dtypes))})."
         inputs, module = self._module()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -130,7 +131,7 @@ class _Trial:
         try:
             buffer = bytes(to_edge(exported).to_executorch().buffer)
         except Exception as error:
-            return f"ExecuTorch does not lower it: {_first_sentence(str(error))}."
+            return f"ExecuTorch cannot lower it: {_first_sentence(str(error))}."
         if missing := missing_kernels(buffer):
             return f"ExecuTorch has no kernel {', '.join(missing)}."
         return self._run(buffer, inputs) if self._size() <= LARGEST_TRIAL else None
@@ -147,7 +148,7 @@ class _Trial:
                 return None
         kernel = f"The kernel {operator}" if operator else "ExecuTorch's kernel"
         taken = ", ".join(dict.fromkeys(f"{str(v.dtype)[6:]} of rank {v.dim()}" for v in _values(self.nodes[0])))
-        return f"{kernel} does not take it ({cause or 'for ' + taken})."
+        return f"{kernel} does not support it ({cause or 'for ' + taken})."
 
     def _size(self) -> int:
         return sum(value.numel() for node in self.nodes for value in _values(node))
@@ -160,7 +161,7 @@ class _Trial:
 
 
 def _example(value: torch.Tensor) -> torch.Tensor:
-    """Ones for floats; zeros for integers, as 0 is a valid index in any dimension."""
+    """Returns ones for a float tensor and zeros for an integer tensor, because 0 is a valid index of any dimension."""
     make = torch.ones if value.is_floating_point() else torch.zeros
     return make(tuple(value.shape), dtype=value.dtype)
 
@@ -170,7 +171,7 @@ def _first_sentence(text: str) -> str:
 
 
 class _Calls(torch.nn.Module):
-    """Calls the operators of `nodes` side by side, each on the tensors that it reads."""
+    """Calls each operator of `nodes` on the tensors that it reads. Operators do not read each other's results."""
 
     def __init__(self, nodes: Sequence[Node], tensors: Sequence[Node]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The CPU kernels of ExecuTorch's runtime, and its log, the only place that gives the cause when a kernel fails."""
+"""Reads the list of CPU kernels of ExecuTorch's runtime, and the runtime's log, which has the cause of a failure."""
 
 from __future__ import annotations
 
@@ -22,23 +22,26 @@ _CHECK = re.compile(r"^Check failed \((?P<condition>.*)\): ?(?P<message>.*)$")
 
 
 def kernel_names() -> frozenset[str]:
-    """The kernels of ExecuTorch's portable, optimized and quantized libraries ("aten::sin.out")."""
+    """Returns the kernels of ExecuTorch's portable, optimized and quantized libraries ("aten::sin.out")."""
     return frozenset(_C._get_operator_names())
 
 
 def missing_kernels(program: bytes) -> list[str]:
-    """The kernels that a `.pte` calls and this machine's runtime lacks. Raises `FormatError` for what is no `.pte`."""
+    """Returns the kernels that a `.pte` calls and this machine's runtime lacks.
+
+    Raises `FormatError` for other files.
+    """
     calls = [call for method in pte.read(program).methods for call in method.calls]
-    return sorted({call.name for call in calls if isinstance(call, pte.Kernel)} - kernel_names())
+    return sorted({call.name for call in calls if isinstance(call, pte.KernelCall)} - kernel_names())
 
 
 @contextmanager
 def native_log() -> Iterator[Callable[[], str]]:
-    """Capture the process's error stream in the block; yields a function that returns the captured text.
+    """Captures the process's error stream in the block, and provides a function that returns the captured text.
 
-    Output of other threads is captured as well, and lost. Use it only to run code again that failed.
+    Output of other threads is captured, too, and lost. Use this only to repeat code that has failed.
     """
-    # ExecuTorch's Python module writes to `sys.stderr`, its libraries to the file descriptor.
+    # ExecuTorch's Python module writes to `sys.stderr`, but its libraries write to the file descriptor.
     with tempfile.TemporaryFile() as file, redirect_stderr(io.StringIO()) as written:
         original = os.dup(_ERROR_STREAM)
         os.dup2(file.fileno(), _ERROR_STREAM)
@@ -55,7 +58,10 @@ def native_log() -> Iterator[Callable[[], str]]:
 
 
 def cause_in(log: str) -> tuple[str | None, str | None]:
-    """The operator whose kernel failed and the check that failed, from ExecuTorch's log; None for each if unknown."""
+    """Returns the operator whose kernel failed, and the check that failed, from ExecuTorch's log.
+
+    None stands for unknown.
+    """
     operator = _OPERATOR.search(log)
     checks = [_CHECK.match(line) for line in _LINE.findall(log)]
     causes = [match["message"] or match["condition"] for match in checks if match]

@@ -1,3 +1,3 @@
-"""The bytes of flatbuffers, `.pte` files, TFLite files and delegate payloads."""
+"""Reads and writes flatbuffers, `.pte` files, TFLite files and delegate payloads."""
 
 __all__: tuple[str, ...] = ()

@@ -1,8 +1,12 @@
-"""Flatbuffers, read with every offset checked: for files that nobody vouches for.
+"""Reads flatbuffers from untrusted files. Checks every offset.
 
-The layout (flatbuffers' "Internals" document): a table starts with an int32 that leads back to its vtable; the vtable
-is u16 words: its own size, the table's size, then for each field its place in the table, 0 where it is absent. Strings,
-vectors and tables are referred to by u32 offsets from where the offset stands. All numbers are little-endian.
+The layout follows flatbuffers' "Internals" document:
+
+- A table starts with an int32, the distance back to its vtable.
+- A vtable consists of u16 words: its own size, the size of the table, and for each field its position in the table, or
+  0 for an absent field.
+- A field that refers to a string, vector or table holds a u32 offset relative to the position of that offset.
+- All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -19,13 +23,13 @@ from openneutron.errors import FormatError
 __all__ = ["Source", "Table", "root"]
 
 FILE_IDENTIFIER_AT = slice(4, 8)
-# A sound file refers to each of its bytes about once. Offsets that lead to the same table again and again would let a
-# small file cost any amount of time and memory.
+# A valid file refers to each of its bytes about once. Without a limit, a small file whose offsets lead to the same
+# table many times would take any amount of time and memory.
 READS_PER_BYTE = 16
 
 
 class Source:
-    """The bytes of a file, named `what` in errors. Keeps count of what is read from it."""
+    """The bytes of a file. Error messages call the file `what`. Counts the bytes that are read."""
 
     def __init__(self, data: bytes | memoryview, what: str) -> None:
         self.view = memoryview(data).cast("B")
@@ -33,76 +37,76 @@ class Source:
         self._allowance = READS_PER_BYTE * len(self.view) + 1024
 
     def fail(self, offset: int, expected: str, found: object = None) -> FormatError:
-        """The error for what stands at `offset`."""
+        """Returns the error for wrong contents at `offset`."""
         seen = "" if found is None else f", found {found}"
         return FormatError(f"{self.what}: byte {offset}: expected {expected}{seen}")
 
     def need(self, offset: int, size: int, expected: str) -> None:
-        """Raise `FormatError` unless `size` bytes lie at `offset`; they count as read."""
+        """Raises `FormatError` unless the file has `size` bytes at `offset`. Counts them as read."""
         if not 0 <= offset <= len(self.view) - size:
             raise self.fail(offset, expected, f"the end at byte {len(self.view)}")
         self._allowance -= size
         if self._allowance < 0:
-            raise self.fail(offset, "a file that refers to each of its parts once", "the same parts many times")
+            raise self.fail(offset, "a file that refers to each part once", "many references to the same parts")
 
     def number(self, offset: int, code: str, expected: str) -> int | float | bool:
-        """The number at `offset`; `code` is that of the struct module."""
+        """Returns the number at `offset`. `code` is a format character of the struct module."""
         self.need(offset, struct.calcsize(code), expected)
         value: int | float | bool = struct.unpack_from(f"<{code}", self.view, offset)[0]
         return value
 
     def whole(self, offset: int, code: str, expected: str) -> int:
-        """The integer at `offset`."""
+        """Returns the integer at `offset`."""
         return int(self.number(offset, code, expected))
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the file; fields go by their number in the schema, counted from 0 (a union takes two)."""
+    """A table of the file. Fields have the numbers of the schema, counted from 0; a union takes two numbers."""
 
     source: Source
     at: int
-    """Its first byte."""
+    """Offset of its first byte in the file."""
     size: int
     fields: tuple[int, ...]
-    """Where each field lies in the table, 0 where it is absent."""
+    """Offset of each field in the table; 0 for an absent field."""
 
     def where(self, field: int) -> int | None:
-        """The byte at which a field lies; None where it is absent."""
+        """Returns the offset of a field in the file; None if the field is absent."""
         place = self.fields[field] if field < len(self.fields) else 0
         return self.at + place if place else None
 
     def number(self, field: int, code: str, default: int | float | bool = 0) -> int | float | bool:
-        """A scalar field."""
+        """Reads a scalar field."""
         at = self.where(field)
         return default if at is None else self.source.number(at, code, f"field {field} of a table")
 
     def whole(self, field: int, code: str, default: int = 0) -> int:
-        """An integer field."""
+        """Reads an integer field."""
         return int(self.number(field, code, default))
 
     def table(self, field: int) -> Table | None:
-        """A field that refers to a table."""
+        """Reads a field that refers to a table."""
         at = self._target(field)
         return None if at is None else read_table(self.source, at)
 
     def text(self, field: int) -> str | None:
-        """A field that refers to a string. What is not UTF-8 in it is shown as escapes."""
+        """Reads a field that refers to a string. Bytes that are not UTF-8 become escape sequences."""
         data = self.data(field)
         return None if data is None else bytes(data).decode(errors="backslashreplace")
 
     def data(self, field: int) -> memoryview | None:
-        """A field that refers to a vector of bytes."""
+        """Reads a field that refers to a vector of bytes."""
         found = self._vector(field, 1)
         return None if found is None else self.source.view[found[0] : found[0] + found[1]]
 
     def data_at(self, field: int) -> int | None:
-        """The byte at which the elements of a vector start."""
+        """Returns the offset of the first element of a vector in the file."""
         found = self._vector(field, 1)
         return None if found is None else found[0]
 
     def numbers(self, field: int, dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
-        """A field that refers to a vector of numbers; empty where it is absent."""
+        """Reads a field that refers to a vector of numbers; empty if the field is absent."""
         element = np.dtype(dtype).newbyteorder("<")
         found = self._vector(field, element.itemsize)
         if found is None:
@@ -110,11 +114,11 @@ class Table:
         return np.frombuffer(self.source.view, element, found[1], found[0]).astype(dtype)
 
     def wholes(self, field: int, dtype: npt.DTypeLike = np.int32) -> tuple[int, ...]:
-        """A field that refers to a vector of integers."""
+        """Reads a field that refers to a vector of integers."""
         return tuple(self.numbers(field, dtype).tolist())
 
     def tables(self, field: int) -> Iterator[Table]:
-        """A field that refers to a vector of tables."""
+        """Reads a field that refers to a vector of tables."""
         start, count = self._vector(field, 4) or (0, 0)
         for at in range(start, start + 4 * count, 4):
             yield read_table(self.source, at + self.source.whole(at, "I", "an offset to a table"))
@@ -126,7 +130,7 @@ class Table:
         return at + self.source.whole(at, "I", f"the offset in field {field} of a table")
 
     def _vector(self, field: int, element: int) -> tuple[int, int] | None:
-        """The first byte and the length of a vector of elements of `element` bytes."""
+        """Returns the offset and the length of a vector whose elements have `element` bytes."""
         at = self._target(field)
         if at is None:
             return None
@@ -136,7 +140,7 @@ class Table:
 
 
 def read_table(source: Source, at: int) -> Table:
-    """The table that starts at byte `at`. Raises `FormatError` where none can."""
+    """Reads the table at byte `at`. Raises `FormatError` if there is no valid table."""
     back = source.whole(at, "i", "a table")
     vtable = at - back
     vtable_size = source.whole(vtable, "H", "the size of a vtable")
@@ -154,7 +158,7 @@ def read_table(source: Source, at: int) -> Table:
 
 
 def root(source: Source, identifiers: tuple[bytes, ...]) -> Table:
-    """The root table of a file that has one of `identifiers`. Raises `FormatError` where it has none, or no table."""
+    """Reads the root table of a file. Raises `FormatError` if the file has none of `identifiers`, or no valid table."""
     source.need(0, 8, f"a {source.what} of at least 8 bytes")
     found = bytes(source.view[FILE_IDENTIFIER_AT])
     if found not in identifiers:

@@ -1,6 +1,7 @@
-"""The delegate payload: what a `.pte` carries for each partition, packed and parsed.
+"""Packs and parses delegate payloads. A `.pte` holds one payload for each partition.
 
-One container serves both kinds of payload. All numbers are little-endian and every block is zero-padded to 16 bytes:
+Both kinds of payload, portable and device, have the same container. All numbers are little-endian and every block is
+zero-padded to 16 bytes:
 
     u8 inputs, u8 outputs, u8 arguments
     u8 input_formats[inputs]     1 = channels last, else 0
@@ -10,12 +11,13 @@ One container serves both kinds of payload. All numbers are little-endian and ev
     u8 version                   0 or 1; payloads of ExecuTorch 1.0 have a pad byte here, which reads as 0
     first block, second block, third block
 
-In a device payload the blocks are the NPU's microcode, weights and kernels, as the vendor's converter wrote them; the
-microcode's own header (u32 words) starts with a magic and names the sizes of the three blocks and the number of inputs
-and outputs. In a portable payload the first block is a TFLite flatbuffer, the second a seal (magic, length and CRC-32
-of the flatbuffer) and the third is empty. The device runtime refuses a portable payload by the microcode's magic.
+In a device payload, the blocks are the NPU's microcode, weights and kernels, as written by the vendor's converter. The
+microcode begins with a header of u32 words: a magic number, the sizes of the three blocks, and the numbers of inputs
+and outputs. In a portable payload, the first block is a TFLite flatbuffer, the second is a seal (magic number, length
+and CRC-32 of the flatbuffer), and the third is empty. The device runtime rejects a portable payload because the magic
+number of the microcode is missing.
 
-The layout is that of NXP's runtime in ExecuTorch (0.7 to 1.5); the seal is OpenNeutron's own.
+NXP's runtime in ExecuTorch (0.7 to 1.5) defines the layout; OpenNeutron defines the seal.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ SIZE_WORDS = (6, 7, 8)  # of the microcode, the weights and the kernels
 SCRATCH_WORD = 9
 COUNT_WORDS = {0: (11, 12), 1: (13, 14)}  # of inputs and outputs, by payload version
 SRAM_SCRATCH_WORD = {0: 10, 1: 12}
-OPERATORS_WORD = {0: 13, 1: 15}  # agrees with all real files that are known
+OPERATORS_WORD = {0: 13, 1: 15}  # inferred; agrees with all known files of the vendor's converter
 
 TFLITE_IDENTIFIER = b"TFL3"
 TFLITE_IDENTIFIER_AT = slice(4, 8)
@@ -51,13 +53,14 @@ FIXED_BYTES = 3  # the three counts before the header's arrays
 
 @dataclass(frozen=True)
 class PayloadHeader:
-    """How a delegate's arguments meet its graph.
+    """Maps the arguments of a delegate to the inputs and outputs of its graph.
 
     `input_formats` and `input_map` have an entry per input of the graph, `output_formats` and `output_map` one per
-    output. A format is 1 where the graph's tensor is channels last. Input i is the delegate's argument `input_map[i]`,
-    output i its argument `argument_count + output_map[i]`. `version` selects the layout of the microcode's header.
+    output. A format is 1 for a tensor that is channels-last in the graph, else 0. Input i of the graph is argument
+    `input_map[i]` of the delegate, output i is argument `argument_count + output_map[i]`. `version` selects the layout
+    of the microcode's header.
 
-    Raises PayloadError, naming the byte of the payload, where a field cannot be written or makes no sense.
+    Raises PayloadError for an invalid field. The message names the byte of the payload.
     """
 
     input_formats: tuple[int, ...]
@@ -68,7 +71,7 @@ class PayloadHeader:
     version: int = 0
 
     def __post_init__(self) -> None:
-        """Check every field in the order of the bytes."""
+        """Checks every field, in the order of the bytes."""
         inputs, outputs = len(self.input_formats), len(self.output_formats)
         _expect(inputs <= MAX_COUNT, 0, f"at most {MAX_COUNT} inputs", inputs)
         _expect(1 <= outputs <= MAX_COUNT, 1, f"1 to {MAX_COUNT} outputs", outputs)
@@ -91,9 +94,9 @@ class PayloadHeader:
 
 @dataclass(frozen=True)
 class Payload:
-    """A parsed payload: the header and its three blocks without their padding.
+    """A parsed payload: the header and the three blocks without padding.
 
-    `microcode` is the TFLite flatbuffer and `weights` the seal where the payload is portable.
+    In a portable payload, `microcode` is the TFLite flatbuffer and `weights` is the seal.
     """
 
     header: PayloadHeader
@@ -111,24 +114,24 @@ class Payload:
         """The TFLite flatbuffer of a portable payload. Raises PayloadError for a device payload."""
         if not self.is_portable:
             raise PayloadError(
-                "the payload holds NPU microcode and no TFLite: run it on the board, "
+                "the payload holds NPU microcode and no TFLite model: run it on the board, "
                 "or lower the model again without the vendor's converter"
             )
         return self.microcode
 
 
 def pack_portable(header: PayloadHeader, tflite: bytes) -> bytes:
-    """Pack a TFLite flatbuffer for the host. Raises PayloadError where `tflite` is none."""
+    """Packs a TFLite flatbuffer as a portable payload. Raises PayloadError if `tflite` is no TFLite flatbuffer."""
     start = _header_block(header)
     _expect_tflite(tflite, len(start))
     return start + _padded(tflite) + SEAL.pack(SEAL_MAGIC, len(tflite), zlib.crc32(tflite))
 
 
 def pack_device(header: PayloadHeader, microcode: bytes, weights: bytes, kernels: bytes) -> bytes:
-    """Pack what the vendor's converter made.
+    """Packs the blocks that the vendor's converter wrote as a device payload.
 
-    Raises PayloadError where the blocks have other sizes than the microcode's header names, or its numbers of inputs
-    and outputs are not those of `header`.
+    Raises PayloadError if the sizes of the blocks differ from those in the microcode's header, or if the microcode and
+    `header` have different numbers of inputs or outputs.
     """
     start = _header_block(header)
     sizes = _microcode_sizes(header, microcode, len(start))
@@ -140,10 +143,10 @@ def pack_device(header: PayloadHeader, microcode: bytes, weights: bytes, kernels
 
 
 def parse(data: bytes | memoryview) -> Payload:
-    """Take a payload apart.
+    """Parses a payload.
 
-    Every field, size, pad byte and (of a portable payload) checksum is verified; PayloadError names the byte offset of
-    the first that is wrong and what was expected there. Memory is bounded by the length of `data`.
+    Verifies every field, size and pad byte, and the checksum of a portable payload. Raises PayloadError with the byte
+    offset of the first error and the expected contents. Memory is bounded by the length of `data`.
     """
     view = memoryview(data).cast("B")
     header = _parse_header(view)
@@ -156,10 +159,10 @@ def parse(data: bytes | memoryview) -> Payload:
 
 @dataclass(frozen=True)
 class Microcode:
-    """What the microcode's header says; sizes in bytes."""
+    """The header of microcode. Sizes are in bytes."""
 
     version: int
-    """Of the microcode; it must be the firmware's."""
+    """Version of the microcode. The firmware must have the same version."""
     microcode_bytes: int
     weight_bytes: int
     kernel_bytes: int
@@ -169,11 +172,14 @@ class Microcode:
     inputs: int
     outputs: int
     operators: int
-    """Operators of the NPU."""
+    """Number of NPU operators."""
 
 
 def microcode_header(microcode: bytes | memoryview, version: int = 0) -> Microcode:
-    """Read the header of microcode; `version` is that of its payload. Raises PayloadError where it is none."""
+    """Reads the header of microcode. `version` is the version of its payload.
+
+    Raises PayloadError if `microcode` has no such header.
+    """
     words = OPERATORS_WORD[version] + 1
     _expect(len(microcode) >= 4 * words, len(microcode), f"{4 * words} bytes of microcode header", "the end")
     magic = _word(microcode, 0)
@@ -238,7 +244,7 @@ def _parse_portable(header: PayloadHeader, blocks: _Blocks) -> Payload:
 
 
 def _microcode_sizes(header: PayloadHeader, microcode: bytes | memoryview, offset: int) -> tuple[int, ...]:
-    """The sizes of the three blocks as the microcode at `offset` names them, its other words checked."""
+    """Returns the sizes of the three blocks from the microcode at `offset`. Checks the other words of its header."""
     words = COUNT_WORDS[header.version][1] + 1
     _expect(len(microcode) >= 4 * words, offset + len(microcode), f"{4 * words} bytes of microcode header", "the end")
     magic = _word(microcode, 0)
@@ -285,7 +291,7 @@ def _expect_tflite(data: bytes | memoryview, offset: int) -> None:
 
 
 def _expect_padding(view: memoryview, offset: int) -> int:
-    """The next multiple of 16 from `offset` on, all bytes on the way there checked to be zero."""
+    """Returns `offset` rounded up to a multiple of 16. Raises PayloadError unless all bytes in between are zero."""
     end = _aligned(offset)
     padding = bytes(view[offset:end])
     _expect(len(padding) == end - offset, len(view), f"zero padding up to byte {end}", "the end")

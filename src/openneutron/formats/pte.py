@@ -1,8 +1,9 @@
-"""ExecuTorch programs (`.pte`), read and their delegates' payloads replaced, every offset checked.
+"""Reads ExecuTorch programs (`.pte`) and replaces the payloads of their delegates. Checks every offset.
 
-A `.pte` is a flatbuffer (schema/program.fbs of ExecuTorch, identifier "ET12"), then segments: constants, payloads of
-delegates, named data. Between the flatbuffer's first eight bytes and its tables lies an extended header
-(schema/extended_header.h): "eh00", its length, the flatbuffer's size, where the segments start, and their size.
+A `.pte` consists of a flatbuffer (schema/program.fbs of ExecuTorch, identifier "ET12") and segments, which hold
+constants, payloads of delegates and named data. An extended header (schema/extended_header.h) lies between the
+flatbuffer's first eight bytes and its tables: "eh00", the length of the header, the size of the flatbuffer, the offset
+of the segments, and the size of the segments.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from openneutron.errors import FormatError
 from openneutron.formats.flatbuffer import Source, Table, root
 
-__all__ = ["Delegate", "Kernel", "Method", "Program", "Slot", "Value", "read", "replace_payloads"]
+__all__ = ["DelegateCall", "KernelCall", "Method", "Program", "ProgramValue", "Slot", "read", "replace_payloads"]
 
 FILE_IDENTIFIERS = (b"ET12",)
 HEADER_AT = 8
@@ -33,9 +34,9 @@ SCALAR_TYPES = {
 """Names by ExecuTorch's ScalarType (runtime/core/portable_type/scalar_type.h)."""
 
 ITEM_BYTES = {"int16": 2, "int32": 4, "int64": 8, "float16": 2, "float32": 4, "float64": 8, "bfloat16": 2}
-"""Bytes of an element; 1 of any other."""
+"""Bytes of an element by dtype; 1 for any other dtype."""
 
-# Members of the union KernelTypes, and of InstructionArguments, by their number in the schema.
+# Members of the unions KernelTypes and InstructionArguments, by their numbers in the schema.
 _NONE = 1
 _SCALARS = {2: ("int", "q"), 3: ("bool", "?"), 4: ("double", "d")}
 _TENSOR, _TEXT = 5, 6
@@ -45,45 +46,45 @@ _KERNEL_CALL, _DELEGATE_CALL, _MOVE_CALL, _JUMP, _FREE = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
-class Value:
-    """A tensor or a constant that a method takes or returns."""
+class ProgramValue:
+    """A tensor or constant that a method or a delegate takes or returns."""
 
     shape: tuple[int, ...]
     dtype: str
     dim_order: tuple[int, ...]
     constant: int | float | bool | str | None = None
-    """The value of what is no tensor; then `dtype` says what it is."""
+    """The value of a constant; its `dtype` is then "int", "bool", "double" or "text"."""
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A call of a CPU kernel, by the operator's name ("quantized_decomposed::dequantize_per_tensor.out")."""
+class KernelCall:
+    """A call of a CPU kernel. `name` is that of the operator ("quantized_decomposed::dequantize_per_tensor.out")."""
 
     name: str
     numbers: tuple[int, ...] = ()
-    """The numbers of the method's values that it reads, then of those that it writes, each once."""
+    """Indices of the method's values that the kernel reads, then of those that it writes, each index once."""
 
 
 @dataclass(frozen=True)
-class Delegate:
-    """One delegate of a method, and the segment in which its payload lies (None: in the flatbuffer)."""
+class DelegateCall:
+    """A call of a delegate. `segment` is the segment of its payload; None for a payload in the flatbuffer."""
 
     backend: str
     compile_specs: Mapping[str, bytes]
     payload: memoryview = field(repr=False)
     segment: int | None
-    arguments: tuple[Value, ...]
-    """What it is called with: its inputs, then its outputs."""
+    arguments: tuple[ProgramValue, ...]
+    """Inputs of the delegate, followed by its outputs."""
     numbers: tuple[int, ...] = ()
-    """The numbers of the method's values that are its arguments."""
+    """Indices of the arguments among the method's values."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A value of a method; for a tensor its rank and bytes, and whether it lies in planned memory."""
+    """A value of a method. A tensor has a rank, a dtype and a size, and may lie in planned memory."""
 
     rank: int | None = None
-    """None for a value that is no tensor."""
+    """None for a value that is not a tensor."""
     dtype: str = ""
     bytes: int = 0
     is_planned: bool = False
@@ -91,19 +92,19 @@ class Slot:
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the program; `calls` are in the order in which they run."""
+    """A method of the program. `calls` has the order of execution."""
 
     name: str
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
-    calls: tuple[Kernel | Delegate, ...]
-    delegates: tuple[Delegate, ...]
+    inputs: tuple[ProgramValue, ...]
+    outputs: tuple[ProgramValue, ...]
+    calls: tuple[KernelCall | DelegateCall, ...]
+    delegates: tuple[DelegateCall, ...]
     planned_bytes: tuple[int, ...]
-    """Size of each memory that the runtime needs for the method's tensors."""
+    """Size of each memory buffer that the runtime allocates for the method's tensors."""
     has_state: bool = False
-    """Whether a tensor in planned memory has an initial value, as states do."""
+    """Whether the method has states: tensors in planned memory with an initial value."""
     slots: tuple[Slot, ...] = ()
-    """All values of the method, by number."""
+    """All values of the method, by index."""
     input_numbers: tuple[int, ...] = ()
     output_numbers: tuple[int, ...] = ()
     inputs_tree: str | None = None
@@ -112,7 +113,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of the file behind the flatbuffer; `offset` counts from the first of them."""
+    """A section of the file after the flatbuffer. `offset` is relative to the first segment."""
 
     offset: int
     size: int
@@ -121,19 +122,19 @@ class Segment:
 
 @dataclass(frozen=True)
 class Program:
-    """What a `.pte` holds."""
+    """The contents of a `.pte`."""
 
     methods: tuple[Method, ...]
     segments: tuple[Segment, ...]
     flatbuffer_bytes: int
     segment_base: int
-    """Where the segments start in the file."""
+    """Offset of the first segment in the file."""
 
 
 def read(data: bytes | memoryview, what: str = "the program") -> Program:
-    """Take a `.pte` apart. `what` is its name in errors.
+    """Parses a `.pte`. Error messages call the file `what`.
 
-    Raises `FormatError` with the offset of what is broken. Time and memory are bounded by the file's size.
+    Raises `FormatError` with the offset of the first error. Time and memory are bounded by the file's size.
     """
     source = Source(data, what)
     program = root(source, FILE_IDENTIFIERS)
@@ -145,14 +146,15 @@ def read(data: bytes | memoryview, what: str = "the program") -> Program:
 
 
 def replace_payloads(data: bytes, payloads: Mapping[int, bytes], what: str = "the program") -> bytes:
-    """The file with other bytes in the segments that `payloads` names; all else is as it was, but for their offsets.
+    """Returns the file with new bytes in the segments of `payloads`, by segment index.
 
-    Raises `FormatError` for a broken file, and for a segment that it has not.
+    Updates the offsets and sizes of the segments, and copies everything else unchanged. Raises `FormatError` for a
+    damaged file and for an unknown segment.
     """
     program = read(data, what)
     segments = program.segments
     if unknown := set(payloads) - set(range(len(segments))):
-        raise FormatError(f"{what}: it has {len(segments)} segments and no segment {min(unknown)}")
+        raise FormatError(f"{what} has {len(segments)} segments, but no segment {min(unknown)}")
     result = bytearray(data[: program.segment_base])
     alignment = _alignment(program)
     order = sorted(range(len(segments)), key=lambda number: (segments[number].offset, number))
@@ -161,7 +163,7 @@ def replace_payloads(data: bytes, payloads: Mapping[int, bytes], what: str = "th
     for number in order:
         segment = segments[number]
         key = (segment.offset, segment.size)
-        if key not in moved:  # two entries may name the same bytes
+        if key not in moved:  # several entries may refer to the same bytes
             start = program.segment_base + segment.offset
             content = payloads.get(number, data[start : start + segment.size])
             at = program.segment_base + _aligned(end - program.segment_base, alignment)
@@ -174,7 +176,7 @@ def replace_payloads(data: bytes, payloads: Mapping[int, bytes], what: str = "th
 
 
 def _alignment(program: Program) -> int:
-    """What all segments are aligned to: the largest power of two that divides the offset of each."""
+    """Returns the alignment of the segments: the largest power of two that divides all of their offsets."""
     offsets = [program.segment_base, *(segment.offset for segment in program.segments)]
     alignment = LARGEST_ALIGNMENT
     while any(offset % alignment for offset in offsets):
@@ -187,7 +189,7 @@ def _aligned(offset: int, alignment: int) -> int:
 
 
 def _patch(result: bytearray, entry: Table, offset: int, size: int) -> None:
-    """Set the fields of a DataSegment. A flatbuffer leaves a field out where it is zero."""
+    """Sets the fields of a DataSegment. A flatbuffer may omit a field whose value is zero."""
     for number, value in ((0, offset), (1, size)):
         at = entry.where(number)
         if at is None:
@@ -204,7 +206,10 @@ def _patch_header(result: bytearray, segment_bytes: int) -> None:
 
 
 def _extended_header(source: Source) -> tuple[int, int]:
-    """The flatbuffer's size, and where the segments start; files without segments may have no such header."""
+    """Returns the size of the flatbuffer and the offset of the segments.
+
+    A file without segments may have no extended header; both numbers are then the file's size.
+    """
     size = len(source.view)
     if bytes(source.view[HEADER_AT : HEADER_AT + 4]) != HEADER_MAGIC:
         return size, size
@@ -230,7 +235,7 @@ def _is_state(value: Table) -> bool:
 
 
 def _slots(values: Sequence[Table]) -> tuple[Slot, ...]:
-    """The slots of `values`. Linear in bytes, even if a broken file has many values at one offset."""
+    """Returns the slots of `values`. Linear in bytes, even if a damaged file has many values at one offset."""
     known: dict[int, Slot] = {}
     return tuple(known.get(table.at) or known.setdefault(table.at, _slot(table)) for table in values)
 
@@ -257,7 +262,7 @@ class _Reader:
         operators = [f"{table.text(0) or ''}.{table.text(1) or ''}".removesuffix(".") for table in plan.tables(6)]
         backends = list(plan.tables(7))
         calls = list(self._calls(plan, values, operators, backends))
-        called = tuple(call for call in calls if isinstance(call, Delegate))
+        called = tuple(call for call in calls if isinstance(call, DelegateCall))
         containers = plan.table(1)
         return Method(
             name=plan.text(0) or "",
@@ -265,7 +270,7 @@ class _Reader:
             outputs=tuple(self._values(plan, plan.wholes(4), values)),
             calls=tuple(calls),
             delegates=called,
-            planned_bytes=plan.wholes(8, "int64")[1:],  # the first stands for constants
+            planned_bytes=plan.wholes(8, "int64")[1:],  # the first entry is reserved for constants
             has_state=any(map(_is_state, values)),
             slots=_slots(values),
             input_numbers=plan.wholes(3),
@@ -275,7 +280,7 @@ class _Reader:
 
     def _calls(
         self, plan: Table, values: list[Table], operators: list[str], backends: list[Table]
-    ) -> Iterator[Kernel | Delegate]:
+    ) -> Iterator[KernelCall | DelegateCall]:
         for chain in plan.tables(5):
             for instruction in chain.tables(2):
                 kind, arguments = instruction.whole(0, "B"), instruction.table(1)
@@ -286,12 +291,12 @@ class _Reader:
                 if not 0 <= number < len(known):
                     raise self.source.fail(arguments.at, f"an index below {len(known)}", number)
                 if kind == _KERNEL_CALL:
-                    yield Kernel(operators[number], tuple(self._tensors(plan, arguments.wholes(1), values)))
+                    yield KernelCall(operators[number], tuple(self._tensors(plan, arguments.wholes(1), values)))
                 else:
                     yield self._delegate(backends[number], plan, arguments.wholes(1), values)
 
     def _tensors(self, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> Iterator[int]:
-        """`numbers`, each once, with a list of tensors replaced by the numbers of its tensors."""
+        """Returns `numbers` without duplicates. Replaces a list of tensors by the indices of its tensors."""
         self._check(plan, numbers, values)
         for number in dict.fromkeys(numbers):
             value = values[number].table(1)
@@ -307,7 +312,7 @@ class _Reader:
             if not 0 <= number < len(values):
                 raise self.source.fail(plan.at, f"a value below {len(values)}", number)
 
-    def _delegate(self, table: Table, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> Delegate:
+    def _delegate(self, table: Table, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> DelegateCall:
         specs = {spec.text(0) or "": bytes(spec.data(1) or b"") for spec in table.tables(2)}
         reference = table.table(1)
         if reference is None:
@@ -323,23 +328,23 @@ class _Reader:
             payload = self.source.view[start : start + self.segments[index].size]
         arguments = tuple(self._values(plan, numbers, values))
         segment = index if location == SEGMENT else None
-        return Delegate(table.text(0) or "", specs, payload, segment, arguments, numbers)
+        return DelegateCall(table.text(0) or "", specs, payload, segment, arguments, numbers)
 
-    def _values(self, plan: Table, indices: tuple[int, ...], values: list[Table]) -> Iterator[Value]:
+    def _values(self, plan: Table, indices: tuple[int, ...], values: list[Table]) -> Iterator[ProgramValue]:
         self._check(plan, indices, values)
         for index in indices:
             yield self._value(values[index])
 
-    def _value(self, table: Table) -> Value:
+    def _value(self, table: Table) -> ProgramValue:
         kind, value = table.whole(0, "B"), table.table(1)
         if value is None or kind == _NONE:
-            return Value((), "none", ())
+            return ProgramValue((), "none", ())
         if kind == _TENSOR:
             dtype = SCALAR_TYPES.get(value.whole(0, "b"), f"type {value.whole(0, 'b')}")
-            return Value(value.wholes(2), dtype, value.wholes(3, "uint8"))
+            return ProgramValue(value.wholes(2), dtype, value.wholes(3, "uint8"))
         if kind == _TEXT:
-            return Value((), "text", (), value.text(0) or "")
+            return ProgramValue((), "text", (), value.text(0) or "")
         if kind in _SCALARS:
             name, code = _SCALARS[kind]
-            return Value((), name, (), value.number(0, code))
-        return Value((), "list", ())
+            return ProgramValue((), name, (), value.number(0, code))
+        return ProgramValue((), "list", ())

@@ -105,7 +105,8 @@ def calibration_inputs(
 ) -> list[list[Inputs]]:
     """Returns the results of `streams_in` as lists.
 
-    Raises `CalibrationError` for data that are empty or do not match `forms`, and `OptionError` for a wrong `transform`.
+    Raises `CalibrationError` for data that are empty or do not match `forms`, and `OptionError` for a wrong
+    `transform`.
     """
     if not forms:
         raise CalibrationError("The model has no inputs, so it cannot be calibrated.")

@@ -1,7 +1,7 @@
 """State: buffers that a model writes to in one call and reads in the next.
 
-`passes.hold_states` rewrites a graph so that it reads each state once, at the start, as a copy of the buffer, and writes
-each state once, after all other operators:
+`passes.hold_states` rewrites a graph so that it reads each state once, at the start, as a copy of the buffer, and
+writes each state once, after all other operators:
 
     buffer = get_attr(...); value = clone(buffer); ...; copy_(buffer, next_value)
 

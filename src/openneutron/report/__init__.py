@@ -1,3 +1,3 @@
-"""What a file holds, what its model will need on the board: as data, text and JSON."""
+"""Reports the contents of a file, and estimates the memory and time that its model needs on the board."""
 
 __all__: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What a model will need on the board: memory and cycles, layer by layer. Estimates, made without the vendor's SDK."""
+"""Estimates the memory and cycles of a model on the board, layer by layer, without the vendor's SDK."""
 
 from __future__ import annotations
 
@@ -9,75 +9,75 @@ from itertools import pairwise
 from openneutron.formats.tflite import Operator
 from openneutron.ir.cost import array_of, cost_of
 from openneutron.ir.graph import Op
-from openneutron.report.graph import as_ops
 from openneutron.report.memory import lifetimes, plan
 from openneutron.report.runtime_memory import RuntimeMemory
+from openneutron.report.tflite_ops import as_ops
 from openneutron.report.weights import stored_bytes
 from openneutron.targets import NeutronTarget
 
-__all__ = ["Estimate", "Fit", "Layer", "estimate_operators", "fit_of", "scratch_in_channels_last", "whole"]
+__all__ = ["Estimate", "Fit", "LayerEstimate", "estimate_operators", "fit_of", "scratch_in_channels_last", "whole"]
 
 _WORST_LAYERS = 3
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One operator on the NPU; sizes in bytes."""
+class LayerEstimate:
+    """The estimate for one operator on the NPU. Sizes are in bytes."""
 
     operator: str
-    """The TFLite name of its operator."""
+    """TFLite name of the operator."""
     output: str
-    """The name of the tensor that it writes."""
+    """Name of the output tensor."""
     output_shape: tuple[int, ...]
     macs: int
     cycles: int
     utilization: float
-    """Share of the array's multipliers that are busy while it runs, 0 to 1."""
+    """Mean share of the NPU's multipliers that the operator uses, 0 to 1."""
     weight_bytes: int
-    """Its constants as the NPU stores them."""
+    """Bytes of the constants in the NPU's format."""
     live_bytes: int
-    """Intermediate tensors that are alive while it runs."""
+    """Bytes of the intermediate tensors that must be in memory while the operator runs."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether a model fits the target's memory; the firmware's own needs come on top."""
+    """Whether a model fits into the target's memory. Does not include the firmware's own memory."""
 
     verdict: str
-    """"fits", "fits with fetch_constants_to_sram", "does not fit", or "unknown" where the target's memory is."""
+    """"fits", "fits with fetch_constants_to_sram", "does not fit", or "unknown" for a target of unknown memory."""
     sram_bytes: int | None
-    """What the target has."""
+    """SRAM of the target."""
     flash_bytes: int | None
     needed_bytes: int
-    """SRAM that the model needs: in the way that the verdict names; where it does not fit, in the smaller one."""
+    """SRAM that the model needs: with `fetch_constants_to_sram` for the second and third verdict, else without it."""
     missing_bytes: int
-    """How much SRAM or flash is missing, 0 where it fits."""
+    """Missing SRAM or flash; 0 for a model that fits."""
     blame: tuple[str, ...]
-    """The layers that need most, where it does not fit."""
+    """Descriptions of the layers that need the most memory; empty for a model that fits."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The NPU's part of a model on one target: an estimate, never a measurement."""
+    """The estimated needs of a model's NPU part on one target."""
 
     target: str
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerEstimate, ...]
     scratch_bytes: int
-    """One arena for all intermediate tensors."""
+    """Size of one arena for all intermediate tensors."""
     peak_bytes: int
-    """The most bytes of intermediate tensors alive at once: no arena can be smaller."""
+    """Largest sum of the sizes of intermediate tensors that must be in memory together. No arena can be smaller."""
     io_bytes: int
-    """Inputs and outputs."""
+    """Bytes of inputs and outputs."""
     weight_bytes: int
     cycles: int
     milliseconds: float | None
-    """Cycles at the target's clock; None where that is unknown."""
+    """Time of the cycles at the target's clock; None if the clock is unknown."""
     fit: Fit
     assumptions: tuple[str, ...]
     memory: RuntimeMemory | None = None
     """Memory of ExecuTorch's runtime for a `.pte`; None for a TFLite file and for a single delegate."""
     channels_last_saves: int = 0
-    """Bytes of scratch and temporary memory that example inputs in channels-last would save."""
+    """Bytes of scratch and temporary memory that channels-last example inputs would save."""
 
     def __str__(self) -> str:
         from openneutron.report.text import text_of_estimate
@@ -91,7 +91,7 @@ class Estimate:
 
 
 def estimate_operators(operators: Sequence[Operator], target: NeutronTarget) -> Estimate:
-    """The estimate for operators in the order in which they run. Linear in operators, but for the arena's plan."""
+    """Returns the estimate for operators in order of execution. Linear in operators, except for planning the arena."""
     written = {tensor.index: tensor for operator in operators for tensor in operator.outputs}
     read = {tensor.index: tensor for operator in operators for tensor in operator.inputs if tensor is not None}
     inputs = [tensor for index, tensor in read.items() if index not in written and tensor.buffer is None]
@@ -108,9 +108,9 @@ def estimate_operators(operators: Sequence[Operator], target: NeutronTarget) -> 
 
 
 def whole(parts: Sequence[Estimate], target: NeutronTarget, memory: RuntimeMemory | None = None) -> Estimate:
-    """The estimate for delegates that run one after the other: one scratch for all, inputs and outputs of each.
+    """Combines the estimates of delegates that run one after the other. They share one scratch arena.
 
-    With `memory`, the planned memory of the runtime includes inputs and outputs, so they are not added again.
+    With `memory`, inputs and outputs are part of the runtime's planned memory, so they are not added again.
     """
     layers = tuple(layer for part in parts for layer in part.layers)
     scratch = max((part.scratch_bytes for part in parts), default=0)
@@ -122,7 +122,7 @@ def whole(parts: Sequence[Estimate], target: NeutronTarget, memory: RuntimeMemor
 
 
 def scratch_in_channels_last(operators: Sequence[Operator], target: NeutronTarget) -> int:
-    """Scratch bytes of the same operators without the transposes of images at inputs and outputs."""
+    """Returns the scratch bytes of `operators` without the transposes of images at inputs and outputs."""
     written = {tensor.index for operator in operators for tensor in operator.outputs}
     read = {tensor.index for operator in operators for tensor in operator.inputs if tensor is not None}
 
@@ -138,7 +138,9 @@ def scratch_in_channels_last(operators: Sequence[Operator], target: NeutronTarge
     return estimate_operators(kept, target).scratch_bytes
 
 
-def _estimate(layers: tuple[Layer, ...], scratch: int, peak: int, io_bytes: int, target: NeutronTarget) -> Estimate:
+def _estimate(
+    layers: tuple[LayerEstimate, ...], scratch: int, peak: int, io_bytes: int, target: NeutronTarget
+) -> Estimate:
     cycles = sum(layer.cycles for layer in layers)
     return Estimate(
         target=target.name,
@@ -154,17 +156,19 @@ def _estimate(layers: tuple[Layer, ...], scratch: int, peak: int, io_bytes: int,
     )
 
 
-def _layer(op: Op, target: NeutronTarget, live: int) -> Layer:
+def _layer(op: Op, target: NeutronTarget, live: int) -> LayerEstimate:
     cost = cost_of(op, target)
     weights = stored_bytes(op, target)
-    return Layer(op.kind.name, op.origin, op.output.shape, cost.macs, cost.cycles, cost.utilization, weights, live)
+    return LayerEstimate(
+        op.kind.name, op.origin, op.output.shape, cost.macs, cost.cycles, cost.utilization, weights, live
+    )
 
 
-def fit_of(layers: Sequence[Layer], scratch: int, outside_bytes: int, target: NeutronTarget) -> Fit:
-    """Whether scratch, weights, and what lies outside of the NPU's arena fit.
+def fit_of(layers: Sequence[LayerEstimate], scratch: int, outside_bytes: int, target: NeutronTarget) -> Fit:
+    """Compares the model's needs with the target's memory. `outside_bytes` are those outside of the NPU's arena.
 
-    A Neutron-C cannot read flash: its weights lie in SRAM, all of them, or with `fetch_constants_to_sram` those of the
-    layer that runs and of the next one, while the flash holds all. What Neutron-S targets have is DDR, of unknown size.
+    A Neutron-C cannot read flash, so SRAM holds all weights. With `fetch_constants_to_sram`, flash holds all weights,
+    and SRAM holds those of the current and the next layer. Neutron-S targets have DDR of unknown size.
     """
     weights = sum(layer.weight_bytes for layer in layers)
     resident = scratch + outside_bytes + weights

@@ -1,4 +1,4 @@
-"""What a `.pte` or `.tflite` file holds, and what its model will need on the board."""
+"""Reads a `.pte` or `.tflite` file, and estimates the memory and time that its model needs on the board."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from openneutron.formats.payload import Microcode, Payload, microcode_header, pa
 from openneutron.report.estimate import (
     Estimate,
     Fit,
-    Layer,
+    LayerEstimate,
     estimate_operators,
     fit_of,
     scratch_in_channels_last,
     whole,
 )
-from openneutron.report.graph import npu_operators
 from openneutron.report.runtime_memory import RuntimeMemory, runtime_memory
+from openneutron.report.tflite_ops import npu_operators
 from openneutron.targets import NeutronTarget, NeutronTargetSpec
 from openneutron.vendor.device import BUFFER_OUTPUTS, CONSTANT_INPUTS, NEUTRON_GRAPH
 
-__all__ = ["Delegate", "Report", "Section", "Value", "inspect", "inspect_bytes"]
+__all__ = ["Delegate", "Report", "Section", "TensorSummary", "inspect", "inspect_bytes"]
 
 NEUTRON_BACKEND = "NeutronBackend"
 DEFAULT_TARGET = "imxrt700"
 
 
 @dataclass(frozen=True)
-class Value:
-    """A tensor at an edge: of the file, or of a delegate."""
+class TensorSummary:
+    """An input or output of the file or of a delegate."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the file, in bytes."""
+    """A section of the file and its size in bytes."""
 
     name: str
     bytes: int
@@ -54,21 +54,22 @@ class Section:
 
 @dataclass(frozen=True)
 class Delegate:
-    """What the file gives to the NPU, or to another backend."""
+    """A part of the model that runs on the NPU, or in another backend."""
 
     kind: str
-    """"portable" (TFLite, for the host), "device" (microcode), "plain" (a TFLite file not converted), or "foreign"."""
+    """"portable" (TFLite, for the host), "device" (microcode), "plain" (the NPU's part of an unconverted TFLite file),
+    or "foreign" (another backend)."""
     backend: str
     target: str | None
     payload_bytes: int
-    inputs: tuple[Value, ...] = ()
-    outputs: tuple[Value, ...] = ()
+    inputs: tuple[TensorSummary, ...] = ()
+    outputs: tuple[TensorSummary, ...] = ()
     operators: tuple[str, ...] = ()
-    """TFLite operators in their order; none are known of a device payload."""
+    """TFLite operators in order of execution; empty for a device payload, whose operators are unknown."""
     microcode: Microcode | None = None
     """The header of a device payload."""
     estimate: Estimate | None = None
-    """What it will need; None for a device payload, whose header has the real sizes."""
+    """Estimated memory and time; None for a device payload, whose header has the actual sizes."""
 
     @property
     def scratch_bytes(self) -> int:
@@ -83,23 +84,23 @@ class Delegate:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole file. Cycles, and sizes that no microcode names, are estimates."""
+    """The contents of a file. Cycles are estimates, and so are sizes that are not read from microcode."""
 
     path: str
     format: str
     """"pte" or "tflite"."""
     bytes: int
     description: str
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
+    inputs: tuple[TensorSummary, ...]
+    outputs: tuple[TensorSummary, ...]
     delegates: tuple[Delegate, ...]
     cpu_operators: tuple[str, ...]
-    """What the CPU runs, in its order."""
+    """Operators on the CPU, in order of execution."""
     planned_bytes: int
     """Memory that ExecuTorch's runtime plans for the program's tensors."""
     sections: tuple[Section, ...]
     estimate: Estimate
-    """For all delegates whose operators are known, together."""
+    """The estimate for all delegates whose operators are known, together."""
 
     def __str__(self) -> str:
         from openneutron.report.text import text_of_report
@@ -107,40 +108,40 @@ class Report:
         return text_of_report(self)
 
     @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The operators of all delegates whose operators are known, in their order."""
+    def layers(self) -> tuple[LayerEstimate, ...]:
+        """The operators of all delegates whose operators are known, in order of execution."""
         return self.estimate.layers
 
     @property
     def scratch_bytes(self) -> int:
-        """The largest scratch of all delegates: they run one after the other."""
+        """The largest scratch of a delegate. Delegates run one after the other and share it."""
         return max((one.scratch_bytes for one in self.delegates), default=0)
 
     @property
     def weight_bytes(self) -> int:
-        """The weights of all delegates."""
+        """Bytes of the weights of all delegates."""
         return sum(one.weight_bytes for one in self.delegates)
 
     @property
     def cycles(self) -> int | None:
-        """Estimated cycles on the NPU; None where a delegate is compiled already, which hides its operators."""
+        """Estimated cycles on the NPU; None if the operators of a delegate are unknown because it is compiled."""
         if any(one.kind == "device" for one in self.delegates):
             return None
         return self.estimate.cycles
 
 
 def inspect(path: str | os.PathLike[str], target: str | NeutronTargetSpec | None = None) -> Report:
-    """Read a `.pte` or `.tflite` file, whatever wrote it.
+    """Reads a `.pte` or `.tflite` file of any origin.
 
-    `target` is what estimates are made for: unless given, the one that the file was lowered or converted for, else
-    imxrt700. Raises `FormatError` with the offset for a broken file, `PayloadError` for a broken payload of ours,
-    `InputError` for one that cannot be read, `TargetError`.
+    `target` is the target of the estimates; by default, the one that a `.pte` was lowered for, else imxrt700. Raises
+    `FormatError` with the offset of the error for a damaged file, `PayloadError` for a damaged payload of OpenNeutron,
+    `InputError` for a file that cannot be read, and `TargetError` for an unknown target.
     """
     return inspect_bytes(read_file(path), str(Path(path)), target)
 
 
 def inspect_bytes(data: bytes, what: str, target: str | NeutronTargetSpec | None = None) -> Report:
-    """`inspect` of a file's bytes; `what` is its name in the report and in errors."""
+    """Reads the bytes of a file as `inspect` does. The report and errors call the file `what`."""
     identifier = data[4:8]
     chosen = None if target is None else NeutronTargetSpec(target).neutron_target
     if identifier[:2] == b"ET":
@@ -158,8 +159,8 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
         raise FormatError(f"{path}: the program has no method")
     method = program.methods[0]
     target = target or _target_of(method)
-    delegates = tuple(_of_program(call, target) for call in method.calls if isinstance(call, pte.Delegate))
-    segments = {call.segment: call.backend for call in method.calls if isinstance(call, pte.Delegate)}
+    delegates = tuple(_of_program(call, target) for call in method.calls if isinstance(call, pte.DelegateCall))
+    segments = {call.segment: call.backend for call in method.calls if isinstance(call, pte.DelegateCall)}
     sections = [Section("flatbuffer", program.flatbuffer_bytes)]
     for number, segment in enumerate(program.segments):
         what = f"payload of {segments[number]}" if number in segments else "constants"
@@ -173,7 +174,7 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
         inputs=tuple(_program_value(f"input {i}", value) for i, value in enumerate(method.inputs)),
         outputs=tuple(_program_value(f"output {i}", value) for i, value in enumerate(method.outputs)),
         delegates=delegates,
-        cpu_operators=tuple(call.name for call in method.calls if isinstance(call, pte.Kernel)),
+        cpu_operators=tuple(call.name for call in method.calls if isinstance(call, pte.KernelCall)),
         planned_bytes=sum(method.planned_bytes),
         sections=tuple(sections),
         estimate=_estimate_of(method, delegates, target),
@@ -181,13 +182,13 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
 
 
 def _estimate_of(method: pte.Method, delegates: Sequence[Delegate], target: NeutronTarget) -> Estimate:
-    """The estimate of the whole method, with the runtime's memory and the savings of channels-last inputs."""
+    """Returns the estimate of a method, with the runtime's memory and the savings of channels-last inputs."""
     estimate = _together(delegates, target, runtime_memory(method))
     estimate = replace(estimate, fit=_fit_with_microcode(estimate, delegates, target))
     ours = (call for call in method.delegates if call.backend == NEUTRON_BACKEND)
     portable = [payload for payload in (parse(call.payload) for call in ours) if payload.is_portable]
-    if len(portable) != 1 or not all(_only_converts(call) for call in method.calls if isinstance(call, pte.Kernel)):
-        return estimate  # other delegates or CPU operators may require the order that the transposes make
+    if len(portable) != 1 or not all(_only_converts(call) for call in method.calls if isinstance(call, pte.KernelCall)):
+        return estimate  # other delegates or CPU operators may need the transposes
     operators = _graph_of(portable[0]).operators
     temporary = estimate.memory.temporary_bytes if estimate.memory else 0
     saved = temporary + estimate.scratch_bytes - scratch_in_channels_last(operators, target)
@@ -195,19 +196,19 @@ def _estimate_of(method: pte.Method, delegates: Sequence[Delegate], target: Neut
 
 
 def _fit_with_microcode(estimate: Estimate, delegates: Sequence[Delegate], target: NeutronTarget) -> Fit:
-    """Whether the program fits, with scratch and weights from the headers of delegates that are converted."""
+    """Compares the program's needs with the target's memory. Uses the sizes in the microcode of compiled delegates."""
     scratch = max((one.scratch_bytes for one in delegates), default=0)
     weights = sum(one.weight_bytes for one in delegates if one.microcode)
     outside = estimate.memory.total_bytes if estimate.memory else 0
     return fit_of(estimate.layers, scratch, outside + weights, target)
 
 
-def _only_converts(call: pte.Kernel) -> bool:
+def _only_converts(call: pte.KernelCall) -> bool:
     return call.name.split("::")[0] == "quantized_decomposed"
 
 
 def _target_of(method: pte.Method) -> NeutronTarget:
-    """What the first of the NPU's delegates was lowered for."""
+    """Returns the target of the first delegate of the NPU, or the default target if there is none."""
     ours = (delegate for delegate in method.delegates if delegate.backend == NEUTRON_BACKEND)
     named = [CompileOptions.from_values(delegate.compile_specs).target for delegate in ours]
     return NeutronTargetSpec(named[0] if named else DEFAULT_TARGET).neutron_target
@@ -217,11 +218,11 @@ def _together(delegates: Sequence[Delegate], target: NeutronTarget, memory: Runt
     return whole([delegate.estimate for delegate in delegates if delegate.estimate], target, memory)
 
 
-def _program_value(name: str, value: pte.Value) -> Value:
-    return Value(name, value.shape, value.dtype, channels_last=value.dim_order == (0, 2, 3, 1))
+def _program_value(name: str, value: pte.ProgramValue) -> TensorSummary:
+    return TensorSummary(name, value.shape, value.dtype, channels_last=value.dim_order == (0, 2, 3, 1))
 
 
-def _of_program(call: pte.Delegate, target: NeutronTarget) -> Delegate:
+def _of_program(call: pte.DelegateCall, target: NeutronTarget) -> Delegate:
     if call.backend != NEUTRON_BACKEND:
         return Delegate("foreign", call.backend, None, len(call.payload))
     payload = parse(call.payload)
@@ -231,8 +232,8 @@ def _of_program(call: pte.Delegate, target: NeutronTarget) -> Delegate:
         arguments = call.arguments
         if len(arguments) < header.argument_count + len(header.output_map):
             raise FormatError(
-                f"The delegate is called with {len(arguments)} arguments; its payload takes {header.argument_count} "
-                f"and yields {len(header.output_map)}."
+                f"A call of the delegate has {len(arguments)} arguments, but its payload has {header.argument_count} "
+                f"inputs and {len(header.output_map)} outputs."
             )
         inputs = tuple(_program_value(f"input {i}", arguments[at]) for i, at in enumerate(header.input_map))
         outputs = tuple(
@@ -255,26 +256,26 @@ def _of_program(call: pte.Delegate, target: NeutronTarget) -> Delegate:
 
 
 def _graph_of(payload: Payload) -> tflite.Subgraph:
-    """The graph of a portable payload. Raises `PayloadError` where it is not that of the payload's header."""
+    """Reads the graph of a portable payload. Raises `PayloadError` if the graph does not match the payload's header."""
     model, header = tflite.read(payload.tflite, "the TFLite model of a payload"), payload.header
     counts = [(len(graph.inputs), len(graph.outputs)) for graph in model.subgraphs]
     expected = (len(header.input_formats), len(header.output_formats))
     if counts != [expected]:
         raise PayloadError(
-            f"The delegate payload's header has {expected} inputs and outputs; the graphs of its TFLite model have "
+            f"The delegate payload's header has {expected} inputs and outputs, but the graphs of its TFLite model have "
             f"{counts or 'none'}."
         )
     return model.subgraphs[0]
 
 
-def _values(tensors: Sequence[tflite.TensorInfo], formats: Sequence[int]) -> tuple[Value, ...]:
+def _values(tensors: Sequence[tflite.FileTensor], formats: Sequence[int]) -> tuple[TensorSummary, ...]:
     return tuple(_value(tensor, channels_last=bool(flag)) for tensor, flag in zip(tensors, formats, strict=True))
 
 
-def _value(tensor: tflite.TensorInfo, *, channels_last: bool = False) -> Value:
+def _value(tensor: tflite.FileTensor, *, channels_last: bool = False) -> TensorSummary:
     quantization = tensor.quantization
     scale, zero_point = (quantization.scale[0], quantization.zero_point[0]) if quantization else (None, None)
-    return Value(tensor.name, tensor.shape, tensor.dtype.lower(), scale, zero_point, channels_last)
+    return TensorSummary(tensor.name, tensor.shape, tensor.dtype.lower(), scale, zero_point, channels_last)
 
 
 def _inspect_tflite(path: str, data: bytes, target: NeutronTarget | None) -> Report:
@@ -306,7 +307,7 @@ def _inspect_tflite(path: str, data: bytes, target: NeutronTarget | None) -> Rep
 
 
 def _of_plain(operators: Sequence[tflite.Operator], target: NeutronTarget) -> tuple[Delegate, ...]:
-    """The NPU's part of a model that was not converted; none where the NPU takes nothing."""
+    """Returns the NPU's part of an unconverted model as a delegate; an empty tuple if the NPU runs no operator."""
     if not operators:
         return ()
     weights = {
@@ -327,7 +328,7 @@ def _of_plain(operators: Sequence[tflite.Operator], target: NeutronTarget) -> tu
 
 
 def _of_converted(node: tflite.Operator) -> Delegate:
-    """A NeutronGraph, as the vendor's converter leaves it in a TFLite file."""
+    """Reads a NeutronGraph operator, which the vendor's converter writes into a TFLite file."""
     *inputs, code, weights, kernels = [None] * CONSTANT_INPUTS if len(node.inputs) < CONSTANT_INPUTS else node.inputs
     blocks = [block.buffer for block in (code, weights, kernels) if block is not None and block.buffer is not None]
     if code is None or code.buffer is None:

@@ -1,4 +1,4 @@
-"""What a partition needs in memory: its intermediate tensors in one arena, its weights as the NPU stores them."""
+"""Plans an arena for the intermediate tensors of a partition."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ __all__ = ["Arena", "Lifetime", "lifetimes", "plan"]
 
 @dataclass(frozen=True)
 class Lifetime:
-    """A tensor of `size` bytes that lives from the step that writes it to the last one that reads it, both included."""
+    """A tensor of `size` bytes that is needed from step `first`, which writes it, to step `last`, its last reader."""
 
     size: int
     first: int
     last: int
 
 
-Value = TypeVar("Value", bound=Hashable)
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Arena(Generic[Value]):
-    """Where each tensor lies; `size` is what all of them need together, in bytes."""
+class Arena(Generic[Key]):
+    """The offset of each tensor, and the `size` of the arena in bytes."""
 
     size: int
-    offsets: Mapping[Value, int]
+    offsets: Mapping[Key, int]
     live: tuple[int, ...]
-    """Bytes of the tensors that are alive at each step."""
+    """Bytes of the tensors that are needed at each step."""
 
     @property
     def peak(self) -> int:
-        """The most bytes alive at once: no plan needs less."""
+        """The most bytes that are needed at one step. No arena can be smaller."""
         return max(self.live, default=0)
 
 
 def lifetimes(
-    steps: Sequence[tuple[Iterable[Value], Iterable[Value]]],
-    sizes: Mapping[Value, int],
-    outside: Iterable[Value],
-) -> dict[Value, Lifetime]:
-    """The lifetimes of what the steps write, each step given as what it reads and what it writes.
+    steps: Sequence[tuple[Iterable[Key], Iterable[Key]]],
+    sizes: Mapping[Key, int],
+    outside: Iterable[Key],
+) -> dict[Key, Lifetime]:
+    """Returns the lifetimes of the values that `steps` write. A step is a pair of the values it reads and writes.
 
-    `outside` are the values that somebody else has memory for: the inputs and outputs of the whole. Linear in uses.
+    Skips the values in `outside`, such as inputs and outputs of the model, which have other memory. Linear in uses.
     """
     excluded = set(outside)
-    first: dict[Value, int] = {}
-    last: dict[Value, int] = {}
+    first: dict[Key, int] = {}
+    last: dict[Key, int] = {}
     for step, (reads, writes) in enumerate(steps):
         for value in writes:
             if value not in excluded:
@@ -58,14 +58,14 @@ def lifetimes(
     return {value: Lifetime(sizes[value], first[value], last[value]) for value in first}
 
 
-def plan(values: Mapping[Value, Lifetime], steps: int) -> Arena[Value]:
-    """Place tensors that live at the same time side by side, the largest first, each at the lowest free offset.
+def plan(values: Mapping[Key, Lifetime], steps: int) -> Arena[Key]:
+    """Places each tensor at the lowest offset where it overlaps no tensor needed at the same step, the largest first.
 
-    Linear in the pairs of tensors that are alive together, after sorting. (Greedy by size: Pisarchyk and Lee,
+    Linear in the pairs of tensors that are needed at the same step, after sorting. (Greedy by size: Pisarchyk and Lee,
     "Efficient Memory Management for Deep Neural Net Inference", 2020.)
     """
-    placed_at_step: list[list[Value]] = [[] for _ in range(steps)]
-    offsets: dict[Value, int] = {}
+    placed_at_step: list[list[Key]] = [[] for _ in range(steps)]
+    offsets: dict[Key, int] = {}
     live = [0] * steps
     for value, life in sorted(values.items(), key=lambda item: (-item[1].size, item[1].first)):
         span = range(life.first, life.last + 1)
@@ -80,7 +80,7 @@ def plan(values: Mapping[Value, Lifetime], steps: int) -> Arena[Value]:
 
 
 def _lowest_gap(taken: Iterable[tuple[int, int]], size: int) -> int:
-    """The lowest offset with `size` bytes between what is taken (sorted by start)."""
+    """Returns the lowest offset with `size` free bytes. `taken` has the occupied spans, sorted by start."""
     end = 0
     for start, stop in taken:
         if start - end >= size:

@@ -1,8 +1,9 @@
-"""The memory that ExecuTorch's runtime allocates for a method, besides the NPU's scratch and weights.
+"""Computes the memory that ExecuTorch's runtime allocates for a method, besides the NPU's scratch and weights.
 
-Planned memory is read from the program. The memory that loading a method takes is estimated from the sizes of
-ExecuTorch 1.5's classes on a 32-bit processor (runtime/core/evalue.h, portable_type/tensor_impl.h,
-executor/method.cpp). While it runs, the NPU's delegate allocates the buffers in which it transposes on the CPU.
+1. Planned memory is read from the program.
+2. The memory of loading a method is estimated from the sizes of ExecuTorch 1.5's classes on a 32-bit processor
+   (runtime/core/evalue.h, portable_type/tensor_impl.h, executor/method.cpp).
+3. Temporary memory consists of the buffers in which a delegate transposes inputs and outputs on the CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from openneutron.report.memory import Lifetime, plan
 
 __all__ = ["RuntimeMemory", "runtime_memory"]
 
-# Bytes on a processor of 32 bits.
+# Bytes on a 32-bit processor.
 BYTES_OF_A_VALUE = 16
 BYTES_OF_A_TENSOR = 32
 BYTES_OF_A_STRIDE = 4
@@ -32,18 +33,18 @@ _DEQUANTIZES = "quantized_decomposed::dequantize_per_tensor"
 
 @dataclass(frozen=True)
 class RuntimeMemory:
-    """Bytes that a method needs on the CPU's side."""
+    """Bytes that the runtime and the application allocate for a method."""
 
     planned_bytes: int = 0
-    """Read from the program: its inputs and outputs, results of CPU operators, inputs and outputs of delegates."""
+    """Memory planned in the program, for inputs and outputs of the program, of CPU operators and of delegates."""
     given_bytes: int = 0
-    """Inputs and outputs that are not planned: the application provides their memory."""
+    """Memory that the application provides, for inputs and outputs that are not planned."""
     method_bytes: int = 0
-    """Estimated: what the runtime allocates when it loads the method."""
+    """Estimated memory that the runtime allocates when it loads the method."""
     temporary_bytes: int = 0
-    """The largest buffers in which a delegate transposes on the CPU; an estimate."""
+    """Estimated memory of the largest buffers in which a delegate transposes on the CPU."""
     int8_io_saves: int = 0
-    """Planned bytes that the same program would save with `int8_io=True`."""
+    """Planned bytes that `int8_io=True` would save."""
 
     @property
     def total_bytes(self) -> int:
@@ -52,7 +53,7 @@ class RuntimeMemory:
 
 
 def runtime_memory(method: pte.Method) -> RuntimeMemory:
-    """The memory of a method of a `.pte`. Linear in its values and calls, except for planning."""
+    """Computes the memory of a method of a `.pte`. Linear in its values and calls, except for planning."""
     ends = dict.fromkeys((*method.input_numbers, *method.output_numbers))
     given = sum(method.slots[number].bytes for number in ends if not method.slots[number].is_planned)
     temporary = max((_transposed_bytes(call) for call in method.delegates), default=0)
@@ -77,15 +78,15 @@ def _method_bytes(method: pte.Method) -> int:
     )
 
 
-def _transposed_bytes(call: pte.Delegate) -> int:
-    """Bytes that the device's runtime transposes around a call: images with several channels in another order."""
+def _transposed_bytes(call: pte.DelegateCall) -> int:
+    """Returns the bytes that the device's runtime transposes for a call: images of several channels in NCHW."""
     if call.backend != "NeutronBackend":
         return 0
     header = parse(call.payload).header
     return sum(_bytes(value) for value in _in_another_order(call, header))
 
 
-def _in_another_order(call: pte.Delegate, header: PayloadHeader) -> Iterator[pte.Value]:
+def _in_another_order(call: pte.DelegateCall, header: PayloadHeader) -> Iterator[pte.ProgramValue]:
     arguments = [*header.input_map, *(header.argument_count + index for index in header.output_map)]
     for flag, number in zip((*header.input_formats, *header.output_formats), arguments, strict=True):
         value = call.arguments[number] if number < len(call.arguments) else None
@@ -93,7 +94,7 @@ def _in_another_order(call: pte.Delegate, header: PayloadHeader) -> Iterator[pte
             yield value
 
 
-def _bytes(value: pte.Value) -> int:
+def _bytes(value: pte.ProgramValue) -> int:
     elements = 1
     for size in value.shape:
         elements *= size
@@ -101,16 +102,16 @@ def _bytes(value: pte.Value) -> int:
 
 
 def _saved_by_int8_io(method: pte.Method) -> int:
-    """Planned bytes with the float inputs and outputs, minus those without the ones that int8_io removes."""
+    """Returns the planned bytes minus the planned bytes without the tensors that int8_io removes."""
     gone = _floats_at_the_ends(method)
     return _planned(method, ()) - _planned(method, gone) if gone else 0
 
 
 def _floats_at_the_ends(method: pte.Method) -> set[int]:
-    """Inputs in float that only quantize reads, and outputs in float that dequantize writes and nothing reads."""
+    """Returns float inputs whose only readers are quantize, and float outputs of dequantize without other readers."""
     uses: dict[int, set[str]] = {}
     for call in method.calls:
-        kind = call.name.split(".")[0] if isinstance(call, pte.Kernel) else "delegate"
+        kind = call.name.split(".")[0] if isinstance(call, pte.KernelCall) else "delegate"
         for place, number in enumerate(dict.fromkeys(call.numbers)):
             reads = place == 0 and kind == _QUANTIZES
             writes = place > 0 and kind == _DEQUANTIZES
@@ -121,7 +122,7 @@ def _floats_at_the_ends(method: pte.Method) -> set[int]:
 
 
 def _planned(method: pte.Method, without: Iterable[int]) -> int:
-    """Bytes of one arena for the planned tensors: inputs live from the start, outputs to the end."""
+    """Plans one arena for the planned tensors. Inputs are needed from the start, outputs until the end."""
     last_step = len(method.calls) + 1
     lives: dict[int, tuple[int, int]] = {}
     uses: Sequence[tuple[int, int]] = [

@@ -1,4 +1,4 @@
-"""A quantized model and a program in a few lines, for people who print them."""
+"""Summarizes a quantized model or a program in a few lines, for `print`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_ROWS = 8
 
 
 def summary_of_program(program: NeutronProgram) -> str:
-    """Its size and kind, its inputs and outputs, and what runs where."""
+    """Returns the program's kind, target and size, its inputs and outputs, and the placement of its operators."""
     kind = "Device program, which the board runs" if program.is_device else "Portable program, which this host runs"
     return "\n".join([
         f"{kind}; for {program.target}, {len(program.buffer):,} bytes",
@@ -39,7 +39,7 @@ def _edges(program: NeutronProgram) -> Iterator[str]:
         yield f"  out {number}: {_value(value)}"
 
 
-def _value(value: pte.Value) -> str:
+def _value(value: pte.ProgramValue) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if value.dtype in pte.SCALAR_TYPES.values() else f"{value.constant!r}"
 
 
@@ -55,7 +55,7 @@ def _placement(rows: Iterable[Placement]) -> Iterator[str]:
 
 
 def summary_of_model(model: QuantizedModel) -> str:
-    """Its target, its inputs, how many of its operators are int8, and what was done to recover accuracy."""
+    """Returns the model's target and inputs, its number of int8 operators, and its recovery recipe."""
     operators = [node for node in model.module.graph.nodes if _computes(node)]
     quantized = sum(map(_is_quantized, operators))
     inputs = ", ".join(
@@ -65,7 +65,7 @@ def summary_of_model(model: QuantizedModel) -> str:
     return (
         f"Quantized model for {model.target}: {quantized} of {len(operators)} operators in int8\n"
         f"  in  {inputs}\n"
-        f"  recovered by {model.recipe or 'nothing'}"
+        f"  recovery: {model.recipe or 'none'}"
     )
 
 
@@ -74,5 +74,5 @@ def _computes(node: Node) -> bool:
 
 
 def _is_quantized(node: Node) -> bool:
-    """Whether it reads or yields int8: an activation that is fused reads the float value before it."""
+    """Whether an operator has an int8 input or output. A fused activation has only an int8 output."""
     return any(map(is_dequantize, node.all_input_nodes)) or any(map(is_quantize, node.users))

@@ -1,4 +1,4 @@
-"""A report as text for people and as JSON for programs."""
+"""Formats a report as text and as JSON."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from openneutron.report.estimate import Estimate, Fit
-    from openneutron.report.inspect import Delegate, Report, Value
+    from openneutron.report.inspect import Delegate, Report, TensorSummary
 
 __all__ = ["as_json", "render", "text_of_estimate", "text_of_report"]
 
 
 def as_json(report: Report) -> str:
-    """The whole report, with its sums, as JSON."""
+    """Returns all data and sums of a report as JSON."""
     sums = {name: getattr(report, name) for name in ("scratch_bytes", "weight_bytes", "cycles")}
     return json.dumps({**asdict(report), **sums}, indent=2)
 
 
 def render(report: Report, console: Console, *, layers: bool = False) -> None:
-    """Print the report; `layers` adds a table with a row for each operator on the NPU."""
+    """Prints the report. `layers` adds a table with a row for each operator on the NPU."""
     console.print(Group(*_blocks(report, layers=layers)))
 
 
 def text_of_report(report: Report) -> str:
-    """The report as `render` prints it."""
+    """Returns the text that `render` prints."""
     return _text(_blocks(report, layers=False))
 
 
 def text_of_estimate(estimate: Estimate) -> str:
-    """The sums of an estimate, and whether the model fits."""
+    """Returns the sums of an estimate, and whether the model fits, as text."""
     return _text(_estimate(estimate, layers=False))
 
 
@@ -84,7 +84,7 @@ def _delegate(number: int, delegate: Delegate, *, layers: bool) -> Iterator[Any]
 
 
 def _estimate(estimate: Estimate, *, layers: bool) -> Iterator[Any]:
-    """Cycles and bytes of the NPU's part, what the runtime allocates, and whether all of it fits."""
+    """Returns the cycles and bytes of the NPU's part, the runtime's memory, and whether the model fits."""
     yield from _cost(estimate, layers=layers)
     yield from _verdict(estimate)
 
@@ -117,7 +117,7 @@ def _cost(estimate: Estimate, *, layers: bool) -> Iterator[Any]:
 
 def _fit(fit: Fit) -> str:
     if fit.sram_bytes is None:
-        return f"needs {fit.needed_bytes:,} bytes; what memory the target has is unknown"
+        return f"needs {fit.needed_bytes:,} bytes; the target's memory is unknown"
     text = f"{fit.verdict}: needs {fit.needed_bytes:,} of {fit.sram_bytes:,} bytes of SRAM"
     if fit.missing_bytes:
         text += f", {fit.missing_bytes:,} bytes are missing"
@@ -127,7 +127,7 @@ def _fit(fit: Fit) -> str:
 
 
 def _layer_table(estimate: Estimate) -> Table:
-    table = Table("operator", "output", "MACs", "cycles", "of all", "array used", "weights", "alive")
+    table = Table("operator", "output", "MACs", "cycles", "of all", "array used", "weights", "live")
     for column in table.columns[2:]:
         column.justify = "right"
     for layer in estimate.layers:
@@ -144,11 +144,11 @@ def _layer_table(estimate: Estimate) -> Table:
     return table
 
 
-def _edges(what: str, values: Iterable[Value]) -> Text:
+def _edges(what: str, values: Iterable[TensorSummary]) -> Text:
     return Text("\n".join(f"{what} {_value(value)}" for value in values))
 
 
-def _value(value: Value) -> str:
+def _value(value: TensorSummary) -> str:
     shape = "x".join(map(str, value.shape)) or "scalar"
     qparams = "" if value.scale is None else f" scale {value.scale:.8g} zero point {value.zero_point}"
     return f"{value.name}: {value.dtype} {shape}{qparams}{' channels last' if value.channels_last else ''}"

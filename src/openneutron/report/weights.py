@@ -1,11 +1,19 @@
-"""Constants as the NPU stores them, learned from what the vendor's converter wrote.
+"""Estimates the bytes of constants in the NPU's format. The rules were inferred from files of the vendor's converter.
 
-In the real converted files the codes of each layer lie behind its int32 biases and multipliers, one of each for an
-output channel, so eight bytes a channel. On N3 the codes are not padded, but for a kernel with one input channel, whose
-rows are padded to the multipliers of a pipeline; a depthwise layer has eight more bytes a channel at stride 1 and four
-at stride 2, unless its output is as small as 4x4. On N1 the input channels are padded to four, and what comes before
-the codes is four bytes a channel, eight in a depthwise layer. On imxrt700 this gives the two known files to 0.5 %, on
-mcxn94x the three known ones to 2.5 % (tests/report/test_estimate.py).
+On N3:
+
+1. A layer stores an int32 bias and an int32 multiplier per output channel (8 bytes), followed by its weights in int8.
+2. Weights are not padded, except those of a kernel with one input channel, whose rows are padded to a multiple of the
+   multipliers of a pipeline.
+3. A depthwise layer has 8 more bytes per channel at stride 1 and 4 at stride 2, unless its output is 4x4 or smaller.
+
+On N1:
+
+1. Input channels are padded to a multiple of 4.
+2. A layer stores 4 bytes per output channel before the weights; a depthwise layer stores 8.
+
+On imxrt700, the estimates agree with the two known files to 0.5 %; on mcxn94x, with the three known files to 2.5 %
+(tests/report/test_estimate.py).
 """
 
 from __future__ import annotations
@@ -25,10 +33,10 @@ N1_INPUT_CHANNELS = 4
 
 
 def stored_bytes(op: Op, target: NeutronTarget) -> int:
-    """Bytes of an operator's constants on the NPU: an estimate.
+    """Estimates the bytes of an operator's constants on the NPU.
 
-    A target whose hardware version is not known is taken to store as N3 does. Int8 constants of operators that multiply
-    no weights are taken as they are; others are shapes, permutations and paddings, which the microcode holds.
+    Applies the rules of N3 to a target of unknown hardware version. Int8 constants of operators without weights count
+    with their own size. Other constants (shapes, permutations and paddings) do not count, as the microcode holds them.
     """
     constants = [tensor for tensor in op.inputs if tensor.data is not None]
     if op.kind.name not in _MULTIPLY or not constants:

@@ -1,7 +1,7 @@
-"""What the host delegate runs: a portable payload's TFLite model in LiteRT.
+"""Runs the TFLite model of a portable payload in LiteRT, for the host delegate.
 
-`csrc/host_delegate.cpp` makes an Engine for each delegate of a program and copies the arguments; the interpreter is
-here because LiteRT's wheel offers it to Python alone.
+`csrc/host_delegate.cpp` creates an Engine for each delegate of a program and copies the arguments. The interpreter runs
+in Python because LiteRT's wheel has no C++ interface.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ SCALAR_TYPES: dict[npt.DTypeLike, int] = {
 
 @dataclass(frozen=True)
 class Port:
-    """A tensor of the TFLite model and the delegate argument that it meets.
+    """A tensor of the TFLite model, and the delegate argument that it is copied from or to.
 
-    `argument` counts over inputs and outputs, `dtype` is ExecuTorch's ScalarType, `channels` the tensor's last
-    dimension (0 for a scalar). `view` gives the interpreter's own buffer; LiteRT does not run while a view is alive.
+    `argument` is an index over inputs and outputs, `dtype` is ExecuTorch's ScalarType, `channels` is the size of the
+    last dimension (0 for a scalar). `view` returns the interpreter's own buffer. LiteRT does not run while such a view
+    is referenced.
     """
 
     argument: int
@@ -53,24 +54,24 @@ class Engine:
 
     `argument_count` is the number of the delegate's input arguments.
 
-    Raises PayloadError for bytes that are no payload and for a device payload, HostError where LiteRT cannot take the
-    model or the model does not agree with the payload's header.
+    Raises PayloadError for an invalid payload, for a device payload, and for a model whose inputs and outputs differ
+    from the payload's header. Raises HostError if LiteRT cannot run the model.
     """
 
     def __init__(self, payload: bytes | memoryview) -> None:
-        """Parse the payload and plan the model's memory; nothing of `payload` is kept."""
+        """Parses the payload and allocates the model's memory. Keeps no reference to `payload`."""
         parsed = parse(payload)
         header = parsed.header
         try:
             interpreter = Interpreter(model_content=parsed.tflite, num_threads=1)
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            raise HostError(f"LiteRT cannot run the payload's TFLite model: {error}") from error
+            raise HostError(f"LiteRT cannot run the TFLite model of the payload: {error}") from error
         inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
         if (len(inputs), len(outputs)) != (len(header.input_formats), len(header.output_formats)):
             raise PayloadError(
-                f"the payload's header has {len(header.input_formats)} inputs and "
-                f"{len(header.output_formats)} outputs, its TFLite model {len(inputs)} and {len(outputs)}"
+                f"the payload's header has {len(header.input_formats)} inputs and {len(header.output_formats)} "
+                f"outputs, but its TFLite model has {len(inputs)} inputs and {len(outputs)} outputs"
             )
         self.argument_count = header.argument_count
         self.inputs = tuple(
@@ -87,7 +88,7 @@ class Engine:
 def _port(interpreter: Interpreter, details: dict[str, Any], argument: int, flag: int) -> Port:
     dtype, shape = details["dtype"], details["shape"]
     if dtype not in SCALAR_TYPES:
-        raise HostError(f"tensor '{details['name']}' of the TFLite model has a type that ExecuTorch lacks: {dtype}")
+        raise HostError(f"tensor '{details['name']}' of the TFLite model has type {dtype}, which ExecuTorch lacks")
     return Port(
         argument=argument,
         channels_last=bool(flag),

@@ -1,7 +1,7 @@
-"""Load a `.pte` and run it on the host.
+"""Loads a `.pte` and runs it on the host.
 
-This needs torch and the extension modules of executorch and LiteRT, and imports neither `executorch.exir` nor torchao.
-(`torch.export` ends up in `sys.modules` all the same: `import torch` itself brings it in.)
+This module needs torch and the extension modules of executorch and LiteRT. It imports neither `executorch.exir` nor
+torchao. (`import torch` itself imports `torch.export`.)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["INPUT_NAMES", "ConstantInfo", "HostProgram", "TensorInfo", "load"]
 
 METHOD = "forward"
 INPUT_NAMES = "input_names"
-"""The method of a program that returns where its inputs lie in the arguments of the model's forward, as text."""
+"""The method of a program that returns the paths of its inputs in the arguments of the model's forward, as text."""
 
 PTE_IDENTIFIER_AT = slice(4, 6)
 PTE_IDENTIFIER = b"ET"  # then two digits: the version of the flatbuffer's schema
@@ -45,47 +45,47 @@ PTE_IDENTIFIER = b"ET"  # then two digits: the version of the flatbuffer's schem
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a program says of one of its inputs or outputs."""
+    """Shape, dtype and, for a quantized tensor, qparams of an input or output of a program."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     scale: float | None = None
-    """With `zero_point`, of a quantized tensor: value = scale x (integer - zero point). None where it has none."""
+    """Scale of a quantized tensor: value = scale x (integer - zero point). None for a tensor without qparams."""
     zero_point: int | None = None
 
     def quantize(self, values: torch.Tensor) -> torch.Tensor:
-        """Float values as the integers that the program takes. Raises InputError for a tensor without qparams."""
+        """Quantizes float values to the program's integers. Raises InputError for a tensor without qparams."""
         scale, zero_point = self._qparams()
         limits = torch.iinfo(self.dtype)
         return (torch.round(values * (1 / scale)) + zero_point).clamp(limits.min, limits.max).to(self.dtype)
 
     def dequantize(self, values: torch.Tensor) -> torch.Tensor:
-        """The program's integers as float values. Raises InputError for a tensor without qparams."""
+        """Dequantizes the program's integers to float values. Raises InputError for a tensor without qparams."""
         scale, zero_point = self._qparams()
         return (values.to(torch.float32) - zero_point) * scale
 
     def _qparams(self) -> tuple[float, int]:
         if self.scale is None or self.zero_point is None:
-            raise InputError(f"a tensor of {self.dtype} without scale and zero point is not quantized")
+            raise InputError(f"this tensor of {self.dtype} is not quantized: it has no scale and zero point")
         return self.scale, self.zero_point
 
 
 @dataclass(frozen=True)
 class ConstantInfo:
-    """An input or output that is no tensor: the number, truth value or None that the model was exported with.
+    """An input or output that is not a tensor: the number, truth value or None that the model was exported with.
 
-    A text is None in the `.pte` itself.
+    The `.pte` itself stores None for a text.
     """
 
     value: int | float | bool | str | None
 
 
 class HostProgram:
-    """A loaded `.pte`, its delegates run by LiteRT and everything else by ExecuTorch's CPU kernels.
+    """A loaded `.pte`. LiteRT runs its delegates, and ExecuTorch's CPU kernels run the other operators.
 
-    `inputs` and `outputs` describe what the method `forward` takes and returns: a `TensorInfo` for a tensor, a
-    `ConstantInfo` for what is none. Any thread may call `run()`; calls wait for each other, because the program has one
-    set of buffers. Without the native module, `run` and `reset` raise `NativeModuleError`.
+    `inputs` and `outputs` describe the inputs and outputs of the method `forward`: a `TensorInfo` for a tensor, a
+    `ConstantInfo` for any other value. Any thread may call `run()`. Calls run one after the other, because the program
+    has one set of buffers. Without the native module, `run` and `reset` raise `NativeModuleError`.
     """
 
     inputs: tuple[Any, ...]
@@ -94,14 +94,15 @@ class HostProgram:
     outputs: tuple[Any, ...]
 
     def __init__(self, data: bytes, name: str = "the program", *, leaves: Sequence[Leaf] | None = None) -> None:
-        """Load from the bytes of a `.pte`; `name` is what errors call it. Raises HostError where it cannot run here.
+        """Loads the bytes of a `.pte`. Error messages call the program `name`.
 
-        `leaves` give the path of each input in the arguments of `forward`; unless given, they are read from the `.pte`.
+        `leaves` give the path of each input in the arguments of `forward`; by default, they are read from the `.pte`.
+        Raises HostError if the program cannot run on this machine.
         """
         if data[PTE_IDENTIFIER_AT] != PTE_IDENTIFIER:
-            raise HostError(f"{name} is no ExecuTorch program (.pte): its bytes 4 and 5 are not {PTE_IDENTIFIER!r}")
+            raise HostError(f"{name} is no ExecuTorch program (.pte): bytes 4 and 5 are not {PTE_IDENTIFIER!r}")
         self._name = name
-        self._data = data  # the runtime reads constants from these bytes for as long as it lives
+        self._data = data  # the runtime reads constants from these bytes, so they must outlive it
         self._lock = threading.Lock()
         has_delegate = is_installed()
         if has_delegate:
@@ -119,7 +120,7 @@ class HostProgram:
             self._leaves = self._leaves or _unnamed_leaves(method.inputs_tree, inputs)
             self.inputs = tuple(itertools.starmap(self._with_text, enumerate(inputs)))
             self.outputs = tuple(_info(value, constants, f"output{i}") for i, value in enumerate(method.outputs))
-            # None where the order is the usual one, which run() is to find out without a look at the dimensions.
+            # None stands for the default order, so that run() need not compare dimensions.
             orders = [value.dim_order for value in method.inputs]
             self._dim_orders = tuple(None if order == tuple(range(len(order))) else order for order in orders)
         except (RuntimeError, ValueError, IndexError) as error:
@@ -127,7 +128,7 @@ class HostProgram:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> HostProgram:
-        """Load from the bytes of a `.pte`. Raises HostError where they are none, or it cannot run on this machine."""
+        """Loads the bytes of a `.pte`. Raises HostError if they are no `.pte` or cannot run on this machine."""
         return cls(data)
 
     @property
@@ -137,21 +138,21 @@ class HostProgram:
 
     @property
     def leaves(self) -> tuple[Leaf, ...] | None:
-        """The path of each input in the arguments of `forward`; None if it is not known."""
+        """The path of each input in the arguments of `forward`; None if unknown."""
         return self._leaves
 
     @property
     def input_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shape of each input that is a tensor."""
+        """The shapes of the inputs that are tensors."""
         return tuple(info.shape for info in self.inputs if isinstance(info, TensorInfo))
 
     @property
     def output_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shape of each output that is a tensor."""
+        """The shapes of the outputs that are tensors."""
         return tuple(info.shape for info in self.outputs if isinstance(info, TensorInfo))
 
     def reset(self) -> None:
-        """Restore the initial state of the program.
+        """Restores the initial state of the program.
 
         Raises HostError if the program cannot be loaded again.
         """
@@ -164,17 +165,17 @@ class HostProgram:
                 raise _failure(f"{self._name} cannot be loaded", error) from error
 
     def run(self, *inputs: Any, **named: Any) -> Any:
-        """Execute `forward`: one tensor where the program has one output, else a tuple of them, numbers and None.
+        """Runs `forward`. Returns its output, or a tuple of outputs if there are several: tensors, numbers and None.
 
-        Inputs are torch tensors or numpy arrays, in the order of `inputs`. Those that are constants may be left out.
-        A program whose `leaves` are known also takes the arguments of `forward`, by position and by name. They are
-        known for programs from `lower`, and for a loaded `.pte` whose example inputs were a mapping, nested, or no
-        tensors; in a `.pte` of the documented flow, positional arguments have no names.
+        Inputs are torch tensors or numpy arrays, in the order of `inputs`. Constant inputs may be left out. A program
+        whose `leaves` are known also takes the arguments of `forward`, by position and by name. The leaves are known
+        for programs from `lower`, and for a loaded `.pte` whose example inputs were a mapping, nested, or not tensors. In
+        a `.pte` of the documented flow, positional arguments have no names.
 
         State is kept from call to call; `reset` restores the initial state. The outputs are copies, which later runs do
         not change.
 
-        Raises InputError where an input is not of the program's shape and dtype, HostError where the program fails.
+        Raises InputError if an input has another shape or dtype than the program's, and HostError if the program fails.
         """
         native = native_module()
         is_flat = not named and len(inputs) == len(self.inputs) and not any(map(_is_nested, inputs))
@@ -197,7 +198,7 @@ class HostProgram:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _flat(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
-        """A value for each input, from arguments of `forward` by position and by name, or from the tensors alone."""
+        """Returns a value for each input, from arguments of `forward` by position and by name, or from tensors only."""
         tensors = sum(isinstance(info, TensorInfo) for info in self.inputs)
         is_flat = not named and not any(map(_is_nested, inputs))
         if is_flat and len(inputs) == tensors:
@@ -207,13 +208,13 @@ class HostProgram:
             names = set(argument_names([leaf.path for leaf in self._leaves or ()]))
             if not names.issuperset(named):
                 raise InputError(
-                    f"{self._name} does not know its inputs by name: give them in the order of the model's arguments; "
-                    f"{self._taken()}. lower() writes the names where its example_inputs are a mapping"
+                    f"{self._name} does not contain the names of its inputs: give them in the order of the model's "
+                    f"arguments; {self._taken()}. lower() writes the names if its example_inputs are a mapping"
                 )
             if self._leaves is None and any(map(_is_nested, inputs)):
                 raise InputError(
-                    f"{self._name} does not know the form of its inputs: give its tensors alone, in order; "
-                    f"{self._taken()}. lower() writes the form into the .pte"
+                    f"{self._name} does not contain the structure of its inputs: give only the tensors, in order; "
+                    f"{self._taken()}. lower() writes the structure into the .pte"
                 )
             if len(inputs) == len(self.inputs):
                 return list(inputs)
@@ -231,18 +232,21 @@ class HostProgram:
         return values
 
     def _cause(self, tensors: Sequence[Any]) -> str | None:
-        """The CPU kernel that refuses these inputs, and why: runs the program again and reads the runtime's log."""
+        """Runs the program again and reads the runtime's log, to find the CPU kernel that failed and the reason.
+
+        Returns None if the log names no kernel.
+        """
         with native_log() as log:
             try:
                 self._method.call(tensors, clone_outputs=True)
             except RuntimeError:
                 kernel, cause = cause_in(log())
-                reason = cause or "for a reason unknown"
-                return f"the CPU kernel {kernel} refuses what it is given ({reason})" if kernel else None
+                reason = cause or "for an unknown reason"
+                return f"the CPU kernel {kernel} rejects its inputs ({reason})" if kernel else None
         return None
 
     def _taken(self) -> str:
-        """The inputs in words."""
+        """Returns a description of the inputs for messages."""
         names = [leaf.name for leaf in self._leaves or ()] or [f"input {i}" for i in range(len(self.inputs))]
         words = (
             f"{name}: {info.dtype} {info.shape}" if isinstance(info, TensorInfo) else f"{name}: {info.value!r}"
@@ -251,16 +255,16 @@ class HostProgram:
         return f"it takes ({', '.join(words)})"
 
     def _with_text(self, index: int, info: TensorInfo | ConstantInfo) -> TensorInfo | ConstantInfo:
-        """`info`, or the text of a constant, which a `.pte` stores as None."""
+        """Returns `info`, or the text of a constant input, because a `.pte` stores None for it."""
         leaf = None if self._leaves is None else self._leaves[index]
         return ConstantInfo(leaf.constant) if leaf is not None and isinstance(leaf.constant, str) else info
 
 
 def load(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> HostProgram:
-    """Load a `.pte` from its path or its bytes.
+    """Loads a `.pte` from its path or its bytes.
 
-    Raises HostError where it cannot be read, is no `.pte`, or cannot run here. Without the native module it returns a
-    program whose `inputs` and `outputs` can be read; `run` and `reset` of it raise `NativeModuleError`.
+    Raises HostError if the file cannot be read, is no `.pte`, or cannot run on this machine. Without the native module,
+    the `inputs` and `outputs` of the result can be read, but `run` and `reset` raise `NativeModuleError`.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return HostProgram(bytes(source))
@@ -278,45 +282,45 @@ def _is_nested(value: object) -> bool:
 
 
 def _checked_constant(index: int, value: object, info: ConstantInfo) -> int | float | bool | None:
-    """The value for an input that is a constant. Raises InputError if `value` differs from that constant."""
+    """Returns the runtime's value of a constant input. Raises InputError if `value` differs from the constant."""
     if isinstance(value, str) and info.value is None:
         raise InputError(
-            f"input {index} is {value!r}, where the program holds None: a .pte of the documented flow keeps no text. "
-            "Leave this input out; the program computes what the model was exported for"
+            f"input {index} is {value!r}, but the program contains None: a .pte of the documented flow stores no text. "
+            "Leave this input out. The program computes with the text that the model was exported with"
         )
     if type(value) is not type(info.value) or value != info.value:
         raise InputError(
-            f"input {index} is {value!r}, expected {info.value!r}: the program was made for that value. Lower another "
-            "one for each value, or give a tensor"
+            f"input {index} is {value!r}, expected {info.value!r}: the program was exported with that value. Lower a "
+            "program for each value, or export the model with a tensor input"
         )
     return None if isinstance(info.value, str) else info.value
 
 
 class _Constants:
-    """The methods of a program that return one number, as those do that ExecuTorch's I/O passes leave."""
+    """The methods of a program that return one number, such as those that ExecuTorch's I/O passes write."""
 
     def __init__(self, program: Any) -> None:
         self._program = program
         self._names = {program.get_method_name(i) for i in range(program.num_methods())}
 
     def get(self, name: str) -> Any:
-        """What the method `name` returns; None where there is none."""
+        """Returns the result of the method `name`; None if there is no such method."""
         return self._program.load_method(name).call(())[0] if name in self._names else None
 
 
 def _leaves(constants: _Constants, inputs: int) -> tuple[Leaf, ...] | None:
-    """The path of each input, as the `.pte` stores them; None for a `.pte` without them."""
+    """Returns the path of each input from the `.pte`; None for a `.pte` without paths."""
     text = constants.get(INPUT_NAMES)
     leaves = None if text is None else leaves_from_text(str(text))
     if leaves is not None and len(leaves) != inputs:
-        raise ValueError(f"it names {len(leaves)} inputs and has {inputs}")
+        raise ValueError(f"it has {inputs} inputs, but names for {len(leaves)}")
     return leaves
 
 
 def _unnamed_leaves(tree: str | None, inputs: Sequence[TensorInfo | ConstantInfo]) -> tuple[Leaf, ...] | None:
-    """The path of each input by the `tree` of arguments; None where all of them are positional tensors.
+    """Returns the path of each input from the `tree` of arguments; None if all of them are positional tensors.
 
-    Positional arguments have no names in that tree, and a text is None in the `.pte`.
+    Positional arguments have no names in that tree. A text is None in the `.pte`.
     """
     paths = None if tree is None else paths_from_tree(tree)
     if paths is None or len(paths) != len(inputs):
@@ -330,18 +334,21 @@ def _unnamed_leaves(tree: str | None, inputs: Sequence[TensorInfo | ConstantInfo
     )
 
 
-def _info(value: pte.Value, constants: _Constants, name: str) -> TensorInfo | ConstantInfo:
+def _info(value: pte.ProgramValue, constants: _Constants, name: str) -> TensorInfo | ConstantInfo:
     if value.dtype == "none" or value.constant is not None:  # a tensor may be of dtype bool, too
         return ConstantInfo(value.constant)
     if value.dtype not in pte.SCALAR_TYPES.values():
-        raise ValueError(f"{name} is of ExecuTorch's {value.dtype}, which the host does not know")
+        raise ValueError(f"{name} has ExecuTorch's dtype {value.dtype}, which the host does not support")
     return TensorInfo(
         value.shape, getattr(torch, value.dtype), constants.get(f"{name}_scale"), constants.get(f"{name}_zp")
     )
 
 
 def _tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
-    """`value` as a tensor of `info`'s shape and dtype in the CPU's memory."""
+    """Converts `value` to a tensor in the CPU's memory.
+
+    Raises InputError for another shape or dtype than `info` has.
+    """
     if isinstance(value, np.ndarray):
         try:
             value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
@@ -355,14 +362,14 @@ def _tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
         raise InputError(f"input {index} has dtype {value.dtype}, expected {info.dtype}{how}{hint}")
     if value.shape != info.shape:
         raise InputError(f"input {index} has shape {tuple(value.shape)}, expected {info.shape}")
-    # After a run the caches are full of the network, and each call into torch takes ten times as long as it would else.
+    # Calls into torch take ten times as long after a run, which evicts torch from the caches. So avoid them.
     return value.detach().cpu() if value.requires_grad or not value.is_cpu else value
 
 
 def _in_order(tensor: torch.Tensor, dim_order: tuple[int, ...] | None) -> torch.Tensor:
-    """`tensor` with its bytes in the order that the program takes: the runtime would not notice any other.
+    """Returns `tensor` with its bytes in the program's order, which the runtime does not check.
 
-    No `dim_order` is the usual one: the last dimension lies closest together.
+    `dim_order` lists the dimensions from the outermost to the innermost; None stands for the default order.
     """
     if dim_order is None:
         return tensor if tensor.is_contiguous() else tensor.contiguous()
@@ -371,18 +378,18 @@ def _in_order(tensor: torch.Tensor, dim_order: tuple[int, ...] | None) -> torch.
 
 
 def _missing_kernels(data: bytes) -> str | None:
-    """The sentence that names the kernels which this runtime lacks; None if there are none or the file is broken."""
+    """Returns a message that names the kernels this runtime lacks; None if there are none or the file is damaged."""
     try:
         missing = missing_kernels(data)
     except FormatError:
         return None
-    return f"it calls CPU kernels that this ExecuTorch does not have: {', '.join(missing)}" if missing else None
+    return f"it calls CPU kernels that this ExecuTorch lacks: {', '.join(missing)}" if missing else None
 
 
 def _failure(what: str, error: Exception | str) -> HostError | KeyboardInterrupt:
-    """What to raise for `error`: with the delegate's own words if it was the one that failed, else the runtime's.
+    """Returns the exception to raise for `error`, with the delegate's message if the delegate failed.
 
-    A Ctrl-C while a delegate runs reaches us as an error of the runtime, which knows no such thing.
+    The runtime reports a Ctrl-C during a delegate as an error, for which this returns a KeyboardInterrupt.
     """
     if not is_installed():
         return HostError(f"{what}: {error}")

@@ -1,3 +1,3 @@
-"""NXP's converter: how it is found, called, checked and profiled."""
+"""Finds, runs, checks and profiles NXP's converter."""
 
 __all__: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""From portable payloads to device payloads: what the vendor's converter gave back, in the container of the runtime."""
+"""Compiles portable payloads to device payloads: packs the converter's results in the runtime's container."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ __all__ = [
 
 BACKEND = "NeutronBackend"
 NEUTRON_GRAPH = "NeutronGraph"
-CONSTANT_INPUTS = 3  # microcode, weights, kernels, behind the graph's inputs
-# Behind the graph's outputs: scratch in version 0; scratch, profile and debug buffers in version 1.
+CONSTANT_INPUTS = 3  # microcode, weights and kernels, which follow the graph's inputs
+# Number of outputs after the graph's outputs, and the payload version: version 0 has a scratch buffer, version 1 has
+# scratch, profile and debug buffers.
 BUFFER_OUTPUTS = {1: 0, 3: 1}
-# ExecuTorch's own backend asks for these when it profiles; the map of operators is read from what is printed then.
+# ExecuTorch's own backend sets these flags for profiling. The map from kernels to operators is read from the text that
+# the converter then prints.
 PROFILING_FLAGS: Mapping[str, Any] = {
     "useProfiling": True, "dumpAfterImport": "console", "dumpAfterGenerate": "console", "verbose": True,
 }  # fmt: skip
@@ -49,7 +51,7 @@ class DevicePayload:
     payload: bytes
     converted: Converted
     kernels: tuple[Kernel, ...] = ()
-    """What the NPU runs, in its order; known only with `use_profiling`."""
+    """The NPU's kernels in order of execution; known only with `use_profiling`."""
 
 
 @dataclass(frozen=True)
@@ -58,28 +60,30 @@ class CompiledProgram:
 
     program: bytes
     payloads: tuple[DevicePayload, ...]
-    """What was compiled, in the order of the program's delegates."""
+    """The compiled payloads, in the order of the program's delegates."""
     kernel_selection: str | None
-    """The C sources that `dump_kernel_selection_code` asks for, of all payloads; None without it."""
+    """C source of the kernel selection for all payloads; None without `dump_kernel_selection_code`."""
 
 
 def kernel_selection_of(payloads: Sequence[DevicePayload], converter: Converter) -> str | None:
-    """The kernel selections of all payloads in one C source; None where `dump_kernel_selection_code` was not set."""
+    """Returns the kernel selections of all payloads as one C source; None without `dump_kernel_selection_code`."""
     sources = [payload.converted.kernel_selection for payload in payloads]
     return merge_kernel_selections([source for source in sources if source is not None], converter)
 
 
 def kernel_selection_path(program: Path) -> Path:
-    """Where the kernel selection of a program goes: beside it, under the name that ExecuTorch's own script gives it."""
+    """Returns the path of a program's kernel selection: in the same folder, with the name that ExecuTorch's script
+    uses.
+    """
     return program.with_name(f"{program.stem}_kernel_selection.c")
 
 
 def converter_flags(options: CompileOptions) -> dict[str, Any]:
-    """The fields of the converter's `compilationOpts` that options ask for, `extra_flags` last.
+    """Returns the fields of the converter's `compilationOpts` for options. `extra_flags` override other options.
 
-    What is not asked for is not set: not every version of the converter has every field.
-    `extra_flags` is text: "name=value" separated by spaces; a value is a number, True, False, or text. Raises
-    `OptionError` for other text.
+    Contains only fields that the options set, because some versions of the converter lack some fields. `extra_flags` is
+    a text of "name=value" items separated by spaces. A value is a number, True, False, or text. Raises `OptionError`
+    for other text.
     """
     flags = {
         **DEFAULT_FLAGS,
@@ -92,8 +96,8 @@ def converter_flags(options: CompileOptions) -> dict[str, Any]:
         name = name.lstrip("-")
         if not equals or not name.isidentifier():
             raise OptionError(
-                f"extra_flags takes 'name=value' items separated by spaces, name a field of the converter's "
-                f"compilationOpts; '{item}' is none."
+                f"extra_flags takes 'name=value' items separated by spaces, where name is a field of the converter's "
+                f"compilationOpts; '{item}' is no such item."
             )
         flags[name] = _flag_value(value)
     return flags
@@ -117,10 +121,10 @@ def compile_payloads(
     cache: Path | None = None,
     intermediates_dir: Path | None = None,
 ) -> tuple[DevicePayload, ...]:
-    """Convert portable payloads side by side, or take them from `cache` (by default, the user's).
+    """Converts portable payloads in parallel, or reads them from `cache` (by default, the user's cache).
 
-    `intermediates_dir` gets the TFLite file of each before and after. Raises `ConverterError` for the first that fails,
-    `OutputError` where a file cannot be written.
+    Writes the TFLite file of each payload, before and after conversion, to `intermediates_dir`. Raises `ConverterError`
+    for the first payload that fails, and `OutputError` if a file cannot be written.
     """
     flags = converter_flags(options)
     requests = [
@@ -146,8 +150,8 @@ def _kernels(request: Conversion, result: Converted, converter: Converter) -> tu
     kernels = kernels_of(result.log, request.tflite)
     if not kernels:
         warnings.warn(
-            f"{converter} did not print the graphs of {request.name} as other versions do: the NPU's profile has the "
-            "numbers of its kernels, but nothing says what they compute.",
+            f"{converter} did not print the graphs of {request.name} in a known form. A profile of the NPU will have "
+            "the numbers of the kernels, but not the operators that they compute.",
             ConverterWarning,
             stacklevel=4,
         )
@@ -155,20 +159,20 @@ def _kernels(request: Conversion, result: Converted, converter: Converter) -> tu
 
 
 def device_payload(header: PayloadHeader, converted: bytes, name: str = "the model") -> bytes:
-    """The device payload of a converted model; `header` is that of the portable payload it was converted from.
+    """Packs a converted model as a device payload. `header` belongs to the portable payload that was converted.
 
-    Raises `ConverterError` where the converter left something outside of the NeutronGraph, or yielded something else
-    than its interface says.
+    Raises `ConverterError` if the converter left operators outside of the NeutronGraph, or if the interface of the
+    NeutronGraph is unknown.
     """
     model = tflite.read(converted, f"the converter's result for {name}")
     if len(model.subgraphs) != 1:
-        raise ConverterError(f"The converter gave back {len(model.subgraphs)} subgraphs for {name}, not one.")
+        raise ConverterError(f"The converter returned {len(model.subgraphs)} subgraphs for {name}; expected one.")
     (graph,) = model.subgraphs
     outside = [operator.name for operator in graph.operators if operator.name != NEUTRON_GRAPH]
     nodes = [operator for operator in graph.operators if operator.name == NEUTRON_GRAPH]
     if outside or len(nodes) != 1:
         raise ConverterError(
-            f"The converter did not take all of {name}: it made {len(nodes)} NeutronGraph operators and left "
+            f"The converter did not convert all of {name}: it wrote {len(nodes)} NeutronGraph operators and left "
             f"{', '.join(sorted(set(outside))) or 'nothing'} to the CPU. Keep those operators out of the partition "
             "with operators_not_to_delegate, or give the flavour of this converter as neutron_converter_flavor."
         )
@@ -177,8 +181,8 @@ def device_payload(header: PayloadHeader, converted: bytes, name: str = "the mod
     extra = len(node.outputs) - len(graph.outputs)
     if len(blocks) != CONSTANT_INPUTS or extra not in BUFFER_OUTPUTS:
         raise ConverterError(
-            f"The NeutronGraph of {name} has {len(node.inputs)} inputs and {len(node.outputs)} outputs for "
-            f"{len(graph.outputs)} outputs of the graph: no known interface."
+            f"The NeutronGraph of {name} has an unknown interface: {len(node.inputs)} inputs and {len(node.outputs)} "
+            f"outputs, for {len(graph.outputs)} outputs of the graph."
         )
     inputs = _positions(node.inputs[:-CONSTANT_INPUTS], graph.inputs, f"an input of the NeutronGraph of {name}")
     outputs = _positions(node.outputs[: -extra or None], graph.outputs, f"an output of the NeutronGraph of {name}")
@@ -193,7 +197,7 @@ def device_payload(header: PayloadHeader, converted: bytes, name: str = "the mod
     return pack_device(device, *blocks)
 
 
-def _constant(tensor: tflite.TensorInfo | None, name: str) -> bytes:
+def _constant(tensor: tflite.FileTensor | None, name: str) -> bytes:
     if tensor is not None and tensor.shape == (0,):
         return b""
     if tensor is None or tensor.buffer is None or tensor.dtype != "UINT8":
@@ -202,12 +206,12 @@ def _constant(tensor: tflite.TensorInfo | None, name: str) -> bytes:
 
 
 def _positions(
-    wanted: Iterable[tflite.TensorInfo | None], among: Sequence[tflite.TensorInfo], what: str
+    wanted: Iterable[tflite.FileTensor | None], among: Sequence[tflite.FileTensor], what: str
 ) -> tuple[int, ...]:
     known = {tensor.index: position for position, tensor in enumerate(among)}
     positions = [known.get(-1 if tensor is None else tensor.index, -1) for tensor in wanted]
     if sorted(positions) != list(range(len(among))):
-        raise ConverterError(f"{what[:1].upper()}{what[1:]} is none of the graph's, or one is missing.")
+        raise ConverterError(f"{what[:1].upper()}{what[1:]} is unknown to the graph around it, or one is missing.")
     return tuple(positions)
 
 
@@ -221,25 +225,30 @@ def compile_program(
     intermediates_dir: Path | None = None,
     what: str = "the program",
 ) -> CompiledProgram:
-    """A `.pte` with a device payload in the place of each portable one; all else in it stays byte for byte.
+    """Replaces each portable payload of a `.pte` by a device payload. All other contents stay equal, byte for byte.
 
-    Target and flags are those it was lowered with, kept in its compile specs. `time_limit` counts seconds for each
-    payload. Raises `FormatError` for a broken file, `PayloadError` for a broken payload, `ModelError` for one without
-    portable payloads, or with device payloads already, `ConverterError`.
+    Reads target and flags from the program's compile specs. `time_limit` is in seconds per payload.
+
+    Raises `FormatError` for a damaged file, `PayloadError` for a damaged payload, `ModelError` for a program without
+    portable payloads or with device payloads, `OptionError` for a `target` that differs from the program's, and
+    `ConverterError` if the converter fails.
     """
     ours = _delegates_of(data, what)
     if None in ours:
         raise ModelError(
-            f"{what} holds its payloads inside the flatbuffer. Lower it again with ExecuTorch's default, "
+            f"{what} has its payloads inside the flatbuffer. Lower the model again with ExecuTorch's default, "
             "ExecutorchBackendConfig(extract_delegate_segments=True)."
         )
     payloads = {segment: parse(delegate.payload) for segment, delegate in ours.items()}
     if not all(payload.is_portable for payload in payloads.values()):
-        raise ModelError(f"{what} is compiled already: it holds microcode for the NPU. Compile the portable program.")
+        raise ModelError(
+            f"{what} is compiled already: it contains microcode for the NPU. Compile the portable program instead."
+        )
     options = CompileOptions.from_values(next(iter(ours.values())).compile_specs)
     if target is not None and target != options.target:
         raise OptionError(
-            f"{what} was lowered for {options.target}, whose limits it keeps. Lower it again for {target} instead."
+            f"{what} was lowered for {options.target} and observes the limits of that target. Lower the model again "
+            f"for {target}."
         )
     compiled = compile_payloads(
         list(payloads.values()),
@@ -257,14 +266,17 @@ def compile_program(
 
 
 def options_of(data: bytes, what: str = "the program") -> CompileOptions:
-    """The options that a `.pte` was lowered with. Raises as `compile_program` does."""
+    """Returns the options that a `.pte` was lowered with.
+
+    Raises `FormatError` and `ModelError` as `compile_program`.
+    """
     return CompileOptions.from_values(next(iter(_delegates_of(data, what).values())).compile_specs)
 
 
-def _delegates_of(data: bytes, what: str) -> dict[int | None, pte.Delegate]:
-    """Our delegates, by the segment that holds the payload; equal payloads share one."""
+def _delegates_of(data: bytes, what: str) -> dict[int | None, pte.DelegateCall]:
+    """Returns the calls of our delegate by the segment of the payload. Equal payloads share a segment."""
     delegates = [delegate for method in pte.read(data, what).methods for delegate in method.delegates]
     ours = {delegate.segment: delegate for delegate in delegates if delegate.backend == BACKEND}
     if not ours:
-        raise ModelError(f"{what} has no delegate of {BACKEND}: there is nothing to compile.")
+        raise ModelError(f"{what} has no delegate of {BACKEND}, so there is nothing to compile.")
     return ours

@@ -1,4 +1,4 @@
-"""A check of the whole bridge to the vendor's converter, for those who have it, with a report to send."""
+"""Checks the installed converter of the vendor step by step, and writes a report for a bug report."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ PACKAGES = ("openneutron", "torch", "executorch", "torchao", "ai-edge-litert")
 
 @dataclass(frozen=True)
 class Examination:
-    """The report, and whether every check passed."""
+    """The text of the report, and whether every check passed."""
 
     text: str
     sound: bool
 
 
 def examine(flavor: str | None = None, target: str | None = None) -> Examination:
-    """Convert a tiny model and look at what comes back, step by step; the first step that fails is the last one."""
+    """Converts a tiny model and checks the results step by step. Stops after the first step that fails."""
     machine = f"{platform.platform()}, Python {platform.python_version()}"
     lines = [f"OpenNeutron's bridge to the vendor's converter, on {machine}"]
     lines += [f"  {name} {_version(name)}" for name in PACKAGES]
@@ -64,7 +64,7 @@ def _version(package: str) -> str:
 
 
 def _steps(flavor: str | None, target: str) -> Iterator[tuple[str, Callable[[], str]]]:
-    """The checks in their order; a check may use what those before it found."""
+    """Returns the names and functions of the checks, in order. Checks share the state of one `_Bridge`."""
     bridge = _Bridge(_tiny_model(), target)
     yield "a converter for this flavour", lambda: bridge.choose(flavor)
     yield f"convert a convolution for {target}", lambda: bridge.convert(CompileOptions(target))
@@ -103,7 +103,7 @@ class _Bridge:
 
 
 def _tiny_model() -> bytes:
-    """A 3x3 convolution of 8 channels on an image of 8x8."""
+    """Returns the TFLite file of a 3x3 convolution with 8 channels on an 8x8 image."""
     int8, int32, pattern = np.dtype(np.int8), np.dtype(np.int32), np.arange(8 * 3 * 3 * 8)
     image = Tensor((1, 8, 8, 8), int8, QParams.per_tensor(0.05, 0))
     weight = (pattern * 37 % 251 - 125).astype(np.int8).reshape(8, 3, 3, 8)

@@ -1,10 +1,10 @@
-"""Which operators of a partition each kernel on the NPU computes, read from what the vendor's converter prints.
+"""Maps the NPU's kernels to the operators that they compute. Parses the text that the vendor's converter prints.
 
-With `useProfiling`, the NPU times its kernels one by one, and numbers them in the order in which they run. What they
-compute, the converter prints when it is asked for its graphs (`dumpAfterImport`, `dumpAfterGenerate`, `verbose`): the
-NPU's operators in their order with their kernels, and each one's own graph with the names of the model's tensors, as
-they are or with "/" and something behind. With `use_profiling`, the TFLite file that the converter gets names the
-output of each operator by the node that it comes from.
+With `useProfiling`, the NPU measures the time of each kernel and numbers the kernels in order of execution. With the
+flags `dumpAfterImport`, `dumpAfterGenerate` and `verbose`, the converter prints its graphs: the NPU's operators in
+order with their kernels, and the graph of each operator with the names of the model's tensors. It may append "/" and a
+suffix to a name. With `use_profiling`, OpenNeutron's TFLite files name the output of each operator after the graph node
+that the operator came from.
 """
 
 from __future__ import annotations
@@ -28,32 +28,33 @@ _NAME = re.compile(r"(.+)\.t\d+")
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel on the NPU, in the order in which they run; `nodes` are names of the nodes of the quantized graph."""
+    """A kernel of the NPU. `nodes` are the names of the quantized graph's nodes that it computes."""
 
     name: str
-    """The vendor's name of it."""
+    """The vendor's name of the kernel."""
     nodes: tuple[str, ...]
-    """What it computes, or a part of what it computes; empty where the converter's text does not say."""
+    """All or some of the nodes that the kernel computes; empty if the converter's text does not name any."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A node of an NPU operator's own graph: the names of the model's tensors that it reads and writes."""
+    """A node in the graph of an NPU operator: the names of the model's tensors that it reads and writes."""
 
     inputs: frozenset[str]
     outputs: frozenset[str]
 
 
 def node_of(tensor: str) -> str | None:
-    """The node that a tensor of our TFLite files is named by; None where it has no such name."""
+    """Returns the graph node in the name of a tensor of our TFLite files; None if the name contains no node."""
     found = _NAME.fullmatch(tensor)
     return found[1] if found else None
 
 
 def kernels_of(log: str, model: bytes) -> tuple[Kernel, ...]:
-    """The NPU's kernels of a converted partition; `model` is its TFLite file before, `log` what the converter printed.
+    """Returns the NPU's kernels of a converted partition, in order of execution.
 
-    Empty where the converter printed no graphs. Linear in the text, and in kernels times operators.
+    `model` is the TFLite file before conversion, `log` is the converter's output. Returns an empty tuple if the log has
+    no graphs. Time is linear in the text, and in kernels times operators.
     """
     imported, _, generated = log.partition(_GRAPHS)[2].partition(_GRAPHS)
     listed = imported.partition(_EXTRACTED)[2].partition(_GENERATED)[0]
@@ -68,14 +69,14 @@ def kernels_of(log: str, model: bytes) -> tuple[Kernel, ...]:
 
 
 def _sections(heading: re.Pattern[str], text: str) -> Iterator[tuple[int, str]]:
-    """The number in each heading, and the text up to the next one."""
+    """Returns the number in each heading, with the text up to the next heading."""
     pieces = heading.split(text)[1:]
     for number, section in zip(pieces[::2], pieces[1::2], strict=True):
         yield int(number), section
 
 
 def _kernel_names(text: str) -> Iterator[str]:
-    """The lines below "Kernels:", up to an empty one or a heading."""
+    """Returns the lines below "Kernels:", up to an empty line or a heading."""
     for line in text.partition("Kernels:")[2].lstrip().splitlines():
         name = line.strip()
         if not name or name.startswith("="):
@@ -98,7 +99,10 @@ def _nodes(parts: Sequence[_Part], operators: Sequence[tflite.Operator], written
 
 
 def _computes(part: _Part, operator: tflite.Operator, written: set[str]) -> bool:
-    """By what it writes; or, where that is no tensor of the model, by reading all that the operator reads."""
+    """Whether `part` computes `operator`: it writes the operator's output.
+
+    If `part` writes no tensor of the model, it must read all inputs of the operator instead.
+    """
     outputs = {tensor.name for tensor in operator.outputs}
     inputs = {tensor.name for tensor in operator.inputs if tensor is not None}
     return bool(outputs & part.outputs) or (not part.outputs & written and inputs <= part.inputs)

@@ -1,8 +1,8 @@
-"""The vendor's converter: what is installed, and its runs in processes of their own. The only module that knows it.
+"""Finds the installed converters of the vendor and runs them in child processes. No other module imports them.
 
-The converter ends the process that calls it when it meets an error, and prints its messages. So it runs in a child
-process (`python -m openneutron.vendor.sdk FOLDER`), which reads its request from a folder and writes its answer there.
-The interface and the names of the vendor's packages are those of eiq_neutron_sdk 3.x and of the flavoured
+The converter prints its messages, and terminates the process on an error. It therefore runs in a child process
+(`python -m openneutron.vendor.sdk FOLDER`), which reads a request from a folder and writes the answer there. The names
+and interfaces of the vendor's packages are those of eiq_neutron_sdk 3.x and of the flavoured packages
 neutron_converter_SDK_YY_MM.
 """
 
@@ -43,8 +43,8 @@ WHERE_IT_IS = (
 )
 TIME_LIMIT_SECONDS = 600.0
 CACHE_VARIABLE = "OPENNEUTRON_CACHE"
-LONGEST_LOG = 4000  # characters of the converter's output in an error; the end says what went wrong
-# What ExecuTorch's own backend asks of the converter for every model.
+LONGEST_LOG = 4000  # characters of the converter's output in an error; the cause is at the end of the output
+# ExecuTorch's own backend sets these flags for every model.
 DEFAULT_FLAGS: Mapping[str, Any] = {
     "minNumOpsPerGraph": 1,
     "excludeGraphPasses": "HoistSliceAboveTranspose,MergeTranspose",
@@ -58,7 +58,7 @@ _MERGED = "merged.c"
 
 
 class ConverterWarning(UserWarning):
-    """Payloads stay portable, though a converter of the vendor's is installed: none that fits."""
+    """The installed converters have other flavours, so payloads stay portable; or a converter's output is unknown."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Converter:
     """An installed converter."""
 
     module: str
-    """What Python imports."""
+    """Name of the Python package."""
     version: str
-    """Of the distribution; "unknown" where it has no metadata."""
+    """Version of the distribution; "unknown" if the distribution has no metadata."""
 
     @property
     def flavor(self) -> str:
-        """The name under which `neutron_converter_flavor` means it: "SDK_25_06", or the version of eiq-neutron-sdk."""
+        """Its value of `neutron_converter_flavor`: "SDK_25_06", or the version of eiq-neutron-sdk."""
         return self.version if self.module == PACKAGE else self.module.removeprefix(FLAVOR_PREFIX)
 
     def __str__(self) -> str:
@@ -81,28 +81,28 @@ class Converter:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a run of the converter is asked for: a TFLite model, a target, and fields of its `compilationOpts`."""
+    """A request to the converter: a TFLite model, a target, and fields of the converter's `compilationOpts`."""
 
     tflite: bytes
     target: str
     flags: Mapping[str, Any]
     name: str = "the model"
-    """What errors call it."""
+    """Name of the model in errors."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What the converter gave back."""
+    """The results of the converter."""
 
     tflite: bytes
     log: str
-    """All that it printed."""
+    """The converter's output."""
     kernel_selection: str | None
-    """The C source that `dumpKernelSelectionCode` asks for."""
+    """C source of the kernel selection; None without `dumpKernelSelectionCode`."""
 
 
 def installed() -> tuple[Converter, ...]:
-    """The converters that this Python can import, the newer package first. None is imported to find out."""
+    """Returns the converters that this Python can import, the newer package first. Imports none of them."""
     names = [name for _, name, _ in pkgutil.iter_modules() if name == PACKAGE or name.startswith(FLAVOR_PREFIX)]
     flavored = sorted((name for name in names if name != PACKAGE), reverse=True)
     return tuple(Converter(name, _version(name)) for name in [PACKAGE] * (PACKAGE in names) + flavored)
@@ -114,9 +114,9 @@ def _version(module: str) -> str:
 
 
 def choose(flavor: str | None, found: Sequence[Converter] | None = None) -> Converter:
-    """The converter for `neutron_converter_flavor`; without one, eiq_neutron_sdk.
+    """Returns the installed converter for `neutron_converter_flavor`. Without a flavour, this is eiq_neutron_sdk.
 
-    Raises `ConverterError`, listing what is installed, where none fits.
+    Raises `ConverterError` if it is not installed. The message lists the installed converters.
     """
     found = installed() if found is None else found
     wanted = {PACKAGE} if flavor is None else {flavor}
@@ -124,19 +124,19 @@ def choose(flavor: str | None, found: Sequence[Converter] | None = None) -> Conv
         if wanted & {converter.flavor, converter.module}:
             return converter
     there = ", ".join(map(str, found)) or "none"
-    missing = f"for neutron_converter_flavor='{flavor}'" if flavor else f"without a flavour, which is {PACKAGE}"
+    missing = f"for neutron_converter_flavor='{flavor}'" if flavor else f"named {PACKAGE}, which runs without a flavour"
     raise ConverterError(
         f"This Python has no converter {missing} (installed: {there}). Microcode must match the firmware's SDK "
-        f"release, so no other is taken. {WHERE_IT_IS} A portable program needs none: keep it, and run "
-        "`openneutron compile` on a machine that has the converter."
+        f"release, so no other converter is used. {WHERE_IT_IS} A portable program needs no converter: save it, and "
+        "run `openneutron compile` on a machine that has the converter."
     )
 
 
 def converter_for(payload: str, flavor: str | None) -> Converter | None:
-    """The converter that makes the payloads which the option `payload` asks for; None where they stay portable.
+    """Returns the converter for the option `payload`; None if payloads stay portable.
 
-    "device" raises `ConverterError` as `choose` does. "auto" is portable where no converter is installed, and with a
-    `ConverterWarning` where only others are.
+    "portable" returns None. "device" raises `ConverterError` if no matching converter is installed. "auto" returns None
+    in that case, with a `ConverterWarning` if converters of other flavours are installed.
     """
     if payload == "portable":
         return None
@@ -154,9 +154,9 @@ def converter_for(payload: str, flavor: str | None) -> Converter | None:
 def merge_kernel_selections(
     sources: Sequence[str], converter: Converter, *, time_limit: float = TIME_LIMIT_SECONDS
 ) -> str | None:
-    """One C source that selects all kernels of `sources`; None where there are none.
+    """Merges C sources of kernel selections into one; returns None for no sources.
 
-    Different ones are merged by the vendor's package. Raises `ConverterError` where that fails.
+    The vendor's package merges sources that differ. Raises `ConverterError` if that fails.
     """
     different = list(dict.fromkeys(sources))
     if len(different) < 2:
@@ -178,10 +178,10 @@ def merge_kernel_selections(
 def convert(
     request: Conversion, converter: Converter, *, time_limit: float = TIME_LIMIT_SECONDS, cache: Path | None = None
 ) -> Converted:
-    """Run the converter on one model in a process of its own, or answer from `cache`.
+    """Runs the converter on one model in a child process, or returns an earlier result from `cache`.
 
-    `time_limit` counts in seconds. Raises `ConverterError` with what the converter printed where it crashes, hangs,
-    runs out of memory, or yields nothing.
+    `time_limit` is in seconds. Raises `ConverterError` with the converter's output if the converter crashes, exceeds
+    the time limit, runs out of memory, or returns nothing.
     """
     kept = None if cache is None else cache / _key(request, converter)
     if kept is not None and (kept / _ANSWER).exists():
@@ -207,14 +207,17 @@ def convert_all(
     time_limit: float = TIME_LIMIT_SECONDS,
     cache: Path | None = None,
 ) -> tuple[Converted, ...]:
-    """`convert` for each model, side by side on the machine's processors. The first error is raised when all ended."""
+    """Runs `convert` on each model, in parallel on all processors. Raises the first error after all runs ended."""
     with ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as pool:
         futures = [pool.submit(convert, request, converter, time_limit=time_limit, cache=cache) for request in requests]
     return tuple(future.result() for future in futures)
 
 
 def default_cache() -> Path | None:
-    """The folder of earlier results: `OPENNEUTRON_CACHE` (empty: none), else one under the user's cache folder."""
+    """Returns the folder of earlier results: `OPENNEUTRON_CACHE` if set, else a folder in the user's cache folder.
+
+    Returns None if `OPENNEUTRON_CACHE` is empty.
+    """
     named = os.environ.get(CACHE_VARIABLE)
     if named is not None:
         return Path(named) if named else None
@@ -222,7 +225,7 @@ def default_cache() -> Path | None:
 
 
 def _run(work: Path, what: str, converter: Converter, time_limit: float) -> str:
-    """All that the child printed. Raises `ConverterError` where it did not end well."""
+    """Runs the child process and returns its output. Raises `ConverterError` if the process fails."""
     with (work / "log").open("w+b") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "openneutron.vendor.sdk", str(work)],
@@ -244,7 +247,7 @@ def _run(work: Path, what: str, converter: Converter, time_limit: float) -> str:
     if code is None:
         raise _failed(what, converter, f"did not end within {time_limit:g} s", printed)
     if code < 0:
-        memory = "; so ends a process that takes too much memory" if code == -signal.SIGKILL else ""
+        memory = ", possibly because it used too much memory" if code == -signal.SIGKILL else ""
         raise _failed(what, converter, f"was ended by signal {-code}{memory}", printed)
     if code:
         raise _failed(what, converter, f"ended with exit code {code}", printed)
@@ -252,11 +255,11 @@ def _run(work: Path, what: str, converter: Converter, time_limit: float) -> str:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """End the child and all that it started; they are a session of their own."""
+    """Ends the child process and the processes that it started. These form a session of their own."""
     if not hasattr(os, "killpg"):  # Windows
         child.kill()
     else:
-        with contextlib.suppress(ProcessLookupError):  # all of them ended by themselves
+        with contextlib.suppress(ProcessLookupError):  # all of them have ended
             os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
@@ -291,7 +294,7 @@ def _key(request: Conversion, converter: Converter) -> str:
 
 
 def _keep(folder: Path, converted: Converted) -> None:
-    """The answer is written last: without it, what else is there does not count."""
+    """Writes a result to the cache. The answer file comes last, because it marks a complete entry."""
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / _RESULT, converted.tflite)
     told = {
@@ -313,8 +316,8 @@ def _load(folder: Path, request: Conversion) -> Converted:
 
 
 def _serve(folder: Path) -> None:
-    """The child: do what the folder asks for, and answer there."""
-    if OOM_SCORE.exists():  # where memory runs out, Linux ends this process and not its parent
+    """Runs in the child process: serves the request in `folder` and writes the answer there."""
+    if OOM_SCORE.exists():  # if memory runs out, Linux ends this process instead of its parent
         OOM_SCORE.write_text("1000")
     asked = json.loads((folder / _REQUEST).read_text())
     try:
@@ -324,7 +327,7 @@ def _serve(folder: Path) -> None:
             (folder / _RESULT).write_bytes(_convert_here(asked, (folder / _MODEL).read_bytes()))
     except MemoryError:
         told = {"error": "ran out of memory"}
-    except Exception as error:  # whatever the vendor's package raises is an answer
+    except Exception as error:  # the parent reports any error of the vendor's package
         told = {"error": f"raised {type(error).__name__}: {error}"}
     else:
         told = {}
@@ -335,19 +338,19 @@ def _convert_here(asked: Mapping[str, Any], tflite: bytes) -> bytes:
     converter, library = _load_package(asked["module"])
     if library is not None and not library.isNeutronTarget(asked["target"]):
         known = ", ".join(target.name for target in library.getNeutronTargets())
-        raise OptionError(f"'{asked['target']}' is no target of this converter; it has {known}.")
+        raise OptionError(f"This converter has no target '{asked['target']}'; its targets are {known}.")
     context = converter.CompilationContext()
     context.targetOpts = converter.getNeutronTarget(asked["target"])
     for name, value in asked["flags"].items():
         if not hasattr(context.compilationOpts, name):
             fields = ", ".join(field for field in dir(context.compilationOpts) if not field.startswith("_"))
-            raise OptionError(f"compilationOpts of this converter has no '{name}'; it has {fields}.")
+            raise OptionError(f"compilationOpts of this converter has no field '{name}'; its fields are {fields}.")
         setattr(context.compilationOpts, name, value)
     return bytes(converter.convertModel(list(tflite), context))
 
 
 def _merge_here(asked: Mapping[str, Any]) -> None:
-    """Merge files of the current folder, which is the child's own."""
+    """Merges the files of a request, which lie in the current folder."""
     package = importlib.import_module(asked["module"])
     if not hasattr(package, "merge_kernel_selection_files"):
         raise ConverterError(
@@ -358,7 +361,7 @@ def _merge_here(asked: Mapping[str, Any]) -> None:
 
 
 def _load_package(module: str) -> tuple[Any, Any]:
-    """The package's converter, and its library of targets where it has one."""
+    """Imports the package's converter, and its library of targets, which is None for a package without one."""
     converter = importlib.import_module(f"{module}.neutron_converter")
     name = f"{module}.neutron_library_utils"
     return converter, importlib.import_module(name) if importlib.util.find_spec(name) else None

@@ -1,7 +1,7 @@
-"""The TFLite file format: the only room that knows its schema."""
+"""Reads and writes TFLite files. Only this package imports the TFLite schema."""
 
 from openneutron.formats.tflite.outputs import returning
-from openneutron.formats.tflite.read import Model, Operator, Quantization, Subgraph, TensorInfo, read
+from openneutron.formats.tflite.read import FileTensor, Model, Operator, Quantization, Subgraph, read
 from openneutron.formats.tflite.write import write
 
-__all__ = ["Model", "Operator", "Quantization", "Subgraph", "TensorInfo", "read", "returning", "write"]
+__all__ = ["FileTensor", "Model", "Operator", "Quantization", "Subgraph", "read", "returning", "write"]

@@ -1,4 +1,4 @@
-"""A TFLite file that returns more, or fewer, of its tensors."""
+"""Changes the outputs of a TFLite file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["returning", "returning_only"]
 
 
 def returning(model: bytes, tensors: Sequence[int]) -> bytes:
-    """The same model, whose first subgraph also returns the tensors of these numbers, behind what it returned.
+    """Returns the model with additional outputs: the tensors of these indices in the first subgraph.
 
-    What it returned already it does not return twice. Linear in bytes.
+    Appends them to the existing outputs, without duplicates. Linear in bytes.
     """
     unpacked = schema.ModelT.InitFromPackedBuf(model, 0)
     subgraph = unpacked.subgraphs[0]
@@ -25,9 +25,9 @@ def returning(model: bytes, tensors: Sequence[int]) -> bytes:
 
 
 def returning_only(model: bytes, positions: Sequence[int]) -> bytes:
-    """The same model, whose first subgraph returns only its outputs at `positions`, in that order.
+    """Returns the model with a subset of its outputs: those at `positions` in the first subgraph, in that order.
 
-    Operators that nothing returned needs are left out. Linear in bytes.
+    Keeps all operators. Linear in bytes.
     """
     unpacked = schema.ModelT.InitFromPackedBuf(model, 0)
     subgraph = unpacked.subgraphs[0]

@@ -1,4 +1,4 @@
-"""TFLite flatbuffers of any origin, read into plain data, every offset checked."""
+"""Reads TFLite flatbuffers of any origin into dataclasses. Checks every offset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ai_edge_litert import schema_py_generated as schema  # noqa: TID251
 
 from openneutron.formats.flatbuffer import Source, Table, root
 
-__all__ = ["Buffer", "Model", "Operator", "Quantization", "Subgraph", "TensorInfo", "read"]
+__all__ = ["Buffer", "FileTensor", "Model", "Operator", "Quantization", "Subgraph", "read"]
 
 FILE_IDENTIFIER = b"TFL3"
 MAX_QPARAMS_SHOWN = 1
@@ -22,7 +22,7 @@ MAX_RANK = 32
 
 @dataclass(frozen=True)
 class Quantization:
-    """real = scale * (integer - zero_point); one pair, or one for each index of `axis`."""
+    """real = scale * (integer - zero_point). Has one scale and zero point, or one of each per index of `axis`."""
 
     scale: tuple[float, ...]
     zero_point: tuple[int, ...]
@@ -31,64 +31,64 @@ class Quantization:
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """Bytes of the file; equal numbers are the same bytes."""
+    """A buffer of the file. Tensors that share a buffer have the same `number`."""
 
     number: int
     data: memoryview = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
-class TensorInfo:
-    """A tensor of a subgraph; `buffer` is None for one that is computed."""
+class FileTensor:
+    """A tensor of a subgraph. `buffer` holds the values of a constant; None for a computed tensor."""
 
     index: int
     name: str
     dtype: str
-    """The schema's name of the type ("INT8")."""
+    """The type's name in the schema ("INT8")."""
     shape: tuple[int, ...]
-    """A dimension that is only known at run time is -1."""
+    """Sizes of the dimensions; -1 for a size that is only known at run time."""
     quantization: Quantization | None
     buffer: Buffer | None
 
     @property
     def elements(self) -> int:
-        """Number of elements; one for a dimension that is only known at run time."""
+        """Number of elements. A dimension of unknown size counts as 1."""
         return math.prod(max(1, size) for size in self.shape)
 
     @property
     def bytes(self) -> int:
-        """What its values take in memory."""
+        """Bytes of all elements."""
         return self.elements * _ITEM_BYTES.get(self.dtype, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """An operator: `name` is the schema's, or the custom code of a custom one. An input that is left out is None."""
+    """An operator. `name` is its name in the schema, or its custom code. An omitted optional input is None."""
 
     name: str
     is_custom: bool
-    inputs: tuple[TensorInfo | None, ...]
-    outputs: tuple[TensorInfo, ...]
+    inputs: tuple[FileTensor | None, ...]
+    outputs: tuple[FileTensor, ...]
     attrs: Mapping[str, Any]
-    """Fields of its options that steer what it computes, under the schema's names; enums by name."""
+    """Options that affect the result, by their names in the schema. Enum values are given by name."""
     at: int = 0
-    """Where its table lies in the file."""
+    """Offset of its table in the file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Subgraph:
-    """A graph of operators, in the order in which they run."""
+    """A graph. `operators` has the order of execution."""
 
     name: str
-    tensors: tuple[TensorInfo, ...]
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
+    tensors: tuple[FileTensor, ...]
+    inputs: tuple[FileTensor, ...]
+    outputs: tuple[FileTensor, ...]
     operators: tuple[Operator, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What a TFLite file holds."""
+    """The contents of a TFLite file."""
 
     version: int
     description: str
@@ -97,7 +97,7 @@ class Model:
 
     @cached_property
     def constant_bytes(self) -> int:
-        """Bytes of all buffers, each counted once."""
+        """Total bytes of all buffers."""
         return sum(len(buffer.data) for buffer in self.buffers)
 
 
@@ -115,7 +115,7 @@ _ITEM_BYTES = {
     "RESOURCE": 4, "VARIANT": 4, "FLOAT16": 2, "BFLOAT16": 2, "INT16": 2, "UINT16": 2,
 }  # fmt: skip
 
-# Types whose elements are whole bytes, all of one size.
+# Types whose elements all have the same number of whole bytes.
 _WHOLE_BYTES = {"INT8", "UINT8", "BOOL", "INT16", "INT32", "INT64", "FLOAT16", "FLOAT32", "FLOAT64"}
 
 # Fields of the options tables: number in the schema, code of the struct module or the names of an enum, default.
@@ -158,9 +158,9 @@ _OPTIONS: dict[str, dict[str, _Field]] = {
 
 
 def read(data: bytes | memoryview, what: str = "the TFLite file") -> Model:
-    """Take a TFLite file apart. `what` is its name in errors.
+    """Parses a TFLite file. Error messages call the file `what`.
 
-    Raises `FormatError` with the offset of what is broken. Time and memory are bounded by the file's size.
+    Raises `FormatError` with the offset of the first error. Time and memory are bounded by the file's size.
     """
     source = Source(data, what)
     model = root(source, (FILE_IDENTIFIER,))
@@ -171,9 +171,9 @@ def read(data: bytes | memoryview, what: str = "the TFLite file") -> Model:
 
 
 def _buffer(source: Source, number: int, table: Table) -> Buffer:
-    """Its data lie in the table, or, in files over 2 GB, behind the flatbuffer."""
+    """Reads a buffer. Its data lie in the table or, in files over 2 GB, after the flatbuffer."""
     offset, size = table.whole(1, "Q"), table.whole(2, "Q")
-    if offset > 1:  # 0 and 1 stand for "not there"
+    if offset > 1:  # 0 and 1 mark data in the table
         source.need(offset, size, f"the {size} bytes of buffer {number}")
         return Buffer(number, source.view[offset : offset + size])
     data = table.data(0)
@@ -181,8 +181,8 @@ def _buffer(source: Source, number: int, table: Table) -> Buffer:
 
 
 def _code(table: Table) -> tuple[str, bool]:
-    """Name of an operator, and whether it is a custom one."""
-    code = max(table.whole(0, "b"), table.whole(3, "i"))  # the older, one-byte field; the newer one
+    """Returns the name of an operator, and whether it is a custom operator."""
+    code = max(table.whole(0, "b"), table.whole(3, "i"))  # the older field has one byte
     if code == _CUSTOM:
         return table.text(1) or "CUSTOM", True
     if code not in _BUILTINS:
@@ -197,7 +197,7 @@ def _subgraph(table: Table, codes: list[tuple[str, bool]], buffers: tuple[Buffer
     return Subgraph(table.text(4) or "", tensors, inputs, outputs, operators)
 
 
-def _tensor(index: int, table: Table, buffers: tuple[Buffer, ...]) -> TensorInfo:
+def _tensor(index: int, table: Table, buffers: tuple[Buffer, ...]) -> FileTensor:
     shape, kind, buffer = table.wholes(0), table.whole(1, "b"), table.whole(2, "I")
     if kind not in _TYPES:
         raise table.source.fail(table.at, "a tensor type", kind)
@@ -206,7 +206,7 @@ def _tensor(index: int, table: Table, buffers: tuple[Buffer, ...]) -> TensorInfo
     if buffer >= max(1, len(buffers)):
         raise table.source.fail(table.at, f"a buffer below {len(buffers)}", buffer)
     stored = buffers[buffer] if buffers and len(buffers[buffer].data) else None
-    info = TensorInfo(
+    info = FileTensor(
         index, table.text(3) or "", _TYPES[kind], shape, _quantization(table.table(4), len(shape)), stored
     )
     is_dense = info.dtype in _WHOLE_BYTES and table.table(6) is None
@@ -230,7 +230,7 @@ def _quantization(table: Table | None, rank: int) -> Quantization | None:
     return Quantization(scale, zero_point, axis if len(scale) > MAX_QPARAMS_SHOWN else None)
 
 
-def _operator(table: Table, codes: list[tuple[str, bool]], tensors: tuple[TensorInfo, ...]) -> Operator:
+def _operator(table: Table, codes: list[tuple[str, bool]], tensors: tuple[FileTensor, ...]) -> Operator:
     code = table.whole(0, "I")
     if code >= len(codes):
         raise table.source.fail(table.at, f"an operator code below {len(codes)}", code)
@@ -256,7 +256,7 @@ def _option(options: Table, declared: _Field) -> int | float | bool | str:
     return form[value]
 
 
-def _tensors(table: Table, number: int, tensors: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
+def _tensors(table: Table, number: int, tensors: tuple[FileTensor, ...]) -> tuple[FileTensor, ...]:
     indices = table.wholes(number)
     outside = [index for index in indices if not 0 <= index < len(tensors)]
     if outside:

@@ -1,4 +1,4 @@
-"""Runs a TFLite model in a process of its own, as LiteRT ends the process on some models."""
+"""Runs a TFLite model in a separate process, because LiteRT aborts the process on some models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CODE = (
 
 
 def fails_in_a_process(model: bytes) -> str | None:
-    """LiteRT's message if it cannot run `model` on zeros; None if it can. Takes a second or more."""
+    """Runs `model` on zeros in LiteRT. Returns LiteRT's message if that fails, else None. Takes a second or more."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _CODE], input=model, capture_output=True, timeout=SECONDS, check=False

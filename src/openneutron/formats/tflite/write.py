@@ -1,4 +1,4 @@
-"""The IR as a TFLite flatbuffer (schema version 3)."""
+"""Writes IR graphs as TFLite flatbuffers (schema version 3)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["write"]
 
 SCHEMA_VERSION = 3
 FILE_IDENTIFIER = b"TFL3"
-# The schema's force_align of Buffer.data, which the generated Python leaves out.
+# The schema's force_align of Buffer.data, which the generated Python code ignores.
 BUFFER_ALIGNMENT = 16
-# Operators up to here fit the older, one-byte field, which readers of any age look at first.
+# Operator codes up to here fit the older one-byte field, which every reader supports.
 LAST_DEPRECATED_CODE = 127
 
 _TYPES = {np.dtype(np.int8): schema.TensorType.INT8, np.dtype(np.int32): schema.TensorType.INT32}
@@ -30,10 +30,10 @@ _ENUMS = {
 
 
 def write(graph: Graph, *, names: bool = False) -> bytes:
-    """The file's bytes; equal graphs give equal bytes. Each constant's bytes are stored once.
+    """Returns the bytes of a TFLite file. Equal graphs give equal bytes. Equal constants are stored once.
 
-    With `names`, the output of each operator is named by the graph node that it comes from ("conv2d.t12"). Linear in
-    operators and bytes.
+    With `names`, the name of each operator's output contains the graph node that the operator came from ("conv2d.t12").
+    Linear in operators and bytes.
     """
     writer = _Writer(names)
     inputs = [writer.tensor(tensor) for tensor in graph.inputs]
@@ -74,12 +74,12 @@ class _AlignedBuffer(schema.BufferT):
 
 
 class _Writer:
-    """Collects the tables of the file; each tensor, buffer and operator code once."""
+    """Collects the tables of the file. Adds each tensor, buffer and operator code once."""
 
     def __init__(self, names: bool) -> None:
         self._names = names
         self.tensors: list[Any] = []
-        self.buffers: list[_AlignedBuffer] = [_AlignedBuffer()]  # by convention the first one is empty
+        self.buffers: list[_AlignedBuffer] = [_AlignedBuffer()]  # the schema requires an empty first buffer
         self.codes: dict[Kind, Any] = {}
         self._tensor_index: dict[int, int] = {}
         self._buffer_index: dict[bytes, int] = {b"": 0}
@@ -87,13 +87,13 @@ class _Writer:
         self._code_index: dict[Kind, int] = {}
 
     def tensor(self, tensor: Tensor) -> int:
-        """Index of an IR tensor."""
+        """Returns the index of an IR tensor in the file. Adds the tensor if it is new."""
         if id(tensor) not in self._tensor_index:
             self._tensor_index[id(tensor)] = self._add(tensor.shape, tensor.dtype, tensor.data, tensor.qparams)
         return self._tensor_index[id(tensor)]
 
     def operator(self, op: Op) -> Any:
-        """The table of an operator, its operands among its tensors."""
+        """Returns the table of an operator. Adds its tensors, and its operands as constant tensors."""
         operator = schema.OperatorT()
         operator.opcodeIndex = self._code(op.kind)
         operands = [self._operand(np.asarray(op.attrs[name], np.int32)) for name in op.kind.operands]

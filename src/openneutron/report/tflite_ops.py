@@ -1,4 +1,4 @@
-"""Operators of a TFLite file as the IR's, so that what is known of operators serves files of any origin."""
+"""Converts operators of a TFLite file of any origin to IR operators, so that their cost can be estimated."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from openneutron.errors import FormatError
-from openneutron.formats.tflite import Operator, Subgraph, TensorInfo
+from openneutron.formats.tflite import FileTensor, Operator, Subgraph
 from openneutron.ir.graph import Kind, Op, QParams, Tensor
 
 __all__ = ["as_ops", "npu_operators"]
 
 _DTYPES = {"INT8": np.int8, "UINT8": np.uint8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64}
-# At the ends of a model, the vendor's converter leaves these to the CPU.
+# The vendor's converter leaves these operators to the CPU at the start and at the end of a model.
 _LEADING = {"QUANTIZE"}
 _POOLS = {"AVERAGE_POOL_2D", "MAX_POOL_2D"}
 _CONVOLUTIONS = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"}
@@ -22,9 +22,10 @@ _TRAILING = {"SOFTMAX", "DEQUANTIZE", "QUANTIZE"}
 
 
 def npu_operators(graph: Subgraph) -> tuple[Operator, ...]:
-    """The operators that the NPU would run: all int8 ones, but a QUANTIZE in front, and SOFTMAX and DEQUANTIZE behind.
+    """Returns the operators that the NPU would run.
 
-    What the vendor's converter did to the files that are known both before and after it.
+    These are all int8 operators except QUANTIZE at the start, and SOFTMAX, DEQUANTIZE and QUANTIZE at the end. The rule
+    agrees with the files that are known both before and after the vendor's converter.
     """
     operators = list(graph.operators)
     while operators and operators[0].name in _LEADING:
@@ -40,17 +41,17 @@ def _is_int8(operator: Operator) -> bool:
 
 
 def as_ops(operators: Sequence[Operator]) -> tuple[Op, ...]:
-    """The same operators in the IR, with shapes, dtypes and attributes; of several outputs, the first.
+    """Converts operators to the IR, with shapes, dtypes, attributes and the first output.
 
-    Constants keep their shapes and types, not their values. Linear in operators. Raises `FormatError` for an operator
-    that has not what its kind needs.
+    Constants keep their shapes and dtypes, but not their values. Linear in operators. Raises `FormatError` for an
+    operator that lacks inputs, outputs or attributes of its kind.
     """
     for operator in operators:
         if fault := _fault(operator):
             raise FormatError(f"byte {operator.at} of the TFLite file: expected {fault} of {operator.name}")
     known: dict[int, Tensor] = {}
 
-    def tensor(info: TensorInfo) -> Tensor:
+    def tensor(info: FileTensor) -> Tensor:
         if info.index not in known:
             known[info.index] = _tensor(info)
         return known[info.index]
@@ -68,7 +69,7 @@ def as_ops(operators: Sequence[Operator]) -> tuple[Op, ...]:
 
 
 def _fault(operator: Operator) -> str | None:
-    """What the operator lacks, in words."""
+    """Returns a description of the inputs, outputs or attributes that the operator lacks; None if it is complete."""
     given = [tensor for tensor in operator.inputs if tensor is not None]
     if not given or not operator.outputs:
         return "an input and an output"
@@ -87,9 +88,9 @@ def _fault(operator: Operator) -> str | None:
     return None
 
 
-def _tensor(info: TensorInfo) -> Tensor:
+def _tensor(info: FileTensor) -> Tensor:
     shape = tuple(max(1, size) for size in info.shape)
     dtype = np.dtype(_DTYPES.get(info.dtype, np.float32))
-    # A zero that claims the shape without taking the memory.
+    # Broadcasting a zero gives the shape without allocating memory.
     data = None if info.buffer is None else np.broadcast_to(np.zeros((), dtype), shape)
     return Tensor(shape, dtype, QParams.per_tensor(1.0, 0), data)

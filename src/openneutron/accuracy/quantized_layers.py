@@ -1,4 +1,4 @@
-"""The quantized layers of a converted module, each beside what it stands for in the float graph."""
+"""Finds the quantized layers of a converted module, and the corresponding nodes of the float graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.accuracy.replay import evaluate
+from openneutron.accuracy.replay import run_node
 from openneutron.core.constants import computed_constants, value_of
 from openneutron.core.fx import arguments, is_dequantize, is_quantize, iterate_nodes, modules_of, op_name, source_of
 from openneutron.errors import ModelError
@@ -17,18 +17,19 @@ from openneutron.ops import OPERATORS
 from openneutron.ops.site import Site
 from openneutron.targets import NeutronTargetSpec
 
-__all__ = ["INPUT", "REQUANTIZE", "QParams", "QuantizedLayer", "QuantizedLayers", "Weight", "find_layers"]
+__all__ = ["INPUT", "REQUANTIZE", "LayerQParams", "QuantizedLayer", "QuantizedLayers", "Weight", "find_layers"]
 
 INPUT, REQUANTIZE = "input", "requantize"
 
-# Rounding to nearest takes at most the energy of a weight away; another weight, of the same size, adds up with it.
+# As a multiple of the weight's energy. The noise of rounding is at most the energy of the weight (ratio 1); the
+# difference to an unrelated weight of the same size has a ratio of about 2.
 LARGEST_WEIGHT_NOISE = 1.5
 _LAST_AXIS = {"aten.linear.default", "aten.matmul.default", "aten.bmm.default", "aten.mm.default", "aten.addmm.default"}
 
 
 @dataclass(frozen=True)
-class QParams:
-    """value = scale x (code - zero point), for codes from `low_code` to `high_code`."""
+class LayerQParams:
+    """Qparams of a layer's output: value = scale x (code - zero point), for codes from `low_code` to `high_code`."""
 
     scale: float
     zero_point: int
@@ -36,81 +37,85 @@ class QParams:
     high_code: int
 
     @classmethod
-    def of(cls, node: Node) -> QParams:
-        """Those of a quantize or dequantize node, per tensor."""
+    def of(cls, node: Node) -> LayerQParams:
+        """Reads the qparams of a quantize or dequantize node, per tensor."""
         scale, zero_point, low, high = node.args[1:5]
         return cls(float(scale), int(zero_point), int(low), int(high))  # type: ignore[arg-type]
 
     @property
     def low(self) -> float:
-        """The lowest value that has a code."""
+        """The value of the lowest code."""
         return self.scale * (self.low_code - self.zero_point)
 
     @property
     def high(self) -> float:
-        """The highest value that has a code."""
+        """The value of the highest code."""
         return self.scale * (self.high_code - self.zero_point)
 
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A quantized weight, output channels first."""
+    """A quantized weight. `codes` and `values` have output channels as their first dimension."""
 
     node: Node
-    """What yields it dequantized, in the operator's own order of dimensions."""
+    """The node that dequantizes the weight, in the operator's own order of dimensions."""
     axis: int
-    """The dimension of output channels in that order."""
+    """The dimension of output channels in the operator's own order."""
     codes: torch.Tensor
     """int8 [channels, ...]."""
     values: torch.Tensor
-    """The float weight, of the same shape."""
+    """The float weight, with the shape of `codes`."""
     scales: torch.Tensor
-    """One for the tensor, or one for each channel."""
+    """One scale, or one for each output channel."""
     takes_per_channel: bool
-    """Whether its operator takes a scale for each output channel."""
+    """Whether its operator supports a scale for each output channel."""
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedLayer:
-    """What is computed in float between int8 values: an operator with its activation, an input, a requantization."""
+    """A quantized operator with its fused activation, a quantized input, or a requantization."""
 
     chain: tuple[Node, ...]
-    """The operator and what is fused into it, in the converted graph; empty where a value is only quantized."""
+    """The operator and its fused activation in the converted graph; empty for an input and for a requantization."""
     quantize: Node
-    twin: Node
-    """What yields the same value in the float graph."""
+    reference_node: Node
+    """The node of the float graph that computes the same value."""
     constants: Mapping[Node, torch.Tensor]
-    """The float values of the constants that the chain reads, by the nodes that yield their quantized ones."""
+    """Float values of the constants that the chain reads, by the nodes that dequantize them."""
     weight: Weight | None
     channel_axis: int
-    """The dimension of channels of its output."""
+    """The dimension of the output's channels."""
 
     @property
     def operator(self) -> Node:
-        """The node that gives the layer its name: the operator, else what is quantized."""
-        return self.chain[0] if self.chain else self.twin
+        """The node that names the layer: its operator, or else the value that is quantized."""
+        return self.chain[0] if self.chain else self.reference_node
 
     @property
     def op(self) -> str:
-        """The operator's name; "input" and "requantize" for a value that is only quantized."""
+        """The operator's name; "input" or "requantize" for a layer without an operator."""
         if self.chain:
             return op_name(self.chain[0])
-        return INPUT if self.twin.op == "placeholder" and not is_dequantize(_source(self.quantize)) else REQUANTIZE
+        return (
+            INPUT
+            if self.reference_node.op == "placeholder" and not is_dequantize(_source(self.quantize))
+            else REQUANTIZE
+        )
 
     @property
-    def qparams(self) -> QParams:
-        """Those of its output."""
-        return QParams.of(self.quantize)
+    def qparams(self) -> LayerQParams:
+        """Qparams of the layer's output."""
+        return LayerQParams.of(self.quantize)
 
     @property
     def readers(self) -> list[Node]:
-        """The nodes that yield its quantized output in float."""
+        """The nodes that dequantize the layer's output."""
         return [user for user in self.quantize.users if is_dequantize(user)]
 
     def in_float(
         self, module: GraphModule, recorded: Mapping[Node, Any], weight: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Its output of its recorded inputs, with its float constants (or another `weight`) and not quantized."""
+        """Computes the unquantized output of recorded inputs with the float constants of the layer, or another `weight`."""
         values: dict[Node, Any] = dict(self.constants)
         if weight is not None and self.weight is not None:
             values[self.weight.node] = weight
@@ -119,7 +124,7 @@ class QuantizedLayer:
             return values[node] if node in values else recorded[node]
 
         for node in self.chain:
-            values[node] = evaluate(module, node, value)
+            values[node] = run_node(module, node, value)
         result: torch.Tensor = value(_source(self.quantize))
         return result
 
@@ -132,28 +137,32 @@ class QuantizedLayers:
     reference: GraphModule
     layers: tuple[QuantizedLayer, ...]
     identities: Mapping[Node, Node]
-    """Quantize and dequantize nodes that round nothing, as they are behind what only moves int8 values, by what they
-    then yield."""
+    """Quantize and dequantize nodes that do not round, and the nodes whose values they return.
+
+    They follow operators that only move int8 values.
+    """
     order: Mapping[Node, int]
     """The position of each node of the module."""
 
     @property
     def float_constants(self) -> dict[Node, torch.Tensor]:
-        """The float values of all constants that layers read quantized, by the nodes that yield them so."""
+        """Float values of all quantized constants of layers, by the nodes that dequantize them."""
         return {node: value for layer in self.layers for node, value in layer.constants.items()}
 
     @property
     def roundings(self) -> set[Node]:
-        """The nodes that quantize activations, and those that dequantize them."""
+        """The nodes that quantize or dequantize activations."""
         return {node for layer in self.layers for node in (layer.quantize, *layer.readers)} | set(self.identities)
 
 
 def find_layers(module: GraphModule, reference: GraphModule, target: str) -> QuantizedLayers:
-    """The layers of `module`, which was converted from the float graph `reference`. Linear in nodes and weights.
+    """Finds the layers of `module`, which was converted from the float graph `reference`. Linear in nodes and weights.
 
-    A layer is a quantize node with what computes its value. Those that only move int8 values, without a change of
-    their qparams, round nothing and are none. Raises `ModelError` where the two are not of the same model: a layer
-    without a node of its name and operator in `reference`, or with other weights.
+    1. A layer consists of a quantize node and the operator that computes its value.
+    2. An operator that only moves int8 values and keeps their qparams does not round, so it is no layer.
+
+    Raises `ModelError` if the graphs are not of the same model: if a layer has no node of the same name and operator in
+    `reference`, or has other weights there.
     """
     return _Search(module, reference, target).found()
 
@@ -162,9 +171,9 @@ class _Search:
     def __init__(self, module: GraphModule, reference: GraphModule, target: str) -> None:
         self.module, self.reference = module, reference
         self.target = NeutronTargetSpec(target).neutron_target
-        self.twins: dict[str, Node] = {node.name: node for node in reference.graph.nodes}
+        self.reference_nodes: dict[str, Node] = {node.name: node for node in reference.graph.nodes}
         self.constants = computed_constants(module)
-        for node in module.graph.nodes:  # what is quantized is not pure ATen
+        for node in module.graph.nodes:  # quantize and dequantize are not ATen operators
             if (is_quantize(node) or is_dequantize(node)) and self.constants.issuperset(node.all_input_nodes):
                 self.constants.add(node)
 
@@ -194,15 +203,15 @@ class _Search:
     def _layer(self, quantize: Node) -> QuantizedLayer:
         source = _source(quantize)
         chain = tuple(reversed(list(self._chain(source))))
-        twins = [self._twin(node) for node in chain]
-        constants = dict(pair for nodes in zip(chain, twins, strict=True) for pair in self._constants(*nodes))
-        twin: Node = twins[-1] if twins else self._twin_of_value(source)
+        reference_nodes = [self._reference_of(node) for node in chain]
+        constants = dict(pair for nodes in zip(chain, reference_nodes, strict=True) for pair in self._constants(*nodes))
+        reference_node: Node = reference_nodes[-1] if reference_nodes else self._reference_of_value(source)
         is_linear = bool(chain) and op_name(chain[0]) in _LAST_AXIS
-        weight = self._weight(chain[0], twins[0]) if chain else None
-        return QuantizedLayer(chain, quantize, twin, constants, weight, -1 if is_linear else 1)
+        weight = self._weight(chain[0], reference_nodes[0]) if chain else None
+        return QuantizedLayer(chain, quantize, reference_node, constants, weight, -1 if is_linear else 1)
 
     def _chain(self, source: Node) -> Iterator[Node]:
-        """`source`, and the operator in front of it where it is an activation that is fused."""
+        """Returns `source` and, if it is a fused activation, the operator before it."""
         if source.op == "placeholder" or is_dequantize(source):
             return
         yield source
@@ -211,41 +220,41 @@ class _Search:
         if isinstance(before, Node) and before.op == "call_function" and not is_dequantize(before):
             yield before
 
-    def _twin_of_value(self, value: Node) -> Node:
+    def _reference_of_value(self, value: Node) -> Node:
         while is_dequantize(value) or is_quantize(value):
             value = _source(value)
-        return self._twin(value)
+        return self._reference_of(value)
 
-    def _twin(self, node: Node) -> Node:
-        twin: Node | None = self.twins.get(node.name)
-        if twin is not None and twin.op == node.op and op_name(twin) == op_name(node):
-            return twin
-        found = "no such node" if twin is None else f"{op_name(twin)} under that name"
+    def _reference_of(self, node: Node) -> Node:
+        reference_node: Node | None = self.reference_nodes.get(node.name)
+        if reference_node is not None and reference_node.op == node.op and op_name(reference_node) == op_name(node):
+            return reference_node
+        found = "no such node" if reference_node is None else f"{op_name(reference_node)} under that name"
         raise _mismatch(node, f"the float graph has {found}")
 
-    def _constants(self, node: Node, twin: Node) -> Iterator[tuple[Node, torch.Tensor]]:
-        operands, twins = list(_operands(node)), list(_operands(twin))
-        if len(operands) != len(twins):
-            raise _mismatch(node, f"it reads {len(operands)} values, in the float graph {len(twins)}")
-        for operand, other in zip(operands, twins, strict=True):
+    def _constants(self, node: Node, reference_node: Node) -> Iterator[tuple[Node, torch.Tensor]]:
+        operands, reference_nodes = list(_operands(node)), list(_operands(reference_node))
+        if len(operands) != len(reference_nodes):
+            raise _mismatch(node, f"it has {len(operands)} operands, but {len(reference_nodes)} in the float graph")
+        for operand, other in zip(operands, reference_nodes, strict=True):
             if operand in self.constants:
                 value = value_of(self.reference, other)
                 if value.shape != value_of(self.module, operand).shape:
-                    raise _mismatch(node, f"a constant of it has shape {tuple(value.shape)} in the float graph")
+                    raise _mismatch(node, f"one of its constants has shape {tuple(value.shape)} in the float graph")
                 yield operand, value
 
-    def _weight(self, node: Node, twin: Node) -> Weight | None:
+    def _weight(self, node: Node, reference_node: Node) -> Weight | None:
         spec = OPERATORS.get(op_name(node))
         weight = None if spec is None or spec.weight is None else arguments(node)[spec.weight]
         if spec is None or spec.weight is None or not (isinstance(weight, Node) and is_dequantize(weight)):
             return None
         codes, quantized = value_of(self.module, _source(weight)), value_of(self.module, weight)
-        values = value_of(self.reference, arguments(twin)[spec.weight])
+        values = value_of(self.reference, arguments(reference_node)[spec.weight])
         if float((values - quantized).square().sum()) > LARGEST_WEIGHT_NOISE * float(values.square().sum()):
             raise _mismatch(node, "its weight has other values in the float graph")
         scale: Any = weight.args[1]
         scales = value_of(self.module, scale) if isinstance(scale, Node) else torch.tensor([float(scale)])
-        if codes.dim() < 2:  # a factor for each channel, of which each has its full resolution
+        if codes.dim() < 2:  # one factor per channel; each factor has the full resolution
             return None
         axis = 1 if spec.weight == "mat2" else spec.weight_axis or 0
         codes, values = codes.movedim(axis, 0), values.movedim(axis, 0)
@@ -253,7 +262,7 @@ class _Search:
 
 
 def _source(node: Node) -> Node:
-    """What a quantize or dequantize node reads."""
+    """Returns the operand of a quantize or dequantize node."""
     source = node.args[0]
     assert isinstance(source, Node)
     return source
@@ -268,8 +277,8 @@ def _mismatch(node: Node, fault: str) -> ModelError:
     module = f" in module '{modules[-1][0]}'" if modules else ""
     return ModelError(
         f"The quantized module was not made of this model: for this layer{module}, {fault}. Give the QuantizedModel "
-        "that quantize() returned, which has its own float graph; with a module of convert_pt2e, the model as it was "
-        "exported, and the quantizer (quantizer=...) where that had options.",
+        "that quantize() returned, which contains the float graph. For a module from convert_pt2e, give the model as "
+        "it was exported, and its quantizer (quantizer=...) if that had options.",
         node=node.name,
         op=op_name(node),
         source=source_of(node),

@@ -1,4 +1,4 @@
-"""A prepared model as what calibration needs of it: bare, to be sent to other processes and to be run in batches."""
+"""Copies a prepared model into a bare graph, which can be pickled for other processes and rewritten for batches."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from openneutron.passes.name_bad_inputs import GUARDS
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver
 from openneutron.quantizer.state_at_conversion import StateReset
 
-__all__ = ["SINGLE", "Batches", "bare", "batches_of", "in_batches", "observe_weights", "why_not_in_batches"]
+__all__ = ["SINGLE", "Batches", "bare", "batched_graph", "batches_of", "observe_weights", "why_not_in_batches"]
 
 MOST_IN_A_BATCH = 16
-# The largest value of a batch may take so many bytes, in a network that convolves images, or in another. Smaller
-# batches cost more a sample, as operators cost something whatever they compute; larger ones leave the caches: by
-# `python -m benchmarks.calibration`.
+# Largest size of a value of a batch, for networks that convolve images and for other networks. In smaller batches, the
+# fixed cost of operators weighs more; larger batches do not fit into the caches (`python -m benchmarks.calibration`).
 BYTES_OF_IMAGES = 24 * 2**20
 BYTES_OF_OTHERS = 2**20
-# Operators whose second argument is a shape, and so may name the batch.
+# Operators whose second argument is a shape, which may contain the batch size.
 _VIEWS = {"aten.view.default", "aten._unsafe_view.default"}
 _SHAPED = {*_VIEWS, "aten.reshape.default", "aten.expand.default"}
 _OF_WEIGHTS = (WeightObserver, PerChannelWeightObserver)
@@ -40,7 +39,7 @@ Inputs = tuple[Any, ...]
 
 
 def observe_weights(prepared: GraphModule) -> None:
-    """Show the observers of weights what they are to observe."""
+    """Runs the observers of weights on their weights."""
     for node in prepared.graph.nodes:
         if node.op == "call_module" and isinstance(observer := attribute(prepared, node.target), _OF_WEIGHTS):
             observer(value_of(prepared, node.args[0]))
@@ -48,20 +47,20 @@ def observe_weights(prepared: GraphModule) -> None:
 
 @dataclass(frozen=True)
 class Batches:
-    """How samples are run: so many at once, with images in channels-last, or as they are."""
+    """The form in which samples are run: `size` samples at once, with images in channels-last or unchanged."""
 
     size: int = 1
     channels_last: bool = False
 
     def of(self, samples: Sequence[Inputs]) -> Inputs:
-        """Concatenate samples along dimension 0; constants, which are equal in all samples, are kept."""
+        """Concatenates samples along dimension 0. Keeps constants, which are equal in all samples."""
         return tuple(
             self.arranged(torch.cat(values)) if isinstance(values[0], Tensor) else values[0]
             for values in zip(*samples, strict=True)
         )
 
     def arranged(self, value: Tensor) -> Tensor:
-        """`value` in the order for it, if it is an image or the weight of a convolution of images."""
+        """Returns `value`, in channels-last if that is set and `value` is an image or a weight for images (4-d)."""
         rearranged = self.channels_last and value.dim() == 4
         return value.contiguous(memory_format=torch.channels_last) if rearranged else value
 
@@ -70,11 +69,13 @@ SINGLE = Batches()
 
 
 def bare(prepared: GraphModule) -> GraphModule:
-    """The operators and observers of activations of `prepared`, the latter shared with it, for flat inputs.
+    """Copies the operators and the observers of activations of `prepared` into a bare graph with flat inputs.
 
-    It takes and returns tuples of tensors, checks nothing, and can be pickled. The states follow the other inputs, and
-    their next values follow the other outputs (see `openneutron.model.state`). An activation overwrites its operand
-    where nothing else reads the operand, as new memory costs more than the activation.
+    1. The copy shares the observers with `prepared`.
+    2. The copy takes and returns tuples of tensors, has no guards, and can be pickled.
+    3. States follow the other inputs, and their next values follow the other outputs (see `openneutron.model.state`).
+    4. An activation overwrites its operand if nothing else reads the operand, because allocating memory costs more than
+       the activation.
     """
     graph = Graph()
     copies: dict[Node, Node] = {}
@@ -117,9 +118,10 @@ def _resets_states(prepared: GraphModule, call: Node) -> bool:
 
 
 def _in_place(node: Node) -> Any:
-    """What computes the activation `node` in the memory of its input; None for another node, or where that may be read.
+    """Returns the in-place operator for the activation `node`.
 
-    What an activation can be fused to has an output of its own, which shares its memory with nothing.
+    Returns None for another operator, and if the operand has other readers or may share its memory with another value.
+    An operator that fuses activations has an output of its own, which shares no memory.
     """
     spec, source = OPERATORS.get(op_name(node)), node.args[0] if node.args else None
     if spec is None or spec.activation is None or not isinstance(source, Node) or len(source.users) != 1:
@@ -146,11 +148,10 @@ def _set(module: torch.nn.Module, name: str, value: Any) -> None:
         setattr(module, name, value)
 
 
-def in_batches(single: GraphModule, batches: Batches) -> GraphModule:
-    """The bare graph `single` for `batches`, with the same observers.
+def batched_graph(single: GraphModule, batches: Batches) -> GraphModule:
+    """Rewrites the bare graph `single` for `batches`, with the same observers.
 
-    Shapes that are written in it have a first dimension as many times as large, and weights of images are in their
-    order.
+    Multiplies the first dimension of shapes in the graph by the number of samples, and arranges weights for images.
     """
     if batches == SINGLE:
         return single
@@ -159,7 +160,7 @@ def in_batches(single: GraphModule, batches: Batches) -> GraphModule:
     for node in graph.nodes:
         if op_name(node) in _SHAPED:
             node.args = (node.args[0], _batched_sizes(node, batches.size), *node.args[2:])
-        if op_name(node) in _VIEWS:  # which channels-last may not have
+        if op_name(node) in _VIEWS:  # views of channels-last tensors may not exist
             node.target = torch.ops.aten.reshape.default
     module = GraphModule(single, graph)
     for name, value in module.named_buffers(recurse=False):
@@ -176,7 +177,7 @@ def _batched_sizes(node: Node, factor: int) -> Any:
 
 
 class _Values(Interpreter):
-    """Runs a bare graph past its observers; keeps the shapes of what depends on its inputs."""
+    """Runs a bare graph without calling its observers, and records the shapes of values that depend on its inputs."""
 
     def __init__(self, module: GraphModule) -> None:
         super().__init__(module)
@@ -185,7 +186,7 @@ class _Values(Interpreter):
         self._depend: set[Node] = set()
 
     def run_node(self, n: Node) -> Any:
-        """Note the shape of a value that is computed from the inputs."""
+        """Runs a node, and records the shape of its value if it depends on the inputs."""
         value = super().run_node(n)
         if n.op == "placeholder" or not self._depend.isdisjoint(n.all_input_nodes):
             self._depend.add(n)
@@ -195,16 +196,18 @@ class _Values(Interpreter):
         return value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the observer is shown, which does not see it."""
+        """Returns the observer's operand without calling the observer."""
         del target, kwargs
         return args[0]
 
 
 @torch.no_grad()
 def batches_of(single: GraphModule, samples: list[Inputs], wanted: int | None) -> Batches:
-    """How `samples` are to be run: `wanted` of them at once, or else as many as pay off, and 1 if that goes wrong.
+    """Selects the batches in which `samples` are run: of size `wanted` if that is given, else of a size that saves
+    time.
 
-    A single sample is run without batching, so its ranges equal those of the documented flow.
+    Returns `SINGLE` if the model does not run in batches, and for a single sample, so that its ranges equal those of
+    the documented flow.
     """
     if wanted is not None:
         return Batches(wanted)
@@ -215,7 +218,7 @@ def batches_of(single: GraphModule, samples: list[Inputs], wanted: int | None) -
 
 
 def _batches_that_pay(single: GraphModule, samples: list[Inputs]) -> Batches:
-    """By the bytes of the largest value of a sample; convolutions of images pay in channels-last whatever the size."""
+    """Selects the batch size by the bytes of a sample's largest value, and channels-last if images are convolved."""
     values = _Values(single)
     values.run(*samples[0])
     images = any(_convolves_images(node, values) for node in single.graph.nodes)
@@ -229,29 +232,32 @@ def _convolves_images(node: Node, values: _Values) -> bool:
 
 @torch.no_grad()
 def why_not_in_batches(single: GraphModule, samples: list[Inputs], batches: Batches) -> str | None:
-    """What shows that `samples`, as many as there are in a batch, cannot be run as `batches`; None if they can.
+    """Returns the reason why the model cannot run as `batches`; None if it can. Tries two of `samples`.
 
-    They can if each value that depends on the inputs has a first dimension as many times as large, and the outputs are
-    those of the samples one by one. Two samples show that for any number.
+    The model runs in batches if the first dimension of each value that depends on the inputs grows with the number of
+    samples, and the outputs equal those of the samples run one by one.
     """
     samples = samples[: min(batches.size, 2)]
     batches = replace(batches, size=len(samples))
     if any(isinstance(value, Tensor) and value.dim() == 0 for inputs in samples for value in inputs):
         return "An input has no dimensions."
-    each, batched = _Values(single), _Values(in_batches(single, batches))
+    each, batched = _Values(single), _Values(batched_graph(single, batches))
     expected = [each.run(*inputs) for inputs in samples]
     try:
         found = batched.run(*batches.of(samples))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        return f"An operator does not take a batch: {error}"
+        return f"An operator fails on a batch: {error}"
     for name, shape in each.shapes.items():
         if not shape or batched.shapes[name] != (shape[0] * len(samples), *shape[1:]):
-            return f"'{name}' is {tuple(batched.shapes[name])} for {len(samples)} samples and {tuple(shape)} for one."
+            return (
+                f"'{name}' has shape {tuple(batched.shapes[name])} for {len(samples)} samples and {tuple(shape)} for "
+                "one sample."
+            )
     returned = output_node(single.graph).args[0]
     assert isinstance(returned, tuple)
     for index, (node, output) in enumerate(zip(returned, found, strict=True)):
         if node.name not in each.shapes:
             continue  # no input reaches it
         if not torch.allclose(output, torch.cat([outputs[index] for outputs in expected]), rtol=1e-3, atol=1e-5):
-            return f"Output {index} differs."
+            return f"Output {index} of a batch differs from the outputs of its samples."
     return None
