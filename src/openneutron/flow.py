@@ -38,7 +38,7 @@ from openneutron.partition import quantized_io
 from openneutron.partition.placing import Placement
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.recovery.recipes import BEST, Recipe, quantized_by, recipe_of
-from openneutron.recovery.search import Freedom, Trial, check_seconds, try_recipes
+from openneutron.recovery.search import SearchSpace, Trial, check_seconds, try_recipes
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
 from openneutron.targets import NeutronTargetSpec
 from openneutron.vendor.device import compile_program, kernel_selection_path
@@ -245,8 +245,8 @@ def quantize(
     samples = samples_of(exported, given)
     trials: list[Trial] = []
     if recover == BEST:
-        free = Freedom(equalizes=equalizes, ranges=not observes)
-        recipe, trials = try_recipes(exported, quantizer, samples, running, free=free, seconds=recovery_seconds)
+        space = SearchSpace(equalizes=equalizes, ranges=not observes)
+        recipe, trials = try_recipes(exported, quantizer, samples, running, space=space, seconds=recovery_seconds)
     elif recipe is not None:
         recipe = replace(recipe, equalizes=recipe.equalizes and equalizes)
     with typed_errors("Quantizing the model"):

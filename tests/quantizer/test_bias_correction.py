@@ -24,7 +24,7 @@ from openneutron.core.constants import constant_of
 from openneutron.core.fx import arguments, op_name
 from openneutron.errors import CalibrationError, InputError, OptionError
 from openneutron.quantizer.bias_correction import ChannelMeans
-from openneutron.recovery.weighted_layers import Layer, layers_of
+from openneutron.recovery.weighted_layers import WeightedLayer, layers_of
 
 IMAGE = (1, 8, 6, 6)
 COARSE = {"equalize": False, "weight_bits": 3}
@@ -50,7 +50,7 @@ def converted(model: nn.Module, samples: list[Tensor], **options: Any) -> GraphM
     return found
 
 
-def shift(layer: Layer, model: Any, samples: list[Tensor]) -> Tensor:
+def shift(layer: WeightedLayer, model: Any, samples: list[Tensor]) -> Tensor:
     """[outputs]: the mean of what `layer` yields of float `samples`, less that of `model`."""
     with torch.no_grad():
         errors = [
@@ -60,7 +60,7 @@ def shift(layer: Layer, model: Any, samples: list[Tensor]) -> Tensor:
     return torch.cat(errors).mean(0)
 
 
-def half_a_code(layer: Layer) -> float:
+def half_a_code(layer: WeightedLayer) -> float:
     """What rounding a bias may shift it by."""
     assert layer.real_bias is not None
     args = arguments(layer.bias)  # type: ignore[arg-type]

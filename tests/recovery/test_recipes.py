@@ -24,9 +24,9 @@ from openneutron.errors import CalibrationError, OptionError
 from openneutron.ops.layers import layer_kind
 from openneutron.quantizer import DistributionObserver, RangeObserver
 from openneutron.recovery import Recipe, Trial, recover_exported
+from openneutron.recovery.layerwise import evenly
 from openneutron.recovery.recipes import AUTO, ENOUGH_SAMPLES, FAST, FEW_INPUTS, FEW_SAMPLES
 from openneutron.recovery.search import FEWEST_SAMPLES, HIGHEST_SQNR, descend, held_out, sqnr_db
-from openneutron.recovery.walk import evenly
 from openneutron.recovery.weighted_layers import layers_of
 
 
@@ -95,13 +95,14 @@ def test_accuracy_is_recovered_unless_told_otherwise() -> None:
 
 @pytest.mark.parametrize("recipe", ["better", 3, ["auto"], True])
 def test_a_recipe_that_does_not_exist_is_refused(recipe: Any) -> None:
-    expected = f"recover is one of 'fast', 'auto', 'best', a Recipe, or None, not {recipe!r}."
+    expected = f"recover must be one of 'fast', 'auto', 'best', a Recipe, or None, not {recipe!r}."
     with pytest.raises(OptionError, match=re.escape(expected)):
         quantize(network().eval(), images(1)[0], images(1), recover=recipe)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"mends": "all"}, {"range_by": "luck"}, {"equalizes": 1}, {"trusts_samples": None}, {"thorough": 2}]
+    "wrong",
+    [{"correction": "all"}, {"range_by": "luck"}, {"equalizes": 1}, {"trusts_samples": None}, {"use_all_samples": 2}],
 )
 def test_a_recipe_of_what_there_is_not_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(wrong))):
@@ -121,16 +122,16 @@ def weight_codes(model: QuantizedModel) -> list[Tensor]:
     return [layer.codes for layer in layers_of(model.module)]
 
 
-def test_what_is_fast_leaves_the_weights_of_layers_that_take_long() -> None:
+def test_a_fast_recipe_keeps_the_weights_of_large_layers() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, FEW_INPUTS + 1), nn.ReLU(), nn.Linear(FEW_INPUTS + 1, 2)).eval()
     samples = images(FEW_SAMPLES, (1, 16))
-    recipes = (Recipe(mends=None), Recipe(thorough=False), Recipe())
-    naive, fast, thorough = (weight_codes(quantize(model, samples[0], samples, recover=recipe)) for recipe in recipes)
+    recipes = (Recipe(correction=None), Recipe(use_all_samples=False), Recipe())
+    naive, fast, full = (weight_codes(quantize(model, samples[0], samples, recover=recipe)) for recipe in recipes)
     assert not torch.equal(fast[0], naive[0])
-    assert torch.equal(fast[0], thorough[0])  # of so many samples it takes all
+    assert torch.equal(fast[0], full[0])  # both use all of so few samples
     assert torch.equal(fast[1], naive[1])
-    assert not torch.equal(thorough[1], naive[1])
+    assert not torch.equal(full[1], naive[1])
 
 
 def activation_scales(model: QuantizedModel) -> list[float]:
@@ -142,9 +143,9 @@ def test_the_rule_of_a_recipe_finds_the_ranges() -> None:
     samples = images(16)
     samples[0][0][0, 0, 0, 0] = 20.0
     calls: list[dict[str, Any]] = [
-        {"recover": Recipe(mends=None, range_by="extremes")},
-        {"recover": Recipe(mends=None), "observer": RangeObserver},
-        {"recover": Recipe(mends=None)},
+        {"recover": Recipe(correction=None, range_by="extremes")},
+        {"recover": Recipe(correction=None), "observer": RangeObserver},
+        {"recover": Recipe(correction=None)},
     ]
     extremes, observed, by_default = (
         activation_scales(quantize(network().eval(), samples[0], samples, **call)) for call in calls
@@ -171,7 +172,7 @@ def test_an_observer_and_a_recipe_with_a_rule_are_one_too_many() -> None:
 
 # ------------------------------------------------------------------------------------------------------------ search
 
-CHOICES: dict[str, tuple[Any, ...]] = {"mends": ("biases", None), "range_by": ("extremes", "entropy")}
+CHOICES: dict[str, tuple[Any, ...]] = {"correction": ("biases", None), "range_by": ("extremes", "entropy")}
 
 
 def scored(score: Callable[[Recipe], float], seconds: float = 0.0) -> Callable[[Recipe], Trial]:
@@ -185,10 +186,10 @@ def test_each_choice_is_tried_with_the_best_of_those_before() -> None:
         ("biases", "entropy"): 4.0,
     }
     best, trials = descend(
-        Recipe(), CHOICES, scored(lambda recipe: scores.get((recipe.mends, recipe.range_by), 0.0)), math.inf
+        Recipe(), CHOICES, scored(lambda recipe: scores.get((recipe.correction, recipe.range_by), 0.0)), math.inf
     )
     assert best == Recipe("biases", "entropy")
-    tried = [(trial.recipe.mends, trial.recipe.range_by) for trial in trials]
+    tried = [(trial.recipe.correction, trial.recipe.range_by) for trial in trials]
     assert tried == [("weights", None), ("biases", None), (None, None), ("biases", "extremes"), ("biases", "entropy")]
 
 
@@ -199,7 +200,7 @@ def test_of_equals_the_first_stays() -> None:
 def test_without_time_the_first_is_the_only_one(caplog: pytest.LogCaptureFixture) -> None:
     best, trials = descend(Recipe(), CHOICES, scored(lambda _: 7.0, seconds=1e9), deadline=0.0)
     assert (best, len(trials)) == (Recipe(), 1)
-    assert "No time is left to try mends='biases'" in caplog.text
+    assert "No time is left to try correction='biases'" in caplog.text
 
 
 def test_a_gain_is_more_than_chance() -> None:
@@ -273,7 +274,7 @@ def test_too_few_samples_to_judge_by_are_refused() -> None:
 
 @pytest.mark.parametrize("seconds", [0, -1, True, "long", math.nan])
 def test_a_time_that_is_none_is_refused(seconds: Any) -> None:
-    with pytest.raises(OptionError, match="recovery_seconds is a number above 0"):
+    with pytest.raises(OptionError, match="recovery_seconds must be a number above 0"):
         quantize(network().eval(), images(1)[0], images(1), recover="best", recovery_seconds=seconds)
 
 

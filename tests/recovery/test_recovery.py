@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+import openneutron.recovery
 from openneutron import NeutronQuantizer
 from openneutron.core.fx import arguments, op_name
 from openneutron.errors import ModelError
@@ -25,12 +26,12 @@ from openneutron.recovery import (
     channel_ranges,
     correct_biases,
     give_biases,
-    round_weights,
-    rounded_with_feedback,
-    silence_channels,
+    gptq_codes,
+    round_weights_by_gptq,
+    zero_inactive_channels,
 )
-from openneutron.recovery.round_weights import ALIKE, PULL, _Moments, _wanted, rows_of
-from openneutron.recovery.walk import samples_that_fit, walk
+from openneutron.recovery.gptq_rounding import ALIKE, PULL, _Moments, _wanted, rows_of
+from openneutron.recovery.layerwise import run_layerwise, samples_that_fit
 from openneutron.recovery.weighted_layers import layers_of
 
 
@@ -62,24 +63,24 @@ class Residual(nn.Module):
         return self.head(self.third((stem + self.second(self.first(stem).relu())).relu()).relu())  # type: ignore[no-any-return]
 
 
-# ----------------------------------------------------------------------------------------------------------------- walk
+# ----------------------------------------------------------------------------------------------------- layerwise run
 
 
-def test_a_walk_visits_each_layer_once_with_what_it_reads_and_should_yield() -> None:
+def test_a_layerwise_run_visits_each_layer_once_with_its_inputs_and_wanted_outputs() -> None:
     reference, samples = exported(network()), images(3)
     quantized = converted(reference, samples)
     seen: list[str] = []
 
-    def visit(layer: Any, reading: Any) -> None:
+    def visit(layer: Any, layer_io: Any) -> None:
         seen.append(layer.node.name)
-        assert len(reading.quantized) == len(reading.real) == len(reading.wanted) == 3
-        for real, wanted in zip(reading.real, reading.wanted, strict=True):
-            (twin,) = (node for node in reference.graph.nodes if node.name == layer.node.name)
-            bias = getattr(reference, str(twin.args[2].target), None)
+        assert len(layer_io.quantized) == len(layer_io.real) == len(layer_io.wanted) == 3
+        for real, wanted in zip(layer_io.real, layer_io.wanted, strict=True):
+            (reference_node,) = (node for node in reference.graph.nodes if node.name == layer.node.name)
+            bias = getattr(reference, str(reference_node.args[2].target), None)
             if bias is not None:
-                torch.testing.assert_close(layer.run(real, reading.weight, bias), wanted)
+                torch.testing.assert_close(layer.run(real, layer_io.weight, bias), wanted)
 
-    real, quantized_outputs = walk(reference, quantized, samples, visit)
+    real, quantized_outputs = run_layerwise(reference, quantized, samples, visit)
     assert seen == [layer.node.name for layer in layers_of(quantized)]
     assert len(seen) == 5
     with torch.no_grad():
@@ -88,18 +89,18 @@ def test_a_walk_visits_each_layer_once_with_what_it_reads_and_should_yield() -> 
             torch.testing.assert_close(rounded[0], quantized(*sample), rtol=0, atol=0.05)
 
 
-def test_a_walk_sees_the_constants_that_it_was_given_before() -> None:
+def test_a_layerwise_run_uses_the_constants_that_visit_changed() -> None:
     reference, samples = exported(network()), images(2)
     quantized = converted(reference, samples)
 
-    def zero(layer: Any, reading: Any) -> None:  # the first layer yields nothing, so the second reads nothing
+    def zero(layer: Any, layer_io: Any) -> None:  # the first layer returns zeros, so the second reads zeros
         if layer.node.name == "conv2d":
             layer.codes.zero_()
             layer.set_bias(torch.zeros_like(layer.real_bias))
         if layer.node.name == "conv2d_1":
-            assert all(not values.any() for values in reading.quantized)
+            assert all(not values.any() for values in layer_io.quantized)
 
-    walk(reference, quantized, samples, zero)
+    run_layerwise(reference, quantized, samples, zero)
 
 
 def test_graphs_that_do_not_belong_together_are_refused() -> None:
@@ -108,7 +109,7 @@ def test_graphs_that_do_not_belong_together_are_refused() -> None:
         correct_biases(quantized, exported(nn.Sequential(nn.ReLU())), images(1))
 
 
-def test_as_many_samples_are_walked_as_there_is_memory_for() -> None:
+def test_a_layerwise_run_uses_as_many_samples_as_fit_into_memory() -> None:
     reference, samples = exported(network()), images(8)
     assert len(samples_that_fit(reference, samples)) == 8
     assert len(samples_that_fit(reference, samples, memory=60_000)) in range(1, 8)
@@ -122,12 +123,12 @@ def test_corrected_biases_leave_no_shift_on_average() -> None:
     reference, samples = exported(network()), images()
     quantized = correct_biases(converted(reference, samples, weight_bits=4), reference, samples)
 
-    def visit(layer: Any, reading: Any) -> None:
-        yielded = [layer.run(values, layer.real_weight, layer.real_bias) for values in reading.quantized]
-        shifts = [layer.by_output(a - b).mean(0) for a, b in zip(yielded, reading.wanted, strict=True)]
+    def visit(layer: Any, layer_io: Any) -> None:
+        yielded = [layer.run(values, layer.real_weight, layer.real_bias) for values in layer_io.quantized]
+        shifts = [layer.by_output(a - b).mean(0) for a, b in zip(yielded, layer_io.wanted, strict=True)]
         assert torch.stack(shifts).mean(0).abs().max() < 0.51 * arguments(layer.bias)["scale"]
 
-    walk(reference, quantized, samples, visit)
+    run_layerwise(reference, quantized, samples, visit)
 
 
 def test_a_bias_of_zeros_is_given_where_there_is_none_and_changes_nothing() -> None:
@@ -178,9 +179,9 @@ def test_layers_too_large_for_all_candidates_at_once_are_rounded_as_others(
 ) -> None:
     module, samples = exported(network()), images(8)
     usual, bounded = converted(module, samples), converted(module, samples)
-    round_weights(usual, module, samples)
+    round_weights_by_gptq(usual, module, samples)
     monkeypatch.setattr(sys.modules[rows_of.__module__], "WEIGHTS_AT_ONCE", at_once)
-    round_weights(bounded, module, samples)
+    round_weights_by_gptq(bounded, module, samples)
     pairs = list(zip(layers_of(usual), layers_of(bounded), strict=True))
     assert len(pairs) == 5
     assert all(torch.equal(one.codes, other.codes) and torch.equal(one.scale, other.scale) for one, other in pairs)
@@ -188,13 +189,13 @@ def test_layers_too_large_for_all_candidates_at_once_are_rounded_as_others(
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 3), st.integers(2, 24), st.integers(0, 10**6))
-def test_feedback_is_better_than_rounding_to_nearest(groups: int, inputs: int, seed: int) -> None:
+def test_gptq_rounding_is_better_than_rounding_to_nearest(groups: int, inputs: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(groups, 200, inputs, generator=generator, dtype=torch.float64)
     mixed = torch.randn(groups, inputs, 4 * inputs, generator=generator, dtype=torch.float64)
     covariance = mixed @ mixed.transpose(1, 2)
     scale = torch.full((groups, 1, 1), 0.2, dtype=torch.float64)
-    codes = rounded_with_feedback(weight, covariance, scale, (-127, 127))
+    codes = gptq_codes(weight, covariance, scale, (-127, 127))
     assert torch.equal(codes, codes.round())
 
     def error(candidate: Tensor) -> float:
@@ -203,14 +204,14 @@ def test_feedback_is_better_than_rounding_to_nearest(groups: int, inputs: int, s
 
     assert error(codes) <= 1.02 * error(torch.round(weight / scale))
     identity = torch.eye(inputs).expand(groups, inputs, inputs)
-    assert torch.equal(rounded_with_feedback(weight, identity, scale, (-127, 127)), torch.round(weight / scale))
+    assert torch.equal(gptq_codes(weight, identity, scale, (-127, 127)), torch.round(weight / scale))
 
 
 def test_learned_rounding_takes_noise_from_coarse_weights() -> None:
     reference, samples = exported(Residual()), images(48)
     quantized = converted(reference, samples, weight_bits=4)
     corrected = correct_biases(copy.deepcopy(quantized), reference, samples)
-    rounded = round_weights(copy.deepcopy(quantized), reference, samples)
+    rounded = round_weights_by_gptq(copy.deepcopy(quantized), reference, samples)
     fresh = images(60)[48:]
     assert noise(reference, rounded, fresh) < 0.85 * noise(reference, corrected, fresh)
     assert noise(reference, corrected, fresh) < 0.85 * noise(reference, quantized, fresh)
@@ -220,16 +221,16 @@ def test_learned_rounding_takes_noise_from_coarse_weights() -> None:
 def test_learned_rounding_keeps_the_scales_of_each_channel() -> None:
     reference, samples = exported(Residual()), images(16)
     quantized = converted(reference, samples, weight_granularity="per_channel")
-    rounded = round_weights(copy.deepcopy(quantized), reference, samples)
+    rounded = round_weights_by_gptq(copy.deepcopy(quantized), reference, samples)
     for layer, before in zip(layers_of(rounded), layers_of(quantized), strict=True):
         assert layer.scale.numel() == before.scale.numel() == len(layer.codes)
         assert ((layer.real_weight - before.real_weight).abs() <= 4 * before.scale).all()
 
 
-# ------------------------------------------------------------------------------------------------- silent channels
+# ------------------------------------------------------------------------------------------------- inactive channels
 
 
-def silent_network() -> nn.Sequential:
+def network_with_an_inactive_channel() -> nn.Sequential:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 2, 1))
     with torch.no_grad():
         model.get_parameter("0.bias")[1] = -50.0
@@ -237,10 +238,10 @@ def silent_network() -> nn.Sequential:
     return model
 
 
-def test_silent_channels_are_zeroed_with_the_weights_that_read_them() -> None:
-    module, samples = exported(silent_network()), images()
+def test_inactive_channels_are_zeroed_with_the_weights_that_read_them() -> None:
+    module, samples = exported(network_with_an_inactive_channel()), images()
     before = [module(*sample) for sample in samples]
-    assert silence_channels(module, channel_ranges(module, samples)) == 1
+    assert zero_inactive_channels(module, channel_ranges(module, samples)) == 1
     for sample, expected in zip(samples, before, strict=True):
         torch.testing.assert_close(module(*sample), expected, rtol=1e-5, atol=1e-5)
     weights = [getattr(module, str(node.args[1].target)) for node in module.graph.nodes if "conv2d" in op_name(node)]
@@ -249,11 +250,11 @@ def test_silent_channels_are_zeroed_with_the_weights_that_read_them() -> None:
 
 
 @pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.LeakyReLU(), nn.Identity()])
-def test_channels_below_zero_are_not_silent_without_a_relu(activation: nn.Module) -> None:
-    model = silent_network()
+def test_channels_below_zero_are_not_inactive_without_a_relu(activation: nn.Module) -> None:
+    model = network_with_an_inactive_channel()
     model[1] = activation
     module, samples = exported(model), images(4)
-    assert silence_channels(module, channel_ranges(module, samples)) == 0
+    assert zero_inactive_channels(module, channel_ranges(module, samples)) == 0
 
 
 # ------------------------------------------------------------------------------------------------------ high biases
@@ -299,7 +300,7 @@ def test_channels_that_never_vary_are_rounded_too(level: float) -> None:
     module = exported(model)
     quantized = converted(module, samples)
     before = noise(module, quantized, samples)
-    round_weights(quantized, module, samples)
+    round_weights_by_gptq(quantized, module, samples)
     assert noise(module, quantized, samples) <= before
 
 
@@ -325,8 +326,8 @@ def test_weights_are_left_the_less_the_fewer_positions_were_seen() -> None:
     assert shares[3] == pytest.approx(1 / (1 + PULL), abs=0.1)
 
 
-def test_what_fits_few_samples_is_not_taken_from_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The digits network: nearer to float on digits that it was not mended with, by less fitting to those it was."""
+def test_weights_are_not_fitted_to_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On unseen digits, the regularized weights are nearer to float than weights that fit the seen digits better."""
     data = load_digits_split()
     module = exported(load_network(), (1, *data.test_images.shape[1:]))
     seen, unseen = ([(image[None],) for image in images] for images in (data.train_images[:40], data.test_images[:200]))
@@ -334,8 +335,23 @@ def test_what_fits_few_samples_is_not_taken_from_them(monkeypatch: pytest.Monkey
     for alike in (0.0, ALIKE):
         monkeypatch.setattr(sys.modules[_wanted.__module__], "ALIKE", alike)
         quantized = converted(module, seen)
-        round_weights(quantized, module, seen)
+        round_weights_by_gptq(quantized, module, seen)
         found.append((noise(module, quantized, seen), noise(module, quantized, unseen)))
     (fitted, fitted_unseen), (pulled, pulled_unseen) = found
     assert fitted < pulled
     assert pulled_unseen < fitted_unseen
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("silence_channels", "zero_inactive_channels"),
+        ("round_weights", "round_weights_by_gptq"),
+        ("rounded_with_feedback", "gptq_codes"),
+    ],
+)
+def test_old_names_are_deprecated_aliases(old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=rf"openneutron\.recovery\.{old} is now called {new}"):
+        assert getattr(openneutron.recovery, old) is getattr(openneutron.recovery, new)
+    with pytest.raises(AttributeError, match="no attribute 'silence'"):
+        _ = openneutron.recovery.silence  # type: ignore[attr-defined]

@@ -112,7 +112,7 @@ def analyze(
     kept = Kept(*(_decibels(noise_ratio(outputs) / len(outputs)) for outputs in noise))
     worst = rules.to_treat(layers, kept)
     recipe = quantized.recipe if isinstance(quantized, QuantizedModel) else None
-    learned_rounding = recipe is not None and recipe.mends == "weights"
+    learned_rounding = recipe is not None and recipe.correction == "weights"
     return Analysis(
         layers=layers,
         output_sqnr_db=kept.output_db,

@@ -115,7 +115,7 @@ class QuantizedLayer:
     def in_float(
         self, module: GraphModule, recorded: Mapping[Node, Any], weight: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Computes the unquantized output of recorded inputs with the float constants of the layer, or another `weight`."""
+        """Computes the unquantized output of recorded inputs with float constants, or with another `weight`."""
         values: dict[Node, Any] = dict(self.constants)
         if weight is not None and self.weight is not None:
             values[self.weight.node] = weight

@@ -1,8 +1,9 @@
-"""High-bias absorption: values that never come near zero are moved down, and the next layer's bias takes that up.
+"""High-bias absorption: moves a constant part of a layer's output into the bias of the next layer.
 
-Behind a relu, a channel whose inputs never fall below c > 0 is c too high for nothing: relu(x) = relu(x - c) + c.
-Taking c out of one bias and its product with the weights into the next keeps the function and narrows the range that
-int8 has to cover (Nagel et al. 2019, section 4.1.3, who estimate c from batch norms; here it is what calibration saw).
+If the input x of a relu is never below c > 0 in a channel, then relu(x) = relu(x - c) + c. Subtracting c from the bias
+of the layer and adding its product with the next layer's weights to the next bias keeps the function, and narrows the
+range that int8 has to cover (Nagel et al. 2019, section 4.1.3). Nagel et al. estimate c from batch norms; this module
+measures it on the calibration data.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ __all__ = ["absorb_biases"]
 
 
 def absorb_biases(module: GraphModule, ranges: Ranges) -> Ranges:
-    """Absorb, in place, and return the ranges as they are then; the function stays as it is on what calibration saw.
+    """Absorbs high biases in place, and returns the new ranges. Keeps the function on the calibration data.
 
-    Between a convolution or linear and the next one with only a relu between them. The next one must not pad, as what
-    it pads with stays zero. `ranges` comes from `channel_ranges`. Linear in nodes and weights.
+    1. Applies to a convolution or linear that is followed by a relu and another convolution or linear, without other
+       readers in between.
+    2. Skips a next layer that pads, because its padding stays zero.
+
+    `ranges` comes from `channel_ranges`. Linear in nodes and weights.
     """
     now = dict(ranges)
     for node, (lowest, highest) in ranges.items():
@@ -36,9 +40,9 @@ def absorb_biases(module: GraphModule, ranges: Ranges) -> Ranges:
 
 
 def _surplus(lowest: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
-    """[channels]: how much too high a channel is, with as much room below it as it needed itself.
+    """Returns c of each channel [channels]: its minimum, less the width of its range as a margin; at least 0.
 
-    Calibration has not seen everything, and nothing of a channel that it saw at one value alone.
+    The margin allows for inputs that calibration has not seen. A channel with a constant value gets c = 0.
     """
     width = highest - lowest
     return torch.where(width > 0, lowest - width, 0.0).clamp(min=0)
@@ -59,7 +63,7 @@ def _only_layer_behind_relu(module: GraphModule, node: Node) -> Node | None:
 
 
 def _has_own_constants(module: GraphModule, node: Node) -> bool:
-    """Whether this is a layer with a weight and a bias that nothing else reads."""
+    """Whether `node` is a layer with a constant weight and bias that have no other readers."""
     if layer_kind(node) not in (CONVOLUTION, LINEAR):
         return False
     args = arguments(node)

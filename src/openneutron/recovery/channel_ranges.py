@@ -1,4 +1,4 @@
-"""What calibration sees of each channel of a float graph."""
+"""Measures the range of each output channel of convolutions and linears in a float graph."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.fx import GraphModule, Interpreter, Node
 from openneutron.core.fx import placeholders
 from openneutron.model.state import is_state_write, states_of
 from openneutron.ops.layers import LINEAR, layer_kind
-from openneutron.recovery.walk import Samples
+from openneutron.recovery.layerwise import Samples
 
 __all__ = ["Ranges", "channel_ranges"]
 
 Ranges = dict[Node, tuple[torch.Tensor, torch.Tensor]]
-"""[channels] minima and maxima of what convolutions and linears yield, before any activation, by their nodes."""
+"""Minima and maxima [channels] of the outputs of convolutions and linears, before any activation, by node."""
 
 
 class _Recorder(Interpreter):
@@ -42,7 +42,7 @@ class _Recorder(Interpreter):
 
 @torch.no_grad()
 def channel_ranges(module: GraphModule, samples: Samples) -> Ranges:
-    """Run a float graph on all samples and keep the extremes of each channel."""
+    """Runs a float graph on all samples and returns the extremes of each channel."""
     recorder = _Recorder(module)
     states, count = states_of(module.graph), len(placeholders(module.graph))
     for sample in samples:

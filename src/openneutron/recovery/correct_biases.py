@@ -1,9 +1,9 @@
-"""Bias correction: what rounding shifts on average, the bias takes back.
+"""Bias correction: adds the mean error that rounding causes to the bias.
 
-Rounding the weights of a layer, and the values that it reads, shifts the mean of each of its outputs. Unlike noise, a
-shift does not average out in later layers, and it costs nothing to correct, because the bias is there anyway
-(Finkelstein et al. 2019; Nagel et al. 2019, section 4.2, whose empirical form this is: layer by layer, each with the
-error that the corrected ones before it leave).
+Rounding the weights and inputs of a layer shifts the mean of each of its outputs. A shift does not average out in later
+layers. Correcting it costs nothing at run time, because the layer has a bias in any case (Finkelstein et al. 2019;
+Nagel et al. 2019, section 4.2). This is the empirical form: it corrects layer by layer, and measures each layer with
+the error that remains after the corrections of earlier layers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch.fx import GraphModule
 
-from openneutron.recovery.walk import Reading, Samples, samples_that_fit, walk
-from openneutron.recovery.weighted_layers import Layer
+from openneutron.recovery.layerwise import LayerIO, Samples, run_layerwise, samples_that_fit
+from openneutron.recovery.weighted_layers import WeightedLayer
 
 __all__ = ["correct_bias", "correct_biases"]
 
@@ -22,28 +22,28 @@ __all__ = ["correct_bias", "correct_biases"]
 def correct_biases(
     converted: GraphModule, reference: GraphModule, samples: Samples, *, progress: bool | None = False
 ) -> GraphModule:
-    """Correct all biases of a converted module, in place; layers without one stay.
+    """Corrects all biases of a converted module in place. Skips layers without a bias.
 
-    `reference` is the float graph that was prepared, `samples` are calibration inputs. `progress` shows a bar;
-    None does in a terminal. One pass over both graphs, linear in nodes and samples. Raises `ModelError` where the two
-    graphs do not belong together.
+    `reference` is the float graph that was prepared, `samples` are calibration inputs. `progress` shows a progress bar;
+    None shows it if stderr is a terminal. One pass over both graphs, linear in nodes and samples. Raises `ModelError`
+    if the two graphs are not of the same model.
     """
-    walk(reference, converted, samples_that_fit(reference, samples), correct_bias, progress)
+    run_layerwise(reference, converted, samples_that_fit(reference, samples), correct_bias, progress)
     return converted
 
 
-def correct_bias(layer: Layer, reading: Reading) -> None:
-    """Make the mean of each output of `layer` what it is in the float graph."""
+def correct_bias(layer: WeightedLayer, layer_io: LayerIO) -> None:
+    """Changes the bias so that the mean of each output channel equals the mean in the float graph."""
     bias = layer.real_bias
     if bias is None:
         return
     weight = layer.real_weight
-    without_bias = (layer.run(values, weight, None) for values in reading.quantized)
-    layer.set_bias(_mean(layer, reading.wanted) - _mean(layer, without_bias))
+    without_bias = (layer.run(values, weight, None) for values in layer_io.quantized)
+    layer.set_bias(_mean(layer, layer_io.wanted) - _mean(layer, without_bias))
 
 
-def _mean(layer: Layer, outputs: Iterable[torch.Tensor]) -> torch.Tensor:
-    """[outputs] over all positions of all samples, in double."""
+def _mean(layer: WeightedLayer, outputs: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Returns the mean of each output channel [outputs] over all positions of all samples, in double."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for values in outputs:
         positions = layer.by_output(values)

@@ -1,4 +1,4 @@
-"""Recipes: which methods get back what int8 loses, and in which order."""
+"""Recipes: selections of the methods that recover accuracy, and the order in which they are applied."""
 
 from __future__ import annotations
 
@@ -19,68 +19,74 @@ from openneutron.quantizer.ranges import RULES
 from openneutron.recovery.absorb_biases import absorb_biases
 from openneutron.recovery.channel_ranges import channel_ranges
 from openneutron.recovery.correct_biases import correct_biases
-from openneutron.recovery.round_weights import MOST_INPUTS, round_weights
-from openneutron.recovery.silence import silence_channels
-from openneutron.recovery.walk import Samples, evenly
+from openneutron.recovery.gptq_rounding import MOST_INPUTS, round_weights_by_gptq
+from openneutron.recovery.layerwise import Samples, evenly
+from openneutron.recovery.zero_inactive_channels import zero_inactive_channels
 
 __all__ = [
     "AUTO", "BEST", "ENOUGH_SAMPLES", "FAST", "RECIPES", "Recipe", "give_biases", "quantized_by", "recipe_of",
     "recover_converted", "recover_exported",
 ]  # fmt: skip
 
-# With fewer samples, what they never woke or never brought to its clip says nothing of other inputs.
+# With fewer samples, a channel that is never active, or a clip that is never reached, may be so by chance.
 ENOUGH_SAMPLES = 32
-MENDED = ("weights", "biases", None)
-# What is mended in little time is mended by so many samples, and weights of outputs with more inputs stay.
+CORRECTIONS = ("weights", "biases", None)
+# Limits of corrections without `use_all_samples`: the number of samples, and the number of weights of an output up to
+# which weights are rounded by GPTQ.
 FEW_SAMPLES = 50
 FEW_INPUTS = 2304
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done so that int8 loses little. Raises `OptionError` for what there is not.
+    """A selection of recovery methods. Raises `OptionError` for an invalid value.
 
-    `mends` is what is changed after conversion: "weights" (rounded anew; biases, too), "biases" (corrected) or None.
-    `range_by` is the rule for ranges of activations, one of `quantizer.ranges.RULES`; None leaves that to the
-    quantizer's observer. `equalizes` and `trusts_samples` are those of `recover_exported`. What is `thorough` mends
-    by all samples; else `FEW_SAMPLES` of them do, and weights with more than `FEW_INPUTS` inputs of an output stay.
+    - `correction`: the correction of the converted module. "weights" rounds weights by GPTQ and corrects biases;
+      "biases" only corrects biases; None does neither.
+    - `range_by`: the rule for ranges of activations, one of `quantizer.ranges.RULES`; None keeps the quantizer's
+      observer.
+    - `equalizes`, `trusts_samples`: see `recover_exported`.
+    - `use_all_samples`: whether the correction uses all samples. Otherwise it uses at most `FEW_SAMPLES`, and does not
+      round layers with more than `FEW_INPUTS` weights of an output.
     """
 
-    mends: str | None = "weights"
+    correction: str | None = "weights"
     range_by: str | None = None
     equalizes: bool = True
     trusts_samples: bool = True
-    thorough: bool = True
+    use_all_samples: bool = True
 
     def __post_init__(self) -> None:
-        for name, known in (("mends", MENDED), ("range_by", (*RULES, None))):
+        for name, known in (("correction", CORRECTIONS), ("range_by", (*RULES, None))):
             if getattr(self, name) not in known:
-                raise OptionError(f"{name} is one of {', '.join(map(repr, known))}, not {getattr(self, name)!r}.")
-        for name in ("equalizes", "trusts_samples", "thorough"):
+                raise OptionError(f"{name} must be one of {', '.join(map(repr, known))}, not {getattr(self, name)!r}.")
+        for name in ("equalizes", "trusts_samples", "use_all_samples"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} takes True or False, not {getattr(self, name)!r}.")
 
 
-AUTO, FAST = Recipe(range_by="error"), Recipe(range_by="error", thorough=False)
+AUTO, FAST = Recipe(range_by="error"), Recipe(range_by="error", use_all_samples=False)
 BEST = "best"
 RECIPES = {"fast": FAST, "auto": AUTO, BEST: None}
-"""By what `quantize` calls them; that of "best" is found for each network."""
+"""Recipes by their names in `quantize`. The recipe of "best" is None, because a search finds it for each network."""
 
 
 def recipe_of(recover: str | Recipe | None, *, observes: bool = False) -> Recipe | None:
-    """The recipe that `quantize` is asked for; None for none, and for one that is to be found.
+    """Returns the recipe for the option `recover` of `quantize`; None for `None` and for "best".
 
-    Where an observer is given (`observes`), those with a name leave the ranges to it. Raises `OptionError` for anything
-    else, and for a `Recipe` that decides on ranges beside an observer.
+    `observes` says that the user gave an observer; recipes with a name then leave the ranges to the observer. Raises
+    `OptionError` for an unknown recipe, and for a `Recipe` with a `range_by` if an observer is given.
     """
     if recover is None:
         return None
     if isinstance(recover, Recipe):
         if observes and recover.range_by is not None:
-            raise OptionError("The observer and range_by of the recipe both decide on ranges. Leave one of them out.")
+            raise OptionError("The observer and range_by of the recipe both select ranges. Leave one of them out.")
         return recover
     if not isinstance(recover, str) or recover not in RECIPES:
-        raise OptionError(f"recover is one of {', '.join(map(repr, RECIPES))}, a Recipe, or None, not {recover!r}.")
+        raise OptionError(
+            f"recover must be one of {', '.join(map(repr, RECIPES))}, a Recipe, or None, not {recover!r}."
+        )
     recipe = RECIPES[recover]
     return replace(recipe, range_by=None) if observes and recipe is not None else recipe
 
@@ -93,9 +99,9 @@ def quantized_by(
     samples: Samples,
     running: CalibrationOptions,
 ) -> tuple[GraphModule, GraphModule]:
-    """The converted module, and the float graph that it was made of.
+    """Quantizes `exported` with a recipe. Returns the converted module and the float graph that was prepared.
 
-    `exported` has been through `quantizer.transform_for_annotation`, and stays as it is.
+    `exported` is a result of `quantizer.transform_for_annotation`; it is not changed.
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -121,18 +127,20 @@ def _with_rule(quantizer: NeutronQuantizer, rule: str) -> NeutronQuantizer:
 def recover_exported(
     module: GraphModule, samples: Samples, *, equalizes: bool = True, trusts_samples: bool = True
 ) -> GraphModule:
-    """What is done to the float graph, in place, between `transform_for_annotation` and `prepare_pt2e`.
+    """Applies recovery methods to the float graph, in place, between `transform_for_annotation` and `prepare_pt2e`.
 
-    The function stays as it is on `samples`: silent channels are zeroed, biases absorbed, channels equalized as far as
-    the clip of a relu6 allows. With fewer samples than `ENOUGH_SAMPLES`, and where they are not to be trusted with
-    that, it stays as it is on all inputs: channels are equalized where no clip is, and nothing else is done. Without
-    `equalizes`, they are not.
+    1. Gives each layer a bias.
+    2. Zeroes inactive channels and absorbs high biases.
+    3. Equalizes channels, if `equalizes` is set: as far as the ranges on `samples` permit at the clip of a relu6.
+
+    This keeps the function on `samples`. Without `trusts_samples`, or with fewer samples than `ENOUGH_SAMPLES`, it
+    keeps the function on all inputs: it skips step 2, and step 3 only equalizes channels without a clip.
     """
     give_biases(module)
     ranges = None
     if trusts_samples and len(samples) >= ENOUGH_SAMPLES:
         ranges = channel_ranges(module, samples)
-        silence_channels(module, ranges)
+        zero_inactive_channels(module, ranges)
         ranges = absorb_biases(module, ranges)
     if equalizes:
         equalize(module, ranges)
@@ -142,19 +150,19 @@ def recover_exported(
 def recover_converted(
     converted: GraphModule, reference: GraphModule, samples: Samples, recipe: Recipe, *, progress: bool | None = False
 ) -> GraphModule:
-    """What is done to the converted module, in place; `reference` is the float graph that was prepared."""
-    if recipe.mends is None:
+    """Applies the correction of a recipe to the converted module in place. `reference` is the float graph prepared."""
+    if recipe.correction is None:
         return converted
-    if not recipe.thorough:
+    if not recipe.use_all_samples:
         samples = evenly(samples, FEW_SAMPLES)
-    if recipe.mends == "biases":
+    if recipe.correction == "biases":
         return correct_biases(converted, reference, samples, progress=progress)
-    most_inputs = MOST_INPUTS if recipe.thorough else FEW_INPUTS
-    return round_weights(converted, reference, samples, most_inputs=most_inputs, progress=progress)
+    most_inputs = MOST_INPUTS if recipe.use_all_samples else FEW_INPUTS
+    return round_weights_by_gptq(converted, reference, samples, most_inputs=most_inputs, progress=progress)
 
 
 def give_biases(module: GraphModule) -> None:
-    """Give each convolution and linear without a bias one of zeros: TFLite's operators have one in any case."""
+    """Gives each convolution and linear without a bias a bias of zeros. TFLite's operators have one in any case."""
     for node in module.graph.nodes:
         kind = layer_kind(node)
         args = arguments(node)

@@ -1,8 +1,8 @@
-"""Which recipe is best for a network: the one whose outputs are nearest to float on inputs that it has not seen.
+"""Searches for the best recipe of a network: the one whose outputs are nearest to float on inputs held out.
 
-No rule for ranges, and no method, is best for all networks, and the error of one layer says little of what it does to
-the outputs. So whole recipes are tried, one choice after the other, each time keeping the best (coordinate descent).
-Of recipes that differ by no more than chance, the first stays.
+No rule for ranges and no method is best for all networks, and the error of a single layer hardly predicts the error of
+the outputs. The search therefore quantizes the network with whole recipes. It varies one field after the other and
+keeps the best value (coordinate descent). A recipe replaces the best one only if it is significantly better.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from openneutron.core.progress import bar
 from openneutron.errors import CalibrationError, OptionError
 from openneutron.model.state import run_sample
 from openneutron.quantizer import NeutronQuantizer
+from openneutron.recovery.layerwise import Samples
 from openneutron.recovery.recipes import AUTO, ENOUGH_SAMPLES, Recipe, quantized_by
-from openneutron.recovery.walk import Samples
 
-__all__ = ["FEWEST_SAMPLES", "Freedom", "Trial", "check_seconds", "descend", "held_out", "sqnr_db", "try_recipes"]
+__all__ = ["FEWEST_SAMPLES", "SearchSpace", "Trial", "check_seconds", "descend", "held_out", "sqnr_db", "try_recipes"]
 
 _LOGGER = logging.getLogger(__name__)
 
-# Every so many samples, one is held out.
+# One of STRIDE samples is held out.
 STRIDE = 5
 FEWEST_SAMPLES = ENOUGH_SAMPLES * STRIDE // (STRIDE - 1)
-# A recipe takes the place of another when it is ahead by so many standard errors of the difference.
+# A recipe is better than another if its mean gain exceeds this many standard errors.
 STANDARD_ERRORS = 2.0
-# What the SQNR of an output that is exact counts as, in dB.
+# SQNR in dB that an exact output counts as.
 HIGHEST_SQNR = 120.0
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe that was tried, and how near it comes to float on each input held out: [inputs] SQNR in dB."""
+    """A recipe that was tried, the SQNR of the outputs for each input held out, in dB, and the time it took."""
 
     recipe: Recipe
     sqnrs_db: tuple[float, ...]
@@ -50,33 +50,33 @@ class Trial:
 
     @property
     def sqnr_db(self) -> float:
-        """The mean over the inputs."""
+        """Mean SQNR over the inputs, in dB."""
         return statistics.fmean(self.sqnrs_db)
 
     def is_better_than(self, other: Trial) -> bool:
-        """Whether its mean is higher by more than chance would make it, with the same inputs for both."""
+        """Whether the mean gain over `other`, on the same inputs, exceeds `STANDARD_ERRORS` standard errors."""
         gains = [own - theirs for own, theirs in zip(self.sqnrs_db, other.sqnrs_db, strict=True)]
         return statistics.fmean(gains) > STANDARD_ERRORS * statistics.stdev(gains) / math.sqrt(len(gains))
 
 
 @dataclass(frozen=True)
-class Freedom:
-    """What recipes may choose: whether channels are equalized, and how ranges are found."""
+class SearchSpace:
+    """The fields of a recipe that the search may vary: equalization of channels, and the rule for ranges."""
 
     equalizes: bool = True
     ranges: bool = True
 
     @property
     def start(self) -> Recipe:
-        """The recipe that the search begins with."""
+        """The first recipe that the search tries."""
         return replace(AUTO, equalizes=self.equalizes, range_by=AUTO.range_by if self.ranges else None)
 
     @property
     def choices(self) -> dict[str, Sequence[Any]]:
-        """What else the fields of `start` could be, in the order in which that is tried."""
+        """Other values for the fields of `start`, in the order in which the search tries them."""
         return {
-            "mends": ("biases", None),
-            "range_by": ("relative", "extremes", "percentile") if self.ranges else (),  # "entropy" clips far too much
+            "correction": ("biases", None),
+            "range_by": ("relative", "extremes", "percentile") if self.ranges else (),  # "entropy" clips too much
             "trusts_samples": (False,),
             "equalizes": (False,) if self.equalizes else (),
         }
@@ -88,23 +88,23 @@ def try_recipes(
     samples: Samples,
     running: CalibrationOptions,
     *,
-    free: Freedom,
+    space: SearchSpace,
     seconds: float,
 ) -> tuple[Recipe, list[Trial]]:
-    """The best recipe, and all that were tried; of `seconds`, the time of one is left for what follows.
+    """Returns the best recipe and all trials. Of `seconds`, leaves the time of one trial for the final quantization.
 
-    `exported` is as for `quantized_by`; it says what float yields. Raises `CalibrationError` for fewer than
-    `FEWEST_SAMPLES` samples.
+    `exported` is the float graph, as for `quantized_by`. Raises `CalibrationError` for fewer than `FEWEST_SAMPLES`
+    samples.
     """
     if len(samples) < FEWEST_SAMPLES:
         raise CalibrationError(
-            f'recover="best" holds out every {STRIDE}th calibration input to judge by, and needs {FEWEST_SAMPLES} or '
-            f'more; there are {len(samples)}. Give more, or use recover="auto".'
+            f'recover="best" holds out every {STRIDE}th calibration input to compare recipes, and needs at least '
+            f'{FEWEST_SAMPLES} inputs; there are {len(samples)}. Give more, or use recover="auto".'
         )
     seen, unseen = held_out(samples)
     quiet = replace(running, progress=False)
 
-    with bar("Trying recipes", 1 + sum(map(len, free.choices.values())), running.progress) as advance:
+    with bar("Trying recipes", 1 + sum(map(len, space.choices.values())), running.progress) as advance:
 
         def tried(recipe: Recipe) -> Trial:
             start = time.perf_counter()
@@ -115,17 +115,17 @@ def try_recipes(
             advance(1)
             return trial
 
-        return descend(free.start, free.choices, tried, time.perf_counter() + seconds)
+        return descend(space.start, space.choices, tried, time.perf_counter() + seconds)
 
 
 def check_seconds(seconds: float) -> None:
-    """Raise `OptionError` for what is no time."""
+    """Raises `OptionError` unless `seconds` is a positive number."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
-        raise OptionError(f"recovery_seconds is a number above 0, not {seconds!r}.")
+        raise OptionError(f"recovery_seconds must be a number above 0, not {seconds!r}.")
 
 
 def held_out(samples: Samples) -> tuple[Samples, Samples]:
-    """Those to calibrate with, and those to judge by, which are spread over all."""
+    """Splits samples into those for calibration and those held out, which are evenly spread over all samples."""
     unseen = samples[STRIDE - 1 :: STRIDE]
     return [sample for index, sample in enumerate(samples) if index % STRIDE != STRIDE - 1], unseen
 
@@ -133,9 +133,10 @@ def held_out(samples: Samples) -> tuple[Samples, Samples]:
 def descend(
     start: Recipe, choices: Mapping[str, Sequence[Any]], tried: Callable[[Recipe], Trial], deadline: float
 ) -> tuple[Recipe, list[Trial]]:
-    """Try `start`, then for each field its `choices`, with all others as in the best so far: the best, and all trials.
+    """Tries `start`, and then the `choices` of each field, with the other fields of the best recipe so far.
 
-    Ends early when two more of the longest trial would not be over by `deadline` (of `time.perf_counter`).
+    Returns the best recipe and all trials. Stops if twice the time of the longest trial would exceed `deadline`, a time
+    of `time.perf_counter`.
     """
     best = tried(start)
     trials = [best]
@@ -143,7 +144,9 @@ def descend(
         base = best.recipe
         for value in values:
             if time.perf_counter() + 2 * max(trial.seconds for trial in trials) > deadline:
-                _LOGGER.warning("No time is left to try %s=%r, and what comes after it.", name, value)
+                _LOGGER.warning(
+                    "The time limit is reached. Recipes with %s=%r and later ones are not tried.", name, value
+                )
                 return best.recipe, trials
             trials.append(tried(replace(base, **{name: value})))
             best = trials[-1] if trials[-1].is_better_than(best) else best
@@ -152,7 +155,7 @@ def descend(
 
 @torch.no_grad()
 def sqnr_db(reference: GraphModule, converted: GraphModule, sample: tuple[torch.Tensor, ...]) -> float:
-    """10 log10(signal / noise) in dB for one input, of the mean noise / signal of all float outputs."""
+    """Returns the SQNR for one sample in dB: -10 log10 of the mean noise / signal ratio of all float outputs."""
     outputs = (tree_leaves(run_sample(module, sample)) for module in (reference, converted))
     pairs = zip(*outputs, strict=True)
     ratios = [_noise(wanted, found) for wanted, found in pairs if _is_float(wanted)]
@@ -165,6 +168,6 @@ def _is_float(value: object) -> bool:
 
 
 def _noise(wanted: torch.Tensor, found: torch.Tensor) -> float:
-    """As a share of the signal; without any, as it is."""
+    """Returns the noise energy / signal energy; the noise energy itself if there is no signal."""
     signal = wanted.double()
     return float((found.double() - signal).square().sum()) / (float(signal.square().sum()) or 1.0)

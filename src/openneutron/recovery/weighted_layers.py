@@ -1,4 +1,4 @@
-"""The layers of a converted module that have weights: their integer constants, read and replaced."""
+"""Reads and replaces the integer weights and biases of the layers of a converted module."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from openneutron.core.constants import attribute
 from openneutron.core.fx import arguments, is_dequantize, set_argument
 from openneutron.ops.layers import LINEAR, TRANSPOSED, layer_kind
 
-__all__ = ["Layer", "layer_of", "layers_of"]
+__all__ = ["WeightedLayer", "layer_of", "layers_of"]
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A convolution, transposed convolution or linear of a converted module, whose integer constants are its own.
+class WeightedLayer:
+    """A convolution, transposed convolution or linear of a converted module with constants that have no other readers.
 
-    `weight` and `bias` are the nodes that dequantize them.
+    `weight` and `bias` are the nodes that dequantize the constants.
     """
 
     module: GraphModule
@@ -30,27 +30,27 @@ class Layer:
 
     @property
     def is_linear(self) -> bool:
-        """Whether its channels are the last dimension."""
+        """Whether the layer is a linear, whose channels are the last dimension."""
         return layer_kind(self.node) == LINEAR
 
     @property
     def is_transposed(self) -> bool:
-        """Whether its weight has its input channels first."""
+        """Whether the layer is a transposed convolution, whose weight has input channels first."""
         return layer_kind(self.node) == TRANSPOSED
 
     @property
     def groups(self) -> int:
-        """Groups of a convolution; 1 for a linear."""
+        """Number of groups of a convolution; 1 for a linear."""
         return int(arguments(self.node).get("groups", 1))
 
     @property
     def codes(self) -> torch.Tensor:
-        """The weight's codes, int8; writing to them changes the module."""
+        """The codes of the weight, int8. Writing to them changes the module."""
         return _codes(self.module, self.weight)
 
     @property
     def scale(self) -> torch.Tensor:
-        """The weight's scale in a shape that multiplies the codes."""
+        """The scale of the weight, in a shape that broadcasts to the codes."""
         return _scale(self.module, self.weight)
 
     @property
@@ -61,16 +61,16 @@ class Layer:
 
     @property
     def real_weight(self) -> torch.Tensor:
-        """What the codes stand for, float32."""
+        """The dequantized weight, float32."""
         return self.codes * self.scale
 
     @property
     def real_bias(self) -> torch.Tensor | None:
-        """What the bias's codes stand for, float32 [outputs]."""
+        """The dequantized bias, float32 [outputs]."""
         return None if self.bias is None else _codes(self.module, self.bias) * _scale(self.module, self.bias)
 
     def set_bias(self, bias: torch.Tensor) -> None:
-        """Round `bias` [outputs] to the codes of the bias."""
+        """Quantizes `bias` [outputs] and writes the codes to the module."""
         assert self.bias is not None
         codes = _codes(self.module, self.bias)
         limits = torch.iinfo(codes.dtype)
@@ -78,9 +78,9 @@ class Layer:
         codes.copy_(rounded.clamp(limits.min, limits.max).to(codes.dtype))
 
     def shrink(self, factor: float) -> None:
-        """Make the scale of the weight, and with it that of the bias, `factor` times what they are.
+        """Multiplies the scales of the weight and of the bias by `factor`.
 
-        The codes of the weight stay, those of the bias keep what they stand for.
+        Keeps the codes of the weight, and adapts the codes of the bias so that its real values stay.
         """
         bias = self.real_bias
         for node in filter(None, (self.weight, self.bias)):
@@ -93,7 +93,7 @@ class Layer:
             self.set_bias(bias)
 
     def run(self, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """The operator's output for float `values`, with these constants in place of its own."""
+        """Runs the operator on float `values`, with the given weight and bias."""
         args = {**arguments(self.node), "input": values, "weight": weight, "bias": bias}
         assert callable(self.node.target)
         result = self.node.target(*args.values())
@@ -101,12 +101,12 @@ class Layer:
         return result
 
     def by_output(self, values: torch.Tensor) -> torch.Tensor:
-        """An output of the operator as [positions, outputs]."""
+        """Reshapes an output of the operator to [positions, outputs]."""
         return values.flatten(0, -2) if self.is_linear else values.movedim(1, -1).flatten(0, -2)
 
 
-def layer_of(module: GraphModule, node: Node) -> Layer | None:
-    """`node` as a layer; None for any other operator, and for one whose constants others read as well."""
+def layer_of(module: GraphModule, node: Node) -> WeightedLayer | None:
+    """Returns `node` as a layer; None for any other operator, and if its constants have other readers."""
     if layer_kind(node) is None:
         return None
     args = arguments(node)
@@ -114,16 +114,16 @@ def layer_of(module: GraphModule, node: Node) -> Layer | None:
     constants = [weight] if bias is None else [weight, bias]
     if not all(_is_own(module, constant) for constant in constants):
         return None
-    return Layer(module, node, weight, bias)
+    return WeightedLayer(module, node, weight, bias)
 
 
-def layers_of(module: GraphModule) -> Iterator[Layer]:
-    """All layers, in the order in which they run."""
+def layers_of(module: GraphModule) -> Iterator[WeightedLayer]:
+    """Returns all layers, in order of execution."""
     return (layer for node in module.graph.nodes if (layer := layer_of(module, node)) is not None)
 
 
 def _is_own(module: GraphModule, dequantize: Any) -> bool:
-    """Whether this is an integer constant that is dequantized for one reader."""
+    """Whether `dequantize` dequantizes an integer constant, and both have a single reader."""
     if not isinstance(dequantize, Node) or not is_dequantize(dequantize) or len(dequantize.users) != 1:
         return False
     source = dequantize.args[0]

@@ -1,7 +1,8 @@
-"""A float graph and its converted module, run side by side over all samples, operator by operator.
+"""Runs a float graph and its converted module together, operator by operator, on all samples.
 
-Running every sample through one operator before the next begins lets a layer be mended knowing the error that all
-mended layers before it leave, in one pass over the graph where a pass for each layer would be quadratic.
+All samples run through an operator before the next operator runs. A method can therefore correct each layer with the
+error that remains after the corrections of all earlier layers, in one pass over the graph. A pass for each layer would
+take quadratic time.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from openneutron.core.fx import arguments, is_dequantize, is_quantize, op_name, 
 from openneutron.core.progress import bar
 from openneutron.errors import ModelError
 from openneutron.model.state import is_state_write, states_of
-from openneutron.recovery.weighted_layers import Layer, layers_of
+from openneutron.recovery.weighted_layers import WeightedLayer, layers_of
 
-__all__ = ["Reading", "Run", "Samples", "evenly", "last_uses", "rounded", "samples_that_fit", "walk"]
+__all__ = ["LayerIO", "Run", "Samples", "evenly", "last_uses", "rounded", "run_layerwise", "samples_that_fit"]
 
 Samples = Sequence[tuple[torch.Tensor, ...]]
 MEMORY = 3 << 30
-"""Bytes that the values of all samples may take; fewer samples are used where they would take more."""
+"""Limit in bytes of the values of all samples. If the samples need more, fewer samples are used."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a layer reads and should yield, one tensor for each sample.
+class LayerIO:
+    """Inputs and wanted outputs of a layer, one tensor for each sample, and its float weight.
 
-    `quantized` is what it reads in the converted module (dequantized), `real` what it reads in the float graph, and
-    `wanted` what it yields there, before any activation that it fuses. `weight` is its float weight.
+    `quantized` are its inputs in the converted module (dequantized), `real` are its inputs in the float graph, and
+    `wanted` are its outputs in the float graph, before a fused activation.
     """
 
     weight: torch.Tensor
@@ -43,10 +44,10 @@ class Reading:
 
 
 class Run:
-    """The values of one graph, for each sample, from when they are computed until nothing needs them.
+    """A run of one graph on all samples. Keeps each value until its last reader has run.
 
-    Each sample holds the values of the states, which are not written: samples are independent of each other.
-    Constants, and what is computed of them, are read when an operator needs them: they may change until then.
+    1. States are read from the samples and not written, so samples are independent of each other.
+    2. Constants, and values computed from constants, are read when an operator needs them. They may change until then.
     """
 
     def __init__(self, module: GraphModule, samples: Samples) -> None:
@@ -60,7 +61,7 @@ class Run:
         self.current: Node | None = None
 
     def advance(self) -> None:
-        """Compute the next node for all samples; what only the one before it read is forgotten."""
+        """Computes the next node for all samples. Drops the values whose last reader was the previous node."""
         for value in self.last.get(self.current, ()) if self.current else ():
             self.values.pop(value, None)
         node = self.current = next(self.coming)
@@ -73,18 +74,18 @@ class Run:
             self.values[node] = self._computed(node)
 
     def run_until(self, node: Node) -> None:
-        """Compute all up to `node`, whose operands are then still there."""
+        """Computes all nodes up to `node`, and keeps the operands of `node`."""
         while self.current is not node:
             self.advance()
 
     @property
     def results(self) -> list[Any]:
-        """What the graph returns for each sample."""
+        """The outputs of the graph for each sample."""
         output = output_node(self.module.graph)
         return [args[0] for args, _ in self._arguments(output)]
 
     def of_samples(self, node: Node) -> list[Any]:
-        """The values of `node`."""
+        """Returns the values of `node` for all samples."""
         if node in self.values:
             return self.values[node]
         return [value_of(self.module, node)] * len(self.samples)
@@ -98,7 +99,7 @@ class Run:
         return [node.target(*args, **kwargs) for args, kwargs in self._arguments(node)]
 
     def _arguments(self, node: Node) -> Iterator[tuple[Any, Any]]:
-        """Arguments and keyword arguments of `node` for each sample."""
+        """Returns the arguments and keyword arguments of `node` for each sample."""
         operands = {operand: self.of_samples(operand) for operand in node.all_input_nodes}
         for index in range(len(self.samples)):
             values = {operand: found[index] for operand, found in operands.items()}
@@ -112,14 +113,14 @@ def _operand(node: Node) -> Node:
 
 
 def rounded(dequantize: Node, value: torch.Tensor) -> torch.Tensor:
-    """What quantizing and dequantizing per tensor makes of a float value, in one operator."""
+    """Quantizes and dequantizes a float value per tensor, in one operator, with the qparams of `dequantize`."""
     args = arguments(dequantize)
     limits = int(args["quant_min"]), int(args["quant_max"])
     return torch.fake_quantize_per_tensor_affine(value, float(args["scale"]), int(args["zero_point"]), *limits)
 
 
 def last_uses(graph: Graph) -> dict[Node, list[Node]]:
-    """What each node is the last one to read."""
+    """Returns, for each node, the values of which it is the last reader."""
     found: dict[Node, list[Node]] = {}
     read: set[Node] = set()
     for node in reversed(graph.nodes):
@@ -131,17 +132,17 @@ def last_uses(graph: Graph) -> dict[Node, list[Node]]:
 
 
 def samples_that_fit(reference: GraphModule, samples: Samples, memory: int = MEMORY) -> Samples:
-    """As many of `samples`, evenly spaced, as the walk over two graphs has room for; one at least."""
-    last, alive, most = last_uses(reference.graph), 0, 1
+    """Returns evenly spaced samples, as many as fit into `memory` in a layerwise run of two graphs, at least one."""
+    last, live, most = last_uses(reference.graph), 0, 1
     for node in reference.graph.nodes:
-        alive += 0 if node.op == "get_attr" else _bytes(node)
-        most = max(most, alive)
-        alive -= sum(0 if value.op == "get_attr" else _bytes(value) for value in last.get(node, ()))
+        live += 0 if node.op == "get_attr" else _bytes(node)
+        most = max(most, live)
+        live -= sum(0 if value.op == "get_attr" else _bytes(value) for value in last.get(node, ()))
     return evenly(samples, max(1, memory // (2 * most)))
 
 
 def evenly(samples: Samples, most: int) -> Samples:
-    """At most `most` of `samples`, evenly spaced."""
+    """Returns at most `most` of `samples`, evenly spaced."""
     count = min(len(samples), most)
     return [samples[index * len(samples) // count] for index in range(count)]
 
@@ -152,46 +153,47 @@ def _bytes(node: Node) -> int:
 
 
 @torch.no_grad()
-def walk(
+def run_layerwise(
     reference: GraphModule,
     converted: GraphModule,
     samples: Samples,
-    visit: Callable[[Layer, Reading], None],
+    visit: Callable[[WeightedLayer, LayerIO], None],
     progress: bool | None = False,
 ) -> tuple[list[Any], list[Any]]:
-    """Run both graphs; before each layer of `converted` runs, `visit` may change its constants.
+    """Runs both graphs, and calls `visit` before each layer of `converted` runs. `visit` may change its constants.
 
-    `reference` is the float graph that `converted` was made of: layers have equal names. Returns what each graph yields
-    for each sample. `progress` shows a bar; None does in a terminal. Linear in nodes and samples. Raises `ModelError`
-    where the two do not belong together.
+    `reference` is the float graph that was prepared for `converted`; its layers have the same names. Returns the
+    outputs of each graph for each sample. `progress` shows a progress bar; None shows it if stderr is a terminal.
+    Linear in nodes and samples. Raises `ModelError` if the graphs are not of the same model.
     """
     real, quantized = Run(reference, samples), Run(converted, samples)
-    twins = {node.name: node for node in reference.graph.nodes}
+    reference_nodes = {node.name: node for node in reference.graph.nodes}
     layers = {layer.node: layer for layer in layers_of(converted)}
     with bar("Recovering layers", len(layers), progress) as advance:
         for node in converted.graph.nodes:
             if node in layers:
-                twin = _twin(twins, node)
-                real.run_until(twin)
-                visit(layers[node], _reading(real, quantized, layers[node], twin))
+                reference_node = _reference_of(reference_nodes, node)
+                real.run_until(reference_node)
+                visit(layers[node], _layer_io(real, quantized, layers[node], reference_node))
                 advance(1)
             quantized.advance()
     real.run_until(output_node(reference.graph))
     return real.results, quantized.results
 
 
-def _twin(twins: Mapping[str, Node], node: Node) -> Node:
-    twin = twins.get(node.name)
-    if twin is None or op_name(twin) != op_name(node):
+def _reference_of(reference_nodes: Mapping[str, Node], node: Node) -> Node:
+    reference_node = reference_nodes.get(node.name)
+    if reference_node is None or op_name(reference_node) != op_name(node):
         raise ModelError(
-            "The float graph has no such layer. Give the graph that was prepared, as transform_for_annotation left it.",
+            "The float graph has no such layer. Give the graph that was prepared: the result of "
+            "transform_for_annotation.",
             node=node.name,
             op=op_name(node),
         )
-    return twin
+    return reference_node
 
 
-def _reading(real: Run, quantized: Run, layer: Layer, twin: Node) -> Reading:
-    args, own = arguments(twin), arguments(layer.node)["input"]
+def _layer_io(real: Run, quantized: Run, layer: WeightedLayer, reference_node: Node) -> LayerIO:
+    args, own = arguments(reference_node), arguments(layer.node)["input"]
     weight = value_of(real.module, args["weight"])
-    return Reading(weight, quantized.of_samples(own), real.of_samples(args["input"]), real.of_samples(twin))
+    return LayerIO(weight, quantized.of_samples(own), real.of_samples(args["input"]), real.of_samples(reference_node))

@@ -1,11 +1,11 @@
-"""Learned rounding: each weight goes up or down so that the layer's outputs, not its weights, change least.
+"""GPTQ rounding: rounds weights so that the error of the layer's outputs is small, instead of the error of the weights.
 
-Rounding to nearest is best for one weight alone. The inputs of a layer are correlated, though, so that the error of one
-weight can be taken back by the next ones. With H the covariance of the inputs, a change D of the weights changes the
-outputs by trace(D H D'), and rounding the weights one by one, each time spreading the error over those that are left,
-makes that small in closed form (optimal brain quantization, Frantar and Alistarh 2022; in the order and with the
-Cholesky factor of GPTQ, Frantar et al. 2023). Scales shrink where clipping a few weights costs less than the finer
-steps win. Means are left to the bias, which is corrected in the same pass.
+Rounding to nearest is optimal for a single weight. As the inputs of a layer are correlated, other weights can
+compensate the rounding error of one weight. With H the covariance of the inputs, a change D of the weights has the
+output error trace(D H D'). The method rounds the weights one by one and distributes each error over the weights that
+are left, in closed form (optimal brain quantization, Frantar and Alistarh 2022; with the order and the Cholesky factor
+of GPTQ, Frantar et al. 2023). It also tries smaller scales, which clip a few weights and have finer steps. The same
+pass corrects the biases, which compensate the mean errors.
 """
 
 from __future__ import annotations
@@ -19,39 +19,42 @@ from torch.fx import GraphModule
 from openneutron.core.fx import arguments
 from openneutron.quantizer.sample import positions
 from openneutron.recovery.correct_biases import correct_bias
-from openneutron.recovery.walk import Reading, Samples, samples_that_fit, walk
-from openneutron.recovery.weighted_layers import Layer
+from openneutron.recovery.layerwise import LayerIO, Samples, run_layerwise, samples_that_fit
+from openneutron.recovery.weighted_layers import WeightedLayer
 
-__all__ = ["MOST_INPUTS", "round_weights", "rounded_with_feedback", "rows_of"]
+__all__ = ["MOST_INPUTS", "gptq_codes", "round_weights_by_gptq", "rows_of"]
 
-# Positions of the inputs that H is made of: at least so many, and so many for each input of a group.
+# H is estimated from at least POSITIONS positions of the inputs, and from POSITIONS_PER_INPUT for each input of a
+# group.
 POSITIONS = 32768
 POSITIONS_PER_INPUT = 16
-# What is added to the diagonal of H, of its mean: the less, the more the samples are trusted.
+# Share of its mean that is added to the diagonal of H. A small share trusts the samples more.
 DAMPING = 0.01
-# The same for the weights that H and the float outputs ask for: upstream errors are only partly predictable.
+# The same share for the least-squares weights: errors of earlier layers are only partly predictable.
 PULL = 0.3
-# So many positions are worth one there: those of a sample are alike, and errors upstream are its own for the most part.
-# What fits them is nearer to float on the samples, and farther on others.
+# Number of positions that count as one for the least-squares weights. Positions of a sample are similar, and the errors
+# of earlier layers differ between samples. Weights that fit them too well generalize worse to other inputs.
 ALIKE = 100.0
-# Candidates for the scale, of the one that the extremes or the squared error chose.
+# Candidates for the scale, as multiples of the scale that the observer chose.
 SHRINKING = (1.0, 0.9, 0.8, 0.7, 0.6)
-# Of the mean square of the inputs, what is added to the diagonal of H in any case: sums of products in float32 are not
-# more exact, and H must stay positive definite where its inputs hardly vary.
+# Share of the mean square of the inputs that is always added to the diagonal of H. It is the accuracy of sums of
+# products in float32, and keeps H positive definite for inputs that hardly vary.
 FLOAT_ROUNDING = 1e-5
-# Layers with more inputs to a group than this are rounded to nearest: H takes its square in bytes, its cube in time.
+# Layers with more inputs of a group than this keep rounding to nearest, as H takes memory of the square and time of the
+# cube of that number.
 MOST_INPUTS = 4608
-# Candidates are rounded together as long as they have no more weights than this: a few copies of them, in double.
+# Limit on the weights of all candidates that are rounded together, which need a few copies in double.
 WEIGHTS_AT_ONCE = 2**24
 _BLOCK = 64
 
 
 @dataclass(frozen=True)
 class _Moments:
-    """Of the inputs, [groups, inputs, inputs] in double: covariance, and cross-covariance of real and quantized ones.
+    """Second moments of a layer's inputs, [groups, inputs, inputs] in double.
 
-    `trust` is what a covariance of so many inputs, seen at so many positions, is worth: below one half, where there are
-    more inputs than positions, most of what it says of their correlation is chance.
+    `own` is the covariance of the quantized inputs, `cross` is the cross-covariance of float and quantized inputs.
+    `trust` is positions / (positions + inputs). Below 1/2, there are more inputs than positions, and the estimated
+    correlations are mostly chance.
     """
 
     own: torch.Tensor
@@ -60,13 +63,13 @@ class _Moments:
 
     @property
     def shrunk(self) -> torch.Tensor:
-        """The covariance, drawn towards that of inputs without correlation as far as it is not to be trusted."""
+        """The covariance, shrunk towards the covariance of uncorrelated inputs by 1 - `trust`."""
         size = self.own.shape[-1]
         even = _mean_of_diagonal(self.own) * torch.eye(size, dtype=self.own.dtype)
         return self.trust * self.own + (1 - self.trust) * even
 
 
-def round_weights(
+def round_weights_by_gptq(
     converted: GraphModule,
     reference: GraphModule,
     samples: Samples,
@@ -74,28 +77,30 @@ def round_weights(
     most_inputs: int = MOST_INPUTS,
     progress: bool | None = False,
 ) -> GraphModule:
-    """Round the weights of a converted module anew and correct its biases, in place.
+    """Rounds the weights of a converted module by GPTQ and corrects its biases, in place.
 
-    `reference` is the float graph that was prepared, `samples` are calibration inputs. `progress` shows a bar; None
-    does in a terminal. One pass over both graphs. For each layer the cube of the inputs of an output, and their square
-    for each output. Transposed convolutions, and layers with more than `most_inputs` inputs of an output, keep their
-    rounding. Raises `ModelError` where the two graphs do not belong together.
+    `reference` is the float graph that was prepared, `samples` are calibration inputs. `progress` shows a progress bar;
+    None shows it if stderr is a terminal. Skips the weights of transposed convolutions, and of layers with more than
+    `most_inputs` inputs of an output.
+
+    Makes one pass over both graphs. For a layer with n inputs of an output, time grows with n^3, plus n^2 for each
+    output. Raises `ModelError` if the two graphs are not of the same model.
     """
 
-    def visit(layer: Layer, reading: Reading) -> None:
-        if not layer.is_transposed and reading.weight[0].numel() <= most_inputs:
-            _round(layer, reading)
-        correct_bias(layer, reading)
+    def visit(layer: WeightedLayer, layer_io: LayerIO) -> None:
+        if not layer.is_transposed and layer_io.weight[0].numel() <= most_inputs:
+            _round(layer, layer_io)
+        correct_bias(layer, layer_io)
 
-    walk(reference, converted, samples_that_fit(reference, samples), visit, progress)
+    run_layerwise(reference, converted, samples_that_fit(reference, samples), visit, progress)
     converted.recompile()  # scales are part of the code
     return converted
 
 
-def _round(layer: Layer, reading: Reading) -> None:
-    real = reading.weight
+def _round(layer: WeightedLayer, layer_io: LayerIO) -> None:
+    real = layer_io.weight
     groups, outputs = layer.groups, real.shape[0]
-    moments = _moments(layer, reading)
+    moments = _moments(layer, layer_io)
     rows = real.reshape(groups, outputs // groups, -1).double()
     wanted, covariance = _wanted(rows, moments), moments.shrunk
     scale = layer.scale.expand(outputs, *layer.scale.shape[1:]) if layer.scale.dim() else layer.scale.expand(outputs)
@@ -104,9 +109,9 @@ def _round(layer: Layer, reading: Reading) -> None:
     candidates: list[tuple[float, float, torch.Tensor]] = []
     for start in range(0, len(SHRINKING), at_once):
         factors = SHRINKING[start : start + at_once]
-        # Rows are rounded on their own, so that those for several candidates are rounded in one pass.
+        # Rows are rounded independently, so the rows of several candidates are rounded in one pass.
         scales, rows = torch.cat([scale * factor for factor in factors], 1), wanted.repeat(1, len(factors), 1)
-        codes = rounded_with_feedback(rows, covariance, scales, layer.code_range)
+        codes = gptq_codes(rows, covariance, scales, layer.code_range)
         change = codes * scales - rows
         errors = ((change @ covariance) * change).reshape(groups, len(factors), -1).sum((0, 2)).tolist()
         by_candidate = codes.to(layer.codes.dtype).reshape(groups, len(factors), outputs // groups, -1).unbind(1)
@@ -118,9 +123,9 @@ def _round(layer: Layer, reading: Reading) -> None:
 
 
 def _wanted(rows: torch.Tensor, moments: _Moments) -> torch.Tensor:
-    """The weights that bring the outputs nearest to the float ones, given the inputs as they are now.
+    """Returns the weights whose outputs on the quantized inputs are nearest to the float outputs (ridge regression).
 
-    They are pulled towards `rows` the more, the more inputs there are for each position.
+    The regularization towards `rows` grows with the number of inputs per position.
     """
     size = rows.shape[-1]
     pull = (PULL + ALIKE * (1 / moments.trust - 1)) * _mean_of_diagonal(moments.own)
@@ -130,17 +135,17 @@ def _wanted(rows: torch.Tensor, moments: _Moments) -> torch.Tensor:
 
 
 def _mean_of_diagonal(matrices: torch.Tensor) -> torch.Tensor:
-    """[groups, 1, 1], above zero also where all is zero."""
+    """Returns the mean of each diagonal, [groups, 1, 1], at least 1e-12."""
     return matrices.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)[:, None, None]
 
 
-def rounded_with_feedback(
+def gptq_codes(
     weight: torch.Tensor, covariance: torch.Tensor, scale: torch.Tensor, code_range: tuple[int, int]
 ) -> torch.Tensor:
-    """The codes [groups, outputs, inputs] of `weight` of the same shape, in double.
+    """Returns the GPTQ codes of `weight` [groups, outputs, inputs], in the same shape and in double.
 
-    `covariance` is [groups, inputs, inputs], `scale` broadcasts to [groups, outputs, 1]. The most active inputs are
-    rounded first, as their errors weigh most and can then still be taken back.
+    `covariance` is [groups, inputs, inputs], `scale` broadcasts to [groups, outputs, 1]. The inputs with the largest
+    variance are rounded first: their errors have the most weight, and later inputs can still compensate them.
     """
     groups, outputs, size = weight.shape
     weight, covariance, scale = weight.double(), covariance.double(), scale.double()
@@ -164,16 +169,16 @@ def rounded_with_feedback(
     return torch.empty_like(codes).scatter_(2, order[:, None].expand_as(codes), codes)
 
 
-def _moments(layer: Layer, reading: Reading) -> _Moments:
-    """Of evenly spread positions; centred, as the bias takes care of the means."""
-    weight = reading.weight
+def _moments(layer: WeightedLayer, layer_io: LayerIO) -> _Moments:
+    """Estimates the moments from evenly spread positions. Subtracts the means, which the bias compensates."""
+    weight = layer_io.weight
     groups, size = layer.groups, weight[0].numel()
-    wanted = max(POSITIONS, POSITIONS_PER_INPUT * size) // len(reading.wanted) + 1
+    wanted = max(POSITIONS, POSITIONS_PER_INPUT * size) // len(layer_io.wanted) + 1
     own, cross = (torch.zeros(groups, size, size, dtype=torch.float64) for _ in range(2))
     mean, real_mean = (torch.zeros(groups, size, dtype=torch.float64) for _ in range(2))
-    # Covariances of values far from zero cancel; those around the first sample's mean do not. Each has its own: a value
-    # that never varies is not the same when quantized.
-    read = reading.quantized, reading.real
+    # Subtracting the first sample's mean avoids cancellation for values far from zero. Quantized and float inputs have
+    # separate means, because a constant differs from its quantized value.
+    read = layer_io.quantized, layer_io.real
     origins = [rows_of(layer, values[0], weight, wanted).mean(1, keepdim=True) for values in read]
     count = 0
     for sample in zip(*read, strict=True):
@@ -195,8 +200,11 @@ def _outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return first[:, :, None] * second[:, None]
 
 
-def rows_of(layer: Layer, values: torch.Tensor, weight: torch.Tensor, wanted: int) -> torch.Tensor:
-    """[groups, positions, inputs of an output]: what `layer` multiplies its weight with, at most `wanted` positions."""
+def rows_of(layer: WeightedLayer, values: torch.Tensor, weight: torch.Tensor, wanted: int) -> torch.Tensor:
+    """Returns the inputs that `layer` multiplies with its weight, at no more than `wanted` positions.
+
+    The shape is [groups, positions, inputs of an output].
+    """
     if layer.is_linear:
         rows = values.flatten(0, -2)
         return rows[positions(len(rows), wanted).sort().values][None]
@@ -209,14 +217,15 @@ def rows_of(layer: Layer, values: torch.Tensor, weight: torch.Tensor, wanted: in
     down, across = axes[0].taps(place // axes[1].outputs)[:, :, None], axes[1].taps(place % axes[1].outputs)[:, None]
     inside = axes[0].holds(down) & axes[1].holds(across)
     found = images[image[:, None, None], :, down.clamp(0, axes[0].size - 1), across.clamp(0, axes[1].size - 1)]
-    # [positions, channels, taps, taps] in memory, too: products of other orders take several times as long.
+    # Contiguous as [positions, channels, taps, taps], because matrix products of other orders take several times as
+    # long.
     patches = torch.where(inside[..., None], found, 0).movedim(3, 1).contiguous()
     return patches.reshape(len(chosen), layer.groups, -1).movedim(1, 0)
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """Height or width: `size` inputs with zeros `before` and `after` them, which a kernel walks over."""
+    """An axis (height or width) of a convolution: `size` inputs with `before` and `after` zeros of padding."""
 
     size: int
     kernel: int
@@ -230,19 +239,22 @@ class _Axis:
         return (self.size + self.before + self.after - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
     def taps(self, outputs: torch.Tensor) -> torch.Tensor:
-        """[outputs, kernel]: the inputs that each of `outputs` is made of; zeros are outside of the inputs."""
+        """Returns the input indices of each of `outputs`, [outputs, kernel].
+
+        Indices outside of 0..size-1 are padding.
+        """
         return outputs[:, None] * self.stride - self.before + torch.arange(self.kernel) * self.dilation
 
     def holds(self, inputs: torch.Tensor) -> torch.Tensor:
         return (inputs >= 0) & (inputs < self.size)
 
 
-def _axes(layer: Layer, sizes: Sequence[int], weight: torch.Tensor) -> tuple[_Axis, _Axis]:
-    """Of a convolution over images, or over rows, which are images one high."""
+def _axes(layer: WeightedLayer, sizes: Sequence[int], weight: torch.Tensor) -> tuple[_Axis, _Axis]:
+    """Returns height and width of a convolution of images, or of rows, which count as images of height 1."""
     args = arguments(layer.node)
     kernel = weight.shape[2:] if weight.dim() == 4 else (1, *weight.shape[2:])
     stride, dilation = (_of_both(args[name], weight, 1) for name in ("stride", "dilation"))
-    if args["padding"] == "same":  # with one more behind where the number is odd
+    if args["padding"] == "same":  # an odd number of zeros has one more at the end
         totals = [dilation[axis] * (kernel[axis] - 1) for axis in (0, 1)]
         padding = [(total // 2, total - total // 2) for total in totals]
     else:
@@ -253,5 +265,5 @@ def _axes(layer: Layer, sizes: Sequence[int], weight: torch.Tensor) -> tuple[_Ax
 
 
 def _of_both(numbers: Sequence[int], weight: torch.Tensor, of_height: int) -> tuple[int, int]:
-    """An argument of a convolution for height and width; over rows, `of_height` stands for the former."""
+    """Returns an argument of a convolution for height and width. For rows, the height has the value `of_height`."""
     return numbers[0] if weight.dim() == 4 else of_height, numbers[-1]

@@ -1,8 +1,9 @@
-"""Channels that no calibration input wakes.
+"""Zeroes channels that are inactive for all calibration inputs.
 
-`passes/remove_dead_channels` removes what it can prove to be zero for every input. Real checkpoints hold more: channels
-that fire on nothing their network is made for. Weight decay did not touch the weights that read them, and where those
-are large they take the resolution from all others. Nobody can tell from the outside whether such a channel is zero.
+`passes/remove_dead_channels` removes channels whose activation is provably zero for every input. Trained networks have
+further channels that are inactive for all inputs of their domain. Weights that read such a channel do not matter, but
+they may be large, because training did not change them. Large weights cost the other weights resolution, as all share
+one scale.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from openneutron.ops.layers import CONVOLUTION, LINEAR, layer_kind
 from openneutron.passes.remove_dead_channels import limits_of_clamp, remove_dead_channels
 from openneutron.recovery.channel_ranges import Ranges
 
-__all__ = ["silence_channels"]
+__all__ = ["zero_inactive_channels"]
 
 
-def silence_channels(module: GraphModule, ranges: Ranges) -> int:
-    """Zero, in place, the channels whose activation was zero on all that calibration saw, with the weights behind them.
+def zero_inactive_channels(module: GraphModule, ranges: Ranges) -> int:
+    """Zeroes, in place, channels that are inactive for all calibration inputs, and the weights that read them.
 
-    `ranges` comes from `channel_ranges`. The function stays as it is on what calibration saw. Returns the number of
-    channels. Linear in nodes and weights.
+    A channel is inactive if the activation after it returns zero. `ranges` comes from `channel_ranges`. The function
+    stays equal on the calibration data. Returns the number of channels. Linear in nodes and weights.
     """
     count = 0
     for node, (_, highest) in ranges.items():
-        silent = highest <= 0
-        if _is_cut_off_at_zero(node) and bool(silent.any()) and _zero(module, node, silent):
-            count += int(silent.sum())
+        inactive = highest <= 0
+        if _is_cut_off_at_zero(node) and bool(inactive.any()) and _zero(module, node, inactive):
+            count += int(inactive.sum())
     if count:
-        remove_dead_channels(module)  # the weights that read what is zero now
+        remove_dead_channels(module)  # zeroes the weights that read these channels
     return count
 
 
 def _is_cut_off_at_zero(node: Node) -> bool:
-    """Whether only an activation that is zero for all below zero reads `node`."""
+    """Whether the only reader of `node` is an activation that returns zero for all inputs below zero."""
     if layer_kind(node) not in (CONVOLUTION, LINEAR) or len(node.users) != 1:
         return False
     (reader,) = node.users
@@ -44,8 +45,11 @@ def _is_cut_off_at_zero(node: Node) -> bool:
     return limits is not None and limits[0] == 0
 
 
-def _zero(module: GraphModule, node: Node, silent: torch.Tensor) -> bool:
-    """Zero the weights and biases of these outputs; False where there is nothing to zero, or others read them too."""
+def _zero(module: GraphModule, node: Node, inactive: torch.Tensor) -> bool:
+    """Zeroes the weights and biases of the inactive output channels.
+
+    Returns False if they are zero already, or if another operator reads the weight or the bias.
+    """
     args = arguments(node)
     constants = {role: args[role] for role in ("weight", "bias") if args[role] is not None}
     values = {role: constant_of(module, constant) for role, constant in constants.items()}
@@ -53,7 +57,7 @@ def _zero(module: GraphModule, node: Node, silent: torch.Tensor) -> bool:
         return False
     zeroed = {role: value.clone() for role, value in values.items() if value is not None}
     for value in zeroed.values():
-        value[silent] = 0
+        value[inactive] = 0
     if all(torch.equal(value, zeroed[role]) for role, value in values.items() if value is not None):
         return False
     for role, value in zeroed.items():
