@@ -129,7 +129,7 @@ def test_the_advice_is_a_scale_for_each_channel_and_it_keeps_what_it_promises(fo
     assert advice.code == 'layers={"second": "per_channel"}'
     assert advice.removes is not None
     assert advice.removes > 0.85
-    assert advice.why.endswith("half of them reach at most code 1 of 127.")
+    assert advice.why.endswith("largest code of half of them is at most 1 of 127.")
     assert "'conv2d_1' (second)" in found.verdict
     treated = quantized(sabotaged(), **eval(f"dict({advice.code})"))
     after = analyze(None, treated, images(6, seed=2))
@@ -232,7 +232,7 @@ def test_sqnr_with_weights_alone_is_that_of_the_float_model_with_their_int8_valu
     analysis = analyze(None, healthy, data)
     assert analysis.weights_sqnr_db == pytest.approx(10 * math.log10(signal / noise), abs=0.01)
     assert analysis.output_sqnr_db < min(analysis.weights_sqnr_db, analysis.activations_sqnr_db)
-    assert f"{analysis.weights_sqnr_db:.1f} with weights alone" in analysis.verdict
+    assert f"{analysis.weights_sqnr_db:.1f} with only weights" in analysis.verdict
 
 
 def test_all_noise_is_that_of_activations_where_weights_have_codes_of_their_own() -> None:
@@ -537,7 +537,7 @@ def test_a_program_by_its_bytes_or_path_or_made_for_the_purpose(healthy: Quantiz
 def test_an_analysis_reports_the_program_that_differs(healthy: QuantizedModel) -> None:
     analysis = analyze(None, healthy, images(2), program=lower(altered(healthy, "conv2d_2")))
     assert analysis.comparison is not None
-    assert "The first layer beyond its tolerance is conv2d_2 (module 'third')" in str(analysis)
+    assert "The first layer that exceeds its tolerance is conv2d_2 (module 'third')" in str(analysis)
 
 
 def test_a_program_of_another_model_is_a_model_error(healthy: QuantizedModel) -> None:

@@ -143,7 +143,7 @@ def test_outputs_keep_their_form_in_other_processes() -> None:
         ({"jobs": 0}, OptionError, "jobs is"),
         ({"run": 3}, OptionError, "run must be a module"),
         ({"data": []}, InputError, "data are empty"),
-        ({"data": [torch.zeros(1)]}, InputError, "Sample 0 is no pair"),
+        ({"data": [torch.zeros(1)]}, InputError, "Sample 0 is a Tensor instead of a pair"),
     ],
 )
 def test_nonsense(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

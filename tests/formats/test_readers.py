@@ -107,7 +107,7 @@ class TestPte:
         assert pte.replace_payloads(PROGRAM, {}) == PROGRAM
 
     def test_unknown_segments_are_refused(self) -> None:
-        with pytest.raises(FormatError, match="it has 3 segments and no segment 7"):
+        with pytest.raises(FormatError, match="has 3 segments, but no segment 7"):
             pte.replace_payloads(PROGRAM, {7: b""})
 
 

@@ -331,7 +331,7 @@ def test_another_constant_is_refused() -> None:
     quantized = quantize(model, data[0], data, progress=False)
     program = lower(quantized)
     for run in (program.run, load(program.buffer).run):
-        with pytest.raises(InputError, match=r"input 3 is 'gelu', expected 'relu': the program was made for"):
+        with pytest.raises(InputError, match=r"input 3 is 'gelu', expected 'relu': the program was exported with"):
             run(*data[0][:3], "gelu")
     with pytest.raises(InputError, match=r"the model takes .*'relu'"):
         analyze(None, quantized, [(*data[0][:3], "gelu")])

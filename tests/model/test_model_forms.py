@@ -326,7 +326,7 @@ def test_what_is_printed_is_a_summary() -> None:
     assert "on the CPU\n    linear (aten." in text
     assert "Quantized model for imxrt700: " in str(quantized)
     assert "operators in int8" in str(quantized)
-    assert "recovered by Recipe(" in str(quantized)
+    assert "recovery: Recipe(" in str(quantized)
     estimate = str(program.estimate())
     assert "estimate for imxrt700" in estimate
     assert "Layer(" not in estimate

@@ -200,7 +200,7 @@ def test_of_equals_the_first_stays() -> None:
 def test_without_time_the_first_is_the_only_one(caplog: pytest.LogCaptureFixture) -> None:
     best, trials = descend(Recipe(), CHOICES, scored(lambda _: 7.0, seconds=1e9), deadline=0.0)
     assert (best, len(trials)) == (Recipe(), 1)
-    assert "No time is left to try correction='biases'" in caplog.text
+    assert "The time limit is reached. Recipes with correction='biases'" in caplog.text
 
 
 def test_a_gain_is_more_than_chance() -> None:
@@ -268,7 +268,7 @@ def test_the_best_recipe_is_followed_and_said(options: dict[str, Any], tried: in
 
 def test_too_few_samples_to_judge_by_are_refused() -> None:
     samples = images(FEWEST_SAMPLES - 1)
-    with pytest.raises(CalibrationError, match=r'needs 40 or more; there are 39.*or use recover="auto"'):
+    with pytest.raises(CalibrationError, match=r'needs at least 40 inputs; there are 39.*or use recover="auto"'):
         quantize(network().eval(), samples[0], samples, recover="best")
 
 

@@ -92,7 +92,9 @@ def test_payloads_are_those_of_executorch(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_what_stays_outside_of_the_neutron_graph_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEUTRON_DOUBLE", "outside")
-    with pytest.raises(ConverterError, match=r"did not take all of the model.*left SOFTMAX.*operators_not_to_delegate"):
+    with pytest.raises(
+        ConverterError, match=r"did not convert all of the model.*left SOFTMAX.*operators_not_to_delegate"
+    ):
         device_payload(PayloadHeader((0,), (0,), (0,), (0,), 1), converted(1, 1))
 
 
