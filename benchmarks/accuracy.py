@@ -1,11 +1,11 @@
-"""What per-tensor int8 costs in accuracy: `python -m benchmarks.accuracy [ROW ...]`.
+"""Measures the accuracy of int8 programs: `python -m benchmarks.accuracy [ROW ...]`.
 
-Each row quantizes a network in one way, lowers it, runs the `.pte` on this machine and sets its top-1 class beside that
-of the float network, which runs on the same samples, one at a time. "+-" is the standard error of the difference, from
-the samples that are right in one of the two alone.
+Each row quantizes a network with one set of options, lowers it, runs the `.pte` on this machine, and compares its top-1
+class with that of the float network on the same samples, one at a time. "+-" is the standard error of the difference,
+from the samples that are right in only one of the two.
 
-The networks are those of `benchmarks.networks`, which has the data for calibration, and of `benchmarks.rescaled`.
-Some rows show as well what other ways make of the same network.
+The networks are those of `benchmarks.networks`, which also has the calibration data, and of `benchmarks.rescaled`. Some
+rows also show the results of other options for the same network.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ AUTO = {"recover": "auto"}
 
 @dataclass(frozen=True)
 class Way:
-    """How to quantize: by `quantize`, or by the documented flow, where `options` go to `NeutronQuantizer`."""
+    """A flow and its options: those of `quantize`, or of `NeutronQuantizer` in the documented flow."""
 
     call: Literal["quantize", "documented"] = "quantize"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def exists(self) -> bool:
-        """Whether this version of OpenNeutron has the options."""
+        """Whether this version of OpenNeutron supports the options."""
         known = set(inspect.signature(NeutronQuantizer).parameters)
         return set(self.options) <= known | (set(inspect.signature(quantize).parameters) if self.short else set())
 
     @property
     def short(self) -> bool:
-        """Whether it is the one call."""
+        """Whether the flow is `quantize`, as opposed to the documented flow."""
         return self.call == "quantize"
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ HISTOGRAM = Way("documented", {"observer": HistogramObserver})
 
 @dataclass(frozen=True)
 class Row:
-    """A network, quantized in one way, and what that is held to; `naive` ways are measured for comparison."""
+    """A network, the way to quantize it, and its target. The `naive` ways are measured for comparison."""
 
     name: str
     network: Callable[[], Network]
@@ -85,10 +85,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured for a row.
+    """The measurements of a row.
 
-    `naive` has the top-1 and the SQNR of other ways, by what they are; None where the host has no kernel for the scales
-    they found.
+    `naive` has top-1 and SQNR of other ways by name; None if the host has no kernel for their scales.
     """
 
     row: str
@@ -105,7 +104,7 @@ class Result:
         return self.target.holds(self.comparison, self.seconds)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, for a file."""
+        """All measurements as data for a JSON file."""
         found = {"difference": self.comparison.difference, "error": self.comparison.error, "holds": self.holds}
         return {**asdict(self), **found}
 
@@ -150,7 +149,7 @@ ROWS: dict[str, Row] = {
 
 
 def quantized(network: Network, way: Way) -> tuple[QuantizedModel | GraphModule, float]:
-    """Quantize `network` with its calibration data; how many seconds that took."""
+    """Quantize `network` with its calibration data. Returns the quantized model and the seconds."""
     torch.manual_seed(SEED)
     model, examples = network.build(), network.example_inputs()
     start = time.perf_counter()
@@ -163,7 +162,7 @@ def quantized(network: Network, way: Way) -> tuple[QuantizedModel | GraphModule,
 
 @torch.no_grad()
 def documented_flow(model: torch.nn.Module, network: Network, **options: Any) -> GraphModule:
-    """Quantize as ExecuTorch documents it, with no other call."""
+    """Quantize with the calls of ExecuTorch's documentation only."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     exported = torch.export.export(model, network.example_inputs()).module()
@@ -181,7 +180,7 @@ def outputs_of(run: Callable[..., Any], inputs: Iterable[tuple[Tensor, ...]]) ->
 
 
 class Bench:
-    """Measures rows; rows of the same network share what float makes of its samples."""
+    """Measures rows. Rows of the same network share the outputs of the float network."""
 
     def __init__(
         self, limit: int = sys.maxsize, calibrates: int = sys.maxsize, progress: Progress | None = None
@@ -192,7 +191,7 @@ class Bench:
         self._float: dict[str, tuple[Tensor, Tensor]] = {}
 
     def measure(self, row: Row) -> Result:
-        """Take a row the whole way."""
+        """Quantize, lower and evaluate a row."""
         network = row.network().with_calibration_of(self._calibrates)
         of_float, right = self._of_float(network)
         of_int8, seconds = self._of_int8(network, row.way, row.name)
@@ -267,7 +266,7 @@ def _of_naive(found: tuple[float, float] | None) -> str:
 
 
 def machine() -> dict[str, int | str]:
-    """What the seconds depend on."""
+    """The properties of this machine that the seconds depend on."""
     return {"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 

@@ -1,6 +1,6 @@
-"""Where int8 hurts a network: `python -m benchmarks.analyze NETWORK [--recover auto] [--json FILE] [--html FILE]`.
+"""Analyzes a quantized network: `python -m benchmarks.analyze NETWORK [--recover auto] [--json FILE] [--html FILE]`.
 
-Quantizes a network of `benchmarks.networks`, lowers it, and prints `openneutron.accuracy.analyze` of the two.
+Quantizes a network of `benchmarks.networks`, lowers it, and prints the result of `openneutron.accuracy.analyze`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .networks import NETWORKS, Network
 def analysis_of(
     network: Network, samples: int, layers: dict[str, str], recover: str | None, console: Console
 ) -> Analysis:
-    """Quantize by the options, and analyze on `samples` of the data to evaluate on, the `.pte` included."""
+    """Quantize with the options, and analyze module and `.pte` on `samples` of the evaluation data."""
     inputs, calibration = network.example_inputs(), network.calibration()
     quantized = quantize(network.build(), inputs, calibration, layers=layers, recover=recover)
     program = lower(quantized)

@@ -1,10 +1,13 @@
-"""What calibration costs: `python -m benchmarks.calibration [NETWORK ...]`.
+"""Measures the time of calibration: `python -m benchmarks.calibration [NETWORK ...]`.
 
-Prints the milliseconds of one forward pass at batch 1, of the float model and of prepared models with several
-observers, and the seconds of `convert_pt2e` after them; medians, and ratios to the float model. Then the milliseconds a
-sample of the bare graph in batches and in channels-last, and those of `calibrate`, which `quantize` calls and which
-chooses for itself.
-Set OMP_NUM_THREADS for another number of cores.
+Prints medians, and ratios to the float model, of:
+
+1. the milliseconds of one forward pass at batch 1, for the float model and for prepared models with several observers,
+   and the seconds of `convert_pt2e`;
+2. the milliseconds per sample of the bare graph, in batches and in channels-last;
+3. the milliseconds per sample of `calibrate`, which `quantize` calls and which selects the batches itself.
+
+OMP_NUM_THREADS sets the number of cores.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from openneutron.calibration import CalibrationOptions, calibrate
 from openneutron.calibration.bare_graph import Batches, bare, batched_graph
 from openneutron.quantizer import NeutronQuantizer
 
-# Of a whole calibration that is timed.
+# Number of samples of a timed calibration.
 SAMPLES = 200
 
 OBSERVERS: dict[str, Any] = {
@@ -41,14 +44,14 @@ OBSERVERS: dict[str, Any] = {
 
 
 def prepared(model: nn.Module, inputs: tuple[Tensor, ...], observer: Any) -> GraphModule:
-    """The model with observers."""
+    """Prepare `model` with an observer."""
     exported = torch.export.export(model, inputs).module()
     module: GraphModule = prepare_pt2e(exported, NeutronQuantizer(observer=observer))
     return module
 
 
 def milliseconds(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The median of each of `runs`, taken in turn so that a disturbance meets all of them."""
+    """Return the median time of each of `runs`. Runs alternate, so that a disturbance affects all of them."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     with torch.no_grad():
         for index in range(rounds + 3):
@@ -61,13 +64,13 @@ def milliseconds(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
 
 
 def turns(module: nn.Module, samples: Sequence[tuple[Tensor, ...]]) -> Callable[[], Any]:
-    """A call of `module` on the next of `samples`, over and over."""
+    """Return a function that runs `module` on the next of `samples`, in a cycle."""
     source = itertools.cycle(samples)
     return lambda: module(*next(source))
 
 
 def whole(model: nn.Module, samples: Sequence[tuple[Tensor, ...]], rounds: int) -> tuple[float, float]:
-    """The median milliseconds a sample of the float model, run one by one, and of `calibrate`."""
+    """Return the median milliseconds per sample of the float model at batch 1, and of `calibrate`."""
     module = prepared(model, samples[0], None)
 
     def run_float() -> None:

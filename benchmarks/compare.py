@@ -1,8 +1,9 @@
-"""OpenNeutron beside ExecuTorch's own backend, row by row against the targets: `python -m benchmarks.compare`.
+"""Compares OpenNeutron with ExecuTorch's own backend and with targets: `python -m benchmarks.compare`.
 
-The other backend runs through upstream_flow.py, its SDK stubbed, found in the folder that OPENNEUTRON_BENCH names
-(../shared/bench beside the repository unless given); without it that column stays empty. Each measurement has a process
-of its own, ours and theirs in turn; medians are printed. Models have random weights: nothing here is about accuracy.
+The other backend runs through upstream_flow.py with a stub of its SDK. OPENNEUTRON_BENCH names the folder of that file
+(by default, ../shared/bench relative to the repository); without the file, that column stays empty. Each measurement
+runs in a separate process, and the processes of both backends alternate. The table has medians. Models have random
+weights, so accuracy is not measured.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .subjects import Figures, bench_folder
+from .workloads import Figures, bench_folder
 
 WIDTH_OF_A_FILE = 160  # columns, where the output is no terminal
 GOOGLE_TFLITE = Path("weights", "tf2_mobilenet_v2_1.0_224_ptq.tflite")
 
 CHAIN_LENGTHS = (25, 50, 100, 200)
-THEIR_CHAIN_SECONDS = 300  # for one length; what takes longer is left out
+THEIR_CHAIN_SECONDS = 300  # for one length; longer runs are left out
 
 MOST_OPERATORS, MOST_OPERATORS_CHANNELS_LAST = 71, 70
 MOST_BYTES = 3.75e6
@@ -44,7 +45,7 @@ MOST_IMPORT_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `met` is None where it was not measured."""
+    """One line of the table; `met` is None if it was not measured."""
 
     what: str
     ours: str
@@ -55,7 +56,7 @@ class Row:
 
 
 class Bench:
-    """Runs subjects in processes of their own; files go to `folder`."""
+    """Runs workloads in separate processes. Files go to `folder`."""
 
     def __init__(self, folder: Path, progress: Progress) -> None:
         self.folder = folder
@@ -64,19 +65,19 @@ class Bench:
         self.weights = str(folder / "weights.pt")
 
     def path(self, name: str) -> str:
-        """Return the path of a file that subjects share."""
+        """Return the path of a file that workloads share."""
         return str(self.folder / name)
 
-    def lowered(self, subject: str, how: str, file: str) -> Figures | None:
-        """Return the figures of a subject that takes MobileNetV2 to `file`."""
-        return self.measure(subject, self.weights, how, self.path(file))
+    def lowered(self, workload: str, how: str, file: str) -> Figures | None:
+        """Return the figures of a workload that converts MobileNetV2 to `file`."""
+        return self.measure(workload, self.weights, how, self.path(file))
 
-    def measure(self, subject: str, *arguments: str, seconds: float | None = None) -> Figures | None:
-        """Return the figures of a subject, None if it takes more than `seconds`. Raises RuntimeError where it fails."""
+    def measure(self, workload: str, *arguments: str, seconds: float | None = None) -> Figures | None:
+        """Return the figures of a workload; None if it takes more than `seconds`. Raises RuntimeError if it fails."""
         shown = " ".join(argument for argument in arguments if "/" not in argument)
-        task = self._progress.add_task(f"{subject} {shown}", total=1)
+        task = self._progress.add_task(f"{workload} {shown}", total=1)
         out = self.folder / "figures.json"
-        command = [sys.executable, "-m", "benchmarks.subjects", subject, str(out), *arguments]
+        command = [sys.executable, "-m", "benchmarks.workloads", workload, str(out), *arguments]
         environment = {**os.environ, "OPENNEUTRON_BENCH": str(bench_folder() or "")}
         try:
             subprocess.run(
@@ -86,17 +87,17 @@ class Bench:
         except subprocess.TimeoutExpired:
             return None
         except subprocess.CalledProcessError as error:
-            raise RuntimeError(f"{subject} {shown} failed:\n{error.stderr[-4000:]}") from error
+            raise RuntimeError(f"{workload} {shown} failed:\n{error.stderr[-4000:]}") from error
         finally:
             self._progress.update(task, completed=1)
         figures: Figures = json.loads(out.read_text())
-        self.figures.setdefault(f"{subject} {shown}".strip(), []).append(figures)
+        self.figures.setdefault(f"{workload} {shown}".strip(), []).append(figures)
         return figures
 
 
 def _need(figures: Figures | None) -> Figures:
     if figures is None:
-        raise RuntimeError("a subject without a time limit ran into one")
+        raise RuntimeError("a workload without a time limit ran into one")
     return figures
 
 
@@ -120,7 +121,7 @@ def _by_kind(model: Figures) -> str:
 
 
 def flow_rows(bench: Bench, rounds: int, *, upstream: bool) -> list[Row]:
-    """Return what came of MobileNetV2, and how long it took."""
+    """Return the rows about MobileNetV2: placement, operators, bytes and seconds."""
     ours, brief, other = [], [], []
     for _ in range(rounds):
         ours.append(_need(bench.lowered("documented", "contiguous_format", "documented.pte")))
@@ -187,7 +188,7 @@ def _seconds_row(what: str, runs: Sequence[Figures], other: Sequence[Figures], m
 
 
 def chain_row(bench: Bench, rounds: int, their_lengths: Sequence[int]) -> Row:
-    """Return how the seconds of each backend's own code grow with the length of a chain of blocks."""
+    """Return the row about the growth of each backend's own time with the length of a chain of blocks."""
     ours: dict[int, float] = {}
     theirs: dict[int, float] = {}
     for blocks in CHAIN_LENGTHS:
@@ -219,9 +220,10 @@ def _growth(seconds: dict[int, float]) -> str:
 
 
 def inference_rows(bench: Bench, rounds: int, count: int, *, upstream: bool) -> list[Row]:
-    """Return how long one inference takes: the `.pte`, LiteRT, PyTorch, and the TFLite of others.
+    """Return the rows about the time of one inference: of the `.pte`, LiteRT, PyTorch, and the TFLite of others.
 
-    Each round is a process of its own, for where its memory lies is luck; each ratio is the median over the rounds.
+    Each round runs in a separate process, because times depend on the layout of memory. Each ratio is the median over
+    the rounds.
     """
     google = Path(os.environ.get("OPENNEUTRON_DATA", "")) / GOOGLE_TFLITE
     files = [bench.path("short.pte.tflite"), bench.path("channels_last.pte.tflite"), str(google)]
@@ -263,7 +265,7 @@ def _median(values: Iterable[float]) -> float:
 
 
 def import_rows(bench: Bench, rounds: int) -> list[Row]:
-    """Return what importing costs."""
+    """Return the rows about imports."""
     runs = [_need(bench.measure("import_seconds")) for _ in range(max(5, rounds))]
     seconds = statistics.median(run["seconds"] for run in runs)
     run = _need(bench.measure("imported_to_run", bench.path("short.pte")))
@@ -309,7 +311,9 @@ def main() -> int:
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
     if not upstream:
-        console.print("[yellow]upstream_flow.py is not there: set OPENNEUTRON_BENCH to its folder. Theirs is left out.")
+        console.print(
+            "[yellow]upstream_flow.py was not found: set OPENNEUTRON_BENCH to its folder. Its column is left out."
+        )
     columns = (SpinnerColumn(), TextColumn("{task.description:<44}"), TimeElapsedColumn())
     with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=console) as progress:
         bench = Bench(Path(folder), progress)

@@ -1,7 +1,7 @@
-"""The cost model beside what was measured on boards: `python -m benchmarks.cycles`.
+"""Compares the cost model with measurements on boards: `python -m benchmarks.cycles`.
 
-Networks have random weights: cycles do not depend on them. Where a source does not say all of the network, what is
-assumed stands in the table.
+Networks have random weights, because cycles do not depend on weights. If a source does not describe the whole network,
+the table gives the assumptions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["MEASURED", "Comparison", "Measured", "compare"]
 
 
 class FOMO(nn.Sequential):
-    """MobileNetV2 0.35 on [N, 3, 64, 64], cut behind the widening of its seventh block, with a head of two 1x1."""
+    """MobileNetV2 0.35 on [N, 3, 64, 64] up to the expansion of its seventh block, with a head of two 1x1 layers."""
 
     def __init__(self, classes: int = 3) -> None:
         blocks = [(8, 8, 2), (8, 8, 1), (8, 16, 2), (16, 16, 1), (16, 16, 1)]  # inputs, outputs, stride
@@ -67,7 +67,7 @@ class MobileNetV1(nn.Sequential):
 
 @dataclass(frozen=True)
 class Measured:
-    """A network on a target, and the cycles that somebody states for it."""
+    """A network on a target, and the cycles that a source states for it."""
 
     target: str
     network: str
@@ -75,9 +75,12 @@ class Measured:
     shape: tuple[int, ...]
     cycles: float
     counts_starts: bool
-    """Whether the stated cycles are the board's, or the converter's, which leaves the start of operators out."""
+    """Whether the cycles were measured on the board.
+
+    Otherwise the converter estimated them, without operator starts.
+    """
     assumed: str = ""
-    """What the source does not say."""
+    """Assumptions about facts that the source does not state."""
 
 
 MEASURED = (
@@ -104,12 +107,12 @@ class Comparison:
 
     @property
     def error(self) -> float:
-        """How far the estimate is above what was measured, as a share of that."""
+        """The relative error of the estimate: positive if it is above the measurement."""
         return self.estimate / self.point.cycles - 1
 
 
 def compare(points: Sequence[Measured] = MEASURED) -> list[Comparison]:
-    """The estimates for `points`, each network quantized and lowered once a target."""
+    """Return the estimates for `points`. Quantizes and lowers each network once per target."""
     ops: dict[tuple[str, Callable[[], nn.Module]], list[Op]] = {}
     compared = []
     for point in points:

@@ -1,7 +1,7 @@
-"""How true the int8 program is to its network: `python -m benchmarks.fidelity [NETWORK ...]`.
+"""Compares float network, quantized module and `.pte`: `python -m benchmarks.fidelity [NETWORK ...]`.
 
-Takes each network of `benchmarks.networks` the whole way, quantize, lower, run the `.pte` on this machine, and prints
-one row for it: the accuracy at each step, how far the `.pte` follows the quantized module, what was left to the CPU.
+Quantizes and lowers each network of `benchmarks.networks`, runs the `.pte` on this machine, and prints a row with the
+accuracy at each step, the agreement of `.pte` and quantized module, and the operators on the CPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.fx import GraphModule
 from openneutron import load, lower, quantize
 from openneutron.recovery import RECIPES
 
-from .exact import exact
+from .float64_reference import run_in_float64
 from .networks import NETWORKS, Network, Sample
 
 WIDTH_OF_A_FILE = 160  # columns, where the output is no terminal
@@ -36,12 +36,14 @@ WIDTH_OF_A_FILE = 160  # columns, where the output is no terminal
 
 @dataclass(frozen=True)
 class Scores:
-    """The float network, the quantized module and the `.pte` on the same samples, None where it has no meaning.
+    """The float network, the quantized module and the `.pte` on the same samples. None stands for a missing value.
 
-    `top1_*` are the percentages of samples whose top-1 class is the label; `sqnr_*` the median decibels between the
-    float output and its distance to the quantized one. `agreement` is the percentage of samples for which module and
-    `.pte` have the same top-1 class, `equal` of those for which every element of the output is the same.
-    `agreement_exact` and `equal_exact` are those of the `.pte` and the module computed in double (`benchmarks.exact`).
+    - `top1_*`: percentage of samples whose top-1 class is the label.
+    - `sqnr_*`: median SQNR in dB of the outputs to the float outputs.
+    - `agreement`: percentage of samples for which module and `.pte` have the same top-1 class.
+    - `equal`: percentage of samples for which all outputs of module and `.pte` are equal.
+    - `agreement_float64`, `equal_float64`: the same for the `.pte` and the module run in double
+      (`benchmarks.float64_reference`).
     """
 
     samples: int
@@ -52,13 +54,13 @@ class Scores:
     sqnr_pte: float
     agreement: float | None
     equal: float
-    agreement_exact: float | None
-    equal_exact: float
+    agreement_float64: float | None
+    equal_float64: float
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """All that was measured for one network; `on_cpu` counts the operators there by "operator: reason"."""
+    """All measurements of one network. `on_cpu` counts the operators on the CPU by "operator: reason"."""
 
     network: str
     scores: Scores
@@ -71,7 +73,7 @@ class Fidelity:
 
 
 def top1(outputs: Tensor, labels: list[int | None]) -> float | None:
-    """Return the percentage of `outputs` [N, classes] whose largest element is at the label, None without labels."""
+    """Return the percentage of `outputs` [N, classes] whose largest element is at the label; None without labels."""
     known = [(row, label) for row, label in enumerate(labels) if label is not None]
     if not known:
         return None
@@ -94,14 +96,14 @@ def sqnr(reference: Tensor, outputs: Tensor) -> float:
 @torch.no_grad()
 def score(network: Network, samples: Iterable[Sample], module: GraphModule, pte: Callable[..., Any]) -> Scores:
     """Run the float network, `module` and `pte` on `samples` and compare their outputs, one tensor each."""
-    runs: tuple[Callable[..., Any], ...] = (network.build(), module, pte, partial(exact, module))
+    runs: tuple[Callable[..., Any], ...] = (network.build(), module, pte, partial(run_in_float64, module))
     labels: list[int | None] = []
     outputs: tuple[list[Tensor], ...] = ([], [], [], [])
     for inputs, label in samples:
         labels.append(label)
         for run, kept in zip(runs, outputs, strict=True):
             kept.append(run(*inputs))
-    of_float, of_module, of_pte, of_exact = (torch.cat(kept) for kept in outputs)
+    of_float, of_module, of_pte, of_float64 = (torch.cat(kept) for kept in outputs)
     has_classes = network.metric == "top-1"
     return Scores(
         samples=len(labels),
@@ -112,13 +114,13 @@ def score(network: Network, samples: Iterable[Sample], module: GraphModule, pte:
         sqnr_pte=sqnr(of_float, of_pte),
         agreement=percentage(of_module.argmax(1) == of_pte.argmax(1)) if has_classes else None,
         equal=percentage((of_module == of_pte).flatten(1).all(1)),
-        agreement_exact=percentage(of_exact.argmax(1) == of_pte.argmax(1)) if has_classes else None,
-        equal_exact=percentage(torch.isclose(of_exact, of_pte, rtol=1e-5, atol=1e-6).flatten(1).all(1)),
+        agreement_float64=percentage(of_float64.argmax(1) == of_pte.argmax(1)) if has_classes else None,
+        equal_float64=percentage(torch.isclose(of_float64, of_pte, rtol=1e-5, atol=1e-6).flatten(1).all(1)),
     )
 
 
 def measure(network: Network, limit: int, progress: Progress, options: dict[str, Any]) -> Fidelity:
-    """Take `network` the whole way and score it on at most `limit` samples; `options` go to `quantize`."""
+    """Quantize, lower and score `network` on at most `limit` samples. `options` go to `quantize`."""
     task = progress.add_task(f"{network.name}: quantize", total=None)
     start = time.perf_counter()
     quantized = quantize(network.build(), network.example_inputs(), network.calibration(), **options)
@@ -151,7 +153,7 @@ def measure(network: Network, limit: int, progress: Progress, options: dict[str,
 
 def table_of(results: Iterable[Fidelity]) -> Table:
     """Return one row for each of `results`."""
-    table = Table(title="Fidelity: top-1 in %, or SQNR to float where there are no labels", title_justify="left")
+    table = Table(title="Fidelity: top-1 in %, or SQNR to float for networks without labels", title_justify="left")
     compared = ("same top-1 %", "equal %", "in double: same top-1 %", "equal %")
     for heading in ("network", "samples", "float", "module", ".pte", *compared, "delegates"):
         table.add_column(heading, justify="left" if heading == "network" else "right")
@@ -168,8 +170,8 @@ def table_of(results: Iterable[Fidelity]) -> Table:
             f"{scores.sqnr_pte:.1f} dB" if scores.top1_pte is None else f"{scores.top1_pte:.2f}",
             "-" if scores.agreement is None else f"{scores.agreement:.2f}",
             f"{scores.equal:.1f}",
-            "-" if scores.agreement_exact is None else f"{scores.agreement_exact:.2f}",
-            f"{scores.equal_exact:.1f}",
+            "-" if scores.agreement_float64 is None else f"{scores.agreement_float64:.2f}",
+            f"{scores.equal_float64:.1f}",
             str(result.delegates),
             "\n".join(f"{count} x {kind}" for kind, count in result.on_cpu.items()) or "none",
             f"{result.pte_bytes:,}",

@@ -1,6 +1,6 @@
-"""The networks of `benchmarks.networks` as their users would write them: names of parameters are those of the weights.
+"""The networks of `benchmarks.networks`. Parameters have the names of the weight files.
 
-TensorFlow pads a stride of 2 on the bottom and right only: such layers have a padding layer of their own in front.
+TensorFlow pads a stride of 2 only at the bottom and right, so such layers have a separate padding layer before them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ def _conv_bn_relu6(inputs: int, outputs: int, kernel: int, stride: int = 1, grou
 
 
 class InvertedResidual(nn.Module):
-    """Widen 1x1, depthwise 3x3, narrow 1x1; the input is added where the shape stays. Keys of torchvision's."""
+    """Expand 1x1, depthwise 3x3, project 1x1; adds the input if the shape is equal.
+
+    Has torchvision's parameter names.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -80,7 +83,7 @@ class BasicBlock(nn.Module):
         self.new_channels = outputs - inputs
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Return x[:, :, ::2, ::2] with the new channels half before, half after it; as a pool, which the NPU has."""
+        """Return x[:, :, ::2, ::2], computed by a pool, with half of the new channels before and half after it."""
         if self.stride == 1:
             return x
         half = self.new_channels // 2
@@ -162,7 +165,7 @@ class SeparableBlock1d(nn.Module):
 
 
 class WakeWord(nn.Module):
-    """Log-mel spectra [N, 40 bands, 30 frames] to logits [N, 3]; the four kernels use up the 30 frames exactly."""
+    """Log-mel spectra [N, 40 bands, 30 frames] to logits [N, 3]; the four kernels reduce the 30 frames to one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,7 +193,7 @@ def _conv3x3_same(inputs: int, outputs: int, stride: int, groups: int = 1) -> li
 
 
 class ResNet8Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which has a 1x1 convolution where the stride is 2; batch norm is folded."""
+    """Two 3x3 convolutions and a shortcut, with a 1x1 convolution if the stride is 2; batch norm is folded."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -222,7 +225,7 @@ class ResNet8(nn.Module):
 
 
 class MobileNetV1(nn.Module):
-    """Width 0.25: images [N, 3, 96, 96] of 0..1 to the probabilities [N, 2] of no person, person; BN is folded."""
+    """Width 0.25: images [N, 3, 96, 96] of 0..1 to the probabilities [N, 2] of no person and person; BN is folded."""
 
     # outputs and stride of each depthwise-separable pair
     PAIRS = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), *((128, 1),) * 5, (256, 2), (256, 1))

@@ -1,7 +1,7 @@
-"""The real networks that OpenNeutron is measured on: `python -m benchmarks.networks` checks them against their sources.
+"""Networks with real weights and data. `python -m benchmarks.networks` checks them against their sources.
 
-Weights and images are in the folder that OPENNEUTRON_DATA names; its README.md tells where they are from. Every network
-takes and returns float32 with batch 1. No calibration ever sees a label.
+OPENNEUTRON_DATA names the folder of weights and images; its README.md gives their sources. Every network takes and
+returns float32 with batch 1. Calibration uses no labels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .models import DSCNN, Autoencoder, MobileNetV1, MobileNetV2, ResNet8, ResNet20, WakeWord
-from .people import CLASSES_WITH_PEOPLE
+from .vww_labels import CLASSES_WITH_PEOPLE
 
 __all__ = ["NETWORKS", "Inputs", "Network", "Sample", "Samples", "data_folder"]
 
@@ -35,7 +35,7 @@ LITERT_SAMPLES = 10  # to compare with LiteRT
 
 @dataclass(frozen=True)
 class Samples(Generic[T]):
-    """Sized and re-iterable: `make(i)` for each i of `indices`, made when it is asked for and not kept."""
+    """A re-iterable of known length: `make(i)` for each i of `indices`. Items are made on access and not stored."""
 
     indices: Sequence[int]
     make: Callable[[int], T]
@@ -47,7 +47,7 @@ class Samples(Generic[T]):
         return map(self.make, self.indices)
 
     def spread(self, limit: int) -> Samples[T]:
-        """Return at most `limit` of the samples, evenly spaced: stored data are often sorted by class."""
+        """Return at most `limit` of the samples, evenly spaced, because stored data are often sorted by class."""
         limit = min(limit, len(self))
         return replace(self, indices=[self.indices[i * len(self) // limit] for i in range(limit)])
 
@@ -56,9 +56,9 @@ class Samples(Generic[T]):
 class Network:
     """A network with its data: `sample(i)` for each i of `calibrates` and `evaluates`.
 
-    `metric` is "top-1", or "sqnr" where there are no classes: then only the distance to the float output counts.
-    `float_accuracy` is the top-1 percentage that the data's README states for the float network, None where none is.
-    `twin` is the float TFLite file of the same network, NHWC, where there is one.
+    `metric` is "top-1", or "sqnr" (SQNR to the float output) for a network without classes. `float_accuracy` is the
+    top-1 percentage that the data's README states for the float network; None if it states none. `float_tflite` is the
+    float TFLite file of the same network, NHWC; None if there is none.
     """
 
     name: str
@@ -68,22 +68,22 @@ class Network:
     evaluates: Sequence[int]
     metric: Literal["top-1", "sqnr"] = "top-1"
     float_accuracy: float | None = None
-    twin: str | None = None
+    float_tflite: str | None = None
 
     def example_inputs(self) -> Inputs:
         """Return inputs of the shapes that the network takes."""
         return self.sample(self.calibrates[0])[0]
 
     def calibration(self) -> Samples[Inputs]:
-        """Return the inputs to calibrate with."""
+        """Return the calibration inputs."""
         return Samples(self.calibrates, lambda index: self.sample(index)[0])
 
     def with_calibration_of(self, limit: int) -> Network:
-        """Return the same network with at most `limit` of its inputs to calibrate with, evenly spaced."""
+        """Return the same network with at most `limit` calibration inputs, evenly spaced."""
         return replace(self, calibrates=self.calibration().spread(limit).indices)
 
     def evaluation(self) -> Samples[Sample]:
-        """Return the inputs to evaluate on, each with its class, or None where that is unknown."""
+        """Return the evaluation inputs, each with its class; None for an unknown class."""
         return Samples(self.evaluates, self.sample)
 
 
@@ -91,7 +91,7 @@ class Network:
 
 
 def data_folder() -> Path:
-    """Return the folder of weights and images, or say how to name it."""
+    """Return the folder of weights and images. Exits with a message if OPENNEUTRON_DATA is not set."""
     folder = os.environ.get("OPENNEUTRON_DATA")
     if not folder:
         raise FileNotFoundError("set OPENNEUTRON_DATA to the folder of weights and images")
@@ -106,7 +106,7 @@ def _arrays(file: str) -> dict[str, np.ndarray[Any, Any]]:
 
 @cache
 def _photos() -> list[tuple[Path, int]]:
-    """Return (file, class) of 1000 ImageNet photos: 800 to evaluate on, then 200 to calibrate with."""
+    """Return (file, class) of 1000 ImageNet photos: 800 for evaluation, followed by 200 for calibration."""
     folder = data_folder()
     listings = ("imagenet_sample_eval.txt", "imagenet_sample_calib.txt")
     lines = [line for listing in listings for line in (folder / listing).read_text().splitlines()]
@@ -130,7 +130,7 @@ def _cifar(index: int) -> tuple[Tensor, int]:
 
 def _mobilenet_v2_sample(index: int) -> Sample:
     pixels, label = _photo(index, 224)
-    # the weights' kernels are turned by 180 degrees, so that padding=1 pads where TensorFlow does
+    # the weights' kernels are rotated by 180 degrees, so that padding=1 pads as TensorFlow does
     return ((pixels / 127.5 - 1).flip(2, 3),), label
 
 
@@ -179,7 +179,7 @@ def _trained(model: nn.Module, file: str) -> nn.Module:
 
 
 def _trained_in_order(model: nn.Module, file: str) -> nn.Module:
-    """As `_trained`; the file names the layers that have weights by place: "0.weight", "0.bias", "1.weight" ..."""
+    """Return `model` as `_trained` does, from a file that numbers layers with weights: "0.weight", "0.bias", ..."""
     stored = torch.load(data_folder() / file, weights_only=True)
     names = [name.removesuffix(".weight") for name in model.state_dict() if name.endswith(".weight")]
     state = {f"{name}.{kind}": stored[f"{i}.{kind}"] for i, name in enumerate(names) for kind in ("weight", "bias")}
@@ -200,7 +200,7 @@ NETWORKS: dict[str, Network] = {
             range(PHOTOS_TO_EVALUATE_ON),
             float_accuracy=91.0,
         ),
-        # CIFAR's test images and the keywords are all there is: calibration takes every tenth of them
+        # Only test data are available for CIFAR and the keywords, so calibration uses every tenth of them.
         Network(
             "resnet20",
             lambda: _trained(ResNet20(), "weights/cifar10_resnet20.pt"),
@@ -231,7 +231,7 @@ NETWORKS: dict[str, Network] = {
             _resnet8_sample,
             range(0, 2000, 10),
             range(2000),
-            twin="mlperf_tiny/pretrainedResnet.tflite",
+            float_tflite="mlperf_tiny/pretrainedResnet.tflite",
         ),
         Network(
             "mobilenet_v1_025",
@@ -239,7 +239,7 @@ NETWORKS: dict[str, Network] = {
             _visual_wake_words_sample,
             range(PHOTOS_TO_EVALUATE_ON, 1000),
             range(PHOTOS_TO_EVALUATE_ON),
-            twin="mlperf_tiny/vww_96_float.tflite",
+            float_tflite="mlperf_tiny/vww_96_float.tflite",
         ),
         Network(
             "autoencoder",
@@ -248,7 +248,7 @@ NETWORKS: dict[str, Network] = {
             range(200, 300),
             range(200),
             metric="sqnr",
-            twin="mlperf_tiny/ad01_fp32.tflite",
+            float_tflite="mlperf_tiny/ad01_fp32.tflite",
         ),
     )
 }
@@ -259,17 +259,17 @@ NETWORKS: dict[str, Network] = {
 
 @torch.no_grad()
 def top1(run: Callable[..., Tensor], samples: Iterable[Sample]) -> float | None:
-    """Return the percentage of the labelled `samples` whose top-1 class is the label, None where none has one."""
+    """Return the percentage of the labelled `samples` whose top-1 class is the label; None without labels."""
     hits = [int(run(*inputs).argmax()) == label for inputs, label in samples if label is not None]
     return 100 * sum(hits) / len(hits) if hits else None
 
 
 @torch.no_grad()
-def difference_to_litert(model: nn.Module, twin: str, samples: Samples[Sample]) -> float:
+def difference_to_litert(model: nn.Module, float_tflite: str, samples: Samples[Sample]) -> float:
     """Return the largest absolute difference between `model`'s outputs and those of its TFLite file in LiteRT."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(data_folder() / twin))
+    interpreter = Interpreter(str(data_folder() / float_tflite))
     interpreter.allocate_tensors()
     source, sink = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
     largest = 0.0
@@ -282,7 +282,7 @@ def difference_to_litert(model: nn.Module, twin: str, samples: Samples[Sample]) 
 
 
 def main() -> None:
-    """Print the float accuracy of each network beside the stated one, and its distance to LiteRT."""
+    """Print the measured and the stated float accuracy of each network, and its difference to LiteRT."""
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
@@ -302,7 +302,9 @@ def main() -> None:
             model = network.build()
             samples = network.evaluation().spread(options.limit)
             accuracy = top1(model, progress.track(samples, total=len(samples), description=name))
-            difference = network.twin and difference_to_litert(model, network.twin, samples.spread(LITERT_SAMPLES))
+            difference = network.float_tflite and difference_to_litert(
+                model, network.float_tflite, samples.spread(LITERT_SAMPLES)
+            )
             table.add_row(
                 name,
                 str(len(samples)),

@@ -1,7 +1,7 @@
-"""How true each operator is: `python -m benchmarks.operators [OPERATOR ...]`.
+"""Compares each operator with the converted module: `python -m benchmarks.operators [OPERATOR ...]`.
 
-Runs the cases of `tests/operator_cases.py` and prints for each operator of the table how far the `.pte` on this machine
-follows the converted module: the largest difference in LSBs of the output, and the percentage of values that are equal.
+Runs the cases of `tests/operator_cases.py` and prints the agreement of `.pte` and converted module for each operator of
+the table: the largest difference in LSB of the output, and the percentage of equal values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from openneutron.ops import DECLARED
 
 
 def measure(case: Case) -> Agreement:
-    """The agreement of one case, all of it on the NPU."""
+    """Return the agreement of one case. Raises if an operator of the case is not on the NPU."""
     model = quantized(case.build(), case.shapes, case.spread, **dict(case.options))
     program = lowered(model)
     if not everything_on_the_npu(program):

@@ -1,9 +1,9 @@
-"""Trained networks whose channels were rescaled until per-tensor int8 destroys them: `python -m benchmarks.rescaled`.
+"""Trained networks with rescaled channels, which per-tensor int8 cannot represent: `python -m benchmarks.rescaled`.
 
-Each is trained on scikit-learn's digits when it is first asked for, in less than a minute on one core. Then every
-channel that may be scaled is multiplied by a random factor between 1e-3 and 1e3, and what reads it divides by that. The
-float function stays the same, which `build` checks on all test images. A scale per tensor has no code left for most
-channels; whoever finds the factors again loses nothing.
+Each network is trained on scikit-learn's digits on first use, in less than a minute on one core. Then each scalable
+channel is multiplied by a random factor between 1e-3 and 1e3, and the weights that read it are divided by the factor.
+This keeps the float function, which `build` checks on all test images. With one scale per tensor, most channels have no
+code except zero. A quantizer that equalizes the channels loses no accuracy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH = 64
 PEAK_LEARNING_RATE = 1e-2
 TRAINING_SEED, RESCALING_SEED = 0, 1
 SMALLEST_FACTOR, LARGEST_FACTOR = 1e-3, 1e3
-# Of the logits' largest: float32 has 6e-8, and each layer sums up what is rounded there.
+# Largest change of a logit, relative to the largest logit. float32 rounds to 6e-8, and rounding errors accumulate.
 TOLERANCE = 1e-4
 CALIBRATION_IMAGES = 200
 
@@ -44,7 +44,7 @@ def digits() -> DigitsSplit:
 
 
 def trained(make: Callable[[], Classifier], epochs: int = EPOCHS) -> Classifier:
-    """Train on the training split alone, fold the batch norms, and return the network in eval mode."""
+    """Train on the training split, fold the batch norms, and return the network in eval mode."""
     split = digits()
     with torch.random.fork_rng():
         torch.manual_seed(TRAINING_SEED)
@@ -61,11 +61,11 @@ def trained(make: Callable[[], Classifier], epochs: int = EPOCHS) -> Classifier:
                 optimizer.step()
                 schedule.step()
     network.eval().fold()
-    return network.eval()  # what folding put in place of the batch norms
+    return network.eval()  # the convolutions' biases, which folding created
 
 
 def rescaled(network: Classifier, seed: int = RESCALING_SEED) -> Classifier:
-    """Return a copy with random factors in all its scalable channels, log-uniform."""
+    """Return a copy with random factors (log-uniform) in all its scalable channels."""
     generator = torch.Generator().manual_seed(seed)
     result = copy.deepcopy(network)
     low, high = math.log(SMALLEST_FACTOR), math.log(LARGEST_FACTOR)
@@ -77,7 +77,7 @@ def rescaled(network: Classifier, seed: int = RESCALING_SEED) -> Classifier:
 
 @torch.no_grad()
 def largest_difference(one: Classifier, other: Classifier, images: Tensor) -> float:
-    """The largest difference of logits, as a part of the largest logit."""
+    """Return the largest difference of logits, relative to the largest logit."""
     expected = one(images)
     return float((other(images) - expected).abs().max() / expected.abs().max())
 
@@ -90,7 +90,7 @@ class Rescaled:
     make: Callable[[], Classifier]
 
     def build(self, epochs: int = EPOCHS) -> Classifier:
-        """Train, rescale, and check that both are the same function."""
+        """Train and rescale the network, and check that the function is unchanged."""
         network = trained(self.make, epochs)
         result = rescaled(network)
         difference = largest_difference(network, result, digits().test_images)
@@ -98,7 +98,7 @@ class Rescaled:
         return result
 
     def network(self, epochs: int = EPOCHS) -> Network:
-        """The network with the digits, as the benchmarks take it: the images of both splits in a row."""
+        """Return the network and the digits as a `Network`, whose samples are the training and then the test images."""
         split = digits()
         train, test = len(split.train_images), len(split.test_images)
         build = cache(self.build)
@@ -125,7 +125,7 @@ RESCALED: dict[str, Rescaled] = {
 
 
 def main() -> None:
-    """Print the float accuracy of each, and what the rescaling did to its logits."""
+    """Print the float accuracy of each network, and the change of its logits by the rescaling."""
     import time
 
     split = digits()

@@ -1,7 +1,8 @@
-"""How OpenNeutron's own work grows with the network: `python -m benchmarks.scaling`.
+"""Measures how the time of OpenNeutron's own code grows with the network: `python -m benchmarks.scaling`.
 
-Own work is the passes, annotation, the search for partitions, and their compilation; torch's export, torchao's prepare
-and convert and ExecuTorch's lowering are not timed. Seconds are those of the processor, the lowest of some rounds.
+Own code comprises the passes, the annotation, the search for partitions, and their compilation. torch's export,
+torchao's prepare and convert, and ExecuTorch's lowering are not timed. Seconds are processor time, the lowest of
+several rounds.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from openneutron.partition.compile import compile_partition
 from openneutron.partition.levels import Partition
 from openneutron.partition.placing import place
 
-from .subjects import CHAIN_CHANNELS, CHAIN_SIZE, chain_of
+from .workloads import CHAIN_CHANNELS, CHAIN_SIZE, chain_of
 from .zoo import ZOO, MissingTorchvisionError
 
 __all__ = ["STAGES", "own_work", "transformer_chain"]
@@ -45,7 +46,7 @@ MOST_EXPONENT = 1.15
 
 
 class _NormalizedBlock(nn.Module):
-    """Layer norm, linear, SiLU, and what went in added: two operators that the NPU lacks, each of them many others."""
+    """Layer norm, linear, SiLU, and a residual addition. Two of the operators are decomposed into many."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ def transformer_chain(blocks: int) -> nn.Module:
 
 
 def own_work(model: nn.Module, example: tuple[Tensor, ...], observe: Observe, rounds: int = 1) -> int:
-    """Take `model` to its payloads and return how many nodes the passes left.
+    """Convert `model` to payloads, and return the number of nodes after the passes.
 
     `observe(stage, action)` runs each stage of `STAGES`, `rounds` times.
     """
@@ -88,7 +89,7 @@ def _compile(program: torch.export.ExportedProgram, partitions: Sequence[Partiti
 
 
 def seconds_of(model: nn.Module, example: tuple[Tensor, ...], rounds: int) -> tuple[int, dict[str, float]]:
-    """Return how many nodes the passes left, and the seconds of each stage."""
+    """Return the number of nodes after the passes, and the seconds of each stage."""
     best = dict.fromkeys(STAGES, math.inf)
 
     def timed(stage: str, action: Callable[[], Any]) -> Any:

@@ -1,4 +1,5 @@
-"""Accuracy of networks with state, run step by step in the `.pte`: `python -m benchmarks.streaming [STEPS]`.
+"""Measures the accuracy of networks with state, run step by step in the `.pte`: `python -m benchmarks.streaming
+[STEPS]`.
 
 Each network of `benchmarks.zoo.streaming`, with random weights, is quantized twice: with state, calibrated on a stream,
 and in its form without state, which takes all steps at once. A row lists the delegates, the CPU operators and the SQNR
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from openneutron import Stream, lower, quantize
 
-from .walk import sqnr
+from .layer_losses import sqnr
 from .zoo.streaming import STREAMING, Whole
 
 STEPS = 200
@@ -29,22 +30,22 @@ MOST_LOST = 2.0  # decibels
 
 @dataclass(frozen=True)
 class Streamed:
-    """What was measured for one network; SQNRs in decibels, of all steps, to the float network."""
+    """The measurements of one network. SQNRs are in dB, over all steps, to the float network."""
 
     network: str
     delegates: int
     on_cpu: dict[str, int]
     sqnr: float
-    """Of the `.pte`, step by step."""
+    """SQNR of the `.pte`, run step by step."""
     sqnr_at_the_end: float
-    """The same of the last quarter of the steps."""
+    """SQNR of the `.pte` over the last quarter of the steps."""
     sqnr_without_state: float
-    """Of the form without state."""
+    """SQNR of the form without state."""
 
 
 @torch.no_grad()
 def measure(name: str, steps: int = STEPS, recover: str | None = None) -> Streamed:
-    """Quantize, lower and run a network of `STREAMING` for so many steps."""
+    """Quantize, lower and run a network of `STREAMING` for `steps` steps."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = STREAMING[name]().eval()
@@ -67,7 +68,7 @@ def measure(name: str, steps: int = STEPS, recover: str | None = None) -> Stream
 
 
 def _recording(features: int, steps: int, seed: int) -> Tensor:
-    """[1, features, steps] of noise that changes slowly from step to step."""
+    """Return noise [1, features, steps] that changes slowly from step to step."""
     noise = torch.randn(1, features, steps + 4, generator=torch.Generator().manual_seed(seed))
     return noise.unfold(-1, 5, 1).mean(-1) * 2
 

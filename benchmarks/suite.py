@@ -1,9 +1,9 @@
-"""Whole networks from float to `.pte`: `python -m benchmarks.suite [NETWORK ...]`.
+"""Converts whole networks from float to `.pte`: `python -m benchmarks.suite [NETWORK ...]`.
 
-Takes each network of `benchmarks.zoo`, its weights random, the whole way and prints one row for it: what runs where,
-how much of the float network's signal is left in each output, and how long it took. The targets: one delegate, nothing
-on the CPU, at least 20 dB for each output of the `.pte` (30 dB for boxes and for scores of a detector, whose
-concatenation belongs on the CPU); where an output has less, the layer that loses most is named.
+Quantizes, lowers and runs each network of `benchmarks.zoo` with random weights, and prints a row with the placement,
+the SQNR of each output, and the seconds. The targets are one delegate, no operator on the CPU, and at least 20 dB for
+each output of the `.pte`. For boxes and scores of a detector, the target is 30 dB, and the concatenation is expected on
+the CPU. If an output is below its target, the row names the layer that loses most.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from openneutron import NeutronProgram, QuantizedModel, lower, quantize
 from openneutron.runtime import HostProgram
 
-from .subjects import describe_tflite, tflite_models
-from .walk import Fall, sqnr, steepest_fall
+from .layer_losses import LayerLoss, largest_loss, sqnr
+from .workloads import describe_tflite, tflite_models
 from .zoo import ZOO, Member, smooth
-from .zoo.alive import Shape
+from .zoo.trainable_init import Shape
 
 WIDTH_OF_A_FILE = 160  # columns, where the output is no terminal
 
@@ -41,7 +41,7 @@ CALIBRATION_SAMPLES, EVALUATION_SAMPLES = 16, 4
 
 @dataclass(frozen=True)
 class Output:
-    """One output tensor: SQNR to the float network in decibels, and how far the `.pte` follows the module."""
+    """One output tensor: SQNR to the float network in dB, and the agreement of `.pte` and module."""
 
     sqnr_module: float
     sqnr_pte: float
@@ -50,10 +50,10 @@ class Output:
 
 @dataclass(frozen=True)
 class Result:
-    """All that was measured for one network.
+    """All measurements of one network.
 
-    `on_cpu` counts the operators there by "operator: reason", where they do not belong there; at least `least_sqnr`
-    decibels are wanted of each of `outputs`.
+    `on_cpu` counts unexpected operators on the CPU by "operator: reason". The target of each of `outputs` is an SQNR of
+    `least_sqnr` dB.
     """
 
     network: str
@@ -64,7 +64,7 @@ class Result:
     tflite_bytes: int
     outputs: tuple[Output, ...]
     least_sqnr: float
-    steepest_fall: Fall | None
+    largest_loss: LayerLoss | None
     seconds_to_quantize: float
     seconds_to_lower: float
 
@@ -74,7 +74,7 @@ class Result:
         return min(output.sqnr_pte for output in self.outputs)
 
     def missed(self) -> list[str]:
-        """What is short of the targets, in words."""
+        """Descriptions of the targets that were missed."""
         found = []
         if self.delegates != 1:
             found.append(f"{self.delegates} delegates")
@@ -86,7 +86,10 @@ class Result:
 
 
 def measure(member: Member, shape: Shape, **options: Any) -> Result:
-    """Take `member` the whole way with inputs of `shape`; `options` go to `quantize`, by which `recover` is None."""
+    """Quantize, lower and run `member` with inputs of `shape`.
+
+    `options` go to `quantize`; `recover` is None by default.
+    """
     model = member.build(shape)
     calibration = smooth(shape, CALIBRATION_SAMPLES, seed=1)
     start = time.perf_counter()
@@ -107,7 +110,7 @@ def measure(member: Member, shape: Shape, **options: Any) -> Result:
         tflite_bytes=sum(each["bytes"] for each in models),
         outputs=compare(member, model, quantized, program, smooth(shape, EVALUATION_SAMPLES, seed=2)),
         least_sqnr=member.least_sqnr,
-        steepest_fall=breaking_layer(quantized, calibration[0]),
+        largest_loss=breaking_layer(quantized, calibration[0]),
         seconds_to_quantize=quantized_at - start,
         seconds_to_lower=lowered_at - quantized_at,
     )
@@ -117,7 +120,7 @@ def measure(member: Member, shape: Shape, **options: Any) -> Result:
 def compare(
     member: Member, model: nn.Module, quantized: QuantizedModel, program: NeutronProgram, samples: Sequence[Tensor]
 ) -> tuple[Output, ...]:
-    """Compare float network, module and `.pte` of `member` on `samples`, part by part of its outputs."""
+    """Compare float network, module and `.pte` of `member` on `samples`, for each part of its outputs."""
     run = HostProgram.from_bytes(program.buffer).run
     found = [[call(sample) for sample in samples] for call in (model, quantized, run)]
     following = [agreements(*pair, quantized) for pair in zip(found[2], found[1], strict=True)]
@@ -132,10 +135,10 @@ def compare(
     return tuple(outputs)
 
 
-def breaking_layer(quantized: QuantizedModel, sample: Tensor) -> Fall | None:
-    """Return the layer behind which most of the signal is lost."""
+def breaking_layer(quantized: QuantizedModel, sample: Tensor) -> LayerLoss | None:
+    """Return the layer with the largest loss of SQNR."""
     assert quantized.reference is not None
-    return steepest_fall(quantized.reference, quantized.module, (sample,))
+    return largest_loss(quantized.reference, quantized.module, (sample,))
 
 
 def table_of(results: Iterable[Result]) -> Table:
@@ -161,7 +164,7 @@ def table_of(results: Iterable[Result]) -> Table:
             f"{result.seconds_to_quantize:.1f}",
             f"{result.seconds_to_lower:.1f}",
             "\n".join(f"{count} x {kind}" for kind, count in result.on_cpu.items()) or "none",
-            "\n".join(["[red]" + ", ".join(missed), str(result.steepest_fall or "")]) if missed else "[green]met",
+            "\n".join(["[red]" + ", ".join(missed), str(result.largest_loss or "")]) if missed else "[green]met",
         )
     return table
 

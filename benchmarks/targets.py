@@ -1,4 +1,4 @@
-"""What a row of `benchmarks.accuracy` is held to, and the arithmetic of comparing int8 to float on the same samples."""
+"""Targets of the rows of `benchmarks.accuracy`, and the comparison of int8 and float on the same samples."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NOTHING = 1e-9  # percentages are sums of floats
 
 @dataclass(frozen=True)
 class Comparison:
-    """Int8 beside float on the same samples.
+    """The top-1 of int8 and float on the same samples.
 
-    `top1_float` and `top1_int8` are percentages of samples whose top-1 class is right. `lost` of the samples were right
-    in float alone, `won` in int8 alone.
+    `top1_float` and `top1_int8` are percentages of samples whose top-1 class is right. `lost` counts the samples that
+    are right only in float, `won` those that are right only in int8.
     """
 
     samples: int
@@ -28,12 +28,12 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """Points of int8 above float."""
+        """Percentage points of int8 above float."""
         return 100 * (self.won - self.lost) / self.samples
 
     @property
     def error(self) -> float:
-        """The standard error of `difference`, in points: samples are paired, so only those that flip count."""
+        """The standard error of `difference` in points, from the samples that are right in only one of the two."""
         flipped, net = self.won + self.lost, self.won - self.lost
         return 100 * math.sqrt(max(flipped - net * net / self.samples, 0)) / self.samples
 
@@ -58,7 +58,7 @@ class Target:
     seconds: float | None = None
 
     def holds(self, found: Comparison, seconds: float) -> bool:
-        """Whether the numbers measured are within it; what lies above float is never too far."""
+        """Whether the measured loss and seconds are within the target."""
         in_time = self.seconds is None or seconds <= self.seconds
         return in_time and -found.difference <= self.points + NOTHING
 

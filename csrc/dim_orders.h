@@ -1,4 +1,4 @@
-// What ExecuTorch's Python bindings leave out of a method's metadata.
+// Metadata of methods that ExecuTorch's Python bindings lack.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,9 @@
 
 namespace openneutron {
 
-// The dim order of each input of `method` in the program that `pte` holds. The runtime takes an input's bytes as they
-// lie, so an input in any other order gives wrong numbers and no error.
-// Throws std::invalid_argument where the bytes are no program, the method is not in it, or an input is no tensor.
+// Returns the dim order of each input of `method` in the program `pte`. The runtime does not check the order of an
+// input's bytes, so an input in another order gives wrong numbers and no error.
+// Throws std::invalid_argument if the bytes are no program, the method does not exist, or an input is not a tensor.
 std::vector<std::vector<uint8_t>> input_dim_orders(std::string_view pte, const std::string& method);
 
 }  // namespace openneutron

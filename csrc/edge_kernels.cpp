@@ -24,7 +24,7 @@ using ScalarType = executorch::aten::ScalarType;
 using Stack = et::Span<et::EValue*>;
 using Tensor = executorch::aten::Tensor;
 
-// Elsewhere ExecuTorch's own kernels are vectorized, and do otherwise with NaN.
+// On other processors, ExecuTorch's own kernels are vectorized and treat NaN differently.
 #if defined(__x86_64__)
 constexpr bool kFasterThanExecuTorch = true;
 #else
@@ -46,8 +46,8 @@ Value value_of(const et::Result<Value>& result, const char* what) {
   return *result;
 }
 
-// What the two operators have in common: (input, scale, zero_point, quant_min, quant_max, dtype, ..., out, and the
-// result, which is out again).
+// Arguments of both operators: (input, scale, zero_point, quant_min, quant_max, dtype, ..., out, and out again as the
+// result).
 struct Arguments {
   Tensor input;
   Grid grid;
@@ -60,7 +60,7 @@ Arguments arguments(Stack stack, size_t out_index, ScalarType from, ScalarType t
   require(stack.size() > out_index, "too few arguments");
   Arguments result{
       value_of(stack[0]->tryToTensor(), "the input is no tensor"),
-      // ExecuTorch's kernels narrow both in the same way.
+      // ExecuTorch's kernels also convert scale to float and zero_point to int32_t.
       {static_cast<float>(value_of(stack[1]->tryToDouble(), "scale is no float")),
        static_cast<int32_t>(value_of(stack[2]->tryToInt(), "zero_point is no integer"))},
       value_of(stack[3]->tryToInt(), "quant_min is no integer"),
@@ -87,7 +87,7 @@ void quantize_per_tensor(Stack stack) {
   const auto count = static_cast<size_t>(input.numel());
   auto* const integers = out.mutable_data_ptr<int8_t>();
   if (quant_min > quant_max) {
-    // ExecuTorch limits from below first, so the upper limit always has the last word.
+    // ExecuTorch applies the lower limit first, so the upper limit takes precedence.
     std::memset(integers, static_cast<int8_t>(quant_max), count);
   } else {
     quantize(input.const_data_ptr<float>(), integers, count, grid, quant_min, quant_max);
@@ -104,7 +104,7 @@ void dequantize_per_tensor(Stack stack) {
   dequantize(input.const_data_ptr<int8_t>(), out.mutable_data_ptr<float>(), static_cast<size_t>(input.numel()), grid);
 }
 
-// ExecuTorch's kernels end the process where their arguments are wrong; these let the run fail.
+// ExecuTorch's kernels end the process for wrong arguments; these kernels let the run fail.
 template <void (*kernel)(Stack)>
 void guarded(et::KernelRuntimeContext& context, Stack stack) {
   try {
@@ -124,10 +124,10 @@ std::vector<DimOrder> dim_orders() {
   return result;
 }
 
-// The key of a kernel that takes and gives such tensors. Never freed: the registry keeps the pointer.
+// Returns the key of a kernel for such tensors. It is never freed, because the registry keeps the pointer.
 const char* key(ScalarType from, ScalarType to, DimOrder& order) {
   const et::Span<DimOrder::value_type> dims(order.data(), order.size());
-  // The runtime makes the key from all arguments of the instruction, which lists out once more as the result.
+  // The runtime computes the key from all arguments of the instruction, which lists out twice, also as the result.
   const std::array<et::TensorMeta, 3> tensors{{{from, dims}, {to, dims}, {to, dims}}};
   auto* const text = new std::array<char, et::internal::kKernelKeyBufSize>;
   if (et::internal::make_kernel_key_string({tensors.data(), tensors.size()}, text->data(), text->size()) !=
@@ -148,7 +148,7 @@ void register_edge_kernels() {
     kernels.emplace_back(kQuantize, key(ScalarType::Float, ScalarType::Char, order), guarded<quantize_per_tensor>);
     kernels.emplace_back(kDequantize, key(ScalarType::Char, ScalarType::Float, order), guarded<dequantize_per_tensor>);
   }
-  (void)et::register_kernels({kernels.data(), kernels.size()});  // panics instead of failing
+  (void)et::register_kernels({kernels.data(), kernels.size()});  // does not return on failure
 }
 
 }  // namespace openneutron

@@ -23,7 +23,7 @@ namespace {
 thread_local std::string thread_error;
 thread_local bool thread_interrupted = false;
 
-// A tensor of the TFLite model and the delegate argument that it meets.
+// A tensor of the TFLite model, and the delegate argument that it is copied from or to.
 struct Port {
   size_t argument;
   bool channels_last;
@@ -40,7 +40,7 @@ struct Engine {
   std::atomic_flag busy;
 };
 
-// The caller's fault, as against a failure inside Python or LiteRT.
+// An error in the caller's arguments, as opposed to a failure in Python or LiteRT.
 struct ArgumentError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
@@ -78,10 +78,10 @@ et::Error fail(et::Error code, std::string message) {
   return code;
 }
 
-// The message without the traceback: the reader is to learn of the payload, not of the engine.
+// Records the message of a Python exception without its traceback, and returns the error code.
 et::Error fail_with(const py::error_already_set& error) {
-  // Ctrl-C during a run surfaces here. ExecuTorch has no such error and its bindings abort where a signal is pending as
-  // they raise, so the caller of the program has to ask.
+  // Ctrl-C during a run arrives here. ExecuTorch has no error code for it, and its bindings abort if a signal is
+  // pending when they raise. So the caller of the program must call interrupted().
   thread_interrupted = error.matches(PyExc_KeyboardInterrupt);
   const std::string text = py::str(error.value());
   if (error.matches(py::module_::import("openneutron.errors").attr("OpenNeutronError"))) {
@@ -90,7 +90,7 @@ et::Error fail_with(const py::error_already_set& error) {
   return fail(et::Error::Internal, py::str(error.type().attr("__name__")).cast<std::string>() + ": " + text);
 }
 
-// Runs `body` with the GIL held and turns whatever it throws into an error code.
+// Runs `body` with the GIL held, and converts exceptions to error codes.
 template <typename Body>
 et::Error guarded(Body body) {
   if (python_is_gone()) {
@@ -101,7 +101,7 @@ et::Error guarded(Body body) {
     try {
       return body();
     } catch (const py::error_already_set& error) {
-      return fail_with(error);  // runs Python and so may throw itself
+      return fail_with(error);  // may throw, because it runs Python
     }
   } catch (const ArgumentError& error) {
     return fail(et::Error::InvalidArgument, error.what());
@@ -144,8 +144,8 @@ et::etensor::Tensor tensor_at(const Port& port, et::Span<et::EValue*> args) {
   return tensor;
 }
 
-// Whether the tensor's bytes lie dimension by dimension in rising order, or with the channels (dimension 1) at the end.
-// Dimensions of size 1 may stand anywhere: where they do does not move a byte, and exporters place them at random.
+// Whether the dimensions of the tensor are stored in order, or with channels (dimension 1) last. Ignores dimensions of
+// size 1, because their position does not affect the order of bytes, and exporters place them arbitrarily.
 bool lies_in_order(const et::etensor::Tensor& tensor, bool channels_last) {
   size_t previous = 0;
   for (const size_t dim : tensor.dim_order()) {
@@ -161,8 +161,8 @@ bool lies_in_order(const et::etensor::Tensor& tensor, bool channels_last) {
   return true;
 }
 
-// The matrices [C, S] of a tensor whose bytes must be transposed to become channels last; a count of 0 where they are
-// right as they lie. The same rules as on the device, except that they hold for every rank.
+// Returns the matrices [C, S] that must be transposed to make a tensor channels last; a count of 0 if no transpose is
+// needed. The rules are those of the device's runtime, extended to every rank.
 Matrices channel_matrices(const Port& port, const et::etensor::Tensor& tensor) {
   constexpr Matrices kStraight{0, 0, 0};
   if (!port.channels_last) {
@@ -199,7 +199,7 @@ void copy(const void* source, void* target, size_t bytes, Matrices matrices, siz
   }
 }
 
-// The interpreter's buffer behind a port. The view must be gone before invoke(): LiteRT counts references.
+// Returns a view of the interpreter's buffer of a port. Release it before invoke(), because LiteRT counts references.
 py::array view_of(const Port& port, size_t bytes) {
   py::array array = port.view();
   if (static_cast<size_t>(array.nbytes()) != bytes) {
@@ -296,7 +296,7 @@ et::Error HostDelegate::execute(
 }
 
 void HostDelegate::destroy(et::DelegateHandle* handle) const {
-  // Python objects cannot be released once their interpreter goes away; the process ends, so the leak is harmless.
+  // Python objects cannot be released after the interpreter has shut down. The leak is harmless, as the process ends.
   if (python_is_gone()) {
     return;
   }

@@ -1,4 +1,5 @@
-// The delegate "NeutronBackend" on the host: ExecuTorch's arguments in, LiteRT in the middle, ExecuTorch's results out.
+// The delegate "NeutronBackend" on the host. Copies ExecuTorch's arguments to LiteRT, runs LiteRT, and copies the
+// results back.
 #pragma once
 
 #include <executorch/runtime/backend/interface.h>
@@ -7,25 +8,25 @@
 
 namespace openneutron {
 
-// What the last failed call of a delegate on this thread had to say, and whether it was a KeyboardInterrupt; empty and
+// The message of the last failed call of a delegate on this thread, and whether a KeyboardInterrupt ended it. Empty and
 // false after clear_error().
 const std::string& last_error();
 bool interrupted();
 void clear_error();
 
-// Each handle owns an `openneutron.runtime.engine.Engine`. No call throws, and each takes the GIL itself, whether or not
-// its caller holds it. A handle serves any thread, one at a time: a call that overlaps another returns InvalidState.
+// Each handle owns an `openneutron.runtime.engine.Engine`. Calls do not throw, and acquire the GIL themselves. Any
+// thread may use a handle, but a call during another call returns InvalidState.
 class HostDelegate final : public executorch::runtime::BackendInterface {
  public:
   bool is_available() const override;
 
-  // DelegateInvalidCompatibility where the engine refuses the payload, Internal where it failed otherwise.
+  // Returns DelegateInvalidCompatibility if the engine rejects the payload, and Internal for other failures.
   executorch::runtime::Result<executorch::runtime::DelegateHandle*> init(
       executorch::runtime::BackendInitContext& context,
       executorch::runtime::FreeableBuffer* processed,
       executorch::runtime::ArrayRef<executorch::runtime::CompileSpec> compile_specs) const override;
 
-  // InvalidArgument where an argument is not what the payload says, Internal where LiteRT failed.
+  // Returns InvalidArgument if an argument does not match the payload, and Internal if LiteRT fails.
   executorch::runtime::Error execute(
       executorch::runtime::BackendExecutionContext& context,
       executorch::runtime::DelegateHandle* handle,

@@ -1,4 +1,4 @@
-// Python's view of the host delegate: importing this module registers it with ExecuTorch's runtime.
+// The Python module of the host delegate. Importing it registers the delegate with ExecuTorch's runtime.
 #include "dim_orders.h"
 #include "edge_kernels.h"
 #include "host_delegate.h"
@@ -9,7 +9,7 @@
 namespace py = pybind11;
 
 PYBIND11_MODULE(_host, module) {
-  // Never destroyed: programs may outlive this module's globals, and ExecuTorch has no way to unregister.
+  // Never destroyed, because programs may outlive this module's globals, and ExecuTorch cannot unregister a backend.
   static auto* const delegate = new openneutron::HostDelegate;
   const auto error = executorch::runtime::register_backend({"NeutronBackend", delegate});
   if (error != executorch::runtime::Error::Ok) {
@@ -22,7 +22,7 @@ PYBIND11_MODULE(_host, module) {
   module.def(
       "last_error",
       &openneutron::last_error,
-      "What the last failed call of a delegate on this thread had to say; empty where none failed since clear_error().");
+      "The message of the last failed call of a delegate on this thread since clear_error(), else an empty string.");
   module.def(
       "interrupted",
       &openneutron::interrupted,
@@ -38,6 +38,6 @@ PYBIND11_MODULE(_host, module) {
       },
       py::arg("pte"),
       py::arg("method"),
-      "The dim order of each input of a method. Raises ValueError where there is no such program, method or tensor.");
+      "The dim order of each input of a method. Raises ValueError for an invalid program, method or input.");
   module.def("clear_error", &openneutron::clear_error, "Forget this thread's last error and interrupt.");
 }

@@ -2,8 +2,8 @@
 
 #include <cmath>
 
-// The x86-64 that every CPU has can neither round nor widen bytes eight at a time. The loader picks the version that
-// the CPU can run; it needs glibc for that.
+// The x86-64 baseline has no instructions to round or widen eight values at once. With glibc, the loader selects the
+// version for the CPU.
 #if defined(__x86_64__) && defined(__GLIBC__) && __has_attribute(target_clones)
 #define OPENNEUTRON_VECTORIZED __attribute__((target_clones("avx2", "default")))
 #else
@@ -20,8 +20,8 @@ void quantize(
     Grid grid,
     int8_t low,
     int8_t high) {
-  // ExecuTorch multiplies by the inverse, all in floats. Its sum becomes an int64_t before it is limited, and what does
-  // not fit one, NaN included, becomes the smallest on x86-64.
+  // ExecuTorch multiplies by the inverse, in float, and converts the sum to int64_t before clamping. On x86-64, NaN and
+  // values out of range become the smallest int64_t.
   constexpr float kTooLarge = 0x1p63f;
   const float inverse = 1.0f / grid.scale;
   const auto zero_point = static_cast<float>(grid.zero_point);
@@ -38,7 +38,7 @@ void quantize(
 
 OPENNEUTRON_VECTORIZED
 void dequantize(const int8_t* __restrict integers, float* __restrict numbers, size_t count, Grid grid) {
-  // Unsigned, because a zero point near the end of the int32_t makes the difference wrap around.
+  // Unsigned, because the difference overflows for a zero point near the limits of int32_t.
   const auto zero_point = static_cast<uint32_t>(grid.zero_point);
   for (size_t i = 0; i < count; ++i) {
     const auto difference = static_cast<int32_t>(static_cast<uint32_t>(integers[i]) - zero_point);

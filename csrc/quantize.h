@@ -1,4 +1,4 @@
-// Quantizing and dequantizing, element by element, as ExecuTorch's own kernels for x86-64 do: equal to the last bit.
+// Quantizes and dequantizes elements with the same results as ExecuTorch's own kernels for x86-64, to the bit.
 #pragma once
 
 #include <cstddef>
@@ -6,14 +6,14 @@
 
 namespace openneutron {
 
-// The integers that stand for numbers: an integer's number is (integer - zero_point) * scale.
+// Quantization parameters: number = (integer - zero_point) * scale.
 struct Grid {
   float scale;
   int32_t zero_point;
 };
 
-// Writes the nearest integer of the grid, halves to even, limited to [low, high]; low where the number is a NaN or too
-// large for an int64_t.
+// Writes the nearest integer of each number, rounding half to even and clamped to [low, high]. Writes low for NaN and
+// for numbers that overflow an int64_t.
 void quantize(const float* numbers, int8_t* integers, size_t count, Grid grid, int8_t low, int8_t high);
 
 void dequantize(const int8_t* integers, float* numbers, size_t count, Grid grid);

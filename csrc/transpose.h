@@ -1,4 +1,5 @@
-// Channels first <-> channels last is a batch of matrix transposes: [N, C, S] <-> [N, S, C], S being all spatial dims.
+// Converts between channels first and channels last by a batch of matrix transposes, [N, C, S] <-> [N, S, C]. S is the
+// product of the spatial dims.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +12,8 @@ struct Matrices {
   size_t columns;
 };
 
-// Writes to `target` the transpose of each of the row-major matrices in `source`. The two must not overlap.
-// `element_size` is 1, 2, 4 or 8; returns false for any other, having written nothing.
+// Writes the transpose of each row-major matrix in `source` to `target`. The buffers must not overlap. Returns false,
+// without writing, if `element_size` is not 1, 2, 4 or 8.
 bool transpose(const void* source, void* target, Matrices shape, size_t element_size);
 
 }  // namespace openneutron

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.scaling import STAGES, own_work, transformer_chain
-from benchmarks.subjects import CHAIN_CHANNELS, chain_of
+from benchmarks.workloads import CHAIN_CHANNELS, chain_of
 from tests.flow_support import seeded
 from tests.oracle import Function
 from torch import nn

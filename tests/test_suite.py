@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from benchmarks.layer_losses import largest_loss, sqnr
 from benchmarks.suite import Result, measure
-from benchmarks.walk import sqnr, steepest_fall
 from benchmarks.zoo import ZOO, Member, MissingTorchvisionError, smooth
 from tests.oracle import Function, quantized
 from torch import nn
@@ -33,7 +33,7 @@ def test_network_fits_the_npu_and_keeps_its_signal(member: Member) -> None:
     result = measured(member)
     assert not result.on_cpu
     assert result.delegates == 1
-    assert result.sqnr >= member.least_sqnr, str(result.steepest_fall)
+    assert result.sqnr >= member.least_sqnr, str(result.largest_loss)
     for output in result.outputs:
         assert output.sqnr_pte >= output.sqnr_module - LESS_THAN_THE_MODULE
         assert output.agreement.worst <= MAX_LSB
@@ -70,11 +70,11 @@ class TestWalk:
         x = torch.randn(1, 3, 8, 8)
         converted = quantized(model, ((1, 3, 8, 8),)).module
         reference = passes.prepare(torch.export.export(model, (x,)).module(), TARGETS["imxrt700"])
-        fall = steepest_fall(reference, converted, (x,))
-        assert fall is not None
-        assert fall.node == "conv2d_1"
-        assert fall.before > 40
-        assert fall.after < 20
+        loss = largest_loss(reference, converted, (x,))
+        assert loss is not None
+        assert loss.node == "conv2d_1"
+        assert loss.before > 40
+        assert loss.after < 20
 
     def test_sqnr(self) -> None:
         values = torch.tensor([3.0, -4.0])

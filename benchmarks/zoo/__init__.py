@@ -1,7 +1,6 @@
-"""Whole networks with random weights, to see whether they fit the NPU and what int8 costs them.
+"""Networks with random weights, for tests of placement and int8 accuracy.
 
-Each has a small input for continuous integration and the one it was made for. torchvision's code is taken where it has
-the network.
+Each network has a small input for continuous integration and its usual input. Networks of torchvision use its code.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ import torch
 from benchmarks.models import DSCNN
 from torch import Tensor, nn
 
-from .alive import Shape, awaken, smooth
+from .audio import TCN, GRUKeywords
 from .classifiers import ConvNeXtV2, EfficientNetLite0, LRNNet, MLPMixer, MobileNetV1
 from .dense import ESPCN, ConvAutoencoder, UNet, Yolo
 from .detectors import YoloV5, YoloV8
 from .linear_attention import EfficientViT
-from .sound import TCN, GRUKeywords
 from .temporal import TemporalShiftNet
 from .text import Bert
 from .torchvision_models import MissingTorchvisionError, torchvision_models
+from .trainable_init import Shape, initialize_trainable, smooth
 from .volumes import ResNet18OfVolumes
 
 __all__ = ["ZOO", "Member", "MissingTorchvisionError", "smooth"]
@@ -34,7 +33,7 @@ def _outputs(value: Any) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Member:
-    """A network: `make` builds it for inputs of a shape, of `small` for continuous integration, else of `full`.
+    """A network. `make` builds it for an input shape: `small` for continuous integration, or `full`.
 
     `parts` splits the outputs into parts, each of which needs an SQNR of `least_sqnr` decibels to the float network.
     `on_cpu` has the operators, in the edge dialect, that are expected on the CPU. `least_variation` is the share of a
@@ -53,11 +52,11 @@ class Member:
     def build(self, shape: Shape) -> nn.Module:
         """Return the network in eval mode, with the same random weights each time.
 
-        Raises `MissingTorchvisionError` where it is torchvision's and that is not installed.
+        Raises `MissingTorchvisionError` if the network needs torchvision and it is not installed.
         """
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return awaken(self.make(shape), shape)
+            return initialize_trainable(self.make(shape), shape)
 
 
 def _theirs(name: str, **options: Any) -> Callable[[Shape], nn.Module]:
@@ -69,7 +68,7 @@ def _theirs(name: str, **options: Any) -> Callable[[Shape], nn.Module]:
 
 
 class _Segmentation(nn.Module):
-    """torchvision returns a dictionary."""
+    """Returns the tensor in the dictionary that torchvision's segmentation network returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +80,7 @@ class _Segmentation(nn.Module):
 
 
 class _Detector(nn.Module):
-    """Trunk and heads; what comes behind, choosing boxes, depends on the data."""
+    """Trunk and heads of a detector, without the selection of boxes, which depends on the data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,12 +96,14 @@ def _vision_transformer(shape: Shape) -> nn.Module:
     model: Any = torchvision_models().VisionTransformer(
         image_size=shape[-1], patch_size=16, num_layers=4, num_heads=4, hidden_dim=128, mlp_dim=256, num_classes=100
     )
-    nn.init.normal_(model.class_token)  # zeros would be all rounding beside the patches, and a layer norm comes next
+    nn.init.normal_(
+        model.class_token
+    )  # zeros would be lost to rounding, because patches are larger, and a layer norm follows
     return model  # type: ignore[no-any-return]
 
 
 def _convnext(_: Shape) -> nn.Module:
-    """The trunk of ConvNeXt-tiny up to its second stage, a block in each."""
+    """The trunk of ConvNeXt-tiny up to its second stage, with one block per stage."""
     convnext = torchvision_models().convnext
     stages = [convnext.CNBlockConfig(96, 192, 1), convnext.CNBlockConfig(192, None, 1)]
     model: nn.Module = convnext.ConvNeXt(stages, stochastic_depth_prob=0.0, layer_scale=0.5, num_classes=100)
@@ -110,7 +111,7 @@ def _convnext(_: Shape) -> nn.Module:
 
 
 def _detectors(name: str, kind: type[YoloV5 | YoloV8], dim: int, joining: set[str]) -> Iterator[Member]:
-    """A detector with boxes and scores as two outputs, and one that joins them along `dim`, which the CPU does."""
+    """A detector with boxes and scores as two outputs, and one that concatenates them along `dim`, on the CPU."""
 
     def parts(found: Tensor) -> list[Tensor]:
         return list(torch.split(found, [4, found.shape[dim] - 4], dim))

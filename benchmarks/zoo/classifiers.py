@@ -1,4 +1,4 @@
-"""Networks from an image to classes that torchvision does not have."""
+"""Image classifiers that torchvision lacks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int =
 
 
 class _Classifier(nn.Module):
-    """Features, their mean over the image, one linear."""
+    """Feature layers, the mean over the image, and a linear."""
 
     def __init__(self, features: list[nn.Module], channels: int, classes: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class _Classifier(nn.Module):
 
 
 class MobileNetV1(_Classifier):
-    """Width 1: depthwise-separable convolutions in a row."""
+    """MobileNetV1 of width 1: a sequence of depthwise-separable convolutions."""
 
     # outputs and stride of each pair
     PAIRS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
@@ -58,7 +58,7 @@ class _InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(_Classifier):
-    """EfficientNet-B0 without squeeze-and-excite, ReLU6 for SiLU, stem and head of fixed width."""
+    """EfficientNet-B0 without squeeze-and-excite, with ReLU6 instead of SiLU and a stem and head of fixed width."""
 
     # expansion, channels, blocks, stride of the first, kernel
     STAGES = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5),
@@ -76,7 +76,7 @@ class EfficientNetLite0(_Classifier):
 
 
 class _MixerBlock(nn.Module):
-    """One perceptron over the patches of each channel, one over the channels of each patch."""
+    """An MLP over the patches of each channel, and an MLP over the channels of each patch."""
 
     def __init__(self, patches: int, channels: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class _MixerBlock(nn.Module):
 
 
 class MLPMixer(nn.Module):
-    """Patches of 8x8, 96 channels, four blocks."""
+    """An MLP-Mixer with patches of 8x8, 96 channels and four blocks."""
 
     def __init__(self, size: int, classes: int = 100, channels: int = 96, blocks: int = 4) -> None:
         super().__init__()

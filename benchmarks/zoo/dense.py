@@ -1,4 +1,4 @@
-"""Networks from an image to an image, to maps of boxes, or to a mask."""
+"""Networks whose outputs are images, maps of boxes, or masks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _double(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Three levels down by max pools, three up by transposed convolutions, each joined to its level's features."""
+    """A U-Net: three levels of max pools, three of transposed convolutions, with skip connections on each level."""
 
     def __init__(self, classes: int = 4, width: int = 16) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def _conv_silu(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Se
 
 
 class _CrossStage(nn.Module):
-    """Split the channels, run one half through residual blocks, keep what each block yields, join them all."""
+    """Splits the channels, runs one half through residual blocks, and concatenates the outputs of all blocks."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int, *, adds: bool) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class _CrossStage(nn.Module):
 
 
 class _PyramidPool(nn.Module):
-    """Max pools of growing reach, side by side."""
+    """Concatenates max pools of growing window size."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class _PyramidPool(nn.Module):
 
 
 class Yolo(nn.Module):
-    """SiLU trunk of five strides, a pyramid up by nearest neighbours and down again, boxes and classes at 3 scales."""
+    """A SiLU trunk with five strides, an upsampling and a downsampling pyramid, and heads at three scales."""
 
     def __init__(self, classes: int = 20, boxes: int = 16) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Yolo(nn.Module):
 
 
 class ConvAutoencoder(nn.Sequential):
-    """Three strided convolutions, three transposed ones of kernel 3 with output padding, a sigmoid."""
+    """Three strided convolutions, three transposed convolutions of kernel 3 with output padding, and a sigmoid."""
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []
@@ -128,7 +128,7 @@ class ConvAutoencoder(nn.Sequential):
 
 
 class ESPCN(nn.Sequential):
-    """Brightness at three times the resolution: tanh between convolutions, then a pixel shuffle."""
+    """Super-resolution of luminance by three (ESPCN): convolutions with tanh, then a pixel shuffle."""
 
     def __init__(self, scale: int = 3) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""Detectors that return boxes and scores in one tensor, as exported ones do, or in two."""
+"""Detectors that return boxes and scores in one tensor, as exported detectors do, or in two tensors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from .dense import Yolo
 
 STRIDES = (8, 16, 32)
 CALM = 0.5
-"""The factor that makes random logits as small as those of an untrained detection head."""
+"""Factor that scales random logits to the size of those of an untrained detection head."""
 
 
 def _grid(height: int, width: int) -> Tensor:
-    """[1, 2, height, width]: x and y of each cell, in cells."""
+    """Return the coordinates x and y of each cell, in cells: [1, 2, height, width]."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack((x, y)).float()[None]
 
 
 class YoloV5(nn.Module):
-    """Three anchors a cell: centre, size, objectness and classes, decoded level by level; boxes in pixels.
+    """A detector with three anchors per cell. Decodes centre, size, objectness and classes per level; boxes in pixels.
 
-    Returns [1, boxes, 5 + classes], or the boxes [1, boxes, 4] and the scores [1, boxes, 1 + classes] where `apart`.
+    Returns [1, boxes, 5 + classes]; with `apart`, the boxes [1, boxes, 4] and the scores [1, boxes, 1 + classes].
     """
 
     def __init__(self, size: int, classes: int = 20, *, apart: bool = False) -> None:
@@ -51,9 +51,9 @@ class YoloV5(nn.Module):
 
 
 class YoloV8(nn.Module):
-    """No anchors: the distances to the four sides as expectations of softmaxes, decoded over all levels at once.
+    """A detector without anchors. Distances to the four sides are expectations of softmaxes, decoded for all levels.
 
-    Returns [1, 4 + classes, boxes], or the boxes [1, 4, boxes] and the scores [1, classes, boxes] where `apart`.
+    Returns [1, 4 + classes, boxes]; with `apart`, the boxes [1, 4, boxes] and the scores [1, classes, boxes].
     """
 
     def __init__(self, size: int, classes: int = 20, bins: int = 16, *, apart: bool = False) -> None:

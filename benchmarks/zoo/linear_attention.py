@@ -1,4 +1,4 @@
-"""A network of images whose attention is linear in the number of pixels."""
+"""An image classifier whose attention is linear in the number of pixels."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ def _inverted(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
 
 
 class _LinearAttention(nn.Module):
-    """Attention between pixels, and between neighbourhoods of 5x5 pixels, with ReLU in place of softmax.
+    """Attention between pixels, and between neighbourhoods of 5x5 pixels, with ReLU instead of softmax.
 
-    Queries, keys and values of a head are `dim` channels each. With ReLU the product of keys and values comes first.
-    A row of ones below the values becomes the sum of the weights, by which the rest is divided.
+    Queries, keys and values of a head have `dim` channels each. With ReLU, the product of keys and values can be
+    computed first. A row of ones is appended to the values; it yields the sum of the weights, which divides the other
+    rows.
     """
 
     def __init__(self, channels: int, dim: int = 16) -> None:

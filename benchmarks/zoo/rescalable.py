@@ -1,4 +1,4 @@
-"""Small classifiers of 16x16 grey images that say which of their channels may be scaled without changing a result.
+"""Small classifiers of 16x16 grey images that list the channels that can be scaled without changing the function.
 
 The blocks are those of MobileNetV3, EfficientNet-lite and squeeze-excite ResNets. A channel's factor passes a relu, an
 addition (if both sides have it), a mean and a product with a gate. It does not pass a relu6 or a hardswish.
@@ -20,14 +20,14 @@ Layer = nn.Conv2d | nn.Linear
 
 @dataclass(frozen=True)
 class Channels:
-    """Channels that share factors: the layers of whose weights they are the rows, and those that read them."""
+    """Channels that share factors: the layers that compute them (weight rows) and those that read them (columns)."""
 
     yields: tuple[Layer, ...]
     reads: tuple[Layer, ...]
 
     @torch.no_grad()
     def scale(self, factors: Tensor) -> None:
-        """Multiply the channels by `factors` [channels] in the rows, and divide the columns by them."""
+        """Multiply the rows of weights by `factors` [channels], and divide the columns by them."""
         for layer in self.yields:
             layer.weight.mul_(_along(factors, layer.weight, 0))
             if layer.bias is not None:
@@ -42,7 +42,7 @@ def _along(factors: Tensor, weight: Tensor, dim: int) -> Tensor:
 
 
 class Conv(nn.Module):
-    """Convolution, batch norm and activation; `fold` makes the first two one."""
+    """Convolution, batch norm and activation. `fold` folds the batch norm into the convolution."""
 
     def __init__(
         self,
@@ -65,12 +65,12 @@ class Conv(nn.Module):
 
     @property
     def is_homogeneous(self) -> bool:
-        """Whether the activation passes a positive factor on."""
+        """Whether the activation is positively homogeneous: f(c x) = c f(x) for c > 0."""
         return isinstance(self.activation, (nn.Identity, nn.ReLU))
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Put the batch norm of a trained network into the convolution."""
+        """Fold the batch norm of a trained network into the convolution."""
         norm = self.norm
         if not isinstance(norm, nn.BatchNorm2d):
             return
@@ -83,7 +83,7 @@ class Conv(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Each channel times a gate that is computed from the means of all."""
+    """Multiplies each channel by a gate that is computed from the means of all channels."""
 
     def __init__(self, channels: int, gate: type[nn.Module]) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Widen, depthwise, perhaps squeeze-excite with hardsigmoid, narrow; added to the input where the shape allows."""
+    """Expand, depthwise, optional squeeze-excite with hardsigmoid, project; adds the input if the shape is equal."""
 
     def __init__(
         self, inputs: int, outputs: int, activation: type[nn.Module], *, stride: int = 1, excites: bool = False
@@ -131,7 +131,7 @@ class InvertedResidual(nn.Module):
 
     @property
     def last(self) -> Layer:
-        """The layer that yields the block's output, or what is added to its input."""
+        """The layer that computes the block's output, or the value that is added to its input."""
         return self.narrow.conv
 
     def inner(self) -> Iterator[Channels]:
@@ -168,7 +168,7 @@ class ExcitedResidual(nn.Module):
 
     @property
     def last(self) -> Layer:
-        """The layer that yields what is added to the block's input."""
+        """The layer that computes the value that is added to the block's input."""
         return self.two.conv
 
     def inner(self) -> Iterator[Channels]:
@@ -178,7 +178,7 @@ class ExcitedResidual(nn.Module):
 
     @property
     def beside(self) -> tuple[Layer, ...]:
-        """What reads the channels of `last` before they are added."""
+        """The layers that read the output of `last` before the addition."""
         return (self.excite.squeeze,)
 
 
@@ -196,14 +196,14 @@ class Classifier(nn.Module):
         return logits
 
     def fold(self) -> None:
-        """Put every batch norm into its convolution."""
+        """Fold every batch norm into its convolution."""
         for module in self.modules():
             if isinstance(module, Conv):
                 module.fold()
 
     def scalable(self) -> Iterator[Channels]:
-        """All channels that may be scaled, those of one stream of residual additions together."""
-        yields: list[Layer] = []  # of the stream that is open
+        """All channels that may be scaled. The channels of one chain of residual additions share factors."""
+        yields: list[Layer] = []  # of the current chain of additions
         reads: list[Layer] = []
         passes = True
         for part in self.features:
@@ -229,7 +229,7 @@ class Classifier(nn.Module):
 
 
 def mobilenet_v3() -> Classifier:
-    """As MobileNetV3: blocks with relu, then with hardswish, some with squeeze-excite, and a wide last convolution."""
+    """Blocks of MobileNetV3: with relu, then with hardswish, some with squeeze-excite, and a wide last convolution."""
     blocks = [
         InvertedResidual(16, 16, nn.ReLU, excites=True),
         InvertedResidual(16, 24, nn.ReLU, stride=2),
@@ -243,7 +243,7 @@ def mobilenet_v3() -> Classifier:
 
 
 def efficientnet_lite() -> Classifier:
-    """As EfficientNet-lite: inverted residuals with relu6, so that only the streams between them may be scaled."""
+    """Blocks of EfficientNet-lite: inverted residuals with relu6. Only the channels between blocks may be scaled."""
     blocks = [
         InvertedResidual(16, 16, nn.ReLU6),
         InvertedResidual(16, 24, nn.ReLU6, stride=2),
@@ -257,7 +257,7 @@ def efficientnet_lite() -> Classifier:
 
 
 def se_resnet() -> Classifier:
-    """As a squeeze-excite ResNet: relu everywhere, so that every channel may be scaled."""
+    """Blocks of a squeeze-excite ResNet, with relu only, so that every channel may be scaled."""
     parts: list[Conv | InvertedResidual | ExcitedResidual] = [Conv(1, 16, 3, nn.ReLU)]
     for inputs, outputs in ((16, 16), (16, 24), (24, 32)):
         if inputs != outputs:

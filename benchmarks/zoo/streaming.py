@@ -1,7 +1,7 @@
 """Networks that take one frame per call and keep earlier ones as state, each with a form without state.
 
 `whole` computes on all frames at once the outputs that the calls compute one by one, so a difference between the two in
-int8 is the cost of the state. Layout of sound: [1, features, frames].
+int8 is the cost of the state. Audio has the layout [1, features, frames].
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class StreamingNetwork(nn.Module):
     frame: tuple[int, ...]
 
     def whole(self, frames: Tensor) -> Tensor:
-        """What the calls return for `frames` [1, features, count], as [1, outputs, count]."""
+        """Return the outputs of all calls for `frames` [1, features, count], as [1, outputs, count]."""
         raise NotImplementedError
 
 
@@ -33,7 +33,7 @@ class Whole(nn.Module):
         self.network = network
 
     def forward(self, frames: Tensor) -> Tensor:
-        """[1, features, count] to [1, outputs, count]."""
+        """Map [1, features, count] to [1, outputs, count]."""
         return self.network.whole(frames)
 
 
@@ -88,7 +88,7 @@ class StreamingTcn(StreamingNetwork):
 
 
 class KeywordSpotter(StreamingNetwork):
-    """Depthwise separable convolutions over spectra, and the mean of what the last frames gave, in ring buffers."""
+    """Depthwise separable convolutions over spectra, and the mean over the last frames, in ring buffers."""
 
     frame = (1, 40, 1)
     spectra: Tensor
@@ -128,7 +128,7 @@ class KeywordSpotter(StreamingNetwork):
 
 
 class _WindowedBlock(nn.Module):
-    """Attention over the last frames, whose keys and values are kept, and a feed-forward part."""
+    """Attention over the last frames with cached keys and values, and a feed-forward layer."""
 
     keys: Tensor
     values: Tensor

@@ -1,4 +1,4 @@
-"""Networks of several frames at once."""
+"""Networks that process several frames at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["TemporalShiftNet"]
 
 
 class _Shifted(nn.Module):
-    """A residual block that reads an eighth of its channels from the next frame, and one from the previous."""
+    """A residual block that reads an eighth of its channels from the next frame and an eighth from the previous one."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -28,7 +28,10 @@ class _Shifted(nn.Module):
 
 
 class TemporalShiftNet(nn.Module):
-    """Temporal shift (Lin et al. 2019) in a small residual network: frames are the batch, classes of each frame."""
+    """Temporal shift (Lin et al. 2019) in a small residual network.
+
+    Frames are the batch, and each frame is classified.
+    """
 
     def __init__(self, classes: int = 20) -> None:
         super().__init__()

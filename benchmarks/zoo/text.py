@@ -1,4 +1,4 @@
-"""A network of the BERT family: what pads a text is hidden from its attention."""
+"""A network of the BERT family, whose attention mask hides padding."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class _Layer(nn.Module):
 
 
 class Bert(nn.Module):
-    """Of embedded tokens [N, features + 1, length] to classes [N, classes].
+    """Embedded tokens [N, features + 1, length] to logits [N, classes].
 
-    Where the last channel of the first token is above 0, the last `PADDING` tokens are padding. So one float input has
-    both; the mask is made of it as BERT makes it of integers.
+    If the last channel of the first token is above 0, the last `PADDING` tokens are padding. One float input therefore
+    contains both tokens and mask. The mask is computed as BERT computes it from integers.
     """
 
     def __init__(self, features: int = 32, heads: int = 4, layers: int = 2, classes: int = 10) -> None:

@@ -1,4 +1,4 @@
-"""torchvision's networks, where it is installed; of its compiled operators none is needed."""
+"""torchvision's networks, if it is installed. Its compiled operators are not needed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import torch
 
 __all__ = ["MissingTorchvisionError", "torchvision_models"]
 
-# What torchvision's import looks up; its binary defines them, and that loads only with the torch it was built against.
+# Operators that torchvision's import looks up. torchvision's binary defines them, but loads only with the torch version
+# it was built for.
 _WANTED = ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # fmt: skip
 
 
 class MissingTorchvisionError(ImportError):
-    """A network is torchvision's, which is not installed."""
+    """A network needs torchvision, which is not installed."""
 
 
 @cache
 def torchvision_models() -> Any:
-    """The module `torchvision.models`. Raises `MissingTorchvisionError`."""
+    """Return the module `torchvision.models`. Raises `MissingTorchvisionError` if torchvision is not installed."""
     try:
         return importlib.import_module("torchvision.models")
     except ModuleNotFoundError as error:
@@ -36,7 +37,7 @@ def torchvision_models() -> Any:
 
 @cache
 def _declare() -> torch.library.Library:
-    """Declare what its import wants; cached, as declarations go with their library."""
+    """Declare the operators for torchvision's import. Cached, because deleting the library removes the declarations."""
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in _WANTED:
         library.define(schema)  # type: ignore[no-untyped-call]

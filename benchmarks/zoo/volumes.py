@@ -26,7 +26,7 @@ class _Block(nn.Module):
 
 
 class ResNet18OfVolumes(nn.Module):
-    """ResNet-18 of 3-D parts, whose kernels are (1, k, k), as in models of videos and of stacks of images."""
+    """ResNet-18 of 3-D layers with kernels (1, k, k), as in models of videos and of stacks of images."""
 
     def __init__(self, classes: int = 100) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""From a trained network to a `.pte` whose accuracy is known, on this machine: `python -m examples.digits.demo`.
+"""Converts a trained network to a `.pte` and measures its accuracy on this machine: `python -m examples.digits.demo`.
 
-Quantizes the digits network, lowers it for the NPU, saves the program, loads the file again and runs it over the whole
-test split, beside the float network and the quantized module. Ends with status 1 if the file's top-1 class differs from
-the quantized module's for more than 1% of the images.
+Quantizes the digits network, lowers it for the NPU, saves the program, loads the file, and runs it on the whole test
+split, as well as the float network and the quantized module. Exits with status 1 if the top-1 classes of the file and
+the quantized module differ for more than 1% of the images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST_DISAGREEMENT = 0.01  # of the test images
 
 @dataclass(frozen=True)
 class Tracked:
-    """Images [1, 1, 32, 32] that move a progress bar as they are read; every pass over them starts it again."""
+    """Images [1, 1, 32, 32] that advance a progress bar when they are read. Each pass over them restarts the bar."""
 
     images: Sequence[Tensor]
     show: Callable[[int], None]
@@ -48,7 +48,7 @@ class Tracked:
 
 
 class Steps:
-    """Shows each step of the demo on `progress` while it runs, and keeps how many seconds it took, by title."""
+    """Shows each step of the demo on `progress`, and records its seconds by title."""
 
     def __init__(self, progress: Progress) -> None:
         self.seconds: dict[str, float] = {}
@@ -56,7 +56,7 @@ class Steps:
 
     @contextmanager
     def step(self, title: str, images: Sequence[Tensor] = ()) -> Iterator[Tracked]:
-        """Run the block as the step `title`; it reads `images` through what it is given."""
+        """Run the block as the step `title`. The block gets `images` as `Tracked`."""
         task = self._progress.add_task(title, total=len(images) or None)
         start = time.perf_counter()
         yield Tracked(images, lambda done: self._progress.update(task, completed=done))
@@ -71,13 +71,13 @@ def classes(run: Callable[[Tensor], Any], images: Iterable[Tensor]) -> Tensor:
 
 
 def share_equal(a: Tensor, b: Tensor) -> float:
-    """Return the share 0..1 of places where `a` and `b`, both [N], are equal."""
+    """Return the share, 0 to 1, of elements for which `a` and `b`, both [N], are equal."""
     return (a == b).float().mean().item()
 
 
 def placement_table(operators: Iterable[tuple[str, str, str | None]]) -> Table:
-    """Return a table of `operators`, each (operator, "npu" or "cpu", reason): how many of a kind run where, and why."""
-    table = Table("operator", "where", "count", "reason", title="Where the operators run", title_justify="left")
+    """Count `operators`, each (operator, "npu" or "cpu", reason), in a table by kind, processor and reason."""
+    table = Table("operator", "where", "count", "reason", title="Placement of the operators", title_justify="left")
     kinds = Counter((where != "npu", op, where, reason or "") for op, where, reason in operators)
     for (on_cpu, op, where, reason), count in sorted(kinds.items()):
         table.add_row(op, where, str(count), reason, style="yellow" if on_cpu else "")
@@ -85,7 +85,7 @@ def placement_table(operators: Iterable[tuple[str, str, str | None]]) -> Table:
 
 
 def run(out: Path, calibration_images: int, console: Console) -> float:
-    """Do the whole way, print what came of it, and return the share of test images on which `.pte` and module agree."""
+    """Run all steps, print the results, and return the share of test images for which `.pte` and module agree."""
     network = load_network()
     split = load_digits_split()
     test_images = torch.split(split.test_images, 1)
@@ -101,7 +101,7 @@ def run(out: Path, calibration_images: int, console: Console) -> float:
         with steps.step("quantize", calibration) as images:
             quantized = quantize(network, (test_images[0],), images)
         with steps.step("lower and save"):
-            program = lower(quantized, payload="portable")  # which this machine runs, whatever is installed
+            program = lower(quantized, payload="portable")  # the host runs portable programs
             out.parent.mkdir(parents=True, exist_ok=True)
             program.save(out)
         with steps.step("quantized module", test_images) as images:
@@ -137,7 +137,7 @@ def main() -> int:
 
     logging.disable(logging.WARNING)  # torchao's, of GPU libraries that it cannot load
     warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own code
-    torch.set_num_threads(1)  # the network is so small that a second thread only waits, long where cores are shared
+    torch.set_num_threads(1)  # the network is so small that a second thread only costs time
     console = Console()
     agreement = run(options.out, options.calibration, console)
     if agreement < 1 - MOST_DISAGREEMENT:

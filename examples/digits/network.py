@@ -1,7 +1,7 @@
 """The demo's network and its data: scikit-learn's handwritten digits, 1797 grey images of 8x8 pixels in 10 classes.
 
-The images are upscaled to 32x32, so that the network can have what real ones have: a strided stem, depthwise
-convolutions, residual additions, both kinds of pooling and a classifier, all with batch norm.
+The images are upscaled to 32x32, so that the network can have the usual layers: a strided stem, depthwise convolutions,
+residual additions, both kinds of pooling and a classifier, all with batch norm.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BRIGHTEST = 16.0  # scikit-learn's digits count the set pixels of a 4x4 block: 
 
 
 class Residual(nn.Module):
-    """Inverted bottleneck: widen 1x1, depthwise 3x3, narrow 1x1, and the input added again. Keeps the shape NCHW."""
+    """Inverted bottleneck: expand 1x1, depthwise 3x3, project 1x1, residual addition. Keeps the shape NCHW."""
 
     def __init__(self, channels: int, *, expansion: int = 2) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class DigitsSplit:
 
 
 def load_digits_split() -> DigitsSplit:
-    """Return 1297 training and 500 test images: always the same ones, with every class in the same proportion."""
+    """Return a fixed split into 1297 training and 500 test images, with equal proportions of the classes."""
     pixels, labels = load_digits(return_X_y=True)
     small = torch.from_numpy(pixels).float().view(-1, 1, 8, 8)
     images = F.interpolate(small, size=IMAGE_SHAPE[1:], mode="bilinear", align_corners=False) / (_BRIGHTEST / 2) - 1

@@ -1,7 +1,6 @@
-"""Train the digits network quantized, beside calibrating it: `python -m examples.digits.qat`.
+"""Compares quantization-aware training and calibration of the digits network: `python -m examples.digits.qat`.
 
-At 8 bits both are as good as float, and training has nothing to win. With fewer bits in the weights, as a stress, it
-shows what it is good for.
+With 8 bits, both are as accurate as float. With fewer bits in the weights, training is more accurate.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def train_quantized(data: DigitsSplit, weight_bits: int = 8, seed: int = 0) -> G
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for epoch in range(2):
         if epoch == 1:
-            move_exported_model_to_eval(prepared)  # batch norms go by what they will be folded with
+            move_exported_model_to_eval(prepared)  # use the statistics with which batch norms are folded
         for batch in torch.split(torch.randperm(len(data.train_images)), _BATCH):
             loss = F.cross_entropy(prepared(data.train_images[batch]), data.train_labels[batch])
             optimizer.zero_grad()
@@ -55,7 +54,7 @@ def train_quantized(data: DigitsSplit, weight_bits: int = 8, seed: int = 0) -> G
 
 
 def calibrate(data: DigitsSplit, weight_bits: int = 8) -> Callable[..., Any]:
-    """Return the network quantized after training."""
+    """Return the trained network, quantized by calibration."""
     calibration = torch.split(data.train_images[:_CALIBRATION_IMAGES], 1)
     return quantize(load_network(), (data.test_images[:1],), calibration, recover=None, weight_bits=weight_bits)
 

@@ -19,7 +19,7 @@ _TURN, _ZOOM, _SHIFT = 0.2, 0.1, 0.12  # radians, relative, share of half the im
 
 
 def jitter(images: Tensor) -> Tensor:
-    """Turn, zoom and shift each of `images` [N, 1, H, W] by a little of its own; the border is repeated."""
+    """Rotate, zoom and shift each of `images` [N, 1, H, W] by small random amounts. Repeats the border."""
     count = len(images)
     turn = torch.empty(count).uniform_(-_TURN, _TURN)
     zoom = torch.empty(count).uniform_(1 - _ZOOM, 1 + _ZOOM)
@@ -39,7 +39,7 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def train(epochs: int, seed: int) -> DigitsNet:
-    """Train on the training split alone and return the network in eval mode; the test split chooses nothing."""
+    """Train on the training split, and return the network in eval mode. Does not use the test split."""
     torch.manual_seed(seed)
     split = load_digits_split()
     network = DigitsNet()

@@ -1,16 +1,18 @@
-"""Which of the 800 ImageNet photos to evaluate on show a person: the labels of visual wake words.
+"""Labels of visual wake words: the classes of the 800 ImageNet evaluation photos that show a person.
 
-ImageNet does not say. One labeller, an AI model, gave these by looking at each photo at 224x224, before anything that a
-network makes of it. The rule is that of the data set that the network was trained on (Chowdhery et al. 2019, Visual
-Wake Words Dataset, section 3): a person, or a part of one such as a hand, whose bounding box is at least 0.5 percent of
-the photo. Photos within the photo count, drawings, dolls, statues and empty clothes do not, nor does what is in doubt.
+ImageNet has no such labels. One labeller, an AI model, assigned them by looking at each photo at 224x224, before any
+network ran on it. The rule is that of the data set on which the network was trained (Chowdhery et al. 2019, Visual Wake
+Words Dataset, section 3): a photo shows a person, or a part of one such as a hand, whose bounding box covers at least
+0.5 percent of the photo. Photos within the photo count. Drawings, dolls, statues, empty clothes and doubtful cases do
+not.
 """
 
 from __future__ import annotations
 
 __all__ = ["CLASSES_WITH_PEOPLE"]
 
-# There is one photo of each ImageNet class; those of multiples of five serve for calibration and are not labelled.
+# There is one photo of each ImageNet class. Classes that are multiples of five are used for calibration and not
+# labelled.
 CLASSES_WITH_PEOPLE = frozenset([
     4, 34, 61, 106, 147, 156, 158, 163, 171, 183, 199, 203, 204, 217, 229, 232, 243, 257, 259, 263, 266, 333,
     344, 354, 389, 391, 394, 399, 402, 408, 411, 416, 422, 432, 433, 439, 444, 456, 457, 459, 462, 467, 472,

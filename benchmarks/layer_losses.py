@@ -1,4 +1,4 @@
-"""Where a quantized network loses its signal: the layer behind which the SQNR to the float network falls most."""
+"""Finds the layer of a quantized network with the largest loss of SQNR to the float network."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from openneutron.core.fx import is_dequantize, is_quantize, op_name, source_of
 
-__all__ = ["Fall", "sqnr", "steepest_fall"]
+__all__ = ["LayerLoss", "largest_loss", "sqnr"]
 
-BEST = 60.0  # decibels; int8 keeps less of any signal, and what is exact counts as this
+BEST = 60.0  # dB, above the SQNR of int8; exact values count as this
 
 
 @dataclass(frozen=True)
-class Fall:
-    """A layer, the lowest SQNR among what it reads and that of what it yields, in decibels."""
+class LayerLoss:
+    """A layer, the lowest SQNR of its inputs, and the SQNR of its output, in dB."""
 
     node: str
     op: str
@@ -29,7 +29,7 @@ class Fall:
 
     @property
     def decibels(self) -> float:
-        """How far it falls."""
+        """The loss of SQNR in dB."""
         return self.before - self.after
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class Fall:
 
 
 def sqnr(reference: Tensor, value: Tensor) -> float:
-    """Return the signal-to-quantization-noise ratio of `value` in decibels; infinite where both are equal."""
+    """Return the signal-to-quantization-noise ratio of `value` in dB; infinite if both are equal."""
     signal, noise = reference.double().square().sum().item(), (value - reference).double().square().sum().item()
     if noise == 0:
         return math.inf
@@ -45,7 +45,7 @@ def sqnr(reference: Tensor, value: Tensor) -> float:
 
 
 class _Values(Interpreter):
-    """Keeps what each operator yields under its node's name: behind its quantization, where it is quantized."""
+    """Records the output of each operator under its node's name, after quantization if it is quantized."""
 
     def __init__(self, module: GraphModule) -> None:
         super().__init__(module)
@@ -59,29 +59,29 @@ class _Values(Interpreter):
 
 
 def _origin(node: Node) -> Node:
-    """The node whose value a dequantize restores; any other node itself."""
+    """Return the node whose value a quantize or dequantize represents; any other node itself."""
     while is_dequantize(node) or is_quantize(node):
         node = node.all_input_nodes[0]
     return node
 
 
 @torch.no_grad()
-def steepest_fall(reference: GraphModule, converted: GraphModule, inputs: tuple[Tensor, ...]) -> Fall | None:
-    """Return the layer whose output's SQNR is furthest below that of its worst input, the first one of equals.
+def largest_loss(reference: GraphModule, converted: GraphModule, inputs: tuple[Tensor, ...]) -> LayerLoss | None:
+    """Return the layer with the largest loss of SQNR from its worst input to its output; None without any loss.
 
-    `reference` is the float graph that `converted` was made of: the same names stand for the same values. None where no
-    layer loses anything.
+    `reference` is the float graph that was prepared for `converted`; nodes of equal names have the same values. Of
+    equal losses, the first counts.
     """
     expected, found = _Values(reference), _Values(converted)
     expected.run(*inputs)
     found.run(*inputs)
     ratios: dict[Node, float] = {}
-    worst: Fall | None = None
+    worst: LayerLoss | None = None
     for node in reference.graph.nodes:
         before = min((ratios[read] for read in node.all_input_nodes), default=BEST)
         value, other = expected.values.get(node.name), found.values.get(node.name)
         ratios[node] = before if value is None or other is None else min(BEST, sqnr(value, other))
-        fall = Fall(node.name, op_name(node), source_of(node), before, ratios[node])
-        if fall.decibels > (worst.decibels if worst else 0) and node.op == "call_function":
-            worst = fall
+        loss = LayerLoss(node.name, op_name(node), source_of(node), before, ratios[node])
+        if loss.decibels > (worst.decibels if worst else 0) and node.op == "call_function":
+            worst = loss
     return worst

@@ -1,6 +1,7 @@
-"""What `benchmarks.compare` measures, each in a process of its own: `python -m benchmarks.subjects NAME OUT [ARG ...]`.
+"""The workloads of `benchmarks.compare`, which run in separate processes: `python -m benchmarks.workloads NAME OUT [ARG
+...]`.
 
-A subject is a function of the command line's arguments that returns what JSON can hold; it goes to the file OUT.
+A workload is a function of the command line's arguments. Its result is written to the file OUT as JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CHAIN_CHANNELS, CHAIN_SIZE = 8, 8
 
 
 def bench_folder() -> Path | None:
-    """Return the folder of upstream_flow.py, or None: OPENNEUTRON_BENCH, else ../shared/bench beside the repository."""
+    """Return the folder of upstream_flow.py: OPENNEUTRON_BENCH, else ../shared/bench. None if there is no such file."""
     folder = Path(os.environ.get("OPENNEUTRON_BENCH") or Path(__file__).parents[2] / "shared" / "bench")
     return folder if (folder / "upstream_flow.py").is_file() else None
 
@@ -44,7 +45,7 @@ def upstream() -> Any:
 
 
 def mobilenet_v2() -> tuple[Any, str]:
-    """Return MobileNetV2 without weights and where it is from: torchvision, where that is missing this repository."""
+    """Return MobileNetV2 without weights, and its source: torchvision if it is installed, else this repository."""
     try:
         if folder := bench_folder():
             sys.path.insert(0, str(folder))
@@ -58,9 +59,9 @@ def mobilenet_v2() -> tuple[Any, str]:
 
 
 def images(count: int, seed: int) -> list[Any]:
-    """Return `count` images [1, 3, 224, 224]: smooth, and each of another mean and contrast, so that logits differ.
+    """Return `count` smooth images [1, 3, 224, 224] of different means and contrasts, so that logits differ.
 
-    Of plain noise every image looks the same to a network that averages over it.
+    A network that averages over an image cannot distinguish images of white noise.
     """
     import torch
     from torch.nn.functional import interpolate
@@ -71,9 +72,9 @@ def images(count: int, seed: int) -> list[Any]:
 
 
 def prepare_model(weights: str) -> Figures:
-    """Make the model and save its weights: random with seed 0, batch norm fitted to `images`.
+    """Create the model and save its weights: random with seed 0, batch norms fitted to `images`.
 
-    With batch norm as it is initialized the activations of random weights die out, and the logits are constant.
+    With the initial statistics of batch norms, activations shrink from layer to layer, and the logits are constant.
     """
     import torch
 
@@ -123,7 +124,7 @@ class Stopwatch:
 
 
 def documented(weights: str, memory_format: str, pte: str) -> Figures:
-    """Take the model through the documented flow; the program is saved to `pte`."""
+    """Convert the model in the documented flow, and save the program to `pte`."""
     import torch
     from executorch.exir import to_edge_transform_and_lower
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -153,7 +154,7 @@ def documented(weights: str, memory_format: str, pte: str) -> Figures:
 
 
 def short(weights: str, memory_format: str, pte: str) -> Figures:
-    """Take the model through quantize() and lower(); the program is saved to `pte`, the module's export beside it."""
+    """Convert the model with quantize() and lower(), and save the program to `pte`, next to the exported module."""
     import torch
 
     for imported in ("executorch.exir", "torchao.quantization.pt2e.quantize_pt2e", "openneutron.partition"):
@@ -163,7 +164,7 @@ def short(weights: str, memory_format: str, pte: str) -> Figures:
     model, inputs = load_model(weights), _in_format(images(CALIBRATION_IMAGES, seed=1), memory_format)
     watch = Stopwatch()
     with watch.stage("quantize"):
-        quantized = quantize(model, (inputs[0],), inputs, recover=None)  # which theirs has nothing like
+        quantized = quantize(model, (inputs[0],), inputs, recover=None)  # the other backend has no such step
     with watch.stage("lower"):
         program = lower(quantized)
     torch.export.save(torch.export.export(quantized.module, (inputs[0],)), f"{pte}.pt2")
@@ -206,7 +207,7 @@ def tflite_models(buffer: bytes) -> list[bytes]:
 
 
 def cpu_operators(buffer: bytes) -> dict[str, int]:
-    """Count the kernels that a `.pte` calls on the CPU; quantize and dequantize compute nothing and are left out."""
+    """Count the kernels that a `.pte` calls on the CPU, without quantize and dequantize."""
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     plan = deserialize_pte_binary(buffer).program.execution_plan[0]
@@ -225,7 +226,7 @@ def _interpreter(model: bytes, *, xnnpack: bool) -> Any:
 
 
 def describe_tflite(model: bytes) -> Figures:
-    """Count a model's operators by kind, its bytes, and the constants whose bytes it holds more than once."""
+    """Count a model's operators by kind, its bytes, and the constants that it stores more than once."""
     interpreter = _interpreter(model, xnnpack=False)
     operators = interpreter._get_ops_details()
     written = {index for operator in operators for index in operator["outputs"]}
@@ -243,7 +244,7 @@ def describe_tflite(model: bytes) -> Figures:
 
 
 def theirs(weights: str, flow: str, tflite: str) -> Figures:
-    """Take the model through ExecuTorch's own backend, its SDK stubbed; its largest TFLite model is saved."""
+    """Convert the model with ExecuTorch's own backend and a stub of its SDK, and save its largest TFLite model."""
     flows = upstream()
     model, inputs = load_model(weights), images(CALIBRATION_IMAGES, seed=1)
     flows.load()  # imports are not timed
@@ -263,7 +264,7 @@ def theirs(weights: str, flow: str, tflite: str) -> Figures:
 
 
 def chain_of(blocks: int) -> Any:
-    """Return a chain of `blocks` residual blocks: two convolutions with batch norm, ReLU between and behind."""
+    """Return a chain of `blocks` residual blocks of two convolutions with batch norm, each followed by ReLU."""
     from torch import Tensor, nn
     from torch.nn import functional
 
@@ -283,14 +284,14 @@ def chain_of(blocks: int) -> Any:
 
 
 class Meter:
-    """Sums the seconds inside the methods it wraps; a wrapped method inside another counts once."""
+    """Sums the seconds in wrapped methods. A wrapped method that another one calls counts once."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._running = False
 
     def wrap(self, owner: type, *names: str) -> None:
-        """Count the calls of `owner`'s own methods among `names`."""
+        """Wrap the methods of `owner` among `names`."""
         for name in names:
             method = owner.__dict__.get(name)
             if method is not None:
@@ -357,7 +358,7 @@ def _ours_for_chain() -> tuple[Any, Any, Any, Callable[..., Any]]:
 
 
 def _theirs_for_chain() -> tuple[Any, Any, Any, Callable[..., Any]]:
-    """As their example script does, for then the chain is one partition, as ours is."""
+    """Prepare the other backend as its example script does, so that the chain becomes one partition."""
     import torch
 
     names, _ = upstream().load()
@@ -402,7 +403,7 @@ def _medians(runs: dict[str, Callable[[], object]], count: int) -> Figures:
 
 
 def _litert(file: str) -> Callable[[], object]:
-    """Return what one inference of a TFLite file is: input in, invoke, output out; with XNNPACK, on one thread."""
+    """Return a function that runs a TFLite file once: set input, invoke, get output; with XNNPACK, on one thread."""
     import numpy as np
 
     interpreter = _interpreter(Path(file).read_bytes(), xnnpack=True)
@@ -423,7 +424,7 @@ def _litert(file: str) -> Callable[[], object]:
 
 
 def inference(pte: str, count: str) -> Figures:
-    """Time a `.pte` on the host beside LiteRT on the TFLite in it, then beside the quantized module in PyTorch."""
+    """Time a `.pte` on the host against LiteRT on its TFLite, and against the quantized module in PyTorch."""
     import torch
 
     from openneutron import load
@@ -456,7 +457,7 @@ def import_seconds() -> Figures:
 
 
 def imported_to_run(pte: str) -> Figures:
-    """Load and run a `.pte`; which modules of exir, torchao and torch.export that brings in beside those of torch."""
+    """Load and run a `.pte`, and return the modules of exir, torchao and torch.export that this imports."""
     import numpy as np
 
     importlib.import_module("torch")
@@ -473,15 +474,15 @@ def imported_to_run(pte: str) -> Figures:
 
 
 SUBJECTS: dict[str, Callable[..., Figures]] = {
-    subject.__name__: subject
-    for subject in (
+    workload.__name__: workload
+    for workload in (
         prepare_model, documented, short, theirs, chain, inference, tflite_times, import_seconds, imported_to_run,
     )
 }  # fmt: skip
 
 
 def main() -> None:
-    """Measure the subject of the command line."""
+    """Measure the workload of the command line."""
     name, out, *arguments = sys.argv[1:]
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")

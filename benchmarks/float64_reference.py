@@ -1,8 +1,9 @@
-"""A quantized module computed in double precision: what its int8 codes mean, without float32's rounding in between.
+"""Runs a quantized module in double precision, as a reference without float32 rounding errors.
 
-`convert_pt2e`'s module computes each operator in float32 on dequantized values. Where a sum falls next to the middle
-between two codes, float32 may round to the other one, about once in a million values; a network that quantization has
-broken blows that up. A `.pte` sums in integers and makes no such error; it rounds when it scales the sum.
+The module of `convert_pt2e` computes each operator in float32 on dequantized values. If a sum is near the middle
+between two codes, float32 may round to the other code, about once in a million values. A network with large
+quantization errors amplifies this. A `.pte` has no such error, because it sums in integers and rounds only when it
+scales the sum.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-__all__ = ["exact"]
+__all__ = ["run_in_float64"]
 
 
 class _InDouble(Interpreter):
-    """Runs quantize and dequantize by their definition, in double, and so all that is between them."""
+    """Runs quantize and dequantize by their definition in double, so that the operators in between run in double."""
 
     def run_node(self, n: Node) -> Any:
         name = str(n.target)
@@ -31,12 +32,12 @@ class _InDouble(Interpreter):
         low, high, dtype = rest[:3]
         if "dequantize" in name:
             return (value.double() - zero_point) * scale
-        if value.dtype == torch.float32:  # the network's input: every way to run it rounds that in float32
+        if value.dtype == torch.float32:  # the network's input, which every runtime quantizes in float32
             return super().run_node(n)
         return (torch.round(value / scale) + zero_point).clamp(low, high).to(dtype)
 
 
-def exact(module: GraphModule, *inputs: Tensor) -> Tensor:
-    """Return the only output of a converted `module` for `inputs`, in double precision throughout."""
+def run_in_float64(module: GraphModule, *inputs: Tensor) -> Tensor:
+    """Run a converted `module` in double precision, and return its only output."""
     output: Tensor = _InDouble(module).run(*inputs)
     return output.float()

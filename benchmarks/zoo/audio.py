@@ -1,4 +1,4 @@
-"""Networks over time."""
+"""Networks for audio: sequences of frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["TCN", "GRUKeywords"]
 
 
 class _CausalBlock(nn.Module):
-    """Two dilated convolutions that see the past only, and what they get, added."""
+    """Two causal dilated convolutions and a residual addition."""
 
     def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class _CausalBlock(nn.Module):
 
 
 class TCN(nn.Module):
-    """A temporal convolutional network: dilations 1 to 32; classes from the last moment."""
+    """A temporal convolutional network with dilations 1 to 32. Classifies the last frame."""
 
     def __init__(self, bands: int = 40, channels: int = 48, classes: int = 12) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class TCN(nn.Module):
 
 
 class GRUKeywords(nn.Module):
-    """Log-mel spectra [N, bands, frames] to logits: two GRU layers, classes from the last state."""
+    """Log-mel spectra [N, bands, frames] to logits: two GRU layers and a classifier of the last state."""
 
     def __init__(self, bands: int = 40, hidden: int = 64, classes: int = 12) -> None:
         super().__init__()
