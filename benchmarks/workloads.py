@@ -1,5 +1,6 @@
-"""The workloads of `benchmarks.compare`, which run in separate processes: `python -m benchmarks.workloads NAME OUT [ARG
-...]`.
+"""The workloads of `benchmarks.compare`, which run in separate processes.
+
+Usage: `python -m benchmarks.workloads NAME OUT [ARG ...]`.
 
 A workload is a function of the command line's arguments. Its result is written to the file OUT as JSON.
 """
