@@ -354,4 +354,4 @@ def test_old_names_are_deprecated_aliases(old: str, new: str) -> None:
     with pytest.warns(DeprecationWarning, match=rf"openneutron\.recovery\.{old} is now called {new}"):
         assert getattr(openneutron.recovery, old) is getattr(openneutron.recovery, new)
     with pytest.raises(AttributeError, match="no attribute 'silence'"):
-        _ = openneutron.recovery.silence  # type: ignore[attr-defined]
+        _ = openneutron.recovery.silence
