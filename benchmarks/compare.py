@@ -242,11 +242,11 @@ def inference_rows(bench: Bench, rounds: int, count: int, *, upstream: bool) -> 
                   [(run["pte"], run["eager"]) for run in eager], "PyTorch", 1 / LEAST_OVER_EAGER),
     ]  # fmt: skip
     for place, name in enumerate(("NCHW input", "channels-last input")):
-        beside = "Google's"
+        other = "Google's"
         if times and upstream:
-            beside += f"; existing backend's {_median(run[3] for run in times):.1f}"
+            other += f"; existing backend's {_median(run[3] for run in times):.1f}"
         pairs = [(run[place], run[2]) for run in times]
-        rows.append(_time_row(f"TFLite in LiteRT against Google's, {name}", pairs, beside, MOST_OVER_GOOGLE))
+        rows.append(_time_row(f"TFLite in LiteRT against Google's, {name}", pairs, other, MOST_OVER_GOOGLE))
     return rows
 
 

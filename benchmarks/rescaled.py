@@ -70,7 +70,7 @@ def rescaled(network: Classifier, seed: int = RESCALING_SEED) -> Classifier:
     result = copy.deepcopy(network)
     low, high = math.log(SMALLEST_FACTOR), math.log(LARGEST_FACTOR)
     for channels in result.scalable():
-        width = len(channels.yields[0].weight)
+        width = len(channels.writers[0].weight)
         channels.scale((torch.rand(width, generator=generator) * (high - low) + low).exp())
     return result
 
@@ -139,7 +139,7 @@ def main() -> None:
             f"{accuracy(network, split.test_images, split.test_labels):.2%}, rescaled "
             f"{accuracy(other, split.test_images, split.test_labels):.2%}, logits differ by "
             f"{largest_difference(network, other, split.test_images):.1e} at most; "
-            f"{sum(map(len, (channels.yields[0].weight for channels in other.scalable())))} channels rescaled"
+            f"{sum(map(len, (channels.writers[0].weight for channels in other.scalable())))} channels rescaled"
         )
 
 

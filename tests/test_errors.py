@@ -232,7 +232,7 @@ class TestErrors:
             ({"neutron_converter_flavor": "25_06"}, "SDK_25_06"),
             ({"operators_not_to_delegate": "aten::add"}, "list of names"),
             ({"operators_not_to_delegate": 3}, "list of names"),
-            ({"operators_not_to_delegate": [3]}, "names; 3 is none"),
+            ({"operators_not_to_delegate": [3]}, "names, not 3"),
             ({"extra_flags": 1}, "text or None"),
         ],
     )

@@ -73,8 +73,8 @@ class YoloV8(nn.Module):
         levels = [(logits * CALM).flatten(2) for logits in self.trunk(x)]
         sides, classes = torch.split(torch.cat(levels, 2), [4 * self.bins, self.classes], 1)
         bins = sides.reshape(len(x), 4, self.bins, -1).transpose(2, 1).softmax(1)
-        before, behind = functional.conv2d(bins, self.distances).reshape(len(x), 4, -1).chunk(2, 1)
-        start, end = self.centres - before, self.centres + behind
+        before, after = functional.conv2d(bins, self.distances).reshape(len(x), 4, -1).chunk(2, 1)
+        start, end = self.centres - before, self.centres + after
         boxes = torch.cat(((start + end) / 2, end - start), 1) * self.steps
         scores = classes.sigmoid()
         return (boxes, scores) if self.apart else torch.cat((boxes, scores), 1)

@@ -44,8 +44,8 @@ class _LinearAttention(nn.Module):
     """Attention between pixels, and between neighbourhoods of 5x5 pixels, with ReLU instead of softmax.
 
     Queries, keys and values of a head have `dim` channels each. With ReLU, the product of keys and values can be
-    computed first. A row of ones is appended to the values; it yields the sum of the weights, which divides the other
-    rows.
+    computed first. A row of ones is appended to the values; its product is the sum of the weights, which divides the
+    other rows.
     """
 
     def __init__(self, channels: int, dim: int = 16) -> None:

@@ -22,13 +22,13 @@ Layer = nn.Conv2d | nn.Linear
 class Channels:
     """Channels that share factors: the layers that compute them (weight rows) and those that read them (columns)."""
 
-    yields: tuple[Layer, ...]
+    writers: tuple[Layer, ...]
     reads: tuple[Layer, ...]
 
     @torch.no_grad()
     def scale(self, factors: Tensor) -> None:
         """Multiply the rows of weights by `factors` [channels], and divide the columns by them."""
-        for layer in self.yields:
+        for layer in self.writers:
             layer.weight.mul_(_along(factors, layer.weight, 0))
             if layer.bias is not None:
                 layer.bias.mul_(factors)
@@ -177,7 +177,7 @@ class ExcitedResidual(nn.Module):
         yield self.excite.inner()
 
     @property
-    def beside(self) -> tuple[Layer, ...]:
+    def other_readers(self) -> tuple[Layer, ...]:
         """The layers that read the output of `last` before the addition."""
         return (self.excite.squeeze,)
 
@@ -203,29 +203,29 @@ class Classifier(nn.Module):
 
     def scalable(self) -> Iterator[Channels]:
         """All channels that may be scaled. The channels of one chain of residual additions share factors."""
-        yields: list[Layer] = []  # of the current chain of additions
+        writers: list[Layer] = []  # of the current chain of additions
         reads: list[Layer] = []
         passes = True
         for part in self.features:
             first: tuple[Layer, ...]
-            beside: tuple[Layer, ...]
+            other_readers: tuple[Layer, ...]
             if isinstance(part, Conv):
-                first, beside, adds = (part.conv,), (), False
+                first, other_readers, adds = (part.conv,), (), False
             else:
                 assert isinstance(part, (InvertedResidual, ExcitedResidual))
                 yield from part.inner()
-                beside = part.beside if isinstance(part, ExcitedResidual) else ()
+                other_readers = part.other_readers if isinstance(part, ExcitedResidual) else ()
                 first, adds = part.first, part.adds
             reads += first
             if not adds:
-                if passes and yields:
-                    yield Channels(tuple(yields), tuple(reads))
-                yields, reads = [], []
+                if passes and writers:
+                    yield Channels(tuple(writers), tuple(reads))
+                writers, reads = [], []
                 passes = part.is_homogeneous if isinstance(part, Conv) else True
-            yields.append(part.conv if isinstance(part, Conv) else part.last)
-            reads += beside
+            writers.append(part.conv if isinstance(part, Conv) else part.last)
+            reads += other_readers
         if passes:
-            yield Channels(tuple(yields), (*reads, self.head))
+            yield Channels(tuple(writers), (*reads, self.head))
 
 
 def mobilenet_v3() -> Classifier:

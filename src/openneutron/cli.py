@@ -101,7 +101,7 @@ def doctor(flavor: Flavor = None, target: Target = None) -> None:
 
     report = examine(flavor, target)
     sys.stdout.write(report.text)
-    raise typer.Exit(0 if report.sound else 1)
+    raise typer.Exit(0 if report.passed else 1)
 
 
 def main() -> None:

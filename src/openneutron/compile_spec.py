@@ -57,7 +57,7 @@ class CompileOptions:
                 raise OptionError(f"{field.name} takes text or None, not {value!r}.")
         for name in self.operators_not_to_delegate:
             if not isinstance(name, str) or not name.strip() or "," in name:
-                raise OptionError(f"operators_not_to_delegate takes operator or node names; {name!r} is none.")
+                raise OptionError(f"operators_not_to_delegate takes operator or node names, not {name!r}.")
         if self.payload not in PAYLOADS:
             raise OptionError(f"payload is one of {', '.join(PAYLOADS)}, not {self.payload!r}.")
         NeutronTargetSpec(self.target)

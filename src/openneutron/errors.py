@@ -19,7 +19,7 @@ __all__ = [
 
 
 class OpenNeutronError(Exception):
-    """Base of every error that OpenNeutron raises on purpose.
+    """Base class of all errors of OpenNeutron.
 
     `node` is the name of the graph node, `op` its operator, `source` the user's "file:line"; each is None where the
     error is not about one node.

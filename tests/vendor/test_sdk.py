@@ -75,7 +75,7 @@ class TestConvert:
             ("exit", r"ended with exit code 3[\s\S]*unsupported operator"),
             ("raise", "raised RuntimeError: no kernel for CONV_2D"),
             ("memory", "ran out of memory"),
-            ("empty", "gave back no model"),
+            ("empty", "returned no model"),
         ],
     )
     def test_what_goes_wrong_in_the_child_is_an_error_here(

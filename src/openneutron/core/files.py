@@ -36,20 +36,20 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     if not isinstance(path, (str, os.PathLike)):
         raise OutputError(f"A file is given by its path, not by a {type(path).__name__}.")
     path = Path(path)
-    beside = None
+    temporary = None
     if path.is_dir():
         raise OutputError(f"Cannot write '{path}': it is a folder. Give a path of a file in it.")
     try:
-        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
         umask = os.umask(0)
         os.umask(umask)
-        Path(beside).chmod(0o666 & ~umask)
-        Path(beside).replace(path)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
     except OSError as error:
-        if beside is not None:
-            Path(beside).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
         raise OutputError(f"Cannot write '{path}': {_why(error, path)}") from error
 
 

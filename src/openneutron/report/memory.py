@@ -69,8 +69,8 @@ def plan(values: Mapping[Key, Lifetime], steps: int) -> Arena[Key]:
     live = [0] * steps
     for value, life in sorted(values.items(), key=lambda item: (-item[1].size, item[1].first)):
         span = range(life.first, life.last + 1)
-        beside = {other for step in span for other in placed_at_step[step]}
-        taken = sorted((offsets[other], offsets[other] + values[other].size) for other in beside)
+        simultaneous = {other for step in span for other in placed_at_step[step]}
+        taken = sorted((offsets[other], offsets[other] + values[other].size) for other in simultaneous)
         offsets[value] = _lowest_gap(taken, life.size)
         for step in span:
             placed_at_step[step].append(value)

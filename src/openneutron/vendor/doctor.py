@@ -33,7 +33,7 @@ class Examination:
     """The text of the report, and whether every check passed."""
 
     text: str
-    sound: bool
+    passed: bool
 
 
 def examine(flavor: str | None = None, target: str | None = None) -> Examination:
@@ -42,18 +42,18 @@ def examine(flavor: str | None = None, target: str | None = None) -> Examination
     lines = [f"OpenNeutron's bridge to the vendor's converter, on {machine}"]
     lines += [f"  {name} {_version(name)}" for name in PACKAGES]
     lines.append(f"  converters installed: {', '.join(map(str, sdk.installed())) or 'none'}")
-    sound = True
+    passed = True
     for name, step in _steps(flavor, target or DEFAULT_TARGET):
         start = time.monotonic()
         try:
             found = step()
         except OpenNeutronError as error:
-            sound, found = False, f"{type(error).__name__}: {error}"
-        lines.append(f"[{'ok' if sound else 'FAILED'}] {name} ({time.monotonic() - start:.1f} s): {found}")
-        if not sound:
+            passed, found = False, f"{type(error).__name__}: {error}"
+        lines.append(f"[{'ok' if passed else 'FAILED'}] {name} ({time.monotonic() - start:.1f} s): {found}")
+        if not passed:
             break
-    lines.append("All checks passed." if sound else "Send this report, and the version of your SDK, with the issue.")
-    return Examination("\n".join(lines) + "\n", sound)
+    lines.append("All checks passed." if passed else "Send this report, and the version of your SDK, with the issue.")
+    return Examination("\n".join(lines) + "\n", passed)
 
 
 def _version(package: str) -> str:

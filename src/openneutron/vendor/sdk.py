@@ -276,7 +276,7 @@ def _check_answer(work: Path, what: str, converter: Converter, log: str) -> None
 def _take(work: Path, what: str, converter: Converter, log: str) -> Converted:
     result = work / _RESULT
     if not result.exists() or not result.stat().st_size:
-        raise _failed(what, converter, "gave back no model", log)
+        raise _failed(what, converter, "returned no model", log)
     selection = work / KERNEL_SELECTION
     return Converted(result.read_bytes(), log, selection.read_text(errors="replace") if selection.exists() else None)
 
