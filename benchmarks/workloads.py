@@ -388,7 +388,7 @@ def _theirs_for_chain() -> tuple[Any, Any, Any, Callable[..., Any]]:
 
 
 def _in_turn(runs: dict[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
-    """Time each of `runs` `count` times, in turn, after a few to warm up: milliseconds."""
+    """Time each of `runs` `count` times in milliseconds. The runs alternate, after a few warm-up runs."""
     milliseconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(-3, count):
         for name, run in runs.items():

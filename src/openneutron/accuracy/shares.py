@@ -20,7 +20,8 @@ _SQUASHING = {"aten.softmax.int", "aten._softmax.default", "aten.sigmoid.default
 
 Recorded = Mapping[Node, Any]
 Treatment = Callable[[QuantizedLayers, QuantizedLayer, Recorded], dict[Node, Any]]
-"""Computes another output of a layer for one sample, by the nodes that dequantize it."""
+"""A function that computes a changed output of a layer for one sample. It returns the output for each node that
+dequantizes it."""
 
 
 def to_float(found: QuantizedLayers, layer: QuantizedLayer, recorded: Recorded) -> dict[Node, Any]:

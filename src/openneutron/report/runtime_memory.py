@@ -108,7 +108,7 @@ def _saved_by_int8_io(method: pte.Method) -> int:
 
 
 def _floats_at_the_ends(method: pte.Method) -> set[int]:
-    """Returns float inputs whose only readers are quantize, and float outputs of dequantize without other readers."""
+    """Returns the float inputs that only quantize reads, and the unread float outputs that dequantize writes."""
     uses: dict[int, set[str]] = {}
     for call in method.calls:
         kind = call.name.split(".")[0] if isinstance(call, pte.KernelCall) else "delegate"
