@@ -1,7 +1,7 @@
 """Runs `.pte` programs on the host. Importing this package registers the delegate with ExecuTorch's runtime.
 
-The delegate then serves both this package's HostProgram and `executorch.runtime`, in any order of imports. If the native
-module is not installed, nothing is registered, and running a program raises `NativeModuleError`.
+The delegate then serves both this package's HostProgram and `executorch.runtime`, in any order of imports. If the
+native module is not installed, nothing is registered, and running a program raises `NativeModuleError`.
 """
 
 from openneutron.runtime.native import is_installed
