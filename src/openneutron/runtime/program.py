@@ -169,8 +169,8 @@ class HostProgram:
 
         Inputs are torch tensors or numpy arrays, in the order of `inputs`. Constant inputs may be left out. A program
         whose `leaves` are known also takes the arguments of `forward`, by position and by name. The leaves are known
-        for programs from `lower`, and for a loaded `.pte` whose example inputs were a mapping, nested, or not tensors. In
-        a `.pte` of the documented flow, positional arguments have no names.
+        for programs from `lower`, and for a loaded `.pte` whose example inputs were a mapping, nested, or not tensors.
+        In a `.pte` of the documented flow, positional arguments have no names.
 
         State is kept from call to call; `reset` restores the initial state. The outputs are copies, which later runs do
         not change.
