@@ -57,9 +57,11 @@ def test_program_follows_the_converted_module(case: Case) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "step"), [("imxrt700", 3), ("imx95", 7)])
-def test_no_partition_has_what_the_generation_lacks(target: str, step: int) -> None:
-    for case in CASES[::step]:
+@pytest.mark.parametrize(("target", "turn"), [("imxrt700", 0), ("imx95", 1)])
+def test_no_partition_has_what_the_generation_lacks(target: str, turn: int) -> None:
+    """The first case of every second operator, so that the two targets see all; the last of every fourth."""
+    first, last = ({case.target: case for case in cases} for cases in (reversed(CASES), CASES))
+    for case in [*first.values()][turn::2] + [*last.values()][turn::4]:
         model = quantized(case.build(), case.shapes, case.spread, target=target, **dict(case.options))
         for graph in partition_graphs(model, neutron_converter_flavor=LEGACY):
             assert not faults(graph, TARGETS[target]), case.id
