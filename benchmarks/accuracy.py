@@ -273,16 +273,22 @@ def machine() -> dict[str, int | str]:
 def main() -> int:
     """Measure the rows of the command line, print the table; status 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all if none is named")
-    parser.add_argument("--limit", type=int, default=sys.maxsize, metavar="N", help="images a row at most, to evaluate")
-    parser.add_argument("--calibrate", type=int, default=sys.maxsize, metavar="N", help="with so many at most")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too, after each row")
+    parser.add_argument("names", nargs="*", metavar="ROW", help=f"rows to measure, of {', '.join(ROWS)} (default: all)")
+    parser.add_argument(
+        "--limit", type=int, default=sys.maxsize, metavar="N", help="largest number of images to evaluate a row on"
+    )
+    parser.add_argument(
+        "--calibrate", type=int, default=sys.maxsize, metavar="N", help="largest number of calibration inputs"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="file for the results as JSON, written after each row"
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
 
-    logging.disable(logging.WARNING)  # torchao's, of GPU libraries that it cannot load
-    warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own code
+    logging.disable(logging.WARNING)  # torchao warns about missing GPU libraries
+    warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
     results: list[Result] = []
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

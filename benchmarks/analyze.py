@@ -46,15 +46,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("--samples", type=int, default=16, metavar="N")
-    parser.add_argument("--recover", choices=RECIPES, help="what is recovered; nothing unless given")
-    parser.add_argument("--per-channel", action="append", default=[], metavar="MODULE", help="a key of layers")
-    parser.add_argument("--float", action="append", default=[], metavar="MODULE", help="a key of layers")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the analysis there too")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="and as a page with plots")
+    parser.add_argument("--recover", choices=RECIPES, help="option of `quantize` (default: None)")
+    parser.add_argument(
+        "--per-channel", action="append", default=[], metavar="MODULE", help="module with scales per channel"
+    )
+    parser.add_argument("--float", action="append", default=[], metavar="MODULE", help="module that stays in float")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the analysis as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="file for the analysis as HTML page")
     options = parser.parse_args()
 
-    logging.disable(logging.WARNING)  # torchao's, of GPU libraries that it cannot load
-    warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own code
+    logging.disable(logging.WARNING)  # torchao warns about missing GPU libraries
+    warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
     layers = {**dict.fromkeys(options.per_channel, "per_channel"), **dict.fromkeys(options.float, "float")}
     analysis = analysis_of(NETWORKS[options.network], options.samples, layers, options.recover, Console(stderr=True))
     print(analysis)

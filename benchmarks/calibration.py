@@ -120,9 +120,9 @@ def measure(name: str, rounds: int, counts: Sequence[int], console: Console) -> 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; mobilenet_v2 if none")
-    parser.add_argument("--rounds", type=int, default=30, help="forward passes that are measured")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8, 16], help="sizes of batches")
+    parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)} (default: mobilenet_v2)")
+    parser.add_argument("--rounds", type=int, default=30, help="number of measured forward passes")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8, 16], help="batch sizes")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     for name in options.names or ["mobilenet_v2"]:

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from .workloads import Figures, bench_folder
 
-WIDTH_OF_A_FILE = 160  # columns, where the output is no terminal
+WIDTH_OF_A_FILE = 160  # columns, if the output is not a terminal
 GOOGLE_TFLITE = Path("weights", "tf2_mobilenet_v2_1.0_224_ptq.tflite")
 
 CHAIN_LENGTHS = (25, 50, 100, 200)
@@ -302,9 +302,11 @@ def table_of(rows: Iterable[Row], title: str) -> Table:
 def main() -> int:
     """Measure all rows and print the table; status 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and raw figures there too")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="repetitions of what is timed (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="two rounds, and no chain of 200 blocks for theirs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for rows and raw figures as JSON")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="repetitions of timed runs (%(default)s)")
+    parser.add_argument(
+        "--quick", action="store_true", help="two rounds, and no chain of 200 blocks for the other backend"
+    )
     options = parser.parse_args()
     rounds = min(options.rounds, 2) if options.quick else options.rounds
     upstream = bench_folder() is not None

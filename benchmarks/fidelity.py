@@ -31,7 +31,7 @@ from openneutron.recovery import RECIPES
 from .float64_reference import run_in_float64
 from .networks import NETWORKS, Network, Sample
 
-WIDTH_OF_A_FILE = 160  # columns, where the output is no terminal
+WIDTH_OF_A_FILE = 160  # columns, if the output is not a terminal
 
 
 @dataclass(frozen=True)
@@ -183,11 +183,13 @@ def table_of(results: Iterable[Fidelity]) -> Table:
 def main() -> None:
     """Measure the networks of the command line and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; all if none is named")
-    parser.add_argument("--limit", type=int, default=sys.maxsize, metavar="N", help="samples a network at most")
-    parser.add_argument("--target", help="of `quantize`; its own default if not given")
-    parser.add_argument("--recover", choices=[*RECIPES, "none"], default="auto", help="of `quantize`")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)} (default: all)")
+    parser.add_argument(
+        "--limit", type=int, default=sys.maxsize, metavar="N", help="largest number of samples per network"
+    )
+    parser.add_argument("--target", help="option of `quantize` (default: that of `quantize`)")
+    parser.add_argument("--recover", choices=[*RECIPES, "none"], default="auto", help="option of `quantize`")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the results as JSON")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(NETWORKS):
         parser.error(f"no such network: {', '.join(sorted(unknown))}")

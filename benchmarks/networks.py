@@ -288,8 +288,10 @@ def main() -> None:
     from rich.table import Table
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; all if none is named")
-    parser.add_argument("--limit", type=int, default=sys.maxsize, metavar="N", help="samples a network at most")
+    parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)} (default: all)")
+    parser.add_argument(
+        "--limit", type=int, default=sys.maxsize, metavar="N", help="largest number of samples per network"
+    )
     options = parser.parse_args()
     if unknown := set(options.names) - set(NETWORKS):
         parser.error(f"no such network: {', '.join(sorted(unknown))}")

@@ -39,7 +39,7 @@ __all__ = ["STAGES", "own_work", "transformer_chain"]
 Observe = Callable[[str, Callable[[], Any]], Any]
 
 STAGES = ("passes", "annotate", "place", "compile")
-WIDTH_OF_A_FILE = 160  # columns, where the output is no terminal
+WIDTH_OF_A_FILE = 160  # columns, if the output is not a terminal
 
 LENGTHS = (25, 50, 100, 200)
 MOST_EXPONENT = 1.15
@@ -126,7 +126,9 @@ def exponent(nodes: list[int], seconds: list[float]) -> float:
 def main() -> int:
     """Measure and print the table; status 1 if the seconds of a chain grow faster than its nodes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of which the fastest counts (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="rounds, of which the fastest counts (%(default)s)"
+    )
     rounds = parser.parse_args().rounds
     warnings.simplefilter("ignore")
     torch.manual_seed(0)

@@ -34,7 +34,7 @@ from .workloads import describe_tflite, tflite_models
 from .zoo import ZOO, Member, smooth
 from .zoo.trainable_init import Shape
 
-WIDTH_OF_A_FILE = 160  # columns, where the output is no terminal
+WIDTH_OF_A_FILE = 160  # columns, if the output is not a terminal
 
 CALIBRATION_SAMPLES, EVALUATION_SAMPLES = 16, 4
 
@@ -172,11 +172,11 @@ def table_of(results: Iterable[Result]) -> Table:
 def main() -> int:
     """Measure the networks of the command line and print the table; status 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(ZOO)}; all if none is named")
-    parser.add_argument("--small", action="store_true", help="the small inputs of continuous integration")
-    parser.add_argument("--per-channel", action="store_true", help="weights of convolutions per output channel")
-    parser.add_argument("--recover", choices=["fast", "auto"], help="of `quantize`; nothing is recovered unless given")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(ZOO)} (default: all)")
+    parser.add_argument("--small", action="store_true", help="use the small inputs of continuous integration")
+    parser.add_argument("--per-channel", action="store_true", help="use weight scales per channel for convolutions")
+    parser.add_argument("--recover", choices=["fast", "auto"], help="option of `quantize` (default: None)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the results as JSON")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(ZOO):
         parser.error(f"no such network: {', '.join(sorted(unknown))}")

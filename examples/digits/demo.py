@@ -131,12 +131,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/digits.pte"), help="file to write (%(default)s)")
     parser.add_argument(
-        "--calibration", type=int, default=128, metavar="N", help="training images to calibrate with (%(default)s)"
+        "--calibration",
+        type=int,
+        default=128,
+        metavar="N",
+        help="number of training images for calibration (%(default)s)",
     )
     options = parser.parse_args()
 
-    logging.disable(logging.WARNING)  # torchao's, of GPU libraries that it cannot load
-    warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own code
+    logging.disable(logging.WARNING)  # torchao warns about missing GPU libraries
+    warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
     torch.set_num_threads(1)  # the network is so small that a second thread only costs time
     console = Console()
     agreement = run(options.out, options.calibration, console)

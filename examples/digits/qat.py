@@ -72,8 +72,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    logging.disable(logging.WARNING)  # torchao's, of GPU libraries that it cannot load
-    warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own code
+    logging.disable(logging.WARNING)  # torchao warns about missing GPU libraries
+    warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
     torch.set_num_threads(1)
     data = load_digits_split()
     tests = data.test_images, data.test_labels

@@ -1,7 +1,7 @@
-"""Runs passes one after another, and times, checks and dumps each.
+"""Runs passes one after another, and times, checks and dumps each of them.
 
-A driver serves one run of one graph through one list of passes, and keeps nothing for the next. A graph may be of any
-type: the caller gives the functions that write it as text and check it.
+A driver runs one list of passes on one graph, and keeps no state for another run. A graph may have any type: the caller
+gives the functions that convert it to text and check it.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class PassRun:
 class Driver(Generic[G]):
     """Runs passes over a graph of type G.
 
-    `pipeline` names the list of passes in dumps and in the log. `text` writes a graph as text. `check` raises for a
-    graph that the pass of the given name broke. Dumps go to the folder that the environment variable `OPENNEUTRON_DUMP`
-    names, and to `intermediates_dir`.
+    `pipeline` names the list of passes in dumps and in the log. `text` converts a graph to text. `check` raises if
+    the pass of the given name made the graph invalid. Dumps go to the folder that the environment variable
+    `OPENNEUTRON_DUMP` names, and to `intermediates_dir`.
 
     Each driver has a folder of its own, with the next free number: "003_prepare" in the folder of the variable,
     "passes/003_prepare" in `intermediates_dir`. That folder holds the graph before and after each pass
     ("07_functionalize_before.txt", "07_functionalize_after.txt") and, once `finish` was called, "passes.txt" with the
-    seconds of each. Without a folder nothing is written. Raises `OutputError` where a file cannot be written.
+    seconds of each. Without a folder, nothing is written. Raises `OutputError` if a file cannot be written.
     """
 
     pipeline: str
@@ -93,7 +93,10 @@ class Driver(Generic[G]):
 
 
 def _new_folder(parent: Path, pipeline: str) -> Path:
-    """A new folder in `parent`, numbered behind those that are there, also by other processes."""
+    """Creates a new folder in `parent`, with the next free number.
+
+    Other processes may create folders at the same time.
+    """
     try:
         parent.mkdir(parents=True, exist_ok=True)
         number = _next_number([path.name for path in parent.iterdir()])

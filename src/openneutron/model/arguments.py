@@ -108,10 +108,10 @@ def leaves_from_text(text: str) -> tuple[Leaf, ...]:
 
 
 def paths_from_tree(text: str) -> list[Path] | None:
-    """The path of each leaf of the arguments whose tree torch.export serialized, as each `.pte` has it.
+    """Reads the path of each leaf from a tree of arguments that torch.export serialized. Each `.pte` has such a tree.
 
-    Positional arguments have no name there: "argument 0". None for a tree with other containers than tuples, lists,
-    dicts and dataclasses.
+    The tree has no names of positional arguments, so they are called "argument 0" and so on. Returns None for a tree
+    with containers other than tuples, lists, dicts and dataclasses.
     """
     try:
         _, whole = json.loads(text)
@@ -132,7 +132,8 @@ def _paths_in(tree: Mapping[str, Any], path: Path) -> list[Path]:
 
 
 def _keys(context: Any, count: int) -> list[str | int]:
-    """The indices of a tuple or list, which has no context; the keys of a dict; the fields of a dataclass."""
+    """Returns the indices of a tuple or list (which has no context), the keys of a dict, or the fields of a dataclass.
+    """
     if context is None:
         return list(range(count))
     keys = context[0] if len(context) == 2 and all(isinstance(names, list) for names in context) else context

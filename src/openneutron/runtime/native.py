@@ -1,7 +1,8 @@
-"""The native module `_host`, which runs delegates on this machine. A package may be installed without it.
+"""Loads the native module `_host`, which runs delegates on this machine. The package works without it in other
+respects.
 
-Importing `_host` registers the delegate with ExecuTorch's runtime. It is built from `csrc/`; the build leaves it out
-where there is no C++ compiler, or where the environment variable OPENNEUTRON_NATIVE is 0.
+Importing `_host` registers the delegate with ExecuTorch's runtime. The module is built from `csrc/`. The build omits it
+if there is no C++ compiler, or if the environment variable OPENNEUTRON_NATIVE is 0.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ _KERNELS = "libexecutorch_kernels_quantized.*"
 
 
 def native_module() -> ModuleType:
-    """The module `_host`; the delegate is registered then.
+    """Imports and returns the module `_host`, which registers the delegate.
 
-    Raises `NativeModuleError` if it is not installed, or if the system's loader refuses it.
+    Raises `NativeModuleError` if it is not installed, or if the system's loader cannot load it.
     """
     found = _imported()
     if isinstance(found, str):
@@ -39,13 +40,13 @@ def native_module() -> ModuleType:
 
 
 def is_installed() -> bool:
-    """Whether `native_module` returns one."""
+    """Whether the native module is installed and can be loaded."""
     return isinstance(_imported(), ModuleType)
 
 
 @functools.cache
 def _imported() -> ModuleType | str:
-    """The module, or the reason why there is none. The import is not repeated, as Python does not repeat it either."""
+    """Returns the module, or the reason why it cannot be imported. Cached, because Python does not repeat an import."""
     try:
         _load_kernels()
         return importlib.import_module(_NAME)
@@ -61,9 +62,9 @@ def _imported() -> ModuleType | str:
 
 
 def _load_kernels() -> None:
-    """Load the library by its path, so that `_host` finds it in the process wherever executorch is installed.
+    """Loads the kernel library by its path, so that `_host` finds it in the process.
 
-    Without this, only an `_host` in the same site-packages as executorch finds it.
+    Otherwise, `_host` finds the library only if executorch is in the same site-packages.
     """
     for folder in executorch.__path__:
         for library in Path(folder, "lib").glob(_KERNELS):
