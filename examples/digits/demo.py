@@ -119,7 +119,7 @@ def run(out: Path, calibration_images: int, console: Console) -> float:
         ".pte on this machine": f"{share_equal(pte_classes, split.test_labels):.2%} right, "
         f"{agreement:.2%} the same class as the quantized module",
     }
-    summary = Table("step", "seconds", "result", title="What came of it", title_justify="left")
+    summary = Table("step", "seconds", "result", title="Results", title_justify="left")
     for title, result in results.items():
         summary.add_row(title, f"{steps.seconds[title]:.1f}", result)
     console.print(placement_table((row.op, row.where, row.reason) for row in program.placement), summary)
@@ -145,7 +145,7 @@ def main() -> int:
     console = Console()
     agreement = run(options.out, options.calibration, console)
     if agreement < 1 - MOST_DISAGREEMENT:
-        console.print(f"[red]The .pte and the quantized module agree on {agreement:.2%} of the images only.")
+        console.print(f"[red]The .pte and the quantized module agree on only {agreement:.2%} of the images.")
         return 1
     return 0
 

@@ -140,7 +140,7 @@ def test_outputs_keep_their_form_in_other_processes() -> None:
     ("arguments", "error", "message"),
     [
         ({"metric": "top5"}, OptionError, "metric must be 'top1'"),
-        ({"jobs": 0}, OptionError, "jobs is"),
+        ({"jobs": 0}, OptionError, "jobs must be"),
         ({"run": 3}, OptionError, "run must be a module"),
         ({"data": []}, InputError, "data are empty"),
         ({"data": [torch.zeros(1)]}, InputError, "Sample 0 is a Tensor instead of a pair"),

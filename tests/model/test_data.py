@@ -195,7 +195,7 @@ def test_nothing_to_calibrate_with(data: Any) -> None:
 
 
 def test_a_transform_that_cannot_be_called() -> None:
-    with pytest.raises(OptionError, match="transform is a function"):
+    with pytest.raises(OptionError, match="transform must be a function"):
         list(inputs_in(images(2), FORM, transform=3))  # type: ignore[arg-type]
 
 

@@ -88,7 +88,7 @@ def analyze(
     module = quantized.module if isinstance(quantized, QuantizedModel) else quantized
     if not is_quantized(module):
         raise ModelError(
-            f"This {type(module).__name__} has no quantized layer. Give what quantize() or convert_pt2e returned as "
+            f"This {type(module).__name__} has no quantized layer. Give a result of quantize() or convert_pt2e as "
             "`quantized`."
         )
     with typed_errors("Reading the data", InputError):

@@ -188,7 +188,7 @@ class _Search:
             else:
                 layers.append(self._layer(node))
         if not layers:
-            raise ModelError("This module has no quantized layer. Give what quantize() or convert_pt2e returned.")
+            raise ModelError("This module has no quantized layer. Give a result of quantize() or convert_pt2e.")
         order = {node: position for position, node in enumerate(self.module.graph.nodes)}
         return QuantizedLayers(self.module, self.reference, tuple(layers), identities, order)
 

@@ -15,7 +15,7 @@ __all__ = ["read_file", "reason_of", "write_file"]
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """Returns the bytes of a file. Raises `InputError` if the file cannot be read or `path` is not a path."""
     if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"A file is given by its path, not by a {type(path).__name__}.")
+        raise InputError(f"A file must be given by its path, not by a {type(path).__name__}.")
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -34,7 +34,7 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     Raises `OutputError` if that fails; no temporary file remains then.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise OutputError(f"A file is given by its path, not by a {type(path).__name__}.")
+        raise OutputError(f"A file must be given by its path, not by a {type(path).__name__}.")
     path = Path(path)
     temporary = None
     if path.is_dir():
@@ -60,5 +60,5 @@ def _why(error: OSError, path: Path) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{reason}. Give a path in a folder in which you may write, or change that of '{path.parent}'."
     if error.errno == errno.ENOENT:
-        return f"the folder '{path.parent}' does not exist. Give a path in one that does."
+        return f"the folder '{path.parent}' does not exist. Give a path in an existing folder."
     return f"{reason}. Give a path in a folder that exists and can be written."

@@ -27,7 +27,7 @@ class WorkerWarning(UserWarning):
 def check_jobs(jobs: int) -> None:
     """Raises `OptionError` unless `jobs` is an integer of at least 1."""
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise OptionError(f"jobs is the number of processes, 1 or more, not {jobs!r}.")
+        raise OptionError(f"jobs must be a number of processes, 1 or more, not {jobs!r}.")
 
 
 def parts(items: Sequence[Part], count: int, multiple: int = 1) -> list[Sequence[Part]]:

@@ -132,8 +132,7 @@ def _paths_in(tree: Mapping[str, Any], path: Path) -> list[Path]:
 
 
 def _keys(context: Any, count: int) -> list[str | int]:
-    """Returns the indices of a tuple or list (which has no context), the keys of a dict, or the fields of a dataclass.
-    """
+    """Returns the indices of a tuple or list, which has no context; the keys of a dict; the fields of a dataclass."""
     if context is None:
         return list(range(count))
     keys = context[0] if len(context) == 2 and all(isinstance(names, list) for names in context) else context

@@ -94,7 +94,7 @@ def _form_of(node: Node, leaf: Leaf) -> InputForm:
     if not isinstance(example, Tensor):
         raise ModelError(
             f"The input '{leaf.name}' of the exported module is neither a tensor nor a number, a text or None "
-            f"({example!r}). Export a model that takes these."
+            f"({example!r}). Export a model whose inputs have these types."
         )
     sizes = tuple(size if isinstance(size, int) else None for size in example.shape)  # dynamic: SymInt
     return InputForm(leaf.name, sizes, example.dtype, leaf.path)
@@ -178,7 +178,7 @@ def inputs_in(
     that is not callable.
     """
     if transform is not None and not callable(transform):
-        raise OptionError(f"transform is a function of one item of the data, not {transform!r}.")
+        raise OptionError(f"transform must be a function of one item of the data, not {transform!r}.")
     for index, item in enumerate(_transformed_items(data, forms, transform)):
         values = _values(item, forms, index, is_batch=isinstance(data, DataLoader))
         if isinstance(data, DataLoader) and _is_batch(values, forms):
