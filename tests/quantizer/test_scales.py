@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.oracle import Function
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from openneutron import lower, quantize
+from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.core.fx import is_dequantize, is_quantize
 from openneutron.errors import HostError, ModelError, OpenNeutronError
 from openneutron.formats.tflite.trial import fails_in_a_process
@@ -26,6 +27,7 @@ from openneutron.ir.graph import Tensor as Stored
 from openneutron.ir.scales import LARGEST_FACTOR, scale_fault
 from openneutron.ir.verify import IRError, verify
 from openneutron.ops.elementwise import ADD
+from openneutron.quantizer import RangeObserver, VanishingValuesWarning
 
 SHAPE = (1, 4, 6, 6)
 OPERATORS: dict[str, Callable[[], nn.Module]] = {
@@ -168,3 +170,31 @@ def test_scales_of_ordinary_data_are_not_tried(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("openneutron.partition.compile.fails_in_a_process", never)
     inputs = (torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * 1e4,)
     lower(quantize(seeded(OPERATORS["conv"]), inputs, [inputs], recover=None))
+
+
+@pytest.mark.parametrize("observer", [None, RangeObserver])
+@pytest.mark.parametrize(("size", "named"), [(1e-8, "x"), (1.0, "relu")])
+def test_values_that_become_zeros_are_named(observer: Any, size: float, named: str) -> None:
+    """An input, and a layer in the middle."""
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.ReLU(), nn.Conv2d(4, 4, 1)))
+    if size == 1.0:
+        with torch.no_grad():
+            model.get_parameter("0.weight").mul_(1e-8)
+            model.get_parameter("2.weight").mul_(1e8)
+    samples = [(torch.randn(SHAPE, generator=torch.Generator().manual_seed(i)) * size,) for i in range(4)]
+    options = {} if observer is None else {"observer": observer}
+    quantizer = NeutronQuantizer(equalize=False, **options)
+    with pytest.warns(VanishingValuesWarning, match=r"int8 makes zeros of them. Scale the model's data") as seen:
+        convert(model, samples[0], quantizer=quantizer, calibration=samples)
+    assert any(("input" if named == "x" else named) in str(warning.message) for warning in seen)
+    with pytest.warns(VanishingValuesWarning):
+        quantize(model, samples[0], samples, recover=None, equalize=False, progress=False, **options)
+
+
+def test_small_values_are_no_zeros() -> None:
+    samples = [(torch.randn(SHAPE, generator=torch.Generator().manual_seed(i)) * 1e-5,) for i in range(4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", VanishingValuesWarning)
+        quantize(seeded(OPERATORS["conv"]), samples[0], samples, recover=None, progress=False)
+        zeros = [(torch.zeros(SHAPE),)] * 2
+        quantize(seeded(OPERATORS["conv"]), zeros[0], zeros, recover=None, progress=False)

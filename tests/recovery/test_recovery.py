@@ -11,6 +11,7 @@ import torch
 from examples.digits.network import load_digits_split, load_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.fidelity import signal_to_noise
 from tests.flow_support import seeded
 from tests.recovery_models import exported, images, network
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 import openneutron.recovery
-from openneutron import NeutronQuantizer
+from openneutron import NeutronQuantizer, quantize
 from openneutron.core.fx import arguments, op_name
 from openneutron.errors import ModelError
 from openneutron.recovery import (
@@ -355,3 +356,38 @@ def test_old_names_are_deprecated_aliases(old: str, new: str) -> None:
         assert getattr(openneutron.recovery, old) is getattr(openneutron.recovery, new)
     with pytest.raises(AttributeError, match="no attribute 'silence'"):
         _ = openneutron.recovery.silence
+
+
+# ------------------------------------------------------------------------------------------------------------ volumes
+
+
+def volumes() -> nn.Sequential:
+    """One channel with large weights in front and small ones behind; one that is dead for every input."""
+    model = nn.Sequential(nn.Conv3d(2, 6, 3, bias=False), nn.ReLU(), nn.Conv3d(6, 4, (1, 3, 3)), nn.ReLU())
+    with torch.no_grad():
+        model.get_parameter("0.weight")[0] *= 200
+        model.get_parameter("2.weight")[:, 0] /= 200
+    return model
+
+
+@pytest.mark.parametrize("recover", ["fast", "auto"])
+def test_convolutions_of_volumes_take_part(recover: str) -> None:
+    model = seeded(volumes)
+    samples = [(torch.randn(1, 2, 4, 7, 7, generator=torch.Generator().manual_seed(i)),) for i in range(40)]
+    plain, recovered = (
+        quantize(model, samples[0], samples, progress=False, **options)
+        for options in ({"recover": None, "equalize": False, "correct_bias": False}, {"recover": recover})
+    )
+    found, wanted = (signal_to_noise(quantized.module, model, samples) for quantized in (plain, recovered))
+    assert wanted > found + 6
+    assert wanted > 30
+
+
+def test_inactive_channels_of_volumes_are_zeroed() -> None:
+    model = seeded(volumes)
+    with torch.no_grad():
+        model.get_submodule("0").bias = nn.Parameter(torch.zeros(6))
+        model.get_parameter("0.bias")[1] = -1e4
+    samples = [(torch.randn(1, 2, 4, 7, 7),) for _ in range(4)]
+    module: GraphModule = torch.export.export(model, samples[0]).module()
+    assert zero_inactive_channels(module, channel_ranges(module, samples)) == 1

@@ -10,9 +10,15 @@ from openneutron.ops import OPERATORS
 __all__ = ["CONVOLUTION", "LINEAR", "TRANSPOSED", "layer_kind"]
 
 CONVOLUTION, TRANSPOSED, LINEAR = "convolution", "transposed convolution", "linear"
+_KINDS = {
+    CONVOLUTION: CONVOLUTION,
+    "convolution of volumes": CONVOLUTION,
+    TRANSPOSED: TRANSPOSED,
+    LINEAR: LINEAR,
+}  # fmt: skip
 
 
 def layer_kind(node: Node) -> str | None:
-    """`CONVOLUTION`, `TRANSPOSED` or `LINEAR`; None for any other operator."""
+    """`CONVOLUTION` (of volumes too), `TRANSPOSED` or `LINEAR`; None for any other operator."""
     spec = OPERATORS.get(op_name(node))
-    return spec.name if spec is not None and spec.name in (CONVOLUTION, TRANSPOSED, LINEAR) else None
+    return None if spec is None else _KINDS.get(spec.name)

@@ -22,7 +22,7 @@ __all__ = ["LARGEST_INPUT", "limits_of_clamp", "remove_dead_channels"]
 # What is known of a value of which nothing is known: no float32 network means anything by larger ones.
 LARGEST_INPUT = 1e6
 
-_CONVOLUTIONS = {"aten.conv1d.default", "aten.conv2d.default", "aten.conv1d.padding", "aten.conv2d.padding"}
+_CONVOLUTIONS = {f"aten.conv{rank}d.{overload}" for rank in (1, 2, 3) for overload in ("default", "padding")}
 # By the rank at which dimension 1 is the channels.
 _WITHIN_THE_RANGE = {
     "aten.max_pool1d.default": 3,

@@ -1,9 +1,14 @@
 """The quantizer of the documented flow, and its observers."""
 
 from openneutron.quantizer.neutron_quantizer import CoarseSoftmaxWarning, NeutronQuantizer, UnquantizedWarning
-from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
+from openneutron.quantizer.observers import (
+    DistributionObserver,
+    RangeObserver,
+    RecentRangeObserver,
+    VanishingValuesWarning,
+)
 
 __all__ = [
     "CoarseSoftmaxWarning", "DistributionObserver", "NeutronQuantizer", "RangeObserver", "RecentRangeObserver",
-    "UnquantizedWarning",
+    "UnquantizedWarning", "VanishingValuesWarning",
 ]  # fmt: skip

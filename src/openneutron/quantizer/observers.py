@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,8 @@ from openneutron.quantizer.sample import Sample, SampleState, flattened
 __all__ = [
     "DistributionObserver", "LatestPerChannelRangeObserver", "LatestRangeObserver", "MaskedObserver",
     "ObserverOfAnother", "Origin",
-    "PerChannelRangeObserver", "PerChannelWeightObserver", "RangeObserver", "RecentRangeObserver", "WeightObserver",
+    "PerChannelRangeObserver", "PerChannelWeightObserver", "RangeObserver", "RecentRangeObserver",
+    "VanishingValuesWarning", "WeightObserver",
 ]  # fmt: skip
 
 # How much of the way to the range of a batch that is smaller a recent range goes.
@@ -32,6 +34,10 @@ SHRINKAGE = 0.01
 # How far below the lowest score a softmax sees nothing: e to the minus of this is what is left of a hidden value beside
 # that score, and less beside any other. More would cost resolution.
 MASKED_DISTANCE = 8.0
+
+
+class VanishingValuesWarning(UserWarning):
+    """A value that is too small in magnitude for the smallest scale."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,20 @@ def _of_zeros_too(
     return torch.where(zeros, torch.ones_like(scale), scale), zero_point
 
 
+def _warn_of_vanishing_values(observer: UniformQuantizationObserverBase, minimum: Any, maximum: Any) -> None:
+    """Warn where the smallest scale, torchao's `eps`, leaves two steps to all values, or fewer."""
+    largest, smallest_scale = max(abs(float(minimum)), abs(float(maximum))), float(observer.eps)
+    if 0 < largest < 2 * smallest_scale:
+        origin = observer.origin or _UNKNOWN
+        at = f", at {origin.source}" if origin.source else ""
+        warnings.warn(
+            f"No value of {origin.node} ({origin.op}{at}) exceeds {largest:.1g} in calibration, and the smallest scale "
+            f"is {smallest_scale:.1g}: int8 makes zeros of them. Scale the model's data, or the weights in front.",
+            VanishingValuesWarning,
+            stacklevel=3,
+        )
+
+
 def _codes(observer: UniformQuantizationObserverBase) -> Codes:
     """The codes that `observer` is for. Torchao's code of 0.0 in a symmetric scheme is that of any range."""
     if observer.qscheme not in (torch.per_tensor_symmetric, torch.per_channel_symmetric):
@@ -113,6 +133,7 @@ class RangeObserver(MinMaxObserver):
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale (float32) and zero point (int64) of the range seen."""
         _check(self.min_val, self.max_val, self.origin)
+        _warn_of_vanishing_values(self, self.min_val, self.max_val)
         return _of_zeros_too(super().calculate_qparams(), self.min_val, self.max_val)
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -179,6 +200,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
         """Scale (float32) and zero point (int64) of the range chosen, which is searched once for all that was seen."""
         if self._found is None or self._found[0] != self.sample.tensors:
             _check(*self.sample.extremes, self.origin)
+            _warn_of_vanishing_values(self, *self.sample.extremes)
             ends = torch.tensor(self._range(), device=self.eps.device)
             qparams = _of_zeros_too(self._calculate_qparams(*ends), *self.sample.extremes)
             self._found = self.sample.tensors, qparams

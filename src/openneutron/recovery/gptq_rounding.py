@@ -46,6 +46,7 @@ MOST_INPUTS = 4608
 # Limit on the weights of all candidates that are rounded together, which need a few copies in double.
 WEIGHTS_AT_ONCE = 2**24
 _BLOCK = 64
+IMAGE_RANK = 4
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,16 @@ def round_weights_by_gptq(
     """Rounds the weights of a converted module by GPTQ and corrects its biases, in place.
 
     `reference` is the float graph that was prepared, `samples` are calibration inputs. `progress` shows a progress bar;
-    None shows it if stderr is a terminal. Skips the weights of transposed convolutions, and of layers with more than
-    `most_inputs` inputs of an output.
+    None shows it if stderr is a terminal. Skips the weights of transposed convolutions, of convolutions of volumes,
+    and of layers with more than `most_inputs` inputs of an output.
 
     Makes one pass over both graphs. For a layer with n inputs of an output, time grows with n^3, plus n^2 for each
     output. Raises `ModelError` if the two graphs are not of the same model.
     """
 
     def visit(layer: WeightedLayer, layer_io: LayerIO) -> None:
-        if not layer.is_transposed and layer_io.weight[0].numel() <= most_inputs:
+        is_rounded = not layer.is_transposed and layer_io.weight.dim() <= IMAGE_RANK
+        if is_rounded and layer_io.weight[0].numel() <= most_inputs:
             _round(layer, layer_io)
         correct_bias(layer, layer_io)
 
