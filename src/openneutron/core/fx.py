@@ -16,6 +16,7 @@ __all__ = [
     "STATE",
     "UNBATCHED",
     "arguments",
+    "draws_random_numbers",
     "is_dequantize",
     "is_library",
     "is_operator",
@@ -213,6 +214,14 @@ def is_dequantize(node: Node) -> bool:
 def is_random(node: Node) -> bool:
     """Whether `node` is an operator that can draw random numbers."""
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def draws_random_numbers(node: Node) -> bool:
+    """Whether `node` draws random numbers; attention and recurrent nets have a dropout that may be switched off."""
+    if not is_random(node):
+        return False
+    args = arguments(node)
+    return all(args[name] for name in ("dropout", "dropout_p", "train", "training") if name in args)
 
 
 def is_state(node: Node) -> bool:

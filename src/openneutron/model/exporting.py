@@ -55,6 +55,8 @@ _OBSERVERS = (ObserverBase, FakeQuantizeBase)
 _LOSES_STATE = re.compile(r"side effects happened.*_buffers", re.DOTALL)
 _KEEPS_AN_INPUT = re.compile(r"copy__default\w* of type call_function is missing nn_module_stack")
 _DATA_DEPENDENT = re.compile(r"data[- ]dependent|dynamic control flow", re.IGNORECASE)
+# torch.associative_scan, of which one mode runs on no CPU.
+_ASSOCIATIVE_SCAN = re.compile(r"combine_mode='pointwise'")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
@@ -261,6 +263,12 @@ def _of_script(module: torch.jit.ScriptModule, examples: Examples) -> nn.Module:
 
 
 def _of_data(error: Exception) -> ModelError | None:
+    if _ASSOCIATIVE_SCAN.search(str(error)):
+        return ModelError(
+            "The control flow of torch.associative_scan is not exported on a CPU. Unroll it to a fixed number of "
+            "steps, or write the scan with cumsum or a matrix product.",
+            source=_source(error),
+        )
     is_guard = isinstance(error, GuardOnDataDependentSymNode) or isinstance(
         error.__cause__, GuardOnDataDependentSymNode
     )

@@ -11,7 +11,7 @@ from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 from torch.utils._pytree import tree_leaves
 
 from openneutron.core.constants import attribute
-from openneutron.core.fx import arguments, op_name, output_node, source_of
+from openneutron.core.fx import arguments, draws_random_numbers, op_name, output_node, source_of
 from openneutron.errors import ModelError
 from openneutron.model.state import is_state_write
 from openneutron.passes.functionalize import writes_memory
@@ -72,6 +72,12 @@ def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
         )
     if node.op not in ("placeholder", "get_attr", "call_function") or not isinstance(value, torch.Tensor):
         return
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise ModelError(
+            "torch.export does not finish the control flow of torch.associative_scan, so the graph cannot run. Unroll "
+            "it to a fixed number of steps, or write the scan with cumsum or a matrix product.",
+            **where,
+        )
     if _selects_by_truths(node) and not all(isinstance(size, int) for size in value.shape):
         raise ModelError(
             f"The shape {tuple(value.shape)} depends on the values of a tensor: on how many values of a mask are true. "
@@ -113,7 +119,15 @@ def _check_eval(node: Node) -> None:
     name = op_name(node)
     where = {"node": node.name, "op": name, "source": source_of(node)}
     if name in _TRAINING_ARGUMENT and arguments(node)[_TRAINING_ARGUMENT[name]]:
-        raise ModelError(f"The model is in train mode. {_EVAL}", **where)
+        is_of_function = name != "aten.batch_norm.default"
+        hint = " A function that is called with training=True is so in eval mode too: give training=self.training."
+        raise ModelError(f"The model is in train mode. {_EVAL}{hint if is_of_function else ''}", **where)
+    if draws_random_numbers(node) and (node.users or writes_memory(node)):
+        raise ModelError(
+            "This operator draws random numbers, other ones in each call, so calibration and the device would not see "
+            "the same values. Draw only if self.training, or make the numbers an input or a buffer of the model.",
+            **where,
+        )
     # A batch norm in train mode counts its batches; the count stays when the batch norm itself was folded.
     if counts_batches(node):
         raise ModelError(f"A batch norm of the model is in train mode. {_EVAL}", **where)

@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.export_utils import _EXPORTED_TRAINING_ATTR
 
 from openneutron.core.constants import computed_constants
-from openneutron.core.fx import arguments, is_random, op_name, set_argument, source_of
+from openneutron.core.fx import arguments, draws_random_numbers, op_name, set_argument, source_of
 from openneutron.errors import ModelError
 from openneutron.ops import OPERATORS
 from openneutron.ops.spec import OutputRule
@@ -78,7 +78,7 @@ def prepare_for_training(module: GraphModule) -> None:
         elif name in _ONLY_IN_TRAINING and node not in constants:
             source, *options = _behind_moves(node).args
             _replace(node, OnlyInTraining(name, tuple(options)), (source, trains))
-        elif is_random(node) and _is_active(node):
+        elif draws_random_numbers(node):
             raise _error(node, "This operator draws random numbers, and would draw them in the converted model, too.")
     module.graph.eliminate_dead_code()
 
@@ -87,12 +87,6 @@ def _error(
     node: Node, message: str, remedy: str = "Call eval() on the module that it comes from before torch.export.export."
 ) -> ModelError:
     return ModelError(f"{message} {remedy}", node=node.name, op=op_name(node), source=source_of(node))
-
-
-def _is_active(node: Node) -> bool:
-    """Whether a random operator draws numbers: attention and recurrent nets have a dropout that may be switched off."""
-    args = arguments(node)
-    return all(args[name] for name in ("dropout", "dropout_p", "train", "training") if name in args)
 
 
 def _move_to_the_front(constants: list[Node], front: Node) -> None:
