@@ -266,7 +266,9 @@ class TestRefusals:
 
     def test_header_that_disagrees_with_the_tflite(self) -> None:
         payload = pack_portable(straight_header(2, 1), double_model(SHAPE))
-        with pytest.raises(HostError, match="header has 2 inputs and 1 outputs, its TFLite model 1 and 1"):
+        with pytest.raises(
+            HostError, match="header has 2 inputs and 1 outputs, but its TFLite model has 1 inputs and 1 outputs"
+        ):
             HostProgram.from_bytes(single_call(payload, 2))
 
     @pytest.mark.parametrize("argument_count", [1, 3])
