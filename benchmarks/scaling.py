@@ -27,7 +27,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from openneutron import NeutronQuantizer
 from openneutron.compile_spec import CompileOptions
 from openneutron.partition.clusters import Constants
-from openneutron.partition.compile import compile_partition
+from openneutron.partition.compile import PartitionGraphs, compile_partition
 from openneutron.partition.levels import Partition
 from openneutron.partition.placing import place
 
@@ -83,9 +83,9 @@ def own_work(model: nn.Module, example: tuple[Tensor, ...], observe: Observe, ro
 
 
 def _compile(program: torch.export.ExportedProgram, partitions: Sequence[Partition], options: CompileOptions) -> None:
-    constants = Constants(program)
+    graphs = PartitionGraphs(Constants(program), options)
     for partition in partitions:
-        compile_partition(constants, partition, options)
+        compile_partition(graphs, partition)
 
 
 def seconds_of(model: nn.Module, example: tuple[Tensor, ...], rounds: int) -> tuple[int, dict[str, float]]:

@@ -11,7 +11,7 @@ from openneutron import QuantizedModel
 from openneutron.compile_spec import CompileOptions
 from openneutron.ir.graph import Graph
 from openneutron.partition.clusters import Constants
-from openneutron.partition.compile import format_partition
+from openneutron.partition.compile import PartitionGraphs
 from openneutron.partition.placing import Placement, place
 
 __all__ = ["kinds", "partition_graphs", "placed_graphs"]
@@ -26,8 +26,8 @@ def partition_graphs(model: QuantizedModel, **options: Any) -> list[Graph]:
 def placed_graphs(program: ExportedProgram, options: CompileOptions) -> tuple[tuple[Placement, ...], list[Graph]]:
     """The placement of a quantized program, and the IR of each partition."""
     placed = place(program, options)
-    constants = Constants(program)
-    return placed.rows, [format_partition(constants, partition, options).graph for partition in placed.partitions]
+    graphs = PartitionGraphs(Constants(program), options)
+    return placed.rows, [graphs.formatted(partition).graph for partition in placed.partitions]
 
 
 def kinds(graph: Graph) -> list[str]:

@@ -35,7 +35,7 @@ from openneutron.model.exporting import (
 )
 from openneutron.model.state import reset, samples_of
 from openneutron.partition import quantized_io
-from openneutron.partition.placing import Placement
+from openneutron.partition.placing import Placed, Placement
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.recovery.recipes import BEST, Recipe, quantized_by, recipe_of
 from openneutron.recovery.search import SearchSpace, Trial, check_seconds, try_recipes
@@ -230,8 +230,6 @@ def quantize(
     if quantizer_options.get("is_qat"):
         raise OptionError("quantize() does not train. Give NeutronQuantizer(is_qat=True) to prepare_qat_pt2e.")
     quantizer = NeutronQuantizer(target, **quantizer_options)
-    equalizes = quantizer.equalize
-    quantizer.equalize = equalizes and recover is None  # recovery does so itself, by what calibration sees
     module = as_module(_float(model))
     check_eval(module, "quantize")
     if example_inputs is None and isinstance(model, torch.export.ExportedProgram) and model.example_inputs:
@@ -239,16 +237,18 @@ def quantize(
     else:
         examples = examples_of(example_inputs, module)
     with typed_errors("Preparing the model for quantization"):
-        exported = quantizer.transform_for_annotation(export(module, examples, strict=strict).module())
+        graph = export(module, examples, strict=strict).module()
+        # Recovery equalizes channels by the ranges that calibration finds.
+        exported = quantizer.prepare_graph(graph, equalizes=quantizer.equalize and recover is None)
     with typed_errors("Reading the calibration data", CalibrationError):
         given = calibration_inputs(calibration, forms_of(exported), transform=transform)
     samples = samples_of(exported, given)
     trials: list[Trial] = []
     if recover == BEST:
-        space = SearchSpace(equalizes=equalizes, ranges=not observes)
+        space = SearchSpace(equalizes=quantizer.equalize, ranges=not observes)
         recipe, trials = try_recipes(exported, quantizer, samples, running, space=space, seconds=recovery_seconds)
     elif recipe is not None:
-        recipe = replace(recipe, equalizes=recipe.equalizes and equalizes)
+        recipe = replace(recipe, equalizes=recipe.equalizes and quantizer.equalize)
     with typed_errors("Quantizing the model"):
         converted, reference = quantized_by(recipe, exported, quantizer, samples, running)
     return QuantizedModel(
@@ -306,10 +306,11 @@ def lower(
     leaves = leaves_of(exported.module())
     with typed_errors("Lowering the model"):
         methods: dict[str, Any] = quantized_io.int8_io(exported) if int8_io else {}
-        rows = place(exported, options).rows
+        placed = place(exported, replace(options, payload="portable"))
+        rows = placed.rows
         if not all(leaf.is_tensor and len(leaf.path) == 1 for leaf in leaves) or examples.kwargs:
             methods[INPUT_NAMES] = text_of_leaves(leaves)
-        portable = _portable_program(exported, options, methods or None)
+        portable = _portable_program(placed, methods or None)
     if not any(row.where == "npu" for row in rows):
         warnings.warn(cpu_message(rows), CpuWarning, stacklevel=2)
     converter = converter_for(options.payload, options.neutron_converter_flavor)
@@ -347,18 +348,17 @@ def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, str]:
     return quantized, kept, "imxrt700"
 
 
-def _portable_program(
-    exported: torch.export.ExportedProgram, options: CompileOptions, constant_methods: dict[str, Any] | None
-) -> bytes:
-    """The portable `.pte`, by the documented way."""
+def _portable_program(placed: Placed, constant_methods: dict[str, Any] | None) -> bytes:
+    """The portable `.pte`: the documented call, on the program in which the partitions are compiled already."""
     from executorch.exir import to_edge_transform_and_lower
 
-    from openneutron.partition.partitioner import CpuWarning, NeutronPartitioner
+    from openneutron.partition.partitioner import NeutronPartitioner, check_cpu_operators, compile_placed
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CpuWarning)  # the rows of the placement say it
-        partitioner = [NeutronPartitioner(replace(options, payload="portable").to_specs())]
-        edge = to_edge_transform_and_lower(exported, partitioner=partitioner, constant_methods=constant_methods)
+        partitioner = [NeutronPartitioner(placed.graphs.options.to_specs())]
+        check_cpu_operators(placed)
+        program = compile_placed(placed)
+        edge = to_edge_transform_and_lower(program, partitioner=partitioner, constant_methods=constant_methods)
         warnings.filterwarnings("ignore", "Mutation on a buffer in the model")  # the partitioner keeps initial values
         return bytes(edge.to_executorch().buffer)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -150,11 +149,9 @@ def _reference(
     check_eval(module, "analyze")
     converted = quantized.module if isinstance(quantized, QuantizedModel) else quantized
     exported = export(module, arguments_of(converted, inputs)).module()
-    annotating = copy.copy(quantizer or NeutronQuantizer(_target(quantized, quantizer)))
+    annotating = quantizer or NeutronQuantizer(_target(quantized, quantizer))
     equalized = was_equalized(quantized.module if isinstance(quantized, QuantizedModel) else quantized)
-    if equalized is not None:
-        annotating.equalize = equalized
-    return annotating.transform_for_annotation(exported)
+    return annotating.prepare_graph(exported, equalizes=annotating.equalize if equalized is None else equalized)
 
 
 def _check_is_the_same(model: torch.nn.Module, quantized: frozenset[str]) -> None:

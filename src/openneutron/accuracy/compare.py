@@ -34,7 +34,7 @@ from openneutron.partition.clusters import Cluster, Constants, qparams_of
 from openneutron.partition.compile import compile_partition
 from openneutron.partition.levels import Partition
 from openneutron.partition.orders import settle_orders
-from openneutron.partition.placing import place
+from openneutron.partition.placing import Placed, place
 from openneutron.passes.functionalize import writes_memory
 from openneutron.runtime.native import native_module
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo
@@ -152,8 +152,8 @@ def compare_layers(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", quantized_io.FloatIOWarning)  # lower() has shown this warning
             quantized_io.int8_io(exported)
-    placed = place(exported, options)
-    delegates = _delegates(placed.program, placed.partitions, payloads, options)
+    placed = place(exported, replace(options, use_profiling=True))  # for the names of the tensors
+    delegates = _delegates(placed, payloads)
     worst = 0.0
     for steps in streams:
         states: dict[Node, torch.Tensor] = {}
@@ -266,16 +266,14 @@ def _row(cluster: Cluster, lsb: int, differing: Sequence[float]) -> LayerDiffere
     )
 
 
-def _delegates(
-    program: ExportedProgram, partitions: Sequence[Partition], payloads: Sequence[Payload], options: CompileOptions
-) -> list[_Delegate]:
+def _delegates(placed: Placed, payloads: Sequence[Payload]) -> list[_Delegate]:
+    partitions = placed.partitions
     if len(payloads) != len(partitions):
         raise _not_of_this_module(f"it has {len(payloads)} delegates, but the module has {len(partitions)}")
-    orders, constants = settle_orders(program, partitions), Constants(program)
-    named = replace(options, use_profiling=True)
+    orders, constants = settle_orders(placed.program, partitions), Constants(placed.program)
     delegates = []
     for number, (partition, payload) in enumerate(zip(partitions, payloads, strict=True)):
-        ours = tflite.read(parse(compile_partition(constants, partition, named, orders.is_channels_last)).tflite)
+        ours = tflite.read(compile_partition(placed.graphs, partition, orders.is_channels_last).tflite)
         theirs = tflite.read(payload.tflite)
         if _structure(ours) != _structure(theirs) or not _outputs(theirs) <= _outputs(ours):
             raise _not_of_this_module(f"delegate {number} has other operators than the module")

@@ -104,6 +104,17 @@ class Payload:
     weights: bytes
     kernels: bytes
 
+    @classmethod
+    def portable(cls, header: PayloadHeader, tflite: bytes) -> Payload:
+        """The payload of a TFLite flatbuffer for the host. Raises PayloadError where `tflite` is none."""
+        _expect_tflite(tflite, len(_header_block(header)))
+        return cls(header, tflite, SEAL.pack(SEAL_MAGIC, len(tflite), zlib.crc32(tflite)), b"")
+
+    def pack(self) -> bytes:
+        """The bytes, which `parse` takes apart."""
+        blocks = (self.microcode, self.weights, self.kernels)
+        return _header_block(self.header) + b"".join(map(_padded, blocks))
+
     @property
     def is_portable(self) -> bool:
         """Whether the payload holds a TFLite flatbuffer for the host instead of microcode for the NPU."""
@@ -122,9 +133,7 @@ class Payload:
 
 def pack_portable(header: PayloadHeader, tflite: bytes) -> bytes:
     """Packs a TFLite flatbuffer as a portable payload. Raises PayloadError if `tflite` is no TFLite flatbuffer."""
-    start = _header_block(header)
-    _expect_tflite(tflite, len(start))
-    return start + _padded(tflite) + SEAL.pack(SEAL_MAGIC, len(tflite), zlib.crc32(tflite))
+    return Payload.portable(header, tflite).pack()
 
 
 def pack_device(header: PayloadHeader, microcode: bytes, weights: bytes, kernels: bytes) -> bytes:

@@ -34,7 +34,8 @@ class NeutronBackend(BackendDetails):
         numbers = {output.name: number for output, number in outputs_by_node(node).items()}
         output_position = {numbers[name]: index for index, name in enumerate(signature.user_outputs)}
         data = edge_program.constants[signature.inputs_to_lifted_tensor_constants[payload.name]]
-        parsed = parse(data.numpy().tobytes())
+        given = data.numpy().tobytes()
+        parsed = parse(given)
         needed = [i for i, index in enumerate(parsed.header.output_map) if index in output_position]
         header = replace(
             parsed.header,
@@ -44,7 +45,9 @@ class NeutronBackend(BackendDetails):
             argument_count=len(called_with),
         )
         all_needed = len(needed) == len(parsed.header.output_map)
-        if parsed.is_portable:
+        if header == parsed.header:
+            blob = given
+        elif parsed.is_portable:
             blob = pack_portable(header, parsed.tflite if all_needed else returning_only(parsed.tflite, needed))
         elif all_needed:
             blob = pack_device(header, parsed.microcode, parsed.weights, parsed.kernels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import or_
 
 from torch.fx import Node
@@ -12,7 +12,7 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.core.fx import op_name, source_of
 from openneutron.errors import ModelError
 from openneutron.formats import tflite
-from openneutron.formats.payload import PayloadHeader, pack_portable
+from openneutron.formats.payload import Payload, PayloadHeader
 from openneutron.formats.tflite.trial import fails_in_a_process
 from openneutron.ir.build import Stage, build, driver_of, is_channels_last, optimize, run_stage
 from openneutron.ir.graph import Graph, Op, QParams
@@ -24,7 +24,7 @@ from openneutron.partition.clusters import Constants, qparams_of
 from openneutron.partition.levels import Partition
 from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["FormattedGraph", "compile_partition", "format_partition", "illegal_transposes", "lower_partition"]
+__all__ = ["FormattedGraph", "PartitionGraphs", "compile_partition", "illegal_transposes", "lower_partition"]
 
 
 def lower_partition(
@@ -59,18 +59,71 @@ class FormattedGraph:
     outputs: tuple[bool, ...]
 
 
-def compile_partition(
-    constants: Constants,
-    partition: Partition,
-    options: CompileOptions,
-    channels_last: Callable[[Node], bool] = is_channels_last,
-) -> bytes:
-    """The delegate payload of a partition: its TFLite model, which the host runs and the vendor's converter takes.
+@dataclass(frozen=True)
+class PartitionGraphs:
+    """The IR of the partitions of one program: each is built once for each memory order of its inputs and outputs.
 
-    `constants` are those of its program; `channels_last` says which of its inputs and outputs are NHWC in memory.
+    The search for partitions builds some of them, and compilation takes those.
     """
-    formatted = format_partition(constants, partition, options, channels_last)
-    model = tflite.write(formatted.graph, names=options.use_profiling)
+
+    constants: Constants
+    options: CompileOptions
+    _built: dict[object, FormattedGraph] = field(default_factory=dict)
+
+    def formatted(
+        self, partition: Partition, channels_last: Callable[[Node], bool] = is_channels_last
+    ) -> FormattedGraph:
+        """The IR of a partition with the formats of its inputs and outputs.
+
+        `channels_last` says which inputs and outputs are NHWC in memory in the program; their formats are the same. For
+        the legacy generation, which has few transposes, the runtime converts images to NHWC and back, unless that
+        leaves more transposes inside the partition.
+        """
+        as_they_are = self._with_formats(partition, channels_last)
+        if self.options.generation is not Generation.LEGACY:
+            return as_they_are
+        as_images = self._with_formats(partition, _is_image)
+        return min(as_they_are, as_images, key=lambda formatted: _transposes(formatted.graph, partition.target))
+
+    def _with_formats(self, partition: Partition, channels_last: Callable[[Node], bool]) -> FormattedGraph:
+        inputs, outputs = (tuple(map(channels_last, nodes)) for nodes in (partition.inputs, partition.outputs))
+        key = (partition.clusters, partition.inputs, partition.outputs, inputs, outputs)
+        if key not in self._built:
+            self._built[key] = self._build(partition, channels_last, inputs, outputs)
+        return self._built[key]
+
+    def _build(
+        self,
+        partition: Partition,
+        channels_last: Callable[[Node], bool],
+        inputs: tuple[bool, ...],
+        outputs: tuple[bool, ...],
+    ) -> FormattedGraph:
+        is_legacy = self.options.generation is Generation.LEGACY
+        driver = driver_of(partition.name, self.options.intermediates_dir)
+        graph = optimize(_built(self.constants, partition, channels_last), partition.target, driver)
+        if is_legacy or not self.options.use_neutron_for_format_conversion:
+            optimized = graph
+            graph = run_stage(Stage.FORMATS, optimized, driver)
+            hoisted_inputs, hoisted_outputs = hoisted_ends(optimized, graph)
+            inputs, outputs = tuple(map(or_, inputs, hoisted_inputs)), tuple(map(or_, outputs, hoisted_outputs))
+            if is_legacy:
+                graph = run_stage(Stage.LEGACY, graph, driver)
+            graph = run_stage(Stage.ENDS, graph, driver)
+        driver.finish()
+        return FormattedGraph(graph, inputs, outputs)
+
+
+def compile_partition(
+    graphs: PartitionGraphs, partition: Partition, channels_last: Callable[[Node], bool] = is_channels_last
+) -> Payload:
+    """The portable payload of a partition: its TFLite model, which the host runs and the vendor's converter takes.
+
+    `channels_last` says which of its inputs and outputs are NHWC in memory. Raises `ModelError` for scales that LiteRT
+    cannot run.
+    """
+    formatted = graphs.formatted(partition, channels_last)
+    model = tflite.write(formatted.graph, names=graphs.options.use_profiling)
     _try_doubtful(formatted.graph, model, partition)
     header = PayloadHeader(
         input_formats=tuple(map(int, formatted.inputs)),
@@ -79,7 +132,7 @@ def compile_partition(
         output_map=tuple(range(len(partition.outputs))),
         argument_count=len(partition.inputs),
     )
-    return pack_portable(header, model)
+    return Payload.portable(header, model)
 
 
 def _try_doubtful(graph: Graph, model: bytes, partition: Partition) -> None:
@@ -101,46 +154,10 @@ def _try_doubtful(graph: Graph, model: bytes, partition: Partition) -> None:
     )
 
 
-def format_partition(
-    constants: Constants,
-    partition: Partition,
-    options: CompileOptions,
-    channels_last: Callable[[Node], bool] = is_channels_last,
-) -> FormattedGraph:
-    """The IR of a partition with the formats of its inputs and outputs.
-
-    They are those of the program. For the legacy generation, which has few transposes, the runtime converts whatever it
-    can: images come and go in NHWC there, unless that leaves more transposes inside.
-    """
-    as_they_are = _with_formats(constants, partition, channels_last, options)
-    if options.generation is not Generation.LEGACY:
-        return as_they_are
-    as_images = _with_formats(constants, partition, _is_image, options)
-    return min(as_they_are, as_images, key=lambda formatted: _transposes(formatted.graph, partition.target))
-
-
 def illegal_transposes(graph: Graph, target: NeutronTarget) -> list[Op]:
     """The transposes that the legacy generation does not have."""
     transposes = ((op, swapped_blocks(op.inputs[0].shape, op.attrs["perm"])) for op in _transposes_of(graph))
     return [op for op, blocks in transposes if blocks is None or not is_legacy_swap(blocks, target)]
-
-
-def _with_formats(
-    constants: Constants, partition: Partition, channels_last: Callable[[Node], bool], options: CompileOptions
-) -> FormattedGraph:
-    driver = driver_of(partition.name, options.intermediates_dir)
-    graph = optimize(_built(constants, partition, channels_last), partition.target, driver)
-    inputs, outputs = (tuple(map(channels_last, nodes)) for nodes in (partition.inputs, partition.outputs))
-    if not options.use_neutron_for_format_conversion or options.generation is Generation.LEGACY:
-        optimized = graph
-        graph = run_stage(Stage.FORMATS, optimized, driver)
-        hoisted_inputs, hoisted_outputs = hoisted_ends(optimized, graph)
-        inputs, outputs = tuple(map(or_, inputs, hoisted_inputs)), tuple(map(or_, outputs, hoisted_outputs))
-        if options.generation is Generation.LEGACY:
-            graph = run_stage(Stage.LEGACY, graph, driver)
-        graph = run_stage(Stage.ENDS, graph, driver)
-    driver.finish()
-    return FormattedGraph(graph, inputs, outputs)
 
 
 def _is_image(node: Node) -> bool:

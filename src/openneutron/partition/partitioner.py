@@ -19,9 +19,8 @@ from openneutron.core.boundary import typed_errors
 from openneutron.core.files import write_file
 from openneutron.cpu.kernels import check_cpu_kernels
 from openneutron.errors import OptionError
-from openneutron.formats.payload import Payload, parse
+from openneutron.formats.payload import Payload
 from openneutron.partition.backend import NeutronBackend
-from openneutron.partition.clusters import Constants
 from openneutron.partition.compile import compile_partition
 from openneutron.partition.levels import Partition
 from openneutron.partition.opaque import Trace, is_opaque, is_searched, is_trace, replace_partitions
@@ -31,7 +30,7 @@ from openneutron.targets import NeutronTargetSpec
 from openneutron.vendor.device import DevicePayload, compile_payloads, kernel_selection_of
 from openneutron.vendor.sdk import Converter, converter_for
 
-__all__ = ["CpuWarning", "NeutronPartitioner", "cpu_message"]
+__all__ = ["CpuWarning", "NeutronPartitioner", "check_cpu_operators", "compile_placed", "cpu_message"]
 
 
 class CpuWarning(UserWarning):
@@ -75,43 +74,18 @@ class NeutronPartitioner(Partitioner):
         # Which payload was asked for is no matter of the program that holds it.
         self.delegation_spec = DelegationSpec(NeutronBackend.__name__, replace(self.options, payload="auto").to_specs())
 
-    @typed_errors("Partitioning the program")
     def transform_for_pre_decomposition(self, exported_program: ExportedProgram) -> ExportedProgram:
-        """Find and compile the partitions; called by `to_edge_transform_and_lower`. `exported_program` is unchanged."""
-        placed = place(exported_program, self.options)
-        _check(placed)
+        """Find and compile the partitions; called by `to_edge_transform_and_lower`. `exported_program` is unchanged.
+
+        A program that `compile_placed` made is returned as it is.
+        """
+        if is_searched(exported_program):
+            return exported_program
+        with typed_errors("Partitioning the program"):
+            placed = place(exported_program, self.options)
+            check_cpu_operators(placed)
         _warn(placed.rows)
-        orders = settle_orders(placed.program, placed.partitions)
-        constants = Constants(placed.program)
-        payloads = [
-            compile_partition(constants, partition, self.options, orders.is_channels_last)
-            for partition in placed.partitions
-        ]
-        folder = self._intermediates
-        if folder is not None:
-            for number, payload in enumerate(payloads):
-                write_file(folder / f"partition_{number}.tflite", parse(payload).tflite)
-        converter = converter_for(self.options.payload, self.options.neutron_converter_flavor)
-        if converter is None or not payloads:
-            return replace_partitions(placed.program, placed.partitions, payloads, orders)
-        compiled = self._compiled([parse(payload) for payload in payloads], converter)
-        traces = [_traces(*pair) for pair in zip(placed.partitions, compiled, strict=True)]
-        final = [result.payload for result in compiled]
-        return replace_partitions(
-            placed.program, placed.partitions, final, orders, traces if self.options.use_profiling else ()
-        )
-
-    @property
-    def _intermediates(self) -> Path | None:
-        return None if self.options.intermediates_dir is None else Path(self.options.intermediates_dir)
-
-    def _compiled(self, portable: Sequence[Payload], converter: Converter) -> Sequence[DevicePayload]:
-        """The payloads converted, and their kernel selection written where it is asked for."""
-        compiled = compile_payloads(portable, self.options, converter, intermediates_dir=self._intermediates)
-        selection = kernel_selection_of(compiled, converter)
-        if selection is not None:
-            write_file((self._intermediates or Path()) / self.KERNEL_SELECTION, selection.encode())
-        return compiled
+        return compile_placed(placed)
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
         """Tag the compiled partitions of an edge program.
@@ -134,6 +108,41 @@ class NeutronPartitioner(Partitioner):
             for tagged in (node, node.args[1], *node.users, *_traces_behind(node)):
                 tagged.meta["delegation_tag"] = tag
         return PartitionResult(tagged_exported_program=exported_program, partition_tags=tags)
+
+
+@typed_errors("Partitioning the program")
+def compile_placed(placed: Placed) -> ExportedProgram:
+    """Compile the partitions, with the options that they were placed with; `placed.program` is unchanged.
+
+    Returns the program in which each partition is one operator that holds its payload. Raises `ConverterError`.
+    """
+    options, partitions = placed.graphs.options, placed.partitions
+    orders = settle_orders(placed.program, partitions)
+    payloads = [compile_partition(placed.graphs, partition, orders.is_channels_last) for partition in partitions]
+    folder = _intermediates(options)
+    if folder is not None:
+        for number, payload in enumerate(payloads):
+            write_file(folder / f"partition_{number}.tflite", payload.tflite)
+    converter = converter_for(options.payload, options.neutron_converter_flavor)
+    if converter is None or not payloads:
+        return replace_partitions(placed.program, partitions, [payload.pack() for payload in payloads], orders)
+    compiled = _compiled(payloads, options, converter)
+    traces = [_traces(*pair) for pair in zip(partitions, compiled, strict=True)] if options.use_profiling else ()
+    return replace_partitions(placed.program, partitions, [result.payload for result in compiled], orders, traces)
+
+
+def _intermediates(options: CompileOptions) -> Path | None:
+    return None if options.intermediates_dir is None else Path(options.intermediates_dir)
+
+
+def _compiled(portable: Sequence[Payload], options: CompileOptions, converter: Converter) -> Sequence[DevicePayload]:
+    """The payloads converted, and their kernel selection written where it is asked for."""
+    folder = _intermediates(options)
+    compiled = compile_payloads(portable, options, converter, intermediates_dir=folder)
+    selection = kernel_selection_of(compiled, converter)
+    if selection is not None:
+        write_file((folder or Path()) / NeutronPartitioner.KERNEL_SELECTION, selection.encode())
+    return compiled
 
 
 def _keep_initial_states(program: ExportedProgram) -> None:
@@ -176,7 +185,7 @@ def _refuse_second_backend() -> None:
         )
 
 
-def _check(placed: Placed) -> None:
+def check_cpu_operators(placed: Placed) -> None:
     """Raise `ModelError` for an operator that neither the NPU nor ExecuTorch's CPU kernels take."""
     reasons = {row.node: row.reason or "" for row in placed.rows if row.where == "cpu"}
     nodes = [node for node in placed.program.graph.nodes if node.name in reasons]
@@ -186,7 +195,7 @@ def _check(placed: Placed) -> None:
 def _warn(rows: Sequence[Placement]) -> None:
     left = [row for row in rows if row.where == "cpu"]
     if left or not rows:
-        warnings.warn(cpu_message(rows), CpuWarning, stacklevel=5)
+        warnings.warn(cpu_message(rows), CpuWarning, stacklevel=4)
 
 
 def cpu_message(rows: Sequence[Placement]) -> str:

@@ -13,7 +13,8 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.core.driver import Driver
 from openneutron.core.fx import modules_of, op_name, source_of
 from openneutron.ops import OPERATORS
-from openneutron.partition.clusters import find_clusters
+from openneutron.partition.clusters import Constants, find_clusters
+from openneutron.partition.compile import PartitionGraphs
 from openneutron.partition.conversions import check_constants_are_quantized, check_quantize_is_an_operator
 from openneutron.partition.islands import Bridged, bridge_islands
 from openneutron.partition.levels import Partition, partitions_of
@@ -53,6 +54,8 @@ class Placed:
     program: ExportedProgram
     partitions: tuple[Partition, ...]
     rows: tuple[Placement, ...]
+    graphs: PartitionGraphs
+    """The IR of the partitions, as far as the search for them built it."""
 
 
 def placement(program: ExportedProgram, compile_spec: Sequence[CompileSpec] | CompileOptions) -> tuple[Placement, ...]:
@@ -84,7 +87,8 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
         lambda given: bridge_islands(given.program, options),
         bridged,
     )
-    found = leave_transposes_to_the_cpu(bridged.program, find_clusters(bridged.program, options), options)
+    graphs = PartitionGraphs(Constants(bridged.program), options)
+    found = leave_transposes_to_the_cpu(bridged.program, find_clusters(bridged.program, options), graphs)
     partitions, no_compute = partitions_of(bridged.program, found)
     program = driver.run(
         "remove_unused_bridges",
@@ -106,7 +110,7 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
         for node in program.graph.nodes
         if node in index or node in reasons or node in fused
     ]
-    return Placed(program, partitions, tuple(rows))
+    return Placed(program, partitions, tuple(rows), graphs)
 
 
 def _text(bridged: Bridged) -> str:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from openneutron.compile_spec import CompileOptions
 from openneutron.ir.graph import Graph, Op
-from openneutron.partition.clusters import Cluster, Clusters, Constants
-from openneutron.partition.compile import format_partition, illegal_transposes
+from openneutron.partition.clusters import Cluster, Clusters
+from openneutron.partition.compile import PartitionGraphs, illegal_transposes
 from openneutron.partition.levels import Partition, partitions_of
 from openneutron.partition.orders import settle_orders
 from openneutron.targets import Generation, NeutronTarget
@@ -20,32 +19,31 @@ __all__ = ["leave_transposes_to_the_cpu"]
 Blame = Callable[[Partition, Graph, Op], Iterable[Cluster]]
 
 
-def leave_transposes_to_the_cpu(program: ExportedProgram, found: Clusters, options: CompileOptions) -> Clusters:
+def leave_transposes_to_the_cpu(program: ExportedProgram, found: Clusters, graphs: PartitionGraphs) -> Clusters:
     """For the legacy generation, `found` without what would put transposes into a partition that it does not have.
 
     Most transposes cancel or become the runtime's conversions of inputs and outputs, so this is known only once a
     partition is compiled. The operator that wants its values in that order goes first; where transposes still are
     left, so does the whole partition. Linear in operators for each partition that goes.
     """
-    if options.generation is not Generation.LEGACY:
+    if graphs.options.generation is not Generation.LEGACY:
         return found
-    target = options.target_spec.neutron_target
+    target = graphs.options.target_spec.neutron_target
     blame: Blame = _who_asks
-    while rejected := _rejected(program, found, options, blame):
+    while rejected := _rejected(program, found, graphs, blame):
         reasons = {cluster.node: _reason(op, target) for cluster, op in rejected.items()}
         kept = tuple(cluster for cluster in found.clusters if cluster not in rejected)
         found, blame = Clusters(kept, {**found.reasons, **reasons}), _everyone
     return found
 
 
-def _rejected(program: ExportedProgram, found: Clusters, options: CompileOptions, blame: Blame) -> dict[Cluster, Op]:
+def _rejected(program: ExportedProgram, found: Clusters, graphs: PartitionGraphs, blame: Blame) -> dict[Cluster, Op]:
     """The clusters to leave to the CPU, each with the first transpose that it is blamed for."""
     rejected: dict[Cluster, Op] = {}
     partitions, _ = partitions_of(program, found)
     orders = settle_orders(program, partitions)
-    constants = Constants(program)
     for partition in partitions:
-        graph = format_partition(constants, partition, options, orders.is_channels_last).graph
+        graph = graphs.formatted(partition, orders.is_channels_last).graph
         for op in illegal_transposes(graph, partition.target):
             for cluster in blame(partition, graph, op):
                 rejected.setdefault(cluster, op)

@@ -32,7 +32,11 @@ _NOTE = "openneutron_equalized"
 
 
 def note_equalized(module: GraphModule, *, equalized: bool) -> None:
-    """Note in `module.meta` whether its channels are equalized; what is prepared and converted of it has the note."""
+    """Note in `module.meta` whether its channels are equalized; what is prepared and converted of it has the note.
+
+    `quantize` does not read the note. It serves users who call `transform_for_annotation`, `recover_exported`,
+    `prepare_pt2e` and `analyze` one by one: nothing but the module passes from one of these calls to the next.
+    """
     module.meta[_NOTE] = equalized
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -161,19 +162,39 @@ class NeutronQuantizer(Quantizer):
         self.weight_bits = weight_bits
         self.equalize = equalize
         self.correct_bias = correct_bias
+        self.takes_prepared_graphs = False
 
-    @typed_errors("Preparing the model for quantization")
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """The passes that make the graph quantizable; called by `prepare_pt2e`.
 
-        A graph is equalized once, however often it comes by: what `openneutron.recovery` made of it stays. Raises
-        `ModelError` for an operator that neither the NPU nor ExecuTorch's CPU kernels take.
+        A graph that has a note of `equalize` is not equalized again. Raises `ModelError` for an operator that neither
+        the NPU nor ExecuTorch's CPU kernels take.
+        """
+        if self.takes_prepared_graphs:
+            return model
+        return self.prepare_graph(model, equalizes=self.equalize and not was_equalized(model))
+
+    def of_prepared_graphs(self, observer: Any = None) -> NeutronQuantizer:
+        """A copy of this quantizer for graphs of `prepare_graph`: with it, `prepare_pt2e` does not prepare them again.
+
+        `observer`, where given, takes the place of the quantizer's own for values that are no outputs of the model.
+        """
+        changed = copy.copy(self)
+        changed.takes_prepared_graphs = True
+        changed.observer = self.observer if observer is None else observer
+        return changed
+
+    @typed_errors("Preparing the model for quantization")
+    def prepare_graph(self, model: GraphModule, *, equalizes: bool) -> GraphModule:
+        """Run the passes that make the graph quantizable, in place, and equalize its channels if `equalizes` says so.
+
+        Raises `ModelError` as `transform_for_annotation` does.
         """
         stays = self.layers.leave_in_float
         passes.prepare(model, self.target.neutron_target, training=self.is_qat, stays=stays)
         if self.is_qat:
             training.prepare_for_training(model)
-        elif self.equalize and not was_equalized(model):
+        elif equalizes:
             equalize_channels(model, stays=stays)
         note_equalized(model, equalized=bool(was_equalized(model)))
         if not self.is_qat:  # what is trained is not what runs

@@ -42,9 +42,15 @@ _FOLDS = ("_fuse_conv_bn_", "_fuse_linear_bn_")
 def protect_from_wrong_folding() -> None:
     """Let `prepare_pt2e` fold models that torchao folds wrongly as they should be; a second call does nothing.
 
-    A quantizer has no say before torchao folds, hence the change to torchao itself. It holds for every quantizer in the
-    process, and changes nothing for models that torchao folds right. For a batch norm without running statistics
-    `prepare_pt2e` then raises `ModelError`.
+    The change is to torchao's module and lasts as long as the process, because no narrower place exists (torchao 0.18):
+    `prepare_pt2e` calls these two functions first, with the model alone, and touches the quantizer only afterwards. By
+    then the folded batch norms are gone and the weights are overwritten, so `transform_for_annotation` cannot undo it.
+    Users import `prepare_pt2e` before they construct a quantizer, so it cannot be wrapped either. The constructor of
+    the quantizer is the last call of OpenNeutron before `prepare_pt2e`.
+
+    The change holds for every quantizer in the process, and changes nothing for models that torchao folds right. For a
+    batch norm without running statistics `prepare_pt2e` then raises `ModelError`. `quantize` does not depend on it: it
+    folds all batch norms before it calls `prepare_pt2e`.
     """
     from torchao.quantization.pt2e import quantize_pt2e
 

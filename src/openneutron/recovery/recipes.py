@@ -101,7 +101,7 @@ def quantized_by(
 ) -> tuple[GraphModule, GraphModule]:
     """Quantizes `exported` with a recipe. Returns the converted module and the float graph that was prepared.
 
-    `exported` is a result of `quantizer.transform_for_annotation`; it is not changed.
+    `exported` comes from `quantizer.prepare_graph`, and is not changed.
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -110,18 +110,13 @@ def quantized_by(
         recover_exported(module, samples, equalizes=recipe.equalizes, trusts_samples=recipe.trusts_samples)
     reference = copy.deepcopy(module)
     rule = None if recipe is None else recipe.range_by
-    prepared = prepare_pt2e(module, quantizer if rule is None else _with_rule(quantizer, rule))
+    observer = None if rule is None else DistributionObserver.with_args(range_by=rule)
+    prepared = prepare_pt2e(module, quantizer.of_prepared_graphs(observer))
     calibrate(prepared, samples, running)
     converted = convert_pt2e(prepared)
     if recipe is not None:
         recover_converted(converted, reference, samples, recipe, progress=running.progress)
     return converted, reference
-
-
-def _with_rule(quantizer: NeutronQuantizer, rule: str) -> NeutronQuantizer:
-    changed = copy.copy(quantizer)
-    changed.observer = DistributionObserver.with_args(range_by=rule)
-    return changed
 
 
 def recover_exported(
@@ -144,6 +139,8 @@ def recover_exported(
         ranges = absorb_biases(module, ranges)
     if equalizes:
         equalize(module, ranges)
+    module.graph.eliminate_dead_code()
+    module.recompile()
     return module
 
 
