@@ -21,7 +21,7 @@ from openneutron.ops import OPERATORS
 from openneutron.ops.site import Site
 from openneutron.partition.clusters import Cluster, Constants, is_int8
 from openneutron.partition.programs import with_graph
-from openneutron.quantizer.neutron_quantizer import quantizable_reason
+from openneutron.quantizer.quantizable import quantizable_reason
 
 __all__ = ["Bridged", "bridge_islands"]
 

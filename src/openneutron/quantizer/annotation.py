@@ -1,0 +1,340 @@
+"""The annotations of an exported model: one observer for each group of values with equal qparams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from openneutron.core.constants import constant_value
+from openneutron.core.fx import UNBATCHED, noted, op_name, source_of
+from openneutron.errors import OptionError
+from openneutron.ir.graph import QParams
+from openneutron.model.state import next_value, states_of, store_of, write_of
+from openneutron.ops.decomposition import SHARED_QPARAMS
+from openneutron.ops.masks import is_made_for_a_mask, saturates
+from openneutron.ops.spec import OutputRule
+from openneutron.quantizer import qspecs, training
+from openneutron.quantizer.added_masks import AddedMask, MaskedAtRunTime
+from openneutron.quantizer.layers import PER_CHANNEL, Layers
+from openneutron.quantizer.observers import RecentRangeObserver
+from openneutron.quantizer.output_parts import Join, Parts
+from openneutron.quantizer.places import Place
+from openneutron.quantizer.score_ranges import ScoreRange, score_ranges
+from openneutron.quantizer.trained_modules import WeightFakeQuantize
+
+__all__ = ["Annotation", "AnnotationSettings"]
+
+# A value, or what one of its readers reads instead of it.
+Value = Node | tuple[Node, Node]
+
+
+@dataclass(frozen=True)
+class AnnotationSettings:
+    """What the user decided about observers; the names are those of `NeutronQuantizer`."""
+
+    observer: Any
+    observer_of_outputs: Any
+    weight_bits: int
+    is_qat: bool
+    layers: Layers
+
+
+class Annotation:
+    """Writes the annotations of all places.
+
+    Values that must have equal qparams are one group. The first place a group is met gets the quantization spec, each
+    later one refers to it; torchao then gives them one observer.
+    """
+
+    def __init__(
+        self,
+        settings: AnnotationSettings,
+        places: list[Place],
+        joined: Mapping[Node, Join],
+        masks: Mapping[Node, AddedMask],
+        sums: Mapping[Node, tuple[AddedMask, ...]],
+    ) -> None:
+        self.settings = settings
+        self.places = places
+        self.joined = joined
+        self.joins: dict[Value, list[Parts]] = {}
+        self.masks = masks
+        self.sums = sums
+        self.scores: Mapping[Node, ScoreRange] = {}
+        self.around: dict[Value, qspecs.Around] = {}
+        self.weight_axis = _weight_axes(places, settings.layers)
+        self.parent: dict[Value, Value] = {}
+        self.fixed: dict[Value, QParams] = {}
+        self.moved: set[Node] = set()
+        self.read: set[Value] = set()
+        self.symmetric: set[Value] = set()
+        self.masked: set[Value] = set()
+        self.outputs: set[Value] = set()
+        self.unbatched: set[Value] = set()
+        self.met: dict[Value, Value] = {}
+        self.requantized: dict[Value, Value] = {}
+        self.stored: dict[Node, Value] = {}
+        """The qparams of the states that operators read, by the nodes that store their next values."""
+
+    def write(self, model: GraphModule) -> None:
+        """Annotate the nodes of `model`. Linear in nodes and uses."""
+        self.scores = score_ranges(model)
+        self._group(states_of(model.graph))
+        self._make_symmetric()
+        self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
+        self.around = self._special_observers()
+        reading = {place.site.node: place for place in self.places}
+        yielding = {place.output: place for place in self.places}
+        values = {value for place in self.places for value in (*place.inputs, place.output)}
+        self.outputs = {
+            self._find(value)
+            for value in values
+            if any(reader.op == "output" or reader in self.joined for reader in value.users)
+        }
+        self.unbatched = {self._find(value) for value in values if noted(value, UNBATCHED)}
+        self._note_joins()
+        read_in_float = {node: values.intersection(node.all_input_nodes) - yielding.keys() for node in self.joined}
+        # torchao walks the graph in this order too, and wants a group's spec before what refers to it: an activation
+        # may come long after the operator that it is fused into.
+        for node in list(model.graph.nodes):
+            if node in reading:
+                self._annotate_inputs(reading[node])
+            if node in read_in_float:
+                given = [value for value in node.all_input_nodes if value in read_in_float[node]]
+                edges = {value: self._spec((value, node), value) for value in given}
+                node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
+            if node in yielding:
+                self._annotate_output(yielding[node])
+            if node in self.stored:
+                value, group = next_value(node), self.stored[node]
+                node.meta[Q_ANNOTATION_KEY] = _annotation({value: self._spec((value, node), group)}, None)
+
+    def _find(self, value: Value) -> Value:
+        root = value
+        while (above := self.parent.get(root, root)) is not root:
+            root = above
+        while value is not root:
+            self.parent[value], value = root, self.parent[value]
+        return root
+
+    def _group(self, states: list[Node]) -> None:
+        """An operator that moves or joins values shares qparams with its inputs, and a state with its next value."""
+        self.fixed = {place.output: place.rule for place in self.places if isinstance(place.rule, QParams)}
+        moving = [place for place in self.places if place.rule is OutputRule.SHARED]
+        for place in moving:
+            if not place.brings_together:
+                self._join_inputs(place)
+        self._join_named()
+        self._join_states(states)
+        self.moved = {place.output for place in moving if not place.brings_together}
+        self.read = self._read_otherwise(set())
+        for place in moving:
+            if place.brings_together:
+                self._join_inputs(place)
+
+    def _join_inputs(self, place: Place) -> None:
+        groups = [self._find(value) for value in place.inputs]
+        demands = {self.fixed.get(group) for group in groups}
+        are_one = len(set(groups)) == 1
+        for value, group in zip(place.inputs, groups, strict=True):
+            # Fixed qparams that not all inputs have cannot be shared, and a value that others compute with would lose
+            # resolution where the values it meets have a wider range: that input alone is requantized. Not so one that
+            # comes by moves alone, which a MUL would keep from being merged with those behind (ShuffleNetV2), nor an
+            # input of the model, which is quantized once.
+            if is_made_for_a_mask(value):  # each reader quantizes it separately, so the readers need not share qparams
+                self.requantized[(value, place.site.node)] = place.output
+                continue
+            if group in self.fixed:
+                cannot_share = len(demands) > 1
+            else:
+                is_read = group in self.read and value not in self.moved and value.op != "placeholder"
+                cannot_share = is_read and not are_one
+            if cannot_share:
+                self.requantized[(value, place.site.node)] = place.output
+            else:
+                self._join(place.output, group)
+
+    def _join_named(self) -> None:
+        """Values that a decomposition wants to have equal qparams, unless fixed ones."""
+        named: dict[str, Value] = {}
+        for value in dict.fromkeys(value for place in self.places for value in (*place.inputs, place.output)):
+            group, name = self._find(value), value.meta.get(SHARED_QPARAMS)
+            if name is not None and group not in self.fixed:
+                self._join(value, self._find(named.setdefault(name, group)))
+
+    def _join_states(self, states: list[Node]) -> None:
+        """A state and the value that is stored in it share qparams, as the next call reads the stored codes.
+
+        Where the next value has qparams of its own, which the initial one does not fit, it is requantized.
+        """
+        read = {value for place in self.places for value in place.inputs}
+        for state in states:
+            if state not in read:
+                continue
+            write = write_of(state)
+            group, own = self._find(next_value(write)), self._find(state)
+            fixed = self.fixed.get(group)
+            if own not in self.fixed and (fixed is None or _holds(fixed, state)):
+                self._join(state, group)
+            elif fixed is None:
+                self._join(next_value(write), own)
+            self.stored[write] = state
+
+    def _special_observers(self) -> dict[Value, qspecs.Around]:
+        """Wrapping observers by group: those of run-time masks, of masked values, and of scores."""
+        hidden = {
+            self._find(place.output)
+            for place in self.places
+            if place.rule is OutputRule.SHARED and place.brings_together and any(map(is_made_for_a_mask, place.inputs))
+        }
+        found = {group: MaskedAtRunTime(hides=True) for group in hidden}
+        for node, masks in self.sums.items():
+            group = self._find(node)
+            found[group] = MaskedAtRunTime(sums_with=masks, hides=group in hidden)
+        for node, mask in self.masks.items():
+            found[self._find(node)] = MaskedAtRunTime(mask)
+        around: dict[Value, qspecs.Around] = {group: masked.around for group, masked in found.items()}
+        for node, scores in self.scores.items():
+            if (group := self._find(node)) not in self.masked:
+                around.setdefault(group, scores.around)
+        return around
+
+    def _make_symmetric(self) -> None:
+        """Where only inputs that need zero point 0 read a group, it is symmetric; else those inputs are requantized."""
+        wanted = [(value, place.site.node) for place in self.places for value in place.symmetric]
+        shared = self._read_otherwise(set(wanted)) if wanted else set()
+        for edge in wanted:
+            group = self._find(edge[0])
+            fixed = self.fixed.get(group)
+            cannot_be_symmetric = group in shared if fixed is None else any(fixed.zero_point)
+            if cannot_be_symmetric:
+                self.requantized[edge] = group = edge
+            if group not in self.fixed:
+                self.symmetric.add(group)
+
+    def _note_joins(self) -> None:
+        """Link the observers of the parts of each concatenation in float that can share qparams.
+
+        So does what is computed with the same concatenation, which then is the same on the NPU.
+        """
+        computed_with = {tuple(place.inputs): place.output for place in self.places if place.brings_together}
+        for node, join in sorted(self.joined.items(), key=lambda item: -len(item[1].values)):
+            same = computed_with.get(tuple(node.all_input_nodes))
+            groups = dict.fromkeys(map(self._find, [*join.values, *([same] if same else [])]))
+            observed = [group for group in groups if group not in self.fixed]
+            parts = Parts(join.fixed | {self.fixed[group] for group in groups if group in self.fixed})
+            special = not self.symmetric.union(self.masked, self.around).isdisjoint(observed)
+            if join.can_share and not special and len(observed) + len(parts.fixed) > 1:
+                for group in observed:
+                    self.joins.setdefault(group, []).append(parts)
+
+    def _read_otherwise(self, wanted: set[tuple[Node, Node]]) -> set[Value]:
+        """The groups that something reads which neither moves their values nor is in `wanted`."""
+        movers = {place.site.node for place in self.places if place.rule is OutputRule.SHARED}
+        values = {value for place in self.places for value in (*place.inputs, place.output)}
+        edges = {(value, reader) for value in values for reader in value.users if reader.users or reader.op == "output"}
+        return {self._find(edge[0]) for edge in edges - wanted if edge[1] not in movers or edge in self.requantized}
+
+    def _join(self, output: Node, group: Value) -> None:
+        # A group that an operator reads twice may have been joined to another one in between.
+        root, group = self._find(output), self._find(group)
+        if root is not group:
+            self.parent[root] = group
+            if root in self.read:
+                self.read.add(group)
+
+    def _annotate_inputs(self, place: Place) -> None:
+        node = place.site.node
+        edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
+        weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
+        if weight is not None:
+            spec = qspecs.weight(node, self.weight_axis.get(weight), self.settings.weight_bits)
+            if self.settings.is_qat:
+                training.read_weight_through(node, WeightFakeQuantize(node, spec))
+            else:
+                edges[weight] = self._first_or_shared((weight, node), spec)
+                if bias is not None:
+                    per_channel = spec.ch_axis is not None
+                    edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=per_channel)
+        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
+
+    def _annotate_output(self, place: Place) -> None:
+        annotation = place.output.meta.setdefault(Q_ANNOTATION_KEY, _annotation({}, None))
+        annotation.output_qspec = self._spec(place.output, place.output)
+
+    def _spec(self, key: Value, value: Value) -> Any:
+        group = self._find(value)
+        if group in self.met:
+            return SharedQuantizationSpec(self.met[group])
+        self.met[group] = key
+        if group in self.fixed:
+            return qspecs.fixed(self.fixed[group])
+        node = value[0] if isinstance(value, tuple) else value
+        spec = qspecs.trained_activation if self.settings.is_qat else qspecs.activation
+        symmetric, masked = group in self.symmetric, group in self.masked
+        observer = self.settings.observer_of_outputs if group in self.outputs else self.settings.observer
+        joins, around = self.joins.get(group, ()), self.around.get(group)
+        if self.settings.is_qat and group in {self._find(mask) for mask in self.masks}:
+            # Not fake quantized: the sums tell hidden scores from visible ones by the float values of the mask.
+            spec, observer = qspecs.activation, RecentRangeObserver
+        return spec(
+            node, observer, symmetric=symmetric, masked=masked, joins=joins, around=around,
+            is_unbatched=group in self.unbatched,
+        )  # fmt: skip
+
+    def _first_or_shared(self, edge: tuple[Node, Node], spec: Any) -> Any:
+        """`spec` for the first reader of a weight; the others share what it gets."""
+        first = self.met.setdefault(edge[0], edge)
+        return spec if first is edge else SharedQuantizationSpec(first)
+
+
+def _weight_axes(places: list[Place], layers: Layers) -> dict[Node, int]:
+    """The dimension of output channels of each weight that is per channel: all its readers must agree on one."""
+    readers: dict[Node, list[Place]] = {}
+    for place in places:
+        if place.spec.weight is not None:
+            readers.setdefault(place.site.args[place.spec.weight], []).append(place)
+    axes: dict[Node, int] = {}
+    for weight, sharing in readers.items():
+        granularities = {layers.granularity(place.site.node) for place in sharing}
+        if len(granularities) > 1:
+            raise _disagreement(sharing[-1].site.node)
+        (axis, *others) = {place.spec.weight_axis for place in sharing}
+        if granularities == {PER_CHANNEL} and axis is not None and not others:
+            axes[weight] = axis
+    return axes
+
+
+def _disagreement(node: Node) -> OptionError:
+    return OptionError(
+        "This operator and another share a weight that would be per channel for one and per tensor for the other. Set "
+        "both to the same in layers.",
+        node=node.name,
+        op=op_name(node),
+        source=source_of(node),
+    )
+
+
+def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
+    return QuantizationAnnotation(
+        input_qspec_map=edges, output_qspec=output, allow_implicit_sharing=False, _annotated=True
+    )
+
+
+def _holds(qparams: QParams, state: Node) -> bool:
+    """Whether the initial value of a state is within the range of these qparams."""
+    value = constant_value(store_of(state))
+    scale, zero_point = qparams.scale[0], qparams.zero_point[0]
+    low, high = (scale * (code - zero_point) for code in (-128, 127))
+    return value is not None and bool((value >= low - scale).all()) and bool((value <= high + scale).all())
+
+
+def _is_mask(value: Node) -> bool:
+    """Whether `value` is a constant with values that stand for no number."""
+    constant = constant_value(value)
+    return constant is not None and bool(saturates(constant).any())

@@ -1,0 +1,93 @@
+"""Why a float operator cannot be quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from openneutron.core.constants import constant_value
+from openneutron.core.fx import iterate_nodes, op_name
+from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
+from openneutron.ops.masks import MASK_REASON, is_made_for_a_mask
+from openneutron.ops.site import Site
+from openneutron.targets import Generation, NeutronTargetSpec
+
+__all__ = ["is_size", "quantizable_reason"]
+
+ConstantOf = Callable[[object], torch.Tensor | None]
+
+
+def quantizable_reason(node: Node, target: NeutronTargetSpec, constant_of: ConstantOf = constant_value) -> str | None:
+    """Why the float operator `node` cannot be quantized; None if it can. `constant_of` knows the graph's constants.
+
+    Limits that only the legacy generation has do not count here: the operator is quantized all the same and runs in
+    int8 on the CPU there.
+    """
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
+        return f"It yields {value.dtype}; only float32 is quantized."
+    spec = OPERATORS.get(op_name(node))
+    site = Site(node, target.neutron_target, constant_of=constant_of)
+    if spec is None or is_made_for_a_mask(node) or not isinstance(value, torch.Tensor):
+        return _undecomposed_reason(site)
+    if not value.numel():
+        return "It yields a tensor without elements."
+    return _input_reason(spec, site) or _weight_reason(spec, site) or _limit_reason(spec, site)
+
+
+def is_size(node: Node) -> bool:
+    """Whether `node` computes with sizes, as a model of any batch size does."""
+    return isinstance(node.meta.get("val"), (int, torch.SymInt))
+
+
+def _input_reason(spec: OpSpec, site: Site) -> str | None:
+    """Why an activation that the operator reads cannot be quantized."""
+    reasons = (_argument_reason(name, site.args[name]) for name in spec.inputs)
+    return next(filter(None, reasons), None)
+
+
+def _argument_reason(name: str, argument: Any) -> str | None:
+    operands = [node.meta["val"] for node in iterate_nodes(argument)]
+    if not operands:
+        return f"Its argument '{name}' is not a tensor."
+    for operand in operands:
+        if operand.dtype != torch.float32:
+            return f"Its argument '{name}' is {operand.dtype}; only float32 is quantized."
+        if not operand.numel() and len(operands) == 1:
+            return f"Its argument '{name}' has no elements."
+    return None
+
+
+def _weight_reason(spec: OpSpec, site: Site) -> str | None:
+    """Why the weight or the bias cannot be quantized."""
+    for name, role in ((spec.weight, "weight"), (spec.bias, "bias")):
+        constant = site.args[name] if name else None
+        if constant is not None and site.constant_of(constant) is None:
+            return f"Its {role} is computed while the model runs, not a constant."
+    return None
+
+
+def _limit_reason(spec: OpSpec, site: Site) -> str | None:
+    """Which limits of the operator this occurrence breaks."""
+    rejections = spec.rejections(site, Generation.MODERN)
+    if not rejections:
+        return None
+    declared = DECOMPOSITIONS.get(op_name(site.node))
+    if declared is not None and declared.applies(site):
+        return _undecomposed_reason(site)
+    return f"The NPU takes {spec.name} only if: {' '.join(rejections)}"
+
+
+def _undecomposed_reason(site: Site) -> str:
+    declared = DECOMPOSITIONS.get(op_name(site.node))
+    if is_made_for_a_mask(site.node):
+        return MASK_REASON
+    if declared is None:
+        return "OpenNeutron has no such operator; docs/operators.md lists those it has."
+    rejections = declared.rejections(site)
+    if not rejections:
+        return f"{declared.name} becomes {declared.becomes} for float32 values only, when the model is quantized."
+    return f"{declared.name} becomes {declared.becomes} only if: {' '.join(rejections)}"
