@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -32,8 +33,8 @@ from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.quantizer.layers import left_in_float
-from openneutron.quantizer.neutron_quantizer import quantizable_reason
 from openneutron.quantizer.output_parts import is_joined_in_float
+from openneutron.quantizer.quantizable import quantizable_reason
 from openneutron.targets import takes_weights_per_channel
 
 __all__ = ["Cluster", "Clusters", "Constants", "find_clusters", "is_int8", "qparams_of"]
@@ -63,6 +64,20 @@ class Cluster:
     def operators(self) -> tuple[Node, ...]:
         """The operator and its activation."""
         return (self.node,) if self.activation is None else (self.node, self.activation)
+
+    @property
+    def output_rule(self) -> OutputRule | QParams:
+        """Where the qparams of its output come from."""
+        return self.spec.output_rule(self.node) if self.activation is None else OutputRule.OBSERVED
+
+    @property
+    def activations(self) -> list[Node]:
+        """The dequantize nodes of the operator's activations, in the order of the arguments."""
+        return [node for name in self.spec.inputs for node in iterate_nodes(self.site.args[name])]
+
+    def weight_qparams(self, constants: Constants) -> QParams | None:
+        """The qparams of its weight; None for an operator without one."""
+        return None if self.spec.weight is None else qparams_of(self.site.args[self.spec.weight], constants)
 
     def lower(self, operands: dict[Node, Tensor], ops: list[Op]) -> Tensor:
         """Append the operators it becomes to `ops`; returns its output in torch's dimension order."""
@@ -328,39 +343,72 @@ class _Search:
         return Tensor(tuple(operand.meta["val"].shape), dtype, qparams, data)
 
     def _qparams_rejection(self, cluster: Cluster) -> str | None:
-        spec, site = cluster.spec, cluster.site
-        output = qparams_of(cluster.quantize)
-        rule = spec.output_rule(site.node) if cluster.activation is None else OutputRule.OBSERVED
-        if isinstance(rule, QParams) and rule != output:
-            return (
-                f"Its output has scale {output.scale[0]:.6g} and zero point {output.zero_point[0]}; the NPU yields "
-                f"{rule.scale[0]:.6g} and {rule.zero_point[0]}."
-            )
-        activations = [node for name in spec.inputs for node in iterate_nodes(site.args[name])]
-        if rule is OutputRule.SHARED and any(qparams_of(node) != output for node in activations):
-            return "It only moves values, so its inputs and output need equal scale and zero point, and they differ."
-        for name in spec.symmetric:
-            zero_points = [qparams_of(node).zero_point[0] for node in iterate_nodes(site.args[name])]
-            if any(zero_points):
-                return f"Its input '{name}' has zero point {max(zero_points, key=abs)}; the NPU takes 0 only."
-        if spec.weight is None:
-            return None
-        weight = qparams_of(site.args[spec.weight], self.constants)
-        if any(weight.zero_point) or weight.axis not in (None, spec.weight_axis):
-            granularity = "per tensor" if spec.weight_axis is None else "per tensor or per output channel"
-            return f"Its weight must be symmetric, {granularity}."
-        flavor = self.options.neutron_converter_flavor
-        if weight.axis is not None and not takes_weights_per_channel(flavor):
-            return (
-                f"Its weight is per channel; neutron_converter_flavor '{flavor}' takes weights per tensor only, and "
-                "SDK_25_09 is the first that takes both. Quantize it per tensor, with weight_granularity or layers."
-            )
-        bias_node = site.args[spec.bias] if spec.bias else None
-        if bias_node is not None:
-            bias = qparams_of(bias_node, self.constants)
-            if not _is_accumulated(bias, qparams_of(activations[0]), weight):
-                return "Its bias needs zero point 0 and the scale of its input times that of its weight."
+        """Why the NPU does not take the qparams of `cluster`: the message of the first rule that it breaks."""
+        messages = (rule(cluster, self.constants, self.options) for rule in _QPARAMS_RULES)
+        return next(filter(None, messages), None)
+
+
+def _output_rejection(cluster: Cluster, _: Constants, __: CompileOptions) -> str | None:
+    rule, output = cluster.output_rule, qparams_of(cluster.quantize)
+    if not isinstance(rule, QParams) or rule == output:
         return None
+    return (
+        f"Its output has scale {output.scale[0]:.6g} and zero point {output.zero_point[0]}; the NPU yields "
+        f"{rule.scale[0]:.6g} and {rule.zero_point[0]}."
+    )
+
+
+def _shared_rejection(cluster: Cluster, _: Constants, __: CompileOptions) -> str | None:
+    output = qparams_of(cluster.quantize)
+    if cluster.output_rule is not OutputRule.SHARED or all(qparams_of(node) == output for node in cluster.activations):
+        return None
+    return "It only moves values, so its inputs and output need equal scale and zero point, and they differ."
+
+
+def _symmetry_rejection(cluster: Cluster, _: Constants, __: CompileOptions) -> str | None:
+    for name in cluster.spec.symmetric:
+        zero_points = [qparams_of(node).zero_point[0] for node in iterate_nodes(cluster.site.args[name])]
+        if any(zero_points):
+            return f"Its input '{name}' has zero point {max(zero_points, key=abs)}; the NPU takes 0 only."
+    return None
+
+
+def _weight_rejection(cluster: Cluster, constants: Constants, _: CompileOptions) -> str | None:
+    weight, axis = cluster.weight_qparams(constants), cluster.spec.weight_axis
+    if weight is None or (not any(weight.zero_point) and weight.axis in (None, axis)):
+        return None
+    return f"Its weight must be symmetric, {'per tensor' if axis is None else 'per tensor or per output channel'}."
+
+
+def _flavor_rejection(cluster: Cluster, constants: Constants, options: CompileOptions) -> str | None:
+    weight, flavor = cluster.weight_qparams(constants), options.neutron_converter_flavor
+    if weight is None or weight.axis is None or takes_weights_per_channel(flavor):
+        return None
+    return (
+        f"Its weight is per channel; neutron_converter_flavor '{flavor}' takes weights per tensor only, and SDK_25_09 "
+        "is the first that takes both. Quantize it per tensor, with weight_granularity or layers."
+    )
+
+
+def _bias_rejection(cluster: Cluster, constants: Constants, _: CompileOptions) -> str | None:
+    weight = cluster.weight_qparams(constants)
+    bias = cluster.site.args[cluster.spec.bias] if cluster.spec.bias else None
+    if weight is None or bias is None:
+        return None
+    if _is_accumulated(qparams_of(bias, constants), qparams_of(cluster.activations[0]), weight):
+        return None
+    return "Its bias needs zero point 0 and the scale of its input times that of its weight."
+
+
+# In the order in which they are checked.
+_QPARAMS_RULES: tuple[Callable[[Cluster, Constants, CompileOptions], str | None], ...] = (
+    _output_rejection,
+    _shared_rejection,
+    _symmetry_rejection,
+    _weight_rejection,
+    _flavor_rejection,
+    _bias_rejection,
+)
 
 
 def _is_accumulated(bias: QParams, inputs: QParams, weight: QParams) -> bool:
