@@ -9,7 +9,7 @@ import numpy as np
 
 from openneutron.ir.graph import Graph, Kind, Layout, Op, Tensor
 from openneutron.ir.views import TRANSPOSE, View
-from openneutron.ir.wishes import Wishes, wishes
+from openneutron.ir.wishes import Order, Wishes, wishes
 
 __all__ = ["sink_views"]
 
@@ -29,6 +29,33 @@ def sink_views(graph: Graph) -> Graph:
     7. A view of a constant is a constant.
     """
     return _Sinking(graph, wishes(graph)).run()
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """What an operator reads, as views of what is stored."""
+
+    views: list[View]
+    rank: int
+    """The largest rank among them, which is that of the operator's axes."""
+    leaders: list[View]
+    """Those that have this rank and are no constants: the operator works in an order of theirs."""
+
+    @classmethod
+    def of(cls, views: list[View]) -> _Reads:
+        """The operands that these views are."""
+        rank = max(len(view.shape) for view in views)
+        return cls(views, rank, [view for view in views if view.stored.data is None and len(view.shape) == rank])
+
+    @property
+    def viewed(self) -> list[View]:
+        """The leaders that are not read as they are stored."""
+        return [view for view in self.leaders if not view.is_identity]
+
+    @property
+    def moved(self) -> list[View]:
+        """Those of them whose elements have another order than in memory."""
+        return [view for view in self.viewed if not view.in_stored_order]
 
 
 @dataclass
@@ -73,20 +100,20 @@ class _Sinking:
         return view.reshaped(op.output.shape) or _must(View.of(self._in_order(view)).reshaped(op.output.shape))
 
     def _any_order(self, op: Op, views: list[View]) -> View | None:
-        """Rules 2 to 4."""
-        rank = max(len(view.shape) for view in views)
-        leaders = [view for view in views if view.stored.data is None and len(view.shape) == rank]
-        viewed = [view for view in leaders if not view.is_identity]
-        moved = [view for view in viewed if not view.in_stored_order]
-        order = self._order_of_readers(op, leaders) or _first(View.dimension_order, viewed)
+        """Rules 2 to 4: the operator in the order of the first strategy that finds one; None if that gains nothing."""
+        reads = _Reads.of(views)
+        order = self._order_by(_WHOLE_DIMENSIONS, op, reads)
         if order is None and op.kind.layout is Layout.ELEMENTWISE and (same := self._same_order(op, views)):
             return same
-        order = order or _first(View.block_order, moved)
-        if order is None and moved:
-            order = self._favorite(op.inputs[views.index(moved[0])]) or moved[0].atom_order()
-        if order is None or order == tuple(range(rank)) or self._moves_fewer_in_order(op, leaders, order):
+        order = order or self._order_by(_PARTS_OF_DIMENSIONS, op, reads)
+        if order is None or order == tuple(range(reads.rank)):
+            return None
+        if self._moves_fewer_in_order(op, reads.leaders, order):
             return None
         return self._in_dimension_order(op, views, order)
+
+    def _order_by(self, strategies: Sequence[Strategy], op: Op, reads: _Reads) -> Order | None:
+        return next(filter(None, (strategy(self, op, reads) for strategy in strategies)), None)
 
     def _moves_fewer_in_order(self, op: Op, leaders: list[View], order: Sequence[int]) -> bool:
         """Whether no reader wants another order, an input is in order, and no fewer inputs would move for `order`."""
@@ -96,21 +123,37 @@ class _Sinking:
         moved_for_order = sum(not view.permuted(order).in_stored_order for view in leaders)
         return moved <= moved_for_order and any(view.is_identity for view in leaders)
 
-    def _favorite(self, tensor: Tensor) -> tuple[int, ...] | None:
+    def _favorite(self, tensor: Tensor) -> Order | None:
         wishes = self.wishes.get(id(tensor))
         return wishes.favorite if wishes else None
 
-    def _order_of_readers(self, op: Op, leaders: list[View]) -> tuple[int, ...] | None:
+    def order_of_readers(self, op: Op, reads: _Reads) -> Order | None:
         """The order that the readers of `op` want, where it costs nothing, or one TRANSPOSE for several behind it."""
         wanted, rank = self._favorite(op.output), len(op.output.shape)
-        if wanted is None or any(len(view.shape) != rank for view in leaders):
+        if wanted is None or any(len(view.shape) != rank for view in reads.leaders):
             return None
-        if all(view.permuted(wanted).in_stored_order for view in leaders):
+        if all(view.permuted(wanted).in_stored_order for view in reads.leaders):
             return wanted if op.kind.layout is Layout.AXES else None
         computed, *others = {id(tensor): tensor for tensor in op.inputs if tensor.data is None}.values()
         if others or not self.wishes[id(computed)].are_worth_a_transpose(wanted, computed.size):
             return None
         return wanted
+
+    def order_of_dimensions(self, _: Op, reads: _Reads) -> Order | None:
+        """The order of the first view that permutes whole dimensions of what is stored."""
+        return _first(View.dimension_order, reads.viewed)
+
+    def order_of_blocks(self, _: Op, reads: _Reads) -> Order | None:
+        """The order of the first view that permutes what a reshape makes dimensions of."""
+        return _first(View.block_order, reads.moved)
+
+    def order_of_other_readers(self, op: Op, reads: _Reads) -> Order | None:
+        """The order that most readers of the first moved input want."""
+        return self._favorite(op.inputs[reads.views.index(reads.moved[0])]) if reads.moved else None
+
+    def order_of_atoms(self, _: Op, reads: _Reads) -> Order | None:
+        """The order of the first atoms of the first moved input."""
+        return reads.moved[0].atom_order() if reads.moved else None
 
     def _in_dimension_order(self, op: Op, views: list[View], order: Sequence[int]) -> View:
         """`op` on inputs whose dimension i is dimension order[i] of theirs; inputs of fewer elements broadcast."""
@@ -171,6 +214,16 @@ class _Sinking:
         output = Tensor(shape, tensor.dtype, tensor.qparams)
         self.ops.append(Op(kind, (tensor,), output, {kind.operands[0]: operand}, self.origin))
         return output
+
+
+Strategy = Callable[[_Sinking, Op, _Reads], Order | None]
+"""Which order an operator could work in: dimension i of its operands is dimension order[i] of theirs."""
+_WHOLE_DIMENSIONS: tuple[Strategy, ...] = (_Sinking.order_of_readers, _Sinking.order_of_dimensions)
+_PARTS_OF_DIMENSIONS: tuple[Strategy, ...] = (
+    _Sinking.order_of_blocks,
+    _Sinking.order_of_other_readers,
+    _Sinking.order_of_atoms,
+)
 
 
 def _first(order: Callable[[View], tuple[int, ...] | None], views: Sequence[View]) -> tuple[int, ...] | None:
