@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from openneutron.ir.cost import cost_of
 from openneutron.ir.graph import Graph, Layout, Op, QParams, Tensor
-from openneutron.ir.views import RESHAPE, TRANSPOSE
+from openneutron.ir.views import RESHAPE
 from openneutron.targets import NeutronTarget
 
 __all__ = ["absorb_padding"]
@@ -175,31 +175,61 @@ def _live_sizes(graph: Graph) -> dict[int, Sizes]:
     return live
 
 
-def _needs(op: Op, output: Sizes) -> Iterator[tuple[Tensor, Sizes]]:
-    """What of its inputs an operator needs for the first `output` indices of what it yields."""
+def _needs(op: Op, output: Sizes) -> Iterable[tuple[Tensor, Sizes]]:
+    """How many of the first indices of its inputs an operator needs for the first `output` of its result."""
+    if op.kind.layout is Layout.ELEMENTWISE:
+        return _needs_of_elementwise(op, output)
+    needs = _NEEDS.get(op.kind.name)
+    if needs is None or (op.kind.name == "MEAN" and not op.attrs["keep_dims"]):
+        return _needs_of_weighted(op)
+    return needs(op, output)
+
+
+def _needs_of_elementwise(op: Op, output: Sizes) -> Iterator[tuple[Tensor, Sizes]]:
+    for tensor in op.inputs:
+        aligned = output[len(output) - len(tensor.shape) :]
+        yield tensor, tuple(map(min, tensor.shape, aligned))
+
+
+def _needs_of_transpose(op: Op, output: Sizes) -> Iterator[tuple[Tensor, Sizes]]:
+    perm = op.attrs["perm"]
+    yield op.inputs[0], tuple(output[perm.index(dim)] for dim in range(len(perm)))
+
+
+def _needs_of_slice(op: Op, output: Sizes) -> Iterator[tuple[Tensor, Sizes]]:
+    yield op.inputs[0], tuple(map(sum, zip(op.attrs["begin"], output, strict=True)))
+
+
+def _needs_of_pad(op: Op, output: Sizes) -> Iterator[tuple[Tensor, Sizes]]:
     first = op.inputs[0]
-    if op.kind is TRANSPOSE:
-        yield first, tuple(output[op.attrs["perm"].index(dim)] for dim in range(len(first.shape)))
-    elif op.kind.name == "SLICE":
-        yield first, tuple(map(sum, zip(op.attrs["begin"], output, strict=True)))
-    elif op.kind.name == "PAD":
-        sizes = zip(first.shape, output, op.attrs["paddings"], strict=True)
-        yield first, tuple(min(size, max(0, needed - front)) for size, needed, (front, _) in sizes)
-    elif op.kind.layout is Layout.ELEMENTWISE:
-        for tensor in op.inputs:
-            aligned = output[len(output) - len(tensor.shape) :]
-            yield tensor, tuple(map(min, tensor.shape, aligned))
-    elif op.kind.name == "CONCATENATION":
-        axis = op.attrs["axis"]
-        for tensor in op.inputs:
-            yield tensor, (*output[:axis], tensor.shape[axis], *output[axis + 1 :])
-    elif op.kind.name == "MEAN" and op.attrs["keep_dims"]:
-        axes = op.attrs["axes"]
-        yield first, tuple(size if dim in axes else output[dim] for dim, size in enumerate(first.shape))
-    elif op.kind.name in CHANNELWISE:
-        yield first, (*first.shape[:-1], output[-1])
-    else:
-        yield from _needs_of_weighted(op)
+    sizes = zip(first.shape, output, op.attrs["paddings"], strict=True)
+    yield first, tuple(min(size, max(0, needed - front)) for size, needed, (front, _) in sizes)
+
+
+def _needs_of_concatenation(op: Op, output: Sizes) -> Iterator[tuple[Tensor, Sizes]]:
+    axis = op.attrs["axis"]
+    for tensor in op.inputs:
+        yield tensor, (*output[:axis], tensor.shape[axis], *output[axis + 1 :])
+
+
+def _needs_of_mean(op: Op, output: Sizes) -> Iterator[tuple[Tensor, Sizes]]:
+    first, axes = op.inputs[0], op.attrs["axes"]
+    yield first, tuple(size if dim in axes else output[dim] for dim, size in enumerate(first.shape))
+
+
+def _needs_of_channelwise(op: Op, output: Sizes) -> Iterator[tuple[Tensor, Sizes]]:
+    first = op.inputs[0]
+    yield first, (*first.shape[:-1], output[-1])
+
+
+_NEEDS: Mapping[str, Callable[[Op, Sizes], Iterator[tuple[Tensor, Sizes]]]] = {
+    "TRANSPOSE": _needs_of_transpose,
+    "SLICE": _needs_of_slice,
+    "PAD": _needs_of_pad,
+    "CONCATENATION": _needs_of_concatenation,
+    "MEAN": _needs_of_mean,
+    **dict.fromkeys(CHANNELWISE, _needs_of_channelwise),
+}
 
 
 def _needs_of_weighted(op: Op) -> Iterator[tuple[Tensor, Sizes]]:
