@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.fx import GraphModule, Node, map_arg
@@ -121,39 +121,57 @@ def scaling_of(module: GraphModule, stays: Callable[[Node], bool] = lambda _: Fa
 
     What `stays` says of reads and yields nothing that is scaled.
     """
-    numbers = _Numbers()
-    known: dict[Node, torch.Tensor] = {}
-    layers: list[ScalableLayer] = []
-    clipped: dict[Node, torch.Tensor] = {}
+    numbering = _Numbering(module, stays)
     for node in module.graph.nodes:
-        if node.op == "output":
-            _pin(numbers, known, iterate_nodes(list(node.args)))
-        if not is_operator(node):
-            _pin(numbers, known, node.all_input_nodes if node.op != "output" else ())
-            continue
-        if stays(node):
-            _pin(numbers, known, node.all_input_nodes)
-            continue
-        layer = _layer(module, node, numbers, known)
-        if layer is not None:
-            layers.append(layer)
-            known[node] = _in_place(layer.yields, node)
-            continue
-        if (limited := _clip(node)) and node.args[0] in known:
-            channels = _by_channel(known[limited])
-            if channels is not None:
-                clipped[node] = channels
-                known[node] = known[limited]
-                continue
-        result = _handed_on(node, numbers, known)
+        numbering.visit(node)
+    return numbering.scaling()
+
+
+@dataclass
+class _Numbering:
+    """The numbers of the channels of all values, from the inputs of the graph on."""
+
+    module: GraphModule
+    stays: Callable[[Node], bool]
+    numbers: _Numbers = field(default_factory=_Numbers)
+    known: dict[Node, torch.Tensor] = field(default_factory=dict)
+    layers: list[ScalableLayer] = field(default_factory=list)
+    clipped: dict[Node, torch.Tensor] = field(default_factory=dict)
+
+    def visit(self, node: Node) -> None:
+        """Number what `node` yields, or pin what it reads. Its operands were visited before."""
+        result = None
+        if is_operator(node) and not self.stays(node):
+            result = self._of_layer(node)
+            result = self._of_clamp(node) if result is None else result
+            result = _handed_on(node, self.numbers, self.known) if result is None else result
         if result is None:
-            _pin(numbers, known, node.all_input_nodes)
+            read = iterate_nodes(list(node.args)) if node.op == "output" else node.all_input_nodes
+            _pin(self.numbers, self.known, read)
         else:
-            known[node] = result
-    final, count = numbers.compact()
-    renumbered = tuple(ScalableLayer(layer.node, final[layer.reads], final[layer.yields]) for layer in layers)
-    clamps = {node: final[channels] for node, channels in clipped.items()}
-    return Scaling(count, renumbered, clamps, _together(count, renumbered))
+            self.known[node] = result
+
+    def _of_layer(self, node: Node) -> torch.Tensor | None:
+        layer = _layer(self.module, node, self.numbers, self.known)
+        if layer is None:
+            return None
+        self.layers.append(layer)
+        return _in_place(layer.yields, node)
+
+    def _of_clamp(self, node: Node) -> torch.Tensor | None:
+        limited = _clip(node)
+        channels = _by_channel(self.known[limited]) if limited is not None and limited in self.known else None
+        if limited is None or channels is None:
+            return None
+        self.clipped[node] = channels
+        return self.known[limited]
+
+    def scaling(self) -> Scaling:
+        """What was found, with final numbers."""
+        final, count = self.numbers.compact()
+        layers = tuple(ScalableLayer(layer.node, final[layer.reads], final[layer.yields]) for layer in self.layers)
+        clipped = {node: final[channels] for node, channels in self.clipped.items()}
+        return Scaling(count, layers, clipped, _together(count, layers))
 
 
 def _together(count: int, layers: Iterable[ScalableLayer]) -> torch.Tensor:
@@ -183,25 +201,42 @@ def _clip(node: Node) -> Node | None:
 
 def _layer(module: GraphModule, node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -> ScalableLayer | None:
     """What `node` reads and yields, if it is a convolution or linear with constants of its own."""
+    weight = _own_weight(module, node)
+    if weight is None:
+        return None
+    kind, args = layer_kind(node), arguments(node)
+    source, groups = args["input"], args.get("groups", 1)
+    channels = _channels_read(kind, source, numbers, known)
+    if channels is None:
+        channels = torch.full((shape_of(source)[-1 if kind == LINEAR else 1],), PINNED)
+    outputs = weight.shape[1] * groups if kind == TRANSPOSED else weight.shape[0]
+    return ScalableLayer(node, channels.reshape(groups, -1), numbers.fresh(outputs))
+
+
+def _own_weight(module: GraphModule, node: Node) -> torch.Tensor | None:
+    """The weight of a convolution or linear of a batch whose constants nothing else reads; None for any other node."""
     kind = layer_kind(node)
     if kind is None:
         return None
     args = arguments(node)
     weight = constant_of(module, args["weight"])
     constants = [args[role] for role in ("weight", "bias") if args[role] is not None]
-    own = all(constant_of(module, value) is not None and len(value.users) == 1 for value in constants)
-    unbatched = kind != LINEAR and len(shape_of(node)) != weight.dim() if weight is not None else True
-    if weight is None or not own or unbatched:
+    if weight is None or any(constant_of(module, value) is None or len(value.users) != 1 for value in constants):
         return None
-    source, groups = args["input"], args.get("groups", 1)
+    return weight if kind == LINEAR or len(shape_of(node)) == weight.dim() else None
+
+
+def _channels_read(
+    kind: str | None, source: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]
+) -> torch.Tensor | None:
+    """The numbers [channels] of what a layer of this kind reads. Those that differ within a channel are pinned."""
     read = known.get(source)
-    channels = None if read is None else _by_last(read) if kind == LINEAR else _by_channel(read)
-    if read is not None and channels is None:
-        numbers.pin(read)
+    if read is None:
+        return None
+    channels = _by_last(read) if kind == LINEAR else _by_channel(read)
     if channels is None:
-        channels = torch.full((shape_of(source)[-1 if kind == LINEAR else 1],), PINNED)
-    outputs = weight.shape[1] * groups if kind == TRANSPOSED else weight.shape[0]
-    return ScalableLayer(node, channels.reshape(groups, -1), numbers.fresh(outputs))
+        numbers.pin(read)
+    return channels
 
 
 def _in_place(channels: torch.Tensor, node: Node) -> torch.Tensor:
