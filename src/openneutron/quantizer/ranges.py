@@ -176,36 +176,61 @@ def _divergence(seen: Distribution, codes: Codes) -> Cost:
     its bins that have any. Where the latter has nothing at all, it has one unclipped value's share at most. Zeros are
     not counted: they have a code of their own in any range, and the many behind a relu would outweigh all else.
     """
-    low, high = float(seen.values[0]), float(seen.values[-1])
-    width = (high - low) / BINS
-    places = ((seen.values - low) / width).long().clamp(0, BINS - 1)
-    weights = torch.where(seen.values == 0, 0, seen.weights)
-    weights = weights / weights.sum()
-    mass = torch.zeros(BINS).index_add_(0, places, weights)
-    centres = low + (torch.arange(BINS) + 0.5) * width
-    filled = (mass > 0).float()
-    floor = float(weights[weights > 0].min())
+    histogram = _Histogram.of(seen)
 
     def cost(lows: Tensor, highs: Tensor) -> Tensor:
         scales, zeros = (qparams[:, None] for qparams in codes.qparams(lows, highs))
-        code = (centres / scales).round_().add_(zeros)
+        code = (histogram.centres / scales).round_().add_(zeros)
         inside = ((code >= codes.low) & (code <= codes.high)).float()
         code = code.clamp_(codes.low, codes.high).sub_(codes.low).long()
-        sums = torch.zeros(len(scales), codes.steps + 1)
-        inner = sums.scatter_add(1, code, mass * inside)
-        counts = sums.scatter_add(1, code, filled * inside)
-        quantized = (inner / counts.clamp(min=1)).gather(1, code) * filled * inside
-        outside = mass * (1 - inside)
-        first = inside.argmax(1, keepdim=True)
-        last = BINS - 1 - inside.flip(1).argmax(1, keepdim=True)
-        below = (outside * (torch.arange(BINS) < first)).sum(1, keepdim=True)
-        clipped = (mass * inside).scatter_add(1, first, below)
-        clipped = clipped.scatter_add(1, last, outside.sum(1, keepdim=True) - below)
-        quantized = quantized / quantized.sum(1, keepdim=True).clamp(min=floor)
-        divergence = clipped * (clipped.clamp(min=1e-30).log() - quantized.clamp(min=floor).log())
+        clipped, quantized = histogram.clipped(inside), histogram.quantized(code, inside, codes.steps + 1)
+        divergence = clipped * (clipped.clamp(min=1e-30).log() - quantized.clamp(min=histogram.least).log())
         return divergence.sum(1)
 
     return cost
+
+
+@dataclass(frozen=True)
+class _Histogram:
+    """The values but for zeros in `BINS` bins of one width; below, K is the number of ranges that are tried."""
+
+    centres: Tensor
+    """[BINS], of the bins."""
+    mass: Tensor
+    """[BINS], of each bin; the sum is 1."""
+    least: float
+    """The mass of the value with the least weight."""
+
+    @classmethod
+    def of(cls, seen: Distribution) -> _Histogram:
+        """The histogram of the values that an observer saw."""
+        low, high = float(seen.values[0]), float(seen.values[-1])
+        width = (high - low) / BINS
+        places = ((seen.values - low) / width).long().clamp(0, BINS - 1)
+        weights = torch.where(seen.values == 0, 0, seen.weights)
+        weights = weights / weights.sum()
+        mass = torch.zeros(BINS).index_add_(0, places, weights)
+        return cls(low + (torch.arange(BINS) + 0.5) * width, mass, float(weights[weights > 0].min()))
+
+    def quantized(self, code: Tensor, inside: Tensor, codes: int) -> Tensor:
+        """[K, BINS]: the mass of each code spread over those of its bins that have any; the sum is 1.
+
+        `code` [K, BINS] is the code of each bin, from 0, of so many `codes`; `inside` is 1 for bins within the range.
+        """
+        sums, filled = torch.zeros(len(code), codes), (self.mass > 0).float()
+        inner = sums.scatter_add(1, code, self.mass * inside)
+        counts = sums.scatter_add(1, code, filled * inside)
+        spread = (inner / counts.clamp(min=1)).gather(1, code) * filled * inside
+        return spread / spread.sum(1, keepdim=True).clamp(min=self.least)
+
+    def clipped(self, inside: Tensor) -> Tensor:
+        """[K, BINS]: the mass, with all that is outside of the range in its outermost bins."""
+        outside = self.mass * (1 - inside)
+        first = inside.argmax(1, keepdim=True)
+        last = BINS - 1 - inside.flip(1).argmax(1, keepdim=True)
+        below = (outside * (torch.arange(BINS) < first)).sum(1, keepdim=True)
+        clipped = (self.mass * inside).scatter_add(1, first, below)
+        return clipped.scatter_add(1, last, outside.sum(1, keepdim=True) - below)
 
 
 def _percentiles(seen: Distribution, percentile: float) -> tuple[float, float]:
