@@ -193,14 +193,25 @@ def _phases(lowering: Lowering, filters: Filters, windows: tuple[Window, Window]
     vertical, horizontal = windows
     taps = np.zeros((outputs, inputs, *(_taps(window) * window.stride for window in windows)), np.int8)
     taps[:, :, : vertical.extent : vertical.dilation, : horizontal.extent : horizontal.dilation] = filters.oihw
-    split = taps.reshape(
-        groups, outputs // groups, inputs, _taps(vertical), vertical.stride, _taps(horizontal), horizontal.stride
-    )
-    reverse = split[:, :, :, ::-1, :, ::-1, :].transpose(0, 4, 6, 1, 2, 3, 5)
+    # Tap number t of the kernel is tap t // stride of phase t % stride.
+    sizes = {
+        "group": groups,
+        "output": outputs // groups,
+        "input": inputs,
+        "row": _taps(vertical),
+        "row_phase": vertical.stride,
+        "column": _taps(horizontal),
+        "column_phase": horizontal.stride,
+    }
+    axis = {name: number for number, name in enumerate(sizes)}
+    split = np.flip(taps.reshape(tuple(sizes.values())), (axis["row"], axis["column"]))
+    order = ("group", "row_phase", "column_phase", "output", "input", "row", "column")
+    phases = split.transpose([axis[name] for name in order])
+    channels = [sizes[name] for name in order[:4]]
 
     def of_each_phase(values: Array) -> Array:
-        grouped = values.reshape(groups, 1, 1, outputs // groups)
-        return np.broadcast_to(grouped, (groups, vertical.stride, horizontal.stride, outputs // groups)).ravel()
+        """[outputs] as one value for each output channel of all phases."""
+        return np.broadcast_to(values.reshape(groups, 1, 1, outputs // groups), channels).ravel()
 
     def repeated(qparams: QParams) -> QParams:
         if qparams.axis is None:
@@ -210,7 +221,7 @@ def _phases(lowering: Lowering, filters: Filters, windows: tuple[Window, Window]
 
     bias = np.asarray(filters.bias.data)
     return Filters(
-        reverse.reshape(-1, inputs, _taps(vertical), _taps(horizontal)),
+        phases.reshape(math.prod(channels), inputs, sizes["row"], sizes["column"]),
         repeated(filters.qparams),
         lowering.constant(of_each_phase(bias), repeated(filters.bias.qparams)),
         groups,
