@@ -39,6 +39,7 @@ from openneutron.partition.placing import Placed, Placement
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.recovery.recipes import BEST, Recipe, quantized_by, recipe_of
 from openneutron.recovery.search import SearchSpace, Trial, check_seconds, try_recipes
+from openneutron.recovery.layerwise import Samples
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
 from openneutron.targets import NeutronTargetSpec
 from openneutron.vendor.device import compile_program, kernel_selection_path
@@ -221,15 +222,44 @@ def quantize(
     on inputs of another shape or dtype, or on values that are not finite, `OptionError` for options that it cannot
     follow.
     """
-    observes = quantizer_options.get("observer") is not None
-    recipe = recipe_of(recover, observes=observes)
-    check_seconds(recovery_seconds)
-    own = ("recover", "recovery_seconds", "transform", *(field.name for field in fields(CalibrationOptions)))
-    _check_options("quantize", quantizer_options, [*inspect.signature(NeutronQuantizer).parameters, *own])
     running = CalibrationOptions(batch_size, jobs, stop_when_converged, progress)
-    if quantizer_options.get("is_qat"):
-        raise OptionError("quantize() does not train. Give NeutronQuantizer(is_qat=True) to prepare_qat_pt2e.")
-    quantizer = NeutronQuantizer(target, **quantizer_options)
+    options = _QuantizeOptions(recover, recovery_seconds, strict, transform, running, quantizer_options)
+    return _quantized(model, example_inputs, calibration, options, options.quantizer_for(target))
+
+
+@dataclass(frozen=True)
+class _QuantizeOptions:
+    """The options of `quantize`. Raises `OptionError` for those that it cannot follow."""
+
+    recover: str | Recipe | None
+    recovery_seconds: float
+    strict: bool
+    transform: Callable[[Any], Any] | None
+    running: CalibrationOptions
+    quantizer: Mapping[str, Any]
+    """The options of `NeutronQuantizer`."""
+
+    def __post_init__(self) -> None:
+        recipe_of(self.recover, observes=self.observes)
+        check_seconds(self.recovery_seconds)
+        own = ("recover", "recovery_seconds", "transform", *(field.name for field in fields(CalibrationOptions)))
+        _check_options("quantize", self.quantizer, [*inspect.signature(NeutronQuantizer).parameters, *own])
+        if self.quantizer.get("is_qat"):
+            raise OptionError("quantize() does not train. Give NeutronQuantizer(is_qat=True) to prepare_qat_pt2e.")
+
+    @property
+    def observes(self) -> bool:
+        """Whether the user gave an observer, which decides on ranges."""
+        return self.quantizer.get("observer") is not None
+
+    def quantizer_for(self, target: str | NeutronTargetSpec) -> NeutronQuantizer:
+        """The quantizer. Raises `TargetError` and `OptionError`."""
+        return NeutronQuantizer(target, **self.quantizer)
+
+
+def _quantized(
+    model: Any, example_inputs: Any, calibration: Data, options: _QuantizeOptions, quantizer: NeutronQuantizer
+) -> QuantizedModel:
     module = as_module(_float(model))
     check_eval(module, "quantize")
     if example_inputs is None and isinstance(model, torch.export.ExportedProgram) and model.example_inputs:
@@ -237,24 +267,38 @@ def quantize(
     else:
         examples = examples_of(example_inputs, module)
     with typed_errors("Preparing the model for quantization"):
-        graph = export(module, examples, strict=strict).module()
+        graph = export(module, examples, strict=options.strict).module()
         # Recovery equalizes channels by the ranges that calibration finds.
-        exported = quantizer.prepare_graph(graph, equalizes=quantizer.equalize and recover is None)
+        exported = quantizer.prepare_graph(graph, equalizes=quantizer.equalize and options.recover is None)
     with typed_errors("Reading the calibration data", CalibrationError):
-        given = calibration_inputs(calibration, forms_of(exported), transform=transform)
+        given = calibration_inputs(calibration, forms_of(exported), transform=options.transform)
     samples = samples_of(exported, given)
-    trials: list[Trial] = []
-    if recover == BEST:
-        space = SearchSpace(equalizes=quantizer.equalize, ranges=not observes)
-        recipe, trials = try_recipes(exported, quantizer, samples, running, space=space, seconds=recovery_seconds)
-    elif recipe is not None:
-        recipe = replace(recipe, equalizes=recipe.equalizes and quantizer.equalize)
+    recipe, trials = _recipe(options, quantizer, exported, samples)
     with typed_errors("Quantizing the model"):
-        converted, reference = quantized_by(recipe, exported, quantizer, samples, running)
+        converted, reference = quantized_by(recipe, exported, quantizer, samples, options.running)
     return QuantizedModel(
-        converted, examples.args, quantizer.target.name, reference, recipe, tuple(trials), examples.kwargs,
-        digests(module.parameters()),
-    )  # fmt: skip
+        module=converted,
+        example_inputs=examples.args,
+        target=quantizer.target.name,
+        reference=reference,
+        recipe=recipe,
+        trials=tuple(trials),
+        example_kwargs=examples.kwargs,
+        parameters=digests(module.parameters()),
+    )
+
+
+def _recipe(
+    options: _QuantizeOptions, quantizer: NeutronQuantizer, exported: GraphModule, samples: Samples
+) -> tuple[Recipe | None, list[Trial]]:
+    """The recipe that the options ask for, or the best one that was found, and what was tried to find it."""
+    if options.recover == BEST:
+        space = SearchSpace(equalizes=quantizer.equalize, ranges=not options.observes)
+        return try_recipes(exported, quantizer, samples, options.running, space=space, seconds=options.recovery_seconds)
+    recipe = recipe_of(options.recover, observes=options.observes)
+    if recipe is not None:
+        recipe = replace(recipe, equalizes=recipe.equalizes and quantizer.equalize)
+    return recipe, []
 
 
 def _float(model: Any) -> Any:
