@@ -129,53 +129,77 @@ def compare_layers(
     native_module()
     if isinstance(quantized, ExportedProgram):
         quantized = quantized.module()
-    module = quantized.module if isinstance(quantized, QuantizedModel) else quantized
-    if not is_quantized(module):
-        raise ModelError(
-            f"This {type(module).__name__} has no quantized layer. Give a result of quantize() or convert_pt2e as "
-            "`quantized`."
-        )
+    module = _converted_module(quantized)
     with typed_errors("Reading the data", InputError):
         streams = first_steps(streams_in(data, forms_of(module), transform=transform), samples)
     if not any(streams):
         raise InputError("The data are empty. Give at least one input.")
     first = next(steps[0] for steps in streams if steps)
     kept = quantized.examples if isinstance(quantized, QuantizedModel) else arguments_of(module, first)
-    examples = kept if example_inputs is None else examples_of(example_inputs, module)
-    exported = export(module, examples)
+    exported = export(module, kept if example_inputs is None else examples_of(example_inputs, module))
     if program is None:
         program = lower(exported, target=quantized.target if isinstance(quantized, QuantizedModel) else None)
-    buffer = _bytes_of(program)
-    host = HostProgram.from_bytes(buffer)
-    payloads, options = _payloads(buffer)
-    if any(map(_is_int8, (*host.inputs, *host.outputs))):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", quantized_io.FloatIOWarning)  # lower() has shown this warning
-            quantized_io.int8_io(exported)
-    placed = place(exported, replace(options, use_profiling=True))  # for the names of the tensors
-    delegates = _delegates(placed, payloads)
-    worst = 0.0
-    for steps in streams:
-        states: dict[Node, torch.Tensor] = {}
-        host.reset()
-        for sample in steps:
-            given = [
-                info.quantize(value) if isinstance(info, TensorInfo) and _is_int8(info) else value
-                for value, info in zip(sample, host.inputs, strict=True)
-            ]
-            values = _run(placed.program, given, states)
-            for delegate in delegates:
-                delegate.compare(placed.program, values)
-            tensors = [value for value in given if isinstance(value, torch.Tensor)]
-            worst = max(worst, _output_difference(placed.program, values, host.run(*tensors)))
-    rows = [row for delegate in delegates for row in delegate.rows()]
-    order = {node.name: position for position, node in enumerate(placed.program.graph.nodes)}
+    both = _Both.of(exported, _bytes_of(program))
+    differences = [both.compare_stream(steps) for steps in streams]
+    rows = [row for delegate in both.delegates for row in delegate.rows()]
+    order = {node.name: position for position, node in enumerate(both.program.graph.nodes)}
     return Comparison(
         samples=sum(map(len, streams)),
-        output_lsb=worst,
+        output_lsb=max([0.0, *differences]),
         layers=tuple(sorted(rows, key=lambda row: order[row.node])),
-        unseen=tuple(name for delegate in delegates for name in delegate.unseen),
+        unseen=tuple(name for delegate in both.delegates for name in delegate.unseen),
     )
+
+
+def _converted_module(quantized: QuantizedModel | GraphModule) -> GraphModule:
+    module = quantized.module if isinstance(quantized, QuantizedModel) else quantized
+    if not is_quantized(module):
+        raise ModelError(
+            f"This {type(module).__name__} has no quantized layer. Give a result of quantize() or convert_pt2e as "
+            "`quantized`."
+        )
+    return module
+
+
+@dataclass(frozen=True)
+class _Both:
+    """The converted module, placed as the `.pte` was lowered, and the `.pte`."""
+
+    program: ExportedProgram
+    host: HostProgram
+    delegates: list[_Delegate]
+
+    @classmethod
+    def of(cls, exported: ExportedProgram, buffer: bytes) -> _Both:
+        """Place and compile the exported module with the options that are in the `.pte`."""
+        host = HostProgram.from_bytes(buffer)
+        payloads, options = _payloads(buffer)
+        if any(map(_is_int8, (*host.inputs, *host.outputs))):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", quantized_io.FloatIOWarning)  # lower() has shown this warning
+                quantized_io.int8_io(exported)
+        # Profiling writes the names of tensors; the folder of the lowering may be gone.
+        placed = place(exported, replace(options, use_profiling=True, intermediates_dir=None))
+        return cls(placed.program, host, _delegates(placed, payloads))
+
+    def compare_stream(self, steps: Sequence[Sequence[Any]]) -> float:
+        """Run the steps in both, from their initial states; returns the largest difference of the outputs, in steps of
+        their int8.
+        """
+        states: dict[Node, torch.Tensor] = {}
+        self.host.reset()
+        return max((self._compare_step(sample, states) for sample in steps), default=0.0)
+
+    def _compare_step(self, sample: Sequence[Any], states: dict[Node, torch.Tensor]) -> float:
+        given = [
+            info.quantize(value) if isinstance(info, TensorInfo) and _is_int8(info) else value
+            for value, info in zip(sample, self.host.inputs, strict=True)
+        ]
+        values = _run(self.program, given, states)
+        for delegate in self.delegates:
+            delegate.compare(self.program, values)
+        tensors = [value for value in given if isinstance(value, torch.Tensor)]
+        return _output_difference(self.program, values, self.host.run(*tensors))
 
 
 def _is_int8(info: TensorInfo | ConstantInfo) -> bool:
