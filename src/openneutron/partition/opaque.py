@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -160,7 +160,17 @@ class _Emission:
             else:
                 self._call(number)
 
-    def emit_writes(self) -> None:
+    def emit_all(self, inputs: Set[str]) -> None:
+        """Copy the placeholders of these names, then all that the outputs and effects of the program need."""
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder" and node.name in inputs:
+                self.emit(node)
+        self._emit_writes()
+        for node in self.program.graph.nodes:
+            if node.op == "output" or (node.op == "call_function" and node.is_impure()):
+                self.emit(node)
+
+    def _emit_writes(self) -> None:
         """Copy the operators that store next values of states, behind all reads of the old values."""
         nodes = self.program.graph.nodes
         writes = [node for node in nodes if node.op == "call_function" and writes_memory(node)]
@@ -248,32 +258,18 @@ def replace_partitions(
     only partitions read are gone from it. A program without partitions is copied as well: the copy says that it was
     searched. `traces`, where there are any, are those of each partition.
     """
-    tensors = {
-        f"_openneutron_payload_{i}": torch.from_numpy(np.frombuffer(payload, np.uint8).copy())
-        for i, payload in enumerate(payloads)
-    }
     graph = Graph()
-    payload_nodes = {}
-    for number, (name, tensor) in enumerate(tensors.items()):
-        payload_nodes[number] = graph.placeholder(name)
-        fake_mode = partitions[number].outputs[0].meta["val"].fake_mode
-        payload_nodes[number].meta["val"] = fake_mode.from_tensor(tensor, static_shapes=True)
+    stored = _payload_constants(graph, partitions, payloads)
+    payload_nodes = {number: node for number, (node, _) in enumerate(stored)}
     emission = _Emission(program, partitions, payload_nodes, orders, graph, traces)
-    read = _read_outside(program, partitions)
-    kept_inputs = [spec for spec in program.graph_signature.input_specs if _is_kept(spec, read)]
-    names = {spec.arg.name for spec in kept_inputs}
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in names:
-            emission.emit(node)
-    emission.emit_writes()
-    for node in program.graph.nodes:
-        if node.op == "output" or (node.op == "call_function" and node.is_impure()):
-            emission.emit(node)
+    kept_inputs = _kept_inputs(program, partitions)
+    emission.emit_all({spec.arg.name for spec in kept_inputs})
     note(output_node(graph), _SEARCHED, True)
     payload_specs = [
-        InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=node.name), target=name)
-        for node, name in zip(payload_nodes.values(), tensors, strict=True)
+        InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=node.name), target=_payload_name(number))
+        for number, node in payload_nodes.items()
     ]
+    tensors = {_payload_name(number): tensor for number, (_, tensor) in enumerate(stored)}
     return with_graph(
         program,
         graph,
@@ -282,6 +278,29 @@ def replace_partitions(
         constants={**_in_nchw(program.constants, kept_inputs), **tensors},
         state=_in_nchw(program.state_dict, kept_inputs),
     )
+
+
+def _payload_name(number: int) -> str:
+    return f"_openneutron_payload_{number}"
+
+
+def _payload_constants(
+    graph: Graph, partitions: Sequence[Partition], payloads: Sequence[bytes]
+) -> list[tuple[Node, torch.Tensor]]:
+    """The placeholder of each payload, written into `graph`, and its bytes as a uint8 tensor."""
+    stored = []
+    for number, (partition, payload) in enumerate(zip(partitions, payloads, strict=True)):
+        tensor = torch.from_numpy(np.frombuffer(payload, np.uint8).copy())
+        node = graph.placeholder(_payload_name(number))
+        node.meta["val"] = partition.outputs[0].meta["val"].fake_mode.from_tensor(tensor, static_shapes=True)
+        stored.append((node, tensor))
+    return stored
+
+
+def _kept_inputs(program: ExportedProgram, partitions: Sequence[Partition]) -> list[InputSpec]:
+    """The inputs of the program without the constants that only partitions read."""
+    read = _read_outside(program, partitions)
+    return [spec for spec in program.graph_signature.input_specs if _is_kept(spec, read)]
 
 
 def _read_outside(program: ExportedProgram, partitions: Sequence[Partition]) -> set[str]:
