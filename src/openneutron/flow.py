@@ -37,9 +37,9 @@ from openneutron.model.state import reset, samples_of
 from openneutron.partition import quantized_io
 from openneutron.partition.placing import Placed, Placement
 from openneutron.quantizer import NeutronQuantizer
+from openneutron.recovery.layerwise import Samples
 from openneutron.recovery.recipes import BEST, Recipe, quantized_by, recipe_of
 from openneutron.recovery.search import SearchSpace, Trial, check_seconds, try_recipes
-from openneutron.recovery.layerwise import Samples
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
 from openneutron.targets import NeutronTargetSpec
 from openneutron.vendor.device import compile_program, kernel_selection_path

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -68,24 +69,50 @@ def as_ops(operators: Sequence[Operator]) -> tuple[Op, ...]:
     )
 
 
+@dataclass(frozen=True)
+class _Need:
+    """What operators of a kind must have, in words and as a test."""
+
+    what: str
+    is_met: Callable[[Operator], bool]
+
+
+def _given(operator: Operator) -> list[FileTensor]:
+    return [tensor for tensor in operator.inputs if tensor is not None]
+
+
+def _has_ends(operator: Operator) -> bool:
+    return bool(_given(operator) and operator.outputs)
+
+
+def _is_pool(operator: Operator) -> bool:
+    ranks = (len(_given(operator)[0].shape), len(operator.outputs[0].shape))
+    return {"filter_height", "filter_width"} <= set(operator.attrs) and ranks == (4, 4)
+
+
+def _is_convolution(operator: Operator) -> bool:
+    images = [tensor for tensor in _given(operator) if len(tensor.shape) == 4]
+    has_kernel, has_image = (any((tensor.buffer is None) is free for tensor in images) for free in (False, True))
+    return has_kernel and has_image and len(operator.outputs[0].shape) == 4 and "stride_h" in operator.attrs
+
+
+def _is_product(operator: Operator) -> bool:
+    operands = _given(operator)[:2]
+    return len(operands) == 2 and all(tensor.shape for tensor in (*operands, operator.outputs[0]))
+
+
+_ENDS = _Need("an input and an output", _has_ends)
+_NEEDS = {
+    **dict.fromkeys(_POOLS, _Need("a window and images", _is_pool)),
+    **dict.fromkeys(_CONVOLUTIONS, _Need("an image, a constant kernel and strides", _is_convolution)),
+    **dict.fromkeys(_PRODUCTS, _Need("two operands and a result of one dimension or more", _is_product)),
+}
+
+
 def _fault(operator: Operator) -> str | None:
     """Returns a description of the inputs, outputs or attributes that the operator lacks; None if it is complete."""
-    given = [tensor for tensor in operator.inputs if tensor is not None]
-    if not given or not operator.outputs:
-        return "an input and an output"
-    ranks = [len(tensor.shape) for tensor in given]
-    if operator.name in _POOLS:
-        has_window = {"filter_height", "filter_width"} <= set(operator.attrs)
-        return None if has_window and ranks[0] == len(operator.outputs[0].shape) == 4 else "a window and images"
-    if operator.name in _CONVOLUTIONS:
-        is_whole = len(operator.outputs[0].shape) == 4 and "stride_h" in operator.attrs and len(given) > 1
-        constants = [tensor for tensor in given if tensor.buffer is not None and len(tensor.shape) == 4]
-        images = [tensor for tensor in given if tensor.buffer is None and len(tensor.shape) == 4]
-        return None if is_whole and constants and images else "an image, a constant kernel and strides"
-    if operator.name in _PRODUCTS:
-        has_ranks = len(given) > 1 and min(ranks[:2]) > 0 and operator.outputs[0].shape
-        return None if has_ranks else "two operands and a result of one dimension or more"
-    return None
+    needs = [_ENDS, *filter(None, [_NEEDS.get(operator.name)])]
+    return next((need.what for need in needs if not need.is_met(operator)), None)
 
 
 def _tensor(info: FileTensor) -> Tensor:
