@@ -55,6 +55,7 @@ def test_it_dumps_the_graph_before_and_after_each_pass(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_variable, by_option = tmp_path / "new" / "a", tmp_path / "b"
+    by_option.mkdir()
     if given != "intermediates_dir":
         monkeypatch.setenv(DUMP_VARIABLE, str(by_variable))
     running = driver(None if given == "variable" else by_option)
@@ -93,6 +94,11 @@ def test_it_checks_the_graph_after_each_pass_and_dumps_a_broken_one_first(
     with pytest.raises(ValueError, match="after negate"):
         driver().run("negate", "", negative, [1])
     assert files(tmp_path)["000_numbers/00_negate_after.txt"] == "[1, -1]"
+
+
+def test_intermediates_dir_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is no folder"):
+        driver(tmp_path / "missing")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,9 +45,9 @@ class Driver(Generic[G]):
     `OPENNEUTRON_DUMP` names, and to `intermediates_dir`.
 
     Each driver has a folder of its own, with the next free number: "003_prepare" in the folder of the variable,
-    "passes/003_prepare" in `intermediates_dir`. That folder holds the graph before and after each pass
-    ("07_functionalize_before.txt", "07_functionalize_after.txt") and, once `finish` was called, "passes.txt" with the
-    seconds of each. Without a folder, nothing is written. Raises `OutputError` if a file cannot be written.
+    "passes/003_prepare" in `intermediates_dir`, which must exist. That folder holds the graph before and after each
+    pass ("07_functionalize_before.txt", "07_functionalize_after.txt") and, once `finish` was called, "passes.txt" with
+    the seconds of each. Without a folder, nothing is written. Raises `OutputError` if a file cannot be written.
     """
 
     pipeline: str
@@ -59,9 +59,12 @@ class Driver(Generic[G]):
 
     def __post_init__(self) -> None:
         given = os.environ.get(DUMP_VARIABLE)
-        parents = [Path(given)] if given else []
-        parents += [] if self.intermediates_dir is None else [Path(self.intermediates_dir) / _PASSES]
-        self.folders = [_new_folder(parent, self.pipeline) for parent in parents]
+        self.folders = [_new_folder(Path(given), self.pipeline)] if given else []
+        if self.intermediates_dir is not None:
+            folder = Path(self.intermediates_dir)
+            if not folder.is_dir():
+                raise OutputError(f"intermediates_dir is '{folder}', which is no folder. Give one that exists.")
+            self.folders.append(_new_folder(folder / _PASSES, self.pipeline))
 
     def run(self, name: str, purpose: str, transform: Callable[[G], G], graph: G) -> G:
         """Run one pass: `transform` takes `graph` and returns the new graph, or the same one, changed in place.

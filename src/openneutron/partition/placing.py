@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from torch.export import ExportedProgram
@@ -64,7 +64,7 @@ def placement(program: ExportedProgram, compile_spec: Sequence[CompileSpec] | Co
     `program` is what `torch.export.export` makes of the converted module. Raises `OptionError`.
     """
     options = compile_spec if isinstance(compile_spec, CompileOptions) else CompileOptions.from_specs(compile_spec)
-    return place(program, options).rows
+    return place(program, replace(options, intermediates_dir=None)).rows
 
 
 def place(program: ExportedProgram, options: CompileOptions) -> Placed:
