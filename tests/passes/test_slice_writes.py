@@ -179,3 +179,52 @@ def test_a_write_to_a_part_of_an_input_is_refused() -> None:
     with pytest.raises(ModelError, match=r"a part of an input.*x\.clone") as caught:
         passes.prepare(exported(Model(function, c=conv())), TARGETS["imxrt700"])
     assert caught.value.source is not None
+
+
+PARTS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "split": lambda x: torch.split(x, 2, 1)[0].mul_(2),
+    "split sizes": lambda x: torch.split(x, [1, 3], 1)[1].relu_(),
+    "chunk": lambda x: x.chunk(2, 1)[1].relu_(),
+    "unbind": lambda x: x.unbind(1)[2].fill_(0.5),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_writes_to_one_of_several_views(name: str) -> None:
+    """torch exports them without gradients only."""
+
+    def function(m: Any, x: torch.Tensor) -> Any:
+        value = m.c(x)
+        PARTS[name](value)
+        return m.d(value)
+
+    model, samples = seeded(lambda: Model(function, c=conv(), d=conv())), samples_of([(1, 4, 8, 8)])
+    program = lower(quantize(model, samples[0], samples, recover=None, progress=False))
+    with torch.no_grad():
+        documented = lower_documented(convert(model, samples[0], calibration=samples), samples[0])
+        for run in (program.run, documented.run):
+            assert signal_to_noise(run, model, samples[:2]) > 25
+    assert {(row.where, row.partition) for row in program.placement} == {("npu", 0)}
+
+
+REFUSED: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
+    "expand": (lambda x: x[:, :1].expand(1, 4, 8, 8).mul_(1), r"the view that aten\.expand\.default yields"),
+    "unfold": (lambda x: x.unfold(2, 2, 2).mul_(2), r"the view that aten\.unfold\.default yields"),
+    "diagonal": (lambda x: x[0, 0].diagonal().zero_(), r"the view that aten\.diagonal\.default yields"),
+    "as_strided": (lambda x: x.as_strided((2, 2), (8, 1)).zero_(), r"the view that aten\.as_strided\.default yields"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_writes_that_cannot_be_written_back_name_their_view(name: str) -> None:
+    write, pattern = REFUSED[name]
+
+    def function(m: Any, x: torch.Tensor) -> Any:
+        value = m.c(x)
+        write(value)
+        return m.d(value)
+
+    with pytest.raises(ModelError, match=pattern + r".*x\.clone") as caught:
+        passes.prepare(exported(seeded(lambda: Model(function, c=conv(), d=conv()))), TARGETS["imxrt700"])
+    assert caught.value.source is not None
+    assert caught.value.op is not None

@@ -57,6 +57,11 @@ _KEEPS_AN_INPUT = re.compile(r"copy__default\w* of type call_function is missing
 _DATA_DEPENDENT = re.compile(r"data[- ]dependent|dynamic control flow", re.IGNORECASE)
 # torch.associative_scan, of which one mode runs on no CPU.
 _ASSOCIATIVE_SCAN = re.compile(r"combine_mode='pointwise'")
+# Messages of torch for operators that run without gradients only.
+_WANTS_NO_GRADIENTS = re.compile(
+    r"Inference tensors|is a view and is being modified inplace|arguments don't support automatic differentiation"
+    r"|cannot resize variables that require grad"
+)
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
@@ -215,11 +220,14 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
 
 
 def _export_with_or_without_gradients(module: nn.Module, examples: Examples, *, strict: bool) -> ExportedProgram:
-    """Exports a module; exports it again under no_grad if torch cannot record gradients of an inference_mode region."""
+    """Exports a module; exports it again under no_grad if torch cannot record gradients of an operator.
+
+    These are regions of inference_mode, writes to one of the outputs of split, chunk and unbind, and out=.
+    """
     try:
         return _exported(module, examples, strict=strict)
     except RuntimeError as error:
-        if "Inference tensors" not in str(error):
+        if not _WANTS_NO_GRADIENTS.search(str(error)):
             raise
     with torch.no_grad():
         return _exported(module, examples, strict=strict)

@@ -14,9 +14,10 @@ from openneutron.core.constants import attribute
 from openneutron.core.fx import arguments, draws_random_numbers, op_name, output_node, source_of
 from openneutron.errors import ModelError
 from openneutron.model.state import is_state_write
-from openneutron.passes.functionalize import writes_memory
+from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.passes.remove_batch_counts import counts_batches
 from openneutron.passes.remove_identities import DROPOUTS
+from openneutron.passes.write_back import can_be_written_back
 
 __all__ = ["check_batch_norm", "check_is_static_eval", "check_outputs", "check_writes_nothing", "parameters_stay"]
 
@@ -153,13 +154,27 @@ def check_writes_nothing(module: GraphModule) -> bool:
     for node in module.graph.nodes:
         if writes_memory(node) and not is_state_write(node):
             raise ModelError(
-                "This operator writes in place to a part of an input of the model, or to a view that cannot be written "
-                "back (expand, unfold, diagonal). Write the result to a new tensor, or to a copy: x = x.clone().",
+                f"This operator writes in place to {_written_memory(node)}. Write the result to a new tensor, or to a "
+                "copy: x = x.clone().",
                 node=node.name,
                 op=op_name(node),
                 source=source_of(node),
             )
     return False
+
+
+def _written_memory(write: Node) -> str:
+    """What a write that `functionalize` left in place writes to, in words."""
+    memory = write.args[0] if write.args else None
+    while isinstance(memory, Node) and memory.op == "call_function" and may_alias(memory) and memory.args:
+        if not writes_memory(memory) and not can_be_written_back(memory):
+            return f"the view that {op_name(memory)} yields, which cannot be written back to the tensor that it views"
+        memory = memory.args[0]
+    if isinstance(memory, Node) and memory.op == "placeholder":
+        return f"a part of an input of the model ('{memory.name}')"
+    if isinstance(memory, Node) and memory.op == "get_attr":
+        return f"a buffer or a parameter of the model ('{memory.target}')"
+    return "a tensor, in a form that has no counterpart that returns a new tensor"
 
 
 @contextmanager
