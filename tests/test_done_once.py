@@ -1,0 +1,101 @@
+"""What quantize() and lower() do once: preparation, placement, the IR of each partition, the bytes of each payload."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from executorch.exir import to_edge_transform_and_lower
+from tests.flow_support import seeded
+from tests.models import Model, conv, image
+
+from openneutron import NeutronPartitioner, NeutronQuantizer, QuantizedModel, lower, passes, quantize
+from openneutron.compile_spec import CompileOptions
+from openneutron.formats import payload
+from openneutron.partition import backend, compile, partitioner, placing
+
+LEGACY = {"neutron_converter_flavor": "SDK_25_12"}
+
+
+def model() -> Model:
+    return seeded(lambda: Model(lambda m, x: m.c(torch.relu(m.c(x))), c=conv()))
+
+
+def quantized(recover: str | None = None) -> QuantizedModel:
+    return quantize(model(), (image(),), [image()] * 3, recover=recover)
+
+
+def count(monkeypatch: pytest.MonkeyPatch, counts: Counter[str], name: str, *owners: Any) -> None:
+    """Count the calls of a function, which each of `owners` has under its name."""
+    function: Callable[..., Any] = getattr(owners[0], name)
+
+    def counted(*args: Any, **named: Any) -> Any:
+        counts[name] += 1
+        return function(*args, **named)
+
+    for owner in owners:
+        monkeypatch.setattr(owner, name, counted)
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    found: Counter[str] = Counter()
+    count(monkeypatch, found, "place", placing, partitioner)
+    count(monkeypatch, found, "build", compile)
+    count(monkeypatch, found, "prepare", passes)
+    count(monkeypatch, found, "pack", payload.Payload)
+    count(monkeypatch, found, "parse", payload, backend)
+    return found
+
+
+@pytest.mark.parametrize("recover", [None, "fast", "auto"])
+def test_quantize_prepares_the_graph_once(recover: str | None, counts: Counter[str]) -> None:
+    quantized(recover)
+    assert counts["prepare"] == 1
+
+
+# For the legacy generation, a partition is built with its inputs as they are in memory, and as images.
+@pytest.mark.parametrize(("options", "builds"), [({}, 1), (LEGACY, 2)])
+def test_lower_places_and_builds_and_packs_once(options: dict[str, Any], builds: int, counts: Counter[str]) -> None:
+    lower(quantized(), **options)
+    assert (counts["place"], counts["build"], counts["pack"], counts["parse"]) == (1, builds, 1, 1)
+
+
+@pytest.mark.parametrize(("options", "builds"), [({}, 1), (LEGACY, 2)])
+def test_the_documented_call_places_and_builds_and_packs_once(
+    options: dict[str, Any], builds: int, counts: Counter[str]
+) -> None:
+    exported = torch.export.export(quantized().module, (image(),))
+    specs = CompileOptions(**options).to_specs()
+    to_edge_transform_and_lower(exported, partitioner=[NeutronPartitioner(specs)])
+    assert (counts["place"], counts["build"], counts["pack"], counts["parse"]) == (1, builds, 1, 1)
+
+
+def test_both_calls_give_equal_bytes() -> None:
+    converted = quantized()
+    exported = torch.export.export(converted.module, (image(),))
+    specs = CompileOptions().to_specs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        edge = to_edge_transform_and_lower(exported, partitioner=[NeutronPartitioner(specs)])
+    assert bytes(edge.to_executorch().buffer) == lower(converted).buffer
+
+
+def test_a_copy_for_prepared_graphs_leaves_the_quantizer_as_it_is() -> None:
+    quantizer = NeutronQuantizer()
+    before = dict(vars(quantizer))
+    changed = quantizer.of_prepared_graphs("an observer")
+    assert vars(quantizer) == before
+    assert (changed.observer, changed.observer_of_outputs) == ("an observer", quantizer.observer_of_outputs)
+
+
+def test_a_graph_is_prepared_by_prepare_pt2e_unless_it_was() -> None:
+    exported = torch.export.export(model().eval(), (image(),)).module()
+    quantizer = NeutronQuantizer()
+    graph = quantizer.prepare_graph(exported, equalizes=False)
+    nodes = list(graph.graph.nodes)
+    assert list(quantizer.of_prepared_graphs().transform_for_annotation(graph).graph.nodes) == nodes
