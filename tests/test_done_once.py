@@ -12,6 +12,7 @@ import torch
 from executorch.exir import to_edge_transform_and_lower
 from tests.flow_support import seeded
 from tests.models import Model, conv, image
+from torch import nn
 
 from openneutron import NeutronPartitioner, NeutronQuantizer, QuantizedModel, lower, passes, quantize
 from openneutron.compile_spec import CompileOptions
@@ -21,7 +22,7 @@ from openneutron.partition import backend, compile, partitioner, placing
 LEGACY = {"neutron_converter_flavor": "SDK_25_12"}
 
 
-def model() -> Model:
+def model() -> nn.Module:
     return seeded(lambda: Model(lambda m, x: m.c(torch.relu(m.c(x))), c=conv()))
 
 
