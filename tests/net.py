@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 
 from openneutron.ir.graph import Graph, Kind, Op, QParams, Tensor
+from openneutron.ir.kinds import ADD, MAX_POOL_2D, RELU, RESHAPE, TRANSPOSE
 from openneutron.ir.text import dump
 from openneutron.ir.verify import verify
-from openneutron.ir.views import RESHAPE, TRANSPOSE
-from openneutron.ops.elementwise import ADD, RELU
-from openneutron.ops.pooling import MAX_POOL_2D
 
 __all__ = [
     "FULLY",

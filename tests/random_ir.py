@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 from tests.net import FULLY, INT32, NO_ACTIVATION, Net, Shape, constant
 
 from openneutron.ir.graph import Graph, QParams, Tensor
-from openneutron.ops.linear import FULLY_CONNECTED
-from openneutron.ops.pieces import CONCATENATION, SLICE
-from openneutron.ops.reductions import MEAN
-from openneutron.ops.windows import PAD
+from openneutron.ir.kinds import CONCATENATION, FULLY_CONNECTED, MEAN, PAD, SLICE
 
 __all__ = ["graphs", "steps_of"]
 

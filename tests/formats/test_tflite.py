@@ -19,8 +19,7 @@ from openneutron import QuantizedModel
 from openneutron.compile_spec import CompileOptions
 from openneutron.formats import tflite
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
-from openneutron.ops.elementwise import ADD, RELU
-from openneutron.ops.windows import PADV2
+from openneutron.ir.kinds import ADD, PADV2, RELU
 from openneutron.partition.clusters import Constants
 from openneutron.partition.compile import lower_partition
 from openneutron.partition.placing import place

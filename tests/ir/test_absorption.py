@@ -14,12 +14,9 @@ from tests.runtime_models import litert
 from openneutron.formats import tflite
 from openneutron.ir.absorption import absorb_padding
 from openneutron.ir.graph import Graph, QParams, Tensor
+from openneutron.ir.kinds import CONCATENATION, CONV_2D, FULLY_CONNECTED, PAD, SLICE
 from openneutron.ir.rewrites import copy_unwritten_outputs, remove_dead_operators
 from openneutron.ir.verify import verify
-from openneutron.ops.convolution import CONV_2D
-from openneutron.ops.linear import FULLY_CONNECTED
-from openneutron.ops.pieces import CONCATENATION, SLICE
-from openneutron.ops.windows import PAD
 from openneutron.targets import TARGETS
 
 TARGET = TARGETS["imxrt700"]

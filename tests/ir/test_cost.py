@@ -14,21 +14,39 @@ from tests.graphs import partition_graphs
 from tests.oracle import quantized
 from torch import nn
 
-from openneutron.ir.cost import BYTES_PER_CYCLE, CPU_CALLS, OPERATOR_CYCLES, array_of, cost_of, cpu_cycles, cycles_of
-from openneutron.ir.graph import Kind, Op, QParams, Tensor
-from openneutron.ir.views import RESHAPE, TRANSPOSE
-from openneutron.ops.convolution import CONV_2D, DEPTHWISE_CONV_2D
-from openneutron.ops.elementwise import ADD, SOFTMAX
-from openneutron.ops.linear import FULLY_CONNECTED
-from openneutron.ops.pieces import CONCATENATION, SLICE
-from openneutron.ops.pooling import MAX_POOL_2D
-from openneutron.ops.reductions import MEAN
-from openneutron.ops.windows import PAD
+from openneutron.ir.cost import (
+    _CYCLES,
+    BYTES_PER_CYCLE,
+    CPU_CALLS,
+    OPERATOR_CYCLES,
+    array_of,
+    cost_of,
+    cpu_cycles,
+    cycles_of,
+)
+from openneutron.ir.graph import Op, QParams, Tensor
+from openneutron.ir.kinds import (
+    ADD,
+    BATCH_MATMUL,
+    CONCATENATION,
+    CONV_2D,
+    DEPTHWISE_CONV_2D,
+    FULLY_CONNECTED,
+    MAX_POOL_2D,
+    MEAN,
+    PAD,
+    RESHAPE,
+    SLICE,
+    SOFTMAX,
+    TRANSPOSE,
+    TRANSPOSE_CONV,
+    Kind,
+    Work,
+)
 from openneutron.targets import TARGETS
 
 RT700, N1, IMX95 = TARGETS["imxrt700"], TARGETS["mcxn94x"], TARGETS["imx95"]
 WINDOW = {"filter_height": 2, "filter_width": 3}
-BATCH_MATMUL, TRANSPOSE_CONV = Kind("BATCH_MATMUL"), Kind("TRANSPOSE_CONV")
 
 Shape = tuple[int, ...]
 
@@ -155,3 +173,10 @@ def test_utilization_shows_what_wastes_the_array() -> None:
 def test_decisions_need_no_clock() -> None:
     operator = op(ADD, [(2, 9), (2, 9)], [], (2, 9))
     assert cost_of(operator, RT700) == cost_of(operator, replace(RT700, clock_hz=1))
+
+
+def test_each_kind_of_work_has_a_cost() -> None:
+    """`cost_of` raises for a kind without; every kind says which work it does, as `Kind` has no default for it."""
+    assert set(_CYCLES) == set(Work)
+    with pytest.raises(TypeError, match="work"):
+        Kind("NEG")  # type: ignore[call-arg]

@@ -10,6 +10,7 @@ import pytest
 from tests.net import FULLY, INT8, INT32, NO_ACTIVATION, TO_NCHW, TO_NHWC, Net, Q, constant, golden, text
 
 from openneutron.ir.graph import Array, Graph, Kind, Op, QParams, Tensor
+from openneutron.ir.kinds import ABS, ADD, CONCATENATION, FULLY_CONNECTED, MEAN, PAD, RELU, RESHAPE, SLICE, TRANSPOSE
 from openneutron.ir.layout import sink_views
 from openneutron.ir.rewrites import (
     copy_unwritten_outputs,
@@ -20,12 +21,6 @@ from openneutron.ir.rewrites import (
     transpose_as_images,
 )
 from openneutron.ir.verify import IRError, verify
-from openneutron.ir.views import RESHAPE, TRANSPOSE
-from openneutron.ops.elementwise import ABS, ADD, RELU
-from openneutron.ops.linear import FULLY_CONNECTED
-from openneutron.ops.pieces import CONCATENATION, SLICE
-from openneutron.ops.reductions import MEAN
-from openneutron.ops.windows import PAD
 
 
 def sunk(graph: Graph) -> str:

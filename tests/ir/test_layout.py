@@ -6,13 +6,12 @@ from tests.net import NO_ACTIVATION, TO_NCHW, TO_NHWC, Net, constant, golden, te
 
 from openneutron.ir.build import optimize
 from openneutron.ir.graph import Graph, QParams, Tensor
+from openneutron.ir.kinds import CONCATENATION, PAD, SLICE
 from openneutron.ir.layout import sink_views
 from openneutron.ir.rewrites import merge_slices, share_results
 from openneutron.ir.verify import verify
 from openneutron.ir.views import View
 from openneutron.ir.wishes import wishes
-from openneutron.ops.pieces import CONCATENATION, SLICE
-from openneutron.ops.windows import PAD
 
 
 def sunk(graph: Graph) -> str:

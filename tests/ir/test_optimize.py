@@ -15,12 +15,10 @@ from tests.runtime_models import litert
 from openneutron.formats import tflite
 from openneutron.ir.build import optimize
 from openneutron.ir.graph import Graph, Tensor
+from openneutron.ir.kinds import CONCATENATION, FULLY_CONNECTED, SLICE, TRANSPOSE
 from openneutron.ir.rewrites import copy_unwritten_outputs, remove_dead_operators
 from openneutron.ir.text import dump
 from openneutron.ir.verify import verify
-from openneutron.ir.views import TRANSPOSE
-from openneutron.ops.linear import FULLY_CONNECTED
-from openneutron.ops.pieces import CONCATENATION, SLICE
 
 
 def transposed(graph: Graph) -> int:

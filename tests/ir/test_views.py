@@ -14,7 +14,8 @@ from tests.net import INT8, TO_NCHW, TO_NHWC, Net, Q, Shape
 from tests.random_ir import steps_of
 
 from openneutron.ir.graph import Array, Tensor
-from openneutron.ir.views import TRANSPOSE, View, swapped_blocks
+from openneutron.ir.kinds import TRANSPOSE
+from openneutron.ir.views import View, swapped_blocks
 
 
 @st.composite

@@ -10,9 +10,10 @@ from torch.fx import Node
 
 from openneutron import generate_neutron_compile_spec, ops, placement
 from openneutron.ir.graph import QParams, Tensor
+from openneutron.ir.kinds import MUL
 from openneutron.ops import document
 from openneutron.ops.decomposition import Decomposition, Rewriting
-from openneutron.ops.elementwise import MUL, element_macs
+from openneutron.ops.elementwise import element_macs
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.spec import OpSpec
 

@@ -22,7 +22,8 @@ from openneutron.accuracy import analyze
 from openneutron.core.constants import constant_of
 from openneutron.core.fx import arguments
 from openneutron.errors import OptionError
-from openneutron.ops.layers import TRANSPOSED, layer_kind
+from openneutron.ops.declared import layer_kind
+from openneutron.ops.facts import LayerKind
 from openneutron.passes.equalize import equalize, was_equalized
 from openneutron.recovery import recover_exported
 from openneutron.targets import NeutronTargetSpec
@@ -54,7 +55,7 @@ def weights(module: GraphModule) -> list[Tensor]:
     for node in module.graph.nodes:
         weight = constant_of(module, arguments(node).get("weight")) if layer_kind(node) is not None else None
         if weight is not None:
-            weight = weight.transpose(0, 1) if layer_kind(node) == TRANSPOSED else weight
+            weight = weight.transpose(0, 1) if layer_kind(node) is LayerKind.TRANSPOSED else weight
             found.append(weight.reshape(*weight.shape[:2], -1))
     return found
 

@@ -24,9 +24,9 @@ from openneutron.errors import HostError, ModelError, OpenNeutronError
 from openneutron.formats.tflite.trial import fails_in_a_process
 from openneutron.ir.graph import Graph, Kind, Op, QParams
 from openneutron.ir.graph import Tensor as Stored
-from openneutron.ir.scales import LARGEST_FACTOR, scale_fault
+from openneutron.ir.kinds import ADD, KINDS, MAXIMUM
+from openneutron.ir.scales import scale_fault
 from openneutron.ir.verify import IRError, verify
-from openneutron.ops.elementwise import ADD
 from openneutron.quantizer import RangeObserver, VanishingValuesWarning
 
 SHAPE = (1, 4, 6, 6)
@@ -130,9 +130,11 @@ def operator(kind: Kind, scale: float, output: float) -> Op:
 
 
 class TestFaults:
-    @pytest.mark.parametrize("name", LARGEST_FACTOR)
+    @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.accumulator])
     def test_the_limit(self, name: str) -> None:
-        limit, kind = LARGEST_FACTOR[name], Kind(name)
+        kind = KINDS[name]
+        assert kind.accumulator is not None
+        limit = kind.accumulator.largest_factor
         assert not scale_fault(operator(kind, 1.0, 1.01 / limit))
         assert "rescales by less than" in scale_fault(operator(kind, 1.0, 0.99 / limit))
 
@@ -141,7 +143,7 @@ class TestFaults:
         assert "float32" in scale_fault(operator(ADD, scale, 1.0))
 
     def test_an_operator_without_a_limit(self) -> None:
-        assert not scale_fault(operator(Kind("MAXIMUM"), 1e20, 1e-20))
+        assert not scale_fault(operator(MAXIMUM, 1e20, 1e-20))
 
     def test_verify_names_the_node(self) -> None:
         op = operator(ADD, 1.0, 2.0**-20)

@@ -21,7 +21,7 @@ from openneutron import QuantizedModel, lower, quantize
 from openneutron.core.constants import constant_of
 from openneutron.core.fx import arguments, is_quantize
 from openneutron.errors import CalibrationError, OptionError
-from openneutron.ops.layers import layer_kind
+from openneutron.ops.declared import layer_kind
 from openneutron.quantizer import DistributionObserver, RangeObserver
 from openneutron.recovery import Recipe, Trial, recover_exported
 from openneutron.recovery.layerwise import evenly

@@ -22,7 +22,7 @@ from openneutron.flow import NeutronProgram
 from openneutron.formats import pte, tflite
 from openneutron.formats.payload import PayloadHeader, parse
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
-from openneutron.ops.elementwise import RELU
+from openneutron.ir.kinds import RELU
 from openneutron.runtime import HostProgram
 from openneutron.vendor import sdk
 from openneutron.vendor.device import compile_program, converter_flags, device_payload

@@ -13,7 +13,7 @@ from openneutron.errors import ConverterError
 from openneutron.formats import tflite
 from openneutron.formats.payload import PayloadHeader, parse
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
-from openneutron.ops.elementwise import RELU
+from openneutron.ir.kinds import RELU
 from openneutron.vendor import sdk
 from openneutron.vendor.device import device_payload
 

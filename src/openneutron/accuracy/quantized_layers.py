@@ -13,7 +13,7 @@ from openneutron.accuracy.replay import run_node
 from openneutron.core.constants import computed_constants, value_of
 from openneutron.core.fx import arguments, is_dequantize, is_quantize, iterate_nodes, modules_of, op_name, source_of
 from openneutron.errors import ModelError
-from openneutron.ops import OPERATORS
+from openneutron.ops import OPERATORS, facts_of
 from openneutron.ops.site import Site
 from openneutron.targets import NeutronTargetSpec
 
@@ -24,7 +24,6 @@ INPUT, REQUANTIZE = "input", "requantize"
 # As a multiple of the weight's energy. The noise of rounding is at most the energy of the weight (ratio 1); the
 # difference to an unrelated weight of the same size has a ratio of about 2.
 LARGEST_WEIGHT_NOISE = 1.5
-_LAST_AXIS = {"aten.linear.default", "aten.matmul.default", "aten.bmm.default", "aten.mm.default", "aten.addmm.default"}
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ class _Search:
         reference_nodes = [self._reference_of(node) for node in chain]
         constants = dict(pair for nodes in zip(chain, reference_nodes, strict=True) for pair in self._constants(*nodes))
         reference_node: Node = reference_nodes[-1] if reference_nodes else self._reference_of_value(source)
-        is_linear = bool(chain) and op_name(chain[0]) in _LAST_AXIS
+        is_linear = bool(chain) and facts_of(chain[0]).channels_last
         weight = self._weight(chain[0], reference_nodes[0]) if chain else None
         return QuantizedLayer(chain, quantize, reference_node, constants, weight, -1 if is_linear else 1)
 

@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node, map_arg
 
 from openneutron.core.constants import attribute
-from openneutron.core.fx import placeholders
+from openneutron.core.fx import evaluated, placeholders
 from openneutron.model.state import is_state_write, states_of
 
 __all__ = ["record", "replay", "run_node"]
@@ -22,13 +22,10 @@ def run_node(module: GraphModule, node: Node, value_of: Callable[[Node], Any]) -
         return None  # leave the recorded states unchanged
     if node.op == "get_attr":
         return attribute(module, str(node.target))
+    if node.op == "call_function":
+        return evaluated(node, value_of)
     args, kwargs = map_arg(node.args, value_of), map_arg(node.kwargs, value_of)
-    if node.op == "call_module":
-        return module.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "output":
-        return args[0]
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
+    return args[0] if node.op == "output" else module.get_submodule(str(node.target))(*args, **kwargs)
 
 
 @torch.no_grad()

@@ -12,11 +12,10 @@ from torch.utils._pytree import tree_leaves
 from openneutron.accuracy.quantized_layers import QuantizedLayer, QuantizedLayers, Weight
 from openneutron.accuracy.replay import record, replay
 from openneutron.accuracy.statistics import Noise
-from openneutron.core.fx import is_dequantize, is_quantize, op_name, output_node
+from openneutron.core.fx import is_dequantize, is_quantize, output_node
+from openneutron.ops import is_op
 
 __all__ = ["Treatment", "float_outputs", "noise_ratio", "shares_of", "to_float", "weight_per_channel"]
-
-_SQUASHING = {"aten.softmax.int", "aten._softmax.default", "aten.sigmoid.default"}
 
 Recorded = Mapping[Node, Any]
 Treatment = Callable[[QuantizedLayers, QuantizedLayer, Recorded], dict[Node, Any]]
@@ -88,7 +87,7 @@ def _end(returned: Node) -> Node:
     node: Any = returned
     while is_dequantize(node) or is_quantize(node):
         node = node.args[0]
-    return node.args[0] if op_name(node) in _SQUASHING else returned
+    return node.args[0] if is_op(node, "softmax", "sigmoid") else returned
 
 
 def _add(

@@ -14,8 +14,11 @@ from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 from openneutron.core.constants import attribute, value_of
 from openneutron.core.fx import op_name, output_node, placeholders
 from openneutron.model.state import is_state_write, next_value, states_of
-from openneutron.ops import OPERATORS
-from openneutron.ops.layers import CONVOLUTION, layer_kind
+from openneutron.ops.declared import layer_kind
+from openneutron.ops.facts import LayerKind
+from openneutron.ops.fusion import is_activation, takes_activation
+from openneutron.ops.shapes import needs_strides, takes_sizes
+from openneutron.ops.writing import become_reshape
 from openneutron.passes.functionalize import writes_memory
 from openneutron.passes.name_bad_inputs import GUARDS
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver
@@ -28,9 +31,6 @@ MOST_IN_A_BATCH = 16
 # fixed cost of operators weighs more; larger batches do not fit into the caches (`python -m benchmarks.calibration`).
 BYTES_OF_IMAGES = 24 * 2**20
 BYTES_OF_OTHERS = 2**20
-# Operators whose second argument is a shape, which may contain the batch size.
-_VIEWS = {"aten.view.default", "aten._unsafe_view.default"}
-_SHAPED = {*_VIEWS, "aten.reshape.default", "aten.expand.default"}
 _OF_WEIGHTS = (WeightObserver, PerChannelWeightObserver)
 _OF_CONSTANTS = (*_OF_WEIGHTS, DerivedObserverOrFakeQuantize)
 
@@ -123,11 +123,10 @@ def _in_place(node: Node) -> Any:
     Returns None for another operator, and if the operand has other readers or may share its memory with another value.
     An operator that fuses activations has an output of its own, which shares no memory.
     """
-    spec, source = OPERATORS.get(op_name(node)), node.args[0] if node.args else None
-    if spec is None or spec.activation is None or not isinstance(source, Node) or len(source.users) != 1:
+    source = node.args[0] if node.args else None
+    if not is_activation(node) or not isinstance(source, Node) or not takes_activation(source):
         return None
-    producer = OPERATORS.get(op_name(source))
-    if producer is None or not producer.fuses_activation or writes_memory(source) or writes_memory(node):
+    if writes_memory(source) or writes_memory(node):
         return None
     if _dtype(node) is None or _dtype(node) != _dtype(source):  # integers may be clamped to floats
         return None
@@ -158,10 +157,10 @@ def batched_graph(single: GraphModule, batches: Batches) -> GraphModule:
     graph = Graph()
     graph.output(graph.graph_copy(single.graph, {}))
     for node in graph.nodes:
-        if op_name(node) in _SHAPED:
+        if takes_sizes(node):  # which may contain the batch size
             node.args = (node.args[0], _batched_sizes(node, batches.size), *node.args[2:])
-        if op_name(node) in _VIEWS:  # views of channels-last tensors may not exist
-            node.target = torch.ops.aten.reshape.default
+        if needs_strides(node):  # views of channels-last tensors may not exist
+            become_reshape(node, *node.args[:2])
     module = GraphModule(single, graph)
     for name, value in module.named_buffers(recurse=False):
         setattr(module, name, batches.arranged(value))
@@ -227,7 +226,7 @@ def _batches_that_pay(single: GraphModule, samples: list[Inputs]) -> Batches:
 
 
 def _convolves_images(node: Node, values: _Values) -> bool:
-    return layer_kind(node) == CONVOLUTION and len(values.shapes.get(node.name, ())) == 4
+    return layer_kind(node) is LayerKind.CONVOLUTION and len(values.shapes.get(node.name, ())) == 4
 
 
 @torch.no_grad()

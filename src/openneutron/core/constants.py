@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node, map_arg
+from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import is_pure
+from openneutron.core.fx import evaluated, is_pure
 
 __all__ = [
-    "attribute", "computed_constants", "constant_of", "constant_value", "insert_constant", "number_of", "value_of",
+    "attribute", "computed_constants", "constant_of", "constant_value", "free_name", "insert_constant", "number_of",
+    "value_of",
 ]  # fmt: skip
 
 
@@ -71,12 +72,18 @@ def value_of(module: GraphModule, node: Node) -> torch.Tensor:
         if top.op == "get_attr":
             known[top] = attribute(module, str(top.target))
         else:
-            assert callable(top.target)
-            known[top] = top.target(*map_arg(top.args, known.__getitem__), **map_arg(top.kwargs, known.__getitem__))
+            known[top] = evaluated(top, known.__getitem__)
         waiting.pop()
     value = known[node]
     assert isinstance(value, torch.Tensor)
     return value.detach()
+
+
+def free_name(module: torch.nn.Module, name: str) -> str:
+    """`name`, with as many underscores after it as no attribute of the module has."""
+    while hasattr(module, name):
+        name += "_"
+    return name
 
 
 def insert_constant(
@@ -86,9 +93,7 @@ def insert_constant(
 
     The buffer's name consists of the name of `before` and `role`. With `trainable`, `value` becomes a parameter.
     """
-    name = f"_{before.name}_{role}"
-    while hasattr(module, name):
-        name += "_"
+    name = free_name(module, f"_{before.name}_{role}")
     if trainable:
         module.register_parameter(name, torch.nn.Parameter(value.detach().clone()))
     else:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import operator
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import Node, map_arg
 
 __all__ = [
     "STATE",
     "UNBATCHED",
     "arguments",
     "draws_random_numbers",
+    "evaluated",
     "is_dequantize",
     "is_library",
     "is_operator",
@@ -172,6 +173,13 @@ def arguments(node: Node) -> dict[str, Any]:
         else:
             named[argument.name] = argument.default_value if argument.has_default_value() else None
     return named
+
+
+def evaluated(node: Node, value_of: Callable[[Node], Any]) -> Any:
+    """What the call `node` returns where the nodes that it reads have the values `value_of`."""
+    assert callable(node.target)
+    args, kwargs = map_arg((node.args, node.kwargs), value_of)
+    return node.target(*args, **kwargs)
 
 
 def set_argument(node: Node, name: str, value: object) -> None:

@@ -21,6 +21,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from openneutron.core.fx import iterate_nodes, op_name, output_node
+from openneutron.ops import SPECS, Movement
 from openneutron.partition.quantized_io import FloatIOWarning
 
 __all__ = ["NeutronEdgePass", "NeutronEdgePassManager", "RemoveAdditionalQDQClustersPass", "RemoveIOQuantOpsPass"]
@@ -28,7 +29,9 @@ __all__ = ["NeutronEdgePass", "NeutronEdgePassManager", "RemoveAdditionalQDQClus
 _QUANTIZE = edge.edge.quantized_decomposed.quantize_per_tensor.default
 _DEQUANTIZE = edge.edge.quantized_decomposed.dequantize_per_tensor.default
 # Operators that copy values, and so compute the same in int8 as in float32.
-_MOVING = {edge.edge.aten.permute_copy.default, edge.edge.aten.cat.default}
+_MOVING = {
+    target for spec in SPECS if spec.facts.movement in (Movement.PERMUTE, Movement.JOIN) for target in spec.edge_targets
+}
 _ROUNDS = 10
 
 
@@ -70,7 +73,7 @@ class RemoveAdditionalQDQClustersPass(NeutronEdgePass):
         """Remove the dequantize and quantize around each such operator, which changes no result."""
         changed = False
         for node in list(graph_module.graph.nodes):
-            qparams = _common_qparams(node) if node.target in _MOVING else None
+            qparams = _common_qparams(node) if op_name(node) in _MOVING else None
             if qparams is not None:
                 _compute_in_int8(node)
                 changed = True

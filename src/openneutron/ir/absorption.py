@@ -10,19 +10,22 @@ import numpy as np
 
 from openneutron.ir.cost import cost_of
 from openneutron.ir.graph import Graph, Layout, Op, QParams, Tensor
-from openneutron.ir.views import RESHAPE
+from openneutron.ir.kinds import (
+    CONCATENATION,
+    CONV_2D,
+    FULLY_CONNECTED,
+    MEAN,
+    PAD,
+    RESHAPE,
+    SLICE,
+    TRANSPOSE,
+    Weights,
+)
 from openneutron.targets import NeutronTarget
 
 __all__ = ["absorb_padding"]
 
 Sizes = tuple[int, ...]
-
-# Operators whose output channels, the last dimension, each come from the same channel of the input.
-CHANNELWISE = frozenset({"AVERAGE_POOL_2D", "MAX_POOL_2D", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"})
-# Operators with a constant weight that has outputs as its first dimension and input channels as its last.
-WEIGHTED = frozenset({"CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
-# Those of them whose first three inputs are activation, weight and bias.
-FILTERS = frozenset({"CONV_2D", "FULLY_CONNECTED"})
 
 
 def absorb_padding(graph: Graph, target: NeutronTarget) -> Graph:
@@ -67,7 +70,7 @@ class _Absorption:
     def _rewrite(self, op: Op) -> None:
         if _pads_behind(op) and self._absorb_pad(op):
             return
-        if op.kind.name in FILTERS:
+        if op.kind.has_filters_last:
             op = self._with_sliced_channels(op)
         self.writers[id(op.output)] = len(self.ops)
         self.ops.append(op)
@@ -83,7 +86,7 @@ class _Absorption:
             if all(needed <= size for needed, size in zip(live, padded.shape, strict=True)):
                 self.renamed[id(pad.output)] = writer.inputs[0]
                 return True
-        if writer.kind.name in FILTERS and _is_last_only(pad) and self.readers[id(padded)] == 1:
+        if writer.kind.has_filters_last and _is_last_only(pad) and self.readers[id(padded)] == 1:
             wider = _with_zero_filters(writer, pad.output)
             if self._cycles(wider) <= self._cycles(writer) + self._cycles(pad):
                 index = self.writers.pop(id(padded))
@@ -95,13 +98,13 @@ class _Absorption:
         """Rules 3 and 4."""
         reshape, rows = None, op.inputs[0]
         writer = self._writer(rows)
-        if writer is not None and writer.kind is RESHAPE and op.kind.name == "FULLY_CONNECTED":
+        if writer is not None and writer.kind is RESHAPE and op.kind == FULLY_CONNECTED:
             reshape, writer = writer, self._writer(writer.inputs[0])
         if writer is None or not _takes_first(writer) or not _is_last_only(writer):
             return op
         whole, kept = writer.inputs[0], writer.output.shape[-1]
         features = op.inputs[1].shape[-1]
-        if features % kept or (op.kind.name == "CONV_2D" and features != kept):
+        if features % kept or (op.kind == CONV_2D and features != kept):
             return op
         wider = _with_zero_weights(op, whole, kept)
         if self._cycles(wider) > self._cycles(op) + self._cycles(writer) // self.readers[id(writer.output)]:
@@ -119,12 +122,12 @@ class _Absorption:
 
 def _pads_behind(op: Op) -> bool:
     """Whether it adds real zeros, and only behind."""
-    return op.kind.name == "PAD" and not any(front for front, _ in op.attrs["paddings"])
+    return op.kind == PAD and not any(front for front, _ in op.attrs["paddings"])
 
 
 def _takes_first(op: Op) -> bool:
     """Whether it is a SLICE from the first index on."""
-    return op.kind.name == "SLICE" and not any(op.attrs["begin"])
+    return op.kind == SLICE and not any(op.attrs["begin"])
 
 
 def _is_last_only(op: Op) -> bool:
@@ -179,8 +182,8 @@ def _needs(op: Op, output: Sizes) -> Iterable[tuple[Tensor, Sizes]]:
     """How many of the first indices of its inputs an operator needs for the first `output` of its result."""
     if op.kind.layout is Layout.ELEMENTWISE:
         return _needs_of_elementwise(op, output)
-    needs = _NEEDS.get(op.kind.name)
-    if needs is None or (op.kind.name == "MEAN" and not op.attrs["keep_dims"]):
+    needs = _needs_of_channelwise if op.kind.keeps_channels else _NEEDS.get(op.kind.name)
+    if needs is None or (op.kind == MEAN and not op.attrs["keep_dims"]):
         return _needs_of_weighted(op)
     return needs(op, output)
 
@@ -223,12 +226,11 @@ def _needs_of_channelwise(op: Op, output: Sizes) -> Iterator[tuple[Tensor, Sizes
 
 
 _NEEDS: Mapping[str, Callable[[Op, Sizes], Iterator[tuple[Tensor, Sizes]]]] = {
-    "TRANSPOSE": _needs_of_transpose,
-    "SLICE": _needs_of_slice,
-    "PAD": _needs_of_pad,
-    "CONCATENATION": _needs_of_concatenation,
-    "MEAN": _needs_of_mean,
-    **dict.fromkeys(CHANNELWISE, _needs_of_channelwise),
+    TRANSPOSE.name: _needs_of_transpose,
+    SLICE.name: _needs_of_slice,
+    PAD.name: _needs_of_pad,
+    CONCATENATION.name: _needs_of_concatenation,
+    MEAN.name: _needs_of_mean,
 }
 
 
@@ -236,7 +238,7 @@ def _needs_of_weighted(op: Op) -> Iterator[tuple[Tensor, Sizes]]:
     """All of each input, but for channels that meet weights of zero only."""
     weight = next((tensor.data for tensor in op.inputs if tensor.data is not None and len(tensor.shape) > 1), None)
     for tensor in op.inputs:
-        if op.kind.name in WEIGHTED and tensor.data is None and weight is not None:
+        if op.kind.weights is Weights.FILTERS and tensor.data is None and weight is not None:
             used = np.flatnonzero(weight.reshape(-1, weight.shape[-1]).any(axis=0))
             yield tensor, (*tensor.shape[:-1], int(used[-1]) + 1 if used.size else 0)
         else:

@@ -14,6 +14,7 @@ from torch.fx import Node
 from openneutron.core.driver import Driver
 from openneutron.ir.absorption import absorb_padding
 from openneutron.ir.graph import Array, Graph, Op, QParams, Tensor
+from openneutron.ir.kinds import RESHAPE, TRANSPOSE
 from openneutron.ir.layout import sink_views
 from openneutron.ir.rewrites import (
     copy_unwritten_outputs,
@@ -26,7 +27,6 @@ from openneutron.ir.rewrites import (
 )
 from openneutron.ir.text import dump
 from openneutron.ir.verify import verify
-from openneutron.ir.views import RESHAPE, TRANSPOSE
 from openneutron.targets import NeutronTarget
 
 __all__ = ["PASSES", "Lowerable", "Pass", "Stage", "build", "driver_of", "optimize", "run_stage"]

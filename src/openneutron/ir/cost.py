@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from openneutron.ir.graph import Op
+from openneutron.ir.kinds import Work
 from openneutron.targets import NeutronTarget
 
 __all__ = ["BYTES_PER_CYCLE", "OPERATOR_CYCLES", "Array", "Cost", "array_of", "cost_of", "cpu_cycles", "cycles_of"]
@@ -180,38 +181,28 @@ def _nothing(_: Op, __: Array) -> int:
     return 0
 
 
-# By TFLite operator; those that are not here work on each element of their output.
-_COMPUTE: dict[str, Callable[[Op, Array], int]] = {
-    "AVERAGE_POOL_2D": _pool,
-    "BATCH_MATMUL": _matrix_product,
-    "CONCATENATION": _nothing,
-    "CONV_2D": _convolution,
-    "DEPTHWISE_CONV_2D": _depthwise,
-    "FULLY_CONNECTED": _matrix_product,
-    "MAX_POOL_2D": _pool,
-    "MEAN": _reduction,
-    "MIRROR_PAD": _nothing,
-    "PAD": _nothing,
-    "PADV2": _nothing,
-    "REDUCE_MAX": _reduction,
-    "REDUCE_MIN": _reduction,
-    "RESHAPE": _nothing,
-    "SLICE": _nothing,
-    "SOFTMAX": _softmax,
-    "SUM": _reduction,
-    "TRANSPOSE": _nothing,
-    "TRANSPOSE_CONV": _transposed_convolution,
+_CYCLES: dict[Work, Callable[[Op, Array], int]] = {
+    Work.CONVOLUTION: _convolution,
+    Work.DEPTHWISE: _depthwise,
+    Work.TRANSPOSED_CONVOLUTION: _transposed_convolution,
+    Work.MATRIX_PRODUCT: _matrix_product,
+    Work.WINDOWS: _pool,
+    Work.REDUCTION: _reduction,
+    Work.SOFTMAX: _softmax,
+    Work.ELEMENTS: _elements,
+    Work.NOTHING: _nothing,
+    Work.VIEW: _nothing,
+    Work.PART: _nothing,
 }
 
 
 def _activation_bytes(op: Op) -> int:
-    """A RESHAPE leaves its values where they are, and a SLICE reads only what it yields."""
-    if op.kind.name == "RESHAPE":
+    if op.kind.work is Work.VIEW:
         return 0
-    if op.kind.name == "SLICE":
+    if op.kind.work is Work.PART:
         return 2 * op.output.size * op.output.dtype.itemsize
     return sum(tensor.size * tensor.dtype.itemsize for tensor in (*op.inputs, op.output) if tensor.data is None)
 
 
 def _compute_cycles(op: Op, array: Array) -> int:
-    return _COMPUTE.get(op.kind.name, _elements)(op, array)
+    return _CYCLES[op.kind.work](op, array)

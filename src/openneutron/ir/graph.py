@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from openneutron.ir.kinds import Kind, Layout
 
 __all__ = ["Array", "Graph", "Kind", "Layout", "Op", "QParams", "Tensor"]
 
@@ -47,35 +48,6 @@ class Tensor:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
-
-
-class Layout(enum.Enum):
-    """What an operator asks of the order of its dimensions; `ir.layout` acts on it."""
-
-    FIXED = "its dimensions have a meaning (NHWC): its inputs come in that order"
-    ELEMENTWISE = "any order, the same for all inputs and outputs"
-    AXES = "any order, after its axis attributes are renumbered"
-    FEATURES = "the last dimension's order is absorbed by its constant weight"
-    VIEW = "it only moves values"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A TFLite builtin operator: its name in the schema, the name of its options table, and its layout rule.
-
-    `operands` are attributes that the file holds as int32 constant inputs, from position `operands_at` on; `axes` are
-    attributes that number dimensions; `dimensions` are attributes with one entry per dimension. `version` is the first
-    of the operator's versions that takes int8.
-    """
-
-    name: str
-    options: str | None = None
-    layout: Layout = field(default=Layout.FIXED, compare=False)
-    version: int = 2
-    operands: tuple[str, ...] = ()
-    operands_at: int = 1
-    axes: tuple[str, ...] = ()
-    dimensions: tuple[str, ...] = ()
 
 
 @dataclass(eq=False, slots=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from openneutron.ir.graph import Graph, Kind, Layout, Op, Tensor
-from openneutron.ir.views import TRANSPOSE, View
+from openneutron.ir.kinds import TRANSPOSE
+from openneutron.ir.views import View
 from openneutron.ir.wishes import Order, Wishes, wishes
 
 __all__ = ["sink_views"]

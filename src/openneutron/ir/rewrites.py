@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from openneutron.ir.graph import Graph, Kind, Op, Tensor
-from openneutron.ir.views import RESHAPE, TRANSPOSE, swapped_blocks
+from openneutron.ir.kinds import RESHAPE, SLICE, TRANSPOSE
+from openneutron.ir.views import swapped_blocks
 
 __all__ = [
     "copy_unwritten_outputs", "hoist_format_conversions", "hoisted_ends", "merge_slices", "remove_dead_operators",
@@ -41,10 +42,10 @@ def merge_slices(graph: Graph) -> Graph:
     slices: dict[int, Op] = {}
     ops = []
     for op in graph.ops:
-        above = slices.get(id(op.inputs[0])) if op.kind.name == "SLICE" else None
+        above = slices.get(id(op.inputs[0])) if op.kind == SLICE else None
         merged = op if above is None else _sliced_once(above, op)
         ops.append(merged)
-        if op.kind.name == "SLICE":
+        if op.kind == SLICE:
             slices[id(op.output)] = merged
     return Graph(graph.inputs, graph.outputs, tuple(ops))
 

@@ -1,8 +1,7 @@
 """The scales that LiteRT's kernels accept. For others LiteRT refuses the whole model, or ends the process.
 
-A kernel multiplies its accumulator by one factor to get codes of its output. The largest factors were found by trying
-scales from 2^-80 to 2^80 at the inputs and the output of each operator. Products allow factors below 2^8 and hard swish
-below 2^7. A sum accumulates in steps of 2^-20 times twice its largest input scale, and allows factors below 1.
+A kernel multiplies its accumulator by one factor to get codes of its output. `Kind.accumulator` has the limit of that
+factor.
 """
 
 from __future__ import annotations
@@ -11,21 +10,15 @@ import math
 from collections.abc import Sequence
 
 from openneutron.ir.graph import Op, QParams
+from openneutron.ir.kinds import KINDS
 
 __all__ = ["is_doubtful", "may_be_out_of_reach", "scale_fault"]
 
-LARGEST_FACTOR = {
-    **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"), 2.0**8),
-    **dict.fromkeys(("ADD", "SUB"), 2.0**19),
-    "HARD_SWISH": 2.0**7,
-}
-"""The limit of the factor by which a kernel of LiteRT rescales its accumulator, by operator; others have none."""
+_LEAST_LIMIT = min(kind.accumulator.largest_factor for kind in KINDS.values() if kind.accumulator)
 LEAST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**127
 """The normal numbers of float32, the type of scales in TFLite files."""
 # Within these bounds the scale of a bias, a product of two scales, is a normal number.
 LEAST_ORDINARY_SCALE, LARGEST_ORDINARY_SCALE = 2.0**-60, 2.0**40
-
-_ACCUMULATES_SUMS = {"ADD", "SUB", "HARD_SWISH"}
 
 
 def may_be_out_of_reach(inputs: Sequence[QParams], output: QParams) -> bool:
@@ -33,7 +26,7 @@ def may_be_out_of_reach(inputs: Sequence[QParams], output: QParams) -> bool:
     scales = [scale for qparams in inputs for scale in qparams.scale]
     widest = max(scales, default=1.0)
     factor = widest * max(1.0, widest) / output.scale[0]
-    return factor >= min(LARGEST_FACTOR.values()) / 2 or not all(map(_is_normal, (*scales, *output.scale)))
+    return factor >= _LEAST_LIMIT / 2 or not all(map(_is_normal, (*scales, *output.scale)))
 
 
 def scale_fault(op: Op) -> str:
@@ -42,17 +35,17 @@ def scale_fault(op: Op) -> str:
         for scale in tensor.qparams.scale:
             if not _is_normal(scale):
                 return f"has a scale of {scale:.3g}, which float32 does not hold"
-    limit = LARGEST_FACTOR.get(op.kind.name)
-    if limit is None:
+    accumulator = op.kind.accumulator
+    if accumulator is None:
         return ""
     inputs = [max(tensor.qparams.scale) for tensor in op.inputs[:2]]
-    accumulated = max(inputs) if op.kind.name in _ACCUMULATES_SUMS else math.prod(inputs)
+    accumulated = max(inputs) if accumulator.is_sum else math.prod(inputs)
     output = op.output.qparams.scale[0]
-    if accumulated < limit * output:
+    if accumulated < accumulator.largest_factor * output:
         return ""
     return (
         f"accumulates in steps of {accumulated:.3g} and yields steps of {output:.3g}; its kernel rescales by less than "
-        f"{limit:.0f}"
+        f"{accumulator.largest_factor:.0f}"
     )
 
 

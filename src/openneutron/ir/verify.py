@@ -9,8 +9,8 @@ import numpy as np
 
 from openneutron.errors import OpenNeutronError
 from openneutron.ir.graph import Graph, Layout, Op, Tensor
+from openneutron.ir.kinds import RESHAPE, TRANSPOSE
 from openneutron.ir.scales import scale_fault
-from openneutron.ir.views import RESHAPE, TRANSPOSE
 
 __all__ = ["IRError", "verify"]
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from openneutron.ir.graph import Array, Kind, Layout, Tensor
+from openneutron.ir.graph import Array, Kind, Tensor
+from openneutron.ir.kinds import RESHAPE, TRANSPOSE
 
-__all__ = ["RESHAPE", "TRANSPOSE", "Emit", "View", "swapped_blocks"]
+__all__ = ["Emit", "View", "swapped_blocks"]
 
-RESHAPE = Kind("RESHAPE", "ReshapeOptions", Layout.VIEW, version=1, operands=("new_shape",))
-TRANSPOSE = Kind("TRANSPOSE", "TransposeOptions", Layout.VIEW, operands=("perm",))
 
 # Emits one view operator: kind, its operand, the tensor it reads, the shape it yields.
 Emit = Callable[[Kind, tuple[int, ...], Tensor, tuple[int, ...]], Tensor]

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from openneutron.ir.graph import Graph, Layout, Op, Tensor
-from openneutron.ir.views import RESHAPE, TRANSPOSE
+from openneutron.ir.kinds import RESHAPE, TRANSPOSE
 
 __all__ = ["Order", "Wishes", "wishes"]
 

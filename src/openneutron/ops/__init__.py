@@ -13,6 +13,7 @@ from openneutron.ops import (
     distances,
     elementwise,
     functions,
+    handled,
     linear,
     masks,
     matmul,
@@ -37,10 +38,15 @@ from openneutron.ops import (
     volume_transposed,
     volumes,
 )
+from openneutron.ops.declared import enter, facts_of, is_op, is_view, layer_kind
 from openneutron.ops.decomposition import Decomposition
-from openneutron.ops.spec import OpSpec
+from openneutron.ops.facts import Facts, LayerKind, Movement
+from openneutron.ops.spec import HandledOperator, OpSpec
 
-__all__ = ["DECLARED", "DECOMPOSED", "DECOMPOSITIONS", "OPERATORS", "SPECS", "Decomposition", "OpSpec"]
+__all__ = [
+    "DECLARED", "DECOMPOSED", "DECOMPOSITIONS", "HANDLED", "OPERATORS", "SPECS", "Decomposition", "Facts",
+    "HandledOperator", "LayerKind", "Movement", "OpSpec", "facts_of", "is_op", "is_view", "layer_kind",
+]  # fmt: skip
 
 SPECS: tuple[OpSpec, ...] = (
     *convolution.SPECS,
@@ -90,5 +96,10 @@ DECOMPOSED: tuple[Decomposition, ...] = (
 DECOMPOSITIONS: dict[str, Decomposition] = {target: spec for spec in DECOMPOSED for target in spec.targets}
 """Those by the qualified name of the ATen operator."""
 
+HANDLED: tuple[HandledOperator, ...] = (*handled.HANDLED, *shapes.HANDLED)
+"""Operators that passes replace or remove by themselves."""
+
 DECLARED: tuple[OpSpec | Decomposition, ...] = (*SPECS, *DECOMPOSED)
 """Every operator there is a declaration for."""
+
+enter((*SPECS, *DECOMPOSED, *HANDLED))

@@ -6,6 +6,7 @@ import torch
 from torch.fx import Node
 
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.facts import Facts
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import add, exp, log, mul, relu, sigmoid, sub
@@ -210,6 +211,7 @@ DECOMPOSED = (
         name="rrelu",
         targets=("aten.rrelu.default",),
         rewrite=_rrelu,
+        facts=Facts(training_argument="training"),
         becomes="leaky_relu",
         notes="With the mean of its two slopes, as in eval mode; in quantization-aware training too.",
     ),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from openneutron.ir.graph import Kind, Layout, QParams, Tensor
+from torch.fx import Node
+
+from openneutron.ir.graph import Kind, QParams, Tensor
+from openneutron.ir.kinds import EXP, HARD_SWISH, LEAKY_RELU, LOG, MAXIMUM, MINIMUM, MUL, PRELU, RELU_N1_TO_1, RSQRT
 from openneutron.ops.elementwise import (
-    MAXIMUM,
-    MINIMUM,
-    MUL,
-    RELU_N1_TO_1,
     element_macs,
     expands_few_dimensions,
     has_an_alpha,
@@ -17,18 +16,13 @@ from openneutron.ops.elementwise import (
     lower_sub,
     operands_of,
 )
+from openneutron.ops.facts import UNKNOWN, Facts, if_all, if_any, never_negative
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, legacy_constraint
 
 __all__ = ["SPECS"]
 
-EXP = Kind("EXP", "ExpOptions", Layout.ELEMENTWISE)
-HARD_SWISH = Kind("HARD_SWISH", "HardSwishOptions", Layout.ELEMENTWISE, version=1)
-LEAKY_RELU = Kind("LEAKY_RELU", "LeakyReluOptions", Layout.ELEMENTWISE)
-LOG = Kind("LOG", None, Layout.ELEMENTWISE)
-PRELU = Kind("PRELU", None, Layout.ELEMENTWISE, version=1)
-RSQRT = Kind("RSQRT", None, Layout.ELEMENTWISE)
 
 # Exact for -1, 0 and 1.
 SIGN_QPARAMS = QParams.per_tensor(1 / 64, 0)
@@ -92,7 +86,11 @@ def lower_sign(lowering: Lowering) -> Tensor:
     return lowering.emit(MUL, [inputs, steps], lowering.shape, fused_activation_function=RELU_N1_TO_1.name)
 
 
-def _function(name: str, kind: Kind, notes: str = "") -> OpSpec:
+def _sign_of_product(node: Node, operands: Sequence[bool]) -> bool:
+    return all(operands) or node.args[0] is node.args[1]
+
+
+def _function(name: str, kind: Kind, notes: str = "", facts: Facts = UNKNOWN) -> OpSpec:
     return OpSpec(
         name=name,
         targets=(f"aten.{name}.default", f"aten.{name}_.default"),
@@ -100,6 +98,7 @@ def _function(name: str, kind: Kind, notes: str = "") -> OpSpec:
         inputs=("self",),
         lower=_unary(kind),
         macs=element_macs,
+        facts=facts,
         becomes=kind.name,
         notes=notes,
     )
@@ -109,18 +108,21 @@ SPECS = (
     OpSpec(
         name="mul",
         targets=("aten.mul.Tensor", "aten.mul_.Tensor"),
+        scalar_targets=("aten.mul.Scalar",),
         edge_targets=("aten.mul.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
         constraints=(expands_few_dimensions, has_one_full_operand),
         lower=lower_mul,
         macs=element_macs,
+        facts=Facts(sign=_sign_of_product, is_continuous=True, computes_masks=True),
         becomes="MUL",
         notes="A number as second operand becomes a constant; a division by a constant becomes a multiplication.",
     ),
     OpSpec(
         name="sub",
         targets=("aten.sub.Tensor", "aten.sub_.Tensor"),
+        scalar_targets=("aten.sub.Scalar",),
         edge_targets=("aten.sub.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
@@ -128,6 +130,7 @@ SPECS = (
         lower=lower_sub,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
+        facts=Facts(is_continuous=True, computes_masks=True),
         becomes="SUB; alpha is a MUL of the second operand, and a negative one an ADD",
     ),
     OpSpec(
@@ -140,6 +143,7 @@ SPECS = (
         lower=_binary(MAXIMUM),
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
+        facts=Facts(sign=if_any, computes_masks=True),
         becomes="MAXIMUM",
     ),
     OpSpec(
@@ -152,6 +156,7 @@ SPECS = (
         lower=_binary(MINIMUM),
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
+        facts=Facts(sign=if_all, computes_masks=True),
         becomes="MINIMUM",
     ),
     OpSpec(
@@ -184,6 +189,7 @@ SPECS = (
         lower=lower_neg,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
+        facts=Facts(computes_masks=True),
         becomes="MUL by minus one",
         notes="LiteRT's NEG negates int8 codes without their zero points, so the host would disagree with the NPU.",
     ),
@@ -198,8 +204,8 @@ SPECS = (
         becomes="MUL by one over the input's scale, clamped to -1..1",
         notes="The sign of the int8 code: 0 for values less than half a step from zero.",
     ),
-    _function("exp", EXP),
-    _function("log", LOG, "Zero gives the lowest value that the output holds."),
-    _function("rsqrt", RSQRT, "Zero gives the highest value that the output holds."),
-    _function("hardswish", HARD_SWISH),
+    _function("exp", EXP, facts=Facts(sign=never_negative)),
+    _function("log", LOG, "Zero gives the lowest value that the output holds.", Facts(computes_masks=True)),
+    _function("rsqrt", RSQRT, "Zero gives the highest value that the output holds.", Facts(sign=never_negative)),
+    _function("hardswish", HARD_SWISH, facts=Facts(is_elementwise=True)),
 )

@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from openneutron.core.constants import number_of
 from openneutron.core.fx import arguments, op_name
+from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
@@ -41,18 +42,6 @@ _CASTS = {"to", "_to_copy", "type_as", "lift_fresh_copy"}
 _FLOAT_CASTS = (
     "to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as.default", "_to_copy.default",
 )  # fmt: skip
-# Operators that only move values; only their first argument is a tensor.
-_MOVES = {
-    "view", "reshape", "flatten", "unsqueeze", "squeeze", "expand", "permute", "transpose", "slice", "select", "clone",
-    "contiguous", "alias", "detach",
-}  # fmt: skip
-
-
-# Operators whose outputs are hardly ever exactly equal to a given number.
-_CONTINUOUS = {
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "linear", "addmm", "mm", "bmm", "matmul",
-    "add", "sub", "mul", "div", "mean", "layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm",
-}  # fmt: skip
 
 
 def _name(node: Node) -> str:
@@ -68,10 +57,14 @@ def _is_continuous(value: object, depth: int = _DEPTH) -> bool:
     """Whether a value hardly ever equals a given number exactly, unlike inputs of the model and outputs of a clamp."""
     if not isinstance(value, Node) or value.op != "call_function":
         return False
-    name = _name(value)
-    if name in _MOVES or name == "abs":
+    if _is_moved(value) or is_op(value, "abs"):
         return depth > 0 and _is_continuous(_operands(value)[0], depth - 1)
-    return name in _CONTINUOUS
+    return facts_of(value).is_continuous
+
+
+def _is_moved(value: Node) -> bool:
+    movement = facts_of(value).movement
+    return movement is not None and movement.is_strided
 
 
 def _operands(node: Node) -> tuple[object, ...]:
@@ -94,7 +87,7 @@ def _is_comparison(site: Site, value: object, depth: int = _DEPTH) -> bool:
         return True
     if name in _COMBINATIONS | _NEGATIONS | _CASTS:
         return all(_is_comparison(site, operand, depth - 1) for operand in operands if isinstance(operand, Node))
-    return name in _MOVES and _is_comparison(site, operands[0], depth - 1)
+    return _is_moved(value) and _is_comparison(site, operands[0], depth - 1)
 
 
 @dataclass(frozen=True)

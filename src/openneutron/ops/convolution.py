@@ -8,20 +8,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from openneutron.ir.cost import cycles_of
-from openneutron.ir.graph import Array, Kind, Layout, Op, QParams, Tensor
+from openneutron.ir.graph import Array, Layout, Op, QParams, Tensor
+from openneutron.ir.kinds import CONCATENATION, CONV_2D, DEPTHWISE_CONV_2D, SLICE
+from openneutron.ops.facts import Facts, LayerKind
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.pieces import CONCATENATION, SLICE
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
-from openneutron.ops.windows import Window, pad_spatial
+from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, Window, of_each_dim, pad_spatial
 from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["SPECS", "Filters", "convolve"]
+__all__ = ["CONVOLUTIONS", "SPECS", "Filters", "convolve"]
 
-CONV_2D = Kind("CONV_2D", "Conv2DOptions", version=3)
-DEPTHWISE_CONV_2D = Kind("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions", version=3)
+aten = torch.ops.aten
+
+CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+"""The convolution of so many spatial dimensions."""
+
 
 # The parts of an image are taken in the order in which convolutions read them.
 NHWC_SLICE = replace(SLICE, layout=Layout.FIXED)
@@ -29,14 +34,12 @@ NHWC_SLICE = replace(SLICE, layout=Layout.FIXED)
 MAX_KERNEL = 4096
 MAX_STRIDE = 4096
 MAX_DILATION = 4096
-MAX_WEIGHTS_OF_ONE_OUTPUT = 65535
 
 
 def _spatial(site: Site, name: str) -> tuple[int, ...]:
     """A parameter per spatial dimension, as height and width; a 1-D convolution has height 1."""
     rank = len(site.shape_of("weight")) - 2
-    values = tuple(site.args[name])
-    values = values * rank if len(values) == 1 else values
+    values = of_each_dim(site.args[name], rank)
     return values if rank == 2 else (1, *values)
 
 
@@ -53,7 +56,7 @@ def _padding_begin(site: Site) -> tuple[int, ...]:
         pairs = zip(_kernel(site), _spatial(site, "dilation"), strict=True)
         return tuple(dilation * (kernel - 1) // 2 for kernel, dilation in pairs)
     rank = len(site.shape_of("weight")) - 2
-    values = tuple(padding) * rank if len(padding) == 1 else tuple(padding)
+    values = of_each_dim(padding, rank)
     return values if rank == 2 else (0, *values)
 
 
@@ -283,6 +286,7 @@ SPECS = (
         ),
         lower=lower_convolution,
         macs=macs,
+        facts=Facts(layer=LayerKind.CONVOLUTION, is_continuous=True),
         becomes="CONV_2D or DEPTHWISE_CONV_2D; other groups, as many together as cost least: SLICE, CONV_2D, "
         "CONCATENATION",
     ),

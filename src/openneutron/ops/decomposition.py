@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from openneutron.core.constants import insert_constant
 from openneutron.core.fx import iterate_nodes, note_replaced, op_name, source_of
 from openneutron.errors import ModelError
+from openneutron.ops.facts import UNKNOWN, Facts
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint
 
@@ -143,6 +144,8 @@ class Decomposition:
     """Limits of the decomposition; where one is broken, the operator stays as it is, in float."""
     approximation: float = 1e-5
     """Largest difference in float, relative to the largest value of the output (to 1 where that is smaller)."""
+    facts: Facts = field(default=UNKNOWN, compare=False)
+    """What passes may know of it, where no `OpSpec` of the operator states it."""
     tolerance: int = 1
     """Largest difference of the `.pte` to the converted module, in LSBs of the output."""
     notes: str = field(default="", compare=False)

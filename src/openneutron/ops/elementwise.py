@@ -10,7 +10,23 @@ from torch.fx import Node
 
 from openneutron.core.fx import arguments
 from openneutron.ir.cost import array_of
-from openneutron.ir.graph import Kind, Layout, QParams, Tensor
+from openneutron.ir.graph import QParams, Tensor
+from openneutron.ir.kinds import (
+    ABS,
+    ADD,
+    LOGISTIC,
+    MAXIMUM,
+    MINIMUM,
+    MUL,
+    RELU,
+    RELU6,
+    RELU_0_TO_1,
+    RELU_N1_TO_1,
+    SOFTMAX,
+    SUB,
+    TANH,
+)
+from openneutron.ops.facts import Facts, never_negative
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.pieces import MAX_KERNEL_RANK, copies, count_of_copies
 from openneutron.ops.site import Site
@@ -18,19 +34,6 @@ from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, le
 
 __all__ = ["SPECS"]
 
-ABS = Kind("ABS", "AbsOptions", Layout.ELEMENTWISE)
-ADD = Kind("ADD", "AddOptions", Layout.ELEMENTWISE)
-LOGISTIC = Kind("LOGISTIC", None, Layout.ELEMENTWISE)
-MAXIMUM = Kind("MAXIMUM", "MaximumMinimumOptions", Layout.ELEMENTWISE)
-MINIMUM = Kind("MINIMUM", "MaximumMinimumOptions", Layout.ELEMENTWISE)
-MUL = Kind("MUL", "MulOptions", Layout.ELEMENTWISE)
-RELU = Kind("RELU", None, Layout.ELEMENTWISE)
-RELU6 = Kind("RELU6", None, Layout.ELEMENTWISE)
-RELU_0_TO_1 = Kind("RELU_0_TO_1", None, Layout.ELEMENTWISE, version=1)
-RELU_N1_TO_1 = Kind("RELU_N1_TO_1", None, Layout.ELEMENTWISE, version=1)
-SUB = Kind("SUB", "SubOptions", Layout.ELEMENTWISE)
-SOFTMAX = Kind("SOFTMAX", "SoftmaxOptions")
-TANH = Kind("TANH", None, Layout.ELEMENTWISE)
 
 # What the TFLite kernels of these operators demand of their output.
 SIGMOID_QPARAMS = SOFTMAX_QPARAMS = QParams.per_tensor(1 / 256, -128)
@@ -55,7 +58,7 @@ MAX_SOFTMAX_POSITIONS = 4096
 MAX_SOFTMAX_ELEMENTS = 524288
 
 
-def clamp_range(node: Node) -> tuple[float, float]:
+def _clamp_range(node: Node) -> tuple[float, float]:
     """The (lowest, highest) value that a clamp lets through."""
     args = arguments(node)
     low, high = args.get("min_val", args.get("min")), args.get("max_val", args.get("max"))
@@ -63,24 +66,24 @@ def clamp_range(node: Node) -> tuple[float, float]:
 
 
 def _clamp_activation(node: Node) -> str | None:
-    kind = CLAMPS.get(clamp_range(node))
+    kind = CLAMPS.get(_clamp_range(node))
     return kind.name if kind else None
 
 
 def _clamp_output(node: Node) -> OutputRule:
     """Observed where TFLite has a relu of this range, else shared with the inputs."""
-    return OutputRule.OBSERVED if clamp_range(node) in CLAMPS else OutputRule.SHARED
+    return OutputRule.OBSERVED if _clamp_range(node) in CLAMPS else OutputRule.SHARED
 
 
 @legacy_constraint
 def is_a_relu(site: Site) -> bool:
     """Its range is (0, inf), (0, 6), (-1, 1) or (0, 1)."""
-    return clamp_range(site.node) in CLAMPS
+    return _clamp_range(site.node) in CLAMPS
 
 
 def lower_clamp(lowering: Lowering) -> Tensor:
     """A TFLite relu where one has this range, else MAXIMUM and MINIMUM with constants that are no extreme code."""
-    limits = clamp_range(lowering.site.node)
+    limits = _clamp_range(lowering.site.node)
     inputs = lowering.tensor("self")
     if limits in CLAMPS:
         return lowering.emit(CLAMPS[limits], [inputs], lowering.shape)
@@ -265,10 +268,20 @@ def element_macs(site: Site) -> int:
     return math.prod(site.shape)
 
 
+def _sign_of_sum(node: Node, operands: Sequence[bool]) -> bool:
+    return all(operands) and bool(arguments(node)["alpha"] >= 0)
+
+
+def _sign_of_clamp(node: Node, operands: Sequence[bool]) -> bool:
+    low, high = _clamp_range(node)
+    return high >= 0 and (operands[0] or low >= 0)
+
+
 SPECS = (
     OpSpec(
         name="add",
         targets=("aten.add.Tensor", "aten.add_.Tensor"),
+        scalar_targets=("aten.add.Scalar",),
         edge_targets=("aten.add.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
@@ -276,6 +289,7 @@ SPECS = (
         lower=lower_add,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
+        facts=Facts(sign=_sign_of_sum, is_continuous=True, computes_masks=True),
         becomes="ADD; alpha is a MUL of the second operand, and a negative one a SUB",
     ),
     OpSpec(
@@ -286,6 +300,7 @@ SPECS = (
         activation=lambda _: "RELU",
         lower=lower_relu,
         homogeneous=Homogeneous.ELEMENT,
+        facts=Facts(sign=never_negative, clamps=lambda _: (0.0, math.inf)),
         becomes="RELU, or part of the operator before it",
     ),
     OpSpec(
@@ -295,6 +310,7 @@ SPECS = (
         inputs=("self",),
         activation=lambda _: "RELU6",
         lower=lower_relu6,
+        facts=Facts(sign=never_negative, clamps=lambda _: (0.0, 6.0)),
         becomes="RELU6, or part of the operator before it",
     ),
     OpSpec(
@@ -306,6 +322,7 @@ SPECS = (
         activation=_clamp_activation,
         constraints=(is_a_relu,),
         lower=lower_clamp,
+        facts=Facts(sign=_sign_of_clamp, clamps=_clamp_range),
         becomes=CLAMP_BECOMES,
     ),
     OpSpec(
@@ -324,6 +341,7 @@ SPECS = (
         activation=_clamp_activation,
         constraints=(is_a_relu,),
         lower=lower_clamp,
+        facts=Facts(sign=_sign_of_clamp, clamps=_clamp_range, computes_masks=True),
         becomes=CLAMP_BECOMES,
         notes="With tensors as limits, see clamp by tensors.",
     ),
@@ -334,6 +352,7 @@ SPECS = (
         inputs=("self",),
         lower=lower_abs,
         homogeneous=Homogeneous.ELEMENT,
+        facts=Facts(sign=never_negative),
         becomes="ABS",
     ),
     OpSpec(
@@ -343,6 +362,7 @@ SPECS = (
         inputs=("self",),
         output=SIGMOID_QPARAMS,
         lower=lower_sigmoid,
+        facts=Facts(sign=never_negative),
         becomes="LOGISTIC",
     ),
     OpSpec(
@@ -362,6 +382,7 @@ SPECS = (
         output=SOFTMAX_QPARAMS,
         constraints=(is_over_the_channels, has_few_softmax_channels, has_legacy_softmax_size),
         lower=lower_softmax,
+        facts=Facts(sign=never_negative),
         becomes="SOFTMAX",
         notes="NXP's converter 1.2.0 left every softmax of NXP's public examples to the CPU, over 10, 12 and 1001 "
         "values, on the RT700 and the MCX N94x.",

@@ -7,14 +7,16 @@ import math
 import torch
 from torch.fx import Node
 
-from openneutron.core.fx import op_name
+from openneutron.core.fx import arguments, op_name
+from openneutron.ops.declared import is_op
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.facts import Facts
 from openneutron.ops.signs import is_never_negative
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import add, exp, log, mul, rsqrt
 
-__all__ = ["DECOMPOSED"]
+__all__ = ["DECOMPOSED", "is_quotient"]
 
 aten = torch.ops.aten
 
@@ -136,6 +138,11 @@ def _log10(rewriting: Rewriting) -> Node:
     return mul(rewriting, log(rewriting, rewriting.args["self"]), 1 / math.log(10))
 
 
+def is_quotient(node: Node) -> bool:
+    """Whether `node` divides, and rounds the quotient to no whole number."""
+    return is_op(node, "div") and arguments(node).get("rounding_mode") is None
+
+
 def _constant_divisor(site: Site) -> torch.Tensor | None:
     other = site.args["other"]
     return site.constant("other") if isinstance(other, Node) else torch.tensor(float(other))
@@ -222,6 +229,7 @@ DECOMPOSED = (
         name="div",
         targets=("aten.div.Tensor", "aten.div.Scalar"),
         rewrite=_quotient,
+        facts=Facts(is_continuous=True, computes_masks=True),
         becomes="mul where the divisor is constant, else rsqrt, mul, mul; mul, exp, mul where the divisor is an "
         "exponential, as a power is",
         constraints=(divides_by_no_zero, divides_by_no_negative),
@@ -232,6 +240,7 @@ DECOMPOSED = (
         name="rsub",
         targets=("aten.rsub.Tensor", "aten.rsub.Scalar"),
         rewrite=_reversed_difference,
+        facts=Facts(computes_masks=True),
         becomes="sub",
     ),
     Decomposition(name="exp2", targets=("aten.exp2.default",), rewrite=_exp2, becomes="mul, exp"),

@@ -1,24 +1,83 @@
-"""Layers: the operators that multiply channels by a weight."""
+"""Layers of a float graph, and their constants."""
 
 from __future__ import annotations
 
-from torch.fx import Node
+from dataclasses import dataclass
 
-from openneutron.core.fx import op_name
-from openneutron.ops import OPERATORS
+import torch
+from torch.fx import GraphModule, Node
 
-__all__ = ["CONVOLUTION", "LINEAR", "TRANSPOSED", "layer_kind"]
+from openneutron.core.constants import constant_of, insert_constant
+from openneutron.core.fx import arguments, set_argument, shape_of
+from openneutron.ops.declared import layer_kind
+from openneutron.ops.facts import LayerKind
 
-CONVOLUTION, TRANSPOSED, LINEAR = "convolution", "transposed convolution", "linear"
-_KINDS = {
-    CONVOLUTION: CONVOLUTION,
-    "convolution of volumes": CONVOLUTION,
-    TRANSPOSED: TRANSPOSED,
-    LINEAR: LINEAR,
-}  # fmt: skip
+__all__ = ["ConstantLayer", "constant_layer"]
 
 
-def layer_kind(node: Node) -> str | None:
-    """`CONVOLUTION` (of volumes too), `TRANSPOSED` or `LINEAR`; None for any other operator."""
-    spec = OPERATORS.get(op_name(node))
-    return None if spec is None else _KINDS.get(spec.name)
+@dataclass(frozen=True)
+class ConstantLayer:
+    """A convolution, transposed convolution or linear of a float graph with a constant weight and bias."""
+
+    module: GraphModule
+    node: Node
+    kind: LayerKind
+    weight: torch.Tensor
+    """[outputs, inputs of a group, kernel...]; [inputs, outputs of a group, kernel...] of a transposed convolution."""
+    bias: torch.Tensor | None
+    """[outputs]; None for a layer without one."""
+
+    @property
+    def input(self) -> Node:
+        """The value that the layer reads."""
+        source = arguments(self.node)["input"]
+        assert isinstance(source, Node)
+        return source
+
+    @property
+    def groups(self) -> int:
+        """Groups of a convolution; 1 for a linear."""
+        return int(arguments(self.node).get("groups", 1))
+
+    @property
+    def outputs(self) -> int:
+        """Output channels of all groups."""
+        return self.weight.shape[self.kind.output_dim] * (self.groups if self.kind is LayerKind.TRANSPOSED else 1)
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the weight has its input channels first."""
+        return self.kind is LayerKind.TRANSPOSED
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether dimension 1 of a convolution's output has the channels; True for a linear of any rank."""
+        return not self.kind.is_convolution or len(shape_of(self.node)) == self.weight.dim()
+
+    @property
+    def owns_constants(self) -> bool:
+        """Whether no other operator reads the weight or the bias."""
+        args = arguments(self.node)
+        return all(args[role] is None or len(args[role].users) == 1 for role in ("weight", "bias"))
+
+    def replace(
+        self, *, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None, trainable: bool = False
+    ) -> None:
+        """Give the layer new constants; another operator that reads the old ones keeps them."""
+        for role, value in (("weight", weight), ("bias", bias)):
+            if value is not None:
+                constant = insert_constant(self.module, self.node, value, role, trainable=trainable)
+                set_argument(self.node, role, constant)
+
+
+def constant_layer(module: GraphModule, node: object) -> ConstantLayer | None:
+    """`node` as a layer; None for any other operator, and for one whose weight or bias is computed."""
+    kind = layer_kind(node) if isinstance(node, Node) else None
+    if kind is None:
+        return None
+    assert isinstance(node, Node)
+    args = arguments(node)
+    weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
+    if weight is None or (bias is None) != (args["bias"] is None):
+        return None
+    return ConstantLayer(module, node, kind, weight, bias)

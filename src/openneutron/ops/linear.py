@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from openneutron.ir.graph import Kind, Layout, Tensor
+from openneutron.ir.graph import Tensor
+from openneutron.ir.kinds import FULLY_CONNECTED
+from openneutron.ops.facts import Facts, LayerKind, if_all
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, constraint
 
 __all__ = ["SPECS"]
-
-FULLY_CONNECTED = Kind("FULLY_CONNECTED", "FullyConnectedOptions", Layout.FEATURES, version=4)
 
 
 @constraint
@@ -88,6 +88,7 @@ SPECS = (
         constraints=(has_a_matrix_as_weight, has_a_plain_bias),
         lower=lower_linear,
         macs=macs,
+        facts=Facts(layer=LayerKind.LINEAR, is_continuous=True, channels_last=True),
         becomes="FULLY_CONNECTED",
     ),
     OpSpec(
@@ -100,6 +101,7 @@ SPECS = (
         constraints=(has_a_plain_bias, does_not_scale),
         lower=lower_addmm,
         macs=macs,
+        facts=Facts(layer=LayerKind.PRODUCT, is_continuous=True, channels_last=True),
         becomes="FULLY_CONNECTED",
     ),
     OpSpec(
@@ -110,6 +112,7 @@ SPECS = (
         fuses_activation=True,
         lower=lower_mm,
         macs=macs,
+        facts=Facts(layer=LayerKind.PRODUCT, channels_last=True, sign=if_all, is_continuous=True),
         becomes="FULLY_CONNECTED",
     ),
 )

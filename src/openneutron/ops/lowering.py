@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from openneutron.core.fx import iterate_nodes
 from openneutron.ir.graph import Array, Kind, Op, QParams, Tensor
-from openneutron.ir.views import RESHAPE, TRANSPOSE
+from openneutron.ir.kinds import RESHAPE, TRANSPOSE
 from openneutron.ops.site import Site
 
 __all__ = ["INT8", "Lowering"]

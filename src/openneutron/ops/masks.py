@@ -17,15 +17,17 @@ import torch
 from torch.fx import Node
 
 from openneutron.core.constants import constant_of
-from openneutron.core.fx import arguments, note, noted, op_name, shape_of
+from openneutron.core.fx import arguments, note, noted, shape_of
 from openneutron.ops.comparisons import choose, chooses_by_a_comparison
+from openneutron.ops.declared import is_op, is_view
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.facts import Facts
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 
 __all__ = [
     "DECOMPOSED", "HIDDEN", "HIDDEN_AT_RUN_TIME", "HIDDEN_FROM_SOFTMAX", "HIDDEN_SUM", "MASK_REASON", "NEUTRAL",
-    "SOFTMAX", "VIEWS", "add_and_hide", "fill", "fill_at_run_time", "hide_unless", "hides_at_run_time",
+    "add_and_hide", "fill", "fill_at_run_time", "hide_unless", "hides_at_run_time",
     "hides_from_softmax", "is_made_for_a_mask", "note_made_for_a_mask", "only_softmax_reads", "saturates",
 ]  # fmt: skip
 
@@ -45,22 +47,9 @@ HIDDEN_AT_RUN_TIME = -100.0
 # No visible score is this low; every score to which -1e4 was added is.
 HIDDEN_SUM = -5e3
 
-SOFTMAX = {"aten.softmax.int", "aten._softmax.default"}
-VIEWS = {
-    f"aten.{name}"
-    for name in (
-        "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int",
-        "squeeze.dim", "squeeze.dims", "squeeze.default", "unsqueeze.default", "contiguous.default", "clone.default",
-        "alias.default", "detach.default", "expand.default", "expand_as.default", "broadcast_to.default",
-        "view_as.default", "reshape_as.default",
-    )
-}  # fmt: skip
 # Operators that join masks; minimum joins the bound that a constant mask became.
-_JOINS = {"aten.add.Tensor", "aten.minimum.default"}
-_MASKS = {
-    "aten.add.Tensor", "aten.masked_fill.Scalar", "aten.masked_fill.Tensor", "aten.minimum.default",
-    "aten.clamp.default",
-}  # fmt: skip
+_JOINS = ("add", "minimum")
+_MASKS = ("add", "masked_fill", "minimum", "clamp")
 # The search for the softmax behind a mask passes at most this many views and other masks.
 _DEPTH = 4
 
@@ -148,8 +137,8 @@ def hides_at_run_time(site: Site, value: str, mask: str, number: float | None) -
 def only_softmax_reads(node: Node, depth: int = _DEPTH) -> bool:
     """Whether only softmaxes read `node`, directly or through views and masks."""
     return all(
-        op_name(reader) in SOFTMAX
-        or (depth > 0 and op_name(reader) in VIEWS | _MASKS and only_softmax_reads(reader, depth - 1))
+        is_op(reader, "softmax")
+        or (depth > 0 and (is_view(reader) or is_op(reader, *_MASKS)) and only_softmax_reads(reader, depth - 1))
         for reader in node.users
     )
 
@@ -229,8 +218,8 @@ def _joined_masks(site: Site) -> tuple[Node, Node, Node] | None:
         scores, mask = site.args[other], site.args[name]
         if not isinstance(mask, Node) or not isinstance(scores, Node) or shape_of(scores) != site.shape:
             continue
-        join = mask.args[0] if op_name(mask) in VIEWS and shape_of(mask)[-2:] == site.shape[-2:] else mask
-        if not isinstance(join, Node) or op_name(join) not in _JOINS or arguments(join).get("alpha", 1) != 1:
+        join = mask.args[0] if is_view(mask) and shape_of(mask)[-2:] == site.shape[-2:] else mask
+        if not isinstance(join, Node) or not is_op(join, *_JOINS) or arguments(join).get("alpha", 1) != 1:
             continue
         parts = join.all_input_nodes
         if len(parts) == 2 and all(_can_regroup(part, join, mask) for part in parts):
@@ -296,6 +285,7 @@ DECOMPOSED = (
         name="masked_fill",
         targets=("aten.masked_fill.Scalar", "aten.masked_fill.Tensor"),
         rewrite=_masked_fill,
+        facts=Facts(computes_masks=True),
         becomes="minimum and maximum with constants; minimum alone for minus infinity; mul for 0 at run time",
         constraints=(has_a_constant_mask,),
     ),

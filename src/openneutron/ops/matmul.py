@@ -8,19 +8,21 @@ import torch
 from torch.fx import Node
 
 from openneutron.core.fx import op_name, shape_of
-from openneutron.ir.graph import Kind, Tensor
+from openneutron.ir.graph import Tensor
+from openneutron.ir.kinds import BATCH_MATMUL
 from openneutron.ops import linear
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.facts import Facts, if_all
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, legacy_constraint
+from openneutron.ops.writing import reshape
 from openneutron.targets import Generation
 
 __all__ = ["DECOMPOSED", "SPECS"]
 
 aten = torch.ops.aten
 
-BATCH_MATMUL = Kind("BATCH_MATMUL", "BatchMatMulOptions")
 
 LINEARS = {target: spec for spec in linear.SPECS for target in spec.targets}
 
@@ -53,6 +55,7 @@ SPECS = (
         pads={"self": (0, 1, 2), "mat2": (0, 1, 2)},
         lower=lower_bmm,
         macs=macs,
+        facts=Facts(channels_last=True, sign=if_all, is_continuous=True),
         becomes="BATCH_MATMUL",
         tolerance=2,
         notes="With a constant matrix that all of the batch is multiplied by, it is a linear. Where others read an "
@@ -60,10 +63,6 @@ SPECS = (
         "which the sum of products can make two steps of.",
     ),
 )
-
-
-def _reshaped(rewriting: Rewriting, value: Node, shape: tuple[int, ...]) -> Node:
-    return value if shape_of(value) == shape else rewriting.call(aten.reshape.default, value, list(shape))
 
 
 def _transposed(rewriting: Rewriting, value: Node) -> Node:
@@ -88,14 +87,14 @@ def _product(rewriting: Rewriting, left: Node, right: Node) -> Node:
     if len(shape_of(right)) == 1:
         right = rewriting.call(aten.unsqueeze.default, right, 1)
     if is_constant(right) and _is_one_matrix(right):
-        matrix = _reshaped(rewriting, right, shape_of(right)[-2:])
+        matrix = reshape(rewriting, right, shape_of(right)[-2:])
         product = rewriting.call(aten.linear.default, left, _transposed(rewriting, matrix))
     elif is_constant(left) and _is_one_matrix(left):
-        matrix = _reshaped(rewriting, left, shape_of(left)[-2:])
+        matrix = reshape(rewriting, left, shape_of(left)[-2:])
         product = _transposed(rewriting, rewriting.call(aten.linear.default, _transposed(rewriting, right), matrix))
     else:
         product = _batched(rewriting, left, right)
-    return _reshaped(rewriting, product, shape)
+    return reshape(rewriting, product, shape)
 
 
 def _batched(rewriting: Rewriting, left: Node, right: Node) -> Node:
@@ -110,10 +109,10 @@ def _batched(rewriting: Rewriting, left: Node, right: Node) -> Node:
     batch = list(torch.broadcast_shapes(tuple(lefts), tuple(rights)))
     sides = []
     for side, own_batch, matrix in ((left, lefts, (rows, features)), (right, rights, (features, columns))):
-        value = _reshaped(rewriting, side, (*own_batch, *matrix))
+        value = reshape(rewriting, side, (*own_batch, *matrix))
         if own_batch != batch:
             value = rewriting.call(aten.expand.default, value, [*batch, *matrix])
-        sides.append(_reshaped(rewriting, value, (math.prod(batch), *matrix)))
+        sides.append(reshape(rewriting, value, (math.prod(batch), *matrix)))
     return rewriting.call(aten.bmm.default, *sides)
 
 
@@ -166,7 +165,7 @@ def _sum_with_product(rewriting: Rewriting) -> Node:
 def _outer(rewriting: Rewriting) -> Node:
     column, row = (rewriting.args[name] for name in ("self", "vec2"))
     (rows,), (columns,) = shape_of(column), shape_of(row)
-    return _product(rewriting, _reshaped(rewriting, column, (rows, 1)), _reshaped(rewriting, row, (1, columns)))
+    return _product(rewriting, reshape(rewriting, column, (rows, 1)), reshape(rewriting, row, (1, columns)))
 
 
 def _bilinear(rewriting: Rewriting) -> Node:
@@ -174,11 +173,11 @@ def _bilinear(rewriting: Rewriting) -> Node:
     first, second, weight, bias = (rewriting.args[name] for name in ("input1", "input2", "weight", "bias"))
     outputs, rows, columns = shape_of(weight)
     *batch, _ = shape_of(first)
-    matrix = _reshaped(rewriting, _transposed(rewriting, weight), (outputs * columns, rows))
+    matrix = reshape(rewriting, _transposed(rewriting, weight), (outputs * columns, rows))
     product = _product(rewriting, first, _transposed(rewriting, matrix))
-    matrices = _reshaped(rewriting, product, (*batch, outputs, columns))
+    matrices = reshape(rewriting, product, (*batch, outputs, columns))
     product = _product(rewriting, matrices, rewriting.call(aten.unsqueeze.default, second, -1))
-    product = _reshaped(rewriting, product, (*batch, outputs))
+    product = reshape(rewriting, product, (*batch, outputs))
     return product if bias is None else rewriting.call(aten.add.Tensor, product, bias)
 
 
@@ -194,6 +193,7 @@ DECOMPOSED = (
         name="matmul",
         targets=("aten.matmul.default", "aten.mv.default", "aten.dot.default", "aten.vdot.default"),
         rewrite=_matmul,
+        facts=Facts(channels_last=True, sign=if_all, is_continuous=True),
         becomes=AS_BMM,
         notes="Batch dimensions that only the left side has are rows of its matrices; others are expanded.",
     ),

@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from openneutron.core.constants import number_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.facts import Facts
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import add, mean, mul, rsqrt, sub
@@ -194,6 +195,7 @@ DECOMPOSED = (
         name="layer_norm",
         targets=("aten.layer_norm.default",),
         rewrite=_layer_norm,
+        facts=Facts(is_continuous=True),
         becomes=f"mean, sub, {_STANDARDIZED}; mul for the weight, add for the bias",
         approximation=APPROXIMATION,
         tolerance=2,
@@ -203,6 +205,7 @@ DECOMPOSED = (
         name="rms_norm",
         targets=("aten.rms_norm.default",),
         rewrite=_rms_norm,
+        facts=Facts(is_continuous=True),
         becomes=f"{_STANDARDIZED}; mul for the weight",
         approximation=APPROXIMATION,
         tolerance=2,
@@ -212,6 +215,7 @@ DECOMPOSED = (
         name="group_norm",
         targets=("aten.group_norm.default",),
         rewrite=_group_norm,
+        facts=Facts(is_continuous=True),
         becomes="as layer_norm, each mean by channel and then by group",
         constraints=(has_constant_affine,),
         approximation=APPROXIMATION,
@@ -221,6 +225,7 @@ DECOMPOSED = (
         name="instance_norm",
         targets=("aten.instance_norm.default",),
         rewrite=_instance_norm,
+        facts=Facts(is_continuous=True),
         becomes="as layer_norm; with running statistics as batch_norm",
         constraints=(has_constant_affine,),
         approximation=APPROXIMATION,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from openneutron.core.fx import op_name
-from openneutron.ir.graph import Kind, Layout, Tensor
+from torch.fx import Node
+
+from openneutron.core.fx import arguments, op_name
+from openneutron.ir.graph import Tensor
+from openneutron.ir.kinds import MIRROR_PAD, PAD, PADV2
+from openneutron.ops.facts import Facts
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.pieces import copies, has_rank_for_kernels, joined, part, slice_of
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
-from openneutron.ops.windows import PAD, PADV2
 
 __all__ = ["SPECS"]
-
-MIRROR_PAD = Kind("MIRROR_PAD", "MirrorPadOptions", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
 
 
 def _paddings(site: Site) -> tuple[tuple[int, int], ...]:
@@ -107,6 +108,11 @@ def _wrapped(lowering: Lowering, inputs: Tensor, dim: int, front: int, behind: i
     return before, after
 
 
+def _sign_of_pad(node: Node, operands: Sequence[bool]) -> bool:
+    value = arguments(node).get("value")
+    return operands[0] and (value is None or bool(value >= 0))
+
+
 SPECS = (
     OpSpec(
         name="pad",
@@ -127,6 +133,7 @@ SPECS = (
         constraints=(has_rank_for_kernels, crops_constants_only, pads_without_copies),
         lower=lower_pad,
         homogeneous=lambda site: Homogeneous.CHANNEL if _keeps_values(site) else None,
+        facts=Facts(sign=_sign_of_pad),
         becomes="PAD, PADV2 or MIRROR_PAD; negative padding: SLICE, as that of slice; replicate and circular: SLICE, "
         "CONCATENATION",
         is_compute=False,

@@ -16,6 +16,7 @@ from torch.fx import Node, map_arg
 
 from openneutron.core.fx import iterate_nodes, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.facts import Facts
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import mul, sub
@@ -212,6 +213,7 @@ DECOMPOSED = (
         targets=("aten.cumsum.default",),
         rewrite=_running_sum,
         constraints=(sums_few,),
+        facts=Facts(computes_masks=True),
         becomes="linear with a triangle of ones",
     ),
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from openneutron.ir.graph import Kind, Layout, Tensor
+from openneutron.ir.graph import Tensor
+from openneutron.ir.kinds import CONCATENATION, SLICE
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
@@ -12,12 +13,10 @@ from openneutron.ops.windows import pad_behind
 from openneutron.targets import Generation
 
 __all__ = [
-    "CONCATENATION", "MAX_KERNEL_RANK", "SLICE", "copies", "count_of_copies", "has_rank_for_kernels", "joined", "part",
+    "MAX_KERNEL_RANK", "copies", "count_of_copies", "has_rank_for_kernels", "joined", "part",
     "slice_of",
 ]  # fmt: skip
 
-CONCATENATION = Kind("CONCATENATION", "ConcatenationOptions", Layout.AXES, axes=("axis",))
-SLICE = Kind("SLICE", "SliceOptions", Layout.AXES, operands=("begin", "size"), dimensions=("begin", "size"))
 
 MAX_KERNEL_RANK = 6
 MAX_COPIES = 8  # that one CONCATENATION makes

@@ -10,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from torch.fx import Node
 
-from openneutron.core.fx import op_name, shape_of
+from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.ir.graph import Kind, Tensor
-from openneutron.ops.elementwise import MAXIMUM
+from openneutron.ir.kinds import AVERAGE_POOL_2D, MAX_POOL_2D, MAXIMUM, MEAN
+from openneutron.ops.facts import Bounds, Facts, if_first
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.pieces import part
-from openneutron.ops.reductions import MEAN, mean_of_image
+from openneutron.ops.reductions import mean_of_image
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
-from openneutron.ops.windows import Window, image_shape, pad_spatial, spatial, spatial_rank
+from openneutron.ops.windows import Window, has_whole_granules, image_shape, pad_spatial, spatial, spatial_rank
 from openneutron.targets import Generation
 
 __all__ = [
@@ -26,8 +27,6 @@ __all__ = [
     "pool_windows",
 ]  # fmt: skip
 
-AVERAGE_POOL_2D = Kind("AVERAGE_POOL_2D", "Pool2DOptions")
-MAX_POOL_2D = Kind("MAX_POOL_2D", "Pool2DOptions")
 
 # Small windows hit the halves often: with 2x2 every fourth average is one.
 HALVES = (
@@ -145,12 +144,6 @@ def has_few_dilated_positions(site: Site) -> bool:
     return is_not_dilated.holds(site) or all(window.kernel <= MAX_DILATED_KERNEL for window in pool_windows(site))
 
 
-@legacy_constraint
-def has_whole_granules(site: Site) -> bool:
-    """The channels are a multiple of the MACs of a pipeline."""
-    return image_shape(site, site.shape_of("self"))[1] % site.target.channel_granularity == 0
-
-
 def _pool(
     lowering: Lowering, kind: Kind, nhwc: Tensor, padding: str, windows: Sequence[Window] | None = None
 ) -> Tensor:
@@ -252,6 +245,11 @@ def input_macs(site: Site) -> int:
     return math.prod(site.shape_of("self"))
 
 
+def _bounds_of_average(node: Node) -> Bounds | None:
+    """Padding counts as zero; another divisor than the number of values makes the output no average."""
+    return Bounds.WITHIN_OR_ZERO if arguments(node).get("divisor_override") is None else None
+
+
 SPECS = (
     OpSpec(
         name="avg_pool",
@@ -263,6 +261,7 @@ SPECS = (
         lower=lower_average_pool,
         macs=window_macs,
         homogeneous=Homogeneous.CHANNEL,
+        facts=Facts(sign=if_first, bounds=_bounds_of_average),
         becomes="AVERAGE_POOL_2D, with a PAD where it counts padding",
         notes=HALVES,
     ),
@@ -277,6 +276,7 @@ SPECS = (
         lower=lower_adaptive_average_pool,
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
+        facts=Facts(sign=if_first, bounds=Bounds.WITHIN),
         becomes="MEAN where one value per channel is left, else AVERAGE_POOL_2D",
         notes=HALVES,
     ),
@@ -290,6 +290,7 @@ SPECS = (
         pads=_channels,
         lower=lower_max_pool,
         homogeneous=Homogeneous.CHANNEL,
+        facts=Facts(sign=if_first, bounds=Bounds.WITHIN),
         becomes="MAX_POOL_2D, with a PADV2 where padding SAME cannot express it; dilated: SLICE and MAXIMUM for each "
         "position along height, then along width",
         keeps_values=lambda _: True,

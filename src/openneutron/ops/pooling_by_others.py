@@ -7,7 +7,6 @@ import math
 import torch
 from torch.fx import Node
 
-from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.pooling import (
     adaptive_windows,
@@ -20,13 +19,13 @@ from openneutron.ops.pooling import (
 from openneutron.ops.reductions import nobody_reads_its_indices
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
-from openneutron.ops.windows import image_shape, spatial_rank
+from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, image_shape, spatial_rank
+from openneutron.ops.writing import reshape
 
 __all__ = ["DECOMPOSED"]
 
 aten = torch.ops.aten
 
-MAX_WEIGHTS_OF_ONE_OUTPUT = 65535
 MAX_UNEVEN_WINDOWS = 16
 
 # By their number of spatial dimensions.
@@ -45,7 +44,7 @@ def _average(rewriting: Rewriting) -> Node:
     site = rewriting.site
     vertical, horizontal = windows = pool_windows(site)
     shape = image_shape(site, site.shape_of("self"))
-    image = _reshaped(rewriting, rewriting.args["self"], shape)
+    image = reshape(rewriting, rewriting.args["self"], shape)
     beyond = [max(0, window.end - window.begin) for window in windows]  # what ceil_mode reads
     if any(beyond):
         image = rewriting.call(aten.constant_pad_nd.default, image, [0, beyond[1], 0, beyond[0]])
@@ -65,11 +64,7 @@ def _average(rewriting: Rewriting) -> Node:
     )
     if not bool((each == common).all()):
         averages = rewriting.call(aten.mul.Tensor, averages, rewriting.constant(common / each))
-    return _reshaped(rewriting, averages, rewriting.shape)
-
-
-def _reshaped(rewriting: Rewriting, values: Node, shape: tuple[int, ...]) -> Node:
-    return values if shape_of(values) == shape else rewriting.call(aten.reshape.default, values, list(shape))
+    return reshape(rewriting, averages, rewriting.shape)
 
 
 def _without_indices(rewriting: Rewriting) -> list[Node]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from openneutron.core.fx import op_name
 from openneutron.ir.graph import Tensor
+from openneutron.ops.facts import Facts, Movement
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.pieces import copies, has_rank_for_kernels, joined, part
 from openneutron.ops.shapes import has_rank_for_transpose
@@ -133,6 +134,7 @@ def _mover(
     lower: Callable[[Lowering], Tensor],
     becomes: str,
     *constraints: Constraint,
+    movement: Movement = Movement.REARRANGE,
     notes: str = "",
 ) -> OpSpec:
     return OpSpec(
@@ -142,6 +144,7 @@ def _mover(
         output=OutputRule.SHARED,
         constraints=(*constraints, is_of_the_modern_generation),
         lower=lower,
+        facts=Facts(movement=movement),
         becomes=becomes,
         is_compute=False,
         notes=notes,
@@ -152,13 +155,21 @@ SHUFFLE = "RESHAPE, TRANSPOSE and RESHAPE"
 
 SPECS = (
     _mover(
-        "repeat",
-        ("aten.expand.default", "aten.broadcast_to.default", "aten.repeat.default", "aten.tile.default"),
+        "expand",
+        ("aten.expand.default", "aten.broadcast_to.default"),
         lower_repeat,
         "CONCATENATION for each dimension that grows, or nothing",
         has_rank_for_kernels,
-        notes="More than 8 copies take several CONCATENATIONs. An expand that only sums, products, maxima and the like "
-        "read, which broadcast by themselves, is left out.",
+        movement=Movement.EXPAND,
+        notes="An expand that only sums, products, maxima and the like read is left out: they broadcast themselves.",
+    ),
+    _mover(
+        "repeat",
+        ("aten.repeat.default", "aten.tile.default"),
+        lower_repeat,
+        "CONCATENATION for each dimension that grows, or nothing",
+        has_rank_for_kernels,
+        notes="More than 8 copies take several CONCATENATIONs.",
     ),
     _mover(
         "repeat_interleave",

@@ -11,24 +11,22 @@ import torch
 from torch.fx import Node
 
 from openneutron.ir.graph import Kind, Layout, Tensor
+from openneutron.ir.kinds import MEAN, REDUCE_MAX, REDUCE_MIN, SUM
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.facts import Facts, if_first
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 from openneutron.targets import Generation
 
-__all__ = ["DECOMPOSED", "MEAN", "SIMPLE_ORDERS", "SPECS", "mean_of_image", "nobody_reads_its_indices"]
+__all__ = ["DECOMPOSED", "SIMPLE_ORDERS", "SPECS", "mean_of_image", "nobody_reads_its_indices"]
 
 aten = torch.ops.aten
 
-MEAN = Kind("MEAN", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
 SIMPLE_ORDERS = (1.0, 2.0, math.inf, -math.inf)
 """Orders of the vector norms that are written with other operators."""
 
 IMAGE_MEAN = replace(MEAN, layout=Layout.FIXED)
-REDUCE_MAX = Kind("REDUCE_MAX", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
-REDUCE_MIN = Kind("REDUCE_MIN", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
-SUM = Kind("SUM", "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
 
 
 def _axes(site: Site) -> tuple[int, ...]:
@@ -169,6 +167,7 @@ SPECS = (
         lower=lower_mean,
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
+        facts=Facts(sign=if_first, is_continuous=True),
         becomes="MEAN",
     ),
     OpSpec(
@@ -179,6 +178,7 @@ SPECS = (
         lower=_reduce(SUM),
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
+        facts=Facts(sign=if_first, computes_masks=True),
         becomes="SUM",
     ),
     OpSpec(
@@ -189,6 +189,7 @@ SPECS = (
         lower=_reduce(REDUCE_MAX),
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
+        facts=Facts(sign=if_first),
         becomes="REDUCE_MAX",
     ),
     OpSpec(
@@ -199,6 +200,7 @@ SPECS = (
         lower=_reduce(REDUCE_MIN),
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
+        facts=Facts(sign=if_first),
         becomes="REDUCE_MIN",
     ),
 )

@@ -8,18 +8,17 @@ import torch
 
 from openneutron.core.fx import op_name
 from openneutron.ir.graph import Kind, Tensor
+from openneutron.ir.kinds import CONCATENATION, RESIZE_BILINEAR, RESIZE_NEAREST_NEIGHBOR
+from openneutron.ops.facts import Bounds, Facts, if_first
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.pieces import CONCATENATION
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
-from openneutron.ops.windows import image_shape, spatial_rank
+from openneutron.ops.windows import has_whole_granules, image_shape, spatial_rank
 
 __all__ = ["SPECS", "grows_by_native_factors", "grows_by_whole_factors", "resize_axis", "resize_targets"]
 
 aten = torch.ops.aten
 
-RESIZE_BILINEAR = Kind("RESIZE_BILINEAR", "ResizeBilinearOptions", version=3, operands=("size",))
-RESIZE_NEAREST_NEIGHBOR = Kind("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions", version=3, operands=("size",))
 
 FACTORS = (1, 2, 4, 8)
 LARGEST_FACTOR = max(FACTORS)
@@ -85,12 +84,6 @@ def grows_by_native_factors(site: Site) -> bool:
         _grows_by_native_factor(*sizes, scale, align_corners=corners)
         for sizes, scale in zip(_sizes(site), _scales(site), strict=True)
     )
-
-
-@legacy_constraint
-def has_whole_granules(site: Site) -> bool:
-    """The channels are a multiple of the MACs of a pipeline."""
-    return site.shape_of("self")[1] % site.target.channel_granularity == 0
 
 
 @legacy_constraint
@@ -167,6 +160,7 @@ SPECS = (
         pads={"self": (1,)},
         lower=lower_nearest,
         homogeneous=Homogeneous.CHANNEL,
+        facts=Facts(sign=if_first, bounds=Bounds.WITHIN),
         becomes="RESIZE_NEAREST_NEIGHBOR, several for factors beyond 8; CONCATENATION for the odd part of a factor",
     ),
     OpSpec(
@@ -179,6 +173,7 @@ SPECS = (
         pads={"self": (1,)},
         lower=lower_bilinear,
         homogeneous=Homogeneous.CHANNEL,
+        facts=Facts(sign=if_first, bounds=Bounds.WITHIN),
         becomes="RESIZE_BILINEAR",
     ),
 )

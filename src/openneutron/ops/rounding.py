@@ -16,9 +16,10 @@ from torch.fx import Node
 
 from openneutron.core.fx import is_dequantize, op_name
 from openneutron.ir.graph import QParams, Tensor
+from openneutron.ir.kinds import ADD, MUL, SUB
 from openneutron.ops.arithmetic import SIGN_QPARAMS
 from openneutron.ops.decomposition import Decomposition, Rewriting
-from openneutron.ops.elementwise import ADD, HIGHEST_CODE, LOWEST_CODE, MUL, SUB, element_macs
+from openneutron.ops.elementwise import HIGHEST_CODE, LOWEST_CODE, element_macs
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, constraint

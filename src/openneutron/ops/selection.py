@@ -8,6 +8,7 @@ from torch.fx import Node
 from openneutron.core.constants import constant_of, number_of
 from openneutron.ops.comparisons import MAX_FILL, choose, chooses_by_a_comparison
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.facts import Facts
 from openneutron.ops.masks import fill, fill_at_run_time, hides_at_run_time
 from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
@@ -116,6 +117,7 @@ DECOMPOSED = (
         name="where",
         targets=("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar"),
         rewrite=_where,
+        facts=Facts(computes_masks=True),
         becomes="mul and add with constants, or with numbers that sign makes of comparisons; minimum and maximum where "
         "a choice is a large number, or infinity",
         constraints=(chooses_by_a_constant, fills_in_small_numbers),

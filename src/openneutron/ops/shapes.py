@@ -9,16 +9,27 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from openneutron.core.fx import iterate_nodes, shape_of
+from openneutron.core.fx import arguments, iterate_nodes, op_name, shape_of
 from openneutron.ir.graph import Layout, Tensor
+from openneutron.ir.kinds import CONCATENATION
 from openneutron.ir.views import swapped_blocks
+from openneutron.ops.facts import Facts, Movement
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.pieces import CONCATENATION, has_rank_for_kernels, joined, part
+from openneutron.ops.pieces import has_rank_for_kernels, joined, part
 from openneutron.ops.site import Site
-from openneutron.ops.spec import OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
+from openneutron.ops.spec import HandledOperator, OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
 from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["SPECS", "has_rank_for_transpose", "is_legacy_swap", "permutation"]
+__all__ = [
+    "HANDLED",
+    "SPECS",
+    "has_rank_for_transpose",
+    "is_legacy_swap",
+    "needs_strides",
+    "permutation",
+    "read_indices",
+    "takes_sizes",
+]
 
 # Torch's number of each dimension of an image [N, H, W, C].
 NHWC = (0, 2, 3, 1)
@@ -133,6 +144,36 @@ def _cat_of_images(lowering: Lowering, inputs: Sequence[Tensor], dim: int) -> Te
     return lowering.channels_first(output)
 
 
+_NEED_STRIDES = {"aten.view.default", "aten._unsafe_view.default", "aten._reshape_alias.default"}
+_TAKE_SIZES = {*_NEED_STRIDES, "aten.reshape.default", "aten.expand.default"}
+
+
+def needs_strides(node: Node) -> bool:
+    """Whether `node` is a reshape that refuses some strides of its input; `aten.reshape` takes any."""
+    return op_name(node) in _NEED_STRIDES
+
+
+def takes_sizes(node: Node) -> bool:
+    """Whether the second argument of `node` is the shape of its output."""
+    return op_name(node) in _TAKE_SIZES
+
+
+def read_indices(node: Node, size: int) -> range | None:
+    """The indices that a slice, narrow or select reads of a dimension of `size`; None where any is dynamic."""
+    args = arguments(node)
+    if "index" in args:
+        index = args["index"]
+        return range(index % size, index % size + 1) if isinstance(index, int) else None
+    if "length" in args:
+        start, length = args["start"], args["length"]
+        is_fixed = isinstance(start, int) and isinstance(length, int)
+        return range(start % size, start % size + length) if is_fixed else None
+    bounds = args["start"], args["end"], args["step"]
+    if not all(bound is None or isinstance(bound, int) for bound in bounds):
+        return None
+    return range(*slice(*bounds).indices(size))
+
+
 def _sliced(site: Site) -> tuple[int, int, int]:
     """Dimension, first index and number of indices of a slice, a narrow or a select."""
     args, shape = site.args, site.shape_of("self")
@@ -163,6 +204,12 @@ def is_in_eval_mode(site: Site) -> bool:
     return _is_eval(site)
 
 
+# A pass removes them; they are left where another quantizer has annotated the graph.
+_ALIASES = ("aten.alias.default", "aten.lift_fresh_copy.default")
+_DETACHES = ("aten.detach.default", "aten.detach_.default")
+
+HANDLED = (HandledOperator("alias", _ALIASES), HandledOperator("detach", _DETACHES))
+
 SPECS = (
     OpSpec(
         name="reshape",
@@ -183,6 +230,7 @@ SPECS = (
         output=OutputRule.SHARED,
         constraints=(has_rank_for_reshape,),
         lower=lower_reshape,
+        facts=Facts(movement=Movement.RESHAPE),
         becomes="RESHAPE, or nothing",
         is_compute=False,
     ),
@@ -209,6 +257,7 @@ SPECS = (
         output=OutputRule.SHARED,
         constraints=(has_rank_for_transpose, swaps_two_blocks, swaps_whole_granules),
         lower=lower_permute,
+        facts=Facts(movement=Movement.PERMUTE),
         becomes="TRANSPOSE, or nothing",
         is_compute=False,
     ),
@@ -226,6 +275,7 @@ SPECS = (
         ),
         pads=_padded_channels,
         lower=lower_cat,
+        facts=Facts(movement=Movement.JOIN, computes_masks=True),
         becomes="CONCATENATION",
         is_compute=False,
     ),
@@ -237,6 +287,7 @@ SPECS = (
         output=OutputRule.SHARED,
         constraints=(slices_without_steps,),
         lower=lower_slice,
+        facts=Facts(movement=Movement.PART),
         becomes="SLICE, or nothing; for the legacy generation a PAD before it where needed",
         is_compute=False,
     ),
@@ -247,6 +298,7 @@ SPECS = (
         inputs=("self",),
         output=OutputRule.SHARED,
         lower=lower_slice,
+        facts=Facts(movement=Movement.PART),
         becomes="SLICE, as that of slice, and RESHAPE",
         is_compute=False,
     ),
@@ -257,23 +309,18 @@ SPECS = (
         output=OutputRule.SHARED,
         constraints=(is_in_eval_mode,),
         lower=lower_identity,
+        facts=Facts(training_argument="train", is_elementwise=True),
         becomes="nothing",
         is_compute=False,
     ),
     OpSpec(
         name="copy",
-        targets=(
-            "aten.clone.default",
-            "aten.contiguous.default",
-            "aten.alias.default",
-            "aten.detach.default",
-            "aten.detach_.default",
-            "aten.lift_fresh_copy.default",
-        ),
+        targets=("aten.clone.default", "aten.contiguous.default", *_ALIASES, *_DETACHES),
         edge_targets=("dim_order_ops._clone_dim_order.default", "aten.alias_copy.default", "aten.detach_copy.default"),
         inputs=("self",),
         output=OutputRule.SHARED,
         lower=lower_identity,
+        facts=Facts(movement=Movement.COPY),
         becomes="nothing",
         notes="Its memory format counts at the ends of the NPU's part alone.",
         is_compute=False,
@@ -292,6 +339,7 @@ SPECS = (
         inputs=("self",),
         output=OutputRule.SHARED,
         lower=lower_identity,
+        facts=Facts(computes_masks=True),
         becomes="nothing",
         notes="From float32 to float32. Its memory format counts at the ends of the NPU's part alone.",
         is_compute=False,

@@ -1,10 +1,14 @@
-"""What a graph says of a value's sign before anything runs."""
+"""Whether a value can be negative, found from the operators of the graph before anything runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch.fx import Node
 
-from openneutron.core.fx import arguments, is_dequantize, op_name
+from openneutron.core.fx import arguments, is_dequantize
+from openneutron.ops.declared import facts_of
+from openneutron.ops.facts import never_negative
 from openneutron.ops.site import Site
 
 __all__ = ["is_never_negative"]
@@ -13,51 +17,28 @@ __all__ = ["is_never_negative"]
 # as two steps.
 _DEPTH = 16
 
-_NEVER_NEGATIVE = {
-    f"aten.{name}"
-    for name in (
-        "abs.default", "exp.default", "relu.default", "relu6.default", "rsqrt.default", "sigmoid.default",
-        "softmax.int", "_softmax.default",
-    )
-}  # fmt: skip
-_LIKE_THEIR_INPUT = {
-    f"aten.{name}"
-    for name in (
-        "mean.dim", "sum.dim_IntList", "amax.default", "amin.default", "max_pool2d.default", "avg_pool2d.default",
-        "adaptive_avg_pool2d.default", "view.default", "reshape.default", "flatten.using_ints", "permute.default",
-        "transpose.int", "squeeze.dim", "squeeze.dims", "unsqueeze.default", "expand.default", "expand_as.default",
-        "slice.Tensor", "select.int", "avg_pool1d.default", "avg_pool3d.default", "max_pool1d.default",
-        "max_pool3d.default", "clone.default", "contiguous.default",
-    )
-}  # fmt: skip
-_PADS = {"aten.pad.default", "aten.constant_pad_nd.default"}
-_PRODUCTS = {f"aten.{name}" for name in ("mul.Tensor", "matmul.default", "bmm.default", "mm.default")}
-_CLAMPS = {"aten.clamp.default": "min", "aten.clamp_min.default": "min", "aten.hardtanh.default": "min_val"}
-
 
 def is_never_negative(site: Site, value: object, depth: int = _DEPTH) -> bool:
-    """Whether the operators that yield `value`, a node or a number, let nothing below zero through."""
+    """Whether no value of `value`, a node or a number, can be negative."""
     if not isinstance(value, Node):
         return isinstance(value, (int, float)) and value >= 0
     if (constant := site.constant_of(value)) is not None:
         return bool((constant >= 0).all())
-    name = op_name(value)
-    if name in _NEVER_NEGATIVE or (is_dequantize(value) and value.args[2] == value.args[3]):
+    facts = facts_of(value)
+    if facts.sign is never_negative or (is_dequantize(value) and value.args[2] == value.args[3]):
         return True
     if depth == 0 or value.op != "call_function":
         return False
-    args = arguments(value)
-    ends = [args[end] for end in ("self", "other", "mat2") if end in args]
+    ends = list(_operands(value))
     operands = [is_never_negative(site, end, max(0, depth - len(ends))) for end in ends]
-    if name in _LIKE_THEIR_INPUT:
-        return operands[0]
-    if name in _PADS:
-        return operands[0] and (args["value"] is None or args["value"] >= 0)
-    if name in _CLAMPS:
-        least = args[_CLAMPS[name]]
-        return operands[0] or (least is not None and least >= 0)
-    if name == "aten.maximum.default":
-        return any(operands)
-    if name in _PRODUCTS:
-        return all(operands) or (name == "aten.mul.Tensor" and args["self"] is args["other"])
-    return bool(name == "aten.add.Tensor" and args["alpha"] >= 0 and all(operands))
+    if facts.movement is not None:
+        return all(operands)
+    return facts.sign is not None and facts.sign(value, operands)
+
+
+def _operands(node: Node) -> Iterator[object]:
+    """The values that `node` reads; of operators that take a shape from a second tensor, only the first."""
+    args = arguments(node)
+    names = ("self",) if facts_of(node).movement is not None else ("self", "other", "mat2")
+    yield from (args[name] for name in names if name in args)
+    yield from args.get("tensors", ())

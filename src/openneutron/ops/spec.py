@@ -10,13 +10,14 @@ from torch.fx import Node
 
 from openneutron.core.fx import op_name
 from openneutron.ir.graph import QParams, Tensor
+from openneutron.ops.facts import UNKNOWN, Facts
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
 from openneutron.targets import Generation
 
 __all__ = [
-    "Constraint", "Homogeneous", "OpSpec", "OutputRule", "PaddedDimensions", "constraint", "legacy_constraint",
-    "no_macs",
+    "Constraint", "HandledOperator", "Homogeneous", "OpSpec", "OutputRule", "PaddedDimensions", "constraint",
+    "legacy_constraint", "no_macs",
 ]  # fmt: skip
 
 # How a limit calls the number of channels that a pipeline takes at once.
@@ -87,6 +88,8 @@ class OpSpec:
     """Emits the IR of one occurrence and returns its output, in torch's dimension order."""
     becomes: str
     """The TFLite operators it becomes, for the docs."""
+    scalar_targets: tuple[str, ...] = ()
+    """ATen operators of the same function that take a number as second operand; a pass gives them a constant."""
     edge_targets: tuple[str, ...] = ()
     """Names of the same operator in the edge dialect; the first one is shown in the placement."""
     symmetric: tuple[str, ...] = ()
@@ -118,6 +121,8 @@ class OpSpec:
     """Whether its output has no values but those of its inputs; None for yes where it is not worth a partition."""
     homogeneous: Homogeneous | Callable[[Site], Homogeneous | None] | None = None
     """How its inputs may be scaled, several ones alike; None for not at all. Not for what only moves values."""
+    facts: Facts = field(default=UNKNOWN, compare=False)
+    """What passes may know of it."""
     tolerance: int = 1
     """Largest difference to the converted module, in LSBs of the output."""
     notes: str = field(default="", compare=False)
@@ -154,3 +159,17 @@ class OpSpec:
     def edge_name(self, node: Node) -> str:
         """The operator's name in the edge dialect."""
         return self.edge_targets[0] if self.edge_targets else op_name(node)
+
+
+@dataclass(frozen=True)
+class HandledOperator:
+    """An operator that no lowering meets: a pass replaces or removes it, or the CPU computes it.
+
+    It is declared for the name and the facts by which passes know it.
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    """ATen operators ("aten.erf.default")."""
+    facts: Facts = field(default=UNKNOWN, compare=False)
+    """What passes may know of it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,16 +10,13 @@ from torch.fx import Node
 
 from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.facts import Facts, Movement
 from openneutron.ops.site import Site
+from openneutron.ops.writing import reshape
 
 __all__ = ["DECOMPOSED"]
 
 aten = torch.ops.aten
-
-
-def _reshaped(rewriting: Rewriting, node: Node, shape: Sequence[int]) -> Node:
-    """`node` in another shape; itself where it has that."""
-    return node if shape_of(node) == tuple(shape) else rewriting.call(aten.reshape.default, node, list(shape))
 
 
 def _part(rewriting: Rewriting, node: Node, dim: int, first: int, count: int) -> Node:
@@ -63,8 +60,8 @@ def _stack(rewriting: Rewriting) -> Node:
     inputs, shape = rewriting.args["tensors"], rewriting.shape
     dim = int(rewriting.args["dim"]) % len(shape)
     if dim == len(shape) - 1:
-        inputs = [_reshaped(rewriting, node, (*shape_of(node), 1)) for node in inputs]
-    return _reshaped(rewriting, rewriting.call(aten.cat.default, inputs, dim), shape)
+        inputs = [reshape(rewriting, node, (*shape_of(node), 1)) for node in inputs]
+    return reshape(rewriting, rewriting.call(aten.cat.default, inputs, dim), shape)
 
 
 def _column(value: torch.Tensor) -> torch.Tensor:
@@ -83,7 +80,7 @@ _PILES: dict[str, tuple[Callable[..., Any], int]] = {
 
 def _pile(rewriting: Rewriting) -> Node:
     shaped, dim = _PILES[op_name(rewriting.site.node)]
-    inputs = [_reshaped(rewriting, node, shaped(node.meta["val"]).shape) for node in rewriting.args["tensors"]]
+    inputs = [reshape(rewriting, node, shaped(node.meta["val"]).shape) for node in rewriting.args["tensors"]]
     return rewriting.call(aten.cat.default, inputs, min(dim, len(rewriting.shape) - 1))
 
 
@@ -191,6 +188,7 @@ DECOMPOSED = (
         name="stack",
         targets=("aten.stack.default",),
         rewrite=_stack,
+        facts=Facts(movement=Movement.JOIN, computes_masks=True),
         becomes="cat and reshape",
         approximation=0.0,
     ),
@@ -205,6 +203,7 @@ DECOMPOSED = (
         name="expand_as, view_as",
         targets=("aten.expand_as.default", "aten.view_as.default", "aten.reshape_as.default"),
         rewrite=_like,
+        facts=Facts(movement=Movement.EXPAND),
         becomes="expand or reshape",
         approximation=0.0,
     ),

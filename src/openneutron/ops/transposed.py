@@ -7,25 +7,34 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
-from openneutron.ir.graph import Array, Kind, QParams, Tensor
+from openneutron.ir.graph import Array, QParams, Tensor
+from openneutron.ir.kinds import SLICE, TRANSPOSE_CONV
 from openneutron.ops.convolution import Filters, convolve
+from openneutron.ops.facts import Facts, LayerKind
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.pieces import SLICE
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, PaddedDimensions, constraint, legacy_constraint
-from openneutron.ops.windows import Window, image_shape, spatial, spatial_rank
+from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, Window, image_shape, spatial, spatial_rank
 from openneutron.targets import Generation
 
-__all__ = ["SPECS"]
+__all__ = ["SPECS", "TRANSPOSED_CONVOLUTIONS"]
 
-TRANSPOSE_CONV = Kind("TRANSPOSE_CONV", "TransposeConvOptions", version=3, operands=("output_shape",), operands_at=0)
+aten = torch.ops.aten
+
+TRANSPOSED_CONVOLUTIONS = {
+    1: aten.conv_transpose1d.default,
+    2: aten.conv_transpose2d.input,
+    3: aten.conv_transpose3d.input,
+}
+"""The transposed convolution of so many spatial dimensions."""
+
 # With a fused activation.
 ACTIVATED_TRANSPOSE_CONV = replace(TRANSPOSE_CONV, version=4)
 
 MAX_KERNEL = 4096
 MAX_STRIDE = 4096
-MAX_WEIGHTS_OF_ONE_OUTPUT = 65535
 MAX_STRIDE_OF_TRANSPOSE_CONV = 2
 
 
@@ -87,7 +96,7 @@ def is_a_row(site: Site) -> bool:
 
 
 @legacy_constraint
-def has_whole_granules(site: Site) -> bool:
+def has_whole_filters(site: Site) -> bool:
     """Input and output channels are multiples of the MACs of a pipeline."""
     return all(size % site.target.channel_granularity == 0 for size in site.shape_of("weight")[:2])
 
@@ -244,10 +253,11 @@ SPECS = (
         weight_axis=1,
         bias="bias",
         fuses_activation=True,
-        constraints=(has_supported_geometry, fits_accumulation, is_a_row, has_whole_granules),
+        constraints=(has_supported_geometry, fits_accumulation, is_a_row, has_whole_filters),
         pads=_channels,
         lower=lower_transposed_convolution,
         macs=macs,
+        facts=Facts(layer=LayerKind.TRANSPOSED, is_continuous=True),
         becomes=(
             "TRANSPOSE_CONV where groups and dilation are 1 and the stride is at most 2 and at most the kernel, with a "
             "SLICE where its padding is neither VALID nor SAME; else CONV_2D or DEPTHWISE_CONV_2D of all phases, "

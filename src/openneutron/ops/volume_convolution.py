@@ -6,33 +6,27 @@ import math
 from collections.abc import Sequence
 
 from openneutron.ir.graph import Array, Tensor
+from openneutron.ir.kinds import PAD
 from openneutron.ops.convolution import (
     MAX_DILATION,
     MAX_KERNEL,
     MAX_STRIDE,
-    MAX_WEIGHTS_OF_ONE_OUTPUT,
     Filters,
     convolve,
     has_a_batch,
     macs,
 )
+from openneutron.ops.facts import Facts, LayerKind
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.pieces import joined, part
 from openneutron.ops.rearranging import is_of_the_modern_generation
 from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, constraint
-from openneutron.ops.windows import PAD, Window
+from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, Window, of_each_dim
 
 __all__ = ["SPECS"]
 
 RANK = 3
-
-
-def _three(site: Site, name: str) -> tuple[int, ...]:
-    """An argument for depth, height and width."""
-    value = site.args[name]
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * RANK if len(values) == 1 else values
 
 
 def _begin(site: Site) -> tuple[int, ...]:
@@ -41,15 +35,23 @@ def _begin(site: Site) -> tuple[int, ...]:
     if padding == "valid":
         return (0,) * RANK
     if padding == "same":  # torch puts the odd one behind
-        pairs = zip(site.shape_of("weight")[2:], _three(site, "dilation"), strict=True)
+        pairs = zip(site.shape_of("weight")[2:], of_each_dim(site.args["dilation"], RANK), strict=True)
         return tuple(dilation * (kernel - 1) // 2 for kernel, dilation in pairs)
-    return _three(site, "padding")
+    return of_each_dim(site.args["padding"], RANK)
 
 
 def _windows(site: Site) -> tuple[Window, Window, Window]:
     """Along depth, height and width."""
     sizes, outputs, kernel = site.shape_of("input")[-RANK:], site.shape[-RANK:], site.shape_of("weight")[-RANK:]
-    axes = zip(sizes, outputs, kernel, _three(site, "stride"), _three(site, "dilation"), _begin(site), strict=True)
+    axes = zip(
+        sizes,
+        outputs,
+        kernel,
+        of_each_dim(site.args["stride"], RANK),
+        of_each_dim(site.args["dilation"], RANK),
+        _begin(site),
+        strict=True,
+    )
     depth, vertical, horizontal = (Window(*axis) for axis in axes)
     return depth, vertical, horizontal
 
@@ -61,8 +63,8 @@ def has_supported_volume_geometry(site: Site) -> bool:
     """
     return (
         max(site.shape_of("weight")[2:]) <= MAX_KERNEL
-        and max(_three(site, "stride")) <= MAX_STRIDE
-        and max(_three(site, "dilation")) <= MAX_DILATION
+        and max(of_each_dim(site.args["stride"], RANK)) <= MAX_STRIDE
+        and max(of_each_dim(site.args["dilation"], RANK)) <= MAX_DILATION
     )
 
 
@@ -165,6 +167,7 @@ SPECS = (
         ),
         lower=lower_volume_convolution,
         macs=macs,
+        facts=Facts(layer=LayerKind.CONVOLUTION, is_continuous=True),
         becomes="CONV_2D or DEPTHWISE_CONV_2D, over depth for a kernel of (k, 1, 1), else over height and width: SLICE "
         "and CONCATENATION put all frames that a kernel reads behind each other as channels",
         notes="ExecuTorch has no kernel for it on the CPU.",

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch.fx import Node
 
 from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.facts import Facts, LayerKind
+from openneutron.ops.windows import of_each_dim
 
 __all__ = ["DECOMPOSED"]
 
 aten = torch.ops.aten
 
 RANK = 3
-
-
-def _three(value: int | Sequence[int]) -> tuple[int, ...]:
-    """An argument for depth, height and width."""
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * RANK if len(values) == 1 else values
 
 
 def _padded(rewriting: Rewriting, value: Node, dim: int, before: int, behind: int) -> Node:
@@ -42,7 +36,7 @@ def _transposed_convolution(rewriting: Rewriting) -> Node:
     if len(shape_of(source)) == RANK + 1:
         source = rewriting.call(aten.unsqueeze.default, source, 0)
     (stride, *strides), (dilation, *dilations), (padding, *paddings), (more, *mores) = (
-        _three(args[name]) for name in ("stride", "dilation", "padding", "output_padding")
+        of_each_dim(args[name], RANK) for name in ("stride", "dilation", "padding", "output_padding")
     )
     batch, channels, length, *image = shape_of(source)
     extent = (shape_of(weight)[2] - 1) * dilation + 1
@@ -100,6 +94,7 @@ DECOMPOSED = (
         name="transposed convolution of volumes",
         targets=("aten.conv_transpose3d.input",),
         rewrite=_transposed_convolution,
+        facts=Facts(layer=LayerKind.TRANSPOSED, is_continuous=True),
         becomes="conv_transpose2d of frames, with the frames that meet in one, and those that come of one, as channels",
         notes="An activation behind it is not fused.",
     ),

@@ -11,8 +11,10 @@ from torch.fx import Node
 
 from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.facts import Facts, if_first
 from openneutron.ops.reductions import nobody_reads_its_indices
 from openneutron.ops.site import Site
+from openneutron.ops.windows import of_each_dim
 from openneutron.ops.writing import mean, mul
 
 __all__ = ["DECOMPOSED"]
@@ -23,12 +25,6 @@ RANK = 3
 
 # A function from images to images, [N, C, H, W].
 _OnImages = Callable[[Node], Node]
-
-
-def _three(value: object) -> tuple[float, ...]:
-    """An argument for depth, height and width."""
-    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    return values * RANK if len(values) == 1 else values
 
 
 def _by_frames_and_depth(rewriting: Rewriting, frames: _OnImages | None, depth: _OnImages | None) -> Node:
@@ -58,8 +54,8 @@ def _on_frames(rewriting: Rewriting, value: Node, frames: _OnImages) -> Node:
 def _pooled(rewriting: Rewriting, target: torch._ops.OpOverload, *names: str, **options: object) -> Node:
     """A pool over frames and one over depth; `names` are the arguments that each dimension has a number of."""
     args = rewriting.args
-    kernel, stride = _three(args["kernel_size"]), _three(args["stride"] or args["kernel_size"])
-    numbers = [kernel, stride, *(_three(args[name]) for name in names)]
+    kernel, stride = of_each_dim(args["kernel_size"], RANK), of_each_dim(args["stride"] or args["kernel_size"], RANK)
+    numbers = [kernel, stride, *(of_each_dim(args[name], RANK) for name in names)]
 
     def pool(*axes: int | None) -> _OnImages | None:
         chosen = [
@@ -94,7 +90,7 @@ def _average_pool(rewriting: Rewriting) -> Node:
         ceil_mode=args["ceil_mode"],
         count_include_pad=args["count_include_pad"] or override is not None,
     )
-    factor = 1.0 if override is None else math.prod(_three(args["kernel_size"])) / override
+    factor = 1.0 if override is None else math.prod(of_each_dim(args["kernel_size"], RANK)) / override
     return pooled if factor == 1 else mul(rewriting, pooled, factor)
 
 
@@ -181,6 +177,7 @@ DECOMPOSED = (
         name="max_pool of volumes",
         targets=("aten.max_pool3d.default",),
         rewrite=_max_pool,
+        facts=Facts(sign=if_first),
         becomes=f"max_pool2d {BY_FRAMES}",
     ),
     Decomposition(
@@ -194,6 +191,7 @@ DECOMPOSED = (
         name="avg_pool of volumes",
         targets=("aten.avg_pool3d.default",),
         rewrite=_average_pool,
+        facts=Facts(sign=if_first),
         becomes=f"avg_pool2d {BY_FRAMES}; mul for divisor_override",
         tolerance=2,
         notes="Each of the two averages may round a half the other way; see avg_pool.",

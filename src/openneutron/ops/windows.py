@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from torch.fx import Node
+
 from openneutron.core.fx import op_name
-from openneutron.ir.graph import Kind, Layout, Tensor
+from openneutron.ir.graph import Tensor
+from openneutron.ir.kinds import PAD, PADV2
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.site import Site
+from openneutron.ops.spec import legacy_constraint
 
-__all__ = ["PAD", "PADV2", "Window", "image_shape", "pad_behind", "pad_spatial", "spatial", "spatial_rank"]
+__all__ = [
+    "MAX_WEIGHTS_OF_ONE_OUTPUT", "Window", "has_whole_granules", "image_shape", "of_each_dim", "pad_behind",
+    "pad_spatial", "spatial", "spatial_dims", "spatial_rank",
+]  # fmt: skip
 
-PAD = Kind("PAD", "PadOptions", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
-PADV2 = Kind("PADV2", "PadV2Options", Layout.AXES, operands=("paddings",), dimensions=("paddings",))
+
+MAX_WEIGHTS_OF_ONE_OUTPUT = 65535
+"""Products that the NPU adds up for one output value."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,17 @@ class Window:
         return self.begin == self.end == 0
 
 
+def of_each_dim(argument: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """An argument of a convolution or pool for each of `dims` spatial dimensions; one number stands for all of them."""
+    values = (argument,) if isinstance(argument, int) else tuple(argument)
+    return values * dims if len(values) == 1 else values
+
+
+def spatial_dims(node: Node) -> int | None:
+    """The spatial dimensions that an operator has by its name: 1, 2 or 3; None for any other operator."""
+    return next((dims for dims in (1, 2, 3) if f"{dims}d" in op_name(node)), None)
+
+
 def spatial_rank(site: Site) -> int:
     """The spatial dimensions that an operator has by its name: 1 or 2."""
     return 1 if "1d" in op_name(site.node) else 2
@@ -73,9 +92,7 @@ def spatial_rank(site: Site) -> int:
 
 def spatial(site: Site, name: str, unit: int) -> tuple[int, int]:
     """A parameter for height and width; `unit` is that of the height of one dimension."""
-    value, rank = site.args[name], spatial_rank(site)
-    values = (value,) if isinstance(value, int) else tuple(value)
-    height, width = (unit, *(values * rank if len(values) == 1 else values))[-2:]
+    height, width = (unit, *of_each_dim(site.args[name], spatial_rank(site)))[-2:]
     return int(height), int(width)
 
 
@@ -84,6 +101,12 @@ def image_shape(site: Site, shape: Sequence[int]) -> tuple[int, ...]:
     rank = spatial_rank(site)
     *batch, channels = shape[:-rank]
     return (*(batch or [1]), channels, *(1, *shape[-rank:])[-2:])
+
+
+@legacy_constraint
+def has_whole_granules(site: Site) -> bool:
+    """The channels are a multiple of the MACs of a pipeline."""
+    return image_shape(site, site.shape_of("self"))[1] % site.target.channel_granularity == 0
 
 
 def pad_spatial(

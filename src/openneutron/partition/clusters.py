@@ -26,7 +26,8 @@ from openneutron.core.fx import (
 from openneutron.errors import OptionError
 from openneutron.ir.graph import Array, Op, QParams, Tensor
 from openneutron.ir.scales import may_be_out_of_reach, scale_fault
-from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS, OpSpec
+from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS, OpSpec, is_op
+from openneutron.ops.fusion import activation_after, activation_name
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.padding import Padded, pad_to_granules
 from openneutron.ops.site import Site
@@ -81,7 +82,7 @@ class Cluster:
 
     def lower(self, operands: dict[Node, Tensor], ops: list[Op]) -> Tensor:
         """Append the operators it becomes to `ops`; returns its output in torch's dimension order."""
-        activation = "NONE" if self.activation is None else _fused_name(self.activation)
+        activation = "NONE" if self.activation is None else activation_name(self.activation) or "NONE"
         lowering = Lowering(self.site, operands, qparams_of(self.quantize), activation, ops)
         return self.spec.lower(lowering) if self.padded is None else self.padded.lower(lowering)
 
@@ -215,7 +216,7 @@ class _Search:
         """The cluster around `node`, or the reason why there is none."""
         if writes_memory(node):
             return self._write(node)
-        if op_name(node) == "aten.clone.default" and self.constants.is_state(node.args[0]):
+        if is_op(node, "copy") and self.constants.is_state(node.args[0]):
             name = self.constants.name_of(node.args[0])
             return f"The value of the buffer '{name}' is copied, as it is needed after the next value is stored."
         if key := left_in_float(node):
@@ -274,11 +275,11 @@ class _Search:
         """The activation, if one is fused, and the quantize node behind."""
         if spec.name == "requantize":
             return None, node
-        activation, last = None, node
+        activation: Node | None = None
         users = list(node.users)
-        if spec.fuses_activation and len(users) == 1 and _fused_name(users[0]) in self.target.fused_activations:
-            activation = last = users[0]
-            users = list(last.users)
+        if spec.fuses_activation and (found := activation_after(node, self.target)) is not None:
+            activation = found
+            users = list(activation.users)
         if len(users) != 1 or not is_quantize(users[0]) or not is_int8(users[0]):
             if reason := self._unquantizable(node) or self._stays_apart(node):
                 return reason
@@ -443,11 +444,6 @@ def _check_names(names: frozenset[str], program: ExportedProgram) -> None:
         raise OptionError(
             f"operators_not_to_delegate names '{name}', which is no operator and no node of this program.{hint}"
         )
-
-
-def _fused_name(node: Node) -> str:
-    spec = OPERATORS.get(op_name(node))
-    return (spec.activation(node) if spec and spec.activation else None) or "NONE"
 
 
 def is_int8(node: Node) -> bool:

@@ -16,9 +16,10 @@ from openneutron.formats.payload import Payload, PayloadHeader
 from openneutron.formats.tflite.trial import fails_in_a_process
 from openneutron.ir.build import Stage, build, driver_of, is_channels_last, optimize, run_stage
 from openneutron.ir.graph import Graph, Op, QParams
+from openneutron.ir.kinds import TRANSPOSE
 from openneutron.ir.rewrites import hoisted_ends
 from openneutron.ir.scales import is_doubtful
-from openneutron.ir.views import TRANSPOSE, swapped_blocks
+from openneutron.ir.views import swapped_blocks
 from openneutron.ops.shapes import is_legacy_swap
 from openneutron.partition.clusters import Constants, qparams_of
 from openneutron.partition.levels import Partition

@@ -62,8 +62,8 @@ def check_quantize_is_an_operator(graph: Graph) -> None:
 def _is_written_out_quantize(node: Node) -> bool:
     """Whether `node` is the last of round, conversion to int32, add, clamp, and conversion to int8."""
     found: object = node
-    for name in ("aten.to.dtype", "aten.clamp", "aten.add.Tensor", "aten.to.dtype", "aten.round"):
-        if not isinstance(found, Node) or not str(found.target).startswith(name):  # torchao names no overloads here
+    for packet in ("to", "clamp", "add", "to", "round"):  # torchao names no overloads here
+        if not isinstance(found, Node) or str(found.target).split(".")[:2] != ["aten", packet]:
             return False
         found = next(iter(found.all_input_nodes), None)
     return arguments(node)["dtype"] in (torch.int8, torch.uint8)

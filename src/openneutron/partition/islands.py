@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.fx import is_dequantize, is_operator, is_quantize, iterate_nodes, op_name, output_node
-from openneutron.ops import OPERATORS
+from openneutron.ops import OPERATORS, is_op
 from openneutron.ops.site import Site
 from openneutron.partition.clusters import Cluster, Constants, is_int8
 from openneutron.partition.programs import with_graph
@@ -86,7 +86,7 @@ def bridge_islands(program: ExportedProgram, options: CompileOptions) -> Bridged
 
 
 def _is_check(node: Node) -> bool:
-    return op_name(node) == "aten._assert_tensor_metadata.default"
+    return is_op(node, "assertion")
 
 
 def _quantizes(reader: Node, qargs: QArgs) -> bool:

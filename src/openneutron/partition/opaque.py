@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 
 from openneutron.core.fx import is_dequantize, is_quantize, note, noted, output_node
+from openneutron.ops.writing import clone
 from openneutron.partition.levels import Partition
 from openneutron.partition.orders import Orders, is_nhwc, nchw_strides
 from openneutron.partition.programs import with_graph
@@ -239,7 +240,7 @@ class _Emission:
         """A copy of `node` in another order, one for all who read it so."""
         key = (node, memory_format)
         if key not in self.converted:
-            copy = self.graph.call_function(torch.ops.aten.clone.default, (node,), {"memory_format": memory_format})
+            copy = clone(self.graph, node, memory_format=memory_format)
             copy.meta = {**node.meta, "val": torch.empty_like(node.meta["val"], memory_format=memory_format)}
             self.converted[key] = copy
         return self.converted[key]

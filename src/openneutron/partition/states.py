@@ -8,15 +8,15 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
-from openneutron.core.fx import is_dequantize, is_quantize, is_state, op_name, output_node
+from openneutron.core.fx import is_dequantize, is_quantize, is_state, output_node
 from openneutron.model.state import next_value, states_of, store_of, write_of
+from openneutron.ops import is_op
+from openneutron.ops.writing import clone
 from openneutron.partition.clusters import Constants, is_int8
 from openneutron.partition.programs import with_graph
 from openneutron.passes.functionalize import may_alias, writes_memory
 
 __all__ = ["states_in_int8"]
-
-aten = torch.ops.aten
 
 
 def states_in_int8(program: ExportedProgram) -> ExportedProgram:
@@ -75,7 +75,7 @@ def _in_order(program: ExportedProgram) -> ExportedProgram:
 
 
 def _is_last(write: Node, store: object, position: dict[Node, int]) -> bool:
-    if op_name(write) != "aten.copy_.default" or not isinstance(store, Node) or store.op != "placeholder":
+    if not is_op(write, "copy_") or not isinstance(store, Node) or store.op != "placeholder":
         return False
     others = [user for user in store.users if user is not write]
     return all(position[user] < position[write] and not may_alias(user) for user in others)
@@ -119,7 +119,7 @@ def _copy_what_lies_in(graph: Graph, stores: set[Node]) -> None:
             return value
         if value not in copied:
             with graph.inserting_before(first_write):
-                copied[value] = graph.call_function(aten.clone.default, (value,))
+                copied[value] = clone(graph, value)
             copied[value].meta = {key: item for key, item in value.meta.items() if key != "custom"}
         return copied[value]
 
@@ -132,4 +132,4 @@ def _copy_what_lies_in(graph: Graph, stores: set[Node]) -> None:
 
 def _is_write_to(node: Node, stores: set[Node]) -> bool:
     """Whether `node` stores the next value of one of `stores`."""
-    return op_name(node) == "aten.copy_.default" and node.args[0] in stores
+    return is_op(node, "copy_") and node.args[0] in stores

@@ -7,20 +7,16 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
-from openneutron.core.fx import UNBATCHED, arguments, iterate_nodes, note, op_name, set_argument, shape_of
-from openneutron.passes.write_back import Spot
+from openneutron.core.fx import UNBATCHED, arguments, iterate_nodes, note, set_argument, shape_of
+from openneutron.ops.declared import facts_of, is_op, layer_kind
+from openneutron.ops.facts import LayerKind
+from openneutron.ops.windows import spatial_dims
+from openneutron.ops.writing import Spot, squeeze, unsqueeze
 
 __all__ = ["batch_layers"]
 
-aten = torch.ops.aten
-_LINEAR = "aten.linear.default"
-# Operators with an argument 'dim' whose dimensions have the numbers of their input's.
-_WITH_DIM = {"aten.cat.default", "aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default", "aten.amin.default"}
-# Elementwise operators without torch's tag of such.
-_UNTAGGED = {"aten.hardswish.default", "aten.dropout.default"}
-_POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
-# By the end of a pool's name, the rank of its input without a batch dimension.
-_RANKS = {"1d": 2, "2d": 3, "3d": 4}
+_POOLS = tuple(f"{pool}{dims}" for pool in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
+               for dims in ("", " of volumes"))  # fmt: skip
 
 
 def batch_layers(module: GraphModule, stays: Callable[[Node], bool] = lambda _: False) -> bool:
@@ -41,9 +37,9 @@ def batch_layers(module: GraphModule, stays: Callable[[Node], bool] = lambda _: 
             batched.add(node)
     for value in batched.with_dimension:
         note(value, UNBATCHED, True)
-    for squeeze in reversed(batched.squeezes):
-        if not squeeze.users:
-            module.graph.erase_node(squeeze)
+    for squeezed in reversed(batched.squeezes):
+        if not squeezed.users:
+            module.graph.erase_node(squeezed)
     if batched.squeezes:
         module.recompile()
     return bool(batched.squeezes)
@@ -58,17 +54,18 @@ class _Batched:
 
     def reaches(self, node: Node) -> bool:
         """Whether rule 2 holds for `node`."""
-        read, name = list(_tensors(node)), op_name(node)
+        read = list(_tensors(node))
         if not all(map(_is_float, [node, *read])):
             return False
         rank = max((len(shape_of(operand)) for operand in read), default=0)
         if not any(operand in self.with_dimension and len(shape_of(operand)) == rank for operand in read):
             return False
-        if name in _WITH_DIM:
+        if _has_dim(node):
             varying = all(operand.op != "get_attr" and len(shape_of(operand)) == rank for operand in read)
             return varying and arguments(node)["dim"] not in (None, [])
-        if name.removeprefix("aten.").startswith(_POOLS):
-            return _RANKS.get(name.split(".")[1][-2:]) == rank
+        if is_op(node, *_POOLS):
+            dims = spatial_dims(node)
+            return dims is not None and rank == dims + 1
         return _is_elementwise(node)
 
     def add(self, node: Node) -> None:
@@ -77,18 +74,18 @@ class _Batched:
         for value in dict.fromkeys(_tensors(node)):
             if not broadcasts or (value.op != "get_attr" and len(shape_of(value)) == len(shape_of(node))):
                 self._read_batched(node, value)
-        if op_name(node) in _WITH_DIM:
+        if _has_dim(node):
             set_argument(node, "dim", _moved_by_one(arguments(node)["dim"]))
         node.meta["val"] = node.meta["val"].unsqueeze(0)
         users = set(node.users)
-        squeeze = Spot(node.next, node).call(aten.squeeze.dim, node, 0)
-        node.replace_all_uses_with(squeeze, delete_user_cb=users.__contains__)
-        self.with_dimension[squeeze] = node
-        self.squeezes.append(squeeze)
+        squeezed = squeeze(Spot(node.next, node), node, 0)
+        node.replace_all_uses_with(squeezed, delete_user_cb=users.__contains__)
+        self.with_dimension[squeezed] = node
+        self.squeezes.append(squeezed)
 
     def _read_batched(self, node: Node, value: Node) -> None:
         if value not in self.with_dimension:
-            self.with_dimension[value] = Spot(node, node).call(aten.unsqueeze.default, value, 0)
+            self.with_dimension[value] = unsqueeze(Spot(node, node), value, 0)
         batched = self.with_dimension[value]
         node.args = map_arg(node.args, lambda read: batched if read is value else read)
         node.kwargs = map_arg(node.kwargs, lambda read: batched if read is value else read)
@@ -96,7 +93,7 @@ class _Batched:
 
 def _tensors(node: Node) -> Iterator[Node]:
     """The tensors that `node` reads; of a layer, what it multiplies."""
-    if op_name(node).startswith("aten.conv") or op_name(node) == _LINEAR:
+    if layer_kind(node) is not None:
         return iterate_nodes(arguments(node)["input"])
     return iterate_nodes([*node.args, *node.kwargs.values()])
 
@@ -107,9 +104,14 @@ def _is_float(node: Node) -> bool:
 
 
 def _is_elementwise(node: Node) -> bool:
-    if op_name(node) in _UNTAGGED:
+    if facts_of(node).is_elementwise:
         return True
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+
+
+def _has_dim(node: Node) -> bool:
+    """Whether an argument of `node` names dimensions, which have the numbers of its input's."""
+    return is_op(node, "cat", "mean", "sum", "amax", "amin") and "dim" in arguments(node)
 
 
 def _moved_by_one(dim: int | list[int]) -> int | list[int]:
@@ -120,12 +122,12 @@ def _moved_by_one(dim: int | list[int]) -> int | list[int]:
 
 
 def _lacks_batch(node: Node) -> bool:
-    if not op_name(node).startswith("aten.conv") and op_name(node) != _LINEAR:
+    kind = layer_kind(node)
+    if kind is None:
         return False
     args = arguments(node)
     read, weight = args.get("input"), args.get("weight")
     if not isinstance(read, Node) or not isinstance(weight, Node):
         return False
-    return len(shape_of(weight)) >= 2 and len(shape_of(read)) == (
-        1 if op_name(node) == _LINEAR else len(shape_of(weight)) - 1
-    )
+    rank = 1 if kind is LayerKind.LINEAR else len(shape_of(weight)) - 1
+    return len(shape_of(weight)) >= 2 and len(shape_of(read)) == rank

@@ -14,19 +14,13 @@ from openneutron.core.constants import attribute
 from openneutron.core.fx import arguments, draws_random_numbers, op_name, output_node, source_of
 from openneutron.errors import ModelError
 from openneutron.model.state import is_state_write
+from openneutron.ops.declared import facts_of, is_op
 from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.passes.remove_batch_counts import counts_batches
-from openneutron.passes.remove_identities import DROPOUTS
 from openneutron.passes.write_back import can_be_written_back
 
 __all__ = ["check_batch_norm", "check_is_static_eval", "check_outputs", "check_writes_nothing", "parameters_stay"]
 
-_TRAINING_ARGUMENT = {
-    **dict.fromkeys(DROPOUTS, "train"),
-    "aten.dropout_.default": "train",
-    "aten.batch_norm.default": "training",
-    "aten.rrelu.default": "training",
-}
 _EVAL = (
     "Call model.eval() before torch.export.export. To train it quantized, give NeutronQuantizer(is_qat=True) to "
     "prepare_qat_pt2e."
@@ -110,7 +104,7 @@ def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
 
 def _selects_by_truths(node: Node) -> bool:
     """Whether the operator selects the values at which a tensor of truth values is true."""
-    if op_name(node) not in ("aten.index.Tensor", "aten.masked_select.default"):
+    if not is_op(node, "selection by truth values"):
         return False
     masks = node.all_input_nodes[1:] or node.all_input_nodes
     return any(mask.meta["val"].dtype in (torch.bool, torch.uint8) for mask in masks)
@@ -119,10 +113,9 @@ def _selects_by_truths(node: Node) -> bool:
 def _check_eval(node: Node) -> None:
     name = op_name(node)
     where = {"node": node.name, "op": name, "source": source_of(node)}
-    if name in _TRAINING_ARGUMENT and arguments(node)[_TRAINING_ARGUMENT[name]]:
-        is_of_function = name != "aten.batch_norm.default"
+    if facts_of(node).is_in_train_mode(node):
         hint = " A function that is called with training=True is so in eval mode too: give training=self.training."
-        raise ModelError(f"The model is in train mode. {_EVAL}{hint if is_of_function else ''}", **where)
+        raise ModelError(f"The model is in train mode. {_EVAL}{'' if is_op(node, 'batch_norm') else hint}", **where)
     if draws_random_numbers(node) and (node.users or writes_memory(node)):
         raise ModelError(
             "This operator draws random numbers, other ones in each call, so calibration and the device would not see "
@@ -136,7 +129,7 @@ def _check_eval(node: Node) -> None:
 
 def check_batch_norm(node: Node) -> None:
     """Raise `ModelError` for a batch norm without running statistics; any other node passes."""
-    if op_name(node) == "aten.batch_norm.default" and arguments(node)["running_mean"] is None:
+    if is_op(node, "batch_norm") and arguments(node)["running_mean"] is None:
         raise ModelError(
             "This batch norm has no running statistics (track_running_stats=False): it normalizes by whatever batch it "
             "is given, and cannot be folded. Train it with track_running_stats=True.",

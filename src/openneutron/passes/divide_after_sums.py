@@ -10,18 +10,15 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_of
-from openneutron.core.fx import arguments, op_name, shape_of
+from openneutron.core.fx import arguments, shape_of
 from openneutron.ops.attention import WIDE_SOFTMAX, note_difference_of_scores
+from openneutron.ops.declared import is_op, is_view
 from openneutron.ops.decomposition import Rewriting
-from openneutron.ops.masks import SOFTMAX, VIEWS
 from openneutron.ops.site import Site
+from openneutron.ops.writing import amax, exp, linear, mul, reshape, rsqrt, sub, sum_
 from openneutron.targets import NeutronTarget
 
 __all__ = ["divide_after_sums"]
-
-aten = torch.ops.aten
-
-_SUMS = {"aten.sum.dim_IntList"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def divide_after_sums(
     """
     changed = False
     for node in list(module.graph.nodes):
-        if op_name(node) not in SOFTMAX or stays(node) or not _is_wide(node):
+        if not is_op(node, "softmax") or stays(node) or not _is_wide(node):
             continue
         sums = list(_weighted_sums(module, node, len(shape_of(node)) - 1))
         if sums and None not in sums and not any(stays(found.node) for found in sums if found is not None):
@@ -76,8 +73,7 @@ def _weighted_sums(module: GraphModule, value: Node, leading: int) -> Iterator[_
     """
     shape = shape_of(value)
     for reader in value.users:
-        name = op_name(reader)
-        if name in VIEWS:
+        if is_view(reader):
             viewed = _leading_of(shape_of(reader), math.prod(shape[leading:]))
             if viewed is None or shape_of(reader)[viewed:] == ():
                 yield None
@@ -85,9 +81,9 @@ def _weighted_sums(module: GraphModule, value: Node, leading: int) -> Iterator[_
                 yield from _weighted_sums(module, reader, viewed)
         elif _multiplies_matrices(reader, value):
             yield _WeightedSum(reader, (*shape[:-1], 1), value) if leading == len(shape) - 1 else None
-        elif name == "aten.mul.Tensor" and len(reader.users) == 1 and shape_of(reader) == shape:
+        elif is_op(reader, "mul") and len(reader.users) == 1 and shape_of(reader) == shape:
             yield _sum_of_product(module, value, reader, leading)
-        elif name in _SUMS:
+        elif _sums_dims(reader):
             yield _sum(reader, value, leading)
         else:
             yield None
@@ -95,10 +91,9 @@ def _weighted_sums(module: GraphModule, value: Node, leading: int) -> Iterator[_
 
 def _multiplies_matrices(reader: Node, value: Node) -> bool:
     """Whether `reader` multiplies `value`, on the left, by something else, and adds nothing."""
-    if op_name(reader) == "aten.linear.default" and arguments(reader)["bias"] is not None:
+    if is_op(reader, "linear") and arguments(reader)["bias"] is not None:
         return False
-    is_product = op_name(reader) in ("aten.bmm.default", "aten.linear.default")
-    return is_product and reader.args[0] is value and reader.args[1] is not value
+    return is_op(reader, "bmm", "linear") and reader.args[0] is value and reader.args[1] is not value
 
 
 def _leading_of(shape: tuple[int, ...], last: int) -> int | None:
@@ -108,6 +103,11 @@ def _leading_of(shape: tuple[int, ...], last: int) -> int | None:
         count -= 1
         size *= shape[count]
     return count if size == last else None
+
+
+def _sums_dims(node: Node) -> bool:
+    """Whether `node` is a sum over given dimensions."""
+    return is_op(node, "sum") and "dim" in arguments(node)
 
 
 def _sum(reader: Node, value: Node, leading: int) -> _WeightedSum | None:
@@ -123,7 +123,7 @@ def _sum(reader: Node, value: Node, leading: int) -> _WeightedSum | None:
 def _sum_of_product(module: GraphModule, value: Node, product: Node, leading: int) -> _WeightedSum | None:
     others = [operand for operand in product.all_input_nodes if operand is not value]
     (reader,) = product.users
-    if len(others) != 1 or op_name(reader) not in _SUMS:
+    if len(others) != 1 or not _sums_dims(reader):
         return None
     found = _sum(reader, product, leading)
     if found is None:
@@ -137,12 +137,12 @@ def _sum_of_product(module: GraphModule, value: Node, product: Node, leading: in
 def _divide_after(module: GraphModule, target: NeutronTarget, softmax: Node, sums: list[_WeightedSum]) -> None:
     before = Rewriting(module, Site(softmax, target))
     scores = softmax.args[0]
-    largest = before.call(aten.amax.default, scores, [-1], True)
-    differences = before.call(aten.sub.Tensor, scores, largest)
+    assert isinstance(scores, Node)
+    differences = sub(before, scores, amax(before, scores, [-1]))
     note_difference_of_scores(differences)
-    numerators = before.call(aten.exp.default, differences)
-    root = before.call(aten.rsqrt.default, before.call(aten.sum.dim_IntList, numerators, [-1], True))
-    inverse = before.call(aten.mul.Tensor, root, root)
+    numerators = exp(before, differences)
+    root = rsqrt(before, sum_(before, numerators, [-1]))
+    inverse = mul(before, root, root)
     softmax.replace_all_uses_with(numerators)
     for found in sums:
         values = numerators if found.probabilities is softmax else found.probabilities
@@ -155,13 +155,9 @@ def _divide(rewriting: Rewriting, found: _WeightedSum, inverse: Node, numerators
     node = found.node
     if found.weights is not None:
         weight = rewriting.constant(found.weights[None])
-        summed = rewriting.call(aten.linear.default, numerators, weight)
-        if shape_of(summed) != shape_of(node):
-            summed = rewriting.call(aten.reshape.default, summed, list(shape_of(node)))
+        summed = reshape(rewriting, linear(rewriting, numerators, weight), shape_of(node))
     else:
         summed = rewriting.call(node.target, *node.args, **node.kwargs)  # type: ignore[arg-type]
-    factor = inverse
-    if shape_of(factor) != found.rows:
-        factor = rewriting.call(aten.reshape.default, inverse, list(found.rows))
-    node.replace_all_uses_with(rewriting.call(aten.mul.Tensor, summed, factor))
+    factor = reshape(rewriting, inverse, found.rows)
+    node.replace_all_uses_with(mul(rewriting, summed, factor))
     node.graph.erase_node(node)

@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.constants import constant_of, insert_constant
-from openneutron.core.fx import arguments, set_argument
-from openneutron.passes.remove_dead_channels import limits_of_clamp
+from openneutron.core.fx import arguments
+from openneutron.ops.declared import facts_of
 from openneutron.passes.scalable_channels import PINNED, ScalableLayer, Scaling, scaling_of
 
 __all__ = ["equalize", "note_equalized", "was_equalized"]
@@ -67,11 +66,11 @@ def equalize(
     if not scaling.layers or scaling.count == 1:
         return False
     lowest, highest = _limits(scaling, ranges or {})
-    factors = _factors(module, scaling, ranges or {}, lowest, highest)
+    factors = _factors(scaling, ranges or {}, lowest, highest)
     if bool((factors == 1).all()):
         return False
     for layer in scaling.layers:
-        _rescale(module, layer, factors)
+        _rescale(layer, factors)
     module.graph.eliminate_dead_code()
     module.recompile()
     return True
@@ -106,20 +105,19 @@ def _source(clamp: Node) -> Node:
 
 
 def _end(clamp: Node) -> float:
-    limits = limits_of_clamp(clamp)
+    limits = facts_of(clamp).clamp_range(clamp)
     assert limits is not None
     return limits[1]
 
 
 def _factors(
-    module: GraphModule,
     scaling: Scaling,
     ranges: Mapping[Node, tuple[torch.Tensor, torch.Tensor]],
     lowest: torch.Tensor,
     highest: torch.Tensor,
 ) -> torch.Tensor:
     """[numbers]: what each channel's values are divided by."""
-    weights = [layer.rows(_weight(module, layer)).abs().amax(3).cpu() for layer in scaling.layers]
+    weights = [layer.rows(layer.constants.weight).abs().amax(3).cpu() for layer in scaling.layers]
     activations = [
         torch.maximum(high, -low).clamp(min=0).cpu()
         for low, high in (ranges[layer.node] for layer in scaling.layers if layer.node in ranges)
@@ -179,17 +177,8 @@ class _Mean:
         return self.sum / self.count.clamp(min=1)
 
 
-def _weight(module: GraphModule, layer: ScalableLayer) -> torch.Tensor:
-    weight = constant_of(module, arguments(layer.node)["weight"])
-    assert weight is not None
-    return weight
-
-
-def _rescale(module: GraphModule, layer: ScalableLayer, factors: torch.Tensor) -> None:
-    weight, bias = _weight(module, layer), constant_of(module, arguments(layer.node)["bias"])
+def _rescale(layer: ScalableLayer, factors: torch.Tensor) -> None:
+    weight, bias = layer.constants.weight, layer.constants.bias
     factors = factors.to(weight.device)
-    scaled = {"weight": layer.scaled(weight, factors)}
-    if bias is not None:
-        scaled["bias"] = bias / factors[layer.yields]
-    for role, value in scaled.items():
-        set_argument(layer.node, role, insert_constant(module, layer.node, value, role))
+    scaled_bias = None if bias is None else bias / factors[layer.yields]
+    layer.constants.replace(weight=layer.scaled(weight, factors), bias=scaled_bias)

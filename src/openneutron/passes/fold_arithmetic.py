@@ -10,19 +10,13 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_of, insert_constant
 from openneutron.core.fx import arguments, note_replaced, op_name, shape_of
-from openneutron.passes.fold_batch_norm import (
-    CONVOLUTIONS,
-    TRANSPOSED_CONVOLUTIONS,
-    is_transposed,
-    scale_of_weight,
-)
+from openneutron.ops import OPERATORS
+from openneutron.ops.declared import facts_of, is_op, overload_of
+from openneutron.ops.facts import LayerKind
+from openneutron.ops.writing import become_linear
+from openneutron.passes.fold_batch_norm import is_transposed, scale_of_weight
 
 __all__ = ["fold_arithmetic"]
-
-aten = torch.ops.aten
-
-_CONVOLUTIONS = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS
-_MATRIX_PRODUCTS = {"aten.mm.default", "aten.matmul.default"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +34,7 @@ class _Layer:
     """A convolution, linear or matrix product with constant weights; that of a product has the outputs in front."""
 
     node: Node
+    kind: LayerKind
     inputs: Node
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -74,8 +69,7 @@ def fold_arithmetic(module: GraphModule, stays: Callable[[Node], bool] = lambda 
 
 
 def _arithmetic(module: GraphModule, node: Node) -> _Arithmetic | None:
-    name = op_name(node)
-    if name not in ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor"):
+    if not is_op(node, "add", "sub", "mul"):
         return None
     args = arguments(node)
     left, right = (constant_of(module, args[operand]) for operand in ("self", "other"))
@@ -85,9 +79,9 @@ def _arithmetic(module: GraphModule, node: Node) -> _Arithmetic | None:
     is_float = constant.dtype == torch.float32 and source.meta["val"].dtype == torch.float32
     if not is_float or shape_of(source) != shape_of(node):
         return None
-    if name == "aten.mul.Tensor":
+    if is_op(node, "mul"):
         return _Arithmetic(source, scale=constant)
-    factor = -1 if name == "aten.sub.Tensor" else 1
+    factor = -1 if is_op(node, "sub") else 1
     if right is not None:
         return _Arithmetic(source, shift=factor * args["alpha"] * constant)
     return _Arithmetic(source, sign=factor, shift=constant) if args["alpha"] == 1 else None
@@ -115,27 +109,22 @@ def _is_identity(arithmetic: _Arithmetic) -> bool:
 
 
 def _layer(module: GraphModule, node: Node) -> _Layer | None:
-    name, args = op_name(node), arguments(node)
-    if name in _CONVOLUTIONS or name == "aten.linear.default":
-        inputs, weight, bias = args["input"], args["weight"], args["bias"]
-    elif name in _MATRIX_PRODUCTS:
-        inputs, weight, bias = args["self"], args["mat2" if name == "aten.mm.default" else "other"], None
-    elif name == "aten.addmm.default" and args["alpha"] == 1 and args["beta"] == 1:
-        inputs, weight, bias = args["mat1"], args["mat2"], args["self"]
-    else:
+    kind, spec, args = facts_of(node).layer, OPERATORS.get(op_name(node)), arguments(node)
+    if kind is None or spec is None or spec.weight is None or args.get("alpha", 1) != 1 or args.get("beta", 1) != 1:
         return None
+    inputs, weight, bias = args[spec.inputs[0]], args[spec.weight], args[spec.bias] if spec.bias else None
     matrix, addend = constant_of(module, weight), constant_of(module, bias)
     if matrix is None or matrix.dim() < 2 or (bias is not None and addend is None):
         return None
-    if name in _CONVOLUTIONS:
-        return _Layer(node, inputs, matrix, addend, len(shape_of(node)) - matrix.dim() + 1)
+    if kind.is_convolution:
+        return _Layer(node, kind, inputs, matrix, addend, len(shape_of(node)) - matrix.dim() + 1)
     outputs = shape_of(node)[-1]
     if matrix.dim() != 2 or not isinstance(inputs, Node) or inputs.op == "get_attr":
         return None
-    matrix = matrix if name == "aten.linear.default" else matrix.transpose(0, 1)
+    matrix = matrix if kind is LayerKind.LINEAR else matrix.transpose(0, 1)
     if addend is not None and addend.numel() != outputs:
         return None
-    return _Layer(node, inputs, matrix, None if addend is None else addend.flatten(), len(shape_of(node)) - 1)
+    return _Layer(node, kind, inputs, matrix, None if addend is None else addend.flatten(), len(shape_of(node)) - 1)
 
 
 def _of_channels(constant: torch.Tensor, layer: _Layer) -> torch.Tensor | None:
@@ -167,13 +156,13 @@ def _fold_into_layer(module: GraphModule, node: Node, arithmetic: _Arithmetic, l
     old = layer.node
     constants = [insert_constant(module, old, weight, "weight")]
     constants += [] if bias is None else [insert_constant(module, old, bias, "bias")]
-    if op_name(old) in _CONVOLUTIONS:
+    if layer.kind.is_convolution:
         old.args = (layer.inputs, *constants, *([None] if bias is None else []), *old.args[3:])
         old.kwargs = {name: value for name, value in old.kwargs.items() if name not in ("weight", "bias")}
     else:
-        if old.target is not aten.linear.default:
+        if layer.kind is not LayerKind.LINEAR:
             note_replaced(old, op_name(old))
-        old.target, old.args, old.kwargs = aten.linear.default, (layer.inputs, *constants), {}
+        become_linear(old, layer.inputs, *constants)
     node.replace_all_uses_with(old)
     module.graph.erase_node(node)
     return True
@@ -191,9 +180,9 @@ def _merge(module: GraphModule, node: Node, inner: _Arithmetic, outer: _Arithmet
         return False
     constant = insert_constant(module, node, merged, "merged")
     if inner.sign * outer.sign < 0:
-        node.target, node.args = aten.sub.Tensor, (constant, inner.source)
+        node.target, node.args = overload_of("sub"), (constant, inner.source)
     else:
-        node.target = aten.add.Tensor if inner.scale is None else aten.mul.Tensor
+        node.target = overload_of("add" if inner.scale is None else "mul")
         node.args = (inner.source, constant)
     node.kwargs = {}
     return True

@@ -10,25 +10,17 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_of, insert_constant
-from openneutron.core.fx import arguments, note_replaced, op_name, set_argument, shape_of
+from openneutron.core.fx import arguments, note_replaced, op_name, shape_of
+from openneutron.ops.convolution import CONVOLUTIONS
+from openneutron.ops.declared import is_op, layer_kind
+from openneutron.ops.facts import LayerKind
+from openneutron.ops.layers import constant_layer
+from openneutron.ops.writing import Spot, add, mul, squeeze, unsqueeze
 
 __all__ = [
-    "CONVOLUTIONS", "TRANSPOSED_CONVOLUTIONS", "Affine", "affine", "fold_batch_norm", "insert_convolution",
+    "Affine", "affine", "fold_batch_norm", "insert_convolution",
     "is_attribute", "is_transposed", "scale_of_weight", "takes_batch_norm",
 ]  # fmt: skip
-
-aten = torch.ops.aten
-CONVOLUTIONS = {
-    "aten.conv1d.default",
-    "aten.conv1d.padding",
-    "aten.conv2d.default",
-    "aten.conv2d.padding",
-    "aten.conv3d.default",
-    "aten.conv3d.padding",
-}
-TRANSPOSED_CONVOLUTIONS = {"aten.conv_transpose1d.default", "aten.conv_transpose2d.input"}
-# By the rank of the batch norm's input; an input of rank 2 is given a length of 1.
-_DEPTHWISE = {2: aten.conv1d.default, 3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ def fold_batch_norm(module: GraphModule, *, training: bool = False) -> bool:
     """
     changed = False
     for node in list(module.graph.nodes):
-        if op_name(node) != "aten.batch_norm.default" or arguments(node)["training"]:
+        if not is_op(node, "batch_norm") or arguments(node)["training"]:
             continue
         scale_and_shift = _affine(module, node)
         if scale_and_shift is None:
@@ -98,8 +90,7 @@ def takes_batch_norm(producer: Any, is_constant: Callable[[Node], bool] = is_att
     """Whether a batch norm that reads `producer` can go into its weight and bias."""
     if not isinstance(producer, Node) or len(producer.users) != 1:
         return False
-    name = op_name(producer)
-    if name not in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS and name != "aten.linear.default":
+    if layer_kind(producer) is None:
         return False
     args = arguments(producer)
     if len(shape_of(producer)) != len(shape_of(args["weight"])):
@@ -110,20 +101,23 @@ def takes_batch_norm(producer: Any, is_constant: Callable[[Node], bool] = is_att
 def insert_convolution(module: GraphModule, node: Node) -> bool:
     """Put a depthwise convolution by 1 that changes nothing in front of a batch norm; False for ranks without one."""
     value, rank = node.args[0], len(shape_of(node))
-    if rank not in _DEPTHWISE:
+    dims = max(rank - 2, 1)  # an input of rank 2 is given a length of 1
+    if rank < 2 or dims not in CONVOLUTIONS:
         return False
-    channels, spatial = shape_of(node)[1], [1] * max(rank - 2, 1)
+    channels, spatial = shape_of(node)[1], [1] * dims
     ones = torch.ones(channels, 1, *spatial, device=node.meta["val"].device)
     weight = insert_constant(module, node, ones, "identity")
+    spot = _InPlaceOf(node, node)
+    assert isinstance(value, Node)
     if rank == 2:
-        value = _call(aten.unsqueeze.default, value, 2, before=node, like=node)
-    options = (None, spatial, [0] * len(spatial), spatial, channels)
-    convolution = _call(_DEPTHWISE[rank], value, weight, *options, before=node, like=node)
+        value = unsqueeze(spot, value, 2)
+    options = (None, spatial, [0] * dims, spatial, channels)
+    convolution = spot.call(CONVOLUTIONS[dims], value, weight, *options)
     node.args = (convolution, *node.args[1:])
     if rank == 2:
         node.meta = {**node.meta, "val": convolution.meta["val"]}
         readers = list(node.users)
-        flat = _call(aten.squeeze.dim, node, 2, before=node.next, like=node)
+        flat = squeeze(_InPlaceOf(node.next, node), node, 2)
         for reader in readers:
             reader.replace_input_with(node, flat)
     return True
@@ -131,7 +125,7 @@ def insert_convolution(module: GraphModule, node: Node) -> bool:
 
 def is_transposed(producer: Node) -> bool:
     """Whether `producer` is a transposed convolution, whose weight has its output channels second."""
-    return op_name(producer) in TRANSPOSED_CONVOLUTIONS
+    return layer_kind(producer) is LayerKind.TRANSPOSED
 
 
 def scale_of_weight(scale: torch.Tensor, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
@@ -157,34 +151,31 @@ def _affine(module: GraphModule, node: Node) -> Affine | None:
 
 
 def _fold(module: GraphModule, node: Node, scale_and_shift: Affine, *, training: bool) -> None:
-    producer = node.args[0]
-    assert isinstance(producer, Node)
-    args = arguments(producer)
-    weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
-    assert weight is not None
-    for role, value in zip(("weight", "bias"), scale_and_shift.folded(producer, weight, bias), strict=True):
-        set_argument(producer, role, insert_constant(module, producer, value, role, trainable=training))
-    node.replace_all_uses_with(producer)
+    layer = constant_layer(module, node.args[0])
+    assert layer is not None  # takes_batch_norm holds
+    weight, bias = scale_and_shift.folded(layer.node, layer.weight, layer.bias)
+    layer.replace(weight=weight, bias=bias, trainable=training)
+    node.replace_all_uses_with(layer.node)
     module.graph.erase_node(node)
 
 
 def _as_arithmetic(module: GraphModule, node: Node, scale_and_shift: Affine, *, training: bool) -> None:
     per_channel = (1, -1, *[1] * (len(shape_of(node)) - 2))
     value = node.args[0]
-    for role, operator in (("scale", aten.mul.Tensor), ("shift", aten.add.Tensor)):
+    assert isinstance(value, Node)
+    for role, write in (("scale", mul), ("shift", add)):
         operand = getattr(scale_and_shift, role).reshape(per_channel)
         constant = insert_constant(module, node, operand, role, trainable=training)
-        value = _call(operator, value, constant, before=node, like=node)
-    assert isinstance(value, Node)
+        value = write(_InPlaceOf(node, node), value, constant)
     node.replace_all_uses_with(value)
     module.graph.erase_node(node)
 
 
-def _call(target: torch._ops.OpOverload, *args: Any, before: Node, like: Node) -> Node:
-    """A call of `target` that stands for `like`, and comes from where that does in the user's code."""
-    with before.graph.inserting_before(before):
-        node = before.graph.call_function(target, args)
-    value = target(*(arg.meta["val"] if isinstance(arg, Node) else arg for arg in args))
-    node.meta = {**like.meta, "val": value}
-    note_replaced(node, op_name(like))
-    return node
+class _InPlaceOf(Spot):
+    """Writes calls that stand for `origin`, and notes which operator that is."""
+
+    def call(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:
+        """A call of `target`."""
+        written = super().call(target, *args, **kwargs)
+        note_replaced(written, op_name(self.origin))
+        return written

@@ -7,17 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node, map_arg
+from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import attribute, constant_of, insert_constant
-from openneutron.core.fx import is_pure, op_name, shape_of
+from openneutron.core.fx import evaluated, is_pure, shape_of
+from openneutron.ops.declared import facts_of, is_op
 
 __all__ = ["fold_constants"]
-
-_READ_NO_VALUES = {
-    "aten.zeros_like.default", "aten.ones_like.default", "aten.full_like.default", "aten.new_zeros.default",
-    "aten.new_ones.default", "aten.new_full.default", "aten.fill.Scalar",
-}  # fmt: skip
 
 
 def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
@@ -38,7 +34,7 @@ def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
                 values[node] = value
         elif (read := _foldable(node, values)) is not None:
             with torch.no_grad():
-                result = node.target(*map_arg(node.args, read), **map_arg(node.kwargs, read))
+                result = evaluated(node, read)
             values[node] = result
             if isinstance(result, torch.Tensor):
                 constant = insert_constant(module, node, result, "folded")
@@ -54,13 +50,13 @@ def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
 
 def _is_trained(module: GraphModule, constant: Node) -> bool:
     """Whether training changes a constant."""
-    is_statistic = any(op_name(user) == "aten.batch_norm.default" for user in constant.users)
+    is_statistic = any(is_op(user, "batch_norm") for user in constant.users)
     return is_statistic or bool(attribute(module, str(constant.target)).requires_grad)
 
 
 def _foldable(node: Node, values: dict[Node, Any]) -> Callable[[Node], Any] | None:
     """What `node` reads, if that is known; else None."""
-    if op_name(node) in _READ_NO_VALUES and all(isinstance(size, int) for size in shape_of(node)):
+    if not facts_of(node).reads_values and all(isinstance(size, int) for size in shape_of(node)):
         return _of_its_shape
     if node.op != "call_function" or not all(source in values for source in node.all_input_nodes):
         return None

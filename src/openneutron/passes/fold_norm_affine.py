@@ -8,12 +8,11 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_of, insert_constant
-from openneutron.core.fx import arguments, op_name, shape_of
+from openneutron.core.fx import arguments, shape_of
+from openneutron.ops.declared import is_op
+from openneutron.ops.shapes import permutation
 
 __all__ = ["fold_norm_affine"]
-
-_NORMS = {"aten.layer_norm.default", "aten.rms_norm.default"}
-_RESHAPES = {"aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten._unsafe_view.default"}
 
 
 def fold_norm_affine(module: GraphModule) -> bool:
@@ -27,7 +26,7 @@ def fold_norm_affine(module: GraphModule) -> bool:
     """
     changed = False
     for node in list(module.graph.nodes):
-        if op_name(node) in _NORMS and len(arguments(node)["normalized_shape"]) == 1:
+        if is_op(node, "layer_norm", "rms_norm") and len(arguments(node)["normalized_shape"]) == 1:
             changed |= _fold(module, node)
     if changed:
         module.graph.eliminate_dead_code()
@@ -63,22 +62,15 @@ def _readers(value: Node) -> Iterator[tuple[Node, Node]]:
 
 
 def _keeps_last_dimension(node: Node) -> bool:
-    name, args = op_name(node), arguments(node)
-    if name in _RESHAPES:
-        return shape_of(node)[-1:] == shape_of(args["self"])[-1:]
-    if name == "aten.transpose.int":
-        last = len(shape_of(node)) - 1
-        return last not in (args["dim0"] % (last + 1), args["dim1"] % (last + 1))
-    if name == "aten.permute.default":
-        rank = len(shape_of(node))
-        return bool(args["dims"][-1] % rank == rank - 1)
-    return False
+    if is_op(node, "reshape"):
+        return shape_of(node)[-1:] == shape_of(arguments(node)["self"])[-1:]
+    return is_op(node, "permute") and permutation(node)[-1] == len(shape_of(node)) - 1
 
 
 def _is_constant_linear(module: GraphModule, value: Node, node: Node) -> bool:
     """Whether `node` is a linear of `value` with a constant weight of rank 2 and a constant bias, if any."""
     args = arguments(node)
-    if op_name(node) != "aten.linear.default" or args["input"] is not value:
+    if not is_op(node, "linear") or args["input"] is not value:
         return False
     weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
     return weight is not None and weight.dim() == 2 and (bias is None) == (args["bias"] is None)

@@ -6,11 +6,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import iterate_nodes, note_replaced, op_name
+from openneutron.ops.shapes import needs_strides
+from openneutron.ops.writing import become_reshape
 
 __all__ = ["forget_strides"]
-
-aten = torch.ops.aten
-_VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten._reshape_alias.default"}
 
 
 def forget_strides(module: GraphModule) -> bool:
@@ -23,9 +22,9 @@ def forget_strides(module: GraphModule) -> bool:
     changed = False
     stays = _ordered_outputs(module)
     for node in module.graph.nodes:
-        if op_name(node) in _VIEWS:
+        if needs_strides(node):
             note_replaced(node, op_name(node))
-            node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], node.args[1]), {}
+            become_reshape(node, *node.args[:2])
             changed = True
         if node.op in ("placeholder", "call_function") and node not in stays and "val" in node.meta:
             usual = _in_usual_order(node.meta["val"])

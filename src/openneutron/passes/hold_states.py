@@ -9,6 +9,7 @@ from openneutron.core.constants import attribute
 from openneutron.core.fx import is_state, op_name, source_of
 from openneutron.errors import ModelError
 from openneutron.model.state import hold_state, is_state_write, next_value, remember_states
+from openneutron.ops.writing import detach
 from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.passes.remove_batch_counts import BATCH_COUNT
 
@@ -41,7 +42,7 @@ def end_gradients(module: GraphModule) -> bool:
     for write in writes:
         value = next_value(write)
         with module.graph.inserting_before(write):
-            detached = module.graph.call_function(torch.ops.aten.detach.default, (value,))
+            detached = detach(module.graph, value)
         detached.meta = {key: item for key, item in value.meta.items() if key != "custom"}
         write.replace_input_with(value, detached)
     return bool(writes)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import operator
 
 import torch
-from torch.fx import GraphModule, Node, map_arg
+from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import attribute
-from openneutron.core.fx import iterate_nodes, op_name, source_of
+from openneutron.core.fx import evaluated, iterate_nodes, op_name, source_of
 from openneutron.errors import ModelError
+from openneutron.ops.declared import is_op
+from openneutron.ops.writing import detach
 
 __all__ = ["inline_regions"]
 
@@ -156,7 +158,7 @@ def _detached(call: Node, value: object) -> object:
     if not isinstance(value, Node) or not value.meta["val"].dtype.is_floating_point:
         return value
     with call.graph.inserting_before(call):
-        detached = call.graph.call_function(torch.ops.aten.detach.default, (value,))
+        detached = detach(call.graph, value)
     detached.meta = dict(value.meta)
     return detached
 
@@ -164,8 +166,7 @@ def _detached(call: Node, value: object) -> object:
 def _compute_in_float32(module: GraphModule) -> None:
     """Recompute the dtypes of values that autocast made smaller."""
     for node in list(module.graph.nodes):
-        if op_name(node) == "aten._assert_tensor_metadata.default":
+        if is_op(node, "assertion"):
             module.graph.erase_node(node)
         elif node.op == "call_function" and "val" in node.meta:
-            args, kwargs = map_arg((node.args, node.kwargs), lambda read: read.meta["val"])
-            node.meta["val"] = node.target(*args, **kwargs)
+            node.meta["val"] = evaluated(node, lambda read: read.meta["val"])

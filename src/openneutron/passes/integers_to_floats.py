@@ -7,33 +7,25 @@ would keep what is around it on the CPU.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
 from openneutron.core.constants import constant_of, number_of
-from openneutron.core.fx import arguments, op_name, set_argument
+from openneutron.core.fx import arguments, evaluated, set_argument
 from openneutron.ops.comparisons import chooses_by_a_comparison
+from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.facts import Movement
+from openneutron.ops.functions import is_quotient
 from openneutron.ops.masks import HIDDEN_AT_RUN_TIME, only_softmax_reads
 from openneutron.ops.site import Site
+from openneutron.ops.writing import add, become_conversion, convert, logical_and, logical_not, mul, rsub, trunc
 from openneutron.targets import NeutronTarget
 
 __all__ = ["integers_to_floats"]
 
-aten = torch.ops.aten
-
-_CASTS = {"to", "_to_copy", "type_as"}
-_MOVES = {
-    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "expand", "repeat", "permute",
-    "transpose", "slice", "select", "clone", "contiguous", "alias", "detach",
-}  # fmt: skip
-_ELEMENTWISE = {
-    "add", "sub", "rsub", "mul", "neg", "abs", "clamp", "eq", "ne", "gt", "ge", "lt", "le", "logical_not",
-    "bitwise_not", "bitwise_and", "bitwise_or", "bitwise_xor", "__and__", "__or__", "__xor__",
-}  # fmt: skip
-_FLOAT_ARITHMETIC = {"aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"}
+_ELEMENTWISE = ("to", "add", "sub", "rsub", "mul", "neg", "abs", "clamp", "comparison", "logic")
 # A conversion of float32 to one of these rounds towards zero. Smaller integers wrap around.
 _WIDE = (torch.int16, torch.int32, torch.int64)
 _INTEGERS = (*_WIDE, torch.int8, torch.uint8)
@@ -87,20 +79,20 @@ class _Walk:
         dtype = _dtype(node)
         if node.op != "call_function" or dtype is None:
             return
-        if _name(node) in _CASTS:
+        if is_op(node, "to"):
             self._convert_to_a_dtype(node)
         if dtype in (*_INTEGERS, torch.bool):
             self._note_choice(node)
-        elif dtype == torch.float32 and _name(node) in _CASTS:
+        elif dtype == torch.float32 and is_op(node, "to"):
             self._convert(node)
-        elif dtype == torch.float32 and op_name(node) in _FLOAT_ARITHMETIC:
+        elif dtype == torch.float32 and (is_op(node, "add", "sub", "mul") or is_quotient(node)):
             self._convert_operands(node)
             self._add_the_mask(node)
 
     def _convert_to_a_dtype(self, node: Node) -> None:
         """Rule 1."""
         if len(node.all_input_nodes) > 1:
-            node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], _dtype(node)), {}
+            become_conversion(node, node.args[0], _dtype(node))
             self.changed = True
 
     def _note_choice(self, node: Node) -> None:
@@ -114,24 +106,24 @@ class _Walk:
         if choice.is_the_truth:
             self._replace(node, choice.truth)
         elif (choice.when_false, choice.when_true) == (1, 0):
-            self._replace(node, self._writing_at(node).call(aten.logical_not.default, choice.truth))
+            self._replace(node, logical_not(self._writing_at(node), choice.truth))
 
     def _choice(self, node: Node) -> _Choice | None:
-        name, sources = _name(node), node.all_input_nodes
+        sources = node.all_input_nodes
         known = [self._known(source) for source in sources]
         if not known or not isinstance(node.target, torch._ops.OpOverload):
             return None
         first = known[0]
-        if len(known) == 2 and name == "mul" and all(choice and choice.is_the_truth for choice in known):
+        if len(known) == 2 and is_op(node, "mul") and all(choice and choice.is_the_truth for choice in known):
             truths = [choice.truth for choice in known if choice is not None]
-            return _Choice(self._writing_at(node).call(aten.logical_and.default, *truths), 0, 1)
+            return _Choice(logical_and(self._writing_at(node), *truths), 0, 1)
         if first is None or len(known) > 1:
             return None
-        if name in _MOVES:
+        if facts_of(node).movement not in (None, Movement.JOIN):
             args = map_arg(node.args, lambda _: first.truth)
             moved = self._writing_at(node).call(node.target, *args, **node.kwargs)
             return _Choice(moved, first.when_false, first.when_true)
-        if name not in _CASTS | _ELEMENTWISE:
+        if not is_op(node, *_ELEMENTWISE):
             return None
         false, true = (_evaluated(node, sources[0], end) for end in (first.when_false, first.when_true))
         return _Choice(first.truth, false, true)
@@ -156,17 +148,17 @@ class _Walk:
         writing = self._writing_at(node)
         choice = self.choices.get(integer)
         if choice is not None:
-            truths = writing.call(aten.to.dtype, choice.truth, torch.float32)
+            truths = convert(writing, choice.truth, torch.float32)
             if choice.is_the_truth:
                 return truths
             if choice.when_true == choice.when_false - 1:
-                return writing.call(aten.rsub.Scalar, truths, choice.when_false)
+                return rsub(writing, truths, choice.when_false)
             scaled = truths
             if (factor := choice.when_true - choice.when_false) != 1:
-                scaled = writing.call(aten.mul.Tensor, truths, factor)
-            return writing.call(aten.add.Tensor, scaled, choice.when_false) if choice.when_false else scaled
+                scaled = mul(writing, truths, factor)
+            return add(writing, scaled, choice.when_false) if choice.when_false else scaled
         value = _truncated(integer)
-        return None if value is None else writing.call(aten.trunc.default, value)
+        return None if value is None else trunc(writing, value)
 
     def _convert_operands(self, node: Node) -> None:
         """Rule 5."""
@@ -180,28 +172,27 @@ class _Walk:
             if choice is not None and choice.is_the_truth and choice.truth is not operand:
                 set_argument(node, name, operand := choice.truth)
                 self.changed = True
-            if op_name(node) == "aten.mul.Tensor" and chooses_by_a_comparison(Site(node, self.target), name):
+            if is_op(node, "mul") and chooses_by_a_comparison(Site(node, self.target), name):
                 continue
             written = None if _dtype(operand) == torch.bool else self._in_float(node, operand)
             if written is None:
-                written = self._writing_at(node).call(aten.to.dtype, operand, torch.float32)
+                written = convert(self._writing_at(node), operand, torch.float32)
             set_argument(node, name, written)
             self.changed = True
 
     def _add_the_mask(self, node: Node) -> None:
         """Rule 7."""
         args = arguments(node)
-        if op_name(node) != "aten.sub.Tensor" or args["alpha"] != 1 or not only_softmax_reads(node):
+        if not is_op(node, "sub") or args["alpha"] != 1 or not only_softmax_reads(node):
             return
         product = args["other"]
-        if not isinstance(product, Node) or op_name(product) != "aten.mul.Tensor":
+        if not isinstance(product, Node) or not is_op(product, "mul"):
             return
         for mask, number in (product.args, product.args[::-1]):
             factor = number_of(number)
             if isinstance(mask, Node) and factor is not None and abs(factor) >= -HIDDEN_AT_RUN_TIME:
                 writing = self._writing_at(node)
-                negated = writing.call(aten.mul.Tensor, mask, -factor)
-                self._replace(node, writing.call(aten.add.Tensor, args["self"], negated))
+                self._replace(node, add(writing, args["self"], mul(writing, mask, -factor)))
                 return
 
     def _writing_at(self, node: Node) -> Rewriting:
@@ -212,10 +203,6 @@ class _Walk:
         self.changed = True
 
 
-def _name(node: Node) -> str:
-    return op_name(node).removeprefix("aten.").partition(".")[0]
-
-
 def _dtype(node: Node) -> torch.dtype | None:
     value = node.meta.get("val")
     return value.dtype if isinstance(value, torch.Tensor) else None
@@ -224,14 +211,12 @@ def _dtype(node: Node) -> torch.dtype | None:
 def _evaluated(node: Node, source: Node, value: float) -> float:
     """What `node` yields where `source`, its only operand, has `value`; in the dtype that it has, which may wrap."""
     given = torch.tensor(value, dtype=_dtype(source))
-    args, kwargs = map_arg((node.args, node.kwargs), lambda _: given)
-    result: Any = node.target(*args, **kwargs)  # type: ignore[operator]
-    return int(result)
+    return int(evaluated(node, lambda _: given))
 
 
 def _truncated(integer: Node) -> Node | None:
     """The value of float32 that conversions alone make `integer` of; None if there is none."""
     node: object = integer
-    while isinstance(node, Node) and _dtype(node) in _WIDE and _name(node) in _CASTS:
+    while isinstance(node, Node) and _dtype(node) in _WIDE and is_op(node, "to"):
         node = node.args[0]
     return node if isinstance(node, Node) and node is not integer and _dtype(node) == torch.float32 else None

@@ -6,18 +6,17 @@ import itertools
 import math
 from collections.abc import Sequence
 
-import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import arguments, iterate_nodes, op_name, shape_of
-from openneutron.ops import OPERATORS
+from openneutron.core.fx import arguments, iterate_nodes, shape_of
+from openneutron.ops.declared import is_op
 from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.shapes import read_indices
 from openneutron.ops.site import Site
+from openneutron.ops.writing import permute, reshape
 from openneutron.targets import NeutronTarget
 
 __all__ = ["merge_phases"]
-
-aten = torch.ops.aten
 
 # By dimension: the first index and the step of a slice of everything.
 Phase = dict[int, tuple[int, int]]
@@ -32,8 +31,7 @@ def merge_phases(module: GraphModule, target: NeutronTarget) -> bool:
     """
     changed = False
     for node in list(module.graph.nodes):
-        spec = OPERATORS.get(op_name(node))
-        if spec is not None and spec.name == "cat" and _merge(Rewriting(module, Site(node, target))):
+        if is_op(node, "cat") and _merge(Rewriting(module, Site(node, target))):
             changed = True
     if changed:
         module.graph.eliminate_dead_code()
@@ -56,15 +54,18 @@ def _merge(rewriting: Rewriting) -> bool:
 def _sliced(node: Node) -> tuple[Node, Phase]:
     """What `node` is a slice of, by which phase of its dimensions; itself and none where it is no such slice."""
     phase: Phase = {}
-    while op_name(node) == "aten.slice.Tensor":
-        args, source = arguments(node), node.args[0]
+    while is_op(node, "slice"):
+        source = node.args[0]
         assert isinstance(source, Node)  # a slice reads a tensor
-        size, first, step = shape_of(source)[args["dim"]], args["start"] or 0, args["step"]
-        dim = args["dim"] % len(shape_of(source))
-        takes_all = 0 <= first < step and size % step == 0 and shape_of(node)[dim] == size // step
-        if step == 1 or not takes_all or dim in phase:
+        dim = int(arguments(node)["dim"]) % len(shape_of(source))
+        size = shape_of(source)[dim]
+        indices = read_indices(node, size)
+        if indices is None or indices.step == 1 or dim in phase:
             break
-        phase[dim] = (first, step)
+        takes_all = indices.start < indices.step and size % indices.step == 0 and len(indices) == size // indices.step
+        if not takes_all:
+            break
+        phase[dim] = (indices.start, indices.step)
         node = source
     return node, phase
 
@@ -95,6 +96,5 @@ def _rearranged(rewriting: Rewriting, source: Node, joined: int, steps: Sequence
             split.append(inner[dim])
     dims = [outer_at[dim] for dim in range(len(shape))]
     dims[joined:joined] = [inner_at[dim] for dim, _ in steps]
-    blocks = rewriting.call(aten.reshape.default, source, split)
-    moved = rewriting.call(aten.permute.default, blocks, dims)
-    return rewriting.call(aten.reshape.default, moved, list(rewriting.shape))
+    moved = permute(rewriting, reshape(rewriting, source, split), dims)
+    return reshape(rewriting, moved, rewriting.shape)

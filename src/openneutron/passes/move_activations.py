@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import iterate_nodes, op_name
-from openneutron.ops import OPERATORS
+from openneutron.core.fx import iterate_nodes
+from openneutron.ops.declared import is_op
+from openneutron.ops.fusion import activation_name, takes_activation
 from openneutron.targets import NeutronTarget
 
 __all__ = ["move_activations"]
@@ -43,19 +44,13 @@ def move_activations(
 
 
 def _is_moved(node: Node, concatenation: Node, target: NeutronTarget) -> bool:
-    spec, reads = OPERATORS.get(op_name(node)), OPERATORS.get(op_name(concatenation))
-    if spec is None or spec.activation is None or spec.activation(node) not in target.fused_activations:
+    if activation_name(node) not in target.fused_activations:
         return False
-    if reads is None or reads.name != "cat" or len(concatenation.users) != 1:
+    if not is_op(concatenation, "cat") or len(concatenation.users) != 1:
         return False
     inputs = dict.fromkeys(iterate_nodes(concatenation.args))
-    left = [value for value in inputs if not _fuses(value) and not _is_same(value, node)]
-    return not left or (len(left) <= _MAX_LEFT and any(map(_fuses, inputs)))
-
-
-def _fuses(value: Node) -> bool:
-    spec = OPERATORS.get(op_name(value))
-    return spec is not None and spec.fuses_activation and len(value.users) == 1
+    left = [value for value in inputs if not takes_activation(value) and not _is_same(value, node)]
+    return not left or (len(left) <= _MAX_LEFT and any(map(takes_activation, inputs)))
 
 
 def _is_same(value: Node, activation: Node) -> bool:

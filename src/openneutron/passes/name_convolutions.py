@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch.fx import GraphModule
 
-from openneutron.core.fx import arguments, op_name
+from openneutron.core.fx import arguments
+from openneutron.ops.convolution import CONVOLUTIONS
+from openneutron.ops.declared import is_op
+from openneutron.ops.transposed import TRANSPOSED_CONVOLUTIONS
 
 __all__ = ["name_convolutions"]
-
-aten = torch.ops.aten
-_PLAIN = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
-_TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
 
 
 def name_convolutions(module: GraphModule) -> bool:
@@ -21,10 +19,10 @@ def name_convolutions(module: GraphModule) -> bool:
     """
     changed = False
     for node in module.graph.nodes:
-        if op_name(node) != "aten.convolution.default":
+        if not is_op(node, "convolution of any dimensions"):
             continue
         args = arguments(node)
-        kinds = _TRANSPOSED if args["transposed"] else _PLAIN
+        kinds = TRANSPOSED_CONVOLUTIONS if args["transposed"] else CONVOLUTIONS
         node.target = kinds[node.args[1].meta["val"].dim() - 2]
         own = ("output_padding", "groups", "dilation") if args["transposed"] else ("dilation", "groups")
         names = ("input", "weight", "bias", "stride", "padding", *own)

@@ -7,22 +7,12 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_of, insert_constant
 from openneutron.core.fx import arguments, note_replaced, op_name
+from openneutron.ops.declared import is_op, overload_of
+from openneutron.passes.functionalize import writes_memory
 
 __all__ = ["name_numbers"]
 
-aten = torch.ops.aten
-_WITH_TENSORS = {
-    "aten.add.Tensor": aten.add.Tensor,
-    "aten.add.Scalar": aten.add.Tensor,
-    "aten.sub.Tensor": aten.sub.Tensor,
-    "aten.sub.Scalar": aten.sub.Tensor,
-    "aten.mul.Tensor": aten.mul.Tensor,
-    "aten.mul.Scalar": aten.mul.Tensor,
-    "aten.maximum.default": aten.maximum.default,
-    "aten.minimum.default": aten.minimum.default,
-    "aten.max.other": aten.maximum.default,
-    "aten.min.other": aten.minimum.default,
-}
+_ARITHMETIC = ("add", "sub", "mul", "maximum", "minimum")
 
 
 def name_numbers(module: GraphModule) -> bool:
@@ -34,25 +24,27 @@ def name_numbers(module: GraphModule) -> bool:
     """
     changed = False
     for node in list(module.graph.nodes):
+        name = next((name for name in _ARITHMETIC if is_op(node, name)), None)
         value = node.meta.get("val")
-        if op_name(node) in _WITH_TENSORS and isinstance(value, torch.Tensor) and value.dtype == torch.float32:
-            changed |= _rewrite(module, node)
+        if name and not writes_memory(node) and isinstance(value, torch.Tensor) and value.dtype == torch.float32:
+            changed |= _rewrite(module, node, name)
     if changed:
         module.graph.eliminate_dead_code()
         module.recompile()
     return changed
 
 
-def _rewrite(module: GraphModule, node: Node) -> bool:
+def _rewrite(module: GraphModule, node: Node, name: str) -> bool:
     args = arguments(node)
     alpha = args.get("alpha", 1)
     operands = [_constant(module, node, args["self"], 1), _constant(module, node, args["other"], alpha)]
     if operands == [args["self"], args["other"]]:
         return False
     takes_alpha = alpha != 1 and operands[1] is args["other"]
-    if node.target is not _WITH_TENSORS[op_name(node)]:
+    target = overload_of(name)
+    if node.target is not target:
         note_replaced(node, op_name(node))
-    node.target = _WITH_TENSORS[op_name(node)]
+    node.target = target
     node.args, node.kwargs = tuple(operands), {"alpha": alpha} if takes_alpha else {}
     return True
 

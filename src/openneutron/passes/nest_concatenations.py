@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import arguments, op_name, shape_of
-from openneutron.ops import OPERATORS
+from openneutron.core.fx import arguments, shape_of
+from openneutron.ops.declared import is_op
+from openneutron.ops.writing import become_cat
 
 __all__ = ["nest_concatenations"]
 
@@ -31,15 +31,13 @@ def nest_concatenations(module: GraphModule) -> bool:
     prefixes: dict[int, _Prefix] = {}
     changed = False
     for node in module.graph.nodes:
-        spec = OPERATORS.get(op_name(node))
-        if spec is None or spec.name != "cat":
+        if not is_op(node, "cat"):
             continue
         args = arguments(node)
         dim = int(args["dim"]) % len(shape_of(node))
         earlier, count, last = _longest(prefixes.setdefault(dim, _Prefix()), args["tensors"])
         if earlier is not None and count < len(args["tensors"]):
-            node.target, node.kwargs = torch.ops.aten.cat.default, {}
-            node.args = ([earlier, *args["tensors"][count:]], dim)
+            become_cat(node, [earlier, *args["tensors"][count:]], dim)
             changed = True
         last.whole = last.whole or node
     if changed:

@@ -6,17 +6,14 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 
-import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import arguments, op_name, shape_of
-from openneutron.ops import OPERATORS
+from openneutron.core.fx import arguments, shape_of
+from openneutron.ops.declared import is_op
+from openneutron.ops.shapes import read_indices
+from openneutron.ops.writing import become_slice
 
 __all__ = ["read_parts"]
-
-aten = torch.ops.aten
-
-_SLICE, _NARROW, _SELECT = "aten.slice.Tensor", "aten.narrow.default", "aten.select.int"
 
 
 @dataclass(frozen=True)
@@ -40,11 +37,10 @@ def read_parts(module: GraphModule) -> bool:
         while (moved := _moved(node, joins)) is not None:
             part, dim, first, count = moved
             changed = True
-            if op_name(node) == _SELECT:
+            if is_op(node, "select"):
                 node.args, node.kwargs = (part, dim, first), {}
             elif count < shape_of(part)[dim]:
-                node.target = aten.slice.Tensor
-                node.args, node.kwargs = (part, dim, first, first + count), {}
+                become_slice(node, part, dim, first, first + count)
             else:
                 node.replace_all_uses_with(part)
                 module.graph.erase_node(node)
@@ -57,7 +53,7 @@ def read_parts(module: GraphModule) -> bool:
 
 def _moved(node: Node, joins: dict[Node, _Join | None]) -> tuple[Node, int, int, int] | None:
     """The part that `node` lies in, the dimension, and its first index and count there; None if there is none."""
-    if op_name(node) not in (_SLICE, _NARROW, _SELECT):
+    if not is_op(node, "slice", "select"):
         return None
     args = arguments(node)
     source = args["self"]
@@ -66,7 +62,7 @@ def _moved(node: Node, joins: dict[Node, _Join | None]) -> tuple[Node, int, int,
     join = joins[source]
     if join is None or int(args["dim"]) % len(shape_of(source)) != join.dim:
         return None
-    indices = _indices(node, join.begins[-1])
+    indices = read_indices(node, join.begins[-1])
     if indices is None or indices.step != 1 or len(indices) == 0:
         return None
     number = bisect_right(join.begins, indices[0]) - 1
@@ -75,24 +71,8 @@ def _moved(node: Node, joins: dict[Node, _Join | None]) -> tuple[Node, int, int,
     return join.parts[number], join.dim, indices[0] - join.begins[number], len(indices)
 
 
-def _indices(node: Node, size: int) -> range | None:
-    args = arguments(node)
-    if op_name(node) == _SELECT:
-        index = args["index"]
-        return range(index % size, index % size + 1) if isinstance(index, int) else None
-    if op_name(node) == _NARROW:
-        start, length = args["start"], args["length"]
-        constant = isinstance(start, int) and isinstance(length, int)
-        return range(start % size, start % size + length) if constant else None
-    bounds = args["start"], args["end"], args["step"]
-    if not all(bound is None or isinstance(bound, int) for bound in bounds):
-        return None
-    return range(*slice(*bounds).indices(size))
-
-
 def _join(node: Node) -> _Join | None:
-    spec = OPERATORS.get(op_name(node))
-    if spec is None or spec.name != "cat":
+    if not is_op(node, "cat"):
         return None
     args = arguments(node)
     parts, dim = tuple(args["tensors"]), int(args["dim"]) % len(shape_of(node))

@@ -6,25 +6,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import number_of
-from openneutron.core.fx import arguments, op_name
+from openneutron.core.fx import arguments
+from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Rewriting
-from openneutron.ops.elementwise import clamp_range
+from openneutron.ops.functions import is_quotient
 from openneutron.ops.norms import Dims, standardized
 from openneutron.ops.site import Site
+from openneutron.ops.writing import gelu, hardsigmoid, hardswish, mul, relu, relu6, rsqrt
 from openneutron.targets import NeutronTarget
 
 __all__ = ["recognize"]
-
-aten = torch.ops.aten
-
-_SUMS = {"aten.add.Tensor", "aten.add.Scalar"}
-_PRODUCTS = {"aten.mul.Tensor", "aten.mul.Scalar"}
-_QUOTIENTS = {"aten.div.Tensor", "aten.div.Scalar"}
-_CLAMPS = {"aten.hardtanh.default", "aten.clamp.default", "aten.clamp_min.default"}
 
 # Models round the numbers they write.
 _RELATIVE_TOLERANCE = 1e-4
@@ -70,25 +64,26 @@ def recognize(module: GraphModule, target: NeutronTarget, stays: Callable[[Node]
 
 
 def _recognized(rewriting: Rewriting, node: Node) -> Node | None:
-    name = op_name(node)
-    if name in _PRODUCTS | _QUOTIENTS:
+    if is_op(node, "mul") or is_quotient(node):
         return (
             _activation(rewriting, _product(node))
             or _division_by_root(rewriting, node)
             or _normalization(rewriting, node)
         )
-    if name == "aten.reciprocal.default" and (radicand := _radicand(node.args[0])) is not None:
-        return rewriting.call(aten.rsqrt.default, radicand)
-    return _clamp(rewriting, node) if name in _CLAMPS else None
+    if is_op(node, "reciprocal") and (radicand := _radicand(node.args[0])) is not None:
+        return rsqrt(rewriting, radicand)
+    return _clamp(rewriting, node) if is_op(node, "clamp", "hardtanh") else None
 
 
 def _clamp(rewriting: Rewriting, node: Node) -> Node | None:
     """Rules 1 and 6."""
-    limits = clamp_range(node)
-    if limits == (0, 1) and (value := _halved_sixth(node.args[0])) is not None:
-        return rewriting.call(aten.hardsigmoid.default, value)
-    relu = {(0.0, math.inf): aten.relu.default, (0.0, 6.0): aten.relu6.default}.get(limits)
-    return None if relu is None else rewriting.call(relu, node.args[0])
+    limits, source = facts_of(node).clamp_range(node), node.args[0]
+    assert isinstance(source, Node)
+    if limits == (0, 1) and (value := _halved_sixth(source)) is not None:
+        return hardsigmoid(rewriting, value)
+    if limits == (0, math.inf):
+        return relu(rewriting, source)
+    return relu6(rewriting, source) if limits == (0, 6) else None
 
 
 def _is(number: float | None, expected: float) -> bool:
@@ -102,12 +97,12 @@ def _read_once(value: object) -> Node | None:
 
 def _product(node: Node, depth: int = _DEPTH) -> _Product:
     """All that is multiplied into `node`, through products and quotients that nothing else reads."""
-    name = op_name(node)
-    if depth == 0 or name not in _PRODUCTS | _QUOTIENTS:
+    divides = is_quotient(node)
+    if depth == 0 or not (divides or is_op(node, "mul")):
         return _Product(1.0, (node,))
     args = arguments(node)
-    divisor = number_of(args["other"]) if name in _QUOTIENTS else None
-    if name in _QUOTIENTS and not divisor:
+    divisor = number_of(args["other"]) if divides else None
+    if divides and not divisor:
         return _Product(1.0, (node,))
     number = 1.0 / divisor if divisor else 1.0
     factors: list[Node] = []
@@ -127,7 +122,7 @@ def _product(node: Node, depth: int = _DEPTH) -> _Product:
 def _plus(value: object, number: float) -> Node | None:
     """x where `value` is x + number."""
     node = _read_once(value)
-    if node is None or op_name(node) not in _SUMS:
+    if node is None or not is_op(node, "add"):
         return None
     args = arguments(node)
     if args["alpha"] != 1:
@@ -143,8 +138,7 @@ def _shifted_relu6(value: object) -> Node | None:
     node = _read_once(value)
     if node is None:
         return None
-    is_relu6 = op_name(node) == "aten.relu6.default" or (op_name(node) in _CLAMPS and clamp_range(node) == (0, 6))
-    return _plus(node.args[0], 3.0) if is_relu6 else None
+    return _plus(node.args[0], 3.0) if facts_of(node).clamp_range(node) == (0, 6) else None
 
 
 def _halved_sixth(value: object) -> Node | None:
@@ -160,26 +154,26 @@ def _activation(rewriting: Rewriting, product: _Product) -> Node | None:
     """Rules 1 to 3."""
     if len(product.factors) == 1 and _is(product.number, 1 / 6):
         value = _shifted_relu6(product.factors[0])
-        return None if value is None else rewriting.call(aten.hardsigmoid.default, value)
+        return None if value is None else hardsigmoid(rewriting, value)
     if len(product.factors) != 2:
         return None
     for value, gate in (product.factors, product.factors[::-1]):
         if _is(product.number, 1 / 6) and _shifted_relu6(gate) is value:
-            return rewriting.call(aten.hardswish.default, value)
-        if product.number == 1 and op_name(gate) == "aten.hardsigmoid.default" and gate.args[0] is value:
-            return rewriting.call(aten.hardswish.default, value)
+            return hardswish(rewriting, value)
+        if product.number == 1 and is_op(gate, "hardsigmoid") and gate.args[0] is value:
+            return hardswish(rewriting, value)
         if _is(product.number, 0.5) and (approximate := _normal_distribution(_plus(gate, 1.0), value)):
-            return rewriting.call(aten.gelu.default, value, approximate=approximate)
+            return gelu(rewriting, value, approximate)
     return None
 
 
 def _normal_distribution(node: Node | None, value: Node) -> str | None:
     """gelu's `approximate` where `node` is erf(value / sqrt(2)) or its form with tanh; None for anything else."""
-    if node is None or op_name(node) not in ("aten.erf.default", "aten.tanh.default"):
+    if node is None or not is_op(node, "erf", "tanh"):
         return None
     inner = _read_once(node.args[0])
     product = _Product(1.0, ()) if inner is None else _product(inner)
-    if op_name(node) == "aten.erf.default":
+    if is_op(node, "erf"):
         return "none" if product.factors == (value,) and _is(product.number, math.sqrt(0.5)) else None
     is_tanh = len(product.factors) == 1 and _is(product.number, math.sqrt(2 / math.pi))
     return "tanh" if is_tanh and _is_with_cube(product.factors[0], value) else None
@@ -187,7 +181,7 @@ def _normal_distribution(node: Node | None, value: Node) -> str | None:
 
 def _is_with_cube(node: Node, value: Node) -> bool:
     """Whether `node` is value + 0.044715 * value ** 3."""
-    if op_name(node) not in _SUMS or arguments(node)["alpha"] != 1:
+    if not is_op(node, "add") or arguments(node)["alpha"] != 1:
         return False
     operands = [node.args[0], node.args[1]]
     cube = _read_once(operands[1] if operands[0] is value else operands[0])
@@ -199,7 +193,7 @@ def _is_with_cube(node: Node, value: Node) -> bool:
 
 def _is_power(factors: Sequence[Node], value: object, exponent: float) -> bool:
     """Whether the only factor is value ** exponent."""
-    if len(factors) != 1 or op_name(factors[0]) != "aten.pow.Tensor_Scalar":
+    if len(factors) != 1 or not is_op(factors[0], "pow"):
         return False
     args = arguments(factors[0])
     return bool(args["self"] is value and args["exponent"] == exponent)
@@ -209,9 +203,7 @@ def _radicand(value: object) -> Node | None:
     """y where `value` is sqrt(y)."""
     if not isinstance(value, Node):
         return None
-    is_root = op_name(value) == "aten.sqrt.default" or (
-        op_name(value) == "aten.pow.Tensor_Scalar" and value.args[1] == 0.5
-    )
+    is_root = is_op(value, "sqrt") or (is_op(value, "pow") and value.args[1] == 0.5)
     inner = value.args[0] if is_root else None
     return inner if isinstance(inner, Node) else None
 
@@ -219,11 +211,10 @@ def _radicand(value: object) -> Node | None:
 def _division_by_root(rewriting: Rewriting, node: Node) -> Node | None:
     """Rule 4."""
     args = arguments(node)
-    radicand = _radicand(args["other"]) if op_name(node) in _QUOTIENTS else None
+    radicand = _radicand(args["other"]) if is_quotient(node) else None
     if radicand is None:
         return None
-    root = rewriting.call(aten.rsqrt.default, radicand)
-    product = rewriting.call(aten.mul.Tensor, args["self"], root)
+    product = mul(rewriting, args["self"], rsqrt(rewriting, radicand))
     return _normalization(rewriting, product) or product
 
 
@@ -231,10 +222,10 @@ def _normalization(rewriting: Rewriting, node: Node) -> Node | None:
     """Rule 5."""
     args = arguments(node)
     for value, root in ((args["self"], args["other"]), (args["other"], args["self"])):
-        if not isinstance(value, Node) or not isinstance(root, Node) or op_name(root) != "aten.rsqrt.default":
+        if not isinstance(value, Node) or not isinstance(root, Node) or not is_op(root, "rsqrt"):
             continue
         variance = root.args[0]
-        if isinstance(variance, Node) and op_name(variance) in _SUMS and (eps := number_of(variance.args[1])):
+        if isinstance(variance, Node) and is_op(variance, "add") and (eps := number_of(variance.args[1])):
             dims = _dims_of_mean_square(variance.args[0], value)
             if dims is not None and eps > 0 and not _is_first_step(value):
                 return standardized(Dims(rewriting, dims), value, eps)
@@ -243,22 +234,20 @@ def _normalization(rewriting: Rewriting, node: Node) -> Node | None:
 
 def _is_first_step(node: Node) -> bool:
     """Whether `node` is what `standardized` divides in its second step: a value times the square of an rsqrt."""
-    if op_name(node) != "aten.mul.Tensor":
+    if not is_op(node, "mul"):
         return False
     squares = (factor.args for factor in node.args if isinstance(factor, Node) and len(factor.args) == 2)
-    return any(
-        isinstance(root, Node) and root is other and op_name(root) == "aten.rsqrt.default" for root, other in squares
-    )
+    return any(root is other and is_op(root, "rsqrt") for root, other in squares)
 
 
 def _dims_of_mean_square(mean: object, value: Node) -> list[int] | None:
     """The dimensions over which `mean` is the mean of value * value, kept with size 1."""
-    if not isinstance(mean, Node) or op_name(mean) != "aten.mean.dim":
+    if not isinstance(mean, Node) or not is_op(mean, "mean") or "dim" not in arguments(mean):
         return None
     args = arguments(mean)
     square = args["self"]
-    is_square = (op_name(square) == "aten.mul.Tensor" and square.args == (value, value)) or (
-        op_name(square) == "aten.square.default" and square.args[0] is value
+    is_square = (is_op(square, "mul") and square.args == (value, value)) or (
+        is_op(square, "square") and square.args[0] is value
     )
     is_square = is_square or _is_power([square], value, 2)
     return list(args["dim"]) if is_square and args["keepdim"] and args["dim"] else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import op_name
+from openneutron.ops.declared import is_op
+from openneutron.passes.functionalize import writes_memory
 
 __all__ = ["BATCH_COUNT", "counts_batches", "remove_batch_counts"]
 
@@ -22,4 +23,4 @@ def remove_batch_counts(module: GraphModule) -> bool:
 def counts_batches(node: Node) -> bool:
     """Whether `node` counts the batches that a batch norm has seen."""
     name = str(getattr(node.args[0], "target", "")) if node.args else ""
-    return op_name(node) == "aten.add_.Tensor" and name.rpartition(".")[2] == BATCH_COUNT and not node.users
+    return writes_memory(node) and is_op(node, "add") and name.rpartition(".")[2] == BATCH_COUNT and not node.users

@@ -7,7 +7,8 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import insert_constant
 from openneutron.core.fx import arguments, note_replaced, op_name
-from openneutron.ops import OPERATORS
+from openneutron.ops.declared import is_op
+from openneutron.ops.writing import become_cat
 from openneutron.passes.functionalize import writes_memory
 
 __all__ = ["remove_empties"]
@@ -22,10 +23,9 @@ def remove_empties(module: GraphModule) -> bool:
     """
     changed = False
     for node in list(module.graph.nodes):
-        spec = OPERATORS.get(op_name(node))
         if _is_empty(node) and node.users and node.op in ("placeholder", "call_function") and not writes_memory(node):
             changed |= _become_constant(module, node)
-        elif spec is not None and spec.name == "cat":
+        elif is_op(node, "cat"):
             changed |= _leave_out_empties(node)
     if changed:
         module.graph.eliminate_dead_code()
@@ -56,5 +56,5 @@ def _leave_out_empties(node: Node) -> bool:
     if len(parts) == len(args["tensors"]) or not parts:
         return False
     note_replaced(node, op_name(node))
-    node.target, node.args, node.kwargs = torch.ops.aten.cat.default, (parts, args["dim"]), {}
+    become_cat(node, parts, args["dim"])
     return True

@@ -8,11 +8,10 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import op_name, shape_of
 from openneutron.ops import OPERATORS
+from openneutron.ops.declared import is_op
 from openneutron.ops.elementwise import has_one_full_operand
 
 __all__ = ["remove_expands"]
-
-_EXPANDS = {"aten.expand.default", "aten.broadcast_to.default"}
 
 
 def remove_expands(module: GraphModule) -> bool:
@@ -21,7 +20,7 @@ def remove_expands(module: GraphModule) -> bool:
     """
     changed = False
     for node in list(module.graph.nodes):
-        if op_name(node) in _EXPANDS:
+        if is_op(node, "expand"):
             changed |= _pass_by(node)
     return changed
 

@@ -8,20 +8,18 @@ from torch.fx import GraphModule, Node
 from openneutron.core.fx import arguments, is_state, iterate_nodes, op_name, shape_of
 from openneutron.model.state import is_state_write
 from openneutron.ops import OPERATORS
+from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.shapes import permutation
+from openneutron.ops.writing import become_reshape
 from openneutron.passes.functionalize import writes_memory
 
-__all__ = ["DROPOUTS", "remove_identities"]
+__all__ = ["remove_identities"]
 
-aten = torch.ops.aten
-
-DROPOUTS = frozenset(
-    f"aten.{name}.default" for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
-)
-_ALIASES = {"aten.alias.default", "aten.lift_fresh_copy.default"}
-_DETACHES = {"aten.detach.default", "aten.detach_.default"}
 # Operators of these declarations move nothing where the shape stays.
-_SHAPERS = {"reshape", "repeat", "repeat_interleave", "slice", "cat", "copy", "to", "pixel_shuffle", "pixel_unshuffle"}
+_SHAPERS = (
+    "reshape", "expand", "repeat", "repeat_interleave", "slice", "cat", "copy", "to", "pixel_shuffle",
+    "pixel_unshuffle",
+)  # fmt: skip
 
 
 def remove_identities(module: GraphModule, *, training: bool = False) -> bool:
@@ -43,7 +41,7 @@ def remove_identities(module: GraphModule, *, training: bool = False) -> bool:
         if not in_place and _is_reshape(node) and _merge_reshapes(node):
             changed = True
         source = next(iterate_nodes(node.args), None)
-        if training and op_name(node) in _DETACHES:
+        if training and is_op(node, "detach"):
             continue
         if source is not None and (_is_alias(node) or (not in_place and _keeps_everything(node, source))):
             node.replace_all_uses_with(source)
@@ -55,8 +53,9 @@ def remove_identities(module: GraphModule, *, training: bool = False) -> bool:
 
 
 def _is_alias(node: Node) -> bool:
-    name = op_name(node)
-    return name in _ALIASES | _DETACHES or (name in DROPOUTS and not arguments(node)["train"])
+    if is_op(node, "dropout", "dropout of another kind"):
+        return not facts_of(node).is_in_train_mode(node)
+    return is_op(node, "alias", "detach")
 
 
 def _keeps_everything(node: Node, source: Node) -> bool:
@@ -65,17 +64,16 @@ def _keeps_everything(node: Node, source: Node) -> bool:
         return False
     if not _lie_alike(node.meta.get("val"), source.meta.get("val")):
         return False
-    if spec.name == "permute":
+    if is_op(node, "permute"):
         return permutation(node) == tuple(range(len(shape_of(node))))
-    if spec.name == "pad":
+    if is_op(node, "pad"):
         args = arguments(node)
         return not any(args["pad"] if "pad" in args else args["padding"])
-    return spec.name in _SHAPERS
+    return is_op(node, *_SHAPERS)
 
 
 def _is_reshape(node: Node) -> bool:
-    spec = OPERATORS.get(op_name(node))
-    return spec is not None and spec.name == "reshape"
+    return is_op(node, "reshape")
 
 
 def _merge_reshapes(node: Node) -> bool:
@@ -88,9 +86,9 @@ def _merge_reshapes(node: Node) -> bool:
     shape = list(shape_of(node))
     if not all(isinstance(size, int) for size in shape):
         return False
-    if not _lie_alike(node.meta["val"], aten.reshape.default(source.meta["val"], shape)):
+    if not _lie_alike(node.meta["val"], source.meta["val"].reshape(shape)):
         return False
-    node.target, node.args, node.kwargs = aten.reshape.default, (source, shape), {}
+    become_reshape(node, source, shape)
     return True
 
 

@@ -13,23 +13,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch.fx import GraphModule, Node, map_arg
+from torch.fx import GraphModule, Node
 
-from openneutron.core.constants import constant_of
-from openneutron.core.fx import arguments, is_operator, iterate_nodes, op_name, shape_of
+from openneutron.core.fx import arguments, evaluated, is_operator, iterate_nodes, op_name, shape_of
+from openneutron.core.unions import find_root
 from openneutron.ops import OPERATORS
-from openneutron.ops.layers import LINEAR, TRANSPOSED, layer_kind
+from openneutron.ops.declared import facts_of, is_op, layer_kind
+from openneutron.ops.facts import LayerKind
+from openneutron.ops.layers import ConstantLayer, constant_layer
 from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous
-from openneutron.passes.remove_dead_channels import limits_of_clamp
+from openneutron.ops.windows import spatial_dims
 from openneutron.targets import TARGETS
 
 __all__ = ["PINNED", "ScalableLayer", "Scaling", "scaling_of"]
 
 PINNED = 0
 _ANY_TARGET = next(iter(TARGETS.values()))
-# The rank at which windows slide over what is behind dimension 1.
-_RANKS = {"1d": 3, "2d": 4}
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class ScalableLayer:
     `reads` [groups, inputs of a group] and `yields` [outputs] are the numbers of its channels (int64).
     """
 
-    node: Node
+    constants: ConstantLayer
     reads: torch.Tensor
     yields: torch.Tensor
 
     @property
-    def is_transposed(self) -> bool:
-        """Whether the weight has its input channels first."""
-        return layer_kind(self.node) == TRANSPOSED
+    def node(self) -> Node:
+        """The operator."""
+        return self.constants.node
 
     def rows(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight as [groups, outputs of a group, inputs of a group, taps]."""
         groups, inputs = self.reads.shape
-        if self.is_transposed:
+        if self.constants.is_transposed:
             return weight.reshape(groups, inputs, -1, weight[0, 0].numel()).transpose(1, 2)
         return weight.reshape(groups, -1, inputs, weight[0, 0].numel())
 
@@ -60,7 +60,7 @@ class ScalableLayer:
         groups, inputs = self.reads.shape
         yields = factors[self.yields].reshape(groups, -1, 1, 1)
         rows = self.rows(weight) * factors[self.reads].reshape(groups, 1, inputs, 1) / yields
-        return (rows.transpose(1, 2) if self.is_transposed else rows).reshape(weight.shape)
+        return (rows.transpose(1, 2) if self.constants.is_transposed else rows).reshape(weight.shape)
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,17 @@ class _Numbers:
     """Union-find over the numbers of channels."""
 
     def __init__(self) -> None:
-        self.parent = [PINNED]
+        self.parent = {PINNED: PINNED}
 
     def fresh(self, count: int) -> torch.Tensor:
         """`count` numbers that nothing has yet."""
         start = len(self.parent)
-        self.parent.extend(range(start, start + count))
+        self.parent.update((number, number) for number in range(start, start + count))
         return torch.arange(start, start + count)
 
     def find(self, number: int) -> int:
         """The least number that goes with `number`."""
-        root = number
-        while self.parent[root] != root:
-            root = self.parent[root]
-        while self.parent[number] != root:
-            self.parent[number], number = root, self.parent[number]
-        return root
+        return find_root(self.parent, number)
 
     def join(self, first: torch.Tensor, second: torch.Tensor) -> None:
         """Element by element, over tensors that broadcast."""
@@ -169,7 +164,7 @@ class _Numbering:
     def scaling(self) -> Scaling:
         """What was found, with final numbers."""
         final, count = self.numbers.compact()
-        layers = tuple(ScalableLayer(layer.node, final[layer.reads], final[layer.yields]) for layer in self.layers)
+        layers = tuple(ScalableLayer(layer.constants, final[layer.reads], final[layer.yields]) for layer in self.layers)
         clipped = {node: final[channels] for node, channels in self.clipped.items()}
         return Scaling(count, layers, clipped, _together(count, layers))
 
@@ -192,7 +187,7 @@ def _pin(numbers: _Numbers, known: dict[Node, torch.Tensor], values: Iterable[No
 
 def _clip(node: Node) -> Node | None:
     """The value that `node` clamps to a range from 0 that has an end; None for any other operator."""
-    limits = limits_of_clamp(node)
+    limits = facts_of(node).clamp_range(node)
     if limits is None or limits[0] != 0 or limits[1] == math.inf:
         return None
     source: Node = arguments(node)["self"]
@@ -201,39 +196,21 @@ def _clip(node: Node) -> Node | None:
 
 def _layer(module: GraphModule, node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -> ScalableLayer | None:
     """What `node` reads and yields, if it is a convolution or linear with constants of its own."""
-    weight = _own_weight(module, node)
-    if weight is None:
+    layer = constant_layer(module, node)
+    if layer is None or not layer.owns_constants or not layer.has_batch:
         return None
-    kind, args = layer_kind(node), arguments(node)
-    source, groups = args["input"], args.get("groups", 1)
-    channels = _channels_read(kind, source, numbers, known)
+    channels = _channels_read(layer, numbers, known)
     if channels is None:
-        channels = torch.full((shape_of(source)[-1 if kind == LINEAR else 1],), PINNED)
-    outputs = weight.shape[1] * groups if kind == TRANSPOSED else weight.shape[0]
-    return ScalableLayer(node, channels.reshape(groups, -1), numbers.fresh(outputs))
+        channels = torch.full((shape_of(layer.input)[-1 if layer.kind is LayerKind.LINEAR else 1],), PINNED)
+    return ScalableLayer(layer, channels.reshape(layer.groups, -1), numbers.fresh(layer.outputs))
 
 
-def _own_weight(module: GraphModule, node: Node) -> torch.Tensor | None:
-    """The weight of a convolution or linear of a batch whose constants nothing else reads; None for any other node."""
-    kind = layer_kind(node)
-    if kind is None:
-        return None
-    args = arguments(node)
-    weight = constant_of(module, args["weight"])
-    constants = [args[role] for role in ("weight", "bias") if args[role] is not None]
-    if weight is None or any(constant_of(module, value) is None or len(value.users) != 1 for value in constants):
-        return None
-    return weight if kind == LINEAR or len(shape_of(node)) == weight.dim() else None
-
-
-def _channels_read(
-    kind: str | None, source: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]
-) -> torch.Tensor | None:
-    """The numbers [channels] of what a layer of this kind reads. Those that differ within a channel are pinned."""
-    read = known.get(source)
+def _channels_read(layer: ConstantLayer, numbers: _Numbers, known: dict[Node, torch.Tensor]) -> torch.Tensor | None:
+    """The numbers [channels] of what a layer reads. Those that differ within a channel are pinned."""
+    read = known.get(layer.input)
     if read is None:
         return None
-    channels = _by_last(read) if kind == LINEAR else _by_channel(read)
+    channels = _by_last(read) if layer.kind is LayerKind.LINEAR else _by_channel(read)
     if channels is None:
         numbers.pin(read)
     return channels
@@ -242,7 +219,7 @@ def _channels_read(
 def _in_place(channels: torch.Tensor, node: Node) -> torch.Tensor:
     """[channels] as numbers of the whole value, without storage of their own."""
     shape = shape_of(node)
-    if layer_kind(node) == LINEAR:
+    if layer_kind(node) is LayerKind.LINEAR:
         return channels.expand(shape)
     return channels.reshape(1, -1, *[1] * (len(shape) - 2)).expand(shape)
 
@@ -275,7 +252,7 @@ def _handed_on(node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -
         return None
     if spec.moves_values:
         return _moved(node, known)
-    if spec.name == "mul":
+    if is_op(node, "mul"):
         return _multiplied(node, scaled, numbers, known)
     how = spec.scalable(Site(node, _ANY_TARGET))
     if how is None or len(scaled) < len(operands) or any(isinstance(value, (int, float)) for value in values):
@@ -302,8 +279,7 @@ def _moved(node: Node, known: dict[Node, torch.Tensor]) -> torch.Tensor:
         found = known.get(value)
         return torch.full(shape_of(value), PINNED) if found is None else found.contiguous()
 
-    assert callable(node.target)
-    moved = node.target(*map_arg(node.args, numbers_of), **map_arg(node.kwargs, numbers_of))
+    moved = evaluated(node, numbers_of)
     assert isinstance(moved, torch.Tensor)
     return moved.long()
 
@@ -311,8 +287,13 @@ def _moved(node: Node, known: dict[Node, torch.Tensor]) -> torch.Tensor:
 def _same_channels(node: Node, read: torch.Tensor) -> torch.Tensor | None:
     """The numbers where an operator that mixes what has the same channel keeps dimension 1 in its place."""
     channels, shape, args = _by_channel(read), shape_of(node), arguments(node)
-    expected = next((rank for name, rank in _RANKS.items() if name in op_name(node)), read.dim())
-    if channels is None or read.dim() != expected or len(shape) < 2 or shape[1] != len(channels):
+    windowed = spatial_dims(node)
+    if (
+        channels is None
+        or (windowed is not None and read.dim() != windowed + 2)
+        or len(shape) < 2
+        or shape[1] != len(channels)
+    ):
         return None
     if "dim" in args:
         dims = [args["dim"]] if isinstance(args["dim"], int) else args["dim"]

@@ -13,18 +13,13 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import attribute, constant_value, insert_constant, number_of
-from openneutron.core.fx import arguments, op_name, set_argument, shape_of
-from openneutron.ops.masks import HIDDEN_AT_RUN_TIME, VIEWS, only_softmax_reads
+from openneutron.core.fx import arguments, set_argument, shape_of
+from openneutron.ops.declared import is_op, is_view, overload_of
+from openneutron.ops.functions import is_quotient
+from openneutron.ops.masks import HIDDEN_AT_RUN_TIME, only_softmax_reads
+from openneutron.ops.writing import Spot, mul
 
 __all__ = ["scale_before_masks"]
-
-aten = torch.ops.aten
-
-_PRODUCTS = {"aten.mul.Tensor", "aten.mul.Scalar"}
-_QUOTIENTS = {"aten.div.Tensor", "aten.div.Scalar"}
-_FILLS = {"aten.masked_fill.Scalar", "aten.masked_fill.Tensor"}
-_CHOICES = {"aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf"}
-_SUMS = {"aten.add.Tensor"}
 
 
 def scale_before_masks(
@@ -55,14 +50,14 @@ def scale_before_masks(
 
 def _factor(module: GraphModule, node: Node, *, training: bool) -> float | None:
     """The positive, finite number by which `node` multiplies its first argument."""
-    if op_name(node) not in _PRODUCTS | _QUOTIENTS or len(node.args) != 2 or node.kwargs:
+    if not (is_op(node, "mul") or is_quotient(node)) or len(node.args) != 2 or node.kwargs:
         return None
     if training and _is_trained(module, node.args[1]):
         return None
     number = number_of(node.args[1])
     if number is None or not 0 < number < math.inf:
         return None
-    return number if op_name(node) in _PRODUCTS else 1 / number
+    return number if is_op(node, "mul") else 1 / number
 
 
 def _is_trained(module: GraphModule, value: object) -> bool:
@@ -75,8 +70,8 @@ def _mask_behind(scaling: Node) -> Node | None:
     """The mask that `scaling` reads, directly or through views; nothing else reads any of them."""
     value = scaling.args[0]
     while isinstance(value, Node) and len(value.users) == 1:
-        if op_name(value) not in VIEWS:
-            return value if op_name(value) in _FILLS | _CHOICES | _SUMS else None
+        if not is_view(value):
+            return value if is_op(value, "masked_fill", "where", "add") else None
         value = value.args[0]
     return None
 
@@ -94,8 +89,8 @@ def _move(module: GraphModule, scaling: Node, mask: Node, factor: float) -> bool
             set_argument(mask, name, insert_constant(module, mask, constant, "scaled"))
         else:
             set_argument(mask, name, float(constant))
-    if op_name(mask) in _FILLS and isinstance(scaled["value"], float):
-        mask.target = aten.masked_fill.Scalar
+    if is_op(mask, "masked_fill") and isinstance(scaled["value"], float):
+        mask.target = overload_of("masked_fill")  # the one that takes a number
     source = scaling.args[0]
     assert isinstance(source, Node)
     scaling.replace_all_uses_with(source)
@@ -106,13 +101,13 @@ def _move(module: GraphModule, scaling: Node, mask: Node, factor: float) -> bool
 def _scaled_arguments(mask: Node, factor: float) -> dict[str, float | torch.Tensor | None] | None:
     """The arguments of `mask` to scale: a number or a constant gives its scaled value, a computed value None."""
     args = arguments(mask)
-    if op_name(mask) in _FILLS:
+    if is_op(mask, "masked_fill"):
         number = number_of(args["value"])
         hides = number is not None and number * factor <= HIDDEN_AT_RUN_TIME
         return {"self": None, "value": None if number is None else number * factor} if hides else None
     constants = {name: _constant(args[name]) for name in ("self", "other")}
     known = {name: value * factor for name, value in constants.items() if value is not None}
-    if op_name(mask) in _CHOICES:
+    if is_op(mask, "where"):
         if len(known) != 1 or bool((next(iter(known.values())) > HIDDEN_AT_RUN_TIME).any()):
             return None
     elif args.get("alpha", 1) != 1 or len(known) == 2 or not _adds_a_mask(mask, known):
@@ -134,8 +129,4 @@ def _adds_a_mask(node: Node, known: dict[str, torch.Tensor]) -> bool:
 
 def _product(scaling: Node, mask: Node, value: Node, factor: float) -> Node:
     """`value` times `factor`, in front of `mask`. The constant that `scaling` reads may be defined only behind it."""
-    graph = scaling.graph
-    with graph.inserting_before(mask):
-        written = graph.call_function(aten.mul.Tensor, (value, factor))
-    written.meta = {**scaling.meta, "val": value.meta["val"]}
-    return written
+    return mul(Spot(mask, scaling), value, factor)

@@ -13,17 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import arguments, op_name, shape_of
+from openneutron.core.fx import arguments, shape_of
+from openneutron.ops.declared import is_op
 from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.shapes import read_indices
 from openneutron.ops.site import Site
+from openneutron.ops.writing import mul, slice_, sum_
 from openneutron.targets import NeutronTarget
 
 __all__ = ["split_padded_products"]
 
-aten = torch.ops.aten
-
-_PADS = {"aten.pad.default", "aten.constant_pad_nd.default"}
-_PRODUCTS = {"aten.matmul.default", "aten.bmm.default", "aten.mm.default"}
 _OPERAND_AND_AXIS_OF_A_PAD = {(0, 0, 0, 1): (0, -2), (0, 1): (1, -1), (0, 1, 0, 0): (1, -1)}
 
 
@@ -63,10 +62,10 @@ def split_padded_products(
 
 
 def _padded_products(node: Node) -> _PaddedProducts | None:
-    if op_name(node) not in _PADS or node.meta["val"].dtype is not torch.float32:
+    if not is_op(node, "pad") or node.meta["val"].dtype is not torch.float32:
         return None
     args = arguments(node)
-    way = _OPERAND_AND_AXIS_OF_A_PAD.get(tuple(args["pad"]))
+    way = _OPERAND_AND_AXIS_OF_A_PAD.get(tuple(args.get("pad") or ()))
     if way is None or args.get("mode", "constant") != "constant":
         return None
     operand, axis = way
@@ -85,7 +84,7 @@ def _products_of(pad: Node, operand: int) -> list[Node]:
     products, value = [], pad
     while len(value.users) == 1:
         (reader,) = value.users
-        is_product = op_name(reader) in _PRODUCTS and reader.args[operand] is value
+        is_product = is_op(reader, "matmul", "bmm", "mm") and reader.args[operand] is value
         if not is_product or reader.args[1 - operand] is value:
             break
         if len({shape_of(factor)[:-2] for factor in reader.all_input_nodes}) != 1 or len(shape_of(reader)) < 2:
@@ -97,12 +96,12 @@ def _products_of(pad: Node, operand: int) -> list[Node]:
 
 def _reads_padding(reader: Node, axis: int) -> bool | None:
     """Whether a slice reads the last index of `axis` alone, or others alone; None for whatever reads both."""
-    if op_name(reader) != "aten.slice.Tensor":
+    if not is_op(reader, "slice"):
         return None
-    args, shape = arguments(reader), shape_of(reader.all_input_nodes[0])
-    if args["dim"] % len(shape) != len(shape) + axis or not isinstance(shape[axis], int):
+    shape = shape_of(reader.all_input_nodes[0])
+    if arguments(reader)["dim"] % len(shape) != len(shape) + axis or not isinstance(shape[axis], int):
         return None
-    indices = range(shape[axis])[slice(args["start"], args["end"], args["step"])]
+    indices = read_indices(reader, shape[axis])
     if not indices:
         return None
     has_last = indices[-1] == shape[axis] - 1
@@ -124,8 +123,9 @@ def _split(module: GraphModule, target: NeutronTarget, found: _PaddedProducts) -
 def _sums(rewriting: Rewriting, found: _PaddedProducts, constant: float) -> Node:
     """What the padding, `constant`, makes of the other operand."""
     other = rewriting.site.node.args[1 - found.operand]
-    summed = rewriting.call(aten.sum.dim_IntList, other, [found.axis], True)
-    return summed if constant == 1 else rewriting.call(aten.mul.Tensor, summed, constant)
+    assert isinstance(other, Node)
+    summed = sum_(rewriting, other, [found.axis])
+    return summed if constant == 1 else mul(rewriting, summed, constant)
 
 
 def _multiplied(rewriting: Rewriting, found: _PaddedProducts, product: Node, value: Node) -> Node:
@@ -138,7 +138,7 @@ def _rows(module: GraphModule, target: NeutronTarget, axis: int, reader: Node, v
     """What the slice `reader` takes of `values`, which have no padding."""
     if shape_of(reader) == shape_of(values):
         return values
-    args, size = arguments(reader), shape_of(reader.all_input_nodes[0])[axis]
-    indices = range(size)[slice(args["start"], args["end"], args["step"])]
+    indices = read_indices(reader, shape_of(reader.all_input_nodes[0])[axis])
+    assert indices is not None
     rewriting = Rewriting(module, Site(reader, target))
-    return rewriting.call(aten.slice.Tensor, values, args["dim"], indices.start, indices[-1] + 1, indices.step)
+    return slice_(rewriting, values, arguments(reader)["dim"], indices)

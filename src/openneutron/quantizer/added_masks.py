@@ -20,13 +20,13 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_value
-from openneutron.core.fx import arguments, is_operator, op_name, shape_of
+from openneutron.core.fx import arguments, is_operator, shape_of
+from openneutron.ops.declared import facts_of, is_op, is_view
+from openneutron.ops.facts import Movement
 from openneutron.ops.masks import (
     HIDDEN,
     HIDDEN_AT_RUN_TIME,
     HIDDEN_SUM,
-    SOFTMAX,
-    VIEWS,
     is_made_for_a_mask,
     note_made_for_a_mask,
 )
@@ -36,29 +36,6 @@ __all__ = ["AddedMask", "AddedMaskObserver", "MaskedAtRunTime", "MaskedSumObserv
 
 # A score this far below the largest of its row has a probability of 1e-28, so it counts as hidden.
 OUT_OF_SIGHT = 64.0
-
-_MOVES = VIEWS | {
-    f"aten.{name}" for name in ("slice.Tensor", "select.int", "transpose.int", "permute.default", "t.default")
-}
-_BOUNDS = {"aten.minimum.default", "aten.maximum.default", "aten.clamp.default"}
-_FACTORS = {"aten.mul.Tensor", "aten.mul.Scalar"}
-_ARITHMETIC = {
-    f"aten.{name}"
-    for name in (
-        "add.Tensor", "add.Scalar", "sub.Tensor", "sub.Scalar", "rsub.Scalar", "rsub.Tensor",
-        "mul.Tensor", "mul.Scalar", "div.Tensor", "div.Scalar", "neg.default",
-        "minimum.default", "maximum.default", "clamp.default",
-        "clamp_min.default", "clamp_max.default", "masked_fill.Scalar", "masked_fill.Tensor", "where.self",
-        "where.ScalarOther", "where.ScalarSelf", "where.Scalar", "to.dtype", "_to_copy.default", "type_as.default",
-        "to.dtype_layout", "logical_not.default", "logical_and.default", "logical_or.default", "logical_xor.default",
-        "bitwise_not.default", "bitwise_and.Tensor", "bitwise_or.Tensor", "bitwise_xor.Tensor",
-        "__and__.Tensor", "__or__.Tensor", "__xor__.Tensor",
-        "eq.Scalar", "eq.Tensor", "ne.Scalar", "ne.Tensor", "lt.Scalar", "lt.Tensor", "le.Scalar", "le.Tensor",
-        "gt.Scalar", "gt.Tensor", "ge.Scalar", "ge.Tensor", "cat.default", "stack.default", "repeat.default",
-        "any.dim", "all.dim", "sum.dim_IntList", "cumsum.default", "full_like.default", "zeros_like.default",
-        "ones_like.default", "log.default",
-    )
-}  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -187,7 +164,7 @@ def added_masks(module: GraphModule) -> tuple[dict[Node, AddedMask], dict[Node, 
     sums: dict[Node, list[AddedMask]] = {}
     visited: set[Node] = set()
     for node in module.graph.nodes:
-        if op_name(node) in SOFTMAX and int(arguments(node)["dim"]) in (-1, len(shape_of(node)) - 1):
+        if is_op(node, "softmax") and int(arguments(node)["dim"]) in (-1, len(shape_of(node)) - 1):
             _follow(node.args[0], light, masks, sums, visited)
     elsewhere = {mask for mask in masks if any(_reads_numbers(user) and user not in sums for user in mask.users)}
     found = {mask: added for mask, added in masks.items() if mask not in elsewhere}
@@ -195,8 +172,14 @@ def added_masks(module: GraphModule) -> tuple[dict[Node, AddedMask], dict[Node, 
     return found, {node: those for node, those in theirs.items() if those}
 
 
+def _moves(node: Node) -> bool:
+    """Whether `node` moves the values of one tensor."""
+    movement = facts_of(node).movement
+    return movement not in (None, Movement.JOIN)
+
+
 def _reads_numbers(user: Node) -> bool:
-    return user.op == "output" or (user.op == "call_function" and op_name(user) not in _MOVES)
+    return user.op == "output" or (user.op == "call_function" and not _moves(user))
 
 
 def _follow(
@@ -206,10 +189,10 @@ def _follow(
     node: Node | None = scores
     while node is not None and node.op == "call_function" and node not in visited:
         visited.add(node)
-        name, operands = op_name(node), node.all_input_nodes
-        if name in VIEWS | _BOUNDS:
+        operands = node.all_input_nodes
+        if is_view(node) or is_op(node, "minimum", "maximum", "clamp"):
             node = next((operand for operand in operands if operand not in light and operand.op != "get_attr"), None)
-        elif name == "aten.add.Tensor" and len(operands) == 2 and arguments(node)["alpha"] == 1:
+        elif is_op(node, "add") and len(operands) == 2 and arguments(node)["alpha"] == 1:
             mask = _mask_among(node, operands, light)
             if mask is not None:
                 sums.setdefault(node, []).append(masks.setdefault(mask, AddedMask(_stays_in_float(mask, light))))
@@ -230,8 +213,7 @@ def _of_inputs_alone(module: GraphModule) -> set[Node]:
     """Inputs, and values computed from inputs and constants by moves, comparisons and elementwise arithmetic."""
     light: set[Node] = set()
     for node in module.graph.nodes:
-        name = op_name(node)
-        is_made = name in _MOVES or name in _ARITHMETIC or is_made_for_a_mask(node)
+        is_made = _moves(node) or facts_of(node).computes_masks or is_made_for_a_mask(node)
         sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
         if node.op == "placeholder" or (is_made and sources and light.issuperset(sources)):
             light.add(node)
@@ -244,7 +226,7 @@ def _stays_in_float(mask: Node, light: set[Node]) -> bool:
     Views at the end of the mask are not marked.
     """
     end = mask
-    while op_name(end) in _MOVES:
+    while _moves(end):
         end = end.all_input_nodes[0]
     region: dict[Node, None] = {}
     waiting = [end]
@@ -263,9 +245,9 @@ def _stays_in_float(mask: Node, light: set[Node]) -> bool:
 
 def _has_a_number_that_hides(node: Node) -> bool:
     """Whether a constant operand of `node` hides from a softmax; of a factor, either sign counts."""
-    if op_name(node) not in _ARITHMETIC:
+    if not facts_of(node).computes_masks:
         return False
-    scales = op_name(node) in _FACTORS
+    scales = is_op(node, "mul")
     for value in arguments(node).values():
         constant = torch.tensor(float(value)) if isinstance(value, (int, float)) else constant_value(value)
         if constant is not None and constant.numel() and constant.dtype is not torch.bool:

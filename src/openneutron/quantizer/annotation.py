@@ -12,6 +12,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron.core.constants import constant_value
 from openneutron.core.fx import UNBATCHED, noted, op_name, source_of
+from openneutron.core.unions import find_root
 from openneutron.errors import OptionError
 from openneutron.ir.graph import QParams
 from openneutron.model.state import next_value, states_of, store_of, write_of
@@ -115,12 +116,7 @@ class Annotation:
                 node.meta[Q_ANNOTATION_KEY] = _annotation({value: self._spec((value, node), group)}, None)
 
     def _find(self, value: Value) -> Value:
-        root = value
-        while (above := self.parent.get(root, root)) is not root:
-            root = above
-        while value is not root:
-            self.parent[value], value = root, self.parent[value]
-        return root
+        return find_root(self.parent, value)
 
     def _group(self, states: list[Node]) -> None:
         """An operator that moves or joins values shares qparams with its inputs, and a state with its next value."""

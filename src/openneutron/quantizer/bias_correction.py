@@ -18,7 +18,8 @@ from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize, ObserverBas
 
 from openneutron.core.constants import constant_of, value_of
 from openneutron.core.fx import arguments, placeholders, shape_of
-from openneutron.ops.layers import LINEAR, layer_kind
+from openneutron.ops.declared import layer_kind
+from openneutron.ops.facts import LayerKind
 from openneutron.passes.name_bad_inputs import GUARDS
 from openneutron.quantizer.observers import MaskedObserver
 from openneutron.quantizer.quantized_constant import QuantizedConstant
@@ -155,7 +156,7 @@ def correct_biases_at_conversion(model: GraphModule, observers: dict[Any, Any]) 
     for layer in model.graph.nodes:
         if layer_kind(layer) is not None and _is_quantized(model, layer, observers):
             args = arguments(layer)
-            axis = -1 if layer_kind(layer) == LINEAR else 1 - len(shape_of(args["weight"]))
+            axis = -1 if layer_kind(layer) is LayerKind.LINEAR else 1 - len(shape_of(args["weight"]))
             corrected.setdefault((args["input"], axis), []).append(layer)
     entries = _entries(model)
     for (source, axis), layers in corrected.items():

@@ -28,7 +28,8 @@ from openneutron.errors import ModelError, OptionError
 from openneutron.model.state import is_state_write
 from openneutron.ops import OPERATORS, OpSpec
 from openneutron.ops.attention import WIDE_SOFTMAX
-from openneutron.ops.masks import SOFTMAX
+from openneutron.ops.declared import is_op
+from openneutron.ops.fusion import activation_after
 from openneutron.ops.site import Site
 from openneutron.passes.equalize import equalize as equalize_channels
 from openneutron.passes.equalize import note_equalized, was_equalized
@@ -233,13 +234,8 @@ class NeutronQuantizer(Quantizer):
 
     def _fusable_activation(self, spec: OpSpec, node: Node) -> Node | None:
         """The activation that alone reads `node`, where the operator and the target can fuse it."""
-        if not spec.fuses_activation or len(node.users) != 1:
-            return None
-        (user,) = node.users
-        follower = OPERATORS.get(op_name(user))
-        if follower is None or follower.activation is None or self.layers.leave_in_float(user):
-            return None
-        return user if follower.activation(user) in self.target.neutron_target.fused_activations else None
+        activation = activation_after(node, self.target.neutron_target) if spec.fuses_activation else None
+        return None if activation is None or self.layers.leave_in_float(activation) else activation
 
 
 def _listed(left: list[tuple[Node, str]]) -> str:
@@ -260,7 +256,7 @@ def _warn_of_coarse_softmaxes(places: list[Place]) -> None:
     """Warn of each softmax over many values that `divide_after_sums` did not rewrite."""
     for place in places:
         node = place.site.node
-        count = shape_of(node)[int(place.site.args["dim"])] if op_name(node) in SOFTMAX else 0
+        count = shape_of(node)[int(place.site.args["dim"])] if is_op(node, "softmax") else 0
         if count > WIDE_SOFTMAX:
             warnings.warn(
                 f"{node.name} ({op_name(node)}, {place_of(node)}) yields {count} probabilities in steps of 1/256: "

@@ -14,9 +14,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import number_of
-from openneutron.core.fx import arguments, op_name, shape_of
+from openneutron.core.fx import arguments, shape_of
 from openneutron.ops.attention import is_difference_of_scores
-from openneutron.ops.masks import VIEWS
+from openneutron.ops.declared import is_op, is_view
 from openneutron.quantizer.observers import ObserverOfAnother
 
 __all__ = ["ScoreRange", "ScoresObserver", "score_ranges"]
@@ -75,7 +75,7 @@ def score_ranges(module: GraphModule) -> dict[Node, ScoreRange]:
     """Scores of softmaxes that are written with exp, and values that they are multiples or views of. Linear."""
     found: dict[Node, ScoreRange] = {}
     for node in module.graph.nodes:
-        if is_difference_of_scores(node) and op_name(node) == "aten.sub.Tensor":
+        if is_difference_of_scores(node) and is_op(node, "sub"):
             count = shape_of(node)[-1]
             distance = math.log(count) + MARGIN
             found[node] = ScoreRange(count, distance, is_relative=True)
@@ -89,11 +89,11 @@ def _follow(differences: Node, scores: ScoreRange, found: dict[Node, ScoreRange]
     while isinstance(node, Node) and len(node.users) == readers and node not in found:
         found[node] = scores
         args, readers = arguments(node), 1
-        if op_name(node) == "aten.mul.Tensor":
+        if is_op(node, "mul"):
             factor = number_of(args["other"])
             if factor is None or factor <= 0:
                 return
             scores = replace(scores, distance=scores.distance / factor)
-        elif op_name(node) not in VIEWS:
+        elif not is_view(node):
             return
         node = node.args[0]

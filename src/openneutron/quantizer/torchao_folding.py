@@ -29,13 +29,14 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import attribute
-from openneutron.core.fx import arguments, op_name, shape_of
+from openneutron.core.fx import arguments, shape_of
+from openneutron.ops.declared import is_op, layer_kind
+from openneutron.ops.facts import LayerKind
 from openneutron.passes import fold_batch_norm, fold_constants
 from openneutron.passes.checks import check_batch_norm
 
 __all__ = ["is_folded_wrongly", "protect_from_wrong_folding"]
 
-_BATCH_NORM = "aten.batch_norm.default"
 _FOLDS = ("_fuse_conv_bn_", "_fuse_linear_bn_")
 
 
@@ -79,7 +80,7 @@ def is_folded_wrongly(module: GraphModule) -> bool:
     """Whether torchao would fold a batch norm of this exported model into something else. Linear in nodes."""
     read = Counter(str(node.target) for node in module.graph.nodes if node.op == "get_attr" for _ in node.users)
     return any(
-        op_name(node) == _BATCH_NORM and _folds_into(node) is not None and not _folds_right(module, node, read)
+        is_op(node, "batch_norm") and _folds_into(node) is not None and not _folds_right(module, node, read)
         for node in module.graph.nodes
     )
 
@@ -87,22 +88,22 @@ def is_folded_wrongly(module: GraphModule) -> bool:
 def _folds_into(batch_norm: Node) -> Node | None:
     """The convolution or linear that torchao folds `batch_norm` into, if any."""
     producer = batch_norm.args[0]
-    while isinstance(producer, Node) and op_name(producer) == _BATCH_NORM:
+    while isinstance(producer, Node) and is_op(producer, "batch_norm"):
         producer = producer.args[0]
     if not isinstance(producer, Node):
         return None
-    name = op_name(producer)
-    is_folded = name.startswith("aten.conv") or (name == "aten.linear.default" and len(shape_of(producer)) == 2)
+    kind = layer_kind(producer)
+    is_folded = kind is not None and (kind.is_convolution or len(shape_of(producer)) == 2)
     return producer if is_folded else None
 
 
 def _folds_right(module: GraphModule, batch_norm: Node, read: Counter[str]) -> bool:
     producer = batch_norm.args[0]
-    if not isinstance(producer, Node) or op_name(producer) == _BATCH_NORM or len(producer.users) > 1:
+    if not isinstance(producer, Node) or is_op(producer, "batch_norm") or len(producer.users) > 1:
         return False
     norm, args = arguments(batch_norm), arguments(producer)
     weight, bias = args["weight"], args["bias"]
-    is_linear = op_name(producer) == "aten.linear.default"
+    is_linear = layer_kind(producer) is LayerKind.LINEAR
     parameters = [norm[name] for name in ("weight", "bias", "running_mean", "running_var")]
     if is_linear and None in (bias, *parameters):
         return False
@@ -112,7 +113,7 @@ def _folds_right(module: GraphModule, batch_norm: Node, read: Counter[str]) -> b
         and _is_own_parameter(module, weight, read)
         and (bias is None or _is_own_parameter(module, bias, read))
         and (is_linear or len(shape_of(producer)) == len(shape_of(weight)))
-        and not (op_name(producer).startswith("aten.conv_transpose") and args["groups"] > 1)
+        and not (layer_kind(producer) is LayerKind.TRANSPOSED and args["groups"] > 1)
     )
 
 

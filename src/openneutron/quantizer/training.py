@@ -20,14 +20,14 @@ import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.export_utils import _EXPORTED_TRAINING_ATTR
 
-from openneutron.core.constants import computed_constants
+from openneutron.core.constants import computed_constants, free_name
 from openneutron.core.fx import arguments, draws_random_numbers, op_name, set_argument, source_of
 from openneutron.errors import ModelError
 from openneutron.ops import OPERATORS
+from openneutron.ops.declared import is_op
 from openneutron.ops.spec import OutputRule
 from openneutron.passes.fold_batch_norm import insert_convolution, takes_batch_norm
 from openneutron.passes.remove_batch_counts import BATCH_COUNT
-from openneutron.passes.remove_identities import DROPOUTS
 from openneutron.quantizer.trained_modules import (
     BatchNorm,
     FloatWeight,
@@ -41,7 +41,7 @@ from openneutron.quantizer.trained_modules import (
 
 __all__ = ["fold_what_stays_in_float", "observed", "prepare_for_training", "read_weight_through"]
 
-_ONLY_IN_TRAINING = DROPOUTS | {"aten.detach.default"}
+_ONLY_IN_TRAINING = ("dropout", "dropout of another kind", "detach")
 
 
 def prepare_for_training(module: GraphModule) -> None:
@@ -62,8 +62,7 @@ def prepare_for_training(module: GraphModule) -> None:
     with module.graph.inserting_before(next(iter(module.graph.nodes))):
         trains = module.graph.create_node("get_attr", _EXPORTED_TRAINING_ATTR)
     for node in list(module.graph.nodes):
-        name = op_name(node)
-        if name == "aten.batch_norm.default":
+        if is_op(node, "batch_norm"):
             if not constants.issuperset(node.all_input_nodes[1:]):
                 message = "The parameters of this batch norm are computed from inputs, and cannot be folded."
                 raise _error(node, message, remedy="Write it as a multiplication and an addition.")
@@ -75,9 +74,9 @@ def prepare_for_training(module: GraphModule) -> None:
                 _call_batch_norm(node, count if count in buffers else None, trains)
             else:
                 _call_batch_norm(node, None, trains=False)
-        elif name in _ONLY_IN_TRAINING and node not in constants:
+        elif is_op(node, *_ONLY_IN_TRAINING) and node not in constants:
             source, *options = _behind_moves(node).args
-            _replace(node, OnlyInTraining(name, tuple(options)), (source, trains))
+            _replace(node, OnlyInTraining(op_name(node), tuple(options)), (source, trains))
         elif draws_random_numbers(node):
             raise _error(node, "This operator draws random numbers, and would draw them in the converted model, too.")
     module.graph.eliminate_dead_code()
@@ -116,9 +115,9 @@ def _call_batch_norm(node: Node, count: str | None, trains: Node | bool) -> None
 
 def _behind_moves(node: Node) -> Node:
     """Move a dropout behind what only moves its values, or is a relu, and alone reads it."""
-    while op_name(node) == "aten.dropout.default" and len(node.users) == 1:
+    while is_op(node, "dropout") and len(node.users) == 1:
         (reader,) = node.users
-        if op_name(reader) != "aten.relu.default" and not _only_moves(reader):
+        if not is_op(reader, "relu") and not _only_moves(reader):
             break
         reader.replace_input_with(node, node.args[0])  # type: ignore[arg-type]
         reader.replace_all_uses_with(node)
@@ -144,9 +143,7 @@ def _replace(node: Node, submodule: torch.nn.Module, args: tuple[Any, ...]) -> N
 def _call_before(node: Node, submodule: torch.nn.Module, args: tuple[Any, ...]) -> Node:
     module = node.graph.owning_module
     assert module is not None
-    name = f"_{node.name}_{type(submodule).__name__}"
-    while hasattr(module, name):
-        name += "_"
+    name = free_name(module, f"_{node.name}_{type(submodule).__name__}")
     module.add_submodule(name, submodule)
     with node.graph.inserting_before(node):
         return node.graph.call_module(name, args)

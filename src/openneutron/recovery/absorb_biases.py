@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.constants import constant_of, insert_constant
-from openneutron.core.fx import arguments, op_name, set_argument
-from openneutron.ops.layers import CONVOLUTION, LINEAR, layer_kind
+from openneutron.core.fx import arguments
+from openneutron.ops.declared import is_op
+from openneutron.ops.layers import ConstantLayer, constant_layer
 from openneutron.recovery.channel_ranges import Ranges
 
 __all__ = ["absorb_biases"]
@@ -30,10 +30,10 @@ def absorb_biases(module: GraphModule, ranges: Ranges) -> Ranges:
     """
     now = dict(ranges)
     for node, (lowest, highest) in ranges.items():
-        reader = _only_layer_behind_relu(module, node)
+        layers = _layers_around_relu(module, node)
         surplus = _surplus(lowest, highest)
-        if reader is not None and bool((surplus > 0).any()):
-            _absorb(module, node, reader, surplus)
+        if layers is not None and bool((surplus > 0).any()):
+            _absorb(*layers, surplus)
             now[node] = lowest - surplus, highest - surplus
     module.recompile()
     return now
@@ -48,39 +48,37 @@ def _surplus(lowest: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
     return torch.where(width > 0, lowest - width, 0.0).clamp(min=0)
 
 
-def _only_layer_behind_relu(module: GraphModule, node: Node) -> Node | None:
-    if not _has_own_constants(module, node) or len(node.users) != 1:
+def _layers_around_relu(module: GraphModule, node: Node) -> tuple[ConstantLayer, ConstantLayer] | None:
+    """`node` and the layer that alone reads its relu; None where the relu, or such layers, are not there."""
+    layer = _layer(module, node)
+    relu = _only_reader(node)
+    if layer is None or not is_op(relu, "relu"):
         return None
-    (relu,) = node.users
-    if op_name(relu) != "aten.relu.default" or len(relu.users) != 1:
+    reader = _layer(module, _only_reader(relu))
+    if reader is None or reader.input is not relu:
         return None
-    (reader,) = relu.users
-    if not _has_own_constants(module, reader) or arguments(reader)["input"] is not relu:
-        return None
-    padding = arguments(reader).get("padding", [0])
+    padding = arguments(reader.node).get("padding", [0])
     pads = padding == "same" or (padding != "valid" and any([padding] if isinstance(padding, int) else padding))
-    return None if pads else reader
+    return None if pads else (layer, reader)
 
 
-def _has_own_constants(module: GraphModule, node: Node) -> bool:
-    """Whether `node` is a layer with a constant weight and bias that have no other readers."""
-    if layer_kind(node) not in (CONVOLUTION, LINEAR):
-        return False
-    args = arguments(node)
-    constants = [args["weight"], args["bias"]]
-    return all(constant_of(module, constant) is not None and len(constant.users) == 1 for constant in constants)
+def _only_reader(node: Node | None) -> Node | None:
+    return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
 
 
-def _absorb(module: GraphModule, node: Node, reader: Node, surplus: torch.Tensor) -> None:
-    bias = constant_of(module, arguments(node)["bias"])
-    args = arguments(reader)
-    weight, next_bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
+def _layer(module: GraphModule, node: Node | None) -> ConstantLayer | None:
+    """`node` as a layer with a weight and a bias that nothing else reads; None for a transposed one, and all else."""
+    layer = constant_layer(module, node)
+    if layer is None or layer.is_transposed or layer.bias is None or not layer.owns_constants:
+        return None
+    return layer
+
+
+def _absorb(layer: ConstantLayer, reader: ConstantLayer, surplus: torch.Tensor) -> None:
+    weight, bias, next_bias = reader.weight, layer.bias, reader.bias
     assert bias is not None
-    assert weight is not None
     assert next_bias is not None
-    groups = args.get("groups", 1)
     per_input = weight.double().flatten(2).sum(2) if weight.dim() > 2 else weight.double()
-    read = surplus.double().reshape(groups, -1).repeat_interleave(len(weight) // groups, 0)
-    set_argument(node, "bias", insert_constant(module, node, bias - surplus, "bias"))
-    taken_up = next_bias + (per_input * read).sum(1)
-    set_argument(reader, "bias", insert_constant(module, reader, taken_up.float(), "bias"))
+    read = surplus.double().reshape(reader.groups, -1).repeat_interleave(len(weight) // reader.groups, 0)
+    layer.replace(bias=bias - surplus)
+    reader.replace(bias=(next_bias + (per_input * read).sum(1)).float())

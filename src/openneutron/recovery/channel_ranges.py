@@ -9,7 +9,8 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from openneutron.core.fx import placeholders
 from openneutron.model.state import is_state_write, states_of
-from openneutron.ops.layers import LINEAR, layer_kind
+from openneutron.ops.declared import layer_kind
+from openneutron.ops.facts import LayerKind
 from openneutron.recovery.layerwise import Samples
 
 __all__ = ["Ranges", "channel_ranges"]
@@ -32,7 +33,7 @@ class _Recorder(Interpreter):
         value = super().run_node(n)
         kind = layer_kind(n)
         if kind is not None:
-            others = [dim for dim in range(value.dim()) if dim != (value.dim() - 1 if kind == LINEAR else 1)]
+            others = [dim for dim in range(value.dim()) if dim != (value.dim() - 1 if kind is LayerKind.LINEAR else 1)]
             low, high = value.amin(others), value.amax(others)
             if n in self.ranges:
                 low, high = torch.minimum(low, self.ranges[n][0]), torch.maximum(high, self.ranges[n][1])

@@ -10,13 +10,16 @@ pass corrects the biases, which compensate the mean errors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
 from openneutron.core.fx import arguments
+from openneutron.ops.windows import of_each_dim
 from openneutron.quantizer.sample import positions
 from openneutron.recovery.correct_biases import correct_bias
 from openneutron.recovery.layerwise import LayerIO, Samples, run_layerwise, samples_that_fit
@@ -210,24 +213,31 @@ def rows_of(layer: WeightedLayer, values: torch.Tensor, weight: torch.Tensor, wa
     if layer.is_linear:
         rows = values.flatten(0, -2)
         return rows[positions(len(rows), wanted).sort().values][None]
-    images = values if values.dim() == 4 else values[:, :, None]
-    axes = _axes(layer, images.shape[2:], weight)
-    area = axes[0].outputs * axes[1].outputs
-    chosen = positions(len(images) * area, wanted).sort().values
-    image, place = chosen // area, chosen % area
-    # [positions, taps] of both axes, broadcast to [positions, taps, taps].
-    down, across = axes[0].taps(place // axes[1].outputs)[:, :, None], axes[1].taps(place % axes[1].outputs)[:, None]
-    inside = axes[0].holds(down) & axes[1].holds(across)
-    found = images[image[:, None, None], :, down.clamp(0, axes[0].size - 1), across.clamp(0, axes[1].size - 1)]
-    # Contiguous as [positions, channels, taps, taps], because matrix products of other orders take several times as
-    # long.
-    patches = torch.where(inside[..., None], found, 0).movedim(3, 1).contiguous()
+    axes = _axes(layer, values.shape[2:], weight)
+    outputs = [axis.outputs for axis in axes]
+    area = math.prod(outputs)
+    chosen = positions(len(values) * area, wanted).sort().values
+    sample, places = chosen // area, torch.unravel_index(chosen % area, outputs)
+    # [positions, taps] of each axis, broadcast to [positions, taps, ... taps].
+    taps = [
+        axis.taps(place).reshape(-1, *(axis.kernel if other is axis else 1 for other in axes))
+        for axis, place in zip(axes, places, strict=True)
+    ]
+    inside = torch.ones((), dtype=torch.bool)
+    for axis, inputs in zip(axes, taps, strict=True):
+        inside = inside & axis.holds(inputs)
+    clamped = [inputs.clamp(0, axis.size - 1) for axis, inputs in zip(axes, taps, strict=True)]
+    index: tuple[Any, ...] = (sample.reshape(-1, *[1] * len(axes)), slice(None), *clamped)
+    found = values[index]
+    # Contiguous as [positions, channels, taps, ... taps], because matrix products of other orders take several times
+    # as long.
+    patches = torch.where(inside[..., None], found, 0).movedim(-1, 1).contiguous()
     return patches.reshape(len(chosen), layer.groups, -1).movedim(1, 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Axis:
-    """An axis (height or width) of a convolution: `size` inputs with `before` and `after` zeros of padding."""
+    """A spatial dimension of a convolution: `size` inputs with `before` and `after` zeros of padding."""
 
     size: int
     kernel: int
@@ -251,21 +261,15 @@ class _Axis:
         return (inputs >= 0) & (inputs < self.size)
 
 
-def _axes(layer: WeightedLayer, sizes: Sequence[int], weight: torch.Tensor) -> tuple[_Axis, _Axis]:
-    """Returns height and width of a convolution of images, or of rows, which count as images of height 1."""
+def _axes(layer: WeightedLayer, sizes: Sequence[int], weight: torch.Tensor) -> list[_Axis]:
+    """Returns the spatial dimensions of a convolution."""
     args = arguments(layer.node)
-    kernel = weight.shape[2:] if weight.dim() == 4 else (1, *weight.shape[2:])
-    stride, dilation = (_of_both(args[name], weight, 1) for name in ("stride", "dilation"))
+    kernel = weight.shape[2:]
+    stride, dilation = (of_each_dim(args[name], len(kernel)) for name in ("stride", "dilation"))
     if args["padding"] == "same":  # an odd number of zeros has one more at the end
-        totals = [dilation[axis] * (kernel[axis] - 1) for axis in (0, 1)]
+        totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
         padding = [(total // 2, total - total // 2) for total in totals]
     else:
-        each = (0, 0) if args["padding"] == "valid" else _of_both(args["padding"], weight, 0)
-        padding = [(one, one) for one in each]
-    first, second = (_Axis(sizes[axis], kernel[axis], stride[axis], dilation[axis], *padding[axis]) for axis in (0, 1))
-    return first, second
-
-
-def _of_both(numbers: Sequence[int], weight: torch.Tensor, of_height: int) -> tuple[int, int]:
-    """Returns an argument of a convolution for height and width. For rows, the height has the value `of_height`."""
-    return numbers[0] if weight.dim() == 4 else of_height, numbers[-1]
+        padding = [(one, one) for one in of_each_dim(0 if args["padding"] == "valid" else args["padding"], len(kernel))]
+    shapes = zip(sizes, kernel, stride, dilation, padding, strict=True)
+    return [_Axis(size, taps, step, apart, *ends) for size, taps, step, apart, ends in shapes]

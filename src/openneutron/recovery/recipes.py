@@ -9,10 +9,8 @@ import torch
 from torch.fx import GraphModule
 
 from openneutron.calibration import CalibrationOptions, calibrate
-from openneutron.core.constants import constant_of, insert_constant
-from openneutron.core.fx import arguments, set_argument
 from openneutron.errors import OptionError
-from openneutron.ops.layers import CONVOLUTION, LINEAR, TRANSPOSED, layer_kind
+from openneutron.ops.layers import constant_layer
 from openneutron.passes.equalize import equalize
 from openneutron.quantizer import DistributionObserver, NeutronQuantizer
 from openneutron.quantizer.ranges import RULES
@@ -161,10 +159,7 @@ def recover_converted(
 def give_biases(module: GraphModule) -> None:
     """Gives each convolution and linear without a bias a bias of zeros. TFLite's operators have one in any case."""
     for node in module.graph.nodes:
-        kind = layer_kind(node)
-        args = arguments(node)
-        weight = constant_of(module, args["weight"]) if kind in (CONVOLUTION, LINEAR, TRANSPOSED) else None
-        if weight is not None and args["bias"] is None:
-            outputs = weight.shape[1] * args["groups"] if kind == TRANSPOSED else weight.shape[0]
-            set_argument(node, "bias", insert_constant(module, node, torch.zeros(outputs), "bias"))
+        layer = constant_layer(module, node)
+        if layer is not None and layer.bias is None:
+            layer.replace(bias=torch.zeros(layer.outputs))
     module.recompile()

@@ -11,7 +11,8 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import attribute
 from openneutron.core.fx import arguments, is_dequantize, set_argument
-from openneutron.ops.layers import LINEAR, TRANSPOSED, layer_kind
+from openneutron.ops.declared import layer_kind
+from openneutron.ops.facts import LayerKind
 
 __all__ = ["WeightedLayer", "layer_of", "layers_of"]
 
@@ -31,12 +32,12 @@ class WeightedLayer:
     @property
     def is_linear(self) -> bool:
         """Whether the layer is a linear, whose channels are the last dimension."""
-        return layer_kind(self.node) == LINEAR
+        return layer_kind(self.node) is LayerKind.LINEAR
 
     @property
     def is_transposed(self) -> bool:
         """Whether the layer is a transposed convolution, whose weight has input channels first."""
-        return layer_kind(self.node) == TRANSPOSED
+        return layer_kind(self.node) is LayerKind.TRANSPOSED
 
     @property
     def groups(self) -> int:

@@ -9,12 +9,11 @@ one scale.
 from __future__ import annotations
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
-from openneutron.core.constants import constant_of, insert_constant
-from openneutron.core.fx import arguments, set_argument
-from openneutron.ops.layers import CONVOLUTION, LINEAR, layer_kind
-from openneutron.passes.remove_dead_channels import limits_of_clamp, remove_dead_channels
+from openneutron.ops.declared import facts_of
+from openneutron.ops.layers import ConstantLayer, constant_layer
+from openneutron.passes.remove_dead_channels import remove_dead_channels
 from openneutron.recovery.channel_ranges import Ranges
 
 __all__ = ["zero_inactive_channels"]
@@ -28,38 +27,35 @@ def zero_inactive_channels(module: GraphModule, ranges: Ranges) -> int:
     """
     count = 0
     for node, (_, highest) in ranges.items():
-        inactive = highest <= 0
-        if _is_cut_off_at_zero(node) and bool(inactive.any()) and _zero(module, node, inactive):
+        layer, inactive = constant_layer(module, node), highest <= 0
+        if layer is not None and _is_cut_off_at_zero(layer) and bool(inactive.any()) and _zero(layer, inactive):
             count += int(inactive.sum())
     if count:
         remove_dead_channels(module)  # zeroes the weights that read these channels
     return count
 
 
-def _is_cut_off_at_zero(node: Node) -> bool:
-    """Whether the only reader of `node` is an activation that returns zero for all inputs below zero."""
-    if layer_kind(node) not in (CONVOLUTION, LINEAR) or len(node.users) != 1:
+def _is_cut_off_at_zero(layer: ConstantLayer) -> bool:
+    """Whether the only reader of the layer is an activation that returns zero for all inputs below zero."""
+    if layer.is_transposed or len(layer.node.users) != 1:
         return False
-    (reader,) = node.users
-    limits = limits_of_clamp(reader)
+    (reader,) = layer.node.users
+    limits = facts_of(reader).clamp_range(reader)
     return limits is not None and limits[0] == 0
 
 
-def _zero(module: GraphModule, node: Node, inactive: torch.Tensor) -> bool:
+def _zero(layer: ConstantLayer, inactive: torch.Tensor) -> bool:
     """Zeroes the weights and biases of the inactive output channels.
 
     Returns False if they are zero already, or if another operator reads the weight or the bias.
     """
-    args = arguments(node)
-    constants = {role: args[role] for role in ("weight", "bias") if args[role] is not None}
-    values = {role: constant_of(module, constant) for role, constant in constants.items()}
-    if any(value is None for value in values.values()) or any(len(node.users) > 1 for node in constants.values()):
+    if not layer.owns_constants:
         return False
-    zeroed = {role: value.clone() for role, value in values.items() if value is not None}
-    for value in zeroed.values():
-        value[inactive] = 0
-    if all(torch.equal(value, zeroed[role]) for role, value in values.items() if value is not None):
+    weight, bias = layer.weight.clone(), None if layer.bias is None else layer.bias.clone()
+    weight[inactive] = 0
+    if bias is not None:
+        bias[inactive] = 0
+    if torch.equal(weight, layer.weight) and (bias is None or layer.bias is None or torch.equal(bias, layer.bias)):
         return False
-    for role, value in zeroed.items():
-        set_argument(node, role, insert_constant(module, node, value, role))
+    layer.replace(weight=weight, bias=bias)
     return True

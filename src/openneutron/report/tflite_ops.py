@@ -9,24 +9,22 @@ import numpy as np
 
 from openneutron.errors import FormatError
 from openneutron.formats.tflite import FileTensor, Operator, Subgraph
-from openneutron.ir.graph import Kind, Op, QParams, Tensor
+from openneutron.ir.graph import Op, QParams, Tensor
+from openneutron.ir.kinds import KINDS, Work
 
 __all__ = ["as_ops", "npu_operators"]
 
 _DTYPES = {"INT8": np.int8, "UINT8": np.uint8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64}
 # The vendor's converter leaves these operators to the CPU at the start and at the end of a model.
 _LEADING = {"QUANTIZE"}
-_POOLS = {"AVERAGE_POOL_2D", "MAX_POOL_2D"}
-_CONVOLUTIONS = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"}
-_PRODUCTS = {"FULLY_CONNECTED", "BATCH_MATMUL"}
 _TRAILING = {"SOFTMAX", "DEQUANTIZE", "QUANTIZE"}
 
 
 def npu_operators(graph: Subgraph) -> tuple[Operator, ...]:
     """Returns the operators that the NPU would run.
 
-    These are all int8 operators except QUANTIZE at the start, and SOFTMAX, DEQUANTIZE and QUANTIZE at the end. The rule
-    agrees with the files that are known both before and after the vendor's converter.
+    These are all int8 operators of a known kind, except QUANTIZE at the start, and SOFTMAX, DEQUANTIZE and QUANTIZE at
+    the end. The rule agrees with the files that are known both before and after the vendor's converter.
     """
     operators = list(graph.operators)
     while operators and operators[0].name in _LEADING:
@@ -38,16 +36,20 @@ def npu_operators(graph: Subgraph) -> tuple[Operator, ...]:
 
 def _is_int8(operator: Operator) -> bool:
     computed = [tensor for tensor in (*operator.inputs, *operator.outputs) if tensor and tensor.buffer is None]
-    return not operator.is_custom and all(tensor.dtype == "INT8" for tensor in computed)
+    return not operator.is_custom and operator.name in KINDS and all(tensor.dtype == "INT8" for tensor in computed)
 
 
 def as_ops(operators: Sequence[Operator]) -> tuple[Op, ...]:
     """Converts operators to the IR, with shapes, dtypes, attributes and the first output.
 
     Constants keep their shapes and dtypes, but not their values. Linear in operators. Raises `FormatError` for an
-    operator that lacks inputs, outputs or attributes of its kind.
+    operator of an unknown kind, and for one that lacks inputs, outputs or attributes of its kind.
     """
     for operator in operators:
+        if operator.name not in KINDS:
+            raise FormatError(
+                f"byte {operator.at} of the TFLite file: no cost is known of the operator {operator.name}"
+            )
         if fault := _fault(operator):
             raise FormatError(f"byte {operator.at} of the TFLite file: expected {fault} of {operator.name}")
     known: dict[int, Tensor] = {}
@@ -59,7 +61,7 @@ def as_ops(operators: Sequence[Operator]) -> tuple[Op, ...]:
 
     return tuple(
         Op(
-            Kind(operator.name),
+            KINDS[operator.name],
             tuple(tensor(info) for info in operator.inputs if info is not None),
             tensor(operator.outputs[0]),
             operator.attrs,
@@ -103,15 +105,18 @@ def _is_product(operator: Operator) -> bool:
 
 _ENDS = _Need("an input and an output", _has_ends)
 _NEEDS = {
-    **dict.fromkeys(_POOLS, _Need("a window and images", _is_pool)),
-    **dict.fromkeys(_CONVOLUTIONS, _Need("an image, a constant kernel and strides", _is_convolution)),
-    **dict.fromkeys(_PRODUCTS, _Need("two operands and a result of one dimension or more", _is_product)),
+    Work.WINDOWS: _Need("a window and images", _is_pool),
+    **dict.fromkeys(
+        (Work.CONVOLUTION, Work.DEPTHWISE, Work.TRANSPOSED_CONVOLUTION),
+        _Need("an image, a constant kernel and strides", _is_convolution),
+    ),
+    Work.MATRIX_PRODUCT: _Need("two operands and a result of one dimension or more", _is_product),
 }
 
 
 def _fault(operator: Operator) -> str | None:
     """Returns a description of the inputs, outputs or attributes that the operator lacks; None if it is complete."""
-    needs = [_ENDS, *filter(None, [_NEEDS.get(operator.name)])]
+    needs = [_ENDS, *filter(None, [_NEEDS.get(KINDS[operator.name].work)])]
     return next((need.what for need in needs if not need.is_met(operator)), None)
 
 

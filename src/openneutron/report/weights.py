@@ -21,11 +21,11 @@ from __future__ import annotations
 import numpy as np
 
 from openneutron.ir.graph import Op, Tensor
+from openneutron.ir.kinds import Weights
 from openneutron.targets import HardwareVersion, NeutronTarget
 
 __all__ = ["stored_bytes"]
 
-_MULTIPLY = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"}
 BIAS_AND_MULTIPLIER = 8
 BIAS = 4
 SMALL_OUTPUT = 4 * 4
@@ -39,7 +39,7 @@ def stored_bytes(op: Op, target: NeutronTarget) -> int:
     with their own size. Other constants (shapes, permutations and paddings) do not count, as the microcode holds them.
     """
     constants = [tensor for tensor in op.inputs if tensor.data is not None]
-    if op.kind.name not in _MULTIPLY or not constants:
+    if op.kind.weights is None or not constants:
         return sum(tensor.size for tensor in constants if tensor.dtype == np.int8)
     if target.hardware_version is HardwareVersion.N1:
         return _on_n1(op, constants[0])
@@ -48,7 +48,7 @@ def stored_bytes(op: Op, target: NeutronTarget) -> int:
 
 def _on_n1(op: Op, weight: Tensor) -> int:
     channels, inputs = op.output.shape[-1], op.inputs[0].shape[-1]
-    if op.kind.name == "DEPTHWISE_CONV_2D" and inputs > 1:
+    if op.kind.weights is Weights.DEPTHWISE and inputs > 1:
         return weight.size + channels * BIAS_AND_MULTIPLIER
     read = inputs if len(weight.shape) == 4 else weight.shape[-1]
     padded = _multiple(read, N1_INPUT_CHANNELS)
@@ -61,7 +61,7 @@ def _on_n3(op: Op, weight: Tensor, multipliers: int) -> int:
     if len(weight.shape) == 4 and op.inputs[0].shape[-1] == 1:
         _, height, width, _ = weight.shape
         return channels * height * _multiple(width, multipliers) + fixed
-    if op.kind.name != "DEPTHWISE_CONV_2D" or op.output.shape[1] * op.output.shape[2] <= SMALL_OUTPUT:
+    if op.kind.weights is not Weights.DEPTHWISE or op.output.shape[1] * op.output.shape[2] <= SMALL_OUTPUT:
         return weight.size + fixed
     return weight.size + fixed + channels * (8 if op.attrs["stride_h"] == 1 else 4)
 

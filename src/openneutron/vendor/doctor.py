@@ -16,7 +16,7 @@ from openneutron.errors import OpenNeutronError
 from openneutron.formats import tflite
 from openneutron.formats.payload import PayloadHeader, microcode_header, parse
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
-from openneutron.ops.convolution import CONV_2D
+from openneutron.ir.kinds import CONV_2D
 from openneutron.vendor import sdk
 from openneutron.vendor.device import converter_flags, device_payload
 from openneutron.vendor.profiling import kernels_of

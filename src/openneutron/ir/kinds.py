@@ -1,0 +1,177 @@
+"""The TFLite operators that the NPU runs: one row for each, with what the compiler and the cost model know of it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+__all__ = [
+    "ABS", "ADD", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "EXP",
+    "FULLY_CONNECTED", "HARD_SWISH", "KINDS", "LEAKY_RELU", "LOG", "LOGISTIC", "MAXIMUM", "MAX_POOL_2D", "MEAN",
+    "MINIMUM", "MIRROR_PAD", "MUL", "PAD", "PADV2", "PRELU", "REDUCE_MAX", "REDUCE_MIN", "RELU", "RELU6",
+    "RELU_0_TO_1", "RELU_N1_TO_1", "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "RSQRT", "SLICE",
+    "SOFTMAX", "SUB", "SUM", "TANH", "TRANSPOSE", "TRANSPOSE_CONV", "Accumulator", "Kind", "Layout", "Weights", "Work",
+]  # fmt: skip
+
+
+class Layout(enum.Enum):
+    """What an operator asks of the order of its dimensions; `ir.layout` acts on it."""
+
+    FIXED = "its dimensions have a meaning (NHWC): its inputs come in that order"
+    ELEMENTWISE = "any order, the same for all inputs and outputs"
+    AXES = "any order, after its axis attributes are renumbered"
+    FEATURES = "the last dimension's order is absorbed by its constant weight"
+    VIEW = "it only moves values"
+
+
+class Work(enum.Enum):
+    """What an operator computes; `ir.cost` has the cycles that it takes."""
+
+    CONVOLUTION = "products of a window's channels with filters"
+    DEPTHWISE = "products of each channel's window with a filter of its own"
+    TRANSPOSED_CONVOLUTION = "products of each position's channels with filters"
+    MATRIX_PRODUCT = "products of rows with columns"
+    WINDOWS = "one operation for each value of a window"
+    REDUCTION = "one operation for each input value"
+    SOFTMAX = "three passes over the values"
+    ELEMENTS = "one operation for each output value"
+    NOTHING = "it only moves values"
+    VIEW = "its values stay where they are"
+    PART = "it only moves values, and reads no others than it writes"
+
+
+class Weights(enum.Enum):
+    """The dimensions of an operator's constant weight."""
+
+    FILTERS = "[outputs, ..., input channels]"
+    DEPTHWISE = "[1, height, width, channels]"
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """How LiteRT's kernel accumulates: it multiplies the accumulator by one factor to get codes of its output."""
+
+    largest_factor: float
+    """The factor must be below it."""
+    is_sum: bool = False
+    """Whether it adds its inputs, in steps that follow from the largest of their scales; products otherwise."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A TFLite builtin operator: its name in the schema, its work, the name of its options table, its layout rule.
+
+    `operands` are attributes that the file holds as int32 constant inputs, from position `operands_at` on; `axes` are
+    attributes that number dimensions; `dimensions` are attributes with one entry per dimension. `version` is the first
+    of the operator's versions that takes int8.
+    """
+
+    name: str
+    work: Work
+    options: str | None = None
+    layout: Layout = field(default=Layout.FIXED, compare=False)
+    version: int = 2
+    operands: tuple[str, ...] = ()
+    operands_at: int = 1
+    axes: tuple[str, ...] = ()
+    dimensions: tuple[str, ...] = ()
+    weights: Weights | None = None
+    """The dimensions of its constant weight; None for an operator without one."""
+    keeps_channels: bool = False
+    """Whether each output channel, the last dimension, comes from the same channel of the input alone."""
+    accumulator: Accumulator | None = None
+    """None where LiteRT's kernel takes all scales."""
+
+    @property
+    def has_filters_last(self) -> bool:
+        """Whether its inputs are activation, weight and bias, and its weight has input channels last."""
+        return self.weights is Weights.FILTERS and self.operands_at > 0
+
+
+# The largest factors were found by trying scales from 2^-80 to 2^80 at the inputs and the output of each operator.
+# A sum accumulates in steps of 2^-20 times twice its largest input scale, and allows factors below 1.
+_PRODUCTS = Accumulator(2.0**8)
+_SUMS = Accumulator(2.0**19, is_sum=True)
+_HARD_SWISH = Accumulator(2.0**7, is_sum=True)
+
+
+def _elementwise(name: str, options: str | None = None, version: int = 2, sums: Accumulator | None = None) -> Kind:
+    return Kind(name, Work.ELEMENTS, options, Layout.ELEMENTWISE, version, accumulator=sums)
+
+
+def _reduction(name: str) -> Kind:
+    return Kind(name, Work.REDUCTION, "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
+
+
+def _padding(name: str, options: str) -> Kind:
+    return Kind(name, Work.NOTHING, options, Layout.AXES, operands=("paddings",), dimensions=("paddings",))
+
+
+CONV_2D = Kind("CONV_2D", Work.CONVOLUTION, "Conv2DOptions", version=3, weights=Weights.FILTERS, accumulator=_PRODUCTS)
+DEPTHWISE_CONV_2D = Kind(
+    "DEPTHWISE_CONV_2D", Work.DEPTHWISE, "DepthwiseConv2DOptions", version=3, weights=Weights.DEPTHWISE,
+    accumulator=_PRODUCTS,
+)  # fmt: skip
+TRANSPOSE_CONV = Kind(
+    "TRANSPOSE_CONV", Work.TRANSPOSED_CONVOLUTION, "TransposeConvOptions", version=3, operands=("output_shape",),
+    operands_at=0, weights=Weights.FILTERS, accumulator=_PRODUCTS,
+)  # fmt: skip
+FULLY_CONNECTED = Kind(
+    "FULLY_CONNECTED", Work.MATRIX_PRODUCT, "FullyConnectedOptions", Layout.FEATURES, version=4,
+    weights=Weights.FILTERS, accumulator=_PRODUCTS,
+)  # fmt: skip
+BATCH_MATMUL = Kind("BATCH_MATMUL", Work.MATRIX_PRODUCT, "BatchMatMulOptions")
+
+AVERAGE_POOL_2D = Kind("AVERAGE_POOL_2D", Work.WINDOWS, "Pool2DOptions", keeps_channels=True)
+MAX_POOL_2D = Kind("MAX_POOL_2D", Work.WINDOWS, "Pool2DOptions", keeps_channels=True)
+RESIZE_BILINEAR = Kind(
+    "RESIZE_BILINEAR", Work.ELEMENTS, "ResizeBilinearOptions", version=3, operands=("size",), keeps_channels=True
+)
+RESIZE_NEAREST_NEIGHBOR = Kind(
+    "RESIZE_NEAREST_NEIGHBOR", Work.ELEMENTS, "ResizeNearestNeighborOptions", version=3, operands=("size",),
+    keeps_channels=True,
+)  # fmt: skip
+
+MEAN = _reduction("MEAN")
+REDUCE_MAX = _reduction("REDUCE_MAX")
+REDUCE_MIN = _reduction("REDUCE_MIN")
+SUM = _reduction("SUM")
+SOFTMAX = Kind("SOFTMAX", Work.SOFTMAX, "SoftmaxOptions")
+
+ABS = _elementwise("ABS", "AbsOptions")
+ADD = _elementwise("ADD", "AddOptions", sums=_SUMS)
+EXP = _elementwise("EXP", "ExpOptions")
+HARD_SWISH = _elementwise("HARD_SWISH", "HardSwishOptions", version=1, sums=_HARD_SWISH)
+LEAKY_RELU = _elementwise("LEAKY_RELU", "LeakyReluOptions")
+LOG = _elementwise("LOG")
+LOGISTIC = _elementwise("LOGISTIC")
+MAXIMUM = _elementwise("MAXIMUM", "MaximumMinimumOptions")
+MINIMUM = _elementwise("MINIMUM", "MaximumMinimumOptions")
+MUL = _elementwise("MUL", "MulOptions")
+PRELU = _elementwise("PRELU", version=1)
+RELU = _elementwise("RELU")
+RELU6 = _elementwise("RELU6")
+RELU_0_TO_1 = _elementwise("RELU_0_TO_1", version=1)
+RELU_N1_TO_1 = _elementwise("RELU_N1_TO_1", version=1)
+RSQRT = _elementwise("RSQRT")
+SUB = _elementwise("SUB", "SubOptions", sums=_SUMS)
+TANH = _elementwise("TANH")
+
+CONCATENATION = Kind("CONCATENATION", Work.NOTHING, "ConcatenationOptions", Layout.AXES, axes=("axis",))
+MIRROR_PAD = _padding("MIRROR_PAD", "MirrorPadOptions")
+PAD = _padding("PAD", "PadOptions")
+PADV2 = _padding("PADV2", "PadV2Options")
+RESHAPE = Kind("RESHAPE", Work.VIEW, "ReshapeOptions", Layout.VIEW, version=1, operands=("new_shape",))
+SLICE = Kind("SLICE", Work.PART, "SliceOptions", Layout.AXES, operands=("begin", "size"), dimensions=("begin", "size"))
+TRANSPOSE = Kind("TRANSPOSE", Work.NOTHING, "TransposeOptions", Layout.VIEW, operands=("perm",))
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        ABS, ADD, AVERAGE_POOL_2D, BATCH_MATMUL, CONCATENATION, CONV_2D, DEPTHWISE_CONV_2D, EXP, FULLY_CONNECTED,
+        HARD_SWISH, LEAKY_RELU, LOG, LOGISTIC, MAXIMUM, MAX_POOL_2D, MEAN, MINIMUM, MIRROR_PAD, MUL, PAD, PADV2, PRELU,
+        REDUCE_MAX, REDUCE_MIN, RELU, RELU6, RELU_0_TO_1, RELU_N1_TO_1, RESHAPE, RESIZE_BILINEAR,
+        RESIZE_NEAREST_NEIGHBOR, RSQRT, SLICE, SOFTMAX, SUB, SUM, TANH, TRANSPOSE, TRANSPOSE_CONV,
+    )
+}  # fmt: skip
+"""All of them by their name in the schema."""

@@ -1,0 +1,52 @@
+"""Operators that passes replace or remove by themselves, or that the CPU computes: no lowering meets them."""
+
+from __future__ import annotations
+
+from openneutron.ops.facts import Facts, Movement
+from openneutron.ops.spec import HandledOperator
+
+__all__ = ["HANDLED"]
+
+
+def _overloads(*names: str, overloads: tuple[str, ...] = ("Tensor", "Scalar")) -> tuple[str, ...]:
+    return tuple(f"aten.{name}.{overload}" for name in names for overload in overloads)
+
+
+_MASK = Facts(computes_masks=True)
+
+HANDLED = (
+    HandledOperator(
+        "batch_norm", ("aten.batch_norm.default",), Facts(is_continuous=True, training_argument="training")
+    ),
+    HandledOperator("convolution of any dimensions", ("aten.convolution.default",)),
+    HandledOperator(
+        "dropout of another kind",
+        ("aten.alpha_dropout.default", "aten.feature_alpha_dropout.default"),
+        Facts(training_argument="train"),
+    ),
+    HandledOperator("reshape with strides", ("aten._reshape_alias.default",), Facts(movement=Movement.RESHAPE)),
+    HandledOperator("erf", ("aten.erf.default",)),
+    HandledOperator("assertion", ("aten._assert_tensor_metadata.default",)),
+    HandledOperator("copy_", ("aten.copy_.default",)),
+    HandledOperator("fill_", ("aten.fill_.Tensor",)),
+    HandledOperator("zero_", ("aten.zero_.default",)),
+    HandledOperator("selection by truth values", ("aten.index.Tensor", "aten.masked_select.default")),
+    HandledOperator("comparison", _overloads("eq", "ne", "lt", "le", "gt", "ge"), _MASK),
+    HandledOperator(
+        "logic",
+        (
+            *_overloads(
+                "logical_and", "logical_or", "logical_xor", "logical_not", "bitwise_not", overloads=("default",)
+            ),
+            *_overloads("bitwise_and", "bitwise_or", "bitwise_xor", "__and__", "__or__", "__xor__"),
+        ),
+        _MASK,
+    ),
+    HandledOperator("any, all", _overloads("any", "all", overloads=("dim",)), _MASK),
+    HandledOperator(
+        "constant of a shape",
+        _overloads("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", overloads=("default",)),
+        Facts(computes_masks=True, reads_values=False),
+    ),
+    HandledOperator("fill", ("aten.fill.Scalar",), Facts(reads_values=False)),
+)
