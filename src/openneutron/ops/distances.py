@@ -21,17 +21,26 @@ aten = torch.ops.aten
 LEAST_SQUARE = 1e-8
 
 
-def _unit(rewriting: Rewriting, vectors: Node, dim: int, least: float) -> Node:
-    """Vectors along `dim`, each divided by its length."""
-    squares = rewriting.call(aten.sum.dim_IntList, mul(rewriting, vectors, vectors), [dim], True)
+def _unit(rewriting: Rewriting, vectors: Node, dim: int, size: int, least: float) -> Node:
+    """Divide vectors of `size` values along `dim`, which is negative, by their lengths.
+
+    A vector of one value that is broadcast along `dim` has the length of all its copies.
+    """
+    shape = shape_of(vectors)
+    squares = mul(rewriting, vectors, vectors)
+    if len(shape) >= -dim and shape[dim] == size:
+        squares = rewriting.call(aten.sum.dim_IntList, squares, [dim], True)
+    else:
+        squares = mul(rewriting, squares, float(size))
     return mul(rewriting, vectors, rsqrt(rewriting, add(rewriting, squares, least)))
 
 
 def _cosine(rewriting: Rewriting) -> Node:
     args = rewriting.args
-    rank = max(len(shape_of(args[name])) for name in ("x1", "x2"))
-    dim, least = args["dim"] % rank - rank, max(float(args["eps"]) ** 2, LEAST_SQUARE)
-    first, second = (_unit(rewriting, args[name], dim, least) for name in ("x1", "x2"))
+    shape = torch.broadcast_shapes(shape_of(args["x1"]), shape_of(args["x2"]))
+    rank, least = len(shape), max(float(args["eps"]) ** 2, LEAST_SQUARE)
+    dim = args["dim"] % rank - rank
+    first, second = (_unit(rewriting, args[name], dim, shape[dim], least) for name in ("x1", "x2"))
     return rewriting.call(aten.sum.dim_IntList, mul(rewriting, first, second), [dim], False)
 
 
