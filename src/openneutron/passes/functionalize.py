@@ -176,23 +176,32 @@ def _like(value: Node, place: Node, spot: Spot) -> Node:
 
 def _shares_memory(node: Node) -> bool:
     """Whether the output of `node` shares the memory of its first argument; True if that cannot be found out."""
-    if node.target is operator.getitem:
-        return True
     read = [source.meta.get("val") for source in node.all_input_nodes]
-    if any(value is None for value in read) or not isinstance(read[0], torch.Tensor):
+    if node.target is operator.getitem or any(value is None for value in read) or not isinstance(read[0], torch.Tensor):
         return True
-    args, kwargs = map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-    result = node.target(*args, **kwargs)  # type: ignore[operator]
+    result = _computed(node)
     storages = [value.untyped_storage()._cdata for value in (result if isinstance(result, (list, tuple)) else [result])]
     return read[0].untyped_storage()._cdata in storages
 
 
 def _is_the_same(node: Node, source: Node) -> bool:
-    """Whether a view has the dtype, shape and strides of its source."""
-    value, other = node.meta.get("val"), source.meta.get("val")
-    if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor):
+    """Whether a view has the dtype, shape and strides of its source.
+
+    The view is computed: `forget_strides` makes the strides in the metadata of a graph those of contiguous tensors.
+    """
+    other = source.meta.get("val")
+    if not isinstance(other, torch.Tensor) or any(read.meta.get("val") is None for read in node.all_input_nodes):
+        return False
+    value = _computed(node)
+    if not isinstance(value, torch.Tensor):
         return False
     return (value.dtype, value.shape, value.stride()) == (other.dtype, other.shape, other.stride())
+
+
+def _computed(node: Node) -> Any:
+    """Compute the output of `node` from the metadata of what it reads."""
+    args, kwargs = map_arg((node.args, node.kwargs), lambda read: read.meta["val"])
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _ordinary_form(node: Node) -> torch._ops.OpOverload | None:
