@@ -398,6 +398,46 @@ class TestHoldStates:
         assert store_of(state).users.keys() == {state, write_of(state)}
         assert write_of(state).next.op == "output"
 
+    @pytest.mark.parametrize("view", ["transpose(1, 2)", "mT", "permute(0, 2, 1)", "swapaxes(-1, -2)", "movedim(1, 2)"])
+    def test_views_of_square_states_stay_when_a_graph_is_prepared_again(self, view: str) -> None:
+        class Square(nn.Module):
+            last: torch.Tensor
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("last", torch.zeros(1, 4, 4))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                self.last = torch.cat([self.last[:, 1:], x], 1)
+                moved: torch.Tensor = eval(f"last.{view}", {"last": self.last})
+                return x @ moved
+
+        model, steps = Square().eval(), [(torch.randn(1, 1, 4),) for _ in range(STEPS)]
+        quantizer = NeutronQuantizer("imxrt700")
+        graph = torch.export.export(copy.deepcopy(model), steps[0]).module()
+        for _ in range(2):
+            graph = quantizer.transform_for_annotation(graph)
+        torch.testing.assert_close(outputs(graph, steps), outputs(model, steps))
+
+
+@pytest.mark.parametrize("flow", ["short", "documented"])
+def test_a_model_is_reset_without_a_float_state_that_reaches_no_output(flow: str) -> None:
+    class Logs(models.RingBuffer):
+        seen: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            self.seen.copy_(x.mean())
+            return super().forward(x)
+
+    model = seeded(Logs)
+    quantized = quantized_in(flow, model, models.stream(model, STEPS))
+    quantized.reset()
+    assert [str(store_of(state).target) for state in states_of(quantized.module.graph)] == ["cache"]
+
 
 def test_a_state_that_reaches_no_output_is_not_kept() -> None:
     class Counts(nn.Module):

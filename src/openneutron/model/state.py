@@ -28,8 +28,8 @@ from openneutron.errors import ModelError
 from openneutron.model.examples import called
 
 __all__ = [
-    "Stream", "has_state", "hold_state", "initial_states", "is_state_write", "keep_assignments", "next_value",
-    "remember_states", "reset", "run_sample", "samples_of", "states_of", "store_of", "write_of",
+    "Stream", "forget_state", "has_state", "hold_state", "initial_states", "is_state_write", "keep_assignments",
+    "next_value", "remember_states", "reset", "run_sample", "samples_of", "states_of", "store_of", "write_of",
 ]  # fmt: skip
 
 # The key in a module's `meta` of the initial values of its states, by buffer name.
@@ -160,6 +160,14 @@ def remember_states(module: GraphModule) -> None:
     names = [str(store_of(state).target) for state in states_of(module.graph)]
     if names and _INITIAL not in module.meta:
         module.meta[_INITIAL] = {name: attribute(module, name).detach().clone() for name in names}
+
+
+def forget_state(module: GraphModule, write: Node) -> None:
+    """Erases `write`, which writes the next value of a state, and the initial value that `reset` would restore."""
+    store = write.args[0]
+    assert isinstance(store, Node)
+    initial_states(module).pop(str(store.target), None)
+    module.graph.erase_node(write)
 
 
 def initial_states(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import is_state, op_name
-from openneutron.model.state import is_state_write, store_of
+from openneutron.model.state import forget_state, is_state_write, store_of
 from openneutron.passes.functionalize import writes_memory
 
 __all__ = ["remove_dead_operators"]
@@ -48,7 +48,7 @@ def _forget_dead_states(module: GraphModule) -> bool:
             pending.append(write)
     dead = [write for write in writes if write not in seen]
     for write in dead:
-        module.graph.erase_node(write)
+        forget_state(module, write)
     return bool(dead)
 
 
