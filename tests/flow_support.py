@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -37,8 +38,12 @@ class Lowered:
     cpu: list[str]
 
     def run(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        outputs: torch.Tensor | tuple[torch.Tensor, ...] = HostProgram.from_bytes(self.pte).run(*inputs)
+        outputs: torch.Tensor | tuple[torch.Tensor, ...] = self._loaded.run(*inputs)
         return outputs
+
+    @functools.cached_property
+    def _loaded(self) -> HostProgram:
+        return HostProgram.from_bytes(self.pte)
 
 
 def seeded(build: Callable[[], torch.nn.Module], seed: int = 0) -> torch.nn.Module:

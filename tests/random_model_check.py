@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from tests.flow_support import convert, lower_documented
 from tests.random_models import Form, RandomModel, Sample, draw_model
+from torch.fx import GraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from openneutron import lower, quantize
+from openneutron import lower, quantize, reset
 from openneutron.accuracy.compare import Comparison, compare_layers
 from openneutron.errors import OpenNeutronError
+from openneutron.ops import DECOMPOSITIONS
 from openneutron.ops.functions import ERROR_AT_ZERO
 from openneutron.ops.norms import APPROXIMATION
 
@@ -112,7 +114,7 @@ def check(model: RandomModel, way: Way) -> Finding:
 def _short(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sample]) -> Finding:
     quantized = quantize(model.build(), samples[0], samples, recover=way.recover, strict=way.strict, progress=False)
     if quantized.reference is not None:
-        rewritten = _rewritten(model.build(), quantized.reference, unseen)
+        rewritten = _rewritten(model, quantized.reference, unseen)
         if rewritten is not None and rewritten.is_fault:
             return rewritten
     program = lower(quantized)
@@ -123,17 +125,16 @@ def _short(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sam
     return held if held.is_fault else rewritten or held
 
 
-def _rewritten(module: Callable[..., Any], reference: Callable[..., Any], unseen: list[Sample]) -> Finding | None:
-    """Return a finding where `reference`, the annotated float graph, is far from `module`; None where it is near."""
-    for sample in unseen:
-        wanted = _call(module, sample)
-        figure = _worst_db(wanted, _call(reference, sample), DECLARED_NOISE)
-        if figure >= REFERENCE_DB:
-            continue
-        noisy = min(_worst_db(wanted, _disturbed(module, sample, seed)) for seed in range(DRAWS_OF_NOISE))
-        outcome = Outcome.REWRITTEN if figure < noisy - MARGIN_DB else Outcome.ILL_CONDITIONED
-        return Finding(outcome, f"{figure:.1f} dB; {noisy:.1f} dB with noise")
-    return None
+def _rewritten(model: RandomModel, reference: GraphModule, unseen: list[Sample]) -> Finding | None:
+    """Return a finding where `reference`, the annotated float graph, is far from `model`; None where it is near."""
+    reset(reference)
+    wanted, found = _outputs(model.build(), unseen), _outputs(reference, unseen)
+    figure = min(map(_worst_db_with_declared_noise, wanted, found))
+    if figure >= REFERENCE_DB:
+        return None
+    noisy = min(min(map(_worst_db, wanted, _disturbed(model, unseen, seed))) for seed in range(DRAWS_OF_NOISE))
+    outcome = Outcome.REWRITTEN if figure < noisy - MARGIN_DB else Outcome.ILL_CONDITIONED
+    return Finding(outcome, f"{figure:.1f} dB; {noisy:.1f} dB with noise")
 
 
 def _documented(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sample]) -> Finding:
@@ -153,15 +154,14 @@ class _Program:
     cpu: list[str]
 
 
-def _held(
-    program: _Program, converted: Callable[..., Any], unseen: list[Sample], layers: Callable[[], Comparison]
-) -> Finding:
+def _held(program: _Program, converted: GraphModule, unseen: list[Sample], layers: Callable[[], Comparison]) -> Finding:
     """Run `program` beside the converted module; `layers` compares them layer by layer."""
     try:
-        found = [_call(program.run, sample) for sample in unseen]
+        found = _outputs(program.run, unseen)
     except OpenNeutronError as error:
         return Finding(Outcome.CANNOT_RUN, f"{error}; on the CPU: {program.cpu}", program.delegates)
-    wanted = [_call(converted, sample) for sample in unseen]
+    reset(converted)
+    wanted = _outputs(converted, unseen)
     figure = min(_worst_db(want, got) for got, want in zip(found, wanted, strict=True))
     if figure >= FOLLOWS_DB:
         return Finding(Outcome.FOLLOWS, f"{figure:.1f} dB", program.delegates)
@@ -222,19 +222,30 @@ class _Disturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = function(*args, **(kwargs or {}))
         if function.is_view or function._schema.is_mutable:
             return result
-        return tree_map_only(torch.Tensor, self._with_noise, result)
+        declaration = DECOMPOSITIONS.get(f"aten.{function._schema.name.partition('::')[2]}.{function._overloadname}")
+        declared = ERROR_AT_ZERO if declaration is None else max(ERROR_AT_ZERO, declaration.approximation)
+        return tree_map_only(torch.Tensor, partial(self._with_noise, declared), result)
 
-    def _with_noise(self, value: torch.Tensor) -> torch.Tensor:
+    def _with_noise(self, declared: float, value: torch.Tensor) -> torch.Tensor:
         if not value.is_floating_point() or not value.numel():
             return value
         noise = 2 * torch.rand(value.shape, generator=self._generator) - 1
-        return value + (APPROXIMATION / 2 * value.abs().max() + ERROR_AT_ZERO) * noise
+        return value + (APPROXIMATION / 2 * value.abs().max() + declared) * noise
 
 
-def _disturbed(module: Callable[..., Any], sample: Sample, seed: int) -> Any:
-    """Return the outputs of `module` with that noise: how far approximations may move a model without tolerance."""
+def _disturbed(model: RandomModel, unseen: list[Sample], seed: int) -> list[Any]:
+    """Return the outputs of `model` with that noise: how far approximations may move a model without tolerance."""
+    module = model.build()
     with _Disturbed(seed):
-        return _call(module, sample)
+        return _outputs(module, unseen)
+
+
+def _outputs(function: Callable[..., Any], unseen: list[Sample]) -> list[Any]:
+    return [_call(function, sample) for sample in unseen]
+
+
+def _worst_db_with_declared_noise(wanted: Any, found: Any) -> float:
+    return _worst_db(wanted, found, DECLARED_NOISE)
 
 
 def _worst_db(wanted: Any, found: Any, least_noise: float = SMALLEST_NOISE) -> float:

@@ -166,15 +166,21 @@ class _State:
                 self.holder.eval()
                 exec("\n".join(drawn.lines), self.scope)
             except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
-                self.scope.update(before)
+                self._undo(before)
                 return False
         value = self.scope[name]
         good = isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.numel() <= MAX_ELEMENTS
         if good and value.dim() <= 5 and bool(value.isfinite().all()) and float(value.abs().sum()) < 1e5 * MAX_ELEMENTS:
             return True
-        self.scope.update(before)
+        self._undo(before)
         del self.scope[name]
         return False
+
+    def _undo(self, before: Mapping[str, torch.Tensor]) -> None:
+        self.scope.update(before)
+        part = f"m{len(self.parts)}"  # of the statement that is dropped; the next one takes its name
+        if hasattr(self.holder, part):
+            delattr(self.holder, part)
 
 
 def _draw_inputs(random: Random) -> dict[str, Input]:

@@ -88,6 +88,14 @@ WRITES = (
     ("{n} = {v}.abs()", "{n}.clamp_(max=1)", "{n}.add_({v})"),
     ("{n} = torch.empty_like({v})", "{n}.copy_({v})", "{n}[..., 0].fill_(0.5)"),
 )
+STATES = (  # lines of forward, and the initial value of the buffer that they read and write
+    (("{n} = 0.5 * self.m{part} + {v}", "self.m{part} = {n}"), "torch.zeros({shape})"),
+    (("{n} = 0.5 * self.m{part} + torch.tanh({v})", "self.m{part}.copy_({n})"), "torch.full({shape}, 0.5)"),
+    (("self.m{part}.mul_(0.9).add_(0.1 * {v})", "{n} = {v} - self.m{part}"), "torch.zeros({shape})"),
+    (("{n} = torch.cat([self.m{part}, {v}], -1)", "self.m{part}[:] = {n}[..., -{last}:]"), "torch.ones({shape})"),
+    (("{n} = torch.stack([{v}, self.m{part}]).amax(0)", "self.m{part}.copy_({v})"), "torch.zeros({shape})"),
+    (("{n} = {v} @ self.m{part}.transpose(-1, -2)", "self.m{part} = {v} + 1"), "torch.zeros({shape})"),
+)
 REGIONS = (
     ("with torch.no_grad():", "    {n} = F.relu({v} * 1.5)"),
     ("with torch.autocast('cpu', enabled=False):", "    {n} = {v}.float() * torch.sigmoid({v}.float())"),
@@ -115,6 +123,7 @@ def statement(random: Random, name: str, value: str, shapes: Mapping[str, Shape]
         (30, lambda: _module(random, name, value, shapes[value], part)),
         (4, lambda: _lines(name, value, random.choice(WRITES))),
         (3, lambda: _lines(name, value, random.choice(REGIONS))),
+        (2, lambda: _state(random, name, value, shapes[value], part)),
         (12 if masks else 0, lambda: _masked(random, name, value, masks)),
     ]
     weights = [weight for weight, _ in kinds]
@@ -138,6 +147,13 @@ def _line(random: Random, name: str, value: str, shapes: Mapping[str, Shape], te
 
 def _lines(name: str, value: str, texts: Sequence[str]) -> Drawn:
     return Drawn(tuple(text.format(n=name, v=value) for text in texts))
+
+
+def _state(random: Random, name: str, value: str, shape: Shape, part: int) -> Drawn:
+    texts, initial = random.choice(STATES)
+    facts = {"n": name, "v": value, "part": part, "shape": shape, "last": shape[-1] if shape else 1}
+    buffer = f"self.register_buffer('m{part}', {initial.format(**facts)})"
+    return Drawn(tuple(text.format(**facts) for text in texts), (buffer,))
 
 
 def _binary(random: Random, name: str, value: str, shapes: Mapping[str, Shape]) -> Drawn:
