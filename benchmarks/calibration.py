@@ -30,7 +30,7 @@ from torchao.quantization.pt2e.observer import HistogramObserver, MinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron.calibration import CalibrationOptions, calibrate
-from openneutron.calibration.bare_graph import Batches, bare, batched_graph
+from openneutron.calibration.bare_graph import Batches, bare_graph, batched_graph
 from openneutron.quantizer import NeutronQuantizer
 
 # Number of samples of a timed calibration.
@@ -98,7 +98,7 @@ def measure(name: str, rounds: int, counts: Sequence[int], console: Console) -> 
         table.add_row(label, f"{times[label]:.1f}", f"{times[label] / times['float']:.2f}", f"{seconds:.2f}")
     console.print(table)
     table = Table("batch", "layout", "float, ms a sample", "ours, ms a sample", "ours to float at batch 1")
-    single = bare(prepared(model, samples[0], None))
+    single = bare_graph(prepared(model, samples[0], None))
     for count in counts:
         for layout, channels_last in {"NCHW": False, "channels-last": True}.items():
             batches = Batches(count, channels_last)

@@ -127,9 +127,9 @@ def flow_rows(bench: Bench, rounds: int, *, upstream: bool) -> list[Row]:
         ours.append(_need(bench.lowered("documented", "contiguous_format", "documented.pte")))
         brief.append(_need(bench.lowered("short", "contiguous_format", "short.pte")))
         if upstream:
-            other.append(_need(bench.lowered("theirs", "documented", "documented.tflite")))
+            other.append(_need(bench.lowered("upstream_backend", "documented", "documented.tflite")))
     last = _need(bench.lowered("short", "channels_last", "channels_last.pte"))
-    examples = bench.lowered("theirs", "examples", "theirs.tflite") if upstream else None
+    examples = bench.lowered("upstream_backend", "examples", "theirs.tflite") if upstream else None
     rows = [
         _placement_row("documented flow", ours[0], other[0] if other else None),
         _placement_row("lower(); theirs: its example script", brief[0], examples),
@@ -194,7 +194,7 @@ def chain_row(bench: Bench, rounds: int, their_lengths: Sequence[int]) -> Row:
     for blocks in CHAIN_LENGTHS:
         ours[blocks] = min(_need(bench.measure("chain", "ours", str(blocks), str(rounds)))["seconds"])
     for blocks in their_lengths:
-        figures = bench.measure("chain", "theirs", str(blocks), "1", seconds=THEIR_CHAIN_SECONDS)
+        figures = bench.measure("chain", "upstream_backend", str(blocks), "1", seconds=THEIR_CHAIN_SECONDS)
         if figures is None:
             break
         theirs[blocks] = min(figures["seconds"])

@@ -244,7 +244,7 @@ def describe_tflite(model: bytes) -> Figures:
     }
 
 
-def theirs(weights: str, flow: str, tflite: str) -> Figures:
+def upstream_backend(weights: str, flow: str, tflite: str) -> Figures:
     """Convert the model with ExecuTorch's own backend and a stub of its SDK, and save its largest TFLite model."""
     flows = upstream()
     model, inputs = load_model(weights), images(CALIBRATION_IMAGES, seed=1)
@@ -474,10 +474,11 @@ def imported_to_run(pte: str) -> Figures:
     return {"beyond_torch": found, "torch_alone_brings": sorted(name for name in before if name == "torch.export")}
 
 
-SUBJECTS: dict[str, Callable[..., Figures]] = {
+WORKLOADS: dict[str, Callable[..., Figures]] = {
     workload.__name__: workload
     for workload in (
-        prepare_model, documented, short, theirs, chain, inference, tflite_times, import_seconds, imported_to_run,
+        prepare_model, documented, short, upstream_backend, chain, inference, tflite_times, import_seconds,
+        imported_to_run,
     )
 }  # fmt: skip
 
@@ -487,7 +488,7 @@ def main() -> None:
     name, out, *arguments = sys.argv[1:]
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    Path(out).write_text(json.dumps(SUBJECTS[name](*arguments)))
+    Path(out).write_text(json.dumps(WORKLOADS[name](*arguments)))
 
 
 if __name__ == "__main__":

@@ -97,9 +97,9 @@ def compile(
 @app.command()
 def doctor(flavor: Flavor = None, target: Target = None) -> None:
     """Check the vendor's converter on a tiny model, and print a report to send."""
-    from openneutron.vendor.doctor import examine
+    from openneutron.vendor.doctor import check_converter
 
-    report = examine(flavor, target)
+    report = check_converter(flavor, target)
     sys.stdout.write(report.text)
     raise typer.Exit(0 if report.passed else 1)
 

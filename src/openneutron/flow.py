@@ -23,7 +23,7 @@ from openneutron.core.files import write_file
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.model.arguments import Leaf, text_of_leaves
 from openneutron.model.data import Data, calibration_inputs, forms_of
-from openneutron.model.examples import Examples, examples_of, in_tensors, leaves_of
+from openneutron.model.examples import Examples, examples_of, leaves_of, to_tensors
 from openneutron.model.exporting import (
     as_module,
     check_eval,
@@ -38,7 +38,7 @@ from openneutron.partition import quantized_io
 from openneutron.partition.placing import Placed, Placement
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.recovery.layerwise import Samples
-from openneutron.recovery.recipes import BEST, Recipe, quantized_by, recipe_of
+from openneutron.recovery.recipes import BEST, Recipe, quantize_by_recipe, recipe_of
 from openneutron.recovery.search import SearchSpace, Trial, check_seconds, try_recipes
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
 from openneutron.targets import NeutronTargetSpec
@@ -73,7 +73,7 @@ class QuantizedModel:
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Run the converted module; numpy arrays are taken as tensors. State is kept until the next call."""
-        return self.module(*tree_map(in_tensors, inputs), **tree_map(in_tensors, named))
+        return self.module(*tree_map(to_tensors, inputs), **tree_map(to_tensors, named))
 
     def __str__(self) -> str:
         from openneutron.report.summary import summary_of_model
@@ -275,7 +275,7 @@ def _quantized(
     samples = samples_of(exported, given)
     recipe, trials = _recipe(options, quantizer, exported, samples)
     with typed_errors("Quantizing the model"):
-        converted, reference = quantized_by(recipe, exported, quantizer, samples, options.running)
+        converted, reference = quantize_by_recipe(recipe, exported, quantizer, samples, options.running)
     return QuantizedModel(
         module=converted,
         example_inputs=examples.args,

@@ -24,11 +24,11 @@ from openneutron.accuracy.advice import (
     RULES,
     Case,
     Finding,
-    Kept,
+    OutputSqnr,
     code_of,
     finding_of,
     key_of,
-    to_treat,
+    layers_to_treat,
     verdict,
 )
 from openneutron.accuracy.compare import Comparison, compare_layers
@@ -314,10 +314,10 @@ def test_every_rule_says_why_with_numbers_of_a_layer(found: Analysis) -> None:
 
 def test_an_error_of_many_layers_is_not_blamed_on_one(found: Analysis) -> None:
     many = [replace(layer, error_share=0.05) for layer in found.layers]
-    bad, good = Kept(5, 6, 12), Kept(40, 43, 43)
-    assert to_treat(many, bad) == ()
-    assert to_treat(found.layers, bad) == found.layers[:1]
-    assert to_treat(found.layers, good) == ()
+    bad, good = OutputSqnr(5, 6, 12), OutputSqnr(40, 43, 43)
+    assert layers_to_treat(many, bad) == ()
+    assert layers_to_treat(found.layers, bad) == found.layers[:1]
+    assert layers_to_treat(found.layers, good) == ()
 
 
 def test_the_verdict_says_whether_weights_or_activations_cause_most() -> None:
@@ -325,13 +325,13 @@ def test_the_verdict_says_whether_weights_or_activations_cause_most() -> None:
         r"The SQNR of the outputs is 5\.0 dB \(6\.0 with only weights .*, 12\.0 with only activations in int8\)\. "
     )
     weights = r'No .* layer .* Weights cause most .*.* layers \(recover="auto", weight_granularity="per_channel"'
-    assert re.match(numbers + weights, verdict((), Kept(5, 6, 12)))
+    assert re.match(numbers + weights, verdict((), OutputSqnr(5, 6, 12)))
     activations = (
         r'No measured layer .* Activations cause most .* treat all layers \(recover="auto", recover="best", which'
     )
-    assert re.search(activations, verdict((), Kept(5, 12, 6)))
-    assert verdict((), Kept(40, 43, 43)).endswith("with only activations in int8). No layer needs treatment.")
-    for kept in (Kept(5, 6, 12), Kept(5, 12, 6)):
+    assert re.search(activations, verdict((), OutputSqnr(5, 12, 6)))
+    assert verdict((), OutputSqnr(40, 43, 43)).endswith("with only activations in int8). No layer needs treatment.")
+    for kept in (OutputSqnr(5, 6, 12), OutputSqnr(5, 12, 6)):
         assert 'recover="auto"' not in verdict((), kept, learned_rounding=True)
 
 

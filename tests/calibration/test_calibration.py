@@ -24,9 +24,9 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.calibration import CalibrationOptions, calibrate
-from openneutron.calibration.bare_graph import SINGLE, Batches, bare, batches_of, why_not_in_batches
+from openneutron.calibration.bare_graph import SINGLE, Batches, bare_graph, batching_failure, choose_batches
 from openneutron.calibration.run import _observers
-from openneutron.core.parallel import WorkerWarning, in_order, parts
+from openneutron.core.parallel import WorkerWarning, map_in_order, split
 from openneutron.errors import CalibrationError, OptionError
 from openneutron.quantizer import DistributionObserver
 
@@ -59,7 +59,7 @@ def prepared(model: nn.Module | None = None, inputs: tuple[Tensor, ...] = EXAMPL
 
 def states(module: GraphModule) -> list[Tensor]:
     """All that the observers of activations know."""
-    merging = [observer for observer in _observers(bare(module)).values() if hasattr(observer, "state")]
+    merging = [observer for observer in _observers(bare_graph(module)).values() if hasattr(observer, "state")]
     return [value for observer in merging for value in observer.state().values()]
 
 
@@ -124,7 +124,7 @@ class TestBareGraph:
     )
     def test_activations_take_the_memory_of_what_they_alone_read(self, function: Any, operator: str) -> None:
         module = prepared(seeded(lambda: Applied(function)))
-        single, inputs = bare(module), images()
+        single, inputs = bare_graph(module), images()
         kept = inputs.clone()
         assert operator in [str(node.target).removeprefix("aten.") for node in single.graph.nodes]
         with torch.no_grad():
@@ -170,16 +170,16 @@ class TestBatches:
 
     def test_a_batch_is_as_good_as_its_samples(self) -> None:
         one, other = calibrated(singles(20), batch_size=1), calibrated(singles(20), batch_size=8)
-        for a, b in zip(_observers(bare(one)).values(), _observers(bare(other)).values(), strict=True):
+        for a, b in zip(_observers(bare_graph(one)).values(), _observers(bare_graph(other)).values(), strict=True):
             if isinstance(a, DistributionObserver):
                 for name, seen in a.state().items():  # in another order where several values share an observer
                     torch.testing.assert_close(seen.sort(0).values, b.state()[name].sort(0).values)
 
     def test_a_batch_is_chosen_where_it_is_proven(self) -> None:
-        single = bare(prepared(nn.Linear(8, 4)))
-        assert batches_of(single, singles(20), None) == Batches(16)
-        assert batches_of(single, singles(7), None) == Batches(7)
-        assert batches_of(single, singles(1), None) == SINGLE
+        single = bare_graph(prepared(nn.Linear(8, 4)))
+        assert choose_batches(single, singles(20), None) == Batches(16)
+        assert choose_batches(single, singles(7), None) == Batches(7)
+        assert choose_batches(single, singles(1), None) == SINGLE
 
     @pytest.mark.parametrize(
         ("model", "shape", "expected"),
@@ -196,10 +196,10 @@ class TestBatches:
     )
     def test_images_are_run_in_channels_last(self, model: nn.Module, shape: tuple[int, ...], expected: Batches) -> None:
         samples: list[tuple[Tensor, ...]] = [(torch.randn(1, *shape),)] * 16
-        single = bare(prepared(model, samples[0]))
-        assert batches_of(single, samples, None) == expected
+        single = bare_graph(prepared(model, samples[0]))
+        assert choose_batches(single, samples, None) == expected
         if expected != SINGLE:
-            assert why_not_in_batches(single, samples, expected) is None
+            assert batching_failure(single, samples, expected) is None
 
     def test_channels_last_sees_the_same_extremes_and_gives_equal_ranges_to_all_workers(self) -> None:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -207,31 +207,33 @@ class TestBatches:
             (torch.randn(1, 3, 260, 260, generator=torch.Generator().manual_seed(seed)),) for seed in range(19)
         ]
         one, all_at_once, shared = (prepared(seeded(lambda: model), samples[0]) for _ in range(3))
-        assert batches_of(bare(one), samples, None) == Batches(16, channels_last=True)
+        assert choose_batches(bare_graph(one), samples, None) == Batches(16, channels_last=True)
         calibrate(one, samples, CalibrationOptions(batch_size=1))
         calibrate(all_at_once, samples)
         calibrate(shared, samples, CalibrationOptions(jobs=2))
         assert equal(all_at_once, shared)
-        for a, b in zip(_observers(bare(one)).values(), _observers(bare(all_at_once)).values(), strict=True):
+        for a, b in zip(
+            _observers(bare_graph(one)).values(), _observers(bare_graph(all_at_once)).values(), strict=True
+        ):
             if isinstance(a, DistributionObserver):
                 torch.testing.assert_close((a.min_val, a.max_val), (b.min_val, b.max_val))
 
     @pytest.mark.parametrize(
         ("model", "reason"),
         [
-            (OverTheBatch(), "is |Output 0 differs"),
-            (nn.Sequential(nn.Flatten(2), nn.RNN(64, 4)), "is "),
+            (OverTheBatch(), "has shape|Output 0 of a batch differs"),
+            (nn.Sequential(nn.Flatten(2), nn.RNN(64, 4)), "has shape "),
         ],
         ids=["outputs differ", "time first"],
     )
     def test_what_is_not_proven_is_refused(self, model: nn.Module, reason: str) -> None:
         module = prepared(seeded(lambda: Returns(model)))
-        assert batches_of(bare(module), singles(8), None) == SINGLE
+        assert choose_batches(bare_graph(module), singles(8), None) == SINGLE
         with pytest.raises(OptionError, match=f"does not run in batches of 8: .*({reason}).* Leave batch_size out"):
             calibrate(module, singles(8), CalibrationOptions(batch_size=8))
 
     def test_proof(self) -> None:
-        assert why_not_in_batches(bare(prepared()), singles(3), Batches(3)) is None
+        assert batching_failure(bare_graph(prepared()), singles(3), Batches(3)) is None
 
 
 class Returns(nn.Module):
@@ -346,7 +348,7 @@ class TestProcesses:
     def test_observers_that_do_not_merge(self) -> None:
         module = prepared(observer=HistogramObserver)
         for options in ({"jobs": 2}, {"stop_when_converged": True}):
-            with pytest.raises(OptionError, match="not of HistogramObserver"):
+            with pytest.raises(OptionError, match="the model has HistogramObserver"):
                 calibrate(module, singles(2), CalibrationOptions(**options))
         assert calibrate(module, singles(2)) == 2
 
@@ -354,7 +356,7 @@ class TestProcesses:
         with warnings.catch_warnings():
             warnings.simplefilter("error", WorkerWarning)
             with pytest.raises(CalibrationError, match=r"no \["):
-                list(in_order(fail, parts(range(4), 4), 2))
+                list(map_in_order(fail, split(range(4), 4), 2))
 
     @pytest.mark.slow
     def test_too_many_threads_are_warned_of(self) -> None:
@@ -362,14 +364,14 @@ class TestProcesses:
         torch.set_num_threads(512)
         try:
             with pytest.warns(WorkerWarning, match="torch.set_num_threads"):
-                next(iter(in_order(square, parts(range(1, 4), 3), 2)))
+                next(iter(map_in_order(square, split(range(1, 4), 3), 2)))
         finally:
             torch.set_num_threads(threads)
 
     def test_parts(self) -> None:
-        assert [list(part) for part in parts(range(10), 3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-        assert [len(part) for part in parts(range(10), 4, 4)] == [4, 4, 2]
-        assert parts([], 3) == []
+        assert [list(part) for part in split(range(10), 3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+        assert [len(part) for part in split(range(10), 4, 4)] == [4, 4, 2]
+        assert split([], 3) == []
 
     @pytest.mark.slow
     @pytest.mark.parametrize("backend", ["dask", "ray"])

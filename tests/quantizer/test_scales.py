@@ -21,7 +21,7 @@ from torch.fx import GraphModule
 from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.core.fx import is_dequantize, is_quantize
 from openneutron.errors import HostError, ModelError, OpenNeutronError
-from openneutron.formats.tflite.trial import fails_in_a_process
+from openneutron.formats.tflite.trial import error_in_subprocess
 from openneutron.ir.graph import Graph, Kind, Op, QParams
 from openneutron.ir.graph import Tensor as Stored
 from openneutron.ir.kinds import ADD, KINDS, MAXIMUM
@@ -153,7 +153,7 @@ class TestFaults:
 
 
 def test_a_process_of_its_own_dies_in_place_of_this_one() -> None:
-    assert fails_in_a_process(b"no model") is not None
+    assert error_in_subprocess(b"no model") is not None
 
 
 def test_a_model_that_no_process_survives_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

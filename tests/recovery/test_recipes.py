@@ -24,9 +24,9 @@ from openneutron.errors import CalibrationError, OptionError
 from openneutron.ops.declared import layer_kind
 from openneutron.quantizer import DistributionObserver, RangeObserver
 from openneutron.recovery import Recipe, Trial, recover_exported
-from openneutron.recovery.layerwise import evenly
+from openneutron.recovery.layerwise import evenly_spaced
 from openneutron.recovery.recipes import AUTO, ENOUGH_SAMPLES, FAST, FEW_INPUTS, FEW_SAMPLES
-from openneutron.recovery.search import FEWEST_SAMPLES, HIGHEST_SQNR, descend, held_out, sqnr_db
+from openneutron.recovery.search import FEWEST_SAMPLES, HIGHEST_SQNR, coordinate_descent, split_held_out, sqnr_db
 from openneutron.recovery.weighted_layers import layers_of
 
 
@@ -111,7 +111,7 @@ def test_a_recipe_of_what_there_is_not_is_refused(wrong: dict[str, Any]) -> None
 
 @given(st.integers(1, 300), st.integers(1, 60))
 def test_few_of_the_samples_are_spread_over_all(count: int, most: int) -> None:
-    chosen = [int(sample) for (sample,) in evenly([(torch.tensor(index),) for index in range(count)], most)]
+    chosen = [int(sample) for (sample,) in evenly_spaced([(torch.tensor(index),) for index in range(count)], most)]
     assert len(chosen) == min(count, most)
     gaps = [later - before for before, later in itertools.pairwise([*chosen, count])]
     assert chosen[0] == 0
@@ -185,7 +185,7 @@ def test_each_choice_is_tried_with_the_best_of_those_before() -> None:
         ("biases", None): 3.0,
         ("biases", "entropy"): 4.0,
     }
-    best, trials = descend(
+    best, trials = coordinate_descent(
         Recipe(), CHOICES, scored(lambda recipe: scores.get((recipe.correction, recipe.range_by), 0.0)), math.inf
     )
     assert best == Recipe("biases", "entropy")
@@ -194,11 +194,11 @@ def test_each_choice_is_tried_with_the_best_of_those_before() -> None:
 
 
 def test_of_equals_the_first_stays() -> None:
-    assert descend(Recipe(), CHOICES, scored(lambda _: 7.0), math.inf)[0] == Recipe()
+    assert coordinate_descent(Recipe(), CHOICES, scored(lambda _: 7.0), math.inf)[0] == Recipe()
 
 
 def test_without_time_the_first_is_the_only_one(caplog: pytest.LogCaptureFixture) -> None:
-    best, trials = descend(Recipe(), CHOICES, scored(lambda _: 7.0, seconds=1e9), deadline=0.0)
+    best, trials = coordinate_descent(Recipe(), CHOICES, scored(lambda _: 7.0, seconds=1e9), deadline=0.0)
     assert (best, len(trials)) == (Recipe(), 1)
     assert "The time limit is reached. Recipes with correction='biases'" in caplog.text
 
@@ -216,7 +216,7 @@ def test_a_gain_is_more_than_chance() -> None:
 @given(st.integers(FEWEST_SAMPLES, 500))
 def test_every_sample_is_either_seen_or_held_out(count: int) -> None:
     samples = [(torch.tensor(index),) for index in range(count)]
-    seen, unseen = ([int(sample) for (sample,) in part] for part in held_out(samples))
+    seen, unseen = ([int(sample) for (sample,) in part] for part in split_held_out(samples))
     assert sorted(seen + unseen) == list(range(count))
     assert len(seen) >= ENOUGH_SAMPLES
     assert len(unseen) == count // 5

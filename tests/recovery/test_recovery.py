@@ -32,7 +32,7 @@ from openneutron.recovery import (
     zero_inactive_channels,
 )
 from openneutron.recovery.gptq_rounding import ALIKE, PULL, _Moments, _wanted, rows_of
-from openneutron.recovery.layerwise import run_layerwise, samples_that_fit
+from openneutron.recovery.layerwise import run_layerwise, samples_within_memory
 from openneutron.recovery.weighted_layers import layers_of
 
 
@@ -112,9 +112,9 @@ def test_graphs_that_do_not_belong_together_are_refused() -> None:
 
 def test_a_layerwise_run_uses_as_many_samples_as_fit_into_memory() -> None:
     reference, samples = exported(network()), images(8)
-    assert len(samples_that_fit(reference, samples)) == 8
-    assert len(samples_that_fit(reference, samples, memory=60_000)) in range(1, 8)
-    assert len(samples_that_fit(reference, samples, memory=1)) == 1
+    assert len(samples_within_memory(reference, samples)) == 8
+    assert len(samples_within_memory(reference, samples, memory=60_000)) in range(1, 8)
+    assert len(samples_within_memory(reference, samples, memory=1)) == 1
 
 
 # --------------------------------------------------------------------------------------------------------------- biases

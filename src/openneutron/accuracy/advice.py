@@ -10,8 +10,8 @@ from openneutron.accuracy.quantized_layers import INPUT, REQUANTIZE
 from openneutron.accuracy.result import LayerAccuracy
 
 __all__ = [
-    "FLOAT", "HEALTHY_DB", "OBSERVER", "PER_CHANNEL", "RECOVER", "Case", "Finding", "Kept", "Rule",
-    "code_of", "finding_of", "to_treat", "verdict",
+    "FLOAT", "HEALTHY_DB", "OBSERVER", "PER_CHANNEL", "RECOVER", "Case", "Finding", "OutputSqnr", "Rule",
+    "code_of", "finding_of", "layers_to_treat", "verdict",
 ]  # fmt: skip
 
 # 20 dB is noise of a tenth of the output's size. Of the labelled networks in benchmarks.fidelity, those above it (25 dB
@@ -33,7 +33,7 @@ PER_CHANNEL, FLOAT, OBSERVER, RECOVER, INPUT_RANGE = "per channel", "float", "ob
 
 
 @dataclass(frozen=True)
-class Kept:
+class OutputSqnr:
     """SQNR of the outputs in dB: of the quantized model, and with only weights or only activations quantized."""
 
     output_db: float
@@ -164,7 +164,7 @@ RULES = (
 """The rules in order of precedence. Rules about calibration come first, as other remedies only hide a wrong range."""
 
 
-def to_treat(layers: Sequence[LayerAccuracy], kept: Kept) -> tuple[LayerAccuracy, ...]:
+def layers_to_treat(layers: Sequence[LayerAccuracy], kept: OutputSqnr) -> tuple[LayerAccuracy, ...]:
     """Returns at most two layers to treat, the worst first. `layers` must have the order of `Analysis.layers`.
 
     Returns none if the SQNR of the outputs is at least `HEALTHY_DB`, or if no single layer causes at least
@@ -180,7 +180,7 @@ def finding_of(case: Case) -> Finding:
     return Finding(case, next(rule for rule in RULES if rule.applies(case)))
 
 
-def verdict(treated: Sequence[LayerAccuracy], kept: Kept, *, learned_rounding: bool = False) -> str:
+def verdict(treated: Sequence[LayerAccuracy], kept: OutputSqnr, *, learned_rounding: bool = False) -> str:
     """Returns one or two sentences about the SQNR of the outputs and the layers to treat.
 
     `learned_rounding` says whether learned rounding has been applied to the weights already.

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from openneutron.accuracy import advice as rules
-from openneutron.accuracy.advice import Kept
+from openneutron.accuracy.advice import OutputSqnr
 from openneutron.accuracy.compare import Comparison, compare_layers
 from openneutron.accuracy.quantized_layers import QuantizedLayer, QuantizedLayers, find_layers
 from openneutron.accuracy.replay import record
@@ -108,8 +108,8 @@ def analyze(
     shares = dict(zip((one.layer for one in chosen), shares_of(found, treated, tried, steps.done), strict=True))
     rows = {one.layer: _row(position, one, shares.get(one.layer)) for position, one in enumerate(statistics)}
     layers = tuple(sorted(rows.values(), key=_worst_first))
-    kept = Kept(*(_decibels(noise_ratio(outputs) / len(outputs)) for outputs in noise))
-    worst = rules.to_treat(layers, kept)
+    kept = OutputSqnr(*(_decibels(noise_ratio(outputs) / len(outputs)) for outputs in noise))
+    worst = rules.layers_to_treat(layers, kept)
     recipe = quantized.recipe if isinstance(quantized, QuantizedModel) else None
     learned_rounding = recipe is not None and recipe.correction == "weights"
     return Analysis(

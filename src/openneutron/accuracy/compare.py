@@ -306,7 +306,9 @@ def _delegates(placed: Placed, payloads: Sequence[Payload]) -> list[_Delegate]:
                 f"delegate {number} has other scales, so the weights or the calibration differ from the module's"
             )
         tensors = _tensors(partition, ours.subgraphs[0], constants)
-        interpreter = Interpreter(model_content=tflite.returning(payload.tflite, list(tensors.values())), num_threads=1)
+        interpreter = Interpreter(
+            model_content=tflite.with_more_outputs(payload.tflite, list(tensors.values())), num_threads=1
+        )
         interpreter.allocate_tensors()
         delegates.append(_Delegate(partition, payload, interpreter, tensors))
     return delegates

@@ -17,15 +17,15 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, Dataset
 
-from openneutron.calibration.bare_graph import bare
+from openneutron.calibration.bare_graph import bare_graph
 from openneutron.core.boundary import typed_errors
 from openneutron.core.fx import output_node, placeholders
-from openneutron.core.parallel import check_jobs, in_order, parts
+from openneutron.core.parallel import check_jobs, map_in_order, split
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.flow import NeutronProgram, QuantizedModel
 from openneutron.model.arguments import MISSING, Leaf, leaves_at
-from openneutron.model.data import aligned, described, in_batches, items_of
-from openneutron.model.examples import Examples, in_tensors, leaves_of, register_dataclasses
+from openneutron.model.data import align, describe, in_batches, items_of
+from openneutron.model.examples import Examples, leaves_of, register_dataclasses, to_tensors
 from openneutron.model.state import Stream, has_state, reset
 from openneutron.runtime.native import native_module
 from openneutron.runtime.program import HostProgram, TensorInfo, load
@@ -58,7 +58,7 @@ def top1(outputs: Any, label: Any) -> float:
         raise InputError(f"top1 takes class indices as labels, not {label!r}.") from error
     rows = first.reshape(1 if labels.numel() == 1 else len(first), -1)
     if labels.numel() != len(rows) or labels.is_floating_point():
-        raise InputError(f"top1 takes a class index for each of {len(rows)} rows, not {described([labels])}.")
+        raise InputError(f"top1 takes a class index for each of {len(rows)} rows, not {describe([labels])}.")
     return 100.0 * float((rows.argmax(1) == labels.flatten()).double().mean())
 
 
@@ -93,7 +93,7 @@ def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric 
         native_module()
     if jobs > 1 and _has_state(run):
         raise _not_in_parallel()
-    begin = (lambda: _begin(run)) if jobs == 1 else _refuse_streams
+    begin = (lambda: _begin(run)) if jobs == 1 else _reject_streams
     with typed_errors("Reading the data", InputError):
         scores = list(_all_scores(run, score, _samples(data, _batch_size(run), begin), jobs))
     if not scores:
@@ -116,9 +116,9 @@ def _all_scores(run: Any, score: Metric, samples: Iterator[Sample], jobs: int) -
         for index, sample in enumerate(samples):
             yield from _scores(runs, score, [sample], index)
         return
-    work = functools.partial(_scores_elsewhere, _pickled(run), score)
+    work = functools.partial(_scores_in_worker, _pickled(run), score)
     while some := list(islice(samples, jobs * SAMPLES_OF_A_JOB)):
-        for part in in_order(work, parts(some, jobs * PARTS_OF_A_JOB), jobs):
+        for part in map_in_order(work, split(some, jobs * PARTS_OF_A_JOB), jobs):
             yield from part
 
 
@@ -153,7 +153,7 @@ def _begin(run: Any) -> None:
         reset(run)
 
 
-def _refuse_streams() -> None:
+def _reject_streams() -> None:
     raise _not_in_parallel()
 
 
@@ -174,7 +174,7 @@ def _samples(
             raise InputError(f"Sample {index} is a {type(item).__name__} instead of a pair of inputs and label.")
         inputs = tuple(item[0]) if isinstance(item[0], (tuple, list)) and not hasattr(item[0], "_fields") else item[0]
         register_dataclasses(inputs)
-        leaves, structure = tree_flatten(tree_map(in_tensors, inputs))
+        leaves, structure = tree_flatten(tree_map(to_tensors, inputs))
         pair = *leaves, item[1]
         for *part, label in in_batches(pair, [size] * len(pair)) if _is_batch(data, pair) else [pair]:
             yield _arguments(tree_unflatten(part, structure)), label
@@ -202,13 +202,13 @@ def _scores(run: Callable[..., Any], score: Metric, samples: Sequence[Sample], f
     scores = []
     for index, (inputs, label) in enumerate(samples, first):
         with typed_errors(f"Running the model on sample {index}", InputError):
-            outputs = run(*tree_map(aligned, inputs.args), **tree_map(aligned, inputs.kwargs))
+            outputs = run(*tree_map(align, inputs.args), **tree_map(align, inputs.kwargs))
         with typed_errors(f"The metric of sample {index}", OptionError):
             scores.append(float(score(outputs, label)))
     return scores
 
 
-def _scores_elsewhere(pickled: bytes, score: Metric, samples: Sequence[Sample]) -> list[float]:
+def _scores_in_worker(pickled: bytes, score: Metric, samples: Sequence[Sample]) -> list[float]:
     return _scores(pickle.loads(pickled), score, samples)
 
 
@@ -232,7 +232,7 @@ class _Exported(torch.nn.Module):
 
     def __init__(self, module: GraphModule) -> None:
         super().__init__()
-        self.bare = bare(module)
+        self.bare = bare_graph(module)
         self.paths = [leaf.path for leaf in leaves_of(module)]
         info = getattr(module.graph._codegen, "pytree_info", None)
         self.form = None if info is None else info.out_spec

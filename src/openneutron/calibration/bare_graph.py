@@ -24,7 +24,7 @@ from openneutron.passes.name_bad_inputs import GUARDS
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver
 from openneutron.quantizer.state_at_conversion import StateReset
 
-__all__ = ["SINGLE", "Batches", "bare", "batched_graph", "batches_of", "observe_weights", "why_not_in_batches"]
+__all__ = ["SINGLE", "Batches", "bare_graph", "batched_graph", "batching_failure", "choose_batches", "observe_weights"]
 
 MOST_IN_A_BATCH = 16
 # Largest size of a value of a batch, for networks that convolve images and for other networks. In smaller batches, the
@@ -68,7 +68,7 @@ class Batches:
 SINGLE = Batches()
 
 
-def bare(prepared: GraphModule) -> GraphModule:
+def bare_graph(prepared: GraphModule) -> GraphModule:
     """Copies the operators and the observers of activations of `prepared` into a bare graph with flat inputs.
 
     1. The copy shares the observers with `prepared`.
@@ -201,7 +201,7 @@ class _Values(Interpreter):
 
 
 @torch.no_grad()
-def batches_of(single: GraphModule, samples: list[Inputs], wanted: int | None) -> Batches:
+def choose_batches(single: GraphModule, samples: list[Inputs], wanted: int | None) -> Batches:
     """Selects the batches in which `samples` are run: of size `wanted` if that is given, else of a size that saves
     time.
 
@@ -213,7 +213,7 @@ def batches_of(single: GraphModule, samples: list[Inputs], wanted: int | None) -
     if len(samples) == 1:
         return SINGLE
     batches = _batches_that_pay(single, samples)
-    return SINGLE if batches == SINGLE or why_not_in_batches(single, samples, batches) is not None else batches
+    return SINGLE if batches == SINGLE or batching_failure(single, samples, batches) is not None else batches
 
 
 def _batches_that_pay(single: GraphModule, samples: list[Inputs]) -> Batches:
@@ -230,7 +230,7 @@ def _convolves_images(node: Node, values: _Values) -> bool:
 
 
 @torch.no_grad()
-def why_not_in_batches(single: GraphModule, samples: list[Inputs], batches: Batches) -> str | None:
+def batching_failure(single: GraphModule, samples: list[Inputs], batches: Batches) -> str | None:
     """Returns the reason why the model cannot run as `batches`; None if it can. Tries two of `samples`.
 
     The model runs in batches if the first dimension of each value that depends on the inputs grows with the number of

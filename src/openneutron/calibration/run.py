@@ -17,17 +17,17 @@ from torchao.quantization.pt2e.observer import FixedQParamsObserver
 from openneutron.calibration.bare_graph import (
     SINGLE,
     Batches,
-    bare,
+    bare_graph,
     batched_graph,
-    batches_of,
+    batching_failure,
+    choose_batches,
     observe_weights,
-    why_not_in_batches,
 )
 from openneutron.core.boundary import typed_errors
-from openneutron.core.parallel import check_jobs, in_order, parts
-from openneutron.core.progress import bar
+from openneutron.core.parallel import check_jobs, map_in_order, split
+from openneutron.core.progress import progress_bar
 from openneutron.errors import CalibrationError, OpenNeutronError, OptionError
-from openneutron.model.data import aligned
+from openneutron.model.data import align
 from openneutron.quantizer.bias_correction import ChannelMeans
 from openneutron.quantizer.observers import ObserverOfAnother
 
@@ -80,19 +80,19 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
     options = options or CalibrationOptions()
     samples = list(samples)
     observe_weights(prepared)
-    single = bare(prepared)
+    single = bare_graph(prepared)
     observers = _observers(single)
     batches = _batches(single, samples, observers, options)
     finds_ranges = (item for item in observers.items() if not isinstance(item[1], ChannelMeans))
-    seeing = {name: observer for name, observer in finds_ranges if _merges(observer)}
+    seeing = {name: observer for name, observer in finds_ranges if _is_mergeable(observer)}
     if options.jobs > 1 or options.stop_when_converged:
-        _check_that_they_merge(observers)
+        _check_mergeable(observers)
     if options.stop_when_converged:
-        todo = parts(samples, -(-len(samples) // WINDOW), WINDOW)
+        todo = split(samples, -(-len(samples) // WINDOW), WINDOW)
     else:
-        todo = parts(samples, options.jobs * PARTS_OF_A_JOB if options.jobs > 1 else len(samples), batches.size)
+        todo = split(samples, options.jobs * PARTS_OF_A_JOB if options.jobs > 1 else len(samples), batches.size)
     used, ranges = 0, None
-    with bar("Calibrating", len(samples), options.progress) as advance:
+    with progress_bar("Calibrating", len(samples), options.progress) as advance:
         for part, state in zip(todo, _states(single, todo, batches, options), strict=True):
             for name, seen in (state or {}).items():
                 observers[name].merge(seen)
@@ -117,8 +117,8 @@ def _states(
         for part in todo:
             yield _observe(single, batched, part, batches)
         return
-    work = functools.partial(_observe_elsewhere, cloudpickle.dumps((single, batched)), batches)
-    yield from in_order(work, todo, options.jobs)
+    work = functools.partial(_observe_in_worker, cloudpickle.dumps((single, batched)), batches)
+    yield from map_in_order(work, todo, options.jobs)
 
 
 @torch.no_grad()
@@ -129,7 +129,7 @@ def _observe(single: GraphModule, batched: GraphModule, part: Sequence[Inputs], 
     for start in range(0, whole, size):
         _run(batched, batches.of(part[start : start + size]))
     for inputs in part[whole:]:
-        _run(single, tuple(map(aligned, inputs)))
+        _run(single, tuple(map(align, inputs)))
 
 
 def _run(module: GraphModule, inputs: Inputs) -> None:
@@ -144,11 +144,11 @@ def _run(module: GraphModule, inputs: Inputs) -> None:
         raise
 
 
-def _observe_elsewhere(model: bytes, batches: Batches, part: Sequence[Inputs]) -> State:
+def _observe_in_worker(model: bytes, batches: Batches, part: Sequence[Inputs]) -> State:
     """Runs `part` in another process, with new observers. Returns the states of the observers."""
     single, batched = pickle.loads(model)
     _observe(single, batched, part, batches)
-    return {name: observer.state() for name, observer in _observers(single).items() if _merges(observer)}
+    return {name: observer.state() for name, observer in _observers(single).items() if _is_mergeable(observer)}
 
 
 def _observers(module: GraphModule) -> dict[str, Any]:
@@ -161,20 +161,20 @@ def _observers(module: GraphModule) -> dict[str, Any]:
     return dict(found.values())
 
 
-def _merges(observer: Any) -> bool:
+def _is_mergeable(observer: Any) -> bool:
     if isinstance(observer, ObserverOfAnother):
-        return _merges(observer.observer)
+        return _is_mergeable(observer.observer)
     return hasattr(observer, "merge")
 
 
-def _that_do_not_merge(observers: Mapping[str, Any]) -> list[str]:
+def _unmergeable(observers: Mapping[str, Any]) -> list[str]:
     """Returns the types of the observers that depend on the data and whose states cannot be merged."""
     see = (observer for observer in observers.values() if not isinstance(observer, FixedQParamsObserver))
-    return sorted({type(observer).__name__ for observer in see if not _merges(observer)})
+    return sorted({type(observer).__name__ for observer in see if not _is_mergeable(observer)})
 
 
-def _check_that_they_merge(observers: Mapping[str, Any]) -> None:
-    kinds = _that_do_not_merge(observers)
+def _check_mergeable(observers: Mapping[str, Any]) -> None:
+    kinds = _unmergeable(observers)
     if kinds:
         raise OptionError(
             "jobs and stop_when_converged need observers whose states can be merged, such as DistributionObserver, but "
@@ -191,11 +191,11 @@ def _batches(
     one sample.
     """
     wanted = options.batch_size
-    if wanted is None and _that_do_not_merge(observers):
+    if wanted is None and _unmergeable(observers):
         return SINGLE
-    batches = batches_of(single, samples, wanted)
+    batches = choose_batches(single, samples, wanted)
     if wanted is not None and 1 < batches.size <= len(samples):
-        reason = why_not_in_batches(single, samples, batches)
+        reason = batching_failure(single, samples, batches)
         if reason is not None:
             raise OptionError(f"The model does not run in batches of {batches.size}: {reason} Leave batch_size out.")
     return batches

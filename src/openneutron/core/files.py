@@ -50,10 +50,10 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise OutputError(f"Cannot write '{path}': {_why(error, path)}") from error
+        raise OutputError(f"Cannot write '{path}': {_with_remedy(error, path)}") from error
 
 
-def _why(error: OSError, path: Path) -> str:
+def _with_remedy(error: OSError, path: Path) -> str:
     reason = error.strerror or error
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{reason}. Free some space, or give a path on another disk."

@@ -11,7 +11,7 @@ import torch
 
 from openneutron.errors import OpenNeutronError, OptionError
 
-__all__ = ["WorkerWarning", "check_jobs", "in_order", "parts"]
+__all__ = ["WorkerWarning", "check_jobs", "map_in_order", "split"]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -30,14 +30,14 @@ def check_jobs(jobs: int) -> None:
         raise OptionError(f"jobs must be a number of processes, 1 or more, not {jobs!r}.")
 
 
-def parts(items: Sequence[Part], count: int, multiple: int = 1) -> list[Sequence[Part]]:
+def split(items: Sequence[Part], count: int, multiple: int = 1) -> list[Sequence[Part]]:
     """Splits `items` into at most `count` consecutive parts. All sizes but the last are multiples of `multiple`."""
     size = max(-(-len(items) // count), 1)
     size = -(-size // multiple) * multiple
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def in_order(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int) -> Iterator[Result]:
+def map_in_order(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int) -> Iterator[Result]:
     """Returns an iterator over the results of `work` for each part, in order. Runs in `jobs` processes if `jobs` > 1.
 
     `work` must be picklable. Workers use as many torch threads as this process, so that results do not depend on the

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["bar"]
+__all__ = ["progress_bar"]
 
 
 @contextmanager
-def bar(title: str, total: int, shown: bool | None) -> Iterator[Callable[[int], None]]:
+def progress_bar(title: str, total: int, shown: bool | None) -> Iterator[Callable[[int], None]]:
     """Shows a progress bar of `total` steps, and yields a function that advances it by a number of steps.
 
     `shown` is True, False, or None, which shows the bar if stderr is a terminal.

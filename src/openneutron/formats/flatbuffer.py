@@ -36,26 +36,26 @@ class Source:
         self.what = what
         self._allowance = READS_PER_BYTE * len(self.view) + 1024
 
-    def fail(self, offset: int, expected: str, found: object = None) -> FormatError:
+    def error(self, offset: int, expected: str, found: object = None) -> FormatError:
         """Returns the error for wrong contents at `offset`."""
         seen = "" if found is None else f", found {found}"
         return FormatError(f"{self.what}: byte {offset}: expected {expected}{seen}")
 
-    def need(self, offset: int, size: int, expected: str) -> None:
+    def require(self, offset: int, size: int, expected: str) -> None:
         """Raises `FormatError` unless the file has `size` bytes at `offset`. Counts them as read."""
         if not 0 <= offset <= len(self.view) - size:
-            raise self.fail(offset, expected, f"the end at byte {len(self.view)}")
+            raise self.error(offset, expected, f"the end at byte {len(self.view)}")
         self._allowance -= size
         if self._allowance < 0:
-            raise self.fail(offset, "a file that refers to each part once", "many references to the same parts")
+            raise self.error(offset, "a file that refers to each part once", "many references to the same parts")
 
     def number(self, offset: int, code: str, expected: str) -> int | float | bool:
         """Returns the number at `offset`. `code` is a format character of the struct module."""
-        self.need(offset, struct.calcsize(code), expected)
+        self.require(offset, struct.calcsize(code), expected)
         value: int | float | bool = struct.unpack_from(f"<{code}", self.view, offset)[0]
         return value
 
-    def whole(self, offset: int, code: str, expected: str) -> int:
+    def integer(self, offset: int, code: str, expected: str) -> int:
         """Returns the integer at `offset`."""
         return int(self.number(offset, code, expected))
 
@@ -81,7 +81,7 @@ class Table:
         at = self.where(field)
         return default if at is None else self.source.number(at, code, f"field {field} of a table")
 
-    def whole(self, field: int, code: str, default: int = 0) -> int:
+    def integer(self, field: int, code: str, default: int = 0) -> int:
         """Reads an integer field."""
         return int(self.number(field, code, default))
 
@@ -113,7 +113,7 @@ class Table:
             return np.empty(0, dtype)
         return np.frombuffer(self.source.view, element, found[1], found[0]).astype(dtype)
 
-    def wholes(self, field: int, dtype: npt.DTypeLike = np.int32) -> tuple[int, ...]:
+    def integers(self, field: int, dtype: npt.DTypeLike = np.int32) -> tuple[int, ...]:
         """Reads a field that refers to a vector of integers."""
         return tuple(self.numbers(field, dtype).tolist())
 
@@ -121,47 +121,47 @@ class Table:
         """Reads a field that refers to a vector of tables."""
         start, count = self._vector(field, 4) or (0, 0)
         for at in range(start, start + 4 * count, 4):
-            yield read_table(self.source, at + self.source.whole(at, "I", "an offset to a table"))
+            yield read_table(self.source, at + self.source.integer(at, "I", "an offset to a table"))
 
     def _target(self, field: int) -> int | None:
         at = self.where(field)
         if at is None:
             return None
-        return at + self.source.whole(at, "I", f"the offset in field {field} of a table")
+        return at + self.source.integer(at, "I", f"the offset in field {field} of a table")
 
     def _vector(self, field: int, element: int) -> tuple[int, int] | None:
         """Returns the offset and the length of a vector whose elements have `element` bytes."""
         at = self._target(field)
         if at is None:
             return None
-        count = self.source.whole(at, "I", "the length of a vector")
-        self.source.need(at + 4, element * count, f"a vector of {count} x {element} bytes")
+        count = self.source.integer(at, "I", "the length of a vector")
+        self.source.require(at + 4, element * count, f"a vector of {count} x {element} bytes")
         return at + 4, count
 
 
 def read_table(source: Source, at: int) -> Table:
     """Reads the table at byte `at`. Raises `FormatError` if there is no valid table."""
-    back = source.whole(at, "i", "a table")
+    back = source.integer(at, "i", "a table")
     vtable = at - back
-    vtable_size = source.whole(vtable, "H", "the size of a vtable")
-    size = source.whole(vtable + 2, "H", "the size of a table")
+    vtable_size = source.integer(vtable, "H", "the size of a vtable")
+    size = source.integer(vtable + 2, "H", "the size of a table")
     if vtable_size < 4 or vtable_size % 2:
-        raise source.fail(vtable, "a vtable of an even number of bytes, at least 4", vtable_size)
-    source.need(at, size, f"a table of {size} bytes")
+        raise source.error(vtable, "a vtable of an even number of bytes, at least 4", vtable_size)
+    source.require(at, size, f"a table of {size} bytes")
     count = vtable_size // 2 - 2
-    source.need(vtable + 4, 2 * count, f"a vtable of {count} fields")
+    source.require(vtable + 4, 2 * count, f"a vtable of {count} fields")
     fields = struct.unpack_from(f"<{count}H", source.view, vtable + 4)
     outside = next((index for index, place in enumerate(fields) if place and not 4 <= place < size), None)
     if outside is not None:
-        raise source.fail(vtable + 4 + 2 * outside, f"a field within the table's {size} bytes", fields[outside])
+        raise source.error(vtable + 4 + 2 * outside, f"a field within the table's {size} bytes", fields[outside])
     return Table(source, at, size, fields)
 
 
 def root(source: Source, identifiers: tuple[bytes, ...]) -> Table:
     """Reads the root table of a file. Raises `FormatError` if the file has none of `identifiers`, or no valid table."""
-    source.need(0, 8, f"a {source.what} of at least 8 bytes")
+    source.require(0, 8, f"a {source.what} of at least 8 bytes")
     found = bytes(source.view[FILE_IDENTIFIER_AT])
     if found not in identifiers:
         wanted = " or ".join(repr(identifier.decode()) for identifier in identifiers)
-        raise source.fail(FILE_IDENTIFIER_AT.start, f"the identifier {wanted}", found)
-    return read_table(source, source.whole(0, "I", "the offset of the root table"))
+        raise source.error(FILE_IDENTIFIER_AT.start, f"the identifier {wanted}", found)
+    return read_table(source, source.integer(0, "I", "the offset of the root table"))

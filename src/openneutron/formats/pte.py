@@ -194,7 +194,7 @@ def _patch(result: bytearray, entry: Table, offset: int, size: int) -> None:
         at = entry.where(number)
         if at is None:
             if value:
-                raise entry.source.fail(entry.at, f"a field for the segment's {('offset', 'size')[number]}", "none")
+                raise entry.source.error(entry.at, f"a field for the segment's {('offset', 'size')[number]}", "none")
             continue
         struct.pack_into("<Q", result, at, value)
 
@@ -213,25 +213,25 @@ def _extended_header(source: Source) -> tuple[int, int]:
     size = len(source.view)
     if bytes(source.view[HEADER_AT : HEADER_AT + 4]) != HEADER_MAGIC:
         return size, size
-    source.need(HEADER_AT, HEADER.size, "the extended header")
+    source.require(HEADER_AT, HEADER.size, "the extended header")
     _, _, flatbuffer_bytes, base = HEADER.unpack_from(source.view, HEADER_AT)
     base = base or flatbuffer_bytes
     if not flatbuffer_bytes <= base <= size:
-        raise source.fail(HEADER_AT, f"a flatbuffer and segments within the {size} bytes", (flatbuffer_bytes, base))
+        raise source.error(HEADER_AT, f"a flatbuffer and segments within the {size} bytes", (flatbuffer_bytes, base))
     return flatbuffer_bytes, base
 
 
 def _segment(source: Source, base: int, table: Table) -> Segment:
-    segment = Segment(table.whole(0, "Q"), table.whole(1, "Q"), table)
+    segment = Segment(table.integer(0, "Q"), table.integer(1, "Q"), table)
     if base + segment.offset + segment.size > len(source.view):
-        raise source.fail(table.at, f"a segment within the file's {len(source.view)} bytes", segment)
+        raise source.error(table.at, f"a segment within the file's {len(source.view)} bytes", segment)
     return segment
 
 
 def _is_state(value: Table) -> bool:
     """Whether a value is a tensor with an initial value in planned memory."""
-    tensor = value.table(1) if value.whole(0, "B") == _TENSOR else None
-    return tensor is not None and tensor.whole(5, "I") > 0 and tensor.table(6) is not None
+    tensor = value.table(1) if value.integer(0, "B") == _TENSOR else None
+    return tensor is not None and tensor.integer(5, "I") > 0 and tensor.table(6) is not None
 
 
 def _slots(values: Sequence[Table]) -> tuple[Slot, ...]:
@@ -241,11 +241,11 @@ def _slots(values: Sequence[Table]) -> tuple[Slot, ...]:
 
 
 def _slot(table: Table) -> Slot:
-    tensor = table.table(1) if table.whole(0, "B") == _TENSOR else None
+    tensor = table.table(1) if table.integer(0, "B") == _TENSOR else None
     if tensor is None:
         return Slot()
-    sizes = tensor.wholes(2)
-    dtype = SCALAR_TYPES.get(tensor.whole(0, "b"), "")
+    sizes = tensor.integers(2)
+    dtype = SCALAR_TYPES.get(tensor.integer(0, "b"), "")
     return Slot(len(sizes), dtype, math.prod(sizes) * ITEM_BYTES.get(dtype, 1), tensor.table(6) is not None)
 
 
@@ -266,15 +266,15 @@ class _Reader:
         containers = plan.table(1)
         return Method(
             name=plan.text(0) or "",
-            inputs=tuple(self._values(plan, plan.wholes(3), values)),
-            outputs=tuple(self._values(plan, plan.wholes(4), values)),
+            inputs=tuple(self._values(plan, plan.integers(3), values)),
+            outputs=tuple(self._values(plan, plan.integers(4), values)),
             calls=tuple(calls),
             delegates=called,
-            planned_bytes=plan.wholes(8, "int64")[1:],  # the first entry is reserved for constants
+            planned_bytes=plan.integers(8, "int64")[1:],  # the first entry is reserved for constants
             has_state=any(map(_is_state, values)),
             slots=_slots(values),
-            input_numbers=plan.wholes(3),
-            output_numbers=plan.wholes(4),
+            input_numbers=plan.integers(3),
+            output_numbers=plan.integers(4),
             inputs_tree=None if containers is None else containers.text(0),
         )
 
@@ -283,25 +283,25 @@ class _Reader:
     ) -> Iterator[KernelCall | DelegateCall]:
         for chain in plan.tables(5):
             for instruction in chain.tables(2):
-                kind, arguments = instruction.whole(0, "B"), instruction.table(1)
+                kind, arguments = instruction.integer(0, "B"), instruction.table(1)
                 if arguments is None or kind not in (_KERNEL_CALL, _DELEGATE_CALL):
                     continue
-                number = arguments.whole(0, "i")
+                number = arguments.integer(0, "i")
                 known = operators if kind == _KERNEL_CALL else backends
                 if not 0 <= number < len(known):
-                    raise self.source.fail(arguments.at, f"an index below {len(known)}", number)
+                    raise self.source.error(arguments.at, f"an index below {len(known)}", number)
                 if kind == _KERNEL_CALL:
-                    yield KernelCall(operators[number], tuple(self._tensors(plan, arguments.wholes(1), values)))
+                    yield KernelCall(operators[number], tuple(self._tensors(plan, arguments.integers(1), values)))
                 else:
-                    yield self._delegate(backends[number], plan, arguments.wholes(1), values)
+                    yield self._delegate(backends[number], plan, arguments.integers(1), values)
 
     def _tensors(self, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> Iterator[int]:
         """Returns `numbers` without duplicates. Replaces a list of tensors by the indices of its tensors."""
         self._check(plan, numbers, values)
         for number in dict.fromkeys(numbers):
             value = values[number].table(1)
-            if value is not None and values[number].whole(0, "B") in _LISTS_OF_TENSORS:
-                items = tuple(item for item in value.wholes(0) if item != _NO_TENSOR)
+            if value is not None and values[number].integer(0, "B") in _LISTS_OF_TENSORS:
+                items = tuple(item for item in value.integers(0) if item != _NO_TENSOR)
                 self._check(plan, items, values)
                 yield from items
             else:
@@ -310,17 +310,17 @@ class _Reader:
     def _check(self, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> None:
         for number in numbers:
             if not 0 <= number < len(values):
-                raise self.source.fail(plan.at, f"a value below {len(values)}", number)
+                raise self.source.error(plan.at, f"a value below {len(values)}", number)
 
     def _delegate(self, table: Table, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> DelegateCall:
         specs = {spec.text(0) or "": bytes(spec.data(1) or b"") for spec in table.tables(2)}
         reference = table.table(1)
         if reference is None:
-            raise self.source.fail(table.at, "a payload", "none")
-        location, index = reference.whole(0, "b"), reference.whole(1, "I")
+            raise self.source.error(table.at, "a payload", "none")
+        location, index = reference.integer(0, "b"), reference.integer(1, "I")
         known = len(self.segments) if location == SEGMENT else len(self.inline)
         if location not in (INLINE, SEGMENT) or index >= known:
-            raise self.source.fail(reference.at, f"a payload below {known}", (location, index))
+            raise self.source.error(reference.at, f"a payload below {known}", (location, index))
         if location == INLINE:
             payload = self.inline[index] or memoryview(b"")
         else:
@@ -336,12 +336,12 @@ class _Reader:
             yield self._value(values[index])
 
     def _value(self, table: Table) -> ProgramValue:
-        kind, value = table.whole(0, "B"), table.table(1)
+        kind, value = table.integer(0, "B"), table.table(1)
         if value is None or kind == _NONE:
             return ProgramValue((), "none", ())
         if kind == _TENSOR:
-            dtype = SCALAR_TYPES.get(value.whole(0, "b"), f"type {value.whole(0, 'b')}")
-            return ProgramValue(value.wholes(2), dtype, value.wholes(3, "uint8"))
+            dtype = SCALAR_TYPES.get(value.integer(0, "b"), f"type {value.integer(0, 'b')}")
+            return ProgramValue(value.integers(2), dtype, value.integers(3, "uint8"))
         if kind == _TEXT:
             return ProgramValue((), "text", (), value.text(0) or "")
         if kind in _SCALARS:

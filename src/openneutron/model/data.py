@@ -21,11 +21,11 @@ from openneutron.core.fx import placeholders
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.model.arguments import MISSING, Leaf, argument_names, leaves_at
 from openneutron.model.arguments import Path as LeafPath
-from openneutron.model.examples import in_tensors, leaves_of
+from openneutron.model.examples import leaves_of, to_tensors
 from openneutron.model.state import Stream
 
 __all__ = [
-    "Data", "InputForm", "aligned", "calibration_inputs", "described", "first_steps", "forms_of", "in_batches",
+    "Data", "InputForm", "align", "calibration_inputs", "describe", "first_steps", "forms_of", "in_batches",
     "inputs_in", "items_of", "streams_in",
 ]  # fmt: skip
 
@@ -222,7 +222,7 @@ def in_batches(values: Sequence[Any], sizes: Sequence[int | None]) -> Iterator[t
         yield tuple(value[number * step : (number + 1) * step] for value, step in zip(values, steps, strict=True))
 
 
-def aligned(value: Any) -> Any:
+def align(value: Any) -> Any:
     """Returns `value`, or a copy if it is a tensor whose address is not a multiple of `ALIGNMENT` bytes.
 
     The last bit of MKL's matrix products depends on the alignment of the operands. Alignment makes results independent
@@ -231,7 +231,7 @@ def aligned(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.data_ptr() % ALIGNMENT else value
 
 
-def described(values: Sequence[Any]) -> str:
+def describe(values: Sequence[Any]) -> str:
     """Returns the dtypes and shapes of `values` as text for messages."""
     words = (
         f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else _word_for(value) for value in values
@@ -307,7 +307,7 @@ def _values(item: Any, forms: Sequence[InputForm], index: int, *, is_batch: bool
     These are the first reading of `item` that matches `forms`. If none matches, they are its first reading, without
     missing values; `_checked` then reports the mismatch.
     """
-    readings = [tuple(map(in_tensors, values)) for values in _readings(item, forms)]
+    readings = [tuple(map(to_tensors, values)) for values in _readings(item, forms)]
     for values in readings:
         fits = map(_fits_in_a_batch if is_batch else _fits, values, forms)
         if len(values) == len(forms) and all(fits):
@@ -388,12 +388,12 @@ def _checked(values: tuple[Any, ...], forms: Sequence[InputForm], index: int) ->
         values = tuple(map(_with_batch, values, forms))
     if len(values) != len(forms) or not all(form.takes(value) for value, form in zip(values, forms, strict=True)):
         taken = ", ".join(map(str, forms))
-        raise InputError(f"Item {index} of the data is {described(values)}; the model takes ({taken}).")
+        raise InputError(f"Item {index} of the data is {describe(values)}; the model takes ({taken}).")
     # Masks may contain minus infinity. Observers reject it in other values.
     floats = (value for value in values if isinstance(value, Tensor) and value.is_floating_point())
     if not all(bool((value < torch.inf).all()) for value in floats):
         raise InputError(f"Item {index} of the data holds NaN or infinite values.")
-    return tuple(map(aligned, values))
+    return tuple(map(align, values))
 
 
 def _with_batch(value: Any, form: InputForm) -> Any:

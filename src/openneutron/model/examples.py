@@ -18,7 +18,15 @@ from openneutron.core.fx import placeholders
 from openneutron.errors import InputError
 from openneutron.model.arguments import Leaf, Path
 
-__all__ = ["Examples", "arguments_of", "called", "examples_of", "in_tensors", "leaves_of", "register_dataclasses"]
+__all__ = [
+    "Examples",
+    "arguments_of",
+    "call_with_leaves",
+    "examples_of",
+    "leaves_of",
+    "register_dataclasses",
+    "to_tensors",
+]
 
 _SCALARS = (int, float, bool, str, type(None))
 
@@ -66,11 +74,11 @@ def examples_of(given: Any, model: object) -> Examples:
             "example_inputs may contain tensors, numpy arrays, numbers, text and None, also in tuples, lists, dicts "
             f"and dataclasses; got {', '.join(wrong)}."
         )
-    args, kwargs = pytree.tree_unflatten(_each_once(map(in_tensors, leaves)), structure)
+    args, kwargs = pytree.tree_unflatten(_each_once(map(to_tensors, leaves)), structure)
     return Examples(args, kwargs)
 
 
-def in_tensors(value: Any) -> Any:
+def to_tensors(value: Any) -> Any:
     """Converts a numpy array to a tensor; returns any other value unchanged.
 
     Raises `InputError` for an array whose dtype torch does not have.
@@ -169,7 +177,7 @@ def arguments_of(module: GraphModule, leaves: Sequence[Any]) -> Examples:
     return Examples(args, kwargs)
 
 
-def called(module: GraphModule, leaves: Sequence[Any]) -> Any:
+def call_with_leaves(module: GraphModule, leaves: Sequence[Any]) -> Any:
     """Calls an exported module with the arguments that have these leaves. Returns its outputs."""
     arguments = arguments_of(module, leaves)
     return module(*arguments.args, **arguments.kwargs)

@@ -25,7 +25,7 @@ from openneutron.core.boundary import first_line, frame_of_user
 from openneutron.core.constants import attribute
 from openneutron.core.fx import is_dequantize, is_library, placeholders
 from openneutron.errors import InputError, ModelError
-from openneutron.model.data import described
+from openneutron.model.data import describe
 from openneutron.model.examples import Examples, register_dataclasses
 from openneutron.model.state import initial_states, keep_assignments
 
@@ -83,7 +83,7 @@ def as_module(model: Any) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, type) or not callable(model):
-        raise ModelError(_what_it_is(model))
+        raise ModelError(_description_of(model))
     owner = getattr(model, "__self__", None)
     if isinstance(owner, nn.Module) and getattr(model, "__name__", "") in ("forward", "__call__", "_wrapped_call_impl"):
         return as_module(owner)
@@ -107,7 +107,7 @@ def loaded_program(file: str | os.PathLike[str]) -> ExportedProgram:
         raise InputError(f"'{path}' cannot be loaded as an exported program: {first_line(error)}") from error
 
 
-def _what_it_is(model: Any) -> str:
+def _description_of(model: Any) -> str:
     if isinstance(model, type):
         return f"{model.__name__} is a class. {GIVE}: {model.__name__}(...).eval()."
     if isinstance(model, Mapping):
@@ -198,13 +198,13 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
     `InputError` if the model does not run on `examples`, and `ModelError` if torch.export does not support the model.
     """
     if isinstance(module, torch.jit.ScriptModule):
-        module = _of_script(module, examples)
+        module = _converted_script(module, examples)
     try:
         return _export_with_or_without_gradients(module, examples, strict=strict)
     except Exception as error:
-        if (found := _of_data(error)) is not None:
+        if (found := _data_dependence_error(error)) is not None:
             raise found from error
-        returned = _returned(module, examples, error)
+        returned = _outputs_of(module, examples, error)
         before = _known_types()
         register_dataclasses(returned)
         if _known_types() != before:
@@ -255,7 +255,7 @@ def _known_types() -> int:
     return len(pytree.SUPPORTED_NODES)
 
 
-def _of_script(module: torch.jit.ScriptModule, examples: Examples) -> nn.Module:
+def _converted_script(module: torch.jit.ScriptModule, examples: Examples) -> nn.Module:
     from torch._export.converter import TS2EPConverter
 
     if examples.kwargs:
@@ -263,14 +263,14 @@ def _of_script(module: torch.jit.ScriptModule, examples: Examples) -> nn.Module:
     try:
         converted: nn.Module = TS2EPConverter(module, examples.args, None).convert().module()
     except Exception as error:
-        _returned(module, examples, error)
+        _outputs_of(module, examples, error)
         raise ModelError(
             f"torch cannot convert this traced or scripted module: {first_line(error)} {GIVE}, from which it was made."
         ) from error
     return converted
 
 
-def _of_data(error: Exception) -> ModelError | None:
+def _data_dependence_error(error: Exception) -> ModelError | None:
     if _ASSOCIATIVE_SCAN.search(str(error)):
         return ModelError(
             "The control flow of torch.associative_scan is not exported on a CPU. Unroll it to a fixed number of "
@@ -309,13 +309,13 @@ def _below_export(error: Exception) -> Any:
 
 
 @torch.no_grad()
-def _returned(module: nn.Module, examples: Examples, cause: Exception) -> Any:
+def _outputs_of(module: nn.Module, examples: Examples, cause: Exception) -> Any:
     """Runs the model and returns its outputs. Raises `InputError` if the model does not run on `examples`."""
     try:
         return module(*examples.args, **examples.kwargs)
     except Exception as error:
         raise InputError(
-            f"torch.export could not run the model on the example inputs {described(examples.leaves)}: "
+            f"torch.export could not run the model on the example inputs {describe(examples.leaves)}: "
             f"{first_line(error)}",
             source=_source(error),
         ) from cause

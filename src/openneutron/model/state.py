@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 from openneutron.core.constants import attribute
 from openneutron.core.fx import STATE, is_state, note, op_name, output_node
 from openneutron.errors import ModelError
-from openneutron.model.examples import called
+from openneutron.model.examples import call_with_leaves
 
 __all__ = [
     "Stream", "forget_state", "has_state", "hold_state", "initial_states", "is_state_write", "keep_assignments",
@@ -198,7 +198,7 @@ def run_sample(module: GraphModule, sample: Sequence[Tensor]) -> Any:
     count = len(sample) - len(stores)
     for name, value in zip(stores, sample[count:], strict=True):
         attribute(module, name).copy_(value)
-    return called(module, sample[:count])
+    return call_with_leaves(module, sample[:count])
 
 
 @torch.no_grad()
@@ -216,6 +216,6 @@ def samples_of(module: GraphModule, streams: Iterable[Sequence[Sequence[Tensor]]
         reset(module)
         for inputs in steps:
             found.append((*inputs, *(attribute(module, name).detach().clone() for name in stores)))
-            called(module, inputs)
+            call_with_leaves(module, inputs)
     reset(module)
     return found

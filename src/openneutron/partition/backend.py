@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from openneutron.compile_spec import CompileOptions
 from openneutron.errors import ModelError
 from openneutron.formats.payload import pack_device, pack_portable, parse
-from openneutron.formats.tflite.outputs import returning_only
+from openneutron.formats.tflite.outputs import with_fewer_outputs
 from openneutron.partition.opaque import is_opaque, is_trace, outputs_by_node
 
 __all__ = ["NeutronBackend"]
@@ -48,7 +48,7 @@ class NeutronBackend(BackendDetails):
         if header == parsed.header:
             blob = given
         elif parsed.is_portable:
-            blob = pack_portable(header, parsed.tflite if all_needed else returning_only(parsed.tflite, needed))
+            blob = pack_portable(header, parsed.tflite if all_needed else with_fewer_outputs(parsed.tflite, needed))
         elif all_needed:
             blob = pack_device(header, parsed.microcode, parsed.weights, parsed.kernels)
         else:

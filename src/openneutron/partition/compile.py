@@ -13,7 +13,7 @@ from openneutron.core.fx import op_name, source_of
 from openneutron.errors import ModelError
 from openneutron.formats import tflite
 from openneutron.formats.payload import Payload, PayloadHeader
-from openneutron.formats.tflite.trial import fails_in_a_process
+from openneutron.formats.tflite.trial import error_in_subprocess
 from openneutron.ir.build import Stage, build, driver_of, is_channels_last, optimize, run_stage
 from openneutron.ir.graph import Graph, Op, QParams
 from openneutron.ir.kinds import TRANSPOSE
@@ -139,7 +139,7 @@ def compile_partition(
 def _try_doubtful(graph: Graph, model: bytes, partition: Partition) -> None:
     """Raise `ModelError` if a scale is far from ordinary and LiteRT cannot run the model in a separate process."""
     doubtful = [op for op in graph.ops if is_doubtful(op)]
-    failure = fails_in_a_process(model) if doubtful else None
+    failure = error_in_subprocess(model) if doubtful else None
     if failure is None:
         return
     origins = {op.origin for op in doubtful}

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch.fx import GraphModule
 
-from openneutron.recovery.layerwise import LayerIO, Samples, run_layerwise, samples_that_fit
+from openneutron.recovery.layerwise import LayerIO, Samples, run_layerwise, samples_within_memory
 from openneutron.recovery.weighted_layers import WeightedLayer
 
 __all__ = ["correct_bias", "correct_biases"]
@@ -28,7 +28,7 @@ def correct_biases(
     None shows it if stderr is a terminal. One pass over both graphs, linear in nodes and samples. Raises `ModelError`
     if the two graphs are not of the same model.
     """
-    run_layerwise(reference, converted, samples_that_fit(reference, samples), correct_bias, progress)
+    run_layerwise(reference, converted, samples_within_memory(reference, samples), correct_bias, progress)
     return converted
 
 

@@ -22,7 +22,7 @@ from openneutron.core.fx import arguments
 from openneutron.ops.windows import of_each_dim
 from openneutron.quantizer.sample import positions
 from openneutron.recovery.correct_biases import correct_bias
-from openneutron.recovery.layerwise import LayerIO, Samples, run_layerwise, samples_that_fit
+from openneutron.recovery.layerwise import LayerIO, Samples, run_layerwise, samples_within_memory
 from openneutron.recovery.weighted_layers import WeightedLayer
 
 __all__ = ["MOST_INPUTS", "gptq_codes", "round_weights_by_gptq", "rows_of"]
@@ -97,7 +97,7 @@ def round_weights_by_gptq(
             _round(layer, layer_io)
         correct_bias(layer, layer_io)
 
-    run_layerwise(reference, converted, samples_that_fit(reference, samples), visit, progress)
+    run_layerwise(reference, converted, samples_within_memory(reference, samples), visit, progress)
     converted.recompile()  # scales are part of the code
     return converted
 

@@ -17,12 +17,21 @@ from torch.fx import Graph, GraphModule, Node, map_arg
 
 from openneutron.core.constants import value_of
 from openneutron.core.fx import arguments, is_dequantize, is_quantize, op_name, output_node, placeholders
-from openneutron.core.progress import bar
+from openneutron.core.progress import progress_bar
 from openneutron.errors import ModelError
 from openneutron.model.state import is_state_write, states_of
 from openneutron.recovery.weighted_layers import WeightedLayer, layers_of
 
-__all__ = ["LayerIO", "Run", "Samples", "evenly", "last_uses", "rounded", "run_layerwise", "samples_that_fit"]
+__all__ = [
+    "GraphRun",
+    "LayerIO",
+    "Samples",
+    "evenly_spaced",
+    "fake_quantize",
+    "last_uses",
+    "run_layerwise",
+    "samples_within_memory",
+]
 
 Samples = Sequence[tuple[torch.Tensor, ...]]
 MEMORY = 3 << 30
@@ -43,7 +52,7 @@ class LayerIO:
     wanted: list[torch.Tensor]
 
 
-class Run:
+class GraphRun:
     """A run of one graph on all samples. Keeps each value until its last reader has run.
 
     1. States are read from the samples and not written, so samples are independent of each other.
@@ -94,7 +103,7 @@ class Run:
         if is_quantize(node):
             return self.of_samples(_operand(node))  # dequantize rounds
         if is_dequantize(node):
-            return [rounded(node, value) for value in self.of_samples(_operand(node))]
+            return [fake_quantize(node, value) for value in self.of_samples(_operand(node))]
         assert callable(node.target)
         return [node.target(*args, **kwargs) for args, kwargs in self._arguments(node)]
 
@@ -112,7 +121,7 @@ def _operand(node: Node) -> Node:
     return operand
 
 
-def rounded(dequantize: Node, value: torch.Tensor) -> torch.Tensor:
+def fake_quantize(dequantize: Node, value: torch.Tensor) -> torch.Tensor:
     """Quantizes and dequantizes a float value per tensor, in one operator, with the qparams of `dequantize`."""
     args = arguments(dequantize)
     limits = int(args["quant_min"]), int(args["quant_max"])
@@ -131,17 +140,17 @@ def last_uses(graph: Graph) -> dict[Node, list[Node]]:
     return found
 
 
-def samples_that_fit(reference: GraphModule, samples: Samples, memory: int = MEMORY) -> Samples:
+def samples_within_memory(reference: GraphModule, samples: Samples, memory: int = MEMORY) -> Samples:
     """Returns evenly spaced samples, as many as fit into `memory` in a layerwise run of two graphs, at least one."""
     last, live, most = last_uses(reference.graph), 0, 1
     for node in reference.graph.nodes:
         live += 0 if node.op == "get_attr" else _bytes(node)
         most = max(most, live)
         live -= sum(0 if value.op == "get_attr" else _bytes(value) for value in last.get(node, ()))
-    return evenly(samples, max(1, memory // (2 * most)))
+    return evenly_spaced(samples, max(1, memory // (2 * most)))
 
 
-def evenly(samples: Samples, most: int) -> Samples:
+def evenly_spaced(samples: Samples, most: int) -> Samples:
     """Returns at most `most` of `samples`, evenly spaced."""
     count = min(len(samples), most)
     return [samples[index * len(samples) // count] for index in range(count)]
@@ -166,10 +175,10 @@ def run_layerwise(
     outputs of each graph for each sample. `progress` shows a progress bar; None shows it if stderr is a terminal.
     Linear in nodes and samples. Raises `ModelError` if the graphs are not of the same model.
     """
-    real, quantized = Run(reference, samples), Run(converted, samples)
+    real, quantized = GraphRun(reference, samples), GraphRun(converted, samples)
     reference_nodes = {node.name: node for node in reference.graph.nodes}
     layers = {layer.node: layer for layer in layers_of(converted)}
-    with bar("Recovering layers", len(layers), progress) as advance:
+    with progress_bar("Recovering layers", len(layers), progress) as advance:
         for node in converted.graph.nodes:
             if node in layers:
                 reference_node = _reference_of(reference_nodes, node)
@@ -193,7 +202,7 @@ def _reference_of(reference_nodes: Mapping[str, Node], node: Node) -> Node:
     return reference_node
 
 
-def _layer_io(real: Run, quantized: Run, layer: WeightedLayer, reference_node: Node) -> LayerIO:
+def _layer_io(real: GraphRun, quantized: GraphRun, layer: WeightedLayer, reference_node: Node) -> LayerIO:
     args, own = arguments(reference_node), arguments(layer.node)["input"]
     weight = value_of(real.module, args["weight"])
     return LayerIO(weight, quantized.of_samples(own), real.of_samples(args["input"]), real.of_samples(reference_node))

@@ -18,11 +18,11 @@ from openneutron.recovery.absorb_biases import absorb_biases
 from openneutron.recovery.channel_ranges import channel_ranges
 from openneutron.recovery.correct_biases import correct_biases
 from openneutron.recovery.gptq_rounding import MOST_INPUTS, round_weights_by_gptq
-from openneutron.recovery.layerwise import Samples, evenly
+from openneutron.recovery.layerwise import Samples, evenly_spaced
 from openneutron.recovery.zero_inactive_channels import zero_inactive_channels
 
 __all__ = [
-    "AUTO", "BEST", "ENOUGH_SAMPLES", "FAST", "RECIPES", "Recipe", "give_biases", "quantized_by", "recipe_of",
+    "AUTO", "BEST", "ENOUGH_SAMPLES", "FAST", "RECIPES", "Recipe", "give_biases", "quantize_by_recipe", "recipe_of",
     "recover_converted", "recover_exported",
 ]  # fmt: skip
 
@@ -90,7 +90,7 @@ def recipe_of(recover: str | Recipe | None, *, observes: bool = False) -> Recipe
 
 
 @torch.no_grad()
-def quantized_by(
+def quantize_by_recipe(
     recipe: Recipe | None,
     exported: GraphModule,
     quantizer: NeutronQuantizer,
@@ -149,7 +149,7 @@ def recover_converted(
     if recipe.correction is None:
         return converted
     if not recipe.use_all_samples:
-        samples = evenly(samples, FEW_SAMPLES)
+        samples = evenly_spaced(samples, FEW_SAMPLES)
     if recipe.correction == "biases":
         return correct_biases(converted, reference, samples, progress=progress)
     most_inputs = MOST_INPUTS if recipe.use_all_samples else FEW_INPUTS

@@ -20,14 +20,23 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from openneutron.calibration import CalibrationOptions
-from openneutron.core.progress import bar
+from openneutron.core.progress import progress_bar
 from openneutron.errors import CalibrationError, OptionError
 from openneutron.model.state import run_sample
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.recovery.layerwise import Samples
-from openneutron.recovery.recipes import AUTO, ENOUGH_SAMPLES, Recipe, quantized_by
+from openneutron.recovery.recipes import AUTO, ENOUGH_SAMPLES, Recipe, quantize_by_recipe
 
-__all__ = ["FEWEST_SAMPLES", "SearchSpace", "Trial", "check_seconds", "descend", "held_out", "sqnr_db", "try_recipes"]
+__all__ = [
+    "FEWEST_SAMPLES",
+    "SearchSpace",
+    "Trial",
+    "check_seconds",
+    "coordinate_descent",
+    "split_held_out",
+    "sqnr_db",
+    "try_recipes",
+]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -101,21 +110,21 @@ def try_recipes(
             f'recover="best" holds out every {STRIDE}th calibration input to compare recipes, and needs at least '
             f'{FEWEST_SAMPLES} inputs; there are {len(samples)}. Give more, or use recover="auto".'
         )
-    seen, unseen = held_out(samples)
+    seen, unseen = split_held_out(samples)
     quiet = replace(running, progress=False)
 
-    with bar("Trying recipes", 1 + sum(map(len, space.choices.values())), running.progress) as advance:
+    with progress_bar("Trying recipes", 1 + sum(map(len, space.choices.values())), running.progress) as advance:
 
         def tried(recipe: Recipe) -> Trial:
             start = time.perf_counter()
-            converted, _ = quantized_by(recipe, exported, quantizer, seen, quiet)
+            converted, _ = quantize_by_recipe(recipe, exported, quantizer, seen, quiet)
             found = tuple(sqnr_db(exported, converted, sample) for sample in unseen)
             trial = Trial(recipe, found, time.perf_counter() - start)
             _LOGGER.info("%.1f dB in %.0f s: %s", trial.sqnr_db, trial.seconds, recipe)
             advance(1)
             return trial
 
-        return descend(space.start, space.choices, tried, time.perf_counter() + seconds)
+        return coordinate_descent(space.start, space.choices, tried, time.perf_counter() + seconds)
 
 
 def check_seconds(seconds: float) -> None:
@@ -124,13 +133,13 @@ def check_seconds(seconds: float) -> None:
         raise OptionError(f"recovery_seconds must be a number above 0, not {seconds!r}.")
 
 
-def held_out(samples: Samples) -> tuple[Samples, Samples]:
+def split_held_out(samples: Samples) -> tuple[Samples, Samples]:
     """Splits samples into those for calibration and those held out, which are evenly spread over all samples."""
     unseen = samples[STRIDE - 1 :: STRIDE]
     return [sample for index, sample in enumerate(samples) if index % STRIDE != STRIDE - 1], unseen
 
 
-def descend(
+def coordinate_descent(
     start: Recipe, choices: Mapping[str, Sequence[Any]], tried: Callable[[Recipe], Trial], deadline: float
 ) -> tuple[Recipe, list[Trial]]:
     """Tries `start`, and then the `choices` of each field, with the other fields of the best recipe so far.

@@ -15,7 +15,15 @@ from openneutron.report.tflite_ops import as_ops
 from openneutron.report.weights import stored_bytes
 from openneutron.targets import NeutronTarget
 
-__all__ = ["Estimate", "Fit", "LayerEstimate", "estimate_operators", "fit_of", "scratch_in_channels_last", "whole"]
+__all__ = [
+    "Estimate",
+    "Fit",
+    "LayerEstimate",
+    "combined_estimate",
+    "estimate_operators",
+    "fit_of",
+    "scratch_in_channels_last",
+]
 
 _WORST_LAYERS = 3
 
@@ -107,7 +115,9 @@ def estimate_operators(operators: Sequence[Operator], target: NeutronTarget) -> 
     return _estimate(layers, arena.size, arena.peak, io_bytes, target)
 
 
-def whole(parts: Sequence[Estimate], target: NeutronTarget, memory: RuntimeMemory | None = None) -> Estimate:
+def combined_estimate(
+    parts: Sequence[Estimate], target: NeutronTarget, memory: RuntimeMemory | None = None
+) -> Estimate:
     """Combines the estimates of delegates that run one after the other. They share one scratch arena.
 
     With `memory`, inputs and outputs are part of the runtime's planned memory, so they are not added again.

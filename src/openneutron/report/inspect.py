@@ -16,10 +16,10 @@ from openneutron.report.estimate import (
     Estimate,
     Fit,
     LayerEstimate,
+    combined_estimate,
     estimate_operators,
     fit_of,
     scratch_in_channels_last,
-    whole,
 )
 from openneutron.report.runtime_memory import RuntimeMemory, runtime_memory
 from openneutron.report.tflite_ops import npu_operators
@@ -183,7 +183,7 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
 
 def _estimate_of(method: pte.Method, delegates: Sequence[Delegate], target: NeutronTarget) -> Estimate:
     """Returns the estimate of a method, with the runtime's memory and the savings of channels-last inputs."""
-    estimate = _together(delegates, target, runtime_memory(method))
+    estimate = _combined(delegates, target, runtime_memory(method))
     estimate = replace(estimate, fit=_fit_with_microcode(estimate, delegates, target))
     ours = (call for call in method.delegates if call.backend == NEUTRON_BACKEND)
     portable = [payload for payload in (parse(call.payload) for call in ours) if payload.is_portable]
@@ -214,8 +214,8 @@ def _target_of(method: pte.Method) -> NeutronTarget:
     return NeutronTargetSpec(named[0] if named else DEFAULT_TARGET).neutron_target
 
 
-def _together(delegates: Sequence[Delegate], target: NeutronTarget, memory: RuntimeMemory | None = None) -> Estimate:
-    return whole([delegate.estimate for delegate in delegates if delegate.estimate], target, memory)
+def _combined(delegates: Sequence[Delegate], target: NeutronTarget, memory: RuntimeMemory | None = None) -> Estimate:
+    return combined_estimate([delegate.estimate for delegate in delegates if delegate.estimate], target, memory)
 
 
 def _program_value(name: str, value: pte.ProgramValue) -> TensorSummary:
@@ -302,7 +302,7 @@ def _inspect_tflite(path: str, data: bytes, target: NeutronTarget | None) -> Rep
             Section("constants", model.constant_bytes),
             Section("tables and padding", len(data) - model.constant_bytes),
         ),
-        estimate=_together(delegates, target),
+        estimate=_combined(delegates, target),
     )
 
 

@@ -48,10 +48,10 @@ def as_ops(operators: Sequence[Operator]) -> tuple[Op, ...]:
     for operator in operators:
         if operator.name not in KINDS:
             raise FormatError(
-                f"byte {operator.at} of the TFLite file: no cost is known of the operator {operator.name}"
+                f"byte {operator.at} of the TFLite file: the cost of the operator {operator.name} is unknown"
             )
-        if fault := _fault(operator):
-            raise FormatError(f"byte {operator.at} of the TFLite file: expected {fault} of {operator.name}")
+        if missing := _missing_parts(operator):
+            raise FormatError(f"byte {operator.at} of the TFLite file: expected {missing} of {operator.name}")
     known: dict[int, Tensor] = {}
 
     def tensor(info: FileTensor) -> Tensor:
@@ -73,7 +73,7 @@ def as_ops(operators: Sequence[Operator]) -> tuple[Op, ...]:
 
 @dataclass(frozen=True)
 class _Need:
-    """What operators of a kind must have, in words and as a test."""
+    """A requirement of a kind of operators, as text for messages and as a test."""
 
     what: str
     is_met: Callable[[Operator], bool]
@@ -114,7 +114,7 @@ _NEEDS = {
 }
 
 
-def _fault(operator: Operator) -> str | None:
+def _missing_parts(operator: Operator) -> str | None:
     """Returns a description of the inputs, outputs or attributes that the operator lacks; None if it is complete."""
     needs = [_ENDS, *filter(None, [_NEEDS.get(KINDS[operator.name].work)])]
     return next((need.what for need in needs if not need.is_met(operator)), None)

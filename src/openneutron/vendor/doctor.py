@@ -21,7 +21,7 @@ from openneutron.vendor import sdk
 from openneutron.vendor.device import converter_flags, device_payload
 from openneutron.vendor.profiling import kernels_of
 
-__all__ = ["Examination", "examine"]
+__all__ = ["ConverterCheck", "check_converter"]
 
 DEFAULT_TARGET = "imxrt700"
 TIME_LIMIT_SECONDS = 120.0
@@ -29,17 +29,17 @@ PACKAGES = ("openneutron", "torch", "executorch", "torchao", "ai-edge-litert")
 
 
 @dataclass(frozen=True)
-class Examination:
+class ConverterCheck:
     """The text of the report, and whether every check passed."""
 
     text: str
     passed: bool
 
 
-def examine(flavor: str | None = None, target: str | None = None) -> Examination:
+def check_converter(flavor: str | None = None, target: str | None = None) -> ConverterCheck:
     """Converts a tiny model and checks the results step by step. Stops after the first step that fails."""
     machine = f"{platform.platform()}, Python {platform.python_version()}"
-    lines = [f"OpenNeutron's bridge to the vendor's converter, on {machine}"]
+    lines = [f"OpenNeutron's check of the vendor's converter, on {machine}"]
     lines += [f"  {name} {_version(name)}" for name in PACKAGES]
     lines.append(f"  converters installed: {', '.join(map(str, sdk.installed())) or 'none'}")
     passed = True
@@ -53,7 +53,7 @@ def examine(flavor: str | None = None, target: str | None = None) -> Examination
         if not passed:
             break
     lines.append("All checks passed." if passed else "Send this report, and the version of your SDK, with the issue.")
-    return Examination("\n".join(lines) + "\n", passed)
+    return ConverterCheck("\n".join(lines) + "\n", passed)
 
 
 def _version(package: str) -> str:
@@ -64,18 +64,18 @@ def _version(package: str) -> str:
 
 
 def _steps(flavor: str | None, target: str) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Returns the names and functions of the checks, in order. Checks share the state of one `_Bridge`."""
-    bridge = _Bridge(_tiny_model(), target)
-    yield "a converter for this flavour", lambda: bridge.choose(flavor)
-    yield f"convert a convolution for {target}", lambda: bridge.convert(CompileOptions(target))
-    yield "the microcode's header", bridge.header
+    """Returns the names and functions of the checks, in order. Checks share the state of one `_ConverterChecks`."""
+    checks = _ConverterChecks(_tiny_model(), target)
+    yield "a converter for this flavour", lambda: checks.choose(flavor)
+    yield f"convert a convolution for {target}", lambda: checks.convert(CompileOptions(target))
+    yield "the microcode's header", checks.header
     for name in ("fetch_constants_to_sram", "dump_kernel_selection_code", "use_profiling"):
         options = CompileOptions(target, **{name: True})  # type: ignore[arg-type]
-        yield f"with {name}", partial(bridge.convert, options)
+        yield f"with {name}", partial(checks.convert, options)
 
 
 @dataclass
-class _Bridge:
+class _ConverterChecks:
     model: bytes
     target: str
     converter: sdk.Converter | None = None

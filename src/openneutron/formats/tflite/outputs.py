@@ -9,10 +9,10 @@ from ai_edge_litert import schema_py_generated as schema  # noqa: TID251
 
 from openneutron.formats.tflite.write import FILE_IDENTIFIER
 
-__all__ = ["returning", "returning_only"]
+__all__ = ["with_fewer_outputs", "with_more_outputs"]
 
 
-def returning(model: bytes, tensors: Sequence[int]) -> bytes:
+def with_more_outputs(model: bytes, tensors: Sequence[int]) -> bytes:
     """Returns the model with additional outputs: the tensors of these indices in the first subgraph.
 
     Appends them to the existing outputs, without duplicates. Linear in bytes.
@@ -24,7 +24,7 @@ def returning(model: bytes, tensors: Sequence[int]) -> bytes:
     return _packed(unpacked, len(model))
 
 
-def returning_only(model: bytes, positions: Sequence[int]) -> bytes:
+def with_fewer_outputs(model: bytes, positions: Sequence[int]) -> bytes:
     """Returns the model with a subset of its outputs: those at `positions` in the first subgraph, in that order.
 
     Keeps all operators. Linear in bytes.

@@ -167,14 +167,14 @@ def read(data: bytes | memoryview, what: str = "the TFLite file") -> Model:
     buffers = tuple(_buffer(source, number, table) for number, table in enumerate(model.tables(4)))
     codes = [_code(table) for table in model.tables(1)]
     subgraphs = tuple(_subgraph(table, codes, buffers) for table in model.tables(2))
-    return Model(model.whole(0, "I"), model.text(3) or "", subgraphs, buffers)
+    return Model(model.integer(0, "I"), model.text(3) or "", subgraphs, buffers)
 
 
 def _buffer(source: Source, number: int, table: Table) -> Buffer:
     """Reads a buffer. Its data lie in the table or, in files over 2 GB, after the flatbuffer."""
-    offset, size = table.whole(1, "Q"), table.whole(2, "Q")
+    offset, size = table.integer(1, "Q"), table.integer(2, "Q")
     if offset > 1:  # 0 and 1 mark data in the table
-        source.need(offset, size, f"the {size} bytes of buffer {number}")
+        source.require(offset, size, f"the {size} bytes of buffer {number}")
         return Buffer(number, source.view[offset : offset + size])
     data = table.data(0)
     return Buffer(number, memoryview(b"") if data is None else data)
@@ -182,11 +182,11 @@ def _buffer(source: Source, number: int, table: Table) -> Buffer:
 
 def _code(table: Table) -> tuple[str, bool]:
     """Returns the name of an operator, and whether it is a custom operator."""
-    code = max(table.whole(0, "b"), table.whole(3, "i"))  # the older field has one byte
+    code = max(table.integer(0, "b"), table.integer(3, "i"))  # the older field has one byte
     if code == _CUSTOM:
         return table.text(1) or "CUSTOM", True
     if code not in _BUILTINS:
-        raise table.source.fail(table.at, "a builtin operator", code)
+        raise table.source.error(table.at, "a builtin operator", code)
     return _BUILTINS[code], False
 
 
@@ -198,20 +198,20 @@ def _subgraph(table: Table, codes: list[tuple[str, bool]], buffers: tuple[Buffer
 
 
 def _tensor(index: int, table: Table, buffers: tuple[Buffer, ...]) -> FileTensor:
-    shape, kind, buffer = table.wholes(0), table.whole(1, "b"), table.whole(2, "I")
+    shape, kind, buffer = table.integers(0), table.integer(1, "b"), table.integer(2, "I")
     if kind not in _TYPES:
-        raise table.source.fail(table.at, "a tensor type", kind)
+        raise table.source.error(table.at, "a tensor type", kind)
     if len(shape) > MAX_RANK or any(size < -1 for size in shape):
-        raise table.source.fail(table.at, f"at most {MAX_RANK} dimensions of -1 or more", shape)
+        raise table.source.error(table.at, f"at most {MAX_RANK} dimensions of -1 or more", shape)
     if buffer >= max(1, len(buffers)):
-        raise table.source.fail(table.at, f"a buffer below {len(buffers)}", buffer)
+        raise table.source.error(table.at, f"a buffer below {len(buffers)}", buffer)
     stored = buffers[buffer] if buffers and len(buffers[buffer].data) else None
     info = FileTensor(
         index, table.text(3) or "", _TYPES[kind], shape, _quantization(table.table(4), len(shape)), stored
     )
     is_dense = info.dtype in _WHOLE_BYTES and table.table(6) is None
     if stored is not None and is_dense and len(stored.data) != info.bytes:
-        raise table.source.fail(table.at, f"a buffer of {info.bytes} bytes for {info.dtype} {shape}", len(stored.data))
+        raise table.source.error(table.at, f"a buffer of {info.bytes} bytes for {info.dtype} {shape}", len(stored.data))
     return info
 
 
@@ -219,26 +219,26 @@ def _quantization(table: Table | None, rank: int) -> Quantization | None:
     if table is None:
         return None
     scale = tuple(map(float, table.numbers(2, np.float32)))
-    zero_point = table.wholes(3, np.int64) or (0,) * len(scale)
+    zero_point = table.integers(3, np.int64) or (0,) * len(scale)
     if not scale:
         return None
     if len(zero_point) != len(scale):
-        raise table.source.fail(table.at, f"{len(scale)} zero points, one for each scale", len(zero_point))
-    axis = table.whole(6, "i")
+        raise table.source.error(table.at, f"{len(scale)} zero points, one for each scale", len(zero_point))
+    axis = table.integer(6, "i")
     if len(scale) > MAX_QPARAMS_SHOWN and not 0 <= axis < rank:
-        raise table.source.fail(table.at, f"a quantized dimension below {rank}", axis)
+        raise table.source.error(table.at, f"a quantized dimension below {rank}", axis)
     return Quantization(scale, zero_point, axis if len(scale) > MAX_QPARAMS_SHOWN else None)
 
 
 def _operator(table: Table, codes: list[tuple[str, bool]], tensors: tuple[FileTensor, ...]) -> Operator:
-    code = table.whole(0, "I")
+    code = table.integer(0, "I")
     if code >= len(codes):
-        raise table.source.fail(table.at, f"an operator code below {len(codes)}", code)
+        raise table.source.error(table.at, f"an operator code below {len(codes)}", code)
     name, is_custom = codes[code]
-    indices = table.wholes(1)
+    indices = table.integers(1)
     outside = [index for index in indices if not -1 <= index < len(tensors)]
     if outside:
-        raise table.source.fail(table.at, f"inputs of -1 to {len(tensors) - 1}", outside[0])
+        raise table.source.error(table.at, f"inputs of -1 to {len(tensors) - 1}", outside[0])
     inputs = tuple(None if index == -1 else tensors[index] for index in indices)
     options = table.table(4)
     fields = {} if is_custom or options is None else _OPTIONS.get(name, {})
@@ -250,15 +250,15 @@ def _option(options: Table, declared: _Field) -> int | float | bool | str:
     number, form, default = declared
     if isinstance(form, str):
         return options.number(number, form, default)
-    value = options.whole(number, "b", int(default))
+    value = options.integer(number, "b", int(default))
     if value not in form:
-        raise options.source.fail(options.at, f"one of {', '.join(form.values())}", value)
+        raise options.source.error(options.at, f"one of {', '.join(form.values())}", value)
     return form[value]
 
 
 def _tensors(table: Table, number: int, tensors: tuple[FileTensor, ...]) -> tuple[FileTensor, ...]:
-    indices = table.wholes(number)
+    indices = table.integers(number)
     outside = [index for index in indices if not 0 <= index < len(tensors)]
     if outside:
-        raise table.source.fail(table.at, f"tensors below {len(tensors)}", outside[0])
+        raise table.source.error(table.at, f"tensors below {len(tensors)}", outside[0])
     return tuple(tensors[index] for index in indices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-__all__ = ["fails_in_a_process"]
+__all__ = ["error_in_subprocess"]
 
 SECONDS = 120
 _CODE = (
@@ -15,7 +15,7 @@ _CODE = (
 )
 
 
-def fails_in_a_process(model: bytes) -> str | None:
+def error_in_subprocess(model: bytes) -> str | None:
     """Runs `model` on zeros in LiteRT. Returns LiteRT's message if that fails, else None. Takes a second or more."""
     try:
         done = subprocess.run(
