@@ -21,5 +21,5 @@ def test_an_operator_of_an_unknown_kind_is_left_to_the_cpu() -> None:
 
 def test_an_unknown_kind_has_no_cost() -> None:
     assert as_ops([KNOWN])[0].kind is KINDS["RELU"]
-    with pytest.raises(FormatError, match=r"byte 64 .* no cost is known of the operator CUMSUM"):
+    with pytest.raises(FormatError, match=r"byte 64 .* the cost of the operator CUMSUM is unknown"):
         as_ops([KNOWN, UNKNOWN])
