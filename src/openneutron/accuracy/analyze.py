@@ -14,19 +14,19 @@ from torch.fx import GraphModule, Node
 from openneutron.accuracy import advice as rules
 from openneutron.accuracy.advice import OutputSqnr
 from openneutron.accuracy.compare import Comparison, compare_layers
+from openneutron.accuracy.given import given
 from openneutron.accuracy.quantized_layers import QuantizedLayer, QuantizedLayers, find_layers
 from openneutron.accuracy.replay import record
 from openneutron.accuracy.result import Advice, Analysis, Bins, LayerAccuracy
 from openneutron.accuracy.shares import Treatment, float_outputs, noise_ratio, shares_of, to_float, weight_per_channel
 from openneutron.accuracy.statistics import Histogram, Noise, Statistics, largest_codes, weak_channels
-from openneutron.core.boundary import typed_errors
 from openneutron.core.fx import modules_of, op_name, output_node, source_of
-from openneutron.errors import InputError, ModelError, OptionError
+from openneutron.errors import ModelError, OptionError
 from openneutron.flow import NeutronProgram, QuantizedModel
 from openneutron.ir.graph import QParams
-from openneutron.model.data import Data, first_steps, forms_of, streams_in
+from openneutron.model.data import Data
 from openneutron.model.examples import arguments_of
-from openneutron.model.exporting import as_module, check_eval, digests, export, is_quantized
+from openneutron.model.exporting import as_module, check_eval, digests, export
 from openneutron.model.state import Stream, samples_of
 from openneutron.ops import OPERATORS
 from openneutron.passes.equalize import was_equalized
@@ -82,21 +82,10 @@ def analyze(
     for name, number in (("samples", samples), ("candidates", candidates), ("share_samples", share_samples)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise OptionError(f"{name} must be a positive integer, not {number!r}.")
-    if isinstance(quantized, ExportedProgram):
-        quantized = quantized.module()
-    module = quantized.module if isinstance(quantized, QuantizedModel) else quantized
-    if not is_quantized(module):
-        raise ModelError(
-            f"This {type(module).__name__} has no quantized layer. Give a result of quantize() or convert_pt2e as "
-            "`quantized`."
-        )
-    with typed_errors("Reading the data", InputError):
-        streams = first_steps(streams_in(data, forms_of(module), transform=transform), samples)
-    if not any(streams):
-        raise InputError("The data are empty. Give at least one input, or better 16.")
-    first = next(steps[0] for steps in streams if steps)
-    reference = _reference(model, quantized, quantizer, first)
-    found = find_layers(module, reference, _target(quantized, quantizer))
+    read = given(quantized, data, samples, transform)
+    quantized, streams = read.quantized, read.streams
+    reference = _reference(model, quantized, quantizer, read.first)
+    found = find_layers(read.module, reference, _target(quantized, quantizer))
     inputs = samples_of(reference, streams)
     tried = inputs[:share_samples]
     steps = _Steps(progress, len(inputs) + len(tried) * min(candidates, len(found.layers)))

@@ -17,18 +17,18 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from openneutron.accuracy.given import given
 from openneutron.accuracy.replay import run_node
 from openneutron.compile_spec import CompileOptions
-from openneutron.core.boundary import typed_errors
 from openneutron.core.files import read_file
 from openneutron.core.fx import is_dequantize, modules_of, op_name, output_node, source_of
 from openneutron.errors import InputError, ModelError
 from openneutron.flow import NeutronProgram, QuantizedModel, lower
 from openneutron.formats import pte, tflite
 from openneutron.formats.payload import Payload, parse
-from openneutron.model.data import Data, first_steps, forms_of, streams_in
+from openneutron.model.data import Data
 from openneutron.model.examples import arguments_of, examples_of
-from openneutron.model.exporting import export, is_quantized
+from openneutron.model.exporting import export
 from openneutron.partition import quantized_io
 from openneutron.partition.clusters import Cluster, Constants, qparams_of
 from openneutron.partition.compile import compile_partition
@@ -127,15 +127,9 @@ def compare_layers(
     module is not installed.
     """
     native_module()
-    if isinstance(quantized, ExportedProgram):
-        quantized = quantized.module()
-    module = _converted_module(quantized)
-    with typed_errors("Reading the data", InputError):
-        streams = first_steps(streams_in(data, forms_of(module), transform=transform), samples)
-    if not any(streams):
-        raise InputError("The data are empty. Give at least one input.")
-    first = next(steps[0] for steps in streams if steps)
-    kept = quantized.examples if isinstance(quantized, QuantizedModel) else arguments_of(module, first)
+    read = given(quantized, data, samples, transform)
+    quantized, module, streams = read.quantized, read.module, read.streams
+    kept = quantized.examples if isinstance(quantized, QuantizedModel) else arguments_of(module, read.first)
     exported = export(module, kept if example_inputs is None else examples_of(example_inputs, module))
     if program is None:
         program = lower(exported, target=quantized.target if isinstance(quantized, QuantizedModel) else None)
@@ -149,16 +143,6 @@ def compare_layers(
         layers=tuple(sorted(rows, key=lambda row: order[row.node])),
         unseen=tuple(name for delegate in both.delegates for name in delegate.unseen),
     )
-
-
-def _converted_module(quantized: QuantizedModel | GraphModule) -> GraphModule:
-    module = quantized.module if isinstance(quantized, QuantizedModel) else quantized
-    if not is_quantized(module):
-        raise ModelError(
-            f"This {type(module).__name__} has no quantized layer. Give a result of quantize() or convert_pt2e as "
-            "`quantized`."
-        )
-    return module
 
 
 @dataclass(frozen=True)
@@ -396,7 +380,7 @@ def _run(program: ExportedProgram, inputs: Sequence[torch.Tensor], states: dict[
     for node in program.graph.nodes:
         if node in states:
             values[node] = states[node]
-        elif constants.is_state(node):
+        elif constants.is_written(node):
             values[node] = constants.initial_value(node)
         elif node.op == "placeholder":
             values[node] = constants.tensor(node) if node in constants else next(waiting)

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e import move_exported_model_to_eval, move_exported_model_to_train
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
-from openneutron.model.data import InputForm, forms_of, in_batches
+from openneutron.model.data import InputForm, forms_of, in_batches, is_batch_of
 
 __all__ = ["calibrate_and_quantize"]
 
@@ -53,7 +53,4 @@ def _in_batches_of_the_model(values: tuple[Any, ...], forms: Sequence[InputForm]
 
 
 def _is_larger_batch(value: Any, form: InputForm) -> bool:
-    sizes = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
-    if not sizes or not form.sizes or form.sizes[0] is None:
-        return False
-    return sizes[1:] == form.sizes[1:] and sizes[0] > form.sizes[0]
+    return is_batch_of(value, form) and form.batch is not None and len(value) > form.batch

@@ -25,8 +25,8 @@ from openneutron.model.examples import leaves_of, to_tensors
 from openneutron.model.state import Stream
 
 __all__ = [
-    "Data", "InputForm", "align", "calibration_inputs", "describe", "first_steps", "forms_of", "in_batches",
-    "inputs_in", "items_of", "streams_in",
+    "Data", "InputForm", "Inputs", "align", "calibration_inputs", "describe", "first_steps", "forms_of", "in_batches",
+    "inputs_in", "is_batch_of", "items_of", "streams_in",
 ]  # fmt: skip
 
 Inputs = tuple[Any, ...]
@@ -356,7 +356,7 @@ def _fits(value: Any, form: InputForm) -> bool:
 
 
 def _fits_in_a_batch(value: Any, form: InputForm) -> bool:
-    return _fits(value, form) or (form.is_tensor and _is_batch_of(value, form))
+    return _fits(value, form) or (form.is_tensor and is_batch_of(value, form))
 
 
 def _check_that_none_is_missing(item: Mapping[Any, Any], forms: Sequence[InputForm], index: int) -> None:
@@ -371,11 +371,12 @@ def _check_that_none_is_missing(item: Mapping[Any, Any], forms: Sequence[InputFo
 def _is_batch(values: Sequence[Any], forms: Sequence[InputForm]) -> bool:
     """Whether all tensors of `values` match `forms` except in their first dimension, which counts samples."""
     return len(values) == len(forms) and all(
-        _is_batch_of(value, form) for value, form in zip(values, forms, strict=True) if form.is_tensor
+        is_batch_of(value, form) for value, form in zip(values, forms, strict=True) if form.is_tensor
     )
 
 
-def _is_batch_of(value: Any, form: InputForm) -> bool:
+def is_batch_of(value: Any, form: InputForm) -> bool:
+    """Whether `value` is a tensor that differs from what the model takes in its first dimension at most."""
     return isinstance(value, Tensor) and bool(form.sizes) and form.takes_sizes((form.batch or 1, *value.shape[1:]))
 
 

@@ -94,12 +94,12 @@ def to_tensors(value: Any) -> Any:
 def _each_once(leaves: Iterator[Any]) -> Iterator[Any]:
     seen: set[int] = set()
     for leaf in leaves:
-        value = _in_order(leaf) if isinstance(leaf, Tensor) else leaf
+        value = _in_a_known_order(leaf) if isinstance(leaf, Tensor) else leaf
         yield value.clone() if isinstance(leaf, Tensor) and id(value) in seen else value
         seen.add(id(value))
 
 
-def _in_order(value: Tensor) -> Tensor:
+def _in_a_known_order(value: Tensor) -> Tensor:
     """Returns `value` if it is contiguous or channels-last, else a contiguous copy."""
     if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
         return value

@@ -118,7 +118,7 @@ class Constants:
     def __contains__(self, node: object) -> bool:
         return isinstance(node, Node) and node.op == "placeholder" and node.name in self._targets
 
-    def is_state(self, node: object) -> TypeGuard[Node]:
+    def is_written(self, node: object) -> TypeGuard[Node]:
         """Whether `node` is a buffer that the program writes to."""
         return isinstance(node, Node) and node.op == "placeholder" and node.name in self._states
 
@@ -216,7 +216,7 @@ class _Search:
         """The cluster around `node`, or the reason why there is none."""
         if writes_memory(node):
             return self._write(node)
-        if is_op(node, "copy") and self.constants.is_state(node.args[0]):
+        if is_op(node, "copy") and self.constants.is_written(node.args[0]):
             name = self.constants.name_of(node.args[0])
             return f"The value of the buffer '{name}' is copied, as it is needed after the next value is stored."
         if key := left_in_float(node):
@@ -244,7 +244,7 @@ class _Search:
 
     def _write(self, node: Node) -> str:
         store = node.args[0]
-        if self.constants.is_state(store):
+        if self.constants.is_written(store):
             name = self.constants.name_of(store)
             return f"ExecuTorch stores the next value of the buffer '{name}' with a copy, which the CPU makes."
         return "It writes in place, which the NPU does not."

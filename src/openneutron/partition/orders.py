@@ -50,7 +50,7 @@ def settle_orders(program: ExportedProgram, partitions: Sequence[Partition]) -> 
         if node in outputs:
             only_cpu = _only_the_cpu_reads(node, outputs[node], inside)
             values[node] = _in_nchw(value) if only_cpu else _unambiguous(_in_some_order(value))
-        elif node.op == "placeholder" and node not in constants and not constants.is_state(node):
+        elif node.op == "placeholder" and node not in constants and not constants.is_written(node):
             values[node] = _unambiguous(_in_some_order(value)) if isinstance(value, torch.Tensor) else value
         elif is_quantize(node) or is_dequantize(node):
             source = node.args[0]

@@ -30,7 +30,7 @@ def states_in_int8(program: ExportedProgram) -> ExportedProgram:
 
     Rule 1 changes no result: to dequantize codes and quantize them with the same qparams yields the same codes.
     """
-    program = _in_order(program)
+    program = _functionalized(program)
     if not any(map(is_state, program.graph.nodes)):
         return program
     graph = Graph()
@@ -59,7 +59,7 @@ def states_in_int8(program: ExportedProgram) -> ExportedProgram:
     return with_graph(program, graph, copies, state=saved, constants=others)
 
 
-def _in_order(program: ExportedProgram) -> ExportedProgram:
+def _functionalized(program: ExportedProgram) -> ExportedProgram:
     """`program`, functionalized if a write in place precedes a read or is to a part of a buffer.
 
     Graphs from `hold_states` have no such writes; other exported graphs may.

@@ -181,7 +181,7 @@ class HostProgram:
         is_flat = not named and len(inputs) == len(self.inputs) and not any(map(_is_nested, inputs))
         values = inputs if is_flat else self._flat(inputs, named)
         tensors = [
-            _in_order(_tensor(i, value, info), order)
+            _in_dim_order(_tensor(i, value, info), order)
             if isinstance(info, TensorInfo)
             else _checked_constant(i, value, info)
             for i, (value, info, order) in enumerate(zip(values, self.inputs, self._dim_orders, strict=True))
@@ -366,7 +366,7 @@ def _tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
     return value.detach().cpu() if value.requires_grad or not value.is_cpu else value
 
 
-def _in_order(tensor: torch.Tensor, dim_order: tuple[int, ...] | None) -> torch.Tensor:
+def _in_dim_order(tensor: torch.Tensor, dim_order: tuple[int, ...] | None) -> torch.Tensor:
     """Returns `tensor` with its bytes in the program's order, which the runtime does not check.
 
     `dim_order` lists the dimensions from the outermost to the innermost; None stands for the default order.
