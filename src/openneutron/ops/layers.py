@@ -69,6 +69,14 @@ class ConstantLayer:
                 constant = insert_constant(self.module, self.node, value, role, trainable=trainable)
                 set_argument(self.node, role, constant)
 
+    def update(self, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+        """Give the layer new constants where they differ from its own; returns whether they do."""
+        is_same_bias = bias is None or (self.bias is not None and torch.equal(bias, self.bias))
+        if is_same_bias and torch.equal(weight, self.weight):
+            return False
+        self.replace(weight=weight, bias=bias)
+        return True
+
 
 def constant_layer(module: GraphModule, node: object) -> ConstantLayer | None:
     """`node` as a layer; None for any other operator, and for one whose weight or bias is computed."""

@@ -141,10 +141,7 @@ def _clear(layer: ConstantLayer, intervals: dict[Node, _Interval]) -> bool:
         weight[silent] = 0
         if bias is not None:
             bias[silent] = 0
-    if torch.equal(weight, layer.weight) and (bias is None or layer.bias is None or torch.equal(bias, layer.bias)):
-        return False
-    layer.replace(weight=weight, bias=bias)
-    return True
+    return layer.update(weight, bias)
 
 
 def _silent(node: Node, intervals: dict[Node, _Interval]) -> torch.Tensor | None:

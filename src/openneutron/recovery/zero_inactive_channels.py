@@ -55,7 +55,4 @@ def _zero(layer: ConstantLayer, inactive: torch.Tensor) -> bool:
     weight[inactive] = 0
     if bias is not None:
         bias[inactive] = 0
-    if torch.equal(weight, layer.weight) and (bias is None or layer.bias is None or torch.equal(bias, layer.bias)):
-        return False
-    layer.replace(weight=weight, bias=bias)
-    return True
+    return layer.update(weight, bias)
