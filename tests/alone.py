@@ -19,7 +19,7 @@ from openneutron.ir.build import optimize
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
 from openneutron.ops import DECOMPOSITIONS, OPERATORS
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OutputRule
 from openneutron.passes import decompose
 from openneutron.targets import TARGETS, Generation
@@ -59,7 +59,7 @@ def random_codes(random: np.random.Generator, *shape: int) -> Integers:
     return random.integers(-128, 128, shape).astype(np.int8)
 
 
-def occurrence(target: str, tensors: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> Site:
+def occurrence(target: str, tensors: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> OpInstance:
     """The operator in a graph of its own; its arguments are named as in its schema."""
     namespace, name, overload = target.split(".")
     operator = getattr(getattr(getattr(torch.ops, namespace), name), overload)
@@ -72,21 +72,21 @@ def occurrence(target: str, tensors: Mapping[str, torch.Tensor], options: Mappin
     node = graph.call_function(operator, tuple({**known, **nodes}[argument.name] for argument in schema))
     node.meta["val"] = operator(*({**known, **tensors}[argument.name] for argument in schema))
     graph.output(node)
-    return Site(node, TARGET)
+    return OpInstance(node, TARGET)
 
 
 def deviation(target: str, operands: Mapping[str, Quantized], options: Mapping[str, Any]) -> int:
     """Largest difference in LSBs between LiteRT on what the operator is lowered to and torch on the real values."""
-    site = occurrence(target, {name: operand.real for name, operand in operands.items()}, options)
-    spec, real = OPERATORS[target], site.node.meta["val"]
-    assert not spec.rejections(site, Generation.MODERN)
-    tensors = {node: operands[str(node.target).removesuffix("_")].tensor() for node in site.node.all_input_nodes}
-    first = tensors[next(iterate_nodes(site.args[spec.inputs[0]]))]
-    shares = spec.output_rule(site.node) is OutputRule.SHARED
+    instance = occurrence(target, {name: operand.real for name, operand in operands.items()}, options)
+    spec, real = OPERATORS[target], instance.node.meta["val"]
+    assert not spec.rejections(instance, Generation.MODERN)
+    tensors = {node: operands[str(node.target).removesuffix("_")].tensor() for node in instance.node.all_input_nodes}
+    first = tensors[next(iterate_nodes(instance.args[spec.inputs[0]]))]
+    shares = spec.output_rule(instance.node) is OutputRule.SHARED
     own = QParams.per_tensor(max(SMALLEST_RANGE, float(real.abs().max())) / 120, 3)
     output = first.qparams if shares else own
     ops: list[Op] = []
-    lowered = spec.lower(Lowering(site, tensors, output, "NONE", ops))
+    lowered = spec.lower(Lowering(instance, tensors, output, "NONE", ops))
     read = [node for node, tensor in tensors.items() if tensor.data is None]
     model = write(optimize(Graph(tuple(tensors[node] for node in read), (lowered,), tuple(ops))))
     interpreter = Interpreter(model_content=model, num_threads=1)

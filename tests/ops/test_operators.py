@@ -26,7 +26,7 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.core.fx import op_name
 from openneutron.errors import ModelError
 from openneutron.ops import DECLARED, DECOMPOSITIONS, OPERATORS
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Constraint
 from openneutron.partition.placing import placement
 from openneutron.passes import decompose
@@ -106,7 +106,7 @@ def test_padding_lifts_a_limit(case: Rejected) -> None:
     broken = [
         node
         for node in torch.export.export(model.module, model.example_inputs).graph.nodes
-        if op_name(node) in case.declared.targets and not case.constraint.holds(Site(node, TARGETS["imxrt700"]))
+        if op_name(node) in case.declared.targets and not case.constraint.holds(OpInstance(node, TARGETS["imxrt700"]))
     ]
     assert broken
     program = lowered(model, neutron_converter_flavor=LEGACY)

@@ -23,8 +23,8 @@ from openneutron import QuantizedModel, targets
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.fx import op_name
 from openneutron.ops import OPERATORS
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.padding import Padded, pad_to_granules
-from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint, legacy_constraint
 from openneutron.partition.placing import Placement, placement
 from openneutron.targets import TARGETS, Generation
@@ -124,7 +124,7 @@ class TestTargets:
         (node,) = (node for node in nodes if op_name(node) in case.declared.targets)
         for name, target in TARGETS.items():
             rows = {row.node: row for row in rows_of(model, name)}
-            holds = case.constraint.holds(Site(node, target, Generation.LEGACY))
+            holds = case.constraint.holds(OpInstance(node, target, Generation.LEGACY))
             assert (rows[node.name].where == "npu") == (holds or case.padded), rows[node.name]
             if not holds and not case.padded:
                 assert f"{name} takes {case.spec} only if: {case.constraint.message}" in (rows[node.name].reason or "")
@@ -146,11 +146,11 @@ class TestTargets:
             assert all(TARGETS[target].granularity_note in reason for reason in reasons(rows))
 
 
-def padded_site(granularity: int, model: nn.Module, *shape: int) -> Padded | None:
+def padded_instance(granularity: int, model: nn.Module, *shape: int) -> Padded | None:
     """The one operator of `model`, padded for a target of that granularity."""
     node = one_operator(model, *shape)
     target = replace(RT700, macs_per_pipeline=granularity)
-    return pad_to_granules(OPERATORS[op_name(node)], Site(node, target, Generation.LEGACY))
+    return pad_to_granules(OPERATORS[op_name(node)], OpInstance(node, target, Generation.LEGACY))
 
 
 def one_operator(model: nn.Module, *shape: int) -> Node:
@@ -162,20 +162,20 @@ def one_operator(model: nn.Module, *shape: int) -> Node:
 
 class TestPadding:
     def test_stand_ins_have_the_padded_shapes(self) -> None:
-        padded = padded_site(8, nn.MaxPool2d(2), 1, 12, 6, 6)
+        padded = padded_instance(8, nn.MaxPool2d(2), 1, 12, 6, 6)
         assert padded is not None
-        assert padded.site.shape_of("self") == (1, 16, 6, 6)
-        assert padded.site.shape == (1, 16, 3, 3)
+        assert padded.instance.shape_of("self") == (1, 16, 6, 6)
+        assert padded.instance.shape == (1, 16, 3, 3)
         assert padded.original.shape == (1, 12, 3, 3)
-        assert padded.site.node.name == padded.original.node.name
+        assert padded.instance.node.name == padded.original.node.name
 
     def test_nothing_is_padded_where_that_is_not_enough(self) -> None:
-        assert padded_site(8, nn.MaxPool2d(2, dilation=2), 1, 12, 6, 6) is None
-        assert padded_site(8, Function(lambda x: x.mean(1)), 1, 12, 6, 6) is None
-        assert padded_site(8, Function(lambda x: x.softmax(1)), 1, 12) is None
+        assert padded_instance(8, nn.MaxPool2d(2, dilation=2), 1, 12, 6, 6) is None
+        assert padded_instance(8, Function(lambda x: x.mean(1)), 1, 12, 6, 6) is None
+        assert padded_instance(8, Function(lambda x: x.softmax(1)), 1, 12) is None
 
     def test_few_zeros_cost_less_than_the_cpu_and_many_cost_more(self) -> None:
-        few, many = (padded_site(granularity, nn.MaxPool2d(2), 1, 3, 32, 32) for granularity in (16, 4096))
+        few, many = (padded_instance(granularity, nn.MaxPool2d(2), 1, 3, 32, 32) for granularity in (16, 4096))
         assert few is not None
         assert many is not None
         assert few.cycles < few.cpu_cycles
@@ -311,9 +311,9 @@ class TestDeclaration:
 
 
 def takes_whole_channels(argument: str) -> Constraint:
-    def holds(site: Site) -> bool:
+    def holds(instance: OpInstance) -> bool:
         """The channels are a multiple of the MACs of a pipeline."""
-        return site.shape_of(argument)[1] % site.target.channel_granularity == 0
+        return instance.shape_of(argument)[1] % instance.target.channel_granularity == 0
 
     return legacy_constraint(holds)
 

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
 from openneutron.ops import OPERATORS
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.partition.clusters import Cluster, Clusters
 from openneutron.partition.levels import NO_COMPUTE, Partition, partitions_of
 from openneutron.targets import TARGETS
@@ -66,7 +66,7 @@ def build(steps: tuple[Step, ...]) -> Built:
         values.append(graph.call_function(QUANTIZE, (node, *QPARAMS)))
         if step.kind != "cpu":
             spec = OPERATORS[str(target)]
-            clusters.append(Cluster(spec, Site(node, TARGETS["imxrt700"]), None, tuple(operands), values[-1]))
+            clusters.append(Cluster(spec, OpInstance(node, TARGETS["imxrt700"]), None, tuple(operands), values[-1]))
     graph.output(tuple(values[1:]))
     names = ("inputs_to_parameters", "inputs_to_buffers", "inputs_to_lifted_tensor_constants", "buffers_to_mutate")
     signature = SimpleNamespace(**{name: {} for name in names})

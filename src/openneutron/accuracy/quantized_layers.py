@@ -14,7 +14,7 @@ from openneutron.core.constants import computed_constants, value_of
 from openneutron.core.fx import arguments, is_dequantize, is_quantize, iterate_nodes, modules_of, op_name, source_of
 from openneutron.errors import ModelError
 from openneutron.ops import OPERATORS, facts_of
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.targets import NeutronTargetSpec
 
 __all__ = ["INPUT", "REQUANTIZE", "LayerQParams", "QuantizedLayer", "QuantizedLayers", "Weight", "find_layers"]
@@ -194,7 +194,7 @@ class _Search:
     def _only_moves(self, quantize: Node) -> bool:
         source = _source(quantize)
         spec = OPERATORS.get(op_name(source))
-        if spec is None or not spec.commutes_with_quantization(Site(source, self.target)):
+        if spec is None or not spec.commutes_with_quantization(OpInstance(source, self.target)):
             return False
         inputs = [operand for operand in source.all_input_nodes if operand not in self.constants]
         return all(is_dequantize(node) and node.args[1:3] == quantize.args[1:3] for node in inputs)

@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import add, exp, log, mul, relu, sigmoid, sub
 
@@ -94,9 +94,9 @@ def _softplus(rewriting: Rewriting) -> Node:
 
 
 @constraint
-def has_high_threshold(site: Site) -> bool:
+def has_high_threshold(instance: OpInstance) -> bool:
     """The threshold is at least {MIN_THRESHOLD:g}, and beta positive."""
-    return bool(site.args["threshold"] >= MIN_THRESHOLD and site.args["beta"] > 0)
+    return bool(instance.args["threshold"] >= MIN_THRESHOLD and instance.args["beta"] > 0)
 
 
 def _mish(rewriting: Rewriting) -> Node:

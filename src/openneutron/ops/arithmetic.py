@@ -18,7 +18,7 @@ from openneutron.ops.elementwise import (
 )
 from openneutron.ops.facts import UNKNOWN, Facts, if_all, if_any, never_negative
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, legacy_constraint
 
 __all__ = ["SPECS"]
@@ -55,13 +55,13 @@ def lower_leaky_relu(lowering: Lowering) -> Tensor:
 
 
 @legacy_constraint
-def slopes_whole_granules(site: Site) -> bool:
+def slopes_whole_granules(instance: OpInstance) -> bool:
     """The channels are a multiple of the MACs of a pipeline."""
-    return len(site.shape) >= 2 and site.shape[1] % site.target.channel_granularity == 0
+    return len(instance.shape) >= 2 and instance.shape[1] % instance.target.channel_granularity == 0
 
 
-def _channels_and_slopes(site: Site) -> PaddedDimensions:
-    return {"self": (1,), "weight": (0,)} if site.shape_of("weight") != (1,) else {"self": (1,)}
+def _channels_and_slopes(instance: OpInstance) -> PaddedDimensions:
+    return {"self": (1,), "weight": (0,)} if instance.shape_of("weight") != (1,) else {"self": (1,)}
 
 
 def lower_prelu(lowering: Lowering) -> Tensor:

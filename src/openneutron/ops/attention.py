@@ -16,7 +16,7 @@ from openneutron.ops.elementwise import (
     has_few_softmax_channels,
 )
 from openneutron.ops.masks import HIDDEN, add_and_hide, hide_unless, hides_from_softmax
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
 __all__ = ["DECOMPOSED", "WIDE_SOFTMAX", "is_difference_of_scores", "note_difference_of_scores"]
@@ -40,16 +40,16 @@ def is_difference_of_scores(node: Node) -> bool:
 
 
 @constraint
-def drops_nothing(site: Site) -> bool:
+def drops_nothing(instance: OpInstance) -> bool:
     """dropout_p is 0."""
-    return bool(site.args["dropout_p"] == 0)
+    return bool(instance.args["dropout_p"] == 0)
 
 
 def _constant_mask(rewriting: Rewriting) -> torch.Tensor | None:
     """What is added to the scores, where that is known beforehand."""
     mask = rewriting.value_of("attn_mask")
     if rewriting.args["is_causal"]:
-        queries, keys = (rewriting.site.shape_of(name)[-2] for name in ("query", "key"))
+        queries, keys = (rewriting.instance.shape_of(name)[-2] for name in ("query", "key"))
         mask = torch.ones(queries, keys, dtype=torch.bool).tril()
     if mask is None or mask.is_floating_point():
         return mask
@@ -105,11 +105,11 @@ def _attention(rewriting: Rewriting) -> Node:
 _WEIGHTED_SUMS = {"aten.matmul.default", "aten.bmm.default", "aten.reshape.default", "aten.view.default"}
 
 
-def _has_many_rows(site: Site) -> bool:
-    channels = site.shape[int(site.args["dim"]) % len(site.shape)]
-    if channels > WIDE_SOFTMAX and any(op_name(reader) in _WEIGHTED_SUMS for reader in site.node.users):
+def _has_many_rows(instance: OpInstance) -> bool:
+    channels = instance.shape[int(instance.args["dim"]) % len(instance.shape)]
+    if channels > WIDE_SOFTMAX and any(op_name(reader) in _WEIGHTED_SUMS for reader in instance.node.users):
         return False  # it becomes exp and a sum (passes.divide_after_sums)
-    return channels <= MAX_SOFTMAX_CHANNELS and not has_few_softmax_channels.holds(site)
+    return channels <= MAX_SOFTMAX_CHANNELS and not has_few_softmax_channels.holds(instance)
 
 
 def _softmax_in_parts(rewriting: Rewriting) -> Node:

@@ -6,8 +6,8 @@ import torch
 from torch.fx import Node
 
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.signs import is_never_negative
-from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import add, mul
 
@@ -35,10 +35,10 @@ def _sum_with_quotient(rewriting: Rewriting) -> Node:
 
 
 @constraint
-def divides_by_positive_values(site: Site) -> bool:
+def divides_by_positive_values(instance: OpInstance) -> bool:
     """The divisor is a constant without zero, or cannot be negative (an output of relu, abs, exp or a clamp from 0)."""
-    divisor = site.constant("tensor2")
-    return is_never_negative(site, site.args["tensor2"]) if divisor is None else bool((divisor != 0).all())
+    divisor = instance.constant("tensor2")
+    return is_never_negative(instance, instance.args["tensor2"]) if divisor is None else bool((divisor != 0).all())
 
 
 def _mixture_by_a_number(rewriting: Rewriting) -> Node:

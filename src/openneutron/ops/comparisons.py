@@ -19,7 +19,7 @@ from openneutron.core.constants import number_of
 from openneutron.core.fx import arguments, op_name
 from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Decomposition, Rewriting
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import Operand, add, mul, relu, sub
 
@@ -72,11 +72,11 @@ def _operands(node: Node) -> tuple[object, ...]:
     return tuple(args[name] for name in ("self", "other") if name in args)
 
 
-def _is_comparison(site: Site, value: object, depth: int = _DEPTH) -> bool:
+def _is_comparison(instance: OpInstance, value: object, depth: int = _DEPTH) -> bool:
     """Whether `value` is a truth value from comparisons of float32 values, perhaps combined or moved."""
     if not isinstance(value, Node) or depth == 0:
         return False
-    if site.constant_of(value) is not None:
+    if instance.constant_of(value) is not None:
         return _dtype(value) == torch.bool
     if value.op != "call_function" or _dtype(value) != torch.bool:
         return False
@@ -86,8 +86,8 @@ def _is_comparison(site: Site, value: object, depth: int = _DEPTH) -> bool:
     if name in _CASTS and _dtype(operands[0]) == torch.float32:
         return True
     if name in _COMBINATIONS | _NEGATIONS | _CASTS:
-        return all(_is_comparison(site, operand, depth - 1) for operand in operands if isinstance(operand, Node))
-    return _is_moved(value) and _is_comparison(site, operands[0], depth - 1)
+        return all(_is_comparison(instance, operand, depth - 1) for operand in operands if isinstance(operand, Node))
+    return _is_moved(value) and _is_comparison(instance, operands[0], depth - 1)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class _Writer:
 
     def _write(self, value: Node) -> Node:
         rewriting, name = self.rewriting, _name(value)
-        if (constant := rewriting.site.constant_of(value)) is not None:
+        if (constant := rewriting.instance.constant_of(value)) is not None:
             return rewriting.constant(constant.float())
         operands = _operands(value)
         if name in _ORDERS:
@@ -161,11 +161,11 @@ class _Writer:
 MAX_FILL = 100.0
 
 
-def chooses_by_a_comparison(site: Site, condition: str, *choices: str) -> bool:
+def chooses_by_a_comparison(instance: OpInstance, condition: str, *choices: str) -> bool:
     """Whether comparisons compute the condition, and no choice is a number of `MAX_FILL` or more in magnitude."""
-    if site.is_constant(site.args[condition]) or not _is_comparison(site, site.args[condition]):
+    if instance.is_constant(instance.args[condition]) or not _is_comparison(instance, instance.args[condition]):
         return False
-    numbers = [site.number(choice) for choice in choices]
+    numbers = [instance.number(choice) for choice in choices]
     return all(number is None or abs(number) < MAX_FILL for number in numbers)
 
 
@@ -193,7 +193,7 @@ def choose(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operan
 
 
 def _number(rewriting: Rewriting, choice: Operand) -> float | None:
-    return number_of(choice, rewriting.site.constant_of)
+    return number_of(choice, rewriting.instance.constant_of)
 
 
 def _extreme(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operand) -> Node | None:
@@ -218,7 +218,7 @@ def _extreme(rewriting: Rewriting, condition: Node, chosen: Operand, other: Oper
 def _same(rewriting: Rewriting, compared: object, choice: Operand) -> bool:
     if compared is choice:
         return True
-    number = number_of(compared, rewriting.site.constant_of)
+    number = number_of(compared, rewriting.instance.constant_of)
     return number is not None and number == _number(rewriting, choice)
 
 
@@ -227,28 +227,28 @@ def _node(value: object) -> Node:
     return value
 
 
-def _truths_of_product(site: Site) -> tuple[str, str] | None:
+def _truths_of_product(instance: OpInstance) -> tuple[str, str] | None:
     """The names of the arguments that are the float factor and the truth values; None if there are none."""
     for numbers, truths in (("self", "other"), ("other", "self")):
-        if _dtype(site.args[numbers]) == torch.float32 and chooses_by_a_comparison(site, truths):
+        if _dtype(instance.args[numbers]) == torch.float32 and chooses_by_a_comparison(instance, truths):
             return numbers, truths
     return None
 
 
-def _multiplies_truths(site: Site) -> bool:
-    return _truths_of_product(site) is not None
+def _multiplies_truths(instance: OpInstance) -> bool:
+    return _truths_of_product(instance) is not None
 
 
 def _product_with_truths(rewriting: Rewriting) -> Node:
     """The numbers where the condition holds, zero elsewhere."""
-    found = _truths_of_product(rewriting.site)
+    found = _truths_of_product(rewriting.instance)
     assert found is not None  # _multiplies_truths holds
     numbers, truths = (rewriting.args[name] for name in found)
     return choose(rewriting, truths, numbers, 0.0)
 
 
-def _casts_truths(site: Site) -> bool:
-    return _dtype(site.args["self"]) == torch.bool and chooses_by_a_comparison(site, "self")
+def _casts_truths(instance: OpInstance) -> bool:
+    return _dtype(instance.args["self"]) == torch.bool and chooses_by_a_comparison(instance, "self")
 
 
 def _truths_as_numbers(rewriting: Rewriting) -> Node:
@@ -267,15 +267,15 @@ def _threshold(rewriting: Rewriting) -> Node:
 
 
 @constraint
-def puts_in_a_small_number(site: Site) -> bool:
+def puts_in_a_small_number(instance: OpInstance) -> bool:
     """The value below the threshold is at most {MAX_FILL:g} in magnitude."""
-    return bool(abs(site.args["value"]) <= MAX_FILL)
+    return bool(abs(instance.args["value"]) <= MAX_FILL)
 
 
 @constraint
-def has_a_limit_above_zero(site: Site) -> bool:
+def has_a_limit_above_zero(instance: OpInstance) -> bool:
     """lambd is not negative."""
-    return bool(site.args["lambd"] >= 0)
+    return bool(instance.args["lambd"] >= 0)
 
 
 NEAR = (

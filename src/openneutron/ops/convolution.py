@@ -15,7 +15,7 @@ from openneutron.ir.graph import Array, Layout, Op, QParams, Tensor
 from openneutron.ir.kinds import CONCATENATION, CONV_2D, DEPTHWISE_CONV_2D, SLICE
 from openneutron.ops.facts import Facts, LayerKind
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
 from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, Window, of_each_dim, pad_spatial
 from openneutron.targets import Generation, NeutronTarget
@@ -36,77 +36,84 @@ MAX_STRIDE = 4096
 MAX_DILATION = 4096
 
 
-def _spatial(site: Site, name: str) -> tuple[int, ...]:
+def _spatial(instance: OpInstance, name: str) -> tuple[int, ...]:
     """A parameter per spatial dimension, as height and width; a 1-D convolution has height 1."""
-    rank = len(site.shape_of("weight")) - 2
-    values = of_each_dim(site.args[name], rank)
+    rank = len(instance.shape_of("weight")) - 2
+    values = of_each_dim(instance.args[name], rank)
     return values if rank == 2 else (1, *values)
 
 
-def _kernel(site: Site) -> tuple[int, int]:
-    height, width = (1, *site.shape_of("weight")[2:])[-2:]
+def _kernel(instance: OpInstance) -> tuple[int, int]:
+    height, width = (1, *instance.shape_of("weight")[2:])[-2:]
     return height, width
 
 
-def _padding_begin(site: Site) -> tuple[int, ...]:
-    padding = site.args["padding"]
+def _padding_begin(instance: OpInstance) -> tuple[int, ...]:
+    padding = instance.args["padding"]
     if padding == "valid":
         return (0, 0)
     if padding == "same":  # torch puts the odd one behind
-        pairs = zip(_kernel(site), _spatial(site, "dilation"), strict=True)
+        pairs = zip(_kernel(instance), _spatial(instance, "dilation"), strict=True)
         return tuple(dilation * (kernel - 1) // 2 for kernel, dilation in pairs)
-    rank = len(site.shape_of("weight")) - 2
+    rank = len(instance.shape_of("weight")) - 2
     values = of_each_dim(padding, rank)
     return values if rank == 2 else (0, *values)
 
 
-def _is_depthwise(site: Site) -> bool:
-    return site.args["groups"] > 1 and site.shape_of("weight")[1] == 1
+def _is_depthwise(instance: OpInstance) -> bool:
+    return instance.args["groups"] > 1 and instance.shape_of("weight")[1] == 1
 
 
 @constraint
-def has_supported_geometry(site: Site) -> bool:
+def has_supported_geometry(instance: OpInstance) -> bool:
     """Kernel is at most {MAX_KERNEL}, stride at most {MAX_STRIDE}, dilation at most {MAX_DILATION}."""
     return (
-        max(_kernel(site)) <= MAX_KERNEL
-        and max(_spatial(site, "stride")) <= MAX_STRIDE
-        and max(_spatial(site, "dilation")) <= MAX_DILATION
+        max(_kernel(instance)) <= MAX_KERNEL
+        and max(_spatial(instance, "stride")) <= MAX_STRIDE
+        and max(_spatial(instance, "dilation")) <= MAX_DILATION
     )
 
 
 @constraint
-def fits_accumulation(site: Site) -> bool:
+def fits_accumulation(instance: OpInstance) -> bool:
     """Kernel height x width x input channels, rounded up to the MACs of a pipeline, is at most
     {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
-    channels = site.target.whole_granules(site.shape_of("weight")[1])
-    return math.prod(_kernel(site)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
+    channels = instance.target.whole_granules(instance.shape_of("weight")[1])
+    return math.prod(_kernel(instance)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
 @constraint
-def has_a_batch(site: Site) -> bool:
+def has_a_batch(instance: OpInstance) -> bool:
     """The input has a batch dimension."""
-    return len(site.shape_of("input")) == len(site.shape_of("weight"))
+    return len(instance.shape_of("input")) == len(instance.shape_of("weight"))
 
 
-def _windows(site: Site) -> tuple[Window, Window]:
+def _windows(instance: OpInstance) -> tuple[Window, Window]:
     """Along height and width."""
-    heights, widths = (1, *site.shape_of("input")[2:])[-2:], (1, *site.shape[2:])[-2:]
+    heights, widths = (1, *instance.shape_of("input")[2:])[-2:], (1, *instance.shape[2:])[-2:]
     vertical, horizontal = (
         Window(*sizes)
-        for sizes in zip(heights, widths, _kernel(site), _spatial(site, "stride"), _spatial(site, "dilation"),
-                         _padding_begin(site), strict=True)
-    )  # fmt: skip
+        for sizes in zip(
+            heights,
+            widths,
+            _kernel(instance),
+            _spatial(instance, "stride"),
+            _spatial(instance, "dilation"),
+            _padding_begin(instance),
+            strict=True,
+        )
+    )
     return vertical, horizontal
 
 
 @legacy_constraint
-def stacks_its_batch(site: Site) -> bool:
+def stacks_its_batch(instance: OpInstance) -> bool:
     """The batch size is 1, or the images make up one: no kernel is higher than its stride, the height is a multiple of
     the stride, and nothing is padded above or below. Other batches cannot be taken apart, as that generation
     concatenates no batches.
     """
-    return site.shape[0] == 1 or _windows(site)[0].is_tiling
+    return instance.shape[0] == 1 or _windows(instance)[0].is_tiling
 
 
 def _merges(oihw: Sequence[int], groups: int, target: NeutronTarget, generation: Generation) -> list[int]:
@@ -129,18 +136,18 @@ def _merges(oihw: Sequence[int], groups: int, target: NeutronTarget, generation:
 
 
 @legacy_constraint
-def merges_groups(site: Site) -> bool:
+def merges_groups(instance: OpInstance) -> bool:
     """Groups, where there are some and not one per channel, can be merged into one convolution, or into several of
     which all inputs together and the outputs of each are multiples of the MACs of a pipeline, with at most
     {MAX_WEIGHTS_OF_ONE_OUTPUT} weights of an output.
     """
-    groups, shape = site.args["groups"], site.shape_of("weight")
-    return groups == 1 or _is_depthwise(site) or bool(_merges(shape, groups, site.target, Generation.LEGACY))
+    groups, shape = instance.args["groups"], instance.shape_of("weight")
+    return groups == 1 or _is_depthwise(instance) or bool(_merges(shape, groups, instance.target, Generation.LEGACY))
 
 
-def macs(site: Site) -> int:
+def macs(instance: OpInstance) -> int:
     """Each output value takes the kernel's area times the input channels of its group."""
-    return math.prod(site.shape) * math.prod(site.shape_of("weight")[1:])
+    return math.prod(instance.shape) * math.prod(instance.shape_of("weight")[1:])
 
 
 @dataclass(frozen=True)
@@ -170,13 +177,13 @@ def lower_convolution(lowering: Lowering) -> Tensor:
 
     For the legacy generation, which takes one image at a time, images are stacked to a single one.
     """
-    site, inputs, weight = lowering.site, lowering.tensor("input"), lowering.tensor("weight")
-    oihw = lowering.data("weight").reshape(*weight.shape[:2], *_kernel(site))
+    instance, inputs, weight = lowering.instance, lowering.tensor("input"), lowering.tensor("weight")
+    oihw = lowering.data("weight").reshape(*weight.shape[:2], *_kernel(instance))
     bias = lowering.bias("bias", oihw.shape[0], inputs.qparams, weight.qparams)
     filters = Filters(oihw, weight.qparams, bias, lowering.args["groups"])
-    (vertical, horizontal), (batch, channels, *_) = _windows(site), inputs.shape
+    (vertical, horizontal), (batch, channels, *_) = _windows(instance), inputs.shape
     nhwc = lowering.channels_last(lowering.reshape(inputs, (batch, channels, vertical.size, horizontal.size)))
-    if site.generation is Generation.LEGACY and batch > 1:
+    if instance.generation is Generation.LEGACY and batch > 1:
         vertical = vertical.repeated(batch)
         nhwc = lowering.reshape(nhwc, (1, vertical.size, horizontal.size, channels))
     output = convolve(lowering, nhwc, filters, (vertical, horizontal))
@@ -218,7 +225,7 @@ def _convolve_groups(
     A CONV_2D of several groups has zeros where a filter meets the inputs of another group: more products, but channels
     that fill the pipelines, and fewer operators.
     """
-    site, groups, channels = lowering.site, filters.groups, len(filters.oihw)
+    instance, groups, channels = lowering.instance, filters.groups, len(filters.oihw)
 
     def write(merged: int) -> tuple[Tensor, list[Op]]:
         pen = replace(lowering, ops=[])
@@ -237,8 +244,8 @@ def _convolve_groups(
         shape = (*positions, channels)
         return pen.emit(CONCATENATION, outputs, shape, axis=3, fused_activation_function="NONE"), pen.ops
 
-    written = (write(merged) for merged in _merges(filters.oihw.shape, groups, site.target, site.generation))
-    output, ops = min(written, key=lambda plan: cycles_of(plan[1], site.target))
+    written = (write(merged) for merged in _merges(filters.oihw.shape, groups, instance.target, instance.generation))
+    output, ops = min(written, key=lambda plan: cycles_of(plan[1], instance.target))
     lowering.ops.extend(ops)
     return output
 

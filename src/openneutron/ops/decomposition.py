@@ -15,7 +15,7 @@ from openneutron.core.constants import insert_constant
 from openneutron.core.fx import iterate_nodes, note_replaced, op_name, source_of
 from openneutron.errors import ModelError
 from openneutron.ops.facts import UNKNOWN, Facts
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Constraint
 
 __all__ = ["SHARED_QPARAMS", "Decomposition", "Rewriting"]
@@ -39,26 +39,26 @@ class Rewriting:
     """Writes ATen operators in front of the one they replace."""
 
     module: GraphModule
-    site: Site
+    instance: OpInstance
     training: bool = False
     """Whether parameters are still to change, so that none is what it is by its value."""
 
     @property
     def args(self) -> dict[str, Any]:
         """Arguments by the names of the operator's schema, defaults filled in."""
-        return self.site.args
+        return self.instance.args
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the (first) output."""
-        return self.site.shape
+        return self.instance.shape
 
     def call(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:
         """A call of `target`: nodes among the arguments stand for their values, and numbers may be operands.
 
         Raises `ModelError` where the call depends on a size that is not fixed.
         """
-        node = self.site.node
+        node = self.instance.node
         if target in _TAKE_A_SHAPE and sum(isinstance(size, torch.SymInt) for size in args[1]) == 1:
             args = args[0], [-1 if isinstance(size, torch.SymInt) else size for size in args[1]]
         if any(isinstance(size, torch.SymInt) for size in tree_leaves((args, kwargs))):
@@ -72,18 +72,18 @@ class Rewriting:
 
     def needs_fixed_sizes(self) -> ModelError:
         """That the operator becomes others only where all sizes are fixed."""
-        node = self.site.node
+        node = self.instance.node
         message = "This operator becomes others for fixed sizes. Export without dynamic_shapes."
         return ModelError(message, node=node.name, op=op_name(node), source=source_of(node))
 
     def constant(self, value: torch.Tensor) -> Node:
         """A new constant of the graph."""
-        return insert_constant(self.module, self.site.node, value, "constant")
+        return insert_constant(self.module, self.instance.node, value, "constant")
 
     def share_qparams(self, name: str, values: Iterable[Node]) -> None:
         """Let these values have equal qparams, where none of them is fixed; `name` is unique for this occurrence."""
         for value in values:
-            value.meta[SHARED_QPARAMS] = f"{self.site.node.name} {name}"
+            value.meta[SHARED_QPARAMS] = f"{self.instance.node.name} {name}"
 
     def trace(self) -> Node:
         """The output of the operators that torch itself writes this one with, which has one tensor as output.
@@ -94,7 +94,7 @@ class Rewriting:
 
         def compute(*values: torch.Tensor) -> Any:
             known = dict(zip(operands, values, strict=True))
-            node = self.site.node
+            node = self.instance.node
             return node.target(*map_arg(node.args, known.get), **map_arg(node.kwargs, known.get))  # type: ignore
 
         traced = make_fx(compute)(*map(_value, operands))
@@ -112,14 +112,14 @@ class Rewriting:
 
     def value_of(self, argument: str) -> torch.Tensor | None:
         """The tensor of an argument that is a constant of the graph; None for any other."""
-        return self.site.constant(argument)
+        return self.instance.constant(argument)
 
 
 def _value(node: Node) -> Any:
     return node.meta["val"]
 
 
-def _always(_: Site) -> bool:
+def _always(_: OpInstance) -> bool:
     return True
 
 
@@ -138,7 +138,7 @@ class Decomposition:
     """Writes the operators that replace it; returns its output, or all its outputs."""
     becomes: str
     """The ATen operators it becomes, for the docs."""
-    applies: Callable[[Site], bool] = _always
+    applies: Callable[[OpInstance], bool] = _always
     """Whether this occurrence needs it, where the operator is declared for the NPU too."""
     constraints: tuple[Constraint, ...] = ()
     """Limits of the decomposition; where one is broken, the operator stays as it is, in float."""
@@ -150,6 +150,6 @@ class Decomposition:
     """Largest difference of the `.pte` to the converted module, in LSBs of the output."""
     notes: str = field(default="", compare=False)
 
-    def rejections(self, site: Site) -> list[str]:
+    def rejections(self, instance: OpInstance) -> list[str]:
         """The messages of all limits that this occurrence breaks."""
-        return [limit.message for limit in self.constraints if not limit.holds(site)]
+        return [limit.message for limit in self.constraints if not limit.holds(instance)]

@@ -7,8 +7,8 @@ from torch.fx import Node
 
 from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.reductions import SIMPLE_ORDERS
-from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import add, exp, log, mul, rsqrt, sub
 
@@ -45,9 +45,9 @@ def _cosine(rewriting: Rewriting) -> Node:
 
 
 @constraint
-def has_a_simple_order(site: Site) -> bool:
+def has_a_simple_order(instance: OpInstance) -> bool:
     """p is 1, 2, inf or -inf."""
-    return float(site.args["p"]) in SIMPLE_ORDERS
+    return float(instance.args["p"]) in SIMPLE_ORDERS
 
 
 def _distance(rewriting: Rewriting) -> Node:

@@ -28,8 +28,8 @@ from openneutron.ir.kinds import (
 )
 from openneutron.ops.facts import Facts, never_negative
 from openneutron.ops.lowering import Lowering
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.pieces import MAX_KERNEL_RANK, copies, count_of_copies
-from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 
 __all__ = ["SPECS"]
@@ -76,14 +76,14 @@ def _clamp_output(node: Node) -> OutputRule:
 
 
 @legacy_constraint
-def is_a_relu(site: Site) -> bool:
+def is_a_relu(instance: OpInstance) -> bool:
     """Its range is (0, inf), (0, 6), (-1, 1) or (0, 1)."""
-    return _clamp_range(site.node) in CLAMPS
+    return _clamp_range(instance.node) in CLAMPS
 
 
 def lower_clamp(lowering: Lowering) -> Tensor:
     """A TFLite relu where one has this range, else MAXIMUM and MINIMUM with constants that are no extreme code."""
-    limits = _clamp_range(lowering.site.node)
+    limits = _clamp_range(lowering.instance.node)
     inputs = lowering.tensor("self")
     if limits in CLAMPS:
         return lowering.emit(CLAMPS[limits], [inputs], lowering.shape)
@@ -121,16 +121,16 @@ def lower_tanh(lowering: Lowering) -> Tensor:
 
 
 @legacy_constraint
-def has_one_full_operand(site: Site) -> bool:
+def has_one_full_operand(instance: OpInstance) -> bool:
     """One operand has as many elements as the output."""
-    sizes = (math.prod(site.shape_of(name)) for name in ("self", "other"))
-    return max(sizes) == math.prod(site.shape)
+    sizes = (math.prod(instance.shape_of(name)) for name in ("self", "other"))
+    return max(sizes) == math.prod(instance.shape)
 
 
 @constraint
-def expands_few_dimensions(site: Site) -> bool:
+def expands_few_dimensions(instance: OpInstance) -> bool:
     """One operand has as many elements as the output, or there are at most {MAX_KERNEL_RANK} dimensions."""
-    return has_one_full_operand.holds(site) or len(site.shape) <= MAX_KERNEL_RANK
+    return has_one_full_operand.holds(instance) or len(instance.shape) <= MAX_KERNEL_RANK
 
 
 def operands_of(lowering: Lowering) -> list[Tensor]:
@@ -139,7 +139,7 @@ def operands_of(lowering: Lowering) -> list[Tensor]:
     That is a constant, or else the operand that takes fewer CONCATENATIONs.
     """
     operands = [lowering.tensor("self"), lowering.tensor("other")]
-    if has_one_full_operand.holds(lowering.site):
+    if has_one_full_operand.holds(lowering.instance):
         return operands
     chosen = min(range(2), key=lambda index: _concatenations(operands[index], lowering.shape))
     operands[chosen] = _expanded(lowering, operands[chosen])
@@ -181,9 +181,9 @@ def _times(lowering: Lowering, tensor: Tensor, factor: float) -> Tensor:
 
 
 @constraint
-def has_an_alpha(site: Site) -> bool:
+def has_an_alpha(instance: OpInstance) -> bool:
     """alpha is not 0."""
-    return bool(site.args["alpha"] != 0)
+    return bool(instance.args["alpha"] != 0)
 
 
 def _lower_sum(lowering: Lowering, sign: int) -> Tensor:
@@ -214,16 +214,16 @@ def lower_requantize(lowering: Lowering) -> Tensor:
     return lowering.emit(MUL, [inputs, one], lowering.shape, fused_activation_function="NONE")
 
 
-def _softmax_dim(site: Site) -> int:
-    return int(site.args["dim"]) % len(site.shape)
+def _softmax_dim(instance: OpInstance) -> int:
+    return int(instance.args["dim"]) % len(instance.shape)
 
 
 @constraint
-def has_few_softmax_channels(site: Site) -> bool:
+def has_few_softmax_channels(instance: OpInstance) -> bool:
     """It is over at most {MAX_SOFTMAX_CHANNELS} values, at most {MAX_SOFTMAX_POSITIONS} times, {MAX_SOFTMAX_ELEMENTS}
     values in all.
     """
-    channels, elements = site.shape[_softmax_dim(site)], math.prod(site.shape)
+    channels, elements = instance.shape[_softmax_dim(instance)], math.prod(instance.shape)
     return (
         channels <= MAX_SOFTMAX_CHANNELS
         and elements // channels <= MAX_SOFTMAX_POSITIONS
@@ -232,29 +232,31 @@ def has_few_softmax_channels(site: Site) -> bool:
 
 
 @legacy_constraint
-def is_over_the_channels(site: Site) -> bool:
+def is_over_the_channels(instance: OpInstance) -> bool:
     """It is over the last dimension, or over dimension 1 of an image [N, C, H, W]."""
-    return _softmax_dim(site) == len(site.shape) - 1 or (len(site.shape) == 4 and _softmax_dim(site) == 1)
+    return _softmax_dim(instance) == len(instance.shape) - 1 or (
+        len(instance.shape) == 4 and _softmax_dim(instance) == 1
+    )
 
 
 @legacy_constraint
-def has_legacy_softmax_size(site: Site) -> bool:
+def has_legacy_softmax_size(instance: OpInstance) -> bool:
     """Of rank 2 or more, over a multiple of the MACs of a pipeline and fewer than 4096 / pipelines x 4 values, 65536
     granules in all. Pipelines that are unknown are as many as the MACs of a cycle make up.
     """
-    channels, granularity = site.shape[_softmax_dim(site)], site.target.channel_granularity
-    limit = 4096 // array_of(site.target).pipelines * 4
+    channels, granularity = instance.shape[_softmax_dim(instance)], instance.target.channel_granularity
+    limit = 4096 // array_of(instance.target).pipelines * 4
     return (
-        len(site.shape) >= 2
+        len(instance.shape) >= 2
         and channels % granularity == 0
         and channels < limit
-        and math.prod(site.shape) // granularity <= 65536
+        and math.prod(instance.shape) // granularity <= 65536
     )
 
 
 def lower_softmax(lowering: Lowering) -> Tensor:
     """SOFTMAX over the last dimension of a matrix or an image; any other dimension is moved there."""
-    inputs, dim = lowering.tensor("self"), _softmax_dim(lowering.site)
+    inputs, dim = lowering.tensor("self"), _softmax_dim(lowering.instance)
     rank = len(inputs.shape)
     perm = [*(other for other in range(rank) if other != dim), dim]
     last = lowering.transpose(inputs, perm)
@@ -263,9 +265,9 @@ def lower_softmax(lowering: Lowering) -> Tensor:
     return lowering.transpose(output, np.argsort(perm).tolist())
 
 
-def element_macs(site: Site) -> int:
+def element_macs(instance: OpInstance) -> int:
     """One operation an element, counted as one multiply-accumulate."""
-    return math.prod(site.shape)
+    return math.prod(instance.shape)
 
 
 def _sign_of_sum(node: Node, operands: Sequence[bool]) -> bool:

@@ -11,8 +11,8 @@ from openneutron.core.fx import arguments, op_name
 from openneutron.ops.declared import is_op
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.signs import is_never_negative
-from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import add, exp, log, mul, rsqrt
 
@@ -73,33 +73,33 @@ def _is_whole(exponent: float) -> bool:
     return exponent == int(exponent) and 1 <= exponent <= MAX_WHOLE_POWER
 
 
-def _exponent(site: Site) -> float:
+def _exponent(instance: OpInstance) -> float:
     """The exponent, NaN where it is not one number."""
-    number = site.number("exponent")
+    number = instance.number("exponent")
     return math.nan if number is None else number
 
 
 @constraint
-def has_one_exponent(site: Site) -> bool:
+def has_one_exponent(instance: OpInstance) -> bool:
     """The exponent is one finite number, known beforehand."""
-    return math.isfinite(_exponent(site))
+    return math.isfinite(_exponent(instance))
 
 
 @constraint
-def has_power_of_any_sign(site: Site) -> bool:
+def has_power_of_any_sign(instance: OpInstance) -> bool:
     """The exponent is 0.5, -0.5 or a whole number from 1 to {MAX_WHOLE_POWER}, or no value of the base can be negative
     (as none behind relu, abs, exp or a clamp from 0 can) and the exponent is not 0.
     """
-    exponent = _exponent(site)
+    exponent = _exponent(instance)
     if not math.isfinite(exponent):
         return True  # the other limit says so
     if exponent in (0.5, -0.5) or _is_whole(exponent):
         return True
-    return exponent != 0 and is_never_negative(site, site.args["self"])
+    return exponent != 0 and is_never_negative(instance, instance.args["self"])
 
 
 def _power(rewriting: Rewriting) -> Node:
-    value, exponent = rewriting.args["self"], _exponent(rewriting.site)
+    value, exponent = rewriting.args["self"], _exponent(rewriting.instance)
     if _is_whole(exponent):
         return _whole_power(rewriting, value, int(exponent))
     if exponent == -0.5:
@@ -108,9 +108,9 @@ def _power(rewriting: Rewriting) -> Node:
 
 
 @constraint
-def has_positive_base(site: Site) -> bool:
+def has_positive_base(instance: OpInstance) -> bool:
     """The base is a positive number."""
-    return bool(site.args["self"] > 0)
+    return bool(instance.args["self"] > 0)
 
 
 def _exponential(rewriting: Rewriting) -> Node:
@@ -143,35 +143,35 @@ def is_quotient(node: Node) -> bool:
     return is_op(node, "div") and arguments(node).get("rounding_mode") is None
 
 
-def _constant_divisor(site: Site) -> torch.Tensor | None:
-    other = site.args["other"]
-    return site.constant("other") if isinstance(other, Node) else torch.tensor(float(other))
+def _constant_divisor(instance: OpInstance) -> torch.Tensor | None:
+    other = instance.args["other"]
+    return instance.constant("other") if isinstance(other, Node) else torch.tensor(float(other))
 
 
 @constraint
-def divides_by_no_zero(site: Site) -> bool:
+def divides_by_no_zero(instance: OpInstance) -> bool:
     """A constant divisor has no zero in it."""
-    divisor = _constant_divisor(site)
+    divisor = _constant_divisor(instance)
     return divisor is None or bool((divisor != 0).all())
 
 
 @constraint
-def divides_by_no_negative(site: Site) -> bool:
+def divides_by_no_negative(instance: OpInstance) -> bool:
     """No value of a divisor that is computed can be negative (as none behind relu, abs, exp or a clamp from 0 can)."""
-    return _constant_divisor(site) is not None or is_never_negative(site, site.args["other"])
+    return _constant_divisor(instance) is not None or is_never_negative(instance, instance.args["other"])
 
 
 def _quotient(rewriting: Rewriting) -> Node:
-    dividend, divisor = rewriting.args["self"], _constant_divisor(rewriting.site)
+    dividend, divisor = rewriting.args["self"], _constant_divisor(rewriting.instance)
     if divisor is None:
         return mul(rewriting, dividend, _inverse(rewriting, rewriting.args["other"]))
     return mul(rewriting, dividend, rewriting.constant((1 / divisor.double()).float()))
 
 
 @constraint
-def inverts_no_negative(site: Site) -> bool:
+def inverts_no_negative(instance: OpInstance) -> bool:
     """No value can be negative (as none behind relu, abs, exp or a clamp from 0 can)."""
-    return is_never_negative(site, site.args["self"])
+    return is_never_negative(instance, instance.args["self"])
 
 
 def _reversed_difference(rewriting: Rewriting) -> Node:

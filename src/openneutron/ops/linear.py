@@ -8,36 +8,36 @@ from openneutron.ir.graph import Tensor
 from openneutron.ir.kinds import FULLY_CONNECTED
 from openneutron.ops.facts import Facts, LayerKind, if_all
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, constraint
 
 __all__ = ["SPECS"]
 
 
 @constraint
-def has_a_matrix_as_weight(site: Site) -> bool:
+def has_a_matrix_as_weight(instance: OpInstance) -> bool:
     """The weight has two dimensions."""
-    return len(site.shape_of("weight")) == 2
+    return len(instance.shape_of("weight")) == 2
 
 
 @constraint
-def has_a_plain_bias(site: Site) -> bool:
+def has_a_plain_bias(instance: OpInstance) -> bool:
     """The bias has one value per output: shape [outputs] or [1, outputs]."""
-    bias = site.args["bias" if "bias" in site.args else "self"]
-    outputs = site.shape[-1]
+    bias = instance.args["bias" if "bias" in instance.args else "self"]
+    outputs = instance.shape[-1]
     return bias is None or tuple(bias.meta["val"].shape) in ((outputs,), (1, outputs))
 
 
 @constraint
-def does_not_scale(site: Site) -> bool:
+def does_not_scale(instance: OpInstance) -> bool:
     """alpha and beta are 1."""
-    return bool(site.args["alpha"] == 1 and site.args["beta"] == 1)
+    return bool(instance.args["alpha"] == 1 and instance.args["beta"] == 1)
 
 
-def macs(site: Site) -> int:
+def macs(instance: OpInstance) -> int:
     """Each output value takes one product per feature."""
-    features = next(name for name in ("input", "mat1", "self") if name in site.args)
-    return math.prod(site.shape) * site.shape_of(features)[-1]
+    features = next(name for name in ("input", "mat1", "self") if name in instance.args)
+    return math.prod(instance.shape) * instance.shape_of(features)[-1]
 
 
 def lower_linear(lowering: Lowering) -> Tensor:

@@ -12,7 +12,7 @@ from torch.fx import Node
 from openneutron.core.fx import iterate_nodes
 from openneutron.ir.graph import Array, Kind, Op, QParams, Tensor
 from openneutron.ir.kinds import RESHAPE, TRANSPOSE
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 
 __all__ = ["INT8", "Lowering"]
 
@@ -24,7 +24,7 @@ INT32 = np.dtype(np.int32)
 class Lowering:
     """Lowers one occurrence; everything it emits goes behind the last of `ops`."""
 
-    site: Site
+    instance: OpInstance
     operands: dict[Node, Tensor]
     """The IR tensor of each dequantized operand."""
     output: QParams
@@ -35,12 +35,12 @@ class Lowering:
     @property
     def args(self) -> dict[str, Any]:
         """Arguments by the names of the operator's schema."""
-        return self.site.args
+        return self.instance.args
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The output's shape, in torch's dimension order."""
-        return self.site.shape
+        return self.instance.shape
 
     def tensor(self, argument: str) -> Tensor:
         """The operand of an argument."""
@@ -86,7 +86,7 @@ class Lowering:
     ) -> Tensor:
         """Write one operator with an int8 output; `qparams` are the output's of this occurrence unless given."""
         output = Tensor(tuple(shape), INT8, qparams or self.output)
-        self.ops.append(Op(kind, tuple(inputs), output, attrs, self.site.node.name))
+        self.ops.append(Op(kind, tuple(inputs), output, attrs, self.instance.node.name))
         return output
 
     def transpose(self, tensor: Tensor, perm: Sequence[int]) -> Tensor:

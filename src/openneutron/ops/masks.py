@@ -22,7 +22,7 @@ from openneutron.ops.comparisons import choose, chooses_by_a_comparison
 from openneutron.ops.declared import is_op, is_view
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
 __all__ = [
@@ -73,7 +73,7 @@ def add_and_hide(rewriting: Rewriting, value: Node, numbers: torch.Tensor, hidde
 
 def fill(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
     """`value`, `number` where `where`."""
-    hides = number <= (HIDDEN_AT_RUN_TIME if only_softmax_reads(rewriting.site.node) else HIDDEN)
+    hides = number <= (HIDDEN_AT_RUN_TIME if only_softmax_reads(rewriting.instance.node) else HIDDEN)
     return _bound(rewriting, value, where, HIDDEN if hides else number)
 
 
@@ -120,17 +120,17 @@ def _choice(rewriting: Rewriting, mask: Node, chosen: float, other: float) -> No
     return made
 
 
-def hides_at_run_time(site: Site, value: str, mask: str, number: float | None) -> bool:
+def hides_at_run_time(instance: OpInstance, value: str, mask: str, number: float | None) -> bool:
     """Whether the arguments `value` and `mask` (truth values) are computed, and `number`, which the mask puts in, is 0
     or hides values from a softmax.
     """
-    filled, choice = site.args[value], site.args[mask]
+    filled, choice = instance.args[value], instance.args[mask]
     if not isinstance(filled, Node) or not isinstance(choice, Node) or number is None:
         return False
-    if site.is_constant(filled) or site.is_constant(choice) or choice.meta["val"].dtype is not torch.bool:
+    if instance.is_constant(filled) or instance.is_constant(choice) or choice.meta["val"].dtype is not torch.bool:
         return False
-    is_whole = shape_of(filled) == site.shape and filled.meta["val"].dtype is torch.float32
-    lowest = HIDDEN_AT_RUN_TIME if only_softmax_reads(site.node) else HIDDEN
+    is_whole = shape_of(filled) == instance.shape and filled.meta["val"].dtype is torch.float32
+    lowest = HIDDEN_AT_RUN_TIME if only_softmax_reads(instance.node) else HIDDEN
     return is_whole and (number == 0 or number <= lowest)
 
 
@@ -154,71 +154,75 @@ def _bound(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float
     return value
 
 
-def _hides(site: Site, numbers: torch.Tensor) -> torch.Tensor:
+def _hides(instance: OpInstance, numbers: torch.Tensor) -> torch.Tensor:
     """Which numbers that a mask adds are as good as minus infinity: for a softmax, the only reader, finite ones too."""
-    return hides_from_softmax(numbers) if only_softmax_reads(site.node) else numbers <= HIDDEN
+    return hides_from_softmax(numbers) if only_softmax_reads(instance.node) else numbers <= HIDDEN
 
 
 @constraint
-def has_a_constant_mask(site: Site) -> bool:
+def has_a_constant_mask(instance: OpInstance) -> bool:
     """The value is a constant. The mask is a constant too, or comes from comparisons of computed values, or the value
     is 0 or hides scores from a softmax ({HIDDEN_AT_RUN_TIME:g} and less).
     """
-    return site.reads_constants("mask", "value") or _compares(site) or _hides_computed(site)
+    return instance.reads_constants("mask", "value") or _compares(instance) or _hides_computed(instance)
 
 
-def _compares(site: Site) -> bool:
-    return site.number("value") is not None and chooses_by_a_comparison(site, "mask", "value")
+def _compares(instance: OpInstance) -> bool:
+    return instance.number("value") is not None and chooses_by_a_comparison(instance, "mask", "value")
 
 
-def _hides_computed(site: Site) -> bool:
-    return hides_at_run_time(site, "self", "mask", site.number("value"))
+def _hides_computed(instance: OpInstance) -> bool:
+    return hides_at_run_time(instance, "self", "mask", instance.number("value"))
 
 
 def _masked_fill(rewriting: Rewriting) -> Node:
-    mask, number = rewriting.value_of("mask"), rewriting.site.number("value")
+    mask, number = rewriting.value_of("mask"), rewriting.instance.number("value")
     assert number is not None  # has_a_constant_mask holds
-    if _compares(rewriting.site):
+    if _compares(rewriting.instance):
         return choose(rewriting, rewriting.args["mask"], number, rewriting.args["self"])
     if mask is None:
         return fill_at_run_time(rewriting, rewriting.args["self"], rewriting.args["mask"], number)
     return fill(rewriting, rewriting.args["self"], mask, number)
 
 
-def _mask_of_sum(site: Site) -> tuple[Node, torch.Tensor] | None:
+def _mask_of_sum(instance: OpInstance) -> tuple[Node, torch.Tensor] | None:
     """The other operand of an addition of a constant that hides something, and that constant."""
     for name, other in (("self", "other"), ("other", "self")):
-        mask = site.constant(name)
-        if mask is None or site.args["alpha"] != 1:
+        mask = instance.constant(name)
+        if mask is None or instance.args["alpha"] != 1:
             continue
-        hidden = _hides(site, mask)
+        hidden = _hides(instance, mask)
         # A number that is added to all values hides none: it is part of the arithmetic that makes a mask.
         if bool(hidden.any()) and not bool(hidden.all()):
-            return site.args[other], mask
+            return instance.args[other], mask
     return None
 
 
-def _integers_of_sum(site: Site) -> str | None:
+def _integers_of_sum(instance: OpInstance) -> str | None:
     """The name of an operand that is computed from integers."""
     for name in ("self", "other"):
-        operand = site.args[name]
-        if isinstance(operand, Node) and not operand.meta["val"].is_floating_point() and not site.is_constant(operand):
+        operand = instance.args[name]
+        if (
+            isinstance(operand, Node)
+            and not operand.meta["val"].is_floating_point()
+            and not instance.is_constant(operand)
+        ):
             return name
     return None
 
 
-def _joined_masks(site: Site) -> tuple[Node, Node, Node] | None:
+def _joined_masks(instance: OpInstance) -> tuple[Node, Node, Node] | None:
     """Scores of a softmax, a smaller mask that is added to them, and the operator that joins it from two smaller masks.
 
     The mask is the output of that operator, or a view of it that changes dimensions in front of the last two only.
     """
-    if site.args["alpha"] != 1 or not only_softmax_reads(site.node):
+    if instance.args["alpha"] != 1 or not only_softmax_reads(instance.node):
         return None
     for name, other in (("self", "other"), ("other", "self")):
-        scores, mask = site.args[other], site.args[name]
-        if not isinstance(mask, Node) or not isinstance(scores, Node) or shape_of(scores) != site.shape:
+        scores, mask = instance.args[other], instance.args[name]
+        if not isinstance(mask, Node) or not isinstance(scores, Node) or shape_of(scores) != instance.shape:
             continue
-        join = mask.args[0] if is_view(mask) and shape_of(mask)[-2:] == site.shape[-2:] else mask
+        join = mask.args[0] if is_view(mask) and shape_of(mask)[-2:] == instance.shape[-2:] else mask
         if not isinstance(join, Node) or not is_op(join, *_JOINS) or arguments(join).get("alpha", 1) != 1:
             continue
         parts = join.all_input_nodes
@@ -260,23 +264,23 @@ def _sum_with_each(rewriting: Rewriting, scores: Node, mask: Node, join: Node) -
     return rewriting.call(target, scores, _regrouped(rewriting, second, join, mask))
 
 
-def _adds_a_mask(site: Site) -> bool:
-    return any(found(site) is not None for found in (_mask_of_sum, _integers_of_sum, _joined_masks))
+def _adds_a_mask(instance: OpInstance) -> bool:
+    return any(found(instance) is not None for found in (_mask_of_sum, _integers_of_sum, _joined_masks))
 
 
 def _masked_sum(rewriting: Rewriting) -> Node:
-    integers = _integers_of_sum(rewriting.site)
+    integers = _integers_of_sum(rewriting.instance)
     if integers is not None:
         args = rewriting.args
         operands = {**args, integers: rewriting.call(aten.to.dtype, args[integers], torch.float32)}
         return rewriting.call(aten.add.Tensor, operands["self"], operands["other"], alpha=args["alpha"])
-    joined = _joined_masks(rewriting.site)
+    joined = _joined_masks(rewriting.instance)
     if joined is not None:
         return _sum_with_each(rewriting, *joined)
-    found = _mask_of_sum(rewriting.site)
+    found = _mask_of_sum(rewriting.instance)
     assert found is not None  # _adds_a_mask holds
     value, mask = found
-    hidden = _hides(rewriting.site, mask)
+    hidden = _hides(rewriting.instance, mask)
     return add_and_hide(rewriting, value, mask.masked_fill(hidden, 0.0), hidden)
 
 

@@ -14,7 +14,7 @@ from openneutron.ops import linear
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts, if_all
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, legacy_constraint
 from openneutron.ops.writing import reshape
 from openneutron.targets import Generation
@@ -28,15 +28,15 @@ LINEARS = {target: spec for spec in linear.SPECS for target in spec.targets}
 
 
 @legacy_constraint
-def multiplies_whole_granules(site: Site) -> bool:
+def multiplies_whole_granules(instance: OpInstance) -> bool:
     """All dimensions of both matrices are multiples of the MACs of a pipeline."""
-    sizes = (*site.shape_of("self"), *site.shape_of("mat2"))
-    return all(size % site.target.channel_granularity == 0 for size in sizes)
+    sizes = (*instance.shape_of("self"), *instance.shape_of("mat2"))
+    return all(size % instance.target.channel_granularity == 0 for size in sizes)
 
 
-def macs(site: Site) -> int:
+def macs(instance: OpInstance) -> int:
     """Each output value takes one product for each column of the left matrix."""
-    return math.prod(site.shape) * site.shape_of("self")[-1]
+    return math.prod(instance.shape) * instance.shape_of("self")[-1]
 
 
 def lower_bmm(lowering: Lowering) -> Tensor:
@@ -80,7 +80,7 @@ def _product(rewriting: Rewriting, left: Node, right: Node) -> Node:
     dimensions next to the matrix, those are rows of the left matrix, and where others differ, the smaller side is
     expanded.
     """
-    is_constant = rewriting.site.is_constant
+    is_constant = rewriting.instance.is_constant
     shape = tuple(aten.matmul.default(left.meta["val"], right.meta["val"]).shape)
     if len(shape_of(left)) == 1:
         left = rewriting.call(aten.unsqueeze.default, left, 0)
@@ -121,15 +121,15 @@ def _matmul(rewriting: Rewriting) -> Node:
     return _product(rewriting, left, right)
 
 
-def _has_a_constant_matrix(site: Site) -> bool:
-    sides = (site.args["self"], site.args["mat2"])
-    return any(site.is_constant(side) and _is_one_matrix(side) for side in sides)
+def _has_a_constant_matrix(instance: OpInstance) -> bool:
+    sides = (instance.args["self"], instance.args["mat2"])
+    return any(instance.is_constant(side) and _is_one_matrix(side) for side in sides)
 
 
-def _is_no_linear(site: Site) -> bool:
-    spec = LINEARS[op_name(site.node)]
+def _is_no_linear(instance: OpInstance) -> bool:
+    spec = LINEARS[op_name(instance.node)]
     constants = filter(None, (spec.weight, spec.bias))
-    return not site.reads_constants(*constants) or bool(spec.rejections(site, Generation.MODERN))
+    return not instance.reads_constants(*constants) or bool(spec.rejections(instance, Generation.MODERN))
 
 
 def _linear(rewriting: Rewriting) -> Node:
@@ -149,7 +149,7 @@ def _sum_with_product(rewriting: Rewriting) -> Node:
     left, right = next((args[left], args[right]) for left, right in _FACTORS.items() if left in args)
     beta, alpha, added = args["beta"], args["alpha"], args["self"]
     if alpha != 1:
-        if rewriting.site.is_constant(right):
+        if rewriting.instance.is_constant(right):
             right = rewriting.call(aten.mul.Tensor, right, alpha)
         else:
             left = rewriting.call(aten.mul.Tensor, left, alpha)

@@ -13,7 +13,7 @@ from torch.fx import Node
 from openneutron.core.constants import number_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import add, mean, mul, rsqrt, sub
 
@@ -140,9 +140,9 @@ def _per_channel(rewriting: Rewriting, name: str) -> Node | None:
 
 
 @constraint
-def has_constant_affine(site: Site) -> bool:
+def has_constant_affine(instance: OpInstance) -> bool:
     """Weight and bias, where there are any, are constants."""
-    return all(site.args[name] is None or site.constant(name) is not None for name in ("weight", "bias"))
+    return all(instance.args[name] is None or instance.constant(name) is not None for name in ("weight", "bias"))
 
 
 def _image_norm(rewriting: Rewriting, groups: int) -> Node:
@@ -167,9 +167,9 @@ def _group_norm(rewriting: Rewriting) -> Node:
     return _image_norm(rewriting, rewriting.args["num_groups"])
 
 
-def _has_computed_parameters(site: Site) -> bool:
-    has_statistics = site.args["running_mean"] is not None and not site.args["training"]
-    return has_statistics and not site.reads_constants("weight", "bias", "running_mean", "running_var")
+def _has_computed_parameters(instance: OpInstance) -> bool:
+    has_statistics = instance.args["running_mean"] is not None and not instance.args["training"]
+    return has_statistics and not instance.reads_constants("weight", "bias", "running_mean", "running_var")
 
 
 def _computed_batch_norm(rewriting: Rewriting) -> Node:

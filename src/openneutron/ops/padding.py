@@ -21,8 +21,8 @@ from openneutron.core.fx import shape_of
 from openneutron.ir.cost import cpu_cycles, cycles_of
 from openneutron.ir.graph import Layout, Op, QParams, Tensor
 from openneutron.ops.lowering import INT8, INT32, Lowering
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.pieces import slice_of
-from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, PaddedDimensions
 from openneutron.ops.windows import pad_behind
 
@@ -34,8 +34,8 @@ class Padded:
     """An occurrence on padded operands."""
 
     spec: OpSpec
-    original: Site
-    site: Site
+    original: OpInstance
+    instance: OpInstance
     """The same call on stand-ins for its operands, which have the padded shapes."""
     stand_ins: Mapping[Node, Node]
     """The stand-in of each operand."""
@@ -46,7 +46,7 @@ class Padded:
             stand_in: _padded(lowering, lowering.operands[operand], shape_of(stand_in))
             for operand, stand_in in self.stand_ins.items()
         }
-        output = self.spec.lower(replace(lowering, site=self.site, operands=operands))
+        output = self.spec.lower(replace(lowering, instance=self.instance, operands=operands))
         return slice_of(lowering, output, (0,) * len(output.shape), lowering.shape)
 
     @cached_property
@@ -57,7 +57,7 @@ class Padded:
         constants = {self.original.args[name] for name in weights if name is not None}
         operands = {node: _specimen(node, is_constant=node in constants) for node in self.stand_ins}
         self.lower(Lowering(self.original, operands, QParams.per_tensor(1.0, 0), "NONE", ops))
-        return cycles_of((op for op in ops if op.kind.layout is not Layout.VIEW), self.site.target)
+        return cycles_of((op for op in ops if op.kind.layout is not Layout.VIEW), self.instance.target)
 
     @cached_property
     def cpu_cycles(self) -> int:
@@ -66,28 +66,28 @@ class Padded:
         return cpu_cycles(elements, self.spec.macs(self.original))
 
 
-def pad_to_granules(spec: OpSpec, site: Site) -> Padded | None:
+def pad_to_granules(spec: OpSpec, instance: OpInstance) -> Padded | None:
     """The occurrence with what may be padded in whole granules; None where that makes it no more legal."""
-    dimensions = spec.padded_dimensions(site)
+    dimensions = spec.padded_dimensions(instance)
     if not dimensions:
         return None
-    stand_ins, call = _call_on_stand_ins(site, dimensions)
-    padded = Padded(spec, site, replace(site, node=call), stand_ins)
-    return None if spec.rejections(padded.site, site.generation) else padded
+    stand_ins, call = _call_on_stand_ins(instance, dimensions)
+    padded = Padded(spec, instance, replace(instance, node=call), stand_ins)
+    return None if spec.rejections(padded.instance, instance.generation) else padded
 
 
-def _call_on_stand_ins(site: Site, dimensions: PaddedDimensions) -> tuple[dict[Node, Node], Node]:
+def _call_on_stand_ins(instance: OpInstance, dimensions: PaddedDimensions) -> tuple[dict[Node, Node], Node]:
     """A graph of its own that has the call, on placeholders of the padded shapes."""
-    node, graph = site.node, Graph()
-    padded = {site.args[name]: dims for name, dims in dimensions.items() if isinstance(site.args[name], Node)}
+    node, graph = instance.node, Graph()
+    padded = {instance.args[name]: dims for name, dims in dimensions.items() if isinstance(instance.args[name], Node)}
     for name, dims in dimensions.items():
-        if isinstance(site.args[name], (list, tuple)):
-            padded.update(dict.fromkeys(site.args[name], dims))
+        if isinstance(instance.args[name], (list, tuple)):
+            padded.update(dict.fromkeys(instance.args[name], dims))
     stand_ins = {}
     for operand in node.all_input_nodes:
         stand_ins[operand] = graph.placeholder(operand.name)
         value = operand.meta["val"]
-        shape = _whole_granules(site, value.shape, padded.get(operand, ()))
+        shape = _whole_granules(instance, value.shape, padded.get(operand, ()))
         stand_ins[operand].meta["val"] = value.new_empty(shape)
     call = graph.create_node(
         "call_function",
@@ -108,10 +108,10 @@ def _evaluate(target: Any, call: Node) -> torch.Tensor:
     return result
 
 
-def _whole_granules(site: Site, shape: Sequence[int], dims: Sequence[int]) -> tuple[int, ...]:
+def _whole_granules(instance: OpInstance, shape: Sequence[int], dims: Sequence[int]) -> tuple[int, ...]:
     rank = len(shape)
     padded = {dim % rank for dim in dims if -rank <= dim < rank}
-    return tuple(site.target.whole_granules(size) if dim in padded else size for dim, size in enumerate(shape))
+    return tuple(instance.target.whole_granules(size) if dim in padded else size for dim, size in enumerate(shape))
 
 
 def _padded(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

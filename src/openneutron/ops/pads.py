@@ -11,51 +11,51 @@ from openneutron.ir.graph import Tensor
 from openneutron.ir.kinds import MIRROR_PAD, PAD, PADV2
 from openneutron.ops.facts import Facts
 from openneutron.ops.lowering import Lowering
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.pieces import copies, has_rank_for_kernels, joined, part, slice_of
-from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 
 __all__ = ["SPECS"]
 
 
-def _paddings(site: Site) -> tuple[tuple[int, int], ...]:
+def _paddings(instance: OpInstance) -> tuple[tuple[int, int], ...]:
     """(in front, behind) for each dimension; torch lists them from the last dimension on."""
-    flat, rank = list(site.args.get("pad") or site.args.get("padding") or ()), len(site.shape)
+    flat, rank = list(instance.args.get("pad") or instance.args.get("padding") or ()), len(instance.shape)
     pairs = [(int(flat[i]), int(flat[i + 1])) for i in range(0, len(flat), 2)]
     return tuple(reversed(pairs + [(0, 0)] * (rank - len(pairs))))
 
 
-def _mode(site: Site) -> str:
+def _mode(instance: OpInstance) -> str:
     for mode, name in (("reflect", "aten.reflection_pad"), ("replicate", "aten.replication_pad")):
-        if op_name(site.node).startswith(name):
+        if op_name(instance.node).startswith(name):
             return mode
-    return str(site.args.get("mode", "constant"))
+    return str(instance.args.get("mode", "constant"))
 
 
-def _pad_value(site: Site) -> float:
-    value = site.args.get("value")
+def _pad_value(instance: OpInstance) -> float:
+    value = instance.args.get("value")
     return 0.0 if value is None else float(value)
 
 
-def _keeps_values(site: Site) -> bool:
+def _keeps_values(instance: OpInstance) -> bool:
     """Whether it adds nothing but zero, which int8 has: any other value is rounded."""
-    return _mode(site) != "constant" or _pad_value(site) == 0
+    return _mode(instance) != "constant" or _pad_value(instance) == 0
 
 
-def _crops(site: Site) -> bool:
-    return any(width < 0 for pair in _paddings(site) for width in pair)
+def _crops(instance: OpInstance) -> bool:
+    return any(width < 0 for pair in _paddings(instance) for width in pair)
 
 
 @constraint
-def crops_constants_only(site: Site) -> bool:
+def crops_constants_only(instance: OpInstance) -> bool:
     """No padding is negative unless the mode is 'constant'."""
-    return _mode(site) == "constant" or not _crops(site)
+    return _mode(instance) == "constant" or not _crops(instance)
 
 
 @legacy_constraint
-def pads_without_copies(site: Site) -> bool:
+def pads_without_copies(instance: OpInstance) -> bool:
     """The mode is 'constant' or 'reflect'."""
-    return _mode(site) in ("constant", "reflect")
+    return _mode(instance) in ("constant", "reflect")
 
 
 def _cropped(lowering: Lowering, inputs: Tensor, paddings: Sequence[tuple[int, int]]) -> Tensor:
@@ -71,12 +71,12 @@ def lower_pad(lowering: Lowering) -> Tensor:
     """SLICE for negative padding; PAD with real zero, PADV2 with any other value, MIRROR_PAD for reflection,
     CONCATENATION of slices for the other modes.
     """
-    paddings = _paddings(lowering.site)
+    paddings = _paddings(lowering.instance)
     inputs = _cropped(lowering, lowering.tensor("self"), paddings)
     paddings = tuple((max(0, front), max(0, behind)) for front, behind in paddings)
     if not any(width for pair in paddings for width in pair):
         return inputs
-    mode = _mode(lowering.site)
+    mode = _mode(lowering.instance)
     if mode == "reflect":
         return lowering.emit(MIRROR_PAD, [inputs], lowering.shape, paddings=paddings, mode="REFLECT")
     if mode != "constant":
@@ -85,7 +85,7 @@ def lower_pad(lowering: Lowering) -> Tensor:
             before, after = edges(lowering, inputs, dim, front, behind)
             inputs = joined(lowering, [*before, inputs, *after], dim)
         return inputs
-    code = lowering.output.quantize(_pad_value(lowering.site))
+    code = lowering.output.quantize(_pad_value(lowering.instance))
     if code == lowering.output.zero_point[0]:
         return lowering.emit(PAD, [inputs], lowering.shape, paddings=paddings)
     value = lowering.number(code, lowering.output)
@@ -132,7 +132,7 @@ SPECS = (
         keeps_values=_keeps_values,
         constraints=(has_rank_for_kernels, crops_constants_only, pads_without_copies),
         lower=lower_pad,
-        homogeneous=lambda site: Homogeneous.CHANNEL if _keeps_values(site) else None,
+        homogeneous=lambda instance: Homogeneous.CHANNEL if _keeps_values(instance) else None,
         facts=Facts(sign=_sign_of_pad),
         becomes="PAD, PADV2 or MIRROR_PAD; negative padding: SLICE, as that of slice; replicate and circular: SLICE, "
         "CONCATENATION",

@@ -8,7 +8,7 @@ import torch
 from torch.fx import Node
 
 from openneutron.ops.decomposition import Decomposition, Rewriting
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
 __all__ = ["DECOMPOSED"]
@@ -18,23 +18,23 @@ aten = torch.ops.aten
 MAX_PIECES = 64
 
 
-def _overlaps(site: Site) -> bool:
-    return bool(site.args["step"] != site.args["size"] and site.shape_of("self"))
+def _overlaps(instance: OpInstance) -> bool:
+    return bool(instance.args["step"] != instance.args["size"] and instance.shape_of("self"))
 
 
 @constraint
-def unfolds_in_few_pieces(site: Site) -> bool:
+def unfolds_in_few_pieces(instance: OpInstance) -> bool:
     """Its windows are at most {MAX_PIECES} steps long."""
-    return bool(-(-site.args["size"] // site.args["step"]) <= MAX_PIECES)
+    return bool(-(-instance.args["size"] // instance.args["step"]) <= MAX_PIECES)
 
 
 def _unfold(rewriting: Rewriting) -> Node:
     """Windows, joined from consecutive pieces that are one step long; the last piece is cut."""
-    values, site = rewriting.args["self"], rewriting.site
+    values, instance = rewriting.args["self"], rewriting.instance
     size, step = rewriting.args["size"], rewriting.args["step"]
-    dim = rewriting.args["dimension"] % len(site.shape_of("self"))
-    windows, pieces = site.shape[dim], -(-size // step)
-    shape = site.shape_of("self")
+    dim = rewriting.args["dimension"] % len(instance.shape_of("self"))
+    windows, pieces = instance.shape[dim], -(-size // step)
+    shape = instance.shape_of("self")
     before, length, behind = shape[:dim], shape[dim], shape[dim + 1 :]
     missing = (windows + pieces - 1) * step - length
     if missing > 0:
@@ -50,60 +50,66 @@ def _unfold(rewriting: Rewriting) -> Node:
     return rewriting.call(aten.movedim.int, joined, dim + 1, -1)
 
 
-def _pair(site: Site, name: str) -> tuple[int, int]:
-    values = tuple(site.args[name])
+def _pair(instance: OpInstance, name: str) -> tuple[int, int]:
+    values = tuple(instance.args[name])
     first, second = values * 2 if len(values) == 1 else values
     return first, second
 
 
-def _positions(site: Site, image: tuple[int, int]) -> list[int]:
+def _positions(instance: OpInstance, image: tuple[int, int]) -> list[int]:
     """How many windows fit an image, along height and width."""
     names = ("kernel_size", "dilation", "padding", "stride")
-    axes = zip(image, *(_pair(site, name) for name in names), strict=True)
+    axes = zip(image, *(_pair(instance, name) for name in names), strict=True)
     return [(size + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for size, kernel, step, pad, stride in axes]
 
 
-def _is_tiling(site: Site, image: tuple[int, int]) -> bool:
+def _is_tiling(instance: OpInstance, image: tuple[int, int]) -> bool:
     """Whether each pixel is in one window."""
-    kernel, dilation, padding, stride = (_pair(site, name) for name in ("kernel_size", "dilation", "padding", "stride"))
+    kernel, dilation, padding, stride = (
+        _pair(instance, name) for name in ("kernel_size", "dilation", "padding", "stride")
+    )
     covers = all(size % step == 0 for size, step in zip(image, stride, strict=True))
     return kernel == stride and dilation == (1, 1) and padding == (0, 0) and covers
 
 
 def _one_hot(rewriting: Rewriting, channels: int) -> Node:
     """A filter for each channel and position of the kernel: [channels * positions, 1, height, width]."""
-    kernel = _pair(rewriting.site, "kernel_size")
+    kernel = _pair(rewriting.instance, "kernel_size")
     filters = torch.eye(math.prod(kernel)).reshape(-1, 1, *kernel)
     return rewriting.constant(filters.repeat(channels, 1, 1, 1))
 
 
 def _windows(rewriting: Rewriting) -> Node:
-    site, values = rewriting.site, rewriting.args["self"]
-    *batch, channels, height, width = site.shape_of("self")
-    kernel, stride, padding, dilation = (_pair(site, name) for name in ("kernel_size", "stride", "padding", "dilation"))
-    rows, columns = _positions(site, (height, width))
-    if _is_tiling(site, (height, width)):
+    instance, values = rewriting.instance, rewriting.args["self"]
+    *batch, channels, height, width = instance.shape_of("self")
+    kernel, stride, padding, dilation = (
+        _pair(instance, name) for name in ("kernel_size", "stride", "padding", "dilation")
+    )
+    rows, columns = _positions(instance, (height, width))
+    if _is_tiling(instance, (height, width)):
         blocks = [math.prod(batch), channels, rows, kernel[0], columns, kernel[1]]
         split = rewriting.call(aten.reshape.default, values, blocks)
         windows = rewriting.call(aten.permute.default, split, [0, 1, 3, 5, 2, 4])
-        return rewriting.call(aten.reshape.default, windows, list(site.shape))
+        return rewriting.call(aten.reshape.default, windows, list(instance.shape))
     images = rewriting.call(aten.reshape.default, values, [math.prod(batch), channels, height, width])
     weight = _one_hot(rewriting, channels)
     options = (list(stride), list(padding), list(dilation), channels)
     windows = rewriting.call(aten.conv2d.default, images, weight, None, *options)
-    return rewriting.call(aten.reshape.default, windows, list(site.shape))
+    return rewriting.call(aten.reshape.default, windows, list(instance.shape))
 
 
 def _image(rewriting: Rewriting) -> Node:
-    site, values = rewriting.site, rewriting.args["self"]
-    *batch, channels, height, width = site.shape
-    kernel, stride, padding, dilation = (_pair(site, name) for name in ("kernel_size", "stride", "padding", "dilation"))
-    rows, columns = _positions(site, (height, width))
-    if _is_tiling(site, (height, width)):
+    instance, values = rewriting.instance, rewriting.args["self"]
+    *batch, channels, height, width = instance.shape
+    kernel, stride, padding, dilation = (
+        _pair(instance, name) for name in ("kernel_size", "stride", "padding", "dilation")
+    )
+    rows, columns = _positions(instance, (height, width))
+    if _is_tiling(instance, (height, width)):
         blocks = [math.prod(batch), channels, *kernel, rows, columns]
         split = rewriting.call(aten.reshape.default, values, blocks)
         image = rewriting.call(aten.permute.default, split, [0, 1, 4, 2, 5, 3])
-        return rewriting.call(aten.reshape.default, image, list(site.shape))
+        return rewriting.call(aten.reshape.default, image, list(instance.shape))
     windows = [math.prod(batch), channels * math.prod(kernel), rows, columns]
     split = rewriting.call(aten.reshape.default, values, windows)
     reach = [
@@ -114,7 +120,7 @@ def _image(rewriting: Rewriting) -> Node:
     weight = _one_hot(rewriting, channels)
     options = (list(stride), list(padding), beyond, channels, list(dilation))
     image = rewriting.call(aten.conv_transpose2d.input, split, weight, None, *options)
-    return rewriting.call(aten.reshape.default, image, list(site.shape))
+    return rewriting.call(aten.reshape.default, image, list(instance.shape))
 
 
 DECOMPOSED = (

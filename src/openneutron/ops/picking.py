@@ -17,7 +17,7 @@ from torch.fx import Node, map_arg
 from openneutron.core.fx import iterate_nodes, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import mul, sub
 
@@ -67,31 +67,31 @@ class _Picks:
         return len(self.runs) <= MAX_RUNS or self.picked * len(self.indices) <= MAX_PICKING_WEIGHTS
 
 
-def _positions(site: Site, shape: Sequence[int]) -> torch.Tensor:
+def _positions(instance: OpInstance, shape: Sequence[int]) -> torch.Tensor:
     """The position in the flattened input of each output value, [the output's shape]."""
-    source = site.args["self"]
+    source = instance.args["self"]
     positions = torch.arange(math.prod(shape)).reshape(tuple(shape))
 
     def value_of(node: Node) -> Any:
-        return positions if node is source else site.constant_of(node)
+        return positions if node is source else instance.constant_of(node)
 
-    args, kwargs = map_arg((site.node.args, site.node.kwargs), value_of)
-    found = site.node.target(*args, **kwargs)  # type: ignore[operator]
+    args, kwargs = map_arg((instance.node.args, instance.node.kwargs), value_of)
+    found = instance.node.target(*args, **kwargs)  # type: ignore[operator]
     assert isinstance(found, torch.Tensor)
     return found
 
 
-def _picks(site: Site) -> _Picks:
+def _picks(instance: OpInstance) -> _Picks:
     """The indices of an operator, with as many unchanged dimensions before and behind as possible."""
-    shape = tuple(size if isinstance(size, int) else ANY_SIZE for size in site.shape_of("self"))
-    positions = _positions(site, shape)
+    shape = tuple(size if isinstance(size, int) else ANY_SIZE for size in instance.shape_of("self"))
+    positions = _positions(instance, shape)
     rank = min(len(shape), positions.dim())
     kept = ((before, behind) for before in range(rank, -1, -1) for behind in range(rank - before, -1, -1))
     for before, behind in kept:
         if shape[:before] + shape[len(shape) - behind :] == _ends(positions.shape, before, behind):
             indices = _picks_between(positions, shape, before, behind)
             if indices is not None:
-                return _Picks(site.shape_of("self"), before, behind, indices)
+                return _Picks(instance.shape_of("self"), before, behind, indices)
     raise AssertionError("before = behind = 0 describes any positions")
 
 
@@ -110,23 +110,23 @@ def _picks_between(positions: torch.Tensor, shape: tuple[int, ...], before: int,
 
 
 @constraint
-def picks_by_constants(site: Site) -> bool:
+def picks_by_constants(instance: OpInstance) -> bool:
     """Its indices are constants."""
-    indices = [node for node in iterate_nodes(list(site.args.values())) if node is not site.args["self"]]
-    return all(site.constant_of(index) is not None for index in indices)
+    indices = [node for node in iterate_nodes(list(instance.args.values())) if node is not instance.args["self"]]
+    return all(instance.constant_of(index) is not None for index in indices)
 
 
 @constraint
-def picks_few(site: Site) -> bool:
+def picks_few(instance: OpInstance) -> bool:
     """Its indices are at most {MAX_RUNS} runs of neighbors, or elements to pick from times indices are at most
     {MAX_PICKING_WEIGHTS}.
     """
-    return not picks_by_constants.holds(site) or _picks(site).is_cheap
+    return not picks_by_constants.holds(instance) or _picks(instance).is_cheap
 
 
 def _pick(rewriting: Rewriting) -> Node:
     """Slices and a cat where the indices are few runs of neighbors, else a product with ones and zeros."""
-    picks = _picks(rewriting.site)
+    picks = _picks(rewriting.instance)
     dim, values = picks.before, rewriting.args["self"]
     if picks.flat != picks.shape:
         values = rewriting.call(aten.reshape.default, values, list(picks.flat))
@@ -161,16 +161,16 @@ def _difference(rewriting: Rewriting) -> Node:
 
 def _triangle(rewriting: Rewriting) -> Node:
     """The product with a matrix of ones and zeros."""
-    site = rewriting.site
-    ones = torch.ones(site.shape[-2:])
-    triangle = site.node.target(ones, site.args["diagonal"])  # type: ignore[operator]
-    return mul(rewriting, site.args["self"], rewriting.constant(triangle))
+    instance = rewriting.instance
+    ones = torch.ones(instance.shape[-2:])
+    triangle = instance.node.target(ones, instance.args["diagonal"])  # type: ignore[operator]
+    return mul(rewriting, instance.args["self"], rewriting.constant(triangle))
 
 
 @constraint
-def sums_few(site: Site) -> bool:
+def sums_few(instance: OpInstance) -> bool:
     """It is over at most {MAX_SUMMED} values."""
-    return not site.shape or site.shape[site.args["dim"]] <= MAX_SUMMED
+    return not instance.shape or instance.shape[instance.args["dim"]] <= MAX_SUMMED
 
 
 def _running_sum(rewriting: Rewriting) -> Node:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from openneutron.ir.graph import Tensor
 from openneutron.ir.kinds import CONCATENATION, SLICE
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 from openneutron.ops.windows import pad_behind
 from openneutron.targets import Generation
@@ -23,9 +23,9 @@ MAX_COPIES = 8  # that one CONCATENATION makes
 
 
 @constraint
-def has_rank_for_kernels(site: Site) -> bool:
+def has_rank_for_kernels(instance: OpInstance) -> bool:
     """There are at most {MAX_KERNEL_RANK} dimensions."""
-    return len(site.shape) <= MAX_KERNEL_RANK
+    return len(instance.shape) <= MAX_KERNEL_RANK
 
 
 def slice_of(lowering: Lowering, tensor: Tensor, begin: Sequence[int], size: tuple[int, ...]) -> Tensor:
@@ -35,8 +35,8 @@ def slice_of(lowering: Lowering, tensor: Tensor, begin: Sequence[int], size: tup
     """
     if size == tensor.shape:
         return tensor
-    if lowering.site.generation is Generation.LEGACY:
-        target = lowering.site.target
+    if lowering.instance.generation is Generation.LEGACY:
+        target = lowering.instance.target
         sizes = zip(tensor.shape, size, strict=True)
         shape = tuple(length if length == kept else target.whole_granules(length) for length, kept in sizes)
         tensor = pad_behind(lowering, tensor, shape)

@@ -15,9 +15,9 @@ from openneutron.ir.graph import Kind, Tensor
 from openneutron.ir.kinds import AVERAGE_POOL_2D, MAX_POOL_2D, MAXIMUM, MEAN
 from openneutron.ops.facts import Bounds, Facts, if_first
 from openneutron.ops.lowering import INT8, Lowering
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.pieces import part
 from openneutron.ops.reductions import mean_of_image
-from openneutron.ops.site import Site
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
 from openneutron.ops.windows import Window, has_whole_granules, image_shape, pad_spatial, spatial, spatial_rank
 from openneutron.targets import Generation
@@ -41,17 +41,17 @@ MAX_STRIDE = 4096
 MAX_DILATED_KERNEL = 16
 
 
-def pool_windows(site: Site) -> tuple[Window, Window]:
+def pool_windows(instance: OpInstance) -> tuple[Window, Window]:
     """Its windows over height and width; those of an adaptive pool if `has_even_windows`."""
-    sizes, outputs = image_shape(site, site.shape_of("self"))[2:], image_shape(site, site.shape)[2:]
-    dilation = spatial(site, "dilation", 1) if "dilation" in site.args else (1, 1)
-    if "output_size" in site.args:
+    sizes, outputs = image_shape(instance, instance.shape_of("self"))[2:], image_shape(instance, instance.shape)[2:]
+    dilation = spatial(instance, "dilation", 1) if "dilation" in instance.args else (1, 1)
+    if "output_size" in instance.args:
         kernel, stride = zip(*map(_first_and_step, sizes, outputs), strict=True)
         padding = (0, 0)
     else:
-        kernel = spatial(site, "kernel_size", 1)
-        stride = spatial(site, "stride", 1) if site.args["stride"] else kernel
-        padding = spatial(site, "padding", 0)
+        kernel = spatial(instance, "kernel_size", 1)
+        stride = spatial(instance, "stride", 1) if instance.args["stride"] else kernel
+        padding = spatial(instance, "padding", 0)
     vertical, horizontal = (
         Window(*window) for window in zip(sizes, outputs, kernel, stride, dilation, padding, strict=True)
     )
@@ -70,33 +70,33 @@ def _first_and_step(size: int, outputs: int) -> tuple[int, int]:
 
 
 @constraint
-def has_even_windows(site: Site) -> bool:
+def has_even_windows(instance: OpInstance) -> bool:
     """Its windows are of one size and at equal distances, in height and in width."""
     return all(
         adaptive_windows(window.size, window.outputs)
         == [(start, start + window.kernel) for start in range(0, window.outputs * window.stride, window.stride)]
-        for window in pool_windows(site)
+        for window in pool_windows(instance)
     )
 
 
 @constraint
-def has_small_kernel(site: Site) -> bool:
+def has_small_kernel(instance: OpInstance) -> bool:
     """Kernel is at most {MAX_KERNEL}, stride at most {MAX_STRIDE}."""
-    return all(window.kernel <= MAX_KERNEL and window.stride <= MAX_STRIDE for window in pool_windows(site))
+    return all(window.kernel <= MAX_KERNEL and window.stride <= MAX_STRIDE for window in pool_windows(instance))
 
 
 @constraint
-def has_small_stride(site: Site) -> bool:
+def has_small_stride(instance: OpInstance) -> bool:
     """Stride is at most {MAX_STRIDE}."""
-    return all(window.stride <= MAX_STRIDE for window in pool_windows(site))
+    return all(window.stride <= MAX_STRIDE for window in pool_windows(instance))
 
 
-def divisors(site: Site) -> Counts:
+def divisors(instance: OpInstance) -> Counts:
     """What torch divides the sum of each window of an average pool by, [height, width]."""
-    override, windows = site.args.get("divisor_override"), pool_windows(site)
+    override, windows = instance.args.get("divisor_override"), pool_windows(instance)
     if override is not None:
         return np.full([window.outputs for window in windows], override)
-    count = _counted if site.args["count_include_pad"] else _present
+    count = _counted if instance.args["count_include_pad"] else _present
     return _outer(count, windows)
 
 
@@ -117,37 +117,39 @@ def _present(window: Window) -> Counts:
     return np.minimum(start + window.kernel, window.size) - np.maximum(start, 0)
 
 
-def _divides_by_the_window(site: Site) -> bool:
-    return bool((divisors(site) == math.prod(window.kernel for window in pool_windows(site))).all())
+def _divides_by_the_window(instance: OpInstance) -> bool:
+    return bool((divisors(instance) == math.prod(window.kernel for window in pool_windows(instance))).all())
 
 
 @constraint
-def divides_as_tflite_does(site: Site) -> bool:
+def divides_as_tflite_does(instance: OpInstance) -> bool:
     """Each sum is divided by the elements of its window; or by those that are no padding, where the padding is TFLite's
     SAME.
     """
-    if _divides_by_the_window(site):
+    if _divides_by_the_window(instance):
         return True
-    windows = pool_windows(site)
-    return all(window.is_same for window in windows) and np.array_equal(divisors(site), _outer(_present, windows))
+    windows = pool_windows(instance)
+    return all(window.is_same for window in windows) and np.array_equal(divisors(instance), _outer(_present, windows))
 
 
 @legacy_constraint
-def is_not_dilated(site: Site) -> bool:
+def is_not_dilated(instance: OpInstance) -> bool:
     """The dilation is 1."""
-    return max(spatial(site, "dilation", 1)) == 1
+    return max(spatial(instance, "dilation", 1)) == 1
 
 
 @constraint
-def has_few_dilated_positions(site: Site) -> bool:
+def has_few_dilated_positions(instance: OpInstance) -> bool:
     """Where the dilation is not 1, the kernel is at most {MAX_DILATED_KERNEL} along each dimension."""
-    return is_not_dilated.holds(site) or all(window.kernel <= MAX_DILATED_KERNEL for window in pool_windows(site))
+    return is_not_dilated.holds(instance) or all(
+        window.kernel <= MAX_DILATED_KERNEL for window in pool_windows(instance)
+    )
 
 
 def _pool(
     lowering: Lowering, kind: Kind, nhwc: Tensor, padding: str, windows: Sequence[Window] | None = None
 ) -> Tensor:
-    vertical, horizontal = windows or pool_windows(lowering.site)
+    vertical, horizontal = windows or pool_windows(lowering.instance)
     output = lowering.emit(
         kind,
         [nhwc],
@@ -164,22 +166,22 @@ def _pool(
 
 def _nhwc(lowering: Lowering) -> Tensor:
     inputs = lowering.tensor("self")
-    return lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.site, inputs.shape)))
+    return lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.instance, inputs.shape)))
 
 
 def lower_average_pool(lowering: Lowering) -> Tensor:
     """AVERAGE_POOL_2D; padding that counts is an explicit PAD, as TFLite's own is left out of the average."""
     nhwc, padding = _nhwc(lowering), "SAME"
-    if "output_size" in lowering.args or _divides_by_the_window(lowering.site):
-        nhwc, padding = pad_spatial(lowering, nhwc, pool_windows(lowering.site), allow_same=False)
+    if "output_size" in lowering.args or _divides_by_the_window(lowering.instance):
+        nhwc, padding = pad_spatial(lowering, nhwc, pool_windows(lowering.instance), allow_same=False)
     return _pool(lowering, AVERAGE_POOL_2D, nhwc, padding)
 
 
 def lower_max_pool(lowering: Lowering) -> Tensor:
     """MAX_POOL_2D; padding that SAME cannot express is the lowest value, which no maximum picks."""
-    nhwc, windows = _nhwc(lowering), pool_windows(lowering.site)
+    nhwc, windows = _nhwc(lowering), pool_windows(lowering.instance)
     lowest = lowering.constant(np.array([-128], INT8), nhwc.qparams)
-    if is_not_dilated.holds(lowering.site):
+    if is_not_dilated.holds(lowering.instance):
         return _pool(lowering, MAX_POOL_2D, *pad_spatial(lowering, nhwc, windows, lowest))
     padded, _ = pad_spatial(lowering, nhwc, windows, lowest, allow_same=False)
     return _dilated_maximum(lowering, padded, windows)
@@ -214,35 +216,35 @@ def _adaptive_output(node: Node) -> OutputRule:
 
 def lower_adaptive_average_pool(lowering: Lowering) -> Tensor:
     """MEAN over height and width where one value per channel is left, else AVERAGE_POOL_2D."""
-    if not _is_global(lowering.site.node):
+    if not _is_global(lowering.instance.node):
         return lower_average_pool(lowering)
     inputs = lowering.tensor("self")
-    if lowering.site.generation is Generation.LEGACY:
-        return mean_of_image(lowering, image_shape(lowering.site, inputs.shape))
+    if lowering.instance.generation is Generation.LEGACY:
+        return mean_of_image(lowering, image_shape(lowering.instance, inputs.shape))
     rank = len(inputs.shape)
-    axes = tuple(range(rank - spatial_rank(lowering.site), rank))
+    axes = tuple(range(rank - spatial_rank(lowering.instance), rank))
     return lowering.emit(MEAN, [inputs], lowering.shape, axes=axes, keep_dims=True)
 
 
 @legacy_constraint
-def averages_whole_granules(site: Site) -> bool:
+def averages_whole_granules(instance: OpInstance) -> bool:
     """Where it leaves one value per channel, the channels are a multiple of the MACs of a pipeline."""
-    return not _is_global(site.node) or has_whole_granules.holds(site)
+    return not _is_global(instance.node) or has_whole_granules.holds(instance)
 
 
-def _channels(site: Site) -> PaddedDimensions:
+def _channels(instance: OpInstance) -> PaddedDimensions:
     """Channels."""
-    return {"self": (-1 - spatial_rank(site),)}
+    return {"self": (-1 - spatial_rank(instance),)}
 
 
-def window_macs(site: Site) -> int:
+def window_macs(instance: OpInstance) -> int:
     """An addition for each element of each window, counted as one multiply-accumulate."""
-    return math.prod(site.shape) * math.prod(window.kernel for window in pool_windows(site))
+    return math.prod(instance.shape) * math.prod(window.kernel for window in pool_windows(instance))
 
 
-def input_macs(site: Site) -> int:
+def input_macs(instance: OpInstance) -> int:
     """An addition for each element, counted as one multiply-accumulate."""
-    return math.prod(site.shape_of("self"))
+    return math.prod(instance.shape_of("self"))
 
 
 def _bounds_of_average(node: Node) -> Bounds | None:

@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.pooling import (
     adaptive_windows,
     divides_as_tflite_does,
@@ -17,7 +18,6 @@ from openneutron.ops.pooling import (
     pool_windows,
 )
 from openneutron.ops.reductions import nobody_reads_its_indices
-from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, image_shape, spatial_rank
 from openneutron.ops.writing import reshape
@@ -33,22 +33,22 @@ _MAX_POOLS = {1: aten.max_pool1d.default, 2: aten.max_pool2d.default}
 
 
 @constraint
-def fits_accumulation(site: Site) -> bool:
+def fits_accumulation(instance: OpInstance) -> bool:
     """Kernel height x width x the MACs of a pipeline is at most {MAX_WEIGHTS_OF_ONE_OUTPUT}."""
-    elements = math.prod(window.kernel for window in pool_windows(site))
-    return elements * site.target.channel_granularity <= MAX_WEIGHTS_OF_ONE_OUTPUT
+    elements = math.prod(window.kernel for window in pool_windows(instance))
+    return elements * instance.target.channel_granularity <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
 def _average(rewriting: Rewriting) -> Node:
     """A depthwise convolution that divides by what all windows have in common, times what each one differs by."""
-    site = rewriting.site
-    vertical, horizontal = windows = pool_windows(site)
-    shape = image_shape(site, site.shape_of("self"))
+    instance = rewriting.instance
+    vertical, horizontal = windows = pool_windows(instance)
+    shape = image_shape(instance, instance.shape_of("self"))
     image = reshape(rewriting, rewriting.args["self"], shape)
     beyond = [max(0, window.end - window.begin) for window in windows]  # what ceil_mode reads
     if any(beyond):
         image = rewriting.call(aten.constant_pad_nd.default, image, [0, beyond[1], 0, beyond[0]])
-    each = torch.from_numpy(divisors(site)).to(torch.float32)
+    each = torch.from_numpy(divisors(instance)).to(torch.float32)
     elements = float(vertical.kernel * horizontal.kernel)
     common = float(each[0, 0]) if bool((each == each[0, 0]).all()) else elements
     weight = torch.full((shape[1], 1, vertical.kernel, horizontal.kernel), 1 / common)
@@ -68,25 +68,25 @@ def _average(rewriting: Rewriting) -> Node:
 
 
 def _without_indices(rewriting: Rewriting) -> list[Node]:
-    return [rewriting.call(_MAX_POOLS[spatial_rank(rewriting.site)], *rewriting.args.values())]
+    return [rewriting.call(_MAX_POOLS[spatial_rank(rewriting.instance)], *rewriting.args.values())]
 
 
 @constraint
-def has_few_uneven_windows(site: Site) -> bool:
+def has_few_uneven_windows(instance: OpInstance) -> bool:
     """Its windows are of one size and at equal distances, or at most {MAX_UNEVEN_WINDOWS} along each dimension."""
-    return has_even_windows.holds(site) or max(site.shape[-spatial_rank(site) :]) <= MAX_UNEVEN_WINDOWS
+    return has_even_windows.holds(instance) or max(instance.shape[-spatial_rank(instance) :]) <= MAX_UNEVEN_WINDOWS
 
 
 def _adaptive_maximum(rewriting: Rewriting) -> list[Node]:
     """One pool where the windows allow, else the maximum of each row of windows, then of each window in it."""
-    site, values = rewriting.site, rewriting.args["self"]
-    rank = spatial_rank(site)
-    if has_even_windows.holds(site):
-        spatial = pool_windows(site)[-rank:]
+    instance, values = rewriting.instance, rewriting.args["self"]
+    rank = spatial_rank(instance)
+    if has_even_windows.holds(instance):
+        spatial = pool_windows(instance)[-rank:]
         kernel, stride = [window.kernel for window in spatial], [window.stride for window in spatial]
         return [rewriting.call(_MAX_POOLS[rank], values, kernel, stride)]
     for dim in range(-rank, 0):
-        bounds = adaptive_windows(site.shape_of("self")[dim], site.shape[dim])
+        bounds = adaptive_windows(instance.shape_of("self")[dim], instance.shape[dim])
         windows = [rewriting.call(aten.slice.Tensor, values, dim, start, end) for start, end in bounds]
         extremes = [rewriting.call(aten.amax.default, window, [dim], True) for window in windows]
         values = rewriting.call(aten.cat.default, extremes, dim)
@@ -98,7 +98,7 @@ DECOMPOSED = (
         name="avg_pool with other divisors",
         targets=("aten.avg_pool1d.default", "aten.avg_pool2d.default"),
         rewrite=_average,
-        applies=lambda site: not divides_as_tflite_does.holds(site),
+        applies=lambda instance: not divides_as_tflite_does.holds(instance),
         constraints=(has_small_kernel, fits_accumulation),
         becomes="conv2d of each channel, and mul by a constant where the divisors of its windows differ",
         notes="divisor_override, and padding that is left out of the average where it is not TFLite's SAME.",

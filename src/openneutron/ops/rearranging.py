@@ -9,9 +9,9 @@ from openneutron.core.fx import op_name
 from openneutron.ir.graph import Tensor
 from openneutron.ops.facts import Facts, Movement
 from openneutron.ops.lowering import Lowering
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.pieces import copies, has_rank_for_kernels, joined, part
 from openneutron.ops.shapes import has_rank_for_transpose
-from openneutron.ops.site import Site
 from openneutron.ops.spec import Constraint, OpSpec, OutputRule, constraint, legacy_constraint
 
 __all__ = ["SPECS", "is_of_the_modern_generation"]
@@ -21,7 +21,7 @@ MAX_FLIPPED = 16
 
 
 @legacy_constraint
-def is_of_the_modern_generation(_: Site) -> bool:
+def is_of_the_modern_generation(_: OpInstance) -> bool:
     """The converter is of the modern generation."""
     return False
 
@@ -37,9 +37,9 @@ def lower_repeat(lowering: Lowering) -> Tensor:
 
 
 @constraint
-def has_rank_for_interleaving(site: Site) -> bool:
+def has_rank_for_interleaving(instance: OpInstance) -> bool:
     """The input has at most {MAX_INTERLEAVED_RANK} dimensions."""
-    return len(site.shape_of("self")) <= MAX_INTERLEAVED_RANK
+    return len(instance.shape_of("self")) <= MAX_INTERLEAVED_RANK
 
 
 def lower_repeat_interleave(lowering: Lowering) -> Tensor:
@@ -63,23 +63,23 @@ def lower_roll(lowering: Lowering) -> Tensor:
     return lowering.reshape(rolled, lowering.shape)
 
 
-def _flipped(site: Site) -> list[int]:
+def _flipped(instance: OpInstance) -> list[int]:
     """The dimensions that are turned round."""
     fixed = {"aten.fliplr.default": [1], "aten.flipud.default": [0]}
-    dims = fixed.get(op_name(site.node)) or site.args["dims"]
-    return [dim % len(site.shape) for dim in dims]
+    dims = fixed.get(op_name(instance.node)) or instance.args["dims"]
+    return [dim % len(instance.shape) for dim in dims]
 
 
 @constraint
-def flips_few_indices(site: Site) -> bool:
+def flips_few_indices(instance: OpInstance) -> bool:
     """The dimensions that are turned round have at most {MAX_FLIPPED} indices: each becomes a SLICE."""
-    return all(site.shape[dim] <= MAX_FLIPPED for dim in _flipped(site))
+    return all(instance.shape[dim] <= MAX_FLIPPED for dim in _flipped(instance))
 
 
 def lower_flip(lowering: Lowering) -> Tensor:
     """For each dimension, a SLICE for each index and a CONCATENATION."""
     flipped = lowering.tensor("self")
-    for dim in _flipped(lowering.site):
+    for dim in _flipped(lowering.instance):
         indices = reversed(range(flipped.shape[dim]))
         flipped = joined(lowering, [part(lowering, flipped, dim, index, 1) for index in indices], dim)
     return flipped
@@ -112,9 +112,9 @@ def lower_channel_shuffle(lowering: Lowering) -> Tensor:
 
 
 @constraint
-def unfolds_without_overlap(site: Site) -> bool:
+def unfolds_without_overlap(instance: OpInstance) -> bool:
     """The step is the size of the windows."""
-    return bool(site.args["step"] == site.args["size"])
+    return bool(instance.args["step"] == instance.args["size"])
 
 
 def lower_unfold(lowering: Lowering) -> Tensor:

@@ -12,7 +12,7 @@ from torch.fx import Node
 from openneutron.core.constants import constant_of
 from openneutron.core.fx import iterate_nodes, op_name, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
 __all__ = ["DECOMPOSED"]
@@ -27,16 +27,16 @@ FirstState = tuple[Node | None, ...]
 
 
 @constraint
-def has_constant_weights(site: Site) -> bool:
+def has_constant_weights(instance: OpInstance) -> bool:
     """Its weights and biases are constants."""
-    names = ("params",) if "params" in site.args else ("w_ih", "w_hh", "b_ih", "b_hh")
-    return site.reads_constants(*names)
+    names = ("params",) if "params" in instance.args else ("w_ih", "w_hh", "b_ih", "b_hh")
+    return instance.reads_constants(*names)
 
 
 @constraint
-def drops_nothing(site: Site) -> bool:
+def drops_nothing(instance: OpInstance) -> bool:
     """The model is in eval mode, or it has no dropout."""
-    return not site.args["train"] or site.args["dropout"] == 0
+    return not instance.args["train"] or instance.args["dropout"] == 0
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,8 @@ _CELLS = {
 }
 
 
-def _cell_of(site: Site) -> _Cell:
-    _, name, _ = op_name(site.node).split(".")
+def _cell_of(instance: OpInstance) -> _Cell:
+    _, name, _ = op_name(instance.node).split(".")
     return _CELLS[name.removesuffix("_cell")]
 
 
@@ -196,7 +196,7 @@ def _share(rewriting: Rewriting, cell: _Cell, name: str, states: Iterable[FirstS
 
 def _one_step(rewriting: Rewriting) -> Node | State:
     """A cell."""
-    pen, cell, args = _Pen(rewriting), _cell_of(rewriting.site), rewriting.args
+    pen, cell, args = _Pen(rewriting), _cell_of(rewriting.instance), rewriting.args
     weights = cell.prepared(pen, _Weights(args["w_ih"], args["w_hh"], args["b_ih"], args["b_hh"]))
     state = tuple(_initial_states(rewriting))
     product = pen.linear(args["input"], weights.input, weights.input_bias)
@@ -219,7 +219,7 @@ def _weights_of_layers(args: dict[str, Any]) -> list[_Weights]:
 
 def _all_steps(rewriting: Rewriting) -> list[Node]:
     """A network: its outputs, then the last state of every layer and direction."""
-    pen, cell, args = _Pen(rewriting), _cell_of(rewriting.site), rewriting.args
+    pen, cell, args = _Pen(rewriting), _cell_of(rewriting.instance), rewriting.args
     initial = _initial_states(rewriting)
     values = args["input"] if args["batch_first"] else pen.swapped(args["input"])
     last: list[State] = []

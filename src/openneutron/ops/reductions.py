@@ -15,7 +15,7 @@ from openneutron.ir.kinds import MEAN, REDUCE_MAX, REDUCE_MIN, SUM
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts, if_first
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 from openneutron.targets import Generation
 
@@ -29,10 +29,10 @@ SIMPLE_ORDERS = (1.0, 2.0, math.inf, -math.inf)
 IMAGE_MEAN = replace(MEAN, layout=Layout.FIXED)
 
 
-def _axes(site: Site) -> tuple[int, ...]:
+def _axes(instance: OpInstance) -> tuple[int, ...]:
     """The dimensions it is over: all of them where none is named."""
-    rank = len(site.shape_of("self"))
-    dims = site.args.get("dim")
+    rank = len(instance.shape_of("self"))
+    dims = instance.args.get("dim")
     dims = [dims] if isinstance(dims, int) else dims
     return tuple(sorted(dim % rank for dim in dims)) if dims else tuple(range(rank))
 
@@ -47,7 +47,7 @@ def mean_of_image(lowering: Lowering, shape: Sequence[int]) -> Tensor:
 
 def lower_mean(lowering: Lowering) -> Tensor:
     """MEAN."""
-    if lowering.site.generation is Generation.LEGACY:
+    if lowering.instance.generation is Generation.LEGACY:
         batch, channels, *sizes = lowering.tensor("self").shape
         return mean_of_image(lowering, (batch, channels, *(1, *sizes)[-2:]))
     return _reduce(MEAN)(lowering)
@@ -56,33 +56,33 @@ def lower_mean(lowering: Lowering) -> Tensor:
 def _reduce(kind: Kind) -> Callable[[Lowering], Tensor]:
     def lower(lowering: Lowering) -> Tensor:
         keep = bool(lowering.args.get("keepdim", False))
-        axes = _axes(lowering.site)
+        axes = _axes(lowering.instance)
         return lowering.emit(kind, [lowering.tensor("self")], lowering.shape, axes=axes, keep_dims=keep)
 
     return lower
 
 
 @legacy_constraint
-def means_over_an_image(site: Site) -> bool:
+def means_over_an_image(instance: OpInstance) -> bool:
     """It is over height and width of an image [N, C, H, W], or the length of [N, C, L]."""
-    return (len(site.shape_of("self")), _axes(site)) in ((4, (2, 3)), (3, (2,)))
+    return (len(instance.shape_of("self")), _axes(instance)) in ((4, (2, 3)), (3, (2,)))
 
 
 @legacy_constraint
-def means_whole_granules(site: Site) -> bool:
+def means_whole_granules(instance: OpInstance) -> bool:
     """Dimension 1, the channels, is a multiple of the MACs of a pipeline."""
-    return all(size % site.target.channel_granularity == 0 for size in site.shape_of("self")[1:2])
+    return all(size % instance.target.channel_granularity == 0 for size in instance.shape_of("self")[1:2])
 
 
-def input_macs(site: Site) -> int:
+def input_macs(instance: OpInstance) -> int:
     """An addition for each element, counted as one multiply-accumulate."""
-    return math.prod(site.shape_of("self"))
+    return math.prod(instance.shape_of("self"))
 
 
 @constraint
-def nobody_reads_its_indices(site: Site) -> bool:
+def nobody_reads_its_indices(instance: OpInstance) -> bool:
     """Nobody reads its indices."""
-    return all(user.target is operator.getitem and user.args[1] == 0 for user in site.node.users if user.users)
+    return all(user.target is operator.getitem and user.args[1] == 0 for user in instance.node.users if user.users)
 
 
 def _extreme(of_dims: torch._ops.OpOverload) -> Callable[[Rewriting], list[Node]]:
@@ -93,26 +93,26 @@ def _extreme(of_dims: torch._ops.OpOverload) -> Callable[[Rewriting], list[Node]
     return rewrite
 
 
-def _count(site: Site) -> int:
-    shape = site.shape_of("self")
-    return math.prod(shape[axis] for axis in _axes(site))
+def _count(instance: OpInstance) -> int:
+    shape = instance.shape_of("self")
+    return math.prod(shape[axis] for axis in _axes(instance))
 
 
-def _correction(site: Site) -> float:
-    correction = site.args.get("correction", site.args.get("unbiased"))
+def _correction(instance: OpInstance) -> float:
+    correction = instance.args.get("correction", instance.args.get("unbiased"))
     return 1.0 if correction is None else float(correction)
 
 
 def _variance(rewriting: Rewriting) -> tuple[Node, Node]:
     """The mean of the squares of the differences from the mean; and that mean, its dimensions kept."""
-    site, values = rewriting.site, rewriting.args["self"]
-    axes = list(_axes(site))
+    instance, values = rewriting.instance, rewriting.args["self"]
+    axes = list(_axes(instance))
     mean = rewriting.call(aten.mean.dim, values, axes, True)
     differences = rewriting.call(aten.sub.Tensor, values, mean)
     squares = rewriting.call(aten.mul.Tensor, differences, differences)
-    variance = rewriting.call(aten.mean.dim, squares, axes, bool(site.args.get("keepdim", False)))
-    divisor = max(0.0, _count(site) - _correction(site))
-    corrected = _count(site) / divisor if divisor else math.inf
+    variance = rewriting.call(aten.mean.dim, squares, axes, bool(instance.args.get("keepdim", False)))
+    divisor = max(0.0, _count(instance) - _correction(instance))
+    corrected = _count(instance) / divisor if divisor else math.inf
     return (variance if corrected == 1 else rewriting.call(aten.mul.Tensor, variance, corrected)), mean
 
 
@@ -135,15 +135,15 @@ def _std_mean(rewriting: Rewriting) -> list[Node]:
 
 
 @constraint
-def is_a_simple_norm(site: Site) -> bool:
+def is_a_simple_norm(instance: OpInstance) -> bool:
     """Its order is 1, 2, inf or -inf."""
-    return float(site.args["ord"]) in SIMPLE_ORDERS
+    return float(instance.args["ord"]) in SIMPLE_ORDERS
 
 
 def _norm(rewriting: Rewriting) -> Node:
-    site, values = rewriting.site, rewriting.args["self"]
-    over = (list(_axes(site)), site.args["keepdim"])
-    order = float(site.args["ord"])
+    instance, values = rewriting.instance, rewriting.args["self"]
+    over = (list(_axes(instance)), instance.args["keepdim"])
+    order = float(instance.args["ord"])
     if order == 2:
         squares = rewriting.call(aten.mul.Tensor, values, values)
         return rewriting.call(aten.sqrt.default, rewriting.call(aten.sum.dim_IntList, squares, *over))

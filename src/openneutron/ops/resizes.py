@@ -11,7 +11,7 @@ from openneutron.ir.graph import Kind, Tensor
 from openneutron.ir.kinds import CONCATENATION, RESIZE_BILINEAR, RESIZE_NEAREST_NEIGHBOR
 from openneutron.ops.facts import Bounds, Facts, if_first
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 from openneutron.ops.windows import has_whole_granules, image_shape, spatial_rank
 
@@ -24,48 +24,48 @@ FACTORS = (1, 2, 4, 8)
 LARGEST_FACTOR = max(FACTORS)
 
 
-def resize_axis(site: Site, values: torch.Tensor, axis: int) -> torch.Tensor:
+def resize_axis(instance: OpInstance, values: torch.Tensor, axis: int) -> torch.Tensor:
     """The last dimension of `values` [C, size], resized as this operator resizes its spatial dimension `axis`.
 
     Always as a width: torch 2.13 computes the height of an image of width 1 wrong where it is antialiased.
     """
-    rank = spatial_rank(site)
+    rank = spatial_rank(instance)
     units = [1] * (rank - 1)
-    outputs = site.shape[axis - rank]
-    corners = [site.args["align_corners"]] if "align_corners" in site.args else []
-    resize = getattr(aten, op_name(site.node).split(".")[1]).default
+    outputs = instance.shape[axis - rank]
+    corners = [instance.args["align_corners"]] if "align_corners" in instance.args else []
+    resize = getattr(aten, op_name(instance.node).split(".")[1]).default
     image = values.reshape(1, len(values), *units, -1)
-    result = resize(image, [*units, outputs], *corners, *[None] * len(units), _scales(site)[axis])
+    result = resize(image, [*units, outputs], *corners, *[None] * len(units), _scales(instance)[axis])
     return result.reshape(len(values), outputs)  # type: ignore[no-any-return]
 
 
-def _scales(site: Site) -> tuple[float | None, ...]:
+def _scales(instance: OpInstance) -> tuple[float | None, ...]:
     """The factor of each spatial dimension where one was given: torch finds source elements by it, not by the sizes."""
-    rank = spatial_rank(site)
-    if "scale_factors" in site.args:
-        return tuple(site.args["scale_factors"] or [None] * rank)
-    return tuple(site.args[name] for name in (("scales",) if rank == 1 else ("scales_h", "scales_w")))
+    rank = spatial_rank(instance)
+    if "scale_factors" in instance.args:
+        return tuple(instance.args["scale_factors"] or [None] * rank)
+    return tuple(instance.args[name] for name in (("scales",) if rank == 1 else ("scales_h", "scales_w")))
 
 
-def _sizes(site: Site) -> list[tuple[int, int]]:
+def _sizes(instance: OpInstance) -> list[tuple[int, int]]:
     """(size of the input, of the output) of each spatial dimension."""
-    rank = spatial_rank(site)
-    return list(zip(site.shape_of("self")[-rank:], site.shape[-rank:], strict=True))
+    rank = spatial_rank(instance)
+    return list(zip(instance.shape_of("self")[-rank:], instance.shape[-rank:], strict=True))
 
 
-def _factors(site: Site) -> tuple[int, int]:
+def _factors(instance: OpInstance) -> tuple[int, int]:
     """Whole factors of height and width."""
-    height, width = (1, *(outputs // size for size, outputs in _sizes(site)))[-2:]
+    height, width = (1, *(outputs // size for size, outputs in _sizes(instance)))[-2:]
     return height, width
 
 
 @constraint
-def grows_by_whole_factors(site: Site) -> bool:
+def grows_by_whole_factors(instance: OpInstance) -> bool:
     """Height and width grow by whole factors."""
-    for axis, (size, outputs) in enumerate(_sizes(site)):
+    for axis, (size, outputs) in enumerate(_sizes(instance)):
         elements = torch.arange(size, dtype=torch.float32)
         repeated = elements.repeat_interleave(max(1, outputs // size))
-        if not torch.equal(resize_axis(site, elements[None], axis)[0], repeated):
+        if not torch.equal(resize_axis(instance, elements[None], axis)[0], repeated):
             return False
     return True
 
@@ -77,27 +77,27 @@ def _grows_by_native_factor(size: int, outputs: int, scale: float | None, *, ali
 
 
 @constraint
-def grows_by_native_factors(site: Site) -> bool:
+def grows_by_native_factors(instance: OpInstance) -> bool:
     """Height and width grow by factors of 1, 2, 4 or 8; with align_corners the factor is (output - 1) / (input - 1)."""
-    corners = bool(site.args["align_corners"])
+    corners = bool(instance.args["align_corners"])
     return all(
         _grows_by_native_factor(*sizes, scale, align_corners=corners)
-        for sizes, scale in zip(_sizes(site), _scales(site), strict=True)
+        for sizes, scale in zip(_sizes(instance), _scales(instance), strict=True)
     )
 
 
 @legacy_constraint
-def grows_at_once(site: Site) -> bool:
+def grows_at_once(instance: OpInstance) -> bool:
     """Height and width grow by factors of 1, 2, 4 or 8."""
-    return all(factor in FACTORS for factor in _factors(site))
+    return all(factor in FACTORS for factor in _factors(instance))
 
 
 def lower_nearest(lowering: Lowering) -> Tensor:
     """CONCATENATION of each row and column with itself for odd factors, RESIZE_NEAREST_NEIGHBOR for powers of two."""
     inputs = lowering.tensor("self")
-    nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.site, inputs.shape)))
-    powers = [factor & -factor for factor in _factors(lowering.site)]
-    for axis, (factor, power) in enumerate(zip(_factors(lowering.site), powers, strict=True), start=1):
+    nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.instance, inputs.shape)))
+    powers = [factor & -factor for factor in _factors(lowering.instance)]
+    for axis, (factor, power) in enumerate(zip(_factors(lowering.instance), powers, strict=True), start=1):
         nhwc = _repeated(lowering, nhwc, axis, factor // power)
     while max(powers) > 1:
         step = [min(power, LARGEST_FACTOR) for power in powers]
@@ -135,8 +135,8 @@ def _resized(
 def lower_bilinear(lowering: Lowering) -> Tensor:
     """RESIZE_BILINEAR."""
     inputs = lowering.tensor("self")
-    nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.site, inputs.shape)))
-    _, _, height, width = image_shape(lowering.site, lowering.shape)
+    nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.instance, inputs.shape)))
+    _, _, height, width = image_shape(lowering.instance, lowering.shape)
     corners = bool(lowering.args["align_corners"])
     output = _resized(lowering, RESIZE_BILINEAR, nhwc, height, width, align_corners=corners)
     return lowering.reshape(lowering.channels_first(output), lowering.shape)

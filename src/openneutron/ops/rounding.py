@@ -21,7 +21,7 @@ from openneutron.ops.arithmetic import SIGN_QPARAMS
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.elementwise import HIGHEST_CODE, LOWEST_CODE, element_macs
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, constraint
 from openneutron.ops.writing import mul
 
@@ -105,7 +105,7 @@ def _lower_rounding(rounding: Rounding) -> Callable[[Lowering], Tensor]:
     """Rounds to a tensor of whole steps, and requantizes that; at once where int8 does not hold all multiples."""
 
     def lower(lowering: Lowering) -> Tensor:
-        inputs, step = lowering.tensor("self"), _step(lowering.site)
+        inputs, step = lowering.tensor("self"), _step(lowering.instance)
         whole = _whole_steps(inputs.qparams, step)
         if whole is None or whole == lowering.output:
             return rounding(lowering, inputs, step, lowering.output)
@@ -114,23 +114,23 @@ def _lower_rounding(rounding: Rounding) -> Callable[[Lowering], Tensor]:
     return lower
 
 
-def _step(site: Site) -> float:
+def _step(instance: OpInstance) -> float:
     """What the results are multiples of."""
-    return 10.0 ** -int(site.args.get("decimals", 0))
+    return 10.0 ** -int(instance.args.get("decimals", 0))
 
 
-def _divisor(site: Site) -> float:
-    number = 1.0 if op_name(site.node) == "aten.frac.default" else site.number("other")
+def _divisor(instance: OpInstance) -> float:
+    number = 1.0 if op_name(instance.node) == "aten.frac.default" else instance.number("other")
     assert number is not None  # divides_by_a_number holds
     return number
 
 
 def _lower_remainder(lowering: Lowering) -> Tensor:
     """The input minus the multiple of the divisor at or below it, towards zero for frac and fmod."""
-    inputs, divisor = lowering.tensor("self"), _divisor(lowering.site)
+    inputs, divisor = lowering.tensor("self"), _divisor(lowering.instance)
     period = abs(divisor)
     rounding = _toward_zero
-    if op_name(lowering.site.node).startswith("aten.remainder"):
+    if op_name(lowering.instance.node).startswith("aten.remainder"):
         rounding = _ceil if divisor < 0 else _floor
     whole = _whole_steps(inputs.qparams, period)
     assert whole is not None  # has_fine_steps holds
@@ -139,32 +139,32 @@ def _lower_remainder(lowering: Lowering) -> Tensor:
 
 
 @constraint
-def divides_by_a_number(site: Site) -> bool:
+def divides_by_a_number(instance: OpInstance) -> bool:
     """The divisor is a constant number that is not 0."""
-    if op_name(site.node) == "aten.frac.default":
+    if op_name(instance.node) == "aten.frac.default":
         return True
-    number = site.number("other")
+    number = instance.number("other")
     return number is not None and math.isfinite(number) and number != 0
 
 
 @constraint
-def has_fine_steps(site: Site) -> bool:
+def has_fine_steps(instance: OpInstance) -> bool:
     """The divisor (1 for frac) is at least {STEPS_OF_A_PERIOD} int8 steps of the input: with fewer, int8 does not tell
     where in a period a value is.
     """
-    operand = site.args["self"]
-    if not isinstance(operand, Node) or not is_dequantize(operand) or not divides_by_a_number.holds(site):
+    operand = instance.args["self"]
+    if not isinstance(operand, Node) or not is_dequantize(operand) or not divides_by_a_number.holds(instance):
         return True
-    return float(operand.args[1]) * STEPS_OF_A_PERIOD <= abs(_divisor(site))  # type: ignore[arg-type]
+    return float(operand.args[1]) * STEPS_OF_A_PERIOD <= abs(_divisor(instance))  # type: ignore[arg-type]
 
 
 @constraint
-def is_of_a_computed_value(site: Site) -> bool:
+def is_of_a_computed_value(instance: OpInstance) -> bool:
     """It is not of an input of the model itself, which the CPU has in float: a remainder jumps, so a small error of
     int8 can become one of a whole period.
     """
-    operand = site.args["self"]
-    return not isinstance(operand, Node) or operand.op != "placeholder" or site.is_constant(operand)
+    operand = instance.args["self"]
+    return not isinstance(operand, Node) or operand.op != "placeholder" or instance.is_constant(operand)
 
 
 def _rounding(name: str, rounding: Rounding, targets: tuple[str, ...], becomes: str, notes: str) -> OpSpec:
@@ -215,16 +215,16 @@ SPECS = (
 
 
 @constraint
-def rounds_by_a_number(site: Site) -> bool:
+def rounds_by_a_number(instance: OpInstance) -> bool:
     """The divisor is a constant number that is not 0, or nothing is rounded (rounding_mode=None)."""
-    return not _rounds(site) or divides_by_a_number.holds(site)
+    return not _rounds(instance) or divides_by_a_number.holds(instance)
 
 
 def _rounded_quotient(rewriting: Rewriting) -> Node:
-    site = rewriting.site
-    if not _rounds(site):
+    instance = rewriting.instance
+    if not _rounds(instance):
         return rewriting.call(aten.div.Tensor, rewriting.args["self"], rewriting.args["other"])
-    number = site.number("other")
+    number = instance.number("other")
     assert number is not None  # rounds_by_a_number holds
     quotient = mul(rewriting, rewriting.args["self"], 1 / number)
     towards_zero = rewriting.args.get("rounding_mode", "floor") == "trunc"
@@ -233,12 +233,12 @@ def _rounded_quotient(rewriting: Rewriting) -> Node:
 
 def _remainder_of_a_number(rewriting: Rewriting) -> Node:
     targets = {"aten.fmod.Tensor": aten.fmod.Scalar, "aten.remainder.Tensor": aten.remainder.Scalar}
-    target = targets[op_name(rewriting.site.node)]
-    return rewriting.call(target, rewriting.args["self"], rewriting.site.number("other"))
+    target = targets[op_name(rewriting.instance.node)]
+    return rewriting.call(target, rewriting.args["self"], rewriting.instance.number("other"))
 
 
-def _rounds(site: Site) -> bool:
-    return site.args.get("rounding_mode", "floor") is not None
+def _rounds(instance: OpInstance) -> bool:
+    return instance.args.get("rounding_mode", "floor") is not None
 
 
 DECOMPOSED = (

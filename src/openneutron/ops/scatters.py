@@ -14,7 +14,7 @@ from torch.fx import Node
 from openneutron.core.constants import constant_value
 from openneutron.core.fx import arguments, iterate_nodes, op_name, operator_names, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
 __all__ = ["DECOMPOSED"]
@@ -103,18 +103,18 @@ def _continued(node: Node) -> bool:
 
 
 @constraint
-def writes_to_constant_indices(site: Site) -> bool:
+def writes_to_constant_indices(instance: OpInstance) -> bool:
     """It writes to indices of one dimension that are constants, or one value where a mask is true."""
-    node = site.node
+    node = instance.node
     return _write_of(node) is not None or (op_name(node) == _PUT and _mask_of(node) is not None)
 
 
-def _ends_a_chain(site: Site) -> bool:
-    return not _continued(site.node)
+def _ends_a_chain(instance: OpInstance) -> bool:
+    return not _continued(instance.node)
 
 
 def _write(rewriting: Rewriting) -> Node:
-    node = rewriting.site.node
+    node = rewriting.instance.node
     write = _write_of(node)
     if write is None:
         return _choose(rewriting)
@@ -129,7 +129,7 @@ def _write(rewriting: Rewriting) -> Node:
 
 def _choose(rewriting: Rewriting) -> Node:
     args, rank = rewriting.args, len(rewriting.shape)
-    found = _mask_of(rewriting.site.node)
+    found = _mask_of(rewriting.instance.node)
     assert found is not None  # writes_to_constant_indices holds
     dim, mask = found
     shape = shape_of(mask)

@@ -10,7 +10,7 @@ from openneutron.ops.comparisons import MAX_FILL, choose, chooses_by_a_compariso
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
 from openneutron.ops.masks import fill, fill_at_run_time, hides_at_run_time
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 from openneutron.ops.writing import Operand, add, mul
 
@@ -20,42 +20,47 @@ aten = torch.ops.aten
 
 
 @constraint
-def chooses_by_a_constant(site: Site) -> bool:
+def chooses_by_a_constant(instance: OpInstance) -> bool:
     """The condition is a constant or comes from comparisons of computed values, or one choice is the number 0 or a
     number that hides the other from a softmax.
     """
-    is_known = site.constant("condition") is not None
-    return is_known or _compares(site) or _filler_at_run_time(site) is not None
+    is_known = instance.constant("condition") is not None
+    return is_known or _compares(instance) or _filler_at_run_time(instance) is not None
 
 
-def _compares(site: Site) -> bool:
-    return chooses_by_a_comparison(site, "condition", "self", "other")
+def _compares(instance: OpInstance) -> bool:
+    return chooses_by_a_comparison(instance, "condition", "self", "other")
 
 
-def _filler_at_run_time(site: Site) -> tuple[str, str] | None:
+def _filler_at_run_time(instance: OpInstance) -> tuple[str, str] | None:
     """The names of a computed choice and of a number, 0 or one that hides, that replaces it at run time; or None."""
     for computed, filler in (("self", "other"), ("other", "self")):
-        if hides_at_run_time(site, computed, "condition", site.number(filler)):
+        if hides_at_run_time(instance, computed, "condition", instance.number(filler)):
             return computed, filler
     return None
 
 
 @constraint
-def fills_in_small_numbers(site: Site) -> bool:
+def fills_in_small_numbers(instance: OpInstance) -> bool:
     """Constants that it chooses are at most {MAX_FILL:g} in magnitude, or one number."""
-    if _far_number(site) is not None:
+    if _far_number(instance) is not None:
         return True
-    choices = [site.args[name] for name in ("self", "other")]
+    choices = [instance.args[name] for name in ("self", "other")]
     numbers = [torch.tensor(float(choice)) for choice in choices if isinstance(choice, (int, float))]
-    constants = [site.constant_of(choice) for choice in choices]
+    constants = [instance.constant_of(choice) for choice in choices]
     return all(constant is None or bool((constant.abs() <= MAX_FILL).all()) for constant in (*numbers, *constants))
 
 
-def _far_number(site: Site) -> tuple[str, str] | None:
+def _far_number(instance: OpInstance) -> tuple[str, str] | None:
     """Names of a computed choice and of one that is a number beyond `MAX_FILL`."""
     for computed, filler in (("self", "other"), ("other", "self")):
-        number, value = site.number(filler), site.args[computed]
-        if number is not None and abs(number) > MAX_FILL and isinstance(value, Node) and not site.is_constant(value):
+        number, value = instance.number(filler), instance.args[computed]
+        if (
+            number is not None
+            and abs(number) > MAX_FILL
+            and isinstance(value, Node)
+            and not instance.is_constant(value)
+        ):
             return computed, filler
     return None
 
@@ -78,25 +83,25 @@ def _choose(rewriting: Rewriting, mask: torch.Tensor, chosen: Operand, other: Op
 
 
 def _where(rewriting: Rewriting) -> Node:
-    if _compares(rewriting.site):
+    if _compares(rewriting.instance):
         return choose(rewriting, *(rewriting.args[name] for name in ("condition", "self", "other")))
-    at_run_time = _filler_at_run_time(rewriting.site)
+    at_run_time = _filler_at_run_time(rewriting.instance)
     if at_run_time is not None:
         return _fill_at_run_time(rewriting, *at_run_time)
     condition = rewriting.value_of("condition")
     assert condition is not None  # chooses_by_a_constant holds
     mask = condition.bool()
-    far = _far_number(rewriting.site)
+    far = _far_number(rewriting.instance)
     if far is None:
         return _choose(rewriting, mask, rewriting.args["self"], rewriting.args["other"])
     computed, filler = far
-    number = rewriting.site.number(filler)
+    number = rewriting.instance.number(filler)
     assert number is not None
     return fill(rewriting, rewriting.args[computed], mask if filler == "self" else ~mask, number)
 
 
 def _fill_at_run_time(rewriting: Rewriting, computed: str, filler: str) -> Node:
-    args, number = rewriting.args, rewriting.site.number(filler)
+    args, number = rewriting.args, rewriting.instance.number(filler)
     assert number is not None
     return fill_at_run_time(rewriting, args[computed], args["condition"], number, where=filler == "self")
 

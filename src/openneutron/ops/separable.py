@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch.fx import Node
 
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.pooling import has_even_windows
 from openneutron.ops.resizes import grows_by_native_factors, grows_by_whole_factors, resize_axis, resize_targets
-from openneutron.ops.site import Site
 from openneutron.ops.spec import constraint
 from openneutron.ops.windows import spatial_rank
 
@@ -30,26 +30,26 @@ MAX_AXIS = 512
 MAX_JOINT_WEIGHTS = 16384
 
 # The operator along one of its spatial axes: the last dimension of a matrix becomes that of the output.
-_Axis = Callable[[Site, torch.Tensor, int], torch.Tensor]
+_Axis = Callable[[OpInstance, torch.Tensor, int], torch.Tensor]
 
 
-def _average_axis(site: Site, values: torch.Tensor, axis: int) -> torch.Tensor:
-    return F.adaptive_avg_pool1d(values, site.shape[axis - spatial_rank(site)])
+def _average_axis(instance: OpInstance, values: torch.Tensor, axis: int) -> torch.Tensor:
+    return F.adaptive_avg_pool1d(values, instance.shape[axis - spatial_rank(instance)])
 
 
 @constraint
-def has_short_axes(site: Site) -> bool:
+def has_short_axes(instance: OpInstance) -> bool:
     """The axes that it resizes have at most {MAX_AXIS} elements."""
-    rank = spatial_rank(site)
-    sizes = zip(site.shape_of("self")[-rank:], site.shape[-rank:], strict=True)
+    rank = spatial_rank(instance)
+    sizes = zip(instance.shape_of("self")[-rank:], instance.shape[-rank:], strict=True)
     return all(size <= MAX_AXIS for size, outputs in sizes if size != outputs)
 
 
 def _multiply(along: _Axis) -> Callable[[Rewriting], Node]:
     def rewrite(rewriting: Rewriting) -> Node:
-        site, values = rewriting.site, rewriting.args["self"]
-        sizes = site.shape_of("self")[-spatial_rank(site) :]
-        matrices = [along(site, torch.eye(size), axis).T for axis, size in enumerate(sizes)]
+        instance, values = rewriting.instance, rewriting.args["self"]
+        sizes = instance.shape_of("self")[-spatial_rank(instance) :]
+        matrices = [along(instance, torch.eye(size), axis).T for axis, size in enumerate(sizes)]
         if len(matrices) == 1:
             return _product(rewriting, values, matrices[0])
         if math.prod(matrix.numel() for matrix in matrices) <= MAX_JOINT_WEIGHTS:
@@ -79,7 +79,7 @@ DECOMPOSED = (
             "upsample_nearest2d", "upsample_nearest1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact1d"
         ),
         rewrite=_multiply(resize_axis),
-        applies=lambda site: not grows_by_whole_factors.holds(site),
+        applies=lambda instance: not grows_by_whole_factors.holds(instance),
         constraints=(has_short_axes,),
         becomes=BECOMES,
     ),
@@ -87,7 +87,7 @@ DECOMPOSED = (
         name="upsample_bilinear by other factors",
         targets=resize_targets("upsample_bilinear2d", "upsample_linear1d"),
         rewrite=_multiply(resize_axis),
-        applies=lambda site: not grows_by_native_factors.holds(site),
+        applies=lambda instance: not grows_by_native_factors.holds(instance),
         constraints=(has_short_axes,),
         becomes=BECOMES,
     ),
@@ -109,7 +109,7 @@ DECOMPOSED = (
         name="adaptive_avg_pool with uneven windows",
         targets=("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default"),
         rewrite=_multiply(_average_axis),
-        applies=lambda site: not has_even_windows.holds(site),
+        applies=lambda instance: not has_even_windows.holds(instance),
         constraints=(has_short_axes,),
         becomes=BECOMES,
     ),

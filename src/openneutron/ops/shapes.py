@@ -15,8 +15,8 @@ from openneutron.ir.kinds import CONCATENATION
 from openneutron.ir.views import swapped_blocks
 from openneutron.ops.facts import Facts, Movement
 from openneutron.ops.lowering import Lowering
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.pieces import has_rank_for_kernels, joined, part
-from openneutron.ops.site import Site
 from openneutron.ops.spec import HandledOperator, OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
 from openneutron.targets import Generation, NeutronTarget
 
@@ -49,15 +49,15 @@ def lower_identity(lowering: Lowering) -> Tensor:
 
 
 @constraint
-def has_rank_for_reshape(site: Site) -> bool:
+def has_rank_for_reshape(instance: OpInstance) -> bool:
     """Neither shape has more than {MAX_RESHAPE_RANK} dimensions."""
-    return max(len(site.shape), len(site.shape_of("self"))) <= MAX_RESHAPE_RANK
+    return max(len(instance.shape), len(instance.shape_of("self"))) <= MAX_RESHAPE_RANK
 
 
 @constraint
-def has_rank_for_transpose(site: Site) -> bool:
+def has_rank_for_transpose(instance: OpInstance) -> bool:
     """There are at most {MAX_TRANSPOSE_RANK} dimensions."""
-    return len(site.shape) <= MAX_TRANSPOSE_RANK
+    return len(instance.shape) <= MAX_TRANSPOSE_RANK
 
 
 def permutation(node: Node) -> tuple[int, ...]:
@@ -72,16 +72,16 @@ def permutation(node: Node) -> tuple[int, ...]:
 
 
 @legacy_constraint
-def swaps_two_blocks(site: Site) -> bool:
+def swaps_two_blocks(instance: OpInstance) -> bool:
     """It swaps two runs of dimensions, as NHWC to NCHW does for a batch of 1; dimensions of size 1 do not count."""
-    return swapped_blocks(site.shape_of("self"), permutation(site.node)) is not None
+    return swapped_blocks(instance.shape_of("self"), permutation(instance.node)) is not None
 
 
 @legacy_constraint
-def swaps_whole_granules(site: Site) -> bool:
+def swaps_whole_granules(instance: OpInstance) -> bool:
     """One of the two runs holds a multiple of the MACs of a pipeline."""
-    blocks = swapped_blocks(site.shape_of("self"), permutation(site.node))
-    return blocks is None or is_legacy_swap(blocks, site.target)
+    blocks = swapped_blocks(instance.shape_of("self"), permutation(instance.node))
+    return blocks is None or is_legacy_swap(blocks, instance.target)
 
 
 def is_legacy_swap(blocks: tuple[int, int], target: NeutronTarget) -> bool:
@@ -91,47 +91,47 @@ def is_legacy_swap(blocks: tuple[int, int], target: NeutronTarget) -> bool:
 
 def lower_permute(lowering: Lowering) -> Tensor:
     """TRANSPOSE."""
-    return lowering.transpose(lowering.tensor("self"), permutation(lowering.site.node))
+    return lowering.transpose(lowering.tensor("self"), permutation(lowering.instance.node))
 
 
-def _concatenated_dim(site: Site) -> int:
-    return int(site.args["dim"]) % len(site.shape)
+def _concatenated_dim(instance: OpInstance) -> int:
+    return int(instance.args["dim"]) % len(instance.shape)
 
 
 @legacy_constraint
-def does_not_concatenate_batches(site: Site) -> bool:
+def does_not_concatenate_batches(instance: OpInstance) -> bool:
     """It is not along dimension 0."""
-    return _concatenated_dim(site) != 0 or len(site.args["tensors"]) == 1
+    return _concatenated_dim(instance) != 0 or len(instance.args["tensors"]) == 1
 
 
-def _channel_dim(site: Site) -> int:
-    return 1 if len(site.shape) >= 3 else len(site.shape) - 1
+def _channel_dim(instance: OpInstance) -> int:
+    return 1 if len(instance.shape) >= 3 else len(instance.shape) - 1
 
 
 @legacy_constraint
-def concatenates_whole_granules(site: Site) -> bool:
+def concatenates_whole_granules(instance: OpInstance) -> bool:
     """The channels of every input are a multiple of the MACs of a pipeline."""
-    shapes = [shape_of(node) for node in iterate_nodes(site.args["tensors"])]
-    sizes = (shape[_channel_dim(site)] for shape in shapes)
-    return len(shapes) == 1 or all(size % site.target.channel_granularity == 0 for size in sizes)
+    shapes = [shape_of(node) for node in iterate_nodes(instance.args["tensors"])]
+    sizes = (shape[_channel_dim(instance)] for shape in shapes)
+    return len(shapes) == 1 or all(size % instance.target.channel_granularity == 0 for size in sizes)
 
 
-def _padded_channels(site: Site) -> PaddedDimensions:
+def _padded_channels(instance: OpInstance) -> PaddedDimensions:
     """Its channels, unless it is along them: padding would come between the inputs."""
-    return {} if _concatenated_dim(site) == _channel_dim(site) else {"tensors": (_channel_dim(site),)}
+    return {} if _concatenated_dim(instance) == _channel_dim(instance) else {"tensors": (_channel_dim(instance),)}
 
 
 @constraint
-def concatenates_equal_ranks(site: Site) -> bool:
+def concatenates_equal_ranks(instance: OpInstance) -> bool:
     """All inputs have as many dimensions as the output, and elements."""
-    shapes = [shape_of(node) for node in iterate_nodes(site.args["tensors"])]
-    return all(len(shape) == len(site.shape) and math.prod(shape) > 0 for shape in shapes)
+    shapes = [shape_of(node) for node in iterate_nodes(instance.args["tensors"])]
+    return all(len(shape) == len(instance.shape) and math.prod(shape) > 0 for shape in shapes)
 
 
 def lower_cat(lowering: Lowering) -> Tensor:
     """CONCATENATION, unless there is one input."""
-    inputs, dim = lowering.tensors("tensors"), _concatenated_dim(lowering.site)
-    if lowering.site.generation is Generation.LEGACY and len(lowering.shape) == 4 and len(inputs) > 1:
+    inputs, dim = lowering.tensors("tensors"), _concatenated_dim(lowering.instance)
+    if lowering.instance.generation is Generation.LEGACY and len(lowering.shape) == 4 and len(inputs) > 1:
         return _cat_of_images(lowering, inputs, dim)
     return joined(lowering, inputs, dim)
 
@@ -174,34 +174,34 @@ def read_indices(node: Node, size: int) -> range | None:
     return range(*slice(*bounds).indices(size))
 
 
-def _sliced(site: Site) -> tuple[int, int, int]:
+def _sliced(instance: OpInstance) -> tuple[int, int, int]:
     """Dimension, first index and number of indices of a slice, a narrow or a select."""
-    args, shape = site.args, site.shape_of("self")
+    args, shape = instance.args, instance.shape_of("self")
     dim = int(args["dim"]) % len(shape)
     start = args["index"] if "index" in args else args["start"] or 0
     first = min(max(start + shape[dim] if start < 0 else start, 0), shape[dim])
-    return dim, first, 1 if "index" in args else site.shape[dim]
+    return dim, first, 1 if "index" in args else instance.shape[dim]
 
 
 @constraint
-def slices_without_steps(site: Site) -> bool:
+def slices_without_steps(instance: OpInstance) -> bool:
     """The step is 1."""
-    return bool(site.args.get("step", 1) == 1)
+    return bool(instance.args.get("step", 1) == 1)
 
 
 def lower_slice(lowering: Lowering) -> Tensor:
     """SLICE, or nothing where it takes all; select drops the dimension."""
-    return lowering.reshape(part(lowering, lowering.tensor("self"), *_sliced(lowering.site)), lowering.shape)
+    return lowering.reshape(part(lowering, lowering.tensor("self"), *_sliced(lowering.instance)), lowering.shape)
 
 
-def _is_eval(site: Site) -> bool:
-    return not site.args["train"]
+def _is_eval(instance: OpInstance) -> bool:
+    return not instance.args["train"]
 
 
 @constraint
-def is_in_eval_mode(site: Site) -> bool:
+def is_in_eval_mode(instance: OpInstance) -> bool:
     """The model is in eval mode."""
-    return _is_eval(site)
+    return _is_eval(instance)
 
 
 # A pass removes them; they are left where another quantizer has annotated the graph.

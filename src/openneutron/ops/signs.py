@@ -9,7 +9,7 @@ from torch.fx import Node
 from openneutron.core.fx import arguments, is_dequantize
 from openneutron.ops.declared import facts_of
 from openneutron.ops.facts import never_negative
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 
 __all__ = ["is_never_negative"]
 
@@ -18,11 +18,11 @@ __all__ = ["is_never_negative"]
 _DEPTH = 16
 
 
-def is_never_negative(site: Site, value: object, depth: int = _DEPTH) -> bool:
+def is_never_negative(instance: OpInstance, value: object, depth: int = _DEPTH) -> bool:
     """Whether no value of `value`, a node or a number, can be negative."""
     if not isinstance(value, Node):
         return isinstance(value, (int, float)) and value >= 0
-    if (constant := site.constant_of(value)) is not None:
+    if (constant := instance.constant_of(value)) is not None:
         return bool((constant >= 0).all())
     facts = facts_of(value)
     if facts.sign is never_negative or (is_dequantize(value) and value.args[2] == value.args[3]):
@@ -30,7 +30,7 @@ def is_never_negative(site: Site, value: object, depth: int = _DEPTH) -> bool:
     if depth == 0 or value.op != "call_function":
         return False
     ends = list(_operands(value))
-    operands = [is_never_negative(site, end, max(0, depth - len(ends))) for end in ends]
+    operands = [is_never_negative(instance, end, max(0, depth - len(ends))) for end in ends]
     if facts.movement is not None:
         return all(operands)
     return facts.sign is not None and facts.sign(value, operands)

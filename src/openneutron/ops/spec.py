@@ -12,7 +12,7 @@ from openneutron.core.fx import op_name
 from openneutron.ir.graph import QParams, Tensor
 from openneutron.ops.facts import UNKNOWN, Facts
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.targets import Generation
 
 __all__ = [
@@ -45,7 +45,7 @@ class Homogeneous(enum.Enum):
 class Constraint:
     """A limit of the NPU or of its converter. `holds` is asked about one occurrence; `message` is what users read."""
 
-    holds: Callable[[Site], bool]
+    holds: Callable[[OpInstance], bool]
     generations: frozenset[Generation]
 
     @property
@@ -59,17 +59,17 @@ class Constraint:
         return GRANULARITY in self.message
 
 
-def constraint(holds: Callable[[Site], bool]) -> Constraint:
+def constraint(holds: Callable[[OpInstance], bool]) -> Constraint:
     """A limit of every generation."""
     return Constraint(holds, frozenset(Generation))
 
 
-def legacy_constraint(holds: Callable[[Site], bool]) -> Constraint:
+def legacy_constraint(holds: Callable[[OpInstance], bool]) -> Constraint:
     """A limit that the modern generation lifted."""
     return Constraint(holds, frozenset({Generation.LEGACY}))
 
 
-def no_macs(_: Site) -> int:
+def no_macs(_: OpInstance) -> int:
     """The operator multiplies nothing."""
     return 0
 
@@ -103,13 +103,13 @@ class OpSpec:
     output: OutputRule | QParams | Callable[[Node], OutputRule | QParams] = OutputRule.OBSERVED
     """Where the output's qparams come from."""
     constraints: tuple[Constraint, ...] = ()
-    pads: PaddedDimensions | Callable[[Site], PaddedDimensions] = field(default_factory=dict, compare=False)
+    pads: PaddedDimensions | Callable[[OpInstance], PaddedDimensions] = field(default_factory=dict, compare=False)
     """Dimensions of its arguments that zeros behind them do not disturb: what the output then has more is sliced off.
 
     They are padded to multiples of the MACs of a pipeline where that makes it legal and costs less than the CPU. A
     dimension that an argument does not have is left out; a function may say which ones this occurrence lets one pad.
     """
-    macs: Callable[[Site], int] = no_macs
+    macs: Callable[[OpInstance], int] = no_macs
     """Multiply-accumulates of one occurrence."""
     fuses_activation: bool = False
     """Whether a following activation becomes part of it."""
@@ -117,9 +117,9 @@ class OpSpec:
     """For an activation: the TFLite name under which a preceding operator can fuse it, None where it cannot."""
     is_compute: bool = True
     """Whether it is worth a partition of its own: operators that only move values are not."""
-    keeps_values: Callable[[Site], bool] | None = None
+    keeps_values: Callable[[OpInstance], bool] | None = None
     """Whether its output has no values but those of its inputs; None for yes where it is not worth a partition."""
-    homogeneous: Homogeneous | Callable[[Site], Homogeneous | None] | None = None
+    homogeneous: Homogeneous | Callable[[OpInstance], Homogeneous | None] | None = None
     """How its inputs may be scaled, several ones alike; None for not at all. Not for what only moves values."""
     facts: Facts = field(default=UNKNOWN, compare=False)
     """What passes may know of it."""
@@ -131,30 +131,30 @@ class OpSpec:
         """Where the qparams of this occurrence's output come from."""
         return self.output(node) if callable(self.output) else self.output
 
-    def commutes_with_quantization(self, site: Site) -> bool:
+    def commutes_with_quantization(self, instance: OpInstance) -> bool:
         """Whether this occurrence yields the same of quantized values as quantized of others."""
-        keeps = not self.is_compute if self.keeps_values is None else self.keeps_values(site)
+        keeps = not self.is_compute if self.keeps_values is None else self.keeps_values(instance)
         return keeps and self.output is OutputRule.SHARED
 
-    def scalable(self, site: Site) -> Homogeneous | None:
+    def scalable(self, instance: OpInstance) -> Homogeneous | None:
         """How the inputs of this occurrence may be scaled."""
-        return self.homogeneous(site) if callable(self.homogeneous) else self.homogeneous
+        return self.homogeneous(instance) if callable(self.homogeneous) else self.homogeneous
 
     @property
     def moves_values(self) -> bool:
         """Whether all that it does is to move values."""
         return not self.is_compute and self.keeps_values is None and self.output is OutputRule.SHARED
 
-    def rejections(self, site: Site, generation: Generation) -> list[str]:
+    def rejections(self, instance: OpInstance, generation: Generation) -> list[str]:
         """The messages of all limits that this occurrence breaks, and how many MACs a pipeline has where it matters."""
         limits = (limit for limit in self.constraints if generation in limit.generations)
-        broken = [limit for limit in limits if not limit.holds(site)]
-        note = [site.target.granularity_note] if any(limit.is_granular for limit in broken) else []
+        broken = [limit for limit in limits if not limit.holds(instance)]
+        note = [instance.target.granularity_note] if any(limit.is_granular for limit in broken) else []
         return [limit.message for limit in broken] + note
 
-    def padded_dimensions(self, site: Site) -> PaddedDimensions:
+    def padded_dimensions(self, instance: OpInstance) -> PaddedDimensions:
         """The dimensions of this occurrence that may be padded."""
-        return self.pads(site) if callable(self.pads) else self.pads
+        return self.pads(instance) if callable(self.pads) else self.pads
 
     def edge_name(self, node: Node) -> str:
         """The operator's name in the edge dialect."""

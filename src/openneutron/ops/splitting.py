@@ -11,7 +11,7 @@ from torch.fx import Node
 from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts, Movement
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.writing import reshape
 
 __all__ = ["DECOMPOSED"]
@@ -26,20 +26,20 @@ def _part(rewriting: Rewriting, node: Node, dim: int, first: int, count: int) ->
     return rewriting.call(aten.slice.Tensor, node, dim, first, first + count)
 
 
-def _split_dim(site: Site) -> int:
-    rank = len(site.shape_of("self"))
+def _split_dim(instance: OpInstance) -> int:
+    rank = len(instance.shape_of("self"))
     fixed = {"aten.hsplit": min(1, rank - 1), "aten.vsplit": 0, "aten.dsplit": 2}
-    return fixed.get(op_name(site.node).rpartition(".")[0], int(site.args.get("dim", 0)) % rank)
+    return fixed.get(op_name(instance.node).rpartition(".")[0], int(instance.args.get("dim", 0)) % rank)
 
 
-def _part_sizes(site: Site) -> list[int]:
-    return [value.shape[_split_dim(site)] for value in site.node.meta["val"]]
+def _part_sizes(instance: OpInstance) -> list[int]:
+    return [value.shape[_split_dim(instance)] for value in instance.node.meta["val"]]
 
 
 def _split(rewriting: Rewriting) -> list[Node]:
-    inputs, dim = rewriting.args["self"], _split_dim(rewriting.site)
+    inputs, dim = rewriting.args["self"], _split_dim(rewriting.instance)
     parts, first = [], 0
-    for size in _part_sizes(rewriting.site):
+    for size in _part_sizes(rewriting.instance):
         parts.append(_part(rewriting, inputs, dim, first, size) if size else _empty(rewriting, dim))
         first += size
     return parts
@@ -79,19 +79,21 @@ _PILES: dict[str, tuple[Callable[..., Any], int]] = {
 
 
 def _pile(rewriting: Rewriting) -> Node:
-    shaped, dim = _PILES[op_name(rewriting.site.node)]
+    shaped, dim = _PILES[op_name(rewriting.instance.node)]
     inputs = [reshape(rewriting, node, shaped(node.meta["val"]).shape) for node in rewriting.args["tensors"]]
     return rewriting.call(aten.cat.default, inputs, min(dim, len(rewriting.shape) - 1))
 
 
 def _like(rewriting: Rewriting) -> Node:
     """The form that names the shape instead of a tensor that has it."""
-    target = aten.expand.default if op_name(rewriting.site.node) == "aten.expand_as.default" else aten.reshape.default
+    target = (
+        aten.expand.default if op_name(rewriting.instance.node) == "aten.expand_as.default" else aten.reshape.default
+    )
     return rewriting.call(target, rewriting.args["self"], list(rewriting.shape))
 
 
 def _broadcast(rewriting: Rewriting) -> list[Node]:
-    shape = list(rewriting.site.node.meta["val"][0].shape)
+    shape = list(rewriting.instance.node.meta["val"][0].shape)
     return [
         node if list(shape_of(node)) == shape else rewriting.call(aten.expand.default, node, shape)
         for node in rewriting.args["tensors"]
@@ -107,8 +109,8 @@ def _rotate(rewriting: Rewriting) -> Node:
     return turned if turns == 2 else rewriting.call(aten.transpose.int, turned, first, second)
 
 
-def _has_step(site: Site) -> bool:
-    return bool(site.args["step"] != 1)
+def _has_step(instance: OpInstance) -> bool:
+    return bool(instance.args["step"] != 1)
 
 
 def _step_through(rewriting: Rewriting) -> Node:

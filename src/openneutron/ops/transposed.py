@@ -14,7 +14,7 @@ from openneutron.ir.kinds import SLICE, TRANSPOSE_CONV
 from openneutron.ops.convolution import Filters, convolve
 from openneutron.ops.facts import Facts, LayerKind
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, PaddedDimensions, constraint, legacy_constraint
 from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, Window, image_shape, spatial, spatial_rank
 from openneutron.targets import Generation
@@ -38,79 +38,79 @@ MAX_STRIDE = 4096
 MAX_STRIDE_OF_TRANSPOSE_CONV = 2
 
 
-def _kernel(site: Site) -> tuple[int, int]:
-    height, width = (1, *site.shape_of("weight")[2:])[-2:]
+def _kernel(instance: OpInstance) -> tuple[int, int]:
+    height, width = (1, *instance.shape_of("weight")[2:])[-2:]
     return height, width
 
 
-def _windows(site: Site) -> tuple[Window, Window]:
+def _windows(instance: OpInstance) -> tuple[Window, Window]:
     """The windows of the convolution that this one transposes: they read its output and yield its input."""
     vertical, horizontal = (
         Window(*sizes)
         for sizes in zip(
-            image_shape(site, site.shape)[2:],
-            image_shape(site, site.shape_of("input"))[2:],
-            _kernel(site),
-            spatial(site, "stride", 1),
-            spatial(site, "dilation", 1),
-            spatial(site, "padding", 0),
+            image_shape(instance, instance.shape)[2:],
+            image_shape(instance, instance.shape_of("input"))[2:],
+            _kernel(instance),
+            spatial(instance, "stride", 1),
+            spatial(instance, "dilation", 1),
+            spatial(instance, "padding", 0),
             strict=True,
         )
     )
     return vertical, horizontal
 
 
-def _is_native(site: Site) -> bool:
+def _is_native(instance: OpInstance) -> bool:
     """Whether the NPU has a transposed convolution of these parameters."""
-    return int(site.args["groups"]) == 1 and all(
+    return int(instance.args["groups"]) == 1 and all(
         window.dilation == 1 and window.stride <= min(MAX_STRIDE_OF_TRANSPOSE_CONV, window.kernel)
-        for window in _windows(site)
+        for window in _windows(instance)
     )
 
 
 @constraint
-def has_supported_geometry(site: Site) -> bool:
+def has_supported_geometry(instance: OpInstance) -> bool:
     """Kernel, its dilation included, is at most {MAX_KERNEL}, stride at most {MAX_STRIDE}."""
-    return all(window.extent <= MAX_KERNEL and window.stride <= MAX_STRIDE for window in _windows(site))
+    return all(window.extent <= MAX_KERNEL and window.stride <= MAX_STRIDE for window in _windows(instance))
 
 
 @constraint
-def fits_accumulation(site: Site) -> bool:
+def fits_accumulation(instance: OpInstance) -> bool:
     """Kernel height x width, their dilation included, x input channels of a group, rounded up to the MACs of a
     pipeline, is at most {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
-    granularity = site.target.channel_granularity
-    channels = site.shape_of("weight")[0] // int(site.args["groups"])
+    granularity = instance.target.channel_granularity
+    channels = instance.shape_of("weight")[0] // int(instance.args["groups"])
     channels = -(-channels // granularity) * granularity
-    return math.prod(window.extent for window in _windows(site)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
+    return math.prod(window.extent for window in _windows(instance)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
 @legacy_constraint
-def is_a_row(site: Site) -> bool:
+def is_a_row(instance: OpInstance) -> bool:
     """Groups and dilation are 1, the stride is at most {MAX_STRIDE_OF_TRANSPOSE_CONV} and at most the kernel, which is
     1 x k, and its padding is TFLite's VALID or SAME.
     """
-    windows = _windows(site)
+    windows = _windows(instance)
     padding = all(window.is_valid for window in windows) or all(window.is_same for window in windows)
-    return _is_native(site) and windows[0].kernel == 1 and padding
+    return _is_native(instance) and windows[0].kernel == 1 and padding
 
 
 @legacy_constraint
-def has_whole_filters(site: Site) -> bool:
+def has_whole_filters(instance: OpInstance) -> bool:
     """Input and output channels are multiples of the MACs of a pipeline."""
-    return all(size % site.target.channel_granularity == 0 for size in site.shape_of("weight")[:2])
+    return all(size % instance.target.channel_granularity == 0 for size in instance.shape_of("weight")[:2])
 
 
-def _channels(site: Site) -> PaddedDimensions:
+def _channels(instance: OpInstance) -> PaddedDimensions:
     """Input and output channels, where there are no groups."""
-    if site.args["groups"] != 1:
+    if instance.args["groups"] != 1:
         return {}
-    return {"input": (-1 - spatial_rank(site),), "weight": (0, 1), "bias": (0,)}
+    return {"input": (-1 - spatial_rank(instance),), "weight": (0, 1), "bias": (0,)}
 
 
-def macs(site: Site) -> int:
+def macs(instance: OpInstance) -> int:
     """Each input value meets the kernel's area times the output channels of its group."""
-    return math.prod(site.shape_of("input")) * math.prod(site.shape_of("weight")[1:])
+    return math.prod(instance.shape_of("input")) * math.prod(instance.shape_of("weight")[1:])
 
 
 def lower_transposed_convolution(lowering: Lowering) -> Tensor:
@@ -118,14 +118,14 @@ def lower_transposed_convolution(lowering: Lowering) -> Tensor:
 
     For the legacy generation, which takes one image at a time, rows of all images are those of one.
     """
-    site, inputs, windows = lowering.site, lowering.tensor("input"), _windows(lowering.site)
-    nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(site, inputs.shape)))
+    instance, inputs, windows = lowering.instance, lowering.tensor("input"), _windows(lowering.instance)
+    nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(instance, inputs.shape)))
     batch, height, *row = nhwc.shape
-    if site.generation is Generation.LEGACY and batch > 1:
+    if instance.generation is Generation.LEGACY and batch > 1:
         windows = (windows[0].repeated(batch), windows[1])
         nhwc = lowering.reshape(nhwc, (1, batch * height, *row))
     filters = _filters(lowering, inputs.qparams)
-    output = (_transpose_convolve if _is_native(site) else _convolve_phases)(lowering, nhwc, filters, windows)
+    output = (_transpose_convolve if _is_native(instance) else _convolve_phases)(lowering, nhwc, filters, windows)
     images = lowering.reshape(output, (batch, output.shape[0] * output.shape[1] // batch, *output.shape[2:]))
     return lowering.reshape(lowering.channels_first(images), lowering.shape)
 
@@ -133,7 +133,7 @@ def lower_transposed_convolution(lowering: Lowering) -> Tensor:
 def _filters(lowering: Lowering, inputs: QParams) -> Filters:
     """[outputs, inputs of a group, height, width] out of torch's [inputs, outputs of a group, height, width]."""
     groups, iohw, weight = lowering.args["groups"], lowering.data("weight"), lowering.tensor("weight").qparams
-    iohw = iohw.reshape(*iohw.shape[:2], *_kernel(lowering.site))
+    iohw = iohw.reshape(*iohw.shape[:2], *_kernel(lowering.instance))
     goihw = iohw.reshape(groups, -1, *iohw.shape[1:]).swapaxes(1, 2)
     oihw = goihw.reshape(-1, *goihw.shape[2:])
     if weight.axis is not None:

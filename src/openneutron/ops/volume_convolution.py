@@ -18,9 +18,9 @@ from openneutron.ops.convolution import (
 )
 from openneutron.ops.facts import Facts, LayerKind
 from openneutron.ops.lowering import Lowering
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.pieces import joined, part
 from openneutron.ops.rearranging import is_of_the_modern_generation
-from openneutron.ops.site import Site
 from openneutron.ops.spec import OpSpec, constraint
 from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, Window, of_each_dim
 
@@ -29,27 +29,31 @@ __all__ = ["SPECS"]
 RANK = 3
 
 
-def _begin(site: Site) -> tuple[int, ...]:
+def _begin(instance: OpInstance) -> tuple[int, ...]:
     """Padding in front, along each dimension."""
-    padding = site.args["padding"]
+    padding = instance.args["padding"]
     if padding == "valid":
         return (0,) * RANK
     if padding == "same":  # torch puts the odd one behind
-        pairs = zip(site.shape_of("weight")[2:], of_each_dim(site.args["dilation"], RANK), strict=True)
+        pairs = zip(instance.shape_of("weight")[2:], of_each_dim(instance.args["dilation"], RANK), strict=True)
         return tuple(dilation * (kernel - 1) // 2 for kernel, dilation in pairs)
-    return of_each_dim(site.args["padding"], RANK)
+    return of_each_dim(instance.args["padding"], RANK)
 
 
-def _windows(site: Site) -> tuple[Window, Window, Window]:
+def _windows(instance: OpInstance) -> tuple[Window, Window, Window]:
     """Along depth, height and width."""
-    sizes, outputs, kernel = site.shape_of("input")[-RANK:], site.shape[-RANK:], site.shape_of("weight")[-RANK:]
+    sizes, outputs, kernel = (
+        instance.shape_of("input")[-RANK:],
+        instance.shape[-RANK:],
+        instance.shape_of("weight")[-RANK:],
+    )
     axes = zip(
         sizes,
         outputs,
         kernel,
-        of_each_dim(site.args["stride"], RANK),
-        of_each_dim(site.args["dilation"], RANK),
-        _begin(site),
+        of_each_dim(instance.args["stride"], RANK),
+        of_each_dim(instance.args["dilation"], RANK),
+        _begin(instance),
         strict=True,
     )
     depth, vertical, horizontal = (Window(*axis) for axis in axes)
@@ -57,24 +61,24 @@ def _windows(site: Site) -> tuple[Window, Window, Window]:
 
 
 @constraint
-def has_supported_volume_geometry(site: Site) -> bool:
+def has_supported_volume_geometry(instance: OpInstance) -> bool:
     """Kernel is at most {MAX_KERNEL}, stride at most {MAX_STRIDE}, dilation at most {MAX_DILATION}, along each
     dimension.
     """
     return (
-        max(site.shape_of("weight")[2:]) <= MAX_KERNEL
-        and max(of_each_dim(site.args["stride"], RANK)) <= MAX_STRIDE
-        and max(of_each_dim(site.args["dilation"], RANK)) <= MAX_DILATION
+        max(instance.shape_of("weight")[2:]) <= MAX_KERNEL
+        and max(of_each_dim(instance.args["stride"], RANK)) <= MAX_STRIDE
+        and max(of_each_dim(instance.args["dilation"], RANK)) <= MAX_DILATION
     )
 
 
 @constraint
-def fits_volume_accumulation(site: Site) -> bool:
+def fits_volume_accumulation(instance: OpInstance) -> bool:
     """Kernel height x width x input channels times kernel depth, rounded up to the MACs of a pipeline, is at most
     {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
-    _, inputs, depth, *area = site.shape_of("weight")
-    return math.prod(area) * site.target.whole_granules(inputs * depth) <= MAX_WEIGHTS_OF_ONE_OUTPUT
+    _, inputs, depth, *area = instance.shape_of("weight")
+    return math.prod(area) * instance.target.whole_granules(inputs * depth) <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
 def _is_trivial(window: Window) -> bool:
@@ -87,7 +91,7 @@ def lower_volume_convolution(lowering: Lowering) -> Tensor:
 
     For a kernel of (k, 1, 1), the convolution is over depth, and over height and width flattened into one dimension.
     """
-    depth, vertical, horizontal = windows = _windows(lowering.site)
+    depth, vertical, horizontal = windows = _windows(lowering.instance)
     inputs, weight = lowering.tensor("input"), lowering.tensor("weight")
     bias = lowering.bias("bias", weight.shape[0], inputs.qparams, weight.qparams)
 

@@ -12,8 +12,8 @@ from torch.fx import Node
 from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts, if_first
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.reductions import nobody_reads_its_indices
-from openneutron.ops.site import Site
 from openneutron.ops.windows import of_each_dim
 from openneutron.ops.writing import mean, mul
 
@@ -95,8 +95,8 @@ def _average_pool(rewriting: Rewriting) -> Node:
 
 
 def _adaptive(rewriting: Rewriting, pool: Callable[[Node, list[int]], Node]) -> Node:
-    site = rewriting.site
-    sizes, outputs = site.shape_of("self")[-RANK:], site.shape[-RANK:]
+    instance = rewriting.instance
+    sizes, outputs = instance.shape_of("self")[-RANK:], instance.shape[-RANK:]
 
     def over(*wanted: int) -> _OnImages:
         return lambda images: pool(images, list(wanted))
@@ -121,7 +121,7 @@ def _adaptive_maximum(rewriting: Rewriting) -> list[Node]:
 
 def _first(rewriting: Rewriting, outputs: Node) -> Node:
     """The first of several outputs."""
-    node = rewriting.site.node
+    node = rewriting.instance.node
     with node.graph.inserting_before(node):
         first = node.graph.call_function(operator.getitem, (outputs, 0))
     first.meta = {**outputs.meta, "val": outputs.meta["val"][0]}
@@ -132,9 +132,9 @@ def _resized(target: torch._ops.OpOverload, *names: str) -> Callable[[Rewriting]
     """Over frames, then over depth; `names` are arguments between the sizes and the factors."""
 
     def rewrite(rewriting: Rewriting) -> Node:
-        args, site = rewriting.args, rewriting.site
+        args, instance = rewriting.args, rewriting.instance
         factors = args["scale_factors"]
-        sizes, outputs = site.shape_of("input")[-RANK:], site.shape[-RANK:]
+        sizes, outputs = instance.shape_of("input")[-RANK:], instance.shape[-RANK:]
 
         def over(wanted: Sequence[int], by: Sequence[float] | None) -> _OnImages:
             given = (None, list(by)) if by else (list(wanted), None)
@@ -149,16 +149,16 @@ def _resized(target: torch._ops.OpOverload, *names: str) -> Callable[[Rewriting]
     return rewrite
 
 
-def _lacks_a_batch(site: Site) -> bool:
-    return len(site.shape_of("input")) == RANK + 1
+def _lacks_a_batch(instance: OpInstance) -> bool:
+    return len(instance.shape_of("input")) == RANK + 1
 
 
 def _convolution_of_one(rewriting: Rewriting) -> Node:
     """Of a batch of one."""
-    args = dict(rewriting.site.args)
+    args = dict(rewriting.instance.args)
     args.pop("self")
     batch = rewriting.call(aten.unsqueeze.default, args.pop("input"), 0)
-    target = rewriting.site.node.target
+    target = rewriting.instance.node.target
     assert isinstance(target, torch._ops.OpOverload)
     return rewriting.call(aten.squeeze.dim, rewriting.call(target, batch, *args.values()), 0)
 

@@ -11,7 +11,7 @@ from openneutron.core.fx import op_name
 from openneutron.ir.graph import Tensor
 from openneutron.ir.kinds import PAD, PADV2
 from openneutron.ops.lowering import Lowering
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import legacy_constraint
 
 __all__ = [
@@ -85,28 +85,28 @@ def spatial_dims(node: Node) -> int | None:
     return next((dims for dims in (1, 2, 3) if f"{dims}d" in op_name(node)), None)
 
 
-def spatial_rank(site: Site) -> int:
+def spatial_rank(instance: OpInstance) -> int:
     """The spatial dimensions that an operator has by its name: 1 or 2."""
-    return 1 if "1d" in op_name(site.node) else 2
+    return 1 if "1d" in op_name(instance.node) else 2
 
 
-def spatial(site: Site, name: str, unit: int) -> tuple[int, int]:
+def spatial(instance: OpInstance, name: str, unit: int) -> tuple[int, int]:
     """A parameter for height and width; `unit` is that of the height of one dimension."""
-    height, width = (unit, *of_each_dim(site.args[name], spatial_rank(site)))[-2:]
+    height, width = (unit, *of_each_dim(instance.args[name], spatial_rank(instance)))[-2:]
     return int(height), int(width)
 
 
-def image_shape(site: Site, shape: Sequence[int]) -> tuple[int, ...]:
+def image_shape(instance: OpInstance, shape: Sequence[int]) -> tuple[int, ...]:
     """[N, C, H, W] of a value that may lack a batch, and may have one spatial dimension: then its height is 1."""
-    rank = spatial_rank(site)
+    rank = spatial_rank(instance)
     *batch, channels = shape[:-rank]
     return (*(batch or [1]), channels, *(1, *shape[-rank:])[-2:])
 
 
 @legacy_constraint
-def has_whole_granules(site: Site) -> bool:
+def has_whole_granules(instance: OpInstance) -> bool:
     """The channels are a multiple of the MACs of a pipeline."""
-    return image_shape(site, site.shape_of("self"))[1] % site.target.channel_granularity == 0
+    return image_shape(instance, instance.shape_of("self"))[1] % instance.target.channel_granularity == 0
 
 
 def pad_spatial(

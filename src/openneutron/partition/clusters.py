@@ -29,8 +29,8 @@ from openneutron.ir.scales import may_be_out_of_reach, scale_fault
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS, OpSpec, is_op
 from openneutron.ops.fusion import activation_after, activation_name
 from openneutron.ops.lowering import Lowering
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.padding import Padded, pad_to_granules
-from openneutron.ops.site import Site
 from openneutron.ops.spec import OutputRule
 from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.quantizer.layers import left_in_float
@@ -49,7 +49,7 @@ class Cluster:
     """An operator with all that is quantized around it. `node` is the operator, or the quantize of a requantization."""
 
     spec: OpSpec
-    site: Site
+    instance: OpInstance
     activation: Node | None
     operands: tuple[Node, ...]
     quantize: Node
@@ -59,7 +59,7 @@ class Cluster:
     @property
     def node(self) -> Node:
         """The operator."""
-        return self.site.node
+        return self.instance.node
 
     @property
     def operators(self) -> tuple[Node, ...]:
@@ -74,16 +74,16 @@ class Cluster:
     @property
     def activations(self) -> list[Node]:
         """The dequantize nodes of the operator's activations, in the order of the arguments."""
-        return [node for name in self.spec.inputs for node in iterate_nodes(self.site.args[name])]
+        return [node for name in self.spec.inputs for node in iterate_nodes(self.instance.args[name])]
 
     def weight_qparams(self, constants: Constants) -> QParams | None:
         """The qparams of its weight; None for an operator without one."""
-        return None if self.spec.weight is None else qparams_of(self.site.args[self.spec.weight], constants)
+        return None if self.spec.weight is None else qparams_of(self.instance.args[self.spec.weight], constants)
 
     def lower(self, operands: dict[Node, Tensor], ops: list[Op]) -> Tensor:
         """Append the operators it becomes to `ops`; returns its output in torch's dimension order."""
         activation = "NONE" if self.activation is None else activation_name(self.activation) or "NONE"
-        lowering = Lowering(self.site, operands, qparams_of(self.quantize), activation, ops)
+        lowering = Lowering(self.instance, operands, qparams_of(self.quantize), activation, ops)
         return self.spec.lower(lowering) if self.padded is None else self.padded.lower(lowering)
 
 
@@ -226,8 +226,8 @@ class _Search:
         spec = OPERATORS.get(op_name(node))
         if spec is None:
             return self._not_quantized(node)
-        site = Site(node, self.target, self.options.generation)
-        operands = self._operands(spec, site)
+        instance = OpInstance(node, self.target, self.options.generation)
+        operands = self._operands(spec, instance)
         if isinstance(operands, str):
             return operands
         ending = self._ending(spec, node)
@@ -236,10 +236,10 @@ class _Search:
         activation, quantize = ending
         if activation is not None and (blocked := self.blocked & names_of(activation)):
             return f"Its fused activation '{activation.name}' is in operators_not_to_delegate ('{min(blocked)}')."
-        padded = self._padded(spec, site)
+        padded = self._padded(spec, instance)
         if isinstance(padded, str):
             return padded
-        cluster = Cluster(spec, site, activation, operands, quantize, padded)
+        cluster = Cluster(spec, instance, activation, operands, quantize, padded)
         return self._qparams_rejection(cluster) or self._scale_rejection(cluster) or cluster
 
     def _write(self, node: Node) -> str:
@@ -249,18 +249,18 @@ class _Search:
             return f"ExecuTorch stores the next value of the buffer '{name}' with a copy, which the CPU makes."
         return "It writes in place, which the NPU does not."
 
-    def _operands(self, spec: OpSpec, site: Site) -> tuple[Node, ...] | str:
+    def _operands(self, spec: OpSpec, instance: OpInstance) -> tuple[Node, ...] | str:
         operands: list[Node] = []
         for name in spec.inputs:
-            nodes = list(iterate_nodes(site.args[name]))
+            nodes = list(iterate_nodes(instance.args[name]))
             if not nodes:
-                return self._not_quantized(site.node)
+                return self._not_quantized(instance.node)
             for operand in nodes:
                 if not (is_dequantize(operand) and is_int8(operand)):
-                    return self._not_quantized(site.node) if spec.name != "requantize" else "Not int8."
+                    return self._not_quantized(instance.node) if spec.name != "requantize" else "Not int8."
                 operands.append(operand)
         for argument, dtype in ((spec.weight, torch.int8), (spec.bias, torch.int32)):
-            constant = site.args[argument] if argument else None
+            constant = instance.args[argument] if argument else None
             if constant is None:
                 continue
             if not (is_dequantize(constant) and constant.args[0] in self.constants):
@@ -309,13 +309,13 @@ class _Search:
         operands = [operand for operand in iterate_nodes(list(node.args)) if not is_dequantize(operand)]
         return f"It is not quantized: '{operands[0].name}' comes in float." if operands else "It is not quantized."
 
-    def _padded(self, spec: OpSpec, site: Site) -> Padded | str | None:
+    def _padded(self, spec: OpSpec, instance: OpInstance) -> Padded | str | None:
         """How to pad it, None where the NPU takes it as it is, the reason where the NPU does not take it at all."""
-        limits = spec.rejections(site, site.generation)
+        limits = spec.rejections(instance, instance.generation)
         if not limits:
             return None
         reason = f"{self.options.target} takes {spec.name} only if: {' '.join(limits)}"
-        padded = pad_to_granules(spec, site)
+        padded = pad_to_granules(spec, instance)
         if padded is None:
             return reason
         if padded.cycles < padded.cpu_cycles:
@@ -368,7 +368,7 @@ def _shared_rejection(cluster: Cluster, _: Constants, __: CompileOptions) -> str
 
 def _symmetry_rejection(cluster: Cluster, _: Constants, __: CompileOptions) -> str | None:
     for name in cluster.spec.symmetric:
-        zero_points = [qparams_of(node).zero_point[0] for node in iterate_nodes(cluster.site.args[name])]
+        zero_points = [qparams_of(node).zero_point[0] for node in iterate_nodes(cluster.instance.args[name])]
         if any(zero_points):
             return f"Its input '{name}' has zero point {max(zero_points, key=abs)}; the NPU takes 0 only."
     return None
@@ -393,7 +393,7 @@ def _flavor_rejection(cluster: Cluster, constants: Constants, options: CompileOp
 
 def _bias_rejection(cluster: Cluster, constants: Constants, _: CompileOptions) -> str | None:
     weight = cluster.weight_qparams(constants)
-    bias = cluster.site.args[cluster.spec.bias] if cluster.spec.bias else None
+    bias = cluster.instance.args[cluster.spec.bias] if cluster.spec.bias else None
     if weight is None or bias is None:
         return None
     if _is_accumulated(qparams_of(bias, constants), qparams_of(cluster.activations[0]), weight):

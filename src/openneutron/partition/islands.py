@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.fx import is_dequantize, is_operator, is_quantize, iterate_nodes, op_name, output_node
 from openneutron.ops import OPERATORS, is_op
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.partition.clusters import Cluster, Constants, is_int8
 from openneutron.partition.programs import with_graph
 from openneutron.quantizer.quantizable import quantizable_reason
@@ -139,7 +139,7 @@ class _Search:
         spec = OPERATORS.get(op_name(node)) if is_operator(node) and not is_quantize(node) else None
         return (
             spec is not None
-            and spec.commutes_with_quantization(Site(node, self.target.neutron_target))
+            and spec.commutes_with_quantization(OpInstance(node, self.target.neutron_target))
             and quantizable_reason(node, self.target, self.constants.tensor) is None
         )
 
@@ -164,7 +164,7 @@ class _Search:
                 self.inputs.setdefault((value, qargs), []).append(node)
 
     def _tensors(self, node: Node) -> list[Node]:
-        args = Site(node, self.target.neutron_target).args
+        args = OpInstance(node, self.target.neutron_target).args
         return list(dict.fromkeys(iterate_nodes([args[name] for name in OPERATORS[op_name(node)].inputs])))
 
     def _quantized_by(self, reader: Node) -> QArgs | None:

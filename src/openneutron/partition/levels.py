@@ -41,7 +41,7 @@ class Partition:
     @property
     def target(self) -> NeutronTarget:
         """What its operators were chosen for."""
-        return self.clusters[0].site.target
+        return self.clusters[0].instance.target
 
 
 class Side(enum.IntEnum):

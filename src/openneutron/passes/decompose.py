@@ -13,7 +13,7 @@ from openneutron.core.fx import is_state, op_name
 from openneutron.ops import DECOMPOSITIONS
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.masks import is_made_for_a_mask
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.targets import NeutronTarget
 
 __all__ = ["decompose"]
@@ -36,8 +36,8 @@ def decompose(
     node = next(iter(module.graph.nodes))
     while node.op != "root":
         before = node.prev
-        site = Site(node, target, computed_constants=constants)
-        if not stays(node) and _decompose(module, site, training=training):
+        instance = OpInstance(node, target, computed_constants=constants)
+        if not stays(node) and _decompose(module, instance, training=training):
             changed = True
             node = before.next  # what was written is visited too
         else:
@@ -51,14 +51,14 @@ def decompose(
     return changed
 
 
-def _decompose(module: GraphModule, site: Site, *, training: bool) -> bool:
-    node = site.node
+def _decompose(module: GraphModule, instance: OpInstance, *, training: bool) -> bool:
+    node = instance.node
     declared = DECOMPOSITIONS.get(op_name(node))
     if declared is None or is_made_for_a_mask(node) or not _is_float(node.meta.get("val")):
         return False
-    if not declared.applies(site) or declared.rejections(site):
+    if not declared.applies(instance) or declared.rejections(instance):
         return False
-    rewriting = Rewriting(module, site, training)
+    rewriting = Rewriting(module, instance, training)
     try:
         written = declared.rewrite(rewriting)
     except RuntimeError as error:  # from torch, of a constant whose size is not fixed

@@ -14,7 +14,7 @@ from openneutron.core.fx import arguments, shape_of
 from openneutron.ops.attention import WIDE_SOFTMAX, note_difference_of_scores
 from openneutron.ops.declared import is_op, is_view
 from openneutron.ops.decomposition import Rewriting
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.writing import amax, exp, linear, mul, reshape, rsqrt, sub, sum_
 from openneutron.targets import NeutronTarget
 
@@ -135,7 +135,7 @@ def _sum_of_product(module: GraphModule, value: Node, product: Node, leading: in
 
 
 def _divide_after(module: GraphModule, target: NeutronTarget, softmax: Node, sums: list[_WeightedSum]) -> None:
-    before = Rewriting(module, Site(softmax, target))
+    before = Rewriting(module, OpInstance(softmax, target))
     scores = softmax.args[0]
     assert isinstance(scores, Node)
     differences = sub(before, scores, amax(before, scores, [-1]))
@@ -146,7 +146,7 @@ def _divide_after(module: GraphModule, target: NeutronTarget, softmax: Node, sum
     softmax.replace_all_uses_with(numerators)
     for found in sums:
         values = numerators if found.probabilities is softmax else found.probabilities
-        _divide(Rewriting(module, Site(found.node, target)), found, inverse, values)
+        _divide(Rewriting(module, OpInstance(found.node, target)), found, inverse, values)
     module.graph.erase_node(softmax)
 
 

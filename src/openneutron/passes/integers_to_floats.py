@@ -19,7 +19,7 @@ from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.facts import Movement
 from openneutron.ops.functions import is_quotient
 from openneutron.ops.masks import HIDDEN_AT_RUN_TIME, only_softmax_reads
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.writing import add, become_conversion, convert, logical_and, logical_not, mul, rsub, trunc
 from openneutron.targets import NeutronTarget
 
@@ -172,7 +172,7 @@ class _Walk:
             if choice is not None and choice.is_the_truth and choice.truth is not operand:
                 set_argument(node, name, operand := choice.truth)
                 self.changed = True
-            if is_op(node, "mul") and chooses_by_a_comparison(Site(node, self.target), name):
+            if is_op(node, "mul") and chooses_by_a_comparison(OpInstance(node, self.target), name):
                 continue
             written = None if _dtype(operand) == torch.bool else self._in_float(node, operand)
             if written is None:
@@ -196,7 +196,7 @@ class _Walk:
                 return
 
     def _writing_at(self, node: Node) -> Rewriting:
-        return Rewriting(self.module, Site(node, self.target))
+        return Rewriting(self.module, OpInstance(node, self.target))
 
     def _replace(self, node: Node, written: Node) -> None:
         node.replace_all_uses_with(written)

@@ -11,8 +11,8 @@ from torch.fx import GraphModule, Node
 from openneutron.core.fx import arguments, iterate_nodes, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.shapes import read_indices
-from openneutron.ops.site import Site
 from openneutron.ops.writing import permute, reshape
 from openneutron.targets import NeutronTarget
 
@@ -31,7 +31,7 @@ def merge_phases(module: GraphModule, target: NeutronTarget) -> bool:
     """
     changed = False
     for node in list(module.graph.nodes):
-        if is_op(node, "cat") and _merge(Rewriting(module, Site(node, target))):
+        if is_op(node, "cat") and _merge(Rewriting(module, OpInstance(node, target))):
             changed = True
     if changed:
         module.graph.eliminate_dead_code()
@@ -40,7 +40,7 @@ def merge_phases(module: GraphModule, target: NeutronTarget) -> bool:
 
 
 def _merge(rewriting: Rewriting) -> bool:
-    node = rewriting.site.node
+    node = rewriting.instance.node
     sources, phases = zip(*map(_sliced, iterate_nodes(rewriting.args["tensors"])), strict=True)
     joined = int(rewriting.args["dim"]) % len(rewriting.shape)
     order = _counting_order(phases) if len(set(sources)) == 1 else None

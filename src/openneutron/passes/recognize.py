@@ -14,7 +14,7 @@ from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.functions import is_quotient
 from openneutron.ops.norms import Dims, standardized
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.writing import gelu, hardsigmoid, hardswish, mul, relu, relu6, rsqrt
 from openneutron.targets import NeutronTarget
 
@@ -51,7 +51,7 @@ def recognize(module: GraphModule, target: NeutronTarget, stays: Callable[[Node]
     for node in reversed(list(module.graph.nodes)):
         if node.op != "call_function" or not node.users or stays(node):
             continue
-        rewriting = Rewriting(module, Site(node, target))
+        rewriting = Rewriting(module, OpInstance(node, target))
         replacement = _recognized(rewriting, node)
         if replacement is not None:
             node.replace_all_uses_with(replacement)

@@ -21,7 +21,7 @@ from openneutron.ops import OPERATORS
 from openneutron.ops.declared import facts_of, is_op, layer_kind
 from openneutron.ops.facts import LayerKind
 from openneutron.ops.layers import ConstantLayer, constant_layer
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Homogeneous
 from openneutron.ops.windows import spatial_dims
 from openneutron.targets import TARGETS
@@ -254,7 +254,7 @@ def _handed_on(node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -
         return _moved(node, known)
     if is_op(node, "mul"):
         return _multiplied(node, scaled, numbers, known)
-    how = spec.scalable(Site(node, _ANY_TARGET))
+    how = spec.scalable(OpInstance(node, _ANY_TARGET))
     if how is None or len(scaled) < len(operands) or any(isinstance(value, (int, float)) for value in values):
         return None
     for operand in operands[1:]:

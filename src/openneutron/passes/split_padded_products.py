@@ -16,8 +16,8 @@ from torch.fx import GraphModule, Node
 from openneutron.core.fx import arguments, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.shapes import read_indices
-from openneutron.ops.site import Site
 from openneutron.ops.writing import mul, slice_, sum_
 from openneutron.targets import NeutronTarget
 
@@ -111,10 +111,10 @@ def _reads_padding(reader: Node, axis: int) -> bool | None:
 def _split(module: GraphModule, target: NeutronTarget, found: _PaddedProducts) -> None:
     args = arguments(found.pad)
     first, *rest = found.products
-    values, sums = args["self"], _sums(Rewriting(module, Site(first, target)), found, float(args["value"] or 0.0))
-    values = _multiplied(Rewriting(module, Site(first, target)), found, first, values)
+    values, sums = args["self"], _sums(Rewriting(module, OpInstance(first, target)), found, float(args["value"] or 0.0))
+    values = _multiplied(Rewriting(module, OpInstance(first, target)), found, first, values)
     for product in rest:
-        rewriting = Rewriting(module, Site(product, target))
+        rewriting = Rewriting(module, OpInstance(product, target))
         values, sums = (_multiplied(rewriting, found, product, value) for value in (values, sums))
     for reader, is_of_padding in found.slices.items():
         reader.replace_all_uses_with(sums if is_of_padding else _rows(module, target, found.axis, reader, values))
@@ -122,7 +122,7 @@ def _split(module: GraphModule, target: NeutronTarget, found: _PaddedProducts) -
 
 def _sums(rewriting: Rewriting, found: _PaddedProducts, constant: float) -> Node:
     """What the padding, `constant`, makes of the other operand."""
-    other = rewriting.site.node.args[1 - found.operand]
+    other = rewriting.instance.node.args[1 - found.operand]
     assert isinstance(other, Node)
     summed = sum_(rewriting, other, [found.axis])
     return summed if constant == 1 else mul(rewriting, summed, constant)
@@ -140,5 +140,5 @@ def _rows(module: GraphModule, target: NeutronTarget, axis: int, reader: Node, v
         return values
     indices = read_indices(reader, shape_of(reader.all_input_nodes[0])[axis])
     assert indices is not None
-    rewriting = Rewriting(module, Site(reader, target))
+    rewriting = Rewriting(module, OpInstance(reader, target))
     return slice_(rewriting, values, arguments(reader)["dim"], indices)

@@ -89,7 +89,7 @@ class Annotation:
         self._make_symmetric()
         self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
         self.around = self._special_observers()
-        reading = {place.site.node: place for place in self.places}
+        reading = {place.instance.node: place for place in self.places}
         yielding = {place.output: place for place in self.places}
         values = {value for place in self.places for value in (*place.inputs, place.output)}
         self.outputs = {
@@ -143,7 +143,7 @@ class Annotation:
             # comes by moves alone, which a MUL would keep from being merged with those behind (ShuffleNetV2), nor an
             # input of the model, which is quantized once.
             if is_made_for_a_mask(value):  # each reader quantizes it separately, so the readers need not share qparams
-                self.requantized[(value, place.site.node)] = place.output
+                self.requantized[(value, place.instance.node)] = place.output
                 continue
             if group in self.fixed:
                 cannot_share = len(demands) > 1
@@ -151,7 +151,7 @@ class Annotation:
                 is_read = group in self.read and value not in self.moved and value.op != "placeholder"
                 cannot_share = is_read and not are_one
             if cannot_share:
-                self.requantized[(value, place.site.node)] = place.output
+                self.requantized[(value, place.instance.node)] = place.output
             else:
                 self._join(place.output, group)
 
@@ -202,7 +202,7 @@ class Annotation:
 
     def _make_symmetric(self) -> None:
         """Where only inputs that need zero point 0 read a group, it is symmetric; else those inputs are requantized."""
-        wanted = [(value, place.site.node) for place in self.places for value in place.symmetric]
+        wanted = [(value, place.instance.node) for place in self.places for value in place.symmetric]
         shared = self._read_otherwise(set(wanted)) if wanted else set()
         for edge in wanted:
             group = self._find(edge[0])
@@ -231,7 +231,7 @@ class Annotation:
 
     def _read_otherwise(self, wanted: set[tuple[Node, Node]]) -> set[Value]:
         """The groups that something reads which neither moves their values nor is in `wanted`."""
-        movers = {place.site.node for place in self.places if place.rule is OutputRule.SHARED}
+        movers = {place.instance.node for place in self.places if place.rule is OutputRule.SHARED}
         values = {value for place in self.places for value in (*place.inputs, place.output)}
         edges = {(value, reader) for value in values for reader in value.users if reader.users or reader.op == "output"}
         return {self._find(edge[0]) for edge in edges - wanted if edge[1] not in movers or edge in self.requantized}
@@ -245,9 +245,11 @@ class Annotation:
                 self.read.add(group)
 
     def _annotate_inputs(self, place: Place) -> None:
-        node = place.site.node
+        node = place.instance.node
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
-        weight, bias = (place.site.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
+        weight, bias = (
+            place.instance.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias)
+        )
         if weight is not None:
             spec = qspecs.weight(node, self.weight_axis.get(weight), self.settings.weight_bits)
             if self.settings.is_qat:
@@ -294,12 +296,12 @@ def _weight_axes(places: list[Place], layers: Layers) -> dict[Node, int]:
     readers: dict[Node, list[Place]] = {}
     for place in places:
         if place.spec.weight is not None:
-            readers.setdefault(place.site.args[place.spec.weight], []).append(place)
+            readers.setdefault(place.instance.args[place.spec.weight], []).append(place)
     axes: dict[Node, int] = {}
     for weight, sharing in readers.items():
-        granularities = {layers.granularity(place.site.node) for place in sharing}
+        granularities = {layers.granularity(place.instance.node) for place in sharing}
         if len(granularities) > 1:
-            raise _disagreement(sharing[-1].site.node)
+            raise _disagreement(sharing[-1].instance.node)
         (axis, *others) = {place.spec.weight_axis for place in sharing}
         if granularities == {PER_CHANNEL} and axis is not None and not others:
             axes[weight] = axis

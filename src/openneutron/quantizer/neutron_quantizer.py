@@ -30,7 +30,7 @@ from openneutron.ops import OPERATORS, OpSpec
 from openneutron.ops.attention import WIDE_SOFTMAX
 from openneutron.ops.declared import is_op
 from openneutron.ops.fusion import activation_after
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.passes.equalize import equalize as equalize_channels
 from openneutron.passes.equalize import note_equalized, was_equalized
 from openneutron.passes.name_bad_inputs import check_inputs_before_observers
@@ -202,7 +202,7 @@ class NeutronQuantizer(Quantizer):
         joined = joined_in_float(places)
         for node in joined:
             note_joined_in_float(node)
-        quantized = [place for place in places if place.site.node not in joined]
+        quantized = [place for place in places if place.instance.node not in joined]
         settings = AnnotationSettings(
             self.observer, self.observer_of_outputs, self.weight_bits, self.is_qat, self.layers
         )
@@ -230,7 +230,7 @@ class NeutronQuantizer(Quantizer):
         spec = OPERATORS[op_name(node)]
         batch_norm = batch_norm_behind(node)
         activation = self._fusable_activation(spec, batch_norm or node)
-        return Place(spec, Site(node, self.target.neutron_target), batch_norm, activation)
+        return Place(spec, OpInstance(node, self.target.neutron_target), batch_norm, activation)
 
     def _fusable_activation(self, spec: OpSpec, node: Node) -> Node | None:
         """The activation that alone reads `node`, where the operator and the target can fuse it."""
@@ -255,8 +255,8 @@ def _nothing_to_train(left: list[tuple[Node, str]]) -> ModelError:
 def _warn_of_coarse_softmaxes(places: list[Place]) -> None:
     """Warn of each softmax over many values that `divide_after_sums` did not rewrite."""
     for place in places:
-        node = place.site.node
-        count = shape_of(node)[int(place.site.args["dim"])] if is_op(node, "softmax") else 0
+        node = place.instance.node
+        count = shape_of(node)[int(place.instance.args["dim"])] if is_op(node, "softmax") else 0
         if count > WIDE_SOFTMAX:
             warnings.warn(
                 f"{node.name} ({op_name(node)}, {place_of(node)}) yields {count} probabilities in steps of 1/256: "

@@ -18,7 +18,7 @@ from openneutron.core.constants import constant_value
 from openneutron.core.fx import note, noted
 from openneutron.ir.graph import QParams
 from openneutron.ops import OpSpec
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer.observers import ObserverOfAnother
 
@@ -111,7 +111,7 @@ class Mover(Protocol):
         """Its declaration."""
 
     @property
-    def site(self) -> Site:
+    def instance(self) -> OpInstance:
         """Its occurrence."""
 
     @property
@@ -135,12 +135,12 @@ def joined_in_float(places: Sequence[Mover]) -> dict[Node, Join]:
     """
     leaving = _leaving(places)
     quantized = {place.output for place in places}
-    quantized |= {value for place in places if place.site.node not in leaving for value in place.inputs}
+    quantized |= {value for place in places if place.instance.node not in leaving for value in place.inputs}
     # Identifies a value's qparams: fixed ones, or the value whose observer finds them.
     key: dict[Node, object] = {}
     joined: dict[Node, Join] = {}
     for place in places:
-        node, rule = place.site.node, place.rule
+        node, rule = place.instance.node, place.rule
         if isinstance(rule, QParams):
             key[place.output] = rule
         elif rule is not OutputRule.SHARED or (len(place.inputs) > 1 and node not in leaving):
@@ -154,12 +154,12 @@ def joined_in_float(places: Sequence[Mover]) -> dict[Node, Join]:
 
 def _leaving(places: Sequence[Mover]) -> set[Node]:
     """The operators that only move values and whose output no quantized operator computes with."""
-    quantized = {place.site.node for place in places}
+    quantized = {place.instance.node for place in places}
     leaving: set[Node] = set()
     for place in reversed(places):
         moves = place.rule is OutputRule.SHARED and not place.spec.is_compute
         if moves and all(reader in leaving or reader not in quantized for reader in place.output.users):
-            leaving.add(place.site.node)
+            leaving.add(place.instance.node)
     return leaving
 
 
@@ -167,7 +167,7 @@ def _join(place: Mover, key: dict[Node, object], joined: dict[Node, Join], quant
     """The parts that `place` joins; None if all have the same qparams and it adds no values of its own."""
     inputs = [value for value in place.inputs if _varies(value) or not _is_zero(value)]
     keys = {key.get(value, value) if _varies(value) else value for value in inputs}
-    adds = not (place.spec.keeps_values is None or place.spec.keeps_values(place.site))
+    adds = not (place.spec.keeps_values is None or place.spec.keeps_values(place.instance))
     if len(keys) < 2 and not adds and joined.keys().isdisjoint(inputs):
         return None
     values: dict[Node, None] = {}

@@ -10,7 +10,7 @@ from openneutron.core.constants import constant_value
 from openneutron.core.fx import iterate_nodes
 from openneutron.ir.graph import QParams
 from openneutron.ops import OpSpec
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import training
 
@@ -22,14 +22,14 @@ class Place:
     """An operator to be quantized, with the batch norm that is trained behind it and the activation it fuses."""
 
     spec: OpSpec
-    site: Site
+    instance: OpInstance
     batch_norm: Node | None
     activation: Node | None
 
     @property
     def output(self) -> Node:
         """The value that is quantized: that of the activation, the batch norm or the operator."""
-        return self.activation or self.batch_norm or self.site.node
+        return self.activation or self.batch_norm or self.instance.node
 
     @property
     def inputs(self) -> list[Node]:
@@ -44,7 +44,7 @@ class Place:
     @property
     def rule(self) -> OutputRule | QParams:
         """Where the qparams of the output come from."""
-        return self.spec.output_rule(self.site.node) if self.activation is None else OutputRule.OBSERVED
+        return self.spec.output_rule(self.instance.node) if self.activation is None else OutputRule.OBSERVED
 
     @property
     def brings_together(self) -> bool:
@@ -52,5 +52,5 @@ class Place:
         return sum(constant_value(value) is None for value in self.inputs) > 1
 
     def _operands(self, names: tuple[str, ...]) -> list[Node]:
-        operands = iterate_nodes([self.site.args[name] for name in names])
+        operands = iterate_nodes([self.instance.args[name] for name in names])
         return list(dict.fromkeys(map(training.observed, operands)))

@@ -12,7 +12,7 @@ from openneutron.core.constants import constant_value
 from openneutron.core.fx import iterate_nodes, op_name
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
 from openneutron.ops.masks import MASK_REASON, is_made_for_a_mask
-from openneutron.ops.site import Site
+from openneutron.ops.op_instance import OpInstance
 from openneutron.targets import Generation, NeutronTargetSpec
 
 __all__ = ["is_size", "quantizable_reason"]
@@ -30,12 +30,12 @@ def quantizable_reason(node: Node, target: NeutronTargetSpec, constant_of: Const
     if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
         return f"It yields {value.dtype}; only float32 is quantized."
     spec = OPERATORS.get(op_name(node))
-    site = Site(node, target.neutron_target, constant_of=constant_of)
+    instance = OpInstance(node, target.neutron_target, constant_of=constant_of)
     if spec is None or is_made_for_a_mask(node) or not isinstance(value, torch.Tensor):
-        return _undecomposed_reason(site)
+        return _undecomposed_reason(instance)
     if not value.numel():
         return "It yields a tensor without elements."
-    return _input_reason(spec, site) or _weight_reason(spec, site) or _limit_reason(spec, site)
+    return _input_reason(spec, instance) or _weight_reason(spec, instance) or _limit_reason(spec, instance)
 
 
 def is_size(node: Node) -> bool:
@@ -43,9 +43,9 @@ def is_size(node: Node) -> bool:
     return isinstance(node.meta.get("val"), (int, torch.SymInt))
 
 
-def _input_reason(spec: OpSpec, site: Site) -> str | None:
+def _input_reason(spec: OpSpec, instance: OpInstance) -> str | None:
     """Why an activation that the operator reads cannot be quantized."""
-    reasons = (_argument_reason(name, site.args[name]) for name in spec.inputs)
+    reasons = (_argument_reason(name, instance.args[name]) for name in spec.inputs)
     return next(filter(None, reasons), None)
 
 
@@ -61,33 +61,33 @@ def _argument_reason(name: str, argument: Any) -> str | None:
     return None
 
 
-def _weight_reason(spec: OpSpec, site: Site) -> str | None:
+def _weight_reason(spec: OpSpec, instance: OpInstance) -> str | None:
     """Why the weight or the bias cannot be quantized."""
     for name, role in ((spec.weight, "weight"), (spec.bias, "bias")):
-        constant = site.args[name] if name else None
-        if constant is not None and site.constant_of(constant) is None:
+        constant = instance.args[name] if name else None
+        if constant is not None and instance.constant_of(constant) is None:
             return f"Its {role} is computed while the model runs, not a constant."
     return None
 
 
-def _limit_reason(spec: OpSpec, site: Site) -> str | None:
+def _limit_reason(spec: OpSpec, instance: OpInstance) -> str | None:
     """Which limits of the operator this occurrence breaks."""
-    rejections = spec.rejections(site, Generation.MODERN)
+    rejections = spec.rejections(instance, Generation.MODERN)
     if not rejections:
         return None
-    declared = DECOMPOSITIONS.get(op_name(site.node))
-    if declared is not None and declared.applies(site):
-        return _undecomposed_reason(site)
+    declared = DECOMPOSITIONS.get(op_name(instance.node))
+    if declared is not None and declared.applies(instance):
+        return _undecomposed_reason(instance)
     return f"The NPU takes {spec.name} only if: {' '.join(rejections)}"
 
 
-def _undecomposed_reason(site: Site) -> str:
-    declared = DECOMPOSITIONS.get(op_name(site.node))
-    if is_made_for_a_mask(site.node):
+def _undecomposed_reason(instance: OpInstance) -> str:
+    declared = DECOMPOSITIONS.get(op_name(instance.node))
+    if is_made_for_a_mask(instance.node):
         return MASK_REASON
     if declared is None:
         return "OpenNeutron has no such operator; docs/operators.md lists those it has."
-    rejections = declared.rejections(site)
+    rejections = declared.rejections(instance)
     if not rejections:
         return f"{declared.name} becomes {declared.becomes} for float32 values only, when the model is quantized."
     return f"{declared.name} becomes {declared.becomes} only if: {' '.join(rejections)}"

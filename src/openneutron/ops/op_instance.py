@@ -14,11 +14,11 @@ from openneutron.core.constants import constant_value, number_of
 from openneutron.core.fx import arguments, iterate_nodes, shape_of
 from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["Site"]
+__all__ = ["OpInstance"]
 
 
 @dataclass(frozen=True)
-class Site:
+class OpInstance:
     """One occurrence of an operator, as constraints and lowerings see it."""
 
     node: Node
