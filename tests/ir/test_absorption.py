@@ -15,7 +15,7 @@ from openneutron.formats import tflite
 from openneutron.ir.absorption import absorb_padding
 from openneutron.ir.graph import Graph, QParams, Tensor
 from openneutron.ir.kinds import CONCATENATION, CONV_2D, FULLY_CONNECTED, PAD, SLICE
-from openneutron.ir.rewrites import copy_unwritten_outputs, remove_dead_operators
+from openneutron.ir.rewrites import copy_unwritten_outputs, eliminate_dead_code
 from openneutron.ir.verify import verify
 from openneutron.targets import TARGETS
 
@@ -60,7 +60,7 @@ def bias(size: int) -> Tensor:
 
 def absorbed(graph: Graph) -> str:
     """The text after the pass, constants by their shapes only."""
-    result = remove_dead_operators(verify(absorb_padding(graph, TARGET), "absorb_padding"))
+    result = eliminate_dead_code(verify(absorb_padding(graph, TARGET), "absorb_padding"))
     short = text(result).replace(" int8 q(0.01, 0)", "").replace(" int32 q(0.005, 0)", "")
     lines = (line.split(" dilation")[0].split(" keep_num")[0].split(" filter_h")[0] for line in short.splitlines())
     return "\n".join(lines)
@@ -241,7 +241,7 @@ def graphs(draw: Any) -> Graph:
 def test_meaning_stays(graph: Graph, seed: int) -> None:
     generator = np.random.default_rng(seed)
     inputs = [generator.integers(-128, 128, tensor.shape, dtype=np.int8) for tensor in graph.inputs]
-    after = remove_dead_operators(verify(absorb_padding(graph, TARGET), "absorb_padding"))
+    after = eliminate_dead_code(verify(absorb_padding(graph, TARGET), "absorb_padding"))
     before, after = (verify(copy_unwritten_outputs(each), "copies") for each in (graph, after))
     assert len(after.ops) <= len(before.ops)
     expected = litert(tflite.write(before), *inputs)
@@ -252,5 +252,5 @@ def test_meaning_stays(graph: Graph, seed: int) -> None:
 def test_second_time_changes_nothing() -> None:
     net = Channels()
     x = net.first(net.pool(net.pad(net.conv(net.input(1, 4, 4, 3), 5, kernel=3), 8)), 5)
-    once = remove_dead_operators(absorb_padding(net.returns(net.conv(x, 4), net.add(x, constant(5))), TARGET))
-    assert text(remove_dead_operators(absorb_padding(once, TARGET))) == text(once)
+    once = eliminate_dead_code(absorb_padding(net.returns(net.conv(x, 4), net.add(x, constant(5))), TARGET))
+    assert text(eliminate_dead_code(absorb_padding(once, TARGET))) == text(once)

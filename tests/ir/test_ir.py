@@ -11,12 +11,12 @@ from tests.net import FULLY, INT8, INT32, NO_ACTIVATION, TO_NCHW, TO_NHWC, Net, 
 
 from openneutron.ir.graph import Array, Graph, Kind, Op, QParams, Tensor
 from openneutron.ir.kinds import ABS, ADD, CONCATENATION, FULLY_CONNECTED, MEAN, PAD, RELU, RESHAPE, SLICE, TRANSPOSE
-from openneutron.ir.layout import sink_views
+from openneutron.ir.layout import propagate_layouts
 from openneutron.ir.rewrites import (
     copy_unwritten_outputs,
+    eliminate_dead_code,
     hoist_format_conversions,
     hoisted_ends,
-    remove_dead_operators,
     share_constants,
     transpose_as_images,
 )
@@ -24,7 +24,7 @@ from openneutron.ir.verify import IRError, verify
 
 
 def sunk(graph: Graph) -> str:
-    return text(verify(sink_views(graph), "sink_views"))
+    return text(verify(propagate_layouts(graph), "propagate_layouts"))
 
 
 class TestSinkViews:
@@ -146,7 +146,7 @@ class TestSinkViews:
         flat = net.reshape(net.transpose(net.input(1, 2, 2, 3), *TO_NCHW), 1, 12)
         bias = Tensor((1,), INT32, Q, np.zeros(1, np.int32))
         weight = constant(1, 12)
-        graph = sink_views(net.returns(net.op(FULLY_CONNECTED, [flat, weight, bias], (1, 1), **FULLY)))
+        graph = propagate_layouts(net.returns(net.op(FULLY_CONNECTED, [flat, weight, bias], (1, 1), **FULLY)))
         assert text(graph) == golden("""
             input %0: 1x2x2x3
             %1: 1x12 = RESHAPE(%0) new_shape=(1,12)
@@ -181,7 +181,7 @@ class TestSinkViews:
 
     def test_rule_7_view_of_a_constant_is_a_constant(self) -> None:
         net = Net()
-        graph = sink_views(net.returns(net.add(net.input(3, 2), net.transpose(constant(2, 3), 1, 0))))
+        graph = propagate_layouts(net.returns(net.add(net.input(3, 2), net.transpose(constant(2, 3), 1, 0))))
         assert text(graph) == golden("""
             input %0: 3x2
             %2: 3x2 = ADD(%0, c1: 3x2)
@@ -196,7 +196,7 @@ class TestRewrites:
         x = net.input(4)
         net.relu(net.relu(x))
         alive = net.op(ABS, [x], (4,))
-        assert text(remove_dead_operators(net.returns(alive))) == golden("""
+        assert text(eliminate_dead_code(net.returns(alive))) == golden("""
             input %0: 4
             %1: 4 = ABS(%0)
             output %1
@@ -297,7 +297,7 @@ class TestRewrites:
         net = Net()
         x = net.reshape(net.relu(net.input(2, 3, 4)), 6, 4)
         graph = net.returns(net.reshape(net.transpose(x, 1, 0), 2, 12))
-        assert text(remove_dead_operators(transpose_as_images(graph))) == golden("""
+        assert text(eliminate_dead_code(transpose_as_images(graph))) == golden("""
             input %0: 2x3x4
             %1: 2x3x4 = RELU(%0)
             %2: 1x6x1x4 = RESHAPE(%1) new_shape=(1,6,1,4)

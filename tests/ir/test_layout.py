@@ -1,4 +1,4 @@
-"""In which order operators with axes work: rules 3 and 4 of `sink_views`, wishes, and what is shared before it."""
+"""Rules 3 and 4 of `propagate_layouts`: the dimension order of operators with axes, and layout preferences."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from tests.net import NO_ACTIVATION, TO_NCHW, TO_NHWC, Net, constant, golden, te
 from openneutron.ir.build import optimize
 from openneutron.ir.graph import Graph, QParams, Tensor
 from openneutron.ir.kinds import CONCATENATION, PAD, SLICE
-from openneutron.ir.layout import sink_views
-from openneutron.ir.rewrites import merge_slices, share_results
+from openneutron.ir.layout import propagate_layouts
+from openneutron.ir.layout_preferences import layout_preferences
+from openneutron.ir.rewrites import eliminate_common_subexpressions, merge_slices
 from openneutron.ir.verify import verify
 from openneutron.ir.views import View
-from openneutron.ir.wishes import wishes
 
 
 def sunk(graph: Graph) -> str:
-    return text(verify(sink_views(graph), "sink_views"))
+    return text(verify(propagate_layouts(graph), "propagate_layouts"))
 
 
 def part(net: Net, tensor: Tensor, dim: int, first: int, count: int) -> Tensor:
@@ -94,7 +94,7 @@ class TestWishes:
         net = Net()
         x = shuffled(net, nchw(net, 1, 3, 4, 8), 2)
         again = shuffled(net, part(net, x, 1, 0, 4), 2)
-        ops = sink_views(net.returns(net.pool(net.transpose(again, *TO_NHWC)))).ops
+        ops = propagate_layouts(net.returns(net.pool(net.transpose(again, *TO_NHWC)))).ops
         assert [op.kind.name for op in ops] == [
             "RESHAPE", "TRANSPOSE", "RESHAPE", "SLICE", "RESHAPE", "TRANSPOSE", "RESHAPE", "MAX_POOL_2D"
         ]  # fmt: skip
@@ -131,7 +131,7 @@ class TestWishes:
         net = Net()
         x = net.transpose(net.input(2, 2), 1, 0)
         twice = net.op(CONCATENATION, [x, x], (4, 2), axis=0, **NO_ACTIVATION)
-        assert text(sink_views(net.returns(twice, net.relu(x)))) == golden("""
+        assert text(propagate_layouts(net.returns(twice, net.relu(x)))) == golden("""
             input %0: 2x2
             %1: 2x2 = TRANSPOSE(%0) perm=(1,0)
             %2: 4x2 = CONCATENATION(%1, %1) axis=0
@@ -143,13 +143,13 @@ class TestWishes:
     def test_rule_4_not_where_that_moves_more(self) -> None:
         net = Net()
         x = nchw(net, 1, 2, 3, 9)
-        graph = sink_views(net.returns(part(net, x, 1, 0, 2), part(net, x, 1, 2, 2)))
+        graph = propagate_layouts(net.returns(part(net, x, 1, 0, 2), part(net, x, 1, 2, 2)))
         assert [op.kind.name for op in graph.ops] == ["SLICE", "SLICE", "TRANSPOSE", "TRANSPOSE"]
 
     def test_rule_4_not_for_one_reader(self) -> None:
         net = Net()
         x = net.input(1, 4, 2, 3)
-        graph = sink_views(net.returns(net.pool(net.transpose(part(net, x, 1, 0, 2), *TO_NHWC))))
+        graph = propagate_layouts(net.returns(net.pool(net.transpose(part(net, x, 1, 0, 2), *TO_NHWC))))
         assert [op.kind.name for op in graph.ops] == ["SLICE", "TRANSPOSE", "MAX_POOL_2D"]
 
     def test_rule_4_for_nothing_where_dimensions_of_one_alone_move(self) -> None:
@@ -157,15 +157,15 @@ class TestWishes:
         planes = [net.reshape(part(net, nchw(net, 1, 3, 4, 2), 1, 0, 1), 1, 3, 4) for _ in range(2)]
         images = [net.reshape(plane, 1, 1, 3, 4) for plane in planes]
         both = net.op(CONCATENATION, images, (1, 2, 3, 4), axis=1, **NO_ACTIVATION)
-        graph = sink_views(net.returns(net.pool(net.transpose(both, *TO_NHWC))))
+        graph = propagate_layouts(net.returns(net.pool(net.transpose(both, *TO_NHWC))))
         assert [op.kind.name for op in graph.ops] == ["SLICE", "SLICE", "CONCATENATION", "MAX_POOL_2D"]
 
     def test_wishes_pass_operators_of_any_order(self) -> None:
         net = Net()
         x = net.input(1, 4, 2, 3)
         padded = net.op(PAD, [x], (1, 4, 3, 3), paddings=((0, 0), (0, 0), (1, 0), (0, 0)))
-        found = wishes(net.returns(net.pool(net.transpose(net.relu(padded), *TO_NHWC)), net.relu(x)))
-        assert found[id(padded)].favorite == TO_NHWC
+        found = layout_preferences(net.returns(net.pool(net.transpose(net.relu(padded), *TO_NHWC)), net.relu(x)))
+        assert found[id(padded)].preferred_order == TO_NHWC
         assert dict(found[id(x)].readers) == {TO_NHWC: 1, (0, 1, 2, 3): 1}
         assert dict(found[id(x)].elements) == {TO_NHWC: 36, (0, 1, 2, 3): 24}
 
@@ -175,7 +175,9 @@ class TestSharing:
         net = Net()
         x = net.input(2, 4)
         first, again, other = (part(net, x, 1, begin, 2) for begin in (0, 0, 2))
-        assert text(share_results(net.returns(net.add(first, other), net.add(again, other), again))) == golden("""
+        assert text(
+            eliminate_common_subexpressions(net.returns(net.add(first, other), net.add(again, other), again))
+        ) == golden("""
             input %0: 2x4
             %1: 2x2 = SLICE(%0) begin=(0,0) size=(2,2)
             %2: 2x2 = SLICE(%0) begin=(0,2) size=(2,2)
@@ -190,7 +192,7 @@ class TestSharing:
         x = net.input(4)
         first, second = net.relu(x), net.relu(x)
         second.qparams = QParams.per_tensor(0.25, 0)
-        assert len(share_results(net.returns(first, second)).ops) == 2
+        assert len(eliminate_common_subexpressions(net.returns(first, second)).ops) == 2
 
     def test_slices_of_slices_are_one(self) -> None:
         net = Net()

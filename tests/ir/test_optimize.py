@@ -16,7 +16,7 @@ from openneutron.formats import tflite
 from openneutron.ir.build import optimize
 from openneutron.ir.graph import Graph, Tensor
 from openneutron.ir.kinds import CONCATENATION, FULLY_CONNECTED, SLICE, TRANSPOSE
-from openneutron.ir.rewrites import copy_unwritten_outputs, remove_dead_operators
+from openneutron.ir.rewrites import copy_unwritten_outputs, eliminate_dead_code
 from openneutron.ir.text import dump
 from openneutron.ir.verify import verify
 
@@ -40,7 +40,7 @@ class TestOptimize:
     @given(graphs())
     @settings(max_examples=100, deadline=None)
     def test_no_more_is_transposed_than_was_asked_for(self, graph: Graph) -> None:
-        assert transposed(optimize(graph)) <= transposed(remove_dead_operators(graph))
+        assert transposed(optimize(graph)) <= transposed(eliminate_dead_code(graph))
 
     @pytest.mark.parametrize("case", [
         lambda net, x, y: [net.add(x, net.transpose(y, 1, 0))],

@@ -38,7 +38,7 @@ def absorb_padding(graph: Graph, target: NeutronTarget) -> Graph:
        rest, where `target` is not slower for it.
     4. So does a FULLY_CONNECTED that has them through a RESHAPE to rows.
 
-    A SLICE that nobody reads any more is left to `remove_dead_operators`.
+    A SLICE that nobody reads any more is left to `eliminate_dead_code`.
     """
     return _Absorption(graph, target).run()
 

@@ -15,14 +15,14 @@ from openneutron.core.driver import Driver
 from openneutron.ir.absorption import absorb_padding
 from openneutron.ir.graph import Array, Graph, Op, QParams, Tensor
 from openneutron.ir.kinds import RESHAPE, TRANSPOSE
-from openneutron.ir.layout import sink_views
+from openneutron.ir.layout import propagate_layouts
 from openneutron.ir.rewrites import (
     copy_unwritten_outputs,
+    eliminate_common_subexpressions,
+    eliminate_dead_code,
     hoist_format_conversions,
     merge_slices,
-    remove_dead_operators,
     share_constants,
-    share_results,
     transpose_as_images,
 )
 from openneutron.ir.text import dump
@@ -127,13 +127,13 @@ class Pass:
 _SHARES = (Stage.FIRST, Stage.LAYOUT, Stage.LAST)
 PASSES: tuple[Pass, ...] = (
     Pass(merge_slices, "read what a slice reads instead of the slice", (Stage.FIRST, Stage.LAST)),
-    Pass(sink_views, "move transposes and reshapes to where they cancel", (Stage.LAYOUT,)),
+    Pass(propagate_layouts, "move transposes and reshapes to where they cancel", (Stage.LAYOUT,)),
     Pass(absorb_padding, "make padding and slicing part of the convolutions around it", (Stage.PADDING,)),
     Pass(hoist_format_conversions, "leave transposes at the ends to the runtime", (Stage.FORMATS,)),
     Pass(transpose_as_images, "write transposes as the legacy generation has them", (Stage.LEGACY,)),
-    Pass(remove_dead_operators, "remove operators that nothing reads", (*_SHARES, Stage.LEGACY)),
+    Pass(eliminate_dead_code, "remove operators that nothing reads", (*_SHARES, Stage.LEGACY)),
     Pass(share_constants, "store equal constants once", _SHARES),
-    Pass(share_results, "compute equal operators once", _SHARES),
+    Pass(eliminate_common_subexpressions, "compute equal operators once", _SHARES),
     Pass(copy_unwritten_outputs, "copy outputs that are inputs or constants", (Stage.LAST, Stage.ENDS)),
 )
 """All passes over the IR, in the order in which those of one stage run."""

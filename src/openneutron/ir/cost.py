@@ -29,7 +29,7 @@ from openneutron.ir.graph import Op
 from openneutron.ir.kinds import Work
 from openneutron.targets import NeutronTarget
 
-__all__ = ["BYTES_PER_CYCLE", "OPERATOR_CYCLES", "Array", "Cost", "array_of", "cost_of", "cpu_cycles", "cycles_of"]
+__all__ = ["BYTES_PER_CYCLE", "OPERATOR_CYCLES", "Cost", "MacArray", "array_of", "cost_of", "cpu_cycles", "cycles_of"]
 
 # A 64-bit bus. Bandwidths are not published.
 BYTES_PER_CYCLE = 8
@@ -51,7 +51,7 @@ SOFTMAX_PASSES = 3
 
 
 @dataclass(frozen=True)
-class Array:
+class MacArray:
     """The array of dot-product units as the estimate takes it."""
 
     pipelines: int
@@ -67,7 +67,7 @@ class Array:
         return self.pipelines * self.macs
 
 
-def array_of(target: NeutronTarget) -> Array:
+def array_of(target: NeutronTarget) -> MacArray:
     """The array of a target; unknown sizes are assumed, and said to be.
 
     Multipliers of a pipeline: those that the operator limits assume. Pipelines: what is left of the products a cycle.
@@ -79,7 +79,7 @@ def array_of(target: NeutronTarget) -> Array:
         *([] if target.macs_per_cycle else [f"{per_cycle} MACs a cycle"]),
     ]
     pipelines = target.pipelines or max(1, per_cycle // macs)
-    return Array(pipelines, macs, target.neutron_class == "Neutron-S", tuple(assumptions))
+    return MacArray(pipelines, macs, target.neutron_class == "Neutron-S", tuple(assumptions))
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def cost_of(op: Op, target: NeutronTarget) -> Cost:
     """The estimate for one operator of the IR. Reads shapes, dtypes and attributes only."""
     array = array_of(target)
     compute = _compute_cycles(op, array)
-    macs = _compute_cycles(op, Array(1, 1, moves_while_computing=False))
+    macs = _compute_cycles(op, MacArray(1, 1, moves_while_computing=False))
     weights = sum(tensor.size * tensor.dtype.itemsize for tensor in op.inputs if tensor.data is not None)
     activations = _activation_bytes(op)
     transfer = _quotient(weights + activations, BYTES_PER_CYCLE)
@@ -132,18 +132,18 @@ def _quotient(dividend: int, divisor: int) -> int:
     return -(-dividend // divisor)
 
 
-def _convolution(op: Op, array: Array) -> int:
+def _convolution(op: Op, array: MacArray) -> int:
     outputs, height, width, inputs = op.inputs[1].shape
     positions = math.prod(op.output.shape[:3])
     return positions * height * width * _quotient(inputs, array.macs) * _quotient(outputs, array.pipelines)
 
 
-def _depthwise(op: Op, array: Array) -> int:
+def _depthwise(op: Op, array: MacArray) -> int:
     _, height, width, channels = op.inputs[1].shape
     return math.prod(op.output.shape[:3]) * height * width * _quotient(channels, array.pipelines)
 
 
-def _transposed_convolution(op: Op, array: Array) -> int:
+def _transposed_convolution(op: Op, array: MacArray) -> int:
     """Each position of the input meets the whole kernel."""
     weight = next(tensor for tensor in op.inputs if tensor.data is not None and len(tensor.shape) == 4)
     inputs = next(tensor for tensor in op.inputs if tensor.data is None)
@@ -152,36 +152,36 @@ def _transposed_convolution(op: Op, array: Array) -> int:
     return positions * height * width * _quotient(channels, array.macs) * _quotient(outputs, array.pipelines)
 
 
-def _matrix_product(op: Op, array: Array) -> int:
+def _matrix_product(op: Op, array: MacArray) -> int:
     """Rows of the first input times columns, those of a constant or of the same batch."""
     *rows, columns = op.output.shape
     depth = op.inputs[0].size // math.prod(rows)
     return math.prod(rows) * _quotient(depth, array.macs) * _quotient(columns, array.pipelines)
 
 
-def _pool(op: Op, array: Array) -> int:
+def _pool(op: Op, array: MacArray) -> int:
     *positions, channels = op.output.shape
     window = int(op.attrs["filter_height"]) * int(op.attrs["filter_width"])
     return math.prod(positions) * window * _quotient(channels, array.pipelines)
 
 
-def _reduction(op: Op, array: Array) -> int:
+def _reduction(op: Op, array: MacArray) -> int:
     return _quotient(op.inputs[0].size, array.pipelines)
 
 
-def _softmax(op: Op, array: Array) -> int:
+def _softmax(op: Op, array: MacArray) -> int:
     return SOFTMAX_PASSES * _quotient(op.output.size, array.pipelines)
 
 
-def _elements(op: Op, array: Array) -> int:
+def _elements(op: Op, array: MacArray) -> int:
     return _quotient(op.output.size, array.pipelines)
 
 
-def _nothing(_: Op, __: Array) -> int:
+def _nothing(_: Op, __: MacArray) -> int:
     return 0
 
 
-_CYCLES: dict[Work, Callable[[Op, Array], int]] = {
+_CYCLES: dict[Work, Callable[[Op, MacArray], int]] = {
     Work.CONVOLUTION: _convolution,
     Work.DEPTHWISE: _depthwise,
     Work.TRANSPOSED_CONVOLUTION: _transposed_convolution,
@@ -204,5 +204,5 @@ def _activation_bytes(op: Op) -> int:
     return sum(tensor.size * tensor.dtype.itemsize for tensor in (*op.inputs, op.output) if tensor.data is None)
 
 
-def _compute_cycles(op: Op, array: Array) -> int:
+def _compute_cycles(op: Op, array: MacArray) -> int:
     return _CYCLES[op.kind.work](op, array)

@@ -9,13 +9,13 @@ import numpy as np
 
 from openneutron.ir.graph import Graph, Kind, Layout, Op, Tensor
 from openneutron.ir.kinds import TRANSPOSE
+from openneutron.ir.layout_preferences import LayoutPreferences, Order, layout_preferences
 from openneutron.ir.views import View
-from openneutron.ir.wishes import Order, Wishes, wishes
 
-__all__ = ["sink_views"]
+__all__ = ["propagate_layouts"]
 
 
-def sink_views(graph: Graph) -> Graph:
+def propagate_layouts(graph: Graph) -> Graph:
     """Rules, for each operator in order; linear in the number of operators:
 
     1. TRANSPOSE and RESHAPE become views and emit nothing.
@@ -29,7 +29,7 @@ def sink_views(graph: Graph) -> Graph:
     6. Any other operator, and each output of the graph, gets its values in order: the view is emitted, once.
     7. A view of a constant is a constant.
     """
-    return _Sinking(graph, wishes(graph)).run()
+    return _LayoutPropagation(graph, layout_preferences(graph)).run()
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class _Reads:
 
 
 @dataclass
-class _Sinking:
+class _LayoutPropagation:
     graph: Graph
-    wishes: dict[int, Wishes]  # by id of the tensor in the old graph, as everything here
+    preferences: dict[int, LayoutPreferences]  # by id of the tensor in the old graph, as everything here
     views: dict[int, View] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
     emitted: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
@@ -118,25 +118,25 @@ class _Sinking:
 
     def _moves_fewer_in_order(self, op: Op, leaders: list[View], order: Sequence[int]) -> bool:
         """Whether no reader wants another order, an input is in order, and no fewer inputs would move for `order`."""
-        if self._favorite(op.output) not in (None, tuple(range(len(op.output.shape)))):
+        if self._preferred_order(op.output) not in (None, tuple(range(len(op.output.shape)))):
             return False
         moved = sum(not view.in_stored_order for view in leaders)
         moved_for_order = sum(not view.permuted(order).in_stored_order for view in leaders)
         return moved <= moved_for_order and any(view.is_identity for view in leaders)
 
-    def _favorite(self, tensor: Tensor) -> Order | None:
-        wishes = self.wishes.get(id(tensor))
-        return wishes.favorite if wishes else None
+    def _preferred_order(self, tensor: Tensor) -> Order | None:
+        preferences = self.preferences.get(id(tensor))
+        return preferences.preferred_order if preferences else None
 
     def order_of_readers(self, op: Op, reads: _Reads) -> Order | None:
         """The order that the readers of `op` want, where it costs nothing, or one TRANSPOSE for several behind it."""
-        wanted, rank = self._favorite(op.output), len(op.output.shape)
+        wanted, rank = self._preferred_order(op.output), len(op.output.shape)
         if wanted is None or any(len(view.shape) != rank for view in reads.leaders):
             return None
         if all(view.permuted(wanted).in_stored_order for view in reads.leaders):
             return wanted if op.kind.layout is Layout.AXES else None
         computed, *others = {id(tensor): tensor for tensor in op.inputs if tensor.data is None}.values()
-        if others or not self.wishes[id(computed)].are_worth_a_transpose(wanted, computed.size):
+        if others or not self.preferences[id(computed)].is_worth_a_transpose(wanted, computed.size):
             return None
         return wanted
 
@@ -150,7 +150,7 @@ class _Sinking:
 
     def order_of_other_readers(self, op: Op, reads: _Reads) -> Order | None:
         """The order that most readers of the first moved input want."""
-        return self._favorite(op.inputs[reads.views.index(reads.moved[0])]) if reads.moved else None
+        return self._preferred_order(op.inputs[reads.views.index(reads.moved[0])]) if reads.moved else None
 
     def order_of_atoms(self, _: Op, reads: _Reads) -> Order | None:
         """The order of the first atoms of the first moved input."""
@@ -217,13 +217,13 @@ class _Sinking:
         return output
 
 
-Strategy = Callable[[_Sinking, Op, _Reads], Order | None]
+Strategy = Callable[[_LayoutPropagation, Op, _Reads], Order | None]
 """Which order an operator could work in: dimension i of its operands is dimension order[i] of theirs."""
-_WHOLE_DIMENSIONS: tuple[Strategy, ...] = (_Sinking.order_of_readers, _Sinking.order_of_dimensions)
+_WHOLE_DIMENSIONS: tuple[Strategy, ...] = (_LayoutPropagation.order_of_readers, _LayoutPropagation.order_of_dimensions)
 _PARTS_OF_DIMENSIONS: tuple[Strategy, ...] = (
-    _Sinking.order_of_blocks,
-    _Sinking.order_of_other_readers,
-    _Sinking.order_of_atoms,
+    _LayoutPropagation.order_of_blocks,
+    _LayoutPropagation.order_of_other_readers,
+    _LayoutPropagation.order_of_atoms,
 )
 
 

@@ -11,12 +11,12 @@ from openneutron.ir.kinds import RESHAPE, SLICE, TRANSPOSE
 from openneutron.ir.views import swapped_blocks
 
 __all__ = [
-    "copy_unwritten_outputs", "hoist_format_conversions", "hoisted_ends", "merge_slices", "remove_dead_operators",
-    "share_constants", "share_results", "transpose_as_images",
+    "copy_unwritten_outputs", "eliminate_common_subexpressions", "eliminate_dead_code", "hoist_format_conversions",
+    "hoisted_ends", "merge_slices", "share_constants", "transpose_as_images",
 ]  # fmt: skip
 
 
-def share_results(graph: Graph) -> Graph:
+def eliminate_common_subexpressions(graph: Graph) -> Graph:
     """Rule: of operators that compute the same, of the same tensors, one stays. Linear in operators.
 
     All copies stay: outputs that are one value need them.
@@ -55,7 +55,7 @@ def _sliced_once(first: Op, second: Op) -> Op:
     return replace(second, inputs=first.inputs, attrs={**second.attrs, "begin": begin})
 
 
-def remove_dead_operators(graph: Graph) -> Graph:
+def eliminate_dead_code(graph: Graph) -> Graph:
     """Rule: an operator whose output nobody reads goes. Linear in operators."""
     needed = {id(tensor) for tensor in graph.outputs}
     kept: list[Op] = []

@@ -15,7 +15,7 @@ def copy_returned_joins(module: GraphModule) -> bool:
     """Rule: a concatenation that the model both returns (directly or after moves) and computes with is duplicated.
 
     The parts of the returned copy can then keep qparams of their own. If the qparams turn out to be equal,
-    `ir.rewrites.share_results` merges both copies again. Linear in nodes and uses.
+    `ir.rewrites.eliminate_common_subexpressions` merges both copies again. Linear in nodes and uses.
     """
     ends: set[Node] = set()
     changed = False

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from openneutron.ir.graph import Graph, Layout, Op, Tensor
 from openneutron.ir.kinds import RESHAPE, TRANSPOSE
 
-__all__ = ["Order", "Wishes", "wishes"]
+__all__ = ["LayoutPreferences", "Order", "layout_preferences"]
 
 # Dimension i of what is stored is dimension order[i] of the tensor.
 Order = tuple[int, ...]
 
 
 @dataclass
-class Wishes:
+class LayoutPreferences:
     """For each order, how many readers want it, and how many elements they would transpose to get it."""
 
     readers: Counter[Order] = field(default_factory=Counter)
@@ -27,34 +27,34 @@ class Wishes:
         self.elements[order] += elements
 
     @property
-    def favorite(self) -> Order | None:
+    def preferred_order(self) -> Order | None:
         """What most readers want, of equals the first; None without a wish."""
         return self.readers.most_common(1)[0][0] if self.readers else None
 
-    def are_worth_a_transpose(self, order: Order, elements: int) -> bool:
+    def is_worth_a_transpose(self, order: Order, elements: int) -> bool:
         """Whether one TRANSPOSE of a tensor of so many elements stands for several others that move no fewer."""
         return self.readers[order] > 1 and self.elements[order] >= elements
 
 
-def wishes(graph: Graph) -> dict[int, Wishes]:
+def layout_preferences(graph: Graph) -> dict[int, LayoutPreferences]:
     """The wishes of the readers of each tensor, by its id, before views are sunk. Linear in operators.
 
     Operators of a fixed order, and whoever takes the outputs, want their values in order. One that works in any order
     wants what its own readers want, and a TRANSPOSE what its readers want, transposed. A RESHAPE has no wish.
     """
-    found: dict[int, Wishes] = {}
+    found: dict[int, LayoutPreferences] = {}
     for tensor in graph.outputs:
-        _wish(found, tensor, tuple(range(len(tensor.shape))), tensor.size)
+        _add_preference(found, tensor, tuple(range(len(tensor.shape))), tensor.size)
     for op in reversed(graph.ops):
         for tensor in {id(tensor): tensor for tensor in op.inputs if tensor.data is None}.values():
             order = _order(op, tensor, found.get(id(op.output)))
             if order is not None:
-                _wish(found, tensor, order, op.output.size)
+                _add_preference(found, tensor, order, op.output.size)
     return found
 
 
-def _order(op: Op, tensor: Tensor, of_output: Wishes | None) -> Order | None:
-    wanted = of_output.favorite if of_output else None
+def _order(op: Op, tensor: Tensor, of_output: LayoutPreferences | None) -> Order | None:
+    wanted = of_output.preferred_order if of_output else None
     if op.kind is RESHAPE:
         return None
     if op.kind is TRANSPOSE:
@@ -65,5 +65,5 @@ def _order(op: Op, tensor: Tensor, of_output: Wishes | None) -> Order | None:
     return tuple(range(len(tensor.shape)))
 
 
-def _wish(found: dict[int, Wishes], tensor: Tensor, order: Order, elements: int) -> None:
-    found.setdefault(id(tensor), Wishes()).add(order, elements)
+def _add_preference(found: dict[int, LayoutPreferences], tensor: Tensor, order: Order, elements: int) -> None:
+    found.setdefault(id(tensor), LayoutPreferences()).add(order, elements)
