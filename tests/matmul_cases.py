@@ -190,8 +190,8 @@ WEIGHT = (constant(6, 10) * 40).to(torch.int8)
 BIAS = torch.arange(6, dtype=torch.int32)
 
 REJECTED: tuple[Rejected, ...] = (
-    Rejected("bmm", "multiplies_whole_granules", "rows", of(torch.bmm), ((8, 12, 8), (8, 8, 8)), padded=True),
-    Rejected("bmm", "multiplies_whole_granules", "everything", of(torch.bmm), ((2, 3, 5), (2, 5, 4)), padded=True),
+    Rejected("bmm", "multiplies_aligned_matrices", "rows", of(torch.bmm), ((8, 12, 8), (8, 8, 8)), padded=True),
+    Rejected("bmm", "multiplies_aligned_matrices", "everything", of(torch.bmm), ((2, 3, 5), (2, 5, 4)), padded=True),
     Rejected("linear", "has_a_matrix_as_weight", "", of(linear, WEIGHT[0]), ((4, 10),), quantized_elsewhere=True),
     Rejected("linear", "has_a_plain_bias", "", of(linear, WEIGHT, BIAS[:1]), ((4, 10),), quantized_elsewhere=True),
     Rejected("addmm", "has_a_plain_bias", "", of(addmm(), BIAS[:1], WEIGHT.t()), ((4, 10),), quantized_elsewhere=True),

@@ -68,7 +68,7 @@ class NeutronTarget:
         assumed = ASSUMED_MACS_PER_PIPELINE
         return f"The MACs of a pipeline of {self.name} are unknown; the limits assume {assumed}."
 
-    def whole_granules(self, size: int) -> int:
+    def align_channels(self, size: int) -> int:
         """Rounds `size` up to a multiple of the MACs of a pipeline."""
         return -(-size // self.channel_granularity) * self.channel_granularity
 

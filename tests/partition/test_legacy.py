@@ -24,7 +24,7 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.core.fx import op_name
 from openneutron.ops import OPERATORS
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.padding import Padded, pad_to_granules
+from openneutron.ops.padding import Padded, pad_to_alignment
 from openneutron.ops.spec import Constraint, legacy_constraint
 from openneutron.partition.placing import Placement, placement
 from openneutron.targets import TARGETS, Generation
@@ -115,7 +115,9 @@ class TestTargets:
         assert not reasons(rows_of(model, target, flavor=None)), "the modern generation lifted it"
 
     @pytest.mark.parametrize(
-        "case", [case for case in REJECTED if case.is_legacy and case.constraint.is_granular], ids=lambda case: case.id
+        "case",
+        [case for case in REJECTED if case.is_legacy and case.constraint.depends_on_alignment],
+        ids=lambda case: case.id,
     )
     def test_limits_hold_for_the_target_and_not_for_the_first(self, case: Rejected) -> None:
         torch.manual_seed(0)
@@ -150,7 +152,7 @@ def padded_instance(granularity: int, model: nn.Module, *shape: int) -> Padded |
     """The one operator of `model`, padded for a target of that granularity."""
     node = one_operator(model, *shape)
     target = replace(RT700, macs_per_pipeline=granularity)
-    return pad_to_granules(OPERATORS[op_name(node)], OpInstance(node, target, Generation.LEGACY))
+    return pad_to_alignment(OPERATORS[op_name(node)], OpInstance(node, target, Generation.LEGACY))
 
 
 def one_operator(model: nn.Module, *shape: int) -> Node:

@@ -17,8 +17,8 @@ from openneutron.model.state import is_state_write, next_value, states_of
 from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
 from openneutron.ops.fusion import is_activation, takes_activation
+from openneutron.ops.graph_builder import become_reshape
 from openneutron.ops.shapes import needs_strides, takes_sizes
-from openneutron.ops.writing import become_reshape
 from openneutron.passes.functionalize import writes_memory
 from openneutron.passes.name_bad_inputs import GUARDS
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver

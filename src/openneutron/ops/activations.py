@@ -7,9 +7,9 @@ from torch.fx import Node
 
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
+from openneutron.ops.graph_builder import add, exp, log, mul, relu, sigmoid, sub
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
-from openneutron.ops.writing import add, exp, log, mul, relu, sigmoid, sub
 
 __all__ = ["DECOMPOSED"]
 

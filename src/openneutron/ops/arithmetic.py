@@ -55,7 +55,7 @@ def lower_leaky_relu(lowering: Lowering) -> Tensor:
 
 
 @legacy_constraint
-def slopes_whole_granules(instance: OpInstance) -> bool:
+def has_aligned_slopes(instance: OpInstance) -> bool:
     """The channels are a multiple of the MACs of a pipeline."""
     return len(instance.shape) >= 2 and instance.shape[1] % instance.target.channel_granularity == 0
 
@@ -174,7 +174,7 @@ SPECS = (
         targets=("aten.prelu.default",),
         inputs=("self",),
         weight="weight",
-        constraints=(slopes_whole_granules,),
+        constraints=(has_aligned_slopes,),
         pads=_channels_and_slopes,
         lower=lower_prelu,
         macs=element_macs,

@@ -6,10 +6,10 @@ import torch
 from torch.fx import Node
 
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.graph_builder import add, mul
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.signs import is_never_negative
+from openneutron.ops.sign_analysis import is_never_negative
 from openneutron.ops.spec import constraint
-from openneutron.ops.writing import add, mul
 
 __all__ = ["DECOMPOSED"]
 

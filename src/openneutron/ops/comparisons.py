@@ -19,9 +19,9 @@ from openneutron.core.constants import number_of
 from openneutron.core.fx import arguments, op_name
 from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.graph_builder import Operand, add, mul, relu, sub
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
-from openneutron.ops.writing import Operand, add, mul, relu, sub
 
 __all__ = ["DECOMPOSED", "choose", "chooses_by_a_comparison"]
 
@@ -91,7 +91,7 @@ def _is_comparison(instance: OpInstance, value: object, depth: int = _DEPTH) -> 
 
 
 @dataclass(frozen=True)
-class _Writer:
+class _TruthValueBuilder:
     """Writes truth values as numbers; each is written once."""
 
     rewriting: Rewriting
@@ -174,14 +174,14 @@ def choose(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operan
     extreme = _extreme(rewriting, condition, chosen, other)
     if extreme is not None:
         return extreme
-    writer = _Writer(rewriting, {})
+    builder = _TruthValueBuilder(rewriting, {})
     first, second = (_number(rewriting, choice) for choice in (chosen, other))
-    where = writer.numbers(condition)
+    where = builder.numbers(condition)
     if first is not None and second is not None:
         return add(rewriting, mul(rewriting, where, first - second), second)
     if second == 0:
         return mul(rewriting, _node(chosen), where)
-    elsewhere = writer.negated(condition)
+    elsewhere = builder.negated(condition)
     if first == 0:
         return mul(rewriting, _node(other), elsewhere)
     if second is not None:
@@ -252,7 +252,7 @@ def _casts_truths(instance: OpInstance) -> bool:
 
 
 def _truths_as_numbers(rewriting: Rewriting) -> Node:
-    return _Writer(rewriting, {}).numbers(rewriting.args["self"])
+    return _TruthValueBuilder(rewriting, {}).numbers(rewriting.args["self"])
 
 
 def _hardshrink(rewriting: Rewriting) -> Node:

@@ -79,7 +79,7 @@ def fits_accumulation(instance: OpInstance) -> bool:
     """Kernel height x width x input channels, rounded up to the MACs of a pipeline, is at most
     {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
-    channels = instance.target.whole_granules(instance.shape_of("weight")[1])
+    channels = instance.target.align_channels(instance.shape_of("weight")[1])
     return math.prod(_kernel(instance)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
@@ -126,7 +126,7 @@ def _merges(oihw: Sequence[int], groups: int, target: NeutronTarget, generation:
     area = math.prod(kernel)
 
     def is_legal(merged: int) -> bool:
-        if area * target.whole_granules(merged * inputs) > MAX_WEIGHTS_OF_ONE_OUTPUT:
+        if area * target.align_channels(merged * inputs) > MAX_WEIGHTS_OF_ONE_OUTPUT:
             return False
         sizes = (groups * inputs, merged * outputs // groups)
         is_whole = all(size % target.channel_granularity == 0 for size in sizes)
@@ -228,21 +228,21 @@ def _convolve_groups(
     instance, groups, channels = lowering.instance, filters.groups, len(filters.oihw)
 
     def write(merged: int) -> tuple[Tensor, list[Op]]:
-        pen = replace(lowering, ops=[])
+        trial = replace(lowering, ops=[])
         parts = groups // merged
         outputs = [
-            pen.emit(
+            trial.emit(
                 CONV_2D,
-                [_channels(pen, nhwc, part, parts), *_merged(pen, filters.part(part, parts))],
+                [_channels(trial, nhwc, part, parts), *_merged(trial, filters.part(part, parts))],
                 (*positions, channels // parts),
                 **attrs,
             )
             for part in range(parts)
         ]
         if parts == 1:
-            return outputs[0], pen.ops
+            return outputs[0], trial.ops
         shape = (*positions, channels)
-        return pen.emit(CONCATENATION, outputs, shape, axis=3, fused_activation_function="NONE"), pen.ops
+        return trial.emit(CONCATENATION, outputs, shape, axis=3, fused_activation_function="NONE"), trial.ops
 
     written = (write(merged) for merged in _merges(filters.oihw.shape, groups, instance.target, instance.generation))
     output, ops = min(written, key=lambda plan: cycles_of(plan[1], instance.target))

@@ -7,10 +7,10 @@ from torch.fx import Node
 
 from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.graph_builder import add, exp, log, mul, rsqrt, sub
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.reductions import SIMPLE_ORDERS
 from openneutron.ops.spec import constraint
-from openneutron.ops.writing import add, exp, log, mul, rsqrt, sub
 
 __all__ = ["DECOMPOSED"]
 

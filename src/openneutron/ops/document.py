@@ -100,7 +100,7 @@ def _section(spec: OpSpec) -> str:
     ]
     limits = [limit.message for limit in spec.constraints if limit.generations == frozenset(Generation)]
     of_legacy = [limit for limit in spec.constraints if limit.generations == {Generation.LEGACY}]
-    lifted = [limit.message for limit in of_legacy if spec.pads and limit.is_granular]
+    lifted = [limit.message for limit in of_legacy if spec.pads and limit.depends_on_alignment]
     legacy = [limit.message for limit in of_legacy if limit.message not in lifted]
     parts = [f"## {spec.name}\n", *([spec.notes + "\n"] if spec.notes else []), _bullets(facts)]
     if limits:

@@ -29,7 +29,7 @@ from openneutron.ir.kinds import (
 from openneutron.ops.facts import Facts, never_negative
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.pieces import MAX_KERNEL_RANK, copies, count_of_copies
+from openneutron.ops.slices_and_concats import MAX_KERNEL_RANK, concat_copies, count_of_concats
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 
 __all__ = ["SPECS"]
@@ -156,7 +156,7 @@ def _concatenations(tensor: Tensor, shape: Sequence[int]) -> int:
     if tensor.data is not None:
         return 0
     factors = (size // own for size, own in zip(shape, _aligned(tensor, shape), strict=True))
-    return sum(count_of_copies(factor) for factor in factors)
+    return sum(count_of_concats(factor) for factor in factors)
 
 
 def _expanded(lowering: Lowering, tensor: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def _expanded(lowering: Lowering, tensor: Tensor) -> Tensor:
         return lowering.constant(values, tensor.qparams)
     expanded = lowering.reshape(tensor, aligned)
     for dim, size in enumerate(lowering.shape):
-        expanded = copies(lowering, expanded, dim, size // expanded.shape[dim])
+        expanded = concat_copies(lowering, expanded, dim, size // expanded.shape[dim])
     return expanded
 
 

@@ -11,10 +11,10 @@ from openneutron.core.fx import arguments, op_name
 from openneutron.ops.declared import is_op
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
+from openneutron.ops.graph_builder import add, exp, log, mul, rsqrt
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.signs import is_never_negative
+from openneutron.ops.sign_analysis import is_never_negative
 from openneutron.ops.spec import constraint
-from openneutron.ops.writing import add, exp, log, mul, rsqrt
 
 __all__ = ["DECOMPOSED", "is_quotient"]
 

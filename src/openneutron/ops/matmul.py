@@ -13,10 +13,10 @@ from openneutron.ir.kinds import BATCH_MATMUL
 from openneutron.ops import linear
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts, if_all
+from openneutron.ops.graph_builder import reshape
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, legacy_constraint
-from openneutron.ops.writing import reshape
 from openneutron.targets import Generation
 
 __all__ = ["DECOMPOSED", "SPECS"]
@@ -28,7 +28,7 @@ LINEARS = {target: spec for spec in linear.SPECS for target in spec.targets}
 
 
 @legacy_constraint
-def multiplies_whole_granules(instance: OpInstance) -> bool:
+def multiplies_aligned_matrices(instance: OpInstance) -> bool:
     """All dimensions of both matrices are multiples of the MACs of a pipeline."""
     sizes = (*instance.shape_of("self"), *instance.shape_of("mat2"))
     return all(size % instance.target.channel_granularity == 0 for size in sizes)
@@ -51,7 +51,7 @@ SPECS = (
         targets=("aten.bmm.default",),
         inputs=("self", "mat2"),
         symmetric=("self", "mat2"),
-        constraints=(multiplies_whole_granules,),
+        constraints=(multiplies_aligned_matrices,),
         pads={"self": (0, 1, 2), "mat2": (0, 1, 2)},
         lower=lower_bmm,
         macs=macs,

@@ -13,9 +13,9 @@ from torch.fx import Node
 from openneutron.core.constants import number_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
+from openneutron.ops.graph_builder import add, mean, mul, rsqrt, sub
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
-from openneutron.ops.writing import add, mean, mul, rsqrt, sub
 
 __all__ = ["DECOMPOSED", "Dims", "standardized"]
 

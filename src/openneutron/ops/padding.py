@@ -22,11 +22,11 @@ from openneutron.ir.cost import cpu_cycles, cycles_of
 from openneutron.ir.graph import Layout, Op, QParams, Tensor
 from openneutron.ops.lowering import INT8, INT32, Lowering
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.pieces import slice_of
+from openneutron.ops.slices_and_concats import slice_tensor
 from openneutron.ops.spec import OpSpec, PaddedDimensions
-from openneutron.ops.windows import pad_behind
+from openneutron.ops.windows import pad_at_end
 
-__all__ = ["Padded", "pad_to_granules"]
+__all__ = ["Padded", "pad_to_alignment"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Padded:
             for operand, stand_in in self.stand_ins.items()
         }
         output = self.spec.lower(replace(lowering, instance=self.instance, operands=operands))
-        return slice_of(lowering, output, (0,) * len(output.shape), lowering.shape)
+        return slice_tensor(lowering, output, (0,) * len(output.shape), lowering.shape)
 
     @cached_property
     def cycles(self) -> int:
@@ -66,7 +66,7 @@ class Padded:
         return cpu_cycles(elements, self.spec.macs(self.original))
 
 
-def pad_to_granules(spec: OpSpec, instance: OpInstance) -> Padded | None:
+def pad_to_alignment(spec: OpSpec, instance: OpInstance) -> Padded | None:
     """The occurrence with what may be padded in whole granules; None where that makes it no more legal."""
     dimensions = spec.padded_dimensions(instance)
     if not dimensions:
@@ -87,7 +87,7 @@ def _call_on_stand_ins(instance: OpInstance, dimensions: PaddedDimensions) -> tu
     for operand in node.all_input_nodes:
         stand_ins[operand] = graph.placeholder(operand.name)
         value = operand.meta["val"]
-        shape = _whole_granules(instance, value.shape, padded.get(operand, ()))
+        shape = _aligned_shape(instance, value.shape, padded.get(operand, ()))
         stand_ins[operand].meta["val"] = value.new_empty(shape)
     call = graph.create_node(
         "call_function",
@@ -108,16 +108,16 @@ def _evaluate(target: Any, call: Node) -> torch.Tensor:
     return result
 
 
-def _whole_granules(instance: OpInstance, shape: Sequence[int], dims: Sequence[int]) -> tuple[int, ...]:
+def _aligned_shape(instance: OpInstance, shape: Sequence[int], dims: Sequence[int]) -> tuple[int, ...]:
     rank = len(shape)
     padded = {dim % rank for dim in dims if -rank <= dim < rank}
-    return tuple(instance.target.whole_granules(size) if dim in padded else size for dim, size in enumerate(shape))
+    return tuple(instance.target.align_channels(size) if dim in padded else size for dim, size in enumerate(shape))
 
 
 def _padded(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The tensor in a larger shape, real zero behind what it has; a constant stays one."""
     if tensor.data is None or tensor.shape == shape:
-        return pad_behind(lowering, tensor, shape)
+        return pad_at_end(lowering, tensor, shape)
     paddings = tuple((0, size - old) for size, old in zip(shape, tensor.shape, strict=True))
     qparams, axis = tensor.qparams, tensor.qparams.axis
     if axis is not None:

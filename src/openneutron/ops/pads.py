@@ -12,7 +12,7 @@ from openneutron.ir.kinds import MIRROR_PAD, PAD, PADV2
 from openneutron.ops.facts import Facts
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.pieces import copies, has_rank_for_kernels, joined, part, slice_of
+from openneutron.ops.slices_and_concats import concat, concat_copies, has_rank_for_kernels, slice_dim, slice_tensor
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 
 __all__ = ["SPECS"]
@@ -64,7 +64,7 @@ def _cropped(lowering: Lowering, inputs: Tensor, paddings: Sequence[tuple[int, i
     size = tuple(
         length + min(0, front) + min(0, behind) for length, (front, behind) in zip(inputs.shape, paddings, strict=True)
     )
-    return slice_of(lowering, inputs, begin, size)
+    return slice_tensor(lowering, inputs, begin, size)
 
 
 def lower_pad(lowering: Lowering) -> Tensor:
@@ -83,7 +83,7 @@ def lower_pad(lowering: Lowering) -> Tensor:
         edges = _replicated if mode == "replicate" else _wrapped
         for dim, (front, behind) in enumerate(paddings):
             before, after = edges(lowering, inputs, dim, front, behind)
-            inputs = joined(lowering, [*before, inputs, *after], dim)
+            inputs = concat(lowering, [*before, inputs, *after], dim)
         return inputs
     code = lowering.output.quantize(_pad_value(lowering.instance))
     if code == lowering.output.zero_point[0]:
@@ -95,16 +95,16 @@ def lower_pad(lowering: Lowering) -> Tensor:
 def _replicated(lowering: Lowering, inputs: Tensor, dim: int, front: int, behind: int) -> tuple[list[Tensor], ...]:
     """The first index of a dimension `front` times, and the last one `behind` times."""
     last = inputs.shape[dim] - 1
-    before = [copies(lowering, part(lowering, inputs, dim, 0, 1), dim, front)] if front else []
-    after = [copies(lowering, part(lowering, inputs, dim, last, 1), dim, behind)] if behind else []
+    before = [concat_copies(lowering, slice_dim(lowering, inputs, dim, 0, 1), dim, front)] if front else []
+    after = [concat_copies(lowering, slice_dim(lowering, inputs, dim, last, 1), dim, behind)] if behind else []
     return before, after
 
 
 def _wrapped(lowering: Lowering, inputs: Tensor, dim: int, front: int, behind: int) -> tuple[list[Tensor], ...]:
     """The last `front` indices of a dimension, and the first `behind` ones."""
     size = inputs.shape[dim]
-    before = [part(lowering, inputs, dim, size - front, front)] if front else []
-    after = [part(lowering, inputs, dim, 0, behind)] if behind else []
+    before = [slice_dim(lowering, inputs, dim, size - front, front)] if front else []
+    after = [slice_dim(lowering, inputs, dim, 0, behind)] if behind else []
     return before, after
 
 

@@ -17,9 +17,9 @@ from torch.fx import Node, map_arg
 from openneutron.core.fx import iterate_nodes, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
+from openneutron.ops.graph_builder import mul, sub
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
-from openneutron.ops.writing import mul, sub
 
 __all__ = ["DECOMPOSED"]
 

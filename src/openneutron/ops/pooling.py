@@ -16,10 +16,10 @@ from openneutron.ir.kinds import AVERAGE_POOL_2D, MAX_POOL_2D, MAXIMUM, MEAN
 from openneutron.ops.facts import Bounds, Facts, if_first
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.pieces import part
 from openneutron.ops.reductions import mean_of_image
+from openneutron.ops.slices_and_concats import slice_dim
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
-from openneutron.ops.windows import Window, has_whole_granules, image_shape, pad_spatial, spatial, spatial_rank
+from openneutron.ops.windows import Window, has_aligned_channels, image_shape, pad_spatial, spatial, spatial_rank
 from openneutron.targets import Generation
 
 __all__ = [
@@ -193,7 +193,7 @@ def _dilated_maximum(lowering: Lowering, nhwc: Tensor, windows: tuple[Window, Wi
     """
     for axis, window in enumerate(windows, 1):
         count = (window.outputs - 1) * window.stride + 1
-        first, *others = [part(lowering, nhwc, axis, tap * window.dilation, count) for tap in range(window.kernel)]
+        first, *others = [slice_dim(lowering, nhwc, axis, tap * window.dilation, count) for tap in range(window.kernel)]
         for other in others:
             first = lowering.emit(MAXIMUM, [first, other], first.shape, first.qparams)
         nhwc = first
@@ -227,9 +227,9 @@ def lower_adaptive_average_pool(lowering: Lowering) -> Tensor:
 
 
 @legacy_constraint
-def averages_whole_granules(instance: OpInstance) -> bool:
+def averages_aligned_channels(instance: OpInstance) -> bool:
     """Where it leaves one value per channel, the channels are a multiple of the MACs of a pipeline."""
-    return not _is_global(instance.node) or has_whole_granules.holds(instance)
+    return not _is_global(instance.node) or has_aligned_channels.holds(instance)
 
 
 def _channels(instance: OpInstance) -> PaddedDimensions:
@@ -273,7 +273,7 @@ SPECS = (
         edge_targets=("aten._adaptive_avg_pool2d.default",),
         inputs=("self",),
         output=_adaptive_output,
-        constraints=(has_even_windows, has_small_kernel, averages_whole_granules),
+        constraints=(has_even_windows, has_small_kernel, averages_aligned_channels),
         pads=_channels,
         lower=lower_adaptive_average_pool,
         macs=input_macs,
@@ -288,7 +288,7 @@ SPECS = (
         edge_targets=("aten.max_pool2d_with_indices.default",),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(has_small_stride, has_few_dilated_positions, is_not_dilated, has_whole_granules),
+        constraints=(has_small_stride, has_few_dilated_positions, is_not_dilated, has_aligned_channels),
         pads=_channels,
         lower=lower_max_pool,
         homogeneous=Homogeneous.CHANNEL,

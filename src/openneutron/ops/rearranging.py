@@ -10,8 +10,8 @@ from openneutron.ir.graph import Tensor
 from openneutron.ops.facts import Facts, Movement
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.pieces import copies, has_rank_for_kernels, joined, part
 from openneutron.ops.shapes import has_rank_for_transpose
+from openneutron.ops.slices_and_concats import concat, concat_copies, has_rank_for_kernels, slice_dim
 from openneutron.ops.spec import Constraint, OpSpec, OutputRule, constraint, legacy_constraint
 
 __all__ = ["SPECS", "is_of_the_modern_generation"]
@@ -32,7 +32,7 @@ def lower_repeat(lowering: Lowering) -> Tensor:
     rank = len(lowering.shape)
     repeated = lowering.reshape(inputs, (1,) * (rank - len(inputs.shape)) + inputs.shape)
     for dim, size in enumerate(lowering.shape):
-        repeated = copies(lowering, repeated, dim, size // repeated.shape[dim])
+        repeated = concat_copies(lowering, repeated, dim, size // repeated.shape[dim])
     return repeated
 
 
@@ -48,7 +48,7 @@ def lower_repeat_interleave(lowering: Lowering) -> Tensor:
     shape = (inputs.size,) if dim is None else inputs.shape
     behind = 1 if dim is None else int(dim) % len(shape) + 1
     spread = lowering.reshape(inputs, (*shape[:behind], 1, *shape[behind:]))
-    return lowering.reshape(copies(lowering, spread, behind, int(lowering.args["repeats"])), lowering.shape)
+    return lowering.reshape(concat_copies(lowering, spread, behind, int(lowering.args["repeats"])), lowering.shape)
 
 
 def lower_roll(lowering: Lowering) -> Tensor:
@@ -58,8 +58,8 @@ def lower_roll(lowering: Lowering) -> Tensor:
     for shift, dim in zip(shifts, [dim % len(inputs.shape) for dim in dims] or [0], strict=True):
         size = rolled.shape[dim]
         if shifted := shift % size:
-            last = part(lowering, rolled, dim, size - shifted, shifted)
-            rolled = joined(lowering, [last, part(lowering, rolled, dim, 0, size - shifted)], dim)
+            last = slice_dim(lowering, rolled, dim, size - shifted, shifted)
+            rolled = concat(lowering, [last, slice_dim(lowering, rolled, dim, 0, size - shifted)], dim)
     return lowering.reshape(rolled, lowering.shape)
 
 
@@ -81,7 +81,7 @@ def lower_flip(lowering: Lowering) -> Tensor:
     flipped = lowering.tensor("self")
     for dim in _flipped(lowering.instance):
         indices = reversed(range(flipped.shape[dim]))
-        flipped = joined(lowering, [part(lowering, flipped, dim, index, 1) for index in indices], dim)
+        flipped = concat(lowering, [slice_dim(lowering, flipped, dim, index, 1) for index in indices], dim)
     return flipped
 
 
@@ -122,7 +122,7 @@ def lower_unfold(lowering: Lowering) -> Tensor:
     inputs, size = lowering.tensor("self"), int(lowering.args["size"])
     dim = int(lowering.args["dimension"]) % len(inputs.shape)
     windows = lowering.shape[dim]
-    whole = part(lowering, inputs, dim, 0, windows * size)
+    whole = slice_dim(lowering, inputs, dim, 0, windows * size)
     split = lowering.reshape(whole, (*inputs.shape[:dim], windows, size, *inputs.shape[dim + 1 :]))
     rank = len(split.shape)
     return lowering.transpose(split, [*(other for other in range(rank) if other != dim + 1), dim + 1])

@@ -40,7 +40,7 @@ def drops_nothing(instance: OpInstance) -> bool:
 
 
 @dataclass(frozen=True)
-class _Pen:
+class _StepBuilder:
     """Short names for what a step writes."""
 
     rewriting: Rewriting
@@ -99,68 +99,71 @@ class _Weights:
     projection: Node | None = None
 
 
-def _with_one_bias(pen: _Pen, weights: _Weights) -> _Weights:
+def _with_one_bias(builder: _StepBuilder, weights: _Weights) -> _Weights:
     """Both biases are added to the same sum: one with the input does."""
     if weights.input_bias is None or weights.state_bias is None:
         return weights
-    return replace(weights, input_bias=pen.add(weights.input_bias, weights.state_bias), state_bias=None)
+    return replace(weights, input_bias=builder.add(weights.input_bias, weights.state_bias), state_bias=None)
 
 
-def _with_gru_biases(pen: _Pen, weights: _Weights) -> _Weights:
+def _with_gru_biases(builder: _StepBuilder, weights: _Weights) -> _Weights:
     """What the reset gate does not multiply of the state's bias may come with the input."""
     if weights.input_bias is None or weights.state_bias is None:
         return weights
     size = shape_of(weights.state_bias)[0] // 3
-    gates, candidate = pen.part(weights.state_bias, 0, 0, 2 * size), pen.part(weights.state_bias, 0, 2 * size, 3 * size)
-    more = pen.joined([gates, pen.rewriting.constant(torch.zeros(size))], 0)
-    rest = pen.joined([pen.rewriting.constant(torch.zeros(2 * size)), candidate], 0)
-    return replace(weights, input_bias=pen.add(weights.input_bias, more), state_bias=rest)
+    gates, candidate = (
+        builder.part(weights.state_bias, 0, 0, 2 * size),
+        builder.part(weights.state_bias, 0, 2 * size, 3 * size),
+    )
+    more = builder.joined([gates, builder.rewriting.constant(torch.zeros(size))], 0)
+    rest = builder.joined([builder.rewriting.constant(torch.zeros(2 * size)), candidate], 0)
+    return replace(weights, input_bias=builder.add(weights.input_bias, more), state_bias=rest)
 
 
-def _lstm_step(pen: _Pen, product: Node, state: FirstState, weights: _Weights) -> State:
+def _lstm_step(builder: _StepBuilder, product: Node, state: FirstState, weights: _Weights) -> State:
     hidden, cell = state
-    sums = product if hidden is None else pen.add(product, pen.linear(hidden, weights.state))
-    take_in, keep, _, put_out = pen.gates(pen.sigmoid(sums), 4)
-    next_cell = pen.mul(take_in, pen.tanh(pen.gates(sums, 4)[2]))
+    sums = product if hidden is None else builder.add(product, builder.linear(hidden, weights.state))
+    take_in, keep, _, put_out = builder.gates(builder.sigmoid(sums), 4)
+    next_cell = builder.mul(take_in, builder.tanh(builder.gates(sums, 4)[2]))
     if cell is not None:
-        next_cell = pen.add(pen.mul(keep, cell), next_cell)
-    next_hidden = pen.mul(put_out, pen.tanh(next_cell))
+        next_cell = builder.add(builder.mul(keep, cell), next_cell)
+    next_hidden = builder.mul(put_out, builder.tanh(next_cell))
     if weights.projection is not None:
-        next_hidden = pen.linear(next_hidden, weights.projection)
+        next_hidden = builder.linear(next_hidden, weights.projection)
     return next_hidden, next_cell
 
 
-def _gru_step(pen: _Pen, product: Node, state: FirstState, weights: _Weights) -> State:
+def _gru_step(builder: _StepBuilder, product: Node, state: FirstState, weights: _Weights) -> State:
     (hidden,) = state
-    recurrent = weights.state_bias if hidden is None else pen.linear(hidden, weights.state, weights.state_bias)
-    sums = product if hidden is None or recurrent is None else pen.add(product, recurrent)
-    reset, update, _ = pen.gates(pen.sigmoid(sums), 3)
-    candidate = pen.gates(product, 3)[2]
+    recurrent = weights.state_bias if hidden is None else builder.linear(hidden, weights.state, weights.state_bias)
+    sums = product if hidden is None or recurrent is None else builder.add(product, recurrent)
+    reset, update, _ = builder.gates(builder.sigmoid(sums), 3)
+    candidate = builder.gates(product, 3)[2]
     if recurrent is not None:
-        candidate = pen.add(candidate, pen.mul(reset, pen.gates(recurrent, 3)[2]))
-    candidate = pen.tanh(candidate)
+        candidate = builder.add(candidate, builder.mul(reset, builder.gates(recurrent, 3)[2]))
+    candidate = builder.tanh(candidate)
     if hidden is None:
-        return (pen.sub(candidate, pen.mul(update, candidate)),)
-    return (pen.add(candidate, pen.mul(update, pen.sub(hidden, candidate))),)
+        return (builder.sub(candidate, builder.mul(update, candidate)),)
+    return (builder.add(candidate, builder.mul(update, builder.sub(hidden, candidate))),)
 
 
-def _elman_step(activation: torch._ops.OpOverload) -> Callable[[_Pen, Node, FirstState, _Weights], State]:
-    def step(pen: _Pen, product: Node, state: FirstState, weights: _Weights) -> State:
+def _elman_step(activation: torch._ops.OpOverload) -> Callable[[_StepBuilder, Node, FirstState, _Weights], State]:
+    def step(builder: _StepBuilder, product: Node, state: FirstState, weights: _Weights) -> State:
         (hidden,) = state
-        sums = product if hidden is None else pen.add(product, pen.linear(hidden, weights.state))
-        return (pen.rewriting.call(activation, sums),)
+        sums = product if hidden is None else builder.add(product, builder.linear(hidden, weights.state))
+        return (builder.rewriting.call(activation, sums),)
 
     return step
 
 
-Step = Callable[[_Pen, Node, FirstState, _Weights], State]
+Step = Callable[[_StepBuilder, Node, FirstState, _Weights], State]
 
 
 @dataclass(frozen=True)
 class _Cell:
     """A kind of recurrent cell."""
 
-    prepared: Callable[[_Pen, _Weights], _Weights]
+    prepared: Callable[[_StepBuilder, _Weights], _Weights]
     """Its weights, with the biases as its step takes them: that of the input is part of the product."""
     step: Step
     """The next state, from the product with the input and the state."""
@@ -196,11 +199,11 @@ def _share(rewriting: Rewriting, cell: _Cell, name: str, states: Iterable[FirstS
 
 def _one_step(rewriting: Rewriting) -> Node | State:
     """A cell."""
-    pen, cell, args = _Pen(rewriting), _cell_of(rewriting.instance), rewriting.args
-    weights = cell.prepared(pen, _Weights(args["w_ih"], args["w_hh"], args["b_ih"], args["b_hh"]))
+    builder, cell, args = _StepBuilder(rewriting), _cell_of(rewriting.instance), rewriting.args
+    weights = cell.prepared(builder, _Weights(args["w_ih"], args["w_hh"], args["b_ih"], args["b_hh"]))
     state = tuple(_initial_states(rewriting))
-    product = pen.linear(args["input"], weights.input, weights.input_bias)
-    following = cell.step(pen, product, state, weights)
+    product = builder.linear(args["input"], weights.input, weights.input_bias)
+    following = cell.step(builder, product, state, weights)
     _share(rewriting, cell, "step", [state, following])
     return following if len(following) > 1 else following[0]
 
@@ -219,9 +222,9 @@ def _weights_of_layers(args: dict[str, Any]) -> list[_Weights]:
 
 def _all_steps(rewriting: Rewriting) -> list[Node]:
     """A network: its outputs, then the last state of every layer and direction."""
-    pen, cell, args = _Pen(rewriting), _cell_of(rewriting.instance), rewriting.args
+    builder, cell, args = _StepBuilder(rewriting), _cell_of(rewriting.instance), rewriting.args
     initial = _initial_states(rewriting)
-    values = args["input"] if args["batch_first"] else pen.swapped(args["input"])
+    values = args["input"] if args["batch_first"] else builder.swapped(args["input"])
     last: list[State] = []
     layers = _weights_of_layers(args)
     directions = 2 if args["bidirectional"] else 1
@@ -229,24 +232,26 @@ def _all_steps(rewriting: Rewriting) -> list[Node]:
         outputs = []
         for direction in range(directions):
             number = layer * directions + direction
-            state = tuple(None if node is None else pen.index(node, 0, number) for node in initial)
-            weights = cell.prepared(pen, layers[number])
-            states = _run(pen, cell, values, weights, state, backwards=direction == 1)
+            state = tuple(None if node is None else builder.index(node, 0, number) for node in initial)
+            weights = cell.prepared(builder, layers[number])
+            states = _run(builder, cell, values, weights, state, backwards=direction == 1)
             _share(rewriting, cell, f"layer {number}", [state, *states])
             last.append(states[0 if direction == 1 else -1])
-            outputs.append(pen.stacked([hidden for hidden, *_ in states], 1))
-        values = outputs[0] if directions == 1 else pen.joined(outputs, -1)
-    final = [pen.stacked(of_role, 0) for of_role in zip(*last, strict=True)]
-    return [values if args["batch_first"] else pen.swapped(values), *final]
+            outputs.append(builder.stacked([hidden for hidden, *_ in states], 1))
+        values = outputs[0] if directions == 1 else builder.joined(outputs, -1)
+    final = [builder.stacked(of_role, 0) for of_role in zip(*last, strict=True)]
+    return [values if args["batch_first"] else builder.swapped(values), *final]
 
 
-def _run(pen: _Pen, cell: _Cell, values: Node, weights: _Weights, state: FirstState, *, backwards: bool) -> list[State]:
+def _run(
+    builder: _StepBuilder, cell: _Cell, values: Node, weights: _Weights, state: FirstState, *, backwards: bool
+) -> list[State]:
     """The states behind each step of [batch, steps, features], in the order of the steps."""
-    products = pen.linear(values, weights.input, weights.input_bias)
+    products = builder.linear(values, weights.input, weights.input_bias)
     steps = range(shape_of(values)[1])
     states: list[State] = []
     for step in reversed(steps) if backwards else steps:
-        state = cell.step(pen, pen.index(products, 1, step), state, weights)
+        state = cell.step(builder, builder.index(products, 1, step), state, weights)
         states.append(state)
     return states[::-1] if backwards else states
 

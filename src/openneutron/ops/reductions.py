@@ -69,7 +69,7 @@ def means_over_an_image(instance: OpInstance) -> bool:
 
 
 @legacy_constraint
-def means_whole_granules(instance: OpInstance) -> bool:
+def means_aligned_channels(instance: OpInstance) -> bool:
     """Dimension 1, the channels, is a multiple of the MACs of a pipeline."""
     return all(size % instance.target.channel_granularity == 0 for size in instance.shape_of("self")[1:2])
 
@@ -162,7 +162,7 @@ SPECS = (
         targets=("aten.mean.dim", "aten.mean.default"),
         edge_targets=("aten.mean.dim",),
         inputs=("self",),
-        constraints=(means_over_an_image, means_whole_granules),
+        constraints=(means_over_an_image, means_aligned_channels),
         pads={"self": (1,)},
         lower=lower_mean,
         macs=input_macs,

@@ -13,7 +13,7 @@ from openneutron.ops.facts import Bounds, Facts, if_first
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
-from openneutron.ops.windows import has_whole_granules, image_shape, spatial_rank
+from openneutron.ops.windows import has_aligned_channels, image_shape, spatial_rank
 
 __all__ = ["SPECS", "grows_by_native_factors", "grows_by_whole_factors", "resize_axis", "resize_targets"]
 
@@ -156,7 +156,7 @@ SPECS = (
         edge_targets=("aten.upsample_nearest2d.vec",),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(grows_by_whole_factors, grows_at_once, has_whole_granules),
+        constraints=(grows_by_whole_factors, grows_at_once, has_aligned_channels),
         pads={"self": (1,)},
         lower=lower_nearest,
         homogeneous=Homogeneous.CHANNEL,
@@ -169,7 +169,7 @@ SPECS = (
         edge_targets=("aten.upsample_bilinear2d.vec",),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(grows_by_native_factors, has_whole_granules),
+        constraints=(grows_by_native_factors, has_aligned_channels),
         pads={"self": (1,)},
         lower=lower_bilinear,
         homogeneous=Homogeneous.CHANNEL,

@@ -20,10 +20,10 @@ from openneutron.ir.kinds import ADD, MUL, SUB
 from openneutron.ops.arithmetic import SIGN_QPARAMS
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.elementwise import HIGHEST_CODE, LOWEST_CODE, element_macs
+from openneutron.ops.graph_builder import mul
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, constraint
-from openneutron.ops.writing import mul
 
 __all__ = ["DECOMPOSED", "SPECS"]
 

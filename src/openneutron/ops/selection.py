@@ -9,10 +9,10 @@ from openneutron.core.constants import constant_of, number_of
 from openneutron.ops.comparisons import MAX_FILL, choose, chooses_by_a_comparison
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
+from openneutron.ops.graph_builder import Operand, add, mul
 from openneutron.ops.masks import fill, fill_at_run_time, hides_at_run_time
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
-from openneutron.ops.writing import Operand, add, mul
 
 __all__ = ["DECOMPOSED"]
 

@@ -16,7 +16,7 @@ from openneutron.ir.views import swapped_blocks
 from openneutron.ops.facts import Facts, Movement
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.pieces import has_rank_for_kernels, joined, part
+from openneutron.ops.slices_and_concats import concat, has_rank_for_kernels, slice_dim
 from openneutron.ops.spec import HandledOperator, OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
 from openneutron.targets import Generation, NeutronTarget
 
@@ -78,7 +78,7 @@ def swaps_two_blocks(instance: OpInstance) -> bool:
 
 
 @legacy_constraint
-def swaps_whole_granules(instance: OpInstance) -> bool:
+def swaps_aligned_dimensions(instance: OpInstance) -> bool:
     """One of the two runs holds a multiple of the MACs of a pipeline."""
     blocks = swapped_blocks(instance.shape_of("self"), permutation(instance.node))
     return blocks is None or is_legacy_swap(blocks, instance.target)
@@ -109,7 +109,7 @@ def _channel_dim(instance: OpInstance) -> int:
 
 
 @legacy_constraint
-def concatenates_whole_granules(instance: OpInstance) -> bool:
+def concatenates_aligned_channels(instance: OpInstance) -> bool:
     """The channels of every input are a multiple of the MACs of a pipeline."""
     shapes = [shape_of(node) for node in iterate_nodes(instance.args["tensors"])]
     sizes = (shape[_channel_dim(instance)] for shape in shapes)
@@ -133,7 +133,7 @@ def lower_cat(lowering: Lowering) -> Tensor:
     inputs, dim = lowering.tensors("tensors"), _concatenated_dim(lowering.instance)
     if lowering.instance.generation is Generation.LEGACY and len(lowering.shape) == 4 and len(inputs) > 1:
         return _cat_of_images(lowering, inputs, dim)
-    return joined(lowering, inputs, dim)
+    return concat(lowering, inputs, dim)
 
 
 def _cat_of_images(lowering: Lowering, inputs: Sequence[Tensor], dim: int) -> Tensor:
@@ -191,7 +191,7 @@ def slices_without_steps(instance: OpInstance) -> bool:
 
 def lower_slice(lowering: Lowering) -> Tensor:
     """SLICE, or nothing where it takes all; select drops the dimension."""
-    return lowering.reshape(part(lowering, lowering.tensor("self"), *_sliced(lowering.instance)), lowering.shape)
+    return lowering.reshape(slice_dim(lowering, lowering.tensor("self"), *_sliced(lowering.instance)), lowering.shape)
 
 
 def _is_eval(instance: OpInstance) -> bool:
@@ -255,7 +255,7 @@ SPECS = (
         edge_targets=("aten.permute_copy.default", "aten.transpose_copy.int", "aten.t_copy.default"),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(has_rank_for_transpose, swaps_two_blocks, swaps_whole_granules),
+        constraints=(has_rank_for_transpose, swaps_two_blocks, swaps_aligned_dimensions),
         lower=lower_permute,
         facts=Facts(movement=Movement.PERMUTE),
         becomes="TRANSPOSE, or nothing",
@@ -271,7 +271,7 @@ SPECS = (
             concatenates_equal_ranks,
             has_rank_for_kernels,
             does_not_concatenate_batches,
-            concatenates_whole_granules,
+            concatenates_aligned_channels,
         ),
         pads=_padded_channels,
         lower=lower_cat,

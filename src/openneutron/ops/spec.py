@@ -54,7 +54,7 @@ class Constraint:
         return " ".join((self.holds.__doc__ or "").format_map(self.holds.__globals__).split())
 
     @property
-    def is_granular(self) -> bool:
+    def depends_on_alignment(self) -> bool:
         """Whether it depends on the target's MACs of a pipeline."""
         return GRANULARITY in self.message
 
@@ -149,7 +149,7 @@ class OpSpec:
         """The messages of all limits that this occurrence breaks, and how many MACs a pipeline has where it matters."""
         limits = (limit for limit in self.constraints if generation in limit.generations)
         broken = [limit for limit in limits if not limit.holds(instance)]
-        note = [instance.target.granularity_note] if any(limit.is_granular for limit in broken) else []
+        note = [instance.target.granularity_note] if any(limit.depends_on_alignment for limit in broken) else []
         return [limit.message for limit in broken] + note
 
     def padded_dimensions(self, instance: OpInstance) -> PaddedDimensions:

@@ -11,8 +11,8 @@ from torch.fx import Node
 from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts, Movement
+from openneutron.ops.graph_builder import reshape
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.writing import reshape
 
 __all__ = ["DECOMPOSED"]
 

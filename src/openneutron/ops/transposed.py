@@ -96,7 +96,7 @@ def is_a_row(instance: OpInstance) -> bool:
 
 
 @legacy_constraint
-def has_whole_filters(instance: OpInstance) -> bool:
+def has_aligned_filters(instance: OpInstance) -> bool:
     """Input and output channels are multiples of the MACs of a pipeline."""
     return all(size % instance.target.channel_granularity == 0 for size in instance.shape_of("weight")[:2])
 
@@ -253,7 +253,7 @@ SPECS = (
         weight_axis=1,
         bias="bias",
         fuses_activation=True,
-        constraints=(has_supported_geometry, fits_accumulation, is_a_row, has_whole_filters),
+        constraints=(has_supported_geometry, fits_accumulation, is_a_row, has_aligned_filters),
         pads=_channels,
         lower=lower_transposed_convolution,
         macs=macs,

@@ -19,8 +19,8 @@ from openneutron.ops.convolution import (
 from openneutron.ops.facts import Facts, LayerKind
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.pieces import joined, part
 from openneutron.ops.rearranging import is_of_the_modern_generation
+from openneutron.ops.slices_and_concats import concat, slice_dim
 from openneutron.ops.spec import OpSpec, constraint
 from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, Window, of_each_dim
 
@@ -78,7 +78,7 @@ def fits_volume_accumulation(instance: OpInstance) -> bool:
     {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
     _, inputs, depth, *area = instance.shape_of("weight")
-    return math.prod(area) * instance.target.whole_granules(inputs * depth) <= MAX_WEIGHTS_OF_ONE_OUTPUT
+    return math.prod(area) * instance.target.align_channels(inputs * depth) <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
 def _is_trivial(window: Window) -> bool:
@@ -130,11 +130,11 @@ def _frames(lowering: Lowering, inputs: Tensor, depth: Window) -> list[Tensor]:
 def _every(lowering: Lowering, frames: Tensor, start: int, count: int, step: int) -> Tensor:
     """`count` indices of dimension 1 from `start` on, `step` apart."""
     batch, _, *image = frames.shape
-    run = part(lowering, frames, 1, start, count * step)
+    run = slice_dim(lowering, frames, 1, start, count * step)
     if step == 1:
         return run
     split = lowering.reshape(run, (batch, count, step, *image))
-    return lowering.reshape(part(lowering, split, 2, 0, 1), (batch, count, *image))
+    return lowering.reshape(slice_dim(lowering, split, 2, 0, 1), (batch, count, *image))
 
 
 def _with_taps_as_channels(lowering: Lowering, frames: Sequence[Tensor], weight: Array) -> tuple[Tensor, Array]:
@@ -148,9 +148,9 @@ def _with_taps_as_channels(lowering: Lowering, frames: Sequence[Tensor], weight:
     shape = (batch * count, channels * taps, *image)
     if lowering.args["groups"] == 1:
         oihw = weight.transpose(0, 2, 1, 3, 4).reshape(outputs, taps * inputs, *kernel)
-        return lowering.reshape(joined(lowering, frames, 2), shape), oihw
+        return lowering.reshape(concat(lowering, frames, 2), shape), oihw
     flat = [lowering.reshape(frame, (batch * count, channels, 1, *image)) for frame in frames]
-    return lowering.reshape(joined(lowering, flat, 2), shape), weight.reshape(outputs, inputs * taps, *kernel)
+    return lowering.reshape(concat(lowering, flat, 2), shape), weight.reshape(outputs, inputs * taps, *kernel)
 
 
 SPECS = (

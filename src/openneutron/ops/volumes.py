@@ -12,10 +12,10 @@ from torch.fx import Node
 from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts, if_first
+from openneutron.ops.graph_builder import mean, mul
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.reductions import nobody_reads_its_indices
 from openneutron.ops.windows import of_each_dim
-from openneutron.ops.writing import mean, mul
 
 __all__ = ["DECOMPOSED"]
 

@@ -15,7 +15,7 @@ from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import legacy_constraint
 
 __all__ = [
-    "MAX_WEIGHTS_OF_ONE_OUTPUT", "Window", "has_whole_granules", "image_shape", "of_each_dim", "pad_behind",
+    "MAX_WEIGHTS_OF_ONE_OUTPUT", "Window", "has_aligned_channels", "image_shape", "of_each_dim", "pad_at_end",
     "pad_spatial", "spatial", "spatial_dims", "spatial_rank",
 ]  # fmt: skip
 
@@ -104,7 +104,7 @@ def image_shape(instance: OpInstance, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 @legacy_constraint
-def has_whole_granules(instance: OpInstance) -> bool:
+def has_aligned_channels(instance: OpInstance) -> bool:
     """The channels are a multiple of the MACs of a pipeline."""
     return image_shape(instance, instance.shape_of("self"))[1] % instance.target.channel_granularity == 0
 
@@ -133,7 +133,7 @@ def pad_spatial(
     return lowering.emit(PADV2, [nhwc, value], shape, nhwc.qparams, paddings=paddings), "VALID"
 
 
-def pad_behind(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+def pad_at_end(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The tensor in a larger shape, real zero behind what it has."""
     if shape == tensor.shape:
         return tensor

@@ -30,7 +30,7 @@ from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS, OpSpec, is_op
 from openneutron.ops.fusion import activation_after, activation_name
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.padding import Padded, pad_to_granules
+from openneutron.ops.padding import Padded, pad_to_alignment
 from openneutron.ops.spec import OutputRule
 from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.quantizer.layers import left_in_float
@@ -315,7 +315,7 @@ class _Search:
         if not limits:
             return None
         reason = f"{self.options.target} takes {spec.name} only if: {' '.join(limits)}"
-        padded = pad_to_granules(spec, instance)
+        padded = pad_to_alignment(spec, instance)
         if padded is None:
             return reason
         if padded.cycles < padded.cpu_cycles:

@@ -20,7 +20,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 
 from openneutron.core.fx import is_dequantize, is_quantize, note, noted, output_node
-from openneutron.ops.writing import clone
+from openneutron.ops.graph_builder import clone
 from openneutron.partition.levels import Partition
 from openneutron.partition.orders import Orders, is_nhwc, nchw_strides
 from openneutron.partition.programs import with_graph

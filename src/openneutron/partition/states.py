@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 from openneutron.core.fx import is_dequantize, is_quantize, is_state, output_node
 from openneutron.model.state import next_value, states_of, store_of, write_of
 from openneutron.ops import is_op
-from openneutron.ops.writing import clone
+from openneutron.ops.graph_builder import clone
 from openneutron.partition.clusters import Constants, is_int8
 from openneutron.partition.programs import with_graph
 from openneutron.passes.functionalize import may_alias, writes_memory

@@ -10,8 +10,8 @@ from torch.fx import GraphModule, Node, map_arg
 from openneutron.core.fx import UNBATCHED, arguments, iterate_nodes, note, set_argument, shape_of
 from openneutron.ops.declared import facts_of, is_op, layer_kind
 from openneutron.ops.facts import LayerKind
+from openneutron.ops.graph_builder import NodeBuilder, squeeze, unsqueeze
 from openneutron.ops.windows import spatial_dims
-from openneutron.ops.writing import Spot, squeeze, unsqueeze
 
 __all__ = ["batch_layers"]
 
@@ -78,14 +78,14 @@ class _Batched:
             set_argument(node, "dim", _moved_by_one(arguments(node)["dim"]))
         node.meta["val"] = node.meta["val"].unsqueeze(0)
         users = set(node.users)
-        squeezed = squeeze(Spot(node.next, node), node, 0)
+        squeezed = squeeze(NodeBuilder(node.next, node), node, 0)
         node.replace_all_uses_with(squeezed, delete_user_cb=users.__contains__)
         self.with_dimension[squeezed] = node
         self.squeezes.append(squeezed)
 
     def _read_batched(self, node: Node, value: Node) -> None:
         if value not in self.with_dimension:
-            self.with_dimension[value] = unsqueeze(Spot(node, node), value, 0)
+            self.with_dimension[value] = unsqueeze(NodeBuilder(node, node), value, 0)
         batched = self.with_dimension[value]
         node.args = map_arg(node.args, lambda read: batched if read is value else read)
         node.kwargs = map_arg(node.kwargs, lambda read: batched if read is value else read)

@@ -14,8 +14,8 @@ from openneutron.core.fx import arguments, shape_of
 from openneutron.ops.attention import WIDE_SOFTMAX, note_difference_of_scores
 from openneutron.ops.declared import is_op, is_view
 from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.graph_builder import amax, exp, linear, mul, reshape, rsqrt, sub, sum_
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.writing import amax, exp, linear, mul, reshape, rsqrt, sub, sum_
 from openneutron.targets import NeutronTarget
 
 __all__ = ["divide_after_sums"]

@@ -13,7 +13,7 @@ from openneutron.core.fx import arguments, note_replaced, op_name, shape_of
 from openneutron.ops import OPERATORS
 from openneutron.ops.declared import facts_of, is_op, overload_of
 from openneutron.ops.facts import LayerKind
-from openneutron.ops.writing import become_linear
+from openneutron.ops.graph_builder import become_linear
 from openneutron.passes.fold_batch_norm import is_transposed, scale_of_weight
 
 __all__ = ["fold_arithmetic"]

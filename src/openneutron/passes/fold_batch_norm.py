@@ -14,8 +14,8 @@ from openneutron.core.fx import arguments, note_replaced, op_name, shape_of
 from openneutron.ops.convolution import CONVOLUTIONS
 from openneutron.ops.declared import is_op, layer_kind
 from openneutron.ops.facts import LayerKind
+from openneutron.ops.graph_builder import NodeBuilder, add, mul, squeeze, unsqueeze
 from openneutron.ops.layers import constant_layer
-from openneutron.ops.writing import Spot, add, mul, squeeze, unsqueeze
 
 __all__ = [
     "Affine", "affine", "fold_batch_norm", "insert_convolution",
@@ -107,12 +107,12 @@ def insert_convolution(module: GraphModule, node: Node) -> bool:
     channels, spatial = shape_of(node)[1], [1] * dims
     ones = torch.ones(channels, 1, *spatial, device=node.meta["val"].device)
     weight = insert_constant(module, node, ones, "identity")
-    spot = _InPlaceOf(node, node)
+    builder = _InPlaceOf(node, node)
     assert isinstance(value, Node)
     if rank == 2:
-        value = unsqueeze(spot, value, 2)
+        value = unsqueeze(builder, value, 2)
     options = (None, spatial, [0] * dims, spatial, channels)
-    convolution = spot.call(CONVOLUTIONS[dims], value, weight, *options)
+    convolution = builder.call(CONVOLUTIONS[dims], value, weight, *options)
     node.args = (convolution, *node.args[1:])
     if rank == 2:
         node.meta = {**node.meta, "val": convolution.meta["val"]}
@@ -171,7 +171,7 @@ def _as_arithmetic(module: GraphModule, node: Node, scale_and_shift: Affine, *, 
     module.graph.erase_node(node)
 
 
-class _InPlaceOf(Spot):
+class _InPlaceOf(NodeBuilder):
     """Writes calls that stand for `origin`, and notes which operator that is."""
 
     def call(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:

@@ -6,8 +6,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import iterate_nodes, note_replaced, op_name
+from openneutron.ops.graph_builder import become_reshape
 from openneutron.ops.shapes import needs_strides
-from openneutron.ops.writing import become_reshape
 
 __all__ = ["forget_strides"]
 

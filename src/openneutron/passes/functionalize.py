@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node, map_arg
 
 from openneutron.core.fx import note_replaced, op_name, shape_of
 from openneutron.model.state import is_state_write
-from openneutron.passes.write_back import Spot, can_be_written_back, write_back
+from openneutron.passes.write_back import NodeBuilder, can_be_written_back, write_back
 
 __all__ = ["functionalize", "may_alias", "writes_memory"]
 
@@ -143,7 +143,7 @@ class _Walk:
         self.writes[memory] += 1
         self.current[place] = (self.writes[memory], value)
         for view, source, before in zip(way, way[1:], nodes[1:], strict=False):
-            value = write_back(view, before, value, Spot(behind, node))
+            value = write_back(view, before, value, NodeBuilder(behind, node))
             self.current[source] = (self.writes[memory], value)
         self.place[node] = place
         self.changed = True
@@ -157,21 +157,21 @@ def _written(
     """The new value of `place` after the in-place operator `node`, whose out-of-place form is `target`."""
     name = op_name(node)
     if name in ("aten.copy_.default", "aten.fill_.Tensor") and isinstance(args[1], Node):
-        return _like(args[1], place, Spot(node, node))
+        return _like(args[1], place, NodeBuilder(node, node))
     if name == "aten.zero_.default":
-        return Spot(node, node).call(aten.zeros_like.default, place)
+        return NodeBuilder(node, node).call(aten.zeros_like.default, place)
     node.target, node.args, node.kwargs = target, args, kwargs
     return node
 
 
-def _like(value: Node, place: Node, spot: Spot) -> Node:
+def _like(value: Node, place: Node, builder: NodeBuilder) -> Node:
     """`value` in the dtype and shape of `place`."""
     if value.meta["val"].dtype != place.meta["val"].dtype:
-        value = spot.call(aten.to.dtype, value, place.meta["val"].dtype)
+        value = builder.call(aten.to.dtype, value, place.meta["val"].dtype)
     shape = shape_of(place)
     if len(shape_of(value)) > len(shape):  # by dimensions of size 1 in front
-        value = spot.call(aten.reshape.default, value, list(shape_of(value)[-len(shape) :] if shape else []))
-    return value if shape_of(value) == shape else spot.call(aten.expand.default, value, list(shape))
+        value = builder.call(aten.reshape.default, value, list(shape_of(value)[-len(shape) :] if shape else []))
+    return value if shape_of(value) == shape else builder.call(aten.expand.default, value, list(shape))
 
 
 def _shares_memory(node: Node) -> bool:

@@ -11,7 +11,7 @@ from openneutron.core.constants import attribute
 from openneutron.core.fx import evaluated, iterate_nodes, op_name, source_of
 from openneutron.errors import ModelError
 from openneutron.ops.declared import is_op
-from openneutron.ops.writing import detach
+from openneutron.ops.graph_builder import detach
 
 __all__ = ["inline_regions"]
 

@@ -18,9 +18,9 @@ from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.facts import Movement
 from openneutron.ops.functions import is_quotient
+from openneutron.ops.graph_builder import add, become_conversion, convert, logical_and, logical_not, mul, rsub, trunc
 from openneutron.ops.masks import HIDDEN_AT_RUN_TIME, only_softmax_reads
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.writing import add, become_conversion, convert, logical_and, logical_not, mul, rsub, trunc
 from openneutron.targets import NeutronTarget
 
 __all__ = ["integers_to_floats"]

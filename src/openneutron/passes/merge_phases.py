@@ -11,9 +11,9 @@ from torch.fx import GraphModule, Node
 from openneutron.core.fx import arguments, iterate_nodes, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.graph_builder import permute, reshape
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.shapes import read_indices
-from openneutron.ops.writing import permute, reshape
 from openneutron.targets import NeutronTarget
 
 __all__ = ["merge_phases"]

@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import arguments, shape_of
 from openneutron.ops.declared import is_op
-from openneutron.ops.writing import become_cat
+from openneutron.ops.graph_builder import become_cat
 
 __all__ = ["nest_concatenations"]
 

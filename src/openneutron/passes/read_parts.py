@@ -10,8 +10,8 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import arguments, shape_of
 from openneutron.ops.declared import is_op
+from openneutron.ops.graph_builder import become_slice
 from openneutron.ops.shapes import read_indices
-from openneutron.ops.writing import become_slice
 
 __all__ = ["read_parts"]
 

@@ -13,9 +13,9 @@ from openneutron.core.fx import arguments
 from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.functions import is_quotient
+from openneutron.ops.graph_builder import gelu, hardsigmoid, hardswish, mul, relu, relu6, rsqrt
 from openneutron.ops.norms import Dims, standardized
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.writing import gelu, hardsigmoid, hardswish, mul, relu, relu6, rsqrt
 from openneutron.targets import NeutronTarget
 
 __all__ = ["recognize"]

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 from openneutron.core.constants import insert_constant
 from openneutron.core.fx import arguments, note_replaced, op_name
 from openneutron.ops.declared import is_op
-from openneutron.ops.writing import become_cat
+from openneutron.ops.graph_builder import become_cat
 from openneutron.passes.functionalize import writes_memory
 
 __all__ = ["remove_empties"]

@@ -9,8 +9,8 @@ from openneutron.core.fx import arguments, is_state, iterate_nodes, op_name, sha
 from openneutron.model.state import is_state_write
 from openneutron.ops import OPERATORS
 from openneutron.ops.declared import facts_of, is_op
+from openneutron.ops.graph_builder import become_reshape
 from openneutron.ops.shapes import permutation
-from openneutron.ops.writing import become_reshape
 from openneutron.passes.functionalize import writes_memory
 
 __all__ = ["remove_identities"]

@@ -16,8 +16,8 @@ from openneutron.core.constants import attribute, constant_value, insert_constan
 from openneutron.core.fx import arguments, set_argument, shape_of
 from openneutron.ops.declared import is_op, is_view, overload_of
 from openneutron.ops.functions import is_quotient
+from openneutron.ops.graph_builder import NodeBuilder, mul
 from openneutron.ops.masks import HIDDEN_AT_RUN_TIME, only_softmax_reads
-from openneutron.ops.writing import Spot, mul
 
 __all__ = ["scale_before_masks"]
 
@@ -129,4 +129,4 @@ def _adds_a_mask(node: Node, known: dict[str, torch.Tensor]) -> bool:
 
 def _product(scaling: Node, mask: Node, value: Node, factor: float) -> Node:
     """`value` times `factor`, in front of `mask`. The constant that `scaling` reads may be defined only behind it."""
-    return mul(Spot(mask, scaling), value, factor)
+    return mul(NodeBuilder(mask, scaling), value, factor)

@@ -16,9 +16,9 @@ from torch.fx import GraphModule, Node
 from openneutron.core.fx import arguments, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.graph_builder import mul, slice_, sum_
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.shapes import read_indices
-from openneutron.ops.writing import mul, slice_, sum_
 from openneutron.targets import NeutronTarget
 
 __all__ = ["split_padded_products"]

@@ -9,10 +9,10 @@ from torch.fx import Node
 
 from openneutron.core.fx import arguments, shape_of
 from openneutron.ops.declared import is_op
+from openneutron.ops.graph_builder import NodeBuilder, permute, reshape, select_scatter, slice_scatter
 from openneutron.ops.shapes import permutation
-from openneutron.ops.writing import Spot, permute, reshape, select_scatter, slice_scatter
 
-__all__ = ["Spot", "can_be_written_back", "write_back"]
+__all__ = ["NodeBuilder", "can_be_written_back", "write_back"]
 
 
 def can_be_written_back(view: Node) -> bool:
@@ -23,23 +23,23 @@ def can_be_written_back(view: Node) -> bool:
     return is_op(view, "reshape", "permute", "slice", "select")
 
 
-def write_back(view: Node, source: Node, written: Node, spot: Spot) -> Node:
+def write_back(view: Node, source: Node, written: Node, builder: NodeBuilder) -> Node:
     """`source` after `written` was stored in its part `view`."""
     if view.target is operator.getitem:
-        return _into_parts(view, source, written, spot)
+        return _into_parts(view, source, written, builder)
     args = arguments(view)
     if is_op(view, "reshape"):
-        return reshape(spot, written, _sizes(source))
+        return reshape(builder, written, _sizes(source))
     if is_op(view, "permute"):
         places = permutation(view)
-        return permute(spot, written, [places.index(dim) for dim in range(len(places))])
+        return permute(builder, written, [places.index(dim) for dim in range(len(places))])
     if is_op(view, "select"):
-        return select_scatter(spot, source, written, args["dim"], args["index"])
+        return select_scatter(builder, source, written, args["dim"], args["index"])
     if "length" in args:  # a narrow
         start, size = int(args["start"]), shape_of(source)[args["dim"]]
         start += size if start < 0 else 0
-        return _into_slice(source, written, args["dim"], start, spot)
-    return slice_scatter(spot, source, written, args["dim"], args["start"], args["end"], args["step"])
+        return _into_slice(source, written, args["dim"], start, builder)
+    return slice_scatter(builder, source, written, args["dim"], args["start"], args["end"], args["step"])
 
 
 def _sizes(value: Node) -> list[Any]:
@@ -55,15 +55,15 @@ def _split(item: Node) -> Node:
     return split
 
 
-def _into_parts(item: Node, source: Node, written: Node, spot: Spot) -> Node:
+def _into_parts(item: Node, source: Node, written: Node, builder: NodeBuilder) -> Node:
     split, index = _split(item), int(item.args[1])  # type: ignore[arg-type]
     dim = int(arguments(split)["dim"])
     if is_op(split, "unbind"):
-        return select_scatter(spot, source, written, dim, index)
+        return select_scatter(builder, source, written, dim, index)
     start = sum(part.shape[dim] for part in split.meta["val"][:index])
-    return _into_slice(source, written, dim, start, spot)
+    return _into_slice(source, written, dim, start, builder)
 
 
-def _into_slice(source: Node, written: Node, dim: int, start: int, spot: Spot) -> Node:
+def _into_slice(source: Node, written: Node, dim: int, start: int, builder: NodeBuilder) -> Node:
     end = start + shape_of(written)[dim]
-    return slice_scatter(spot, source, written, dim, start, end)
+    return slice_scatter(builder, source, written, dim, start, end)

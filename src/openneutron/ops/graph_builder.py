@@ -1,7 +1,7 @@
-"""Short names for the ATen operators that decompositions and passes write most.
+"""Functions that add calls of common ATen operators to a graph.
 
-Each function writes one call through a `Writer`: a `Rewriting` or a `Spot`. Those that begin with `become_` turn an
-existing call into another one in place.
+Each function adds one call through a `Builder`, which is a `Rewriting` or a `NodeBuilder`. A function whose name begins
+with `become_` replaces an existing call in place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.fx import Node, map_arg
 from openneutron.core.fx import shape_of
 
 __all__ = [
-    "Operand", "Spot", "Writer", "add", "amax", "become_cat", "become_conversion", "become_linear",
+    "Builder", "NodeBuilder", "Operand", "add", "amax", "become_cat", "become_conversion", "become_linear",
     "become_reshape", "become_slice", "clone", "convert", "detach", "exp", "expand", "gelu", "hardsigmoid",
     "hardswish", "linear", "log", "logical_and", "logical_not", "mean", "mul", "permute", "relu", "relu6",
     "reshape", "rsqrt", "rsub", "select_scatter", "sigmoid", "slice_", "slice_scatter", "squeeze", "sub", "sum_",
@@ -27,7 +27,7 @@ aten = torch.ops.aten
 Operand = Node | float
 
 
-class Writer(Protocol):
+class Builder(Protocol):
     """Writes calls at one place of a graph."""
 
     def call(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:
@@ -35,7 +35,7 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True)
-class Spot:
+class NodeBuilder:
     """Writes calls in front of `before`, with the metadata of `origin`, the operator that they stand for."""
 
     before: Node
@@ -54,135 +54,135 @@ def _value(node: Node) -> Any:
     return node.meta["val"]
 
 
-def add(writer: Writer, first: Node, second: Operand, *, alpha: float = 1) -> Node:
+def add(builder: Builder, first: Node, second: Operand, *, alpha: float = 1) -> Node:
     """first + alpha * second."""
-    return writer.call(aten.add.Tensor, first, second, **({} if alpha == 1 else {"alpha": alpha}))
+    return builder.call(aten.add.Tensor, first, second, **({} if alpha == 1 else {"alpha": alpha}))
 
 
-def sub(writer: Writer, first: Node, second: Operand) -> Node:
+def sub(builder: Builder, first: Node, second: Operand) -> Node:
     """first - second."""
-    return writer.call(aten.sub.Tensor, first, second)
+    return builder.call(aten.sub.Tensor, first, second)
 
 
-def mul(writer: Writer, first: Node, second: Operand) -> Node:
+def mul(builder: Builder, first: Node, second: Operand) -> Node:
     """first * second."""
-    return writer.call(aten.mul.Tensor, first, second)
+    return builder.call(aten.mul.Tensor, first, second)
 
 
-def mean(writer: Writer, value: Node, dims: Sequence[int]) -> Node:
+def mean(builder: Builder, value: Node, dims: Sequence[int]) -> Node:
     """The mean over `dims`, which stay with size 1."""
-    return writer.call(aten.mean.dim, value, list(dims), True)
+    return builder.call(aten.mean.dim, value, list(dims), True)
 
 
-def sum_(writer: Writer, value: Node, dims: Sequence[int]) -> Node:
+def sum_(builder: Builder, value: Node, dims: Sequence[int]) -> Node:
     """The sum over `dims`, which stay with size 1."""
-    return writer.call(aten.sum.dim_IntList, value, list(dims), True)
+    return builder.call(aten.sum.dim_IntList, value, list(dims), True)
 
 
-def amax(writer: Writer, value: Node, dims: Sequence[int]) -> Node:
+def amax(builder: Builder, value: Node, dims: Sequence[int]) -> Node:
     """The maximum over `dims`, which stay with size 1."""
-    return writer.call(aten.amax.default, value, list(dims), True)
+    return builder.call(aten.amax.default, value, list(dims), True)
 
 
-def linear(writer: Writer, value: Node, weight: Node) -> Node:
+def linear(builder: Builder, value: Node, weight: Node) -> Node:
     """The product of the last dimension with a weight [outputs, inputs]."""
-    return writer.call(aten.linear.default, value, weight)
+    return builder.call(aten.linear.default, value, weight)
 
 
-def gelu(writer: Writer, value: Node, approximate: str) -> Node:
+def gelu(builder: Builder, value: Node, approximate: str) -> Node:
     """Gelu; `approximate` is "none" or "tanh"."""
-    return writer.call(aten.gelu.default, value, approximate=approximate)
+    return builder.call(aten.gelu.default, value, approximate=approximate)
 
 
-def hardsigmoid(writer: Writer, value: Node) -> Node:
+def hardsigmoid(builder: Builder, value: Node) -> Node:
     """relu6(value + 3) / 6."""
-    return writer.call(aten.hardsigmoid.default, value)
+    return builder.call(aten.hardsigmoid.default, value)
 
 
-def hardswish(writer: Writer, value: Node) -> Node:
+def hardswish(builder: Builder, value: Node) -> Node:
     """value * relu6(value + 3) / 6."""
-    return writer.call(aten.hardswish.default, value)
+    return builder.call(aten.hardswish.default, value)
 
 
-def relu6(writer: Writer, value: Node) -> Node:
+def relu6(builder: Builder, value: Node) -> Node:
     """The value, limited to 0 to 6."""
-    return writer.call(aten.relu6.default, value)
+    return builder.call(aten.relu6.default, value)
 
 
-def reshape(writer: Writer, value: Node, shape: Sequence[Any]) -> Node:
+def reshape(builder: Builder, value: Node, shape: Sequence[Any]) -> Node:
     """The value in another shape; the value itself where it has that shape."""
-    return value if shape_of(value) == tuple(shape) else writer.call(aten.reshape.default, value, list(shape))
+    return value if shape_of(value) == tuple(shape) else builder.call(aten.reshape.default, value, list(shape))
 
 
-def expand(writer: Writer, value: Node, shape: Sequence[int]) -> Node:
+def expand(builder: Builder, value: Node, shape: Sequence[int]) -> Node:
     """The value broadcast to `shape`; the value itself where it has that shape."""
-    return value if shape_of(value) == tuple(shape) else writer.call(aten.expand.default, value, list(shape))
+    return value if shape_of(value) == tuple(shape) else builder.call(aten.expand.default, value, list(shape))
 
 
-def permute(writer: Writer, value: Node, dims: Sequence[int]) -> Node:
+def permute(builder: Builder, value: Node, dims: Sequence[int]) -> Node:
     """Dimension i of the output is dimension dims[i] of `value`."""
-    return writer.call(aten.permute.default, value, list(dims))
+    return builder.call(aten.permute.default, value, list(dims))
 
 
-def transpose(writer: Writer, value: Node, first: int, second: int) -> Node:
+def transpose(builder: Builder, value: Node, first: int, second: int) -> Node:
     """Two dimensions swapped."""
-    return writer.call(aten.transpose.int, value, first, second)
+    return builder.call(aten.transpose.int, value, first, second)
 
 
-def squeeze(writer: Writer, value: Node, dim: int) -> Node:
+def squeeze(builder: Builder, value: Node, dim: int) -> Node:
     """Without a dimension of size 1."""
-    return writer.call(aten.squeeze.dim, value, dim)
+    return builder.call(aten.squeeze.dim, value, dim)
 
 
-def unsqueeze(writer: Writer, value: Node, dim: int) -> Node:
+def unsqueeze(builder: Builder, value: Node, dim: int) -> Node:
     """With a new dimension of size 1."""
-    return writer.call(aten.unsqueeze.default, value, dim)
+    return builder.call(aten.unsqueeze.default, value, dim)
 
 
-def slice_(writer: Writer, value: Node, dim: int, indices: range) -> Node:
+def slice_(builder: Builder, value: Node, dim: int, indices: range) -> Node:
     """Some indices of a dimension, in rising order."""
     step = [] if indices.step == 1 else [indices.step]
-    return writer.call(aten.slice.Tensor, value, dim, indices.start, indices[-1] + 1, *step)
+    return builder.call(aten.slice.Tensor, value, dim, indices.start, indices[-1] + 1, *step)
 
 
-def slice_scatter(writer: Writer, value: Node, part: Node, dim: int, *indices: Any) -> Node:
+def slice_scatter(builder: Builder, value: Node, part: Node, dim: int, *indices: Any) -> Node:
     """`value` with `part` at the indices (start, end, step) of a dimension."""
-    return writer.call(aten.slice_scatter.default, value, part, dim, *indices)
+    return builder.call(aten.slice_scatter.default, value, part, dim, *indices)
 
 
-def select_scatter(writer: Writer, value: Node, part: Node, dim: int, index: int) -> Node:
+def select_scatter(builder: Builder, value: Node, part: Node, dim: int, index: int) -> Node:
     """`value` with `part` at one index of a dimension."""
-    return writer.call(aten.select_scatter.default, value, part, dim, index)
+    return builder.call(aten.select_scatter.default, value, part, dim, index)
 
 
-def zeros_like(writer: Writer, value: Node) -> Node:
+def zeros_like(builder: Builder, value: Node) -> Node:
     """Zeros of the shape and dtype of `value`."""
-    return writer.call(aten.zeros_like.default, value)
+    return builder.call(aten.zeros_like.default, value)
 
 
-def rsub(writer: Writer, first: Node, second: Operand) -> Node:
+def rsub(builder: Builder, first: Node, second: Operand) -> Node:
     """second - first."""
-    return writer.call(aten.rsub.Scalar, first, second)
+    return builder.call(aten.rsub.Scalar, first, second)
 
 
-def trunc(writer: Writer, value: Node) -> Node:
+def trunc(builder: Builder, value: Node) -> Node:
     """The value rounded towards zero."""
-    return writer.call(aten.trunc.default, value)
+    return builder.call(aten.trunc.default, value)
 
 
-def logical_and(writer: Writer, first: Node, second: Node) -> Node:
+def logical_and(builder: Builder, first: Node, second: Node) -> Node:
     """Whether both truth values are true."""
-    return writer.call(aten.logical_and.default, first, second)
+    return builder.call(aten.logical_and.default, first, second)
 
 
-def logical_not(writer: Writer, value: Node) -> Node:
+def logical_not(builder: Builder, value: Node) -> Node:
     """Whether a truth value is false."""
-    return writer.call(aten.logical_not.default, value)
+    return builder.call(aten.logical_not.default, value)
 
 
-def convert(writer: Writer, value: Node, dtype: torch.dtype) -> Node:
+def convert(builder: Builder, value: Node, dtype: torch.dtype) -> Node:
     """The value in another dtype."""
-    return writer.call(aten.to.dtype, value, dtype)
+    return builder.call(aten.to.dtype, value, dtype)
 
 
 def clone(graph: torch.fx.Graph, value: Node, **options: Any) -> Node:
@@ -220,26 +220,26 @@ def become_slice(node: Node, value: Node, dim: int, start: int, end: int) -> Non
     node.target, node.args, node.kwargs = aten.slice.Tensor, (value, dim, start, end), {}
 
 
-def exp(writer: Writer, value: Node) -> Node:
+def exp(builder: Builder, value: Node) -> Node:
     """e to the power of `value`."""
-    return writer.call(aten.exp.default, value)
+    return builder.call(aten.exp.default, value)
 
 
-def log(writer: Writer, value: Node) -> Node:
+def log(builder: Builder, value: Node) -> Node:
     """The natural logarithm."""
-    return writer.call(aten.log.default, value)
+    return builder.call(aten.log.default, value)
 
 
-def rsqrt(writer: Writer, value: Node) -> Node:
+def rsqrt(builder: Builder, value: Node) -> Node:
     """One over the square root."""
-    return writer.call(aten.rsqrt.default, value)
+    return builder.call(aten.rsqrt.default, value)
 
 
-def relu(writer: Writer, value: Node) -> Node:
+def relu(builder: Builder, value: Node) -> Node:
     """The value, or zero where it is negative."""
-    return writer.call(aten.relu.default, value)
+    return builder.call(aten.relu.default, value)
 
 
-def sigmoid(writer: Writer, value: Node) -> Node:
+def sigmoid(builder: Builder, value: Node) -> Node:
     """The logistic function."""
-    return writer.call(aten.sigmoid.default, value)
+    return builder.call(aten.sigmoid.default, value)

@@ -9,12 +9,12 @@ from openneutron.ir.kinds import CONCATENATION, SLICE
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
-from openneutron.ops.windows import pad_behind
+from openneutron.ops.windows import pad_at_end
 from openneutron.targets import Generation
 
 __all__ = [
-    "MAX_KERNEL_RANK", "copies", "count_of_copies", "has_rank_for_kernels", "joined", "part",
-    "slice_of",
+    "MAX_KERNEL_RANK", "concat", "concat_copies", "count_of_concats", "has_rank_for_kernels", "slice_dim",
+    "slice_tensor",
 ]  # fmt: skip
 
 
@@ -28,7 +28,7 @@ def has_rank_for_kernels(instance: OpInstance) -> bool:
     return len(instance.shape) <= MAX_KERNEL_RANK
 
 
-def slice_of(lowering: Lowering, tensor: Tensor, begin: Sequence[int], size: tuple[int, ...]) -> Tensor:
+def slice_tensor(lowering: Lowering, tensor: Tensor, begin: Sequence[int], size: tuple[int, ...]) -> Tensor:
     """SLICE, or nothing where it takes all.
 
     The legacy generation slices dimensions that are multiples of the MACs of a pipeline: others are padded before.
@@ -38,19 +38,19 @@ def slice_of(lowering: Lowering, tensor: Tensor, begin: Sequence[int], size: tup
     if lowering.instance.generation is Generation.LEGACY:
         target = lowering.instance.target
         sizes = zip(tensor.shape, size, strict=True)
-        shape = tuple(length if length == kept else target.whole_granules(length) for length, kept in sizes)
-        tensor = pad_behind(lowering, tensor, shape)
+        shape = tuple(length if length == kept else target.align_channels(length) for length, kept in sizes)
+        tensor = pad_at_end(lowering, tensor, shape)
     return lowering.emit(SLICE, [tensor], size, tensor.qparams, begin=tuple(begin), size=size)
 
 
-def part(lowering: Lowering, tensor: Tensor, dim: int, first: int, count: int) -> Tensor:
+def slice_dim(lowering: Lowering, tensor: Tensor, dim: int, first: int, count: int) -> Tensor:
     """`count` indices of a dimension from `first` on: a SLICE, as `slice_of` writes it."""
     size = tuple(count if other == dim else length for other, length in enumerate(tensor.shape))
     begin = tuple(first if other == dim else 0 for other in range(len(size)))
-    return slice_of(lowering, tensor, begin, size)
+    return slice_tensor(lowering, tensor, begin, size)
 
 
-def joined(lowering: Lowering, tensors: Sequence[Tensor], dim: int) -> Tensor:
+def concat(lowering: Lowering, tensors: Sequence[Tensor], dim: int) -> Tensor:
     """Tensors one behind the other along a dimension: a CONCATENATION, or nothing where there is one."""
     first = tensors[0]
     if len(tensors) == 1:
@@ -60,16 +60,16 @@ def joined(lowering: Lowering, tensors: Sequence[Tensor], dim: int) -> Tensor:
     return lowering.emit(CONCATENATION, tensors, shape, first.qparams, axis=dim, fused_activation_function="NONE")
 
 
-def copies(lowering: Lowering, tensor: Tensor, dim: int, count: int) -> Tensor:
+def concat_copies(lowering: Lowering, tensor: Tensor, dim: int, count: int) -> Tensor:
     """`tensor` `count` times along a dimension: each CONCATENATION joins eight times what the one before it did."""
     if count <= MAX_COPIES:
-        return joined(lowering, [tensor] * count, dim)
-    block = copies(lowering, tensor, dim, count // MAX_COPIES)
-    return joined(lowering, [block] * MAX_COPIES + [tensor] * (count % MAX_COPIES), dim)
+        return concat(lowering, [tensor] * count, dim)
+    block = concat_copies(lowering, tensor, dim, count // MAX_COPIES)
+    return concat(lowering, [block] * MAX_COPIES + [tensor] * (count % MAX_COPIES), dim)
 
 
-def count_of_copies(count: int) -> int:
+def count_of_concats(count: int) -> int:
     """How many CONCATENATIONs make `count` copies."""
     if count == 1:
         return 0
-    return 1 if count <= MAX_COPIES else 1 + count_of_copies(count // MAX_COPIES)
+    return 1 if count <= MAX_COPIES else 1 + count_of_concats(count // MAX_COPIES)

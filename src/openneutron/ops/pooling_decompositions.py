@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.graph_builder import reshape
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.pooling import (
     adaptive_windows,
@@ -20,7 +21,6 @@ from openneutron.ops.pooling import (
 from openneutron.ops.reductions import nobody_reads_its_indices
 from openneutron.ops.spec import constraint
 from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, image_shape, spatial_rank
-from openneutron.ops.writing import reshape
 
 __all__ = ["DECOMPOSED"]
 
