@@ -580,3 +580,22 @@ def test_convolutions_of_volumes_are_compared_whatever_dimension_the_frames_lie_
     data = [(torch.randn(1, 2, 3, 4, 5, generator=torch.Generator().manual_seed(i)),) for i in range(4)]
     quantized = quantize(model, data[0], data, recover=None)
     assert compare_layers(quantized, lower(quantized), data).first is None
+
+
+def test_a_layer_that_holds_its_values_in_another_order_is_not_compared() -> None:
+    class Interleaved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(4, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            mixed = x.sigmoid()
+            mixed[..., ::2] = x[..., ::2]
+            return self.convolution(mixed.abs() * x)
+
+    samples = [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+    quantized = quantize(seeded(Interleaved), samples[0], samples, recover=None)
+    comparison = compare_layers(quantized, lower(quantized), samples[:2])
+    assert comparison.first is None
+    assert {"abs_1", "mul"} <= set(comparison.unseen)
+    assert "conv2d" in {layer.node for layer in comparison.layers}
