@@ -1,0 +1,24 @@
+"""Functions that Linux has and other systems lack: macOS has no affinity, Windows no process groups either."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from openneutron.core import parallel
+from openneutron.vendor import sdk
+
+
+def test_cores_without_affinity_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert parallel._cores() == os.cpu_count()
+
+
+def test_a_converter_is_ended_without_process_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "killpg", raising=False)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    sdk._end(child)
+    assert child.poll() is not None
