@@ -41,6 +41,8 @@ def _remainders() -> list[Case]:
         case("fmod.Scalar", "negative", lambda x: torch.fmod(x, -0.7)),
         case("remainder.Scalar", "positive", lambda x: x % 0.7),
         case("remainder.Scalar", "negative", lambda x: x % -0.7),
+        Case("aten.fmod.Scalar", "far below the divisor", of(lambda x: torch.fmod(x * 1e-6, 1.5)), (IMAGE,)),
+        Case("aten.remainder.Scalar", "far below the divisor", of(lambda x: x.abs() * 1e-6 % 1.5), (IMAGE,)),
         case("fmod.Tensor", "constant", lambda x: torch.fmod(x, HALF)),
         case("remainder.Tensor", "constant", lambda x: torch.remainder(x, HALF)),
         case("div.Tensor_mode", "floor", lambda x: torch.div(x, 0.5, rounding_mode="floor")),

@@ -101,6 +101,14 @@ def _toward_zero(lowering: Lowering, inputs: Tensor, step: float, output: QParam
     return lowering.emit(SUB, [inputs, half], lowering.shape, output, fused_activation_function="NONE")
 
 
+def _has_multiples(qparams: QParams, period: float, rounding: Rounding) -> bool:
+    """Whether a remainder subtracts a multiple of `period` from the value of any code."""
+    quotients = _values(qparams) / period
+    if rounding is _floor:
+        return bool(np.floor(quotients).any())
+    return bool((np.ceil(quotients) if rounding is _ceil else np.trunc(quotients)).any())
+
+
 def _lower_rounding(rounding: Rounding) -> Callable[[Lowering], Tensor]:
     """Rounds to a tensor of whole steps, and requantizes that; at once where int8 does not hold all multiples."""
 
@@ -132,6 +140,8 @@ def _lower_remainder(lowering: Lowering) -> Tensor:
     rounding = _toward_zero
     if op_name(lowering.instance.node).startswith("aten.remainder"):
         rounding = _ceil if divisor < 0 else _floor
+    if not _has_multiples(inputs.qparams, period, rounding):
+        return _nearest(lowering, inputs, period, lowering.output)
     whole = _whole_steps(inputs.qparams, period)
     assert whole is not None  # has_fine_steps holds
     multiples = rounding(lowering, inputs, period, whole)
