@@ -21,15 +21,9 @@ ALLOWED = {
     # A state is read by a clone and written by a copy_. `core/` and `model/`, which say so, are below `ops/`.
     "core/fx.py": {"clone": 1, "detach_": 1},
     "model/state.py": {"clone": 1, "copy_": 2},
-    # These two are edited elsewhere at the moment.
-    "passes/functionalize.py": {
-        "dropout": 1, "feature_dropout": 1, "zero_": 1, "copy_": 1, "fill_": 1, "zeros_like": 1, "to": 1, "reshape": 1,
-        "expand": 1,
-    },
-    "passes/remove_dead_operators.py": {"_assert_tensor_metadata": 1},
     # A constant that scripts for ExecuTorch's NXP backend import.
     "dropin/options.py": {"prelu": 1},
-}  # fmt: skip
+}
 _NAME = re.compile(r"aten(?:\.|::)([A-Za-z_]\w*)?")
 
 

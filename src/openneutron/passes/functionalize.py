@@ -11,14 +11,11 @@ from torch.fx import GraphModule, Node, map_arg
 
 from openneutron.core.fx import note_replaced, op_name, shape_of
 from openneutron.model.state import is_state_write
-from openneutron.passes.write_back import NodeBuilder, can_be_written_back, write_back
+from openneutron.ops.declared import is_op
+from openneutron.ops.graph_builder import NodeBuilder, convert, expand, reshape, zeros_like
+from openneutron.passes.write_back import can_be_written_back, write_back
 
 __all__ = ["functionalize", "may_alias", "writes_memory"]
-
-aten = torch.ops.aten
-
-# Their output may be their input itself, though their schema does not say so.
-_MAY_RETURN_THEIR_INPUT = {"getitem", "aten.dropout.default", "aten.feature_dropout.default"}
 
 
 def functionalize(module: GraphModule) -> bool:
@@ -47,10 +44,13 @@ def writes_memory(node: Node) -> bool:
 
 
 def may_alias(node: Node) -> bool:
-    """Whether the output of `node` may be memory of its first argument."""
+    """Whether the output of `node` may be memory of its first argument.
+
+    That of a dropout may, though its schema does not say so.
+    """
     taken = node.target._schema.arguments[:1] if isinstance(node.target, torch._ops.OpOverload) else []
     aliases = any(argument.alias_info is not None for argument in taken)
-    return aliases or op_name(node) in _MAY_RETURN_THEIR_INPUT
+    return aliases or node.target is operator.getitem or is_op(node, "dropout")
 
 
 @dataclass
@@ -155,11 +155,10 @@ def _written(
     node: Node, place: Node, target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Node:
     """The new value of `place` after the in-place operator `node`, whose out-of-place form is `target`."""
-    name = op_name(node)
-    if name in ("aten.copy_.default", "aten.fill_.Tensor") and isinstance(args[1], Node):
+    if is_op(node, "copy_", "fill_") and isinstance(args[1], Node):
         return _like(args[1], place, NodeBuilder(node, node))
-    if name == "aten.zero_.default":
-        return NodeBuilder(node, node).call(aten.zeros_like.default, place)
+    if is_op(node, "zero_"):
+        return zeros_like(NodeBuilder(node, node), place)
     node.target, node.args, node.kwargs = target, args, kwargs
     return node
 
@@ -167,11 +166,11 @@ def _written(
 def _like(value: Node, place: Node, builder: NodeBuilder) -> Node:
     """`value` in the dtype and shape of `place`."""
     if value.meta["val"].dtype != place.meta["val"].dtype:
-        value = builder.call(aten.to.dtype, value, place.meta["val"].dtype)
+        value = convert(builder, value, place.meta["val"].dtype)
     shape = shape_of(place)
     if len(shape_of(value)) > len(shape):  # by dimensions of size 1 in front
-        value = builder.call(aten.reshape.default, value, list(shape_of(value)[-len(shape) :] if shape else []))
-    return value if shape_of(value) == shape else builder.call(aten.expand.default, value, list(shape))
+        value = reshape(builder, value, shape_of(value)[-len(shape) :] if shape else ())
+    return expand(builder, value, shape)
 
 
 def _shares_memory(node: Node) -> bool:

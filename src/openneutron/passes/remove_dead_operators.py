@@ -7,8 +7,9 @@ import operator
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import is_state, op_name
+from openneutron.core.fx import is_state
 from openneutron.model.state import forget_state, is_state_write, store_of
+from openneutron.ops.declared import is_op
 from openneutron.passes.functionalize import writes_memory
 
 __all__ = ["remove_dead_operators"]
@@ -23,7 +24,7 @@ def remove_dead_operators(module: GraphModule) -> bool:
     """
     changed = _forget_dead_states(module)
     for node in reversed(list(module.graph.nodes)):
-        if not node.users and (op_name(node) == "aten._assert_tensor_metadata.default" or _only_computes(node)):
+        if not node.users and (is_op(node, "assertion") or _only_computes(node)):
             module.graph.erase_node(node)
             changed = True
     if changed:

@@ -12,7 +12,7 @@ from openneutron.ops.declared import is_op
 from openneutron.ops.graph_builder import NodeBuilder, permute, reshape, select_scatter, slice_scatter
 from openneutron.ops.shapes import permutation
 
-__all__ = ["NodeBuilder", "can_be_written_back", "write_back"]
+__all__ = ["can_be_written_back", "write_back"]
 
 
 def can_be_written_back(view: Node) -> bool:
