@@ -90,6 +90,7 @@ def _clamps() -> list[Case]:
         by_tensors("clamp_min", "one value", zero),
         by_tensors("clamp_min", "channels", CHANNELS),
         by_tensors("clamp_max", "one value", unit),
+        Case("aten.clip.Tensor", "computed", of(lambda x, y: torch.clip(x, y, y + 1)), (IMAGE, IMAGE)),
         Case("aten.clamp.Tensor", "computed", of(lambda x, y: torch.clamp(x, y, y + 1)), (IMAGE, IMAGE)),
         Case("aten.clamp_max.Tensor", "computed", of(lambda x, y: x.clamp_max(y)), (IMAGE, IMAGE)),
     ]  # fmt: skip
@@ -218,6 +219,8 @@ def _functions() -> list[Case]:
         positive("aten.reciprocal.default", "", torch.reciprocal),
         positive("aten.reciprocal.default", "of a number", lambda x: 3.0 / x),
         Case("aten.div.Tensor", "by a number", of(lambda x: x / 3), (IMAGE,)),
+        Case("aten.true_divide.Tensor", "by a number", of(lambda x: torch.true_divide(x, 3)), (IMAGE,)),
+        Case("aten.divide.Tensor", "by a number", of(lambda x: torch.divide(x, 3)), (IMAGE,)),
         Case("aten.mul.Tensor", "division in place", of(lambda x: (x + 1).div_(-7)), (IMAGE,)),
         Case("aten.div.Tensor", "by channels", of(lambda c, x: x / c, CHANNELS + 3), (IMAGE,)),
         Case("aten.div.Tensor", "by an integer", of(lambda c, x: x / c, torch.tensor(4)), (IMAGE,)),

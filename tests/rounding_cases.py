@@ -46,6 +46,7 @@ def _remainders() -> list[Case]:
         case("fmod.Tensor", "constant", lambda x: torch.fmod(x, HALF)),
         case("remainder.Tensor", "constant", lambda x: torch.remainder(x, HALF)),
         case("div.Tensor_mode", "floor", lambda x: torch.div(x, 0.5, rounding_mode="floor")),
+        case("divide.Tensor_mode", "floor", lambda x: torch.divide(x, 0.5, rounding_mode="floor")),
         case("div.Tensor_mode", "trunc by a constant", lambda x: torch.div(x, HALF, rounding_mode="trunc")),
         case("floor_divide.default", "number", lambda x: x // 0.5),
         Case("aten.floor_divide.Scalar", "number", of(lambda x: torch.ops.aten.floor_divide.Scalar(x, 0.5)), (IMAGE,)),

@@ -107,8 +107,8 @@ def _function(name: str, kind: Kind, notes: str = "", facts: Facts = UNKNOWN) ->
 SPECS = (
     OpSpec(
         name="mul",
-        targets=("aten.mul.Tensor", "aten.mul_.Tensor"),
-        scalar_targets=("aten.mul.Scalar",),
+        targets=("aten.mul.Tensor", "aten.mul_.Tensor", "aten.multiply.Tensor"),
+        scalar_targets=("aten.mul.Scalar", "aten.multiply.Scalar"),
         edge_targets=("aten.mul.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
@@ -121,8 +121,8 @@ SPECS = (
     ),
     OpSpec(
         name="sub",
-        targets=("aten.sub.Tensor", "aten.sub_.Tensor"),
-        scalar_targets=("aten.sub.Scalar",),
+        targets=("aten.sub.Tensor", "aten.sub_.Tensor", "aten.subtract.Tensor"),
+        scalar_targets=("aten.sub.Scalar", "aten.subtract.Scalar"),
         edge_targets=("aten.sub.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
@@ -183,7 +183,7 @@ SPECS = (
     ),
     OpSpec(
         name="neg",
-        targets=("aten.neg.default", "aten.neg_.default"),
+        targets=("aten.neg.default", "aten.neg_.default", "aten.negative.default"),
         edge_targets=("aten.neg.default",),
         inputs=("self",),
         lower=lower_neg,

@@ -336,6 +336,7 @@ SPECS = (
             "aten.clamp_min_.default",
             "aten.clamp_max.default",
             "aten.clamp_max_.default",
+            "aten.clip.default",
         ),
         edge_targets=("aten.clamp.default",),
         inputs=("self",),
@@ -349,7 +350,7 @@ SPECS = (
     ),
     OpSpec(
         name="abs",
-        targets=("aten.abs.default", "aten.abs_.default"),
+        targets=("aten.abs.default", "aten.abs_.default", "aten.absolute.default"),
         edge_targets=("aten.abs.default",),
         inputs=("self",),
         lower=lower_abs,
@@ -359,7 +360,7 @@ SPECS = (
     ),
     OpSpec(
         name="sigmoid",
-        targets=("aten.sigmoid.default", "aten.sigmoid_.default"),
+        targets=("aten.sigmoid.default", "aten.sigmoid_.default", "aten.special_expit.default"),
         edge_targets=("aten.sigmoid.default",),
         inputs=("self",),
         output=SIGMOID_QPARAMS,

@@ -227,7 +227,7 @@ DECOMPOSED = (
     ),
     Decomposition(
         name="div",
-        targets=("aten.div.Tensor", "aten.div.Scalar"),
+        targets=("aten.div.Tensor", "aten.div.Scalar", "aten.divide.Tensor", "aten.true_divide.Tensor"),
         rewrite=_quotient,
         facts=Facts(is_continuous=True, computes_masks=True),
         becomes="mul where the divisor is constant, else rsqrt, mul, mul; mul, exp, mul where the divisor is an "

@@ -256,6 +256,7 @@ DECOMPOSED = (
         name="rounded quotient",
         targets=(
             "aten.floor_divide.default", "aten.floor_divide.Scalar", "aten.div.Tensor_mode", "aten.div.Scalar_mode",
+            "aten.divide.Tensor_mode",
         ),
         rewrite=_rounded_quotient,
         becomes="mul, then floor or trunc; div for rounding_mode=None",

@@ -129,7 +129,7 @@ DECOMPOSED = (
     ),
     Decomposition(
         name="clamp by tensors",
-        targets=("aten.clamp.Tensor", "aten.clamp_min.Tensor", "aten.clamp_max.Tensor"),
+        targets=("aten.clamp.Tensor", "aten.clamp_min.Tensor", "aten.clamp_max.Tensor", "aten.clip.Tensor"),
         rewrite=_clamp,
         becomes="clamp where the limits are constants of one value, else maximum, minimum",
     ),
