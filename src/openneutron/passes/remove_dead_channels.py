@@ -62,29 +62,40 @@ def remove_dead_channels(module: GraphModule) -> bool:
 
 
 def _interval(module: GraphModule, node: Node, known: dict[Node, _Interval]) -> _Interval | None:
-    """Bounds of what `node` yields; None for what has no channels."""
+    """Bounds of each channel of the output of `node`; None for a value without channels."""
     value = node.meta.get("val")
     if node.op not in ("placeholder", "call_function") or not isinstance(value, torch.Tensor) or value.dim() < 2:
         return None
-    channels, bounds = value.shape[1], _bounds(node)
-    anything = _Interval(torch.full((channels,), -LARGEST_INPUT), torch.full((channels,), LARGEST_INPUT))
+    channels = value.shape[1]
+    found = _computed_interval(module, node, known)
+    if found is None or found.low.numel() != channels:
+        return _Interval(torch.full((channels,), -LARGEST_INPUT), torch.full((channels,), LARGEST_INPUT))
+    return _Interval(found.low.clamp(min=-LARGEST_INPUT), found.high.clamp(max=LARGEST_INPUT))
+
+
+def _computed_interval(module: GraphModule, node: Node, known: dict[Node, _Interval]) -> _Interval | None:
+    """The bounds that follow from those of the operands; None if nothing follows."""
+    if is_op(node, "add"):
+        return _sum(node, known)
     source = node.args[0] if node.args else None
     reads = known.get(source) if isinstance(source, Node) else None
-    result: _Interval | None = None
+    return None if reads is None else _interval_of_input(module, node, reads)
+
+
+def _interval_of_input(module: GraphModule, node: Node, reads: _Interval) -> _Interval | None:
+    """The bounds that follow from those of the first operand, `reads`."""
     layer = _layer(module, node)
-    if layer is not None and reads is not None:
-        result = _product(layer, reads)
-    elif (limits := facts_of(node).clamp_range(node)) is not None and reads is not None:
-        result = _Interval(reads.low.clamp(*limits), reads.high.clamp(*limits))
-    elif is_op(node, "dropout") or bounds is Bounds.WITHIN:
-        result = reads
-    elif reads is not None and bounds is Bounds.WITHIN_OR_ZERO:
-        result = _Interval(reads.low.clamp(max=0), reads.high.clamp(min=0))
-    elif is_op(node, "add"):
-        result = _sum(node, known)
-    if result is None or result.low.numel() != channels:
-        return anything
-    return _Interval(result.low.clamp(min=-LARGEST_INPUT), result.high.clamp(max=LARGEST_INPUT))
+    if layer is not None:
+        return _product(layer, reads)
+    limits = facts_of(node).clamp_range(node)
+    if limits is not None:
+        return _Interval(reads.low.clamp(*limits), reads.high.clamp(*limits))
+    bounds = _bounds(node)
+    if is_op(node, "dropout") or bounds is Bounds.WITHIN:
+        return reads
+    if bounds is Bounds.WITHIN_OR_ZERO:
+        return _Interval(reads.low.clamp(max=0), reads.high.clamp(min=0))
+    return None
 
 
 def _bounds(node: Node) -> Bounds | None:
