@@ -33,7 +33,8 @@ FOLLOWS_DB = 40.0
 SMALLEST_NOISE = 1e-10
 """A mean square below it is none: constant zeros have the smallest scale that there is, and no signal."""
 MIN_DB = 10.0
-"""A program farther from its converted module differs, whatever its layers say."""
+"""A program farther from its converted module differs, whatever its layers say. A model that noise moves as far has no
+outputs to compare."""
 REFERENCE_DB = 30.0
 """How near the float graph that was annotated must be to the model: decompositions approximate some functions."""
 MARGIN_DB = 6.0
@@ -133,7 +134,7 @@ def _rewritten(model: RandomModel, reference: GraphModule, unseen: list[Sample])
     if figure >= REFERENCE_DB:
         return None
     noisy = min(min(map(_worst_db, wanted, _disturbed(model, unseen, seed))) for seed in range(DRAWS_OF_NOISE))
-    outcome = Outcome.REWRITTEN if figure < noisy - MARGIN_DB else Outcome.ILL_CONDITIONED
+    outcome = Outcome.REWRITTEN if figure < noisy - MARGIN_DB and noisy > MIN_DB else Outcome.ILL_CONDITIONED
     return Finding(outcome, f"{figure:.1f} dB; {noisy:.1f} dB with noise")
 
 

@@ -84,6 +84,7 @@ def test_all_that_is_refused_is_named() -> None:
 def test_operators_of_the_user_are_left_to_the_user() -> None:
     library: Any = torch.library.Library("openneutron_test_kernels", "DEF")  # type: ignore[no-untyped-call]
     library.define("theirs(Tensor x) -> Tensor")
+    library.define("theirs.out(Tensor x, *, Tensor(a!) out) -> Tensor(a!)")
     library.impl("theirs", torch.clone, "CompositeExplicitAutograd")
     theirs: Any = torch.ops.openneutron_test_kernels.theirs
     check_cpu_kernels(left_of(theirs, ROW), trusts_table=False)
@@ -103,6 +104,36 @@ def assert_names_the_line(error: ModelError) -> None:
     assert error.source is not None
     assert error.source.startswith(__file__)
     assert "Sorting" in str(error)
+
+
+@pytest.mark.parametrize("documented", [False, True])
+def test_an_operator_of_the_user_without_an_out_variant_is_refused(documented: bool) -> None:
+    @torch.library.custom_op(f"openneutron_test::no_out_{documented}", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    @twice.register_fake
+    def _(x: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    model, inputs = Function(lambda layer, x: layer(twice(x)), nn.Linear(8, 4)), (torch.ones(1, 8),)
+    graph = torch.export.export(model.eval(), inputs).module()
+    refuse = (
+        (lambda: prepare_pt2e(graph, NeutronQuantizer())) if documented else (lambda: quantize(model, inputs, [inputs]))
+    )
+    with pytest.raises(ModelError, match=r"no_out_.*out variant.*overload name 'out'") as caught:
+        refuse()
+    assert caught.value.source is not None
+
+
+@pytest.mark.parametrize("name", ["mul", "add"])
+def test_complex_constants_are_refused_by_name(name: str) -> None:
+    def rotated(_: Any, x: torch.Tensor) -> torch.Tensor:
+        turned = getattr(torch, name)(torch.view_as_complex(x), torch.polar(torch.ones(4), torch.ones(4)))
+        return torch.view_as_real(turned)
+
+    with pytest.raises(ModelError, match=r"view_as_complex.*complex numbers \(torch.complex64\)"):
+        quantize(Function(rotated, nn.Identity()).eval(), (torch.ones(4, 2),), [torch.ones(4, 2)])
 
 
 def test_quantize_refuses_before_calibration() -> None:

@@ -114,6 +114,10 @@ def test_a_method_of_a_module() -> None:
         (lambda _: None, "is a NoneType. Give the torch.nn.Module"),
         (lambda _: 3, "is a int. Give the torch.nn.Module"),
         (lambda _: torch.ones(2), "is a Tensor. Give the torch.nn.Module"),
+        (
+            lambda _: torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 4))).eval(),  # type: ignore[no-untyped-call]
+            "Module '0' .* is quantized already, by torch's eager-mode quantization. Give the float model",
+        ),
         (lambda _: net().train(), "train mode.*Call model.eval"),
         (lambda _: torch.jit.script(net().train()), "train mode.*Call model.eval"),
         (lambda _: exported(net().train()), "train mode.*Call model.eval"),

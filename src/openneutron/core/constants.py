@@ -39,11 +39,11 @@ def constant_value(node: object) -> torch.Tensor | None:
 
 
 def number_of(value: object, constant: Callable[[object], torch.Tensor | None] = constant_value) -> float | None:
-    """Returns the value of a number, or of a constant whose elements are all equal; None for anything else."""
+    """Returns the value of a number, or of a real constant whose elements are all equal; None for anything else."""
     if isinstance(value, (int, float)):
         return float(value)
     values = constant(value)
-    if values is None or values.numel() == 0 or not bool((values == values.flatten()[0]).all()):
+    if values is None or values.numel() == 0 or values.is_complex() or not bool((values == values.flatten()[0]).all()):
         return None
     return float(values.flatten()[0])
 

@@ -31,6 +31,12 @@ _USUAL_DTYPES = {torch.float32, torch.int64, torch.int32, torch.bool}
 _USUAL_RANK = 4
 # Names of out variants by overload. Other out variants are named by the overload and "_out".
 _OUT = {"default": "out"}
+# Namespaces whose operators ExecuTorch or its passes replace or have out variants for.
+_NAMESPACES = {"aten", "prims", "quantized_decomposed", "dim_order_ops", "executorch_prims", "openneutron"}
+_NO_OUT_VARIANT = (
+    "ExecuTorch calls the out variant of an operator, and none is registered for this one. Register it with "
+    "torch.library under the overload name 'out', and link its kernel into the runner."
+)
 LARGEST_TRIAL = 1 << 22
 """Operators with more elements than this, inputs and outputs together, are lowered but not run."""
 
@@ -39,9 +45,13 @@ def check_cpu_kernels(left: Iterable[Left], *, trusts_table: bool) -> None:
     """Raises `ModelError` if ExecuTorch's CPU kernels cannot run one of the operators `left`.
 
     With `trusts_table`, the check assumes kernels for the operators of `OPERATORS` with the usual dtypes and ranks.
-    It skips operators outside the namespace `aten`, because users link their kernels themselves. A note on each
-    operator that passed prevents a second check.
+    Users link the kernels of operators outside the namespace `aten` themselves; the check asks only for the out variant
+    that ExecuTorch calls. A note on each operator that passed prevents a second check.
     """
+    left = list(left)
+    unwritable = [(node, reason, _NO_OUT_VARIANT) for node, reason in left if _lacks_out_variant(node)]
+    if unwritable:
+        raise _error(unwritable)
     names = kernel_names()
     checked = [pair for pair in left if _is_ours_to_check(pair[0])]
     questions: dict[str, Left] = {}
@@ -71,6 +81,16 @@ def _error(refused: Sequence[tuple[Node, str, str]]) -> ModelError:
         op=op_name(node),
         source=source_of(node),
     )
+
+
+def _lacks_out_variant(node: Node) -> bool:
+    """Whether `node` calls an operator of the user's for which ExecuTorch finds no out variant."""
+    overload = node.target
+    if not isinstance(overload, torch._ops.OpOverload) or overload.namespace in _NAMESPACES or noted(node, _CHECKED):
+        return False
+    packet = overload.overloadpacket
+    schemas = [getattr(packet, name)._schema for name in packet.overloads()]
+    return not any(argument.is_out for schema in schemas for argument in schema.arguments)
 
 
 def _is_ours_to_check(node: Node) -> bool:

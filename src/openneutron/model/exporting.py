@@ -40,6 +40,7 @@ __all__ = [
     "loaded_program",
 ]  # fmt: skip
 
+_QUANTIZED_MODULES = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 GIVE = "Give the torch.nn.Module itself, in eval mode"
 _FILES = {
     ".pte": "an ExecuTorch program, which load() and openneutron.inspect() read",
@@ -81,6 +82,7 @@ def as_module(model: Any) -> nn.Module:
     if isinstance(model, torch._dynamo.OptimizedModule):
         return as_module(model._orig_mod)
     if isinstance(model, nn.Module):
+        _check_has_float_modules(model)
         return model
     if isinstance(model, type) or not callable(model):
         raise ModelError(_description_of(model))
@@ -88,6 +90,16 @@ def as_module(model: Any) -> nn.Module:
     if isinstance(owner, nn.Module) and getattr(model, "__name__", "") in ("forward", "__call__", "_wrapped_call_impl"):
         return as_module(owner)
     return _Function(model)
+
+
+def _check_has_float_modules(model: nn.Module) -> None:
+    """Raises `ModelError` for a model with modules that torch's eager-mode quantization made."""
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(_QUANTIZED_MODULES):
+            raise ModelError(
+                f"Module '{name}' ({type(module).__module__}.{type(module).__name__}) is quantized already, by torch's "
+                "eager-mode quantization. Give the float model that it was made of."
+            )
 
 
 def loaded_program(file: str | os.PathLike[str]) -> ExportedProgram:
