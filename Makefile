@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.openneutron-installed
 BENCHMARK_PACKAGES := $(VENV)/.openneutron-benchmark-packages
 SOURCES := $(shell find src csrc -name '*.py' -o -name '*.pyi' -o -name 'py.typed' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo lint test test-all dev check soak bench fidelity suite scaling docs clean
+.PHONY: demo lint test test-rest test-all dev check soak bench fidelity suite scaling docs clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)  ## from a trained network to a measured .pte
@@ -24,8 +24,10 @@ lint: $(INSTALLED)  ## linter, types
 test: lint $(BENCHMARK_PACKAGES)  ## linter, types, and a few rows of each test; takes minutes
 	$(BIN)/python -m pytest --quick $(PYTEST_FLAGS)
 
-test-all: lint $(BENCHMARK_PACKAGES)  ## linter, types, all tests
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+test-rest: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## the tests that `make test` leaves out, and all tests that read data
+	$(BIN)/python -m pytest --rest $(PYTEST_FLAGS)
+
+test-all: test test-rest  ## linter, types, all tests
 
 dev: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## what `make check` needs, and PYTHONPATH=src: the native module beside the sources
 	cp $(VENV)/lib/python3*/site-packages/openneutron/runtime/_host*.so src/openneutron/runtime/
