@@ -327,7 +327,7 @@ class TestUnquantized:
 
     def test_a_limit_of_a_decomposition_is_quoted_once(self) -> None:
         message = self.warning(Model(lambda m, x: m.c(x).max(1)[1] * 1.0, c=conv()))
-        assert "max over a dimension becomes amax only if: Nobody reads its indices." in message
+        assert "max over a dimension becomes amax only if: No operator reads its indices." in message
         assert "getitem" not in message
 
     def test_nothing_to_say(self) -> None:

@@ -1,6 +1,6 @@
-"""Every operator OpenNeutron takes, each declared once.
+"""The tables of all operators that OpenNeutron supports. Each operator is declared once.
 
-Quantizer, partitioner, compiler, cost model and docs/operators.md read these tables; nothing else lists operators.
+The quantizer, the partitioner, the compiler, the cost model and docs/operators.md read these tables.
 """
 
 from openneutron.ops import (
@@ -66,7 +66,7 @@ SPECS: tuple[OpSpec, ...] = (
 )
 
 OPERATORS: dict[str, OpSpec] = {target: spec for spec in SPECS for target in spec.targets}
-"""Declarations by the qualified name of the ATen operator."""
+"""Declarations of operators that the NPU runs, by the qualified name of the ATen operator."""
 
 DECOMPOSED: tuple[Decomposition, ...] = (
     *activations.DECOMPOSED,
@@ -91,15 +91,15 @@ DECOMPOSED: tuple[Decomposition, ...] = (
     *volumes.DECOMPOSED,
     *rounding.DECOMPOSED,
 )
-"""Operators that become others before annotation."""
+"""Declarations of operators that are decomposed into others before annotation."""
 
 DECOMPOSITIONS: dict[str, Decomposition] = {target: spec for spec in DECOMPOSED for target in spec.targets}
-"""Those by the qualified name of the ATen operator."""
+"""The same declarations by the qualified name of the ATen operator."""
 
 HANDLED: tuple[HandledOperator, ...] = (*handled.HANDLED, *shapes.HANDLED)
-"""Operators that passes replace or remove by themselves."""
+"""Operators that passes replace or remove without a declaration of their lowering."""
 
 DECLARED: tuple[OpSpec | Decomposition, ...] = (*SPECS, *DECOMPOSED)
-"""Every operator there is a declaration for."""
+"""All declarations with constraints: operators that the NPU runs, and decompositions."""
 
 enter((*SPECS, *DECOMPOSED, *HANDLED))

@@ -1,4 +1,4 @@
-"""Activations that the NPU lacks."""
+"""Decompositions of activations that the NPU lacks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ __all__ = ["DECOMPOSED"]
 
 aten = torch.ops.aten
 
-# gelu(x) is x times the normal distribution's function, which sigmoid(1.702 x) follows within 0.01.
+# gelu(x) = x * Phi(x). sigmoid(1.702 x) approximates Phi, the cumulative normal distribution, within 0.01.
 GELU_SLOPE = 1.702
 
 SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946
 
-# Softplus above it is the identity; here it comes as near to it by itself.
+# Above the threshold, torch's softplus is the identity. The decomposition differs from the identity by less than 1e-4
+# there, so it ignores thresholds of this size or larger.
 MIN_THRESHOLD = 10.0
 
 
@@ -52,7 +53,7 @@ def _negative_part(rewriting: Rewriting, value: Node) -> Node:
 
 
 def _exponential_unit(rewriting: Rewriting, alpha: float, scale: float = 1.0, input_scale: float = 1.0) -> Node:
-    """scale * x where x is positive, else scale * alpha * (exp(input_scale * x) - 1)."""
+    """Computes scale * x for positive x, and scale * alpha * (exp(input_scale * x) - 1) for other x."""
     inputs = rewriting.args["self"]
     positive, negative = relu(rewriting, inputs), _negative_part(rewriting, inputs)
     positive = positive if scale == 1 else mul(rewriting, positive, scale)
@@ -77,12 +78,12 @@ def _selu(rewriting: Rewriting) -> Node:
 
 
 def _log_sigmoid_of_magnitude(rewriting: Rewriting, value: Node) -> Node:
-    """log(sigmoid(|x|)), which lies between -log(2) and 0."""
+    """Computes log(sigmoid(|x|)), which lies between -log(2) and 0."""
     return log(rewriting, sigmoid(rewriting, rewriting.call(aten.abs.default, value)))
 
 
 def _smooth_relu(rewriting: Rewriting, value: Node) -> Node:
-    """log(1 + exp(x)), which is relu(x) - log(sigmoid(|x|))."""
+    """Computes log(1 + exp(x)) as relu(x) - log(sigmoid(|x|))."""
     return sub(rewriting, relu(rewriting, value), _log_sigmoid_of_magnitude(rewriting, value))
 
 
@@ -95,7 +96,7 @@ def _softplus(rewriting: Rewriting) -> Node:
 
 @constraint
 def has_high_threshold(instance: OpInstance) -> bool:
-    """The threshold is at least {MIN_THRESHOLD:g}, and beta positive."""
+    """The threshold is at least {MIN_THRESHOLD:g}, and beta is positive."""
     return bool(instance.args["threshold"] >= MIN_THRESHOLD and instance.args["beta"] > 0)
 
 
@@ -140,8 +141,8 @@ DECOMPOSED = (
         rewrite=_gelu,
         becomes="mul, sigmoid, mul",
         approximation=0.021,
-        notes=f"x * sigmoid({GELU_SLOPE} x), whatever `approximate` says: the form with x cubed is nearer in float, "
-        "but in int8 loses more on wide inputs than it gains on narrow ones, and is twice the operators.",
+        notes=f"Computed as x * sigmoid({GELU_SLOPE} x) for each value of `approximate`. The tanh form is more exact "
+        "in float, but less exact in int8 for inputs with a wide range, and takes twice as many operators.",
     ),
     Decomposition(
         name="glu",
@@ -180,7 +181,7 @@ DECOMPOSED = (
         becomes="relu, abs, sigmoid, log, sub",
         constraints=(has_high_threshold,),
         approximation=1e-4,
-        notes="relu(x) - log(sigmoid(|x|)): nothing in it grows faster than x.",
+        notes="Computed as relu(x) - log(sigmoid(|x|)), because no intermediate value grows faster than x.",
     ),
     Decomposition(
         name="mish",
@@ -199,7 +200,8 @@ DECOMPOSED = (
         targets=("aten.log_softmax.int", "aten._log_softmax.default"),
         rewrite=_log_softmax,
         becomes="amax, sub, exp, sum, log, sub",
-        notes="The logarithm of softmax would know 256 probabilities, of which most are 0.",
+        notes="It is not computed as the log of a softmax, because int8 holds 256 probabilities only, and rounds most "
+        "small ones to 0.",
     ),
     Decomposition(
         name="softshrink",
@@ -213,6 +215,7 @@ DECOMPOSED = (
         rewrite=_rrelu,
         facts=Facts(training_argument="training"),
         becomes="leaky_relu",
-        notes="With the mean of its two slopes, as in eval mode; in quantization-aware training too.",
+        notes="The slope is the mean of `lower` and `upper`, as in torch's eval mode. This also holds in "
+        "quantization-aware training.",
     ),
 )

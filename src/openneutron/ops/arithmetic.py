@@ -1,4 +1,4 @@
-"""Products, differences and extremes of two values, and functions of one."""
+"""Elementwise operators: products, differences, maxima and minima of two values, and functions of one value."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensio
 __all__ = ["SPECS"]
 
 
-# Exact for -1, 0 and 1.
+# These qparams hold -1, 0 and 1 exactly.
 SIGN_QPARAMS = QParams.per_tensor(1 / 64, 0)
 
 
@@ -43,13 +43,13 @@ def _binary(kind: Kind) -> Callable[[Lowering], Tensor]:
 
 
 def lower_mul(lowering: Lowering) -> Tensor:
-    """MUL; the smaller operand is broadcast."""
+    """Emits MUL, which broadcasts the smaller operand."""
     operands = operands_of(lowering)
     return lowering.emit(MUL, operands, lowering.shape, fused_activation_function=lowering.activation)
 
 
 def lower_leaky_relu(lowering: Lowering) -> Tensor:
-    """LEAKY_RELU."""
+    """Emits LEAKY_RELU."""
     alpha = float(lowering.args["negative_slope"])
     return lowering.emit(LEAKY_RELU, [lowering.tensor("self")], lowering.shape, alpha=alpha)
 
@@ -65,7 +65,7 @@ def _channels_and_slopes(instance: OpInstance) -> PaddedDimensions:
 
 
 def lower_prelu(lowering: Lowering) -> Tensor:
-    """PRELU, with one slope or one for each channel (dimension 1)."""
+    """Emits PRELU, with one slope, or with one slope for each channel (dimension 1)."""
     inputs, slopes = lowering.tensor("self"), lowering.data("weight")
     shape = (slopes.size, *(1,) * (len(inputs.shape) - 2)) if inputs.shape else ()
     alpha = lowering.constant(slopes.reshape(shape), lowering.tensor("weight").qparams)
@@ -73,14 +73,17 @@ def lower_prelu(lowering: Lowering) -> Tensor:
 
 
 def lower_neg(lowering: Lowering) -> Tensor:
-    """MUL by minus one."""
+    """Emits MUL by minus one."""
     minus_one = lowering.number(-1, QParams.per_tensor(1.0, 0))
     inputs = lowering.tensor("self")
     return lowering.emit(MUL, [inputs, minus_one], lowering.shape, fused_activation_function="NONE")
 
 
 def lower_sign(lowering: Lowering) -> Tensor:
-    """MUL by one over the input's scale, clamped to -1..1: each code but zero is one step away from it or more."""
+    """Emits MUL by the inverse of the input's scale, clamped to -1..1.
+
+    The product is the distance from zero in int8 steps, so the clamp maps each value except zero to -1 or 1.
+    """
     inputs = lowering.tensor("self")
     steps = lowering.number(1, QParams.per_tensor(1 / inputs.qparams.scale[0], 0))
     return lowering.emit(MUL, [inputs, steps], lowering.shape, fused_activation_function=RELU_N1_TO_1.name)
@@ -117,7 +120,7 @@ SPECS = (
         macs=element_macs,
         facts=Facts(sign=_sign_of_product, is_continuous=True, computes_masks=True),
         becomes="MUL",
-        notes="A number as second operand becomes a constant; a division by a constant becomes a multiplication.",
+        notes="If the second operand is a number, it becomes a constant. A division by a constant becomes a mul.",
     ),
     OpSpec(
         name="sub",
@@ -131,7 +134,7 @@ SPECS = (
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
         facts=Facts(is_continuous=True, computes_masks=True),
-        becomes="SUB; alpha is a MUL of the second operand, and a negative one an ADD",
+        becomes="SUB; with alpha: MUL of the second operand, then SUB, or ADD for a negative alpha",
     ),
     OpSpec(
         name="maximum",
@@ -191,7 +194,7 @@ SPECS = (
         homogeneous=Homogeneous.ELEMENT,
         facts=Facts(computes_masks=True),
         becomes="MUL by minus one",
-        notes="LiteRT's NEG negates int8 codes without their zero points, so the host would disagree with the NPU.",
+        notes="LiteRT's NEG ignores zero points, so its results on the host would differ from those of the NPU.",
     ),
     OpSpec(
         name="sign",
@@ -201,11 +204,12 @@ SPECS = (
         output=SIGN_QPARAMS,
         lower=lower_sign,
         macs=element_macs,
-        becomes="MUL by one over the input's scale, clamped to -1..1",
-        notes="The sign of the int8 code: 0 for values less than half a step from zero.",
+        becomes="MUL by the inverse of the input's scale, clamped to -1..1",
+        notes="It is the sign of the quantized value, hence 0 for values that are less than half an int8 step from "
+        "zero.",
     ),
     _function("exp", EXP, facts=Facts(sign=never_negative)),
-    _function("log", LOG, "Zero gives the lowest value that the output holds.", Facts(computes_masks=True)),
-    _function("rsqrt", RSQRT, "Zero gives the highest value that the output holds.", Facts(sign=never_negative)),
+    _function("log", LOG, "log(0) is the lowest value of the output's range.", Facts(computes_masks=True)),
+    _function("rsqrt", RSQRT, "rsqrt(0) is the highest value of the output's range.", Facts(sign=never_negative)),
     _function("hardswish", HARD_SWISH, facts=Facts(is_elementwise=True)),
 )

@@ -1,4 +1,4 @@
-"""Attention, and softmaxes of more values than the NPU takes at once."""
+"""Decompositions of attention, and of softmaxes that are too large for one operator of the NPU."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ __all__ = ["DECOMPOSED", "WIDE_SOFTMAX", "is_difference_of_scores", "note_differ
 aten = torch.ops.aten
 
 WIDE_SOFTMAX = 256
-"""In a softmax over more values, the average probability is below 1/256, the step of its int8 output."""
+"""A softmax over more values has an average probability below 1/256, which is the step of its int8 output."""
 
 _DIFFERENCE_OF_SCORES = "openneutron.difference_of_scores"
 
 
 def note_difference_of_scores(node: Node) -> None:
-    """Mark `node`, an input of exp, as the differences of scores from the largest score of their row."""
+    """Marks `node`, an input of exp, as scores from which the largest score of their row was subtracted."""
     note(node, _DIFFERENCE_OF_SCORES, True)
 
 
 def is_difference_of_scores(node: Node) -> bool:
-    """Whether `node` yields the differences of scores from the largest score of their row."""
+    """Whether `note_difference_of_scores` marked `node`."""
     return bool(noted(node, _DIFFERENCE_OF_SCORES))
 
 
@@ -46,7 +46,7 @@ def drops_nothing(instance: OpInstance) -> bool:
 
 
 def _constant_mask(rewriting: Rewriting) -> torch.Tensor | None:
-    """What is added to the scores, where that is known beforehand."""
+    """Returns the constant that is added to the scores; None if no mask is given or the mask is computed."""
     mask = rewriting.value_of("attn_mask")
     if rewriting.args["is_causal"]:
         queries, keys = (rewriting.instance.shape_of(name)[-2] for name in ("query", "key"))
@@ -57,7 +57,7 @@ def _constant_mask(rewriting: Rewriting) -> torch.Tensor | None:
 
 
 def _scores(rewriting: Rewriting) -> Node:
-    """query @ key, scaled; the scale is a multiplication of the smaller side."""
+    """Computes query @ key with the scale, which multiplies the smaller of both operands."""
     query, key, scale = (rewriting.args[name] for name in ("query", "key", "scale"))
     features = shape_of(query)[-1]
     scale = 1 / math.sqrt(features) if scale is None else scale
@@ -69,7 +69,7 @@ def _scores(rewriting: Rewriting) -> Node:
 
 
 def _grouped_product(rewriting: Rewriting, left: Node, right: Node) -> Node:
-    """left @ right; with enable_gqa, consecutive heads of the left side share one of the right side."""
+    """Computes left @ right. With enable_gqa, consecutive heads of `left` share one head of `right`."""
     if not rewriting.args["enable_gqa"]:
         return rewriting.call(aten.matmul.default, left, right)
     *batch, heads, rows, columns = shape_of(left)
@@ -83,7 +83,7 @@ def _masked_at_run_time(rewriting: Rewriting, scores: Node, mask: Node) -> Node:
     if not mask.meta["val"].is_floating_point():
         return hide_unless(rewriting, scores, mask)
     masked = rewriting.call(aten.add.Tensor, scores, mask)
-    return rewriting.call(aten.clamp.default, masked, HIDDEN)  # a row of minus infinity would become NaN
+    return rewriting.call(aten.clamp.default, masked, HIDDEN)  # softmax returns NaN for a row of minus infinity
 
 
 def _attention(rewriting: Rewriting) -> Node:
@@ -97,7 +97,7 @@ def _attention(rewriting: Rewriting) -> Node:
     elif (computed := rewriting.args["attn_mask"]) is not None:
         scores = _masked_at_run_time(rewriting, scores, computed)
     weights = rewriting.call(aten.softmax.int, scores, -1)
-    if bool(blind.any()):  # torch gives zeros where a query sees nothing
+    if bool(blind.any()):  # torch returns zeros for a query whose keys are all masked
         weights = rewriting.call(aten.mul.Tensor, weights, rewriting.constant(1 - blind.float()))
     return _grouped_product(rewriting, weights, rewriting.args["value"])
 
@@ -108,12 +108,12 @@ _WEIGHTED_SUMS = {"aten.matmul.default", "aten.bmm.default", "aten.reshape.defau
 def _has_many_rows(instance: OpInstance) -> bool:
     channels = instance.shape[int(instance.args["dim"]) % len(instance.shape)]
     if channels > WIDE_SOFTMAX and any(op_name(reader) in _WEIGHTED_SUMS for reader in instance.node.users):
-        return False  # it becomes exp and a sum (passes.divide_after_sums)
+        return False  # passes.divide_after_sums replaces it by exp and a sum
     return channels <= MAX_SOFTMAX_CHANNELS and not has_few_softmax_channels.holds(instance)
 
 
 def _softmax_in_parts(rewriting: Rewriting) -> Node:
-    """Rows of one matrix, as many at a time as the NPU takes."""
+    """Splits the rows of the matrix [rows, channels] into parts that fit the limits of SOFTMAX."""
     dim = int(rewriting.args["dim"])
     values = rewriting.call(aten.transpose.int, rewriting.args["self"], dim, -1)
     channels = shape_of(values)[-1]
@@ -133,7 +133,7 @@ DECOMPOSED = (
         name="scaled_dot_product_attention",
         targets=("aten.scaled_dot_product_attention.default",),
         rewrite=_attention,
-        becomes="mul, bmm, minimum where a mask hides keys, add for other masks, softmax, bmm",
+        becomes="mul, bmm, softmax, bmm; minimum for a mask that hides keys, add for other masks",
         constraints=(drops_nothing,),
     ),
     Decomposition(

@@ -1,4 +1,4 @@
-"""Sums with a product or a quotient, and mixtures of two values."""
+"""Decompositions of addcmul, addcdiv and lerp."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 def _sum_with(rewriting: Rewriting, term: Node) -> Node:
-    """self + value * term."""
+    """Computes self + value * term."""
     value = float(rewriting.args["value"])
     if value == 0:
         return rewriting.call(aten.expand.default, rewriting.args["self"], list(rewriting.shape))
@@ -36,7 +36,7 @@ def _sum_with_quotient(rewriting: Rewriting) -> Node:
 
 @constraint
 def divides_by_positive_values(instance: OpInstance) -> bool:
-    """The divisor is a constant without zero, or cannot be negative (an output of relu, abs, exp or a clamp from 0)."""
+    """The divisor is a constant without zeros, or is never negative (an output of relu, abs, exp or a clamp from 0)."""
     divisor = instance.constant("tensor2")
     return is_never_negative(instance, instance.args["tensor2"]) if divisor is None else bool((divisor != 0).all())
 
@@ -73,13 +73,13 @@ DECOMPOSED = (
         targets=("aten.lerp.Scalar",),
         rewrite=_mixture_by_a_number,
         becomes="mul, add",
-        notes="Each part is scaled, then both are added: the difference of the ends would be rounded too.",
+        notes="Computed as (1 - weight) * start + weight * end. torch's form rounds the difference end - start too.",
     ),
     Decomposition(
         name="lerp",
         targets=("aten.lerp.Tensor",),
         rewrite=_mixture,
         becomes="sub, mul, mul, add",
-        notes="Each part is scaled, then both are added: the difference of the ends would be rounded too.",
+        notes="Computed as (1 - weight) * start + weight * end. torch's form rounds the difference end - start too.",
     ),
 )

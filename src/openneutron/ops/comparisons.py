@@ -1,11 +1,12 @@
-"""Comparisons of computed values, as numbers: 1 for true, 0 for false.
+"""Decompositions of comparisons of computed values into arithmetic on numbers: 1 for true, 0 for false.
 
-The NPU has no truth values. Comparisons are written with `sign`, which is exact in int8, as it depends on codes only:
-x > y is relu(sign(x - y)), x >= y is 1 - relu(sign(y - x)), and so on. Conjunctions become products.
+The NPU has no truth values. A comparison is computed with `sign`, which is exact in int8 because it depends on codes
+only: x > y is relu(sign(x - y)), x >= y is 1 - relu(sign(y - x)), and so on. A conjunction is a product.
 
-A value within half an int8 step of a number counts as equal to that number. For values that are hardly ever exactly
-equal, such as outputs of a convolution, an order then yields 1/2 instead of 0 or 1: rounding hides on which side they
-are, and 1/2 halves the largest error. That wins 3 to 5 dB for x * (x > t).
+A value within half an int8 step of a number counts as equal to the number. Continuous values, such as outputs of a
+convolution, are hardly ever exactly equal to a number; the comparisons >, >=, <, <= then return 1/2 instead of 0 or 1.
+Rounding removed the information on which side of the number the value is, and 1/2 halves the largest error. Measured
+gain: 3 to 5 dB for x * (x > t).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["DECOMPOSED", "choose", "chooses_by_a_comparison"]
 
 aten = torch.ops.aten
 
-# The search for comparisons goes back through at most this many operators on truth values.
+# The search for comparisons passes through at most this many operators on truth values.
 _DEPTH = 8
 
 # Comparisons by their ATen name without overload: whether the operands are swapped, and whether the result is negated.
@@ -54,7 +55,7 @@ def _dtype(value: object) -> torch.dtype | None:
 
 
 def _is_continuous(value: object, depth: int = _DEPTH) -> bool:
-    """Whether a value hardly ever equals a given number exactly, unlike inputs of the model and outputs of a clamp."""
+    """Whether a value hardly ever equals a given number exactly. Inputs of the model and outputs of a clamp may."""
     if not isinstance(value, Node) or value.op != "call_function":
         return False
     if _is_moved(value) or is_op(value, "abs"):
@@ -73,7 +74,7 @@ def _operands(node: Node) -> tuple[object, ...]:
 
 
 def _is_comparison(instance: OpInstance, value: object, depth: int = _DEPTH) -> bool:
-    """Whether `value` is a truth value from comparisons of float32 values, perhaps combined or moved."""
+    """Whether `value` has truth values that comparisons of float32 values compute, also if combined or moved."""
     if not isinstance(value, Node) or depth == 0:
         return False
     if instance.constant_of(value) is not None:
@@ -92,13 +93,13 @@ def _is_comparison(instance: OpInstance, value: object, depth: int = _DEPTH) -> 
 
 @dataclass(frozen=True)
 class _TruthValueBuilder:
-    """Writes truth values as numbers; each is written once."""
+    """Computes truth values as numbers. Each node of truth values is computed once."""
 
     rewriting: Rewriting
     written: dict[Node, Node]
 
     def numbers(self, value: Node) -> Node:
-        """1 where `value` is true, 0 elsewhere; `_is_comparison` holds for it."""
+        """Returns 1 for each true element of `value`, and 0 for the others. Requires `_is_comparison`."""
         if value not in self.written:
             self.written[value] = self._write(value)
         return self.written[value]
@@ -125,7 +126,7 @@ class _TruthValueBuilder:
         return rewriting.call(value.target, self.numbers(_node(operands[0])), *value.args[1:], **value.kwargs)
 
     def negated(self, value: Node) -> Node:
-        """0 where `value` is true, 1 elsewhere."""
+        """Returns 0 for each true element of `value`, and 1 for the others."""
         return self._rest(self.numbers(value))
 
     def _step(self, operands: tuple[object, ...], *, swapped: bool, negated: bool) -> Node:
@@ -138,7 +139,7 @@ class _TruthValueBuilder:
         return self._rest(step) if negated else step
 
     def _sign(self, first: object, second: object) -> Node:
-        """The sign of a difference."""
+        """Computes sign(first - second)."""
         rewriting = self.rewriting
         if isinstance(second, Node):
             minuend = first if isinstance(first, Node) else rewriting.constant(torch.tensor(float(str(first))))
@@ -157,12 +158,12 @@ class _TruthValueBuilder:
         return self.rewriting.call(aten.abs.default, sub(self.rewriting, first, second))
 
 
-# A much larger number would widen the range of the tensor, and leave few codes to the other values.
+# A larger number would widen the range of the tensor, and the other values would share few codes.
 MAX_FILL = 100.0
 
 
 def chooses_by_a_comparison(instance: OpInstance, condition: str, *choices: str) -> bool:
-    """Whether comparisons compute the condition, and no choice is a number of `MAX_FILL` or more in magnitude."""
+    """Whether comparisons compute `condition`, and each choice that is a number is below `MAX_FILL` in magnitude."""
     if instance.is_constant(instance.args[condition]) or not _is_comparison(instance, instance.args[condition]):
         return False
     numbers = [instance.number(choice) for choice in choices]
@@ -170,7 +171,7 @@ def chooses_by_a_comparison(instance: OpInstance, condition: str, *choices: str)
 
 
 def choose(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operand) -> Node:
-    """`chosen` where `condition`, which `_is_comparison` holds for, is true, `other` elsewhere."""
+    """Returns `chosen` for true elements of `condition`, and `other` for false ones. Requires `_is_comparison`."""
     extreme = _extreme(rewriting, condition, chosen, other)
     if extreme is not None:
         return extreme
@@ -197,7 +198,7 @@ def _number(rewriting: Rewriting, choice: Operand) -> float | None:
 
 
 def _extreme(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operand) -> Node | None:
-    """A maximum or minimum, if the choices are the compared operands; else None."""
+    """Returns a maximum or minimum if the choices are the compared operands, else None."""
     name = _name(condition)
     if name not in _ORDERS:
         return None
@@ -228,7 +229,7 @@ def _node(value: object) -> Node:
 
 
 def _truths_of_product(instance: OpInstance) -> tuple[str, str] | None:
-    """The names of the arguments that are the float factor and the truth values; None if there are none."""
+    """Returns the names of the arguments with the float factor and the truth values; None for another product."""
     for numbers, truths in (("self", "other"), ("other", "self")):
         if _dtype(instance.args[numbers]) == torch.float32 and chooses_by_a_comparison(instance, truths):
             return numbers, truths
@@ -240,7 +241,7 @@ def _multiplies_truths(instance: OpInstance) -> bool:
 
 
 def _product_with_truths(rewriting: Rewriting) -> Node:
-    """The numbers where the condition holds, zero elsewhere."""
+    """Returns the float factor for true elements, and zero for false ones."""
     found = _truths_of_product(rewriting.instance)
     assert found is not None  # _multiplies_truths holds
     numbers, truths = (rewriting.args[name] for name in found)
@@ -268,7 +269,7 @@ def _threshold(rewriting: Rewriting) -> Node:
 
 @constraint
 def puts_in_a_small_number(instance: OpInstance) -> bool:
-    """The value below the threshold is at most {MAX_FILL:g} in magnitude."""
+    """`value`, which replaces inputs up to the threshold, is at most {MAX_FILL:g} in magnitude."""
     return bool(abs(instance.args["value"]) <= MAX_FILL)
 
 
@@ -279,8 +280,9 @@ def has_a_limit_above_zero(instance: OpInstance) -> bool:
 
 
 NEAR = (
-    "An order (>, >=, <, <=) yields 1/2 for values within half an int8 step of a number other than 0, unless the value "
-    "may be exactly equal to the number, as inputs of the model and outputs of a clamp may."
+    "The comparisons >, >=, <, <= with a number other than 0 return 1/2 for values within half an int8 step of the "
+    "number. Exceptions are values that may be exactly equal to the number: inputs of the model, and outputs of a "
+    "clamp."
 )
 
 DECOMPOSED = (
@@ -289,7 +291,7 @@ DECOMPOSED = (
         targets=("aten.mul.Tensor",),
         rewrite=_product_with_truths,
         applies=_multiplies_truths,
-        becomes="sub, sign, relu, mul; add in place of relu where the comparison is with a number other than 0",
+        becomes="sub, sign, relu, mul; add instead of relu for comparisons with a number other than 0",
         notes=NEAR,
     ),
     Decomposition(
@@ -297,7 +299,7 @@ DECOMPOSED = (
         targets=tuple(f"aten.{name}" for name in _FLOAT_CASTS),
         rewrite=_truths_as_numbers,
         applies=_casts_truths,
-        becomes="sub, sign, relu; add in place of relu where the comparison is with a number other than 0",
+        becomes="sub, sign, relu; add instead of relu for comparisons with a number other than 0",
         notes=NEAR,
     ),
     Decomposition(
@@ -306,14 +308,14 @@ DECOMPOSED = (
         rewrite=_hardshrink,
         constraints=(has_a_limit_above_zero,),
         becomes="abs, sub, sign, relu, mul",
-        notes="softshrink, and its sign times lambd, would be two operators less, and lose 4 dB more.",
+        notes="The form softshrink(x) + lambd * sign(softshrink(x)) takes two operators less, but loses 4 dB more.",
     ),
     Decomposition(
         name="threshold",
         targets=("aten.threshold.default",),
         rewrite=_threshold,
         constraints=(puts_in_a_small_number,),
-        becomes="relu or clamp where the value below the threshold is the threshold, else sub, sign, relu, mul, and "
-        "sub and add for a value other than 0",
+        becomes="relu or clamp if `value` equals `threshold`, else sub, sign, relu, mul; also sub and add for a "
+        "`value` other than 0",
     ),
 )

@@ -1,4 +1,4 @@
-"""Convolutions over one and two dimensions."""
+"""Declaration and lowering of convolutions over one and two dimensions."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ = ["CONVOLUTIONS", "SPECS", "Filters", "convolve"]
 aten = torch.ops.aten
 
 CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
-"""The convolution of so many spatial dimensions."""
+"""ATen's convolution by the number of spatial dimensions."""
 
 
-# The parts of an image are taken in the order in which convolutions read them.
+# Slices of NHWC images have a fixed layout. Layout propagation then puts no transpose between slices and convolutions.
 NHWC_SLICE = replace(SLICE, layout=Layout.FIXED)
 
 MAX_KERNEL = 4096
@@ -37,7 +37,7 @@ MAX_DILATION = 4096
 
 
 def _spatial(instance: OpInstance, name: str) -> tuple[int, ...]:
-    """A parameter per spatial dimension, as height and width; a 1-D convolution has height 1."""
+    """Returns a parameter for height and width. For the height of a 1-D convolution it is 1."""
     rank = len(instance.shape_of("weight")) - 2
     values = of_each_dim(instance.args[name], rank)
     return values if rank == 2 else (1, *values)
@@ -52,7 +52,7 @@ def _padding_begin(instance: OpInstance) -> tuple[int, ...]:
     padding = instance.args["padding"]
     if padding == "valid":
         return (0, 0)
-    if padding == "same":  # torch puts the odd one behind
+    if padding == "same":  # torch puts the odd element at the end
         pairs = zip(_kernel(instance), _spatial(instance, "dilation"), strict=True)
         return tuple(dilation * (kernel - 1) // 2 for kernel, dilation in pairs)
     rank = len(instance.shape_of("weight")) - 2
@@ -90,7 +90,7 @@ def has_a_batch(instance: OpInstance) -> bool:
 
 
 def _windows(instance: OpInstance) -> tuple[Window, Window]:
-    """Along height and width."""
+    """Returns the windows along height and width."""
     heights, widths = (1, *instance.shape_of("input")[2:])[-2:], (1, *instance.shape[2:])[-2:]
     vertical, horizontal = (
         Window(*sizes)
@@ -109,15 +109,15 @@ def _windows(instance: OpInstance) -> tuple[Window, Window]:
 
 @legacy_constraint
 def stacks_its_batch(instance: OpInstance) -> bool:
-    """The batch size is 1, or the images make up one: no kernel is higher than its stride, the height is a multiple of
-    the stride, and nothing is padded above or below. Other batches cannot be taken apart, as that generation
-    concatenates no batches.
+    """The batch size is 1, or the images of the batch can be stacked to one image: the kernel height is at most the
+    vertical stride, the height is a multiple of the stride, and there is no vertical padding. Other batches cannot be
+    split, because the legacy generation cannot concatenate batches.
     """
     return instance.shape[0] == 1 or _windows(instance)[0].is_tiling
 
 
 def _merges(oihw: Sequence[int], groups: int, target: NeutronTarget, generation: Generation) -> list[int]:
-    """How many groups one CONV_2D may hold, its filters zero where they meet the inputs of other groups.
+    """Returns the numbers of groups that one CONV_2D may hold. Its filters are zero for the inputs of other groups.
 
     `oihw` is the shape of all filters. The legacy generation slices and concatenates multiples of the MACs of a
     pipeline only.
@@ -137,22 +137,22 @@ def _merges(oihw: Sequence[int], groups: int, target: NeutronTarget, generation:
 
 @legacy_constraint
 def merges_groups(instance: OpInstance) -> bool:
-    """Groups, where there are some and not one per channel, can be merged into one convolution, or into several of
-    which all inputs together and the outputs of each are multiples of the MACs of a pipeline, with at most
-    {MAX_WEIGHTS_OF_ONE_OUTPUT} weights of an output.
+    """There is one group, or one group per input channel, or the groups can be merged into one convolution, or into
+    several if the input channels of all groups together and the output channels of each convolution are multiples of
+    the MACs of a pipeline. A merged convolution has at most {MAX_WEIGHTS_OF_ONE_OUTPUT} weights per output.
     """
     groups, shape = instance.args["groups"], instance.shape_of("weight")
     return groups == 1 or _is_depthwise(instance) or bool(_merges(shape, groups, instance.target, Generation.LEGACY))
 
 
 def macs(instance: OpInstance) -> int:
-    """Each output value takes the kernel's area times the input channels of its group."""
+    """Returns the multiply-accumulates: kernel area times input channels of a group, for each output value."""
     return math.prod(instance.shape) * math.prod(instance.shape_of("weight")[1:])
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Constant weights with the dimensions [outputs, inputs of a group, height, width], and a bias for each output."""
+    """Constant weights [outputs, inputs of a group, height, width], and a bias for each output."""
 
     oihw: Array
     qparams: QParams
@@ -160,7 +160,7 @@ class Filters:
     groups: int
 
     def part(self, part: int, parts: int) -> Filters:
-        """The filters and biases of one part of so many."""
+        """Returns the filters and biases of part number `part` of `parts` equal parts of the outputs."""
         outputs = len(self.oihw) // parts
         rows = slice(part * outputs, (part + 1) * outputs)
 
@@ -173,9 +173,9 @@ class Filters:
 
 
 def lower_convolution(lowering: Lowering) -> Tensor:
-    """CONV_2D or DEPTHWISE_CONV_2D in NHWC; other groups as `_convolve_groups` has them. A 1-D one has height 1.
+    """Emits CONV_2D or DEPTHWISE_CONV_2D in NHWC; see `_convolve_groups` for other groups. 1-D inputs get height 1.
 
-    For the legacy generation, which takes one image at a time, images are stacked to a single one.
+    The legacy generation takes batches of 1 only, so the images of a batch are stacked vertically to one image.
     """
     instance, inputs, weight = lowering.instance, lowering.tensor("input"), lowering.tensor("weight")
     oihw = lowering.data("weight").reshape(*weight.shape[:2], *_kernel(instance))
@@ -192,7 +192,7 @@ def lower_convolution(lowering: Lowering) -> Tensor:
 
 
 def convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[Window, Window]) -> Tensor:
-    """The output [N, H, W, C] of any convolution; groups as `_convolve_groups` has them."""
+    """Emits a convolution of an NHWC image and returns its output [N, H, W, C]; see `_convolve_groups` for groups."""
     vertical, horizontal = windows
     nhwc, padding = pad_spatial(lowering, nhwc, windows)
     attrs: dict[str, Any] = {
@@ -220,10 +220,10 @@ def convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[
 def _convolve_groups(
     lowering: Lowering, nhwc: Tensor, filters: Filters, positions: Sequence[int], attrs: dict[str, Any]
 ) -> Tensor:
-    """SLICE, a CONV_2D for so many groups as cost least together, and CONCATENATION; a single CONV_2D for all of them.
+    """Emits SLICEs, CONV_2Ds and a CONCATENATION, with the number of groups per CONV_2D that costs the fewest cycles.
 
-    A CONV_2D of several groups has zeros where a filter meets the inputs of another group: more products, but channels
-    that fill the pipelines, and fewer operators.
+    One CONV_2D for all groups needs no SLICE and no CONCATENATION. In a CONV_2D of several groups, filters are zero for
+    the inputs of other groups. This costs more products, but fills the pipelines better and takes fewer operators.
     """
     instance, groups, channels = lowering.instance, filters.groups, len(filters.oihw)
 
@@ -251,7 +251,7 @@ def _convolve_groups(
 
 
 def _channels(lowering: Lowering, nhwc: Tensor, part: int, parts: int) -> Tensor:
-    """The input channels of one part of so many."""
+    """Returns the channels of part number `part` of `parts` equal parts."""
     if parts == 1:
         return nhwc
     size = (*nhwc.shape[:3], nhwc.shape[3] // parts)
@@ -259,7 +259,7 @@ def _channels(lowering: Lowering, nhwc: Tensor, part: int, parts: int) -> Tensor
 
 
 def _merged(lowering: Lowering, filters: Filters) -> tuple[Tensor, Tensor]:
-    """The filters of all groups on the channels of all of them, and the biases."""
+    """Returns block-diagonal filters for the channels of all groups, and the biases."""
     (outputs, inputs, height, width), groups = filters.oihw.shape, filters.groups
     diagonal = np.zeros((groups, outputs // groups, height, width, groups, inputs), filters.oihw.dtype)
     blocks = filters.oihw.transpose(0, 2, 3, 1).reshape(groups, outputs // groups, height, width, inputs)
@@ -294,7 +294,7 @@ SPECS = (
         lower=lower_convolution,
         macs=macs,
         facts=Facts(layer=LayerKind.CONVOLUTION, is_continuous=True),
-        becomes="CONV_2D or DEPTHWISE_CONV_2D; other groups, as many together as cost least: SLICE, CONV_2D, "
-        "CONCATENATION",
+        becomes="CONV_2D or DEPTHWISE_CONV_2D; for other groups SLICE, CONV_2D and CONCATENATION, with as many groups "
+        "in one CONV_2D as costs the fewest cycles",
     ),
 )

@@ -1,8 +1,7 @@
-"""What the declarations state of a node's operator.
+"""Lookup of the facts that declarations state about operators.
 
-`openneutron.ops` fills the tables once, when the package is imported, and nothing changes them later. They are in a
-module of their own so that modules of the declarations can ask about operators of other modules without a cycle of
-imports.
+`openneutron.ops` fills the tables once, when the package is imported. They are in a module of their own, so that a
+module with declarations can look up operators of another module without an import cycle.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ FACTS: dict[str, Facts] = {}
 """Facts by the qualified name of the ATen operator."""
 
 NAMES: dict[str, dict[str, None]] = {}
-"""Qualified names of ATen operators, in order, by the name of their declaration; with overloads that take a number."""
+"""Qualified names of ATen operators, including overloads that take a number, by the name of their declaration."""
 
 
 class Declaration(Protocol):
-    """What `OpSpec`, `Decomposition` and `HandledOperator` have in common."""
+    """The common fields of `OpSpec`, `Decomposition` and `HandledOperator`."""
 
     @property
     def name(self) -> str:
@@ -37,15 +36,15 @@ class Declaration(Protocol):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """ATen operators."""
+        """The qualified names of its ATen operators."""
 
     @property
     def facts(self) -> Facts:
-        """What passes may know of them."""
+        """The facts about these operators that passes read."""
 
 
 def enter(declarations: Iterable[Declaration]) -> None:
-    """Add declarations to the tables. Raises `ValueError` for an operator of which two of them state facts."""
+    """Adds declarations to the tables. Raises `ValueError` if two declarations state facts about one operator."""
     for declared in declarations:
         targets = (*declared.targets, *getattr(declared, "scalar_targets", ()))
         NAMES.setdefault(declared.name, {}).update(dict.fromkeys(targets))
@@ -53,11 +52,11 @@ def enter(declarations: Iterable[Declaration]) -> None:
             if declared.facts is UNKNOWN:
                 continue
             if FACTS.setdefault(target, declared.facts) is not declared.facts:
-                raise ValueError(f"Two declarations state facts of {target}; the second one is '{declared.name}'.")
+                raise ValueError(f"Two declarations state facts about {target}; the second one is '{declared.name}'.")
 
 
 def facts_of(node: Node) -> Facts:
-    """What is known of the operator of `node`; `UNKNOWN` where nothing is declared."""
+    """Returns the facts about the operator of `node`; `UNKNOWN` for an operator without a declaration."""
     return FACTS.get(op_name(node), UNKNOWN)
 
 
@@ -70,22 +69,22 @@ def is_op(node: object, *names: str) -> bool:
 
 
 def overload_of(name: str) -> torch._ops.OpOverload:
-    """The first ATen operator that is declared under `name`. Raises `KeyError` for a name that no declaration has."""
+    """Returns the first ATen operator declared under `name`. Raises `KeyError` for a name that no declaration has."""
     namespace, packet, overload = next(iter(NAMES[name])).split(".")
     found: torch._ops.OpOverload = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
     return found
 
 
 def is_view(node: Node) -> bool:
-    """Whether `node` only changes the shape of a value, or repeats dimensions of size 1."""
+    """Whether `node` only changes the shape of a value, or only repeats dimensions of size 1."""
     movement = facts_of(node).movement
     return movement is not None and movement.is_view
 
 
 def layer_kind(node: Node) -> LayerKind | None:
-    """The kind of a convolution, transposed convolution or linear; None for any other operator.
+    """Returns the kind of a convolution, transposed convolution or linear; None for any other operator.
 
-    Their arguments are `input`, `weight` and `bias`.
+    These operators have the arguments `input`, `weight` and `bias`.
     """
     kind = facts_of(node).layer
     return None if kind is LayerKind.PRODUCT else kind

@@ -1,4 +1,4 @@
-"""The form of a declaration for an operator that the NPU lacks: it becomes operators that it has."""
+"""`Decomposition`: the declaration of an operator that is replaced by simpler operators before annotation."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = ["SHARED_QPARAMS", "Decomposition", "Rewriting"]
 SHARED_QPARAMS = "openneutron.shared_qparams"
 """Key of a node's metadata: values with the same text there have equal qparams."""
 
-# They find out one size themselves.
+# These operators infer one size that is given as -1.
 _TAKE_A_SHAPE = {torch.ops.aten.reshape.default, torch.ops.aten.view.default}
-# What a new node inherits from the one it replaces: where it came from in the user's code.
+# Metadata that a new node inherits from the node it replaces: the location in the user's code.
 _PROVENANCE = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
 
 _WITHOUT_STRIDES = {
@@ -36,27 +36,27 @@ _WITHOUT_STRIDES = {
 
 @dataclass(frozen=True)
 class Rewriting:
-    """Writes ATen operators in front of the one they replace."""
+    """Adds ATen operators to a graph, before the operator that they replace."""
 
     module: GraphModule
     instance: OpInstance
     training: bool = False
-    """Whether parameters are still to change, so that none is what it is by its value."""
+    """Whether training may still change parameters. A rewrite must not depend on their values then."""
 
     @property
     def args(self) -> dict[str, Any]:
-        """Arguments by the names of the operator's schema, defaults filled in."""
+        """The arguments by the names of the operator's schema, including defaults."""
         return self.instance.args
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the (first) output."""
+        """The shape of the first output."""
         return self.instance.shape
 
     def call(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:
-        """A call of `target`: nodes among the arguments stand for their values, and numbers may be operands.
+        """Adds a call of `target` and returns its node. Arguments may be nodes and numbers.
 
-        Raises `ModelError` where the call depends on a size that is not fixed.
+        Raises `ModelError` if the call depends on a dynamic size.
         """
         node = self.instance.node
         if target in _TAKE_A_SHAPE and sum(isinstance(size, torch.SymInt) for size in args[1]) == 1:
@@ -71,24 +71,24 @@ class Rewriting:
         return written
 
     def needs_fixed_sizes(self) -> ModelError:
-        """That the operator becomes others only where all sizes are fixed."""
+        """Returns the error for an operator whose decomposition needs fixed sizes."""
         node = self.instance.node
-        message = "This operator becomes others for fixed sizes. Export without dynamic_shapes."
+        message = "The decomposition of this operator needs fixed sizes. Export without dynamic_shapes."
         return ModelError(message, node=node.name, op=op_name(node), source=source_of(node))
 
     def constant(self, value: torch.Tensor) -> Node:
-        """A new constant of the graph."""
+        """Adds a constant to the graph and returns its node."""
         return insert_constant(self.module, self.instance.node, value, "constant")
 
     def share_qparams(self, name: str, values: Iterable[Node]) -> None:
-        """Let these values have equal qparams, where none of them is fixed; `name` is unique for this occurrence."""
+        """Requests equal qparams for these values, unless one has fixed qparams. `name` is unique in this rewriting."""
         for value in values:
             value.meta[SHARED_QPARAMS] = f"{self.instance.node.name} {name}"
 
     def trace(self) -> Node:
-        """The output of the operators that torch itself writes this one with, which has one tensor as output.
+        """Adds the operators of torch's own decomposition of this operator, and returns their output.
 
-        Of those, views become reshapes, as strides are not known beforehand.
+        The operator must have one output. Views become reshapes, because strides are unknown at this time.
         """
         operands = dict.fromkeys(iterate_nodes(list(self.args.values())))
 
@@ -111,7 +111,7 @@ class Rewriting:
         raise AssertionError("a graph without an output")
 
     def value_of(self, argument: str) -> torch.Tensor | None:
-        """The tensor of an argument that is a constant of the graph; None for any other."""
+        """Returns the tensor of an argument that is a constant of the graph; None for any other argument."""
         return self.instance.constant(argument)
 
 
@@ -125,31 +125,31 @@ def _always(_: OpInstance) -> bool:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Everything OpenNeutron knows about an operator that it writes with others before anything is annotated.
+    """The declaration of an operator that is replaced by other operators before annotation.
 
-    It applies to float32 values. What it writes may be decomposed in turn, but must get simpler.
+    It applies to float32 values. The new operators may be decomposed in turn; each step must be simpler.
     """
 
     name: str
-    """What users call it; the heading in docs/operators.md."""
+    """The name for users, which is the heading in docs/operators.md."""
     targets: tuple[str, ...]
-    """ATen operators ("aten.silu.default"), in-place ones left out: those are gone by then."""
+    """ATen operators ("aten.silu.default"), without in-place operators, which an earlier pass replaces."""
     rewrite: Callable[[Rewriting], Node | Sequence[Node]]
-    """Writes the operators that replace it; returns its output, or all its outputs."""
+    """Adds the operators that replace it; returns the new output, or a sequence of all outputs."""
     becomes: str
-    """The ATen operators it becomes, for the docs."""
+    """The ATen operators that replace it, for the docs."""
     applies: Callable[[OpInstance], bool] = _always
-    """Whether this occurrence needs it, where the operator is declared for the NPU too."""
+    """Whether a call is decomposed. For an operator that the NPU also runs, some calls need no decomposition."""
     constraints: tuple[Constraint, ...] = ()
-    """Limits of the decomposition; where one is broken, the operator stays as it is, in float."""
+    """Limits of the decomposition. An operator that breaks one is not replaced, and runs in float on the CPU."""
     approximation: float = 1e-5
-    """Largest difference in float, relative to the largest value of the output (to 1 where that is smaller)."""
+    """Largest difference in float, relative to the largest value of the output or to 1, whichever is larger."""
     facts: Facts = field(default=UNKNOWN, compare=False)
-    """What passes may know of it, where no `OpSpec` of the operator states it."""
+    """Facts for passes, unless an `OpSpec` of the operator states them."""
     tolerance: int = 1
     """Largest difference of the `.pte` to the converted module, in LSBs of the output."""
     notes: str = field(default="", compare=False)
 
     def rejections(self, instance: OpInstance) -> list[str]:
-        """The messages of all limits that this occurrence breaks."""
+        """Returns the messages of all limits that this call breaks."""
         return [limit.message for limit in self.constraints if not limit.holds(instance)]

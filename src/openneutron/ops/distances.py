@@ -1,4 +1,4 @@
-"""Similarities and distances of vectors, and logarithms of sums of exponentials."""
+"""Decompositions of similarities and distances of vectors, logsumexp and logaddexp."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["DECOMPOSED"]
 
 aten = torch.ops.aten
 
-# The least squared norm in a division. Below it, int8 has lost the vector's direction, and the inverse of a zero norm
-# in one sample would take the whole range of codes.
+# The smallest squared norm in a division. For smaller norms, int8 rounding removes the direction of the vector, and the
+# inverse of a zero norm in one sample would widen the range of the tensor for all others.
 LEAST_SQUARE = 1e-8
 
 
 def _unit(rewriting: Rewriting, vectors: Node, dim: int, size: int, least: float) -> Node:
-    """Divide vectors of `size` values along `dim`, which is negative, by their lengths.
+    """Divides vectors of `size` values along `dim`, which is negative, by their lengths.
 
-    A vector of one value that is broadcast along `dim` has the length of all its copies.
+    If a vector has one value along `dim`, which is broadcast, its length is that of the broadcast vector.
     """
     shape = shape_of(vectors)
     squares = mul(rewriting, vectors, vectors)
@@ -57,7 +57,7 @@ def _distance(rewriting: Rewriting) -> Node:
 
 
 def _distances(rewriting: Rewriting) -> Node:
-    """The distance of each of the first vectors from each of the second ones."""
+    """Computes the distance between each vector of `x1` and each vector of `x2`."""
     args = rewriting.args
     first = rewriting.call(aten.unsqueeze.default, args["x1"], -2)
     second = rewriting.call(aten.unsqueeze.default, args["x2"], -3)
@@ -73,7 +73,7 @@ def _log_sum_exp(rewriting: Rewriting) -> Node:
 
 
 def _log_add_exp(rewriting: Rewriting) -> Node:
-    """The larger one, and log(1 + exp(-|difference|)), which lies between 0 and log(2)."""
+    """Computes max(a, b) + log(1 + exp(-|a - b|)); the second term lies between 0 and log(2)."""
     first, second = rewriting.args["self"], rewriting.args["other"]
     magnitude = rewriting.call(aten.abs.default, sub(rewriting, first, second))
     rest = log(rewriting, rewriting.call(aten.sigmoid.default, magnitude))
@@ -86,8 +86,8 @@ DECOMPOSED = (
         targets=("aten.cosine_similarity.default",),
         rewrite=_cosine,
         becomes="for each vector mul, sum, add, rsqrt, mul; mul, sum",
-        notes=f"Squared lengths below {LEAST_SQUARE:g} are replaced by it. Each vector is divided by its length "
-        "before the product: the product of two lengths would need the range of both.",
+        notes=f"Squared lengths are at least {LEAST_SQUARE:g}. Each vector is divided by its length before the "
+        "product, because a product of two lengths has a wider range than each length.",
     ),
     Decomposition(
         name="pairwise_distance",

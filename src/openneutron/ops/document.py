@@ -1,4 +1,4 @@
-"""docs/operators.md, written from the declarations: `python -m openneutron.ops.document > docs/operators.md`."""
+"""Generates docs/operators.md from the declarations: `python -m openneutron.ops.document > docs/operators.md`."""
 
 from __future__ import annotations
 
@@ -15,42 +15,44 @@ __all__ = ["document"]
 HEAD = """\
 # Operators
 
-Written by `python -m openneutron.ops.document` from the declarations in `openneutron.ops`; edit those, not this file.
+`python -m openneutron.ops.document` writes this file from the declarations in `openneutron.ops`. Edit the declarations,
+not this file.
 
-An operator goes to the NPU where it is quantized and keeps the limits listed for it. Where it does not, it stays on the
-CPU, and `program.placement` gives the limit it broke as the reason. Limits of the legacy generation hold for
-`neutron_converter_flavor` up to SDK_25_12 and for versions of eiq-neutron-sdk below 3.1.3; no flavour means the modern
-generation. "The MACs of a pipeline" are {macs}.
+An operator runs on the NPU if it is quantized and satisfies the limits listed for it. Otherwise it runs on the CPU, and
+`program.placement` gives the limit it broke as the reason. Limits of the legacy generation hold for
+`neutron_converter_flavor` up to SDK_25_12 and for versions of eiq-neutron-sdk below 3.1.3. Without a flavour, the
+generation is the modern one. "The MACs of a pipeline" are {macs}.
 
-Where an operator may be padded, its operands get zeros behind what they have, up to a multiple of the MACs of a
-pipeline, and its output is sliced, if only that makes it legal and the cost model (`openneutron.ir.cost`) finds it
-cheaper than the CPU. Convolutions around it take the zeros and the slice into their weights.
+Some operators may be padded: zeros are added at the end of the operands' dimensions, up to a multiple of the MACs of a
+pipeline, and the output is sliced. This happens only if the operator breaks a limit without padding, and if the cost
+model (`openneutron.ir.cost`) estimates fewer cycles for it than for the CPU. Convolutions before and after the operator
+absorb the padding and the slice into their weights.
 
-The legacy generation has one transpose: it swaps two runs of dimensions, one of which holds a multiple of the MACs of a
-pipeline, as from NHWC to NCHW for one image. Images therefore come and go in NHWC there, converted by the runtime, and
-an operator that would need another transpose in its partition stays on the CPU. Sequences [N, C, L] are no images: a
-batch of them needs such a transpose.
+The legacy generation has one kind of transpose: it swaps two blocks of consecutive dimensions, one of which holds a
+multiple of the MACs of a pipeline, such as NHWC to NCHW for one image. Partitions of that generation therefore read and
+write images in NHWC, and the runtime converts them. An operator that needs another transpose in its partition runs on
+the CPU. Sequences [N, C, L] are not images: a batch of them needs such a transpose.
 
-Activations are int8, affine, per tensor; weights int8, symmetric, per tensor (per output channel for convolutions with
-`weight_granularity="per_channel"`); a bias is int32 with the scale of the input times that of the weight. The output's
-scale and zero point are its own, observed in calibration, or those of the inputs, or fixed. "Tolerance" is the largest
-difference between the `.pte` on the host and the converted module, in steps of the output (LSB).
+Activations are int8, affine, per tensor. Weights are int8, symmetric, per tensor (per output channel for convolutions
+with `weight_granularity="per_channel"`). A bias is int32; its scale is the input's scale times the weight's scale. The
+scale and zero point of an output are observed in calibration, or equal to those of the inputs, or fixed. "Tolerance" is
+the largest difference between the `.pte` on the host and the converted module, in steps of the output (LSB).
 """
 
 COLUMNS = ("operator", "ATen", "becomes", "output", "fuses an activation", "tolerance")
 
 DECOMPOSED_HEAD = """\
-# Operators that become others
+# Decomposed operators
 
-The NPU has no such operators. Before anything is annotated, they are written with those above, each of which then
-follows its own limits. Where a limit of the table below is broken, the operator stays as it is, in float on the CPU.
+The NPU has no such operators. Before annotation, each of them is replaced by operators of the table above, which have
+their own limits. An operator that breaks a limit of the table below is not replaced, and runs in float on the CPU.
 """
 
 DECOMPOSED_COLUMNS = ("operator", "ATen", "becomes", "tolerance", "limits", "notes")
 
 
 def document() -> str:
-    """The whole file: the table of all operators, each with its limits, and those that become others."""
+    """Returns the text of the file: all operators with their limits, then all decomposed operators."""
     blocks = [
         HEAD.format(macs=_pipelines()),
         "\n".join(_table(COLUMNS, map(_row, SPECS))),
@@ -115,7 +117,7 @@ def _section(spec: OpSpec) -> str:
 
 
 def _output(spec: OpSpec) -> str:
-    """Where the output's scale and zero point come from; where that depends, the docstring of what decides it."""
+    """Returns the source of the output's scale and zero point; for a function, its docstring."""
     rule = spec.output
     if isinstance(rule, QParams):
         return f"fixed: scale 1/{1 / rule.scale[0]:g}, zero point {rule.zero_point[0]}"
@@ -125,7 +127,7 @@ def _output(spec: OpSpec) -> str:
 
 
 def _padded(spec: OpSpec) -> str:
-    """Which dimensions may be padded; where that depends, the docstring of what decides it."""
+    """Returns the dimensions that may be padded; for a function, its docstring."""
     if not callable(spec.pads):
         return ", ".join(f"`{name}`, dimension {', '.join(map(str, dims))}" for name, dims in spec.pads.items())
     return _in_words(spec.pads)

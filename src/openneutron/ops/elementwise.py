@@ -1,4 +1,4 @@
-"""Operators on each element: activations, arithmetic, softmax."""
+"""Declarations and lowerings of activations, sums, softmax and requantize."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, le
 __all__ = ["SPECS"]
 
 
-# What the TFLite kernels of these operators demand of their output.
+# The TFLite kernels of these operators require these qparams of their output.
 SIGMOID_QPARAMS = SOFTMAX_QPARAMS = QParams.per_tensor(1 / 256, -128)
 TANH_QPARAMS = QParams.per_tensor(1 / 128, 0)
 
@@ -47,8 +47,8 @@ CLAMPS = {
 }
 
 CLAMP_BECOMES = (
-    "RELU, RELU6, RELU_N1_TO_1, RELU_0_TO_1 (or part of the operator before it), else MAXIMUM and MINIMUM, or nothing "
-    "where int8 ends there anyway"
+    "RELU, RELU6, RELU_N1_TO_1, RELU_0_TO_1 (or fused into the operator before it), else MAXIMUM and MINIMUM, or "
+    "nothing for a limit that is also the limit of int8"
 )
 
 LOWEST_CODE, HIGHEST_CODE = -128, 127
@@ -59,7 +59,7 @@ MAX_SOFTMAX_ELEMENTS = 524288
 
 
 def _clamp_range(node: Node) -> tuple[float, float]:
-    """The (lowest, highest) value that a clamp lets through."""
+    """Returns the lower and upper limit of a clamp."""
     args = arguments(node)
     low, high = args.get("min_val", args.get("min")), args.get("max_val", args.get("max"))
     return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))
@@ -71,18 +71,18 @@ def _clamp_activation(node: Node) -> str | None:
 
 
 def _clamp_output(node: Node) -> OutputRule:
-    """Observed where TFLite has a relu of this range, else shared with the inputs."""
+    """Observed if TFLite has a relu of this range, else shared with the inputs."""
     return OutputRule.OBSERVED if _clamp_range(node) in CLAMPS else OutputRule.SHARED
 
 
 @legacy_constraint
 def is_a_relu(instance: OpInstance) -> bool:
-    """Its range is (0, inf), (0, 6), (-1, 1) or (0, 1)."""
+    """Its limits are (0, inf), (0, 6), (-1, 1) or (0, 1)."""
     return _clamp_range(instance.node) in CLAMPS
 
 
 def lower_clamp(lowering: Lowering) -> Tensor:
-    """A TFLite relu where one has this range, else MAXIMUM and MINIMUM with constants that are no extreme code."""
+    """Emits a TFLite relu if one has these limits, else MAXIMUM and MINIMUM, except for limits of int8 itself."""
     limits = _clamp_range(lowering.instance.node)
     inputs = lowering.tensor("self")
     if limits in CLAMPS:
@@ -96,27 +96,27 @@ def lower_clamp(lowering: Lowering) -> Tensor:
 
 
 def lower_relu(lowering: Lowering) -> Tensor:
-    """RELU."""
+    """Emits RELU."""
     return lowering.emit(RELU, [lowering.tensor("self")], lowering.shape)
 
 
 def lower_relu6(lowering: Lowering) -> Tensor:
-    """RELU6."""
+    """Emits RELU6."""
     return lowering.emit(RELU6, [lowering.tensor("self")], lowering.shape)
 
 
 def lower_abs(lowering: Lowering) -> Tensor:
-    """ABS."""
+    """Emits ABS."""
     return lowering.emit(ABS, [lowering.tensor("self")], lowering.shape)
 
 
 def lower_sigmoid(lowering: Lowering) -> Tensor:
-    """LOGISTIC."""
+    """Emits LOGISTIC."""
     return lowering.emit(LOGISTIC, [lowering.tensor("self")], lowering.shape)
 
 
 def lower_tanh(lowering: Lowering) -> Tensor:
-    """TANH."""
+    """Emits TANH."""
     return lowering.emit(TANH, [lowering.tensor("self")], lowering.shape)
 
 
@@ -129,14 +129,14 @@ def has_one_full_operand(instance: OpInstance) -> bool:
 
 @constraint
 def expands_few_dimensions(instance: OpInstance) -> bool:
-    """One operand has as many elements as the output, or there are at most {MAX_KERNEL_RANK} dimensions."""
+    """One operand has as many elements as the output, or the output has at most {MAX_KERNEL_RANK} dimensions."""
     return has_one_full_operand.holds(instance) or len(instance.shape) <= MAX_KERNEL_RANK
 
 
 def operands_of(lowering: Lowering) -> list[Tensor]:
-    """The operands of an operator whose kernel broadcasts one of them; if neither has the output's shape, expands one.
+    """Returns the operands of an operator whose kernel broadcasts one of them.
 
-    That is a constant, or else the operand that takes fewer CONCATENATIONs.
+    If neither has the output's shape, one is expanded: a constant, or else the one that takes fewer CONCATENATIONs.
     """
     operands = [lowering.tensor("self"), lowering.tensor("other")]
     if has_one_full_operand.holds(lowering.instance):
@@ -147,12 +147,12 @@ def operands_of(lowering: Lowering) -> list[Tensor]:
 
 
 def _aligned(tensor: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
-    """The tensor's shape, with leading dimensions of 1 up to the rank of `shape`."""
+    """Returns the tensor's shape, with leading dimensions of 1 up to the rank of `shape`."""
     return (1,) * (len(shape) - len(tensor.shape)) + tensor.shape
 
 
 def _concatenations(tensor: Tensor, shape: Sequence[int]) -> int:
-    """How many CONCATENATIONs expand a tensor to `shape`."""
+    """Returns the number of CONCATENATIONs that expand a tensor to `shape`."""
     if tensor.data is not None:
         return 0
     factors = (size // own for size, own in zip(shape, _aligned(tensor, shape), strict=True))
@@ -160,7 +160,7 @@ def _concatenations(tensor: Tensor, shape: Sequence[int]) -> int:
 
 
 def _expanded(lowering: Lowering, tensor: Tensor) -> Tensor:
-    """The tensor, broadcast to the output's shape."""
+    """Broadcasts the tensor to the output's shape."""
     aligned = _aligned(tensor, lowering.shape)
     if tensor.data is not None:
         values = np.broadcast_to(tensor.data.reshape(aligned), lowering.shape)
@@ -172,7 +172,7 @@ def _expanded(lowering: Lowering, tensor: Tensor) -> Tensor:
 
 
 def _times(lowering: Lowering, tensor: Tensor, factor: float) -> Tensor:
-    """MUL by a positive number: the same codes with another scale, hence exact."""
+    """Emits MUL by a positive number. It is exact: the output has the same codes with another scale."""
     if factor == 1:
         return tensor
     number = lowering.number(1, QParams.per_tensor(factor, 0), tensor.shape)
@@ -187,7 +187,7 @@ def has_an_alpha(instance: OpInstance) -> bool:
 
 
 def _lower_sum(lowering: Lowering, sign: int) -> Tensor:
-    """self + sign * alpha * other; the smaller operand is broadcast."""
+    """Computes self + sign * alpha * other; the kernel broadcasts the smaller operand."""
     alpha = float(lowering.args["alpha"])
     first, second = operands_of(lowering)
     operands = [first, _times(lowering, second, abs(alpha))]
@@ -196,17 +196,17 @@ def _lower_sum(lowering: Lowering, sign: int) -> Tensor:
 
 
 def lower_add(lowering: Lowering) -> Tensor:
-    """ADD, or SUB where alpha is negative."""
+    """Emits ADD, or SUB for a negative alpha."""
     return _lower_sum(lowering, 1)
 
 
 def lower_sub(lowering: Lowering) -> Tensor:
-    """SUB, or ADD where alpha is negative."""
+    """Emits SUB, or ADD for a negative alpha."""
     return _lower_sum(lowering, -1)
 
 
 def lower_requantize(lowering: Lowering) -> Tensor:
-    """Requantize by a MUL by one, which every target takes; returns the tensor itself if the qparams are equal."""
+    """Emits MUL by one, which every target supports; returns the input itself if the qparams are equal."""
     inputs = lowering.tensor("input")
     if inputs.qparams == lowering.output:
         return inputs
@@ -220,8 +220,8 @@ def _softmax_dim(instance: OpInstance) -> int:
 
 @constraint
 def has_few_softmax_channels(instance: OpInstance) -> bool:
-    """It is over at most {MAX_SOFTMAX_CHANNELS} values, at most {MAX_SOFTMAX_POSITIONS} times, {MAX_SOFTMAX_ELEMENTS}
-    values in all.
+    """The dimension has at most {MAX_SOFTMAX_CHANNELS} values, all other dimensions together at most
+    {MAX_SOFTMAX_POSITIONS} positions, and the tensor at most {MAX_SOFTMAX_ELEMENTS} values.
     """
     channels, elements = instance.shape[_softmax_dim(instance)], math.prod(instance.shape)
     return (
@@ -233,7 +233,7 @@ def has_few_softmax_channels(instance: OpInstance) -> bool:
 
 @legacy_constraint
 def is_over_the_channels(instance: OpInstance) -> bool:
-    """It is over the last dimension, or over dimension 1 of an image [N, C, H, W]."""
+    """It is along the last dimension, or along dimension 1 of an image [N, C, H, W]."""
     return _softmax_dim(instance) == len(instance.shape) - 1 or (
         len(instance.shape) == 4 and _softmax_dim(instance) == 1
     )
@@ -241,8 +241,9 @@ def is_over_the_channels(instance: OpInstance) -> bool:
 
 @legacy_constraint
 def has_legacy_softmax_size(instance: OpInstance) -> bool:
-    """Of rank 2 or more, over a multiple of the MACs of a pipeline and fewer than 4096 / pipelines x 4 values, 65536
-    granules in all. Pipelines that are unknown are as many as the MACs of a cycle make up.
+    """The rank is at least 2. The size of the dimension is a multiple of the MACs of a pipeline, and below
+    4096 / pipelines x 4. The number of values, divided by the MACs of a pipeline, is at most 65536. If the number of
+    pipelines is unknown, it is the MACs per cycle divided by the MACs of a pipeline.
     """
     channels, granularity = instance.shape[_softmax_dim(instance)], instance.target.channel_granularity
     limit = 4096 // array_of(instance.target).pipelines * 4
@@ -255,7 +256,7 @@ def has_legacy_softmax_size(instance: OpInstance) -> bool:
 
 
 def lower_softmax(lowering: Lowering) -> Tensor:
-    """SOFTMAX over the last dimension of a matrix or an image; any other dimension is moved there."""
+    """Emits SOFTMAX along the last dimension of a matrix or an image, and TRANSPOSEs for another dimension."""
     inputs, dim = lowering.tensor("self"), _softmax_dim(lowering.instance)
     rank = len(inputs.shape)
     perm = [*(other for other in range(rank) if other != dim), dim]
@@ -266,7 +267,7 @@ def lower_softmax(lowering: Lowering) -> Tensor:
 
 
 def element_macs(instance: OpInstance) -> int:
-    """One operation an element, counted as one multiply-accumulate."""
+    """Returns one operation for each element, counted as a multiply-accumulate."""
     return math.prod(instance.shape)
 
 
@@ -292,7 +293,7 @@ SPECS = (
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
         facts=Facts(sign=_sign_of_sum, is_continuous=True, computes_masks=True),
-        becomes="ADD; alpha is a MUL of the second operand, and a negative one a SUB",
+        becomes="ADD; with alpha: MUL of the second operand, then ADD, or SUB for a negative alpha",
     ),
     OpSpec(
         name="relu",
@@ -303,7 +304,7 @@ SPECS = (
         lower=lower_relu,
         homogeneous=Homogeneous.ELEMENT,
         facts=Facts(sign=never_negative, clamps=lambda _: (0.0, math.inf)),
-        becomes="RELU, or part of the operator before it",
+        becomes="RELU, or fused into the operator before it",
     ),
     OpSpec(
         name="relu6",
@@ -313,7 +314,7 @@ SPECS = (
         activation=lambda _: "RELU6",
         lower=lower_relu6,
         facts=Facts(sign=never_negative, clamps=lambda _: (0.0, 6.0)),
-        becomes="RELU6, or part of the operator before it",
+        becomes="RELU6, or fused into the operator before it",
     ),
     OpSpec(
         name="hardtanh",
@@ -346,7 +347,7 @@ SPECS = (
         lower=lower_clamp,
         facts=Facts(sign=_sign_of_clamp, clamps=_clamp_range, computes_masks=True),
         becomes=CLAMP_BECOMES,
-        notes="With tensors as limits, see clamp by tensors.",
+        notes="For limits that are tensors, see clamp by tensors.",
     ),
     OpSpec(
         name="abs",
@@ -397,6 +398,6 @@ SPECS = (
         lower=lower_requantize,
         becomes="MUL by one",
         is_compute=False,
-        notes="Where a value with fixed qparams meets an operator that wants equal ones on all its inputs.",
+        notes="Inserted between a value with fixed qparams and an operator that requires equal qparams on all inputs.",
     ),
 )

@@ -1,7 +1,7 @@
-"""Facts about an operator that passes ask for, whatever the operator becomes on the NPU.
+"""Facts about operators for passes, independent of how an operator is lowered.
 
-An operator's declaration (`OpSpec`, `Decomposition` or `HandledOperator`) states them. `ops.operators.facts_of` finds
-them for a node.
+An operator's declaration (`OpSpec`, `Decomposition` or `HandledOperator`) states them. `ops.declared.facts_of` returns
+the facts about the operator of a node.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = [
 
 
 class Movement(enum.Enum):
-    """How an operator moves values that it does not change."""
+    """How an operator that does not change values moves them."""
 
     COPY = "the same values in the same shape"
     RESHAPE = "the same values, in the same order, in another shape"
@@ -37,15 +37,12 @@ class Movement(enum.Enum):
 
     @property
     def is_strided(self) -> bool:
-        """Whether the output is one tensor's values, by other strides and offsets."""
+        """Whether the output has values of one tensor, with other strides and offsets."""
         return self.is_view or self in (Movement.PERMUTE, Movement.PART)
 
 
 class LayerKind(enum.Enum):
-    """An operator that multiplies its input's channels by a weight.
-
-    The weight's dimension of output channels is that of one group for a transposed convolution.
-    """
+    """The kind of an operator that multiplies its input's channels by a weight."""
 
     CONVOLUTION = "convolution"
     TRANSPOSED = "transposed convolution"
@@ -54,7 +51,7 @@ class LayerKind(enum.Enum):
 
     @property
     def output_dim(self) -> int:
-        """The weight's dimension of output channels."""
+        """The weight's dimension of output channels. A transposed convolution has those of one group there."""
         return 0 if self in (LayerKind.CONVOLUTION, LayerKind.LINEAR) else 1
 
     @property
@@ -71,48 +68,48 @@ class Bounds(enum.Enum):
 
 
 SignRule = Callable[[Node, Sequence[bool]], bool]
-"""Whether no output value is negative, given for each operand (`self`, `other`, `mat2`, or each of `tensors`) whether
-it has no negative value."""
+"""Whether an operator's output is never negative. The second argument says for each operand (`self`, `other`, `mat2`,
+or each of `tensors`) whether the operand is never negative."""
 
 
 def never_negative(_: Node, __: Sequence[bool]) -> bool:
-    """No output is negative, whatever the operands are."""
+    """The output is never negative."""
     return True
 
 
 def if_first(_: Node, operands: Sequence[bool]) -> bool:
-    """No output is negative if the first operand is not."""
+    """The output is never negative if the first operand is never negative."""
     return operands[0]
 
 
 def if_all(_: Node, operands: Sequence[bool]) -> bool:
-    """No output is negative if no operand is."""
+    """The output is never negative if all operands are never negative."""
     return all(operands)
 
 
 def if_any(_: Node, operands: Sequence[bool]) -> bool:
-    """No output is negative if one of the operands is not."""
+    """The output is never negative if one operand is never negative."""
     return any(operands)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What passes may know of an operator; each default says that nothing is known."""
+    """Facts about an operator that passes read. A default means that the fact is unknown."""
 
     movement: Movement | None = None
     """How it moves values; None for an operator that computes values."""
     layer: LayerKind | None = None
-    """Which kind of layer it is, if it multiplies channels by a weight."""
+    """The kind of layer, if the operator multiplies channels by a weight."""
     channels_last: bool = False
-    """Whether the last dimension of its output has the channels, not dimension 1."""
+    """Whether channels are the last dimension of its output; otherwise they are dimension 1."""
     clamps: Callable[[Node], tuple[float, float]] | None = None
-    """For a clamp: the lowest and the highest value that it lets through."""
+    """For a clamp: the lower and upper limit of a call."""
     sign: SignRule | None = None
-    """When no output is negative; None where that is unknown. What moves values follows `movement`."""
+    """When the output is never negative; None if unknown. For operators with a `movement`, it follows from that."""
     bounds: Bounds | Callable[[Node], Bounds | None] | None = None
-    """The range of its output, given that of its input."""
+    """The range of its output, relative to the range of its input."""
     is_elementwise: bool = False
-    """Whether it computes each element on its own, where torch does not tag it as such."""
+    """Whether it computes each element independently. Needed for operators without torch's tag `pointwise` only."""
     is_continuous: bool = False
     """Whether its output hardly ever equals a given number exactly."""
     computes_masks: bool = False
@@ -123,11 +120,11 @@ class Facts:
     """The argument that is true in train mode."""
 
     def bounds_of(self, node: Node) -> Bounds | None:
-        """The range of the output of `node`, given that of its input."""
+        """Returns the range of the output of `node`, relative to the range of its input."""
         return self.bounds(node) if callable(self.bounds) else self.bounds
 
     def clamp_range(self, node: Node) -> tuple[float, float] | None:
-        """The lowest and the highest value that `node` lets through; None where it is no clamp."""
+        """Returns the lower and upper limit of a clamp; None for another operator."""
         return None if self.clamps is None else self.clamps(node)
 
     def is_in_train_mode(self, node: Node) -> bool:
@@ -136,4 +133,4 @@ class Facts:
 
 
 UNKNOWN = Facts()
-"""Those of an operator without a declaration."""
+"""The facts about an operator without a declaration."""

@@ -1,4 +1,4 @@
-"""Powers, roots, quotients and logarithms that the NPU lacks, from those it has."""
+"""Decompositions of powers, roots, quotients and logarithms that the NPU lacks."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["DECOMPOSED", "is_quotient"]
 
 aten = torch.ops.aten
 
-# The largest error that a power between 0 and 1 makes at zero, where a logarithm has none to give.
+# The largest error of a power between 0 and 1 at zero. log(0) does not exist, so the base is at least a small number.
 ERROR_AT_ZERO = 1e-4
-# The smallest positive float32 that loses no digits, with room to spare.
+# Close above the smallest normal float32, 1.2e-38.
 SMALLEST = 1e-37
 MAX_WHOLE_POWER = 16
 
 
 def _root(rewriting: Rewriting, value: Node, exponent: float) -> Node:
-    """`value` to a power, by its logarithm: exp(exponent * log(value))."""
+    """Computes `value` ** `exponent` as exp(exponent * log(value))."""
     if exponent > 0:
         least = max(SMALLEST, ERROR_AT_ZERO ** max(2.0, 1 / exponent))
         value = rewriting.call(aten.clamp_min.default, value, least)
@@ -40,7 +40,7 @@ def _sqrt(rewriting: Rewriting) -> Node:
 
 
 def _inverse(rewriting: Rewriting, value: Node) -> Node:
-    """One over a value that is not negative; for exp(x), exp(-x)."""
+    """Computes 1 / value for a value that is not negative. For exp(x) it computes exp(-x)."""
     if op_name(value) == "aten.exp.default":
         return exp(rewriting, mul(rewriting, value.all_input_nodes[0], -1.0))
     root = rsqrt(rewriting, value)
@@ -56,7 +56,7 @@ def _square(rewriting: Rewriting) -> Node:
 
 
 def _whole_power(rewriting: Rewriting, value: Node, exponent: int) -> Node:
-    """By repeated squaring."""
+    """Computes `value` ** `exponent` by repeated squaring."""
     power = None
     while True:
         if exponent % 2:
@@ -74,25 +74,25 @@ def _is_whole(exponent: float) -> bool:
 
 
 def _exponent(instance: OpInstance) -> float:
-    """The exponent, NaN where it is not one number."""
+    """Returns the exponent; NaN if it is not one number."""
     number = instance.number("exponent")
     return math.nan if number is None else number
 
 
 @constraint
 def has_one_exponent(instance: OpInstance) -> bool:
-    """The exponent is one finite number, known beforehand."""
+    """The exponent is one finite constant number."""
     return math.isfinite(_exponent(instance))
 
 
 @constraint
 def has_power_of_any_sign(instance: OpInstance) -> bool:
-    """The exponent is 0.5, -0.5 or a whole number from 1 to {MAX_WHOLE_POWER}, or no value of the base can be negative
-    (as none behind relu, abs, exp or a clamp from 0 can) and the exponent is not 0.
+    """The exponent is 0.5, -0.5 or a whole number from 1 to {MAX_WHOLE_POWER}; or the exponent is not 0, and the base
+    is never negative (an output of relu, abs, exp or a clamp from 0).
     """
     exponent = _exponent(instance)
     if not math.isfinite(exponent):
-        return True  # the other limit says so
+        return True  # has_one_exponent rejects it
     if exponent in (0.5, -0.5) or _is_whole(exponent):
         return True
     return exponent != 0 and is_never_negative(instance, instance.args["self"])
@@ -139,7 +139,7 @@ def _log10(rewriting: Rewriting) -> Node:
 
 
 def is_quotient(node: Node) -> bool:
-    """Whether `node` divides, and rounds the quotient to no whole number."""
+    """Whether `node` is a division that does not round the quotient."""
     return is_op(node, "div") and arguments(node).get("rounding_mode") is None
 
 
@@ -150,14 +150,14 @@ def _constant_divisor(instance: OpInstance) -> torch.Tensor | None:
 
 @constraint
 def divides_by_no_zero(instance: OpInstance) -> bool:
-    """A constant divisor has no zero in it."""
+    """The divisor, if it is a constant, has no zeros."""
     divisor = _constant_divisor(instance)
     return divisor is None or bool((divisor != 0).all())
 
 
 @constraint
 def divides_by_no_negative(instance: OpInstance) -> bool:
-    """No value of a divisor that is computed can be negative (as none behind relu, abs, exp or a clamp from 0 can)."""
+    """The divisor, if it is computed, is never negative (an output of relu, abs, exp or a clamp from 0)."""
     return _constant_divisor(instance) is not None or is_never_negative(instance, instance.args["other"])
 
 
@@ -170,7 +170,7 @@ def _quotient(rewriting: Rewriting) -> Node:
 
 @constraint
 def inverts_no_negative(instance: OpInstance) -> bool:
-    """No value can be negative (as none behind relu, abs, exp or a clamp from 0 can)."""
+    """The input is never negative (an output of relu, abs, exp or a clamp from 0)."""
     return is_never_negative(instance, instance.args["self"])
 
 
@@ -183,8 +183,8 @@ def _reversed_difference(rewriting: Rewriting) -> Node:
 
 
 _BY_LOGARITHM = (
-    "By its logarithm: x * rsqrt(x) would spend int8 on the large values that rsqrt has where x is small, and would be "
-    "NaN at zero."
+    "Computed by the logarithm. The form x * rsqrt(x) needs the large values of rsqrt near zero in its int8 range, and "
+    "is NaN at zero."
 )
 
 DECOMPOSED = (
@@ -200,8 +200,7 @@ DECOMPOSED = (
         name="pow",
         targets=("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor"),
         rewrite=_power,
-        becomes="mul where the exponent is whole, rsqrt where it is -0.5, rsqrt, mul where it is -1, else clamp, log, "
-        "mul, exp",
+        becomes="mul for a whole exponent; rsqrt for -0.5; rsqrt, mul for -1; else clamp, log, mul, exp",
         constraints=(has_one_exponent, has_power_of_any_sign),
         approximation=ERROR_AT_ZERO,
     ),
@@ -230,11 +229,11 @@ DECOMPOSED = (
         targets=("aten.div.Tensor", "aten.div.Scalar", "aten.divide.Tensor", "aten.true_divide.Tensor"),
         rewrite=_quotient,
         facts=Facts(is_continuous=True, computes_masks=True),
-        becomes="mul where the divisor is constant, else rsqrt, mul, mul; mul, exp, mul where the divisor is an "
-        "exponential, as a power is",
+        becomes="mul for a constant divisor; mul, exp, mul for an exponential (such as a power) as divisor; else "
+        "rsqrt, mul, mul",
         constraints=(divides_by_no_zero, divides_by_no_negative),
-        notes="Dividing by a square root is one rsqrt and one mul. One over the divisor has one scale: where divisors "
-        "range from near zero to large ones, most quotients have few codes.",
+        notes="A division by a square root becomes rsqrt, mul. The inverse of the divisor has one scale for all "
+        "values, so quotients by large divisors are inexact if other divisors are close to zero.",
     ),
     Decomposition(
         name="rsub",

@@ -1,4 +1,4 @@
-"""Whether an operator takes the activation after it into itself."""
+"""Fusion of an activation into the operator before it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ __all__ = ["activation_after", "activation_name", "is_activation", "takes_activa
 
 
 def is_activation(node: Node) -> bool:
-    """Whether `node` is an operator that others may fuse, such as a relu or a clamp."""
+    """Whether `node` is an activation that an operator before it may fuse, such as a relu or a clamp."""
     spec = OPERATORS.get(op_name(node))
     return spec is not None and spec.activation is not None
 
 
 def activation_name(node: Node) -> str | None:
-    """The TFLite name under which others fuse `node` ("RELU6"); None where they cannot."""
+    """Returns the TFLite name of `node` as a fused activation ("RELU6"); None if it cannot be fused."""
     spec = OPERATORS.get(op_name(node))
     return None if spec is None or spec.activation is None else spec.activation(node)
 
 
 def takes_activation(node: Node) -> bool:
-    """Whether `node` is an operator that fuses an activation, and has one reader."""
+    """Whether `node` is an operator that can fuse an activation, and has one reader."""
     spec = OPERATORS.get(op_name(node))
     return spec is not None and spec.fuses_activation and len(node.users) == 1
 
 
 def activation_after(node: Node, target: NeutronTarget) -> Node | None:
-    """The only reader of `node`, if it is an activation that operators of `target` fuse."""
+    """Returns the only reader of `node` if it is an activation that operators of `target` fuse, else None."""
     if len(node.users) != 1:
         return None
     (reader,) = node.users

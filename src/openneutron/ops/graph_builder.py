@@ -28,21 +28,21 @@ Operand = Node | float
 
 
 class Builder(Protocol):
-    """Writes calls at one place of a graph."""
+    """Adds calls at one place of a graph."""
 
     def call(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:
-        """A call of `target`, with its metadata."""
+        """Adds a call of `target` with its metadata, and returns its node."""
 
 
 @dataclass(frozen=True)
 class NodeBuilder:
-    """Writes calls in front of `before`, with the metadata of `origin`, the operator that they stand for."""
+    """Adds calls before the node `before`, with the metadata of `origin`, the node that they replace."""
 
     before: Node
     origin: Node
 
     def call(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:
-        """A call of `target`."""
+        """Adds a call of `target` and returns its node."""
         with self.before.graph.inserting_before(self.before):
             written = self.before.graph.call_function(target, args, kwargs)
         written.meta = {key: value for key, value in self.origin.meta.items() if key != "val"}
@@ -70,17 +70,17 @@ def mul(builder: Builder, first: Node, second: Operand) -> Node:
 
 
 def mean(builder: Builder, value: Node, dims: Sequence[int]) -> Node:
-    """The mean over `dims`, which stay with size 1."""
+    """The mean over `dims`, which are kept with size 1."""
     return builder.call(aten.mean.dim, value, list(dims), True)
 
 
 def sum_(builder: Builder, value: Node, dims: Sequence[int]) -> Node:
-    """The sum over `dims`, which stay with size 1."""
+    """The sum over `dims`, which are kept with size 1."""
     return builder.call(aten.sum.dim_IntList, value, list(dims), True)
 
 
 def amax(builder: Builder, value: Node, dims: Sequence[int]) -> Node:
-    """The maximum over `dims`, which stay with size 1."""
+    """The maximum over `dims`, which are kept with size 1."""
     return builder.call(aten.amax.default, value, list(dims), True)
 
 
@@ -125,22 +125,22 @@ def permute(builder: Builder, value: Node, dims: Sequence[int]) -> Node:
 
 
 def transpose(builder: Builder, value: Node, first: int, second: int) -> Node:
-    """Two dimensions swapped."""
+    """`value` with two dimensions swapped."""
     return builder.call(aten.transpose.int, value, first, second)
 
 
 def squeeze(builder: Builder, value: Node, dim: int) -> Node:
-    """Without a dimension of size 1."""
+    """`value` without a dimension of size 1."""
     return builder.call(aten.squeeze.dim, value, dim)
 
 
 def unsqueeze(builder: Builder, value: Node, dim: int) -> Node:
-    """With a new dimension of size 1."""
+    """`value` with a new dimension of size 1."""
     return builder.call(aten.unsqueeze.default, value, dim)
 
 
 def slice_(builder: Builder, value: Node, dim: int, indices: range) -> Node:
-    """Some indices of a dimension, in rising order."""
+    """The given indices of a dimension, in ascending order."""
     step = [] if indices.step == 1 else [indices.step]
     return builder.call(aten.slice.Tensor, value, dim, indices.start, indices[-1] + 1, *step)
 
@@ -196,27 +196,27 @@ def detach(graph: torch.fx.Graph, value: Node) -> Node:
 
 
 def become_conversion(node: Node, value: Any, dtype: Any) -> None:
-    """Turn `node` into the conversion of `value` to a dtype."""
+    """Replaces the call of `node` by the conversion of `value` to a dtype."""
     node.target, node.args, node.kwargs = aten.to.dtype, (value, dtype), {}
 
 
 def become_cat(node: Node, parts: Sequence[Node], dim: int) -> None:
-    """Turn `node` into the concatenation of `parts`."""
+    """Replaces the call of `node` by the concatenation of `parts`."""
     node.target, node.args, node.kwargs = aten.cat.default, (list(parts), dim), {}
 
 
 def become_linear(node: Node, value: Node, *constants: Node) -> None:
-    """Turn `node` into a linear of `value` with a weight and, perhaps, a bias."""
+    """Replaces the call of `node` by a linear of `value` with a weight and an optional bias."""
     node.target, node.args, node.kwargs = aten.linear.default, (value, *constants), {}
 
 
 def become_reshape(node: Node, value: Node, shape: Any) -> None:
-    """Turn `node` into a reshape of `value`."""
+    """Replaces the call of `node` by a reshape of `value`."""
     node.target, node.args, node.kwargs = aten.reshape.default, (value, shape), {}
 
 
 def become_slice(node: Node, value: Node, dim: int, start: int, end: int) -> None:
-    """Turn `node` into a slice of `value`, indices `start` to `end` - 1."""
+    """Replaces the call of `node` by a slice of `value`, indices `start` to `end` - 1."""
     node.target, node.args, node.kwargs = aten.slice.Tensor, (value, dim, start, end), {}
 
 

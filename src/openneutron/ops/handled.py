@@ -1,4 +1,4 @@
-"""Operators that passes replace or remove by themselves, or that the CPU computes: no lowering meets them."""
+"""Declarations of operators without a lowering: passes replace or remove them, or the CPU computes them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Operators that are linear along height and along width: products with constant matrices.
+"""Decompositions of resizes and uneven average pools into products with constant interpolation matrices.
 
-The matrices come from the operator itself: what it makes of the unit vectors. Every resize that the NPU lacks, and
-every adaptive average pool with uneven windows, goes this way.
+These operators are linear along height and along width. The operator's results for unit vectors are the columns of the
+matrix. This covers all resizes that the NPU lacks, and adaptive average pools with uneven windows.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["DECOMPOSED"]
 
 aten = torch.ops.aten
 
-# Along an axis, every output is a product over all of its elements, where the CPU would interpolate between a few.
+# The product with a matrix reads all elements of an axis for each output; the CPU would read a few neighbors only.
 MAX_AXIS = 512
-# One matrix for height and width together is more exact, and cheap, as long as it has at most these weights.
+# One joint matrix for height and width is more exact than two, and cheap up to this number of weights.
 MAX_JOINT_WEIGHTS = 16384
 
-# The operator along one of its spatial axes: the last dimension of a matrix becomes that of the output.
+# Applies an operator along one of its spatial axes to the last dimension of a matrix.
 _Axis = Callable[[OpInstance, torch.Tensor, int], torch.Tensor]
 
 
@@ -39,7 +39,7 @@ def _average_axis(instance: OpInstance, values: torch.Tensor, axis: int) -> torc
 
 @constraint
 def has_short_axes(instance: OpInstance) -> bool:
-    """The axes that it resizes have at most {MAX_AXIS} elements."""
+    """The resized axes have at most {MAX_AXIS} elements."""
     rank = spatial_rank(instance)
     sizes = zip(instance.shape_of("self")[-rank:], instance.shape[-rank:], strict=True)
     return all(size <= MAX_AXIS for size, outputs in sizes if size != outputs)
@@ -64,13 +64,13 @@ def _multiply(along: _Axis) -> Callable[[Rewriting], Node]:
 
 
 def _product(rewriting: Rewriting, values: Node, matrix: torch.Tensor) -> Node:
-    """Over the last dimension, unless the matrix changes nothing."""
+    """Adds a linear over the last dimension; returns `values` for the identity matrix."""
     if matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix))):
         return values
     return rewriting.call(aten.linear.default, values, rewriting.constant(matrix.contiguous()))
 
 
-BECOMES = "linear with a constant matrix over height and width together where that is small, else over each"
+BECOMES = "linear with one constant matrix for height and width if that is small, else linear for each of both"
 
 DECOMPOSED = (
     Decomposition(

@@ -1,4 +1,4 @@
-"""Layers of a float graph, and their constants."""
+"""Layers of a float graph that have a constant weight and bias."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ConstantLayer:
 
     @property
     def input(self) -> Node:
-        """The value that the layer reads."""
+        """The activation that the layer reads."""
         source = arguments(self.node)["input"]
         assert isinstance(source, Node)
         return source
@@ -41,7 +41,7 @@ class ConstantLayer:
 
     @property
     def outputs(self) -> int:
-        """Output channels of all groups."""
+        """The number of output channels of all groups."""
         return self.weight.shape[self.kind.output_dim] * (self.groups if self.kind is LayerKind.TRANSPOSED else 1)
 
     @property
@@ -51,7 +51,7 @@ class ConstantLayer:
 
     @property
     def has_batch(self) -> bool:
-        """Whether dimension 1 of a convolution's output has the channels; True for a linear of any rank."""
+        """Whether a convolution's input has a batch dimension; True for a linear of any rank."""
         return not self.kind.is_convolution or len(shape_of(self.node)) == self.weight.dim()
 
     @property
@@ -63,7 +63,7 @@ class ConstantLayer:
     def replace(
         self, *, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None, trainable: bool = False
     ) -> None:
-        """Give the layer new constants; another operator that reads the old ones keeps them."""
+        """Gives the layer new constants. Other operators that read the old constants keep them."""
         for role, value in (("weight", weight), ("bias", bias)):
             if value is not None:
                 constant = insert_constant(self.module, self.node, value, role, trainable=trainable)
@@ -79,7 +79,7 @@ class ConstantLayer:
 
 
 def constant_layer(module: GraphModule, node: object) -> ConstantLayer | None:
-    """`node` as a layer; None for any other operator, and for one whose weight or bias is computed."""
+    """Returns `node` as a layer; None for another operator, and for a layer with a computed weight or bias."""
     kind = layer_kind(node) if isinstance(node, Node) else None
     if kind is None:
         return None

@@ -1,4 +1,4 @@
-"""Matrix products with a constant weight."""
+"""Declarations and lowerings of matrix products with a constant weight."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ def does_not_scale(instance: OpInstance) -> bool:
 
 
 def macs(instance: OpInstance) -> int:
-    """Each output value takes one product per feature."""
+    """Returns the multiply-accumulates: one for each feature of each output value."""
     features = next(name for name in ("input", "mat1", "self") if name in instance.args)
     return math.prod(instance.shape) * instance.shape_of(features)[-1]
 
 
 def lower_linear(lowering: Lowering) -> Tensor:
-    """FULLY_CONNECTED over the last dimension."""
+    """Emits FULLY_CONNECTED over the last dimension."""
     weight = lowering.tensor("weight")
     return _fully_connected(lowering, lowering.tensor("input"), weight, "bias")
 
 
 def _transposed_weight(lowering: Lowering) -> Tensor:
-    """TFLite stores the weight as [outputs, features]."""
+    """Returns the weight as [outputs, features], the order of TFLite."""
     return lowering.constant(lowering.data("mat2").transpose(1, 0), lowering.tensor("mat2").qparams)
 
 
 def lower_addmm(lowering: Lowering) -> Tensor:
-    """FULLY_CONNECTED."""
+    """Emits FULLY_CONNECTED."""
     return _fully_connected(lowering, lowering.tensor("mat1"), _transposed_weight(lowering), "self")
 
 
 def lower_mm(lowering: Lowering) -> Tensor:
-    """FULLY_CONNECTED."""
+    """Emits FULLY_CONNECTED."""
     return _fully_connected(lowering, lowering.tensor("self"), _transposed_weight(lowering), None)
 
 

@@ -1,4 +1,4 @@
-"""What a lowering is given: the occurrence, its operands as IR tensors, and a pen to write operators with."""
+"""`Lowering`, the argument of lowering functions: an operator instance, its operands, and the IR builder."""
 
 from __future__ import annotations
 
@@ -22,54 +22,55 @@ INT32 = np.dtype(np.int32)
 
 @dataclass
 class Lowering:
-    """Lowers one occurrence; everything it emits goes behind the last of `ops`."""
+    """Lowers one operator instance to IR operators, which are appended to `ops`."""
 
     instance: OpInstance
     operands: dict[Node, Tensor]
     """The IR tensor of each dequantized operand."""
     output: QParams
+    """The qparams of the instance's output."""
     activation: str
     """TFLite name of the fused activation, "NONE" without one."""
     ops: list[Op]
 
     @property
     def args(self) -> dict[str, Any]:
-        """Arguments by the names of the operator's schema."""
+        """The arguments by the names of the operator's schema, including defaults."""
         return self.instance.args
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The output's shape, in torch's dimension order."""
+        """The shape of the output, in torch's dimension order."""
         return self.instance.shape
 
     def tensor(self, argument: str) -> Tensor:
-        """The operand of an argument."""
+        """Returns the operand of an argument."""
         return self.operands[self.args[argument]]
 
     def tensors(self, argument: str) -> list[Tensor]:
-        """The operands of an argument that is a list."""
+        """Returns the operands of an argument that is a list."""
         return [self.operands[node] for node in iterate_nodes(self.args[argument])]
 
     def data(self, argument: str) -> Array:
-        """The values of a constant operand."""
+        """Returns the values of a constant operand."""
         data = self.tensor(argument).data
         if data is None:
-            raise AssertionError(f"'{argument}' is computed; the partitioner lets only constants through here")
+            raise AssertionError(f"'{argument}' is computed, but the partitioner must only accept constants here")
         return data
 
     def constant(self, data: Array, qparams: QParams) -> Tensor:
-        """A tensor of the file."""
+        """Returns a constant tensor."""
         return Tensor(data.shape, data.dtype, qparams, np.asarray(data, order="C"))
 
     def number(self, code: int, qparams: QParams, shape: Sequence[int] | None = None) -> Tensor:
-        """One int8 code of the file that broadcasts with `shape`, the output's unless given.
+        """Returns a constant with one int8 code, which broadcasts with `shape` (default: the output's shape).
 
-        It has no dimensions where `shape` has none: a broadcast with a tensor of shape (1,) would have one.
+        For a `shape` without dimensions, the constant has none, because the broadcast must not add a dimension.
         """
         return self.constant(np.full((1,) if (self.shape if shape is None else shape) else (), code, INT8), qparams)
 
     def bias(self, argument: str | None, channels: int, inputs: QParams, weight: QParams) -> Tensor:
-        """The int32 bias of `channels` values; zeros where the operator has none."""
+        """Returns the int32 bias of `channels` values; zeros if the operator has no bias."""
         if argument is not None and self.args[argument] is not None:
             return self.constant(self.data(argument).reshape(channels), self.tensor(argument).qparams)
         scale = tuple(float(np.float32(inputs.scale[0]) * np.float32(scale)) for scale in weight.scale)
@@ -84,28 +85,28 @@ class Lowering:
         qparams: QParams | None = None,
         **attrs: object,
     ) -> Tensor:
-        """Write one operator with an int8 output; `qparams` are the output's of this occurrence unless given."""
+        """Emits one operator with an int8 output and returns the output. Default `qparams` are `self.output`."""
         output = Tensor(tuple(shape), INT8, qparams or self.output)
         self.ops.append(Op(kind, tuple(inputs), output, attrs, self.instance.node.name))
         return output
 
     def transpose(self, tensor: Tensor, perm: Sequence[int]) -> Tensor:
-        """Dimension i of the result is dimension perm[i] of `tensor`."""
+        """Emits TRANSPOSE: dimension i of the result is dimension perm[i] of `tensor`."""
         if list(perm) == list(range(len(perm))):
             return tensor
         shape = tuple(tensor.shape[dim] for dim in perm)
         return self.emit(TRANSPOSE, [tensor], shape, tensor.qparams, perm=tuple(perm))
 
     def reshape(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-        """The same values in another shape."""
+        """Emits RESHAPE; returns `tensor` itself if it has the shape."""
         if tensor.shape == tuple(shape):
             return tensor
         return self.emit(RESHAPE, [tensor], shape, tensor.qparams, new_shape=tuple(shape))
 
     def channels_last(self, tensor: Tensor) -> Tensor:
-        """[N, C, H, W] as [N, H, W, C]."""
+        """Transposes [N, C, H, W] to [N, H, W, C]."""
         return self.transpose(tensor, (0, 2, 3, 1))
 
     def channels_first(self, tensor: Tensor) -> Tensor:
-        """[N, H, W, C] as [N, C, H, W]."""
+        """Transposes [N, H, W, C] to [N, C, H, W]."""
         return self.transpose(tensor, (0, 3, 1, 2))

@@ -1,12 +1,12 @@
-"""Masks that replace some values, or hide them from a softmax.
+"""Decompositions of masks, which replace some values or hide them from a softmax.
 
-A constant mask becomes a minimum with a constant, and also a maximum if the numbers that it puts in are no lower bound.
-The constants are `NEUTRAL` where the value is kept, and `HIDDEN` for minus infinity. Observers ignore both, so that all
-codes are left to visible values, and both saturate when they are quantized. `HIDDEN` becomes the lowest code, and
-`quantizer.observers.MaskedObserver` chooses a range for which a softmax makes zero of that code.
+A constant mask becomes a minimum with a constant, and also a maximum unless its numbers are a lower bound. The constant
+is `NEUTRAL` for values that are kept, and `HIDDEN` for minus infinity. Observers ignore both numbers, so the range of
+codes is that of the visible values, and both numbers saturate in quantization. `HIDDEN` becomes the lowest code;
+`quantizer.observers.MaskedObserver` chooses a range in which a softmax returns zero for that code.
 
-A mask of truth values that arrives at run time becomes the same minimum. The CPU chooses between the two constants in
-float, for as many values as the mask has, and quantizes them.
+A mask of truth values that is computed at run time becomes the same minimum. The CPU selects one of the two constants
+for each element of the mask, in float, and quantizes the result.
 """
 
 from __future__ import annotations
@@ -33,54 +33,55 @@ __all__ = [
 
 aten = torch.ops.aten
 
-# Larger than anything a network computes, and small enough to be divided by a scale in float32.
+# Larger in magnitude than values of networks, and small enough for a division by a scale in float32.
 HIDDEN = -1e9
 NEUTRAL = 1e12
 
-# Scores never differ by as much: to a softmax, a mask of this is one of minus infinity.
+# Scores differ by less than this, so for a softmax a mask with this number has the effect of minus infinity.
 HIDDEN_FROM_SOFTMAX = -1e4
 
-# The bound for masks that arrive at run time, and for constants beside larger numbers: models use -100, -999, -1e4 and
-# the lowest float16.
+# The bound for masks that are computed at run time, and for constants with larger numbers in the same row. Models use
+# -100, -999, -1e4 and the lowest float16.
 HIDDEN_AT_RUN_TIME = -100.0
 
-# No visible score is this low; every score to which -1e4 was added is.
+# Visible scores are higher than this. Scores to which -1e4 was added are lower.
 HIDDEN_SUM = -5e3
 
-# Operators that join masks; minimum joins the bound that a constant mask became.
+# Operators that combine two masks. A minimum combines masks of which one was replaced by its bound.
 _JOINS = ("add", "minimum")
 _MASKS = ("add", "masked_fill", "minimum", "clamp")
-# The search for the softmax behind a mask passes at most this many views and other masks.
+# The search for the softmax after a mask passes through at most this many views and other masks.
 _DEPTH = 4
 
 _MADE_FOR_A_MASK = "openneutron.made_for_a_mask"
 MASK_REASON = (
-    "It computes an attention mask from the model's inputs: the CPU does so in float, and then quantizes the mask."
+    "It computes an attention mask from the model's inputs. The CPU computes masks in float, and then quantizes them."
 )
 
 
 def saturates(values: torch.Tensor) -> torch.Tensor:
-    """Where a mask's constants, or what it makes of its operand, stand for no number."""
+    """Returns which values of a mask, or of its output, stand for minus infinity or for no limit."""
     return values.abs() >= -HIDDEN
 
 
 def add_and_hide(rewriting: Rewriting, value: Node, numbers: torch.Tensor, hidden: torch.Tensor) -> Node:
-    """`value` plus `numbers`, minus infinity where `hidden`."""
+    """Returns `value` + `numbers`, and minus infinity for elements with `hidden`."""
     if bool(numbers.any()):
         value = rewriting.call(aten.add.Tensor, value, rewriting.constant(numbers))
     return _bound(rewriting, value, hidden, HIDDEN) if bool(hidden.any()) else value
 
 
 def fill(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
-    """`value`, `number` where `where`."""
+    """Returns `number` for elements with `where`, and `value` for the others."""
     hides = number <= (HIDDEN_AT_RUN_TIME if only_softmax_reads(rewriting.instance.node) else HIDDEN)
     return _bound(rewriting, value, where, HIDDEN if hides else number)
 
 
 def hides_from_softmax(numbers: torch.Tensor) -> torch.Tensor:
-    """Which numbers of a constant mask, which is added to the scores of a softmax, hide their score.
+    """Returns which numbers of a constant mask hide their score, if the mask is added to the scores of a softmax.
 
-    -100 hides a score only beside a number that is larger by 100 or more: a softmax ignores what a whole row adds.
+    -100 hides a score only if another number of the row is larger by 100 or more, because a number that is added to a
+    whole row does not change the softmax.
     """
     hidden = numbers <= HIDDEN_FROM_SOFTMAX
     if numbers.dim() == 0:
@@ -90,17 +91,20 @@ def hides_from_softmax(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def note_made_for_a_mask(node: Node) -> None:
-    """Mark `node`, which computes a mask from the model's inputs, to stay in float."""
+    """Marks `node`, which computes a mask from the model's inputs, to be computed in float."""
     note(node, _MADE_FOR_A_MASK, True)
 
 
 def is_made_for_a_mask(node: Node) -> bool:
-    """Whether `node` computes a mask and stays in float."""
+    """Whether `note_made_for_a_mask` marked `node`."""
     return bool(noted(node, _MADE_FOR_A_MASK))
 
 
 def fill_at_run_time(rewriting: Rewriting, value: Node, mask: Node, number: float, *, where: bool = True) -> Node:
-    """`value`, replaced by `number` where `mask` is `where`; `number` is 0 or hides from a softmax."""
+    """Returns `number` for elements whose `mask` equals `where`, and `value` for the others.
+
+    `number` must be 0 or hide scores from a softmax.
+    """
     if number == 0:
         return rewriting.call(aten.mul.Tensor, value, _choice(rewriting, mask, *((0.0, 1.0) if where else (1.0, 0.0))))
     bounds = (HIDDEN, NEUTRAL) if where else (NEUTRAL, HIDDEN)
@@ -108,12 +112,12 @@ def fill_at_run_time(rewriting: Rewriting, value: Node, mask: Node, number: floa
 
 
 def hide_unless(rewriting: Rewriting, value: Node, mask: Node) -> Node:
-    """`value` where the computed truth values `mask` are true, and hidden from a softmax elsewhere."""
+    """Returns `value` for true elements of the computed `mask`, and scores hidden from a softmax for false ones."""
     return fill_at_run_time(rewriting, value, mask, HIDDEN, where=False)
 
 
 def _choice(rewriting: Rewriting, mask: Node, chosen: float, other: float) -> Node:
-    """`chosen` where `mask` is true and `other` elsewhere, in float on the CPU."""
+    """Returns `chosen` for true elements of `mask`, and `other` for false ones; computed in float on the CPU."""
     numbers = (rewriting.constant(torch.tensor(number)) for number in (chosen, other))
     made = rewriting.call(aten.where.self, mask, *numbers)
     note_made_for_a_mask(made)
@@ -121,8 +125,8 @@ def _choice(rewriting: Rewriting, mask: Node, chosen: float, other: float) -> No
 
 
 def hides_at_run_time(instance: OpInstance, value: str, mask: str, number: float | None) -> bool:
-    """Whether the arguments `value` and `mask` (truth values) are computed, and `number`, which the mask puts in, is 0
-    or hides values from a softmax.
+    """Whether the arguments `value` and `mask` (truth values) are computed, and the `number` that the mask fills in is
+    0 or hides values from a softmax.
     """
     filled, choice = instance.args[value], instance.args[mask]
     if not isinstance(filled, Node) or not isinstance(choice, Node) or number is None:
@@ -144,7 +148,10 @@ def only_softmax_reads(node: Node, depth: int = _DEPTH) -> bool:
 
 
 def _bound(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
-    """`value`, `number` where `where`; numbers that nothing reaches need one bound only."""
+    """Returns `number` for elements with `where`, and `value` for the others.
+
+    It takes a minimum and a maximum; a number that is beyond all values takes one of both.
+    """
     if number < NEUTRAL:
         upper = torch.full(where.shape, NEUTRAL).masked_fill(where, max(number, HIDDEN))
         value = rewriting.call(aten.minimum.default, value, rewriting.constant(upper))
@@ -155,14 +162,14 @@ def _bound(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float
 
 
 def _hides(instance: OpInstance, numbers: torch.Tensor) -> torch.Tensor:
-    """Which numbers that a mask adds are as good as minus infinity: for a softmax, the only reader, finite ones too."""
+    """Returns which numbers of an added mask act as minus infinity. If only softmaxes read it, finite ones may."""
     return hides_from_softmax(numbers) if only_softmax_reads(instance.node) else numbers <= HIDDEN
 
 
 @constraint
 def has_a_constant_mask(instance: OpInstance) -> bool:
-    """The value is a constant. The mask is a constant too, or comes from comparisons of computed values, or the value
-    is 0 or hides scores from a softmax ({HIDDEN_AT_RUN_TIME:g} and less).
+    """The value is a constant. The mask is a constant too, or comparisons of computed values compute it, or the value
+    is 0 or hides scores from a softmax (at most {HIDDEN_AT_RUN_TIME:g}).
     """
     return instance.reads_constants("mask", "value") or _compares(instance) or _hides_computed(instance)
 
@@ -186,20 +193,20 @@ def _masked_fill(rewriting: Rewriting) -> Node:
 
 
 def _mask_of_sum(instance: OpInstance) -> tuple[Node, torch.Tensor] | None:
-    """The other operand of an addition of a constant that hides something, and that constant."""
+    """Returns the other operand of an addition of a constant that hides values, and the constant; else None."""
     for name, other in (("self", "other"), ("other", "self")):
         mask = instance.constant(name)
         if mask is None or instance.args["alpha"] != 1:
             continue
         hidden = _hides(instance, mask)
-        # A number that is added to all values hides none: it is part of the arithmetic that makes a mask.
+        # A constant that would hide all values is not a mask: it is part of arithmetic that computes a mask.
         if bool(hidden.any()) and not bool(hidden.all()):
             return instance.args[other], mask
     return None
 
 
 def _integers_of_sum(instance: OpInstance) -> str | None:
-    """The name of an operand that is computed from integers."""
+    """Returns the name of a computed operand with integers; None if there is none."""
     for name in ("self", "other"):
         operand = instance.args[name]
         if (
@@ -212,9 +219,9 @@ def _integers_of_sum(instance: OpInstance) -> str | None:
 
 
 def _joined_masks(instance: OpInstance) -> tuple[Node, Node, Node] | None:
-    """Scores of a softmax, a smaller mask that is added to them, and the operator that joins it from two smaller masks.
+    """Returns scores of a softmax, a mask that is added to them, and the operator that joins it from smaller masks.
 
-    The mask is the output of that operator, or a view of it that changes dimensions in front of the last two only.
+    The mask is the output of that operator, or a view of it that keeps the last two dimensions.
     """
     if instance.args["alpha"] != 1 or not only_softmax_reads(instance.node):
         return None
@@ -232,7 +239,7 @@ def _joined_masks(instance: OpInstance) -> tuple[Node, Node, Node] | None:
 
 
 def _can_regroup(part: Node, join: Node, mask: Node) -> bool:
-    """Whether `part`, an operand of `join`, is smaller than it, and broadcasts to `mask`, a view of `join`, too."""
+    """Whether `part`, an operand of `join`, is smaller than `join`, and can broadcast to `mask`, a view of `join`."""
     shape, joined = shape_of(part), shape_of(join)
     if not 0 < math.prod(shape) < math.prod(joined):
         return False
@@ -242,7 +249,7 @@ def _can_regroup(part: Node, join: Node, mask: Node) -> bool:
 
 
 def _regrouped(rewriting: Rewriting, part: Node, join: Node, mask: Node) -> Node:
-    """`part`, an operand of `join`, reshaped so that it broadcasts to `mask`, a view of `join`."""
+    """Reshapes `part`, an operand of `join`, so that it broadcasts to `mask`, a view of `join`."""
     shape = shape_of(part)
     if join is mask or math.prod(shape[:-2]) == 1:
         wanted = shape if join is mask else shape[-2:]
@@ -257,7 +264,7 @@ def _regrouped(rewriting: Rewriting, part: Node, join: Node, mask: Node) -> Node
 
 
 def _sum_with_each(rewriting: Rewriting, scores: Node, mask: Node, join: Node) -> Node:
-    """Add the computed part of a mask to the scores, and then join the sum with the other part."""
+    """Adds the computed part of a mask to the scores, and then joins the sum with the other part."""
     first, second = sorted(join.all_input_nodes, key=lambda part: constant_of(rewriting.module, part) is not None)
     scores = rewriting.call(aten.add.Tensor, scores, _regrouped(rewriting, first, join, mask))
     target = aten.minimum.default if join.target is aten.minimum.default else aten.add.Tensor
@@ -290,7 +297,7 @@ DECOMPOSED = (
         targets=("aten.masked_fill.Scalar", "aten.masked_fill.Tensor"),
         rewrite=_masked_fill,
         facts=Facts(computes_masks=True),
-        becomes="minimum and maximum with constants; minimum alone for minus infinity; mul for 0 at run time",
+        becomes="minimum and maximum with constants; only minimum for minus infinity; mul for 0 with a computed mask",
         constraints=(has_a_constant_mask,),
     ),
     Decomposition(
@@ -298,7 +305,8 @@ DECOMPOSED = (
         targets=("aten.add.Tensor",),
         rewrite=_masked_sum,
         applies=_adds_a_mask,
-        becomes="minimum with a constant, and add where the mask has other values than 0; add of floats for integers",
-        notes=f"Masks are constants with minus infinity, or {HIDDEN_AT_RUN_TIME:g} and less in front of a softmax.",
+        becomes="minimum with a constant, and add for a mask with values other than 0; integers become floats first",
+        notes=f"A mask is a constant with minus infinity; before a softmax, also one with numbers of at most "
+        f"{HIDDEN_AT_RUN_TIME:g}.",
     ),
 )

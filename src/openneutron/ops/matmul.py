@@ -1,4 +1,4 @@
-"""Matrix products of computed values, and all that are written with them."""
+"""Matrix products of computed values, and decompositions of other products into them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def multiplies_aligned_matrices(instance: OpInstance) -> bool:
 
 
 def macs(instance: OpInstance) -> int:
-    """Each output value takes one product for each column of the left matrix."""
+    """Returns the multiply-accumulates: one for each column of the left matrix and each output value."""
     return math.prod(instance.shape) * instance.shape_of("self")[-1]
 
 
 def lower_bmm(lowering: Lowering) -> Tensor:
-    """BATCH_MATMUL."""
+    """Emits BATCH_MATMUL."""
     operands = [lowering.tensor("self"), lowering.tensor("mat2")]
     return lowering.emit(BATCH_MATMUL, operands, lowering.shape, adj_x=False, adj_y=False)
 
@@ -58,9 +58,9 @@ SPECS = (
         facts=Facts(channels_last=True, sign=if_all, is_continuous=True),
         becomes="BATCH_MATMUL",
         tolerance=2,
-        notes="With a constant matrix that all of the batch is multiplied by, it is a linear. Where others read an "
-        "operand behind a relu too, its codes are halved for zero point 0: torch rounds the ties to even, TFLite up, "
-        "which the sum of products can make two steps of.",
+        notes="A bmm with one constant matrix for the whole batch becomes a linear. If other operators also read an "
+        "operand that comes from a relu, its codes are halved to get zero point 0. torch then rounds ties to even, and "
+        "TFLite rounds them up; the sum of products can make two steps of this difference.",
     ),
 )
 
@@ -74,11 +74,10 @@ def _is_one_matrix(value: Node) -> bool:
 
 
 def _product(rewriting: Rewriting, left: Node, right: Node) -> Node:
-    """left @ right with the rules of torch.matmul.
+    """Computes left @ right with the rules of torch.matmul.
 
-    A constant matrix is the weight of a linear. Anything else becomes one bmm: where only the right side lacks batch
-    dimensions next to the matrix, those are rows of the left matrix, and where others differ, the smaller side is
-    expanded.
+    A product with a constant matrix becomes a linear. Any other product becomes one bmm: the last batch dimensions of
+    `left` become rows if `right` lacks them, and other batch dimensions that differ are expanded.
     """
     is_constant = rewriting.instance.is_constant
     shape = tuple(aten.matmul.default(left.meta["val"], right.meta["val"]).shape)
@@ -98,7 +97,7 @@ def _product(rewriting: Rewriting, left: Node, right: Node) -> Node:
 
 
 def _batched(rewriting: Rewriting, left: Node, right: Node) -> Node:
-    """left @ right of matrices, as a bmm; the shape of the batch is left to the caller."""
+    """Computes left @ right as a bmm. The caller restores the shape of the batch."""
     rank = max(len(shape_of(left)), len(shape_of(right)))
     (*lefts, rows, features), (*rights, _, columns) = (
         (1,) * (rank - len(shape_of(side))) + shape_of(side) for side in (left, right)
@@ -144,7 +143,7 @@ _FACTORS = {"mat1": "mat2", "batch1": "batch2", "mat": "vec"}
 
 
 def _sum_with_product(rewriting: Rewriting) -> Node:
-    """beta * self + alpha * product; a scaled constant is a constant again."""
+    """Computes beta * self + alpha * product. alpha scales a constant factor if there is one."""
     args = rewriting.args
     left, right = next((args[left], args[right]) for left, right in _FACTORS.items() if left in args)
     beta, alpha, added = args["beta"], args["alpha"], args["self"]
@@ -169,7 +168,7 @@ def _outer(rewriting: Rewriting) -> Node:
 
 
 def _bilinear(rewriting: Rewriting) -> Node:
-    """The columns of all outputs times the first input; their products with the second one."""
+    """Multiplies the first input by the columns of all outputs, and the products by the second input."""
     first, second, weight, bias = (rewriting.args[name] for name in ("input1", "input2", "weight", "bias"))
     outputs, rows, columns = shape_of(weight)
     *batch, _ = shape_of(first)
@@ -185,8 +184,8 @@ def _as_torch_writes_it(rewriting: Rewriting) -> Node:
     return rewriting.trace()
 
 
-AS_BMM = "bmm; linear where one side is a constant matrix"
-AS_SUM = "bmm or linear, and add; alpha and beta other than 1 are muls"
+AS_BMM = "bmm; linear if one side is a constant matrix"
+AS_SUM = "bmm or linear, and add; mul for alpha and beta other than 1"
 
 DECOMPOSED = (
     Decomposition(
@@ -195,7 +194,7 @@ DECOMPOSED = (
         rewrite=_matmul,
         facts=Facts(channels_last=True, sign=if_all, is_continuous=True),
         becomes=AS_BMM,
-        notes="Batch dimensions that only the left side has are rows of its matrices; others are expanded.",
+        notes="Batch dimensions that only the left side has become rows of its matrices. Others are expanded.",
     ),
     Decomposition(
         name="mm of computed values",
@@ -212,7 +211,7 @@ DECOMPOSED = (
         becomes="linear",
     ),
     Decomposition(
-        name="linear with a computed weight, or another one than a matrix",
+        name="linear with a computed weight, or with a weight that is not a matrix",
         targets=("aten.linear.default",),
         rewrite=_linear,
         applies=_is_no_linear,
@@ -242,7 +241,7 @@ DECOMPOSED = (
         targets=("aten.bilinear.default",),
         rewrite=_bilinear,
         becomes="linear, bmm, add",
-        notes="The products of the weight and the first input are rounded to int8 before the product with the second.",
+        notes="The product of the weight and the first input is rounded to int8 before the product with the second.",
     ),
     Decomposition(
         name="product by indices",
@@ -255,6 +254,6 @@ DECOMPOSED = (
             "aten.chain_matmul.default",
         ),
         rewrite=_as_torch_writes_it,
-        becomes="the products, sums and reshapes that torch itself writes it with",
+        becomes="products, sums and reshapes: torch's own decomposition",
     ),
 )

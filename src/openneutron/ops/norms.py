@@ -1,4 +1,4 @@
-"""Normalizations by statistics of the input itself."""
+"""Decompositions of normalizations by statistics of the input."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ __all__ = ["DECOMPOSED", "Dims", "standardized"]
 
 aten = torch.ops.aten
 
-# Variance added where all values already are about 1: a thousandth, so that nothing normal is changed by it, and no
-# value that is constant asks for more than 32 times its range of the square root's int8.
+# Added to the variance of values of magnitude about 1. It is small enough to leave normal variances unchanged. For
+# constant values it limits 1 / sqrt(variance) to 32, and so the int8 range of the inverse root.
 VARIANCE_FLOOR = 1e-3
-# What that floor changes, relative to the largest value.
+# The error of that floor, relative to the largest value.
 APPROXIMATION = 2e-3
 
 
 class Groups(Protocol):
-    """The values that are normalized together."""
+    """Sets of values that are normalized together."""
 
     @property
     def rewriting(self) -> Rewriting:
-        """Where the operators go."""
+        """The rewriting that adds the operators."""
 
     def mean(self, value: Node) -> Node:
-        """One mean for each group."""
+        """Computes one mean for each group."""
 
     def spread(self, statistic: Node) -> Node:
-        """What `mean` gave, or a function of it, so that it broadcasts over the values."""
+        """Reshapes one statistic for each group so that it broadcasts over the values."""
 
 
 @dataclass(frozen=True)
 class Dims:
-    """All values along some dimensions."""
+    """Groups of all values along some dimensions."""
 
     rewriting: Rewriting
     dims: Sequence[int]
 
     def mean(self, value: Node) -> Node:
-        """The mean over the dimensions, which stay with size 1."""
+        """Computes the mean over the dimensions, and keeps them with size 1."""
         return mean(self.rewriting, value, self.dims)
 
     def spread(self, statistic: Node) -> Node:
-        """It broadcasts as it is."""
+        """Returns `statistic`, which already broadcasts."""
         return statistic
 
 
 @dataclass(frozen=True)
 class ChannelGroups:
-    """The values of some neighboring channels. No image is reshaped for it, which would cost transposes."""
+    """Groups of consecutive channels. Images are not reshaped, because this would cost transposes."""
 
     rewriting: Rewriting
     groups: int
@@ -71,14 +71,14 @@ class ChannelGroups:
         return [batch, self.groups, channels // self.groups]
 
     def mean(self, value: Node) -> Node:
-        """The mean of the means of its channels: [batch, groups, 1]."""
+        """Computes the mean of the means of each group's channels: [batch, groups, 1]."""
         spatial = range(2, len(self.rewriting.shape))
         of_channels = mean(self.rewriting, value, spatial) if spatial else value
         grouped = self.rewriting.call(aten.reshape.default, of_channels, self._shape)
         return mean(self.rewriting, grouped, [2])
 
     def spread(self, statistic: Node) -> Node:
-        """Times one for each channel."""
+        """Repeats the statistic of each group for its channels, by a product with ones."""
         ones = self.rewriting.constant(torch.ones(self._shape))
         batch, channels, *spatial = self.rewriting.shape
         shape = [batch, channels, *[1] * len(spatial)]
@@ -86,11 +86,11 @@ class ChannelGroups:
 
 
 def standardized(groups: Groups, value: Node, eps: float) -> Node:
-    """`value`, whose means are zero, divided by sqrt(variance + eps).
+    """Divides `value`, whose means are zero, by sqrt(variance + eps).
 
-    In two steps, so that int8 is enough: the mean of |value| brings all groups to about 1, whatever range each has had,
-    and the squares of that are worth 8 bits everywhere. Squared at once, a group with a tenth of the largest one's
-    range would have two and a half steps left for its variance.
+    The division has two steps, so that int8 is precise enough. A division by the mean of |value| first brings all
+    groups to a magnitude of about 1, so the squares of each group use the full int8 range. Without this step, the
+    variance of a group with a tenth of the largest group's range would have about two and a half int8 steps.
     """
     rewriting = groups.rewriting
     magnitude = groups.mean(rewriting.call(aten.abs.default, value))
@@ -101,7 +101,7 @@ def standardized(groups: Groups, value: Node, eps: float) -> Node:
 
 
 def _normalized(groups: Groups, value: Node, scale: Node | None, shift: Node | None) -> Node:
-    """(value - mean) / sqrt(variance + eps) * scale + shift."""
+    """Computes (value - mean) / sqrt(variance + eps) * scale + shift."""
     rewriting = groups.rewriting
     centered = sub(rewriting, value, groups.spread(groups.mean(value)))
     return _affine(rewriting, standardized(groups, centered, rewriting.args["eps"]), scale, shift)
@@ -133,7 +133,7 @@ def _rms_norm(rewriting: Rewriting) -> Node:
 
 
 def _per_channel(rewriting: Rewriting, name: str) -> Node | None:
-    """A constant of one value for each channel, so that it broadcasts along dimension 1."""
+    """Reshapes a constant with one value for each channel so that it broadcasts along dimension 1."""
     constant = rewriting.args[name]
     spatial = [1] * (len(rewriting.shape) - 2)
     return None if constant is None else rewriting.call(aten.reshape.default, constant, [-1, *spatial])
@@ -141,7 +141,7 @@ def _per_channel(rewriting: Rewriting, name: str) -> Node | None:
 
 @constraint
 def has_constant_affine(instance: OpInstance) -> bool:
-    """Weight and bias, where there are any, are constants."""
+    """Weight and bias, if given, are constants."""
     return all(instance.args[name] is None or instance.constant(name) is not None for name in ("weight", "bias"))
 
 
@@ -185,10 +185,10 @@ def _computed_batch_norm(rewriting: Rewriting) -> Node:
 
 _STANDARDIZED = "abs, mean, add, rsqrt, mul, mul, mul, mean, add, rsqrt, mul"
 _TWO_STEPS = (
-    "Divided by the mean of |x| first, then by the root of the mean of the squares: a group of a tenth of the range of "
-    "another has enough of int8 left for its variance then."
+    "The input is divided by the mean of |x| first, and then by the root of the mean of the squares. The variance of "
+    "groups with a small range is therefore precise enough in int8."
 )
-_ROOT_OF_A_TIE = "A value rounded the other way before its root is two steps away after the division."
+_ROOT_OF_A_TIE = "A difference of one step before the inverse root can become two steps after the division."
 
 DECOMPOSED = (
     Decomposition(
@@ -216,17 +216,17 @@ DECOMPOSED = (
         targets=("aten.group_norm.default",),
         rewrite=_group_norm,
         facts=Facts(is_continuous=True),
-        becomes="as layer_norm, each mean by channel and then by group",
+        becomes="as layer_norm, with means over channels and then over groups",
         constraints=(has_constant_affine,),
         approximation=APPROXIMATION,
-        notes="See layer_norm. The means of the groups are spread over their channels by a multiplication with ones.",
+        notes="See layer_norm. A mul with ones repeats the mean of each group for its channels.",
     ),
     Decomposition(
         name="instance_norm",
         targets=("aten.instance_norm.default",),
         rewrite=_instance_norm,
         facts=Facts(is_continuous=True),
-        becomes="as layer_norm; with running statistics as batch_norm",
+        becomes="as layer_norm; as batch_norm with running statistics",
         constraints=(has_constant_affine,),
         approximation=APPROXIMATION,
         notes="See layer_norm.",
@@ -238,6 +238,7 @@ DECOMPOSED = (
         applies=_has_computed_parameters,
         becomes="sub, add, rsqrt, mul; mul for the weight, add for the bias",
         tolerance=2,
-        notes="Any other batch norm in eval mode goes into the operator in front of it, or is a depthwise convolution.",
+        notes="Any other batch norm in eval mode is folded into the operator before it, or becomes a depthwise "
+        "convolution.",
     ),
 )

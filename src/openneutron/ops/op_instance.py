@@ -1,4 +1,4 @@
-"""One occurrence of an operator."""
+"""`OpInstance`: one call of an operator in a graph."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ __all__ = ["OpInstance"]
 
 @dataclass(frozen=True)
 class OpInstance:
-    """One occurrence of an operator, as constraints and lowerings see it."""
+    """One call of an operator in a graph, for constraints and lowerings."""
 
     node: Node
     target: NeutronTarget
     generation: Generation = Generation.MODERN
-    """The converter that will read what is lowered."""
+    """The generation of the vendor's converter that reads the lowered operator."""
     constant_of: Callable[[object], torch.Tensor | None] = field(default=constant_value, compare=False)
-    """The values of a constant of the graph; None for anything else."""
+    """Returns the values of a constant of the graph; None for any other argument."""
     computed_constants: Container[Node] = field(default=(), compare=False)
-    """Nodes that depend on no input either, though they are computed in the graph."""
+    """Computed nodes that depend on no input of the model."""
 
     @cached_property
     def args(self) -> dict[str, Any]:
-        """Arguments by the names of the operator's schema, defaults filled in; "self" also names a first "input"."""
+        """The arguments by the names of the operator's schema, including defaults. "self" is an alias of "input"."""
         named = arguments(self.node)
         return {"self": named["input"], **named} if "input" in named else named
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the output."""
+        """The shape of the output."""
         return shape_of(self.node)
 
     def constant(self, argument: str) -> torch.Tensor | None:
-        """The values of an argument that is a constant; None for any other."""
+        """Returns the values of an argument that is a constant; None for any other argument."""
         return self.constant_of(self.args[argument])
 
     def number(self, argument: str) -> float | None:
-        """The number that an argument is, or that all values of a constant are; None for any other."""
+        """Returns an argument that is a number, or a constant whose values are one number; None for any other."""
         return number_of(self.args[argument], self.constant_of)
 
     def shape_of(self, argument: str) -> tuple[int, ...]:
-        """Shape of a tensor argument, of the first one where it is a list."""
+        """Returns the shape of a tensor argument, or of the first tensor of a list."""
         return shape_of(next(iterate_nodes(self.args[argument])))
 
     def is_constant(self, node: Node) -> bool:

@@ -1,8 +1,8 @@
-"""Operators on padded operands: channels in multiples of what a pipeline takes, where the legacy generation wants that.
+"""Padding of operands to multiples of the MACs of a pipeline, for limits of the legacy generation.
 
-`OpSpec.pads` says which dimensions of which arguments an operator lets one pad. What is added comes behind what is
-there, as the code of real zero, and what the output then has more is sliced off; `ir.absorption` takes padding and
-slices out again where a neighbor can do without.
+`OpSpec.pads` lists the dimensions of an operator's arguments that may be padded. The padding is the code of real zero,
+at the end of a dimension, and a slice removes the additional elements from the output. `ir.absorption` later removes
+padding and slices that neighboring operators can absorb.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ __all__ = ["Padded", "pad_to_alignment"]
 
 @dataclass(frozen=True, eq=False)
 class Padded:
-    """An occurrence on padded operands."""
+    """An operator instance on padded operands."""
 
     spec: OpSpec
     original: OpInstance
     instance: OpInstance
-    """The same call on stand-ins for its operands, which have the padded shapes."""
+    """The same call on placeholders with the padded shapes."""
     stand_ins: Mapping[Node, Node]
-    """The stand-in of each operand."""
+    """The placeholder for each operand."""
 
     def lower(self, lowering: Lowering) -> Tensor:
-        """Pad the operands, write the operator, slice its output; `lowering` is that of the original."""
+        """Emits the padding, the operator and the slice of its output; `lowering` is that of `original`."""
         operands = {
             stand_in: _padded(lowering, lowering.operands[operand], shape_of(stand_in))
             for operand, stand_in in self.stand_ins.items()
@@ -51,7 +51,7 @@ class Padded:
 
     @cached_property
     def cycles(self) -> int:
-        """The estimated cycles of all it becomes on the NPU; views are left out, most of which cancel."""
+        """The estimated cycles of the padded operator on the NPU, without views, because most views cancel."""
         ops: list[Op] = []
         weights = {self.spec.weight, self.spec.bias}
         constants = {self.original.args[name] for name in weights if name is not None}
@@ -67,7 +67,10 @@ class Padded:
 
 
 def pad_to_alignment(spec: OpSpec, instance: OpInstance) -> Padded | None:
-    """The occurrence with what may be padded in whole granules; None where that makes it no more legal."""
+    """Pads all dimensions of `OpSpec.pads` to multiples of the MACs of a pipeline.
+
+    Returns None if the operator has no such dimensions, or still breaks a limit.
+    """
     dimensions = spec.padded_dimensions(instance)
     if not dimensions:
         return None
@@ -77,7 +80,7 @@ def pad_to_alignment(spec: OpSpec, instance: OpInstance) -> Padded | None:
 
 
 def _call_on_stand_ins(instance: OpInstance, dimensions: PaddedDimensions) -> tuple[dict[Node, Node], Node]:
-    """A graph of its own that has the call, on placeholders of the padded shapes."""
+    """Adds the call to a new graph, on placeholders with the padded shapes. Returns the placeholders and the call."""
     node, graph = instance.node, Graph()
     padded = {instance.args[name]: dims for name, dims in dimensions.items() if isinstance(instance.args[name], Node)}
     for name, dims in dimensions.items():
@@ -115,7 +118,7 @@ def _aligned_shape(instance: OpInstance, shape: Sequence[int], dims: Sequence[in
 
 
 def _padded(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The tensor in a larger shape, real zero behind what it has; a constant stays one."""
+    """Pads the tensor with real zero at the ends, up to `shape`. A padded constant is a constant again."""
     if tensor.data is None or tensor.shape == shape:
         return pad_at_end(lowering, tensor, shape)
     paddings = tuple((0, size - old) for size, old in zip(shape, tensor.shape, strict=True))
@@ -129,7 +132,7 @@ def _padded(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tenso
 
 
 def _specimen(node: Node, *, is_constant: bool) -> Tensor:
-    """A tensor of the node's shape, for the estimate."""
+    """Returns a tensor of the node's shape for the cost estimate."""
     shape = shape_of(node)
     dtype = INT32 if is_constant and len(shape) == 1 else INT8
     data = np.zeros(shape, dtype) if is_constant else None

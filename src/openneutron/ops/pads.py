@@ -1,4 +1,4 @@
-"""Padding."""
+"""Declaration and lowering of pad operators."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["SPECS"]
 
 
 def _paddings(instance: OpInstance) -> tuple[tuple[int, int], ...]:
-    """(in front, behind) for each dimension; torch lists them from the last dimension on."""
+    """Returns the padding (at the start, at the end) of each dimension; torch starts with the last dimension."""
     flat, rank = list(instance.args.get("pad") or instance.args.get("padding") or ()), len(instance.shape)
     pairs = [(int(flat[i]), int(flat[i + 1])) for i in range(0, len(flat), 2)]
     return tuple(reversed(pairs + [(0, 0)] * (rank - len(pairs))))
@@ -38,7 +38,7 @@ def _pad_value(instance: OpInstance) -> float:
 
 
 def _keeps_values(instance: OpInstance) -> bool:
-    """Whether it adds nothing but zero, which int8 has: any other value is rounded."""
+    """Whether it adds copies of values, or zero. Quantization rounds any other value."""
     return _mode(instance) != "constant" or _pad_value(instance) == 0
 
 
@@ -59,7 +59,7 @@ def pads_without_copies(instance: OpInstance) -> bool:
 
 
 def _cropped(lowering: Lowering, inputs: Tensor, paddings: Sequence[tuple[int, int]]) -> Tensor:
-    """What negative padding leaves of the input."""
+    """Emits a SLICE for negative padding."""
     begin = tuple(max(0, -front) for front, _ in paddings)
     size = tuple(
         length + min(0, front) + min(0, behind) for length, (front, behind) in zip(inputs.shape, paddings, strict=True)
@@ -68,7 +68,7 @@ def _cropped(lowering: Lowering, inputs: Tensor, paddings: Sequence[tuple[int, i
 
 
 def lower_pad(lowering: Lowering) -> Tensor:
-    """SLICE for negative padding; PAD with real zero, PADV2 with any other value, MIRROR_PAD for reflection,
+    """Emits SLICE for negative padding; PAD for zero, PADV2 for another value, MIRROR_PAD for reflection, and a
     CONCATENATION of slices for the other modes.
     """
     paddings = _paddings(lowering.instance)
@@ -93,7 +93,7 @@ def lower_pad(lowering: Lowering) -> Tensor:
 
 
 def _replicated(lowering: Lowering, inputs: Tensor, dim: int, front: int, behind: int) -> tuple[list[Tensor], ...]:
-    """The first index of a dimension `front` times, and the last one `behind` times."""
+    """Returns the first index of a dimension `front` times, and the last index `behind` times."""
     last = inputs.shape[dim] - 1
     before = [concat_copies(lowering, slice_dim(lowering, inputs, dim, 0, 1), dim, front)] if front else []
     after = [concat_copies(lowering, slice_dim(lowering, inputs, dim, last, 1), dim, behind)] if behind else []
@@ -101,7 +101,7 @@ def _replicated(lowering: Lowering, inputs: Tensor, dim: int, front: int, behind
 
 
 def _wrapped(lowering: Lowering, inputs: Tensor, dim: int, front: int, behind: int) -> tuple[list[Tensor], ...]:
-    """The last `front` indices of a dimension, and the first `behind` ones."""
+    """Returns the last `front` indices of a dimension, and the first `behind` ones."""
     size = inputs.shape[dim]
     before = [slice_dim(lowering, inputs, dim, size - front, front)] if front else []
     after = [slice_dim(lowering, inputs, dim, 0, behind)] if behind else []
@@ -134,8 +134,8 @@ SPECS = (
         lower=lower_pad,
         homogeneous=lambda instance: Homogeneous.CHANNEL if _keeps_values(instance) else None,
         facts=Facts(sign=_sign_of_pad),
-        becomes="PAD, PADV2 or MIRROR_PAD; negative padding: SLICE, as that of slice; replicate and circular: SLICE, "
-        "CONCATENATION",
+        becomes="PAD, PADV2 or MIRROR_PAD; SLICE (see slice) for negative padding; SLICE and CONCATENATION for the "
+        "modes replicate and circular",
         is_compute=False,
     ),
 )

@@ -1,4 +1,4 @@
-"""Operators that extract windows from a tensor, and put them back: unfold, im2col, col2im."""
+"""Decompositions of operators that extract windows from a tensor, or add windows to one: unfold, im2col, col2im."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def unfolds_in_few_pieces(instance: OpInstance) -> bool:
 
 
 def _unfold(rewriting: Rewriting) -> Node:
-    """Windows, joined from consecutive pieces that are one step long; the last piece is cut."""
+    """Concatenates each window from consecutive parts of one step in length; the last part may be shorter."""
     values, instance = rewriting.args["self"], rewriting.instance
     size, step = rewriting.args["size"], rewriting.args["step"]
     dim = rewriting.args["dimension"] % len(instance.shape_of("self"))
@@ -57,14 +57,14 @@ def _pair(instance: OpInstance, name: str) -> tuple[int, int]:
 
 
 def _positions(instance: OpInstance, image: tuple[int, int]) -> list[int]:
-    """How many windows fit an image, along height and width."""
+    """Returns the number of windows in an image, along height and width."""
     names = ("kernel_size", "dilation", "padding", "stride")
     axes = zip(image, *(_pair(instance, name) for name in names), strict=True)
     return [(size + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for size, kernel, step, pad, stride in axes]
 
 
 def _is_tiling(instance: OpInstance, image: tuple[int, int]) -> bool:
-    """Whether each pixel is in one window."""
+    """Whether each pixel is in exactly one window."""
     kernel, dilation, padding, stride = (
         _pair(instance, name) for name in ("kernel_size", "dilation", "padding", "stride")
     )
@@ -73,7 +73,7 @@ def _is_tiling(instance: OpInstance, image: tuple[int, int]) -> bool:
 
 
 def _one_hot(rewriting: Rewriting, channels: int) -> Node:
-    """A filter for each channel and position of the kernel: [channels * positions, 1, height, width]."""
+    """Returns a filter with a single one for each channel and kernel position: [channels * positions, 1, h, w]."""
     kernel = _pair(rewriting.instance, "kernel_size")
     filters = torch.eye(math.prod(kernel)).reshape(-1, 1, *kernel)
     return rewriting.constant(filters.repeat(channels, 1, 1, 1))
@@ -130,20 +130,20 @@ DECOMPOSED = (
         rewrite=_unfold,
         applies=_overlaps,
         constraints=(unfolds_in_few_pieces,),
-        becomes="reshape into steps, slice and cat for each step of a window, permute",
+        becomes="reshape into parts of one step, slice for each part of a window, cat, permute",
     ),
     Decomposition(
         name="im2col",
         targets=("aten.im2col.default",),
         rewrite=_windows,
-        becomes="reshape and permute where each pixel is in one window, else conv2d of each channel with filters of a "
-        "single one",
+        becomes="reshape and permute if each pixel is in exactly one window, else depthwise conv2d with one-hot "
+        "filters",
     ),
     Decomposition(
         name="col2im",
         targets=("aten.col2im.default",),
         rewrite=_image,
-        becomes="reshape and permute where each pixel is in one window, else conv_transpose2d with filters of a single "
-        "one",
+        becomes="reshape and permute if each pixel is in exactly one window, else depthwise conv_transpose2d with "
+        "one-hot filters",
     ),
 )

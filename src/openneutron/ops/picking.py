@@ -1,6 +1,6 @@
-"""Values picked by constant indices, and products with triangles of ones: differences, running sums, tril and triu.
+"""Decompositions of reads at constant indices, diff, cumsum, tril and triu.
 
-The source of each output value is found by applying the operator to the positions of its input.
+Applying the operator to the positions of its input gives the source of each output value.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ __all__ = ["DECOMPOSED"]
 
 aten = torch.ops.aten
 
-# The most runs of consecutive indices that are sliced and joined by one CONCATENATION.
+# The largest number of runs of consecutive indices that one CONCATENATION of slices joins.
 MAX_RUNS = 32
-# The most elements of a matrix of ones and zeros that picks values by a product: its rows are the indices.
+# The largest number of elements of a one-hot matrix that selects values by a product. It has one row for each index.
 MAX_PICKING_WEIGHTS = 65536
 MAX_SUMMED = 512
-# Stands for a dynamic size, such as the batch in training. Only dimensions that are not picked from may be dynamic.
+# Replaces a dynamic size, such as the batch in training. Dimensions with selected indices must not be dynamic.
 ANY_SIZE = 2
 
 
 @dataclass(frozen=True)
 class _Picks:
-    """`indices` into the flattened middle dimensions, the same for all first `before` and last `behind` dimensions."""
+    """`indices` into the flattened middle dimensions; the first `before` and last `behind` dimensions are kept."""
 
     shape: tuple[int, ...]
     """The shape of the input."""
@@ -63,12 +63,12 @@ class _Picks:
 
     @property
     def is_cheap(self) -> bool:
-        """Whether few slices or a small matrix pick the values."""
+        """Whether few slices, or a small matrix, can select the values."""
         return len(self.runs) <= MAX_RUNS or self.picked * len(self.indices) <= MAX_PICKING_WEIGHTS
 
 
 def _positions(instance: OpInstance, shape: Sequence[int]) -> torch.Tensor:
-    """The position in the flattened input of each output value, [the output's shape]."""
+    """Returns the position in the flattened input for each output value, in the shape of the output."""
     source = instance.args["self"]
     positions = torch.arange(math.prod(shape)).reshape(tuple(shape))
 
@@ -82,7 +82,7 @@ def _positions(instance: OpInstance, shape: Sequence[int]) -> torch.Tensor:
 
 
 def _picks(instance: OpInstance) -> _Picks:
-    """The indices of an operator, with as many unchanged dimensions before and behind as possible."""
+    """Returns the indices of an operator, with as many unchanged first and last dimensions as possible."""
     shape = tuple(size if isinstance(size, int) else ANY_SIZE for size in instance.shape_of("self"))
     positions = _positions(instance, shape)
     rank = min(len(shape), positions.dim())
@@ -118,14 +118,14 @@ def picks_by_constants(instance: OpInstance) -> bool:
 
 @constraint
 def picks_few(instance: OpInstance) -> bool:
-    """Its indices are at most {MAX_RUNS} runs of neighbors, or elements to pick from times indices are at most
-    {MAX_PICKING_WEIGHTS}.
+    """Its indices form at most {MAX_RUNS} runs of consecutive indices, or the number of elements in the indexed
+    dimensions times the number of indices is at most {MAX_PICKING_WEIGHTS}.
     """
     return not picks_by_constants.holds(instance) or _picks(instance).is_cheap
 
 
 def _pick(rewriting: Rewriting) -> Node:
-    """Slices and a cat where the indices are few runs of neighbors, else a product with ones and zeros."""
+    """Adds slices and a cat if the indices form few consecutive runs, else a product with a one-hot matrix."""
     picks = _picks(rewriting.instance)
     dim, values = picks.before, rewriting.args["self"]
     if picks.flat != picks.shape:
@@ -142,7 +142,7 @@ def _pick(rewriting: Rewriting) -> Node:
 
 
 def _along(rewriting: Rewriting, values: Node, dim: int, matrix: Node) -> Node:
-    """A product with a matrix along a dimension."""
+    """Multiplies by a matrix along a dimension."""
     last = rewriting.call(aten.movedim.int, values, dim, -1)
     return rewriting.call(aten.movedim.int, rewriting.call(aten.linear.default, last, matrix), -1, dim)
 
@@ -160,7 +160,7 @@ def _difference(rewriting: Rewriting) -> Node:
 
 
 def _triangle(rewriting: Rewriting) -> Node:
-    """The product with a matrix of ones and zeros."""
+    """Multiplies by a constant matrix of ones and zeros."""
     instance = rewriting.instance
     ones = torch.ones(instance.shape[-2:])
     triangle = instance.node.target(ones, instance.args["diagonal"])  # type: ignore[operator]
@@ -169,12 +169,12 @@ def _triangle(rewriting: Rewriting) -> Node:
 
 @constraint
 def sums_few(instance: OpInstance) -> bool:
-    """It is over at most {MAX_SUMMED} values."""
+    """The dimension has at most {MAX_SUMMED} values."""
     return not instance.shape or instance.shape[instance.args["dim"]] <= MAX_SUMMED
 
 
 def _running_sum(rewriting: Rewriting) -> Node:
-    """A product with a triangle of ones."""
+    """Multiplies by a lower triangular matrix of ones."""
     values, dim = rewriting.args["self"], rewriting.args["dim"]
     size = rewriting.shape[dim]
     triangle = rewriting.constant(torch.ones(size, size).tril())
@@ -194,13 +194,13 @@ DECOMPOSED = (
         ),
         rewrite=_pick,
         constraints=(picks_by_constants, picks_few),
-        becomes="slice for each run of neighbors, and cat; linear with ones and zeros for more of them",
+        becomes="slice for each run of consecutive indices, and cat; linear with a one-hot matrix for many runs",
     ),
     Decomposition(
         name="diff",
         targets=("aten.diff.default",),
         rewrite=_difference,
-        becomes="slice, slice, sub; cat for what it prepends and appends",
+        becomes="slice, slice, sub; cat for `prepend` and `append`",
     ),
     Decomposition(
         name="tril, triu",
@@ -214,6 +214,6 @@ DECOMPOSED = (
         rewrite=_running_sum,
         constraints=(sums_few,),
         facts=Facts(computes_masks=True),
-        becomes="linear with a triangle of ones",
+        becomes="linear with a triangular matrix of ones",
     ),
 )

@@ -1,4 +1,4 @@
-"""Pools over one and two dimensions."""
+"""Declarations and lowerings of pools over one and two dimensions."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = [
 ]  # fmt: skip
 
 
-# Small windows hit the halves often: with 2x2 every fourth average is one.
+# Ties are frequent for small windows: one of four averages of 2x2 windows is a tie.
 HALVES = (
-    "An average halfway between two codes is rounded away from code zero by AVERAGE_POOL_2D, and to an even distance "
-    "from the zero point by torch: one LSB apart there, exact everywhere else."
+    "AVERAGE_POOL_2D rounds an average halfway between two codes away from code zero; torch rounds it to an even "
+    "distance from the zero point. These averages may differ by one LSB; all others are exact."
 )
 
 Counts = npt.NDArray[np.int64]
@@ -42,7 +42,7 @@ MAX_DILATED_KERNEL = 16
 
 
 def pool_windows(instance: OpInstance) -> tuple[Window, Window]:
-    """Its windows over height and width; those of an adaptive pool if `has_even_windows`."""
+    """Returns the windows along height and width. An adaptive pool must satisfy `has_even_windows`."""
     sizes, outputs = image_shape(instance, instance.shape_of("self"))[2:], image_shape(instance, instance.shape)[2:]
     dilation = spatial(instance, "dilation", 1) if "dilation" in instance.args else (1, 1)
     if "output_size" in instance.args:
@@ -59,19 +59,19 @@ def pool_windows(instance: OpInstance) -> tuple[Window, Window]:
 
 
 def adaptive_windows(size: int, outputs: int) -> list[tuple[int, int]]:
-    """First element of each window of an adaptive pool, and the one behind its last."""
+    """Returns the start and end (exclusive) of each window of an adaptive pool."""
     return [(index * size // outputs, -(-(index + 1) * size // outputs)) for index in range(outputs)]
 
 
 def _first_and_step(size: int, outputs: int) -> tuple[int, int]:
-    """Size of the first window of an adaptive pool, and the distance of the next one."""
+    """Returns the size of the first window of an adaptive pool, and the distance to the next window."""
     (_, kernel), *others = adaptive_windows(size, outputs)
     return kernel, max(1, others[0][0]) if others else kernel
 
 
 @constraint
 def has_even_windows(instance: OpInstance) -> bool:
-    """Its windows are of one size and at equal distances, in height and in width."""
+    """All windows have one size and equal distances, along height and along width."""
     return all(
         adaptive_windows(window.size, window.outputs)
         == [(start, start + window.kernel) for start in range(0, window.outputs * window.stride, window.stride)]
@@ -92,7 +92,7 @@ def has_small_stride(instance: OpInstance) -> bool:
 
 
 def divisors(instance: OpInstance) -> Counts:
-    """What torch divides the sum of each window of an average pool by, [height, width]."""
+    """Returns the divisor of the sum of each window in torch's average pool, [height, width]."""
     override, windows = instance.args.get("divisor_override"), pool_windows(instance)
     if override is not None:
         return np.full([window.outputs for window in windows], override)
@@ -106,13 +106,13 @@ def _outer(count: Callable[[Window], Counts], windows: tuple[Window, Window]) ->
 
 
 def _counted(window: Window) -> Counts:
-    """Elements of each window, padding included that torch asks for; ceil_mode reaches beyond it."""
+    """Returns the elements of each window, including padding, but without elements that only ceil_mode adds."""
     start = np.arange(window.outputs) * window.stride - window.begin
     return np.minimum(start + window.kernel, window.size + window.begin) - start
 
 
 def _present(window: Window) -> Counts:
-    """Elements of each window that are no padding."""
+    """Returns the elements of each window without padding."""
     start = np.arange(window.outputs) * window.stride - window.begin
     return np.minimum(start + window.kernel, window.size) - np.maximum(start, 0)
 
@@ -123,8 +123,8 @@ def _divides_by_the_window(instance: OpInstance) -> bool:
 
 @constraint
 def divides_as_tflite_does(instance: OpInstance) -> bool:
-    """Each sum is divided by the elements of its window; or by those that are no padding, where the padding is TFLite's
-    SAME.
+    """Each sum is divided by the number of elements of its window; or, if the padding is TFLite's SAME, by the number
+    of elements that are not padding.
     """
     if _divides_by_the_window(instance):
         return True
@@ -140,7 +140,7 @@ def is_not_dilated(instance: OpInstance) -> bool:
 
 @constraint
 def has_few_dilated_positions(instance: OpInstance) -> bool:
-    """Where the dilation is not 1, the kernel is at most {MAX_DILATED_KERNEL} along each dimension."""
+    """The dilation is 1, or the kernel is at most {MAX_DILATED_KERNEL} along each dimension."""
     return is_not_dilated.holds(instance) or all(
         window.kernel <= MAX_DILATED_KERNEL for window in pool_windows(instance)
     )
@@ -170,7 +170,7 @@ def _nhwc(lowering: Lowering) -> Tensor:
 
 
 def lower_average_pool(lowering: Lowering) -> Tensor:
-    """AVERAGE_POOL_2D; padding that counts is an explicit PAD, as TFLite's own is left out of the average."""
+    """Emits AVERAGE_POOL_2D, and a PAD if torch counts padding, because AVERAGE_POOL_2D does not count its padding."""
     nhwc, padding = _nhwc(lowering), "SAME"
     if "output_size" in lowering.args or _divides_by_the_window(lowering.instance):
         nhwc, padding = pad_spatial(lowering, nhwc, pool_windows(lowering.instance), allow_same=False)
@@ -178,7 +178,7 @@ def lower_average_pool(lowering: Lowering) -> Tensor:
 
 
 def lower_max_pool(lowering: Lowering) -> Tensor:
-    """MAX_POOL_2D; padding that SAME cannot express is the lowest value, which no maximum picks."""
+    """Emits MAX_POOL_2D, and a PADV2 with the lowest code for padding that SAME cannot express."""
     nhwc, windows = _nhwc(lowering), pool_windows(lowering.instance)
     lowest = lowering.constant(np.array([-128], INT8), nhwc.qparams)
     if is_not_dilated.holds(lowering.instance):
@@ -188,8 +188,8 @@ def lower_max_pool(lowering: Lowering) -> Tensor:
 
 
 def _dilated_maximum(lowering: Lowering, nhwc: Tensor, windows: tuple[Window, Window]) -> Tensor:
-    """MAXIMUM of a SLICE for each position of the kernel, along height and then along width; MAX_POOL_2D of 1x1 applies
-    the strides.
+    """Emits the MAXIMUM of a SLICE for each kernel position, along height and then along width. A MAX_POOL_2D of 1x1
+    windows applies the strides.
     """
     for axis, window in enumerate(windows, 1):
         count = (window.outputs - 1) * window.stride + 1
@@ -205,17 +205,17 @@ def _dilated_maximum(lowering: Lowering, nhwc: Tensor, windows: tuple[Window, Wi
 
 
 def _is_global(node: Node) -> bool:
-    """Whether an adaptive pool leaves one value per channel."""
+    """Whether the output of an adaptive pool has one value per channel."""
     return all(size == 1 for size in shape_of(node)[-1 if "1d" in op_name(node) else -2 :])
 
 
 def _adaptive_output(node: Node) -> OutputRule:
-    """Observed where one value per channel is left, else shared with the inputs."""
+    """Observed if the output has one value per channel, else shared with the inputs."""
     return OutputRule.OBSERVED if _is_global(node) else OutputRule.SHARED
 
 
 def lower_adaptive_average_pool(lowering: Lowering) -> Tensor:
-    """MEAN over height and width where one value per channel is left, else AVERAGE_POOL_2D."""
+    """Emits MEAN over height and width if the output has one value per channel, else AVERAGE_POOL_2D."""
     if not _is_global(lowering.instance.node):
         return lower_average_pool(lowering)
     inputs = lowering.tensor("self")
@@ -228,7 +228,7 @@ def lower_adaptive_average_pool(lowering: Lowering) -> Tensor:
 
 @legacy_constraint
 def averages_aligned_channels(instance: OpInstance) -> bool:
-    """Where it leaves one value per channel, the channels are a multiple of the MACs of a pipeline."""
+    """The output has more than one value per channel, or the channels are a multiple of the MACs of a pipeline."""
     return not _is_global(instance.node) or has_aligned_channels.holds(instance)
 
 
@@ -238,17 +238,17 @@ def _channels(instance: OpInstance) -> PaddedDimensions:
 
 
 def window_macs(instance: OpInstance) -> int:
-    """An addition for each element of each window, counted as one multiply-accumulate."""
+    """Returns one addition for each element of each window, counted as a multiply-accumulate."""
     return math.prod(instance.shape) * math.prod(window.kernel for window in pool_windows(instance))
 
 
 def input_macs(instance: OpInstance) -> int:
-    """An addition for each element, counted as one multiply-accumulate."""
+    """Returns one addition for each input element, counted as a multiply-accumulate."""
     return math.prod(instance.shape_of("self"))
 
 
 def _bounds_of_average(node: Node) -> Bounds | None:
-    """Padding counts as zero; another divisor than the number of values makes the output no average."""
+    """Returns the range of an average that counts padding as zero; None with another divisor."""
     return Bounds.WITHIN_OR_ZERO if arguments(node).get("divisor_override") is None else None
 
 
@@ -264,7 +264,7 @@ SPECS = (
         macs=window_macs,
         homogeneous=Homogeneous.CHANNEL,
         facts=Facts(sign=if_first, bounds=_bounds_of_average),
-        becomes="AVERAGE_POOL_2D, with a PAD where it counts padding",
+        becomes="AVERAGE_POOL_2D, with a PAD if padding counts",
         notes=HALVES,
     ),
     OpSpec(
@@ -279,7 +279,7 @@ SPECS = (
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
         facts=Facts(sign=if_first, bounds=Bounds.WITHIN),
-        becomes="MEAN where one value per channel is left, else AVERAGE_POOL_2D",
+        becomes="MEAN if the output has one value per channel, else AVERAGE_POOL_2D",
         notes=HALVES,
     ),
     OpSpec(
@@ -293,8 +293,8 @@ SPECS = (
         lower=lower_max_pool,
         homogeneous=Homogeneous.CHANNEL,
         facts=Facts(sign=if_first, bounds=Bounds.WITHIN),
-        becomes="MAX_POOL_2D, with a PADV2 where padding SAME cannot express it; dilated: SLICE and MAXIMUM for each "
-        "position along height, then along width",
+        becomes="MAX_POOL_2D, with a PADV2 for padding that SAME cannot express; with dilation SLICE and MAXIMUM for "
+        "each position along height, then along width",
         keeps_values=lambda _: True,
     ),
 )

@@ -1,4 +1,4 @@
-"""Pools that the NPU lacks, written with convolutions, pools and extremes that it has."""
+"""Decompositions of pools that the NPU lacks into convolutions, other pools and reductions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ aten = torch.ops.aten
 
 MAX_UNEVEN_WINDOWS = 16
 
-# By their number of spatial dimensions.
+# ATen's max pool by the number of spatial dimensions.
 _MAX_POOLS = {1: aten.max_pool1d.default, 2: aten.max_pool2d.default}
 
 
@@ -40,12 +40,12 @@ def fits_accumulation(instance: OpInstance) -> bool:
 
 
 def _average(rewriting: Rewriting) -> Node:
-    """A depthwise convolution that divides by what all windows have in common, times what each one differs by."""
+    """Adds a depthwise convolution that divides by one divisor, and a mul if the divisors of the windows differ."""
     instance = rewriting.instance
     vertical, horizontal = windows = pool_windows(instance)
     shape = image_shape(instance, instance.shape_of("self"))
     image = reshape(rewriting, rewriting.args["self"], shape)
-    beyond = [max(0, window.end - window.begin) for window in windows]  # what ceil_mode reads
+    beyond = [max(0, window.end - window.begin) for window in windows]  # read by windows of ceil_mode
     if any(beyond):
         image = rewriting.call(aten.constant_pad_nd.default, image, [0, beyond[1], 0, beyond[0]])
     each = torch.from_numpy(divisors(instance)).to(torch.float32)
@@ -73,12 +73,12 @@ def _without_indices(rewriting: Rewriting) -> list[Node]:
 
 @constraint
 def has_few_uneven_windows(instance: OpInstance) -> bool:
-    """Its windows are of one size and at equal distances, or at most {MAX_UNEVEN_WINDOWS} along each dimension."""
+    """All windows have one size and equal distances, or there are at most {MAX_UNEVEN_WINDOWS} along each dimension."""
     return has_even_windows.holds(instance) or max(instance.shape[-spatial_rank(instance) :]) <= MAX_UNEVEN_WINDOWS
 
 
 def _adaptive_maximum(rewriting: Rewriting) -> list[Node]:
-    """One pool where the windows allow, else the maximum of each row of windows, then of each window in it."""
+    """Adds one pool for windows of one size and distance, else maxima along height and then along width."""
     instance, values = rewriting.instance, rewriting.args["self"]
     rank = spatial_rank(instance)
     if has_even_windows.holds(instance):
@@ -100,8 +100,8 @@ DECOMPOSED = (
         rewrite=_average,
         applies=lambda instance: not divides_as_tflite_does.holds(instance),
         constraints=(has_small_kernel, fits_accumulation),
-        becomes="conv2d of each channel, and mul by a constant where the divisors of its windows differ",
-        notes="divisor_override, and padding that is left out of the average where it is not TFLite's SAME.",
+        becomes="depthwise conv2d, and mul by a constant if the divisors of the windows differ",
+        notes="It applies to divisor_override, and to padding that does not count and is not TFLite's SAME.",
     ),
     Decomposition(
         name="max_pool with indices",
@@ -115,7 +115,8 @@ DECOMPOSED = (
         targets=("aten.adaptive_max_pool1d.default", "aten.adaptive_max_pool2d.default"),
         rewrite=_adaptive_maximum,
         constraints=(nobody_reads_its_indices, has_few_uneven_windows),
-        becomes="max_pool1d or max_pool2d; slice, amax and cat along each dimension where its windows are uneven",
-        notes="ExecuTorch lowers no adaptive max pool: a model that has one beyond these limits becomes no `.pte`.",
+        becomes="max_pool1d or max_pool2d; slice, amax and cat along each dimension for uneven windows",
+        notes="ExecuTorch cannot lower an adaptive max pool. A model with one that breaks these limits cannot become a "
+        "`.pte`.",
     ),
 )

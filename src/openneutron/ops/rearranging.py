@@ -1,4 +1,4 @@
-"""Operators that repeat, turn and interleave values."""
+"""Declarations and lowerings of operators that repeat, flip, shuffle and interleave values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def is_of_the_modern_generation(_: OpInstance) -> bool:
 
 
 def lower_repeat(lowering: Lowering) -> Tensor:
-    """CONCATENATION of copies for each dimension that grows."""
+    """Emits a CONCATENATION of copies for each dimension that grows."""
     inputs = lowering.tensor("self")
     rank = len(lowering.shape)
     repeated = lowering.reshape(inputs, (1,) * (rank - len(inputs.shape)) + inputs.shape)
@@ -43,7 +43,7 @@ def has_rank_for_interleaving(instance: OpInstance) -> bool:
 
 
 def lower_repeat_interleave(lowering: Lowering) -> Tensor:
-    """CONCATENATION of copies along a new dimension, which then becomes part of the one in front of it."""
+    """Emits a CONCATENATION of copies along a new dimension, and merges it with the previous dimension."""
     inputs, dim = lowering.tensor("self"), lowering.args["dim"]
     shape = (inputs.size,) if dim is None else inputs.shape
     behind = 1 if dim is None else int(dim) % len(shape) + 1
@@ -52,7 +52,7 @@ def lower_repeat_interleave(lowering: Lowering) -> Tensor:
 
 
 def lower_roll(lowering: Lowering) -> Tensor:
-    """For each dimension, two SLICEs and a CONCATENATION."""
+    """Emits two SLICEs and a CONCATENATION for each dimension."""
     inputs, shifts, dims = lowering.tensor("self"), lowering.args["shifts"], lowering.args["dims"]
     rolled = inputs if dims else lowering.reshape(inputs, (inputs.size,))
     for shift, dim in zip(shifts, [dim % len(inputs.shape) for dim in dims] or [0], strict=True):
@@ -64,7 +64,7 @@ def lower_roll(lowering: Lowering) -> Tensor:
 
 
 def _flipped(instance: OpInstance) -> list[int]:
-    """The dimensions that are turned round."""
+    """Returns the flipped dimensions."""
     fixed = {"aten.fliplr.default": [1], "aten.flipud.default": [0]}
     dims = fixed.get(op_name(instance.node)) or instance.args["dims"]
     return [dim % len(instance.shape) for dim in dims]
@@ -72,12 +72,12 @@ def _flipped(instance: OpInstance) -> list[int]:
 
 @constraint
 def flips_few_indices(instance: OpInstance) -> bool:
-    """The dimensions that are turned round have at most {MAX_FLIPPED} indices: each becomes a SLICE."""
+    """The flipped dimensions have at most {MAX_FLIPPED} indices, because each index becomes a SLICE."""
     return all(instance.shape[dim] <= MAX_FLIPPED for dim in _flipped(instance))
 
 
 def lower_flip(lowering: Lowering) -> Tensor:
-    """For each dimension, a SLICE for each index and a CONCATENATION."""
+    """Emits, for each dimension, a SLICE for each index and a CONCATENATION."""
     flipped = lowering.tensor("self")
     for dim in _flipped(lowering.instance):
         indices = reversed(range(flipped.shape[dim]))
@@ -86,7 +86,7 @@ def lower_flip(lowering: Lowering) -> Tensor:
 
 
 def lower_pixel_shuffle(lowering: Lowering) -> Tensor:
-    """TRANSPOSE between RESHAPEs."""
+    """Emits a TRANSPOSE between RESHAPEs."""
     inputs, factor = lowering.tensor("self"), int(lowering.args["upscale_factor"])
     channels, height, width = inputs.shape[-3:]
     blocks = (math.prod(inputs.shape[:-3]), channels // factor**2, factor, factor, height, width)
@@ -95,7 +95,7 @@ def lower_pixel_shuffle(lowering: Lowering) -> Tensor:
 
 
 def lower_pixel_unshuffle(lowering: Lowering) -> Tensor:
-    """TRANSPOSE between RESHAPEs."""
+    """Emits a TRANSPOSE between RESHAPEs."""
     inputs, factor = lowering.tensor("self"), int(lowering.args["downscale_factor"])
     channels, height, width = inputs.shape[-3:]
     blocks = (math.prod(inputs.shape[:-3]), channels, height // factor, factor, width // factor, factor)
@@ -104,7 +104,7 @@ def lower_pixel_unshuffle(lowering: Lowering) -> Tensor:
 
 
 def lower_channel_shuffle(lowering: Lowering) -> Tensor:
-    """TRANSPOSE between RESHAPEs."""
+    """Emits a TRANSPOSE between RESHAPEs."""
     inputs, groups = lowering.tensor("self"), int(lowering.args["groups"])
     batch, channels, *image = inputs.shape
     blocks = (batch, groups, channels // groups, math.prod(image))
@@ -113,12 +113,12 @@ def lower_channel_shuffle(lowering: Lowering) -> Tensor:
 
 @constraint
 def unfolds_without_overlap(instance: OpInstance) -> bool:
-    """The step is the size of the windows."""
+    """The step equals the size of the windows."""
     return bool(instance.args["step"] == instance.args["size"])
 
 
 def lower_unfold(lowering: Lowering) -> Tensor:
-    """SLICE of what fills whole windows, RESHAPE and TRANSPOSE."""
+    """Emits a SLICE of the elements in whole windows, RESHAPE and TRANSPOSE."""
     inputs, size = lowering.tensor("self"), int(lowering.args["size"])
     dim = int(lowering.args["dimension"]) % len(inputs.shape)
     windows = lowering.shape[dim]
@@ -161,7 +161,7 @@ SPECS = (
         "CONCATENATION for each dimension that grows, or nothing",
         has_rank_for_kernels,
         movement=Movement.EXPAND,
-        notes="An expand that only sums, products, maxima and the like read is left out: they broadcast themselves.",
+        notes="It is removed if all its readers are operators that broadcast, such as add, mul and maximum.",
     ),
     _mover(
         "repeat",
@@ -205,7 +205,7 @@ SPECS = (
         "unfold",
         ("aten.unfold.default",),
         lower_unfold,
-        "RESHAPE and TRANSPOSE, with a SLICE where windows leave a rest",
+        "RESHAPE and TRANSPOSE, with a SLICE if the windows leave a rest",
         has_rank_for_transpose,
         unfolds_without_overlap,
     ),

@@ -1,4 +1,7 @@
-"""Recurrent networks, unrolled: all steps' products with the input at once, then one product with the state a step."""
+"""Decompositions of recurrent networks, which are unrolled.
+
+One linear multiplies the inputs of all steps, and one linear for each step multiplies its state.
+"""
 
 from __future__ import annotations
 
@@ -23,25 +26,25 @@ State = tuple[Node, ...]
 """The hidden state, [batch, features], and for an LSTM its cell state."""
 
 FirstState = tuple[Node | None, ...]
-"""The same before the first step; None is zero."""
+"""The state before the first step; None for zeros."""
 
 
 @constraint
 def has_constant_weights(instance: OpInstance) -> bool:
-    """Its weights and biases are constants."""
+    """The weights and biases are constants."""
     names = ("params",) if "params" in instance.args else ("w_ih", "w_hh", "b_ih", "b_hh")
     return instance.reads_constants(*names)
 
 
 @constraint
 def drops_nothing(instance: OpInstance) -> bool:
-    """The model is in eval mode, or it has no dropout."""
+    """The model is in eval mode, or the network has no dropout."""
     return not instance.args["train"] or instance.args["dropout"] == 0
 
 
 @dataclass(frozen=True)
 class _StepBuilder:
-    """Short names for what a step writes."""
+    """Adds the operators of a step to the graph."""
 
     rewriting: Rewriting
 
@@ -67,30 +70,30 @@ class _StepBuilder:
         return self.rewriting.call(aten.slice.Tensor, value, dim, first, behind)
 
     def index(self, value: Node, dim: int, number: int) -> Node:
-        """One index of a dimension, which goes."""
+        """Selects one index of a dimension, and removes the dimension."""
         shape = [size for other, size in enumerate(shape_of(value)) if other != dim]
         return self.rewriting.call(aten.reshape.default, self.part(value, dim, number, number + 1), shape)
 
     def stacked(self, values: Sequence[Node], dim: int) -> Node:
-        """Along a new dimension."""
+        """Concatenates along a new dimension."""
         return self.joined([self.rewriting.call(aten.unsqueeze.default, value, dim) for value in values], dim)
 
     def swapped(self, value: Node) -> Node:
-        """Batch and steps."""
+        """Swaps batch and steps."""
         return self.rewriting.call(aten.transpose.int, value, 0, 1)
 
     def joined(self, values: Sequence[Node], dim: int) -> Node:
         return self.rewriting.call(aten.cat.default, list(values), dim)
 
     def gates(self, value: Node, count: int) -> list[Node]:
-        """The `count` equal parts of the features."""
+        """Splits the features into `count` equal parts."""
         size = shape_of(value)[-1] // count
         return [self.part(value, -1, gate * size, (gate + 1) * size) for gate in range(count)]
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """Those of one layer in one direction."""
+    """The weights of one layer in one direction."""
 
     input: Node
     state: Node
@@ -100,14 +103,14 @@ class _Weights:
 
 
 def _with_one_bias(builder: _StepBuilder, weights: _Weights) -> _Weights:
-    """Both biases are added to the same sum: one with the input does."""
+    """Merges both biases, which are added to the same sum, into the bias of the input."""
     if weights.input_bias is None or weights.state_bias is None:
         return weights
     return replace(weights, input_bias=builder.add(weights.input_bias, weights.state_bias), state_bias=None)
 
 
 def _with_gru_biases(builder: _StepBuilder, weights: _Weights) -> _Weights:
-    """What the reset gate does not multiply of the state's bias may come with the input."""
+    """Moves the part of the state's bias that the reset gate does not multiply into the bias of the input."""
     if weights.input_bias is None or weights.state_bias is None:
         return weights
     size = shape_of(weights.state_bias)[0] // 3
@@ -164,11 +167,11 @@ class _Cell:
     """A kind of recurrent cell."""
 
     prepared: Callable[[_StepBuilder, _Weights], _Weights]
-    """Its weights, with the biases as its step takes them: that of the input is part of the product."""
+    """Prepares the weights: moves biases to the input's product where the step permits it."""
     step: Step
-    """The next state, from the product with the input and the state."""
+    """Computes the next state from the input's product and the state."""
     roles: tuple[str, ...] = ("hidden",)
-    """What its state is made of."""
+    """The names of the tensors of its state."""
 
 
 _CELLS = {
@@ -185,20 +188,20 @@ def _cell_of(instance: OpInstance) -> _Cell:
 
 
 def _initial_states(rewriting: Rewriting) -> list[Node | None]:
-    """The arguments that are the first state; None for a constant of zeros."""
+    """Returns the nodes of the first state; None for a constant of zeros."""
     nodes = list(iterate_nodes(rewriting.args["hx"]))
     values = [constant_of(rewriting.module, node) for node in nodes]
     return [None if value is not None and not value.any() else node for node, value in zip(nodes, values, strict=True)]
 
 
 def _share(rewriting: Rewriting, cell: _Cell, name: str, states: Iterable[FirstState]) -> None:
-    """The state has the same qparams at all steps, hence one weight, and nothing is lost where it is fed back."""
+    """Requests the same qparams for the state at all steps, so that the steps share a weight without requantizing."""
     for role, values in zip(cell.roles, zip(*states, strict=True), strict=True):
         rewriting.share_qparams(f"{name} {role}", [value for value in values if value is not None])
 
 
 def _one_step(rewriting: Rewriting) -> Node | State:
-    """A cell."""
+    """Adds one step of a cell, and returns the next state."""
     builder, cell, args = _StepBuilder(rewriting), _cell_of(rewriting.instance), rewriting.args
     weights = cell.prepared(builder, _Weights(args["w_ih"], args["w_hh"], args["b_ih"], args["b_hh"]))
     state = tuple(_initial_states(rewriting))
@@ -209,7 +212,7 @@ def _one_step(rewriting: Rewriting) -> Node | State:
 
 
 def _weights_of_layers(args: dict[str, Any]) -> list[_Weights]:
-    """One for each layer and direction, as torch lists them: layer by layer, forwards before backwards."""
+    """Returns the weights of each layer and direction in torch's order: by layer, forwards before backwards."""
     params, count = args["params"], args["num_layers"] * (2 if args["bidirectional"] else 1)
     size = len(params) // count
     layers = []
@@ -221,7 +224,7 @@ def _weights_of_layers(args: dict[str, Any]) -> list[_Weights]:
 
 
 def _all_steps(rewriting: Rewriting) -> list[Node]:
-    """A network: its outputs, then the last state of every layer and direction."""
+    """Adds a whole network. Returns its outputs, then the last state of all layers and directions."""
     builder, cell, args = _StepBuilder(rewriting), _cell_of(rewriting.instance), rewriting.args
     initial = _initial_states(rewriting)
     values = args["input"] if args["batch_first"] else builder.swapped(args["input"])
@@ -246,7 +249,7 @@ def _all_steps(rewriting: Rewriting) -> list[Node]:
 def _run(
     builder: _StepBuilder, cell: _Cell, values: Node, weights: _Weights, state: FirstState, *, backwards: bool
 ) -> list[State]:
-    """The states behind each step of [batch, steps, features], in the order of the steps."""
+    """Runs over [batch, steps, features]. Returns the state after each step, in the order of the steps."""
     products = builder.linear(values, weights.input, weights.input_bias)
     steps = range(shape_of(values)[1])
     states: list[State] = []
@@ -264,9 +267,9 @@ _BECOMES = {
 }
 
 UNROLLED = (
-    "Unrolled: one linear for the products of all steps with the input, and one a step for that with the state, none "
-    "where the first state is zero. The state has the same scale and zero point at all steps, and each weight is "
-    "stored once. Steep gates enlarge a difference of one LSB, hence the tolerance."
+    "It is unrolled: one linear multiplies the inputs of all steps, and one linear for each step multiplies its state. "
+    "The first step needs no linear if the first state is zero. The state has the same scale and zero point at all "
+    "steps, and each weight is stored once. The tolerance is 2 because steep gates enlarge a difference of one LSB."
 )
 TOLERANCE = 2
 

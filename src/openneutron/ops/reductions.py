@@ -1,4 +1,4 @@
-"""Means, sums and extremes over some or all dimensions, and what can be written with them."""
+"""Means, sums, maxima and minima over dimensions, and decompositions into them: variances and norms."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["DECOMPOSED", "SIMPLE_ORDERS", "SPECS", "mean_of_image", "nobody_read
 aten = torch.ops.aten
 
 SIMPLE_ORDERS = (1.0, 2.0, math.inf, -math.inf)
-"""Orders of the vector norms that are written with other operators."""
+"""Orders of the vector norms that are decomposed."""
 
 IMAGE_MEAN = replace(MEAN, layout=Layout.FIXED)
 
 
 def _axes(instance: OpInstance) -> tuple[int, ...]:
-    """The dimensions it is over: all of them where none is named."""
+    """Returns the reduced dimensions. All dimensions are reduced if none is given."""
     rank = len(instance.shape_of("self"))
     dims = instance.args.get("dim")
     dims = [dims] if isinstance(dims, int) else dims
@@ -38,7 +38,7 @@ def _axes(instance: OpInstance) -> tuple[int, ...]:
 
 
 def mean_of_image(lowering: Lowering, shape: Sequence[int]) -> Tensor:
-    """The one MEAN of the legacy generation: of an image `shape` = [N, C, H, W] over height and width, which stay."""
+    """Emits the MEAN of the legacy generation: over height and width of an image `shape` = [N, C, H, W], kept as 1."""
     nhwc = lowering.channels_last(lowering.reshape(lowering.tensor("self"), shape))
     batch, _, _, channels = nhwc.shape
     mean = lowering.emit(IMAGE_MEAN, [nhwc], (batch, 1, 1, channels), axes=(1, 2), keep_dims=True)
@@ -46,7 +46,7 @@ def mean_of_image(lowering: Lowering, shape: Sequence[int]) -> Tensor:
 
 
 def lower_mean(lowering: Lowering) -> Tensor:
-    """MEAN."""
+    """Emits MEAN."""
     if lowering.instance.generation is Generation.LEGACY:
         batch, channels, *sizes = lowering.tensor("self").shape
         return mean_of_image(lowering, (batch, channels, *(1, *sizes)[-2:]))
@@ -64,7 +64,7 @@ def _reduce(kind: Kind) -> Callable[[Lowering], Tensor]:
 
 @legacy_constraint
 def means_over_an_image(instance: OpInstance) -> bool:
-    """It is over height and width of an image [N, C, H, W], or the length of [N, C, L]."""
+    """The mean is over height and width of an image [N, C, H, W], or over the length of a sequence [N, C, L]."""
     return (len(instance.shape_of("self")), _axes(instance)) in ((4, (2, 3)), (3, (2,)))
 
 
@@ -75,13 +75,13 @@ def means_aligned_channels(instance: OpInstance) -> bool:
 
 
 def input_macs(instance: OpInstance) -> int:
-    """An addition for each element, counted as one multiply-accumulate."""
+    """Returns one addition for each input element, counted as a multiply-accumulate."""
     return math.prod(instance.shape_of("self"))
 
 
 @constraint
 def nobody_reads_its_indices(instance: OpInstance) -> bool:
-    """Nobody reads its indices."""
+    """No operator reads its indices."""
     return all(user.target is operator.getitem and user.args[1] == 0 for user in instance.node.users if user.users)
 
 
@@ -104,7 +104,7 @@ def _correction(instance: OpInstance) -> float:
 
 
 def _variance(rewriting: Rewriting) -> tuple[Node, Node]:
-    """The mean of the squares of the differences from the mean; and that mean, its dimensions kept."""
+    """Returns the corrected mean of the squared differences from the mean, and the mean with its dimensions kept."""
     instance, values = rewriting.instance, rewriting.args["self"]
     axes = list(_axes(instance))
     mean = rewriting.call(aten.mean.dim, values, axes, True)
@@ -136,7 +136,7 @@ def _std_mean(rewriting: Rewriting) -> list[Node]:
 
 @constraint
 def is_a_simple_norm(instance: OpInstance) -> bool:
-    """Its order is 1, 2, inf or -inf."""
+    """The order of the norm is 1, 2, inf or -inf."""
     return float(instance.args["ord"]) in SIMPLE_ORDERS
 
 
@@ -224,31 +224,31 @@ DECOMPOSED = (
         name="var",
         targets=_targets("var"),
         rewrite=_var,
-        becomes="mean, sub, mul, mean, and mul by a number for the correction",
+        becomes="mean, sub, mul, mean, mul for the correction",
     ),
     Decomposition(
         name="var_mean",
         targets=_targets("var_mean"),
         rewrite=_var_mean,
-        becomes="mean, sub, mul, mean, and mul by a number for the correction",
+        becomes="mean, sub, mul, mean, mul for the correction",
     ),
     Decomposition(
         name="std",
         targets=_targets("std"),
         rewrite=_std,
-        becomes="mean, sub, mul, mean, and mul by a number for the correction, sqrt",
+        becomes="mean, sub, mul, mean, mul for the correction, sqrt",
     ),
     Decomposition(
         name="std_mean",
         targets=_targets("std_mean"),
         rewrite=_std_mean,
-        becomes="mean, sub, mul, mean, and mul by a number for the correction, sqrt",
+        becomes="mean, sub, mul, mean, mul for the correction, sqrt",
     ),
     Decomposition(
         name="vector_norm",
         targets=("aten.linalg_vector_norm.default",),
         rewrite=_norm,
         constraints=(is_a_simple_norm,),
-        becomes="abs and sum, mul, sum and sqrt, or abs and amax or amin",
+        becomes="order 1: abs, sum; order 2: mul, sum, sqrt; order inf: abs, amax; order -inf: abs, amin",
     ),
 )

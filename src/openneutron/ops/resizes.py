@@ -1,4 +1,4 @@
-"""Resizes of images and lines, as far as the NPU has them."""
+"""Declarations and lowerings of resizes of images and sequences that the NPU supports."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ LARGEST_FACTOR = max(FACTORS)
 
 
 def resize_axis(instance: OpInstance, values: torch.Tensor, axis: int) -> torch.Tensor:
-    """The last dimension of `values` [C, size], resized as this operator resizes its spatial dimension `axis`.
+    """Resizes the last dimension of `values` [C, size] as this operator resizes its spatial dimension `axis`.
 
-    Always as a width: torch 2.13 computes the height of an image of width 1 wrong where it is antialiased.
+    It is always resized as a width, because torch 2.13 computes wrong heights for antialiased images of width 1.
     """
     rank = spatial_rank(instance)
     units = [1] * (rank - 1)
@@ -40,7 +40,7 @@ def resize_axis(instance: OpInstance, values: torch.Tensor, axis: int) -> torch.
 
 
 def _scales(instance: OpInstance) -> tuple[float | None, ...]:
-    """The factor of each spatial dimension where one was given: torch finds source elements by it, not by the sizes."""
+    """Returns the given factor of each spatial dimension, or None. torch uses a given factor instead of the sizes."""
     rank = spatial_rank(instance)
     if "scale_factors" in instance.args:
         return tuple(instance.args["scale_factors"] or [None] * rank)
@@ -48,13 +48,13 @@ def _scales(instance: OpInstance) -> tuple[float | None, ...]:
 
 
 def _sizes(instance: OpInstance) -> list[tuple[int, int]]:
-    """(size of the input, of the output) of each spatial dimension."""
+    """Returns the sizes of the input and of the output for each spatial dimension."""
     rank = spatial_rank(instance)
     return list(zip(instance.shape_of("self")[-rank:], instance.shape[-rank:], strict=True))
 
 
 def _factors(instance: OpInstance) -> tuple[int, int]:
-    """Whole factors of height and width."""
+    """Returns the whole factors of height and width."""
     height, width = (1, *(outputs // size for size, outputs in _sizes(instance)))[-2:]
     return height, width
 
@@ -93,7 +93,7 @@ def grows_at_once(instance: OpInstance) -> bool:
 
 
 def lower_nearest(lowering: Lowering) -> Tensor:
-    """CONCATENATION of each row and column with itself for odd factors, RESIZE_NEAREST_NEIGHBOR for powers of two."""
+    """Emits RESIZE_NEAREST_NEIGHBOR for powers of two, and a CONCATENATION of copies for an odd part of a factor."""
     inputs = lowering.tensor("self")
     nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.instance, inputs.shape)))
     powers = [factor & -factor for factor in _factors(lowering.instance)]
@@ -107,7 +107,7 @@ def lower_nearest(lowering: Lowering) -> Tensor:
 
 
 def _repeated(lowering: Lowering, nhwc: Tensor, axis: int, times: int) -> Tensor:
-    """Each index of an axis that many times."""
+    """Repeats each index of an axis `times` times."""
     if times == 1:
         return nhwc
     outer, inner = math.prod(nhwc.shape[: axis + 1]), math.prod(nhwc.shape[axis + 1 :])
@@ -133,7 +133,7 @@ def _resized(
 
 
 def lower_bilinear(lowering: Lowering) -> Tensor:
-    """RESIZE_BILINEAR."""
+    """Emits RESIZE_BILINEAR."""
     inputs = lowering.tensor("self")
     nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.instance, inputs.shape)))
     _, _, height, width = image_shape(lowering.instance, lowering.shape)
@@ -143,7 +143,7 @@ def lower_bilinear(lowering: Lowering) -> Tensor:
 
 
 def resize_targets(*names: str) -> tuple[str, ...]:
-    """The overloads that take sizes, factors or both."""
+    """Returns the overloads of each operator, which take sizes, factors or both."""
     return tuple(f"aten.{name}.{overload}" for name in names for overload in ("vec", "default"))
 
 
@@ -161,7 +161,7 @@ SPECS = (
         lower=lower_nearest,
         homogeneous=Homogeneous.CHANNEL,
         facts=Facts(sign=if_first, bounds=Bounds.WITHIN),
-        becomes="RESIZE_NEAREST_NEIGHBOR, several for factors beyond 8; CONCATENATION for the odd part of a factor",
+        becomes="RESIZE_NEAREST_NEIGHBOR, several for factors above 8; CONCATENATION for an odd part of a factor",
     ),
     OpSpec(
         name="upsample_bilinear",

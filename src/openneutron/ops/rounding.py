@@ -1,8 +1,8 @@
 """Roundings to multiples of a step, and remainders of a division by a number.
 
-A rounding is a requantization: a tensor of scale 1 holds integers only. A difference of nearly 1/2 in front of it makes
-floor or ceil of what would be the nearest integer. The sum in front of the requantization is exact, so each int8 code
-gives the result that the float operator has for the value of that code.
+A rounding is a requantization to scale 1, at which a tensor can hold only integers. To get floor or ceil instead of the
+nearest integer, nearly 1/2 is subtracted or added before. The sum before the requantization is exact, so for each int8
+code the result equals the float operator's result for the value of the code.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ __all__ = ["DECOMPOSED", "SPECS"]
 
 aten = torch.ops.aten
 
-# Fewer int8 steps in a period leave hardly anything of a remainder.
+# With fewer int8 steps in a period, a remainder has too few codes to be useful.
 STEPS_OF_A_PERIOD = 8
-# What ADD and SUB of TFLite can tell apart, relative to the larger of their scales.
+# The resolution of TFLite's ADD and SUB, relative to the larger of their input scales.
 _RESOLUTION = 2.0**-16
 
 Rounding = Callable[[Lowering, Tensor, float, QParams], Tensor]
-"""Writes a rounding of a tensor to multiples of a step, with the given qparams."""
+"""Emits a rounding of a tensor to multiples of a step, with the given output qparams."""
 
 
 def _values(qparams: QParams) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The values of all codes, in the float32 arithmetic of dequantize."""
+    """Returns the values of all codes, computed in float32 as dequantize does."""
     codes = np.arange(LOWEST_CODE, HIGHEST_CODE + 1) - qparams.zero_point[0]
     return (codes.astype(np.float32) * np.float32(qparams.scale[0])).astype(np.float64)
 
 
 def _whole_steps(inputs: QParams, step: float) -> QParams | None:
-    """Qparams of scale `step` that hold each multiple of it in the range of `inputs`; None if these are too many."""
+    """Returns qparams of scale `step` that hold its multiples in the range of `inputs`; None if int8 cannot."""
     values = _values(inputs) / step
     lowest, highest = math.floor(values[0]), math.ceil(values[-1])
     if highest - lowest > HIGHEST_CODE - LOWEST_CODE:
@@ -54,9 +54,9 @@ def _whole_steps(inputs: QParams, step: float) -> QParams | None:
 
 
 def _offset(qparams: QParams, step: float, *, up: bool) -> float:
-    """How far a value is moved so that the nearest multiple of `step` is its floor, or with `up` its ceil.
+    """Returns the offset after which rounding to the nearest multiple of `step` gives the floor, or the ceil with `up`.
 
-    Half a step, less half of the gap between a multiple and the code that is next to it on the wrong side.
+    It is half a step, minus half of the smallest distance between a code's value and the next multiple.
     """
     values = _values(qparams) / step * (-1 if up else 1)
     gap = float((np.floor(values) + 1 - values).min()) * step
@@ -65,7 +65,7 @@ def _offset(qparams: QParams, step: float, *, up: bool) -> float:
 
 
 def _moved(lowering: Lowering, inputs: Tensor, step: float, output: QParams, *, up: bool) -> Tensor:
-    """ADD or SUB of nearly half a step."""
+    """Emits ADD or SUB of nearly half a step."""
     offset = _offset(inputs.qparams, step, up=up)
     half = lowering.number(1, QParams.per_tensor(offset, 0))
     return lowering.emit(ADD if up else SUB, [inputs, half], lowering.shape, output, fused_activation_function="NONE")
@@ -85,7 +85,7 @@ def _nearest(lowering: Lowering, inputs: Tensor, _: float, output: QParams) -> T
 
 
 def _toward_zero(lowering: Lowering, inputs: Tensor, step: float, output: QParams) -> Tensor:
-    """The floor of what is never negative, the ceil of what is never positive, else a difference of half a sign."""
+    """Emits a floor for values >= 0, a ceil for values <= 0, else a SUB of nearly half a step times the sign."""
     (zero_point,) = inputs.qparams.zero_point
     if zero_point == LOWEST_CODE:
         return _floor(lowering, inputs, step, output)
@@ -94,7 +94,7 @@ def _toward_zero(lowering: Lowering, inputs: Tensor, step: float, output: QParam
     offset = min(_offset(inputs.qparams, step, up=up) for up in (False, True))
     codes = lowering.number(1, QParams.per_tensor(1 / inputs.qparams.scale[0], 0))
     sign = lowering.emit(MUL, [inputs, codes], lowering.shape, SIGN_QPARAMS, fused_activation_function="RELU_N1_TO_1")
-    # The same codes with another scale: the sign times the offset.
+    # This product has the codes of the sign with another scale: it is the sign times the offset.
     factor = lowering.number(1, QParams.per_tensor(offset, 0))
     scaled = QParams.per_tensor(offset * SIGN_QPARAMS.scale[0], 0)
     half = lowering.emit(MUL, [sign, factor], lowering.shape, scaled, fused_activation_function="NONE")
@@ -110,7 +110,7 @@ def _has_multiples(qparams: QParams, period: float, rounding: Rounding) -> bool:
 
 
 def _lower_rounding(rounding: Rounding) -> Callable[[Lowering], Tensor]:
-    """Rounds to a tensor of whole steps, and requantizes that; at once where int8 does not hold all multiples."""
+    """Rounds to a tensor of whole steps, and requantizes it; rounds to the output if int8 cannot hold all multiples."""
 
     def lower(lowering: Lowering) -> Tensor:
         inputs, step = lowering.tensor("self"), _step(lowering.instance)
@@ -123,7 +123,7 @@ def _lower_rounding(rounding: Rounding) -> Callable[[Lowering], Tensor]:
 
 
 def _step(instance: OpInstance) -> float:
-    """What the results are multiples of."""
+    """Returns the step; the results are its multiples."""
     return 10.0 ** -int(instance.args.get("decimals", 0))
 
 
@@ -170,8 +170,8 @@ def has_fine_steps(instance: OpInstance) -> bool:
 
 @constraint
 def is_of_a_computed_value(instance: OpInstance) -> bool:
-    """It is not of an input of the model itself, which the CPU has in float: a remainder jumps, so a small error of
-    int8 can become one of a whole period.
+    """The operand is not an input of the model. A remainder is discontinuous, so the int8 error of the input could
+    become an error of a whole period; the CPU computes it from the float input.
     """
     operand = instance.args["self"]
     return not isinstance(operand, Node) or operand.op != "placeholder" or instance.is_constant(operand)
@@ -189,7 +189,7 @@ def _rounding(name: str, rounding: Rounding, targets: tuple[str, ...], becomes: 
     )
 
 
-_COARSE = "With inputs in steps above 1, or outputs in such steps, results are within one step of the output."
+_COARSE = "If the scale of the input or the output is above 1, results are within one step of the output."
 
 
 def _remainder(name: str, targets: tuple[str, ...], becomes: str) -> OpSpec:
@@ -201,22 +201,22 @@ def _remainder(name: str, targets: tuple[str, ...], becomes: str) -> OpSpec:
         macs=element_macs,
         constraints=(divides_by_a_number, is_of_a_computed_value, has_fine_steps),
         becomes=f"{becomes} to the scale of the divisor, SUB",
-        notes="Values within half an int8 step of a multiple of the divisor may come out a whole period off, as int8 "
-        "does not tell on which side of it they are.",
+        notes="For values within half an int8 step of a multiple of the divisor, the result may be off by a whole "
+        "period, because int8 does not tell on which side of the multiple they are.",
     )
 
 
 SPECS = (
     _rounding(
         "round", _nearest, ("aten.round.default", "aten.round.decimals"), "MUL by one",
-        "A value halfway between two integers is rounded away from zero, where torch rounds to the even one. decimals "
-        f"sets the scale instead of 1. {_COARSE}",
+        "A value halfway between two integers is rounded away from zero; torch rounds it to the even integer. With "
+        f"`decimals`, the step is 10^-decimals instead of 1. {_COARSE}",
     ),
     _rounding("floor", _floor, ("aten.floor.default",), "SUB of 1/2", _COARSE),
     _rounding("ceil", _ceil, ("aten.ceil.default",), "ADD of 1/2", _COARSE),
     _rounding(
         "trunc", _toward_zero, ("aten.trunc.default", "aten.fix.default"), "SUB of half the sign",
-        f"So do conversions of float32 to int16, int32 or int64 and back. {_COARSE}",
+        f"Conversions of float32 to int16, int32 or int64 and back become trunc. {_COARSE}",
     ),
     _remainder("frac", ("aten.frac.default",), "SUB of half the sign"),
     _remainder("fmod", ("aten.fmod.Scalar",), "SUB of half the sign"),

@@ -1,4 +1,4 @@
-"""Writes to a part of a tensor, written with slices and a concatenation."""
+"""Decompositions of writes to a part of a tensor into slices and a concatenation."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ aten = torch.ops.aten
 _SLICE, _SELECT, _COPY = "aten.slice_scatter.default", "aten.select_scatter.default", "aten.index_copy.default"
 _FILL, _PUT = "aten.index_fill.int_Scalar", "aten.index_put.default"
 _WRITES = (_SLICE, _SELECT, _COPY, _FILL, _PUT)
-# A slice of a concatenation along another dimension is written as slices of the parts, for at most this many parts.
+# A slice of a concatenation along another dimension becomes slices of its parts, for at most this many parts.
 _MOST_PARTS = 8
 
 
 @dataclass(frozen=True)
 class _Write:
-    """Values that go to some indices of a dimension."""
+    """Values that are written to indices of a dimension."""
 
     dim: int
     indices: tuple[int, ...]
@@ -47,7 +47,7 @@ class _Run:
 
 
 def _write_of(node: object) -> _Write | None:
-    """The write of a call; None for any other operator, and unless its indices are constants of one dimension."""
+    """Returns the write of a call; None for another operator, or unless its indices are constants of one dimension."""
     if not isinstance(node, Node) or op_name(node) not in _WRITES:
         return None
     name, args, shape = op_name(node), arguments(node), shape_of(node)
@@ -83,7 +83,7 @@ def _put(args: dict[str, Any], shape: Sequence[int]) -> _Write | None:
 
 
 def _mask_of(node: Node) -> tuple[int, Node] | None:
-    """The mask of an index_put that writes one value where it is true, and its first dimension."""
+    """Returns the first dimension and the mask of an index_put that writes one value by a mask; else None."""
     args = arguments(node)
     indexed = [(dim, index) for dim, index in enumerate(args["indices"]) if index is not None]
     is_one = isinstance(args["values"], Node) and math.prod(shape_of(args["values"])) == 1
@@ -104,7 +104,7 @@ def _continued(node: Node) -> bool:
 
 @constraint
 def writes_to_constant_indices(instance: OpInstance) -> bool:
-    """It writes to indices of one dimension that are constants, or one value where a mask is true."""
+    """It writes to constant indices of one dimension, or it writes one value to the true elements of a mask."""
     node = instance.node
     return _write_of(node) is not None or (op_name(node) == _PUT and _mask_of(node) is not None)
 
@@ -160,7 +160,7 @@ def _assembled(rewriting: Rewriting, base: Node, writes: Sequence[_Write]) -> No
 
 
 def _values(rewriting: Rewriting, write: _Write) -> Node:
-    """The values of a write, with its indices as a dimension."""
+    """Returns the values of a write in the shape of the output, with the written indices along its dimension."""
     shape = [*rewriting.shape]
     shape[write.dim] = len(write.indices)
     if not isinstance(write.values, Node):
@@ -185,13 +185,13 @@ def _runs(origin: Sequence[tuple[int, int]]) -> list[_Run]:
 
 
 def _step(write: _Write) -> int:
-    """The distance between the indices of a write; 1 where they have none."""
+    """Returns the distance between the indices of a write; 1 unless it is constant and positive."""
     steps = {after - before for before, after in pairwise(write.indices)}
     return steps.pop() if len(steps) == 1 and min(steps) > 0 else 1
 
 
 def _is_periodic(origin: Sequence[tuple[int, int]], period: int) -> bool:
-    """Whether all values that are `period` apart come from one source, at equal distances."""
+    """Whether values at distance `period` come from one source, at equal distances."""
     return all(_distance(origin[phase::period]) is not None for phase in range(period))
 
 
@@ -206,7 +206,7 @@ def _distance(origin: Sequence[tuple[int, int]]) -> int | None:
 def _interleaved(
     rewriting: Rewriting, sources: dict[int, Node], origin: Sequence[tuple[int, int]], dim: int, period: int
 ) -> Node:
-    """Interleave `period` strided slices of the sources along `dim`."""
+    """Interleaves `period` strided slices of the sources along `dim`."""
     count, phases = len(origin) // period, []
     for phase in range(period):
         source, first = origin[phase]
@@ -228,7 +228,7 @@ def _joined(rewriting: Rewriting, parts: Sequence[Node], dim: int) -> Node:
 
 
 def _taken(rewriting: Rewriting, value: Node, dim: int, first: int, count: int) -> Node:
-    """A slice of `count` indices from `first` on; of a concatenation from an earlier write, a slice of its parts."""
+    """Adds a slice of `count` indices from `first` on; slices the parts of a concatenation of an earlier write."""
     if count == shape_of(value)[dim]:
         return value
     if op_name(value) == "aten.cat.default" and not set(_WRITES).isdisjoint(operator_names(value)):
@@ -252,8 +252,9 @@ DECOMPOSED = (
         applies=_ends_a_chain,
         constraints=(writes_to_constant_indices,),
         rewrite=_write,
-        becomes="slice of what stays and cat with what is written; where for a mask",
+        becomes="slice for the values that are kept, and cat with the written values; where for a mask",
         approximation=0.0,
-        notes="Writes to slices (`x[:, :4] = y`) become these. Several along one dimension become one cat.",
+        notes="Writes to slices (`x[:, :4] = y`) become these operators. Several writes along one dimension become one "
+        "cat.",
     ),
 )

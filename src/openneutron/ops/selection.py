@@ -1,4 +1,4 @@
-"""Choices by constants: masks and limits that are tensors."""
+"""Decompositions of where, and of clamps whose limits are tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 @constraint
 def chooses_by_a_constant(instance: OpInstance) -> bool:
-    """The condition is a constant or comes from comparisons of computed values, or one choice is the number 0 or a
+    """The condition is a constant, or comparisons of computed values compute it, or one choice is the number 0, or a
     number that hides the other from a softmax.
     """
     is_known = instance.constant("condition") is not None
@@ -33,7 +33,7 @@ def _compares(instance: OpInstance) -> bool:
 
 
 def _filler_at_run_time(instance: OpInstance) -> tuple[str, str] | None:
-    """The names of a computed choice and of a number, 0 or one that hides, that replaces it at run time; or None."""
+    """Returns the names of a computed choice and of a number (0, or one that hides) that replaces it; else None."""
     for computed, filler in (("self", "other"), ("other", "self")):
         if hides_at_run_time(instance, computed, "condition", instance.number(filler)):
             return computed, filler
@@ -42,7 +42,7 @@ def _filler_at_run_time(instance: OpInstance) -> tuple[str, str] | None:
 
 @constraint
 def fills_in_small_numbers(instance: OpInstance) -> bool:
-    """Constants that it chooses are at most {MAX_FILL:g} in magnitude, or one number."""
+    """The values of a constant choice are at most {MAX_FILL:g} in magnitude, or the choice is one number."""
     if _far_number(instance) is not None:
         return True
     choices = [instance.args[name] for name in ("self", "other")]
@@ -52,7 +52,7 @@ def fills_in_small_numbers(instance: OpInstance) -> bool:
 
 
 def _far_number(instance: OpInstance) -> tuple[str, str] | None:
-    """Names of a computed choice and of one that is a number beyond `MAX_FILL`."""
+    """Returns the names of a computed choice and of one that is a number above `MAX_FILL` in magnitude; else None."""
     for computed, filler in (("self", "other"), ("other", "self")):
         number, value = instance.number(filler), instance.args[computed]
         if (
@@ -66,7 +66,7 @@ def _far_number(instance: OpInstance) -> tuple[str, str] | None:
 
 
 def _chosen(rewriting: Rewriting, choice: Operand, where: torch.Tensor) -> Node | torch.Tensor:
-    """`choice` where `where` is true, zero elsewhere; a tensor if that is known beforehand."""
+    """Returns `choice` for true elements of `where` and zero for others; a tensor if `choice` is a constant."""
     constant = constant_of(rewriting.module, choice)
     if isinstance(choice, Node) and constant is None:
         return mul(rewriting, choice, rewriting.constant(where.float()))
@@ -123,14 +123,14 @@ DECOMPOSED = (
         targets=("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar"),
         rewrite=_where,
         facts=Facts(computes_masks=True),
-        becomes="mul and add with constants, or with numbers that sign makes of comparisons; minimum and maximum where "
-        "a choice is a large number, or infinity",
+        becomes="mul and add with constants, or with the numbers of decomposed comparisons; minimum and maximum for a "
+        "choice that is a large number or infinity",
         constraints=(chooses_by_a_constant, fills_in_small_numbers),
     ),
     Decomposition(
         name="clamp by tensors",
         targets=("aten.clamp.Tensor", "aten.clamp_min.Tensor", "aten.clamp_max.Tensor", "aten.clip.Tensor"),
         rewrite=_clamp,
-        becomes="clamp where the limits are constants of one value, else maximum, minimum",
+        becomes="clamp for limits that are constants of one value, else maximum, minimum",
     ),
 )

@@ -1,4 +1,4 @@
-"""Operators that only move values: their output has the qparams of their inputs."""
+"""Declarations and lowerings of operators that only move values. Output and inputs have the same qparams."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
     "takes_sizes",
 ]
 
-# Torch's number of each dimension of an image [N, H, W, C].
+# For each dimension of an image [N, H, W, C], the number of that dimension in torch's order.
 NHWC = (0, 2, 3, 1)
 
 MAX_RESHAPE_RANK = 7
@@ -39,33 +39,33 @@ MAX_TRANSPOSE_RANK = 6
 
 
 def lower_reshape(lowering: Lowering) -> Tensor:
-    """RESHAPE, unless the shape stays."""
+    """Emits RESHAPE, or nothing for the same shape."""
     return lowering.reshape(lowering.tensor("self"), lowering.shape)
 
 
 def lower_identity(lowering: Lowering) -> Tensor:
-    """Nothing: the input itself."""
+    """Returns the input itself."""
     return lowering.tensor("input" if "input" in lowering.args else "self")
 
 
 @constraint
 def has_rank_for_reshape(instance: OpInstance) -> bool:
-    """Neither shape has more than {MAX_RESHAPE_RANK} dimensions."""
+    """The input and the output have at most {MAX_RESHAPE_RANK} dimensions."""
     return max(len(instance.shape), len(instance.shape_of("self"))) <= MAX_RESHAPE_RANK
 
 
 @constraint
 def has_rank_for_transpose(instance: OpInstance) -> bool:
-    """There are at most {MAX_TRANSPOSE_RANK} dimensions."""
+    """The output has at most {MAX_TRANSPOSE_RANK} dimensions."""
     return len(instance.shape) <= MAX_TRANSPOSE_RANK
 
 
 def permutation(node: Node) -> tuple[int, ...]:
-    """perm of an operator whose dimension i is dimension perm[i] of its input, whatever form its arguments have."""
+    """Returns perm for a transpose in any form: dimension i of the output is dimension perm[i] of the input."""
     inputs, *rest = node.args
     assert isinstance(inputs, Node)
     assert isinstance(node.target, torch._ops.OpOverload)
-    # No two dimensions have the same size here, so the output's sizes say where each came from.
+    # Each dimension has a different size here, so a size of the output identifies the dimension of the input.
     sizes = range(2, 2 + len(shape_of(inputs)))
     permuted = node.target(torch.empty(tuple(sizes), device="meta"), *rest, **node.kwargs)
     return tuple(sizes.index(size) for size in permuted.shape)
@@ -73,24 +73,26 @@ def permutation(node: Node) -> tuple[int, ...]:
 
 @legacy_constraint
 def swaps_two_blocks(instance: OpInstance) -> bool:
-    """It swaps two runs of dimensions, as NHWC to NCHW does for a batch of 1; dimensions of size 1 do not count."""
+    """It swaps two blocks of consecutive dimensions, such as NHWC to NCHW for a batch of 1. Dimensions of size 1 do not
+    count.
+    """
     return swapped_blocks(instance.shape_of("self"), permutation(instance.node)) is not None
 
 
 @legacy_constraint
 def swaps_aligned_dimensions(instance: OpInstance) -> bool:
-    """One of the two runs holds a multiple of the MACs of a pipeline."""
+    """The number of elements of one of the two swapped blocks is a multiple of the MACs of a pipeline."""
     blocks = swapped_blocks(instance.shape_of("self"), permutation(instance.node))
     return blocks is None or is_legacy_swap(blocks, instance.target)
 
 
 def is_legacy_swap(blocks: tuple[int, int], target: NeutronTarget) -> bool:
-    """Whether the legacy generation swaps runs of these sizes."""
+    """Whether the legacy generation can swap blocks of these sizes."""
     return 1 in blocks or any(size % target.channel_granularity == 0 for size in blocks)
 
 
 def lower_permute(lowering: Lowering) -> Tensor:
-    """TRANSPOSE."""
+    """Emits TRANSPOSE."""
     return lowering.transpose(lowering.tensor("self"), permutation(lowering.instance.node))
 
 
@@ -100,7 +102,7 @@ def _concatenated_dim(instance: OpInstance) -> int:
 
 @legacy_constraint
 def does_not_concatenate_batches(instance: OpInstance) -> bool:
-    """It is not along dimension 0."""
+    """The concatenated dimension is not dimension 0."""
     return _concatenated_dim(instance) != 0 or len(instance.args["tensors"]) == 1
 
 
@@ -117,19 +119,19 @@ def concatenates_aligned_channels(instance: OpInstance) -> bool:
 
 
 def _padded_channels(instance: OpInstance) -> PaddedDimensions:
-    """Its channels, unless it is along them: padding would come between the inputs."""
+    """Its channels, unless they are the concatenated dimension, where padding would come between the inputs."""
     return {} if _concatenated_dim(instance) == _channel_dim(instance) else {"tensors": (_channel_dim(instance),)}
 
 
 @constraint
 def concatenates_equal_ranks(instance: OpInstance) -> bool:
-    """All inputs have as many dimensions as the output, and elements."""
+    """All inputs have as many dimensions as the output, and none is empty."""
     shapes = [shape_of(node) for node in iterate_nodes(instance.args["tensors"])]
     return all(len(shape) == len(instance.shape) and math.prod(shape) > 0 for shape in shapes)
 
 
 def lower_cat(lowering: Lowering) -> Tensor:
-    """CONCATENATION, unless there is one input."""
+    """Emits CONCATENATION, or nothing for a single input."""
     inputs, dim = lowering.tensors("tensors"), _concatenated_dim(lowering.instance)
     if lowering.instance.generation is Generation.LEGACY and len(lowering.shape) == 4 and len(inputs) > 1:
         return _cat_of_images(lowering, inputs, dim)
@@ -137,7 +139,7 @@ def lower_cat(lowering: Lowering) -> Tensor:
 
 
 def _cat_of_images(lowering: Lowering, inputs: Sequence[Tensor], dim: int) -> Tensor:
-    """In NHWC, where the legacy generation counts the channels; `dim` is torch's."""
+    """Emits a CONCATENATION of NHWC images, the layout of the legacy generation; `dim` is torch's dimension."""
     images, shape = [lowering.channels_last(tensor) for tensor in inputs], [lowering.shape[i] for i in NHWC]
     kind, axis = replace(CONCATENATION, layout=Layout.FIXED), NHWC.index(dim)
     output = lowering.emit(kind, images, shape, axis=axis, fused_activation_function="NONE")
@@ -149,7 +151,7 @@ _TAKE_SIZES = {*_NEED_STRIDES, "aten.reshape.default", "aten.expand.default"}
 
 
 def needs_strides(node: Node) -> bool:
-    """Whether `node` is a reshape that refuses some strides of its input; `aten.reshape` takes any."""
+    """Whether `node` is a reshape that rejects some strides of its input; `aten.reshape` accepts any."""
     return op_name(node) in _NEED_STRIDES
 
 
@@ -159,7 +161,7 @@ def takes_sizes(node: Node) -> bool:
 
 
 def read_indices(node: Node, size: int) -> range | None:
-    """The indices that a slice, narrow or select reads of a dimension of `size`; None where any is dynamic."""
+    """Returns the indices that a slice, narrow or select reads from a dimension of `size`; None for dynamic indices."""
     args = arguments(node)
     if "index" in args:
         index = args["index"]
@@ -175,7 +177,7 @@ def read_indices(node: Node, size: int) -> range | None:
 
 
 def _sliced(instance: OpInstance) -> tuple[int, int, int]:
-    """Dimension, first index and number of indices of a slice, a narrow or a select."""
+    """Returns the dimension, first index and number of indices of a slice, narrow or select."""
     args, shape = instance.args, instance.shape_of("self")
     dim = int(args["dim"]) % len(shape)
     start = args["index"] if "index" in args else args["start"] or 0
@@ -190,7 +192,7 @@ def slices_without_steps(instance: OpInstance) -> bool:
 
 
 def lower_slice(lowering: Lowering) -> Tensor:
-    """SLICE, or nothing where it takes all; select drops the dimension."""
+    """Emits SLICE, or nothing for a slice of all indices; select also removes the dimension."""
     return lowering.reshape(slice_dim(lowering, lowering.tensor("self"), *_sliced(lowering.instance)), lowering.shape)
 
 
@@ -204,7 +206,7 @@ def is_in_eval_mode(instance: OpInstance) -> bool:
     return _is_eval(instance)
 
 
-# A pass removes them; they are left where another quantizer has annotated the graph.
+# A pass removes these operators. They remain only in graphs that another quantizer annotated.
 _ALIASES = ("aten.alias.default", "aten.lift_fresh_copy.default")
 _DETACHES = ("aten.detach.default", "aten.detach_.default")
 
@@ -288,7 +290,7 @@ SPECS = (
         constraints=(slices_without_steps,),
         lower=lower_slice,
         facts=Facts(movement=Movement.PART),
-        becomes="SLICE, or nothing; for the legacy generation a PAD before it where needed",
+        becomes="SLICE, or nothing; for the legacy generation with a PAD before it if needed",
         is_compute=False,
     ),
     OpSpec(
@@ -299,7 +301,7 @@ SPECS = (
         output=OutputRule.SHARED,
         lower=lower_slice,
         facts=Facts(movement=Movement.PART),
-        becomes="SLICE, as that of slice, and RESHAPE",
+        becomes="SLICE (see slice) and RESHAPE",
         is_compute=False,
     ),
     OpSpec(
@@ -322,7 +324,7 @@ SPECS = (
         lower=lower_identity,
         facts=Facts(movement=Movement.COPY),
         becomes="nothing",
-        notes="Its memory format counts at the ends of the NPU's part alone.",
+        notes="Its memory format only has an effect on inputs and outputs of a partition.",
         is_compute=False,
     ),
     OpSpec(
@@ -341,7 +343,7 @@ SPECS = (
         lower=lower_identity,
         facts=Facts(computes_masks=True),
         becomes="nothing",
-        notes="From float32 to float32. Its memory format counts at the ends of the NPU's part alone.",
+        notes="From float32 to float32. Its memory format only has an effect on inputs and outputs of a partition.",
         is_compute=False,
     ),
 )

@@ -1,4 +1,4 @@
-"""Whether a value can be negative, found from the operators of the graph before anything runs."""
+"""Static analysis that finds values of a graph that are never negative."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from openneutron.ops.op_instance import OpInstance
 
 __all__ = ["is_never_negative"]
 
-# The search goes back at most this many operators, so that it takes constant time. Operands of a binary operator count
-# as two steps.
+# The search passes through at most this many operators, so it takes constant time. Each operand of a binary operator
+# counts as two steps.
 _DEPTH = 16
 
 
 def is_never_negative(instance: OpInstance, value: object, depth: int = _DEPTH) -> bool:
-    """Whether no value of `value`, a node or a number, can be negative."""
+    """Whether `value`, a node or a number, is never negative."""
     if not isinstance(value, Node):
         return isinstance(value, (int, float)) and value >= 0
     if (constant := instance.constant_of(value)) is not None:
@@ -37,7 +37,7 @@ def is_never_negative(instance: OpInstance, value: object, depth: int = _DEPTH) 
 
 
 def _operands(node: Node) -> Iterator[object]:
-    """The values that `node` reads; of operators that take a shape from a second tensor, only the first."""
+    """Returns the values that `node` reads, without a second tensor that only gives a shape."""
     args = arguments(node)
     names = ("self",) if facts_of(node).movement is not None else ("self", "other", "mat2")
     yield from (args[name] for name in names if name in args)

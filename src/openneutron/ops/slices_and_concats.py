@@ -1,4 +1,4 @@
-"""Pieces of tensors: taken out of one, and put together."""
+"""Helpers that emit SLICE and CONCATENATION."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ MAX_COPIES = 8  # that one CONCATENATION makes
 
 @constraint
 def has_rank_for_kernels(instance: OpInstance) -> bool:
-    """There are at most {MAX_KERNEL_RANK} dimensions."""
+    """The output has at most {MAX_KERNEL_RANK} dimensions."""
     return len(instance.shape) <= MAX_KERNEL_RANK
 
 
 def slice_tensor(lowering: Lowering, tensor: Tensor, begin: Sequence[int], size: tuple[int, ...]) -> Tensor:
-    """SLICE, or nothing where it takes all.
+    """Emits SLICE; returns `tensor` itself if the slice has all of it.
 
-    The legacy generation slices dimensions that are multiples of the MACs of a pipeline: others are padded before.
+    The legacy generation can only slice dimensions that are multiples of the MACs of a pipeline. Other dimensions are
+    padded before the slice.
     """
     if size == tensor.shape:
         return tensor
@@ -44,14 +45,14 @@ def slice_tensor(lowering: Lowering, tensor: Tensor, begin: Sequence[int], size:
 
 
 def slice_dim(lowering: Lowering, tensor: Tensor, dim: int, first: int, count: int) -> Tensor:
-    """`count` indices of a dimension from `first` on: a SLICE, as `slice_of` writes it."""
+    """Emits a slice of `count` indices of a dimension, starting at `first`; see `slice_tensor`."""
     size = tuple(count if other == dim else length for other, length in enumerate(tensor.shape))
     begin = tuple(first if other == dim else 0 for other in range(len(size)))
     return slice_tensor(lowering, tensor, begin, size)
 
 
 def concat(lowering: Lowering, tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """Tensors one behind the other along a dimension: a CONCATENATION, or nothing where there is one."""
+    """Emits a CONCATENATION of tensors along a dimension; returns the tensor itself if there is only one."""
     first = tensors[0]
     if len(tensors) == 1:
         return first
@@ -61,7 +62,7 @@ def concat(lowering: Lowering, tensors: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def concat_copies(lowering: Lowering, tensor: Tensor, dim: int, count: int) -> Tensor:
-    """`tensor` `count` times along a dimension: each CONCATENATION joins eight times what the one before it did."""
+    """Emits `count` copies of `tensor` along a dimension, at most `MAX_COPIES` and a rest by one CONCATENATION."""
     if count <= MAX_COPIES:
         return concat(lowering, [tensor] * count, dim)
     block = concat_copies(lowering, tensor, dim, count // MAX_COPIES)
@@ -69,7 +70,7 @@ def concat_copies(lowering: Lowering, tensor: Tensor, dim: int, count: int) -> T
 
 
 def count_of_concats(count: int) -> int:
-    """How many CONCATENATIONs make `count` copies."""
+    """Returns the number of CONCATENATIONs that make `count` copies."""
     if count == 1:
         return 0
     return 1 if count <= MAX_COPIES else 1 + count_of_concats(count // MAX_COPIES)

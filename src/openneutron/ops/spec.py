@@ -1,4 +1,4 @@
-"""The form of an operator's declaration, and of the limits it names."""
+"""`OpSpec`, the declaration of an operator that the NPU runs, and `Constraint`, a limit of it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ __all__ = [
     "legacy_constraint", "no_macs",
 ]  # fmt: skip
 
-# How a limit calls the number of channels that a pipeline takes at once.
+# The term for channel alignment in the messages of limits.
 GRANULARITY = "the MACs of a pipeline"
 
 PaddedDimensions = Mapping[str, tuple[int, ...]]
-"""Dimensions by the name of the argument that has them."""
+"""Dimensions by the name of their argument."""
 
 
 class OutputRule(enum.Enum):
-    """Where the output's qparams come from; fixed ones are given as `QParams`."""
+    """The source of the output's qparams. Fixed qparams are declared as `QParams` instead."""
 
     OBSERVED = "observed"
     SHARED = "shared with the inputs"
 
 
 class Homogeneous(enum.Enum):
-    """What of a value may be scaled by factors above zero, so that the operator's output is scaled by the same."""
+    """The granularity at which positive factors may scale an input, if they scale the output equally."""
 
     ELEMENT = "each element"
     CHANNEL = "each index of dimension 1"
@@ -43,133 +43,133 @@ class Homogeneous(enum.Enum):
 
 @dataclass(frozen=True)
 class Constraint:
-    """A limit of the NPU or of its converter. `holds` is asked about one occurrence; `message` is what users read."""
+    """A limit of the NPU or of its converter. `holds` checks one operator instance; users read `message`."""
 
     holds: Callable[[OpInstance], bool]
     generations: frozenset[Generation]
 
     @property
     def message(self) -> str:
-        """The docstring of `holds`, its {LIMITS} filled in from the module they are named in."""
+        """The docstring of `holds`, with its {LIMITS} replaced by constants of the module."""
         return " ".join((self.holds.__doc__ or "").format_map(self.holds.__globals__).split())
 
     @property
     def depends_on_alignment(self) -> bool:
-        """Whether it depends on the target's MACs of a pipeline."""
+        """Whether the limit depends on the target's MACs of a pipeline."""
         return GRANULARITY in self.message
 
 
 def constraint(holds: Callable[[OpInstance], bool]) -> Constraint:
-    """A limit of every generation."""
+    """Declares a limit of every generation."""
     return Constraint(holds, frozenset(Generation))
 
 
 def legacy_constraint(holds: Callable[[OpInstance], bool]) -> Constraint:
-    """A limit that the modern generation lifted."""
+    """Declares a limit of the legacy generation only."""
     return Constraint(holds, frozenset({Generation.LEGACY}))
 
 
 def no_macs(_: OpInstance) -> int:
-    """The operator multiplies nothing."""
+    """Returns 0, for operators without multiply-accumulates."""
     return 0
 
 
 @dataclass(frozen=True)
 class OpSpec:
-    """Everything OpenNeutron knows about one operator; quantizer, partitioner, compiler and docs read it from here."""
+    """The declaration of an operator that the NPU runs. Quantizer, partitioner, compiler and docs read it."""
 
     name: str
-    """What users call it; the heading in docs/operators.md."""
+    """The name for users, which is the heading in docs/operators.md."""
     targets: tuple[str, ...]
-    """ATen operators, as the quantizer meets them ("aten.conv2d.default")."""
+    """ATen operators in the graph that the quantizer annotates ("aten.conv2d.default")."""
     inputs: tuple[str, ...]
     """Names of the schema's arguments that are activations; an argument may be a list of tensors."""
     lower: Callable[[Lowering], Tensor]
-    """Emits the IR of one occurrence and returns its output, in torch's dimension order."""
+    """Emits the IR of one operator instance and returns its output, in torch's dimension order."""
     becomes: str
-    """The TFLite operators it becomes, for the docs."""
+    """The TFLite operators that the lowering emits, for the docs."""
     scalar_targets: tuple[str, ...] = ()
-    """ATen operators of the same function that take a number as second operand; a pass gives them a constant."""
+    """ATen operators of the same function with a number as second operand. A pass replaces the number by a constant."""
     edge_targets: tuple[str, ...] = ()
-    """Names of the same operator in the edge dialect; the first one is shown in the placement."""
+    """Names of the same operator in the edge dialect. The placement shows the first one."""
     symmetric: tuple[str, ...] = ()
-    """Those of `inputs` that need zero point 0."""
+    """The names of `inputs` that need zero point 0."""
     weight: str | None = None
-    """Argument that must be a constant int8 weight."""
+    """The argument that must be a constant int8 weight."""
     weight_axis: int | None = None
-    """The weight's dimension of output channels, where it may have a scale for each; None for one scale only."""
+    """The weight's dimension of output channels, if each channel may have a scale; None for one scale only."""
     bias: str | None = None
-    """Argument that may be a constant int32 bias."""
+    """The argument that may be a constant int32 bias."""
     output: OutputRule | QParams | Callable[[Node], OutputRule | QParams] = OutputRule.OBSERVED
-    """Where the output's qparams come from."""
+    """The source of the output's qparams."""
     constraints: tuple[Constraint, ...] = ()
     pads: PaddedDimensions | Callable[[OpInstance], PaddedDimensions] = field(default_factory=dict, compare=False)
-    """Dimensions of its arguments that zeros behind them do not disturb: what the output then has more is sliced off.
+    """Dimensions of its arguments that may be padded with zeros at the end. A slice removes the additional output.
 
-    They are padded to multiples of the MACs of a pipeline where that makes it legal and costs less than the CPU. A
-    dimension that an argument does not have is left out; a function may say which ones this occurrence lets one pad.
+    They are padded to multiples of the MACs of a pipeline if this satisfies broken limits and costs less than the CPU.
+    Dimensions that an argument does not have are ignored. A function returns the dimensions of one instance.
     """
     macs: Callable[[OpInstance], int] = no_macs
-    """Multiply-accumulates of one occurrence."""
+    """Returns the multiply-accumulates of one instance."""
     fuses_activation: bool = False
-    """Whether a following activation becomes part of it."""
+    """Whether it can fuse the activation after it."""
     activation: Callable[[Node], str | None] | None = None
-    """For an activation: the TFLite name under which a preceding operator can fuse it, None where it cannot."""
+    """For an activation: returns its TFLite name as a fused activation, or None if it cannot be fused."""
     is_compute: bool = True
-    """Whether it is worth a partition of its own: operators that only move values are not."""
+    """Whether the operator alone is worth a partition. Operators that only move values are not."""
     keeps_values: Callable[[OpInstance], bool] | None = None
-    """Whether its output has no values but those of its inputs; None for yes where it is not worth a partition."""
+    """Whether all output values are values of the inputs. The default None means `not is_compute`."""
     homogeneous: Homogeneous | Callable[[OpInstance], Homogeneous | None] | None = None
-    """How its inputs may be scaled, several ones alike; None for not at all. Not for what only moves values."""
+    """How its inputs may be scaled (all inputs equally); None for not at all, and for operators that move values."""
     facts: Facts = field(default=UNKNOWN, compare=False)
-    """What passes may know of it."""
+    """Facts for passes."""
     tolerance: int = 1
     """Largest difference to the converted module, in LSBs of the output."""
     notes: str = field(default="", compare=False)
 
     def output_rule(self, node: Node) -> OutputRule | QParams:
-        """Where the qparams of this occurrence's output come from."""
+        """Returns the source of the output's qparams for one call."""
         return self.output(node) if callable(self.output) else self.output
 
     def commutes_with_quantization(self, instance: OpInstance) -> bool:
-        """Whether this occurrence yields the same of quantized values as quantized of others."""
+        """Whether the operator on quantized values returns its quantized output on the float values."""
         keeps = not self.is_compute if self.keeps_values is None else self.keeps_values(instance)
         return keeps and self.output is OutputRule.SHARED
 
     def scalable(self, instance: OpInstance) -> Homogeneous | None:
-        """How the inputs of this occurrence may be scaled."""
+        """Returns how the inputs of this instance may be scaled."""
         return self.homogeneous(instance) if callable(self.homogeneous) else self.homogeneous
 
     @property
     def moves_values(self) -> bool:
-        """Whether all that it does is to move values."""
+        """Whether the operator only moves values."""
         return not self.is_compute and self.keeps_values is None and self.output is OutputRule.SHARED
 
     def rejections(self, instance: OpInstance, generation: Generation) -> list[str]:
-        """The messages of all limits that this occurrence breaks, and how many MACs a pipeline has where it matters."""
+        """Returns the messages of all broken limits, and the MACs of a pipeline if a broken limit depends on them."""
         limits = (limit for limit in self.constraints if generation in limit.generations)
         broken = [limit for limit in limits if not limit.holds(instance)]
         note = [instance.target.granularity_note] if any(limit.depends_on_alignment for limit in broken) else []
         return [limit.message for limit in broken] + note
 
     def padded_dimensions(self, instance: OpInstance) -> PaddedDimensions:
-        """The dimensions of this occurrence that may be padded."""
+        """Returns the dimensions of this instance that may be padded."""
         return self.pads(instance) if callable(self.pads) else self.pads
 
     def edge_name(self, node: Node) -> str:
-        """The operator's name in the edge dialect."""
+        """Returns the operator's name in the edge dialect."""
         return self.edge_targets[0] if self.edge_targets else op_name(node)
 
 
 @dataclass(frozen=True)
 class HandledOperator:
-    """An operator that no lowering meets: a pass replaces or removes it, or the CPU computes it.
+    """The declaration of an operator without a lowering: a pass replaces or removes it, or the CPU computes it.
 
-    It is declared for the name and the facts by which passes know it.
+    Passes read its name and its facts.
     """
 
     name: str
     targets: tuple[str, ...]
     """ATen operators ("aten.erf.default")."""
     facts: Facts = field(default=UNKNOWN, compare=False)
-    """What passes may know of it."""
+    """Facts for passes."""

@@ -1,4 +1,4 @@
-"""Operators that split, stack and step through values, written with slices and concatenations."""
+"""Decompositions of splits, stacks, strided slices and broadcasts into slices, concatenations and reshapes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 def _part(rewriting: Rewriting, node: Node, dim: int, first: int, count: int) -> Node:
-    """`count` indices of a dimension from `first` on; `node` itself where these are all."""
+    """Adds a slice of `count` indices from `first` on; returns `node` itself if these are all."""
     if count == shape_of(node)[dim]:
         return node
     return rewriting.call(aten.slice.Tensor, node, dim, first, first + count)
@@ -56,7 +56,7 @@ def _unbind(rewriting: Rewriting) -> list[Node]:
 
 
 def _stack(rewriting: Rewriting) -> Node:
-    """The same bytes as a concatenation along that dimension, where the inputs have one there."""
+    """Adds a concatenation along the dimension and a reshape. For the last dimension, inputs are reshaped first."""
     inputs, shape = rewriting.args["tensors"], rewriting.shape
     dim = int(rewriting.args["dim"]) % len(shape)
     if dim == len(shape) - 1:
@@ -68,7 +68,7 @@ def _column(value: torch.Tensor) -> torch.Tensor:
     return value if value.dim() > 1 else value.reshape(-1, 1)
 
 
-# How each operator shapes its inputs, and the dimension along which it then concatenates (the last one at most).
+# For each operator: the function that reshapes its inputs, and the dimension along which it then concatenates them.
 _PILES: dict[str, tuple[Callable[..., Any], int]] = {
     "aten.hstack.default": (torch.atleast_1d, 1),
     "aten.vstack.default": (torch.atleast_2d, 0),
@@ -85,7 +85,7 @@ def _pile(rewriting: Rewriting) -> Node:
 
 
 def _like(rewriting: Rewriting) -> Node:
-    """The form that names the shape instead of a tensor that has it."""
+    """Replaces the tensor that gives the shape by the shape."""
     target = (
         aten.expand.default if op_name(rewriting.instance.node) == "aten.expand_as.default" else aten.reshape.default
     )
@@ -114,7 +114,7 @@ def _has_step(instance: OpInstance) -> bool:
 
 
 def _step_through(rewriting: Rewriting) -> Node:
-    """Every `step`-th index: rows and columns of images by a pool of 1x1 windows, else the first of each group."""
+    """Selects every `step`-th index: by a pool of 1x1 windows for rows and columns of images, else by a reshape."""
     inputs, step = rewriting.args["self"], int(rewriting.args["step"])
     shape = shape_of(inputs)
     rank, dim = len(shape), int(rewriting.args["dim"]) % len(shape)
@@ -122,7 +122,7 @@ def _step_through(rewriting: Rewriting) -> Node:
     first = max(start + size, 0) if start < 0 else start
     if rank == 4 and dim >= 2:
         return _pool_by_one(rewriting, inputs, dim, first, step)
-    # A window of whole groups around the indices wanted; what the last group lacks is padded.
+    # Slice whole groups of `step` indices, each with one selected index. Pad an incomplete last group.
     begin = max(0, min(first, size - count * step))
     if (missing := begin + count * step - size) > 0:
         inputs = rewriting.call(aten.constant_pad_nd.default, inputs, [0, 0] * (rank - 1 - dim) + [0, missing], 0.0)
@@ -132,7 +132,7 @@ def _step_through(rewriting: Rewriting) -> Node:
 
 
 def _pool_by_one(rewriting: Rewriting, inputs: Node, dim: int, first: int, step: int) -> Node:
-    """Joins a pool of the same kind over the other dimension, if `inputs` comes from one."""
+    """Adds a pool of 1x1 windows with a stride; extends the pool of the other dimension if `inputs` is one."""
     stride = [1, 1]
     if _is_pool_by_one(inputs) and arguments(inputs)["stride"][dim - 2] == 1:
         stride, inputs = list(arguments(inputs)["stride"]), arguments(inputs)["self"]
@@ -182,9 +182,9 @@ DECOMPOSED = (
         targets=("aten.slice.Tensor",),
         applies=_has_step,
         rewrite=_step_through,
-        becomes="max_pool2d of 1x1 windows for rows and columns of images, both in one; else slice, reshape and select",
+        becomes="one max_pool2d of 1x1 windows for rows and columns of images; else slice, reshape and select",
         approximation=0.0,
-        notes="Where the step leaves a rest that no index in front can fill, pad comes first.",
+        notes="A pad comes first if the indices do not fill whole groups of `step`.",
     ),
     Decomposition(
         name="stack",

@@ -1,4 +1,4 @@
-"""Transposed convolutions over one and two dimensions."""
+"""Declaration and lowering of transposed convolutions over one and two dimensions."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ TRANSPOSED_CONVOLUTIONS = {
     2: aten.conv_transpose2d.input,
     3: aten.conv_transpose3d.input,
 }
-"""The transposed convolution of so many spatial dimensions."""
+"""ATen's transposed convolution by the number of spatial dimensions."""
 
-# With a fused activation.
+# Version 4 of the operator has a fused activation.
 ACTIVATED_TRANSPOSE_CONV = replace(TRANSPOSE_CONV, version=4)
 
 MAX_KERNEL = 4096
@@ -44,7 +44,7 @@ def _kernel(instance: OpInstance) -> tuple[int, int]:
 
 
 def _windows(instance: OpInstance) -> tuple[Window, Window]:
-    """The windows of the convolution that this one transposes: they read its output and yield its input."""
+    """Returns the windows of the convolution that is transposed. Its input is the output of this operator."""
     vertical, horizontal = (
         Window(*sizes)
         for sizes in zip(
@@ -61,7 +61,7 @@ def _windows(instance: OpInstance) -> tuple[Window, Window]:
 
 
 def _is_native(instance: OpInstance) -> bool:
-    """Whether the NPU has a transposed convolution of these parameters."""
+    """Whether TRANSPOSE_CONV of the NPU supports these parameters."""
     return int(instance.args["groups"]) == 1 and all(
         window.dilation == 1 and window.stride <= min(MAX_STRIDE_OF_TRANSPOSE_CONV, window.kernel)
         for window in _windows(instance)
@@ -70,14 +70,14 @@ def _is_native(instance: OpInstance) -> bool:
 
 @constraint
 def has_supported_geometry(instance: OpInstance) -> bool:
-    """Kernel, its dilation included, is at most {MAX_KERNEL}, stride at most {MAX_STRIDE}."""
+    """Kernel, including its dilation, is at most {MAX_KERNEL}, stride at most {MAX_STRIDE}."""
     return all(window.extent <= MAX_KERNEL and window.stride <= MAX_STRIDE for window in _windows(instance))
 
 
 @constraint
 def fits_accumulation(instance: OpInstance) -> bool:
-    """Kernel height x width, their dilation included, x input channels of a group, rounded up to the MACs of a
-    pipeline, is at most {MAX_WEIGHTS_OF_ONE_OUTPUT}.
+    """Kernel height x width (including dilation) x input channels of a group, rounded up to the MACs of a pipeline, is
+    at most {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
     granularity = instance.target.channel_granularity
     channels = instance.shape_of("weight")[0] // int(instance.args["groups"])
@@ -87,8 +87,8 @@ def fits_accumulation(instance: OpInstance) -> bool:
 
 @legacy_constraint
 def is_a_row(instance: OpInstance) -> bool:
-    """Groups and dilation are 1, the stride is at most {MAX_STRIDE_OF_TRANSPOSE_CONV} and at most the kernel, which is
-    1 x k, and its padding is TFLite's VALID or SAME.
+    """Groups and dilation are 1, the kernel is 1 x k, the stride is at most {MAX_STRIDE_OF_TRANSPOSE_CONV} and at most
+    the kernel, and the padding is TFLite's VALID or SAME.
     """
     windows = _windows(instance)
     padding = all(window.is_valid for window in windows) or all(window.is_same for window in windows)
@@ -102,21 +102,21 @@ def has_aligned_filters(instance: OpInstance) -> bool:
 
 
 def _channels(instance: OpInstance) -> PaddedDimensions:
-    """Input and output channels, where there are no groups."""
+    """Input and output channels, if there are no groups."""
     if instance.args["groups"] != 1:
         return {}
     return {"input": (-1 - spatial_rank(instance),), "weight": (0, 1), "bias": (0,)}
 
 
 def macs(instance: OpInstance) -> int:
-    """Each input value meets the kernel's area times the output channels of its group."""
+    """Returns the multiply-accumulates: kernel area times output channels of a group, for each input value."""
     return math.prod(instance.shape_of("input")) * math.prod(instance.shape_of("weight")[1:])
 
 
 def lower_transposed_convolution(lowering: Lowering) -> Tensor:
-    """TRANSPOSE_CONV where the NPU has one of these parameters; any other as a convolution of each phase.
+    """Emits TRANSPOSE_CONV if the NPU supports the parameters, else one convolution that computes all phases.
 
-    For the legacy generation, which takes one image at a time, rows of all images are those of one.
+    The legacy generation takes batches of 1 only, so the images of a batch are stacked vertically to one image.
     """
     instance, inputs, windows = lowering.instance, lowering.tensor("input"), _windows(lowering.instance)
     nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(instance, inputs.shape)))
@@ -131,7 +131,7 @@ def lower_transposed_convolution(lowering: Lowering) -> Tensor:
 
 
 def _filters(lowering: Lowering, inputs: QParams) -> Filters:
-    """[outputs, inputs of a group, height, width] out of torch's [inputs, outputs of a group, height, width]."""
+    """Returns torch's [inputs, outputs of a group, height, width] as [outputs, inputs of a group, height, width]."""
     groups, iohw, weight = lowering.args["groups"], lowering.data("weight"), lowering.tensor("weight").qparams
     iohw = iohw.reshape(*iohw.shape[:2], *_kernel(lowering.instance))
     goihw = iohw.reshape(groups, -1, *iohw.shape[1:]).swapaxes(1, 2)
@@ -142,7 +142,7 @@ def _filters(lowering: Lowering, inputs: QParams) -> Filters:
 
 
 def _transpose_convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[Window, Window]) -> Tensor:
-    """TRANSPOSE_CONV, with a SLICE of its whole result where torch's padding is neither VALID nor SAME."""
+    """Emits TRANSPOSE_CONV, and a SLICE of its unpadded result if torch's padding is neither VALID nor SAME."""
     sizes = [window.size for window in windows]
     padding = "VALID"
     if not all(window.is_valid for window in windows):
@@ -168,11 +168,10 @@ def _transpose_convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, wind
 
 
 def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[Window, Window]) -> Tensor:
-    """A convolution that yields, for each input position, the stride's height x width of outputs as channels, which a
-    TRANSPOSE then puts side by side.
+    """Emits one convolution whose channels hold all phases of the output, and a TRANSPOSE that interleaves the phases.
 
-    Output q * stride + r of the whole result meets input q - m through tap m * stride + r of the kernel: for each
-    phase r that is a convolution by every stride-th tap, in reverse.
+    There are stride height x stride width phases. Output q * stride + r is the sum over m of input q - m times tap
+    m * stride + r of the kernel. So phase r is a convolution with every stride-th tap, in reverse order.
     """
     first = [min(window.begin // window.stride, _taps(window) - 1) for window in windows]
     last = [max((window.begin + window.size - 1) // window.stride, window.outputs - 1) for window in windows]
@@ -192,12 +191,12 @@ def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows
 
 
 def _taps(window: Window) -> int:
-    """Taps of a phase's kernel."""
+    """Returns the number of taps of a phase's kernel."""
     return -(-window.extent // window.stride)
 
 
 def _phases(lowering: Lowering, filters: Filters, windows: tuple[Window, Window]) -> Filters:
-    """The filters of all phases; output channels are (group, phase of height, phase of width, channel of the group)."""
+    """Returns the filters of all phases; outputs are (group, phase of height, phase of width, channel of the group)."""
     groups, (outputs, inputs) = filters.groups, filters.oihw.shape[:2]
     vertical, horizontal = windows
     taps = np.zeros((outputs, inputs, *(_taps(window) * window.stride for window in windows)), np.int8)
@@ -219,7 +218,7 @@ def _phases(lowering: Lowering, filters: Filters, windows: tuple[Window, Window]
     channels = [sizes[name] for name in order[:4]]
 
     def of_each_phase(values: Array) -> Array:
-        """[outputs] as one value for each output channel of all phases."""
+        """Repeats values [outputs] for the output channels of all phases."""
         return np.broadcast_to(values.reshape(groups, 1, 1, outputs // groups), channels).ravel()
 
     def repeated(qparams: QParams) -> QParams:
@@ -238,7 +237,7 @@ def _phases(lowering: Lowering, filters: Filters, windows: tuple[Window, Window]
 
 
 def _cropped(lowering: Lowering, image: Tensor, begin: Sequence[int], windows: tuple[Window, Window]) -> Tensor:
-    """The part of `image` that is the output."""
+    """Emits a SLICE of the output from `image`; returns `image` itself if it has the size of the output."""
     size = (image.shape[0], *(window.size for window in windows), image.shape[3])
     return image if image.shape == size else lowering.emit(SLICE, [image], size, begin=(0, *begin, 0), size=size)
 
@@ -259,13 +258,13 @@ SPECS = (
         macs=macs,
         facts=Facts(layer=LayerKind.TRANSPOSED, is_continuous=True),
         becomes=(
-            "TRANSPOSE_CONV where groups and dilation are 1 and the stride is at most 2 and at most the kernel, with a "
-            "SLICE where its padding is neither VALID nor SAME; else CONV_2D or DEPTHWISE_CONV_2D of all phases, "
+            "TRANSPOSE_CONV if groups and dilation are 1 and the stride is at most 2 and at most the kernel, with a "
+            "SLICE for padding that is neither VALID nor SAME; else CONV_2D or DEPTHWISE_CONV_2D for all phases, "
             "RESHAPE, TRANSPOSE, RESHAPE, SLICE"
         ),
         notes=(
-            "Per channel, the groups share their scales: the weight has only one group's output channels as a "
-            "dimension. So a depthwise one has one scale."
+            "With per-channel weights, the groups share their scales, because the weight's dimension of output "
+            "channels has those of one group. A depthwise transposed convolution therefore has one scale."
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""Convolutions over three dimensions, written with convolutions over two."""
+"""Declaration of convolutions over three dimensions, and their lowering to convolutions over two."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ RANK = 3
 
 
 def _begin(instance: OpInstance) -> tuple[int, ...]:
-    """Padding in front, along each dimension."""
+    """Returns the padding at the start of each dimension."""
     padding = instance.args["padding"]
     if padding == "valid":
         return (0,) * RANK
-    if padding == "same":  # torch puts the odd one behind
+    if padding == "same":  # torch puts the odd element at the end
         pairs = zip(instance.shape_of("weight")[2:], of_each_dim(instance.args["dilation"], RANK), strict=True)
         return tuple(dilation * (kernel - 1) // 2 for kernel, dilation in pairs)
     return of_each_dim(instance.args["padding"], RANK)
 
 
 def _windows(instance: OpInstance) -> tuple[Window, Window, Window]:
-    """Along depth, height and width."""
+    """Returns the windows along depth, height and width."""
     sizes, outputs, kernel = (
         instance.shape_of("input")[-RANK:],
         instance.shape[-RANK:],
@@ -82,12 +82,12 @@ def fits_volume_accumulation(instance: OpInstance) -> bool:
 
 
 def _is_trivial(window: Window) -> bool:
-    """Whether the frames along depth are the inputs of the outputs, one each and in order."""
+    """Whether each output along the dimension reads the one input at the same position."""
     return (window.kernel, window.stride, window.begin, window.end) == (1, 1, 0, 0) and window.size == window.outputs
 
 
 def lower_volume_convolution(lowering: Lowering) -> Tensor:
-    """CONV_2D or DEPTHWISE_CONV_2D over height and width, with all frames that a kernel reads as channels.
+    """Emits CONV_2D or DEPTHWISE_CONV_2D over height and width. Its channels are all frames that the kernel reads.
 
     For a kernel of (k, 1, 1), the convolution is over depth, and over height and width flattened into one dimension.
     """
@@ -115,7 +115,7 @@ def lower_volume_convolution(lowering: Lowering) -> Tensor:
 
 
 def _frames(lowering: Lowering, inputs: Tensor, depth: Window) -> list[Tensor]:
-    """[batch, outputs along depth, channels, height, width] for each position of the kernel along depth."""
+    """Returns [batch, outputs along depth, channels, height, width] for each kernel position along depth."""
     moved = lowering.transpose(inputs, (0, 2, 1, 3, 4))
     starts = [tap * depth.dilation for tap in range(depth.kernel)]
     needed = starts[-1] + depth.outputs * depth.stride
@@ -128,7 +128,7 @@ def _frames(lowering: Lowering, inputs: Tensor, depth: Window) -> list[Tensor]:
 
 
 def _every(lowering: Lowering, frames: Tensor, start: int, count: int, step: int) -> Tensor:
-    """`count` indices of dimension 1 from `start` on, `step` apart."""
+    """Selects `count` indices of dimension 1, from `start` on, at distance `step`."""
     batch, _, *image = frames.shape
     run = slice_dim(lowering, frames, 1, start, count * step)
     if step == 1:
@@ -138,7 +138,7 @@ def _every(lowering: Lowering, frames: Tensor, start: int, count: int, step: int
 
 
 def _with_taps_as_channels(lowering: Lowering, frames: Sequence[Tensor], weight: Array) -> tuple[Tensor, Array]:
-    """Images [batch * outputs along depth, channels, height, width], and weights for them.
+    """Returns images [batch * outputs along depth, channels, height, width], and their weights.
 
     Without groups, the channels are ordered by frame, then channel; with groups, by channel, then frame, so that the
     channels of a group stay together.
@@ -172,8 +172,8 @@ SPECS = (
         lower=lower_volume_convolution,
         macs=macs,
         facts=Facts(layer=LayerKind.CONVOLUTION, is_continuous=True),
-        becomes="CONV_2D or DEPTHWISE_CONV_2D, over depth for a kernel of (k, 1, 1), else over height and width: SLICE "
-        "and CONCATENATION put all frames that a kernel reads behind each other as channels",
-        notes="ExecuTorch has no kernel for it on the CPU.",
+        becomes="CONV_2D or DEPTHWISE_CONV_2D: over depth for a kernel of (k, 1, 1), else over height and width, with "
+        "the frames that a kernel reads as channels (SLICE, CONCATENATION)",
+        notes="ExecuTorch has no CPU kernel for it.",
     ),
 )

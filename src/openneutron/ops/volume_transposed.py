@@ -1,4 +1,4 @@
-"""Transposed convolutions over three dimensions, written with transposed convolutions over two."""
+"""Decomposition of transposed convolutions over three dimensions into transposed convolutions over two."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RANK = 3
 
 
 def _padded(rewriting: Rewriting, value: Node, dim: int, before: int, behind: int) -> Node:
-    """`value` with zeros along one dimension, or with less of it where a number is below zero."""
+    """Pads one dimension with zeros; a negative number crops it."""
     if not before and not behind:
         return value
     widths = [0, 0] * (len(shape_of(value)) - dim - 1) + [before, behind]
@@ -26,10 +26,11 @@ def _padded(rewriting: Rewriting, value: Node, dim: int, before: int, behind: in
 
 
 def _transposed_convolution(rewriting: Rewriting) -> Node:
-    """Output frame q * stride + r meets input frame q - t through tap t * stride + r of the kernel along depth.
+    """Adds one conv_transpose2d whose input channels and output channels are frames.
 
-    So the frames that meet in q are the channels of one image, and the frames of all r are channels of its output. The
-    channels of a group stay together: a frame counts faster than a channel.
+    Output frame q * stride + r is the sum over t of input frame q - t times tap t * stride + r of the kernel along
+    depth. So the input frames q - t are input channels of image q, and the output frames of all r are its output
+    channels. Frames are the inner dimension, so the channels of a group stay consecutive.
     """
     args = rewriting.args
     source, weight, bias = args["input"], args["weight"], args["bias"]
@@ -68,7 +69,7 @@ def _transposed_convolution(rewriting: Rewriting) -> Node:
 
 
 def _with_frames_as_channels(rewriting: Rewriting, weight: Node, taps: int, stride: int, dilation: int) -> Node:
-    """[inputs * taps, outputs of a group * stride, height, width] out of [inputs, outputs of a group, depth, ...]."""
+    """Returns weights [inputs, outputs of a group, depth, h, w] as [inputs * taps, outputs * stride, h, w]."""
     inputs, outputs, depth, *kernel = shape_of(weight)
     if dilation > 1:
         spaced = rewriting.call(aten.unsqueeze.default, weight, 3)
@@ -81,7 +82,7 @@ def _with_frames_as_channels(rewriting: Rewriting, weight: Node, taps: int, stri
 
 
 def _repeated(rewriting: Rewriting, bias: Node | None, stride: int) -> Node | None:
-    """The bias of a channel for each of its frames."""
+    """Repeats the bias of each channel for its frames."""
     if bias is None or stride == 1:
         return bias
     column = rewriting.call(aten.unsqueeze.default, bias, 1)
@@ -95,7 +96,7 @@ DECOMPOSED = (
         targets=("aten.conv_transpose3d.input",),
         rewrite=_transposed_convolution,
         facts=Facts(layer=LayerKind.TRANSPOSED, is_continuous=True),
-        becomes="conv_transpose2d of frames, with the frames that meet in one, and those that come of one, as channels",
-        notes="An activation behind it is not fused.",
+        becomes="permute, slice, cat and conv_transpose2d, with frames as input and output channels",
+        notes="An activation after it is not fused.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Pools and resizes of volumes [N, C, D, H, W], written with those of images: first over frames, then over depth."""
+"""Decompositions of pools and resizes of volumes [N, C, D, H, W] into those of images: over frames, then over depth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OnImages = Callable[[Node], Node]
 
 
 def _by_frames_and_depth(rewriting: Rewriting, frames: _OnImages | None, depth: _OnImages | None) -> Node:
-    """Apply `frames` to all frames, then `depth` to images whose height is the depth; None applies nothing."""
+    """Applies `frames` to all frames, then `depth` to images whose height is the depth. None is the identity."""
     value = rewriting.args["self"]
     if len(shape_of(value)) == RANK + 1:
         value = rewriting.call(aten.unsqueeze.default, value, 0)
@@ -52,7 +52,7 @@ def _on_frames(rewriting: Rewriting, value: Node, frames: _OnImages) -> Node:
 
 
 def _pooled(rewriting: Rewriting, target: torch._ops.OpOverload, *names: str, **options: object) -> Node:
-    """A pool over frames and one over depth; `names` are the arguments that each dimension has a number of."""
+    """Adds a pool over frames and one over depth; `names` are further arguments with a number for each dimension."""
     args = rewriting.args
     kernel, stride = of_each_dim(args["kernel_size"], RANK), of_each_dim(args["stride"] or args["kernel_size"], RANK)
     numbers = [kernel, stride, *(of_each_dim(args[name], RANK) for name in names)]
@@ -120,7 +120,7 @@ def _adaptive_maximum(rewriting: Rewriting) -> list[Node]:
 
 
 def _first(rewriting: Rewriting, outputs: Node) -> Node:
-    """The first of several outputs."""
+    """Returns the first of several outputs."""
     node = rewriting.instance.node
     with node.graph.inserting_before(node):
         first = node.graph.call_function(operator.getitem, (outputs, 0))
@@ -129,7 +129,7 @@ def _first(rewriting: Rewriting, outputs: Node) -> Node:
 
 
 def _resized(target: torch._ops.OpOverload, *names: str) -> Callable[[Rewriting], Node]:
-    """Over frames, then over depth; `names` are arguments between the sizes and the factors."""
+    """Resizes frames, then depth; `names` are the arguments between the sizes and the factors."""
 
     def rewrite(rewriting: Rewriting) -> Node:
         args, instance = rewriting.args, rewriting.instance
@@ -154,7 +154,7 @@ def _lacks_a_batch(instance: OpInstance) -> bool:
 
 
 def _convolution_of_one(rewriting: Rewriting) -> Node:
-    """Of a batch of one."""
+    """Adds a batch dimension of 1 before the convolution, and removes it after."""
     args = dict(rewriting.instance.args)
     args.pop("self")
     batch = rewriting.call(aten.unsqueeze.default, args.pop("input"), 0)
@@ -163,7 +163,7 @@ def _convolution_of_one(rewriting: Rewriting) -> Node:
     return rewriting.call(aten.squeeze.dim, rewriting.call(target, batch, *args.values()), 0)
 
 
-BY_FRAMES = "of all frames, permuted there and back, and of images that have depth as height"
+BY_FRAMES = "over height and width of all frames (permute, reshape), and over depth as the height of an image"
 
 DECOMPOSED = (
     Decomposition(
@@ -194,20 +194,20 @@ DECOMPOSED = (
         facts=Facts(sign=if_first),
         becomes=f"avg_pool2d {BY_FRAMES}; mul for divisor_override",
         tolerance=2,
-        notes="Each of the two averages may round a half the other way; see avg_pool.",
+        notes="Each of the two averages may round a tie in another direction than torch; see avg_pool.",
     ),
     Decomposition(
         name="adaptive_avg_pool of volumes",
         targets=("aten.adaptive_avg_pool3d.default",),
         rewrite=_adaptive_average,
-        becomes=f"mean where one value per channel is left, else adaptive_avg_pool2d {BY_FRAMES}",
+        becomes=f"mean if the output has one value per channel, else adaptive_avg_pool2d {BY_FRAMES}",
     ),
     Decomposition(
         name="adaptive_max_pool of volumes",
         targets=("aten.adaptive_max_pool3d.default",),
         rewrite=_adaptive_maximum,
         constraints=(nobody_reads_its_indices,),
-        becomes=f"amax where one value per channel is left, else adaptive_max_pool2d {BY_FRAMES}",
+        becomes=f"amax if the output has one value per channel, else adaptive_max_pool2d {BY_FRAMES}",
     ),
     Decomposition(
         name="upsample_nearest of volumes",

@@ -1,4 +1,4 @@
-"""Windows over height and width: the geometry that convolutions and pools share."""
+"""The geometry of windows over height and width, for convolutions and pools."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 MAX_WEIGHTS_OF_ONE_OUTPUT = 65535
-"""Products that the NPU adds up for one output value."""
+"""The largest number of products that the NPU accumulates for one output value."""
 
 
 @dataclass(frozen=True)
@@ -34,26 +34,26 @@ class Window:
     stride: int
     dilation: int
     begin: int
-    """Padding in front, as torch has it; what torch pads behind but never reads is left out."""
+    """Padding at the start, as in torch."""
 
     @property
     def extent(self) -> int:
-        """Elements from the first that the kernel reads to the last."""
+        """Number of elements from the first to the last one that the kernel reads for one output."""
         return (self.kernel - 1) * self.dilation + 1
 
     @property
     def reach(self) -> int:
-        """Elements from the first that some window reads to the last."""
+        """Number of elements from the first to the last one that any window reads."""
         return (self.outputs - 1) * self.stride + self.extent
 
     @property
     def end(self) -> int:
-        """Padding behind that some window reads."""
+        """Padding at the end that a window reads. It leaves out padding that torch adds but no window reads."""
         return max(0, self.reach - self.size - self.begin)
 
     @property
     def is_same(self) -> bool:
-        """Whether TFLite's padding SAME puts the same padding in the same places."""
+        """Whether the padding equals TFLite's padding SAME."""
         if self.outputs != -(-self.size // self.stride):
             return False
         total = max(0, self.reach - self.size)
@@ -61,11 +61,11 @@ class Window:
 
     @property
     def is_tiling(self) -> bool:
-        """Whether tensors end to end could be one: no window reads padding, or from two of them."""
+        """Whether tensors can be concatenated along the dimension: no window reads padding, or from two tensors."""
         return self.begin == 0 and self.extent <= self.stride and self.size % self.stride == 0
 
     def repeated(self, count: int) -> Window:
-        """The window along `count` tensors end to end."""
+        """Returns the window for `count` concatenated tensors."""
         return replace(self, size=count * self.size, outputs=count * self.outputs)
 
     @property
@@ -75,29 +75,29 @@ class Window:
 
 
 def of_each_dim(argument: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    """An argument of a convolution or pool for each of `dims` spatial dimensions; one number stands for all of them."""
+    """Returns an argument of a convolution or pool for each of `dims` spatial dimensions. One number is repeated."""
     values = (argument,) if isinstance(argument, int) else tuple(argument)
     return values * dims if len(values) == 1 else values
 
 
 def spatial_dims(node: Node) -> int | None:
-    """The spatial dimensions that an operator has by its name: 1, 2 or 3; None for any other operator."""
+    """Returns the number of spatial dimensions in an operator's name: 1, 2 or 3; None for any other operator."""
     return next((dims for dims in (1, 2, 3) if f"{dims}d" in op_name(node)), None)
 
 
 def spatial_rank(instance: OpInstance) -> int:
-    """The spatial dimensions that an operator has by its name: 1 or 2."""
+    """Returns the number of spatial dimensions of a 1-D or 2-D operator: 1 if its name has "1d", else 2."""
     return 1 if "1d" in op_name(instance.node) else 2
 
 
 def spatial(instance: OpInstance, name: str, unit: int) -> tuple[int, int]:
-    """A parameter for height and width; `unit` is that of the height of one dimension."""
+    """Returns a parameter for height and width; `unit` is its height for a 1-D operator."""
     height, width = (unit, *of_each_dim(instance.args[name], spatial_rank(instance)))[-2:]
     return int(height), int(width)
 
 
 def image_shape(instance: OpInstance, shape: Sequence[int]) -> tuple[int, ...]:
-    """[N, C, H, W] of a value that may lack a batch, and may have one spatial dimension: then its height is 1."""
+    """Returns `shape` as [N, C, H, W]. A missing batch dimension, and the height of a 1-D operator, are 1."""
     rank = spatial_rank(instance)
     *batch, channels = shape[:-rank]
     return (*(batch or [1]), channels, *(1, *shape[-rank:])[-2:])
@@ -117,10 +117,10 @@ def pad_spatial(
     *,
     allow_same: bool = True,
 ) -> tuple[Tensor, str]:
-    """The padded input and TFLite's name of the padding that is left to the operator.
+    """Returns the input, padded if needed, and TFLite's padding attribute for the operator: "SAME" or "VALID".
 
-    SAME or VALID where the geometry allows; else an explicit PAD with real zero, or a PADV2 with `value`. `allow_same`
-    is off where the operator treats its own padding in another way than torch.
+    If neither describes the geometry, it emits a PAD with real zero, or a PADV2 with `value`. `allow_same` must be
+    False for operators that treat SAME padding differently from torch.
     """
     if all(window.is_valid for window in windows):
         return nhwc, "VALID"
@@ -134,7 +134,7 @@ def pad_spatial(
 
 
 def pad_at_end(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The tensor in a larger shape, real zero behind what it has."""
+    """Emits a PAD with real zero at the ends, up to `shape`."""
     if shape == tensor.shape:
         return tensor
     paddings = tuple((0, size - old) for size, old in zip(shape, tensor.shape, strict=True))
