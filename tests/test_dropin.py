@@ -231,7 +231,7 @@ def test_data_sets(tmp_path: Path) -> None:
     assert len(random) == 20
     assert random[0][0].shape == (3, 4, 4)
     assert sorted(label for _, label in random.examples) == sorted([*range(10), *range(10)])
-    with pytest.raises(OptionError, match="cannot be shared equally"):
+    with pytest.raises(OptionError, match="cannot be divided equally"):
         datasets.RandomCalibrationDataset(5, (1,), 2)
     torch.save(random.examples, tmp_path / "samples.pt")
     with lzma.open(tmp_path / "samples.xz", "wb") as file:

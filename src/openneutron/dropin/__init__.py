@@ -1,8 +1,8 @@
 """Runs scripts written for the public names of `executorch.backends.nxp` on OpenNeutron.
 
 Import this module before the script's own imports, or run `python -m openneutron.dropin script.py [ARGUMENT ...]`. The
-documented names of ExecuTorch's NXP backend then come from OpenNeutron; neither that backend nor the vendor's SDK need
-be importable. A name that OpenNeutron does not provide is an ImportError that says so.
+documented names of ExecuTorch's NXP backend are then imported from OpenNeutron. That backend and the vendor's SDK need
+not be installed. The import of a name that OpenNeutron does not provide raises ImportError.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["install", "main"]
 
 REPLACED = "executorch.backends.nxp"
 
-# Documented module -> the names it provides -> where they live here.
+# For each documented module: its names, and the module of OpenNeutron that defines each name.
 _PROVIDED: dict[str, dict[str, str]] = {
     "": {},
     ".backend": {},
@@ -56,7 +56,7 @@ _PROVIDED: dict[str, dict[str, str]] = {
     },
 }
 
-# ExecuTorch's own package imports Model Explorer, which few have; it is replaced only where that is not installed.
+# ExecuTorch's package imports Model Explorer. It is replaced only if Model Explorer is not installed.
 _VISUALIZATION: dict[str, dict[str, str]] = {
     "executorch.devtools.visualization": {},
     "executorch.devtools.visualization.visualization_utils": {
@@ -66,14 +66,14 @@ _VISUALIZATION: dict[str, dict[str, str]] = {
 
 
 def _homes(fullname: str) -> dict[str, str] | None:
-    """The names that a replaced module provides, each with the module that defines it; None for any other module."""
+    """Returns the names of a replaced module, each with the module that defines it; None for any other module."""
     if fullname in _VISUALIZATION:
         return _VISUALIZATION[fullname] if importlib.util.find_spec("model_explorer") is None else None
     if fullname != REPLACED and not fullname.startswith(f"{REPLACED}."):
         return None
     if fullname.removeprefix(REPLACED) not in _PROVIDED:
         raise ModuleNotFoundError(
-            f"'{fullname}' is not provided by openneutron.dropin, which stands in for '{REPLACED}'. Provided: "
+            f"'{fullname}' is not provided by openneutron.dropin, which replaces '{REPLACED}'. Provided: "
             f"{', '.join(REPLACED + name for name in _PROVIDED)}.",
             name=fullname,
         )
@@ -81,7 +81,7 @@ def _homes(fullname: str) -> dict[str, str] | None:
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the replaced modules; their names are looked up on first use, so that importing one stays cheap."""
+    """Finds the replaced modules. Names are imported on first use, so that an import of a module is fast."""
 
     def find_spec(
         self,
@@ -104,24 +104,24 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> None:
-    """Put OpenNeutron in the place of ExecuTorch's backend; a second call does nothing.
+    """Replaces ExecuTorch's NXP backend by OpenNeutron. A second call does nothing.
 
-    Raises `OptionError` where that backend is loaded already: its classes and ours have the same names, and ExecuTorch
-    finds backends by name.
+    Raises `OptionError` if that backend is already imported. ExecuTorch finds backends by name, and the classes of both
+    have the same names.
     """
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
     loaded = [name for name in sys.modules if name == REPLACED or name.startswith(f"{REPLACED}.")]
     if loaded:
         raise OptionError(
-            f"'{loaded[0]}' is loaded already, and OpenNeutron cannot stand in for it any more. Import "
-            "openneutron.dropin before the first import of that backend."
+            f"'{loaded[0]}' is already imported, so OpenNeutron cannot replace it. Import openneutron.dropin before "
+            "the first import of that backend."
         )
     sys.meta_path.insert(0, _Finder())
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run a script with OpenNeutron in the place of ExecuTorch's backend."""
+    """Runs a script with OpenNeutron instead of ExecuTorch's NXP backend."""
     if not arguments:
         raise SystemExit("usage: python -m openneutron.dropin SCRIPT [ARGUMENT ...]")
     script = Path(arguments[0])

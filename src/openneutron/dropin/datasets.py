@@ -1,4 +1,4 @@
-"""The data sets that ExecuTorch's example models for NXP calibrate with."""
+"""The calibration data sets of ExecuTorch's example models for NXP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["CalibrationDataset", "RandomCalibrationDataset"]
 class CalibrationDataset(Dataset[Any]):
     """Samples from a file: pickled in ".xz", or saved by `torch.save` in ".pt".
 
-    Such files run code when they are read: open only your own. Raises `InputError` for a file of another kind.
+    Reading such a file can run code in it, so open only files that you trust. Raises `InputError` for another suffix.
     """
 
     def __init__(self, data_path: str | os.PathLike[str]) -> None:
@@ -30,26 +30,30 @@ class CalibrationDataset(Dataset[Any]):
         elif path.endswith(".pt"):
             self.examples = torch.load(path, map_location="cpu", weights_only=False)
         else:
-            raise InputError(f"'{path}' is no file of samples: its name ends in .xz or .pt.")
+            raise InputError(f"'{path}' is not a file of samples: its name must end in .xz or .pt.")
 
     def __len__(self) -> int:
-        """How many samples there are."""
+        """Returns the number of samples."""
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Any:
-        """A sample: data and label."""
+        """Returns a sample: data and label."""
         return self.examples[index]
 
 
 class RandomCalibrationDataset(Dataset[tuple[torch.Tensor, int]]):
-    """Uniform noise from 0 to 1 with labels, drawn from torch's global generator.
+    """Uniform noise from 0 to 1 with labels, from torch's global random generator.
 
-    `balanced` gives each class the same number of samples. Raises `OptionError` where that is not possible.
+    With `balanced`, each class has the same number of samples. Raises `OptionError` if `num_examples` is not a multiple
+    of `num_classes` then.
     """
 
     def __init__(self, num_examples: int, sample_shape: Sequence[int], num_classes: int, balanced: bool = True) -> None:
         if balanced and num_examples % num_classes:
-            raise OptionError(f"{num_examples} samples cannot be shared equally by {num_classes} classes.")
+            raise OptionError(
+                f"balanced needs a multiple of num_classes: {num_examples} samples cannot be divided equally among "
+                f"{num_classes} classes."
+            )
         labels = torch.randint(num_classes, (num_examples,))
         if balanced:
             labels = torch.arange(num_examples) % num_classes
@@ -57,9 +61,9 @@ class RandomCalibrationDataset(Dataset[tuple[torch.Tensor, int]]):
         self.examples = [(torch.rand(tuple(sample_shape)), int(label)) for label in labels]
 
     def __len__(self) -> int:
-        """How many samples there are."""
+        """Returns the number of samples."""
         return len(self.examples)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """A sample: data and label."""
+        """Returns a sample: data and label."""
         return self.examples[index]

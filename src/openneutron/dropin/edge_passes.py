@@ -1,7 +1,7 @@
-"""Passes over the edge program, by the names that scripts for ExecuTorch's NXP backend use.
+"""Passes over the edge program, with the names of ExecuTorch's NXP backend.
 
-Partitions are compiled before there is an edge program, so these passes change only CPU operators, and the inputs and
-outputs of the program.
+OpenNeutron compiles partitions before the edge program exists, so these passes change only CPU operators, and inputs
+and outputs of the program.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["NeutronEdgePass", "NeutronEdgePassManager", "RemoveAdditionalQDQClus
 
 _QUANTIZE = edge.edge.quantized_decomposed.quantize_per_tensor.default
 _DEQUANTIZE = edge.edge.quantized_decomposed.dequantize_per_tensor.default
-# Operators that copy values, and so compute the same in int8 as in float32.
+# Operators that only move values, so their results in int8 and in float32 are equal.
 _MOVING = {
     target for spec in SPECS if spec.facts.movement in (Movement.PERMUTE, Movement.JOIN) for target in spec.edge_targets
 }
@@ -39,7 +39,7 @@ class NeutronEdgePass(ExportPass):
     """A pass that runs until it changes nothing: `run(graph_module)` returns a `PassResult`."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        """Repeat `run`, at most as often as the graph has nodes."""
+        """Repeats `run` until it changes nothing, at most once for each node of the graph."""
         changed = False
         for _ in range(len(graph_module.graph.nodes)):
             result = self.run(graph_module)
@@ -51,15 +51,15 @@ class NeutronEdgePass(ExportPass):
         return PassResult(super().call(graph_module).graph_module, changed)
 
     def run(self, graph_module: GraphModule) -> PassResult:
-        """Change the graph once."""
+        """Changes the graph once."""
         raise NotImplementedError
 
 
 class NeutronEdgePassManager(PassManager):
     """Runs passes in their order until none changes anything, at most ten times.
 
-    Without `passes`, it removes pairs of dequantize and quantize with equal qparams. OpenNeutron's partitioner does the
-    work of the other default passes of ExecuTorch's NXP backend.
+    Without `passes`, it removes pairs of dequantize and quantize with equal qparams. OpenNeutron's partitioner replaces
+    the other default passes of ExecuTorch's NXP backend.
     """
 
     def __init__(self, passes: Sequence[Any] | None = None) -> None:
@@ -67,10 +67,10 @@ class NeutronEdgePassManager(PassManager):
 
 
 class RemoveAdditionalQDQClustersPass(NeutronEdgePass):
-    """Makes CPU permutes and concatenations compute in int8 if all operands have equal qparams. Linear in nodes."""
+    """Lets permutes and concatenations on the CPU run in int8 if all operands have equal qparams. Linear in nodes."""
 
     def run(self, graph_module: GraphModule) -> PassResult:
-        """Remove the dequantize and quantize around each such operator, which changes no result."""
+        """Removes the dequantize and quantize around each such operator. Results do not change."""
         changed = False
         for node in list(graph_module.graph.nodes):
             qparams = _common_qparams(node) if op_name(node) in _MOVING else None
@@ -84,7 +84,7 @@ class RemoveAdditionalQDQClustersPass(NeutronEdgePass):
 
 
 def _common_qparams(node: Node) -> tuple[Any, ...] | None:
-    """The qparams that all inputs and outputs of `node` share; None if they differ."""
+    """Returns the qparams of all inputs and outputs of `node`; None if they differ."""
     sources, readers = list(iterate_nodes(node.args[0])), list(node.users)
     if not readers or any(source.target is not _DEQUANTIZE for source in sources):
         return None
@@ -106,9 +106,8 @@ def _compute_in_int8(node: Node) -> None:
 class RemoveIOQuantOpsPass(ExportPass):
     """Makes quantized inputs and outputs of the program int8; their qparams become methods of the `.pte`.
 
-    Inputs with another reader than one quantize, and outputs that are computed in float, stay in float: a
-    `FloatIOWarning` lists them. In the documented flow `openneutron.int8_io` does the same before the program is
-    lowered.
+    Inputs whose only reader is not a quantize, and outputs computed in float, remain float; a `FloatIOWarning` lists
+    them. In the documented flow, `openneutron.int8_io` does the same before lowering.
     """
 
     def __init__(self, edge_program_manager: EdgeProgramManager) -> None:
@@ -116,7 +115,7 @@ class RemoveIOQuantOpsPass(ExportPass):
         self.manager = edge_program_manager
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        """Remove quantize behind inputs and dequantize in front of outputs."""
+        """Removes each quantize after an input and each dequantize before an output."""
         program = self.manager.exported_program()
         nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
         inputs = [nodes.get(str(name)) for name in program.graph_signature.user_inputs]
@@ -124,13 +123,15 @@ class RemoveIOQuantOpsPass(ExportPass):
         taken = [index for index, node in enumerate(inputs) if node is not None and _is_quantized_alone(node)]
         given = [index for index, node in enumerate(returned) if getattr(node, "target", None) is _DEQUANTIZE]
         left = [
-            f"input {index}, '{node.name}'" for index, node in enumerate(inputs) if node and _stays(node, index, taken)
+            f"input {index}, '{node.name}'"
+            for index, node in enumerate(inputs)
+            if node and _is_float(node, index, taken)
         ]
         left += [
-            f"output {index}, {op_name(node)}" for index, node in enumerate(returned) if _stays(node, index, given)
+            f"output {index}, {op_name(node)}" for index, node in enumerate(returned) if _is_float(node, index, given)
         ]
         if left:
-            warnings.warn(f"These stay in float: {'; '.join(left)}.", FloatIOWarning, stacklevel=2)
+            warnings.warn(f"These remain float: {'; '.join(left)}.", FloatIOWarning, stacklevel=2)
         QuantizeInputs(self.manager, taken).call(graph_module)
         QuantizeOutputs(self.manager, given).call(graph_module)
         return PassResult(graph_module, True)
@@ -142,6 +143,6 @@ def _is_quantized_alone(node: Node) -> bool:
     return len(readers) == 1 and readers[0].target is _QUANTIZE
 
 
-def _stays(node: Any, index: int, changed: Sequence[int]) -> bool:
+def _is_float(node: Any, index: int, changed: Sequence[int]) -> bool:
     value = node.meta.get("val") if isinstance(node, Node) else None
     return index not in changed and isinstance(value, torch.Tensor) and value.dtype == torch.float32

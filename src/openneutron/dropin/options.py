@@ -1,4 +1,4 @@
-"""Options of ExecuTorch's NXP backend by the names that scripts for it use."""
+"""Options of ExecuTorch's NXP backend, with its names."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from openneutron.errors import OptionError
 __all__ = ["CustomDelegationOptions", "NeutronCompileSpecBuilder", "core_aten_ops_exception_list"]
 
 core_aten_ops_exception_list = [torch.ops.aten.prelu.default]
-"""ATen operators that the edge program may have: for `EdgeCompileConfig(_core_aten_ops_exception_list=...)`."""
+"""ATen operators, not of core ATen, in the edge program: for `EdgeCompileConfig(_core_aten_ops_exception_list=...)`."""
 
 
 @dataclass
 class CustomDelegationOptions:
-    """Accepted by `NeutronPartitioner`, without effect.
+    """`NeutronPartitioner` accepts these options and ignores them.
 
-    OpenNeutron makes no partition that only moves values, as it would cost more than it saves.
+    OpenNeutron makes no partitions that only move values, because they cost more than they save.
     """
 
     allow_no_op_partitions: bool = False
@@ -34,12 +34,12 @@ class NeutronCompileSpecBuilder:
         self._specs: list[CompileSpec] = []
 
     def neutron_compile_spec(self, config: str, *arguments: Any, **options: Any) -> NeutronCompileSpecBuilder:
-        """Set all options; those of `generate_neutron_compile_spec`. Raises `TargetError` and `OptionError`."""
+        """Sets all options. Arguments and errors are those of `generate_neutron_compile_spec`."""
         self._specs = generate_neutron_compile_spec(config, *arguments, **options)
         return self
 
     def build(self) -> list[CompileSpec]:
-        """The compile specs. Raises `OptionError` before `neutron_compile_spec` was called."""
+        """Returns the compile specs. Raises `OptionError` if `neutron_compile_spec` was not called before."""
         if not self._specs:
             raise OptionError("Call neutron_compile_spec(...) of the builder before build(): it names the target.")
         return self._specs

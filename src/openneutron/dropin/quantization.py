@@ -1,4 +1,4 @@
-"""Quantizing in one call, by the name that scripts for ExecuTorch's NXP backend use."""
+"""Quantization in one call, with the name of ExecuTorch's NXP backend."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def calibrate_and_quantize(
     is_qat: bool = False,
     train_fn: Callable[[GraphModule], Any] | None = None,
 ) -> GraphModule:
-    """Prepare, calibrate and convert an exported model.
+    """Prepares, calibrates and converts an exported model, and returns the converted module.
 
-    `calibration_inputs` yields tuples of inputs, or tensors for a model with one input; larger batches than the model
-    takes are split into its own. With `is_qat`, `train_fn` trains the prepared model; without one, its ranges are
-    calibrated in eval mode. Raises what `NeutronQuantizer` raises.
+    `calibration_inputs` has tuples of inputs, or tensors for a model with one input. Batches that are larger than the
+    model's batch are split. With `is_qat`, `train_fn` trains the prepared model; without `train_fn`, the prepared model
+    is calibrated in eval mode. Raises the errors of `NeutronQuantizer`.
     """
     exported = model.module() if isinstance(model, torch.export.ExportedProgram) else model
     forms = forms_of(exported)
@@ -45,7 +45,7 @@ def calibrate_and_quantize(
 
 
 def _in_batches_of_the_model(values: tuple[Any, ...], forms: Sequence[InputForm]) -> Iterator[tuple[Any, ...]]:
-    """`values` split into the model's batches if they are a larger batch, else unchanged."""
+    """Splits `values` into batches of the model if they are a larger batch, else returns them unchanged."""
     if len(values) == len(forms) and all(map(_is_larger_batch, values, forms)):
         yield from in_batches(values, [form.sizes[0] for form in forms])
     else:

@@ -1,4 +1,4 @@
-"""A program as a file for Google's Model Explorer, where that package is not installed."""
+"""Writes a program as a file for Google's Model Explorer. Used only if that package is not installed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _cluster(node: Node) -> str | None:
     return node.meta.get("cluster")
 
 
-def visualize_with_clusters(  # noqa: PLR0917  the order of ExecuTorch's own function
+def visualize_with_clusters(  # noqa: PLR0917  the parameters of ExecuTorch's function
     exported_program: ExportedProgram,
     json_file_name: str | os.PathLike[str] | None = None,
     no_open_in_browser: bool = False,  # noqa: ARG001  of Model Explorer itself
@@ -37,14 +37,15 @@ def visualize_with_clusters(  # noqa: PLR0917  the order of ExecuTorch's own fun
     get_node_qdq_cluster_name: Named = _cluster,
     **_: Any,
 ) -> None:
-    """Write a program's graph to `json_file_name`, which Model Explorer opens; partitions and clusters are groups.
+    """Writes a program's graph to `json_file_name` for Model Explorer. Partitions and clusters become groups.
 
-    Raises `OptionError` without a file's name, as showing it takes Model Explorer, and `OutputError`.
+    Raises `OptionError` without a file name, because a browser view needs Model Explorer. Raises `OutputError` if the
+    file cannot be written.
     """
     if json_file_name is None:
         raise OptionError(
-            "Showing a program takes Model Explorer, which is not installed: pip install ai-edge-model-explorer. Or "
-            "store it in a file."
+            "To show a program, install Model Explorer: pip install ai-edge-model-explorer. Or give json_file_name to "
+            "write it to a file."
         )
     nodes = [
         _explorer_node(node, [get_node_partition_name(node), get_node_qdq_cluster_name(node)])
