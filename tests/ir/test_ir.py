@@ -327,7 +327,7 @@ def written_twice() -> Graph:
 
 
 FAULTS = {
-    "reads what nothing wrote": never_written(),
+    "reads a tensor that no operator wrote": never_written(),
     "writes a tensor twice": written_twice(),
     "has a tensor of shape (0, 2)": single(RELU, [tensor(0, 2)], tensor(0, 2)),
     "has a tensor without a zero point for each scale": single(RELU, [tensor(2, qparams=QParams((), ()))], tensor(2)),
@@ -335,14 +335,22 @@ FAULTS = {
     "has a constant of another shape or dtype than its tensor": single(
         ADD, [tensor(2), tensor(2, data=np.zeros(3, np.int8))], tensor(2)
     ),
-    "yields (2, 3) from [(2, 3)] with {'perm': (1, 0)}": single(TRANSPOSE, [tensor(2, 3)], tensor(2, 3), perm=(1, 0)),
-    "yields (2, 2) from [(2, 3)] with {'perm': (0, 0)}": single(TRANSPOSE, [tensor(2, 3)], tensor(2, 2), perm=(0, 0)),
-    "yields (7,) from [(2, 3)] with {'new_shape': (7,)}": single(RESHAPE, [tensor(2, 3)], tensor(7), new_shape=(7,)),
-    "yields (6,) from [(2, 3)] with {'new_shape': (3,)}": single(RESHAPE, [tensor(2, 3)], tensor(6), new_shape=(3,)),
-    "yields (3, 3) from [(2,), (3, 1)] with {}": single(ADD, [tensor(2), tensor(3, 1)], tensor(3, 3)),
-    "yields (3,) from [(2,), (3,)] with {}": single(ADD, [tensor(2), tensor(3)], tensor(3)),
-    "yields (2,) from [(2,)] with {'axes': (1,)}": single(MEAN, [tensor(2)], tensor(2), axes=(1,)),
-    "yields (2,) from [(2,)] with {'paddings': ()}": single(PAD, [tensor(2)], tensor(2), paddings=()),
+    "has output shape (2, 3) for inputs [(2, 3)] with {'perm': (1, 0)}": single(
+        TRANSPOSE, [tensor(2, 3)], tensor(2, 3), perm=(1, 0)
+    ),
+    "has output shape (2, 2) for inputs [(2, 3)] with {'perm': (0, 0)}": single(
+        TRANSPOSE, [tensor(2, 3)], tensor(2, 2), perm=(0, 0)
+    ),
+    "has output shape (7,) for inputs [(2, 3)] with {'new_shape': (7,)}": single(
+        RESHAPE, [tensor(2, 3)], tensor(7), new_shape=(7,)
+    ),
+    "has output shape (6,) for inputs [(2, 3)] with {'new_shape': (3,)}": single(
+        RESHAPE, [tensor(2, 3)], tensor(6), new_shape=(3,)
+    ),
+    "has output shape (3, 3) for inputs [(2,), (3, 1)] with {}": single(ADD, [tensor(2), tensor(3, 1)], tensor(3, 3)),
+    "has output shape (3,) for inputs [(2,), (3,)] with {}": single(ADD, [tensor(2), tensor(3)], tensor(3)),
+    "has output shape (2,) for inputs [(2,)] with {'axes': (1,)}": single(MEAN, [tensor(2)], tensor(2), axes=(1,)),
+    "has output shape (2,) for inputs [(2,)] with {'paddings': ()}": single(PAD, [tensor(2)], tensor(2), paddings=()),
 }
 
 
@@ -355,5 +363,5 @@ class TestVerify:
         assert raised.value.node == "node_7"
 
     def test_output_that_nothing_wrote(self) -> None:
-        with pytest.raises(IRError, match="after here: an output that nothing wrote"):
+        with pytest.raises(IRError, match="after here: an output that no operator wrote"):
             verify(Graph((), (tensor(2),), ()), "here")

@@ -1,4 +1,4 @@
-"""Padding of channels, and the slices that undo it, taken out where a neighbor can do without."""
+"""Pass that removes padding and slices of channels that neighboring operators can absorb into their weights."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ Sizes = tuple[int, ...]
 
 
 def absorb_padding(graph: Graph, target: NeutronTarget) -> Graph:
-    """Rules, for each operator in order; linear in operators and in the bytes of the weights that grow:
+    """Applies these rules to each operator in order. Linear in operators, and in the bytes of the weights that grow.
 
-    1. A PAD that puts back what a SLICE took from behind is what was sliced, where no result depends on the padding.
-    2. A CONV_2D or FULLY_CONNECTED that only a PAD of its channels reads gets filters of zeros for what the PAD adds,
-       where `target` is not slower for it.
-    3. A CONV_2D or FULLY_CONNECTED of the first channels of a tensor takes the whole tensor, its weights zero for the
-       rest, where `target` is not slower for it.
-    4. So does a FULLY_CONNECTED that has them through a RESHAPE to rows.
+    1. A PAD that restores the size before a SLICE is removed: its readers read the input of the SLICE. No result may
+       depend on the padding.
+    2. If a PAD of channels is the only reader of a CONV_2D or FULLY_CONNECTED, the PAD is removed and the operator gets
+       filters of zeros for the added channels, unless this makes `target` slower.
+    3. If a CONV_2D or FULLY_CONNECTED reads a SLICE of the first channels of a tensor, it reads the whole tensor, with
+       zero weights for the other channels, unless this makes `target` slower.
+    4. Rule 3 also applies to a FULLY_CONNECTED that reads the SLICE through a RESHAPE to rows.
 
-    A SLICE that nobody reads any more is left to `eliminate_dead_code`.
+    `eliminate_dead_code` removes a SLICE that has no readers afterwards.
     """
     return _Absorption(graph, target).run()
 
@@ -68,7 +69,7 @@ class _Absorption:
         return None if index is None else self.ops[index]
 
     def _rewrite(self, op: Op) -> None:
-        if _pads_behind(op) and self._absorb_pad(op):
+        if _pads_ends(op) and self._absorb_pad(op):
             return
         if op.kind.has_filters_last:
             op = self._with_sliced_channels(op)
@@ -120,30 +121,30 @@ class _Absorption:
         return cost_of(op, self.target).cycles
 
 
-def _pads_behind(op: Op) -> bool:
-    """Whether it adds real zeros, and only behind."""
+def _pads_ends(op: Op) -> bool:
+    """Whether the operator adds real zeros at ends of dimensions only."""
     return op.kind == PAD and not any(front for front, _ in op.attrs["paddings"])
 
 
 def _takes_first(op: Op) -> bool:
-    """Whether it is a SLICE from the first index on."""
+    """Whether the operator is a SLICE that starts at the first index of each dimension."""
     return op.kind == SLICE and not any(op.attrs["begin"])
 
 
 def _is_last_only(op: Op) -> bool:
-    """Whether it changes the last dimension alone."""
+    """Whether the operator changes the size of the last dimension only."""
     return op.inputs[0].shape[:-1] == op.output.shape[:-1]
 
 
 def _with_zero_filters(op: Op, output: Tensor) -> Op:
-    """Rule 2: filters and biases of zeros yield the code of real zero, which every fused activation lets through."""
+    """Rule 2: zero filters and biases give the code of real zero, and each fused activation maps zero to zero."""
     activation, weight, bias = op.inputs
     more = output.shape[-1] - weight.shape[0]
     return replace(op, inputs=(activation, _longer(weight, more), _longer(bias, more)), output=output)
 
 
 def _longer(constant: Tensor, more: int) -> Tensor:
-    """The constant with `more` zeros along its first dimension."""
+    """Adds `more` zeros to a constant, at the end of its first dimension."""
     data = np.asarray(constant.data)
     padded = np.pad(data, [(0, more), *[(0, 0)] * (data.ndim - 1)])
     qparams = constant.qparams
@@ -154,7 +155,7 @@ def _longer(constant: Tensor, more: int) -> Tensor:
 
 
 def _with_zero_weights(op: Op, whole: Tensor, kept: int) -> Op:
-    """Rules 3 and 4: the operator on all channels of `whole`; its input is yet to be written."""
+    """Rules 3 and 4: returns the operator on all channels of `whole`. The caller emits its input."""
     activation, weight, *bias = op.inputs
     data = np.asarray(weight.data)
     blocks = data.reshape(*data.shape[:-1], data.shape[-1] // kept, kept)
@@ -166,7 +167,7 @@ def _with_zero_weights(op: Op, whole: Tensor, kept: int) -> Op:
 
 
 def _live_sizes(graph: Graph) -> dict[int, Sizes]:
-    """For each tensor, by id, how many of the first indices of each dimension some result depends on."""
+    """Returns, by the tensor's id, how many of the first indices of each dimension any result depends on."""
     live = {id(tensor): tensor.shape for tensor in graph.outputs}
     for op in reversed(graph.ops):
         needed = live.get(id(op.output))
@@ -179,7 +180,7 @@ def _live_sizes(graph: Graph) -> dict[int, Sizes]:
 
 
 def _needs(op: Op, output: Sizes) -> Iterable[tuple[Tensor, Sizes]]:
-    """How many of the first indices of its inputs an operator needs for the first `output` of its result."""
+    """Returns how many of the first indices of each input an operator needs for the first `output` indices."""
     if op.kind.layout is Layout.ELEMENTWISE:
         return _needs_of_elementwise(op, output)
     needs = _needs_of_channelwise if op.kind.keeps_channels else _NEEDS.get(op.kind.name)
@@ -235,7 +236,7 @@ _NEEDS: Mapping[str, Callable[[Op, Sizes], Iterator[tuple[Tensor, Sizes]]]] = {
 
 
 def _needs_of_weighted(op: Op) -> Iterator[tuple[Tensor, Sizes]]:
-    """All of each input, but for channels that meet weights of zero only."""
+    """Returns all indices of each input, without the last channels whose weights are all zero."""
     weight = next((tensor.data for tensor in op.inputs if tensor.data is not None and len(tensor.shape) > 1), None)
     for tensor in op.inputs:
         if op.kind.weights is Weights.FILTERS and tensor.data is None and weight is not None:

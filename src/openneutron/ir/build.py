@@ -1,4 +1,4 @@
-"""From the operators of a partition to the IR, and through its passes."""
+"""Builds the IR of a partition, and runs the passes over it."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ TO_CHANNELS_LAST = (0, 2, 3, 1)
 
 
 class Lowerable(Protocol):
-    """A quantized operator that can write itself."""
+    """A quantized operator that can be lowered to the IR."""
 
     @property
     def operands(self) -> tuple[Node, ...]:
-        """The dequantize nodes it reads."""
+        """The dequantize nodes that it reads."""
 
     @property
     def quantize(self) -> Node:
-        """The node that yields its int8 output."""
+        """The quantize node that returns its int8 output."""
 
     def lower(self, operands: dict[Node, Tensor], ops: list[Op]) -> Tensor:
-        """Append its operators to `ops`; returns its output in torch's dimension order."""
+        """Appends its operators to `ops`, and returns its output in torch's dimension order."""
 
 
 def build(
@@ -60,11 +60,12 @@ def build(
     *,
     channels_last: Callable[[Node], bool],
 ) -> Graph:
-    """The IR of `operators`, in their order, as it comes: each in torch's dimension order, views around what is NHWC.
+    """Returns the unoptimized IR of `operators`, in their order.
 
-    `inputs` are the int8 values it reads, `outputs` those it yields; either is NHWC in memory where `channels_last`
-    says so, and has shape [1] where its node has no dimensions: LiteRT gives no access to a scalar's memory. `constant`
-    gives the values of a constant node, `qparams_of` those of a dequantize node.
+    Values are in torch's dimension order, with transposes around NHWC operators. `inputs` are the int8 values that the
+    partition reads, `outputs` those that it returns. A value is NHWC in memory if `channels_last(node)`. A value
+    without dimensions has shape [1] in the IR, because LiteRT gives no access to the memory of a scalar. `constant`
+    returns the values of a constant node, `qparams_of` the qparams of a dequantize node.
     """
     ops: list[Op] = []
     values: dict[Node, Tensor] = {}
@@ -84,7 +85,7 @@ def build(
         operands = {}
         for dequantize in operator.operands:
             source = dequantize.args[0]
-            assert isinstance(source, Node)  # the clusters hold nothing else
+            assert isinstance(source, Node)  # a dequantize in a cluster reads a node
             operands[dequantize] = values.get(source) or _constant(constant(source), qparams_of(dequantize))
         values[operator.quantize] = operator.lower(operands, ops)
     stored_outputs = []
@@ -101,18 +102,18 @@ def build(
 class Stage(enum.Enum):
     """When a pass runs; the stages run in this order."""
 
-    FIRST = "on the graph as the lowerings wrote it"
+    FIRST = "on the graph that the lowerings emitted"
     LAYOUT = "to remove transposes and reshapes; the result is dropped if it transposes more values"
-    PADDING = "once the layout is settled, where the target is known"
+    PADDING = "after LAYOUT, if the target is known"
     LAST = "at the end"
-    FORMATS = "where the runtime converts inputs and outputs between NCHW and NHWC"
+    FORMATS = "if the runtime converts inputs and outputs between NCHW and NHWC"
     LEGACY = "for the legacy generation, after FORMATS"
     ENDS = "after FORMATS and LEGACY"
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One row of the table: a function from a graph to a graph."""
+    """One row of the table of passes: a function from a graph to a graph."""
 
     run: Callable[..., Graph]
     purpose: str
@@ -126,29 +127,29 @@ class Pass:
 
 _SHARES = (Stage.FIRST, Stage.LAYOUT, Stage.LAST)
 PASSES: tuple[Pass, ...] = (
-    Pass(merge_slices, "read what a slice reads instead of the slice", (Stage.FIRST, Stage.LAST)),
-    Pass(propagate_layouts, "move transposes and reshapes to where they cancel", (Stage.LAYOUT,)),
-    Pass(absorb_padding, "make padding and slicing part of the convolutions around it", (Stage.PADDING,)),
-    Pass(hoist_format_conversions, "leave transposes at the ends to the runtime", (Stage.FORMATS,)),
-    Pass(transpose_as_images, "write transposes as the legacy generation has them", (Stage.LEGACY,)),
+    Pass(merge_slices, "replace a slice of a slice by one slice", (Stage.FIRST, Stage.LAST)),
+    Pass(propagate_layouts, "move transposes and reshapes so that they cancel", (Stage.LAYOUT,)),
+    Pass(absorb_padding, "absorb padding and slices into convolutions", (Stage.PADDING,)),
+    Pass(hoist_format_conversions, "leave transposes of inputs and outputs to the runtime", (Stage.FORMATS,)),
+    Pass(transpose_as_images, "replace transposes by those of the legacy generation", (Stage.LEGACY,)),
     Pass(eliminate_dead_code, "remove operators that nothing reads", (*_SHARES, Stage.LEGACY)),
     Pass(share_constants, "store equal constants once", _SHARES),
     Pass(eliminate_common_subexpressions, "compute equal operators once", _SHARES),
     Pass(copy_unwritten_outputs, "copy outputs that are inputs or constants", (Stage.LAST, Stage.ENDS)),
 )
-"""All passes over the IR, in the order in which those of one stage run."""
+"""All passes over the IR. The passes of a stage run in this order."""
 
 
 def driver_of(partition: str = "", intermediates_dir: str | None = None) -> Driver[Graph]:
-    """The driver of the passes over one partition, which verifies the IR after each; `partition` names its dumps."""
+    """Returns the driver of the passes over one partition. It verifies the IR after each; `partition` names dumps."""
     return Driver(f"ir_{partition}" if partition else "ir", dump, verify, intermediates_dir)
 
 
 def optimize(graph: Graph, target: NeutronTarget | None = None, driver: Driver[Graph] | None = None) -> Graph:
-    """Run the stages `FIRST` to `LAST`; the pass of `PADDING` compares costs and needs a `target`.
+    """Runs the stages `FIRST` to `LAST`. Without a `target`, the stage `PADDING` is skipped, because it compares costs.
 
-    No more values are transposed than the lowerings asked for: if views move to where more values are transposed, the
-    graph is kept as it was before the stage `LAYOUT`. Linear in operators and in the bytes of constants.
+    If the stage `LAYOUT` increases the number of transposed values, its result is dropped. Linear in operators and in
+    the bytes of constants.
     """
     driver = driver_of() if driver is None else driver
     graph = run_stage(Stage.FIRST, graph, driver)
@@ -159,7 +160,7 @@ def optimize(graph: Graph, target: NeutronTarget | None = None, driver: Driver[G
 
 
 def run_stage(stage: Stage, graph: Graph, driver: Driver[Graph], *arguments: object) -> Graph:
-    """Run the passes of one stage, which get `arguments` behind the graph."""
+    """Runs the passes of one stage. `arguments` are passed to them after the graph."""
     for row in PASSES:
         if stage in row.stages:
             graph = driver.run(row.name, row.purpose, functools.partial(_apply, row, arguments), graph)
@@ -171,12 +172,12 @@ def _apply(row: Pass, arguments: tuple[object, ...], graph: Graph) -> Graph:
 
 
 def _cost(graph: Graph) -> tuple[int, int]:
-    """How many elements are transposed, and how many operators there are."""
+    """Returns the number of transposed elements, and the number of operators."""
     return sum(op.output.size for op in graph.ops if op.kind is TRANSPOSE), len(graph.ops)
 
 
 def is_channels_last(node: Node) -> bool:
-    """Whether the values of a rank-4 node lie in NHWC order, and not in NCHW order too."""
+    """Whether the values of a rank-4 node are in NHWC order in memory, and not also in NCHW order."""
     import torch
 
     value = node.meta["val"]
@@ -200,5 +201,5 @@ def _reshape(ops: list[Op], tensor: Tensor, shape: tuple[int, ...], origin: str)
 
 
 def _constant(data: Array | None, qparams: QParams) -> Tensor:
-    assert data is not None  # the clusters hold computed values of the partition, or constants
+    assert data is not None  # clusters read computed values of the partition, or constants
     return Tensor(data.shape, data.dtype, qparams, data)

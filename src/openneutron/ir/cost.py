@@ -1,22 +1,24 @@
-"""What operators cost on the NPU, and what they would cost on the CPU: estimates, for choosing between ways to write
-the same function, and for users to be told. They are no measurements, and where they are shown they say so.
+"""Estimated cost of operators on the NPU and on the CPU.
 
-The NPU is an array of dot-product units ("pipelines"), M of them with N multipliers each, output-stationary: a pipeline
-adds up one output value, N products a cycle. What follows from that:
+The compiler compares estimates to choose between equivalent lowerings, and reports show them to users, marked as
+estimates. They are not measurements.
 
-- A convolution or matrix product keeps all multipliers busy where its input channels are a multiple of N and its output
-  channels one of M; channels in between are rounded up.
-- A depthwise convolution, a pool, a mean, and arithmetic on elements have one product a cycle in each pipeline.
+The NPU is an array of M dot-product units ("pipelines") with N multipliers each. It is output-stationary: a pipeline
+accumulates one output value, with N products in each cycle. Therefore:
+
+- A convolution or matrix product uses all multipliers if its input channels are a multiple of N and its output channels
+  a multiple of M. Other numbers of channels cost as much as the next multiple.
+- A depthwise convolution, a pool, a mean, and elementwise arithmetic compute one product per cycle in each pipeline.
 - Padding, slices, concatenations, transposes and reshapes compute nothing.
 
-What is not known, and assumed here:
+Assumptions, because NXP does not publish these facts:
 
-- Each tensor crosses a bus of `BYTES_PER_CYCLE` once. On Neutron-S a data mover brings it while the array computes, on
-  Neutron-C, which has none, one waits for the other.
-- Starting an operator takes `OPERATOR_CYCLES`.
-- Multipliers and pipelines of a target where NXP gives none: see `array_of`.
+- Each tensor crosses a bus of `BYTES_PER_CYCLE` once. Neutron-S has a data mover, which transfers tensors during
+  computation. Neutron-C has none, so its transfers and computations do not overlap.
+- The start of an operator takes `OPERATOR_CYCLES`.
+- Multipliers and pipelines of targets without published numbers: see `array_of`.
 
-`python -m benchmarks.cycles` sets the estimate beside what NXP and others have measured.
+`python -m benchmarks.cycles` compares the estimates with measurements of NXP and others.
 """
 
 from __future__ import annotations
@@ -33,45 +35,45 @@ __all__ = ["BYTES_PER_CYCLE", "OPERATOR_CYCLES", "Cost", "MacArray", "array_of",
 
 # A 64-bit bus. Bandwidths are not published.
 BYTES_PER_CYCLE = 8
-# FOMO on the MCX N94x takes 3.27 ms where the converter, which leaves it out, estimates 353,039 cycles; at 150 MHz, for
-# each of 31 operators.
+# FOMO with 31 operators takes 3.27 ms on the MCX N94x at 150 MHz. The converter, which does not count the start of
+# operators, estimates 353,039 cycles. This number is the rest, divided by 31.
 OPERATOR_CYCLES = 4450
 
-# Multiply-accumulates a cycle where NXP gives none: those of the class's largest (i.MX 95) and smaller (RT700) member.
+# Assumed multiply-accumulates per cycle of targets without a published number: those of the i.MX 95 and of the RT700.
 ASSUMED_MACS_PER_CYCLE = {"Neutron-S": 1024, "Neutron-C": 64}
 
 # ExecuTorch's portable kernels convert one element at a time: load, multiply, round, clamp, store.
 CPU_CYCLES_PER_ELEMENT = 20
 CPU_CYCLES_PER_MAC = 4  # two loads, multiply, add
-# Dequantize, the operator, quantize, and one more delegate, since an operator on the CPU parts what is around it.
+# Dequantize, the operator, quantize, and one more delegate call, because an operator on the CPU splits a partition.
 CPU_CALLS = 4
 
-# Softmax goes over its values for the largest, for the sum of exponentials, and for the quotients.
+# Softmax reads its values three times: for the maximum, for the sum of exponentials, and for the quotients.
 SOFTMAX_PASSES = 3
 
 
 @dataclass(frozen=True)
 class MacArray:
-    """The array of dot-product units as the estimate takes it."""
+    """The array of dot-product units of a target."""
 
     pipelines: int
     macs: int
-    """Multipliers of a pipeline: input channels that it takes at once."""
+    """Multipliers of a pipeline: the number of input channels that it processes at once."""
     moves_while_computing: bool
     assumptions: tuple[str, ...] = ()
-    """What of this is not NXP's own number, in words."""
+    """The numbers that NXP does not publish, as text ("16 MACs a pipeline")."""
 
     @property
     def macs_per_cycle(self) -> int:
-        """Products a cycle at best."""
+        """The largest number of products per cycle."""
         return self.pipelines * self.macs
 
 
 def array_of(target: NeutronTarget) -> MacArray:
-    """The array of a target; unknown sizes are assumed, and said to be.
+    """Returns the array of a target. Unknown sizes are assumed, and listed in `assumptions`.
 
-    Multipliers of a pipeline: those that the operator limits assume. Pipelines: what is left of the products a cycle.
-    Products a cycle: those of the i.MX 95 for Neutron-S, of the RT700 for Neutron-C.
+    Assumed are, for the multipliers of a pipeline, the number in the operator limits; for the products per cycle, those
+    of the i.MX 95 for Neutron-S and of the RT700 for Neutron-C; for the pipelines, their quotient.
     """
     macs, per_cycle = target.channel_granularity, target.macs_per_cycle or ASSUMED_MACS_PER_CYCLE[target.neutron_class]
     assumptions = [
@@ -87,20 +89,20 @@ class Cost:
     """The estimate for one operator on one target."""
 
     macs: int
-    """Multiply-accumulates; for operators without, operations on elements."""
+    """Multiply-accumulates; for operators without multiply-accumulates, operations on elements."""
     compute_cycles: int
     weight_bytes: int
-    """Constants that it reads."""
+    """Bytes of the constants that it reads."""
     activation_bytes: int
-    """Computed tensors that it reads and writes."""
+    """Bytes of the computed tensors that it reads and writes."""
     cycles: int
-    """In all: computing, moving, starting."""
+    """Cycles in total: computation, transfer and start."""
     utilization: float
-    """Share of the array's multipliers that are busy over those cycles, 0 to 1."""
+    """Average share of busy multipliers during these cycles, 0 to 1."""
 
 
 def cost_of(op: Op, target: NeutronTarget) -> Cost:
-    """The estimate for one operator of the IR. Reads shapes, dtypes and attributes only."""
+    """Returns the estimate for one operator of the IR. Reads shapes, dtypes and attributes only."""
     array = array_of(target)
     compute = _compute_cycles(op, array)
     macs = _compute_cycles(op, MacArray(1, 1, moves_while_computing=False))
@@ -113,22 +115,22 @@ def cost_of(op: Op, target: NeutronTarget) -> Cost:
 
 
 def cycles_of(ops: Iterable[Op], target: NeutronTarget) -> int:
-    """The estimated cycles of operators that run one after the other."""
+    """Returns the estimated cycles of operators that run in sequence."""
     return sum(cost_of(op, target).cycles for op in ops)
 
 
 def cpu_cycles(elements: int, macs: int) -> int:
-    """The cycles of a quantized operator left on the CPU, taken to have the NPU's clock.
+    """Returns the estimated cycles of a quantized operator on the CPU, which is assumed to have the NPU's clock.
 
-    `elements` are those of its inputs and its output: inputs are dequantized and read, the output is written and
-    quantized. A call of a kernel or of a delegate is taken to last as long as the start of an operator on the NPU,
-    which the CPU does too.
+    `elements` is the number of elements of its inputs and its output. Inputs are dequantized and read, the output is
+    written and quantized. A call of a kernel or of a delegate is assumed to take as long as the start of an operator on
+    the NPU, because the CPU does both.
     """
     return CPU_CALLS * OPERATOR_CYCLES + 2 * elements * CPU_CYCLES_PER_ELEMENT + macs * CPU_CYCLES_PER_MAC
 
 
 def _quotient(dividend: int, divisor: int) -> int:
-    """Rounded up."""
+    """Returns the quotient, rounded up."""
     return -(-dividend // divisor)
 
 
@@ -144,7 +146,7 @@ def _depthwise(op: Op, array: MacArray) -> int:
 
 
 def _transposed_convolution(op: Op, array: MacArray) -> int:
-    """Each position of the input meets the whole kernel."""
+    """Returns the cycles of a product of each input position with the whole kernel."""
     weight = next(tensor for tensor in op.inputs if tensor.data is not None and len(tensor.shape) == 4)
     inputs = next(tensor for tensor in op.inputs if tensor.data is None)
     outputs, height, width, channels = weight.shape
@@ -153,7 +155,7 @@ def _transposed_convolution(op: Op, array: MacArray) -> int:
 
 
 def _matrix_product(op: Op, array: MacArray) -> int:
-    """Rows of the first input times columns, those of a constant or of the same batch."""
+    """Returns the cycles of a product of each row of the first input with each column of the second."""
     *rows, columns = op.output.shape
     depth = op.inputs[0].size // math.prod(rows)
     return math.prod(rows) * _quotient(depth, array.macs) * _quotient(columns, array.pipelines)

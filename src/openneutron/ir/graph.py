@@ -1,4 +1,4 @@
-"""Tensors, operators and graphs. They know nothing of torch and nothing of the TFLite file format."""
+"""Tensors, operators and graphs of the IR. This module depends neither on torch nor on the TFLite file format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = npt.NDArray[np.generic]
 
 @dataclass(frozen=True)
 class QParams:
-    """real = scale * (integer - zero_point); one pair, or one per index of `axis`."""
+    """real = scale * (integer - zero_point), with one scale and zero point, or with one for each index of `axis`."""
 
     scale: tuple[float, ...]
     zero_point: tuple[int, ...]
@@ -27,17 +27,17 @@ class QParams:
 
     @classmethod
     def per_tensor(cls, scale: float, zero_point: int) -> QParams:
-        """One scale and zero point for all values."""
+        """Returns qparams with one scale and zero point for all values."""
         return cls((float(scale),), (int(zero_point),))
 
     def quantize(self, value: float) -> int:
-        """The int8 code of a real value, saturated."""
+        """Returns the int8 code of a real value, saturated."""
         return max(-128, min(127, round(value / self.scale[0]) + self.zero_point[0]))
 
 
 @dataclass(eq=False, slots=True)
 class Tensor:
-    """A static tensor; `data` is None for one that is computed at run time."""
+    """A tensor of static shape. `data` is None for a tensor that is computed at run time."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -52,9 +52,9 @@ class Tensor:
 
 @dataclass(eq=False, slots=True)
 class Op:
-    """An operator of `kind` with one output; `origin` is the name of the graph node it came from.
+    """An operator of `kind` with one output; `origin` is the name of the graph node that it was lowered from.
 
-    `attrs` are the fields of its options table (enums by name) and the operands of its kind.
+    `attrs` has the fields of its options table (enums by name) and the operands of its kind.
     """
 
     kind: Kind
@@ -66,14 +66,14 @@ class Op:
 
 @dataclass(eq=False, slots=True)
 class Graph:
-    """Operators in an order in which each tensor is written before it is read."""
+    """Operators in topological order: each tensor is written before it is read."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     ops: tuple[Op, ...]
 
     def tensors(self) -> Iterator[Tensor]:
-        """Every tensor once: inputs, then in the order of first use."""
+        """Returns each tensor once: inputs first, then the others in the order of their first use."""
         seen: set[int] = set()
         for group in (self.inputs, *((*op.inputs, op.output) for op in self.ops), self.outputs):
             for tensor in group:

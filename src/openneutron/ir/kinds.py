@@ -1,4 +1,4 @@
-"""The TFLite operators that the NPU runs: one row for each, with what the compiler and the cost model know of it."""
+"""The TFLite operators that the NPU runs, with the facts that the compiler and the cost model need."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ __all__ = [
 
 
 class Layout(enum.Enum):
-    """What an operator asks of the order of its dimensions; `ir.layout` acts on it."""
+    """The dimension orders that an operator supports. `ir.layout` reads it."""
 
-    FIXED = "its dimensions have a meaning (NHWC): its inputs come in that order"
-    ELEMENTWISE = "any order, the same for all inputs and outputs"
-    AXES = "any order, after its axis attributes are renumbered"
-    FEATURES = "the last dimension's order is absorbed by its constant weight"
-    VIEW = "it only moves values"
+    FIXED = "one order only (NHWC)"
+    ELEMENTWISE = "any order, if all inputs and outputs have the same"
+    AXES = "any order, if its axis attributes are renumbered"
+    FEATURES = "any order of the last dimension, if the columns of its constant weight are permuted"
+    VIEW = "it is a transpose or a reshape"
 
 
 class Work(enum.Enum):
-    """What an operator computes; `ir.cost` has the cycles that it takes."""
+    """The computation of an operator. `ir.cost` has the cycles of each."""
 
     CONVOLUTION = "products of a window's channels with filters"
-    DEPTHWISE = "products of each channel's window with a filter of its own"
+    DEPTHWISE = "products of each channel's window with the channel's filter"
     TRANSPOSED_CONVOLUTION = "products of each position's channels with filters"
     MATRIX_PRODUCT = "products of rows with columns"
     WINDOWS = "one operation for each value of a window"
@@ -36,8 +36,8 @@ class Work(enum.Enum):
     SOFTMAX = "three passes over the values"
     ELEMENTS = "one operation for each output value"
     NOTHING = "it only moves values"
-    VIEW = "its values stay where they are"
-    PART = "it only moves values, and reads no others than it writes"
+    VIEW = "it changes no memory"
+    PART = "it copies a part of the values, and reads this part only"
 
 
 class Weights(enum.Enum):
@@ -49,21 +49,21 @@ class Weights(enum.Enum):
 
 @dataclass(frozen=True)
 class Accumulator:
-    """How LiteRT's kernel accumulates: it multiplies the accumulator by one factor to get codes of its output."""
+    """The accumulator of LiteRT's kernel. The kernel multiplies it by a factor to get the codes of the output."""
 
     largest_factor: float
-    """The factor must be below it."""
+    """The factor must be below this number."""
     is_sum: bool = False
-    """Whether it adds its inputs, in steps that follow from the largest of their scales; products otherwise."""
+    """Whether it accumulates inputs, in steps proportional to their largest scale, instead of products."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A TFLite builtin operator: its name in the schema, its work, the name of its options table, its layout rule.
+    """A TFLite builtin operator: its name in the schema, its work, the name of its options table, its layout.
 
-    `operands` are attributes that the file holds as int32 constant inputs, from position `operands_at` on; `axes` are
-    attributes that number dimensions; `dimensions` are attributes with one entry per dimension. `version` is the first
-    of the operator's versions that takes int8.
+    `operands` are attributes that the file stores as int32 constant inputs, from position `operands_at` on. `axes` are
+    attributes with numbers of dimensions. `dimensions` are attributes with one entry for each dimension. `version` is
+    the first version of the operator that supports int8.
     """
 
     name: str
@@ -78,9 +78,9 @@ class Kind:
     weights: Weights | None = None
     """The dimensions of its constant weight; None for an operator without one."""
     keeps_channels: bool = False
-    """Whether each output channel, the last dimension, comes from the same channel of the input alone."""
+    """Whether each output channel (last dimension) depends on the same channel of the input only."""
     accumulator: Accumulator | None = None
-    """None where LiteRT's kernel takes all scales."""
+    """None for an operator whose kernel accepts all scales."""
 
     @property
     def has_filters_last(self) -> bool:
@@ -174,4 +174,4 @@ KINDS: dict[str, Kind] = {
         RESIZE_NEAREST_NEIGHBOR, RSQRT, SLICE, SOFTMAX, SUB, SUM, TANH, TRANSPOSE, TRANSPOSE_CONV,
     )
 }  # fmt: skip
-"""All of them by their name in the schema."""
+"""All kinds by their name in the schema."""

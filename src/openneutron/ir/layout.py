@@ -1,4 +1,4 @@
-"""Push transposes and reshapes through the graph until they cancel or reach an edge."""
+"""Layout propagation: moves transposes and reshapes towards the outputs until they cancel."""
 
 from __future__ import annotations
 
@@ -16,53 +16,56 @@ __all__ = ["propagate_layouts"]
 
 
 def propagate_layouts(graph: Graph) -> Graph:
-    """Rules, for each operator in order; linear in the number of operators:
+    """Applies these rules to each operator in order. Linear in the number of operators.
 
-    1. TRANSPOSE and RESHAPE become views and emit nothing.
-    2. An elementwise operator works on what is stored and passes its first view on.
-    3. An operator with axes does so too, its axes renumbered, where the view permutes whole dimensions, or what a
-       reshape makes dimensions of.
-       Not so where another input is in order, as many inputs would move, and the output after them.
-    4. Where it permutes anything else, or where several operators that read a value want it in one other order, the
-       operator works in the order that most readers of its output want.
-    5. A FULLY_CONNECTED takes its features in stored order, the columns of its constant weight permuted.
-    6. Any other operator, and each output of the graph, gets its values in order: the view is emitted, once.
-    7. A view of a constant is a constant.
+    Each tensor is a view of a stored tensor: the stored values in another order and shape. A value is "in order" if its
+    view is the stored tensor itself.
+
+    1. TRANSPOSE and RESHAPE change the view of their input and emit nothing.
+    2. An elementwise operator computes on stored tensors; its output has the view of its first input.
+    3. An operator with axes does the same, with renumbered axes, if the view permutes whole dimensions, or blocks that
+       a reshape can make dimensions. It does not if another input is in order, and the permuted order would require
+       as many transposes of inputs and a transpose of the output.
+    4. If the view permutes anything else, or if several readers of a value prefer one other order, the operator
+       computes in the order that most readers of its output prefer.
+    5. A FULLY_CONNECTED reads its features in stored order, and the columns of its constant weight are permuted.
+    6. Any other operator, and each output of the graph, needs its values in order: the view is emitted, once.
+    7. A view of a constant is a new constant.
     """
     return _LayoutPropagation(graph, layout_preferences(graph)).run()
 
 
 @dataclass(frozen=True)
 class _Reads:
-    """What an operator reads, as views of what is stored."""
+    """The inputs of an operator as views of stored tensors."""
 
     views: list[View]
     rank: int
-    """The largest rank among them, which is that of the operator's axes."""
+    """The largest rank of a view. The operator's axes number these dimensions."""
     leaders: list[View]
-    """Those that have this rank and are no constants: the operator works in an order of theirs."""
+    """The computed inputs of this rank. They determine the order in which the operator computes."""
 
     @classmethod
     def of(cls, views: list[View]) -> _Reads:
-        """The operands that these views are."""
+        """Returns the inputs with these views."""
         rank = max(len(view.shape) for view in views)
         return cls(views, rank, [view for view in views if view.stored.data is None and len(view.shape) == rank])
 
     @property
     def viewed(self) -> list[View]:
-        """The leaders that are not read as they are stored."""
+        """The leaders whose view is not the stored tensor itself."""
         return [view for view in self.leaders if not view.is_identity]
 
     @property
     def moved(self) -> list[View]:
-        """Those of them whose elements have another order than in memory."""
+        """The leaders whose view reads the stored elements in another order."""
         return [view for view in self.viewed if not view.in_stored_order]
 
 
 @dataclass
 class _LayoutPropagation:
     graph: Graph
-    preferences: dict[int, LayoutPreferences]  # by id of the tensor in the old graph, as everything here
+    preferences: dict[int, LayoutPreferences]  # by id of the tensor in the old graph
     views: dict[int, View] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
     emitted: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
@@ -101,7 +104,7 @@ class _LayoutPropagation:
         return view.reshaped(op.output.shape) or _must(View.of(self._in_order(view)).reshaped(op.output.shape))
 
     def _any_order(self, op: Op, views: list[View]) -> View | None:
-        """Rules 2 to 4: the operator in the order of the first strategy that finds one; None if that gains nothing."""
+        """Rules 2 to 4: emits the operator in the order of the first strategy that finds one; None without a gain."""
         reads = _Reads.of(views)
         order = self._order_by(_WHOLE_DIMENSIONS, op, reads)
         if order is None and op.kind.layout is Layout.ELEMENTWISE and (same := self._same_order(op, views)):
@@ -117,7 +120,7 @@ class _LayoutPropagation:
         return next(filter(None, (strategy(self, op, reads) for strategy in strategies)), None)
 
     def _moves_fewer_in_order(self, op: Op, leaders: list[View], order: Sequence[int]) -> bool:
-        """Whether no reader wants another order, an input is in order, and no fewer inputs would move for `order`."""
+        """Whether an input is in order, `order` needs no fewer transposes of inputs, and no reader prefers another."""
         if self._preferred_order(op.output) not in (None, tuple(range(len(op.output.shape)))):
             return False
         moved = sum(not view.in_stored_order for view in leaders)
@@ -129,7 +132,7 @@ class _LayoutPropagation:
         return preferences.preferred_order if preferences else None
 
     def order_of_readers(self, op: Op, reads: _Reads) -> Order | None:
-        """The order that the readers of `op` want, where it costs nothing, or one TRANSPOSE for several behind it."""
+        """Returns the order that readers of `op` prefer, if it is free, or if one TRANSPOSE replaces several later."""
         wanted, rank = self._preferred_order(op.output), len(op.output.shape)
         if wanted is None or any(len(view.shape) != rank for view in reads.leaders):
             return None
@@ -141,23 +144,23 @@ class _LayoutPropagation:
         return wanted
 
     def order_of_dimensions(self, _: Op, reads: _Reads) -> Order | None:
-        """The order of the first view that permutes whole dimensions of what is stored."""
+        """Returns the order of the first view that permutes whole dimensions of its stored tensor."""
         return _first(View.dimension_order, reads.viewed)
 
     def order_of_blocks(self, _: Op, reads: _Reads) -> Order | None:
-        """The order of the first view that permutes what a reshape makes dimensions of."""
+        """Returns the order of the first view that permutes blocks that a reshape can make dimensions."""
         return _first(View.block_order, reads.moved)
 
     def order_of_other_readers(self, op: Op, reads: _Reads) -> Order | None:
-        """The order that most readers of the first moved input want."""
+        """Returns the order that most readers of the first moved input prefer."""
         return self._preferred_order(op.inputs[reads.views.index(reads.moved[0])]) if reads.moved else None
 
     def order_of_atoms(self, _: Op, reads: _Reads) -> Order | None:
-        """The order of the first atoms of the first moved input."""
+        """Returns the order of the first atom of each dimension, for the first moved input."""
         return reads.moved[0].atom_order() if reads.moved else None
 
     def _in_dimension_order(self, op: Op, views: list[View], order: Sequence[int]) -> View:
-        """`op` on inputs whose dimension i is dimension order[i] of theirs; inputs of fewer elements broadcast."""
+        """Emits `op` on inputs whose dimension i is dimension order[i] of the originals. Smaller inputs broadcast."""
         rank, perm = len(order), np.argsort(order).tolist()
         inputs = []
         for view in views:
@@ -173,7 +176,7 @@ class _LayoutPropagation:
         return View.of(self._append(op, inputs, shape, attrs)).permuted(kept_perm)
 
     def _same_order(self, op: Op, views: list[View]) -> View | None:
-        """Rule 2 for any other view, among inputs that all have the output's shape."""
+        """Rule 2 for any other view, if all inputs have the output's shape."""
         leader = next((view for view in views if view.stored.data is None and view.stored.shape != view.shape), None)
         if leader is None or any(view.shape != op.output.shape for view in views):
             return None
@@ -184,7 +187,7 @@ class _LayoutPropagation:
         return View(output, leader.atoms, leader.order, leader.shape)
 
     def _permuted_features(self, op: Op, views: list[View]) -> View | None:
-        """Rule 5, where everything but the features already is in order."""
+        """Rule 5, if all dimensions except the features are in order."""
         features, weight = views[0], op.inputs[1]
         columns = features.groups[-1]
         outer = features.order[: len(features.order) - len(columns)]
@@ -218,7 +221,7 @@ class _LayoutPropagation:
 
 
 Strategy = Callable[[_LayoutPropagation, Op, _Reads], Order | None]
-"""Which order an operator could work in: dimension i of its operands is dimension order[i] of theirs."""
+"""Returns an order for an operator: dimension i of its new operands is dimension order[i] of the original ones."""
 _WHOLE_DIMENSIONS: tuple[Strategy, ...] = (_LayoutPropagation.order_of_readers, _LayoutPropagation.order_of_dimensions)
 _PARTS_OF_DIMENSIONS: tuple[Strategy, ...] = (
     _LayoutPropagation.order_of_blocks,
@@ -232,12 +235,12 @@ def _first(order: Callable[[View], tuple[int, ...] | None], views: Sequence[View
 
 
 def _renumbered(axes: int | tuple[int, ...], perm: Sequence[int]) -> int | tuple[int, ...]:
-    """Logical axes as axes of what is stored."""
+    """Returns the axes of the stored tensor for the given axes."""
     return perm[axes] if isinstance(axes, int) else tuple(sorted(perm[axis] for axis in axes))
 
 
 def _must(view: View | None) -> View:
-    """A reshape that cannot fail: of values in order, or by dimensions of size 1."""
+    """Returns a view that is never None: a reshape of values in order, or one that adds dimensions of size 1."""
     if view is None:
         raise AssertionError("a contiguous tensor could not be reshaped")
     return view

@@ -1,4 +1,4 @@
-"""In which order of its dimensions the readers of a tensor want it stored."""
+"""Layout preferences: the dimension orders in which the readers of a tensor need it."""
 
 from __future__ import annotations
 
@@ -10,37 +10,38 @@ from openneutron.ir.kinds import RESHAPE, TRANSPOSE
 
 __all__ = ["LayoutPreferences", "Order", "layout_preferences"]
 
-# Dimension i of what is stored is dimension order[i] of the tensor.
+# Dimension i of the stored tensor is dimension order[i] of the tensor.
 Order = tuple[int, ...]
 
 
 @dataclass
 class LayoutPreferences:
-    """For each order, how many readers want it, and how many elements they would transpose to get it."""
+    """For each order, the number of readers that prefer it, and of the elements that they would otherwise transpose."""
 
     readers: Counter[Order] = field(default_factory=Counter)
     elements: Counter[Order] = field(default_factory=Counter)
 
     def add(self, order: Order, elements: int) -> None:
-        """One more reader, which would otherwise transpose `elements` values."""
+        """Adds a reader, which would otherwise transpose `elements` values."""
         self.readers[order] += 1
         self.elements[order] += elements
 
     @property
     def preferred_order(self) -> Order | None:
-        """What most readers want, of equals the first; None without a wish."""
+        """The order that most readers prefer, the first one of equals; None without a preference."""
         return self.readers.most_common(1)[0][0] if self.readers else None
 
     def is_worth_a_transpose(self, order: Order, elements: int) -> bool:
-        """Whether one TRANSPOSE of a tensor of so many elements stands for several others that move no fewer."""
+        """Whether one TRANSPOSE of `elements` values replaces several others that move at least as many values."""
         return self.readers[order] > 1 and self.elements[order] >= elements
 
 
 def layout_preferences(graph: Graph) -> dict[int, LayoutPreferences]:
-    """The wishes of the readers of each tensor, by its id, before views are sunk. Linear in operators.
+    """Returns the preferences of each tensor's readers, by its id, before `propagate_layouts`. Linear in operators.
 
-    Operators of a fixed order, and whoever takes the outputs, want their values in order. One that works in any order
-    wants what its own readers want, and a TRANSPOSE what its readers want, transposed. A RESHAPE has no wish.
+    Operators with a fixed order, and outputs of the graph, prefer values in order. An operator that supports any order
+    prefers the order of its own readers; a TRANSPOSE prefers the transposed order of its readers. A RESHAPE has no
+    preference.
     """
     found: dict[int, LayoutPreferences] = {}
     for tensor in graph.outputs:

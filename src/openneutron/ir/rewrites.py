@@ -1,4 +1,4 @@
-"""Clean-up of a graph after the layout is settled."""
+"""Clean-up passes over the IR, and passes for the runtime's format conversions and the legacy generation."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = [
 
 
 def eliminate_common_subexpressions(graph: Graph) -> Graph:
-    """Rule: of operators that compute the same, of the same tensors, one stays. Linear in operators.
+    """Rule: operators with equal kind, inputs and attributes are merged into one. Linear in operators.
 
-    All copies stay: outputs that are one value need them.
+    Copies are not merged, because each output of the graph needs a tensor of its own.
     """
     results: dict[object, Tensor] = {}
     same: dict[int, Tensor] = {}
@@ -38,7 +38,7 @@ def eliminate_common_subexpressions(graph: Graph) -> Graph:
 
 
 def merge_slices(graph: Graph) -> Graph:
-    """Rule: a SLICE of a SLICE is a SLICE of what that one reads. Linear in operators."""
+    """Rule: a SLICE of a SLICE becomes one SLICE of the first input. Linear in operators."""
     slices: dict[int, Op] = {}
     ops = []
     for op in graph.ops:
@@ -56,7 +56,7 @@ def _sliced_once(first: Op, second: Op) -> Op:
 
 
 def eliminate_dead_code(graph: Graph) -> Graph:
-    """Rule: an operator whose output nobody reads goes. Linear in operators."""
+    """Rule: an operator whose output has no reader is removed. Linear in operators."""
     needed = {id(tensor) for tensor in graph.outputs}
     kept: list[Op] = []
     for op in reversed(graph.ops):
@@ -67,7 +67,7 @@ def eliminate_dead_code(graph: Graph) -> Graph:
 
 
 def share_constants(graph: Graph) -> Graph:
-    """Rule: constants of equal bytes, shape, dtype and qparams are one tensor. Linear in their bytes."""
+    """Rule: constants with equal bytes, shape, dtype and qparams are merged into one. Linear in their bytes."""
     unique: dict[object, Tensor] = {}
 
     def shared(tensor: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def share_constants(graph: Graph) -> Graph:
 
 
 def copy_unwritten_outputs(graph: Graph) -> Graph:
-    """Rule: an output that is an input, a constant, or another output is a copy of it, as runtimes want it written."""
+    """Rule: an output that is an input, a constant or another output becomes a copy, because runtimes write outputs."""
     taken = {id(tensor) for tensor in graph.inputs}
     outputs, copies = [], []
     for tensor in graph.outputs:
@@ -95,12 +95,12 @@ def copy_unwritten_outputs(graph: Graph) -> Graph:
 
 
 def hoist_format_conversions(graph: Graph) -> Graph:
-    """Leave the conversion between NCHW and NHWC at the graph's edges to the caller. Linear in operators.
+    """Removes conversions between NCHW and NHWC at inputs and outputs; the caller converts. Linear in operators.
 
-    Rules; `hoisted_ends` says which inputs and outputs became NHWC:
+    Rules; `hoisted_ends` returns which inputs and outputs became NHWC:
 
-    1. An input that only conversions to NHWC read is NHWC itself.
-    2. An output that a conversion to NCHW writes, and nothing reads, is NHWC itself.
+    1. If all readers of an input are conversions to NHWC, the input becomes NHWC.
+    2. If a conversion to NCHW writes an output, and no operator reads the output, the output becomes NHWC.
     """
     readers: dict[int, list[Op]] = {}
     writers = {id(op.output): op for op in graph.ops}
@@ -136,20 +136,21 @@ def hoist_format_conversions(graph: Graph) -> Graph:
 
 
 def hoisted_ends(before: Graph, after: Graph) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
-    """Which inputs and which outputs `hoist_format_conversions` made NHWC when it made `after` of `before`."""
+    """Returns which inputs and outputs are NHWC in `after`, the result of `hoist_format_conversions(before)`."""
     return _differs(before.inputs, after.inputs), _differs(before.outputs, after.outputs)
 
 
 def transpose_as_images(graph: Graph) -> Graph:
-    """Write transposes as the legacy generation has them. Linear in operators.
+    """Replaces transposes by the one that the legacy generation supports. Linear in operators.
 
     Rules:
 
-    1. A TRANSPOSE that swaps two runs of dimensions is one of an image from NHWC to NCHW, between two RESHAPEs.
-    2. A RESHAPE of a RESHAPE reads what that read.
+    1. A TRANSPOSE that swaps two blocks of consecutive dimensions becomes a TRANSPOSE of an image from NHWC to NCHW,
+       between two RESHAPEs.
+    2. A RESHAPE of a RESHAPE reads the input of the first one.
     """
     ops: list[Op] = []
-    reshaped: dict[int, Tensor] = {}  # what a RESHAPE read, by id of what it wrote
+    reshaped: dict[int, Tensor] = {}  # the input of a RESHAPE, by id of its output
 
     def write(kind: Kind, tensor: Tensor, output: Tensor, operand: tuple[int, ...], origin: str) -> None:
         if kind is RESHAPE:

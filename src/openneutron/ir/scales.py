@@ -1,6 +1,6 @@
-"""The scales that LiteRT's kernels accept. For others LiteRT refuses the whole model, or ends the process.
+"""Limits of the scales that LiteRT's kernels accept. For other scales, LiteRT rejects the model or ends the process.
 
-A kernel multiplies its accumulator by one factor to get codes of its output. `Kind.accumulator` has the limit of that
+A kernel multiplies its accumulator by a factor to get the codes of its output. `Kind.accumulator` has the limit of this
 factor.
 """
 
@@ -16,13 +16,13 @@ __all__ = ["is_doubtful", "may_be_out_of_reach", "scale_fault"]
 
 _LEAST_LIMIT = min(kind.accumulator.largest_factor for kind in KINDS.values() if kind.accumulator)
 LEAST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**127
-"""The normal numbers of float32, the type of scales in TFLite files."""
-# Within these bounds the scale of a bias, a product of two scales, is a normal number.
+"""Bounds of the normal numbers of float32, the type of scales in TFLite files."""
+# The product of two scales within these bounds, such as the scale of a bias, is a normal number.
 LEAST_ORDINARY_SCALE, LARGEST_ORDINARY_SCALE = 2.0**-60, 2.0**40
 
 
 def may_be_out_of_reach(inputs: Sequence[QParams], output: QParams) -> bool:
-    """Whether `scale_fault` might find a fault with these qparams: a cheap test, False for nearly all operators."""
+    """Whether `scale_fault` might find a fault for these qparams. A fast test, False for nearly all operators."""
     scales = [scale for qparams in inputs for scale in qparams.scale]
     widest = max(scales, default=1.0)
     factor = widest * max(1.0, widest) / output.scale[0]
@@ -30,11 +30,11 @@ def may_be_out_of_reach(inputs: Sequence[QParams], output: QParams) -> bool:
 
 
 def scale_fault(op: Op) -> str:
-    """The fault of an operator's scales, as the end of a sentence that begins with its name; "" for none."""
+    """Returns the fault of an operator's scales, as the end of a sentence that begins with its name; "" for none."""
     for tensor in (*op.inputs, op.output):
         for scale in tensor.qparams.scale:
             if not _is_normal(scale):
-                return f"has a scale of {scale:.3g}, which float32 does not hold"
+                return f"has a scale of {scale:.3g}, which is not a normal float32 number"
     accumulator = op.kind.accumulator
     if accumulator is None:
         return ""
@@ -44,13 +44,13 @@ def scale_fault(op: Op) -> str:
     if accumulated < accumulator.largest_factor * output:
         return ""
     return (
-        f"accumulates in steps of {accumulated:.3g} and yields steps of {output:.3g}; its kernel rescales by less than "
+        f"accumulates in steps of {accumulated:.3g} and has an output scale of {output:.3g}; the ratio must be below "
         f"{accumulator.largest_factor:.0f}"
     )
 
 
 def is_doubtful(op: Op) -> bool:
-    """Whether a scale is outside the ordinary range, in which LiteRT's kernels are known to run."""
+    """Whether a scale is outside the range for which LiteRT's kernels are known to run."""
     scales = [scale for tensor in (*op.inputs, op.output) for scale in tensor.qparams.scale]
     return not all(LEAST_ORDINARY_SCALE <= scale <= LARGEST_ORDINARY_SCALE for scale in scales)
 

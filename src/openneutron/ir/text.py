@@ -1,4 +1,4 @@
-"""The graph as text: one line per operator, stable, for golden tests and for reading."""
+"""Prints a graph as text with one line for each operator, for dumps and golden tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ __all__ = ["dump"]
 
 
 def dump(graph: Graph) -> str:
-    """One line per input, operator and output; tensors are numbered in order of first use, constants marked."""
+    """Returns one line for each input, operator and output.
+
+    Tensors are numbered in the order of their first use. Names of constants begin with "c", of other tensors with "%".
+    """
     names = {id(tensor): f"{'c' if tensor.data is not None else '%'}{i}" for i, tensor in enumerate(graph.tensors())}
 
     def typed(tensor: Tensor) -> str:

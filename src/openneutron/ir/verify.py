@@ -1,4 +1,4 @@
-"""The executable specification of the IR, checked after each pass."""
+"""Checks the invariants of the IR after each pass."""
 
 from __future__ import annotations
 
@@ -16,28 +16,33 @@ __all__ = ["IRError", "verify"]
 
 
 class IRError(OpenNeutronError):
-    """A pass broke the IR: a defect of OpenNeutron, never of the user's model."""
+    """A pass returned an invalid graph. This is a defect of OpenNeutron, not of the user's model."""
 
 
 def verify(graph: Graph, after: str) -> Graph:
-    """Return `graph` if it is sound, else raise `IRError` naming the operator and the stage `after` which it broke.
+    """Returns `graph` if it is valid, else raises `IRError` with the operator and the pass, `after`.
 
-    Linear in operators. Sound: each tensor is written once, before it is read; integers carry qparams; constants have
-    their tensor's shape and dtype; view, elementwise and axis operators agree with their shapes; scales are in reach.
+    Linear in operators. In a valid graph, each tensor is written once, before it is read; each tensor has qparams;
+    constants have the shape and dtype of their tensor; the shapes of view, elementwise and axis operators agree with
+    their attributes; LiteRT's kernels accept all scales.
     """
     written = {id(tensor) for tensor in graph.inputs}
     for op in graph.ops:
         for tensor in (*op.inputs, op.output):
             _check(_tensor_fault(tensor), op, after)
         for tensor in op.inputs:
-            _check("" if tensor.data is not None or id(tensor) in written else "reads what nothing wrote", op, after)
+            _check(
+                "" if tensor.data is not None or id(tensor) in written else "reads a tensor that no operator wrote",
+                op,
+                after,
+            )
         _check("writes a tensor twice" if id(op.output) in written else "", op, after)
         _check(_shape_fault(op), op, after)
         _check(scale_fault(op), op, after)
         written.add(id(op.output))
     for tensor in graph.outputs:
         if id(tensor) not in written:
-            raise IRError(f"after {after}: an output that nothing wrote")
+            raise IRError(f"after {after}: an output that no operator wrote")
     return graph
 
 
@@ -62,18 +67,19 @@ def _shape_fault(op: Op) -> str:
     first, output = op.inputs[0].shape, op.output.shape
     if op.kind is TRANSPOSE:
         perm = op.attrs["perm"]
-        sound = sorted(perm) == list(range(len(first))) and output == tuple(first[dim] for dim in perm)
+        valid = sorted(perm) == list(range(len(first))) and output == tuple(first[dim] for dim in perm)
     elif op.kind is RESHAPE:
-        sound = math.prod(first) == math.prod(output) and op.attrs["new_shape"] == output
+        valid = math.prod(first) == math.prod(output) and op.attrs["new_shape"] == output
     elif op.kind.layout is Layout.ELEMENTWISE:
-        sound = _broadcast([tensor.shape for tensor in op.inputs]) == output
+        valid = _broadcast([tensor.shape for tensor in op.inputs]) == output
     elif op.kind.layout is Layout.AXES:
         axes = [axis for name in op.kind.axes for axis in np.atleast_1d(op.attrs[name])]
-        sound = all(0 <= axis < len(first) for axis in axes)
-        sound = sound and all(len(op.attrs[name]) == len(first) for name in op.kind.dimensions)
+        valid = all(0 <= axis < len(first) for axis in axes)
+        valid = valid and all(len(op.attrs[name]) == len(first) for name in op.kind.dimensions)
     else:
-        sound = True
-    return "" if sound else f"yields {output} from {[tensor.shape for tensor in op.inputs]} with {dict(op.attrs)}"
+        valid = True
+    inputs = [tensor.shape for tensor in op.inputs]
+    return "" if valid else f"has output shape {output} for inputs {inputs} with {dict(op.attrs)}"
 
 
 def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:

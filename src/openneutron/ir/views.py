@@ -1,8 +1,8 @@
-"""Transposes and reshapes as data: any chain of them is one view, and a view costs at most three operators.
+"""Views: any chain of transposes and reshapes of a tensor, as one object. A view takes at most three operators.
 
-The stored dimensions are split into atoms so fine that each step of the chain only moves whole atoms. A chain is then
-the atoms in stored order, the order in which the chain reads them, and the shape it ends with. Composing is cheap, a
-chain and its inverse cancel by themselves, and nothing is emitted before somebody needs the values in order.
+A view splits the stored dimensions into factors ("atoms"), so that each step of the chain only permutes whole atoms. It
+consists of the atoms in stored order, the order in which they are read, and the final shape. A chain followed by its
+inverse gives the identity view. No operators are emitted until a reader needs the values in order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from openneutron.ir.kinds import RESHAPE, TRANSPOSE
 __all__ = ["Emit", "View", "swapped_blocks"]
 
 
-# Emits one view operator: kind, its operand, the tensor it reads, the shape it yields.
+# Emits one view operator, given its kind, its operand, its input and the shape of its output.
 Emit = Callable[[Kind, tuple[int, ...], Tensor, tuple[int, ...]], Tensor]
 
 
@@ -27,8 +27,8 @@ Emit = Callable[[Kind, tuple[int, ...], Tensor, tuple[int, ...]], Tensor]
 class View:
     """The values of `stored`, read in another order and shape.
 
-    `atoms` are sizes (> 1) whose product is the number of elements, in stored order; `order` lists them as `shape`
-    reads them, so that every dimension of `shape` is a run of it.
+    `atoms` are sizes (> 1) in stored order, whose product is the number of elements. `order` has the numbers of the
+    atoms in the order of reading. Each dimension of `shape` is the product of consecutive atoms of `order`.
     """
 
     stored: Tensor
@@ -38,18 +38,18 @@ class View:
 
     @classmethod
     def of(cls, tensor: Tensor) -> View:
-        """The tensor as it is."""
+        """Returns the identity view of a tensor."""
         atoms = tuple(size for size in tensor.shape if size > 1)
         return cls(tensor, atoms, tuple(range(len(atoms))), tensor.shape)
 
     @property
     def in_stored_order(self) -> bool:
-        """Whether only the shape differs from what is stored."""
+        """Whether the view reads the elements in stored order, so that only the shape may differ."""
         return self.order == tuple(range(len(self.order)))
 
     @property
     def is_identity(self) -> bool:
-        """Whether it is what is stored."""
+        """Whether the view equals the stored tensor."""
         return self.in_stored_order and self.shape == self.stored.shape
 
     @property
@@ -58,20 +58,20 @@ class View:
         return _runs(self.shape, self.order, self.atoms)
 
     def permuted(self, perm: Sequence[int]) -> View:
-        """Dimension i of the result is dimension perm[i] of this view."""
+        """Returns the transposed view: its dimension i is dimension perm[i] of this view."""
         groups = self.groups
         order = tuple(atom for dim in perm for atom in groups[dim])
         return replace(self, order=order, shape=tuple(self.shape[dim] for dim in perm))
 
     def reshaped(self, shape: Sequence[int]) -> View | None:
-        """The same values in row-major order with another shape; None where a dimension cuts through an atom."""
+        """Returns the view with the same values in another shape; None if a dimension would split an atom unevenly."""
         view = self._merged()
         refined = view._split_along(view.order, shape)
         return refined and replace(refined, shape=tuple(shape))
 
     def _split_along(self, order: Sequence[int], shape: Sequence[int]) -> View | None:
-        """The same view with atoms that, taken in `order`, fill each dimension of `shape`; None if they can't."""
-        pieces: list[tuple[int, ...]] = [()] * len(self.atoms)  # each atom's parts, outermost first
+        """Splits atoms so that, in `order`, consecutive atoms form each dimension of `shape`; None if impossible."""
+        factors: list[tuple[int, ...]] = [()] * len(self.atoms)  # of each atom, outermost first
         position, remaining = -1, 1
         for size in shape:
             needed = size
@@ -82,14 +82,14 @@ class View:
                 if needed % remaining and remaining % needed:
                     return None
                 part = min(needed, remaining)
-                pieces[order[position]] += (part,)
+                factors[order[position]] += (part,)
                 needed, remaining = needed // part, remaining // part
-        first = np.cumsum([0, *map(len, pieces)]).tolist()
-        new_order = tuple(first[atom] + part for atom in self.order for part in range(len(pieces[atom])))
-        return replace(self, atoms=tuple(part for parts in pieces for part in parts), order=new_order)
+        first = np.cumsum([0, *map(len, factors)]).tolist()
+        new_order = tuple(first[atom] + part for atom in self.order for part in range(len(factors[atom])))
+        return replace(self, atoms=tuple(part for parts in factors for part in parts), order=new_order)
 
     def _merged(self) -> View:
-        """The same view with atoms as large as they can be: those that stay neighbours become one."""
+        """Merges atoms that are consecutive both in stored order and in `order`."""
         runs: list[list[int]] = []
         for atom in self.order:
             if runs and runs[-1][-1] + 1 == atom:
@@ -101,7 +101,7 @@ class View:
         return replace(self, atoms=atoms, order=tuple(stored.index(run) for run in runs))
 
     def dimension_permutation(self) -> tuple[int, ...] | None:
-        """perm with shape[i] = stored.shape[perm[i]], where the view is a transpose of whole dimensions."""
+        """Returns perm with shape[i] = stored.shape[perm[i]] if the view is a transpose of whole dimensions."""
         view = self._split_along(range(len(self.atoms)), self.stored.shape)
         if view is None:
             return None
@@ -113,19 +113,19 @@ class View:
         return tuple(where[group] if group else next(units) for group in groups)
 
     def dimension_order(self) -> tuple[int, ...] | None:
-        """The dimensions in the order in which they are stored, where the view is a transpose of whole dimensions."""
+        """Returns the dimensions in stored order if the view is a transpose of whole dimensions."""
         perm = self.dimension_permutation()
         return None if perm is None else tuple(np.argsort(perm).tolist())
 
     def block_order(self) -> tuple[int, ...] | None:
-        """The dimensions in the order in which they are stored; None where one reads atoms that are no neighbours."""
+        """Returns the dimensions in stored order; None if a dimension has atoms that are not consecutive in memory."""
         blocks = all(group == tuple(range(group[0], group[0] + len(group))) for group in self.groups if group)
         return self.atom_order() if blocks else None
 
     def atom_order(self) -> tuple[int, ...]:
-        """The dimensions in the order in which their first atoms are stored.
+        """Returns the dimensions in the stored order of their first atoms.
 
-        One of size 1 comes right behind the dimension in front of it, with which it most likely becomes one.
+        A dimension of size 1 follows the dimension before it, because a reshape most likely merges both.
         """
         starts: list[int] = []
         for group in self.groups:
@@ -137,18 +137,18 @@ class View:
         return _runs(self.stored.shape, range(len(self.atoms)), self.atoms)
 
     def undo(self, layout: View) -> View | None:
-        """This view read backwards through `layout`: what must be stored for `layout` to yield these values."""
+        """Applies the inverse of `layout` to this view. `layout` of the result has the values of this view."""
         refined = self.reshaped([layout.atoms[atom] for atom in layout.order])
         if refined is None:
             return None
         return refined.permuted(np.argsort(layout.order, kind="stable").tolist()).reshaped(layout.stored.shape)
 
     def evaluate(self, data: Array) -> Array:
-        """The view of a constant that has the stored shape."""
+        """Returns the view of `data`, which has the stored shape."""
         return np.asarray(data.reshape(self.atoms).transpose(self.order).reshape(self.shape), order="C")
 
     def emit(self, emit: Emit) -> Tensor:
-        """The values in order, through as few view operators as they need."""
+        """Emits as few TRANSPOSE and RESHAPE operators as the view needs, and returns their output."""
         if self.in_stored_order:
             return _reshape(emit, self.stored, self.shape)
         perm = self.dimension_permutation()
@@ -162,7 +162,7 @@ class View:
         return _reshape(emit, moved, self.shape)
 
     def _stored_dimensions_in_order(self) -> tuple[int, ...] | None:
-        """A permutation of the stored dimensions that reads the atoms in `order`, if whole dimensions suffice."""
+        """Returns the permutation of the stored dimensions that reads the atoms in `order`; None if there is none."""
         view = self._split_along(range(len(self.atoms)), self.stored.shape)
         if view is None:
             return None
@@ -174,7 +174,7 @@ class View:
         return perm + tuple(dim for dim, group in enumerate(stored) if not group)
 
     def _split(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shape and permutation of a transpose: one that yields `shape` itself, or one of the largest runs."""
+        """Returns shape and permutation of a transpose whose output has `shape`, or else the largest merged atoms."""
         if all(group == tuple(range(group[0], group[0] + len(group))) for group in self.groups if group):
             blocks, atoms = self.groups, self.atoms
         else:
@@ -186,9 +186,9 @@ class View:
 
 
 def swapped_blocks(shape: Sequence[int], perm: Sequence[int]) -> tuple[int, int] | None:
-    """The sizes (a, b) where a transpose turns [a, b] into [b, a], whatever the dimensions inside; None where not.
+    """Returns (a, b) if a transpose swaps two blocks of consecutive dimensions of a and b elements, else None.
 
-    NHWC to NCHW is such a swap for one image. Dimensions of size 1 do not count; where nothing is swapped, b is 1.
+    NHWC to NCHW is such a swap for one image. Dimensions of size 1 do not count. If nothing is swapped, b is 1.
     """
     moved = [dim for dim in perm if shape[dim] > 1]
     start = moved.index(min(moved)) if moved else 0
@@ -203,7 +203,7 @@ def _reshape(emit: Emit, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _runs(shape: Sequence[int], order: Sequence[int], atoms: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Deal the atoms of `order` out to the dimensions of `shape`, of which each is the product of a run."""
+    """Returns, for each dimension of `shape`, the consecutive atoms of `order` whose product is its size."""
     runs: list[tuple[int, ...]] = []
     position = 0
     for size in shape:
