@@ -77,6 +77,7 @@ class Annotation:
         self.masked: set[Value] = set()
         self.outputs: set[Value] = set()
         self.unbatched: set[Value] = set()
+        self.least_scale: dict[Value, float] = {}
         self.met: dict[Value, Value] = {}
         self.requantized: dict[Value, Value] = {}
         self.stored: dict[Node, Value] = {}
@@ -98,6 +99,7 @@ class Annotation:
             if any(reader.op == "output" or reader in self.joined for reader in value.users)
         }
         self.unbatched = {self._find(value) for value in values if noted(value, UNBATCHED)}
+        self._note_least_scales()
         self._note_joins()
         read_in_float = {node: values.intersection(node.all_input_nodes) - yielding.keys() for node in self.joined}
         # torchao walks the graph in this order too, and wants a group's spec before what refers to it: an activation
@@ -213,6 +215,21 @@ class Annotation:
             if group not in self.fixed:
                 self.symmetric.add(group)
 
+    def _note_least_scales(self) -> None:
+        """Note the scales below which the biases of the layers that read a group would exceed int32."""
+        for place in self.places:
+            weight, bias = (
+                place.instance.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias)
+            )
+            weights, biases = constant_value(weight), constant_value(bias)
+            if weights is None or biases is None or not weights.numel():
+                continue
+            edge = place.inputs[0], place.instance.node
+            group = self._find(self.requantized.get(edge, edge[0]))
+            axis = self.weight_axis.get(weight) if isinstance(weight, Node) else None
+            least = qspecs.least_scale_of_input(weights, biases, axis, self.settings.weight_bits)
+            self.least_scale[group] = max(self.least_scale.get(group, 0.0), least)
+
     def _note_joins(self) -> None:
         """Link the observers of the parts of each concatenation in float that can share qparams.
 
@@ -282,7 +299,7 @@ class Annotation:
             spec, observer = qspecs.activation, RecentRangeObserver
         return spec(
             node, observer, symmetric=symmetric, masked=masked, joins=joins, around=around,
-            is_unbatched=group in self.unbatched,
+            is_unbatched=group in self.unbatched, least_scale=self.least_scale.get(group, 0.0),
         )  # fmt: skip
 
     def _first_or_shared(self, edge: tuple[Node, Node], spec: Any) -> Any:

@@ -23,8 +23,8 @@ from openneutron.quantizer.ranges import RULES, Codes, bounds_by_error, distribu
 from openneutron.quantizer.sample import Sample, SampleState, flattened
 
 __all__ = [
-    "DistributionObserver", "LatestPerChannelRangeObserver", "LatestRangeObserver", "MaskedObserver",
-    "ObserverOfAnother", "Origin",
+    "SCALE_OF_ZERO_WEIGHTS", "DistributionObserver", "LatestPerChannelRangeObserver", "LatestRangeObserver",
+    "MaskedObserver", "ObserverOfAnother", "Origin",
     "PerChannelRangeObserver", "PerChannelWeightObserver", "RangeObserver", "RecentRangeObserver",
     "VanishingValuesWarning", "WeightObserver",
 ]  # fmt: skip
@@ -34,6 +34,9 @@ SHRINKAGE = 0.01
 # How far below the lowest score a softmax sees nothing: e to the minus of this is what is left of a hidden value beside
 # that score, and less beside any other. More would cost resolution.
 MASKED_DISTANCE = 8.0
+# The scale of a weight that is zero everywhere. A bias has the scale of the input times that of the weight. With
+# torchao's smallest scale, 1e-7, its codes would exceed int32.
+SCALE_OF_ZERO_WEIGHTS = 2.0**-14
 
 
 class VanishingValuesWarning(UserWarning):
@@ -368,7 +371,8 @@ class _OfParameter(UniformQuantizationObserverBase):
         """Scale (float32) and zero point (int64), one or one for each channel."""
         if self.parameter.qparams is None:
             bounds = self._bounds()
-            self.parameter.qparams = self._calculate_qparams(-bounds, bounds)
+            scale, zero_point = self._calculate_qparams(-bounds, bounds)
+            self.parameter.qparams = torch.where(bounds == 0, SCALE_OF_ZERO_WEIGHTS, scale), zero_point
         return self.parameter.qparams
 
     def _bounds(self) -> torch.Tensor:

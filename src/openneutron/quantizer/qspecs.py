@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 from torchao.quantization.pt2e import FakeQuantize, FakeQuantizeBase, ObserverBase, PartialWrapper
+from torchao.quantization.pt2e.observer import UniformQuantizationObserverBase
 from torchao.quantization.pt2e.quantizer import (
     DerivedQuantizationSpec,
     FixedQParamsQuantizationSpec,
@@ -18,6 +19,7 @@ from openneutron.core.fx import shape_of
 from openneutron.errors import OptionError
 from openneutron.ir.graph import QParams
 from openneutron.quantizer.observers import (
+    SCALE_OF_ZERO_WEIGHTS,
     DistributionObserver,
     MaskedObserver,
     Origin,
@@ -27,14 +29,20 @@ from openneutron.quantizer.observers import (
     WeightObserver,
 )
 from openneutron.quantizer.output_parts import PartObserver, Parts
+from openneutron.quantizer.ranges import SMALLEST_SCALE
 
-__all__ = ["Around", "activation", "bias", "check_observer", "fixed", "trained_activation", "weight", "weight_range"]
+__all__ = [
+    "Around", "activation", "bias", "check_observer", "fixed", "least_scale_of_input", "trained_activation", "weight",
+    "weight_range",
+]  # fmt: skip
 
 Around = Callable[[Any], Any]
 """Turns the constructor of an observer into the constructor of an observer that wraps it."""
 
 ACTIVATION_RANGE = (-128, 127)
 BIAS_RANGE = (-(2**31), 2**31 - 1)
+LARGEST_BIAS_CODE = 2**30
+"""A bias within this leaves half of int32 for the sum of products."""
 
 
 def weight_range(bits: int) -> tuple[int, int]:
@@ -51,12 +59,14 @@ def activation(
     joins: Sequence[Parts] = (),
     around: Around | None = None,
     is_unbatched: bool = False,
+    least_scale: float = 0.0,
 ) -> QuantizationSpec:
     """int8, affine, one scale for the tensor that `node` yields; with zero point 0 where `symmetric`.
 
     `observer` makes an observer or a fake quantizer. `masked` is True for the input and the output of a mask.
     `joins` are the concatenations that are only returned and have the value as a part. `around` wraps the observer.
-    `is_unbatched` is True for values without a batch dimension.
+    `is_unbatched` is True for values without a batch dimension. The scale is at least `least_scale`, unless the
+    observer does not take a smallest scale.
     """
     low, high = ACTIVATION_RANGE
     return QuantizationSpec(
@@ -65,7 +75,13 @@ def activation(
         quant_max=high,
         qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
         observer_or_fake_quant_ctr=_of_node(
-            node, observer, masked=masked, joins=joins, around=around, is_unbatched=is_unbatched
+            node,
+            observer,
+            masked=masked,
+            joins=joins,
+            around=around,
+            is_unbatched=is_unbatched,
+            least_scale=least_scale,
         ),
     )
 
@@ -79,6 +95,7 @@ def trained_activation(
     joins: Sequence[Parts] = (),
     around: Around | None = None,
     is_unbatched: bool = False,
+    least_scale: float = 0.0,
 ) -> QuantizationSpec:
     """The same for training. An observer gets a fake quantizer around it; ours replaces a given one at a mask."""
     made = observer.p.func if isinstance(observer, PartialWrapper) else observer
@@ -86,7 +103,15 @@ def trained_activation(
     special = masked or around is not None
     if special or not fakes:
         observer = RecentRangeObserver if fakes else observer
-        made = _of_node(node, observer, masked=masked, joins=joins, around=around, is_unbatched=is_unbatched)
+        made = _of_node(
+            node,
+            observer,
+            masked=masked,
+            joins=joins,
+            around=around,
+            is_unbatched=is_unbatched,
+            least_scale=least_scale,
+        )
         is_of_mask = isinstance(made, PartialWrapper) and issubclass(made.p.func, MaskedObserver)
         options = {"is_fake_quantized": True} if is_of_mask else {}
         observer = FakeQuantize.with_args(observer=made, **options)
@@ -101,12 +126,20 @@ def _of_node(
     joins: Sequence[Parts] = (),
     around: Around | None = None,
     is_unbatched: bool = False,
+    least_scale: float = 0.0,
 ) -> Any:
     made, options = (observer.p.func, observer.p.keywords) if isinstance(observer, PartialWrapper) else (observer, {})
     observes = isinstance(made, type) and issubclass(made, ObserverBase)
     knows_nodes = isinstance(made, type) and issubclass(made, (DistributionObserver, RangeObserver))
     if is_unbatched and isinstance(made, type) and issubclass(made, DistributionObserver):
         options = {**options, "is_unbatched": True}
+    if (
+        least_scale > options.get("eps", SMALLEST_SCALE)
+        and observes
+        and issubclass(made, UniformQuantizationObserverBase)
+    ):
+        options = {**options, "eps": least_scale}
+        observer = made.with_args(**options)
     constructor = made.with_args(**options, origin=Origin.of(node)) if knows_nodes else observer
     if around is not None:
         return around(constructor)
@@ -160,6 +193,22 @@ def weight(node: Node, axis: int | None, bits: int = 8) -> QuantizationSpec:
         ch_axis=axis,
         observer_or_fake_quant_ctr=observer.with_args(origin=Origin.of(node)),
     )
+
+
+def least_scale_of_input(weight: torch.Tensor, bias: torch.Tensor, axis: int | None, bits: int = 8) -> float:
+    """Returns the smallest scale of a layer's input with which the codes of its bias leave room in int32 for products.
+
+    `axis` is the dimension of the weight's output channels if each has its own scale. Codes beyond int32 would make the
+    bias zero. A scale so large that they are not loses nothing: of the sum, the bias is then nearly all.
+    """
+    _, high = weight_range(bits)
+    magnitudes = weight.detach().abs()
+    largest = magnitudes.max() if axis is None else magnitudes.movedim(axis, 0).flatten(1).amax(1)
+    scales = torch.where(largest == 0, SCALE_OF_ZERO_WEIGHTS, (largest / high).clamp(min=SMALLEST_SCALE))
+    biases = bias.detach().abs()
+    if axis is not None:
+        scales = scales.repeat(biases.numel() // scales.numel())
+    return float((biases / scales).max()) / LARGEST_BIAS_CODE
 
 
 def bias(activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], node: Node, *, per_channel: bool) -> Any:
