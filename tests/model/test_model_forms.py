@@ -19,7 +19,7 @@ from openneutron.accuracy import analyze, evaluate
 from openneutron.accuracy.compare import compare_layers
 from openneutron.core.fx import op_name
 from openneutron.errors import CalibrationError, InputError, ModelError, OpenNeutronError, OptionError
-from openneutron.passes import name_convolutions
+from openneutron.passes import specialize_convolutions
 
 SHAPE = (1, 3, 8, 8)
 
@@ -191,8 +191,8 @@ def test_the_general_convolution_gets_the_name_of_its_kind(dimensions: int, tran
 
     graph = torch.export.export(General(), (x,)).module()
     wanted = graph(x)
-    assert name_convolutions(graph)
-    assert not name_convolutions(graph)
+    assert specialize_convolutions(graph)
+    assert not specialize_convolutions(graph)
     names = [op_name(node) for node in graph.graph.nodes if node.op == "call_function"]
     kind = f"conv_transpose{dimensions}d" if transposed else f"conv{dimensions}d"
     assert [name.split(".")[1] for name in names] == [kind]

@@ -37,14 +37,14 @@ def tokens(seed: int = 0) -> torch.Tensor:
 def fold_arithmetic(module: GraphModule) -> bool:
     passes.fold_constants(module)
     passes.decompose(module, TARGETS["imxrt700"])  # a division by a constant is a product, a reversed difference one
-    passes.name_numbers(module)
+    passes.scalars_to_constants(module)
     return passes.fold_arithmetic(module)
 
 
-def recognize(module: GraphModule) -> bool:
+def fuse_patterns(module: GraphModule) -> bool:
     passes.fold_constants(module)
-    passes.share_results(module)
-    return passes.recognize(module, TARGETS["imxrt700"])
+    passes.eliminate_common_subexpressions(module)
+    return passes.fuse_patterns(module, TARGETS["imxrt700"])
 
 
 class TestFoldArithmetic:
@@ -147,7 +147,7 @@ class TestFoldArithmetic:
     def test_must_not_fire(self, function: Function) -> None:
         parts = {"image": torch.randn(4, 8, 8), "columns": torch.randn(8), "batch": torch.randn(3, 4, 1, 1)}
         module = exported(seeded(lambda: Model(function, c=conv(), k=PER_CHANNEL, **parts)))
-        passes.name_numbers(module)
+        passes.scalars_to_constants(module)
         before = names(module)
         assert not passes.fold_arithmetic(module)
         assert names(module) == before
@@ -195,7 +195,7 @@ class TestRecognize:
         ],
     )
     def test_rule_1(self, function: Function) -> None:
-        assert names(after(recognize, Model(function))) == ["hardsigmoid.default"]
+        assert names(after(fuse_patterns, Model(function))) == ["hardsigmoid.default"]
 
     @pytest.mark.parametrize(
         "function",
@@ -208,7 +208,7 @@ class TestRecognize:
         ],
     )
     def test_rule_2(self, function: Function) -> None:
-        assert names(after(recognize, Model(function))) == ["hardswish.default"]
+        assert names(after(fuse_patterns, Model(function))) == ["hardswish.default"]
 
     @pytest.mark.parametrize(
         ("function", "approximate"),
@@ -221,7 +221,7 @@ class TestRecognize:
         ],
     )
     def test_rule_3(self, function: Function, approximate: str) -> None:
-        module = after(recognize, Model(function))
+        module = after(fuse_patterns, Model(function))
         assert names(module) == ["gelu.default"]
         (gelu,) = (node for node in module.graph.nodes if op_name(node) == "aten.gelu.default")
         assert gelu.kwargs["approximate"] == approximate
@@ -235,7 +235,7 @@ class TestRecognize:
         ],
     )
     def test_rule_4(self, function: Function, becomes: list[str]) -> None:
-        assert names(after(recognize, Model(function, k=PER_CHANNEL), image().abs() + 0.1)) == becomes
+        assert names(after(fuse_patterns, Model(function, k=PER_CHANNEL), image().abs() + 0.1)) == becomes
 
     @pytest.mark.parametrize(
         "function",
@@ -248,7 +248,7 @@ class TestRecognize:
     )
     def test_rule_5(self, function: Function) -> None:
         module = exported(Model(function))
-        assert recognize(module)
+        assert fuse_patterns(module)
         found = names(module)
         assert found[-4:] == ["mean.dim", "add.Tensor", "rsqrt.default", "mul.Tensor"]
         assert found.count("rsqrt.default") == 2
@@ -266,7 +266,7 @@ class TestRecognize:
         ],
     )
     def test_rule_6(self, function: Function, becomes: str) -> None:
-        assert names(after(recognize, Model(function))) == [becomes]
+        assert names(after(fuse_patterns, Model(function))) == [becomes]
 
     @pytest.mark.parametrize(
         "function",
@@ -294,9 +294,9 @@ class TestRecognize:
     )  # fmt: skip
     def test_must_not_fire(self, function: Function) -> None:
         module = exported(Model(function))
-        passes.share_results(module)
+        passes.eliminate_common_subexpressions(module)
         before = names(module)
-        assert not passes.recognize(module, TARGETS["imxrt700"])
+        assert not passes.fuse_patterns(module, TARGETS["imxrt700"])
         assert names(module) == before
 
 

@@ -359,21 +359,21 @@ class TestRemoveBatchCounts:
 
 class TestNameBadInputs:
     def test_shape_and_dtype(self) -> None:
-        module = after(passes.name_bad_inputs, Model(lambda m, x: m.c(x), c=conv()))
+        module = after(passes.add_input_guards, Model(lambda m, x: m.c(x), c=conv()))
         for bad in (image(1, 4, 9, 9), image().double()):
             with pytest.raises(InputError, match="the model was exported for"):
                 module(bad)
 
     def test_once_is_enough(self) -> None:
-        module = after(passes.name_bad_inputs, Model(lambda m, x: m.c(x), c=conv()))
-        assert not passes.name_bad_inputs(module)
+        module = after(passes.add_input_guards, Model(lambda m, x: m.c(x), c=conv()))
+        assert not passes.add_input_guards(module)
 
     def test_a_graph_without_a_check_gets_none(self) -> None:
         module: GraphModule = torch.export.export(conv().eval(), (image(),)).module(check_guards=False)
-        assert not passes.name_bad_inputs(module)
+        assert not passes.add_input_guards(module)
 
     def test_the_check_survives_another_export(self) -> None:
-        module = after(passes.name_bad_inputs, Model(lambda m, x: m.c(x), c=conv()))
+        module = after(passes.add_input_guards, Model(lambda m, x: m.c(x), c=conv()))
         for strict in (False, True):
             again = torch.export.export(module, (image(),), strict=strict)
             torch.testing.assert_close(again.module()(image()), module(image()))

@@ -37,7 +37,7 @@ class TestRemoveIdentities:
     def test_rule_3_copies_that_change_nothing(self, identity: Callable[[torch.Tensor], torch.Tensor]) -> None:
         model = Model(lambda _, x: identity(F.relu(x)))
         module = exported(model)
-        passes.remove_dead_operators(module)
+        passes.eliminate_dead_code(module)
         passes.fold_constants(module)
         assert passes.remove_identities(module)
         assert names(module) == ["relu.default"]
@@ -139,7 +139,7 @@ class TestRemoveDeadOperators:
     def test_rule_1_checks(self) -> None:
         model = Model(lambda _, x: F.relu(x).to(torch.int32))
         assert "_assert_tensor_metadata.default" in names(exported(model))
-        assert names(after(passes.remove_dead_operators, model)) == ["relu.default", "to.dtype"]
+        assert names(after(passes.eliminate_dead_code, model)) == ["relu.default", "to.dtype"]
 
     def test_rule_2_a_branch(self) -> None:
         def function(m: Any, x: torch.Tensor) -> torch.Tensor:
@@ -149,7 +149,7 @@ class TestRemoveDeadOperators:
             return result
 
         model = Model(function, c=conv())
-        assert names(after(passes.remove_dead_operators, model)) == ["conv2d.default", "relu.default"]
+        assert names(after(passes.eliminate_dead_code, model)) == ["conv2d.default", "relu.default"]
 
     def test_rule_2_an_unread_part(self) -> None:
         def function(_: Any, x: torch.Tensor) -> torch.Tensor:
@@ -157,7 +157,7 @@ class TestRemoveDeadOperators:
             second.exp()
             return first
 
-        assert names(after(passes.remove_dead_operators, Model(function))) == ["chunk.default", "getitem"]
+        assert names(after(passes.eliminate_dead_code, Model(function))) == ["chunk.default", "getitem"]
         assert prepared(Model(function)) == ["slice.Tensor"]
 
     def test_rule_2_what_was_written_in_place(self) -> None:
@@ -172,7 +172,7 @@ class TestRemoveDeadOperators:
             torch.rand_like(x)
             return x.abs()
 
-        assert names(after(passes.remove_dead_operators, Model(function))) == ["abs.default"]
+        assert names(after(passes.eliminate_dead_code, Model(function))) == ["abs.default"]
 
     def test_an_input_that_nobody_reads_stays_an_input(self) -> None:
         model = quantized(Model(lambda _, x, __: x.abs()), ((2, 3), (4, 5)))
@@ -185,7 +185,7 @@ class TestRemoveDeadOperators:
             return x.abs()
 
         model = Model(function, k=torch.zeros(4))
-        assert not passes.remove_dead_operators(module := exported(model))
+        assert not passes.eliminate_dead_code(module := exported(model))
         assert "add_.Tensor" in names(module)
 
     def test_a_dead_reader_does_not_keep_a_batch_norm(self) -> None:
@@ -202,12 +202,12 @@ class TestShareResults:
         def function(m: Any, x: torch.Tensor) -> torch.Tensor:
             return torch.cat([F.relu(m.c(x)) + 1.0, F.relu(m.c(x)) + 2.0], 1)
 
-        found = names(after(passes.share_results, Model(function, c=conv())))
+        found = names(after(passes.eliminate_common_subexpressions, Model(function, c=conv())))
         assert found == ["conv2d.default", "relu.default", "add.Tensor", "add.Tensor", "cat.default"]
 
     def test_rule_outputs_of_splits(self) -> None:
         model = Model(lambda _, x: x.chunk(2, 1)[0] + x.chunk(2, 1)[0])
-        found = names(after(passes.share_results, model))
+        found = names(after(passes.eliminate_common_subexpressions, model))
         assert found == ["chunk.default", "getitem", "getitem", "add.Tensor"]
 
     @pytest.mark.parametrize(
@@ -218,11 +218,11 @@ class TestShareResults:
         ],
     )  # fmt: skip
     def test_not_other_arguments(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        after(passes.share_results, Model(lambda _, x: function(x)), changes=False)
+        after(passes.eliminate_common_subexpressions, Model(lambda _, x: function(x)), changes=False)
 
     def test_not_random_numbers(self) -> None:
         module = exported(Model(lambda _, x: torch.rand_like(x) + torch.rand_like(x)))
-        assert not passes.share_results(module)
+        assert not passes.eliminate_common_subexpressions(module)
 
     def test_not_where_something_writes(self) -> None:
         def function(_: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -230,7 +230,7 @@ class TestShareResults:
             y.view(1, -1).relu_()
             return y, z
 
-        after(passes.share_results, Model(function), changes=False)
+        after(passes.eliminate_common_subexpressions, Model(function), changes=False)
 
 
 class TestRemoveExpands:
@@ -273,7 +273,7 @@ class TestRemoveExpands:
 
 
 def merge(module: GraphModule) -> bool:
-    return passes.merge_phases(module, TARGET)
+    return passes.slices_to_space_to_depth(module, TARGET)
 
 
 def focus(x: torch.Tensor) -> list[torch.Tensor]:
@@ -375,7 +375,10 @@ class TestReadParts:
         ids=["the last", "within one", "select", "narrow", "of a concatenation of it"],
     )
     def test_a_slice_in_one_part_reads_that(self, part: Callable[..., torch.Tensor]) -> None:
-        module = after(passes.read_parts, Model(lambda m, x: part(torch.cat([m.c(x), m.d(x)], 1)), c=conv(), d=conv()))
+        module = after(
+            passes.fold_slices_of_concatenations,
+            Model(lambda m, x: part(torch.cat([m.c(x), m.d(x)], 1)), c=conv(), d=conv()),
+        )
         assert "cat.default" not in names(module)
 
     @pytest.mark.parametrize(
@@ -385,7 +388,7 @@ class TestReadParts:
     )
     def test_must_not_fire(self, part: Callable[..., torch.Tensor]) -> None:
         model = Model(lambda m, x: part(torch.cat([m.c(x), m.d(x)], 1)), c=conv(), d=conv())
-        after(passes.read_parts, model, changes=False)
+        after(passes.fold_slices_of_concatenations, model, changes=False)
 
 
 class TestMoveActivations:

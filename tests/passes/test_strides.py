@@ -62,11 +62,11 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 class TestForgetStrides:
     def test_rule_1_views_become_reshapes(self) -> None:
-        module = after(passes.forget_strides, Model(lambda m, x: m.c(x).view(1, -1), c=conv()))
+        module = after(passes.remove_stride_dependence, Model(lambda m, x: m.c(x).view(1, -1), c=conv()))
         assert names(module) == ["conv2d.default", "reshape.default"]
 
     def test_rule_2_copies_to_another_order_go(self) -> None:
-        module = after(passes.forget_strides, Model(lambda _, x: F.relu(x.permute(0, 2, 3, 1).contiguous())))
+        module = after(passes.remove_stride_dependence, Model(lambda _, x: F.relu(x.permute(0, 2, 3, 1).contiguous())))
         assert passes.remove_identities(module)
         assert names(module) == ["permute.default", "relu.default"]
 
@@ -76,11 +76,11 @@ class TestForgetStrides:
     )
     def test_rule_2_not_a_copy_that_is_an_output(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> None:
         module = exported(Model(lambda _, x: copy(F.relu(x))))
-        passes.forget_strides(module)
+        passes.remove_stride_dependence(module)
         assert not passes.remove_identities(module)
 
     def test_a_graph_in_the_usual_order_stays(self) -> None:
-        after(passes.forget_strides, Model(lambda m, x: m.c(F.relu(x)), c=conv()), changes=False)
+        after(passes.remove_stride_dependence, Model(lambda m, x: m.c(F.relu(x)), c=conv()), changes=False)
 
 
 @pytest.mark.parametrize("name", MODELS)

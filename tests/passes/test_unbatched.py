@@ -41,29 +41,32 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Shapes]] = {
 
 class TestBatchLayers:
     def test_a_layer_of_one_sample_gets_a_batch_dimension(self) -> None:
-        module = after(passes.batch_layers, nn.Conv2d(4, 8, 3), image(4, 8, 8))
+        module = after(passes.add_batch_dimension, nn.Conv2d(4, 8, 3), image(4, 8, 8))
         assert names(module) == ["unsqueeze.default", "conv2d.default", "squeeze.dim"]
 
     @pytest.mark.parametrize("model", [nn.Conv2d(4, 8, 3), nn.Linear(8, 3)])
     def test_not_one_of_a_batch(self, model: nn.Module) -> None:
-        after(passes.batch_layers, model, image(), changes=False)
+        after(passes.add_batch_dimension, model, image(), changes=False)
 
     def test_no_squeeze_is_between_layers_and_what_is_elementwise(self) -> None:
         def function(m: Any, x: torch.Tensor) -> torch.Tensor:
             read: torch.Tensor = F.relu(m.c(F.max_pool2d(F.relu(m.c(x)), 2, 1, padding=1)[:, :8, :8]) + x)
             return torch.cat([read, F.hardswish(m.d(read))]).mean((1, 2))
 
-        module = after(passes.batch_layers, Model(function, c=conv(), d=conv()), image(4, 8, 8))
+        module = after(passes.add_batch_dimension, Model(function, c=conv(), d=conv()), image(4, 8, 8))
         expected = ["conv2d", "relu", "max_pool2d", "squeeze", "slice", "slice", "unsqueeze", "conv2d", "add", "relu"]
         expected += ["conv2d", "hardswish", "cat", "mean", "squeeze"]
         assert [name.split(".")[0] for name in names(module)] == ["unsqueeze", *expected]
 
     def test_what_depends_on_the_rank_stays(self) -> None:
         model = Model(lambda m, x: torch.softmax(m.a(x), 0) + m.a(x).sum(), a=nn.Conv1d(4, 4, 1))
-        assert "unsqueeze.default" not in names(after(passes.batch_layers, model, image(4, 8)))[4:]
+        assert "unsqueeze.default" not in names(after(passes.add_batch_dimension, model, image(4, 8)))[4:]
 
     def test_not_one_that_is_to_stay(self) -> None:
-        after(lambda module: passes.batch_layers(module, lambda _: True), nn.Linear(8, 3), image(8), changes=False)
+        def keep_all(module: Any) -> bool:
+            return passes.add_batch_dimension(module, lambda _: True)
+
+        after(keep_all, nn.Linear(8, 3), image(8), changes=False)
 
 
 @pytest.mark.parametrize("name", MODELS)

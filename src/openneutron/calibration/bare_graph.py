@@ -19,8 +19,8 @@ from openneutron.ops.facts import LayerKind
 from openneutron.ops.fusion import is_activation, takes_activation
 from openneutron.ops.graph_builder import become_reshape
 from openneutron.ops.shapes import needs_strides, takes_sizes
+from openneutron.passes.add_input_guards import GUARDS
 from openneutron.passes.functionalize import writes_memory
-from openneutron.passes.name_bad_inputs import GUARDS
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver
 from openneutron.quantizer.state_at_conversion import StateReset
 

@@ -22,7 +22,7 @@ __all__ = ["decompose"]
 def decompose(
     module: GraphModule,
     target: NeutronTarget,
-    stays: Callable[[Node], bool] = lambda _: False,
+    keeps_float: Callable[[Node], bool] = lambda _: False,
     *,
     training: bool = False,
 ) -> bool:
@@ -37,7 +37,7 @@ def decompose(
     while node.op != "root":
         before = node.prev
         instance = OpInstance(node, target, computed_constants=constants)
-        if not stays(node) and _decompose(module, instance, training=training):
+        if not keeps_float(node) and _decompose(module, instance, training=training):
             changed = True
             node = before.next  # what was written is visited too
         else:

@@ -37,21 +37,21 @@ class _WeightedSum:
 
 
 def divide_after_sums(
-    module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False
+    module: GraphModule, target: NeutronTarget, keeps_float: Callable[[Node], bool] = lambda _: False
 ) -> bool:
     """Rule, linear in nodes: sum(softmax(x) * y), matmul(softmax(x), y) and linear(softmax(x)) without a bias become
     the same operators on e = exp(x - amax(x)), and their output is multiplied by 1 / sum(e).
 
     The softmax is over the last dimension, of more than `WIDE_SOFTMAX` values. Views between softmax and sum may split
-    that dimension, and the sum may be over a part of it. A softmax that other operators read, or that `stays` in float,
-    is not changed.
+    that dimension, and the sum may be over a part of it. A softmax that other operators read, or for which
+    `keeps_float` is true, is not changed.
     """
     changed = False
     for node in list(module.graph.nodes):
-        if not is_op(node, "softmax") or stays(node) or not _is_wide(node):
+        if not is_op(node, "softmax") or keeps_float(node) or not _is_wide(node):
             continue
         sums = list(_weighted_sums(module, node, len(shape_of(node)) - 1))
-        if sums and None not in sums and not any(stays(found.node) for found in sums if found is not None):
+        if sums and None not in sums and not any(keeps_float(found.node) for found in sums if found is not None):
             _divide_after(module, target, node, [found for found in sums if found is not None])
             changed = True
     if changed:

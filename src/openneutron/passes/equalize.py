@@ -49,7 +49,7 @@ def equalize(
     module: GraphModule,
     ranges: Mapping[Node, tuple[torch.Tensor, torch.Tensor]] | None = None,
     *,
-    stays: Callable[[Node], bool] = lambda _: False,
+    keeps_float: Callable[[Node], bool] = lambda _: False,
 ) -> bool:
     """Equalize a float graph whose batch norms are folded, and note that it is; True if it changed anything.
 
@@ -57,12 +57,12 @@ def equalize(
     clips stay as they are. `ranges` has what calibration saw of values ([channels] minima and maxima, by node): a
     channel that never reached the end of its clamp is then scaled as far as it still does not reach it, which leaves
     the function as it is on all that calibration saw; and the ranges of activations are evened out as well. Operators
-    that are to stay in float, by `stays`, read and yield what they did, and keep their weights.
+    that are to stay in float, by `keeps_float`, read and yield what they did, and keep their weights.
 
     Linear in nodes, and in weights for each of `ROUNDS` rounds.
     """
     note_equalized(module, equalized=True)
-    scaling = scaling_of(module, stays)
+    scaling = scaling_of(module, keeps_float)
     if not scaling.layers or scaling.count == 1:
         return False
     lowest, highest = _limits(scaling, ranges or {})

@@ -42,7 +42,7 @@ class _Layer:
     """The output's dimension that has the channels."""
 
 
-def fold_arithmetic(module: GraphModule, stays: Callable[[Node], bool] = lambda _: False) -> bool:
+def fold_arithmetic(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False) -> bool:
     """Rules for float32 constants, linear in nodes and weights; the function stays the same up to float rounding:
 
     1. A sum or product with a constant of one value, or one for each output channel, that alone reads a convolution,
@@ -56,10 +56,10 @@ def fold_arithmetic(module: GraphModule, stays: Callable[[Node], bool] = lambda 
     """
     changed = False
     for node in list(module.graph.nodes):
-        if stays(node):
+        if keeps_float(node):
             continue
         while node.users and (arithmetic := _arithmetic(module, node)):
-            if stays(arithmetic.source) or not _fold(module, node, arithmetic):
+            if keeps_float(arithmetic.source) or not _fold(module, node, arithmetic):
                 break
             changed = True
     if changed:

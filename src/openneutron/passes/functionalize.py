@@ -186,7 +186,8 @@ def _shares_memory(node: Node) -> bool:
 def _is_the_same(node: Node, source: Node) -> bool:
     """Whether a view has the dtype, shape and strides of its source.
 
-    The view is computed: `forget_strides` makes the strides in the metadata of a graph those of contiguous tensors.
+    The view is computed: `remove_stride_dependence` makes the strides in the metadata of a graph those of contiguous
+    tensors.
     """
     other = source.meta.get("val")
     if not isinstance(other, torch.Tensor) or any(read.meta.get("val") is None for read in node.all_input_nodes):

@@ -18,7 +18,7 @@ _MAX_LEFT = 1
 
 
 def move_activations(
-    module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False
+    module: GraphModule, target: NeutronTarget, keeps_float: Callable[[Node], bool] = lambda _: False
 ) -> bool:
     """Rules, linear in nodes and uses:
 
@@ -35,7 +35,7 @@ def move_activations(
     while pending:
         node = pending.pop()
         concatenation = node.args[0] if node.args else None
-        if isinstance(concatenation, Node) and _is_moved(node, concatenation, target) and not stays(node):
+        if isinstance(concatenation, Node) and _is_moved(node, concatenation, target) and not keeps_float(node):
             pending.extend(_moved(node, concatenation))
             changed = True
     if changed:

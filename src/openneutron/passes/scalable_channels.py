@@ -111,12 +111,12 @@ class _Numbers:
         return final, len(kept)
 
 
-def scaling_of(module: GraphModule, stays: Callable[[Node], bool] = lambda _: False) -> Scaling:
+def scaling_of(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False) -> Scaling:
     """Number the channels of a float graph whose batch norms are folded. Linear in nodes and values.
 
-    What `stays` says of reads and yields nothing that is scaled.
+    What `keeps_float` says of reads and yields nothing that is scaled.
     """
-    numbering = _Numbering(module, stays)
+    numbering = _Numbering(module, keeps_float)
     for node in module.graph.nodes:
         numbering.visit(node)
     return numbering.scaling()
@@ -127,7 +127,7 @@ class _Numbering:
     """The numbers of the channels of all values, from the inputs of the graph on."""
 
     module: GraphModule
-    stays: Callable[[Node], bool]
+    keeps_float: Callable[[Node], bool]
     numbers: _Numbers = field(default_factory=_Numbers)
     known: dict[Node, torch.Tensor] = field(default_factory=dict)
     layers: list[ScalableLayer] = field(default_factory=list)
@@ -136,7 +136,7 @@ class _Numbering:
     def visit(self, node: Node) -> None:
         """Number what `node` yields, or pin what it reads. Its operands were visited before."""
         result = None
-        if is_operator(node) and not self.stays(node):
+        if is_operator(node) and not self.keeps_float(node):
             result = self._of_layer(node)
             result = self._of_clamp(node) if result is None else result
             result = _handed_on(node, self.numbers, self.known) if result is None else result

@@ -23,7 +23,7 @@ __all__ = ["scale_before_masks"]
 
 
 def scale_before_masks(
-    module: GraphModule, stays: Callable[[Node], bool] = lambda _: False, *, training: bool = False
+    module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False, *, training: bool = False
 ) -> bool:
     """Rules, for a product with a positive number k or a quotient by one that only softmaxes read. Linear in nodes:
 
@@ -33,13 +33,13 @@ def scale_before_masks(
        number that hides a value.
 
     Views between the mask and the scaling stay where they are. A mask with another reader is not changed, nor is an
-    operator that `stays` keeps in float. With `training`, a factor that is a trained parameter stays where it is.
+    operator that `keeps_float` keeps in float. With `training`, a factor that is a trained parameter stays where it is.
     """
     changed = False
     for node in list(module.graph.nodes):
         factor = _factor(module, node, training=training)
         mask = _mask_behind(node) if factor is not None and only_softmax_reads(node) else None
-        if factor is None or mask is None or stays(node) or stays(mask):
+        if factor is None or mask is None or keeps_float(node) or keeps_float(mask):
             continue
         changed |= _move(module, node, mask, factor)
     if changed:

@@ -41,18 +41,19 @@ class _PaddedProducts:
 
 
 def split_padded_products(
-    module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False
+    module: GraphModule, target: NeutronTarget, keeps_float: Callable[[Node], bool] = lambda _: False
 ) -> bool:
     """Rule, linear in nodes: matmul(pad(x), y), with x padded by one row at its end, becomes matmul(x, y) and sum(y)
     times the constant of the padding.
 
     Only slices that separate the padded row from the others may read the product. The rule also holds for
-    matmul(y, pad(x)) with one column, and for a further product. Operators that `stays` keeps in float are not changed.
+    matmul(y, pad(x)) with one column, and for a further product. Operators for which `keeps_float` is true are not
+    changed.
     """
     changed = False
     for node in list(module.graph.nodes):
         found = _padded_products(node)
-        if found is not None and not any(map(stays, (node, *found.products))):
+        if found is not None and not any(map(keeps_float, (node, *found.products))):
             _split(module, target, found)
             changed = True
     if changed:

@@ -12,36 +12,36 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from openneutron.core.driver import Driver, PassRun
-from openneutron.passes.batch_layers import batch_layers
+from openneutron.passes.add_batch_dimension import add_batch_dimension
+from openneutron.passes.add_input_guards import add_input_guards
 from openneutron.passes.checks import check_is_static_eval, check_outputs, check_writes_nothing, parameters_stay
-from openneutron.passes.copy_returned_joins import copy_returned_joins
+from openneutron.passes.copy_returned_concatenations import copy_returned_concatenations
 from openneutron.passes.decompose import decompose
 from openneutron.passes.divide_after_sums import divide_after_sums
+from openneutron.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
+from openneutron.passes.eliminate_dead_code import eliminate_dead_code
 from openneutron.passes.fold_arithmetic import fold_arithmetic
 from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
 from openneutron.passes.fold_norm_affine import fold_norm_affine
-from openneutron.passes.forget_strides import forget_strides
+from openneutron.passes.fold_slices_of_concatenations import fold_slices_of_concatenations
 from openneutron.passes.functionalize import functionalize
+from openneutron.passes.fuse_patterns import fuse_patterns
 from openneutron.passes.hold_states import end_gradients, hold_states
 from openneutron.passes.inline_regions import inline_regions
 from openneutron.passes.integers_to_floats import integers_to_floats
-from openneutron.passes.merge_phases import merge_phases
 from openneutron.passes.move_activations import move_activations
-from openneutron.passes.name_bad_inputs import name_bad_inputs
-from openneutron.passes.name_convolutions import name_convolutions
-from openneutron.passes.name_numbers import name_numbers
 from openneutron.passes.nest_concatenations import nest_concatenations
-from openneutron.passes.read_parts import read_parts
-from openneutron.passes.recognize import recognize
 from openneutron.passes.remove_batch_counts import remove_batch_counts
 from openneutron.passes.remove_dead_channels import remove_dead_channels
-from openneutron.passes.remove_dead_operators import remove_dead_operators
 from openneutron.passes.remove_empties import remove_empties
 from openneutron.passes.remove_expands import remove_expands
 from openneutron.passes.remove_identities import remove_identities
+from openneutron.passes.remove_stride_dependence import remove_stride_dependence
+from openneutron.passes.scalars_to_constants import scalars_to_constants
 from openneutron.passes.scale_before_masks import scale_before_masks
-from openneutron.passes.share_results import share_results
+from openneutron.passes.slices_to_space_to_depth import slices_to_space_to_depth
+from openneutron.passes.specialize_convolutions import specialize_convolutions
 from openneutron.passes.split_padded_products import split_padded_products
 from openneutron.targets import NeutronTarget
 
@@ -62,7 +62,7 @@ class Setting:
 
     target: NeutronTarget
     training: bool = False
-    stays: Callable[[Node], bool] = lambda _: False
+    keeps_float: Callable[[Node], bool] = lambda _: False
     """Which operators are to stay in float: no pass merges them with others."""
 
 
@@ -111,39 +111,43 @@ PASSES: tuple[Pass, ...] = (
     Pass(inline_regions, "inline the subgraphs that torch.export writes for no_grad, autocast and checkpoints"),
     Pass(check_is_static_eval, "refuse train mode, dynamic shapes and dtypes other than float32"),
     Pass(check_outputs, "refuse outputs that a program cannot return"),
-    Pass(name_convolutions, "write aten.convolution as conv1d, conv2d and so on"),
-    Pass(name_bad_inputs, "let the module name an input of another shape or dtype"),
+    Pass(specialize_convolutions, "write aten.convolution as conv1d, conv2d and so on"),
+    Pass(add_input_guards, "let the module name an input of another shape or dtype"),
     Pass(remove_batch_counts, "remove the counters of batch norms"),
     Pass(hold_states, "read each written buffer once at the start and write it once at the end"),
     Pass(functionalize, "write in-place operators as operators that return a new value"),
     Pass(end_gradients, "stop gradients at the states of the previous call", When.TRAINING),
     Pass(check_writes_nothing, "refuse writes in place that are left"),
-    Pass(remove_dead_operators, "remove operators that nothing reads, and checks of shapes"),
-    Pass(forget_strides, "write operators that depend on strides as operators that do not"),
+    Pass(eliminate_dead_code, "remove operators that nothing reads, and checks of shapes"),
+    Pass(remove_stride_dependence, "write operators that depend on strides as operators that do not"),
     Pass(remove_empties, "remove tensors without elements"),
     Pass(fold_constants, "compute what does not depend on inputs"),
     Pass(integers_to_floats, "write integers between truth values and float32 as what they stand for"),
-    Pass(batch_layers, "give layers of a single sample a batch dimension of 1"),
+    Pass(add_batch_dimension, "give layers of a single sample a batch dimension of 1"),
     Pass(remove_identities, "remove operators that return their input"),
-    Pass(share_results, "compute equal calls once", When.CALIBRATION),
-    Pass(merge_phases, "write a concatenation of strided slices as space-to-depth"),
+    Pass(eliminate_common_subexpressions, "compute equal calls once", When.CALIBRATION),
+    Pass(slices_to_space_to_depth, "write a concatenation of strided slices as space-to-depth"),
     Pass(split_padded_products, "split a matrix product with one padded row into a product and a sum"),
     Pass(scale_before_masks, "scale scores before they are masked", keeps_parameters=True),
-    Pass(recognize, "write activations and norms that the model spells out as single operators", keeps_parameters=True),
+    Pass(
+        fuse_patterns,
+        "write spelled-out activations and norms as single operators",
+        keeps_parameters=True,
+    ),
     Pass(fold_norm_affine, "fold weight and bias of a layer norm into the linears that read it", When.CALIBRATION),
     Pass(decompose, "write operators that the NPU lacks with operators that it has", keeps_parameters=True),
-    Pass(batch_layers, "give layers that decompose wrote a batch dimension of 1", after_change_by=decompose),
+    Pass(add_batch_dimension, "give layers that decompose wrote a batch dimension of 1", after_change_by=decompose),
     Pass(fold_constants, "compute the constants that decompose wrote", after_change_by=decompose),
     Pass(remove_identities, "remove identities that decompose wrote", after_change_by=decompose),
-    Pass(share_results, "compute equal calls that decompose wrote once", When.CALIBRATION),
+    Pass(eliminate_common_subexpressions, "compute equal calls that decompose wrote once", When.CALIBRATION),
     Pass(divide_after_sums, "divide by the sum of a wide softmax after its weighted sum", When.CALIBRATION),
-    Pass(read_parts, "read the part of a concatenation that a slice takes"),
+    Pass(fold_slices_of_concatenations, "read the part of a concatenation that a slice takes"),
     Pass(remove_expands, "remove expands that an arithmetic operator broadcasts anyway"),
     Pass(fold_batch_norm, "fold batch norms into convolutions and linears"),
-    Pass(name_numbers, "write numbers in arithmetic as float32 constants", keeps_parameters=True),
+    Pass(scalars_to_constants, "write numbers in arithmetic as float32 constants", keeps_parameters=True),
     Pass(move_activations, "move activations behind the layers that can fuse them"),
     Pass(nest_concatenations, "read an earlier concatenation instead of all its inputs again"),
-    Pass(copy_returned_joins, "copy concatenations that are returned and computed with"),
+    Pass(copy_returned_concatenations, "copy concatenations that are returned and computed with"),
     Pass(fold_arithmetic, "fold constant sums and products into weights and biases", When.CALIBRATION),
     Pass(remove_dead_channels, "remove channels whose activation is zero for every input", When.CALIBRATION),
     Pass(remove_unused, "remove what the passes left without a reader"),
@@ -156,11 +160,11 @@ def prepare(
     target: NeutronTarget,
     *,
     training: bool = False,
-    stays: Callable[[Node], bool] = lambda _: False,
+    keeps_float: Callable[[Node], bool] = lambda _: False,
 ) -> GraphModule:
     """Run `PASSES` on an exported module, in place. Linear in the nodes of the graph.
 
-    `stays` says which operators are to stay in float: no pass merges them with others.
+    `keeps_float` says which operators are to stay in float: no pass merges them with others.
 
     No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one. With `training`,
     parameters stay what they are, and what train mode has of its own stays too: the quantizer takes it out.
@@ -168,7 +172,7 @@ def prepare(
     Raises `ModelError` for a model that cannot be quantized as a whole: a dtype other than float32, writes in place
     that other values would see, and, unless `training`, train mode and dynamic shapes.
     """
-    run_passes(PASSES, module, Setting(target, training, stays), "prepare")
+    run_passes(PASSES, module, Setting(target, training, keeps_float), "prepare")
     return module
 
 

@@ -20,7 +20,7 @@ from openneutron.core.constants import constant_of, value_of
 from openneutron.core.fx import arguments, placeholders, shape_of
 from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
-from openneutron.passes.name_bad_inputs import GUARDS
+from openneutron.passes.add_input_guards import GUARDS
 from openneutron.quantizer.observers import MaskedObserver
 from openneutron.quantizer.quantized_constant import QuantizedConstant
 from openneutron.quantizer.trained_modules import called

@@ -31,9 +31,9 @@ from openneutron.ops.attention import WIDE_SOFTMAX
 from openneutron.ops.declared import is_op
 from openneutron.ops.fusion import activation_after
 from openneutron.ops.op_instance import OpInstance
+from openneutron.passes.add_input_guards import check_inputs_before_observers
 from openneutron.passes.equalize import equalize as equalize_channels
 from openneutron.passes.equalize import note_equalized, was_equalized
-from openneutron.passes.name_bad_inputs import check_inputs_before_observers
 from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.added_masks import added_masks
 from openneutron.quantizer.annotation import Annotation, AnnotationSettings
@@ -147,12 +147,12 @@ class NeutronQuantizer(Quantizer):
 
         Raises `ModelError` as `transform_for_annotation` does.
         """
-        stays = self.layers.leave_in_float
-        passes.prepare(model, self.target.neutron_target, training=self.is_qat, stays=stays)
+        keeps_float = self.layers.leave_in_float
+        passes.prepare(model, self.target.neutron_target, training=self.is_qat, keeps_float=keeps_float)
         if self.is_qat:
             training.prepare_for_training(model)
         elif equalizes:
-            equalize_channels(model, stays=stays)
+            equalize_channels(model, keeps_float=keeps_float)
         note_equalized(model, equalized=bool(was_equalized(model)))
         if not self.is_qat:  # what is trained is not what runs
             self._check_what_stays_in_float(model)

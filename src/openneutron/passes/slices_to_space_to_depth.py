@@ -16,13 +16,13 @@ from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.shapes import read_indices
 from openneutron.targets import NeutronTarget
 
-__all__ = ["merge_phases"]
+__all__ = ["slices_to_space_to_depth"]
 
 # By dimension: the first index and the step of a slice of everything.
 Phase = dict[int, tuple[int, int]]
 
 
-def merge_phases(module: GraphModule, target: NeutronTarget) -> bool:
+def slices_to_space_to_depth(module: GraphModule, target: NeutronTarget) -> bool:
     """Rule, linear in uses: a concatenation of x[..., i::m, j::n] for all i < m and j < n becomes reshape, permute and
     reshape of x. It has them in counting order, with either of the dimensions counting first, and joins them along a
     third one; there may be one such dimension, or more than two.

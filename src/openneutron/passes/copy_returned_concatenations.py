@@ -8,10 +8,10 @@ from openneutron.core.constants import constant_value
 from openneutron.core.fx import op_name
 from openneutron.ops import OPERATORS
 
-__all__ = ["copy_returned_joins"]
+__all__ = ["copy_returned_concatenations"]
 
 
-def copy_returned_joins(module: GraphModule) -> bool:
+def copy_returned_concatenations(module: GraphModule) -> bool:
     """Rule: a concatenation that the model both returns (directly or after moves) and computes with is duplicated.
 
     The parts of the returned copy can then keep qparams of their own. If the qparams turn out to be equal,

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from openneutron.errors import InputError
 
-__all__ = ["GUARDS", "InputCheck", "check_inputs_before_observers", "name_bad_inputs"]
+__all__ = ["GUARDS", "InputCheck", "add_input_guards", "check_inputs_before_observers"]
 
 # The submodule in which torch.export leaves its own check of the input shapes.
 GUARDS = "_guards_fn"
@@ -100,7 +100,7 @@ def _expected(node: Node, value: object) -> _Expected | _Constant | None:
     return _Constant(node.name, value) if is_constant else None  # type: ignore[arg-type]
 
 
-def name_bad_inputs(module: GraphModule) -> bool:
+def add_input_guards(module: GraphModule) -> bool:
     """Rule: the check of input shapes that torch.export leaves behind raises `InputError`, and checks dtypes too.
 
     A graph without that check gets none. Linear in inputs.

@@ -10,12 +10,12 @@ from openneutron.core.fx import arguments, note_replaced, op_name
 from openneutron.ops.declared import is_op, overload_of
 from openneutron.passes.functionalize import writes_memory
 
-__all__ = ["name_numbers"]
+__all__ = ["scalars_to_constants"]
 
 _ARITHMETIC = ("add", "sub", "mul", "maximum", "minimum")
 
 
-def name_numbers(module: GraphModule) -> bool:
+def scalars_to_constants(module: GraphModule) -> bool:
     """Rules for sums, differences, products and extremes of float32, linear in nodes:
 
     1. A number as operand becomes a float32 constant.

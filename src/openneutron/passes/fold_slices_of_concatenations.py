@@ -13,7 +13,7 @@ from openneutron.ops.declared import is_op
 from openneutron.ops.graph_builder import become_slice
 from openneutron.ops.shapes import read_indices
 
-__all__ = ["read_parts"]
+__all__ = ["fold_slices_of_concatenations"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class _Join:
     begins: tuple[int, ...]
 
 
-def read_parts(module: GraphModule) -> bool:
+def fold_slices_of_concatenations(module: GraphModule) -> bool:
     """Rule: a slice or select that lies in one part of a concatenation along the same dimension reads that part.
 
     n log n in slices and parts. A tensor that is written slice by slice (boxes scaled in place, then scores) is a

@@ -18,7 +18,7 @@ from openneutron.ops.norms import Dims, standardized
 from openneutron.ops.op_instance import OpInstance
 from openneutron.targets import NeutronTarget
 
-__all__ = ["recognize"]
+__all__ = ["fuse_patterns"]
 
 # Models round the numbers they write.
 _RELATIVE_TOLERANCE = 1e-4
@@ -34,7 +34,9 @@ class _Product:
     factors: tuple[Node, ...]
 
 
-def recognize(module: GraphModule, target: NeutronTarget, stays: Callable[[Node], bool] = lambda _: False) -> bool:
+def fuse_patterns(
+    module: GraphModule, target: NeutronTarget, keeps_float: Callable[[Node], bool] = lambda _: False
+) -> bool:
     """Rules, linear in nodes; the function stays the same up to the rounding of the numbers that models write:
 
     1. relu6(x + 3) / 6 and clamp(x / 6 + 1 / 2, 0, 1) become hardsigmoid(x).
@@ -49,7 +51,7 @@ def recognize(module: GraphModule, target: NeutronTarget, stays: Callable[[Node]
     """
     changed = False
     for node in reversed(list(module.graph.nodes)):
-        if node.op != "call_function" or not node.users or stays(node):
+        if node.op != "call_function" or not node.users or keeps_float(node):
             continue
         rewriting = Rewriting(module, OpInstance(node, target))
         replacement = _recognized(rewriting, node)

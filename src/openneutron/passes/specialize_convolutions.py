@@ -9,10 +9,10 @@ from openneutron.ops.convolution import CONVOLUTIONS
 from openneutron.ops.declared import is_op
 from openneutron.ops.transposed import TRANSPOSED_CONVOLUTIONS
 
-__all__ = ["name_convolutions"]
+__all__ = ["specialize_convolutions"]
 
 
-def name_convolutions(module: GraphModule) -> bool:
+def specialize_convolutions(module: GraphModule) -> bool:
     """Rule: `aten.convolution`, which traced modules and core ATen contain, becomes conv1d, conv2d and so on.
 
     Linear in nodes.

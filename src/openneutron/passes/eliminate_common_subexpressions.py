@@ -11,10 +11,10 @@ from torch.fx import GraphModule, Node
 from openneutron.model.state import is_state_write
 from openneutron.passes.functionalize import writes_memory
 
-__all__ = ["share_results"]
+__all__ = ["eliminate_common_subexpressions"]
 
 
-def share_results(module: GraphModule, stays: Callable[[Node], bool] = lambda _: False) -> bool:
+def eliminate_common_subexpressions(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False) -> bool:
     """Rule, linear in nodes: of calls of one ATen operator with equal arguments, the first one stays.
 
     So does one that is to stay in float, where the others are not.
@@ -29,7 +29,7 @@ def share_results(module: GraphModule, stays: Callable[[Node], bool] = lambda _:
     for node in list(module.graph.nodes):
         if not _is_pure(node) or is_state_write(node):
             continue
-        same = first.setdefault((node.target, _key(node.args), _key(node.kwargs), stays(node)), node)
+        same = first.setdefault((node.target, _key(node.args), _key(node.kwargs), keeps_float(node)), node)
         if same is not node:
             node.replace_all_uses_with(same)
             module.graph.erase_node(node)

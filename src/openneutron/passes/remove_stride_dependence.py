@@ -9,10 +9,10 @@ from openneutron.core.fx import iterate_nodes, note_replaced, op_name
 from openneutron.ops.graph_builder import become_reshape
 from openneutron.ops.shapes import needs_strides
 
-__all__ = ["forget_strides"]
+__all__ = ["remove_stride_dependence"]
 
 
-def forget_strides(module: GraphModule) -> bool:
+def remove_stride_dependence(module: GraphModule) -> bool:
     """Rules, linear in nodes, for a graph without operators that write in place:
 
     1. A view, which takes some strides only, becomes a reshape, which takes any.
@@ -20,13 +20,13 @@ def forget_strides(module: GraphModule) -> bool:
        identity. A copy that is an output of the model keeps its strides: they are those of the program's output.
     """
     changed = False
-    stays = _ordered_outputs(module)
+    ordered = _ordered_outputs(module)
     for node in module.graph.nodes:
         if needs_strides(node):
             note_replaced(node, op_name(node))
             become_reshape(node, *node.args[:2])
             changed = True
-        if node.op in ("placeholder", "call_function") and node not in stays and "val" in node.meta:
+        if node.op in ("placeholder", "call_function") and node not in ordered and "val" in node.meta:
             usual = _in_usual_order(node.meta["val"])
             changed |= usual is not node.meta["val"]
             node.meta["val"] = usual

@@ -13,13 +13,13 @@ from openneutron.ops.facts import LayerKind
 from openneutron.ops.graph_builder import NodeBuilder, squeeze, unsqueeze
 from openneutron.ops.windows import spatial_dims
 
-__all__ = ["batch_layers"]
+__all__ = ["add_batch_dimension"]
 
 _POOLS = tuple(f"{pool}{dims}" for pool in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
                for dims in ("", " of volumes"))  # fmt: skip
 
 
-def batch_layers(module: GraphModule, stays: Callable[[Node], bool] = lambda _: False) -> bool:
+def add_batch_dimension(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False) -> bool:
     """Rules, linear in nodes and uses:
 
     1. A convolution, transposed convolution or linear of one sample without a batch dimension becomes unsqueeze, the
@@ -33,7 +33,7 @@ def batch_layers(module: GraphModule, stays: Callable[[Node], bool] = lambda _: 
     """
     batched = _Batched()
     for node in list(module.graph.nodes):
-        if node.op == "call_function" and not stays(node) and (_lacks_batch(node) or batched.reaches(node)):
+        if node.op == "call_function" and not keeps_float(node) and (_lacks_batch(node) or batched.reaches(node)):
             batched.add(node)
     for value in batched.with_dimension:
         note(value, UNBATCHED, True)

@@ -12,10 +12,10 @@ from openneutron.model.state import forget_state, is_state_write, store_of
 from openneutron.ops.declared import is_op
 from openneutron.passes.functionalize import writes_memory
 
-__all__ = ["remove_dead_operators"]
+__all__ = ["eliminate_dead_code"]
 
 
-def remove_dead_operators(module: GraphModule) -> bool:
+def eliminate_dead_code(module: GraphModule) -> bool:
     """Rules, linear in nodes:
 
     1. Checks of a tensor's shape and dtype are removed: shapes and dtypes are fixed after the export.

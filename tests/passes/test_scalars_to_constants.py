@@ -1,4 +1,4 @@
-"""The rules of name_numbers: where each fires, where it must not."""
+"""The rules of scalars_to_constants: where each fires, where it must not."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_fires(function: Callable[[Any, torch.Tensor], torch.Tensor], becomes: l
 
     def run(module: GraphModule) -> bool:
         passes.fold_constants(module)
-        return passes.name_numbers(module)
+        return passes.scalars_to_constants(module)
 
     module = after(run, model)
     assert names(module) == becomes
@@ -69,4 +69,4 @@ def test_fires(function: Callable[[Any, torch.Tensor], torch.Tensor], becomes: l
 )
 def test_must_not_fire(function: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
     model = seeded(lambda: Model(function, c=torch.nn.Buffer(CHANNELS.clone())))
-    after(passes.name_numbers, model, changes=False)
+    after(passes.scalars_to_constants, model, changes=False)
