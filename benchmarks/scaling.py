@@ -28,8 +28,8 @@ from openneutron import NeutronQuantizer
 from openneutron.compile_spec import CompileOptions
 from openneutron.partition.clusters import Constants
 from openneutron.partition.compile import PartitionGraphs, compile_partition
-from openneutron.partition.levels import Partition
 from openneutron.partition.placing import place
+from openneutron.partition.scheduling import Partition
 
 from .workloads import CHAIN_CHANNELS, CHAIN_SIZE, chain_of
 from .zoo import ZOO, MissingTorchvisionError

@@ -32,9 +32,9 @@ from openneutron.model.exporting import export
 from openneutron.partition import quantized_io
 from openneutron.partition.clusters import Cluster, Constants, qparams_of
 from openneutron.partition.compile import compile_partition
-from openneutron.partition.levels import Partition
-from openneutron.partition.orders import settle_orders
+from openneutron.partition.dim_orders import assign_dim_orders
 from openneutron.partition.placing import Placed, place
+from openneutron.partition.scheduling import Partition
 from openneutron.passes.functionalize import writes_memory
 from openneutron.runtime.native import native_module
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo
@@ -283,7 +283,7 @@ def _delegates(placed: Placed, payloads: Sequence[Payload]) -> list[_Delegate]:
     partitions = placed.partitions
     if len(payloads) != len(partitions):
         raise _not_of_this_module(f"it has {len(payloads)} delegates, but the module has {len(partitions)}")
-    orders, constants = settle_orders(placed.program, partitions), Constants(placed.program)
+    orders, constants = assign_dim_orders(placed.program, partitions), Constants(placed.program)
     delegates = []
     for number, (partition, payload) in enumerate(zip(partitions, payloads, strict=True)):
         ours = tflite.read(compile_partition(placed.graphs, partition, orders.is_channels_last).tflite)

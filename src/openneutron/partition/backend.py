@@ -11,7 +11,7 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.errors import ModelError
 from openneutron.formats.payload import pack_device, pack_portable, parse
 from openneutron.formats.tflite.outputs import with_fewer_outputs
-from openneutron.partition.opaque import is_opaque, is_trace, outputs_by_node
+from openneutron.partition.delegate_call import is_delegate_call, is_trace, outputs_by_node
 
 __all__ = ["NeutronBackend"]
 
@@ -27,7 +27,7 @@ class NeutronBackend(BackendDetails):
         the debug handles of what each kernel on the NPU computes.
         """
         CompileOptions.from_specs(compile_specs)
-        (node,) = (node for node in edge_program.graph.nodes if is_opaque(node))
+        (node,) = (node for node in edge_program.graph.nodes if is_delegate_call(node))
         inputs, payload, _ = node.args
         signature = edge_program.graph_signature
         called_with = {name: index for index, name in enumerate(signature.user_inputs)}

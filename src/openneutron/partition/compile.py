@@ -22,7 +22,7 @@ from openneutron.ir.scales import is_doubtful
 from openneutron.ir.views import swapped_blocks
 from openneutron.ops.shapes import is_legacy_swap
 from openneutron.partition.clusters import Constants, qparams_of
-from openneutron.partition.levels import Partition
+from openneutron.partition.scheduling import Partition
 from openneutron.targets import Generation, NeutronTarget
 
 __all__ = ["FormattedGraph", "PartitionGraphs", "compile_partition", "illegal_transposes", "lower_partition"]

@@ -22,10 +22,10 @@ from openneutron.errors import OptionError
 from openneutron.formats.payload import Payload
 from openneutron.partition.backend import NeutronBackend
 from openneutron.partition.compile import compile_partition
-from openneutron.partition.levels import Partition
-from openneutron.partition.opaque import Trace, is_opaque, is_searched, is_trace, replace_partitions
-from openneutron.partition.orders import settle_orders
+from openneutron.partition.delegate_call import Trace, is_delegate_call, is_searched, is_trace, replace_partitions
+from openneutron.partition.dim_orders import assign_dim_orders
 from openneutron.partition.placing import Placed, Placement, place
+from openneutron.partition.scheduling import Partition
 from openneutron.targets import NeutronTargetSpec
 from openneutron.vendor.device import DevicePayload, compile_payloads, kernel_selection_of
 from openneutron.vendor.sdk import Converter, converter_for
@@ -101,7 +101,7 @@ class NeutronPartitioner(Partitioner):
         _keep_initial_states(exported_program)
         tags: dict[str, DelegationSpec] = {}
         for node in exported_program.graph.nodes:
-            if not is_opaque(node):
+            if not is_delegate_call(node):
                 continue
             tag = f"neutron_{len(tags)}"
             tags[tag] = self.delegation_spec
@@ -117,7 +117,7 @@ def compile_placed(placed: Placed) -> ExportedProgram:
     Returns the program in which each partition is one operator that holds its payload. Raises `ConverterError`.
     """
     options, partitions = placed.graphs.options, placed.partitions
-    orders = settle_orders(placed.program, partitions)
+    orders = assign_dim_orders(placed.program, partitions)
     payloads = [compile_partition(placed.graphs, partition, orders.is_channels_last) for partition in partitions]
     folder = _intermediates(options)
     if folder is not None:

@@ -16,8 +16,8 @@ from openneutron.ops import OPERATORS
 from openneutron.partition.clusters import Constants, find_clusters
 from openneutron.partition.compile import PartitionGraphs
 from openneutron.partition.conversions import check_constants_are_quantized, check_quantize_is_an_operator
-from openneutron.partition.islands import Bridged, bridge_islands
-from openneutron.partition.levels import Partition, partitions_of
+from openneutron.partition.qdq_propagation import Propagated, propagate_qdq
+from openneutron.partition.scheduling import Partition, partitions_of
 from openneutron.partition.states import states_in_int8
 from openneutron.partition.transposes import leave_transposes_to_the_cpu
 
@@ -74,17 +74,17 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
     """
     check_quantize_is_an_operator(program.graph)
     check_constants_are_quantized(program)
-    driver: Driver[Bridged] = Driver("place", _text, _lint, options.intermediates_dir)
+    driver: Driver[Propagated] = Driver("place", _text, _lint, options.intermediates_dir)
     bridged = driver.run(
         "states_in_int8",
         "keep states as int8 codes where they are read and written with the same qparams",
-        lambda given: Bridged(states_in_int8(given.program)),
-        Bridged(program),
+        lambda given: Propagated(states_in_int8(given.program)),
+        Propagated(program),
     )
     bridged = driver.run(
-        "bridge_islands",
+        "propagate_qdq",
         "quantize float operators that only move values",
-        lambda given: bridge_islands(given.program, options),
+        lambda given: propagate_qdq(given.program, options),
         bridged,
     )
     graphs = PartitionGraphs(Constants(bridged.program), options)
@@ -92,7 +92,7 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
     partitions, no_compute = partitions_of(bridged.program, found)
     program = driver.run(
         "remove_unused_bridges",
-        "remove the quantization that bridge_islands added around operators that stay on the CPU",
+        "remove the quantization that propagate_qdq added around operators that stay on the CPU",
         lambda given: given.for_clusters(cluster for partition in partitions for cluster in partition.clusters),
         bridged,
     ).program
@@ -113,11 +113,11 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
     return Placed(program, partitions, tuple(rows), graphs)
 
 
-def _text(bridged: Bridged) -> str:
+def _text(bridged: Propagated) -> str:
     return str(bridged.program.graph_module.print_readable(print_output=False))
 
 
-def _lint(bridged: Bridged, _: str) -> None:
+def _lint(bridged: Propagated, _: str) -> None:
     bridged.program.graph.lint()
 
 

@@ -10,8 +10,8 @@ from torch.fx import Node
 from openneutron.ir.graph import Graph, Op
 from openneutron.partition.clusters import Cluster, Clusters
 from openneutron.partition.compile import PartitionGraphs, illegal_transposes
-from openneutron.partition.levels import Partition, partitions_of
-from openneutron.partition.orders import settle_orders
+from openneutron.partition.dim_orders import assign_dim_orders
+from openneutron.partition.scheduling import Partition, partitions_of
 from openneutron.targets import Generation, NeutronTarget
 
 __all__ = ["leave_transposes_to_the_cpu"]
@@ -41,7 +41,7 @@ def _rejected(program: ExportedProgram, found: Clusters, graphs: PartitionGraphs
     """The clusters to leave to the CPU, each with the first transpose that it is blamed for."""
     rejected: dict[Cluster, Op] = {}
     partitions, _ = partitions_of(program, found)
-    orders = settle_orders(program, partitions)
+    orders = assign_dim_orders(program, partitions)
     for partition in partitions:
         graph = graphs.formatted(partition, orders.is_channels_last).graph
         for op in illegal_transposes(graph, partition.target):

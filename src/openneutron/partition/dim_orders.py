@@ -12,13 +12,13 @@ from torch.fx import Node
 
 from openneutron.core.fx import is_dequantize, is_quantize
 from openneutron.partition.clusters import Constants
-from openneutron.partition.levels import Partition
+from openneutron.partition.scheduling import Partition
 
-__all__ = ["Orders", "is_nhwc", "nchw_strides", "settle_orders"]
+__all__ = ["DimOrders", "assign_dim_orders", "is_nhwc", "nchw_strides"]
 
 
 @dataclass(frozen=True)
-class Orders:
+class DimOrders:
     """The (fake) value of each node, its strides those of the lowered program."""
 
     values: dict[Node, Any]
@@ -28,7 +28,7 @@ class Orders:
         return is_nhwc(self.values[node])
 
 
-def settle_orders(program: ExportedProgram, partitions: Sequence[Partition]) -> Orders:
+def assign_dim_orders(program: ExportedProgram, partitions: Sequence[Partition]) -> DimOrders:
     """Rules, for each node in order; linear in nodes and uses:
 
     1. An input of the program lies in NHWC order where its example does, and else in NCHW order: ExecuTorch runs no
@@ -58,7 +58,7 @@ def settle_orders(program: ExportedProgram, partitions: Sequence[Partition]) -> 
             values[node] = _restrided(value, values[source].stride())
         else:
             values[node] = _in_nchw(value)
-    return Orders(values)
+    return DimOrders(values)
 
 
 def _only_the_cpu_reads(output: Node, partition: Partition, inside: dict[Node, Partition]) -> bool:

@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 from openneutron.ops import OPERATORS
 from openneutron.ops.op_instance import OpInstance
 from openneutron.partition.clusters import Cluster, Clusters
-from openneutron.partition.levels import NO_COMPUTE, Partition, partitions_of
+from openneutron.partition.scheduling import NO_COMPUTE, Partition, partitions_of
 from openneutron.targets import TARGETS
 
 QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default

@@ -21,13 +21,13 @@ from torch.fx import Graph, Node
 
 from openneutron.core.fx import is_dequantize, is_quantize, note, noted, output_node
 from openneutron.ops.graph_builder import clone
-from openneutron.partition.levels import Partition
-from openneutron.partition.orders import Orders, is_nhwc, nchw_strides
+from openneutron.partition.dim_orders import DimOrders, is_nhwc, nchw_strides
 from openneutron.partition.programs import with_graph
+from openneutron.partition.scheduling import Partition
 from openneutron.passes.functionalize import writes_memory
 
 __all__ = [
-    "Trace", "chain_end", "is_opaque", "is_searched", "is_trace", "outputs_by_node", "partition_operator",
+    "Trace", "chain_end", "is_delegate_call", "is_searched", "is_trace", "outputs_by_node", "partition_operator",
     "replace_partitions",
 ]  # fmt: skip
 
@@ -90,7 +90,7 @@ def partition_operator() -> torch._ops.OpOverload:
     return getattr(torch.ops, _NAMESPACE).partition.default  # type: ignore[no-any-return]
 
 
-def is_opaque(node: Node) -> bool:
+def is_delegate_call(node: Node) -> bool:
     """Whether `node` is a partition, in the ATen or in the edge dialect."""
     return partition_operator() in (node.target, getattr(node.target, "_op", None))
 
@@ -134,7 +134,7 @@ class _Emission:
     program: ExportedProgram
     partitions: Sequence[Partition]
     payload_nodes: dict[int, Node]
-    orders: Orders
+    orders: DimOrders
     graph: Graph
     traces: Sequence[Sequence[Trace]] = ()
     copies: dict[Node, Node] = field(default_factory=dict)
@@ -250,7 +250,7 @@ def replace_partitions(
     program: ExportedProgram,
     partitions: Sequence[Partition],
     payloads: Sequence[bytes],
-    orders: Orders,
+    orders: DimOrders,
     traces: Sequence[Sequence[Trace]] = (),
 ) -> ExportedProgram:
     """A copy of `program` in which each partition is one operator that holds its payload. Linear in nodes and bytes.

@@ -20,8 +20,8 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantize
 
 from openneutron import CompileOptions
 from openneutron.core.fx import is_dequantize, is_quantize, op_name
-from openneutron.partition.islands import bridge_islands
 from openneutron.partition.placing import Placed, place
+from openneutron.partition.qdq_propagation import propagate_qdq
 from openneutron.quantizer import RangeObserver, qspecs
 
 Move = Callable[[torch.Tensor], torch.Tensor]
@@ -178,7 +178,7 @@ def test_unequal_scales_are_requantized() -> None:
 def test_a_value_that_int8_rounds_is_not_moved_across() -> None:
     converted = foreign(lambda a, b, x: b(F.pad(a(x), (1, 1), value=0.123)), two_convolutions(), yields=False)
     program = exported(converted)
-    assert bridge_islands(program, CompileOptions()).program is program
+    assert propagate_qdq(program, CompileOptions()).program is program
     reasons = {row.node: row.reason for row in placed(converted).rows}
     assert reasons["pad"] == "It is not quantized: 'conv2d' comes in float."
 
@@ -224,14 +224,14 @@ def test_our_own_quantizer_leaves_no_islands() -> None:
 
     model, inputs = seeded(lambda: Function(function, *two_convolutions()())), (torch.randn(IMAGE),)
     program = torch.export.export(convert(model, inputs), inputs)
-    assert bridge_islands(program, CompileOptions()).program is program
+    assert propagate_qdq(program, CompileOptions()).program is program
 
 
 def test_the_program_itself_stays_as_it_is() -> None:
     converted = foreign(lambda a, b, x: b(a(x).to(memory_format=LAST).clone()), two_convolutions(), yields=True)
     program = exported(converted)
     code = program.graph_module.code
-    bridged = bridge_islands(program, CompileOptions())
+    bridged = propagate_qdq(program, CompileOptions())
     assert program.graph_module.code == code
     assert bridged.program is not program
     assert "_assert_tensor_metadata" in code

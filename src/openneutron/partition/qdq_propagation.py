@@ -23,7 +23,7 @@ from openneutron.partition.clusters import Cluster, Constants, is_int8
 from openneutron.partition.programs import with_graph
 from openneutron.quantizer.quantizable import quantizable_reason
 
-__all__ = ["Bridged", "bridge_islands"]
+__all__ = ["Propagated", "propagate_qdq"]
 
 QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
@@ -33,13 +33,13 @@ QArgs = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Bridged:
+class Propagated:
     """A program without float islands; `written` are the dequantize nodes it has more than what it came from."""
 
     program: ExportedProgram
     written: tuple[Node, ...] = ()
 
-    def for_clusters(self, clusters: Iterable[Cluster]) -> Bridged:
+    def for_clusters(self, clusters: Iterable[Cluster]) -> Propagated:
         """The program, in place, with no more quantization than `clusters` need: the CPU would compute all other."""
         on_npu = {node for cluster in clusters for node in (*cluster.operands, cluster.quantize)}
         unused = [node for node in self.written if node not in on_npu and node.args[0] not in on_npu]
@@ -53,10 +53,10 @@ class Bridged:
             graph.erase_node(dequantize)
             if not quantize.users:
                 graph.erase_node(quantize)
-        return Bridged(with_graph(self.program, graph, {}))
+        return Propagated(with_graph(self.program, graph, {}))
 
 
-def bridge_islands(program: ExportedProgram, options: CompileOptions) -> Bridged:
+def propagate_qdq(program: ExportedProgram, options: CompileOptions) -> Propagated:
     """Rules, linear in nodes and uses; `program` itself stays as it is:
 
     1. Where all inputs of an operator that keeps values are dequantized alike, its output is quantized so too.
@@ -67,7 +67,7 @@ def bridge_islands(program: ExportedProgram, options: CompileOptions) -> Bridged
     search.run()
     checks = [node for node in program.graph.nodes if _is_check(node)]
     if not (search.inputs or search.outputs or checks):
-        return Bridged(program)
+        return Propagated(program)
     graph = Graph()
     copies: dict[Node, Node] = {}
     output, old_output = graph.output(graph.graph_copy(program.graph, copies)), output_node(program.graph)
@@ -82,7 +82,7 @@ def bridge_islands(program: ExportedProgram, options: CompileOptions) -> Bridged
         _quantized(written.get(copies[value], copies[value]), qargs, [copies[reader] for reader in readers])
         for (value, qargs), readers in search.inputs.items()
     ]
-    return Bridged(with_graph(program, graph, copies), (*written.values(), *inputs))
+    return Propagated(with_graph(program, graph, copies), (*written.values(), *inputs))
 
 
 def _is_check(node: Node) -> bool:
