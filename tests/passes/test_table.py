@@ -120,4 +120,4 @@ def test_a_model_is_dumped_on_its_whole_way(tmp_path: Path, monkeypatch: pytest.
     lowered = {path.name.split("_", 1)[1]: path for path in (tmp_path / "passes").iterdir()}
     assert {"place", "ir_conv2d"} <= lowered.keys()
     assert "CONV_2D" in (lowered["ir_conv2d"] / "00_merge_slices_before.txt").read_text()
-    assert (lowered["place"] / "01_bridge_islands_after.txt").exists()
+    assert (lowered["place"] / "01_propagate_qdq_after.txt").exists()
