@@ -1,4 +1,4 @@
-"""One operator by itself: no export, no quantizer, no program, so that thousands of geometries are cheap."""
+"""Tests one operator without export, quantizer or program, so that thousands of geometries are fast."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = ["Integers", "Quantized", "decomposition_error", "deviation", "is_deco
 
 Integers = npt.NDArray[Any]
 TARGET = TARGETS["imxrt700"]
-# An operator with qparams of its own gets such that its values fill the range, but for values that are all zero.
+# The scale of an operator with its own output qparams follows from its values, unless all values are zero.
 SMALLEST_RANGE = 0.01
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """An operand: integers with their qparams, computed at run time unless `constant`."""
+    """An operand: integers with qparams, computed at run time unless `constant`."""
 
     codes: Integers
     qparams: QParams
@@ -42,7 +42,7 @@ class Quantized:
 
     @property
     def real(self) -> torch.Tensor:
-        """The real values in float64."""
+        """The dequantized values in float64."""
         shape = [-1 if dim == self.qparams.axis else 1 for dim in range(self.codes.ndim)]
         scale, zero_point = np.array(self.qparams.scale), np.array(self.qparams.zero_point)
         if self.qparams.axis is not None:
@@ -55,16 +55,16 @@ class Quantized:
 
 
 def random_codes(random: np.random.Generator, *shape: int) -> Integers:
-    """int8 over the whole range."""
+    """Returns int8 values from the whole range."""
     return random.integers(-128, 128, shape).astype(np.int8)
 
 
 def occurrence(target: str, tensors: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> OpInstance:
-    """The operator in a graph of its own; its arguments are named as in its schema."""
+    """Returns the operator in a new graph. Its arguments have the names of its schema."""
     namespace, name, overload = target.split(".")
     operator = getattr(getattr(getattr(torch.ops, namespace), name), overload)
     graph = FxGraph()
-    nodes = {argument: graph.placeholder(f"{argument}_") for argument in tensors}  # "self" is the module's
+    nodes = {argument: graph.placeholder(f"{argument}_") for argument in tensors}  # "self" is a name of fx.GraphModule
     for argument, tensor in tensors.items():
         nodes[argument].meta["val"] = tensor
     schema = operator._schema.arguments
@@ -76,7 +76,9 @@ def occurrence(target: str, tensors: Mapping[str, torch.Tensor], options: Mappin
 
 
 def deviation(target: str, operands: Mapping[str, Quantized], options: Mapping[str, Any]) -> int:
-    """Largest difference in LSBs between LiteRT on what the operator is lowered to and torch on the real values."""
+    """Returns the largest difference in LSBs between LiteRT on the lowered operator and torch on the dequantized
+    values.
+    """
     instance = occurrence(target, {name: operand.real for name, operand in operands.items()}, options)
     spec, real = OPERATORS[target], instance.node.meta["val"]
     assert not spec.rejections(instance, Generation.MODERN)
@@ -101,12 +103,12 @@ def deviation(target: str, operands: Mapping[str, Quantized], options: Mapping[s
 
 
 def is_decomposed(target: str, tensors: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> bool:
-    """Whether the operator becomes others here."""
+    """Whether this call of the operator is decomposed."""
     return target in DECOMPOSITIONS and DECOMPOSITIONS[target].applies(occurrence(target, tensors, options))
 
 
 def decomposition_error(target: str, tensors: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> float:
-    """Largest difference in float between the operator and what it becomes, relative to its values if above 1."""
+    """Returns the largest float difference between the operator and its decomposition, relative to values above 1."""
     node = occurrence(target, tensors, options).node
     wanted = node.meta["val"]
     module = GraphModule(torch.nn.Module(), node.graph)

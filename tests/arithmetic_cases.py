@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: arithmetic of two values and functions of one."""
+"""Table of the operator tests: arithmetic of two values, and functions of one value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPREADS = {"": (0.0, 1.0), "large": (0.0, 30.0), "tiny": (0.0, 0.01), "one-sided
 
 
 def two(target: str, function: Callable[..., Any]) -> list[Case]:
-    """A binary operator on equal shapes, with broadcasting of either side, with constants, and on one value twice."""
+    """Returns cases of a binary operator: equal shapes, broadcasts of both sides, constants, and one value twice."""
     constant, scalar = torch.linspace(-1, 2, 4).reshape(4, 1, 1), torch.tensor(0.7)
     return [
         Case(target, "equal shapes", of(function), (IMAGE, IMAGE)),
@@ -41,12 +41,12 @@ def _between(function: Callable[..., Any]) -> Callable[[], torch.nn.Module]:
 
 
 def one(target: str, function: Callable[..., Any], *spreads: str) -> list[Case]:
-    """A function of one value at several ranges."""
+    """Returns cases of a function of one value with several ranges."""
     return [Case(target, name or "unit", of(function), (IMAGE,), SPREADS[name]) for name in spreads or SPREADS]
 
 
 def positive(target: str, function: Callable[..., Any]) -> list[Case]:
-    """A function of positive values."""
+    """Returns cases of a function of positive values."""
     return [
         Case(target, "above one", of(lambda x: function(x.abs() + 1)), (IMAGE,)),
         Case(target, "above a tenth", of(lambda x: function(x.abs() + 0.1)), ((3, 5),)),

@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: attention, masks, and softmaxes of many rows."""
+"""Table of the operator tests: attention, masks, and softmaxes of many rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BIAS = torch.linspace(-2, 2, 25).reshape(5, 5)
 
 
 class SelfAttention(nn.Module):
-    """Attention of a sequence to itself."""
+    """Self-attention of a sequence."""
 
     def __init__(self, mask: torch.Tensor | None = None, **options: Any) -> None:
         super().__init__()
@@ -31,19 +31,19 @@ class SelfAttention(nn.Module):
         self.mask = None if mask is None else nn.Buffer(mask)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Of (batch, length, 8) values."""
+        """Computes on x [batch, length, 8]."""
         return self.attention(x, x, x, attn_mask=self.mask, need_weights=False)[0]  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
-    """Attention of one sequence to another, with the weights."""
+    """Cross-attention of two sequences, which also returns the attention weights."""
 
     def __init__(self) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(8, 4, kdim=6, vdim=6)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of (length, batch, 8) and (length, batch, 6) values."""
+        """Computes on [length, batch, 8] and [length, batch, 6]."""
         return self.attention(x, y, y)  # type: ignore[no-any-return]
 
 

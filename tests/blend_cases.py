@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: sums with products, mixtures, distances, operands that both broadcast."""
+"""Table of the operator tests: addcmul, addcdiv, lerp, distances, and operands that both broadcast."""
 
 from __future__ import annotations
 

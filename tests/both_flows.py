@@ -1,4 +1,4 @@
-"""A model through both flows, and what a test asks of the program."""
+"""Quantizes a model in both flows, and checks the program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Inputs = tuple[torch.Tensor, ...]
 
 
 def samples_of(shapes: Sequence[tuple[int, ...]], count: int = 16) -> list[Inputs]:
-    """Normal values, the same on every run."""
+    """Returns normally distributed values, equal in each run."""
     generator = torch.Generator().manual_seed(0)
     return [tuple(torch.randn(shape, generator=generator) for shape in shapes) for _ in range(count)]
 
@@ -25,7 +25,7 @@ def samples_of(shapes: Sequence[tuple[int, ...]], count: int = 16) -> list[Input
 def one_delegate(
     model: nn.Module, samples: Sequence[Inputs], floor: float, recover: str | None = "auto"
 ) -> NeutronProgram:
-    """The program of the short flow: all of it on the NPU, in one delegate, at least `floor` dB near the model."""
+    """Returns the program of the short flow. Checks that it has one delegate and an SQNR of at least `floor` dB."""
     program = lower(quantize(model, samples[0], samples, recover=recover, progress=False))
     left = [(row.op, row.reason) for row in program.placement if row.where == "cpu"]
     assert not left
@@ -38,7 +38,7 @@ def one_delegate(
 def assert_one_delegate_in_both_flows(
     model: nn.Module, samples: Sequence[Inputs], floor: float, recover: str | None = "auto"
 ) -> None:
-    """`one_delegate` in the short flow with `recover`, and the same in the documented one."""
+    """Checks `one_delegate` in the short flow with `recover`, and in the documented flow."""
     one_delegate(model, samples, floor, recover)
     lowered = lower_documented(convert(model, samples[0], calibration=samples), samples[0])
     assert (lowered.delegates, lowered.cpu) == (1, [])
@@ -47,5 +47,5 @@ def assert_one_delegate_in_both_flows(
 
 
 def _copied(sample: Inputs) -> Inputs:
-    """A model that writes to its input does not write to the sample."""
+    """Copies inputs, because a model may write to them."""
     return tuple(value.clone() for value in sample)

@@ -1,4 +1,4 @@
-"""A case of the operator tests, and the models that cases are made of."""
+"""`Case`, one row of the operator tests, and models for cases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """A model around one operator, `target`."""
+    """A model with one operator, `target`."""
 
     target: str
     label: str
@@ -31,9 +31,9 @@ class Case:
     spread: tuple[float, float] = (0.0, 1.0)
     """Mean and standard deviation of the inputs."""
     options: tuple[tuple[str, Any], ...] = ()
-    """For `quantize`."""
+    """Options of `quantize`."""
     decomposed: bool = False
-    """Whether the operator becomes others, where it is declared for the NPU too."""
+    """Whether the operator is decomposed although the NPU also runs it in other calls."""
 
     @property
     def spec(self) -> OpSpec | Decomposition:
@@ -44,11 +44,11 @@ class Case:
 
     @property
     def id(self) -> str:
-        """Its name among the tests."""
+        """The name of the test."""
         return f"{self.target.removeprefix('aten.')}-{self.label}".replace(" ", "_")
 
     def build(self) -> nn.Module:
-        """The model, with the same random weights each time."""
+        """Returns the model, with the same random weights in each call."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return self.model()
@@ -56,7 +56,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A model whose operator `spec` breaks one limit and no other."""
+    """A model whose operator `spec` breaks one limit only."""
 
     spec: str
     limit: str
@@ -64,13 +64,13 @@ class Rejected:
     model: Callable[[], nn.Module] = field(repr=False)
     shapes: tuple[Shape, ...]
     padded: bool = False
-    """Whether it runs on the NPU all the same, its operands padded."""
+    """Whether the operator runs on the NPU with padded operands."""
     lowers: bool = True
     """Whether ExecuTorch has a CPU kernel for it."""
     lowers_for_legacy: bool = True
-    """Whether ExecuTorch has a CPU kernel for what the legacy generation leaves there."""
+    """Whether ExecuTorch has a CPU kernel for the operators that the legacy generation leaves to the CPU."""
     quantized_elsewhere: bool = False
-    """Whether another quantizer made it int8, which leaves operators that ours writes with others."""
+    """Whether another quantizer quantized it. OpenNeutron's quantizer would decompose it."""
 
     @property
     def declared(self) -> OpSpec | Decomposition:
@@ -85,7 +85,7 @@ class Rejected:
 
     @property
     def reason(self) -> str:
-        """What the placement says of it."""
+        """The expected reason in the placement."""
         if isinstance(self.declared, Decomposition):
             return f"{self.spec} becomes {self.declared.becomes} only if: {self.constraint.message}"
         taker = "imxrt700" if self.is_legacy or self.quantized_elsewhere else "The NPU"
@@ -101,7 +101,9 @@ class Rejected:
 
 
 def move(values: torch.Tensor) -> torch.Tensor:
-    """An operator that is worth a partition and keeps its qparams, for those that only move values to stand behind."""
+    """Applies an operator that is worth a partition and keeps its qparams. Cases put operators that move values after
+    it.
+    """
     return F.hardtanh(values, -1.75, 2.25)
 
 
@@ -110,5 +112,5 @@ def of(function: Callable[..., Any], *parts: nn.Module | torch.Tensor) -> Callab
 
 
 def moved(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], nn.Module]:
-    """An operator that only moves values, behind one that computes."""
+    """Returns a case of an operator that only moves values, after an operator that computes."""
     return lambda: Function(lambda values: function(move(values)))

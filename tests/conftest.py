@@ -1,4 +1,4 @@
-"""What makes thousands of small exports affordable, which tests --quick and --rest run, and what tests of data need."""
+"""Settings for fast exports of small models, the options --quick and --rest, and the mark `data`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 import torch._export.utils
 from tests.selection import ROWS_OF_A_TABLE, quick_tests, rest_of_tests
 
-# Test processes share the cores already: threads of several that wait for one another spin, and take the time of those
-# that compute. Processes that tests start inherit it.
+# Test processes share the cores already. Several threads that wait for each other would spin and slow down others.
+# Processes that tests start inherit this setting.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
-# 7 % of the time went into looking for cycles among all that torch holds, every 700 allocations.
+# The garbage collector took 7 % of the time, because it runs every 700 allocations over all objects of torch.
 gc.set_threshold(200_000, 20, 100)
 
-# Every lowering asks every operator of every namespace the same question, which takes a fifth of a small model's time.
-# No test registers a composite operator.
+# Each lowering queries each operator of each namespace in the same way, which takes a fifth of a small model's time. No
+# test registers a composite operator.
 torch._export.utils._collect_all_valid_cia_ops_for_namespace = functools.cache(
     torch._export.utils._collect_all_valid_cia_ops_for_namespace
 )
@@ -32,7 +32,7 @@ DATA_FOLDER = os.environ.get(DATA_VARIABLE)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare --quick and --rest."""
+    """Declares --quick and --rest."""
     text = f"leave out tests marked slow, and all but {ROWS_OF_A_TABLE} rows of each parametrized test"
     parser.addoption("--quick", action="store_true", help=text)
     text = "run what --quick leaves out, and all tests marked data: after `pytest --quick` without data, all is run"
@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep what --quick or --rest runs."""
+    """Selects the tests of --quick or --rest."""
     halves = [half for name, half in HALVES.items() if config.getoption(name)]
     if len(halves) > 1:
         raise pytest.UsageError(f"{' and '.join(HALVES)} are two halves of the tests: give one of them")
@@ -53,9 +53,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test marked `data` where no folder is named; hide the folder from all other tests.
+    """Skips a test marked `data` without a data folder, and hides the folder from all other tests.
 
-    So a test that reads data without the mark fails on every machine, not only on those without the data.
+    A test that reads data without the mark therefore fails on each machine.
     """
     os.environ.pop(DATA_VARIABLE, None)
     if item.get_closest_marker("data") is None:
@@ -67,5 +67,5 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The folder of weights, images and vendor's files, for tests marked `data`."""
+    """The folder of weights, images and vendor files, for tests marked `data`."""
     return Path(os.environ[DATA_VARIABLE])

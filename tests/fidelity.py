@@ -1,4 +1,4 @@
-"""How much of the float model int8 keeps."""
+"""Signal-to-noise ratio between a float model and its quantized program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["signal_to_noise"]
 def signal_to_noise(
     found: Callable[..., Any], expected: Callable[..., Any], samples: Sequence[tuple[torch.Tensor, ...]]
 ) -> float:
-    """SQNR in dB over all outputs: the power of what is expected over that of the difference."""
+    """Returns the SQNR in dB over all outputs: power of the expected values over power of the difference."""
     signal = noise = 0.0
     for inputs in samples:
         for got, want in zip(flat(found(*inputs)), flat(expected(*inputs)), strict=True):

@@ -1,4 +1,4 @@
-"""The documented flow as functions, and the comparison of its two ends."""
+"""The documented flow as functions, and the comparison of the converted module with the program."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Inputs = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True)
 class Lowered:
-    """A `.pte`, and what ExecuTorch says is in it."""
+    """A `.pte`, and the facts that ExecuTorch reports about it."""
 
     pte: bytes
     delegates: int
@@ -47,7 +47,7 @@ class Lowered:
 
 
 def seeded(build: Callable[[], torch.nn.Module], seed: int = 0) -> torch.nn.Module:
-    """A model with the same weights on every run; the global generator is left as it was."""
+    """Builds a model with the same weights in each run, and restores the global random generator."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build().eval()
@@ -61,7 +61,7 @@ def convert(
     strict: bool = False,
     calibration: Iterable[Inputs] | None = None,
 ) -> GraphModule:
-    """Steps 1 to 4 of the documented flow; a warning about what stays in float is left to the tests that ask for it."""
+    """Runs steps 1 to 4 of the documented flow. Ignores warnings about operators that remain in float."""
     exported = torch.export.export(model, inputs, strict=strict).module()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnquantizedWarning)
@@ -73,14 +73,14 @@ def convert(
 
 
 def lower_documented(converted: GraphModule, inputs: Inputs, *, strict: bool = False, **spec: Any) -> Lowered:
-    """Steps 5 and 6 of the documented flow."""
+    """Runs steps 5 and 6 of the documented flow."""
     compile_spec = generate_neutron_compile_spec(spec.pop("config", "imxrt700"), **spec)
     exported = torch.export.export(converted, inputs, strict=strict)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CpuWarning)
         edge = to_edge_transform_and_lower(exported, partitioner=[NeutronPartitioner(compile_spec=compile_spec)])
     program = edge.exported_program().graph_module
-    delegates, cpu = delegate_count(program), cpu_operators(program)  # to_executorch() rewrites the graph
+    delegates, cpu = delegate_count(program), cpu_operators(program)  # to_executorch() changes the graph
     return Lowered(bytes(edge.to_executorch().buffer), delegates, cpu)
 
 
@@ -89,7 +89,7 @@ def delegate_count(module: GraphModule) -> int:
 
 
 def cpu_operators(module: GraphModule) -> list[str]:
-    """What the CPU computes, quantize and dequantize left out."""
+    """Returns the operators on the CPU, without quantize and dequantize."""
     nodes = [node for node in module.graph.nodes if node.op == "call_function" and node.target is not operator.getitem]
     return [
         op_name(node)
@@ -99,25 +99,25 @@ def cpu_operators(module: GraphModule) -> list[str]:
 
 
 def quantization_nodes(module: GraphModule) -> tuple[int, int]:
-    """How many quantize and dequantize nodes there are."""
+    """Returns the number of quantize and dequantize nodes."""
     nodes = list(module.graph.nodes)
     return sum(map(is_quantize, nodes)), sum(map(is_dequantize, nodes))
 
 
 def flat(value: Any) -> list[Any]:
-    """The tensors in an output, in the order in which a program returns them."""
+    """Returns the tensors of an output in the order in which a program returns them."""
     leaves: list[Any] = tree_flatten(value)[0]
     return leaves
 
 
 def qparams(module: GraphModule) -> list[tuple[Any, ...]]:
-    """Scale, zero point and range of every quantize and dequantize node, in an order that no name influences."""
+    """Returns scale, zero point and range of each quantize and dequantize node, sorted independently of names."""
     nodes = [node for node in module.graph.nodes if is_quantize(node) or is_dequantize(node)]
     return sorted((op_name(node), *map(str, node.args[1:])) for node in nodes)
 
 
 def worst_lsb(converted: GraphModule, run: Callable[..., Any], samples: Sequence[Inputs]) -> float:
-    """The largest difference between `run` and the converted module, in steps of each output."""
+    """Returns the largest difference between `run` and the converted module, in steps of each output."""
     steps = [_lsb(node) for node in _returned(converted)]
     worst = 0.0
     for sample in samples:
@@ -134,7 +134,7 @@ def _returned(converted: GraphModule) -> list[Node]:
 
 
 def _lsb(node: Node) -> float:
-    """The scale behind an output: that of its dequantize, found through operators left in float; else a float's own."""
+    """Returns the step of an output: the scale of the dequantize that it comes from, or a step for a float output."""
     while not is_dequantize(node):
         if not node.all_input_nodes:
             return 1e-5

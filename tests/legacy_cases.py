@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: what the legacy generation of converters takes, as it is or padded."""
+"""Table of the operator tests: operators that the legacy generation supports, directly or padded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGE = (1, 8, 6, 6)
 
 
 def moved(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], nn.Module]:
-    """An operator that only moves values, behind one that computes on every generation."""
+    """Returns a case of an operator that only moves values, after one that computes on each generation."""
     return of(lambda x: function(x + x))
 
 
@@ -155,7 +155,7 @@ def _upsampling() -> list[Case]:
         _case("conv_transpose1d.default", "5 of 8", lambda: nn.ConvTranspose1d(8, 5, 4, 2, 1), (1, 8, 8)),
         _case("upsample_nearest2d.vec", "12 channels", chain(nn.Conv2d(3, 12, 3), nearest, nn.Conv2d(12, 5, 3)),
               (1, 3, 6, 6)),
-        # A pool behind it: a convolution would add up single steps of a resize, which ties leave, to two.
+        # A pool comes after the resize. A convolution would add single steps of ties to a difference of two steps.
         _case("upsample_bilinear2d.vec", "12 channels", chain(nn.Conv2d(3, 12, 3), bilinear, nn.MaxPool2d(2)),
               (1, 3, 6, 6)),
     ]  # fmt: skip

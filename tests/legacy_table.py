@@ -1,4 +1,4 @@
-"""What the legacy generation takes, as a specification of the TFLite operators that it is given."""
+"""The limits of the legacy generation as a specification of TFLite operators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["faults"]
 
 
 def faults(graph: Graph, target: NeutronTarget) -> list[str]:
-    """The operators of `graph` that break a limit of the legacy generation, as text."""
+    """Returns the operators of `graph` that break a limit of the legacy generation, as text."""
     checked = ((op, LIMITS.get(op.kind.name)) for op in graph.ops)
     return [
         f"{op.kind.name} of {[tensor.shape for tensor in op.inputs]} to {op.output.shape} with {dict(op.attrs)}"
@@ -26,7 +26,7 @@ def _channels(op: Op, target: NeutronTarget) -> bool:
 
 
 def _slopes(op: Op, target: NeutronTarget) -> bool:
-    """The channels, wherever they are."""
+    """Accepts the channels in any dimension."""
     shape, slopes = op.inputs[0].shape, max(op.inputs[1].shape, default=1)
     candidates = (slopes,) if slopes > 1 else (shape[1], shape[-1])
     return any(channels % target.channel_granularity == 0 for channels in candidates)
@@ -73,7 +73,7 @@ def _softmax(op: Op, target: NeutronTarget) -> bool:
     return len(op.output.shape) >= 2 and _channels(op, target) and fits
 
 
-# By TFLite operator; the others have no limits that only the legacy generation has.
+# By TFLite operator. Operators without an entry have no limit of the legacy generation only.
 LIMITS: dict[str, Callable[[Op, NeutronTarget], bool]] = {
     "CONV_2D": _one_image,
     "DEPTHWISE_CONV_2D": _one_image,

@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: matrix products."""
+"""Table of the operator tests: matrix products."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def constant(*shape: int) -> torch.Tensor:
 
 
 def of_two(target: str, function: Callable[..., Any], *pairs: tuple[Shape, Shape]) -> list[Case]:
-    """Both computed, then the right side a constant, then the left side."""
+    """Returns cases with two computed factors, with a constant right factor, and with a constant left factor."""
     return [
         case
         for left, right in pairs
@@ -170,7 +170,7 @@ CASES: tuple[Case, ...] = (
 
 
 def dequantized(codes: torch.Tensor) -> torch.Tensor:
-    """An int8 weight, or an int32 bias, that another quantizer left."""
+    """Returns an int8 weight, or an int32 bias, as another quantizer leaves it."""
     dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
     if codes.dtype == torch.int8:
         return dequantize(codes, 0.1, 0, -127, 127, torch.int8)  # type: ignore[no-any-return]

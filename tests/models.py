@@ -15,7 +15,7 @@ IMAGE = (1, 4, 8, 8)
 
 
 class Model(nn.Module):
-    """A function of its own modules and constants, and of the inputs."""
+    """A function of modules, constants and the inputs."""
 
     def __init__(self, function: Callable[..., Any], **parts: nn.Module | torch.Tensor) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ def conv(channels_in: int = 4, channels_out: int = 4, **options: Any) -> nn.Conv
 
 
 def trained(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:
-    """With statistics and weights that a training would leave, far from 0 and 1."""
+    """Returns the model with statistics and weights as after a training, far from 0 and 1."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     norm.running_mean.normal_()

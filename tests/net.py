@@ -1,4 +1,4 @@
-"""Graphs of the IR written by hand, and the text that golden tests compare."""
+"""Helpers to build IR graphs in tests, and the text form for golden tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FULLY = {**NO_ACTIVATION, "weights_format": "DEFAULT", "keep_num_dims": False}
 
 @dataclass
 class Net:
-    """Writes a graph, an operator a call."""
+    """Builds a graph with one method call for each operator."""
 
     inputs: list[Tensor] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
@@ -78,7 +78,7 @@ def constant(*shape: int, start: int = 0) -> Tensor:
 
 
 def text(graph: Graph) -> str:
-    """The dump without what is the same everywhere in these tests."""
+    """Returns the dump without parts that are equal in all of these tests."""
     return dump(graph).replace(" int8 q(0.5, 0)", "").strip()
 
 

@@ -1,4 +1,4 @@
-"""The table of the operator tests: for each ATen operator, the shapes and attributes it is tried with.
+"""The table of the operator tests: for each ATen operator, the tested shapes and attributes.
 
 `tests/ops/test_operators.py` and `benchmarks/operators.py` read it.
 """
@@ -39,7 +39,7 @@ aten = torch.ops.aten
 
 
 def conv(rank: int, *args: Any, pad: Shape = (), **options: Any) -> Callable[[], nn.Module]:
-    """A convolution, behind F.pad by `pad` where given."""
+    """Returns a convolution, after F.pad by `pad` if given."""
 
     def make() -> nn.Module:
         module = (nn.Conv1d if rank == 1 else nn.Conv2d)(*args, **options)
@@ -375,7 +375,7 @@ def _pads() -> list[Case]:
     def case(label: str, shape: Shape, pad: Shape, mode: str = "constant", value: float | None = None) -> Case:
         def padded(x: torch.Tensor) -> torch.Tensor:
             values = F.pad(x, pad, mode, value)
-            return values if value is None else values.abs()  # what is only returned is padded in float
+            return values if value is None else values.abs()  # a value that is only returned is padded in float
 
         return Case("aten.pad.default", label, moved(padded), (shape,))
 
@@ -497,7 +497,7 @@ IMAGE = (1, 8, 6, 6)
 
 
 def _int8_convolution(codes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """As another quantizer leaves it, its weight int8."""
+    """Returns a convolution as another quantizer leaves it, with an int8 weight."""
     dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
     return F.conv2d(values, dequantize(codes, 0.02, 0, -127, 127, torch.int8))
 

@@ -1,4 +1,4 @@
-"""The oracle of the operator tests: the `.pte` on the host against the converted module in eager PyTorch."""
+"""The oracle of the operator tests: compares the `.pte` on the host with the converted module in eager PyTorch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = [
 ]  # fmt: skip
 
 CALIBRATION_SAMPLES = 4
-# Beyond the calibrated range, so that saturation is compared too.
+# Wider than the calibrated range, to compare saturation too.
 OVERSHOOT = 1.25
 
 Inputs = tuple[torch.Tensor, ...]
 
 
 class Function(torch.nn.Module):
-    """A function as a module; `children` and constants are registered, and handed to it in front of the inputs."""
+    """A function as a module. `children` and constants are registered, and passed before the inputs."""
 
     def __init__(self, function: Callable[..., Any], *parts: torch.nn.Module | torch.Tensor) -> None:
         super().__init__()
@@ -46,7 +46,9 @@ class Function(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a program follows its converted module: the largest difference in LSBs, and how many values are equal."""
+    """The agreement of a program with its converted module: the largest difference in LSBs, and the number of equal
+    values.
+    """
 
     worst: int
     equal: int
@@ -54,7 +56,7 @@ class Agreement:
 
     @property
     def exact(self) -> float:
-        """Percentage of values that are equal."""
+        """The percentage of equal values."""
         return 100 * self.equal / self.values
 
     def __add__(self, other: Agreement) -> Agreement:
@@ -63,7 +65,7 @@ class Agreement:
 
 
 def samples_like(shapes: Sequence[tuple[int, ...]], count: int, seed: int, spread: tuple[float, float]) -> list[Inputs]:
-    """Random inputs of `shapes`, normally distributed around `spread` (mean, standard deviation)."""
+    """Returns random inputs of `shapes`, normally distributed with `spread` (mean, standard deviation)."""
     generator = torch.Generator().manual_seed(seed)
     mean, deviation = spread
     return [tuple(torch.randn(shape, generator=generator) * deviation + mean for shape in shapes) for _ in range(count)]
@@ -72,7 +74,7 @@ def samples_like(shapes: Sequence[tuple[int, ...]], count: int, seed: int, sprea
 def quantized(
     model: torch.nn.Module, shapes: Sequence[tuple[int, ...]], spread: tuple[float, float] = (0.0, 1.0), **options: Any
 ) -> QuantizedModel:
-    """`model` in eval mode, quantized on random data; what cannot be quantized stays in float without a warning."""
+    """Quantizes `model` in eval mode on random data. Ignores warnings about operators that remain in float."""
     calibration = samples_like(shapes, CALIBRATION_SAMPLES, 0, spread)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnquantizedWarning)
@@ -80,7 +82,9 @@ def quantized(
 
 
 def quantized_elsewhere(model: torch.nn.Module, shapes: Sequence[tuple[int, ...]]) -> QuantizedModel:
-    """`model`, its inputs and its output int8 with the same qparams, as another quantizer might leave it."""
+    """Returns `model` with its inputs and its output in int8 with equal qparams, as another
+    quantizer might leave it.
+    """
     ops = torch.ops.quantized_decomposed
 
     def rounded(value: torch.Tensor) -> torch.Tensor:
@@ -94,12 +98,12 @@ def quantized_elsewhere(model: torch.nn.Module, shapes: Sequence[tuple[int, ...]
 
 
 def lowered(model: QuantizedModel, **options: Any) -> NeutronProgram:
-    """The program of a quantized model."""
+    """Lowers a quantized model."""
     return lower(model, **options)
 
 
 def everything_on_the_npu(program: NeutronProgram) -> bool:
-    """Whether all operators of the quantized graph are in one delegate."""
+    """Whether one delegate has all operators of the quantized graph."""
     return {row.partition for row in program.placement} == {0}
 
 
@@ -110,7 +114,7 @@ def agreement(
     seed: int = 1,
     spread: tuple[float, float] = (0.0, 1.0),
 ) -> Agreement:
-    """Run both on random inputs. Differences count in LSBs of each output."""
+    """Runs both on random inputs. Differences are in LSBs of each output."""
     host = HostProgram.from_bytes(program.buffer)
     mean, deviation = spread
     shapes = [tuple(value.shape) for value in model.example_inputs]
@@ -121,7 +125,7 @@ def agreement(
 
 
 def agreements(found: Any, expected: Any, model: QuantizedModel) -> list[Agreement]:
-    """The agreement of each output: `found` is what the program returned, `expected` what the converted module did."""
+    """Returns the agreement of each output of the program (`found`) with the converted module (`expected`)."""
     result = []
     nodes = iterate_nodes(output_node(model.module.graph).args)
     for got, want, node in zip(_as_tuple(found), _as_tuple(expected), nodes, strict=True):
@@ -136,7 +140,7 @@ def _as_tuple(value: Any) -> tuple[torch.Tensor, ...]:
 
 
 def _lsb(node: Node, values: torch.Tensor) -> float:
-    """The scale of the dequantize that an output comes from; where all is float, an 8-bit step of its values."""
+    """Returns the scale of the dequantize that an output comes from; for a float graph, an 8-bit step of its values."""
     while node.op == "call_function":
         if is_dequantize(node):
             return float(node.args[1])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Where a quantized model loses accuracy: what is measured, against computations by hand; what is advised."""
+"""Accuracy analysis: its measurements, compared with computations by hand, and its advice."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from openneutron.errors import InputError, ModelError, OptionError, OutputError
 from openneutron.recovery import Recipe
 
 SHAPE = (1, 8, 12, 12)
-# Layers as they are: what is sabotaged stays so.
+# Layers without recovery, so that a sabotaged layer remains sabotaged.
 PLAIN: dict[str, Any] = {"equalize": False, "correct_bias": False}
 
 
 class Net(nn.Module):
-    """Four layers with weights, and two that only move values."""
+    """Four layers with weights, and two operators that only move values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Net(nn.Module):
 
 
 def net(seed: int = 0) -> Net:
-    """With weights of a size that lets inputs make a difference at the end."""
+    """Returns the network with weights large enough for the outputs to depend on the inputs."""
     model = seeded(Net, seed)
     assert isinstance(model, Net)
     with torch.no_grad():
@@ -76,7 +76,9 @@ def images(count: int, seed: int = 1, scale: float = 1.0) -> list[Tensor]:
 
 
 def sabotaged() -> Net:
-    """One channel of `second`, whose relu6 keeps it in range, has weights 100 times as large as the others."""
+    """Makes the weights of one channel of `second` 100 times as large as the others. The relu6 after it limits its
+    range.
+    """
     model = net()
     with torch.no_grad():
         model.second.weight[3] *= 100
@@ -85,7 +87,7 @@ def sabotaged() -> Net:
 
 
 def quantized(model: nn.Module, **options: Any) -> QuantizedModel:
-    """One sample at a time, as in the documented flow: observers sample a batch at other places."""
+    """Quantizes as in the documented flow, one sample at a time, as observers draw other values from a batch."""
     return quantize(model, (images(1)[0],), images(8), batch_size=1, recover=None, **{**PLAIN, **options})
 
 
@@ -109,7 +111,7 @@ def row(analysis: Analysis, module: str) -> LayerAccuracy:
     return found
 
 
-# ----------------------------------------------------------------------------------------------------------- the shares
+# ------------------------------------------------------------------------------------------------ shares of the error
 
 
 def test_a_sabotaged_layer_comes_first_with_nearly_all_of_the_error(found: Analysis) -> None:
@@ -141,7 +143,7 @@ def test_the_advice_is_a_scale_for_each_channel_and_it_keeps_what_it_promises(fo
 
 
 def test_the_share_is_what_the_model_gains_with_that_layer_in_float(found: Analysis, broken: QuantizedModel) -> None:
-    """Quantized again with `layers`, only where the next layer's own quantize node differs."""
+    """Compares with a model quantized again with `layers`. Only the next layer's own quantize node differs."""
     in_float = quantized(sabotaged(), layers={"second": "float", "aten.relu6.default": "float"})
     model, data = sabotaged(), images(6, seed=2)
     with torch.no_grad():
@@ -167,7 +169,7 @@ def test_moves_are_no_layers_and_keep_a_float_value_as_it_is(found: Analysis) ->
 
 
 def test_the_error_of_probabilities_is_that_of_their_logits() -> None:
-    """In float or not, a softmax at the end changes no other layer's share."""
+    """A softmax at the end does not change the shares of other layers, whether it is quantized or not."""
     model = sabotaged()
     plain, soft = (quantized(nn.Sequential(model, *ends).eval()) for ends in ([], [nn.Softmax(1)]))
     data = images(3, seed=2)
@@ -178,7 +180,7 @@ def test_the_error_of_probabilities_is_that_of_their_logits() -> None:
     assert others == pytest.approx(shares)
 
 
-# ------------------------------------------------------------------------------------------------------- the statistics
+# --------------------------------------------------------------------------------------------------------- statistics
 
 
 def dequantized(value: Tensor, low: float, high: float) -> Tensor:
@@ -281,7 +283,7 @@ def test_histograms_have_every_value_in_64_bins(found: Analysis) -> None:
     assert sum(layer.histogram.reference) == sum(layer.histogram.quantized) == 6 * 16 * 4 * 4
 
 
-# ----------------------------------------------------------------------------------------------------------- the advice
+# ------------------------------------------------------------------------------------------------------------- advice
 
 
 def test_a_weight_that_takes_one_scale_only_is_left_in_float() -> None:
@@ -357,7 +359,7 @@ def test_a_key_names_the_module_or_the_operator_where_the_module_holds_more(foun
     assert key_of(mean, found.layers) == "aten.mean.dim"
 
 
-# ------------------------------------------------------------------------------------------------------------ its forms
+# ------------------------------------------------------------------------------------------------------------ formats
 
 
 def test_json_has_all_of_it_and_comes_back(found: Analysis, tmp_path: Path) -> None:
@@ -381,7 +383,7 @@ def test_the_page_is_whole_and_names_the_layers(found: Analysis, tmp_path: Path)
     page = (tmp_path / "found.html").read_text()
     assert not re.search(r"<(script|link|img|iframe)\b[^>]*\b(src|href)=", page)
     assert "Plotly.newPlot" in page
-    assert len(page) > 1_000_000  # plotly.js is in it
+    assert len(page) > 1_000_000  # the file contains plotly.js
     assert found.verdict.replace("'", "&#39;") in page
     for layer in found.layers:
         assert f"<td>{layer.node}" in page
@@ -408,7 +410,7 @@ def test_the_text_has_verdict_advice_and_layers(found: Analysis) -> None:
     assert found.table().row_count == len(found.layers)
 
 
-# --------------------------------------------------------------------------------------------------------- how it's fed
+# ------------------------------------------------------------------------------------------------------------- inputs
 
 
 def documented(model: nn.Module, quantizer: NeutronQuantizer | None = None) -> Any:
@@ -480,11 +482,11 @@ def test_a_pair_of_different_models_is_a_model_error(healthy: QuantizedModel) ->
         analyze(net(), torch.export.export(net(), (data[0],)).module(), data)
 
 
-# -------------------------------------------------------------------------------------------------------- and the .pte
+# ------------------------------------------------------------------------------------------- comparison with the .pte
 
 
 def altered(model: QuantizedModel, name: str) -> QuantizedModel:
-    """The same with other weights of the first output channel of the layer `name`, which reads what is positive."""
+    """Returns the model with other weights of the first output channel of layer `name`, whose inputs are positive."""
     other = copy.deepcopy(model)
     (layer,) = (node for node in other.module.graph.nodes if node.name == name)
     constant = other.module.get_buffer(layer.args[1].args[0].target)
@@ -565,7 +567,7 @@ def test_mobilenet_v2_loses_it_in_depthwise_convolutions() -> None:
 
 
 def test_the_documented_flow_of_torchao_itself(found: Analysis) -> None:
-    """As `documented`, every call written out, and the model exported by the user."""
+    """Does the same as `documented` with each call written out, on a model that the user exported."""
     model = sabotaged()
     prepared = prepare_pt2e(torch.export.export(model, (images(1)[0],)).module(), NeutronQuantizer(**PLAIN))
     for image in images(8):

@@ -1,4 +1,4 @@
-"""Accuracy of whatever runs, and that it does not depend on how many processes share the samples."""
+"""Evaluation of models and programs. Results do not depend on the number of processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration: that neither batches nor processes change what it finds, and when it stops."""
+"""Calibration: results do not depend on batches or processes; convergence stops it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def images(count: int = 1, seed: int = 0) -> Tensor:
 
 
 class Network(nn.Module):
-    """Convolutions, a view with a literal batch, and an attention over it."""
+    """Convolutions, a view with a constant batch size, and attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def prepared(model: nn.Module | None = None, inputs: tuple[Tensor, ...] = EXAMPL
 
 
 def states(module: GraphModule) -> list[Tensor]:
-    """All that the observers of activations know."""
+    """Returns the state of all observers of activations."""
     merging = [observer for observer in _observers(bare_graph(module)).values() if hasattr(observer, "state")]
     return [value for observer in merging for value in observer.state().values()]
 
@@ -77,18 +77,18 @@ def singles(count: int) -> list[tuple[Tensor, ...]]:
     return [(image[None],) for image in images(count)]
 
 
-# -------------------------------------------------------------------------------------------------------------- batches
+# ------------------------------------------------------------------------------------------------------------ batches
 
 
 class OverTheBatch(nn.Module):
-    """Its outputs are of the right shape for a batch, and are not those of each sample."""
+    """Its outputs have the right shape for a batch, but are not the outputs of the single samples."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x - x.mean(0, keepdim=True).expand(x.shape[0], -1, -1, -1) * x.shape[0]
 
 
 class Applied(nn.Module):
-    """A function of the input and a convolution."""
+    """A function of the input, and a convolution."""
 
     def __init__(self, function: Callable[[Tensor, nn.Module], Tensor]) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class TestBatches:
 
     @pytest.mark.parametrize("jobs", [1, 2])
     def test_where_samples_begin_in_memory_makes_no_difference(self, jobs: int) -> None:
-        """Matrix products differ in the last bit by it."""
+        """Matrix products differ in the last bit with the memory address of samples; the result must not."""
         rows = torch.split(torch.randn(24, 27, generator=torch.Generator().manual_seed(0)), 3)
         assert {row.data_ptr() % 16 for row in rows} == {0, 4, 8, 12}
         one, other = (prepared(seeded(lambda: nn.Linear(27, 10)), (rows[0],)) for _ in range(2))
@@ -172,7 +172,7 @@ class TestBatches:
         one, other = calibrated(singles(20), batch_size=1), calibrated(singles(20), batch_size=8)
         for a, b in zip(_observers(bare_graph(one)).values(), _observers(bare_graph(other)).values(), strict=True):
             if isinstance(a, DistributionObserver):
-                for name, seen in a.state().items():  # in another order where several values share an observer
+                for name, seen in a.state().items():  # values of one observer come in another order
                     torch.testing.assert_close(seen.sort(0).values, b.state()[name].sort(0).values)
 
     def test_a_batch_is_chosen_where_it_is_proven(self) -> None:
@@ -237,7 +237,7 @@ class TestBatches:
 
 
 class Returns(nn.Module):
-    """The first output of a module, behind a convolution."""
+    """A convolution and the first output of a module after it."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ class Returns(nn.Module):
 
 
 class Fragile(DistributionObserver):
-    """Ends a process that is not the main one, once for each file that is missing; always without a folder."""
+    """Ends worker processes, once for each file that is missing; in each call without a folder."""
 
     def forward(self, values: Tensor) -> Tensor:
         folder = os.environ.get("FRAGILE_FOLDER")
@@ -267,7 +267,7 @@ class Fragile(DistributionObserver):
 
 @contextmanager
 def fresh_workers() -> Iterator[None]:
-    """Workers that know the environment as it is now, and none left behind that do."""
+    """Starts workers with the current environment, and ends them after the test."""
     get_reusable_executor().shutdown(wait=True)
     try:
         yield
@@ -291,7 +291,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
     from ray.util.joblib import register_ray
 
-    # Ray adds a worker's start of its own to the environment; paths are what its workers need to find the tests.
+    # Ray sets environment variables when a worker starts. Workers need paths to find the tests.
     paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=paths)
     register_ray()
@@ -315,7 +315,7 @@ def fail(value: Any) -> int:
 class TestProcesses:
     @pytest.fixture(autouse=True)
     def _one_thread(self) -> Iterator[None]:
-        """OpenNeutron warns of workers that have more threads than there are cores."""
+        """OpenNeutron warns about workers with more threads than cores."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         yield
@@ -407,7 +407,7 @@ class TestConvergence:
         module = prepared()
         with caplog.at_level(logging.INFO, "openneutron"):
             used = calibrate(module, self.steady(160), CalibrationOptions(stop_when_converged=True, jobs=jobs))
-        assert used in (64, 96)  # the extremes count less among more values, which moves the range once more
+        assert used in (64, 96)  # with more values, the extremes have less weight, which changes the range again
         assert f"used {used} of 160 samples" in caplog.text
         reference = prepared()
         calibrate(reference, self.steady(used))

@@ -1,4 +1,4 @@
-"""The driver of passes: what it times, checks and dumps."""
+"""The driver of passes: timing, checks and dumps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from openneutron.core.driver import DUMP_VARIABLE, Driver
 from openneutron.errors import OutputError
 
-# A graph is a list of numbers here.
+# In these tests, a graph is a list of numbers.
 Numbers = list[int]
 
 

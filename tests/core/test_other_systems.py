@@ -1,4 +1,4 @@
-"""Functions that Linux has and other systems lack: macOS has no affinity, Windows no process groups either."""
+"""Functions that only Linux has: macOS has no CPU affinity, Windows also has no process groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the NPU leaves to the CPU is checked against ExecuTorch's kernels before calibration."""
+"""Operators on the CPU are checked against ExecuTorch's kernels before calibration."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ TAKEN: dict[str, tuple[Call, tuple[int, ...]]] = {
 
 
 def left_of(function: Call, shape: tuple[int, ...]) -> list[tuple[Any, str]]:
-    """Every operator of a function, as if the NPU took none."""
+    """Returns all operators of a function, as if the NPU ran none."""
     graph = torch.export.export(Function(function).eval(), (torch.rand(shape),)).graph
     return [(node, "None is taken.") for node in graph.nodes if node.op == "call_function"]
 

@@ -13,7 +13,7 @@ from openneutron.errors import PayloadError
 from openneutron.formats.payload import MICROCODE_MAGIC, Payload, PayloadHeader, pack_device, pack_portable, parse
 
 HEADER = PayloadHeader(input_formats=(1, 0), output_formats=(0,), input_map=(1, 0), output_map=(0,), argument_count=2)
-TFLITE = b"\x1c\0\0\0TFL3" + bytes(range(1, 30))  # no multiple of 16, so that the padding counts
+TFLITE = b"\x1c\0\0\0TFL3" + bytes(range(1, 30))  # not a multiple of 16, to test the padding
 
 
 def device_blocks(header: PayloadHeader, sizes: tuple[int, int, int] = (72, 20, 1)) -> tuple[bytes, bytes, bytes]:

@@ -1,4 +1,4 @@
-"""The readers of TFLite and `.pte` files: what they find in real ones, and that no bytes bring them down."""
+"""The readers of TFLite and `.pte` files: their results for valid files, and errors for damaged ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from openneutron.report.inspect import inspect_bytes
 from openneutron.vendor.profiling import kernels_of
 
 SLOWEST_SECONDS = 2.0
-MOST_BYTES = 4_000_000  # for files of some kilobytes
+MOST_BYTES = 4_000_000  # for files of a few kilobytes
 
 
 def _program() -> bytes:
@@ -121,7 +121,7 @@ WORDS = (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", bytes(4), b"\1\0\0\0")
 
 
 def mutated(original: bytes) -> st.SearchStrategy[bytes]:
-    """A file with some of its bytes changed, cut out or doubled."""
+    """Returns the file with some bytes changed, removed or repeated."""
     position = st.integers(0, len(original) - 1)
 
     @st.composite
@@ -134,7 +134,7 @@ def mutated(original: bytes) -> st.SearchStrategy[bytes]:
                 data[at] = draw(st.integers(0, 255))
             elif kind == "word":
                 data[at : at + 4] = draw(st.sampled_from(WORDS))
-            elif kind == "small":  # an index, a size or a code where those are kept
+            elif kind == "small":  # positions of an index, a size or a code
                 at -= at % 4
                 data[at : at + 4] = draw(st.integers(0, 20)).to_bytes(4, "little")
             elif kind == "cut":
@@ -155,7 +155,7 @@ def inspect_any(data: bytes) -> None:
 
 
 def inspect_in_a_program(model: bytes) -> None:
-    """The report of a `.pte` whose payload is sealed around those bytes."""
+    """Returns the report of a `.pte` with these bytes as payload."""
     header = parse(pte.read(PROGRAM).methods[0].delegates[0].payload).header
     segment = pte.read(PROGRAM).methods[0].delegates[0].segment
     assert segment is not None

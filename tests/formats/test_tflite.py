@@ -1,4 +1,4 @@
-"""The TFLite files that are written: LiteRT takes them, nothing is in them twice or for nothing."""
+"""The TFLite writer: LiteRT accepts its files, and they contain nothing twice and nothing unused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from openneutron.partition.placing import place
 
 INT8 = np.dtype(np.int8)
 Q = QParams.per_tensor(0.5, 0)
-# The first version of each operator that takes int8; a reader refuses versions that it does not know.
+# The first version of each operator that supports int8. Readers reject versions that they do not know.
 INT8_VERSIONS = {
     "ABS": 2, "ADD": 2, "AVERAGE_POOL_2D": 2, "BATCH_MATMUL": 2, "CONCATENATION": 2, "CONV_2D": 3,
     "DEPTHWISE_CONV_2D": 3, "EXP": 2, "FULLY_CONNECTED": 4, "HARD_SWISH": 1, "LEAKY_RELU": 2, "LOG": 2, "LOGISTIC": 2,
@@ -39,7 +39,7 @@ NAMES = {number: name for name, number in vars(schema.BuiltinOperator).items() i
 
 
 def read(data: bytes) -> Any:
-    """The tables of a file."""
+    """Parses the tables of a file."""
     assert schema.Model.ModelBufferHasIdentifier(data, 0)
     return schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
 
@@ -50,7 +50,7 @@ def graph_of(model: QuantizedModel) -> Graph:
     return lower_partition(Constants(program), partition)
 
 
-# Beside the first case of each target: further operators of TFLite.
+# Cases besides the first one of each target, for further TFLite operators.
 FURTHER = (
     "conv2d.default-groups_2", "conv2d.default-per_channel_3x3", "conv2d.default-depthwise", "pad.default-value",
     "pad.default-reflect_image", "avg_pool2d.default-2x2", "reshape.default-channel_shuffle",
@@ -59,7 +59,7 @@ FURTHER = (
 
 
 def varied() -> list[Case]:
-    """Cases that write every operator, every kind of constant and of options."""
+    """Returns cases that cover all operators, kinds of constants and options."""
     first = {case.target: case for case in reversed(CASES)}
     return [*first.values(), *(case for case in CASES if case.id in FURTHER and case is not first[case.target])]
 
@@ -72,7 +72,7 @@ def files() -> dict[str, tuple[Graph, bytes]]:
 
 
 class Twins(nn.Module):
-    """Two layers of one weight, beside a third that has equal values of its own."""
+    """Two layers that share a weight, and a third layer with equal values of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ def test_unknown_attribute_is_refused() -> None:
 
 
 def test_bytes_grow_with_the_operators() -> None:
-    """Linear: twice the operators take at most twice the bytes."""
+    """Twice as many operators take at most twice as many bytes."""
 
     def size(count: int) -> int:
         values = [Tensor((4,), INT8, Q) for _ in range(count + 1)]

@@ -1,4 +1,4 @@
-"""What the files that NXP's converter wrote tell about the targets, beside what is assumed of them here."""
+"""Facts about targets in files of NXP's converter, compared with the assumptions of the package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def vendor(data_folder: Path) -> Path:
 
 
 def runs_found(filters: Filters, weights: bytes, length: int) -> float:
-    """The share of aligned runs of `length` input channels that lie side by side in the NPU's weights."""
+    """Returns the share of aligned runs of `length` input channels that are consecutive in the NPU's weights."""
     stored = {weights[start : start + length] for start in range(len(weights) - length + 1)}
     return float(np.mean([run.tobytes() in stored for run in filters.reshape(-1, length)]))
 
@@ -48,6 +48,7 @@ def test_only_softmax_and_conversions_are_left_outside(vendor: Path, target: str
         assert {name for name, _ in outside} <= {"QUANTIZE", "SOFTMAX", "DEQUANTIZE"}
         widths |= {shape[-1] for name, shape in outside if name == "SOFTMAX"}
     assert widths <= {10, 12, 1001}
-    # Over 12 values the limits of the legacy generation, which are of later converters, let the MCX N94x take one.
+    # The limits of the legacy generation come from later converters; they allow the softmax of 12 values on the MCX
+    # N94x.
     refused = {width for width in widths if width % TARGETS[target].channel_granularity}
     assert refused == widths - ({12} if target == "mcxn94x" else set())

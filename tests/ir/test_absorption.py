@@ -1,4 +1,4 @@
-"""Padding and slices that neighbors absorb: each rule as text in and text out, and the meaning of all in LiteRT."""
+"""`absorb_padding`: each rule as text, and equal results in LiteRT."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONV: dict[str, Any] = {
 
 
 class Channels(Net):
-    """Writes padding and slices of the last dimension, and what has weights."""
+    """Builds padding and slices of the last dimension, and operators with weights."""
 
     def pad(self, tensor: Tensor, channels: int) -> Tensor:
         more = channels - tensor.shape[-1]
@@ -59,7 +59,7 @@ def bias(size: int) -> Tensor:
 
 
 def absorbed(graph: Graph) -> str:
-    """The text after the pass, constants by their shapes only."""
+    """Returns the text after the pass, with constants by their shapes only."""
     result = eliminate_dead_code(verify(absorb_padding(graph, TARGET), "absorb_padding"))
     short = text(result).replace(" int8 q(0.01, 0)", "").replace(" int32 q(0.005, 0)", "")
     lines = (line.split(" dilation")[0].split(" keep_num")[0].split(" filter_h")[0] for line in short.splitlines())
@@ -207,7 +207,7 @@ class TestRules:
 
 @st.composite
 def graphs(draw: Any) -> Graph:
-    """Chains and forks of padding, slices, and operators around them."""
+    """Returns chains and forks of padding, slices and other operators."""
     net = Channels()
     values = [net.input(1, 2, 2, draw(st.sampled_from([3, 5, 8])))]
     for _ in range(draw(st.integers(3, 10))):

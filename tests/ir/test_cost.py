@@ -1,4 +1,4 @@
-"""The cost model: its arithmetic, what it assumes, and how far it is from what was measured."""
+"""The cost model: its arithmetic, its assumptions, and its deviation from measurements."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def op(kind: Kind, inputs: list[Shape], weights: list[Shape], output: Shape, **a
     return Op(kind, tuple(tensors), tensor(*output), attrs)
 
 
-# On the RT700, 8 pipelines of 8 MACs: operator, multiply-accumulates, cycles of the array.
+# On the RT700, which has 8 pipelines of 8 MACs: operator, multiply-accumulates, cycles of the array.
 COMPUTE = {
     "1x1 that fills the array": (op(CONV_2D, [(1, 4, 4, 16)], [(16, 1, 1, 16)], (1, 4, 4, 16)), 4096, 16 * 2 * 2),
     "one channel more": (op(CONV_2D, [(1, 4, 4, 17)], [(16, 1, 1, 17)], (1, 4, 4, 16)), 4352, 16 * 3 * 2),
@@ -142,7 +142,7 @@ def test_cpu() -> None:
     assert cpu_cycles(1000, 0) < cpu_cycles(2000, 0) < cpu_cycles(2000, 500)
 
 
-# Generous, for networks that as far as one knows are those measured; `benchmarks.cycles` has the others too.
+# The limits are generous, because the measured networks may differ. `benchmarks.cycles` has further networks.
 BOUNDS: dict[Callable[[], nn.Module], float] = {FOMO: 0.15, MobileNetV2: 0.15, MobileNetV1: 0.6}
 
 
@@ -155,7 +155,7 @@ def test_estimates_are_near_what_was_measured() -> None:
 
 
 def test_the_measured_cifarnet_is_another_network() -> None:
-    # 1 ms for the one of NXP's examples were more products a cycle than the NPU has
+    # 1 ms for one of NXP's examples would be more products per cycle than the NPU has
     (point,) = (point for point in MEASURED if point.model is CifarNet)
     model = quantized(CifarNet(), (point.shape,), target=point.target)
     macs = sum(cost_of(operator, N1).macs for graph in partition_graphs(model) for operator in graph.ops)
@@ -176,7 +176,7 @@ def test_decisions_need_no_clock() -> None:
 
 
 def test_each_kind_of_work_has_a_cost() -> None:
-    """`cost_of` raises for a kind without; every kind says which work it does, as `Kind` has no default for it."""
+    """`cost_of` raises for a kind without a cost. `Kind` has no default for `work`, so each kind declares its work."""
     assert set(_CYCLES) == set(Work)
     with pytest.raises(TypeError, match="work"):
         Kind("NEG")  # type: ignore[call-arg]

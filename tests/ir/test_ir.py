@@ -1,4 +1,4 @@
-"""The IR: its passes as text in and text out, and its specification."""
+"""Passes of the IR as text before and after, and `verify`."""
 
 from __future__ import annotations
 

@@ -25,12 +25,12 @@ def part(net: Net, tensor: Tensor, dim: int, first: int, count: int) -> Tensor:
 
 
 def nchw(net: Net, *nhwc: int) -> Tensor:
-    """An input stored NHWC, in torch's order."""
+    """Returns an input stored as NHWC, in torch's dimension order."""
     return net.transpose(net.input(*nhwc), *TO_NCHW)
 
 
 def shuffled(net: Net, tensor: Tensor, groups: int) -> Tensor:
-    """Channels of groups in turn: a view that no reshape and transpose of whole dimensions is."""
+    """Shuffles channels of groups: a view that is not a transpose of whole dimensions."""
     n, c, h, w = tensor.shape
     split = net.reshape(tensor, n, groups, c // groups, h, w)
     return net.reshape(net.transpose(split, 0, 2, 1, 3, 4), n, c, h, w)

@@ -1,4 +1,4 @@
-"""All passes of the IR together: what they keep, on random graphs in LiteRT, and what each leaves to the next."""
+"""All passes of the IR together, on random graphs, with results compared in LiteRT."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from openneutron.ir.verify import verify
 
 
 def transposed(graph: Graph) -> int:
-    """How many elements its TRANSPOSEs move."""
+    """Returns the number of elements that TRANSPOSEs move."""
     return sum(op.output.size for op in graph.ops if op.kind is TRANSPOSE)
 
 

@@ -1,4 +1,4 @@
-"""Views of the IR against numpy."""
+"""Views of the IR, compared with numpy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def chains(draw: Any) -> tuple[Shape, list[tuple[str, Shape]]]:
 
 
 def viewed(shape: Shape, steps: Sequence[tuple[str, Shape]], data: Array) -> tuple[View | None, Array]:
-    """The chain as a view (None where it is none) and as numpy sees it."""
+    """Returns a chain as a view (None if impossible), and as computed by numpy."""
     view: View | None = View.of(Tensor(shape, INT8, Q))
     for step, operand in steps:
         data = data.transpose(operand) if step == "transpose" else data.reshape(operand)

@@ -1,4 +1,4 @@
-"""Data of any form as inputs of a model: the same for calibration, analysis and evaluation."""
+"""Data of any form as model inputs, with equal results in calibration, analysis and evaluation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def joined(data: Any, forms: list[InputForm] = FORM, **options: Any) -> Tensor:
 
 
 class Numbered(Dataset[tuple[Tensor, int]]):
-    """As torchvision's data sets: images without a batch, and labels, by number."""
+    """A data set like torchvision's: images without a batch dimension, and labels, by number."""
 
     def __len__(self) -> int:
         return 5
@@ -48,7 +48,7 @@ class Numbered(Dataset[tuple[Tensor, int]]):
         return images(5)[index], index
 
 
-# ------------------------------------------------------------------------------------------------------ what is taken
+# ------------------------------------------------------------------------------------------------------ accepted data
 
 
 def test_tensors_tuples_lists_and_mappings() -> None:
@@ -160,7 +160,7 @@ def test_what_an_exported_module_takes() -> None:
     assert [str(one) for one in forms_of(module)] == ["torch.float32 (any, 2)", "torch.int64 (any,)"]
 
 
-# ----------------------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------------------------ rejected data
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         list(inputs_in(tmp_path, FORM))
 
 
-# ------------------------------------------------------------------------------------------------- the same everywhere
+# ------------------------------------------------------------------------------------- equal results in all functions
 
 
 def network() -> nn.Module:

@@ -1,4 +1,4 @@
-"""Inputs and outputs of any form: numbers, text and None, nested arguments, keyword arguments, repeated outputs."""
+"""Inputs and outputs of any form: numbers, text, None, nested and keyword arguments, repeated outputs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class OneDict(Net):
 
 @dataclass
 class Registered:
-    """Two tensors, known to torch by its documented call."""
+    """Two tensors in a class registered by torch's documented call."""
 
     left: Tensor
     right: Tensor
@@ -163,7 +163,7 @@ def sqnr(wanted: Tensor, found: Tensor) -> float:
 
 
 def leaves(value: Any) -> list[Any]:
-    """All leaves; those of dataclasses, too, whether torch knows them or not."""
+    """Returns all leaves, including those of dataclasses that torch does not know."""
     found = []
     for leaf in tree_leaves(value):
         is_data = dataclasses.is_dataclass(leaf) and not isinstance(leaf, type)
@@ -172,7 +172,7 @@ def leaves(value: Any) -> list[Any]:
 
 
 def assert_close(wanted: Any, found: Any, floor: float = 25.0) -> None:
-    """Constants are equal, float tensors within `floor` dB."""
+    """Checks that constants are equal, and that float tensors have at least `floor` dB SQNR."""
     expected, got = leaves(wanted), leaves(found)
     assert len(expected) == len(got)
     for one, other in zip(expected, got, strict=True):
@@ -286,7 +286,7 @@ def test_arguments_in_the_documented_flow(name: str) -> None:
     model = seeded(kind, linear)
     torch.manual_seed(1)
     data = [sample() for _ in range(SAMPLES)]
-    quantized = quantize(model, data[0], data, recover=None, progress=False)  # which registers the dataclass
+    quantized = quantize(model, data[0], data, recover=None, progress=False)  # this call registers the dataclass
     examples = quantized.examples
     exported = torch.export.export(model, examples.args, dict(examples.kwargs))
     prepared = prepare_pt2e(exported.module(), NeutronQuantizer())
@@ -349,7 +349,7 @@ def test_another_constant_is_refused_in_the_documented_flow() -> None:
 
 
 def test_one_tensor_given_for_two_inputs() -> None:
-    """torch.export makes one input of it, and would leave the other one unread."""
+    """torch.export merges both into one input and leaves the other one unused."""
     model = seeded(Optional, linear)
     one = x()
     data = [(x(), torch.rand(1, 8)) for _ in range(SAMPLES)]

@@ -1,4 +1,4 @@
-"""Models of other forms: exported, saved, traced, scripted, functions; what is no model is told what to give."""
+"""Models in other forms: exported, saved, traced, scripted, functions. Errors for other objects name an alternative."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SHAPE = (1, 3, 8, 8)
 
 
 class Net(nn.Module):
-    """A convolution, a batch norm, a linear layer."""
+    """A convolution, a batch norm and a linear layer."""
 
     def __init__(self, width: int = 4) -> None:
         super().__init__()
         self.conv, self.norm, self.head = nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Linear(width, 5)
 
     def forward(self, x: Tensor) -> Any:
-        """Class scores."""
+        """Returns class scores."""
         return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
 
     def scaled(self, x: Tensor, factor: float = 2.0) -> Any:
@@ -261,7 +261,7 @@ def test_what_torch_export_refuses(model: type[Net], message: str, kind: type[Op
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_values_that_an_operator_does_not_take(jobs: int) -> None:
-    """Numbers of rows that a table does not have: the operator is named."""
+    """Row numbers beyond a table's size: the error names the operator."""
     ids = [torch.randint(0, 10, (1, 6)) for _ in range(4)]
     with pytest.raises(OpenNeutronError, match=r"Running .* on the calibration data failed: Ind") as error:
         quantize(Embedded().eval(), ids[0], [*ids, ids[0] + 9], recover=None, jobs=jobs, progress=False)

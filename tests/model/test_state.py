@@ -1,4 +1,4 @@
-"""Models that keep state in buffers: from calibration to the `.pte`, over many calls."""
+"""Models with state in buffers: calibration, lowering, and many calls of the `.pte`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from openneutron.runtime.program import TensorInfo
 
 STEPS = 40
 
-# Of each model, how near to float in dB its outputs are, and what is left to the CPU.
+# For each model: the least SQNR of its outputs in dB, and the operators on the CPU.
 MODELS: dict[str, tuple[float, list[str]]] = {
     "RingBuffer": (35, ["copy_"]),
     "Copied": (35, ["copy_"]),
@@ -49,7 +49,7 @@ def built(name: str) -> Any:
 
 @torch.no_grad()
 def outputs(run: Callable[..., Any], steps: Iterable[models.Inputs]) -> torch.Tensor:
-    """[steps, values]: all that each call returns."""
+    """Returns [steps, values]: all outputs of each call."""
     found = [torch.cat([leaf.flatten().float() for leaf in tree_leaves(run(*inputs))]) for inputs in steps]
     return torch.stack(found)
 
@@ -60,7 +60,7 @@ def sqnr_db(wanted: torch.Tensor, found: torch.Tensor) -> float:
 
 
 def quantized_in(flow: str, model: Any, steps: list[models.Inputs], recover: str | None = None) -> QuantizedModel:
-    """The model quantized in one of the two flows, calibrated on two streams."""
+    """Quantizes the model in one of the two flows, calibrated on two streams."""
     half = len(steps) // 2
     if flow == "short":
         return quantize(model, steps[0], [Stream(steps[:half]), Stream(steps[half:])], recover=recover)
@@ -251,7 +251,7 @@ class TestOtherWays:
 
 
 class Nested(nn.Module):
-    """A model whose part assigns to its buffer, and returns what the buffer held."""
+    """A model with a submodule that assigns to its buffer, and returns the previous value."""
 
     frame = (1, 4, 1)
 
@@ -265,7 +265,7 @@ class Nested(nn.Module):
 
 
 class TestPartsThatAssign:
-    """torch.export forgets what submodules assign to their buffers."""
+    """torch.export loses assignments to buffers in submodules."""
 
     def test_the_short_way(self) -> None:
         model = Nested().eval()

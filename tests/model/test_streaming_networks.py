@@ -1,4 +1,4 @@
-"""Networks that keep state, step by step: as near to float as their forms without state, and no farther at the end."""
+"""Networks with state: at each step as accurate as the same networks without state, also at the end."""
 
 from __future__ import annotations
 

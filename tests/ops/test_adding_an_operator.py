@@ -1,4 +1,4 @@
-"""An operator is added by one declaration and one case: shown with operators that nothing else has heard of."""
+"""Adds operators by one declaration and one case each. Nothing else in the package knows them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ for known in (thrice, bent):
 
 
 def lower_thrice(lowering: Lowering) -> Tensor:
-    """MUL by three."""
+    """Emits MUL by three."""
     three = lowering.constant(np.array([3], INT8), QParams.per_tensor(1.0, 0))
     inputs = lowering.tensor("values")
     return lowering.emit(MUL, [inputs, three], lowering.shape, fused_activation_function="NONE")

@@ -1,4 +1,4 @@
-"""Networks with attention: what becomes of them, what int8 keeps of them, what a mask hides."""
+"""Networks with attention: their operators, their accuracy, and hidden keys."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encoder(norm_first: bool = False) -> nn.Module:
 
 
 def check(model: nn.Module, *shapes: tuple[int, ...], least: float = 25.0) -> None:
-    """One delegate, 2 LSBs at most from the converted module, and `least` dB of the float model."""
+    """Checks for one delegate, at most 2 LSBs to the converted module, and at least `least` dB to the float model."""
     converted = quantized(model, shapes)
     program = lowered(converted)
     assert everything_on_the_npu(program), program.placement
@@ -65,7 +65,7 @@ def test_embeddings_stay_on_the_cpu_beside_one_delegate() -> None:
 
 @torch.no_grad()
 def test_what_a_mask_hides_has_no_effect() -> None:
-    """Keys that no query sees may hold anything, and a query that sees nothing gets zeros."""
+    """Keys that are hidden from all queries may have any value. A query whose keys are all hidden returns zeros."""
     seen = BLIND.clone()
     seen[:, 3] = False
     model = Function(lambda mask, q, k, v: F.scaled_dot_product_attention(q, k, v, mask), seen)

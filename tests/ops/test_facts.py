@@ -1,4 +1,4 @@
-"""Facts that declarations state, as passes ask for them."""
+"""Facts that declarations state for passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any geometry: what is lowered follows torch, and what becomes other operators stays the same function."""
+"""Random geometries: lowered operators follow torch, and decompositions keep the function."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def per_dimension(rank: int, low: int, high: int) -> st.SearchStrategy[list[int]
 
 @st.composite
 def transposed(draw: st.DrawFn) -> tuple[list[int], list[int], int, dict[str, Any]]:
-    """Spatial shape, kernel, input channels of a group, and parameters of a transposed convolution."""
+    """Draws spatial shape, kernel, input channels of a group, and parameters of a transposed convolution."""
     rank = draw(st.integers(1, 2))
     stride, dilation = draw(per_dimension(rank, 1, 4)), draw(st.sampled_from([[1] * rank, [2] * rank, [1, 3][:rank]]))
     extra = [draw(st.integers(0, max(pair) - 1)) for pair in zip(stride, dilation, strict=True)]
@@ -80,7 +80,7 @@ def follows(target: str, shape: tuple[int, ...], options: dict[str, Any], seed: 
 
 @st.composite
 def pools(draw: st.DrawFn) -> tuple[int, tuple[int, ...], dict[str, Any]]:
-    """Number of spatial dimensions, input shape and parameters of a pool."""
+    """Draws the number of spatial dimensions, input shape and parameters of a pool."""
     rank = draw(st.integers(1, 2))
     kernel = draw(per_dimension(rank, 1, 5))
     padding = [draw(st.integers(0, k // 2)) for k in kernel]

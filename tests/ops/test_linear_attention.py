@@ -1,4 +1,4 @@
-"""Attention with ReLU in place of softmax, whose sums of weights are a row or column of ones beside the values."""
+"""Attention with ReLU instead of softmax, whose sums of weights are computed with a row or column of ones."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def _rows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Of [..., WIDTH, TOKENS]."""
+    """Appends a row of ones to [..., WIDTH, TOKENS]."""
     query, key, value = (each.transpose(-1, -2) for each in (query, key, value))
     found = (F.pad(value, (0, 0, 0, 1), value=1.0) @ key.transpose(-1, -2)) @ query
     return (found[:, :, :-1] / (found[:, :, -1:] + 1e-15)).transpose(-1, -2)
 
 
 def _columns(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Of [..., TOKENS, WIDTH]."""
+    """Appends a column of ones to [..., TOKENS, WIDTH]."""
     found = query @ (key.transpose(-1, -2) @ F.pad(value, (0, 1), value=1.0))
     return found[..., :-1] / (found[..., -1:] + 1e-15)
 
@@ -45,8 +45,8 @@ def _without_autocast(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
 
 
 def attention(attend: Attend) -> nn.Module:
-    """Of tokens [1, TOKENS, 2 * WIDTH], two heads. No sum of weights is near zero, where one scale leaves its inverse
-    next to nothing.
+    """Computes attention with two heads on tokens [1, TOKENS, 2 * WIDTH]. No sum of weights is close to zero, because
+    the inverse has one scale for all sums.
     """
 
     def forward(q: nn.Module, k: nn.Module, v: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -77,7 +77,9 @@ def _of(value: torch.Tensor, readers: Callable[[torch.Tensor], torch.Tensor]) ->
 
 
 def _split(function: Callable[..., Any]) -> tuple[bool, list[str], float]:
-    """Whether products in `function` of [1, 2, 5, 8] and [1, 2, 8, 6] are split, its operators, and the difference."""
+    """Returns whether products in `function` of [1, 2, 5, 8] and [1, 2, 8, 6] are split, its
+    operators, and the error.
+    """
     sample = tuple(
         torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in ((1, 2, 5, 8), (1, 2, 8, 6))
     )
@@ -107,14 +109,14 @@ def test_rule_1_sums_replace_a_padded_row_or_column(function: Callable[..., Any]
 @pytest.mark.parametrize(
     "function",
     [
-        lambda x, y: (F.pad(x, (0, 0, 0, 1), value=1.0) @ y)[:, :, :-1],  # nobody reads the row
-        lambda x, y: (F.pad(x, (0, 0, 0, 1), value=1.0) @ y)[:, :, 3:],  # a slice reads both
-        lambda x, y: (F.pad(x, (0, 0, 0, 1), value=1.0) @ y)[:, :, -1],  # no slice
-        lambda x, y: (F.pad(x, (0, 0, 0, 1), value=1.0) @ y)[..., -1:],  # a slice of the other axis
+        lambda x, y: (F.pad(x, (0, 0, 0, 1), value=1.0) @ y)[:, :, :-1],  # the row has no reader
+        lambda x, y: (F.pad(x, (0, 0, 0, 1), value=1.0) @ y)[:, :, 3:],  # a slice reads both parts
+        lambda x, y: (F.pad(x, (0, 0, 0, 1), value=1.0) @ y)[:, :, -1],  # there is no slice
+        lambda x, y: (F.pad(x, (0, 0, 0, 1), value=1.0) @ y)[..., -1:],  # a slice of another axis
         lambda x, y: (F.pad(x, (0, 0, 0, 2), value=1.0) @ y)[:, :, -1:],
         lambda x, y: (F.pad(x, (0, 0, 1, 0), value=1.0) @ y)[:, :, -1:],
         lambda x, y: (F.pad(x, (0, 0, 0, 1), mode="replicate") @ y)[:, :, -1:],
-        lambda x, y: (F.pad(x[0, 0], (0, 0, 0, 1), value=1.0) @ y)[:, :, -1:],  # it is broadcast
+        lambda x, y: (F.pad(x[0, 0], (0, 0, 0, 1), value=1.0) @ y)[:, :, -1:],  # the row is broadcast
         lambda x, y: _of(F.pad(x, (0, 0, 0, 1), value=1.0), lambda z: (z @ y)[:, :, -1:] + z.sum()),
         lambda x, y: _of(F.pad(x, (0, 0, 0, 1), value=1.0) @ y, lambda z: z[:, :, -1:] + z.sum()),
     ],

@@ -1,4 +1,4 @@
-"""Each operator of the table on its way to the `.pte`, and each of its limits."""
+"""Lowers each operator of the table to a `.pte`, and checks each of its limits."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ def test_the_modern_generation_lifts_legacy_limits(case: Rejected) -> None:
     assert everything_on_the_npu(lowered(quantized(case.model(), case.shapes)))
 
 
-# NeutronQuantizer refuses a model in train mode as a whole, writes slices with steps otherwise, and removes empty parts
-# of concatenations.
+# NeutronQuantizer rejects a model in train mode, decomposes slices with steps, and removes empty parts of
+# concatenations.
 NEVER_MET = {"is_in_eval_mode", "slices_without_steps", "concatenates_equal_ranks"}
 
 

@@ -1,4 +1,4 @@
-"""What int8 keeps of activations, functions, norms and gates, in dB, and which values have ranges of their own."""
+"""Accuracy of quantized activations, functions, norms and gates in dB, and values with qparams of their own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IMAGE, TOKENS, CONVNEXT = (2, 16, 12, 12), (1, 50, 192), (1, 96, 8, 8)
 def program_fidelity(
     model: nn.Module, calibration: Sequence[Inputs], samples: Sequence[Inputs], observer: Any = None
 ) -> float:
-    """SQNR in dB of the `.pte` on this machine against the float model."""
+    """Returns the SQNR in dB of the `.pte` on this machine relative to the float model."""
     program = lowered(quantize(model.eval(), calibration[0], calibration, observer=observer))
     assert everything_on_the_npu(program), program.placement
     host = HostProgram.from_bytes(program.buffer)
@@ -38,13 +38,13 @@ def program_fidelity(
 def fidelity(
     function: Function | nn.Module, shapes: Sequence[tuple[int, ...]], deviation: float, observer: Any = None
 ) -> float:
-    """The same for inputs from N(0, deviation)."""
+    """Returns the same for inputs from N(0, deviation)."""
     model = function if isinstance(function, nn.Module) else of(function)()
     calibration, samples = (samples_like(shapes, count, seed, (0.0, deviation)) for count, seed in ((8, 0), (4, 1)))
     return program_fidelity(model, calibration, samples, observer)
 
 
-# SQNR in dB for inputs from N(0, 1) and N(0, 3); int8 inputs and outputs alone leave 36 to 43 of most of them.
+# SQNR in dB for inputs from N(0, 1) and N(0, 3). Quantized inputs and outputs alone limit most of them to 36 to 43.
 ACTIVATIONS: dict[str, tuple[Function, float, float]] = {
     "silu": (F.silu, 36, 37),
     "gelu": (F.gelu, 35, 36),
@@ -69,7 +69,11 @@ ACTIVATIONS: dict[str, tuple[Function, float, float]] = {
     "sqrt of zeros": (lambda x: torch.sqrt(x.relu()), 33, 32),
     "square": (torch.square, 34, 34),
     "cube": (lambda x: x**3, 27, 27),
-    "fractional power": (lambda x: (x.abs() + 1) ** 1.5, 38, 35),  # 36 by extremes: it enlarges what is clipped
+    "fractional power": (
+        lambda x: (x.abs() + 1) ** 1.5,
+        38,
+        35,
+    ),  # 36 with "minmax" ranges: clipped values get larger errors
     "reciprocal": (lambda x: 1 / (x.abs() + 1), 39, 32),
     "quotient": (lambda x: x / (x.abs().mean(1, keepdim=True) + 0.1), 35, 35),
     "normalize": (lambda x: F.normalize(x, dim=1), 36, 36),
@@ -87,15 +91,15 @@ def test_what_is_left_of_an_activation(name: str) -> None:
 
 
 class TestForms:
-    """The forms that decompositions have, beside those that they could have."""
+    """The decompositions in use, compared with alternatives."""
 
     def test_gelu(self) -> None:
-        """In the worse of two ranges it keeps more than the form with x cubed does, which is twice the operators."""
+        """In the worse of two ranges it is more accurate than the tanh form, which takes twice as many operators."""
 
         def cubic(x: torch.Tensor) -> torch.Tensor:
             return x * torch.sigmoid(x * (x * x * 0.0713548 + 1.5957691))
 
-        # By extremes: how much is clipped of the values in between depends on the form, and is not what is compared.
+        # Observers use "minmax", because clipping depends on the intermediate values of each form.
         taken, left = (
             [fidelity(form, [TOKENS], deviation, RangeObserver) for deviation in (1.0, 3.0)] for form in (F.gelu, cubic)
         )
@@ -103,7 +107,7 @@ class TestForms:
         assert sum(taken) > sum(left)
 
     def test_sqrt(self) -> None:
-        """x * rsqrt(x) has the range of rsqrt at the smallest x to spend its steps on."""
+        """The form x * rsqrt(x) is less accurate, because its int8 range includes rsqrt of the smallest x."""
         by_rsqrt = fidelity(lambda x: x.abs() * torch.rsqrt(x.abs() + 1e-6), [IMAGE], 1.0)
         assert fidelity(lambda x: torch.sqrt(x.abs()), [IMAGE], 1.0) > by_rsqrt + 15
 
@@ -112,12 +116,12 @@ class TestForms:
         assert fidelity(lambda x: F.log_softmax(x, 1), [IMAGE], 3.0) > by_softmax + 15
 
     def test_lerp(self) -> None:
-        """The difference of the ends has a range of its own, and is rounded once more."""
+        """The form with a difference is less accurate, because the difference is rounded once more in its own range."""
         by_difference = fidelity(lambda x, y: torch.add(x, y - x, alpha=0.9), [IMAGE, IMAGE], 1.0, RangeObserver)
         assert fidelity(lambda x, y: torch.lerp(x, y, 0.9), [IMAGE, IMAGE], 1.0, RangeObserver) > by_difference + 1
 
     def test_comparison_with_a_number(self) -> None:
-        """Where the side is lost to int8, the mean of both is nearer than either."""
+        """If int8 cannot tell on which side of the number a value is, 1/2 has the smaller error."""
 
         def halves(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
             values = layer(x)
@@ -135,11 +139,11 @@ class TestForms:
         assert taken > left + 1
 
     def test_two_steps_of_a_norm(self) -> None:
-        """Where groups have ranges of their own; where all have one, the first step costs less than a decibel."""
+        """The first step helps if groups have different ranges. Otherwise it costs less than one decibel."""
 
         def at_once(x: torch.Tensor) -> torch.Tensor:
             centered = x - x.mean(-1, True)
-            variance = centered.abs().pow(2).mean(-1, True)  # abs keeps it from being recognized
+            variance = centered.abs().pow(2).mean(-1, True)  # abs prevents pattern fusion
             return centered * torch.rsqrt(variance + 1e-5)
 
         norm = nn.LayerNorm(192, elementwise_affine=False)
@@ -153,14 +157,14 @@ class TestForms:
 
 
 def outlier_channel(values: torch.Tensor, axis: int) -> torch.Tensor:
-    """One channel thirty times the others."""
+    """Makes one channel thirty times as large as the others."""
     gains = torch.ones(values.shape[axis])
     gains[5] = 30
     return values * gains.reshape([-1 if dim == axis else 1 for dim in range(values.dim())])
 
 
 def uneven(values: torch.Tensor, axis: int) -> torch.Tensor:
-    """What is normalized together has a range of its own everywhere: a sixth to six times the usual."""
+    """Gives the normalized groups different ranges, from one sixth to six times the usual range."""
     shape = [1 if dim == axis else size for dim, size in enumerate(values.shape)]
     gains = torch.randn(shape, generator=torch.Generator().manual_seed(7))
     return values * torch.exp(0.7 * gains)
@@ -176,7 +180,7 @@ INPUTS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
 
 
 class ChannelNorm(nn.Module):
-    """ConvNeXt's: a layer norm over the channels of an image."""
+    """The norm of ConvNeXt: a layer norm over the channels of an image."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -187,7 +191,7 @@ class ChannelNorm(nn.Module):
         return moved
 
 
-# SQNR in dB for each of INPUTS; what int8 inputs and outputs alone would leave is about 36, 36, 36, 24 and 17.
+# SQNR in dB for each of INPUTS. Quantized inputs and outputs alone would give about 36, 36, 36, 24 and 17.
 NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, tuple[float, ...]]] = {
     "layer_norm of tokens": (lambda: nn.LayerNorm(192), TOKENS, 2, (33, 33, 33, 21, 11)),
     "layer_norm of channels": (lambda: ChannelNorm(96), CONVNEXT, 1, (33, 33, 33, 20, 14)),
@@ -215,7 +219,7 @@ def test_what_is_left_of_a_norm(name: str, inputs: str) -> None:
 
 
 class SqueezeAndExcite(nn.Module):
-    """As in MobileNetV3 and EfficientNet."""
+    """Squeeze-and-excite as in MobileNetV3 and EfficientNet."""
 
     def __init__(self, activation: Function, gate: Function) -> None:
         super().__init__()
@@ -228,7 +232,7 @@ class SqueezeAndExcite(nn.Module):
 
 
 class TestRanges:
-    """Operators that change the range of their values have output qparams of their own, and fixed inputs never."""
+    """Operators that change the range of values have their own output qparams. Inputs never get fixed qparams."""
 
     def test_gate_by_a_sigmoid(self) -> None:
         shapes = [IMAGE, IMAGE]
@@ -278,7 +282,7 @@ def test_root_of_zero_is_finite_in_calibration_and_zero_in_the_program() -> None
 
 @pytest.mark.parametrize("make", [lambda: nn.LayerNorm(16), lambda: nn.RMSNorm(16, 1e-5)])
 def test_norm_of_what_does_not_vary_is_finite(make: Callable[[], nn.Module]) -> None:
-    """A row of equal values has variance 0: eps is there, though int8 rounds it to zero."""
+    """A row of equal values has variance 0. The result is finite, although int8 rounds eps to zero."""
     values = samples_like([(1, 8, 16)], 1, 0, (0.0, 1.0))[0][0]
     values[0, 3] = 0.0
     program = lowered(quantize(make().eval(), (values,), [(values,)]))

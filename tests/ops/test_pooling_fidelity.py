@@ -1,4 +1,4 @@
-"""How true pools, resizes, variances and transposed convolutions stay to float when they are quantized, in dB."""
+"""Accuracy in dB of quantized pools, resizes, variances and transposed convolutions."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ TABLE: dict[str, tuple[Callable[[], nn.Module], Shape, float]] = {
 @pytest.mark.parametrize("deviation", [1.0, 3.0])
 @pytest.mark.parametrize("name", TABLE)
 def test_quantization_keeps_the_signal(name: str, deviation: float) -> None:
-    """On the inputs that it is calibrated with: nothing saturates."""
+    """The test uses the calibration inputs, so no value saturates."""
     build, shape, floor = TABLE[name]
     torch.manual_seed(0)
     model, samples = build().eval(), samples_like((shape,), 4, 7, (0.0, deviation))
-    # by extremes: the forms of operators are compared here, not what a rule for ranges makes of a handful of samples
+    # "minmax" ranges, because this test compares decompositions, not rules for ranges on a few samples
     found = signal_to_noise(quantize(model, samples[0], samples, observer=RangeObserver), model, samples)
     assert found >= floor, f"{found:.1f} dB"

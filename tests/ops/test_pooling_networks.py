@@ -1,4 +1,4 @@
-"""Blocks of known networks that pool, resize and upsample: one delegate, and no transpose but those at its ends."""
+"""Blocks of known networks with pools and resizes: one delegate, and transposes at its inputs and outputs only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.graphs import kinds, partition_graphs
 from tests.oracle import Function, agreement, everything_on_the_npu, lowered, quantized
 from torch import nn
 
-# Steps of one LSB meet in the convolutions behind.
+# Differences of one LSB add up in the convolutions that follow.
 MAX_LSB = 3
 
 
@@ -53,7 +53,7 @@ def densenet() -> nn.Module:
 
 
 def resnet_d() -> nn.Module:
-    """Its shortcut averages what ceil_mode finds."""
+    """The shortcut averages windows of ceil_mode."""
     pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
     return Function(lambda a, b, x: F.relu(a(x) + b(x)), conv(8, 8, 3, 2), nn.Sequential(pool, conv(8, 8)))
 
@@ -109,7 +109,7 @@ def test_block_is_one_delegate(name: str) -> None:
 
 
 def test_what_takes_more_than_resizes_takes_few_operators() -> None:
-    """torch aligns corners where the NPU's factors do not: a matrix product each way."""
+    """torch aligns corners with factors that the NPU lacks, so each axis takes a matrix product."""
     model = nn.Sequential(
         nn.Conv2d(8, 8, 1), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), nn.Conv2d(8, 8, 1)
     )

@@ -1,4 +1,4 @@
-"""Unrolled recurrent networks: what is stored, what is left out, what int8 keeps, what they cost to compile."""
+"""Unrolled recurrent networks: stored weights, removed operators, accuracy, and the time to compile."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NETWORKS = (nn.LSTM, nn.GRU, nn.RNN)
 
 
 def graph_of(model: QuantizedModel) -> Graph:
-    """The IR of its only partition."""
+    """Returns the IR of the only partition."""
     program = torch.export.export(model.module, model.example_inputs)
     (partition,) = place(program, CompileOptions()).partitions
     return lower_partition(Constants(program), partition)
@@ -63,7 +63,7 @@ def test_a_step_has_one_product_and_the_first_one_none() -> None:
 
 
 class Streaming(nn.Module):
-    """A step of two cells and a head."""
+    """One step of two cells and a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Streaming(nn.Module):
 
 @torch.no_grad()
 def test_streaming() -> None:
-    """The state goes out and comes in with equal qparams, and stays near that of the float model."""
+    """The input and output of the state have equal qparams, and the state stays close to that of the float model."""
     torch.manual_seed(0)
     model, zero = Streaming().eval(), (torch.zeros(1, HIDDEN),) * 3
     calibration, state = [], zero
@@ -106,7 +106,7 @@ def test_streaming() -> None:
 
 
 class Keywords(nn.Module):
-    """A keyword spotter: 49 steps of 40 features."""
+    """A keyword spotter with 49 steps of 40 features."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()

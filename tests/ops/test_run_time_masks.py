@@ -1,4 +1,4 @@
-"""Attention masks that arrive at run time: as accurate as constant ones, with the attention in one delegate."""
+"""Attention masks computed at run time: as accurate as constant masks, with the attention in one delegate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from openneutron.quantizer import UnquantizedWarning
 LENGTH, FEATURES, HEADS = 8, 16, 2
 LOWEST = torch.finfo(torch.float32).min
 CAUSAL = torch.ones(LENGTH, LENGTH).tril().bool()
-# What may make a mask of an input on the CPU; all of it is as small as the mask.
+# Operators that may compute a mask from an input on the CPU, on tensors of the size of the mask.
 CPU = (
     "view_copy", "expand", "_to_dim_order_copy", "bitwise_", "__and__", "eq.", "lt.", "ge.", "where.", "masked_fill.",
     "sub.", "rsub.", "mul.", "minimum.", "logical_", "add.",
@@ -36,7 +36,7 @@ Masked = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Attention(nn.Module):
-    """Self-attention of two heads; `mask` makes of scores [B, H, T, T] and a mask what the softmax takes."""
+    """Self-attention with two heads. `mask` computes the softmax input from scores [B, H, T, T] and a mask."""
 
     def __init__(self, mask: Masked | None, choose: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Attention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(FEATURES, FEATURES) for _ in range(3))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Of x [B, T, FEATURES]."""
+        """Computes on x [B, T, FEATURES]."""
         layers = (self.query, self.key, self.value)
         query, key, value = (layer(x).view(len(x), LENGTH, HEADS, -1).transpose(1, 2) for layer in layers)
         query = query * 3
@@ -59,7 +59,9 @@ class Attention(nn.Module):
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a model applies a mask: by a function of scores and mask, or of what the attention of torch is given."""
+    """A form in which a model applies a mask: by a function of scores and mask, or by an argument
+    of torch's attention.
+    """
 
     label: str
     kind: str
@@ -114,7 +116,7 @@ SPELLINGS = (
 
 
 def mask_of(kind: str, visible: int) -> torch.Tensor:
-    """A padding mask [1, LENGTH] that shows the first `visible` keys, as the model takes it; [1] for a length."""
+    """Returns a padding mask [1, LENGTH] that shows the first `visible` keys, in the model's form; [1] for a length."""
     keep = (torch.arange(LENGTH) < visible)[None]
     if kind in ("bool", "int", "float"):
         return keep.to({"bool": torch.bool, "int": torch.int64, "float": torch.float32}[kind])
@@ -124,14 +126,14 @@ def mask_of(kind: str, visible: int) -> torch.Tensor:
 
 
 def samples(kind: str, *, hides: bool = True, count: int = 16) -> list[Inputs]:
-    """Sequences with padding of several lengths, or none."""
+    """Returns sequences with padding of several lengths, or without padding."""
     generator = torch.Generator().manual_seed(1)
     lengths = [3 + index % (LENGTH - 2) if hides else LENGTH for index in range(count)]
     return [(torch.randn(1, LENGTH, FEATURES, generator=generator), mask_of(kind, length)) for length in lengths]
 
 
 def check(program: NeutronProgram) -> None:
-    """The attention is in one delegate; the CPU does nothing but make the mask."""
+    """Checks that the attention is in one delegate, and that the CPU only computes the mask."""
     left = [row.op for row in program.placement if row.where == "cpu"]
     assert not [op for op in left if not op.split("aten.")[-1].split("dim_order_ops.")[-1].startswith(CPU)], left
     assert {row.partition for row in program.placement if row.where == "npu"} == {0}
@@ -147,7 +149,7 @@ def quantized_program(
 
 @pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.label)
 def test_what_a_mask_hides(spelling: Spelling) -> None:
-    """Also where nothing is hidden while calibration runs; what is hidden has no effect."""
+    """Hidden keys have no effect, also if no key was hidden in calibration."""
     model, padded = spelling.model(), samples(spelling.kind)
     program = quantized_program(model, samples(spelling.kind, hides=len(spelling.label) % 2 == 0))
     check(program)
@@ -172,14 +174,14 @@ def test_it_is_as_accurate_as_a_constant_mask() -> None:
 
 
 class Layer(nn.Module):
-    """A layer of torch with a padding mask, true where there is padding, and a causal one."""
+    """A transformer layer of torch with a causal mask and a padding mask, which is true for padding."""
 
     def __init__(self, layer: nn.Module, causal: torch.Tensor | None = None) -> None:
         super().__init__()
         self.layer, self.causal = layer, causal
 
     def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        """Of x [B, T, FEATURES]."""
+        """Computes on x [B, T, FEATURES]."""
         if isinstance(self.layer, nn.TransformerDecoderLayer):
             decoded: torch.Tensor = self.layer(
                 x, x.tanh(), self.causal, tgt_key_padding_mask=padding, memory_key_padding_mask=padding
@@ -229,7 +231,7 @@ def test_in_the_documented_flow(index: int, strict: bool) -> None:
 
 
 def test_a_bias_that_arrives_keeps_its_resolution() -> None:
-    """What is added to scores and hides nothing is no mask: the range of the scores reaches no further down."""
+    """A number that is added to scores without hiding one is not a mask, and does not widen the range of the scores."""
     model = seeded(lambda: Attention(lambda s, m: s + m))
     generator = torch.Generator().manual_seed(2)
     inputs = [
@@ -251,7 +253,7 @@ def test_zeros_for_padding() -> None:
 
 
 def test_a_query_that_sees_nothing_gets_the_mean_of_all_values() -> None:
-    """As docs/options.md says, whatever the mask."""
+    """docs/options.md documents this for each kind of mask."""
     for index in (0, 13, 16, 18):
         spelling = SPELLINGS[index]
         program = quantized_program(spelling.model(), samples(spelling.kind))
@@ -272,7 +274,7 @@ def test_analyze_takes_infinite_masks() -> None:
 
 @pytest.mark.parametrize("index", [0, 3, 6, 12])
 def test_a_mask_while_training(index: int) -> None:
-    """What is hidden does not widen the range of the scores, although they are fake quantized more than once."""
+    """Hidden scores do not widen the range of the scores, although these are fake-quantized more than once."""
     spelling = SPELLINGS[index]
     model, inputs = spelling.model(), samples(spelling.kind)
     exported = torch.export.export(model.train(), inputs[0]).module()

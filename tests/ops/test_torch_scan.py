@@ -1,7 +1,7 @@
-"""Every module of torch.nn, every function of torch.nn.functional, and simple functions of torch.
+"""Each module of torch.nn, each function of torch.nn.functional, and simple functions of torch.
 
-Each gives a program that runs and follows the converted module, or a typed error that names the operator before
-calibration.
+Each becomes a program that runs and follows the converted module, or raises a typed error that names the operator
+before calibration.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Inputs = tuple[torch.Tensor, ...]
 
 ROW, LINE, IMAGE, VOLUME, STEPS = (2, 8), (1, 4, 16), (1, 4, 8, 8), (1, 2, 4, 6, 6), (1, 6, 8)
 SHAPES = {"row": ROW, "line": LINE, "image": IMAGE, "volume": VOLUME, "steps": STEPS}
-# Several operators in a row may each round a half the other way; the root in LPPool multiplies that near zero.
+# Several operators in sequence may each round a tie in another direction. The root in LPPool enlarges this near zero.
 TOLERANCE = 4
 TOLERANCE_OF_ROOTS = 16
 ROWS_AT_ONCE = 12
 
 
 def _modules(kind: str) -> dict[str, Callable[[], nn.Module]]:
-    """By the names of their classes, those that read a value of this kind."""
+    """Returns, by class name, the modules that read a value of this kind."""
     found: dict[str, Callable[[], nn.Module]] = {}
     if kind == "line":
         plain = (
@@ -83,7 +83,7 @@ def _first(value: Any) -> Any:
 
 
 class Side(nn.Module):
-    """Applies each part to the same inputs, which differ for none."""
+    """Applies each part to the same inputs."""
 
     def __init__(self, parts: Sequence[Callable[..., Any]]) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Side(nn.Module):
 
 
 def _sides(parts: Sequence[Callable[[], Any]], shape: Inputs) -> nn.Module:
-    """Lazy modules get their parameters from a first call."""
+    """Returns the sides. A first call gives lazy modules their parameters."""
 
     def build() -> nn.Module:
         model = Side([part() for part in parts]).eval()
@@ -110,9 +110,9 @@ Parts = dict[str, Callable[[], Any]]
 
 
 def refused_of(parts: Parts, samples: Sequence[Inputs], tolerance: int = TOLERANCE) -> set[str]:
-    """The names of those that are refused; each error is typed and names an operator.
+    """Returns the names of rejected parts, each with a typed error that names an operator.
 
-    Parts that can be a program together are one program.
+    Parts that can form one program are tested as one program.
     """
     model = _sides(list(parts.values()), samples[0])
     try:
@@ -133,7 +133,7 @@ def refused_of(parts: Parts, samples: Sequence[Inputs], tolerance: int = TOLERAN
 
 
 def _constant(function: Callable[..., Any]) -> Callable[[], Any]:
-    """A function without parameters, as what is to be built."""
+    """Returns a function without parameters as a module."""
     return lambda: function
 
 
@@ -242,7 +242,7 @@ def test_what_nothing_runs_is_refused_by_name(name: str) -> None:
     assert refused_of({name: make}, [sample()] * 2) == {name}
 
 
-# Containers, modules that only train or only wrap others, and losses that are computed beside a program.
+# Containers, modules that only train or only wrap others, and losses, which a program does not compute.
 NOT_IN_PROGRAMS = {
     "Container", "Module", "ModuleDict", "ModuleList", "ParameterDict", "ParameterList", "Sequential", "Parameter",
     "UninitializedBuffer", "UninitializedParameter", "Buffer", "DataParallel", "CTCLoss", "GaussianNLLLoss",
@@ -250,7 +250,7 @@ NOT_IN_PROGRAMS = {
     "MultiLabelSoftMarginLoss", "MultiMarginLoss", "NLLLoss", "NLLLoss2d", "PoissonNLLLoss", "TripletMarginLoss",
     "TripletMarginWithDistanceLoss",
 }  # fmt: skip
-# Of layers that are here themselves, or in tests of their own.
+# Modules that are part of a tested layer, or that have tests of their own.
 MADE_OF_OTHERS = {
     "RNNBase", "RNNCellBase", "Transformer", "TransformerEncoder", "TransformerDecoder", "Embedding", "MaxUnpool1d",
     "MaxUnpool2d",
@@ -304,7 +304,7 @@ def test_functions_of_one_value(first: int) -> None:
 
 
 def _in_domain(name: str, x: torch.Tensor) -> Any:
-    """The function of values for which it is defined."""
+    """Maps values to the domain of the function."""
     return getattr(torch, name)(_domain(name, x))
 
 

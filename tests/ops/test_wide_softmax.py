@@ -1,4 +1,4 @@
-"""Softmaxes over more values than int8 has codes for: weighted sums of them divide afterwards, others are named."""
+"""Softmaxes over more values than int8 has codes: weighted sums divide afterwards, other readers are reported."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ Maps = Callable[[torch.Tensor], Any]
 
 
 def key_points(expected: Maps, scale: float = 3.0) -> nn.Module:
-    """Of images [1, 3, SIDE, SIDE]: what `expected` makes of six maps of scores [1, 6, SIDE, SIDE]."""
+    """Applies `expected` to six maps of scores [1, 6, SIDE, SIDE], computed from images [1, 3, SIDE, SIDE]."""
     return seeded(lambda: Function(lambda layer, x: expected(layer(x) * scale), nn.Conv2d(3, 6, 3, padding=1)))
 
 
 def attention(gain: float) -> nn.Module:
-    """Of 8 queries to all keys that a mask shows; two heads of 8 features."""
+    """Attention of 8 queries to all keys that a mask shows, with two heads of 8 features."""
 
     def attend(q: nn.Module, k: nn.Module, v: nn.Module, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         query, key, value = (layer(x).unflatten(-1, (2, 8)).transpose(1, 2) for layer in (q, k, v))
@@ -68,7 +68,7 @@ EXPECTATIONS: dict[str, Maps] = {
 
 @pytest.mark.parametrize("name", EXPECTATIONS)
 def test_expectations(name: str) -> None:
-    """Below 5 dB where each probability is rounded to 1/256."""
+    """The SQNR is below 5 dB if each probability is rounded to 1/256."""
     for scale, floor in ((1.0, 20), (3.0, 20)):
         one_delegate(key_points(EXPECTATIONS[name], scale), maps(), floor, recover=None)
 
@@ -95,7 +95,9 @@ def test_attention_over_many_keys_with_a_mask(gain: float) -> None:
 
 
 def test_what_is_not_written_out() -> None:
-    """Few values, as in the heads of detectors; probabilities that leave the program; a bias behind the sum."""
+    """Softmaxes that are not rewritten: few values (heads of detectors), probabilities that are outputs, a bias after
+    the sum.
+    """
     few: Maps = lambda s: (s[:, :, :12].flatten(2).softmax(-1) * torch.ones(12 * SIDE)).sum(-1)  # noqa: E731
     kept: Maps = lambda s: s.flatten(2).softmax(-1)  # noqa: E731
     both: Maps = lambda s: kept(s) @ PLACES + kept(s).amax(-1, keepdim=True)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Models and inputs in channels-last: what is transposed, and what is computed, also where the CPU does a part."""
+"""Models and inputs in channels-last format: transposes, and results, also with operators on the CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_LSB = 1.01  # one step, and float32 rounding
 
 
 class Net(nn.Module):
-    """A function of its own modules and of the input."""
+    """A function of modules and of the input."""
 
     def __init__(self, function: Callable[..., Any], **parts: nn.Module) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ CASES: dict[str, Case] = {
         lambda: nn.Sequential(conv(3, 8), nn.Upsample(scale_factor=2), conv(8, 4)), IMAGE, ["upsample_nearest2d"],
     ),
     "bilinear": (
-        # A pool behind it: a convolution would add up single steps of a resize, which ties leave, to two.
+        # A pool comes after the resize. A convolution would add single steps of ties to a difference of two steps.
         lambda: nn.Sequential(conv(3, 8), nn.Upsample(scale_factor=2, mode="bilinear"), nn.MaxPool2d(2)), IMAGE,
         ["upsample_bilinear2d"],
     ),
@@ -156,18 +156,18 @@ def quantized(name: str, *, model: bool, inputs: bool) -> QuantizedModel:
 
 
 def operators(folder: Path) -> list[str]:
-    """What is in the TFLite files of a program's partitions."""
+    """Returns the operators in the TFLite files of a program's partitions."""
     resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     models = (Interpreter(str(path), experimental_op_resolver_type=resolver) for path in folder.glob("*.tflite"))
     return [operator["op_name"] for model in models for operator in model._get_ops_details()]
 
 
-# PyTorch's fake tensors, which torch.export goes by, choose another order for its output than its kernels do.
+# PyTorch's fake tensors, which torch.export uses, have another memory format than the output of its kernels.
 UNORDERED = "one channel inside"
 
 
 def assert_in_order(name: str, found: Any, expected: Any) -> None:
-    """Outputs lie in memory as those of the converted module."""
+    """Checks that outputs have the memory format of the converted module's outputs."""
     if name == UNORDERED:
         return
     for got, want in zip(flat(found), flat(expected), strict=True):
@@ -190,7 +190,7 @@ def test_nothing_is_transposed_where_the_input_is_channels_last(
     assert_in_order(name, program.run(given), chosen(given))
     found = operators(tmp_path)
     assert found
-    # PyTorch's softmax yields NCHW whatever it reads.
+    # PyTorch's softmax returns NCHW for each format of its input.
     returned = [value for value in flat(chosen(given)) if value.dim() == 4]
     in_nchw = [not inputs, *(not value.is_contiguous(memory_format=CHANNELS_LAST) for value in returned)]
     assert found.count("TRANSPOSE") <= sum(in_nchw), found
@@ -226,7 +226,7 @@ def test_the_documented_flow_does_the_same(name: str, by_the_runtime: bool) -> N
 @pytest.mark.parametrize("blocked", [[], ["aten::permute"]])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_permutes_between_the_orders(channels_last: bool, blocked: list[str]) -> None:
-    """Their results are views in PyTorch; ExecuTorch's kernels write them in the usual order."""
+    """PyTorch's results are views. ExecuTorch's kernels write them contiguously."""
     model = seeded(lambda: Net(lambda m, x: m.a(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), a=conv(3, 8)))
     given = samples((1, 8, 8, 3), channels_last=channels_last)
     chosen = quantize(model, given, [given])
@@ -244,7 +244,7 @@ def test_float_layers_read_weights_in_channels_last() -> None:
 
 
 def test_a_copy_into_another_order_on_the_cpu() -> None:
-    """Not from our passes, which take such copies out, but a graph may hold them."""
+    """OpenNeutron's passes remove such copies, but other graphs may have them."""
     (example,) = samples(IMAGE, channels_last=False)
     with pytest.warns(UnquantizedWarning):
         chosen = quantize(

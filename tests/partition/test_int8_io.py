@@ -1,4 +1,4 @@
-"""Programs with int8 at their inputs and outputs: what they compute, what they say of their qparams, what stays."""
+"""Programs with int8 inputs and outputs: their results, their qparams, and the ends that remain float."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_nothing_is_left_at_the_ends() -> None:
 
 
 def test_the_exported_program_runs_too() -> None:
-    """`int8_io` leaves a program that torch can run: int8 in, int8 out."""
+    """The exported program after `int8_io` runs in torch with int8 inputs and outputs."""
     model = quantized(*CASES["an input returned"][:1], inputs_of(1))
     exported = torch.export.export(model.module, model.example_inputs)
     qparams = int8_io(exported)

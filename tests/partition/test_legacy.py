@@ -37,7 +37,7 @@ GRANULARITY = {
 
 
 def rows_of(model: QuantizedModel, target: str, flavor: str | None = LEGACY) -> tuple[Placement, ...]:
-    """The placement of a quantized model on another target."""
+    """Returns the placement of a quantized model on another target."""
     program = torch.export.export(model.module, model.example_inputs)
     return placement(program, CompileOptions(target, neutron_converter_flavor=flavor))
 
@@ -59,7 +59,9 @@ def test_program_follows_the_converted_module(case: Case) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "turn"), [("imxrt700", 0), ("imx95", 1)])
 def test_no_partition_has_what_the_generation_lacks(target: str, turn: int) -> None:
-    """The first case of every second operator, so that the two targets see all; the last of every fourth."""
+    """Tests the first case of every second operator, so that two targets cover all, and the last
+    case of every fourth.
+    """
     first, last = ({case.target: case for case in cases} for cases in (reversed(CASES), CASES))
     for case in [*first.values()][turn::2] + [*last.values()][turn::4]:
         model = quantized(case.build(), case.shapes, case.spread, target=target, **dict(case.options))
@@ -67,7 +69,7 @@ def test_no_partition_has_what_the_generation_lacks(target: str, turn: int) -> N
             assert not faults(graph, TARGETS[target]), case.id
 
 
-# An operator on [1, C, 3, 3], and what becomes of it where C is no multiple of the MACs of a pipeline.
+# Operators on [1, C, 3, 3], and their lowering if C is not a multiple of the MACs of a pipeline.
 GRANULAR: dict[str, tuple[Callable[[int], nn.Module], str]] = {
     "max_pool2d": (lambda _: nn.MaxPool2d(2), "padded"),
     "adaptive_avg_pool2d": (lambda _: nn.AdaptiveAvgPool2d(1), "padded"),
@@ -85,7 +87,7 @@ GRANULAR: dict[str, tuple[Callable[[int], nn.Module], str]] = {
 
 
 class TestTargets:
-    """What each target takes as it is, what padded, and what not."""
+    """Operators that each target supports directly, padded, or not at all."""
 
     @pytest.mark.parametrize("channels", [4, 8, 12, 16, 20])
     @pytest.mark.parametrize("name", GRANULAR)
@@ -149,7 +151,7 @@ class TestTargets:
 
 
 def padded_instance(granularity: int, model: nn.Module, *shape: int) -> Padded | None:
-    """The one operator of `model`, padded for a target of that granularity."""
+    """Returns the only operator of `model`, padded for a target of this granularity."""
     node = one_operator(model, *shape)
     target = replace(RT700, macs_per_pipeline=granularity)
     return pad_to_alignment(OPERATORS[op_name(node)], OpInstance(node, target, Generation.LEGACY))
@@ -258,7 +260,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "CifarNet": (CifarNet, (1, 3, 32, 32)),
     "FOMO": (FOMO, (1, 3, 64, 64)),
 }
-# Softmax over these many values is left to the CPU.
+# The CPU computes softmaxes over these numbers of values.
 CLASSES = {"MobileNetV1 0.25": 2, "ResNet-8": 10, "FOMO": 3}
 
 
@@ -280,7 +282,7 @@ def test_networks(name: str, target: str) -> None:
 
 
 class TestDeclaration:
-    """`pads` is all that an operator's declaration needs."""
+    """Padding needs nothing besides `pads` in an operator's declaration."""
 
     @pytest.fixture(params=["per_tensor", "per_channel"])
     def granularity(self, request: pytest.FixtureRequest) -> str:
@@ -290,7 +292,9 @@ class TestDeclaration:
         pads = {"input": (1,), "weight": (0, 1), "bias": (0,)}
         declare(monkeypatch, "aten.conv2d.default", pads, takes_whole_channels("input"))
         model = quantized(nn.Conv2d(12, 5, 3), ((1, 12, 6, 6),), weight_granularity=granularity)
-        flavor = LEGACY if granularity == "per_tensor" else "SDK_25_09"  # the first that takes a scale per channel
+        flavor = (
+            LEGACY if granularity == "per_tensor" else "SDK_25_09"
+        )  # the first SDK that supports a scale per channel
         (graph,) = partition_graphs(model, neutron_converter_flavor=flavor)
         assert kinds(graph) == ["PAD", "CONV_2D", "SLICE"]
         assert [tensor.shape for tensor in graph.ops[1].inputs[1:]] == [(8, 3, 3, 16), (8,)]
@@ -321,6 +325,6 @@ def takes_whole_channels(argument: str) -> Constraint:
 
 
 def declare(monkeypatch: pytest.MonkeyPatch, name: str, pads: dict[str, tuple[int, ...]], limit: Constraint) -> None:
-    """The operator with one limit of the legacy generation more, which padding lifts."""
+    """Adds a limit of the legacy generation to the operator, which padding lifts."""
     spec = OPERATORS[name]
     monkeypatch.setitem(OPERATORS, name, replace(spec, pads=pads, constraints=(*spec.constraints, limit)))

@@ -1,4 +1,4 @@
-"""`payload`: the same script gives a device program where a converter is installed, and a portable one elsewhere."""
+"""`payload`: the same script returns a device program if a converter is installed, else a portable one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def documented(quantized: QuantizedModel, **options: Any) -> bytes:
 
 
 def payloads(data: bytes) -> list[bool]:
-    """Of each delegate, whether it is portable."""
+    """Returns, for each delegate, whether it is portable."""
     return [parse(one.payload).is_portable for method in pte.read(data).methods for one in method.delegates]
 
 

@@ -1,4 +1,4 @@
-"""What runs on the CPU: because the user says so, because the generation cannot take it, and what is said of it."""
+"""Operators on the CPU by the user's option or by limits of the generation, and their reasons."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TestOperatorsNotToDelegate:
         return convert(model, (image(),))
 
     def blocked(self, converted: torch.fx.GraphModule, *names: str) -> set[str]:
-        """Operators on the CPU; the program is right all the same."""
+        """Checks operators on the CPU. The program's results are still correct."""
         program = lower(converted, (image(),), operators_not_to_delegate=list(names))
         assert worst_lsb(converted, program.run, [(image(),)]) <= 1
         documented = lower_documented(converted, (image(),), operators_not_to_delegate=list(names))
@@ -110,7 +110,7 @@ class TestLegacyGeneration:
 
 
 def test_an_output_of_which_the_cpu_needs_only_the_shape_is_left_out() -> None:
-    """ExecuTorch decomposes meshgrid, whose first result needs no values of its second operand."""
+    """ExecuTorch decomposes meshgrid. The first result does not depend on the values of the second operand."""
 
     def rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         values = torch.sigmoid(x).flatten()

@@ -1,4 +1,6 @@
-"""Programs that other quantizers left: what only keeps values does not split the NPU's part, and every bit stays."""
+"""Programs of other quantizers: operators that keep values do not split partitions, and results are
+equal bit by bit.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,9 @@ LAST = torch.channels_last
 
 
 class ComputeQuantizer(Quantizer):  # type: ignore[misc]
-    """Quantizes what convolutions, linears and sums read and yield, and leaves the rest in float.
+    """Quantizes inputs and outputs of convolutions, linears and sums only.
 
-    `yields=False` leaves their outputs to whoever reads them, as quantizers for x86 do.
+    With `yields=False`, outputs are quantized by their readers, as quantizers for x86 do.
     """
 
     def __init__(self, *, yields: bool) -> None:
@@ -87,7 +89,7 @@ def placed(converted: GraphModule) -> Placed:
 
 
 def checked(converted: GraphModule) -> Lowered:
-    """The program, after it was seen to yield what the converted module does, to the bit."""
+    """Lowers the program, and checks that its outputs are bitwise equal to those of the converted module."""
     inputs = (torch.randn(IMAGE, generator=torch.Generator().manual_seed(1)),)
     lowered = lower_documented(converted, inputs)
     torch.testing.assert_close(lowered.run(*inputs), converted(*inputs), rtol=0, atol=1e-6)
@@ -203,7 +205,7 @@ def test_outputs_of_a_split_have_one_reason() -> None:
 
 
 def test_quantization_that_nothing_on_the_npu_needs_is_not_written() -> None:
-    """Between operators of the CPU it would only cost time."""
+    """A quantize and dequantize between operators of the CPU would only cost time."""
 
     def function(a: Any, b: Any, x: torch.Tensor) -> Any:
         return b(a(x)).clone().flatten(1).exp()
@@ -256,7 +258,7 @@ STEPS: dict[str, Callable[..., torch.Tensor]] = {
     st.booleans(),
 )
 def test_numbers_stay_the_same_to_the_bit(steps: list[tuple[str, int, int]], yields: bool) -> None:
-    """Whatever is bridged: a quantized program without islands computes what it did with them."""
+    """A quantized program without islands returns the same values before and after Q/DQ propagation."""
 
     def function(layer: Any, x: torch.Tensor) -> torch.Tensor:
         values = [x]

@@ -1,4 +1,4 @@
-"""Partitions of random graphs: nothing twice, nothing that waits for itself, and no more of them than must be."""
+"""Partitions of random graphs: each operator once, no cycles, and the smallest number of partitions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MOVES = ("move", "join")
 
 @dataclass(frozen=True)
 class Step:
-    """One operator: what it is ("cpu" or a key of NPU), and which earlier values it reads."""
+    """One operator: its kind ("cpu" or a key of NPU), and the earlier values that it reads."""
 
     kind: str
     reads: tuple[int, ...]
@@ -54,7 +54,7 @@ class Built:
 
 
 def build(steps: tuple[Step, ...]) -> Built:
-    """A program that returns every value; value 0 is its input, value i + 1 what step i yields."""
+    """Returns a program that returns all values. Value 0 is its input, value i + 1 the output of step i."""
     graph = Graph()
     values = [graph.call_function(QUANTIZE, (graph.placeholder("x"), *QPARAMS))]
     clusters = []
@@ -80,21 +80,23 @@ def random_steps(draw: st.DrawFn, kinds: tuple[str, ...] = ("cpu", "relu", "add"
     for index in range(draw(st.integers(1, 12))):
         kind = draw(st.sampled_from(kinds))
         count = {"relu": 1, "move": 1, "add": 2}.get(kind, draw(st.integers(1, 3)))
-        # mostly late values, so that graphs get deep
+        # mostly late values, so that graphs are deep
         reads = tuple(max(0, index - draw(st.integers(0, 4))) for _ in range(count))
         steps.append(Step(kind, reads))
     return tuple(steps)
 
 
 def partitions_that_must_be(steps: tuple[Step, ...]) -> int:
-    """The most partitions that one path needs, over all paths one by one.
+    """Returns the largest number of partitions that one path needs, over all paths.
 
-    Two operators that compute cannot be in one convex partition if on a path between them one is on the CPU. What only
-    moves values may be anywhere.
+    Two operators that compute cannot be in one convex partition if a path between them has an operator on the CPU.
+    Operators that only move values can be in any partition.
     """
 
     def needs(index: int) -> Iterator[tuple[int, bool]]:
-        """For each path that ends in a value: its partitions so far, and whether the CPU was there since."""
+        """Returns, for each path to a value, the number of partitions, and whether an operator on the CPU follows the
+        last.
+        """
         if index == 0:
             yield 0, True
             return
@@ -112,7 +114,7 @@ def partitions_that_must_be(steps: tuple[Step, ...]) -> int:
 
 
 def waits_for_itself(built: Built, partitions: Sequence[Sequence[Cluster]]) -> bool:
-    """Contract each partition to one point: whether what is left has no order."""
+    """Whether the graph has a cycle after each partition is contracted to one node."""
     owner = {
         node: number
         for number, clusters in enumerate(partitions)
@@ -189,7 +191,7 @@ def test_inputs_and_outputs(steps: tuple[Step, ...]) -> None:
         computed = {cluster.quantize for cluster in partition.clusters}
         read = [operand.args[0] for cluster in partition.clusters for operand in cluster.operands]
         assert list(partition.inputs) == [value for value in dict.fromkeys(read) if value not in computed]
-        assert list(partition.outputs) == [cluster.quantize for cluster in partition.clusters]  # all are returned
+        assert list(partition.outputs) == [cluster.quantize for cluster in partition.clusters]  # all values are outputs
 
 
 def test_a_value_that_only_the_partition_reads_is_no_output() -> None:
@@ -208,7 +210,7 @@ def test_parallel_branches_of_one_level_are_one_partition() -> None:
 
 
 def test_a_move_that_the_cpu_waits_for_costs_no_partition() -> None:
-    """Were the move on the NPU, what computes behind it could not be with what computes beside it."""
+    """If the move were on the NPU, an operator after it could not be in one partition with an operator next to it."""
     steps = (
         Step("relu", (0,)), Step("cpu", (1,)), Step("move", (2,)), Step("cpu", (3,)), Step("relu", (4,)),
         Step("relu", (2,)),

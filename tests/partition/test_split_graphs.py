@@ -27,7 +27,7 @@ def conv(inputs: int = 3, outputs: int = 8) -> nn.Module:
 
 
 def between(function: Callable[[torch.Tensor], torch.Tensor], outputs: int = 8) -> Callable[[], nn.Module]:
-    """`function` of an image between two convolutions."""
+    """Returns a model with `function` of an image between two convolutions."""
     return lambda: Function(lambda a, b, x: b(function(a(x))), conv(), conv(outputs))
 
 
@@ -36,7 +36,7 @@ def addcmul(values: torch.Tensor) -> torch.Tensor:
 
 
 class GlobalResponseNorm(nn.Module):
-    """Of ConvNeXt V2."""
+    """The global response normalization of ConvNeXt V2."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ def test_a_selection_by_a_mask_is_refused_by_name(name: str) -> None:
 
 @pytest.mark.parametrize("compared", [lambda x: x > 0.5, lambda x: x >= 0.5, lambda x: x == 0.5, lambda x: x != 0.5])
 def test_a_comparison_is_exact_at_the_number_itself(compared: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Half of what a sigmoid yields is one of its codes, and behind a relu every other value is it."""
+    """Half of the outputs of a sigmoid equal one of its codes, and every other value after a relu is zero."""
     model = Function(lambda x: compared(x.relu().sigmoid()).float())
     samples = samples_of([(1, 200)])
     program = lower(quantize(model.eval(), samples[0], samples, recover=None, progress=False))

@@ -1,4 +1,4 @@
-"""The rules of the passes over arithmetic: where each fires, where it must not, and what it is worth."""
+"""The rules of the passes over arithmetic: where each fires, where it must not, and its effect on accuracy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tokens(seed: int = 0) -> torch.Tensor:
 
 def fold_arithmetic(module: GraphModule) -> bool:
     passes.fold_constants(module)
-    passes.decompose(module, TARGETS["imxrt700"])  # a division by a constant is a product, a reversed difference one
+    passes.decompose(module, TARGETS["imxrt700"])  # divisions by constants and reversed differences
     passes.scalars_to_constants(module)
     return passes.fold_arithmetic(module)
 
@@ -155,7 +155,7 @@ class TestFoldArithmetic:
     @settings(max_examples=25, deadline=None)
     @given(st.data())
     def test_any_chain_keeps_its_function(self, data: st.DataObject) -> None:
-        """Convolutions and arithmetic in any order, over any values."""
+        """Convolutions and arithmetic in any order, on any values."""
         kinds = st.sampled_from(["conv", "add", "mul", "sub", "rsub", "div", "channels", "relu"])
         steps = data.draw(st.lists(st.tuples(kinds, st.integers(0, 2)), min_size=1, max_size=8))
 
@@ -177,7 +177,7 @@ class TestFoldArithmetic:
 
 
 def hand_written_norm(m: Any, x: torch.Tensor) -> torch.Tensor:
-    """As in ConvNeXt, over the channels of an image."""
+    """A hand-written norm over the channels of an image, as in ConvNeXt."""
     mean = x.mean(1, keepdim=True)
     variance = (x - mean).pow(2).mean(1, keepdim=True)
     return (x - mean) / torch.sqrt(variance + 1e-6)
@@ -347,7 +347,7 @@ class TestFoldNormAffine:
     @pytest.mark.parametrize("spread", [0.0, 0.3, 0.7, 1.2])
     @pytest.mark.parametrize("trained_together", [False, True])
     def test_per_tensor_weights_lose_nothing_by_it(self, spread: float, trained_together: bool) -> None:
-        """Whether the weights behind make up for the norm's, as training has them do, or not."""
+        """Holds whether or not the following weights compensate for the norm's weights, as they do after training."""
         generator = torch.Generator().manual_seed(0)
         gains = torch.exp(spread * torch.randn(64, generator=generator))
         weight = torch.rand(64, 64, generator=generator) - 0.5
@@ -380,7 +380,7 @@ def with_weights(norm: nn.Module) -> nn.Module:
     ],
 )  # fmt: skip
 def test_what_was_written_once_stays(build: Callable[[], nn.Module]) -> None:
-    """prepare() runs again in front of annotation, and must not find its own work to do."""
+    """prepare() runs again before annotation, and must not change its own output."""
     module = exported(seeded(build))
     code = passes.prepare(module, TARGETS["imxrt700"]).code
     assert passes.prepare(module, TARGETS["imxrt700"]).code == code

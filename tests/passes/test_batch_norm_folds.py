@@ -1,4 +1,4 @@
-"""Batch norms behind convolutions and linears; torchao folds some of them before it asks a quantizer, and wrongly."""
+"""Batch norms after convolutions and linears. torchao folds some of them before it calls a quantizer, and wrongly."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Case:
     build: Callable[[], nn.Module] = field(repr=False)
     shape: tuple[int, ...]
     wrong: bool
-    """Whether torchao by itself would get it wrong."""
+    """Whether torchao alone folds it wrongly."""
     floor: float = 32
     """Least SQNR in dB."""
 
@@ -197,14 +197,16 @@ def test_a_norm_by_the_batch_is_refused_in_eval_mode() -> None:
     assert error.value.op == "aten.batch_norm.default"
 
 
-# torch.export takes no norm with momentum=None in train mode, as it divides by a count of the batches.
+# torch.export rejects norms with momentum=None in train mode, because they divide by a number of batches.
 TRAINED = [case for case in PLAIN if "without bias" in case.label and "cumulative" not in case.label]
-# Of norms in train mode, the parameters cannot depend on the input.
+# In train mode, the parameters of a norm must not depend on the input.
 CONSTANT = [case for case in SPECIAL if case.label != "norm of the input"]
 
 
 def trained(case: Case, *, training: bool) -> float:
-    """SQNR of what training leaves, exported in either mode; the statistics that the norms have in the end count."""
+    """Returns the SQNR after training, for a model exported in either mode. The final statistics of
+    the norms are used.
+    """
     model, samples = seeded(case.build).train(training), samples_of(case)
     prepared = prepare_qat_pt2e(export(model, samples[0]).module(), NeutronQuantizer(is_qat=True))
     for sample in samples:

@@ -1,4 +1,4 @@
-"""Dead channels: found by proof, removed without a change of the function, and left alone where there is no proof."""
+"""Removal of dead channels: only channels that are provably zero are removed, and the function does not change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ HUGE = 50.0
 
 
 class Chain(nn.Module):
-    """stem -> activation -> depthwise -> activation -> project, 6 channels; some channels of the stem are dead."""
+    """stem -> activation -> depthwise -> activation -> project, with 6 channels, of which some channels of the stem are
+    dead.
+    """
 
     def __init__(self, dead: frozenset[int], activation: Callable[[], nn.Module], bias: float = -0.5) -> None:
         super().__init__()
@@ -117,7 +119,7 @@ def test_shared_weights_stay() -> None:
 def test_a_weight_that_an_input_can_wake_stays() -> None:
     model = seeded(lambda: Chain(frozenset(), nn.ReLU6))
     with torch.no_grad():
-        model.get_parameter("stem.bias").fill_(-100.0)  # silent on images, not on inputs of 1e6
+        model.get_parameter("stem.bias").fill_(-100.0)  # zero for images, but not for inputs of 1e6
     after(passes.remove_dead_channels, model, changes=False)
 
 

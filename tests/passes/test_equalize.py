@@ -1,4 +1,4 @@
-"""Equalization: the function stays, channel scales that fit no int8 go, and what must not be scaled is not."""
+"""Equalization: the function does not change, channel scales become even, and limits of scaling are respected."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def image(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
 
 
 def graph_of(model: nn.Module, *inputs: Tensor) -> GraphModule:
-    """The float graph that the quantizer equalizes."""
+    """Returns the float graph that the quantizer equalizes."""
     module: Any = torch.export.export(model, inputs or (image(),)).module()
     return passes.prepare(module, TARGET)
 
@@ -50,7 +50,7 @@ def outputs(module: Any, value: Tensor) -> list[Tensor]:
 
 
 def weights(module: GraphModule) -> list[Tensor]:
-    """The weights of all layers, [outputs, inputs of a group, taps], in their order."""
+    """Returns the weights of all layers, [outputs, inputs of a group, taps], in graph order."""
     found = []
     for node in module.graph.nodes:
         weight = constant_of(module, arguments(node).get("weight")) if layer_kind(node) is not None else None
@@ -66,11 +66,11 @@ def is_kept(module: GraphModule, model: Any, inputs: list[Tensor]) -> None:
             assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-# ------------------------------------------------------------------------------------------------------- random graphs
+# ------------------------------------------------------------------------------------------------------ random graphs
 
 
 def scale_channels(layer: Any, generator: torch.Generator) -> Any:
-    """The layer with outputs of very different ranges."""
+    """Gives the outputs of a layer very different ranges."""
     with torch.no_grad():
         factors = 10 ** (2 * torch.rand(layer.weight.shape[0], generator=generator) - 1)
         layer.weight.mul_(factors.reshape(-1, *[1] * (layer.weight.dim() - 1)))
@@ -86,7 +86,7 @@ STEPS = (
 
 
 class Random(nn.Module):
-    """A graph that is drawn: a step reads the value before it or an older one; some values are outputs as well."""
+    """A random graph: each step reads the previous value or an older one, and some values are also outputs."""
 
     def __init__(self, steps: list[tuple[str, int]], seed: int, extra_output: bool) -> None:
         super().__init__()
@@ -156,17 +156,17 @@ class TestRandomGraphs:
         is_kept(module, model, [image(seed), 10 * image(seed + 1)])
 
 
-# ----------------------------------------------------------------------------------------------- scales taken out again
+# ------------------------------------------------------------------------------------------ removal of channel scales
 
 
 def spread(rows: Tensor) -> float:
-    """How many times the smallest range of a weight's output channels the largest is."""
+    """Returns the ratio of the largest to the smallest range of a weight's output channels."""
     ranges = rows.flatten(1).abs().amax(1)
     return float(ranges.max() / ranges.min())
 
 
 def unequal(first: Any, readers: list[Any], seed: int, order: Tensor) -> None:
-    """Insert channel scales between a layer and those that read it in this `order`, with the function as it was."""
+    """Inserts channel scales between a layer and its readers in this `order`. The function does not change."""
     generator = torch.Generator().manual_seed(seed)
     factors = 10 ** (6 * torch.rand(CHANNELS, generator=generator) - 3)
     with torch.no_grad():
@@ -228,7 +228,7 @@ class TestScales:
         assert max(map(spread, weights(module))) < 6
 
     def test_one_factor_of_all_channels_does_not_grow(self) -> None:
-        """Ranges that say nothing of each other's size once made it grow with every round."""
+        """Without a common reference for the ranges, the factor grew with each round in the past."""
         model: Any = seeded(lambda: nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU()))
         with torch.no_grad():
             model[0].weight[1:] *= 1e-2
@@ -245,7 +245,7 @@ class TestScales:
         assert float(weights(module)[0][3].abs().max()) < 1e-18
 
 
-# --------------------------------------------------------------------------------------------------------------- rules
+# -------------------------------------------------------------------------------------------------------------- rules
 
 
 def layers() -> dict[str, nn.Module]:
@@ -257,7 +257,7 @@ def layers() -> dict[str, nn.Module]:
     }  # fmt: skip
 
 
-# What stands between layer a and the layers behind it.
+# Operators between layer a and the layers after it.
 HANDED_ON: dict[str, Callable[[Any, Tensor], Any]] = {
     "nothing": lambda m, x: m.c(m.a(x)),
     "relu": lambda m, x: m.c(F.relu(m.a(x))),
@@ -285,7 +285,7 @@ HANDED_ON: dict[str, Callable[[Any, Tensor], Any]] = {
     "depthwise": lambda m, x: m.c(m.d(m.a(x))),
     "grouped": lambda m, x: m.c(m.g(m.a(x))),
 }
-# The same, where a factor would change the function.
+# Operators there for which a factor would change the function.
 PINNED: dict[str, Callable[[Any, Tensor], Any]] = {
     "relu6": lambda m, x: m.c(F.relu6(m.a(x))),
     "clamp from 0": lambda m, x: m.c(F.hardtanh(m.a(x), 0.0, 2.0)),
@@ -343,11 +343,11 @@ class TestRules:
         torch.testing.assert_close(module(inputs), model(inputs), rtol=1e-4, atol=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------- the documented flow
+# ------------------------------------------------------------------------------------------------ the documented flow
 
 
 def lopsided() -> Any:
-    """Three convolutions whose channels have very different scales, and the same function as even ones."""
+    """Returns three convolutions with very different channel scales, and the same function with even ones."""
     model: Any = seeded(
         lambda: nn.Sequential(
             nn.Conv2d(CHANNELS, CHANNELS, 1), nn.ReLU(), nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.ReLU(),
@@ -373,7 +373,7 @@ def converted(model: nn.Module, **options: Any) -> GraphModule:
 
 
 def observed_weights(module: GraphModule) -> list[Tensor]:
-    """The float weights of a prepared module's layers, in their order."""
+    """Returns the float weights of a prepared module's layers, in graph order."""
     layers = [node for node in module.graph.nodes if layer_kind(node) is not None]
     return [constant_of(module, arguments(node)["weight"].args[0]) for node in layers]  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""The rules of every pass: where each fires, where it must not, and that the function stays the same."""
+"""The rules of every pass: where each fires, where it must not, and that the function does not change."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def names(module: GraphModule) -> list[str]:
 def after(
     run: Callable[[GraphModule], bool], model: nn.Module, *inputs: torch.Tensor, changes: bool = True
 ) -> GraphModule:
-    """The graph behind a pass, which says whether it changed something and keeps the function."""
+    """Returns the graph after a pass, and checks that the pass reports a change and keeps the function."""
     inputs = inputs or (image(),)
     expected = flat(model.eval()(*(value.clone() for value in inputs)))
     module = exported(model, *inputs)
@@ -323,7 +323,7 @@ class TestFoldBatchNorm:
     @settings(max_examples=25, deadline=None)
     @given(st.data())
     def test_any_small_graph_keeps_its_function(self, data: st.DataObject) -> None:
-        """Convolutions and batch norms from a small stock, so that weights and norms are shared, over any values."""
+        """Convolutions and batch norms share weights and norms from a small set, on any values."""
         steps = data.draw(
             st.lists(st.tuples(st.sampled_from(["conv", "norm", "relu", "add"]), st.integers(0, 3), st.integers(0, 3)),
                      min_size=1, max_size=8)

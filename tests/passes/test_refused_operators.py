@@ -1,4 +1,4 @@
-"""Operators that draw random numbers, and control flow: refused before calibration, with the user's source line."""
+"""Random number operators and control flow are rejected before calibration, with the user's source line."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ CONTROL_FLOW: dict[str, Function] = {
 
 
 def _refused(function: Function, pattern: str) -> None:
-    """By both flows, with the source line."""
+    """Checks that both flows reject it and give the source line."""
     model = seeded(lambda: Model(function, l=nn.Linear(8, 8)))
     with pytest.raises(ModelError, match=pattern) as short:
         quantize(model, INPUTS, [INPUTS], progress=False)

@@ -1,4 +1,6 @@
-"""Regions that torch.export wraps (no_grad, autocast, checkpoint) are part of the graph; control flow is refused."""
+"""Regions that torch.export wraps (no_grad, autocast, checkpoint) become part of the graph. Control
+flow is rejected.
+"""
 
 from __future__ import annotations
 

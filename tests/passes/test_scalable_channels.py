@@ -1,4 +1,4 @@
-"""Which channels may be scaled: where two values that may are multiplied, one of them alone is."""
+"""Channels that may be scaled. Of the two factors of a product, only one may be scaled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHAPE = (1, 4, 6, 6)
 
 
 class Excited(nn.Module):
-    """Squeeze-excite with hardsigmoid, whose relu6 lets scales through until it clips."""
+    """Squeeze-and-excite with hardsigmoid. Its relu6 keeps scaled values up to its clip."""
 
     def __init__(self, gate_first: bool) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Excited(nn.Module):
 
 
 class Squared(nn.Module):
-    """A factor would come out of this squared."""
+    """The output would be scaled by the square of a factor."""
 
     def __init__(self) -> None:
         super().__init__()

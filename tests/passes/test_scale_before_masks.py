@@ -1,4 +1,4 @@
-"""Scaling moves in front of masks of attention, and only there."""
+"""A scaling moves before an attention mask, and only there."""
 
 from __future__ import annotations
 

@@ -96,7 +96,9 @@ class TestRemoveIdentities:
         assert names(module) == ["relu.default", "flatten.using_ints", "reshape.default"]
 
     def test_rule_5_not_where_the_order_in_memory_would_change(self) -> None:
-        """The first of two reshapes of a permuted value copies it; without it, what follows would see other strides."""
+        """The first of two reshapes of a permuted value copies it. Without the copy, later operators would see other
+        strides.
+        """
         model = Model(lambda _, x: F.relu(x.permute(0, 2, 3, 1).reshape(1, -1).view(1, 8, 8, 4)))
         found = names(after(passes.remove_identities, model, changes=False))
         assert found == ["permute.default", "reshape.default", "view.default", "relu.default"]
@@ -448,7 +450,9 @@ class TestMoveActivations:
 
 
 def test_prepare_sorts_everything_out() -> None:
-    """Each pass sees what those before it left: expands of constants, identities of decompositions, equal results."""
+    """Each pass runs on the output of those before it: expands of constants, identities of decompositions, equal
+    results.
+    """
 
     def function(m: Any, x: torch.Tensor) -> Any:
         ones: Any = torch.ones_like(x[:, :1]).expand_as(x)

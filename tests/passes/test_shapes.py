@@ -1,4 +1,4 @@
-"""Operators that only move values: exactly, in few TFLite operators, with a reason where they stay on the CPU."""
+"""Operators that only move values: exact results, few TFLite operators, and a reason if they run on the CPU."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ Shape = tuple[int, ...]
 
 
 def only_moves(case: Case) -> bool:
-    """Whether no operator of a case but the one in front computes anything."""
+    """Whether only the first operator of a case computes."""
     module = torch.export.export(case.build(), samples_like(case.shapes, 1, 0, (0.0, 1.0))[0]).module()
     specs = [OPERATORS[op_name(node)] for node in prepare(module, TARGETS["imxrt700"]).graph.nodes if is_operator(node)]
     return all(spec.output is OutputRule.SHARED for spec in specs if spec.name != "hardtanh")
 
 
 def test_values_are_moved_exactly() -> None:
-    """All cases in one program: each of its many outputs, to the last bit."""
+    """Tests all cases in one program. Each output is bitwise equal."""
     cases = [case for case in CASES if only_moves(case)]
     assert {case.target for case in cases} >= {case.target for case in CASES}
     shapes = [shape for case in cases for shape in case.shapes]
@@ -56,7 +56,7 @@ def test_values_are_moved_exactly() -> None:
 
 
 def operators(model: QuantizedModel) -> Counter[str]:
-    """How many TFLite operators of each kind the only partition of a model becomes."""
+    """Returns the number of TFLite operators of each kind in the only partition of a model."""
     exported = torch.export.export(model.module, model.example_inputs)
     placed = place(exported, CompileOptions())
     (partition,) = placed.partitions
@@ -74,7 +74,9 @@ def convs(*channels: tuple[int, int], kernel: int = 3, **options: Any) -> list[n
 
 
 class TestLayout:
-    """A TRANSPOSE stands at the ends of an NCHW program; the rest are those that move something."""
+    """An NCHW program has TRANSPOSEs at its inputs and outputs. Any other TRANSPOSE comes from an operator that moves
+    values.
+    """
 
     ENDS = 2
 
@@ -95,7 +97,7 @@ class TestLayout:
             return F.max_pool2d(unit(d, e, f, unit(a, b, c, F.max_pool2d(x, 2))), 2)
 
         model = built(two, (1, 16, 16, 16), parts=lambda: convs(*[(8, 8)] * 6))
-        # A shuffle is RESHAPE, TRANSPOSE and RESHAPE; the two between the units are one.
+        # A shuffle is RESHAPE, TRANSPOSE and RESHAPE. One shuffle is between the two units.
         counts = {"CONV_2D": 6, "SLICE": 4, "CONCATENATION": 2, "RELU": 2, "MAX_POOL_2D": 2}
         self.check(model, **counts, RESHAPE=6, TRANSPOSE=3)
 
@@ -111,7 +113,7 @@ class TestLayout:
             return F.pixel_shuffle(b(a(x).relu()), 3)
 
         model = built(tail, (1, 1, 12, 12), parts=lambda: convs((1, 8), (8, 9)))
-        # The only channel needs no TRANSPOSE in front, and that behind is the one that shuffles.
+        # The input has one channel and needs no TRANSPOSE. The TRANSPOSE of the output also shuffles.
         found = operators(model)
         assert found == {"CONV_2D": 2, "RESHAPE": 3, "TRANSPOSE": 1}, found
         assert agreement(lowered(model), model).worst <= 1
@@ -121,7 +123,7 @@ class TestLayout:
             return a(torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1))
 
         model = built(focus, (1, 3, 8, 8), parts=lambda: convs((12, 8)))
-        # Both are the one TRANSPOSE that an NCHW input needs anyway, and that of the output.
+        # One TRANSPOSE is that of the NCHW input, the other that of the output.
         self.check(model, CONV_2D=1, RESHAPE=2)
 
     def test_swin_patch_merging(self) -> None:
@@ -140,7 +142,8 @@ class TestLayout:
             return c(torch.cat([y, z], 1))
 
         model = built(skip, (1, 3, 8, 8), parts=lambda: convs((3, 4), (4, 4), (8, 2)))
-        # The pool reads what is skipped, too: that keeps its range, and a MUL brings it to that of the concatenation.
+        # The pool also reads the skipped value, which therefore keeps its range. A MUL requantizes it for the
+        # concatenation.
         self.check(model, CONV_2D=3, MAX_POOL_2D=1, RESHAPE=3, CONCATENATION=3, MUL=1)
 
     def test_resnet_shortcut(self) -> None:
@@ -151,7 +154,7 @@ class TestLayout:
         def parts() -> list[nn.Module]:
             return [*convs((3, 4)), nn.Conv2d(4, 8, 3, 2, 1), *convs((8, 8))]
 
-        # One PAD is the shortcut's, one the second convolution's, whose padding TFLite does not know.
+        # One PAD is in the shortcut. The other one is for the second convolution, whose padding TFLite lacks.
         self.check(built(block, (1, 3, 8, 8), parts=parts), CONV_2D=3, MAX_POOL_2D=1, PAD=2, ADD=1)
 
     def test_chunks_of_channels(self) -> None:
@@ -175,7 +178,7 @@ class TestLayout:
             return torch.cat([a(x[:, :2]), b(x[:, 2:]), F.max_pool2d(x, 3, 1, 1)], 1).abs()
 
         model = built(branches, (1, 4, 8, 8), parts=lambda: convs((2, 4), (2, 4)))
-        # The convolution of the first channels takes them all, with weights of zero.
+        # The convolution that reads the first channels reads all channels, with zero weights for the others.
         self.check(model, CONV_2D=2, SLICE=1, MAX_POOL_2D=1, CONCATENATION=1, ABS=1)
 
 
@@ -235,7 +238,7 @@ def test_scalars_at_the_ends_of_a_partition(function: Callable[..., Any], shapes
 
 
 def test_decompositions_are_declared_for_what_they_meet() -> None:
-    """A strided slice is a slice by name too, so the table of cases tests its form for the NPU only."""
+    """A strided slice has the same name as a slice, so the table of cases only tests its form for the NPU."""
     strided = DECOMPOSITIONS["aten.slice.Tensor"]
     cases = [case for case in CASES if case.label.startswith("step:")]
     assert strided.name == "strided slice"

@@ -1,4 +1,4 @@
-"""Writes to slices and views: slices and a concatenation on the NPU."""
+"""Writes to slices and views become slices and a concatenation on the NPU."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ PARTS: dict[str, Callable[[torch.Tensor], Any]] = {
 
 @pytest.mark.parametrize("name", PARTS)
 def test_writes_to_one_of_several_views(name: str) -> None:
-    """torch exports them without gradients only."""
+    """torch exports these models without gradients only."""
 
     def function(m: Any, x: torch.Tensor) -> Any:
         value = m.c(x)

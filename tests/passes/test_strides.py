@@ -1,4 +1,4 @@
-"""Neither the example inputs' order in memory nor the data's changes the prepared graph or what it computes."""
+"""The memory format of example inputs and of data changes neither the prepared graph nor its results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from openneutron.accuracy import analyze
 from openneutron.targets import TARGETS
 
 SHAPE = (1, 4, 8, 8)
-# A tensor of these values that lies otherwise.
+# Returns a tensor with the same values and another memory format.
 ORDERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "usual": lambda x: x.contiguous(),
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),

@@ -1,4 +1,4 @@
-"""The table of passes and what runs them."""
+"""The table of passes, and their driver."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_every_pass_has_a_name_and_a_purpose() -> None:
 
 
 def test_every_pass_of_the_package_is_in_the_table() -> None:
-    """Each public function of `openneutron.passes` that takes a module and says whether it changed it."""
+    """Finds each public function of `openneutron.passes` that takes a module and returns whether it changed it."""
     given = {name for name in passes.__all__ if name not in ("PASSES", "prepare", "run_passes")}
     assert given <= {row.name for row in PASSES}
 

@@ -106,7 +106,7 @@ ALIKE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 @pytest.mark.parametrize("recover", [None, "fast", "auto"])
 @pytest.mark.parametrize("name", ALIKE)
 def test_as_accurate_as_in_a_batch_of_one(name: str, recover: str | None) -> None:
-    """Channels of different magnitudes: observers must not take them for samples."""
+    """Channels have different magnitudes, because observers must not treat them as samples."""
     build, shape = ALIKE[name]
     magnitudes = torch.logspace(0, 1.5, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
     samples = [(sample * magnitudes if len(shape) > 1 else sample,) for (sample,) in samples_of((shape,), 40)]
@@ -139,14 +139,14 @@ WEIGHTED: dict[str, tuple[Callable[[], nn.Module], Shapes]] = {
 
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_recovery_loses_nothing(name: str) -> None:
-    """One decibel is chance, in outputs of few values."""
+    """One decibel may be chance for outputs with few values."""
     build, shapes = WEIGHTED[name]
     model, samples = seeded(build), samples_of(shapes, 40)
     assert _quantized_db(model, samples, "fast") >= _quantized_db(model, samples, None) - 1.0
 
 
 def test_embedding() -> None:
-    """Indices of one sample; the data are too few for each row to be seen."""
+    """Samples are indices. There are too few to read each row of the table."""
     model = seeded(lambda: Model(lambda m, x: m.l(F.relu(m.c(m.e(x).T)).view(-1)), e=nn.Embedding(10, 4),
                                  c=nn.Conv1d(4, 6, 3), l=nn.Linear(36, 3)))  # fmt: skip
     generator = torch.Generator().manual_seed(0)

@@ -1,6 +1,6 @@
-"""Stands in for the vendor's package, which is not available where the project is built.
+"""Test double of the vendor's package, which is not available here.
 
-It has the interface that the project's documents describe; the environment variable `NEUTRON_DOUBLE` says what it does.
+It has the interface that the project's documents describe. The environment variable `NEUTRON_DOUBLE` controls it.
 """
 
 from collections.abc import Sequence

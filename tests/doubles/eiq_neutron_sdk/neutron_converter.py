@@ -1,8 +1,8 @@
-"""The converter: takes a TFLite model as a list of integers, and gives one back whose operators are a NeutronGraph.
+"""The converter: takes a TFLite model as a list of integers, and returns one with NeutronGraph operators.
 
-`NEUTRON_DOUBLE` is a word, or several with a colon between: "answer:FILE" gives back that file; "version1", "reversed"
-and "outside" change what it makes; "crash", "exit", "hang", "raise", "memory", "garbage" and "empty" are what can go
-wrong. Without it, it makes what the documents describe.
+`NEUTRON_DOUBLE` is a word, or several separated by colons. "answer:FILE" returns the file. "version1", "reversed" and
+"outside" change the result. "crash", "exit", "hang", "raise", "memory", "garbage" and "empty" are failures. Without it,
+the result is as the documents describe.
 """
 
 import os
@@ -75,7 +75,7 @@ def convertModel(model: list[int], context: CompilationContext) -> list[int]:  #
 
 
 def _print_graphs(data: bytes) -> None:
-    """As far as ExecuTorch's own reader of it says what it looks like; a convolution takes two kernels."""
+    """Prints graphs in the form that ExecuTorch's reader expects. A convolution takes two kernels."""
     (graph,) = schema.ModelT.InitFromPackedBuf(data, 0).subgraphs
     codes = schema.ModelT.InitFromPackedBuf(data, 0).operatorCodes
     names = [tensor.name.decode() for tensor in graph.tensors]

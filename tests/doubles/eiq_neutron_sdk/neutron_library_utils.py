@@ -1,4 +1,4 @@
-"""The targets, as the vendor's package lists them."""
+"""The targets in the form of the vendor's package."""
 
 from dataclasses import dataclass
 

@@ -1,1 +1,1 @@
-"""Stands in for a flavoured package of the vendor's, which has the converter alone."""
+"""Test double of a vendor's package with a flavour, which only has the converter."""

@@ -1,4 +1,4 @@
-"""The same converter as in the newer package."""
+"""The same converter as in `eiq_neutron_sdk`."""
 
 from eiq_neutron_sdk.neutron_converter import CompilationContext, convertModel, getNeutronTarget
 
