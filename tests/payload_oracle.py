@@ -1,7 +1,8 @@
-"""What ExecuTorch's own code makes of converted models: `python payload_oracle.py REQUESTS`, in a process of its own.
+"""Prints what ExecuTorch's own code reads from converted models: `python payload_oracle.py REQUESTS`, in a process of
+its own.
 
-REQUESTS is a JSON file, a list of {"model": path, "inputs": [0 or 1, ...], "outputs": [...], "result": path}; the
-formats are those of the graph's inputs and outputs, 1 for channels last. The double stands in for the vendor's SDK,
+REQUESTS is a JSON file with a list of {"model": path, "inputs": [0 or 1, ...], "outputs": [...], "result": path}. The
+formats are those of the graph's inputs and outputs, 1 for channels last. The test double replaces the vendor's SDK,
 which that code imports.
 """
 

@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: constant indices, windows that overlap, triangles and comparisons."""
+"""Table of the operator tests: constant indices, overlapping windows, triangles and comparisons."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _computing(target: str, label: str, function: Function, *shapes: Shape, **op
 
 def _picks() -> list[Case]:
     def case(target: str, label: str, function: Function, *indices: Any, shape: Shape = IMAGE) -> Case:
-        """`function` of the indices and the values."""
+        """Returns a case of `function` of the indices and the values."""
         model = of(lambda *args: function(*args[:-1], move(args[-1])), *map(torch.tensor, indices))
         return Case(f"aten.{target}", label, model, (shape,))
 

@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: activations, clamps, powers, quotients, masks, softmax and norms."""
+"""Table of the operator tests: activations, clamps, powers, quotients, masks, softmax and norms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 MASK = torch.arange(8) % 3 > 0
 CHANNELS = torch.linspace(-1, 2, 4).reshape(4, 1, 1)
-# Activations that become part of what they follow.
+# Activations that are fused into the operator before them.
 FUSABLE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "relu6": F.relu6,
@@ -238,7 +238,7 @@ def _functions() -> list[Case]:
 
 
 def _deviations() -> list[Case]:
-    """Statistics that are roots of sums."""
+    """Statistics that are square roots of sums."""
 
     def case(target: str, label: str, function: Callable[..., Any], shape: Shape = IMAGE) -> Case:
         return Case(f"aten.{target}", label, of(function), (shape,))
@@ -327,7 +327,7 @@ def _norms() -> list[Case]:
 
 
 def _with_affine(norm: nn.Module) -> nn.Module:
-    """A norm with weights and statistics as training leaves them."""
+    """Returns a norm with weights and statistics as after a training."""
     for name, value in [*norm.named_parameters(), *norm.named_buffers()]:
         if value.dtype == torch.float32:
             centre = 1.0 if name in ("weight", "running_var") else 0.0

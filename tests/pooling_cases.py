@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: pools."""
+"""Table of the operator tests: pools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGE = (1, 8, 6, 6)
 def _case(
     name: str, module: Callable[..., nn.Module], label: str, shape: Shape, *args: Any, by: bool = False, **options: Any
 ) -> Case:
-    """`by` says that it becomes other operators."""
+    """`by` means that the operator is decomposed."""
     return Case(f"aten.{name}.default", label, lambda: module(*args, **options), (shape,), decomposed=by)
 
 
@@ -126,7 +126,7 @@ def average_pool(*args: Any, **options: Any) -> Callable[[], nn.Module]:
 
 
 def both(function: Callable[..., Any], *args: Any, **options: Any) -> Callable[[], nn.Module]:
-    """The values, and the indices as values."""
+    """Returns the values, and the indices as values."""
     return of(lambda x: [part * 1.0 for part in function(x, *args, **options)])
 
 

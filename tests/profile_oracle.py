@@ -1,6 +1,6 @@
-"""What ExecuTorch's own code reads from the converter's log: `python profile_oracle.py LOG COUNT`, as JSON.
+"""Prints, as JSON, what ExecuTorch's own code reads from the converter's log: `python profile_oracle.py LOG COUNT`.
 
-LOG is a file; COUNT is the number of operators of the TFLite model, each taken for an edge node of its own.
+LOG is a file. COUNT is the number of operators of the TFLite model; each counts as an edge node.
 """
 
 import json

@@ -20,7 +20,7 @@ BATCH = 6
 
 
 def exported(model: nn.Module, shape: tuple[int, ...] = (4, 8, 8), *, strict: bool = False) -> GraphModule:
-    """In train mode, for any batch size."""
+    """Exports the model in train mode, with a dynamic batch size."""
     example = image(BATCH, *shape)
     shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     shapes[example] = {0: torch.export.Dim.AUTO}
@@ -29,14 +29,14 @@ def exported(model: nn.Module, shape: tuple[int, ...] = (4, 8, 8), *, strict: bo
 
 
 def prepared(model: nn.Module, shape: tuple[int, ...] = (4, 8, 8), **options: Any) -> GraphModule:
-    """Ready to be trained."""
+    """Returns the prepared model in train mode."""
     quantizer = NeutronQuantizer(is_qat=True, **options)
     module: GraphModule = prepare_qat_pt2e(exported(model, shape), quantizer)
     return module
 
 
 def train(module: Any, shape: tuple[int, ...] = (4, 8, 8), steps: int = 4) -> Any:
-    """A few steps towards nothing in particular."""
+    """Runs a few training steps with an arbitrary loss."""
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
     for step in range(steps):
         outputs = flat(module(image(BATCH, *shape, seed=step)))
@@ -48,7 +48,7 @@ def train(module: Any, shape: tuple[int, ...] = (4, 8, 8), steps: int = 4) -> An
 
 
 def operators(module: GraphModule) -> Counter[str]:
-    """How many there are of each operator, those that compute sizes left out."""
+    """Counts the operators, without those that compute sizes."""
     calls = (node for node in module.graph.nodes if node.op == "call_function")
     names = Counter(op_name(node) for node in calls if node.target is not operator.getitem)
     return Counter({name: count for name, count in names.items() if name != "aten.sym_size.int"})

@@ -17,7 +17,7 @@ __all__ = ["graphs", "steps_of"]
 
 
 def steps_of(shape: Shape, draw: Callable[[Any], Any], count: int) -> list[tuple[str, Shape]]:
-    """A random chain of transposes and reshapes of a tensor of `shape`."""
+    """Draws a chain of transposes and reshapes of a tensor of `shape`."""
     steps: list[tuple[str, Shape]] = []
     for _ in range(count):
         if draw(st.booleans()):
@@ -31,7 +31,7 @@ def steps_of(shape: Shape, draw: Callable[[Any], Any], count: int) -> list[tuple
 
 
 def factorizations(size: int) -> list[Shape]:
-    """Shapes of up to four dimensions that hold `size` elements."""
+    """Draws shapes of up to four dimensions with `size` elements."""
     divisors = [d for d in range(1, size + 1) if size % d == 0]
     shapes: list[Shape] = [(size,), (1, size)]
     for first in divisors:
@@ -44,7 +44,7 @@ def factorizations(size: int) -> list[Shape]:
 
 @st.composite
 def graphs(draw: Any) -> Graph:
-    """Random elementwise, axis and view operators, some of them read twice, up to three outputs."""
+    """Draws graphs of elementwise, axis and view operators, with shared values and up to three outputs."""
     net = Net()
     shape = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 4]), min_size=2, max_size=4)))
     values = [net.input(*shape), net.input(*shape)]

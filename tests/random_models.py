@@ -1,8 +1,8 @@
-"""Random models as Python source, with the inputs that they take.
+"""Random models as Python source, with their inputs.
 
-A model is drawn a statement at a time. Each statement is run once on real tensors when it is drawn, and is dropped
-where torch itself refuses it, so that every model runs in float. `RandomModel.source` is a script that defines the
-model: a failure is reproduced by it alone.
+A model is drawn one statement at a time. Each statement runs once on real tensors when it is drawn, and is dropped if
+torch rejects it, so each model runs in float. `RandomModel.source` is a complete script that defines the model and
+reproduces a failure.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Sample = tuple[Any, ...] | dict[str, Any]
 
 HEADER = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
 MAX_ELEMENTS = 4096
-"""A statement whose result is larger is dropped: random programs stay fast."""
+"""A statement with a larger result is dropped, so that random programs are fast."""
 
 INPUT_SHAPES: tuple[Shape, ...] = (
     (1, 4, 8, 8), (1, 3, 9, 7), (2, 4, 6, 6), (1, 6, 12), (2, 5, 8), (1, 8), (3, 16), (4, 8, 8), (7,), (1, 2, 3, 4, 5),
@@ -39,16 +39,16 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Input:
-    """How an input is sampled: normally distributed floats, a mask with some positions hidden, or a fixed value."""
+    """How an input is sampled: normally distributed floats, a mask with some hidden positions, or a fixed value."""
 
     shape: Shape
     kind: str = "float"
     """"float", "bool", "additive" (0 or a large negative number), or "fixed"."""
     value: Any = None
-    """The value of a "fixed" input; the large negative number of an "additive" one."""
+    """The value of a "fixed" input, or the large negative number of an "additive" one."""
 
     def sample(self, generator: torch.Generator) -> Any:
-        """A value of this input."""
+        """Returns a sample of this input."""
         if self.kind == "fixed":
             return self.value
         if self.kind == "float":
@@ -60,7 +60,7 @@ class Input:
 
 
 class Form(enum.Enum):
-    """How `forward` takes its inputs."""
+    """The form in which `forward` takes its inputs."""
 
     POSITIONAL = "positional arguments"
     KEYWORDS = "all but the first by keyword only"
@@ -69,7 +69,7 @@ class Form(enum.Enum):
 
 @dataclass(frozen=True)
 class RandomModel:
-    """A model by its source."""
+    """A model as source."""
 
     source: str
     inputs: Mapping[str, Input] = field(repr=False)
@@ -77,7 +77,7 @@ class RandomModel:
     statements: int
 
     def build(self) -> nn.Module:
-        """The module in eval mode, with the same random weights each time."""
+        """Returns the module in eval mode, with the same random weights in each call."""
         name = f"random_model_{next(_numbers)}"
         file = f"<{name}>"
         linecache.cache[file] = (len(self.source), None, self.source.splitlines(keepends=True), file)
@@ -91,7 +91,7 @@ class RandomModel:
         return module
 
     def samples(self, count: int, seed: int) -> list[Sample]:
-        """Inputs as `forward` takes them: a tuple of its arguments, or a mapping by their names."""
+        """Returns inputs in the form of `forward`: a tuple of its arguments, or a mapping by their names."""
         generator = torch.Generator().manual_seed(seed)
         return [self._sample(generator) for _ in range(count)]
 
@@ -103,7 +103,7 @@ class RandomModel:
 
 
 def draw_model(random: Random, *, most_statements: int = 30) -> RandomModel:
-    """A model of 3 to `most_statements` statements."""
+    """Draws a model of 3 to `most_statements` statements."""
     while True:
         drawn = _draw(random, random.randint(3, most_statements))
         if drawn is not None:
@@ -130,7 +130,7 @@ def _draw(random: Random, count: int) -> RandomModel | None:
 
 
 class _State:
-    """What has been drawn so far."""
+    """The statements and values that were drawn so far."""
 
     def __init__(self, random: Random, scope: dict[str, Any], values: list[str]) -> None:
         self.random = random
@@ -157,7 +157,7 @@ class _State:
         return {name: tuple(self.scope[name].shape) for name in (*self.values, *self.masks)}
 
     def _runs(self, drawn: Drawn, name: str) -> bool:
-        """Run the statement; its effects are kept where it is good."""
+        """Runs the statement, and keeps its effects if it succeeds."""
         before = {key: value.clone() for key, value in self.scope.items() if isinstance(value, torch.Tensor)}
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(0)
@@ -178,7 +178,7 @@ class _State:
 
     def _undo(self, before: Mapping[str, torch.Tensor]) -> None:
         self.scope.update(before)
-        part = f"m{len(self.parts)}"  # of the statement that is dropped; the next one takes its name
+        part = f"m{len(self.parts)}"  # the name of the dropped statement; the next one uses it
         if hasattr(self.holder, part):
             delattr(self.holder, part)
 
@@ -202,7 +202,7 @@ def _draw_inputs(random: Random) -> dict[str, Input]:
 
 
 def _draw_outputs(random: Random, state: _State) -> str | None:
-    """The expression that `forward` returns."""
+    """Draws the expression that `forward` returns."""
     last = state.values[-1]
     form = random.random()
     if form < 0.5:
@@ -243,7 +243,7 @@ def _source(state: _State, inputs: Mapping[str, Input], returned: str, form: For
 
 
 def _trained_statistics(module: nn.Module) -> None:
-    """Statistics and affine weights as a training leaves them, far from 0 and 1."""
+    """Draws statistics and affine weights as after a training, far from 0 and 1."""
     for part in module.modules():
         mean, variance = getattr(part, "running_mean", None), getattr(part, "running_var", None)
         if mean is not None and variance is not None:

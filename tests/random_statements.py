@@ -1,4 +1,4 @@
-"""The statements that random models are made of."""
+"""The statements of random models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Drawn:
-    """Lines of `forward` that compute one value, and lines of `__init__` that make the modules and buffers they use."""
+    """Lines of `forward` that compute one value, and lines of `__init__` for the modules and buffers that they use."""
 
     lines: tuple[str, ...]
     parts: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ WRITES = (
     ("{n} = {v}.abs()", "{n}.clamp_(max=1)", "{n}.add_({v})"),
     ("{n} = torch.empty_like({v})", "{n}.copy_({v})", "{n}[..., 0].fill_(0.5)"),
 )
-STATES = (  # lines of forward, and the initial value of the buffer that they read and write
+STATES = (  # Lines of `forward`, and the initial value of the buffer that they read and write.
     (("{n} = 0.5 * self.m{part} + {v}", "self.m{part} = {n}"), "torch.zeros({shape})"),
     (("{n} = 0.5 * self.m{part} + torch.tanh({v})", "self.m{part}.copy_({n})"), "torch.full({shape}, 0.5)"),
     (("self.m{part}.mul_(0.9).add_(0.1 * {v})", "{n} = {v} - self.m{part}"), "torch.zeros({shape})"),
@@ -110,9 +110,9 @@ ADDED = ("{v} + {m}", "({v} + {m}).softmax(-1)", "({v} * 0.5 + {m}).softmax(-1) 
 
 
 def statement(random: Random, name: str, value: str, shapes: Mapping[str, Shape], part: int) -> Drawn:
-    """One statement that computes `name` from `value`, and perhaps from others of `shapes`.
+    """Draws a statement that computes `name` from `value`, and optionally from others of `shapes`.
 
-    `part` numbers the modules that it makes. Values whose names begin with "mask" are masks.
+    `part` numbers the modules that it creates. Values whose names begin with "mask" are masks.
     """
     masks = [other for other in shapes if other.startswith("mask")]
     kinds: list[tuple[int, Callable[[], Drawn]]] = [

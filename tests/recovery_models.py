@@ -1,4 +1,4 @@
-"""Small networks that int8 hurts, and inputs for them."""
+"""Small networks that lose accuracy in int8, and inputs for them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def exported(model: nn.Module, shape: tuple[int, ...] = IMAGE) -> GraphModule:
 
 
 def uneven(layer: nn.Module) -> nn.Module:
-    """`layer` with output channels of very different size, which per-tensor weights hurt."""
+    """Returns `layer` with output channels of very different ranges, which per-tensor weights represent badly."""
     with torch.no_grad():
         assert isinstance(layer.weight, Tensor)
         scales = torch.logspace(-2, 0, len(layer.weight))

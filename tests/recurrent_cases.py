@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: recurrent networks and their cells."""
+"""Table of the operator tests: recurrent networks and their cells."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ def _network(kind: str, *sizes: int, **options: Any) -> nn.Module:
 
 
 def _given(layer: nn.Module, values: torch.Tensor, *states: torch.Tensor) -> list[torch.Tensor]:
-    """All that a network or a cell yields, from a first state if there is one."""
+    """Returns all outputs of a network or a cell, with a first state if there is one."""
     state = (states,) if len(states) > 1 else states
     return flat(layer(values, *state))
 
 
 def _everything(layer: nn.Module, values: torch.Tensor) -> list[torch.Tensor]:
-    """All that a network returns. States of layers are computed with: joined and only returned, they stay in float."""
+    """Returns all outputs of a network. Layer states are used in a sum, because states that are only returned remain
+    float.
+    """
     outputs, *states = flat(layer(values))
     return [outputs, *(state.abs() for state in states)]
 
@@ -119,7 +121,7 @@ def _in_train_mode(
     of_input: torch.Tensor, of_state: torch.Tensor, values: torch.Tensor, state: torch.Tensor
 ) -> torch.Tensor:
     weights = (of_input, of_state, of_state, of_state)
-    rarely = 1e-9  # dropped, so that runs are equal
+    rarely = 1e-9  # not used, so that runs are equal
     return aten.rnn_tanh.input(values, state, weights, False, 2, rarely, True, False, False)[0]  # type: ignore[no-any-return]
 
 

@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: means, sums, extremes, variances and norms."""
+"""Table of the operator tests: means, sums, maxima, minima, variances and norms."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ CASES = (
 
 
 def over_channels(function: Callable[..., Any]) -> Callable[[], nn.Module]:
-    """The values, and the indices as values."""
+    """Returns the values, and the indices as values."""
     return of(lambda x: [part * 1.0 for part in function(x, 1)])
 
 

@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: resizes."""
+"""Table of the operator tests: resizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGE = (1, 8, 6, 6)
 
 
 def resize(to: Any, mode: str = "nearest", *, corners: bool | None = None, **options: Any) -> Callable[[], nn.Module]:
-    """`to` is a factor where it is a float, else the output's size."""
+    """Returns a resize. A float `to` is a factor, any other the output's size."""
     is_factor = isinstance(to[0] if isinstance(to, tuple) else to, float)
     size = {"scale_factor" if is_factor else "size": to}
     return of(lambda x: F.interpolate(x, mode=mode, align_corners=corners, **size, **options))

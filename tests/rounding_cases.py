@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: roundings and remainders."""
+"""Table of the operator tests: roundings and remainders."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Small TFLite models, and `.pte` files around delegate payloads, for the tests of the payload and the host runtime.
+"""Small TFLite models, and `.pte` files with delegate payloads, for tests of the payload and the host runtime.
 
-Nothing here goes through OpenNeutron's own lowering: what the runtime runs is written by hand.
+They do not use OpenNeutron's lowering; the tests write all files directly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Int8 = npt.NDArray[np.int8]
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of a TFLite model, with the scale that tells it from its neighbours; `kind` is TFLite's type."""
+    """A tensor of a TFLite model, with a scale that no other tensor has. `kind` is TFLite's type."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Binary:
-    """`result = left op right`, op being "ADD", "SUB" or "MUL"."""
+    """`result = left op right`. `op` is "ADD", "SUB" or "MUL"."""
 
     op: str
     left: str
@@ -47,7 +47,7 @@ class Binary:
 def tflite_model(
     values: Sequence[Value], operators: Sequence[Binary], inputs: Sequence[str], outputs: Sequence[str]
 ) -> bytes:
-    """The TFLite flatbuffer of a graph of elementwise operators."""
+    """Returns the TFLite flatbuffer of a graph of elementwise operators."""
     index = {value.name: i for i, value in enumerate(values)}
     kinds = sorted({operator.op for operator in operators})
 
@@ -94,7 +94,9 @@ def _operator(operator: Binary, kinds: list[str], index: dict[str, int]) -> Any:
 
 
 def add_sub_model(shape: tuple[int, ...]) -> bytes:
-    """Two inputs of `shape`, two outputs: a + b and a - b. The scales differ, so no two tensors can change places."""
+    """Two inputs of `shape`, two outputs: a + b and a - b. All scales differ, so exchanged tensors
+    change the result.
+    """
     scales = {"a": 0.5, "b": 0.25, "sum": 1.0, "difference": 0.7}
     values = [Value(name, shape, scale) for name, scale in scales.items()]
     operators = [Binary("ADD", "a", "b", "sum"), Binary("SUB", "a", "b", "difference")]
@@ -108,7 +110,7 @@ def double_model(shape: tuple[int, ...], kind: str = "INT8") -> bytes:
 
 
 def litert(tflite: bytes, *inputs: Int8) -> list[Int8]:
-    """What LiteRT computes, run directly."""
+    """Runs a model in LiteRT directly."""
     interpreter = Interpreter(model_content=tflite, num_threads=1)
     interpreter.allocate_tensors()
     for details, value in zip(interpreter.get_input_details(), inputs, strict=True):
@@ -118,7 +120,7 @@ def litert(tflite: bytes, *inputs: Int8) -> list[Int8]:
 
 
 def straight_header(inputs: int, outputs: int) -> PayloadHeader:
-    """A header that maps argument to input and output to output, in order and without formats."""
+    """Returns a header that maps arguments to inputs and outputs in order, without formats."""
     return PayloadHeader(
         input_formats=(0,) * inputs,
         output_formats=(0,) * outputs,
@@ -130,9 +132,9 @@ def straight_header(inputs: int, outputs: int) -> PayloadHeader:
 
 @dataclass(frozen=True)
 class Call:
-    """A delegate call: the payload, which of the values so far it takes, the shapes and dtype of what it returns.
+    """A delegate call: the payload, the numbers of the values that it reads, and the shapes and dtype of its outputs.
 
-    The values so far are the program's inputs, then the results of the calls before.
+    The values are the program's inputs, followed by the results of earlier calls.
     """
 
     payload: bytes
@@ -142,10 +144,10 @@ class Call:
 
 
 def pte(calls: Sequence[Call], inputs: Sequence[torch.Tensor], returns: Sequence[int]) -> bytes:
-    """A program of delegate calls on int8 inputs; `returns` are the values that it gives back.
+    """Returns a program of delegate calls on int8 inputs; `returns` are the values that it returns.
 
-    Takes the place of partitioner and backend, so that it depends on neither: each call becomes a LoweredBackendModule
-    with the id "NeutronBackend" and the payload as it is.
+    It does not use the partitioner and the backend: each call becomes a LoweredBackendModule with the id
+    "NeutronBackend" and the payload.
     """
     shapes = [tuple(tensor.shape) for tensor in inputs] + [shape for call in calls for shape in call.returns]
     formats = [_memory_format(tensor) for tensor in inputs]
@@ -163,7 +165,7 @@ def pte(calls: Sequence[Call], inputs: Sequence[torch.Tensor], returns: Sequence
                 known += executorch_call_delegate(module, *(known[i] for i in call.takes))
             return tuple(known[i] for i in returns)
 
-    # Clones, because export makes one input of two that are the same tensor.
+    # Clones, because export merges two inputs that are the same tensor.
     exported = torch.export.export(Program(), tuple(tensor.clone() for tensor in inputs))
     return bytes(to_edge(exported).to_executorch().buffer)
 

@@ -1,4 +1,4 @@
-"""Files before and after NXP's converter, for the tests of the payload and of what they tell about the targets."""
+"""Files before and after NXP's converter, for tests of the payload and of facts about targets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Filters = npt.NDArray[np.int8]
 
 
 def neutron_graphs(tflite: bytes) -> list[Blocks]:
-    """Microcode, weights and kernels of each NeutronGraph: the last three inputs of the custom operator."""
+    """Returns microcode, weights and kernels of each NeutronGraph: the last three inputs of the custom operator."""
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite))
     graph = model.subgraphs[0]
     codes = [code.customCode for code in model.operatorCodes]
@@ -26,12 +26,12 @@ def neutron_graphs(tflite: bytes) -> list[Blocks]:
 
 
 def _builtin(code: schema.OperatorCodeT) -> int:
-    """Its number, which old files have in the older field only."""
+    """Returns the number of the operator. Old files have it in an older field only."""
     return int(max(code.builtinCode, code.deprecatedBuiltinCode))
 
 
 def pointwise_filters(tflite: bytes) -> list[Filters]:
-    """The weights [outputs, inputs] of each 1x1 convolution of a file that is not converted."""
+    """Returns the weights [outputs, inputs] of each 1x1 convolution of a file before conversion."""
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite))
     graph = model.subgraphs[0]
     found = []
@@ -46,7 +46,7 @@ def pointwise_filters(tflite: bytes) -> list[Filters]:
 
 
 def operators_outside(tflite: bytes) -> list[tuple[str, tuple[int, ...]]]:
-    """What a converted file left to the CPU: each operator's name and the shape of its output."""
+    """Returns the operators that a converted file leaves to the CPU: the name and output shape of each."""
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite))
     graph = model.subgraphs[0]
     names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}

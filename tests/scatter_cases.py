@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: writes to a part of a tensor."""
+"""Table of the operator tests: writes to a part of a tensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def case(target: str, label: str, function: Callable[[torch.Tensor], Any]) -> Ca
 
 
 def indexed(target: str, label: str, function: Callable[..., Any], *indices: int | bool) -> Case:
-    """`function` of constant indices and of a value behind an operator that is worth a partition."""
+    """Returns a case of `function` of constant indices and a value, after an operator that is worth a partition."""
     return Case(f"aten.{target}", label, of(lambda i, x: function(i, move(x)), torch.tensor(indices)), (IMAGE,))
 
 

@@ -1,4 +1,4 @@
-"""Two halves of the tests: those of --quick, and those of --rest, which `.ci/run` runs after them."""
+"""Two parts of the tests: those of --quick, and those of --rest, which `.ci/run` runs afterwards."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 __all__ = ["ROWS_OF_A_TABLE", "quick_tests", "rest_of_tests"]
 
 ROWS_OF_A_TABLE = 2
-"""With --quick, so many rows of each parametrized test run."""
+"""The number of rows of each parametrized test with --quick."""
 
 
 def quick_tests(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Tests that are not marked slow, with a few rows of each table: the same ones on every machine."""
+    """Returns tests that are not marked slow, with a few rows of each table, equal on each machine."""
     tables: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("slow") is None:
@@ -24,11 +24,11 @@ def quick_tests(items: Sequence[pytest.Item]) -> list[pytest.Item]:
 
 
 def rest_of_tests(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """The tests that `quick_tests` leaves out, and all that are marked data: a quick run without data skips them."""
+    """Returns the other tests, and all tests marked data, because a quick run without data skips those."""
     drawn = {id(item) for item in quick_tests(items)}
     return [item for item in items if id(item) not in drawn or item.get_closest_marker("data") is not None]
 
 
 def _drawn(item: pytest.Item) -> int:
-    """A number that has nothing to do with the row's place in its table, nor with other rows."""
+    """Returns a number that depends neither on the row's position in its table nor on other rows."""
     return zlib.crc32(item.nodeid.encode())

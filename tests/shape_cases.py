@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: operators that only move values."""
+"""Table of the operator tests: operators that only move values."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ split: Callable[..., Any] = torch.split
 
 
 def case(target: str, label: str, function: Function, shape: Shape = IMAGE) -> Case:
-    """`function` behind an operator that is worth a partition."""
+    """Returns a case of `function` after an operator that is worth a partition."""
     return Case(f"aten.{target}", label, moved(function), (shape,))
 
 
 def both(target: str, label: str, function: Callable[..., Any], *shapes: Shape) -> Case:
-    """`function` of two values or more, each behind an operator that is worth a partition."""
+    """Returns a case of `function` of two or more values, each after an operator that is worth a partition."""
     return Case(f"aten.{target}", label, of(lambda *values: function(*map(move, values))), shapes or (IMAGE, IMAGE))
 
 
 def between(target: str, label: str, function: Function, channels: int, shape: Shape = IMAGE) -> Case:
-    """`function` between convolutions, whose images are stored NHWC."""
+    """Returns a case of `function` between convolutions, whose images are stored NHWC."""
 
     def make() -> torch.nn.Module:
         first, last = torch.nn.Conv2d(shape[1], 8, 3, padding=1), torch.nn.Conv2d(channels, 3, 1)

@@ -1,7 +1,7 @@
-"""Random models by the thousand: `python -m tests.soak --minutes 30`, or `make soak MINUTES=30`.
+"""Checks thousands of random models: `python -m tests.soak --minutes 30`, or `make soak MINUTES=30`.
 
-Models are checked in child processes, so that one that ends its process or hangs is a finding, too. The command prints
-each fault with the source of its model, ends with a table of outcomes, and returns 1 where there was a fault.
+Child processes check the models, so a model that ends its process or hangs is also a finding. The command prints each
+fault with the source of its model, and a table of outcomes. It returns 1 if there was a fault.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _campaign(options: argparse.Namespace) -> int:
 
 
 def _work(waiting: Iterator[int], last: int, end: float) -> Counter[str]:
-    """The outcomes of the parts that this worker takes, until the time is over or none is waiting."""
+    """Returns the outcomes of the parts that this worker processes, until the time is over or no part is left."""
     counts: Counter[str] = Counter()
     while time.monotonic() < end and (first := next(waiting, None)) is not None:
         counts += _part(first, min(last, first + MODELS_OF_A_PROCESS), end)
@@ -82,7 +82,7 @@ def _work(waiting: Iterator[int], last: int, end: float) -> Counter[str]:
 
 
 def _part(first: int, last: int, end: float) -> Counter[str]:
-    """The outcomes of the seeds from `first` to before `last`; a dead or hanging child is replaced."""
+    """Returns the outcomes of the seeds from `first` to `last` (exclusive). A dead or hanging child is replaced."""
     counts: Counter[str] = Counter()
     while first < last and time.monotonic() < end:
         first = _one_child(first, last, end, counts)
@@ -90,7 +90,7 @@ def _part(first: int, last: int, end: float) -> Counter[str]:
 
 
 def _one_child(first: int, last: int, end: float, counts: Counter[str]) -> int:
-    """The seed to go on with."""
+    """Runs one child, and returns the next seed."""
     command = [sys.executable, "-m", "tests.soak", "--child", str(first), str(last - first)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     lines: SimpleQueue[str] = SimpleQueue()

@@ -1,4 +1,4 @@
-"""Small models that keep state, each a way to write it, with what it takes."""
+"""Small models with state in different forms, and their inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Inputs = tuple[torch.Tensor, ...]
 
 
 class RingBuffer(nn.Module):
-    """A causal convolution of one frame a call, after and before convolutions of one frame: [1, 4, 1] to [1, 5, 1]."""
+    """A causal convolution of one frame per call, between convolutions of one frame: [1, 4, 1] to [1, 5, 1]."""
 
     frame = (1, 4, 1)
     cache: torch.Tensor
@@ -32,13 +32,13 @@ class RingBuffer(nn.Module):
         self.cache = frames
 
     def whole(self, x: torch.Tensor) -> Any:
-        """The same of all frames at once."""
+        """Computes all frames at once."""
         frames = nn.functional.pad(torch.relu(self.first(x)), (2, 0))
         return self.last(torch.relu(self.over_time(frames)))
 
 
 class Whole(nn.Module):
-    """A model over all frames of a recording."""
+    """A model of all frames of a recording."""
 
     def __init__(self, model: RingBuffer) -> None:
         super().__init__()
@@ -49,14 +49,14 @@ class Whole(nn.Module):
 
 
 class Copied(RingBuffer):
-    """The cache is written with copy_."""
+    """copy_ writes the cache."""
 
     def store(self, frames: torch.Tensor) -> None:
         self.cache.copy_(frames)
 
 
 class Filled(RingBuffer):
-    """The cache does not begin with zeros, and is not saved with the model."""
+    """The cache does not start with zeros, and is not saved with the model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Filled(RingBuffer):
 
 
 class DelayLine(nn.Module):
-    """Buffers that take what others held: the order of writes must not matter."""
+    """Buffers that take the values of others: the order of writes must not matter."""
 
     frame = (1, 6)
     older: torch.Tensor
@@ -86,7 +86,7 @@ class DelayLine(nn.Module):
 
 
 class InputKept(nn.Module):
-    """The difference to the last input, which is kept as it came."""
+    """The difference to the last input, which is stored unchanged."""
 
     frame = (1, 6)
     last: torch.Tensor
@@ -104,7 +104,7 @@ class InputKept(nn.Module):
 
 
 class Gru(nn.Module):
-    """A cell that keeps its hidden state."""
+    """A cell that stores its hidden state."""
 
     frame = (1, 6)
     hidden: torch.Tensor
@@ -121,7 +121,7 @@ class Gru(nn.Module):
 
 
 class Lstm(nn.Module):
-    """A layer over chunks of four frames that keeps both of its states."""
+    """A layer over chunks of four frames that stores both of its states."""
 
     frame = (1, 4, 6)
     hidden: torch.Tensor
@@ -142,7 +142,7 @@ class Lstm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention over the last frames, whose keys and values are kept."""
+    """Attention over the last frames, whose keys and values are stored."""
 
     frame = (1, 1, 8)
     keys: torch.Tensor
@@ -182,7 +182,7 @@ class Shifted(nn.Module):
 
 
 class Written(nn.Module):
-    """A window that is written at a position which comes with the input."""
+    """A window that is written at a position given by an input."""
 
     window: torch.Tensor
 
@@ -198,7 +198,7 @@ class Written(nn.Module):
 
 
 class Counter(nn.Module):
-    """A count of integers, which is an output before the call and behind it."""
+    """A count of integers, which is an output before and after the update."""
 
     frame = (1, 6)
     count: torch.Tensor
@@ -216,7 +216,7 @@ class Counter(nn.Module):
 
 
 class Returned(nn.Module):
-    """What was kept before the call is an output."""
+    """An output is the stored value before the call."""
 
     frame = (1, 6)
     last: torch.Tensor
@@ -234,6 +234,6 @@ class Returned(nn.Module):
 
 
 def stream(model: Any, steps: int, seed: int = 0) -> list[Inputs]:
-    """Inputs of consecutive calls of a model."""
+    """Returns the inputs of consecutive calls of a model."""
     generator = torch.Generator().manual_seed(seed)
     return [(torch.randn(model.frame, generator=generator),) for _ in range(steps)]

@@ -1,4 +1,4 @@
-"""The table of accuracies: its arithmetic, and its networks with rescaled channels, which per-tensor int8 destroys."""
+"""The table of accuracies: its arithmetic, and its networks with rescaled channels, which fail in per-tensor int8."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_rescaled_networks_are_as_good_as_float(name: str) -> None:
 
 @pytest.mark.slow
 def test_without_equalization_nothing_is_left_of_a_rescaled_network() -> None:
-    """What the converted module makes of it: the host has no kernels for scales this far apart."""
+    """Runs the converted module, because the host has no kernels for scales with such ratios."""
     network = RESCALED["efficientnet_lite_rescaled"].network(FEW_EPOCHS)
     model = network.build()
     module = documented_flow(model, network, equalize=False, correct_bias=False)

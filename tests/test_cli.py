@@ -1,4 +1,4 @@
-"""The command line: what it prints, writes, and ends with."""
+"""The command line: output, files, and exit codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds model.pte, with a pool on the CPU between two delegates. All its numbers are the same on any machine."""
+    """A folder with model.pte, which has a pool on the CPU between two delegates. All its numbers are
+    machine-independent.
+    """
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AvgPool2d(2), nn.Conv2d(8, 4, 1)).eval()
     for parameter in model.parameters():
         nn.init.constant_(parameter, 0.25)
@@ -46,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """The exit code, and what is printed."""
+    """Returns the exit code and the output."""
     monkeypatch.setattr(sys, "argv", ["openneutron", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
         main()

@@ -1,4 +1,4 @@
-"""The documents that are generated are those in docs/, and say something about everything."""
+"""The generated documents in docs/ are current and complete."""
 
 from pathlib import Path
 

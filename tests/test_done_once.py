@@ -1,4 +1,4 @@
-"""What quantize() and lower() do once: preparation, placement, the IR of each partition, the bytes of each payload."""
+"""quantize() and lower() do each of these once: preparation, placement, IR of a partition, bytes of a payload."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def quantized(recover: str | None = None) -> QuantizedModel:
 
 
 def count(monkeypatch: pytest.MonkeyPatch, counts: Counter[str], name: str, *owners: Any) -> None:
-    """Count the calls of a function, which each of `owners` has under its name."""
+    """Counts the calls of a function, which each of `owners` has under its name."""
     function: Callable[..., Any] = getattr(owners[0], name)
 
     def counted(*args: Any, **named: Any) -> Any:
@@ -59,7 +59,7 @@ def test_quantize_prepares_the_graph_once(recover: str | None, counts: Counter[s
     assert counts["prepare"] == 1
 
 
-# For the legacy generation, a partition is built with its inputs as they are in memory, and as images.
+# The legacy generation builds a partition twice: with its inputs in their memory format, and as images.
 @pytest.mark.parametrize(("options", "builds"), [({}, 1), (LEGACY, 2)])
 def test_lower_places_and_builds_and_packs_once(options: dict[str, Any], builds: int, counts: Counter[str]) -> None:
     lower(quantized(), **options)

@@ -1,4 +1,4 @@
-"""Scripts for ExecuTorch's NXP backend run on OpenNeutron: the names that they use, and what stands behind them."""
+"""Scripts for ExecuTorch's NXP backend run on OpenNeutron, with the same names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad input is refused: in which words, about which node."""
+"""Bad input is rejected with a message that names the node."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class TestErrors:
         with pytest.raises(CalibrationError, match="NaN or infinite") as error:
             convert_pt2e(module)
         assert error.value.node is not None
-        # Minus infinity may be a mask for what the data knows; the value that it reaches is named instead.
+        # Minus infinity in data may be a mask, so the error names the value that becomes infinite.
         named = "minimum -inf" if value == -float("inf") else "Item 1 of the data holds NaN or infinite"
         with pytest.raises(CalibrationError, match=named):
             quantize(seeded(small), (image(),), [image(), x])

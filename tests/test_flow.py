@@ -1,4 +1,4 @@
-"""The documented flow and the short way, end to end: what the `.pte` computes, and where."""
+"""The documented flow and the short flow, end to end: results of the `.pte`, and placement."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from openneutron import (
 from openneutron.errors import OptionError
 from openneutron.runtime.program import HostProgram
 
-# Relative to the largest value of an output. int8 has steps of 1/255; wrong weights give 50% and more.
+# Relative to the largest value of an output. int8 has steps of 1/255; wrong weights cause errors of 50% and more.
 MAX_QUANTIZATION_ERROR = 0.05
 
 
@@ -88,7 +88,7 @@ def fixed_qparams(m: Any, x: torch.Tensor) -> torch.Tensor:
 
 Case = tuple[Callable[[], Model], tuple[tuple[int, ...], ...], int, list[str]]
 
-# name: model, shapes of its inputs, delegates, what is left on the CPU
+# name: model, shapes of its inputs, delegates, operators on the CPU
 CASES: dict[str, Case] = {
     "batch of three": (small, ((3, 4, 8, 8),), 1, []),
     "convolution, batch norm, relu": (conv_bn_relu, (IMAGE,), 1, []),

@@ -1,4 +1,4 @@
-"""Names of ATen operators stand in `ops/` only: passes ask the declarations."""
+"""Only `ops/` contains names of ATen operators. Passes look up declarations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from openneutron.ops.spec import HandledOperator
 SOURCES = Path(__file__).parents[1] / "src" / "openneutron"
 
 ALLOWED = {
-    # A state is read by a clone and written by a copy_. `core/` and `model/`, which say so, are below `ops/`.
+    # A clone reads a state, and a copy_ writes it. `core/` and `model/`, which name them, are below `ops/`.
     "core/fx.py": {"clone": 1, "detach_": 1},
     "model/state.py": {"clone": 1, "copy_": 2},
     # A constant that scripts for ExecuTorch's NXP backend import.
@@ -28,9 +28,10 @@ _NAME = re.compile(r"aten(?:\.|::)([A-Za-z_]\w*)?")
 
 
 def operator_names(source: str) -> Iterator[str]:
-    """The ATen operators that Python code names: "aten.add.Tensor", f"aten.{name}", torch.ops.aten.add, aten.add.
+    """Returns the ATen operators that Python code names: "aten.add.Tensor", f"aten.{name}", torch.ops.aten.add,
+    aten.add.
 
-    "?" stands for a name that an f-string puts together. Docstrings do not count.
+    "?" stands for a name that an f-string composes. Docstrings are ignored.
     """
     tree = ast.parse(source)
     documented = {
@@ -88,7 +89,7 @@ def test_names_are_found(code: str, expected: list[str]) -> None:
 
 
 def test_names_that_passes_ask_for_are_declared() -> None:
-    """`is_op` raises `KeyError` for an unknown name only when it is called; this finds all names before."""
+    """`is_op` raises `KeyError` for an unknown name when it is called. This test finds such names statically."""
     asked = set()
     for file in SOURCES.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -117,7 +118,7 @@ def test_facts_of_an_operator_are_stated_once() -> None:
 
 
 def test_what_moves_values_for_the_quantizer_states_how() -> None:
-    """Only "to" is left out, as it may change the dtype, and "dropout", as it changes values in train mode."""
+    """Exceptions are "to", which may change the dtype, and "dropout", which changes values in train mode."""
     movers = {spec.name for spec in SPECS if spec.moves_values}
     stated = {spec.name for spec in SPECS if spec.facts.movement is not None}
     assert movers - stated == {"to", "dropout"}

@@ -1,4 +1,4 @@
-"""What is built from the sources: the version, the search path of the native module, a build without a compiler."""
+"""The built package: version, search path of the native module, build without a compiler."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_native_module_searches_no_folder_of_the_machine_that_built_it() -> 
 
 
 def wheel_without_compiler(source: Path, folder: Path, native: str | None) -> subprocess.CompletedProcess[str]:
-    """The outcome of `pip wheel -v` where no compiler is found; `native` is the value of OPENNEUTRON_NATIVE."""
+    """The outcome of `pip wheel -v` without a compiler. `native` is the value of OPENNEUTRON_NATIVE."""
     environment = {key: value for key, value in os.environ.items() if key != "OPENNEUTRON_NATIVE"} | NO_COMPILER
     if native is not None:
         environment["OPENNEUTRON_NATIVE"] = native

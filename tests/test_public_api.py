@@ -1,4 +1,4 @@
-"""What the package offers: every name, its document, and what importing it costs."""
+"""The public names of the package, their docstrings, and the cost of importing it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_unknown_names_are_attribute_errors() -> None:
 def test_every_module_says_what_it_offers(name: str) -> None:
     module = importlib.import_module(name)
     assert module.__doc__
-    assert module.__all__ or hasattr(module, "__path__")  # a package may offer its modules only
+    assert module.__all__ or hasattr(module, "__path__")  # a package may have no names besides its modules
     assert len(set(module.__all__)) == len(module.__all__)
     for offered in module.__all__:
         assert hasattr(module, offered), f"{name}.__all__ has '{offered}'"

@@ -1,4 +1,4 @@
-"""Random models, each held to the contract of `tests/random_model_check.py`. `make soak` checks many more."""
+"""Checks a few random models with `tests/random_model_check.py`. `make soak` checks many more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work grows with the graph and no faster: counted in calls, which a busy machine does not change."""
+"""Work grows linearly with the graph. The tests count calls, which do not depend on the machine's load."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from torch.overrides import TorchFunctionMode
 
 from openneutron import NeutronQuantizer, lower, quantize
 
-# Twice the nodes may take this many times the calls: what a graph costs however small it is makes it less than 2.
+# Twice the nodes may take this many times the calls. A constant part makes the ratio less than 2.
 MAX_GROWTH = 2.2
 
 
 def counted(action: Callable[[], Any]) -> tuple[int, Any]:
-    """How many calls of Python functions and builtins an action makes, and its result."""
+    """Returns the number of calls of Python functions and builtins in an action, and its result."""
     count = 0
 
     def profile(_: FrameType, event: str, __: object) -> None:
@@ -43,7 +43,7 @@ def counted(action: Callable[[], Any]) -> tuple[int, Any]:
 
 
 def calls_of(build: Callable[[int], nn.Module], blocks: int, shape: tuple[int, ...]) -> Counter[str]:
-    """How many calls each stage makes."""
+    """Returns the number of calls of each stage."""
     counts: Counter[str] = Counter()
 
     def count_stage(stage: str, action: Callable[[], Any]) -> Any:
@@ -105,7 +105,7 @@ SHAPED: dict[str, Callable[[torch.Tensor], Any]] = {
 
 
 class TorchCalls(TorchFunctionMode):
-    """Counts calls of torch's functions and of the methods of tensors, indexing among them."""
+    """Counts calls of torch's functions and of tensor methods, including indexing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class TorchCalls(TorchFunctionMode):
 
 @pytest.mark.parametrize("name", SHAPED)
 def test_lowering_does_not_depend_on_shapes(name: str) -> None:
-    """ExecuTorch's verifier takes the first tensor of a returned list apart along its first dimension."""
+    """ExecuTorch's verifier splits the first tensor of a returned list along its first dimension."""
     few, many = (torch_calls_of_lowering(SHAPED[name], rows) for rows in (2, 4096))
     assert few > 50
     assert many <= few + 50

@@ -1,4 +1,4 @@
-"""--quick and --rest run every test between them."""
+"""--quick and --rest together run each test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The imports of the package against the order of rooms in docs/architecture.md."""
+"""Compares the imports of the package with the order of rooms in docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Imports = Mapping[str, frozenset[str]]
 
 
 def rooms_of(document: str) -> dict[str, int]:
-    """The row of each room in the table, by the room's name."""
+    """Returns the row of each room in the table, by the room's name."""
     table = document.split("| room | contents |", 1)[1].split("\n\n", 1)[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     return {name: number for number, row in enumerate(rows) for name in re.findall(r"`(\w+)(?:/|\.py)`", row)}
@@ -29,7 +29,7 @@ def name_of(file: Path, sources: Path = SOURCES) -> str:
 
 
 def imported_by(tree: ast.Module, known: frozenset[str]) -> Iterator[str]:
-    """Each module in `known` that the code imports when it runs. Linear in the nodes of the tree."""
+    """Returns each module in `known` that the code imports when it runs. Linear in the nodes of the tree."""
     guarded = {
         id(inner)
         for node in ast.walk(tree)
@@ -54,7 +54,9 @@ def package_imports() -> Imports:
 
 
 def against_order(imports: Imports, rooms: Mapping[str, int]) -> list[str]:
-    """Imports of a lower row, and modules without a room. The package itself is in no row and imports any room."""
+    """Returns imports of a lower row, and modules without a room. The package itself is in no row
+    and imports any room.
+    """
     room = {name: name.split(".")[1] for name in imports if name != PACKAGE}
     unknown = [f"{name}: no room in docs/architecture.md" for name in room if room[name] not in rooms]
     wrong = [
@@ -67,7 +69,7 @@ def against_order(imports: Imports, rooms: Mapping[str, int]) -> list[str]:
 
 
 def cycle_in(imports: Imports) -> list[str]:
-    """The modules of one cycle of imports, in order; empty where there is none. Linear in imports."""
+    """Returns the modules of one import cycle, in order; empty if there is none. Linear in imports."""
     done: set[str] = set()
     for start in imports:
         path: dict[str, Iterator[str]] = {start: iter(sorted(imports[start]))} if start not in done else {}

@@ -1,4 +1,4 @@
-"""Whole networks with random weights, small: one delegate, nothing on the CPU, and what int8 leaves of the signal."""
+"""Small versions of whole networks with random weights: one delegate, nothing on the CPU, and the SQNR of int8."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import nn
 from openneutron import passes
 from openneutron.targets import TARGETS
 
-# Each operator may be one step off; in a whole network such steps meet. The SQNR tells whether they matter.
-MAX_LSB = 24  # after a hundred layers, of which each may round the other way
-LESS_THAN_THE_MODULE = 1.0  # decibels
+# Each operator may differ by one step; these differences add up in a network. The SQNR shows whether they matter.
+MAX_LSB = 24  # after a hundred layers, each of which may round a tie differently
+LESS_THAN_THE_MODULE = 1.0  # dB
 
 
 def measured(member: Member) -> Result:
@@ -42,7 +42,7 @@ def test_network_fits_the_npu_and_keeps_its_signal(member: Member) -> None:
 @pytest.mark.parametrize("member", ZOO.values(), ids=lambda member: member.name)
 @torch.no_grad()
 def test_network_is_alive(member: Member) -> None:
-    """Its output depends on its input, and noise does not grow much: else no figure about it would mean anything."""
+    """The output depends on the input, and noise does not grow much. Otherwise, accuracy figures would mean nothing."""
     try:
         model = member.build(member.small)
     except MissingTorchvisionError as error:
@@ -56,7 +56,7 @@ def test_network_is_alive(member: Member) -> None:
 
 class TestWalk:
     def test_it_names_the_layer_that_loses_most(self) -> None:
-        """Two values of very different size in one tensor: a sum with 300 leaves next to nothing of the rest."""
+        """Two values of very different size in one tensor: a sum with 300 leaves few codes for the rest."""
 
         def forward(first: nn.Module, second: nn.Module, x: torch.Tensor) -> torch.Tensor:
             wide = first(x) + torch.tensor([300.0, 0.0, 0.0]).view(1, 3, 1, 1)

@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: transposed convolutions."""
+"""Table of the operator tests: transposed convolutions."""
 
 from __future__ import annotations
 

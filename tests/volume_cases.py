@@ -1,4 +1,4 @@
-"""The table of the operator tests, continued: volumes [N, C, D, H, W]."""
+"""Table of the operator tests: volumes [N, C, D, H, W]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bias correction at conversion: mean shifts go, nothing else changes, and what cannot be corrected is left alone."""
+"""Bias correction at conversion: it removes mean shifts, changes nothing else, and skips layers it cannot correct."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COARSE = {"equalize": False, "weight_bits": 3}
 
 
 def images(count: int = 8, shape: tuple[int, ...] = IMAGE, channels: int = 1) -> list[Tensor]:
-    """Samples whose indices of dimension `channels` have means of their own, between -2 and 2."""
+    """Returns samples with a different mean, between -2 and 2, for each index of dimension `channels`."""
     generator = torch.Generator().manual_seed(1)
     means = torch.linspace(-2, 2, shape[channels]).reshape(-1, *[1] * (len(shape) - channels - 1))
     return [torch.randn(shape, generator=generator) * 0.5 + means for _ in range(count)]
@@ -51,7 +51,7 @@ def converted(model: nn.Module, samples: list[Tensor], **options: Any) -> GraphM
 
 
 def shift(layer: WeightedLayer, model: Any, samples: list[Tensor]) -> Tensor:
-    """[outputs]: the mean of what `layer` yields of float `samples`, less that of `model`."""
+    """Returns [outputs]: the mean output of `layer` on float `samples`, minus that of `model`."""
     with torch.no_grad():
         errors = [
             layer.by_output(layer.run(x, layer.real_weight, layer.real_bias) - model(x)).reshape(-1, len(model.bias))
@@ -61,7 +61,7 @@ def shift(layer: WeightedLayer, model: Any, samples: list[Tensor]) -> Tensor:
 
 
 def half_a_code(layer: WeightedLayer) -> float:
-    """What rounding a bias may shift it by."""
+    """Returns the largest shift that the rounding of a bias may cause."""
     assert layer.real_bias is not None
     args = arguments(layer.bias)  # type: ignore[arg-type]
     scale = args["scale"] if "scale" in args else constant_of(layer.module, args["scales"])
@@ -72,7 +72,7 @@ def kinds(module: nn.Module) -> list[type]:
     return [type(child) for child in module.modules()]
 
 
-# ----------------------------------------------------------------------------------------------------- what it corrects
+# --------------------------------------------------------------------------------------------------- corrected layers
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, float]] = {
     "pointwise": (lambda: nn.Conv2d(8, 6, 1), IMAGE, 1, 0.01),
@@ -175,7 +175,7 @@ def test_a_copy_of_a_prepared_module_is_corrected_by_what_it_saw_itself() -> Non
     assert not torch.equal(other.real_bias, expected.real_bias)
 
 
-# ------------------------------------------------------------------------------------------------ what it leaves alone
+# ----------------------------------------------------------------------------------------------------- skipped layers
 
 
 def test_without_it_biases_are_rounded_as_they_are() -> None:
@@ -194,7 +194,7 @@ def test_without_it_biases_are_rounded_as_they_are() -> None:
         (nn.Conv2d(8, 6, 1, bias=False), {}),
         (nn.Linear(6, 3, bias=False), {}),
         (nn.Sequential(nn.Conv2d(8, 6, 1), nn.Sigmoid()), {"layers": {"0": "float"}}),
-        (Model(lambda m, x: (m.c(x), m.c(F.relu(x))), c=nn.Conv2d(8, 6, 1)), {}),  # each would need a bias of its own
+        (Model(lambda m, x: (m.c(x), m.c(F.relu(x))), c=nn.Conv2d(8, 6, 1)), {}),  # each layer would need its own bias
     ],
 )
 def test_what_has_no_quantized_bias_is_left_alone(model: nn.Module, options: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Options of `convert_pt2e` are refused by their names, and no program falls to the CPU as a whole without a word."""
+"""Unsupported options of `convert_pt2e` are rejected by name, so that no whole program runs on the CPU unnoticed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def calibrated(build: Callable[[], nn.Module], **options: Any) -> GraphModule:
 
 
 def partition(module: nn.Module) -> None:
-    """Step 5 of the documented flow, as far as OpenNeutron does it."""
+    """Runs step 5 of the documented flow, the part of OpenNeutron."""
     partitioner = NeutronPartitioner(compile_spec=generate_neutron_compile_spec("imxrt700"))
     partitioner.transform_for_pre_decomposition(export(module, (image(),)))
 

@@ -1,4 +1,4 @@
-"""Group convolutions: how many groups share a CONV_2D is what costs least, and every choice means the same."""
+"""Group convolutions: the number of groups in a CONV_2D minimizes the cost, and each number gives equal results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from openneutron.targets import TARGETS
 
 @dataclass(frozen=True)
 class Groups:
-    """A group convolution: `network` is where its shape comes from."""
+    """A group convolution. `network` names the network that has this shape."""
 
     network: str
     channels: int
@@ -49,7 +49,7 @@ GROUPS = (
 
 
 def forced(monkeypatch: pytest.MonkeyPatch, merged: int) -> None:
-    """Put `merged` groups into each convolution."""
+    """Forces `merged` groups into each convolution."""
     monkeypatch.setattr(convolution, "_merges", lambda *_: [merged])
 
 
@@ -75,14 +75,14 @@ def test_choice_costs_least(groups: Groups, target: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("groups", "target", "convolutions"),
     [
-        # few positions: the start of operators decides
+        # few positions: the start of operators dominates
         (Groups("small", 16, 16, 2, 3, 4), "imxrt700", 1),
-        # many: products with zeros do
+        # many positions: products with zeros dominate
         (Groups("large", 16, 16, 2, 3, 64), "imxrt700", 2),
-        # groups of 4 channels fill half of a pipeline with 8 MACs, all of one with 4
+        # groups of 4 channels fill half of a pipeline with 8 MACs, and all of a pipeline with 4
         (Groups("ResNeXt", 128, 128, 32, 3, 56), "imxrt700", 16),
         (Groups("ResNeXt", 128, 128, 32, 3, 56), "mcxn94x", 32),
-        # an array of 1024 MACs has room for the zeros
+        # an array of 1024 MACs has capacity for the zeros
         (Groups("ResNeXt", 128, 128, 32, 3, 56), "imx95", 2),
     ],
 )
@@ -109,7 +109,7 @@ def test_every_choice_follows_the_converted_module(
 
 
 def test_no_choice_breaks_the_limit_on_weights() -> None:
-    # 3 x 3 x 4096 weights of an output fit, 3 x 3 x 8192 do not; one convolution would cost less
+    # 3 x 3 x 4096 weights of an output fit, 3 x 3 x 8192 do not, although one convolution would cost less
     model = quantized(nn.Conv2d(8192, 2, 3, groups=2), ((1, 8192, 3, 3),))
     (graph,) = partition_graphs(model)
     assert kinds(graph).count("CONV_2D") == 2

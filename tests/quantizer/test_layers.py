@@ -1,4 +1,4 @@
-"""The `layers` option: what a key means, which key decides, and what becomes of a model that is float in places."""
+"""The `layers` option: the meaning of keys, their priority, and models with float layers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Net(nn.Module):
 
 
 def label(value: object) -> str | None:
-    """A name for a test that is the same in every process."""
+    """Returns a name for a test that is equal in each process."""
     return None if isinstance(value, set) or " at 0x" in str(value) else str(value)
 
 
@@ -57,14 +57,14 @@ def image(seed: int = 0) -> torch.Tensor:
 
 
 def exported(strict: bool) -> GraphModule:
-    """The graph that the quantizer meets, with nodes that are named after the operators of the model."""
+    """Returns the graph that the quantizer annotates, with nodes named after the operators of the model."""
     module = torch.export.export(seeded(Net), (image(),), strict=strict).module()
     assert isinstance(module, GraphModule)
     return module
 
 
 def settings(layers: dict[Key, str], strict: bool) -> dict[str, str]:
-    """How each operator of the model is quantized."""
+    """Returns how each operator of the model is quantized."""
     chosen = Layers(layers, "per_tensor")
     nodes = [node for node in exported(strict).graph.nodes if node.op == "call_function"]
     return {node.name: "float" if chosen.leave_in_float(node) else chosen.granularity(node) for node in nodes}
@@ -155,14 +155,14 @@ def test_a_node_from_nowhere_is_in_no_module() -> None:
 
 
 def quantized(layers: dict[Key, str], model: nn.Module | None = None, **options: Any) -> QuantizedModel:
-    """Nothing that the user leaves in float is warned about."""
+    """Quantizes a model. A layer that the user keeps in float causes no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UnquantizedWarning)
         return quantize(model or seeded(Net), (image(),), [image(), image(1)], layers=layers, **options)
 
 
 def float_operators(module: GraphModule) -> set[str]:
-    """Operators next to which nothing is quantized."""
+    """Returns the operators without a quantize or dequantize next to them."""
 
     def is_float(node: Node) -> bool:
         around = [*node.all_input_nodes, *node.users]
@@ -287,7 +287,7 @@ class TestFloat:
 
 
 def granularities(module: GraphModule) -> dict[str, str]:
-    """How the weight of each convolution and linear is quantized, by the node's name."""
+    """Returns how the weight of each convolution and linear is quantized, by the node's name."""
     found = {}
     for node in module.graph.nodes:
         if op_name(node).startswith(("aten.conv", "aten.linear")):

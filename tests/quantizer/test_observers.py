@@ -1,4 +1,4 @@
-"""Observers: what they keep of a stream, how that merges, and errors."""
+"""Observers: the statistics that they keep of a stream, the merging of statistics, and errors."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def observed(*tensors: Tensor, **options: Any) -> DistributionObserver:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, ...]]:
-    """The arguments of each call of `name` of `owner`, from now on."""
+    """Records the arguments of each later call of `name` of `owner`."""
     calls: list[tuple[Any, ...]] = []
     function = getattr(owner, name)
 
@@ -72,7 +72,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tupl
 
 
 def int8_error(values: Tensor, scale: Tensor, zero_point: Tensor) -> float:
-    """The mean squared error of quantized values."""
+    """Returns the mean squared error of quantized values."""
     codes = torch.fake_quantize_per_tensor_affine(values, float(scale), int(zero_point), -128, 127)
     return float((codes - values).square().mean())
 
@@ -92,7 +92,9 @@ class TestPositions:
 
     @pytest.mark.parametrize("channels", [2, 3, 8, 24, 64, 96])
     def test_no_stride_is_met(self, channels: int) -> None:
-        """In channels-last, the channel is the position modulo the number of channels."""
+        """In channels-last format, the channel is the position modulo the number of channels. Samples must not follow
+        this stride.
+        """
         shares = torch.bincount(positions(channels * 112 * 112) % channels, minlength=channels) / VALUES_OF_A_TENSOR
         assert shares.max() < 2.5 / channels
         assert shares.min() > 0
@@ -229,7 +231,9 @@ class TestSample:
 
 class TestDistributionObserver:
     def test_one_large_tensor_of_many_does_not_decide_by_its_size(self) -> None:
-        """In sum its clipping would cost more than all others win by finer steps; relative to its size it does not."""
+        """The sum of errors would favor the large tensor over finer steps for all others. Errors relative to a tensor's
+        size do not.
+        """
         tensors = [random(4096, seed=seed).clamp(-1, 1) for seed in range(63)] + [random(4096) * 4]
         scale, _ = observed(*tensors, range_by="relative").calculate_qparams()
         seen = torch.cat(tensors)
@@ -294,7 +298,7 @@ class TestDistributionObserver:
         assert len(calls) == 2
 
     def test_what_a_search_costs_does_not_depend_on_the_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """torchao's histogram observer takes up to 1e5 steps of a Python loop where an end bin holds mass."""
+        """torchao's histogram observer takes up to 1e5 steps of a Python loop if an end bin has many values."""
         calls = counted(monkeypatch, Codes, "qparams")
         counts = []
         for values in (random(9000), random(9000).clamp(0, 0.1), (random(9000) > 0).float(), 1e6 * random(9000).relu()):
@@ -306,7 +310,7 @@ class TestDistributionObserver:
 
     @pytest.mark.parametrize("together", [1, 10])
     def test_rare_values_count_as_often_as_they_are_there(self, together: int) -> None:
-        """Of 2,000,000 values, 40 are large, and about one of those is among the 40,960 of the sample."""
+        """40 of 2,000,000 values are large; about one of them is among the 40,960 values of the sample."""
         values = random(together * (40 // together), 50000) * 0.5
         values[:, 777] = torch.linspace(6, 12, len(values))
         observer = observed(*values.view(-1, together, 50000))
@@ -448,7 +452,7 @@ class TestWeightObservers:
 
 
 class Uint8Everywhere(Quantizer):  # type: ignore[misc]
-    """A quantizer of another's: uint8 activations behind each linear, by our observer."""
+    """A quantizer of another project: uint8 activations after each linear, with OpenNeutron's observer."""
 
     def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
         spec = QuantizationSpec(

@@ -1,4 +1,4 @@
-"""Options that steer what is quantized and what is delegated: observers, granularity by SDK, names of operators."""
+"""Options for quantization and delegation: observers, granularity by SDK, names of operators."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def small() -> nn.Module:
 
 
 class HalfRange(observer.MinMaxObserver):  # type: ignore[misc]
-    """An observer of a user's own."""
+    """A user-defined observer."""
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         scale, zero_point = super().calculate_qparams()
@@ -138,7 +138,7 @@ class TestWeightsPerChannel:
 
 
 class Written(nn.Module):
-    """Operators that passes write with others."""
+    """A model with operators that passes decompose."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class TestOperatorsNotToDelegate:
 
 
 class TestWhereAnOperatorComesFrom:
-    """A plain Sequential has no line of the user's; its modules have names."""
+    """A plain Sequential has no source line of the user, but its modules have names."""
 
     @staticmethod
     def skipping() -> nn.Module:

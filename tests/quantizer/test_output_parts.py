@@ -1,4 +1,4 @@
-"""What a program joins to return it: each part keeps the resolution of its own qparams."""
+"""Parts that a program concatenates into an output: each part keeps its own qparams."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from openneutron.partition.quantized_io import FloatIOWarning
 from openneutron.quantizer.observers import RangeObserver
 from openneutron.quantizer.output_parts import PartObserver, Parts
 
-LEAST_SQNR = 30.0  # decibels, of each part
+LEAST_SQNR = 30.0  # dB, for each part
 Split = Callable[[Any], Sequence[Tensor]]
 
 
@@ -31,7 +31,7 @@ def trunk(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def boxes(m: Any, x: Tensor) -> Tensor:
-    """[1, 4, H, W], some hundreds."""
+    """Returns [1, 4, H, W], with values of some hundreds."""
     pixels: Tensor = m(x) * 300
     return pixels
 
@@ -68,7 +68,7 @@ def computed_with_too(b: Tensor, s: Tensor, last: nn.Module, _: Tensor) -> tuple
     return joined, last(joined[:, :4])
 
 
-# name: function of boxes, scores, a convolution and the input; its parts; what the CPU is left
+# name: function of boxes, scores, a convolution and the input; its parts; the operators on the CPU
 Case = tuple[Callable[..., Any], Split, set[str]]
 CAT, VIEW, PERMUTE = "aten.cat.default", "aten.view_copy.default", "aten.permute_copy.default"
 IN_FLOAT: dict[str, Case] = {

@@ -1,4 +1,4 @@
-"""Quantization-aware training: what it trains, and that conversion yields what calibration would have yielded."""
+"""Quantization-aware training: trained parameters, and conversion equal to that after calibration."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from openneutron.core.fx import is_dequantize, op_name
 from openneutron.quantizer import RangeObserver, RecentRangeObserver, UnquantizedWarning
 from openneutron.quantizer.trained_modules import BatchNorm, OnlyInTraining, WeightFakeQuantize
 
-# Of one step, where steps are counted in float.
+# In int8 steps, for steps that are counted in float.
 ROUNDING = 1e-3
-# A bias in front of a batch norm has no gradient but float's rounding.
+# The gradient of a bias before a batch norm is zero, except for rounding in float.
 NO_GRADIENT = 1e-6
 
 
@@ -86,7 +86,7 @@ def odd_norm() -> nn.Module:
 
 
 def with_affine(norm: nn.GroupNorm | nn.LayerNorm) -> nn.Module:
-    """Weights of 1 and biases of 0 would go before calibration."""
+    """Sets weights and biases; weights of 1 and biases of 0 would be removed before calibration."""
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     nn.init.normal_(norm.bias)
     return norm
@@ -147,7 +147,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label.
 
 @lru_cache(maxsize=2)
 def trained_and_converted(case: Case) -> tuple[GraphModule, GraphModule]:
-    """The trained module, and what it was converted to."""
+    """Returns the trained module and the converted module."""
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
         module = train(prepared(case.model(), case.shape, **dict(case.options)), case.shape)
@@ -366,7 +366,7 @@ class TestOnlyInTraining:
             module = prepared(model)
             module(image(BATCH, 4, 8, 8))
             activations: list[Any] = [child for child in module.modules() if type(child) is FakeQuantize]
-            return [float(child.scale) for child in activations[:-1]]  # the last one is what the linear yields
+            return [float(child.scale) for child in activations[:-1]]  # the last one follows the linear
 
         assert scales(0.9) == scales(0.0)
 

@@ -1,4 +1,4 @@
-"""What training wins on digits, and the README's script."""
+"""Accuracy after quantization-aware training on digits, and the script of the README."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.flow_support import lower_documented
 
 
 class TestDigits:
-    """The demo's network, trained for two epochs."""
+    """The network of the demo, trained for two epochs."""
 
     @pytest.fixture(scope="class")
     def data(self) -> DigitsSplit:
@@ -24,14 +24,14 @@ class TestDigits:
     def test_eight_bits_are_as_good_as_float(self, data: DigitsSplit) -> None:
         converted = train_quantized(data)
         tests = data.test_images, data.test_labels
-        # Over five seeds it is within 0.2 % (one image) of float.
+        # Over five seeds, it is within 0.2 % (one image) of float.
         assert accuracy(converted, *tests) >= accuracy(load_network(), *tests) - 0.01
         program = lower_documented(converted, (data.test_images[:1],))
         assert (program.delegates, program.cpu) == (1, [])
         assert abs(accuracy(program.run, *tests) - accuracy(converted, *tests)) <= 0.002
 
     @pytest.mark.slow
-    # Calibration loses next to nothing at 4 bits. What two epochs make of it differs by a few of the 500 images between
+    # Calibration loses almost nothing at 4 bits. The result of two epochs differs by a few of the 500 images between
     # processors.
     @pytest.mark.parametrize(("bits", "floor", "gain"), [(4, 0.99, -0.01), (3, 0.95, 0.002)])
     def test_training_is_better_where_calibration_loses(

@@ -1,4 +1,4 @@
-"""What cannot be trained is refused, in words."""
+"""Models that cannot be trained are rejected with a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every spelling of a matrix product with a parameter trains quantized; what leaves nothing to train is refused."""
+"""Each form of a matrix product with a parameter trains quantized. Forms that remove the parameter are rejected."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_it_trains_and_becomes_one_delegate(case: Case, training: bool) -> None:
     if training:
         program = lower_documented(converted, samples[0])
         assert program.delegates == 1
-        assert not set(program.cpu) - {"aten.view_copy.default"}  # of an output without dimensions
+        assert not set(program.cpu) - {"aten.view_copy.default"}  # an output without dimensions
         assert worst_lsb(converted, program.run, samples) <= 2
 
 

@@ -1,4 +1,4 @@
-"""What the quantizer annotates, by each rule, what it warns of, and that its work grows with the graph alone."""
+"""The quantizer's annotations by each rule, its warnings, and the linear growth of its work."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ANNOTATION = "quantization_annotation"
 
 
 def annotate(model: nn.Module, *inputs: torch.Tensor, **options: Any) -> dict[str, Node]:
-    """The nodes of the annotated graph by name."""
+    """Returns the nodes of the annotated graph by name."""
     quantizer = NeutronQuantizer(**options)
     module = torch.export.export(model.eval(), inputs or (image(),)).module()
     with warnings.catch_warnings():
@@ -91,7 +91,7 @@ class TestContract:
         torch.testing.assert_close(found, quantized(image()), atol=0.02, rtol=0)
 
     def test_per_channel_transposed_convolutions(self) -> None:
-        """Their output channels are dimension 1 of the weight, and each group has the same scales."""
+        """The output channels are dimension 1 of the weight, and all groups have the same scales."""
         model = seeded(lambda: nn.ConvTranspose2d(4, 6, 3, groups=2))
         _, weight, bias = input_specs(annotate(model, weight_granularity="per_channel")["conv_transpose2d"])
         assert (weight.qscheme, weight.ch_axis) == (torch.per_channel_symmetric, 1)
@@ -103,7 +103,7 @@ class TestContract:
         torch.testing.assert_close(of_bias, (of_weight * node.args[0].args[1]).repeat(2))
 
     def test_one_scale_where_readers_of_a_weight_differ_in_its_dimension(self) -> None:
-        """An autoencoder may read one weight both ways."""
+        """An autoencoder may read one weight in both directions."""
         model = Model(lambda m, x: F.conv_transpose2d(F.relu(F.conv2d(x, m.c.weight)), m.c.weight), c=conv(4, 8))
         quantized = quantize(seeded(lambda: model).eval(), (image(),), [image()], weight_granularity="per_channel")
         assert {row.where for row in lower(quantized).placement} == {"npu"}
@@ -159,7 +159,7 @@ class TestFusedActivations:
 
 
 def scales(module: GraphModule) -> dict[str, tuple[object, object]]:
-    """Scale and zero point of what each operator yields, by operator."""
+    """Returns scale and zero point of each operator's output, by operator."""
     return {
         op_name(node.args[0]): (node.args[1], node.args[2])
         for node in module.graph.nodes
@@ -249,7 +249,7 @@ class TestSharedGroups:
 
 
 def _observed(node: Node) -> Node:
-    """The value that an observer sees, maybe behind others."""
+    """Returns the value that an observer reads, directly or through other observers."""
     while node.op == "call_module":
         (node,) = node.all_input_nodes
     return node
@@ -384,7 +384,7 @@ class TestTorchaoFolding:
 
 
 class NormAsArithmetic(nn.Module):
-    """A batch norm as a product and a sum."""
+    """A batch norm written as a product and a sum."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The rules for ranges: each against brute force, and what they do with zero, outliers, weights and large samples."""
+"""The rules for ranges, compared with brute force, for zero, outliers, weights and large samples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def seen(values: Tensor) -> Distribution:
 
 
 def quantized(values: Tensor, low: float, high: float, codes: Codes) -> Tensor:
-    """`values` as a range leaves them, in double precision."""
+    """Returns `values` quantized with a range, in double precision."""
     values = values.double()
     if codes.zero is not None:
         scale, zero = max(-low, high) / ((codes.high - codes.low) / 2), float(codes.zero)
@@ -40,7 +40,7 @@ def error(values: Tensor, low: float, high: float, codes: Codes) -> float:
 
 
 def brute_force(values: Tensor, codes: Codes) -> float:
-    """The least error over a dense grid of ranges."""
+    """Returns the smallest error over a dense grid of ranges."""
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     shares = np.concatenate([np.linspace(0.02, 1, 50), np.geomspace(1 / 300, 0.02, 20)])
     if codes.zero is not None or low == 0 or high == 0:
@@ -102,7 +102,7 @@ class TestRanges:
         assert float(condensed.weights[condensed.values == 0].sum()) > 0.49 * 60000
 
     def test_an_outlier_counts_with_its_share(self) -> None:
-        """One outlier among few values is worth its codes, one among many is not."""
+        """The range includes one outlier among few values, and excludes one among many."""
         values = torch.cat([random(2000), torch.tensor([40.0])])
         for total, kept in ((2000.0, True), (2e8, False)):
             weights = torch.cat([torch.full((2000,), total / 2000), torch.ones(1)])
@@ -151,13 +151,13 @@ class TestRanges:
 
 
 def divergence(values: Tensor, low: float, high: float, codes: Codes) -> float:
-    """The same by loops over bins, after NVIDIA's description of TensorRT's calibration."""
+    """Computes the divergence by loops over bins, after NVIDIA's description of TensorRT's calibration."""
     every = torch.cat([values, values.min()[None], values.max()[None]]).double()
     every = every / max(-min(low, float(every.min()), 0.0), float(every.max()))
     bound = max(-min(float(values.min()), 0.0), float(values.max()))
     low, high = low / bound, high / bound
     edges = np.linspace(float(every.min()), float(every.max()), ranges.BINS + 1)
-    every = every[every != 0]  # zeros have a code of their own
+    every = every[every != 0]  # zeros have their own code
     mass = np.histogram(every.numpy(), edges)[0] / len(every)
     scale = (high - low) / (codes.high - codes.low)
     zero = codes.low - round(low / scale)

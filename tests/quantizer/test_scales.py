@@ -1,4 +1,4 @@
-"""Scales that kernels do not take: no data ends the process, and what is out of reach runs on the CPU."""
+"""Scales that kernels reject: no data ends the process, and operators with such scales run on the CPU."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_no_data_ends_the_process(operator: str, data: str, exponent: int, docum
         else:
             program = lower(quantize(model, inputs, [inputs], recover=None))
         found = program.run(*inputs)
-    except HostError:  # what cannot run is refused before it is written
+    except HostError:  # an operator that cannot run is rejected before it is written
         raise
     except OpenNeutronError:
         return
@@ -102,7 +102,7 @@ def test_a_value_that_is_always_zero_stays_on_the_npu() -> None:
 
 
 def with_output_scale(model: GraphModule, scale: float) -> GraphModule:
-    """The converted module as another quantizer might leave it: the last value has another scale."""
+    """Returns the converted module with another scale for the last value, as another quantizer might leave it."""
     last = [node for node in model.graph.nodes if is_quantize(node) or is_dequantize(node)][-2:]
     for node in last:
         node.args = (node.args[0], scale, *node.args[2:])
@@ -177,7 +177,7 @@ def test_scales_of_ordinary_data_are_not_tried(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("observer", [None, RangeObserver])
 @pytest.mark.parametrize(("size", "named"), [(1e-8, "x"), (1.0, "relu")])
 def test_values_that_become_zeros_are_named(observer: Any, size: float, named: str) -> None:
-    """An input, and a layer in the middle."""
+    """Tests an input, and a layer in the middle."""
     model = seeded(lambda: nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.ReLU(), nn.Conv2d(4, 4, 1)))
     if size == 1.0:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Inputs that need zero point 0: which values get it, which are requantized, and what the partitioner refuses."""
+"""Inputs that need zero point 0: which values get it, which are requantized, and which the partitioner rejects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPE = (2, 4, 4)
 
 
 def model(function: Callable[..., Any], *parts: nn.Module, inputs: int = 2) -> QuantizedModel:
-    """Quantized on values around 3, where zero points other than 0 are the rule."""
+    """Returns a model quantized on values around 3, for which zero points are usually not 0."""
     torch.manual_seed(0)
     return quantized(Function(function, *parts), (SHAPE,) * inputs, (3.0, 1.0))
 
@@ -29,7 +29,7 @@ def products(module: GraphModule) -> list[Node]:
 
 
 def zero_points(node: Node) -> list[object]:
-    """Those of what an operator reads."""
+    """Returns the zero points of an operator's inputs."""
     return [operand.args[2] for operand in node.all_input_nodes]
 
 
@@ -38,7 +38,7 @@ def requantizations(module: GraphModule) -> list[Node]:
 
 
 def output_of(module: GraphModule, name: str) -> tuple[object, object]:
-    """Scale and zero point of what the operator `name` yields."""
+    """Returns scale and zero point of the output of operator `name`."""
     (found,) = {
         (node.args[1], node.args[2])
         for node in module.graph.nodes

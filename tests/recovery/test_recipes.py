@@ -1,4 +1,4 @@
-"""What `quantize` does to recover accuracy: recipes, and the search for the best one."""
+"""The option `recover` of `quantize`: recipes, and the search for the best one."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_float_function_is_what_it_was_on_the_samples() -> None:
 
 
 def test_few_samples_are_not_believed() -> None:
-    """A channel that one of them does not wake, or does not bring to its clip, may well be woken by another input."""
+    """With few samples, a channel that is never active, or never reaches its clip, may do so for another input."""
     module, fresh = exported(network()), [(10 * sample,) for (sample,) in images(8)]
     before = [module(*sample) for sample in fresh]
     recover_exported(module, [(torch.zeros(IMAGE),)] * (ENOUGH_SAMPLES - 1))
@@ -129,7 +129,7 @@ def test_a_fast_recipe_keeps_the_weights_of_large_layers() -> None:
     recipes = (Recipe(correction=None), Recipe(use_all_samples=False), Recipe())
     naive, fast, full = (weight_codes(quantize(model, samples[0], samples, recover=recipe)) for recipe in recipes)
     assert not torch.equal(fast[0], naive[0])
-    assert torch.equal(fast[0], full[0])  # both use all of so few samples
+    assert torch.equal(fast[0], full[0])  # both recipes use all samples, because there are few
     assert torch.equal(fast[1], naive[1])
     assert not torch.equal(full[1], naive[1])
 
@@ -170,7 +170,7 @@ def test_an_observer_and_a_recipe_with_a_rule_are_one_too_many() -> None:
         quantize(network().eval(), images(1)[0], images(1), **options)
 
 
-# ------------------------------------------------------------------------------------------------------------ search
+# ------------------------------------------------------------------------------------------------------------- search
 
 CHOICES: dict[str, tuple[Any, ...]] = {"correction": ("biases", None), "range_by": ("extremes", "entropy")}
 
@@ -223,7 +223,7 @@ def test_every_sample_is_either_seen_or_held_out(count: int) -> None:
 
 
 class Outputs(nn.Module):
-    """Two float outputs and one of integers, the first `off` by so much of itself."""
+    """Two float outputs and one of integers. The first has a relative error of `off`."""
 
     def __init__(self, off: float) -> None:
         super().__init__()

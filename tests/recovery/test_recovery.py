@@ -1,4 +1,4 @@
-"""Each method of `openneutron.recovery`: what it promises, and where it must leave alone."""
+"""Each method of `openneutron.recovery`: its effect, and the layers that it must not change."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def converted(reference: GraphModule, samples: list[tuple[Tensor]], **options: A
 
 
 def noise(reference: GraphModule, quantized: GraphModule, samples: list[tuple[Tensor]]) -> float:
-    """The squared error of the outputs, as a part of their variance."""
+    """Returns the squared error of the outputs, relative to their variance."""
     with torch.no_grad():
         real = torch.cat([reference(*sample) for sample in samples])
         error = torch.cat([quantized(*sample) for sample in samples]) - real
@@ -295,7 +295,7 @@ def test_high_biases_stay_where_zero_or_a_clip_means_something(activation: nn.Mo
 
 @pytest.mark.parametrize("level", [0.3, 30.0, 3000.0])
 def test_channels_that_never_vary_are_rounded_too(level: float) -> None:
-    """Their covariance is nothing but what float32 rounds; their quantized values lie beside the real ones."""
+    """Their covariance is only rounding of float32. Their quantized values differ from the float values."""
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.ReLU(), nn.Conv2d(3, 4, 1))).eval()
     samples = [(torch.cat([image[:, :2] * level, torch.full_like(image[:, :1], level)], 1),) for (image,) in images(64)]
     module = exported(model)
@@ -305,7 +305,7 @@ def test_channels_that_never_vary_are_rounded_too(level: float) -> None:
     assert noise(module, quantized, samples) <= before
 
 
-# ------------------------------------------------------------------------------------------- as far as samples are many
+# ---------------------------------------------------------------------------------------------------- few samples
 
 
 def test_weights_are_left_the_less_the_fewer_positions_were_seen() -> None:
@@ -317,7 +317,7 @@ def test_weights_are_left_the_less_the_fewer_positions_were_seen() -> None:
     best = torch.linalg.solve(own, rows @ cross, left=False)
 
     def moved(count: float) -> float:
-        """How far from `rows` to what is best on the samples."""
+        """Returns how far weights moved from `rows` to the best weights for the samples."""
         wanted = _wanted(rows, _Moments(own, cross, count / (count + size)))
         return float(((wanted - rows) * (best - rows)).sum() / (best - rows).square().sum())
 
@@ -328,7 +328,7 @@ def test_weights_are_left_the_less_the_fewer_positions_were_seen() -> None:
 
 
 def test_weights_are_not_fitted_to_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On unseen digits, the regularized weights are nearer to float than weights that fit the seen digits better."""
+    """On unseen digits, the regularized weights are closer to float than weights that fit the seen digits better."""
     data = load_digits_split()
     module = exported(load_network(), (1, *data.test_images.shape[1:]))
     seen, unseen = ([(image[None],) for image in images] for images in (data.train_images[:40], data.test_images[:200]))
@@ -362,7 +362,7 @@ def test_old_names_are_deprecated_aliases(old: str, new: str) -> None:
 
 
 def volumes() -> nn.Sequential:
-    """One channel with large weights in front and small ones behind; one that is dead for every input."""
+    """One channel with large weights followed by small ones, and one that is dead for each input."""
     model = nn.Sequential(nn.Conv3d(2, 6, 3, bias=False), nn.ReLU(), nn.Conv3d(6, 4, (1, 3, 3)), nn.ReLU())
     with torch.no_grad():
         model.get_parameter("0.weight")[0] *= 200

@@ -1,4 +1,4 @@
-"""Memory and cycles before any conversion, beside what NXP's converter wrote and what was measured on boards."""
+"""Estimates of memory and cycles before conversion, compared with files of NXP's converter and measurements."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TestTwins:
         [
             ("imxrt700", DS_CNN, 16_000, -0.4),
             ("imxrt700", MOBILENET, 98_304, -0.0),
-            # What N1 stores beside the codes is not fully known: see openneutron/report/weights.py.
+            # Not all data that N1 stores besides the codes are known: see openneutron/report/weights.py.
             ("mcxn94x", DS_CNN, 16_000, -2.2),
             ("mcxn94x", MOBILENET, 98_304, 0.1),
             ("mcxn94x", CIFARNET, 40_960, -1.3),
@@ -76,7 +76,8 @@ def converted(vendor: Path, target: str, model: str) -> Report:
     return inspect(vendor / FOLDERS[target] / f"{model}_npu.tflite")
 
 
-# Percent that the estimate is above what was stated. The MobileNetV1 is one of unknown size, taken for 1.0 at 224.
+# Deviation of the estimate from the published number, in percent. The size of the MobileNetV1 is unknown; 1.0 at 224 is
+# assumed.
 ERRORS: dict[Callable[[], nn.Module], tuple[int, ...]] = {FOMO: (-3, -3), MobileNetV2: (0,), MobileNetV1: (47,)}
 
 
@@ -198,7 +199,7 @@ MEMORY: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]
 
 
 class TestRuntimeMemory:
-    """What ExecuTorch's runtime allocates beside what the NPU needs."""
+    """Memory that ExecuTorch's runtime allocates besides the NPU's memory."""
 
     def program(self, name: str, *, channels_last: bool = False, int8_io: bool = False) -> NeutronProgram:
         build, shape, options = MEMORY[name]
@@ -226,7 +227,7 @@ class TestRuntimeMemory:
         memory, int8 = self.program(name).estimate().memory, self.program(name, int8_io=True).estimate().memory
         assert memory is not None
         assert int8 is not None
-        assert (memory.int8_io_saves > 0) == (name != "a part on the CPU")  # which takes more in the middle
+        assert (memory.int8_io_saves > 0) == (name != "a part on the CPU")  # it needs more memory in the middle
         assert memory.planned_bytes - int8.planned_bytes == pytest.approx(memory.int8_io_saves, abs=64)
         assert int8.int8_io_saves == 0
 

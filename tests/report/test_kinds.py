@@ -1,4 +1,4 @@
-"""Operators of TFLite files whose kind is not known."""
+"""Operators of TFLite files whose kind is unknown."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The host's own quantize and dequantize against ExecuTorch's.
+"""The host runtime's own quantize and dequantize, compared with ExecuTorch's kernels.
 
-A tensor of rank 7 has no kernel of the host's, so a program with such tensors runs ExecuTorch's.
+The host runtime has no own kernel for tensors of rank 7, so a program with such tensors runs ExecuTorch's.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from openneutron.runtime import HostProgram
 
 Shape = tuple[int, ...]
 Grid = tuple[float, int, int, int]  # scale, zero point, quant_min, quant_max
-COUNT = 67  # vectors of every width, and a rest
+COUNT = 67  # vectors of all widths, and a rest
 SHAPES: list[Shape] = [(COUNT,), (COUNT, 1), (3, 5, 7), (2, 3, 5, 7), (2, 1, 3, 5, 7), (1, 2, 3, 1, 5, 7)]
 FORMATS = [*((shape, False) for shape in SHAPES), ((2, 3, 5, 7), True)]
 FALLBACK = (1, 1, 1, 1, 1, 1, COUNT)
 
-# Stand-ins in an exported program, each of which occurs once, so that a program need not be exported per value.
+# Placeholder values in an exported program. Each occurs once, so one export serves all values.
 STAND_INS: Grid = 0.0123456789, -57, -113, 109
 
 only_where_the_host_has_kernels = pytest.mark.skipif(
@@ -87,7 +87,7 @@ SPECIAL = [0.0, -0.0, float("nan"), float("inf"), float("-inf"), 1e-45, -1e-45, 
 SPECIAL += [2.0**62, 2.0**31, -(2.0**31), 2.0**24 + 2, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 127.5, 128.0, -128.5, -129.0]
 scales = st.one_of(
     st.floats(1e-6, 1e3),
-    st.floats(min_value=0, allow_infinity=False),  # also what is 0 or infinite as a float
+    st.floats(min_value=0, allow_infinity=False),  # also values that become 0 or infinity in float
     st.sampled_from([2.0**-7, 0.1, 1.0, -0.25, 1e-300, 1e300, 1e-42]),
 )
 zero_points = st.one_of(st.integers(-128, 127), st.integers(-(2**63), 2**63 - 1))
@@ -96,7 +96,7 @@ lows, highs = st.one_of(st.just(-128), st.integers(-128, 127)), st.one_of(st.jus
 
 @st.composite
 def numbers(draw: st.DrawFn, scale: float) -> torch.Tensor:
-    steps = st.integers(-600, 600).map(lambda half: np.float32(half / 2 * scale))  # halves included
+    steps = st.integers(-600, 600).map(lambda half: np.float32(half / 2 * scale))  # including ties
     anything = st.floats(width=32)
     with np.errstate(all="ignore"):
         values = draw(hnp.arrays(np.float32, COUNT, elements=st.one_of(steps, anything, st.sampled_from(SPECIAL))))
@@ -132,7 +132,7 @@ class TestEqualToExecuTorchs:
 
 
 class TestEqualToTorchs:
-    # Scales that floats have: torch takes the inverse of a double, ExecuTorch that of a float.
+    # Scales that float32 represents exactly: torch inverts a double, ExecuTorch a float.
     @pytest.mark.parametrize("scale", [2.0**-7, float(np.float32(0.1)), float(np.float32(0.0173)), 3.0])
     @pytest.mark.parametrize("limits", [(0, -127, 127), (-128, -128, 127), (19, -128, 100)])
     @pytest.mark.parametrize(("shape", "channels_last"), FORMATS)
@@ -170,7 +170,7 @@ class TestEqualToTorchs:
             assert torch.equal(program._method.call([x])[0], x)
 
 
-# What ends the process in ExecuTorch's kernels is a failure of the run in the host's, which tells one from the other.
+# Inputs that end the process in ExecuTorch's kernels make a run of the host's kernels fail, which shows which one ran.
 WRONG: dict[str, Grid] = {"quantize_per_tensor": (1.0, 0, -129, 127), "dequantize_per_tensor": (1.0, 0, 5, 4)}
 DTYPES = {"quantize_per_tensor": torch.float32, "dequantize_per_tensor": torch.int8}
 
@@ -196,7 +196,7 @@ class TestWhichKernelRuns:
         assert "quant_min or quant_max is no int8" in ended.stderr
 
     def process(self, folder: Path, operator: str, shape: Shape, first: str) -> subprocess.CompletedProcess[str]:
-        """What became of a process that runs what is wrong; `first` is what it imports first."""
+        """Runs an invalid program in a process, and returns the outcome of the process. `first` is the first import."""
         file = folder / "wrong.pte"
         file.write_bytes(pte(operator, shape, WRONG[operator]))
         code = f"""

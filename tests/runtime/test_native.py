@@ -1,4 +1,4 @@
-"""A package without its native module: what works, and what says what to install."""
+"""A package without its native module: functions that work, and errors that name the package to install."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def double_payload(shape: Shape = SHAPE) -> bytes:
 
 
 def single_call(payload: bytes, inputs: int = 1, outputs: int = 1, shape: Shape = SHAPE) -> bytes:
-    """A program that is one call of the payload, all tensors of one shape."""
+    """Returns a program with one call of the payload, with all tensors of one shape."""
     call = Call(payload, tuple(range(inputs)), (shape,) * outputs)
     return pte([call], [blank(shape)] * inputs, range(inputs, inputs + outputs))
 
@@ -117,7 +117,7 @@ class TestNumbers:
             "mlperf_tiny/vww_96_int8.tflite",
             "mlperf_tiny/pretrainedResnet_quant.tflite",
             "mlperf_tiny/str_ww_ref_model.tflite",
-            "vendor/ref/cifarnet_quant_int8.tflite",  # this and the next dequantize their output
+            "vendor/ref/cifarnet_quant_int8.tflite",  # this output and the next are dequantized
             "vendor/ref/mobilenet_v1_0.25_128_quant_int8.tflite",
         ],
     )
@@ -138,7 +138,7 @@ class TestNumbers:
 
 
 class TestFormats:
-    """A flag says that the TFLite tensor is channels last: [N, ..., C] where the argument is [N, C, ...]."""
+    """A flag means that the TFLite tensor is channels last: [N, ..., C] for an argument [N, C, ...]."""
 
     @pytest.mark.parametrize(
         "shape",
@@ -154,7 +154,8 @@ class TestFormats:
         ],
     )
     def test_contiguous_arguments_are_transposed(self, shape: Shape) -> None:
-        # On the unflagged side the program sees the TFLite tensor as it lies, so a transpose too few or too many shows.
+        # Without the flag, the program reads the TFLite tensor's memory unchanged, so a missing transpose changes the
+        # result.
         last = (shape[0], *shape[2:], shape[1])
         tflite = double_model(last)
         calls = [
@@ -177,7 +178,7 @@ class TestFormats:
         assert_equal(program.run(torch.from_numpy(np.moveaxis(x, -1, 1))), [expected])
 
     def test_the_callers_memory_format_does_not_matter(self, doubling: bytes) -> None:
-        # ExecuTorch takes an input's bytes as they lie; run() must bring them into the program's order.
+        # ExecuTorch reads an input's memory unchanged, so run() must convert it to the program's memory format.
         program = HostProgram.from_bytes(doubling)
         x = random_int8(SHAPE)
         expected = litert(double_model(SHAPE), x)
@@ -300,7 +301,7 @@ class TestRefusals:
 
 
 class FakeEngine:
-    """Stands for `runtime.engine.Engine` where a test must hold or break the interpreter."""
+    """Replaces `runtime.engine.Engine` in tests that block or break the interpreter."""
 
     argument_count = 1
     inputs = ()
@@ -353,7 +354,7 @@ class TestEngineFailures:
         program = HostProgram.from_bytes(doubling)
         inputs = [blank(SHAPE)]
         with ThreadPoolExecutor(1) as pool:
-            first = pool.submit(program._method.call, inputs)  # past the lock of run()
+            first = pool.submit(program._method.call, inputs)  # after the lock of run()
             assert entered.wait(30)
             with pytest.raises(RuntimeError):
                 program._method.call(inputs)
@@ -460,7 +461,7 @@ class TestProgram:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_dropped_programs_is_given_back() -> None:
     megabyte = 1 << 20
-    tflite = double_model(SHAPE) + bytes(megabyte)  # a flatbuffer may be followed by anything
+    tflite = double_model(SHAPE) + bytes(megabyte)  # other bytes may follow a flatbuffer
     data = single_call(pack_portable(straight_header(1, 1), tflite))
     x = random_int8(SHAPE)
 
@@ -472,15 +473,15 @@ def test_memory_of_dropped_programs_is_given_back() -> None:
         for _ in range(times):
             HostProgram.from_bytes(data).run(x)
 
-    use(20)  # allocators and caches fill up
+    use(20)  # warm up allocators and caches
     before = resident()
     use(230)
-    # Each program copies its 1 MB of TFLite: a leak of the engine would hold 230 MB, one of 5 % of them 11 MB.
+    # Each program copies 1 MB of TFLite: a leak of the engine would hold 230 MB, a leak in 5 % of the programs 11 MB.
     assert resident() - before < 10 * megabyte
 
 
 def run_python(code: str, *arguments: str) -> str:
-    """Standard output of `code` in a fresh interpreter, which must end well with its programs still alive."""
+    """Returns the standard output of `code` in a new interpreter, which must exit normally while its programs exist."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
     )

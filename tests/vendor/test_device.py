@@ -1,4 +1,4 @@
-"""Device payloads, byte for byte those of ExecuTorch's own code, and `.pte` files compiled later."""
+"""Device payloads equal those of ExecuTorch's own code byte by byte, also for `.pte` files compiled later."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _doubles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def converted(inputs: int, outputs: int) -> bytes:
-    """What the double makes of a graph with that many inputs and outputs."""
+    """Returns what the double makes of a graph with this many inputs and outputs."""
     qparams = QParams.per_tensor(0.1, 0)
     sources, results, ops = [], [], []
     for number in range(max(inputs, outputs)):
@@ -54,7 +54,7 @@ def converted(inputs: int, outputs: int) -> bytes:
 
 @dataclass(frozen=True)
 class Formats:
-    """A shape of converted models: what the double does, and the formats of the graph's inputs and outputs."""
+    """A form of converted models: options of the double, and the formats of the graph's inputs and outputs."""
 
     words: str
     inputs: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""From the NPU's kernels back to the user's lines, by what the double prints as the vendor's converter does."""
+"""Maps the NPU's kernels to the user's source lines, from output that the double prints like the vendor's converter."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_the_inspectors_debug_handles_have_the_users_lines(quantized: QuantizedM
     handles = [delegate["delegate_map"][str(number)] for number in range(len(kernels) + 1)]
     assert handles[-1] == []
     for kernel, found in zip(kernels, handles, strict=False):
-        computed = [node for node in kernel.nodes if node != "output"]  # where a format is converted at the end
+        computed = [node for node in kernel.nodes if node != "output"]  # if a format is converted at the end
         assert len(found) == len(computed)
         assert all(__file__ in node.metadata["stack_trace"] for handle in found for node in nodes[handle])
     assert lowered.buffer == lower(quantized, use_profiling=True, payload="device").buffer

@@ -1,4 +1,4 @@
-"""The bridge to the vendor's converter, against a double with its interface."""
+"""The bridge to the vendor's converter, tested with a double of its interface."""
 
 from __future__ import annotations
 
