@@ -136,6 +136,13 @@ def test_complex_constants_are_refused_by_name(name: str) -> None:
         quantize(Function(rotated, nn.Identity()).eval(), (torch.ones(4, 2),), [torch.ones(4, 2)])
 
 
+def test_negative_padding_between_operators_on_the_cpu_is_refused() -> None:
+    model = Function(lambda layer, x: F.pad(layer(x).prod(0), (-1, 0)), nn.Linear(8, 8)).eval()
+    quantized = quantize(model, (torch.ones(2, 8),), [torch.ones(2, 8)], recover=None)
+    with pytest.raises(ModelError, match=r"pad.*Padding values must be non-negative"):
+        lower(quantized)
+
+
 def test_quantize_refuses_before_calibration() -> None:
     seen: list[int] = []
 

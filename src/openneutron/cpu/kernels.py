@@ -113,10 +113,16 @@ def _is_known(node: Node, names: frozenset[str], *, trusts_table: bool) -> bool:
         return False
     if spec is not None and spec.moves_values:
         return True
-    if any(value.dim() > _USUAL_RANK for value in values):
+    if any(value.dim() > _USUAL_RANK for value in values) or _has_negative_numbers(node):
         return False
     _, name, overload = op_name(node).split(".")
     return (trusts_table and spec is not None) or f"aten::{name}.{_OUT.get(overload, f'{overload}_out')}" in names
+
+
+def _has_negative_numbers(node: Node) -> bool:
+    """Whether a list among the arguments holds a negative number, such as the widths of a pad that crops."""
+    lists = [value for value in node.args if isinstance(value, (list, tuple))]
+    return any(isinstance(number, int) and number < 0 for value in lists for number in value)
 
 
 def _signature(node: Node) -> str:
