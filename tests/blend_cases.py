@@ -42,7 +42,7 @@ def _distances() -> list[Case]:
         _case("cosine_similarity.default", "rows", F.cosine_similarity, *two),
         _case("cosine_similarity.default", "each with each",
               lambda x, y: F.cosine_similarity(x[:, None], y[None], dim=-1), ROWS, (7, 32)),
-        _case("cosine_similarity.default", "one value beside each row",
+        _case("cosine_similarity.default", "one value for each row",
               lambda x, y: F.cosine_similarity(x, y, dim=1), ROWS, (ROWS[0], 1)),
         _case("cosine_similarity.default", "a row and a column", lambda x, y: F.cosine_similarity(x, y, dim=0),
               (ROWS[1],), (ROWS[0], 1)),

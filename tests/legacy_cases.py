@@ -38,8 +38,8 @@ def chain(*layers: nn.Module) -> Callable[[], nn.Module]:
 
 
 LEGACY_REJECTED = (
-    Rejected("convolution", "stacks_its_batch", "", conv(3, 5, 3), ((2, 3, 7, 7),)),
-    Rejected("convolution", "stacks_its_batch", "odd height", conv(3, 5, 1, 2), ((2, 3, 7, 8),)),
+    Rejected("convolution", "has_stackable_batch", "", conv(3, 5, 3), ((2, 3, 7, 7),)),
+    Rejected("convolution", "has_stackable_batch", "odd height", conv(3, 5, 1, 2), ((2, 3, 7, 8),)),
     Rejected("convolution", "merges_groups", "", conv(8192, 2, 3, groups=2), ((1, 8192, 3, 3),)),
     Rejected("adaptive_avg_pool", "averages_aligned_channels", "", lambda: nn.AdaptiveAvgPool2d(1), ((1, 12, 6, 6),),
              padded=True),
@@ -111,12 +111,12 @@ def _moves() -> list[Case]:
     crop = of(lambda x: F.relu(F.pad(x, (-1, 2, 1, -2), value=0.5)))
     return [
         _case("slice.Tensor", "5 of 12", moved(lambda x: x[:, 4:9]), (1, 12, 6, 6)),
-        _case("slice.Tensor", "from behind", moved(lambda x: x[:, :, -5:-1]), (1, 12, 6, 6)),
+        _case("slice.Tensor", "from the end", moved(lambda x: x[:, :, -5:-1]), (1, 12, 6, 6)),
         _case("slice.Tensor", "batch", moved(lambda x: x[1:]), (3, 4, 5)),
         _case("slice.Tensor", "two dimensions", moved(lambda x: x[:, :, 1:5, 2:]), (2, 4, 6, 7)),
         _case(
             "slice.Tensor",
-            "in front of a convolution",
+            "before a convolution",
             lambda: Function(lambda layer, x: layer((x + x)[:, :10]), nn.Conv2d(10, 4, 1)),
             (1, 12, 6, 6),
         ),

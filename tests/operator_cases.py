@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from tests import (
     attention_cases,
     blend_cases,
+    indexing_cases,
     matmul_cases,
-    picking_cases,
     pointwise_cases,
     pooling_cases,
     recurrent_cases,
@@ -64,7 +64,7 @@ def _conv2d() -> list[Case]:
         case("3x3 stride 2 even", (1, 3, 8, 12), 3, 5, 3, stride=2, padding=1),
         case("3x3 stride 2 odd", (1, 3, 9, 13), 3, 5, 3, stride=2, padding=1),
         case("3x3 stride 3", (1, 3, 10, 11), 3, 5, 3, stride=3, padding=1),
-        case("stride skips what is behind", (1, 3, 11, 11), 3, 4, 2, stride=4),
+        case("stride skips the end", (1, 3, 11, 11), 3, 4, 2, stride=4),
         case("unequal", (1, 3, 13, 17), 3, 7, (3, 5), stride=(2, 1), padding=(2, 1), dilation=(1, 2)),
         case("dilation 2", (1, 4, 11, 12), 4, 6, 3, dilation=2, padding=2),
         case("dilation 3 stride 2", (1, 4, 17, 15), 4, 6, 3, dilation=3, stride=2, padding=3),
@@ -480,7 +480,7 @@ CASES: tuple[Case, ...] = (
     *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES, *transposed_cases.CASES, *pooling_cases.CASES,
     *reduction_cases.CASES, *resize_cases.CASES,
     *rounding_cases.CASES, *shape_cases.CASES, *pointwise_cases.CASES, *scatter_cases.CASES,
-    *matmul_cases.CASES, *attention_cases.CASES, *recurrent_cases.CASES, *blend_cases.CASES, *picking_cases.CASES,
+    *matmul_cases.CASES, *attention_cases.CASES, *recurrent_cases.CASES, *blend_cases.CASES, *indexing_cases.CASES,
     *volume_cases.CASES,
 )  # fmt: skip
 
@@ -528,7 +528,7 @@ REJECTED: tuple[Rejected, ...] = (
     *shape_cases.REJECTED,
     *scatter_cases.REJECTED,
     *blend_cases.REJECTED,
-    *picking_cases.REJECTED,
+    *indexing_cases.REJECTED,
     *volume_cases.REJECTED,
     *LEGACY_REJECTED,
 )  # fmt: skip

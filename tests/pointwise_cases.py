@@ -343,8 +343,8 @@ CASES: tuple[Case, ...] = (
 GRANULES, SPLIT = (1, 8, 6, 6), (1, 12, 6, 6)
 
 REJECTED: tuple[Rejected, ...] = (
-    Rejected("add", "has_an_alpha", "", of(lambda x, y: torch.add(x, y, alpha=0)), ((4, 5), (4, 5))),
-    Rejected("sub", "has_an_alpha", "", of(lambda x, y: torch.sub(x, y, alpha=0)), ((4, 5), (4, 5))),
+    Rejected("add", "has_nonzero_alpha", "", of(lambda x, y: torch.add(x, y, alpha=0)), ((4, 5), (4, 5))),
+    Rejected("sub", "has_nonzero_alpha", "", of(lambda x, y: torch.sub(x, y, alpha=0)), ((4, 5), (4, 5))),
     Rejected("clamp", "is_a_relu", "", of(lambda x: x.clamp(-2, 3)), (GRANULES,)),
     Rejected("prelu", "has_aligned_slopes", "", lambda: nn.PReLU(12), (SPLIT,), padded=True),
     Rejected("prelu", "has_aligned_slopes", "one slope", nn.PReLU, (SPLIT,), padded=True),

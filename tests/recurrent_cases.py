@@ -106,7 +106,7 @@ CASES: tuple[Case, ...] = (
     Case("aten.gru.input", "constant state",
          lambda: Function(_constant_state, torch.linspace(-1, 1, HIDDEN).expand(1, BATCH, HIDDEN).contiguous(),
                           nn.GRU(INPUTS, HIDDEN)), ((STEPS, BATCH, INPUTS),)),
-    Case("aten.gru.input", "behind an LSTM", lambda: Function(_stack, nn.LSTM(INPUTS, HIDDEN), nn.GRU(HIDDEN, HIDDEN)),
+    Case("aten.gru.input", "after an LSTM", lambda: Function(_stack, nn.LSTM(INPUTS, HIDDEN), nn.GRU(HIDDEN, HIDDEN)),
          ((STEPS, BATCH, INPUTS),)),
     Case("aten.gru.input", "large inputs", lambda: Function(_given, nn.GRU(INPUTS, HIDDEN)),
          ((STEPS, BATCH, INPUTS),), (0.0, 30.0)),
@@ -128,6 +128,6 @@ def _in_train_mode(
 REJECTED: tuple[Rejected, ...] = (
     Rejected("gru", "has_constant_weights", "", of(_computed_weights),
              ((STEPS, BATCH, INPUTS), (1, BATCH, HIDDEN), (3 * HIDDEN, INPUTS), (3 * HIDDEN, HIDDEN))),
-    Rejected("rnn_tanh", "drops_nothing", "", of(_in_train_mode, *torch.ones(2, HIDDEN, HIDDEN).unbind()),
+    Rejected("rnn_tanh", "has_no_dropout", "", of(_in_train_mode, *torch.ones(2, HIDDEN, HIDDEN).unbind()),
              ((STEPS, BATCH, HIDDEN), (2, BATCH, HIDDEN))),
 )  # fmt: skip

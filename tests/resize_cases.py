@@ -107,8 +107,8 @@ WIDE = (1, 2, 2, 513)
 
 REJECTED = (
     Rejected("upsample_nearest", "grows_by_whole_factors", "", resize(1.5), (IMAGE,), quantized_elsewhere=True),
-    Rejected("upsample_nearest", "grows_at_once", "odd", resize(3.0), (IMAGE,)),
-    Rejected("upsample_nearest", "grows_at_once", "16", resize(16.0), (IMAGE,)),
+    Rejected("upsample_nearest", "grows_by_legacy_factors", "odd", resize(3.0), (IMAGE,)),
+    Rejected("upsample_nearest", "grows_by_legacy_factors", "16", resize(16.0), (IMAGE,)),
     Rejected("upsample_nearest", "has_aligned_channels", "", resize(2.0), ((1, 12, 6, 6),), padded=True),
     Rejected("upsample_nearest by other factors", "has_short_axes", "", resize((2, 600)), (WIDE,)),
     Rejected("upsample_bilinear", "grows_by_native_factors", "", resize(3.0, "bilinear"), (IMAGE,),

@@ -132,7 +132,7 @@ def _stacks() -> list[Case]:
     return [
         both("stack.default", "in front", lambda x, y: torch.stack([x, y])),
         both("stack.default", "channels", lambda x, y: torch.stack([x, y], 1)),
-        both("stack.default", "behind", lambda x, y: torch.stack([x, y], -1)),
+        both("stack.default", "last dimension", lambda x, y: torch.stack([x, y], -1)),
         both("stack.default", "rank 1", lambda x, y: torch.stack([x, y], 1), (5,), (5,)),
         case("stack.default", "of one", lambda x: torch.stack([x], 2)),
         between("stack.default", "interleaved", lambda x: torch.stack([x, x.abs()], 2).flatten(1, 2), 16),
@@ -242,7 +242,7 @@ def _copies() -> list[Case]:
     return [
         case("clone.default", "image", torch.clone),
         case("clone.default", "channels last", lambda x: x.clone(memory_format=last)),
-        case("contiguous.default", "behind a permute", lambda x: x.permute(0, 2, 3, 1).contiguous().view(2, -1)),
+        case("contiguous.default", "after a permute", lambda x: x.permute(0, 2, 3, 1).contiguous().view(2, -1)),
         case("contiguous.default", "channels last", lambda x: x.contiguous(memory_format=last)),
         case("alias.default", "image", aten.alias),
         case("detach.default", "image", torch.detach),
@@ -271,7 +271,7 @@ def _pads() -> list[Case]:
         pad("by many", "replicate", line, 20, 9),
         pad("volume", "replicate", volume, 1, 1, 0, 2, 1, 0),
         pad("image", "circular", IMAGE, 1, 2, 3, 1),
-        pad("line behind", "circular", line, 0, 5),
+        pad("line end", "circular", line, 0, 5),
         pad("volume", "circular", volume, 1, 1, 0, 2, 1, 0),
         between("pad.default", "replicate", lambda x: F.pad(x, (1, 1, 1, 1), "replicate"), 8),
         between("pad.default", "circular", lambda x: F.pad(x, (1, 1, 1, 1), "circular"), 8),

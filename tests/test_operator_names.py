@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from openneutron.ops import DECOMPOSED, HANDLED, OPERATORS, SPECS
-from openneutron.ops.declared import FACTS, NAMES, Declaration, enter
+from openneutron.ops.declared import FACTS, NAMES, Declaration, register
 from openneutron.ops.facts import Facts
 from openneutron.ops.spec import HandledOperator
 
@@ -111,7 +111,7 @@ def test_each_operator_is_declared_for_the_npu_once() -> None:
 def test_facts_of_an_operator_are_stated_once() -> None:
     twice = HandledOperator("another relu", ("aten.relu.default",), Facts(computes_masks=True))
     with pytest.raises(ValueError, match=r"aten\.relu\.default.*'another relu'"):
-        enter([twice])
+        register([twice])
     NAMES.pop("another relu")
     declarations: tuple[Declaration, ...] = (*SPECS, *DECOMPOSED, *HANDLED)
     assert {id(facts) for facts in FACTS.values()} <= {id(declared.facts) for declared in declarations}

@@ -103,7 +103,7 @@ CASES = (
 
 
 def legacy(label: str, shape: Shape, *args: Any, **options: Any) -> Rejected:
-    return Rejected("transposed convolution", "is_a_row", label, transposed(2, *args, **options), (shape,))
+    return Rejected("transposed convolution", "has_legacy_geometry", label, transposed(2, *args, **options), (shape,))
 
 
 ROW = (1, 8, 4, 8)

@@ -84,7 +84,9 @@ class TestRules:
         both = net.op(CONCATENATION, [net.relu(x), net.add(x, x)], (1, 2, 4, 8), axis=2, **NO_ACTIVATION)
         assert "PAD" not in absorbed(net.returns(net.first(both, 5)))
 
-    @pytest.mark.parametrize("reader", ["output", "slice of more", "concatenation", "convolution", "slice from behind"])
+    @pytest.mark.parametrize(
+        "reader", ["output", "slice of more", "concatenation", "convolution", "slice from the end"]
+    )
     def test_rule_1_not_where_a_result_depends_on_the_padding(self, reader: str) -> None:
         net = Channels()
         x = net.pad(net.first(net.pool(net.input(1, 2, 2, 8)), 5), 8)
@@ -94,7 +96,7 @@ class TestRules:
             x = net.first(net.op(CONCATENATION, [x, x], (1, 2, 2, 16), axis=3, **NO_ACTIVATION), 5)
         elif reader == "convolution":
             x = net.conv(x, 4)
-        elif reader == "slice from behind":
+        elif reader == "slice from the end":
             x = net.first(x, 2, begin=5)
         assert "PAD" in absorbed(net.returns(x))
 

@@ -81,9 +81,7 @@ SPELLINGS = (
     Spelling("masked_fill -inf", "bool", lambda s, m: s.masked_fill(~m[:, None, None], -math.inf)),
     Spelling("masked_fill -1e9", "int", lambda s, m: s.masked_fill(m[:, None, None] == 0, -1e9)),
     Spelling("masked_fill -999", "float", lambda s, m: s.masked_fill(m[:, None, None] == 0, -999.0)),
-    Spelling(
-        "views behind it", "int", lambda s, m: s.masked_fill(m[:, None, None] == 0, -1e4).flatten(0, 1).view_as(s)
-    ),
+    Spelling("views after it", "int", lambda s, m: s.masked_fill(m[:, None, None] == 0, -1e4).flatten(0, 1).view_as(s)),
     Spelling("where scores", "bool", lambda s, m: torch.where(m[:, None, None], s, LOWEST)),
     Spelling("where numbers", "bool", lambda s, m: torch.where(~m[:, None, None], torch.full_like(s, -1e4), s)),
     Spelling("and causal", "bool", lambda s, m: s.masked_fill(~(CAUSAL & m[:, None, None]), -math.inf)),

@@ -23,8 +23,8 @@ from openneutron import QuantizedModel, targets
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.fx import op_name
 from openneutron.ops import OPERATORS
+from openneutron.ops.channel_alignment import Padded, pad_to_alignment
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.padding import Padded, pad_to_alignment
 from openneutron.ops.spec import Constraint, legacy_constraint
 from openneutron.partition.placing import Placement, placement
 from openneutron.targets import TARGETS, Generation

@@ -34,11 +34,11 @@ LAST = torch.channels_last
 class ComputeQuantizer(Quantizer):  # type: ignore[misc]
     """Quantizes inputs and outputs of convolutions, linears and sums only.
 
-    With `yields=False`, outputs are quantized by their readers, as quantizers for x86 do.
+    With `quantizes_outputs=False`, outputs are quantized by their readers, as quantizers for x86 do.
     """
 
-    def __init__(self, *, yields: bool) -> None:
-        self.yields = yields
+    def __init__(self, *, quantizes_outputs: bool) -> None:
+        self.quantizes_outputs = quantizes_outputs
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
@@ -53,7 +53,7 @@ class ComputeQuantizer(Quantizer):  # type: ignore[misc]
 
     def _annotate(self, node: Node, edges: Any) -> None:
         is_last = any(user.op == "output" for user in node.users)
-        output = self._activation(node) if self.yields or is_last else None
+        output = self._activation(node) if self.quantizes_outputs or is_last else None
         node.meta["quantization_annotation"] = QuantizationAnnotation(edges, output, _annotated=True)
 
     def _activation(self, node: Node) -> Any:
@@ -71,10 +71,14 @@ class ComputeQuantizer(Quantizer):  # type: ignore[misc]
         }
 
 
-def foreign(function: Callable[..., Any], parts: Callable[[], list[nn.Module]], *, yields: bool) -> GraphModule:
+def foreign(
+    function: Callable[..., Any], parts: Callable[[], list[nn.Module]], *, quantizes_outputs: bool
+) -> GraphModule:
     model = seeded(lambda: Function(function, *parts()))
     inputs = (torch.randn(IMAGE, generator=torch.Generator().manual_seed(0)),)
-    prepared = prepare_pt2e(torch.export.export(model, inputs).module(), ComputeQuantizer(yields=yields))
+    prepared = prepare_pt2e(
+        torch.export.export(model, inputs).module(), ComputeQuantizer(quantizes_outputs=quantizes_outputs)
+    )
     prepared(*inputs)
     converted: GraphModule = convert_pt2e(prepared)
     return converted
@@ -119,22 +123,24 @@ MOVES: dict[str, tuple[Move, int]] = {
 }
 
 
-@pytest.mark.parametrize("yields", [True, False], ids=["quantized in front", "quantized behind"])
+@pytest.mark.parametrize("quantizes_outputs", [True, False], ids=["quantized before", "quantized after"])
 @pytest.mark.parametrize("move", MOVES)
-def test_a_move_between_convolutions_is_in_their_delegate(move: str, *, yields: bool) -> None:
+def test_a_move_between_convolutions_is_in_their_delegate(move: str, *, quantizes_outputs: bool) -> None:
     function, channels = MOVES[move]
-    converted = foreign(lambda a, b, x: b(function(a(x))), two_convolutions(channels), yields=yields)
+    converted = foreign(
+        lambda a, b, x: b(function(a(x))), two_convolutions(channels), quantizes_outputs=quantizes_outputs
+    )
     lowered = checked(converted)
     assert (lowered.delegates, lowered.cpu) == (1, [])
     assert {row.where for row in placed(converted).rows} == {"npu"}
 
 
-@pytest.mark.parametrize("yields", [True, False])
-def test_flattened_for_a_linear(*, yields: bool) -> None:
+@pytest.mark.parametrize("quantizes_outputs", [True, False])
+def test_flattened_for_a_linear(*, quantizes_outputs: bool) -> None:
     def parts() -> list[nn.Module]:
         return [nn.Conv2d(4, 8, 3, padding=1), nn.Linear(512, 5)]
 
-    lowered = checked(foreign(lambda a, b, x: b(a(x).flatten(1)), parts, yields=yields))
+    lowered = checked(foreign(lambda a, b, x: b(a(x).flatten(1)), parts, quantizes_outputs=quantizes_outputs))
     assert (lowered.delegates, lowered.cpu) == (1, [])
 
 
@@ -142,7 +148,7 @@ def test_at_the_ends_too() -> None:
     def function(a: Any, b: Any, x: torch.Tensor) -> Any:
         return b(a(x.transpose(2, 3))).permute(0, 2, 3, 1)
 
-    lowered = checked(foreign(function, two_convolutions(), yields=True))
+    lowered = checked(foreign(function, two_convolutions(), quantizes_outputs=True))
     assert (lowered.delegates, lowered.cpu) == (1, [])
 
 
@@ -151,9 +157,9 @@ def test_readers_of_several_kinds() -> None:
         y = a(x).clone()
         return b(y) + y[:, :4], y.exp()
 
-    lowered = checked(foreign(lambda a, b, x: function(a, b, x)[0], two_convolutions(), yields=True))
+    lowered = checked(foreign(lambda a, b, x: function(a, b, x)[0], two_convolutions(), quantizes_outputs=True))
     assert (lowered.delegates, lowered.cpu) == (1, [])
-    both = foreign(function, two_convolutions(), yields=True)
+    both = foreign(function, two_convolutions(), quantizes_outputs=True)
     rows = placed(both).rows
     assert [row.op for row in rows if row.where == "cpu"] == ["aten.exp.default"]
     assert len(placed(both).partitions) == 1
@@ -166,7 +172,7 @@ def test_unequal_scales_are_requantized() -> None:
     def parts() -> list[nn.Module]:
         return [*two_convolutions(16)(), nn.Conv2d(4, 8, 1)]
 
-    converted = foreign(function, parts, yields=True)
+    converted = foreign(function, parts, quantizes_outputs=True)
     inputs = (torch.randn(IMAGE),)
     lowered = lower_documented(converted, inputs)
     assert lowered.delegates == 1
@@ -178,7 +184,9 @@ def test_unequal_scales_are_requantized() -> None:
 
 
 def test_a_value_that_int8_rounds_is_not_moved_across() -> None:
-    converted = foreign(lambda a, b, x: b(F.pad(a(x), (1, 1), value=0.123)), two_convolutions(), yields=False)
+    converted = foreign(
+        lambda a, b, x: b(F.pad(a(x), (1, 1), value=0.123)), two_convolutions(), quantizes_outputs=False
+    )
     program = exported(converted)
     assert propagate_qdq(program, CompileOptions()).program is program
     reasons = {row.node: row.reason for row in placed(converted).rows}
@@ -186,7 +194,7 @@ def test_a_value_that_int8_rounds_is_not_moved_across() -> None:
 
 
 def test_a_step_that_no_quantizer_of_ours_wrote_has_a_reason() -> None:
-    converted = foreign(lambda a, b, x: b(a(x)[:, :, ::2]), two_convolutions(), yields=True)
+    converted = foreign(lambda a, b, x: b(a(x)[:, :, ::2]), two_convolutions(), quantizes_outputs=True)
     (row,) = (row for row in placed(converted).rows if row.where == "cpu")
     assert (row.op, len(placed(converted).partitions)) == ("aten.slice_copy.Tensor", 2)
     assert row.reason == "imxrt700 takes slice only if: The step is 1."
@@ -198,7 +206,7 @@ def test_outputs_of_a_split_have_one_reason() -> None:
         first, second = a(x).chunk(2, 1)
         return b(torch.cat([second, first], 1))
 
-    converted = foreign(function, two_convolutions(), yields=True)
+    converted = foreign(function, two_convolutions(), quantizes_outputs=True)
     rows = [row for row in placed(converted).rows if row.where == "cpu"]
     assert [row.op for row in rows] == ["aten.chunk.default"]
     assert checked(converted).delegates == 2
@@ -210,7 +218,7 @@ def test_quantization_that_nothing_on_the_npu_needs_is_not_written() -> None:
     def function(a: Any, b: Any, x: torch.Tensor) -> Any:
         return b(a(x)).clone().flatten(1).exp()
 
-    converted = foreign(function, two_convolutions(), yields=True)
+    converted = foreign(function, two_convolutions(), quantizes_outputs=True)
     program = exported(converted)
     before = [op_name(node) for node in program.graph.nodes]
     blocked = CompileOptions(operators_not_to_delegate=("aten.clone", "aten.flatten", "aten.conv2d"))
@@ -230,7 +238,9 @@ def test_our_own_quantizer_leaves_no_islands() -> None:
 
 
 def test_the_program_itself_stays_as_it_is() -> None:
-    converted = foreign(lambda a, b, x: b(a(x).to(memory_format=LAST).clone()), two_convolutions(), yields=True)
+    converted = foreign(
+        lambda a, b, x: b(a(x).to(memory_format=LAST).clone()), two_convolutions(), quantizes_outputs=True
+    )
     program = exported(converted)
     code = program.graph_module.code
     bridged = propagate_qdq(program, CompileOptions())
@@ -257,7 +267,7 @@ STEPS: dict[str, Callable[..., torch.Tensor]] = {
     st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=8),
     st.booleans(),
 )
-def test_numbers_stay_the_same_to_the_bit(steps: list[tuple[str, int, int]], yields: bool) -> None:
+def test_numbers_stay_the_same_to_the_bit(steps: list[tuple[str, int, int]], quantizes_outputs: bool) -> None:
     """A quantized program without islands returns the same values before and after Q/DQ propagation."""
 
     def function(layer: Any, x: torch.Tensor) -> torch.Tensor:
@@ -268,7 +278,7 @@ def test_numbers_stay_the_same_to_the_bit(steps: list[tuple[str, int, int]], yie
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        converted = foreign(function, lambda: [nn.Conv2d(4, 4, 3, padding=1)], yields=yields)
+        converted = foreign(function, lambda: [nn.Conv2d(4, 4, 3, padding=1)], quantizes_outputs=quantizes_outputs)
     program, inputs = exported(converted), (torch.randn(IMAGE),)
     bridged = place(program, CompileOptions()).program
     bridged.graph.lint()

@@ -319,7 +319,7 @@ class TestFoldNormAffine:
             lambda m, x: m.l(m.n(x).reshape(3, 3, 4)),
             lambda m, x: m.l(m.n(x).permute(1, 0, 2).flatten(0, 1)),
         ],
-        ids=["one", "two", "rms", "behind a transpose", "behind a reshape", "behind several"],
+        ids=["one", "two", "rms", "after a transpose", "after a reshape", "after several"],
     )
     def test_fires(self, function: Function) -> None:
         module = after(passes.fold_norm_affine, self.model(function), tokens())

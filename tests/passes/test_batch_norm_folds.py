@@ -122,7 +122,7 @@ SPECIAL = (
     Case("conv1d of one sample", lambda: nn.Sequential(nn.Conv1d(4, 6, 3, padding=1), bn1(8)), (4, 8), True),
     Case("conv2d of one sample", lambda: nn.Sequential(conv(), bn1(6)), (4, 6, 8), True),
     Case("keyword arguments", lambda: Model(keyword_arguments, c=nn.Linear(4, 4), b=bn1(4)), VECTOR, False),
-    Case("behind a relu", lambda: nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), bn1(4)), VECTOR, False),
+    Case("after a relu", lambda: nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), bn1(4)), VECTOR, False),
     Case("in front", lambda: nn.Sequential(bn1(4), nn.Linear(4, 4, bias=False)), VECTOR, False),
     Case("dropout between", lambda: nn.Sequential(nn.Linear(4, 4, bias=False), nn.Dropout(), bn1(4)), VECTOR, False),
 )  # fmt: skip

@@ -48,7 +48,7 @@ def weights(module: GraphModule) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Hardtanh], ids=["relu", "relu6", "hardtanh_-1_1"])
-@pytest.mark.parametrize("bias", [-0.5, 0.5], ids=["silent", "constant"])
+@pytest.mark.parametrize("bias", [-0.5, 0.5], ids=["inactive", "constant"])
 def test_rule_1_and_2_need_a_zero_activation(activation: Callable[[], nn.Module], bias: float) -> None:
     fires = activation is not nn.Hardtanh and bias < 0
     model = seeded(lambda: Chain(frozenset({1, 4}), activation, bias))

@@ -27,7 +27,7 @@ MOVED: dict[str, Masked] = {
     "views": lambda s, m: (s.masked_fill(~m, -1e4).flatten(0, 1)[None] * 0.5).softmax(-1),
     "computed sum": lambda s, m: ((s + (1 - m.float()) * -1e4) / 8).softmax(-1),
     "constant sum": lambda s, m: ((s + (~KEEP) * -1e4) * 0.25).softmax(-1) * m,
-    "mask behind it": lambda s, m: (s.masked_fill(~m, -1e4) / 8).masked_fill(~KEEP, -1e4).softmax(-1),
+    "mask after it": lambda s, m: (s.masked_fill(~m, -1e4) / 8).masked_fill(~KEEP, -1e4).softmax(-1),
 }
 KEPT: dict[str, Masked] = {
     "no softmax": lambda s, m: s.masked_fill(~m, -1e4) * 0.5,

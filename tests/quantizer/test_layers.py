@@ -242,7 +242,7 @@ class TestFloat:
             (lambda m, x: m.a(m.c(x)) + torch.tanh(m.c(x)), "a", ["aten.tanh.default"]),
             (lambda m, x: m.c(x) * F.relu6(m.c(x) + 3) / 6, "aten.div.Tensor", ["aten.div.Tensor"]),
         ],
-        ids=["product", "sums", "behind a concatenation", "the same twice", "the end of a hardswish"],
+        ids=["product", "sums", "after a concatenation", "the same twice", "the end of a hardswish"],
     )
     def test_what_passes_would_merge_stays_apart(self, function: Any, name: str, left: list[str]) -> None:
         class Merged(nn.Module):

@@ -75,7 +75,7 @@ IN_FLOAT: dict[str, Case] = {
     "along channels": (lambda b, s, *_: torch.cat([b, s.sigmoid()], 1), halves(1), {CAT}),
     "both fixed": (lambda b, s, *_: torch.cat([(b / 300).tanh(), s.softmax(1)], 1), halves(1), {CAT}),
     "moved before": (lambda b, s, *_: torch.cat([b.flatten(2), s.sigmoid().flatten(2)], 1), halves(1), {CAT}),
-    "moved behind": (
+    "moved after": (
         lambda b, s, *_: torch.cat([b, s.sigmoid()], 1).flatten(2).transpose(1, 2), halves(2), {CAT, VIEW, PERMUTE},
     ),
     "stack": (lambda b, s, *_: torch.stack([b, s.softmax(1)], 1), halves(1), {CAT, VIEW}),
@@ -145,7 +145,7 @@ def test_the_documented_flow(name: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("recover", ["fast", "auto"])
-@pytest.mark.parametrize("name", ["moved behind", "computed with too"])
+@pytest.mark.parametrize("name", ["moved after", "computed with too"])
 def test_recovery(name: str, recover: str) -> None:
     model, inputs = built(name)
     quantized = quantize(model, inputs[0], inputs, recover=recover)

@@ -56,8 +56,8 @@ def outliers(values: Tensor, count: int, size: float) -> Tensor:
 
 STREAMS: dict[str, Tensor] = {
     "normal": random(3000),
-    "behind a relu": random(3000).relu(),
-    "behind a relu6": (random(3000) * 4).clamp(0, 6),
+    "after a relu": random(3000).relu(),
+    "after a relu6": (random(3000) * 4).clamp(0, 6),
     "negative": -random(3000).abs(),
     "skewed": random(3000).exp() - 1.5,
     "an outlier": outliers(random(3000), 1, 40.0),
@@ -129,7 +129,7 @@ class TestRanges:
         below = max(math.ceil((100 - percentile) / 100 * len(every) - 1e-6) - 1, 0)
         assert (low, high) == (float(every[below]), float(every[above]))
 
-    @pytest.mark.parametrize("name", ["normal", "behind a relu", "an outlier", "heavy tails", "skewed"])
+    @pytest.mark.parametrize("name", ["normal", "after a relu", "an outlier", "heavy tails", "skewed"])
     def test_entropy_is_as_good_as_brute_force(self, name: str) -> None:
         values = STREAMS[name]
         low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))

@@ -14,6 +14,7 @@ from openneutron.ops import (
     elementwise,
     functions,
     handled,
+    indexing,
     interpolation,
     linear,
     masks,
@@ -21,7 +22,6 @@ from openneutron.ops import (
     norms,
     pads,
     patches,
-    picking,
     pooling,
     pooling_decompositions,
     rearranging,
@@ -38,7 +38,7 @@ from openneutron.ops import (
     volume_transposed,
     volumes,
 )
-from openneutron.ops.declared import enter, facts_of, is_op, is_view, layer_kind
+from openneutron.ops.declared import facts_of, is_op, is_view, layer_kind, register
 from openneutron.ops.decomposition import Decomposition
 from openneutron.ops.facts import Facts, LayerKind, Movement
 from openneutron.ops.spec import HandledOperator, OpSpec
@@ -85,7 +85,7 @@ DECOMPOSED: tuple[Decomposition, ...] = (
     *blends.DECOMPOSED,
     *comparisons.DECOMPOSED,
     *distances.DECOMPOSED,
-    *picking.DECOMPOSED,
+    *indexing.DECOMPOSED,
     *patches.DECOMPOSED,
     *volume_transposed.DECOMPOSED,
     *volumes.DECOMPOSED,
@@ -102,4 +102,4 @@ HANDLED: tuple[HandledOperator, ...] = (*handled.HANDLED, *shapes.HANDLED)
 DECLARED: tuple[OpSpec | Decomposition, ...] = (*SPECS, *DECOMPOSED)
 """All declarations with constraints: operators that the NPU runs, and decompositions."""
 
-enter((*SPECS, *DECOMPOSED, *HANDLED))
+register((*SPECS, *DECOMPOSED, *HANDLED))

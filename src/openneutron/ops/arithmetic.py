@@ -11,7 +11,7 @@ from openneutron.ir.kinds import EXP, HARD_SWISH, LEAKY_RELU, LOG, MAXIMUM, MINI
 from openneutron.ops.elementwise import (
     element_macs,
     expands_few_dimensions,
-    has_an_alpha,
+    has_nonzero_alpha,
     has_one_full_operand,
     lower_sub,
     operands_of,
@@ -129,7 +129,7 @@ SPECS = (
         edge_targets=("aten.sub.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
-        constraints=(has_an_alpha, expands_few_dimensions, has_one_full_operand),
+        constraints=(has_nonzero_alpha, expands_few_dimensions, has_one_full_operand),
         lower=lower_sub,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,

@@ -19,7 +19,7 @@ from openneutron.ops.masks import HIDDEN, add_and_hide, hide_unless, hides_from_
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
-__all__ = ["DECOMPOSED", "WIDE_SOFTMAX", "is_difference_of_scores", "note_difference_of_scores"]
+__all__ = ["DECOMPOSED", "WIDE_SOFTMAX", "is_difference_of_scores", "mark_difference_of_scores"]
 
 aten = torch.ops.aten
 
@@ -29,18 +29,18 @@ WIDE_SOFTMAX = 256
 _DIFFERENCE_OF_SCORES = "openneutron.difference_of_scores"
 
 
-def note_difference_of_scores(node: Node) -> None:
+def mark_difference_of_scores(node: Node) -> None:
     """Marks `node`, an input of exp, as scores from which the largest score of their row was subtracted."""
     note(node, _DIFFERENCE_OF_SCORES, True)
 
 
 def is_difference_of_scores(node: Node) -> bool:
-    """Whether `note_difference_of_scores` marked `node`."""
+    """Whether `mark_difference_of_scores` marked `node`."""
     return bool(noted(node, _DIFFERENCE_OF_SCORES))
 
 
 @constraint
-def drops_nothing(instance: OpInstance) -> bool:
+def has_no_dropout(instance: OpInstance) -> bool:
     """dropout_p is 0."""
     return bool(instance.args["dropout_p"] == 0)
 
@@ -134,7 +134,7 @@ DECOMPOSED = (
         targets=("aten.scaled_dot_product_attention.default",),
         rewrite=_attention,
         becomes="mul, bmm, softmax, bmm; minimum for a mask that hides keys, add for other masks",
-        constraints=(drops_nothing,),
+        constraints=(has_no_dropout,),
     ),
     Decomposition(
         name="softmax of many rows",

@@ -268,7 +268,7 @@ def _threshold(rewriting: Rewriting) -> Node:
 
 
 @constraint
-def puts_in_a_small_number(instance: OpInstance) -> bool:
+def fills_in_a_small_number(instance: OpInstance) -> bool:
     """`value`, which replaces inputs up to the threshold, is at most {MAX_FILL:g} in magnitude."""
     return bool(abs(instance.args["value"]) <= MAX_FILL)
 
@@ -314,7 +314,7 @@ DECOMPOSED = (
         name="threshold",
         targets=("aten.threshold.default",),
         rewrite=_threshold,
-        constraints=(puts_in_a_small_number,),
+        constraints=(fills_in_a_small_number,),
         becomes="relu or clamp if `value` equals `threshold`, else sub, sign, relu, mul; also sub and add for a "
         "`value` other than 0",
     ),

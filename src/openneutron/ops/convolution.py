@@ -108,7 +108,7 @@ def _windows(instance: OpInstance) -> tuple[Window, Window]:
 
 
 @legacy_constraint
-def stacks_its_batch(instance: OpInstance) -> bool:
+def has_stackable_batch(instance: OpInstance) -> bool:
     """The batch size is 1, or the images of the batch can be stacked to one image: the kernel height is at most the
     vertical stride, the height is a multiple of the stride, and there is no vertical padding. Other batches cannot be
     split, because the legacy generation cannot concatenate batches.
@@ -288,7 +288,7 @@ SPECS = (
             has_a_batch,
             has_supported_geometry,
             fits_accumulation,
-            stacks_its_batch,
+            has_stackable_batch,
             merges_groups,
         ),
         lower=lower_convolution,

@@ -15,10 +15,7 @@ from torch.fx import Node
 from openneutron.core.fx import op_name
 from openneutron.ops.facts import UNKNOWN, Facts, LayerKind
 
-__all__ = [
-    "FACTS", "NAMES", "Declaration", "enter", "facts_of", "is_op", "is_view",
-    "layer_kind", "overload_of",
-]  # fmt: skip
+__all__ = ["FACTS", "NAMES", "Declaration", "facts_of", "is_op", "is_view", "layer_kind", "overload_of", "register"]
 
 FACTS: dict[str, Facts] = {}
 """Facts by the qualified name of the ATen operator."""
@@ -43,7 +40,7 @@ class Declaration(Protocol):
         """The facts about these operators that passes read."""
 
 
-def enter(declarations: Iterable[Declaration]) -> None:
+def register(declarations: Iterable[Declaration]) -> None:
     """Adds declarations to the tables. Raises `ValueError` if two declarations state facts about one operator."""
     for declared in declarations:
         targets = (*declared.targets, *getattr(declared, "scalar_targets", ()))

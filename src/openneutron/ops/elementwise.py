@@ -181,7 +181,7 @@ def _times(lowering: Lowering, tensor: Tensor, factor: float) -> Tensor:
 
 
 @constraint
-def has_an_alpha(instance: OpInstance) -> bool:
+def has_nonzero_alpha(instance: OpInstance) -> bool:
     """alpha is not 0."""
     return bool(instance.args["alpha"] != 0)
 
@@ -288,7 +288,7 @@ SPECS = (
         edge_targets=("aten.add.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
-        constraints=(has_an_alpha, expands_few_dimensions, has_one_full_operand),
+        constraints=(has_nonzero_alpha, expands_few_dimensions, has_one_full_operand),
         lower=lower_add,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,

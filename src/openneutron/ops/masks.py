@@ -28,7 +28,7 @@ from openneutron.ops.spec import constraint
 __all__ = [
     "DECOMPOSED", "HIDDEN", "HIDDEN_AT_RUN_TIME", "HIDDEN_FROM_SOFTMAX", "HIDDEN_SUM", "MASK_REASON", "NEUTRAL",
     "add_and_hide", "fill", "fill_at_run_time", "hide_unless", "hides_at_run_time",
-    "hides_from_softmax", "is_made_for_a_mask", "note_made_for_a_mask", "only_softmax_reads", "saturates",
+    "hides_from_softmax", "is_mask_computation", "mark_mask_computation", "only_softmax_reads", "saturates",
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -90,13 +90,13 @@ def hides_from_softmax(numbers: torch.Tensor) -> torch.Tensor:
     return hidden | (below_others & (numbers <= HIDDEN_AT_RUN_TIME))
 
 
-def note_made_for_a_mask(node: Node) -> None:
+def mark_mask_computation(node: Node) -> None:
     """Marks `node`, which computes a mask from the model's inputs, to be computed in float."""
     note(node, _MADE_FOR_A_MASK, True)
 
 
-def is_made_for_a_mask(node: Node) -> bool:
-    """Whether `note_made_for_a_mask` marked `node`."""
+def is_mask_computation(node: Node) -> bool:
+    """Whether `mark_mask_computation` marked `node`."""
     return bool(noted(node, _MADE_FOR_A_MASK))
 
 
@@ -120,7 +120,7 @@ def _choice(rewriting: Rewriting, mask: Node, chosen: float, other: float) -> No
     """Returns `chosen` for true elements of `mask`, and `other` for false ones; computed in float on the CPU."""
     numbers = (rewriting.constant(torch.tensor(number)) for number in (chosen, other))
     made = rewriting.call(aten.where.self, mask, *numbers)
-    note_made_for_a_mask(made)
+    mark_mask_computation(made)
     return made
 
 

@@ -125,7 +125,7 @@ def _has_a_constant_matrix(instance: OpInstance) -> bool:
     return any(instance.is_constant(side) and _is_one_matrix(side) for side in sides)
 
 
-def _is_no_linear(instance: OpInstance) -> bool:
+def _is_not_a_linear(instance: OpInstance) -> bool:
     spec = LINEARS[op_name(instance.node)]
     constants = filter(None, (spec.weight, spec.bias))
     return not instance.reads_constants(*constants) or bool(spec.rejections(instance, Generation.MODERN))
@@ -200,7 +200,7 @@ DECOMPOSED = (
         name="mm of computed values",
         targets=("aten.mm.default",),
         rewrite=_matmul,
-        applies=_is_no_linear,
+        applies=_is_not_a_linear,
         becomes=AS_BMM,
     ),
     Decomposition(
@@ -214,14 +214,14 @@ DECOMPOSED = (
         name="linear with a computed weight, or with a weight that is not a matrix",
         targets=("aten.linear.default",),
         rewrite=_linear,
-        applies=_is_no_linear,
+        applies=_is_not_a_linear,
         becomes="bmm, add",
     ),
     Decomposition(
         name="addmm with alpha, beta, or computed values",
         targets=("aten.addmm.default",),
         rewrite=_sum_with_product,
-        applies=_is_no_linear,
+        applies=_is_not_a_linear,
         becomes=AS_SUM,
     ),
     Decomposition(

@@ -60,9 +60,9 @@ def pads_without_copies(instance: OpInstance) -> bool:
 
 def _cropped(lowering: Lowering, inputs: Tensor, paddings: Sequence[tuple[int, int]]) -> Tensor:
     """Emits a SLICE for negative padding."""
-    begin = tuple(max(0, -front) for front, _ in paddings)
+    begin = tuple(max(0, -low) for low, _ in paddings)
     size = tuple(
-        length + min(0, front) + min(0, behind) for length, (front, behind) in zip(inputs.shape, paddings, strict=True)
+        length + min(0, low) + min(0, high) for length, (low, high) in zip(inputs.shape, paddings, strict=True)
     )
     return slice_tensor(lowering, inputs, begin, size)
 
@@ -73,7 +73,7 @@ def lower_pad(lowering: Lowering) -> Tensor:
     """
     paddings = _paddings(lowering.instance)
     inputs = _cropped(lowering, lowering.tensor("self"), paddings)
-    paddings = tuple((max(0, front), max(0, behind)) for front, behind in paddings)
+    paddings = tuple((max(0, low), max(0, high)) for low, high in paddings)
     if not any(width for pair in paddings for width in pair):
         return inputs
     mode = _mode(lowering.instance)
@@ -81,8 +81,8 @@ def lower_pad(lowering: Lowering) -> Tensor:
         return lowering.emit(MIRROR_PAD, [inputs], lowering.shape, paddings=paddings, mode="REFLECT")
     if mode != "constant":
         edges = _replicated if mode == "replicate" else _wrapped
-        for dim, (front, behind) in enumerate(paddings):
-            before, after = edges(lowering, inputs, dim, front, behind)
+        for dim, (low, high) in enumerate(paddings):
+            before, after = edges(lowering, inputs, dim, low, high)
             inputs = concat(lowering, [*before, inputs, *after], dim)
         return inputs
     code = lowering.output.quantize(_pad_value(lowering.instance))
@@ -92,19 +92,19 @@ def lower_pad(lowering: Lowering) -> Tensor:
     return lowering.emit(PADV2, [inputs, value], lowering.shape, paddings=paddings)
 
 
-def _replicated(lowering: Lowering, inputs: Tensor, dim: int, front: int, behind: int) -> tuple[list[Tensor], ...]:
-    """Returns the first index of a dimension `front` times, and the last index `behind` times."""
+def _replicated(lowering: Lowering, inputs: Tensor, dim: int, low: int, high: int) -> tuple[list[Tensor], ...]:
+    """Returns the first index of a dimension `low` times, and the last index `high` times."""
     last = inputs.shape[dim] - 1
-    before = [concat_copies(lowering, slice_dim(lowering, inputs, dim, 0, 1), dim, front)] if front else []
-    after = [concat_copies(lowering, slice_dim(lowering, inputs, dim, last, 1), dim, behind)] if behind else []
+    before = [concat_copies(lowering, slice_dim(lowering, inputs, dim, 0, 1), dim, low)] if low else []
+    after = [concat_copies(lowering, slice_dim(lowering, inputs, dim, last, 1), dim, high)] if high else []
     return before, after
 
 
-def _wrapped(lowering: Lowering, inputs: Tensor, dim: int, front: int, behind: int) -> tuple[list[Tensor], ...]:
-    """Returns the last `front` indices of a dimension, and the first `behind` ones."""
+def _wrapped(lowering: Lowering, inputs: Tensor, dim: int, low: int, high: int) -> tuple[list[Tensor], ...]:
+    """Returns the last `low` indices of a dimension, and the first `high` ones."""
     size = inputs.shape[dim]
-    before = [slice_dim(lowering, inputs, dim, size - front, front)] if front else []
-    after = [slice_dim(lowering, inputs, dim, 0, behind)] if behind else []
+    before = [slice_dim(lowering, inputs, dim, size - low, low)] if low else []
+    after = [slice_dim(lowering, inputs, dim, 0, high)] if high else []
     return before, after
 
 

@@ -15,7 +15,7 @@ __all__ = ["DECOMPOSED"]
 
 aten = torch.ops.aten
 
-MAX_PIECES = 64
+MAX_PARTS = 64
 
 
 def _overlaps(instance: OpInstance) -> bool:
@@ -23,9 +23,9 @@ def _overlaps(instance: OpInstance) -> bool:
 
 
 @constraint
-def unfolds_in_few_pieces(instance: OpInstance) -> bool:
-    """Its windows are at most {MAX_PIECES} steps long."""
-    return bool(-(-instance.args["size"] // instance.args["step"]) <= MAX_PIECES)
+def unfolds_in_few_parts(instance: OpInstance) -> bool:
+    """Its windows are at most {MAX_PARTS} steps long."""
+    return bool(-(-instance.args["size"] // instance.args["step"]) <= MAX_PARTS)
 
 
 def _unfold(rewriting: Rewriting) -> Node:
@@ -33,19 +33,19 @@ def _unfold(rewriting: Rewriting) -> Node:
     values, instance = rewriting.args["self"], rewriting.instance
     size, step = rewriting.args["size"], rewriting.args["step"]
     dim = rewriting.args["dimension"] % len(instance.shape_of("self"))
-    windows, pieces = instance.shape[dim], -(-size // step)
+    windows, count = instance.shape[dim], -(-size // step)
     shape = instance.shape_of("self")
-    before, length, behind = shape[:dim], shape[dim], shape[dim + 1 :]
-    missing = (windows + pieces - 1) * step - length
+    before, length, after = shape[:dim], shape[dim], shape[dim + 1 :]
+    missing = (windows + count - 1) * step - length
     if missing > 0:
-        padding = [0, 0] * len(behind) + [0, missing]
+        padding = [0, 0] * len(after) + [0, missing]
         values = rewriting.call(aten.constant_pad_nd.default, values, padding)
     elif missing < 0:
         values = rewriting.call(aten.slice.Tensor, values, dim, 0, length + missing)
-    split = rewriting.call(aten.reshape.default, values, [*before, windows + pieces - 1, step, *behind])
-    parts = [rewriting.call(aten.slice.Tensor, split, dim, first, first + windows) for first in range(pieces)]
-    joined = parts[0] if pieces == 1 else rewriting.call(aten.cat.default, parts, dim + 1)
-    if pieces * step != size:
+    split = rewriting.call(aten.reshape.default, values, [*before, windows + count - 1, step, *after])
+    parts = [rewriting.call(aten.slice.Tensor, split, dim, first, first + windows) for first in range(count)]
+    joined = parts[0] if count == 1 else rewriting.call(aten.cat.default, parts, dim + 1)
+    if count * step != size:
         joined = rewriting.call(aten.slice.Tensor, joined, dim + 1, 0, size)
     return rewriting.call(aten.movedim.int, joined, dim + 1, -1)
 
@@ -129,7 +129,7 @@ DECOMPOSED = (
         targets=("aten.unfold.default",),
         rewrite=_unfold,
         applies=_overlaps,
-        constraints=(unfolds_in_few_pieces,),
+        constraints=(unfolds_in_few_parts,),
         becomes="reshape into parts of one step, slice for each part of a window, cat, permute",
     ),
     Decomposition(

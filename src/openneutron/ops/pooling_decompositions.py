@@ -18,7 +18,7 @@ from openneutron.ops.pooling import (
     has_small_kernel,
     pool_windows,
 )
-from openneutron.ops.reductions import nobody_reads_its_indices
+from openneutron.ops.reductions import has_unused_indices
 from openneutron.ops.spec import constraint
 from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, image_shape, spatial_rank
 
@@ -107,14 +107,14 @@ DECOMPOSED = (
         name="max_pool with indices",
         targets=("aten.max_pool1d_with_indices.default", "aten.max_pool2d_with_indices.default"),
         rewrite=_without_indices,
-        constraints=(nobody_reads_its_indices,),
+        constraints=(has_unused_indices,),
         becomes="max_pool1d or max_pool2d",
     ),
     Decomposition(
         name="adaptive_max_pool",
         targets=("aten.adaptive_max_pool1d.default", "aten.adaptive_max_pool2d.default"),
         rewrite=_adaptive_maximum,
-        constraints=(nobody_reads_its_indices, has_few_uneven_windows),
+        constraints=(has_unused_indices, has_few_uneven_windows),
         becomes="max_pool1d or max_pool2d; slice, amax and cat along each dimension for uneven windows",
         notes="ExecuTorch cannot lower an adaptive max pool. A model with one that breaks these limits cannot become a "
         "`.pte`.",

@@ -46,9 +46,9 @@ def lower_repeat_interleave(lowering: Lowering) -> Tensor:
     """Emits a CONCATENATION of copies along a new dimension, and merges it with the previous dimension."""
     inputs, dim = lowering.tensor("self"), lowering.args["dim"]
     shape = (inputs.size,) if dim is None else inputs.shape
-    behind = 1 if dim is None else int(dim) % len(shape) + 1
-    spread = lowering.reshape(inputs, (*shape[:behind], 1, *shape[behind:]))
-    return lowering.reshape(concat_copies(lowering, spread, behind, int(lowering.args["repeats"])), lowering.shape)
+    position = 1 if dim is None else int(dim) % len(shape) + 1
+    spread = lowering.reshape(inputs, (*shape[:position], 1, *shape[position:]))
+    return lowering.reshape(concat_copies(lowering, spread, position, int(lowering.args["repeats"])), lowering.shape)
 
 
 def lower_roll(lowering: Lowering) -> Tensor:

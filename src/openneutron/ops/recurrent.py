@@ -37,7 +37,7 @@ def has_constant_weights(instance: OpInstance) -> bool:
 
 
 @constraint
-def drops_nothing(instance: OpInstance) -> bool:
+def has_no_dropout(instance: OpInstance) -> bool:
     """The model is in eval mode, or the network has no dropout."""
     return not instance.args["train"] or instance.args["dropout"] == 0
 
@@ -66,8 +66,8 @@ class _StepBuilder:
     def linear(self, value: Node, weight: Node, bias: Node | None = None) -> Node:
         return self.rewriting.call(aten.linear.default, value, weight, bias)
 
-    def part(self, value: Node, dim: int, first: int, behind: int) -> Node:
-        return self.rewriting.call(aten.slice.Tensor, value, dim, first, behind)
+    def part(self, value: Node, dim: int, first: int, end: int) -> Node:
+        return self.rewriting.call(aten.slice.Tensor, value, dim, first, end)
 
     def index(self, value: Node, dim: int, number: int) -> Node:
         """Selects one index of a dimension, and removes the dimension."""
@@ -279,7 +279,7 @@ DECOMPOSED = tuple(
         targets=(f"aten.{name}.input",),
         rewrite=_all_steps,
         becomes=becomes,
-        constraints=(has_constant_weights, drops_nothing),
+        constraints=(has_constant_weights, has_no_dropout),
         tolerance=TOLERANCE,
         notes=UNROLLED,
     )

@@ -19,7 +19,7 @@ from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 from openneutron.targets import Generation
 
-__all__ = ["DECOMPOSED", "SIMPLE_ORDERS", "SPECS", "mean_of_image", "nobody_reads_its_indices"]
+__all__ = ["DECOMPOSED", "SIMPLE_ORDERS", "SPECS", "has_unused_indices", "mean_of_image"]
 
 aten = torch.ops.aten
 
@@ -80,7 +80,7 @@ def input_macs(instance: OpInstance) -> int:
 
 
 @constraint
-def nobody_reads_its_indices(instance: OpInstance) -> bool:
+def has_unused_indices(instance: OpInstance) -> bool:
     """No operator reads its indices."""
     return all(user.target is operator.getitem and user.args[1] == 0 for user in instance.node.users if user.users)
 
@@ -210,14 +210,14 @@ DECOMPOSED = (
         name="max over a dimension",
         targets=("aten.max.dim",),
         rewrite=_extreme(aten.amax.default),
-        constraints=(nobody_reads_its_indices,),
+        constraints=(has_unused_indices,),
         becomes="amax",
     ),
     Decomposition(
         name="min over a dimension",
         targets=("aten.min.dim",),
         rewrite=_extreme(aten.amin.default),
-        constraints=(nobody_reads_its_indices,),
+        constraints=(has_unused_indices,),
         becomes="amin",
     ),
     Decomposition(

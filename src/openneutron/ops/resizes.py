@@ -87,7 +87,7 @@ def grows_by_native_factors(instance: OpInstance) -> bool:
 
 
 @legacy_constraint
-def grows_at_once(instance: OpInstance) -> bool:
+def grows_by_legacy_factors(instance: OpInstance) -> bool:
     """Height and width grow by factors of 1, 2, 4 or 8."""
     return all(factor in FACTORS for factor in _factors(instance))
 
@@ -156,7 +156,7 @@ SPECS = (
         edge_targets=("aten.upsample_nearest2d.vec",),
         inputs=("self",),
         output=OutputRule.SHARED,
-        constraints=(grows_by_whole_factors, grows_at_once, has_aligned_channels),
+        constraints=(grows_by_whole_factors, grows_by_legacy_factors, has_aligned_channels),
         pads={"self": (1,)},
         lower=lower_nearest,
         homogeneous=Homogeneous.CHANNEL,

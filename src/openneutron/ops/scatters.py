@@ -133,9 +133,9 @@ def _choose(rewriting: Rewriting) -> Node:
     assert found is not None  # writes_to_constant_indices holds
     dim, mask = found
     shape = shape_of(mask)
-    behind = rank - dim - len(shape)
+    trailing = rank - dim - len(shape)
     value = rewriting.call(aten.reshape.default, args["values"], [1] * rank) if shape_of(args["values"]) else None
-    mask = rewriting.call(aten.reshape.default, mask, [*shape, *[1] * behind]) if behind else mask
+    mask = rewriting.call(aten.reshape.default, mask, [*shape, *[1] * trailing]) if trailing else mask
     return rewriting.call(aten.where.self, mask, value or args["values"], args["self"])
 
 

@@ -86,7 +86,7 @@ def fits_accumulation(instance: OpInstance) -> bool:
 
 
 @legacy_constraint
-def is_a_row(instance: OpInstance) -> bool:
+def has_legacy_geometry(instance: OpInstance) -> bool:
     """Groups and dilation are 1, the kernel is 1 x k, the stride is at most {MAX_STRIDE_OF_TRANSPOSE_CONV} and at most
     the kernel, and the padding is TFLite's VALID or SAME.
     """
@@ -252,7 +252,7 @@ SPECS = (
         weight_axis=1,
         bias="bias",
         fuses_activation=True,
-        constraints=(has_supported_geometry, fits_accumulation, is_a_row, has_aligned_filters),
+        constraints=(has_supported_geometry, fits_accumulation, has_legacy_geometry, has_aligned_filters),
         pads=_channels,
         lower=lower_transposed_convolution,
         macs=macs,

@@ -119,10 +119,10 @@ def _frames(lowering: Lowering, inputs: Tensor, depth: Window) -> list[Tensor]:
     moved = lowering.transpose(inputs, (0, 2, 1, 3, 4))
     starts = [tap * depth.dilation for tap in range(depth.kernel)]
     needed = starts[-1] + depth.outputs * depth.stride
-    behind = max(0, needed - depth.begin - depth.size)
-    if depth.begin or behind:
-        paddings = ((0, 0), (depth.begin, behind), (0, 0), (0, 0), (0, 0))
-        shape = (moved.shape[0], depth.begin + depth.size + behind, *moved.shape[2:])
+    after = max(0, needed - depth.begin - depth.size)
+    if depth.begin or after:
+        paddings = ((0, 0), (depth.begin, after), (0, 0), (0, 0), (0, 0))
+        shape = (moved.shape[0], depth.begin + depth.size + after, *moved.shape[2:])
         moved = lowering.emit(PAD, [moved], shape, moved.qparams, paddings=paddings)
     return [_every(lowering, moved, start, depth.outputs, depth.stride) for start in starts]
 

@@ -17,11 +17,11 @@ aten = torch.ops.aten
 RANK = 3
 
 
-def _padded(rewriting: Rewriting, value: Node, dim: int, before: int, behind: int) -> Node:
+def _padded(rewriting: Rewriting, value: Node, dim: int, before: int, after: int) -> Node:
     """Pads one dimension with zeros; a negative number crops it."""
-    if not before and not behind:
+    if not before and not after:
         return value
-    widths = [0, 0] * (len(shape_of(value)) - dim - 1) + [before, behind]
+    widths = [0, 0] * (len(shape_of(value)) - dim - 1) + [before, after]
     return rewriting.call(aten.constant_pad_nd.default, value, widths)
 
 

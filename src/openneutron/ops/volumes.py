@@ -14,7 +14,7 @@ from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts, if_first
 from openneutron.ops.graph_builder import mean, mul
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.reductions import nobody_reads_its_indices
+from openneutron.ops.reductions import has_unused_indices
 from openneutron.ops.windows import of_each_dim
 
 __all__ = ["DECOMPOSED"]
@@ -184,7 +184,7 @@ DECOMPOSED = (
         name="max_pool of volumes with indices",
         targets=("aten.max_pool3d_with_indices.default",),
         rewrite=_max_pool_without_indices,
-        constraints=(nobody_reads_its_indices,),
+        constraints=(has_unused_indices,),
         becomes=f"max_pool2d {BY_FRAMES}",
     ),
     Decomposition(
@@ -206,7 +206,7 @@ DECOMPOSED = (
         name="adaptive_max_pool of volumes",
         targets=("aten.adaptive_max_pool3d.default",),
         rewrite=_adaptive_maximum,
-        constraints=(nobody_reads_its_indices,),
+        constraints=(has_unused_indices,),
         becomes=f"amax if the output has one value per channel, else adaptive_max_pool2d {BY_FRAMES}",
     ),
     Decomposition(

@@ -27,10 +27,10 @@ from openneutron.errors import OptionError
 from openneutron.ir.graph import Array, Op, QParams, Tensor
 from openneutron.ir.scales import may_be_out_of_reach, scale_fault
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS, OpSpec, is_op
+from openneutron.ops.channel_alignment import Padded, pad_to_alignment
 from openneutron.ops.fusion import activation_after, activation_name
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.padding import Padded, pad_to_alignment
 from openneutron.ops.spec import OutputRule
 from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.quantizer.layers import left_in_float

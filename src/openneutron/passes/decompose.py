@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from openneutron.core.fx import is_state, op_name
 from openneutron.ops import DECOMPOSITIONS
 from openneutron.ops.decomposition import Rewriting
-from openneutron.ops.masks import is_made_for_a_mask
+from openneutron.ops.masks import is_mask_computation
 from openneutron.ops.op_instance import OpInstance
 from openneutron.targets import NeutronTarget
 
@@ -54,7 +54,7 @@ def decompose(
 def _decompose(module: GraphModule, instance: OpInstance, *, training: bool) -> bool:
     node = instance.node
     declared = DECOMPOSITIONS.get(op_name(node))
-    if declared is None or is_made_for_a_mask(node) or not _is_float(node.meta.get("val")):
+    if declared is None or is_mask_computation(node) or not _is_float(node.meta.get("val")):
         return False
     if not declared.applies(instance) or declared.rejections(instance):
         return False

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_of
 from openneutron.core.fx import arguments, shape_of
-from openneutron.ops.attention import WIDE_SOFTMAX, note_difference_of_scores
+from openneutron.ops.attention import WIDE_SOFTMAX, mark_difference_of_scores
 from openneutron.ops.declared import is_op, is_view
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.graph_builder import amax, exp, linear, mul, reshape, rsqrt, sub, sum_
@@ -139,7 +139,7 @@ def _divide_after(module: GraphModule, target: NeutronTarget, softmax: Node, sum
     scores = softmax.args[0]
     assert isinstance(scores, Node)
     differences = sub(before, scores, amax(before, scores, [-1]))
-    note_difference_of_scores(differences)
+    mark_difference_of_scores(differences)
     numerators = exp(before, differences)
     root = rsqrt(before, sum_(before, numerators, [-1]))
     inverse = mul(before, root, root)

@@ -27,8 +27,8 @@ from openneutron.ops.masks import (
     HIDDEN,
     HIDDEN_AT_RUN_TIME,
     HIDDEN_SUM,
-    is_made_for_a_mask,
-    note_made_for_a_mask,
+    is_mask_computation,
+    mark_mask_computation,
 )
 from openneutron.quantizer.observers import MaskedObserver
 
@@ -213,7 +213,7 @@ def _of_inputs_alone(module: GraphModule) -> set[Node]:
     """Inputs, and values computed from inputs and constants by moves, comparisons and elementwise arithmetic."""
     light: set[Node] = set()
     for node in module.graph.nodes:
-        is_made = _moves(node) or facts_of(node).computes_masks or is_made_for_a_mask(node)
+        is_made = _moves(node) or facts_of(node).computes_masks or is_mask_computation(node)
         sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
         if node.op == "placeholder" or (is_made and sources and light.issuperset(sources)):
             light.add(node)
@@ -239,7 +239,7 @@ def _stays_in_float(mask: Node, light: set[Node]) -> bool:
         return False
     for node in region:
         if is_operator(node):
-            note_made_for_a_mask(node)
+            mark_mask_computation(node)
     return True
 
 

@@ -17,7 +17,7 @@ from openneutron.errors import OptionError
 from openneutron.ir.graph import QParams
 from openneutron.model.state import next_value, states_of, store_of, write_of
 from openneutron.ops.decomposition import SHARED_QPARAMS
-from openneutron.ops.masks import is_made_for_a_mask, saturates
+from openneutron.ops.masks import is_mask_computation, saturates
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.added_masks import AddedMask, MaskedAtRunTime
@@ -144,7 +144,7 @@ class Annotation:
             # resolution where the values it meets have a wider range: that input alone is requantized. Not so one that
             # comes by moves alone, which a MUL would keep from being merged with those behind (ShuffleNetV2), nor an
             # input of the model, which is quantized once.
-            if is_made_for_a_mask(value):  # each reader quantizes it separately, so the readers need not share qparams
+            if is_mask_computation(value):  # each reader quantizes it separately, so the readers need not share qparams
                 self.requantized[(value, place.instance.node)] = place.output
                 continue
             if group in self.fixed:
@@ -188,7 +188,7 @@ class Annotation:
         hidden = {
             self._find(place.output)
             for place in self.places
-            if place.rule is OutputRule.SHARED and place.brings_together and any(map(is_made_for_a_mask, place.inputs))
+            if place.rule is OutputRule.SHARED and place.brings_together and any(map(is_mask_computation, place.inputs))
         }
         found = {group: MaskedAtRunTime(hides=True) for group in hidden}
         for node, masks in self.sums.items():

@@ -11,7 +11,7 @@ from torch.fx import Node
 from openneutron.core.constants import constant_value
 from openneutron.core.fx import iterate_nodes, op_name
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, OpSpec
-from openneutron.ops.masks import MASK_REASON, is_made_for_a_mask
+from openneutron.ops.masks import MASK_REASON, is_mask_computation
 from openneutron.ops.op_instance import OpInstance
 from openneutron.targets import Generation, NeutronTargetSpec
 
@@ -31,7 +31,7 @@ def quantizable_reason(node: Node, target: NeutronTargetSpec, constant_of: Const
         return f"It yields {value.dtype}; only float32 is quantized."
     spec = OPERATORS.get(op_name(node))
     instance = OpInstance(node, target.neutron_target, constant_of=constant_of)
-    if spec is None or is_made_for_a_mask(node) or not isinstance(value, torch.Tensor):
+    if spec is None or is_mask_computation(node) or not isinstance(value, torch.Tensor):
         return _undecomposed_reason(instance)
     if not value.numel():
         return "It yields a tensor without elements."
@@ -83,7 +83,7 @@ def _limit_reason(spec: OpSpec, instance: OpInstance) -> str | None:
 
 def _undecomposed_reason(instance: OpInstance) -> str:
     declared = DECOMPOSITIONS.get(op_name(instance.node))
-    if is_made_for_a_mask(instance.node):
+    if is_mask_computation(instance.node):
         return MASK_REASON
     if declared is None:
         return "OpenNeutron has no such operator; docs/operators.md lists those it has."

@@ -80,7 +80,7 @@ def _windows() -> list[Case]:
 def _sums() -> list[Case]:
     return [
         _computing("diff.default", "of neighbors", torch.diff),
-        _computing("diff.default", "twice behind others", lambda x, y: torch.diff(x, 2, 1, prepend=y), IMAGE, IMAGE),
+        _computing("diff.default", "twice after others", lambda x, y: torch.diff(x, 2, 1, prepend=y), IMAGE, IMAGE),
         _computing("tril.default", "image", torch.tril),
         _computing("triu.default", "above", lambda x: x.triu(1)),
         _computing("cumsum.default", "rows", lambda x: x.cumsum(2)),
@@ -137,15 +137,15 @@ def _comparisons() -> list[Case]:
 CASES = (*_picks(), *_windows(), *_sums(), *_comparisons())
 
 REJECTED = (
-    Rejected("values at constant indices", "picks_few", "",
+    Rejected("values at constant indices", "has_few_index_runs", "",
              of(lambda i, x: move(x).take(i), torch.tensor(FAR)), ((1, 1200),)),
-    Rejected("values at constant indices", "picks_by_constants", "",
+    Rejected("values at constant indices", "has_constant_indices", "",
              of(lambda x, y: move(x).gather(0, y.argmax(0, keepdim=True))), ((4, 5), (4, 5))),
-    Rejected("unfold with windows that overlap", "unfolds_in_few_pieces", "",
+    Rejected("unfold with windows that overlap", "unfolds_in_few_parts", "",
              moved(lambda x: x.unfold(1, 65, 1)), ((2, 70),)),
     Rejected("unfold", "unfolds_without_overlap", "", of(lambda x: x.unfold(1, 3, 1)), ((2, 5),),
              quantized_elsewhere=True),
-    Rejected("cumsum", "sums_few", "", of(lambda x: x.cumsum(1)), ((1, 513),)),
+    Rejected("cumsum", "sums_few_values", "", of(lambda x: x.cumsum(1)), ((1, 513),)),
     Rejected("hardshrink", "has_a_limit_above_zero", "", of(lambda x: F.hardshrink(x, -0.5)), (IMAGE,)),
-    Rejected("threshold", "puts_in_a_small_number", "", of(lambda x: F.threshold(x, 0.5, 1e4)), (IMAGE,)),
+    Rejected("threshold", "fills_in_a_small_number", "", of(lambda x: F.threshold(x, 0.5, 1e4)), (IMAGE,)),
 )  # fmt: skip

@@ -36,23 +36,23 @@ ANY_SIZE = 2
 
 @dataclass(frozen=True)
 class _Picks:
-    """`indices` into the flattened middle dimensions; the first `before` and last `behind` dimensions are kept."""
+    """`indices` into the flattened middle dimensions; the first `before` and last `after` dimensions are kept."""
 
     shape: tuple[int, ...]
     """The shape of the input."""
     before: int
-    behind: int
+    after: int
     indices: torch.Tensor
 
     @property
     def picked(self) -> int:
         """The number of elements in the middle dimensions."""
-        return math.prod(self.shape[self.before : len(self.shape) - self.behind])
+        return math.prod(self.shape[self.before : len(self.shape) - self.after])
 
     @property
     def flat(self) -> tuple[int, ...]:
         """The shape with the middle dimensions flattened into dimension `before`."""
-        return (*self.shape[: self.before], self.picked, *self.shape[len(self.shape) - self.behind :])
+        return (*self.shape[: self.before], self.picked, *self.shape[len(self.shape) - self.after :])
 
     @property
     def runs(self) -> list[tuple[int, int]]:
@@ -86,21 +86,21 @@ def _picks(instance: OpInstance) -> _Picks:
     shape = tuple(size if isinstance(size, int) else ANY_SIZE for size in instance.shape_of("self"))
     positions = _positions(instance, shape)
     rank = min(len(shape), positions.dim())
-    kept = ((before, behind) for before in range(rank, -1, -1) for behind in range(rank - before, -1, -1))
-    for before, behind in kept:
-        if shape[:before] + shape[len(shape) - behind :] == _ends(positions.shape, before, behind):
-            indices = _picks_between(positions, shape, before, behind)
+    kept = ((before, after) for before in range(rank, -1, -1) for after in range(rank - before, -1, -1))
+    for before, after in kept:
+        if shape[:before] + shape[len(shape) - after :] == _ends(positions.shape, before, after):
+            indices = _picks_between(positions, shape, before, after)
             if indices is not None:
-                return _Picks(instance.shape_of("self"), before, behind, indices)
-    raise AssertionError("before = behind = 0 describes any positions")
+                return _Picks(instance.shape_of("self"), before, after, indices)
+    raise AssertionError("before = after = 0 describes any positions")
 
 
-def _ends(shape: Sequence[int], before: int, behind: int) -> tuple[int, ...]:
-    return (*shape[:before], *shape[len(shape) - behind :])
+def _ends(shape: Sequence[int], before: int, after: int) -> tuple[int, ...]:
+    return (*shape[:before], *shape[len(shape) - after :])
 
 
-def _picks_between(positions: torch.Tensor, shape: tuple[int, ...], before: int, behind: int) -> torch.Tensor | None:
-    outer, inner = math.prod(shape[:before]), math.prod(shape[len(shape) - behind :])
+def _picks_between(positions: torch.Tensor, shape: tuple[int, ...], before: int, after: int) -> torch.Tensor | None:
+    outer, inner = math.prod(shape[:before]), math.prod(shape[len(shape) - after :])
     picked = math.prod(shape) // (outer * inner)
     blocks = positions.reshape(outer, positions.numel() // (outer * inner), inner)
     indices = blocks[0, :, 0] // inner
@@ -110,18 +110,18 @@ def _picks_between(positions: torch.Tensor, shape: tuple[int, ...], before: int,
 
 
 @constraint
-def picks_by_constants(instance: OpInstance) -> bool:
+def has_constant_indices(instance: OpInstance) -> bool:
     """Its indices are constants."""
     indices = [node for node in iterate_nodes(list(instance.args.values())) if node is not instance.args["self"]]
     return all(instance.constant_of(index) is not None for index in indices)
 
 
 @constraint
-def picks_few(instance: OpInstance) -> bool:
+def has_few_index_runs(instance: OpInstance) -> bool:
     """Its indices form at most {MAX_RUNS} runs of consecutive indices, or the number of elements in the indexed
     dimensions times the number of indices is at most {MAX_PICKING_WEIGHTS}.
     """
-    return not picks_by_constants.holds(instance) or _picks(instance).is_cheap
+    return not has_constant_indices.holds(instance) or _picks(instance).is_cheap
 
 
 def _pick(rewriting: Rewriting) -> Node:
@@ -168,7 +168,7 @@ def _triangle(rewriting: Rewriting) -> Node:
 
 
 @constraint
-def sums_few(instance: OpInstance) -> bool:
+def sums_few_values(instance: OpInstance) -> bool:
     """The dimension has at most {MAX_SUMMED} values."""
     return not instance.shape or instance.shape[instance.args["dim"]] <= MAX_SUMMED
 
@@ -193,7 +193,7 @@ DECOMPOSED = (
             "aten.diagonal.default",
         ),
         rewrite=_pick,
-        constraints=(picks_by_constants, picks_few),
+        constraints=(has_constant_indices, has_few_index_runs),
         becomes="slice for each run of consecutive indices, and cat; linear with a one-hot matrix for many runs",
     ),
     Decomposition(
@@ -212,7 +212,7 @@ DECOMPOSED = (
         name="cumsum",
         targets=("aten.cumsum.default",),
         rewrite=_running_sum,
-        constraints=(sums_few,),
+        constraints=(sums_few_values,),
         facts=Facts(computes_masks=True),
         becomes="linear with a triangular matrix of ones",
     ),
