@@ -8,7 +8,8 @@ import torch
 from tests.oracle import Function, agreement, everything_on_the_npu, lowered, quantized
 from torch.fx import Node
 
-from openneutron import generate_neutron_compile_spec, ops, placement
+from openneutron import ops
+from openneutron.errors import ModelError
 from openneutron.ir.graph import QParams, Tensor
 from openneutron.ir.kinds import MUL
 from openneutron.ops import document
@@ -85,13 +86,9 @@ def test_one_declaration_takes_an_operator_to_the_pte(monkeypatch: pytest.Monkey
     assert agreement(program, quantized_model).worst <= 1
 
 
-def test_without_its_declaration_an_operator_stays_in_float() -> None:
-    quantized_model = quantized(model(), (SHAPE,))
-    exported = torch.export.export(quantized_model.module, quantized_model.example_inputs)
-    rows = placement(exported, generate_neutron_compile_spec("imxrt700"))
-    reasons = {row.op: row.reason for row in rows if row.where == "cpu"}
-    unknown = "OpenNeutron has no such operator; docs/operators.md lists those it has."
-    assert reasons == {"openneutron_tests.thrice.default": unknown, "openneutron_tests.bent.default": unknown}
+def test_without_its_declaration_an_operator_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"openneutron_tests\.thrice\.default .* neither on the NPU nor on the CPU"):
+        quantized(model(), (SHAPE,))
 
 
 def test_the_docs_are_written_from_the_declarations(monkeypatch: pytest.MonkeyPatch) -> None:
