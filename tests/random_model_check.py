@@ -1,4 +1,6 @@
-"""Holds a random model to its contract: a typed error no later than `lower()`, or a `.pte` that follows the module."""
+"""Checks a random model: it must raise a typed error no later than in `lower()`, or its `.pte` must
+follow the module.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +31,25 @@ __all__ = ["Finding", "Outcome", "Way", "check", "check_seed", "draw_way"]
 
 CALIBRATION_SAMPLES = 8
 FOLLOWS_DB = 40.0
-"""A program this near to its converted module is not looked at layer by layer."""
+"""A program with at least this SQNR to its converted module is not compared layer by layer."""
 SMALLEST_NOISE = 1e-10
-"""A mean square below it is none: constant zeros have the smallest scale that there is, and no signal."""
+"""A smaller mean square counts as zero: constant zeros have the smallest possible scale, and no signal."""
 MIN_DB = 10.0
-"""A program farther from its converted module differs, whatever its layers say. A model that noise moves as far has no
-outputs to compare."""
+"""A program with less SQNR than this counts as different, whatever its layers show. A model whose outputs change by as
+much under noise has no outputs to compare.
+"""
 REFERENCE_DB = 30.0
-"""How near the float graph that was annotated must be to the model: decompositions approximate some functions."""
+"""Least SQNR of the annotated float graph to the model, because decompositions approximate some functions."""
 MARGIN_DB = 6.0
-"""How much farther than by noise a float graph must be off to compute another function."""
+"""How much larger than the effect of noise the error of a float graph must be to count as another function."""
 DRAWS_OF_NOISE = 8
-"""How often a model is run with noise: a discontinuity lies near one value of many, so that one draw may miss it."""
+"""Number of runs with noise. A discontinuity is close to one value of many, so one run may miss it."""
 DECLARED_NOISE = ERROR_AT_ZERO**2
-"""The mean square of the error of a root at zero."""
+"""Mean square of the error of a root at zero."""
 
 
 class Outcome(enum.Enum):
-    """What became of a model."""
+    """The outcome of checking a model."""
 
     FOLLOWS = "the program follows the converted module"
     REFUSED = "refused with a typed error"
@@ -66,12 +69,12 @@ class Way:
     recover: str | None
     channels_last: bool
     scattered: bool
-    """Whether calibration data are views with strides of other tensors."""
+    """Whether calibration data are views of tensors with other strides."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """An outcome, and what it was found by."""
+    """An outcome, with the details that show it."""
 
     outcome: Outcome
     detail: str = ""
@@ -79,36 +82,38 @@ class Finding:
 
     @property
     def is_fault(self) -> bool:
-        """Whether this must not happen."""
+        """Whether the outcome is a fault of OpenNeutron."""
         return self.outcome not in (Outcome.FOLLOWS, Outcome.REFUSED, Outcome.ILL_CONDITIONED)
 
 
 def draw_way(random: Random) -> Way:
-    """A way to go, most often the short one without recovery."""
+    """Draws how a model is quantized and lowered, most often by the short flow without recovery."""
     documented = random.random() < 0.25
     recover = None if documented else random.choice([None, None, None, "fast", "auto"])
     return Way(documented, random.random() < 0.2, recover, random.random() < 0.2, random.random() < 0.3)
 
 
 def check_seed(seed: int) -> tuple[RandomModel, Way, Finding]:
-    """The model and the way of `seed`, and what became of them."""
+    """Draws the model and the way of `seed`, and checks the model."""
     random = Random(seed)
     model, way = draw_model(random), draw_way(random)
     return model, way, check(model, way)
 
 
 def check(model: RandomModel, way: Way) -> Finding:
-    """Take `model` all the way."""
+    """Quantizes, lowers and runs `model`, and compares the results."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         samples = _in_strides_that_run(model, model.samples(CALIBRATION_SAMPLES, 0), way)
         unseen = model.samples(2, 1)
         try:
-            documented = way.documented and model.form is not Form.KEYWORDS  # prepared modules are called by position
+            documented = (
+                way.documented and model.form is not Form.KEYWORDS
+            )  # callers pass positional arguments to prepared modules
             return (_documented if documented else _short)(model, way, samples, unseen)
         except OpenNeutronError as error:
             return Finding(Outcome.REFUSED, f"{type(error).__name__}: {error}")
-        except Exception:  # the check is for errors of any type
+        except Exception:  # the check must catch errors of any type
             return Finding(Outcome.UNTYPED, traceback.format_exc())
 
 
@@ -127,7 +132,7 @@ def _short(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sam
 
 
 def _rewritten(model: RandomModel, reference: GraphModule, unseen: list[Sample]) -> Finding | None:
-    """Return a finding where `reference`, the annotated float graph, is far from `model`; None where it is near."""
+    """Returns a finding if `reference`, the annotated float graph, differs from `model`; None if it does not."""
     reset(reference)
     wanted, found = _outputs(model.build(), unseen), _outputs(reference, unseen)
     figure = min(map(_worst_db_with_declared_noise, wanted, found))
@@ -140,7 +145,7 @@ def _rewritten(model: RandomModel, reference: GraphModule, unseen: list[Sample])
 
 def _documented(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sample]) -> Finding:
     given = [tuple(sample) for sample in samples]
-    with torch.no_grad():  # torch exports no region of inference_mode otherwise
+    with torch.no_grad():  # torch can export an inference_mode region only in this way
         converted = convert(model.build(), given[0], strict=way.strict, calibration=given)
     lowered = lower_documented(converted, given[0])
     program = _Program(partial(_run_flat, lowered.run), lowered.delegates, lowered.cpu)
@@ -156,7 +161,7 @@ class _Program:
 
 
 def _held(program: _Program, converted: GraphModule, unseen: list[Sample], layers: Callable[[], Comparison]) -> Finding:
-    """Run `program` beside the converted module; `layers` compares them layer by layer."""
+    """Compares `program` with the converted module; `layers` compares them layer by layer."""
     try:
         found = _outputs(program.run, unseen)
     except OpenNeutronError as error:
@@ -168,7 +173,7 @@ def _held(program: _Program, converted: GraphModule, unseen: list[Sample], layer
         return Finding(Outcome.FOLLOWS, f"{figure:.1f} dB", program.delegates)
     try:
         first = layers().first
-    except OpenNeutronError as error:  # the program is written by now, so this is no refusal
+    except OpenNeutronError as error:  # the program already exists, so this error is not a rejection
         return Finding(Outcome.DIFFERS, f"{figure:.1f} dB; its layers cannot be compared: {error}", program.delegates)
     if first is None and figure > MIN_DB:
         return Finding(Outcome.FOLLOWS, f"{figure:.1f} dB", program.delegates)
@@ -179,9 +184,9 @@ def _held(program: _Program, converted: GraphModule, unseen: list[Sample], layer
 
 
 def _call(function: Callable[..., Any], sample: Sample) -> Any:
-    """Call `function` with copies of the inputs: a model may write to them.
+    """Calls `function` with copies of the inputs, because a model may write to them.
 
-    Without gradients: autograd does not take the results of an `inference_mode` region.
+    It runs without gradients, because autograd rejects results of an `inference_mode` region.
     """
     copied = tree_map_only(torch.Tensor, torch.Tensor.clone, sample)
     with torch.no_grad():
@@ -189,12 +194,14 @@ def _call(function: Callable[..., Any], sample: Sample) -> Any:
 
 
 def _run_flat(run: Callable[..., Any], *arguments: Any) -> Any:
-    """Call `run` with the tensors in `arguments`: a program of the documented flow does not know their form."""
+    """Calls `run` with the tensors in `arguments`, because a program of the documented flow does not know their
+    structure.
+    """
     return run(*(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)))
 
 
 def _in_strides_that_run(model: RandomModel, samples: list[Sample], way: Way) -> list[Sample]:
-    """`samples` with the strides that `way` asks for, or as they are where the float model takes no others."""
+    """Returns `samples` with the strides of `way`, or unchanged if the float model rejects such strides."""
     laid_out: list[Sample] = [_laid_out(sample, way) for sample in samples]
     try:
         _call(model.build(), laid_out[0])
@@ -204,7 +211,7 @@ def _in_strides_that_run(model: RandomModel, samples: list[Sample], way: Way) ->
 
 
 def _laid_out(value: Any, way: Way) -> Any:
-    """`value` with the strides that `way` asks for, in each of its tensors."""
+    """Returns `value` with the strides of `way` in each of its tensors."""
     return tree_map_only(torch.Tensor, lambda tensor: _in_strides(tensor, way), value)
 
 
@@ -217,7 +224,7 @@ def _in_strides(value: torch.Tensor, way: Way) -> torch.Tensor:
 
 
 class _Disturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds to each computed float value as much noise as decompositions may change it by."""
+    """Adds noise to each computed float value, as large as the declared approximation of decompositions."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -261,7 +268,9 @@ def _off_by_one(converted: GraphModule, unseen: list[Sample], seed: int) -> list
 
 
 def _disturbed(model: RandomModel, unseen: list[Sample], seed: int) -> list[Any]:
-    """Return the outputs of `model` with that noise: how far approximations may move a model without tolerance."""
+    """Returns the outputs of `model` with that noise, which shows how much permitted approximations
+    change the model.
+    """
     module = model.build()
     with _Disturbed(seed):
         return _outputs(module, unseen)
@@ -276,7 +285,7 @@ def _worst_db_with_declared_noise(wanted: Any, found: Any) -> float:
 
 
 def _worst_db(wanted: Any, found: Any, least_noise: float = SMALLEST_NOISE) -> float:
-    """The smallest SQNR of the outputs in dB; minus infinity where their forms differ."""
+    """Returns the smallest SQNR of the outputs in dB; minus infinity if their structures differ."""
     pairs = list(zip(_tensors(wanted), _tensors(found), strict=False))
     if len(pairs) != len(_tensors(wanted)) or len(pairs) != len(_tensors(found)):
         return -float("inf")
@@ -287,7 +296,7 @@ def _db(want: torch.Tensor, got: torch.Tensor, least_noise: float) -> float:
     if want.shape != got.shape or want.dtype != got.dtype:
         return -float("inf")
     if want.numel() == 0 or not want.is_floating_point():
-        return float("inf")  # an index or a truth value may change sides where its operands are a step apart
+        return float("inf")  # an index or a truth value may differ if its operands are one step apart
     noise = float((want.double() - got.double()).pow(2).mean())
     signal = float(want.double().pow(2).mean())
     if noise <= max(1e-12 * signal, least_noise):

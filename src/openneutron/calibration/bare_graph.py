@@ -17,7 +17,7 @@ from openneutron.model.state import is_state_write, next_value, states_of
 from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
 from openneutron.ops.fusion import is_activation, takes_activation
-from openneutron.ops.graph_builder import become_reshape
+from openneutron.ops.graph_builder import replace_with_reshape
 from openneutron.ops.shapes import needs_strides, takes_sizes
 from openneutron.passes.add_input_guards import GUARDS
 from openneutron.passes.functionalize import writes_memory
@@ -160,7 +160,7 @@ def batched_graph(single: GraphModule, batches: Batches) -> GraphModule:
         if takes_sizes(node):  # which may contain the batch size
             node.args = (node.args[0], _batched_sizes(node, batches.size), *node.args[2:])
         if needs_strides(node):  # views of channels-last tensors may not exist
-            become_reshape(node, *node.args[:2])
+            replace_with_reshape(node, *node.args[:2])
     module = GraphModule(single, graph)
     for name, value in module.named_buffers(recurse=False):
         setattr(module, name, batches.arranged(value))

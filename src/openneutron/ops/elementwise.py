@@ -267,7 +267,7 @@ def lower_softmax(lowering: Lowering) -> Tensor:
 
 
 def element_macs(instance: OpInstance) -> int:
-    """Returns one operation for each element, counted as a multiply-accumulate."""
+    """Returns the number of output elements: one operation per element counts as a multiply-accumulate."""
     return math.prod(instance.shape)
 
 

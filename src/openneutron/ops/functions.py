@@ -86,7 +86,7 @@ def has_one_exponent(instance: OpInstance) -> bool:
 
 
 @constraint
-def has_power_of_any_sign(instance: OpInstance) -> bool:
+def has_supported_exponent(instance: OpInstance) -> bool:
     """The exponent is 0.5, -0.5 or a whole number from 1 to {MAX_WHOLE_POWER}; or the exponent is not 0, and the base
     is never negative (an output of relu, abs, exp or a clamp from 0).
     """
@@ -201,7 +201,7 @@ DECOMPOSED = (
         targets=("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor"),
         rewrite=_power,
         becomes="mul for a whole exponent; rsqrt for -0.5; rsqrt, mul for -1; else clamp, log, mul, exp",
-        constraints=(has_one_exponent, has_power_of_any_sign),
+        constraints=(has_one_exponent, has_supported_exponent),
         approximation=ERROR_AT_ZERO,
     ),
     Decomposition(

@@ -1,7 +1,7 @@
 """Functions that add calls of common ATen operators to a graph.
 
 Each function adds one call through a `Builder`, which is a `Rewriting` or a `NodeBuilder`. A function whose name begins
-with `become_` replaces an existing call in place.
+with `replace_with_` replaces an existing call in place.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.fx import Node, map_arg
 from openneutron.core.fx import shape_of
 
 __all__ = [
-    "Builder", "NodeBuilder", "Operand", "add", "amax", "become_cat", "become_conversion", "become_linear",
-    "become_reshape", "become_slice", "clone", "convert", "detach", "exp", "expand", "gelu", "hardsigmoid",
-    "hardswish", "linear", "log", "logical_and", "logical_not", "mean", "mul", "permute", "relu", "relu6",
-    "reshape", "rsqrt", "rsub", "select_scatter", "sigmoid", "slice_", "slice_scatter", "squeeze", "sub", "sum_",
-    "transpose", "trunc", "unsqueeze", "zeros_like",
+    "Builder", "NodeBuilder", "Operand", "add", "amax", "clone", "convert", "detach", "exp", "expand", "gelu",
+    "hardsigmoid", "hardswish", "linear", "log", "logical_and", "logical_not", "mean", "mul", "permute", "relu",
+    "relu6", "replace_with_cat", "replace_with_conversion", "replace_with_linear", "replace_with_reshape",
+    "replace_with_slice", "reshape", "rsqrt", "rsub", "select_scatter", "sigmoid", "slice_", "slice_scatter",
+    "squeeze", "sub", "sum_", "transpose", "trunc", "unsqueeze", "zeros_like",
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -195,27 +195,27 @@ def detach(graph: torch.fx.Graph, value: Node) -> Node:
     return graph.call_function(aten.detach.default, (value,))
 
 
-def become_conversion(node: Node, value: Any, dtype: Any) -> None:
+def replace_with_conversion(node: Node, value: Any, dtype: Any) -> None:
     """Replaces the call of `node` by the conversion of `value` to a dtype."""
     node.target, node.args, node.kwargs = aten.to.dtype, (value, dtype), {}
 
 
-def become_cat(node: Node, parts: Sequence[Node], dim: int) -> None:
+def replace_with_cat(node: Node, parts: Sequence[Node], dim: int) -> None:
     """Replaces the call of `node` by the concatenation of `parts`."""
     node.target, node.args, node.kwargs = aten.cat.default, (list(parts), dim), {}
 
 
-def become_linear(node: Node, value: Node, *constants: Node) -> None:
+def replace_with_linear(node: Node, value: Node, *constants: Node) -> None:
     """Replaces the call of `node` by a linear of `value` with a weight and an optional bias."""
     node.target, node.args, node.kwargs = aten.linear.default, (value, *constants), {}
 
 
-def become_reshape(node: Node, value: Node, shape: Any) -> None:
+def replace_with_reshape(node: Node, value: Node, shape: Any) -> None:
     """Replaces the call of `node` by a reshape of `value`."""
     node.target, node.args, node.kwargs = aten.reshape.default, (value, shape), {}
 
 
-def become_slice(node: Node, value: Node, dim: int, start: int, end: int) -> None:
+def replace_with_slice(node: Node, value: Node, dim: int, start: int, end: int) -> None:
     """Replaces the call of `node` by a slice of `value`, indices `start` to `end` - 1."""
     node.target, node.args, node.kwargs = aten.slice.Tensor, (value, dim, start, end), {}
 

@@ -65,14 +65,14 @@ def saturates(values: torch.Tensor) -> torch.Tensor:
 
 
 def add_and_hide(rewriting: Rewriting, value: Node, numbers: torch.Tensor, hidden: torch.Tensor) -> Node:
-    """Returns `value` + `numbers`, and minus infinity for elements with `hidden`."""
+    """Returns `value` + `numbers`, and minus infinity for elements for which `hidden` is true."""
     if bool(numbers.any()):
         value = rewriting.call(aten.add.Tensor, value, rewriting.constant(numbers))
     return _bound(rewriting, value, hidden, HIDDEN) if bool(hidden.any()) else value
 
 
 def fill(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
-    """Returns `number` for elements with `where`, and `value` for the others."""
+    """Returns `number` for elements for which `where` is true, and `value` for the others."""
     hides = number <= (HIDDEN_AT_RUN_TIME if only_softmax_reads(rewriting.instance.node) else HIDDEN)
     return _bound(rewriting, value, where, HIDDEN if hides else number)
 
@@ -148,7 +148,7 @@ def only_softmax_reads(node: Node, depth: int = _DEPTH) -> bool:
 
 
 def _bound(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
-    """Returns `number` for elements with `where`, and `value` for the others.
+    """Returns `number` for elements for which `where` is true, and `value` for the others.
 
     It takes a minimum and a maximum; a number that is beyond all values takes one of both.
     """

@@ -238,12 +238,12 @@ def _channels(instance: OpInstance) -> PaddedDimensions:
 
 
 def window_macs(instance: OpInstance) -> int:
-    """Returns one addition for each element of each window, counted as a multiply-accumulate."""
+    """Returns the number of elements in all windows: one addition per element counts as a multiply-accumulate."""
     return math.prod(instance.shape) * math.prod(window.kernel for window in pool_windows(instance))
 
 
 def input_macs(instance: OpInstance) -> int:
-    """Returns one addition for each input element, counted as a multiply-accumulate."""
+    """Returns the number of input elements: one addition per element counts as a multiply-accumulate."""
     return math.prod(instance.shape_of("self"))
 
 

@@ -75,7 +75,7 @@ def means_aligned_channels(instance: OpInstance) -> bool:
 
 
 def input_macs(instance: OpInstance) -> int:
-    """Returns one addition for each input element, counted as a multiply-accumulate."""
+    """Returns the number of input elements: one addition per element counts as a multiply-accumulate."""
     return math.prod(instance.shape_of("self"))
 
 

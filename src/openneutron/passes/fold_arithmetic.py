@@ -13,7 +13,7 @@ from openneutron.core.fx import arguments, note_replaced, op_name, shape_of
 from openneutron.ops import OPERATORS
 from openneutron.ops.declared import facts_of, is_op, overload_of
 from openneutron.ops.facts import LayerKind
-from openneutron.ops.graph_builder import become_linear
+from openneutron.ops.graph_builder import replace_with_linear
 from openneutron.passes.fold_batch_norm import is_transposed, scale_of_weight
 
 __all__ = ["fold_arithmetic"]
@@ -162,7 +162,7 @@ def _fold_into_layer(module: GraphModule, node: Node, arithmetic: _Arithmetic, l
     else:
         if layer.kind is not LayerKind.LINEAR:
             note_replaced(old, op_name(old))
-        become_linear(old, layer.inputs, *constants)
+        replace_with_linear(old, layer.inputs, *constants)
     node.replace_all_uses_with(old)
     module.graph.erase_node(node)
     return True

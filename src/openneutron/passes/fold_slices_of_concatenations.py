@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import arguments, shape_of
 from openneutron.ops.declared import is_op
-from openneutron.ops.graph_builder import become_slice
+from openneutron.ops.graph_builder import replace_with_slice
 from openneutron.ops.shapes import read_indices
 
 __all__ = ["fold_slices_of_concatenations"]
@@ -40,7 +40,7 @@ def fold_slices_of_concatenations(module: GraphModule) -> bool:
             if is_op(node, "select"):
                 node.args, node.kwargs = (part, dim, first), {}
             elif count < shape_of(part)[dim]:
-                become_slice(node, part, dim, first, first + count)
+                replace_with_slice(node, part, dim, first, first + count)
             else:
                 node.replace_all_uses_with(part)
                 module.graph.erase_node(node)

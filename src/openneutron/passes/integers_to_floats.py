@@ -18,7 +18,16 @@ from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.facts import Movement
 from openneutron.ops.functions import is_quotient
-from openneutron.ops.graph_builder import add, become_conversion, convert, logical_and, logical_not, mul, rsub, trunc
+from openneutron.ops.graph_builder import (
+    add,
+    convert,
+    logical_and,
+    logical_not,
+    mul,
+    replace_with_conversion,
+    rsub,
+    trunc,
+)
 from openneutron.ops.masks import HIDDEN_AT_RUN_TIME, only_softmax_reads
 from openneutron.ops.op_instance import OpInstance
 from openneutron.targets import NeutronTarget
@@ -92,7 +101,7 @@ class _Walk:
     def _convert_to_a_dtype(self, node: Node) -> None:
         """Rule 1."""
         if len(node.all_input_nodes) > 1:
-            become_conversion(node, node.args[0], _dtype(node))
+            replace_with_conversion(node, node.args[0], _dtype(node))
             self.changed = True
 
     def _note_choice(self, node: Node) -> None:

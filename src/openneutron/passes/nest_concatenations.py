@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import arguments, shape_of
 from openneutron.ops.declared import is_op
-from openneutron.ops.graph_builder import become_cat
+from openneutron.ops.graph_builder import replace_with_cat
 
 __all__ = ["nest_concatenations"]
 
@@ -37,7 +37,7 @@ def nest_concatenations(module: GraphModule) -> bool:
         dim = int(args["dim"]) % len(shape_of(node))
         earlier, count, last = _longest(prefixes.setdefault(dim, _Prefix()), args["tensors"])
         if earlier is not None and count < len(args["tensors"]):
-            become_cat(node, [earlier, *args["tensors"][count:]], dim)
+            replace_with_cat(node, [earlier, *args["tensors"][count:]], dim)
             changed = True
         last.whole = last.whole or node
     if changed:

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 from openneutron.core.constants import insert_constant
 from openneutron.core.fx import arguments, note_replaced, op_name
 from openneutron.ops.declared import is_op
-from openneutron.ops.graph_builder import become_cat
+from openneutron.ops.graph_builder import replace_with_cat
 from openneutron.passes.functionalize import writes_memory
 
 __all__ = ["remove_empties"]
@@ -56,5 +56,5 @@ def _leave_out_empties(node: Node) -> bool:
     if len(parts) == len(args["tensors"]) or not parts:
         return False
     note_replaced(node, op_name(node))
-    become_cat(node, parts, args["dim"])
+    replace_with_cat(node, parts, args["dim"])
     return True

@@ -9,7 +9,7 @@ from openneutron.core.fx import arguments, is_state, iterate_nodes, op_name, sha
 from openneutron.model.state import is_state_write
 from openneutron.ops import OPERATORS
 from openneutron.ops.declared import facts_of, is_op
-from openneutron.ops.graph_builder import become_reshape
+from openneutron.ops.graph_builder import replace_with_reshape
 from openneutron.ops.shapes import permutation
 from openneutron.passes.functionalize import writes_memory
 
@@ -88,7 +88,7 @@ def _merge_reshapes(node: Node) -> bool:
         return False
     if not _lie_alike(node.meta["val"], source.meta["val"].reshape(shape)):
         return False
-    become_reshape(node, source, shape)
+    replace_with_reshape(node, source, shape)
     return True
 
 

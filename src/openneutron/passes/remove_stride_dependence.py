@@ -6,7 +6,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import iterate_nodes, note_replaced, op_name
-from openneutron.ops.graph_builder import become_reshape
+from openneutron.ops.graph_builder import replace_with_reshape
 from openneutron.ops.shapes import needs_strides
 
 __all__ = ["remove_stride_dependence"]
@@ -24,7 +24,7 @@ def remove_stride_dependence(module: GraphModule) -> bool:
     for node in module.graph.nodes:
         if needs_strides(node):
             note_replaced(node, op_name(node))
-            become_reshape(node, *node.args[:2])
+            replace_with_reshape(node, *node.args[:2])
             changed = True
         if node.op in ("placeholder", "call_function") and node not in ordered and "val" in node.meta:
             usual = _in_usual_order(node.meta["val"])
