@@ -107,9 +107,8 @@ def check(model: RandomModel, way: Way) -> Finding:
         samples = _in_strides_that_run(model, model.samples(CALIBRATION_SAMPLES, 0), way)
         unseen = model.samples(2, 1)
         try:
-            documented = (
-                way.documented and model.form is not Form.KEYWORDS
-            )  # callers pass positional arguments to prepared modules
+            # callers pass positional arguments to prepared modules
+            documented = way.documented and model.form is not Form.KEYWORDS
             return (_documented if documented else _short)(model, way, samples, unseen)
         except OpenNeutronError as error:
             return Finding(Outcome.REFUSED, f"{type(error).__name__}: {error}")

@@ -292,9 +292,8 @@ class TestDeclaration:
         pads = {"input": (1,), "weight": (0, 1), "bias": (0,)}
         declare(monkeypatch, "aten.conv2d.default", pads, takes_whole_channels("input"))
         model = quantized(nn.Conv2d(12, 5, 3), ((1, 12, 6, 6),), weight_granularity=granularity)
-        flavor = (
-            LEGACY if granularity == "per_tensor" else "SDK_25_09"
-        )  # the first SDK that supports a scale per channel
+        # SDK_25_09 is the first that supports a scale per channel
+        flavor = LEGACY if granularity == "per_tensor" else "SDK_25_09"
         (graph,) = partition_graphs(model, neutron_converter_flavor=flavor)
         assert kinds(graph) == ["PAD", "CONV_2D", "SLICE"]
         assert [tensor.shape for tensor in graph.ops[1].inputs[1:]] == [(8, 3, 3, 16), (8,)]

@@ -181,7 +181,7 @@ DECOMPOSED = (
         becomes="relu, abs, sigmoid, log, sub",
         constraints=(has_high_threshold,),
         approximation=1e-4,
-        notes="Computed as relu(x) - log(sigmoid(|x|)), because no intermediate value grows faster than x.",
+        notes="Computed as relu(x) - log(sigmoid(abs(x))), because no intermediate value grows faster than x.",
     ),
     Decomposition(
         name="mish",
@@ -200,8 +200,7 @@ DECOMPOSED = (
         targets=("aten.log_softmax.int", "aten._log_softmax.default"),
         rewrite=_log_softmax,
         becomes="amax, sub, exp, sum, log, sub",
-        notes="It is not computed as the log of a softmax, because int8 holds 256 probabilities only, and rounds most "
-        "small ones to 0.",
+        notes="It is not computed as the log of a softmax, because int8 rounds most small probabilities to 0.",
     ),
     Decomposition(
         name="softshrink",

@@ -185,8 +185,8 @@ def _computed_batch_norm(rewriting: Rewriting) -> Node:
 
 _STANDARDIZED = "abs, mean, add, rsqrt, mul, mul, mul, mean, add, rsqrt, mul"
 _TWO_STEPS = (
-    "The input is divided by the mean of |x| first, and then by the root of the mean of the squares. The variance of "
-    "groups with a small range is therefore precise enough in int8."
+    "The input is divided by the mean of abs(x) first, and then by the root of the mean of the squares. The variance "
+    "of groups with a small range is therefore precise enough in int8."
 )
 _ROOT_OF_A_TIE = "A difference of one step before the inverse root can become two steps after the division."
 

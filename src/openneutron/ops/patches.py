@@ -24,7 +24,7 @@ def _overlaps(instance: OpInstance) -> bool:
 
 @constraint
 def unfolds_in_few_parts(instance: OpInstance) -> bool:
-    """Its windows are at most {MAX_PARTS} steps long."""
+    """The size of a window is at most {MAX_PARTS} times the step."""
     return bool(-(-instance.args["size"] // instance.args["step"]) <= MAX_PARTS)
 
 
