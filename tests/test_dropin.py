@@ -220,7 +220,7 @@ class TestCalibration:
 
 def test_compile_specs_are_built() -> None:
     builder = options.NeutronCompileSpecBuilder()
-    with pytest.raises(OptionError, match="names the target"):
+    with pytest.raises(OptionError, match="to set the target"):
         builder.build()
     built = builder.neutron_compile_spec("imxrt700", fetch_constants_to_sram=True).build()
     assert built == generate_neutron_compile_spec("imxrt700", fetch_constants_to_sram=True)

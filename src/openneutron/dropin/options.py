@@ -41,5 +41,5 @@ class NeutronCompileSpecBuilder:
     def build(self) -> list[CompileSpec]:
         """Returns the compile specs. Raises `OptionError` if `neutron_compile_spec` was not called before."""
         if not self._specs:
-            raise OptionError("Call neutron_compile_spec(...) of the builder before build(): it names the target.")
+            raise OptionError("Call neutron_compile_spec(...) on the builder before build(), to set the target.")
         return self._specs

@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 # The largest error of a power between 0 and 1 at zero. log(0) does not exist, so the base is at least a small number.
 ERROR_AT_ZERO = 1e-4
-# Close above the smallest normal float32, 1.2e-38.
+# Slightly above the smallest normal float32, 1.2e-38.
 SMALLEST = 1e-37
 MAX_WHOLE_POWER = 16
 

@@ -92,7 +92,7 @@ def _picks(instance: OpInstance) -> _Picks:
             indices = _picks_between(positions, shape, before, after)
             if indices is not None:
                 return _Picks(instance.shape_of("self"), before, after, indices)
-    raise AssertionError("before = after = 0 describes any positions")
+    raise AssertionError("no dimensions are kept, so the indices describe any positions")
 
 
 def _ends(shape: Sequence[int], before: int, after: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ __all__ = [
 
 
 MAX_KERNEL_RANK = 6
-MAX_COPIES = 8  # that one CONCATENATION makes
+MAX_COPIES = 8  # of one CONCATENATION
 
 
 @constraint
