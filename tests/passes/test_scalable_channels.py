@@ -53,15 +53,15 @@ def layers_of(model: nn.Module) -> list[ScalableLayer]:
 def test_of_what_a_gate_is_multiplied_with_the_gate_is_not_scaled(gate_first: bool) -> None:
     widen, squeeze, excite, narrow = layers_of(Excited(gate_first))
     assert [op_name(layer.node) for layer in (widen, narrow)] == ["aten.conv2d.default"] * 2
-    assert bool((widen.yields != PINNED).all())
-    assert torch.equal(narrow.reads[0], widen.yields)
-    assert torch.equal(squeeze.reads[0], widen.yields)
-    assert torch.equal(excite.reads[0], squeeze.yields)
-    assert bool((squeeze.yields != PINNED).all())
-    assert bool((excite.yields == PINNED).all())
+    assert bool((widen.output_numbers != PINNED).all())
+    assert torch.equal(narrow.input_numbers[0], widen.output_numbers)
+    assert torch.equal(squeeze.input_numbers[0], widen.output_numbers)
+    assert torch.equal(excite.input_numbers[0], squeeze.output_numbers)
+    assert bool((squeeze.output_numbers != PINNED).all())
+    assert bool((excite.output_numbers == PINNED).all())
 
 
 def test_a_square_is_not_scaled() -> None:
     widen, narrow = layers_of(Squared())
-    assert bool((widen.yields == PINNED).all())
-    assert bool((narrow.reads == PINNED).all())
+    assert bool((widen.output_numbers == PINNED).all())
+    assert bool((narrow.input_numbers == PINNED).all())

@@ -208,10 +208,10 @@ def test_writes_to_one_of_several_views(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
-    "expand": (lambda x: x[:, :1].expand(1, 4, 8, 8).mul_(1), r"the view that aten\.expand\.default yields"),
-    "unfold": (lambda x: x.unfold(2, 2, 2).mul_(2), r"the view that aten\.unfold\.default yields"),
-    "diagonal": (lambda x: x[0, 0].diagonal().zero_(), r"the view that aten\.diagonal\.default yields"),
-    "as_strided": (lambda x: x.as_strided((2, 2), (8, 1)).zero_(), r"the view that aten\.as_strided\.default yields"),
+    "expand": (lambda x: x[:, :1].expand(1, 4, 8, 8).mul_(1), r"the view that aten\.expand\.default returns"),
+    "unfold": (lambda x: x.unfold(2, 2, 2).mul_(2), r"the view that aten\.unfold\.default returns"),
+    "diagonal": (lambda x: x[0, 0].diagonal().zero_(), r"the view that aten\.diagonal\.default returns"),
+    "as_strided": (lambda x: x.as_strided((2, 2), (8, 1)).zero_(), r"the view that aten\.as_strided\.default returns"),
 }
 
 

@@ -1,7 +1,7 @@
-"""Rewrites of the exported ATen graph that make it quantizable, a file per pass.
+"""Passes that rewrite an exported ATen graph so that it can be quantized, one file per pass.
 
-A pass takes a GraphModule, changes it in place and says whether it changed anything; it keeps no state. `table.py`
-has the table of all passes.
+A pass takes a GraphModule, changes it in place, returns whether it changed anything, and keeps no state. `table.py`
+lists all passes in their order.
 """
 
 from openneutron.passes.add_batch_dimension import add_batch_dimension

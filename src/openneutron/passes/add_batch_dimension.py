@@ -1,4 +1,4 @@
-"""Layers, and operators between them, get the dimension of a batch of one where their input has none."""
+"""Adds a batch dimension of 1 to layers whose input has none, and to the operators between them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _POOLS = tuple(f"{pool}{dims}" for pool in ("max_pool", "avg_pool", "adaptive_av
 
 
 def add_batch_dimension(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False) -> bool:
-    """Rules, linear in nodes and uses:
+    """Adds the missing batch dimension. Rules, linear in nodes and uses:
 
     1. A convolution, transposed convolution or linear of one sample without a batch dimension becomes unsqueeze, the
        layer, and squeeze.
-    2. An elementwise operator, concatenation, pool or reduction that reads such a squeeze reads its input instead,
-       and is squeezed itself.
+    2. An elementwise operator, concatenation, pool or reduction that reads such a squeeze reads the input of the
+       squeeze instead, and gets a squeeze after it.
 
-    The NPU and the methods of recovery want that dimension. By rule 2, no squeeze is between a layer and the activation
-    that it fuses, nor between two layers. Values that lack the dimension get the note `UNBATCHED`, so that observers do
-    not take their first dimension for samples. Operators that are to stay in float stay as they are.
+    The NPU and the recovery methods require a batch dimension. Rule 2 removes squeezes between two layers, and between
+    a layer and the activation that it fuses. Values without a batch dimension get the note `UNBATCHED`, so that
+    observers do not take their first dimension for samples. Operators for which `keeps_float` is true are not changed.
     """
     batched = _Batched()
     for node in list(module.graph.nodes):
@@ -46,14 +46,14 @@ def add_batch_dimension(module: GraphModule, keeps_float: Callable[[Node], bool]
 
 
 class _Batched:
-    """What has been given a batch dimension: `with_dimension` has the values that have it by those that do not."""
+    """Values that have been given a batch dimension. `with_dimension` maps each old value to the new one."""
 
     def __init__(self) -> None:
         self.with_dimension: dict[Node, Node] = {}
         self.squeezes: list[Node] = []
 
     def reaches(self, node: Node) -> bool:
-        """Whether rule 2 holds for `node`."""
+        """Returns whether rule 2 holds for `node`."""
         read = list(_tensors(node))
         if not all(map(_is_float, [node, *read])):
             return False
@@ -69,7 +69,7 @@ class _Batched:
         return _is_elementwise(node)
 
     def add(self, node: Node) -> None:
-        """Give `node` the dimension, and squeeze it for all who read it."""
+        """Adds the dimension to `node`, and a squeeze that its readers read."""
         broadcasts = _is_elementwise(node)
         for value in dict.fromkeys(_tensors(node)):
             if not broadcasts or (value.op != "get_attr" and len(shape_of(value)) == len(shape_of(node))):
@@ -92,7 +92,7 @@ class _Batched:
 
 
 def _tensors(node: Node) -> Iterator[Node]:
-    """The tensors that `node` reads; of a layer, what it multiplies."""
+    """Returns the tensors that `node` reads. For a layer, these are the multiplied tensors only."""
     if layer_kind(node) is not None:
         return iterate_nodes(arguments(node)["input"])
     return iterate_nodes([*node.args, *node.kwargs.values()])
@@ -110,12 +110,12 @@ def _is_elementwise(node: Node) -> bool:
 
 
 def _has_dim(node: Node) -> bool:
-    """Whether an argument of `node` names dimensions, which have the numbers of its input's."""
+    """Returns whether an argument of `node` names dimensions of its input."""
     return is_op(node, "cat", "mean", "sum", "amax", "amin") and "dim" in arguments(node)
 
 
 def _moved_by_one(dim: int | list[int]) -> int | list[int]:
-    """Dimensions of a value behind a new dimension 0."""
+    """Returns the numbers of dimensions after a new dimension 0 is inserted."""
     if isinstance(dim, int):
         return dim + 1 if dim >= 0 else dim
     return [one + 1 if one >= 0 else one for one in dim]

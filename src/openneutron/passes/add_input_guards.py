@@ -1,4 +1,4 @@
-"""Inputs that do not fit are named, with what would fit."""
+"""Adds checks of the model's inputs that raise `InputError` with the expected dtype and shape."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ GUARDS = "_guards_fn"
 
 @dataclass(frozen=True)
 class _Constant:
-    """An input that is a constant: the number, text or None that the model was exported with."""
+    """An input that is a constant: the number, text or None with which the model was exported."""
 
     name: str
     value: int | float | bool | str | None
 
     def fits(self, value: object) -> bool:
-        """Whether `value` equals the constant."""
+        """Returns whether `value` equals the constant."""
         return type(value) is type(self.value) and value == self.value
 
     def __str__(self) -> str:
@@ -34,13 +34,15 @@ class _Constant:
 
 @dataclass(frozen=True)
 class _Expected:
+    """The dtype and shape of an input tensor. A size that the model does not fix is None."""
+
     name: str
     dtype: torch.dtype
     shape: tuple[int | None, ...]
     """None for a size that the model does not fix."""
 
     def fits(self, value: object) -> bool:
-        """Whether `value` is a tensor of this dtype and shape."""
+        """Returns whether `value` is a tensor of this dtype and shape."""
         if not isinstance(value, torch.Tensor):
             return False
         sizes = zip(value.shape, self.shape, strict=False)
@@ -53,16 +55,18 @@ class _Expected:
 
 
 class InputCheck(torch.nn.Module):
-    """Raises `InputError` for an input of another shape or dtype; `guards` is what checked before, and checks on."""
+    """Raises `InputError` for an input of another shape or dtype, then calls `guards`, the check that torch.export
+    made.
+    """
 
     def __init__(self, expected: tuple[_Expected | _Constant | None, ...], guards: torch.nn.Module) -> None:
         super().__init__()
         self.expected = expected
         self.guards = guards
-        self._is_impure = True  # nothing reads its output, and it stays all the same
+        self._is_impure = True  # keeps the call in the graph, although nothing reads its output
 
     def forward(self, *inputs: Any) -> None:
-        """Check the inputs in the order of the graph's placeholders."""
+        """Checks the inputs, in the order of the graph's placeholders."""
         for value, expected in zip(inputs, self.expected, strict=True):
             if expected is None:
                 continue
@@ -73,12 +77,12 @@ class InputCheck(torch.nn.Module):
 
 @dataclass(frozen=True)
 class _DtypeCheck:
-    """A forward pre-hook of the observer of an input, which may observe values of other shapes too."""
+    """A forward pre-hook that checks the dtype of an observed input. The observer may see other shapes."""
 
     expected: _Expected
 
     def __call__(self, _: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Raise `InputError` for what is no tensor, and for one of another dtype."""
+        """Raises `InputError` for a value that is not a tensor, or is a tensor of another dtype."""
         (value,) = inputs
         if not isinstance(value, torch.Tensor) or value.dtype != self.expected.dtype:
             raise _bad_input(value, self.expected)
@@ -101,9 +105,9 @@ def _expected(node: Node, value: object) -> _Expected | _Constant | None:
 
 
 def add_input_guards(module: GraphModule) -> bool:
-    """Rule: the check of input shapes that torch.export leaves behind raises `InputError`, and checks dtypes too.
+    """Rule: the check of input shapes that torch.export adds raises `InputError`, and also checks dtypes.
 
-    A graph without that check gets none. Linear in inputs.
+    A graph without that check is not changed. Linear in inputs.
     """
     guards = getattr(module, GUARDS, None)
     calls = [node for node in module.graph.nodes if node.op == "call_module" and node.target == GUARDS]
@@ -117,10 +121,10 @@ def add_input_guards(module: GraphModule) -> bool:
 
 
 def check_inputs_before_observers(observers: Mapping[Any, Any]) -> None:
-    """Let observers of inputs raise `InputError` for an input of another dtype. Linear in `observers`.
+    """Adds a dtype check, which raises `InputError`, to the observers of inputs. Linear in `observers`.
 
-    `observers` has those of nodes, and of edges: what is read, and what reads it. torchao calls them before the check
-    of all inputs.
+    The keys of `observers` are nodes and edges (producer, consumer). torchao calls these observers before the check of
+    all inputs.
     """
     for place, observer in observers.items():
         node = place if isinstance(place, Node) else place[0]

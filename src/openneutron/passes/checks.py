@@ -1,4 +1,4 @@
-"""What a model must be before anything is done to it."""
+"""Checks that raise `ModelError` for a model that cannot be quantized."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.passes.remove_batch_counts import counts_batches
 from openneutron.passes.write_back import can_be_written_back
 
-__all__ = ["check_batch_norm", "check_is_static_eval", "check_outputs", "check_writes_nothing", "parameters_stay"]
+__all__ = [
+    "check_batch_norm",
+    "check_is_static_eval",
+    "check_outputs",
+    "check_parameters_are_kept",
+    "check_writes_nothing",
+]
 
 _EVAL = (
     "Call model.eval() before torch.export.export. To train it quantized, give NeutronQuantizer(is_qat=True) to "
@@ -28,9 +34,10 @@ _EVAL = (
 
 
 def check_is_static_eval(module: GraphModule, *, training: bool = False) -> bool:
-    """Raise `ModelError` for train mode, dynamic shapes, or floating point that is not float32; changes nothing.
+    """Raises `ModelError` for train mode, dynamic shapes, or floating point other than float32. Changes nothing.
 
-    `training` (quantization-aware) allows train mode, and dynamic shapes: batches have other sizes than the program.
+    `training` (quantization-aware) allows train mode and dynamic shapes, because training uses other batch sizes than
+    the program.
     """
     for node in module.graph.nodes:
         _check_shape_and_dtype(node, training=training)
@@ -41,7 +48,7 @@ def check_is_static_eval(module: GraphModule, *, training: bool = False) -> bool
 
 
 def check_outputs(module: GraphModule) -> bool:
-    """Raise `ModelError` for an output that a program cannot return; changes nothing."""
+    """Raises `ModelError` for an output that a program cannot return. Changes nothing."""
     leaves = tree_leaves(output_node(module.graph).args[0])
     if not any(isinstance(leaf, Node) for leaf in leaves):
         raise ModelError("The model returns no tensor, so a program has nothing to compute. Return one.")
@@ -103,7 +110,7 @@ def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
 
 
 def _selects_by_truths(node: Node) -> bool:
-    """Whether the operator selects the values at which a tensor of truth values is true."""
+    """Returns whether the operator selects the values at which a boolean tensor is true."""
     if not is_op(node, "selection by truth values"):
         return False
     masks = node.all_input_nodes[1:] or node.all_input_nodes
@@ -122,13 +129,13 @@ def _check_eval(node: Node) -> None:
             "the same values. Draw only if self.training, or make the numbers an input or a buffer of the model.",
             **where,
         )
-    # A batch norm in train mode counts its batches; the count stays when the batch norm itself was folded.
+    # A batch norm in train mode counts its batches. The counter remains after the batch norm was folded.
     if counts_batches(node):
         raise ModelError(f"A batch norm of the model is in train mode. {_EVAL}", **where)
 
 
 def check_batch_norm(node: Node) -> None:
-    """Raise `ModelError` for a batch norm without running statistics; any other node passes."""
+    """Raises `ModelError` for a batch norm without running statistics. Other nodes pass."""
     if is_op(node, "batch_norm") and arguments(node)["running_mean"] is None:
         raise ModelError(
             "This batch norm has no running statistics (track_running_stats=False): it normalizes by whatever batch it "
@@ -140,9 +147,9 @@ def check_batch_norm(node: Node) -> None:
 
 
 def check_writes_nothing(module: GraphModule) -> bool:
-    """Raise `ModelError` for an operator that writes in place, where `functionalize` left one; changes nothing.
+    """Raises `ModelError` for an in-place operator that `functionalize` did not convert. Changes nothing.
 
-    Quantize and dequantize make copies, which such a write would not reach.
+    Quantize and dequantize nodes copy their input, and an in-place write would not reach these copies.
     """
     for node in module.graph.nodes:
         if writes_memory(node) and not is_state_write(node):
@@ -157,11 +164,11 @@ def check_writes_nothing(module: GraphModule) -> bool:
 
 
 def _written_memory(write: Node) -> str:
-    """What a write that `functionalize` left in place writes to, in words."""
+    """Returns a description of the memory that a remaining in-place operator writes to."""
     memory = write.args[0] if write.args else None
     while isinstance(memory, Node) and memory.op == "call_function" and may_alias(memory) and memory.args:
         if not writes_memory(memory) and not can_be_written_back(memory):
-            return f"the view that {op_name(memory)} yields, which cannot be written back to the tensor that it views"
+            return f"the view that {op_name(memory)} returns, which cannot be written back to the tensor that it views"
         memory = memory.args[0]
     if isinstance(memory, Node) and memory.op == "placeholder":
         return f"a part of an input of the model ('{memory.name}')"
@@ -171,8 +178,8 @@ def _written_memory(write: Node) -> str:
 
 
 @contextmanager
-def parameters_stay(module: GraphModule) -> Iterator[None]:
-    """Raise `ModelError` if what is done to the graph leaves a trainable parameter unread: it was made a constant."""
+def check_parameters_are_kept(module: GraphModule) -> Iterator[None]:
+    """Raises `ModelError` if a pass replaces a trainable parameter by a constant."""
     before = _read_parameters(module)
     yield
     after = _read_parameters(module)
@@ -185,6 +192,6 @@ def parameters_stay(module: GraphModule) -> Iterator[None]:
 
 
 def _read_parameters(module: GraphModule) -> set[str]:
-    """The trainable parameters that the graph reads."""
+    """Returns the names of the trainable parameters that the graph reads."""
     read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr" and node.users}
     return {target for target in read if getattr(attribute(module, target), "requires_grad", False)}

@@ -1,4 +1,4 @@
-"""Concatenations that are both returned and computed with are duplicated, as only the second use needs one scale."""
+"""Duplicates concatenations that are both returned and computed with, because only the second use needs one scale."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["copy_returned_concatenations"]
 def copy_returned_concatenations(module: GraphModule) -> bool:
     """Rule: a concatenation that the model both returns (directly or after moves) and computes with is duplicated.
 
-    The parts of the returned copy can then keep qparams of their own. If the qparams turn out to be equal,
+    The inputs of the returned copy can then have different qparams. If calibration finds equal qparams,
     `ir.rewrites.eliminate_common_subexpressions` merges both copies again. Linear in nodes and uses.
     """
     ends: set[Node] = set()

@@ -1,4 +1,4 @@
-"""Operators that the NPU lacks are written with those it has, before anything is annotated."""
+"""Decomposes operators that the NPU lacks into operators that it has, before annotation."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def decompose(
     *,
     training: bool = False,
 ) -> bool:
-    """Rule: a float32 operator with a declared decomposition becomes what that writes, and so on for what it wrote.
+    """Rule: a float32 operator with a declared decomposition is replaced by the decomposition, recursively.
 
-    Operators that are to stay in float stay as they are. Linear in the nodes before and after. Raises `ModelError` for
-    an operator that needs fixed sizes and has none.
+    Operators for which `keeps_float` is true are not changed. Linear in the nodes before and after. Raises `ModelError`
+    if a decomposition needs a fixed size and the size is dynamic.
     """
     changed = False
     constants: set[Node] = set()
@@ -39,7 +39,7 @@ def decompose(
         instance = OpInstance(node, target, computed_constants=constants)
         if not keeps_float(node) and _decompose(module, instance, training=training):
             changed = True
-            node = before.next  # what was written is visited too
+            node = before.next  # visit the new nodes too
         else:
             computed = node.all_input_nodes and constants.issuperset(node.all_input_nodes) and not is_state(node)
             if node.op == "get_attr" or computed:
@@ -61,7 +61,7 @@ def _decompose(module: GraphModule, instance: OpInstance, *, training: bool) -> 
     rewriting = Rewriting(module, instance, training)
     try:
         written = declared.rewrite(rewriting)
-    except RuntimeError as error:  # from torch, of a constant whose size is not fixed
+    except RuntimeError as error:  # torch raises it for a constant whose size is not fixed
         if _has_fixed_sizes(node):
             raise
         raise rewriting.needs_fixed_sizes() from error

@@ -1,4 +1,6 @@
-"""Weighted sums of wide softmaxes divide after the sum: each probability would be too small for int8."""
+"""Moves the division of wide softmaxes after the weighted sum that reads them, because single probabilities are too
+small for int8.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ __all__ = ["divide_after_sums"]
 class _WeightedSum:
     """An operator `node` that sums over `probabilities`.
 
-    `rows` is the shape that the divisors, one for each row, need to broadcast to the output of `node`. `product` is the
-    multiplication before the sum, if there is one, and `weights` its other operand, if that is a constant [N].
+    `rows` is the shape in which the divisors, one per row, broadcast to the output of `node`. `product` is the
+    multiplication before the sum, if there is one, and `weights` is its other operand if that is a constant [N].
     """
 
     node: Node
@@ -39,11 +41,11 @@ class _WeightedSum:
 def divide_after_sums(
     module: GraphModule, target: NeutronTarget, keeps_float: Callable[[Node], bool] = lambda _: False
 ) -> bool:
-    """Rule, linear in nodes: sum(softmax(x) * y), matmul(softmax(x), y) and linear(softmax(x)) without a bias become
-    the same operators on e = exp(x - amax(x)), and their output is multiplied by 1 / sum(e).
+    """Moves divisions. Rule, linear in nodes: sum(softmax(x) * y), matmul(softmax(x), y) and linear(softmax(x)) without
+    a bias become the same operators on e = exp(x - amax(x)), and their output is multiplied by 1 / sum(e).
 
-    The softmax is over the last dimension, of more than `WIDE_SOFTMAX` values. Views between softmax and sum may split
-    that dimension, and the sum may be over a part of it. A softmax that other operators read, or for which
+    The softmax is over the last dimension and has more than `WIDE_SOFTMAX` values. Views between softmax and sum may
+    split that dimension, and the sum may be over a part of it. A softmax that has other readers, or for which
     `keeps_float` is true, is not changed.
     """
     changed = False
@@ -67,9 +69,9 @@ def _is_wide(softmax: Node) -> bool:
 
 
 def _weighted_sums(module: GraphModule, value: Node, leading: int) -> Iterator[_WeightedSum | None]:
-    """The weighted sums that read probabilities `value`, whose rows are its first `leading` dimensions.
+    """Returns the weighted sums that read probabilities `value`, whose first `leading` dimensions are the rows.
 
-    None stands for any other reader.
+    Any other reader is returned as None.
     """
     shape = shape_of(value)
     for reader in value.users:
@@ -90,14 +92,14 @@ def _weighted_sums(module: GraphModule, value: Node, leading: int) -> Iterator[_
 
 
 def _multiplies_matrices(reader: Node, value: Node) -> bool:
-    """Whether `reader` multiplies `value`, on the left, by something else, and adds nothing."""
+    """Returns whether `reader` is a matrix product of `value`, on the left, and another value, without a bias."""
     if is_op(reader, "linear") and arguments(reader)["bias"] is not None:
         return False
     return is_op(reader, "bmm", "linear") and reader.args[0] is value and reader.args[1] is not value
 
 
 def _leading_of(shape: tuple[int, ...], last: int) -> int | None:
-    """How many dimensions of `shape` come before those that make up `last` values; None where none do."""
+    """Returns how many leading dimensions of `shape` precede trailing dimensions of `last` values in total, or None."""
     count, size = len(shape), 1
     while count and size < last:
         count -= 1
@@ -106,12 +108,12 @@ def _leading_of(shape: tuple[int, ...], last: int) -> int | None:
 
 
 def _sums_dims(node: Node) -> bool:
-    """Whether `node` is a sum over given dimensions."""
+    """Returns whether `node` is a sum over given dimensions."""
     return is_op(node, "sum") and "dim" in arguments(node)
 
 
 def _sum(reader: Node, value: Node, leading: int) -> _WeightedSum | None:
-    """A sum over one or more of the dimensions behind the leading ones."""
+    """Returns the weighted sum if `reader` sums over one or more of the dimensions after the leading ones."""
     shape, args = shape_of(value), arguments(reader)
     dims = {dim % len(shape) for dim in args["dim"] or ()}
     if not dims or min(dims) < leading or args["dtype"] is not None:
@@ -151,7 +153,7 @@ def _divide_after(module: GraphModule, target: NeutronTarget, softmax: Node, sum
 
 
 def _divide(rewriting: Rewriting, found: _WeightedSum, inverse: Node, numerators: Node) -> None:
-    """Write the sum of numerators anew, with a product behind it."""
+    """Rewrites the sum to read the numerators, and multiplies its result by the inverse of their sum."""
     node = found.node
     if found.weights is not None:
         weight = rewriting.constant(found.weights[None])

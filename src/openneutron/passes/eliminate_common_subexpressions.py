@@ -1,4 +1,4 @@
-"""What is computed twice is computed once."""
+"""Merges nodes that compute the same value (common subexpression elimination)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ __all__ = ["eliminate_common_subexpressions"]
 
 
 def eliminate_common_subexpressions(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False) -> bool:
-    """Rule, linear in nodes: of calls of one ATen operator with equal arguments, the first one stays.
+    """Rule, linear in nodes: calls of one ATen operator with equal arguments are merged into the first call.
 
-    So does one that is to stay in float, where the others are not.
-
-    Not where the operator draws random numbers, and not in a graph with an in-place operator, which would write to all
-    of them.
+    A call for which `keeps_float` is true is not merged with calls for which it is false. Operators that draw random
+    numbers are not merged, and a graph with an in-place operator is not changed, because the write would reach all
+    merged values.
     """
     if any(writes_memory(node) and not is_state_write(node) for node in module.graph.nodes):
         return False
@@ -48,7 +47,7 @@ def _is_pure(node: Node) -> bool:
 
 
 def _key(argument: object) -> object:
-    """Equal for equal arguments only: 1, 1.0 and True are three."""
+    """Returns a key that is equal for equal arguments only. 1, 1.0 and True have different keys."""
     if isinstance(argument, (list, tuple)):
         return tuple(map(_key, argument))
     if isinstance(argument, dict):

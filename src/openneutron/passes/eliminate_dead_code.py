@@ -1,4 +1,4 @@
-"""What nobody reads is not computed."""
+"""Removes operators whose results are not used (dead code elimination)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["eliminate_dead_code"]
 
 
 def eliminate_dead_code(module: GraphModule) -> bool:
-    """Rules, linear in nodes:
+    """Removes dead code. Rules, linear in nodes:
 
     1. Checks of a tensor's shape and dtype are removed: shapes and dtypes are fixed after the export.
     2. An ATen operator that writes no memory and has no reader is removed, and then operators that only it read.

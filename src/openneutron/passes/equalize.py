@@ -1,10 +1,10 @@
-"""Cross-layer equalization: channels trade scale between the layers around them, so that one int8 scale fits all.
+"""Cross-layer equalization: scales channels between layers so that one int8 scale per tensor fits all channels.
 
-A weight's row of small values next to a row of large ones loses its bits to a scale per tensor. Where a channel's
-values may be scaled (see `scalable_channels`), dividing the row that yields it and multiplying the column that reads it
-by one factor leaves the function as it is. The factors bring, for each channel, the range of what yields it near that
-of what reads it (Nagel et al. 2019, who do it for pairs; here all layers that share a channel, across residual
-additions, concatenations and depthwise convolutions, are one channel's rows and columns).
+With one scale per tensor, a weight's row of small values loses resolution if another row has large values. Where a
+channel may be scaled (see `scalable_channels`), dividing the producer's row and multiplying the consumer's column by
+one factor does not change the function. The factors bring the range of the row near the range of the column. Nagel et
+al. 2019 do this for pairs of layers. Here it is done for all layers that share a channel through residual additions,
+concatenations and depthwise convolutions.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from openneutron.passes.scalable_channels import PINNED, ScalableLayer, Scaling,
 __all__ = ["equalize", "note_equalized", "was_equalized"]
 
 ROUNDS = 60
-# Of the step that would even out one channel alone: its neighbours move at the same time.
+# The share of the step that equalizes one channel alone. Smaller than 1, because neighboring channels move too.
 STEP = 0.5
 LARGEST_FACTOR = 2.0**20
-# A range that is a smaller share of the largest in its tensor is as good as none: training has left such channels dead.
+# A channel whose range is a smaller share of the largest range in its tensor counts as dead.
 SMALLEST_SHARE = 2.0**-24
 _NOTE = "openneutron_equalized"
 
 
 def note_equalized(module: GraphModule, *, equalized: bool) -> None:
-    """Note in `module.meta` whether its channels are equalized; what is prepared and converted of it has the note.
+    """Notes in `module.meta` whether its channels are equalized. Modules prepared and converted from it keep the note.
 
-    `quantize` does not read the note. It serves users who call `transform_for_annotation`, `recover_exported`,
-    `prepare_pt2e` and `analyze` one by one: nothing but the module passes from one of these calls to the next.
+    `quantize` does not read the note. It is for users who call `transform_for_annotation`, `recover_exported`,
+    `prepare_pt2e` and `analyze` one by one, because only the module is passed between these calls.
     """
     module.meta[_NOTE] = equalized
 
 
 def was_equalized(module: GraphModule) -> bool | None:
-    """Whether the channels of this graph, or of that which it was made of, were equalized; None without a note."""
+    """Returns whether the channels of this graph, or of its original, were equalized, or None without a note."""
     found: bool | None = module.meta.get(_NOTE)
     return found
 
@@ -51,13 +51,14 @@ def equalize(
     *,
     keeps_float: Callable[[Node], bool] = lambda _: False,
 ) -> bool:
-    """Equalize a float graph whose batch norms are folded, and note that it is; True if it changed anything.
+    """Equalizes the channels of a float graph whose batch norms are folded, and notes that it did. Returns whether it
+    changed anything.
 
-    The function stays the same up to float rounding. Without `ranges`, channels that a relu6 or another clamp from 0
-    clips stay as they are. `ranges` has what calibration saw of values ([channels] minima and maxima, by node): a
-    channel that never reached the end of its clamp is then scaled as far as it still does not reach it, which leaves
-    the function as it is on all that calibration saw; and the ranges of activations are evened out as well. Operators
-    that are to stay in float, by `keeps_float`, read and yield what they did, and keep their weights.
+    The function does not change except for float rounding. Without `ranges`, channels that a relu6 or another clamp
+    from 0 clips are not scaled. `ranges` maps nodes to the minima and maxima ([channels]) of their values in
+    calibration. With it, a channel that never reached the upper end of its clamp is scaled so far that it still does
+    not reach it, which keeps the function unchanged on the calibration data, and the ranges of activations are
+    equalized as well. The inputs, outputs and weights of operators for which `keeps_float` is true are not scaled.
 
     Linear in nodes, and in weights for each of `ROUNDS` rounds.
     """
@@ -79,7 +80,7 @@ def equalize(
 def _limits(
     scaling: Scaling, ranges: Mapping[Node, tuple[torch.Tensor, torch.Tensor]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logarithms of the smallest and the largest factor of each number."""
+    """Returns the logarithms of the smallest and the largest factor of each channel number."""
     lowest = torch.full((scaling.count,), -math.log(LARGEST_FACTOR))
     highest = -lowest
     for node, numbers in scaling.clipped.items():
@@ -116,41 +117,41 @@ def _factors(
     lowest: torch.Tensor,
     highest: torch.Tensor,
 ) -> torch.Tensor:
-    """[numbers]: what each channel's values are divided by."""
+    """Returns the divisor of each channel's values, [numbers]."""
     weights = [layer.rows(layer.constants.weight).abs().amax(3).cpu() for layer in scaling.layers]
     activations = [
         torch.maximum(high, -low).clamp(min=0).cpu()
         for low, high in (ranges[layer.node] for layer in scaling.layers if layer.node in ranges)
     ]
-    observed = [layer.yields for layer in scaling.layers if layer.node in ranges]
+    observed = [layer.output_numbers for layer in scaling.layers if layer.node in ranges]
     logs = torch.zeros(scaling.count)
     for _ in range(ROUNDS):
-        yielded, read = _Mean(scaling.count), _Mean(scaling.count)
+        written, read = _Mean(scaling.count), _Mean(scaling.count)
         for layer, weight in zip(scaling.layers, weights, strict=True):
-            groups, inputs = layer.reads.shape
-            now = weight * (logs[layer.reads].reshape(groups, 1, inputs)).exp()
-            now = _shares(now / logs[layer.yields].reshape(groups, -1, 1).exp())
-            yielded.add(layer.yields, now.amax(2).flatten())
-            read.add(layer.reads.flatten(), now.amax(1).flatten())
+            groups, inputs = layer.input_numbers.shape
+            now = weight * (logs[layer.input_numbers].reshape(groups, 1, inputs)).exp()
+            now = _shares(now / logs[layer.output_numbers].reshape(groups, -1, 1).exp())
+            written.add(layer.output_numbers, now.amax(2).flatten())
+            read.add(layer.input_numbers.flatten(), now.amax(1).flatten())
         for numbers, row in zip(observed, activations, strict=True):
-            yielded.add(numbers, _shares(row / logs[numbers].exp()))
-        known = yielded.seen & read.seen
-        logs += STEP / 2 * _centred((yielded.value - read.value) * known, known, scaling.together)
+            written.add(numbers, _shares(row / logs[numbers].exp()))
+        known = written.seen & read.seen
+        logs += STEP / 2 * _centred((written.value - read.value) * known, known, scaling.together)
         logs = logs.clamp(lowest, highest)
     return logs.exp()
 
 
 def _shares(ranges: torch.Tensor) -> torch.Tensor:
-    """`ranges` as shares of the largest, which decides the scale of their tensor; 0 for what is as good as nothing."""
+    """Returns `ranges` as shares of the largest range, which sets the scale of their tensor. Dead channels get 0."""
     largest = ranges.max()
     shares = ranges / largest if largest > 0 else ranges
     return torch.where(shares < SMALLEST_SHARE, 0, shares)
 
 
 def _centred(steps: torch.Tensor, known: torch.Tensor, together: torch.Tensor) -> torch.Tensor:
-    """`steps` without what numbers have in common that go `together`.
+    """Subtracts from `steps` the mean over the numbers that share a group in `together`.
 
-    A factor of all channels of a tensor changes none of their shares of it: nothing would keep it from growing.
+    A common factor of all channels of a tensor changes none of their shares, so it could grow without limit.
     """
     total, count = (torch.zeros(len(steps)).index_add_(0, together, values) for values in (steps, known.float()))
     return steps - (total / count.clamp(min=1))[together] * known
@@ -163,7 +164,7 @@ class _Mean:
         self.sum, self.count = torch.zeros(count), torch.zeros(count)
 
     def add(self, numbers: torch.Tensor, ranges: torch.Tensor) -> None:
-        """Take in `ranges` of channels; a range of nothing says nothing."""
+        """Adds `ranges` of channels to the mean, without those that are 0."""
         some = ranges > 0
         self.sum.index_add_(0, numbers[some], ranges[some].log())
         self.count.index_add_(0, numbers[some], torch.ones(int(some.sum())))
@@ -180,5 +181,5 @@ class _Mean:
 def _rescale(layer: ScalableLayer, factors: torch.Tensor) -> None:
     weight, bias = layer.constants.weight, layer.constants.bias
     factors = factors.to(weight.device)
-    scaled_bias = None if bias is None else bias / factors[layer.yields]
+    scaled_bias = None if bias is None else bias / factors[layer.output_numbers]
     layer.constants.replace(weight=layer.scaled(weight, factors), bias=scaled_bias)

@@ -1,4 +1,4 @@
-"""Arithmetic with constants goes into the weights and the bias of what it reads, or into other such arithmetic."""
+"""Folds arithmetic with constants into the weight and bias of the layer before it, or into other such arithmetic."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class _Arithmetic:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A convolution, linear or matrix product with constant weights; that of a product has the outputs in front."""
+    """A convolution, linear or matrix product with constant weights. The weight of a matrix product has the outputs
+    first.
+    """
 
     node: Node
     kind: LayerKind
@@ -39,20 +41,22 @@ class _Layer:
     weight: torch.Tensor
     bias: torch.Tensor | None
     channel: int
-    """The output's dimension that has the channels."""
+    """The dimension of the output that holds the channels."""
 
 
 def fold_arithmetic(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False) -> bool:
-    """Rules for float32 constants, linear in nodes and weights; the function stays the same up to float rounding:
+    """Folds arithmetic. Rules for float32 constants, linear in nodes and weights; the function changes by float
+    rounding only:
 
-    1. A sum or product with a constant of one value, or one for each output channel, that alone reads a convolution,
-       transposed or not, a linear, or an mm, matmul or addmm with a constant matrix, goes into its weight and bias,
-       which are new: another operator that shares the old ones keeps them. A matrix product becomes a linear.
-    2. Of two products with constants in a row, or two sums, one stays.
-    3. x * 1 and x + 0 go.
+    1. A sum or product with a constant of one value, or one per output channel, that is the only reader of a
+       convolution, transposed or not, a linear, or an mm, matmul or addmm with a constant matrix, is folded into its
+       weight and bias. These are new constants: another operator that shares the old ones keeps them. A matrix product
+       becomes a linear.
+    2. Two products with constants in a row, or two sums, are merged into one.
+    3. x * 1 and x + 0 are removed.
 
-    Where a constant broadcasts what it meets to another shape, or two constants each other, they stay. So does what is
-    to stay in float.
+    Nothing is folded where a constant broadcasts the other operand, or another constant, to a new shape, or where
+    `keeps_float` is true for an operator.
     """
     changed = False
     for node in list(module.graph.nodes):
@@ -128,7 +132,7 @@ def _layer(module: GraphModule, node: Node) -> _Layer | None:
 
 
 def _of_channels(constant: torch.Tensor, layer: _Layer) -> torch.Tensor | None:
-    """A constant as one value, or one for each output channel; None where it differs along another dimension."""
+    """Returns a constant as one value or one per output channel, or None if it differs along another dimension."""
     if constant.numel() == 1:
         return constant.reshape(())
     behind = len(shape_of(layer.node)) - 1 - layer.channel

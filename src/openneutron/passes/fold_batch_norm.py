@@ -1,4 +1,4 @@
-"""Batch norm in eval mode is a scale and a shift, which the operator before it can take."""
+"""Folds batch norms in eval mode into the operator before them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Affine:
-    """y = scale * x + shift, for each channel."""
+    """y = scale * x + shift, per channel."""
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -33,7 +33,7 @@ class Affine:
     def folded(
         self, producer: Node, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias of `producer` with this behind it."""
+        """Returns the weight and bias of `producer` followed by this scale and shift."""
         scaled = weight * scale_of_weight(self.scale, weight, transposed=is_transposed(producer))
         return scaled, self.shift if bias is None else bias * self.scale + self.shift
 
@@ -45,7 +45,7 @@ def affine(
     bias: torch.Tensor | None,
     eps: float,
 ) -> Affine:
-    """What a batch norm with these running statistics does in eval mode."""
+    """Returns the scale and shift of a batch norm with these running statistics in eval mode."""
     scale = torch.rsqrt(variance + eps)
     scale = scale if weight is None else scale * weight
     shift = -mean * scale
@@ -53,15 +53,16 @@ def affine(
 
 
 def fold_batch_norm(module: GraphModule, *, training: bool = False) -> bool:
-    """Rules, linear in nodes; the function stays the same up to float rounding:
+    """Folds batch norms. Rules, linear in nodes; the function changes by float rounding only:
 
-    1. A batch norm that alone reads a convolution or a transposed one of a batch, or a linear of rank 2, goes into its
-       weight and bias, which are new: another operator that shares the old ones keeps them.
-    2. Any other batch norm of rank 2 to 5 becomes a depthwise convolution by 1.
-    3. What is left becomes a multiplication and an addition with constants.
+    1. A batch norm that is the only reader of a convolution or transposed convolution with a batch, or of a linear of
+       rank 2, is folded into its weight and bias. These are new constants: another operator that shares the old ones
+       keeps them.
+    2. Any other batch norm of rank 2 to 5 becomes a depthwise convolution with kernel size 1.
+    3. Each remaining batch norm becomes a multiplication and an addition with constants.
 
     With `training`, new weights and biases are trainable. A batch norm in train mode, or with computed parameters, is
-    kept.
+    not changed.
     """
     changed = False
     for node in list(module.graph.nodes):
@@ -82,24 +83,26 @@ def fold_batch_norm(module: GraphModule, *, training: bool = False) -> bool:
 
 
 def is_attribute(node: Node) -> bool:
-    """Whether `node` is a constant of a graph module."""
+    """Returns whether `node` is a constant of a graph module."""
     return node.op == "get_attr"
 
 
 def takes_batch_norm(producer: Any, is_constant: Callable[[Node], bool] = is_attribute) -> bool:
-    """Whether a batch norm that reads `producer` can go into its weight and bias."""
+    """Returns whether a batch norm that reads `producer` can be folded into its weight and bias."""
     if not isinstance(producer, Node) or len(producer.users) != 1:
         return False
     if layer_kind(producer) is None:
         return False
     args = arguments(producer)
     if len(shape_of(producer)) != len(shape_of(args["weight"])):
-        return False  # dimension 1, which a batch norm scales, is not the one of the output channels
+        return False  # a batch norm scales dimension 1, which does not hold the output channels here
     return all(args[role] is None or is_constant(args[role]) for role in ("weight", "bias"))
 
 
 def insert_convolution(module: GraphModule, node: Node) -> bool:
-    """Put a depthwise convolution by 1 that changes nothing in front of a batch norm; False for ranks without one."""
+    """Inserts an identity depthwise convolution with kernel size 1 before a batch norm. Returns False for a rank
+    without one.
+    """
     value, rank = node.args[0], len(shape_of(node))
     dims = max(rank - 2, 1)  # an input of rank 2 is given a length of 1
     if rank < 2 or dims not in CONVOLUTIONS:
@@ -124,12 +127,12 @@ def insert_convolution(module: GraphModule, node: Node) -> bool:
 
 
 def is_transposed(producer: Node) -> bool:
-    """Whether `producer` is a transposed convolution, whose weight has its output channels second."""
+    """Returns whether `producer` is a transposed convolution, whose weight has the output channels in dimension 1."""
     return layer_kind(producer) is LayerKind.TRANSPOSED
 
 
 def scale_of_weight(scale: torch.Tensor, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
-    """The scale of each output channel in a shape that multiplies the weight."""
+    """Returns the scale of each output channel in a shape that broadcasts to the weight."""
     kernel = [1] * (weight.dim() - 2)
     if not transposed:
         return scale.reshape(-1, 1, *kernel)
@@ -172,10 +175,10 @@ def _as_arithmetic(module: GraphModule, node: Node, scale_and_shift: Affine, *, 
 
 
 class _InPlaceOf(NodeBuilder):
-    """Writes calls that stand for `origin`, and notes which operator that is."""
+    """Writes calls that replace `origin`, and notes that operator on them."""
 
     def call(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:
-        """A call of `target`."""
+        """Writes a call of `target`."""
         written = super().call(target, *args, **kwargs)
         note_replaced(written, op_name(self.origin))
         return written

@@ -1,4 +1,4 @@
-"""What does not depend on the input is computed once."""
+"""Computes values that do not depend on the input once (constant folding)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["fold_constants"]
 
 
 def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
-    """Rules, linear in nodes and uses:
+    """Folds constants. Rules, linear in nodes and uses:
 
-    1. An operator that reads only parameters, buffers and constants, or nothing at all, becomes a constant.
-    2. Of an operator with several outputs, each one that is read becomes a constant.
-    3. zeros_like and others that read nothing of a tensor but its shape and dtype become constants too.
+    1. An operator that reads only parameters, buffers and constants, or nothing, becomes a constant.
+    2. For an operator with several outputs, each output that is read becomes a constant.
+    3. zeros_like and other operators that read only the shape and dtype of a tensor become constants too.
 
-    Operators that write memory or draw random numbers stay, and with `training` those that read parameters or the
-    statistics of a batch norm.
+    Operators that write memory or draw random numbers are not folded. With `training`, operators that read parameters
+    or the statistics of a batch norm are not folded either.
     """
     values: dict[Node, Any] = {}
     changed = False
@@ -49,20 +49,20 @@ def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
 
 
 def _is_trained(module: GraphModule, constant: Node) -> bool:
-    """Whether training changes a constant."""
+    """Returns whether training changes a constant."""
     is_statistic = any(is_op(user, "batch_norm") for user in constant.users)
     return is_statistic or bool(attribute(module, str(constant.target)).requires_grad)
 
 
 def _foldable(node: Node, values: dict[Node, Any]) -> Callable[[Node], Any] | None:
-    """What `node` reads, if that is known; else None."""
+    """Returns the function that gives the operands of `node`, or None if they are not all known."""
     if not facts_of(node).reads_values and all(isinstance(size, int) for size in shape_of(node)):
-        return _of_its_shape
+        return _zeros_of_its_shape
     if node.op != "call_function" or not all(source in values for source in node.all_input_nodes):
         return None
     return values.__getitem__ if node.target is operator.getitem or is_pure(node) else None
 
 
-def _of_its_shape(node: Node) -> torch.Tensor:
+def _zeros_of_its_shape(node: Node) -> torch.Tensor:
     value = node.meta["val"]
     return torch.zeros(value.shape, dtype=value.dtype)

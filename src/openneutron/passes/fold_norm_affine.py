@@ -1,4 +1,4 @@
-"""The weight and bias of a normalization go into the linears that read it."""
+"""Folds the weight and bias of a normalization into the linears that read it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ __all__ = ["fold_norm_affine"]
 
 
 def fold_norm_affine(module: GraphModule) -> bool:
-    """Rule: a layer_norm or rms_norm over the last dimension that only linears read gives its weight and bias to them.
+    """Rule: the weight and bias of a layer_norm or rms_norm over the last dimension are folded into its readers, if all
+    are linears.
 
-    They read it themselves, or behind transposes and reshapes that keep the last dimension. Their weights are new:
-    another operator that shares the old ones keeps them. Linear in nodes, uses and weights.
+    The linears read it directly, or through transposes and reshapes that keep the last dimension. Their weights are
+    new: another operator that shares the old ones keeps them. Linear in nodes, uses and weights.
 
-    It saves two operators, and int8: what is normalized has one range in all channels, what is scaled has not, and the
-    weights behind it often make up for that (`tests/passes/test_arithmetic_passes.py` has the figures).
+    The pass saves two operators and int8 resolution. A normalized value has the same range in all channels, and the
+    scaled value does not, while the following weights often compensate the scales
+    (`tests/passes/test_arithmetic_passes.py` has the figures).
     """
     changed = False
     for node in list(module.graph.nodes):
@@ -53,7 +55,7 @@ def _fold(module: GraphModule, norm: Node) -> bool:
 
 
 def _readers(value: Node) -> Iterator[tuple[Node, Node]]:
-    """(what is read, who reads it), through operators that keep the last dimension."""
+    """Returns pairs (value, reader), through operators that keep the last dimension."""
     for user in value.users:
         if _keeps_last_dimension(user):
             yield from _readers(user)
@@ -68,7 +70,7 @@ def _keeps_last_dimension(node: Node) -> bool:
 
 
 def _is_constant_linear(module: GraphModule, value: Node, node: Node) -> bool:
-    """Whether `node` is a linear of `value` with a constant weight of rank 2 and a constant bias, if any."""
+    """Returns whether `node` is a linear of `value` with a constant weight of rank 2 and a constant bias, if any."""
     args = arguments(node)
     if not is_op(node, "linear") or args["input"] is not value:
         return False
@@ -77,7 +79,7 @@ def _is_constant_linear(module: GraphModule, value: Node, node: Node) -> bool:
 
 
 def _scale(module: GraphModule, linear: Node, scale: torch.Tensor | None, shift: torch.Tensor | None) -> None:
-    """W (scale * x + shift) + b is (W scale) x + (W shift + b)."""
+    """Folds scale and shift into a linear: W (scale * x + shift) + b = (W scale) x + (W shift + b)."""
     args = arguments(linear)
     weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
     assert weight is not None

@@ -1,4 +1,4 @@
-"""Slices of a concatenation read the part that they lie in."""
+"""Replaces slices of a concatenation by slices of the input that they lie in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["fold_slices_of_concatenations"]
 
 @dataclass(frozen=True)
 class _Join:
-    """A concatenation along `dim`; part i begins at `begins[i]`, and the last entry is the size of the whole."""
+    """A concatenation along `dim`. Input i begins at `begins[i]`, and the last entry is the total size."""
 
     dim: int
     parts: tuple[Node, ...]
@@ -26,10 +26,11 @@ class _Join:
 
 
 def fold_slices_of_concatenations(module: GraphModule) -> bool:
-    """Rule: a slice or select that lies in one part of a concatenation along the same dimension reads that part.
+    """Rule: a slice or select that lies within one input of a concatenation along the same dimension reads that input.
 
-    n log n in slices and parts. A tensor that is written slice by slice (boxes scaled in place, then scores) is a
-    concatenation after each write, whose one scale would otherwise be that of all values read behind it.
+    n log n in slices and inputs. A tensor that is written slice by slice (boxes scaled in place, then scores) is a
+    concatenation after each write. Without this rule, its one scale would have to cover every value that is read from
+    it.
     """
     joins: dict[Node, _Join | None] = {}
     changed = False
@@ -52,7 +53,7 @@ def fold_slices_of_concatenations(module: GraphModule) -> bool:
 
 
 def _moved(node: Node, joins: dict[Node, _Join | None]) -> tuple[Node, int, int, int] | None:
-    """The part that `node` lies in, the dimension, and its first index and count there; None if there is none."""
+    """Returns the input that `node` lies in, the dimension, and its first index and count there, or None."""
     if not is_op(node, "slice", "select"):
         return None
     args = arguments(node)

@@ -1,4 +1,4 @@
-"""In-place operators become ordinary ones."""
+"""Replaces in-place operators by operators that return a new value (functionalization)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["functionalize", "may_alias", "writes_memory"]
 
 
 def functionalize(module: GraphModule) -> bool:
-    """Rules, linear in nodes and uses:
+    """Replaces in-place operators. Rules, linear in nodes and uses:
 
-    1. An in-place operator (relu_) becomes its out-of-place form (relu), and later readers of the value that it wrote
-       read the result. A copy_ becomes its source, a fill_ a constant.
+    1. An in-place operator (relu_) becomes its out-of-place form (relu), and later readers of the written value read
+       the result. A copy_ becomes its source, a fill_ a constant.
     2. If it writes to a view (a slice, a reshape, a transpose), its result is written into a new base tensor. Later
-       readers of that memory read the new base, through views that are made again.
-    3. It stays if it writes to a buffer, to a part of an input, or to a view that `write_back` cannot invert (expand,
+       readers of that memory read the new base, through new views.
+    3. It is kept if it writes to a buffer, to a part of an input, or to a view that `write_back` cannot invert (expand,
        unfold, as_strided), and if it stores a state.
     """
     if not any(writes_memory(node) for node in module.graph.nodes):
@@ -39,14 +39,14 @@ def functionalize(module: GraphModule) -> bool:
 
 
 def writes_memory(node: Node) -> bool:
-    """Whether `node` is an operator that changes one of its arguments."""
+    """Returns whether `node` is an operator that changes one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def may_alias(node: Node) -> bool:
-    """Whether the output of `node` may be memory of its first argument.
+    """Returns whether the output of `node` may share the memory of its first argument.
 
-    That of a dropout may, though its schema does not say so.
+    The output of a dropout may, although its schema does not say so.
     """
     taken = node.target._schema.arguments[:1] if isinstance(node.target, torch._ops.OpOverload) else []
     aliases = any(argument.alias_info is not None for argument in taken)
@@ -57,10 +57,10 @@ def may_alias(node: Node) -> bool:
 class _Walk:
     """Visits the nodes of a graph in order.
 
-    A place is a node that allocates memory, or a view of memory. Nodes that yield the same values in the same memory
+    A place is a node that allocates memory, or a view of memory. Nodes that return the same values in the same memory
     (contiguous, detach, an in-place operator) are one place. A write to a memory makes all of its places stale, except
-    those on the way from the written view to the base. `current` has, for each place, the count of writes and the node
-    that yields its values after them.
+    those between the written view and the base. `current` has, for each place, the count of writes and the node that
+    returns its values after them.
     """
 
     position: dict[Node, int]
@@ -74,9 +74,9 @@ class _Walk:
     changed: bool = False
 
     def visit(self, node: Node) -> None:
-        """Give `node` the current values of its operands, and record its write."""
+        """Replaces the operands of `node` by their current values, and records the write of `node`."""
         first = node.args[0] if node.args else None
-        target = _ordinary_form(node)
+        target = _out_of_place_form(node)
         if target is not None and isinstance(first, Node) and self._is_writable(self.place[first], node):
             self._write(node, self.place[first], target)
             return
@@ -94,7 +94,7 @@ class _Walk:
 
     def _add_view(self, node: Node, source: Node) -> None:
         memory = self.memory[source]
-        if writes_memory(node) or _is_the_same(node, source):
+        if writes_memory(node) or _is_same_view(node, source):
             self.place[node] = source
             return
         self._add(node)
@@ -103,7 +103,7 @@ class _Walk:
         self.views.setdefault(memory, []).append(node)
 
     def _fresh(self, read: Node, before: Node) -> Node:
-        """The node that yields the current values of the place that `read` reads."""
+        """Returns the node that has the current values of the place that `read` reads."""
         place = self.place[read]
         count, node = self.current[place]
         now = self.writes[self.memory[place]]
@@ -117,7 +117,7 @@ class _Walk:
 
     def _is_writable(self, place: Node, writer: Node) -> bool:
         memory = self.memory[place]
-        if memory.op == "get_attr" or not all(can_be_written_back(view) for view in self._way(place)[:-1]):
+        if memory.op == "get_attr" or not all(can_be_written_back(view) for view in self._views_to_base(place)[:-1]):
             return False
         if memory.op != "placeholder":
             return True
@@ -125,24 +125,24 @@ class _Walk:
                     for user in view.users if user in self.position)  # fmt: skip
         return place is memory and not later
 
-    def _way(self, place: Node) -> list[Node]:
-        """The places from `place` to its base. The list that a split yields is skipped."""
-        way = [place]
-        while way[-1] in self.source:
-            source = self.source[way[-1]]
-            way.append(self.source[source] if way[-1].target is operator.getitem else source)
-        return way
+    def _views_to_base(self, place: Node) -> list[Node]:
+        """Returns the places from `place` to its base, without the lists that splits return."""
+        views = [place]
+        while views[-1] in self.source:
+            source = self.source[views[-1]]
+            views.append(self.source[source] if views[-1].target is operator.getitem else source)
+        return views
 
     def _write(self, node: Node, place: Node, target: torch._ops.OpOverload) -> None:
-        way = self._way(place)
-        nodes = [self._fresh(each, node) for each in way]
+        views = self._views_to_base(place)
+        nodes = [self._fresh(each, node) for each in views]
         args, kwargs = map_arg((node.args, node.kwargs), lambda read: self._fresh(read, node))
         note_replaced(node, op_name(node))
         value = _written(node, nodes[0], target, args, kwargs)
-        memory, behind = way[-1], node.next
+        memory, behind = views[-1], node.next
         self.writes[memory] += 1
         self.current[place] = (self.writes[memory], value)
-        for view, source, before in zip(way, way[1:], nodes[1:], strict=False):
+        for view, source, before in zip(views, views[1:], nodes[1:], strict=False):
             value = write_back(view, before, value, NodeBuilder(behind, node))
             self.current[source] = (self.writes[memory], value)
         self.place[node] = place
@@ -154,7 +154,7 @@ class _Walk:
 def _written(
     node: Node, place: Node, target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Node:
-    """The new value of `place` after the in-place operator `node`, whose out-of-place form is `target`."""
+    """Returns the new value of `place` after the in-place operator `node`, whose out-of-place form is `target`."""
     if is_op(node, "copy_", "fill_") and isinstance(args[1], Node):
         return _like(args[1], place, NodeBuilder(node, node))
     if is_op(node, "zero_"):
@@ -164,17 +164,17 @@ def _written(
 
 
 def _like(value: Node, place: Node, builder: NodeBuilder) -> Node:
-    """`value` in the dtype and shape of `place`."""
+    """Returns `value` in the dtype and shape of `place`."""
     if value.meta["val"].dtype != place.meta["val"].dtype:
         value = convert(builder, value, place.meta["val"].dtype)
     shape = shape_of(place)
-    if len(shape_of(value)) > len(shape):  # by dimensions of size 1 in front
+    if len(shape_of(value)) > len(shape):  # by leading dimensions of size 1
         value = reshape(builder, value, shape_of(value)[-len(shape) :] if shape else ())
     return expand(builder, value, shape)
 
 
 def _shares_memory(node: Node) -> bool:
-    """Whether the output of `node` shares the memory of its first argument; True if that cannot be found out."""
+    """Returns whether the output of `node` shares the memory of its first argument, or True if that is unknown."""
     read = [source.meta.get("val") for source in node.all_input_nodes]
     if node.target is operator.getitem or any(value is None for value in read) or not isinstance(read[0], torch.Tensor):
         return True
@@ -183,10 +183,10 @@ def _shares_memory(node: Node) -> bool:
     return read[0].untyped_storage()._cdata in storages
 
 
-def _is_the_same(node: Node, source: Node) -> bool:
-    """Whether a view has the dtype, shape and strides of its source.
+def _is_same_view(node: Node, source: Node) -> bool:
+    """Returns whether a view has the dtype, shape and strides of its source.
 
-    The view is computed: `remove_stride_dependence` makes the strides in the metadata of a graph those of contiguous
+    The view is computed, because `remove_stride_dependence` replaces the strides in the metadata by those of contiguous
     tensors.
     """
     other = source.meta.get("val")
@@ -199,13 +199,13 @@ def _is_the_same(node: Node, source: Node) -> bool:
 
 
 def _computed(node: Node) -> Any:
-    """Compute the output of `node` from the metadata of what it reads."""
+    """Computes the output of `node` from the metadata of its operands."""
     args, kwargs = map_arg((node.args, node.kwargs), lambda read: read.meta["val"])
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _ordinary_form(node: Node) -> torch._ops.OpOverload | None:
-    """The out-of-place overload of an in-place ATen operator: the one of equal types, whatever its names are."""
+def _out_of_place_form(node: Node) -> torch._ops.OpOverload | None:
+    """Returns the out-of-place overload of an in-place ATen operator: the one with equal types, under any names."""
     overload = node.target
     if not isinstance(overload, torch._ops.OpOverload) or overload.namespace != "aten" or is_state_write(node):
         return None

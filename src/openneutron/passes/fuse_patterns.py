@@ -1,4 +1,4 @@
-"""Operators that models spell out by hand become the ones they are, before those are decomposed or quantized."""
+"""Fuses patterns of operators that spell out an activation or a norm into the single operator (pattern fusion)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from openneutron.targets import NeutronTarget
 
 __all__ = ["fuse_patterns"]
 
-# Models round the numbers they write.
+# Tolerance of numbers in patterns: models contain rounded numbers.
 _RELATIVE_TOLERANCE = 1e-4
-# Factors of a product are looked for that deep.
+# The depth to which the factors of a product are searched.
 _DEPTH = 4
 
 
@@ -37,17 +37,18 @@ class _Product:
 def fuse_patterns(
     module: GraphModule, target: NeutronTarget, keeps_float: Callable[[Node], bool] = lambda _: False
 ) -> bool:
-    """Rules, linear in nodes; the function stays the same up to the rounding of the numbers that models write:
+    """Fuses patterns. Rules, linear in nodes; the function changes by the rounding of the model's numbers only:
 
     1. relu6(x + 3) / 6 and clamp(x / 6 + 1 / 2, 0, 1) become hardsigmoid(x).
     2. x * relu6(x + 3) / 6 and x * hardsigmoid(x) become hardswish(x).
     3. x / 2 * (1 + erf(x / sqrt(2))) becomes gelu(x), and so does the form with tanh.
     4. x / sqrt(y) becomes x * rsqrt(y), and 1 / sqrt(y) rsqrt(y).
-    5. x * rsqrt(mean(x * x) + eps) is divided in two steps, as layer_norm is, unless it is the second one already.
-    6. clamp from 0 on becomes relu, and clamp from 0 to 6 relu6: by these names other passes know them.
+    5. x * rsqrt(mean(x * x) + eps) is divided in two steps, as layer_norm is, unless it is already the second step.
+    6. clamp from 0 to infinity becomes relu, and clamp from 0 to 6 becomes relu6, which other passes look for.
 
-    clamp and hardtanh from 0 to 6 are relu6 here; factors may come in any order, and division by a number be a product.
-    What others read as well stays, and so does what ends in an operator that is to stay in float.
+    clamp and hardtanh from 0 to 6 count as relu6 here. Factors may have any order, and a division by a number may be a
+    product. A pattern is not fused if other operators read its inner values, or if `keeps_float` is true for its last
+    operator.
     """
     changed = False
     for node in reversed(list(module.graph.nodes)):
@@ -78,7 +79,7 @@ def _recognized(rewriting: Rewriting, node: Node) -> Node | None:
 
 
 def _clamp(rewriting: Rewriting, node: Node) -> Node | None:
-    """Rules 1 and 6."""
+    """Applies rules 1 and 6."""
     limits, source = facts_of(node).clamp_range(node), node.args[0]
     assert isinstance(source, Node)
     if limits == (0, 1) and (value := _halved_sixth(source)) is not None:
@@ -93,12 +94,12 @@ def _is(number: float | None, expected: float) -> bool:
 
 
 def _read_once(value: object) -> Node | None:
-    """`value` if it is a node that has one reader."""
+    """Returns `value` if it is a node that has one reader."""
     return value if isinstance(value, Node) and value.op == "call_function" and len(value.users) == 1 else None
 
 
 def _product(node: Node, depth: int = _DEPTH) -> _Product:
-    """All that is multiplied into `node`, through products and quotients that nothing else reads."""
+    """Returns all factors of `node`, through products and quotients that have no other reader."""
     divides = is_quotient(node)
     if depth == 0 or not (divides or is_op(node, "mul")):
         return _Product(1.0, (node,))
@@ -122,7 +123,7 @@ def _product(node: Node, depth: int = _DEPTH) -> _Product:
 
 
 def _plus(value: object, number: float) -> Node | None:
-    """x where `value` is x + number."""
+    """Returns x if `value` is x + number."""
     node = _read_once(value)
     if node is None or not is_op(node, "add"):
         return None
@@ -136,7 +137,7 @@ def _plus(value: object, number: float) -> Node | None:
 
 
 def _shifted_relu6(value: object) -> Node | None:
-    """x where `value` is relu6(x + 3)."""
+    """Returns x if `value` is relu6(x + 3)."""
     node = _read_once(value)
     if node is None:
         return None
@@ -144,7 +145,7 @@ def _shifted_relu6(value: object) -> Node | None:
 
 
 def _halved_sixth(value: object) -> Node | None:
-    """x where `value` is x / 6 + 1 / 2."""
+    """Returns x if `value` is x / 6 + 1 / 2."""
     sixth = _read_once(_plus(value, 0.5))
     if sixth is None:
         return None
@@ -153,7 +154,7 @@ def _halved_sixth(value: object) -> Node | None:
 
 
 def _activation(rewriting: Rewriting, product: _Product) -> Node | None:
-    """Rules 1 to 3."""
+    """Applies rules 1 to 3."""
     if len(product.factors) == 1 and _is(product.number, 1 / 6):
         value = _shifted_relu6(product.factors[0])
         return None if value is None else hardsigmoid(rewriting, value)
@@ -170,7 +171,7 @@ def _activation(rewriting: Rewriting, product: _Product) -> Node | None:
 
 
 def _normal_distribution(node: Node | None, value: Node) -> str | None:
-    """gelu's `approximate` where `node` is erf(value / sqrt(2)) or its form with tanh; None for anything else."""
+    """Returns gelu's `approximate` if `node` is erf(value / sqrt(2)) or its form with tanh, else None."""
     if node is None or not is_op(node, "erf", "tanh"):
         return None
     inner = _read_once(node.args[0])
@@ -182,7 +183,7 @@ def _normal_distribution(node: Node | None, value: Node) -> str | None:
 
 
 def _is_with_cube(node: Node, value: Node) -> bool:
-    """Whether `node` is value + 0.044715 * value ** 3."""
+    """Returns whether `node` is value + 0.044715 * value ** 3."""
     if not is_op(node, "add") or arguments(node)["alpha"] != 1:
         return False
     operands = [node.args[0], node.args[1]]
@@ -194,7 +195,7 @@ def _is_with_cube(node: Node, value: Node) -> bool:
 
 
 def _is_power(factors: Sequence[Node], value: object, exponent: float) -> bool:
-    """Whether the only factor is value ** exponent."""
+    """Returns whether the only factor is value ** exponent."""
     if len(factors) != 1 or not is_op(factors[0], "pow"):
         return False
     args = arguments(factors[0])
@@ -202,7 +203,7 @@ def _is_power(factors: Sequence[Node], value: object, exponent: float) -> bool:
 
 
 def _radicand(value: object) -> Node | None:
-    """y where `value` is sqrt(y)."""
+    """Returns y if `value` is sqrt(y)."""
     if not isinstance(value, Node):
         return None
     is_root = is_op(value, "sqrt") or (is_op(value, "pow") and value.args[1] == 0.5)
@@ -235,7 +236,7 @@ def _normalization(rewriting: Rewriting, node: Node) -> Node | None:
 
 
 def _is_first_step(node: Node) -> bool:
-    """Whether `node` is what `standardized` divides in its second step: a value times the square of an rsqrt."""
+    """Returns whether `node` is the value that `standardized` divides second: a value times the square of an rsqrt."""
     if not is_op(node, "mul"):
         return False
     squares = (factor.args for factor in node.args if isinstance(factor, Node) and len(factor.args) == 2)
@@ -243,7 +244,7 @@ def _is_first_step(node: Node) -> bool:
 
 
 def _dims_of_mean_square(mean: object, value: Node) -> list[int] | None:
-    """The dimensions over which `mean` is the mean of value * value, kept with size 1."""
+    """Returns the dimensions over which `mean` is the mean of value * value, with keepdim, or None."""
     if not isinstance(mean, Node) or not is_op(mean, "mean") or "dim" not in arguments(mean):
         return None
     args = arguments(mean)

@@ -1,4 +1,4 @@
-"""Buffers that a model writes to are read at the start and written at the end."""
+"""Reads each buffer that the model writes to at the start, and writes it at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["end_gradients", "hold_states"]
 
 
 def hold_states(module: GraphModule) -> bool:
-    """Rule, linear in nodes and uses: all operators read and write a copy of a buffer that any of them writes to.
+    """Rule, linear in nodes and uses: if an operator writes to a buffer, all operators use a copy of that buffer.
 
     The copy is made at the start and stored in the buffer at the end. Operators in between write to the copy, and
     `functionalize` makes them out-of-place. The graph gets its own buffer, so that the model's buffer does not change,
@@ -49,7 +49,7 @@ def end_gradients(module: GraphModule) -> bool:
 
 
 def _written(module: GraphModule) -> list[Node]:
-    """The buffers that operators write to, each once."""
+    """Returns the buffers that operators write to, each once."""
     memory: dict[Node, Node] = {}
     found: dict[str, Node] = {}
     for node in module.graph.nodes:
@@ -73,7 +73,7 @@ def _written(module: GraphModule) -> list[Node]:
 
 
 def _merged(module: GraphModule, store: Node) -> Node:
-    """The first node that reads the buffer of `store`; readers of other such nodes are moved to it."""
+    """Returns the first node that reads the buffer of `store`, after moving readers of other such nodes to it."""
     first, *others = [node for node in module.graph.nodes if node.op == "get_attr" and node.target == store.target]
     for node in others:
         node.replace_all_uses_with(first)
@@ -83,7 +83,7 @@ def _merged(module: GraphModule, store: Node) -> Node:
 
 
 def _own(module: GraphModule, name: str) -> None:
-    """Replace a buffer of the module by a persistent copy."""
+    """Replaces a buffer of the module by a persistent copy."""
     path, _, leaf = name.rpartition(".")
     parent = module.get_submodule(path)
     value = attribute(module, name).detach().clone()

@@ -28,12 +28,12 @@ _CONTROL_FLOW = frozenset(
 
 
 def inline_regions(module: GraphModule, *, training: bool = False) -> bool:
-    """Rules, linear in nodes:
+    """Inlines regions. Rules, linear in nodes:
 
     1. A region that only sets a mode (no_grad, set_grad_enabled, inference_mode, autocast), or that training recomputes
        (checkpoint), is inlined, and so are the regions within it.
     2. With `training`, the outputs of a region without gradients are detached.
-    3. In a region of autocast in a smaller dtype, operators compute in float32, as observers need float32.
+    3. In a region of autocast in a smaller dtype, operators compute in float32, because observers need float32.
 
     Raises `ModelError` for control flow (cond, while_loop, map, scan) and any other operator that calls a graph.
     """
@@ -89,7 +89,7 @@ def _graphs(node: Node) -> list[GraphModule]:
 
 
 def _inline(module: GraphModule, call: Node, *, detach: bool) -> list[Node]:
-    """Replace `call` by the nodes of the graph that it calls; returns the regions among them."""
+    """Replaces `call` by the nodes of the graph that it calls, and returns the regions among them."""
     position, region = _region(module, call)
     # hints_wrapper and strict_mode have the operands in a tuple, the others one by one.
     operands = list(iterate_nodes(list(call.args[position + 1 :])))
@@ -127,7 +127,7 @@ def _returned(output: Node) -> list[object]:
 
 
 def _adopted(module: GraphModule, value: object, name: str) -> str:
-    """Copy an attribute of a region to `module`; returns its name there."""
+    """Copies an attribute of a region to `module`, and returns its name there."""
     stem = name.replace(".", "_")
     name, count = stem, 0
     while hasattr(module, name):
@@ -164,7 +164,7 @@ def _detached(call: Node, value: object) -> object:
 
 
 def _compute_in_float32(module: GraphModule) -> None:
-    """Recompute the dtypes of values that autocast made smaller."""
+    """Recomputes the metadata of values that autocast cast to a smaller dtype."""
     for node in list(module.graph.nodes):
         if is_op(node, "assertion"):
             module.graph.erase_node(node)

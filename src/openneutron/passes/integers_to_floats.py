@@ -1,7 +1,7 @@
-"""Integers and truth values between values of float32: what they stand for, in float32 or as truth values.
+"""Replaces integers and booleans between float32 values by equivalent float32 or boolean values.
 
 Quantization starts from float32. An integer between a mask and the scores that it hides, or between two conversions,
-would keep what is around it on the CPU.
+would keep the neighboring operators on the CPU.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from openneutron.targets import NeutronTarget
 __all__ = ["integers_to_floats"]
 
 _ELEMENTWISE = ("to", "add", "sub", "rsub", "mul", "neg", "abs", "clamp", "comparison", "logic")
-# A conversion of float32 to one of these rounds towards zero. Smaller integers wrap around.
+# Conversions from float32 to these dtypes round towards zero. Conversions to smaller integers wrap around.
 _WIDE = (torch.int16, torch.int32, torch.int64)
 _INTEGERS = (*_WIDE, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """The value of an integer where the truth value `truth` is false, and where it is true."""
+    """The value of an integer where the boolean `truth` is false, and where it is true."""
 
     truth: Node
     when_false: float
@@ -50,27 +50,27 @@ class _Choice:
 
     @property
     def is_the_truth(self) -> bool:
-        """Whether the integer is 1 where `truth` is true, 0 elsewhere."""
+        """Returns whether the integer is 1 where `truth` is true, and 0 elsewhere."""
         return (self.when_false, self.when_true) == (0, 1)
 
 
 def integers_to_floats(module: GraphModule, target: NeutronTarget) -> bool:
-    """Rules, linear in nodes. `m` is a tensor of truth values, `n` a number, `x` a value of float32:
+    """Replaces integers. Rules, linear in nodes. `m` is a boolean tensor, `n` a number, `x` a float32 value:
 
     1. A conversion to the dtype of another tensor (type_as) becomes one to that dtype.
-    2. An integer that arithmetic with numbers makes of `m` becomes the same arithmetic in float32 where it is converted
-       to float32: (1 - m.int()).float() becomes 1 - m.float().
-    3. A truth value that is made of such an integer becomes `m` or logical_not(m): m.int() == 0, m.long().bool().
+    2. An integer that is computed from `m` by arithmetic with numbers, and converted to float32, is computed in
+       float32: (1 - m.int()).float() becomes 1 - m.float().
+    3. A boolean that is computed from such an integer becomes `m` or logical_not(m): m.int() == 0, m.long().bool().
     4. A product of such integers that are 0 or 1 becomes a logical_and.
     5. In a sum, difference, product or quotient of float32, an integer or `m` is converted to float32 first, unless `m`
        comes from a comparison in a product, which is an operator of its own.
     6. A conversion of `x` to int16, int32 or int64 and back becomes trunc(x).
-    7. In front of a softmax, scores - n * mask becomes scores + (-n) * mask where n hides scores.
+    7. Before a softmax, scores - n * mask becomes scores + (-n) * mask if n hides scores.
     """
     walk = _Walk(module, target)
     for node in list(module.graph.nodes):
         walk.visit(node)
-    if walk.changed or walk.choices:  # moves of truth values may be written in vain
+    if walk.changed or walk.choices:  # new moves of booleans may have no reader
         module.graph.eliminate_dead_code()
         module.recompile()
     return walk.changed
@@ -84,7 +84,7 @@ class _Walk:
     changed: bool = False
 
     def visit(self, node: Node) -> None:
-        """Apply the rules to `node`, whose operands were visited."""
+        """Applies the rules to `node`, whose operands were visited before."""
         dtype = _dtype(node)
         if node.op != "call_function" or dtype is None:
             return
@@ -105,7 +105,7 @@ class _Walk:
             self.changed = True
 
     def _note_choice(self, node: Node) -> None:
-        """Remember of which truth value `node` is made. Rules 3 and 4."""
+        """Applies rules 3 and 4, and records the boolean from which `node` is computed."""
         choice = self._choice(node)
         if choice is None:
             return
@@ -144,7 +144,7 @@ class _Walk:
         return _Choice(source, 0, 1) if is_truth else None
 
     def _convert(self, node: Node) -> None:
-        """Rules 2 and 6."""
+        """Applies rules 2 and 6."""
         source = node.args[0]
         if not isinstance(source, Node) or _dtype(source) not in _INTEGERS:
             return
@@ -153,7 +153,7 @@ class _Walk:
             self._replace(node, written)
 
     def _in_float(self, node: Node, integer: Node) -> Node | None:
-        """The values of `integer` in float32, written in front of `node`; None if that takes a conversion of it."""
+        """Returns `integer` in float32, computed before `node`, or None if `integer` itself would be converted."""
         writing = self._writing_at(node)
         choice = self.choices.get(integer)
         if choice is not None:
@@ -218,13 +218,15 @@ def _dtype(node: Node) -> torch.dtype | None:
 
 
 def _evaluated(node: Node, source: Node, value: float) -> float:
-    """What `node` yields where `source`, its only operand, has `value`; in the dtype that it has, which may wrap."""
+    """Returns the value of `node` if `source`, its only operand, has `value`. Computed in the node's dtype, which may
+    wrap.
+    """
     given = torch.tensor(value, dtype=_dtype(source))
     return int(evaluated(node, lambda _: given))
 
 
 def _truncated(integer: Node) -> Node | None:
-    """The value of float32 that conversions alone make `integer` of; None if there is none."""
+    """Returns the float32 value that conversions alone turn into `integer`, or None."""
     node: object = integer
     while isinstance(node, Node) and _dtype(node) in _WIDE and is_op(node, "to"):
         node = node.args[0]

@@ -1,4 +1,4 @@
-"""Activations move to where the operator in front can fuse them."""
+"""Moves activations before a concatenation, where the producers of its inputs can fuse them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from openneutron.targets import NeutronTarget
 
 __all__ = ["move_activations"]
 
-# One activation behind the concatenation becomes so many in front of it at most.
+# The largest number of activations before the concatenation that may replace the one after it.
 _MAX_LEFT = 1
 
 
 def move_activations(
     module: GraphModule, target: NeutronTarget, keeps_float: Callable[[Node], bool] = lambda _: False
 ) -> bool:
-    """Rules, linear in nodes and uses:
+    """Moves activations. Rules, linear in nodes and uses:
 
-    1. An activation that alone reads a concatenation is applied to each of its inputs instead, where it becomes part of
-       the operators that compute them: those that the concatenation alone reads and that fuse it on `target`.
-    2. An input that the same activation wrote stays as it is.
-    3. Where it would not become part of two inputs or more, it stays: that would be more operators than before.
+    1. An activation that is the only reader of a concatenation is applied to each input of the concatenation instead.
+       The inputs must have no other reader, and their producers must be able to fuse the activation on `target`.
+    2. An input that already is the result of the same activation is not changed.
+    3. If two or more inputs could not fuse the activation, it is not moved, because the graph would get more operators.
 
-    Inputs that may be negative no longer share the scale of what is only kept where it is positive. An activation that
-    is to stay in float is not moved.
+    Inputs that may be negative then no longer share a scale with the activation's result. An activation for which
+    `keeps_float` is true is not moved.
     """
     changed = False
     pending = list(module.graph.nodes)
@@ -58,7 +58,7 @@ def _is_same(value: Node, activation: Node) -> bool:
 
 
 def _moved(activation: Node, concatenation: Node) -> list[Node]:
-    """Apply `activation` to each input of the concatenation instead; returns the new activations."""
+    """Applies `activation` to each input of the concatenation, and returns the new activations."""
     target, (_, *rest), options = activation.target, activation.args, activation.kwargs
     written = []
     for value in dict.fromkeys(iterate_nodes(concatenation.args)):

@@ -1,4 +1,4 @@
-"""Concatenations that begin as earlier ones do, as in a dense block, read those."""
+"""Replaces the first inputs of a concatenation by an earlier concatenation of the same inputs, as in dense blocks."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ __all__ = ["nest_concatenations"]
 
 @dataclass
 class _Prefix:
-    """Inputs with which concatenations begin; `whole` is one that has no others."""
+    """Inputs with which concatenations begin. `whole` is a concatenation of exactly these inputs."""
 
     longer: dict[Node, _Prefix] = field(default_factory=dict)
     whole: Node | None = None
 
 
 def nest_concatenations(module: GraphModule) -> bool:
-    """Rule: a concatenation whose first inputs are all those of an earlier one, along the same dimension, reads that.
+    """Rule: a concatenation that begins with all inputs of an earlier one, along the same dimension, reads the earlier
+    one instead.
 
-    Linear in uses. What n layers of a dense block read are then 2 n values instead of n^2 / 2, and the earlier
-    concatenation is one value with qparams of its own.
+    Linear in uses. The n layers of a dense block then read 2 n values instead of n^2 / 2, and the earlier concatenation
+    is one value with its own qparams.
     """
     prefixes: dict[int, _Prefix] = {}
     changed = False
@@ -46,7 +47,7 @@ def nest_concatenations(module: GraphModule) -> bool:
 
 
 def _longest(prefix: _Prefix, inputs: Sequence[Node]) -> tuple[Node | None, int, _Prefix]:
-    """The earlier concatenation of most of the first inputs, how many those are, and the prefix of all of them."""
+    """Returns the earlier concatenation with the most shared inputs, their count, and the prefix of all inputs."""
     earlier, count = None, 0
     for position, value in enumerate(inputs, 1):
         prefix = prefix.longer.setdefault(value, _Prefix())

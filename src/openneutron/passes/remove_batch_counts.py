@@ -1,4 +1,4 @@
-"""Batch norms in train mode count their batches, in a buffer that the model itself does not read."""
+"""Removes the counters of batches that batch norms in train mode update, and that the model does not read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BATCH_COUNT = "num_batches_tracked"
 
 
 def remove_batch_counts(module: GraphModule) -> bool:
-    """Rule, linear in nodes: a sum in place to a batch norm's count of batches goes."""
+    """Rule, linear in nodes: an in-place addition to the batch counter of a batch norm is removed."""
     counts = [node for node in module.graph.nodes if counts_batches(node)]
     for node in counts:
         module.graph.erase_node(node)
@@ -21,6 +21,6 @@ def remove_batch_counts(module: GraphModule) -> bool:
 
 
 def counts_batches(node: Node) -> bool:
-    """Whether `node` counts the batches that a batch norm has seen."""
+    """Returns whether `node` updates the batch counter of a batch norm."""
     name = str(getattr(node.args[0], "target", "")) if node.args else ""
     return writes_memory(node) and is_op(node, "add") and name.rpartition(".")[2] == BATCH_COUNT and not node.users

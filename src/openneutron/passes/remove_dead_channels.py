@@ -1,9 +1,9 @@
-"""Channels that no input can wake say nothing, but their neighbours' weights set the scale for all.
+"""Removes channels whose activation is provably zero for every input.
 
-Training with weight decay leaves channels whose weights are about 1e-20 behind a negative bias: their activation is
-zero whatever comes in. Nothing trained the weights that read them, and one that is a hundred times larger than the
-others takes the resolution of per-tensor int8 from all of them (Nagel et al. 2019 name the effect; the proof by
-intervals is ours).
+Training with weight decay leaves channels with weights of about 1e-20 and a negative bias, so their activation is zero
+for every input. The weights that read such a channel are not trained. If one of them is a hundred times larger than the
+others, it costs all of them resolution in per-tensor int8 (Nagel et al. 2019 describe the effect; the proof by interval
+arithmetic is ours).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from openneutron.ops.windows import spatial_dims
 
 __all__ = ["LARGEST_INPUT", "remove_dead_channels"]
 
-# What is known of a value of which nothing is known: no float32 network means anything by larger ones.
+# The assumed bound of values whose range is unknown. Values of float32 networks are smaller.
 LARGEST_INPUT = 1e6
 
 
@@ -38,13 +38,15 @@ class _Interval:
 
 
 def remove_dead_channels(module: GraphModule) -> bool:
-    """The function stays the same for all inputs up to `LARGEST_INPUT`. Rules, linear in nodes and weights:
+    """Zeroes the weights of dead channels. The function does not change for inputs up to `LARGEST_INPUT`. Rules, linear
+    in nodes and weights:
 
     1. The weights and bias of a channel whose activation (relu, relu6, hardtanh from 0) is zero for every input become
        zero.
     2. A weight that reads a channel that is zero for every input becomes zero.
 
-    "For every input" is proved by interval arithmetic from the inputs on. Weights that several operators share stay.
+    Interval arithmetic, starting from the inputs, proves that a channel is zero for every input. Weights that several
+    operators share are not changed.
     """
     intervals: dict[Node, _Interval] = {}
     changed = False
@@ -62,7 +64,7 @@ def remove_dead_channels(module: GraphModule) -> bool:
 
 
 def _interval(module: GraphModule, node: Node, known: dict[Node, _Interval]) -> _Interval | None:
-    """Bounds of each channel of the output of `node`; None for a value without channels."""
+    """Returns the bounds of each channel of the output of `node`, or None for a value without channels."""
     value = node.meta.get("val")
     if node.op not in ("placeholder", "call_function") or not isinstance(value, torch.Tensor) or value.dim() < 2:
         return None
@@ -74,7 +76,7 @@ def _interval(module: GraphModule, node: Node, known: dict[Node, _Interval]) -> 
 
 
 def _computed_interval(module: GraphModule, node: Node, known: dict[Node, _Interval]) -> _Interval | None:
-    """The bounds that follow from those of the operands; None if nothing follows."""
+    """Returns the bounds that follow from the bounds of the operands, or None if they are unknown."""
     if is_op(node, "add"):
         return _sum(node, known)
     source = node.args[0] if node.args else None
@@ -83,7 +85,7 @@ def _computed_interval(module: GraphModule, node: Node, known: dict[Node, _Inter
 
 
 def _interval_of_input(module: GraphModule, node: Node, reads: _Interval) -> _Interval | None:
-    """The bounds that follow from those of the first operand, `reads`."""
+    """Returns the bounds that follow from `reads`, the bounds of the first operand, or None if they are unknown."""
     layer = _layer(module, node)
     if layer is not None:
         return _product(layer, reads)
@@ -99,7 +101,9 @@ def _interval_of_input(module: GraphModule, node: Node, reads: _Interval) -> _In
 
 
 def _bounds(node: Node) -> Bounds | None:
-    """The bounds of the output of `node` by those of the same channel, dimension 1, of its input; None if unknown."""
+    """Returns how the output's bounds follow from those of the same channel (dimension 1) of the input, or None if
+    unknown.
+    """
     dims = spatial_dims(node)
     return facts_of(node).bounds_of(node) if dims is not None and len(shape_of(node)) == dims + 2 else None
 
@@ -113,7 +117,9 @@ def _sum(node: Node, known: dict[Node, _Interval]) -> _Interval | None:
 
 
 def _layer(module: GraphModule, node: Node) -> ConstantLayer | None:
-    """`node` as a convolution with a batch, or a linear of a matrix, with a constant weight; None for all else."""
+    """Returns `node` as a batched convolution, or a linear of a matrix, with a constant weight, or None for any other
+    node.
+    """
     layer = constant_layer(module, node)
     if layer is None or layer.is_transposed or layer.weight.dim() < 2:
         return None
@@ -121,7 +127,9 @@ def _layer(module: GraphModule, node: Node) -> ConstantLayer | None:
 
 
 def _product(layer: ConstantLayer, reads: _Interval) -> _Interval:
-    """Bounds of a convolution or linear: each weight meets the end of the interval that takes it furthest."""
+    """Returns the bounds of a convolution or linear: the sum of each weight times the end of the interval that gives
+    its extreme.
+    """
     weight, bias, groups = layer.weight, layer.bias, layer.groups
     low, high = reads.low.clamp(max=0), reads.high.clamp(min=0)  # padding is zero
     taps = weight.double().reshape(*weight.shape[:2], -1)
@@ -134,29 +142,29 @@ def _product(layer: ConstantLayer, reads: _Interval) -> _Interval:
 
 
 def _of_each_output(channels: torch.Tensor, groups: int, weight_shape: torch.Size) -> torch.Tensor:
-    """[outputs, inputs of a group]: what each output channel reads."""
+    """Returns the value of each input channel for each output channel that reads it, [outputs, inputs of a group]."""
     outputs, inputs = weight_shape[:2]
     return channels.reshape(groups, inputs).repeat_interleave(outputs // groups, 0)
 
 
 def _clear(layer: ConstantLayer, intervals: dict[Node, _Interval]) -> bool:
-    """Rules 1 and 2 on the constants of one operator."""
+    """Applies rules 1 and 2 to the constants of one operator."""
     if not layer.owns_constants:
         return False
     weight, bias = layer.weight.clone(), None if layer.bias is None else layer.bias.clone()
     reads = intervals.get(layer.input)
     if reads is not None:
         weight[_of_each_output(reads.is_zero, layer.groups, weight.shape)] = 0
-    silent = _silent(layer.node, intervals)
-    if silent is not None:
-        weight[silent] = 0
+    inactive = _inactive_channels(layer.node, intervals)
+    if inactive is not None:
+        weight[inactive] = 0
         if bias is not None:
-            bias[silent] = 0
+            bias[inactive] = 0
     return layer.update(weight, bias)
 
 
-def _silent(node: Node, intervals: dict[Node, _Interval]) -> torch.Tensor | None:
-    """The output channels that the activation behind `node`, its only reader, makes zero for every input."""
+def _inactive_channels(node: Node, intervals: dict[Node, _Interval]) -> torch.Tensor | None:
+    """Returns which output channels of `node` the activation, its only reader, makes zero for every input."""
     if len(node.users) != 1:
         return None
     (reader,) = node.users

@@ -1,4 +1,4 @@
-"""Tensors without elements are not computed."""
+"""Removes tensors without elements."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["remove_empties"]
 
 
 def remove_empties(module: GraphModule) -> bool:
-    """Rules, linear in nodes and uses:
+    """Removes empty tensors. Rules, linear in nodes and uses:
 
-    1. An operator that yields a tensor without elements becomes a constant. So does an input without elements, for its
-       readers.
-    2. Parts without elements are removed from a concatenation.
+    1. An operator that returns a tensor without elements becomes a constant. The readers of an input without elements
+       read a constant instead.
+    2. Inputs without elements are removed from a concatenation.
     """
     changed = False
     for node in list(module.graph.nodes):

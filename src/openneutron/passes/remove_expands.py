@@ -1,4 +1,4 @@
-"""Values are not expanded for operators that broadcast by themselves."""
+"""Removes expands before operators that broadcast their operands."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ __all__ = ["remove_expands"]
 
 
 def remove_expands(module: GraphModule) -> bool:
-    """Rule, linear in uses: an arithmetic operator whose one operand has the output's size reads what the other one is
-    an expand of. The expand goes where nothing else reads it.
+    """Rule, linear in uses: if one operand of an arithmetic operator has the output's shape and the other is an expand,
+    the operator reads the input of the expand.
+
+    An expand without other readers is removed.
     """
     changed = False
     for node in list(module.graph.nodes):
         if is_op(node, "expand"):
-            changed |= _pass_by(node)
+            changed |= _bypass(node)
     return changed
 
 
-def _pass_by(expand: Node) -> bool:
+def _bypass(expand: Node) -> bool:
     source = expand.args[0]
-    assert isinstance(source, Node)  # an expand reads a tensor
+    assert isinstance(source, Node)  # the input of an expand is a tensor
     readers = [reader for reader in expand.users if _broadcasts(reader, expand)]
     for reader in readers:
         reader.replace_input_with(expand, source)

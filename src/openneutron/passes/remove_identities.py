@@ -1,4 +1,4 @@
-"""Operators that do nothing go."""
+"""Removes operators that return their input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from openneutron.passes.functionalize import writes_memory
 
 __all__ = ["remove_identities"]
 
-# Operators of these declarations move nothing where the shape stays.
+# Operators with these declarations are identities if input and output have the same shape.
 _SHAPERS = (
     "reshape", "expand", "repeat", "repeat_interleave", "slice", "cat", "copy", "to", "pixel_shuffle",
     "pixel_unshuffle",
@@ -23,17 +23,17 @@ _SHAPERS = (
 
 
 def remove_identities(module: GraphModule, *, training: bool = False) -> bool:
-    """Rules, linear in nodes:
+    """Removes identities. Rules, linear in nodes:
 
-    1. A dropout in eval mode goes.
-    2. alias, detach and lift_fresh_copy go; with `training`, detach stays, for it stops gradients.
-    3. clone, contiguous, to and the like go where they keep dtype and memory format.
-    4. A reshape, expand, repeat, slice or pixel shuffle to the same shape goes, a cat of one tensor, a permute that
-       keeps the order, a pad by nothing.
-    5. A reshape of a reshape is one of what the first reads.
+    1. A dropout in eval mode is removed.
+    2. alias, detach and lift_fresh_copy are removed. With `training`, detach is kept, because it stops gradients.
+    3. clone, contiguous, to and the like are removed if they keep dtype and memory format.
+    4. A reshape, expand, repeat, slice or pixel shuffle to the same shape is removed, and so are a cat of one tensor, a
+       permute that keeps the order, and a pad of size 0.
+    5. A reshape of a reshape reads the input of the first reshape.
 
-    A clone that yields a state stays. Rules 3 to 5 hold where the order of the values in memory stays, and only in a
-    graph that has no in-place operator left, for which a copy would be a real one.
+    A clone that returns a state is kept. Rules 3 to 5 apply if the order of the values in memory does not change, and
+    only to graphs without in-place operators, because a write needs the copy.
     """
     in_place = any(writes_memory(node) and not is_state_write(node) for node in module.graph.nodes)
     changed = False
@@ -62,7 +62,7 @@ def _keeps_everything(node: Node, source: Node) -> bool:
     spec = OPERATORS.get(op_name(node))
     if spec is None or spec.is_compute or is_state(node):
         return False
-    if not _lie_alike(node.meta.get("val"), source.meta.get("val")):
+    if not _have_same_memory_order(node.meta.get("val"), source.meta.get("val")):
         return False
     if is_op(node, "permute"):
         return permutation(node) == tuple(range(len(shape_of(node))))
@@ -77,23 +77,23 @@ def _is_reshape(node: Node) -> bool:
 
 
 def _merge_reshapes(node: Node) -> bool:
-    """Rule 5; `node` becomes a reshape of what lies behind all reshapes in front of it."""
+    """Applies rule 5: `node` becomes a reshape of the input of the first of the preceding reshapes."""
     first = node.args[0]
-    assert isinstance(first, Node)  # every reshape reads a tensor
+    assert isinstance(first, Node)  # the input of a reshape is a tensor
     source = first.args[0] if _is_reshape(first) else None
     if not isinstance(source, Node):
         return False
     shape = list(shape_of(node))
     if not all(isinstance(size, int) for size in shape):
         return False
-    if not _lie_alike(node.meta["val"], source.meta["val"].reshape(shape)):
+    if not _have_same_memory_order(node.meta["val"], source.meta["val"].reshape(shape)):
         return False
     replace_with_reshape(node, source, shape)
     return True
 
 
-def _lie_alike(value: object, other: object) -> bool:
-    """Whether two tensors have equal dtypes and shapes, and the same order of their values in memory."""
+def _have_same_memory_order(value: object, other: object) -> bool:
+    """Returns whether two tensors have equal dtypes and shapes, and the same order of their values in memory."""
     if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor):
         return False
     strides = zip(value.shape, value.stride(), other.stride(), strict=False)

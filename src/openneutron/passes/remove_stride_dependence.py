@@ -13,11 +13,12 @@ __all__ = ["remove_stride_dependence"]
 
 
 def remove_stride_dependence(module: GraphModule) -> bool:
-    """Rules, linear in nodes, for a graph without operators that write in place:
+    """Removes dependences on strides. Rules, linear in nodes, for a graph without in-place operators:
 
-    1. A view, which takes some strides only, becomes a reshape, which takes any.
-    2. The metadata of each value gets contiguous strides, so that a copy which only changes strides is recognized as an
-       identity. A copy that is an output of the model keeps its strides: they are those of the program's output.
+    1. A view, which accepts some strides only, becomes a reshape, which accepts any.
+    2. The metadata of each value gets contiguous strides, so that `remove_identities` recognizes a copy that only
+       changes strides. A copy that is an output of the model keeps its strides, because they are the strides of the
+       program's output.
     """
     changed = False
     ordered = _ordered_outputs(module)
@@ -34,7 +35,7 @@ def remove_stride_dependence(module: GraphModule) -> bool:
 
 
 def _ordered_outputs(module: GraphModule) -> set[Node]:
-    """Copies among the outputs whose strides differ from those of their source, and these sources."""
+    """Returns the copies among the outputs whose strides differ from those of their source, and these sources."""
     found: set[Node] = set()
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     for node in output.all_input_nodes:

@@ -1,9 +1,9 @@
-"""Which channels of a float graph may be scaled, and which of them only together.
+"""Finds which channels of a float graph may be scaled, and which channels must be scaled by the same factor.
 
-Every channel of a value gets a number. Channels with the same number are scaled by the same factor; number 0 means not
-at all. An operator that scales its output as its input is scaled (`OpSpec.homogeneous`) hands numbers on; one that only
-moves values moves the numbers with them: it is run on them. Values that meet in an addition become one. What nothing
-is known of pins whatever it touches. So the function of a rescaled graph is the same by construction.
+Every channel of a value gets a number. Channels with the same number are scaled by the same factor, and channels with
+number 0 are not scaled. An operator whose output scales with its input (`OpSpec.homogeneous`) passes the numbers on. An
+operator that only moves values is run on the numbers. Addition makes the numbers of its operands equal. The channels
+that any other operator reads are pinned (number 0). A rescaled graph therefore computes the same function.
 """
 
 from __future__ import annotations
@@ -34,41 +34,41 @@ _ANY_TARGET = next(iter(TARGETS.values()))
 
 @dataclass(frozen=True)
 class ScalableLayer:
-    """A convolution or linear whose weight is its own.
+    """A convolution or linear that is the only reader of its weight.
 
-    `reads` [groups, inputs of a group] and `yields` [outputs] are the numbers of its channels (int64).
+    `input_numbers` [groups, inputs of a group] and `output_numbers` [outputs] are the numbers of its channels (int64).
     """
 
     constants: ConstantLayer
-    reads: torch.Tensor
-    yields: torch.Tensor
+    input_numbers: torch.Tensor
+    output_numbers: torch.Tensor
 
     @property
     def node(self) -> Node:
-        """The operator."""
+        """Returns the operator."""
         return self.constants.node
 
     def rows(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight as [groups, outputs of a group, inputs of a group, taps]."""
-        groups, inputs = self.reads.shape
+        """Returns the weight as [groups, outputs of a group, inputs of a group, taps]."""
+        groups, inputs = self.input_numbers.shape
         if self.constants.is_transposed:
             return weight.reshape(groups, inputs, -1, weight[0, 0].numel()).transpose(1, 2)
         return weight.reshape(groups, -1, inputs, weight[0, 0].numel())
 
     def scaled(self, weight: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-        """The weight for inputs and outputs that are divided by `factors` [numbers]."""
-        groups, inputs = self.reads.shape
-        yields = factors[self.yields].reshape(groups, -1, 1, 1)
-        rows = self.rows(weight) * factors[self.reads].reshape(groups, 1, inputs, 1) / yields
+        """Returns the weight for inputs and outputs that are divided by `factors` [numbers]."""
+        groups, inputs = self.input_numbers.shape
+        output_numbers = factors[self.output_numbers].reshape(groups, -1, 1, 1)
+        rows = self.rows(weight) * factors[self.input_numbers].reshape(groups, 1, inputs, 1) / output_numbers
         return (rows.transpose(1, 2) if self.constants.is_transposed else rows).reshape(weight.shape)
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How a graph may be scaled: numbers run from 0 (`PINNED`) to `count` - 1.
+    """The channel numbers of a graph, from 0 (`PINNED`) to `count` - 1.
 
-    `clipped` has the numbers of the channels that each clamp from 0 reads: [channels] by its node. `together` [numbers]
-    is equal for numbers of channels that one layer yields, and of those that have any of them in common.
+    `clipped` maps each clamp from 0 to the numbers [channels] of its input. `together` [numbers] is a group index: the
+    output channels of one layer are in one group, and groups that share a number are merged.
     """
 
     count: int
@@ -84,37 +84,37 @@ class _Numbers:
         self.parent = {PINNED: PINNED}
 
     def fresh(self, count: int) -> torch.Tensor:
-        """`count` numbers that nothing has yet."""
+        """Returns `count` unused numbers."""
         start = len(self.parent)
         self.parent.update((number, number) for number in range(start, start + count))
         return torch.arange(start, start + count)
 
     def find(self, number: int) -> int:
-        """The least number that goes with `number`."""
+        """Returns the least number in the set of `number`."""
         return find_root(self.parent, number)
 
     def join(self, first: torch.Tensor, second: torch.Tensor) -> None:
-        """Element by element, over tensors that broadcast."""
+        """Merges the sets of the numbers, element by element, over tensors that broadcast."""
         pairs = torch.stack([part.flatten() for part in torch.broadcast_tensors(first, second)], 1)
         for one, other in torch.unique(pairs, dim=0).tolist():
             low, high = sorted((self.find(one), self.find(other)))
             self.parent[high] = low
 
     def pin(self, numbers: torch.Tensor) -> None:
-        """Nothing of this is scaled."""
+        """Excludes these numbers from scaling."""
         self.join(numbers.unique(), torch.tensor(PINNED))
 
     def compact(self) -> tuple[torch.Tensor, int]:
-        """The final number of each, without gaps and with 0 for what is pinned, and how many there are."""
+        """Returns the final number of each number, without gaps and with 0 for pinned ones, and their count."""
         roots = torch.tensor([self.find(number) for number in range(len(self.parent))])
         kept, final = torch.unique(roots, return_inverse=True)
         return final, len(kept)
 
 
 def scaling_of(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False) -> Scaling:
-    """Number the channels of a float graph whose batch norms are folded. Linear in nodes and values.
+    """Numbers the channels of a float graph whose batch norms are folded. Linear in nodes and values.
 
-    What `keeps_float` says of reads and yields nothing that is scaled.
+    The inputs and outputs of operators for which `keeps_float` is true are pinned.
     """
     numbering = _Numbering(module, keeps_float)
     for node in module.graph.nodes:
@@ -124,7 +124,7 @@ def scaling_of(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda
 
 @dataclass
 class _Numbering:
-    """The numbers of the channels of all values, from the inputs of the graph on."""
+    """The numbers of the channels of all values, computed in graph order."""
 
     module: GraphModule
     keeps_float: Callable[[Node], bool]
@@ -134,12 +134,12 @@ class _Numbering:
     clipped: dict[Node, torch.Tensor] = field(default_factory=dict)
 
     def visit(self, node: Node) -> None:
-        """Number what `node` yields, or pin what it reads. Its operands were visited before."""
+        """Numbers the output of `node`, or pins its inputs. Its operands were visited before."""
         result = None
         if is_operator(node) and not self.keeps_float(node):
             result = self._of_layer(node)
             result = self._of_clamp(node) if result is None else result
-            result = _handed_on(node, self.numbers, self.known) if result is None else result
+            result = _propagated(node, self.numbers, self.known) if result is None else result
         if result is None:
             read = iterate_nodes(list(node.args)) if node.op == "output" else node.all_input_nodes
             _pin(self.numbers, self.known, read)
@@ -151,7 +151,7 @@ class _Numbering:
         if layer is None:
             return None
         self.layers.append(layer)
-        return _in_place(layer.yields, node)
+        return _broadcast(layer.output_numbers, node)
 
     def _of_clamp(self, node: Node) -> torch.Tensor | None:
         limited = _clip(node)
@@ -162,9 +162,12 @@ class _Numbering:
         return self.known[limited]
 
     def scaling(self) -> Scaling:
-        """What was found, with final numbers."""
+        """Returns the scaling with final numbers."""
         final, count = self.numbers.compact()
-        layers = tuple(ScalableLayer(layer.constants, final[layer.reads], final[layer.yields]) for layer in self.layers)
+        layers = tuple(
+            ScalableLayer(layer.constants, final[layer.input_numbers], final[layer.output_numbers])
+            for layer in self.layers
+        )
         clipped = {node: final[channels] for node, channels in self.clipped.items()}
         return Scaling(count, layers, clipped, _together(count, layers))
 
@@ -173,7 +176,7 @@ def _together(count: int, layers: Iterable[ScalableLayer]) -> torch.Tensor:
     numbers = _Numbers()
     numbers.fresh(count - 1)
     for layer in layers:
-        scalable = layer.yields[layer.yields != PINNED]
+        scalable = layer.output_numbers[layer.output_numbers != PINNED]
         if len(scalable):
             numbers.join(scalable, scalable[:1])
     return numbers.compact()[0]
@@ -186,7 +189,7 @@ def _pin(numbers: _Numbers, known: dict[Node, torch.Tensor], values: Iterable[No
 
 
 def _clip(node: Node) -> Node | None:
-    """The value that `node` clamps to a range from 0 that has an end; None for any other operator."""
+    """Returns the value that `node` clamps to a range from 0 to a finite end, or None for any other operator."""
     limits = facts_of(node).clamp_range(node)
     if limits is None or limits[0] != 0 or limits[1] == math.inf:
         return None
@@ -195,7 +198,9 @@ def _clip(node: Node) -> Node | None:
 
 
 def _layer(module: GraphModule, node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -> ScalableLayer | None:
-    """What `node` reads and yields, if it is a convolution or linear with constants of its own."""
+    """Returns `node` as a layer with the numbers of its channels, if it is a convolution or linear that owns its
+    constants.
+    """
     layer = constant_layer(module, node)
     if layer is None or not layer.owns_constants or not layer.has_batch:
         return None
@@ -206,7 +211,7 @@ def _layer(module: GraphModule, node: Node, numbers: _Numbers, known: dict[Node,
 
 
 def _channels_read(layer: ConstantLayer, numbers: _Numbers, known: dict[Node, torch.Tensor]) -> torch.Tensor | None:
-    """The numbers [channels] of what a layer reads. Those that differ within a channel are pinned."""
+    """Returns the numbers [channels] of a layer's input. Numbers that differ within a channel are pinned."""
     read = known.get(layer.input)
     if read is None:
         return None
@@ -216,8 +221,8 @@ def _channels_read(layer: ConstantLayer, numbers: _Numbers, known: dict[Node, to
     return channels
 
 
-def _in_place(channels: torch.Tensor, node: Node) -> torch.Tensor:
-    """[channels] as numbers of the whole value, without storage of their own."""
+def _broadcast(channels: torch.Tensor, node: Node) -> torch.Tensor:
+    """Expands [channels] to numbers of the whole value, without allocating memory."""
     shape = shape_of(node)
     if layer_kind(node) is LayerKind.LINEAR:
         return channels.expand(shape)
@@ -225,7 +230,7 @@ def _in_place(channels: torch.Tensor, node: Node) -> torch.Tensor:
 
 
 def _by_channel(numbers: torch.Tensor) -> torch.Tensor | None:
-    """[channels] of numbers that are the same all over dimension 1; None for others."""
+    """Returns [channels] if the numbers are constant within each index of dimension 1, else None."""
     if numbers.dim() < 2 or not numbers.numel():
         return None
     first = numbers.select(0, 0).flatten(1)[:, 0] if numbers.dim() > 2 else numbers[0]
@@ -234,13 +239,13 @@ def _by_channel(numbers: torch.Tensor) -> torch.Tensor | None:
 
 
 def _by_last(numbers: torch.Tensor) -> torch.Tensor | None:
-    """The same for the last dimension."""
+    """Returns [channels] if the numbers are constant within each index of the last dimension, else None."""
     first = numbers.reshape(-1, numbers.shape[-1])[0]
     return first if bool((numbers == first).all()) else None
 
 
-def _handed_on(node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -> torch.Tensor | None:
-    """The numbers of what `node` yields, if it hands on those of what it reads."""
+def _propagated(node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -> torch.Tensor | None:
+    """Returns the numbers of the output of `node` if it passes on those of its inputs, else None."""
     spec = OPERATORS.get(op_name(node))
     if spec is None or not isinstance(node.meta.get("val"), torch.Tensor):
         return None
@@ -266,14 +271,14 @@ def _handed_on(node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -
 
 
 def _multiplied(node: Node, scaled: list[Node], numbers: _Numbers, known: dict[Node, torch.Tensor]) -> torch.Tensor:
-    """The numbers of a product, in which one operand alone may be scaled: of two, the larger, so that a gate is not."""
+    """Returns the numbers of a product. Only one operand may be scaled: the larger one, so that gates are pinned."""
     kept, *others = sorted(scaled, key=lambda operand: -known[operand].numel())
     _pin(numbers, known, others)
     return known[kept].expand(shape_of(node))
 
 
 def _moved(node: Node, known: dict[Node, torch.Tensor]) -> torch.Tensor:
-    """What `node` makes of numbers in place of values; a value without numbers is pinned all over."""
+    """Runs `node` on numbers in place of values. A value without numbers is pinned."""
 
     def numbers_of(value: Node) -> torch.Tensor:
         found = known.get(value)
@@ -285,7 +290,7 @@ def _moved(node: Node, known: dict[Node, torch.Tensor]) -> torch.Tensor:
 
 
 def _same_channels(node: Node, read: torch.Tensor) -> torch.Tensor | None:
-    """The numbers where an operator that mixes what has the same channel keeps dimension 1 in its place."""
+    """Returns the numbers of an operator that keeps dimension 1 and mixes only values of the same channel."""
     channels, shape, args = _by_channel(read), shape_of(node), arguments(node)
     windowed = spatial_dims(node)
     if (

@@ -1,4 +1,4 @@
-"""Numbers in arithmetic become constants, which have qparams as any other operand."""
+"""Replaces numbers in arithmetic by constant tensors, which can have qparams."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _ARITHMETIC = ("add", "sub", "mul", "maximum", "minimum")
 
 
 def scalars_to_constants(module: GraphModule) -> bool:
-    """Rules for sums, differences, products and extremes of float32, linear in nodes:
+    """Replaces numbers. Rules for sums, differences, products, minima and maxima of float32, linear in nodes:
 
     1. A number as operand becomes a float32 constant.
-    2. So does a constant of another dtype: integers, truth values, double.
-    3. alpha goes into a constant second operand.
+    2. A constant of another dtype (integer, boolean, double) becomes a float32 constant.
+    3. alpha is multiplied into a constant second operand.
     """
     changed = False
     for node in list(module.graph.nodes):
@@ -50,7 +50,9 @@ def _rewrite(module: GraphModule, node: Node, name: str) -> bool:
 
 
 def _constant(module: GraphModule, node: Node, operand: Node | float, alpha: float) -> Node:
-    """The constant that an operand becomes; a computed operand, or one that stays, is itself."""
+    """Returns the constant that replaces an operand. A computed operand, or a constant that needs no change, is
+    returned itself.
+    """
     value = constant_of(module, operand) if isinstance(operand, Node) else torch.tensor(float(operand))
     if value is None:
         assert isinstance(operand, Node)

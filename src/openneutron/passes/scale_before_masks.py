@@ -1,4 +1,4 @@
-"""Moves the scaling of attention scores in front of the mask, so that the mask's numbers set no range.
+"""Moves the scaling of attention scores before the mask, so that the mask's numbers do not widen the range.
 
 In `scores.masked_fill(mask, -1e4) / 8`, the mask's -1250 would set the range of the quotient, which leaves few codes to
 the scores. `(scores / 8).masked_fill(mask, -1250)` is the same function, and observers ignore the numbers of its mask.
@@ -25,20 +25,21 @@ __all__ = ["scale_before_masks"]
 def scale_before_masks(
     module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False, *, training: bool = False
 ) -> bool:
-    """Rules, for a product with a positive number k or a quotient by one that only softmaxes read. Linear in nodes:
+    """Moves scalings. Rules for a product with a positive number k, or a quotient by one, that only softmaxes read.
+    Linear in nodes:
 
-    1. masked_fill(x, mask, c) * k becomes masked_fill(x * k, mask, c * k), where c * k hides a value from a softmax.
-    2. where(mask, x, c) * k, and where(mask, c, x) * k, likewise.
-    3. (x + mask) * k becomes x * k + mask * k, where the mask has fewer values than the sum, or is a constant with a
+    1. masked_fill(x, mask, c) * k becomes masked_fill(x * k, mask, c * k), if c * k hides a value from a softmax.
+    2. where(mask, x, c) * k and where(mask, c, x) * k likewise.
+    3. (x + mask) * k becomes x * k + mask * k, if the mask has fewer values than the sum, or is a constant with a
        number that hides a value.
 
-    Views between the mask and the scaling stay where they are. A mask with another reader is not changed, nor is an
-    operator that `keeps_float` keeps in float. With `training`, a factor that is a trained parameter stays where it is.
+    Views between the mask and the scaling are not moved. A mask with another reader is not changed, nor is an operator
+    for which `keeps_float` is true. With `training`, a factor that is a trained parameter is not moved.
     """
     changed = False
     for node in list(module.graph.nodes):
         factor = _factor(module, node, training=training)
-        mask = _mask_behind(node) if factor is not None and only_softmax_reads(node) else None
+        mask = _mask_of(node) if factor is not None and only_softmax_reads(node) else None
         if factor is None or mask is None or keeps_float(node) or keeps_float(mask):
             continue
         changed |= _move(module, node, mask, factor)
@@ -49,7 +50,7 @@ def scale_before_masks(
 
 
 def _factor(module: GraphModule, node: Node, *, training: bool) -> float | None:
-    """The positive, finite number by which `node` multiplies its first argument."""
+    """Returns the positive, finite number by which `node` multiplies its first argument, or None."""
     if not (is_op(node, "mul") or is_quotient(node)) or len(node.args) != 2 or node.kwargs:
         return None
     if training and _is_trained(module, node.args[1]):
@@ -66,8 +67,8 @@ def _is_trained(module: GraphModule, value: object) -> bool:
     return bool(attribute(module, str(value.target)).requires_grad)
 
 
-def _mask_behind(scaling: Node) -> Node | None:
-    """The mask that `scaling` reads, directly or through views; nothing else reads any of them."""
+def _mask_of(scaling: Node) -> Node | None:
+    """Returns the mask that `scaling` reads, directly or through views, if none of them has another reader."""
     value = scaling.args[0]
     while isinstance(value, Node) and len(value.users) == 1:
         if not is_view(value):
@@ -77,7 +78,7 @@ def _mask_behind(scaling: Node) -> Node | None:
 
 
 def _move(module: GraphModule, scaling: Node, mask: Node, factor: float) -> bool:
-    """Scale what `mask` reads instead of its output; returns whether a rule holds."""
+    """Scales the input of `mask` instead of its output, and returns whether a rule holds."""
     scaled = _scaled_arguments(mask, factor)
     if scaled is None:
         return False
@@ -99,7 +100,7 @@ def _move(module: GraphModule, scaling: Node, mask: Node, factor: float) -> bool
 
 
 def _scaled_arguments(mask: Node, factor: float) -> dict[str, float | torch.Tensor | None] | None:
-    """The arguments of `mask` to scale: a number or a constant gives its scaled value, a computed value None."""
+    """Returns the arguments of `mask` to scale: a number or constant as its scaled value, a computed value as None."""
     args = arguments(mask)
     if is_op(mask, "masked_fill"):
         number = number_of(args["value"])
@@ -128,5 +129,7 @@ def _adds_a_mask(node: Node, known: dict[str, torch.Tensor]) -> bool:
 
 
 def _product(scaling: Node, mask: Node, value: Node, factor: float) -> Node:
-    """`value` times `factor`, in front of `mask`. The constant that `scaling` reads may be defined only behind it."""
+    """Returns `value` times `factor`, computed before `mask`. The constant operand of `scaling` may be defined after
+    `mask`.
+    """
     return mul(NodeBuilder(mask, scaling), value, factor)

@@ -1,4 +1,4 @@
-"""Slices that together take everything are one rearrangement."""
+"""Replaces a concatenation of strided slices that cover a tensor by a space-to-depth rearrangement."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from openneutron.targets import NeutronTarget
 
 __all__ = ["slices_to_space_to_depth"]
 
-# By dimension: the first index and the step of a slice of everything.
+# For each sliced dimension: the first index and the step.
 Phase = dict[int, tuple[int, int]]
 
 
 def slices_to_space_to_depth(module: GraphModule, target: NeutronTarget) -> bool:
     """Rule, linear in uses: a concatenation of x[..., i::m, j::n] for all i < m and j < n becomes reshape, permute and
-    reshape of x. It has them in counting order, with either of the dimensions counting first, and joins them along a
-    third one; there may be one such dimension, or more than two.
+    reshape of x.
 
-    That is how YOLO's focus and Swin's patch merging write a pixel unshuffle.
+    The slices are in counting order, with either dimension as the slower one, and are concatenated along a third
+    dimension. One sliced dimension, or more than two, are accepted as well. YOLO's focus and Swin's patch merging write
+    space-to-depth (pixel unshuffle) in this way.
     """
     changed = False
     for node in list(module.graph.nodes):
@@ -52,11 +53,11 @@ def _merge(rewriting: Rewriting) -> bool:
 
 
 def _sliced(node: Node) -> tuple[Node, Phase]:
-    """What `node` is a slice of, by which phase of its dimensions; itself and none where it is no such slice."""
+    """Returns the source of a strided slice and its phase in each dimension, or `node` itself and no phase."""
     phase: Phase = {}
     while is_op(node, "slice"):
         source = node.args[0]
-        assert isinstance(source, Node)  # a slice reads a tensor
+        assert isinstance(source, Node)  # the input of a slice is a tensor
         dim = int(arguments(node)["dim"]) % len(shape_of(source))
         size = shape_of(source)[dim]
         indices = read_indices(node, size)
@@ -71,7 +72,7 @@ def _sliced(node: Node) -> tuple[Node, Phase]:
 
 
 def _counting_order(phases: Sequence[Phase]) -> tuple[int, ...] | None:
-    """The dimensions whose first indices the phases count through, from the slowest on; None where they do not."""
+    """Returns the dimensions through whose first indices the phases count, slowest first, or None."""
     steps = {dim: step for dim, (_, step) in phases[0].items()}
     alike = all({dim: step for dim, (_, step) in phase.items()} == steps for phase in phases)
     if not steps or not alike or len(phases) != math.prod(steps.values()):
@@ -84,7 +85,7 @@ def _counting_order(phases: Sequence[Phase]) -> tuple[int, ...] | None:
 
 
 def _rearranged(rewriting: Rewriting, source: Node, joined: int, steps: Sequence[tuple[int, int]]) -> Node:
-    """`source` with each dimension split by its step, and all the steps in front of the dimension `joined`."""
+    """Returns `source` with each dimension split by its step, and all steps moved before the dimension `joined`."""
     shape, inner = shape_of(source), dict(steps)
     split: list[int] = []
     outer_at, inner_at = {}, {}

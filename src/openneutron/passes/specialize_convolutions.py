@@ -1,4 +1,4 @@
-"""Replaces the general convolution by the convolution of its dimensions."""
+"""Replaces the general convolution by conv1d, conv2d or conv3d."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Splits the product of a matrix with a padded row of ones into a product and a sum, each with its own scale.
 
 Linear attention contains such products: the last row of `(pad(v, value=1) @ k.T) @ q` holds the sum of the weights, the
-other rows the weighted values. Unsplit, both share one scale, and it is not known that the sum, a divisor, cannot be
-negative.
+other rows the weighted values. Without the split, both share one scale, and the quantizer cannot tell that the sum, a
+divisor, is not negative.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _OPERAND_AND_AXIS_OF_A_PAD = {(0, 0, 0, 1): (0, -2), (0, 1): (1, -1), (0, 1, 0, 
 
 @dataclass(frozen=True)
 class _PaddedProducts:
-    """Chained `products` of a `pad`: of one row, which is operand 0 of the first, or of one column, which is operand 1.
+    """Chained `products` of a `pad`: of one row (operand 0 of the first product) or one column (operand 1).
 
-    `axis` is the padded axis, counted from the end. `slices` read the last product; True marks those of the padding.
+    `axis` is the padded axis, counted from the end. `slices` read the last product and map to True if they read the
+    padding.
     """
 
     pad: Node
@@ -46,9 +47,8 @@ def split_padded_products(
     """Rule, linear in nodes: matmul(pad(x), y), with x padded by one row at its end, becomes matmul(x, y) and sum(y)
     times the constant of the padding.
 
-    Only slices that separate the padded row from the others may read the product. The rule also holds for
-    matmul(y, pad(x)) with one column, and for a further product. Operators for which `keeps_float` is true are not
-    changed.
+    Only slices that separate the padded row from the others may read the product. The rule also holds for matmul(y,
+    pad(x)) with one column, and for a further product. Operators for which `keeps_float` is true are not changed.
     """
     changed = False
     for node in list(module.graph.nodes):
@@ -81,7 +81,7 @@ def _padded_products(node: Node) -> _PaddedProducts | None:
 
 
 def _products_of(pad: Node, operand: int) -> list[Node]:
-    """The products of `pad`, each the operand of the next, which have no other readers and broadcast nothing."""
+    """Returns the products of `pad`, each the operand of the next, which have no other readers and do not broadcast."""
     products, value = [], pad
     while len(value.users) == 1:
         (reader,) = value.users
@@ -96,7 +96,9 @@ def _products_of(pad: Node, operand: int) -> list[Node]:
 
 
 def _reads_padding(reader: Node, axis: int) -> bool | None:
-    """Whether a slice reads the last index of `axis` alone, or others alone; None for whatever reads both."""
+    """Returns whether a slice reads only the last index of `axis` (True) or only other indices (False), or None for
+    both.
+    """
     if not is_op(reader, "slice"):
         return None
     shape = shape_of(reader.all_input_nodes[0])
@@ -122,7 +124,7 @@ def _split(module: GraphModule, target: NeutronTarget, found: _PaddedProducts) -
 
 
 def _sums(rewriting: Rewriting, found: _PaddedProducts, constant: float) -> Node:
-    """What the padding, `constant`, makes of the other operand."""
+    """Returns the product of the padding, `constant`, with the other operand."""
     other = rewriting.instance.node.args[1 - found.operand]
     assert isinstance(other, Node)
     summed = sum_(rewriting, other, [found.axis])
@@ -136,7 +138,7 @@ def _multiplied(rewriting: Rewriting, found: _PaddedProducts, product: Node, val
 
 
 def _rows(module: GraphModule, target: NeutronTarget, axis: int, reader: Node, values: Node) -> Node:
-    """What the slice `reader` takes of `values`, which have no padding."""
+    """Returns the part of `values`, which have no padding, that the slice `reader` reads."""
     if shape_of(reader) == shape_of(values):
         return values
     indices = read_indices(reader, shape_of(reader.all_input_nodes[0])[axis])

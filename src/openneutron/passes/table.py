@@ -1,4 +1,6 @@
-"""The passes that prepare a model for quantization: their order, purposes and conditions, and what runs them."""
+"""The table of passes that prepare a model for quantization, with their order, purposes and conditions, and their
+driver.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ from torch.fx import GraphModule, Node
 from openneutron.core.driver import Driver, PassRun
 from openneutron.passes.add_batch_dimension import add_batch_dimension
 from openneutron.passes.add_input_guards import add_input_guards
-from openneutron.passes.checks import check_is_static_eval, check_outputs, check_writes_nothing, parameters_stay
+from openneutron.passes.checks import (
+    check_is_static_eval,
+    check_outputs,
+    check_parameters_are_kept,
+    check_writes_nothing,
+)
 from openneutron.passes.copy_returned_concatenations import copy_returned_concatenations
 from openneutron.passes.decompose import decompose
 from openneutron.passes.divide_after_sums import divide_after_sums
@@ -49,7 +56,7 @@ __all__ = ["PASSES", "Pass", "Setting", "When", "prepare", "run_passes"]
 
 
 class When(enum.Enum):
-    """For which models a pass runs."""
+    """The kinds of models for which a pass runs."""
 
     ALWAYS = "for every model"
     CALIBRATION = "for models that are calibrated"
@@ -58,20 +65,20 @@ class When(enum.Enum):
 
 @dataclass(frozen=True)
 class Setting:
-    """What passes may ask for besides the graph. A pass gets those of these fields that its parameters name."""
+    """Arguments of passes other than the graph. A pass gets the fields that its parameters name."""
 
     target: NeutronTarget
     training: bool = False
     keeps_float: Callable[[Node], bool] = lambda _: False
-    """Which operators are to stay in float: no pass merges them with others."""
+    """Returns whether an operator stays in float. No pass merges such operators with others."""
 
 
 @dataclass(frozen=True)
 class Pass:
     """One row of the table.
 
-    `run` takes the module, and those fields of `Setting` that its parameters name. It changes the module in place, says
-    whether it changed anything, and keeps no state.
+    `run` takes the module, and those fields of `Setting` that its parameters name. It changes the module in place,
+    returns whether it changed anything, and keeps no state.
     """
 
     run: Callable[..., bool]
@@ -80,28 +87,28 @@ class Pass:
     after_change_by: Callable[..., bool] | None = None
     """The pass runs only if this earlier one changed the graph."""
     keeps_parameters: bool = False
-    """In training, `ModelError` is raised if the pass makes a constant of a trainable parameter."""
+    """In training, a pass that replaces a trainable parameter by a constant raises `ModelError`."""
 
     @property
     def name(self) -> str:
-        """The name of the function."""
+        """Returns the name of the function."""
         return self.run.__name__
 
     def runs_for(self, setting: Setting) -> bool:
-        """Whether the pass runs for calibration or training, as `setting` says."""
+        """Returns whether the pass runs for calibration or training, as `setting` says."""
         return self.when in (When.ALWAYS, When.TRAINING if setting.training else When.CALIBRATION)
 
     def __call__(self, module: GraphModule, setting: Setting) -> bool:
-        """Run the pass; True if it changed the graph."""
+        """Runs the pass, and returns whether it changed the graph."""
         parameters = inspect.signature(self.run).parameters
         arguments: dict[str, Any] = {name: getattr(setting, name) for name in parameters if hasattr(setting, name)}
         is_watched = self.keeps_parameters and setting.training
-        with parameters_stay(module) if is_watched else nullcontext():
+        with check_parameters_are_kept(module) if is_watched else nullcontext():
             return self.run(module, **arguments)
 
 
 def remove_unused(module: GraphModule) -> bool:
-    """Rule, linear in nodes: operators that nothing reads are removed, and the module's code is written."""
+    """Rule, linear in nodes: operators without readers are removed, and the module's code is regenerated."""
     changed = module.graph.eliminate_dead_code()
     module.recompile()
     return changed
@@ -121,8 +128,8 @@ PASSES: tuple[Pass, ...] = (
     Pass(eliminate_dead_code, "remove operators that nothing reads, and checks of shapes"),
     Pass(remove_stride_dependence, "write operators that depend on strides as operators that do not"),
     Pass(remove_empties, "remove tensors without elements"),
-    Pass(fold_constants, "compute what does not depend on inputs"),
-    Pass(integers_to_floats, "write integers between truth values and float32 as what they stand for"),
+    Pass(fold_constants, "compute values that do not depend on inputs"),
+    Pass(integers_to_floats, "replace integers between booleans and float32 by float32 or boolean values"),
     Pass(add_batch_dimension, "give layers of a single sample a batch dimension of 1"),
     Pass(remove_identities, "remove operators that return their input"),
     Pass(eliminate_common_subexpressions, "compute equal calls once", When.CALIBRATION),
@@ -145,14 +152,14 @@ PASSES: tuple[Pass, ...] = (
     Pass(remove_expands, "remove expands that an arithmetic operator broadcasts anyway"),
     Pass(fold_batch_norm, "fold batch norms into convolutions and linears"),
     Pass(scalars_to_constants, "write numbers in arithmetic as float32 constants", keeps_parameters=True),
-    Pass(move_activations, "move activations behind the layers that can fuse them"),
+    Pass(move_activations, "move activations directly after the layers that can fuse them"),
     Pass(nest_concatenations, "read an earlier concatenation instead of all its inputs again"),
     Pass(copy_returned_concatenations, "copy concatenations that are returned and computed with"),
     Pass(fold_arithmetic, "fold constant sums and products into weights and biases", When.CALIBRATION),
     Pass(remove_dead_channels, "remove channels whose activation is zero for every input", When.CALIBRATION),
-    Pass(remove_unused, "remove what the passes left without a reader"),
+    Pass(remove_unused, "remove operators that have no readers after the passes"),
 )
-"""All passes that any quantization starts with, in their order."""
+"""The passes that run before every quantization, in their order."""
 
 
 def prepare(
@@ -162,14 +169,15 @@ def prepare(
     training: bool = False,
     keeps_float: Callable[[Node], bool] = lambda _: False,
 ) -> GraphModule:
-    """Run `PASSES` on an exported module, in place. Linear in the nodes of the graph.
+    """Runs `PASSES` on an exported module, in place. Linear in the nodes of the graph.
 
-    `keeps_float` says which operators are to stay in float: no pass merges them with others.
+    `keeps_float` returns whether an operator is to stay in float. No pass merges such operators with others.
 
-    No batch norm in eval mode is left: torchao's `convert_pt2e` takes 10 s for a model that has one. With `training`,
-    parameters stay what they are, and what train mode has of its own stays too: the quantizer takes it out.
+    The result has no batch norm in eval mode, because torchao's `convert_pt2e` takes 10 s for a model that has one.
+    With `training`, parameters are kept, and so are operators that exist in train mode only, which the quantizer
+    removes.
 
-    Raises `ModelError` for a model that cannot be quantized as a whole: a dtype other than float32, writes in place
+    Raises `ModelError` for a model that cannot be quantized as a whole: a dtype other than float32, in-place writes
     that other values would see, and, unless `training`, train mode and dynamic shapes.
     """
     run_passes(PASSES, module, Setting(target, training, keeps_float), "prepare")
@@ -177,9 +185,9 @@ def prepare(
 
 
 def run_passes(passes: Iterable[Pass], module: GraphModule, setting: Setting, pipeline: str) -> Sequence[PassRun]:
-    """Run those of `passes` whose conditions hold, in place; returns what was run and the seconds of each.
+    """Runs those of `passes` whose conditions hold, in place, and returns the passes that ran, each with its seconds.
 
-    The graph is checked with `torch.fx.Graph.lint` after each pass that changed it, and dumped (see `Driver`).
+    After each pass that changed the graph, the graph is checked with `torch.fx.Graph.lint`, and dumped (see `Driver`).
     """
     changed: dict[Callable[..., bool], bool] = {}
 

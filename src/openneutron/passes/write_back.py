@@ -16,7 +16,7 @@ __all__ = ["can_be_written_back", "write_back"]
 
 
 def can_be_written_back(view: Node) -> bool:
-    """Whether `write_back` handles this view; for a getitem, the operator that yields several views."""
+    """Returns whether `write_back` handles this view. A getitem is represented by its multi-output operator."""
     if view.target is operator.getitem:
         split = _split(view)
         return is_op(split, "split", "unbind") and "dim" in arguments(split)
@@ -24,7 +24,7 @@ def can_be_written_back(view: Node) -> bool:
 
 
 def write_back(view: Node, source: Node, written: Node, builder: NodeBuilder) -> Node:
-    """`source` after `written` was stored in its part `view`."""
+    """Returns `source` after `written` was stored in its part `view`."""
     if view.target is operator.getitem:
         return _into_parts(view, source, written, builder)
     args = arguments(view)
@@ -43,7 +43,7 @@ def write_back(view: Node, source: Node, written: Node, builder: NodeBuilder) ->
 
 
 def _sizes(value: Node) -> list[Any]:
-    """The shape of `value` for a reshape, with -1 for the one size that may be dynamic."""
+    """Returns the shape of `value` for a reshape, with -1 for the one size that may be dynamic."""
     sizes = list(shape_of(value))
     free = sum(not isinstance(size, int) for size in sizes)
     return [-1 if free == 1 and not isinstance(size, int) else size for size in sizes]
