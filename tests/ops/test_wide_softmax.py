@@ -112,7 +112,7 @@ def test_what_is_not_written_out() -> None:
 
 def test_others_are_named_in_a_warning() -> None:
     model = key_points(lambda s: s.flatten(2).softmax(-1))
-    with pytest.warns(CoarseSoftmaxWarning, match=rf"py:\d+\) yields {COUNT} probabilities"):
+    with pytest.warns(CoarseSoftmaxWarning, match=rf"py:\d+\) returns {COUNT} probabilities"):
         convert(model, maps()[0], quantizer=NeutronQuantizer())
     with warnings.catch_warnings():
         warnings.simplefilter("error", CoarseSoftmaxWarning)

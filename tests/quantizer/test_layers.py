@@ -361,7 +361,7 @@ class TestErrors:
             ({"feature": "float"}, r"layers\['feature'\] is no module in which this .*Near matches: features, "),
             ({"features.3.*": "float"}, "Near matches: features"),
             ({"features.0.norm": "float"}, "A batch norm is part of the convolution or linear that it follows"),
-            ({"head.drop": "float"}, "dropout and identities are gone"),
+            ({"head.drop": "float"}, "dropout and identities are removed"),
             ({nn.ReLU6: "float"}, "Near matches: torch.nn.modules.activation.ReLU, "),
             ({"aten.softmx.int": "float"}, "Near matches: aten.softmax.int, "),
             ({"aten.relu6.default": "per_tensor"}, "is no operator in which this model computes anything"),

@@ -33,7 +33,7 @@ class TestErrors:
             return F.batch_norm(F.relu(x), m.mean, m.variance, training=True)
 
         model = Model(function, mean=torch.zeros(4), variance=torch.ones(4))
-        error = self.refuse(model, r"nothing in front of it.*eval\(\)", (4, 2, 2, 2, 2))
+        error = self.refuse(model, r"no operator before it.*eval\(\)", (4, 2, 2, 2, 2))
         assert error.op == "aten.batch_norm.default"
 
     def test_batch_norm_with_parameters_from_inputs(self) -> None:

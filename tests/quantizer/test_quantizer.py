@@ -323,7 +323,7 @@ class TestUnquantized:
     def test_indices(self) -> None:
         message = self.warning(Model(lambda m, x: m.c(x).argmax(1), c=conv()))
         assert "argmax (aten.argmax.default" in message
-        assert message.endswith("It yields torch.int64; only float32 is quantized.")
+        assert message.endswith("It returns torch.int64; only float32 is quantized.")
 
     def test_a_limit_of_a_decomposition_is_quoted_once(self) -> None:
         message = self.warning(Model(lambda m, x: m.c(x).max(1)[1] * 1.0, c=conv()))

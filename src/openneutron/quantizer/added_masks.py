@@ -40,9 +40,9 @@ OUT_OF_SIGHT = 64.0
 
 @dataclass(eq=False)
 class AddedMask:
-    """A mask that is added to scores, with its observer and those of the sums, which register themselves.
+    """A mask that is added to scores, with its observer and the observers of the sums, which register themselves.
 
-    `is_made` says that the mask is computed with constants of -100 or less: it can hide scores even if no calibration
+    `is_made` is True if the mask is computed with constants of -100 or less: it can hide scores even if no calibration
     data show it.
     """
 
@@ -52,11 +52,11 @@ class AddedMask:
 
     @property
     def hides(self) -> bool:
-        """Whether the mask hides scores, or can: a mask that is 0 in all calibration data has no other use."""
+        """Returns whether the mask can hide scores. A mask that is 0 in all calibration data counts as one that can."""
         return self.is_made or any(observer.hides or not observer.has_numbers for observer in self.of_mask)
 
     def width(self) -> float:
-        """The width of the widest range among the sums."""
+        """Returns the width of the widest range among the sums."""
         qparams = [(sums, sums.calculate_qparams()[0]) for sums in self.of_sums]
         return max(
             (float(scale) * (observer.quant_max - observer.quant_min) for observer, scale in qparams), default=0.0
@@ -64,9 +64,9 @@ class AddedMask:
 
 
 class AddedMaskObserver(MaskedObserver):
-    """Observer of an added mask. Another observer finds the range of the values that do not hide.
+    """Observer of an added mask. The wrapped observer finds the range of the values that hide no score.
 
-    Values that hide get the lowest code, which is as far below zero as the widest range among the sums.
+    Values that hide scores get the lowest code, which is as far below zero as the widest range among the sums is wide.
     """
 
     def __init__(self, *args: Any, mask: AddedMask, **kwargs: Any) -> None:
@@ -76,7 +76,7 @@ class AddedMaskObserver(MaskedObserver):
         mask.of_mask.append(self)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Observe; returns `values`."""
+        """Observes `values`, and returns them."""
         hidden = values.detach() <= HIDDEN_AT_RUN_TIME
         seen = values.detach().masked_fill(hidden, 0.0)
         self.observer(seen)
@@ -85,16 +85,16 @@ class AddedMaskObserver(MaskedObserver):
         return values
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What was seen, for `merge`."""
+        """Returns the observed statistics, for `merge`."""
         return {**super().state(), "has_numbers": self.has_numbers.cpu().clone()}
 
     def merge(self, later: Mapping[str, torch.Tensor]) -> None:
-        """Go on as if this observer had seen next what another one saw, whose `state` is `later`."""
+        """Adds the `state` of an observer that saw the next part of the stream."""
         super().merge(later)
         self.has_numbers |= later["has_numbers"].to(self.has_numbers.device)
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale (float32) and zero point (int64)."""
+        """Returns scale (float32) and zero point (int64)."""
         scale, zero_point = self.observer.calculate_qparams()
         if not self.mask.hides:
             return scale, zero_point
@@ -106,7 +106,7 @@ class AddedMaskObserver(MaskedObserver):
 
 
 class MaskedSumObserver(MaskedObserver):
-    """Observer of scores plus a mask. Another observer finds the range of the visible scores."""
+    """Observer of scores plus a mask. The wrapped observer finds the range of the visible scores."""
 
     def __init__(self, *args: Any, masks: tuple[AddedMask, ...], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -115,7 +115,7 @@ class MaskedSumObserver(MaskedObserver):
             mask.of_sums.append(self)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Observe; returns `values`, rows of scores along the last dimension."""
+        """Observes `values`, rows of scores along the last dimension, and returns them."""
         scores = values.detach()
         visible = scores.masked_fill(scores >= -HIDDEN, -torch.inf)
         hidden = (scores <= HIDDEN_SUM) | (scores < visible.amax(-1, keepdim=True) - OUT_OF_SIGHT)
@@ -126,7 +126,7 @@ class MaskedSumObserver(MaskedObserver):
         return values
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale (float32) and zero point (int64)."""
+        """Returns scale (float32) and zero point (int64)."""
         return (
             self.widened()
             if self.hides or any(mask.hides for mask in self.masks)
@@ -136,17 +136,17 @@ class MaskedSumObserver(MaskedObserver):
 
 @dataclass(frozen=True)
 class MaskedAtRunTime:
-    """How a mask that arrives at run time, or a value that it masks, is observed."""
+    """How the quantizer observes a mask that is computed at run time, or a value that it masks."""
 
     added: AddedMask | None = None
     """The mask, if the value itself is an added mask."""
     sums_with: tuple[AddedMask, ...] = ()
     """The masks that were added to the value."""
     hides: bool = False
-    """Whether a mask of truth values hides parts of the value."""
+    """True if a boolean mask hides parts of the value."""
 
     def around(self, constructor: Any) -> Any:
-        """A constructor of an observer that wraps the one from `constructor`."""
+        """Returns a constructor of an observer that wraps the one from `constructor`."""
         if self.added is not None:
             return AddedMaskObserver.with_args(observer=constructor, mask=self.added)
         if self.sums_with:
@@ -155,7 +155,7 @@ class MaskedAtRunTime:
 
 
 def added_masks(module: GraphModule) -> tuple[dict[Node, AddedMask], dict[Node, tuple[AddedMask, ...]]]:
-    """The masks that are added to scores of softmaxes, by node, and the masks of each sum. Linear in the graph.
+    """Returns the masks that are added to scores of softmaxes, by node, and the masks of each sum. Linear in the graph.
 
     Marks the operators that compute a mask from inputs and numbers of -100 or less to stay in float.
     """
@@ -173,7 +173,7 @@ def added_masks(module: GraphModule) -> tuple[dict[Node, AddedMask], dict[Node, 
 
 
 def _moves(node: Node) -> bool:
-    """Whether `node` moves the values of one tensor."""
+    """Returns whether `node` moves the values of one tensor."""
     movement = facts_of(node).movement
     return movement not in (None, Movement.JOIN)
 
@@ -185,7 +185,7 @@ def _reads_numbers(user: Node) -> bool:
 def _follow(
     scores: Node, light: set[Node], masks: dict[Node, AddedMask], sums: dict[Node, list[AddedMask]], visited: set[Node]
 ) -> None:
-    """Collect the masks that are added to `scores`, back through additions, constant masks and views."""
+    """Collects the masks that are added to `scores`, back through additions, constant masks and views."""
     node: Node | None = scores
     while node is not None and node.op == "call_function" and node not in visited:
         visited.add(node)
@@ -202,7 +202,7 @@ def _follow(
 
 
 def _mask_among(node: Node, operands: list[Node], light: set[Node]) -> Node | None:
-    """The operand of an addition that is computed from inputs alone; if both are, the smaller one."""
+    """Returns the operand of an addition that is computed from inputs alone. If both are, returns the smaller one."""
     found = [operand for operand in operands if operand in light]
     if len(found) == 2:
         found = [operand for operand in found if operand.meta["val"].numel() < node.meta["val"].numel()]
@@ -210,7 +210,9 @@ def _mask_among(node: Node, operands: list[Node], light: set[Node]) -> Node | No
 
 
 def _of_inputs_alone(module: GraphModule) -> set[Node]:
-    """Inputs, and values computed from inputs and constants by moves, comparisons and elementwise arithmetic."""
+    """Returns the inputs, and values computed from inputs and constants by moves, comparisons and elementwise
+    arithmetic.
+    """
     light: set[Node] = set()
     for node in module.graph.nodes:
         is_made = _moves(node) or facts_of(node).computes_masks or is_mask_computation(node)
@@ -221,7 +223,8 @@ def _of_inputs_alone(module: GraphModule) -> set[Node]:
 
 
 def _stays_in_float(mask: Node, light: set[Node]) -> bool:
-    """Mark the operators that compute `mask` to stay in float, if one of their numbers hides; returns whether one does.
+    """Marks the operators that compute `mask` to stay in float if one of their numbers hides scores, and returns
+    whether one does.
 
     Views at the end of the mask are not marked.
     """
@@ -244,7 +247,7 @@ def _stays_in_float(mask: Node, light: set[Node]) -> bool:
 
 
 def _has_a_number_that_hides(node: Node) -> bool:
-    """Whether a constant operand of `node` hides from a softmax; of a factor, either sign counts."""
+    """Returns whether a constant operand of `node` hides scores from a softmax. A factor may have either sign."""
     if not facts_of(node).computes_masks:
         return False
     scales = is_op(node, "mul")

@@ -1,4 +1,4 @@
-"""The annotations of an exported model: one observer for each group of values with equal qparams."""
+"""Annotates an exported model: groups of values with equal qparams share one observer."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from openneutron.quantizer.trained_modules import WeightFakeQuantize
 
 __all__ = ["Annotation", "AnnotationSettings"]
 
-# A value, or what one of its readers reads instead of it.
+# A value, or an edge (value, reader) if the reader gets a requantized value.
 Value = Node | tuple[Node, Node]
 
 
 @dataclass(frozen=True)
 class AnnotationSettings:
-    """What the user decided about observers; the names are those of `NeutronQuantizer`."""
+    """The user's options for observers, named as in `NeutronQuantizer`."""
 
     observer: Any
     observer_of_outputs: Any
@@ -46,10 +46,10 @@ class AnnotationSettings:
 
 
 class Annotation:
-    """Writes the annotations of all places.
+    """Writes the annotations of all quantized operators.
 
-    Values that must have equal qparams are one group. The first place a group is met gets the quantization spec, each
-    later one refers to it; torchao then gives them one observer.
+    Values that must have equal qparams form a group. The first annotated value of a group gets the quantization spec,
+    and later ones refer to the first, so that torchao gives them one observer.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Annotation:
         self.met: dict[Value, Value] = {}
         self.requantized: dict[Value, Value] = {}
         self.stored: dict[Node, Value] = {}
-        """The qparams of the states that operators read, by the nodes that store their next values."""
+        """Maps each node that stores the next value of a state to the state."""
 
     def write(self, model: GraphModule) -> None:
-        """Annotate the nodes of `model`. Linear in nodes and uses."""
+        """Annotates the nodes of `model`. Linear in nodes and uses."""
         self.scores = score_ranges(model)
         self._group(states_of(model.graph))
         self._make_symmetric()
@@ -102,8 +102,8 @@ class Annotation:
         self._note_least_scales()
         self._note_joins()
         read_in_float = {node: values.intersection(node.all_input_nodes) - yielding.keys() for node in self.joined}
-        # torchao walks the graph in this order too, and wants a group's spec before what refers to it: an activation
-        # may come long after the operator that it is fused into.
+        # torchao visits nodes in this order too, and needs a group's spec before references to it. An activation may
+        # be far after the operator that fuses it.
         for node in list(model.graph.nodes):
             if node in reading:
                 self._annotate_inputs(reading[node])
@@ -121,7 +121,9 @@ class Annotation:
         return find_root(self.parent, value)
 
     def _group(self, states: list[Node]) -> None:
-        """An operator that moves or joins values shares qparams with its inputs, and a state with its next value."""
+        """Groups the inputs and outputs of operators that move or concatenate values, and each state with its next
+        value.
+        """
         self.fixed = {place.output: place.rule for place in self.places if isinstance(place.rule, QParams)}
         moving = [place for place in self.places if place.rule is OutputRule.SHARED]
         for place in moving:
@@ -140,10 +142,10 @@ class Annotation:
         demands = {self.fixed.get(group) for group in groups}
         are_one = len(set(groups)) == 1
         for value, group in zip(place.inputs, groups, strict=True):
-            # Fixed qparams that not all inputs have cannot be shared, and a value that others compute with would lose
-            # resolution where the values it meets have a wider range: that input alone is requantized. Not so one that
-            # comes by moves alone, which a MUL would keep from being merged with those behind (ShuffleNetV2), nor an
-            # input of the model, which is quantized once.
+            # An input is requantized if it has fixed qparams that other inputs do not have, and also if other operators
+            # compute with it, because a wider common range would cost them resolution. Results of moves are
+            # not requantized: the MUL would prevent merging these moves with later ones (ShuffleNetV2). Inputs of the
+            # model are not requantized either, because they are quantized once.
             if is_mask_computation(value):  # each reader quantizes it separately, so the readers need not share qparams
                 self.requantized[(value, place.instance.node)] = place.output
                 continue
@@ -158,7 +160,7 @@ class Annotation:
                 self._join(place.output, group)
 
     def _join_named(self) -> None:
-        """Values that a decomposition wants to have equal qparams, unless fixed ones."""
+        """Groups values that a decomposition declares to share qparams, unless their qparams are fixed."""
         named: dict[str, Value] = {}
         for value in dict.fromkeys(value for place in self.places for value in (*place.inputs, place.output)):
             group, name = self._find(value), value.meta.get(SHARED_QPARAMS)
@@ -166,9 +168,9 @@ class Annotation:
                 self._join(value, self._find(named.setdefault(name, group)))
 
     def _join_states(self, states: list[Node]) -> None:
-        """A state and the value that is stored in it share qparams, as the next call reads the stored codes.
+        """Groups each state with the value that is stored in it, because the next call reads the stored codes.
 
-        Where the next value has qparams of its own, which the initial one does not fit, it is requantized.
+        If the next value has fixed qparams whose range does not contain the initial value, it is requantized.
         """
         read = {value for place in self.places for value in place.inputs}
         for state in states:
@@ -184,7 +186,7 @@ class Annotation:
             self.stored[write] = state
 
     def _special_observers(self) -> dict[Value, qspecs.Around]:
-        """Wrapping observers by group: those of run-time masks, of masked values, and of scores."""
+        """Returns wrapping observers by group: for run-time masks, masked values, and scores."""
         hidden = {
             self._find(place.output)
             for place in self.places
@@ -203,7 +205,7 @@ class Annotation:
         return around
 
     def _make_symmetric(self) -> None:
-        """Where only inputs that need zero point 0 read a group, it is symmetric; else those inputs are requantized."""
+        """Makes a group symmetric if only inputs that need zero point 0 read it, else requantizes these inputs."""
         wanted = [(value, place.instance.node) for place in self.places for value in place.symmetric]
         shared = self._read_otherwise(set(wanted)) if wanted else set()
         for edge in wanted:
@@ -216,7 +218,7 @@ class Annotation:
                 self.symmetric.add(group)
 
     def _note_least_scales(self) -> None:
-        """Note the scales below which the biases of the layers that read a group would exceed int32."""
+        """Records, per group, the smallest scale with which the biases of its reading layers fit int32."""
         for place in self.places:
             weight, bias = (
                 place.instance.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias)
@@ -231,9 +233,10 @@ class Annotation:
             self.least_scale[group] = max(self.least_scale.get(group, 0.0), least)
 
     def _note_joins(self) -> None:
-        """Link the observers of the parts of each concatenation in float that can share qparams.
+        """Links the observers of the inputs of each float concatenation that can share qparams.
 
-        So does what is computed with the same concatenation, which then is the same on the NPU.
+        The output of a quantized concatenation of the same inputs is linked too, so that the NPU computes one
+        concatenation for both.
         """
         computed_with = {tuple(place.inputs): place.output for place in self.places if place.brings_together}
         for node, join in sorted(self.joined.items(), key=lambda item: -len(item[1].values)):
@@ -247,14 +250,14 @@ class Annotation:
                     self.joins.setdefault(group, []).append(parts)
 
     def _read_otherwise(self, wanted: set[tuple[Node, Node]]) -> set[Value]:
-        """The groups that something reads which neither moves their values nor is in `wanted`."""
+        """Returns the groups with a reader that does not only move values and is not in `wanted`."""
         movers = {place.instance.node for place in self.places if place.rule is OutputRule.SHARED}
         values = {value for place in self.places for value in (*place.inputs, place.output)}
         edges = {(value, reader) for value in values for reader in value.users if reader.users or reader.op == "output"}
         return {self._find(edge[0]) for edge in edges - wanted if edge[1] not in movers or edge in self.requantized}
 
     def _join(self, output: Node, group: Value) -> None:
-        # A group that an operator reads twice may have been joined to another one in between.
+        # If an operator reads a group twice, the group may already be merged with another one.
         root, group = self._find(output), self._find(group)
         if root is not group:
             self.parent[root] = group
@@ -303,13 +306,13 @@ class Annotation:
         )  # fmt: skip
 
     def _first_or_shared(self, edge: tuple[Node, Node], spec: Any) -> Any:
-        """`spec` for the first reader of a weight; the others share what it gets."""
+        """Returns `spec` for the first reader of a weight, and a reference to it for other readers."""
         first = self.met.setdefault(edge[0], edge)
         return spec if first is edge else SharedQuantizationSpec(first)
 
 
 def _weight_axes(places: list[Place], layers: Layers) -> dict[Node, int]:
-    """The dimension of output channels of each weight that is per channel: all its readers must agree on one."""
+    """Returns the output-channel dimension of each per-channel weight. All readers of a weight must agree on it."""
     readers: dict[Node, list[Place]] = {}
     for place in places:
         if place.spec.weight is not None:
@@ -342,7 +345,7 @@ def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
 
 
 def _holds(qparams: QParams, state: Node) -> bool:
-    """Whether the initial value of a state is within the range of these qparams."""
+    """Returns whether the initial value of a state is within the range of these qparams."""
     value = constant_value(store_of(state))
     scale, zero_point = qparams.scale[0], qparams.zero_point[0]
     low, high = (scale * (code - zero_point) for code in (-128, 127))
@@ -350,6 +353,6 @@ def _holds(qparams: QParams, state: Node) -> bool:
 
 
 def _is_mask(value: Node) -> bool:
-    """Whether `value` is a constant with values that stand for no number."""
+    """Returns whether `value` is a constant with mask values such as -inf, which have no code of their own."""
     constant = constant_value(value)
     return constant is not None and bool(saturates(constant).any())

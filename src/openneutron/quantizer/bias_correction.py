@@ -1,10 +1,10 @@
-"""Bias correction in the documented flow: what quantization shifts on average, the bias takes back at conversion.
+"""Bias correction in the documented flow: conversion subtracts from each bias the mean output shift of weight rounding.
 
 For y = W x + b, quantized weights W' shift the mean of each output by (W' - W) E[x]. Unlike noise, a shift does not
-average out in later layers, and it costs nothing to correct, because the bias is there anyway (Finkelstein et al. 2019;
-Nagel et al. 2019, section 4.2). E[x] is what calibration sees anyway: the prepared module computes in float. What is
-left is what the rounding of x itself shifts, and what activations make of the noise before them; `recovery` corrects
-those too, in a pass over the calibration inputs of its own.
+average out in later layers, and correcting it costs nothing at run time, because the layer has a bias (Finkelstein et
+al. 2019; Nagel et al. 2019, section 4.2). Calibration observes E[x], because the prepared module computes in float.
+This does not correct shifts from the rounding of x, nor from the effect of activations on earlier noise. `recovery`
+corrects those too, with a further pass over the calibration inputs.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from openneutron.quantizer.trained_modules import called
 
 __all__ = ["ChannelMeans", "CorrectedBias", "correct_biases_at_conversion"]
 
-# Means are added up as multiples of this. In float64 that is exact, in any order, up to sums of 2^25.
+# Means are summed as multiples of this unit. In float64, sums up to 2^25 are exact in any order.
 GRID = 2.0**-28
-# Means of so many calls are added up at once: their operators would cost more than the means.
+# The number of calls whose means are summed at once. Summing each call alone costs more than computing its mean.
 AT_ONCE = 64
 
 
 class ChannelMeans(ObserverBase):
-    """Keeps the mean of each channel of the values that come by, and hands them on. Conversion takes it out.
+    """Computes the mean of each channel of the values it sees, and returns them unchanged. Conversion removes it.
 
-    `axis` is the dimension of channels, counted from the last one (-1). Those that saw parts of the same stream merge
-    into the one that saw all of it, to the bit.
+    `axis` is the dimension of channels, counted from the last one (-1). Observers of consecutive parts of a stream
+    merge into the observer of the whole stream, bit by bit.
     """
 
     def __init__(self, axis: int, channels: int) -> None:
@@ -49,7 +49,7 @@ class ChannelMeans(ObserverBase):
         self._samples: list[int] = []
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Take in `values`, of which the first dimension counts as samples, and return them."""
+        """Adds `values`, whose first dimension holds samples, to the means, and returns them."""
         if values.numel():
             others = [dim for dim in range(values.dim()) if dim != values.dim() + self.axis]
             self._means.append(values.detach().mean(others) if others else values.detach())
@@ -68,34 +68,34 @@ class ChannelMeans(ObserverBase):
 
     @property
     def mean(self) -> torch.Tensor | None:
-        """[channels] float32, on the CPU; None where nothing came by."""
+        """Returns the means, [channels] float32 on the CPU, or None if no values were seen."""
         self._add_up()
         return (self._total * (GRID / self._count)).float() if self._count else None
 
     def calculate_qparams(self, **_: Any) -> None:
-        """None: it chooses no range."""
+        """Returns None, because this observer selects no range."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What was seen, for the `merge` of another one."""
+        """Returns the sums, for `merge`."""
         self._add_up()
         return {"total": self._total.clone(), "count": torch.tensor(self._count)}
 
     def merge(self, later: Mapping[str, torch.Tensor]) -> None:
-        """Take in what another one saw, whose `state` is `later`."""
+        """Adds the sums in `later`, the `state` of another observer."""
         self._total = self._total + later["total"].to(self._total)
         self._count += int(later["count"])
 
     def get_extra_state(self) -> dict[str, torch.Tensor]:
-        """For `state_dict`: what was seen, which no buffer holds."""
+        """Returns the sums for `state_dict`, because no buffer holds them."""
         return self.state()
 
     def set_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """For `load_state_dict`."""
+        """Restores the sums from `load_state_dict`."""
         self._means, self._samples = [], []
         self._total, self._count = state["total"].clone(), int(state["count"])
 
     def convert(self, model: GraphModule, node: Node) -> None:
-        """Take `node`, which calls this module, out of a model that is being converted."""
+        """Removes `node`, which calls this module, from a model that is being converted."""
         (source,) = node.all_input_nodes
         node.replace_all_uses_with(source)
         model.graph.erase_node(node)
@@ -104,7 +104,7 @@ class ChannelMeans(ObserverBase):
 class CorrectedBias(DerivedObserverOrFakeQuantize):
     """The derived qparams of a layer's bias, which is corrected before it is quantized.
 
-    `means` has seen what the layer reads, of `shape`, in float.
+    `means` holds the channel means of the layer's float input, whose shape is `shape`.
     """
 
     def __init__(self, derived: DerivedObserverOrFakeQuantize, means: ChannelMeans, shape: tuple[int, ...]) -> None:
@@ -112,12 +112,12 @@ class CorrectedBias(DerivedObserverOrFakeQuantize):
             derived.dtype, derived.obs_or_fqs, derived.derive_qparams_fn, derived.quant_min, derived.quant_max,
             derived.qscheme, derived.ch_axis,
         )  # fmt: skip
-        self._means = (means,)  # no submodule: it is one already, where it is called
+        self._means = (means,)  # in a tuple, so that it is not registered as a submodule twice
         self.shape = shape
 
     @torch.no_grad()
     def convert(self, model: GraphModule, node: Node) -> None:
-        """Give the layer that reads `node`, which calls this module, its quantized bias."""
+        """Gives the layer that reads `node`, which calls this module, its quantized bias."""
         (layer,) = node.users
         scale, zero_point = self.calculate_qparams()
         bias = value_of(model, _constant(node))
@@ -130,11 +130,10 @@ class CorrectedBias(DerivedObserverOrFakeQuantize):
         model.graph.erase_node(node)
 
     def _shift(self, model: GraphModule, layer: Node, mean: torch.Tensor) -> torch.Tensor:
-        """[outputs]: by how much quantized weights shift the mean of each output.
+        """Returns [outputs], the shift of the mean of each output by quantized weights.
 
-        The layer computes it itself, of an input that is everywhere what each of its channels is on average: with its
-        stride, its groups and the zeros that it pads with, under the assumption that the mean of a channel is the same
-        at all positions.
+        Runs the layer, with its stride, groups and zero padding, on an input that is constant within each channel at
+        the channel's mean. This assumes that the mean of a channel is the same at all positions.
         """
         args = arguments(layer)
         weight = value_of(model, _constant(args["weight"]))
@@ -147,10 +146,10 @@ class CorrectedBias(DerivedObserverOrFakeQuantize):
 
 
 def correct_biases_at_conversion(model: GraphModule, observers: dict[Any, Any]) -> None:
-    """Let the biases of layers be corrected when `model`, which is being prepared, is converted. Linear in nodes.
+    """Inserts the observers by which conversion corrects the biases of `model`. Linear in nodes.
 
-    `observers` are those that will be inserted, by nodes and by edges (what is read, and what reads it). What a layer
-    with a quantized weight and bias reads then comes by a `ChannelMeans`, one for all its readers.
+    `observers` maps nodes and edges (producer, consumer) to the observers that torchao will insert. Each value that
+    layers with quantized weight and bias read gets one `ChannelMeans`, which all its readers share.
     """
     corrected: dict[tuple[Node, int], list[Node]] = {}
     for layer in model.graph.nodes:
@@ -168,10 +167,10 @@ def correct_biases_at_conversion(model: GraphModule, observers: dict[Any, Any]) 
 
 
 def _is_quantized(model: GraphModule, layer: Node, observers: Mapping[Any, Any]) -> bool:
-    """Whether weight and bias of `layer` are constants, the latter its own, and the qparams of its bias derived.
+    """Returns whether the weight and bias of `layer` are constants, it owns the bias, and the bias has derived qparams.
 
-    Not so where a mask has put values that stand for no number into its input: they have no mean. A bias that others
-    read too (the steps of an unrolled GRU) would have to be stored for each of them.
+    Returns False if a mask has put values such as -inf into the layer's input, because they have no mean. A bias with
+    several readers (the steps of an unrolled GRU) is not corrected, because each reader would need its own copy.
     """
     args = arguments(layer)
     derived = observers.get((args["bias"], layer))
@@ -183,7 +182,9 @@ def _is_quantized(model: GraphModule, layer: Node, observers: Mapping[Any, Any])
 
 
 def _insert(model: GraphModule, source: Node, means: ChannelMeans, before: Node) -> None:
-    """Let all operators read `source` through `means`, called behind `before`: others would get other codes."""
+    """Inserts a call of `means` on `source` after `before`, and lets all readers use it, so that all get the same
+    codes.
+    """
     readers = [user for user in source.users if user.op == "call_function" or isinstance(called(user), ChannelMeans)]
     name = f"channel_means_{source.name}_{-means.axis}"
     model.add_submodule(name, means)
@@ -194,20 +195,20 @@ def _insert(model: GraphModule, source: Node, means: ChannelMeans, before: Node)
 
 
 def _entries(model: GraphModule) -> list[Node]:
-    """The inputs of the model, and what checks them: behind the last one, they are what they should be."""
+    """Returns the inputs of the model, and the check of inputs. Inputs are valid after the last of these nodes."""
     checks = [node for node in model.graph.nodes if node.op == "call_module" and node.target == GUARDS]
     return [*placeholders(model.graph), *checks]
 
 
 def _constant(node: Node) -> Node:
-    """The float constant behind what observes, quantizes and dequantizes it."""
+    """Returns the float constant from which `node` is observed, quantized or dequantized."""
     while node.op != "get_attr":
         (node, *_) = node.all_input_nodes
     return node
 
 
 def _rounded(weight: torch.Tensor, observer: Any) -> torch.Tensor:
-    """What `weight` will be after quantization by the qparams that `observer` has found."""
+    """Returns `weight`, quantized and dequantized with the qparams that `observer` has found."""
     scale, zero_point = (value.to(weight.device) for value in observer.calculate_qparams())
     codes = (observer.quant_min, observer.quant_max)
     if observer.qscheme == torch.per_channel_symmetric:

@@ -1,4 +1,4 @@
-"""The `layers` option: parts of a model that are quantized otherwise than the rest, or not at all."""
+"""The `layers` option: sets how parts of a model are quantized, or leaves them in float."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _LEFT_IN_FLOAT = "openneutron.left_in_float"
 
 
 class Layers:
-    """How each operator is quantized: "per_tensor" or "per_channel" weights, or "float" for not at all.
+    """How each operator is quantized: "per_tensor" or "per_channel" weights, or "float" for not quantized.
 
-    `default` is the granularity of operators that `layers` does not mention. Its keys are names of operators
-    ("aten.softmax.int"), names of modules ("features.0"; what is inside is meant too), patterns of such names
-    ("head.*", as in `fnmatch`), and types of modules. Where several mean one operator, the kind that comes first in
-    this list decides; within a kind the innermost module does, and of patterns for the same module the last one.
+    `default` is the granularity of operators that `layers` does not mention. The keys of `layers` are names of
+    operators ("aten.softmax.int"), names of modules ("features.0", which includes its submodules), patterns of such
+    names ("head.*", as in `fnmatch`), and types of modules. If several keys match an operator, the kind listed first
+    here decides. Within a kind, the innermost module decides, and among patterns for the same module the last one.
 
-    Raises `OptionError` for what is no such key or no such value.
+    Raises `OptionError` for any other key or value.
     """
 
     def __init__(self, layers: Mapping[Key, str] | None, default: str) -> None:
@@ -64,16 +64,16 @@ class Layers:
         return (self._patterns if set(key) & set("*?[") else self._names), key
 
     def granularity(self, node: Node) -> str:
-        """How many scales the weight of `node` has: "per_tensor" or "per_channel"."""
+        """Returns the granularity of the scales of the weight of `node`: "per_tensor" or "per_channel"."""
         found = self._found(node)
         return self.default if found is None or found[1] == FLOAT else found[1]
 
     def leave_in_float(self, node: Node) -> bool:
-        """Whether `node` is to stay in float."""
+        """Returns whether `node` is to stay in float."""
         return self._float_key(node) is not None
 
     def mark(self, node: Node) -> None:
-        """Note on `node`, which stays in float, that this was asked for."""
+        """Notes on `node`, which stays in float, the key of `layers` that asked for it."""
         note(node, _LEFT_IN_FLOAT, f"layers[{self._float_key(node)}]")
 
     def _float_key(self, node: Node) -> str | None:
@@ -81,7 +81,7 @@ class Layers:
         return found[0] if found is not None and found[1] == FLOAT else None
 
     def _found(self, node: Node) -> tuple[str, str] | None:
-        """The key that decides about `node`, as text, and its setting."""
+        """Returns the key that matches `node`, as text, and its setting, or None."""
         for label in _operator_labels(node):
             if label in self._operators:
                 return f"'{label}'", self._operators[label]
@@ -102,7 +102,8 @@ class Layers:
         return None
 
     def check(self, module: GraphModule) -> None:
-        """Raise `OptionError` for a key that means no operator of the model, or "per_channel" where no weight can be.
+        """Raises `OptionError` for a key that matches no operator of the model, or for "per_channel" where no weight
+        supports it.
 
         Linear in the nodes of the model.
         """
@@ -125,7 +126,7 @@ class Layers:
 
 
 class _Scope:
-    """What keys of one kind can mean in a model, and whether a weight there can be per channel."""
+    """The labels that keys of one kind can match in a model, and whether a weight there can be per channel."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -144,14 +145,14 @@ class _Scope:
             hint = f" Near matches: {', '.join(near)}." if near else ""
             raise OptionError(
                 f"layers[{key}] is no {self.kind} in which this model computes anything.{hint} A batch norm is part "
-                "of the convolution or linear that it follows; dropout and identities are gone."
+                "of the convolution or linear that it follows; dropout and identities are removed."
             )
         if setting == PER_CHANNEL and not any(self.known[label] for label in found):
             raise OptionError(f"layers[{key}] is 'per_channel'. {_WHO_TAKES_IT}")
 
 
 def left_in_float(node: Node) -> str | None:
-    """The key of `layers` that left `node` in float; None where none did."""
+    """Returns the key of `layers` that left `node` in float, or None."""
     return noted(node, _LEFT_IN_FLOAT)  # type: ignore[no-any-return]
 
 
@@ -160,7 +161,7 @@ def _operator_labels(node: Node) -> Iterator[str]:
 
 
 def _covering(names: Iterable[str]) -> Iterator[str]:
-    """Names of all modules that something in modules of these `names` is in, the innermost first."""
+    """Returns the names of all modules that contain the modules of these `names`, the innermost first."""
     for inner in reversed(list(names)):
         name = inner
         while name:

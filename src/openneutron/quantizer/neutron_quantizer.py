@@ -1,4 +1,4 @@
-"""The quantizer: which values of an exported model become int8, and which of them share their qparams."""
+"""The quantizer: selects the values of an exported model that become int8, and those that share qparams."""
 
 from __future__ import annotations
 
@@ -52,36 +52,37 @@ __all__ = ["CoarseSoftmaxWarning", "NeutronQuantizer", "UnquantizedWarning", "an
 
 
 class UnquantizedWarning(UserWarning):
-    """Operators that stay in float, each with its reason."""
+    """Lists operators that stay in float, each with the reason."""
 
 
 class CoarseSoftmaxWarning(UserWarning):
-    """Softmaxes of so many values that int8 makes zeros of most probabilities."""
+    """Names a softmax over so many values that int8 rounds most probabilities to zero."""
 
 
 class NeutronQuantizer(Quantizer):
-    """Static int8 for the eIQ Neutron NPU: for `prepare_pt2e`, usable for any number of models.
+    """Static int8 quantizer for the eIQ Neutron NPU, for `prepare_pt2e`. One instance can quantize several models.
 
     With `is_qat`, for `prepare_qat_pt2e` and models exported in train mode.
 
     Activations are affine per tensor, weights symmetric per tensor (`weight_granularity="per_channel"` for
-    convolutions: one scale for each output channel), biases int32. `layers` sets that, or "float" for not quantized,
-    for parts of the model (see `Layers`). `observer` is a class of torchao's observers or fake quantizers for
-    activations, or what its `with_args(...)` returns. Unless given, it is `DistributionObserver` by the
-    rule "relative", and `RangeObserver` for values that are outputs of the model, of which the largest count most; with
-    `is_qat` it is `RecentRangeObserver`. `weight_bits` below 8 leaves codes of the weights unused; the NPU gains
-    nothing by that, but experiments may.
+    convolutions: one scale per output channel), biases int32. `layers` sets the granularity, or "float" for not
+    quantized, for parts of the model (see `Layers`). `observer` is a class of torchao's observers or fake quantizers
+    for activations, or the result of its `with_args(...)`. The default is `DistributionObserver` with the rule
+    "relative", and `RangeObserver` for outputs of the model, whose largest values matter most. With `is_qat` the
+    default is `RecentRangeObserver`. `weight_bits` below 8 leaves codes of the weights unused. The NPU does not get
+    faster by that, so it serves experiments only.
 
-    With `equalize`, channels trade scale between the layers around them before they are annotated, which leaves the
-    function as it is (`passes.equalize`). With `correct_bias`, `convert_pt2e` takes out of biases what rounding weights
-    shifts outputs by on average (`quantizer.bias_correction`). Neither is done with `is_qat`.
+    With `equalize`, cross-layer equalization scales channels before annotation, which does not change the function
+    (`passes.equalize`). With `correct_bias`, `convert_pt2e` corrects biases by the mean output shift of weight rounding
+    (`quantizer.bias_correction`). Neither is done with `is_qat`.
 
-    Operators that cannot be quantized stay in float; an `UnquantizedWarning` says which and why.
+    Operators that cannot be quantized stay in float. An `UnquantizedWarning` lists them with reasons.
 
-    Raises `TargetError` and `OptionError` on construction, `ModelError` from `prepare_pt2e` for a model in train mode,
-    with dynamic shapes, or not in float32 (from `prepare_qat_pt2e` for what cannot be trained quantized, and for a
-    model of which nothing is quantized), `InputError` from a prepared or converted module for inputs of another shape
-    or dtype, and `CalibrationError` from `convert_pt2e`, for values that are not finite also while training.
+    The constructor raises `TargetError` and `OptionError`. `prepare_pt2e` raises `ModelError` for a model in train
+    mode, with dynamic shapes, or not in float32, and `prepare_qat_pt2e` raises it for operators that cannot be trained
+    quantized and for a model in which nothing is quantized. A prepared or converted module raises `InputError` for
+    inputs of another shape or dtype. `convert_pt2e` raises `CalibrationError`, and training raises it for values that
+    are not finite.
     """
 
     def __init__(
@@ -122,19 +123,19 @@ class NeutronQuantizer(Quantizer):
         self.takes_prepared_graphs = False
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """The passes that make the graph quantizable; called by `prepare_pt2e`.
+        """Runs the passes that make the graph quantizable. Called by `prepare_pt2e`.
 
-        A graph that has a note of `equalize` is not equalized again. Raises `ModelError` for an operator that neither
-        the NPU nor ExecuTorch's CPU kernels take.
+        A graph with a note of `equalize` is not equalized again. Raises `ModelError` for an operator that neither the
+        NPU nor ExecuTorch's CPU kernels support.
         """
         if self.takes_prepared_graphs:
             return model
         return self.prepare_graph(model, equalizes=self.equalize and not was_equalized(model))
 
     def of_prepared_graphs(self, observer: Any = None) -> NeutronQuantizer:
-        """A copy of this quantizer for graphs of `prepare_graph`: with it, `prepare_pt2e` does not prepare them again.
+        """Returns a copy of this quantizer with which `prepare_pt2e` does not run the passes of `prepare_graph` again.
 
-        `observer`, where given, takes the place of the quantizer's own for values that are no outputs of the model.
+        `observer`, if given, replaces the quantizer's observer of values that are not outputs of the model.
         """
         changed = copy.copy(self)
         changed.takes_prepared_graphs = True
@@ -143,7 +144,7 @@ class NeutronQuantizer(Quantizer):
 
     @typed_errors("Preparing the model for quantization")
     def prepare_graph(self, model: GraphModule, *, equalizes: bool) -> GraphModule:
-        """Run the passes that make the graph quantizable, in place, and equalize its channels if `equalizes` says so.
+        """Runs the passes that make the graph quantizable, in place, and equalizes its channels if `equalizes` is True.
 
         Raises `ModelError` as `transform_for_annotation` does.
         """
@@ -154,12 +155,12 @@ class NeutronQuantizer(Quantizer):
         elif equalizes:
             equalize_channels(model, keeps_float=keeps_float)
         note_equalized(model, equalized=bool(was_equalized(model)))
-        if not self.is_qat:  # what is trained is not what runs
+        if not self.is_qat:  # the trained graph differs from the graph that runs
             self._check_what_stays_in_float(model)
         return model
 
     def _check_what_stays_in_float(self, model: GraphModule) -> None:
-        """Raise `ModelError` for an operator that ExecuTorch's CPU kernels cannot run either. Linear in nodes."""
+        """Raises `ModelError` for a float operator without a CPU kernel in ExecuTorch. Linear in nodes."""
         operators = [node for node in model.graph.nodes if is_operator(node) and not is_size(node)]
         asked_for = {node: None for node in operators if self.layers.leave_in_float(node)}
         reasons = {node: quantizable_reason(node, self.target) for node in operators if node not in asked_for}
@@ -168,9 +169,9 @@ class NeutronQuantizer(Quantizer):
 
     @typed_errors("Annotating the model")
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Put annotations on what can be quantized; called by `prepare_pt2e`. Linear in nodes.
+        """Annotates the operators that can be quantized. Called by `prepare_pt2e`. Linear in nodes.
 
-        Raises `OptionError` for a key of `layers` that means nothing in this model.
+        Raises `OptionError` for a key of `layers` that matches nothing in this model.
         """
         self.layers.check(model)
         masks, sums = added_masks(model)
@@ -215,12 +216,10 @@ class NeutronQuantizer(Quantizer):
         return model
 
     def validate(self, model: GraphModule) -> None:
-        """Nothing is left to check; called by `prepare_pt2e`."""
+        """Does nothing, because `annotate` has checked the model. Called by `prepare_pt2e`."""
 
     def prepare_obs_or_fq_callback(self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]) -> None:
-        """Let biases be corrected and states be reset when the model is converted, and observers refuse inputs that do
-        not fit; called by `prepare_pt2e`.
-        """
+        """Adds bias correction, resets of states, and dtype checks of inputs. Called by `prepare_pt2e`."""
         if self.correct_bias and not self.is_qat:
             correct_biases_at_conversion(model, edge_or_node_to_obs_or_fq)
         reset_states_at_conversion(model)
@@ -233,13 +232,13 @@ class NeutronQuantizer(Quantizer):
         return Place(spec, OpInstance(node, self.target.neutron_target), batch_norm, activation)
 
     def _fusable_activation(self, spec: OpSpec, node: Node) -> Node | None:
-        """The activation that alone reads `node`, where the operator and the target can fuse it."""
+        """Returns the activation that is the only reader of `node`, if operator and target can fuse it."""
         activation = activation_after(node, self.target.neutron_target) if spec.fuses_activation else None
         return None if activation is None or self.layers.leave_in_float(activation) else activation
 
 
 def _listed(left: list[tuple[Node, str]]) -> str:
-    """A line for each operator that stays in float, with its reason."""
+    """Returns one line for each operator that stays in float, with its reason."""
     return "\n".join(f"  {node.name} ({op_name(node)}, {place_of(node)}): {reason}" for node, reason in left)
 
 
@@ -253,13 +252,13 @@ def _nothing_to_train(left: list[tuple[Node, str]]) -> ModelError:
 
 
 def _warn_of_coarse_softmaxes(places: list[Place]) -> None:
-    """Warn of each softmax over many values that `divide_after_sums` did not rewrite."""
+    """Warns of each softmax over many values that `divide_after_sums` did not rewrite."""
     for place in places:
         node = place.instance.node
         count = shape_of(node)[int(place.instance.args["dim"])] if is_op(node, "softmax") else 0
         if count > WIDE_SOFTMAX:
             warnings.warn(
-                f"{node.name} ({op_name(node)}, {place_of(node)}) yields {count} probabilities in steps of 1/256: "
+                f"{node.name} ({op_name(node)}, {place_of(node)}) returns {count} probabilities in steps of 1/256: "
                 "those below 1/512 become 0. The largest ones stay in order. Where only weighted sums over the last "
                 "dimension read them (matmul; sum of a product), the NPU divides after the sum and loses nothing.",
                 CoarseSoftmaxWarning,
@@ -268,5 +267,5 @@ def _warn_of_coarse_softmaxes(places: list[Place]) -> None:
 
 
 def annotated(model: GraphModule) -> Iterator[Node]:
-    """The nodes that carry an annotation."""
+    """Returns the nodes that have an annotation."""
     return (node for node in model.graph.nodes if Q_ANNOTATION_KEY in node.meta)

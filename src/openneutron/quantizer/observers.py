@@ -1,4 +1,4 @@
-"""Observers that know whose values they see, so that bad calibration is reported where it happened."""
+"""Observers that know the node they observe, so that errors about calibration name the node and its source line."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ __all__ = [
     "VanishingValuesWarning", "WeightObserver",
 ]  # fmt: skip
 
-# How much of the way to the range of a batch that is smaller a recent range goes.
+# The averaging constant of `RecentRangeObserver` for batches with a smaller range.
 SHRINKAGE = 0.01
-# How far below the lowest score a softmax sees nothing: e to the minus of this is what is left of a hidden value beside
-# that score, and less beside any other. More would cost resolution.
+# The distance of hidden values below the lowest score. A softmax gives a hidden value at most e to the minus of this
+# times the probability of any score. A larger distance would cost resolution.
 MASKED_DISTANCE = 8.0
 # The scale of a weight that is zero everywhere. A bias has the scale of the input times that of the weight. With
 # torchao's smallest scale, 1e-7, its codes would exceed int32.
@@ -40,12 +40,12 @@ SCALE_OF_ZERO_WEIGHTS = 2.0**-14
 
 
 class VanishingValuesWarning(UserWarning):
-    """A value that is too small in magnitude for the smallest scale."""
+    """Names a value that is too small in magnitude for the smallest scale."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The node whose values an observer sees."""
+    """The node that an observer observes."""
 
     node: str
     op: str
@@ -53,11 +53,11 @@ class Origin:
 
     @classmethod
     def of(cls, node: Node) -> Origin:
-        """The origin of what `node` yields."""
+        """Returns the origin of the output of `node`."""
         return cls(node.name, op_name(node), source_of(node))
 
     def error(self, message: str) -> CalibrationError:
-        """`message` about this node."""
+        """Returns a `CalibrationError` with `message` about this node."""
         return CalibrationError(message, node=self.node, op=self.op, source=self.source)
 
 
@@ -70,8 +70,8 @@ def _check(minimum: torch.Tensor, maximum: torch.Tensor, origin: Origin | None) 
         raise _never_reached(origin)
     if not bool(torch.isfinite(minimum).all() and torch.isfinite(maximum).all()):
         raise origin.error(
-            f"NaN or infinite values came by here (minimum {minimum.min().item()}, maximum {maximum.max().item()}). "
-            "Check the inputs and the model's weights for NaN and overflow."
+            f"NaN or infinite values were observed here (minimum {minimum.min().item()}, maximum "
+            f"{maximum.max().item()}). Check the inputs and the model's weights for NaN and overflow."
         )
 
 
@@ -85,28 +85,29 @@ def _never_reached(origin: Origin | None) -> CalibrationError:
 def _of_zeros_too(
     qparams: tuple[torch.Tensor, torch.Tensor], minimum: torch.Tensor, maximum: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`qparams`, with scale 1 for a value that was always zero: torchao's 1e-7 is finer than kernels can yield."""
+    """Returns `qparams` with scale 1 for a value that is always zero, as torchao's 1e-7 is too fine for kernels."""
     scale, zero_point = qparams
     zeros = ((minimum == 0) & (maximum == 0)).to(scale.device)
     return torch.where(zeros, torch.ones_like(scale), scale), zero_point
 
 
 def _warn_of_vanishing_values(observer: UniformQuantizationObserverBase, minimum: Any, maximum: Any) -> None:
-    """Warn where the smallest scale, torchao's `eps`, leaves two steps to all values, or fewer."""
+    """Warns if the smallest scale, torchao's `eps`, leaves two steps or fewer to all values."""
     largest, smallest_scale = max(abs(float(minimum)), abs(float(maximum))), float(observer.eps)
     if 0 < largest < 2 * smallest_scale:
         origin = observer.origin or _UNKNOWN
         at = f", at {origin.source}" if origin.source else ""
         warnings.warn(
             f"No value of {origin.node} ({origin.op}{at}) exceeds {largest:.1g} in calibration, and the smallest scale "
-            f"is {smallest_scale:.1g}: int8 makes zeros of them. Scale the model's data, or the weights in front.",
+            f"is {smallest_scale:.1g}: int8 rounds them to zero. Scale the model's data, or the weights "
+            "of the layers before it.",
             VanishingValuesWarning,
             stacklevel=3,
         )
 
 
 def _codes(observer: UniformQuantizationObserverBase) -> Codes:
-    """The codes that `observer` is for. Torchao's code of 0.0 in a symmetric scheme is that of any range."""
+    """Returns the codes of `observer`. In a symmetric scheme, torchao's code of 0.0 does not depend on the range."""
     if observer.qscheme not in (torch.per_tensor_symmetric, torch.per_channel_symmetric):
         return Codes(observer.quant_min, observer.quant_max)
     one = torch.ones((), device=observer.eps.device)
@@ -114,9 +115,9 @@ def _codes(observer: UniformQuantizationObserverBase) -> Codes:
 
 
 class RangeObserver(MinMaxObserver):
-    """The extremes of all values seen, one pair for the tensor.
+    """Observes the minimum and the maximum of all values, one pair for the tensor.
 
-    `calculate_qparams` raises `CalibrationError` if it saw nothing, or something that is not finite.
+    `calculate_qparams` raises `CalibrationError` if it saw no values, or values that are not finite.
     """
 
     def __init__(self, *args: Any, origin: Origin | None = None, **kwargs: Any) -> None:
@@ -124,7 +125,7 @@ class RangeObserver(MinMaxObserver):
         self.origin = origin
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Take in `values`, and return them."""
+        """Observes `values`, and returns them."""
         if values.numel():
             self._include(*torch.aminmax(flattened(values.detach()).to(self.min_val.dtype)))
         return values
@@ -134,30 +135,32 @@ class RangeObserver(MinMaxObserver):
         torch.maximum(self.max_val, high, out=self.max_val)
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale (float32) and zero point (int64) of the range seen."""
+        """Returns scale (float32) and zero point (int64) of the observed range."""
         _check(self.min_val, self.max_val, self.origin)
         _warn_of_vanishing_values(self, self.min_val, self.max_val)
         return _of_zeros_too(super().calculate_qparams(), self.min_val, self.max_val)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What was seen, for the `merge` of another observer."""
+        """Returns the minimum and the maximum, for the `merge` of another observer."""
         return {"minimum": self.min_val.cpu().clone(), "maximum": self.max_val.cpu().clone()}
 
     def merge(self, later: Mapping[str, torch.Tensor]) -> None:
-        """Take in what another observer saw, whose `state` is `later`."""
+        """Adds the `state` of another observer."""
         self._include(later["minimum"].to(self.min_val), later["maximum"].to(self.max_val))
 
 
 class DistributionObserver(UniformQuantizationObserverBase):
-    """The extremes and a bounded sample of all values seen; the range is chosen by one of the rules of `ranges.RULES`.
+    """Observes the extremes and a bounded sample of all values, and selects the range by one of `ranges.RULES`.
 
-    `range_by` is "error" (the least squared error), "relative" (the same, that of each tensor divided by the square of
-    how far it reaches, so that a few large ones do not decide for all), "percentile" (of which `percentile` percent are
-    not above, and as many not below), "entropy" (the least divergence) or "extremes". Raises `OptionError` for anything
-    else. Each index of the first dimension is one of those tensors, unless `is_unbatched`.
-    `calculate_qparams` raises `CalibrationError` if it saw nothing, or something that is not finite.
+    `range_by` is "error" (the least squared error), "relative" (the least squared error, where the errors of each
+    tensor are divided by the square of its largest magnitude, so that a few large tensors do not dominate),
+    "percentile" (`percentile` percent of the values are not above the range, and as many not below), "entropy" (the
+    least divergence) or "extremes" (minimum and maximum). Raises `OptionError` for any other rule. Each index of the
+    first dimension is one of those tensors, unless `is_unbatched`.
 
-    Observers that saw consecutive parts of a stream merge into the one that saw all of it, to the bit.
+    `calculate_qparams` raises `CalibrationError` if it saw no values, or values that are not finite.
+
+    Observers of consecutive parts of a stream merge into the observer of the whole stream, bit by bit.
     """
 
     def __init__(
@@ -171,7 +174,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
     ) -> None:
         super().__init__(*args, **kwargs)
         if self.qscheme not in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-            raise OptionError(f"DistributionObserver finds one range for a tensor, and not what {self.qscheme} takes.")
+            raise OptionError(f"DistributionObserver finds one range for a tensor, which {self.qscheme} cannot use.")
         if range_by not in RULES:
             raise OptionError(f"range_by is one of {', '.join(RULES)}, not {range_by!r}.")
         if not isinstance(percentile, (int, float)) or not 50 < percentile <= 100:
@@ -184,23 +187,23 @@ class DistributionObserver(UniformQuantizationObserverBase):
         self._found: tuple[int, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Take in `values`, and return them."""
+        """Observes `values`, and returns them."""
         if values.numel():
             self.sample.add(values.detach()[None] if self.is_unbatched else values.detach())
         return values
 
     @property
     def min_val(self) -> torch.Tensor:
-        """The least value seen, float32 on the CPU; infinite before any."""
+        """Returns the least value seen, float32 on the CPU, or infinity before any."""
         return self.sample.extremes[0]
 
     @property
     def max_val(self) -> torch.Tensor:
-        """The largest value seen."""
+        """Returns the largest value seen, float32 on the CPU, or minus infinity before any."""
         return self.sample.extremes[1]
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale (float32) and zero point (int64) of the range chosen, which is searched once for all that was seen."""
+        """Returns scale (float32) and zero point (int64) of the selected range. Caches the search."""
         if self._found is None or self._found[0] != self.sample.tensors:
             _check(*self.sample.extremes, self.origin)
             _warn_of_vanishing_values(self, *self.sample.extremes)
@@ -214,32 +217,32 @@ class DistributionObserver(UniformQuantizationObserverBase):
         return range_by(self.range_by, seen, _codes(self), self.percentile)
 
     def reset_min_max_vals(self) -> None:
-        """Forget all that was seen."""
+        """Resets the sample and the extremes."""
         self.sample = Sample()
         self._found = None
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What was seen, for the `merge` of an observer that saw what came before."""
+        """Returns the sample, for the `merge` of an observer that saw the part of the stream before."""
         seen = self.sample.state()
         level = torch.tensor(seen.level)
         return {"values": seen.values, "sizes": seen.sizes, "extremes": seen.extremes, "level": level}
 
     def merge(self, later: Mapping[str, torch.Tensor]) -> None:
-        """Go on as if this observer had seen next what another one saw, whose `state` is `later`."""
+        """Adds the `state` of an observer that saw the next part of the stream."""
         self.sample.merge(SampleState(later["values"], later["sizes"], later["extremes"], int(later["level"])))
 
     def get_extra_state(self) -> dict[str, torch.Tensor]:
-        """For `state_dict`: the sample, which is no buffer, as its size changes."""
+        """Returns the sample for `state_dict`. It is no buffer, because its size changes."""
         return self.state()
 
     def set_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """For `load_state_dict`."""
+        """Restores the sample from `load_state_dict`."""
         self.reset_min_max_vals()
         self.merge(state)
 
 
 class ObserverOfAnother(ObserverBase):
-    """Wraps an `observer`, passes values on to it, and has no state of its own unless a subclass adds some."""
+    """Wraps an `observer` and passes values on to it. It has no state of its own unless a subclass adds some."""
 
     def __init__(
         self, observer: Any, *, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **more: Any
@@ -249,37 +252,37 @@ class ObserverOfAnother(ObserverBase):
         self.observer = observer(dtype=dtype, quant_min=quant_min, quant_max=quant_max, qscheme=qscheme, **more)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Observe; returns `values`."""
+        """Observes `values`, and returns them."""
         self.observer(values)
         return values
 
     @property
     def min_val(self) -> torch.Tensor:
-        """The least value that the other observer saw."""
+        """Returns the least value that the wrapped observer saw."""
         return self.observer.min_val  # type: ignore[no-any-return]
 
     @property
     def max_val(self) -> torch.Tensor:
-        """The largest value that the other observer saw."""
+        """Returns the largest value that the wrapped observer saw."""
         return self.observer.max_val  # type: ignore[no-any-return]
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What was seen, for `merge`; the observer that this one hands values to must have a state."""
+        """Returns the state of the wrapped observer, for `merge`. The wrapped observer must have a state."""
         return dict(self.observer.state())
 
     def merge(self, later: Mapping[str, torch.Tensor]) -> None:
-        """Go on as if this observer had seen next what another one saw, whose `state` is `later`."""
+        """Adds the `state` of an observer that saw the next part of the stream."""
         self.observer.merge(later)
 
 
 class MaskedObserver(ObserverOfAnother):
-    """Observes the input or the output of a mask; another observer gets the values that the mask did not put in.
+    """Observes the input or the output of a mask. The wrapped observer gets the values that are not mask values.
 
-    If the mask hides values from a softmax, the range reaches `MASKED_DISTANCE` below that of the other observer, and
-    hidden values get the lowest code. `hides` says that the mask can hide values, even if calibration shows none.
+    If the mask hides values from a softmax, the range reaches `MASKED_DISTANCE` below that of the wrapped observer, and
+    hidden values get the lowest code. `hides` is True if the mask can hide values even if calibration shows none.
 
-    In training, each of the values that share their qparams is fake quantized: behind the first one, a hidden value is
-    the value of the lowest code. `is_fake_quantized` leaves it out of the range.
+    In training, several values that share qparams are fake quantized one after another. After the first one, a hidden
+    value equals the value of the lowest code. `is_fake_quantized` excludes this value from the range.
     """
 
     def __init__(self, *args: Any, hides: bool = False, is_fake_quantized: bool = False, **kwargs: Any) -> None:
@@ -288,7 +291,7 @@ class MaskedObserver(ObserverOfAnother):
         self.is_fake_quantized = is_fake_quantized
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Observe; returns `values`."""
+        """Observes `values`, and returns them."""
         seen = values.detach()[~saturates(values)]
         if self.is_fake_quantized and bool(self.hides) and bool(self.min_val <= self.max_val):
             seen = seen[~self._has_lowest_code(seen)]
@@ -298,25 +301,25 @@ class MaskedObserver(ObserverOfAnother):
         return values
 
     def _has_lowest_code(self, values: torch.Tensor) -> torch.Tensor:
-        """Whether each of `values` is that of the lowest code by the range so far; a score below it is not."""
+        """Returns whether each of `values` equals the value of the lowest code of the range so far."""
         scale, zero_point = self.widened()
         return (values - (self.quant_min - zero_point) * scale).abs() <= scale / 2
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What was seen, for `merge`; the observer that this one hands values to must have a state."""
+        """Returns the state of this and the wrapped observer, for `merge`. The wrapped observer must have a state."""
         return {**super().state(), "hides": self.hides.cpu().clone()}
 
     def merge(self, later: Mapping[str, torch.Tensor]) -> None:
-        """Go on as if this observer had seen next what another one saw, whose `state` is `later`."""
+        """Adds the `state` of an observer that saw the next part of the stream."""
         super().merge(later)
         self.hides |= later["hides"].to(self.hides.device)
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale (float32) and zero point (int64)."""
+        """Returns scale (float32) and zero point (int64)."""
         return self.widened() if self.hides else self.observer.calculate_qparams()
 
     def widened(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and zero point of the wrapped observer's range, extended by `MASKED_DISTANCE` below."""
+        """Returns scale and zero point of the wrapped observer's range, extended by `MASKED_DISTANCE` below."""
         scale, zero_point = self.observer.calculate_qparams()
         codes = self.quant_max - self.quant_min
         wider = scale + MASKED_DISTANCE / codes
@@ -325,37 +328,37 @@ class MaskedObserver(ObserverOfAnother):
 
 
 class PerChannelRangeObserver(PerChannelMinMaxObserver):
-    """The extremes of all values seen, one pair for each index of `ch_axis`."""
+    """Observes the minimum and the maximum of all values, one pair for each index of `ch_axis`."""
 
     def __init__(self, *args: Any, origin: Origin | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.origin = origin
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scales (float32) and zero points (int64) of the ranges seen."""
+        """Returns scales (float32) and zero points (int64) of the observed ranges."""
         _check(self.min_val, self.max_val, self.origin)
         scale, zero_point = super().calculate_qparams()
         return scale, zero_point
 
 
 class _Parameter:
-    """The parameter that an observer saw last, and what was computed of it: once, unless it is changed."""
+    """The parameter that an observer saw last, with cached results. The cache is cleared when the parameter changes."""
 
     def __init__(self) -> None:
         self.seen: tuple[torch.Tensor, int] | None = None
         self.qparams: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def see(self, values: torch.Tensor) -> None:
-        """Note `values`, which may be those that are known already."""
+        """Records `values`, and keeps the cache if they are the same as before."""
         version = -1 if values.is_inference() else values._version
         if self.seen is None or self.seen[0] is not values or self.seen[1] != version:
             self.seen, self.qparams = (values, version), None
 
 
 class _OfParameter(UniformQuantizationObserverBase):
-    """For a parameter that does not change while it is observed: symmetric ranges of the least squared error.
+    """Observes a parameter that does not change in calibration: symmetric ranges with the least squared error.
 
-    The parameter is looked at when the qparams are wanted, all of it, and not each time that it comes by.
+    The observer reads the whole parameter when `calculate_qparams` is called, and not in `forward`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -363,12 +366,12 @@ class _OfParameter(UniformQuantizationObserverBase):
         self.parameter = _Parameter()
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Take note of `values`, and return them."""
+        """Records `values`, and returns them."""
         self.parameter.see(values)
         return values
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale (float32) and zero point (int64), one or one for each channel."""
+        """Returns scale (float32) and zero point (int64), one value or one per channel."""
         if self.parameter.qparams is None:
             bounds = self._bounds()
             scale, zero_point = self._calculate_qparams(-bounds, bounds)
@@ -376,7 +379,7 @@ class _OfParameter(UniformQuantizationObserverBase):
         return self.parameter.qparams
 
     def _bounds(self) -> torch.Tensor:
-        """The bounds of the parameter's ranges, of the shape of its extremes, which are noted."""
+        """Returns the bounds of the parameter's ranges, in the shape of its extremes, which are recorded."""
         if self.parameter.seen is None or not self.parameter.seen[0].numel():
             raise _never_reached(self.origin)
         rows = self._rows(self.parameter.seen[0].detach().float())
@@ -385,30 +388,30 @@ class _OfParameter(UniformQuantizationObserverBase):
         return bounds_by_error(rows.view(-1, rows.shape[-1]), _codes(self)).view(self.min_val.shape)
 
     def _rows(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` [..., N], with a range for each row."""
+        """Returns `values` as [..., N], where each row gets its own range."""
         return values.flatten()
 
 
 class WeightObserver(_OfParameter, RangeObserver):
-    """One range for a parameter."""
+    """Finds one range for a parameter."""
 
 
 class PerChannelWeightObserver(_OfParameter, PerChannelRangeObserver):
-    """A range for each index of `ch_axis`."""
+    """Finds one range of a parameter for each index of `ch_axis`."""
 
     def _rows(self, values: torch.Tensor) -> torch.Tensor:
         return values.movedim(self.ch_axis, 0).flatten(1)
 
 
 class RecentRangeObserver(RangeObserver):
-    """The extremes of late, for training: they follow values that grow at once, and those that shrink slowly.
+    """Observes recent extremes, for training: follows a growing range at once, and a shrinking range slowly.
 
-    Several values that share their qparams share one observer, too. It sees them in turn, the large ones and the small,
-    so that an average of their ranges would clip the large ones.
+    Values that share qparams share one observer, which sees large and small ones in turn. A moving average of their
+    ranges would clip the large ones.
     """
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Take in one batch."""
+        """Observes one batch, and returns it."""
         if values.numel() == 0:
             return values
         low, high = torch.aminmax(values.detach().to(self.min_val.dtype))
@@ -419,18 +422,18 @@ class RecentRangeObserver(RangeObserver):
 
 
 class LatestRangeObserver(RangeObserver):
-    """The extremes of what it saw last, for parameters: they are what they are, whatever they have been."""
+    """Observes the extremes of the latest values only, for parameters, whose earlier values do not matter."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Forget what was, and take in `values`."""
+        """Replaces the extremes by those of `values`, and returns `values`."""
         self.reset_min_max_vals()
         return super().forward(values)
 
 
 class LatestPerChannelRangeObserver(PerChannelRangeObserver):
-    """The extremes of what it saw last, one pair for each index of `ch_axis`."""
+    """Observes the extremes of the latest values only, one pair for each index of `ch_axis`."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Forget what was, and take in `values`."""
+        """Replaces the extremes by those of `values`, and returns `values`."""
         self.reset_min_max_vals()
         return super().forward(values)  # type: ignore[no-any-return]

@@ -1,8 +1,8 @@
-"""Concatenations that are only returned: each part keeps its own qparams.
+"""Keeps concatenations that are only returned in float, so that each input keeps its own qparams.
 
 One scale for boxes in pixels and scores from 0 to 1 would leave two or three codes to the scores. A concatenation that
-no operator on the NPU reads is therefore not quantized: the CPU dequantizes the parts and concatenates them in float.
-If calibration finds nearly equal ranges, the parts get the same qparams, and the NPU concatenates them.
+no operator on the NPU reads is therefore not quantized: the CPU dequantizes the inputs and concatenates them in float.
+If calibration finds nearly equal ranges, the inputs get the same qparams, and the NPU concatenates them.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = [
 _JOINED = "openneutron.joined_in_float"
 
 NEARLY_EQUAL = 2.0
-"""Parts share a scale if it is at most this many times the scale of each: it costs at most one bit, 6 dB."""
+"""Parts share a scale if it is at most this many times the scale of each part, which costs at most one bit (6 dB)."""
 
 
 @dataclass(frozen=True)
 class Join:
-    """The parts that one operator joins: `values` with observed qparams, and the qparams of parts with `fixed` ones.
+    """The parts (inputs) of one concatenation: `values` with observed qparams, and the `fixed` qparams of other parts.
 
-    `can_share` says whether the NPU could join the parts if their qparams were equal: no part is in float or constant.
+    `can_share` is True if the NPU could concatenate the parts with equal qparams: no part is in float or constant.
     """
 
     values: tuple[Node, ...]
@@ -46,13 +46,13 @@ class Join:
 
 @dataclass(eq=False)
 class Parts:
-    """The fixed qparams of the parts that one operator joins, and their observers, which register themselves."""
+    """The fixed qparams of the parts of one concatenation, and the other parts' observers, which add themselves."""
 
     fixed: frozenset[QParams] = frozenset()
     observers: list[PartObserver] = field(default_factory=list)
 
     def shared_qparams(self) -> tuple[float, int] | None:
-        """Scale and zero point for all parts; None if the scale exceeds `NEARLY_EQUAL` times that of some part.
+        """Returns scale and zero point for all parts, or None if the scale exceeds `NEARLY_EQUAL` times that of a part.
 
         The first part's observer gives the lowest and the highest code.
         """
@@ -73,9 +73,9 @@ class Parts:
 
 
 class PartObserver(ObserverOfAnother):
-    """Wraps the observer of a part; returns the qparams that all parts share, or else those of the wrapped observer.
+    """Wraps the observer of a part. Returns the qparams that all parts share, or else those of the wrapped observer.
 
-    `joins` are the concatenations that the value is a part of, the one with the most parts first.
+    `joins` are the concatenations that read the value, the one with the most parts first.
     """
 
     def __init__(self, *args: Any, joins: Sequence[Parts], **kwargs: Any) -> None:
@@ -86,16 +86,16 @@ class PartObserver(ObserverOfAnother):
 
     @property
     def has_seen(self) -> bool:
-        """Whether it has observed any value."""
+        """Returns whether it has observed any value."""
         return bool((self.min_val <= self.max_val).all())
 
     def own_qparams(self) -> tuple[float, int]:
-        """Scale and zero point of this part alone."""
+        """Returns scale and zero point of this part alone."""
         scale, zero_point = self.observer.calculate_qparams()
         return float(scale), int(zero_point)
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale (float32) and zero point (int64)."""
+        """Returns scale (float32) and zero point (int64)."""
         scale, zero_point = self.observer.calculate_qparams()
         for parts in self.joins:
             if shared := parts.shared_qparams():
@@ -108,30 +108,31 @@ class Mover(Protocol):
 
     @property
     def spec(self) -> OpSpec:
-        """Its declaration."""
+        """Returns its declaration."""
 
     @property
     def instance(self) -> OpInstance:
-        """Its occurrence."""
+        """Returns its occurrence in the graph."""
 
     @property
     def inputs(self) -> list[Node]:
-        """The values it reads."""
+        """Returns the values that it reads."""
 
     @property
     def output(self) -> Node:
-        """The value it yields."""
+        """Returns its output."""
 
     @property
     def rule(self) -> OutputRule | QParams:
-        """Where the output's qparams come from."""
+        """Returns the rule, or the fixed values, of the output's qparams."""
 
 
 def joined_in_float(places: Sequence[Mover]) -> dict[Node, Join]:
-    """The operators among `places` that stay in float for the sake of their parts, in graph order, with these parts.
+    """Returns the concatenations among `places` that stay in float so that parts keep their qparams, in graph order,
+    with the parts.
 
-    Rule: an operator stays in float if it joins values of different qparams and only operators that move values lie
-    between it and an output or an operator in float. These moves stay in float, too. Linear in places and uses.
+    Rule: an operator stays in float if it concatenates values of different qparams and only operators that move values
+    lie between it and an output or an operator in float. These moves stay in float, too. Linear in places and uses.
     """
     leaving = _leaving(places)
     quantized = {place.output for place in places}
@@ -153,7 +154,7 @@ def joined_in_float(places: Sequence[Mover]) -> dict[Node, Join]:
 
 
 def _leaving(places: Sequence[Mover]) -> set[Node]:
-    """The operators that only move values and whose output no quantized operator computes with."""
+    """Returns the operators that only move values and whose output no quantized operator computes with."""
     quantized = {place.instance.node for place in places}
     leaving: set[Node] = set()
     for place in reversed(places):
@@ -164,7 +165,7 @@ def _leaving(places: Sequence[Mover]) -> set[Node]:
 
 
 def _join(place: Mover, key: dict[Node, object], joined: dict[Node, Join], quantized: set[Node]) -> Join | None:
-    """The parts that `place` joins; None if all have the same qparams and it adds no values of its own."""
+    """Returns the parts of `place`, or None if all have the same qparams and it adds no values of its own."""
     inputs = [value for value in place.inputs if _varies(value) or not _is_zero(value)]
     keys = {key.get(value, value) if _varies(value) else value for value in inputs}
     adds = not (place.spec.keeps_values is None or place.spec.keeps_values(place.instance))
@@ -195,10 +196,10 @@ def _is_zero(value: Node) -> bool:
 
 
 def note_joined_in_float(node: Node) -> None:
-    """Note on `node` that it was left in float for the sake of its parts."""
+    """Notes on `node` that it stays in float so that its parts keep their qparams."""
     note(node, _JOINED, True)
 
 
 def is_joined_in_float(node: Node) -> bool:
-    """Whether `node` was left in float for the sake of its parts."""
+    """Returns whether `note_joined_in_float` marked `node`."""
     return bool(noted(node, _JOINED))

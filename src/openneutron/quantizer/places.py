@@ -1,4 +1,4 @@
-"""Operators to be quantized, as the quantizer finds them."""
+"""Operators to be quantized, with the nodes that are quantized together with them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Place"]
 
 @dataclass(frozen=True)
 class Place:
-    """An operator to be quantized, with the batch norm that is trained behind it and the activation it fuses."""
+    """An operator to be quantized, with the trained batch norm after it and the activation that it fuses."""
 
     spec: OpSpec
     instance: OpInstance
@@ -28,27 +28,27 @@ class Place:
 
     @property
     def output(self) -> Node:
-        """The value that is quantized: that of the activation, the batch norm or the operator."""
+        """Returns the quantized value: the output of the activation, the batch norm or the operator."""
         return self.activation or self.batch_norm or self.instance.node
 
     @property
     def inputs(self) -> list[Node]:
-        """The activations that the operator reads, each once."""
+        """Returns the activations that the operator reads, each once."""
         return self._operands(self.spec.inputs)
 
     @property
     def symmetric(self) -> list[Node]:
-        """The inputs that need zero point 0."""
+        """Returns the inputs that need zero point 0."""
         return self._operands(self.spec.symmetric)
 
     @property
     def rule(self) -> OutputRule | QParams:
-        """Where the qparams of the output come from."""
+        """Returns the rule, or the fixed values, of the output's qparams."""
         return self.spec.output_rule(self.instance.node) if self.activation is None else OutputRule.OBSERVED
 
     @property
     def brings_together(self) -> bool:
-        """Whether its output has the values of several others."""
+        """Returns whether the operator reads several values that are not constant."""
         return sum(constant_value(value) is None for value in self.inputs) > 1
 
     def _operands(self, names: tuple[str, ...]) -> list[Node]:

@@ -1,4 +1,4 @@
-"""The quantization contract: how activations, weights and biases are quantized."""
+"""Quantization specs of activations, weights and biases."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ __all__ = [
 ]  # fmt: skip
 
 Around = Callable[[Any], Any]
-"""Turns the constructor of an observer into the constructor of an observer that wraps it."""
+"""Maps the constructor of an observer to the constructor of an observer that wraps it."""
 
 ACTIVATION_RANGE = (-128, 127)
 BIAS_RANGE = (-(2**31), 2**31 - 1)
 LARGEST_BIAS_CODE = 2**30
-"""A bias within this leaves half of int32 for the sum of products."""
+"""The largest code of a bias that leaves half of int32 to the sum of products."""
 
 
 def weight_range(bits: int) -> tuple[int, int]:
-    """The codes of a weight. Symmetric: the lowest is left out, so that the negative of each weight is one, too."""
+    """Returns the lowest and the highest code of a weight. The range is symmetric, so each weight can be negated."""
     return 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1
 
 
@@ -61,10 +61,10 @@ def activation(
     is_unbatched: bool = False,
     least_scale: float = 0.0,
 ) -> QuantizationSpec:
-    """int8, affine, one scale for the tensor that `node` yields; with zero point 0 where `symmetric`.
+    """Returns an int8, affine, per-tensor spec for the output of `node`, with zero point 0 if `symmetric`.
 
-    `observer` makes an observer or a fake quantizer. `masked` is True for the input and the output of a mask.
-    `joins` are the concatenations that are only returned and have the value as a part. `around` wraps the observer.
+    `observer` makes an observer or a fake quantizer. `masked` is True for the input and the output of a mask. `joins`
+    are the concatenations that are only returned and have the value as a part. `around` wraps the observer.
     `is_unbatched` is True for values without a batch dimension. The scale is at least `least_scale`, unless the
     observer does not take a smallest scale.
     """
@@ -97,7 +97,7 @@ def trained_activation(
     is_unbatched: bool = False,
     least_scale: float = 0.0,
 ) -> QuantizationSpec:
-    """The same for training. An observer gets a fake quantizer around it; ours replaces a given one at a mask."""
+    """Returns the spec for training: a fake quantizer around an observer. Masks always get OpenNeutron's own."""
     made = observer.p.func if isinstance(observer, PartialWrapper) else observer
     fakes = isinstance(made, type) and issubclass(made, FakeQuantizeBase)
     special = masked or around is not None
@@ -149,7 +149,7 @@ def _of_node(
 
 
 def check_observer(observer: Any) -> None:
-    """Raise `OptionError` for what cannot observe activations: it is tried on a tensor of two values."""
+    """Raises `OptionError` if `observer` cannot observe activations. It is tried on a tensor of two values."""
     low, high = ACTIVATION_RANGE
     wanted = (
         "observer takes a class of torchao.quantization.pt2e that finds one scale and zero point for a tensor "
@@ -168,7 +168,7 @@ def check_observer(observer: Any) -> None:
 
 
 def fixed(qparams: QParams) -> FixedQParamsQuantizationSpec:
-    """int8 with the qparams that an operator's kernel demands."""
+    """Returns an int8 spec with the qparams that an operator's kernel requires."""
     low, high = ACTIVATION_RANGE
     return FixedQParamsQuantizationSpec(
         dtype=torch.int8,
@@ -181,7 +181,7 @@ def fixed(qparams: QParams) -> FixedQParamsQuantizationSpec:
 
 
 def weight(node: Node, axis: int | None, bits: int = 8) -> QuantizationSpec:
-    """int8, symmetric; one scale for the tensor, or one for each index of `axis`."""
+    """Returns an int8, symmetric spec with one scale for the tensor, or one for each index of `axis`."""
     low, high = weight_range(bits)
     per_channel = axis is not None
     observer = PerChannelWeightObserver if per_channel else WeightObserver
@@ -198,8 +198,9 @@ def weight(node: Node, axis: int | None, bits: int = 8) -> QuantizationSpec:
 def least_scale_of_input(weight: torch.Tensor, bias: torch.Tensor, axis: int | None, bits: int = 8) -> float:
     """Returns the smallest scale of a layer's input with which the codes of its bias leave room in int32 for products.
 
-    `axis` is the dimension of the weight's output channels if each has its own scale. Codes beyond int32 would make the
-    bias zero. A scale so large that they are not loses nothing: of the sum, the bias is then nearly all.
+    `axis` is the dimension of the weight's output channels if each has its own scale. torch replaces a
+    bias with codes beyond int32 by zero. The larger input scale costs no accuracy, because the bias then dominates the
+    sum.
     """
     _, high = weight_range(bits)
     magnitudes = weight.detach().abs()
@@ -212,9 +213,10 @@ def least_scale_of_input(weight: torch.Tensor, bias: torch.Tensor, axis: int | N
 
 
 def bias(activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], node: Node, *, per_channel: bool) -> Any:
-    """int32, scale = activation scale x weight scale, zero point 0. `node` is the bias.
+    """Returns an int32 spec with scale = activation scale x weight scale, and zero point 0. `node` is the bias.
 
-    A weight that has output channels of one group only has as many scales; each group's biases take the same ones.
+    If the weight has the output channels of one group only, it has as many scales, and each group's biases take the
+    same ones.
     """
     low, high = BIAS_RANGE
 

@@ -1,4 +1,4 @@
-"""Why a float operator cannot be quantized."""
+"""Finds the reason why a float operator cannot be quantized."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ ConstantOf = Callable[[object], torch.Tensor | None]
 
 
 def quantizable_reason(node: Node, target: NeutronTargetSpec, constant_of: ConstantOf = constant_value) -> str | None:
-    """Why the float operator `node` cannot be quantized; None if it can. `constant_of` knows the graph's constants.
+    """Returns why the float operator `node` cannot be quantized, or None if it can. `constant_of` returns constants of
+    the graph.
 
-    Limits that only the legacy generation has do not count here: the operator is quantized all the same and runs in
-    int8 on the CPU there.
+    Limits of the legacy generation alone are not reasons: there the operator is quantized too, and runs in int8 on the
+    CPU.
     """
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
-        return f"It yields {value.dtype}; only float32 is quantized."
+        return f"It returns {value.dtype}; only float32 is quantized."
     spec = OPERATORS.get(op_name(node))
     instance = OpInstance(node, target.neutron_target, constant_of=constant_of)
     if spec is None or is_mask_computation(node) or not isinstance(value, torch.Tensor):
         return _undecomposed_reason(instance)
     if not value.numel():
-        return "It yields a tensor without elements."
+        return "It returns a tensor without elements."
     return _input_reason(spec, instance) or _weight_reason(spec, instance) or _limit_reason(spec, instance)
 
 
 def is_size(node: Node) -> bool:
-    """Whether `node` computes with sizes, as a model of any batch size does."""
+    """Returns whether `node` computes with sizes, as models with a dynamic batch size do."""
     return isinstance(node.meta.get("val"), (int, torch.SymInt))
 
 
 def _input_reason(spec: OpSpec, instance: OpInstance) -> str | None:
-    """Why an activation that the operator reads cannot be quantized."""
+    """Returns why an activation that the operator reads cannot be quantized, or None."""
     reasons = (_argument_reason(name, instance.args[name]) for name in spec.inputs)
     return next(filter(None, reasons), None)
 
@@ -62,7 +63,7 @@ def _argument_reason(name: str, argument: Any) -> str | None:
 
 
 def _weight_reason(spec: OpSpec, instance: OpInstance) -> str | None:
-    """Why the weight or the bias cannot be quantized."""
+    """Returns why the weight or the bias cannot be quantized, or None."""
     for name, role in ((spec.weight, "weight"), (spec.bias, "bias")):
         constant = instance.args[name] if name else None
         if constant is not None and instance.constant_of(constant) is None:
@@ -71,7 +72,7 @@ def _weight_reason(spec: OpSpec, instance: OpInstance) -> str | None:
 
 
 def _limit_reason(spec: OpSpec, instance: OpInstance) -> str | None:
-    """Which limits of the operator this occurrence breaks."""
+    """Returns which limits of the operator this occurrence violates, or None."""
     rejections = spec.rejections(instance, Generation.MODERN)
     if not rejections:
         return None

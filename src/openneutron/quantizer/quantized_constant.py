@@ -15,7 +15,7 @@ __all__ = ["QuantizedConstant"]
 
 @dataclass(frozen=True)
 class QuantizedConstant:
-    """A float constant and the qparams that it gets: one scale, or one for each index of `axis`."""
+    """A float constant with its qparams: one scale, or one for each index of `axis`."""
 
     value: torch.Tensor
     scale: torch.Tensor
@@ -25,7 +25,9 @@ class QuantizedConstant:
     dtype: torch.dtype
 
     def write(self, model: GraphModule, before: Node, role: str) -> Node:
-        """Put it in front of `before`, with quantize and dequantize. torchao then computes what is constant."""
+        """Inserts the constant, with quantize and dequantize, before `before`. torchao folds constant operators
+        afterwards.
+        """
         node = insert_constant(model, before, self.value, role)
         qparams: tuple[Any, ...]
         if self.axis is None:

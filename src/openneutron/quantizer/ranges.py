@@ -1,7 +1,7 @@
-"""From what was seen of a value to the range that its codes cover: pure functions.
+"""Selects the range that the codes of a value cover, from observed statistics: pure functions.
 
-What was seen is a weighted sample and the exact extremes of each tensor, which a bounded sample misses. A range that is
-narrower than the extremes rounds everything else more finely, and clips what is outside.
+The statistics are a weighted sample and the exact extremes of each tensor, which a bounded sample misses. A range
+narrower than the extremes rounds other values more finely, and clips values outside of it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["RULES", "Codes", "Distribution", "bounds_by_error", "distribution", 
 
 RULES = ("error", "relative", "percentile", "entropy", "extremes")
 
-# Of a larger sample, the outermost values on either side stay as they are, and their means stand for the others.
+# Of a larger sample, this many outermost values on either side are kept. Means of neighbors replace the others.
 SINGLE_VALUES = 256
 MEANS = 4096
-# The search tries these shares of the widest range, then as many between the neighbours of the best one. Below 1/256 of
-# the extremes an int8 code would cover more than all codes do there.
+# The search tries these shares of the widest range, then as many between the neighbors of the best one. Below 1/256 of
+# the widest range, all codes together would cover less than one int8 step of the widest range.
 SHARES = 256.0 ** -torch.linspace(0, 1, 81)
 FINE_STEPS = 8
 # Bins of the histogram whose divergence is computed, as in TensorRT's calibration.
 BINS = 2048
-# Scales below float32's eps become eps in torchao's observers: no search can win anything there.
+# torchao's observers raise scales to float32's eps, so a search below that has no effect.
 SMALLEST_SCALE = torch.finfo(torch.float32).eps
 
 # Costs of ranges [K]: of their low ends [K] and their high ends [K].
@@ -35,7 +35,7 @@ Cost = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Codes:
-    """The integers `low` to `high`. In a symmetric scheme `zero` is the code of 0.0, whatever the range."""
+    """The integers `low` to `high`. In a symmetric scheme, `zero` is the code of 0.0 for every range."""
 
     low: int
     high: int
@@ -43,11 +43,11 @@ class Codes:
 
     @property
     def steps(self) -> int:
-        """How many steps the range is divided into."""
+        """Returns the number of steps into which the range is divided."""
         return self.high - self.low
 
     def qparams(self, lows: Tensor, highs: Tensor) -> tuple[Tensor, Tensor]:
-        """Scales and zero points [K], both float, of ranges that have 0 in them, computed as torchao does."""
+        """Returns scales and zero points [K], both float, of ranges that contain 0, computed as torchao does."""
         if self.zero is not None:
             scales = torch.maximum(-lows, highs) / (self.steps / 2)
             return scales, torch.full_like(scales, float(self.zero))
@@ -57,16 +57,16 @@ class Codes:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Values [M] in ascending order, and how many values each stands for, [M]."""
+    """Values [M] in ascending order, and the number of observed values that each represents, [M]."""
 
     values: Tensor
     weights: Tensor
 
 
 def distribution(values: Tensor, weights: Tensor) -> Distribution:
-    """Of a sample `values` [N], finite, that stand for `weights` [N] values each.
+    """Returns the distribution of finite sample `values` [N] that represent `weights` [N] values each.
 
-    A large sample is condensed: means of neighbours stand for all but the outermost values.
+    A large sample is condensed: means of neighbors replace all but the outermost values.
     """
     order = torch.from_numpy(np.argsort(values.numpy()))  # five times as fast as torch's
     values, weights = values[order], weights[order]
@@ -77,7 +77,7 @@ def distribution(values: Tensor, weights: Tensor) -> Distribution:
     mass = weights[inner].view(MEANS, size)
     neighbours = values[inner].view(MEANS, size)
     total = mass.sum(1)
-    # Relative to the first, so that the mean of equal values (the zeros behind a relu) is that value to the bit.
+    # Relative to the first, so that the mean of equal values (the zeros after a relu) is exactly that value.
     means = neighbours[:, 0] + ((neighbours - neighbours[:, :1]) * mass).sum(1) / total
     return Distribution(
         torch.cat([values[: inner.start], means, values[inner.stop :]]),
@@ -86,11 +86,14 @@ def distribution(values: Tensor, weights: Tensor) -> Distribution:
 
 
 def range_by(rule: str, seen: Distribution, codes: Codes, percentile: float = 99.99) -> tuple[float, float]:
-    """(low, high) of the range that `rule`, one of `RULES`, finds; 0 is in it, as 0.0 has a code of its own.
+    """Returns (low, high) of the range that `rule`, one of `RULES`, selects. The range contains 0, because 0.0 needs an
+    exact code.
 
-    "error" and "relative": the least squared error of quantized values; for the latter, `seen` counts those of a tensor
-    the less, the further it reaches. "percentile": that many percent of the values are not above, and as many not
-    below. "entropy": the least Kullback-Leibler divergence of the quantized histogram. "extremes": all.
+    - "error": the least squared error of quantized values.
+    - "relative": the same; `seen` weights the values of a tensor by the inverse square of its largest magnitude.
+    - "percentile": `percentile` percent of the values are not above the range, and as many are not below.
+    - "entropy": the least Kullback-Leibler divergence of the quantized histogram.
+    - "extremes": the minimum and the maximum.
     """
     low, high = min(float(seen.values[0]), 0.0), max(float(seen.values[-1]), 0.0)
     bound = max(-low, high)
@@ -106,7 +109,9 @@ def range_by(rule: str, seen: Distribution, codes: Codes, percentile: float = 99
 
 
 def bounds_by_error(values: Tensor, codes: Codes) -> Tensor:
-    """Of each row of `values` [C, N], finite, the bound [C] of a symmetric range with the least squared error."""
+    """Returns, for each row of finite `values` [C, N], the bound [C] of the symmetric range with the least squared
+    error.
+    """
     full = values.abs().amax(1)
     scaled = values / full.clamp(min=torch.finfo(values.dtype).tiny)[:, None]
     zero, buffer = codes.zero or 0, torch.empty_like(values)
@@ -126,14 +131,16 @@ def bounds_by_error(values: Tensor, codes: Codes) -> Tensor:
 
 
 def _fine_factors() -> Tensor:
-    """What leads from one of `SHARES` to values between its two neighbours."""
+    """Returns the factors from one of `SHARES` to the values between its two neighbors."""
     return (SHARES[0] / SHARES[1]) ** torch.linspace(1, -1, 2 * FINE_STEPS + 1)
 
 
 def _search(cost: Cost, low: float, high: float, *, one_bound: bool) -> tuple[float, float]:
-    """The cheapest range found: both ends by one share of the widest, then each on its own, coarsely and finely.
+    """Returns the cheapest range found: both ends by one share of the widest range, then each end alone, coarsely and
+    finely.
 
-    Of equally cheap ranges the widest. `low` <= 0 <= `high`; with `one_bound` the range is symmetric around 0.
+    Of equally cheap ranges, the widest is returned. `low` <= 0 <= `high`. With `one_bound` the range is symmetric
+    around 0.
     """
     if one_bound:
         low, high = -max(-low, high), max(-low, high)
@@ -142,7 +149,7 @@ def _search(cost: Cost, low: float, high: float, *, one_bound: bool) -> tuple[fl
     ends = torch.tensor([low, high])
 
     def cheapest(shares: Tensor) -> Tensor:
-        """Of shares [K, 2] of the two ends, the best [2]."""
+        """Returns the best [2] of the shares [K, 2] of the two ends."""
         ranges = shares * ends
         return shares[cost(ranges[:, 0], ranges[:, 1]).argmin()]
 
@@ -159,7 +166,7 @@ def _search(cost: Cost, low: float, high: float, *, one_bound: bool) -> tuple[fl
 
 
 def _squared_error(seen: Distribution, codes: Codes) -> Cost:
-    """The mean squared error of the values when they are quantized."""
+    """Returns the cost function "mean squared error of the quantized values"."""
 
     def cost(lows: Tensor, highs: Tensor) -> Tensor:
         scales, zeros = (qparams[:, None] for qparams in codes.qparams(lows, highs))
@@ -170,11 +177,13 @@ def _squared_error(seen: Distribution, codes: Codes) -> Cost:
 
 
 def _divergence(seen: Distribution, codes: Codes) -> Cost:
-    """Kullback-Leibler divergence of the clipped histogram and the quantized one, as in TensorRT's calibration.
+    """Returns the cost function "Kullback-Leibler divergence of the clipped and the quantized histogram", as in
+    TensorRT.
 
-    What is clipped is in the outermost bins of the former, and not in the latter. A code's mass is spread over those of
-    its bins that have any. Where the latter has nothing at all, it has one unclipped value's share at most. Zeros are
-    not counted: they have a code of their own in any range, and the many behind a relu would outweigh all else.
+    Clipped values count in the outermost bins of the clipped histogram, and do not count in the quantized one. The mass
+    of a code is spread over those of its bins that are not empty. A bin that is empty in the quantized histogram only
+    counts with at most the share of one unclipped value. Zeros are not counted: every range has an exact code for them,
+    and the many zeros after a relu would outweigh all other values.
     """
     histogram = _Histogram.of(seen)
 
@@ -192,7 +201,7 @@ def _divergence(seen: Distribution, codes: Codes) -> Cost:
 
 @dataclass(frozen=True)
 class _Histogram:
-    """The values but for zeros in `BINS` bins of one width; below, K is the number of ranges that are tried."""
+    """The values except zeros in `BINS` bins of one width. Below, K is the number of ranges that are tried."""
 
     centres: Tensor
     """[BINS], of the bins."""
@@ -203,7 +212,7 @@ class _Histogram:
 
     @classmethod
     def of(cls, seen: Distribution) -> _Histogram:
-        """The histogram of the values that an observer saw."""
+        """Returns the histogram of the values that an observer saw."""
         low, high = float(seen.values[0]), float(seen.values[-1])
         width = (high - low) / BINS
         places = ((seen.values - low) / width).long().clamp(0, BINS - 1)
@@ -213,9 +222,9 @@ class _Histogram:
         return cls(low + (torch.arange(BINS) + 0.5) * width, mass, float(weights[weights > 0].min()))
 
     def quantized(self, code: Tensor, inside: Tensor, codes: int) -> Tensor:
-        """[K, BINS]: the mass of each code spread over those of its bins that have any; the sum is 1.
+        """Returns [K, BINS], the mass of each code spread over those of its bins that are not empty. The sum is 1.
 
-        `code` [K, BINS] is the code of each bin, from 0, of so many `codes`; `inside` is 1 for bins within the range.
+        `code` [K, BINS] is the code of each bin, from 0 to `codes` - 1. `inside` is 1 for bins within the range.
         """
         sums, filled = torch.zeros(len(code), codes), (self.mass > 0).float()
         inner = sums.scatter_add(1, code, self.mass * inside)
@@ -224,7 +233,7 @@ class _Histogram:
         return spread / spread.sum(1, keepdim=True).clamp(min=self.least)
 
     def clipped(self, inside: Tensor) -> Tensor:
-        """[K, BINS]: the mass, with all that is outside of the range in its outermost bins."""
+        """Returns [K, BINS], the mass with all values outside of the range in its outermost bins."""
         outside = self.mass * (1 - inside)
         first = inside.argmax(1, keepdim=True)
         last = BINS - 1 - inside.flip(1).argmax(1, keepdim=True)
@@ -234,7 +243,7 @@ class _Histogram:
 
 
 def _percentiles(seen: Distribution, percentile: float) -> tuple[float, float]:
-    """The least value that at least 100 - `percentile` percent are not above, and the one for `percentile` percent."""
+    """Returns the values that at least 100 - `percentile` and `percentile` percent of the values are not above."""
     share = seen.weights.double().cumsum(0)
     wanted = torch.tensor([100 - percentile, percentile], dtype=torch.float64) / 100 * share[-1]
     places = torch.searchsorted(share, wanted).clamp(max=len(share) - 1)

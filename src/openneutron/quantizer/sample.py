@@ -1,9 +1,9 @@
-"""A bounded sample of a stream of tensors that is the same wherever the stream is cut.
+"""A bounded sample of a stream of tensors that does not depend on how the stream is split.
 
-Of each tensor, values at evenly spread positions are taken; when there are too many in all, half of those of every
-tensor are kept. Which values are kept follows from the sizes of the tensors alone, so samples of consecutive parts of a
-stream add up to that of the whole, to the bit. The extremes of each tensor are kept as well: how far the few values
-reach that clipping would hit, a sample of one in a thousand does not know.
+Values at evenly spread positions of each tensor are sampled. When the sample exceeds its capacity, half of the values
+of every tensor are dropped. The kept values depend on the sizes of the tensors only, so samples of consecutive parts of
+a stream merge into the sample of the whole, bit by bit. The extremes of each tensor are kept as well, because a sample
+of one in a thousand values does not show the magnitude of the few values that clipping would affect.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor
 __all__ = ["CAPACITY", "VALUES_OF_A_TENSOR", "Sample", "SampleState", "flattened", "positions", "rows_in"]
 
 VALUES_OF_A_TENSOR = 1024
-# A batch counts as so many tensors at most.
+# The largest number of tensors as which one batch counts.
 MOST_ROWS = 32
 CAPACITY = 65536
-# Of the mean square of how far tensors reach: less is as good as silence, which must not decide.
+# The smallest squared peak of a tensor, as a share of the mean squared peak. Nearly zero tensors must not dominate.
 SMALLEST_PEAK = 1e-3
-# The level at which one value of each tensor is left.
+# The level at which one value of each tensor remains.
 LAST_LEVEL = 10
 
 _Count = TypeVar("_Count", int, Tensor)
@@ -33,10 +33,10 @@ GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
 
 def positions(size: int, count: int = VALUES_OF_A_TENSOR) -> Tensor:
-    """Positions in a tensor of `size` values, at most `count`, of which any prefix is evenly spread.
+    """Returns at most `count` positions in a tensor of `size` values. Any prefix of them is evenly spread.
 
-    They are multiples of the golden ratio modulo 1 (a Kronecker sequence, of the least discrepancy that one has), which
-    no stride of channels or lines meets. Of a small tensor, each position is there once.
+    They are multiples of the golden ratio modulo 1 (a Kronecker sequence with the lowest known discrepancy), which
+    coincide with no stride of channels or lines. For a small tensor, each position is returned once.
     """
     multiples = (torch.arange(1, min(size, count) + 1, dtype=torch.float64) * GOLDEN_RATIO).frac()
     if size <= count:
@@ -45,7 +45,7 @@ def positions(size: int, count: int = VALUES_OF_A_TENSOR) -> Tensor:
 
 
 def flattened(values: Tensor) -> Tensor:
-    """All of `values` in one dimension [N], in the order in which they lie in memory, so that nothing is copied."""
+    """Returns all of `values` in one dimension [N], in memory order, so that nothing is copied."""
     if not values.is_contiguous():
         strides = values.stride()
         values = values.permute(sorted(range(values.dim()), key=lambda dim: -strides[dim]))
@@ -53,9 +53,11 @@ def flattened(values: Tensor) -> Tensor:
 
 
 def rows_in(shape: Sequence[int]) -> int:
-    """How many tensors one of this shape counts as: one for each index of the first dimension, if there are others.
+    """Returns the number of tensors as which one of this shape counts: one per index of the first dimension, if it has
+    more dimensions.
 
-    So a batch is as good as its samples one by one. Where they are more than `MOST_ROWS`, several count as one.
+    A batch thus counts as its samples one by one. If there are more than `MOST_ROWS`, several samples count as one
+    tensor.
     """
     if len(shape) < 2:
         return 1
@@ -64,10 +66,10 @@ def rows_in(shape: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class SampleState:
-    """What is kept of a stream.
+    """The kept values of a stream.
 
     `values` [N] in order, float32; the `sizes` [tensors] of the tensors, int64, and their `extremes` [tensors, 2],
-    float32. At level L, the first 2^-L of what was taken of a tensor is left, rounded up.
+    float32. At level L, the first 2^-L of the values taken of a tensor are kept, rounded up.
     """
 
     values: Tensor
@@ -77,13 +79,14 @@ class SampleState:
 
     @property
     def counts(self) -> Tensor:
-        """How many values of each tensor are left, [tensors]."""
+        """Returns the number of kept values of each tensor, [tensors]."""
         return _left(self.sizes.clamp(max=VALUES_OF_A_TENSOR), self.level)
 
     def weighted(self, *, relative: bool = False) -> tuple[Tensor, Tensor]:
-        """Values [N] and how many of the stream each stands for, [N] float32; if `relative`, `votes_by_peak` as many.
+        """Returns values [N] and their weights [N] float32: the number of values of the stream that each represents.
 
-        Where not all values of a tensor are left, its extremes count as one value each beside them.
+        If `relative`, the weights of a tensor are multiplied by its `votes_by_peak`. If not all values of a tensor are
+        kept, its extremes are added with the weight of one value each.
         """
         counts, votes = self.counts, self.votes_by_peak() if relative else torch.ones(len(self.sizes))
         thinned = counts < self.sizes
@@ -94,9 +97,9 @@ class SampleState:
         )
 
     def votes_by_peak(self) -> Tensor:
-        """[tensors]: the inverse square of how far each tensor reaches, by which their squared errors become relative.
+        """Returns [tensors], the inverse squared peak magnitude of each tensor, which makes squared errors relative.
 
-        Those that reach less far than the mean square times `SMALLEST_PEAK` vote as if they reached that.
+        A squared peak is at least the mean squared peak times `SMALLEST_PEAK`.
         """
         peaks = self.extremes.abs().amax(1)
         if not peaks.any():
@@ -105,7 +108,7 @@ class SampleState:
         return 1 / squares.clamp(min=SMALLEST_PEAK * float(squares.mean()))
 
     def at(self, level: int) -> SampleState:
-        """The same at a higher level."""
+        """Returns the same sample at a higher level."""
         counts = self.counts
         starts = counts.cumsum(0) - counts
         place = torch.arange(len(self.values)) - starts.repeat_interleave(counts)
@@ -113,7 +116,7 @@ class SampleState:
         return SampleState(self.values[place < left], self.sizes, self.extremes, level)
 
     def fitting(self, capacity: int) -> SampleState:
-        """The same at the lowest level at which it holds `capacity` values, or one of each tensor."""
+        """Returns the sample at the lowest level with at most `capacity` values, or one of each tensor."""
         sizes = self.sizes.clamp(max=VALUES_OF_A_TENSOR)
         level = self.level
         while level < LAST_LEVEL and int(_left(sizes, level).sum()) > capacity:
@@ -122,7 +125,7 @@ class SampleState:
 
 
 class Sample:
-    """Takes in a stream of tensors. It holds `capacity` values, or one of each tensor where those are more."""
+    """Samples a stream of tensors. It keeps `capacity` values, or one of each tensor if those are more."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.capacity = capacity
@@ -131,7 +134,7 @@ class Sample:
         self._hold(SampleState(torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, 2), level=0))
 
     def add(self, values: Tensor) -> None:
-        """Take in the next tensor, which is not empty, or as many as it counts as by `rows_in`."""
+        """Adds the next tensor, which is not empty and counts as `rows_in` tensors."""
         flat = flattened(values)
         taking = self._taking
         if taking is None or taking.shape != values.shape:
@@ -152,25 +155,25 @@ class Sample:
 
     @property
     def extremes(self) -> tuple[Tensor, Tensor]:
-        """The least and the largest value so far, float32 without dimensions; infinite, as far apart, before any."""
+        """Returns the least and the largest value so far, float32 scalars, or inf and -inf before any."""
         extremes = self._all_extremes()
         if not len(extremes):
             return torch.tensor(torch.inf), torch.tensor(-torch.inf)
         return extremes[:, 0].amin(), extremes[:, 1].amax()
 
     def state(self) -> SampleState:
-        """What is kept, on the CPU."""
+        """Returns the kept values, on the CPU."""
         old = self._old
         values = torch.cat([old.values, _joined(self._values)])
         sizes = torch.cat([old.sizes, torch.tensor(self._new_sizes, dtype=torch.int64)])
         return SampleState(values, sizes, self._all_extremes(), self._level).fitting(self.capacity)
 
     def _all_extremes(self) -> Tensor:
-        """Of each tensor, [tensors, 2]."""
+        """Returns the extremes of each tensor, [tensors, 2]."""
         return torch.cat([self._old.extremes, torch.stack((_joined(self._lows), _joined(self._highs)), 1)])
 
     def merge(self, later: SampleState) -> None:
-        """Go on as if the tensors of `later` had come next."""
+        """Adds `later`, the sample of the next part of the stream."""
         own = self.state()
         level = max(own.level, later.level)
         own, later = own.at(level), later.at(level)
@@ -181,7 +184,7 @@ class Sample:
         self._hold(SampleState(values, sizes, extremes, level).fitting(self.capacity))
 
     def _hold(self, state: SampleState) -> None:
-        """Go on from `state`, with nothing new yet."""
+        """Replaces the kept values by `state`."""
         self._old, self._level, self._held = state, state.level, len(state.values)
         self._values: list[Tensor] = []
         self._lows: list[Tensor] = []
@@ -192,7 +195,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class _Taking:
-    """What is taken of tensors of one `shape`: values at `positions` [count], for `rows` tensors of the same size."""
+    """The values taken of tensors of one `shape`: those at `positions` [count], for `rows` tensors of the same size."""
 
     shape: torch.Size
     rows: int
@@ -211,10 +214,10 @@ class _Taking:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """All values of `parts` in one dimension, on the CPU, float32."""
+    """Returns all values of `parts` in one dimension, on the CPU, float32."""
     return torch.cat([torch.empty(0), *(part.reshape(-1).to("cpu", torch.float32) for part in parts)])
 
 
 def _left(taken: _Count, level: int) -> _Count:
-    """How much of what was `taken` of a tensor is left at `level`, rounded up."""
+    """Returns how many of the `taken` values of a tensor remain at `level`, rounded up."""
     return -(-taken >> level)

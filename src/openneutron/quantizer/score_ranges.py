@@ -36,11 +36,11 @@ class ScoreRange:
     is_relative: bool = False
 
     def around(self, constructor: Any) -> Any:
-        """A constructor of an observer that wraps the one from `constructor`."""
+        """Returns a constructor of an observer that wraps the one from `constructor`."""
         return ScoresObserver.with_args(observer=constructor, scores=self)
 
     def least(self, values: torch.Tensor) -> torch.Tensor | None:
-        """The least score of each row that is not negligible; None if no trailing dimensions make up a row."""
+        """Returns the least score of each row that is not negligible, or None if no trailing dimensions form a row."""
         if self.is_relative:
             return values.new_tensor(-self.distance)
         dims, size = [], 1
@@ -53,26 +53,26 @@ class ScoreRange:
 
 
 class ScoresObserver(ObserverOfAnother):
-    """Passes the scores on to another observer, clamped from below at the least that is not negligible."""
+    """Passes scores to the wrapped observer, clamped from below at the least score that is not negligible."""
 
     def __init__(self, *args: Any, scores: ScoreRange, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.scores = scores
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Observe `values`, and return them."""
+        """Observes `values`, and returns them."""
         seen = values.detach()
         least = self.scores.least(seen)
         self.observer(seen if least is None else torch.maximum(seen, least))
         return values
 
     def calculate_qparams(self) -> Any:
-        """Scale (float32) and zero point (int64)."""
+        """Returns scale (float32) and zero point (int64)."""
         return self.observer.calculate_qparams()
 
 
 def score_ranges(module: GraphModule) -> dict[Node, ScoreRange]:
-    """Scores of softmaxes that are written with exp, and values that they are multiples or views of. Linear."""
+    """Returns scores of softmaxes written with exp, and values that are multiples or views of them. Linear in nodes."""
     found: dict[Node, ScoreRange] = {}
     for node in module.graph.nodes:
         if is_difference_of_scores(node) and is_op(node, "sub"):
@@ -84,7 +84,7 @@ def score_ranges(module: GraphModule) -> dict[Node, ScoreRange]:
 
 
 def _follow(differences: Node, scores: ScoreRange, found: dict[Node, ScoreRange]) -> None:
-    """Collect the values that the scores are computed from by views and factors, if nothing else reads them."""
+    """Collects the values from which views and factors compute the scores, if they have no other readers."""
     node, readers = differences.args[0], 2
     while isinstance(node, Node) and len(node.users) == readers and node not in found:
         found[node] = scores

@@ -1,4 +1,4 @@
-"""Resets states at conversion, so that a converted model does not start from what calibration left in them."""
+"""Resets states at conversion, so that a converted model does not start with states that calibration changed."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ __all__ = ["StateReset", "reset_states_at_conversion"]
 
 
 class StateReset(ObserverBase):
-    """Resets the states of the model that calls it when that model is converted; observes nothing."""
+    """Resets the states of the model that calls it when that model is converted. Observes nothing."""
 
     def __init__(self) -> None:
         super().__init__(dtype=torch.float32)
-        self._is_impure = True  # nothing reads its output; being impure keeps it in the graph
+        self._is_impure = True  # keeps the call in the graph, although nothing reads its output
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Return `values`."""
+        """Returns `values`."""
         return values
 
     def calculate_qparams(self, **_: Any) -> None:
-        """None: it chooses no range."""
+        """Returns None, because this observer selects no range."""
 
     def convert(self, model: GraphModule, node: Node) -> None:
-        """Reset the states of `model`, and take out `node`, which calls this module."""
+        """Resets the states of `model`, and removes `node`, which calls this module."""
         reset(model)
         model.graph.erase_node(node)
 
 
 def reset_states_at_conversion(model: GraphModule) -> None:
-    """Add a call of `StateReset` to `model`, which is being prepared, if it has states."""
+    """Adds a call of `StateReset` to `model`, which is being prepared, if it has states."""
     states = states_of(model.graph)
     if states and initial_states(model):
         model.add_submodule("state_reset", StateReset())

@@ -1,16 +1,16 @@
-"""torchao folds batch norms before it asks a quantizer for anything, and some of them into a wrong model.
+"""Protects models from torchao's batch norm folding, which runs before any quantizer and makes some models wrong.
 
-Seen in torchao 0.18, without an error:
+torchao 0.18 computes another function, without an error, for:
 
-- a convolution or linear whose output the batch norm does not read alone
+- a convolution or linear whose output has readers other than the batch norm
 - a weight or bias that another operator reads too
-- a batch norm behind one that was folded, which is dropped
+- a batch norm after one that was folded, which is dropped
 - a transposed convolution in groups
 - a batch norm that uses the statistics of its batch
 
-With an untyped error:
+It raises an untyped error for:
 
-- a linear without a bias, as its new bias has no metadata, or in front of a batch norm without weight and bias
+- a linear without a bias, because its new bias has no metadata, or before a batch norm without weight and bias
 - a weight or bias that is computed, or a buffer
 - a convolution without a batch dimension
 - a batch norm without running statistics, or with computed parameters
@@ -41,17 +41,17 @@ _FOLDS = ("_fuse_conv_bn_", "_fuse_linear_bn_")
 
 
 def protect_from_wrong_folding() -> None:
-    """Let `prepare_pt2e` fold models that torchao folds wrongly as they should be; a second call does nothing.
+    """Makes `prepare_pt2e` fold batch norms correctly where torchao does not. A second call does nothing.
 
     The change is to torchao's module and lasts as long as the process, because no narrower place exists (torchao 0.18):
-    `prepare_pt2e` calls these two functions first, with the model alone, and touches the quantizer only afterwards. By
-    then the folded batch norms are gone and the weights are overwritten, so `transform_for_annotation` cannot undo it.
-    Users import `prepare_pt2e` before they construct a quantizer, so it cannot be wrapped either. The constructor of
-    the quantizer is the last call of OpenNeutron before `prepare_pt2e`.
+    `prepare_pt2e` calls these two functions first, with the model alone, and uses the quantizer only afterwards. By
+    then the folded batch norms are removed and the weights are overwritten, so `transform_for_annotation` cannot undo
+    it. Users import `prepare_pt2e` before they construct a quantizer, so it cannot be wrapped either. The constructor
+    of the quantizer is the last call of OpenNeutron before `prepare_pt2e`.
 
-    The change holds for every quantizer in the process, and changes nothing for models that torchao folds right. For a
-    batch norm without running statistics `prepare_pt2e` then raises `ModelError`. `quantize` does not depend on it: it
-    folds all batch norms before it calls `prepare_pt2e`.
+    The change affects every quantizer in the process, and no model that torchao folds correctly. For a batch norm
+    without running statistics `prepare_pt2e` then raises `ModelError`. `quantize` does not depend on it: it folds all
+    batch norms before it calls `prepare_pt2e`.
     """
     from torchao.quantization.pt2e import quantize_pt2e
 
@@ -77,7 +77,7 @@ def _folding_right(fold: Callable[[GraphModule], None]) -> Callable[[GraphModule
 
 
 def is_folded_wrongly(module: GraphModule) -> bool:
-    """Whether torchao would fold a batch norm of this exported model into something else. Linear in nodes."""
+    """Returns whether torchao would fold a batch norm of this exported model incorrectly. Linear in nodes."""
     read = Counter(str(node.target) for node in module.graph.nodes if node.op == "get_attr" for _ in node.users)
     return any(
         is_op(node, "batch_norm") and _folds_into(node) is not None and not _folds_right(module, node, read)
@@ -86,7 +86,7 @@ def is_folded_wrongly(module: GraphModule) -> bool:
 
 
 def _folds_into(batch_norm: Node) -> Node | None:
-    """The convolution or linear that torchao folds `batch_norm` into, if any."""
+    """Returns the convolution or linear into which torchao folds `batch_norm`, or None."""
     producer = batch_norm.args[0]
     while isinstance(producer, Node) and is_op(producer, "batch_norm"):
         producer = producer.args[0]
@@ -118,7 +118,7 @@ def _folds_right(module: GraphModule, batch_norm: Node, read: Counter[str]) -> b
 
 
 def _is_own_parameter(module: GraphModule, node: Node, read: Counter[str]) -> bool:
-    """Whether `node` reads a parameter that nothing else reads."""
+    """Returns whether `node` reads a parameter that no other node reads."""
     if node.op != "get_attr" or read[str(node.target)] > 1:
         return False
     return isinstance(attribute(module, str(node.target)), torch.nn.Parameter)

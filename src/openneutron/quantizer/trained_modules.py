@@ -1,8 +1,8 @@
-"""Modules that a model has only while it is trained quantized, and what becomes of each when it is converted.
+"""Modules that exist in a model only during quantization-aware training, and their conversion.
 
-torchao lets an observer or a fake quantizer that has a method `convert` convert itself. Three of these do, and so
-`convert_pt2e` yields what it yields after calibration, with no further step for the user and nothing of torchao
-replaced.
+torchao calls the method `convert` of an observer or fake quantizer that has one. Three of these modules do, so that
+`convert_pt2e` returns the same kind of model as after calibration, without further steps for the user and without
+patching torchao.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class OnlyInTraining(ObserverBase):
-    """An operator that hands its input on in eval mode, as dropout does. Conversion takes it out."""
+    """An operator that returns its input in eval mode, as dropout does. Conversion removes it."""
 
     def __init__(self, operator: str, options: tuple[Any, ...]) -> None:
         super().__init__(dtype=torch.float32)
@@ -38,7 +38,7 @@ class OnlyInTraining(ObserverBase):
         self.options = options
 
     def forward(self, value: torch.Tensor, training: bool) -> torch.Tensor:
-        """What the operator makes of `value`, or `value` itself."""
+        """Returns the result of the operator if `training`, else `value`."""
         if not training:
             return value
         namespace, name, overload = self.operator.split(".")
@@ -46,17 +46,17 @@ class OnlyInTraining(ObserverBase):
         return operator(value, *self.options)  # type: ignore[no-any-return]
 
     def calculate_qparams(self, **_: Any) -> None:
-        """None: it observes nothing."""
+        """Returns None, because this module observes nothing."""
 
     def convert(self, model: GraphModule, node: Node) -> None:
-        """Take `node`, which calls this module, out of a model that is being converted."""
+        """Removes `node`, which calls this module, from a model that is being converted."""
         source, *_ = node.all_input_nodes
         node.replace_all_uses_with(source)
         model.graph.erase_node(node)
 
 
 class BatchNorm(torch.nn.Module):
-    """Batch norm that is told whether it trains. Conversion folds it into the weight of the operator before it."""
+    """Batch norm with its training mode as an argument. Conversion folds it into the weight of the operator before."""
 
     def __init__(self, momentum: float, eps: float) -> None:
         super().__init__()
@@ -70,9 +70,9 @@ class BatchNorm(torch.nn.Module):
         running: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
         training: bool,
     ) -> torch.Tensor:
-        """`value`, normalized by its own statistics while training, else by the `running` ones.
+        """Returns `value`, normalized by its own statistics in training, else by the `running` ones.
 
-        Those are mean, variance and the number of batches.
+        `running` holds the mean, the variance and the number of batches.
         """
         weight, bias = weight_and_bias
         mean, variance, batches = running
@@ -82,13 +82,13 @@ class BatchNorm(torch.nn.Module):
 
 
 class WeightFakeQuantize(FakeQuantize):
-    """Rounds a weight as it will be rounded at conversion, when the batch norm behind its operator is part of it.
+    """Fake quantizes a weight as conversion will quantize it, with the batch norm after its operator folded.
 
     The weight is multiplied by the scale that the batch norm has by its running statistics, rounded, and divided by
-    that scale again, because the batch norm itself still follows and goes by the statistics of the batch. No gradient
-    flows through the scale: to the straight-through estimator, rounding adds a constant.
+    that scale again, because the batch norm itself follows and uses the statistics of the batch. No gradient flows
+    through the scale: the straight-through estimator treats rounding as adding a constant.
 
-    Its range is always that of the weight as it is; torchao's `disable_observer` fixes the ranges of activations only.
+    Its range is always that of the current weight. torchao's `disable_observer` fixes the ranges of activations only.
     """
 
     def __init__(self, operator: Node, spec: QuantizationSpec) -> None:
@@ -105,7 +105,7 @@ class WeightFakeQuantize(FakeQuantize):
         self.transposed = is_transposed(operator)
 
     def enable_observer(self, enabled: bool = True) -> None:
-        """Nothing: it is always on."""
+        """Does nothing, because the observer is always enabled."""
 
     def forward(
         self,
@@ -114,7 +114,7 @@ class WeightFakeQuantize(FakeQuantize):
         variance: torch.Tensor | None = None,
         eps: float = 0.0,
     ) -> torch.Tensor:
-        """The rounded weight. The rest are arguments of the batch norm behind the operator, where there is one."""
+        """Returns the rounded weight. The other arguments are those of the batch norm after the operator, if any."""
         if variance is None:
             return super().forward(weight)  # type: ignore[no-any-return]
         scale = torch.rsqrt(variance + eps) if norm_weight is None else torch.rsqrt(variance + eps) * norm_weight
@@ -123,7 +123,7 @@ class WeightFakeQuantize(FakeQuantize):
         return rounded / torch.where(scale == 0, 1.0, scale)
 
     def convert(self, model: GraphModule, node: Node) -> None:
-        """Give the operator that reads `node`, which calls this module, its quantized weight and bias."""
+        """Gives the operator that reads `node`, which calls this module, its quantized weight and bias."""
         (operator,) = node.users
         weight_role, bias_role = weight_and_bias(operator)
         weight, bias = _trained(model, operator)
@@ -135,7 +135,7 @@ class WeightFakeQuantize(FakeQuantize):
         if bias is not None and bias_role is not None:
             scale = scale.cpu() * _input_scale(operator)
             if axis is not None:
-                axis, scale = 0, scale.repeat(bias.numel() // scale.numel())  # the same ones for each group
+                axis, scale = 0, scale.repeat(bias.numel() // scale.numel())  # each group has the same scales
             zero_point = torch.zeros_like(scale, dtype=torch.int64)
             constant = QuantizedConstant(bias, scale, zero_point, axis, BIAS_RANGE, torch.int32)
             set_argument(operator, bias_role, constant.write(model, operator, bias_role))
@@ -143,20 +143,20 @@ class WeightFakeQuantize(FakeQuantize):
 
 
 class FloatWeight(ObserverBase):
-    """The weight of an operator that stays in float and has a batch norm behind it, which conversion folds."""
+    """The weight of an operator that stays in float and is followed by a batch norm, which conversion folds."""
 
     def __init__(self) -> None:
         super().__init__(dtype=torch.float32)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight as it is."""
+        """Returns the weight."""
         return weight
 
     def calculate_qparams(self, **_: Any) -> None:
-        """None: it observes nothing."""
+        """Returns None, because this module observes nothing."""
 
     def convert(self, model: GraphModule, node: Node) -> None:
-        """Give the operator that reads `node`, which calls this module, its folded weight and bias."""
+        """Gives the operator that reads `node`, which calls this module, its folded weight and bias."""
         (operator,) = node.users
         for role, value in zip(weight_and_bias(operator), _trained(model, operator), strict=True):
             if role is not None and value is not None:
@@ -165,14 +165,14 @@ class FloatWeight(ObserverBase):
 
 
 def called(node: object) -> torch.nn.Module | None:
-    """The module that `node` calls; None for any other node."""
+    """Returns the module that `node` calls, or None for any other node."""
     if not isinstance(node, Node) or node.op != "call_module" or node.graph.owning_module is None:
         return None
     return node.graph.owning_module.get_submodule(str(node.target))
 
 
 def batch_norm_arguments(call: Node) -> tuple[tuple[Any, Any], tuple[Any, Any, Any], BatchNorm]:
-    """Of a call of a `BatchNorm`: weight and bias, the running statistics, and the module."""
+    """Returns, for a call of a `BatchNorm`, weight and bias, the running statistics, and the module."""
     module = called(call)
     assert isinstance(module, BatchNorm)
     _, weight_and_bias, running, _ = call.args
@@ -180,19 +180,19 @@ def batch_norm_arguments(call: Node) -> tuple[tuple[Any, Any], tuple[Any, Any, A
 
 
 def batch_norm_behind(operator: Node) -> Node | None:
-    """The call of a `BatchNorm` that alone reads `operator`."""
+    """Returns the call of a `BatchNorm` that is the only reader of `operator`, or None."""
     readers = list(operator.users)
     return readers[0] if len(readers) == 1 and isinstance(called(readers[0]), BatchNorm) else None
 
 
 def weight_and_bias(operator: Node) -> tuple[str, str | None]:
-    """The names of the arguments that are weight and bias; None for the bias of an operator that takes none."""
+    """Returns the names of the weight and bias arguments. The bias of an operator without one is None."""
     spec = OPERATORS.get(op_name(operator))
     return ("weight", "bias") if spec is None else (spec.weight or "weight", spec.bias)
 
 
 def _trained(model: GraphModule, operator: Node) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias of `operator` as training left them; a batch norm behind it goes into them."""
+    """Returns the trained weight and bias of `operator`, with a batch norm after it folded into them."""
     args, (weight_role, bias_role) = arguments(operator), weight_and_bias(operator)
     weight = value_of(model, args[weight_role].args[0])
     bias_node = None if bias_role is None else args[bias_role]
@@ -214,7 +214,7 @@ def _trained(model: GraphModule, operator: Node) -> tuple[torch.Tensor, torch.Te
 
 
 def _input_scale(operator: Node) -> torch.Tensor:
-    """Scale of the activation that `operator` reads, whether its fake quantizer is converted already or not."""
+    """Returns the scale of the activation that `operator` reads, before or after its fake quantizer is converted."""
     name, *_ = OPERATORS[op_name(operator)].inputs
     node = arguments(operator)[name]
     while isinstance(module := called(node), OnlyInTraining):

@@ -1,15 +1,15 @@
-"""Quantization-aware training: what becomes of a model exported in train mode before it is annotated.
+"""Quantization-aware training: prepares a model exported in train mode for annotation.
 
-`prepare_qat_pt2e` asks the quantizer first and folds batch norms afterwards, by patterns that know convolutions, one
-eps, and certain quantized operands. They find nothing in the graph made here. A batch norm in train mode is a call of a
-module by then (`trained_modules.BatchNorm`), and so is a dropout. The operators that are left are those of the same
-model in eval mode, and they are annotated as such. Only a weight is read through a module of its own, a
-`WeightFakeQuantize`, which folds and quantizes weight and bias when the model is converted. Biases stay in float until
-then: their int32 is far finer than the int8 of what they are added to.
+`prepare_qat_pt2e` calls the quantizer first and folds batch norms afterwards, by patterns that match convolutions, one
+eps, and certain quantized operands. These patterns match nothing in the graph made here, because a batch norm in train
+mode is already a call of a module (`trained_modules.BatchNorm`), and so is a dropout. The remaining operators are those
+of the same model in eval mode, and they are annotated as such. Each weight is read through a `WeightFakeQuantize`,
+which folds and quantizes weight and bias when the model is converted. Biases stay in float until then, because their
+int32 steps are far finer than the int8 steps of the values they are added to.
 
-The calls are told whether the model trains by an attribute that torchao's `move_exported_model_to_eval` and
-`move_exported_model_to_train` set, and that the graph reads as it reads any constant. torchao would rewrite batch norms
-and dropouts between the modes itself, and forget their eps, momentum and probability. Conversion asks for no mode.
+The calls read the training mode from an attribute that torchao's `move_exported_model_to_eval` and
+`move_exported_model_to_train` set, and that is a constant of the graph. Otherwise torchao would rewrite batch norms and
+dropouts between the modes itself, and lose their eps, momentum and probability. Conversion works in both modes.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _ONLY_IN_TRAINING = ("dropout", "dropout of another kind", "detach")
 
 
 def prepare_for_training(module: GraphModule) -> None:
-    """Rules, linear in nodes:
+    """Replaces operators of train mode. Rules, linear in nodes:
 
     1. A batch norm in train mode, or in eval mode with parameters that are computed from others, becomes a call of a
-       `BatchNorm`, behind an operator that it can be folded into and that has no other reader. If there is none, a
-       depthwise convolution with weight 1 is put in front. The call also counts the batches.
+       `BatchNorm` after an operator that it can be folded into and that has no other reader. If there is none, a
+       depthwise convolution with weight 1 is inserted before it. The call also counts the batches.
     2. A dropout in train mode and a detach become calls of `OnlyInTraining`. A relu, and operators that only move
-       values, are put in front of a dropout, so that they see the values that they see in eval mode.
+       values, are moved before a dropout, so that they read the same values as in eval mode.
 
     Raises `ModelError` for a batch norm over three dimensions that cannot be folded, or with parameters that are
     computed from inputs, and for any other operator that draws random numbers.
@@ -68,7 +68,7 @@ def prepare_for_training(module: GraphModule) -> None:
                 raise _error(node, message, remedy="Write it as a multiplication and an addition.")
             _move_to_the_front(node.all_input_nodes[1:], trains)
             if not takes_batch_norm(node.args[0], constants.__contains__) and not insert_convolution(module, node):
-                raise _error(node, "This batch norm cannot be folded: nothing in front of it can take it.")
+                raise _error(node, "This batch norm cannot be folded: no operator before it can take it.")
             if arguments(node)["training"]:
                 count = str(arguments(node)["running_mean"].target).removesuffix("running_mean") + BATCH_COUNT
                 _call_batch_norm(node, count if count in buffers else None, trains)
@@ -89,7 +89,7 @@ def _error(
 
 
 def _move_to_the_front(constants: list[Node], front: Node) -> None:
-    """Move constants in front of `front`, the operator that a batch norm is folded into and that then reads them."""
+    """Moves constants before `front`, the operator into which a batch norm is folded and that then reads them."""
     waiting = [node for node in constants if node.op != "get_attr"]
     moved: set[Node] = set()
     while waiting:
@@ -114,7 +114,7 @@ def _call_batch_norm(node: Node, count: str | None, trains: Node | bool) -> None
 
 
 def _behind_moves(node: Node) -> Node:
-    """Move a dropout behind what only moves its values, or is a relu, and alone reads it."""
+    """Moves a dropout after its only reader while that only moves values or is a relu."""
     while is_op(node, "dropout") and len(node.users) == 1:
         (reader,) = node.users
         if not is_op(reader, "relu") and not _only_moves(reader):
@@ -133,7 +133,7 @@ def _only_moves(node: Node) -> bool:
 
 
 def _replace(node: Node, submodule: torch.nn.Module, args: tuple[Any, ...]) -> None:
-    """Put a call of a new submodule in the place of `node`."""
+    """Replaces `node` by a call of a new submodule."""
     call = _call_before(node, submodule, args)
     call.meta = dict(node.meta)
     node.replace_all_uses_with(call)
@@ -150,14 +150,16 @@ def _call_before(node: Node, submodule: torch.nn.Module, args: tuple[Any, ...]) 
 
 
 def observed(node: Node) -> Node:
-    """The value that `node` is in eval mode, where no dropout is in between: the one whose range counts."""
+    """Returns the value whose range is observed: in eval mode `node` equals this value, because dropouts are
+    identities.
+    """
     while isinstance(called(node), OnlyInTraining):
         node = node.args[0]  # type: ignore[assignment]
     return node
 
 
 def read_weight_through(operator: Node, reader: WeightFakeQuantize | FloatWeight) -> None:
-    """Let `operator` read its weight through `reader`, which completes weight and bias when the model is converted."""
+    """Makes `operator` read its weight through `reader`, which converts weight and bias at conversion."""
     role, _ = weight_and_bias(operator)
     weight = arguments(operator)[role]
     args: tuple[Any, ...] = (weight,)
@@ -171,7 +173,7 @@ def read_weight_through(operator: Node, reader: WeightFakeQuantize | FloatWeight
 
 
 def fold_what_stays_in_float(module: GraphModule) -> None:
-    """Let batch norms behind operators whose weights are not quantized be folded when the model is converted."""
+    """Makes conversion fold batch norms after operators whose weights are not quantized."""
     for node in list(module.graph.nodes):
         if isinstance(called(node), BatchNorm):
             operator = node.args[0]
