@@ -157,7 +157,7 @@ def test_a_process_of_its_own_dies_in_place_of_this_one() -> None:
 
 
 def test_a_model_that_no_process_survives_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openneutron.partition.compile.fails_in_a_process", lambda _: "signal 6")
+    monkeypatch.setattr("openneutron.partition.compile.error_in_subprocess", lambda _: "signal 6")
     inputs = (torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * 1e20,)
     quantized = quantize(seeded(OPERATORS["leaky relu"]), inputs, [inputs], recover=None)
     with pytest.raises(ModelError, match=r"signal 6.*Give inputs in other units") as error:
@@ -169,7 +169,7 @@ def test_scales_of_ordinary_data_are_not_tried(monkeypatch: pytest.MonkeyPatch) 
     def never(_: bytes) -> None:
         raise AssertionError("an ordinary model was tried in a process")
 
-    monkeypatch.setattr("openneutron.partition.compile.fails_in_a_process", never)
+    monkeypatch.setattr("openneutron.partition.compile.error_in_subprocess", never)
     inputs = (torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * 1e4,)
     lower(quantize(seeded(OPERATORS["conv"]), inputs, [inputs], recover=None))
 

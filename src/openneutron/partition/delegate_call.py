@@ -1,8 +1,9 @@
-"""A partition as one operator, so that ExecuTorch's passes walk over what is left and not over what is compiled.
+"""Replaces each compiled partition by one operator, the delegate call.
 
-The operator carries its compiled payload as a constant: nothing is kept outside the program. For profiling, an operator
-without effect follows it for each operator of the model that it computes: ExecuTorch gives each a debug handle, with
-the user's source lines, which the NPU's kernels can be mapped to.
+ExecuTorch's passes then visit one node for each partition instead of all its operators. The compiled payload is a
+constant of the program, so nothing is kept outside the program. For profiling, one trace operator without effect
+follows the call for each operator of the model in the partition. ExecuTorch gives each trace a debug handle with the
+user's source lines, and the NPU's kernels are mapped to these handles.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from openneutron.partition.scheduling import Partition
 from openneutron.passes.functionalize import writes_memory
 
 __all__ = [
-    "Trace", "chain_end", "is_delegate_call", "is_searched", "is_trace", "outputs_by_node", "partition_operator",
+    "Trace", "chain_end", "is_delegate_call", "is_partitioned", "is_trace", "outputs_by_node", "partition_operator",
     "replace_partitions",
 ]  # fmt: skip
 
 _NAMESPACE = "openneutron"
 _NAME = "partition"
 _TRACE = "trace"
-# The operator returns an empty tensor in front of the partition's outputs, which nothing reads. ExecuTorch's verifier
-# takes the first tensor of a returned list apart along its first dimension: that takes seconds for thousands of rows,
+# The operator returns an empty tensor before the outputs of the partition; nothing reads it. ExecuTorch's verifier
+# iterates over the first dimension of the first tensor in a returned list. This takes seconds for thousands of rows,
 # and fails for a tensor without dimensions.
 _FIRST_OUTPUT = 1
-# Where a node's metadata have the user's code.
+# The keys of a node's metadata that hold the user's source lines and modules.
 _SOURCE = ("stack_trace", "nn_module_stack")
-# A note on the output node.
-_SEARCHED = "openneutron.searched"
+# A note on the output node of a program whose partitions are delegate calls.
+_PARTITIONED = "openneutron.searched"
 
 
 @functools.cache
@@ -56,7 +57,10 @@ def _library() -> torch.library.Library:
 
 @dataclass(frozen=True)
 class Trace:
-    """An operator of the model in a partition, and which of the `count` kernels on the NPU compute it, by number."""
+    """An operator of the model in a partition, and the numbers of the kernels on the NPU that compute it.
+
+    `count` is the number of kernels of the partition.
+    """
 
     node: Node
     kernels: tuple[int, ...]
@@ -64,60 +68,64 @@ class Trace:
 
 
 def trace_operator() -> torch._ops.OpOverload:
-    """trace(value, node, kernels, count): the value, behind a partition that computes the node with those kernels."""
+    """Returns the operator trace(value, node, kernels, count), which returns the value.
+
+    It marks that the partition before it computes `node` with the kernels of these numbers.
+    """
     _library()
     return getattr(torch.ops, _NAMESPACE).trace.default  # type: ignore[no-any-return]
 
 
 def is_trace(node: Node) -> bool:
-    """Whether `node` stands for an operator in a partition, in the ATen or in the edge dialect."""
+    """Whether `node` is a trace, in the ATen or in the edge dialect."""
     return trace_operator() in (node.target, getattr(node.target, "_op", None))
 
 
 def chain_end(node: Node) -> Node:
-    """`node`, or the last of the traces that follow it."""
+    """Returns the last of the traces that follow `node`, or `node` if there are none."""
     while following := next(filter(is_trace, node.users), None):
         node = following
     return node
 
 
 def partition_operator() -> torch._ops.OpOverload:
-    """partition(inputs, payload, outputs): an empty tensor, and the outputs of a partition.
+    """Returns the operator partition(inputs, payload, outputs), which is a delegate call.
 
-    It takes int8 inputs, a uint8 payload, and the outputs' sizes and strides as text.
+    The inputs are int8 tensors, the payload is a uint8 tensor, and `outputs` is a text with the sizes and strides of
+    the outputs. It returns an empty tensor and the int8 outputs of the partition.
     """
     _library()
     return getattr(torch.ops, _NAMESPACE).partition.default  # type: ignore[no-any-return]
 
 
 def is_delegate_call(node: Node) -> bool:
-    """Whether `node` is a partition, in the ATen or in the edge dialect."""
+    """Whether `node` is a delegate call, in the ATen or in the edge dialect."""
     return partition_operator() in (node.target, getattr(node.target, "_op", None))
 
 
-def outputs_by_node(opaque: Node) -> dict[Node, int]:
-    """The number of each output of a partition, by the node of the edge program that yields it."""
-    items = (user for user in opaque.users if user.target is operator.getitem)
+def outputs_by_node(call: Node) -> dict[Node, int]:
+    """Returns the number of each output of a delegate call, by the node that returns that output."""
+    items = (user for user in call.users if user.target is operator.getitem)
     return {chain_end(item): cast(int, item.args[1]) - _FIRST_OUTPUT for item in items}
 
 
-def is_searched(program: ExportedProgram) -> bool:
-    """Whether `replace_partitions` made this program, or one that it was decomposed from."""
-    return bool(noted(output_node(program.graph), _SEARCHED))
+def is_partitioned(program: ExportedProgram) -> bool:
+    """Whether the program is a result of `replace_partitions`, or was decomposed from one."""
+    return bool(noted(output_node(program.graph), _PARTITIONED))
 
 
 def _fake_outputs(_: Sequence[torch.Tensor], payload: torch.Tensor, outputs: str) -> list[torch.Tensor]:
     described = _parse(outputs)
     values = [torch.empty_strided(size, stride, dtype=torch.int8, device=payload.device) for size, stride in described]
-    return [_nothing(payload), *values]
+    return [_empty(payload), *values]
 
 
-def _nothing(like: torch.Tensor) -> torch.Tensor:
+def _empty(like: torch.Tensor) -> torch.Tensor:
     return like.new_empty(0, dtype=torch.int8)
 
 
 def _describe(values: Sequence[torch.Tensor]) -> str:
-    """Sizes and strides as text: "1,8:8,1;1,10:10,1"."""
+    """Returns sizes and strides as text, such as "1,8:8,1;1,10:10,1"."""
     return ";".join(f"{','.join(map(str, value.shape))}:{','.join(map(str, value.stride()))}" for value in values)
 
 
@@ -129,7 +137,7 @@ def _parse(text: str) -> Iterator[tuple[list[int], list[int]]]:
 
 @dataclass
 class _Emission:
-    """Copies a graph, each partition as one node, every node behind what it reads."""
+    """Copies a graph in topological order, and each partition as one delegate call."""
 
     program: ExportedProgram
     partitions: Sequence[Partition]
@@ -144,7 +152,7 @@ class _Emission:
         self.owner = {output: i for i, partition in enumerate(self.partitions) for output in partition.outputs}
 
     def emit(self, wanted: Node) -> None:
-        """Copy `wanted` and all it needs; each node once."""
+        """Copies `wanted` and all nodes that it depends on, each of them once."""
         pending = [wanted]
         while pending:
             node = pending[-1]
@@ -162,7 +170,7 @@ class _Emission:
                 self._call(number)
 
     def emit_all(self, inputs: Set[str]) -> None:
-        """Copy the placeholders of these names, then all that the outputs and effects of the program need."""
+        """Copies the placeholders in `inputs`, then all nodes that outputs and impure operators depend on."""
         for node in self.program.graph.nodes:
             if node.op == "placeholder" and node.name in inputs:
                 self.emit(node)
@@ -172,7 +180,7 @@ class _Emission:
                 self.emit(node)
 
     def _emit_writes(self) -> None:
-        """Copy the operators that store next values of states, behind all reads of the old values."""
+        """Copies the operators that store the next values of states, after all reads of the old values."""
         nodes = self.program.graph.nodes
         writes = [node for node in nodes if node.op == "call_function" and writes_memory(node)]
         for node in (*writes, *(node for node in nodes if writes and node.op == "output")):
@@ -182,12 +190,12 @@ class _Emission:
             self.emit(write)
 
     def _copy(self, node: Node) -> Node:
-        """A node outside of all partitions, its operands in the order that it takes."""
+        """Copies a node outside of all partitions, and converts its operands to the dim order that it requires."""
         operand = self.copies.__getitem__
         if node.op == "output":
-            operand = self._as_in_the_module
+            operand = self._returned_value
         elif node.op == "call_function" and not is_quantize(node) and not is_dequantize(node):
-            operand = self._for_the_cpu
+            operand = self._cpu_operand
         copy = self.graph.node_copy(node, operand)
         if "val" in node.meta:
             copy.meta["val"] = self.orders.values[node]
@@ -195,25 +203,25 @@ class _Emission:
             copy.kwargs = {**copy.kwargs, "memory_format": torch.contiguous_format}
         return copy
 
-    def _for_the_cpu(self, node: Node) -> Node:
+    def _cpu_operand(self, node: Node) -> Node:
         copy = self.copies[node]
         value = copy.meta.get("val")
         is_ordered = not isinstance(value, torch.Tensor) or value.is_contiguous()
         return copy if is_ordered else self._converted(copy, torch.contiguous_format)
 
-    def _as_in_the_module(self, node: Node) -> Node:
-        """Channels last, where the converted module returned it so."""
+    def _returned_value(self, node: Node) -> Node:
+        """Returns an output of the program as NHWC if the converted module returned it as NHWC."""
         copy = self.copies[node]
-        lies_so = is_nhwc(copy.meta.get("val")) or not is_nhwc(node.meta.get("val"))
-        return copy if lies_so else self._converted(copy, torch.channels_last)
+        is_ordered = is_nhwc(copy.meta.get("val")) or not is_nhwc(node.meta.get("val"))
+        return copy if is_ordered else self._converted(copy, torch.channels_last)
 
     def _call(self, number: int) -> None:
         partition = self.partitions[number]
-        inputs = [self._for_a_delegate(self.copies[node]) for node in partition.inputs]
+        inputs = [self._delegate_operand(self.copies[node]) for node in partition.inputs]
         values = [self.orders.values[node] for node in partition.outputs]
         call = self.graph.call_function(partition_operator(), (inputs, self.payload_nodes[number], _describe(values)))
-        nothing = _nothing(self.payload_nodes[number].meta["val"])
-        call.meta = {"val": [nothing, *values], "stack_trace": partition.clusters[0].node.meta.get("stack_trace")}
+        empty = _empty(self.payload_nodes[number].meta["val"])
+        call.meta = {"val": [empty, *values], "stack_trace": partition.clusters[0].node.meta.get("stack_trace")}
         for index, (output, value) in enumerate(zip(partition.outputs, values, strict=True)):
             item = self.graph.call_function(operator.getitem, (call, _FIRST_OUTPUT + index))
             item.meta = {**output.meta, "val": value}
@@ -222,7 +230,7 @@ class _Emission:
             self.copies[output] = item
 
     def _traced(self, value: Node, traces: Sequence[Trace]) -> Node:
-        """`value`, behind the operators that its partition computes."""
+        """Inserts `traces` after `value`; returns the last of them."""
         for trace in traces:
             arguments = (value, trace.node.name, list(trace.kernels), trace.count)
             meta: dict[str, Any] = {key: trace.node.meta[key] for key in _SOURCE if key in trace.node.meta}
@@ -231,13 +239,13 @@ class _Emission:
             value.meta = meta
         return value
 
-    def _for_a_delegate(self, node: Node) -> Node:
+    def _delegate_operand(self, node: Node) -> Node:
         value = node.meta["val"]
         is_ordered = value.is_contiguous() or is_nhwc(value)
         return node if is_ordered else self._converted(node, torch.contiguous_format)
 
     def _converted(self, node: Node, memory_format: torch.memory_format) -> Node:
-        """A copy of `node` in another order, one for all who read it so."""
+        """Returns a copy of `node` in `memory_format`; all readers that require that format share the copy."""
         key = (node, memory_format)
         if key not in self.converted:
             copy = clone(self.graph, node, memory_format=memory_format)
@@ -253,11 +261,11 @@ def replace_partitions(
     orders: DimOrders,
     traces: Sequence[Sequence[Trace]] = (),
 ) -> ExportedProgram:
-    """A copy of `program` in which each partition is one operator that holds its payload. Linear in nodes and bytes.
+    """Returns a copy of `program` in which each partition is a delegate call. Linear in nodes and bytes.
 
-    Its values lie in memory as `orders` has it, converted where who reads them wants another order. Constants that
-    only partitions read are gone from it. A program without partitions is copied as well: the copy says that it was
-    searched. `traces`, where there are any, are those of each partition.
+    `payloads` are the payloads of the partitions, `traces` their traces for profiling, if any. Values have the dim
+    orders in `orders`; a copy is inserted if a reader requires another order. Constants that only partitions read are
+    removed. A program without partitions is copied too, and `is_partitioned` is true for the copy.
     """
     graph = Graph()
     stored = _payload_constants(graph, partitions, payloads)
@@ -265,7 +273,7 @@ def replace_partitions(
     emission = _Emission(program, partitions, payload_nodes, orders, graph, traces)
     kept_inputs = _kept_inputs(program, partitions)
     emission.emit_all({spec.arg.name for spec in kept_inputs})
-    note(output_node(graph), _SEARCHED, True)
+    note(output_node(graph), _PARTITIONED, True)
     payload_specs = [
         InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=node.name), target=_payload_name(number))
         for number, node in payload_nodes.items()
@@ -288,7 +296,7 @@ def _payload_name(number: int) -> str:
 def _payload_constants(
     graph: Graph, partitions: Sequence[Partition], payloads: Sequence[bytes]
 ) -> list[tuple[Node, torch.Tensor]]:
-    """The placeholder of each payload, written into `graph`, and its bytes as a uint8 tensor."""
+    """Adds a placeholder for each payload to `graph`; returns the placeholders, and the bytes as uint8 tensors."""
     stored = []
     for number, (partition, payload) in enumerate(zip(partitions, payloads, strict=True)):
         tensor = torch.from_numpy(np.frombuffer(payload, np.uint8).copy())
@@ -299,13 +307,13 @@ def _payload_constants(
 
 
 def _kept_inputs(program: ExportedProgram, partitions: Sequence[Partition]) -> list[InputSpec]:
-    """The inputs of the program without the constants that only partitions read."""
+    """Returns the inputs of the program without the constants that only partitions read."""
     read = _read_outside(program, partitions)
     return [spec for spec in program.graph_signature.input_specs if _is_kept(spec, read)]
 
 
 def _read_outside(program: ExportedProgram, partitions: Sequence[Partition]) -> set[str]:
-    """Names of the placeholders that something outside all partitions reads, or a partition as its input."""
+    """Returns the names of the placeholders that nodes outside all partitions read, or that are partition inputs."""
     outputs = {output for partition in partitions for output in partition.outputs}
     pending = [node for node in program.graph.nodes if node.op == "output" or node.is_impure()]
     pending = [node for node in pending if node.op != "placeholder"]
@@ -324,7 +332,7 @@ def _is_kept(spec: InputSpec, read: set[str]) -> bool:
 
 
 def _in_nchw(stored: Mapping[str, Any], inputs: Sequence[InputSpec]) -> dict[str, torch.Tensor]:
-    """Those of the stored constants of a program that lie in another order than CPU operators take, in that order."""
+    """Returns the stored constants that are not in NCHW order, by name, converted to NCHW for CPU operators."""
     ordered = {}
     for name in (spec.target for spec in inputs if spec.target is not None):
         constant = stored.get(name)

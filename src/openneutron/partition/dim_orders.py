@@ -1,4 +1,4 @@
-"""In which order the values of a program lie in memory once its partitions are delegates."""
+"""Assigns the dim order of each value of the lowered program: NCHW (contiguous) or NHWC (channels last)."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ __all__ = ["DimOrders", "assign_dim_orders", "is_nhwc", "nchw_strides"]
 
 @dataclass(frozen=True)
 class DimOrders:
-    """The (fake) value of each node, its strides those of the lowered program."""
+    """The fake tensor of each node, with the strides of the lowered program."""
 
     values: dict[Node, Any]
 
     def is_channels_last(self, node: Node) -> bool:
-        """Whether the values of `node` lie in NHWC order, and not in NCHW order too."""
+        """Whether the value of `node` is NHWC in memory. False if NHWC and NCHW are the same order."""
         return is_nhwc(self.values[node])
 
 
 def assign_dim_orders(program: ExportedProgram, partitions: Sequence[Partition]) -> DimOrders:
-    """Rules, for each node in order; linear in nodes and uses:
+    """Applies these rules to each node in order. Linear in nodes and uses.
 
-    1. An input of the program lies in NHWC order where its example does, and else in NCHW order: ExecuTorch runs no
-       other.
-    2. What partitions yield lies as it did in the converted module, but in NCHW order where only CPU operators read
+    1. An input of the program is NHWC if its example input is, and NCHW otherwise: ExecuTorch supports no other order.
+    2. An output of a partition has the order that it had in the converted module, and NCHW if only CPU operators read
        it.
     3. Quantize and dequantize on the CPU keep the order of their input.
-    4. Constants, states and what CPU operators yield lie in NCHW order: ExecuTorch's kernels want one order for all
-       operands, and some read NHWC as if it were NCHW (seen in 1.5: cat, constant_pad_nd).
-    5. Where dimensions of size 1 leave the choice, the order is NCHW.
+    4. Constants, states and outputs of CPU operators are NCHW: ExecuTorch's kernels require one order for all operands,
+       and some read NHWC as if it were NCHW (seen in 1.5: cat, constant_pad_nd).
+    5. If both orders are the same because of dimensions of size 1, the order is NCHW.
     """
     constants = Constants(program)
     inside = {operator: partition for partition in partitions for cluster in partition.clusters
@@ -48,10 +47,10 @@ def assign_dim_orders(program: ExportedProgram, partitions: Sequence[Partition])
     for node in program.graph.nodes:
         value = node.meta.get("val")
         if node in outputs:
-            only_cpu = _only_the_cpu_reads(node, outputs[node], inside)
-            values[node] = _in_nchw(value) if only_cpu else _unambiguous(_in_some_order(value))
+            only_cpu = _is_read_by_cpu_only(node, outputs[node], inside)
+            values[node] = _in_nchw(value) if only_cpu else _unambiguous(_in_delegate_order(value))
         elif node.op == "placeholder" and node not in constants and not constants.is_written(node):
-            values[node] = _unambiguous(_in_some_order(value)) if isinstance(value, torch.Tensor) else value
+            values[node] = _unambiguous(_in_delegate_order(value)) if isinstance(value, torch.Tensor) else value
         elif is_quantize(node) or is_dequantize(node):
             source = node.args[0]
             assert isinstance(source, Node)
@@ -61,8 +60,8 @@ def assign_dim_orders(program: ExportedProgram, partitions: Sequence[Partition])
     return DimOrders(values)
 
 
-def _only_the_cpu_reads(output: Node, partition: Partition, inside: dict[Node, Partition]) -> bool:
-    """Whether, but for its own partition, all readers of a partition's output are operators of the CPU."""
+def _is_read_by_cpu_only(output: Node, partition: Partition, inside: dict[Node, Partition]) -> bool:
+    """Whether all readers of a partition's output are CPU operators, apart from readers in the same partition."""
     if not all(map(is_dequantize, output.users)):
         return False
     readers = [reader for dequantize in output.users for reader in dequantize.users]
@@ -71,7 +70,7 @@ def _only_the_cpu_reads(output: Node, partition: Partition, inside: dict[Node, P
 
 
 def is_nhwc(value: object) -> bool:
-    """Whether a value lies in NHWC order, and not in NCHW order too."""
+    """Whether a value is a tensor that is NHWC in memory. False if NHWC and NCHW are the same order."""
     return (
         isinstance(value, torch.Tensor)
         and value.dim() == 4
@@ -81,7 +80,7 @@ def is_nhwc(value: object) -> bool:
 
 
 def _in_nchw(value: Any) -> Any:
-    """A value as it lies where the last dimension is closest together; a list of values, each so."""
+    """Returns a fake tensor, or each of a list, with NCHW strides."""
     if isinstance(value, (list, tuple)):
         return [_in_nchw(item) for item in value]
     if not isinstance(value, torch.Tensor):
@@ -90,7 +89,7 @@ def _in_nchw(value: Any) -> Any:
 
 
 def nchw_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """The distance between neighbors in each dimension, in the usual order."""
+    """Returns the strides of a contiguous tensor, in elements."""
     strides, elements = [], 1
     for size in reversed(shape):
         strides.append(elements)
@@ -98,12 +97,13 @@ def nchw_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _in_some_order(value: torch.Tensor) -> torch.Tensor:
-    """In NHWC order where it is, else in NCHW order, as delegates take and yield values."""
+def _in_delegate_order(value: torch.Tensor) -> torch.Tensor:
+    """Returns a value in one of the two orders that delegates support: NHWC if it is NHWC, else NCHW."""
     return value if is_nhwc(value) else _in_nchw(value)
 
 
 def _unambiguous(value: Any) -> Any:
+    """Rule 5."""
     return _in_nchw(value) if isinstance(value, torch.Tensor) and value.is_contiguous() else value
 
 

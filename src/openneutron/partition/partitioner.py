@@ -22,7 +22,7 @@ from openneutron.errors import OptionError
 from openneutron.formats.payload import Payload
 from openneutron.partition.backend import NeutronBackend
 from openneutron.partition.compile import compile_partition
-from openneutron.partition.delegate_call import Trace, is_delegate_call, is_searched, is_trace, replace_partitions
+from openneutron.partition.delegate_call import Trace, is_delegate_call, is_partitioned, is_trace, replace_partitions
 from openneutron.partition.dim_orders import assign_dim_orders
 from openneutron.partition.placing import Placed, Placement, place
 from openneutron.partition.scheduling import Partition
@@ -79,7 +79,7 @@ class NeutronPartitioner(Partitioner):
 
         A program that `compile_placed` made is returned as it is.
         """
-        if is_searched(exported_program):
+        if is_partitioned(exported_program):
             return exported_program
         with typed_errors("Partitioning the program"):
             placed = place(exported_program, self.options)
@@ -92,7 +92,7 @@ class NeutronPartitioner(Partitioner):
 
         Raises `OptionError` for one that never came through `transform_for_pre_decomposition`.
         """
-        if not is_searched(exported_program):
+        if not is_partitioned(exported_program):
             raise OptionError(
                 "NeutronPartitioner works on the program before ExecuTorch decomposes it; to_backend() comes after. "
                 "Call to_edge_transform_and_lower(exported_program, partitioner=[NeutronPartitioner(...)]) instead of "
@@ -105,7 +105,7 @@ class NeutronPartitioner(Partitioner):
                 continue
             tag = f"neutron_{len(tags)}"
             tags[tag] = self.delegation_spec
-            for tagged in (node, node.args[1], *node.users, *_traces_behind(node)):
+            for tagged in (node, node.args[1], *node.users, *_traces_after(node)):
                 tagged.meta["delegation_tag"] = tag
         return PartitionResult(tagged_exported_program=exported_program, partition_tags=tags)
 
@@ -166,7 +166,7 @@ def _traces(partition: Partition, compiled: DevicePayload) -> list[Trace]:
     ]
 
 
-def _traces_behind(node: Node) -> Iterator[Node]:
+def _traces_after(node: Node) -> Iterator[Node]:
     pending = [trace for item in node.users for trace in item.users if is_trace(trace)]
     while pending:
         trace = pending.pop()

@@ -1,8 +1,8 @@
-"""Float islands in a quantized program: operators that keep values as they are, with no quantization around them.
+"""Q/DQ propagation: inserts quantize and dequantize around float operators that do not change values.
 
-Other quantizers leave them. A value passes through such an operator unchanged, so the quantize behind it may as well
-stand in front of it, and the dequantize in front of it behind it: the numbers stay the same to the bit, and the
-operator can run on the NPU.
+Some quantizers leave operators that only move values in float between quantized operators. Such an operator commutes
+with quantization, so a quantize after it may move before it, and a dequantize before it may move after it. The results
+are the same to the bit, and the operator can run on the NPU.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ __all__ = ["Propagated", "propagate_qdq"]
 QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 
-# Scale, zero point, range and dtype, as quantize and dequantize take them.
+# Scale, zero point, quant_min, quant_max and dtype: the arguments of quantize and dequantize after the value.
 QArgs = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Propagated:
-    """A program without float islands; `written` are the dequantize nodes it has more than what it came from."""
+    """A program after Q/DQ propagation. `inserted` are the dequantize nodes that the propagation inserted."""
 
     program: ExportedProgram
-    written: tuple[Node, ...] = ()
+    inserted: tuple[Node, ...] = ()
 
     def for_clusters(self, clusters: Iterable[Cluster]) -> Propagated:
-        """The program, in place, with no more quantization than `clusters` need: the CPU would compute all other."""
+        """Removes, in place, the inserted nodes that no cluster in `clusters` uses: the CPU would compute them."""
         on_npu = {node for cluster in clusters for node in (*cluster.operands, cluster.quantize)}
-        unused = [node for node in self.written if node not in on_npu and node.args[0] not in on_npu]
+        unused = [node for node in self.inserted if node not in on_npu and node.args[0] not in on_npu]
         if not unused:
             return self
         graph = self.program.graph
@@ -57,11 +57,14 @@ class Propagated:
 
 
 def propagate_qdq(program: ExportedProgram, options: CompileOptions) -> Propagated:
-    """Rules, linear in nodes and uses; `program` itself stays as it is:
+    """Applies these rules to a copy of `program`. Linear in nodes and uses.
 
-    1. Where all inputs of an operator that keeps values are dequantized alike, its output is quantized so too.
-    2. Where all readers of any other such operator quantize it alike, its inputs are quantized so too.
-    3. Checks of shape and dtype, which torch.export writes, go: no int8 value is turned to float for them.
+    1. If all inputs of an operator that does not change values are dequantized with the same qparams, its output is
+       quantized and dequantized with these qparams.
+    2. Otherwise, if all readers of such an operator quantize its output with the same qparams, its inputs are quantized
+       and dequantized with these qparams.
+    3. The assertions about shape and dtype that torch.export writes are removed, because they would read int8 values in
+       float.
     """
     search = _Search(program, options)
     search.run()
@@ -94,13 +97,13 @@ def _quantizes(reader: Node, qargs: QArgs) -> bool:
 
 
 def _quantized(value: Node, qargs: QArgs, readers: Iterable[Node]) -> Node:
-    """Let `readers` of `value` read it quantized and dequantized; returns the dequantize."""
+    """Inserts quantize and dequantize between `value` and `readers`; returns the dequantize."""
     quantize = next((user for user in value.users if _quantizes(user, qargs)), None)
     if quantize is None:
         with value.graph.inserting_after(value):
             quantize = _call(value.graph, QUANTIZE, value, qargs)
     else:
-        value.append(quantize)  # in front of all readers
+        value.append(quantize)  # before all readers
     with value.graph.inserting_after(quantize):
         dequantize = _call(value.graph, DEQUANTIZE, quantize, qargs)
     for reader in readers:
@@ -116,7 +119,7 @@ def _call(graph: Graph, target: torch._ops.OpOverload, value: Node, qargs: QArgs
 
 
 class _Search:
-    """Finds where to quantize: what the rules change, as (value, quantization, its readers)."""
+    """Finds the values to quantize, each with its qparams and the readers of the quantized value."""
 
     def __init__(self, program: ExportedProgram, options: CompileOptions) -> None:
         self.constants = Constants(program)
@@ -124,9 +127,9 @@ class _Search:
         self.moves = [node for node in program.graph.nodes if self._moves(node)]
         self.qargs: dict[Node, QArgs] = {}
         self.outputs: dict[Node, tuple[QArgs, list[Node]]] = {}
-        """Rule 1."""
+        """The outputs that rule 1 quantizes."""
         self.inputs: dict[tuple[Node, QArgs], list[Node]] = {}
-        """Rule 2."""
+        """The inputs that rule 2 quantizes."""
 
     def run(self) -> None:
         for node in self.moves:
@@ -168,11 +171,11 @@ class _Search:
         return list(dict.fromkeys(iterate_nodes([args[name] for name in OPERATORS[op_name(node)].inputs])))
 
     def _quantized_by(self, reader: Node) -> QArgs | None:
-        """How `reader`, a quantize or an operator that keeps values, quantizes what it reads."""
+        """Returns the qparams with which `reader`, a quantize or an operator of these rules, quantizes its input."""
         return reader.args[1:] if is_quantize(reader) and is_int8(reader) else self.qargs.get(reader)
 
     def _dequantized(self, value: Node) -> QArgs | None:
-        """The quantization that `value` comes from."""
+        """Returns the qparams that `value` was dequantized with; None if it is not int8, or a constant."""
         if is_dequantize(value) and is_int8(value) and value.args[0] not in self.constants:
             return value.args[1:]
         return self.qargs.get(value)

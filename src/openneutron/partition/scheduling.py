@@ -1,4 +1,4 @@
-"""From clusters to partitions: as few as possible, none of which waits for itself."""
+"""Schedules clusters into the minimal number of partitions, without cyclic dependencies between them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from openneutron.targets import NeutronTarget
 __all__ = ["Partition", "partitions_of"]
 
 NO_COMPUTE = (
-    "Nothing is computed around it: a partition of operators that only move values would cost more than it saves."
+    "It only moves values, and no operator on the NPU that computes is adjacent: a partition would cost more than it "
+    "saves."
 )
 
 
@@ -25,8 +26,8 @@ NO_COMPUTE = (
 class Partition:
     """Clusters that become one delegate.
 
-    `inputs` are the int8 values it reads that it neither computes nor holds as constants, in order of first use;
-    `outputs` are the quantize nodes that others read.
+    `inputs` are the int8 values that the clusters read and that are neither computed in the partition nor constant, in
+    the order of their first use. `outputs` are the quantize nodes that nodes outside the partition read.
     """
 
     clusters: tuple[Cluster, ...]
@@ -35,103 +36,106 @@ class Partition:
 
     @property
     def name(self) -> str:
-        """The name of its first operator, which names it in dumps."""
+        """The name of its first operator. Dumps use it as the name of the partition."""
         return self.clusters[0].node.name
 
     @property
     def target(self) -> NeutronTarget:
-        """What its operators were chosen for."""
+        """The target that its operators were selected for."""
         return self.clusters[0].instance.target
 
 
-class Side(enum.IntEnum):
-    """What computes in a turn; in each level, the CPU comes first."""
+class Processor(enum.IntEnum):
+    """The processor of a step. In each round, the step of the CPU precedes that of the NPU."""
 
     CPU = 0
     NPU = 1
 
 
-class Turn(NamedTuple):
-    """One turn of the CPU or the NPU. Turns compare in the order in which they run."""
+class Step(NamedTuple):
+    """One step of the schedule, on one processor. Steps compare in the order in which they run."""
 
-    level: int
-    side: Side
+    round: int
+    processor: Processor
 
-    def on(self, side: Side) -> Turn:
-        """This turn if it is of `side`, else the next one that is."""
-        return Turn(self.level + (side < self.side), side)
+    def on(self, processor: Processor) -> Step:
+        """Returns this step if it runs on `processor`, else the next step that does."""
+        return Step(self.round + (processor < self.processor), processor)
 
 
-_FIRST = Turn(0, Side.CPU)
+_FIRST = Step(0, Processor.CPU)
 
 
 def partitions_of(program: ExportedProgram, found: Clusters) -> tuple[tuple[Partition, ...], dict[Node, str]]:
-    """The partitions, in an order in which each one's inputs are there, and reasons for clusters that are in none.
+    """Returns the partitions in topological order, and a reason for each cluster that is in none of them.
 
-    CPU and NPU take turns. An operator that computes runs in the first turn of its side in which its inputs are there,
-    and all clusters of one turn of the NPU are a partition. A path that leaves a partition is in a later turn, so it
-    never comes back, and no partition waits for itself. Each partition but the first exists because on some path a CPU
-    operator stands between what computes in it and in the one before; no smaller number is possible. An operator that
-    only moves values runs on the side where its latest input is. After the CPU, it joins the first partition that reads
-    it, or the next one, if nothing on the CPU needs it before. So each partition computes something. Linear in nodes
-    and uses.
+    Linear in nodes and uses. The schedule alternates between steps of the CPU and of the NPU; all clusters of one step
+    of the NPU form a partition. Rules:
+
+    1. An operator that computes runs in the first step of its processor in which its inputs are available. A path that
+       leaves a partition continues in a later step, so no partition depends on itself.
+    2. The number of partitions is minimal: between the computing operators of two consecutive partitions, there is a
+       path with a CPU operator.
+    3. An operator that only moves values runs in the step of its latest input. If that is a step of the CPU, the
+       operator joins the first partition that reads it, or else the next partition, unless a CPU operator needs its
+       value earlier. Each partition therefore contains an operator that computes.
     """
     by_node = {operator: cluster for cluster in found.clusters for operator in cluster.operators}
-    turns = _earliest_turns(program, by_node)
-    _let_moves_wait(program, by_node, turns)
+    steps = _earliest_steps(program, by_node)
+    _defer_moves(program, by_node, steps)
     constants = Constants(program)
-    members: dict[Turn, list[Cluster]] = {}
+    members: dict[Step, list[Cluster]] = {}
     reasons: dict[Node, str] = {}
     for cluster in found.clusters:
-        turn = turns[cluster.node]
-        if turn.side is Side.CPU:
+        step = steps[cluster.node]
+        if step.processor is Processor.CPU:
             reasons[cluster.node] = NO_COMPUTE
         else:
-            members.setdefault(turn, []).append(cluster)
+            members.setdefault(step, []).append(cluster)
     return tuple(_partition(constants, tuple(clusters)) for _, clusters in sorted(members.items())), reasons
 
 
-def _earliest_turns(program: ExportedProgram, by_node: Mapping[Node, Cluster]) -> dict[Node, Turn]:
-    """The turn in which each node's value is there; for what only moves values, on whatever side its inputs are."""
-    turns: dict[Node, Turn] = {}
+def _earliest_steps(program: ExportedProgram, by_node: Mapping[Node, Cluster]) -> dict[Node, Step]:
+    """Returns the earliest step of each node. A cluster that only moves values gets the step of its latest input."""
+    steps: dict[Node, Step] = {}
     for node in program.graph.nodes:
-        if node in turns:
+        if node in steps:
             continue
         cluster = by_node.get(node)
         if cluster is None:
-            latest = max((turns[source] for source in node.all_input_nodes), default=_FIRST)
-            turns[node] = latest.on(Side.CPU)
+            latest = max((steps[source] for source in node.all_input_nodes), default=_FIRST)
+            steps[node] = latest.on(Processor.CPU)
             continue
-        latest = max((turns[_source(operand)] for operand in cluster.operands), default=_FIRST)
-        turn = latest.on(Side.NPU) if cluster.spec.is_compute else latest
-        turns.update(dict.fromkeys((*cluster.operators, cluster.quantize), turn))
-    return turns
+        latest = max((steps[_source(operand)] for operand in cluster.operands), default=_FIRST)
+        step = latest.on(Processor.NPU) if cluster.spec.is_compute else latest
+        steps.update(dict.fromkeys((*cluster.operators, cluster.quantize), step))
+    return steps
 
 
-def _let_moves_wait(program: ExportedProgram, by_node: Mapping[Node, Cluster], turns: dict[Node, Turn]) -> None:
-    """Hand what moves values behind the CPU to a partition, where whoever reads it can wait for that."""
-    computing = {turns[cluster.node] for cluster in by_node.values() if cluster.spec.is_compute}
-    due: dict[Node, Turn | None] = {}
-    """The last turn in which a node's value may come for its readers; None if no reader needs it."""
+def _defer_moves(program: ExportedProgram, by_node: Mapping[Node, Cluster], steps: dict[Node, Step]) -> None:
+    """Rule 3: defers moves that follow CPU operators to a step of the NPU, if their readers run late enough."""
+    computing = {steps[cluster.node] for cluster in by_node.values() if cluster.spec.is_compute}
+    due: dict[Node, Step | None] = {}
+    """The last step in which a node may run without delaying a reader; None if no reader limits it."""
 
-    def due_for(reader: Node) -> Turn | None:
+    def due_for(reader: Node) -> Step | None:
         cluster = by_node.get(reader)
-        if cluster is not None and turns[reader].side is Side.NPU:
-            return turns[reader]
+        if cluster is not None and steps[reader].processor is Processor.NPU:
+            return steps[reader]
         latest = due[reader if cluster is None else cluster.quantize]
-        # A value passes through dequantize without the CPU where a partition reads it.
-        return latest if latest is None or is_dequantize(reader) else Turn(latest.level, Side.CPU)
+        # A partition reads the int8 value before a dequantize, so the dequantize takes no step of the CPU.
+        return latest if latest is None or is_dequantize(reader) else Step(latest.round, Processor.CPU)
 
     for node in reversed(program.graph.nodes):
         due[node] = min(filter(None, map(due_for, node.users)), default=None)
         cluster = by_node.get(node)
-        if cluster is None or node is not cluster.node or turns[node].side is Side.NPU:
+        if cluster is None or node is not cluster.node or steps[node].processor is Processor.NPU:
             continue
-        last, following = due[cluster.quantize], turns[node].on(Side.NPU)
-        if last is not None and last.side is Side.NPU:
-            turns[node] = turns[cluster.quantize] = last
+        last, following = due[cluster.quantize], steps[node].on(Processor.NPU)
+        if last is not None and last.processor is Processor.NPU:
+            steps[node] = steps[cluster.quantize] = last
         elif following in computing and (last is None or following < last):
-            turns[node] = turns[cluster.quantize] = following
+            steps[node] = steps[cluster.quantize] = following
 
 
 def _source(dequantize: Node) -> Node:
