@@ -191,7 +191,7 @@ class TestPadding:
         assert row.where == "cpu"
         assert row.reason is not None
         assert "a multiple of the MACs of a pipeline" in row.reason
-        assert row.reason.endswith("cycles there, on the CPU about 171400 (estimates).")
+        assert row.reason.endswith("cycles on the NPU, and it takes about 171400 on the CPU (estimates).")
 
     def test_nothing_is_left_of_it_between_convolutions(self) -> None:
         model = nn.Sequential(

@@ -67,7 +67,7 @@ class TestOperatorsNotToDelegate:
 
     @pytest.mark.parametrize("name", ["conv", "conv2", "aten", "aten::conv2", "add.Tensor", "conv2d_12"])
     def test_unknown_names_list_near_matches(self, converted: torch.fx.GraphModule, name: str) -> None:
-        with pytest.raises(OptionError, match=f"'{name}', which is no operator and no node") as error:
+        with pytest.raises(OptionError, match=f"'{name}', which is neither an operator nor a node") as error:
             lower(converted, (image(),), operators_not_to_delegate=[name])
         assert name in ("aten", "conv") or "conv2d" in str(error.value) or "add" in str(error.value)
 

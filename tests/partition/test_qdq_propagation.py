@@ -190,7 +190,7 @@ def test_a_value_that_int8_rounds_is_not_moved_across() -> None:
     program = exported(converted)
     assert propagate_qdq(program, CompileOptions()).program is program
     reasons = {row.node: row.reason for row in placed(converted).rows}
-    assert reasons["pad"] == "It is not quantized: 'conv2d' comes in float."
+    assert reasons["pad"] == "It is not quantized: 'conv2d' is in float."
 
 
 def test_a_step_that_no_quantizer_of_ours_wrote_has_a_reason() -> None:

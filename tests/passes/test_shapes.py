@@ -50,7 +50,7 @@ def test_values_are_moved_exactly() -> None:
     model = quantized(Function(every, *(case.build() for case in cases)), shapes)
     program = lowered(model)
     left = [row for row in program.placement if row.where == "cpu"]
-    assert all((row.reason or "").startswith("Its values only leave the program") for row in left), left
+    assert all((row.reason or "").startswith("Its output is only returned by the program") for row in left), left
     host = HostProgram.from_bytes(program.buffer)
     assert worst_lsb(model.module, host.run, samples_like(shapes, 2, 1, (0.0, 1.25))) < 0.01
 

@@ -124,8 +124,9 @@ class TestWeightsPerChannel:
     def test_older_ones_refuse_with_what_to_do(self, model: QuantizedModel, flavor: str) -> None:
         program = lower(model, neutron_converter_flavor=flavor)
         reason = (
-            f"Its weight is per channel; neutron_converter_flavor '{flavor}' takes weights per tensor only, and "
-            "SDK_25_09 is the first that takes both. Quantize it per tensor, with weight_granularity or layers."
+            f"Its weight is quantized per channel. neutron_converter_flavor '{flavor}' supports only weights that are "
+            "quantized per tensor; SDK_25_09 is the first that supports both. Quantize the weight per tensor with the "
+            "quantizer's option weight_granularity or layers."
         )
         assert [row.module for row in program.placement if row.reason == reason] == ["2", "4"]
         assert {row.module for row in program.placement if row.where == "npu"} >= {"0"}

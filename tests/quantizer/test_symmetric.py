@@ -107,4 +107,4 @@ class TestPartitioner:
             node.args = (*node.args[:2], -7, *node.args[3:])
         found.module.recompile()
         (row,) = lower(found).placement
-        assert (row.where, row.reason) == ("cpu", "Its input 'mat2' has zero point -7; the NPU takes 0 only.")
+        assert (row.where, row.reason) == ("cpu", "Its input 'mat2' has zero point -7; the NPU supports only 0.")

@@ -1,3 +1,3 @@
-"""Which operators of a quantized graph run on the NPU, in how many pieces, and why the others do not."""
+"""Selects the operators that run on the NPU, groups them into partitions, and compiles the partitions."""
 
 __all__: tuple[str, ...] = ()

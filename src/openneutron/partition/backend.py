@@ -1,4 +1,4 @@
-"""The backend as ExecuTorch sees it."""
+"""The backend that ExecuTorch calls for each tagged partition."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ __all__ = ["NeutronBackend"]
 
 
 class NeutronBackend(BackendDetails):
-    """ExecuTorch's entry: takes a tagged partition, returns its payload."""
+    """ExecuTorch's backend interface: returns the payload of a partition.
+
+    ExecuTorch calls it in `to_edge_transform_and_lower`; `NeutronPartitioner` puts its name into the delegation spec.
+    """
 
     @staticmethod
     def preprocess(edge_program: ExportedProgram, compile_specs: list[CompileSpec]) -> PreprocessResult:
-        """The payload that the partition carries, its maps set to the order in which the delegate is called.
+        """Returns the payload of a partition, with the input and output maps of the delegate call in `edge_program`.
 
-        An output that ExecuTorch's decompositions left without a reader is left out. Profiled, the payload comes with
-        the debug handles of what each kernel on the NPU computes.
+        Outputs that have no reader after ExecuTorch's decompositions are removed. With profiling, the result also maps
+        each kernel of the NPU to the debug handles of the operators that it computes. Raises `OptionError` for
+        invalid `compile_specs`, and `ModelError` if an output has no reader but the microcode of a device payload
+        returns it.
         """
         CompileOptions.from_specs(compile_specs)
         (node,) = (node for node in edge_program.graph.nodes if is_delegate_call(node))
@@ -62,7 +67,10 @@ class NeutronBackend(BackendDetails):
 
 
 def _debug_handles(edge_program: ExportedProgram) -> dict[int, tuple[int, ...]]:
-    """By the numbers under which the NPU's profile has its kernels; the last stands for writing the profile itself."""
+    """Returns debug handles by the number of the kernel in the NPU's profile.
+
+    The last number is the NPU's write of the profile itself.
+    """
     handles: dict[int, tuple[int, ...]] = {}
     for node in filter(is_trace, edge_program.graph.nodes):
         _, _, kernels, count = node.args

@@ -1,4 +1,4 @@
-"""Quantized operators: dequantize -> operator (-> activation) -> quantize, each one cluster."""
+"""Finds clusters: dequantize -> operator (-> activation) -> quantize."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ BIAS_SCALE_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Cluster:
-    """An operator with all that is quantized around it. `node` is the operator, or the quantize of a requantization."""
+    """One quantized operator, with its activation if that is fused, its operands and its quantize.
+
+    `operands` are the dequantize nodes of its inputs, weight and bias. A requantization is a cluster, too: its `node`
+    is its quantize.
+    """
 
     spec: OpSpec
     instance: OpInstance
@@ -54,21 +58,21 @@ class Cluster:
     operands: tuple[Node, ...]
     quantize: Node
     padded: Padded | None = None
-    """How it is written where the NPU takes it on padded operands only."""
+    """The lowering on padded operands; None if the NPU supports the operands as they are."""
 
     @property
     def node(self) -> Node:
-        """The operator."""
+        """The node of the operator."""
         return self.instance.node
 
     @property
     def operators(self) -> tuple[Node, ...]:
-        """The operator and its activation."""
+        """The node of the operator, and that of its fused activation."""
         return (self.node,) if self.activation is None else (self.node, self.activation)
 
     @property
     def output_rule(self) -> OutputRule | QParams:
-        """Where the qparams of its output come from."""
+        """The rule for the qparams of the output; `QParams` if they are fixed."""
         return self.spec.output_rule(self.node) if self.activation is None else OutputRule.OBSERVED
 
     @property
@@ -77,11 +81,11 @@ class Cluster:
         return [node for name in self.spec.inputs for node in iterate_nodes(self.instance.args[name])]
 
     def weight_qparams(self, constants: Constants) -> QParams | None:
-        """The qparams of its weight; None for an operator without one."""
+        """Returns the qparams of the weight; None for an operator without a weight."""
         return None if self.spec.weight is None else qparams_of(self.instance.args[self.spec.weight], constants)
 
     def lower(self, operands: dict[Node, Tensor], ops: list[Op]) -> Tensor:
-        """Append the operators it becomes to `ops`; returns its output in torch's dimension order."""
+        """Appends its TFLite operators to `ops`; returns its output in torch's dimension order."""
         activation = "NONE" if self.activation is None else activation_name(self.activation) or "NONE"
         lowering = Lowering(self.instance, operands, qparams_of(self.quantize), activation, ops)
         return self.spec.lower(lowering) if self.padded is None else self.padded.lower(lowering)
@@ -89,7 +93,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Clusters:
-    """What was found: the clusters in graph order, and for every other operator why it is in none."""
+    """The clusters in graph order, and the reason for each operator that is in no cluster."""
 
     clusters: tuple[Cluster, ...]
     reasons: dict[Node, str]
@@ -97,12 +101,12 @@ class Clusters:
 
 @dataclass
 class Constants:
-    """The constants of an exported program, by the placeholder that stands for them."""
+    """The constants of an exported program, by their placeholders. Buffers that the program writes are no constants."""
 
     program: ExportedProgram
     _targets: dict[str, str] = field(default_factory=dict)
     _states: dict[str, str] = field(default_factory=dict)
-    """The buffers that the program writes to, which are no constants."""
+    """The buffers that the program writes, by the names of their placeholders."""
 
     def __post_init__(self) -> None:
         signature = self.program.graph_signature
@@ -119,19 +123,19 @@ class Constants:
         return isinstance(node, Node) and node.op == "placeholder" and node.name in self._targets
 
     def is_written(self, node: object) -> TypeGuard[Node]:
-        """Whether `node` is a buffer that the program writes to."""
+        """Whether `node` is a buffer that the program writes."""
         return isinstance(node, Node) and node.op == "placeholder" and node.name in self._states
 
     def initial_value(self, state: Node) -> torch.Tensor:
-        """The value of a state's buffer before the first call."""
+        """Returns the value of a state's buffer before the first call."""
         return self._stored(self._states[state.name])
 
     def name_of(self, state: Node) -> str:
-        """The name of the buffer that holds a state."""
+        """Returns the name of the buffer that holds a state."""
         return self._states[state.name]
 
     def array(self, node: Node) -> Array | None:
-        """The values of a constant; None for any other node."""
+        """Returns the values of a constant; None for any other node."""
         return np.asarray(self._stored(self._targets[node.name]).cpu().numpy()) if node in self else None
 
     def _stored(self, target: str) -> torch.Tensor:
@@ -140,14 +144,14 @@ class Constants:
         return tensor.detach()
 
     def tensor(self, node: object) -> torch.Tensor | None:
-        """The values of a constant, integers where it is quantized; None for any other node."""
+        """Returns the values of a constant, as integers if it is quantized; None for any other node."""
         source = node.args[0] if isinstance(node, Node) and is_dequantize(node) else node
         array = self.array(source) if isinstance(source, Node) else None
         return None if array is None else torch.from_numpy(array)
 
 
 def _written(program: ExportedProgram) -> set[str]:
-    """Names of the graph inputs that a program changes, in place or by an output of its signature."""
+    """Returns the names of the placeholders that a program writes, in place or by an output of its signature."""
     mutated = set(program.graph_signature.buffers_to_mutate.values())
     inputs = program.graph_signature.inputs_to_buffers
     found = {name for name, target in inputs.items() if target in mutated}
@@ -158,14 +162,14 @@ def _written(program: ExportedProgram) -> set[str]:
 
 
 def _memory_of(value: Node) -> Node:
-    """The first value that lies in the memory of `value`."""
+    """Returns the value that `value` is a view of, or `value` itself."""
     while value.args and isinstance(value.args[0], Node) and may_alias(value):
         value = value.args[0]
     return value
 
 
 def qparams_of(node: Node, constants: Constants | None = None) -> QParams:
-    """The qparams of a quantize or dequantize node."""
+    """Returns the qparams of a quantize or dequantize node. `constants` are needed for a per-channel one."""
     args: Any = node.args
     if "per_channel" not in op_name(node):
         return QParams.per_tensor(float(args[1]), int(args[2]))
@@ -177,12 +181,12 @@ def qparams_of(node: Node, constants: Constants | None = None) -> QParams:
 
 
 def find_clusters(program: ExportedProgram, options: CompileOptions) -> Clusters:
-    """The operators of a quantized program that the NPU of `options.target` takes.
+    """Finds the operators of a quantized program that the NPU of `options.target` supports.
 
-    One walk over the graph, linear in nodes and uses. Raises `OptionError` for a name in `operators_not_to_delegate`
-    that is no operator of the table and none of the graph.
+    Visits each node once; linear in nodes and uses. Raises `OptionError` if a name in `operators_not_to_delegate` is
+    neither a declared operator nor a node of the graph.
     """
-    search = _Search(program, options)
+    search = _ClusterSearch(program, options)
     clusters: dict[Node, Cluster] = {}
     reasons: dict[Node, str] = {}
     fused: set[Node] = set()
@@ -200,7 +204,7 @@ def find_clusters(program: ExportedProgram, options: CompileOptions) -> Clusters
     return Clusters(tuple(clusters.values()), reasons)
 
 
-class _Search:
+class _ClusterSearch:
     def __init__(self, program: ExportedProgram, options: CompileOptions) -> None:
         self.constants = Constants(program)
         self.options = options
@@ -213,12 +217,12 @@ class _Search:
         return isinstance(source, Node) and is_dequantize(source) and source.args[0] not in self.constants
 
     def cluster(self, node: Node) -> Cluster | str:
-        """The cluster around `node`, or the reason why there is none."""
+        """Returns the cluster of `node`, or the reason why `node` is in no cluster."""
         if writes_memory(node):
             return self._write(node)
         if is_op(node, "copy") and self.constants.is_written(node.args[0]):
             name = self.constants.name_of(node.args[0])
-            return f"The value of the buffer '{name}' is copied, as it is needed after the next value is stored."
+            return f"The value of the buffer '{name}' is copied, because it is needed after the next value is stored."
         if key := left_in_float(node):
             return f"{key} leaves it in float."
         if blocked := self.blocked & names_of(node):
@@ -230,10 +234,10 @@ class _Search:
         operands = self._operands(spec, instance)
         if isinstance(operands, str):
             return operands
-        ending = self._ending(spec, node)
-        if isinstance(ending, str):
-            return ending
-        activation, quantize = ending
+        found = self._activation_and_quantize(spec, node)
+        if isinstance(found, str):
+            return found
+        activation, quantize = found
         if activation is not None and (blocked := self.blocked & names_of(activation)):
             return f"Its fused activation '{activation.name}' is in operators_not_to_delegate ('{min(blocked)}')."
         padded = self._padded(spec, instance)
@@ -246,8 +250,8 @@ class _Search:
         store = node.args[0]
         if self.constants.is_written(store):
             name = self.constants.name_of(store)
-            return f"ExecuTorch stores the next value of the buffer '{name}' with a copy, which the CPU makes."
-        return "It writes in place, which the NPU does not."
+            return f"ExecuTorch stores the next value of the buffer '{name}' by a copy on the CPU."
+        return "It writes in place, which the NPU does not support."
 
     def _operands(self, spec: OpSpec, instance: OpInstance) -> tuple[Node, ...] | str:
         operands: list[Node] = []
@@ -257,7 +261,9 @@ class _Search:
                 return self._not_quantized(instance.node)
             for operand in nodes:
                 if not (is_dequantize(operand) and is_int8(operand)):
-                    return self._not_quantized(instance.node) if spec.name != "requantize" else "Not int8."
+                    if spec.name == "requantize":
+                        return "It requantizes a value that is not int8."
+                    return self._not_quantized(instance.node)
                 operands.append(operand)
         for argument, dtype in ((spec.weight, torch.int8), (spec.bias, torch.int32)):
             constant = instance.args[argument] if argument else None
@@ -271,8 +277,8 @@ class _Search:
             operands.append(constant)
         return tuple(dict.fromkeys(operands))
 
-    def _ending(self, spec: OpSpec, node: Node) -> tuple[Node | None, Node] | str:
-        """The activation, if one is fused, and the quantize node behind."""
+    def _activation_and_quantize(self, spec: OpSpec, node: Node) -> tuple[Node | None, Node] | str:
+        """Returns the fused activation, if any, and the quantize node after it; or the reason for a rejection."""
         if spec.name == "requantize":
             return None, node
         activation: Node | None = None
@@ -281,36 +287,37 @@ class _Search:
             activation = found
             users = list(activation.users)
         if len(users) != 1 or not is_quantize(users[0]) or not is_int8(users[0]):
-            if reason := self._unquantizable(node) or self._stays_apart(node):
+            if reason := self._unquantizable(node) or self._joined_in_float_reason(node):
                 return reason
             readers = ", ".join(f"'{user.name}'" for user in users if not is_quantize(user)) or "nothing"
             return f"Its float output is read by {readers} instead of being quantized to int8."
         return activation, users[0]
 
-    def _stays_apart(self, node: Node) -> str | None:
-        """Why the quantizer left `node` in float, whose values only leave the program."""
+    def _joined_in_float_reason(self, node: Node) -> str | None:
+        """Returns why the quantizer left a concatenation that is only returned in float; None for other nodes."""
         if not is_joined_in_float(node):
             return None
         parts = dict.fromkeys(qparams_of(value) for value in node.all_input_nodes if is_dequantize(value))
         scales = f" (of scales {', '.join(f'{part.scale[0]:.3g}' for part in parts)})" if len(parts) > 1 else ""
         return (
-            f"Its values only leave the program, so its parts{scales} keep qparams of their own: each is dequantized, "
-            "and the CPU joins them in float. One scale for all would leave too few values to the finest."
+            f"Its output is only returned by the program, so its parts{scales} keep their own qparams: the CPU "
+            "dequantizes the parts and joins them in float. With one shared scale, the part with the smallest values "
+            "would lose resolution."
         )
 
     def _unquantizable(self, node: Node) -> str | None:
-        """Why the quantizer left `node` in float; None if it could have been quantized."""
+        """Returns why the quantizer left `node` in float; None if `node` can be quantized."""
         return quantizable_reason(node, self.options.target_spec, self.constants.tensor)
 
     def _not_quantized(self, node: Node) -> str:
-        reason = self._unquantizable(node) or self._stays_apart(node)
+        reason = self._unquantizable(node) or self._joined_in_float_reason(node)
         if reason is not None:
             return reason
         operands = [operand for operand in iterate_nodes(list(node.args)) if not is_dequantize(operand)]
-        return f"It is not quantized: '{operands[0].name}' comes in float." if operands else "It is not quantized."
+        return f"It is not quantized: '{operands[0].name}' is in float." if operands else "It is not quantized."
 
     def _padded(self, spec: OpSpec, instance: OpInstance) -> Padded | str | None:
-        """How to pad it, None where the NPU takes it as it is, the reason where the NPU does not take it at all."""
+        """Returns the padded lowering, None if no padding is needed, or the reason if the NPU cannot run it."""
         limits = spec.rejections(instance, instance.generation)
         if not limits:
             return None
@@ -321,12 +328,12 @@ class _Search:
         if padded.cycles < padded.cpu_cycles:
             return padded
         return (
-            f"{reason} Padded with zeros it would take about {padded.cycles} cycles there, on the CPU about "
-            f"{padded.cpu_cycles} (estimates)."
+            f"{reason} Padded with zeros, it would take about {padded.cycles} cycles on the NPU, and it takes about "
+            f"{padded.cpu_cycles} on the CPU (estimates)."
         )
 
     def _scale_rejection(self, cluster: Cluster) -> str | None:
-        """Why the kernels of the TFLite operators of `cluster` do not take its scales."""
+        """Returns why the kernels of the TFLite operators of `cluster` do not support its scales; None if they do."""
         qparams = {operand: qparams_of(operand, self.constants) for operand in cluster.operands}
         if not may_be_out_of_reach(list(qparams.values()), qparams_of(cluster.quantize)):
             return None
@@ -336,7 +343,7 @@ class _Search:
         return faults[0] if faults else None
 
     def _tensor(self, operand: Node, qparams: QParams) -> Tensor:
-        """The IR tensor that a dequantize node reads."""
+        """Returns the IR tensor that a dequantize node reads."""
         source = operand.args[0]
         assert isinstance(source, Node)
         data = self.constants.array(source)
@@ -344,7 +351,7 @@ class _Search:
         return Tensor(tuple(operand.meta["val"].shape), dtype, qparams, data)
 
     def _qparams_rejection(self, cluster: Cluster) -> str | None:
-        """Why the NPU does not take the qparams of `cluster`: the message of the first rule that it breaks."""
+        """Returns the message of the first rule for qparams that `cluster` breaks; None if it breaks none."""
         messages = (rule(cluster, self.constants, self.options) for rule in _QPARAMS_RULES)
         return next(filter(None, messages), None)
 
@@ -354,7 +361,7 @@ def _output_rejection(cluster: Cluster, _: Constants, __: CompileOptions) -> str
     if not isinstance(rule, QParams) or rule == output:
         return None
     return (
-        f"Its output has scale {output.scale[0]:.6g} and zero point {output.zero_point[0]}; the NPU yields "
+        f"Its output has scale {output.scale[0]:.6g} and zero point {output.zero_point[0]}; the NPU returns "
         f"{rule.scale[0]:.6g} and {rule.zero_point[0]}."
     )
 
@@ -363,14 +370,14 @@ def _shared_rejection(cluster: Cluster, _: Constants, __: CompileOptions) -> str
     output = qparams_of(cluster.quantize)
     if cluster.output_rule is not OutputRule.SHARED or all(qparams_of(node) == output for node in cluster.activations):
         return None
-    return "It only moves values, so its inputs and output need equal scale and zero point, and they differ."
+    return "It only moves values, so its inputs and output need equal scales and zero points, but they differ."
 
 
 def _symmetry_rejection(cluster: Cluster, _: Constants, __: CompileOptions) -> str | None:
     for name in cluster.spec.symmetric:
         zero_points = [qparams_of(node).zero_point[0] for node in iterate_nodes(cluster.instance.args[name])]
         if any(zero_points):
-            return f"Its input '{name}' has zero point {max(zero_points, key=abs)}; the NPU takes 0 only."
+            return f"Its input '{name}' has zero point {max(zero_points, key=abs)}; the NPU supports only 0."
     return None
 
 
@@ -386,8 +393,9 @@ def _flavor_rejection(cluster: Cluster, constants: Constants, options: CompileOp
     if weight is None or weight.axis is None or takes_weights_per_channel(flavor):
         return None
     return (
-        f"Its weight is per channel; neutron_converter_flavor '{flavor}' takes weights per tensor only, and SDK_25_09 "
-        "is the first that takes both. Quantize it per tensor, with weight_granularity or layers."
+        f"Its weight is quantized per channel. neutron_converter_flavor '{flavor}' supports only weights that are "
+        "quantized per tensor; SDK_25_09 is the first that supports both. Quantize the weight per tensor with the "
+        "quantizer's option weight_granularity or layers."
     )
 
 
@@ -398,7 +406,7 @@ def _bias_rejection(cluster: Cluster, constants: Constants, _: CompileOptions) -
         return None
     if _is_accumulated(qparams_of(bias, constants), qparams_of(cluster.activations[0]), weight):
         return None
-    return "Its bias needs zero point 0 and the scale of its input times that of its weight."
+    return "Its bias needs zero point 0, and a scale that is the product of the scales of its input and its weight."
 
 
 # In the order in which they are checked.
@@ -413,7 +421,7 @@ _QPARAMS_RULES: tuple[Callable[[Cluster, Constants, CompileOptions], str | None]
 
 
 def _is_accumulated(bias: QParams, inputs: QParams, weight: QParams) -> bool:
-    """Whether a bias has the qparams of the products of input and weight, the same ones for each group."""
+    """Whether a bias has zero point 0 and scales equal to input scale x weight scale, repeated for each group."""
     groups = 1 if weight.axis is None else len(bias.scale) // len(weight.scale)
     products = [inputs.scale[0] * scale for scale in weight.scale] * groups
     return (
@@ -424,7 +432,7 @@ def _is_accumulated(bias: QParams, inputs: QParams, weight: QParams) -> bool:
 
 
 def names_of(node: Node) -> set[str]:
-    """Every name under which `operators_not_to_delegate` may mean `node`."""
+    """Returns the names that match `node` in `operators_not_to_delegate`."""
     spec = OPERATORS.get(op_name(node))
     names = (*operator_names(node), *(spec.edge_targets if spec else ()))
     return {node.name} | {alias for name in names for alias in operator_aliases(name)}
@@ -442,13 +450,13 @@ def _check_names(names: frozenset[str], program: ExportedProgram) -> None:
         near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
         hint = f" Near matches: {', '.join(near)}." if near else ""
         raise OptionError(
-            f"operators_not_to_delegate names '{name}', which is no operator and no node of this program.{hint}"
+            f"operators_not_to_delegate names '{name}', which is neither an operator nor a node of this program.{hint}"
         )
 
 
 def is_int8(node: Node) -> bool:
-    """Whether a quantize or dequantize node is int8 per tensor over the whole range."""
+    """Whether a quantize or dequantize node is int8, per tensor, with quant_max 127 and quant_min -128 or -127."""
     if "per_tensor" not in op_name(node) or len(node.args) < 6:
         return False
-    # Constants quantized as symmetric weights leave -128 out.
+    # Symmetric weights exclude -128.
     return node.args[3:6] in ((-128, 127, torch.int8), (-127, 127, torch.int8))

@@ -1,4 +1,4 @@
-"""The compilation of one partition: the IR, its TFLite file, its payload."""
+"""Compiles a partition: builds and optimizes its IR, writes its TFLite model, packs its payload."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from openneutron.partition.clusters import Constants, qparams_of
 from openneutron.partition.scheduling import Partition
 from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["FormattedGraph", "PartitionGraphs", "compile_partition", "illegal_transposes", "lower_partition"]
+__all__ = ["FormattedGraph", "PartitionGraphs", "compile_partition", "lower_partition", "unsupported_transposes"]
 
 
 def lower_partition(
     constants: Constants, partition: Partition, channels_last: Callable[[Node], bool] = is_channels_last
 ) -> Graph:
-    """The optimized IR of a partition; `channels_last` says which of its inputs and outputs are NHWC."""
+    """Returns the optimized IR of a partition. An input or output is NHWC in memory if `channels_last(node)`."""
     return optimize(_built(constants, partition, channels_last), partition.target)
 
 
 def _built(constants: Constants, partition: Partition, channels_last: Callable[[Node], bool]) -> Graph:
-    """The IR of a partition as the lowerings write it."""
+    """Returns the IR of a partition before optimization."""
     qparams: dict[object, QParams] = {}
     for cluster in partition.clusters:
         for operand in cluster.operands:
@@ -53,7 +53,10 @@ def _built(constants: Constants, partition: Partition, channels_last: Callable[[
 
 @dataclass(frozen=True)
 class FormattedGraph:
-    """The IR of a partition, and which of its inputs and outputs the runtime turns to NHWC and back."""
+    """The IR of a partition, and for each input and output whether it is NHWC in the IR.
+
+    The runtime converts such a value from or to NCHW if it is NCHW in the memory of the program.
+    """
 
     graph: Graph
     inputs: tuple[bool, ...]
@@ -62,9 +65,10 @@ class FormattedGraph:
 
 @dataclass(frozen=True)
 class PartitionGraphs:
-    """The IR of the partitions of one program: each is built once for each memory order of its inputs and outputs.
+    """A cache of the IR of the partitions of one program.
 
-    The search for partitions builds some of them, and compilation takes those.
+    Each partition is built once for each combination of dim orders of its inputs and outputs. Compilation reuses the
+    IR that the search for partitions built.
     """
 
     constants: Constants
@@ -74,17 +78,17 @@ class PartitionGraphs:
     def formatted(
         self, partition: Partition, channels_last: Callable[[Node], bool] = is_channels_last
     ) -> FormattedGraph:
-        """The IR of a partition with the formats of its inputs and outputs.
+        """Returns the IR of a partition with the formats of its inputs and outputs.
 
-        `channels_last` says which inputs and outputs are NHWC in memory in the program; their formats are the same. For
-        the legacy generation, which has few transposes, the runtime converts images to NHWC and back, unless that
-        leaves more transposes inside the partition.
+        An input or output is NHWC in the memory of the program if `channels_last(node)`; its format is the same. The
+        legacy generation supports few transposes. For this generation, the runtime converts images between NCHW and
+        NHWC, unless the IR of the partition then contains more transposes.
         """
-        as_they_are = self._with_formats(partition, channels_last)
+        unchanged = self._with_formats(partition, channels_last)
         if self.options.generation is not Generation.LEGACY:
-            return as_they_are
+            return unchanged
         as_images = self._with_formats(partition, _is_image)
-        return min(as_they_are, as_images, key=lambda formatted: _transposes(formatted.graph, partition.target))
+        return min(unchanged, as_images, key=lambda formatted: _transposes(formatted.graph, partition.target))
 
     def _with_formats(self, partition: Partition, channels_last: Callable[[Node], bool]) -> FormattedGraph:
         inputs, outputs = (tuple(map(channels_last, nodes)) for nodes in (partition.inputs, partition.outputs))
@@ -118,10 +122,10 @@ class PartitionGraphs:
 def compile_partition(
     graphs: PartitionGraphs, partition: Partition, channels_last: Callable[[Node], bool] = is_channels_last
 ) -> Payload:
-    """The portable payload of a partition: its TFLite model, which the host runs and the vendor's converter takes.
+    """Returns the portable payload of a partition: its TFLite model, for the host and for the vendor's converter.
 
-    `channels_last` says which of its inputs and outputs are NHWC in memory. Raises `ModelError` for scales that LiteRT
-    cannot run.
+    An input or output is NHWC in memory if `channels_last(node)`. Raises `ModelError` for scales that LiteRT cannot
+    run.
     """
     formatted = graphs.formatted(partition, channels_last)
     model = tflite.write(formatted.graph, names=graphs.options.use_profiling)
@@ -137,7 +141,7 @@ def compile_partition(
 
 
 def _try_doubtful(graph: Graph, model: bytes, partition: Partition) -> None:
-    """Raise `ModelError` if a scale is far from ordinary and LiteRT cannot run the model in a separate process."""
+    """Raises `ModelError` if a scale is unusual and LiteRT fails to run the model, in a separate process."""
     doubtful = [op for op in graph.ops if is_doubtful(op)]
     failure = error_in_subprocess(model) if doubtful else None
     if failure is None:
@@ -146,17 +150,17 @@ def _try_doubtful(graph: Graph, model: bytes, partition: Partition) -> None:
     node = next((cluster.node for cluster in partition.clusters if cluster.node.name in origins), None)
     scales = sorted({scale for op in doubtful for scale in op.output.qparams.scale})
     raise ModelError(
-        f"LiteRT cannot run the scales that this data leads to ({failure}): they are between {scales[0]:.3g} and "
-        f"{scales[-1]:.3g}. Give inputs in other units, so that values are nearer to 1, or leave the operator to "
-        "the CPU with operators_not_to_delegate.",
+        f"LiteRT cannot run the model with the scales that calibration found ({failure}): they are between "
+        f"{scales[0]:.3g} and {scales[-1]:.3g}. Give inputs in other units, so that values are nearer to 1, or leave "
+        "the operator to the CPU with operators_not_to_delegate.",
         node=node.name if node else doubtful[0].origin,
         op=op_name(node) if node else doubtful[0].kind.name,
         source=source_of(node) if node else None,
     )
 
 
-def illegal_transposes(graph: Graph, target: NeutronTarget) -> list[Op]:
-    """The transposes that the legacy generation does not have."""
+def unsupported_transposes(graph: Graph, target: NeutronTarget) -> list[Op]:
+    """Returns the transposes that the legacy generation does not support."""
     transposes = ((op, swapped_blocks(op.inputs[0].shape, op.attrs["perm"])) for op in _transposes_of(graph))
     return [op for op, blocks in transposes if blocks is None or not is_legacy_swap(blocks, target)]
 
@@ -170,5 +174,5 @@ def _transposes_of(graph: Graph) -> list[Op]:
 
 
 def _transposes(graph: Graph, target: NeutronTarget) -> tuple[int, int]:
-    """How many there are that the legacy generation does not have, and in all."""
-    return len(illegal_transposes(graph, target)), len(_transposes_of(graph))
+    """Returns the number of transposes that the legacy generation does not support, and the number of all."""
+    return len(unsupported_transposes(graph, target)), len(_transposes_of(graph))

@@ -1,4 +1,4 @@
-"""How a model was converted: options of `convert_pt2e` that leave nothing for the NPU."""
+"""Rejects models that were converted with options of `convert_pt2e` under which no operator can run on the NPU."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _CONSTANTS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 
 
 def check_constants_are_quantized(program: ExportedProgram) -> None:
-    """Raise `OptionError` for a constant that the program would quantize. Linear in nodes.
+    """Raises `OptionError` if the program quantizes a constant at run time. Linear in nodes.
 
-    That is what `convert_pt2e(..., fold_quantize=False)` leaves. A buffer that the program writes is no constant.
+    `convert_pt2e(..., fold_quantize=False)` returns such programs. A buffer that the program writes is no constant.
     """
     signature = program.graph_signature
     constants = {
@@ -43,16 +43,16 @@ def check_constants_are_quantized(program: ExportedProgram) -> None:
 
 
 def check_quantize_is_an_operator(graph: Graph) -> None:
-    """Raise `OptionError` for arithmetic of integers in the place of quantize and dequantize. Linear in nodes.
+    """Raises `OptionError` if quantize and dequantize are written as integer arithmetic. Linear in nodes.
 
-    That is what `convert_pt2e(..., use_reference_representation=True)` leaves.
+    `convert_pt2e(..., use_reference_representation=True)` returns such graphs.
     """
     for node in graph.nodes:
         if _is_written_out_quantize(node) or node.target is torch.ops.higher_order.out_dtype:
             raise OptionError(
                 "The model was converted with use_reference_representation=True, which writes quantize and dequantize "
-                "as arithmetic of integers. The NPU's operators cannot be told from that. Call convert_pt2e(prepared) "
-                "without that option.",
+                "as integer arithmetic. OpenNeutron cannot recognize quantized operators in it. Call "
+                "convert_pt2e(prepared) without that option.",
                 node=node.name,
                 op=op_name(node),
                 source=source_of(node),
@@ -62,7 +62,7 @@ def check_quantize_is_an_operator(graph: Graph) -> None:
 def _is_written_out_quantize(node: Node) -> bool:
     """Whether `node` is the last of round, conversion to int32, add, clamp, and conversion to int8."""
     found: object = node
-    for packet in ("to", "clamp", "add", "to", "round"):  # torchao names no overloads here
+    for packet in ("to", "clamp", "add", "to", "round"):  # torchao calls the packets, without overloads
         if not isinstance(found, Node) or str(found.target).split(".")[:2] != ["aten", packet]:
             return False
         found = next(iter(found.all_input_nodes), None)

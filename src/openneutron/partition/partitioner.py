@@ -1,4 +1,4 @@
-"""The partitioner of the documented flow."""
+"""The partitioner of the documented flow, `NeutronPartitioner`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import executorch.kernels.quantized  # noqa: F401  registers the out variants that to_executorch wants
+import executorch.kernels.quantized  # noqa: F401  registers the out variants that to_executorch requires
 from executorch.exir.backend.backend_details import BackendDetails, CompileSpec
 from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
 from torch.export import ExportedProgram
@@ -34,17 +34,26 @@ __all__ = ["CpuWarning", "NeutronPartitioner", "check_cpu_operators", "compile_p
 
 
 class CpuWarning(UserWarning):
-    """Operators that run on the CPU, each with its reason."""
+    """Lists the operators that run on the CPU, each with its reason."""
 
 
 class NeutronPartitioner(Partitioner):
-    """Hands to the NPU what it takes: for `to_edge_transform_and_lower`.
+    """Assigns the operators that the NPU supports to delegates. An argument of `to_edge_transform_and_lower`.
 
-    `compile_spec` comes from `generate_neutron_compile_spec`; `neutron_target_spec`, where given, must name its target.
-    Operators left on the CPU are listed in a `CpuWarning`, and by `openneutron.placement`. The partitions are found and
-    compiled in the exported ATen program, before ExecuTorch decomposes anything. Where the option `payload` asks for
-    it, the vendor's converter makes their payloads; `dump_kernel_selection_code` then writes `KERNEL_SELECTION` in
-    `intermediates_dir`, or else in the current folder. Raises `OptionError`; in the lowering, `ConverterError`.
+    `compile_spec` comes from `generate_neutron_compile_spec`. `neutron_target_spec` (or `target`) is optional, and must
+    name the same target. The partitions are found and compiled in the exported ATen program, before ExecuTorch's
+    decompositions. A `CpuWarning` lists the operators that run on the CPU; `openneutron.placement` returns them.
+
+    Payloads are portable, unless the option `payload` selects device payloads, which the vendor's converter makes.
+    With `dump_kernel_selection_code`, the file `KERNEL_SELECTION` is then written to `intermediates_dir`, or to the
+    current folder.
+
+    Raises `OptionError` for invalid options. `to_edge_transform_and_lower` raises `ModelError` for a model that cannot
+    be lowered, and `ConverterError` if the vendor's converter is missing or fails.
+
+        spec = generate_neutron_compile_spec("imxrt700")
+        edge = to_edge_transform_and_lower(torch.export.export(module, inputs), partitioner=[NeutronPartitioner(spec)])
+        buffer = edge.to_executorch().buffer
     """
 
     KERNEL_SELECTION = "partitions_kernel_selection.c"
@@ -68,16 +77,17 @@ class NeutronPartitioner(Partitioner):
         named = neutron_target_spec or target
         if named is not None and NeutronTargetSpec(named) != self.options.target_spec:
             raise OptionError(
-                f"The compile spec is for target '{self.options.target}', the partitioner for "
-                f"'{NeutronTargetSpec(named).name}'. Give both the same."
+                f"The compile spec is for target '{self.options.target}', but the partitioner is for "
+                f"'{NeutronTargetSpec(named).name}'. Give the same target to both."
             )
-        # Which payload was asked for is no matter of the program that holds it.
+        # The .pte does not record the requested form of the payload.
         self.delegation_spec = DelegationSpec(NeutronBackend.__name__, replace(self.options, payload="auto").to_specs())
 
     def transform_for_pre_decomposition(self, exported_program: ExportedProgram) -> ExportedProgram:
-        """Find and compile the partitions; called by `to_edge_transform_and_lower`. `exported_program` is unchanged.
+        """Finds and compiles the partitions. `to_edge_transform_and_lower` calls it.
 
-        A program that `compile_placed` made is returned as it is.
+        Returns a copy of `exported_program` in which each partition is a delegate call. A result of `compile_placed` is
+        returned unchanged. Raises `OptionError`, `ModelError` and `ConverterError`.
         """
         if is_partitioned(exported_program):
             return exported_program
@@ -88,15 +98,15 @@ class NeutronPartitioner(Partitioner):
         return compile_placed(placed)
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
-        """Tag the compiled partitions of an edge program.
+        """Tags the delegate calls of an edge program. `to_edge_transform_and_lower` calls it.
 
-        Raises `OptionError` for one that never came through `transform_for_pre_decomposition`.
+        Raises `OptionError` for a program that is no result of `transform_for_pre_decomposition`.
         """
         if not is_partitioned(exported_program):
             raise OptionError(
-                "NeutronPartitioner works on the program before ExecuTorch decomposes it; to_backend() comes after. "
-                "Call to_edge_transform_and_lower(exported_program, partitioner=[NeutronPartitioner(...)]) instead of "
-                "to_edge(exported_program).to_backend(...)."
+                "NeutronPartitioner works on the program before ExecuTorch decomposes it, and to_backend() runs after "
+                "that. Call to_edge_transform_and_lower(exported_program, partitioner=[NeutronPartitioner(...)]) "
+                "instead of to_edge(exported_program).to_backend(...)."
             )
         _keep_initial_states(exported_program)
         tags: dict[str, DelegationSpec] = {}
@@ -112,9 +122,10 @@ class NeutronPartitioner(Partitioner):
 
 @typed_errors("Partitioning the program")
 def compile_placed(placed: Placed) -> ExportedProgram:
-    """Compile the partitions, with the options that they were placed with; `placed.program` is unchanged.
+    """Compiles the partitions with the options of `placed`. `placed.program` is unchanged.
 
-    Returns the program in which each partition is one operator that holds its payload. Raises `ConverterError`.
+    Returns a program in which each partition is a delegate call with its payload. Raises `ModelError` and
+    `ConverterError`.
     """
     options, partitions = placed.graphs.options, placed.partitions
     orders = assign_dim_orders(placed.program, partitions)
@@ -136,7 +147,7 @@ def _intermediates(options: CompileOptions) -> Path | None:
 
 
 def _compiled(portable: Sequence[Payload], options: CompileOptions, converter: Converter) -> Sequence[DevicePayload]:
-    """The payloads converted, and their kernel selection written where it is asked for."""
+    """Converts the payloads to device payloads, and writes the kernel selection if the options request it."""
     folder = _intermediates(options)
     compiled = compile_payloads(portable, options, converter, intermediates_dir=folder)
     selection = kernel_selection_of(compiled, converter)
@@ -146,18 +157,18 @@ def _compiled(portable: Sequence[Payload], options: CompileOptions, converter: C
 
 
 def _keep_initial_states(program: ExportedProgram) -> None:
-    """Make ExecuTorch write the initial values of states into the program; otherwise their memory is uninitialized."""
+    """Marks states so that ExecuTorch stores their initial values; otherwise their memory is uninitialized."""
     signature = program.graph_signature
     written = set(signature.buffers_to_mutate.values())
     for node in program.graph.nodes:
         if node.op == "placeholder" and signature.inputs_to_buffers.get(node.name) in written:
             node.meta["et_init_buffer"] = True
-            # The buffer may require gradients. ExecuTorch's passes run the write to it, which torch refuses then.
+            # ExecuTorch's passes run the write, and torch refuses to write to a buffer that requires gradients.
             node.meta["val"] = node.meta["val"].detach()
 
 
 def _traces(partition: Partition, compiled: DevicePayload) -> list[Trace]:
-    """The partition's operators, each with the kernels that compute it."""
+    """Returns the operators of a partition, each with the kernels that compute it."""
     kernels = compiled.kernels
     nodes = [cluster.node for cluster in partition.clusters] if kernels else []
     return [
@@ -175,7 +186,10 @@ def _traces_after(node: Node) -> Iterator[Node]:
 
 
 def _refuse_second_backend() -> None:
-    """ExecuTorch finds a backend by its class's name, which is the same for its own one and for ours."""
+    """Raises `OptionError` if ExecuTorch's own NXP backend was imported, which has the same class name.
+
+    ExecuTorch finds a backend by the name of its class.
+    """
     named = [backend for backend in BackendDetails.__subclasses__() if backend.__name__ == NeutronBackend.__name__]
     others = [f"{backend.__module__}" for backend in named if backend is not NeutronBackend]
     if others:
@@ -199,7 +213,7 @@ def _warn(rows: Sequence[Placement]) -> None:
 
 
 def cpu_message(rows: Sequence[Placement]) -> str:
-    """The message that lists each CPU operator with its reason, and says so if the NPU runs nothing."""
+    """Returns a message that lists each CPU operator with its reason, and tells if nothing runs on the NPU."""
     if not rows:
         return "Nothing of this program runs on the NPU: it has no operators."
     lines = "\n".join(_describe(row) for row in rows if row.where == "cpu")

@@ -1,4 +1,4 @@
-"""What runs where, and why not on the NPU."""
+"""Places each operator on the NPU or the CPU, and gives the reason for each operator on the CPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from openneutron.partition.conversions import check_constants_are_quantized, che
 from openneutron.partition.qdq_propagation import Propagated, propagate_qdq
 from openneutron.partition.scheduling import Partition, partitions_of
 from openneutron.partition.states import states_in_int8
-from openneutron.partition.transposes import leave_transposes_to_the_cpu
+from openneutron.partition.transposes import reject_unsupported_transposes
 
 __all__ = ["Placed", "Placement", "place", "placement"]
 
@@ -29,72 +29,81 @@ class Placement:
     """Where one operator of the quantized graph runs."""
 
     node: str
-    """Name of its node."""
+    """The name of its node."""
     op: str
-    """Its name in the edge dialect."""
+    """The name of the operator in the edge dialect."""
     where: str
     """"npu" or "cpu"."""
     partition: int | None
-    """Which delegate it is in; None on the CPU."""
+    """The number of its delegate, from 0; None on the CPU."""
     reason: str | None
-    """Why it is on the CPU; None on the NPU."""
+    """The reason why it is on the CPU; None on the NPU."""
     source: str | None
-    """The user's "file:line", where known; in a plain `nn.Sequential`, no line of the user's calls it."""
+    """The user's source line as "file:line"; None if unknown, as for modules that an `nn.Sequential` calls."""
     module: str | None
-    """Name of the innermost module that calls it, as `layers` takes it ("" for the model itself), where known."""
+    """The name of the innermost module that calls it, in the form of the option `layers`; "" for the model itself.
+
+    None if unknown.
+    """
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A program's partitions, and a row for each operator in graph order.
+    """The partitions of a program, and a row for each operator in graph order.
 
-    `program` is what the partitions are of: the one that was asked about, without its float islands.
+    `program` is the given program after `states_in_int8` and `propagate_qdq`; the partitions refer to its nodes.
     """
 
     program: ExportedProgram
     partitions: tuple[Partition, ...]
     rows: tuple[Placement, ...]
     graphs: PartitionGraphs
-    """The IR of the partitions, as far as the search for them built it."""
+    """The cache of the IR of the partitions, filled as far as the search for partitions built it."""
 
 
 def placement(program: ExportedProgram, compile_spec: Sequence[CompileSpec] | CompileOptions) -> tuple[Placement, ...]:
-    """Where each operator of a quantized, exported program runs: one row each, quantize and dequantize left out.
+    """Returns where each operator of a quantized, exported program runs, in graph order.
 
-    `program` is what `torch.export.export` makes of the converted module. Raises `OptionError`.
+    `program` is the result of `torch.export.export` for the converted module; `compile_spec` comes from
+    `generate_neutron_compile_spec`. The program is not changed. Each operator has one row, except quantize and
+    dequantize; a requantization has one. Raises `OptionError`.
+
+        for row in placement(torch.export.export(converted, inputs), generate_neutron_compile_spec("imxrt700")):
+            print(row.op, row.where, row.reason)
     """
     options = compile_spec if isinstance(compile_spec, CompileOptions) else CompileOptions.from_specs(compile_spec)
     return place(program, replace(options, intermediates_dir=None)).rows
 
 
 def place(program: ExportedProgram, options: CompileOptions) -> Placed:
-    """Find the partitions of a program. Linear in its nodes.
+    """Finds the partitions of a program, which is not changed. Linear in its nodes.
 
-    Raises `OptionError` for a model that was converted with options of `convert_pt2e` that leave nothing for the NPU.
+    Raises `OptionError` for invalid options, and for a model that was converted with `fold_quantize=False` or
+    `use_reference_representation=True`.
     """
     check_quantize_is_an_operator(program.graph)
     check_constants_are_quantized(program)
     driver: Driver[Propagated] = Driver("place", _text, _lint, options.intermediates_dir)
-    bridged = driver.run(
+    propagated = driver.run(
         "states_in_int8",
-        "keep states as int8 codes where they are read and written with the same qparams",
+        "keep states as int8 codes if they are read and written with the same qparams",
         lambda given: Propagated(states_in_int8(given.program)),
         Propagated(program),
     )
-    bridged = driver.run(
+    propagated = driver.run(
         "propagate_qdq",
         "quantize float operators that only move values",
         lambda given: propagate_qdq(given.program, options),
-        bridged,
+        propagated,
     )
-    graphs = PartitionGraphs(Constants(bridged.program), options)
-    found = leave_transposes_to_the_cpu(bridged.program, find_clusters(bridged.program, options), graphs)
-    partitions, no_compute = partitions_of(bridged.program, found)
+    graphs = PartitionGraphs(Constants(propagated.program), options)
+    found = reject_unsupported_transposes(propagated.program, find_clusters(propagated.program, options), graphs)
+    partitions, no_compute = partitions_of(propagated.program, found)
     program = driver.run(
-        "remove_unused_bridges",
+        "remove_unused_qdq",
         "remove the quantization that propagate_qdq added around operators that stay on the CPU",
         lambda given: given.for_clusters(cluster for partition in partitions for cluster in partition.clusters),
-        bridged,
+        propagated,
     ).program
     driver.finish()
     reasons = {**found.reasons, **no_compute}
@@ -113,12 +122,12 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
     return Placed(program, partitions, tuple(rows), graphs)
 
 
-def _text(bridged: Propagated) -> str:
-    return str(bridged.program.graph_module.print_readable(print_output=False))
+def _text(propagated: Propagated) -> str:
+    return str(propagated.program.graph_module.print_readable(print_output=False))
 
 
-def _lint(bridged: Propagated, _: str) -> None:
-    bridged.program.graph.lint()
+def _lint(propagated: Propagated, _: str) -> None:
+    propagated.program.graph.lint()
 
 
 def _row(node: Node, partition: int | None, reason: str | None) -> Placement:

@@ -1,4 +1,4 @@
-"""An exported program around another graph."""
+"""Builds an exported program from another program and a graph."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ def with_graph(
     constants: Mapping[str, torch.Tensor] | None = None,
     state: Mapping[str, torch.Tensor] | None = None,
 ) -> ExportedProgram:
-    """`program` with `graph`, in which `copies` of its inputs stand; `inputs` are its own specs unless given.
+    """Returns `program` with another graph.
 
-    `constants` and `state`, by name, are more than it has, or in place of what it has. Nothing is copied but the
-    signature.
+    `copies` maps nodes of the program to nodes of `graph`, and contains at least the inputs. `inputs` are the input
+    specs, by default those of the program. `constants` and `state` are added to those of the program, or replace those
+    of the same name. Only the signature is copied.
     """
     names = {old.name: new.name for old, new in copies.items()}
     signature = program.graph_signature
     returned = output_node(graph).args[0]
-    assert isinstance(returned, (tuple, list))  # as torch.export writes it
+    assert isinstance(returned, (tuple, list))  # torch.export guarantees this
     return ExportedProgram(
         root=GraphModule(program.graph_module, graph),
         graph=graph,
@@ -56,10 +57,10 @@ def with_graph(
 
 
 def _in_plain_containers(program: ExportedProgram) -> dict[str, Any]:
-    """The program's call graph and example inputs, flat if ExecuTorch cannot serialize their containers.
+    """Returns the program's call graph and example inputs, flattened if ExecuTorch cannot serialize their containers.
 
-    ExecuTorch writes the registered name of each container's type. `torch.export.register_dataclass` registers none
-    unless it is given one.
+    ExecuTorch writes the registered name of each container's type. `torch.export.register_dataclass` registers no name
+    by default.
     """
     root, *others = program.module_call_graph
     signature, examples = root.signature, program.example_inputs
@@ -86,5 +87,8 @@ def _name(spec: InputSpec) -> str:
 
 
 def _named(spec: Spec, name: str | None) -> Spec:
-    """torch.fx gives a placeholder named like a builtin ('input') another name; an output may be another node."""
+    """Returns the spec with another name.
+
+    torch.fx renames a placeholder that has the name of a builtin ('input'), and an output may be another node.
+    """
     return spec if name is None else replace(spec, arg=replace(spec.arg, name=name))

@@ -1,4 +1,4 @@
-"""Programs that take and return int8: no quantize node at their inputs, no dequantize node at their outputs."""
+"""Removes quantize at the inputs and dequantize at the outputs of a program, which then takes and returns int8."""
 
 from __future__ import annotations
 
@@ -23,17 +23,21 @@ _DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 
 
 class FloatIOWarning(UserWarning):
-    """Inputs and outputs that `int8_io` leaves in float, each with its reason."""
+    """Lists the inputs and outputs that `int8_io` leaves in float, each with its reason."""
 
 
 def int8_io(program: ExportedProgram) -> dict[str, float | int]:
-    """Give a quantized, exported program int8 inputs and outputs, in place; returns their qparams.
+    """Changes the inputs and outputs of a quantized, exported program to int8, in place. Returns their qparams.
 
-    It computes of int8 what it computed of their dequantized values. The qparams are for
-    `to_edge_transform_and_lower(program, constant_methods=...)`: each becomes a method of the `.pte`, under the name
-    that ExecuTorch's own passes give it ("input0_scale", "input0_zp", "output0_scale"). An input that nothing
-    quantizes and an output that is computed in float stay in float; a `FloatIOWarning` says which and why. Linear in
-    nodes.
+    Results are those of the dequantized inputs, quantized with the qparams of the outputs. The returned qparams are an
+    argument of `to_edge_transform_and_lower(program, constant_methods=...)`. Each becomes a method of the `.pte`, under
+    the name that ExecuTorch's passes use: "input0_scale", "input0_zp", "input0_quant_min", "input0_quant_max",
+    "input0_dtype", and the same for "output0". An input without a quantize to int8, and an output that is computed in
+    float, remain float32; a `FloatIOWarning` lists them with reasons. Linear in nodes.
+
+        program = torch.export.export(converted, inputs)
+        methods = int8_io(program)
+        edge = to_edge_transform_and_lower(program, partitioner=[partitioner], constant_methods=methods)
     """
     qparams: dict[str, float | int] = {}
     left: list[str] = []
@@ -49,30 +53,34 @@ def int8_io(program: ExportedProgram) -> dict[str, float | int]:
             qparams |= _constant_methods("input", index, quantize.args[1:])
         else:
             readers = ", ".join(f"'{reader.name}' ({op_name(reader)})" for reader in node.users)
-            left.append(f"  input {index}, '{name}': it is read in float by {readers or 'nothing'}.")
+            reason = f"it is read in float by {readers}" if readers else "nothing reads it"
+            left.append(f"  input {index}, '{name}': {reason}.")
     constants = Constants(program)
     for index, position in enumerate(_user_outputs(program)):
         node = _returned(program)[position]
         if not isinstance(node, Node) or not _is_float(node):
             continue
-        node = _quantized_alike(node)
+        node = _with_shared_qparams(node)
         source = node.args[0] if node.target is _DEQUANTIZE and node.args[5] == torch.int8 else None
         if isinstance(source, Node) and source not in constants:
             _return_int8(program, position, source)
             qparams |= _constant_methods("output", index, node.args[1:])
         else:
             origin, cost = _origin(node, constants), _cost_of_joining(node)
-            left.append(f"  output {index}, '{node.name}': {origin} it in float.{cost}")
+            left.append(f"  output {index}, '{node.name}': {origin} in float.{cost}")
     _name_outputs(program)
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
     if left:
-        warnings.warn("These stay in float:\n" + "\n".join(left), FloatIOWarning, stacklevel=2)
+        warnings.warn("These inputs and outputs remain in float:\n" + "\n".join(left), FloatIOWarning, stacklevel=2)
     return qparams
 
 
-def _quantized_alike(node: Node) -> Node:
-    """`node`, or a quantize and dequantize behind it if all parts that it joins in float have the same qparams."""
+def _with_shared_qparams(node: Node) -> Node:
+    """Inserts quantize and dequantize after a concatenation in float if all its parts have the same qparams.
+
+    Returns the dequantize; for any other node, the node itself.
+    """
     found: set[tuple[Any, ...]] = set()
     pending = [node]
     while pending:
@@ -96,13 +104,13 @@ def _quantized_alike(node: Node) -> Node:
 
 
 def _cost_of_joining(node: Node) -> str:
-    """A sentence with the cost of an output that the CPU joins in float; "" for any other output."""
+    """Returns a sentence about the bytes of an output that the CPU concatenates in float; "" for any other output."""
     if not is_joined_in_float(node):
         return ""
     size = node.meta["val"].numel()
     return (
-        f" Its parts have different qparams, so the CPU dequantizes and joins them: {4 * size:,} bytes instead of "
-        f"{size:,}. For int8, return the parts as separate outputs."
+        f" Its parts have different qparams, so the CPU dequantizes and concatenates them: {4 * size:,} bytes instead "
+        f"of {size:,}. For int8, return the parts as separate outputs."
     )
 
 
@@ -113,17 +121,19 @@ def _is_float(node: Node) -> bool:
 
 def _origin(node: Node, constants: Constants) -> str:
     if node in constants:
-        return "it is a constant; the program holds"
-    return "it is an input; the caller gives" if node.op == "placeholder" else f"{op_name(node)} yields"
+        return "it is a constant that the program stores"
+    if node.op == "placeholder":
+        return "it is an input that the caller gives"
+    return f"{op_name(node)} returns it"
 
 
 def _quantize_of(node: Node) -> Node | None:
-    """The first operator that quantizes `node` to int8."""
+    """Returns the first quantize to int8 that reads `node`; None if there is none."""
     return next((user for user in node.users if user.target is _QUANTIZE and user.args[5] == torch.int8), None)
 
 
 def _take_int8(node: Node, quantize: Node) -> None:
-    """Make the input `node` what `quantize` yields; who reads it otherwise reads it dequantized."""
+    """Changes the input `node` to int8 with the qparams of `quantize`. Other readers read a dequantize of it."""
     value, qparams = node.meta["val"], quantize.args[1:]
     readers = list(node.users)
     equal = [reader for reader in readers if reader.target is _QUANTIZE and reader.args[1:] == qparams]
@@ -148,19 +158,19 @@ def _quantize_example(program: ExportedProgram, index: int, qparams: tuple[Any, 
 
 
 def _user_outputs(program: ExportedProgram) -> list[int]:
-    """Positions of the outputs that users see among all that the graph returns."""
+    """Returns the positions of the user's outputs among all outputs of the graph."""
     specs = program.graph_signature.output_specs
     return [position for position, spec in enumerate(specs) if spec.kind is OutputKind.USER_OUTPUT]
 
 
 def _returned(program: ExportedProgram) -> list[Any]:
-    """What the graph returns."""
+    """Returns the outputs of the graph."""
     values: Any = output_node(program.graph).args[0]
     return list(values)
 
 
 def _name_outputs(program: ExportedProgram) -> None:
-    """Update the names of outputs in the signature: a returned input may be followed by a dequantize now."""
+    """Updates the names of outputs in the signature: a returned input may be followed by a dequantize now."""
     specs = program.graph_signature.output_specs
     for position, value in enumerate(_returned(program)):
         if isinstance(value, Node) and specs[position].arg.name != value.name:
@@ -175,7 +185,7 @@ def _return_int8(program: ExportedProgram, position: int, value: Node) -> None:
 
 
 def _constant_methods(kind: str, index: int, qparams: tuple[Any, ...]) -> dict[str, float | int]:
-    """The qparams of an input or output by the names of ExecuTorch's `QuantizeInputs` and `QuantizeOutputs`."""
+    """Returns the qparams of an input or output by the names of ExecuTorch's `QuantizeInputs`, `QuantizeOutputs`."""
     from executorch.exir.passes.quantize_io_pass import get_config_method_name
     from executorch.exir.tensor import scalar_type_enum
 

@@ -1,4 +1,4 @@
-"""Keeps the states of a quantized program as int8 codes, where they are read and written with the same qparams."""
+"""Stores the states of a quantized program as int8 codes if they are read and written with the same qparams."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ __all__ = ["states_in_int8"]
 
 
 def states_in_int8(program: ExportedProgram) -> ExportedProgram:
-    """Rules, linear in nodes and uses; `program` itself is not changed. All writes in place follow all reads then:
+    """Applies these rules to a copy of `program`. Linear in nodes and uses.
 
-    1. A state is kept as codes if all readers quantize it with the same qparams and its next value is dequantized with
-       them.
+    1. A state is stored as int8 codes if all readers quantize it with the same qparams and its next value is
+       dequantized with them.
     2. The copy that `hold_states` made is removed: ExecuTorch stores all next values after the last read.
-    3. A value that is returned or stored is copied first if it lies in the memory of a state, as the write of that
+    3. A value that is returned or stored is copied first if it is a view of a state, because the write of that
        state would overwrite it.
 
-    Rule 1 changes no result: to dequantize codes and quantize them with the same qparams yields the same codes.
+    Rule 1 changes no result: dequantize and quantize with the same qparams return the same codes. In the copy, all
+    writes in place follow all reads.
     """
     program = _functionalized(program)
     if not any(map(is_state, program.graph.nodes)):
@@ -53,14 +54,14 @@ def states_in_int8(program: ExportedProgram) -> ExportedProgram:
         del copies[originals[state]]
         graph.erase_node(state)
         stores.add(store)
-    _copy_what_lies_in(graph, stores)
+    _copy_views(graph, stores)
     saved = {name: value for name, value in changed.items() if name in program.state_dict}
     others = {name: value for name, value in changed.items() if name not in saved}
     return with_graph(program, graph, copies, state=saved, constants=others)
 
 
 def _functionalized(program: ExportedProgram) -> ExportedProgram:
-    """`program`, functionalized if a write in place precedes a read or is to a part of a buffer.
+    """Returns `program`, functionalized if a write in place precedes a read or writes only a part of a buffer.
 
     Graphs from `hold_states` have no such writes; other exported graphs may.
     """
@@ -82,7 +83,7 @@ def _is_last(write: Node, store: object, position: dict[Node, int]) -> bool:
 
 
 def _qargs(state: Node, write: Node) -> tuple[Any, ...] | None:
-    """The qparams with which all readers and the write quantize a state; None if they differ or one is in float."""
+    """Returns the qparams with which all readers and the write quantize a state; None if they differ."""
     value = next_value(write)
     if not is_dequantize(value) or not is_int8(value) or not state.users:
         return None
@@ -91,7 +92,7 @@ def _qargs(state: Node, write: Node) -> tuple[Any, ...] | None:
 
 
 def _keep_codes(state: Node, write: Node, qargs: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
-    """Rule 1; returns the codes of the initial `value`."""
+    """Applies rule 1 to one state; returns the int8 codes of its initial `value`."""
     store, dequantize = store_of(state), next_value(write)
     readers = list(state.users)
     store.meta["val"] = readers[0].meta["val"]
@@ -105,17 +106,17 @@ def _keep_codes(state: Node, write: Node, qargs: tuple[Any, ...], value: torch.T
     return torch.ops.quantized_decomposed.quantize_per_tensor.default(value.detach().float(), *qargs)  # type: ignore[no-any-return]
 
 
-def _copy_what_lies_in(graph: Graph, stores: set[Node]) -> None:
-    """Rule 3."""
-    lies_in = set(stores)
+def _copy_views(graph: Graph, stores: set[Node]) -> None:
+    """Applies rule 3."""
+    views = set(stores)
     for node in graph.nodes:
-        if node.args and node.args[0] in lies_in and may_alias(node) and not writes_memory(node):
-            lies_in.add(node)
+        if node.args and node.args[0] in views and may_alias(node) and not writes_memory(node):
+            views.add(node)
     copied: dict[Node, Node] = {}
     first_write = next(node for node in graph.nodes if _is_write_to(node, stores))
 
     def separate(value: Node) -> Node:
-        if value not in lies_in:
+        if value not in views:
             return value
         if value not in copied:
             with graph.inserting_before(first_write):

@@ -1,4 +1,4 @@
-"""The transposes that a partition is left with, and what the legacy generation makes of them."""
+"""Rejects clusters that need a transpose which the legacy generation does not support."""
 
 from __future__ import annotations
 
@@ -9,49 +9,50 @@ from torch.fx import Node
 
 from openneutron.ir.graph import Graph, Op
 from openneutron.partition.clusters import Cluster, Clusters
-from openneutron.partition.compile import PartitionGraphs, illegal_transposes
+from openneutron.partition.compile import PartitionGraphs, unsupported_transposes
 from openneutron.partition.dim_orders import assign_dim_orders
 from openneutron.partition.scheduling import Partition, partitions_of
 from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["leave_transposes_to_the_cpu"]
+__all__ = ["reject_unsupported_transposes"]
 
 Blame = Callable[[Partition, Graph, Op], Iterable[Cluster]]
 
 
-def leave_transposes_to_the_cpu(program: ExportedProgram, found: Clusters, graphs: PartitionGraphs) -> Clusters:
-    """For the legacy generation, `found` without what would put transposes into a partition that it does not have.
+def reject_unsupported_transposes(program: ExportedProgram, found: Clusters, graphs: PartitionGraphs) -> Clusters:
+    """Removes clusters from `found` until the legacy generation supports all transposes of all partitions.
 
-    Most transposes cancel or become the runtime's conversions of inputs and outputs, so this is known only once a
-    partition is compiled. The operator that wants its values in that order goes first; where transposes still are
-    left, so does the whole partition. Linear in operators for each partition that goes.
+    Returns `found` unchanged for other generations. Most transposes cancel, or become conversions of inputs and
+    outputs by the runtime, so the transposes of a partition are known only after its IR is optimized. The first round
+    rejects the operators that need the transposed order. Later rounds reject all clusters of a partition in which
+    unsupported transposes remain. Linear in operators for each rejected partition.
     """
     if graphs.options.generation is not Generation.LEGACY:
         return found
     target = graphs.options.target_spec.neutron_target
-    blame: Blame = _who_asks
+    blame: Blame = _requesters
     while rejected := _rejected(program, found, graphs, blame):
         reasons = {cluster.node: _reason(op, target) for cluster, op in rejected.items()}
         kept = tuple(cluster for cluster in found.clusters if cluster not in rejected)
-        found, blame = Clusters(kept, {**found.reasons, **reasons}), _everyone
+        found, blame = Clusters(kept, {**found.reasons, **reasons}), _all_clusters
     return found
 
 
 def _rejected(program: ExportedProgram, found: Clusters, graphs: PartitionGraphs, blame: Blame) -> dict[Cluster, Op]:
-    """The clusters to leave to the CPU, each with the first transpose that it is blamed for."""
+    """Returns the clusters to reject, each with the first unsupported transpose that `blame` attributes to it."""
     rejected: dict[Cluster, Op] = {}
     partitions, _ = partitions_of(program, found)
     orders = assign_dim_orders(program, partitions)
     for partition in partitions:
         graph = graphs.formatted(partition, orders.is_channels_last).graph
-        for op in illegal_transposes(graph, partition.target):
+        for op in unsupported_transposes(graph, partition.target):
             for cluster in blame(partition, graph, op):
                 rejected.setdefault(cluster, op)
     return rejected
 
 
-def _who_asks(partition: Partition, graph: Graph, op: Op) -> Iterable[Cluster]:
-    """The operator that wants the values in order: the transpose's origin, or what yields the outputs it ends in."""
+def _requesters(partition: Partition, graph: Graph, op: Op) -> Iterable[Cluster]:
+    """Returns the clusters that need a transpose: its origin, or the clusters of the outputs that depend on it."""
     by_name = {cluster.node.name: cluster for cluster in partition.clusters}
     if op.origin in by_name:
         return [by_name[op.origin]]
@@ -64,13 +65,13 @@ def _who_asks(partition: Partition, graph: Graph, op: Op) -> Iterable[Cluster]:
     return [by_output[node] for node, tensor in outputs if id(tensor) in reached] or partition.clusters
 
 
-def _everyone(partition: Partition, _: Graph, __: Op) -> Iterable[Cluster]:
+def _all_clusters(partition: Partition, _: Graph, __: Op) -> Iterable[Cluster]:
     return partition.clusters
 
 
 def _reason(op: Op, target: NeutronTarget) -> str:
     return (
         f"{target.name} would have to transpose {op.inputs[0].shape} by {op.attrs['perm']} for it. The legacy "
-        "generation swaps two runs of dimensions, one of which holds a multiple of the MACs of a pipeline, and nothing "
-        f"else. {target.granularity_note}"
+        "generation only supports a swap of two adjacent blocks of dimensions, the size of one of which is a multiple "
+        f"of the MACs of a pipeline. {target.granularity_note}"
     )
