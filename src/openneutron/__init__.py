@@ -1,6 +1,13 @@
-"""Converts PyTorch models to int8 ExecuTorch programs for NXP's eIQ Neutron NPU. Needs no vendor SDK.
+"""Converts PyTorch models to int8 ExecuTorch programs for NXP's eIQ Neutron NPU, and runs them on the host.
 
-Public names are imported on first use, so that importing this package imports neither torch nor ExecuTorch.
+Only device programs need NXP's converter. The short flow:
+
+    quantized = openneutron.quantize(model.eval(), example_inputs, calibration)
+    program = openneutron.lower(quantized, target="imxrt700")
+    program.save("model.pte")
+    outputs = program.run(*example_inputs)
+
+The package imports a public name on its first use, so `import openneutron` imports neither torch nor ExecuTorch.
 """
 
 from __future__ import annotations

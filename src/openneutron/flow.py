@@ -1,4 +1,4 @@
-"""The short way: the six steps of the documented flow in two calls."""
+"""The short flow: `quantize` and `lower` call the six steps of the documented flow."""
 
 from __future__ import annotations
 
@@ -54,25 +54,27 @@ __all__ = ["NeutronProgram", "QuantizedModel", "lower", "quantize"]
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """A converted model: `module` is what `convert_pt2e` returned, a regular PyTorch model."""
+    """A converted model. `quantize` returns it, and `lower` takes it."""
 
     module: GraphModule
+    """The result of `convert_pt2e`, a regular PyTorch model."""
     example_inputs: tuple[Any, ...]
-    """The positional arguments that it was exported with."""
+    """The positional arguments that the model was exported with."""
     target: str
+    """The name of the target that the model was quantized for."""
     reference: GraphModule | None = field(default=None, repr=False)
-    """The float graph that was annotated: what `module` computes but for its rounding, by the same names of nodes."""
+    """The float graph that was annotated. It computes the values of `module` without rounding, under the same names."""
     recipe: Recipe | None = None
-    """What `recover` did; as `recover`, it does the same again."""
+    """The recipe that was followed. `quantize(..., recover=recipe)` follows it again."""
     trials: tuple[Trial, ...] = field(default=(), repr=False)
     """With `recover="best"`, the recipes that were tried, in order."""
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """The keyword arguments that it was exported with."""
+    """The keyword arguments that the model was exported with."""
     parameters: frozenset[str] = field(default=frozenset(), repr=False)
-    """Digests of the float model's parameters, with which `analyze` recognizes that model."""
+    """Digests of the float model's parameters. `analyze` compares them with those of the model that it gets."""
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Run the converted module; numpy arrays are taken as tensors. State is kept until the next call."""
+        """Runs the converted module on tensors or numpy arrays. Returns tensors. State is kept between calls."""
         return self.module(*tree_map(to_tensors, inputs), **tree_map(to_tensors, named))
 
     def __str__(self) -> str:
@@ -82,55 +84,57 @@ class QuantizedModel:
 
     @property
     def examples(self) -> Examples:
-        """The arguments that it was exported with."""
+        """The positional and keyword arguments that the model was exported with."""
         return Examples(self.example_inputs, self.example_kwargs)
 
     def reset(self) -> None:
-        """Restore the state that the module had when the model was exported."""
+        """Restores the state that the module had when the model was exported."""
         reset(self.module)
 
 
 @dataclass(frozen=True)
 class NeutronProgram:
-    """A lowered program."""
+    """A lowered program: a `.pte` and its placement. `lower` returns it."""
 
     buffer: bytes = field(repr=False)
-    """The bytes of the `.pte`: for the device where `is_device`, else portable."""
+    """The bytes of the `.pte`: a device program if `is_device`, else a portable program."""
     placement: tuple[Placement, ...]
-    """One row per operator of the quantized graph: where it runs, and why."""
+    """One row per operator of the quantized graph, with its processor and the reason."""
     target: str = "imxrt700"
-    """The target that it was lowered for."""
+    """The name of the target that the program was lowered for."""
     device_source: bytes | None = field(default=None, repr=False)
-    """The portable `.pte` that a device program was made of, which the host runs; None for a portable program."""
+    """The portable `.pte` from which a device program was compiled. The host runs it. None for a portable program."""
     kernel_selection: str | None = field(default=None, repr=False)
-    """The C source that `dump_kernel_selection_code` asked for."""
+    """The C source that `dump_kernel_selection_code` requests; None without that option."""
     kernels: tuple[tuple[Kernel, ...], ...] = ()
-    """With `use_profiling`, for each delegate of a device program the NPU's kernels in the order in which its profile
-    has them; their `nodes` are those of `placement`, which has the source lines."""
+    """With `use_profiling`, the NPU's kernels of each delegate of a device program, in the order of its profile.
+
+    The `nodes` of a kernel are nodes of `placement`, which has the source lines.
+    """
     leaves: tuple[Leaf, ...] | None = field(default=None, repr=False)
-    """The path of each input in the arguments of `forward`; None if it is not known."""
+    """The path of each input of the `.pte` in the arguments of `forward`; None if unknown."""
 
     @property
     def is_device(self) -> bool:
-        """Whether `buffer` holds microcode, which only the board runs."""
+        """Whether `buffer` contains microcode, which only the board runs."""
         return self.device_source is not None
 
     @property
     def portable(self) -> bytes:
-        """The bytes of the portable `.pte`, which the host runs."""
+        """The bytes of the portable `.pte`. The host runs it."""
         return self.buffer if self.device_source is None else self.device_source
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """Shape and dtype of each input as the `.pte` has them, and the qparams of those that `int8_io` made int8.
+        """The shape and dtype of each input of the `.pte`, and the qparams of inputs that `int8_io` changed to int8.
 
-        A `TensorInfo` for a tensor, a `ConstantInfo` for a number, a truth value, a text or None.
+        An entry is a `TensorInfo` for a tensor, and a `ConstantInfo` for a number, a bool, a string or None.
         """
         return self._loaded.inputs
 
     @property
     def outputs(self) -> tuple[Any, ...]:
-        """The same of each output."""
+        """The shape and dtype of each output of the `.pte`, in the form of `inputs`."""
         return self._loaded.outputs
 
     def __str__(self) -> str:
@@ -139,24 +143,26 @@ class NeutronProgram:
         return summary_of_program(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the `.pte`: beside, then renamed. Raises `OutputError` where that cannot be done.
+        """Writes `buffer` to `path`, in a temporary file that is then renamed. Raises `OutputError` if that fails.
 
-        With `kernel_selection`, that goes beside it: "model_kernel_selection.c" for "model.pte".
+        `kernel_selection`, if any, is written to the same folder: "model_kernel_selection.c" for "model.pte".
         """
         write_file(path, self.buffer)
         if self.kernel_selection is not None:
             write_file(kernel_selection_path(Path(path)), self.kernel_selection.encode())
 
     def run(self, *inputs: Any, **named: Any) -> Any:
-        """Run the program on this machine, its portable form: as `HostProgram.run`.
+        """Runs the portable program on this machine, like `HostProgram.run`.
 
-        It is loaded once, and keeps its state from one call to the next. Any thread may call this; calls wait for each
-        other.
+        Takes tensors or numpy arrays of the shapes and dtypes of `inputs`, as the arguments of `forward`. Returns one
+        tensor for a program with one output, else a tuple. The program is loaded once and keeps its state between
+        calls. Calls from several threads run one after the other. Raises `InputError` for inputs that the program does
+        not take, `HostError` if the run fails, and `NativeModuleError` if the native module is not installed.
         """
         return self._loaded.run(*inputs, **named)
 
     def reset(self) -> None:
-        """Restore the initial state of the program. Does nothing to a program without state."""
+        """Restores the initial state of the program. Does nothing for a program without state."""
         self._loaded.reset()
 
     @functools.cached_property
@@ -164,14 +170,14 @@ class NeutronProgram:
         return HostProgram(self.portable, leaves=self.leaves)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the loaded program, which is of this process."""
+        """Returns the fields for pickling. The loaded program is left out, because it belongs to this process."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def estimate(self, target: str | NeutronTargetSpec | None = None) -> Estimate:
-        """What the NPU's part will need: bytes of scratch and weights, cycles, by layer and in all; whether it fits.
+        """Estimates the cycles of the NPU and the bytes of scratch memory and weights, by layer and in total.
 
-        An estimate, never a measurement; made without the vendor's SDK. `target` is the program's own unless given.
-        Raises `TargetError`.
+        The estimate tells whether the program fits into the memory of `target`, by default the program's own target. It
+        needs no vendor SDK, and it is not a measurement. Raises `TargetError` for an unknown target.
         """
         from openneutron.report.inspect import inspect_bytes
 
@@ -194,33 +200,38 @@ def quantize(
     progress: bool | None = None,
     **quantizer_options: Any,
 ) -> QuantizedModel:
-    """Export, prepare, calibrate and convert `model`.
+    """Exports, prepares, calibrates and converts `model`. Returns the quantized model.
 
-    `model` is a module in eval mode; an exported program, its module or its file (.pt2), a traced or scripted module
-    and a function are taken, too (`exporting.as_module`). `example_inputs` are what it is called with, of the shapes
-    that the program will take: a tensor, a tuple of forward's arguments, or a mapping from their names; arguments are
-    float32 tensors or numpy arrays, numbers, text and None, also in tuples, dicts and dataclasses. What is no tensor
-    becomes a constant of the program. `calibration` yields inputs as the model takes them: tensors, tuples, or mappings
-    by the names of forward's arguments; a data set, a DataLoader, a tensor of samples, or a folder of images or .npy
-    files are taken, too. `transform` makes an input of each item. Images are only scaled to 0..1 without it: **a model
-    that wants them normalized needs a `transform` that does so.**
+        quantized = quantize(model.eval(), (torch.randn(1, 3, 224, 224),), calibration=images, transform=normalize)
 
-    `recover` gets back accuracy that int8 lost: "auto" equalizes channels, rounds weights anew and corrects biases,
-    "fast" does so by fewer of the inputs, None does not (see `openneutron.recovery`; docs/accuracy.md). It uses the
-    calibration inputs again; of fewer than 32, it does not believe which channels are never awake or never clipped.
-    "best" tries several recipes with four fifths of the inputs and takes the one whose outputs are nearest to float on
-    the rest; it begins none that would not be over in `recovery_seconds`. A `Recipe`, as the result has one, is
-    followed.
+    - `model`: a module in eval mode. An exported program, its module or its file (.pt2), a traced or scripted module,
+      and a function are accepted, too.
+    - `example_inputs`: the arguments of `forward`, with the shapes that the program will have: one tensor, a tuple of
+      arguments, or a mapping from their names. An argument is a float32 tensor or numpy array, a number, a string or
+      None, or a tuple, dict or dataclass of these. An argument that is not a tensor becomes a constant of the program.
+    - `calibration`: an iterable of inputs, each a tensor, a tuple, or a mapping from the names of `forward`'s
+      arguments. A data set, a DataLoader, a tensor of samples, and a folder of images or .npy files are accepted, too.
+    - `target`: the name of a target.
+    - `recover`: the methods that recover accuracy after quantization (see `openneutron.recovery` and docs/accuracy.md).
+      "auto" equalizes channels, rounds weights by GPTQ and corrects biases. "fast" does the same with fewer inputs.
+      "best" tries several recipes with four fifths of the inputs, and selects the one whose outputs on the rest are
+      nearest to float. A `Recipe`, such as that of an earlier result, is followed. None disables recovery. Recovery
+      runs over the calibration inputs again. With fewer than 32 inputs, it ignores statistics of inactive and of
+      unclipped channels.
+    - `recovery_seconds`: the time limit of "best", in seconds. No recipe is started that would exceed it.
+    - `strict`: the option of `torch.export.export`.
+    - `transform`: a function that makes an input from each item of `calibration`. Without it, images are scaled to
+      0..1 and nothing else: **a model that needs normalized images needs a `transform` that normalizes them.**
+    - `batch_size`: the number of samples that run at once, if the model supports batches. None selects it.
+    - `jobs`: the number of calibration processes. The result is the same for any number on processors of one kind.
+    - `stop_when_converged`: whether calibration ends when ranges no longer change. The log gives the number of samples.
+    - `progress`: whether to show a progress bar. None shows it in a terminal.
+    - `quantizer_options`: options of `NeutronQuantizer`.
 
-    `jobs` processes share the calibration, with the same result on processors of one kind. `batch_size` samples run at
-    once, where the model allows it; it is chosen unless given. `stop_when_converged` ends calibration once ranges no
-    longer move; the log says after how many samples. `progress` shows a bar; None does in a terminal.
-    `quantizer_options` go to `NeutronQuantizer`.
-
-    Raises `ModelError` for a model in train mode, with dynamic shapes, not in float32, or of a form that is not taken,
-    `InputError` for example inputs that the model does not take, `CalibrationError` for calibration that never ran, or
-    on inputs of another shape or dtype, or on values that are not finite, `OptionError` for options that it cannot
-    follow.
+    Raises `ModelError` for a model that is in train mode, has dynamic shapes, is not float32, or has an unsupported
+    form; `InputError` for example inputs that the model does not take; `CalibrationError` if there are no calibration
+    inputs, or inputs with another shape or dtype or with values that are not finite; `TargetError` for an unknown
+    target; `OptionError` for invalid options.
     """
     running = CalibrationOptions(batch_size, jobs, stop_when_converged, progress)
     options = _QuantizeOptions(recover, recovery_seconds, strict, transform, running, quantizer_options)
@@ -229,7 +240,7 @@ def quantize(
 
 @dataclass(frozen=True)
 class _QuantizeOptions:
-    """The options of `quantize`. Raises `OptionError` for those that it cannot follow."""
+    """The options of `quantize`. Raises `OptionError` for invalid ones."""
 
     recover: str | Recipe | None
     recovery_seconds: float
@@ -249,11 +260,11 @@ class _QuantizeOptions:
 
     @property
     def observes(self) -> bool:
-        """Whether the user gave an observer, which decides on ranges."""
+        """Whether the user gave an observer, which then determines the ranges."""
         return self.quantizer.get("observer") is not None
 
     def quantizer_for(self, target: str | NeutronTargetSpec) -> NeutronQuantizer:
-        """The quantizer. Raises `TargetError` and `OptionError`."""
+        """Returns the quantizer for `target`. Raises `TargetError` and `OptionError`."""
         return NeutronQuantizer(target, **self.quantizer)
 
 
@@ -291,7 +302,7 @@ def _quantized(
 def _recipe(
     options: _QuantizeOptions, quantizer: NeutronQuantizer, exported: GraphModule, samples: Samples
 ) -> tuple[Recipe | None, list[Trial]]:
-    """The recipe that the options ask for, or the best one that was found, and what was tried to find it."""
+    """Returns the recipe of the options; with "best", the best recipe and all trials of the search."""
     if options.recover == BEST:
         space = SearchSpace(equalizes=quantizer.equalize, ranges=not options.observes)
         return try_recipes(exported, quantizer, samples, options.running, space=space, seconds=options.recovery_seconds)
@@ -302,16 +313,16 @@ def _recipe(
 
 
 def _float(model: Any) -> Any:
-    """`model`; raises `ModelError` for one that is quantized or prepared already."""
+    """Returns `model`. Raises `ModelError` if it is quantized, prepared or lowered already."""
     graph = model.graph_module if isinstance(model, torch.export.ExportedProgram) else model
     if isinstance(model, QuantizedModel) or is_quantized(graph):
         raise ModelError("This model is quantized already. Call lower() next, or give the float model.")
     if isinstance(model, (NeutronProgram, HostProgram)):
-        raise ModelError("This is a lowered program. Give the float model that it was made of.")
+        raise ModelError("This is a lowered program. Give the float model from which it was lowered.")
     if is_prepared(model):
         raise ModelError(
-            "This model was prepared by prepare_pt2e. Calibrate it, call convert_pt2e, then lower(); or give the float "
-            "model to quantize()."
+            "This model was prepared by prepare_pt2e. Calibrate it, then call convert_pt2e and lower(), or give the "
+            "float model to quantize()."
         )
     return model
 
@@ -324,22 +335,33 @@ def lower(
     int8_io: bool = False,
     **compile_options: Any,
 ) -> NeutronProgram:
-    """Lower a quantized model to a `.pte`.
+    """Lowers a quantized model to a `.pte`. Returns the program.
 
-    `quantized` comes from `quantize`, or from `convert_pt2e`, then with `example_inputs` as `quantize` takes them; what
-    torch.export made of a converted module brings its own. `target` is that of the quantized model unless given. With
-    `int8_io` the program takes and returns int8, where its inputs and outputs are quantized (a `FloatIOWarning` lists
-    those that are not). `compile_options` are those of `generate_neutron_compile_spec`; `payload` ("auto", "portable"
-    or "device") among them says whether the vendor's converter makes a device program of it. Raises `OptionError`,
-    `TargetError`, `InputError`, `ModelError` for a model that is not quantized, and `ConverterError` where the
-    converter is not there or fails. A `CpuWarning` says where nothing of the program runs on the NPU.
+        program = lower(quantized, target="imxrt700")
+        program.save("model.pte")
+
+    - `quantized`: the result of `quantize` or of `convert_pt2e`, or a converted module after `torch.export.export`, as
+      an exported program or its file (.pt2).
+    - `example_inputs`: the inputs for export, in the forms that `quantize` accepts. Required for a result of
+      `convert_pt2e`; the other forms contain their own.
+    - `target`: the name of a target, by default the target that the model was quantized for, or "imxrt700".
+    - `int8_io`: whether the program takes and returns int8. Inputs and outputs that are not quantized remain float32;
+      a `FloatIOWarning` lists them.
+    - `compile_options`: options of `generate_neutron_compile_spec`. `payload` ("auto", "portable" or "device") selects
+      whether the vendor's converter compiles the program for the device.
+
+    Raises `ModelError` for a model that is not quantized or cannot be lowered; `InputError` for missing or wrong
+    example inputs; `TargetError` for an unknown target; `OptionError` for invalid options; `ConverterError` if the
+    vendor's converter is missing or fails. Warns with a `CpuWarning` if no operator runs on the NPU.
     """
     from openneutron.partition.partitioner import CpuWarning, cpu_message
     from openneutron.partition.placing import place
 
     module, kept, own_target = _converted(quantized)
     if example_inputs is None and kept is None:
-        raise InputError("lower() needs example_inputs with a converted module: they fix the program's shapes.")
+        raise InputError(
+            "lower() needs example_inputs for a converted module: they determine the shapes of the program."
+        )
     examples = kept if example_inputs is None and kept is not None else examples_of(example_inputs, module)
     _check_options("lower", compile_options, ["int8_io", *(field.name for field in fields(CompileOptions))])
     if not isinstance(int8_io, bool):
@@ -367,13 +389,13 @@ def lower(
 
 
 def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, str]:
-    """The converted module in the argument of `lower`, its example inputs and its target, each if it has them."""
+    """Returns the converted module in an argument of `lower`, its example inputs if it has any, and its target."""
     from openneutron.partition.conversions import check_quantize_is_an_operator
 
     if isinstance(quantized, QuantizedModel):
         return quantized.module, quantized.examples, quantized.target
     if isinstance(quantized, (NeutronProgram, HostProgram)):
-        raise ModelError("This program is lowered already. Save it, or run it.")
+        raise ModelError("This program is lowered already. Save it or run it.")
     if is_prepared(quantized):
         raise ModelError("This model was prepared by prepare_pt2e and not converted. Call convert_pt2e first.")
     kept = None
@@ -386,14 +408,14 @@ def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, str]:
         check_quantize_is_an_operator(quantized.graph)
     if not is_quantized(quantized):
         raise ModelError(
-            f"lower() takes what quantize() or convert_pt2e returned; this {type(quantized).__name__} has nothing "
-            "quantized in it. Call quantize() first; where that was done, its UnquantizedWarning has the reasons."
+            f"lower() needs a result of quantize() or convert_pt2e, but this {type(quantized).__name__} has no "
+            "quantized operators. Call quantize() first. If it was called, its UnquantizedWarning gives the reasons."
         )
     return quantized, kept, "imxrt700"
 
 
 def _portable_program(placed: Placed, constant_methods: dict[str, Any] | None) -> bytes:
-    """The portable `.pte`: the documented call, on the program in which the partitions are compiled already."""
+    """Returns the bytes of the portable `.pte`: compiles the partitions, then makes the documented call."""
     from executorch.exir import to_edge_transform_and_lower
 
     from openneutron.partition.partitioner import NeutronPartitioner, check_cpu_operators, compile_placed

@@ -161,7 +161,7 @@ def test_lower_and_analyze_take_exported_programs(tmp_path: Path) -> None:
         assert evaluate(run, [(data[0], 0)], lambda outputs, _: float(outputs.numel())) == 5
     with pytest.raises(ModelError, match="lowered already"):
         lower(program)  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="has nothing quantized in it"):
+    with pytest.raises(ModelError, match="has no quantized operators"):
         lower(exported(model))
     with pytest.raises(ModelError, match="no quantized layer"):
         analyze(model, exported(model), data)
