@@ -146,14 +146,25 @@ def generate_neutron_compile_spec(  # noqa: PLR0917  the order of ExecuTorch's o
 ) -> list[CompileSpec]:
     """Returns the compile specs of `NeutronPartitioner` for a target.
 
-    `config` is the name of the target. `operators_not_to_delegate` takes operator names ("aten::conv2d",
-    "aten.conv2d.default", edge names) and node names, matched exactly. `neutron_converter_flavor` names the release of
-    the vendor's converter whose operator limits apply ("SDK_25_06"; None stands for the modern generation).
-    `use_neutron_for_format_conversion` runs conversions between NCHW and NHWC on the NPU; for the legacy generation,
-    the runtime does them in any case. `payload` is "portable" (a TFLite file, which the host runs), "device"
-    (microcode, written by the vendor's converter), or "auto": "device" if a matching converter is installed, else
-    "portable". `system_config` must be None; it exists for scripts that pass it. Raises `TargetError` and
-    `OptionError`.
+        partitioner = NeutronPartitioner(generate_neutron_compile_spec("imxrt700"))
+
+    - `config`: the name of the target.
+    - `system_config`: must be None. It exists for scripts that pass it.
+    - `extra_flags`: fields of the converter's `compilationOpts`, as "name=value ...".
+    - `intermediates_dir`: a folder for the TFLite model of each partition and the dumps of the passes.
+    - `operators_not_to_delegate`: operators that run on the CPU. Names of operators ("aten::conv2d",
+      "aten.conv2d.default", edge names) and of nodes, matched exactly.
+    - `use_neutron_for_format_conversion`: whether the NPU converts between NCHW and NHWC. For the legacy generation,
+      the runtime converts in any case.
+    - `fetch_constants_to_sram`: whether the weights stay in flash and are fetched to SRAM layer by layer.
+    - `dump_kernel_selection_code`: whether to write the kernel selection of a device program.
+    - `use_profiling`: whether the NPU measures the time of its kernels.
+    - `neutron_converter_flavor`: the release of the vendor's converter whose operator limits apply, such as
+      "SDK_25_06". None means the modern generation.
+    - `payload`: "portable" (a TFLite model, for the host), "device" (microcode, which the vendor's converter writes),
+      or "auto" ("device" if a matching converter is installed, else "portable").
+
+    Raises `TargetError` for an unknown target, and `OptionError` for any other invalid value.
     """
     if system_config is not None:
         raise OptionError(f"system_config is not used by any Neutron target; got {system_config!r}. Leave it out.")
