@@ -243,11 +243,11 @@ def test_the_program_itself_stays_as_it_is() -> None:
     )
     program = exported(converted)
     code = program.graph_module.code
-    bridged = propagate_qdq(program, CompileOptions())
+    propagated = propagate_qdq(program, CompileOptions())
     assert program.graph_module.code == code
-    assert bridged.program is not program
+    assert propagated.program is not program
     assert "_assert_tensor_metadata" in code
-    assert "_assert_tensor_metadata" not in bridged.program.graph_module.code
+    assert "_assert_tensor_metadata" not in propagated.program.graph_module.code
 
 
 STEPS: dict[str, Callable[..., torch.Tensor]] = {
@@ -268,7 +268,7 @@ STEPS: dict[str, Callable[..., torch.Tensor]] = {
     st.booleans(),
 )
 def test_numbers_stay_the_same_to_the_bit(steps: list[tuple[str, int, int]], quantizes_outputs: bool) -> None:
-    """A quantized program without islands returns the same values before and after Q/DQ propagation."""
+    """A quantized program returns the same values before and after Q/DQ propagation."""
 
     def function(layer: Any, x: torch.Tensor) -> torch.Tensor:
         values = [x]
@@ -280,6 +280,6 @@ def test_numbers_stay_the_same_to_the_bit(steps: list[tuple[str, int, int]], qua
         warnings.simplefilter("ignore")
         converted = foreign(function, lambda: [nn.Conv2d(4, 4, 3, padding=1)], quantizes_outputs=quantizes_outputs)
     program, inputs = exported(converted), (torch.randn(IMAGE),)
-    bridged = place(program, CompileOptions()).program
-    bridged.graph.lint()
-    assert torch.equal(bridged.module()(*inputs), program.module()(*inputs))
+    propagated = place(program, CompileOptions()).program
+    propagated.graph.lint()
+    assert torch.equal(propagated.module()(*inputs), program.module()(*inputs))
