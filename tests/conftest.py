@@ -1,4 +1,4 @@
-"""Settings for fast exports of small models, the options --quick and --rest, and the mark `data`."""
+"""Settings for fast exports of small models, the options --quick, --rest and --all, and the mark `data`."""
 
 from __future__ import annotations
 
@@ -26,29 +26,27 @@ torch._export.utils._collect_all_valid_cia_ops_for_namespace = functools.cache(
     torch._export.utils._collect_all_valid_cia_ops_for_namespace
 )
 
-HALVES = {"--quick": quick_tests, "--rest": rest_of_tests}
 DATA_VARIABLE = "OPENNEUTRON_DATA"
 DATA_FOLDER = os.environ.get(DATA_VARIABLE)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declares --quick and --rest."""
-    text = f"leave out tests marked slow, and all but {ROWS_OF_A_TABLE} rows of each parametrized test"
+    """Declares --quick, which pyproject.toml sets, and --rest and --all, which replace it."""
+    text = f"leave out tests marked slow, and all but {ROWS_OF_A_TABLE} of the rows of each parametrized test (default)"
     parser.addoption("--quick", action="store_true", help=text)
+    parser.addoption("--all", action="store_true", help="run all tests")
     text = "run what --quick leaves out, and all tests marked data: after `pytest --quick` without data, all is run"
     parser.addoption("--rest", action="store_true", help=text)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Selects the tests of --quick or --rest."""
-    halves = [half for name, half in HALVES.items() if config.getoption(name)]
-    if len(halves) > 1:
-        raise pytest.UsageError(f"{' and '.join(HALVES)} are two halves of the tests: give one of them")
-    if halves:
-        kept = halves[0](items)
-        chosen = set(kept)
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = kept
+    """Selects the tests of --quick or --rest, unless all are to run."""
+    if config.getoption("--all"):
+        return
+    kept = rest_of_tests(items) if config.getoption("--rest") else quick_tests(items)
+    chosen = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = kept
 
 
 @pytest.hookimpl(tryfirst=True)

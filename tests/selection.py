@@ -1,4 +1,4 @@
-"""Two parts of the tests: those of --quick, and those of --rest, which `.ci/run` runs afterwards."""
+"""Two parts of the tests: those of --quick, the default, and those of --rest, which `.ci/run` runs afterwards."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 
 __all__ = ["ROWS_OF_A_TABLE", "quick_tests", "rest_of_tests"]
 
-ROWS_OF_A_TABLE = 2
+ROWS_OF_A_TABLE = 1
 """The number of rows of each parametrized test with --quick."""
 
 
 def quick_tests(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Returns tests that are not marked slow, with a few rows of each table, equal on each machine."""
+    """Returns tests that are not marked slow, with `ROWS_OF_A_TABLE` rows of each table, equal on each machine."""
     tables: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("slow") is None:
