@@ -135,8 +135,8 @@ def _of_channels(constant: torch.Tensor, layer: _Layer) -> torch.Tensor | None:
     """Returns a constant as one value or one per output channel, or None if it differs along another dimension."""
     if constant.numel() == 1:
         return constant.reshape(())
-    behind = len(shape_of(layer.node)) - 1 - layer.channel
-    is_per_channel = constant.dim() > behind and constant.shape[-1 - behind] == constant.numel()
+    later_dims = len(shape_of(layer.node)) - 1 - layer.channel
+    is_per_channel = constant.dim() > later_dims and constant.shape[-1 - later_dims] == constant.numel()
     return constant.flatten() if is_per_channel else None
 
 

@@ -139,11 +139,11 @@ class _Walk:
         args, kwargs = map_arg((node.args, node.kwargs), lambda read: self._fresh(read, node))
         note_replaced(node, op_name(node))
         value = _written(node, nodes[0], target, args, kwargs)
-        memory, behind = views[-1], node.next
+        memory, following = views[-1], node.next
         self.writes[memory] += 1
         self.current[place] = (self.writes[memory], value)
         for view, source, before in zip(views, views[1:], nodes[1:], strict=False):
-            value = write_back(view, before, value, NodeBuilder(behind, node))
+            value = write_back(view, before, value, NodeBuilder(following, node))
             self.current[source] = (self.writes[memory], value)
         self.place[node] = place
         self.changed = True

@@ -127,8 +127,8 @@ def _layer(module: GraphModule, node: Node) -> ConstantLayer | None:
 
 
 def _product(layer: ConstantLayer, reads: _Interval) -> _Interval:
-    """Returns the bounds of a convolution or linear: the sum of each weight times the end of the interval that gives
-    its extreme.
+    """Returns the bounds of a convolution or linear. Each weight is multiplied by the interval end that gives the
+    extreme.
     """
     weight, bias, groups = layer.weight, layer.bias, layer.groups
     low, high = reads.low.clamp(max=0), reads.high.clamp(min=0)  # padding is zero

@@ -145,7 +145,7 @@ class MaskedAtRunTime:
     hides: bool = False
     """True if a boolean mask hides parts of the value."""
 
-    def around(self, constructor: Any) -> Any:
+    def wrap_observer(self, constructor: Any) -> Any:
         """Returns a constructor of an observer that wraps the one from `constructor`."""
         if self.added is not None:
             return AddedMaskObserver.with_args(observer=constructor, mask=self.added)
@@ -159,7 +159,7 @@ def added_masks(module: GraphModule) -> tuple[dict[Node, AddedMask], dict[Node, 
 
     Marks the operators that compute a mask from inputs and numbers of -100 or less to stay in float.
     """
-    light = _of_inputs_alone(module)
+    light = _computed_from_inputs(module)
     masks: dict[Node, AddedMask] = {}
     sums: dict[Node, list[AddedMask]] = {}
     visited: set[Node] = set()
@@ -195,7 +195,7 @@ def _follow(
         elif is_op(node, "add") and len(operands) == 2 and arguments(node)["alpha"] == 1:
             mask = _mask_among(node, operands, light)
             if mask is not None:
-                sums.setdefault(node, []).append(masks.setdefault(mask, AddedMask(_stays_in_float(mask, light))))
+                sums.setdefault(node, []).append(masks.setdefault(mask, AddedMask(_mark_float(mask, light))))
             node = next((operand for operand in operands if operand is not mask and operand.op != "get_attr"), None)
         else:
             return
@@ -209,7 +209,7 @@ def _mask_among(node: Node, operands: list[Node], light: set[Node]) -> Node | No
     return found[0] if len(found) == 1 else None
 
 
-def _of_inputs_alone(module: GraphModule) -> set[Node]:
+def _computed_from_inputs(module: GraphModule) -> set[Node]:
     """Returns the inputs, and values computed from inputs and constants by moves, comparisons and elementwise
     arithmetic.
     """
@@ -222,7 +222,7 @@ def _of_inputs_alone(module: GraphModule) -> set[Node]:
     return light
 
 
-def _stays_in_float(mask: Node, light: set[Node]) -> bool:
+def _mark_float(mask: Node, light: set[Node]) -> bool:
     """Marks the operators that compute `mask` to stay in float if one of their numbers hides scores, and returns
     whether one does.
 
@@ -238,7 +238,7 @@ def _stays_in_float(mask: Node, light: set[Node]) -> bool:
         if node in light and node.op == "call_function" and node not in region:
             region[node] = None
             waiting += node.all_input_nodes
-    if not any(map(_has_a_number_that_hides, region)):
+    if not any(map(_has_hiding_number, region)):
         return False
     for node in region:
         if is_operator(node):
@@ -246,7 +246,7 @@ def _stays_in_float(mask: Node, light: set[Node]) -> bool:
     return True
 
 
-def _has_a_number_that_hides(node: Node) -> bool:
+def _has_hiding_number(node: Node) -> bool:
     """Returns whether a constant operand of `node` hides scores from a softmax. A factor may have either sign."""
     if not facts_of(node).computes_masks:
         return False

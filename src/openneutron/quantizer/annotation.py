@@ -67,7 +67,7 @@ class Annotation:
         self.masks = masks
         self.sums = sums
         self.scores: Mapping[Node, ScoreRange] = {}
-        self.around: dict[Value, qspecs.Around] = {}
+        self.wrap_observer: dict[Value, qspecs.ObserverWrapper] = {}
         self.weight_axis = _weight_axes(places, settings.layers)
         self.parent: dict[Value, Value] = {}
         self.fixed: dict[Value, QParams] = {}
@@ -78,7 +78,7 @@ class Annotation:
         self.outputs: set[Value] = set()
         self.unbatched: set[Value] = set()
         self.least_scale: dict[Value, float] = {}
-        self.met: dict[Value, Value] = {}
+        self.annotated: dict[Value, Value] = {}
         self.requantized: dict[Value, Value] = {}
         self.stored: dict[Node, Value] = {}
         """Maps each node that stores the next value of a state to the state."""
@@ -89,7 +89,7 @@ class Annotation:
         self._group(states_of(model.graph))
         self._make_symmetric()
         self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
-        self.around = self._special_observers()
+        self.wrap_observer = self._special_observers()
         reading = {place.instance.node: place for place in self.places}
         yielding = {place.output: place for place in self.places}
         values = {value for place in self.places for value in (*place.inputs, place.output)}
@@ -127,14 +127,14 @@ class Annotation:
         self.fixed = {place.output: place.rule for place in self.places if isinstance(place.rule, QParams)}
         moving = [place for place in self.places if place.rule is OutputRule.SHARED]
         for place in moving:
-            if not place.brings_together:
+            if not place.has_several_inputs:
                 self._join_inputs(place)
         self._join_named()
         self._join_states(states)
-        self.moved = {place.output for place in moving if not place.brings_together}
+        self.moved = {place.output for place in moving if not place.has_several_inputs}
         self.read = self._read_otherwise(set())
         for place in moving:
-            if place.brings_together:
+            if place.has_several_inputs:
                 self._join_inputs(place)
 
     def _join_inputs(self, place: Place) -> None:
@@ -185,12 +185,14 @@ class Annotation:
                 self._join(next_value(write), own)
             self.stored[write] = state
 
-    def _special_observers(self) -> dict[Value, qspecs.Around]:
+    def _special_observers(self) -> dict[Value, qspecs.ObserverWrapper]:
         """Returns wrapping observers by group: for run-time masks, masked values, and scores."""
         hidden = {
             self._find(place.output)
             for place in self.places
-            if place.rule is OutputRule.SHARED and place.brings_together and any(map(is_mask_computation, place.inputs))
+            if place.rule is OutputRule.SHARED
+            and place.has_several_inputs
+            and any(map(is_mask_computation, place.inputs))
         }
         found = {group: MaskedAtRunTime(hides=True) for group in hidden}
         for node, masks in self.sums.items():
@@ -198,11 +200,13 @@ class Annotation:
             found[group] = MaskedAtRunTime(sums_with=masks, hides=group in hidden)
         for node, mask in self.masks.items():
             found[self._find(node)] = MaskedAtRunTime(mask)
-        around: dict[Value, qspecs.Around] = {group: masked.around for group, masked in found.items()}
+        wrap_observer: dict[Value, qspecs.ObserverWrapper] = {
+            group: masked.wrap_observer for group, masked in found.items()
+        }
         for node, scores in self.scores.items():
             if (group := self._find(node)) not in self.masked:
-                around.setdefault(group, scores.around)
-        return around
+                wrap_observer.setdefault(group, scores.wrap_observer)
+        return wrap_observer
 
     def _make_symmetric(self) -> None:
         """Makes a group symmetric if only inputs that need zero point 0 read it, else requantizes these inputs."""
@@ -238,13 +242,13 @@ class Annotation:
         The output of a quantized concatenation of the same inputs is linked too, so that the NPU computes one
         concatenation for both.
         """
-        computed_with = {tuple(place.inputs): place.output for place in self.places if place.brings_together}
+        computed_with = {tuple(place.inputs): place.output for place in self.places if place.has_several_inputs}
         for node, join in sorted(self.joined.items(), key=lambda item: -len(item[1].values)):
             same = computed_with.get(tuple(node.all_input_nodes))
             groups = dict.fromkeys(map(self._find, [*join.values, *([same] if same else [])]))
             observed = [group for group in groups if group not in self.fixed]
             parts = Parts(join.fixed | {self.fixed[group] for group in groups if group in self.fixed})
-            special = not self.symmetric.union(self.masked, self.around).isdisjoint(observed)
+            special = not self.symmetric.union(self.masked, self.wrap_observer).isdisjoint(observed)
             if join.can_share and not special and len(observed) + len(parts.fixed) > 1:
                 for group in observed:
                     self.joins.setdefault(group, []).append(parts)
@@ -287,27 +291,27 @@ class Annotation:
 
     def _spec(self, key: Value, value: Value) -> Any:
         group = self._find(value)
-        if group in self.met:
-            return SharedQuantizationSpec(self.met[group])
-        self.met[group] = key
+        if group in self.annotated:
+            return SharedQuantizationSpec(self.annotated[group])
+        self.annotated[group] = key
         if group in self.fixed:
             return qspecs.fixed(self.fixed[group])
         node = value[0] if isinstance(value, tuple) else value
         spec = qspecs.trained_activation if self.settings.is_qat else qspecs.activation
         symmetric, masked = group in self.symmetric, group in self.masked
         observer = self.settings.observer_of_outputs if group in self.outputs else self.settings.observer
-        joins, around = self.joins.get(group, ()), self.around.get(group)
+        joins, wrap_observer = self.joins.get(group, ()), self.wrap_observer.get(group)
         if self.settings.is_qat and group in {self._find(mask) for mask in self.masks}:
             # Not fake quantized: the sums tell hidden scores from visible ones by the float values of the mask.
             spec, observer = qspecs.activation, RecentRangeObserver
         return spec(
-            node, observer, symmetric=symmetric, masked=masked, joins=joins, around=around,
+            node, observer, symmetric=symmetric, masked=masked, joins=joins, wrap_observer=wrap_observer,
             is_unbatched=group in self.unbatched, least_scale=self.least_scale.get(group, 0.0),
         )  # fmt: skip
 
     def _first_or_shared(self, edge: tuple[Node, Node], spec: Any) -> Any:
         """Returns `spec` for the first reader of a weight, and a reference to it for other readers."""
-        first = self.met.setdefault(edge[0], edge)
+        first = self.annotated.setdefault(edge[0], edge)
         return spec if first is edge else SharedQuantizationSpec(first)
 
 

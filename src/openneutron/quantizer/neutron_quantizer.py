@@ -45,7 +45,7 @@ from openneutron.quantizer.places import Place
 from openneutron.quantizer.quantizable import is_size, quantizable_reason
 from openneutron.quantizer.state_at_conversion import reset_states_at_conversion
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
-from openneutron.quantizer.trained_modules import batch_norm_behind
+from openneutron.quantizer.trained_modules import batch_norm_after
 from openneutron.targets import NeutronTargetSpec
 
 __all__ = ["CoarseSoftmaxWarning", "NeutronQuantizer", "UnquantizedWarning", "annotated"]
@@ -156,10 +156,10 @@ class NeutronQuantizer(Quantizer):
             equalize_channels(model, keeps_float=keeps_float)
         note_equalized(model, equalized=bool(was_equalized(model)))
         if not self.is_qat:  # the trained graph differs from the graph that runs
-            self._check_what_stays_in_float(model)
+            self._check_float_operators(model)
         return model
 
-    def _check_what_stays_in_float(self, model: GraphModule) -> None:
+    def _check_float_operators(self, model: GraphModule) -> None:
         """Raises `ModelError` for a float operator without a CPU kernel in ExecuTorch. Linear in nodes."""
         operators = [node for node in model.graph.nodes if is_operator(node) and not is_size(node)]
         asked_for = {node: None for node in operators if self.layers.leave_in_float(node)}
@@ -209,7 +209,7 @@ class NeutronQuantizer(Quantizer):
         )
         Annotation(settings, quantized, joined, masks, sums).write(model)
         if self.is_qat:
-            training.fold_what_stays_in_float(model)
+            training.fold_float_batch_norms(model)
         _warn_of_coarse_softmaxes(places)
         if left:
             warnings.warn("These operators stay in float:\n" + _listed(left), UnquantizedWarning, stacklevel=3)
@@ -227,7 +227,7 @@ class NeutronQuantizer(Quantizer):
 
     def _place(self, node: Node) -> Place:
         spec = OPERATORS[op_name(node)]
-        batch_norm = batch_norm_behind(node)
+        batch_norm = batch_norm_after(node)
         activation = self._fusable_activation(spec, batch_norm or node)
         return Place(spec, OpInstance(node, self.target.neutron_target), batch_norm, activation)
 

@@ -82,7 +82,7 @@ def _never_reached(origin: Origin | None) -> CalibrationError:
     )
 
 
-def _of_zeros_too(
+def _with_scale_of_zeros(
     qparams: tuple[torch.Tensor, torch.Tensor], minimum: torch.Tensor, maximum: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns `qparams` with scale 1 for a value that is always zero, as torchao's 1e-7 is too fine for kernels."""
@@ -138,7 +138,7 @@ class RangeObserver(MinMaxObserver):
         """Returns scale (float32) and zero point (int64) of the observed range."""
         _check(self.min_val, self.max_val, self.origin)
         _warn_of_vanishing_values(self, self.min_val, self.max_val)
-        return _of_zeros_too(super().calculate_qparams(), self.min_val, self.max_val)
+        return _with_scale_of_zeros(super().calculate_qparams(), self.min_val, self.max_val)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Returns the minimum and the maximum, for the `merge` of another observer."""
@@ -208,7 +208,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
             _check(*self.sample.extremes, self.origin)
             _warn_of_vanishing_values(self, *self.sample.extremes)
             ends = torch.tensor(self._range(), device=self.eps.device)
-            qparams = _of_zeros_too(self._calculate_qparams(*ends), *self.sample.extremes)
+            qparams = _with_scale_of_zeros(self._calculate_qparams(*ends), *self.sample.extremes)
             self._found = self.sample.tensors, qparams
         return self._found[1]
 

@@ -47,7 +47,7 @@ class Place:
         return self.spec.output_rule(self.instance.node) if self.activation is None else OutputRule.OBSERVED
 
     @property
-    def brings_together(self) -> bool:
+    def has_several_inputs(self) -> bool:
         """Returns whether the operator reads several values that are not constant."""
         return sum(constant_value(value) is None for value in self.inputs) > 1
 

@@ -32,11 +32,11 @@ from openneutron.quantizer.output_parts import PartObserver, Parts
 from openneutron.quantizer.ranges import SMALLEST_SCALE
 
 __all__ = [
-    "Around", "activation", "bias", "check_observer", "fixed", "least_scale_of_input", "trained_activation", "weight",
-    "weight_range",
+    "ObserverWrapper", "activation", "bias", "check_observer", "fixed", "least_scale_of_input", "trained_activation",
+    "weight", "weight_range",
 ]  # fmt: skip
 
-Around = Callable[[Any], Any]
+ObserverWrapper = Callable[[Any], Any]
 """Maps the constructor of an observer to the constructor of an observer that wraps it."""
 
 ACTIVATION_RANGE = (-128, 127)
@@ -57,14 +57,14 @@ def activation(
     symmetric: bool = False,
     masked: bool = False,
     joins: Sequence[Parts] = (),
-    around: Around | None = None,
+    wrap_observer: ObserverWrapper | None = None,
     is_unbatched: bool = False,
     least_scale: float = 0.0,
 ) -> QuantizationSpec:
     """Returns an int8, affine, per-tensor spec for the output of `node`, with zero point 0 if `symmetric`.
 
     `observer` makes an observer or a fake quantizer. `masked` is True for the input and the output of a mask. `joins`
-    are the concatenations that are only returned and have the value as a part. `around` wraps the observer.
+    are the concatenations that are only returned and have the value as a part. `wrap_observer` wraps the observer.
     `is_unbatched` is True for values without a batch dimension. The scale is at least `least_scale`, unless the
     observer does not take a smallest scale.
     """
@@ -79,7 +79,7 @@ def activation(
             observer,
             masked=masked,
             joins=joins,
-            around=around,
+            wrap_observer=wrap_observer,
             is_unbatched=is_unbatched,
             least_scale=least_scale,
         ),
@@ -93,14 +93,14 @@ def trained_activation(
     symmetric: bool = False,
     masked: bool = False,
     joins: Sequence[Parts] = (),
-    around: Around | None = None,
+    wrap_observer: ObserverWrapper | None = None,
     is_unbatched: bool = False,
     least_scale: float = 0.0,
 ) -> QuantizationSpec:
     """Returns the spec for training: a fake quantizer around an observer. Masks always get OpenNeutron's own."""
     made = observer.p.func if isinstance(observer, PartialWrapper) else observer
     fakes = isinstance(made, type) and issubclass(made, FakeQuantizeBase)
-    special = masked or around is not None
+    special = masked or wrap_observer is not None
     if special or not fakes:
         observer = RecentRangeObserver if fakes else observer
         made = _of_node(
@@ -108,7 +108,7 @@ def trained_activation(
             observer,
             masked=masked,
             joins=joins,
-            around=around,
+            wrap_observer=wrap_observer,
             is_unbatched=is_unbatched,
             least_scale=least_scale,
         )
@@ -124,7 +124,7 @@ def _of_node(
     *,
     masked: bool = False,
     joins: Sequence[Parts] = (),
-    around: Around | None = None,
+    wrap_observer: ObserverWrapper | None = None,
     is_unbatched: bool = False,
     least_scale: float = 0.0,
 ) -> Any:
@@ -141,8 +141,8 @@ def _of_node(
         options = {**options, "eps": least_scale}
         observer = made.with_args(**options)
     constructor = made.with_args(**options, origin=Origin.of(node)) if knows_nodes else observer
-    if around is not None:
-        return around(constructor)
+    if wrap_observer is not None:
+        return wrap_observer(constructor)
     if masked:
         return MaskedObserver.with_args(observer=constructor)
     return PartObserver.with_args(observer=constructor, joins=joins) if joins and observes else constructor

@@ -35,7 +35,7 @@ class ScoreRange:
     distance: float
     is_relative: bool = False
 
-    def around(self, constructor: Any) -> Any:
+    def wrap_observer(self, constructor: Any) -> Any:
         """Returns a constructor of an observer that wraps the one from `constructor`."""
         return ScoresObserver.with_args(observer=constructor, scores=self)
 

@@ -24,8 +24,14 @@ from openneutron.quantizer.qspecs import BIAS_RANGE
 from openneutron.quantizer.quantized_constant import QuantizedConstant
 
 __all__ = [
-    "BatchNorm", "FloatWeight", "OnlyInTraining", "WeightFakeQuantize", "batch_norm_arguments", "batch_norm_behind",
-    "called", "weight_and_bias",
+    "BatchNorm",
+    "FloatWeight",
+    "OnlyInTraining",
+    "WeightFakeQuantize",
+    "batch_norm_after",
+    "batch_norm_arguments",
+    "called",
+    "weight_and_bias",
 ]  # fmt: skip
 
 
@@ -179,7 +185,7 @@ def batch_norm_arguments(call: Node) -> tuple[tuple[Any, Any], tuple[Any, Any, A
     return weight_and_bias, running, module  # type: ignore[return-value]
 
 
-def batch_norm_behind(operator: Node) -> Node | None:
+def batch_norm_after(operator: Node) -> Node | None:
     """Returns the call of a `BatchNorm` that is the only reader of `operator`, or None."""
     readers = list(operator.users)
     return readers[0] if len(readers) == 1 and isinstance(called(readers[0]), BatchNorm) else None
@@ -197,7 +203,7 @@ def _trained(model: GraphModule, operator: Node) -> tuple[torch.Tensor, torch.Te
     weight = value_of(model, args[weight_role].args[0])
     bias_node = None if bias_role is None else args[bias_role]
     bias = None if bias_node is None else value_of(model, bias_node)
-    norm = batch_norm_behind(operator)
+    norm = batch_norm_after(operator)
     if norm is None:
         return weight, bias
     (norm_weight, norm_bias), (mean, variance, _), module = batch_norm_arguments(norm)

@@ -33,13 +33,13 @@ from openneutron.quantizer.trained_modules import (
     FloatWeight,
     OnlyInTraining,
     WeightFakeQuantize,
+    batch_norm_after,
     batch_norm_arguments,
-    batch_norm_behind,
     called,
     weight_and_bias,
 )
 
-__all__ = ["fold_what_stays_in_float", "observed", "prepare_for_training", "read_weight_through"]
+__all__ = ["fold_float_batch_norms", "observed", "prepare_for_training", "read_weight_through"]
 
 _ONLY_IN_TRAINING = ("dropout", "dropout of another kind", "detach")
 
@@ -66,7 +66,7 @@ def prepare_for_training(module: GraphModule) -> None:
             if not constants.issuperset(node.all_input_nodes[1:]):
                 message = "The parameters of this batch norm are computed from inputs, and cannot be folded."
                 raise _error(node, message, remedy="Write it as a multiplication and an addition.")
-            _move_to_the_front(node.all_input_nodes[1:], trains)
+            _move_before(node.all_input_nodes[1:], trains)
             if not takes_batch_norm(node.args[0], constants.__contains__) and not insert_convolution(module, node):
                 raise _error(node, "This batch norm cannot be folded: no operator before it can take it.")
             if arguments(node)["training"]:
@@ -75,7 +75,7 @@ def prepare_for_training(module: GraphModule) -> None:
             else:
                 _call_batch_norm(node, None, trains=False)
         elif is_op(node, *_ONLY_IN_TRAINING) and node not in constants:
-            source, *options = _behind_moves(node).args
+            source, *options = _after_moves(node).args
             _replace(node, OnlyInTraining(op_name(node), tuple(options)), (source, trains))
         elif draws_random_numbers(node):
             raise _error(node, "This operator draws random numbers, and would draw them in the converted model, too.")
@@ -88,7 +88,7 @@ def _error(
     return ModelError(f"{message} {remedy}", node=node.name, op=op_name(node), source=source_of(node))
 
 
-def _move_to_the_front(constants: list[Node], front: Node) -> None:
+def _move_before(constants: list[Node], front: Node) -> None:
     """Moves constants before `front`, the operator into which a batch norm is folded and that then reads them."""
     waiting = [node for node in constants if node.op != "get_attr"]
     moved: set[Node] = set()
@@ -113,7 +113,7 @@ def _call_batch_norm(node: Node, count: str | None, trains: Node | bool) -> None
     _replace(node, submodule, (args["input"], (args["weight"], args["bias"]), running, trains))
 
 
-def _behind_moves(node: Node) -> Node:
+def _after_moves(node: Node) -> Node:
     """Moves a dropout after its only reader while that only moves values or is a relu."""
     while is_op(node, "dropout") and len(node.users) == 1:
         (reader,) = node.users
@@ -163,7 +163,7 @@ def read_weight_through(operator: Node, reader: WeightFakeQuantize | FloatWeight
     role, _ = weight_and_bias(operator)
     weight = arguments(operator)[role]
     args: tuple[Any, ...] = (weight,)
-    norm = batch_norm_behind(operator)
+    norm = batch_norm_after(operator)
     if norm is not None and isinstance(reader, WeightFakeQuantize):
         (norm_weight, _), (_, variance, _), module = batch_norm_arguments(norm)
         args = (weight, norm_weight, variance, module.eps)
@@ -172,7 +172,7 @@ def read_weight_through(operator: Node, reader: WeightFakeQuantize | FloatWeight
     set_argument(operator, role, call)
 
 
-def fold_what_stays_in_float(module: GraphModule) -> None:
+def fold_float_batch_norms(module: GraphModule) -> None:
     """Makes conversion fold batch norms after operators whose weights are not quantized."""
     for node in list(module.graph.nodes):
         if isinstance(called(node), BatchNorm):
