@@ -301,7 +301,7 @@ class MaskedObserver(ObserverOfAnother):
         return values
 
     def _has_lowest_code(self, values: torch.Tensor) -> torch.Tensor:
-        """Returns whether each of `values` equals the value of the lowest code of the range so far."""
+        """Returns a mask of the `values` that are quantized to the lowest code of the range so far."""
         scale, zero_point = self.widened()
         return (values - (self.quant_min - zero_point) * scale).abs() <= scale / 2
 
