@@ -1,4 +1,4 @@
-"""Removes channels whose activation is provably zero for every input.
+"""Zeroes the weights of channels whose activation is provably zero for every input.
 
 Training with weight decay leaves channels with weights of about 1e-20 and a negative bias, so their activation is zero
 for every input. The weights that read such a channel are not trained. If one of them is a hundred times larger than the
@@ -38,8 +38,8 @@ class _Interval:
 
 
 def remove_dead_channels(module: GraphModule) -> bool:
-    """Zeroes the weights of dead channels. The function does not change for inputs up to `LARGEST_INPUT`. Rules, linear
-    in nodes and weights:
+    """Zeroes the weights of dead channels. The model's results do not change for inputs up to `LARGEST_INPUT`. Rules,
+    linear in nodes and weights:
 
     1. The weights and bias of a channel whose activation (relu, relu6, hardtanh from 0) is zero for every input become
        zero.

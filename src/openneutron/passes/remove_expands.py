@@ -15,8 +15,8 @@ __all__ = ["remove_expands"]
 
 
 def remove_expands(module: GraphModule) -> bool:
-    """Rule, linear in uses: if one operand of an arithmetic operator has the output's shape and the other is an expand,
-    the operator reads the input of the expand.
+    """Rule, linear in uses: an arithmetic operator with an expanded operand reads the input of the expand, if its other
+    operand has the output's shape.
 
     An expand without other readers is removed.
     """
