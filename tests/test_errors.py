@@ -254,7 +254,7 @@ class TestErrors:
             NeutronPartitioner(spec)
 
     def test_partitioner_for_another_target(self) -> None:
-        with pytest.raises(OptionError, match="'imxrt700', the partitioner for 'imx95'"):
+        with pytest.raises(OptionError, match="'imxrt700', but the partitioner is for 'imx95'"):
             NeutronPartitioner(generate_neutron_compile_spec("imxrt700"), "imx95")
 
     @pytest.mark.parametrize("path", ["missing/model.pte", "folder", "file/model.pte"])
