@@ -238,10 +238,10 @@ class TestDistributionObserver:
         scale, _ = observed(*tensors, range_by="relative").calculate_qparams()
         seen = torch.cat(tensors)
         of_sum = ranges.distribution(seen, torch.ones_like(seen))
-        low, high = ranges.range_by("error", of_sum, ranges.Codes(-128, 127))
+        low, high = ranges.range_by("mse", of_sum, ranges.Codes(-128, 127))
         assert float(scale) < 0.75 * (high - low) / 255
 
-    @pytest.mark.parametrize("rule", ["error", "percentile", "entropy"])
+    @pytest.mark.parametrize("rule", ["mse", "percentile", "kl"])
     def test_other_rules_count_all_values_alike(self, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = counted(monkeypatch, SampleState, "votes_by_peak")
         observed(random(100), random(100) * 9, range_by=rule).calculate_qparams()
@@ -251,7 +251,7 @@ class TestDistributionObserver:
         tensors = [random(1, 7, 50, 50, seed=seed) for seed in range(5)]
         tensors[2][0, 3, 17, 5] = 99.0
         tensors[4][0, 0, 0, 1] = -77.0
-        observer = observed(*tensors, range_by="extremes")
+        observer = observed(*tensors, range_by="minmax")
         assert (float(observer.min_val), float(observer.max_val)) == (-77.0, 99.0)
         plain = RangeObserver(**INT8_AFFINE)
         for tensor in tensors:
@@ -374,7 +374,7 @@ class TestDistributionObserver:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"range_by": "mse"}, "range_by is one of error, relative, percentile, entropy, extremes, not 'mse'"),
+            ({"range_by": "max"}, "range_by is one of mse, relative, percentile, kl, minmax, not 'max'"),
             ({"percentile": 0.9999}, "percentile is above 50"),
             ({"percentile": "high"}, "percentile is above 50"),
         ],

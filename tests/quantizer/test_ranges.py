@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from openneutron.quantizer import ranges
+from openneutron.quantizer import DistributionObserver, ranges
 from openneutron.quantizer.ranges import Codes, Distribution, bounds_by_error, distribution, range_by
+from openneutron.recovery import Recipe
 
 INT8 = Codes(-128, 127)
 SYMMETRIC = Codes(-128, 127, 0)
@@ -73,8 +75,8 @@ class TestRanges:
     @pytest.mark.parametrize("name", STREAMS)
     def test_error_is_as_good_as_brute_force(self, name: str, codes: Codes) -> None:
         values = STREAMS[name]
-        found = error(values, *range_by("error", seen(values), codes), codes)
-        extremes = error(values, *range_by("extremes", seen(values), codes), codes)
+        found = error(values, *range_by("mse", seen(values), codes), codes)
+        extremes = error(values, *range_by("minmax", seen(values), codes), codes)
         assert found <= (1.05 if codes.steps > 20 else 1.12) * brute_force(values, codes) + 1e-12
         assert found <= extremes * (1 + 1e-4)
 
@@ -93,9 +95,9 @@ class TestRanges:
             condensed = seen(values)
             assert len(condensed.values) < 10000
             assert float(condensed.weights.sum()) == len(values)
-            found = error(values, *range_by("error", condensed, INT8), INT8)
+            found = error(values, *range_by("mse", condensed, INT8), INT8)
             plain = Distribution(values.sort().values, torch.ones(len(values)))
-            assert found <= 1.04 * error(values, *range_by("error", plain, INT8), INT8)
+            assert found <= 1.04 * error(values, *range_by("mse", plain, INT8), INT8)
 
     def test_a_condensed_zero_is_zero(self) -> None:
         condensed = seen(random(60000).relu())
@@ -106,18 +108,18 @@ class TestRanges:
         values = torch.cat([random(2000), torch.tensor([40.0])])
         for total, kept in ((2000.0, True), (2e8, False)):
             weights = torch.cat([torch.full((2000,), total / 2000), torch.ones(1)])
-            _, high = range_by("error", distribution(values, weights), INT8)
+            _, high = range_by("mse", distribution(values, weights), INT8)
             assert (high > 8) == kept
 
     @pytest.mark.parametrize("name", STREAMS)
     def test_relative_error_is_the_error_of_what_is_counted_otherwise(self, name: str) -> None:
-        assert range_by("relative", seen(STREAMS[name]), INT8) == range_by("error", seen(STREAMS[name]), INT8)
+        assert range_by("relative", seen(STREAMS[name]), INT8) == range_by("mse", seen(STREAMS[name]), INT8)
 
     def test_weights_count(self) -> None:
         values = torch.cat([random(2000), 30 * random(100, seed=1)])
         few = torch.cat([torch.ones(2000), torch.full((100,), 1e-4)])
-        narrow = range_by("error", distribution(values, 1e4 * few), INT8)
-        wide = range_by("error", seen(values), INT8)
+        narrow = range_by("mse", distribution(values, 1e4 * few), INT8)
+        wide = range_by("mse", seen(values), INT8)
         assert narrow[1] < 0.5 * wide[1]
 
     @pytest.mark.parametrize("percentile", [90.0, 99.0, 99.9, 100])
@@ -133,11 +135,11 @@ class TestRanges:
     def test_entropy_is_as_good_as_brute_force(self, name: str) -> None:
         values = STREAMS[name]
         low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-        found = divergence(values, *range_by("entropy", seen(values), INT8), INT8)
+        found = divergence(values, *range_by("kl", seen(values), INT8), INT8)
         candidates = (divergence(values, low * share, high * share, INT8) for share in np.geomspace(1 / 100, 1, 60))
         assert found <= 1.02 * min(candidates) + 1e-4
 
-    @pytest.mark.parametrize("rule", ["error", "entropy", "extremes"])
+    @pytest.mark.parametrize("rule", ["mse", "kl", "minmax"])
     def test_zeros_behind_a_relu_do_not_narrow_the_range(self, rule: str) -> None:
         values = random(60000).relu()
         signal, noise = values.square().mean(), error(values, *range_by(rule, seen(values), INT8), INT8)
@@ -147,7 +149,7 @@ class TestRanges:
         values = STREAMS["heavy tails"]
         widths = [np.ptp(range_by(rule, seen(values), INT8, 97.0)) for rule in ranges.RULES]
         assert len({round(float(width), 3) for width in widths}) >= 3
-        assert max(widths) == widths[ranges.RULES.index("extremes")]
+        assert max(widths) == widths[ranges.RULES.index("minmax")]
 
 
 def divergence(values: Tensor, low: float, high: float, codes: Codes) -> float:
@@ -195,3 +197,12 @@ class TestBoundsOfWeights:
         bounds = bounds_by_error(rows, Codes(-127, 127, 0))
         assert torch.equal(bounds[:3], rows.abs().amax(1)[:3])
         assert float(bounds[3]) == pytest.approx(3e38)
+
+
+@pytest.mark.parametrize(("former", "rule"), [("error", "mse"), ("entropy", "kl"), ("extremes", "minmax")])
+def test_former_names_of_rules_are_deprecated(former: str, rule: str) -> None:
+    options: Any = {"dtype": torch.int8, "quant_min": -128, "quant_max": 127, "qscheme": torch.per_tensor_affine}
+    with pytest.warns(DeprecationWarning, match=f"write range_by='{rule}'"):
+        assert DistributionObserver(**options, range_by=former).range_by == rule
+    with pytest.warns(DeprecationWarning, match=f"write range_by='{rule}'"):
+        assert Recipe(range_by=former).range_by == rule

@@ -143,7 +143,7 @@ def test_the_rule_of_a_recipe_finds_the_ranges() -> None:
     samples = images(16)
     samples[0][0][0, 0, 0, 0] = 20.0
     calls: list[dict[str, Any]] = [
-        {"recover": Recipe(correction=None, range_by="extremes")},
+        {"recover": Recipe(correction=None, range_by="minmax")},
         {"recover": Recipe(correction=None), "observer": RangeObserver},
         {"recover": Recipe(correction=None)},
     ]
@@ -165,14 +165,14 @@ def test_a_recipe_with_a_name_leaves_ranges_to_an_observer(name: str, recipe: Re
 
 
 def test_an_observer_and_a_recipe_with_a_rule_are_one_too_many() -> None:
-    options: dict[str, Any] = {"recover": Recipe(range_by="error"), "observer": DistributionObserver}
+    options: dict[str, Any] = {"recover": Recipe(range_by="mse"), "observer": DistributionObserver}
     with pytest.raises(OptionError, match="Leave one of them out"):
         quantize(network().eval(), images(1)[0], images(1), **options)
 
 
 # ------------------------------------------------------------------------------------------------------------- search
 
-CHOICES: dict[str, tuple[Any, ...]] = {"correction": ("biases", None), "range_by": ("extremes", "entropy")}
+CHOICES: dict[str, tuple[Any, ...]] = {"correction": ("biases", None), "range_by": ("minmax", "kl")}
 
 
 def scored(score: Callable[[Recipe], float], seconds: float = 0.0) -> Callable[[Recipe], Trial]:
@@ -183,14 +183,14 @@ def test_each_choice_is_tried_with_the_best_of_those_before() -> None:
     scores: dict[tuple[str | None, str | None], float] = {
         ("weights", None): 1.0,
         ("biases", None): 3.0,
-        ("biases", "entropy"): 4.0,
+        ("biases", "kl"): 4.0,
     }
     best, trials = coordinate_descent(
         Recipe(), CHOICES, scored(lambda recipe: scores.get((recipe.correction, recipe.range_by), 0.0)), math.inf
     )
-    assert best == Recipe("biases", "entropy")
+    assert best == Recipe("biases", "kl")
     tried = [(trial.recipe.correction, trial.recipe.range_by) for trial in trials]
-    assert tried == [("weights", None), ("biases", None), (None, None), ("biases", "extremes"), ("biases", "entropy")]
+    assert tried == [("weights", None), ("biases", None), (None, None), ("biases", "minmax"), ("biases", "kl")]
 
 
 def test_of_equals_the_first_stays() -> None:
@@ -246,10 +246,10 @@ def test_the_noise_is_the_mean_of_the_outputs() -> None:
 @pytest.mark.parametrize(
     ("options", "tried", "rules"),
     [
-        ({}, 8, ["error", "relative", "extremes", "percentile"]),
+        ({}, 8, ["mse", "relative", "minmax", "percentile"]),
         ({"observer": RangeObserver}, 5, [None]),
-        ({"equalize": False}, 7, ["error", "relative", "extremes", "percentile"]),
-        ({"recovery_seconds": 1e-6}, 1, ["error"]),
+        ({"equalize": False}, 7, ["mse", "relative", "minmax", "percentile"]),
+        ({"recovery_seconds": 1e-6}, 1, ["mse"]),
     ],
     ids=str,
 )

@@ -19,7 +19,7 @@ from torchao.quantization.pt2e.observer import (
 from openneutron.core.fx import op_name, source_of
 from openneutron.errors import CalibrationError, OptionError
 from openneutron.ops.masks import HIDDEN, saturates
-from openneutron.quantizer.ranges import RULES, Codes, bounds_by_error, distribution, range_by
+from openneutron.quantizer.ranges import RULES, Codes, bounds_by_error, distribution, range_by, rule_named
 from openneutron.quantizer.sample import Sample, SampleState, flattened
 
 __all__ = [
@@ -152,10 +152,10 @@ class RangeObserver(MinMaxObserver):
 class DistributionObserver(UniformQuantizationObserverBase):
     """Observes the extremes and a bounded sample of all values, and selects the range by one of `ranges.RULES`.
 
-    `range_by` is "error" (the least squared error), "relative" (the least squared error, where the errors of each
+    `range_by` is "mse" (the least squared error), "relative" (the least squared error, where the errors of each
     tensor are divided by the square of its largest magnitude, so that a few large tensors do not dominate),
-    "percentile" (`percentile` percent of the values are not above the range, and as many not below), "entropy" (the
-    least divergence) or "extremes" (minimum and maximum). Raises `OptionError` for any other rule. Each index of the
+    "percentile" (`percentile` percent of the values are not above the range, and as many not below), "kl" (the
+    least divergence) or "minmax" (minimum and maximum). Raises `OptionError` for any other rule. Each index of the
     first dimension is one of those tensors, unless `is_unbatched`.
 
     `calculate_qparams` raises `CalibrationError` if it saw no values, or values that are not finite.
@@ -167,7 +167,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
         self,
         *args: Any,
         origin: Origin | None = None,
-        range_by: str = "error",
+        range_by: str = "mse",
         percentile: float = 99.99,
         is_unbatched: bool = False,
         **kwargs: Any,
@@ -175,6 +175,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
         super().__init__(*args, **kwargs)
         if self.qscheme not in (torch.per_tensor_affine, torch.per_tensor_symmetric):
             raise OptionError(f"DistributionObserver finds one range for a tensor, which {self.qscheme} cannot use.")
+        range_by = rule_named(range_by)
         if range_by not in RULES:
             raise OptionError(f"range_by is one of {', '.join(RULES)}, not {range_by!r}.")
         if not isinstance(percentile, (int, float)) or not 50 < percentile <= 100:

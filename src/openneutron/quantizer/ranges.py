@@ -6,6 +6,7 @@ narrower than the extremes rounds other values more finely, and clips values out
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RULES", "Codes", "Distribution", "bounds_by_error", "distribution", "range_by"]
+__all__ = ["RULES", "Codes", "Distribution", "bounds_by_error", "distribution", "range_by", "rule_named"]
 
-RULES = ("error", "relative", "percentile", "entropy", "extremes")
+_FORMER_RULES = {"error": "mse", "entropy": "kl", "extremes": "minmax"}
+RULES = ("mse", "relative", "percentile", "kl", "minmax")
 
 # Of a larger sample, this many outermost values on either side are kept. Means of neighbors replace the others.
 SINGLE_VALUES = 256
@@ -85,25 +87,33 @@ def distribution(values: Tensor, weights: Tensor) -> Distribution:
     )
 
 
+def rule_named(name: str) -> str:
+    """Returns the rule that `name` stands for, with a `DeprecationWarning` for a former name of a rule."""
+    rule = _FORMER_RULES.get(name, name)
+    if rule != name:
+        warnings.warn(f"range_by={name!r} is deprecated: write range_by={rule!r}.", DeprecationWarning, stacklevel=3)
+    return rule
+
+
 def range_by(rule: str, seen: Distribution, codes: Codes, percentile: float = 99.99) -> tuple[float, float]:
     """Returns (low, high) of the range that `rule`, one of `RULES`, selects. The range contains 0, because 0.0 needs an
     exact code.
 
-    - "error": the least squared error of quantized values.
+    - "mse": the least squared error of quantized values.
     - "relative": the same; `seen` weights the values of a tensor by the inverse square of its largest magnitude.
     - "percentile": `percentile` percent of the values are not above the range, and as many are not below.
-    - "entropy": the least Kullback-Leibler divergence of the quantized histogram.
-    - "extremes": the minimum and the maximum.
+    - "kl": the least Kullback-Leibler divergence of the quantized histogram.
+    - "minmax": the minimum and the maximum.
     """
     low, high = min(float(seen.values[0]), 0.0), max(float(seen.values[-1]), 0.0)
     bound = max(-low, high)
-    if rule == "extremes" or (bound if codes.zero is not None else high - low) <= SMALLEST_SCALE * codes.steps:
+    if rule == "minmax" or (bound if codes.zero is not None else high - low) <= SMALLEST_SCALE * codes.steps:
         return low, high
     if rule == "percentile":
         found = _percentiles(seen, percentile)
         return min(found[0], 0.0), max(found[1], 0.0)
     scaled = Distribution(seen.values / bound, seen.weights / seen.weights.sum())  # squares of large values overflow
-    cost = _divergence(scaled, codes) if rule == "entropy" else _squared_error(scaled, codes)
+    cost = _divergence(scaled, codes) if rule == "kl" else _squared_error(scaled, codes)
     low, high = _search(cost, low / bound, high / bound, one_bound=codes.zero is not None)
     return low * bound, high * bound
 

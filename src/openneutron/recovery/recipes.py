@@ -13,7 +13,7 @@ from openneutron.errors import OptionError
 from openneutron.ops.layers import constant_layer
 from openneutron.passes.equalize import equalize
 from openneutron.quantizer import DistributionObserver, NeutronQuantizer
-from openneutron.quantizer.ranges import RULES
+from openneutron.quantizer.ranges import RULES, rule_named
 from openneutron.recovery.absorb_biases import absorb_biases
 from openneutron.recovery.channel_ranges import channel_ranges
 from openneutron.recovery.correct_biases import correct_biases
@@ -55,6 +55,8 @@ class Recipe:
     use_all_samples: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.range_by, str):
+            object.__setattr__(self, "range_by", rule_named(self.range_by))
         for name, known in (("correction", CORRECTIONS), ("range_by", (*RULES, None))):
             if getattr(self, name) not in known:
                 raise OptionError(f"{name} must be one of {', '.join(map(repr, known))}, not {getattr(self, name)!r}.")
@@ -63,7 +65,7 @@ class Recipe:
                 raise OptionError(f"{name} takes True or False, not {getattr(self, name)!r}.")
 
 
-AUTO, FAST = Recipe(range_by="error"), Recipe(range_by="error", use_all_samples=False)
+AUTO, FAST = Recipe(range_by="mse"), Recipe(range_by="mse", use_all_samples=False)
 BEST = "best"
 RECIPES = {"fast": FAST, "auto": AUTO, BEST: None}
 """Recipes by their names in `quantize`. The recipe of "best" is None, because a search finds it for each network."""

@@ -85,7 +85,7 @@ class SearchSpace:
         """Other values for the fields of `start`, in the order in which the search tries them."""
         return {
             "correction": ("biases", None),
-            "range_by": ("relative", "extremes", "percentile") if self.ranges else (),  # "entropy" clips too much
+            "range_by": ("relative", "minmax", "percentile") if self.ranges else (),  # "kl" clips too much
             "trusts_samples": (False,),
             "equalizes": (False,) if self.equalizes else (),
         }
