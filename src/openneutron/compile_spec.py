@@ -108,7 +108,7 @@ class CompileOptions:
             try:
                 text = value.decode()
             except UnicodeDecodeError as error:
-                raise OptionError(f"Compile spec '{key}' is no UTF-8 text: {value!r}.") from error
+                raise OptionError(f"Compile spec '{key}' is not UTF-8 text: {value!r}.") from error
             values[by_key[key]] = _parse(by_key[key], text)
         return cls(**values)
 

@@ -97,7 +97,7 @@ def test_it_checks_the_graph_after_each_pass_and_dumps_a_broken_one_first(
 
 
 def test_intermediates_dir_must_exist(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="is no folder"):
+    with pytest.raises(OutputError, match="is not a folder"):
         driver(tmp_path / "missing")
 
 

@@ -178,7 +178,7 @@ class TestStreams:
     def test_items_must_all_be_streams(self) -> None:
         model = models.RingBuffer().eval()
         steps = models.stream(model, 4)
-        with pytest.raises(CalibrationError, match="Item 1 of the data is no Stream"):
+        with pytest.raises(CalibrationError, match="Item 1 of the data is not a Stream"):
             quantize(model, steps[0], [Stream(steps[:2]), steps[2]])
 
     def test_streams_of_a_model_without_state_are_its_samples(self) -> None:

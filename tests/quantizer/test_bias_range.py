@@ -81,5 +81,5 @@ def test_values_below_the_scale_that_a_bias_needs_are_warned_of() -> None:
     with torch.no_grad():
         layer.weight.mul_(1e-4)
     inputs = [torch.full((1, 8), 1e-4) for _ in range(4)]
-    with pytest.warns(VanishingValuesWarning, match="int8 rounds them to zero"):
+    with pytest.warns(VanishingValuesWarning, match="int8 codes are within 2 of the zero point"):
         quantize(layer, inputs[0], inputs, recover=None)

@@ -358,17 +358,17 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("layers", "message"),
         [
-            ({"feature": "float"}, r"layers\['feature'\] is no module in which this .*Near matches: features, "),
+            ({"feature": "float"}, r"layers\['feature'\] matches no module in which this .*Near matches: features, "),
             ({"features.3.*": "float"}, "Near matches: features"),
             ({"features.0.norm": "float"}, "A batch norm is part of the convolution or linear that it follows"),
             ({"head.drop": "float"}, "dropout and identities are removed"),
             ({nn.ReLU6: "float"}, "Near matches: torch.nn.modules.activation.ReLU, "),
             ({"aten.softmx.int": "float"}, "Near matches: aten.softmax.int, "),
-            ({"aten.relu6.default": "per_tensor"}, "is no operator in which this model computes anything"),
+            ({"aten.relu6.default": "per_tensor"}, "matches no operator in which this model computes anything"),
             ({"head": "per_channel"}, "Only the weight of a convolution .*can have one scale .* there is none here"),
             ({nn.Linear: "per_channel"}, "Only the weight of a convolution"),
             ({"*.act": "per_channel"}, "Only the weight of a convolution"),
-            ({"aten.sin.default": "per_channel"}, "is no operator"),
+            ({"aten.sin.default": "per_channel"}, "matches no operator"),
         ],
         ids=label,
     )

@@ -186,7 +186,7 @@ def test_values_that_become_zeros_are_named(observer: Any, size: float, named: s
     samples = [(torch.randn(SHAPE, generator=torch.Generator().manual_seed(i)) * size,) for i in range(4)]
     options = {} if observer is None else {"observer": observer}
     quantizer = NeutronQuantizer(equalize=False, **options)
-    with pytest.warns(VanishingValuesWarning, match=r"int8 rounds them to zero. Scale the model's data") as seen:
+    with pytest.warns(VanishingValuesWarning, match=r"within 2 of the zero point. Scale the model's data") as seen:
         convert(model, samples[0], quantizer=quantizer, calibration=samples)
     assert any(("input" if named == "x" else named) in str(warning.message) for warning in seen)
     with pytest.warns(VanishingValuesWarning):

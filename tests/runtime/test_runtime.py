@@ -421,7 +421,7 @@ class TestProgram:
         for content in (b"", b"PK\3\4 a zip file", double_model(SHAPE)):
             path = tmp_path / "other.pte"
             path.write_bytes(content)
-            with pytest.raises(HostError, match=r"other\.pte is no ExecuTorch program"):
+            with pytest.raises(HostError, match=r"other\.pte is not an ExecuTorch program"):
                 load(path)
         for length in (8, 64, len(doubling) // 2):
             with pytest.raises(HostError, match="cannot be loaded: "):

@@ -78,7 +78,7 @@ class Comparison:
     layers: tuple[LayerDifference, ...]
     """The layers on the NPU, in order of execution."""
     unseen: tuple[str, ...]
-    """Nodes on the NPU whose outputs are no tensors of the `.pte`. The next layer's difference includes theirs."""
+    """Nodes on the NPU whose outputs are not tensors of the `.pte`. The next layer's difference includes theirs."""
 
     def __str__(self) -> str:
         from openneutron.accuracy.text import comparison_lines
@@ -282,16 +282,16 @@ def _row(cluster: Cluster, lsb: int, differing: Sequence[float]) -> LayerDiffere
 def _delegates(placed: Placed, payloads: Sequence[Payload]) -> list[_Delegate]:
     partitions = placed.partitions
     if len(payloads) != len(partitions):
-        raise _not_of_this_module(f"it has {len(payloads)} delegates, but the module has {len(partitions)}")
+        raise _mismatch_error(f"it has {len(payloads)} delegates, but the module has {len(partitions)}")
     orders, constants = assign_dim_orders(placed.program, partitions), Constants(placed.program)
     delegates = []
     for number, (partition, payload) in enumerate(zip(partitions, payloads, strict=True)):
         ours = tflite.read(compile_partition(placed.graphs, partition, orders.is_channels_last).tflite)
         theirs = tflite.read(payload.tflite)
         if _structure(ours) != _structure(theirs) or not _outputs(theirs) <= _outputs(ours):
-            raise _not_of_this_module(f"delegate {number} has other operators than the module")
+            raise _mismatch_error(f"delegate {number} has other operators than the module")
         if _scales(ours) != _scales(theirs):
-            raise _not_of_this_module(
+            raise _mismatch_error(
                 f"delegate {number} has other scales, so the weights or the calibration differ from the module's"
             )
         tensors = _tensors(partition, ours.subgraphs[0], constants)
@@ -304,7 +304,7 @@ def _delegates(placed: Placed, payloads: Sequence[Payload]) -> list[_Delegate]:
 
 
 def _structure(model: tflite.Model) -> list[Any]:
-    """Returns the indices of the inputs, and the operators with the indices and shapes of their tensors."""
+    """Returns the graph without constant data and qparams: the inputs, and the operators with their tensors' shapes."""
     graph = model.subgraphs[0]
     operators = [
         (operator.name, [tensor and (tensor.index, tensor.shape) for tensor in (*operator.inputs, *operator.outputs)])
@@ -427,7 +427,7 @@ def _step(node: Node) -> float:
     return float(node.args[1]) if is_dequantize(node) else 1.0  # type: ignore[arg-type]
 
 
-def _not_of_this_module(fault: str) -> ModelError:
+def _mismatch_error(fault: str) -> ModelError:
     return ModelError(
         f"This program was not lowered from this module: {fault}. Lower the module again. For a module from "
         "convert_pt2e, also give the example_inputs of lower()."

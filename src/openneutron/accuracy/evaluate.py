@@ -75,7 +75,7 @@ def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric 
 
     `metric` is "top1", the percentage of samples with the right class, or a function of outputs and label that returns
     a number. `jobs` processes share the samples, and `joblib.parallel_config` selects the kind of process; the result
-    does not depend on them, to the bit. With `jobs` above 1, a function `metric` must be picklable.
+    is bitwise equal for any number and kind of processes. With `jobs` above 1, a function `metric` must be picklable.
 
     A model with state needs `jobs=1`. It runs all samples as one stream, or each `Stream` of pairs in `data` from the
     initial state.

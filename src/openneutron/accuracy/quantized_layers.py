@@ -158,7 +158,7 @@ def find_layers(module: GraphModule, reference: GraphModule, target: str) -> Qua
     """Finds the layers of `module`, which was converted from the float graph `reference`. Linear in nodes and weights.
 
     1. A layer consists of a quantize node and the operator that computes its value.
-    2. An operator that only moves int8 values and keeps their qparams does not round, so it is no layer.
+    2. An operator that only moves int8 values and keeps their qparams does not round, so it is not a layer.
 
     Raises `ModelError` if the graphs are not of the same model: if a layer has no node of the same name and operator in
     `reference`, or has other weights there.

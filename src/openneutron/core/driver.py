@@ -63,7 +63,7 @@ class Driver(Generic[G]):
         if self.intermediates_dir is not None:
             folder = Path(self.intermediates_dir)
             if not folder.is_dir():
-                raise OutputError(f"intermediates_dir is '{folder}', which is no folder. Give one that exists.")
+                raise OutputError(f"intermediates_dir is '{folder}', which is not a folder. Give one that exists.")
             self.folders.append(_new_folder(folder / _PASSES, self.pipeline))
 
     def run(self, name: str, purpose: str, transform: Callable[[G], G], graph: G) -> G:

@@ -132,7 +132,7 @@ class Payload:
 
 
 def pack_portable(header: PayloadHeader, tflite: bytes) -> bytes:
-    """Packs a TFLite flatbuffer as a portable payload. Raises PayloadError if `tflite` is no TFLite flatbuffer."""
+    """Packs a TFLite flatbuffer as a portable payload. Raises PayloadError if `tflite` is not a TFLite flatbuffer."""
     return Payload.portable(header, tflite).pack()
 
 

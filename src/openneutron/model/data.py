@@ -139,7 +139,7 @@ def streams_in(
         return
     for index, item in enumerate(chain(first, items)):
         if not isinstance(item, Stream):
-            raise InputError(f"Item {index} of the data is no Stream, but the items before it are Streams.")
+            raise InputError(f"Item {index} of the data is not a Stream, but the items before it are Streams.")
         yield inputs_in(item.steps, forms, transform=transform)
 
 
@@ -294,7 +294,7 @@ def _pixels(image: Any, form: InputForm) -> Tensor:
     _, channels, height, width = form.sizes if len(form.sizes) == 4 else (None,) * 4
     if channels not in (1, 3) or height is None or width is None:
         raise InputError(
-            f"The model's input {form} is no image of 1 or 3 channels. Give a transform that converts images to it."
+            f"The model's input {form} is not an image of 1 or 3 channels. Give a transform that converts images to it."
         )
     image = image.convert("L" if channels == 1 else "RGB").resize((width, height))
     pixels = torch.from_numpy(np.array(image)).float() / 255

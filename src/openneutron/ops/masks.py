@@ -65,16 +65,16 @@ def saturates(values: torch.Tensor) -> torch.Tensor:
 
 
 def add_and_hide(rewriting: Rewriting, value: Node, numbers: torch.Tensor, hidden: torch.Tensor) -> Node:
-    """Returns `value` + `numbers`, and minus infinity for elements for which `hidden` is true."""
+    """Returns `value` + `numbers`, but `HIDDEN` for elements for which `hidden` is true."""
     if bool(numbers.any()):
         value = rewriting.call(aten.add.Tensor, value, rewriting.constant(numbers))
-    return _bound(rewriting, value, hidden, HIDDEN) if bool(hidden.any()) else value
+    return _fill_by_clamping(rewriting, value, hidden, HIDDEN) if bool(hidden.any()) else value
 
 
 def fill(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
     """Returns `number` for elements for which `where` is true, and `value` for the others."""
     hides = number <= (HIDDEN_AT_RUN_TIME if only_softmax_reads(rewriting.instance.node) else HIDDEN)
-    return _bound(rewriting, value, where, HIDDEN if hides else number)
+    return _fill_by_clamping(rewriting, value, where, HIDDEN if hides else number)
 
 
 def hides_from_softmax(numbers: torch.Tensor) -> torch.Tensor:
@@ -147,10 +147,10 @@ def only_softmax_reads(node: Node, depth: int = _DEPTH) -> bool:
     )
 
 
-def _bound(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
-    """Returns `number` for elements for which `where` is true, and `value` for the others.
+def _fill_by_clamping(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
+    """Selects `number` for elements for which `where` is true, and `value` for the others, by a minimum and a maximum.
 
-    It takes a minimum and a maximum; a number that is beyond all values takes one of both.
+    Leaves out the maximum if `number` is `HIDDEN` or less, and the minimum if it is `NEUTRAL` or more.
     """
     if number < NEUTRAL:
         upper = torch.full(where.shape, NEUTRAL).masked_fill(where, max(number, HIDDEN))

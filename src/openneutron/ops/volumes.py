@@ -98,11 +98,11 @@ def _adaptive(rewriting: Rewriting, pool: Callable[[Node, list[int]], Node]) -> 
     instance = rewriting.instance
     sizes, outputs = instance.shape_of("self")[-RANK:], instance.shape[-RANK:]
 
-    def over(*wanted: int) -> _OnImages:
+    def pool_to(*wanted: int) -> _OnImages:
         return lambda images: pool(images, list(wanted))
 
-    frames = over(*outputs[1:]) if outputs[1:] != sizes[1:] else None
-    depth = over(outputs[0], math.prod(outputs[1:])) if outputs[0] != sizes[0] else None
+    frames = pool_to(*outputs[1:]) if outputs[1:] != sizes[1:] else None
+    depth = pool_to(outputs[0], math.prod(outputs[1:])) if outputs[0] != sizes[0] else None
     return _by_frames_and_depth(rewriting, frames, depth)
 
 
@@ -136,14 +136,14 @@ def _resized(target: torch._ops.OpOverload, *names: str) -> Callable[[Rewriting]
         factors = args["scale_factors"]
         sizes, outputs = instance.shape_of("input")[-RANK:], instance.shape[-RANK:]
 
-        def over(wanted: Sequence[int], by: Sequence[float] | None) -> _OnImages:
+        def resize_to(wanted: Sequence[int], by: Sequence[float] | None) -> _OnImages:
             given = (None, list(by)) if by else (list(wanted), None)
             size, scales = given
             return lambda images: rewriting.call(target, images, size, *(args[name] for name in names), scales)
 
-        frames = over(outputs[1:], factors and factors[1:]) if outputs[1:] != sizes[1:] else None
+        frames = resize_to(outputs[1:], factors and factors[1:]) if outputs[1:] != sizes[1:] else None
         across = math.prod(outputs[1:])
-        depth = over((outputs[0], across), factors and (factors[0], 1.0)) if outputs[0] != sizes[0] else None
+        depth = resize_to((outputs[0], across), factors and (factors[0], 1.0)) if outputs[0] != sizes[0] else None
         return _by_frames_and_depth(rewriting, frames, depth)
 
     return rewrite

@@ -101,7 +101,7 @@ class Clusters:
 
 @dataclass
 class Constants:
-    """The constants of an exported program, by their placeholders. Buffers that the program writes are no constants."""
+    """The constants of an exported program, by their placeholders. Buffers that the program writes are excluded."""
 
     program: ExportedProgram
     _targets: dict[str, str] = field(default_factory=dict)

@@ -18,7 +18,7 @@ _CONSTANTS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 def check_constants_are_quantized(program: ExportedProgram) -> None:
     """Raises `OptionError` if the program quantizes a constant at run time. Linear in nodes.
 
-    `convert_pt2e(..., fold_quantize=False)` returns such programs. A buffer that the program writes is no constant.
+    `convert_pt2e(..., fold_quantize=False)` returns such programs. A buffer that the program writes is not a constant.
     """
     signature = program.graph_signature
     constants = {

@@ -313,7 +313,9 @@ def _kept_inputs(program: ExportedProgram, partitions: Sequence[Partition]) -> l
 
 
 def _read_outside(program: ExportedProgram, partitions: Sequence[Partition]) -> set[str]:
-    """Returns the names of the placeholders that nodes outside all partitions read, or that are partition inputs."""
+    """Returns the names of the placeholders that graph outputs, impure nodes and partition inputs depend on, other than
+    through a partition.
+    """
     outputs = {output for partition in partitions for output in partition.outputs}
     pending = [node for node in program.graph.nodes if node.op == "output" or node.is_impure()]
     pending = [node for node in pending if node.op != "placeholder"]

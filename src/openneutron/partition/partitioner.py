@@ -100,7 +100,7 @@ class NeutronPartitioner(Partitioner):
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
         """Tags the delegate calls of an edge program. `to_edge_transform_and_lower` calls it.
 
-        Raises `OptionError` for a program that is no result of `transform_for_pre_decomposition`.
+        Raises `OptionError` for a program that is not a result of `transform_for_pre_decomposition`.
         """
         if not is_partitioned(exported_program):
             raise OptionError(

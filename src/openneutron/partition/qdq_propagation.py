@@ -2,7 +2,7 @@
 
 Some quantizers leave operators that only move values in float between quantized operators. Such an operator commutes
 with quantization, so a quantize after it may move before it, and a dequantize before it may move after it. The results
-are the same to the bit, and the operator can run on the NPU.
+are bitwise equal, and the operator can run on the NPU.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class _Numbers:
         self.join(numbers.unique(), torch.tensor(PINNED))
 
     def compact(self) -> tuple[torch.Tensor, int]:
-        """Returns the final number of each number, without gaps and with 0 for pinned ones, and their count."""
+        """Returns, for each number, the index of its set (0 for the pinned set), and the count of sets."""
         roots = torch.tensor([self.find(number) for number in range(len(self.parent))])
         kept, final = torch.unique(roots, return_inverse=True)
         return final, len(kept)
@@ -162,7 +162,7 @@ class _Numbering:
         return self.known[limited]
 
     def scaling(self) -> Scaling:
-        """Returns the scaling with final numbers."""
+        """Returns the `Scaling` of the visited nodes, with the numbers that `compact` returns."""
         final, count = self.numbers.compact()
         layers = tuple(
             ScalableLayer(layer.constants, final[layer.input_numbers], final[layer.output_numbers])

@@ -36,8 +36,8 @@ AT_ONCE = 64
 class ChannelMeans(ObserverBase):
     """Computes the mean of each channel of the values it sees, and returns them unchanged. Conversion removes it.
 
-    `axis` is the dimension of channels, counted from the last one (-1). Observers of consecutive parts of a stream
-    merge into the observer of the whole stream, bit by bit.
+    `axis` is the dimension of channels, counted from the last one (-1). Merging the observers of consecutive parts
+    of a stream gives the observer of the whole stream, bit for bit.
     """
 
     def __init__(self, axis: int, channels: int) -> None:

@@ -92,15 +92,15 @@ def _with_scale_of_zeros(
 
 
 def _warn_of_vanishing_values(observer: UniformQuantizationObserverBase, minimum: Any, maximum: Any) -> None:
-    """Warns if the smallest scale, torchao's `eps`, leaves two steps or fewer to all values."""
+    """Warns if the smallest scale, torchao's `eps`, maps all values to codes within 2 of the zero point."""
     largest, smallest_scale = max(abs(float(minimum)), abs(float(maximum))), float(observer.eps)
     if 0 < largest < 2 * smallest_scale:
         origin = observer.origin or _UNKNOWN
         at = f", at {origin.source}" if origin.source else ""
         warnings.warn(
-            f"No value of {origin.node} ({origin.op}{at}) exceeds {largest:.1g} in calibration, and the smallest scale "
-            f"is {smallest_scale:.1g}: int8 rounds them to zero. Scale the model's data, or the weights "
-            "of the layers before it.",
+            f"The values of {origin.node} ({origin.op}{at}) have magnitudes up to {largest:.1g} in calibration, but "
+            f"the smallest scale is {smallest_scale:.1g}, so their int8 codes are within 2 of the zero point. Scale "
+            "the model's data, or the weights of the layers before it.",
             VanishingValuesWarning,
             stacklevel=3,
         )
@@ -154,13 +154,13 @@ class DistributionObserver(UniformQuantizationObserverBase):
 
     `range_by` is "mse" (the least squared error), "relative" (the least squared error, where the errors of each
     tensor are divided by the square of its largest magnitude, so that a few large tensors do not dominate),
-    "percentile" (`percentile` percent of the values are not above the range, and as many not below), "kl" (the
-    least divergence) or "minmax" (minimum and maximum). Raises `OptionError` for any other rule. Each index of the
-    first dimension is one of those tensors, unless `is_unbatched`.
+    "percentile" (from percentile 100 - `percentile` to percentile `percentile`), "kl" (the least divergence) or
+    "minmax" (minimum and maximum). Raises `OptionError` for any other rule. Each index of the first dimension is one of
+    those tensors, unless `is_unbatched`.
 
     `calculate_qparams` raises `CalibrationError` if it saw no values, or values that are not finite.
 
-    Observers of consecutive parts of a stream merge into the observer of the whole stream, bit by bit.
+    Merging the observers of consecutive parts of a stream gives the observer of the whole stream, bit for bit.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
         self.sample.merge(SampleState(later["values"], later["sizes"], later["extremes"], int(later["level"])))
 
     def get_extra_state(self) -> dict[str, torch.Tensor]:
-        """Returns the sample for `state_dict`. It is no buffer, because its size changes."""
+        """Returns the sample for `state_dict`. It is not a buffer, because its size changes."""
         return self.state()
 
     def set_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:

@@ -101,7 +101,7 @@ def range_by(rule: str, seen: Distribution, codes: Codes, percentile: float = 99
 
     - "mse": the least squared error of quantized values.
     - "relative": the same; `seen` weights the values of a tensor by the inverse square of its largest magnitude.
-    - "percentile": `percentile` percent of the values are not above the range, and as many are not below.
+    - "percentile": the range from percentile 100 - `percentile` to percentile `percentile` of the values.
     - "kl": the least Kullback-Leibler divergence of the quantized histogram.
     - "minmax": the minimum and the maximum.
     """
@@ -253,7 +253,7 @@ class _Histogram:
 
 
 def _percentiles(seen: Distribution, percentile: float) -> tuple[float, float]:
-    """Returns the values that at least 100 - `percentile` and `percentile` percent of the values are not above."""
+    """Returns the percentiles 100 - `percentile` and `percentile` of the weighted values, without interpolation."""
     share = seen.weights.double().cumsum(0)
     wanted = torch.tensor([100 - percentile, percentile], dtype=torch.float64) / 100 * share[-1]
     places = torch.searchsorted(share, wanted).clamp(max=len(share) - 1)

@@ -1,9 +1,9 @@
 """A bounded sample of a stream of tensors that does not depend on how the stream is split.
 
 Values at evenly spread positions of each tensor are sampled. When the sample exceeds its capacity, half of the values
-of every tensor are dropped. The kept values depend on the sizes of the tensors only, so samples of consecutive parts of
-a stream merge into the sample of the whole, bit by bit. The extremes of each tensor are kept as well, because a sample
-of one in a thousand values does not show the magnitude of the few values that clipping would affect.
+of every tensor are dropped. The kept values depend on the sizes of the tensors only, so merging the samples of
+consecutive parts of a stream gives the sample of the whole, bit for bit. The extremes of each tensor are kept as well,
+because a sample of one in a thousand values does not show the magnitude of the few values that clipping would affect.
 """
 
 from __future__ import annotations

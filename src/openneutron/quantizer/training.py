@@ -173,7 +173,7 @@ def read_weight_through(operator: Node, reader: WeightFakeQuantize | FloatWeight
 
 
 def fold_float_batch_norms(module: GraphModule) -> None:
-    """Makes conversion fold batch norms after operators whose weights are not quantized."""
+    """Passes the weight of each float operator before a batch norm through a `FloatWeight`, so conversion folds it."""
     for node in list(module.graph.nodes):
         if isinstance(called(node), BatchNorm):
             operator = node.args[0]

@@ -31,15 +31,15 @@ def absorb_biases(module: GraphModule, ranges: Ranges) -> Ranges:
     now = dict(ranges)
     for node, (lowest, highest) in ranges.items():
         layers = _layers_around_relu(module, node)
-        surplus = _surplus(lowest, highest)
-        if layers is not None and bool((surplus > 0).any()):
-            _absorb(*layers, surplus)
-            now[node] = lowest - surplus, highest - surplus
+        constant_part = _constant_part(lowest, highest)
+        if layers is not None and bool((constant_part > 0).any()):
+            _absorb(*layers, constant_part)
+            now[node] = lowest - constant_part, highest - constant_part
     module.recompile()
     return now
 
 
-def _surplus(lowest: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
+def _constant_part(lowest: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
     """Returns c of each channel [channels]: its minimum, less the width of its range as a margin; at least 0.
 
     The margin allows for inputs that calibration has not seen. A channel with a constant value gets c = 0.
@@ -74,11 +74,11 @@ def _layer(module: GraphModule, node: Node | None) -> ConstantLayer | None:
     return layer
 
 
-def _absorb(layer: ConstantLayer, reader: ConstantLayer, surplus: torch.Tensor) -> None:
+def _absorb(layer: ConstantLayer, reader: ConstantLayer, constant_part: torch.Tensor) -> None:
     weight, bias, next_bias = reader.weight, layer.bias, reader.bias
     assert bias is not None
     assert next_bias is not None
     per_input = weight.double().flatten(2).sum(2) if weight.dim() > 2 else weight.double()
-    read = surplus.double().reshape(reader.groups, -1).repeat_interleave(len(weight) // reader.groups, 0)
-    layer.replace(bias=bias - surplus)
+    read = constant_part.double().reshape(reader.groups, -1).repeat_interleave(len(weight) // reader.groups, 0)
+    layer.replace(bias=bias - constant_part)
     reader.replace(bias=(next_bias + (per_input * read).sum(1)).float())

@@ -126,10 +126,12 @@ def recover_exported(
 
     1. Gives each layer a bias.
     2. Zeroes inactive channels and absorbs high biases.
-    3. Equalizes channels, if `equalizes` is set: as far as the ranges on `samples` permit at the clip of a relu6.
+    3. Equalizes channels, if `equalizes` is set. A channel that relu6 or another clamp clips is scaled only if it
+       stays below the upper end of the clamp on `samples`, and only so far that it still does.
 
-    This keeps the function on `samples`. Without `trusts_samples`, or with fewer samples than `ENOUGH_SAMPLES`, it
-    keeps the function on all inputs: it skips step 2, and step 3 only equalizes channels without a clip.
+    The outputs on `samples` do not change, except for float rounding. Without `trusts_samples`, or with fewer samples
+    than `ENOUGH_SAMPLES`, the outputs on all inputs do not change: step 2 is skipped, and step 3 does not scale
+    channels that a clamp clips.
     """
     give_biases(module)
     ranges = None

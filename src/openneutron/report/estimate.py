@@ -99,7 +99,7 @@ class Estimate:
 
 
 def estimate_operators(operators: Sequence[Operator], target: NeutronTarget) -> Estimate:
-    """Returns the estimate for operators in order of execution. Linear in operators, except for planning the arena."""
+    """Returns the estimate for operators in order of execution. Linear in operators, plus the time of `plan`."""
     written = {tensor.index: tensor for operator in operators for tensor in operator.outputs}
     read = {tensor.index: tensor for operator in operators for tensor in operator.inputs if tensor is not None}
     inputs = [tensor for index, tensor in read.items() if index not in written and tensor.buffer is None]

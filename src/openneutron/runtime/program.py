@@ -100,7 +100,7 @@ class HostProgram:
         Raises HostError if the program cannot run on this machine.
         """
         if data[PTE_IDENTIFIER_AT] != PTE_IDENTIFIER:
-            raise HostError(f"{name} is no ExecuTorch program (.pte): bytes 4 and 5 are not {PTE_IDENTIFIER!r}")
+            raise HostError(f"{name} is not an ExecuTorch program (.pte): bytes 4 and 5 are not {PTE_IDENTIFIER!r}")
         self._name = name
         self._data = data  # the runtime reads constants from these bytes, so they must outlive it
         self._lock = threading.Lock()
@@ -128,7 +128,7 @@ class HostProgram:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> HostProgram:
-        """Loads the bytes of a `.pte`. Raises HostError if they are no `.pte` or cannot run on this machine."""
+        """Loads the bytes of a `.pte`. Raises HostError if they are not a `.pte` or cannot run on this machine."""
         return cls(data)
 
     @property
@@ -208,18 +208,19 @@ class HostProgram:
             names = set(argument_names([leaf.path for leaf in self._leaves or ()]))
             if not names.issuperset(named):
                 raise InputError(
-                    f"{self._name} does not contain the names of its inputs: give them in the order of the model's "
-                    f"arguments; {self._taken()}. lower() writes the names if its example_inputs are a mapping"
+                    f"{self._name} does not contain the names of its inputs: give them in the order of the "
+                    f"model's arguments; {self._describe_inputs()}. lower() writes the names if its example_inputs "
+                    "are a mapping"
                 )
             if self._leaves is None and any(map(_is_nested, inputs)):
                 raise InputError(
                     f"{self._name} does not contain the structure of its inputs: give only the tensors, in order; "
-                    f"{self._taken()}. lower() writes the structure into the .pte"
+                    f"{self._describe_inputs()}. lower() writes the structure into the .pte"
                 )
             if len(inputs) == len(self.inputs):
                 return list(inputs)
         if self._leaves is None or (is_flat and len(inputs) > len(self.inputs)):
-            raise InputError(f"{self._name} takes {tensors} inputs, got {len(inputs)}; {self._taken()}")
+            raise InputError(f"{self._name} takes {tensors} inputs, got {len(inputs)}; {self._describe_inputs()}")
         paths = [leaf.path for leaf in self._leaves]
         check_names(paths, inputs, named, self._name)
         values = leaves_at(paths, inputs, named)
@@ -227,7 +228,7 @@ class HostProgram:
             if values[index] is not MISSING:
                 continue
             if isinstance(info, TensorInfo):
-                raise InputError(f"{self._name} got no input '{leaf.name}'; {self._taken()}")
+                raise InputError(f"{self._name} got no input '{leaf.name}'; {self._describe_inputs()}")
             values[index] = info.value
         return values
 
@@ -245,8 +246,8 @@ class HostProgram:
                 return f"the CPU kernel {kernel} rejects its inputs ({reason})" if kernel else None
         return None
 
-    def _taken(self) -> str:
-        """Returns a description of the inputs for messages."""
+    def _describe_inputs(self) -> str:
+        """Returns the names, dtypes and shapes of the inputs, as part of an error message."""
         names = [leaf.name for leaf in self._leaves or ()] or [f"input {i}" for i in range(len(self.inputs))]
         words = (
             f"{name}: {info.dtype} {info.shape}" if isinstance(info, TensorInfo) else f"{name}: {info.value!r}"
@@ -263,8 +264,8 @@ class HostProgram:
 def load(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> HostProgram:
     """Loads a `.pte` from its path or its bytes.
 
-    Raises HostError if the file cannot be read, is no `.pte`, or cannot run on this machine. Without the native module,
-    the `inputs` and `outputs` of the result can be read, but `run` and `reset` raise `NativeModuleError`.
+    Raises HostError if the file cannot be read, is not a `.pte`, or cannot run on this machine. Without the native
+    module, the `inputs` and `outputs` of the result can be read, but `run` and `reset` raise `NativeModuleError`.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return HostProgram(bytes(source))

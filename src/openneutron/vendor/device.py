@@ -97,7 +97,7 @@ def converter_flags(options: CompileOptions) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise OptionError(
                 f"extra_flags takes 'name=value' items separated by spaces, where name is a field of the converter's "
-                f"compilationOpts; '{item}' is no such item."
+                f"compilationOpts; '{item}' is not such an item."
             )
         flags[name] = _flag_value(value)
     return flags
