@@ -1,4 +1,7 @@
-"""Duplicates concatenations that are both returned and computed with, because only the second use needs one scale."""
+"""Duplicates each concatenation that is both an output of the model and an operand of a computation.
+
+The computation needs one scale for all inputs of the concatenation. The output of the model does not.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ __all__ = ["copy_returned_concatenations"]
 
 
 def copy_returned_concatenations(module: GraphModule) -> bool:
-    """Rule: a concatenation that the model both returns (directly or after moves) and computes with is duplicated.
+    """Rule: a concatenation with two kinds of readers is duplicated: some readers lead to outputs of the model through
+    moves of values only, others compute.
 
-    The inputs of the returned copy can then have different qparams. If calibration finds equal qparams,
+    The copy that the model returns can then have inputs with different qparams. If calibration finds equal qparams,
     `ir.rewrites.eliminate_common_subexpressions` merges both copies again. Linear in nodes and uses.
     """
     ends: set[Node] = set()

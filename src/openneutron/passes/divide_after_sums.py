@@ -27,8 +27,9 @@ __all__ = ["divide_after_sums"]
 class _WeightedSum:
     """An operator `node` that sums over `probabilities`.
 
-    `rows` is the shape in which the divisors, one per row, broadcast to the output of `node`. `product` is the
-    multiplication before the sum, if there is one, and `weights` is its other operand if that is a constant [N].
+    The divisors (one per row) are reshaped to `rows`, which broadcasts to the output of `node`. `product` is the
+    multiplication of the probabilities before the sum, or None. `weights` is the other operand of `product` if it is a
+    constant [N], or None.
     """
 
     node: Node
@@ -69,9 +70,9 @@ def _is_wide(softmax: Node) -> bool:
 
 
 def _weighted_sums(module: GraphModule, value: Node, leading: int) -> Iterator[_WeightedSum | None]:
-    """Returns the weighted sums that read probabilities `value`, whose first `leading` dimensions are the rows.
+    """Returns the weighted sums that read the probabilities `value`, and None for each other reader.
 
-    Any other reader is returned as None.
+    The first `leading` dimensions of `value` are the rows of the softmax.
     """
     shape = shape_of(value)
     for reader in value.users:
@@ -99,7 +100,7 @@ def _multiplies_matrices(reader: Node, value: Node) -> bool:
 
 
 def _leading_of(shape: tuple[int, ...], last: int) -> int | None:
-    """Returns how many leading dimensions of `shape` precede trailing dimensions of `last` values in total, or None."""
+    """Returns the number of leading dimensions if the other dimensions hold exactly `last` values, otherwise None."""
     count, size = len(shape), 1
     while count and size < last:
         count -= 1

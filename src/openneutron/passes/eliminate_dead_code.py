@@ -19,8 +19,9 @@ def eliminate_dead_code(module: GraphModule) -> bool:
     """Removes dead code. Rules, linear in nodes:
 
     1. Checks of a tensor's shape and dtype are removed: shapes and dtypes are fixed after the export.
-    2. An ATen operator that writes no memory and has no reader is removed, and then operators that only it read.
-    3. A state that affects no output, in this call or in a later one, is not stored.
+    2. An ATen operator without readers is removed, unless it writes memory. Operators that lose their last reader in
+       this way are removed too.
+    3. The write of a state is removed if the state affects no output of this call or of a later call.
     """
     changed = _forget_dead_states(module)
     for node in reversed(list(module.graph.nodes)):

@@ -22,10 +22,10 @@ from openneutron.passes.scalable_channels import PINNED, ScalableLayer, Scaling,
 __all__ = ["equalize", "note_equalized", "was_equalized"]
 
 ROUNDS = 60
-# The share of the step that equalizes one channel alone. Smaller than 1, because neighboring channels move too.
+# The factor on each step. A step of 1 would equalize one channel if no other channel were scaled in the same round.
 STEP = 0.5
 LARGEST_FACTOR = 2.0**20
-# A channel whose range is a smaller share of the largest range in its tensor counts as dead.
+# A channel counts as dead if its range divided by the largest range in its tensor is smaller than this.
 SMALLEST_SHARE = 2.0**-24
 _NOTE = "openneutron_equalized"
 
@@ -40,7 +40,7 @@ def note_equalized(module: GraphModule, *, equalized: bool) -> None:
 
 
 def was_equalized(module: GraphModule) -> bool | None:
-    """Returns whether the channels of this graph, or of its original, were equalized, or None without a note."""
+    """Returns the note that `note_equalized` wrote, or None if the module has no note."""
     found: bool | None = module.meta.get(_NOTE)
     return found
 
@@ -51,14 +51,18 @@ def equalize(
     *,
     keeps_float: Callable[[Node], bool] = lambda _: False,
 ) -> bool:
-    """Equalizes the channels of a float graph whose batch norms are folded, and notes that it did. Returns whether it
-    changed anything.
+    """Equalizes the channels of a float graph whose batch norms are folded, and notes that they are equalized. Returns
+    whether it changed anything.
 
-    The function does not change except for float rounding. Without `ranges`, channels that a relu6 or another clamp
-    from 0 clips are not scaled. `ranges` maps nodes to the minima and maxima ([channels]) of their values in
-    calibration. With it, a channel that never reached the upper end of its clamp is scaled so far that it still does
-    not reach it, which keeps the function unchanged on the calibration data, and the ranges of activations are
-    equalized as well. The inputs, outputs and weights of operators for which `keeps_float` is true are not scaled.
+    The model computes the same function except for float rounding. Without `ranges`, the input channels of a relu6 or
+    of another clamp from 0 to a finite number are not scaled.
+
+    `ranges` maps nodes to the minima and maxima ([channels]) of their values in calibration. With `ranges`, the input
+    channels of such a clamp are scaled if their calibration maximum is below the upper limit of the clamp, but not
+    beyond that limit. The model then computes the same function on the calibration data. The ranges of activations are
+    equalized too.
+
+    The inputs, outputs and weights of operators for which `keeps_float` is true are not scaled.
 
     Linear in nodes, and in weights for each of `ROUNDS` rounds.
     """
@@ -149,22 +153,23 @@ def _shares(ranges: torch.Tensor) -> torch.Tensor:
 
 
 def _centred(steps: torch.Tensor, known: torch.Tensor, together: torch.Tensor) -> torch.Tensor:
-    """Subtracts from `steps` the mean over the numbers that share a group in `together`.
+    """Subtracts from the `steps` of each group in `together` their mean over `known` channel numbers.
 
-    A common factor of all channels of a tensor changes none of their shares, so it could grow without limit.
+    Without this, a factor common to all channels of a tensor could grow without limit, because it does not change the
+    ratios of their ranges.
     """
     total, count = (torch.zeros(len(steps)).index_add_(0, together, values) for values in (steps, known.float()))
     return steps - (total / count.clamp(min=1))[together] * known
 
 
 class _Mean:
-    """The mean logarithm of the ranges of each number."""
+    """The mean logarithm of the ranges of each channel number."""
 
     def __init__(self, count: int) -> None:
         self.sum, self.count = torch.zeros(count), torch.zeros(count)
 
     def add(self, numbers: torch.Tensor, ranges: torch.Tensor) -> None:
-        """Adds `ranges` of channels to the mean, without those that are 0."""
+        """Adds the nonzero `ranges` to the means of their channel `numbers`."""
         some = ranges > 0
         self.sum.index_add_(0, numbers[some], ranges[some].log())
         self.count.index_add_(0, numbers[some], torch.ones(int(some.sum())))

@@ -31,8 +31,8 @@ class _Arithmetic:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A convolution, linear or matrix product with constant weights. The weight of a matrix product has the outputs
-    first.
+    """A convolution, linear or matrix product with constant weights. `weight` of a matrix product is its transposed
+    matrix [outputs, inputs].
     """
 
     node: Node
@@ -48,15 +48,15 @@ def fold_arithmetic(module: GraphModule, keeps_float: Callable[[Node], bool] = l
     """Folds arithmetic. Rules for float32 constants, linear in nodes and weights; the function changes by float
     rounding only:
 
-    1. A sum or product with a constant of one value, or one per output channel, that is the only reader of a
-       convolution, transposed or not, a linear, or an mm, matmul or addmm with a constant matrix, is folded into its
-       weight and bias. These are new constants: another operator that shares the old ones keeps them. A matrix product
-       becomes a linear.
+    1. A sum or product with a constant is folded into the weight and bias of the layer before it. The constant has one
+       value, or one per output channel. The layer has no other reader. It is a convolution, a transposed convolution, a
+       linear, or an mm, matmul or addmm with a constant matrix, which becomes a linear. The layer gets new constants,
+       so other readers of its old weight and bias are not affected.
     2. Two products with constants in a row, or two sums, are merged into one.
     3. x * 1 and x + 0 are removed.
 
-    Nothing is folded where a constant broadcasts the other operand, or another constant, to a new shape, or where
-    `keeps_float` is true for an operator.
+    An operator is not folded if its constant broadcasts the other operand to a larger shape, or if `keeps_float` is
+    true for it or for the operator before it. Constants are not merged if their result is larger than both.
     """
     changed = False
     for node in list(module.graph.nodes):
@@ -132,7 +132,7 @@ def _layer(module: GraphModule, node: Node) -> _Layer | None:
 
 
 def _of_channels(constant: torch.Tensor, layer: _Layer) -> torch.Tensor | None:
-    """Returns a constant as one value or one per output channel, or None if it differs along another dimension."""
+    """Returns `constant` as a scalar or as [output channels], or None if it has several values in another dimension."""
     if constant.numel() == 1:
         return constant.reshape(())
     later_dims = len(shape_of(layer.node)) - 1 - layer.channel

@@ -55,9 +55,9 @@ def affine(
 def fold_batch_norm(module: GraphModule, *, training: bool = False) -> bool:
     """Folds batch norms. Rules, linear in nodes; the function changes by float rounding only:
 
-    1. A batch norm that is the only reader of a convolution or transposed convolution with a batch, or of a linear of
-       rank 2, is folded into its weight and bias. These are new constants: another operator that shares the old ones
-       keeps them.
+    1. A batch norm is folded into the weight and bias of the layer before it, if the layer has no other reader. The
+       layer is a convolution or transposed convolution with a batch dimension, or a linear of rank 2. It gets new
+       constants, so other readers of its old weight and bias are not affected.
     2. Any other batch norm of rank 2 to 5 becomes a depthwise convolution with kernel size 1.
     3. Each remaining batch norm becomes a multiplication and an addition with constants.
 
@@ -100,8 +100,8 @@ def takes_batch_norm(producer: Any, is_constant: Callable[[Node], bool] = is_att
 
 
 def insert_convolution(module: GraphModule, node: Node) -> bool:
-    """Inserts an identity depthwise convolution with kernel size 1 before a batch norm. Returns False for a rank
-    without one.
+    """Inserts an identity depthwise convolution with kernel size 1 before a batch norm. Returns False, and
+    changes nothing, if no convolution has the rank of the batch norm's input.
     """
     value, rank = node.args[0], len(shape_of(node))
     dims = max(rank - 2, 1)  # an input of rank 2 is given a length of 1
@@ -175,10 +175,10 @@ def _as_arithmetic(module: GraphModule, node: Node, scale_and_shift: Affine, *, 
 
 
 class _InPlaceOf(NodeBuilder):
-    """Writes calls that replace `origin`, and notes that operator on them."""
+    """Inserts calls that replace `origin`, and notes the name of the replaced operator on each."""
 
     def call(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:
-        """Writes a call of `target`."""
+        """Inserts a call of `target`."""
         written = super().call(target, *args, **kwargs)
         note_replaced(written, op_name(self.origin))
         return written

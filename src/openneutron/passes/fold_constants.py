@@ -1,4 +1,4 @@
-"""Computes values that do not depend on the input once (constant folding)."""
+"""Replaces values that do not depend on the model's inputs by constants (constant folding)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _is_trained(module: GraphModule, constant: Node) -> bool:
 
 
 def _foldable(node: Node, values: dict[Node, Any]) -> Callable[[Node], Any] | None:
-    """Returns the function that gives the operands of `node`, or None if they are not all known."""
+    """Returns the function that maps each operand of `node` to its value, or None if `node` cannot be folded."""
     if not facts_of(node).reads_values and all(isinstance(size, int) for size in shape_of(node)):
         return _zeros_of_its_shape
     if node.op != "call_function" or not all(source in values for source in node.all_input_nodes):

@@ -19,11 +19,11 @@ def fold_norm_affine(module: GraphModule) -> bool:
     """Rule: the weight and bias of a layer_norm or rms_norm over the last dimension are folded into its readers, if all
     are linears.
 
-    The linears read it directly, or through transposes and reshapes that keep the last dimension. Their weights are
-    new: another operator that shares the old ones keeps them. Linear in nodes, uses and weights.
+    The linears read the norm directly, or through transposes and reshapes that keep the last dimension. They get new
+    weights and biases, so other readers of the old ones are not affected. Linear in nodes, uses and weights.
 
-    The pass saves two operators and int8 resolution. A normalized value has the same range in all channels, and the
-    scaled value does not, while the following weights often compensate the scales
+    The pass saves two operators and improves int8 resolution. Without weight and bias, the output of the norm has about
+    the same range in all channels. With them it does not, and the weights of the linears often compensate that
     (`tests/passes/test_arithmetic_passes.py` has the figures).
     """
     changed = False

@@ -28,9 +28,8 @@ class _Join:
 def fold_slices_of_concatenations(module: GraphModule) -> bool:
     """Rule: a slice or select that lies within one input of a concatenation along the same dimension reads that input.
 
-    n log n in slices and inputs. A tensor that is written slice by slice (boxes scaled in place, then scores) is a
-    concatenation after each write. Without this rule, its one scale would have to cover every value that is read from
-    it.
+    n log n in slices and inputs. Each in-place write to a slice of a tensor (scaled boxes, then scores) becomes
+    a concatenation. Without this rule, one scale would have to cover all inputs of such a concatenation.
     """
     joins: dict[Node, _Join | None] = {}
     changed = False
@@ -53,7 +52,7 @@ def fold_slices_of_concatenations(module: GraphModule) -> bool:
 
 
 def _moved(node: Node, joins: dict[Node, _Join | None]) -> tuple[Node, int, int, int] | None:
-    """Returns the input that `node` lies in, the dimension, and its first index and count there, or None."""
+    """Returns the only input that `node` reads from, the dimension, its first index and its size there, or None."""
     if not is_op(node, "slice", "select"):
         return None
     args = arguments(node)

@@ -25,8 +25,8 @@ def functionalize(module: GraphModule) -> bool:
        the result. A copy_ becomes its source, a fill_ a constant.
     2. If it writes to a view (a slice, a reshape, a transpose), its result is written into a new base tensor. Later
        readers of that memory read the new base, through new views.
-    3. It is kept if it writes to a buffer, to a part of an input, or to a view that `write_back` cannot invert (expand,
-       unfold, as_strided), and if it stores a state.
+    3. An in-place operator is kept if it stores a state, or if it writes to a buffer, to a part of an input, or to a
+       view that `write_back` cannot invert (expand, unfold, as_strided).
     """
     if not any(writes_memory(node) for node in module.graph.nodes):
         return False
@@ -46,7 +46,7 @@ def writes_memory(node: Node) -> bool:
 def may_alias(node: Node) -> bool:
     """Returns whether the output of `node` may share the memory of its first argument.
 
-    The output of a dropout may, although its schema does not say so.
+    A dropout may return its input, although its schema declares no alias.
     """
     taken = node.target._schema.arguments[:1] if isinstance(node.target, torch._ops.OpOverload) else []
     aliases = any(argument.alias_info is not None for argument in taken)
@@ -58,9 +58,12 @@ class _Walk:
     """Visits the nodes of a graph in order.
 
     A place is a node that allocates memory, or a view of memory. Nodes that return the same values in the same memory
-    (contiguous, detach, an in-place operator) are one place. A write to a memory makes all of its places stale, except
-    those between the written view and the base. `current` has, for each place, the count of writes and the node that
-    returns its values after them.
+    (contiguous, detach, an in-place operator) are one place. `place` maps each node to its place, `source` each view to
+    the place that it views, and `memory` each place to its base, the node that allocates the memory.
+
+    `writes` counts the writes to each base. `current` maps each place to a count of writes and to the node with the
+    values of the place after that many writes. A write updates `current` of the written view, of the base, and of the
+    views between them. All other places of that memory become stale, and `_fresh` recomputes them from the base.
     """
 
     position: dict[Node, int]
@@ -126,7 +129,7 @@ class _Walk:
         return place is memory and not later
 
     def _views_to_base(self, place: Node) -> list[Node]:
-        """Returns the places from `place` to its base, without the lists that splits return."""
+        """Returns the places from `place` to its base. The lists of tensors that splits return are skipped."""
         views = [place]
         while views[-1] in self.source:
             source = self.source[views[-1]]
@@ -205,7 +208,7 @@ def _computed(node: Node) -> Any:
 
 
 def _out_of_place_form(node: Node) -> torch._ops.OpOverload | None:
-    """Returns the out-of-place overload of an in-place ATen operator: the one with equal types, under any names."""
+    """Returns the out-of-place overload of an in-place ATen operator with the same argument types, or None."""
     overload = node.target
     if not isinstance(overload, torch._ops.OpOverload) or overload.namespace != "aten" or is_state_write(node):
         return None

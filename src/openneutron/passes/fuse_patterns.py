@@ -42,13 +42,15 @@ def fuse_patterns(
     1. relu6(x + 3) / 6 and clamp(x / 6 + 1 / 2, 0, 1) become hardsigmoid(x).
     2. x * relu6(x + 3) / 6 and x * hardsigmoid(x) become hardswish(x).
     3. x / 2 * (1 + erf(x / sqrt(2))) becomes gelu(x), and so does the form with tanh.
-    4. x / sqrt(y) becomes x * rsqrt(y), and 1 / sqrt(y) rsqrt(y).
-    5. x * rsqrt(mean(x * x) + eps) is divided in two steps, as layer_norm is, unless it is already the second step.
-    6. clamp from 0 to infinity becomes relu, and clamp from 0 to 6 becomes relu6, which other passes look for.
+    4. x / sqrt(y) becomes x * rsqrt(y), and 1 / sqrt(y) becomes rsqrt(y).
+    5. x * rsqrt(mean(x * x) + eps) becomes the two divisions that layer_norm is decomposed into (see `standardized`).
+       The second of these divisions has the same form, and is not changed.
+    6. clamp from 0 to infinity becomes relu, and clamp from 0 to 6 becomes relu6, because other passes match relu and
+       relu6.
 
-    clamp and hardtanh from 0 to 6 count as relu6 here. Factors may have any order, and a division by a number may be a
-    product. A pattern is not fused if other operators read its inner values, or if `keeps_float` is true for its last
-    operator.
+    Rules 1 and 2 accept clamp and hardtanh from 0 to 6 as relu6. Factors may have any order, and a division by a number
+    may be written as a product. A pattern is not fused if other operators read its inner values, or if `keeps_float` is
+    true for its last operator.
     """
     changed = False
     for node in reversed(list(module.graph.nodes)):
@@ -99,7 +101,7 @@ def _read_once(value: object) -> Node | None:
 
 
 def _product(node: Node, depth: int = _DEPTH) -> _Product:
-    """Returns all factors of `node`, through products and quotients that have no other reader."""
+    """Returns all factors of `node`. Factors that are products or quotients without other readers are split further."""
     divides = is_quotient(node)
     if depth == 0 or not (divides or is_op(node, "mul")):
         return _Product(1.0, (node,))
@@ -236,7 +238,7 @@ def _normalization(rewriting: Rewriting, node: Node) -> Node | None:
 
 
 def _is_first_step(node: Node) -> bool:
-    """Returns whether `node` is the value that `standardized` divides second: a value times the square of an rsqrt."""
+    """Returns whether `node` is the result of the first division in `standardized`: a value times a squared rsqrt."""
     if not is_op(node, "mul"):
         return False
     squares = (factor.args for factor in node.args if isinstance(factor, Node) and len(factor.args) == 2)

@@ -1,4 +1,4 @@
-"""Reads each buffer that the model writes to at the start, and writes it at the end."""
+"""Reads each buffer that the model changes once, at the start of the graph, and stores its new value at the end."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _written(module: GraphModule) -> list[Node]:
 
 
 def _merged(module: GraphModule, store: Node) -> Node:
-    """Returns the first node that reads the buffer of `store`, after moving readers of other such nodes to it."""
+    """Returns the first get_attr node of the buffer of `store`, after it replaced all other get_attr nodes of it."""
     first, *others = [node for node in module.graph.nodes if node.op == "get_attr" and node.target == store.target]
     for node in others:
         node.replace_all_uses_with(first)

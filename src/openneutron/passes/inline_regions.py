@@ -1,4 +1,4 @@
-"""Inlines the regions that torch.export wraps into graphs of their own."""
+"""Inlines regions (no_grad, autocast, checkpoint) that torch.export puts into subgraphs."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _graphs(node: Node) -> list[GraphModule]:
 def _inline(module: GraphModule, call: Node, *, detach: bool) -> list[Node]:
     """Replaces `call` by the nodes of the graph that it calls, and returns the regions among them."""
     position, region = _region(module, call)
-    # hints_wrapper and strict_mode have the operands in a tuple, the others one by one.
+    # hints_wrapper and strict_mode take the operands as one tuple, the others as separate arguments.
     operands = list(iterate_nodes(list(call.args[position + 1 :])))
     copies: dict[Node, Node] = {}
     inner: list[Node] = []

@@ -42,7 +42,7 @@ _INTEGERS = (*_WIDE, torch.int8, torch.uint8)
 
 @dataclass(frozen=True)
 class _Choice:
-    """The value of an integer where the boolean `truth` is false, and where it is true."""
+    """An integer tensor that is `when_false` where the boolean `truth` is false, and `when_true` elsewhere."""
 
     truth: Node
     when_false: float
@@ -57,13 +57,13 @@ class _Choice:
 def integers_to_floats(module: GraphModule, target: NeutronTarget) -> bool:
     """Replaces integers. Rules, linear in nodes. `m` is a boolean tensor, `n` a number, `x` a float32 value:
 
-    1. A conversion to the dtype of another tensor (type_as) becomes one to that dtype.
-    2. An integer that is computed from `m` by arithmetic with numbers, and converted to float32, is computed in
-       float32: (1 - m.int()).float() becomes 1 - m.float().
+    1. A conversion to the dtype of another tensor (type_as) becomes a conversion that names the dtype.
+    2. If an integer is computed from `m` by arithmetic with numbers, and then converted to float32, the arithmetic is
+       done in float32: (1 - m.int()).float() becomes 1 - m.float().
     3. A boolean that is computed from such an integer becomes `m` or logical_not(m): m.int() == 0, m.long().bool().
     4. A product of such integers that are 0 or 1 becomes a logical_and.
-    5. In a sum, difference, product or quotient of float32, an integer or `m` is converted to float32 first, unless `m`
-       comes from a comparison in a product, which is an operator of its own.
+    5. An integer or boolean operand of a float32 sum, difference, product or quotient is converted to float32 first. A
+       boolean factor that comparisons compute is not converted, because such products have a decomposition.
     6. A conversion of `x` to int16, int32 or int64 and back becomes trunc(x).
     7. Before a softmax, scores - n * mask becomes scores + (-n) * mask if n hides scores.
     """
@@ -153,7 +153,7 @@ class _Walk:
             self._replace(node, written)
 
     def _in_float(self, node: Node, integer: Node) -> Node | None:
-        """Returns `integer` in float32, computed before `node`, or None if `integer` itself would be converted."""
+        """Returns `integer` computed in float32 before `node`, or None if no rule avoids its conversion."""
         writing = self._writing_at(node)
         choice = self.choices.get(integer)
         if choice is not None:
@@ -226,7 +226,7 @@ def _evaluated(node: Node, source: Node, value: float) -> float:
 
 
 def _truncated(integer: Node) -> Node | None:
-    """Returns the float32 value that conversions alone turn into `integer`, or None."""
+    """Returns the float32 value from which conversions alone compute `integer`, or None."""
     node: object = integer
     while isinstance(node, Node) and _dtype(node) in _WIDE and is_op(node, "to"):
         node = node.args[0]

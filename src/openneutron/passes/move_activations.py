@@ -13,7 +13,7 @@ from openneutron.targets import NeutronTarget
 
 __all__ = ["move_activations"]
 
-# The largest number of activations before the concatenation that may replace the one after it.
+# The largest number of inputs of a moved activation's concatenation whose producers cannot fuse the activation.
 _MAX_LEFT = 1
 
 
@@ -23,12 +23,13 @@ def move_activations(
     """Moves activations. Rules, linear in nodes and uses:
 
     1. An activation that is the only reader of a concatenation is applied to each input of the concatenation instead.
-       The inputs must have no other reader, and their producers must be able to fuse the activation on `target`.
+       An input can fuse the activation if its producer can on `target` and the input has no other reader.
     2. An input that already is the result of the same activation is not changed.
-    3. If two or more inputs could not fuse the activation, it is not moved, because the graph would get more operators.
+    3. If two or more inputs cannot fuse the activation, it is not moved, because the graph would get more operators. If
+       one cannot, the activation is moved if at least one other input can.
 
-    Inputs that may be negative then no longer share a scale with the activation's result. An activation for which
-    `keeps_float` is true is not moved.
+    After the move, the scale of the concatenation does not need to cover values that the activation clips. An
+    activation for which `keeps_float` is true is not moved.
     """
     changed = False
     pending = list(module.graph.nodes)

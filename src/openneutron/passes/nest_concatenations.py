@@ -16,7 +16,10 @@ __all__ = ["nest_concatenations"]
 
 @dataclass
 class _Prefix:
-    """Inputs with which concatenations begin. `whole` is a concatenation of exactly these inputs."""
+    """A node of a prefix tree over the inputs of concatenations.
+
+    `whole` is a concatenation of exactly the inputs on the path from the root to this node, or None.
+    """
 
     longer: dict[Node, _Prefix] = field(default_factory=dict)
     whole: Node | None = None

@@ -1,4 +1,4 @@
-"""Removes the counters of batches that batch norms in train mode update, and that the model does not read."""
+"""Removes updates of the batch counters of batch norms in train mode. The model does not read these counters."""
 
 from __future__ import annotations
 

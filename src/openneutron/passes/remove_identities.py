@@ -32,8 +32,8 @@ def remove_identities(module: GraphModule, *, training: bool = False) -> bool:
        permute that keeps the order, and a pad of size 0.
     5. A reshape of a reshape reads the input of the first reshape.
 
-    A clone that returns a state is kept. Rules 3 to 5 apply if the order of the values in memory does not change, and
-    only to graphs without in-place operators, because a write needs the copy.
+    A clone that returns a state is kept. Rules 3 to 5 apply only if the order of the values in memory does not change.
+    They do not apply to a graph with in-place operators, because a write to a removed copy would change its source.
     """
     in_place = any(writes_memory(node) and not is_state_write(node) for node in module.graph.nodes)
     changed = False

@@ -50,8 +50,8 @@ def _rewrite(module: GraphModule, node: Node, name: str) -> bool:
 
 
 def _constant(module: GraphModule, node: Node, operand: Node | float, alpha: float) -> Node:
-    """Returns the constant that replaces an operand. A computed operand, or a constant that needs no change, is
-    returned itself.
+    """Returns the constant that replaces `operand`, or `operand` itself if it is computed or is a constant that needs
+    no change.
     """
     value = constant_of(module, operand) if isinstance(operand, Node) else torch.tensor(float(operand))
     if value is None:

@@ -1,7 +1,8 @@
 """Moves the scaling of attention scores before the mask, so that the mask's numbers do not widen the range.
 
-In `scores.masked_fill(mask, -1e4) / 8`, the mask's -1250 would set the range of the quotient, which leaves few codes to
-the scores. `(scores / 8).masked_fill(mask, -1250)` is the same function, and observers ignore the numbers of its mask.
+In `scores.masked_fill(mask, -1e4) / 8`, the masked value -1250 would set the range of the quotient, so few int8 codes
+would remain for the scores. `(scores / 8).masked_fill(mask, -1250)` computes the same function, and observers ignore
+the number of a masked_fill.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ __all__ = ["scale_before_masks"]
 def scale_before_masks(
     module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False, *, training: bool = False
 ) -> bool:
-    """Moves scalings. Rules for a product with a positive number k, or a quotient by one, that only softmaxes read.
-    Linear in nodes:
+    """Moves scalings. Rules, linear in nodes, for a product with a positive number k that only softmaxes read. A
+    quotient by a positive number counts as such a product:
 
     1. masked_fill(x, mask, c) * k becomes masked_fill(x * k, mask, c * k), if c * k hides a value from a softmax.
-    2. where(mask, x, c) * k and where(mask, c, x) * k likewise.
+    2. where(mask, x, c) * k and where(mask, c, x) * k are rewritten in the same way.
     3. (x + mask) * k becomes x * k + mask * k, if the mask has fewer values than the sum, or is a constant with a
        number that hides a value.
 
@@ -68,7 +69,7 @@ def _is_trained(module: GraphModule, value: object) -> bool:
 
 
 def _mask_of(scaling: Node) -> Node | None:
-    """Returns the mask that `scaling` reads, directly or through views, if none of them has another reader."""
+    """Returns the masking operator that `scaling` reads, directly or through views, if no other operator reads them."""
     value = scaling.args[0]
     while isinstance(value, Node) and len(value.users) == 1:
         if not is_view(value):
@@ -100,7 +101,7 @@ def _move(module: GraphModule, scaling: Node, mask: Node, factor: float) -> bool
 
 
 def _scaled_arguments(mask: Node, factor: float) -> dict[str, float | torch.Tensor | None] | None:
-    """Returns the arguments of `mask` to scale: a number or constant as its scaled value, a computed value as None."""
+    """Returns the scaled arguments of `mask` by name, None for computed values, or None if no rule holds."""
     args = arguments(mask)
     if is_op(mask, "masked_fill"):
         number = number_of(args["value"])

@@ -53,7 +53,7 @@ def _merge(rewriting: Rewriting) -> bool:
 
 
 def _sliced(node: Node) -> tuple[Node, Phase]:
-    """Returns the source of a strided slice and its phase in each dimension, or `node` itself and no phase."""
+    """Returns the source of a strided slice and its phase in each sliced dimension, or `node` and an empty phase."""
     phase: Phase = {}
     while is_op(node, "slice"):
         source = node.args[0]
@@ -72,7 +72,7 @@ def _sliced(node: Node) -> tuple[Node, Phase]:
 
 
 def _counting_order(phases: Sequence[Phase]) -> tuple[int, ...] | None:
-    """Returns the dimensions through whose first indices the phases count, slowest first, or None."""
+    """Returns the sliced dimensions, slowest first, in whose order the first indices of `phases` count up, or None."""
     steps = {dim: step for dim, (_, step) in phases[0].items()}
     alike = all({dim: step for dim, (_, step) in phase.items()} == steps for phase in phases)
     if not steps or not alike or len(phases) != math.prod(steps.values()):

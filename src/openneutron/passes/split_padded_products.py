@@ -28,10 +28,11 @@ _OPERAND_AND_AXIS_OF_A_PAD = {(0, 0, 0, 1): (0, -2), (0, 1): (1, -1), (0, 1, 0, 
 
 @dataclass(frozen=True)
 class _PaddedProducts:
-    """Chained `products` of a `pad`: of one row (operand 0 of the first product) or one column (operand 1).
+    """Chained `products`, the first of which reads `pad`. `operand` is the index of the padded operand: 0 if a row is
+    padded, 1 if a column is padded.
 
-    `axis` is the padded axis, counted from the end. `slices` read the last product and map to True if they read the
-    padding.
+    `axis` is the padded axis, counted from the end. `slices` maps each slice of the last product to True if it reads
+    the padded row or column, else to False.
     """
 
     pad: Node
@@ -48,7 +49,8 @@ def split_padded_products(
     times the constant of the padding.
 
     Only slices that separate the padded row from the others may read the product. The rule also holds for matmul(y,
-    pad(x)) with one column, and for a further product. Operators for which `keeps_float` is true are not changed.
+    pad(x)) with one padded column, and for chains of such products. Operators for which `keeps_float` is true are not
+    changed.
     """
     changed = False
     for node in list(module.graph.nodes):
@@ -81,7 +83,7 @@ def _padded_products(node: Node) -> _PaddedProducts | None:
 
 
 def _products_of(pad: Node, operand: int) -> list[Node]:
-    """Returns the products of `pad`, each the operand of the next, which have no other readers and do not broadcast."""
+    """Returns the chained products of `pad`, which do not broadcast. Each but the last is read by the next one only."""
     products, value = [], pad
     while len(value.users) == 1:
         (reader,) = value.users
@@ -96,8 +98,8 @@ def _products_of(pad: Node, operand: int) -> list[Node]:
 
 
 def _reads_padding(reader: Node, axis: int) -> bool | None:
-    """Returns whether a slice reads only the last index of `axis` (True) or only other indices (False), or None for
-    both.
+    """Returns True if a slice reads only the last index of `axis`, False if it reads only other indices, and None for
+    any other slice or operator.
     """
     if not is_op(reader, "slice"):
         return None
@@ -138,7 +140,7 @@ def _multiplied(rewriting: Rewriting, found: _PaddedProducts, product: Node, val
 
 
 def _rows(module: GraphModule, target: NeutronTarget, axis: int, reader: Node, values: Node) -> Node:
-    """Returns the part of `values`, which have no padding, that the slice `reader` reads."""
+    """Returns a slice of `values`, the product without padding, with the indices of the slice `reader`."""
     if shape_of(reader) == shape_of(values):
         return values
     indices = read_indices(reader, shape_of(reader.all_input_nodes[0])[axis])

@@ -87,7 +87,7 @@ class Pass:
     after_change_by: Callable[..., bool] | None = None
     """The pass runs only if this earlier one changed the graph."""
     keeps_parameters: bool = False
-    """In training, a pass that replaces a trainable parameter by a constant raises `ModelError`."""
+    """If True, a call for training raises `ModelError` if the pass replaces a trainable parameter by a constant."""
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class Pass:
         return self.run.__name__
 
     def runs_for(self, setting: Setting) -> bool:
-        """Returns whether the pass runs for calibration or training, as `setting` says."""
+        """Returns whether the pass runs for training if `setting.training`, else whether it runs for calibration."""
         return self.when in (When.ALWAYS, When.TRAINING if setting.training else When.CALIBRATION)
 
     def __call__(self, module: GraphModule, setting: Setting) -> bool:
@@ -174,11 +174,11 @@ def prepare(
     `keeps_float` returns whether an operator is to stay in float. No pass merges such operators with others.
 
     The result has no batch norm in eval mode, because torchao's `convert_pt2e` takes 10 s for a model that has one.
-    With `training`, parameters are kept, and so are operators that exist in train mode only, which the quantizer
-    removes.
+    With `training`, parameters are kept, and so are operators that exist in train mode only. The quantizer replaces
+    these operators (`quantizer.training.prepare_for_training`).
 
-    Raises `ModelError` for a model that cannot be quantized as a whole: a dtype other than float32, in-place writes
-    that other values would see, and, unless `training`, train mode and dynamic shapes.
+    Raises `ModelError` for a dtype other than float32 and for in-place writes that `functionalize` cannot replace.
+    Without `training`, raises it for train mode and dynamic shapes too.
     """
     run_passes(PASSES, module, Setting(target, training, keeps_float), "prepare")
     return module

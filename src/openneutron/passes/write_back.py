@@ -1,4 +1,4 @@
-"""Computes a tensor after a write to one of its views."""
+"""Computes the new value of a tensor after a write to one of its views."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def can_be_written_back(view: Node) -> bool:
 
 
 def write_back(view: Node, source: Node, written: Node, builder: NodeBuilder) -> Node:
-    """Returns `source` after `written` was stored in its part `view`."""
+    """Returns the value of `source` after `written` is stored in `view`, a view of `source`."""
     if view.target is operator.getitem:
         return _into_parts(view, source, written, builder)
     args = arguments(view)
