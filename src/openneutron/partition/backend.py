@@ -67,9 +67,9 @@ class NeutronBackend(BackendDetails):
 
 
 def _debug_handles(edge_program: ExportedProgram) -> dict[int, tuple[int, ...]]:
-    """Returns debug handles by the number of the kernel in the NPU's profile.
+    """Returns the debug handles of each kernel's operators, by the kernel's number in the NPU's profile.
 
-    The last number is the NPU's write of the profile itself.
+    The last number is that of the NPU's write of the profile itself; it has no debug handles.
     """
     handles: dict[int, tuple[int, ...]] = {}
     for node in filter(is_trace, edge_program.graph.nodes):

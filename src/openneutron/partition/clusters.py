@@ -46,7 +46,7 @@ BIAS_SCALE_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Cluster:
-    """One quantized operator, with its activation if that is fused, its operands and its quantize.
+    """One quantized operator, with its fused activation (or None), its operands and its quantize.
 
     `operands` are the dequantize nodes of its inputs, weight and bias. A requantization is a cluster, too: its `node`
     is its quantize.
@@ -294,7 +294,10 @@ class _ClusterSearch:
         return activation, users[0]
 
     def _joined_in_float_reason(self, node: Node) -> str | None:
-        """Returns why the quantizer left a concatenation that is only returned in float; None for other nodes."""
+        """Returns why the quantizer left the concatenation `node` in float; None for other nodes.
+
+        The quantizer leaves a concatenation in float if the program returns it and nothing else reads it.
+        """
         if not is_joined_in_float(node):
             return None
         parts = dict.fromkeys(qparams_of(value) for value in node.all_input_nodes if is_dequantize(value))
@@ -333,7 +336,7 @@ class _ClusterSearch:
         )
 
     def _scale_rejection(self, cluster: Cluster) -> str | None:
-        """Returns why the kernels of the TFLite operators of `cluster` do not support its scales; None if they do."""
+        """Returns which TFLite operator of `cluster` does not support its scales, and why; None if all support them."""
         qparams = {operand: qparams_of(operand, self.constants) for operand in cluster.operands}
         if not may_be_out_of_reach(list(qparams.values()), qparams_of(cluster.quantize)):
             return None

@@ -80,9 +80,10 @@ class PartitionGraphs:
     ) -> FormattedGraph:
         """Returns the IR of a partition with the formats of its inputs and outputs.
 
-        An input or output is NHWC in the memory of the program if `channels_last(node)`; its format is the same. The
-        legacy generation supports few transposes. For this generation, the runtime converts images between NCHW and
-        NHWC, unless the IR of the partition then contains more transposes.
+        An input or output is NHWC in the memory of the program if `channels_last(node)`. By default, it is NHWC in the
+        IR under the same condition. The legacy generation supports few transposes. For this generation, all images are
+        NHWC in the IR, and the runtime converts them, if this leaves fewer unsupported transposes in the IR, or as
+        many of them and fewer transposes in total.
         """
         unchanged = self._with_formats(partition, channels_last)
         if self.options.generation is not Generation.LEGACY:

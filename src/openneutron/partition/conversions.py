@@ -1,4 +1,4 @@
-"""Rejects models that were converted with options of `convert_pt2e` under which no operator can run on the NPU."""
+"""Rejects models that were converted with an unsupported option of `convert_pt2e`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def check_quantize_is_an_operator(graph: Graph) -> None:
 
 
 def _is_written_out_quantize(node: Node) -> bool:
-    """Whether `node` is the last of round, conversion to int32, add, clamp, and conversion to int8."""
+    """Whether `node` ends this chain of operators: round, to (int32), add, clamp, to (int8 or uint8)."""
     found: object = node
     for packet in ("to", "clamp", "add", "to", "round"):  # torchao calls the packets, without overloads
         if not isinstance(found, Node) or str(found.target).split(".")[:2] != ["aten", packet]:

@@ -70,7 +70,7 @@ class Trace:
 def trace_operator() -> torch._ops.OpOverload:
     """Returns the operator trace(value, node, kernels, count), which returns the value.
 
-    It marks that the partition before it computes `node` with the kernels of these numbers.
+    It records that the partition before it computes `node` with the kernels numbered `kernels`, of `count` in total.
     """
     _library()
     return getattr(torch.ops, _NAMESPACE).trace.default  # type: ignore[no-any-return]
@@ -104,7 +104,7 @@ def is_delegate_call(node: Node) -> bool:
 
 
 def outputs_by_node(call: Node) -> dict[Node, int]:
-    """Returns the number of each output of a delegate call, by the node that returns that output."""
+    """Returns the index of each output of a delegate call, by the node of that output (its last trace, if any)."""
     items = (user for user in call.users if user.target is operator.getitem)
     return {chain_end(item): cast(int, item.args[1]) - _FIRST_OUTPUT for item in items}
 
@@ -137,7 +137,7 @@ def _parse(text: str) -> Iterator[tuple[list[int], list[int]]]:
 
 @dataclass
 class _Emission:
-    """Copies a graph in topological order, and each partition as one delegate call."""
+    """Copies a graph in topological order, and replaces each partition by one delegate call."""
 
     program: ExportedProgram
     partitions: Sequence[Partition]
@@ -313,8 +313,9 @@ def _kept_inputs(program: ExportedProgram, partitions: Sequence[Partition]) -> l
 
 
 def _read_outside(program: ExportedProgram, partitions: Sequence[Partition]) -> set[str]:
-    """Returns the names of the placeholders that graph outputs, impure nodes and partition inputs depend on, other than
-    through a partition.
+    """Returns the names of the placeholders that nodes outside all partitions read, or that are partition inputs.
+
+    Searches backwards from the graph outputs, impure nodes and partition inputs, and stops at partitions.
     """
     outputs = {output for partition in partitions for output in partition.outputs}
     pending = [node for node in program.graph.nodes if node.op == "output" or node.is_impure()]
@@ -334,7 +335,7 @@ def _is_kept(spec: InputSpec, read: set[str]) -> bool:
 
 
 def _in_nchw(stored: Mapping[str, Any], inputs: Sequence[InputSpec]) -> dict[str, torch.Tensor]:
-    """Returns the stored constants that are not in NCHW order, by name, converted to NCHW for CPU operators."""
+    """Converts the stored constants that are not NCHW to NCHW, for CPU operators. Returns only these, by name."""
     ordered = {}
     for name in (spec.target for spec in inputs if spec.target is not None):
         constant = stored.get(name)

@@ -61,7 +61,7 @@ def assign_dim_orders(program: ExportedProgram, partitions: Sequence[Partition])
 
 
 def _is_read_by_cpu_only(output: Node, partition: Partition, inside: dict[Node, Partition]) -> bool:
-    """Whether all readers of a partition's output are CPU operators, apart from readers in the same partition."""
+    """Whether CPU operators are the only readers of a partition's output outside `partition`."""
     if not all(map(is_dequantize, output.users)):
         return False
     readers = [reader for dequantize in output.users for reader in dequantize.users]
@@ -80,7 +80,7 @@ def is_nhwc(value: object) -> bool:
 
 
 def _in_nchw(value: Any) -> Any:
-    """Returns a fake tensor, or each of a list, with NCHW strides."""
+    """Returns a fake tensor, or each fake tensor of a list, with NCHW strides. Returns other values unchanged."""
     if isinstance(value, (list, tuple)):
         return [_in_nchw(item) for item in value]
     if not isinstance(value, torch.Tensor):
@@ -98,12 +98,12 @@ def nchw_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _in_delegate_order(value: torch.Tensor) -> torch.Tensor:
-    """Returns a value in one of the two orders that delegates support: NHWC if it is NHWC, else NCHW."""
+    """Returns `value` unchanged if it is NHWC, else with NCHW strides. Delegates support no other order."""
     return value if is_nhwc(value) else _in_nchw(value)
 
 
 def _unambiguous(value: Any) -> Any:
-    """Rule 5."""
+    """Returns a contiguous tensor with NCHW strides (rule 5). Returns other values unchanged."""
     return _in_nchw(value) if isinstance(value, torch.Tensor) and value.is_contiguous() else value
 
 

@@ -186,7 +186,7 @@ def _traces_after(node: Node) -> Iterator[Node]:
 
 
 def _refuse_second_backend() -> None:
-    """Raises `OptionError` if ExecuTorch's own NXP backend was imported, which has the same class name.
+    """Raises `OptionError` if another backend with this class name was imported, such as ExecuTorch's own NXP backend.
 
     ExecuTorch finds a backend by the name of its class.
     """
@@ -200,7 +200,7 @@ def _refuse_second_backend() -> None:
 
 
 def check_cpu_operators(placed: Placed) -> None:
-    """Raise `ModelError` for an operator that neither the NPU nor ExecuTorch's CPU kernels take."""
+    """Raises `ModelError` for an operator that neither the NPU nor ExecuTorch's CPU kernels support."""
     reasons = {row.node: row.reason or "" for row in placed.rows if row.where == "cpu"}
     nodes = [node for node in placed.program.graph.nodes if node.name in reasons]
     check_cpu_kernels([(node, reasons[node.name]) for node in nodes], trusts_table=True)
@@ -213,7 +213,7 @@ def _warn(rows: Sequence[Placement]) -> None:
 
 
 def cpu_message(rows: Sequence[Placement]) -> str:
-    """Returns a message that lists each CPU operator with its reason, and tells if nothing runs on the NPU."""
+    """Returns a message that lists each CPU operator with its reason, and states whether nothing runs on the NPU."""
     if not rows:
         return "Nothing of this program runs on the NPU: it has no operators."
     lines = "\n".join(_describe(row) for row in rows if row.where == "cpu")

@@ -58,15 +58,15 @@ class Placed:
     partitions: tuple[Partition, ...]
     rows: tuple[Placement, ...]
     graphs: PartitionGraphs
-    """The cache of the IR of the partitions, filled as far as the search for partitions built it."""
+    """A cache of the IR of the partitions. It contains the IR that the search for partitions built."""
 
 
 def placement(program: ExportedProgram, compile_spec: Sequence[CompileSpec] | CompileOptions) -> tuple[Placement, ...]:
     """Returns where each operator of a quantized, exported program runs, in graph order.
 
     `program` is the result of `torch.export.export` for the converted module; `compile_spec` comes from
-    `generate_neutron_compile_spec`. The program is not changed. Each operator has one row, except quantize and
-    dequantize; a requantization has one. Raises `OptionError`.
+    `generate_neutron_compile_spec`. The program is not changed. Each operator and each requantization has one row;
+    other quantize and dequantize nodes have none. Raises `OptionError`.
 
         for row in placement(torch.export.export(converted, inputs), generate_neutron_compile_spec("imxrt700")):
             print(row.op, row.where, row.reason)

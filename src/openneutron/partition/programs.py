@@ -32,7 +32,7 @@ def with_graph(
 
     `copies` maps nodes of the program to nodes of `graph`, and contains at least the inputs. `inputs` are the input
     specs, by default those of the program. `constants` and `state` are added to those of the program, or replace those
-    of the same name. Only the signature is copied.
+    of the same name. The signature is a copy; the tensors are shared with `program`.
     """
     names = {old.name: new.name for old, new in copies.items()}
     signature = program.graph_signature
@@ -87,8 +87,9 @@ def _name(spec: InputSpec) -> str:
 
 
 def _named(spec: Spec, name: str | None) -> Spec:
-    """Returns the spec with another name.
+    """Returns `spec` with the name `name`; unchanged if that is None.
 
-    torch.fx renames a placeholder that has the name of a builtin ('input'), and an output may be another node.
+    A name changes if torch.fx renames a placeholder with the name of a builtin ('input'), or if another node computes
+    an output.
     """
     return spec if name is None else replace(spec, arg=replace(spec.arg, name=name))

@@ -1,8 +1,8 @@
 """Q/DQ propagation: inserts quantize and dequantize around float operators that do not change values.
 
-Some quantizers leave operators that only move values in float between quantized operators. Such an operator commutes
-with quantization, so a quantize after it may move before it, and a dequantize before it may move after it. The results
-are bitwise equal, and the operator can run on the NPU.
+Some quantizers do not quantize operators that only move values, such as a reshape between two quantized operators. Such
+an operator commutes with quantization, so a quantize after it may move before it, and a dequantize before it may move
+after it. The results are bitwise equal, and the operator can run on the NPU.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ class Propagated:
     inserted: tuple[Node, ...] = ()
 
     def for_clusters(self, clusters: Iterable[Cluster]) -> Propagated:
-        """Removes, in place, the inserted nodes that no cluster in `clusters` uses: the CPU would compute them."""
+        """Removes the inserted nodes that no cluster in `clusters` uses, in place. Otherwise, the CPU would run them.
+
+        Returns the changed program with an empty `inserted`, or `self` if all inserted nodes are used.
+        """
         on_npu = {node for cluster in clusters for node in (*cluster.operands, cluster.quantize)}
         unused = [node for node in self.inserted if node not in on_npu and node.args[0] not in on_npu]
         if not unused:
@@ -63,8 +66,8 @@ def propagate_qdq(program: ExportedProgram, options: CompileOptions) -> Propagat
        quantized and dequantized with these qparams.
     2. Otherwise, if all readers of such an operator quantize its output with the same qparams, its inputs are quantized
        and dequantized with these qparams.
-    3. The assertions about shape and dtype that torch.export writes are removed, because they would read int8 values in
-       float.
+    3. torch.export's assertions about shape and dtype are removed. Otherwise, they would be float readers of quantized
+       values.
     """
     search = _Search(program, options)
     search.run()
@@ -171,11 +174,17 @@ class _Search:
         return list(dict.fromkeys(iterate_nodes([args[name] for name in OPERATORS[op_name(node)].inputs])))
 
     def _quantized_by(self, reader: Node) -> QArgs | None:
-        """Returns the qparams with which `reader`, a quantize or an operator of these rules, quantizes its input."""
+        """Returns the qparams with which `reader` quantizes its input; None if it reads float.
+
+        They are the arguments of an int8 quantize, or the qparams that a rule assigned to an operator.
+        """
         return reader.args[1:] if is_quantize(reader) and is_int8(reader) else self.qargs.get(reader)
 
     def _dequantized(self, value: Node) -> QArgs | None:
-        """Returns the qparams that `value` was dequantized with; None if it is not int8, or a constant."""
+        """Returns the qparams of `value`; None for a float value and for a constant.
+
+        They are the arguments of an int8 dequantize, or the qparams that a rule assigned to an operator.
+        """
         if is_dequantize(value) and is_int8(value) and value.args[0] not in self.constants:
             return value.args[1:]
         return self.qargs.get(value)

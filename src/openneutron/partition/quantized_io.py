@@ -29,11 +29,12 @@ class FloatIOWarning(UserWarning):
 def int8_io(program: ExportedProgram) -> dict[str, float | int]:
     """Changes the inputs and outputs of a quantized, exported program to int8, in place. Returns their qparams.
 
-    Results are those of the dequantized inputs, quantized with the qparams of the outputs. The returned qparams are an
-    argument of `to_edge_transform_and_lower(program, constant_methods=...)`. Each becomes a method of the `.pte`, under
-    the name that ExecuTorch's passes use: "input0_scale", "input0_zp", "input0_quant_min", "input0_quant_max",
-    "input0_dtype", and the same for "output0". An input without a quantize to int8, and an output that is computed in
-    float, remain float32; a `FloatIOWarning` lists them with reasons. Linear in nodes.
+    For int8 inputs, the program returns the result for the dequantized inputs, quantized with the qparams of the
+    outputs. The returned qparams are an argument of `to_edge_transform_and_lower(program, constant_methods=...)`. Each
+    becomes a method of the `.pte`, under the name that ExecuTorch's passes use: "input0_scale", "input0_zp",
+    "input0_quant_min", "input0_quant_max", "input0_dtype", and the same for "output0". An input without a quantize to
+    int8, and an output that is computed in float, remain float32; a `FloatIOWarning` lists them with reasons. Linear in
+    nodes.
 
         program = torch.export.export(converted, inputs)
         methods = int8_io(program)
@@ -133,7 +134,10 @@ def _quantize_of(node: Node) -> Node | None:
 
 
 def _take_int8(node: Node, quantize: Node) -> None:
-    """Changes the input `node` to int8 with the qparams of `quantize`. Other readers read a dequantize of it."""
+    """Changes the input `node` to int8 with the qparams of `quantize`.
+
+    Redirects all other readers of `node` to a dequantize of it.
+    """
     value, qparams = node.meta["val"], quantize.args[1:]
     readers = list(node.users)
     equal = [reader for reader in readers if reader.target is _QUANTIZE and reader.args[1:] == qparams]
@@ -170,7 +174,7 @@ def _returned(program: ExportedProgram) -> list[Any]:
 
 
 def _name_outputs(program: ExportedProgram) -> None:
-    """Updates the names of outputs in the signature: a returned input may be followed by a dequantize now."""
+    """Updates the names of outputs in the signature. The output may be a new dequantize of an input."""
     specs = program.graph_signature.output_specs
     for position, value in enumerate(_returned(program)):
         if isinstance(value, Node) and specs[position].arg.name != value.name:
@@ -185,7 +189,7 @@ def _return_int8(program: ExportedProgram, position: int, value: Node) -> None:
 
 
 def _constant_methods(kind: str, index: int, qparams: tuple[Any, ...]) -> dict[str, float | int]:
-    """Returns the qparams of an input or output by the names of ExecuTorch's `QuantizeInputs`, `QuantizeOutputs`."""
+    """Returns the qparams of an input or output, by method name in ExecuTorch's `QuantizeInputs`, `QuantizeOutputs`."""
     from executorch.exir.passes.quantize_io_pass import get_config_method_name
     from executorch.exir.tensor import scalar_type_enum
 

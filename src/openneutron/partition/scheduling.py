@@ -26,8 +26,8 @@ NO_COMPUTE = (
 class Partition:
     """Clusters that become one delegate.
 
-    `inputs` are the int8 values that the clusters read and that are neither computed in the partition nor constant, in
-    the order of their first use. `outputs` are the quantize nodes that nodes outside the partition read.
+    `inputs` are the int8 values that the clusters read from outside the partition, except constants, in the order of
+    their first use. `outputs` are the quantize nodes that nodes outside the partition read.
     """
 
     clusters: tuple[Cluster, ...]

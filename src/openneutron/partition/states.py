@@ -28,8 +28,8 @@ def states_in_int8(program: ExportedProgram) -> ExportedProgram:
     3. A value that is returned or stored is copied first if it is a view of a state, because the write of that
        state would overwrite it.
 
-    Rule 1 changes no result: dequantize and quantize with the same qparams return the same codes. In the copy, all
-    writes in place follow all reads.
+    Rule 1 changes no result: dequantize and quantize with the same qparams return the same codes. In the returned
+    program, all writes in place follow all reads.
     """
     program = _functionalized(program)
     if not any(map(is_state, program.graph.nodes)):
@@ -107,7 +107,7 @@ def _keep_codes(state: Node, write: Node, qargs: tuple[Any, ...], value: torch.T
 
 
 def _copy_views(graph: Graph, stores: set[Node]) -> None:
-    """Applies rule 3."""
+    """Copies each view of a state in `stores` that is returned or stored (rule 3)."""
     views = set(stores)
     for node in graph.nodes:
         if node.args and node.args[0] in views and may_alias(node) and not writes_memory(node):

@@ -1,4 +1,4 @@
-"""Rejects clusters that need a transpose which the legacy generation does not support."""
+"""Rejects clusters whose transposes the legacy generation does not support."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def reject_unsupported_transposes(program: ExportedProgram, found: Clusters, gra
 
     Returns `found` unchanged for other generations. Most transposes cancel, or become conversions of inputs and
     outputs by the runtime, so the transposes of a partition are known only after its IR is optimized. The first round
-    rejects the operators that need the transposed order. Later rounds reject all clusters of a partition in which
-    unsupported transposes remain. Linear in operators for each rejected partition.
+    rejects the clusters that need the transposed order. If a partition still has unsupported transposes, later rounds
+    reject all of its clusters. Linear in operators for each rejected partition.
     """
     if graphs.options.generation is not Generation.LEGACY:
         return found
@@ -52,7 +52,11 @@ def _rejected(program: ExportedProgram, found: Clusters, graphs: PartitionGraphs
 
 
 def _requesters(partition: Partition, graph: Graph, op: Op) -> Iterable[Cluster]:
-    """Returns the clusters that need a transpose: its origin, or the clusters of the outputs that depend on it."""
+    """Returns the clusters that need the transpose `op`.
+
+    This is the cluster that it was lowered from. If there is none, these are the clusters of the outputs that depend on
+    it, or else all clusters of the partition.
+    """
     by_name = {cluster.node.name: cluster for cluster in partition.clusters}
     if op.origin in by_name:
         return [by_name[op.origin]]
