@@ -1,9 +1,9 @@
 """High-bias absorption: moves a constant part of a layer's output into the bias of the next layer.
 
-If the input x of a relu is never below c > 0 in a channel, then relu(x) = relu(x - c) + c. Subtracting c from the bias
-of the layer and adding its product with the next layer's weights to the next bias keeps the function, and narrows the
-range that int8 has to cover (Nagel et al. 2019, section 4.1.3). Nagel et al. estimate c from batch norms; this module
-measures it on the calibration data.
+If the input x of a relu is never below c > 0 in a channel, then relu(x) = relu(x - c) + c. The method subtracts c from
+the bias of the layer before the relu, and adds the product of c and the next layer's weights to the next layer's bias.
+The outputs do not change, but int8 has to cover a narrower range (Nagel et al. 2019, section 4.1.3). Nagel et al.
+estimate c from batch norms; this module measures it on the calibration data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["absorb_biases"]
 
 
 def absorb_biases(module: GraphModule, ranges: Ranges) -> Ranges:
-    """Absorbs high biases in place, and returns the new ranges. Keeps the function on the calibration data.
+    """Absorbs high biases in place, and returns the new ranges. The outputs on the calibration data do not change.
 
     1. Applies to a convolution or linear that is followed by a relu and another convolution or linear, without other
        readers in between.
@@ -49,7 +49,11 @@ def _constant_part(lowest: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
 
 
 def _layers_around_relu(module: GraphModule, node: Node) -> tuple[ConstantLayer, ConstantLayer] | None:
-    """`node` and the layer that alone reads its relu; None where the relu, or such layers, are not there."""
+    """Returns the layer of `node`, and the layer after it, which reads the relu of the first layer.
+
+    Returns None if `node` is not followed by a relu and a second layer, if another operator reads `node` or the relu,
+    or if the second layer pads its input.
+    """
     layer = _layer(module, node)
     relu = _only_reader(node)
     if layer is None or not is_op(relu, "relu"):
@@ -67,7 +71,11 @@ def _only_reader(node: Node | None) -> Node | None:
 
 
 def _layer(module: GraphModule, node: Node | None) -> ConstantLayer | None:
-    """`node` as a layer with a weight and a bias that nothing else reads; None for a transposed one, and all else."""
+    """Returns `node` as a layer.
+
+    Returns None if `node` is not a convolution or linear, is a transposed convolution, has no bias, or if another
+    operator reads its weight or bias.
+    """
     layer = constant_layer(module, node)
     if layer is None or layer.is_transposed or layer.bias is None or not layer.owns_constants:
         return None

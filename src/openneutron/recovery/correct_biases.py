@@ -24,9 +24,9 @@ def correct_biases(
 ) -> GraphModule:
     """Corrects all biases of a converted module in place. Skips layers without a bias.
 
-    `reference` is the float graph that was prepared, `samples` are calibration inputs. `progress` shows a progress bar;
-    None shows it if stderr is a terminal. One pass over both graphs, linear in nodes and samples. Raises `ModelError`
-    if the two graphs are not of the same model.
+    `reference` is the float graph before `prepare_pt2e`, `samples` are calibration inputs. `progress` shows a progress
+    bar; None shows it if stderr is a terminal. Makes one pass over both graphs, linear in nodes and samples. Raises
+    `ModelError` if the two graphs are not of the same model.
     """
     run_layerwise(reference, converted, samples_within_memory(reference, samples), correct_bias, progress)
     return converted

@@ -2,8 +2,8 @@
 
 Rounding to nearest is optimal for a single weight. As the inputs of a layer are correlated, other weights can
 compensate the rounding error of one weight. With H the covariance of the inputs, a change D of the weights has the
-output error trace(D H D'). The method rounds the weights one by one and distributes each error over the weights that
-are left, in closed form (optimal brain quantization, Frantar and Alistarh 2022; with the order and the Cholesky factor
+output error trace(D H D'). The method rounds the weights one by one and distributes each error over the weights not yet
+rounded, in closed form (optimal brain quantization, Frantar and Alistarh 2022; with the order and the Cholesky factor
 of GPTQ, Frantar et al. 2023). It also tries smaller scales, which clip a few weights and have finer steps. The same
 pass corrects the biases, which compensate the mean errors.
 """
@@ -27,26 +27,30 @@ from openneutron.recovery.weighted_layers import WeightedLayer
 
 __all__ = ["MOST_INPUTS", "gptq_codes", "round_weights_by_gptq", "rows_of"]
 
-# H is estimated from at least POSITIONS positions of the inputs, and from POSITIONS_PER_INPUT for each input of a
-# group.
+# H is estimated from max(POSITIONS, POSITIONS_PER_INPUT x inputs of a group) positions of the layer's inputs, or from
+# all positions if there are fewer.
 POSITIONS = 32768
 POSITIONS_PER_INPUT = 16
-# Share of its mean that is added to the diagonal of H. A small share trusts the samples more.
+# Damping of H: this multiple of the mean of H's diagonal is added to the diagonal. A smaller value relies more on the
+# samples.
 DAMPING = 0.01
-# The same share for the least-squares weights: errors of earlier layers are only partly predictable.
+# Damping of the least-squares weights, as a multiple of the same mean. It is larger, because the errors of earlier
+# layers are only partly predictable.
 PULL = 0.3
-# Number of positions that count as one for the least-squares weights. Positions of a sample are similar, and the errors
-# of earlier layers differ between samples. Weights that fit them too well generalize worse to other inputs.
+# Number of positions that count as one independent position for the least-squares weights. Positions of a sample are
+# similar, and the errors of earlier layers differ between samples. Weights that fit them too well generalize worse to
+# other inputs.
 ALIKE = 100.0
 # Candidates for the scale, as multiples of the scale that the observer chose.
 SHRINKING = (1.0, 0.9, 0.8, 0.7, 0.6)
 # Share of the mean square of the inputs that is always added to the diagonal of H. It is the accuracy of sums of
 # products in float32, and keeps H positive definite for inputs that hardly vary.
 FLOAT_ROUNDING = 1e-5
-# Layers with more inputs of a group than this keep rounding to nearest, as H takes memory of the square and time of the
-# cube of that number.
+# GPTQ rounds only layers with at most this number of inputs per group; other layers are rounded to nearest. The memory
+# for H is quadratic and the time is cubic in this number.
 MOST_INPUTS = 4608
-# Limit on the weights of all candidates that are rounded together, which need a few copies in double.
+# Limit on the number of weights that are rounded in one pass, summed over the candidates for the scale. A pass holds a
+# few copies of these weights in double.
 WEIGHTS_AT_ONCE = 2**24
 _BLOCK = 64
 IMAGE_RANK = 4
@@ -83,12 +87,12 @@ def round_weights_by_gptq(
 ) -> GraphModule:
     """Rounds the weights of a converted module by GPTQ and corrects its biases, in place.
 
-    `reference` is the float graph that was prepared, `samples` are calibration inputs. `progress` shows a progress bar;
-    None shows it if stderr is a terminal. Skips the weights of transposed convolutions, of convolutions of volumes,
-    and of layers with more than `most_inputs` inputs of an output.
+    `reference` is the float graph before `prepare_pt2e`, `samples` are calibration inputs. `progress` shows a progress
+    bar; None shows it if stderr is a terminal. Skips the weights of transposed convolutions, of 3-D convolutions, and
+    of layers with more than `most_inputs` weights per output channel.
 
-    Makes one pass over both graphs. For a layer with n inputs of an output, time grows with n^3, plus n^2 for each
-    output. Raises `ModelError` if the two graphs are not of the same model.
+    Makes one pass over both graphs. For a layer with n weights per output channel, time grows with n^3, plus n^2 for
+    each output channel. Raises `ModelError` if the two graphs are not of the same model.
     """
 
     def visit(layer: WeightedLayer, layer_io: LayerIO) -> None:
@@ -208,7 +212,7 @@ def _outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 def rows_of(layer: WeightedLayer, values: torch.Tensor, weight: torch.Tensor, wanted: int) -> torch.Tensor:
     """Returns the inputs that `layer` multiplies with its weight, at no more than `wanted` positions.
 
-    The shape is [groups, positions, inputs of an output].
+    The shape is [groups, positions, weights per output channel].
     """
     if layer.is_linear:
         rows = values.flatten(0, -2)

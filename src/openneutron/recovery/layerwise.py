@@ -129,7 +129,7 @@ def fake_quantize(dequantize: Node, value: torch.Tensor) -> torch.Tensor:
 
 
 def last_uses(graph: Graph) -> dict[Node, list[Node]]:
-    """Returns, for each node, the values of which it is the last reader."""
+    """Returns, for each node, the operands that no later node reads."""
     found: dict[Node, list[Node]] = {}
     read: set[Node] = set()
     for node in reversed(graph.nodes):
@@ -141,7 +141,10 @@ def last_uses(graph: Graph) -> dict[Node, list[Node]]:
 
 
 def samples_within_memory(reference: GraphModule, samples: Samples, memory: int = MEMORY) -> Samples:
-    """Returns evenly spaced samples, as many as fit into `memory` in a layerwise run of two graphs, at least one."""
+    """Returns evenly spaced samples. A layerwise run of two graphs on these samples needs at most `memory` bytes.
+
+    Returns at least one sample, even if it needs more.
+    """
     last, live, most = last_uses(reference.graph), 0, 1
     for node in reference.graph.nodes:
         live += 0 if node.op == "get_attr" else _bytes(node)
@@ -169,9 +172,9 @@ def run_layerwise(
     visit: Callable[[WeightedLayer, LayerIO], None],
     progress: bool | None = False,
 ) -> tuple[list[Any], list[Any]]:
-    """Runs both graphs, and calls `visit` before each layer of `converted` runs. `visit` may change its constants.
+    """Runs both graphs, and calls `visit` before each layer of `converted`. `visit` may change the layer's constants.
 
-    `reference` is the float graph that was prepared for `converted`; its layers have the same names. Returns the
+    `reference` is the float graph of `converted` before `prepare_pt2e`; its layers have the same names. Returns the
     outputs of each graph for each sample. `progress` shows a progress bar; None shows it if stderr is a terminal.
     Linear in nodes and samples. Raises `ModelError` if the graphs are not of the same model.
     """

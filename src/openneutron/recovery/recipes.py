@@ -26,11 +26,11 @@ __all__ = [
     "recover_converted", "recover_exported",
 ]  # fmt: skip
 
-# With fewer samples, a channel that is never active, or a clip that is never reached, may be so by chance.
+# With fewer samples, it may be by chance that a channel is never active or that a clamp never clips.
 ENOUGH_SAMPLES = 32
 CORRECTIONS = ("weights", "biases", None)
-# Limits of corrections without `use_all_samples`: the number of samples, and the number of weights of an output up to
-# which weights are rounded by GPTQ.
+# Limits of corrections without `use_all_samples`: the largest number of samples, and the largest number of weights per
+# output channel of a layer that GPTQ rounds.
 FEW_SAMPLES = 50
 FEW_INPUTS = 2304
 
@@ -45,7 +45,7 @@ class Recipe:
       observer.
     - `equalizes`, `trusts_samples`: see `recover_exported`.
     - `use_all_samples`: whether the correction uses all samples. Otherwise it uses at most `FEW_SAMPLES`, and does not
-      round layers with more than `FEW_INPUTS` weights of an output.
+      round layers with more than `FEW_INPUTS` weights per output channel by GPTQ.
     """
 
     correction: str | None = "weights"
@@ -99,9 +99,9 @@ def quantize_by_recipe(
     samples: Samples,
     running: CalibrationOptions,
 ) -> tuple[GraphModule, GraphModule]:
-    """Quantizes `exported` with a recipe. Returns the converted module and the float graph that was prepared.
+    """Quantizes `exported` with a recipe. Returns the converted module and the float graph before `prepare_pt2e`.
 
-    `exported` comes from `quantizer.prepare_graph`, and is not changed.
+    `exported` comes from `quantizer.prepare_graph`. It is copied, not changed.
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -126,12 +126,12 @@ def recover_exported(
 
     1. Gives each layer a bias.
     2. Zeroes inactive channels and absorbs high biases.
-    3. Equalizes channels, if `equalizes` is set. A channel that relu6 or another clamp clips is scaled only if it
-       stays below the upper end of the clamp on `samples`, and only so far that it still does.
+    3. Equalizes channels, if `equalizes` is set. A channel before a relu6 or another clamp is scaled only if its
+       values on `samples` are below the upper limit of the clamp, and only so far that they do not exceed it.
 
     The outputs on `samples` do not change, except for float rounding. Without `trusts_samples`, or with fewer samples
     than `ENOUGH_SAMPLES`, the outputs on all inputs do not change: step 2 is skipped, and step 3 does not scale
-    channels that a clamp clips.
+    channels before a clamp.
     """
     give_biases(module)
     ranges = None
@@ -149,7 +149,10 @@ def recover_exported(
 def recover_converted(
     converted: GraphModule, reference: GraphModule, samples: Samples, recipe: Recipe, *, progress: bool | None = False
 ) -> GraphModule:
-    """Applies the correction of a recipe to the converted module in place. `reference` is the float graph prepared."""
+    """Applies the correction of a recipe to the converted module in place.
+
+    `reference` is the float graph before `prepare_pt2e`.
+    """
     if recipe.correction is None:
         return converted
     if not recipe.use_all_samples:

@@ -1,4 +1,4 @@
-"""Searches for the best recipe of a network: the one whose outputs are nearest to float on inputs held out.
+"""Searches for the best recipe of a network: the one whose outputs are nearest to float on held-out inputs.
 
 No rule for ranges and no method is best for all networks, and the error of a single layer hardly predicts the error of
 the outputs. The search therefore quantizes the network with whole recipes. It varies one field after the other and
@@ -45,13 +45,13 @@ STRIDE = 5
 FEWEST_SAMPLES = ENOUGH_SAMPLES * STRIDE // (STRIDE - 1)
 # A recipe is better than another if its mean gain exceeds this many standard errors.
 STANDARD_ERRORS = 2.0
-# SQNR in dB that an exact output counts as.
+# Upper limit of an SQNR in dB, which is also the SQNR of an exact output.
 HIGHEST_SQNR = 120.0
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe that was tried, the SQNR of the outputs for each input held out, in dB, and the time it took."""
+    """A recipe that was tried, the SQNR in dB of the outputs for each held-out input, and the seconds of the trial."""
 
     recipe: Recipe
     sqnrs_db: tuple[float, ...]
@@ -100,10 +100,10 @@ def try_recipes(
     space: SearchSpace,
     seconds: float,
 ) -> tuple[Recipe, list[Trial]]:
-    """Returns the best recipe and all trials. Of `seconds`, leaves the time of one trial for the final quantization.
+    """Returns the best recipe and all trials. Leaves time for the final quantization within `seconds`.
 
-    `exported` is the float graph, as for `quantized_by`. Raises `CalibrationError` for fewer than `FEWEST_SAMPLES`
-    samples.
+    `exported` is the float graph, as for `quantize_by_recipe`. Raises `CalibrationError` for fewer than
+    `FEWEST_SAMPLES` samples.
     """
     if len(samples) < FEWEST_SAMPLES:
         raise CalibrationError(

@@ -19,7 +19,7 @@ __all__ = ["WeightedLayer", "layer_of", "layers_of"]
 
 @dataclass(frozen=True)
 class WeightedLayer:
-    """A convolution, transposed convolution or linear of a converted module with constants that have no other readers.
+    """A convolution, transposed convolution or linear of a converted module. No other operator reads its constants.
 
     `weight` and `bias` are the nodes that dequantize the constants.
     """
@@ -81,7 +81,8 @@ class WeightedLayer:
     def shrink(self, factor: float) -> None:
         """Multiplies the scales of the weight and of the bias by `factor`.
 
-        Keeps the codes of the weight, and adapts the codes of the bias so that its real values stay.
+        Keeps the codes of the weight. Changes the codes of the bias so that the dequantized bias remains equal, except
+        for rounding.
         """
         bias = self.real_bias
         for node in filter(None, (self.weight, self.bias)):
@@ -107,7 +108,10 @@ class WeightedLayer:
 
 
 def layer_of(module: GraphModule, node: Node) -> WeightedLayer | None:
-    """Returns `node` as a layer; None for any other operator, and if its constants have other readers."""
+    """Returns `node` as a layer.
+
+    Returns None for any other operator, and if its constants are not quantized or another operator reads them.
+    """
     if layer_kind(node) is None:
         return None
     args = arguments(node)

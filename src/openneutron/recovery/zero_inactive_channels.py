@@ -22,8 +22,9 @@ __all__ = ["zero_inactive_channels"]
 def zero_inactive_channels(module: GraphModule, ranges: Ranges) -> int:
     """Zeroes, in place, channels that are inactive for all calibration inputs, and the weights that read them.
 
-    A channel is inactive if the activation after it returns zero. `ranges` comes from `channel_ranges`. The function
-    stays equal on the calibration data. Returns the number of channels. Linear in nodes and weights.
+    A channel is inactive if the activation after it returns zero. `ranges` comes from `channel_ranges`. The outputs on
+    the calibration data do not change. Returns the number of inactive channels in the layers that it changed. Linear in
+    nodes and weights.
     """
     count = 0
     for node, (_, highest) in ranges.items():
