@@ -27,8 +27,9 @@ from openneutron.quantizer.state_at_conversion import StateReset
 __all__ = ["SINGLE", "Batches", "bare_graph", "batched_graph", "batching_failure", "choose_batches", "observe_weights"]
 
 MOST_IN_A_BATCH = 16
-# Largest size of a value of a batch, for networks that convolve images and for other networks. In smaller batches, the
-# fixed cost of operators weighs more; larger batches do not fit into the caches (`python -m benchmarks.calibration`).
+# Limits on the bytes of the largest tensor of a batch: for networks that convolve images, and for other networks. With
+# smaller batches, the fixed cost of operators dominates; larger batches do not fit into the caches
+# (`python -m benchmarks.calibration`).
 BYTES_OF_IMAGES = 24 * 2**20
 BYTES_OF_OTHERS = 2**20
 _OF_WEIGHTS = (WeightObserver, PerChannelWeightObserver)
@@ -121,7 +122,7 @@ def _in_place(node: Node) -> Any:
     """Returns the in-place operator for the activation `node`.
 
     Returns None for another operator, and if the operand has other readers or may share its memory with another value.
-    An operator that fuses activations has an output of its own, which shares no memory.
+    The output of an operator that can fuse activations does not share memory with another value.
     """
     source = node.args[0] if node.args else None
     if not is_activation(node) or not isinstance(source, Node) or not takes_activation(source):
@@ -202,8 +203,7 @@ class _Values(Interpreter):
 
 @torch.no_grad()
 def choose_batches(single: GraphModule, samples: list[Inputs], wanted: int | None) -> Batches:
-    """Selects the batches in which `samples` are run: of size `wanted` if that is given, else of a size that saves
-    time.
+    """Selects the batch size and the memory format in which `samples` are run. `wanted` sets the batch size, if given.
 
     Returns `SINGLE` if the model does not run in batches, and for a single sample, so that its ranges equal those of
     the documented flow.
@@ -256,7 +256,7 @@ def batching_failure(single: GraphModule, samples: list[Inputs], batches: Batche
     assert isinstance(returned, tuple)
     for index, (node, output) in enumerate(zip(returned, found, strict=True)):
         if node.name not in each.shapes:
-            continue  # no input reaches it
+            continue  # the output does not depend on the inputs
         if not torch.allclose(output, torch.cat([outputs[index] for outputs in expected]), rtol=1e-3, atol=1e-5):
             return f"Output {index} of a batch differs from the outputs of its samples."
     return None

@@ -38,11 +38,12 @@ _LOGGER = logging.getLogger(__name__)
 Inputs = tuple[Any, ...]
 State = dict[str, Mapping[str, Tensor]]
 
-# Calibration has converged if no range moves by more than MOVEMENT of its width over WINDOW samples.
+# Calibration has converged if, over WINDOW samples, the extremes of every tensor move by at most MOVEMENT of the
+# distance between them, and the ends of its range by at most MOVEMENT of the range.
 WINDOW = 32
 MOVEMENT = 0.01
-# Number of parts of the work for each process. Each part sends the model to a worker again; a worker that fails loses
-# one part.
+# Number of parts into which the samples of each process are split. Each part sends the model to the worker again. If a
+# worker fails, only one part is lost.
 PARTS_OF_A_JOB = 2
 
 
@@ -109,7 +110,10 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
 def _states(
     single: GraphModule, todo: list[Sequence[Inputs]], batches: Batches, options: CalibrationOptions
 ) -> Iterator[State | None]:
-    """Runs each part. Returns the states of the observers of a process, or None if the observers of `single` ran."""
+    """Runs each part. Returns a result for each: the states of a worker's observers, or None with one job.
+
+    With one job, the observers of `single` are called in this process.
+    """
     import cloudpickle
 
     batched = batched_graph(single, batches)
@@ -152,7 +156,7 @@ def _observe_in_worker(model: bytes, batches: Batches, part: Sequence[Inputs]) -
 
 
 def _observers(module: GraphModule) -> dict[str, Any]:
-    """Returns the observers that a bare graph calls, without duplicates, by the name of the first call's module."""
+    """Returns each observer that a bare graph calls once, by the name under which the graph calls it first."""
     found: dict[int, tuple[str, Any]] = {}
     for node in module.graph.nodes:
         if node.op == "call_module":

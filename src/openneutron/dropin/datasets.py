@@ -44,8 +44,8 @@ class CalibrationDataset(Dataset[Any]):
 class RandomCalibrationDataset(Dataset[tuple[torch.Tensor, int]]):
     """Uniform noise from 0 to 1 with labels, from torch's global random generator.
 
-    With `balanced`, each class has the same number of samples. Raises `OptionError` if `num_examples` is not a multiple
-    of `num_classes` then.
+    With `balanced`, each class has the same number of samples, and `num_examples` must be a multiple of `num_classes`;
+    otherwise, `OptionError` is raised.
     """
 
     def __init__(self, num_examples: int, sample_shape: Sequence[int], num_classes: int, balanced: bool = True) -> None:

@@ -14,7 +14,10 @@ from openneutron.errors import OptionError
 __all__ = ["CustomDelegationOptions", "NeutronCompileSpecBuilder", "core_aten_ops_exception_list"]
 
 core_aten_ops_exception_list = [torch.ops.aten.prelu.default]
-"""ATen operators, not of core ATen, in the edge program: for `EdgeCompileConfig(_core_aten_ops_exception_list=...)`."""
+"""Operators of the edge program that are not in core ATen.
+
+`EdgeCompileConfig(_core_aten_ops_exception_list=...)` takes this list.
+"""
 
 
 @dataclass
@@ -28,7 +31,10 @@ class CustomDelegationOptions:
 
 
 class NeutronCompileSpecBuilder:
-    """Builds what `generate_neutron_compile_spec` returns: `NeutronCompileSpecBuilder().neutron_compile_spec(...)`."""
+    """Builds the compile specs of `generate_neutron_compile_spec`.
+
+    Usage: `NeutronCompileSpecBuilder().neutron_compile_spec(...).build()`.
+    """
 
     def __init__(self) -> None:
         self._specs: list[CompileSpec] = []

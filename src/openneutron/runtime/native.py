@@ -1,5 +1,4 @@
-"""Loads the native module `_host`, which runs delegates on this machine. The package works without it in other
-respects.
+"""Loads the native module `_host`, which runs delegates on this machine. Everything else works without it.
 
 Importing `_host` registers the delegate with ExecuTorch's runtime. The module is built from `csrc/`. The build omits it
 if there is no C++ compiler, or if the environment variable OPENNEUTRON_NATIVE is 0.
@@ -25,7 +24,7 @@ _NAME = "openneutron.runtime._host"
 _NEEDED = "Running a .pte on this machine needs OpenNeutron's native module"
 _BUILD = "run 'OPENNEUTRON_NATIVE=1 pip install --force-reinstall --no-deps .' in the folder of OpenNeutron's sources"
 _KERNELS = "libexecutorch_kernels_quantized.*"
-"""The library of ExecuTorch that `_host` is linked to and that `_C` does not load."""
+"""A library of ExecuTorch that `_host` is linked to. Importing `_C` does not load it."""
 
 
 def native_module() -> ModuleType:

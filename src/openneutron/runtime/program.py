@@ -37,7 +37,7 @@ __all__ = ["INPUT_NAMES", "ConstantInfo", "HostProgram", "TensorInfo", "load"]
 
 METHOD = "forward"
 INPUT_NAMES = "input_names"
-"""The method of a program that returns the paths of its inputs in the arguments of the model's forward, as text."""
+"""Name of the method of a `.pte` that returns, as text, the path of each input in the arguments of `forward`."""
 
 PTE_IDENTIFIER_AT = slice(4, 6)
 PTE_IDENTIFIER = b"ET"  # then two digits: the version of the flatbuffer's schema
@@ -72,9 +72,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class ConstantInfo:
-    """An input or output that is not a tensor: the number, truth value or None that the model was exported with.
+    """An input or output that is not a tensor: the number, bool, string or None that the model was exported with.
 
-    The `.pte` itself stores None for a text.
+    The `.pte` stores None for a string.
     """
 
     value: int | float | bool | str | None
@@ -256,7 +256,7 @@ class HostProgram:
         return f"it takes ({', '.join(words)})"
 
     def _with_text(self, index: int, info: TensorInfo | ConstantInfo) -> TensorInfo | ConstantInfo:
-        """Returns `info`, or the text of a constant input, because a `.pte` stores None for it."""
+        """Returns `info`, or the string of a constant input, for which the `.pte` stores None."""
         leaf = None if self._leaves is None else self._leaves[index]
         return ConstantInfo(leaf.constant) if leaf is not None and isinstance(leaf.constant, str) else info
 
@@ -283,7 +283,7 @@ def _is_nested(value: object) -> bool:
 
 
 def _checked_constant(index: int, value: object, info: ConstantInfo) -> int | float | bool | None:
-    """Returns the runtime's value of a constant input. Raises InputError if `value` differs from the constant."""
+    """Returns the value to pass to the runtime for a constant input. Raises InputError if `value` is another one."""
     if isinstance(value, str) and info.value is None:
         raise InputError(
             f"input {index} is {value!r}, but the program contains None: a .pte of the documented flow stores no text. "
@@ -321,7 +321,7 @@ def _leaves(constants: _Constants, inputs: int) -> tuple[Leaf, ...] | None:
 def _unnamed_leaves(tree: str | None, inputs: Sequence[TensorInfo | ConstantInfo]) -> tuple[Leaf, ...] | None:
     """Returns the path of each input from the `tree` of arguments; None if all of them are positional tensors.
 
-    Positional arguments have no names in that tree. A text is None in the `.pte`.
+    Positional arguments have no names in that tree. The `.pte` stores None for a string argument.
     """
     paths = None if tree is None else paths_from_tree(tree)
     if paths is None or len(paths) != len(inputs):
@@ -368,7 +368,7 @@ def _tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
 
 
 def _in_dim_order(tensor: torch.Tensor, dim_order: tuple[int, ...] | None) -> torch.Tensor:
-    """Returns `tensor` with its bytes in the program's order, which the runtime does not check.
+    """Returns `tensor` in the memory format of the program's input. The runtime does not check memory formats.
 
     `dim_order` lists the dimensions from the outermost to the innermost; None stands for the default order.
     """
@@ -379,7 +379,7 @@ def _in_dim_order(tensor: torch.Tensor, dim_order: tuple[int, ...] | None) -> to
 
 
 def _missing_kernels(data: bytes) -> str | None:
-    """Returns a message that names the kernels this runtime lacks; None if there are none or the file is damaged."""
+    """Returns a message that names the missing kernels; None if none is missing, and for a damaged file."""
     try:
         missing = missing_kernels(data)
     except FormatError:
@@ -390,7 +390,7 @@ def _missing_kernels(data: bytes) -> str | None:
 def _failure(what: str, error: Exception | str) -> HostError | KeyboardInterrupt:
     """Returns the exception to raise for `error`, with the delegate's message if the delegate failed.
 
-    The runtime reports a Ctrl-C during a delegate as an error, for which this returns a KeyboardInterrupt.
+    Returns a KeyboardInterrupt after a Ctrl-C while a delegate ran, which the runtime reports as an error.
     """
     if not is_installed():
         return HostError(f"{what}: {error}")
