@@ -14,15 +14,15 @@ __all__ = [
     "code_of", "finding_of", "layers_to_treat", "verdict",
 ]  # fmt: skip
 
-# 20 dB is noise of a tenth of the output's size. Of the labelled networks in benchmarks.fidelity, those above it (25 dB
-# to 32 dB) lose at most 0.6 points of accuracy, and the one below it (8 dB) loses 6 points.
+# At 20 dB, the amplitude of the noise is a tenth of the output's. Of the labelled networks in benchmarks.fidelity,
+# those above 20 dB (25 dB to 32 dB) lose at most 0.6 points of accuracy, and the one below (8 dB) loses 6 points.
 HEALTHY_DB = 20.0
 # Smallest share of the final error for which a single layer is treated.
 SMALLEST_SHARE = 0.1
-# Shares of the channels, and of the values, from which on weak channels and saturated values matter.
+# Weak or lost channels matter above this share of the channels; saturated values matter above this share of the values.
 MANY_CHANNELS = 0.1
 MUCH_SATURATION = 0.005
-# Share of the int8 range. Clipping values farther beyond the range costs more than a wider range would.
+# As a share of the int8 range. Clipping values that exceed the range by more costs more than a wider range would.
 FAR_BEYOND = 0.1
 # Scales per channel are recommended if they remove at least this share of the error that float removes.
 ENOUGH = 0.5
@@ -211,8 +211,9 @@ def code_of(finding: Finding, layers: Sequence[LayerAccuracy]) -> str:
 
 
 def key_of(layer: LayerAccuracy, layers: Sequence[LayerAccuracy]) -> str:
-    """Returns the key of the option `layers` for `layer`: its module if that contains no other layer, else its
-    operator.
+    """Returns the key of the option `layers` for `layer`.
+
+    The key is the name of its module if the module contains no other layer, else the name of its operator.
     """
     inside = [one for one in layers if one.module is not None and _is_in(one.module, layer.module or "")]
     return layer.module if layer.module and len(inside) == 1 else layer.op

@@ -62,7 +62,7 @@ def analyze(
 
     The analysis measures:
 
-    1. The SQNR of the outputs: of the quantized model, with only weights and biases quantized, and with only
+    1. Three SQNRs of the outputs: with everything quantized, with only weights and biases quantized, and with only
        activations quantized.
     2. The SQNR of each layer's output: with the noise of all layers before it, and with only its own noise.
     3. The share of the final error that disappears if this layer alone is in float: on the first `share_samples`, for
@@ -179,8 +179,8 @@ def _gather(
 ) -> list[list[Noise]]:
     """Runs both graphs on all samples and updates the statistics of each layer.
 
-    Returns the noise of each output: of the quantized model, with only weights and biases quantized, and with only
-    activations quantized.
+    Returns three lists with the noise of each output: with everything quantized, with only weights and biases
+    quantized, and with only activations quantized.
     """
     outputs: list[list[Noise]] = []
     constants, roundings = found.float_constants, found.roundings
@@ -222,7 +222,7 @@ def _advice(
     *,
     learned_rounding: bool,
 ) -> tuple[Advice, ...]:
-    """Returns advice for the layers to treat. Measures first how much of the error scales per channel would remove."""
+    """Measures the share of the error that scales per channel remove, and returns advice for the layers to treat."""
     layer_of = {row.node: layer for layer, row in rows.items()}
     tried = [row.node for row in treated if row.can_be_per_channel]
     treatments: list[tuple[QuantizedLayer, Treatment]] = [(layer_of[node], weight_per_channel) for node in tried]

@@ -119,9 +119,9 @@ def compare_layers(
     - An added output may prevent a fusion inside LiteRT.
     - Each delegate gets the module's inputs, so only `output_lsb` includes what ExecuTorch's kernels compute on the
       CPU.
-    - The order of a tensor's dimensions is unknown; the comparison uses the order with the best match. A layer that has
-      the right values in an order that no permutation of its dimensions gives is listed in `unseen`: the compiler
-      moves reshapes past layers.
+    - The order of a tensor's dimensions is unknown; the comparison uses the order with the best match. The compiler
+      moves some reshapes past layers. If a layer then has the right values, but no order of its dimensions matches, the
+      layer is listed in `unseen`.
 
     `example_inputs` are those of `lower`. They are needed for a module from `convert_pt2e` if their memory format
     differs from that of the data. Raises `ModelError` if the program was not lowered from the module, `InputError`
@@ -149,7 +149,7 @@ def compare_layers(
 
 @dataclass(frozen=True)
 class _Both:
-    """The converted module, placed as the `.pte` was lowered, and the `.pte`."""
+    """The `.pte`, and the converted module with the placement that the `.pte` has."""
 
     program: ExportedProgram
     host: HostProgram
@@ -157,7 +157,7 @@ class _Both:
 
     @classmethod
     def of(cls, exported: ExportedProgram, buffer: bytes) -> _Both:
-        """Place and compile the exported module with the options that are in the `.pte`."""
+        """Places and compiles the exported module with the options that the `.pte` contains."""
         host = HostProgram.from_bytes(buffer)
         payloads, options = _payloads(buffer)
         if any(map(_is_int8, (*host.inputs, *host.outputs))):
@@ -169,8 +169,9 @@ class _Both:
         return cls(placed.program, host, _delegates(placed, payloads))
 
     def compare_stream(self, steps: Sequence[Sequence[Any]]) -> float:
-        """Run the steps in both, from their initial states; returns the largest difference of the outputs, in steps of
-        their int8.
+        """Runs the steps in the module and in the `.pte`, both from their initial states.
+
+        Returns the largest difference of the outputs, in int8 steps.
         """
         states: dict[Node, torch.Tensor] = {}
         self.host.reset()
@@ -220,7 +221,7 @@ class _Delegate:
     payload: Payload
     interpreter: Interpreter
     tensors: dict[Node, int]
-    """The index of the tensor that holds the output of a quantize node."""
+    """For each quantize node of a layer, the index of the TFLite tensor that holds its output."""
     lsb: dict[Cluster, int] = field(default_factory=dict)
     differing: dict[Cluster, list[float]] = field(default_factory=dict)
 
@@ -314,7 +315,7 @@ def _structure(model: tflite.Model) -> list[Any]:
 
 
 def _outputs(model: tflite.Model) -> set[int]:
-    """Returns the indices of the outputs. A program lacks outputs that the CPU does not read."""
+    """Returns the indices of the outputs. The outputs in a `.pte` do not include those that the CPU does not read."""
     return {tensor.index for tensor in model.subgraphs[0].outputs}
 
 
@@ -326,7 +327,10 @@ def _scales(model: tflite.Model) -> list[Any]:
 
 
 def _tensors(partition: Partition, graph: tflite.Subgraph, constants: Constants) -> dict[Node, int]:
-    """Returns the output tensor of each layer: its last tensor with the output's number of elements and qparams."""
+    """Returns the index of each layer's output tensor, by quantize node.
+
+    It is the layer's last tensor with the number of elements and the qparams of the output.
+    """
     by_origin: dict[str, list[tflite.FileTensor]] = {}
     for operator in graph.operators:
         for tensor in operator.outputs:
@@ -348,9 +352,9 @@ def _tensors(partition: Partition, graph: tflite.Subgraph, constants: Constants)
 
 
 def _arranged(stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Permutes `stored` to the dimensions of `like`. Of all possible permutations, takes the one nearest to `like`.
+    """Permutes `stored` to the dimensions of `like`. Uses the permutation with the smallest L1 distance to `like`.
 
-    `stored` may have merged neighboring dimensions, such as the frames of a volume, which lie in the batch.
+    Neighboring dimensions may be merged in `stored`: for example, the frames of a volume with the batch.
     """
     best, least = stored.reshape(like.shape), float("inf")
     for order in permutations(range(like.dim())):
@@ -376,7 +380,10 @@ def _holds_them_in_another_order(found: torch.Tensor, computed: torch.Tensor, to
 
 
 def _ends(shape: Sequence[int]) -> set[int]:
-    """Returns the products of the leading dimensions. Merging dimensions of a shape gives a subset of its products."""
+    """Returns the products of the first k dimensions, for each k.
+
+    The products of a shape with merged dimensions are a subset of the products of the original shape.
+    """
     return set(accumulate(shape, mul, initial=1))
 
 

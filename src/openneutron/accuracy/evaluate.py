@@ -36,8 +36,8 @@ Sample = tuple[Examples, Any]
 """The arguments of a run, and the label for its outputs."""
 Metric = Callable[[Any, Any], Any]
 
-# Number of samples that are read at once for each process, and number of parts in which a process gets them. Each part
-# sends the model to a worker again; a worker that fails loses one part.
+# Number of samples that are read at once for each process, and number of parts into which these samples are split. Each
+# part sends the model to the worker again. If a worker fails, only one part is lost.
 SAMPLES_OF_A_JOB = 128
 PARTS_OF_A_JOB = 2
 
@@ -250,7 +250,7 @@ class _Exported(torch.nn.Module):
 
 
 def _pickled(run: Any) -> bytes:
-    """Pickles `run` for another process: a program by its bytes, an exported module without its checks."""
+    """Pickles `run` for another process: a program by its bytes, an exported module without its guards."""
     import cloudpickle
 
     run = run.module if isinstance(run, QuantizedModel) else run

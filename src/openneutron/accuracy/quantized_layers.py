@@ -114,7 +114,10 @@ class QuantizedLayer:
     def in_float(
         self, module: GraphModule, recorded: Mapping[Node, Any], weight: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Computes the unquantized output of recorded inputs with float constants, or with another `weight`."""
+        """Computes the output from the recorded inputs with float constants, and does not quantize it.
+
+        A given `weight` replaces the float weight.
+        """
         values: dict[Node, Any] = dict(self.constants)
         if weight is not None and self.weight is not None:
             values[self.weight.node] = weight
@@ -136,9 +139,9 @@ class QuantizedLayers:
     reference: GraphModule
     layers: tuple[QuantizedLayer, ...]
     identities: Mapping[Node, Node]
-    """Quantize and dequantize nodes that do not round, and the nodes whose values they return.
+    """The quantize and dequantize nodes after operators that only move int8 values, by node.
 
-    They follow operators that only move int8 values.
+    These nodes do not round. Each is mapped to its operand, which has the same value.
     """
     order: Mapping[Node, int]
     """The position of each node of the module."""

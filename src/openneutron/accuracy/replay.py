@@ -63,7 +63,7 @@ def replay(
     changed: Mapping[Node, Any],
     identities: Mapping[Node, Node],
 ) -> Callable[[Node], Any]:
-    """Returns a function from nodes to their values after the values of some nodes have changed to `changed`.
+    """Recomputes the graph with the values `changed`. Returns a function from a node to its new value.
 
     Computes only the nodes that depend on a changed node; others keep their `recorded` values. `order` has the position
     of each node, `identities` maps a node to another node with the same value. Linear in the nodes after the first

@@ -114,7 +114,7 @@ class Analysis:
     weights_sqnr_db: float
     """SQNR of the outputs with only weights and biases quantized."""
     activations_sqnr_db: float
-    """SQNR of the outputs with only activations quantized, which is about the best that other weights can reach."""
+    """SQNR of the outputs with only activations quantized. Better quantization of weights can reach about this SQNR."""
     samples: int
     share_samples: int
     """Number of samples on which the shares were measured."""

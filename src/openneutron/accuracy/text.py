@@ -51,7 +51,7 @@ def _blocks(analysis: Analysis) -> Iterator[Any]:
 
 
 def comparison_lines(comparison: Comparison) -> Iterator[str]:
-    """Returns the result of a comparison as text: the first layer that exceeds its tolerance, or that none does."""
+    """Returns a comparison as text: the difference of the outputs, and the layers that exceed their tolerance."""
     yield f"The .pte differs from the module by at most {comparison.output_lsb:.0f} LSB at the outputs."
     first = comparison.first
     if first is None:

@@ -84,7 +84,7 @@ class Delegate:
 
 @dataclass(frozen=True)
 class Report:
-    """The contents of a file. Cycles are estimates, and so are sizes that are not read from microcode."""
+    """The contents of a file. Cycles are estimates. Sizes are read from microcode, else estimated."""
 
     path: str
     format: str

@@ -59,7 +59,7 @@ def lifetimes(
 
 
 def plan(values: Mapping[Key, Lifetime], steps: int) -> Arena[Key]:
-    """Places each tensor at the lowest offset where it overlaps no tensor needed at the same step, the largest first.
+    """Places tensors by descending size, each at the lowest offset without overlap with tensors of the same step.
 
     Linear in the pairs of tensors that are needed at the same step, after sorting. (Greedy by size: Pisarchyk and Lee,
     "Efficient Memory Management for Deep Neural Net Inference", 2020.)

@@ -79,7 +79,10 @@ def _method_bytes(method: pte.Method) -> int:
 
 
 def _transposed_bytes(call: pte.DelegateCall) -> int:
-    """Returns the bytes that the device's runtime transposes for a call: images of several channels in NCHW."""
+    """Returns the bytes of the tensors that the device's runtime transposes for a call.
+
+    These are images of several channels in NCHW.
+    """
     if call.backend != "NeutronBackend":
         return 0
     header = parse(call.payload).header
@@ -102,7 +105,7 @@ def _bytes(value: pte.ProgramValue) -> int:
 
 
 def _saved_by_int8_io(method: pte.Method) -> int:
-    """Returns the planned bytes minus the planned bytes without the tensors that int8_io removes."""
+    """Returns the bytes by which planned memory shrinks if int8_io removes its float tensors."""
     gone = _floats_at_the_ends(method)
     return _planned(method, ()) - _planned(method, gone) if gone else 0
 

@@ -24,7 +24,7 @@ def npu_operators(graph: Subgraph) -> tuple[Operator, ...]:
     """Returns the operators that the NPU would run.
 
     These are all int8 operators of a known kind, except QUANTIZE at the start, and SOFTMAX, DEQUANTIZE and QUANTIZE at
-    the end. The rule agrees with the files that are known both before and after the vendor's converter.
+    the end. The rule agrees with all models whose files before and after the vendor's converter are known.
     """
     operators = list(graph.operators)
     while operators and operators[0].name in _LEADING:
@@ -40,7 +40,7 @@ def _is_int8(operator: Operator) -> bool:
 
 
 def as_ops(operators: Sequence[Operator]) -> tuple[Op, ...]:
-    """Converts operators to the IR, with shapes, dtypes, attributes and the first output.
+    """Converts operators to the IR. Keeps shapes, dtypes and attributes, and of several outputs only the first.
 
     Constants keep their shapes and dtypes, but not their values. Linear in operators. Raises `FormatError` for an
     operator of an unknown kind, and for one that lacks inputs, outputs or attributes of its kind.
