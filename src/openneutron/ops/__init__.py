@@ -94,10 +94,10 @@ DECOMPOSED: tuple[Decomposition, ...] = (
 """Declarations of operators that are decomposed into others before annotation."""
 
 DECOMPOSITIONS: dict[str, Decomposition] = {target: spec for spec in DECOMPOSED for target in spec.targets}
-"""The same declarations by the qualified name of the ATen operator."""
+"""Declarations of `DECOMPOSED`, by the qualified name of the ATen operator."""
 
 HANDLED: tuple[HandledOperator, ...] = (*handled.HANDLED, *shapes.HANDLED)
-"""Operators that passes replace or remove without a declaration of their lowering."""
+"""Declarations of operators without a lowering: passes replace or remove them, or the CPU computes them."""
 
 DECLARED: tuple[OpSpec | Decomposition, ...] = (*SPECS, *DECOMPOSED)
 """All declarations with constraints: operators that the NPU runs, and decompositions."""

@@ -118,7 +118,10 @@ def _aligned_shape(instance: OpInstance, shape: Sequence[int], dims: Sequence[in
 
 
 def _padded(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Pads the tensor with real zero at the ends, up to `shape`. A padded constant is a constant again."""
+    """Pads `tensor` to `shape` with real zero at the end of each dimension.
+
+    Emits a PAD for an activation; returns a new constant for a constant.
+    """
     if tensor.data is None or tensor.shape == shape:
         return pad_at_end(lowering, tensor, shape)
     paddings = tuple((0, size - old) for size, old in zip(shape, tensor.shape, strict=True))

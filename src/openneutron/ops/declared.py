@@ -1,7 +1,7 @@
 """Lookup of the facts that declarations state about operators.
 
-`openneutron.ops` fills the tables once, when the package is imported. They are in a module of their own, so that a
-module with declarations can look up operators of another module without an import cycle.
+`openneutron.ops` fills the tables of this module once, when the package is imported. A module with declarations imports
+this module to look up operators of another module; importing `openneutron.ops` would be an import cycle.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from openneutron.ops.spec import Constraint
 __all__ = ["SHARED_QPARAMS", "Decomposition", "Rewriting"]
 
 SHARED_QPARAMS = "openneutron.shared_qparams"
-"""Key of a node's metadata: values with the same text there have equal qparams."""
+"""Metadata key of a node. Nodes with the same string under this key get equal qparams, except fixed qparams."""
 
 # These operators infer one size that is given as -1.
 _TAKE_A_SHAPE = {torch.ops.aten.reshape.default, torch.ops.aten.view.default}
@@ -81,7 +81,7 @@ class Rewriting:
         return insert_constant(self.module, self.instance.node, value, "constant")
 
     def share_qparams(self, name: str, values: Iterable[Node]) -> None:
-        """Requests equal qparams for these values, unless one has fixed qparams. `name` is unique in this rewriting."""
+        """Requests equal qparams for `values`, except those with fixed qparams. `name` is unique in this rewriting."""
         for value in values:
             value.meta[SHARED_QPARAMS] = f"{self.instance.node.name} {name}"
 
@@ -143,11 +143,14 @@ class Decomposition:
     constraints: tuple[Constraint, ...] = ()
     """Limits of the decomposition. An operator that breaks one is not replaced, and runs in float on the CPU."""
     approximation: float = 1e-5
-    """Largest difference in float, relative to the largest value of the output or to 1, whichever is larger."""
+    """Largest difference between the new operators and the replaced operator, both computed in float.
+
+    It is relative to max(1, largest magnitude of the output).
+    """
     facts: Facts = field(default=UNKNOWN, compare=False)
     """Facts for passes, unless an `OpSpec` of the operator states them."""
     tolerance: int = 1
-    """Largest difference of the `.pte` to the converted module, in LSBs of the output."""
+    """Largest difference between the `.pte` and the converted module, in LSBs of the output."""
     notes: str = field(default="", compare=False)
 
     def rejections(self, instance: OpInstance) -> list[str]:

@@ -20,7 +20,7 @@ __all__ = [
 
 
 class Movement(enum.Enum):
-    """How an operator that does not change values moves them."""
+    """How an operator moves values, if each output value is a copy of an input value."""
 
     COPY = "the same values in the same shape"
     RESHAPE = "the same values, in the same order, in another shape"
@@ -32,12 +32,12 @@ class Movement(enum.Enum):
 
     @property
     def is_view(self) -> bool:
-        """Whether the values stay in the same order, and only dimensions of size 1 are repeated."""
+        """Whether the operator keeps the order of the values, and repeats dimensions of size 1 at most."""
         return self in (Movement.COPY, Movement.RESHAPE, Movement.EXPAND)
 
     @property
     def is_strided(self) -> bool:
-        """Whether the output has values of one tensor, with other strides and offsets."""
+        """Whether the output could be a strided view of one input tensor."""
         return self.is_view or self in (Movement.PERMUTE, Movement.PART)
 
 
@@ -51,7 +51,7 @@ class LayerKind(enum.Enum):
 
     @property
     def output_dim(self) -> int:
-        """The weight's dimension of output channels. A transposed convolution has those of one group there."""
+        """The weight's dimension of output channels; in a transposed convolution, it has those of one group only."""
         return 0 if self in (LayerKind.CONVOLUTION, LayerKind.LINEAR) else 1
 
     @property
@@ -68,8 +68,8 @@ class Bounds(enum.Enum):
 
 
 SignRule = Callable[[Node, Sequence[bool]], bool]
-"""Whether an operator's output is never negative. The second argument says for each operand (`self`, `other`, `mat2`,
-or each of `tensors`) whether the operand is never negative."""
+"""Returns whether the output of a node is never negative. The second argument has one bool for each operand (`self`,
+`other`, `mat2`, or each of `tensors`): whether the operand is never negative."""
 
 
 def never_negative(_: Node, __: Sequence[bool]) -> bool:
@@ -105,11 +105,17 @@ class Facts:
     clamps: Callable[[Node], tuple[float, float]] | None = None
     """For a clamp: the lower and upper limit of a call."""
     sign: SignRule | None = None
-    """When the output is never negative; None if unknown. For operators with a `movement`, it follows from that."""
+    """Decides whether the output is never negative; None if unknown.
+
+    An operator with a `movement` needs no rule: its output is never negative if its operands are never negative.
+    """
     bounds: Bounds | Callable[[Node], Bounds | None] | None = None
     """The range of its output, relative to the range of its input."""
     is_elementwise: bool = False
-    """Whether it computes each element independently. Needed for operators without torch's tag `pointwise` only."""
+    """Whether each output element depends only on the input elements at its position.
+
+    Set only for operators without torch's tag `pointwise`.
+    """
     is_continuous: bool = False
     """Whether its output hardly ever equals a given number exactly."""
     computes_masks: bool = False

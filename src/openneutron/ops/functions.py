@@ -20,7 +20,8 @@ __all__ = ["DECOMPOSED", "is_quotient"]
 
 aten = torch.ops.aten
 
-# The largest error of a power between 0 and 1 at zero. log(0) does not exist, so the base is at least a small number.
+# The largest error of value ** exponent at value 0, for exponents between 0 and 1. log(0) is minus infinity, so the
+# value is clamped to a small positive number.
 ERROR_AT_ZERO = 1e-4
 # Slightly above the smallest normal float32, 1.2e-38.
 SMALLEST = 1e-37
@@ -40,7 +41,7 @@ def _sqrt(rewriting: Rewriting) -> Node:
 
 
 def _inverse(rewriting: Rewriting, value: Node) -> Node:
-    """Computes 1 / value for a value that is not negative. For exp(x) it computes exp(-x)."""
+    """Computes 1 / value for value >= 0, as rsqrt(value) ** 2. If `value` is exp(x), computes exp(-x)."""
     if op_name(value) == "aten.exp.default":
         return exp(rewriting, mul(rewriting, value.all_input_nodes[0], -1.0))
     root = rsqrt(rewriting, value)

@@ -85,7 +85,7 @@ def amax(builder: Builder, value: Node, dims: Sequence[int]) -> Node:
 
 
 def linear(builder: Builder, value: Node, weight: Node) -> Node:
-    """The product of the last dimension with a weight [outputs, inputs]."""
+    """value @ weight.T, for a weight [outputs, inputs]."""
     return builder.call(aten.linear.default, value, weight)
 
 
@@ -105,17 +105,17 @@ def hardswish(builder: Builder, value: Node) -> Node:
 
 
 def relu6(builder: Builder, value: Node) -> Node:
-    """The value, limited to 0 to 6."""
+    """The value, clamped to [0, 6]."""
     return builder.call(aten.relu6.default, value)
 
 
 def reshape(builder: Builder, value: Node, shape: Sequence[Any]) -> Node:
-    """The value in another shape; the value itself where it has that shape."""
+    """`value` reshaped to `shape`; `value` itself if it already has this shape."""
     return value if shape_of(value) == tuple(shape) else builder.call(aten.reshape.default, value, list(shape))
 
 
 def expand(builder: Builder, value: Node, shape: Sequence[int]) -> Node:
-    """The value broadcast to `shape`; the value itself where it has that shape."""
+    """`value` broadcast to `shape`; `value` itself if it already has this shape."""
     return value if shape_of(value) == tuple(shape) else builder.call(aten.expand.default, value, list(shape))
 
 
@@ -140,18 +140,18 @@ def unsqueeze(builder: Builder, value: Node, dim: int) -> Node:
 
 
 def slice_(builder: Builder, value: Node, dim: int, indices: range) -> Node:
-    """The given indices of a dimension, in ascending order."""
+    """`value` at the ascending `indices` of dimension `dim`."""
     step = [] if indices.step == 1 else [indices.step]
     return builder.call(aten.slice.Tensor, value, dim, indices.start, indices[-1] + 1, *step)
 
 
 def slice_scatter(builder: Builder, value: Node, part: Node, dim: int, *indices: Any) -> Node:
-    """`value` with `part` at the indices (start, end, step) of a dimension."""
+    """A copy of `value` with `part` written to the indices (start, end, step) of dimension `dim`."""
     return builder.call(aten.slice_scatter.default, value, part, dim, *indices)
 
 
 def select_scatter(builder: Builder, value: Node, part: Node, dim: int, index: int) -> Node:
-    """`value` with `part` at one index of a dimension."""
+    """A copy of `value` with `part` written to one index of dimension `dim`."""
     return builder.call(aten.select_scatter.default, value, part, dim, index)
 
 
@@ -186,12 +186,12 @@ def convert(builder: Builder, value: Node, dtype: torch.dtype) -> Node:
 
 
 def clone(graph: torch.fx.Graph, value: Node, **options: Any) -> Node:
-    """A copy of `value`, without metadata, at the insertion point of `graph`."""
+    """Adds a clone of `value` at the insertion point of `graph`. The new node has no metadata."""
     return graph.call_function(aten.clone.default, (value,), options)
 
 
 def detach(graph: torch.fx.Graph, value: Node) -> Node:
-    """`value` without its gradient, without metadata, at the insertion point of `graph`."""
+    """Adds a detach of `value` at the insertion point of `graph`. The new node has no metadata."""
     return graph.call_function(aten.detach.default, (value,))
 
 
@@ -236,7 +236,7 @@ def rsqrt(builder: Builder, value: Node) -> Node:
 
 
 def relu(builder: Builder, value: Node) -> Node:
-    """The value, or zero where it is negative."""
+    """max(value, 0)."""
     return builder.call(aten.relu.default, value)
 
 

@@ -63,14 +63,14 @@ class ConstantLayer:
     def replace(
         self, *, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None, trainable: bool = False
     ) -> None:
-        """Gives the layer new constants. Other operators that read the old constants keep them."""
+        """Replaces the layer's weight, bias or both by new constants. Other operators still read the old constants."""
         for role, value in (("weight", weight), ("bias", bias)):
             if value is not None:
                 constant = insert_constant(self.module, self.node, value, role, trainable=trainable)
                 set_argument(self.node, role, constant)
 
     def update(self, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-        """Give the layer new constants where they differ from its own; returns whether they do."""
+        """Replaces the weight and the bias unless both equal the current ones. Returns whether it replaced them."""
         is_same_bias = bias is None or (self.bias is not None and torch.equal(bias, self.bias))
         if is_same_bias and torch.equal(weight, self.weight):
             return False

@@ -63,9 +63,10 @@ class Lowering:
         return Tensor(data.shape, data.dtype, qparams, np.asarray(data, order="C"))
 
     def number(self, code: int, qparams: QParams, shape: Sequence[int] | None = None) -> Tensor:
-        """Returns a constant with one int8 code, which broadcasts with `shape` (default: the output's shape).
+        """Returns an int8 constant with one element, `code`, to broadcast with a tensor of `shape`.
 
-        For a `shape` without dimensions, the constant has none, because the broadcast must not add a dimension.
+        The default `shape` is that of the output. The constant has shape (1,); for a `shape` of (), it has shape (),
+        because the broadcast must not add a dimension.
         """
         return self.constant(np.full((1,) if (self.shape if shape is None else shape) else (), code, INT8), qparams)
 

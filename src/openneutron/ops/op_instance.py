@@ -28,7 +28,7 @@ class OpInstance:
     constant_of: Callable[[object], torch.Tensor | None] = field(default=constant_value, compare=False)
     """Returns the values of a constant of the graph; None for any other argument."""
     computed_constants: Container[Node] = field(default=(), compare=False)
-    """Computed nodes that depend on no input of the model."""
+    """Nodes that are computed from constants alone."""
 
     @cached_property
     def args(self) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class OpInstance:
         return self.constant_of(self.args[argument])
 
     def number(self, argument: str) -> float | None:
-        """Returns an argument that is a number, or a constant whose values are one number; None for any other."""
+        """Returns a number argument, or the value of a constant whose elements are all equal; None for any other."""
         return number_of(self.args[argument], self.constant_of)
 
     def shape_of(self, argument: str) -> tuple[int, ...]:
@@ -54,9 +54,9 @@ class OpInstance:
         return shape_of(next(iterate_nodes(self.args[argument])))
 
     def is_constant(self, node: Node) -> bool:
-        """Whether a node depends on no input of the model."""
+        """Whether `node` is a constant of the graph, or is computed from constants alone."""
         return node in self.computed_constants or self.constant_of(node) is not None
 
     def reads_constants(self, *arguments: str) -> bool:
-        """Whether none of these arguments depends on an input of the model."""
+        """Whether all these arguments are constants of the graph, or are computed from constants alone."""
         return all(self.is_constant(node) for name in arguments for node in iterate_nodes(self.args[name]))

@@ -1,4 +1,4 @@
-"""Decompositions of operators that extract windows from a tensor, or add windows to one: unfold, im2col, col2im."""
+"""Decompositions of unfold and im2col (extract windows from a tensor) and of col2im (sums windows into an image)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def unfolds_in_few_parts(instance: OpInstance) -> bool:
 
 
 def _unfold(rewriting: Rewriting) -> Node:
-    """Concatenates each window from consecutive parts of one step in length; the last part may be shorter."""
+    """Splits the dimension into parts of `step` elements, and concatenates consecutive parts to each window.
+
+    If `size` is not a multiple of `step`, a slice crops the windows to `size`.
+    """
     values, instance = rewriting.args["self"], rewriting.instance
     size, step = rewriting.args["size"], rewriting.args["step"]
     dim = rewriting.args["dimension"] % len(instance.shape_of("self"))
@@ -73,7 +76,7 @@ def _is_tiling(instance: OpInstance, image: tuple[int, int]) -> bool:
 
 
 def _one_hot(rewriting: Rewriting, channels: int) -> Node:
-    """Returns a filter with a single one for each channel and kernel position: [channels * positions, 1, h, w]."""
+    """Returns one-hot filters, one for each channel and kernel position: [channels * positions, 1, h, w]."""
     kernel = _pair(rewriting.instance, "kernel_size")
     filters = torch.eye(math.prod(kernel)).reshape(-1, 1, *kernel)
     return rewriting.constant(filters.repeat(channels, 1, 1, 1))

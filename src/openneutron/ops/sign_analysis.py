@@ -13,8 +13,7 @@ from openneutron.ops.op_instance import OpInstance
 
 __all__ = ["is_never_negative"]
 
-# The search passes through at most this many operators, so it takes constant time. Each operand of a binary operator
-# counts as two steps.
+# The depth limit of the search, which bounds its time. An operator with n operands reduces the depth by n.
 _DEPTH = 16
 
 
@@ -37,7 +36,7 @@ def is_never_negative(instance: OpInstance, value: object, depth: int = _DEPTH) 
 
 
 def _operands(node: Node) -> Iterator[object]:
-    """Returns the values that `node` reads, without a second tensor that only gives a shape."""
+    """Returns the operands of `node`. For a movement, leaves out `other`, of which only the shape is read."""
     args = arguments(node)
     names = ("self",) if facts_of(node).movement is not None else ("self", "other", "mat2")
     yield from (args[name] for name in names if name in args)

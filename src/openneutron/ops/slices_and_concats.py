@@ -29,7 +29,7 @@ def has_rank_for_kernels(instance: OpInstance) -> bool:
 
 
 def slice_tensor(lowering: Lowering, tensor: Tensor, begin: Sequence[int], size: tuple[int, ...]) -> Tensor:
-    """Emits SLICE; returns `tensor` itself if the slice has all of it.
+    """Emits SLICE; returns `tensor` itself if the slice covers the whole tensor.
 
     The legacy generation can only slice dimensions that are multiples of the MACs of a pipeline. Other dimensions are
     padded before the slice.
@@ -62,7 +62,11 @@ def concat(lowering: Lowering, tensors: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def concat_copies(lowering: Lowering, tensor: Tensor, dim: int, count: int) -> Tensor:
-    """Emits `count` copies of `tensor` along a dimension, at most `MAX_COPIES` and a rest by one CONCATENATION."""
+    """Concatenates `count` copies of `tensor` along a dimension.
+
+    For more than `MAX_COPIES` copies, it first concatenates a block of count // MAX_COPIES copies, then `MAX_COPIES`
+    such blocks and the remaining copies.
+    """
     if count <= MAX_COPIES:
         return concat(lowering, [tensor] * count, dim)
     block = concat_copies(lowering, tensor, dim, count // MAX_COPIES)

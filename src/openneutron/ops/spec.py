@@ -1,4 +1,4 @@
-"""`OpSpec`, the declaration of an operator that the NPU runs, and `Constraint`, a limit of it."""
+"""`OpSpec`, the declaration of an operator that the NPU runs, and `Constraint`, one limit of such an operator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 GRANULARITY = "the MACs of a pipeline"
 
 PaddedDimensions = Mapping[str, tuple[int, ...]]
-"""Dimensions by the name of their argument."""
+"""Maps the name of an argument to dimensions of this argument."""
 
 
 class OutputRule(enum.Enum):
@@ -35,7 +35,7 @@ class OutputRule(enum.Enum):
 
 
 class Homogeneous(enum.Enum):
-    """The granularity at which positive factors may scale an input, if they scale the output equally."""
+    """The granularity of factors f > 0 for which op(f * x) = f * op(x)."""
 
     ELEMENT = "each element"
     CHANNEL = "each index of dimension 1"
@@ -81,7 +81,7 @@ class OpSpec:
     name: str
     """The name for users, which is the heading in docs/operators.md."""
     targets: tuple[str, ...]
-    """ATen operators in the graph that the quantizer annotates ("aten.conv2d.default")."""
+    """Qualified names of its ATen operators ("aten.conv2d.default"), as in the graph that the quantizer annotates."""
     inputs: tuple[str, ...]
     """Names of the schema's arguments that are activations; an argument may be a list of tensors."""
     lower: Callable[[Lowering], Tensor]
@@ -89,7 +89,7 @@ class OpSpec:
     becomes: str
     """The TFLite operators that the lowering emits, for the docs."""
     scalar_targets: tuple[str, ...] = ()
-    """ATen operators of the same function with a number as second operand. A pass replaces the number by a constant."""
+    """Overloads with a number as second operand. A pass replaces the number by a constant tensor."""
     edge_targets: tuple[str, ...] = ()
     """Names of the same operator in the edge dialect. The placement shows the first one."""
     symmetric: tuple[str, ...] = ()
@@ -104,10 +104,11 @@ class OpSpec:
     """The source of the output's qparams."""
     constraints: tuple[Constraint, ...] = ()
     pads: PaddedDimensions | Callable[[OpInstance], PaddedDimensions] = field(default_factory=dict, compare=False)
-    """Dimensions of its arguments that may be padded with zeros at the end. A slice removes the additional output.
+    """Dimensions of its arguments that may be padded with zeros at the end. A slice then crops the output.
 
-    They are padded to multiples of the MACs of a pipeline if this satisfies broken limits and costs less than the CPU.
-    Dimensions that an argument does not have are ignored. A function returns the dimensions of one instance.
+    The partitioner pads them to multiples of the MACs of a pipeline if the operator then satisfies all limits and its
+    estimated cycles are fewer than those of the CPU. Dimensions beyond the rank of an argument are ignored. A callable
+    returns the dimensions for one instance.
     """
     macs: Callable[[OpInstance], int] = no_macs
     """Returns the multiply-accumulates of one instance."""
@@ -116,15 +117,18 @@ class OpSpec:
     activation: Callable[[Node], str | None] | None = None
     """For an activation: returns its TFLite name as a fused activation, or None if it cannot be fused."""
     is_compute: bool = True
-    """Whether the operator alone is worth a partition. Operators that only move values are not."""
+    """Whether a partition with only this operator is worthwhile; False for operators that only move values."""
     keeps_values: Callable[[OpInstance], bool] | None = None
     """Whether all output values are values of the inputs. The default None means `not is_compute`."""
     homogeneous: Homogeneous | Callable[[OpInstance], Homogeneous | None] | None = None
-    """How its inputs may be scaled (all inputs equally); None for not at all, and for operators that move values."""
+    """The granularity of factors f > 0 for which op(f * x) = f * op(x), with the same f for all inputs.
+
+    None if there are no such factors, and for operators that only move values.
+    """
     facts: Facts = field(default=UNKNOWN, compare=False)
     """Facts for passes."""
     tolerance: int = 1
-    """Largest difference to the converted module, in LSBs of the output."""
+    """Largest difference between the `.pte` and the converted module, in LSBs of the output."""
     notes: str = field(default="", compare=False)
 
     def output_rule(self, node: Node) -> OutputRule | QParams:
@@ -132,12 +136,12 @@ class OpSpec:
         return self.output(node) if callable(self.output) else self.output
 
     def commutes_with_quantization(self, instance: OpInstance) -> bool:
-        """Whether the operator on quantized values returns its quantized output on the float values."""
+        """Whether op(quantize(x)) equals quantize(op(x))."""
         keeps = not self.is_compute if self.keeps_values is None else self.keeps_values(instance)
         return keeps and self.output is OutputRule.SHARED
 
     def scalable(self, instance: OpInstance) -> Homogeneous | None:
-        """Returns how the inputs of this instance may be scaled."""
+        """Returns the value of `homogeneous` for this instance."""
         return self.homogeneous(instance) if callable(self.homogeneous) else self.homogeneous
 
     @property

@@ -26,7 +26,7 @@ MAX_WEIGHTS_OF_ONE_OUTPUT = 65535
 
 @dataclass(frozen=True)
 class Window:
-    """A window along one spatial dimension, sizes in elements."""
+    """The windows of a convolution or pool along one spatial dimension; sizes are in elements."""
 
     size: int
     outputs: int
@@ -38,17 +38,17 @@ class Window:
 
     @property
     def extent(self) -> int:
-        """Number of elements from the first to the last one that the kernel reads for one output."""
+        """Kernel size including dilation: the elements from the first to the last one of one window."""
         return (self.kernel - 1) * self.dilation + 1
 
     @property
     def reach(self) -> int:
-        """Number of elements from the first to the last one that any window reads."""
+        """Number of elements from the start of the first window to the end of the last window."""
         return (self.outputs - 1) * self.stride + self.extent
 
     @property
     def end(self) -> int:
-        """Padding at the end that a window reads. It leaves out padding that torch adds but no window reads."""
+        """Padding at the end, up to the end of the last window. torch may add more padding, which no window reads."""
         return max(0, self.reach - self.size - self.begin)
 
     @property
@@ -61,7 +61,10 @@ class Window:
 
     @property
     def is_tiling(self) -> bool:
-        """Whether tensors can be concatenated along the dimension: no window reads padding, or from two tensors."""
+        """Whether concatenating tensors along this dimension concatenates their outputs.
+
+        Requires that each window reads elements of one tensor and no padding.
+        """
         return self.begin == 0 and self.extent <= self.stride and self.size % self.stride == 0
 
     def repeated(self, count: int) -> Window:
@@ -91,7 +94,7 @@ def spatial_rank(instance: OpInstance) -> int:
 
 
 def spatial(instance: OpInstance, name: str, unit: int) -> tuple[int, int]:
-    """Returns a parameter for height and width; `unit` is its height for a 1-D operator."""
+    """Returns the argument `name` as (height, width); for a 1-D operator, the height gets `unit`."""
     height, width = (unit, *of_each_dim(instance.args[name], spatial_rank(instance)))[-2:]
     return int(height), int(width)
 
@@ -119,8 +122,8 @@ def pad_spatial(
 ) -> tuple[Tensor, str]:
     """Returns the input, padded if needed, and TFLite's padding attribute for the operator: "SAME" or "VALID".
 
-    If neither describes the geometry, it emits a PAD with real zero, or a PADV2 with `value`. `allow_same` must be
-    False for operators that treat SAME padding differently from torch.
+    If the padding is neither SAME nor VALID, emits a PAD with real zero, or a PADV2 with `value`, and returns "VALID".
+    `allow_same` must be False for operators that treat SAME padding differently from torch.
     """
     if all(window.is_valid for window in windows):
         return nhwc, "VALID"
@@ -134,7 +137,7 @@ def pad_spatial(
 
 
 def pad_at_end(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Emits a PAD with real zero at the ends, up to `shape`."""
+    """Pads `tensor` to `shape` with real zero at the end of each dimension; returns it unchanged if it has `shape`."""
     if shape == tensor.shape:
         return tensor
     paddings = tuple((0, size - old) for size, old in zip(shape, tensor.shape, strict=True))
