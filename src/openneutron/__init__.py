@@ -56,7 +56,7 @@ _HOMES = {
     "reset": "model.state",
 }
 
-__version__ = "0.1.0"  # the only place; the build reads it
+__version__ = "0.1.0"  # the build reads the version from here
 
 __all__ = [*sorted(_HOMES)]  # noqa: PLE0604
 

@@ -21,8 +21,8 @@ __all__ = [
 class OpenNeutronError(Exception):
     """Base class of all errors of OpenNeutron.
 
-    `node` is the name of the graph node, `op` its operator, `source` the user's "file:line"; each is None where the
-    error is not about one node.
+    `node` is the name of the graph node, `op` its operator, `source` the user's "file:line". Each is None if unknown,
+    or if the error is not about one node.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ModelError(OpenNeutronError):
 
 
 class CalibrationError(OpenNeutronError):
-    """Calibration did not run, or its data are not finite or do not have the model's shapes and dtypes."""
+    """Calibration did not run, or its data contain NaN or infinity or do not match the model's shapes and dtypes."""
 
 
 class InputError(OpenNeutronError, ValueError):

@@ -415,7 +415,7 @@ def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, str]:
 
 
 def _portable_program(placed: Placed, constant_methods: dict[str, Any] | None) -> bytes:
-    """Returns the bytes of the portable `.pte`: compiles the partitions, then makes the documented call."""
+    """Compiles the partitions, then calls `to_edge_transform_and_lower`. Returns the bytes of the portable `.pte`."""
     from executorch.exir import to_edge_transform_and_lower
 
     from openneutron.partition.partitioner import NeutronPartitioner, check_cpu_operators, compile_placed

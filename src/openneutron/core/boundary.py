@@ -42,7 +42,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _node_of(traceback: TracebackType | None) -> Node | None:
-    """Returns the node that the innermost loop over a graph was at."""
+    """Returns the current node of the innermost loop over a graph; None if no frame of `traceback` has one."""
     found: Node | None = None
     while traceback is not None:
         values: dict[str, Any] = traceback.tb_frame.f_locals

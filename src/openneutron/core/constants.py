@@ -80,7 +80,7 @@ def value_of(module: GraphModule, node: Node) -> torch.Tensor:
 
 
 def free_name(module: torch.nn.Module, name: str) -> str:
-    """`name`, with as many underscores after it as no attribute of the module has."""
+    """Returns `name`, with underscores appended until the module has no attribute of that name."""
     while hasattr(module, name):
         name += "_"
     return name

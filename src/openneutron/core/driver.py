@@ -67,7 +67,7 @@ class Driver(Generic[G]):
             self.folders.append(_new_folder(folder / _PASSES, self.pipeline))
 
     def run(self, name: str, purpose: str, transform: Callable[[G], G], graph: G) -> G:
-        """Run one pass: `transform` takes `graph` and returns the new graph, or the same one, changed in place.
+        """Runs one pass. `transform` takes `graph` and returns a new graph, or the same graph after changes in place.
 
         The graph is dumped before it is checked, so that a broken graph can be read.
         """
@@ -82,7 +82,7 @@ class Driver(Generic[G]):
         return result
 
     def finish(self) -> None:
-        """Write "passes.txt"."""
+        """Writes "passes.txt" to each folder."""
         lines = [f"{run.seconds:9.4f} s  {run.name}: {run.purpose}" for run in self.runs]
         for folder in self.folders:
             write_file(folder / "passes.txt", ("\n".join(lines) + "\n").encode())

@@ -176,7 +176,7 @@ def arguments(node: Node) -> dict[str, Any]:
 
 
 def evaluated(node: Node, value_of: Callable[[Node], Any]) -> Any:
-    """What the call `node` returns where the nodes that it reads have the values `value_of`."""
+    """Runs the call `node` on the values that `value_of` returns for its input nodes. Returns the result."""
     assert callable(node.target)
     args, kwargs = map_arg((node.args, node.kwargs), value_of)
     return node.target(*args, **kwargs)
@@ -225,7 +225,7 @@ def is_random(node: Node) -> bool:
 
 
 def draws_random_numbers(node: Node) -> bool:
-    """Whether `node` draws random numbers; attention and recurrent nets have a dropout that may be switched off."""
+    """Whether `node` draws random numbers. Attention and recurrent nets do not if their dropout is off."""
     if not is_random(node):
         return False
     args = arguments(node)

@@ -89,7 +89,10 @@ def _with_threads(threads: int, work: Callable[[Part], Result], part: Part) -> R
 
 
 def _cores() -> int:
-    """The cores that this process may use; those of the machine where the system has no affinity (macOS, Windows)."""
+    """Returns the number of cores that this process may use.
+
+    On systems without CPU affinity (macOS, Windows), this is the number of cores of the machine.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -11,9 +11,9 @@ Key = TypeVar("Key")
 
 
 def find_root(parent: MutableMapping[Key, Key], value: Key) -> Key:
-    """The representative of the group of `value`, which is its own where `parent` has no entry for it.
+    """Returns the root of the set that contains `value`. A value without an entry in `parent` is a root.
 
-    Shortens the way there, so that a sequence of calls is almost linear.
+    Compresses the path to the root, so that a sequence of calls takes almost linear time.
     """
     root = value
     while (above := parent.get(root, root)) != root:

@@ -31,7 +31,7 @@ _USUAL_DTYPES = {torch.float32, torch.int64, torch.int32, torch.bool}
 _USUAL_RANK = 4
 # Names of out variants by overload. Other out variants are named by the overload and "_out".
 _OUT = {"default": "out"}
-# Namespaces whose operators ExecuTorch or its passes replace or have out variants for.
+# Operators of these namespaces have out variants in ExecuTorch, or ExecuTorch's passes replace them.
 _NAMESPACES = {"aten", "prims", "quantized_decomposed", "dim_order_ops", "executorch_prims", "openneutron"}
 _NO_OUT_VARIANT = (
     "ExecuTorch calls the out variant of an operator, and none is registered for this one. Register it with "
@@ -84,7 +84,7 @@ def _error(refused: Sequence[tuple[Node, str, str]]) -> ModelError:
 
 
 def _lacks_out_variant(node: Node) -> bool:
-    """Whether `node` calls an operator of the user's for which ExecuTorch finds no out variant."""
+    """Whether `node` calls a user-defined operator that has no out variant."""
     overload = node.target
     if not isinstance(overload, torch._ops.OpOverload) or overload.namespace in _NAMESPACES or noted(node, _CHECKED):
         return False
@@ -126,7 +126,7 @@ def _has_negative_numbers(node: Node) -> bool:
 
 
 def _signature(node: Node) -> str:
-    """Returns a key. Operators with equal keys are all supported by a kernel, or all not supported."""
+    """Returns a key of name, dtypes, ranks and constant arguments. A kernel supports all operators of a key or none."""
     kinds = [(str(value.dtype), value.dim()) for value in _values(node)]
     return f"{op_name(node)} {kinds} {map_arg((node.args, node.kwargs), lambda _: None)}"
 

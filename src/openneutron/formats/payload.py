@@ -106,12 +106,12 @@ class Payload:
 
     @classmethod
     def portable(cls, header: PayloadHeader, tflite: bytes) -> Payload:
-        """The payload of a TFLite flatbuffer for the host. Raises PayloadError where `tflite` is none."""
+        """Returns a portable payload. Raises PayloadError if `tflite` is not a TFLite flatbuffer."""
         _expect_tflite(tflite, len(_header_block(header)))
         return cls(header, tflite, SEAL.pack(SEAL_MAGIC, len(tflite), zlib.crc32(tflite)), b"")
 
     def pack(self) -> bytes:
-        """The bytes, which `parse` takes apart."""
+        """Returns the bytes of the payload. `parse` is the inverse."""
         blocks = (self.microcode, self.weights, self.kernels)
         return _header_block(self.header) + b"".join(map(_padded, blocks))
 

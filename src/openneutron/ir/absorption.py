@@ -1,4 +1,4 @@
-"""Pass that removes padding and slices of channels that neighboring operators can absorb into their weights."""
+"""Pass that absorbs padding and slices of channels into the weights of neighboring operators."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Sizes = tuple[int, ...]
 def absorb_padding(graph: Graph, target: NeutronTarget) -> Graph:
     """Applies these rules to each operator in order. Linear in operators, and in the bytes of the weights that grow.
 
-    1. A PAD that restores the size before a SLICE is removed: its readers read the input of the SLICE. No result may
-       depend on the padding.
+    1. If a PAD restores the size before a SLICE, and no result depends on the padding, the PAD is removed. Its readers
+       read the input of the SLICE.
     2. If a PAD of channels is the only reader of a CONV_2D or FULLY_CONNECTED, the PAD is removed and the operator gets
        filters of zeros for the added channels, unless this makes `target` slower.
     3. If a CONV_2D or FULLY_CONNECTED reads a SLICE of the first channels of a tensor, it reads the whole tensor, with
@@ -137,7 +137,10 @@ def _is_last_only(op: Op) -> bool:
 
 
 def _with_zero_filters(op: Op, output: Tensor) -> Op:
-    """Rule 2: zero filters and biases give the code of real zero, and each fused activation maps zero to zero."""
+    """Rule 2: returns the operator with zero filters and zero biases for the channels that `output` adds.
+
+    The added channels contain the code of real zero, because each fused activation maps zero to zero.
+    """
     activation, weight, bias = op.inputs
     more = output.shape[-1] - weight.shape[0]
     return replace(op, inputs=(activation, _longer(weight, more), _longer(bias, more)), output=output)
@@ -167,7 +170,7 @@ def _with_zero_weights(op: Op, whole: Tensor, kept: int) -> Op:
 
 
 def _live_sizes(graph: Graph) -> dict[int, Sizes]:
-    """Returns, by the tensor's id, how many of the first indices of each dimension any result depends on."""
+    """Returns the live sizes of each tensor, by its id. Results depend only on indices below the live sizes."""
     live = {id(tensor): tensor.shape for tensor in graph.outputs}
     for op in reversed(graph.ops):
         needed = live.get(id(op.output))
@@ -180,7 +183,7 @@ def _live_sizes(graph: Graph) -> dict[int, Sizes]:
 
 
 def _needs(op: Op, output: Sizes) -> Iterable[tuple[Tensor, Sizes]]:
-    """Returns how many of the first indices of each input an operator needs for the first `output` indices."""
+    """Returns the live sizes of each input of an operator, given the live sizes `output` of its output."""
     if op.kind.layout is Layout.ELEMENTWISE:
         return _needs_of_elementwise(op, output)
     needs = _needs_of_channelwise if op.kind.keeps_channels else _NEEDS.get(op.kind.name)
@@ -236,7 +239,7 @@ _NEEDS: Mapping[str, Callable[[Op, Sizes], Iterator[tuple[Tensor, Sizes]]]] = {
 
 
 def _needs_of_weighted(op: Op) -> Iterator[tuple[Tensor, Sizes]]:
-    """Returns all indices of each input, without the last channels whose weights are all zero."""
+    """Returns the shape of each input, without the last channels if all of their weights are zero."""
     weight = next((tensor.data for tensor in op.inputs if tensor.data is not None and len(tensor.shape) > 1), None)
     for tensor in op.inputs:
         if op.kind.weights is Weights.FILTERS and tensor.data is None and weight is not None:

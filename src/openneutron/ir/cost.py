@@ -70,10 +70,11 @@ class MacArray:
 
 
 def array_of(target: NeutronTarget) -> MacArray:
-    """Returns the array of a target. Unknown sizes are assumed, and listed in `assumptions`.
+    """Returns the array of a target. Assumes a value for each number that is unknown:
 
-    Assumed are, for the multipliers of a pipeline, the number in the operator limits; for the products per cycle, those
-    of the i.MX 95 for Neutron-S and of the RT700 for Neutron-C; for the pipelines, their quotient.
+    - Multipliers of a pipeline: the number in the operator limits.
+    - Products per cycle: the number of the i.MX 95 for Neutron-S, and that of the RT700 for Neutron-C.
+    - Pipelines: products per cycle, divided by the multipliers of a pipeline.
     """
     macs, per_cycle = target.channel_granularity, target.macs_per_cycle or ASSUMED_MACS_PER_CYCLE[target.neutron_class]
     assumptions = [
@@ -120,7 +121,7 @@ def cycles_of(ops: Iterable[Op], target: NeutronTarget) -> int:
 
 
 def cpu_cycles(elements: int, macs: int) -> int:
-    """Returns the estimated cycles of a quantized operator on the CPU, which is assumed to have the NPU's clock.
+    """Returns the estimated cycles of a quantized operator on the CPU. Assumes that CPU and NPU have the same clock.
 
     `elements` is the number of elements of its inputs and its output. Inputs are dequantized and read, the output is
     written and quantized. A call of a kernel or of a delegate is assumed to take as long as the start of an operator on

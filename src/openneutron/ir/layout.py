@@ -24,11 +24,11 @@ def propagate_layouts(graph: Graph) -> Graph:
     1. TRANSPOSE and RESHAPE change the view of their input and emit nothing.
     2. An elementwise operator computes on stored tensors; its output has the view of its first input.
     3. An operator with axes does the same, with renumbered axes, if the view permutes whole dimensions, or blocks that
-       a reshape can make dimensions. It does not if another input is in order, and the permuted order would require
-       as many transposes of inputs and a transpose of the output.
+       a reshape can turn into dimensions. Exception: it computes in order if another input is in order, the permuted
+       order would require at least as many transposes of inputs, and the readers of its output prefer no other order.
     4. If the view permutes anything else, or if several readers of a value prefer one other order, the operator
        computes in the order that most readers of its output prefer.
-    5. A FULLY_CONNECTED reads its features in stored order, and the columns of its constant weight are permuted.
+    5. A FULLY_CONNECTED reads its features in stored order. The columns of its constant weight are permuted to match.
     6. Any other operator, and each output of the graph, needs its values in order: the view is emitted, once.
     7. A view of a constant is a new constant.
     """
@@ -41,7 +41,7 @@ class _Reads:
 
     views: list[View]
     rank: int
-    """The largest rank of a view. The operator's axes number these dimensions."""
+    """The largest rank of a view. The operator's axes are dimensions of a tensor of this rank."""
     leaders: list[View]
     """The computed inputs of this rank. They determine the order in which the operator computes."""
 
@@ -104,7 +104,10 @@ class _LayoutPropagation:
         return view.reshaped(op.output.shape) or _must(View.of(self._in_order(view)).reshaped(op.output.shape))
 
     def _any_order(self, op: Op, views: list[View]) -> View | None:
-        """Rules 2 to 4: emits the operator in the order of the first strategy that finds one; None without a gain."""
+        """Rules 2 to 4: emits the operator in the order of the first strategy that finds one. Returns its output.
+
+        Returns None, and emits nothing, if no strategy finds another order, or if the exception of rule 3 applies.
+        """
         reads = _Reads.of(views)
         order = self._order_by(_WHOLE_DIMENSIONS, op, reads)
         if order is None and op.kind.layout is Layout.ELEMENTWISE and (same := self._same_order(op, views)):
@@ -120,7 +123,7 @@ class _LayoutPropagation:
         return next(filter(None, (strategy(self, op, reads) for strategy in strategies)), None)
 
     def _moves_fewer_in_order(self, op: Op, leaders: list[View], order: Sequence[int]) -> bool:
-        """Whether an input is in order, `order` needs no fewer transposes of inputs, and no reader prefers another."""
+        """Whether the exception of rule 3 applies, so that `op` computes in order instead of in `order`."""
         if self._preferred_order(op.output) not in (None, tuple(range(len(op.output.shape)))):
             return False
         moved = sum(not view.in_stored_order for view in leaders)
@@ -132,7 +135,11 @@ class _LayoutPropagation:
         return preferences.preferred_order if preferences else None
 
     def order_of_readers(self, op: Op, reads: _Reads) -> Order | None:
-        """Returns the order that readers of `op` prefer, if it is free, or if one TRANSPOSE replaces several later."""
+        """Returns the order that most readers of `op` prefer; None if this order saves no transposes.
+
+        It saves transposes if an operator with axes already has its inputs in this order, or if one TRANSPOSE of the
+        only computed input replaces several later ones.
+        """
         wanted, rank = self._preferred_order(op.output), len(op.output.shape)
         if wanted is None or any(len(view.shape) != rank for view in reads.leaders):
             return None
@@ -148,7 +155,7 @@ class _LayoutPropagation:
         return _first(View.dimension_order, reads.viewed)
 
     def order_of_blocks(self, _: Op, reads: _Reads) -> Order | None:
-        """Returns the order of the first view that permutes blocks that a reshape can make dimensions."""
+        """Returns the order of the first moved view whose dimensions are contiguous blocks of the stored tensor."""
         return _first(View.block_order, reads.moved)
 
     def order_of_other_readers(self, op: Op, reads: _Reads) -> Order | None:
@@ -156,7 +163,7 @@ class _LayoutPropagation:
         return self._preferred_order(op.inputs[reads.views.index(reads.moved[0])]) if reads.moved else None
 
     def order_of_atoms(self, _: Op, reads: _Reads) -> Order | None:
-        """Returns the order of the first atom of each dimension, for the first moved input."""
+        """Returns the dimensions of the first moved input in the stored order of their first atoms."""
         return reads.moved[0].atom_order() if reads.moved else None
 
     def _in_dimension_order(self, op: Op, views: list[View], order: Sequence[int]) -> View:
@@ -176,7 +183,10 @@ class _LayoutPropagation:
         return View.of(self._append(op, inputs, shape, attrs)).permuted(kept_perm)
 
     def _same_order(self, op: Op, views: list[View]) -> View | None:
-        """Rule 2 for any other view, if all inputs have the output's shape."""
+        """Applies rule 2 to a view that does not permute whole dimensions. Returns the output.
+
+        Returns None if no input is such a view, or if an input has another shape or cannot be read in its order.
+        """
         leader = next((view for view in views if view.stored.data is None and view.stored.shape != view.shape), None)
         if leader is None or any(view.shape != op.output.shape for view in views):
             return None
@@ -202,7 +212,7 @@ class _LayoutPropagation:
         return View.of(self._append(op, inputs, op.output.shape, {}))
 
     def _in_order(self, view: View) -> Tensor:
-        """Rules 6 and 7."""
+        """Returns the values of `view` in order: the output of emitted operators (rule 6), or a constant (rule 7)."""
         if view.is_identity:
             return view.stored
         key = (id(view.stored), view.atoms, view.order, view.shape)
@@ -240,7 +250,7 @@ def _renumbered(axes: int | tuple[int, ...], perm: Sequence[int]) -> int | tuple
 
 
 def _must(view: View | None) -> View:
-    """Returns a view that is never None: a reshape of values in order, or one that adds dimensions of size 1."""
+    """Returns `view`. A reshape of values in order is never None, nor is a reshape that adds dimensions of size 1."""
     if view is None:
         raise AssertionError("a contiguous tensor could not be reshaped")
     return view

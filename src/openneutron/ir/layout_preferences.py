@@ -16,7 +16,7 @@ Order = tuple[int, ...]
 
 @dataclass
 class LayoutPreferences:
-    """For each order, the number of readers that prefer it, and of the elements that they would otherwise transpose."""
+    """Counts the readers that prefer each order, and the elements that these readers would otherwise transpose."""
 
     readers: Counter[Order] = field(default_factory=Counter)
     elements: Counter[Order] = field(default_factory=Counter)
@@ -28,20 +28,20 @@ class LayoutPreferences:
 
     @property
     def preferred_order(self) -> Order | None:
-        """The order that most readers prefer, the first one of equals; None without a preference."""
+        """The order that most readers prefer; on a tie, the order that was added first; None without a preference."""
         return self.readers.most_common(1)[0][0] if self.readers else None
 
     def is_worth_a_transpose(self, order: Order, elements: int) -> bool:
-        """Whether one TRANSPOSE of `elements` values replaces several others that move at least as many values."""
+        """Whether one TRANSPOSE of `elements` values replaces several that move at least `elements` values in total."""
         return self.readers[order] > 1 and self.elements[order] >= elements
 
 
 def layout_preferences(graph: Graph) -> dict[int, LayoutPreferences]:
-    """Returns the preferences of each tensor's readers, by its id, before `propagate_layouts`. Linear in operators.
+    """Returns the preferences of the readers of each tensor of `graph`, by the tensor's id. Linear in operators.
 
-    Operators with a fixed order, and outputs of the graph, prefer values in order. An operator that supports any order
-    prefers the order of its own readers; a TRANSPOSE prefers the transposed order of its readers. A RESHAPE has no
-    preference.
+    `graph` is the input of `propagate_layouts`. Operators with a fixed order, and outputs of the graph, prefer the
+    tensor's own order. An operator that supports any order prefers the order that its own readers prefer; a TRANSPOSE
+    prefers that order, transposed. A RESHAPE has no preference.
     """
     found: dict[int, LayoutPreferences] = {}
     for tensor in graph.outputs:

@@ -81,7 +81,10 @@ def share_constants(graph: Graph) -> Graph:
 
 
 def copy_unwritten_outputs(graph: Graph) -> Graph:
-    """Rule: an output that is an input, a constant or another output becomes a copy, because runtimes write outputs."""
+    """Rule: an output that is an input, a constant or another output is replaced by a RESHAPE that copies it.
+
+    Runtimes require that an operator writes each output.
+    """
     taken = {id(tensor) for tensor in graph.inputs}
     outputs, copies = [], []
     for tensor in graph.outputs:
@@ -141,7 +144,7 @@ def hoisted_ends(before: Graph, after: Graph) -> tuple[tuple[bool, ...], tuple[b
 
 
 def transpose_as_images(graph: Graph) -> Graph:
-    """Replaces transposes by the one that the legacy generation supports. Linear in operators.
+    """Rewrites transposes to the form that the legacy generation supports. Linear in operators.
 
     Rules:
 

@@ -1,4 +1,4 @@
-"""Views: any chain of transposes and reshapes of a tensor, as one object. A view takes at most three operators.
+"""Views: a view represents any chain of transposes and reshapes of a tensor. It is emitted as at most three operators.
 
 A view splits the stored dimensions into factors ("atoms"), so that each step of the chain only permutes whole atoms. It
 consists of the atoms in stored order, the order in which they are read, and the final shape. A chain followed by its
@@ -137,7 +137,7 @@ class View:
         return _runs(self.stored.shape, range(len(self.atoms)), self.atoms)
 
     def undo(self, layout: View) -> View | None:
-        """Applies the inverse of `layout` to this view. `layout` of the result has the values of this view."""
+        """Returns the view that becomes this view if `layout` is applied to it; None if there is no such view."""
         refined = self.reshaped([layout.atoms[atom] for atom in layout.order])
         if refined is None:
             return None
@@ -174,7 +174,11 @@ class View:
         return perm + tuple(dim for dim, group in enumerate(stored) if not group)
 
     def _split(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Returns shape and permutation of a transpose whose output has `shape`, or else the largest merged atoms."""
+        """Returns the input shape and the permutation of the TRANSPOSE of this view.
+
+        The TRANSPOSE returns `shape` if the atoms of each dimension are consecutive in memory. Otherwise, it permutes
+        merged atoms, and a RESHAPE of its output returns `shape`.
+        """
         if all(group == tuple(range(group[0], group[0] + len(group))) for group in self.groups if group):
             blocks, atoms = self.groups, self.atoms
         else:

@@ -36,7 +36,7 @@ Data = Iterable[Any] | Dataset[Any] | str | os.PathLike[str]
 
 IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 ARRAYS = frozenset({".npy"})
-ALIGNMENT = 64  # bytes; torch aligns the memory that it allocates to as many
+ALIGNMENT = 64  # bytes; the alignment of memory that torch allocates
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ def _values(item: Any, forms: Sequence[InputForm], index: int, *, is_batch: bool
 
 
 def _readings(item: Any, forms: Sequence[InputForm]) -> Iterator[Sequence[Any]]:
-    """Returns the possible readings of `item` as a value for each form, in order of preference.
+    """Returns the possible readings of `item`, in order of preference. A reading has a value for each form.
 
     1. If `item` is a sequence that begins with a container: that container, followed by a label.
     2. If `item` is a mapping: arguments by name.
@@ -376,7 +376,7 @@ def _is_batch(values: Sequence[Any], forms: Sequence[InputForm]) -> bool:
 
 
 def is_batch_of(value: Any, form: InputForm) -> bool:
-    """Whether `value` is a tensor that differs from what the model takes in its first dimension at most."""
+    """Whether `value` is a tensor that matches the sizes of `form` in all dimensions but the first."""
     return isinstance(value, Tensor) and bool(form.sizes) and form.takes_sizes((form.batch or 1, *value.shape[1:]))
 
 

@@ -45,8 +45,9 @@ class Examples:
 
 
 def examples_of(given: Any, model: object) -> Examples:
-    """Converts `given` to arguments of `model`: a tensor, a tuple of forward's arguments, or a mapping from their
-    names.
+    """Converts `given` to arguments of `model`.
+
+    `given` is a tensor, a dataclass, a tuple or list of forward's arguments, or a mapping from their names.
 
     1. Converts numpy arrays to tensors.
     2. Clones a tensor that occurs twice, because torch.export would merge both occurrences into one input.

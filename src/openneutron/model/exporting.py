@@ -56,9 +56,9 @@ _OBSERVERS = (ObserverBase, FakeQuantizeBase)
 _LOSES_STATE = re.compile(r"side effects happened.*_buffers", re.DOTALL)
 _KEEPS_AN_INPUT = re.compile(r"copy__default\w* of type call_function is missing nn_module_stack")
 _DATA_DEPENDENT = re.compile(r"data[- ]dependent|dynamic control flow", re.IGNORECASE)
-# torch.associative_scan, of which one mode runs on no CPU.
+# torch's error for torch.associative_scan in the mode that does not support CPUs.
 _ASSOCIATIVE_SCAN = re.compile(r"combine_mode='pointwise'")
-# Messages of torch for operators that run without gradients only.
+# torch's errors for operators that do not support gradients.
 _WANTS_NO_GRADIENTS = re.compile(
     r"Inference tensors|is a view and is being modified inplace|arguments don't support automatic differentiation"
     r"|cannot resize variables that require grad"
@@ -234,7 +234,8 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
 def _export_with_or_without_gradients(module: nn.Module, examples: Examples, *, strict: bool) -> ExportedProgram:
     """Exports a module; exports it again under no_grad if torch cannot record gradients of an operator.
 
-    These are regions of inference_mode, writes to one of the outputs of split, chunk and unbind, and out=.
+    torch cannot record gradients in regions of inference_mode, of writes to an output of split, chunk or unbind, and
+    of operators with out=.
     """
     try:
         return _exported(module, examples, strict=strict)

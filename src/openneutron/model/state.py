@@ -32,7 +32,7 @@ __all__ = [
     "next_value", "remember_states", "reset", "run_sample", "samples_of", "states_of", "store_of", "write_of",
 ]  # fmt: skip
 
-# The key in a module's `meta` of the initial values of its states, by buffer name.
+# Key in a module's `meta`. The value is a dict from buffer names to the initial values of the states.
 _INITIAL = "openneutron.initial_states"
 _COPY = torch.ops.aten.copy_.default
 

@@ -58,7 +58,7 @@ _MERGED = "merged.c"
 
 
 class ConverterWarning(UserWarning):
-    """The installed converters have other flavours, so payloads stay portable; or a converter's output is unknown."""
+    """No installed converter has the requested flavour, so payloads are portable; or a converter's log is unknown."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def choose(flavor: str | None, found: Sequence[Converter] | None = None) -> Conv
 
 
 def converter_for(payload: str, flavor: str | None) -> Converter | None:
-    """Returns the converter for the option `payload`; None if payloads stay portable.
+    """Returns the converter for the option `payload`; None for portable payloads.
 
     "portable" returns None. "device" raises `ConverterError` if no matching converter is installed. "auto" returns None
     in that case, with a `ConverterWarning` if converters of other flavours are installed.
@@ -361,7 +361,7 @@ def _merge_here(asked: Mapping[str, Any]) -> None:
 
 
 def _load_package(module: str) -> tuple[Any, Any]:
-    """Imports the package's converter, and its library of targets, which is None for a package without one."""
+    """Imports the package's converter and library of targets. Returns None for the library if the package has none."""
     converter = importlib.import_module(f"{module}.neutron_converter")
     name = f"{module}.neutron_library_utils"
     return converter, importlib.import_module(name) if importlib.util.find_spec(name) else None

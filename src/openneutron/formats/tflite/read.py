@@ -115,7 +115,7 @@ _ITEM_BYTES = {
     "RESOURCE": 4, "VARIANT": 4, "FLOAT16": 2, "BFLOAT16": 2, "INT16": 2, "UINT16": 2,
 }  # fmt: skip
 
-# Types whose elements all have the same number of whole bytes.
+# Types with a fixed number of whole bytes per element.
 _WHOLE_BYTES = {"INT8", "UINT8", "BOOL", "INT16", "INT32", "INT64", "FLOAT16", "FLOAT32", "FLOAT64"}
 
 # Fields of the options tables: number in the schema, code of the struct module or the names of an enum, default.
