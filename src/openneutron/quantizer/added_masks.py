@@ -1,13 +1,14 @@
 """Ranges of masks that arrive at run time and are added to the scores of a softmax.
 
-Such a mask is 0 for visible scores and a large negative number, -1e4 or less, for hidden ones. One scale for both would
-leave no codes to the scores. The range of the mask therefore reaches only as far below zero as the range of the sum is
-wide: the sum of a score and this lowest value saturates to the sum's lowest code. The range of the sum is that of the
-visible scores, extended by `MASKED_DISTANCE` below (`MaskedObserver`). Zero and the lowest value are exact; other
-values of the mask, such as a bias by position, are rounded to the same scale.
+Such a mask is 0 for visible scores and a large negative number, -1e4 or less, for hidden scores. With one scale for
+both, almost no codes would be left for the visible scores. The mask's range therefore ends at minus the width of the
+sum's range, or at the lowest mask value that hides no score, if that is lower. The sum of any score and this lowest
+value saturates to the sum's lowest code. The range of the sum is the range of the visible scores, extended below by
+`MASKED_DISTANCE` (`MaskedObserver`). Zero and the lowest value of the mask are exact. Other values of the mask, such as
+a position bias, are rounded to the same scale.
 
-Operators that compute a mask from the model's inputs, such as (1 - mask) * -1e4, stay in float on the CPU: if no mask
-of the calibration data hides anything, their ranges would have no codes for hidden values.
+Operators that compute a mask from the model's inputs, such as (1 - mask) * -1e4, run in float on the CPU. If no mask in
+the calibration data hides a score, observed ranges of these operators would have no codes for hidden values.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ from openneutron.quantizer.observers import MaskedObserver
 
 __all__ = ["AddedMask", "AddedMaskObserver", "MaskedAtRunTime", "MaskedSumObserver", "added_masks"]
 
-# A score this far below the largest of its row has a probability of 1e-28, so it counts as hidden.
+# A score more than this below the largest of its row counts as hidden: its softmax probability is below 2e-28.
 OUT_OF_SIGHT = 64.0
 
 
 @dataclass(eq=False)
 class AddedMask:
-    """A mask that is added to scores, with its observer and the observers of the sums, which register themselves.
+    """A mask that is added to scores. Its observers and the observers of the sums add themselves to the two lists.
 
-    `is_made` is True if the mask is computed with constants of -100 or less: it can hide scores even if no calibration
-    data show it.
+    `is_made` is True if a constant of -100 or less is used to compute the mask. Such a mask can hide scores, even if
+    none does in the calibration data.
     """
 
     is_made: bool = False
@@ -52,7 +53,7 @@ class AddedMask:
 
     @property
     def hides(self) -> bool:
-        """Returns whether the mask can hide scores. A mask that is 0 in all calibration data counts as one that can."""
+        """Returns whether the mask can hide scores. Returns True for a mask that is 0 in all calibration data."""
         return self.is_made or any(observer.hides or not observer.has_numbers for observer in self.of_mask)
 
     def width(self) -> float:
@@ -66,7 +67,8 @@ class AddedMask:
 class AddedMaskObserver(MaskedObserver):
     """Observer of an added mask. The wrapped observer finds the range of the values that hide no score.
 
-    Values that hide scores get the lowest code, which is as far below zero as the widest range among the sums is wide.
+    Values that hide scores get the lowest code. If the mask can hide scores, this code stands for a value of at most
+    minus the width of the widest range among the sums.
     """
 
     def __init__(self, *args: Any, mask: AddedMask, **kwargs: Any) -> None:
@@ -185,7 +187,7 @@ def _reads_numbers(user: Node) -> bool:
 def _follow(
     scores: Node, light: set[Node], masks: dict[Node, AddedMask], sums: dict[Node, list[AddedMask]], visited: set[Node]
 ) -> None:
-    """Collects the masks that are added to `scores`, back through additions, constant masks and views."""
+    """Collects the masks that are added to `scores`. Searches backwards through additions, clamps and views."""
     node: Node | None = scores
     while node is not None and node.op == "call_function" and node not in visited:
         visited.add(node)
@@ -202,7 +204,7 @@ def _follow(
 
 
 def _mask_among(node: Node, operands: list[Node], light: set[Node]) -> Node | None:
-    """Returns the operand of an addition that is computed from inputs alone. If both are, returns the smaller one."""
+    """Returns the operand in `light` (computed from inputs alone). Of two, returns the one smaller than the sum."""
     found = [operand for operand in operands if operand in light]
     if len(found) == 2:
         found = [operand for operand in found if operand.meta["val"].numel() < node.meta["val"].numel()]
@@ -223,10 +225,9 @@ def _computed_from_inputs(module: GraphModule) -> set[Node]:
 
 
 def _mark_float(mask: Node, light: set[Node]) -> bool:
-    """Marks the operators that compute `mask` to stay in float if one of their numbers hides scores, and returns
-    whether one does.
+    """Marks the operators that compute `mask` as float operators, if one of them has a constant that hides scores.
 
-    Views at the end of the mask are not marked.
+    Returns whether there is such a constant. Operators at the end that only move values of the mask are not marked.
     """
     end = mask
     while _moves(end):

@@ -30,7 +30,7 @@ from openneutron.quantizer.trained_modules import WeightFakeQuantize
 
 __all__ = ["Annotation", "AnnotationSettings"]
 
-# A value, or an edge (value, reader) if the reader gets a requantized value.
+# A value, or an edge (value, reader) if the value is requantized for this reader.
 Value = Node | tuple[Node, Node]
 
 
@@ -142,10 +142,10 @@ class Annotation:
         demands = {self.fixed.get(group) for group in groups}
         are_one = len(set(groups)) == 1
         for value, group in zip(place.inputs, groups, strict=True):
-            # An input is requantized if it has fixed qparams that other inputs do not have, and also if other operators
-            # compute with it, because a wider common range would cost them resolution. Results of moves are
-            # not requantized: the MUL would prevent merging these moves with later ones (ShuffleNetV2). Inputs of the
-            # model are not requantized either, because they are quantized once.
+            # An input with fixed qparams is requantized unless all inputs have the same ones. Any other input is
+            # requantized if other operators compute with it, because a wider common range would cost these operators
+            # resolution. Results of moves are not requantized: the MUL would prevent merging these moves with later
+            # ones (ShuffleNetV2). Inputs of the model are not requantized either, because they are quantized once.
             if is_mask_computation(value):  # each reader quantizes it separately, so the readers need not share qparams
                 self.requantized[(value, place.instance.node)] = place.output
                 continue
@@ -186,7 +186,7 @@ class Annotation:
             self.stored[write] = state
 
     def _special_observers(self) -> dict[Value, qspecs.ObserverWrapper]:
-        """Returns wrapping observers by group: for run-time masks, masked values, and scores."""
+        """Returns observer wrappers by group, for groups of run-time masks, masked values, or scores."""
         hidden = {
             self._find(place.output)
             for place in self.places
@@ -209,7 +209,11 @@ class Annotation:
         return wrap_observer
 
     def _make_symmetric(self) -> None:
-        """Makes a group symmetric if only inputs that need zero point 0 read it, else requantizes these inputs."""
+        """Gives zero point 0 to each input that needs it.
+
+        The whole group of the input gets it, unless another reader computes with the group, or the fixed zero point of
+        the group is not 0. In these cases, only the input is requantized.
+        """
         wanted = [(value, place.instance.node) for place in self.places for value in place.symmetric]
         shared = self._read_otherwise(set(wanted)) if wanted else set()
         for edge in wanted:
@@ -222,7 +226,7 @@ class Annotation:
                 self.symmetric.add(group)
 
     def _note_least_scales(self) -> None:
-        """Records, per group, the smallest scale with which the biases of its reading layers fit int32."""
+        """Records, per group, the smallest scale with which the biases of the layers that read the group fit int32."""
         for place in self.places:
             weight, bias = (
                 place.instance.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias)
@@ -254,7 +258,7 @@ class Annotation:
                     self.joins.setdefault(group, []).append(parts)
 
     def _read_otherwise(self, wanted: set[tuple[Node, Node]]) -> set[Value]:
-        """Returns the groups with a reader that does not only move values and is not in `wanted`."""
+        """Returns the groups that a reader computes with or requantizes. Edges in `wanted` are not considered."""
         movers = {place.instance.node for place in self.places if place.rule is OutputRule.SHARED}
         values = {value for place in self.places for value in (*place.inputs, place.output)}
         edges = {(value, reader) for value in values for reader in value.users if reader.users or reader.op == "output"}
@@ -302,7 +306,7 @@ class Annotation:
         observer = self.settings.observer_of_outputs if group in self.outputs else self.settings.observer
         joins, wrap_observer = self.joins.get(group, ()), self.wrap_observer.get(group)
         if self.settings.is_qat and group in {self._find(mask) for mask in self.masks}:
-            # Not fake quantized: the sums tell hidden scores from visible ones by the float values of the mask.
+            # A mask is not fake quantized, because the observers of the sums find hidden scores by its float values.
             spec, observer = qspecs.activation, RecentRangeObserver
         return spec(
             node, observer, symmetric=symmetric, masked=masked, joins=joins, wrap_observer=wrap_observer,

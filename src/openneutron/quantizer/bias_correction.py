@@ -1,10 +1,12 @@
-"""Bias correction in the documented flow: conversion subtracts from each bias the mean output shift of weight rounding.
+"""Bias correction in the documented flow.
+
+Weight rounding shifts the mean of each output of a layer. Conversion subtracts this shift from the bias.
 
 For y = W x + b, quantized weights W' shift the mean of each output by (W' - W) E[x]. Unlike noise, a shift does not
 average out in later layers, and correcting it costs nothing at run time, because the layer has a bias (Finkelstein et
 al. 2019; Nagel et al. 2019, section 4.2). Calibration observes E[x], because the prepared module computes in float.
-This does not correct shifts from the rounding of x, nor from the effect of activations on earlier noise. `recovery`
-corrects those too, with a further pass over the calibration inputs.
+Two other shifts are not corrected here: the rounding of x, and the change of the mean when an activation is applied to
+noise of earlier layers. `recovery` corrects these shifts too, with a further pass over the calibration inputs.
 """
 
 from __future__ import annotations
@@ -102,7 +104,7 @@ class ChannelMeans(ObserverBase):
 
 
 class CorrectedBias(DerivedObserverOrFakeQuantize):
-    """The derived qparams of a layer's bias, which is corrected before it is quantized.
+    """Derives the qparams of a layer's bias, and corrects the bias before it is quantized.
 
     `means` holds the channel means of the layer's float input, whose shape is `shape`.
     """
@@ -117,7 +119,7 @@ class CorrectedBias(DerivedObserverOrFakeQuantize):
 
     @torch.no_grad()
     def convert(self, model: GraphModule, node: Node) -> None:
-        """Gives the layer that reads `node`, which calls this module, its quantized bias."""
+        """Replaces `node`, the call of this module, by the corrected and quantized bias of the layer that reads it."""
         (layer,) = node.users
         scale, zero_point = self.calculate_qparams()
         bias = value_of(model, _constant(node))
@@ -130,7 +132,7 @@ class CorrectedBias(DerivedObserverOrFakeQuantize):
         model.graph.erase_node(node)
 
     def _shift(self, model: GraphModule, layer: Node, mean: torch.Tensor) -> torch.Tensor:
-        """Returns [outputs], the shift of the mean of each output by quantized weights.
+        """Returns [outputs], by how much the quantized weights shift the mean of each output.
 
         Runs the layer, with its stride, groups and zero padding, on an input that is constant within each channel at
         the channel's mean. This assumes that the mean of a channel is the same at all positions.
@@ -169,8 +171,8 @@ def correct_biases_at_conversion(model: GraphModule, observers: dict[Any, Any]) 
 def _is_quantized(model: GraphModule, layer: Node, observers: Mapping[Any, Any]) -> bool:
     """Returns whether the weight and bias of `layer` are constants, it owns the bias, and the bias has derived qparams.
 
-    Returns False if a mask has put values such as -inf into the layer's input, because they have no mean. A bias with
-    several readers (the steps of an unrolled GRU) is not corrected, because each reader would need its own copy.
+    Returns False if a mask writes values such as -inf to the layer's input, because such an input has no mean. Returns
+    False for a bias with several readers (the steps of an unrolled GRU), because each reader would need its own copy.
     """
     args = arguments(layer)
     derived = observers.get((args["bias"], layer))
@@ -182,8 +184,8 @@ def _is_quantized(model: GraphModule, layer: Node, observers: Mapping[Any, Any])
 
 
 def _insert(model: GraphModule, source: Node, means: ChannelMeans, before: Node) -> None:
-    """Inserts a call of `means` on `source` after `before`, and lets all readers use it, so that all get the same
-    codes.
+    """Inserts a call of `means` on `source` after `before`. All readers of `source` then read the call, so that
+    all of them get the same codes.
     """
     readers = [user for user in source.users if user.op == "call_function" or isinstance(called(user), ChannelMeans)]
     name = f"channel_means_{source.name}_{-means.axis}"

@@ -30,8 +30,9 @@ class Layers:
 
     `default` is the granularity of operators that `layers` does not mention. The keys of `layers` are names of
     operators ("aten.softmax.int"), names of modules ("features.0", which includes its submodules), patterns of such
-    names ("head.*", as in `fnmatch`), and types of modules. If several keys match an operator, the kind listed first
-    here decides. Within a kind, the innermost module decides, and among patterns for the same module the last one.
+    names ("head.*", as in `fnmatch`), and types of modules. If keys of several kinds match an operator, the kind that
+    is first in this list decides. If keys of one kind match, the innermost module decides. If patterns match the same
+    module, the last pattern decides.
 
     Raises `OptionError` for any other key or value.
     """
@@ -126,7 +127,10 @@ class Layers:
 
 
 class _Scope:
-    """The labels that keys of one kind can match in a model, and whether a weight there can be per channel."""
+    """The labels that keys of one kind can match in a model.
+
+    `known` maps each label to whether the weight of a matching operator can have per-channel scales.
+    """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

@@ -56,21 +56,22 @@ class UnquantizedWarning(UserWarning):
 
 
 class CoarseSoftmaxWarning(UserWarning):
-    """Names a softmax over so many values that int8 rounds most probabilities to zero."""
+    """Names a softmax over many values, most of whose probabilities int8 rounds to zero."""
 
 
 class NeutronQuantizer(Quantizer):
     """Static int8 quantizer for the eIQ Neutron NPU, for `prepare_pt2e`. One instance can quantize several models.
 
-    With `is_qat`, for `prepare_qat_pt2e` and models exported in train mode.
+    With `is_qat`, it is for `prepare_qat_pt2e` and for models exported in train mode.
 
     Activations are affine per tensor, weights symmetric per tensor (`weight_granularity="per_channel"` for
-    convolutions: one scale per output channel), biases int32. `layers` sets the granularity, or "float" for not
-    quantized, for parts of the model (see `Layers`). `observer` is a class of torchao's observers or fake quantizers
-    for activations, or the result of its `with_args(...)`. The default is `DistributionObserver` with the rule
-    "relative", and `RangeObserver` for outputs of the model, whose largest values matter most. With `is_qat` the
-    default is `RecentRangeObserver`. `weight_bits` below 8 leaves codes of the weights unused. The NPU does not get
-    faster by that, so it serves experiments only.
+    convolutions: one scale per output channel), biases int32. `layers` sets the granularity for parts of the model, or
+    "float" for parts that are not quantized (see `Layers`).
+
+    `observer` is a class of torchao's observers or fake quantizers for activations, or the result of its
+    `with_args(...)`. The default is `DistributionObserver` with the rule "relative", and `RangeObserver` for outputs of
+    the model, whose largest values matter most. With `is_qat` the default is `RecentRangeObserver`. With `weight_bits`
+    below 8, weights use fewer codes of int8. This is for experiments only, because it does not make the NPU faster.
 
     With `equalize`, cross-layer equalization scales channels before annotation, which does not change the function
     (`passes.equalize`). With `correct_bias`, `convert_pt2e` corrects biases by the mean output shift of weight rounding
@@ -81,8 +82,8 @@ class NeutronQuantizer(Quantizer):
     The constructor raises `TargetError` and `OptionError`. `prepare_pt2e` raises `ModelError` for a model in train
     mode, with dynamic shapes, or not in float32, and `prepare_qat_pt2e` raises it for operators that cannot be trained
     quantized and for a model in which nothing is quantized. A prepared or converted module raises `InputError` for
-    inputs of another shape or dtype. `convert_pt2e` raises `CalibrationError`, and training raises it for values that
-    are not finite.
+    inputs of another shape or dtype. `convert_pt2e` raises `CalibrationError` for a value that calibration never
+    reached or that is not finite. Training raises it for values that are not finite.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class NeutronQuantizer(Quantizer):
         return self.prepare_graph(model, equalizes=self.equalize and not was_equalized(model))
 
     def of_prepared_graphs(self, observer: Any = None) -> NeutronQuantizer:
-        """Returns a copy of this quantizer with which `prepare_pt2e` does not run the passes of `prepare_graph` again.
+        """Returns a copy of this quantizer for graphs from `prepare_graph`, for which `prepare_pt2e` runs no passes.
 
         `observer`, if given, replaces the quantizer's observer of values that are not outputs of the model.
         """

@@ -29,13 +29,13 @@ __all__ = [
     "VanishingValuesWarning", "WeightObserver",
 ]  # fmt: skip
 
-# The averaging constant of `RecentRangeObserver` for batches with a smaller range.
+# The averaging constant with which `RecentRangeObserver` shrinks its range for a batch with a smaller range.
 SHRINKAGE = 0.01
-# The distance of hidden values below the lowest score. A softmax gives a hidden value at most e to the minus of this
-# times the probability of any score. A larger distance would cost resolution.
+# The distance of hidden values below the lowest score. The softmax probability of a hidden value is at most
+# exp(-MASKED_DISTANCE) times that of any score. A larger distance would cost resolution.
 MASKED_DISTANCE = 8.0
-# The scale of a weight that is zero everywhere. A bias has the scale of the input times that of the weight. With
-# torchao's smallest scale, 1e-7, its codes would exceed int32.
+# The scale of a weight that is zero everywhere. The scale of a bias is the input scale times the weight scale. If the
+# weight had torchao's smallest scale, 1e-7, the codes of the bias would exceed int32.
 SCALE_OF_ZERO_WEIGHTS = 2.0**-14
 
 
@@ -85,7 +85,7 @@ def _never_reached(origin: Origin | None) -> CalibrationError:
 def _with_scale_of_zeros(
     qparams: tuple[torch.Tensor, torch.Tensor], minimum: torch.Tensor, maximum: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns `qparams` with scale 1 for a value that is always zero, as torchao's 1e-7 is too fine for kernels."""
+    """Returns `qparams`, with scale 1 for values that are always zero: torchao's 1e-7 is too small for kernels."""
     scale, zero_point = qparams
     zeros = ((minimum == 0) & (maximum == 0)).to(scale.device)
     return torch.where(zeros, torch.ones_like(scale), scale), zero_point
@@ -107,7 +107,7 @@ def _warn_of_vanishing_values(observer: UniformQuantizationObserverBase, minimum
 
 
 def _codes(observer: UniformQuantizationObserverBase) -> Codes:
-    """Returns the codes of `observer`. In a symmetric scheme, torchao's code of 0.0 does not depend on the range."""
+    """Returns the codes of `observer`. For a symmetric scheme, they include torchao's constant zero point."""
     if observer.qscheme not in (torch.per_tensor_symmetric, torch.per_channel_symmetric):
         return Codes(observer.quant_min, observer.quant_max)
     one = torch.ones((), device=observer.eps.device)
@@ -152,11 +152,11 @@ class RangeObserver(MinMaxObserver):
 class DistributionObserver(UniformQuantizationObserverBase):
     """Observes the extremes and a bounded sample of all values, and selects the range by one of `ranges.RULES`.
 
-    `range_by` is "mse" (the least squared error), "relative" (the least squared error, where the errors of each
+    `range_by` is "mse" (the least squared error), "relative" (the least squared error, where the squared errors of each
     tensor are divided by the square of its largest magnitude, so that a few large tensors do not dominate),
     "percentile" (from percentile 100 - `percentile` to percentile `percentile`), "kl" (the least divergence) or
-    "minmax" (minimum and maximum). Raises `OptionError` for any other rule. Each index of the first dimension is one of
-    those tensors, unless `is_unbatched`.
+    "minmax" (minimum and maximum). Raises `OptionError` for any other rule. Each index of the first dimension of the
+    observed values counts as one tensor (see `rows_in`). If `is_unbatched`, all values of a call count as one tensor.
 
     `calculate_qparams` raises `CalibrationError` if it saw no values, or values that are not finite.
 
@@ -223,7 +223,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
         self._found = None
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Returns the sample, for the `merge` of an observer that saw the part of the stream before."""
+        """Returns the sample, for the `merge` of an observer that saw the previous part of the stream."""
         seen = self.sample.state()
         level = torch.tensor(seen.level)
         return {"values": seen.values, "sizes": seen.sizes, "extremes": seen.extremes, "level": level}
@@ -243,7 +243,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
 
 
 class ObserverOfAnother(ObserverBase):
-    """Wraps an `observer` and passes values on to it. It has no state of its own unless a subclass adds some."""
+    """Wraps an `observer`, and passes values to it. Its state is that of `observer`, unless a subclass adds more."""
 
     def __init__(
         self, observer: Any, *, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **more: Any
@@ -277,13 +277,14 @@ class ObserverOfAnother(ObserverBase):
 
 
 class MaskedObserver(ObserverOfAnother):
-    """Observes the input or the output of a mask. The wrapped observer gets the values that are not mask values.
+    """Observes the input or the output of a mask. The wrapped observer gets all values but mask values such as -inf.
 
     If the mask hides values from a softmax, the range reaches `MASKED_DISTANCE` below that of the wrapped observer, and
     hidden values get the lowest code. `hides` is True if the mask can hide values even if calibration shows none.
 
-    In training, several values that share qparams are fake quantized one after another. After the first one, a hidden
-    value equals the value of the lowest code. `is_fake_quantized` excludes this value from the range.
+    In training, several values that share qparams are fake quantized one after another. The first fake quantization
+    replaces hidden values by the value of the lowest code. With `is_fake_quantized`, values that have the lowest code
+    are therefore excluded from the range.
     """
 
     def __init__(self, *args: Any, hides: bool = False, is_fake_quantized: bool = False, **kwargs: Any) -> None:
@@ -302,7 +303,7 @@ class MaskedObserver(ObserverOfAnother):
         return values
 
     def _has_lowest_code(self, values: torch.Tensor) -> torch.Tensor:
-        """Returns a mask of the `values` that are quantized to the lowest code of the range so far."""
+        """Returns a boolean mask of the `values` within half a step of the lowest code's value in the range so far."""
         scale, zero_point = self.widened()
         return (values - (self.quant_min - zero_point) * scale).abs() <= scale / 2
 
@@ -343,14 +344,14 @@ class PerChannelRangeObserver(PerChannelMinMaxObserver):
 
 
 class _Parameter:
-    """The parameter that an observer saw last, with cached results. The cache is cleared when the parameter changes."""
+    """The parameter that an observer saw last, and its cached `qparams`."""
 
     def __init__(self) -> None:
         self.seen: tuple[torch.Tensor, int] | None = None
         self.qparams: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def see(self, values: torch.Tensor) -> None:
-        """Records `values`, and keeps the cache if they are the same as before."""
+        """Records `values`. Clears the cache if they are another tensor, or were written to since the last call."""
         version = -1 if values.is_inference() else values._version
         if self.seen is None or self.seen[0] is not values or self.seen[1] != version:
             self.seen, self.qparams = (values, version), None
@@ -380,7 +381,7 @@ class _OfParameter(UniformQuantizationObserverBase):
         return self.parameter.qparams
 
     def _bounds(self) -> torch.Tensor:
-        """Returns the bounds of the parameter's ranges, in the shape of its extremes, which are recorded."""
+        """Records the parameter's extremes, and returns the bounds of its symmetric ranges, in the same shape."""
         if self.parameter.seen is None or not self.parameter.seen[0].numel():
             raise _never_reached(self.origin)
         rows = self._rows(self.parameter.seen[0].detach().float())
@@ -407,8 +408,8 @@ class PerChannelWeightObserver(_OfParameter, PerChannelRangeObserver):
 class RecentRangeObserver(RangeObserver):
     """Observes recent extremes, for training: follows a growing range at once, and a shrinking range slowly.
 
-    Values that share qparams share one observer, which sees large and small ones in turn. A moving average of their
-    ranges would clip the large ones.
+    Values that share qparams share one observer, which sees values with large and with small ranges in turn. A moving
+    average of these ranges would clip the values with large ranges.
     """
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
@@ -423,7 +424,7 @@ class RecentRangeObserver(RangeObserver):
 
 
 class LatestRangeObserver(RangeObserver):
-    """Observes the extremes of the latest values only, for parameters, whose earlier values do not matter."""
+    """Observes the extremes of the latest values only, for parameters that training changes."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Replaces the extremes by those of `values`, and returns `values`."""

@@ -1,4 +1,4 @@
-"""Keeps concatenations that are only returned in float, so that each input keeps its own qparams.
+"""Keeps a concatenation in float if it is only an output of the model, so that each input keeps its own qparams.
 
 One scale for boxes in pixels and scores from 0 to 1 would leave two or three codes to the scores. A concatenation that
 no operator on the NPU reads is therefore not quantized: the CPU dequantizes the inputs and concatenates them in float.
@@ -29,14 +29,15 @@ __all__ = [
 _JOINED = "openneutron.joined_in_float"
 
 NEARLY_EQUAL = 2.0
-"""Parts share a scale if it is at most this many times the scale of each part, which costs at most one bit (6 dB)."""
+"""The largest ratio of a shared scale to the scale of each part. A ratio of 2 costs a part one bit (6 dB)."""
 
 
 @dataclass(frozen=True)
 class Join:
-    """The parts (inputs) of one concatenation: `values` with observed qparams, and the `fixed` qparams of other parts.
+    """The parts (inputs) of one concatenation.
 
-    `can_share` is True if the NPU could concatenate the parts with equal qparams: no part is in float or constant.
+    `values` are the parts whose qparams are observed. `fixed` are the qparams of the other parts. `can_share` is True
+    if no part is in float or constant, so that the NPU can concatenate the parts if they get equal qparams.
     """
 
     values: tuple[Node, ...]
@@ -46,13 +47,16 @@ class Join:
 
 @dataclass(eq=False)
 class Parts:
-    """The fixed qparams of the parts of one concatenation, and the other parts' observers, which add themselves."""
+    """The fixed qparams of the parts of one concatenation, and the observers of its other parts.
+
+    Each `PartObserver` adds itself to `observers`.
+    """
 
     fixed: frozenset[QParams] = frozenset()
     observers: list[PartObserver] = field(default_factory=list)
 
     def shared_qparams(self) -> tuple[float, int] | None:
-        """Returns scale and zero point for all parts, or None if the scale exceeds `NEARLY_EQUAL` times that of a part.
+        """Returns scale and zero point for all parts, or None if the scale exceeds `NEARLY_EQUAL` times a part's scale.
 
         The first part's observer gives the lowest and the highest code.
         """
@@ -73,7 +77,7 @@ class Parts:
 
 
 class PartObserver(ObserverOfAnother):
-    """Wraps the observer of a part. Returns the qparams that all parts share, or else those of the wrapped observer.
+    """Wraps the observer of a part. `calculate_qparams` returns qparams that all parts share, if they can share any.
 
     `joins` are the concatenations that read the value, the one with the most parts first.
     """
@@ -128,16 +132,15 @@ class Mover(Protocol):
 
 
 def joined_in_float(places: Sequence[Mover]) -> dict[Node, Join]:
-    """Returns the concatenations among `places` that stay in float so that parts keep their qparams, in graph order,
-    with the parts.
+    """Maps each concatenation among `places` that is kept in float to its parts, in graph order.
 
-    Rule: an operator stays in float if it concatenates values of different qparams and only operators that move values
-    lie between it and an output or an operator in float. These moves stay in float, too. Linear in places and uses.
+    Rule: a concatenation is kept in float if its inputs have different qparams and no quantized operator computes with
+    its output. The moves that read the output are kept in float too. Linear in places and uses.
     """
     leaving = _leaving(places)
     quantized = {place.output for place in places}
     quantized |= {value for place in places if place.instance.node not in leaving for value in place.inputs}
-    # Identifies a value's qparams: fixed ones, or the value whose observer finds them.
+    # Maps a value to its fixed qparams, or to the value whose observer finds its qparams.
     key: dict[Node, object] = {}
     joined: dict[Node, Join] = {}
     for place in places:
@@ -154,7 +157,7 @@ def joined_in_float(places: Sequence[Mover]) -> dict[Node, Join]:
 
 
 def _leaving(places: Sequence[Mover]) -> set[Node]:
-    """Returns the operators that only move values and whose output no quantized operator computes with."""
+    """Returns the operators that only move values, and only to outputs of the model and to operators in float."""
     quantized = {place.instance.node for place in places}
     leaving: set[Node] = set()
     for place in reversed(places):
@@ -165,7 +168,7 @@ def _leaving(places: Sequence[Mover]) -> set[Node]:
 
 
 def _join(place: Mover, key: dict[Node, object], joined: dict[Node, Join], quantized: set[Node]) -> Join | None:
-    """Returns the parts of `place`, or None if all have the same qparams and it adds no values of its own."""
+    """Returns the parts of `place`. Returns None if all have the same qparams and the operator adds no other values."""
     inputs = [value for value in place.inputs if _varies(value) or not _is_zero(value)]
     keys = {key.get(value, value) if _varies(value) else value for value in inputs}
     adds = not (place.spec.keeps_values is None or place.spec.keeps_values(place.instance))

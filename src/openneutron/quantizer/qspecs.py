@@ -42,7 +42,7 @@ ObserverWrapper = Callable[[Any], Any]
 ACTIVATION_RANGE = (-128, 127)
 BIAS_RANGE = (-(2**31), 2**31 - 1)
 LARGEST_BIAS_CODE = 2**30
-"""The largest code of a bias that leaves half of int32 to the sum of products."""
+"""The largest magnitude of a bias code. Half of the int32 range remains for the sum of products."""
 
 
 def weight_range(bits: int) -> tuple[int, int]:
@@ -63,10 +63,10 @@ def activation(
 ) -> QuantizationSpec:
     """Returns an int8, affine, per-tensor spec for the output of `node`, with zero point 0 if `symmetric`.
 
-    `observer` makes an observer or a fake quantizer. `masked` is True for the input and the output of a mask. `joins`
-    are the concatenations that are only returned and have the value as a part. `wrap_observer` wraps the observer.
-    `is_unbatched` is True for values without a batch dimension. The scale is at least `least_scale`, unless the
-    observer does not take a smallest scale.
+    `observer` constructs an observer or a fake quantizer. `masked` is True for the input and the output of a mask.
+    `joins` are the concatenations of which the value is a part and which are kept in float (see `output_parts`).
+    `wrap_observer` wraps the observer. `is_unbatched` is True for values without a batch dimension. The scale is at
+    least `least_scale`, if the observer has an option for its smallest scale (`eps`).
     """
     low, high = ACTIVATION_RANGE
     return QuantizationSpec(
@@ -97,7 +97,11 @@ def trained_activation(
     is_unbatched: bool = False,
     least_scale: float = 0.0,
 ) -> QuantizationSpec:
-    """Returns the spec for training: a fake quantizer around an observer. Masks always get OpenNeutron's own."""
+    """Returns the spec for training: a fake quantizer around an observer.
+
+    `observer` may be a fake quantizer itself. It is not used for masks and for values with `wrap_observer`: these get a
+    `RecentRangeObserver` in torchao's `FakeQuantize`.
+    """
     made = observer.p.func if isinstance(observer, PartialWrapper) else observer
     fakes = isinstance(made, type) and issubclass(made, FakeQuantizeBase)
     special = masked or wrap_observer is not None
@@ -149,7 +153,7 @@ def _of_node(
 
 
 def check_observer(observer: Any) -> None:
-    """Raises `OptionError` if `observer` cannot observe activations. It is tried on a tensor of two values."""
+    """Raises `OptionError` if `observer` cannot observe activations. Runs it on a tensor of two values to find out."""
     low, high = ACTIVATION_RANGE
     wanted = (
         "observer takes a class of torchao.quantization.pt2e that finds one scale and zero point for a tensor "
@@ -196,11 +200,10 @@ def weight(node: Node, axis: int | None, bits: int = 8) -> QuantizationSpec:
 
 
 def least_scale_of_input(weight: torch.Tensor, bias: torch.Tensor, axis: int | None, bits: int = 8) -> float:
-    """Returns the smallest scale of a layer's input with which the codes of its bias leave room in int32 for products.
+    """Returns the smallest scale of a layer's input with which the codes of its bias are at most `LARGEST_BIAS_CODE`.
 
-    `axis` is the dimension of the weight's output channels if each has its own scale. torch replaces a
-    bias with codes beyond int32 by zero. The larger input scale costs no accuracy, because the bias then dominates the
-    sum.
+    `axis` is the dimension of the weight's output channels if each has its own scale. torch replaces a bias with codes
+    beyond int32 by zero. A larger input scale costs no accuracy here, because the bias dominates the sum.
     """
     _, high = weight_range(bits)
     magnitudes = weight.detach().abs()
@@ -215,8 +218,8 @@ def least_scale_of_input(weight: torch.Tensor, bias: torch.Tensor, axis: int | N
 def bias(activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], node: Node, *, per_channel: bool) -> Any:
     """Returns an int32 spec with scale = activation scale x weight scale, and zero point 0. `node` is the bias.
 
-    If the weight has the output channels of one group only, it has as many scales, and each group's biases take the
-    same ones.
+    The weight of a grouped transposed convolution has one scale per output channel of one group. These scales are
+    repeated for the biases of all groups.
     """
     low, high = BIAS_RANGE
 

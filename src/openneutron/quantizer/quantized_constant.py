@@ -25,8 +25,8 @@ class QuantizedConstant:
     dtype: torch.dtype
 
     def write(self, model: GraphModule, before: Node, role: str) -> Node:
-        """Inserts the constant, with quantize and dequantize, before `before`. torchao folds constant operators
-        afterwards.
+        """Inserts the constant before `before`, and quantize and dequantize operators that read it. Returns the
+        dequantize operator. torchao folds constant operators afterwards.
         """
         node = insert_constant(model, before, self.value, role)
         qparams: tuple[Any, ...]

@@ -1,7 +1,7 @@
-"""Selects the range that the codes of a value cover, from observed statistics: pure functions.
+"""Selects the quantization range of a value from observed statistics, with pure functions.
 
-The statistics are a weighted sample and the exact extremes of each tensor, which a bounded sample misses. A range
-narrower than the extremes rounds other values more finely, and clips values outside of it.
+The statistics are a weighted sample, and the exact extremes of each tensor, because a bounded sample may not contain
+them. A range that is narrower than the extremes has a finer scale, and clips the values outside of it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ __all__ = ["RULES", "Codes", "Distribution", "bounds_by_error", "distribution", 
 _FORMER_RULES = {"error": "mse", "entropy": "kl", "extremes": "minmax"}
 RULES = ("mse", "relative", "percentile", "kl", "minmax")
 
-# Of a larger sample, this many outermost values on either side are kept. Means of neighbors replace the others.
+# A larger sample is condensed: the SINGLE_VALUES outermost values on either side are kept, and MEANS means of
+# neighboring values replace the others.
 SINGLE_VALUES = 256
 MEANS = 4096
-# The search tries these shares of the widest range, then as many between the neighbors of the best one. Below 1/256 of
-# the widest range, all codes together would cover less than one int8 step of the widest range.
+# The search first tries these shares of the widest range, then shares between the two neighbors of the best one. A
+# range of less than 1/256 of the widest range is narrower than one int8 step of the widest range.
 SHARES = 256.0 ** -torch.linspace(0, 1, 81)
 FINE_STEPS = 8
 # Bins of the histogram whose divergence is computed, as in TensorRT's calibration.
@@ -31,7 +32,7 @@ BINS = 2048
 # torchao's observers raise scales to float32's eps, so a search below that has no effect.
 SMALLEST_SCALE = torch.finfo(torch.float32).eps
 
-# Costs of ranges [K]: of their low ends [K] and their high ends [K].
+# A function from the low ends [K] and the high ends [K] of K ranges to their costs [K].
 Cost = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -88,7 +89,7 @@ def distribution(values: Tensor, weights: Tensor) -> Distribution:
 
 
 def rule_named(name: str) -> str:
-    """Returns the rule that `name` stands for, with a `DeprecationWarning` for a former name of a rule."""
+    """Returns the current name of the rule `name`. Warns with `DeprecationWarning` if `name` is a former name."""
     rule = _FORMER_RULES.get(name, name)
     if rule != name:
         warnings.warn(f"range_by={name!r} is deprecated: write range_by={rule!r}.", DeprecationWarning, stacklevel=3)
@@ -141,16 +142,16 @@ def bounds_by_error(values: Tensor, codes: Codes) -> Tensor:
 
 
 def _fine_factors() -> Tensor:
-    """Returns the factors from one of `SHARES` to the values between its two neighbors."""
+    """Returns factors, in geometric steps, from one of `SHARES` to the values between its two neighbors."""
     return (SHARES[0] / SHARES[1]) ** torch.linspace(1, -1, 2 * FINE_STEPS + 1)
 
 
 def _search(cost: Cost, low: float, high: float, *, one_bound: bool) -> tuple[float, float]:
-    """Returns the cheapest range found: both ends by one share of the widest range, then each end alone, coarsely and
-    finely.
+    """Returns the cheapest range found.
 
-    Of equally cheap ranges, the widest is returned. `low` <= 0 <= `high`. With `one_bound` the range is symmetric
-    around 0.
+    The search first scales both ends of the widest range (`low` <= 0 <= `high`) by one share, then each end alone. Each
+    step tries the `SHARES`, then finer ones. Of equally cheap ranges, the first one tried is returned. With `one_bound`
+    the range is symmetric around 0.
     """
     if one_bound:
         low, high = -max(-low, high), max(-low, high)
@@ -190,10 +191,10 @@ def _divergence(seen: Distribution, codes: Codes) -> Cost:
     """Returns the cost function "Kullback-Leibler divergence of the clipped and the quantized histogram", as in
     TensorRT.
 
-    Clipped values count in the outermost bins of the clipped histogram, and do not count in the quantized one. The mass
-    of a code is spread over those of its bins that are not empty. A bin that is empty in the quantized histogram only
-    counts with at most the share of one unclipped value. Zeros are not counted: every range has an exact code for them,
-    and the many zeros after a relu would outweigh all other values.
+    The clipped histogram counts clipped values in its outermost bins, and the quantized histogram does not count them.
+    The quantized histogram spreads the mass of a code evenly over the nonempty bins of that code. If a bin is empty in
+    the quantized histogram only, the divergence uses the mass of the value with the least weight for it. Zeros are not
+    counted: every range has an exact code for them, and the many zeros after a relu would outweigh all other values.
     """
     histogram = _Histogram.of(seen)
 
@@ -211,12 +212,12 @@ def _divergence(seen: Distribution, codes: Codes) -> Cost:
 
 @dataclass(frozen=True)
 class _Histogram:
-    """The values except zeros in `BINS` bins of one width. Below, K is the number of ranges that are tried."""
+    """A histogram of the nonzero values, with `BINS` bins of equal width. K is the number of ranges that are tried."""
 
     centres: Tensor
-    """[BINS], of the bins."""
+    """The centres of the bins, [BINS]."""
     mass: Tensor
-    """[BINS], of each bin; the sum is 1."""
+    """The mass of each bin, [BINS]. The sum is 1."""
     least: float
     """The mass of the value with the least weight."""
 
@@ -232,7 +233,7 @@ class _Histogram:
         return cls(low + (torch.arange(BINS) + 0.5) * width, mass, float(weights[weights > 0].min()))
 
     def quantized(self, code: Tensor, inside: Tensor, codes: int) -> Tensor:
-        """Returns [K, BINS], the mass of each code spread over those of its bins that are not empty. The sum is 1.
+        """Returns [K, BINS], the mass of each code spread evenly over its nonempty bins. The sum of each row is 1.
 
         `code` [K, BINS] is the code of each bin, from 0 to `codes` - 1. `inside` is 1 for bins within the range.
         """
@@ -243,7 +244,7 @@ class _Histogram:
         return spread / spread.sum(1, keepdim=True).clamp(min=self.least)
 
     def clipped(self, inside: Tensor) -> Tensor:
-        """Returns [K, BINS], the mass with all values outside of the range in its outermost bins."""
+        """Returns [K, BINS], the mass of each bin after values outside of a range are moved to its outermost bins."""
         outside = self.mass * (1 - inside)
         first = inside.argmax(1, keepdim=True)
         last = BINS - 1 - inside.flip(1).argmax(1, keepdim=True)

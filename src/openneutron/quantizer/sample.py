@@ -1,4 +1,4 @@
-"""A bounded sample of a stream of tensors that does not depend on how the stream is split.
+"""A bounded sample of a stream of tensors. The sample does not depend on how the stream is split.
 
 Values at evenly spread positions of each tensor are sampled. When the sample exceeds its capacity, half of the values
 of every tensor are dropped. The kept values depend on the sizes of the tensors only, so merging the samples of
@@ -19,10 +19,10 @@ from torch import Tensor
 __all__ = ["CAPACITY", "VALUES_OF_A_TENSOR", "Sample", "SampleState", "flattened", "positions", "rows_in"]
 
 VALUES_OF_A_TENSOR = 1024
-# The largest number of tensors as which one batch counts.
+# A batch counts as at most this many tensors.
 MOST_ROWS = 32
 CAPACITY = 65536
-# The smallest squared peak of a tensor, as a share of the mean squared peak. Nearly zero tensors must not dominate.
+# Squared peaks are at least this share of the mean squared peak, so that nearly zero tensors do not dominate.
 SMALLEST_PEAK = 1e-3
 # The level at which one value of each tensor remains.
 LAST_LEVEL = 10
@@ -35,8 +35,9 @@ GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 def positions(size: int, count: int = VALUES_OF_A_TENSOR) -> Tensor:
     """Returns at most `count` positions in a tensor of `size` values. Any prefix of them is evenly spread.
 
-    They are multiples of the golden ratio modulo 1 (a Kronecker sequence with the lowest known discrepancy), which
-    coincide with no stride of channels or lines. For a small tensor, each position is returned once.
+    The positions are multiples of the golden ratio modulo 1 (a Kronecker sequence with the lowest known discrepancy).
+    They do not follow the stride of a channel or line. For a tensor of at most `count` values, each position is
+    returned once.
     """
     multiples = (torch.arange(1, min(size, count) + 1, dtype=torch.float64) * GOLDEN_RATIO).frac()
     if size <= count:
@@ -45,7 +46,7 @@ def positions(size: int, count: int = VALUES_OF_A_TENSOR) -> Tensor:
 
 
 def flattened(values: Tensor) -> Tensor:
-    """Returns all of `values` in one dimension [N], in memory order, so that nothing is copied."""
+    """Returns `values` flattened to [N] in memory order, which needs no copy if their memory has no gaps."""
     if not values.is_contiguous():
         strides = values.stride()
         values = values.permute(sorted(range(values.dim()), key=lambda dim: -strides[dim]))
@@ -53,11 +54,10 @@ def flattened(values: Tensor) -> Tensor:
 
 
 def rows_in(shape: Sequence[int]) -> int:
-    """Returns the number of tensors as which one of this shape counts: one per index of the first dimension, if it has
-    more dimensions.
+    """Returns how many tensors a tensor of this shape counts as.
 
-    A batch thus counts as its samples one by one. If there are more than `MOST_ROWS`, several samples count as one
-    tensor.
+    A tensor of rank 0 or 1 counts as one tensor. Any other tensor is a batch, and each sample in its first dimension
+    counts as one tensor. If there are more than `MOST_ROWS` samples, several samples count as one tensor.
     """
     if len(shape) < 2:
         return 1
@@ -68,8 +68,9 @@ def rows_in(shape: Sequence[int]) -> int:
 class SampleState:
     """The kept values of a stream.
 
-    `values` [N] in order, float32; the `sizes` [tensors] of the tensors, int64, and their `extremes` [tensors, 2],
-    float32. At level L, the first 2^-L of the values taken of a tensor are kept, rounded up.
+    `values` [N] (float32) are in the order of the stream. `sizes` [tensors] (int64) and `extremes` [tensors, 2]
+    (float32) belong to the tensors. At `level` L, the first 2^-L of the sampled values of each tensor are kept, rounded
+    up.
     """
 
     values: Tensor
@@ -83,7 +84,7 @@ class SampleState:
         return _left(self.sizes.clamp(max=VALUES_OF_A_TENSOR), self.level)
 
     def weighted(self, *, relative: bool = False) -> tuple[Tensor, Tensor]:
-        """Returns values [N] and their weights [N] float32: the number of values of the stream that each represents.
+        """Returns values [N] and weights [N] (float32): how many values of the stream each value represents.
 
         If `relative`, the weights of a tensor are multiplied by its `votes_by_peak`. If not all values of a tensor are
         kept, its extremes are added with the weight of one value each.
@@ -116,7 +117,7 @@ class SampleState:
         return SampleState(self.values[place < left], self.sizes, self.extremes, level)
 
     def fitting(self, capacity: int) -> SampleState:
-        """Returns the sample at the lowest level with at most `capacity` values, or one of each tensor."""
+        """Returns the sample at the lowest level with at most `capacity` values, at most at `LAST_LEVEL`."""
         sizes = self.sizes.clamp(max=VALUES_OF_A_TENSOR)
         level = self.level
         while level < LAST_LEVEL and int(_left(sizes, level).sum()) > capacity:
@@ -125,7 +126,7 @@ class SampleState:
 
 
 class Sample:
-    """Samples a stream of tensors. It keeps `capacity` values, or one of each tensor if those are more."""
+    """Samples a stream of tensors. Keeps at most `capacity` values, or one per tensor if there are more tensors."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.capacity = capacity
@@ -195,7 +196,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class _Taking:
-    """The values taken of tensors of one `shape`: those at `positions` [count], for `rows` tensors of the same size."""
+    """The `positions` [count] of the sampled values in a tensor of one `shape`, which counts as `rows` tensors."""
 
     shape: torch.Size
     rows: int
@@ -219,5 +220,5 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def _left(taken: _Count, level: int) -> _Count:
-    """Returns how many of the `taken` values of a tensor remain at `level`, rounded up."""
+    """Returns the number of kept values of a tensor at `level`, from the number of its sampled values, `taken`."""
     return -(-taken >> level)

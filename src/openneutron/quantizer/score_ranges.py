@@ -1,7 +1,8 @@
 """Ranges of the scores of a softmax that is written as exp(x - amax(x)).
 
-In a row of N scores, all scores more than ln N + 2 below the largest together add less than e^-2 of its weight to the
-sum. The range ends there, and lower scores saturate. That wins 3 dB and more of resolution for the others.
+Scores that are more than ln N + 2 below the largest score of a row of N are negligible: all of them together add less
+to the sum of the row than e^-2 times the term of the largest score. The range ends at that distance, and lower scores
+saturate. The other scores gain 3 dB or more of resolution.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ MARGIN = 2.0
 
 @dataclass(frozen=True)
 class ScoreRange:
-    """A value that holds scores, `count` in a row, or their differences from the largest of the row (`is_relative`).
+    """Describes a value that holds rows of `count` scores.
 
-    Scores more than `distance` below the largest are negligible.
+    If `is_relative`, the value holds the differences of the scores from the largest score of their row. Scores more
+    than `distance` below the largest are negligible.
     """
 
     count: int
@@ -40,7 +42,7 @@ class ScoreRange:
         return ScoresObserver.with_args(observer=constructor, scores=self)
 
     def least(self, values: torch.Tensor) -> torch.Tensor | None:
-        """Returns the least score of each row that is not negligible, or None if no trailing dimensions form a row."""
+        """Returns the lower limit of the scores of each row, or None if no trailing dimensions hold `count` scores."""
         if self.is_relative:
             return values.new_tensor(-self.distance)
         dims, size = [], 1
@@ -53,7 +55,7 @@ class ScoreRange:
 
 
 class ScoresObserver(ObserverOfAnother):
-    """Passes scores to the wrapped observer, clamped from below at the least score that is not negligible."""
+    """Clamps scores from below at `ScoreRange.least`, and passes them to the wrapped observer."""
 
     def __init__(self, *args: Any, scores: ScoreRange, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,7 +74,10 @@ class ScoresObserver(ObserverOfAnother):
 
 
 def score_ranges(module: GraphModule) -> dict[Node, ScoreRange]:
-    """Returns scores of softmaxes written with exp, and values that are multiples or views of them. Linear in nodes."""
+    """Returns the score values of softmaxes written with exp, and values from which factors and views compute them.
+
+    Linear in nodes.
+    """
     found: dict[Node, ScoreRange] = {}
     for node in module.graph.nodes:
         if is_difference_of_scores(node) and is_op(node, "sub"):
@@ -84,7 +89,7 @@ def score_ranges(module: GraphModule) -> dict[Node, ScoreRange]:
 
 
 def _follow(differences: Node, scores: ScoreRange, found: dict[Node, ScoreRange]) -> None:
-    """Collects the values from which views and factors compute the scores, if they have no other readers."""
+    """Collects the values from which views and positive factors compute the scores, if they have no other reader."""
     node, readers = differences.args[0], 2
     while isinstance(node, Node) and len(node.users) == readers and node not in found:
         found[node] = scores

@@ -14,7 +14,7 @@ __all__ = ["StateReset", "reset_states_at_conversion"]
 
 
 class StateReset(ObserverBase):
-    """Resets the states of the model that calls it when that model is converted. Observes nothing."""
+    """Resets the states of a model when the model is converted. Observes nothing."""
 
     def __init__(self) -> None:
         super().__init__(dtype=torch.float32)

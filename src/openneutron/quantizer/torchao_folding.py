@@ -4,14 +4,15 @@ torchao 0.18 computes another function, without an error, for:
 
 - a convolution or linear whose output has readers other than the batch norm
 - a weight or bias that another operator reads too
-- a batch norm after one that was folded, which is dropped
+- a batch norm that follows a folded batch norm: torchao drops the second one
 - a transposed convolution in groups
 - a batch norm that uses the statistics of its batch
 
 It raises an untyped error for:
 
-- a linear without a bias, because its new bias has no metadata, or before a batch norm without weight and bias
-- a weight or bias that is computed, or a buffer
+- a linear without a bias, because its new bias has no metadata
+- a linear before a batch norm without weight and bias
+- a weight or bias that is computed or is a buffer
 - a convolution without a batch dimension
 - a batch norm without running statistics, or with computed parameters
 
@@ -43,15 +44,16 @@ _FOLDS = ("_fuse_conv_bn_", "_fuse_linear_bn_")
 def protect_from_wrong_folding() -> None:
     """Makes `prepare_pt2e` fold batch norms correctly where torchao does not. A second call does nothing.
 
-    The change is to torchao's module and lasts as long as the process, because no narrower place exists (torchao 0.18):
-    `prepare_pt2e` calls these two functions first, with the model alone, and uses the quantizer only afterwards. By
-    then the folded batch norms are removed and the weights are overwritten, so `transform_for_annotation` cannot undo
-    it. Users import `prepare_pt2e` before they construct a quantizer, so it cannot be wrapped either. The constructor
-    of the quantizer is the last call of OpenNeutron before `prepare_pt2e`.
+    This function replaces two functions of torchao's module `quantize_pt2e` for the rest of the process, because
+    torchao 0.18 has no narrower hook: `prepare_pt2e` calls these two functions first, with the model alone, and uses
+    the quantizer only afterwards. By then the folded batch norms are removed and the weights are overwritten, so
+    `transform_for_annotation` cannot undo the folding. Users import `prepare_pt2e` before they construct a quantizer,
+    so `prepare_pt2e` cannot be wrapped either. The constructor of the quantizer is the last call of OpenNeutron before
+    `prepare_pt2e`.
 
-    The change affects every quantizer in the process, and no model that torchao folds correctly. For a batch norm
-    without running statistics `prepare_pt2e` then raises `ModelError`. `quantize` does not depend on it: it folds all
-    batch norms before it calls `prepare_pt2e`.
+    The replacement affects every quantizer in the process. It does not change the result for a model that torchao folds
+    correctly. For a batch norm without running statistics, `prepare_pt2e` then raises `ModelError`. `quantize` does not
+    need the replacement, because it folds all batch norms before it calls `prepare_pt2e`.
     """
     from torchao.quantization.pt2e import quantize_pt2e
 

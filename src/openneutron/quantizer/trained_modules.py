@@ -1,8 +1,8 @@
 """Modules that exist in a model only during quantization-aware training, and their conversion.
 
-torchao calls the method `convert` of an observer or fake quantizer that has one. Three of these modules do, so that
-`convert_pt2e` returns the same kind of model as after calibration, without further steps for the user and without
-patching torchao.
+torchao calls the method `convert` of an observer or fake quantizer if it exists. `OnlyInTraining`, `WeightFakeQuantize`
+and `FloatWeight` have this method, so that `convert_pt2e` returns the same kind of model as after calibration, without
+further steps for the user and without patching torchao.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class OnlyInTraining(ObserverBase):
 
 
 class BatchNorm(torch.nn.Module):
-    """Batch norm with its training mode as an argument. Conversion folds it into the weight of the operator before."""
+    """Batch norm with its training mode as an argument. Conversion folds it into the operator before it."""
 
     def __init__(self, momentum: float, eps: float) -> None:
         super().__init__()
@@ -90,11 +90,11 @@ class BatchNorm(torch.nn.Module):
 class WeightFakeQuantize(FakeQuantize):
     """Fake quantizes a weight as conversion will quantize it, with the batch norm after its operator folded.
 
-    The weight is multiplied by the scale that the batch norm has by its running statistics, rounded, and divided by
-    that scale again, because the batch norm itself follows and uses the statistics of the batch. No gradient flows
-    through the scale: the straight-through estimator treats rounding as adding a constant.
+    The scale of the batch norm is computed from its running statistics. The weight is multiplied by this scale, fake
+    quantized, and divided by the scale, because the batch norm itself follows and uses the statistics of the batch. No
+    gradient flows through the scale: the straight-through estimator treats rounding as adding a constant.
 
-    Its range is always that of the current weight. torchao's `disable_observer` fixes the ranges of activations only.
+    The range is always that of the current weight. torchao's `disable_observer` fixes the ranges of activations only.
     """
 
     def __init__(self, operator: Node, spec: QuantizationSpec) -> None:
@@ -129,7 +129,7 @@ class WeightFakeQuantize(FakeQuantize):
         return rounded / torch.where(scale == 0, 1.0, scale)
 
     def convert(self, model: GraphModule, node: Node) -> None:
-        """Gives the operator that reads `node`, which calls this module, its quantized weight and bias."""
+        """Replaces `node`, a call of this module, by the quantized weight of its reader. Quantizes the bias too."""
         (operator,) = node.users
         weight_role, bias_role = weight_and_bias(operator)
         weight, bias = _trained(model, operator)
@@ -149,7 +149,7 @@ class WeightFakeQuantize(FakeQuantize):
 
 
 class FloatWeight(ObserverBase):
-    """The weight of an operator that stays in float and is followed by a batch norm, which conversion folds."""
+    """Returns the weight of a float operator before a batch norm. Conversion folds the batch norm into the operator."""
 
     def __init__(self) -> None:
         super().__init__(dtype=torch.float32)
@@ -162,7 +162,7 @@ class FloatWeight(ObserverBase):
         """Returns None, because this module observes nothing."""
 
     def convert(self, model: GraphModule, node: Node) -> None:
-        """Gives the operator that reads `node`, which calls this module, its folded weight and bias."""
+        """Replaces `node`, a call of this module, by the folded weight of its reader. Replaces the bias too."""
         (operator,) = node.users
         for role, value in zip(weight_and_bias(operator), _trained(model, operator), strict=True):
             if role is not None and value is not None:
@@ -192,13 +192,13 @@ def batch_norm_after(operator: Node) -> Node | None:
 
 
 def weight_and_bias(operator: Node) -> tuple[str, str | None]:
-    """Returns the names of the weight and bias arguments. The bias of an operator without one is None."""
+    """Returns the names of the weight and bias arguments. The second is None for an operator without a bias."""
     spec = OPERATORS.get(op_name(operator))
     return ("weight", "bias") if spec is None else (spec.weight or "weight", spec.bias)
 
 
 def _trained(model: GraphModule, operator: Node) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns the trained weight and bias of `operator`, with a batch norm after it folded into them."""
+    """Returns the trained weight and bias of `operator`. Folds a batch norm after it into them, and removes that."""
     args, (weight_role, bias_role) = arguments(operator), weight_and_bias(operator)
     weight = value_of(model, args[weight_role].args[0])
     bias_node = None if bias_role is None else args[bias_role]

@@ -1,15 +1,18 @@
 """Quantization-aware training: prepares a model exported in train mode for annotation.
 
 `prepare_qat_pt2e` calls the quantizer first and folds batch norms afterwards, by patterns that match convolutions, one
-eps, and certain quantized operands. These patterns match nothing in the graph made here, because a batch norm in train
-mode is already a call of a module (`trained_modules.BatchNorm`), and so is a dropout. The remaining operators are those
-of the same model in eval mode, and they are annotated as such. Each weight is read through a `WeightFakeQuantize`,
-which folds and quantizes weight and bias when the model is converted. Biases stay in float until then, because their
-int32 steps are far finer than the int8 steps of the values they are added to.
+eps, and certain quantized operands. These patterns match nothing in the graph after `prepare_for_training`, because
+each batch norm is a call of `trained_modules.BatchNorm`, and each dropout in train mode is a call of `OnlyInTraining`.
+The other operators are the same as in eval mode, and are annotated in the same way.
 
-The calls read the training mode from an attribute that torchao's `move_exported_model_to_eval` and
-`move_exported_model_to_train` set, and that is a constant of the graph. Otherwise torchao would rewrite batch norms and
-dropouts between the modes itself, and lose their eps, momentum and probability. Conversion works in both modes.
+Each weight of a quantized operator is read through a `WeightFakeQuantize`, which folds and quantizes weight and bias
+when the model is converted. Biases are not fake quantized, because the int32 steps of a bias are far finer than the
+int8 steps of the sum.
+
+The calls of `BatchNorm` and `OnlyInTraining` read the training mode from a constant of the graph. torchao's
+`move_exported_model_to_eval` and `move_exported_model_to_train` set this constant. If the graph contained batch norm
+and dropout operators, these two functions would rewrite them, and lose their eps, momentum and probability. Conversion
+works in both modes.
 """
 
 from __future__ import annotations
@@ -47,9 +50,9 @@ _ONLY_IN_TRAINING = ("dropout", "dropout of another kind", "detach")
 def prepare_for_training(module: GraphModule) -> None:
     """Replaces operators of train mode. Rules, linear in nodes:
 
-    1. A batch norm in train mode, or in eval mode with parameters that are computed from others, becomes a call of a
-       `BatchNorm` after an operator that it can be folded into and that has no other reader. If there is none, a
-       depthwise convolution with weight 1 is inserted before it. The call also counts the batches.
+    1. A batch norm in train mode, or in eval mode with computed parameters, becomes a call of a `BatchNorm`. If it
+       cannot be folded into the operator before it, or if that operator has other readers, a depthwise convolution with
+       weight 1 is inserted before it. In train mode, the call also counts the batches.
     2. A dropout in train mode and a detach become calls of `OnlyInTraining`. A relu, and operators that only move
        values, are moved before a dropout, so that they read the same values as in eval mode.
 
@@ -89,7 +92,7 @@ def _error(
 
 
 def _move_before(constants: list[Node], front: Node) -> None:
-    """Moves constants before `front`, the operator into which a batch norm is folded and that then reads them."""
+    """Moves `constants`, and the operators that compute them, before `front`, so that calls after it can read them."""
     waiting = [node for node in constants if node.op != "get_attr"]
     moved: set[Node] = set()
     while waiting:
@@ -114,7 +117,7 @@ def _call_batch_norm(node: Node, count: str | None, trains: Node | bool) -> None
 
 
 def _after_moves(node: Node) -> Node:
-    """Moves a dropout after its only reader while that only moves values or is a relu."""
+    """Moves a dropout after its only reader, repeatedly, while this reader is a relu or only moves values."""
     while is_op(node, "dropout") and len(node.users) == 1:
         (reader,) = node.users
         if not is_op(reader, "relu") and not _only_moves(reader):
@@ -150,8 +153,9 @@ def _call_before(node: Node, submodule: torch.nn.Module, args: tuple[Any, ...]) 
 
 
 def observed(node: Node) -> Node:
-    """Returns the value whose range is observed: in eval mode `node` equals this value, because dropouts are
-    identities.
+    """Returns the value whose range is observed for `node`: the input of the `OnlyInTraining` calls before `node`.
+
+    In eval mode both are equal, because these calls return their input.
     """
     while isinstance(called(node), OnlyInTraining):
         node = node.args[0]  # type: ignore[assignment]
@@ -159,7 +163,7 @@ def observed(node: Node) -> Node:
 
 
 def read_weight_through(operator: Node, reader: WeightFakeQuantize | FloatWeight) -> None:
-    """Makes `operator` read its weight through `reader`, which converts weight and bias at conversion."""
+    """Inserts a call of `reader` on the weight of `operator`. Conversion calls `reader.convert` for weight and bias."""
     role, _ = weight_and_bias(operator)
     weight = arguments(operator)[role]
     args: tuple[Any, ...] = (weight,)
@@ -173,7 +177,7 @@ def read_weight_through(operator: Node, reader: WeightFakeQuantize | FloatWeight
 
 
 def fold_float_batch_norms(module: GraphModule) -> None:
-    """Passes the weight of each float operator before a batch norm through a `FloatWeight`, so conversion folds it."""
+    """Inserts a `FloatWeight` for each float operator before a batch norm, so that conversion folds the batch norm."""
     for node in list(module.graph.nodes):
         if isinstance(called(node), BatchNorm):
             operator = node.args[0]
