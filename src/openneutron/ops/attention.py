@@ -57,7 +57,7 @@ def _constant_mask(rewriting: Rewriting) -> torch.Tensor | None:
 
 
 def _scores(rewriting: Rewriting) -> Node:
-    """Computes query @ key with the scale, which multiplies the smaller of both operands."""
+    """Computes scale * (query @ key.T). A mul applies the scale to the smaller of `query` and `key`."""
     query, key, scale = (rewriting.args[name] for name in ("query", "key", "scale"))
     features = shape_of(query)[-1]
     scale = 1 / math.sqrt(features) if scale is None else scale

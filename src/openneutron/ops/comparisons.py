@@ -55,7 +55,10 @@ def _dtype(value: object) -> torch.dtype | None:
 
 
 def _is_continuous(value: object, depth: int = _DEPTH) -> bool:
-    """Whether a value hardly ever equals a given number exactly. Inputs of the model and outputs of a clamp may."""
+    """Whether elements of `value` are hardly ever exactly equal to a given number.
+
+    False for inputs of the model and for outputs of a clamp.
+    """
     if not isinstance(value, Node) or value.op != "call_function":
         return False
     if _is_moved(value) or is_op(value, "abs"):
@@ -74,7 +77,9 @@ def _operands(node: Node) -> tuple[object, ...]:
 
 
 def _is_comparison(instance: OpInstance, value: object, depth: int = _DEPTH) -> bool:
-    """Whether `value` has truth values that comparisons of float32 values compute, also if combined or moved."""
+    """Whether `value` is a bool tensor that consists of comparisons of float32 values, casts of float32 values to bool,
+    constants, and logical operators and data movement on them.
+    """
     if not isinstance(value, Node) or depth == 0:
         return False
     if instance.constant_of(value) is not None:
@@ -93,7 +98,7 @@ def _is_comparison(instance: OpInstance, value: object, depth: int = _DEPTH) -> 
 
 @dataclass(frozen=True)
 class _TruthValueBuilder:
-    """Computes truth values as numbers. Each node of truth values is computed once."""
+    """Adds operators that compute bool nodes as floats: 1 for true, 0 for false. Computes each bool node once."""
 
     rewriting: Rewriting
     written: dict[Node, Node]
@@ -171,7 +176,7 @@ def chooses_by_a_comparison(instance: OpInstance, condition: str, *choices: str)
 
 
 def choose(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operand) -> Node:
-    """Returns `chosen` for true elements of `condition`, and `other` for false ones. Requires `_is_comparison`."""
+    """Computes torch.where(condition, chosen, other). `condition` must satisfy `_is_comparison`."""
     extreme = _extreme(rewriting, condition, chosen, other)
     if extreme is not None:
         return extreme
@@ -241,7 +246,7 @@ def _multiplies_truths(instance: OpInstance) -> bool:
 
 
 def _product_with_truths(rewriting: Rewriting) -> Node:
-    """Returns the float factor for true elements, and zero for false ones."""
+    """Computes torch.where(truths, numbers, 0) for a product of floats and truth values."""
     found = _truths_of_product(rewriting.instance)
     assert found is not None  # _multiplies_truths holds
     numbers, truths = (rewriting.args[name] for name in found)

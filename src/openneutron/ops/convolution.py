@@ -37,7 +37,7 @@ MAX_DILATION = 4096
 
 
 def _spatial(instance: OpInstance, name: str) -> tuple[int, ...]:
-    """Returns a parameter for height and width. For the height of a 1-D convolution it is 1."""
+    """Returns the argument `name` as (height, width); for a 1-D convolution, the height gets 1."""
     rank = len(instance.shape_of("weight")) - 2
     values = of_each_dim(instance.args[name], rank)
     return values if rank == 2 else (1, *values)
@@ -117,7 +117,7 @@ def has_stackable_batch(instance: OpInstance) -> bool:
 
 
 def _merges(oihw: Sequence[int], groups: int, target: NeutronTarget, generation: Generation) -> list[int]:
-    """Returns the numbers of groups that one CONV_2D may hold. Its filters are zero for the inputs of other groups.
+    """Returns the counts of groups that may be merged into one CONV_2D with block-diagonal filters.
 
     `oihw` is the shape of all filters. The legacy generation slices and concatenates multiples of the MACs of a
     pipeline only.

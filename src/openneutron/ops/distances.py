@@ -22,9 +22,10 @@ LEAST_SQUARE = 1e-8
 
 
 def _unit(rewriting: Rewriting, vectors: Node, dim: int, size: int, least: float) -> Node:
-    """Divides vectors of `size` values along `dim`, which is negative, by their lengths.
+    """Divides each vector along `dim` (a negative number) by its norm, sqrt(sum of squares + `least`).
 
-    If a vector has one value along `dim`, which is broadcast, its length is that of the broadcast vector.
+    `size` is the number of values of a vector after broadcasting. If `vectors` has size 1 along `dim`, the norm is that
+    of the broadcast vector.
     """
     shape = shape_of(vectors)
     squares = mul(rewriting, vectors, vectors)

@@ -82,7 +82,10 @@ def is_a_relu(instance: OpInstance) -> bool:
 
 
 def lower_clamp(lowering: Lowering) -> Tensor:
-    """Emits a TFLite relu if one has these limits, else MAXIMUM and MINIMUM, except for limits of int8 itself."""
+    """Emits the TFLite relu with these limits if there is one, else MAXIMUM and MINIMUM.
+
+    A limit at the end of the int8 range needs no operator.
+    """
     limits = _clamp_range(lowering.instance.node)
     inputs = lowering.tensor("self")
     if limits in CLAMPS:

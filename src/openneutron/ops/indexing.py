@@ -1,6 +1,7 @@
 """Decompositions of reads at constant indices, diff, cumsum, tril and triu.
 
-Applying the operator to the positions of its input gives the source of each output value.
+An operator with constant indices is run on the positions 0, 1, 2, ... of its input. The result has the source position
+of each output value.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Decompositions of masks, which replace some values or hide them from a softmax.
 
-A constant mask becomes a minimum with a constant, and also a maximum unless its numbers are a lower bound. The constant
-is `NEUTRAL` for values that are kept, and `HIDDEN` for minus infinity. Observers ignore both numbers, so the range of
-codes is that of the visible values, and both numbers saturate in quantization. `HIDDEN` becomes the lowest code;
+A constant mask becomes a minimum with a constant tensor: `NEUTRAL` for values that are kept, `HIDDEN` for minus
+infinity. A mask that fills in a larger number also needs a maximum. Observers ignore `NEUTRAL` and `HIDDEN`, so the
+quantization range covers the visible values only, and both numbers saturate. `HIDDEN` becomes the lowest code;
 `quantizer.observers.MaskedObserver` chooses a range in which a softmax returns zero for that code.
 
 A mask of truth values that is computed at run time becomes the same minimum. The CPU selects one of the two constants
@@ -33,21 +33,21 @@ __all__ = [
 
 aten = torch.ops.aten
 
-# Larger in magnitude than values of networks, and small enough for a division by a scale in float32.
+# Larger in magnitude than activations of networks. A division by a scale does not overflow float32.
 HIDDEN = -1e9
 NEUTRAL = 1e12
 
-# Scores differ by less than this, so for a softmax a mask with this number has the effect of minus infinity.
+# Scores of a row differ by less than 1e4. Before a softmax, adding this number therefore acts as minus infinity.
 HIDDEN_FROM_SOFTMAX = -1e4
 
-# The bound for masks that are computed at run time, and for constants with larger numbers in the same row. Models use
-# -100, -999, -1e4 and the lowest float16.
+# Numbers up to this one act as minus infinity in masks that are computed at run time, and in constant masks with larger
+# numbers in the same row. Models use -100, -999, -1e4 and the lowest float16.
 HIDDEN_AT_RUN_TIME = -100.0
 
 # Visible scores are higher than this. Scores to which -1e4 was added are lower.
 HIDDEN_SUM = -5e3
 
-# Operators that combine two masks. A minimum combines masks of which one was replaced by its bound.
+# Operators that combine two masks: an add, or the minimum into which a mask was decomposed.
 _JOINS = ("add", "minimum")
 _MASKS = ("add", "masked_fill", "minimum", "clamp")
 # The search for the softmax after a mask passes through at most this many views and other masks.
@@ -60,19 +60,22 @@ MASK_REASON = (
 
 
 def saturates(values: torch.Tensor) -> torch.Tensor:
-    """Returns which values of a mask, or of its output, stand for minus infinity or for no limit."""
+    """Returns a bool tensor: whether a value of a mask or of a masked tensor is at least 1e9 (-`HIDDEN`) in magnitude.
+
+    Such a value stands for minus infinity, or for no limit.
+    """
     return values.abs() >= -HIDDEN
 
 
 def add_and_hide(rewriting: Rewriting, value: Node, numbers: torch.Tensor, hidden: torch.Tensor) -> Node:
-    """Returns `value` + `numbers`, but `HIDDEN` for elements for which `hidden` is true."""
+    """Computes torch.where(hidden, `HIDDEN`, value + numbers)."""
     if bool(numbers.any()):
         value = rewriting.call(aten.add.Tensor, value, rewriting.constant(numbers))
     return _fill_by_clamping(rewriting, value, hidden, HIDDEN) if bool(hidden.any()) else value
 
 
 def fill(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
-    """Returns `number` for elements for which `where` is true, and `value` for the others."""
+    """Computes torch.where(where, number, value). A number that acts as minus infinity becomes `HIDDEN`."""
     hides = number <= (HIDDEN_AT_RUN_TIME if only_softmax_reads(rewriting.instance.node) else HIDDEN)
     return _fill_by_clamping(rewriting, value, where, HIDDEN if hides else number)
 
@@ -91,7 +94,7 @@ def hides_from_softmax(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def mark_mask_computation(node: Node) -> None:
-    """Marks `node`, which computes a mask from the model's inputs, to be computed in float."""
+    """Marks `node` as the computation of a mask from the model's inputs. The CPU computes it in float."""
     note(node, _MADE_FOR_A_MASK, True)
 
 
@@ -101,9 +104,9 @@ def is_mask_computation(node: Node) -> bool:
 
 
 def fill_at_run_time(rewriting: Rewriting, value: Node, mask: Node, number: float, *, where: bool = True) -> Node:
-    """Returns `number` for elements whose `mask` equals `where`, and `value` for the others.
+    """Computes torch.where(mask == where, number, value) for a `mask` that is computed at run time.
 
-    `number` must be 0 or hide scores from a softmax.
+    `number` must be 0 or act as minus infinity in a softmax.
     """
     if number == 0:
         return rewriting.call(aten.mul.Tensor, value, _choice(rewriting, mask, *((0.0, 1.0) if where else (1.0, 0.0))))
@@ -112,12 +115,12 @@ def fill_at_run_time(rewriting: Rewriting, value: Node, mask: Node, number: floa
 
 
 def hide_unless(rewriting: Rewriting, value: Node, mask: Node) -> Node:
-    """Returns `value` for true elements of the computed `mask`, and scores hidden from a softmax for false ones."""
+    """Computes torch.where(mask, value, `HIDDEN`) for a `mask` that is computed at run time."""
     return fill_at_run_time(rewriting, value, mask, HIDDEN, where=False)
 
 
 def _choice(rewriting: Rewriting, mask: Node, chosen: float, other: float) -> Node:
-    """Returns `chosen` for true elements of `mask`, and `other` for false ones; computed in float on the CPU."""
+    """Adds torch.where(mask, chosen, other), which the CPU computes in float."""
     numbers = (rewriting.constant(torch.tensor(number)) for number in (chosen, other))
     made = rewriting.call(aten.where.self, mask, *numbers)
     mark_mask_computation(made)
@@ -125,8 +128,10 @@ def _choice(rewriting: Rewriting, mask: Node, chosen: float, other: float) -> No
 
 
 def hides_at_run_time(instance: OpInstance, value: str, mask: str, number: float | None) -> bool:
-    """Whether the arguments `value` and `mask` (truth values) are computed, and the `number` that the mask fills in is
-    0 or hides values from a softmax.
+    """Whether `fill_at_run_time` can compute this instance. `value` and `mask` are names of arguments.
+
+    Requires that both are computed, that `mask` is bool, that `value` is float32 in the shape of the output, and that
+    `number` is 0 or acts as minus infinity.
     """
     filled, choice = instance.args[value], instance.args[mask]
     if not isinstance(filled, Node) or not isinstance(choice, Node) or number is None:
@@ -148,9 +153,9 @@ def only_softmax_reads(node: Node, depth: int = _DEPTH) -> bool:
 
 
 def _fill_by_clamping(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
-    """Selects `number` for elements for which `where` is true, and `value` for the others, by a minimum and a maximum.
+    """Computes torch.where(where, number, value) by a minimum and a maximum with constants.
 
-    Leaves out the maximum if `number` is `HIDDEN` or less, and the minimum if it is `NEUTRAL` or more.
+    Leaves out the maximum if `number` is at most `HIDDEN`, and the minimum if `number` is at least `NEUTRAL`.
     """
     if number < NEUTRAL:
         upper = torch.full(where.shape, NEUTRAL).masked_fill(where, max(number, HIDDEN))
@@ -162,7 +167,9 @@ def _fill_by_clamping(rewriting: Rewriting, value: Node, where: torch.Tensor, nu
 
 
 def _hides(instance: OpInstance, numbers: torch.Tensor) -> torch.Tensor:
-    """Returns which numbers of an added mask act as minus infinity. If only softmaxes read it, finite ones may."""
+    """Returns which numbers of an added mask act as minus infinity: those of `hides_from_softmax` if only softmaxes
+    read the sum, else those of at most `HIDDEN`.
+    """
     return hides_from_softmax(numbers) if only_softmax_reads(instance.node) else numbers <= HIDDEN
 
 
@@ -193,7 +200,7 @@ def _masked_fill(rewriting: Rewriting) -> Node:
 
 
 def _mask_of_sum(instance: OpInstance) -> tuple[Node, torch.Tensor] | None:
-    """Returns the other operand of an addition of a constant that hides values, and the constant; else None."""
+    """Returns (value, mask) of a sum value + mask if `mask` is a constant that hides some but not all values."""
     for name, other in (("self", "other"), ("other", "self")):
         mask = instance.constant(name)
         if mask is None or instance.args["alpha"] != 1:
@@ -206,7 +213,7 @@ def _mask_of_sum(instance: OpInstance) -> tuple[Node, torch.Tensor] | None:
 
 
 def _integers_of_sum(instance: OpInstance) -> str | None:
-    """Returns the name of a computed operand with integers; None if there is none."""
+    """Returns the name of a computed operand without a floating-point dtype; None if there is none."""
     for name in ("self", "other"):
         operand = instance.args[name]
         if (
@@ -219,9 +226,9 @@ def _integers_of_sum(instance: OpInstance) -> str | None:
 
 
 def _joined_masks(instance: OpInstance) -> tuple[Node, Node, Node] | None:
-    """Returns scores of a softmax, a mask that is added to them, and the operator that joins it from smaller masks.
+    """Returns (scores, mask, join) of a sum scores + mask that only softmaxes read; else None.
 
-    The mask is the output of that operator, or a view of it that keeps the last two dimensions.
+    `join` combines two smaller masks. `mask` is `join` itself, or a view of it with the same last two dimensions.
     """
     if instance.args["alpha"] != 1 or not only_softmax_reads(instance.node):
         return None

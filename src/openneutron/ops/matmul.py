@@ -138,7 +138,7 @@ def _linear(rewriting: Rewriting) -> Node:
     return product if bias is None else rewriting.call(aten.add.Tensor, product, bias)
 
 
-# The names of the two factors in the schemas of the operators that add a product to something.
+# Argument names of the two factors in addmm, baddbmm, addbmm and addmv.
 _FACTORS = {"mat1": "mat2", "batch1": "batch2", "mat": "vec"}
 
 

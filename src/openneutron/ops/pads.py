@@ -38,7 +38,7 @@ def _pad_value(instance: OpInstance) -> float:
 
 
 def _keeps_values(instance: OpInstance) -> bool:
-    """Whether it adds copies of values, or zero. Quantization rounds any other value."""
+    """Whether the pad adds copies of input values, or zeros. Quantization rounds any other pad value."""
     return _mode(instance) != "constant" or _pad_value(instance) == 0
 
 

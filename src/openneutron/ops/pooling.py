@@ -106,13 +106,13 @@ def _outer(count: Callable[[Window], Counts], windows: tuple[Window, Window]) ->
 
 
 def _counted(window: Window) -> Counts:
-    """Returns the elements of each window, including padding, but without elements that only ceil_mode adds."""
+    """Returns the number of elements of each window. Padding counts; elements after the padding (ceil_mode) do not."""
     start = np.arange(window.outputs) * window.stride - window.begin
     return np.minimum(start + window.kernel, window.size + window.begin) - start
 
 
 def _present(window: Window) -> Counts:
-    """Returns the elements of each window without padding."""
+    """Returns the number of elements of each window that are not padding."""
     start = np.arange(window.outputs) * window.stride - window.begin
     return np.minimum(start + window.kernel, window.size) - np.maximum(start, 0)
 
@@ -188,8 +188,9 @@ def lower_max_pool(lowering: Lowering) -> Tensor:
 
 
 def _dilated_maximum(lowering: Lowering, nhwc: Tensor, windows: tuple[Window, Window]) -> Tensor:
-    """Emits the MAXIMUM of a SLICE for each kernel position, along height and then along width. A MAX_POOL_2D of 1x1
-    windows applies the strides.
+    """Emits one SLICE for each kernel position and their MAXIMUM, along height, then along width.
+
+    A MAX_POOL_2D of 1x1 windows applies the strides.
     """
     for axis, window in enumerate(windows, 1):
         count = (window.outputs - 1) * window.stride + 1
@@ -248,7 +249,7 @@ def input_macs(instance: OpInstance) -> int:
 
 
 def _bounds_of_average(node: Node) -> Bounds | None:
-    """Returns the range of an average that counts padding as zero; None with another divisor."""
+    """Returns the range of an average in which padding counts as zero; None for a `divisor_override`."""
     return Bounds.WITHIN_OR_ZERO if arguments(node).get("divisor_override") is None else None
 
 

@@ -78,7 +78,10 @@ def has_few_uneven_windows(instance: OpInstance) -> bool:
 
 
 def _adaptive_maximum(rewriting: Rewriting) -> list[Node]:
-    """Adds one pool for windows of one size and distance, else maxima along height and then along width."""
+    """Adds one max pool if all windows have one size and equal distances.
+
+    Otherwise, for height and then for width, adds an amax of each window and a concatenation.
+    """
     instance, values = rewriting.instance, rewriting.args["self"]
     rank = spatial_rank(instance)
     if has_even_windows.holds(instance):

@@ -77,7 +77,7 @@ def flips_few_indices(instance: OpInstance) -> bool:
 
 
 def lower_flip(lowering: Lowering) -> Tensor:
-    """Emits, for each dimension, a SLICE for each index and a CONCATENATION."""
+    """Emits a SLICE for each index of a flipped dimension and a CONCATENATION in reverse order."""
     flipped = lowering.tensor("self")
     for dim in _flipped(lowering.instance):
         indices = reversed(range(flipped.shape[dim]))

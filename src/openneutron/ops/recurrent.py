@@ -103,14 +103,17 @@ class _Weights:
 
 
 def _with_one_bias(builder: _StepBuilder, weights: _Weights) -> _Weights:
-    """Merges both biases, which are added to the same sum, into the bias of the input."""
+    """Adds the state's bias to the input's bias. The step adds both to the same sum."""
     if weights.input_bias is None or weights.state_bias is None:
         return weights
     return replace(weights, input_bias=builder.add(weights.input_bias, weights.state_bias), state_bias=None)
 
 
 def _with_gru_biases(builder: _StepBuilder, weights: _Weights) -> _Weights:
-    """Moves the part of the state's bias that the reset gate does not multiply into the bias of the input."""
+    """Moves the state's biases of the reset and update gates into the input's bias.
+
+    The state's bias of the candidate is kept, because the reset gate multiplies it.
+    """
     if weights.input_bias is None or weights.state_bias is None:
         return weights
     size = shape_of(weights.state_bias)[0] // 3
@@ -249,7 +252,7 @@ def _all_steps(rewriting: Rewriting) -> list[Node]:
 def _run(
     builder: _StepBuilder, cell: _Cell, values: Node, weights: _Weights, state: FirstState, *, backwards: bool
 ) -> list[State]:
-    """Runs over [batch, steps, features]. Returns the state after each step, in the order of the steps."""
+    """Unrolls `cell` over `values` [batch, steps, features]. Returns the state after each step, by step number."""
     products = builder.linear(values, weights.input, weights.input_bias)
     steps = range(shape_of(values)[1])
     states: list[State] = []

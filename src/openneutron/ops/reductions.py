@@ -38,7 +38,10 @@ def _axes(instance: OpInstance) -> tuple[int, ...]:
 
 
 def mean_of_image(lowering: Lowering, shape: Sequence[int]) -> Tensor:
-    """Emits the MEAN of the legacy generation: over height and width of an image `shape` = [N, C, H, W], kept as 1."""
+    """Emits the only MEAN of the legacy generation: over height and width of an NHWC image.
+
+    `shape` is the shape of the input as [N, C, H, W].
+    """
     nhwc = lowering.channels_last(lowering.reshape(lowering.tensor("self"), shape))
     batch, _, _, channels = nhwc.shape
     mean = lowering.emit(IMAGE_MEAN, [nhwc], (batch, 1, 1, channels), axes=(1, 2), keep_dims=True)

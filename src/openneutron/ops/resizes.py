@@ -40,7 +40,7 @@ def resize_axis(instance: OpInstance, values: torch.Tensor, axis: int) -> torch.
 
 
 def _scales(instance: OpInstance) -> tuple[float | None, ...]:
-    """Returns the given factor of each spatial dimension, or None. torch uses a given factor instead of the sizes."""
+    """Returns the scale factor argument of each spatial dimension; None where torch computes it from the sizes."""
     rank = spatial_rank(instance)
     if "scale_factors" in instance.args:
         return tuple(instance.args["scale_factors"] or [None] * rank)
@@ -93,7 +93,7 @@ def grows_by_legacy_factors(instance: OpInstance) -> bool:
 
 
 def lower_nearest(lowering: Lowering) -> Tensor:
-    """Emits RESIZE_NEAREST_NEIGHBOR for powers of two, and a CONCATENATION of copies for an odd part of a factor."""
+    """Emits a CONCATENATION of copies for the odd part of a factor, and RESIZE_NEAREST_NEIGHBOR for its power of 2."""
     inputs = lowering.tensor("self")
     nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.instance, inputs.shape)))
     powers = [factor & -factor for factor in _factors(lowering.instance)]

@@ -45,7 +45,7 @@ def _values(qparams: QParams) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 
 
 def _whole_steps(inputs: QParams, step: float) -> QParams | None:
-    """Returns qparams of scale `step` that hold its multiples in the range of `inputs`; None if int8 cannot."""
+    """Returns qparams of scale `step` for all multiples of `step` in the range of `inputs`; None for more than 256."""
     values = _values(inputs) / step
     lowest, highest = math.floor(values[0]), math.ceil(values[-1])
     if highest - lowest > HIGHEST_CODE - LOWEST_CODE:
@@ -102,7 +102,7 @@ def _toward_zero(lowering: Lowering, inputs: Tensor, step: float, output: QParam
 
 
 def _has_multiples(qparams: QParams, period: float, rounding: Rounding) -> bool:
-    """Whether a remainder subtracts a multiple of `period` from the value of any code."""
+    """Whether the remainder of at least one int8 value differs from the value: its rounded quotient is not 0."""
     quotients = _values(qparams) / period
     if rounding is _floor:
         return bool(np.floor(quotients).any())
@@ -110,7 +110,10 @@ def _has_multiples(qparams: QParams, period: float, rounding: Rounding) -> bool:
 
 
 def _lower_rounding(rounding: Rounding) -> Callable[[Lowering], Tensor]:
-    """Rounds to a tensor of whole steps, and requantizes it; rounds to the output if int8 cannot hold all multiples."""
+    """Returns a lowering that rounds to qparams of scale `step`, and then requantizes to the output's qparams.
+
+    If int8 cannot represent all multiples of the step, it rounds directly to the output's qparams.
+    """
 
     def lower(lowering: Lowering) -> Tensor:
         inputs, step = lowering.tensor("self"), _step(lowering.instance)
@@ -134,7 +137,7 @@ def _divisor(instance: OpInstance) -> float:
 
 
 def _lower_remainder(lowering: Lowering) -> Tensor:
-    """The input minus the multiple of the divisor at or below it, towards zero for frac and fmod."""
+    """Emits input - divisor * floor(input / divisor); for frac and fmod, trunc instead of floor."""
     inputs, divisor = lowering.tensor("self"), _divisor(lowering.instance)
     period = abs(divisor)
     rounding = _toward_zero

@@ -30,7 +30,7 @@ _MOST_PARTS = 8
 
 @dataclass(frozen=True)
 class _Write:
-    """Values that are written to indices of a dimension."""
+    """A write of `values` to `indices` of dimension `dim`."""
 
     dim: int
     indices: tuple[int, ...]
@@ -39,7 +39,9 @@ class _Write:
 
 @dataclass(frozen=True)
 class _Run:
-    """Consecutive indices of a source."""
+    """`count` consecutive indices of a source, from index `first`. Source 0 is the tensor before the writes; source n
+    has the values of write n.
+    """
 
     source: int
     first: int
@@ -47,7 +49,7 @@ class _Run:
 
 
 def _write_of(node: object) -> _Write | None:
-    """Returns the write of a call; None for another operator, or unless its indices are constants of one dimension."""
+    """Returns the write that `node` performs; None unless `node` writes to constant indices of one dimension."""
     if not isinstance(node, Node) or op_name(node) not in _WRITES:
         return None
     name, args, shape = op_name(node), arguments(node), shape_of(node)
@@ -83,7 +85,10 @@ def _put(args: dict[str, Any], shape: Sequence[int]) -> _Write | None:
 
 
 def _mask_of(node: Node) -> tuple[int, Node] | None:
-    """Returns the first dimension and the mask of an index_put that writes one value by a mask; else None."""
+    """Returns (dim, mask) if `node` is an index_put that writes one value to the true elements of a mask; else None.
+
+    `dim` is the first dimension that the mask indexes.
+    """
     args = arguments(node)
     indexed = [(dim, index) for dim, index in enumerate(args["indices"]) if index is not None]
     is_one = isinstance(args["values"], Node) and math.prod(shape_of(args["values"])) == 1
@@ -160,7 +165,7 @@ def _assembled(rewriting: Rewriting, base: Node, writes: Sequence[_Write]) -> No
 
 
 def _values(rewriting: Rewriting, write: _Write) -> Node:
-    """Returns the values of a write in the shape of the output, with the written indices along its dimension."""
+    """Returns the values of `write`, broadcast to the output's shape with one element per index along its `dim`."""
     shape = [*rewriting.shape]
     shape[write.dim] = len(write.indices)
     if not isinstance(write.values, Node):
@@ -191,7 +196,7 @@ def _step(write: _Write) -> int:
 
 
 def _is_periodic(origin: Sequence[tuple[int, int]], period: int) -> bool:
-    """Whether values at distance `period` come from one source, at equal distances."""
+    """Whether all positions with the same remainder modulo `period` read one source at a constant positive distance."""
     return all(_distance(origin[phase::period]) is not None for phase in range(period))
 
 
@@ -228,7 +233,10 @@ def _joined(rewriting: Rewriting, parts: Sequence[Node], dim: int) -> Node:
 
 
 def _taken(rewriting: Rewriting, value: Node, dim: int, first: int, count: int) -> Node:
-    """Adds a slice of `count` indices from `first` on; slices the parts of a concatenation of an earlier write."""
+    """Adds a slice of `count` indices from `first` on; returns `value` itself if the slice covers it.
+
+    If `value` is a concatenation from an earlier write, slices the parts of the concatenation instead.
+    """
     if count == shape_of(value)[dim]:
         return value
     if op_name(value) == "aten.cat.default" and not set(_WRITES).isdisjoint(operator_names(value)):

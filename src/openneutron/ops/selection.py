@@ -33,7 +33,9 @@ def _compares(instance: OpInstance) -> bool:
 
 
 def _filler_at_run_time(instance: OpInstance) -> tuple[str, str] | None:
-    """Returns the names of a computed choice and of a number (0, or one that hides) that replaces it; else None."""
+    """Returns the argument names (computed, filler) if `fill_at_run_time` can write the number `filler` into the tensor
+    `computed`; else None.
+    """
     for computed, filler in (("self", "other"), ("other", "self")):
         if hides_at_run_time(instance, computed, "condition", instance.number(filler)):
             return computed, filler
@@ -52,7 +54,9 @@ def fills_in_small_numbers(instance: OpInstance) -> bool:
 
 
 def _far_number(instance: OpInstance) -> tuple[str, str] | None:
-    """Returns the names of a computed choice and of one that is a number above `MAX_FILL` in magnitude; else None."""
+    """Returns the argument names (computed, filler) if one choice is computed and the other is a number above
+    `MAX_FILL` in magnitude; else None.
+    """
     for computed, filler in (("self", "other"), ("other", "self")):
         number, value = instance.number(filler), instance.args[computed]
         if (
@@ -66,7 +70,7 @@ def _far_number(instance: OpInstance) -> tuple[str, str] | None:
 
 
 def _chosen(rewriting: Rewriting, choice: Operand, where: torch.Tensor) -> Node | torch.Tensor:
-    """Returns `choice` for true elements of `where` and zero for others; a tensor if `choice` is a constant."""
+    """Computes torch.where(where, choice, 0): a tensor if `choice` is a constant, else a node."""
     constant = constant_of(rewriting.module, choice)
     if isinstance(choice, Node) and constant is None:
         return mul(rewriting, choice, rewriting.constant(where.float()))

@@ -85,7 +85,7 @@ def _pile(rewriting: Rewriting) -> Node:
 
 
 def _like(rewriting: Rewriting) -> Node:
-    """Replaces the tensor that gives the shape by the shape."""
+    """Expands or reshapes `self` to the output's shape, without reading the second tensor."""
     target = (
         aten.expand.default if op_name(rewriting.instance.node) == "aten.expand_as.default" else aten.reshape.default
     )
@@ -132,7 +132,10 @@ def _step_through(rewriting: Rewriting) -> Node:
 
 
 def _pool_by_one(rewriting: Rewriting, inputs: Node, dim: int, first: int, step: int) -> Node:
-    """Adds a pool of 1x1 windows with a stride; extends the pool of the other dimension if `inputs` is one."""
+    """Adds a max_pool2d of 1x1 windows with stride `step` along `dim`.
+
+    If `inputs` is such a pool along the other dimension, one new pool has both strides.
+    """
     stride = [1, 1]
     if _is_pool_by_one(inputs) and arguments(inputs)["stride"][dim - 2] == 1:
         stride, inputs = list(arguments(inputs)["stride"]), arguments(inputs)["self"]

@@ -44,7 +44,7 @@ def _kernel(instance: OpInstance) -> tuple[int, int]:
 
 
 def _windows(instance: OpInstance) -> tuple[Window, Window]:
-    """Returns the windows of the convolution that is transposed. Its input is the output of this operator."""
+    """Returns the windows of the forward convolution, whose input has the shape of this operator's output."""
     vertical, horizontal = (
         Window(*sizes)
         for sizes in zip(
@@ -131,7 +131,9 @@ def lower_transposed_convolution(lowering: Lowering) -> Tensor:
 
 
 def _filters(lowering: Lowering, inputs: QParams) -> Filters:
-    """Returns torch's [inputs, outputs of a group, height, width] as [outputs, inputs of a group, height, width]."""
+    """Converts the weight from torch's [inputs, outputs of a group, height, width] to [outputs, inputs of a group,
+    height, width].
+    """
     groups, iohw, weight = lowering.args["groups"], lowering.data("weight"), lowering.tensor("weight").qparams
     iohw = iohw.reshape(*iohw.shape[:2], *_kernel(lowering.instance))
     goihw = iohw.reshape(groups, -1, *iohw.shape[1:]).swapaxes(1, 2)
@@ -170,8 +172,9 @@ def _transpose_convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, wind
 def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[Window, Window]) -> Tensor:
     """Emits one convolution whose channels hold all phases of the output, and a TRANSPOSE that interleaves the phases.
 
-    There are stride height x stride width phases. Output q * stride + r is the sum over m of input q - m times tap
-    m * stride + r of the kernel. So phase r is a convolution with every stride-th tap, in reverse order.
+    Phase r has the outputs at positions q * stride + r; there are stride height x stride width phases. Each such output
+    is the sum over m of input[q - m] * kernel[m * stride + r]. So phase r is a convolution with every stride-th kernel
+    tap, in reverse order.
     """
     first = [min(window.begin // window.stride, _taps(window) - 1) for window in windows]
     last = [max((window.begin + window.size - 1) // window.stride, window.outputs - 1) for window in windows]
@@ -196,7 +199,9 @@ def _taps(window: Window) -> int:
 
 
 def _phases(lowering: Lowering, filters: Filters, windows: tuple[Window, Window]) -> Filters:
-    """Returns the filters of all phases; outputs are (group, phase of height, phase of width, channel of the group)."""
+    """Returns the filters of all phases. Output channels are ordered by group, phase of height, phase of width, and
+    channel of the group.
+    """
     groups, (outputs, inputs) = filters.groups, filters.oihw.shape[:2]
     vertical, horizontal = windows
     taps = np.zeros((outputs, inputs, *(_taps(window) * window.stride for window in windows)), np.int8)
@@ -237,7 +242,7 @@ def _phases(lowering: Lowering, filters: Filters, windows: tuple[Window, Window]
 
 
 def _cropped(lowering: Lowering, image: Tensor, begin: Sequence[int], windows: tuple[Window, Window]) -> Tensor:
-    """Emits a SLICE of the output from `image`; returns `image` itself if it has the size of the output."""
+    """Crops `image` to the output's height and width by a SLICE; returns `image` itself if it has this size."""
     size = (image.shape[0], *(window.size for window in windows), image.shape[3])
     return image if image.shape == size else lowering.emit(SLICE, [image], size, begin=(0, *begin, 0), size=size)
 

@@ -1,4 +1,4 @@
-"""Decompositions of pools and resizes of volumes [N, C, D, H, W] into those of images: over frames, then over depth."""
+"""Decompositions of pools and resizes of volumes [N, C, D, H, W] into two 2-D operators: on frames, then on depth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OnImages = Callable[[Node], Node]
 
 
 def _by_frames_and_depth(rewriting: Rewriting, frames: _OnImages | None, depth: _OnImages | None) -> Node:
-    """Applies `frames` to all frames, then `depth` to images whose height is the depth. None is the identity."""
+    """Applies `frames` to all frames [N * D, C, H, W], then `depth` to images [N, C, D, H * W]. None is identity."""
     value = rewriting.args["self"]
     if len(shape_of(value)) == RANK + 1:
         value = rewriting.call(aten.unsqueeze.default, value, 0)
@@ -52,7 +52,11 @@ def _on_frames(rewriting: Rewriting, value: Node, frames: _OnImages) -> Node:
 
 
 def _pooled(rewriting: Rewriting, target: torch._ops.OpOverload, *names: str, **options: object) -> Node:
-    """Adds a pool over frames and one over depth; `names` are further arguments with a number for each dimension."""
+    """Adds a pool over frames and a pool over depth.
+
+    `names` are the arguments after kernel and stride, with one number per dimension; `options` are the last arguments
+    of `target`.
+    """
     args = rewriting.args
     kernel, stride = of_each_dim(args["kernel_size"], RANK), of_each_dim(args["stride"] or args["kernel_size"], RANK)
     numbers = [kernel, stride, *(of_each_dim(args[name], RANK) for name in names)]
@@ -129,7 +133,10 @@ def _first(rewriting: Rewriting, outputs: Node) -> Node:
 
 
 def _resized(target: torch._ops.OpOverload, *names: str) -> Callable[[Rewriting], Node]:
-    """Resizes frames, then depth; `names` are the arguments between the sizes and the factors."""
+    """Returns a rewrite that resizes frames, then depth.
+
+    `names` are the arguments of `target` between the output size and the scale factors.
+    """
 
     def rewrite(rewriting: Rewriting) -> Node:
         args, instance = rewriting.args, rewriting.instance
