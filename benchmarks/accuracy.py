@@ -2,7 +2,7 @@
 
 Each row quantizes a network with one set of options, lowers it, runs the `.pte` on this machine, and compares its top-1
 class with that of the float network on the same samples, one at a time. "+-" is the standard error of the difference,
-from the samples that are right in only one of the two.
+computed from the samples that only one of the two networks classifies correctly.
 
 The networks are those of `benchmarks.networks`, which also has the calibration data, and of `benchmarks.rescaled`. Some
 rows also show the results of other options for the same network.
@@ -271,7 +271,7 @@ def machine() -> dict[str, int | str]:
 
 
 def main() -> int:
-    """Measure the rows of the command line, print the table; status 1 if a target is missed."""
+    """Measure the rows named on the command line, and print the table. Return status 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="ROW", help=f"rows to measure, of {', '.join(ROWS)} (default: all)")
     parser.add_argument(

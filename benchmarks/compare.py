@@ -31,7 +31,7 @@ WIDTH_OF_A_FILE = 160  # columns, if the output is not a terminal
 GOOGLE_TFLITE = Path("weights", "tf2_mobilenet_v2_1.0_224_ptq.tflite")
 
 CHAIN_LENGTHS = (25, 50, 100, 200)
-THEIR_CHAIN_SECONDS = 300  # for one length; longer runs are left out
+THEIR_CHAIN_SECONDS = 300  # limit on the time for one length; lengths that take longer are left out
 
 MOST_OPERATORS, MOST_OPERATORS_CHANNELS_LAST = 71, 70
 MOST_BYTES = 3.75e6
@@ -220,7 +220,7 @@ def _growth(seconds: dict[int, float]) -> str:
 
 
 def inference_rows(bench: Bench, rounds: int, count: int, *, upstream: bool) -> list[Row]:
-    """Return the rows about the time of one inference: of the `.pte`, LiteRT, PyTorch, and the TFLite of others.
+    """Return the rows about the time of one inference: of the `.pte`, LiteRT, PyTorch, and the other backend's TFLite.
 
     Each round runs in a separate process, because times depend on the layout of memory. Each ratio is the median over
     the rounds.
@@ -251,7 +251,7 @@ def inference_rows(bench: Bench, rounds: int, count: int, *, upstream: bool) -> 
 
 
 def _time_row(what: str, pairs: Sequence[tuple[float, float]], other: str, most: float) -> Row:
-    """Return the row for the milliseconds (ours, theirs) of each round; `most` is the largest ratio."""
+    """Return the row for the milliseconds (ours, theirs) of each round; ratios up to `most` meet the target."""
     what, target = f"{what}, ms", f"<= {most:g}"
     if not pairs:
         return Row(what, "-", "-", "-", target, None)
@@ -300,7 +300,7 @@ def table_of(rows: Iterable[Row], title: str) -> Table:
 
 
 def main() -> int:
-    """Measure all rows and print the table; status 1 if a target is missed."""
+    """Measure all rows and print the table. Return status 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for rows and raw figures as JSON")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="repetitions of timed runs (%(default)s)")

@@ -77,7 +77,7 @@ class Measured:
     counts_starts: bool
     """Whether the cycles were measured on the board.
 
-    Otherwise the converter estimated them, without operator starts.
+    Otherwise the converter estimated them, without the cycles for starting operators.
     """
     assumed: str = ""
     """Assumptions about facts that the source does not state."""

@@ -18,7 +18,7 @@ __all__ = ["run_in_float64"]
 
 
 class _InDouble(Interpreter):
-    """Runs quantize and dequantize by their definition in double, so that the operators in between run in double."""
+    """Computes quantize and dequantize in double. The operators between them therefore run in double, too."""
 
     def run_node(self, n: Node) -> Any:
         name = str(n.target)

@@ -14,7 +14,7 @@ from openneutron.core.fx import is_dequantize, is_quantize, op_name, source_of
 
 __all__ = ["LayerLoss", "largest_loss", "sqnr"]
 
-BEST = 60.0  # dB, above the SQNR of int8; exact values count as this
+BEST = 60.0  # upper limit of an SQNR in dB, above the SQNRs of int8; exact values have this SQNR
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def _origin(node: Node) -> Node:
 def largest_loss(reference: GraphModule, converted: GraphModule, inputs: tuple[Tensor, ...]) -> LayerLoss | None:
     """Return the layer with the largest loss of SQNR from its worst input to its output; None without any loss.
 
-    `reference` is the float graph that was prepared for `converted`; nodes of equal names have the same values. Of
-    equal losses, the first counts.
+    `reference` is the float graph of `converted` before `prepare_pt2e`; nodes with equal names compute the same value.
+    Of layers with equal losses, the first is returned.
     """
     expected, found = _Values(reference), _Values(converted)
     expected.run(*inputs)

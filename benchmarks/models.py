@@ -83,7 +83,7 @@ class BasicBlock(nn.Module):
         self.new_channels = outputs - inputs
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Return x[:, :, ::2, ::2], computed by a pool, with half of the new channels before and half after it."""
+        """Return `x` for stride 1, else x[:, :, ::2, ::2] with half of the new channels, all zero, on each side."""
         if self.stride == 1:
             return x
         half = self.new_channels // 2

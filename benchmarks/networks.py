@@ -164,7 +164,7 @@ def _visual_wake_words_sample(index: int) -> Sample:
 
 
 def _autoencoder_sample(seed: int) -> Sample:
-    """Return noise in decibels over the range -85..15 that the int8 reference model takes."""
+    """Return normal noise in decibels, clamped to -85..15, the input range of the int8 reference model."""
     noise = torch.randn(1, 640, generator=torch.Generator().manual_seed(seed))
     return ((noise * 16 - 35).clamp(-85, 15),), None
 
@@ -173,7 +173,7 @@ def _autoencoder_sample(seed: int) -> Sample:
 
 
 def _trained(model: nn.Module, file: str) -> nn.Module:
-    """Return `model` in eval mode with the weights of `file`, which has its parameters' names."""
+    """Return `model` in eval mode with the weights of `file`, whose keys are the names of the parameters."""
     model.load_state_dict(torch.load(data_folder() / file, weights_only=True))
     return model.eval()
 

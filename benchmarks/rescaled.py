@@ -2,8 +2,8 @@
 
 Each network is trained on scikit-learn's digits on first use, in less than a minute on one core. Then each scalable
 channel is multiplied by a random factor between 1e-3 and 1e3, and the weights that read it are divided by the factor.
-This keeps the float function, which `build` checks on all test images. With one scale per tensor, most channels have no
-code except zero. A quantizer that equalizes the channels loses no accuracy.
+The float logits change only by rounding, which `build` checks on all test images. With one scale per tensor, most
+channels have no code except zero. A quantizer that equalizes the channels loses no accuracy.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def trained(make: Callable[[], Classifier], epochs: int = EPOCHS) -> Classifier:
                 optimizer.step()
                 schedule.step()
     network.eval().fold()
-    return network.eval()  # the convolutions' biases, which folding created
+    return network.eval()  # `fold` added modules in training mode
 
 
 def rescaled(network: Classifier, seed: int = RESCALING_SEED) -> Classifier:
@@ -90,7 +90,7 @@ class Rescaled:
     make: Callable[[], Classifier]
 
     def build(self, epochs: int = EPOCHS) -> Classifier:
-        """Train and rescale the network, and check that the function is unchanged."""
+        """Train and rescale the network, and check that the logits are unchanged."""
         network = trained(self.make, epochs)
         result = rescaled(network)
         difference = largest_difference(network, result, digits().test_images)

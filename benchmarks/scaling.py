@@ -65,7 +65,7 @@ def transformer_chain(blocks: int) -> nn.Module:
 def own_work(model: nn.Module, example: tuple[Tensor, ...], observe: Observe, rounds: int = 1) -> int:
     """Convert `model` to payloads, and return the number of nodes after the passes.
 
-    `observe(stage, action)` runs each stage of `STAGES`, `rounds` times.
+    Each stage of `STAGES` is run `rounds` times by `observe(stage, action)`, which returns the result of `action`.
     """
     options = CompileOptions()
     for _ in range(rounds):
@@ -124,7 +124,7 @@ def exponent(nodes: list[int], seconds: list[float]) -> float:
 
 
 def main() -> int:
-    """Measure and print the table; status 1 if the seconds of a chain grow faster than its nodes."""
+    """Measure and print the table. Return status 1 if the seconds of a chain grow faster than its nodes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--rounds", type=int, default=3, metavar="N", help="rounds, of which the fastest counts (%(default)s)"

@@ -94,7 +94,7 @@ def measure(member: Member, shape: Shape, **options: Any) -> Result:
     calibration = smooth(shape, CALIBRATION_SAMPLES, seed=1)
     start = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the rows say it
+        warnings.simplefilter("ignore")  # the rows show what the warnings say
         quantized = quantize(model, (calibration[0],), calibration, **{"recover": None, **options})
     quantized_at = time.perf_counter()
     program = lower(quantized)
@@ -170,7 +170,7 @@ def table_of(results: Iterable[Result]) -> Table:
 
 
 def main() -> int:
-    """Measure the networks of the command line and print the table; status 1 if a target is missed."""
+    """Measure the networks named on the command line, and print the table. Return status 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(ZOO)} (default: all)")
     parser.add_argument("--small", action="store_true", help="use the small inputs of continuous integration")

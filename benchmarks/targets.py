@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["Comparison", "Target", "compare"]
 
-NOTHING = 1e-9  # percentages are sums of floats
+NOTHING = 1e-9  # tolerance for the rounding of percentages, which are sums of floats
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def compare(of_float: Tensor, of_int8: Tensor, right: Tensor) -> Comparison:
 
 @dataclass(frozen=True)
 class Target:
-    """At most `points` below float, after at most `seconds` of quantization."""
+    """A target: int8 is at most `points` below float in top-1, and quantization takes at most `seconds`."""
 
     points: float
     seconds: float | None = None

@@ -26,7 +26,7 @@ Figures = dict[str, Any]
 
 CALIBRATION_IMAGES = 10
 SHAPE = (1, 3, 224, 224)
-SMALL_CONSTANT = 64  # bytes; shorter ones, and zeros, may occur in a file by chance
+SMALL_CONSTANT = 64  # bytes; shorter constants, and zeros, may occur twice in a file by chance
 CHAIN_CHANNELS, CHAIN_SIZE = 8, 8
 
 
@@ -285,14 +285,14 @@ def chain_of(blocks: int) -> Any:
 
 
 class Meter:
-    """Sums the seconds in wrapped methods. A wrapped method that another one calls counts once."""
+    """Sums the seconds in wrapped methods. Does not add the seconds of a call inside another wrapped method again."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._running = False
 
     def wrap(self, owner: type, *names: str) -> None:
-        """Wrap the methods of `owner` among `names`."""
+        """Wrap the methods in `names` that the class `owner` defines."""
         for name in names:
             method = owner.__dict__.get(name)
             if method is not None:
@@ -315,7 +315,7 @@ class Meter:
 
 
 def chain(whose: str, blocks: str, rounds: str) -> Figures:
-    """Lower a chain of `blocks` residual blocks in the documented flow; seconds in the backend's own code, by round."""
+    """Lower a chain of `blocks` residual blocks in the documented flow. Return each round's seconds in own code."""
     import torch
 
     torch.manual_seed(0)

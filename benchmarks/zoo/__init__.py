@@ -36,8 +36,9 @@ class Member:
     """A network. `make` builds it for an input shape: `small` for continuous integration, or `full`.
 
     `parts` splits the outputs into parts, each of which needs an SQNR of `least_sqnr` decibels to the float network.
-    `on_cpu` has the operators, in the edge dialect, that are expected on the CPU. `least_variation` is the share of a
-    part's magnitude that has to depend on the input; it is small for parts to which constant positions are added.
+    `on_cpu` has the operators, in the edge dialect, that are expected on the CPU. `least_variation` is the smallest
+    allowed standard deviation of a part over inputs, relative to the part's RMS. It is small for parts to which
+    constant positions are added.
     """
 
     name: str

@@ -44,8 +44,8 @@ class _LinearAttention(nn.Module):
     """Attention between pixels, and between neighbourhoods of 5x5 pixels, with ReLU instead of softmax.
 
     Queries, keys and values of a head have `dim` channels each. With ReLU, the product of keys and values can be
-    computed first. A row of ones is appended to the values; its product is the sum of the weights, which divides the
-    other rows.
+    computed first. A row of ones is appended to the values. The result in this row is the sum of the attention weights,
+    by which the other rows are divided.
     """
 
     def __init__(self, channels: int, dim: int = 16) -> None:
@@ -60,7 +60,7 @@ class _LinearAttention(nn.Module):
         self.project = nn.Sequential(*_conv(2 * channels, channels))
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """Return [N, C, H, W] of [N, 3 C, H, W], in float32 where the rest of the network runs in float16."""
+        """Return the attention [N, C, H, W] of `qkv` [N, 3 C, H, W]. Computes in float32, also under autocast."""
         height, width = qkv.shape[-2:]
         with torch.autocast(qkv.device.type, enabled=False):
             heads = qkv.float().reshape(qkv.shape[0], -1, 3 * self.dim, height * width)

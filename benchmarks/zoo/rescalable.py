@@ -1,7 +1,8 @@
 """Small classifiers of 16x16 grey images that list the channels that can be scaled without changing the function.
 
-The blocks are those of MobileNetV3, EfficientNet-lite and squeeze-excite ResNets. A channel's factor passes a relu, an
-addition (if both sides have it), a mean and a product with a gate. It does not pass a relu6 or a hardswish.
+The blocks are those of MobileNetV3, EfficientNet-lite and squeeze-excite ResNets. A channel's factor passes through a
+relu, an addition (if both sides have it), a mean and a product with a gate. It does not pass through a relu6 or a
+hardswish.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Networks that take one frame per call and keep earlier ones as state, each with a form without state.
 
-`whole` computes on all frames at once the outputs that the calls compute one by one, so a difference between the two in
-int8 is the cost of the state. Audio has the layout [1, features, frames].
+`whole` computes the outputs of all calls at once, from all frames. A difference in int8 accuracy between `whole` and
+the calls is therefore the cost of the state. Audio has the layout [1, features, frames].
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["STREAMING", "KeywordSpotter", "StreamingNetwork", "StreamingTcn", "W
 
 
 class StreamingNetwork(nn.Module):
-    """A network over frames; `frame` is the shape of one."""
+    """A network over frames; `frame` is the shape of a frame."""
 
     frame: tuple[int, ...]
 

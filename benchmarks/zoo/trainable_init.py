@@ -1,4 +1,4 @@
-"""Random initialization with the signal propagation of trained networks, and inputs with different outputs.
+"""Random initialization with the signal propagation of trained networks, and inputs that give different outputs.
 
 The output of a trained network depends on its input, and a small change of the input causes a small change of the
 output. Random networks with PyTorch's defaults often lack this property:

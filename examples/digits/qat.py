@@ -30,7 +30,10 @@ _CALIBRATION_IMAGES = 128
 
 
 def train_quantized(data: DigitsSplit, weight_bits: int = 8, seed: int = 0) -> GraphModule:
-    """Return the converted network after two epochs over the training images, the second with fixed statistics."""
+    """Train for two epochs over the training images, and return the converted network.
+
+    In the second epoch, batch norms use fixed statistics.
+    """
     torch.manual_seed(seed)
     example = data.train_images[:_BATCH]
     exported = torch.export.export(

@@ -19,7 +19,7 @@ _TURN, _ZOOM, _SHIFT = 0.2, 0.1, 0.12  # radians, relative, share of half the im
 
 
 def jitter(images: Tensor) -> Tensor:
-    """Rotate, zoom and shift each of `images` [N, 1, H, W] by small random amounts. Repeats the border."""
+    """Rotate, zoom and shift each of `images` [N, 1, H, W] by small random amounts. Pads with border pixels."""
     count = len(images)
     turn = torch.empty(count).uniform_(-_TURN, _TURN)
     zoom = torch.empty(count).uniform_(1 - _ZOOM, 1 + _ZOOM)
@@ -59,7 +59,7 @@ def train(epochs: int, seed: int) -> DigitsNet:
 
 
 def main() -> None:
-    """Train, report both accuracies, save."""
+    """Train the network, print its accuracy on both splits, and save its weights."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
