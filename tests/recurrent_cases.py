@@ -129,5 +129,5 @@ REJECTED: tuple[Rejected, ...] = (
     Rejected("gru", "has_constant_weights", "", of(_computed_weights),
              ((STEPS, BATCH, INPUTS), (1, BATCH, HIDDEN), (3 * HIDDEN, INPUTS), (3 * HIDDEN, HIDDEN))),
     Rejected("rnn_tanh", "has_no_dropout", "", of(_in_train_mode, *torch.ones(2, HIDDEN, HIDDEN).unbind()),
-             ((STEPS, BATCH, HIDDEN), (2, BATCH, HIDDEN))),
+             ((STEPS, BATCH, HIDDEN), (2, BATCH, HIDDEN)), is_random=True),
 )  # fmt: skip

@@ -123,7 +123,7 @@ class OpSpec:
     homogeneous: Homogeneous | Callable[[OpInstance], Homogeneous | None] | None = None
     """The granularity of factors f > 0 for which op(f * x) = f * op(x), with the same f for all inputs.
 
-    None if there are no such factors, and for operators that only move values.
+    None if the operator is not homogeneous, is a layer, or only moves values.
     """
     facts: Facts = field(default=UNKNOWN, compare=False)
     """Facts for passes."""
