@@ -296,7 +296,8 @@ class _ClusterSearch:
     def _joined_in_float_reason(self, node: Node) -> str | None:
         """Returns why the quantizer left the concatenation `node` in float; None for other nodes.
 
-        The quantizer leaves a concatenation in float if the program returns it and nothing else reads it.
+        The quantizer leaves it in float if its parts have different qparams and only moves separate it from an output
+        or an operator in float.
         """
         if not is_joined_in_float(node):
             return None
