@@ -229,7 +229,7 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     refuses(r"a\.png cannot be read as an image")
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     for other in (form(1, 2, 8, 8), form(1, 3), form(1, 3, None, 8)):
-        refuses(r"no image of 1 or 3 channels\. Give a transform", [other])
+        refuses(r"not an image of 1 or 3 channels\. Give a transform", [other])
     refuses("takes several", FORM * 2)
     (tmp_path / "0.npy").write_bytes(b"no array")
     refuses(r"0\.npy cannot be read as an array")
