@@ -228,9 +228,7 @@ class Annotation:
     def _note_least_scales(self) -> None:
         """Records, per group, the smallest scale with which the biases of the layers that read the group fit int32."""
         for place in self.places:
-            weight, bias = (
-                place.instance.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias)
-            )
+            weight, bias = _weight_and_bias(place)
             weights, biases = constant_value(weight), constant_value(bias)
             if weights is None or biases is None or not weights.numel():
                 continue
@@ -275,9 +273,7 @@ class Annotation:
     def _annotate_inputs(self, place: Place) -> None:
         node = place.instance.node
         edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
-        weight, bias = (
-            place.instance.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias)
-        )
+        weight, bias = _weight_and_bias(place)
         if weight is not None:
             spec = qspecs.weight(node, self.weight_axis.get(weight), self.settings.weight_bits)
             if self.settings.is_qat:
@@ -317,6 +313,12 @@ class Annotation:
         """Returns `spec` for the first reader of a weight, and a reference to it for other readers."""
         first = self.annotated.setdefault(edge[0], edge)
         return spec if first is edge else SharedQuantizationSpec(first)
+
+
+def _weight_and_bias(place: Place) -> tuple[Any, Any]:
+    """Returns the arguments for the weight and the bias of an operator; None for one that it does not have."""
+    weight, bias = (place.instance.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
+    return weight, bias
 
 
 def _weight_axes(places: list[Place], layers: Layers) -> dict[Node, int]:

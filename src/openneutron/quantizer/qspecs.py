@@ -41,8 +41,9 @@ ObserverWrapper = Callable[[Any], Any]
 
 ACTIVATION_RANGE = (-128, 127)
 BIAS_RANGE = (-(2**31), 2**31 - 1)
-LARGEST_BIAS_CODE = 2**30
-"""The largest magnitude of a bias code. Half of the int32 range remains for the sum of products."""
+LARGEST_BIAS_CODE = 2**28
+"""The largest code of a bias if the weight's range is not clipped. A search that clips the range to a quarter,
+as it may for weights of 2 bits, gives codes up to 2^30, which leaves half of int32 for the sum of products."""
 
 
 def weight_range(bits: int) -> tuple[int, int]:
