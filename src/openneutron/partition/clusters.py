@@ -33,7 +33,7 @@ from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OutputRule
 from openneutron.passes.functionalize import may_alias, writes_memory
-from openneutron.quantizer.layers import left_in_float
+from openneutron.quantizer.layer_options import left_in_float
 from openneutron.quantizer.output_parts import is_joined_in_float
 from openneutron.quantizer.quantizable import quantizable_reason
 from openneutron.targets import takes_weights_per_channel

@@ -21,7 +21,7 @@ from openneutron.ops.masks import is_mask_computation, saturates
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.added_masks import AddedMask, MaskedAtRunTime
-from openneutron.quantizer.layers import PER_CHANNEL, Layers
+from openneutron.quantizer.layer_options import PER_CHANNEL, Layers
 from openneutron.quantizer.observers import RecentRangeObserver
 from openneutron.quantizer.output_parts import Join, Parts
 from openneutron.quantizer.places import Place

@@ -38,7 +38,7 @@ from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.added_masks import added_masks
 from openneutron.quantizer.annotation import Annotation, AnnotationSettings
 from openneutron.quantizer.bias_correction import correct_biases_at_conversion
-from openneutron.quantizer.layers import GRANULARITIES, Key, Layers
+from openneutron.quantizer.layer_options import GRANULARITIES, Key, Layers
 from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
 from openneutron.quantizer.output_parts import joined_in_float, note_joined_in_float
 from openneutron.quantizer.places import Place

@@ -18,7 +18,7 @@ from openneutron import NeutronQuantizer, QuantizedModel, lower, quantize
 from openneutron.core.fx import is_dequantize, is_quantize, modules_of, op_name
 from openneutron.errors import OptionError
 from openneutron.quantizer import UnquantizedWarning
-from openneutron.quantizer.layers import Key, Layers
+from openneutron.quantizer.layer_options import Key, Layers
 
 IMAGE = (1, 4, 8, 8)
 
