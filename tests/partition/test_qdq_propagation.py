@@ -57,7 +57,7 @@ class ComputeQuantizer(Quantizer):  # type: ignore[misc]
         node.meta["quantization_annotation"] = QuantizationAnnotation(edges, output, _annotated=True)
 
     def _activation(self, node: Node) -> Any:
-        return qspecs.activation(node, RangeObserver)
+        return qspecs.activation(qspecs.ObservedValue(node), RangeObserver)
 
     def _weighted(self, node: Node) -> Any:
         inputs, weight, bias = node.args[:3]

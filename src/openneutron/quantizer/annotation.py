@@ -296,18 +296,22 @@ class Annotation:
         self.annotated[group] = key
         if group in self.fixed:
             return qspecs.fixed(self.fixed[group])
-        node = value[0] if isinstance(value, tuple) else value
-        spec = qspecs.trained_activation if self.settings.is_qat else qspecs.activation
-        symmetric, masked = group in self.symmetric, group in self.masked
+        observed = qspecs.ObservedValue(
+            value[0] if isinstance(value, tuple) else value,
+            symmetric=group in self.symmetric,
+            masked=group in self.masked,
+            joins=self.joins.get(group, ()),
+            wrap_observer=self.wrap_observer.get(group),
+            is_unbatched=group in self.unbatched,
+            least_scale=self.least_scale.get(group, 0.0),
+        )
         observer = self.settings.observer_of_outputs if group in self.outputs else self.settings.observer
-        joins, wrap_observer = self.joins.get(group, ()), self.wrap_observer.get(group)
-        if self.settings.is_qat and group in {self._find(mask) for mask in self.masks}:
+        if not self.settings.is_qat:
+            return qspecs.activation(observed, observer)
+        if group in {self._find(mask) for mask in self.masks}:
             # A mask is not fake quantized, because the observers of the sums find hidden scores by its float values.
-            spec, observer = qspecs.activation, RecentRangeObserver
-        return spec(
-            node, observer, symmetric=symmetric, masked=masked, joins=joins, wrap_observer=wrap_observer,
-            is_unbatched=group in self.unbatched, least_scale=self.least_scale.get(group, 0.0),
-        )  # fmt: skip
+            return qspecs.activation(observed, RecentRangeObserver)
+        return qspecs.trained_activation(observed, observer)
 
     def _first_or_shared(self, edge: tuple[Node, Node], spec: Any) -> Any:
         """Returns `spec` for the first reader of a weight, and a reference to it for other readers."""

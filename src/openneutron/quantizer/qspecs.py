@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ from openneutron.quantizer.output_parts import PartObserver, Parts
 from openneutron.quantizer.ranges import SMALLEST_SCALE
 
 __all__ = [
-    "ObserverWrapper", "activation", "bias", "check_observer", "fixed", "least_scale_of_input", "trained_activation",
-    "weight", "weight_range",
+    "ObservedValue", "ObserverWrapper", "activation", "bias", "check_observer", "fixed", "least_scale_of_input",
+    "trained_activation", "weight", "weight_range",
 ]  # fmt: skip
 
 ObserverWrapper = Callable[[Any], Any]
@@ -51,53 +52,30 @@ def weight_range(bits: int) -> tuple[int, int]:
     return 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1
 
 
-def activation(
-    node: Node,
-    observer: Any,
-    *,
-    symmetric: bool = False,
-    masked: bool = False,
-    joins: Sequence[Parts] = (),
-    wrap_observer: ObserverWrapper | None = None,
-    is_unbatched: bool = False,
-    least_scale: float = 0.0,
-) -> QuantizationSpec:
-    """Returns an int8, affine, per-tensor spec for the output of `node`, with zero point 0 if `symmetric`.
+@dataclass(frozen=True)
+class ObservedValue:
+    """A value that gets an observer, and what the observer has to know about it."""
 
-    `observer` constructs an observer or a fake quantizer. `masked` is True for the input and the output of a mask.
-    `joins` are the concatenations of which the value is a part and which are kept in float (see `output_parts`).
-    `wrap_observer` wraps the observer. `is_unbatched` is True for values without a batch dimension. The scale is at
-    least `least_scale`, if the observer has an option for its smallest scale (`eps`).
-    """
-    low, high = ACTIVATION_RANGE
-    return QuantizationSpec(
-        dtype=torch.int8,
-        quant_min=low,
-        quant_max=high,
-        qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=_of_node(
-            node,
-            observer,
-            masked=masked,
-            joins=joins,
-            wrap_observer=wrap_observer,
-            is_unbatched=is_unbatched,
-            least_scale=least_scale,
-        ),
-    )
+    node: Node
+    symmetric: bool = False
+    """Whether the zero point is 0."""
+    masked: bool = False
+    """Whether the value is the input or the output of a mask."""
+    joins: Sequence[Parts] = ()
+    """The float concatenations of which the value is a part (see `output_parts`)."""
+    wrap_observer: ObserverWrapper | None = None
+    is_unbatched: bool = False
+    """Whether the value has no batch dimension."""
+    least_scale: float = 0.0
+    """The smallest scale, for observers that have an option for it (`eps`)."""
 
 
-def trained_activation(
-    node: Node,
-    observer: Any,
-    *,
-    symmetric: bool = False,
-    masked: bool = False,
-    joins: Sequence[Parts] = (),
-    wrap_observer: ObserverWrapper | None = None,
-    is_unbatched: bool = False,
-    least_scale: float = 0.0,
-) -> QuantizationSpec:
+def activation(value: ObservedValue, observer: Any) -> QuantizationSpec:
+    """Returns an int8, affine, per-tensor spec. `observer` constructs an observer or a fake quantizer."""
+    return _activation_spec(_constructor_for(value, observer), symmetric=value.symmetric)
+
+
+def trained_activation(value: ObservedValue, observer: Any) -> QuantizationSpec:
     """Returns the spec for training: a fake quantizer around an observer.
 
     `observer` may be a fake quantizer itself. It is not used for masks and for values with `wrap_observer`: these get a
@@ -105,52 +83,47 @@ def trained_activation(
     """
     made = observer.p.func if isinstance(observer, PartialWrapper) else observer
     fakes = isinstance(made, type) and issubclass(made, FakeQuantizeBase)
-    special = masked or wrap_observer is not None
-    if special or not fakes:
-        observer = RecentRangeObserver if fakes else observer
-        made = _of_node(
-            node,
-            observer,
-            masked=masked,
-            joins=joins,
-            wrap_observer=wrap_observer,
-            is_unbatched=is_unbatched,
-            least_scale=least_scale,
-        )
-        is_of_mask = isinstance(made, PartialWrapper) and issubclass(made.p.func, MaskedObserver)
-        options = {"is_fake_quantized": True} if is_of_mask else {}
-        observer = FakeQuantize.with_args(observer=made, **options)
-    return activation(node, observer, symmetric=symmetric)
+    special = value.masked or value.wrap_observer is not None
+    if fakes and not special:
+        return _activation_spec(observer, symmetric=value.symmetric)
+    made = _constructor_for(value, RecentRangeObserver if fakes else observer)
+    is_of_mask = isinstance(made, PartialWrapper) and issubclass(made.p.func, MaskedObserver)
+    options = {"is_fake_quantized": True} if is_of_mask else {}
+    return _activation_spec(FakeQuantize.with_args(observer=made, **options), symmetric=value.symmetric)
 
 
-def _of_node(
-    node: Node,
-    observer: Any,
-    *,
-    masked: bool = False,
-    joins: Sequence[Parts] = (),
-    wrap_observer: ObserverWrapper | None = None,
-    is_unbatched: bool = False,
-    least_scale: float = 0.0,
-) -> Any:
+def _activation_spec(constructor: Any, *, symmetric: bool) -> QuantizationSpec:
+    low, high = ACTIVATION_RANGE
+    return QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=low,
+        quant_max=high,
+        qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
+        observer_or_fake_quant_ctr=constructor,
+    )
+
+
+def _constructor_for(value: ObservedValue, observer: Any) -> Any:
+    """Returns the constructor `observer` with the options and the wrapper that `value` needs."""
     made, options = (observer.p.func, observer.p.keywords) if isinstance(observer, PartialWrapper) else (observer, {})
     observes = isinstance(made, type) and issubclass(made, ObserverBase)
     knows_nodes = isinstance(made, type) and issubclass(made, (DistributionObserver, RangeObserver))
-    if is_unbatched and isinstance(made, type) and issubclass(made, DistributionObserver):
+    if value.is_unbatched and isinstance(made, type) and issubclass(made, DistributionObserver):
         options = {**options, "is_unbatched": True}
     if (
-        least_scale > options.get("eps", SMALLEST_SCALE)
+        value.least_scale > options.get("eps", SMALLEST_SCALE)
         and observes
         and issubclass(made, UniformQuantizationObserverBase)
     ):
-        options = {**options, "eps": least_scale}
+        options = {**options, "eps": value.least_scale}
         observer = made.with_args(**options)
-    constructor = made.with_args(**options, origin=Origin.of(node)) if knows_nodes else observer
-    if wrap_observer is not None:
-        return wrap_observer(constructor)
-    if masked:
+    constructor = made.with_args(**options, origin=Origin.of(value.node)) if knows_nodes else observer
+    if value.wrap_observer is not None:
+        return value.wrap_observer(constructor)
+    if value.masked:
         return MaskedObserver.with_args(observer=constructor)
-    return PartObserver.with_args(observer=constructor, joins=joins) if joins and observes else constructor
+    is_part = bool(value.joins) and observes
+    return PartObserver.with_args(observer=constructor, joins=value.joins) if is_part else constructor
 
 
 def check_observer(observer: Any) -> None:
