@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import is_dequantize, is_quantize, op_name, source_of
+from openneutron.core.evaluation import GraphRun
+from openneutron.core.fx import is_dequantize, is_quantize, op_name, placeholders, source_of
 
 __all__ = ["LayerLoss", "largest_loss", "sqnr"]
 
@@ -44,18 +44,12 @@ def sqnr(reference: Tensor, value: Tensor) -> float:
     return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
-class _Values(Interpreter):
-    """Records the output of each operator under its node's name, after quantization if it is quantized."""
-
-    def __init__(self, module: GraphModule) -> None:
-        super().__init__(module)
-        self.values: dict[str, Tensor] = {}
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            self.values[_origin(n).name] = value
-        return value
+def _values(module: GraphModule, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Return the output of each operator by its node's name, after quantization if it is quantized."""
+    run = GraphRun(module, dict(zip(placeholders(module.graph), inputs, strict=True)), keeps_values=True)
+    run.run()
+    tensors = [(node, value) for node, value in run.values.items() if isinstance(value, Tensor)]
+    return {_origin(node).name: value for node, value in tensors if value.is_floating_point()}
 
 
 def _origin(node: Node) -> Node:
@@ -72,14 +66,12 @@ def largest_loss(reference: GraphModule, converted: GraphModule, inputs: tuple[T
     `reference` is the float graph of `converted` before `prepare_pt2e`; nodes with equal names compute the same value.
     Of layers with equal losses, the first is returned.
     """
-    expected, found = _Values(reference), _Values(converted)
-    expected.run(*inputs)
-    found.run(*inputs)
+    expected, found = _values(reference, inputs), _values(converted, inputs)
     ratios: dict[Node, float] = {}
     worst: LayerLoss | None = None
     for node in reference.graph.nodes:
         before = min((ratios[read] for read in node.all_input_nodes), default=BEST)
-        value, other = expected.values.get(node.name), found.values.get(node.name)
+        value, other = expected.get(node.name), found.get(node.name)
         ratios[node] = before if value is None or other is None else min(BEST, sqnr(value, other))
         loss = LayerLoss(node.name, op_name(node), source_of(node), before, ratios[node])
         if loss.decibels > (worst.decibels if worst else 0) and node.op == "call_function":

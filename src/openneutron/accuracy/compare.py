@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, permutations
@@ -18,10 +19,10 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from openneutron.accuracy.given import given
-from openneutron.accuracy.replay import run_node
 from openneutron.compile_spec import CompileOptions
+from openneutron.core.evaluation import GraphRun, computed_from
 from openneutron.core.files import read_file
-from openneutron.core.fx import is_dequantize, modules_of, op_name, output_node, source_of
+from openneutron.core.fx import first_operand, is_dequantize, modules_of, op_name, output_node, placeholders, source_of
 from openneutron.errors import InputError, ModelError
 from openneutron.flow import NeutronProgram, QuantizedModel, lower
 from openneutron.formats import pte, tflite
@@ -29,6 +30,7 @@ from openneutron.formats.payload import Payload, parse
 from openneutron.model.data import Data
 from openneutron.model.examples import arguments_of, examples_of
 from openneutron.model.exporting import export
+from openneutron.model.state import next_value
 from openneutron.partition import quantized_io
 from openneutron.partition.clusters import Cluster, Constants, qparams_of
 from openneutron.partition.compile import compile_partition
@@ -183,8 +185,9 @@ class _Both:
             for value, info in zip(sample, self.host.inputs, strict=True)
         ]
         values = _run(self.program, given, states)
+        constants = {node: values[node] for node in placeholders(self.program.graph)}
         for delegate in self.delegates:
-            delegate.compare(self.program, values)
+            delegate.compare(self.program, values, constants)
         tensors = [value for value in given if isinstance(value, torch.Tensor)]
         return _output_difference(self.program, values, self.host.run(*tensors))
 
@@ -232,19 +235,15 @@ class _Delegate:
     def rows(self) -> list[LayerDifference]:
         return [_row(cluster, lsb, self.differing[cluster]) for cluster, lsb in self.lsb.items()]
 
-    def compare(self, program: ExportedProgram, values: Mapping[Node, Any]) -> None:
-        """Compares the layers on one sample. `values` are the values of the module's nodes."""
+    def compare(self, program: ExportedProgram, values: Mapping[Node, Any], constants: dict[Node, Any]) -> None:
+        """Compares the layers on one sample.
+
+        `values` are the values of the module's nodes, `constants` those of its parameters, buffers and inputs.
+        """
         self._invoke(values)
-        known: dict[Node, Any] = {node: values[node] for node in self.partition.inputs}
-
-        def value_of(node: Node) -> Any:
-            if node not in known:
-                is_constant = node.op in ("placeholder", "get_attr")
-                known[node] = values[node] if is_constant else run_node(program.graph_module, node, value_of)
-            return known[node]
-
+        known = ChainMap({node: values[node] for node in self.partition.inputs}, constants)
         for cluster in self.partition.clusters:
-            computed = value_of(cluster.quantize)
+            computed = computed_from(known, program.graph_module, cluster.quantize)
             if cluster.quantize not in self.tensors:
                 continue
             stored = torch.from_numpy(np.asarray(self.interpreter.get_tensor(self.tensors[cluster.quantize])))
@@ -387,7 +386,21 @@ def _ends(shape: Sequence[int]) -> set[int]:
     return set(accumulate(shape, mul, initial=1))
 
 
-@torch.no_grad()
+class _ProgramRun(GraphRun):
+    """A run that collects in `stored` what the program writes to its states, and leaves the states unchanged."""
+
+    def __init__(self, module: GraphModule, given: Mapping[Node, Any]) -> None:
+        super().__init__(module, given, keeps_values=True)
+        self.stored: dict[Node, Any] = {}
+
+    def compute(self, node: Node) -> Any:
+        """Computes `node` unless it writes memory. A program writes to its states only."""
+        if not writes_memory(node):
+            return super().compute(node)
+        self.stored[first_operand(node)] = self.values[next_value(node)]
+        return None
+
+
 def _run(program: ExportedProgram, inputs: Sequence[torch.Tensor], states: dict[Node, torch.Tensor]) -> dict[Node, Any]:
     """Runs an exported program and returns the value of every node.
 
@@ -395,21 +408,18 @@ def _run(program: ExportedProgram, inputs: Sequence[torch.Tensor], states: dict[
     """
     constants = Constants(program)
     waiting = iter(inputs)
-    values: dict[Node, Any] = {}
-    following: dict[Node, torch.Tensor] = {}
-    for node in program.graph.nodes:
+    given: dict[Node, Any] = {}
+    for node in placeholders(program.graph):
         if node in states:
-            values[node] = states[node]
+            given[node] = states[node]
         elif constants.is_written(node):
-            values[node] = constants.initial_value(node)
-        elif node.op == "placeholder":
-            values[node] = constants.tensor(node) if node in constants else next(waiting)
-        elif writes_memory(node):
-            following[node.args[0]] = values[node.args[1]]
+            given[node] = constants.initial_value(node)
         else:
-            values[node] = run_node(program.graph_module, node, values.__getitem__)
-    states.update(following)
-    return values
+            given[node] = constants.tensor(node) if node in constants else next(waiting)
+    run = _ProgramRun(program.graph_module, given)
+    run.run()
+    states.update(run.stored)
+    return run.values
 
 
 def _output_difference(program: ExportedProgram, values: Mapping[Node, Any], returned: Any) -> float:

@@ -9,9 +9,18 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.accuracy.replay import run_node
-from openneutron.core.constants import computed_constants, value_of
-from openneutron.core.fx import arguments, is_dequantize, is_quantize, iterate_nodes, modules_of, op_name, source_of
+from openneutron.core.constants import computed_constants
+from openneutron.core.evaluation import run_node, value_of
+from openneutron.core.fx import (
+    arguments,
+    first_operand,
+    is_dequantize,
+    is_quantize,
+    iterate_nodes,
+    modules_of,
+    op_name,
+    source_of,
+)
 from openneutron.errors import ModelError
 from openneutron.ops import OPERATORS, facts_of
 from openneutron.ops.op_instance import OpInstance
@@ -97,7 +106,7 @@ class QuantizedLayer:
             return op_name(self.chain[0])
         return (
             INPUT
-            if self.reference_node.op == "placeholder" and not is_dequantize(_source(self.quantize))
+            if self.reference_node.op == "placeholder" and not is_dequantize(first_operand(self.quantize))
             else REQUANTIZE
         )
 
@@ -127,7 +136,7 @@ class QuantizedLayer:
 
         for node in self.chain:
             values[node] = run_node(module, node, value)
-        result: torch.Tensor = value(_source(self.quantize))
+        result: torch.Tensor = value(first_operand(self.quantize))
         return result
 
 
@@ -186,7 +195,7 @@ class _Search:
             if not is_quantize(node) or node in self.constants or "per_tensor" not in op_name(node):
                 continue
             if self._only_moves(node):
-                identities |= {node: _source(node)} | {user: node for user in node.users if is_dequantize(user)}
+                identities |= {node: first_operand(node)} | {user: node for user in node.users if is_dequantize(user)}
             else:
                 layers.append(self._layer(node))
         if not layers:
@@ -195,7 +204,7 @@ class _Search:
         return QuantizedLayers(self.module, self.reference, tuple(layers), identities, order)
 
     def _only_moves(self, quantize: Node) -> bool:
-        source = _source(quantize)
+        source = first_operand(quantize)
         spec = OPERATORS.get(op_name(source))
         if spec is None or not spec.commutes_with_quantization(OpInstance(source, self.target)):
             return False
@@ -203,7 +212,7 @@ class _Search:
         return all(is_dequantize(node) and node.args[1:3] == quantize.args[1:3] for node in inputs)
 
     def _layer(self, quantize: Node) -> QuantizedLayer:
-        source = _source(quantize)
+        source = first_operand(quantize)
         chain = tuple(reversed(list(self._chain(source))))
         reference_nodes = [self._reference_of(node) for node in chain]
         constants = dict(pair for nodes in zip(chain, reference_nodes, strict=True) for pair in self._constants(*nodes))
@@ -224,7 +233,7 @@ class _Search:
 
     def _reference_of_value(self, value: Node) -> Node:
         while is_dequantize(value) or is_quantize(value):
-            value = _source(value)
+            value = first_operand(value)
         return self._reference_of(value)
 
     def _reference_of(self, node: Node) -> Node:
@@ -250,7 +259,7 @@ class _Search:
         weight = None if spec is None or spec.weight is None else arguments(node)[spec.weight]
         if spec is None or spec.weight is None or not (isinstance(weight, Node) and is_dequantize(weight)):
             return None
-        codes, quantized = value_of(self.module, _source(weight)), value_of(self.module, weight)
+        codes, quantized = value_of(self.module, first_operand(weight)), value_of(self.module, weight)
         values = value_of(self.reference, arguments(reference_node)[spec.weight])
         if float((values - quantized).square().sum()) > LARGEST_WEIGHT_NOISE * float(values.square().sum()):
             raise _mismatch(node, "its weight has other values in the float graph")
@@ -261,13 +270,6 @@ class _Search:
         axis = 1 if spec.weight == "mat2" else spec.weight_axis or 0
         codes, values = codes.movedim(axis, 0), values.movedim(axis, 0)
         return Weight(weight, axis, codes, values, scales, takes_per_channel=spec.weight_axis is not None)
-
-
-def _source(node: Node) -> Node:
-    """Returns the operand of a quantize or dequantize node."""
-    source = node.args[0]
-    assert isinstance(source, Node)
-    return source
 
 
 def _operands(node: Node) -> Iterator[Node]:

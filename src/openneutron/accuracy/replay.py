@@ -7,28 +7,26 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node, map_arg
+from torch.fx import GraphModule, Node
 
-from openneutron.core.constants import attribute
-from openneutron.core.fx import evaluated, placeholders
-from openneutron.model.state import is_state_write, states_of
+from openneutron.core.evaluation import GraphRun, run_node
+from openneutron.core.fx import first_operand, is_state_write
+from openneutron.model.state import sample_nodes
 
-__all__ = ["record", "replay", "run_node"]
-
-
-def run_node(module: GraphModule, node: Node, value_of: Callable[[Node], Any]) -> Any:
-    """Computes the value of `node` in `module`. `value_of` returns the values of its operands."""
-    if is_state_write(node):
-        return None  # leave the recorded states unchanged
-    if node.op == "get_attr":
-        return attribute(module, str(node.target))
-    if node.op == "call_function":
-        return evaluated(node, value_of)
-    args, kwargs = map_arg(node.args, value_of), map_arg(node.kwargs, value_of)
-    return args[0] if node.op == "output" else module.get_submodule(str(node.target))(*args, **kwargs)
+__all__ = ["record", "replay"]
 
 
-@torch.no_grad()
+class _Recording(GraphRun):
+    """A run that keeps all values. Nodes in `skipped` return their first operand."""
+
+    def __init__(self, module: GraphModule, given: Mapping[Node, Any], skipped: Collection[Node]) -> None:
+        super().__init__(module, given, keeps_values=True)
+        self.skipped = skipped
+
+    def compute(self, node: Node) -> Any:
+        return self.values[first_operand(node)] if node in self.skipped else super().compute(node)
+
+
 def record(
     module: GraphModule,
     inputs: Sequence[torch.Tensor],
@@ -42,17 +40,10 @@ def record(
     in `known` have the given values; nodes in `skipped` return their first operand. Linear in nodes. The result holds
     all values in memory.
     """
-    values: dict[Node, Any] = dict(zip([*placeholders(module.graph), *states_of(module.graph)], inputs, strict=True))
-    for node in module.graph.nodes:
-        if node in values:
-            continue
-        if node in known:
-            values[node] = known[node]
-        elif node in skipped:
-            values[node] = values[node.args[0]]
-        else:
-            values[node] = run_node(module, node, values.__getitem__)
-    return values
+    given = dict(zip(sample_nodes(module.graph), inputs, strict=True))
+    recording = _Recording(module, {**known, **given}, skipped)
+    recording.run()
+    return recording.values
 
 
 @torch.no_grad()
@@ -67,7 +58,7 @@ def replay(
 
     Computes only the nodes that depend on a changed node; others keep their `recorded` values. `order` has the position
     of each node, `identities` maps a node to another node with the same value. Linear in the nodes after the first
-    changed one.
+    changed one; a `GraphRun` would visit the nodes before it too, for each layer that an analysis changes.
     """
     values = dict(changed)
 
@@ -76,7 +67,7 @@ def replay(
 
     nodes = list(order)
     for node in nodes[min(order[node] for node in changed) :]:
-        if node in values or not any(source in values for source in node.all_input_nodes):
+        if node in values or is_state_write(node) or not any(source in values for source in node.all_input_nodes):
             continue
         values[node] = value_of(identities[node]) if node in identities else run_node(module, node, value_of)
     return value_of

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Node
 from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 
-from openneutron.core.constants import attribute, value_of
-from openneutron.core.fx import op_name, output_node, placeholders
-from openneutron.model.state import is_state_write, next_value, states_of
+from openneutron.core.boundary import first_line
+from openneutron.core.constants import attribute
+from openneutron.core.evaluation import GraphRun, value_of
+from openneutron.core.fx import first_operand, is_state_write, op_name, output_node, placeholders
+from openneutron.model.state import next_value, sample_nodes
 from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
 from openneutron.ops.fusion import is_activation, takes_activation
@@ -81,7 +83,7 @@ def bare_graph(prepared: GraphModule) -> GraphModule:
     graph = Graph()
     copies: dict[Node, Node] = {}
     next_states: list[Node] = []
-    for node in (*placeholders(prepared.graph), *states_of(prepared.graph)):
+    for node in sample_nodes(prepared.graph):
         copies[node] = graph.placeholder(str(node.target) if node.op == "placeholder" else node.name)
     root: dict[str, Any] = {}
     for node in prepared.graph.nodes:
@@ -176,29 +178,26 @@ def _batched_sizes(node: Node, factor: int) -> Any:
     return [sizes[0] * factor, *sizes[1:]]
 
 
-class _Values(Interpreter):
+class _Trial(GraphRun):
     """Runs a bare graph without calling its observers, and records the shapes of values that depend on its inputs."""
 
-    def __init__(self, module: GraphModule) -> None:
-        super().__init__(module)
+    def __init__(self, module: GraphModule, inputs: Inputs) -> None:
+        super().__init__(module, dict(zip(placeholders(module.graph), inputs, strict=True)), only_dependents=True)
         self.shapes: dict[str, torch.Size] = {}
         self.largest = 0
-        self._depend: set[Node] = set()
+        for node, value in self.values.items():
+            self._note(node, value)
 
-    def run_node(self, n: Node) -> Any:
-        """Runs a node, and records the shape of its value if it depends on the inputs."""
-        value = super().run_node(n)
-        if n.op == "placeholder" or not self._depend.isdisjoint(n.all_input_nodes):
-            self._depend.add(n)
-            if isinstance(value, Tensor):
-                self.shapes[n.name] = value.shape
-                self.largest = max(self.largest, value.numel() * value.element_size())
+    def compute(self, node: Node) -> Any:
+        """Computes `node`, or returns the operand of an observer, and records the shape."""
+        value = self.operand(first_operand(node)) if node.op == "call_module" else super().compute(node)
+        self._note(node, value)
         return value
 
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Returns the observer's operand without calling the observer."""
-        del target, kwargs
-        return args[0]
+    def _note(self, node: Node, value: Any) -> None:
+        if isinstance(value, Tensor):
+            self.shapes[node.name] = value.shape
+            self.largest = max(self.largest, value.numel() * value.element_size())
 
 
 @torch.no_grad()
@@ -218,14 +217,14 @@ def choose_batches(single: GraphModule, samples: list[Inputs], wanted: int | Non
 
 def _batches_that_pay(single: GraphModule, samples: list[Inputs]) -> Batches:
     """Selects the batch size by the bytes of a sample's largest value, and channels-last if images are convolved."""
-    values = _Values(single)
-    values.run(*samples[0])
+    values = _Trial(single, samples[0])
+    values.run()
     images = any(_convolves_images(node, values) for node in single.graph.nodes)
     most = (BYTES_OF_IMAGES if images else BYTES_OF_OTHERS) // max(values.largest, 1)
     return Batches(max(1, min(MOST_IN_A_BATCH, len(samples), most)), channels_last=images)
 
 
-def _convolves_images(node: Node, values: _Values) -> bool:
+def _convolves_images(node: Node, values: _Trial) -> bool:
     return layer_kind(node) is LayerKind.CONVOLUTION and len(values.shapes.get(node.name, ())) == 4
 
 
@@ -240,12 +239,13 @@ def batching_failure(single: GraphModule, samples: list[Inputs], batches: Batche
     batches = replace(batches, size=len(samples))
     if any(isinstance(value, Tensor) and value.dim() == 0 for inputs in samples for value in inputs):
         return "An input has no dimensions."
-    each, batched = _Values(single), _Values(batched_graph(single, batches))
-    expected = [each.run(*inputs) for inputs in samples]
+    expected = [(each := _Trial(single, inputs)).run() for inputs in samples]
+    batched = _Trial(batched_graph(single, batches), batches.of(samples))
     try:
-        found = batched.run(*batches.of(samples))
+        found = batched.run()
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        return f"An operator fails on a batch: {error}"
+        assert batched.current is not None
+        return f"'{batched.current.name}' ({op_name(batched.current)}) fails on a batch: {first_line(error)}"
     for name, shape in each.shapes.items():
         if not shape or batched.shapes[name] != (shape[0] * len(samples), *shape[1:]):
             return (

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule
 from torchao.quantization.pt2e.observer import FixedQParamsObserver
 
 from openneutron.calibration.bare_graph import (
@@ -24,6 +24,8 @@ from openneutron.calibration.bare_graph import (
     observe_weights,
 )
 from openneutron.core.boundary import typed_errors
+from openneutron.core.evaluation import GraphRun
+from openneutron.core.fx import placeholders
 from openneutron.core.parallel import check_jobs, map_in_order, split
 from openneutron.core.progress import progress_bar
 from openneutron.errors import CalibrationError, OpenNeutronError, OptionError
@@ -144,7 +146,7 @@ def _run(module: GraphModule, inputs: Inputs) -> None:
         raise
     except Exception:
         with typed_errors("Running the model on the calibration data", CalibrationError):
-            Interpreter(module).run(*inputs)
+            GraphRun(module, dict(zip(placeholders(module.graph), inputs, strict=True))).run()
         raise
 
 

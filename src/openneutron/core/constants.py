@@ -1,4 +1,4 @@
-"""Reads, evaluates and inserts constants of a graph module."""
+"""Reads and inserts constants of a graph module."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import evaluated, is_pure
+from openneutron.core.fx import is_pure
 
 __all__ = [
     "attribute", "computed_constants", "constant_of", "constant_value", "free_name", "insert_constant", "number_of",
-    "value_of",
 ]  # fmt: skip
 
 
@@ -56,27 +55,6 @@ def computed_constants(module: GraphModule) -> set[Node]:
         if computed or constant_of(module, node) is not None:
             found.add(node)
     return found
-
-
-@torch.no_grad()
-def value_of(module: GraphModule, node: Node) -> torch.Tensor:
-    """Returns the value of a constant, or of a node computed from constants alone."""
-    known: dict[Node, Any] = {}
-    waiting = [node]
-    while waiting:
-        top = waiting[-1]
-        missing = [source for source in top.all_input_nodes if source not in known]
-        if missing:
-            waiting += missing
-            continue
-        if top.op == "get_attr":
-            known[top] = attribute(module, str(top.target))
-        else:
-            known[top] = evaluated(top, known.__getitem__)
-        waiting.pop()
-    value = known[node]
-    assert isinstance(value, torch.Tensor)
-    return value.detach()
 
 
 def free_name(module: torch.nn.Module, name: str) -> str:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import operator
 import re
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.fx import Node, map_arg
+from torch.fx import Node
 
 __all__ = [
     "STATE",
     "UNBATCHED",
     "arguments",
     "draws_random_numbers",
-    "evaluated",
+    "first_operand",
     "is_dequantize",
     "is_library",
     "is_operator",
@@ -25,6 +25,7 @@ __all__ = [
     "is_quantize",
     "is_random",
     "is_state",
+    "is_state_write",
     "iterate_nodes",
     "modules_of",
     "note",
@@ -175,11 +176,11 @@ def arguments(node: Node) -> dict[str, Any]:
     return named
 
 
-def evaluated(node: Node, value_of: Callable[[Node], Any]) -> Any:
-    """Runs the call `node` on the values that `value_of` returns for its input nodes. Returns the result."""
-    assert callable(node.target)
-    args, kwargs = map_arg((node.args, node.kwargs), value_of)
-    return node.target(*args, **kwargs)
+def first_operand(node: Node) -> Node:
+    """Returns the first argument of a call whose first argument is a node."""
+    operand = node.args[0]
+    assert isinstance(operand, Node)
+    return operand
 
 
 def set_argument(node: Node, name: str, value: object) -> None:
@@ -235,6 +236,14 @@ def draws_random_numbers(node: Node) -> bool:
 def is_state(node: Node) -> bool:
     """Whether `node` copies the value that a state had before the call (see `openneutron.model.state`)."""
     return noted(node, STATE) is not None and op_name(node) == "aten.clone.default"
+
+
+def is_state_write(node: Node) -> bool:
+    """Whether `node` writes the next value of a state."""
+    if op_name(node) != "aten.copy_.default":
+        return False
+    store = node.args[0]
+    return isinstance(store, Node) and any(map(is_state, store.users))
 
 
 def is_pure(node: Node) -> bool:

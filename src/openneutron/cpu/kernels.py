@@ -8,7 +8,7 @@ in a small program.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch.fx import Node, map_arg
 from torch.utils._pytree import tree_leaves
 
+from openneutron.core.evaluation import evaluated
 from openneutron.core.fx import is_operator, modules_of, note, noted, op_name, place_of, source_of
 from openneutron.cpu.registry import cause_in, kernel_names, missing_kernels, native_log
 from openneutron.errors import ModelError
@@ -207,7 +208,6 @@ class _Calls(torch.nn.Module):
         given: dict[Node, Any] = dict(zip(self._tensors, values, strict=True))
         results: list[torch.Tensor] = []
         for node in self._nodes:
-            args, kwargs = map_arg((node.args, node.kwargs), given.__getitem__)
-            target: Callable[..., Any] = node.target  # type: ignore[assignment]
-            results += [leaf for leaf in tree_leaves(target(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
+            leaves = tree_leaves(evaluated(node, given.__getitem__))
+            results += [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return tuple(results)

@@ -12,6 +12,7 @@ import numpy as np
 from torch.fx import Node
 
 from openneutron.core.driver import Driver
+from openneutron.core.fx import first_operand
 from openneutron.ir.absorption import absorb_padding
 from openneutron.ir.graph import Array, Graph, Op, QParams, Tensor
 from openneutron.ir.kinds import RESHAPE, TRANSPOSE
@@ -84,8 +85,7 @@ def build(
     for operator in operators:
         operands = {}
         for dequantize in operator.operands:
-            source = dequantize.args[0]
-            assert isinstance(source, Node)  # a dequantize in a cluster reads a node
+            source = first_operand(dequantize)
             operands[dequantize] = values.get(source) or _constant(constant(source), qparams_of(dequantize))
         values[operator.quantize] = operator.lower(operands, ops)
     stored_outputs = []

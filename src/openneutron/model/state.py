@@ -23,13 +23,14 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from openneutron.core.constants import attribute
-from openneutron.core.fx import STATE, is_state, note, op_name, output_node
+from openneutron.core.fx import STATE, first_operand, is_state, is_state_write, note, output_node, placeholders
 from openneutron.errors import ModelError
 from openneutron.model.examples import call_with_leaves
 
 __all__ = [
-    "Stream", "forget_state", "has_state", "hold_state", "initial_states", "is_state_write", "keep_assignments",
-    "next_value", "remember_states", "reset", "run_sample", "samples_of", "states_of", "store_of", "write_of",
+    "Stream", "forget_state", "has_state", "hold_state", "initial_states", "keep_assignments", "next_value",
+    "remember_states", "reset", "run_sample", "sample_nodes", "samples_of", "states_of", "store_of",
+    "write_of",
 ]  # fmt: skip
 
 # Key in a module's `meta`. The value is a dict from buffer names to the initial values of the states.
@@ -105,6 +106,11 @@ def states_of(graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if is_state(node)]
 
 
+def sample_nodes(graph: Graph) -> list[Node]:
+    """Returns the nodes to which a sample gives values: the inputs, then the states."""
+    return [*placeholders(graph), *states_of(graph)]
+
+
 def has_state(module: GraphModule) -> bool:
     """Whether a module has states."""
     return any(map(is_state, module.graph.nodes))
@@ -112,17 +118,7 @@ def has_state(module: GraphModule) -> bool:
 
 def store_of(state: Node) -> Node:
     """Returns the get_attr node of the buffer that stores a state."""
-    store = state.args[0]
-    assert isinstance(store, Node)
-    return store
-
-
-def is_state_write(node: Node) -> bool:
-    """Whether `node` writes the next value of a state."""
-    if node.op != "call_function" or op_name(node) != "aten.copy_.default":
-        return False
-    store = node.args[0]
-    return isinstance(store, Node) and any(map(is_state, store.users))
+    return first_operand(state)
 
 
 def write_of(state: Node) -> Node:
@@ -164,8 +160,7 @@ def remember_states(module: GraphModule) -> None:
 
 def forget_state(module: GraphModule, write: Node) -> None:
     """Erases `write`, which writes the next value of a state, and the initial value that `reset` would restore."""
-    store = write.args[0]
-    assert isinstance(store, Node)
+    store = first_operand(write)
     initial_states(module).pop(str(store.target), None)
     module.graph.erase_node(write)
 

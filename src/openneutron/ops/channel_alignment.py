@@ -11,12 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import torch
 from torch.fx import Graph, Node, map_arg
 
+from openneutron.core.evaluation import inferred
 from openneutron.core.fx import shape_of
 from openneutron.ir.cost import cpu_cycles, cycles_of
 from openneutron.ir.graph import Layout, Op, QParams, Tensor
@@ -99,16 +98,8 @@ def _call_on_stand_ins(instance: OpInstance, dimensions: PaddedDimensions) -> tu
         map_arg(node.kwargs, stand_ins.__getitem__),
         name=node.name,
     )
-    call.meta = {**node.meta, "val": _evaluate(node.target, call)}
+    call.meta = {**node.meta, "val": inferred(call)}
     return stand_ins, call
-
-
-def _evaluate(target: Any, call: Node) -> torch.Tensor:
-    def value(operand: Node) -> Any:
-        return operand.meta["val"]
-
-    result: torch.Tensor = target(*map_arg(call.args, value), **map_arg(call.kwargs, value))
-    return result
 
 
 def _aligned_shape(instance: OpInstance, shape: Sequence[int], dims: Sequence[int]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from openneutron.core.constants import insert_constant
+from openneutron.core.evaluation import evaluated, inferred
 from openneutron.core.fx import iterate_nodes, note_replaced, op_name, source_of
 from openneutron.errors import ModelError
 from openneutron.ops.facts import UNKNOWN, Facts
@@ -67,7 +68,7 @@ class Rewriting:
             written = node.graph.call_function(target, args, kwargs)
         written.meta = {key: node.meta[key] for key in _PROVENANCE if key in node.meta}
         note_replaced(written, op_name(node))
-        written.meta["val"] = target(*map_arg(args, _value), **map_arg(kwargs, _value))
+        written.meta["val"] = inferred(written)
         return written
 
     def needs_fixed_sizes(self) -> ModelError:
@@ -93,9 +94,7 @@ class Rewriting:
         operands = dict.fromkeys(iterate_nodes(list(self.args.values())))
 
         def compute(*values: torch.Tensor) -> Any:
-            known = dict(zip(operands, values, strict=True))
-            node = self.instance.node
-            return node.target(*map_arg(node.args, known.get), **map_arg(node.kwargs, known.get))  # type: ignore
+            return evaluated(self.instance.node, dict(zip(operands, values, strict=True)).__getitem__)
 
         traced = make_fx(compute)(*map(_value, operands))
         written: dict[Node, Node] = {}

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.fx import Node, map_arg
+from torch.fx import Node
 
+from openneutron.core.evaluation import inferred
 from openneutron.core.fx import shape_of
 
 __all__ = [
@@ -46,12 +47,8 @@ class NodeBuilder:
         with self.before.graph.inserting_before(self.before):
             written = self.before.graph.call_function(target, args, kwargs)
         written.meta = {key: value for key, value in self.origin.meta.items() if key != "val"}
-        written.meta["val"] = target(*map_arg(args, _value), **map_arg(kwargs, _value))
+        written.meta["val"] = inferred(written)
         return written
-
-
-def _value(node: Node) -> Any:
-    return node.meta["val"]
 
 
 def add(builder: Builder, first: Node, second: Operand, *, alpha: float = 1) -> Node:

@@ -13,8 +13,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.fx import Node, map_arg
+from torch.fx import Node
 
+from openneutron.core.evaluation import evaluated
 from openneutron.core.fx import iterate_nodes, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
@@ -76,8 +77,7 @@ def _positions(instance: OpInstance, shape: Sequence[int]) -> torch.Tensor:
     def value_of(node: Node) -> Any:
         return positions if node is source else instance.constant_of(node)
 
-    args, kwargs = map_arg((instance.node.args, instance.node.kwargs), value_of)
-    found = instance.node.target(*args, **kwargs)  # type: ignore[operator]
+    found = evaluated(instance.node, value_of)
     assert isinstance(found, torch.Tensor)
     return found
 

@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.fx import (
+    first_operand,
     is_dequantize,
     is_operator,
     is_quantize,
@@ -348,8 +349,7 @@ class _ClusterSearch:
 
     def _tensor(self, operand: Node, qparams: QParams) -> Tensor:
         """Returns the IR tensor that a dequantize node reads."""
-        source = operand.args[0]
-        assert isinstance(source, Node)
+        source = first_operand(operand)
         data = self.constants.array(source)
         dtype = np.dtype(np.int8) if data is None else data.dtype
         return Tensor(tuple(operand.meta["val"].shape), dtype, qparams, data)

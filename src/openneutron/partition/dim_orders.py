@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from openneutron.core.fx import is_dequantize, is_quantize
+from openneutron.core.fx import first_operand, is_dequantize, is_quantize
 from openneutron.partition.clusters import Constants
 from openneutron.partition.scheduling import Partition
 
@@ -52,8 +52,7 @@ def assign_dim_orders(program: ExportedProgram, partitions: Sequence[Partition])
         elif node.op == "placeholder" and node not in constants and not constants.is_written(node):
             values[node] = _unambiguous(_in_delegate_order(value)) if isinstance(value, torch.Tensor) else value
         elif is_quantize(node) or is_dequantize(node):
-            source = node.args[0]
-            assert isinstance(source, Node)
+            source = first_operand(node)
             values[node] = _restrided(value, values[source].stride())
         else:
             values[node] = _in_nchw(value)

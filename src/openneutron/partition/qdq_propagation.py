@@ -16,7 +16,15 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
 from openneutron.compile_spec import CompileOptions
-from openneutron.core.fx import is_dequantize, is_operator, is_quantize, iterate_nodes, op_name, output_node
+from openneutron.core.fx import (
+    first_operand,
+    is_dequantize,
+    is_operator,
+    is_quantize,
+    iterate_nodes,
+    op_name,
+    output_node,
+)
 from openneutron.ops import OPERATORS, is_op
 from openneutron.ops.op_instance import OpInstance
 from openneutron.partition.clusters import Cluster, Constants, is_int8
@@ -50,8 +58,7 @@ class Propagated:
             return self
         graph = self.program.graph
         for dequantize in unused:
-            quantize = dequantize.args[0]
-            assert isinstance(quantize, Node)
+            quantize = first_operand(dequantize)
             dequantize.replace_all_uses_with(quantize.args[0])  # type: ignore[arg-type]
             graph.erase_node(dequantize)
             if not quantize.users:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from openneutron.core.fx import is_dequantize
+from openneutron.core.fx import first_operand, is_dequantize
 from openneutron.partition.clusters import Cluster, Clusters, Constants
 from openneutron.targets import NeutronTarget
 
@@ -106,7 +106,7 @@ def _earliest_steps(program: ExportedProgram, by_node: Mapping[Node, Cluster]) -
             latest = max((steps[source] for source in node.all_input_nodes), default=_FIRST)
             steps[node] = latest.on(Processor.CPU)
             continue
-        latest = max((steps[_source(operand)] for operand in cluster.operands), default=_FIRST)
+        latest = max((steps[first_operand(operand)] for operand in cluster.operands), default=_FIRST)
         step = latest.on(Processor.NPU) if cluster.spec.is_compute else latest
         steps.update(dict.fromkeys((*cluster.operators, cluster.quantize), step))
     return steps
@@ -138,16 +138,10 @@ def _defer_moves(program: ExportedProgram, by_node: Mapping[Node, Cluster], step
             steps[node] = steps[cluster.quantize] = following
 
 
-def _source(dequantize: Node) -> Node:
-    source = dequantize.args[0]
-    assert isinstance(source, Node)
-    return source
-
-
 def _partition(constants: Constants, clusters: tuple[Cluster, ...]) -> Partition:
     computed = {cluster.quantize for cluster in clusters}
     inside = {operator for cluster in clusters for operator in cluster.operators}
-    sources = (_source(operand) for cluster in clusters for operand in cluster.operands)
+    sources = (first_operand(operand) for cluster in clusters for operand in cluster.operands)
     inputs = dict.fromkeys(source for source in sources if source not in computed and source not in constants)
     outputs = [cluster.quantize for cluster in clusters if _is_read_outside(cluster.quantize, inside)]
     return Partition(clusters, tuple(inputs), tuple(outputs))

@@ -11,9 +11,8 @@ from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 from torch.utils._pytree import tree_leaves
 
 from openneutron.core.constants import attribute
-from openneutron.core.fx import arguments, draws_random_numbers, op_name, output_node, source_of
+from openneutron.core.fx import arguments, draws_random_numbers, is_state_write, op_name, output_node, source_of
 from openneutron.errors import ModelError
-from openneutron.model.state import is_state_write
 from openneutron.ops.declared import facts_of, is_op
 from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.passes.remove_batch_counts import counts_batches

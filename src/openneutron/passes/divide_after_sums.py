@@ -12,7 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_of
-from openneutron.core.fx import arguments, shape_of
+from openneutron.core.fx import arguments, first_operand, shape_of
 from openneutron.ops.attention import WIDE_SOFTMAX, mark_difference_of_scores
 from openneutron.ops.declared import is_op, is_view
 from openneutron.ops.decomposition import Rewriting
@@ -139,8 +139,7 @@ def _sum_of_product(module: GraphModule, value: Node, product: Node, leading: in
 
 def _divide_after(module: GraphModule, target: NeutronTarget, softmax: Node, sums: list[_WeightedSum]) -> None:
     before = Rewriting(module, OpInstance(softmax, target))
-    scores = softmax.args[0]
-    assert isinstance(scores, Node)
+    scores = first_operand(softmax)
     differences = sub(before, scores, amax(before, scores, [-1]))
     mark_difference_of_scores(differences)
     numerators = exp(before, differences)

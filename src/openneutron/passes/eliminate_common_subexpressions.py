@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.model.state import is_state_write
+from openneutron.core.fx import is_state_write
 from openneutron.passes.functionalize import writes_memory
 
 __all__ = ["eliminate_common_subexpressions"]

@@ -7,8 +7,8 @@ import operator
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import is_state
-from openneutron.model.state import forget_state, is_state_write, store_of
+from openneutron.core.fx import is_state, is_state_write
+from openneutron.model.state import forget_state, store_of
 from openneutron.ops.declared import is_op
 from openneutron.passes.functionalize import writes_memory
 

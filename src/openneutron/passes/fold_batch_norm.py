@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_of, insert_constant
-from openneutron.core.fx import arguments, note_replaced, op_name, shape_of
+from openneutron.core.fx import arguments, first_operand, note_replaced, op_name, shape_of
 from openneutron.ops.convolution import CONVOLUTIONS
 from openneutron.ops.declared import is_op, layer_kind
 from openneutron.ops.facts import LayerKind
@@ -164,8 +164,7 @@ def _fold(module: GraphModule, node: Node, scale_and_shift: Affine, *, training:
 
 def _as_arithmetic(module: GraphModule, node: Node, scale_and_shift: Affine, *, training: bool) -> None:
     per_channel = (1, -1, *[1] * (len(shape_of(node)) - 2))
-    value = node.args[0]
-    assert isinstance(value, Node)
+    value = first_operand(node)
     for role, write in (("scale", mul), ("shift", add)):
         operand = getattr(scale_and_shift, role).reshape(per_channel)
         constant = insert_constant(module, node, operand, role, trainable=training)

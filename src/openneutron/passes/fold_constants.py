@@ -10,7 +10,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import attribute, constant_of, insert_constant
-from openneutron.core.fx import evaluated, is_pure, shape_of
+from openneutron.core.evaluation import evaluated
+from openneutron.core.fx import is_pure, shape_of
 from openneutron.ops.declared import facts_of, is_op
 
 __all__ = ["fold_constants"]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
-from openneutron.core.fx import note_replaced, op_name, shape_of
-from openneutron.model.state import is_state_write
+from openneutron.core.evaluation import inferred
+from openneutron.core.fx import is_state_write, note_replaced, op_name, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.graph_builder import NodeBuilder, convert, expand, reshape, zeros_like
 from openneutron.passes.write_back import can_be_written_back, write_back
@@ -181,7 +181,7 @@ def _shares_memory(node: Node) -> bool:
     read = [source.meta.get("val") for source in node.all_input_nodes]
     if node.target is operator.getitem or any(value is None for value in read) or not isinstance(read[0], torch.Tensor):
         return True
-    result = _computed(node)
+    result = inferred(node)
     storages = [value.untyped_storage()._cdata for value in (result if isinstance(result, (list, tuple)) else [result])]
     return read[0].untyped_storage()._cdata in storages
 
@@ -195,16 +195,10 @@ def _is_same_view(node: Node, source: Node) -> bool:
     other = source.meta.get("val")
     if not isinstance(other, torch.Tensor) or any(read.meta.get("val") is None for read in node.all_input_nodes):
         return False
-    value = _computed(node)
+    value = inferred(node)
     if not isinstance(value, torch.Tensor):
         return False
     return (value.dtype, value.shape, value.stride()) == (other.dtype, other.shape, other.stride())
-
-
-def _computed(node: Node) -> Any:
-    """Computes the output of `node` from the metadata of its operands."""
-    args, kwargs = map_arg((node.args, node.kwargs), lambda read: read.meta["val"])
-    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _out_of_place_form(node: Node) -> torch._ops.OpOverload | None:

@@ -6,9 +6,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import attribute
-from openneutron.core.fx import is_state, op_name, source_of
+from openneutron.core.fx import is_state, is_state_write, op_name, source_of
 from openneutron.errors import ModelError
-from openneutron.model.state import hold_state, is_state_write, next_value, remember_states
+from openneutron.model.state import hold_state, next_value, remember_states
 from openneutron.ops.graph_builder import detach
 from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.passes.remove_batch_counts import BATCH_COUNT

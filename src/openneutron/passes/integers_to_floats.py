@@ -12,7 +12,8 @@ import torch
 from torch.fx import GraphModule, Node, map_arg
 
 from openneutron.core.constants import constant_of, number_of
-from openneutron.core.fx import arguments, evaluated, set_argument
+from openneutron.core.evaluation import evaluated
+from openneutron.core.fx import arguments, set_argument
 from openneutron.ops.comparisons import chooses_by_a_comparison
 from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Rewriting

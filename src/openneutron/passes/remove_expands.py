@@ -6,7 +6,7 @@ import math
 
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import op_name, shape_of
+from openneutron.core.fx import first_operand, op_name, shape_of
 from openneutron.ops import OPERATORS
 from openneutron.ops.declared import is_op
 from openneutron.ops.elementwise import has_one_full_operand
@@ -28,8 +28,7 @@ def remove_expands(module: GraphModule) -> bool:
 
 
 def _bypass(expand: Node) -> bool:
-    source = expand.args[0]
-    assert isinstance(source, Node)  # the input of an expand is a tensor
+    source = first_operand(expand)
     readers = [reader for reader in expand.users if _broadcasts(reader, expand)]
     for reader in readers:
         reader.replace_input_with(expand, source)

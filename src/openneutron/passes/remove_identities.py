@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import arguments, is_state, iterate_nodes, op_name, shape_of
-from openneutron.model.state import is_state_write
+from openneutron.core.fx import arguments, first_operand, is_state, is_state_write, iterate_nodes, op_name, shape_of
 from openneutron.ops import OPERATORS
 from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.graph_builder import replace_with_reshape
@@ -78,8 +77,7 @@ def _is_reshape(node: Node) -> bool:
 
 def _merge_reshapes(node: Node) -> bool:
     """Applies rule 5: `node` becomes a reshape of the input of the first of the preceding reshapes."""
-    first = node.args[0]
-    assert isinstance(first, Node)  # the input of a reshape is a tensor
+    first = first_operand(node)
     source = first.args[0] if _is_reshape(first) else None
     if not isinstance(source, Node):
         return False

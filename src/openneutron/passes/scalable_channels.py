@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import arguments, evaluated, is_operator, iterate_nodes, op_name, shape_of
+from openneutron.core.evaluation import evaluated
+from openneutron.core.fx import arguments, is_operator, iterate_nodes, op_name, shape_of
 from openneutron.core.unions import find_root
 from openneutron.ops import OPERATORS
 from openneutron.ops.declared import facts_of, is_op, layer_kind

@@ -14,7 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import attribute, constant_value, insert_constant, number_of
-from openneutron.core.fx import arguments, set_argument, shape_of
+from openneutron.core.fx import arguments, first_operand, set_argument, shape_of
 from openneutron.ops.declared import is_op, is_view, overload_of
 from openneutron.ops.functions import is_quotient
 from openneutron.ops.graph_builder import NodeBuilder, mul
@@ -93,8 +93,7 @@ def _move(module: GraphModule, scaling: Node, mask: Node, factor: float) -> bool
             set_argument(mask, name, float(constant))
     if is_op(mask, "masked_fill") and isinstance(scaled["value"], float):
         mask.target = overload_of("masked_fill")  # the one that takes a number
-    source = scaling.args[0]
-    assert isinstance(source, Node)
+    source = first_operand(scaling)
     scaling.replace_all_uses_with(source)
     module.graph.erase_node(scaling)
     return True

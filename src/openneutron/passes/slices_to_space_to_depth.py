@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import arguments, iterate_nodes, shape_of
+from openneutron.core.fx import arguments, first_operand, iterate_nodes, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.graph_builder import permute, reshape
@@ -56,8 +56,7 @@ def _sliced(node: Node) -> tuple[Node, Phase]:
     """Returns the source of a strided slice and its phase in each sliced dimension, or `node` and an empty phase."""
     phase: Phase = {}
     while is_op(node, "slice"):
-        source = node.args[0]
-        assert isinstance(source, Node)  # the input of a slice is a tensor
+        source = first_operand(node)
         dim = int(arguments(node)["dim"]) % len(shape_of(source))
         size = shape_of(source)[dim]
         indices = read_indices(node, size)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from openneutron.core.fx import arguments, shape_of
+from openneutron.core.fx import arguments, first_operand, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.graph_builder import NodeBuilder, permute, reshape, select_scatter, slice_scatter
 from openneutron.ops.shapes import permutation
@@ -18,7 +18,7 @@ __all__ = ["can_be_written_back", "write_back"]
 def can_be_written_back(view: Node) -> bool:
     """Returns whether `write_back` handles this view. A getitem is represented by its multi-output operator."""
     if view.target is operator.getitem:
-        split = _split(view)
+        split = first_operand(view)
         return is_op(split, "split", "unbind") and "dim" in arguments(split)
     return is_op(view, "reshape", "permute", "slice", "select")
 
@@ -49,14 +49,8 @@ def _sizes(value: Node) -> list[Any]:
     return [-1 if free == 1 and not isinstance(size, int) else size for size in sizes]
 
 
-def _split(item: Node) -> Node:
-    split = item.args[0]
-    assert isinstance(split, Node)
-    return split
-
-
 def _into_parts(item: Node, source: Node, written: Node, builder: NodeBuilder) -> Node:
-    split, index = _split(item), int(item.args[1])  # type: ignore[arg-type]
+    split, index = first_operand(item), int(item.args[1])  # type: ignore[arg-type]
     dim = int(arguments(split)["dim"])
     if is_op(split, "unbind"):
         return select_scatter(builder, source, written, dim, index)

@@ -18,7 +18,8 @@ import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize, ObserverBase
 
-from openneutron.core.constants import constant_of, value_of
+from openneutron.core.constants import constant_of
+from openneutron.core.evaluation import value_of
 from openneutron.core.fx import arguments, placeholders, shape_of
 from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind

@@ -14,18 +14,11 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron import passes
 from openneutron.core.boundary import typed_errors
-from openneutron.core.constants import computed_constants, constant_value, value_of
-from openneutron.core.fx import (
-    is_operator,
-    is_state,
-    op_name,
-    place_of,
-    shape_of,
-    source_of,
-)
+from openneutron.core.constants import computed_constants, constant_value
+from openneutron.core.evaluation import value_of
+from openneutron.core.fx import is_operator, is_state, is_state_write, op_name, place_of, shape_of, source_of
 from openneutron.cpu.kernels import check_cpu_kernels
 from openneutron.errors import ModelError, OptionError
-from openneutron.model.state import is_state_write
 from openneutron.ops import OPERATORS, OpSpec
 from openneutron.ops.attention import WIDE_SOFTMAX
 from openneutron.ops.declared import is_op

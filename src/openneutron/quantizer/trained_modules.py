@@ -15,7 +15,8 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import FakeQuantize, ObserverBase
 from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
-from openneutron.core.constants import insert_constant, value_of
+from openneutron.core.constants import insert_constant
+from openneutron.core.evaluation import value_of
 from openneutron.core.fx import arguments, op_name, set_argument
 from openneutron.ops import OPERATORS
 from openneutron.passes.fold_batch_norm import affine, is_transposed, scale_of_weight

@@ -8,27 +8,26 @@ take quadratic time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node, map_arg
+from torch.fx import GraphModule, Node
 
-from openneutron.core.constants import value_of
-from openneutron.core.fx import arguments, is_dequantize, is_quantize, op_name, output_node, placeholders
+from openneutron.core.evaluation import GraphRun, last_uses, run_node, value_of
+from openneutron.core.fx import arguments, first_operand, is_dequantize, is_quantize, op_name
 from openneutron.core.progress import progress_bar
 from openneutron.errors import ModelError
-from openneutron.model.state import is_state_write, states_of
+from openneutron.model.state import sample_nodes
 from openneutron.recovery.weighted_layers import WeightedLayer, layers_of
 
 __all__ = [
-    "GraphRun",
     "LayerIO",
     "Samples",
+    "SamplesRun",
     "evenly_spaced",
     "fake_quantize",
-    "last_uses",
     "run_layerwise",
     "samples_within_memory",
 ]
@@ -52,73 +51,31 @@ class LayerIO:
     wanted: list[torch.Tensor]
 
 
-class GraphRun:
-    """A run of one graph on all samples. Keeps each value until its last reader has run.
+class SamplesRun(GraphRun):
+    """A run of one graph on all samples. The value of a node is a list with one item for each sample.
 
-    1. States are read from the samples and not written, so samples are independent of each other.
-    2. Constants, and values computed from constants, are read when an operator needs them. They may change until then.
+    Constants, and values computed from constants, are read when an operator needs them. They may change until then.
     """
 
     def __init__(self, module: GraphModule, samples: Samples) -> None:
-        self.module, self.samples = module, samples
-        self.values: dict[Node, list[Any]] = {}
-        self.last = last_uses(module.graph)
-        inputs = [*placeholders(module.graph), *states_of(module.graph)]
-        self.inputs = {node: index for index, node in enumerate(inputs)}
-        self.varying = set(self.inputs)
-        self.coming = iter(module.graph.nodes)
-        self.current: Node | None = None
-
-    def advance(self) -> None:
-        """Computes the next node for all samples. Drops the values whose last reader was the previous node."""
-        for value in self.last.get(self.current, ()) if self.current else ():
-            self.values.pop(value, None)
-        node = self.current = next(self.coming)
-        if node in self.inputs:
-            self.values[node] = [sample[self.inputs[node]] for sample in self.samples]
-        elif is_state_write(node):
-            return
-        elif node.op == "call_function" and not self.varying.isdisjoint(node.all_input_nodes):
-            self.varying.add(node)
-            self.values[node] = self._computed(node)
-
-    def run_until(self, node: Node) -> None:
-        """Computes all nodes up to `node`, and keeps the operands of `node`."""
-        while self.current is not node:
-            self.advance()
-
-    @property
-    def results(self) -> list[Any]:
-        """The outputs of the graph for each sample."""
-        output = output_node(self.module.graph)
-        return [args[0] for args, _ in self._arguments(output)]
+        inputs = enumerate(sample_nodes(module.graph))
+        given = {node: [sample[index] for sample in samples] for index, node in inputs}
+        super().__init__(module, given, only_dependents=True)
+        self.samples = samples
 
     def of_samples(self, node: Node) -> list[Any]:
         """Returns the values of `node` for all samples."""
-        if node in self.values:
-            return self.values[node]
-        return [value_of(self.module, node)] * len(self.samples)
+        return self.values[node] if node in self.values else [value_of(self.module, node)] * len(self.samples)
 
-    def _computed(self, node: Node) -> list[Any]:
+    def compute(self, node: Node) -> list[Any]:
+        """Computes `node` for all samples. Values are rounded where they are dequantized, and not where quantized."""
         if is_quantize(node):
-            return self.of_samples(_operand(node))  # dequantize rounds
+            return self.of_samples(first_operand(node))
         if is_dequantize(node):
-            return [fake_quantize(node, value) for value in self.of_samples(_operand(node))]
-        assert callable(node.target)
-        return [node.target(*args, **kwargs) for args, kwargs in self._arguments(node)]
-
-    def _arguments(self, node: Node) -> Iterator[tuple[Any, Any]]:
-        """Returns the arguments and keyword arguments of `node` for each sample."""
+            return [fake_quantize(node, value) for value in self.of_samples(first_operand(node))]
         operands = {operand: self.of_samples(operand) for operand in node.all_input_nodes}
-        for index in range(len(self.samples)):
-            values = {operand: found[index] for operand, found in operands.items()}
-            yield map_arg(node.args, values.__getitem__), map_arg(node.kwargs, values.__getitem__)
-
-
-def _operand(node: Node) -> Node:
-    operand = node.args[0]
-    assert isinstance(operand, Node)
-    return operand
+        rows = ({operand: found[index] for operand, found in operands.items()} for index in range(len(self.samples)))
+        return [run_node(self.module, node, row.__getitem__) for row in rows]
 
 
 def fake_quantize(dequantize: Node, value: torch.Tensor) -> torch.Tensor:
@@ -126,18 +83,6 @@ def fake_quantize(dequantize: Node, value: torch.Tensor) -> torch.Tensor:
     args = arguments(dequantize)
     limits = int(args["quant_min"]), int(args["quant_max"])
     return torch.fake_quantize_per_tensor_affine(value, float(args["scale"]), int(args["zero_point"]), *limits)
-
-
-def last_uses(graph: Graph) -> dict[Node, list[Node]]:
-    """Returns, for each node, the operands that no later node reads."""
-    found: dict[Node, list[Node]] = {}
-    read: set[Node] = set()
-    for node in reversed(graph.nodes):
-        for value in node.all_input_nodes:
-            if value not in read:
-                read.add(value)
-                found.setdefault(node, []).append(value)
-    return found
 
 
 def samples_within_memory(reference: GraphModule, samples: Samples, memory: int = MEMORY) -> Samples:
@@ -178,7 +123,7 @@ def run_layerwise(
     outputs of each graph for each sample. `progress` shows a progress bar; None shows it if stderr is a terminal.
     Linear in nodes and samples. Raises `ModelError` if the graphs are not of the same model.
     """
-    real, quantized = GraphRun(reference, samples), GraphRun(converted, samples)
+    real, quantized = SamplesRun(reference, samples), SamplesRun(converted, samples)
     reference_nodes = {node.name: node for node in reference.graph.nodes}
     layers = {layer.node: layer for layer in layers_of(converted)}
     with progress_bar("Recovering layers", len(layers), progress) as advance:
@@ -189,8 +134,7 @@ def run_layerwise(
                 visit(layers[node], _layer_io(real, quantized, layers[node], reference_node))
                 advance(1)
             quantized.advance()
-    real.run_until(output_node(reference.graph))
-    return real.results, quantized.results
+    return real.run(), quantized.run()
 
 
 def _reference_of(reference_nodes: Mapping[str, Node], node: Node) -> Node:
@@ -205,7 +149,7 @@ def _reference_of(reference_nodes: Mapping[str, Node], node: Node) -> Node:
     return reference_node
 
 
-def _layer_io(real: GraphRun, quantized: GraphRun, layer: WeightedLayer, reference_node: Node) -> LayerIO:
+def _layer_io(real: SamplesRun, quantized: SamplesRun, layer: WeightedLayer, reference_node: Node) -> LayerIO:
     args, own = arguments(reference_node), arguments(layer.node)["input"]
     weight = value_of(real.module, args["weight"])
     return LayerIO(weight, quantized.of_samples(own), real.of_samples(args["input"]), real.of_samples(reference_node))

@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import attribute
-from openneutron.core.fx import arguments, is_dequantize, set_argument
+from openneutron.core.fx import arguments, first_operand, is_dequantize, set_argument
 from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
 
@@ -138,8 +138,7 @@ def _is_own(module: GraphModule, dequantize: Any) -> bool:
 
 
 def _codes(module: GraphModule, dequantize: Node) -> torch.Tensor:
-    source = dequantize.args[0]
-    assert isinstance(source, Node)
+    source = first_operand(dequantize)
     codes = attribute(module, str(source.target))
     assert isinstance(codes, torch.Tensor)
     return codes

@@ -1,0 +1,136 @@
+"""Evaluates torch.fx graphs: one node, one value with everything that it depends on, or all nodes in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node, map_arg
+
+from openneutron.core.constants import attribute
+from openneutron.core.fx import is_state_write, output_node
+
+__all__ = ["GraphRun", "computed_from", "evaluated", "inferred", "last_uses", "run_node", "value_of"]
+
+
+def evaluated(node: Node, value_of: Callable[[Node], Any]) -> Any:
+    """Runs the call `node` on the values that `value_of` returns for its input nodes. Returns the result."""
+    assert callable(node.target)
+    args, kwargs = map_arg((node.args, node.kwargs), value_of)
+    return node.target(*args, **kwargs)
+
+
+def inferred(node: Node) -> Any:
+    """Runs the call `node` on the metadata of its input nodes: fake tensors or example values."""
+    return evaluated(node, lambda read: read.meta["val"])
+
+
+def run_node(module: GraphModule, node: Node, value_of: Callable[[Node], Any]) -> Any:
+    """Computes the value of a node of any kind except placeholders. `value_of` returns the values of its operands."""
+    if node.op == "get_attr":
+        return attribute(module, str(node.target))
+    if node.op == "call_function":
+        return evaluated(node, value_of)
+    args, kwargs = map_arg((node.args, node.kwargs), value_of)
+    return args[0] if node.op == "output" else module.get_submodule(str(node.target))(*args, **kwargs)
+
+
+@torch.no_grad()
+def computed_from(known: MutableMapping[Node, Any], module: GraphModule, node: Node) -> Any:
+    """Computes `node` from constants and from the values in `known`, and adds each value that it computes to `known`.
+
+    Computes only the nodes on which `node` depends.
+    """
+    waiting = [node]
+    while waiting:
+        top = waiting[-1]
+        missing = [source for source in top.all_input_nodes if source not in known]
+        if missing and top not in known:
+            waiting += missing
+            continue
+        if top not in known:
+            known[top] = run_node(module, top, known.__getitem__)
+        waiting.pop()
+    return known[node]
+
+
+def value_of(module: GraphModule, node: Node) -> torch.Tensor:
+    """Returns the value of a constant, or of a node computed from constants alone."""
+    value = computed_from({}, module, node)
+    assert isinstance(value, torch.Tensor)
+    return value.detach()
+
+
+def last_uses(graph: Graph) -> dict[Node, list[Node]]:
+    """Returns, for each node, the operands that no later node reads."""
+    found: dict[Node, list[Node]] = {}
+    read: set[Node] = set()
+    for node in reversed(graph.nodes):
+        for value in node.all_input_nodes:
+            if value not in read:
+                read.add(value)
+                found.setdefault(node, []).append(value)
+    return found
+
+
+class GraphRun:
+    """Runs the nodes of a graph module in order. A subclass may override `compute` and `operand`.
+
+    1. A node in `given` has the given value, and is not computed.
+    2. Writes of states are skipped, so runs do not change the buffers of the module.
+    3. A value is dropped after its last reader has run, unless `keeps_values` is True. The operands of the current node
+       remain until the next `advance`.
+    4. With `only_dependents`, nodes that depend on no node in `given` are not computed in order, but whenever an
+       operator reads them, so they may change until then.
+
+    `torch.fx.Interpreter` cannot replace this class, because it runs a graph as a whole. Recovery runs two graphs side
+    by side, one `advance` at a time.
+    """
+
+    def __init__(
+        self,
+        module: GraphModule,
+        given: Mapping[Node, Any],
+        *,
+        keeps_values: bool = False,
+        only_dependents: bool = False,
+    ) -> None:
+        self.module = module
+        self.values: dict[Node, Any] = dict(given)
+        self.only_dependents = only_dependents
+        self.current: Node | None = None
+        self._coming = iter(module.graph.nodes)
+        self._last_uses = {} if keeps_values else last_uses(module.graph)
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Computes the next node. Drops the values whose last reader was the previous node."""
+        for value in self._last_uses.get(self.current, ()) if self.current else ():
+            self.values.pop(value, None)
+        node = self.current = next(self._coming)
+        if node not in self.values and not is_state_write(node) and self._is_needed(node):
+            self.values[node] = self.compute(node)
+
+    def run(self) -> Any:
+        """Computes the remaining nodes, and returns the value of the output node."""
+        output = output_node(self.module.graph)
+        self.run_until(output)
+        return self.values[output]
+
+    def run_until(self, node: Node) -> None:
+        """Computes all nodes up to `node`, and keeps the operands of `node`."""
+        while self.current is not node:
+            self.advance()
+
+    def compute(self, node: Node) -> Any:
+        """Returns the value of `node`."""
+        return run_node(self.module, node, self.operand)
+
+    def operand(self, node: Node) -> Any:
+        """Returns the value of an operand of the current node."""
+        return self.values[node] if node in self.values else value_of(self.module, node)
+
+    def _is_needed(self, node: Node) -> bool:
+        depends = not self.values.keys().isdisjoint(node.all_input_nodes)
+        return depends or node.op == "output" or not self.only_dependents
