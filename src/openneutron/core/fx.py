@@ -1,4 +1,4 @@
-"""Functions that inspect torch.fx nodes, and notes on nodes that survive export and conversion."""
+"""Functions that inspect and change torch.fx nodes, and notes on nodes that survive export and conversion."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 __all__ = [
     "STATE",
     "UNBATCHED",
     "arguments",
     "draws_random_numbers",
+    "finish_rewrite",
     "first_operand",
     "is_dequantize",
     "is_library",
@@ -263,3 +264,14 @@ def output_node(graph: torch.fx.Graph) -> Node:
     """Returns the output node of a graph."""
     found: Node = next(node for node in reversed(graph.nodes) if node.op == "output")
     return found
+
+
+def finish_rewrite(module: GraphModule, *, changed: bool) -> bool:
+    """Ends a pass that `changed` the graph: removes operators without readers, and regenerates the module's code.
+
+    Does nothing for a graph that did not change. Returns `changed`.
+    """
+    if changed:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return changed

@@ -1,12 +1,16 @@
-"""Roundings to multiples of a step, and remainders of a division by a number.
+"""floor, ceil, round, trunc, frac, fmod, remainder, and division with a rounding mode.
 
-A rounding is a requantization to scale 1, at which a tensor can hold only integers. To get floor or ceil instead of the
-nearest integer, nearly 1/2 is subtracted or added before. The sum before the requantization is exact, so for each int8
-code the result equals the float operator's result for the value of the code.
+The NPU rounds when it requantizes. The lowering requantizes the input to an output whose scale is the step (1 for
+floor), so that each code of the output is a multiple of the step. Requantization rounds to the nearest multiple. For
+floor, the lowering subtracts an offset of nearly half a step first; for ceil, it adds the offset. The offset is chosen
+so that each of the 256 codes of the input gives the result that torch computes for the value of this code.
+
+A remainder is the input minus a rounded quotient times the divisor.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Callable
 
@@ -34,8 +38,22 @@ STEPS_OF_A_PERIOD = 8
 # The resolution of TFLite's ADD and SUB, relative to the larger of their input scales.
 _RESOLUTION = 2.0**-16
 
-Rounding = Callable[[Lowering, Tensor, float, QParams], Tensor]
-"""Emits a rounding of a tensor to multiples of a step, with the given output qparams."""
+
+class Rounding(enum.Enum):
+    """The directions of rounding to a multiple of a step."""
+
+    NEAREST = enum.auto()
+    DOWN = enum.auto()
+    UP = enum.auto()
+    TO_ZERO = enum.auto()
+
+
+_IN_NUMPY: dict[Rounding, np.ufunc] = {
+    Rounding.NEAREST: np.rint,
+    Rounding.DOWN: np.floor,
+    Rounding.UP: np.ceil,
+    Rounding.TO_ZERO: np.trunc,
+}
 
 
 def _values(qparams: QParams) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -54,9 +72,11 @@ def _whole_steps(inputs: QParams, step: float) -> QParams | None:
 
 
 def _offset(qparams: QParams, step: float, *, up: bool) -> float:
-    """Returns the offset after which rounding to the nearest multiple of `step` gives the floor, or the ceil with `up`.
+    """Returns the number to subtract before rounding to the nearest multiple of `step`. The result is then the floor.
 
-    It is half a step, minus half of the smallest distance between a code's value and the next multiple.
+    With `up`, returns the number to add, so that the result is the ceil. Both are half a step, minus half of the
+    smallest distance from the value of a code to the next multiple above it (below it with `up`), or minus the
+    resolution of ADD and SUB if that is larger.
     """
     values = _values(qparams) / step * (-1 if up else 1)
     gap = float((np.floor(values) + 1 - values).min()) * step
@@ -64,33 +84,32 @@ def _offset(qparams: QParams, step: float, *, up: bool) -> float:
     return step / 2 - max(gap / 2, least)
 
 
-def _moved(lowering: Lowering, inputs: Tensor, step: float, output: QParams, *, up: bool) -> Tensor:
-    """Emits ADD or SUB of nearly half a step."""
-    offset = _offset(inputs.qparams, step, up=up)
-    half = lowering.number(1, QParams.per_tensor(offset, 0))
-    return lowering.emit(ADD if up else SUB, [inputs, half], lowering.shape, output, fused_activation_function="NONE")
+def _rounded(lowering: Lowering, rounding: Rounding, inputs: Tensor, step: float, output: QParams) -> Tensor:
+    """Emits the rounding of `inputs` to multiples of `step`, with the qparams `output`."""
+    if rounding is Rounding.NEAREST:
+        return _requantized(lowering, inputs, output)
+    if rounding is Rounding.TO_ZERO:
+        return _rounded_to_zero(lowering, inputs, step, output)
+    return _rounded_one_way(lowering, inputs, step, output, up=rounding is Rounding.UP)
 
 
-def _floor(lowering: Lowering, inputs: Tensor, step: float, output: QParams) -> Tensor:
-    return _moved(lowering, inputs, step, output, up=False)
+def _rounded_one_way(lowering: Lowering, inputs: Tensor, step: float, output: QParams, *, up: bool) -> Tensor:
+    """Emits a SUB of the offset for the floor; with `up`, an ADD for the ceil."""
+    offset = lowering.number(1, QParams.per_tensor(_offset(inputs.qparams, step, up=up), 0))
+    return lowering.emit(ADD if up else SUB, [inputs, offset], lowering.shape, output, fused_activation_function="NONE")
 
 
-def _ceil(lowering: Lowering, inputs: Tensor, step: float, output: QParams) -> Tensor:
-    return _moved(lowering, inputs, step, output, up=True)
-
-
-def _nearest(lowering: Lowering, inputs: Tensor, _: float, output: QParams) -> Tensor:
+def _requantized(lowering: Lowering, inputs: Tensor, output: QParams) -> Tensor:
+    """Emits a MUL by one, which rounds `inputs` to the codes of `output`."""
     one = lowering.number(1, QParams.per_tensor(1.0, 0))
     return lowering.emit(MUL, [inputs, one], lowering.shape, output, fused_activation_function="NONE")
 
 
-def _toward_zero(lowering: Lowering, inputs: Tensor, step: float, output: QParams) -> Tensor:
-    """Emits a floor for values >= 0, a ceil for values <= 0, else a SUB of nearly half a step times the sign."""
+def _rounded_to_zero(lowering: Lowering, inputs: Tensor, step: float, output: QParams) -> Tensor:
+    """Emits a floor if no input is negative, a ceil if none is positive, else a SUB of the offset times the sign."""
     (zero_point,) = inputs.qparams.zero_point
-    if zero_point == LOWEST_CODE:
-        return _floor(lowering, inputs, step, output)
-    if zero_point == HIGHEST_CODE:
-        return _ceil(lowering, inputs, step, output)
+    if zero_point in (LOWEST_CODE, HIGHEST_CODE):
+        return _rounded_one_way(lowering, inputs, step, output, up=zero_point == HIGHEST_CODE)
     offset = min(_offset(inputs.qparams, step, up=up) for up in (False, True))
     codes = lowering.number(1, QParams.per_tensor(1 / inputs.qparams.scale[0], 0))
     sign = lowering.emit(MUL, [inputs, codes], lowering.shape, SIGN_QPARAMS, fused_activation_function="RELU_N1_TO_1")
@@ -101,12 +120,9 @@ def _toward_zero(lowering: Lowering, inputs: Tensor, step: float, output: QParam
     return lowering.emit(SUB, [inputs, half], lowering.shape, output, fused_activation_function="NONE")
 
 
-def _has_multiples(qparams: QParams, period: float, rounding: Rounding) -> bool:
-    """Whether the remainder of at least one int8 value differs from the value: its rounded quotient is not 0."""
-    quotients = _values(qparams) / period
-    if rounding is _floor:
-        return bool(np.floor(quotients).any())
-    return bool((np.ceil(quotients) if rounding is _ceil else np.trunc(quotients)).any())
+def _has_multiples(qparams: QParams, step: float, rounding: Rounding) -> bool:
+    """Whether the value of at least one int8 code is rounded to a multiple of `step` other than 0."""
+    return bool(_IN_NUMPY[rounding](_values(qparams) / step).any())
 
 
 def _lower_rounding(rounding: Rounding) -> Callable[[Lowering], Tensor]:
@@ -119,8 +135,8 @@ def _lower_rounding(rounding: Rounding) -> Callable[[Lowering], Tensor]:
         inputs, step = lowering.tensor("self"), _step(lowering.instance)
         whole = _whole_steps(inputs.qparams, step)
         if whole is None or whole == lowering.output:
-            return rounding(lowering, inputs, step, lowering.output)
-        return _nearest(lowering, rounding(lowering, inputs, step, whole), step, lowering.output)
+            return _rounded(lowering, rounding, inputs, step, lowering.output)
+        return _requantized(lowering, _rounded(lowering, rounding, inputs, step, whole), lowering.output)
 
     return lower
 
@@ -140,14 +156,14 @@ def _lower_remainder(lowering: Lowering) -> Tensor:
     """Emits input - divisor * floor(input / divisor); for frac and fmod, trunc instead of floor."""
     inputs, divisor = lowering.tensor("self"), _divisor(lowering.instance)
     period = abs(divisor)
-    rounding = _toward_zero
+    rounding = Rounding.TO_ZERO
     if op_name(lowering.instance.node).startswith("aten.remainder"):
-        rounding = _ceil if divisor < 0 else _floor
+        rounding = Rounding.UP if divisor < 0 else Rounding.DOWN
     if not _has_multiples(inputs.qparams, period, rounding):
-        return _nearest(lowering, inputs, period, lowering.output)
+        return _requantized(lowering, inputs, lowering.output)
     whole = _whole_steps(inputs.qparams, period)
     assert whole is not None  # has_fine_steps holds
-    multiples = rounding(lowering, inputs, period, whole)
+    multiples = _rounded(lowering, rounding, inputs, period, whole)
     return lowering.emit(SUB, [inputs, multiples], lowering.shape, fused_activation_function="NONE")
 
 
@@ -211,14 +227,14 @@ def _remainder(name: str, targets: tuple[str, ...], becomes: str) -> OpSpec:
 
 SPECS = (
     _rounding(
-        "round", _nearest, ("aten.round.default", "aten.round.decimals"), "MUL by one",
+        "round", Rounding.NEAREST, ("aten.round.default", "aten.round.decimals"), "MUL by one",
         "A value halfway between two integers is rounded away from zero; torch rounds it to the even integer. With "
         f"`decimals`, the step is 10^-decimals instead of 1. {_COARSE}",
     ),
-    _rounding("floor", _floor, ("aten.floor.default",), "SUB of 1/2", _COARSE),
-    _rounding("ceil", _ceil, ("aten.ceil.default",), "ADD of 1/2", _COARSE),
+    _rounding("floor", Rounding.DOWN, ("aten.floor.default",), "SUB of 1/2", _COARSE),
+    _rounding("ceil", Rounding.UP, ("aten.ceil.default",), "ADD of 1/2", _COARSE),
     _rounding(
-        "trunc", _toward_zero, ("aten.trunc.default", "aten.fix.default"), "SUB of half the sign",
+        "trunc", Rounding.TO_ZERO, ("aten.trunc.default", "aten.fix.default"), "SUB of half the sign",
         f"Conversions of float32 to int16, int32 or int64 and back become trunc. {_COARSE}",
     ),
     _remainder("frac", ("aten.frac.default",), "SUB of half the sign"),

@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from openneutron.core.fx import is_state, op_name
+from openneutron.core.fx import finish_rewrite, is_state, op_name
 from openneutron.ops import DECOMPOSITIONS
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.masks import is_mask_computation
@@ -45,10 +45,7 @@ def decompose(
             if node.op == "get_attr" or computed:
                 constants.add(node)
             node = node.next
-    if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return changed
+    return finish_rewrite(module, changed=changed)
 
 
 def _decompose(module: GraphModule, instance: OpInstance, *, training: bool) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_of
-from openneutron.core.fx import arguments, first_operand, shape_of
+from openneutron.core.fx import arguments, finish_rewrite, first_operand, shape_of
 from openneutron.ops.attention import WIDE_SOFTMAX, mark_difference_of_scores
 from openneutron.ops.declared import is_op, is_view
 from openneutron.ops.decomposition import Rewriting
@@ -57,10 +57,7 @@ def divide_after_sums(
         if sums and None not in sums and not any(keeps_float(found.node) for found in sums if found is not None):
             _divide_after(module, target, node, [found for found in sums if found is not None])
             changed = True
-    if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return changed
+    return finish_rewrite(module, changed=changed)
 
 
 def _is_wide(softmax: Node) -> bool:

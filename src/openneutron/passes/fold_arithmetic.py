@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_of, insert_constant
-from openneutron.core.fx import arguments, note_replaced, op_name, shape_of
+from openneutron.core.fx import arguments, finish_rewrite, note_replaced, op_name, shape_of
 from openneutron.ops import OPERATORS
 from openneutron.ops.declared import facts_of, is_op, overload_of
 from openneutron.ops.facts import LayerKind
@@ -66,10 +66,7 @@ def fold_arithmetic(module: GraphModule, keeps_float: Callable[[Node], bool] = l
             if keeps_float(arithmetic.source) or not _fold(module, node, arithmetic):
                 break
             changed = True
-    if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return changed
+    return finish_rewrite(module, changed=changed)
 
 
 def _arithmetic(module: GraphModule, node: Node) -> _Arithmetic | None:

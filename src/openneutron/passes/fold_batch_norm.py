@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_of, insert_constant
-from openneutron.core.fx import arguments, first_operand, note_replaced, op_name, shape_of
+from openneutron.core.fx import arguments, finish_rewrite, first_operand, note_replaced, op_name, shape_of
 from openneutron.ops.convolution import CONVOLUTIONS
 from openneutron.ops.declared import is_op, layer_kind
 from openneutron.ops.facts import LayerKind
@@ -76,10 +76,7 @@ def fold_batch_norm(module: GraphModule, *, training: bool = False) -> bool:
         else:
             _as_arithmetic(module, node, scale_and_shift, training=training)
         changed = True
-    if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return changed
+    return finish_rewrite(module, changed=changed)
 
 
 def is_attribute(node: Node) -> bool:

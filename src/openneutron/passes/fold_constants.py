@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import attribute, constant_of, insert_constant
 from openneutron.core.evaluation import evaluated
-from openneutron.core.fx import is_pure, shape_of
+from openneutron.core.fx import finish_rewrite, is_pure, shape_of
 from openneutron.ops.declared import facts_of, is_op
 
 __all__ = ["fold_constants"]
@@ -43,10 +43,7 @@ def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
                 node.replace_all_uses_with(constant)
                 module.graph.erase_node(node)
                 changed = True
-    if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return changed
+    return finish_rewrite(module, changed=changed)
 
 
 def _is_trained(module: GraphModule, constant: Node) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_of, insert_constant
-from openneutron.core.fx import arguments, shape_of
+from openneutron.core.fx import arguments, finish_rewrite, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.shapes import permutation
 
@@ -30,10 +30,7 @@ def fold_norm_affine(module: GraphModule) -> bool:
     for node in list(module.graph.nodes):
         if is_op(node, "layer_norm", "rms_norm") and len(arguments(node)["normalized_shape"]) == 1:
             changed |= _fold(module, node)
-    if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return changed
+    return finish_rewrite(module, changed=changed)
 
 
 def _fold(module: GraphModule, norm: Node) -> bool:

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import arguments, shape_of
+from openneutron.core.fx import arguments, finish_rewrite, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.graph_builder import replace_with_slice
 from openneutron.ops.shapes import read_indices
@@ -45,10 +45,7 @@ def fold_slices_of_concatenations(module: GraphModule) -> bool:
                 node.replace_all_uses_with(part)
                 module.graph.erase_node(node)
                 break
-    if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return changed
+    return finish_rewrite(module, changed=changed)
 
 
 def _moved(node: Node, joins: dict[Node, _Join | None]) -> tuple[Node, int, int, int] | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import number_of
-from openneutron.core.fx import arguments
+from openneutron.core.fx import arguments, finish_rewrite
 from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.functions import is_quotient
@@ -62,10 +62,7 @@ def fuse_patterns(
             node.replace_all_uses_with(replacement)
             module.graph.erase_node(node)
             changed = True
-    if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return changed
+    return finish_rewrite(module, changed=changed)
 
 
 def _recognized(rewriting: Rewriting, node: Node) -> Node | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import arguments, shape_of
+from openneutron.core.fx import arguments, finish_rewrite, shape_of
 from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.facts import Bounds
 from openneutron.ops.layers import ConstantLayer, constant_layer
@@ -57,10 +57,7 @@ def remove_dead_channels(module: GraphModule) -> bool:
     for node in list(module.graph.nodes):
         if (layer := _layer(module, node)) is not None:
             changed |= _clear(layer, intervals)
-    if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return changed
+    return finish_rewrite(module, changed=changed)
 
 
 def _interval(module: GraphModule, node: Node, known: dict[Node, _Interval]) -> _Interval | None:

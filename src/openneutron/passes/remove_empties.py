@@ -6,7 +6,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import insert_constant
-from openneutron.core.fx import arguments, note_replaced, op_name
+from openneutron.core.fx import arguments, finish_rewrite, note_replaced, op_name
 from openneutron.ops.declared import is_op
 from openneutron.ops.graph_builder import replace_with_cat
 from openneutron.passes.functionalize import writes_memory
@@ -27,10 +27,7 @@ def remove_empties(module: GraphModule) -> bool:
             changed |= _become_constant(module, node)
         elif is_op(node, "cat"):
             changed |= _leave_out_empties(node)
-    if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return changed
+    return finish_rewrite(module, changed=changed)
 
 
 def _is_empty(node: Node) -> bool:

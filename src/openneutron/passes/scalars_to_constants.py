@@ -6,7 +6,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_of, insert_constant
-from openneutron.core.fx import arguments, note_replaced, op_name
+from openneutron.core.fx import arguments, finish_rewrite, note_replaced, op_name
 from openneutron.ops.declared import is_op, overload_of
 from openneutron.passes.functionalize import writes_memory
 
@@ -28,10 +28,7 @@ def scalars_to_constants(module: GraphModule) -> bool:
         value = node.meta.get("val")
         if name and not writes_memory(node) and isinstance(value, torch.Tensor) and value.dtype == torch.float32:
             changed |= _rewrite(module, node, name)
-    if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return changed
+    return finish_rewrite(module, changed=changed)
 
 
 def _rewrite(module: GraphModule, node: Node, name: str) -> bool:

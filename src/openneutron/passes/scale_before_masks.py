@@ -14,7 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import attribute, constant_value, insert_constant, number_of
-from openneutron.core.fx import arguments, first_operand, set_argument, shape_of
+from openneutron.core.fx import arguments, finish_rewrite, first_operand, set_argument, shape_of
 from openneutron.ops.declared import is_op, is_view, overload_of
 from openneutron.ops.functions import is_quotient
 from openneutron.ops.graph_builder import NodeBuilder, mul
@@ -44,10 +44,7 @@ def scale_before_masks(
         if factor is None or mask is None or keeps_float(node) or keeps_float(mask):
             continue
         changed |= _move(module, node, mask, factor)
-    if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return changed
+    return finish_rewrite(module, changed=changed)
 
 
 def _factor(module: GraphModule, node: Node, *, training: bool) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import arguments, first_operand, iterate_nodes, shape_of
+from openneutron.core.fx import arguments, finish_rewrite, first_operand, iterate_nodes, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.graph_builder import permute, reshape
@@ -34,10 +34,7 @@ def slices_to_space_to_depth(module: GraphModule, target: NeutronTarget) -> bool
     for node in list(module.graph.nodes):
         if is_op(node, "cat") and _merge(Rewriting(module, OpInstance(node, target))):
             changed = True
-    if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return changed
+    return finish_rewrite(module, changed=changed)
 
 
 def _merge(rewriting: Rewriting) -> bool:

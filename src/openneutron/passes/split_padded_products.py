@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import arguments, shape_of
+from openneutron.core.fx import arguments, finish_rewrite, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.graph_builder import mul, slice_, sum_
@@ -58,10 +58,7 @@ def split_padded_products(
         if found is not None and not any(map(keeps_float, (node, *found.products))):
             _split(module, target, found)
             changed = True
-    if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return changed
+    return finish_rewrite(module, changed=changed)
 
 
 def _padded_products(node: Node) -> _PaddedProducts | None:
