@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.networks import NETWORKS
+from tests.accuracy_models import PLAIN, altered, images, net, quantized, sabotaged
 from tests.flow_support import convert, seeded
 from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -31,64 +31,9 @@ from openneutron.accuracy.advice import (
     layers_to_treat,
     verdict,
 )
-from openneutron.accuracy.compare import Comparison, compare_layers
 from openneutron.core.fx import is_dequantize, is_quantize
 from openneutron.errors import InputError, ModelError, OptionError, OutputError
 from openneutron.recovery import Recipe
-
-SHAPE = (1, 8, 12, 12)
-# Layers without recovery, so that a sabotaged layer remains sabotaged.
-PLAIN: dict[str, Any] = {"equalize": False, "correct_bias": False}
-
-
-class Net(nn.Module):
-    """Four layers with weights, and two operators that only move values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(8, 16, 3, padding=1)
-        self.second = nn.Conv2d(16, 16, 3, padding=1)
-        self.third = nn.Conv2d(16, 16, 3)
-        self.head = nn.Linear(16, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.first(x))
-        x = nn.functional.max_pool2d(nn.functional.relu6(self.second(x)), 2)
-        x = torch.relu(self.third(x)).mean((2, 3))
-        logits: Tensor = self.head(x)
-        return logits
-
-
-def net(seed: int = 0) -> Net:
-    """Returns the network with weights large enough for the outputs to depend on the inputs."""
-    model = seeded(Net, seed)
-    assert isinstance(model, Net)
-    with torch.no_grad():
-        for layer in (model.first, model.second, model.third):
-            layer.weight *= 2
-            layer.bias.zero_()  # type: ignore[union-attr]
-    return model
-
-
-def images(count: int, seed: int = 1, scale: float = 1.0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(SHAPE, generator=generator) * scale for _ in range(count)]
-
-
-def sabotaged() -> Net:
-    """Makes the weights of one channel of `second` 100 times as large as the others. The relu6 after it limits its
-    range.
-    """
-    model = net()
-    with torch.no_grad():
-        model.second.weight[3] *= 100
-        model.third.weight[:, 3] *= 0.05
-    return model
-
-
-def quantized(model: nn.Module, **options: Any) -> QuantizedModel:
-    """Quantizes as in the documented flow, one sample at a time, as observers draw other values from a batch."""
-    return quantize(model, (images(1)[0],), images(8), batch_size=1, recover=None, **{**PLAIN, **options})
 
 
 @pytest.fixture(scope="module")
@@ -482,78 +427,6 @@ def test_a_pair_of_different_models_is_a_model_error(healthy: QuantizedModel) ->
         analyze(net(), torch.export.export(net(), (data[0],)).module(), data)
 
 
-# ------------------------------------------------------------------------------------------- comparison with the .pte
-
-
-def altered(model: QuantizedModel, name: str) -> QuantizedModel:
-    """Returns the model with other weights of the first output channel of layer `name`, whose inputs are positive."""
-    other = copy.deepcopy(model)
-    (layer,) = (node for node in other.module.graph.nodes if node.name == name)
-    constant = other.module.get_buffer(layer.args[1].args[0].target)
-    constant[0] = 60
-    return other
-
-
-def compared(model: QuantizedModel, other: QuantizedModel, **options: Any) -> Comparison:
-    return compare_layers(model, lower(other, **options), images(3, seed=8))
-
-
-@pytest.mark.parametrize("options", [{}, {"int8_io": True}, {"neutron_converter_flavor": "SDK_25_06"}])
-def test_a_program_of_the_module_is_within_tolerance(healthy: QuantizedModel, options: dict[str, Any]) -> None:
-    comparison = compared(healthy, healthy, **options)
-    assert comparison.first is None
-    assert comparison.output_lsb < 1.5
-    assert {layer.module for layer in comparison.layers} >= {"first", "second", "third", "head"}
-    assert set(comparison.unseen).isdisjoint(layer.node for layer in comparison.layers)
-
-
-@pytest.mark.parametrize(("node", "module"), [("conv2d_1", "second"), ("linear", "head")])
-def test_an_altered_program_is_found_and_its_layer_named(healthy: QuantizedModel, node: str, module: str) -> None:
-    comparison = compared(healthy, altered(healthy, node))
-    assert comparison.first is not None
-    assert (comparison.first.node, comparison.first.module) == (node, module)
-    assert [layer.node for layer in comparison.layers if layer.is_beyond] == [node]
-    assert comparison.first.lsb > comparison.first.tolerance
-    assert 0 < comparison.first.differing < 0.5
-
-
-def test_every_delegate_is_compared_where_the_cpu_is_in_between() -> None:
-    halves = quantized(net(), layers={"third": "float"})
-    program = lower(halves)
-    assert len({one.partition for one in program.placement} - {None}) == 2
-    comparison = compare_layers(halves, program, images(3, seed=8))
-    assert comparison.first is None
-    assert [layer.module for layer in comparison.layers if layer.module] == ["first", "second", "head"]
-    worse = compare_layers(halves, lower(altered(halves, "linear")), images(3, seed=8))
-    assert worse.first is not None
-    assert worse.first.module == "head"
-
-
-def test_a_program_by_its_bytes_or_path_or_made_for_the_purpose(healthy: QuantizedModel, tmp_path: Path) -> None:
-    program, data = lower(healthy), images(2, seed=8)
-    program.save(tmp_path / "net.pte")
-    expected = compare_layers(healthy, program, data)
-    assert compare_layers(healthy, program.buffer, data) == expected
-    assert compare_layers(healthy, tmp_path / "net.pte", data) == expected
-    assert compare_layers(healthy.module, None, data) == expected
-
-
-def test_an_analysis_reports_the_program_that_differs(healthy: QuantizedModel) -> None:
-    analysis = analyze(None, healthy, images(2), program=lower(altered(healthy, "conv2d_2")))
-    assert analysis.comparison is not None
-    assert "The first layer that exceeds its tolerance is conv2d_2 (module 'third')" in str(analysis)
-
-
-def test_a_program_of_another_model_is_a_model_error(healthy: QuantizedModel) -> None:
-    small = nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU()).eval()
-    with pytest.raises(ModelError, match="was not lowered from this module"):
-        compare_layers(healthy, lower(quantized(small)), images(1))
-    on_cpu = ["aten.conv2d.default", "aten.linear.default", "aten.mean.dim", "aten.max_pool2d.default"]
-    program = lower(healthy, operators_not_to_delegate=on_cpu)
-    with pytest.raises(InputError, match="no delegate for the NPU"):
-        compare_layers(healthy, program, images(1))
-
-
 @pytest.mark.data
 @pytest.mark.slow
 def test_mobilenet_v2_loses_it_in_depthwise_convolutions() -> None:
@@ -575,29 +448,7 @@ def test_the_documented_flow_of_torchao_itself(found: Analysis) -> None:
     assert analyze(model, convert_pt2e(prepared), images(6, seed=2)).verdict == found.verdict
 
 
-def test_convolutions_of_volumes_are_compared_whatever_dimension_the_frames_lie_in() -> None:
-    model = seeded(
-        lambda: nn.Sequential(nn.BatchNorm3d(2), nn.AvgPool3d((1, 2, 2)), nn.Conv3d(2, 4, (1, 3, 3), padding=(0, 1, 1)))
-    )
-    data = [(torch.randn(1, 2, 3, 4, 5, generator=torch.Generator().manual_seed(i)),) for i in range(4)]
-    quantized = quantize(model, data[0], data, recover=None)
-    assert compare_layers(quantized, lower(quantized), data).first is None
-
-
-def test_a_layer_that_holds_its_values_in_another_order_is_not_compared() -> None:
-    class Interleaved(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.convolution = nn.Conv2d(4, 8, 3)
-
-        def forward(self, x: torch.Tensor) -> Any:
-            mixed = x.sigmoid()
-            mixed[..., ::2] = x[..., ::2]
-            return self.convolution(mixed.abs() * x)
-
-    samples = [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
-    quantized = quantize(seeded(Interleaved), samples[0], samples, recover=None)
-    comparison = compare_layers(quantized, lower(quantized), samples[:2])
-    assert comparison.first is None
-    assert {"abs_1", "mul"} <= set(comparison.unseen)
-    assert "conv2d" in {layer.node for layer in comparison.layers}
+def test_an_analysis_reports_the_program_that_differs(healthy: QuantizedModel) -> None:
+    analysis = analyze(None, healthy, images(2), program=lower(altered(healthy, "conv2d_2")))
+    assert analysis.comparison is not None
+    assert "The first layer that exceeds its tolerance is conv2d_2 (module 'third')" in str(analysis)
