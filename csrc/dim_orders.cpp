@@ -23,13 +23,13 @@ Value& value_or_throw(et::Result<Value>& result, const std::string& what) {
 std::vector<std::vector<uint8_t>> input_dim_orders(std::string_view pte, const std::string& method) {
   executorch::extension::BufferDataLoader loader(pte.data(), pte.size());
   auto program = et::Program::load(&loader, et::Program::Verification::InternalConsistency);
-  auto meta = value_or_throw(program, "no ExecuTorch program").method_meta(method.c_str());
+  auto meta = value_or_throw(program, "the bytes are not an ExecuTorch program").method_meta(method.c_str());
   const size_t count = value_or_throw(meta, "no method '" + method + "'").num_inputs();
 
   std::vector<std::vector<uint8_t>> orders;
   for (size_t index = 0; index < count; ++index) {
     auto info = meta->input_tensor_meta(index);
-    const auto order = value_or_throw(info, "input " + std::to_string(index) + " is no tensor").dim_order();
+    const auto order = value_or_throw(info, "input " + std::to_string(index) + " is not a tensor").dim_order();
     orders.emplace_back(order.begin(), order.end());
   }
   return orders;

@@ -59,15 +59,15 @@ struct Arguments {
 Arguments arguments(Stack stack, size_t out_index, ScalarType from, ScalarType to) {
   require(stack.size() > out_index, "too few arguments");
   Arguments result{
-      value_of(stack[0]->tryToTensor(), "the input is no tensor"),
+      value_of(stack[0]->tryToTensor(), "the input is not a tensor"),
       // ExecuTorch's kernels also convert scale to float and zero_point to int32_t.
-      {static_cast<float>(value_of(stack[1]->tryToDouble(), "scale is no float")),
-       static_cast<int32_t>(value_of(stack[2]->tryToInt(), "zero_point is no integer"))},
-      value_of(stack[3]->tryToInt(), "quant_min is no integer"),
-      value_of(stack[4]->tryToInt(), "quant_max is no integer"),
-      value_of(stack[out_index]->tryToTensor(), "out is no tensor"),
+      {static_cast<float>(value_of(stack[1]->tryToDouble(), "scale is not a float")),
+       static_cast<int32_t>(value_of(stack[2]->tryToInt(), "zero_point is not an integer"))},
+      value_of(stack[3]->tryToInt(), "quant_min is not an integer"),
+      value_of(stack[4]->tryToInt(), "quant_max is not an integer"),
+      value_of(stack[out_index]->tryToTensor(), "out is not a tensor"),
   };
-  const int64_t dtype = value_of(stack[5]->tryToInt(), "dtype is no integer");
+  const int64_t dtype = value_of(stack[5]->tryToInt(), "dtype is not an integer");
   require(dtype == static_cast<int64_t>(ScalarType::Char), "dtype is not int8");
   const auto& [input, grid, quant_min, quant_max, out] = result;
   require(input.scalar_type() == from && out.scalar_type() == to, "the tensors are not of the dtypes of the kernel");
@@ -83,7 +83,7 @@ Arguments arguments(Stack stack, size_t out_index, ScalarType from, ScalarType t
 void quantize_per_tensor(Stack stack) {
   const auto [input, grid, quant_min, quant_max, out] = arguments(stack, 6, ScalarType::Float, ScalarType::Char);
   using Limits = std::numeric_limits<int8_t>;
-  require(quant_min >= Limits::min() && quant_max <= Limits::max(), "quant_min or quant_max is no int8");
+  require(quant_min >= Limits::min() && quant_max <= Limits::max(), "quant_min or quant_max is outside the range of int8");
   const auto count = static_cast<size_t>(input.numel());
   auto* const integers = out.mutable_data_ptr<int8_t>();
   if (quant_min > quant_max) {
@@ -98,7 +98,7 @@ void dequantize_per_tensor(Stack stack) {
   const auto [input, grid, quant_min, quant_max, out] = arguments(stack, 7, ScalarType::Char, ScalarType::Float);
   require(quant_min <= quant_max, "quant_min is greater than quant_max");
   if (!stack[6]->isNone()) {
-    const int64_t out_dtype = value_of(stack[6]->tryToInt(), "out_dtype is no integer");
+    const int64_t out_dtype = value_of(stack[6]->tryToInt(), "out_dtype is not an integer");
     require(out_dtype == static_cast<int64_t>(ScalarType::Float), "out_dtype is not float32");
   }
   dequantize(input.const_data_ptr<int8_t>(), out.mutable_data_ptr<float>(), static_cast<size_t>(input.numel()), grid);

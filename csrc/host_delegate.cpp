@@ -130,7 +130,7 @@ std::string describe(const Port& port) {
 et::etensor::Tensor tensor_at(const Port& port, et::Span<et::EValue*> args) {
   const et::EValue* value = args[port.argument];
   if (value == nullptr || !value->isTensor()) {
-    throw ArgumentError(describe(port) + " is no tensor");
+    throw ArgumentError(describe(port) + " is not a tensor");
   }
   const auto tensor = value->toTensor();
   if (static_cast<int>(tensor.scalar_type()) != port.dtype) {
@@ -173,7 +173,7 @@ Matrices channel_matrices(const Port& port, const et::etensor::Tensor& tensor) {
     return kStraight;
   }
   if (tensor.dim() < 2) {
-    throw ArgumentError(describe(port) + " is to become channels last but has no channels");
+    throw ArgumentError(describe(port) + " cannot be converted to channels last: it has no channels");
   }
   const auto batch = static_cast<size_t>(tensor.size(0));
   const auto channels = static_cast<size_t>(tensor.size(1));

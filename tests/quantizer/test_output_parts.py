@@ -205,7 +205,7 @@ class TestInt8Outputs:
             self.lowered = lower(quantized, int8_io=True)
         return quantized, "\n".join(str(item.message) for item in caught if item.category is FloatIOWarning)
 
-    def test_what_is_joined_in_float_says_what_it_costs(self) -> None:
+    def test_a_float_concatenation_states_its_cost(self) -> None:
         _, message = self.program("along channels")
         assert "3,200 bytes instead of 800" in message
         assert "return the parts as separate outputs" in message

@@ -193,7 +193,7 @@ class TestWhichKernelRuns:
         ended = self.process(tmp_path, "quantize_per_tensor", (COUNT,), first)
         assert ended.returncode == 1
         assert "HostError" in ended.stderr
-        assert "quant_min or quant_max is no int8" in ended.stderr
+        assert "quant_min or quant_max is outside the range of int8" in ended.stderr
 
     def process(self, folder: Path, operator: str, shape: Shape, first: str) -> subprocess.CompletedProcess[str]:
         """Runs an invalid program in a process, and returns the outcome of the process. `first` is the first import."""

@@ -203,7 +203,7 @@ class TestFormats:
     def test_flagged_argument_must_have_channels(self) -> None:
         payload = pack_portable(PayloadHeader((1,), (0,), (0,), (0,), 1), double_model((8,)))
         program = HostProgram.from_bytes(single_call(payload, shape=(8,)))
-        with pytest.raises(HostError, match="delegate argument 0 is to become channels last but has no channels"):
+        with pytest.raises(HostError, match="argument 0 cannot be converted to channels last: it has no channels"):
             program.run(random_int8((8,)))
 
 

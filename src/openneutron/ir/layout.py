@@ -199,7 +199,7 @@ class _LayoutPropagation:
     def _permuted_features(self, op: Op, views: list[View]) -> View | None:
         """Rule 5, if all dimensions except the features are in order."""
         features, weight = views[0], op.inputs[1]
-        columns = features.groups[-1]
+        columns = features.atoms_by_dim[-1]
         outer = features.order[: len(features.order) - len(columns)]
         if weight.data is None or features.in_stored_order or outer != tuple(range(len(outer))):
             return None

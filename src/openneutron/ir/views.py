@@ -53,13 +53,13 @@ class View:
         return self.in_stored_order and self.shape == self.stored.shape
 
     @property
-    def groups(self) -> tuple[tuple[int, ...], ...]:
+    def atoms_by_dim(self) -> tuple[tuple[int, ...], ...]:
         """The atoms of each dimension of `shape`."""
         return _runs(self.shape, self.order, self.atoms)
 
     def permuted(self, perm: Sequence[int]) -> View:
         """Returns the transposed view: its dimension i is dimension perm[i] of this view."""
-        groups = self.groups
+        groups = self.atoms_by_dim
         order = tuple(atom for dim in perm for atom in groups[dim])
         return replace(self, order=order, shape=tuple(self.shape[dim] for dim in perm))
 
@@ -105,7 +105,7 @@ class View:
         view = self._split_along(range(len(self.atoms)), self.stored.shape)
         if view is None:
             return None
-        stored, groups = view._stored_groups(), view.groups
+        stored, groups = view._stored_atoms_by_dim(), view.atoms_by_dim
         if len(stored) != len(groups) or sorted(stored) != sorted(groups):
             return None
         units = iter(dim for dim, group in enumerate(stored) if not group)
@@ -119,7 +119,7 @@ class View:
 
     def block_order(self) -> tuple[int, ...] | None:
         """Returns the dimensions in stored order; None if a dimension has atoms that are not consecutive in memory."""
-        blocks = all(group == tuple(range(group[0], group[0] + len(group))) for group in self.groups if group)
+        blocks = all(group == tuple(range(group[0], group[0] + len(group))) for group in self.atoms_by_dim if group)
         return self.atom_order() if blocks else None
 
     def atom_order(self) -> tuple[int, ...]:
@@ -128,11 +128,11 @@ class View:
         A dimension of size 1 follows the dimension before it, because a reshape most likely merges both.
         """
         starts: list[int] = []
-        for group in self.groups:
+        for group in self.atoms_by_dim:
             starts.append(min(group) if group else starts[-1] if starts else -1)
         return tuple(np.argsort(starts, kind="stable").tolist())
 
-    def _stored_groups(self) -> tuple[tuple[int, ...], ...]:
+    def _stored_atoms_by_dim(self) -> tuple[tuple[int, ...], ...]:
         """The atoms of each stored dimension."""
         return _runs(self.stored.shape, range(len(self.atoms)), self.atoms)
 
@@ -166,7 +166,7 @@ class View:
         view = self._split_along(range(len(self.atoms)), self.stored.shape)
         if view is None:
             return None
-        stored = view._stored_groups()
+        stored = view._stored_atoms_by_dim()
         owner = {atom: dim for dim, group in enumerate(stored) for atom in group}
         perm = tuple(dict.fromkeys(owner[atom] for atom in view.order))
         if tuple(atom for dim in perm for atom in stored[dim]) != view.order:
@@ -179,8 +179,8 @@ class View:
         The TRANSPOSE returns `shape` if the atoms of each dimension are consecutive in memory. Otherwise, it permutes
         merged atoms, and a RESHAPE of its output returns `shape`.
         """
-        if all(group == tuple(range(group[0], group[0] + len(group))) for group in self.groups if group):
-            blocks, atoms = self.groups, self.atoms
+        if all(group == tuple(range(group[0], group[0] + len(group))) for group in self.atoms_by_dim if group):
+            blocks, atoms = self.atoms_by_dim, self.atoms
         else:
             merged = self._merged()
             blocks, atoms = tuple((atom,) for atom in merged.order), merged.atoms

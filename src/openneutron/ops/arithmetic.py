@@ -9,12 +9,12 @@ from torch.fx import Node
 from openneutron.ir.graph import Kind, QParams, Tensor
 from openneutron.ir.kinds import EXP, HARD_SWISH, LEAKY_RELU, LOG, MAXIMUM, MINIMUM, MUL, PRELU, RELU_N1_TO_1, RSQRT
 from openneutron.ops.elementwise import (
+    broadcastable_operands,
     element_macs,
     expands_few_dimensions,
     has_nonzero_alpha,
     has_one_full_operand,
     lower_sub,
-    operands_of,
 )
 from openneutron.ops.facts import UNKNOWN, Facts, if_all, if_any, never_negative
 from openneutron.ops.lowering import Lowering
@@ -37,14 +37,14 @@ def _unary(kind: Kind) -> Callable[[Lowering], Tensor]:
 
 def _binary(kind: Kind) -> Callable[[Lowering], Tensor]:
     def lower(lowering: Lowering) -> Tensor:
-        return lowering.emit(kind, operands_of(lowering), lowering.shape)
+        return lowering.emit(kind, broadcastable_operands(lowering), lowering.shape)
 
     return lower
 
 
 def lower_mul(lowering: Lowering) -> Tensor:
     """Emits MUL, which broadcasts the smaller operand."""
-    operands = operands_of(lowering)
+    operands = broadcastable_operands(lowering)
     return lowering.emit(MUL, operands, lowering.shape, fused_activation_function=lowering.activation)
 
 

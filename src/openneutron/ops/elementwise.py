@@ -136,10 +136,11 @@ def expands_few_dimensions(instance: OpInstance) -> bool:
     return has_one_full_operand.holds(instance) or len(instance.shape) <= MAX_KERNEL_RANK
 
 
-def operands_of(lowering: Lowering) -> list[Tensor]:
-    """Returns the operands of an operator whose kernel broadcasts one of them.
+def broadcastable_operands(lowering: Lowering) -> list[Tensor]:
+    """Returns the operands "self" and "other", at least one of which has the shape of the output.
 
-    If neither has the output's shape, one is expanded: a constant, or else the one that takes fewer CONCATENATIONs.
+    TFLite's kernel broadcasts the other one. If both would have to be broadcast, one of them is expanded here: a
+    constant if there is one, else the operand whose expansion needs fewer CONCATENATIONs.
     """
     operands = [lowering.tensor("self"), lowering.tensor("other")]
     if has_one_full_operand.holds(lowering.instance):
@@ -192,7 +193,7 @@ def has_nonzero_alpha(instance: OpInstance) -> bool:
 def _lower_sum(lowering: Lowering, sign: int) -> Tensor:
     """Computes self + sign * alpha * other; the kernel broadcasts the smaller operand."""
     alpha = float(lowering.args["alpha"])
-    first, second = operands_of(lowering)
+    first, second = broadcastable_operands(lowering)
     operands = [first, _times(lowering, second, abs(alpha))]
     kind = ADD if sign * alpha > 0 else SUB
     return lowering.emit(kind, operands, lowering.shape, fused_activation_function=lowering.activation)

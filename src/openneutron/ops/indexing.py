@@ -38,7 +38,11 @@ ANY_SIZE = 2
 
 @dataclass(frozen=True)
 class _Picks:
-    """`indices` into the flattened middle dimensions; the first `before` and last `after` dimensions are kept."""
+    """A selection of values by constant indices.
+
+    The first `before` and the last `after` dimensions of the input remain. The dimensions between them are flattened
+    into one, from which `indices` select.
+    """
 
     shape: tuple[int, ...]
     """The shape of the input."""

@@ -29,8 +29,9 @@ MAX_AXIS = 512
 # One joint matrix for height and width is more exact than two, and cheap up to this number of weights.
 MAX_JOINT_WEIGHTS = 16384
 
-# Applies an operator along one of its spatial axes to the last dimension of a matrix.
-_Axis = Callable[[OpInstance, torch.Tensor, int], torch.Tensor]
+# A function that takes an operator, a matrix [n, size], and a spatial axis of the operator. It returns the matrix
+# [n, outputs]: the operator's result along this axis for each row.
+_AlongAxis = Callable[[OpInstance, torch.Tensor, int], torch.Tensor]
 
 
 def _average_axis(instance: OpInstance, values: torch.Tensor, axis: int) -> torch.Tensor:
@@ -45,7 +46,7 @@ def has_short_axes(instance: OpInstance) -> bool:
     return all(size <= MAX_AXIS for size, outputs in sizes if size != outputs)
 
 
-def _multiply(along: _Axis) -> Callable[[Rewriting], Node]:
+def _multiply(along: _AlongAxis) -> Callable[[Rewriting], Node]:
     def rewrite(rewriting: Rewriting) -> Node:
         instance, values = rewriting.instance, rewriting.args["self"]
         sizes = instance.shape_of("self")[-spatial_rank(instance) :]

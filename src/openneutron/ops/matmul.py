@@ -168,7 +168,11 @@ def _outer(rewriting: Rewriting) -> Node:
 
 
 def _bilinear(rewriting: Rewriting) -> Node:
-    """Multiplies the first input by the columns of all outputs, and the products by the second input."""
+    """Computes first @ weight[k] @ second for each output k, from left to right.
+
+    One product with all matrices of the weight, side by side, gives a row [columns] for each output. A second product
+    multiplies these rows by the second input.
+    """
     first, second, weight, bias = (rewriting.args[name] for name in ("input1", "input2", "weight", "bias"))
     outputs, rows, columns = shape_of(weight)
     *batch, _ = shape_of(first)

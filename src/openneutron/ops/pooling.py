@@ -107,13 +107,13 @@ def _outer(count: Callable[[Window], Counts], windows: tuple[Window, Window]) ->
 
 def _counted(window: Window) -> Counts:
     """Returns the number of elements of each window. Padding counts; elements after the padding (ceil_mode) do not."""
-    start = np.arange(window.outputs) * window.stride - window.begin
-    return np.minimum(start + window.kernel, window.size + window.begin) - start
+    start = np.arange(window.outputs) * window.stride - window.padding_before
+    return np.minimum(start + window.kernel, window.size + window.padding_before) - start
 
 
 def _present(window: Window) -> Counts:
     """Returns the number of elements of each window that are not padding."""
-    start = np.arange(window.outputs) * window.stride - window.begin
+    start = np.arange(window.outputs) * window.stride - window.padding_before
     return np.minimum(start + window.kernel, window.size) - np.maximum(start, 0)
 
 

@@ -45,7 +45,8 @@ def _average(rewriting: Rewriting) -> Node:
     vertical, horizontal = windows = pool_windows(instance)
     shape = image_shape(instance, instance.shape_of("self"))
     image = reshape(rewriting, rewriting.args["self"], shape)
-    beyond = [max(0, window.end - window.begin) for window in windows]  # read by windows of ceil_mode
+    # Windows of ceil_mode may read more padding at the end than at the start.
+    beyond = [max(0, window.padding_after - window.padding_before) for window in windows]
     if any(beyond):
         image = rewriting.call(aten.constant_pad_nd.default, image, [0, beyond[1], 0, beyond[0]])
     each = torch.from_numpy(divisors(instance)).to(torch.float32)
@@ -58,7 +59,7 @@ def _average(rewriting: Rewriting) -> Node:
         rewriting.constant(weight),
         None,
         [vertical.stride, horizontal.stride],
-        [vertical.begin, horizontal.begin],
+        [vertical.padding_before, horizontal.padding_before],
         [1, 1],
         shape[1],
     )

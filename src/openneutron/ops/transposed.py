@@ -151,7 +151,7 @@ def _transpose_convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, wind
         if all(window.is_same for window in windows):
             padding = "SAME"
         else:
-            sizes = [max(window.reach, window.begin + window.size) for window in windows]
+            sizes = [max(window.reach, window.padding_before + window.size) for window in windows]
     batch, channels = nhwc.shape[0], filters.oihw.shape[0]
     ohwi = lowering.constant(filters.oihw.transpose(0, 2, 3, 1), filters.qparams)
     shape = (batch, *sizes, channels)
@@ -166,7 +166,7 @@ def _transpose_convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, wind
         stride_w=horizontal.stride,
         fused_activation_function=lowering.activation,
     )
-    return _cropped(lowering, output, [window.begin for window in windows], windows)
+    return _cropped(lowering, output, [window.padding_before for window in windows], windows)
 
 
 def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[Window, Window]) -> Tensor:
@@ -176,8 +176,8 @@ def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows
     is the sum over m of input[q - m] * kernel[m * stride + r]. So phase r is a convolution with every stride-th kernel
     tap, in reverse order.
     """
-    first = [min(window.begin // window.stride, _taps(window) - 1) for window in windows]
-    last = [max((window.begin + window.size - 1) // window.stride, window.outputs - 1) for window in windows]
+    first = [min(window.padding_before // window.stride, _taps(window) - 1) for window in windows]
+    last = [max((window.padding_before + window.size - 1) // window.stride, window.outputs - 1) for window in windows]
     rows, columns = (
         Window(window.outputs, end - start + 1, _taps(window), 1, 1, _taps(window) - 1 - start)
         for window, start, end in zip(windows, first, last, strict=True)
@@ -189,7 +189,7 @@ def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows
     split = lowering.reshape(phases, (batch * height, width, groups, vertical, horizontal, channels // groups))
     woven = lowering.transpose(split, (0, 3, 1, 4, 2, 5))
     image = lowering.reshape(woven, (batch, height * vertical, width * horizontal, channels))
-    begin = [window.begin - start * window.stride for window, start in zip(windows, first, strict=True)]
+    begin = [window.padding_before - start * window.stride for window, start in zip(windows, first, strict=True)]
     return _cropped(lowering, image, begin, windows)
 
 

@@ -83,13 +83,14 @@ def fits_volume_accumulation(instance: OpInstance) -> bool:
 
 def _is_trivial(window: Window) -> bool:
     """Whether each output along the dimension reads the one input at the same position."""
-    return (window.kernel, window.stride, window.begin, window.end) == (1, 1, 0, 0) and window.size == window.outputs
+    return window.kernel == window.stride == 1 and window.is_valid and window.size == window.outputs
 
 
 def lower_volume_convolution(lowering: Lowering) -> Tensor:
-    """Emits CONV_2D or DEPTHWISE_CONV_2D over height and width. Its channels are all frames that the kernel reads.
+    """Emits one CONV_2D or DEPTHWISE_CONV_2D.
 
-    For a kernel of (k, 1, 1), the convolution is over depth, and over height and width flattened into one dimension.
+    It convolves height and width. For each output frame, its input channels are the channels of all frames that the
+    kernel reads. For a kernel of (k, 1, 1), it convolves depth instead, over an image [depth, height * width].
     """
     depth, vertical, horizontal = windows = _windows(lowering.instance)
     inputs, weight = lowering.tensor("input"), lowering.tensor("weight")
@@ -119,10 +120,10 @@ def _frames(lowering: Lowering, inputs: Tensor, depth: Window) -> list[Tensor]:
     moved = lowering.transpose(inputs, (0, 2, 1, 3, 4))
     starts = [tap * depth.dilation for tap in range(depth.kernel)]
     needed = starts[-1] + depth.outputs * depth.stride
-    after = max(0, needed - depth.begin - depth.size)
-    if depth.begin or after:
-        paddings = ((0, 0), (depth.begin, after), (0, 0), (0, 0), (0, 0))
-        shape = (moved.shape[0], depth.begin + depth.size + after, *moved.shape[2:])
+    after = max(0, needed - depth.padding_before - depth.size)
+    if depth.padding_before or after:
+        paddings = ((0, 0), (depth.padding_before, after), (0, 0), (0, 0), (0, 0))
+        shape = (moved.shape[0], depth.padding_before + depth.size + after, *moved.shape[2:])
         moved = lowering.emit(PAD, [moved], shape, moved.qparams, paddings=paddings)
     return [_every(lowering, moved, start, depth.outputs, depth.stride) for start in starts]
 

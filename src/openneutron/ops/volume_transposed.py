@@ -26,11 +26,12 @@ def _padded(rewriting: Rewriting, value: Node, dim: int, before: int, after: int
 
 
 def _transposed_convolution(rewriting: Rewriting) -> Node:
-    """Adds one conv_transpose2d whose input channels and output channels are frames.
+    """Writes a conv_transpose3d as one conv_transpose2d over height and width, with frames as channels.
 
-    Output frame q * stride + r is the sum over t of input frame q - t times tap t * stride + r of the kernel along
-    depth. So the input frames q - t are input channels of image q, and the output frames of all r are its output
-    channels. Frames are the inner dimension, so the channels of a group stay consecutive.
+    Let s be the stride along depth. Output frame q * s + r is the sum over t of the input frame q - t, convolved with
+    frame t * s + r of the kernel. The conv_transpose2d computes one image for each q. The input channels of the image
+    are the input frames q - t for all t; its output channels are the output frames q * s + r for all r < s. The frames
+    of one channel are adjacent, so each group consists of adjacent channels.
     """
     args = rewriting.args
     source, weight, bias = args["input"], args["weight"], args["bias"]
@@ -69,7 +70,11 @@ def _transposed_convolution(rewriting: Rewriting) -> Node:
 
 
 def _with_frames_as_channels(rewriting: Rewriting, weight: Node, taps: int, stride: int, dilation: int) -> Node:
-    """Returns weights [inputs, outputs of a group, depth, h, w] as [inputs * taps, outputs * stride, h, w]."""
+    """Reshapes a weight [inputs, outputs of a group, depth, h, w] to [inputs * taps, outputs * stride, h, w].
+
+    Frame t * stride + r of the kernel becomes tap t and output frame r. Zeros fill up the last tap, and the gaps of a
+    dilated kernel.
+    """
     inputs, outputs, depth, *kernel = shape_of(weight)
     if dilation > 1:
         spaced = rewriting.call(aten.unsqueeze.default, weight, 3)
@@ -82,7 +87,7 @@ def _with_frames_as_channels(rewriting: Rewriting, weight: Node, taps: int, stri
 
 
 def _repeated(rewriting: Rewriting, bias: Node | None, stride: int) -> Node | None:
-    """Repeats the bias of each channel for its frames."""
+    """Returns a bias of the conv_transpose2d: each element of `bias` `stride` times, for the frames of one channel."""
     if bias is None or stride == 1:
         return bias
     column = rewriting.call(aten.unsqueeze.default, bias, 1)

@@ -33,7 +33,7 @@ class Window:
     kernel: int
     stride: int
     dilation: int
-    begin: int
+    padding_before: int
     """Padding at the start, as in torch."""
 
     @property
@@ -47,9 +47,9 @@ class Window:
         return (self.outputs - 1) * self.stride + self.extent
 
     @property
-    def end(self) -> int:
-        """Padding at the end, up to the end of the last window. torch may add more padding, which no window reads."""
-        return max(0, self.reach - self.size - self.begin)
+    def padding_after(self) -> int:
+        """Padding at the end that the last window reads. torch may add more padding, which no window reads."""
+        return max(0, self.reach - self.size - self.padding_before)
 
     @property
     def is_same(self) -> bool:
@@ -57,7 +57,7 @@ class Window:
         if self.outputs != -(-self.size // self.stride):
             return False
         total = max(0, self.reach - self.size)
-        return (self.begin, self.end) == (total // 2, total - total // 2)
+        return (self.padding_before, self.padding_after) == (total // 2, total - total // 2)
 
     @property
     def is_tiling(self) -> bool:
@@ -65,7 +65,7 @@ class Window:
 
         Requires that each window reads elements of one tensor and no padding.
         """
-        return self.begin == 0 and self.extent <= self.stride and self.size % self.stride == 0
+        return self.padding_before == 0 and self.extent <= self.stride and self.size % self.stride == 0
 
     def repeated(self, count: int) -> Window:
         """Returns the window for `count` concatenated tensors."""
@@ -74,7 +74,7 @@ class Window:
     @property
     def is_valid(self) -> bool:
         """Whether no window reads padding."""
-        return self.begin == self.end == 0
+        return self.padding_before == self.padding_after == 0
 
 
 def of_each_dim(argument: int | Sequence[int], dims: int) -> tuple[int, ...]:
@@ -129,7 +129,7 @@ def pad_spatial(
         return nhwc, "VALID"
     if allow_same and all(window.is_same for window in windows):
         return nhwc, "SAME"
-    paddings = ((0, 0), *((window.begin, window.end) for window in windows), (0, 0))
+    paddings = ((0, 0), *((window.padding_before, window.padding_after) for window in windows), (0, 0))
     shape = tuple(size + sum(pair) for size, pair in zip(nhwc.shape, paddings, strict=True))
     if value is None:
         return lowering.emit(PAD, [nhwc], shape, nhwc.qparams, paddings=paddings), "VALID"

@@ -11,7 +11,7 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.errors import ModelError
 from openneutron.formats.payload import pack_device, pack_portable, parse
 from openneutron.formats.tflite.outputs import with_fewer_outputs
-from openneutron.partition.delegate_call import is_delegate_call, is_trace, outputs_by_node
+from openneutron.partition.delegate_call import is_delegate_call, is_trace, output_indices
 
 __all__ = ["NeutronBackend"]
 
@@ -36,7 +36,7 @@ class NeutronBackend(BackendDetails):
         inputs, payload, _ = node.args
         signature = edge_program.graph_signature
         called_with = {name: index for index, name in enumerate(signature.user_inputs)}
-        numbers = {output.name: number for output, number in outputs_by_node(node).items()}
+        numbers = {output.name: number for output, number in output_indices(node).items()}
         output_position = {numbers[name]: index for index, name in enumerate(signature.user_outputs)}
         data = edge_program.constants[signature.inputs_to_lifted_tensor_constants[payload.name]]
         given = data.numpy().tobytes()

@@ -35,7 +35,7 @@ from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OutputRule
 from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.quantizer.layer_options import left_in_float
-from openneutron.quantizer.output_parts import is_joined_in_float
+from openneutron.quantizer.output_parts import is_float_concatenation
 from openneutron.quantizer.quantizable import quantizable_reason
 from openneutron.targets import takes_weights_per_channel
 
@@ -288,19 +288,19 @@ class _ClusterSearch:
             activation = found
             users = list(activation.users)
         if len(users) != 1 or not is_quantize(users[0]) or not is_int8(users[0]):
-            if reason := self._unquantizable(node) or self._joined_in_float_reason(node):
+            if reason := self._unquantizable(node) or self._float_concatenation_reason(node):
                 return reason
             readers = ", ".join(f"'{user.name}'" for user in users if not is_quantize(user)) or "nothing"
             return f"Its float output is read by {readers} instead of being quantized to int8."
         return activation, users[0]
 
-    def _joined_in_float_reason(self, node: Node) -> str | None:
+    def _float_concatenation_reason(self, node: Node) -> str | None:
         """Returns why the quantizer left the concatenation `node` in float; None for other nodes.
 
         The quantizer leaves it in float if its parts have different qparams and only moves separate it from an output
         or an operator in float.
         """
-        if not is_joined_in_float(node):
+        if not is_float_concatenation(node):
             return None
         parts = dict.fromkeys(qparams_of(value) for value in node.all_input_nodes if is_dequantize(value))
         scales = f" (of scales {', '.join(f'{part.scale[0]:.3g}' for part in parts)})" if len(parts) > 1 else ""
@@ -315,7 +315,7 @@ class _ClusterSearch:
         return quantizable_reason(node, self.options.target_spec, self.constants.tensor)
 
     def _not_quantized(self, node: Node) -> str:
-        reason = self._unquantizable(node) or self._joined_in_float_reason(node)
+        reason = self._unquantizable(node) or self._float_concatenation_reason(node)
         if reason is not None:
             return reason
         operands = [operand for operand in iterate_nodes(list(node.args)) if not is_dequantize(operand)]

@@ -28,7 +28,7 @@ from openneutron.partition.scheduling import Partition
 from openneutron.passes.functionalize import writes_memory
 
 __all__ = [
-    "Trace", "chain_end", "is_delegate_call", "is_partitioned", "is_trace", "outputs_by_node", "partition_operator",
+    "Trace", "chain_end", "is_delegate_call", "is_partitioned", "is_trace", "output_indices", "partition_operator",
     "replace_partitions",
 ]  # fmt: skip
 
@@ -103,8 +103,11 @@ def is_delegate_call(node: Node) -> bool:
     return partition_operator() in (node.target, getattr(node.target, "_op", None))
 
 
-def outputs_by_node(call: Node) -> dict[Node, int]:
-    """Returns the index of each output of a delegate call, by the node of that output (its last trace, if any)."""
+def output_indices(call: Node) -> dict[Node, int]:
+    """Maps the node of each output of a delegate call to the index of the output.
+
+    The node is the last of the traces that follow the output, if there are any.
+    """
     items = (user for user in call.users if user.target is operator.getitem)
     return {chain_end(item): cast(int, item.args[1]) - _FIRST_OUTPUT for item in items}
 

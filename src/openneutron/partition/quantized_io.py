@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from openneutron.core.fx import op_name, output_node
 from openneutron.partition.clusters import Constants
-from openneutron.quantizer.output_parts import is_joined_in_float
+from openneutron.quantizer.output_parts import is_float_concatenation
 
 __all__ = ["FloatIOWarning", "int8_io"]
 
@@ -88,11 +88,11 @@ def _with_shared_qparams(node: Node) -> Node:
         value = pending.pop()
         if value.target is _DEQUANTIZE:
             found.add(value.args[1:])
-        elif is_joined_in_float(value):
+        elif is_float_concatenation(value):
             pending.extend(value.all_input_nodes)
         else:
             return node
-    if not is_joined_in_float(node) or len(found) != 1:
+    if not is_float_concatenation(node) or len(found) != 1:
         return node
     (qparams,) = found
     with node.graph.inserting_after(node):
@@ -106,7 +106,7 @@ def _with_shared_qparams(node: Node) -> Node:
 
 def _cost_of_joining(node: Node) -> str:
     """Returns a sentence about the bytes of an output that the CPU concatenates in float; "" for any other output."""
-    if not is_joined_in_float(node):
+    if not is_float_concatenation(node):
         return ""
     size = node.meta["val"].numel()
     return (

@@ -1,4 +1,4 @@
-"""Reads each buffer that the model changes once, at the start of the graph, and stores its new value at the end."""
+"""Makes a graph with state read each buffer once, before all operators, and write it once, after all operators."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["end_gradients", "hold_states"]
 
 
 def hold_states(module: GraphModule) -> bool:
-    """Rule, linear in nodes and uses: if an operator writes to a buffer, all operators use a copy of that buffer.
+    """Rule, linear in nodes and uses: a buffer that an operator writes to becomes a state.
 
-    The copy is made at the start and stored in the buffer at the end. Operators in between write to the copy, and
-    `functionalize` makes them out-of-place. The graph gets its own buffer, so that the model's buffer does not change,
-    and the module keeps the initial value for `reset`.
+    The graph copies the buffer at the start, and all operators read and write the copy. `functionalize` then replaces
+    the writes. At the end, the graph writes the copy to the buffer. The graph gets a buffer of its own, so that the
+    model's buffer does not change. The module keeps the initial value for `reset`.
 
     Raises `ModelError` for an operator that writes to a parameter.
     """
@@ -62,8 +62,8 @@ def _written(module: GraphModule) -> list[Node]:
             continue
         if isinstance(attribute(module, str(store.target)), torch.nn.Parameter):
             raise ModelError(
-                f"This operator writes to the parameter '{store.target}'. What changes while the model runs must be a "
-                "buffer: register_buffer(name, tensor).",
+                f"This operator writes to the parameter '{store.target}'. A tensor that changes while the model "
+                "runs must be a buffer: register_buffer(name, tensor).",
                 node=node.name,
                 op=op_name(node),
                 source=source_of(node),

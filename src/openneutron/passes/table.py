@@ -121,7 +121,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(specialize_convolutions, "write aten.convolution as conv1d, conv2d and so on"),
     Pass(add_input_guards, "let the module name an input of another shape or dtype"),
     Pass(remove_batch_counts, "remove the counters of batch norms"),
-    Pass(hold_states, "read each written buffer once at the start and write it once at the end"),
+    Pass(hold_states, "read each buffer that the model writes once at the start, and write it once at the end"),
     Pass(functionalize, "write in-place operators as operators that return a new value"),
     Pass(end_gradients, "stop gradients at the states of the previous call", When.TRAINING),
     Pass(check_writes_nothing, "refuse writes in place that are left"),

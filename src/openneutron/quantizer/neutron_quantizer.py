@@ -33,7 +33,7 @@ from openneutron.quantizer.annotation import Annotation, AnnotationSettings
 from openneutron.quantizer.bias_correction import correct_biases_at_conversion
 from openneutron.quantizer.layer_options import GRANULARITIES, Key, Layers
 from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
-from openneutron.quantizer.output_parts import joined_in_float, note_joined_in_float
+from openneutron.quantizer.output_parts import float_concatenations, note_float_concatenation
 from openneutron.quantizer.places import Place
 from openneutron.quantizer.quantizable import is_size, quantizable_reason
 from openneutron.quantizer.state_at_conversion import reset_states_at_conversion
@@ -194,9 +194,9 @@ class NeutronQuantizer(Quantizer):
             places.append(place)
         if self.is_qat and not places:
             raise _nothing_to_train(left)
-        joined = joined_in_float(places)
+        joined = float_concatenations(places)
         for node in joined:
-            note_joined_in_float(node)
+            note_float_concatenation(node)
         quantized = [place for place in places if place.instance.node not in joined]
         settings = AnnotationSettings(
             self.observer, self.observer_of_outputs, self.weight_bits, self.is_qat, self.layers

@@ -23,7 +23,13 @@ from openneutron.ops.spec import OutputRule
 from openneutron.quantizer.observers import ObserverOfAnother
 
 __all__ = [
-    "NEARLY_EQUAL", "Join", "PartObserver", "Parts", "is_joined_in_float", "joined_in_float", "note_joined_in_float",
+    "NEARLY_EQUAL",
+    "Join",
+    "PartObserver",
+    "Parts",
+    "float_concatenations",
+    "is_float_concatenation",
+    "note_float_concatenation",
 ]  # fmt: skip
 
 _JOINED = "openneutron.joined_in_float"
@@ -131,7 +137,7 @@ class Mover(Protocol):
         """Returns the rule, or the fixed values, of the output's qparams."""
 
 
-def joined_in_float(places: Sequence[Mover]) -> dict[Node, Join]:
+def float_concatenations(places: Sequence[Mover]) -> dict[Node, Join]:
     """Maps each concatenation among `places` that is kept in float to its parts, in graph order.
 
     Rule: a concatenation is kept in float if its inputs have different qparams and no quantized operator computes with
@@ -198,11 +204,11 @@ def _is_zero(value: Node) -> bool:
     return constant is not None and not constant.any()
 
 
-def note_joined_in_float(node: Node) -> None:
+def note_float_concatenation(node: Node) -> None:
     """Notes on `node` that it stays in float so that its parts keep their qparams."""
     note(node, _JOINED, True)
 
 
-def is_joined_in_float(node: Node) -> bool:
-    """Returns whether `note_joined_in_float` marked `node`."""
+def is_float_concatenation(node: Node) -> bool:
+    """Returns whether `note_float_concatenation` marked `node`."""
     return bool(noted(node, _JOINED))
