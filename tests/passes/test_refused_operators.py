@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.flow_support import seeded
+from tests.flow_support import seeded, worst_lsb
 from tests.models import Model
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-from openneutron import NeutronQuantizer, quantize
+from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.errors import ModelError
 
 Function = Callable[[Any, torch.Tensor], Any]
@@ -37,12 +38,20 @@ TRAIN: dict[str, Function] = {
     "dropout": lambda m, x: m.l(F.dropout(x, 0.5, training=True)),
     "alpha_dropout": lambda m, x: F.alpha_dropout(m.l(x), 0.5, training=True),
     "dropout2d": lambda m, x: F.dropout2d(m.l(x)[None], 0.5, training=True),
+    "dropout in place": lambda m, x: F.dropout(m.l(x), 0.5, training=True, inplace=True),
+    "feature_alpha_dropout": lambda m, x: F.feature_alpha_dropout(m.l(x)[None], 0.5, training=True),
     "rrelu": lambda m, x: F.rrelu(m.l(x), training=True),
+    "batch_norm": lambda m, x: F.batch_norm(m.l(x), torch.zeros(8), torch.ones(8), training=True),
 }
 DRAW_NOTHING: dict[str, Function] = {
     "dropout": lambda m, x: m.l(F.dropout(x, 0.5, training=False)),
     "rrelu": lambda m, x: F.rrelu(m.l(x)),
     "attention": lambda m, x: F.scaled_dot_product_attention(*(m.l(x)[None],) * 3),
+    "dropout of nothing": lambda m, x: m.l(F.dropout(x, 0, training=True)),
+    "dropout of nothing in place": lambda m, x: F.dropout(m.l(x), 0.0, training=True, inplace=True) * 2,
+    "alpha_dropout of nothing": lambda m, x: F.alpha_dropout(m.l(x), 0.0, training=True),
+    "dropout2d of nothing": lambda m, x: F.dropout2d(m.l(x)[None], 0.0, training=True),
+    "feature_alpha_dropout of nothing": lambda m, x: F.feature_alpha_dropout(m.l(x)[None], 0.0, training=True),
     "nothing reads it": lambda m, x: (torch.rand_like(x), m.l(x))[1],
 }
 
@@ -96,13 +105,30 @@ def test_an_operator_that_draws_random_numbers(name: str) -> None:
 
 @pytest.mark.parametrize("name", TRAIN)
 def test_a_function_with_training(name: str) -> None:
-    _refused(TRAIN[name], r"train mode.*training=self\.training")
+    _refused(TRAIN[name], r"This call of \w+ has training=True.*Call it with training=self\.training")
 
 
 @pytest.mark.parametrize("name", DRAW_NOTHING)
 def test_what_draws_nothing_is_taken(name: str) -> None:
     model = seeded(lambda: Model(DRAW_NOTHING[name], l=nn.Linear(8, 8)))
     prepare_pt2e(torch.export.export(model, INPUTS).module(), NeutronQuantizer())
+
+
+@pytest.mark.parametrize("name", [name for name in DRAW_NOTHING if "of nothing" in name])
+def test_a_dropout_of_probability_zero_is_removed(name: str) -> None:
+    model = seeded(lambda: Model(DRAW_NOTHING[name], l=nn.Linear(8, 8)))
+    quantized = quantize(model, INPUTS, [INPUTS], recover=None, progress=False)
+    program = lower(quantized)
+    assert {row.where for row in program.placement} == {"npu"}
+    assert worst_lsb(quantized.module, program.run, [INPUTS]) <= 1
+
+
+def test_a_dropout_module_in_train_mode() -> None:
+    for probability, taken in ((0.0, True), (0.5, False)):
+        model = Model(lambda m, x: m.drop(m.l(x)), l=nn.Linear(8, 8), drop=nn.Dropout(probability)).eval()
+        model.drop.train()
+        with nullcontext() if taken else pytest.raises(ModelError, match=r"'drop' \(Dropout\) is in train mode, and"):
+            quantize(model, INPUTS, [INPUTS], recover=None, progress=False)
 
 
 @pytest.mark.parametrize("name", CONTROL_FLOW)

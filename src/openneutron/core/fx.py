@@ -227,11 +227,15 @@ def is_random(node: Node) -> bool:
 
 
 def draws_random_numbers(node: Node) -> bool:
-    """Whether `node` draws random numbers. Attention and recurrent nets do not if their dropout is off."""
+    """Whether `node` draws random numbers.
+
+    A dropout of probability 0 does not, nor do attention and recurrent nets if their dropout is off.
+    """
     if not is_random(node):
         return False
     args = arguments(node)
-    return all(args[name] for name in ("dropout", "dropout_p", "train", "training") if name in args)
+    switches = ("dropout", "dropout_p", "train", "training", *(("p",) if "train" in args else ()))
+    return all(args[name] for name in switches if name in args)
 
 
 def is_state(node: Node) -> bool:

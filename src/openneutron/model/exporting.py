@@ -197,10 +197,20 @@ def check_eval(module: nn.Module, function: str) -> None:
     if is_exported(module):
         return
     for name, part in module.named_modules():
-        if part.training:
-            raise ModelError(
-                f"The model is in train mode ('{name or type(part).__name__}'). Call model.eval() before {function}()."
-            )
+        if not part.training or _drops_nothing(part):
+            continue
+        kind = type(part).__name__
+        if module.training:
+            raise ModelError(f"The model is in train mode ('{name or kind}'). Call model.eval() before {function}().")
+        raise ModelError(
+            f"The module '{name}' ({kind}) is in train mode, and the model itself is in eval mode. Call model.eval() "
+            f"before {function}()."
+        )
+
+
+def _drops_nothing(module: nn.Module) -> bool:
+    """Whether it is a dropout of probability 0, which returns its input in both modes."""
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0
 
 
 def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> ExportedProgram:

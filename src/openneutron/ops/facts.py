@@ -134,8 +134,11 @@ class Facts:
         return None if self.clamps is None else self.clamps(node)
 
     def is_in_train_mode(self, node: Node) -> bool:
-        """Whether `node` is an operator in train mode."""
-        return self.training_argument is not None and bool(arguments(node)[self.training_argument])
+        """Whether `node` is an operator in train mode. A dropout of probability 0 is not: it returns its input."""
+        if self.training_argument is None:
+            return False
+        args = arguments(node)
+        return bool(args[self.training_argument]) and args.get("p") != 0
 
 
 UNKNOWN = Facts()

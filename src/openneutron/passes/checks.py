@@ -11,7 +11,15 @@ from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 from torch.utils._pytree import tree_leaves
 
 from openneutron.core.constants import attribute
-from openneutron.core.fx import arguments, draws_random_numbers, is_state_write, op_name, output_node, source_of
+from openneutron.core.fx import (
+    arguments,
+    draws_random_numbers,
+    is_state_write,
+    modules_of,
+    op_name,
+    output_node,
+    source_of,
+)
 from openneutron.errors import ModelError
 from openneutron.ops.declared import facts_of, is_op
 from openneutron.passes.functionalize import may_alias, writes_memory
@@ -120,8 +128,7 @@ def _check_eval(node: Node) -> None:
     name = op_name(node)
     where = {"node": node.name, "op": name, "source": source_of(node)}
     if facts_of(node).is_in_train_mode(node):
-        hint = " A function that is called with training=True is so in eval mode too: give training=self.training."
-        raise ModelError(f"The model is in train mode. {_EVAL}{'' if is_op(node, 'batch_norm') else hint}", **where)
+        raise ModelError(f"The model is in train mode. {_EVAL}" if _is_of_torch(node) else _trains_always(node), **where)
     if draws_random_numbers(node) and (node.users or writes_memory(node)):
         raise ModelError(
             "This operator draws random numbers, other ones in each call, so calibration and the device would not see "
@@ -131,6 +138,27 @@ def _check_eval(node: Node) -> None:
     # A batch norm in train mode counts its batches. The counter remains after the batch norm was folded.
     if counts_batches(node):
         raise ModelError(f"A batch norm of the model is in train mode. {_EVAL}", **where)
+
+
+def _is_of_torch(node: Node) -> bool:
+    """Whether a module of torch.nn calls `node`, so that `eval()` changes its mode."""
+    modules = modules_of(node)
+    return bool(modules) and modules[-1][1].startswith("torch.nn.")
+
+
+def _trains_always(node: Node) -> str:
+    """Returns the message for a function of torch.nn.functional that is called with training=True."""
+    name, args = op_name(node).split(".")[1], arguments(node)
+    if is_op(node, "batch_norm"):
+        return (
+            f"This call of {name} has training=True, so it normalizes by the statistics of its batch. Call it with "
+            "training=self.training, and export the model in eval mode."
+        )
+    what = f"p={args['p']:g}: it drops values" if "p" in args else "two limits: it draws slopes"
+    return (
+        f"This call of {name} has training=True and {what} at random, in eval mode too unless the argument is "
+        "self.training. Call it with training=self.training, and export the model in eval mode; or remove the call."
+    )
 
 
 def check_batch_norm(node: Node) -> None:
