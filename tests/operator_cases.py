@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from tests import (
     attention_cases,
     blend_cases,
+    constant_write_cases,
     indexing_cases,
     matmul_cases,
     pointwise_cases,
@@ -480,6 +481,7 @@ CASES: tuple[Case, ...] = (
     *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES, *transposed_cases.CASES, *pooling_cases.CASES,
     *reduction_cases.CASES, *resize_cases.CASES,
     *rounding_cases.CASES, *shape_cases.CASES, *pointwise_cases.CASES, *scatter_cases.CASES,
+    *constant_write_cases.CASES,
     *matmul_cases.CASES, *attention_cases.CASES, *recurrent_cases.CASES, *blend_cases.CASES, *indexing_cases.CASES,
     *volume_cases.CASES,
 )  # fmt: skip
@@ -527,6 +529,7 @@ REJECTED: tuple[Rejected, ...] = (
     *rounding_cases.REJECTED,
     *shape_cases.REJECTED,
     *scatter_cases.REJECTED,
+    *constant_write_cases.REJECTED,
     *blend_cases.REJECTED,
     *indexing_cases.REJECTED,
     *volume_cases.REJECTED,

@@ -125,8 +125,9 @@ def test_a_dropout_of_probability_zero_is_removed(name: str) -> None:
 
 def test_a_dropout_module_in_train_mode() -> None:
     for probability, taken in ((0.0, True), (0.5, False)):
-        model = Model(lambda m, x: m.drop(m.l(x)), l=nn.Linear(8, 8), drop=nn.Dropout(probability)).eval()
-        model.drop.train()
+        drop = nn.Dropout(probability)
+        model = Model(lambda m, x: m.drop(m.l(x)), l=nn.Linear(8, 8), drop=drop).eval()
+        drop.train()
         with nullcontext() if taken else pytest.raises(ModelError, match=r"'drop' \(Dropout\) is in train mode, and"):
             quantize(model, INPUTS, [INPUTS], recover=None, progress=False)
 

@@ -209,8 +209,7 @@ def test_writes_to_one_of_several_views(name: str) -> None:
 
 REFUSED: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
     "expand": (lambda x: x[:, :1].expand(1, 4, 8, 8).mul_(1), r"the view that aten\.expand\.default returns"),
-    "unfold": (lambda x: x.unfold(2, 2, 2).mul_(2), r"the view that aten\.unfold\.default returns"),
-    "diagonal": (lambda x: x[0, 0].diagonal().zero_(), r"the view that aten\.diagonal\.default returns"),
+    "unfold": (lambda x: x.unfold(2, 3, 2).mul_(2), r"the view that aten\.unfold\.default returns"),
     "as_strided": (lambda x: x.as_strided((2, 2), (8, 1)).zero_(), r"the view that aten\.as_strided\.default returns"),
 }
 
@@ -228,3 +227,32 @@ def test_writes_that_cannot_be_written_back_name_their_view(name: str) -> None:
         passes.prepare(exported(seeded(lambda: Model(function, c=conv(), d=conv()))), TARGETS["imxrt700"])
     assert caught.value.source is not None
     assert caught.value.op is not None
+
+
+def _halved(x: torch.Tensor, parts: Callable[[torch.Tensor], Any]) -> Any:
+    parts(x)[0].mul_(0.5)
+    return x
+
+
+# Writes through views that are no slice, reshape or transpose.
+VIEWS: dict[str, Function] = {
+    "hsplit": lambda x: _halved(x, lambda y: torch.hsplit(y, 2)),
+    "vsplit": lambda x: _halved(x, lambda y: torch.vsplit(y, [2, 3])),
+    "dsplit": lambda x: _halved(x, lambda y: torch.dsplit(y, 2)),
+    "unsafe_split": lambda x: _halved(x, lambda y: y.unsafe_split(2, 1)),
+    "unsafe_chunk": lambda x: _halved(x, lambda y: y.unsafe_chunk(2, 3)),
+    "tensor_split": lambda x: _halved(x, lambda y: y.tensor_split(3, 3)),
+    "diagonal": lambda x: (x.diagonal(0, 2, 3).mul_(0.5), x)[1],
+    "part of a diagonal": lambda x: (x[:, 1:].diagonal(1, 2, 3)[..., :2].fill_(0.25), x)[1],
+    "fill_diagonal_": lambda x: (x[0, 0].fill_diagonal_(0.5), x)[1],
+    "unfold": lambda x: (x.unfold(3, 2, 2)[..., 0].mul_(0.5), x)[1],
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_writes_through_other_views(name: str) -> None:
+    model = seeded(lambda: Model(lambda m, x: m.d(VIEWS[name](m.c(x))), c=conv(), d=conv()))
+    inputs = image(1, 4, 8, 8)
+    module = passes.prepare(exported(model, inputs), TARGETS["imxrt700"])
+    torch.testing.assert_close(module(inputs), model(inputs), rtol=1e-5, atol=1e-5)
+    assert_one_delegate_in_both_flows(model, samples_of([(1, 4, 8, 8)]), 25.0, recover=None)

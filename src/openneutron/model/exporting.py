@@ -308,7 +308,7 @@ def _data_dependence_error(error: Exception) -> ModelError | None:
     return ModelError(
         "The model uses the values of a tensor for a branch, a loop, a size or a number (.item()), but a program runs "
         "the same operators for all inputs. Compute both branches and select with torch.where, or decide outside of "
-        "the model.",
+        "the model. A number that depends on buffers alone can be computed once, in __init__.",
         source=_source(error),
     )
 

@@ -17,15 +17,18 @@ from openneutron.core.evaluation import inferred
 from openneutron.core.fx import shape_of
 
 __all__ = [
-    "Builder", "NodeBuilder", "Operand", "add", "amax", "clone", "convert", "detach", "exp", "expand", "gelu",
-    "hardsigmoid", "hardswish", "linear", "log", "logical_and", "logical_not", "mean", "mul", "permute", "relu",
-    "relu6", "replace_with_cat", "replace_with_conversion", "replace_with_linear", "replace_with_reshape",
-    "replace_with_slice", "reshape", "rsqrt", "rsub", "select_scatter", "sigmoid", "slice_", "slice_scatter",
-    "squeeze", "sub", "sum_", "transpose", "trunc", "unsqueeze", "zeros_like",
+    "MASKED_FILL", "Builder", "NodeBuilder", "Operand", "add", "amax", "clone", "convert", "detach", "exp", "expand",
+    "gelu", "hardsigmoid", "hardswish", "linear", "log", "logical_and", "logical_not", "mean", "mul", "permute", "put",
+    "relu", "relu6", "replace_with_cat", "replace_with_conversion", "replace_with_index", "replace_with_linear",
+    "replace_with_reshape", "replace_with_slice", "reshape", "rsqrt", "rsub", "select_scatter", "sigmoid", "slice_",
+    "slice_scatter", "squeeze", "sub", "sum_", "transpose", "trunc", "unsqueeze", "zeros_like",
 ]  # fmt: skip
 
 aten = torch.ops.aten
 Operand = Node | float
+
+MASKED_FILL = aten.masked_fill.Scalar
+"""torch.where(mask, number, value): called with a value, a mask and a number."""
 
 
 class Builder(Protocol):
@@ -152,6 +155,11 @@ def select_scatter(builder: Builder, value: Node, part: Node, dim: int, index: i
     return builder.call(aten.select_scatter.default, value, part, dim, index)
 
 
+def put(builder: Builder, value: Node, index: Node, written: Node) -> Node:
+    """A copy of `value` with `written` at the positions `index` of the flattened values."""
+    return builder.call(aten.put.default, value, index, written)
+
+
 def zeros_like(builder: Builder, value: Node) -> Node:
     """Zeros of the shape and dtype of `value`."""
     return builder.call(aten.zeros_like.default, value)
@@ -200,6 +208,11 @@ def replace_with_conversion(node: Node, value: Any, dtype: Any) -> None:
 def replace_with_cat(node: Node, parts: Sequence[Node], dim: int) -> None:
     """Replaces the call of `node` by the concatenation of `parts`."""
     node.target, node.args, node.kwargs = aten.cat.default, (list(parts), dim), {}
+
+
+def replace_with_index(node: Node, value: Node, indices: Sequence[Node | None]) -> None:
+    """Replaces the call of `node` by a selection of `value` by index tensors; None keeps a whole dimension."""
+    node.target, node.args, node.kwargs = aten.index.Tensor, (value, list(indices)), {}
 
 
 def replace_with_linear(node: Node, value: Node, *constants: Node) -> None:

@@ -23,7 +23,7 @@ from openneutron.ops.graph_builder import mul, sub
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
-__all__ = ["DECOMPOSED"]
+__all__ = ["DECOMPOSED", "MAX_PICKING_WEIGHTS", "MAX_RUNS", "along"]
 
 aten = torch.ops.aten
 
@@ -140,13 +140,13 @@ def _pick(rewriting: Rewriting) -> Node:
         values = parts[0] if len(parts) == 1 else rewriting.call(aten.cat.default, parts, dim)
     else:
         matrix = rewriting.constant(torch.eye(picks.picked)[picks.indices])
-        values = _along(rewriting, values, dim, matrix)
+        values = along(rewriting, values, dim, matrix)
     if shape_of(values) == rewriting.shape:
         return values
     return rewriting.call(aten.reshape.default, values, list(rewriting.shape))
 
 
-def _along(rewriting: Rewriting, values: Node, dim: int, matrix: Node) -> Node:
+def along(rewriting: Rewriting, values: Node, dim: int, matrix: Node) -> Node:
     """Multiplies by a matrix along a dimension."""
     last = rewriting.call(aten.movedim.int, values, dim, -1)
     return rewriting.call(aten.movedim.int, rewriting.call(aten.linear.default, last, matrix), -1, dim)
@@ -183,7 +183,7 @@ def _running_sum(rewriting: Rewriting) -> Node:
     values, dim = rewriting.args["self"], rewriting.args["dim"]
     size = rewriting.shape[dim]
     triangle = rewriting.constant(torch.ones(size, size).tril())
-    return _along(rewriting, values, dim, triangle)
+    return along(rewriting, values, dim, triangle)
 
 
 DECOMPOSED = (

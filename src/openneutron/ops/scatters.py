@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from openneutron.core.constants import constant_value
 from openneutron.core.fx import arguments, iterate_nodes, op_name, operator_names, shape_of
+from openneutron.ops.constant_writes import plan_of_write
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
@@ -109,9 +110,13 @@ def _continued(node: Node) -> bool:
 
 @constraint
 def writes_to_constant_indices(instance: OpInstance) -> bool:
-    """It writes to constant indices of one dimension, or it writes one value to the true elements of a mask."""
+    """It writes to constant indices of one dimension, or one value to the true elements of a mask, or to other constant
+    positions (see write to constant positions).
+    """
     node = instance.node
-    return _write_of(node) is not None or (op_name(node) == _PUT and _mask_of(node) is not None)
+    if _write_of(node) is not None:
+        return True
+    return op_name(node) == _PUT and (_mask_of(node) is not None or plan_of_write(instance) is not None)
 
 
 def _ends_a_chain(instance: OpInstance) -> bool:
@@ -121,6 +126,10 @@ def _ends_a_chain(instance: OpInstance) -> bool:
 def _write(rewriting: Rewriting) -> Node:
     node = rewriting.instance.node
     write = _write_of(node)
+    if write is None and _mask_of(node) is None:
+        plan = plan_of_write(rewriting.instance)
+        assert plan is not None  # writes_to_constant_indices holds
+        return plan(rewriting)
     if write is None:
         return _choose(rewriting)
     base, writes = arguments(node)["self"], [write]

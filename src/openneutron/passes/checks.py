@@ -90,9 +90,8 @@ def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
     if _selects_by_truths(node) and not all(isinstance(size, int) for size in value.shape):
         raise ModelError(
             f"The shape {tuple(value.shape)} depends on the values of a tensor: on how many values of a mask are true. "
-            "The NPU runs static shapes only. If the mask is a constant, select by its indices: "
-            "register_buffer('indices', mask.nonzero().flatten()) in __init__, and x[:, self.indices] in forward. If "
-            "it depends on the data, compute with torch.where over the whole tensor.",
+            "The NPU runs static shapes only. A constant mask is supported; a mask that depends on the data, or that "
+            "the model writes to, is not: compute with torch.where over the whole tensor.",
             **where,
         )
     if has_free_unbacked_symbols(value):
@@ -128,7 +127,9 @@ def _check_eval(node: Node) -> None:
     name = op_name(node)
     where = {"node": node.name, "op": name, "source": source_of(node)}
     if facts_of(node).is_in_train_mode(node):
-        raise ModelError(f"The model is in train mode. {_EVAL}" if _is_of_torch(node) else _trains_always(node), **where)
+        raise ModelError(
+            f"The model is in train mode. {_EVAL}" if _is_of_torch(node) else _trains_always(node), **where
+        )
     if draws_random_numbers(node) and (node.users or writes_memory(node)):
         raise ModelError(
             "This operator draws random numbers, other ones in each call, so calibration and the device would not see "

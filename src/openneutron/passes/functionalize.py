@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
+from openneutron.core.constants import insert_constant
 from openneutron.core.evaluation import inferred
-from openneutron.core.fx import is_state_write, note_replaced, op_name, shape_of
+from openneutron.core.fx import arguments, is_state_write, note_replaced, op_name, shape_of
 from openneutron.ops.declared import is_op
-from openneutron.ops.graph_builder import NodeBuilder, convert, expand, reshape, zeros_like
+from openneutron.ops.graph_builder import MASKED_FILL, NodeBuilder, convert, expand, reshape, zeros_like
 from openneutron.passes.write_back import can_be_written_back, write_back
 
 __all__ = ["functionalize", "may_alias", "writes_memory"]
@@ -46,11 +47,11 @@ def writes_memory(node: Node) -> bool:
 def may_alias(node: Node) -> bool:
     """Returns whether the output of `node` may share the memory of its first argument.
 
-    A dropout may return its input, although its schema declares no alias.
+    A dropout may return its input, and an unsafe_split returns parts of it, although their schemas declare no alias.
     """
     taken = node.target._schema.arguments[:1] if isinstance(node.target, torch._ops.OpOverload) else []
     aliases = any(argument.alias_info is not None for argument in taken)
-    return aliases or node.target is operator.getitem or is_op(node, "dropout")
+    return aliases or node.target is operator.getitem or is_op(node, "dropout", "split")
 
 
 @dataclass
@@ -160,10 +161,20 @@ def _written(
     """Returns the new value of `place` after the in-place operator `node`, whose out-of-place form is `target`."""
     if is_op(node, "copy_", "fill_") and isinstance(args[1], Node):
         return _like(args[1], place, NodeBuilder(node, node))
+    if is_op(node, "fill_diagonal_"):
+        return _with_filled_diagonal(node, place)
     if is_op(node, "zero_"):
         return zeros_like(NodeBuilder(node, node), place)
     node.target, node.args, node.kwargs = target, args, kwargs
     return node
+
+
+def _with_filled_diagonal(node: Node, place: Node) -> Node:
+    args, module = arguments(node), node.graph.owning_module
+    assert module is not None
+    on_diagonal = torch.zeros(shape_of(place)).fill_diagonal_(1.0, args["wrap"]) == 1
+    mask = insert_constant(module, node, on_diagonal, "diagonal")
+    return NodeBuilder(node, node).call(MASKED_FILL, place, mask, args["fill_value"])
 
 
 def _like(value: Node, place: Node, builder: NodeBuilder) -> Node:
@@ -206,6 +217,8 @@ def _out_of_place_form(node: Node) -> torch._ops.OpOverload | None:
     overload = node.target
     if not isinstance(overload, torch._ops.OpOverload) or overload.namespace != "aten" or is_state_write(node):
         return None
+    if is_op(node, "fill_diagonal_") and all(isinstance(size, int) for size in shape_of(node)):
+        return MASKED_FILL
     name = overload._schema.name.removeprefix("aten::")
     if not name.endswith("_") or not overload._schema.is_mutable:
         return None

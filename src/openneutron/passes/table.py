@@ -45,6 +45,7 @@ from openneutron.passes.remove_empties import remove_empties
 from openneutron.passes.remove_expands import remove_expands
 from openneutron.passes.remove_identities import remove_identities
 from openneutron.passes.remove_stride_dependence import remove_stride_dependence
+from openneutron.passes.resolve_constant_shapes import resolve_constant_shapes
 from openneutron.passes.scalars_to_constants import scalars_to_constants
 from openneutron.passes.scale_before_masks import scale_before_masks
 from openneutron.passes.slices_to_space_to_depth import slices_to_space_to_depth
@@ -116,6 +117,7 @@ def remove_unused(module: GraphModule) -> bool:
 
 PASSES: tuple[Pass, ...] = (
     Pass(inline_regions, "inline the subgraphs that torch.export writes for no_grad, autocast and checkpoints"),
+    Pass(resolve_constant_shapes, "compute shapes that depend on constants alone, such as those of x[:, mask]"),
     Pass(check_is_static_eval, "refuse train mode, dynamic shapes and dtypes other than float32"),
     Pass(check_outputs, "refuse outputs that a program cannot return"),
     Pass(specialize_convolutions, "write aten.convolution as conv1d, conv2d and so on"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
+import torch
 from torch.fx import Node
 
+from openneutron.core.constants import insert_constant
+from openneutron.core.evaluation import evaluated
 from openneutron.core.fx import arguments, first_operand, shape_of
 from openneutron.ops.declared import is_op
-from openneutron.ops.graph_builder import NodeBuilder, permute, reshape, select_scatter, slice_scatter
+from openneutron.ops.graph_builder import NodeBuilder, permute, put, reshape, select_scatter, slice_scatter
 from openneutron.ops.shapes import permutation
 
 __all__ = ["can_be_written_back", "write_back"]
@@ -17,14 +21,39 @@ __all__ = ["can_be_written_back", "write_back"]
 
 def can_be_written_back(view: Node) -> bool:
     """Returns whether `write_back` handles this view. A getitem is represented by its multi-output operator."""
+    if _is_simple(view):
+        return True
+    positions = _positions(view)
+    return positions is not None and positions.unique().numel() == positions.numel()
+
+
+def _is_simple(view: Node) -> bool:
+    """Whether the view is a part or a rearrangement of its source that one operator can write."""
     if view.target is operator.getitem:
         split = first_operand(view)
         return is_op(split, "split", "unbind") and "dim" in arguments(split)
     return is_op(view, "reshape", "permute", "slice", "select")
 
 
+def _positions(view: Node) -> torch.Tensor | None:
+    """Returns the positions of the view's values in its flattened source, which is contiguous; None if unknown."""
+    called = first_operand(view) if view.target is operator.getitem else view
+    source = called.args[0]
+    if not isinstance(source, Node) or called.all_input_nodes != [source] or "stride" in arguments(called):
+        return None  # strides refer to the memory, which need not be contiguous
+    shape, value = shape_of(source), view.meta["val"]
+    if value.dtype != source.meta["val"].dtype or not all(isinstance(size, int) for size in (*shape, *value.shape)):
+        return None
+    found = evaluated(called, lambda _: torch.arange(math.prod(shape)).reshape(shape))
+    positions = found if called is view else found[view.args[1]]
+    assert isinstance(positions, torch.Tensor)
+    return positions
+
+
 def write_back(view: Node, source: Node, written: Node, builder: NodeBuilder) -> Node:
     """Returns the value of `source` after `written` is stored in `view`, a view of `source`."""
+    if not _is_simple(view):
+        return _put(view, source, written, builder)
     if view.target is operator.getitem:
         return _into_parts(view, source, written, builder)
     args = arguments(view)
@@ -40,6 +69,14 @@ def write_back(view: Node, source: Node, written: Node, builder: NodeBuilder) ->
         start += size if start < 0 else 0
         return _into_slice(source, written, args["dim"], start, builder)
     return slice_scatter(builder, source, written, args["dim"], args["start"], args["end"], args["step"])
+
+
+def _put(view: Node, source: Node, written: Node, builder: NodeBuilder) -> Node:
+    positions, module = _positions(view), builder.before.graph.owning_module
+    assert positions is not None
+    assert module is not None
+    index = insert_constant(module, builder.before, positions, "positions")
+    return put(builder, source, index, written)
 
 
 def _sizes(value: Node) -> list[Any]:

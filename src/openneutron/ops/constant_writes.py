@@ -1,0 +1,501 @@
+"""Decompositions of writes to any constant positions of a tensor: scatter, put, index_add and the like.
+
+The positions 0, 1, 2, ... take the place of the values. A write that replaces values is run on them, so that its result
+has the source of each output value. For a write that accumulates, the positions give the pairs of a written output
+value and a source value. Pairs with different output values form a layer: a layer is one write that replaces values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from openneutron.core.fx import iterate_nodes, op_name, shape_of
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.graph_builder import Operand, add, mul, reshape, sum_
+from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, along
+from openneutron.ops.op_instance import OpInstance
+from openneutron.ops.spec import constraint
+
+__all__ = ["DECOMPOSED", "MAX_LAYERS", "plan_of_write"]
+
+aten = torch.ops.aten
+
+# The largest number of source values that one output value combines by a product, maximum or minimum, or by additions
+# in sequence.
+MAX_LAYERS = 8
+
+Plan = Callable[[Rewriting], Node]
+Step = Callable[[Rewriting, Sequence[Operand]], Node]
+_SOURCES = ("src", "source", "values", "value")
+_SUM, _MEAN, _PRODUCT, _LARGEST, _SMALLEST = "sum", "mean", "prod", "amax", "amin"
+_REDUCTIONS = {"add": _SUM, "multiply": _PRODUCT}
+_COMBINATIONS = {_PRODUCT: aten.mul.Tensor, _LARGEST: aten.maximum.default, _SMALLEST: aten.minimum.default}
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """The source of each output value: `source` is its number, `position` its position in the flattened source."""
+
+    source: torch.Tensor
+    position: torch.Tensor
+    shapes: tuple[tuple[int, ...], ...]
+    """The shapes of the sources."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    source: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """An origin along one dimension: the first `before` and the last `after` dimensions of all tensors are equal."""
+
+    before: int
+    after: int
+    runs: tuple[_Run, ...]
+    sizes: tuple[int, ...]
+    """For each source, the number of elements in the other dimensions."""
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether few slices, or a small matrix, can move the values."""
+        return len(self.runs) <= MAX_RUNS or self.written * sum(self.sizes) <= MAX_PICKING_WEIGHTS
+
+    @property
+    def written(self) -> int:
+        """The number of output values along the dimension."""
+        return sum(run.count for run in self.runs)
+
+
+def _kept_dimensions(shape: Sequence[int], others: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
+    """Returns each (before, after) for which all shapes have equal first and last dimensions; the largest first."""
+    rank = min(len(each) for each in (shape, *others))
+    for before in range(rank, -1, -1):
+        for after in range(rank - before, -1, -1):
+            ends = {(*each[:before], *each[len(each) - after :]) for each in map(tuple, (shape, *others))}
+            if len(ends) == 1:
+                yield before, after
+
+
+def _blocks(origin: _Origin) -> _Blocks:
+    shape, used = tuple(origin.source.shape), sorted(set(origin.source.flatten().tolist()))
+    for before, after in _kept_dimensions(shape, [origin.shapes[source] for source in used]):
+        outer, inner = math.prod(shape[:before]), math.prod(shape[len(shape) - after :])
+        sizes = torch.tensor([math.prod(each) // (outer * inner) for each in origin.shapes])
+        source, position = (each.reshape(outer, -1, inner) for each in (origin.source, origin.position))
+        chosen, index = source[0, :, 0], position[0, :, 0] // inner
+        first, last = torch.arange(outer).reshape(-1, 1, 1), torch.arange(inner)
+        expected = (first * sizes[chosen].reshape(-1, 1) + index.reshape(-1, 1)) * inner + last
+        if torch.equal(source, chosen.reshape(-1, 1).expand_as(source)) and torch.equal(position, expected):
+            return _Blocks(before, after, tuple(_runs(chosen.tolist(), index.tolist())), tuple(sizes.tolist()))
+    raise AssertionError("without kept dimensions, the blocks are single values")
+
+
+def _runs(sources: Sequence[int], indices: Sequence[int]) -> Iterator[_Run]:
+    places = enumerate(zip(sources, indices, strict=True))
+    for (source, _), group in groupby(places, key=lambda place: (place[1][0], place[1][1] - place[0])):
+        members = list(group)
+        yield _Run(source, members[0][1][1], len(members))
+
+
+def _moved(rewriting: Rewriting, sources: Sequence[Operand], origin: _Origin, blocks: _Blocks) -> Node:
+    """Adds slices and a cat for few runs, else a product with a one-hot matrix. A source may be a number."""
+    shape = tuple(origin.source.shape)
+    head, tail = shape[: blocks.before], shape[len(shape) - blocks.after :]
+    used = sorted({run.source for run in blocks.runs})
+    given: dict[int, Node] = {}
+    for number in used:
+        source = sources[number]
+        if isinstance(source, Node):
+            given[number] = reshape(rewriting, source, (*head, blocks.sizes[number], *tail))
+    if len(blocks.runs) <= MAX_RUNS:
+        parts = [_part(rewriting, given.get(run.source, sources[run.source]), run, head, tail) for run in blocks.runs]
+        joined = parts[0] if len(parts) == 1 else rewriting.call(aten.cat.default, parts, blocks.before)
+        return reshape(rewriting, joined, shape)
+    whole = [
+        given.get(number) or _filled(rewriting, sources[number], (*head, blocks.sizes[number], *tail))
+        for number in used
+    ]
+    starts = dict(
+        zip(used, [sum(blocks.sizes[each] for each in used[:place]) for place in range(len(used))], strict=True)
+    )
+    columns = torch.cat([torch.arange(run.count) + starts[run.source] + run.first for run in blocks.runs])
+    matrix = torch.eye(sum(blocks.sizes[number] for number in used))[columns]
+    joined = whole[0] if len(whole) == 1 else rewriting.call(aten.cat.default, whole, blocks.before)
+    return reshape(rewriting, along(rewriting, joined, blocks.before, rewriting.constant(matrix)), shape)
+
+
+def _part(rewriting: Rewriting, source: Operand, run: _Run, head: tuple[int, ...], tail: tuple[int, ...]) -> Node:
+    if not isinstance(source, Node):
+        return _filled(rewriting, source, (*head, run.count, *tail))
+    if run.count == shape_of(source)[len(head)]:
+        return source
+    return rewriting.call(aten.slice.Tensor, source, len(head), run.first, run.first + run.count)
+
+
+def _filled(rewriting: Rewriting, number: Operand, shape: Sequence[int]) -> Node:
+    assert not isinstance(number, Node)
+    return rewriting.constant(torch.full(tuple(shape), float(number)))
+
+
+def _source_of(instance: OpInstance) -> tuple[str, Operand] | None:
+    """Returns the name and value of the argument with the written values; None for another operator."""
+    return next(((name, instance.args[name]) for name in _SOURCES if name in instance.args), None)
+
+
+def _has_constant_indices(instance: OpInstance) -> bool:
+    written = _source_of(instance)
+    values = [instance.args["self"], *([] if written is None else [written[1]])]
+    indices = [node for node in iterate_nodes(list(instance.args.values())) if node not in values]
+    return all(instance.constant_of(index) is not None for index in indices)
+
+
+def _has_fixed_sizes(instance: OpInstance) -> bool:
+    nodes = [instance.node, *instance.node.all_input_nodes]
+    return all(isinstance(size, int) for node in nodes for size in shape_of(node))
+
+
+def _constants(instance: OpInstance) -> dict[str, Any]:
+    """Returns the arguments, with the values of constants in place of their nodes."""
+
+    def value(argument: Any) -> Any:
+        if isinstance(argument, (list, tuple)):
+            return [value(each) for each in argument]
+        return instance.constant_of(argument) if isinstance(argument, Node) else argument
+
+    return {name: value(argument) for name, argument in instance.args.items()}
+
+
+def _positions(shape: Sequence[int], first: int = 0) -> torch.Tensor:
+    return torch.arange(first, first + math.prod(shape)).reshape(tuple(shape))
+
+
+def plan_of_write(instance: OpInstance) -> Plan | None:
+    """Returns a function that adds the operators of a write to constant positions; None if there is none.
+
+    Handles writes that replace values and writes that accumulate, if all sizes are fixed and the indices are constants.
+    """
+    if not _has_fixed_sizes(instance) or not _has_constant_indices(instance) or 0 in instance.shape:
+        return None
+    reduction = _reduction(instance)
+    return _replacing(instance) if reduction is None else _accumulating(instance, reduction)
+
+
+def _reduction(instance: OpInstance) -> str | None:
+    args, name = instance.args, op_name(instance.node)
+    if "reduce" in args:
+        return _REDUCTIONS.get(args["reduce"], str(args["reduce"]))
+    return _SUM if args.get("accumulate") or name in ("aten.scatter_add.default", "aten.index_add.default") else None
+
+
+def _replacing(instance: OpInstance) -> Plan | None:
+    """Returns the plan of a write that replaces values, which is run on positions."""
+    args, shape = _constants(instance), instance.shape
+    found, count = _source_of(instance), math.prod(shape)
+    arguments: dict[str, Any] = {**args, "self": _positions(shape)}
+    sources, shapes = [instance.args["self"]], [shape]
+    if found is not None:
+        name, source = found
+        sources.append(source)
+        shapes.append(shape_of(source) if isinstance(source, Node) else ())
+        arguments[name] = _positions(shapes[1], count) if isinstance(source, Node) else count
+    named = instance.node.target(**{key: arguments[key] for key in _names(instance)})  # type: ignore[operator]
+    return _of_sources(_moving(sources, _origin(named, shapes)), sources)
+
+
+def _names(instance: OpInstance) -> list[str]:
+    overload = instance.node.target
+    assert isinstance(overload, torch._ops.OpOverload)
+    return [argument.name for argument in overload._schema.arguments]
+
+
+def _origin(numbers: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> _Origin:
+    """Returns the origin for positions that count through all sources."""
+    starts = torch.tensor([sum(math.prod(shape) for shape in shapes[:index]) for index in range(len(shapes))])
+    source = torch.bucketize(numbers, starts, right=True) - 1
+    return _Origin(source, numbers - starts[source], tuple(shapes))
+
+
+def _moving(sources: Sequence[Operand], origin: _Origin) -> Step | None:
+    """Returns a function that adds the operators for other sources of the same kinds and shapes."""
+    origin = _of_numbers(origin, sources)
+    blocks = _blocks(origin)
+    if blocks.is_cheap:
+        return lambda rewriting, given: _moved(rewriting, given, origin, blocks)
+    if len(sources) == 2 and not isinstance(sources[1], Node):
+        return lambda rewriting, given: _chosen(rewriting, given, origin.source == 1)
+    return None
+
+
+def _chosen(rewriting: Rewriting, given: Sequence[Operand], mask: torch.Tensor) -> Node:
+    value, number = given
+    assert not isinstance(number, Node)
+    filler = rewriting.constant(torch.tensor(float(number)))
+    return rewriting.call(aten.where.self, rewriting.constant(mask), filler, value)
+
+
+def _of_sources(step: Step | None, sources: Sequence[Operand]) -> Plan | None:
+    return None if step is None else lambda rewriting: step(rewriting, sources)
+
+
+def _of_numbers(origin: _Origin, sources: Sequence[Operand]) -> _Origin:
+    """Gives a number the shape of the output, so that each output value is at its own position."""
+    numbers = torch.tensor([not isinstance(source, Node) for source in sources])
+    here = _positions(origin.source.shape)
+    shapes = [
+        shape if isinstance(source, Node) else tuple(here.shape)
+        for source, shape in zip(sources, origin.shapes, strict=True)
+    ]
+    return _Origin(origin.source, torch.where(numbers[origin.source], here, origin.position), tuple(shapes))
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Positions of written output values, and of the source values that each of them takes."""
+
+    written: torch.Tensor
+    taken: torch.Tensor
+
+    def layers(self) -> list[_Pairs]:
+        """Splits the pairs so that each layer writes an output value at most once."""
+        order = torch.argsort(self.written, stable=True)
+        written, taken = self.written[order], self.taken[order]
+        starts = torch.searchsorted(written, written)
+        turn = torch.arange(len(written)) - starts
+        return [_Pairs(written[turn == each], taken[turn == each]) for each in range(int(turn.max()) + 1)]
+
+
+def _pairs(instance: OpInstance) -> _Pairs:
+    args, shape = _constants(instance), instance.shape
+    found = _source_of(instance)
+    assert found is not None
+    given, positions = found[1], _positions(shape)
+    if "indices" in args:
+        written = torch.ops.aten.index.Tensor(positions, args["indices"])
+    elif "dim" not in args:
+        written = args["index"]
+        written = torch.where(written < 0, written + math.prod(shape), written)
+    elif op_name(instance.node).startswith("aten.scatter"):
+        written = positions.gather(args["dim"], args["index"])
+    else:
+        written = positions.index_select(args["dim"], args["index"])
+    if not isinstance(given, Node):
+        return _Pairs(written.flatten(), torch.zeros(written.numel(), dtype=torch.int64))
+    taken = _positions(shape_of(given))
+    if op_name(instance.node).startswith("aten.scatter"):
+        taken = taken[tuple(slice(size) for size in written.shape)]
+    elif "dim" in args:
+        taken = taken.expand(written.shape)
+    else:
+        taken = taken.expand(written.shape) if "indices" in args else taken.reshape(written.shape)
+    return _Pairs(written.flatten(), taken.flatten())
+
+
+def _accumulating(instance: OpInstance, reduction: str) -> Plan | None:
+    pairs = _pairs(instance)
+    if not len(pairs.written):
+        return lambda rewriting: rewriting.args["self"]
+    if reduction in (_SUM, _MEAN):
+        total = _total(instance, pairs)
+        return None if total is None else partial(_sum, pairs=pairs, total=total, takes_mean=reduction == _MEAN)
+    found = _source_of(instance)
+    assert found is not None
+    layers, includes, base = pairs.layers(), instance.args.get("include_self", True), instance.args["self"]
+    if len(layers) > MAX_LAYERS:
+        return None
+    filler = 1.0 if reduction == _PRODUCT else base
+    fillers = [filler if includes or number else base for number in range(len(layers))]
+    steps = [_placed(instance, found[1], *each) for each in zip(layers, fillers, strict=True)]
+    known = [step for step in steps if step is not None]
+    if len(known) < len(layers):
+        return None
+    return partial(_combined, steps=known, target=_COMBINATIONS[reduction], includes=includes, source=found[1])
+
+
+def _combined(
+    rewriting: Rewriting, steps: Sequence[Step], target: torch._ops.OpOverload, includes: bool, source: Operand
+) -> Node:
+    """Combines the values before the write with one layer after the other.
+
+    A layer of a maximum or minimum has the values before it where it writes nothing, a layer of a product has 1.
+    """
+    value: Node = rewriting.args["self"]
+    for number, step in enumerate(steps):
+        base: Operand = 1.0 if target is aten.mul.Tensor and (number or includes) else value
+        layer = step(rewriting, (base, source))
+        value = rewriting.call(target, value, layer) if number or includes else layer
+    return value
+
+
+def _placed(instance: OpInstance, source: Operand, pairs: _Pairs, base: Operand) -> Step | None:
+    """Returns the step that writes the values of `pairs` to a tensor like `base`."""
+    shape = instance.shape
+    given = shape_of(source) if isinstance(source, Node) else ()
+    numbers = _positions(shape).flatten()
+    numbers[pairs.written] = math.prod(shape) + pairs.taken
+    return _moving((base, source), _origin(numbers.reshape(shape), [shape, given]))
+
+
+def _total(instance: OpInstance, pairs: _Pairs) -> Plan | None:
+    """Returns the plan of the sums of the source values of each output value; 0 where nothing is written."""
+    found = _source_of(instance)
+    assert found is not None
+    source, shape = found[1], instance.shape
+    if not isinstance(source, Node):
+        counts = torch.zeros(math.prod(shape)).index_add(0, pairs.written, torch.ones(len(pairs.written)))
+        return lambda rewriting: rewriting.constant(counts.reshape(shape) * float(source))
+    layers = pairs.layers()
+    matrix = _matrix(shape, shape_of(source), pairs) if len(layers) > 1 else None
+    if matrix is not None:
+        return matrix
+    if len(layers) > MAX_LAYERS:
+        return None
+    steps = [_placed(instance, source, layer, 0.0) for layer in layers]
+    known = [step for step in steps if step is not None]
+    return partial(_added, steps=known, source=source) if len(known) == len(layers) else None
+
+
+def _added(rewriting: Rewriting, steps: Sequence[Step], source: Node) -> Node:
+    first, *others = [step(rewriting, (0.0, source)) for step in steps]
+    for other in others:
+        first = add(rewriting, first, other)
+    return first
+
+
+def _matrix(shape: tuple[int, ...], given: tuple[int, ...], pairs: _Pairs) -> Plan | None:
+    """Returns the plan of a product with a matrix of counts along one dimension; None if the matrix is large."""
+    for before, after in _kept_dimensions(shape, [given]):
+        outer, inner = math.prod(shape[:before]), math.prod(shape[len(shape) - after :])
+        rows, columns = (math.prod(each) // (outer * inner) for each in (shape, given))
+        if rows * columns > MAX_PICKING_WEIGHTS or len(pairs.written) % (outer * inner):
+            continue
+        places = [
+            (each // (inner * middle), each // inner % middle, each % inner)
+            for each, middle in ((pairs.written, rows), (pairs.taken, columns))
+        ]
+        (block, row, last), (other_block, column, other_last) = places
+        if not torch.equal(block, other_block) or not torch.equal(last, other_last):
+            continue
+        entries = torch.sort(((block * inner + last) * rows + row) * columns + column)[0] % (rows * columns)
+        blocks = entries.reshape(outer * inner, -1)
+        if not torch.equal(blocks, blocks[:1].expand_as(blocks)):
+            continue
+        counts = torch.zeros(rows * columns).index_add(0, blocks[0], torch.ones(blocks.shape[1]))
+        return partial(_product, before=before, after=after, counts=counts.reshape(rows, columns))
+    return None
+
+
+def _product(rewriting: Rewriting, before: int, after: int, counts: torch.Tensor) -> Node:
+    found = _source_of(rewriting.instance)
+    assert found is not None
+    assert isinstance(found[1], Node)
+    shape = rewriting.shape
+    flat = (*shape[:before], counts.shape[1], *shape[len(shape) - after :])
+    product = along(rewriting, reshape(rewriting, found[1], flat), before, rewriting.constant(counts))
+    return reshape(rewriting, product, shape)
+
+
+def _sum(rewriting: Rewriting, pairs: _Pairs, total: Plan, takes_mean: bool) -> Node:
+    base, summed, shape = rewriting.args["self"], total(rewriting), rewriting.shape
+    includes, alpha = rewriting.args.get("include_self", True), float(rewriting.args.get("alpha", 1))
+    counts = torch.zeros(math.prod(shape)).index_add(0, pairs.written, torch.ones(len(pairs.written))).reshape(shape)
+    if not includes:
+        base = mul(rewriting, base, rewriting.constant((counts == 0).float()))
+    if rewriting.instance.number("self") == 0:
+        result = summed if alpha == 1 else mul(rewriting, summed, alpha)
+    else:
+        result = add(rewriting, base, summed, alpha=alpha)
+    if not takes_mean:
+        return result
+    divisors = (counts + includes).clamp_min(1)
+    return mul(rewriting, result, rewriting.constant(1 / divisors))
+
+
+@constraint
+def writes_to_constant_positions(instance: OpInstance) -> bool:
+    """The indices are constants and all sizes are fixed. Few runs of values move (at most {MAX_RUNS}, or a one-hot
+    matrix of {MAX_PICKING_WEIGHTS} values moves them). A product, maximum or minimum combines at most {MAX_LAYERS}
+    values.
+    """
+    return plan_of_write(instance) is not None
+
+
+def _write(rewriting: Rewriting) -> Node:
+    plan = plan_of_write(rewriting.instance)
+    assert plan is not None  # writes_to_constant_positions holds
+    return plan(rewriting)
+
+
+def _diagonal_plan(instance: OpInstance) -> Plan | None:
+    """Returns the plan of an operator that writes its input to a diagonal of zeros."""
+    if not _has_fixed_sizes(instance) or 0 in instance.shape:
+        return None
+    given, args = instance.shape_of("self"), {**instance.args, "self": _positions(instance.shape_of("self"), 1)}
+    numbers = instance.node.target(**{name: args[name] for name in _names(instance)})  # type: ignore[operator]
+    sources = (0.0, instance.args["self"])
+    return _of_sources(_moving(sources, _origin(numbers, [(), given])), sources)
+
+
+@constraint
+def has_a_small_diagonal(instance: OpInstance) -> bool:
+    """All sizes are fixed, and at most {MAX_RUNS} runs of values, or a one-hot matrix of {MAX_PICKING_WEIGHTS} values,
+    write the diagonal.
+    """
+    return _diagonal_plan(instance) is not None
+
+
+def _write_diagonal(rewriting: Rewriting) -> Node:
+    plan = _diagonal_plan(rewriting.instance)
+    assert plan is not None  # has_a_small_diagonal holds
+    return plan(rewriting)
+
+
+def _trace(rewriting: Rewriting) -> Node:
+    diagonal = rewriting.call(aten.diagonal.default, rewriting.args["self"])
+    return reshape(rewriting, sum_(rewriting, diagonal, [0]), ())
+
+
+DECOMPOSED = (
+    Decomposition(
+        name="write to constant positions",
+        targets=(
+            "aten.scatter.src",
+            "aten.scatter.value",
+            "aten.index_fill.int_Tensor",
+            "aten.masked_scatter.default",
+            "aten.diagonal_scatter.default",
+            "aten.as_strided_scatter.default",
+            "aten.put.default",
+            "aten.scatter_add.default",
+            "aten.scatter.reduce",
+            "aten.scatter.value_reduce",
+            "aten.scatter_reduce.two",
+            "aten.index_add.default",
+            "aten.index_reduce.default",
+        ),
+        rewrite=_write,
+        constraints=(writes_to_constant_positions,),
+        becomes="slice for each run of values, and cat; linear with a one-hot matrix for many runs; then add, mul, "
+        "maximum or minimum for a write that accumulates",
+        notes="index_put is such a write if it has indices of several dimensions, or accumulates.",
+    ),
+    Decomposition(
+        name="diag, diag_embed, diagflat",
+        targets=("aten.diag.default", "aten.diag_embed.default", "aten.diagflat.default"),
+        rewrite=_write_diagonal,
+        constraints=(has_a_small_diagonal,),
+        becomes="slice and cat with zeros; linear with a one-hot matrix for large diagonals",
+    ),
+    Decomposition(name="trace", targets=("aten.trace.default",), rewrite=_trace, becomes="slice, cat, sum"),
+)

@@ -1,0 +1,141 @@
+"""Computes the shapes that torch.export leaves open although they depend on constants alone: `x[:, mask]`."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
+from torch.utils._pytree import tree_leaves
+
+from openneutron.core.constants import constant_of, insert_constant
+from openneutron.core.evaluation import computed_from, inferred
+from openneutron.core.fx import arguments, finish_rewrite, is_pure, shape_of
+from openneutron.ops.declared import is_op
+from openneutron.ops.graph_builder import NodeBuilder, expand, replace_with_index
+from openneutron.passes.functionalize import may_alias, writes_memory
+
+__all__ = ["resolve_constant_shapes"]
+
+
+def resolve_constant_shapes(module: GraphModule) -> bool:
+    """Rules, linear in nodes and uses. They apply to a graph with a shape or number that torch.export leaves open:
+
+    1. An operator on constants becomes a constant if its shape is open, as that of nonzero is.
+    2. A selection by a constant mask (x[:, mask], masked_select) becomes a selection by the indices of true values.
+    3. The shapes of later operators are computed again. A number that is known then replaces its node.
+
+    A buffer that the model writes to is no constant.
+    """
+    if not any(_is_open(node.meta.get("val")) for node in module.graph.nodes):
+        return False
+    return _Resolution(module, _written_buffers(module)).run()
+
+
+def _is_open(value: object) -> bool:
+    """Whether a tensor, number or list of them has a number that torch.export took from the values of a tensor."""
+    numbers = [
+        number
+        for leaf in tree_leaves(value)
+        for number in (leaf.shape if isinstance(leaf, torch.Tensor) else [leaf])
+        if isinstance(number, (torch.SymInt, torch.SymFloat, torch.SymBool))
+    ]
+    return any(has_free_unbacked_symbols(number) or not number.node.expr.free_symbols for number in numbers)
+
+
+def _written_buffers(module: GraphModule) -> set[Node]:
+    """Returns the buffers that an in-place operator writes to, directly or through views."""
+    found: set[Node] = set()
+    for node in module.graph.nodes:
+        place = node.args[0] if writes_memory(node) and node.args else None
+        while isinstance(place, Node) and place.op == "call_function" and may_alias(place):
+            place = place.args[0]
+        if isinstance(place, Node):
+            found.add(place)
+    return found
+
+
+class _Resolution:
+    """Visits the nodes of one graph in order."""
+
+    def __init__(self, module: GraphModule, written: set[Node]) -> None:
+        self._module, self._written = module, written
+        self._constant: set[Node] = set()
+        self._values: dict[Node, Any] = {}
+        self._changed = False
+
+    def run(self) -> bool:
+        """Changes the graph, and returns whether anything changed."""
+        for node in list(self._module.graph.nodes):
+            self._visit(node)
+        return finish_rewrite(self._module, changed=self._changed)
+
+    def _visit(self, node: Node) -> None:
+        if node not in self._written and constant_of(self._module, node) is not None:
+            self._constant.add(node)
+        if node.op != "call_function":
+            return
+        if is_op(node, "assertion of a number") and node.args[0] is True:
+            self._erase(node)
+            return
+        computes = is_pure(node) or node.target is operator.getitem
+        if computes and self._constant.issuperset(node.all_input_nodes):
+            self._constant.add(node)
+            if _is_open(node.meta.get("val")) and not isinstance(node.meta["val"], (list, tuple)):
+                self._replace_by_constant(node)
+            return
+        if is_op(node, "selection by truth values") and _is_open(node.meta["val"]):
+            self._select_by_indices(node)
+        if _is_open(node.meta.get("val")):
+            self._compute_again(node)
+
+    def _replace_by_constant(self, node: Node) -> None:
+        value = computed_from(self._values, self._module, node)
+        if isinstance(value, torch.Tensor):
+            constant = insert_constant(self._module, node, value, "constant")
+            self._constant.add(constant)
+            value = constant
+        node.replace_all_uses_with(value)
+        self._erase(node)
+
+    def _select_by_indices(self, node: Node) -> None:
+        """Applies rule 2 if all masks are constants."""
+        args = arguments(node)
+        value, masks = args["self"], [args["mask"]] if "mask" in args else list(args["indices"])
+        if not all(mask in self._constant for mask in masks if isinstance(mask, Node) and _is_mask(mask)):
+            return
+        if "mask" in args:
+            shape = torch.broadcast_shapes(shape_of(value), shape_of(args["mask"]))
+            value = expand(NodeBuilder(node, node), value, shape)
+        indices: list[Node | None] = []
+        for mask in masks:
+            if not isinstance(mask, Node) or not _is_mask(mask):
+                indices.append(mask)
+                continue
+            truths = computed_from(self._values, self._module, mask).bool()
+            truths = truths.expand(shape_of(value)) if "mask" in args else truths
+            true = truths.nonzero(as_tuple=True)
+            indices += [insert_constant(self._module, node, each, "indices") for each in true]
+        replace_with_index(node, value, indices)
+        self._changed = True
+
+    def _compute_again(self, node: Node) -> None:
+        """Applies rule 3."""
+        read = [source.meta.get("val") for source in node.all_input_nodes]
+        if any(value is None or _is_open(value) for value in read):
+            return
+        value = node.meta["val"] = inferred(node)
+        self._changed = True
+        if isinstance(value, (bool, int, float)):
+            node.replace_all_uses_with(value)  # type: ignore[arg-type]
+            self._erase(node)
+
+    def _erase(self, node: Node) -> None:
+        self._module.graph.erase_node(node)
+        self._changed = True
+
+
+def _is_mask(node: Node) -> bool:
+    return node.meta["val"].dtype in (torch.bool, torch.uint8)
