@@ -21,6 +21,8 @@ from threading import Thread
 from tests.random_model_check import Finding, Outcome, check_seed
 
 SECONDS_OF_ONE_MODEL = 120
+# A model that exceeds the limit is checked again with this one, because other work may have slowed the machine.
+SECONDS_OF_A_SLOW_MODEL = 1200
 MODELS_OF_A_PROCESS = 200
 NO_FAULTS = {outcome.name for outcome in Outcome if not Finding(outcome).is_fault}
 
@@ -89,8 +91,8 @@ def _part(first: int, last: int, end: float) -> Counter[str]:
     return counts
 
 
-def _one_child(first: int, last: int, end: float, counts: Counter[str]) -> int:
-    """Runs one child, and returns the next seed."""
+def _one_child(first: int, last: int, end: float, counts: Counter[str], limit: float = SECONDS_OF_ONE_MODEL) -> int:
+    """Runs one child, and returns the next seed. `limit` is the seconds of one model."""
     command = [sys.executable, "-m", "tests.soak", "--child", str(first), str(last - first)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     lines: SimpleQueue[str] = SimpleQueue()
@@ -98,7 +100,7 @@ def _one_child(first: int, last: int, end: float, counts: Counter[str]) -> int:
     seed, died = first - 1, "HUNG"
     while time.monotonic() < end:
         try:
-            line = lines.get(timeout=SECONDS_OF_ONE_MODEL)
+            line = lines.get(timeout=limit)
         except Empty:
             break
         if not line:
@@ -117,6 +119,9 @@ def _one_child(first: int, last: int, end: float, counts: Counter[str]) -> int:
     child.kill()
     if time.monotonic() >= end:
         return last
+    seed = max(seed, first)
+    if died == "HUNG" and limit < SECONDS_OF_A_SLOW_MODEL:
+        return _one_child(seed, seed + 1, end, counts, SECONDS_OF_A_SLOW_MODEL)
     counts[died] += 1
     _report(seed, died, "")
     return seed + 1
