@@ -22,9 +22,10 @@ SMALLEST_SHARE = 0.1
 # Weak or lost channels matter above this share of the channels; saturated values matter above this share of the values.
 MANY_CHANNELS = 0.1
 MUCH_SATURATION = 0.005
-# As a share of the int8 range. Clipping values that exceed the range by more costs more than a wider range would.
+# If float values exceed the int8 range by more than this share of the range, clipping them costs more accuracy than a
+# wider range would.
 FAR_BEYOND = 0.1
-# Scales per channel are recommended if they remove at least this share of the error that float removes.
+# The advice is scales per channel instead of float if they remove at least this share of the error that float removes.
 ENOUGH = 0.5
 MOST_LAYERS = 2
 

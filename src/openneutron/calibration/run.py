@@ -158,7 +158,7 @@ def _observe_in_worker(model: bytes, batches: Batches, part: Sequence[Inputs]) -
 
 
 def _observers(module: GraphModule) -> dict[str, Any]:
-    """Returns each observer that a bare graph calls once, by the name under which the graph calls it first."""
+    """Returns all observers that a bare graph calls, by name. An observer with several names has the first one."""
     found: dict[int, tuple[str, Any]] = {}
     for node in module.graph.nodes:
         if node.op == "call_module":

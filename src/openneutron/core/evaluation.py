@@ -81,8 +81,8 @@ class GraphRun:
     2. Writes of states are skipped, so runs do not change the buffers of the module.
     3. A value is dropped after its last reader has run, unless `keeps_values` is True. The operands of the current node
        remain until the next `advance`.
-    4. With `only_dependents`, nodes that depend on no node in `given` are not computed in order, but whenever an
-       operator reads them, so they may change until then.
+    4. With `only_dependents`, the run skips nodes that depend on no node in `given`. Their values are computed again
+       for each operator that reads them, so the constants of the module may change during the run.
 
     `torch.fx.Interpreter` cannot replace this class, because it runs a graph as a whole. Recovery runs two graphs side
     by side, one `advance` at a time.

@@ -40,9 +40,9 @@ def split(items: Sequence[Part], count: int, multiple: int = 1) -> list[Sequence
 def map_in_order(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int) -> Iterator[Result]:
     """Returns an iterator over the results of `work` for each part, in order. Runs in `jobs` processes if `jobs` > 1.
 
-    `work` must be picklable. Workers use as many torch threads as this process, so that results are bitwise
-    equal in all processes. `joblib.parallel_config` selects the kind of worker. If a worker fails, its work is
-    repeated, at last in this process. Errors of OpenNeutron are raised at once.
+    `work` must be picklable. Workers use as many torch threads as this process, so that results are bitwise equal in
+    all processes. `joblib.parallel_config` selects the kind of worker. If a worker fails, its parts are given to
+    workers again, up to `ATTEMPTS` times; then this process computes them. Errors of OpenNeutron are raised at once.
     """
     done = 0
     if jobs > 1 and len(todo) > 1:

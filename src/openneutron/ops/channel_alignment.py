@@ -50,7 +50,9 @@ class Padded:
 
     @cached_property
     def cycles(self) -> int:
-        """The estimated cycles of the padded operator on the NPU, without views, because most views cancel."""
+        """The estimated cycles of the padded operator on the NPU. Transposes and reshapes are not counted, because the
+        layout pass removes most of them.
+        """
         ops: list[Op] = []
         weights = {self.spec.weight, self.spec.bias}
         constants = {self.original.args[name] for name in weights if name is not None}

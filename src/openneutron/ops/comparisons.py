@@ -77,8 +77,8 @@ def _operands(node: Node) -> tuple[object, ...]:
 
 
 def _is_comparison(instance: OpInstance, value: object, depth: int = _DEPTH) -> bool:
-    """Whether `value` is a bool tensor that consists of comparisons of float32 values, casts of float32 values to bool,
-    constants, and logical operators and data movement on them.
+    """Whether `value` is a bool tensor that only these operators compute: comparisons of float32 values, casts of
+    float32 values to bool, logical operators, and moves of bool values. Constants may be operands.
     """
     if not isinstance(value, Node) or depth == 0:
         return False

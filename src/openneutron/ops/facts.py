@@ -103,7 +103,7 @@ class Facts:
     channels_last: bool = False
     """Whether channels are the last dimension of its output; otherwise they are dimension 1."""
     clamps: Callable[[Node], tuple[float, float]] | None = None
-    """For a clamp: the lower and upper limit of a call."""
+    """For a clamp: a function from a call to its lower and upper limit."""
     sign: SignRule | None = None
     """Decides whether the output is never negative; None if unknown.
 

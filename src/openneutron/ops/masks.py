@@ -228,7 +228,8 @@ def _integers_of_sum(instance: OpInstance) -> str | None:
 def _joined_masks(instance: OpInstance) -> tuple[Node, Node, Node] | None:
     """Returns (scores, mask, join) of a sum scores + mask that only softmaxes read; else None.
 
-    `join` combines two smaller masks. `mask` is `join` itself, or a view of it with the same last two dimensions.
+    `join` is the operator that combines two smaller masks. `mask` is its output, or a view of its output that keeps the
+    last two dimensions.
     """
     if instance.args["alpha"] != 1 or not only_softmax_reads(instance.node):
         return None

@@ -24,7 +24,7 @@ aten = torch.ops.aten
 # Added to the variance of values of magnitude about 1. It is small enough to leave normal variances unchanged. For
 # constant values it limits 1 / sqrt(variance) to 32, and so the int8 range of the inverse root.
 VARIANCE_FLOOR = 1e-3
-# The error of that floor, relative to the largest value.
+# The error that `VARIANCE_FLOOR` causes, relative to the largest value.
 APPROXIMATION = 2e-3
 
 

@@ -205,7 +205,11 @@ def _step(write: _Write) -> int:
 
 
 def _is_periodic(origin: Sequence[tuple[int, int]], period: int) -> bool:
-    """Whether all positions with the same remainder modulo `period` read one source at a constant positive distance."""
+    """Whether the output consists of `period` interleaved strided slices of the sources.
+
+    `origin` has the source and the source's index for each index of the output. The slice that gives the indices p, p +
+    period, p + 2 * period ... of the output reads a single source in steps of equal, positive size.
+    """
     return all(_distance(origin[phase::period]) is not None for phase in range(period))
 
 

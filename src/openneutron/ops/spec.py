@@ -35,7 +35,9 @@ class OutputRule(enum.Enum):
 
 
 class Homogeneous(enum.Enum):
-    """The granularity of factors f > 0 for which op(f * x) = f * op(x)."""
+    """How an operator may be scaled: op(f * x) = f * op(x) for factors f > 0, of which there is one for each element,
+    or one for each channel.
+    """
 
     ELEMENT = "each element"
     CHANNEL = "each index of dimension 1"
@@ -121,9 +123,10 @@ class OpSpec:
     keeps_values: Callable[[OpInstance], bool] | None = None
     """Whether all output values are values of the inputs. The default None means `not is_compute`."""
     homogeneous: Homogeneous | Callable[[OpInstance], Homogeneous | None] | None = None
-    """The granularity of factors f > 0 for which op(f * x) = f * op(x), with the same f for all inputs.
+    """The factors f > 0 for which op(f * x) = f * op(x), with the same f for all inputs.
 
-    None if the operator is not homogeneous, is a layer, or only moves values.
+    None if the operator is not homogeneous, is a layer, or only moves values. A function returns the value for one
+    call.
     """
     facts: Facts = field(default=UNKNOWN, compare=False)
     """Facts for passes."""
@@ -141,7 +144,7 @@ class OpSpec:
         return keeps and self.output is OutputRule.SHARED
 
     def scalable(self, instance: OpInstance) -> Homogeneous | None:
-        """Returns the value of `homogeneous` for this instance."""
+        """Returns the factors by which the inputs of a call may be scaled (see `homogeneous`); None for none."""
         return self.homogeneous(instance) if callable(self.homogeneous) else self.homogeneous
 
     @property

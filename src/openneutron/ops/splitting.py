@@ -113,7 +113,7 @@ def _has_step(instance: OpInstance) -> bool:
     return bool(instance.args["step"] != 1)
 
 
-def _step_through(rewriting: Rewriting) -> Node:
+def _strided_slice(rewriting: Rewriting) -> Node:
     """Selects every `step`-th index: by a pool of 1x1 windows for rows and columns of images, else by a reshape."""
     inputs, step = rewriting.args["self"], int(rewriting.args["step"])
     shape = shape_of(inputs)
@@ -184,7 +184,7 @@ DECOMPOSED = (
         name="strided slice",
         targets=("aten.slice.Tensor",),
         applies=_has_step,
-        rewrite=_step_through,
+        rewrite=_strided_slice,
         becomes="one max_pool2d of 1x1 windows for rows and columns of images; else slice, reshape and select",
         approximation=0.0,
         notes="A pad comes first if the indices do not fill whole groups of `step`.",

@@ -80,10 +80,12 @@ class PartitionGraphs:
     ) -> FormattedGraph:
         """Returns the IR of a partition with the formats of its inputs and outputs.
 
-        An input or output is NHWC in the memory of the program if `channels_last(node)`. By default, it is NHWC in the
-        IR under the same condition. The legacy generation supports few transposes. For this generation, all images are
-        NHWC in the IR, and the runtime converts them, if this leaves fewer unsupported transposes in the IR, or as
-        many of them and fewer transposes in total.
+        An input or output is NHWC in the memory of the program if `channels_last(node)`. By default, it has the same
+        format in the IR.
+
+        The legacy generation supports few transposes. For this generation, the method also builds the IR with all
+        images in NHWC, which the runtime converts. It returns the IR with fewer unsupported transposes; if both have
+        equally many, the IR with fewer transposes.
         """
         unchanged = self._with_formats(partition, channels_last)
         if self.options.generation is not Generation.LEGACY:

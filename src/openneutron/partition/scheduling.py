@@ -58,7 +58,7 @@ class Step(NamedTuple):
     round: int
     processor: Processor
 
-    def on(self, processor: Processor) -> Step:
+    def next_on(self, processor: Processor) -> Step:
         """Returns this step if it runs on `processor`, else the next step that does."""
         return Step(self.round + (processor < self.processor), processor)
 
@@ -104,10 +104,10 @@ def _earliest_steps(program: ExportedProgram, by_node: Mapping[Node, Cluster]) -
         cluster = by_node.get(node)
         if cluster is None:
             latest = max((steps[source] for source in node.all_input_nodes), default=_FIRST)
-            steps[node] = latest.on(Processor.CPU)
+            steps[node] = latest.next_on(Processor.CPU)
             continue
         latest = max((steps[first_operand(operand)] for operand in cluster.operands), default=_FIRST)
-        step = latest.on(Processor.NPU) if cluster.spec.is_compute else latest
+        step = latest.next_on(Processor.NPU) if cluster.spec.is_compute else latest
         steps.update(dict.fromkeys((*cluster.operators, cluster.quantize), step))
     return steps
 
@@ -131,7 +131,7 @@ def _defer_moves(program: ExportedProgram, by_node: Mapping[Node, Cluster], step
         cluster = by_node.get(node)
         if cluster is None or node is not cluster.node or steps[node].processor is Processor.NPU:
             continue
-        last, following = due[cluster.quantize], steps[node].on(Processor.NPU)
+        last, following = due[cluster.quantize], steps[node].next_on(Processor.NPU)
         if last is not None and last.processor is Processor.NPU:
             steps[node] = steps[cluster.quantize] = last
         elif following in computing and (last is None or following < last):

@@ -15,8 +15,8 @@ __all__ = ["copy_returned_concatenations"]
 
 
 def copy_returned_concatenations(module: GraphModule) -> bool:
-    """Rule: a concatenation with two kinds of readers is duplicated: some readers lead to outputs of the model through
-    moves of values only, others compute.
+    """Rule: a concatenation is duplicated if the model returns it, directly or after operators that only move values,
+    and other operators compute with it.
 
     The copy that the model returns can then have inputs with different qparams. If calibration finds equal qparams,
     `ir.rewrites.eliminate_common_subexpressions` merges both copies again. Linear in nodes and uses.

@@ -83,7 +83,7 @@ def _weighted_sums(module: GraphModule, value: Node, leading: int) -> Iterator[_
             yield _WeightedSum(reader, (*shape[:-1], 1), value) if leading == len(shape) - 1 else None
         elif is_op(reader, "mul") and len(reader.users) == 1 and shape_of(reader) == shape:
             yield _sum_of_product(module, value, reader, leading)
-        elif _sums_dims(reader):
+        elif _is_sum_over_dims(reader):
             yield _sum(reader, value, leading)
         else:
             yield None
@@ -105,7 +105,7 @@ def _leading_of(shape: tuple[int, ...], last: int) -> int | None:
     return count if size == last else None
 
 
-def _sums_dims(node: Node) -> bool:
+def _is_sum_over_dims(node: Node) -> bool:
     """Returns whether `node` is a sum over given dimensions."""
     return is_op(node, "sum") and "dim" in arguments(node)
 
@@ -123,7 +123,7 @@ def _sum(reader: Node, value: Node, leading: int) -> _WeightedSum | None:
 def _sum_of_product(module: GraphModule, value: Node, product: Node, leading: int) -> _WeightedSum | None:
     others = [operand for operand in product.all_input_nodes if operand is not value]
     (reader,) = product.users
-    if len(others) != 1 or not _sums_dims(reader):
+    if len(others) != 1 or not _is_sum_over_dims(reader):
         return None
     found = _sum(reader, product, leading)
     if found is None:

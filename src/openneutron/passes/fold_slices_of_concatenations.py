@@ -34,7 +34,7 @@ def fold_slices_of_concatenations(module: GraphModule) -> bool:
     joins: dict[Node, _Join | None] = {}
     changed = False
     for node in list(module.graph.nodes):
-        while (moved := _moved(node, joins)) is not None:
+        while (moved := _within_one_input(node, joins)) is not None:
             part, dim, first, count = moved
             changed = True
             if is_op(node, "select"):
@@ -48,8 +48,12 @@ def fold_slices_of_concatenations(module: GraphModule) -> bool:
     return finish_rewrite(module, changed=changed)
 
 
-def _moved(node: Node, joins: dict[Node, _Join | None]) -> tuple[Node, int, int, int] | None:
-    """Returns the only input that `node` reads from, the dimension, its first index and its size there, or None."""
+def _within_one_input(node: Node, joins: dict[Node, _Join | None]) -> tuple[Node, int, int, int] | None:
+    """Returns the input of a concatenation that the slice or select `node` lies within, and the position of the slice
+    in it.
+
+    The position consists of dimension, first index and number of indices. Returns None for other nodes.
+    """
     if not is_op(node, "slice", "select"):
         return None
     args = arguments(node)

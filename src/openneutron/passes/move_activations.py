@@ -13,7 +13,7 @@ from openneutron.targets import NeutronTarget
 
 __all__ = ["move_activations"]
 
-# The largest number of inputs of a moved activation's concatenation whose producers cannot fuse the activation.
+# An activation is moved if at most this many inputs of the concatenation have a producer that cannot fuse it.
 _MAX_LEFT = 1
 
 

@@ -124,8 +124,8 @@ def _layer(module: GraphModule, node: Node) -> ConstantLayer | None:
 
 
 def _product(layer: ConstantLayer, reads: _Interval) -> _Interval:
-    """Returns the bounds of a convolution or linear. Each weight is multiplied by the interval end that gives the
-    extreme.
+    """Returns the bounds of a convolution or linear. For the upper bound, positive weights are multiplied by the upper
+    bounds of the inputs and negative weights by the lower bounds; for the lower bound, vice versa.
     """
     weight, bias, groups = layer.weight, layer.bias, layer.groups
     low, high = reads.low.clamp(max=0), reads.high.clamp(min=0)  # padding is zero
@@ -139,7 +139,9 @@ def _product(layer: ConstantLayer, reads: _Interval) -> _Interval:
 
 
 def _of_each_output(channels: torch.Tensor, groups: int, weight_shape: torch.Size) -> torch.Tensor:
-    """Returns the value of each input channel for each output channel that reads it, [outputs, inputs of a group]."""
+    """Returns `channels`, one value per input channel, as [outputs, inputs of a group]: row o has the channels that
+    output o reads.
+    """
     outputs, inputs = weight_shape[:2]
     return channels.reshape(groups, inputs).repeat_interleave(outputs // groups, 0)
 
@@ -161,7 +163,10 @@ def _clear(layer: ConstantLayer, intervals: dict[Node, _Interval]) -> bool:
 
 
 def _inactive_channels(node: Node, intervals: dict[Node, _Interval]) -> torch.Tensor | None:
-    """Returns which output channels of `node` the activation, its only reader, makes zero for every input."""
+    """Returns a bool for each output channel of `node`: whether the activation after it returns zero for every input.
+
+    Returns None if `node` has other readers, or no activation that starts at zero.
+    """
     if len(node.users) != 1:
         return None
     (reader,) = node.users

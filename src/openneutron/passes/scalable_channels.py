@@ -95,7 +95,7 @@ class _Numbers:
         return find_root(self.parent, number)
 
     def join(self, first: torch.Tensor, second: torch.Tensor) -> None:
-        """Merges the sets of the numbers, element by element, over tensors that broadcast."""
+        """Merges the set of `first[i]` with the set of `second[i]` for each element i, after broadcasting."""
         pairs = torch.stack([part.flatten() for part in torch.broadcast_tensors(first, second)], 1)
         for one, other in torch.unique(pairs, dim=0).tolist():
             low, high = sorted((self.find(one), self.find(other)))
@@ -272,7 +272,9 @@ def _propagated(node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) 
 
 
 def _multiplied(node: Node, scaled: list[Node], numbers: _Numbers, known: dict[Node, torch.Tensor]) -> torch.Tensor:
-    """Returns the numbers of a product. Only one operand may be scaled: the larger one, so that gates are pinned."""
+    """Returns the numbers of a product. One operand may be scaled: the one with more elements. The other, such as a
+    gate, is pinned.
+    """
     kept, *others = sorted(scaled, key=lambda operand: -known[operand].numel())
     _pin(numbers, known, others)
     return known[kept].expand(shape_of(node))

@@ -97,7 +97,11 @@ def _move(module: GraphModule, scaling: Node, mask: Node, factor: float) -> bool
 
 
 def _scaled_arguments(mask: Node, factor: float) -> dict[str, float | torch.Tensor | None] | None:
-    """Returns the scaled arguments of `mask` by name, None for computed values, or None if no rule holds."""
+    """Returns the arguments of `mask` to multiply by `factor`, by name; None if no rule holds.
+
+    The value of a constant argument is the product. The value of a computed argument is None: `_move` inserts the
+    product.
+    """
     args = arguments(mask)
     if is_op(mask, "masked_fill"):
         number = number_of(args["value"])

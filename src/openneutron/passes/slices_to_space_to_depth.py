@@ -68,7 +68,11 @@ def _sliced(node: Node) -> tuple[Node, Phase]:
 
 
 def _counting_order(phases: Sequence[Phase]) -> tuple[int, ...] | None:
-    """Returns the sliced dimensions, slowest first, in whose order the first indices of `phases` count up, or None."""
+    """Returns an order of the sliced dimensions in which the slices count through all first indices; None if there is
+    none.
+
+    In this order, the first index in the last dimension changes fastest, as in nested loops.
+    """
     steps = {dim: step for dim, (_, step) in phases[0].items()}
     alike = all({dim: step for dim, (_, step) in phase.items()} == steps for phase in phases)
     if not steps or not alike or len(phases) != math.prod(steps.values()):

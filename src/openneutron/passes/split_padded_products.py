@@ -28,18 +28,18 @@ _OPERAND_AND_AXIS_OF_A_PAD = {(0, 0, 0, 1): (0, -2), (0, 1): (1, -1), (0, 1, 0, 
 
 @dataclass(frozen=True)
 class _PaddedProducts:
-    """Chained `products`, the first of which reads `pad`. `operand` is the index of the padded operand: 0 if a row is
-    padded, 1 if a column is padded.
-
-    `axis` is the padded axis, counted from the end. `slices` maps each slice of the last product to True if it reads
-    the padded row or column, else to False.
-    """
+    """A padded matrix, and a chain of products with it."""
 
     pad: Node
+    """The pad, which adds one row or one column."""
     operand: int
+    """The position of the padded matrix in each product: 0 (left) for a padded row, 1 (right) for a padded column."""
     axis: int
+    """The padded axis: -2 for a row, -1 for a column."""
     products: list[Node]
+    """The first product reads `pad`, each other one reads the product before it."""
     slices: dict[Node, bool]
+    """The readers of the last product. True for a slice of the padded row or column, False for a slice of the rest."""
 
 
 def split_padded_products(

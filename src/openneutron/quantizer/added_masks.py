@@ -2,10 +2,10 @@
 
 Such a mask is 0 for visible scores and a large negative number, -1e4 or less, for hidden scores. With one scale for
 both, almost no codes would be left for the visible scores. The mask's range therefore ends at minus the width of the
-sum's range, or at the lowest mask value that hides no score, if that is lower. The sum of any score and this lowest
-value saturates to the sum's lowest code. The range of the sum is the range of the visible scores, extended below by
-`MASKED_DISTANCE` (`MaskedObserver`). Zero and the lowest value of the mask are exact. Other values of the mask, such as
-a position bias, are rounded to the same scale.
+sum's range. If a mask value that hides no score is lower, the range ends at that value. The sum of any score and the
+lower end of the mask's range saturates to the sum's lowest code. The range of the sum is the range of the visible
+scores, extended below by `MASKED_DISTANCE` (`MaskedObserver`). Zero and the lowest value of the mask are exact. Other
+values of the mask, such as a position bias, are rounded to the same scale.
 
 Operators that compute a mask from the model's inputs, such as (1 - mask) * -1e4, run in float on the CPU. If no mask in
 the calibration data hides a score, observed ranges of these operators would have no codes for hidden values.

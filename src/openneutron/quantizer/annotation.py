@@ -279,7 +279,7 @@ class Annotation:
             if self.settings.is_qat:
                 training.read_weight_through(node, WeightFakeQuantize(node, spec))
             else:
-                edges[weight] = self._first_or_shared((weight, node), spec)
+                edges[weight] = self._weight_spec((weight, node), spec)
                 if bias is not None:
                     per_channel = spec.ch_axis is not None
                     edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=per_channel)
@@ -313,7 +313,7 @@ class Annotation:
             return qspecs.activation(observed, RecentRangeObserver)
         return qspecs.trained_activation(observed, observer)
 
-    def _first_or_shared(self, edge: tuple[Node, Node], spec: Any) -> Any:
+    def _weight_spec(self, edge: tuple[Node, Node], spec: Any) -> Any:
         """Returns `spec` for the first reader of a weight, and a reference to it for other readers."""
         first = self.annotated.setdefault(edge[0], edge)
         return spec if first is edge else SharedQuantizationSpec(first)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Node
@@ -17,10 +17,11 @@ from torch.fx import Node
 from openneutron.core.constants import constant_value
 from openneutron.core.fx import note, noted
 from openneutron.ir.graph import QParams
-from openneutron.ops import OpSpec
-from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer.observers import ObserverOfAnother
+
+if TYPE_CHECKING:
+    from openneutron.quantizer.places import Place
 
 __all__ = [
     "NEARLY_EQUAL",
@@ -113,31 +114,7 @@ class PartObserver(ObserverOfAnother):
         return scale, zero_point
 
 
-class Mover(Protocol):
-    """An operator to be quantized."""
-
-    @property
-    def spec(self) -> OpSpec:
-        """Returns its declaration."""
-
-    @property
-    def instance(self) -> OpInstance:
-        """Returns its occurrence in the graph."""
-
-    @property
-    def inputs(self) -> list[Node]:
-        """Returns the values that it reads."""
-
-    @property
-    def output(self) -> Node:
-        """Returns its output."""
-
-    @property
-    def rule(self) -> OutputRule | QParams:
-        """Returns the rule, or the fixed values, of the output's qparams."""
-
-
-def float_concatenations(places: Sequence[Mover]) -> dict[Node, Join]:
+def float_concatenations(places: Sequence[Place]) -> dict[Node, Join]:
     """Maps each concatenation among `places` that is kept in float to its parts, in graph order.
 
     Rule: a concatenation is kept in float if its inputs have different qparams and no quantized operator computes with
@@ -162,7 +139,7 @@ def float_concatenations(places: Sequence[Mover]) -> dict[Node, Join]:
     return joined
 
 
-def _leaving(places: Sequence[Mover]) -> set[Node]:
+def _leaving(places: Sequence[Place]) -> set[Node]:
     """Returns the operators that only move values, and only to outputs of the model and to operators in float."""
     quantized = {place.instance.node for place in places}
     leaving: set[Node] = set()
@@ -173,7 +150,7 @@ def _leaving(places: Sequence[Mover]) -> set[Node]:
     return leaving
 
 
-def _join(place: Mover, key: dict[Node, object], joined: dict[Node, Join], quantized: set[Node]) -> Join | None:
+def _join(place: Place, key: dict[Node, object], joined: dict[Node, Join], quantized: set[Node]) -> Join | None:
     """Returns the parts of `place`. Returns None if all have the same qparams and the operator adds no other values."""
     inputs = [value for value in place.inputs if _varies(value) or not _is_zero(value)]
     keys = {key.get(value, value) if _varies(value) else value for value in inputs}

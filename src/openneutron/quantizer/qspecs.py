@@ -43,8 +43,11 @@ ObserverWrapper = Callable[[Any], Any]
 ACTIVATION_RANGE = (-128, 127)
 BIAS_RANGE = (-(2**31), 2**31 - 1)
 LARGEST_BIAS_CODE = 2**28
-"""The largest code of a bias if the weight's range is not clipped. A search that clips the range to a quarter,
-as it may for weights of 2 bits, gives codes up to 2^30, which leaves half of int32 for the sum of products."""
+"""The largest code of a bias that the input scale must allow, if the scale of the weight covers the whole weight.
+
+The search for weights of few bits may choose a scale up to four times smaller. The codes then reach 2^30, which leaves
+half of int32 for the sum of products.
+"""
 
 
 def weight_range(bits: int) -> tuple[int, int]:

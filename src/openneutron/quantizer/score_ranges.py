@@ -74,9 +74,10 @@ class ScoresObserver(ObserverOfAnother):
 
 
 def score_ranges(module: GraphModule) -> dict[Node, ScoreRange]:
-    """Returns the score values of softmaxes written with exp, and values from which factors and views compute them.
+    """Finds the scores of softmaxes that are written with exp. Returns their ranges by node. Linear in nodes.
 
-    Linear in nodes.
+    The nodes are the differences of the scores from the largest one, the scores, and the values before the scores:
+    those from which views and products with positive numbers compute the scores.
     """
     found: dict[Node, ScoreRange] = {}
     for node in module.graph.nodes:
@@ -89,7 +90,9 @@ def score_ranges(module: GraphModule) -> dict[Node, ScoreRange]:
 
 
 def _follow(differences: Node, scores: ScoreRange, found: dict[Node, ScoreRange]) -> None:
-    """Collects the values from which views and positive factors compute the scores, if they have no other reader."""
+    """Adds the scores to `found`, and the values from which views and products with positive numbers compute them.
+    Stops at a value with other readers.
+    """
     node, readers = differences.args[0], 2
     while isinstance(node, Node) and len(node.users) == readers and node not in found:
         found[node] = scores

@@ -57,7 +57,9 @@ class Fit:
     """SRAM of the target."""
     flash_bytes: int | None
     needed_bytes: int
-    """SRAM that the model needs: with `fetch_constants_to_sram` for the second and third verdict, else without it."""
+    """SRAM that the model needs. With the verdicts "fits with fetch_constants_to_sram" and "does not fit", this is the
+    need with that option; with the others, the need without it.
+    """
     missing_bytes: int
     """Missing SRAM or flash; 0 for a model that fits."""
     blame: tuple[str, ...]
