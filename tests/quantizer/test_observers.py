@@ -37,9 +37,9 @@ from openneutron.quantizer.sample import (
     VALUES_OF_A_TENSOR,
     Sample,
     SampleState,
+    count_of_tensors,
     flattened,
     positions,
-    rows_in,
 )
 
 INT8_AFFINE: dict[str, Any] = {
@@ -182,7 +182,7 @@ class TestSample:
         for factor in (1.0, -4.0, 0.5):
             sample.add(factor * torch.linspace(0, 1, 3000))
         state = sample.state()
-        votes = state.votes_by_peak()
+        votes = state.inverse_squared_peaks()
         assert (votes / votes[0]).tolist() == [1, 1 / 16, 4]
         values, weights = state.weighted(relative=True)
         of_each = weights[:-6].view(3, VALUES_OF_A_TENSOR).sum(1)
@@ -194,14 +194,14 @@ class TestSample:
         sample = Sample()
         for factor in (1.0, 0.0, 1e-6, 1e-30):
             sample.add(torch.full((8,), factor))
-        votes = sample.state().votes_by_peak()
+        votes = sample.state().inverse_squared_peaks()
         assert votes.tolist() == pytest.approx([1, *[4 / SMALLEST_PEAK] * 3])
 
     @pytest.mark.parametrize("value", [0.0, 1e-38, 1e38])
     def test_votes_are_finite(self, value: float) -> None:
         sample = Sample()
         sample.add(torch.full((8,), value))
-        assert sample.state().votes_by_peak().tolist() == [1]
+        assert sample.state().inverse_squared_peaks().tolist() == [1]
 
     def test_rows_are_tensors_of_their_own(self) -> None:
         rows = random(6, 5000)
@@ -220,7 +220,7 @@ class TestSample:
         [((), 1), ((64,), 1), ((1, 64), 1), ((7, 64), 7), ((32, 4), 32), ((50, 4), 25), ((512, 4), 32), ((37, 4), 1)],
     )
     def test_a_batch_is_taken_apart(self, shape: tuple[int, ...], rows: int) -> None:
-        assert rows_in(shape) == rows
+        assert count_of_tensors(shape) == rows
 
     def test_in_channels_last_a_row_is_an_image(self) -> None:
         images = random(4, 3, 5, 5)
@@ -243,7 +243,7 @@ class TestDistributionObserver:
 
     @pytest.mark.parametrize("rule", ["mse", "percentile", "kl"])
     def test_other_rules_count_all_values_alike(self, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        calls = counted(monkeypatch, SampleState, "votes_by_peak")
+        calls = counted(monkeypatch, SampleState, "inverse_squared_peaks")
         observed(random(100), random(100) * 9, range_by=rule).calculate_qparams()
         assert not calls
 

@@ -79,7 +79,11 @@ class _Blocks:
 
 
 def _kept_dimensions(shape: Sequence[int], others: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
-    """Returns each (before, after) for which all shapes have equal first and last dimensions; the largest first."""
+    """Returns pairs (before, after): the first `before` and the last `after` dimensions have the same sizes in all
+    shapes.
+
+    Pairs with larger `before` come first, then those with larger `after`.
+    """
     rank = min(len(each) for each in (shape, *others))
     for before in range(rank, -1, -1):
         for after in range(rank - before, -1, -1):

@@ -137,9 +137,10 @@ def _merges(oihw: Sequence[int], groups: int, target: NeutronTarget, generation:
 
 @legacy_constraint
 def merges_groups(instance: OpInstance) -> bool:
-    """There is one group, or one group per input channel, or the groups can be merged into one convolution, or into
-    several if the input channels of all groups together and the output channels of each convolution are multiples of
-    the MACs of a pipeline. A merged convolution has at most {MAX_WEIGHTS_OF_ONE_OUTPUT} weights per output.
+    """There is one group, or one group per input channel, or groups can be merged: all of them into one convolution, or
+    equal numbers of them into several. For several, the input channels of all groups together and the output channels
+    of each convolution are multiples of the MACs of a pipeline. A merged convolution has at most
+    {MAX_WEIGHTS_OF_ONE_OUTPUT} weights per output.
     """
     groups, shape = instance.args["groups"], instance.shape_of("weight")
     return groups == 1 or _is_depthwise(instance) or bool(_merges(shape, groups, instance.target, Generation.LEGACY))

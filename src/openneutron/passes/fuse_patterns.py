@@ -88,7 +88,7 @@ def _clamp(rewriting: Rewriting, node: Node) -> Node | None:
     return relu6(rewriting, source) if limits == (0, 6) else None
 
 
-def _is(number: float | None, expected: float) -> bool:
+def _is_about(number: float | None, expected: float) -> bool:
     return number is not None and math.isclose(number, expected, rel_tol=_RELATIVE_TOLERANCE)
 
 
@@ -130,7 +130,7 @@ def _plus(value: object, number: float) -> Node | None:
     if args["alpha"] != 1:
         return None
     for operand, other in ((args["self"], args["other"]), (args["other"], args["self"])):
-        if isinstance(operand, Node) and _is(number_of(other), number):
+        if isinstance(operand, Node) and _is_about(number_of(other), number):
             return operand
     return None
 
@@ -149,22 +149,22 @@ def _halved_sixth(value: object) -> Node | None:
     if sixth is None:
         return None
     product = _product(sixth)
-    return product.factors[0] if len(product.factors) == 1 and _is(product.number, 1 / 6) else None
+    return product.factors[0] if len(product.factors) == 1 and _is_about(product.number, 1 / 6) else None
 
 
 def _activation(rewriting: Rewriting, product: _Product) -> Node | None:
     """Applies rules 1 to 3."""
-    if len(product.factors) == 1 and _is(product.number, 1 / 6):
+    if len(product.factors) == 1 and _is_about(product.number, 1 / 6):
         value = _shifted_relu6(product.factors[0])
         return None if value is None else hardsigmoid(rewriting, value)
     if len(product.factors) != 2:
         return None
     for value, gate in (product.factors, product.factors[::-1]):
-        if _is(product.number, 1 / 6) and _shifted_relu6(gate) is value:
+        if _is_about(product.number, 1 / 6) and _shifted_relu6(gate) is value:
             return hardswish(rewriting, value)
         if product.number == 1 and is_op(gate, "hardsigmoid") and gate.args[0] is value:
             return hardswish(rewriting, value)
-        if _is(product.number, 0.5) and (approximate := _normal_distribution(_plus(gate, 1.0), value)):
+        if _is_about(product.number, 0.5) and (approximate := _normal_distribution(_plus(gate, 1.0), value)):
             return gelu(rewriting, value, approximate)
     return None
 
@@ -176,8 +176,8 @@ def _normal_distribution(node: Node | None, value: Node) -> str | None:
     inner = _read_once(node.args[0])
     product = _Product(1.0, ()) if inner is None else _product(inner)
     if is_op(node, "erf"):
-        return "none" if product.factors == (value,) and _is(product.number, math.sqrt(0.5)) else None
-    is_tanh = len(product.factors) == 1 and _is(product.number, math.sqrt(2 / math.pi))
+        return "none" if product.factors == (value,) and _is_about(product.number, math.sqrt(0.5)) else None
+    is_tanh = len(product.factors) == 1 and _is_about(product.number, math.sqrt(2 / math.pi))
     return "tanh" if is_tanh and _is_with_cube(product.factors[0], value) else None
 
 
@@ -190,7 +190,9 @@ def _is_with_cube(node: Node, value: Node) -> bool:
     if value not in operands or cube is None:
         return False
     product = _product(cube)
-    return _is(product.number, 0.044715) and (product.factors == (value,) * 3 or _is_power(product.factors, value, 3))
+    return _is_about(product.number, 0.044715) and (
+        product.factors == (value,) * 3 or _is_power(product.factors, value, 3)
+    )
 
 
 def _is_power(factors: Sequence[Node], value: object, exponent: float) -> bool:

@@ -35,7 +35,7 @@ def remove_stride_dependence(module: GraphModule) -> bool:
 
 
 def _ordered_outputs(module: GraphModule) -> set[Node]:
-    """Returns the copies among the outputs whose strides differ from those of their source, and these sources."""
+    """Returns the outputs of the model that only change the strides of another value, and these other values."""
     found: set[Node] = set()
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     for node in output.all_input_nodes:

@@ -156,7 +156,8 @@ class DistributionObserver(UniformQuantizationObserverBase):
     tensor are divided by the square of its largest magnitude, so that a few large tensors do not dominate),
     "percentile" (from percentile 100 - `percentile` to percentile `percentile`), "kl" (the least divergence) or
     "minmax" (minimum and maximum). Raises `OptionError` for any other rule. Each index of the first dimension of the
-    observed values counts as one tensor (see `rows_in`). If `is_unbatched`, all values of a call count as one tensor.
+    observed values counts as one tensor (see `count_of_tensors`). If `is_unbatched`, all values of a call count as one
+    tensor.
 
     `calculate_qparams` raises `CalibrationError` if it saw no values, or values that are not finite.
 

@@ -67,9 +67,9 @@ class Distribution:
 
 
 def distribution(values: Tensor, weights: Tensor) -> Distribution:
-    """Returns the distribution of finite sample `values` [N] that represent `weights` [N] values each.
+    """Sorts a sample: `values` [N], finite, of which value i represents `weights[i]` observed values.
 
-    A large sample is condensed: means of neighbors replace all but the outermost values.
+    Condenses a large sample: means of neighbors replace all but the outermost values.
     """
     order = torch.from_numpy(np.argsort(values.numpy()))  # five times as fast as torch's
     values, weights = values[order], weights[order]

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["CAPACITY", "VALUES_OF_A_TENSOR", "Sample", "SampleState", "flattened", "positions", "rows_in"]
+__all__ = ["CAPACITY", "VALUES_OF_A_TENSOR", "Sample", "SampleState", "count_of_tensors", "flattened", "positions"]
 
 VALUES_OF_A_TENSOR = 1024
 # A batch counts as at most this many tensors.
@@ -53,7 +53,7 @@ def flattened(values: Tensor) -> Tensor:
     return values.reshape(-1)
 
 
-def rows_in(shape: Sequence[int]) -> int:
+def count_of_tensors(shape: Sequence[int]) -> int:
     """Returns how many tensors a tensor of this shape counts as.
 
     A tensor of rank 0 or 1 counts as one tensor. Any other tensor is a batch, and each sample in its first dimension
@@ -86,10 +86,10 @@ class SampleState:
     def weighted(self, *, relative: bool = False) -> tuple[Tensor, Tensor]:
         """Returns values [N] and weights [N] (float32): how many values of the stream each value represents.
 
-        If `relative`, the weights of a tensor are multiplied by its `votes_by_peak`. If not all values of a tensor are
-        kept, its extremes are added with the weight of one value each.
+        If `relative`, the weights of a tensor are multiplied by its `inverse_squared_peaks`. If not all values of a
+        tensor are kept, its extremes are added with the weight of one value each.
         """
-        counts, votes = self.counts, self.votes_by_peak() if relative else torch.ones(len(self.sizes))
+        counts, votes = self.counts, self.inverse_squared_peaks() if relative else torch.ones(len(self.sizes))
         thinned = counts < self.sizes
         weights = (votes * self.sizes / counts).repeat_interleave(counts)
         return (
@@ -97,10 +97,11 @@ class SampleState:
             torch.cat([weights, votes[thinned].repeat_interleave(2)]),
         )
 
-    def votes_by_peak(self) -> Tensor:
-        """Returns [tensors], the inverse squared peak magnitude of each tensor, which makes squared errors relative.
+    def inverse_squared_peaks(self) -> Tensor:
+        """Returns 1 / peak^2 of each tensor, [tensors], where the peak is its largest magnitude. As weights, these
+        numbers make squared errors relative to the peak.
 
-        A squared peak is at least the mean squared peak times `SMALLEST_PEAK`.
+        A squared peak counts as at least the mean squared peak times `SMALLEST_PEAK`.
         """
         peaks = self.extremes.abs().amax(1)
         if not peaks.any():
@@ -135,7 +136,7 @@ class Sample:
         self._hold(SampleState(torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, 2), level=0))
 
     def add(self, values: Tensor) -> None:
-        """Adds the next tensor, which is not empty and counts as `rows_in` tensors."""
+        """Adds the next tensor, which is not empty and counts as `count_of_tensors` tensors."""
         flat = flattened(values)
         taking = self._taking
         if taking is None or taking.shape != values.shape:
@@ -206,7 +207,7 @@ class _Taking:
 
     @classmethod
     def of(cls, values: Tensor, level: int) -> _Taking:
-        rows = rows_in(values.shape)
+        rows = count_of_tensors(values.shape)
         size = values.numel() // rows
         taken = positions(size)
         first = taken[: _left(len(taken), level)]
