@@ -1,8 +1,11 @@
 """Decompositions of writes to any constant positions of a tensor: scatter, put, index_add and the like.
 
-The positions 0, 1, 2, ... take the place of the values. A write that replaces values is run on them, so that its result
-has the source of each output value. For a write that accumulates, the positions give the pairs of a written output
-value and a source value. Pairs with different output values form a layer: a layer is one write that replaces values.
+A write that replaces values is first run on numbers: value i of the operands is replaced by the number i. The result
+shows, for each output value, which source value it is a copy of.
+
+A write that accumulates gives pairs of an output value and a source value that is combined with it. The pairs are split
+into layers, in which each output value occurs at most once. Each layer is then a write that replaces values, and the
+layers are added, multiplied, or compared by maximum or minimum.
 """
 
 from __future__ import annotations
@@ -28,8 +31,7 @@ __all__ = ["DECOMPOSED", "MAX_LAYERS", "plan_of_write"]
 
 aten = torch.ops.aten
 
-# The largest number of source values that one output value combines by a product, maximum or minimum, or by additions
-# in sequence.
+# The largest number of source values that are combined with one output value.
 MAX_LAYERS = 8
 
 Plan = Callable[[Rewriting], Node]
@@ -42,7 +44,10 @@ _COMBINATIONS = {_PRODUCT: aten.mul.Tensor, _LARGEST: aten.maximum.default, _SMA
 
 @dataclass(frozen=True)
 class _Origin:
-    """The source of each output value: `source` is its number, `position` its position in the flattened source."""
+    """Where each output value is copied from. `source` and `position` have the shape of the output.
+
+    `source` is the number of the source tensor, `position` the position in that tensor, flattened.
+    """
 
     source: torch.Tensor
     position: torch.Tensor
@@ -59,13 +64,17 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Blocks:
-    """An origin along one dimension: the first `before` and the last `after` dimensions of all tensors are equal."""
+    """An origin that is the same for all indices of the first `before` and the last `after` dimensions.
+
+    These dimensions have the same sizes in the output and in all sources, and values move only along the dimensions
+    between them, which are flattened into one.
+    """
 
     before: int
     after: int
     runs: tuple[_Run, ...]
     sizes: tuple[int, ...]
-    """For each source, the number of elements in the other dimensions."""
+    """For each source, its size along the flattened dimension."""
 
     @property
     def is_cheap(self) -> bool:
@@ -74,7 +83,7 @@ class _Blocks:
 
     @property
     def written(self) -> int:
-        """The number of output values along the dimension."""
+        """The size of the output along the flattened dimension."""
         return sum(run.count for run in self.runs)
 
 
@@ -114,7 +123,10 @@ def _runs(sources: Sequence[int], indices: Sequence[int]) -> Iterator[_Run]:
 
 
 def _moved(rewriting: Rewriting, sources: Sequence[Operand], origin: _Origin, blocks: _Blocks) -> Node:
-    """Adds slices and a cat for few runs, else a product with a one-hot matrix. A source may be a number."""
+    """Adds slices of the sources and a cat if there are few runs, else a product with a one-hot matrix.
+
+    A source that is a number becomes a constant tensor.
+    """
     shape = tuple(origin.source.shape)
     head, tail = shape[: blocks.before], shape[len(shape) - blocks.after :]
     used = sorted({run.source for run in blocks.runs})
@@ -204,7 +216,9 @@ def _reduction(instance: OpInstance) -> str | None:
 
 
 def _replacing(instance: OpInstance) -> Plan | None:
-    """Returns the plan of a write that replaces values, which is run on positions."""
+    """Returns the plan of a write that replaces values: runs the operator on numbers, and reads the origin from the
+    result.
+    """
     args, shape = _constants(instance), instance.shape
     found, count = _source_of(instance), math.prod(shape)
     arguments: dict[str, Any] = {**args, "self": _positions(shape)}
@@ -225,14 +239,19 @@ def _names(instance: OpInstance) -> list[str]:
 
 
 def _origin(numbers: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> _Origin:
-    """Returns the origin for positions that count through all sources."""
+    """Returns the origin that `numbers` show. The numbers count through the values of all sources, one source after the
+    other.
+    """
     starts = torch.tensor([sum(math.prod(shape) for shape in shapes[:index]) for index in range(len(shapes))])
     source = torch.bucketize(numbers, starts, right=True) - 1
     return _Origin(source, numbers - starts[source], tuple(shapes))
 
 
 def _moving(sources: Sequence[Operand], origin: _Origin) -> Step | None:
-    """Returns a function that adds the operators for other sources of the same kinds and shapes."""
+    """Returns a function that moves values as `origin` says; None if that takes too many operators.
+
+    The function takes sources that are nodes or numbers where `sources` are, with the same shapes.
+    """
     origin = _of_numbers(origin, sources)
     blocks = _blocks(origin)
     if blocks.is_cheap:
@@ -254,7 +273,9 @@ def _of_sources(step: Step | None, sources: Sequence[Operand]) -> Plan | None:
 
 
 def _of_numbers(origin: _Origin, sources: Sequence[Operand]) -> _Origin:
-    """Gives a number the shape of the output, so that each output value is at its own position."""
+    """Treats each source that is a number as a tensor of the output's shape, from which values move to their own
+    position.
+    """
     numbers = torch.tensor([not isinstance(source, Node) for source in sources])
     here = _positions(origin.source.shape)
     shapes = [
@@ -266,13 +287,16 @@ def _of_numbers(origin: _Origin, sources: Sequence[Operand]) -> _Origin:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Positions of written output values, and of the source values that each of them takes."""
+    """A write that accumulates: output value `written[i]` is combined with source value `taken[i]`, for each i.
+
+    Both are positions in the flattened tensors. An output value may occur several times.
+    """
 
     written: torch.Tensor
     taken: torch.Tensor
 
     def layers(self) -> list[_Pairs]:
-        """Splits the pairs so that each layer writes an output value at most once."""
+        """Splits the pairs into layers. In a layer, each output value occurs at most once."""
         order = torch.argsort(self.written, stable=True)
         written, taken = self.written[order], self.taken[order]
         starts = torch.searchsorted(written, written)
@@ -330,9 +354,10 @@ def _accumulating(instance: OpInstance, reduction: str) -> Plan | None:
 def _combined(
     rewriting: Rewriting, steps: Sequence[Step], target: torch._ops.OpOverload, includes: bool, source: Operand
 ) -> Node:
-    """Combines the values before the write with one layer after the other.
+    """Combines the values before the write with all layers, one after the other.
 
-    A layer of a maximum or minimum has the values before it where it writes nothing, a layer of a product has 1.
+    Where a layer writes nothing, it has a value that changes nothing: 1 for a product, and the value before the write
+    for a maximum or minimum.
     """
     value: Node = rewriting.args["self"]
     for number, step in enumerate(steps):
@@ -343,7 +368,7 @@ def _combined(
 
 
 def _placed(instance: OpInstance, source: Operand, pairs: _Pairs, base: Operand) -> Step | None:
-    """Returns the step that writes the values of `pairs` to a tensor like `base`."""
+    """Returns a step that copies the source values of `pairs` into `base`; None if that takes too many operators."""
     shape = instance.shape
     given = shape_of(source) if isinstance(source, Node) else ()
     numbers = _positions(shape).flatten()
@@ -352,7 +377,9 @@ def _placed(instance: OpInstance, source: Operand, pairs: _Pairs, base: Operand)
 
 
 def _total(instance: OpInstance, pairs: _Pairs) -> Plan | None:
-    """Returns the plan of the sums of the source values of each output value; 0 where nothing is written."""
+    """Returns a plan that computes, for each output value, the sum of the source values that are added to it; None if
+    that takes too many operators.
+    """
     found = _source_of(instance)
     assert found is not None
     source, shape = found[1], instance.shape
@@ -378,7 +405,11 @@ def _added(rewriting: Rewriting, steps: Sequence[Step], source: Node) -> Node:
 
 
 def _matrix(shape: tuple[int, ...], given: tuple[int, ...], pairs: _Pairs) -> Plan | None:
-    """Returns the plan of a product with a matrix of counts along one dimension; None if the matrix is large."""
+    """Returns a plan that computes the sums by one product with a constant matrix, along the flattened dimension.
+
+    An element of the matrix counts how often the output value of its row adds the source value of its column. Returns
+    None if the values do not move along one dimension, or if the matrix is large.
+    """
     for before, after in _kept_dimensions(shape, [given]):
         outer, inner = math.prod(shape[:before]), math.prod(shape[len(shape) - after :])
         rows, columns = (math.prod(each) // (outer * inner) for each in (shape, given))
@@ -428,9 +459,9 @@ def _sum(rewriting: Rewriting, pairs: _Pairs, total: Plan, takes_mean: bool) -> 
 
 @constraint
 def writes_to_constant_positions(instance: OpInstance) -> bool:
-    """The indices are constants and all sizes are fixed. Few runs of values move (at most {MAX_RUNS}, or a one-hot
-    matrix of {MAX_PICKING_WEIGHTS} values moves them). A product, maximum or minimum combines at most {MAX_LAYERS}
-    values.
+    """The indices are constants and all sizes are fixed. The values move in at most {MAX_RUNS} runs of consecutive
+    values, or by a one-hot matrix of at most {MAX_PICKING_WEIGHTS} values. A product, maximum or minimum combines at
+    most {MAX_LAYERS} values.
     """
     return plan_of_write(instance) is not None
 
@@ -453,8 +484,8 @@ def _diagonal_plan(instance: OpInstance) -> Plan | None:
 
 @constraint
 def has_a_small_diagonal(instance: OpInstance) -> bool:
-    """All sizes are fixed, and at most {MAX_RUNS} runs of values, or a one-hot matrix of {MAX_PICKING_WEIGHTS} values,
-    write the diagonal.
+    """All sizes are fixed, and the diagonal is written by at most {MAX_RUNS} runs of consecutive values, or by a
+    one-hot matrix of at most {MAX_PICKING_WEIGHTS} values.
     """
     return _diagonal_plan(instance) is not None
 

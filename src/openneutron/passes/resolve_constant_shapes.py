@@ -1,4 +1,4 @@
-"""Computes the shapes that torch.export leaves open although they depend on constants alone: `x[:, mask]`."""
+"""Computes shapes that depend on constants alone, but are unknown to torch.export, such as that of `x[:, mask]`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["resolve_constant_shapes"]
 
 
 def resolve_constant_shapes(module: GraphModule) -> bool:
-    """Rules, linear in nodes and uses. They apply to a graph with a shape or number that torch.export leaves open:
+    """Computes unknown shapes and numbers. Rules, linear in nodes and uses:
 
-    1. An operator on constants becomes a constant if its shape is open, as that of nonzero is.
-    2. A selection by a constant mask (x[:, mask], masked_select) becomes a selection by the indices of true values.
-    3. The shapes of later operators are computed again. A number that is known then replaces its node.
+    1. An operator on constants becomes a constant if its shape is unknown, as that of nonzero is.
+    2. A selection by a constant mask (x[:, mask], masked_select) becomes a selection by the indices of the true values.
+    3. The shapes of all later operators are computed again. A number that is then known replaces its node.
 
-    A buffer that the model writes to is no constant.
+    A buffer that the model writes to does not count as a constant. A graph without unknown shapes is not changed.
     """
     if not any(_is_open(node.meta.get("val")) for node in module.graph.nodes):
         return False
@@ -35,7 +35,10 @@ def resolve_constant_shapes(module: GraphModule) -> bool:
 
 
 def _is_open(value: object) -> bool:
-    """Whether a tensor, number or list of them has a number that torch.export took from the values of a tensor."""
+    """Whether the shape of a tensor, or a number, is a symbol that stands for a value computed at run time.
+
+    `value` is a tensor, a number, or a list of these.
+    """
     numbers = [
         number
         for leaf in tree_leaves(value)

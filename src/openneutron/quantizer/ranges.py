@@ -188,13 +188,16 @@ def _squared_error(seen: Distribution, codes: Codes) -> Cost:
 
 
 def _divergence(seen: Distribution, codes: Codes) -> Cost:
-    """Returns the cost function "Kullback-Leibler divergence of the clipped and the quantized histogram", as in
+    """Returns the cost function of the rule "kl": the divergence of two histograms of the nonzero values, as in
     TensorRT.
 
-    The clipped histogram counts clipped values in its outermost bins, and the quantized histogram does not count them.
-    The quantized histogram spreads the mass of a code evenly over the nonempty bins of that code. If a bin is empty in
-    the quantized histogram only, the divergence uses the mass of the value with the least weight for it. Zeros are not
-    counted: every range has an exact code for them, and the many zeros after a relu would outweigh all other values.
+    1. The clipped histogram counts values outside of the range in its outermost bins.
+    2. The quantized histogram counts values within the range only. It spreads the mass of each code evenly over the
+       nonempty bins of the code. A bin that is empty in this histogram only gets the mass of the value with the least
+       weight, because the divergence would otherwise be infinite.
+
+    Zeros are not counted: every range has an exact code for them, and the many zeros after a relu would outweigh all
+    other values.
     """
     histogram = _Histogram.of(seen)
 
