@@ -358,7 +358,7 @@ def _arranged(stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     best, least = stored.reshape(like.shape), float("inf")
     for order in permutations(range(like.dim())):
         turned = like.permute(order)
-        if not _ends(stored.shape) <= _ends(turned.shape):
+        if not _leading_products(stored.shape) <= _leading_products(turned.shape):
             continue
         back = sorted(range(like.dim()), key=order.__getitem__)
         value = stored.reshape(turned.shape).permute(back)
@@ -378,7 +378,7 @@ def _holds_them_in_another_order(found: torch.Tensor, computed: torch.Tensor, to
     return bool(ordered.abs().le(tolerance).all())
 
 
-def _ends(shape: Sequence[int]) -> set[int]:
+def _leading_products(shape: Sequence[int]) -> set[int]:
     """Returns the products of the first k dimensions, for each k.
 
     The products of a shape with merged dimensions are a subset of the products of the original shape.

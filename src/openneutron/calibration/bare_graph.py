@@ -121,10 +121,10 @@ def _resets_states(prepared: GraphModule, call: Node) -> bool:
 
 
 def _in_place(node: Node) -> Any:
-    """Returns the in-place operator for the activation `node`.
+    """Returns the in-place operator for the activation `node`; None if it must not overwrite its operand.
 
-    Returns None for another operator, and if the operand has other readers or may share its memory with another value.
-    The output of an operator that can fuse activations does not share memory with another value.
+    It may overwrite the operand if nothing else reads it, and if its producer can fuse activations: the output of such
+    a producer shares its memory with no other value.
     """
     source = node.args[0] if node.args else None
     if not is_activation(node) or not isinstance(source, Node) or not takes_activation(source):

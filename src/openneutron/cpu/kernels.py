@@ -45,9 +45,9 @@ LARGEST_TRIAL = 1 << 22
 def check_cpu_kernels(left: Iterable[Left], *, trusts_table: bool) -> None:
     """Raises `ModelError` if ExecuTorch's CPU kernels cannot run one of the operators `left`.
 
-    With `trusts_table`, the check assumes kernels for the operators of `OPERATORS` with the usual dtypes and ranks.
-    Users link the kernels of operators outside the namespace `aten` themselves; the check asks only for the out variant
-    that ExecuTorch calls. A note on each operator that passed prevents a second check.
+    With `trusts_table`, the check assumes kernels for the operators of `OPERATORS` with the usual dtypes and ranks. For
+    an operator outside the namespace `aten`, the user links the kernel, so the check only requires that the operator
+    has the out variant that ExecuTorch calls. A note on each operator that passed prevents a second check.
     """
     left = list(left)
     unwritable = [(node, reason, _NO_OUT_VARIANT) for node, reason in left if _lacks_out_variant(node)]

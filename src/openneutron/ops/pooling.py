@@ -96,7 +96,7 @@ def divisors(instance: OpInstance) -> Counts:
     override, windows = instance.args.get("divisor_override"), pool_windows(instance)
     if override is not None:
         return np.full([window.outputs for window in windows], override)
-    count = _counted if instance.args["count_include_pad"] else _present
+    count = _sizes_with_padding if instance.args["count_include_pad"] else _sizes_without_padding
     return _outer(count, windows)
 
 
@@ -105,13 +105,13 @@ def _outer(count: Callable[[Window], Counts], windows: tuple[Window, Window]) ->
     return np.outer(vertical, horizontal)
 
 
-def _counted(window: Window) -> Counts:
-    """Returns the number of elements of each window. Padding counts; elements after the padding (ceil_mode) do not."""
+def _sizes_with_padding(window: Window) -> Counts:
+    """Returns the number of elements of each window, with padding. Elements after the padding (ceil_mode) do not count."""
     start = np.arange(window.outputs) * window.stride - window.padding_before
     return np.minimum(start + window.kernel, window.size + window.padding_before) - start
 
 
-def _present(window: Window) -> Counts:
+def _sizes_without_padding(window: Window) -> Counts:
     """Returns the number of elements of each window that are not padding."""
     start = np.arange(window.outputs) * window.stride - window.padding_before
     return np.minimum(start + window.kernel, window.size) - np.maximum(start, 0)
@@ -129,7 +129,9 @@ def divides_as_tflite_does(instance: OpInstance) -> bool:
     if _divides_by_the_window(instance):
         return True
     windows = pool_windows(instance)
-    return all(window.is_same for window in windows) and np.array_equal(divisors(instance), _outer(_present, windows))
+    return all(window.is_same for window in windows) and np.array_equal(
+        divisors(instance), _outer(_sizes_without_padding, windows)
+    )
 
 
 @legacy_constraint
