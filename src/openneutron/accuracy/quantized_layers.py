@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from openneutron.core.boundary import error_at
 from openneutron.core.constants import computed_constants
 from openneutron.core.evaluation import run_node, value_of
 from openneutron.core.fx import (
@@ -19,7 +20,6 @@ from openneutron.core.fx import (
     iterate_nodes,
     modules_of,
     op_name,
-    source_of,
 )
 from openneutron.errors import ModelError
 from openneutron.ops import OPERATORS, facts_of
@@ -279,11 +279,9 @@ def _operands(node: Node) -> Iterator[Node]:
 def _mismatch(node: Node, fault: str) -> ModelError:
     modules = modules_of(node)
     module = f" in module '{modules[-1][0]}'" if modules else ""
-    return ModelError(
+    return error_at(
+        node,
         f"The quantized module was not made of this model: for this layer{module}, {fault}. Give the QuantizedModel "
         "that quantize() returned, which contains the float graph. For a module from convert_pt2e, give the model as "
         "it was exported, and its quantizer (quantizer=...) if that had options.",
-        node=node.name,
-        op=op_name(node),
-        source=source_of(node),
     )

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.fx import Node
 
 from openneutron.core.fx import is_library, op_name, source_of
 from openneutron.errors import ModelError, OpenNeutronError
 
-__all__ = ["first_line", "frame_of_user", "typed_errors"]
+__all__ = ["error_at", "first_line", "frame_of_user", "typed_errors"]
 
+Error = TypeVar("Error", bound=OpenNeutronError)
 # Names of the local variable that holds the current node in loops over graphs, in torch and here.
 _NODE_NAMES = ("node", "n")
 
@@ -31,8 +32,13 @@ def typed_errors(step: str, kind: type[OpenNeutronError] = ModelError) -> Iterat
         raise
     except Exception as error:
         node = _node_of(error.__traceback__)
-        where = {} if node is None else {"node": node.name, "op": op_name(node), "source": source_of(node)}
-        raise kind(f"{step} failed: {type(error).__name__}: {first_line(error)}", **where) from error
+        message = f"{step} failed: {type(error).__name__}: {first_line(error)}"
+        raise (kind(message) if node is None else error_at(node, message, kind)) from error
+
+
+def error_at(node: Node, message: str, kind: type[Error] = ModelError) -> Error:  # type: ignore[assignment]
+    """Returns an error of `kind` about `node`, with its operator and the user's source line."""
+    return kind(message, node=node.name, op=op_name(node), source=source_of(node))
 
 
 def first_line(error: BaseException) -> str:

@@ -16,8 +16,9 @@ import torch
 from torch.fx import Node, map_arg
 from torch.utils._pytree import tree_leaves
 
+from openneutron.core.boundary import error_at
 from openneutron.core.evaluation import evaluated
-from openneutron.core.fx import is_operator, modules_of, note, noted, op_name, place_of, source_of
+from openneutron.core.fx import is_operator, modules_of, note, noted, op_name, place_of
 from openneutron.cpu.registry import cause_in, kernel_names, missing_kernels, native_log
 from openneutron.errors import ModelError
 from openneutron.ops import OPERATORS
@@ -74,13 +75,11 @@ def _error(refused: Sequence[tuple[Node, str, str]]) -> ModelError:
     modules = modules_of(node)
     module = " of module '{}' ({})".format(*modules[-1]) if modules else ""
     others = "".join(f"\n  {other.name} ({op_name(other)}, {place_of(other)}): {why}" for other, _, why in refused[1:])
-    return ModelError(
+    return error_at(
+        node,
         f"The operator {op_name(node)}{module} can run neither on the NPU nor on the CPU, so no program is written. "
         f"CPU: {cause} NPU: {reason} Write it with other operators, or compute it before or after the program."
         + (f" Other operators that can run on neither:{others}\n" if others else ""),
-        node=node.name,
-        op=op_name(node),
-        source=source_of(node),
     )
 
 

@@ -20,7 +20,7 @@ from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
 from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, Window, of_each_dim, pad_spatial
 from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["CONVOLUTIONS", "SPECS", "Filters", "convolve"]
+__all__ = ["CONVOLUTIONS", "SPECS", "Filters", "convolution_windows", "convolve"]
 
 aten = torch.ops.aten
 
@@ -46,18 +46,6 @@ def _spatial(instance: OpInstance, name: str) -> tuple[int, ...]:
 def _kernel(instance: OpInstance) -> tuple[int, int]:
     height, width = (1, *instance.shape_of("weight")[2:])[-2:]
     return height, width
-
-
-def _padding_begin(instance: OpInstance) -> tuple[int, ...]:
-    padding = instance.args["padding"]
-    if padding == "valid":
-        return (0, 0)
-    if padding == "same":  # torch puts the odd element at the end
-        pairs = zip(_kernel(instance), _spatial(instance, "dilation"), strict=True)
-        return tuple(dilation * (kernel - 1) // 2 for kernel, dilation in pairs)
-    rank = len(instance.shape_of("weight")) - 2
-    values = of_each_dim(padding, rank)
-    return values if rank == 2 else (0, *values)
 
 
 def _is_depthwise(instance: OpInstance) -> bool:
@@ -89,21 +77,24 @@ def has_a_batch(instance: OpInstance) -> bool:
     return len(instance.shape_of("input")) == len(instance.shape_of("weight"))
 
 
+def convolution_windows(instance: OpInstance) -> tuple[Window, ...]:
+    """Returns the windows along each spatial dimension of a convolution."""
+    kernel = instance.shape_of("weight")[2:]
+    rank = len(kernel)
+    stride, dilation = (of_each_dim(instance.args[name], rank) for name in ("stride", "dilation"))
+    padding = instance.args["padding"]
+    if padding == "same":  # torch puts the odd element at the end
+        before = tuple(step * (size - 1) // 2 for size, step in zip(kernel, dilation, strict=True))
+    else:
+        before = of_each_dim(0 if padding == "valid" else padding, rank)
+    sizes, outputs = instance.shape_of("input")[-rank:], instance.shape[-rank:]
+    return tuple(map(Window, sizes, outputs, kernel, stride, dilation, before))
+
+
 def _windows(instance: OpInstance) -> tuple[Window, Window]:
-    """Returns the windows along height and width."""
-    heights, widths = (1, *instance.shape_of("input")[2:])[-2:], (1, *instance.shape[2:])[-2:]
-    vertical, horizontal = (
-        Window(*sizes)
-        for sizes in zip(
-            heights,
-            widths,
-            _kernel(instance),
-            _spatial(instance, "stride"),
-            _spatial(instance, "dilation"),
-            _padding_begin(instance),
-            strict=True,
-        )
-    )
+    """Returns the windows along height and width. For a 1-D convolution, the height is 1."""
+    height = Window(size=1, outputs=1, kernel=1, stride=1, dilation=1, padding_before=0)
+    vertical, horizontal = (height, *convolution_windows(instance))[-2:]
     return vertical, horizontal
 
 

@@ -11,9 +11,10 @@ from torch.fx import GraphModule, Node, map_arg
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
+from openneutron.core.boundary import error_at
 from openneutron.core.constants import insert_constant
 from openneutron.core.evaluation import evaluated, inferred
-from openneutron.core.fx import iterate_nodes, note_replaced, op_name, source_of
+from openneutron.core.fx import iterate_nodes, note_replaced, op_name
 from openneutron.errors import ModelError
 from openneutron.ops.facts import UNKNOWN, Facts
 from openneutron.ops.op_instance import OpInstance
@@ -75,7 +76,7 @@ class Rewriting:
         """Returns the error for an operator whose decomposition needs fixed sizes."""
         node = self.instance.node
         message = "The decomposition of this operator needs fixed sizes. Export without dynamic_shapes."
-        return ModelError(message, node=node.name, op=op_name(node), source=source_of(node))
+        return error_at(node, message)
 
     def constant(self, value: torch.Tensor) -> Node:
         """Adds a constant to the graph and returns its node."""

@@ -106,7 +106,7 @@ def _outer(count: Callable[[Window], Counts], windows: tuple[Window, Window]) ->
 
 
 def _sizes_with_padding(window: Window) -> Counts:
-    """Returns the number of elements of each window, with padding. Elements after the padding (ceil_mode) do not count."""
+    """Returns the number of elements of each window with padding. In ceil_mode, windows may also exceed the padding."""
     start = np.arange(window.outputs) * window.stride - window.padding_before
     return np.minimum(start + window.kernel, window.size + window.padding_before) - start
 

@@ -12,6 +12,7 @@ from openneutron.ops.convolution import (
     MAX_KERNEL,
     MAX_STRIDE,
     Filters,
+    convolution_windows,
     convolve,
     has_a_batch,
     macs,
@@ -27,37 +28,6 @@ from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, Window, of_each_d
 __all__ = ["SPECS"]
 
 RANK = 3
-
-
-def _begin(instance: OpInstance) -> tuple[int, ...]:
-    """Returns the padding at the start of each dimension."""
-    padding = instance.args["padding"]
-    if padding == "valid":
-        return (0,) * RANK
-    if padding == "same":  # torch puts the odd element at the end
-        pairs = zip(instance.shape_of("weight")[2:], of_each_dim(instance.args["dilation"], RANK), strict=True)
-        return tuple(dilation * (kernel - 1) // 2 for kernel, dilation in pairs)
-    return of_each_dim(instance.args["padding"], RANK)
-
-
-def _windows(instance: OpInstance) -> tuple[Window, Window, Window]:
-    """Returns the windows along depth, height and width."""
-    sizes, outputs, kernel = (
-        instance.shape_of("input")[-RANK:],
-        instance.shape[-RANK:],
-        instance.shape_of("weight")[-RANK:],
-    )
-    axes = zip(
-        sizes,
-        outputs,
-        kernel,
-        of_each_dim(instance.args["stride"], RANK),
-        of_each_dim(instance.args["dilation"], RANK),
-        _begin(instance),
-        strict=True,
-    )
-    depth, vertical, horizontal = (Window(*axis) for axis in axes)
-    return depth, vertical, horizontal
 
 
 @constraint
@@ -92,7 +62,7 @@ def lower_volume_convolution(lowering: Lowering) -> Tensor:
     It convolves height and width. For each output frame, its input channels are the channels of all frames that the
     kernel reads. For a kernel of (k, 1, 1), it convolves depth instead, over an image [depth, height * width].
     """
-    depth, vertical, horizontal = windows = _windows(lowering.instance)
+    depth, vertical, horizontal = convolution_windows(lowering.instance)
     inputs, weight = lowering.tensor("input"), lowering.tensor("weight")
     bias = lowering.bias("bias", weight.shape[0], inputs.qparams, weight.qparams)
 
@@ -109,7 +79,7 @@ def lower_volume_convolution(lowering: Lowering) -> Tensor:
         return lowering.reshape(lowering.channels_first(output), lowering.shape)
     frames = _frames(lowering, inputs, depth)
     images, oihw = _with_taps_as_channels(lowering, frames, data)
-    output = convolve(lowering, lowering.channels_last(images), filters(oihw), windows[1:])
+    output = convolve(lowering, lowering.channels_last(images), filters(oihw), (vertical, horizontal))
     channels_first = lowering.channels_first(output)
     planes = lowering.reshape(channels_first, (batch, depth.outputs, *channels_first.shape[1:]))
     return lowering.transpose(planes, (0, 2, 1, 3, 4))

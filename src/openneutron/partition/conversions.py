@@ -7,6 +7,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 
+from openneutron.core.boundary import error_at
 from openneutron.core.fx import arguments, is_pure, is_quantize, op_name, source_of
 from openneutron.errors import OptionError
 
@@ -49,13 +50,12 @@ def check_quantize_is_an_operator(graph: Graph) -> None:
     """
     for node in graph.nodes:
         if _is_written_out_quantize(node) or node.target is torch.ops.higher_order.out_dtype:
-            raise OptionError(
+            raise error_at(
+                node,
                 "The model was converted with use_reference_representation=True, which writes quantize and dequantize "
                 "as integer arithmetic. OpenNeutron cannot recognize quantized operators in it. Call "
                 "convert_pt2e(prepared) without that option.",
-                node=node.name,
-                op=op_name(node),
-                source=source_of(node),
+                OptionError,
             )
 
 

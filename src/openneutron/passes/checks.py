@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 from torch.utils._pytree import tree_leaves
 
+from openneutron.core.boundary import error_at
 from openneutron.core.constants import attribute
 from openneutron.core.fx import (
     arguments,
@@ -165,12 +166,10 @@ def _trains_always(node: Node) -> str:
 def check_batch_norm(node: Node) -> None:
     """Raises `ModelError` for a batch norm without running statistics. Other nodes pass."""
     if is_op(node, "batch_norm") and arguments(node)["running_mean"] is None:
-        raise ModelError(
+        raise error_at(
+            node,
             "This batch norm has no running statistics (track_running_stats=False): it normalizes by whatever batch it "
             "is given, and cannot be folded. Train it with track_running_stats=True.",
-            node=node.name,
-            op=op_name(node),
-            source=source_of(node),
         )
 
 
@@ -181,12 +180,10 @@ def check_writes_nothing(module: GraphModule) -> bool:
     """
     for node in module.graph.nodes:
         if writes_memory(node) and not is_state_write(node):
-            raise ModelError(
+            raise error_at(
+                node,
                 f"This operator writes in place to {_written_memory(node)}. Write the result to a new tensor, or to a "
                 "copy: x = x.clone().",
-                node=node.name,
-                op=op_name(node),
-                source=source_of(node),
             )
     return False
 

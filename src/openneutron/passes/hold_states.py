@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
+from openneutron.core.boundary import error_at
 from openneutron.core.constants import attribute
-from openneutron.core.fx import is_state, is_state_write, op_name, source_of
-from openneutron.errors import ModelError
+from openneutron.core.fx import is_state, is_state_write
 from openneutron.model.state import hold_state, next_value, remember_states
 from openneutron.ops.graph_builder import detach
 from openneutron.passes.functionalize import may_alias, writes_memory
@@ -61,12 +61,10 @@ def _written(module: GraphModule) -> list[Node]:
         if store.op != "get_attr" or any(map(is_state, store.users)) or str(store.target).endswith(BATCH_COUNT):
             continue
         if isinstance(attribute(module, str(store.target)), torch.nn.Parameter):
-            raise ModelError(
+            raise error_at(
+                node,
                 f"This operator writes to the parameter '{store.target}'. A tensor that changes while the model "
                 "runs must be a buffer: register_buffer(name, tensor).",
-                node=node.name,
-                op=op_name(node),
-                source=source_of(node),
             )
         found.setdefault(str(store.target), store)
     return list(found.values())

@@ -10,8 +10,9 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from openneutron.core.boundary import error_at
 from openneutron.core.constants import constant_value
-from openneutron.core.fx import UNBATCHED, noted, op_name, source_of
+from openneutron.core.fx import UNBATCHED, noted
 from openneutron.core.unions import find_root
 from openneutron.errors import OptionError
 from openneutron.ir.graph import QParams
@@ -343,12 +344,11 @@ def _weight_axes(places: list[Place], layers: Layers) -> dict[Node, int]:
 
 
 def _disagreement(node: Node) -> OptionError:
-    return OptionError(
+    return error_at(
+        node,
         "This operator and another share a weight that would be per channel for one and per tensor for the other. Set "
         "both to the same in layers.",
-        node=node.name,
-        op=op_name(node),
-        source=source_of(node),
+        OptionError,
     )
 
 

@@ -13,10 +13,10 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron import passes
-from openneutron.core.boundary import typed_errors
+from openneutron.core.boundary import error_at, typed_errors
 from openneutron.core.constants import computed_constants, constant_value
 from openneutron.core.evaluation import value_of
-from openneutron.core.fx import is_operator, is_state, is_state_write, op_name, place_of, shape_of, source_of
+from openneutron.core.fx import is_operator, is_state, is_state_write, op_name, place_of, shape_of
 from openneutron.cpu.kernels import check_cpu_kernels
 from openneutron.errors import ModelError, OptionError
 from openneutron.ops import OPERATORS, OpSpec
@@ -242,7 +242,7 @@ def _nothing_to_train(left: list[tuple[Node, str]]) -> ModelError:
         return ModelError(f"{message} It has no operators, or `layers` leaves all of them in float.")
     node, _ = left[0]
     message = f"{message} Its operators stay in float:\n{_listed(left)}\n"
-    return ModelError(message, node=node.name, op=op_name(node), source=source_of(node))
+    return error_at(node, message)
 
 
 def _warn_of_coarse_softmaxes(places: list[Place]) -> None:

@@ -23,8 +23,9 @@ import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.export_utils import _EXPORTED_TRAINING_ATTR
 
+from openneutron.core.boundary import error_at
 from openneutron.core.constants import computed_constants, free_name
-from openneutron.core.fx import arguments, draws_random_numbers, op_name, set_argument, source_of
+from openneutron.core.fx import arguments, draws_random_numbers, op_name, set_argument
 from openneutron.errors import ModelError
 from openneutron.ops import OPERATORS
 from openneutron.ops.declared import is_op
@@ -88,7 +89,7 @@ def prepare_for_training(module: GraphModule) -> None:
 def _error(
     node: Node, message: str, remedy: str = "Call eval() on the module that it comes from before torch.export.export."
 ) -> ModelError:
-    return ModelError(f"{message} {remedy}", node=node.name, op=op_name(node), source=source_of(node))
+    return error_at(node, f"{message} {remedy}")
 
 
 def _move_before(constants: list[Node], front: Node) -> None:
