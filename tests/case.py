@@ -34,6 +34,8 @@ class Case:
     """Options of `quantize`."""
     decomposed: bool = False
     """Whether the operator is decomposed although the NPU also runs it in other calls."""
+    on_cpu: tuple[str, ...] = ()
+    """The operators of its decomposition that run on the CPU."""
 
     @property
     def spec(self) -> OpSpec | Decomposition:

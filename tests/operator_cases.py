@@ -25,6 +25,7 @@ from tests import (
     rounding_cases,
     scatter_cases,
     shape_cases,
+    special_cases,
     transposed_cases,
     volume_cases,
 )
@@ -481,7 +482,7 @@ CASES: tuple[Case, ...] = (
     *_cat(), *_pads(), *_shapes(), *_dropout(), *ARITHMETIC_CASES, *transposed_cases.CASES, *pooling_cases.CASES,
     *reduction_cases.CASES, *resize_cases.CASES,
     *rounding_cases.CASES, *shape_cases.CASES, *pointwise_cases.CASES, *scatter_cases.CASES,
-    *constant_write_cases.CASES,
+    *constant_write_cases.CASES, *special_cases.CASES,
     *matmul_cases.CASES, *attention_cases.CASES, *recurrent_cases.CASES, *blend_cases.CASES, *indexing_cases.CASES,
     *volume_cases.CASES,
 )  # fmt: skip
@@ -530,6 +531,7 @@ REJECTED: tuple[Rejected, ...] = (
     *shape_cases.REJECTED,
     *scatter_cases.REJECTED,
     *constant_write_cases.REJECTED,
+    *special_cases.REJECTED,
     *blend_cases.REJECTED,
     *indexing_cases.REJECTED,
     *volume_cases.REJECTED,

@@ -256,3 +256,18 @@ def test_writes_through_other_views(name: str) -> None:
     module = passes.prepare(exported(model, inputs), TARGETS["imxrt700"])
     torch.testing.assert_close(module(inputs), model(inputs), rtol=1e-5, atol=1e-5)
     assert_one_delegate_in_both_flows(model, samples_of([(1, 4, 8, 8)]), 25.0, recover=None)
+
+
+COMPARISONS: dict[str, Function] = {
+    "gt_": lambda x: x * x.clone().gt_(0.25), "le_": lambda x: x * x.clone().le_(x.flip(3)),
+    "ne_": lambda x: x * x.relu().ne_(0), "logical_not_": lambda x: x + x.relu().logical_not_(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_comparisons_in_place_write_numbers(name: str) -> None:
+    model = seeded(lambda: Model(lambda m, x: m.d(COMPARISONS[name](m.c(x))), c=conv(), d=conv()))
+    inputs = image(1, 4, 8, 8)
+    module = passes.prepare(exported(model, inputs), TARGETS["imxrt700"])
+    torch.testing.assert_close(module(inputs), model(inputs), rtol=1e-5, atol=1e-5)
+    assert_one_delegate_in_both_flows(model, samples_of([(1, 4, 8, 8)]), 10.0, recover=None)

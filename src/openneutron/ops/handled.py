@@ -24,6 +24,13 @@ HANDLED = (
         ("aten.alpha_dropout.default", "aten.feature_alpha_dropout.default"),
         Facts(training_argument="train"),
     ),
+    HandledOperator(
+        "identity of real numbers",
+        tuple(
+            f"aten.{name}.default"
+            for name in ("positive", "real", "conj", "_conj", "conj_physical", "resolve_conj", "resolve_neg")
+        ),
+    ),
     HandledOperator("reshape with strides", ("aten._reshape_alias.default",), Facts(movement=Movement.RESHAPE)),
     HandledOperator("erf", ("aten.erf.default",)),
     HandledOperator("assertion", ("aten._assert_tensor_metadata.default",)),

@@ -166,7 +166,16 @@ def _written(
     if is_op(node, "zero_"):
         return zeros_like(NodeBuilder(node, node), place)
     node.target, node.args, node.kwargs = target, args, kwargs
-    return node
+    return _in_dtype_of(place, node)
+
+
+def _in_dtype_of(place: Node, written: Node) -> Node:
+    """Returns `written` in the dtype of `place`. A comparison in place (gt_) writes ones and zeros to floats."""
+    dtype, value = place.meta["val"].dtype, inferred(written)
+    if not isinstance(value, torch.Tensor) or value.dtype == dtype:
+        return written
+    written.meta["val"] = value
+    return convert(NodeBuilder(written.next, written), written, dtype)
 
 
 def _with_filled_diagonal(node: Node, place: Node) -> Node:

@@ -25,7 +25,8 @@ def remove_identities(module: GraphModule, *, training: bool = False) -> bool:
     """Removes identities. Rules, linear in nodes:
 
     1. A dropout in eval mode is removed.
-    2. alias, detach and lift_fresh_copy are removed. With `training`, detach is kept, because it stops gradients.
+    2. alias, detach and lift_fresh_copy are removed, and so are positive, real and conj of real numbers.
+       With `training`, detach is kept, because it stops gradients.
     3. clone, contiguous, to and the like are removed if they keep dtype and memory format.
     4. A reshape, expand, repeat, slice or pixel shuffle to the same shape is removed, and so are a cat of one tensor, a
        permute that keeps the order, and a pad of size 0.
@@ -54,6 +55,8 @@ def remove_identities(module: GraphModule, *, training: bool = False) -> bool:
 def _is_alias(node: Node) -> bool:
     if is_op(node, "dropout", "dropout of another kind"):
         return not facts_of(node).is_in_train_mode(node)
+    if is_op(node, "identity of real numbers"):
+        return not node.meta["val"].is_complex()
     return is_op(node, "alias", "detach")
 
 

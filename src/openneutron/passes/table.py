@@ -51,6 +51,7 @@ from openneutron.passes.scale_before_masks import scale_before_masks
 from openneutron.passes.slices_to_space_to_depth import slices_to_space_to_depth
 from openneutron.passes.specialize_convolutions import specialize_convolutions
 from openneutron.passes.split_padded_products import split_padded_products
+from openneutron.passes.write_canonical_operators import write_canonical_operators
 from openneutron.targets import NeutronTarget
 
 __all__ = ["PASSES", "Pass", "Setting", "When", "prepare", "run_passes"]
@@ -127,6 +128,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(functionalize, "write in-place operators as operators that return a new value"),
     Pass(end_gradients, "stop gradients at the states of the previous call", When.TRAINING),
     Pass(check_writes_nothing, "refuse writes in place that are left"),
+    Pass(write_canonical_operators, "write operators that have several names under one"),
     Pass(eliminate_dead_code, "remove operators that nothing reads, and checks of shapes"),
     Pass(remove_stride_dependence, "write operators that depend on strides as operators that do not"),
     Pass(remove_empties, "remove tensors without elements"),

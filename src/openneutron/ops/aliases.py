@@ -1,0 +1,70 @@
+"""Operators of torch that are another operator under a second name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+__all__ = ["ALIASES", "canonical_call", "canonical_overload"]
+
+aten = torch.ops.aten
+
+ALIASES: dict[str, str] = {
+    "absolute": "abs", "arccos": "acos", "arccosh": "acosh", "arcsin": "asin", "arcsinh": "asinh", "arctan": "atan",
+    "arctan2": "atan2", "arctanh": "atanh", "clip": "clamp", "concat": "cat", "concatenate": "cat", "divide": "div",
+    "fix": "trunc", "ger": "outer", "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le",
+    "linalg_matmul": "matmul", "multiply": "mul", "negative": "neg", "not_equal": "ne", "row_stack": "vstack",
+    "special_digamma": "digamma", "special_erf": "erf", "special_erfc": "erfc", "special_erfinv": "erfinv",
+    "special_exp2": "exp2", "special_expit": "sigmoid", "special_expm1": "expm1", "special_gammainc": "igamma",
+    "special_gammaincc": "igammac", "special_gammaln": "lgamma", "special_i0": "i0", "special_log1p": "log1p",
+    "special_log_softmax": "log_softmax", "special_logit": "logit", "special_logsumexp": "logsumexp",
+    "special_multigammaln": "mvlgamma", "special_polygamma": "polygamma", "special_psi": "digamma",
+    "special_sinc": "sinc", "special_softmax": "softmax", "special_xlogy": "xlogy",
+    "subtract": "sub", "true_divide": "div",
+}  # fmt: skip
+"""The canonical name of each second name. Both are names of ATen operators without overload."""
+
+
+def canonical_overload(overload: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """Returns the operator with the canonical name and the same arguments; None if `overload` is no alias."""
+    name = overload._schema.name.removeprefix("aten::")
+    if overload.namespace != "aten" or name not in ALIASES:
+        return None
+    packet = getattr(aten, ALIASES[name])
+    others = [getattr(packet, other) for other in packet.overloads()]
+    return next((other for other in others if _arguments(other) == _arguments(overload)), None)
+
+
+def _arguments(overload: torch._ops.OpOverload) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in overload._schema.arguments]
+
+
+def canonical_call(node: Node) -> tuple[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any]] | None:
+    """Returns operator, arguments and keyword arguments of an equal call under the canonical name; None for others.
+
+    signbit, and logical_not of floats, are written as comparisons with 0. signbit differs for -0.0, which int8
+    values do not have.
+    """
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    if node.target is aten.signbit.default:
+        return aten.lt.Scalar, (node.args[0], 0), {}
+    if node.target is aten.logical_not.default and _reads_floats(node):
+        return aten.eq.Scalar, (node.args[0], 0), {}
+    if node.target is aten.special_round.default:
+        return _round(node)
+    overload = canonical_overload(node.target)
+    return None if overload is None else (overload, node.args, dict(node.kwargs))
+
+
+def _round(node: Node) -> tuple[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any]]:
+    """Returns the call of round. The number of decimals is another overload there."""
+    decimals = node.kwargs.get("decimals", 0)
+    return (aten.round.decimals, node.args, {"decimals": decimals}) if decimals else (aten.round.default, node.args, {})
+
+
+def _reads_floats(node: Node) -> bool:
+    value = node.all_input_nodes[0].meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
