@@ -110,8 +110,8 @@ def _continued(node: Node) -> bool:
 
 @constraint
 def writes_to_constant_indices(instance: OpInstance) -> bool:
-    """It writes to constant indices of one dimension, or one value to the true elements of a mask, or to other constant
-    positions (see write to constant positions).
+    """The indices are constants of one dimension, or the operator writes one value to the true elements of a mask, or
+    the limits of "write to constant positions" hold.
     """
     node = instance.node
     if _write_of(node) is not None:
