@@ -174,7 +174,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(ZOO)} (default: all)")
     parser.add_argument("--small", action="store_true", help="use the small inputs of continuous integration")
-    parser.add_argument("--per-channel", action="store_true", help="use weight scales per channel for convolutions")
+    parser.add_argument("--per-channel", action="store_true", help="use weight scales per channel")
     parser.add_argument("--recover", choices=["fast", "auto"], help="option of `quantize` (default: None)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for the results as JSON")
     arguments = parser.parse_args()

@@ -232,10 +232,11 @@ def test_histograms_have_every_value_in_64_bins(found: Analysis) -> None:
 
 
 def test_a_weight_that_takes_one_scale_only_is_left_in_float() -> None:
-    model = seeded(lambda: nn.Sequential(nn.Linear(16, 16), nn.ReLU6(), nn.Linear(16, 8)))
+    features = 2**16  # more than a convolution supports
+    model = seeded(lambda: nn.Sequential(nn.Linear(features, 16), nn.ReLU6(), nn.Linear(16, 8)))
     with torch.no_grad():
         model.get_parameter("0.weight")[3] *= 300
-    data = [torch.randn(4, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
+    data = [torch.randn(4, features, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
     analysis = analyze(None, quantize(model, (data[0],), data, recover=None), data)
     assert analysis.advice[0].code == 'layers={"0": "float"}'
     assert "channels of its weight use fewer than 8 of 255 codes" in analysis.advice[0].why

@@ -300,9 +300,17 @@ class TestGranularity:
     def test_by_name_and_type(self) -> None:
         per_channel = {"conv2d": "per_channel", "conv2d_1": "per_tensor", "conv2d_2": "per_tensor",
                        "linear": "per_tensor"}  # fmt: skip
+        assert granularities(quantized({nn.Linear: "per_channel"}).module) == {
+            **dict.fromkeys(per_channel, "per_tensor"), "linear": "per_channel"
+        }  # fmt: skip
         assert granularities(quantized({"features.0": "per_channel"}).module) == per_channel
         all_but = quantized({"reduce": "per_tensor"}, weight_granularity="per_channel")
-        assert granularities(all_but.module) == {**per_channel, "conv2d_1": "per_channel"}
+        assert granularities(all_but.module) == {**per_channel, "conv2d_1": "per_channel", "linear": "per_channel"}
+        convolutions = quantized({"aten.linear.default": "per_tensor"}, weight_granularity="per_channel")
+        assert granularities(convolutions.module) == {
+            **dict.fromkeys(per_channel, "per_channel"),
+            "linear": "per_tensor",
+        }
         assert granularities(quantized({nn.Conv2d: "per_channel"}).module)["conv2d_2"] == "per_channel"
         for model in (all_but, quantized({"features.2.conv": "per_channel", "features.0": "float"})):
             assert worst_lsb(model.module, lower(model).run, [(image(),)]) <= 1
@@ -346,8 +354,8 @@ class TestErrors:
             ({torch.relu: "float"}, "a module's name or type"),
             ({torch.Tensor: "float"}, "a module's name or type"),
             ({nn.ReLU(): "float"}, r"not ReLU\(\)\. Give its name, or its type"),
-            ({"aten.linear.default": "per_channel"}, "Only the weight of a convolution .*can have one scale for each"),
-            ({"aten::add": "per_channel"}, "Only the weight of a convolution .*can have one scale for each"),
+            ({"aten.prelu.default": "per_channel"}, "Only the weights of these .*can have one scale .*: addmm, convol"),
+            ({"aten::add": "per_channel"}, "Only the weights of these operators can have one scale for each"),
         ],
         ids=label,
     )
@@ -365,9 +373,8 @@ class TestErrors:
             ({nn.ReLU6: "float"}, "Near matches: torch.nn.modules.activation.ReLU, "),
             ({"aten.softmx.int": "float"}, "Near matches: aten.softmax.int, "),
             ({"aten.relu6.default": "per_tensor"}, "matches no operator in which this model computes anything"),
-            ({"head": "per_channel"}, "Only the weight of a convolution .*can have one scale .* there is none here"),
-            ({nn.Linear: "per_channel"}, "Only the weight of a convolution"),
-            ({"*.act": "per_channel"}, "Only the weight of a convolution"),
+            ({nn.ReLU: "per_channel"}, "Only the weights of these .*can have one scale .* there is none here"),
+            ({"*.act": "per_channel"}, "Only the weights of these operators"),
             ({"aten.sin.default": "per_channel"}, "matches no operator"),
         ],
         ids=label,

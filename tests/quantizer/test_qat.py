@@ -76,6 +76,16 @@ def classifier(m: Any, x: torch.Tensor) -> torch.Tensor:
     return F.softmax(m.l(m.d(x.view(x.size(0), -1))), 1)
 
 
+def products(m: Any, x: torch.Tensor) -> torch.Tensor:
+    """Multiplies with weights in the order [inputs, outputs], and with a bias of two dimensions."""
+    y = torch.addmm(m.w.bias.reshape(1, -1), x, m.w.weight.T)
+    return torch.mm(F.relu(y), m.v.weight.T)
+
+
+def unbiased() -> nn.Module:
+    return nn.Linear(6, 5, bias=False)
+
+
 def normalized_weights() -> nn.Module:
     layer: nn.Module = nn.utils.parametrizations.weight_norm(conv(bias=False))
     return layer
@@ -121,6 +131,8 @@ CASES = (
     Case("transposed in groups", lambda: nn.Sequential(upsampling(), bn(6)), options=PER_CHANNEL),
     Case("linear bn", lambda: nn.Sequential(nn.Linear(8, 6), bn1(6)), (8,)),
     Case("linear bn without bias", lambda: nn.Sequential(nn.Linear(8, 6, bias=False), bn1(6), nn.ReLU()), (8,)),
+    Case("linear bn per channel", lambda: nn.Sequential(nn.Linear(8, 6), bn1(6)), (8,), PER_CHANNEL),
+    Case("products per channel", lambda: Model(products, w=nn.Linear(8, 6), v=unbiased()), (8,), PER_CHANNEL),
     Case("bn over another dimension", lambda: nn.Sequential(nn.Linear(8, 6), bn1(4)), (4, 8)),
     Case("conv read twice", lambda: Model(read_twice, c=conv(), b=bn())),
     Case("residual", lambda: Model(residual, c=conv(), a=bn(), d=conv(bias=False), b=bn())),

@@ -77,13 +77,15 @@ class TestContract:
         assert bias[1] == pytest.approx(activation[1] * weight[1], rel=1e-6)
         assert (weight[2], bias[2], bias[5]) == (0, 0, torch.int32)
 
-    def test_per_channel_convolutions(self) -> None:
+    def test_per_channel_layers(self) -> None:
         model = seeded(lambda: Model(lambda m, x: m.l(m.c(x).flatten(1)), c=conv(4, 8), l=nn.Linear(512, 3)))
         nodes = annotate(model, weight_granularity="per_channel")
         _, weight, bias = input_specs(nodes["conv2d"])
         assert (weight.qscheme, weight.ch_axis) == (torch.per_channel_symmetric, 0)
         assert (bias.qscheme, bias.ch_axis) == (torch.per_channel_symmetric, 0)
-        assert input_specs(nodes["linear"])[1].qscheme == torch.per_tensor_symmetric
+        _, weight, bias = input_specs(nodes["linear"])
+        assert (weight.qscheme, weight.ch_axis) == (torch.per_channel_symmetric, 0)
+        assert (bias.qscheme, bias.ch_axis) == (torch.per_channel_symmetric, 0)
         quantized = quantize(model, (image(),), [image()], weight_granularity="per_channel")
         assert {row.where for row in lower(quantized).placement} == {"npu"}
         found = lower(quantized).run(image())

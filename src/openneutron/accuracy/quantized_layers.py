@@ -267,9 +267,10 @@ class _Search:
         scales = value_of(self.module, scale) if isinstance(scale, Node) else torch.tensor([float(scale)])
         if codes.dim() < 2:  # one factor per channel; each factor has the full resolution
             return None
-        axis = 1 if spec.weight == "mat2" else spec.weight_axis or 0
+        axis = spec.weight_axis or 0
         codes, values = codes.movedim(axis, 0), values.movedim(axis, 0)
-        return Weight(weight, axis, codes, values, scales, takes_per_channel=spec.weight_axis is not None)
+        takes_per_channel = spec.per_channel_axis(OpInstance(reference_node, self.target)) is not None
+        return Weight(weight, axis, codes, values, scales, takes_per_channel=takes_per_channel)
 
 
 def _operands(node: Node) -> Iterator[Node]:

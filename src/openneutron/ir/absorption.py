@@ -12,8 +12,6 @@ from openneutron.ir.cost import cost_of
 from openneutron.ir.graph import Graph, Layout, Op, QParams, Tensor
 from openneutron.ir.kinds import (
     CONCATENATION,
-    CONV_2D,
-    FULLY_CONNECTED,
     MEAN,
     PAD,
     RESHAPE,
@@ -37,7 +35,7 @@ def absorb_padding(graph: Graph, target: NeutronTarget) -> Graph:
        filters of zeros for the added channels, unless this makes `target` slower.
     3. If a CONV_2D or FULLY_CONNECTED reads a SLICE of the first channels of a tensor, it reads the whole tensor, with
        zero weights for the other channels, unless this makes `target` slower.
-    4. Rule 3 also applies to a FULLY_CONNECTED that reads the SLICE through a RESHAPE to rows.
+    4. Rule 3 also applies to a FULLY_CONNECTED, or a linear's CONV_2D, that reads the SLICE through a RESHAPE to rows.
 
     `eliminate_dead_code` removes a SLICE that has no readers afterwards.
     """
@@ -99,13 +97,14 @@ class _Absorption:
         """Rules 3 and 4."""
         reshape, rows = None, op.inputs[0]
         writer = self._writer(rows)
-        if writer is not None and writer.kind is RESHAPE and op.kind == FULLY_CONNECTED:
+        reads_rows = op.kind.layout is Layout.FEATURES
+        if writer is not None and writer.kind is RESHAPE and reads_rows:
             reshape, writer = writer, self._writer(writer.inputs[0])
         if writer is None or not _takes_first(writer) or not _is_last_only(writer):
             return op
         whole, kept = writer.inputs[0], writer.output.shape[-1]
         features = op.inputs[1].shape[-1]
-        if features % kept or (op.kind == CONV_2D and features != kept):
+        if features % kept or (features != kept and not reads_rows):
             return op
         wider = _with_zero_weights(op, whole, kept)
         if self._cycles(wider) > self._cycles(op) + self._cycles(writer) // self.readers[id(writer.output)]:

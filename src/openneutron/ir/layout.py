@@ -28,7 +28,8 @@ def propagate_layouts(graph: Graph) -> Graph:
        order would require at least as many transposes of inputs, and the readers of its output prefer no other order.
     4. If the view permutes anything else, or if several readers of a value prefer one other order, the operator
        computes in the order that most readers of its output prefer.
-    5. A FULLY_CONNECTED reads its features in stored order. The columns of its constant weight are permuted to match.
+    5. A FULLY_CONNECTED, or a linear's CONV_2D, reads its features in stored order. The columns of its constant weight
+       are permuted to match.
     6. Any other operator, and each output of the graph, needs its values in order: the view is emitted, once.
     7. A view of a constant is a new constant.
     """

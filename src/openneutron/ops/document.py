@@ -33,10 +33,10 @@ multiple of the MACs of a pipeline, such as NHWC to NCHW for one image. Partitio
 write images in NHWC, and the runtime converts them. An operator that needs another transpose in its partition runs on
 the CPU. Sequences [N, C, L] are not images: a batch of them needs such a transpose.
 
-Activations are int8, affine, per tensor. Weights are int8, symmetric, per tensor (per output channel for convolutions
-with `weight_granularity="per_channel"`). A bias is int32; its scale is the input's scale times the weight's scale. The
-scale and zero point of an output are observed in calibration, or equal to those of the inputs, or fixed. "Tolerance" is
-the largest difference between the `.pte` on the host and the converted module, in steps of the output (LSB).
+Activations are int8, affine, per tensor. Weights are int8, symmetric, per tensor (per output channel with
+`weight_granularity="per_channel"`). A bias is int32; its scale is the input's scale times the weight's scale. The scale
+and zero point of an output are observed in calibration, or equal to those of the inputs, or fixed. "Tolerance" is the
+largest difference between the `.pte` on the host and the converted module, in steps of the output (LSB).
 """
 
 COLUMNS = ("operator", "ATen", "becomes", "output", "fuses an activation", "tolerance")
@@ -107,6 +107,11 @@ def _section(spec: OpSpec) -> str:
     parts = [f"## {spec.name}\n", *([spec.notes + "\n"] if spec.notes else []), _bullets(facts)]
     if limits:
         parts.append("Limits of every generation:\n\n" + _bullets(limits))
+    if spec.per_channel_constraints:
+        per_channel = _bullets(limit.message for limit in spec.per_channel_constraints)
+        parts.append(
+            f"Limits of a weight with a scale per channel; a weight beyond them has one scale:\n\n{per_channel}"
+        )
     if legacy:
         parts.append("Limits of the legacy generation:\n\n" + _bullets(legacy))
     if lifted:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from openneutron.ir.graph import Tensor
-from openneutron.ir.kinds import FULLY_CONNECTED
+from openneutron.ir.kinds import CONV_2D, FULLY_CONNECTED, Layout
 from openneutron.ops.facts import Facts, LayerKind, if_all
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, constraint
+from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT
 
 __all__ = ["SPECS"]
+
+# The convolution of a linear reads one position at a time, so its features may have any order, like a linear's.
+CONV_2D_OF_ROWS = replace(CONV_2D, layout=Layout.FEATURES)
 
 
 @constraint
@@ -34,48 +39,80 @@ def does_not_scale(instance: OpInstance) -> bool:
     return bool(instance.args["alpha"] == 1 and instance.args["beta"] == 1)
 
 
+def _features(instance: OpInstance) -> int:
+    argument = next(name for name in ("input", "mat1", "self") if name in instance.args)
+    return instance.shape_of(argument)[-1]
+
+
+@constraint
+def fits_a_convolution(instance: OpInstance) -> bool:
+    """The features, rounded up to the MACs of a pipeline, are at most {MAX_WEIGHTS_OF_ONE_OUTPUT}."""
+    return instance.target.align_channels(_features(instance)) <= MAX_WEIGHTS_OF_ONE_OUTPUT
+
+
 def macs(instance: OpInstance) -> int:
     """Returns the multiply-accumulates: one for each feature of each output value."""
-    features = next(name for name in ("input", "mat1", "self") if name in instance.args)
-    return math.prod(instance.shape) * instance.shape_of(features)[-1]
+    return math.prod(instance.shape) * _features(instance)
 
 
 def lower_linear(lowering: Lowering) -> Tensor:
-    """Emits FULLY_CONNECTED over the last dimension."""
-    weight = lowering.tensor("weight")
-    return _fully_connected(lowering, lowering.tensor("input"), weight, "bias")
+    """Emits FULLY_CONNECTED or CONV_2D over the last dimension."""
+    return _product(lowering, lowering.tensor("input"), lowering.tensor("weight"), "bias")
 
 
 def _transposed_weight(lowering: Lowering) -> Tensor:
     """Returns the weight as [outputs, features], the order of TFLite."""
-    return lowering.constant(lowering.data("mat2").transpose(1, 0), lowering.tensor("mat2").qparams)
+    qparams = lowering.tensor("mat2").qparams
+    axis = None if qparams.axis is None else 0
+    return lowering.constant(lowering.data("mat2").transpose(1, 0), replace(qparams, axis=axis))
 
 
 def lower_addmm(lowering: Lowering) -> Tensor:
-    """Emits FULLY_CONNECTED."""
-    return _fully_connected(lowering, lowering.tensor("mat1"), _transposed_weight(lowering), "self")
+    """Emits FULLY_CONNECTED or CONV_2D."""
+    return _product(lowering, lowering.tensor("mat1"), _transposed_weight(lowering), "self")
 
 
 def lower_mm(lowering: Lowering) -> Tensor:
-    """Emits FULLY_CONNECTED."""
-    return _fully_connected(lowering, lowering.tensor("self"), _transposed_weight(lowering), None)
+    """Emits FULLY_CONNECTED or CONV_2D."""
+    return _product(lowering, lowering.tensor("self"), _transposed_weight(lowering), None)
 
 
-def _fully_connected(lowering: Lowering, inputs: Tensor, weight: Tensor, bias: str | None) -> Tensor:
+def _product(lowering: Lowering, inputs: Tensor, weight: Tensor, bias: str | None) -> Tensor:
+    """Emits the product of all rows of `inputs` with `weight` [outputs, features].
+
+    The NPU's FULLY_CONNECTED has one weight scale. A weight with a scale for each output therefore becomes the filters
+    of a CONV_2D of 1x1 on the image [1, rows, 1, features], which takes the same cycles.
+    """
     outputs, features = weight.shape
     rows = inputs.size // features
     biases = lowering.bias(bias, outputs, inputs.qparams, weight.qparams)
-    flat = lowering.reshape(inputs, (rows, features))
-    product = lowering.emit(
-        FULLY_CONNECTED,
-        [flat, weight, biases],
-        (rows, outputs),
-        fused_activation_function=lowering.activation,
-        weights_format="DEFAULT",
-        keep_num_dims=False,
-    )
+    if weight.qparams.axis is None:
+        product = lowering.emit(
+            FULLY_CONNECTED,
+            [lowering.reshape(inputs, (rows, features)), weight, biases],
+            (rows, outputs),
+            fused_activation_function=lowering.activation,
+            weights_format="DEFAULT",
+            keep_num_dims=False,
+        )
+    else:
+        assert weight.data is not None
+        filters = lowering.constant(weight.data.reshape(outputs, 1, 1, features), weight.qparams)
+        product = lowering.emit(
+            CONV_2D_OF_ROWS,
+            [lowering.reshape(inputs, (1, rows, 1, features)), filters, biases],
+            (1, rows, 1, outputs),
+            padding="VALID",
+            stride_h=1,
+            stride_w=1,
+            dilation_h_factor=1,
+            dilation_w_factor=1,
+            fused_activation_function=lowering.activation,
+        )
     return lowering.reshape(product, lowering.shape)
 
+
+BECOMES = "FULLY_CONNECTED; with a weight scale per channel, CONV_2D with a kernel of 1x1"
 
 SPECS = (
     OpSpec(
@@ -83,36 +120,42 @@ SPECS = (
         targets=("aten.linear.default",),
         inputs=("input",),
         weight="weight",
+        weight_axis=0,
+        per_channel_constraints=(fits_a_convolution,),
         bias="bias",
         fuses_activation=True,
         constraints=(has_a_matrix_as_weight, has_a_plain_bias),
         lower=lower_linear,
         macs=macs,
         facts=Facts(layer=LayerKind.LINEAR, is_continuous=True, channels_last=True),
-        becomes="FULLY_CONNECTED",
+        becomes=BECOMES,
     ),
     OpSpec(
         name="addmm",
         targets=("aten.addmm.default",),
         inputs=("mat1",),
         weight="mat2",
+        weight_axis=1,
+        per_channel_constraints=(fits_a_convolution,),
         bias="self",
         fuses_activation=True,
         constraints=(has_a_plain_bias, does_not_scale),
         lower=lower_addmm,
         macs=macs,
         facts=Facts(layer=LayerKind.PRODUCT, is_continuous=True, channels_last=True),
-        becomes="FULLY_CONNECTED",
+        becomes=BECOMES,
     ),
     OpSpec(
         name="mm",
         targets=("aten.mm.default",),
         inputs=("self",),
         weight="mat2",
+        weight_axis=1,
+        per_channel_constraints=(fits_a_convolution,),
         fuses_activation=True,
         lower=lower_mm,
         macs=macs,
         facts=Facts(layer=LayerKind.PRODUCT, channels_last=True, sign=if_all, is_continuous=True),
-        becomes="FULLY_CONNECTED",
+        becomes=BECOMES,
     ),
 )

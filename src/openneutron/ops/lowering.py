@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,9 @@ class Lowering:
     def bias(self, argument: str | None, channels: int, inputs: QParams, weight: QParams) -> Tensor:
         """Returns the int32 bias of `channels` values; zeros if the operator has no bias."""
         if argument is not None and self.args[argument] is not None:
-            return self.constant(self.data(argument).reshape(channels), self.tensor(argument).qparams)
+            qparams = self.tensor(argument).qparams
+            axis = None if qparams.axis is None else 0
+            return self.constant(self.data(argument).reshape(channels), replace(qparams, axis=axis))
         scale = tuple(float(np.float32(inputs.scale[0]) * np.float32(scale)) for scale in weight.scale)
         axis = None if weight.axis is None else 0
         return self.constant(np.zeros(channels, INT32), QParams(scale, (0,) * len(scale), axis))

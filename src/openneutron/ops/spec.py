@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch.fx import Node
@@ -100,6 +100,8 @@ class OpSpec:
     """The argument that must be a constant int8 weight."""
     weight_axis: int | None = None
     """The weight's dimension of output channels, if each channel may have a scale; None for one scale only."""
+    per_channel_constraints: tuple[Constraint, ...] = ()
+    """Further limits of an instance whose weight has a scale for each channel."""
     bias: str | None = None
     """The argument that may be a constant int32 bias."""
     output: OutputRule | QParams | Callable[[Node], OutputRule | QParams] = OutputRule.OBSERVED
@@ -154,10 +156,15 @@ class OpSpec:
 
     def rejections(self, instance: OpInstance, generation: Generation) -> list[str]:
         """Returns the messages of all broken limits, and the MACs of a pipeline if a broken limit depends on them."""
-        limits = (limit for limit in self.constraints if generation in limit.generations)
-        broken = [limit for limit in limits if not limit.holds(instance)]
-        note = [instance.target.granularity_note] if any(limit.depends_on_alignment for limit in broken) else []
-        return [limit.message for limit in broken] + note
+        return _rejections(self.constraints, instance, generation)
+
+    def per_channel_rejections(self, instance: OpInstance, generation: Generation) -> list[str]:
+        """Returns the messages of all broken `per_channel_constraints`, like `rejections`."""
+        return _rejections(self.per_channel_constraints, instance, generation)
+
+    def per_channel_axis(self, instance: OpInstance) -> int | None:
+        """Returns `weight_axis` if the weight of this instance may have a scale for each channel, else None."""
+        return None if self.per_channel_rejections(instance, Generation.MODERN) else self.weight_axis
 
     def padded_dimensions(self, instance: OpInstance) -> PaddedDimensions:
         """Returns the dimensions of this instance that may be padded."""
@@ -166,6 +173,13 @@ class OpSpec:
     def edge_name(self, node: Node) -> str:
         """Returns the operator's name in the edge dialect."""
         return self.edge_targets[0] if self.edge_targets else op_name(node)
+
+
+def _rejections(constraints: Iterable[Constraint], instance: OpInstance, generation: Generation) -> list[str]:
+    limits = (limit for limit in constraints if generation in limit.generations)
+    broken = [limit for limit in limits if not limit.holds(instance)]
+    note = [instance.target.granularity_note] if any(limit.depends_on_alignment for limit in broken) else []
+    return [limit.message for limit in broken] + note
 
 
 @dataclass(frozen=True)

@@ -387,9 +387,14 @@ def _symmetry_rejection(cluster: Cluster, _: Constants, __: CompileOptions) -> s
 
 def _weight_rejection(cluster: Cluster, constants: Constants, _: CompileOptions) -> str | None:
     weight, axis = cluster.weight_qparams(constants), cluster.spec.weight_axis
-    if weight is None or (not any(weight.zero_point) and weight.axis in (None, axis)):
+    if weight is None:
         return None
-    return f"Its weight must be symmetric, {'per tensor' if axis is None else 'per tensor or per output channel'}."
+    if any(weight.zero_point) or weight.axis not in (None, axis):
+        return f"Its weight must be symmetric, {'per tensor' if axis is None else 'per tensor or per output channel'}."
+    if weight.axis is None:
+        return None
+    broken = cluster.spec.per_channel_rejections(cluster.instance, cluster.instance.generation)
+    return f"The NPU takes its weight per channel only if: {' '.join(broken)}" if broken else None
 
 
 def _flavor_rejection(cluster: Cluster, constants: Constants, options: CompileOptions) -> str | None:

@@ -327,7 +327,10 @@ def _weight_and_bias(place: Place) -> tuple[Any, Any]:
 
 
 def _weight_axes(places: list[Place], layers: Layers) -> dict[Node, int]:
-    """Returns the output-channel dimension of each per-channel weight. All readers of a weight must agree on it."""
+    """Returns the output-channel dimension of each per-channel weight.
+
+    All readers of a weight must agree on it. A weight has one scale if a limit of a reader requires that.
+    """
     readers: dict[Node, list[Place]] = {}
     for place in places:
         if place.spec.weight is not None:
@@ -337,7 +340,7 @@ def _weight_axes(places: list[Place], layers: Layers) -> dict[Node, int]:
         granularities = {layers.granularity(place.instance.node) for place in sharing}
         if len(granularities) > 1:
             raise _disagreement(sharing[-1].instance.node)
-        (axis, *others) = {place.spec.weight_axis for place in sharing}
+        (axis, *others) = {place.spec.per_channel_axis(place.instance) for place in sharing}
         if granularities == {PER_CHANNEL} and axis is not None and not others:
             axes[weight] = axis
     return axes

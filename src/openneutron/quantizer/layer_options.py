@@ -189,7 +189,7 @@ def _show(key: object) -> str:
 _KNOWN_OPERATORS = _labels(OPERATORS.values())
 _PER_CHANNEL_OPERATORS = _labels(spec for spec in OPERATORS.values() if spec.weight_axis is not None)
 _WHO_TAKES_IT = (
-    "Only the weight of a "
-    + " or ".join(sorted({spec.name for spec in OPERATORS.values() if spec.weight_axis is not None}))
-    + " can have one scale for each output channel, and there is none here."
+    "Only the weights of these operators can have one scale for each output channel, and there is none here: "
+    + ", ".join(sorted({spec.name for spec in OPERATORS.values() if spec.weight_axis is not None}))
+    + "."
 )

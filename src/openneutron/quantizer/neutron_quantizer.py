@@ -57,9 +57,9 @@ class NeutronQuantizer(Quantizer):
 
     With `is_qat`, it is for `prepare_qat_pt2e` and for models exported in train mode.
 
-    Activations are affine per tensor, weights symmetric per tensor (`weight_granularity="per_channel"` for
-    convolutions: one scale per output channel), biases int32. `layers` sets the granularity for parts of the model, or
-    "float" for parts that are not quantized (see `Layers`).
+    Activations are affine per tensor, weights symmetric per tensor (with `weight_granularity="per_channel"`, one scale
+    per output channel), biases int32. `layers` sets the granularity for parts of the model, or "float" for parts that
+    are not quantized (see `Layers`).
 
     `observer` is a class of torchao's observers or fake quantizers for activations, or the result of its
     `with_args(...)`. The default is `DistributionObserver` with the rule "relative", and `RangeObserver` for outputs of

@@ -193,7 +193,8 @@ def least_scale_of_input(weight: torch.Tensor, bias: torch.Tensor, axis: int | N
 
 
 def bias(activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], node: Node, *, per_channel: bool) -> Any:
-    """Returns an int32 spec with scale = activation scale x weight scale, and zero point 0. `node` is the bias.
+    """Returns an int32 spec with scale = activation scale x weight scale, and zero point 0. `node` is the bias, whose
+    last dimension has the output channels.
 
     The weight of a grouped transposed convolution has one scale per output channel of one group. These scales are
     repeated for the biases of all groups.
@@ -204,7 +205,7 @@ def bias(activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], nod
         (activation_scale, _), (weight_scale, _) = (observer.calculate_qparams() for observer in observers)
         scale = activation_scale * weight_scale
         if per_channel:
-            scale = scale.repeat(shape_of(node)[0] // scale.numel())
+            scale = scale.repeat(shape_of(node)[-1] // scale.numel())
         return scale, torch.zeros_like(scale, dtype=torch.int32)
 
     return DerivedQuantizationSpec(
@@ -214,5 +215,5 @@ def bias(activation_edge: tuple[Node, Node], weight_edge: tuple[Node, Node], nod
         quant_min=low,
         quant_max=high,
         qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
-        ch_axis=0 if per_channel else None,
+        ch_axis=len(shape_of(node)) - 1 if per_channel else None,
     )

@@ -142,7 +142,8 @@ class WeightFakeQuantize(FakeQuantize):
         if bias is not None and bias_role is not None:
             scale = scale.cpu() * _input_scale(operator)
             if axis is not None:
-                axis, scale = 0, scale.repeat(bias.numel() // scale.numel())  # each group has the same scales
+                # Each group has the same scales. The last dimension of a bias has the output channels.
+                axis, scale = bias.dim() - 1, scale.repeat(bias.numel() // scale.numel())
             zero_point = torch.zeros_like(scale, dtype=torch.int64)
             constant = QuantizedConstant(bias, scale, zero_point, axis, BIAS_RANGE, torch.int32)
             set_argument(operator, bias_role, constant.write(model, operator, bias_role))
