@@ -222,6 +222,18 @@ def test_a_relu_does_not_count_as_saturation_and_one_value_is_no_dead_channel(he
     assert all(layer.dead_channels == layer.lost_channels == 0 for layer in analysis.layers if layer.channels == 10)
 
 
+def test_values_that_readers_do_not_distinguish_are_no_error() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(16, 16), nn.Sigmoid(), nn.Linear(16, 8)))
+    with torch.no_grad():
+        model.get_parameter("0.weight").mul_(40)
+    data = [torch.randn(4, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
+    layer = row(analyze(None, quantize(model, (data[0],), data, recover=None), data), "0")
+    assert layer.int8_range == pytest.approx((-6.24, 5.13), abs=0.1)
+    assert layer.float_range[1] > 10
+    assert layer.saturation == 0
+    assert layer.own_sqnr_db > 35
+
+
 def test_histograms_have_every_value_in_64_bins(found: Analysis) -> None:
     layer = row(found, "third")
     assert len(layer.histogram.reference) == len(layer.histogram.quantized) == 64

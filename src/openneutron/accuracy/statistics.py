@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from openneutron.accuracy.quantized_layers import LayerQParams, QuantizedLayer, Weight
+from openneutron.core.fx import first_operand
 from openneutron.ops.masks import HIDDEN_SUM
+from openneutron.quantizer.needed_ranges import needed_by_readers
 
 __all__ = ["BINS", "WEAK_CODES", "Noise", "Statistics", "largest_codes", "weak_channels"]
 
@@ -65,20 +67,25 @@ class Statistics:
         """Adds one sample.
 
         `wanted` is the output in the float graph, `alone` is the output of this layer in float on quantized inputs,
-        `codes` is the quantized output, and `value` is the dequantized output. All have the same shape.
+        `codes` is the quantized output, and `value` is the dequantized output. All have the same shape. Values that
+        the readers do not distinguish (`quantizer.needed_ranges`) count as equal.
         """
         masked = (wanted <= HIDDEN_SUM) & (codes == self.layer.qparams.low_code)
         if bool(masked.any()):  # the lowest code is exact for a masked value
             wanted, alone = value.where(masked, wanted), value.where(masked, alone)
-        self.output.add(wanted, value)
-        self.own.add(alone, value)
+        needed = needed_by_readers(first_operand(self.layer.quantize))
+        wanted_by_readers, value_to_readers, alone = (
+            one.clamp(needed.low, needed.high) for one in (wanted, value, alone)
+        )
+        self.output.add(wanted_by_readers, value_to_readers)
+        self.own.add(alone, value_to_readers)
         if not wanted.numel():
             return
         qparams = self.layer.qparams
         low, high = (float(extreme) for extreme in torch.aminmax(wanted))
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.values += wanted.numel()
-        self.clipped += _count_clipped(wanted, qparams)
+        self.clipped += _count_clipped(wanted_by_readers, qparams)
         if self.histogram is None:
             self.histogram = Histogram.over(min(low, qparams.low), max(high, qparams.high))
         self.histogram.add(wanted, value)

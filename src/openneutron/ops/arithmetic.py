@@ -17,6 +17,8 @@ from openneutron.ops.elementwise import (
     lower_sub,
 )
 from openneutron.ops.facts import UNKNOWN, Facts, if_all, if_any, never_negative
+from openneutron.ops.gated_products import product_needs
+from openneutron.ops.intervals import hardswish_needs, identity_needs, negation_needs, sum_needs
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, legacy_constraint
@@ -118,7 +120,7 @@ SPECS = (
         constraints=(expands_few_dimensions, has_one_full_operand),
         lower=lower_mul,
         macs=element_macs,
-        facts=Facts(sign=_sign_of_product, is_continuous=True, computes_masks=True),
+        facts=Facts(sign=_sign_of_product, needs=product_needs, is_continuous=True, computes_masks=True),
         becomes="MUL",
         notes="If the second operand is a number, it becomes a constant. A division by a constant becomes a mul.",
     ),
@@ -133,7 +135,7 @@ SPECS = (
         lower=lower_sub,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(is_continuous=True, computes_masks=True),
+        facts=Facts(needs=sum_needs(-1), is_continuous=True, computes_masks=True),
         becomes="SUB; with alpha: MUL of the second operand, then SUB, or ADD for a negative alpha",
     ),
     OpSpec(
@@ -146,7 +148,7 @@ SPECS = (
         lower=_binary(MAXIMUM),
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(sign=if_any, computes_masks=True),
+        facts=Facts(sign=if_any, needs=identity_needs, computes_masks=True),
         becomes="MAXIMUM",
     ),
     OpSpec(
@@ -159,7 +161,7 @@ SPECS = (
         lower=_binary(MINIMUM),
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(sign=if_all, computes_masks=True),
+        facts=Facts(sign=if_all, needs=identity_needs, computes_masks=True),
         becomes="MINIMUM",
     ),
     OpSpec(
@@ -192,7 +194,7 @@ SPECS = (
         lower=lower_neg,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(computes_masks=True),
+        facts=Facts(needs=negation_needs, computes_masks=True),
         becomes="MUL by minus one",
         notes="LiteRT's NEG ignores zero points, so its results on the host would differ from those of the NPU.",
     ),
@@ -211,5 +213,5 @@ SPECS = (
     _function("exp", EXP, facts=Facts(sign=never_negative)),
     _function("log", LOG, "log(0) is the lowest value of the output's range.", Facts(computes_masks=True)),
     _function("rsqrt", RSQRT, "rsqrt(0) is the highest value of the output's range.", Facts(sign=never_negative)),
-    _function("hardswish", HARD_SWISH, facts=Facts(is_elementwise=True)),
+    _function("hardswish", HARD_SWISH, facts=Facts(needs=hardswish_needs, is_elementwise=True)),
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch.fx import Node
@@ -26,7 +27,8 @@ from openneutron.ir.kinds import (
     SUB,
     TANH,
 )
-from openneutron.ops.facts import Facts, never_negative
+from openneutron.ops.facts import Facts, SignRule, never_negative
+from openneutron.ops.intervals import increasing, logit, magnitude_needs, sum_needs, within_limits
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.slices_and_concats import MAX_KERNEL_RANK, concat_copies, count_of_concats
@@ -284,6 +286,10 @@ def _sign_of_clamp(node: Node, operands: Sequence[bool]) -> bool:
     return high >= 0 and (operands[0] or low >= 0)
 
 
+def _facts_of_clamp(limits: Callable[[Node], tuple[float, float]], sign: SignRule) -> Facts:
+    return Facts(sign=sign, clamps=limits, needs=within_limits(limits))
+
+
 SPECS = (
     OpSpec(
         name="add",
@@ -296,7 +302,7 @@ SPECS = (
         lower=lower_add,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(sign=_sign_of_sum, is_continuous=True, computes_masks=True),
+        facts=Facts(sign=_sign_of_sum, needs=sum_needs(1), is_continuous=True, computes_masks=True),
         becomes="ADD; with alpha: MUL of the second operand, then ADD, or SUB for a negative alpha",
     ),
     OpSpec(
@@ -307,7 +313,7 @@ SPECS = (
         activation=lambda _: "RELU",
         lower=lower_relu,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(sign=never_negative, clamps=lambda _: (0.0, math.inf)),
+        facts=_facts_of_clamp(lambda _: (0.0, math.inf), never_negative),
         becomes="RELU, or fused into the operator before it",
     ),
     OpSpec(
@@ -317,7 +323,7 @@ SPECS = (
         inputs=("self",),
         activation=lambda _: "RELU6",
         lower=lower_relu6,
-        facts=Facts(sign=never_negative, clamps=lambda _: (0.0, 6.0)),
+        facts=_facts_of_clamp(lambda _: (0.0, 6.0), never_negative),
         becomes="RELU6, or fused into the operator before it",
     ),
     OpSpec(
@@ -329,7 +335,7 @@ SPECS = (
         activation=_clamp_activation,
         constraints=(is_a_relu,),
         lower=lower_clamp,
-        facts=Facts(sign=_sign_of_clamp, clamps=_clamp_range),
+        facts=_facts_of_clamp(_clamp_range, _sign_of_clamp),
         becomes=CLAMP_BECOMES,
     ),
     OpSpec(
@@ -349,7 +355,7 @@ SPECS = (
         activation=_clamp_activation,
         constraints=(is_a_relu,),
         lower=lower_clamp,
-        facts=Facts(sign=_sign_of_clamp, clamps=_clamp_range, computes_masks=True),
+        facts=replace(_facts_of_clamp(_clamp_range, _sign_of_clamp), computes_masks=True),
         becomes=CLAMP_BECOMES,
         notes="For limits that are tensors, see clamp by tensors.",
     ),
@@ -360,7 +366,7 @@ SPECS = (
         inputs=("self",),
         lower=lower_abs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(sign=never_negative),
+        facts=Facts(sign=never_negative, needs=magnitude_needs),
         becomes="ABS",
     ),
     OpSpec(
@@ -370,7 +376,7 @@ SPECS = (
         inputs=("self",),
         output=SIGMOID_QPARAMS,
         lower=lower_sigmoid,
-        facts=Facts(sign=never_negative),
+        facts=Facts(sign=never_negative, needs=increasing(logit, SIGMOID_QPARAMS)),
         becomes="LOGISTIC",
     ),
     OpSpec(
@@ -380,6 +386,7 @@ SPECS = (
         inputs=("self",),
         output=TANH_QPARAMS,
         lower=lower_tanh,
+        facts=Facts(needs=increasing(math.atanh, TANH_QPARAMS)),
         becomes="TANH",
     ),
     OpSpec(

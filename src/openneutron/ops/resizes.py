@@ -25,11 +25,9 @@ LARGEST_FACTOR = max(FACTORS)
 
 
 def resize_axis(instance: OpInstance, values: torch.Tensor, axis: int) -> torch.Tensor:
-    """Resizes the last dimension of `values` [C, size] by the rule by which this operator resizes its spatial dimension
-    `axis`.
+    """Resizes the last dimension of `values` [C, size] as this operator resizes its spatial dimension `axis`.
 
-    Runs torch's operator with this dimension as the width, because torch 2.13 computes wrong heights for antialiased
-    images of width 1.
+    It is always resized as a width, because torch 2.13 computes wrong heights for antialiased images of width 1.
     """
     rank = spatial_rank(instance)
     units = [1] * (rank - 1)

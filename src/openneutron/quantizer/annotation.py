@@ -18,11 +18,13 @@ from openneutron.errors import OptionError
 from openneutron.ir.graph import QParams
 from openneutron.model.state import next_value, states_of, store_of, write_of
 from openneutron.ops.decomposition import SHARED_QPARAMS
+from openneutron.ops.intervals import EVERYTHING, Interval
 from openneutron.ops.masks import is_mask_computation, saturates
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.added_masks import AddedMask, MaskedAtRunTime
 from openneutron.quantizer.layer_options import PER_CHANNEL, Layers
+from openneutron.quantizer.needed_ranges import needed_intervals, note_needed
 from openneutron.quantizer.observers import RecentRangeObserver
 from openneutron.quantizer.output_parts import Join, Parts
 from openneutron.quantizer.places import Place
@@ -79,6 +81,7 @@ class Annotation:
         self.outputs: set[Value] = set()
         self.unbatched: set[Value] = set()
         self.least_scale: dict[Value, float] = {}
+        self.needed: dict[Value, Interval] = {}
         self.annotated: dict[Value, Value] = {}
         self.requantized: dict[Value, Value] = {}
         self.stored: dict[Node, Value] = {}
@@ -101,6 +104,7 @@ class Annotation:
         }
         self.unbatched = {self._find(value) for value in values if noted(value, UNBATCHED)}
         self._note_least_scales()
+        self._note_needed(model)
         self._note_joins()
         read_in_float = {node: values.intersection(node.all_input_nodes) - yielding.keys() for node in self.joined}
         # torchao visits nodes in this order too, and needs a group's spec before references to it. An activation may
@@ -239,6 +243,18 @@ class Annotation:
             least = qspecs.least_scale_of_input(weights, biases, axis, self.settings.weight_bits)
             self.least_scale[group] = max(self.least_scale.get(group, 0.0), least)
 
+    def _note_needed(self, model: GraphModule) -> None:
+        """Records, per group, the interval of values that the readers of the group need, and notes it on the values."""
+        intervals = needed_intervals(model.graph, self.places, is_qat=self.settings.is_qat)
+        special = self.fixed.keys() | self.masked | self.wrap_observer.keys()
+        for value, interval in intervals.items():
+            if (group := self._find(value)) not in special:
+                self.needed[group] = interval.joined(self.needed.get(group, interval))
+        self.needed = {group: needed for group, needed in self.needed.items() if needed != EVERYTHING}
+        for value in intervals:
+            if (group := self._find(value)) in self.needed:
+                note_needed(value, self.needed[group])
+
     def _note_joins(self) -> None:
         """Links the observers of the inputs of each float concatenation that can share qparams.
 
@@ -305,6 +321,7 @@ class Annotation:
             wrap_observer=self.wrap_observer.get(group),
             is_unbatched=group in self.unbatched,
             least_scale=self.least_scale.get(group, 0.0),
+            needed=self.needed.get(group, EVERYTHING),
         )
         observer = self.settings.observer_of_outputs if group in self.outputs else self.settings.observer
         if not self.settings.is_qat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from torchao.quantization.pt2e.observer import (
 
 from openneutron.core.fx import op_name, source_of
 from openneutron.errors import CalibrationError, OptionError
+from openneutron.ops.intervals import Interval
 from openneutron.ops.masks import HIDDEN, saturates
 from openneutron.quantizer.ranges import RULES, Codes, bounds_by_error, distribution, range_by, rule_named
 from openneutron.quantizer.sample import Sample, SampleState, flattened
 
 __all__ = [
     "SCALE_OF_ZERO_WEIGHTS", "DistributionObserver", "LatestPerChannelRangeObserver", "LatestRangeObserver",
-    "MaskedObserver", "ObserverOfAnother", "Origin",
+    "MaskedObserver", "NeededRangeObserver", "ObserverOfAnother", "Origin",
     "PerChannelRangeObserver", "PerChannelWeightObserver", "RangeObserver", "RecentRangeObserver",
     "VanishingValuesWarning", "WeightObserver",
 ]  # fmt: skip
@@ -34,6 +36,8 @@ SHRINKAGE = 0.01
 # The distance of hidden values below the lowest score. The softmax probability of a hidden value is at most
 # exp(-MASKED_DISTANCE) times that of any score. A larger distance would cost resolution.
 MASKED_DISTANCE = 8.0
+# The distance by which a `NeededRangeObserver` extends an end of a needed interval, as a share of the end.
+MARGIN_SHARE = 1 / 50
 # The scale of a weight that is zero everywhere. The scale of a bias is the input scale times the weight scale. If the
 # weight had torchao's smallest scale, 1e-7, the codes of the bias would exceed int32.
 SCALE_OF_ZERO_WEIGHTS = 2.0**-14
@@ -275,6 +279,42 @@ class ObserverOfAnother(ObserverBase):
     def merge(self, later: Mapping[str, torch.Tensor]) -> None:
         """Adds the `state` of an observer that saw the next part of the stream."""
         self.observer.merge(later)
+
+
+class NeededRangeObserver(ObserverOfAnother):
+    """Clamps values to the interval that their readers need, and passes them to the wrapped observer.
+
+    Values that are not finite are not clamped, so that the wrapped observer can report them.
+    """
+
+    def __init__(self, *args: Any, needed: Interval, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.needed = _with_margin(needed, self.quant_max - self.quant_min)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Observes `values`, and returns them."""
+        seen = values.detach()
+        self.observer(torch.where(seen.isfinite(), seen.clamp(self.needed.low, self.needed.high), seen))
+        return values
+
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns scale (float32) and zero point (int64)."""
+        return self.observer.calculate_qparams()  # type: ignore[no-any-return]
+
+
+def _with_margin(needed: Interval, steps: int) -> Interval:
+    """Returns the interval extended by one int8 step, so that its ends after rounding are not within the interval.
+
+    If one end is infinite, the step is unknown, and the other end is extended by a share of its distance from zero.
+    """
+    width = needed.high - needed.low
+
+    def margin(end: float) -> float:
+        if end == 0 or math.isinf(end):
+            return 0.0
+        return width / steps if math.isfinite(width) else abs(end) * MARGIN_SHARE
+
+    return Interval(needed.low - margin(needed.low), needed.high + margin(needed.high))
 
 
 class MaskedObserver(ObserverOfAnother):

@@ -19,10 +19,12 @@ from torchao.quantization.pt2e.quantizer import (
 from openneutron.core.fx import shape_of
 from openneutron.errors import OptionError
 from openneutron.ir.graph import QParams
+from openneutron.ops.intervals import EVERYTHING, Interval
 from openneutron.quantizer.observers import (
     SCALE_OF_ZERO_WEIGHTS,
     DistributionObserver,
     MaskedObserver,
+    NeededRangeObserver,
     Origin,
     PerChannelWeightObserver,
     RangeObserver,
@@ -71,6 +73,8 @@ class ObservedValue:
     """Whether the value has no batch dimension."""
     least_scale: float = 0.0
     """The smallest scale, for observers that have an option for it (`eps`)."""
+    needed: Interval = EVERYTHING
+    """The interval of values that its readers need."""
 
 
 def activation(value: ObservedValue, observer: Any) -> QuantizationSpec:
@@ -81,8 +85,8 @@ def activation(value: ObservedValue, observer: Any) -> QuantizationSpec:
 def trained_activation(value: ObservedValue, observer: Any) -> QuantizationSpec:
     """Returns the spec for training: a fake quantizer around an observer.
 
-    `observer` may be a fake quantizer itself. It is not used for masks and for values with `wrap_observer`: these get a
-    `RecentRangeObserver` in torchao's `FakeQuantize`.
+    `observer` may be a fake quantizer itself. It then ignores `needed`, and is not used for masks and for values with
+    `wrap_observer`: these get a `RecentRangeObserver` in torchao's `FakeQuantize`.
     """
     made = observer.p.func if isinstance(observer, PartialWrapper) else observer
     fakes = isinstance(made, type) and issubclass(made, FakeQuantizeBase)
@@ -125,6 +129,8 @@ def _constructor_for(value: ObservedValue, observer: Any) -> Any:
         return value.wrap_observer(constructor)
     if value.masked:
         return MaskedObserver.with_args(observer=constructor)
+    if value.needed != EVERYTHING:
+        constructor = NeededRangeObserver.with_args(observer=constructor, needed=value.needed)
     is_part = bool(value.joins) and observes
     return PartObserver.with_args(observer=constructor, joins=value.joins) if is_part else constructor
 

@@ -1,0 +1,155 @@
+"""Intervals of values, and rules for the values of an operand that can change an operator's int8 output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from openneutron.core.constants import constant_value
+from openneutron.core.fx import arguments
+from openneutron.ir.graph import QParams
+
+__all__ = [
+    "EVERYTHING", "Interval", "NeedRule", "distinguishable", "factor_needs", "hardswish_needs", "identity_needs",
+    "increasing", "logit", "magnitude_needs", "negation_needs", "sum_needs", "within_limits",
+]  # fmt: skip
+
+LOWEST_CODE, HIGHEST_CODE = -128, 127
+# The rounding error of a constant in int8, half a step, as a share of its range.
+ROUNDING = 1 / 510
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The numbers from `low` to `high`; either may be infinite."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether one end is finite."""
+        return self != EVERYTHING
+
+    def clamped(self, limits: Interval) -> Interval:
+        """Returns the interval with both ends clamped to `limits`."""
+        low, high = (min(max(end, limits.low), limits.high) for end in (self.low, self.high))
+        return Interval(low, high)
+
+    def joined(self, other: Interval) -> Interval:
+        """Returns the smallest interval that contains both."""
+        return Interval(min(self.low, other.low), max(self.high, other.high))
+
+    def shifted(self, distance: float) -> Interval:
+        """Returns the interval moved by `distance`."""
+        return Interval(self.low + distance, self.high + distance)
+
+    def scaled(self, factor: float) -> Interval:
+        """Returns the products of its numbers and `factor`, which is not 0."""
+        ends = self.low * factor, self.high * factor
+        return Interval(min(ends), max(ends))
+
+
+EVERYTHING = Interval()
+"""All numbers."""
+
+NeedRule = Callable[[Node, Node, Interval], Interval]
+"""Returns the values of an operand that can change the output of an operator.
+
+The arguments are the operator, the operand, and the interval of output values that readers of the output need. Clamping
+the operand to the returned interval J changes no output that is clamped to the given interval I:
+clamp(f(clamp(x, J)), I) = clamp(f(x), I).
+"""
+
+
+def distinguishable(qparams: QParams) -> Interval:
+    """Returns the values that int8 codes with `qparams` distinguish: a value beyond them gets the code of the end."""
+    scale, zero_point = qparams.scale[0], qparams.zero_point[0]
+    return Interval((LOWEST_CODE + 0.5 - zero_point) * scale, (HIGHEST_CODE - 0.5 - zero_point) * scale)
+
+
+def logit(share: float) -> float:
+    """Returns the inverse of the sigmoid: infinite for 0 or less and for 1 or more."""
+    if not 0 < share < 1:
+        return math.copysign(math.inf, share - 0.5)
+    return math.log(share / (1 - share))
+
+
+def increasing(inverse: Callable[[float], float], qparams: QParams) -> NeedRule:
+    """Returns the rule for an increasing function of one operand, with the fixed `qparams` of its output."""
+    codes = distinguishable(qparams)
+
+    def needs(_: Node, __: Node, output: Interval) -> Interval:
+        needed = output.clamped(codes)
+        return Interval(inverse(needed.low), inverse(needed.high))
+
+    return needs
+
+
+def within_limits(limits: Callable[[Node], tuple[float, float]]) -> NeedRule:
+    """Returns the rule for a clamp with these limits."""
+    return lambda node, _, output: output.clamped(Interval(*limits(node)))
+
+
+def identity_needs(_: Node, __: Node, output: Interval) -> Interval:
+    """The rule for an operator whose output values are values of its operands, such as the maximum of two values."""
+    return output
+
+
+def negation_needs(_: Node, __: Node, output: Interval) -> Interval:
+    """The rule for -x."""
+    return output.scaled(-1.0)
+
+
+def magnitude_needs(_: Node, __: Node, output: Interval) -> Interval:
+    """The rule for |x|."""
+    return Interval(-max(output.high, 0.0), max(output.high, 0.0))
+
+
+def hardswish_needs(_: Node, __: Node, output: Interval) -> Interval:
+    """The rule for x * relu6(x + 3) / 6: 0 for x up to -3, x from 3 on."""
+    return Interval(-3.0, max(output.high, 3.0))
+
+
+def sum_needs(sign: int) -> NeedRule:
+    """Returns the rule for self + sign * alpha * other. Everything is needed if neither is a constant."""
+
+    def needs(node: Node, operand: Node, output: Interval) -> Interval:
+        args = arguments(node)
+        is_first, alpha = args["self"] is operand, sign * float(args["alpha"])
+        extremes = _extremes(args["other" if is_first else "self"])
+        if extremes is None or alpha == 0:
+            return EVERYTHING
+        added = Interval(*extremes).scaled(alpha) if is_first else Interval(*extremes)
+        needed = Interval(output.low - added.high, output.high - added.low)
+        return needed if is_first else needed.scaled(1 / alpha)
+
+    return needs
+
+
+def factor_needs(node: Node, operand: Node, output: Interval) -> Interval:
+    """The rule for self * other. Everything is needed if neither is a constant, or if a factor may be 0."""
+    args = arguments(node)
+    extremes = _extremes(args["other" if args["self"] is operand else "self"])
+    if extremes is None or extremes[0] <= 0 <= extremes[1]:
+        return EVERYTHING
+    first, last = (output.scaled(1 / factor) for factor in extremes)
+    return first.joined(last)
+
+
+def _extremes(operand: object) -> tuple[float, float] | None:
+    """Returns the least and the largest value of a constant, extended by the error of rounding it to int8.
+
+    Returns None for an operand that is computed, and for a constant with values that are not finite.
+    """
+    constant = constant_value(operand)
+    if constant is None or not constant.numel():
+        return None
+    least, most = float(constant.min()), float(constant.max())
+    if not math.isfinite(most - least):
+        return None
+    error = 0.0 if least == most else (max(most, 0.0) - min(least, 0.0)) * ROUNDING
+    return least - error, most + error
