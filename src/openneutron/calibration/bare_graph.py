@@ -14,7 +14,7 @@ from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 from openneutron.core.boundary import first_line
 from openneutron.core.constants import attribute
 from openneutron.core.evaluation import GraphRun, value_of
-from openneutron.core.fx import first_operand, is_state_write, op_name, output_node, placeholders
+from openneutron.core.fx import dtype_of, first_operand, is_state_write, op_name, output_node, placeholders
 from openneutron.model.state import next_value, sample_nodes
 from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
@@ -131,14 +131,10 @@ def _in_place(node: Node) -> Any:
         return None
     if writes_memory(source) or writes_memory(node):
         return None
-    if _dtype(node) is None or _dtype(node) != _dtype(source):  # integers may be clamped to floats
+    if dtype_of(node) is None or dtype_of(node) != dtype_of(source):  # integers may be clamped to floats
         return None
     operator, overload = op_name(node).removeprefix("aten.").split(".")
     return getattr(getattr(torch.ops.aten, f"{operator}_"), overload)
-
-
-def _dtype(node: Node) -> torch.dtype | None:
-    return getattr(node.meta.get("val"), "dtype", None)
 
 
 def _set(module: torch.nn.Module, name: str, value: Any) -> None:

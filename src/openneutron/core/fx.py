@@ -17,6 +17,7 @@ __all__ = [
     "UNBATCHED",
     "arguments",
     "draws_random_numbers",
+    "dtype_of",
     "finish_rewrite",
     "first_operand",
     "is_dequantize",
@@ -159,6 +160,12 @@ def shape_of(node: Node) -> tuple[int, ...]:
     """Returns the static shape of the tensor that `node` returns, or of the first tensor if it returns several."""
     value = node.meta["val"]
     return tuple((value[0] if isinstance(value, (list, tuple)) else value).shape)
+
+
+def dtype_of(value: object) -> torch.dtype | None:
+    """Returns the dtype of the tensor that a node returns; None for other nodes and other objects."""
+    found = value.meta.get("val") if isinstance(value, Node) else None
+    return found.dtype if isinstance(found, torch.Tensor) else None
 
 
 def arguments(node: Node) -> dict[str, Any]:

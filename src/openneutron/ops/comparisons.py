@@ -17,7 +17,7 @@ import torch
 from torch.fx import Node
 
 from openneutron.core.constants import number_of
-from openneutron.core.fx import arguments, op_name
+from openneutron.core.fx import arguments, dtype_of, op_name
 from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.graph_builder import Operand, add, mul, relu, sub
@@ -49,11 +49,6 @@ def _name(node: Node) -> str:
     return op_name(node).removeprefix("aten.").partition(".")[0]
 
 
-def _dtype(value: object) -> torch.dtype | None:
-    found = value.meta.get("val") if isinstance(value, Node) else None
-    return found.dtype if isinstance(found, torch.Tensor) else None
-
-
 def _is_continuous(value: object, depth: int = _DEPTH) -> bool:
     """Whether elements of `value` are hardly ever exactly equal to a given number.
 
@@ -83,13 +78,13 @@ def _is_comparison(instance: OpInstance, value: object, depth: int = _DEPTH) -> 
     if not isinstance(value, Node) or depth == 0:
         return False
     if instance.constant_of(value) is not None:
-        return _dtype(value) == torch.bool
-    if value.op != "call_function" or _dtype(value) != torch.bool:
+        return dtype_of(value) == torch.bool
+    if value.op != "call_function" or dtype_of(value) != torch.bool:
         return False
     name, operands = _name(value), _operands(value)
     if name in _ORDERS or name in _EQUALITIES:
-        return all(not isinstance(operand, Node) or _dtype(operand) == torch.float32 for operand in operands)
-    if name in _CASTS and _dtype(operands[0]) == torch.float32:
+        return all(not isinstance(operand, Node) or dtype_of(operand) == torch.float32 for operand in operands)
+    if name in _CASTS and dtype_of(operands[0]) == torch.float32:
         return True
     if name in _COMBINATIONS | _NEGATIONS | _CASTS:
         return all(_is_comparison(instance, operand, depth - 1) for operand in operands if isinstance(operand, Node))
@@ -117,7 +112,7 @@ class _TruthValueBuilder:
         if name in _ORDERS:
             swapped, negated = _ORDERS[name]
             return self._step(operands, swapped=swapped, negated=negated)
-        if name in _EQUALITIES or (name in _CASTS and _dtype(operands[0]) == torch.float32):
+        if name in _EQUALITIES or (name in _CASTS and dtype_of(operands[0]) == torch.float32):
             signs = self._sign(*operands) if name in _EQUALITIES else self._sign(operands[0], 0.0)
             differs = rewriting.call(aten.abs.default, signs)
             return self._rest(differs) if _EQUALITIES.get(name) else differs
@@ -236,7 +231,7 @@ def _node(value: object) -> Node:
 def _truths_of_product(instance: OpInstance) -> tuple[str, str] | None:
     """Returns the names of the arguments with the float factor and the truth values; None for another product."""
     for numbers, truths in (("self", "other"), ("other", "self")):
-        if _dtype(instance.args[numbers]) == torch.float32 and chooses_by_a_comparison(instance, truths):
+        if dtype_of(instance.args[numbers]) == torch.float32 and chooses_by_a_comparison(instance, truths):
             return numbers, truths
     return None
 
@@ -254,7 +249,7 @@ def _product_with_truths(rewriting: Rewriting) -> Node:
 
 
 def _casts_truths(instance: OpInstance) -> bool:
-    return _dtype(instance.args["self"]) == torch.bool and chooses_by_a_comparison(instance, "self")
+    return dtype_of(instance.args["self"]) == torch.bool and chooses_by_a_comparison(instance, "self")
 
 
 def _truths_as_numbers(rewriting: Rewriting) -> Node:

@@ -20,7 +20,7 @@ from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
 from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, Window, of_each_dim, pad_spatial
 from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["CONVOLUTIONS", "SPECS", "Filters", "convolution_windows", "convolve"]
+__all__ = ["CONVOLUTIONS", "SPECS", "Filters", "convolution_windows", "convolve", "kernel_size"]
 
 aten = torch.ops.aten
 
@@ -43,7 +43,8 @@ def _spatial(instance: OpInstance, name: str) -> tuple[int, ...]:
     return values if rank == 2 else (1, *values)
 
 
-def _kernel(instance: OpInstance) -> tuple[int, int]:
+def kernel_size(instance: OpInstance) -> tuple[int, int]:
+    """Returns the height and width of the kernel of a 1-D or 2-D convolution; the height is 1 for a 1-D one."""
     height, width = (1, *instance.shape_of("weight")[2:])[-2:]
     return height, width
 
@@ -56,7 +57,7 @@ def _is_depthwise(instance: OpInstance) -> bool:
 def has_supported_geometry(instance: OpInstance) -> bool:
     """Kernel is at most {MAX_KERNEL}, stride at most {MAX_STRIDE}, dilation at most {MAX_DILATION}."""
     return (
-        max(_kernel(instance)) <= MAX_KERNEL
+        max(kernel_size(instance)) <= MAX_KERNEL
         and max(_spatial(instance, "stride")) <= MAX_STRIDE
         and max(_spatial(instance, "dilation")) <= MAX_DILATION
     )
@@ -68,7 +69,7 @@ def fits_accumulation(instance: OpInstance) -> bool:
     {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
     channels = instance.target.align_channels(instance.shape_of("weight")[1])
-    return math.prod(_kernel(instance)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
+    return math.prod(kernel_size(instance)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
 @constraint
@@ -170,7 +171,7 @@ def lower_convolution(lowering: Lowering) -> Tensor:
     The legacy generation takes batches of 1 only, so the images of a batch are stacked vertically to one image.
     """
     instance, inputs, weight = lowering.instance, lowering.tensor("input"), lowering.tensor("weight")
-    oihw = lowering.data("weight").reshape(*weight.shape[:2], *_kernel(instance))
+    oihw = lowering.data("weight").reshape(*weight.shape[:2], *kernel_size(instance))
     bias = lowering.bias("bias", oihw.shape[0], inputs.qparams, weight.qparams)
     filters = Filters(oihw, weight.qparams, bias, lowering.args["groups"])
     (vertical, horizontal), (batch, channels, *_) = _windows(instance), inputs.shape

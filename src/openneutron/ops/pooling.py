@@ -16,7 +16,7 @@ from openneutron.ir.kinds import AVERAGE_POOL_2D, MAX_POOL_2D, MAXIMUM, MEAN
 from openneutron.ops.facts import Bounds, Facts, if_first
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.reductions import mean_of_image
+from openneutron.ops.reductions import input_macs, mean_of_image
 from openneutron.ops.slices_and_concats import slice_dim
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
 from openneutron.ops.windows import Window, has_aligned_channels, image_shape, pad_spatial, spatial, spatial_rank
@@ -243,11 +243,6 @@ def _channels(instance: OpInstance) -> PaddedDimensions:
 def window_macs(instance: OpInstance) -> int:
     """Returns the number of elements in all windows: one addition per element counts as a multiply-accumulate."""
     return math.prod(instance.shape) * math.prod(window.kernel for window in pool_windows(instance))
-
-
-def input_macs(instance: OpInstance) -> int:
-    """Returns the number of input elements: one addition per element counts as a multiply-accumulate."""
-    return math.prod(instance.shape_of("self"))
 
 
 def _bounds_of_average(node: Node) -> Bounds | None:

@@ -19,7 +19,7 @@ from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
 from openneutron.targets import Generation
 
-__all__ = ["DECOMPOSED", "SIMPLE_ORDERS", "SPECS", "has_unused_indices", "mean_of_image"]
+__all__ = ["DECOMPOSED", "SIMPLE_ORDERS", "SPECS", "has_unused_indices", "input_macs", "mean_of_image"]
 
 aten = torch.ops.aten
 

@@ -11,7 +11,7 @@ import torch
 
 from openneutron.ir.graph import Array, QParams, Tensor
 from openneutron.ir.kinds import SLICE, TRANSPOSE_CONV
-from openneutron.ops.convolution import Filters, convolve
+from openneutron.ops.convolution import Filters, convolve, kernel_size
 from openneutron.ops.facts import Facts, LayerKind
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
@@ -38,11 +38,6 @@ MAX_STRIDE = 4096
 MAX_STRIDE_OF_TRANSPOSE_CONV = 2
 
 
-def _kernel(instance: OpInstance) -> tuple[int, int]:
-    height, width = (1, *instance.shape_of("weight")[2:])[-2:]
-    return height, width
-
-
 def _windows(instance: OpInstance) -> tuple[Window, Window]:
     """Returns the windows of the forward convolution, whose input has the shape of this operator's output."""
     vertical, horizontal = (
@@ -50,7 +45,7 @@ def _windows(instance: OpInstance) -> tuple[Window, Window]:
         for sizes in zip(
             image_shape(instance, instance.shape)[2:],
             image_shape(instance, instance.shape_of("input"))[2:],
-            _kernel(instance),
+            kernel_size(instance),
             spatial(instance, "stride", 1),
             spatial(instance, "dilation", 1),
             spatial(instance, "padding", 0),
@@ -135,7 +130,7 @@ def _filters(lowering: Lowering, inputs: QParams) -> Filters:
     height, width].
     """
     groups, iohw, weight = lowering.args["groups"], lowering.data("weight"), lowering.tensor("weight").qparams
-    iohw = iohw.reshape(*iohw.shape[:2], *_kernel(lowering.instance))
+    iohw = iohw.reshape(*iohw.shape[:2], *kernel_size(lowering.instance))
     goihw = iohw.reshape(groups, -1, *iohw.shape[1:]).swapaxes(1, 2)
     oihw = goihw.reshape(-1, *goihw.shape[2:])
     if weight.axis is not None:

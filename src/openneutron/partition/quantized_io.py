@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.fx import Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from openneutron.core.fx import op_name, output_node
+from openneutron.core.fx import dtype_of, op_name, output_node
 from openneutron.partition.clusters import Constants
 from openneutron.quantizer.output_parts import is_float_concatenation
 
@@ -46,7 +46,7 @@ def int8_io(program: ExportedProgram) -> dict[str, float | int]:
     inputs = [spec.arg for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     for index, argument in enumerate(inputs):
         name = argument.name
-        if not isinstance(argument, TensorArgument) or not _is_float(node := nodes[name]):
+        if not isinstance(argument, TensorArgument) or dtype_of(node := nodes[name]) != torch.float32:
             continue
         if quantize := _quantize_of(node):
             _take_int8(node, quantize)
@@ -59,7 +59,7 @@ def int8_io(program: ExportedProgram) -> dict[str, float | int]:
     constants = Constants(program)
     for index, position in enumerate(_user_outputs(program)):
         node = _returned(program)[position]
-        if not isinstance(node, Node) or not _is_float(node):
+        if not isinstance(node, Node) or dtype_of(node) != torch.float32:
             continue
         node = _with_shared_qparams(node)
         source = node.args[0] if node.target is _DEQUANTIZE and node.args[5] == torch.int8 else None
@@ -113,11 +113,6 @@ def _cost_of_joining(node: Node) -> str:
         f" Its parts have different qparams, so the CPU dequantizes and concatenates them: {4 * size:,} bytes instead "
         f"of {size:,}. For int8, return the parts as separate outputs."
     )
-
-
-def _is_float(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
 
 
 def _origin(node: Node, constants: Constants) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
-from openneutron.core.fx import UNBATCHED, arguments, iterate_nodes, note, set_argument, shape_of
+from openneutron.core.fx import UNBATCHED, arguments, dtype_of, iterate_nodes, note, set_argument, shape_of
 from openneutron.ops.declared import facts_of, is_op, layer_kind
 from openneutron.ops.facts import LayerKind
 from openneutron.ops.graph_builder import NodeBuilder, squeeze, unsqueeze
@@ -55,7 +55,7 @@ class _Batched:
     def reaches(self, node: Node) -> bool:
         """Returns whether rule 2 holds for `node`."""
         read = list(_tensors(node))
-        if not all(map(_is_float, [node, *read])):
+        if any(dtype_of(value) != torch.float32 for value in (node, *read)):
             return False
         rank = max((len(shape_of(operand)) for operand in read), default=0)
         if not any(operand in self.with_dimension and len(shape_of(operand)) == rank for operand in read):
@@ -96,11 +96,6 @@ def _tensors(node: Node) -> Iterator[Node]:
     if layer_kind(node) is not None:
         return iterate_nodes(arguments(node)["input"])
     return iterate_nodes([*node.args, *node.kwargs.values()])
-
-
-def _is_float(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
 
 
 def _is_elementwise(node: Node) -> bool:

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node, map_arg
 
 from openneutron.core.constants import constant_of, number_of
 from openneutron.core.evaluation import evaluated
-from openneutron.core.fx import arguments, set_argument
+from openneutron.core.fx import arguments, dtype_of, set_argument
 from openneutron.ops.comparisons import chooses_by_a_comparison
 from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Rewriting
@@ -86,7 +86,7 @@ class _Walk:
 
     def visit(self, node: Node) -> None:
         """Applies the rules to `node`, whose operands were visited before."""
-        dtype = _dtype(node)
+        dtype = dtype_of(node)
         if node.op != "call_function" or dtype is None:
             return
         if is_op(node, "to"):
@@ -102,7 +102,7 @@ class _Walk:
     def _convert_to_a_dtype(self, node: Node) -> None:
         """Rule 1."""
         if len(node.all_input_nodes) > 1:
-            replace_with_conversion(node, node.args[0], _dtype(node))
+            replace_with_conversion(node, node.args[0], dtype_of(node))
             self.changed = True
 
     def _note_choice(self, node: Node) -> None:
@@ -111,7 +111,7 @@ class _Walk:
         if choice is None:
             return
         self.choices[node] = choice
-        if _dtype(node) != torch.bool or all(_dtype(source) == torch.bool for source in node.all_input_nodes):
+        if dtype_of(node) != torch.bool or all(dtype_of(source) == torch.bool for source in node.all_input_nodes):
             return
         if choice.is_the_truth:
             self._replace(node, choice.truth)
@@ -141,13 +141,13 @@ class _Walk:
     def _known(self, source: Node) -> _Choice | None:
         if source in self.choices:
             return self.choices[source]
-        is_truth = _dtype(source) == torch.bool and constant_of(self.module, source) is None
+        is_truth = dtype_of(source) == torch.bool and constant_of(self.module, source) is None
         return _Choice(source, 0, 1) if is_truth else None
 
     def _convert(self, node: Node) -> None:
         """Applies rules 2 and 6."""
         source = node.args[0]
-        if not isinstance(source, Node) or _dtype(source) not in _INTEGERS:
+        if not isinstance(source, Node) or dtype_of(source) not in _INTEGERS:
             return
         written = self._in_float(node, source)
         if written is not None:
@@ -175,7 +175,7 @@ class _Walk:
         for name, operand in arguments(node).items():
             if name not in ("self", "other") or not isinstance(operand, Node):
                 continue
-            is_integer = _dtype(operand) in (*_INTEGERS, torch.bool)
+            is_integer = dtype_of(operand) in (*_INTEGERS, torch.bool)
             if not is_integer or constant_of(self.module, operand) is not None:
                 continue
             choice = self.choices.get(operand)
@@ -184,7 +184,7 @@ class _Walk:
                 self.changed = True
             if is_op(node, "mul") and chooses_by_a_comparison(OpInstance(node, self.target), name):
                 continue
-            written = None if _dtype(operand) == torch.bool else self._in_float(node, operand)
+            written = None if dtype_of(operand) == torch.bool else self._in_float(node, operand)
             if written is None:
                 written = convert(self._writing_at(node), operand, torch.float32)
             set_argument(node, name, written)
@@ -213,22 +213,17 @@ class _Walk:
         self.changed = True
 
 
-def _dtype(node: Node) -> torch.dtype | None:
-    value = node.meta.get("val")
-    return value.dtype if isinstance(value, torch.Tensor) else None
-
-
 def _evaluated(node: Node, source: Node, value: float) -> float:
     """Returns the value of `node` if `source`, its only operand, has `value`. Computed in the node's dtype, which may
     wrap.
     """
-    given = torch.tensor(value, dtype=_dtype(source))
+    given = torch.tensor(value, dtype=dtype_of(source))
     return int(evaluated(node, lambda _: given))
 
 
 def _truncated(integer: Node) -> Node | None:
     """Returns the float32 value from which conversions alone compute `integer`, or None."""
     node: object = integer
-    while isinstance(node, Node) and _dtype(node) in _WIDE and is_op(node, "to"):
+    while isinstance(node, Node) and dtype_of(node) in _WIDE and is_op(node, "to"):
         node = node.args[0]
-    return node if isinstance(node, Node) and node is not integer and _dtype(node) == torch.float32 else None
+    return node if isinstance(node, Node) and node is not integer and dtype_of(node) == torch.float32 else None
