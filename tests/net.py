@@ -13,6 +13,7 @@ from openneutron.ir.graph import Graph, Kind, Op, QParams, Tensor
 from openneutron.ir.kinds import ADD, MAX_POOL_2D, RELU, RESHAPE, TRANSPOSE
 from openneutron.ir.text import dump
 from openneutron.ir.verify import verify
+from openneutron.ops.linear import CONV_2D_OF_ROWS
 
 __all__ = [
     "FULLY",
@@ -67,6 +68,12 @@ class Net:
     def pool(self, nhwc: Tensor) -> Tensor:
         window = {"stride_h": 1, "stride_w": 1, "filter_height": 1, "filter_width": 1}
         return self.op(MAX_POOL_2D, [nhwc], nhwc.shape, padding="VALID", **window, **NO_ACTIVATION)
+
+    def convolved_rows(self, rows: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
+        """Adds the convolution of a linear with scales per channel. `rows` is [1, rows, 1, features]."""
+        steps = {"stride_h": 1, "stride_w": 1, "dilation_h_factor": 1, "dilation_w_factor": 1}
+        shape = (*rows.shape[:3], filters.shape[0])
+        return self.op(CONV_2D_OF_ROWS, [rows, filters, bias], shape, padding="VALID", **steps, **NO_ACTIVATION)
 
     def returns(self, *outputs: Tensor) -> Graph:
         return verify(Graph(tuple(self.inputs), outputs, tuple(self.ops)), "the test")

@@ -58,7 +58,19 @@ def graphs(draw: Any) -> Graph:
 def _random_operator(draw: Any, net: Net, value: Tensor, values: list[Tensor]) -> Tensor:
     shape, rank = value.shape, len(value.shape)
     axis = draw(st.integers(0, rank - 1))
-    kinds = ["transpose", "reshape", "relu", "add", "constant", "mean", "cat", "pad", "slice", "fully connected"]
+    kinds = [
+        "transpose",
+        "reshape",
+        "relu",
+        "add",
+        "constant",
+        "mean",
+        "cat",
+        "pad",
+        "slice",
+        "fully connected",
+        "convolved rows",
+    ]
     kind = draw(st.sampled_from(kinds))
     if kind in ("transpose", "reshape"):
         ((step, operand),) = steps_of(shape, draw, 1)
@@ -85,6 +97,9 @@ def _random_operator(draw: Any, net: Net, value: Tensor, values: list[Tensor]) -
         size = tuple(1 if dim == axis else size for dim, size in enumerate(shape))
         return net.op(SLICE, [value], size, begin=begin, size=size)
     features = shape[-1]
-    rows = net.reshape(value, value.size // features, features)
     bias = Tensor((2,), INT32, QParams.per_tensor(0.25, 0), np.array([3, -5], np.int32))
+    if kind == "convolved rows":
+        image = net.reshape(value, 1, value.size // features, 1, features)
+        return net.convolved_rows(image, constant(2, 1, 1, features, start=-3), bias)
+    rows = net.reshape(value, value.size // features, features)
     return net.op(FULLY_CONNECTED, [rows, constant(2, features, start=-3), bias], (rows.shape[0], 2), **FULLY)

@@ -1,15 +1,18 @@
-"""Rules 3 and 4 of `propagate_layouts`: the dimension order of operators with axes, and layout preferences."""
+"""Rules 3, 4 and 8 of `propagate_layouts`: the dimensions of operators with axes, and layout preferences."""
 
 from __future__ import annotations
 
-from tests.net import NO_ACTIVATION, TO_NCHW, TO_NHWC, Net, constant, golden, text
+import numpy as np
+import pytest
+from tests.net import INT8, INT32, NO_ACTIVATION, TO_NCHW, TO_NHWC, Net, Q, constant, golden, text
 
 from openneutron.ir.build import optimize
-from openneutron.ir.graph import Graph, QParams, Tensor
+from openneutron.ir.graph import Graph, Op, QParams, Tensor
 from openneutron.ir.kinds import CONCATENATION, PAD, SLICE
 from openneutron.ir.layout import propagate_layouts
 from openneutron.ir.layout_preferences import layout_preferences
 from openneutron.ir.rewrites import eliminate_common_subexpressions, merge_slices
+from openneutron.ir.unit_dimensions import other_units
 from openneutron.ir.verify import verify
 from openneutron.ir.views import View
 
@@ -168,6 +171,84 @@ class TestWishes:
         assert found[id(padded)].preferred_order == TO_NHWC
         assert dict(found[id(x)].readers) == {TO_NHWC: 1, (0, 1, 2, 3): 1}
         assert dict(found[id(x)].elements) == {TO_NHWC: 36, (0, 1, 2, 3): 24}
+
+
+def rows_of(net: Net, count: int, features: int) -> Tensor:
+    """Adds the product of a linear with scales per channel, and returns it as [count, features]."""
+    filters = constant(features, 1, 1, 2)
+    bias = Tensor((features,), INT32, Q, np.zeros(features, np.int32))
+    return net.reshape(net.convolved_rows(net.input(1, count, 1, 2), filters, bias), count, features)
+
+
+class TestOtherUnits:
+    """Rule 8."""
+
+    def test_slices_of_a_linear_that_a_linear_reads(self) -> None:
+        net = Net()
+        gates = rows_of(net, 1, 4)
+        state = net.add(part(net, gates, 1, 0, 2), part(net, net.relu(gates), 1, 2, 2))
+        bias = Tensor((2,), INT32, Q, np.zeros(2, np.int32))
+        product = net.convolved_rows(net.reshape(state, 1, 1, 1, 2), constant(2, 1, 1, 2), bias)
+        graph = propagate_layouts(net.returns(product))
+        assert [op.kind.name for op in graph.ops] == ["CONV_2D", "SLICE", "RELU", "SLICE", "ADD", "CONV_2D"]
+        first, second = (op.attrs for op in graph.ops if op.kind is SLICE)
+        assert (first["begin"], first["size"]) == ((0, 0, 0, 0), (1, 1, 1, 2))
+        assert second["begin"] == (0, 0, 0, 2)
+
+    def test_steps_are_concatenated_to_rows(self) -> None:
+        net = Net()
+        steps = [net.reshape(rows_of(net, 1, 4), 1, 1, 4) for _ in range(3)]
+        both = net.op(CONCATENATION, steps, (1, 3, 4), axis=1, **NO_ACTIVATION)
+        graph = propagate_layouts(net.returns(both))
+        assert [op.kind.name for op in graph.ops] == ["CONV_2D", "CONV_2D", "CONV_2D", "CONCATENATION", "RESHAPE"]
+        assert graph.ops[3].output.shape == (1, 3, 1, 4)
+        assert graph.ops[3].attrs["axis"] == 1
+
+    def test_padding(self) -> None:
+        net = Net()
+        padded = net.op(PAD, [rows_of(net, 3, 4)], (6, 4), paddings=((1, 2), (0, 0)))
+        graph = propagate_layouts(net.returns(net.reshape(padded, 1, 6, 1, 4)))
+        assert [op.kind.name for op in graph.ops] == ["CONV_2D", "PAD"]
+        assert graph.ops[1].attrs["paddings"] == ((0, 0), (1, 2), (0, 0), (0, 0))
+
+    def test_one_reshape_for_several_outputs(self) -> None:
+        net = Net()
+        gates = rows_of(net, 3, 4)
+        graph = propagate_layouts(net.returns(*(part(net, gates, 1, begin, 1) for begin in range(4))))
+        assert [op.kind.name for op in graph.ops] == ["CONV_2D", "RESHAPE", *["SLICE"] * 4]
+
+    def test_not_without_a_linear_of_several_scales(self) -> None:
+        net = Net()
+        gates = net.reshape(net.pool(net.input(1, 3, 1, 4)), 3, 4)
+        graph = propagate_layouts(net.returns(net.reshape(part(net, gates, 1, 0, 2), 1, 3, 1, 2)))
+        assert [op.kind.name for op in graph.ops] == ["MAX_POOL_2D", "RESHAPE", "SLICE", "RESHAPE"]
+
+    def test_operands_of_one_and_of_several_rows(self) -> None:
+        net = Net()
+        both = net.op(CONCATENATION, [rows_of(net, 1, 4), rows_of(net, 3, 4)], (4, 4), axis=0, **NO_ACTIVATION)
+        graph = propagate_layouts(net.returns(net.reshape(both, 1, 4, 1, 4)))
+        assert [op.kind.name for op in graph.ops] == ["CONV_2D", "CONV_2D", "CONCATENATION"]
+        assert graph.ops[2].attrs["axis"] == 1
+
+    @pytest.mark.parametrize(
+        ("stored", "shape", "axis"),
+        [
+            (((1, 3, 1, 4), (3, 1, 1, 4)), (3, 4), 0),  # the rows are another dimension
+            (((1, 1, 4), (1, 1, 4)), (1, 4, 1), 2),  # no dimension follows the features
+        ],
+    )
+    def test_where_dimensions_do_not_correspond(
+        self, stored: tuple[tuple[int, ...], ...], shape: tuple[int, ...], axis: int
+    ) -> None:
+        views = [_must(View.of(Tensor(sizes, INT8, Q)).reshaped(shape)) for sizes in stored]
+        output = tuple(2 * size if dim == axis else size for dim, size in enumerate(shape))
+        op = Op(CONCATENATION, tuple(view.stored for view in views), Tensor(output, INT8, Q), {"axis": axis})
+        assert other_units(op, views) is None
+
+
+def _must(view: View | None) -> View:
+    assert view is not None
+    return view
 
 
 class TestSharing:

@@ -199,6 +199,14 @@ class TestIR:
         ]
         assert cycles[0] == cycles[1]
 
+    @pytest.mark.parametrize("network", [nn.LSTM, nn.GRU])
+    def test_steps_of_a_recurrent_network_need_no_reshapes(self, network: Any) -> None:
+        model = Function(lambda part, x: part(x)[0], network(5, 8, num_layers=2))
+        (graph,) = partition_graphs(quantized(model, ((4, 1, 5),), **PER_CHANNEL))
+        assert kinds(graph).count("RESHAPE") <= 6
+        (coarse,) = partition_graphs(quantized(model, ((4, 1, 5),)))
+        assert cycles_of(graph.ops, TARGETS["imxrt700"]) <= cycles_of(coarse.ops, TARGETS["imxrt700"])
+
     def test_one_scale_gives_a_fully_connected(self) -> None:
         (graph,) = partition_graphs(quantized(nn.Linear(16, 12), ((3, 16),)))
         assert kinds(graph) == ["FULLY_CONNECTED"]

@@ -10,9 +10,12 @@ import numpy as np
 from openneutron.ir.graph import Graph, Kind, Layout, Op, Tensor
 from openneutron.ir.kinds import TRANSPOSE
 from openneutron.ir.layout_preferences import LayoutPreferences, Order, layout_preferences
+from openneutron.ir.unit_dimensions import other_units
 from openneutron.ir.views import View
 
 __all__ = ["propagate_layouts"]
+
+IMAGE_RANK = 4
 
 
 def propagate_layouts(graph: Graph) -> Graph:
@@ -32,8 +35,16 @@ def propagate_layouts(graph: Graph) -> Graph:
        are permuted to match.
     6. Any other operator, and each output of the graph, needs its values in order: the view is emitted, once.
     7. A view of a constant is a new constant.
+    8. If the views of an operator with axes only add or remove dimensions of size 1, it computes on the stored tensors.
+       This rule applies to graphs with a linear's CONV_2D, if it saves operators: the linear makes rows to images, and
+       the operators between two linears of a recurrent network then compute on images, too.
     """
-    return _LayoutPropagation(graph, layout_preferences(graph)).run()
+    preferences = layout_preferences(graph)
+    propagated = _LayoutPropagation(graph, preferences).run()
+    if not any(op.kind.layout is Layout.FEATURES and len(op.output.shape) == IMAGE_RANK for op in graph.ops):
+        return propagated
+    on_images = _LayoutPropagation(graph, preferences, keeps_units=True).run()
+    return min(propagated, on_images, key=lambda result: len(result.ops))
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,8 @@ class _Reads:
 class _LayoutPropagation:
     graph: Graph
     preferences: dict[int, LayoutPreferences]  # by id of the tensor in the old graph
+    keeps_units: bool = False
+    """Whether rule 8 applies."""
     views: dict[int, View] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
     emitted: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
@@ -105,10 +118,15 @@ class _LayoutPropagation:
         return view.reshaped(op.output.shape) or _must(View.of(self._in_order(view)).reshaped(op.output.shape))
 
     def _any_order(self, op: Op, views: list[View]) -> View | None:
-        """Rules 2 to 4: emits the operator in the order of the first strategy that finds one. Returns its output.
+        """Rules 2 to 4 and 8: emits the operator in the order of the first strategy that finds one. Returns its output.
 
         Returns None, and emits nothing, if no strategy finds another order, or if the exception of rule 3 applies.
         """
+        if self.keeps_units and op.kind.layout is Layout.AXES and (units := other_units(op, views)):
+            stored = self._append(
+                op, [view.stored for view in views], units.shape(op.output.shape), units.attributes(op)
+            )
+            return View.of(stored).reshaped(op.output.shape)
         reads = _Reads.of(views)
         order = self._order_by(_WHOLE_DIMENSIONS, op, reads)
         if order is None and op.kind.layout is Layout.ELEMENTWISE and (same := self._same_order(op, views)):

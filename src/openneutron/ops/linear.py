@@ -13,7 +13,7 @@ from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, constraint
 from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT
 
-__all__ = ["SPECS"]
+__all__ = ["CONV_2D_OF_ROWS", "SPECS"]
 
 # The convolution of a linear reads one position at a time, so its features may have any order, like a linear's.
 CONV_2D_OF_ROWS = replace(CONV_2D, layout=Layout.FEATURES)
