@@ -50,6 +50,8 @@ def graph_of(model: QuantizedModel) -> Graph:
     return lower_partition(Constants(program), partition)
 
 
+# A quick run builds one in this many cases.
+STRIDE = 10
 # Cases besides the first one of each target, for further TFLite operators.
 FURTHER = (
     "conv2d.default-groups_2", "conv2d.default-per_channel_3x3", "conv2d.default-depthwise", "pad.default-value",
@@ -64,10 +66,11 @@ def varied() -> list[Case]:
     return [*first.values(), *(case for case in CASES if case.id in FURTHER and case is not first[case.target])]
 
 
-@pytest.fixture(scope="module")
-def files() -> dict[str, tuple[Graph, bytes]]:
-    """The graph and the file of each case."""
-    graphs = {case.id: graph_of(quantized(case.build(), case.shapes, **dict(case.options))) for case in varied()}
+@pytest.fixture(scope="module", params=["some", pytest.param("all", marks=pytest.mark.slow)])
+def files(request: pytest.FixtureRequest) -> dict[str, tuple[Graph, bytes]]:
+    """The graph and the file of each case, or of one in `STRIDE` cases."""
+    cases = varied() if request.param == "all" else varied()[::STRIDE]
+    graphs = {case.id: graph_of(quantized(case.build(), case.shapes, **dict(case.options))) for case in cases}
     return {name: (graph, tflite.write(graph)) for name, graph in graphs.items()}
 
 
@@ -179,7 +182,8 @@ def test_operators_have_their_int8_versions(files: dict[str, tuple[Graph, bytes]
     versions: dict[str, int] = {}
     for _, data in files.values():
         versions |= {NAMES[code.builtinCode]: code.version for code in read(data).operatorCodes}
-    assert versions == INT8_VERSIONS
+    assert versions.items() <= INT8_VERSIONS.items()
+    assert len(files) < len(varied()) or versions == INT8_VERSIONS
 
 
 def test_every_code_also_stands_in_the_older_field(files: dict[str, tuple[Graph, bytes]]) -> None:

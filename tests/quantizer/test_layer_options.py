@@ -366,13 +366,13 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("layers", "message"),
         [
-            ({"feature": "float"}, r"layers\['feature'\] matches no module in which this .*Near matches: features, "),
+            ({"feature": "float"}, r"layers\['feature'\] matches no module that this .*Near matches: features, "),
             ({"features.3.*": "float"}, "Near matches: features"),
             ({"features.0.norm": "float"}, "A batch norm is part of the convolution or linear that it follows"),
             ({"head.drop": "float"}, "dropout and identities are removed"),
             ({nn.ReLU6: "float"}, "Near matches: torch.nn.modules.activation.ReLU, "),
             ({"aten.softmx.int": "float"}, "Near matches: aten.softmax.int, "),
-            ({"aten.relu6.default": "per_tensor"}, "matches no operator in which this model computes anything"),
+            ({"aten.relu6.default": "per_tensor"}, "matches no operator that this model runs"),
             ({nn.ReLU: "per_channel"}, "Only the weights of these .*can have one scale .* there is none here"),
             ({"*.act": "per_channel"}, "Only the weights of these operators"),
             ({"aten.sin.default": "per_channel"}, "matches no operator"),

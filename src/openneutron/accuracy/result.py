@@ -121,7 +121,7 @@ class Analysis:
     verdict: str
     """One or two sentences about the SQNR of the outputs and the layers to treat."""
     advice: tuple[Advice, ...]
-    """Remedies for the one or two layers to treat; empty if no layer is to be treated by itself."""
+    """Remedies for the one or two layers to treat; empty if treating single layers does not help."""
     comparison: Comparison | None = None
     """Comparison of module and program, layer by layer; None without a program."""
 

@@ -46,7 +46,7 @@ class Driver(Generic[G]):
 
     Each driver has a folder of its own, with the next free number: "003_prepare" in the folder of the variable,
     "passes/003_prepare" in `intermediates_dir`, which must exist. That folder holds the graph before and after each
-    pass ("08_functionalize_before.txt", "07_functionalize_after.txt") and, once `finish` was called, "passes.txt" with
+    pass ("09_functionalize_before.txt", "07_functionalize_after.txt") and, once `finish` was called, "passes.txt" with
     the seconds of each. Without a folder, nothing is written. Raises `OutputError` if a file cannot be written.
     """
 

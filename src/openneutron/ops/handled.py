@@ -35,6 +35,8 @@ HANDLED = (
     HandledOperator("erf", ("aten.erf.default",)),
     HandledOperator("assertion", ("aten._assert_tensor_metadata.default",)),
     HandledOperator("assertion of a number", ("aten._assert_scalar.default",)),
+    HandledOperator("embedding", ("aten.embedding.default",)),
+    HandledOperator("clip of embeddings", ("aten.embedding_renorm_.default",)),
     HandledOperator("copy_", ("aten.copy_.default",)),
     HandledOperator("fill_", ("aten.fill_.Tensor",)),
     HandledOperator("fill_diagonal_", ("aten.fill_diagonal_.default",)),

@@ -25,9 +25,11 @@ LARGEST_FACTOR = max(FACTORS)
 
 
 def resize_axis(instance: OpInstance, values: torch.Tensor, axis: int) -> torch.Tensor:
-    """Resizes the last dimension of `values` [C, size] as this operator resizes its spatial dimension `axis`.
+    """Resizes the last dimension of `values` [C, size] by the rule by which this operator resizes its spatial dimension
+    `axis`.
 
-    It is always resized as a width, because torch 2.13 computes wrong heights for antialiased images of width 1.
+    Runs torch's operator with this dimension as the width, because torch 2.13 computes wrong heights for antialiased
+    images of width 1.
     """
     rank = spatial_rank(instance)
     units = [1] * (rank - 1)

@@ -36,7 +36,9 @@ def is_never_negative(instance: OpInstance, value: object, depth: int = _DEPTH) 
 
 
 def _operands(node: Node) -> Iterator[object]:
-    """Returns the operands of `node`. For a movement, leaves out `other`, of which only the shape is read."""
+    """Returns the operands of `node`. Leaves out the operand `other` of a movement, because the movement reads only its
+    shape.
+    """
     args = arguments(node)
     names = ("self",) if facts_of(node).movement is not None else ("self", "other", "mat2")
     yield from (args[name] for name in names if name in args)

@@ -35,8 +35,8 @@ class OutputRule(enum.Enum):
 
 
 class Homogeneous(enum.Enum):
-    """How an operator may be scaled: op(f * x) = f * op(x) for factors f > 0, of which there is one for each element,
-    or one for each channel.
+    """The factors f > 0 for which an operator satisfies op(f * x) = f * op(x): a factor for each element, or for each
+    channel.
     """
 
     ELEMENT = "each element"

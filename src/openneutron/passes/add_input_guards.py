@@ -92,8 +92,8 @@ def _bad_input(value: object, expected: _Expected | _Constant) -> InputError:
     given = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
     wanted = "that value" if isinstance(expected, _Constant) else "inputs of that dtype and shape"
     return InputError(
-        f"Input '{expected.name}' is {given}; the model was exported for {expected}. Give {wanted}, or export for "
-        "these."
+        f"Input '{expected.name}' is {given}; the model was exported for {expected}. Give {wanted}, or export the "
+        "model with inputs of the given kind."
     )
 
 

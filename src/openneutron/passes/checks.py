@@ -199,7 +199,7 @@ def _written_memory(write: Node) -> str:
         return f"a part of an input of the model ('{memory.name}')"
     if isinstance(memory, Node) and memory.op == "get_attr":
         return f"a buffer or a parameter of the model ('{memory.target}')"
-    return "a tensor, in a form that has no counterpart that returns a new tensor"
+    return "a tensor, and PyTorch has no form of it that returns a new tensor"
 
 
 @contextmanager
@@ -211,8 +211,9 @@ def check_parameters_are_kept(module: GraphModule) -> Iterator[None]:
     lost = sorted(before - after)
     if lost:
         raise ModelError(
-            f"These parameters would not be trained: {', '.join(map(repr, lost))}. The operators that read them become "
-            "others, with constants made of them. Call requires_grad_(False) on them before torch.export.export."
+            f"These parameters would not be trained: {', '.join(map(repr, lost))}. Passes replace the operators "
+            "that read them, and compute constants from them. Call requires_grad_(False) on them before "
+            "torch.export.export."
         )
 
 

@@ -26,9 +26,9 @@ def slices_to_space_to_depth(module: GraphModule, target: NeutronTarget) -> bool
     """Rule, linear in uses: a concatenation of x[..., i::m, j::n] for all i < m and j < n becomes reshape, permute and
     reshape of x.
 
-    The slices are in counting order, with either dimension as the slower one, and are concatenated along a third
-    dimension. One sliced dimension, or more than two, are accepted as well. YOLO's focus and Swin's patch merging write
-    space-to-depth (pixel unshuffle) in this way.
+    The slices count through all pairs (i, j), as two nested loops do, and are concatenated along a third dimension.
+    Either loop may be the outer one. One sliced dimension, or more than two, are accepted as well. YOLO's focus and
+    Swin's patch merging write space-to-depth (pixel unshuffle) in this way.
     """
     changed = False
     for node in list(module.graph.nodes):

@@ -22,6 +22,7 @@ from openneutron.passes.checks import (
     check_parameters_are_kept,
     check_writes_nothing,
 )
+from openneutron.passes.clip_embeddings import clip_embeddings
 from openneutron.passes.copy_returned_concatenations import copy_returned_concatenations
 from openneutron.passes.decompose import decompose
 from openneutron.passes.divide_after_sums import divide_after_sums
@@ -124,6 +125,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(specialize_convolutions, "write aten.convolution as conv1d, conv2d and so on"),
     Pass(add_input_guards, "let the module name an input of another shape or dtype"),
     Pass(remove_batch_counts, "remove the counters of batch norms"),
+    Pass(clip_embeddings, "clip the rows of embeddings with max_norm", When.CALIBRATION),
     Pass(hold_states, "read each buffer that the model writes once at the start, and write it once at the end"),
     Pass(functionalize, "write in-place operators as operators that return a new value"),
     Pass(end_gradients, "stop gradients at the states of the previous call", When.TRAINING),

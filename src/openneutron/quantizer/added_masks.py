@@ -41,7 +41,8 @@ OUT_OF_SIGHT = 64.0
 
 @dataclass(eq=False)
 class AddedMask:
-    """A mask that is added to scores. Its observers and the observers of the sums add themselves to the two lists.
+    """A mask that is added to scores, with the observers of the mask and of its sums. An observer adds itself to its
+    list.
 
     `is_made` is True if a constant of -100 or less is used to compute the mask. Such a mask can hide scores, even if
     none does in the calibration data.
@@ -148,7 +149,7 @@ class MaskedAtRunTime:
     """True if a boolean mask hides parts of the value."""
 
     def wrap_observer(self, constructor: Any) -> Any:
-        """Returns a constructor of an observer that wraps the one from `constructor`."""
+        """Returns a constructor of an observer that wraps an observer from `constructor`."""
         if self.added is not None:
             return AddedMaskObserver.with_args(observer=constructor, mask=self.added)
         if self.sums_with:
@@ -204,7 +205,10 @@ def _follow(
 
 
 def _mask_among(node: Node, operands: list[Node], light: set[Node]) -> Node | None:
-    """Returns the operand in `light` (computed from inputs alone). Of two, returns the one smaller than the sum."""
+    """Returns the operand of a sum that is a mask: the one that is computed from inputs alone (in `light`).
+
+    If both are, returns the operand that is smaller than the sum.
+    """
     found = [operand for operand in operands if operand in light]
     if len(found) == 2:
         found = [operand for operand in found if operand.meta["val"].numel() < node.meta["val"].numel()]

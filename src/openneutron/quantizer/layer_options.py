@@ -148,7 +148,7 @@ class _Scope:
             near = difflib.get_close_matches(key.strip("'"), self.known, n=5, cutoff=0.5)
             hint = f" Near matches: {', '.join(near)}." if near else ""
             raise OptionError(
-                f"layers[{key}] matches no {self.kind} in which this model computes anything.{hint} A batch norm is "
+                f"layers[{key}] matches no {self.kind} that this model runs.{hint} A batch norm is "
                 "part of the convolution or linear that it follows; dropout and identities are removed."
             )
         if setting == PER_CHANNEL and not any(self.known[label] for label in found):

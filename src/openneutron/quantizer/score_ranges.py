@@ -38,7 +38,7 @@ class ScoreRange:
     is_relative: bool = False
 
     def wrap_observer(self, constructor: Any) -> Any:
-        """Returns a constructor of an observer that wraps the one from `constructor`."""
+        """Returns a constructor of an observer that wraps an observer from `constructor`."""
         return ScoresObserver.with_args(observer=constructor, scores=self)
 
     def least(self, values: torch.Tensor) -> torch.Tensor | None:

@@ -72,7 +72,7 @@ def prepare_for_training(module: GraphModule) -> None:
                 raise _error(node, message, remedy="Write it as a multiplication and an addition.")
             _move_before(node.all_input_nodes[1:], trains)
             if not takes_batch_norm(node.args[0], constants.__contains__) and not insert_convolution(module, node):
-                raise _error(node, "This batch norm cannot be folded: no operator before it can take it.")
+                raise _error(node, "This batch norm cannot be folded: no operator before it can absorb it.")
             if arguments(node)["training"]:
                 count = str(arguments(node)["running_mean"].target).removesuffix("running_mean") + BATCH_COUNT
                 _call_batch_norm(node, count if count in buffers else None, trains)
