@@ -53,6 +53,7 @@ NAMES: dict[str, Function] = {
     "fix": lambda _, x: torch.fix(x.mul(4)),
     "in place": lambda _, x: x.mul(2).multiply_(0.5).clip_(-1, 1).negative_().absolute_(),
     "in place, greater": lambda _, x: x * x.clone().greater_(0.25),
+    "copies of views": lambda _, x: torch.transpose_copy(torch.slice_copy(torch.t_copy(x), 0, 0, 8), 0, 1) * 2,
     "identities": lambda _, x: torch.positive(torch.real(x).conj()).resolve_conj().resolve_neg() * 2,
 }
 

@@ -137,19 +137,19 @@ def _constant(function: Callable[..., Any]) -> Callable[[], Any]:
     return lambda: function
 
 
-def _samples(*shapes: tuple[int, ...], count: int = 2, positive: bool = False) -> list[Inputs]:
+def samples_of_shapes(*shapes: tuple[int, ...], count: int = 2, positive: bool = False) -> list[Inputs]:
     generator = torch.Generator().manual_seed(0)
     made = [tuple(torch.randn(shape, generator=generator) for shape in shapes) for _ in range(count)]
     return [tuple(value.abs() + 0.2 for value in sample) for sample in made] if positive else made
 
 
-def _in_groups(parts: Parts) -> list[Parts]:
+def in_groups(parts: Parts) -> list[Parts]:
     names = list(parts)
     starts = range(0, len(names), ROWS_AT_ONCE)
     return [{name: parts[name] for name in names[start : start + ROWS_AT_ONCE]} for start in starts]
 
 
-MODULES = [(kind, parts) for kind in SHAPES if kind != "row" for parts in _in_groups(_modules(kind))]
+MODULES = [(kind, parts) for kind in SHAPES if kind != "row" for parts in in_groups(_modules(kind))]
 
 
 @pytest.mark.slow
@@ -157,12 +157,12 @@ MODULES = [(kind, parts) for kind in SHAPES if kind != "row" for parts in _in_gr
     ("kind", "parts"), MODULES, ids=lambda value: value if isinstance(value, str) else next(iter(value))
 )
 def test_modules_of_one_input(kind: str, parts: Parts) -> None:
-    assert refused_of(parts, _samples(SHAPES[kind])) == set()
+    assert refused_of(parts, samples_of_shapes(SHAPES[kind])) == set()
 
 
 def test_a_few_modules() -> None:
     some = {name: make for name, make in _modules("line").items() if name in ("ReLU", "GELU", "Conv1d", "AvgPool1d")}
-    assert refused_of(some, _samples(LINE)) == set()
+    assert refused_of(some, samples_of_shapes(LINE)) == set()
 
 
 OTHERS: dict[str, tuple[Callable[[], Any], tuple[tuple[int, ...], ...]]] = {
@@ -208,31 +208,24 @@ def test_modules_of_other_inputs() -> None:
     for shapes in dict.fromkeys(shapes for _, shapes in OTHERS.values()):
         parts = {name: make for name, (make, own) in OTHERS.items() if own == shapes}
         tolerance = TOLERANCE_OF_ROOTS if any("LPPool" in name for name in parts) else TOLERANCE
-        assert refused_of(parts, _samples(*shapes), tolerance) == set()
+        assert refused_of(parts, samples_of_shapes(*shapes), tolerance) == set()
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], Callable[[], Inputs]]] = {
-    "FractionalMaxPool2d": (lambda: nn.FractionalMaxPool2d(2, output_size=3), lambda: _samples(IMAGE)[0]),
-    "FractionalMaxPool3d": (lambda: nn.FractionalMaxPool3d(2, output_size=2), lambda: _samples(VOLUME)[0]),
+    "FractionalMaxPool2d": (lambda: nn.FractionalMaxPool2d(2, output_size=3), lambda: samples_of_shapes(IMAGE)[0]),
+    "FractionalMaxPool3d": (lambda: nn.FractionalMaxPool3d(2, output_size=2), lambda: samples_of_shapes(VOLUME)[0]),
     "MaxUnpool3d": (
         lambda: _on(lambda p, x: nn.MaxUnpool3d(2)(*p(x)), nn.MaxPool3d(2, return_indices=True)),
-        lambda: _samples(VOLUME)[0],
+        lambda: samples_of_shapes(VOLUME)[0],
     ),
-    "EmbeddingBag": (lambda: nn.EmbeddingBag(10, 4), lambda: (torch.tensor([[1, 2, 3], [4, 5, 6]]),)),
-    "CrossMapLRN2d": (lambda: nn.CrossMapLRN2d(3), lambda: _samples(IMAGE)[0]),
-    "HingeEmbeddingLoss": (nn.HingeEmbeddingLoss, lambda: _samples(ROW, ROW)[0]),
-    "CosineEmbeddingLoss": (nn.CosineEmbeddingLoss, lambda: _samples(ROW, ROW, (2,))[0]),
-    "rfft": (lambda: lambda x: torch.fft.rfft(x).abs(), lambda: _samples(ROW)[0]),
-    "det": (lambda: lambda x: torch.linalg.det(x[:, :2]), lambda: _samples(ROW)[0]),
-    "median": (lambda: torch.median, lambda: _samples(ROW)[0]),
-    "cumprod": (lambda: lambda x: torch.cumprod(x, 1), lambda: _samples(ROW)[0]),
-    "sort": (lambda: lambda x: torch.sort(x, 1)[0], lambda: _samples(ROW)[0]),
-    **{name: (_constant(getattr(torch, name)), lambda: _samples(ROW)[0]) for name in ("erfc", "angle")},
-    **{
-        name: (_constant(getattr(torch, name)), lambda: _samples(ROW, ROW)[0])
-        for name in ("fmax", "fmin", "hypot", "copysign", "dist")
-    },
-    "signbit": (lambda: torch.signbit, lambda: _samples(ROW)[0]),
+    "CrossMapLRN2d": (lambda: nn.CrossMapLRN2d(3), lambda: samples_of_shapes(IMAGE)[0]),
+    "HingeEmbeddingLoss": (nn.HingeEmbeddingLoss, lambda: samples_of_shapes(ROW, ROW)[0]),
+    "CosineEmbeddingLoss": (nn.CosineEmbeddingLoss, lambda: samples_of_shapes(ROW, ROW, (2,))[0]),
+    "rfft": (lambda: lambda x: torch.fft.rfft(x).abs(), lambda: samples_of_shapes(ROW)[0]),
+    "det": (lambda: lambda x: torch.linalg.det(x[:, :2]), lambda: samples_of_shapes(ROW)[0]),
+    "median": (lambda: torch.median, lambda: samples_of_shapes(ROW)[0]),
+    "cumprod": (lambda: lambda x: torch.cumprod(x, 1), lambda: samples_of_shapes(ROW)[0]),
+    "sort": (lambda: lambda x: torch.sort(x, 1)[0], lambda: samples_of_shapes(ROW)[0]),
 }
 
 
@@ -252,8 +245,8 @@ NOT_IN_PROGRAMS = {
 }  # fmt: skip
 # Modules that are part of a tested layer, or that have tests of their own.
 MADE_OF_OTHERS = {
-    "RNNBase", "RNNCellBase", "Transformer", "TransformerEncoder", "TransformerDecoder", "Embedding", "MaxUnpool1d",
-    "MaxUnpool2d",
+    "RNNBase", "RNNCellBase", "Transformer", "TransformerEncoder", "TransformerDecoder", "Embedding", "EmbeddingBag",
+    "MaxUnpool1d", "MaxUnpool2d",
 }  # fmt: skip
 
 
@@ -266,11 +259,11 @@ def test_every_module_of_torch_nn_is_here() -> None:
 UNARY = (
     "abs acos acosh asin asinh atan atanh ceil cos cosh erf exp exp2 expm1 floor frac log log10 log1p log2 neg "
     "reciprocal round rsqrt sigmoid sign sin sinc sinh sqrt square tan tanh trunc relu selu logit isnan isfinite "
-    "deg2rad rad2deg nan_to_num"
+    "deg2rad rad2deg nan_to_num erfc angle signbit"
 )
 BINARY = (
     "add sub mul div floor_divide fmod remainder pow maximum minimum atan2 logaddexp eq ne lt "
-    "le gt ge logical_and logical_or logical_xor kron xlogy cdist"
+    "le gt ge logical_and logical_or logical_xor kron xlogy cdist fmax fmin hypot copysign dist"
 )
 OF_ROWS: dict[str, Callable[[torch.Tensor], Any]] = {
     "cumsum": lambda x: torch.cumsum(x, 1), "flip": lambda x: torch.flip(x, (1,)), "roll": lambda x: x.roll(1, 1),
@@ -283,8 +276,8 @@ OF_ROWS: dict[str, Callable[[torch.Tensor], Any]] = {
     "scatter": lambda x: x.scatter(1, torch.tensor([[1], [0]]), 0.5), "diagonal": lambda x: x.diagonal(),
 }  # fmt: skip
 FUNCTIONS_OF_ROWS = (
-    "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish normalize relu6 rrelu silu "
-    "softplus softshrink softsign tanhshrink threshold log_softmax softmax softmin"
+    "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish normalize relu6 rrelu selu "
+    "silu softplus softshrink softsign tanhshrink threshold log_softmax softmax softmin"
 )
 
 
@@ -300,7 +293,7 @@ def _function(name: str) -> Callable[[torch.Tensor], Any]:
 def test_functions_of_one_value(first: int) -> None:
     names = UNARY.split()[first : first + ROWS_AT_ONCE]
     parts = {name: _constant(functools.partial(_in_domain, name)) for name in names}
-    assert refused_of(parts, _samples(ROW, positive=True)) == set()
+    assert refused_of(parts, samples_of_shapes(ROW, positive=True)) == set()
 
 
 def _in_domain(name: str, x: torch.Tensor) -> Any:
@@ -319,12 +312,12 @@ def _domain(name: str, x: torch.Tensor) -> torch.Tensor:
 def test_functions_of_two_values(first: int) -> None:
     names = BINARY.split()[first : first + ROWS_AT_ONCE]
     parts = {name: _constant(getattr(torch, name)) for name in names}
-    assert refused_of(parts, _samples(ROW, ROW, positive=True)) == set()
+    assert refused_of(parts, samples_of_shapes(ROW, ROW, positive=True)) == set()
 
 
 @pytest.mark.slow
 def test_functions_of_rows() -> None:
     parts = {name: _constant(function) for name, function in OF_ROWS.items()}
     parts |= {name: _constant(_function(name)) for name in FUNCTIONS_OF_ROWS.split()}
-    for group in _in_groups(parts):
-        assert refused_of(group, _samples(ROW)) == set()
+    for group in in_groups(parts):
+        assert refused_of(group, samples_of_shapes(ROW)) == set()

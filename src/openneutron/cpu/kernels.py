@@ -107,7 +107,10 @@ def _values(node: Node) -> list[torch.Tensor]:
 
 
 def _is_known(node: Node, names: frozenset[str], *, trusts_table: bool) -> bool:
-    """Whether the operator has the usual dtypes and ranks, and a kernel with its name or an entry in `OPERATORS`."""
+    """Whether the operator has the usual dtypes and ranks, and a kernel with its name or an entry in `OPERATORS`.
+
+    ExecuTorch rejects an operator outside of Core ATen, unless torch decomposes it, even if there is a kernel.
+    """
     spec, values = OPERATORS.get(op_name(node)), _values(node)
     if any(value.dtype not in _USUAL_DTYPES for value in values):
         return False
@@ -116,7 +119,18 @@ def _is_known(node: Node, names: frozenset[str], *, trusts_table: bool) -> bool:
     if any(value.dim() > _USUAL_RANK for value in values) or _has_negative_numbers(node):
         return False
     _, name, overload = op_name(node).split(".")
-    return (trusts_table and spec is not None) or f"aten::{name}.{_OUT.get(overload, f'{overload}_out')}" in names
+    if trusts_table and spec is not None:
+        return True
+    return f"aten::{name}.{_OUT.get(overload, f'{overload}_out')}" in names and _is_core_or_decomposed(node)
+
+
+def _is_core_or_decomposed(node: Node) -> bool:
+    """Whether the operator is part of Core ATen, or torch decomposes it in every export."""
+    overload = node.target
+    if not isinstance(overload, torch._ops.OpOverload):
+        return False
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return torch.Tag.core in overload.tags or has_kernel(overload.name(), "CompositeImplicitAutograd")
 
 
 def _has_negative_numbers(node: Node) -> bool:

@@ -24,8 +24,18 @@ ALIASES: dict[str, str] = {
     "special_multigammaln": "mvlgamma", "special_polygamma": "polygamma", "special_psi": "digamma",
     "special_sinc": "sinc", "special_softmax": "softmax", "special_xlogy": "xlogy",
     "subtract": "sub", "true_divide": "div",
+    **{
+        f"{name}_copy": name
+        for name in (
+            "alias", "as_strided", "detach", "diagonal", "expand", "narrow", "permute", "select", "slice", "split",
+            "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view",
+        )
+    },
 }  # fmt: skip
-"""The canonical name of each second name. Both are names of ATen operators without overload."""
+"""The canonical name of each second name. Both are names of ATen operators without overload.
+
+A copy of a view (select_copy) computes the same values as the view, in a graph without writes in place.
+"""
 
 
 def canonical_overload(overload: torch._ops.OpOverload) -> torch._ops.OpOverload | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from openneutron.core.constants import attribute
 from openneutron.core.fx import (
     arguments,
     draws_random_numbers,
+    first_operand,
     is_state_write,
     modules_of,
     op_name,
@@ -73,7 +75,8 @@ def check_outputs(module: GraphModule) -> bool:
 
 def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
     value = node.meta.get("val")
-    where = {"node": node.name, "op": op_name(node), "source": source_of(node)}
+    operator_node = first_operand(node) if node.target is operator.getitem else node
+    where = {"node": operator_node.name, "op": op_name(operator_node), "source": source_of(operator_node)}
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) and has_free_unbacked_symbols(value):
         raise ModelError(
             "This number depends on the values of a tensor (.item(), int(...)): a program has the same numbers for all "
