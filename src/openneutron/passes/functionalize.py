@@ -27,7 +27,7 @@ def functionalize(module: GraphModule) -> bool:
     2. If it writes to a view (a slice, a reshape, a transpose), its result is written into a new base tensor. Later
        readers of that memory read the new base, through new views.
     3. An in-place operator is kept if it stores a state, or if it writes to a buffer, to a part of an input, or to a
-       view that `write_back` cannot invert (expand, unfold, as_strided).
+       view in which elements occur several times (expand, overlapping windows of unfold).
     """
     if not any(writes_memory(node) for node in module.graph.nodes):
         return False
