@@ -175,6 +175,30 @@ def test_a_copy_of_a_prepared_module_is_corrected_by_what_it_saw_itself() -> Non
     assert not torch.equal(other.real_bias, expected.real_bias)
 
 
+def test_layers_that_read_one_bias_are_corrected_by_their_mean_shift() -> None:
+    """The inputs of the first two have one scale, so they keep one bias. The third has a bias of its own."""
+
+    def function(m: Any, x: Tensor) -> Any:
+        return m.c(x), m.c(x.roll(2, 1)), m.c(x * 4)
+
+    model: Any = seeded(lambda: Model(function, c=nn.Conv2d(8, 6, 1)))
+    samples = images()
+    layers = list(layers_of(converted(model, samples, **COARSE)))
+    plain = list(layers_of(converted(model, samples, correct_bias=False, **COARSE)))
+    biases = [layer.real_bias for layer in layers]
+    assert torch.equal(biases[0], biases[1])  # type: ignore[arg-type]
+    assert not torch.equal(biases[0], biases[2])  # type: ignore[arg-type]
+    inputs = samples, [x.roll(2, 1) for x in samples], [x * 4 for x in samples]
+    found, before = (
+        [shift(layer, model.c, values) for layer, values in zip(group, inputs, strict=True)]
+        for group in (layers, plain)
+    )
+    for after, without in ((found[:2], before[:2]), (found[2:], before[2:])):
+        mean, mean_without = torch.stack(after).mean(0), torch.stack(without).mean(0)
+        assert mean_without.abs().max() > 2 * half_a_code(layers[2])
+        assert mean.abs().max() < half_a_code(layers[2])
+
+
 # ----------------------------------------------------------------------------------------------------- skipped layers
 
 
@@ -194,7 +218,6 @@ def test_without_it_biases_are_rounded_as_they_are() -> None:
         (nn.Conv2d(8, 6, 1, bias=False), {}),
         (nn.Linear(6, 3, bias=False), {}),
         (nn.Sequential(nn.Conv2d(8, 6, 1), nn.Sigmoid()), {"layers": {"0": "float"}}),
-        (Model(lambda m, x: (m.c(x), m.c(F.relu(x))), c=nn.Conv2d(8, 6, 1)), {}),  # each layer would need its own bias
     ],
 )
 def test_what_has_no_quantized_bias_is_left_alone(model: nn.Module, options: dict[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.fx import Graph, GraphModule, Node, map_arg
@@ -100,7 +101,7 @@ class GraphRun:
         self.values: dict[Node, Any] = dict(given)
         self.only_dependents = only_dependents
         self.current: Node | None = None
-        self._coming = iter(module.graph.nodes)
+        self.coming = next(iter(module.graph.nodes))
         self._last_uses = {} if keeps_values else last_uses(module.graph)
 
     @torch.no_grad()
@@ -108,9 +109,16 @@ class GraphRun:
         """Computes the next node. Drops the values whose last reader was the previous node."""
         for value in self._last_uses.get(self.current, ()) if self.current else ():
             self.values.pop(value, None)
-        node = self.current = next(self._coming)
+        node = self.current = self.coming
+        self.coming = node.next
         if node not in self.values and not is_state_write(node) and self._is_needed(node):
             self.values[node] = self.compute(node)
+
+    def fork(self) -> Self:
+        """Returns a run that goes on from the current node. It shares the values so far, and advances independently."""
+        forked = copy.copy(self)
+        forked.values = dict(self.values)
+        return forked
 
     def run(self) -> Any:
         """Computes the remaining nodes, and returns the value of the output node."""

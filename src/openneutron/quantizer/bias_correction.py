@@ -107,7 +107,9 @@ class ChannelMeans(ObserverBase):
 class CorrectedBias(DerivedObserverOrFakeQuantize):
     """Derives the qparams of a layer's bias, and corrects the bias before it is quantized.
 
-    `means` holds the channel means of the layer's float input, whose shape is `shape`.
+    `means` holds the channel means of the layer's float input, whose shape is `shape`. Several layers may read the same
+    bias, such as the steps of an unrolled network. Those of them with the same weight and the same scale of the bias
+    get the same bias, corrected by their mean shift, because a program stores equal constants once.
     """
 
     def __init__(self, derived: DerivedObserverOrFakeQuantize, means: ChannelMeans, shape: tuple[int, ...]) -> None:
@@ -117,27 +119,32 @@ class CorrectedBias(DerivedObserverOrFakeQuantize):
         )  # fmt: skip
         self._means = (means,)  # in a tuple, so that it is not registered as a submodule twice
         self.shape = shape
+        self._shift: torch.Tensor | None = None
 
     @torch.no_grad()
     def convert(self, model: GraphModule, node: Node) -> None:
         """Replaces `node`, the call of this module, by the corrected and quantized bias of the layer that reads it."""
-        (layer,) = node.users
         scale, zero_point = self.calculate_qparams()
         bias = value_of(model, _constant(node))
-        mean = self._means[0].mean
-        if mean is not None:
-            bias = bias - self._shift(model, layer, mean)
+        if self._shift is None:
+            _find_shifts(model, _constant(node))
+        if self._shift is not None:
+            bias = bias - self._shift
         codes = (self.quant_min, self.quant_max)
         constant = QuantizedConstant(bias, scale, zero_point, self.ch_axis, codes, self.dtype)
         node.replace_all_uses_with(constant.write(model, node, "bias"))
         model.graph.erase_node(node)
 
-    def _shift(self, model: GraphModule, layer: Node, mean: torch.Tensor) -> torch.Tensor:
-        """Returns [outputs], by how much the quantized weights shift the mean of each output.
+    def shifts(self, model: GraphModule, layer: Node) -> torch.Tensor | None:
+        """Returns [positions, outputs], by how much the quantized weights shift the mean of each output of `layer`.
 
-        Runs the layer, with its stride, groups and zero padding, on an input that is constant within each channel at
-        the channel's mean. This assumes that the mean of a channel is the same at all positions.
+        Returns None if no values were seen. Runs the layer, with its stride, groups and zero padding, on an input that
+        is constant within each channel at the channel's mean. This assumes that the mean of a channel is the same at
+        all positions.
         """
+        mean = self._means[0].mean
+        if mean is None:
+            return None
         args = arguments(layer)
         weight = value_of(model, _constant(args["weight"]))
         axis = self._means[0].axis
@@ -145,7 +152,28 @@ class CorrectedBias(DerivedObserverOrFakeQuantize):
         args |= {"input": values, "weight": _rounded(weight, self.obs_or_fqs[1]) - weight, "bias": None}
         assert callable(layer.target)
         result: torch.Tensor = layer.target(*args.values()).movedim(axis, -1)
-        return result.flatten(0, -2).mean(0) if result.dim() > 1 else result
+        return result.flatten(0, -2) if result.dim() > 1 else result[None]
+
+    def take_shift(self, shift: torch.Tensor) -> None:
+        """Subtracts `shift` [outputs] from the bias at conversion."""
+        self._shift = shift
+
+
+def _find_shifts(model: GraphModule, bias: Node) -> None:
+    """Gives the shift to each `CorrectedBias` that observes the constant `bias`. Linear in its readers."""
+    pools: dict[tuple[Node, bytes], list[tuple[CorrectedBias, torch.Tensor]]] = {}
+    for call in bias.users:
+        observer = called(call)
+        if isinstance(observer, CorrectedBias):
+            (layer,) = call.users
+            shifts = observer.shifts(model, layer)
+            if shifts is not None:
+                key = _constant(arguments(layer)["weight"]), observer.calculate_qparams()[0].numpy().tobytes()
+                pools.setdefault(key, []).append((observer, shifts))
+    for pool in pools.values():
+        shift = torch.cat([shifts for _, shifts in pool]).mean(0)
+        for observer, _ in pool:
+            observer.take_shift(shift)
 
 
 def correct_biases_at_conversion(model: GraphModule, observers: dict[Any, Any]) -> None:
@@ -170,15 +198,12 @@ def correct_biases_at_conversion(model: GraphModule, observers: dict[Any, Any]) 
 
 
 def _is_quantized(model: GraphModule, layer: Node, observers: Mapping[Any, Any]) -> bool:
-    """Returns whether the weight and bias of `layer` are constants, it owns the bias, and the bias has derived qparams.
+    """Returns whether the weight and bias of `layer` are constants, and the bias has derived qparams.
 
-    Returns False if a mask writes values such as -inf to the layer's input, because such an input has no mean. Returns
-    False for a bias with several readers (the steps of an unrolled GRU), because each reader would need its own copy.
+    Returns False if a mask writes values such as -inf to the layer's input, because such an input has no mean.
     """
     args = arguments(layer)
     derived = observers.get((args["bias"], layer))
-    if args["bias"] is not None and len(args["bias"].users) > 1:
-        return False
     if not isinstance(derived, DerivedObserverOrFakeQuantize) or isinstance(derived.obs_or_fqs[0], MaskedObserver):
         return False
     return all(constant_of(model, args[role]) is not None for role in ("weight", "bias"))

@@ -8,15 +8,16 @@ the error that remains after the corrections of earlier layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.fx import GraphModule
 
 from openneutron.recovery.layerwise import LayerIO, Samples, run_layerwise, samples_within_memory
+from openneutron.recovery.shared_layers import SharedLayer
 from openneutron.recovery.weighted_layers import WeightedLayer
 
-__all__ = ["correct_bias", "correct_biases"]
+__all__ = ["PooledBiases", "correct_bias", "correct_biases"]
 
 
 def correct_biases(
@@ -28,7 +29,9 @@ def correct_biases(
     bar; None shows it if stderr is a terminal. Makes one pass over both graphs, linear in nodes and samples. Raises
     `ModelError` if the two graphs are not of the same model.
     """
-    run_layerwise(reference, converted, samples_within_memory(reference, samples), correct_bias, progress)
+    run_layerwise(
+        reference, converted, samples_within_memory(reference, samples), correct_bias, PooledBiases, progress=progress
+    )
     return converted
 
 
@@ -40,6 +43,87 @@ def correct_bias(layer: WeightedLayer, layer_io: LayerIO) -> None:
     weight = layer.real_weight
     without_bias = (layer.run(values, weight, None) for values in layer_io.quantized)
     layer.set_bias(_mean(layer, layer_io.wanted) - _mean(layer, without_bias))
+
+
+class PooledBiases:
+    """Corrects the biases of layers that share a weight.
+
+    Layers whose biases are equal, codes and scale, have the same bias afterwards, because a program stores equal
+    constants once: their mean error is the mean over all of them. Layers with other biases are corrected apart.
+
+    In a recurrent network, errors of the inputs come from the errors of the same layers at earlier steps. Correcting
+    them at each step would add up, so only the shift by the rounded weights is corrected, on the float inputs.
+    """
+
+    def __init__(self, shared: SharedLayer) -> None:
+        self._is_recurrent = shared.is_recurrent
+        self._pools = [_PooledMeans(layers) for layers in _by_bias(shared.uses)]
+        self._pool_of = {layer.node: means for means in self._pools for layer in means.layers}
+
+    def add(self, layer: WeightedLayer, layer_io: LayerIO) -> None:
+        """Adds the inputs and wanted outputs of `layer` to the means."""
+        inputs = layer_io.real if self._is_recurrent else layer_io.quantized
+        if layer.node in self._pool_of:
+            self._pool_of[layer.node].add(layer, inputs, layer_io.wanted)
+
+    def apply(self) -> None:
+        """Changes the biases so that the mean of each output channel equals the mean in the float graph."""
+        for means in self._pools:
+            means.apply()
+
+
+class _PooledMeans:
+    """The mean error of `layers` with one weight and equal biases.
+
+    The mean of a layer's outputs is linear in its weight. `inputs` holds the coefficients [groups, ...], the sums of
+    the inputs that each weight of an output channel multiplies. The means are therefore known for any weight, without
+    the inputs.
+    """
+
+    def __init__(self, layers: Sequence[WeightedLayer]) -> None:
+        self.layers = layers
+        self.wanted = self.inputs = torch.zeros((), dtype=torch.float64)
+        self.count = 0
+
+    def add(self, layer: WeightedLayer, inputs: Iterable[torch.Tensor], outputs: Iterable[torch.Tensor]) -> None:
+        for values, wanted in zip(inputs, outputs, strict=True):
+            positions = layer.by_output(wanted)
+            self.wanted = self.wanted + positions.sum(0, dtype=torch.float64)
+            self.inputs = self.inputs + _input_sums(layer, values).double()
+            self.count += len(positions)
+
+    def apply(self) -> None:
+        (layer, *_), weight = self.layers, self.layers[0].real_weight.double()
+        if layer.is_transposed:  # [inputs, outputs of a group, ...]
+            products = weight.unflatten(0, (layer.groups, -1)) * self.inputs.unflatten(0, (layer.groups, -1))
+            sums = products.movedim(2, 1).flatten(2).sum(2).flatten()
+        else:
+            products = weight.unflatten(0, (layer.groups, -1)) * self.inputs[:, None]
+            sums = products.flatten(2).sum(2).flatten()
+        for each in self.layers:
+            each.set_bias((self.wanted - sums) / self.count)
+
+
+def _by_bias(layers: Sequence[WeightedLayer]) -> list[list[WeightedLayer]]:
+    """Groups layers by the codes and the scale of their biases. Leaves out layers without a bias."""
+    found: dict[tuple[bytes, bytes], list[WeightedLayer]] = {}
+    for layer in layers:
+        if layer.bias is not None:
+            found.setdefault(layer.bias_bytes, []).append(layer)
+    return list(found.values())
+
+
+@torch.enable_grad()
+def _input_sums(layer: WeightedLayer, values: torch.Tensor) -> torch.Tensor:
+    """Returns, for each weight of the first output channel of each group, the sum of the inputs that it multiplies.
+
+    These are the derivatives of the sum of the outputs with respect to the weights, of all groups along dimension 0.
+    """
+    weight = layer.codes
+    one_each = weight[:, :1] if layer.is_transposed else weight[: layer.groups]
+    variable = torch.zeros(one_each.shape, requires_grad=True)
+    (sums,) = torch.autograd.grad(layer.run(values.detach(), variable, None).sum(), variable)
+    return sums
 
 
 def _mean(layer: WeightedLayer, outputs: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -21,9 +21,10 @@ from torch.fx import GraphModule
 from openneutron.core.fx import arguments
 from openneutron.ops.windows import of_each_dim
 from openneutron.quantizer.sample import positions
-from openneutron.recovery.correct_biases import correct_bias
-from openneutron.recovery.layerwise import LayerIO, Samples, run_layerwise, samples_within_memory
-from openneutron.recovery.weighted_layers import WeightedLayer
+from openneutron.recovery.correct_biases import PooledBiases, correct_bias
+from openneutron.recovery.layerwise import LayerIO, Pool, Samples, run_layerwise, samples_within_memory
+from openneutron.recovery.shared_layers import SharedLayer
+from openneutron.recovery.weighted_layers import WeightedLayer, shrink
 
 __all__ = ["MOST_INPUTS", "gptq_codes", "round_weights_by_gptq", "rows_of"]
 
@@ -53,6 +54,8 @@ MOST_INPUTS = 4608
 # few copies of these weights in double.
 WEIGHTS_AT_ONCE = 2**24
 _BLOCK = 64
+# Positions of layers that share a weight are multiplied at least this many at once.
+ROWS_AT_ONCE = 512
 IMAGE_RANK = 4
 
 
@@ -96,20 +99,53 @@ def round_weights_by_gptq(
     """
 
     def visit(layer: WeightedLayer, layer_io: LayerIO) -> None:
-        is_rounded = not layer.is_transposed and layer_io.weight.dim() <= IMAGE_RANK
-        if is_rounded and layer_io.weight[0].numel() <= most_inputs:
-            _round(layer, layer_io)
+        if _is_rounded(layer, most_inputs):
+            _round([layer], layer_io.weight, _moments(layer, layer_io))
         correct_bias(layer, layer_io)
 
-    run_layerwise(reference, converted, samples_within_memory(reference, samples), visit, progress)
+    def pool(shared: SharedLayer) -> Pool:
+        if shared.is_adjustable and _is_rounded(shared.first, most_inputs):
+            return _PooledRounding(shared)
+        return PooledBiases(shared)
+
+    run_layerwise(reference, converted, samples_within_memory(reference, samples), visit, pool, progress=progress)
     converted.recompile()  # scales are part of the code
     return converted
 
 
-def _round(layer: WeightedLayer, layer_io: LayerIO) -> None:
-    real = layer_io.weight
+def _is_rounded(layer: WeightedLayer, most_inputs: int) -> bool:
+    codes = layer.codes
+    return not layer.is_transposed and codes.dim() <= IMAGE_RANK and codes[0].numel() <= most_inputs
+
+
+class _PooledRounding:
+    """Rounds a weight by the inputs of all layers that read it, and corrects their biases."""
+
+    def __init__(self, shared: SharedLayer) -> None:
+        self._shared = shared
+        self._biases = PooledBiases(shared)
+        self._sums = _MomentSums(shared.first, ROWS_AT_ONCE)
+        self._weight: torch.Tensor | None = None
+
+    def add(self, layer: WeightedLayer, layer_io: LayerIO) -> None:
+        """Adds the inputs of `layer` at evenly spread positions, and its mean error."""
+        self._weight = layer_io.weight
+        most = positions_of(self._weight, len(layer_io.real) * len(self._shared.uses))
+        for values in zip(layer_io.quantized, layer_io.real, strict=True):
+            self._sums.add(*(rows_of(layer, value, self._weight, most) for value in values))
+        self._biases.add(layer, layer_io)
+
+    def apply(self) -> None:
+        """Replaces the codes and the scale of the weight, and the biases."""
+        assert self._weight is not None
+        _round(self._shared.uses, self._weight, self._sums.moments())
+        self._biases.apply()
+
+
+def _round(layers: Sequence[WeightedLayer], real: torch.Tensor, moments: _Moments) -> None:
+    """Rounds the float weight `real`, which all of `layers` read."""
+    layer = layers[0]
     groups, outputs = layer.groups, real.shape[0]
-    moments = _moments(layer, layer_io)
     rows = real.reshape(groups, outputs // groups, -1).double()
     wanted, covariance = _wanted(rows, moments), moments.shrunk
     scale = layer.scale.expand(outputs, *layer.scale.shape[1:]) if layer.scale.dim() else layer.scale.expand(outputs)
@@ -128,7 +164,7 @@ def _round(layer: WeightedLayer, layer_io: LayerIO) -> None:
     _, factor, chosen = min(candidates, key=lambda candidate: candidate[0])
     layer.codes.copy_(chosen.reshape(real.shape))
     if factor != 1:
-        layer.shrink(factor)
+        shrink(layers, factor)
 
 
 def _wanted(rows: torch.Tensor, moments: _Moments) -> torch.Tensor:
@@ -179,30 +215,65 @@ def gptq_codes(
 
 
 def _moments(layer: WeightedLayer, layer_io: LayerIO) -> _Moments:
-    """Estimates the moments from evenly spread positions. Subtracts the means, which the bias compensates."""
+    """Estimates the moments from evenly spread positions."""
     weight = layer_io.weight
-    groups, size = layer.groups, weight[0].numel()
-    wanted = max(POSITIONS, POSITIONS_PER_INPUT * size) // len(layer_io.wanted) + 1
-    own, cross = (torch.zeros(groups, size, size, dtype=torch.float64) for _ in range(2))
-    mean, real_mean = (torch.zeros(groups, size, dtype=torch.float64) for _ in range(2))
-    # Subtracting the first sample's mean avoids cancellation for values far from zero. Quantized and float inputs have
-    # separate means, because a constant differs from its quantized value.
-    read = layer_io.quantized, layer_io.real
-    origins = [rows_of(layer, values[0], weight, wanted).mean(1, keepdim=True) for values in read]
-    count = 0
-    for sample in zip(*read, strict=True):
-        inputs, real_inputs = (
-            rows_of(layer, values, weight, wanted) - origin for values, origin in zip(sample, origins, strict=True)
+    most = positions_of(weight, len(layer_io.wanted))
+    sums = _MomentSums(layer)
+    for values in zip(layer_io.quantized, layer_io.real, strict=True):
+        sums.add(*(rows_of(layer, value, weight, most) for value in values))
+    return sums.moments()
+
+
+def positions_of(weight: torch.Tensor, parts: int) -> int:
+    """Returns the number of positions to read of each of `parts`, the inputs of the layers of `weight`."""
+    return max(POSITIONS, POSITIONS_PER_INPUT * weight[0].numel()) // parts + 1
+
+
+class _MomentSums:
+    """Sums up the moments of a layer's inputs. Subtracts the means, which the bias compensates.
+
+    Each product sums at least `at_once` positions, because a product for each of many steps would take longer.
+    """
+
+    def __init__(self, layer: WeightedLayer, at_once: int = 1) -> None:
+        groups, size = layer.groups, layer.codes[0].numel()
+        self._own, self._cross = (torch.zeros(groups, size, size, dtype=torch.float64) for _ in range(2))
+        self._mean, self._real_mean = (torch.zeros(groups, size, dtype=torch.float64) for _ in range(2))
+        self._origins: list[torch.Tensor] = []
+        self._count, self._at_once = 0, at_once
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def add(self, inputs: torch.Tensor, real_inputs: torch.Tensor) -> None:
+        """Adds rows [groups, positions, inputs] of the quantized and of the float inputs at the same positions."""
+        # Subtracting the first rows' mean avoids cancellation for values far from zero. Quantized and float inputs have
+        # separate means, because a constant differs from its quantized value.
+        self._origins = self._origins or [rows.mean(1, keepdim=True) for rows in (inputs, real_inputs)]
+        self._waiting.append((inputs - self._origins[0], real_inputs - self._origins[1]))
+        if sum(rows.shape[1] for rows, _ in self._waiting) >= self._at_once:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        if not self._waiting:
+            return
+        waiting = zip(*self._waiting, strict=True)
+        inputs, real_inputs = (torch.cat(rows, 1) if len(rows) > 1 else rows[0] for rows in waiting)
+        self._waiting = []
+        self._own += inputs.transpose(1, 2) @ inputs
+        self._cross += real_inputs.transpose(1, 2) @ inputs
+        self._mean += inputs.sum(1)
+        self._real_mean += real_inputs.sum(1)
+        self._count += inputs.shape[1]
+
+    def moments(self) -> _Moments:
+        """Returns the moments of all rows that were added."""
+        self._add_waiting()
+        size = self._own.shape[-1]
+        own, cross, mean, real_mean = (
+            sums / self._count for sums in (self._own, self._cross, self._mean, self._real_mean)
         )
-        own += inputs.transpose(1, 2) @ inputs
-        cross += real_inputs.transpose(1, 2) @ inputs
-        mean += inputs.sum(1)
-        real_mean += real_inputs.sum(1)
-        count += inputs.shape[1]
-    own, cross, mean, real_mean = (sums / count for sums in (own, cross, mean, real_mean))
-    rounding = FLOAT_ROUNDING * _mean_of_diagonal(own) * torch.eye(size, dtype=torch.float64)
-    trust = count / (count + size)
-    return _Moments(own - _outer(mean, mean) + rounding, cross - _outer(real_mean, mean), trust)
+        rounding = FLOAT_ROUNDING * _mean_of_diagonal(own) * torch.eye(size, dtype=torch.float64)
+        trust = self._count / (self._count + size)
+        return _Moments(own - _outer(mean, mean) + rounding, cross - _outer(real_mean, mean), trust)
 
 
 def _outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.fx import GraphModule, Node
@@ -20,10 +20,13 @@ from openneutron.core.fx import arguments, first_operand, is_dequantize, is_quan
 from openneutron.core.progress import progress_bar
 from openneutron.errors import ModelError
 from openneutron.model.state import sample_nodes
-from openneutron.recovery.weighted_layers import WeightedLayer, layers_of
+from openneutron.ops.declared import layer_kind
+from openneutron.recovery.shared_layers import SharedLayer, layers_by_weight, look_aheads
+from openneutron.recovery.weighted_layers import WeightedLayer
 
 __all__ = [
     "LayerIO",
+    "Pool",
     "Samples",
     "SamplesRun",
     "evenly_spaced",
@@ -49,6 +52,16 @@ class LayerIO:
     quantized: list[torch.Tensor]
     real: list[torch.Tensor]
     wanted: list[torch.Tensor]
+
+
+class Pool(Protocol):
+    """What a method measures at the layers that share a weight, to change their constants afterwards."""
+
+    def add(self, layer: WeightedLayer, layer_io: LayerIO) -> None:
+        """Adds the inputs and outputs of one of the layers. Does not keep them."""
+
+    def apply(self) -> None:
+        """Changes the constants that the layers share. Is called once, when all layers were added."""
 
 
 class SamplesRun(GraphRun):
@@ -88,14 +101,20 @@ def fake_quantize(dequantize: Node, value: torch.Tensor) -> torch.Tensor:
 def samples_within_memory(reference: GraphModule, samples: Samples, memory: int = MEMORY) -> Samples:
     """Returns evenly spaced samples. A layerwise run of two graphs on these samples needs at most `memory` bytes.
 
-    Returns at least one sample, even if it needs more.
+    Returns at least one sample, even if it needs more. A graph with shared weights counts twice, because a look-ahead
+    keeps the values at which it began.
     """
     last, live, most = last_uses(reference.graph), 0, 1
     for node in reference.graph.nodes:
         live += 0 if node.op == "get_attr" else _bytes(node)
         most = max(most, live)
         live -= sum(0 if value.op == "get_attr" else _bytes(value) for value in last.get(node, ()))
-    return evenly_spaced(samples, max(1, memory // (2 * most)))
+    graphs = 4 if any(map(_is_shared_weight, reference.graph.nodes)) else 2
+    return evenly_spaced(samples, max(1, memory // (graphs * most)))
+
+
+def _is_shared_weight(node: Node) -> bool:
+    return node.op == "get_attr" and sum(layer_kind(user) is not None for user in node.users) > 1
 
 
 def evenly_spaced(samples: Samples, most: int) -> Samples:
@@ -115,19 +134,30 @@ def run_layerwise(
     converted: GraphModule,
     samples: Samples,
     visit: Callable[[WeightedLayer, LayerIO], None],
+    pool: Callable[[SharedLayer], Pool] | None = None,
+    *,
     progress: bool | None = False,
 ) -> tuple[list[Any], list[Any]]:
     """Runs both graphs, and calls `visit` before each layer of `converted`. `visit` may change the layer's constants.
 
-    `reference` is the float graph of `converted` before `prepare_pt2e`; its layers have the same names. Returns the
-    outputs of each graph for each sample. `progress` shows a progress bar; None shows it if stderr is a terminal.
-    Linear in nodes and samples. Raises `ModelError` if the graphs are not of the same model.
+    Layers that share a weight are added to a `pool` by a look-ahead, which runs before the first of them. Without
+    `pool`, they are left out. `reference` is the float graph of `converted` before `prepare_pt2e`; its layers have the
+    same names. Returns the outputs of each graph for each sample. `progress` shows a progress bar; None shows it if
+    stderr is a terminal. Linear in nodes and samples: look-aheads run at most `shared_layers.LOOK_AHEADS` times the
+    nodes of the graph, unless the moments exceed `shared_layers.MEMORY`. Raises `ModelError` if the graphs are not of
+    the same model.
     """
     real, quantized = SamplesRun(reference, samples), SamplesRun(converted, samples)
     reference_nodes = {node.name: node for node in reference.graph.nodes}
-    layers = {layer.node: layer for layer in layers_of(converted)}
-    with progress_bar("Recovering layers", len(layers), progress) as advance:
+    alone, shared = layers_by_weight(converted)
+    layers = {layer.node: layer for layer in alone}
+    order = {node: index for index, node in enumerate(converted.graph.nodes)}
+    batches = look_aheads(shared, order) if pool is not None else {}
+    with progress_bar("Recovering layers", len(layers) + sum(map(len, batches.values())), progress) as advance:
         for node in converted.graph.nodes:
+            if node in batches and pool is not None:
+                _look_ahead(real.fork(), quantized.fork(), reference_nodes, {it: pool(it) for it in batches[node]})
+                advance(len(batches[node]))
             if node in layers:
                 reference_node = _reference_of(reference_nodes, node)
                 real.run_until(reference_node)
@@ -135,6 +165,23 @@ def run_layerwise(
                 advance(1)
             quantized.advance()
     return real.run(), quantized.run()
+
+
+def _look_ahead(
+    real: SamplesRun, quantized: SamplesRun, reference_nodes: Mapping[str, Node], pools: Mapping[SharedLayer, Pool]
+) -> None:
+    """Runs both graphs from the current nodes to the last of the layers in `pools`, and then applies the pools."""
+    uses = {layer.node: (layer, pool) for shared, pool in pools.items() for layer in shared.uses}
+    while uses:
+        node = quantized.coming
+        if node in uses:
+            layer, pool = uses.pop(node)
+            reference_node = _reference_of(reference_nodes, node)
+            real.run_until(reference_node)
+            pool.add(layer, _layer_io(real, quantized, layer, reference_node))
+        quantized.advance()
+    for pool in pools.values():
+        pool.apply()
 
 
 def _reference_of(reference_nodes: Mapping[str, Node], node: Node) -> Node:

@@ -6,9 +6,10 @@ import copy
 from dataclasses import dataclass, replace
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from openneutron.calibration import CalibrationOptions, calibrate
+from openneutron.core.fx import arguments, set_argument
 from openneutron.errors import OptionError
 from openneutron.ops.layers import constant_layer
 from openneutron.passes.equalize import equalize
@@ -164,9 +165,19 @@ def recover_converted(
 
 
 def give_biases(module: GraphModule) -> None:
-    """Gives each convolution and linear without a bias a bias of zeros. TFLite's operators have one in any case."""
+    """Gives each convolution and linear without a bias a bias of zeros. TFLite's operators have one in any case.
+
+    Layers that read one weight get one bias.
+    """
+    given: dict[tuple[str, int], Node] = {}
     for node in module.graph.nodes:
         layer = constant_layer(module, node)
-        if layer is not None and layer.bias is None:
+        if layer is None or layer.bias is not None:
+            continue
+        weight = str(arguments(node)["weight"].target), layer.outputs
+        if weight in given:
+            set_argument(node, "bias", given[weight])
+        else:
             layer.replace(bias=torch.zeros(layer.outputs))
+            given[weight] = arguments(node)["bias"]
     module.recompile()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ from openneutron.core.fx import arguments, first_operand, is_dequantize, set_arg
 from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
 
-__all__ = ["WeightedLayer", "layer_of", "layers_of"]
+__all__ = ["WeightedLayer", "layer_of", "layers_of", "shrink"]
 
 
 @dataclass(frozen=True)
 class WeightedLayer:
-    """A convolution, transposed convolution or linear of a converted module. No other operator reads its constants.
+    """A convolution, transposed convolution or linear of a converted module.
 
     `weight` and `bias` are the nodes that dequantize the constants.
     """
@@ -70,6 +70,14 @@ class WeightedLayer:
         """The dequantized bias, float32 [outputs]."""
         return None if self.bias is None else _codes(self.module, self.bias) * _scale(self.module, self.bias)
 
+    @property
+    def bias_bytes(self) -> tuple[bytes, bytes]:
+        """The codes and the scale of the bias."""
+        assert self.bias is not None
+        constants = _codes(self.module, self.bias), _scale(self.module, self.bias)
+        codes, scale = (constant.numpy().tobytes() for constant in constants)
+        return codes, scale
+
     def set_bias(self, bias: torch.Tensor) -> None:
         """Quantizes `bias` [outputs] and writes the codes to the module."""
         assert self.bias is not None
@@ -84,15 +92,7 @@ class WeightedLayer:
         Keeps the codes of the weight. Changes the codes of the bias so that the dequantized bias remains equal, except
         for rounding.
         """
-        bias = self.real_bias
-        for node in filter(None, (self.weight, self.bias)):
-            scale = arguments(node)["scale" if "scale" in arguments(node) else "scales"]
-            if isinstance(scale, Node):
-                attribute(self.module, str(scale.target)).mul_(factor)
-            else:
-                set_argument(node, "scale", scale * factor)
-        if bias is not None:
-            self.set_bias(bias)
+        shrink([self], factor)
 
     def run(self, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Runs the operator on float `values`, with the given weight and bias."""
@@ -107,19 +107,35 @@ class WeightedLayer:
         return values.flatten(0, -2) if self.is_linear else values.movedim(1, -1).flatten(0, -2)
 
 
-def layer_of(module: GraphModule, node: Node) -> WeightedLayer | None:
-    """Returns `node` as a layer.
+def shrink(layers: Sequence[WeightedLayer], factor: float) -> None:
+    """Multiplies the scales of the weights and biases of `layers` by `factor`, as `WeightedLayer.shrink`.
 
-    Returns None for any other operator, and if its constants are not quantized or another operator reads them.
+    The layers may share constants. Each constant and each scale is changed once.
+    """
+    biases = [layer.real_bias for layer in layers]
+    nodes = dict.fromkeys(node for layer in layers for node in (layer.weight, layer.bias) if node is not None)
+    scales = {node: arguments(node)["scale" if "scale" in arguments(node) else "scales"] for node in nodes}
+    for target in {str(scale.target) for scale in scales.values() if isinstance(scale, Node)}:
+        attribute(layers[0].module, target).mul_(factor)
+    for node, scale in scales.items():
+        if not isinstance(scale, Node):
+            set_argument(node, "scale", scale * factor)
+    for layer, bias in zip(layers, biases, strict=True):
+        if bias is not None:
+            layer.set_bias(bias)
+
+
+def layer_of(module: GraphModule, node: Node) -> WeightedLayer | None:
+    """Returns `node` as a layer. Returns None for any other operator, and if its constants are not quantized.
+
+    Other operators may read its constants, too.
     """
     if layer_kind(node) is None:
         return None
     args = arguments(node)
     weight, bias = args["weight"], args["bias"]
     constants = [weight] if bias is None else [weight, bias]
-    if not all(_is_own(module, constant) for constant in constants):
-        return None
-    return WeightedLayer(module, node, weight, bias)
+    return WeightedLayer(module, node, weight, bias) if all(_is_quantized(module, it) for it in constants) else None
 
 
 def layers_of(module: GraphModule) -> Iterator[WeightedLayer]:
@@ -127,12 +143,12 @@ def layers_of(module: GraphModule) -> Iterator[WeightedLayer]:
     return (layer for node in module.graph.nodes if (layer := layer_of(module, node)) is not None)
 
 
-def _is_own(module: GraphModule, dequantize: Any) -> bool:
-    """Whether `dequantize` dequantizes an integer constant, and both have a single reader."""
-    if not isinstance(dequantize, Node) or not is_dequantize(dequantize) or len(dequantize.users) != 1:
+def _is_quantized(module: GraphModule, dequantize: Any) -> bool:
+    """Whether `dequantize` dequantizes an integer constant."""
+    if not isinstance(dequantize, Node) or not is_dequantize(dequantize):
         return False
     source = dequantize.args[0]
-    if not isinstance(source, Node) or source.op != "get_attr" or len(source.users) != 1:
+    if not isinstance(source, Node) or source.op != "get_attr":
         return False
     return not attribute(module, str(source.target)).dtype.is_floating_point
 

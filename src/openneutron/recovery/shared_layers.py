@@ -1,0 +1,169 @@
+"""Finds the layers of a converted module that read one weight, and plans where their inputs are measured.
+
+The steps of an unrolled recurrent network, the branches of a siamese network and tied layers share their weights. The
+codes of a shared weight are chosen for the inputs of all of its layers. They are needed by the first of these layers,
+whose outputs are inputs of the later ones. The layerwise run therefore looks ahead: at the first layer, it runs on to
+the last one with the weight as it is, and then goes on from the first one with the new codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch.fx import GraphModule, Node
+
+from openneutron.core.fx import first_operand
+from openneutron.ops.declared import layer_kind
+from openneutron.recovery.weighted_layers import WeightedLayer, layers_of
+
+__all__ = ["SharedLayer", "layers_by_weight", "look_aheads"]
+
+# Limit of the nodes that all look-aheads run, as a multiple of the nodes of the graph.
+LOOK_AHEADS = 4
+# Limit in bytes of the second moments that one look-ahead measures. A single layer may exceed it.
+MEMORY = 1 << 30
+
+
+@dataclass(frozen=True)
+class SharedLayer:
+    """The `uses` of one weight: the layers that read it, in order of execution.
+
+    `is_adjustable` says that no operator but these layers reads the weight, and that they read it in the same way.
+    `is_recurrent` says that the input of one of them depends on the output of another.
+    """
+
+    uses: tuple[WeightedLayer, ...]
+    is_adjustable: bool
+    is_recurrent: bool
+
+    @property
+    def first(self) -> WeightedLayer:
+        """The layer that runs first."""
+        return self.uses[0]
+
+    @property
+    def moment_bytes(self) -> int:
+        """The size of the second moments of the inputs in bytes: two matrices per group, in double."""
+        return 16 * self.first.groups * self.first.codes[0].numel() ** 2
+
+
+def layers_by_weight(module: GraphModule) -> tuple[list[WeightedLayer], list[SharedLayer]]:
+    """Returns the layers whose constants no other operator reads, and those that share a weight.
+
+    Both are in order of execution. Leaves out layers with a bias that a layer with another weight reads. Linear in
+    nodes.
+    """
+    readers = _readers_of_constants(module)
+    uses: dict[str, list[WeightedLayer]] = {}
+    for layer in layers_of(module):
+        uses.setdefault(_constant(layer.weight), []).append(layer)
+    recurrent = _recurrent(module, uses)
+    alone, shared = [], []
+    for weight, layers in uses.items():
+        nodes = {layer.node for layer in layers}
+        biases = {_constant(layer.bias) for layer in layers if layer.bias is not None}
+        if not all(readers[bias] <= nodes for bias in biases):
+            continue
+        is_only_reader = readers[weight] <= nodes
+        if is_only_reader and len(layers) == 1:
+            alone.append(layers[0])
+        else:
+            is_adjustable = is_only_reader and len(set(map(_form, layers))) == 1
+            shared.append(SharedLayer(tuple(layers), is_adjustable, weight in recurrent))
+    return alone, shared
+
+
+def _readers_of_constants(module: GraphModule) -> dict[str, set[Node]]:
+    """Returns the operators that read each constant, by its name, directly or dequantized."""
+    found: dict[str, set[Node]] = {}
+    for source in module.graph.nodes:
+        if source.op == "get_attr":
+            readers = found.setdefault(str(source.target), set())
+            for user in source.users:
+                dequantizes = layer_kind(user) is None and first_operand(user) is source if user.args else False
+                readers.update(user.users if dequantizes else [user])
+    return found
+
+
+def _recurrent(module: GraphModule, uses: Mapping[str, Sequence[WeightedLayer]]) -> set[str]:
+    """Returns the weights that are read by a layer whose input depends on another layer with the same weight."""
+    weights = [weight for weight, layers in uses.items() if len(layers) > 1]
+    bits = {layer.node: 1 << index for index, weight in enumerate(weights) for layer in uses[weight]}
+    behind: dict[Node, int] = {}  # the weights on which a node depends, as the bits of an integer
+    found = 0
+    for node in module.graph.nodes if bits else ():
+        mask, own = 0, bits.get(node, 0)
+        for source in node.all_input_nodes:
+            mask |= behind[source]
+        found |= mask & own
+        behind[node] = mask | own
+    return {weight for index, weight in enumerate(weights) if found >> index & 1}
+
+
+def _constant(dequantize: Node) -> str:
+    return str(first_operand(dequantize).target)
+
+
+def _form(layer: WeightedLayer) -> object:
+    """Returns by what the codes of the weight become numbers, and how the layer multiplies with them."""
+    return layer_kind(layer.node), layer.groups, tuple(layer.weight.args[1:]), layer.weight.target
+
+
+def look_aheads(shared: Sequence[SharedLayer], order: Mapping[Node, int]) -> dict[Node, list[SharedLayer]]:
+    """Returns, for each node at which the run looks ahead, the layers that it measures there.
+
+    `order` has the position of each node.
+    """
+    spans = [(order[layer.first.node], order[layer.uses[-1].node]) for layer in shared]
+    batches = plan(spans, [layer.moment_bytes for layer in shared])
+    return {shared[batch[0]].first.node: [shared[index] for index in batch] for batch in batches}
+
+
+def plan(spans: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[list[int]]:
+    """Plans look-aheads: returns batches of indices of `spans`, which are sorted by their first nodes.
+
+    A look-ahead runs from the first node of its batch to the last one, and measures moments of `sizes` bytes. Layers
+    that are measured before others change see better inputs, so batches are small. Spans that overlap share a
+    look-ahead as far as all look-aheads would exceed `LOOK_AHEADS` times the nodes that the spans cover; only `MEMORY`
+    may cause more. n log n in spans.
+    """
+    batches: list[list[int]] = []
+    for overlapping in _overlapping(spans):
+        most, length = 1, _length(spans, overlapping)
+        found = list(_batches(overlapping, sizes, most))
+        while most < len(overlapping) and sum(_length(spans, batch) for batch in found) > LOOK_AHEADS * length:
+            most *= 2
+            found = list(_batches(overlapping, sizes, most))
+        batches += found
+    return batches
+
+
+def _length(spans: Sequence[tuple[int, int]], indices: Sequence[int]) -> int:
+    return 1 + max(spans[index][1] for index in indices) - spans[indices[0]][0]
+
+
+def _overlapping(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+    """Splits the indices of sorted spans where no span goes on."""
+    found: list[int] = []
+    end = -1
+    for index, (first, last) in enumerate(spans):
+        if found and first > end:
+            yield found
+            found = []
+        found.append(index)
+        end = max(end, last)
+    if found:
+        yield found
+
+
+def _batches(indices: Sequence[int], sizes: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Splits `indices` into batches of at most `most`, whose sizes do not exceed `MEMORY` in total."""
+    batch: list[int] = []
+    for index in indices:
+        if batch and (len(batch) == most or sum(sizes[other] for other in [*batch, index]) > MEMORY):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
