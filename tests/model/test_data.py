@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from itertools import count, islice
 from pathlib import Path
@@ -14,8 +15,9 @@ from PIL import Image
 from tests.flow_support import seeded
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-from openneutron import lower, quantize
+from openneutron import NeutronQuantizer, Stream, lower, quantize
 from openneutron.accuracy import analyze
 from openneutron.accuracy.compare import compare_layers
 from openneutron.errors import CalibrationError, InputError, OptionError
@@ -186,6 +188,68 @@ def test_what_does_not_fit(data: Any, message: str) -> None:
         list(inputs_in(data, FORM))
     with pytest.raises(CalibrationError, match=message):
         calibration_inputs(data, FORM)
+
+
+LONGER = "pad or cut the data to it. For sequences of any length, .* as a Stream"
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_advised"),
+    [((1, 9, 4), True), ((1, 3, 4), True), ((1, 6, 5), True), ((2, 6, 4), False), ((6,), False)],
+)
+def test_sequences_of_another_length_are_refused_with_advice(shape: tuple[int, ...], is_advised: bool) -> None:
+    class Sequences(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.GRU(4, 3, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)[0]  # type: ignore[no-any-return]
+
+    module = torch.export.export(Sequences().eval(), (torch.zeros(1, 6, 4),)).module()
+    prepared = prepare_pt2e(module, NeutronQuantizer())
+    with pytest.raises(InputError) as documented:
+        prepared(torch.zeros(shape))
+    with pytest.raises(CalibrationError) as calibrated:
+        quantize(Sequences().eval(), torch.zeros(1, 6, 4), [torch.zeros(shape)], progress=False)
+    for error in (documented, calibrated):
+        assert bool(re.search(LONGER, str(error.value))) == is_advised
+
+
+@pytest.mark.parametrize("recover", [None, "fast", "auto"])
+def test_streams_of_any_lengths_calibrate_a_model_of_one_step(recover: str | None) -> None:
+    class Step(nn.Module):
+        h: Tensor
+        c: Tensor
+
+        def __init__(self, cell: nn.LSTMCell) -> None:
+            super().__init__()
+            self.cell = cell
+            self.register_buffer("h", torch.zeros(1, cell.hidden_size))
+            self.register_buffer("c", torch.zeros(1, cell.hidden_size))
+
+        def forward(self, frame: Tensor) -> Tensor:
+            h, c = self.cell(frame, (self.h, self.c))
+            self.h.copy_(h)
+            self.c.copy_(c)
+            return h  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    cell = nn.LSTMCell(4, 6).eval()
+    recordings = [torch.randn(length, 4) for length in (5, 12, 9, 3, 7, 6, 11)]
+    streams = [Stream(recording.split(1)) for recording in recordings]
+    quantized = quantize(Step(cell).eval(), recordings[0][:1], streams, recover=recover, progress=False)
+    found, wanted = [], []
+    for recording in recordings:
+        state = None
+        quantized.reset()
+        for frame in recording.split(1):
+            with torch.no_grad():
+                state = cell(frame, state)
+            wanted.append(state[0])
+            found.append(quantized(frame))
+    error = torch.cat(found) - torch.cat(wanted)
+    assert error.square().mean() < 0.003 * torch.cat(wanted).square().mean()
 
 
 @pytest.mark.parametrize("data", [[], iter(()), images(0)], ids=["list", "iterator", "tensor"])

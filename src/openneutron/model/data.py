@@ -26,7 +26,7 @@ from openneutron.model.state import Stream
 
 __all__ = [
     "Data", "InputForm", "Inputs", "align", "calibration_inputs", "describe", "first_steps", "forms_of", "in_batches",
-    "inputs_in", "is_batch_of", "items_of", "streams_in",
+    "inputs_in", "is_batch_of", "items_of", "size_advice", "streams_in",
 ]  # fmt: skip
 
 Inputs = tuple[Any, ...]
@@ -36,6 +36,7 @@ Data = Iterable[Any] | Dataset[Any] | str | os.PathLike[str]
 
 IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 ARRAYS = frozenset({".npy"})
+SEQUENCE_RANK = 3  # batch, steps and features
 ALIGNMENT = 64  # bytes; the alignment of memory that torch allocates
 
 
@@ -389,12 +390,33 @@ def _checked(values: tuple[Any, ...], forms: Sequence[InputForm], index: int) ->
         values = tuple(map(_with_batch, values, forms))
     if len(values) != len(forms) or not all(form.takes(value) for value, form in zip(values, forms, strict=True)):
         taken = ", ".join(map(str, forms))
-        raise InputError(f"Item {index} of the data is {describe(values)}; the model takes ({taken}).")
+        advice = next((text for pair in zip(values, forms, strict=False) if (text := _size_advice(*pair))), "")
+        raise InputError(f"Item {index} of the data is {describe(values)}; the model takes ({taken}).{advice}")
     # Masks may contain minus infinity. Observers reject it in other values.
     floats = (value for value in values if isinstance(value, Tensor) and value.is_floating_point())
     if not all(bool((value < torch.inf).all()) for value in floats):
         raise InputError(f"Item {index} of the data holds NaN or infinite values.")
     return tuple(map(align, values))
+
+
+def _size_advice(value: Any, form: InputForm) -> str:
+    is_tensor = isinstance(value, Tensor) and value.dtype == form.dtype
+    return size_advice(value.shape, form.sizes) if is_tensor else ""
+
+
+def size_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
+    """Returns what to do about an input of shape `given` for a model that takes `sizes`.
+
+    Returns an empty text unless `given` may be a sequence of another length: up to three dimensions, of which any but
+    the first have other sizes.
+    """
+    same = [size in {None, one} for one, size in zip(given, sizes, strict=False)]
+    if len(given) != len(sizes) or not 1 < len(sizes) <= SEQUENCE_RANK or all(same) or not same[0]:
+        return ""
+    return (
+        " The export fixes the size of every dimension: pad or cut the data to it. For sequences of any length, export "
+        "a model of one step that keeps its state in buffers, and give each sequence as a Stream (docs/options.md)."
+    )
 
 
 def _with_batch(value: Any, form: InputForm) -> Any:

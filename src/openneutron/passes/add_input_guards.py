@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.errors import InputError
+from openneutron.model.data import size_advice
 
 __all__ = ["GUARDS", "InputCheck", "add_input_guards", "check_inputs_before_observers"]
 
@@ -91,9 +92,11 @@ class _DtypeCheck:
 def _bad_input(value: object, expected: _Expected | _Constant) -> InputError:
     given = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
     wanted = "that value" if isinstance(expected, _Constant) else "inputs of that dtype and shape"
+    is_tensor = isinstance(value, torch.Tensor) and isinstance(expected, _Expected) and value.dtype == expected.dtype
+    advice = size_advice(value.shape, expected.shape) if is_tensor else ""
     return InputError(
         f"Input '{expected.name}' is {given}; the model was exported for {expected}. Give {wanted}, or export the "
-        "model with inputs of the given kind."
+        f"model with inputs of the given kind.{advice}"
     )
 
 
