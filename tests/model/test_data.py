@@ -237,13 +237,13 @@ def test_streams_of_any_lengths_calibrate_a_model_of_one_step(recover: str | Non
     torch.manual_seed(0)
     cell = nn.LSTMCell(4, 6).eval()
     recordings = [torch.randn(length, 4) for length in (5, 12, 9, 3, 7, 6, 11)]
-    streams = [Stream(recording.split(1)) for recording in recordings]
+    streams = [Stream(list(recording[:, None])) for recording in recordings]
     quantized = quantize(Step(cell).eval(), recordings[0][:1], streams, recover=recover, progress=False)
     found, wanted = [], []
     for recording in recordings:
         state = None
         quantized.reset()
-        for frame in recording.split(1):
+        for frame in recording[:, None]:
             with torch.no_grad():
                 state = cell(frame, state)
             wanted.append(state[0])

@@ -92,8 +92,9 @@ class _DtypeCheck:
 def _bad_input(value: object, expected: _Expected | _Constant) -> InputError:
     given = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
     wanted = "that value" if isinstance(expected, _Constant) else "inputs of that dtype and shape"
-    is_tensor = isinstance(value, torch.Tensor) and isinstance(expected, _Expected) and value.dtype == expected.dtype
-    advice = size_advice(value.shape, expected.shape) if is_tensor else ""
+    advice = ""
+    if isinstance(value, torch.Tensor) and isinstance(expected, _Expected) and value.dtype == expected.dtype:
+        advice = size_advice(value.shape, expected.shape)
     return InputError(
         f"Input '{expected.name}' is {given}; the model was exported for {expected}. Give {wanted}, or export the "
         f"model with inputs of the given kind.{advice}"
