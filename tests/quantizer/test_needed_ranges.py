@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.flow_support import Inputs, convert, seeded
 from tests.oracle import Function
 from torch import Tensor, nn
@@ -193,6 +195,41 @@ def test_training_may_change_parameters() -> None:
     low, high = range_of_sum(convert_pt2e(prepared))
     assert low < -30
     assert high > 30
+
+
+SCORES: dict[str, tuple[Callable[[Tensor], Any], bool]] = {
+    "softmax": (lambda x: x.softmax(-1), True),
+    "softmax of a view": (lambda x: x.reshape(2, 2, 8).softmax(-1), True),
+    "softmax of a multiple": (lambda x: (x * 0.8).softmax(-1), True),
+    "softmax of a negative multiple": (lambda x: (x * -2.0).softmax(-1), False),
+    "softmax over another dimension": (lambda x: x.softmax(0), False),
+    "softmax of a part": (lambda x: (x[:2].softmax(-1), x[2:]), False),
+    "softmax and another reader": (lambda x: (x.softmax(-1), x * 2.0), False),
+}
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_end_where_probabilities_do_not_change(name: str, flow: str) -> None:
+    function, is_limited = SCORES[name]
+    samples = samples_of()
+    low, high = range_of_sum(FLOWS[flow](of_sum(function), samples))
+    seen = torch.stack([x + y for x, y in samples])
+    distance = (math.log(8) + math.log(512)) / (0.8 if name == "softmax of a multiple" else 1)
+    limit = float((seen.amax(-1) - distance).min())
+    assert high > 0.7 * float(seen.max())
+    if is_limited:
+        assert limit - 0.3 <= low <= 0.8 * limit
+    else:
+        assert low < min(0.7 * float(seen.min()), limit)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.floats(-40, 40, width=32), min_size=2, max_size=40))
+def test_clamping_scores_changes_no_probability_by_half_a_step(scores: list[float]) -> None:
+    row = torch.tensor(scores, dtype=torch.float64)
+    clamped = row.clamp(min=float(row.max()) - math.log(len(scores)) - math.log(512))
+    assert float((row.softmax(0) - clamped.softmax(0)).abs().max()) < 1 / 512
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])

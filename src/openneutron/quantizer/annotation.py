@@ -89,7 +89,7 @@ class Annotation:
 
     def write(self, model: GraphModule) -> None:
         """Annotates the nodes of `model`. Linear in nodes and uses."""
-        self.scores = score_ranges(model)
+        self.scores = score_ranges(model, is_qat=self.settings.is_qat)
         self._group(states_of(model.graph))
         self._make_symmetric()
         self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
@@ -208,8 +208,14 @@ class Annotation:
         wrap_observer: dict[Value, qspecs.ObserverWrapper] = {
             group: masked.wrap_observer for group, masked in found.items()
         }
+        excluded = self.masked | {  # groups with masks, or with values that are not scores
+            self._find(value)
+            for place in self.places
+            for value in (*place.inputs, place.output)
+            if value not in self.scores
+        }
         for node, scores in self.scores.items():
-            if (group := self._find(node)) not in self.masked:
+            if (group := self._find(node)) not in excluded:
                 wrap_observer.setdefault(group, scores.wrap_observer)
         return wrap_observer
 

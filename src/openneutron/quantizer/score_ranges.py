@@ -1,8 +1,10 @@
-"""Ranges of the scores of a softmax that is written as exp(x - amax(x)).
+"""Ranges of the scores of softmaxes.
 
-Scores that are more than ln N + 2 below the largest score of a row of N are negligible: all of them together add less
-to the sum of the row than e^-2 times the term of the largest score. The range ends at that distance, and lower scores
-saturate. The other scores gain 3 dB or more of resolution.
+A softmax is one operator, or is written as exp(x - amax(x)). With exp, scores that are more than ln N + 2 below the
+largest score of a row of N are negligible: all of them together add less to the sum of the row than e^-2 times the term
+of the largest score. In one operator, scores more than ln N + ln 512 below the largest change no int8 probability: all
+of them together change a probability by less than half a step, 1/512. The range ends at that distance, and lower scores
+saturate. The other scores have finer steps.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from openneutron.quantizer.observers import ObserverOfAnother
 __all__ = ["ScoreRange", "ScoresObserver", "score_ranges"]
 
 MARGIN = 2.0
+MARGIN_OF_SOFTMAX = math.log(512)
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,13 @@ class ScoresObserver(ObserverOfAnother):
         return self.observer.calculate_qparams()
 
 
-def score_ranges(module: GraphModule) -> dict[Node, ScoreRange]:
-    """Finds the scores of softmaxes that are written with exp. Returns their ranges by node. Linear in nodes.
+def score_ranges(module: GraphModule, *, is_qat: bool = False) -> dict[Node, ScoreRange]:
+    """Finds the scores of softmaxes over the last dimension. Returns their ranges by node. Linear in nodes.
 
-    The nodes are the differences of the scores from the largest one, the scores, and the values before the scores:
-    those from which views and products with positive numbers compute the scores.
+    The nodes are the scores, the values before the scores: those from which views and products with positive numbers
+    compute the scores, and the differences of the scores from the largest one, if a softmax is written with exp. With
+    `is_qat`, returns the scores of these softmaxes only, because a `ScoresObserver` would replace the fake quantizer
+    that the user chose.
     """
     found: dict[Node, ScoreRange] = {}
     for node in module.graph.nodes:
@@ -85,17 +90,21 @@ def score_ranges(module: GraphModule) -> dict[Node, ScoreRange]:
             count = shape_of(node)[-1]
             distance = math.log(count) + MARGIN
             found[node] = ScoreRange(count, distance, is_relative=True)
-            _follow(node, ScoreRange(count, distance), found)
+            _follow(node.args[0], 2, ScoreRange(count, distance), found)
+        elif is_op(node, "softmax") and not is_qat and int(arguments(node)["dim"]) in (-1, len(shape_of(node)) - 1):
+            count = shape_of(node)[-1]
+            _follow(node.args[0], 1, ScoreRange(count, math.log(count) + MARGIN_OF_SOFTMAX), found)
     return found
 
 
-def _follow(differences: Node, scores: ScoreRange, found: dict[Node, ScoreRange]) -> None:
-    """Adds the scores to `found`, and the values from which views and products with positive numbers compute them.
-    Stops at a value with other readers.
+def _follow(node: object, readers: int, scores: ScoreRange, found: dict[Node, ScoreRange]) -> None:
+    """Adds the scores `node` to `found`, and the values from which views and products with positive numbers compute
+    them. Stops at a value with other readers than the given number, and at a value before the scores with a second one.
     """
-    node, readers = differences.args[0], 2
     while isinstance(node, Node) and len(node.users) == readers and node not in found:
         found[node] = scores
+        if node.op != "call_function":
+            return
         args, readers = arguments(node), 1
         if is_op(node, "mul"):
             factor = number_of(args["other"])
