@@ -119,6 +119,12 @@ def test_others_are_named_in_a_warning() -> None:
         convert(key_points(EXPECTATIONS["matmul"]), maps()[0])
 
 
+def test_the_warning_for_another_dimension_says_what_to_do() -> None:
+    model = key_points(lambda s: (s.flatten(2).transpose(1, 2).softmax(1) * GRID.repeat(SIDE)[:, None]).sum(1))
+    with pytest.warns(CoarseSoftmaxWarning, match="Transpose its input, so that dimension 1 is the last one"):
+        convert(model, maps()[0], quantizer=NeutronQuantizer())
+
+
 def test_what_has_no_weight_takes_no_codes() -> None:
     scores = torch.tensor([[[0.0, 5.0], [9.0, -20.0]]])
     least = ScoreRange(count=4, distance=10.0).least(scores)

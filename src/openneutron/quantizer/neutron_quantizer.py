@@ -249,12 +249,18 @@ def _warn_of_coarse_softmaxes(places: list[Place]) -> None:
     """Warns of each softmax over many values that `divide_after_sums` did not rewrite."""
     for place in places:
         node = place.instance.node
-        count = shape_of(node)[int(place.instance.args["dim"])] if is_op(node, "softmax") else 0
+        if not is_op(node, "softmax"):
+            continue
+        shape, dim = shape_of(node), int(place.instance.args["dim"])
+        count = shape[dim]
+        other = dim % len(shape) != len(shape) - 1
+        advice = f" Transpose its input, so that dimension {dim} is the last one, for this." if other else ""
         if count > WIDE_SOFTMAX:
             warnings.warn(
                 f"{node.name} ({op_name(node)}, {place_of(node)}) returns {count} probabilities in steps of 1/256: "
                 "those below 1/512 become 0. The largest ones stay in order. Where only weighted sums over the last "
-                "dimension read them (matmul; sum of a product), the NPU divides after the sum and loses nothing.",
+                "dimension read them (matmul; sum of a product), the NPU divides after the sum and loses "
+                f"nothing.{advice}",
                 CoarseSoftmaxWarning,
                 stacklevel=4,
             )
