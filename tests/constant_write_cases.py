@@ -24,6 +24,7 @@ def case(target: str, label: str, function: Callable[..., Any], *constants: torc
     )
 
 
+FRAME = torch.zeros(4, 10).index_fill(1, torch.tensor([2]), 1.0) == 1
 PLACES = torch.tensor([[3, 0], [5, 1], [9, 2]])
 REPEATED = torch.tensor([[3, 3, 1], [5, 1, 1], [0, 2, 1]])
 CHANNELS = torch.tensor([3, 0, 3])
@@ -70,6 +71,8 @@ CASES = (
          lambda i, x: aten.index_put(x, [None, i], x[:, 1:], accumulate=True), CHANNELS, shape=IMAGE),
     case("index_put.default", "where a mask is true, one by one",
          lambda m, x: aten.index_put(x, [m], x.flatten()[:TRUE]), CHECKERBOARD),
+    case("index_put.default", "part of an image where a mask is true",
+         lambda m, x: aten.index_put(x, [None, None, m], x[0, :, :, 0]), FRAME, shape=(1, 4, 4, 10)),
     case("diag.default", "of a vector", lambda x: torch.diag(x, -1), shape=(6,)),
     case("diag.default", "of a matrix", lambda x: torch.diag(x, 1), shape=SQUARE),
     case("diag_embed.default", "rows", torch.diag_embed),

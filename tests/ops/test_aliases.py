@@ -54,6 +54,9 @@ NAMES: dict[str, Function] = {
     "in place": lambda _, x: x.mul(2).multiply_(0.5).clip_(-1, 1).negative_().absolute_(),
     "in place, greater": lambda _, x: x * x.clone().greater_(0.25),
     "copies of views": lambda _, x: torch.transpose_copy(torch.slice_copy(torch.t_copy(x), 0, 0, 8), 0, 1) * 2,
+    "indices like the values": lambda _, x: torch.zeros(4, 8).scatter_add_(
+        0, torch.tensor([[1], [3], [1], [0]]).expand_as(x), x
+    ),
     "identities": lambda _, x: torch.positive(torch.real(x).conj()).resolve_conj().resolve_neg() * 2,
 }
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from openneutron.core.fx import shape_of
+
 __all__ = ["ALIASES", "canonical_call", "canonical_overload"]
 
 aten = torch.ops.aten
@@ -38,6 +40,14 @@ A copy of a view (select_copy) computes the same values as the view, in a graph 
 """
 
 
+# Operators that read only the shape of their second operand, and the operator with this shape as its argument.
+_LIKE_ANOTHER = {
+    aten.expand_as.default: aten.expand.default,
+    aten.reshape_as.default: aten.reshape.default,
+    aten.view_as.default: aten.reshape.default,
+}
+
+
 def canonical_overload(overload: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
     """Returns the operator with the canonical name and the same arguments; None if `overload` is no alias."""
     name = overload._schema.name.removeprefix("aten::")
@@ -56,7 +66,7 @@ def canonical_call(node: Node) -> tuple[torch._ops.OpOverload, tuple[Any, ...], 
     """Returns operator, arguments and keyword arguments of an equal call under the canonical name; None for others.
 
     signbit, and logical_not of floats, are written as comparisons with 0. signbit differs for -0.0, which int8
-    values do not have.
+    values do not have. expand_as and the like of integers get the shape, so that constant indices stay constants.
     """
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return None
@@ -64,6 +74,8 @@ def canonical_call(node: Node) -> tuple[torch._ops.OpOverload, tuple[Any, ...], 
         return aten.lt.Scalar, (node.args[0], 0), {}
     if node.target is aten.logical_not.default and _reads_floats(node):
         return aten.eq.Scalar, (node.args[0], 0), {}
+    if node.target in _LIKE_ANOTHER and not _reads_floats(node) and _has_fixed_shape(node):
+        return _LIKE_ANOTHER[node.target], (node.args[0], list(shape_of(node))), {}
     if node.target is aten.special_round.default:
         return _round(node)
     overload = canonical_overload(node.target)
@@ -79,3 +91,7 @@ def _round(node: Node) -> tuple[torch._ops.OpOverload, tuple[Any, ...], dict[str
 def _reads_floats(node: Node) -> bool:
     value = node.all_input_nodes[0].meta.get("val")
     return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _has_fixed_shape(node: Node) -> bool:
+    return all(isinstance(size, int) for size in shape_of(node))

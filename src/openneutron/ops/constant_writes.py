@@ -11,10 +11,9 @@ layers are added, multiplied, or compared by maximum or minimum.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -23,9 +22,10 @@ from torch.fx import Node
 from openneutron.core.fx import iterate_nodes, op_name, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.graph_builder import Operand, add, mul, reshape, sum_
-from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, along
+from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, along  # noqa: F401 (named in a message)
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
+from openneutron.ops.value_origins import Plan, Step, kept_dimensions, moving, of_sources, origin_of, positions_of
 
 __all__ = ["DECOMPOSED", "MAX_LAYERS", "plan_of_write"]
 
@@ -34,135 +34,10 @@ aten = torch.ops.aten
 # The largest number of source values that are combined with one output value.
 MAX_LAYERS = 8
 
-Plan = Callable[[Rewriting], Node]
-Step = Callable[[Rewriting, Sequence[Operand]], Node]
 _SOURCES = ("src", "source", "values", "value")
 _SUM, _MEAN, _PRODUCT, _LARGEST, _SMALLEST = "sum", "mean", "prod", "amax", "amin"
 _REDUCTIONS = {"add": _SUM, "multiply": _PRODUCT}
 _COMBINATIONS = {_PRODUCT: aten.mul.Tensor, _LARGEST: aten.maximum.default, _SMALLEST: aten.minimum.default}
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where each output value is copied from. `source` and `position` have the shape of the output.
-
-    `source` is the number of the source tensor, `position` the position in that tensor, flattened.
-    """
-
-    source: torch.Tensor
-    position: torch.Tensor
-    shapes: tuple[tuple[int, ...], ...]
-    """The shapes of the sources."""
-
-
-@dataclass(frozen=True)
-class _Run:
-    source: int
-    first: int
-    count: int
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """An origin that is the same for all indices of the first `before` and the last `after` dimensions.
-
-    These dimensions have the same sizes in the output and in all sources, and values move only along the dimensions
-    between them, which are flattened into one.
-    """
-
-    before: int
-    after: int
-    runs: tuple[_Run, ...]
-    sizes: tuple[int, ...]
-    """For each source, its size along the flattened dimension."""
-
-    @property
-    def is_cheap(self) -> bool:
-        """Whether few slices, or a small matrix, can move the values."""
-        return len(self.runs) <= MAX_RUNS or self.written * sum(self.sizes) <= MAX_PICKING_WEIGHTS
-
-    @property
-    def written(self) -> int:
-        """The size of the output along the flattened dimension."""
-        return sum(run.count for run in self.runs)
-
-
-def _kept_dimensions(shape: Sequence[int], others: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
-    """Returns pairs (before, after): the first `before` and the last `after` dimensions have the same sizes in all
-    shapes.
-
-    Pairs with larger `before` come first, then those with larger `after`.
-    """
-    rank = min(len(each) for each in (shape, *others))
-    for before in range(rank, -1, -1):
-        for after in range(rank - before, -1, -1):
-            ends = {(*each[:before], *each[len(each) - after :]) for each in map(tuple, (shape, *others))}
-            if len(ends) == 1:
-                yield before, after
-
-
-def _blocks(origin: _Origin) -> _Blocks:
-    shape, used = tuple(origin.source.shape), sorted(set(origin.source.flatten().tolist()))
-    for before, after in _kept_dimensions(shape, [origin.shapes[source] for source in used]):
-        outer, inner = math.prod(shape[:before]), math.prod(shape[len(shape) - after :])
-        sizes = torch.tensor([math.prod(each) // (outer * inner) for each in origin.shapes])
-        source, position = (each.reshape(outer, -1, inner) for each in (origin.source, origin.position))
-        chosen, index = source[0, :, 0], position[0, :, 0] // inner
-        first, last = torch.arange(outer).reshape(-1, 1, 1), torch.arange(inner)
-        expected = (first * sizes[chosen].reshape(-1, 1) + index.reshape(-1, 1)) * inner + last
-        if torch.equal(source, chosen.reshape(-1, 1).expand_as(source)) and torch.equal(position, expected):
-            return _Blocks(before, after, tuple(_runs(chosen.tolist(), index.tolist())), tuple(sizes.tolist()))
-    raise AssertionError("without kept dimensions, the blocks are single values")
-
-
-def _runs(sources: Sequence[int], indices: Sequence[int]) -> Iterator[_Run]:
-    places = enumerate(zip(sources, indices, strict=True))
-    for (source, _), group in groupby(places, key=lambda place: (place[1][0], place[1][1] - place[0])):
-        members = list(group)
-        yield _Run(source, members[0][1][1], len(members))
-
-
-def _moved(rewriting: Rewriting, sources: Sequence[Operand], origin: _Origin, blocks: _Blocks) -> Node:
-    """Adds slices of the sources and a cat if there are few runs, else a product with a one-hot matrix.
-
-    A source that is a number becomes a constant tensor.
-    """
-    shape = tuple(origin.source.shape)
-    head, tail = shape[: blocks.before], shape[len(shape) - blocks.after :]
-    used = sorted({run.source for run in blocks.runs})
-    given: dict[int, Node] = {}
-    for number in used:
-        source = sources[number]
-        if isinstance(source, Node):
-            given[number] = reshape(rewriting, source, (*head, blocks.sizes[number], *tail))
-    if len(blocks.runs) <= MAX_RUNS:
-        parts = [_part(rewriting, given.get(run.source, sources[run.source]), run, head, tail) for run in blocks.runs]
-        joined = parts[0] if len(parts) == 1 else rewriting.call(aten.cat.default, parts, blocks.before)
-        return reshape(rewriting, joined, shape)
-    whole = [
-        given.get(number) or _filled(rewriting, sources[number], (*head, blocks.sizes[number], *tail))
-        for number in used
-    ]
-    starts = dict(
-        zip(used, [sum(blocks.sizes[each] for each in used[:place]) for place in range(len(used))], strict=True)
-    )
-    columns = torch.cat([torch.arange(run.count) + starts[run.source] + run.first for run in blocks.runs])
-    matrix = torch.eye(sum(blocks.sizes[number] for number in used))[columns]
-    joined = whole[0] if len(whole) == 1 else rewriting.call(aten.cat.default, whole, blocks.before)
-    return reshape(rewriting, along(rewriting, joined, blocks.before, rewriting.constant(matrix)), shape)
-
-
-def _part(rewriting: Rewriting, source: Operand, run: _Run, head: tuple[int, ...], tail: tuple[int, ...]) -> Node:
-    if not isinstance(source, Node):
-        return _filled(rewriting, source, (*head, run.count, *tail))
-    if run.count == shape_of(source)[len(head)]:
-        return source
-    return rewriting.call(aten.slice.Tensor, source, len(head), run.first, run.first + run.count)
-
-
-def _filled(rewriting: Rewriting, number: Operand, shape: Sequence[int]) -> Node:
-    assert not isinstance(number, Node)
-    return rewriting.constant(torch.full(tuple(shape), float(number)))
 
 
 def _source_of(instance: OpInstance) -> tuple[str, Operand] | None:
@@ -193,10 +68,6 @@ def _constants(instance: OpInstance) -> dict[str, Any]:
     return {name: value(argument) for name, argument in instance.args.items()}
 
 
-def _positions(shape: Sequence[int], first: int = 0) -> torch.Tensor:
-    return torch.arange(first, first + math.prod(shape)).reshape(tuple(shape))
-
-
 def plan_of_write(instance: OpInstance) -> Plan | None:
     """Returns a function that adds the operators of a write to constant positions; None if there is none.
 
@@ -221,68 +92,29 @@ def _replacing(instance: OpInstance) -> Plan | None:
     """
     args, shape = _constants(instance), instance.shape
     found, count = _source_of(instance), math.prod(shape)
-    arguments: dict[str, Any] = {**args, "self": _positions(shape)}
+    arguments: dict[str, Any] = {**args, "self": positions_of(shape)}
     sources, shapes = [instance.args["self"]], [shape]
     if found is not None:
         name, source = found
         sources.append(source)
-        shapes.append(shape_of(source) if isinstance(source, Node) else ())
-        arguments[name] = _positions(shapes[1], count) if isinstance(source, Node) else count
+        shapes.append(_with_leading_ones(args, shape, shape_of(source)) if isinstance(source, Node) else ())
+        arguments[name] = positions_of(shapes[1], count) if isinstance(source, Node) else count
     named = instance.node.target(**{key: arguments[key] for key in _names(instance)})  # type: ignore[operator]
-    return _of_sources(_moving(sources, _origin(named, shapes)), sources)
+    return of_sources(moving(sources, origin_of(named, shapes)), sources)
+
+
+def _with_leading_ones(args: dict[str, Any], shape: Sequence[int], given: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of values that index_put writes, with as many dimensions as the indexed part of the tensor."""
+    if "indices" not in args:
+        return given
+    rank = int(aten.index.Tensor(positions_of(shape), args["indices"]).dim())
+    return (1,) * (rank - len(given)) + given
 
 
 def _names(instance: OpInstance) -> list[str]:
     overload = instance.node.target
     assert isinstance(overload, torch._ops.OpOverload)
     return [argument.name for argument in overload._schema.arguments]
-
-
-def _origin(numbers: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> _Origin:
-    """Returns the origin that `numbers` show. The numbers count through the values of all sources, one source after the
-    other.
-    """
-    starts = torch.tensor([sum(math.prod(shape) for shape in shapes[:index]) for index in range(len(shapes))])
-    source = torch.bucketize(numbers, starts, right=True) - 1
-    return _Origin(source, numbers - starts[source], tuple(shapes))
-
-
-def _moving(sources: Sequence[Operand], origin: _Origin) -> Step | None:
-    """Returns a function that moves values as `origin` says; None if that takes too many operators.
-
-    The function takes sources that are nodes or numbers where `sources` are, with the same shapes.
-    """
-    origin = _of_numbers(origin, sources)
-    blocks = _blocks(origin)
-    if blocks.is_cheap:
-        return lambda rewriting, given: _moved(rewriting, given, origin, blocks)
-    if len(sources) == 2 and not isinstance(sources[1], Node):
-        return lambda rewriting, given: _chosen(rewriting, given, origin.source == 1)
-    return None
-
-
-def _chosen(rewriting: Rewriting, given: Sequence[Operand], mask: torch.Tensor) -> Node:
-    value, number = given
-    assert not isinstance(number, Node)
-    filler = rewriting.constant(torch.tensor(float(number)))
-    return rewriting.call(aten.where.self, rewriting.constant(mask), filler, value)
-
-
-def _of_sources(step: Step | None, sources: Sequence[Operand]) -> Plan | None:
-    return None if step is None else lambda rewriting: step(rewriting, sources)
-
-
-def _of_numbers(origin: _Origin, sources: Sequence[Operand]) -> _Origin:
-    """Treats each source that is a number as a tensor of the output's shape, from which values move to their own
-    position.
-    """
-    numbers = torch.tensor([not isinstance(source, Node) for source in sources])
-    here = _positions(origin.source.shape)
-    shapes = [
-        shape if isinstance(source, Node) else tuple(here.shape)
-        for source, shape in zip(sources, origin.shapes, strict=True)
-    ]
-    return _Origin(origin.source, torch.where(numbers[origin.source], here, origin.position), tuple(shapes))
 
 
 @dataclass(frozen=True)
@@ -308,7 +140,7 @@ def _pairs(instance: OpInstance) -> _Pairs:
     args, shape = _constants(instance), instance.shape
     found = _source_of(instance)
     assert found is not None
-    given, positions = found[1], _positions(shape)
+    given, positions = found[1], positions_of(shape)
     if "indices" in args:
         written = torch.ops.aten.index.Tensor(positions, args["indices"])
     elif "dim" not in args:
@@ -320,7 +152,7 @@ def _pairs(instance: OpInstance) -> _Pairs:
         written = positions.index_select(args["dim"], args["index"])
     if not isinstance(given, Node):
         return _Pairs(written.flatten(), torch.zeros(written.numel(), dtype=torch.int64))
-    taken = _positions(shape_of(given))
+    taken = positions_of(shape_of(given))
     if op_name(instance.node).startswith("aten.scatter"):
         taken = taken[tuple(slice(size) for size in written.shape)]
     elif "dim" in args:
@@ -371,9 +203,9 @@ def _placed(instance: OpInstance, source: Operand, pairs: _Pairs, base: Operand)
     """Returns a step that copies the source values of `pairs` into `base`; None if that takes too many operators."""
     shape = instance.shape
     given = shape_of(source) if isinstance(source, Node) else ()
-    numbers = _positions(shape).flatten()
+    numbers = positions_of(shape).flatten()
     numbers[pairs.written] = math.prod(shape) + pairs.taken
-    return _moving((base, source), _origin(numbers.reshape(shape), [shape, given]))
+    return moving((base, source), origin_of(numbers.reshape(shape), [shape, given]))
 
 
 def _total(instance: OpInstance, pairs: _Pairs) -> Plan | None:
@@ -410,7 +242,7 @@ def _matrix(shape: tuple[int, ...], given: tuple[int, ...], pairs: _Pairs) -> Pl
     An element of the matrix counts how often the output value of its row adds the source value of its column. Returns
     None if the values do not move along one dimension, or if the matrix is large.
     """
-    for before, after in _kept_dimensions(shape, [given]):
+    for before, after in kept_dimensions(shape, [given]):
         outer, inner = math.prod(shape[:before]), math.prod(shape[len(shape) - after :])
         rows, columns = (math.prod(each) // (outer * inner) for each in (shape, given))
         if rows * columns > MAX_PICKING_WEIGHTS or len(pairs.written) % (outer * inner):
@@ -476,10 +308,10 @@ def _diagonal_plan(instance: OpInstance) -> Plan | None:
     """Returns the plan of an operator that writes its input to a diagonal of zeros."""
     if not _has_fixed_sizes(instance) or 0 in instance.shape:
         return None
-    given, args = instance.shape_of("self"), {**instance.args, "self": _positions(instance.shape_of("self"), 1)}
+    given, args = instance.shape_of("self"), {**instance.args, "self": positions_of(instance.shape_of("self"), 1)}
     numbers = instance.node.target(**{name: args[name] for name in _names(instance)})  # type: ignore[operator]
     sources = (0.0, instance.args["self"])
-    return _of_sources(_moving(sources, _origin(numbers, [(), given])), sources)
+    return of_sources(moving(sources, origin_of(numbers, [(), given])), sources)
 
 
 @constraint

@@ -1,0 +1,205 @@
+"""Tensors whose values are those of other tensors at constant positions: as slices and a cat, or as a product.
+
+An origin gives the source and the position of each value. The values move in runs along one dimension, with as many
+unchanged first and last dimensions as possible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch.fx import Node
+
+from openneutron.core.fx import shape_of
+from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.graph_builder import Operand, reshape
+from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, along
+
+__all__ = ["Plan", "Step", "kept_dimensions", "moving", "of_sources", "origin_of", "positions_of"]
+
+aten = torch.ops.aten
+
+Plan = Callable[[Rewriting], Node]
+"""Adds the operators of a write."""
+Step = Callable[[Rewriting, Sequence[Operand]], Node]
+"""Adds operators that move the values of the given sources, which are nodes and numbers."""
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where each output value is copied from. `source` and `position` have the shape of the output.
+
+    `source` is the number of the source tensor, `position` the position in that tensor, flattened.
+    """
+
+    source: torch.Tensor
+    position: torch.Tensor
+    shapes: tuple[tuple[int, ...], ...]
+    """The shapes of the sources."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    source: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """An origin that is the same for all indices of the first `before` and the last `after` dimensions.
+
+    These dimensions have the same sizes in the output and in all sources, and values move only along the dimensions
+    between them, which are flattened into one.
+    """
+
+    before: int
+    after: int
+    runs: tuple[_Run, ...]
+    sizes: tuple[int, ...]
+    """For each source, its size along the flattened dimension."""
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether few slices, or a small matrix, can move the values."""
+        return len(self.runs) <= MAX_RUNS or self.written * sum(self.sizes) <= MAX_PICKING_WEIGHTS
+
+    @property
+    def written(self) -> int:
+        """The size of the output along the flattened dimension."""
+        return sum(run.count for run in self.runs)
+
+
+def kept_dimensions(shape: Sequence[int], others: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
+    """Returns pairs (before, after): the first `before` and the last `after` dimensions have the same sizes in all
+    shapes.
+
+    Pairs with larger `before` come first, then those with larger `after`.
+    """
+    rank = min(len(each) for each in (shape, *others))
+    for before in range(rank, -1, -1):
+        for after in range(rank - before, -1, -1):
+            ends = {(*each[:before], *each[len(each) - after :]) for each in map(tuple, (shape, *others))}
+            if len(ends) == 1:
+                yield before, after
+
+
+def _blocks(origin: _Origin) -> _Blocks:
+    shape, used = tuple(origin.source.shape), sorted(set(origin.source.flatten().tolist()))
+    for before, after in kept_dimensions(shape, [origin.shapes[source] for source in used]):
+        outer, inner = math.prod(shape[:before]), math.prod(shape[len(shape) - after :])
+        sizes = torch.tensor([math.prod(each) // (outer * inner) for each in origin.shapes])
+        source, position = (each.reshape(outer, -1, inner) for each in (origin.source, origin.position))
+        chosen, index = source[0, :, 0], position[0, :, 0] // inner
+        first, last = torch.arange(outer).reshape(-1, 1, 1), torch.arange(inner)
+        expected = (first * sizes[chosen].reshape(-1, 1) + index.reshape(-1, 1)) * inner + last
+        if torch.equal(source, chosen.reshape(-1, 1).expand_as(source)) and torch.equal(position, expected):
+            return _Blocks(before, after, tuple(_runs(chosen.tolist(), index.tolist())), tuple(sizes.tolist()))
+    raise AssertionError("without kept dimensions, the blocks are single values")
+
+
+def _runs(sources: Sequence[int], indices: Sequence[int]) -> Iterator[_Run]:
+    places = enumerate(zip(sources, indices, strict=True))
+    for (source, _), group in groupby(places, key=lambda place: (place[1][0], place[1][1] - place[0])):
+        members = list(group)
+        yield _Run(source, members[0][1][1], len(members))
+
+
+def _moved(rewriting: Rewriting, sources: Sequence[Operand], origin: _Origin, blocks: _Blocks) -> Node:
+    """Adds slices of the sources and a cat if there are few runs, else a product with a one-hot matrix.
+
+    A source that is a number becomes a constant tensor.
+    """
+    shape = tuple(origin.source.shape)
+    head, tail = shape[: blocks.before], shape[len(shape) - blocks.after :]
+    used = sorted({run.source for run in blocks.runs})
+    given: dict[int, Node] = {}
+    for number in used:
+        source = sources[number]
+        if isinstance(source, Node):
+            given[number] = reshape(rewriting, source, (*head, blocks.sizes[number], *tail))
+    if len(blocks.runs) <= MAX_RUNS:
+        parts = [_part(rewriting, given.get(run.source, sources[run.source]), run, head, tail) for run in blocks.runs]
+        joined = parts[0] if len(parts) == 1 else rewriting.call(aten.cat.default, parts, blocks.before)
+        return reshape(rewriting, joined, shape)
+    whole = [
+        given.get(number) or _filled(rewriting, sources[number], (*head, blocks.sizes[number], *tail))
+        for number in used
+    ]
+    starts = dict(
+        zip(used, [sum(blocks.sizes[each] for each in used[:place]) for place in range(len(used))], strict=True)
+    )
+    columns = torch.cat([torch.arange(run.count) + starts[run.source] + run.first for run in blocks.runs])
+    matrix = torch.eye(sum(blocks.sizes[number] for number in used))[columns]
+    joined = whole[0] if len(whole) == 1 else rewriting.call(aten.cat.default, whole, blocks.before)
+    return reshape(rewriting, along(rewriting, joined, blocks.before, rewriting.constant(matrix)), shape)
+
+
+def _part(rewriting: Rewriting, source: Operand, run: _Run, head: tuple[int, ...], tail: tuple[int, ...]) -> Node:
+    if not isinstance(source, Node):
+        return _filled(rewriting, source, (*head, run.count, *tail))
+    if run.count == shape_of(source)[len(head)]:
+        return source
+    return rewriting.call(aten.slice.Tensor, source, len(head), run.first, run.first + run.count)
+
+
+def _filled(rewriting: Rewriting, number: Operand, shape: Sequence[int]) -> Node:
+    assert not isinstance(number, Node)
+    return rewriting.constant(torch.full(tuple(shape), float(number)))
+
+
+def positions_of(shape: Sequence[int], first: int = 0) -> torch.Tensor:
+    """Returns the numbers from `first` on in a tensor of this shape."""
+    return torch.arange(first, first + math.prod(shape)).reshape(tuple(shape))
+
+
+def origin_of(numbers: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> _Origin:
+    """Returns the origin that `numbers` show. The numbers count through the values of all sources, one source after the
+    other.
+    """
+    starts = torch.tensor([sum(math.prod(shape) for shape in shapes[:index]) for index in range(len(shapes))])
+    source = torch.bucketize(numbers, starts, right=True) - 1
+    return _Origin(source, numbers - starts[source], tuple(shapes))
+
+
+def moving(sources: Sequence[Operand], origin: _Origin) -> Step | None:
+    """Returns a function that moves values as `origin` says; None if that takes too many operators.
+
+    The function takes sources that are nodes or numbers where `sources` are, with the same shapes.
+    """
+    origin = _of_numbers(origin, sources)
+    blocks = _blocks(origin)
+    if blocks.is_cheap:
+        return lambda rewriting, given: _moved(rewriting, given, origin, blocks)
+    if len(sources) == 2 and not isinstance(sources[1], Node):
+        return lambda rewriting, given: _chosen(rewriting, given, origin.source == 1)
+    return None
+
+
+def _chosen(rewriting: Rewriting, given: Sequence[Operand], mask: torch.Tensor) -> Node:
+    value, number = given
+    assert not isinstance(number, Node)
+    filler = rewriting.constant(torch.tensor(float(number)))
+    return rewriting.call(aten.where.self, rewriting.constant(mask), filler, value)
+
+
+def of_sources(step: Step | None, sources: Sequence[Operand]) -> Plan | None:
+    """Returns the plan of a step with these sources; None for no step."""
+    return None if step is None else lambda rewriting: step(rewriting, sources)
+
+
+def _of_numbers(origin: _Origin, sources: Sequence[Operand]) -> _Origin:
+    """Treats each source that is a number as a tensor of the output's shape, from which values move to their own
+    position.
+    """
+    numbers = torch.tensor([not isinstance(source, Node) for source in sources])
+    here = positions_of(origin.source.shape)
+    shapes = [
+        shape if isinstance(source, Node) else tuple(here.shape)
+        for source, shape in zip(sources, origin.shapes, strict=True)
+    ]
+    return _Origin(origin.source, torch.where(numbers[origin.source], here, origin.position), tuple(shapes))
