@@ -16,9 +16,9 @@ from torch.fx import Node
 
 from openneutron import NeutronQuantizer
 from openneutron.core.constants import constant_value
-from openneutron.core.fx import is_operator
+from openneutron.core.fx import is_operator, op_name
 from openneutron.ir.graph import QParams
-from openneutron.ops import facts_of
+from openneutron.ops import OPERATORS, facts_of
 from openneutron.ops.intervals import EVERYTHING, Interval, distinguishable
 
 STEP = torch.tensor([0.5, 1.0, 2.5])
@@ -67,11 +67,15 @@ def codes(values: Tensor, qparams: QParams) -> Tensor:
     st.integers(-128, 127),
     st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3),
 )
+@example("sigmoid", 0.001, 0, [-50.0, 0.0, 50.0])
+@example("tanh", 0.001, 0, [-50.0, 0.0, 50.0])
 @example("hardswish", 0.01, -100, [-3.5, -2.9, 4.0])
 @example("sum with alpha", 0.05, 100, [-9.0, 0.0, 9.0])
 def test_clamping_the_operand_changes_no_code(name: str, scale: float, zero_point: int, values: list[float]) -> None:
     node, operand, run = CALLS[name]
-    qparams, inputs = QParams.per_tensor(scale, zero_point), torch.tensor(values)
+    fixed = OPERATORS[op_name(node)].output_rule(node)
+    qparams = fixed if isinstance(fixed, QParams) else QParams.per_tensor(scale, zero_point)
+    inputs = torch.tensor(values)
     rule = facts_of(node).needs
     assert rule is not None
     needed = rule(node, operand, distinguishable(qparams))
