@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,10 @@ def pyramid(m: Any, a: Tensor, b: Tensor) -> Any:
     return torch.cat([F.relu(m.tower(level)).mean((2, 3)) for level in levels] + [last.mean((2, 3))], 1)
 
 
+def upsampling(m: Any, a: Tensor, b: Tensor) -> Any:
+    return torch.cat([m.up(a), m.up(b * 1.5)], 1).mean((2, 3))
+
+
 class Recurrent(nn.Module):
     def __init__(self, kind: Callable[..., nn.RNNBase], **options: Any) -> None:
         super().__init__()
@@ -97,6 +102,8 @@ NETWORKS: dict[str, tuple[Build, tuple[tuple[int, ...], ...], list[int]]] = {
     "bidirectional lstm": (lambda: Recurrent(nn.LSTM, bidirectional=True), SEQUENCE, [5, 5]),
     "gru": (lambda: Recurrent(nn.GRU), SEQUENCE, [5]),
 }  # fmt: skip
+ROUNDED = tuple(NETWORKS)
+NETWORKS["transposed"] = (lambda: Model(upsampling, up=nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2)), IMAGES, [2])
 
 
 def inputs_of(name: str, count: int, seed: int = 1) -> list[tuple[Tensor, ...]]:
@@ -129,7 +136,7 @@ def noise(reference: Any, module: Any, samples: list[tuple[Tensor, ...]]) -> flo
     return float((found - real).square().sum() / (real - real.mean(0)).square().sum())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ROUNDED)
 def test_pooled_rounding_is_nearer_to_float_than_rounding_to_nearest(name: str) -> None:
     samples = inputs_of(name, 40)
     module, reference = quantized(name, samples, weight_bits=4)
@@ -148,7 +155,7 @@ def test_pooled_rounding_is_nearer_to_float_than_rounding_to_nearest(name: str) 
     assert found < 1.05 * noise(reference, kept, fresh)
 
 
-@pytest.mark.parametrize("name", ["siamese", "pyramid", "lstm", "gru", "nested"])
+@pytest.mark.parametrize("name", ["siamese", "transposed", "pyramid", "lstm", "gru", "nested"])
 @pytest.mark.parametrize("correct", [correct_biases, round_weights_by_gptq])
 def test_equal_biases_stay_equal_and_leave_no_mean_shift(name: str, correct: Any) -> None:
     """A recurrent layer has no shift on the float inputs, another layer none on the quantized inputs."""
@@ -179,6 +186,25 @@ def test_equal_biases_stay_equal_and_leave_no_mean_shift(name: str, correct: Any
     for (_, scale), found in pools.items():
         assert len({layer.bias_bytes for layer, _ in found}) == 1
         assert torch.cat([error for _, error in found]).mean(0).abs().max() < 0.51 * scale
+
+
+def test_errors_count_relative_to_the_outputs_of_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second layer reads smaller values that vary in other directions. Its outputs count as much as the first's."""
+    generator = torch.Generator().manual_seed(3)
+    mixed = torch.randn(2, 3, 8, generator=generator) * torch.tensor([1.0, 0.05]).reshape(2, 1, 1)
+    samples = [tuple(torch.randn(2, 4, 3, generator=generator) @ mixed) for _ in range(80)]
+    monkeypatch.setitem(NETWORKS, "scaled", (linears(lambda m, a, b: m.l(a) + m.l(b), "l"), ((4, 8), (4, 8)), [2]))
+    module, reference = quantized("scaled", samples[:40], weight_bits=3)
+    errors = []
+    for most in (1.0, 100.0):
+        monkeypatch.setattr(sys.modules["openneutron.recovery.gptq_rounding"], "MOST_SHARE", most)
+        rounded = copy.deepcopy(module)
+        round_weights_by_gptq(rounded, reference, samples[:40])
+        (shared,) = layers_by_weight(rounded)[1]
+        change = shared.first.real_weight - reference.get_parameter("l.weight")
+        with torch.no_grad():
+            errors.append([float(torch.cat([(sample[i] @ change.T) for sample in samples[40:]]).var()) for i in (0, 1)])
+    assert errors[1][1] < 0.7 * errors[0][1]
 
 
 def test_a_weight_that_another_operator_reads_is_not_rounded() -> None:

@@ -56,6 +56,8 @@ WEIGHTS_AT_ONCE = 2**24
 _BLOCK = 64
 # Positions of layers that share a weight are multiplied at least this many at once.
 ROWS_AT_ONCE = 512
+# Limit of the weight of a layer's moments among those of layers that share its weight, and of its reciprocal.
+MOST_SHARE = 100.0
 IMAGE_RANK = 4
 
 
@@ -124,16 +126,28 @@ class _PooledRounding:
     def __init__(self, shared: SharedLayer) -> None:
         self._shared = shared
         self._biases = PooledBiases(shared)
-        self._sums = _MomentSums(shared.first, ROWS_AT_ONCE)
+        self._sums = _MomentSums(shared.first)
         self._weight: torch.Tensor | None = None
+        self._energy = 0.0  # of the outputs of the first layer
 
     def add(self, layer: WeightedLayer, layer_io: LayerIO) -> None:
         """Adds the inputs of `layer` at evenly spread positions, and its mean error."""
         self._weight = layer_io.weight
         most = positions_of(self._weight, len(layer_io.real) * len(self._shared.uses))
+        share = self._share(layer_io)
         for values in zip(layer_io.quantized, layer_io.real, strict=True):
             self._sums.add(*(rows_of(layer, value, self._weight, most) for value in values))
+            if self._sums.waiting >= ROWS_AT_ONCE:
+                self._sums.add_up(share)
+        self._sums.add_up(share)
         self._biases.add(layer, layer_io)
+
+    def _share(self, layer_io: LayerIO) -> float:
+        """Returns by what the moments of a layer are multiplied, so that errors count relative to its outputs."""
+        energy = sum(float(wanted.square().mean()) for wanted in layer_io.wanted)
+        self._energy = self._energy or energy
+        ratio = self._energy / energy if energy else 1.0
+        return min(max(ratio, 1 / MOST_SHARE), MOST_SHARE)
 
     def apply(self) -> None:
         """Replaces the codes and the scale of the weight, and the biases."""
@@ -221,6 +235,7 @@ def _moments(layer: WeightedLayer, layer_io: LayerIO) -> _Moments:
     sums = _MomentSums(layer)
     for values in zip(layer_io.quantized, layer_io.real, strict=True):
         sums.add(*(rows_of(layer, value, weight, most) for value in values))
+        sums.add_up()
     return sums.moments()
 
 
@@ -232,15 +247,15 @@ def positions_of(weight: torch.Tensor, parts: int) -> int:
 class _MomentSums:
     """Sums up the moments of a layer's inputs. Subtracts the means, which the bias compensates.
 
-    Each product sums at least `at_once` positions, because a product for each of many steps would take longer.
+    Several layers may read the weight. Their moments are added up with weights of their own.
     """
 
-    def __init__(self, layer: WeightedLayer, at_once: int = 1) -> None:
+    def __init__(self, layer: WeightedLayer) -> None:
         groups, size = layer.groups, layer.codes[0].numel()
         self._own, self._cross = (torch.zeros(groups, size, size, dtype=torch.float64) for _ in range(2))
         self._mean, self._real_mean = (torch.zeros(groups, size, dtype=torch.float64) for _ in range(2))
         self._origins: list[torch.Tensor] = []
-        self._count, self._at_once = 0, at_once
+        self._count, self._total = 0, 0.0
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, inputs: torch.Tensor, real_inputs: torch.Tensor) -> None:
@@ -249,27 +264,31 @@ class _MomentSums:
         # separate means, because a constant differs from its quantized value.
         self._origins = self._origins or [rows.mean(1, keepdim=True) for rows in (inputs, real_inputs)]
         self._waiting.append((inputs - self._origins[0], real_inputs - self._origins[1]))
-        if sum(rows.shape[1] for rows, _ in self._waiting) >= self._at_once:
-            self._add_waiting()
 
-    def _add_waiting(self) -> None:
+    @property
+    def waiting(self) -> int:
+        """The number of rows since the last `add_up`."""
+        return sum(rows.shape[1] for rows, _ in self._waiting)
+
+    def add_up(self, weight: float = 1.0) -> None:
+        """Adds the moments of the rows that were added since the last call, multiplied by `weight`."""
         if not self._waiting:
             return
         waiting = zip(*self._waiting, strict=True)
         inputs, real_inputs = (torch.cat(rows, 1) if len(rows) > 1 else rows[0] for rows in waiting)
         self._waiting = []
-        self._own += inputs.transpose(1, 2) @ inputs
-        self._cross += real_inputs.transpose(1, 2) @ inputs
-        self._mean += inputs.sum(1)
-        self._real_mean += real_inputs.sum(1)
+        self._own += weight * (inputs.transpose(1, 2) @ inputs)
+        self._cross += weight * (real_inputs.transpose(1, 2) @ inputs)
+        self._mean += weight * inputs.sum(1)
+        self._real_mean += weight * real_inputs.sum(1)
         self._count += inputs.shape[1]
+        self._total += weight * inputs.shape[1]
 
     def moments(self) -> _Moments:
         """Returns the moments of all rows that were added."""
-        self._add_waiting()
         size = self._own.shape[-1]
         own, cross, mean, real_mean = (
-            sums / self._count for sums in (self._own, self._cross, self._mean, self._real_mean)
+            sums / self._total for sums in (self._own, self._cross, self._mean, self._real_mean)
         )
         rounding = FLOAT_ROUNDING * _mean_of_diagonal(own) * torch.eye(size, dtype=torch.float64)
         trust = self._count / (self._count + size)

@@ -8,7 +8,7 @@ take quadratic time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ __all__ = [
     "Samples",
     "SamplesRun",
     "evenly_spaced",
-    "fake_quantize",
+    "fake_quantized",
     "run_layerwise",
     "samples_within_memory",
 ]
@@ -85,17 +85,18 @@ class SamplesRun(GraphRun):
         if is_quantize(node):
             return self.of_samples(first_operand(node))
         if is_dequantize(node):
-            return [fake_quantize(node, value) for value in self.of_samples(first_operand(node))]
+            return fake_quantized(node, self.of_samples(first_operand(node)))
         operands = {operand: self.of_samples(operand) for operand in node.all_input_nodes}
         rows = ({operand: found[index] for operand, found in operands.items()} for index in range(len(self.samples)))
         return [run_node(self.module, node, row.__getitem__) for row in rows]
 
 
-def fake_quantize(dequantize: Node, value: torch.Tensor) -> torch.Tensor:
-    """Quantizes and dequantizes a float value per tensor, in one operator, with the qparams of `dequantize`."""
+def fake_quantized(dequantize: Node, values: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Quantizes and dequantizes float values per tensor, in one operator, with the qparams of `dequantize`."""
     args = arguments(dequantize)
+    scale, zero_point = float(args["scale"]), int(args["zero_point"])
     limits = int(args["quant_min"]), int(args["quant_max"])
-    return torch.fake_quantize_per_tensor_affine(value, float(args["scale"]), int(args["zero_point"]), *limits)
+    return [torch.fake_quantize_per_tensor_affine(value, scale, zero_point, *limits) for value in values]
 
 
 def samples_within_memory(reference: GraphModule, samples: Samples, memory: int = MEMORY) -> Samples:
