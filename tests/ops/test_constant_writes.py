@@ -39,7 +39,8 @@ class _GraphNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         sent = self.first(x)[self.get_buffer("sources")]
         zeros = torch.zeros(NODES, WIDTH)
-        return self.last(F.relu(self.aggregation(zeros, self.get_buffer("targets"), sent)))
+        received: torch.Tensor = self.last(F.relu(self.aggregation(zeros, self.get_buffer("targets"), sent)))
+        return received
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
