@@ -1,0 +1,230 @@
+"""Measures the accuracy of trained recurrent networks in int8: `python -m benchmarks.recurrent [ROW ...]`.
+
+1. The speaker encoder of the package `resemblyzer` (`pip install --no-deps resemblyzer`): three LSTM layers of 256 on
+   40 mel bands. Rows of the data "speech" need the command `espeak-ng`. The data "spikes" are squares of normally
+   distributed numbers; they drive the cell states beyond 10.
+2. An LSTM, a GRU and a bidirectional LSTM, trained here in seconds on scikit-learn's digits as sequences of 8 rows.
+
+A row shows the SQNR of the outputs of the converted module to float in dB, the mean cosine of both (encoder) or the
+top-1 in percent of both (digits), the estimated cycles of the program, and the seconds of `quantize` and of `lower`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from openneutron import NeutronQuantizer, lower, quantize
+from openneutron.errors import ModelError
+
+from .layer_losses import sqnr
+from .speech import BANDS, recordings
+
+CALIBRATION, TESTS = 48, 32
+COLUMNS = "network", "dB", "cosine or top-1", "M cycles", "s quantize", "s lower"
+FIRST_FRAME = 30  # sentences begin with silence
+
+
+class SpeakerEncoder(nn.Module):
+    """Maps mel spectrograms [batch, frames, 40] to embeddings [batch, 256] of length 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(BANDS, 256, 3, batch_first=True)
+        self.linear = nn.Linear(256, 256)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Embeds the last hidden state of the last layer."""
+        _, (hidden, _) = self.lstm(frames)
+        embedding = torch.relu(self.linear(hidden[-1]))
+        unit: Tensor = embedding / torch.norm(embedding, dim=1, keepdim=True)
+        return unit
+
+
+class RowReader(nn.Module):
+    """Classifies a digit [batch, 8, 8], read row by row."""
+
+    def __init__(self, network: nn.LSTM | nn.GRU) -> None:
+        super().__init__()
+        self.network = network
+        self.head = nn.Linear(network.hidden_size * (2 if network.bidirectional else 1), 10)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Returns the logits after the last row."""
+        logits: Tensor = self.head(self.network(rows)[0][:, -1])
+        return logits
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trained network with its data."""
+
+    model: nn.Module
+    calibration: list[tuple[Tensor]]
+    tests: Tensor
+    labels: Tensor | None = None
+
+
+@cache
+def encoder() -> SpeakerEncoder:
+    """Loads the weights from the package. Raises `ModuleNotFoundError` without it."""
+    found = find_spec("resemblyzer")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError("resemblyzer is missing: pip install --no-deps resemblyzer")
+    file = Path(found.submodule_search_locations[0]) / "pretrained.pt"
+    weights = torch.load(file, map_location="cpu", weights_only=True)["model_state"]
+    model = SpeakerEncoder()
+    model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("similarity")})
+    return model.eval()
+
+
+def speech(frames: int) -> Task:
+    """Sentences of five voices, cut to `frames` frames."""
+    cut = [one.features[FIRST_FRAME : FIRST_FRAME + frames] for one in recordings(CALIBRATION + TESTS)]
+    return _encoder_task(torch.stack([features for features in cut if len(features) == frames]))
+
+
+def spikes(frames: int) -> Task:
+    """Non-negative noise, most of which is near zero."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(CALIBRATION + TESTS, 40, BANDS, generator=generator)
+    return _encoder_task(noise[:, :frames].square() * 0.3)
+
+
+def _encoder_task(values: Tensor) -> Task:
+    return Task(encoder(), [(value[None],) for value in values[:CALIBRATION]], values[CALIBRATION:])
+
+
+@cache
+def digits(name: str) -> Task:
+    """Trains a reader of rows for 40 epochs on three quarters of the digits."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    values, classes = torch.tensor(pixels, dtype=torch.float32).view(-1, 8, 8) / 16, torch.tensor(labels)
+    networks: dict[str, Callable[[], nn.LSTM | nn.GRU]] = {
+        "lstm": lambda: nn.LSTM(8, 32, batch_first=True),
+        "gru": lambda: nn.GRU(8, 32, batch_first=True),
+        "bilstm": lambda: nn.LSTM(8, 32, batch_first=True, bidirectional=True),
+    }
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(0)
+        model, order = RowReader(networks[name]()), torch.randperm(len(values))
+        training, tests = order[: len(order) * 3 // 4], order[len(order) * 3 // 4 :]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+        for _ in range(40):
+            for batch in torch.split(training[torch.randperm(len(training))], 64):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(values[batch]), classes[batch])
+                torch.autograd.backward(loss)
+                optimizer.step()
+    return Task(model.eval(), [(values[i : i + 1],) for i in training[:100]], values[tests], classes[tests])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A task with the options of `quantize`, or of `NeutronQuantizer` in the documented flow."""
+
+    task: Callable[[], Task]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    documented: bool = False
+
+
+def _encoder_rows(name: str, task: Callable[[], Task]) -> dict[str, Row]:
+    wide, rows = {"wide": [nn.LSTM]}, {"weight_granularity": "per_channel"}
+    return {
+        f"{name}-documented": Row(task, documented=True),
+        f"{name}-documented-wide": Row(task, wide, documented=True),
+        f"{name}-none": Row(task, {"recover": None}),
+        f"{name}-auto": Row(task),
+        f"{name}-per-channel": Row(task, rows),
+        f"{name}-wide": Row(task, wide),
+        f"{name}-wide-per-channel": Row(task, {**wide, **rows}),
+    }
+
+
+ROWS: dict[str, Row] = {
+    **_encoder_rows("spikes", lambda: spikes(40)),
+    **_encoder_rows("speech", lambda: speech(40)),
+    **_encoder_rows("short-spikes", lambda: spikes(12)),
+    "speech-160-wide-per-channel": Row(lambda: speech(160), {"wide": [nn.LSTM], "weight_granularity": "per_channel"}),
+    **{
+        f"digits-{network}-{recover}": Row(lambda network=network: digits(network), {"recover": recover})  # type: ignore[misc]
+        for network in ("lstm", "gru", "bilstm")
+        for recover in (None, "fast", "auto")
+    },
+}
+DEFAULT = [name for name in ROWS if name.startswith(("digits", "short"))]
+
+
+@torch.no_grad()
+def measure(row: Row) -> list[str]:
+    """Returns the cells of a row after its name."""
+    task = row.task()
+    begun = time.perf_counter()
+    if row.documented:
+        exported = torch.export.export(task.model, task.calibration[0]).module()
+        prepared = prepare_pt2e(exported, NeutronQuantizer(**row.options))
+        for sample in task.calibration:
+            prepared(*sample)
+        converted: Any = convert_pt2e(prepared)
+    else:
+        converted = quantize(task.model, task.calibration[0], task.calibration, progress=False, **row.options)
+    quantized = time.perf_counter()
+    program = lower(converted, task.calibration[0]) if row.documented else lower(converted)
+    lowered = time.perf_counter()
+    wanted = task.model(task.tests)
+    found = torch.cat([converted(one[None]) for one in task.tests])
+    return [
+        f"{sqnr(wanted, found):.1f}",
+        _score(task, wanted, found),
+        f"{program.estimate().cycles / 1e6:.2f}",
+        f"{quantized - begun:.0f}",
+        f"{lowered - quantized:.0f}",
+    ]
+
+
+def _score(task: Task, wanted: Tensor, found: Tensor) -> str:
+    if task.labels is None:
+        return f"{float((wanted * found).sum(1).mean()):.4f}"
+    top = [float((values.argmax(1) == task.labels).float().mean()) * 100 for values in (wanted, found)]
+    return f"{top[0]:.1f} -> {top[1]:.1f}"
+
+
+def main() -> None:
+    """Prints one row for each name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default: {', '.join(DEFAULT)}")
+    names = parser.parse_args().rows or DEFAULT
+    unknown = [name for name in names if name not in ROWS]
+    if unknown:
+        parser.error(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    console = Console(width=110)
+    for name in names:
+        table = Table(
+            "network", "dB", "cosine or top-1", "M cycles", "s quantize", "s lower", show_header=name == names[0]
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                table.add_row(name, *measure(ROWS[name]))
+            except (ModuleNotFoundError, RuntimeError, ModelError) as error:
+                table.add_row(name, f"not measured: {error}")
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
