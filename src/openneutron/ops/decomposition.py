@@ -20,10 +20,13 @@ from openneutron.ops.facts import UNKNOWN, Facts
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Constraint
 
-__all__ = ["SHARED_QPARAMS", "Decomposition", "Rewriting"]
+__all__ = ["RANGE_LIMIT", "SHARED_QPARAMS", "Decomposition", "Rewriting"]
 
 SHARED_QPARAMS = "openneutron.shared_qparams"
 """Metadata key of a node. Nodes with the same string under this key get equal qparams, except fixed qparams."""
+
+RANGE_LIMIT = "openneutron.range_limit"
+"""Metadata key of a node. The int8 range of the node's values ends at minus and plus this number at most."""
 
 # These operators infer one size that is given as -1.
 _TAKE_A_SHAPE = {torch.ops.aten.reshape.default, torch.ops.aten.view.default}
@@ -44,6 +47,8 @@ class Rewriting:
     instance: OpInstance
     training: bool = False
     """Whether training may still change parameters. A rewrite must not depend on their values then."""
+    is_wide: bool = False
+    """Whether the user asked for states that consist of two int8 tensors."""
 
     @property
     def args(self) -> dict[str, Any]:
@@ -86,6 +91,11 @@ class Rewriting:
         """Requests equal qparams for `values`, except those with fixed qparams. `name` is unique in this rewriting."""
         for value in values:
             value.meta[SHARED_QPARAMS] = f"{self.instance.node.name} {name}"
+
+    def limit_range(self, values: Iterable[Node], limit: float) -> None:
+        """Requests that the int8 range of `values` ends at -`limit` and `limit` at most. Values beyond saturate."""
+        for value in values:
+            value.meta[RANGE_LIMIT] = limit
 
     def trace(self) -> Node:
         """Adds the operators of torch's own decomposition of this operator, and returns their output.
@@ -151,6 +161,8 @@ class Decomposition:
     """Facts for passes, unless an `OpSpec` of the operator states them."""
     tolerance: int = 1
     """Largest difference between the `.pte` and the converted module, in LSBs of the output."""
+    has_wide_form: bool = False
+    """Whether `rewrite` can represent a state by two int8 tensors, and does so if `Rewriting.is_wide`."""
     notes: str = field(default="", compare=False)
 
     def rejections(self, instance: OpInstance) -> list[str]:

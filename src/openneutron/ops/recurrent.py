@@ -6,7 +6,7 @@ One linear multiplies the inputs of all steps, and one linear for each step mult
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,17 @@ State = tuple[Node, ...]
 """The hidden state, [batch, features], and for an LSTM its cell state."""
 
 FirstState = tuple[Node | None, ...]
-"""The state before the first step; None for zeros."""
+"""A state as the steps read it; None for zeros. A wide cell state consists of two values."""
+
+# Rows of the weights of an LSTM, in torch's order: input gate, forget gate, candidate, output gate.
+LSTM_GATES, LSTM_CANDIDATE = (0, 1, 3), (2,)
+# The range of a cell state ends here. Beyond, the int8 output of tanh no longer changes; a larger state would only take
+# more steps to forget. `python -m benchmarks.recurrent` compares limits.
+CELL_LIMIT = 2.6
+# The same for a wide cell state, whose values within -1..1 have a scale of their own.
+WIDE_CELL_LIMIT = 4.0
+# Rows of the weights of a GRU: reset gate, update gate, candidate.
+GRU_GATES, GRU_CANDIDATE = (0, 1), (2,)
 
 
 @constraint
@@ -47,6 +57,8 @@ class _StepBuilder:
     """Adds the operators of a step to the graph."""
 
     rewriting: Rewriting
+    layer: str = "step"
+    """The name of the layer in one direction."""
 
     def add(self, first: Node, second: Node) -> Node:
         return self.rewriting.call(aten.add.Tensor, first, second)
@@ -72,7 +84,10 @@ class _StepBuilder:
     def index(self, value: Node, dim: int, number: int) -> Node:
         """Selects one index of a dimension, and removes the dimension."""
         shape = [size for other, size in enumerate(shape_of(value)) if other != dim]
-        return self.rewriting.call(aten.reshape.default, self.part(value, dim, number, number + 1), shape)
+        return self.reshaped(self.part(value, dim, number, number + 1), shape)
+
+    def reshaped(self, value: Node, shape: Sequence[int]) -> Node:
+        return self.rewriting.call(aten.reshape.default, value, list(shape))
 
     def stacked(self, values: Sequence[Node], dim: int) -> Node:
         """Concatenates along a new dimension."""
@@ -81,6 +96,21 @@ class _StepBuilder:
     def swapped(self, value: Node) -> Node:
         """Swaps batch and steps."""
         return self.rewriting.call(aten.transpose.int, value, 0, 1)
+
+    def within_one(self, value: Node) -> Node:
+        """Limits the values to -1..1."""
+        return self.rewriting.call(aten.hardtanh.default, value, -1.0, 1.0)
+
+    def add_coarsely(self, first: Node, second: Node) -> Node:
+        """Adds two values. The sums of all steps of a layer share qparams, and cover values beyond -1..1."""
+        total = self.limited(self.add(first, second), WIDE_CELL_LIMIT)
+        self.rewriting.share_qparams(f"{self.layer} coarse sums", [total])
+        return total
+
+    def limited(self, value: Node, limit: float) -> Node:
+        """Returns `value`, whose int8 range ends at -`limit` and `limit` at most."""
+        self.rewriting.limit_range([value], limit)
+        return value
 
     def joined(self, values: Sequence[Node], dim: int) -> Node:
         return self.rewriting.call(aten.cat.default, list(values), dim)
@@ -102,92 +132,175 @@ class _Weights:
     projection: Node | None = None
 
 
-def _with_one_bias(builder: _StepBuilder, weights: _Weights) -> _Weights:
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of the weights of a layer, with the rows' biases. Their products get qparams of their own."""
+
+    input: Node
+    state: Node
+    input_bias: Node | None
+    state_bias: Node | None
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The weights of one layer in one direction, as a step uses them."""
+
+    rows: tuple[_Rows, ...]
+    projection: Node | None
+
+
+def _one_bias(builder: _StepBuilder, weights: _Weights | _Rows) -> _Rows:
     """Adds the state's bias to the input's bias. The step adds both to the same sum."""
     if weights.input_bias is None or weights.state_bias is None:
-        return weights
-    return replace(weights, input_bias=builder.add(weights.input_bias, weights.state_bias), state_bias=None)
+        return _Rows(weights.input, weights.state, weights.input_bias, weights.state_bias)
+    return _Rows(weights.input, weights.state, builder.add(weights.input_bias, weights.state_bias), None)
 
 
-def _with_gru_biases(builder: _StepBuilder, weights: _Weights) -> _Weights:
-    """Moves the state's biases of the reset and update gates into the input's bias.
+def _rows_of(builder: _StepBuilder, weights: _Weights, parts: Sequence[int], count: int) -> _Rows:
+    """Returns `parts` of the rows of all weights, which consist of `count` parts of equal size."""
 
-    The state's bias of the candidate is kept, because the reset gate multiplies it.
+    def chosen(value: Node) -> Node:
+        size = shape_of(value)[0] // count
+        values = [builder.part(value, 0, part * size, (part + 1) * size) for part in parts]
+        return values[0] if len(values) == 1 else builder.joined(values, 0)
+
+    biases = [None if bias is None else chosen(bias) for bias in (weights.input_bias, weights.state_bias)]
+    return _Rows(chosen(weights.input), chosen(weights.state), *biases)
+
+
+def _lstm_rows(builder: _StepBuilder, weights: _Weights) -> tuple[_Rows, ...]:
+    """Returns the rows of the input, forget and output gates, then those of the candidate.
+
+    The candidate has weights and sums of another range than the gates: tanh is flat beyond 2.6, sigmoid beyond 6.2.
     """
-    if weights.input_bias is None or weights.state_bias is None:
-        return weights
-    size = shape_of(weights.state_bias)[0] // 3
-    gates, candidate = (
-        builder.part(weights.state_bias, 0, 0, 2 * size),
-        builder.part(weights.state_bias, 0, 2 * size, 3 * size),
-    )
-    more = builder.joined([gates, builder.rewriting.constant(torch.zeros(size))], 0)
-    rest = builder.joined([builder.rewriting.constant(torch.zeros(2 * size)), candidate], 0)
-    return replace(weights, input_bias=builder.add(weights.input_bias, more), state_bias=rest)
+    gates, candidate = (_rows_of(builder, weights, parts, 4) for parts in (LSTM_GATES, LSTM_CANDIDATE))
+    return _one_bias(builder, gates), _one_bias(builder, candidate)
 
 
-def _lstm_step(builder: _StepBuilder, product: Node, state: FirstState, weights: _Weights) -> State:
+def _gru_rows(builder: _StepBuilder, weights: _Weights) -> tuple[_Rows, ...]:
+    """Returns the rows of the reset and update gates, then those of the candidate.
+
+    The candidate keeps the state's bias, because the reset gate multiplies it.
+    """
+    gates, candidate = (_rows_of(builder, weights, parts, 3) for parts in (GRU_GATES, GRU_CANDIDATE))
+    return _one_bias(builder, gates), candidate
+
+
+def _elman_rows(builder: _StepBuilder, weights: _Weights) -> tuple[_Rows, ...]:
+    return (_one_bias(builder, weights),)
+
+
+Products = Sequence[Node]
+"""The products of the input with the rows of a layer, in the order of `_Layer.rows`: [batch, rows] each."""
+
+
+def _sums(builder: _StepBuilder, products: Products, hidden: Node | None, layer: _Layer) -> list[Node]:
+    """Adds the products of the hidden state to those of the input."""
+    if hidden is None:
+        return list(products)
+    recurrent = [builder.linear(hidden, rows.state, rows.state_bias) for rows in layer.rows]
+    return [builder.add(product, other) for product, other in zip(products, recurrent, strict=True)]
+
+
+def _lstm_gates(
+    builder: _StepBuilder, products: Products, hidden: Node | None, layer: _Layer
+) -> tuple[Node, Node, Node]:
+    """Returns the values that a step writes to the cell state, the forget gate, and the output gate."""
+    gates, candidate = _sums(builder, products, hidden, layer)
+    take_in, keep, put_out = builder.gates(builder.sigmoid(gates), 3)
+    return builder.mul(take_in, builder.tanh(candidate)), keep, put_out
+
+
+def _lstm_output(builder: _StepBuilder, put_out: Node, cell: Node, layer: _Layer) -> Node:
+    hidden = builder.mul(put_out, builder.tanh(cell))
+    return hidden if layer.projection is None else builder.linear(hidden, layer.projection)
+
+
+def _lstm_step(builder: _StepBuilder, products: Products, state: FirstState, layer: _Layer) -> State:
     hidden, cell = state
-    sums = product if hidden is None else builder.add(product, builder.linear(hidden, weights.state))
-    take_in, keep, _, put_out = builder.gates(builder.sigmoid(sums), 4)
-    next_cell = builder.mul(take_in, builder.tanh(builder.gates(sums, 4)[2]))
+    written, keep, put_out = _lstm_gates(builder, products, hidden, layer)
+    following = written
     if cell is not None:
-        next_cell = builder.add(builder.mul(keep, cell), next_cell)
-    next_hidden = builder.mul(put_out, builder.tanh(next_cell))
-    if weights.projection is not None:
-        next_hidden = builder.linear(next_hidden, weights.projection)
-    return next_hidden, next_cell
+        kept = builder.limited(builder.mul(keep, cell), CELL_LIMIT)
+        following = builder.limited(builder.add(kept, written), CELL_LIMIT)
+    return _lstm_output(builder, put_out, following, layer), following
 
 
-def _gru_step(builder: _StepBuilder, product: Node, state: FirstState, weights: _Weights) -> State:
+def _wide_lstm_step(builder: _StepBuilder, products: Products, state: FirstState, layer: _Layer) -> FirstState:
+    """Computes a step whose cell state is the sum of two values: the state limited to -1..1, and the excess.
+
+    The limited value is computed from sums that saturate at -1 and 1, so the coarse scale of the excess costs it
+    nothing. The excess of a state within -1..1 is exactly zero.
+    """
+    hidden, limited, excess = state
+    written, keep, put_out = _lstm_gates(builder, products, hidden, layer)
+    if limited is None:  # the product of sigmoid and tanh is within -1..1
+        return _lstm_output(builder, put_out, written, layer), written, None
+    kept = builder.mul(keep, limited)
+    following, total = builder.within_one(builder.add(kept, written)), builder.add_coarsely(kept, written)
+    if excess is not None:
+        kept_excess = builder.limited(builder.mul(keep, excess), WIDE_CELL_LIMIT - 1)
+        following = builder.within_one(builder.add(following, kept_excess))
+        total = builder.add_coarsely(total, kept_excess)
+    excess = builder.limited(builder.sub(total, builder.within_one(total)), WIDE_CELL_LIMIT - 1)
+    return _lstm_output(builder, put_out, builder.add(following, excess), layer), following, excess
+
+
+def _gru_step(builder: _StepBuilder, products: Products, state: FirstState, layer: _Layer) -> State:
     (hidden,) = state
-    recurrent = weights.state_bias if hidden is None else builder.linear(hidden, weights.state, weights.state_bias)
-    sums = product if hidden is None or recurrent is None else builder.add(product, recurrent)
-    reset, update, _ = builder.gates(builder.sigmoid(sums), 3)
-    candidate = builder.gates(product, 3)[2]
+    gates, candidate = products
+    of_gates, of_candidate = layer.rows
+    recurrent = of_candidate.state_bias
+    if hidden is not None:
+        gates = builder.add(gates, builder.linear(hidden, of_gates.state))
+        recurrent = builder.linear(hidden, of_candidate.state, of_candidate.state_bias)
+    reset, update = builder.gates(builder.sigmoid(gates), 2)
     if recurrent is not None:
-        candidate = builder.add(candidate, builder.mul(reset, builder.gates(recurrent, 3)[2]))
+        candidate = builder.add(candidate, builder.mul(reset, recurrent))
     candidate = builder.tanh(candidate)
     if hidden is None:
         return (builder.sub(candidate, builder.mul(update, candidate)),)
     return (builder.add(candidate, builder.mul(update, builder.sub(hidden, candidate))),)
 
 
-def _elman_step(activation: torch._ops.OpOverload) -> Callable[[_StepBuilder, Node, FirstState, _Weights], State]:
-    def step(builder: _StepBuilder, product: Node, state: FirstState, weights: _Weights) -> State:
+def _elman_step(activation: torch._ops.OpOverload) -> _Step:
+    def step(builder: _StepBuilder, products: Products, state: FirstState, layer: _Layer) -> State:
         (hidden,) = state
-        sums = product if hidden is None else builder.add(product, builder.linear(hidden, weights.state))
-        return (builder.rewriting.call(activation, sums),)
+        (total,) = _sums(builder, products, hidden, layer)
+        return (builder.rewriting.call(activation, total),)
 
     return step
 
 
-Step = Callable[[_StepBuilder, Node, FirstState, _Weights], State]
+_Step = Callable[[_StepBuilder, Products, FirstState, _Layer], FirstState]
 
 
 @dataclass(frozen=True)
 class _Cell:
     """A kind of recurrent cell."""
 
-    prepared: Callable[[_StepBuilder, _Weights], _Weights]
-    """Prepares the weights: moves biases to the input's product where the step permits it."""
-    step: Step
-    """Computes the next state from the input's product and the state."""
+    rows: Callable[[_StepBuilder, _Weights], tuple[_Rows, ...]]
+    """Returns the rows of the weights whose products get qparams of their own."""
+    step: _Step
+    """Computes the next state from the input's products and the state."""
     roles: tuple[str, ...] = ("hidden",)
     """The names of the tensors of its state."""
 
 
 _CELLS = {
-    "lstm": _Cell(_with_one_bias, _lstm_step, ("hidden", "cell")),
-    "gru": _Cell(_with_gru_biases, _gru_step),
-    "rnn_tanh": _Cell(_with_one_bias, _elman_step(aten.tanh.default)),
-    "rnn_relu": _Cell(_with_one_bias, _elman_step(aten.relu.default)),
+    "lstm": _Cell(_lstm_rows, _lstm_step, ("hidden", "cell")),
+    "gru": _Cell(_gru_rows, _gru_step),
+    "rnn_tanh": _Cell(_elman_rows, _elman_step(aten.tanh.default)),
+    "rnn_relu": _Cell(_elman_rows, _elman_step(aten.relu.default)),
 }
+_WIDE_LSTM = _Cell(_lstm_rows, _wide_lstm_step, ("hidden", "cell within one", "excess"))
 
 
-def _cell_of(instance: OpInstance) -> _Cell:
-    _, name, _ = op_name(instance.node).split(".")
-    return _CELLS[name.removesuffix("_cell")]
+def _cell_of(rewriting: Rewriting) -> _Cell:
+    _, name, _ = op_name(rewriting.instance.node).split(".")
+    kind = name.removesuffix("_cell")
+    return _WIDE_LSTM if rewriting.is_wide and kind == "lstm" else _CELLS[kind]
 
 
 def _initial_states(rewriting: Rewriting) -> list[Node | None]:
@@ -197,21 +310,43 @@ def _initial_states(rewriting: Rewriting) -> list[Node | None]:
     return [None if value is not None and not value.any() else node for node, value in zip(nodes, values, strict=True)]
 
 
-def _share(rewriting: Rewriting, cell: _Cell, name: str, states: Iterable[FirstState]) -> None:
+def _opened(builder: _StepBuilder, cell: _Cell, state: FirstState) -> FirstState:
+    """Returns the first state as the cell's steps read it: a wide cell state as two values."""
+    if cell is not _WIDE_LSTM:
+        return state
+    hidden, whole = state
+    if whole is None:
+        return hidden, None, None
+    limited = builder.within_one(whole)
+    return hidden, limited, builder.sub(whole, limited)
+
+
+def _closed(builder: _StepBuilder, cell: _Cell, state: FirstState) -> State:
+    """Returns a state in torch's form: a wide cell state as one value."""
+    if cell is not _WIDE_LSTM:
+        return tuple(value for value in state if value is not None)
+    hidden, limited, excess = state
+    assert hidden is not None
+    assert limited is not None
+    return hidden, limited if excess is None else builder.add(limited, excess)
+
+
+def _share(builder: _StepBuilder, cell: _Cell, states: Iterable[FirstState]) -> None:
     """Requests the same qparams for the state at all steps, so that the steps share a weight without requantizing."""
     for role, values in zip(cell.roles, zip(*states, strict=True), strict=True):
-        rewriting.share_qparams(f"{name} {role}", [value for value in values if value is not None])
+        builder.rewriting.share_qparams(f"{builder.layer} {role}", [value for value in values if value is not None])
 
 
 def _one_step(rewriting: Rewriting) -> Node | State:
     """Adds one step of a cell, and returns the next state."""
-    builder, cell, args = _StepBuilder(rewriting), _cell_of(rewriting.instance), rewriting.args
-    weights = cell.prepared(builder, _Weights(args["w_ih"], args["w_hh"], args["b_ih"], args["b_hh"]))
-    state = tuple(_initial_states(rewriting))
-    product = builder.linear(args["input"], weights.input, weights.input_bias)
-    following = cell.step(builder, product, state, weights)
-    _share(rewriting, cell, "step", [state, following])
-    return following if len(following) > 1 else following[0]
+    builder, cell, args = _StepBuilder(rewriting), _cell_of(rewriting), rewriting.args
+    layer = _Layer(cell.rows(builder, _Weights(args["w_ih"], args["w_hh"], args["b_ih"], args["b_hh"])), None)
+    state = _opened(builder, cell, tuple(_initial_states(rewriting)))
+    products = [builder.linear(args["input"], rows.input, rows.input_bias) for rows in layer.rows]
+    following = cell.step(builder, products, state, layer)
+    _share(builder, cell, [state, following])
+    closed = _closed(builder, cell, following)
+    return closed if len(closed) > 1 else closed[0]
 
 
 def _weights_of_layers(args: dict[str, Any]) -> list[_Weights]:
@@ -227,43 +362,62 @@ def _weights_of_layers(args: dict[str, Any]) -> list[_Weights]:
 
 
 def _all_steps(rewriting: Rewriting) -> list[Node]:
-    """Adds a whole network. Returns its outputs, then the last state of all layers and directions."""
-    builder, cell, args = _StepBuilder(rewriting), _cell_of(rewriting.instance), rewriting.args
+    """Adds a whole network. Returns its outputs, then the last state of all layers and directions.
+
+    Between layers, values are [steps * batch, features], so that the rows of a step are one slice.
+    """
+    whole, cell, args = _StepBuilder(rewriting), _cell_of(rewriting), rewriting.args
     initial = _initial_states(rewriting)
-    values = args["input"] if args["batch_first"] else builder.swapped(args["input"])
+    inputs = whole.swapped(args["input"]) if args["batch_first"] else args["input"]
+    steps, batch, features = shape_of(inputs)
+    values = whole.reshaped(inputs, [steps * batch, features])
     last: list[State] = []
-    layers = _weights_of_layers(args)
+    weights = _weights_of_layers(args)
     directions = 2 if args["bidirectional"] else 1
-    for layer in range(args["num_layers"]):
+    for first in range(0, len(weights), directions):
         outputs = []
-        for direction in range(directions):
-            number = layer * directions + direction
-            state = tuple(None if node is None else builder.index(node, 0, number) for node in initial)
-            weights = cell.prepared(builder, layers[number])
-            states = _run(builder, cell, values, weights, state, backwards=direction == 1)
-            _share(rewriting, cell, f"layer {number}", [state, *states])
-            last.append(states[0 if direction == 1 else -1])
-            outputs.append(builder.stacked([hidden for hidden, *_ in states], 1))
-        values = outputs[0] if directions == 1 else builder.joined(outputs, -1)
-    final = [builder.stacked(of_role, 0) for of_role in zip(*last, strict=True)]
-    return [values if args["batch_first"] else builder.swapped(values), *final]
+        for number in range(first, first + directions):
+            builder, is_backwards = _StepBuilder(rewriting, f"layer {number}"), number > first
+            given = tuple(None if node is None else builder.index(node, 0, number) for node in initial)
+            state = _opened(builder, cell, given)
+            layer = _Layer(cell.rows(builder, weights[number]), weights[number].projection)
+            by_step = _products_by_step(builder, values, batch, layer)
+            states = _run(builder, cell, layer, by_step, state, backwards=is_backwards)
+            _share(builder, cell, [state, *states])
+            last.append(_closed(builder, cell, states[0 if is_backwards else -1]))
+            outputs.append(builder.joined([hidden for hidden, *_ in states if hidden is not None], 0))
+        values = outputs[0] if directions == 1 else whole.joined(outputs, -1)
+    hidden = whole.reshaped(values, [steps, batch, shape_of(values)[-1]])
+    final = [whole.stacked(of_role, 0) for of_role in zip(*last, strict=True)]
+    return [whole.swapped(hidden) if args["batch_first"] else hidden, *final]
+
+
+def _products_by_step(builder: _StepBuilder, values: Node, batch: int, layer: _Layer) -> list[list[Node]]:
+    """Multiplies the inputs of all steps [steps * batch, features]. Returns the products of each step."""
+    products = [builder.linear(values, rows.input, rows.input_bias) for rows in layer.rows]
+    firsts = range(0, shape_of(values)[0], batch)
+    return [[builder.part(product, 0, first, first + batch) for product in products] for first in firsts]
 
 
 def _run(
-    builder: _StepBuilder, cell: _Cell, values: Node, weights: _Weights, state: FirstState, *, backwards: bool
-) -> list[State]:
-    """Unrolls `cell` over `values` [batch, steps, features]. Returns the state after each step, by step number."""
-    products = builder.linear(values, weights.input, weights.input_bias)
-    steps = range(shape_of(values)[1])
-    states: list[State] = []
-    for step in reversed(steps) if backwards else steps:
-        state = cell.step(builder, builder.index(products, 1, step), state, weights)
+    builder: _StepBuilder,
+    cell: _Cell,
+    layer: _Layer,
+    by_step: Sequence[Products],
+    state: FirstState,
+    *,
+    backwards: bool,
+) -> list[FirstState]:
+    """Unrolls `cell` over the products of the inputs, by step. Returns the state after each step, by step."""
+    states: list[FirstState] = []
+    for products in reversed(by_step) if backwards else by_step:
+        state = cell.step(builder, products, state, layer)
         states.append(state)
     return states[::-1] if backwards else states
 
 
 _BECOMES = {
-    "lstm": "linears, slices, sigmoids, tanhs, muls and adds",
+    "lstm": "linears, slices, sigmoids, tanhs, muls and adds; a wide cell state also clamps and subs",
     "gru": "linears, slices, sigmoids, tanhs, muls, adds and subs",
     "rnn_tanh": "linears, slices, adds and tanhs",
     "rnn_relu": "linears, slices, adds and relus",
@@ -271,6 +425,7 @@ _BECOMES = {
 
 UNROLLED = (
     "It is unrolled: one linear multiplies the inputs of all steps, and one linear for each step multiplies its state. "
+    "The candidate of an LSTM or a GRU has linears of its own, because its sums need a finer scale than the gates. "
     "The first step needs no linear if the first state is zero. The state has the same scale and zero point at all "
     "steps, and each weight is stored once. The tolerance is 2 because steep gates enlarge a difference of one LSB."
 )
@@ -285,6 +440,7 @@ DECOMPOSED = tuple(
         constraints=(has_constant_weights, has_no_dropout),
         tolerance=TOLERANCE,
         notes=UNROLLED,
+        has_wide_form=name == "lstm",
     )
     for name, becomes in _BECOMES.items()
 ) + tuple(
@@ -294,6 +450,7 @@ DECOMPOSED = tuple(
         rewrite=_one_step,
         becomes=becomes,
         constraints=(has_constant_weights,),
+        has_wide_form=name == "lstm",
     )
     for name, becomes in _BECOMES.items()
 )

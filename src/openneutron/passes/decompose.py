@@ -25,10 +25,12 @@ def decompose(
     keeps_float: Callable[[Node], bool] = lambda _: False,
     *,
     training: bool = False,
+    is_wide: Callable[[Node], bool] = lambda _: False,
 ) -> bool:
     """Rule: a float32 operator with a declared decomposition is replaced by the decomposition, recursively.
 
-    Operators for which `keeps_float` is true are not changed. Linear in the nodes before and after. Raises `ModelError`
+    Operators for which `keeps_float` is true are not changed. The states of operators for which `is_wide` is true
+    consist of two int8 tensors. Linear in the nodes before and after. Raises `ModelError`
     if a decomposition needs a fixed size and the size is dynamic.
     """
     changed = False
@@ -37,7 +39,7 @@ def decompose(
     while node.op != "root":
         before = node.prev
         instance = OpInstance(node, target, computed_constants=constants)
-        if not keeps_float(node) and _decompose(module, instance, training=training):
+        if not keeps_float(node) and _decompose(module, instance, training=training, is_wide=is_wide(node)):
             changed = True
             node = before.next  # visit the new nodes too
         else:
@@ -48,14 +50,14 @@ def decompose(
     return finish_rewrite(module, changed=changed)
 
 
-def _decompose(module: GraphModule, instance: OpInstance, *, training: bool) -> bool:
+def _decompose(module: GraphModule, instance: OpInstance, *, training: bool, is_wide: bool) -> bool:
     node = instance.node
     declared = DECOMPOSITIONS.get(op_name(node))
     if declared is None or is_mask_computation(node) or not _is_float(node.meta.get("val")):
         return False
     if not declared.applies(instance) or declared.rejections(instance):
         return False
-    rewriting = Rewriting(module, instance, training)
+    rewriting = Rewriting(module, instance, training, is_wide)
     try:
         written = declared.rewrite(rewriting)
     except RuntimeError as error:  # torch raises it for a constant whose size is not fixed

@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import is_state_write
+from openneutron.ops.decomposition import SHARED_QPARAMS
 from openneutron.passes.functionalize import writes_memory
 
 __all__ = ["eliminate_common_subexpressions"]
@@ -17,7 +18,8 @@ __all__ = ["eliminate_common_subexpressions"]
 def eliminate_common_subexpressions(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False) -> bool:
     """Rule, linear in nodes: calls of one ATen operator with equal arguments are merged into the first call.
 
-    A call for which `keeps_float` is true is not merged with calls for which it is false. Operators that draw random
+    A call for which `keeps_float` is true is not merged with calls for which it is false, and a call is not merged
+    with a call of which a decomposition requests other qparams. Operators that draw random
     numbers are not merged, and a graph with an in-place operator is not changed, because the write would reach all
     merged values.
     """
@@ -28,7 +30,8 @@ def eliminate_common_subexpressions(module: GraphModule, keeps_float: Callable[[
     for node in list(module.graph.nodes):
         if not _is_pure(node) or is_state_write(node):
             continue
-        same = first.setdefault((node.target, _key(node.args), _key(node.kwargs), keeps_float(node)), node)
+        kept_apart = keeps_float(node), node.meta.get(SHARED_QPARAMS)
+        same = first.setdefault((node.target, _key(node.args), _key(node.kwargs), *kept_apart), node)
         if same is not node:
             node.replace_all_uses_with(same)
             module.graph.erase_node(node)

@@ -74,6 +74,8 @@ class Setting:
     training: bool = False
     keeps_float: Callable[[Node], bool] = lambda _: False
     """Returns whether an operator stays in float. No pass merges such operators with others."""
+    is_wide: Callable[[Node], bool] = lambda _: False
+    """Returns whether the state of a recurrent operator consists of two int8 tensors."""
 
 
 @dataclass(frozen=True)
@@ -174,10 +176,12 @@ def prepare(
     *,
     training: bool = False,
     keeps_float: Callable[[Node], bool] = lambda _: False,
+    is_wide: Callable[[Node], bool] = lambda _: False,
 ) -> GraphModule:
     """Runs `PASSES` on an exported module, in place. Linear in the nodes of the graph.
 
-    `keeps_float` returns whether an operator is to stay in float. No pass merges such operators with others.
+    `keeps_float` returns whether an operator is to stay in float. No pass merges such operators with others. `is_wide`
+    returns whether the state of a recurrent operator is to consist of two int8 tensors.
 
     The result has no batch norm in eval mode, because torchao's `convert_pt2e` takes 10 s for a model that has one.
     With `training`, parameters are kept, and so are operators that exist in train mode only. The quantizer replaces
@@ -186,7 +190,7 @@ def prepare(
     Raises `ModelError` for a dtype other than float32 and for in-place writes that `functionalize` cannot replace.
     Without `training`, raises it for train mode and dynamic shapes too.
     """
-    run_passes(PASSES, module, Setting(target, training, keeps_float), "prepare")
+    run_passes(PASSES, module, Setting(target, training, keeps_float, is_wide), "prepare")
     return module
 
 

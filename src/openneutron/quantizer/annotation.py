@@ -17,7 +17,7 @@ from openneutron.core.unions import find_root
 from openneutron.errors import OptionError
 from openneutron.ir.graph import QParams
 from openneutron.model.state import next_value, states_of, store_of, write_of
-from openneutron.ops.decomposition import SHARED_QPARAMS
+from openneutron.ops.decomposition import RANGE_LIMIT, SHARED_QPARAMS
 from openneutron.ops.intervals import EVERYTHING, Interval
 from openneutron.ops.masks import is_mask_computation, saturates
 from openneutron.ops.spec import OutputRule
@@ -256,6 +256,10 @@ class Annotation:
         for value, interval in intervals.items():
             if (group := self._find(value)) not in special:
                 self.needed[group] = interval.joined(self.needed.get(group, interval))
+        for value in intervals:
+            group, limit = self._find(value), value.meta.get(RANGE_LIMIT)
+            if limit is not None and group not in special | self.outputs:
+                self.needed[group] = self.needed.get(group, EVERYTHING).clamped(Interval(-limit, limit))
         self.needed = {group: needed for group, needed in self.needed.items() if needed != EVERYTHING}
         for value in intervals:
             if (group := self._find(value)) in self.needed:

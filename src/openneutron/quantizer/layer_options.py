@@ -1,4 +1,4 @@
-"""The `layers` option: sets how parts of a model are quantized, or leaves them in float."""
+"""The options `layers` and `wide`: set how parts of a model are quantized."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import note, noted, op_name, operator_aliases
+from openneutron.core.fx import note, noted, op_name, operator_aliases, operator_names
 from openneutron.errors import OptionError
-from openneutron.ops import OPERATORS
+from openneutron.ops import DECOMPOSITIONS, OPERATORS
 from openneutron.quantizer.node_keys import Key, NodeKeys
 
-__all__ = ["FLOAT", "GRANULARITIES", "PER_CHANNEL", "Key", "Layers", "left_in_float"]
+__all__ = ["FLOAT", "GRANULARITIES", "PER_CHANNEL", "Key", "Layers", "WideStates", "left_in_float"]
 
 PER_TENSOR, PER_CHANNEL, FLOAT = "per_tensor", "per_channel", "float"
 GRANULARITIES = (PER_TENSOR, PER_CHANNEL)
 SETTINGS = (*GRANULARITIES, FLOAT)
+_WIDE = "wide"
 
 _LEFT_IN_FLOAT = "openneutron.left_in_float"
 
@@ -67,6 +68,31 @@ class Layers:
         self._keys.check(module, _takes, _problem)
 
 
+class WideStates:
+    """The recurrent operators whose cell state consists of two int8 tensors, selected by the keys of `NodeKeys`.
+
+    Raises `OptionError` for anything but None or an iterable of keys.
+    """
+
+    def __init__(self, keys: Iterable[Key] | None) -> None:
+        if isinstance(keys, str) or not isinstance(keys, Iterable | None):
+            raise OptionError(f"wide is a list of names and types of modules, or of operators, not {keys!r}.")
+        self._keys = NodeKeys("wide", dict.fromkeys(keys or (), _WIDE))
+
+    def selects(self, node: Node) -> bool:
+        """Returns whether the state of `node` is to consist of two int8 tensors."""
+        return self._keys.found(node) is not None
+
+    def check(self, module: GraphModule) -> None:
+        """Raises `OptionError` for a key that matches no operator of the model with a wide state. Linear in nodes."""
+        self._keys.check(module, lambda node, _: has_wide_state(node), lambda _: _WHO_IS_WIDE)
+
+
+def has_wide_state(node: Node) -> bool:
+    """Returns whether the state of `node`, or of the operator that it replaces, can consist of two int8 tensors."""
+    return not _WIDE_OPERATORS.isdisjoint(operator_names(node))
+
+
 def left_in_float(node: Node) -> str | None:
     """Returns the key of `layers` that left `node` in float, or None."""
     return noted(node, _LEFT_IN_FLOAT)  # type: ignore[no-any-return]
@@ -100,4 +126,10 @@ _WHO_TAKES_IT = (
     "Only the weights of these operators can have one scale for each output channel, and there is none here: "
     + ", ".join(sorted({spec.name for spec in OPERATORS.values() if spec.weight_axis is not None}))
     + "."
+)
+_WIDE_OPERATORS = frozenset(name for spec in DECOMPOSITIONS.values() if spec.has_wide_form for name in spec.targets)
+_WHO_IS_WIDE = (
+    "matches no "
+    + " or ".join(sorted({spec.name for spec in DECOMPOSITIONS.values() if spec.has_wide_form}))
+    + ". Only their cell state can consist of two int8 tensors."
 )

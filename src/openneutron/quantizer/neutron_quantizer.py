@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.added_masks import added_masks
 from openneutron.quantizer.annotation import Annotation, AnnotationSettings
 from openneutron.quantizer.bias_correction import correct_biases_at_conversion
-from openneutron.quantizer.layer_options import GRANULARITIES, Key, Layers
+from openneutron.quantizer.layer_options import GRANULARITIES, Key, Layers, WideStates
 from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
 from openneutron.quantizer.output_parts import float_concatenations, note_float_concatenation
 from openneutron.quantizer.places import Place
@@ -66,6 +66,9 @@ class NeutronQuantizer(Quantizer):
     the model, whose largest values matter most. With `is_qat` the default is `RecentRangeObserver`. With `weight_bits`
     below 8, weights use fewer codes of int8. This is for experiments only, because it does not make the NPU faster.
 
+    `wide` selects recurrent operators, by keys as in `layers`. The cell state of these operators consists of two int8
+    tensors: the state limited to -1..1, with a fine scale, and the excess (see docs/accuracy.md).
+
     With `equalize`, cross-layer equalization scales channels before annotation, which does not change the function
     (`passes.equalize`). With `correct_bias`, `convert_pt2e` corrects biases by the mean output shift of weight rounding
     (`quantizer.bias_correction`). Neither is done with `is_qat`.
@@ -90,6 +93,7 @@ class NeutronQuantizer(Quantizer):
         weight_bits: int = 8,
         equalize: bool = True,
         correct_bias: bool = True,
+        wide: Iterable[Key] | None = None,
         neutron_target_spec: NeutronTargetSpec | None = None,
     ) -> None:
         super().__init__()
@@ -111,6 +115,7 @@ class NeutronQuantizer(Quantizer):
         self.is_qat = is_qat
         self.layers = Layers(layers, weight_granularity)
         self.observer, self.observer_of_outputs = observers
+        self.wide = WideStates(wide)
         self.weight_bits = weight_bits
         self.equalize = equalize
         self.correct_bias = correct_bias
@@ -140,10 +145,14 @@ class NeutronQuantizer(Quantizer):
     def prepare_graph(self, model: GraphModule, *, equalizes: bool) -> GraphModule:
         """Runs the passes that make the graph quantizable, in place, and equalizes its channels if `equalizes` is True.
 
-        Raises `ModelError` as `transform_for_annotation` does.
+        Raises `ModelError` as `transform_for_annotation` does, and `OptionError` for a key of `wide` that matches no
+        operator with a wide state.
         """
-        keeps_float = self.layers.leave_in_float
-        passes.prepare(model, self.target.neutron_target, training=self.is_qat, keeps_float=keeps_float)
+        keeps_float, is_wide = self.layers.leave_in_float, self.wide.selects
+        self.wide.check(model)
+        passes.prepare(
+            model, self.target.neutron_target, training=self.is_qat, keeps_float=keeps_float, is_wide=is_wide
+        )
         if self.is_qat:
             training.prepare_for_training(model)
         elif equalizes:
