@@ -81,7 +81,7 @@ def _readers_of_constants(module: GraphModule) -> dict[str, set[Node]]:
         if source.op == "get_attr":
             readers = found.setdefault(str(source.target), set())
             for user in source.users:
-                dequantizes = layer_kind(user) is None and first_operand(user) is source if user.args else False
+                dequantizes = layer_kind(user) is None and bool(user.args) and user.args[0] is source
                 readers.update(user.users if dequantizes else [user])
     return found
 
