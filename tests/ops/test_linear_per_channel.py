@@ -202,10 +202,10 @@ class TestIR:
     @pytest.mark.parametrize("network", [nn.LSTM, nn.GRU])
     def test_steps_of_a_recurrent_network_need_no_reshapes(self, network: Any) -> None:
         model = Function(lambda part, x: part(x)[0], network(5, 8, num_layers=2))
-        (graph,) = partition_graphs(quantized(model, ((4, 1, 5),), **PER_CHANNEL))
-        assert kinds(graph).count("RESHAPE") <= 6
-        (coarse,) = partition_graphs(quantized(model, ((4, 1, 5),)))
-        assert cycles_of(graph.ops, TARGETS["imxrt700"]) <= cycles_of(coarse.ops, TARGETS["imxrt700"])
+        graph, longer = (partition_graphs(quantized(model, ((steps, 1, 5),), **PER_CHANNEL))[0] for steps in (4, 6))
+        assert kinds(graph).count("RESHAPE") == kinds(longer).count("RESHAPE")
+        (coarse,) = partition_graphs(quantized(model, ((6, 1, 5),)))
+        assert len(longer.ops) <= len(coarse.ops) + 5
 
     def test_one_scale_gives_a_fully_connected(self) -> None:
         (graph,) = partition_graphs(quantized(nn.Linear(16, 12), ((3, 16),)))
@@ -274,7 +274,7 @@ class TestSharedWeights:
         assert all(scales(model))
         (graph,) = partition_graphs(model)
         weights = {id(op.inputs[1]) for op in graph.ops if op.kind.name == "CONV_2D"}
-        assert len(weights) == 4
+        assert len(weights) == (4 if network is nn.RNN else 8)  # an LSTM and a GRU have two products
         assert "FULLY_CONNECTED" not in kinds(graph)
         program = lowered(model)
         assert everything_on_the_npu(program)
