@@ -138,3 +138,34 @@ def test_packed_sequences_do_not_export() -> None:
 
     with pytest.raises(ModelError, match=r"torch\.export does not support this model"):
         quantized(Function(packed, nn.GRU(5, HIDDEN)), ((3, 2, 5),))
+
+
+def cells(layer: nn.Module, values: torch.Tensor) -> Any:
+    return layer(values)[1][1]
+
+
+def sums() -> nn.LSTM:
+    """Returns an LSTM that sums its inputs, so that cell states grow beyond the range in which tanh changes."""
+    network = nn.LSTM(1, 4)
+    values = {name: value.detach() for name, value in network.named_parameters()}
+    for value in values.values():
+        value.zero_()
+    values["bias_ih_l0"].view(4, 4)[[0, 1, 3]] = 8.0
+    values["weight_ih_l0"][8:12] = torch.tensor([[3.0], [0.05], [0.1], [0.2]])
+    return network
+
+
+@pytest.mark.parametrize("wide", [None, [nn.LSTM]], ids=["one tensor", "two tensors"])
+@torch.no_grad()
+def test_a_cell_state_that_is_read_keeps_its_range(wide: Any) -> None:
+    """Without a reader of the last cell state, the small states keep a fine scale, and large states saturate."""
+    data = [(x.abs(),) for (x,) in samples_like(((12, 1, 1),), 16, 0, (0.0, 1.0))]
+    model = Function(cells, sums()).eval()
+    converted = quantize(model, data[0], data, recover=None, wide=wide)
+    wanted, found = (torch.cat([each(x) for (x,) in data]) for each in (model, converted))
+    assert wanted.max() > 8
+    assert (found - wanted).abs().max() <= 0.05 * wanted.max()
+    fine = Function(outputs, sums()).eval()
+    converted = quantize(fine, data[0], data, recover=None, wide=wide)
+    small = [torch.cat([each(x)[..., 1] for (x,) in data]) for each in (fine, converted)]
+    assert (small[1] - small[0]).abs().max() <= 0.06

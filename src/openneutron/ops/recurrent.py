@@ -30,8 +30,10 @@ FirstState = tuple[Node | None, ...]
 
 # Rows of the weights of an LSTM, in torch's order: input gate, forget gate, candidate, output gate.
 LSTM_GATES, LSTM_CANDIDATE = (0, 1, 3), (2,)
-# The range of a cell state ends here. Beyond, the int8 output of tanh no longer changes; a larger state would only take
-# more steps to forget. `python -m benchmarks.recurrent` compares limits.
+# The output of aten.lstm with the last cell states.
+CELL_OUTPUT = 2
+# The range of a cell state ends here, unless the model reads the last cell state. Beyond, the int8 output of tanh no
+# longer changes; a larger state would only take more steps to forget.
 CELL_LIMIT = 2.6
 # The same for a wide cell state, whose values within -1..1 have a scale of their own.
 WIDE_CELL_LIMIT = 4.0
@@ -59,6 +61,8 @@ class _StepBuilder:
     rewriting: Rewriting
     layer: str = "step"
     """The name of the layer in one direction."""
+    limits_cell: bool = False
+    """Whether the range of the cell state has a limit. Only steps read such a state."""
 
     def add(self, first: Node, second: Node) -> Node:
         return self.rewriting.call(aten.add.Tensor, first, second)
@@ -108,8 +112,9 @@ class _StepBuilder:
         return total
 
     def limited(self, value: Node, limit: float) -> Node:
-        """Returns `value`, whose int8 range ends at -`limit` and `limit` at most."""
-        self.rewriting.limit_range([value], limit)
+        """Returns `value`. With `limits_cell`, its int8 range ends at -`limit` and `limit` at most."""
+        if self.limits_cell:
+            self.rewriting.limit_range([value], limit)
         return value
 
     def joined(self, values: Sequence[Node], dim: int) -> Node:
@@ -372,12 +377,13 @@ def _all_steps(rewriting: Rewriting) -> list[Node]:
     steps, batch, features = shape_of(inputs)
     values = whole.reshaped(inputs, [steps * batch, features])
     last: list[State] = []
+    limits_cell = not _reads_output(rewriting, CELL_OUTPUT)
     weights = _weights_of_layers(args)
     directions = 2 if args["bidirectional"] else 1
     for first in range(0, len(weights), directions):
         outputs = []
         for number in range(first, first + directions):
-            builder, is_backwards = _StepBuilder(rewriting, f"layer {number}"), number > first
+            builder, is_backwards = _StepBuilder(rewriting, f"layer {number}", limits_cell), number > first
             given = tuple(None if node is None else builder.index(node, 0, number) for node in initial)
             state = _opened(builder, cell, given)
             layer = _Layer(cell.rows(builder, weights[number]), weights[number].projection)
@@ -390,6 +396,11 @@ def _all_steps(rewriting: Rewriting) -> list[Node]:
     hidden = whole.reshaped(values, [steps, batch, shape_of(values)[-1]])
     final = [whole.stacked(of_role, 0) for of_role in zip(*last, strict=True)]
     return [whole.swapped(hidden) if args["batch_first"] else hidden, *final]
+
+
+def _reads_output(rewriting: Rewriting, number: int) -> bool:
+    """Returns whether the model reads an output of the replaced operator."""
+    return any(user.args[1] == number and user.users for user in rewriting.instance.node.users)
 
 
 def _products_by_step(builder: _StepBuilder, values: Node, batch: int, layer: _Layer) -> list[list[Node]]:
