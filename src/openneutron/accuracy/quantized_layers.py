@@ -96,7 +96,7 @@ class QuantizedLayer:
 
     @property
     def operator(self) -> Node:
-        """The node that names the layer: its operator, or else the value that is quantized."""
+        """The node of the operator. For an input or a requantization, this is `reference_node`."""
         return self.chain[0] if self.chain else self.reference_node
 
     @property

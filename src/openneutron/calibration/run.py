@@ -129,7 +129,7 @@ def _states(
 
 @torch.no_grad()
 def _observe(single: GraphModule, batched: GraphModule, part: Sequence[Inputs], batches: Batches) -> None:
-    """Runs `part` in batches, and the rest of it sample by sample."""
+    """Runs the samples of `part` in full batches on `batched`, and the remaining samples one by one on `single`."""
     size = batches.size
     whole = 0 if batches == SINGLE else len(part) // size * size
     for start in range(0, whole, size):

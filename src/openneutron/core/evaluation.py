@@ -115,7 +115,7 @@ class GraphRun:
             self.values[node] = self.compute(node)
 
     def fork(self) -> Self:
-        """Returns a run that goes on from the current node. It shares the values so far, and advances independently."""
+        """Returns a copy of this run with the values computed so far. The two runs advance independently."""
         forked = copy.copy(self)
         forked.values = dict(self.values)
         return forked

@@ -296,7 +296,7 @@ class _Reader:
                     yield self._delegate(backends[number], plan, arguments.integers(1), values)
 
     def _tensors(self, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> Iterator[int]:
-        """Returns `numbers` without duplicates. Replaces a list of tensors by the indices of its tensors."""
+        """Returns the value indices `numbers` without duplicates. Replaces a list by the indices of its tensors."""
         self._check(plan, numbers, values)
         for number in dict.fromkeys(numbers):
             value = values[number].table(1)

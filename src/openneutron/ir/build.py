@@ -141,7 +141,7 @@ PASSES: tuple[Pass, ...] = (
 
 
 def driver_of(partition: str = "", intermediates_dir: str | None = None) -> Driver[Graph]:
-    """Returns the driver of the passes over one partition. It verifies the IR after each; `partition` names dumps."""
+    """Returns a driver that verifies the IR of one partition after each pass. Its dumps are named after `partition`."""
     return Driver(f"ir_{partition}" if partition else "ir", dump, verify, intermediates_dir)
 
 

@@ -36,8 +36,8 @@ def propagate_layouts(graph: Graph) -> Graph:
     6. Any other operator, and each output of the graph, needs its values in order: the view is emitted, once.
     7. A view of a constant is a new constant.
     8. If the views of an operator with axes only add or remove dimensions of size 1, it computes on the stored tensors.
-       This rule applies to graphs with a linear's CONV_2D, if it saves operators: the linear makes rows to images, and
-       the operators between two linears of a recurrent network then compute on images, too.
+       This rule applies to graphs with a linear's CONV_2D, if it saves operators: such a linear reshapes its rows to
+       images, and the operators between two linears of a recurrent network then compute on images, too.
     """
     preferences = layout_preferences(graph)
     propagated = _LayoutPropagation(graph, preferences).run()
@@ -118,7 +118,7 @@ class _LayoutPropagation:
         return view.reshaped(op.output.shape) or _must(View.of(self._in_order(view)).reshaped(op.output.shape))
 
     def _any_order(self, op: Op, views: list[View]) -> View | None:
-        """Rules 2 to 4 and 8: emits the operator in the order of the first strategy that finds one. Returns its output.
+        """Applies rules 2 to 4 and 8: emits `op` in the first order that a strategy finds. Returns the output.
 
         Returns None, and emits nothing, if no strategy finds another order, or if the exception of rule 3 applies.
         """

@@ -1,4 +1,4 @@
-"""Exports models of any form."""
+"""Exports modules, functions, traced or scripted modules, and exported programs with torch.export."""
 
 from __future__ import annotations
 

@@ -44,11 +44,11 @@ class Lowering:
         return self.instance.shape
 
     def tensor(self, argument: str) -> Tensor:
-        """Returns the operand of an argument."""
+        """Returns the IR tensor of the operand that is passed as `argument`."""
         return self.operands[self.args[argument]]
 
     def tensors(self, argument: str) -> list[Tensor]:
-        """Returns the operands of an argument that is a list."""
+        """Returns the IR tensors of the list of operands that is passed as `argument`."""
         return [self.operands[node] for node in iterate_nodes(self.args[argument])]
 
     def data(self, argument: str) -> Array:

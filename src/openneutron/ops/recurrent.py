@@ -26,11 +26,11 @@ State = tuple[Node, ...]
 """The hidden state, [batch, features], and for an LSTM its cell state."""
 
 FirstState = tuple[Node | None, ...]
-"""A state as the steps read it; None for zeros. A wide cell state consists of two values."""
+"""The state before or after a step; None for a value of zeros. A wide cell state consists of two values."""
 
 # Rows of the weights of an LSTM, in torch's order: input gate, forget gate, candidate, output gate.
 LSTM_GATES, LSTM_CANDIDATE = (0, 1, 3), (2,)
-# The output of aten.lstm with the last cell states.
+# The index of the output of aten.lstm that holds the last cell states.
 CELL_OUTPUT = 2
 # The range of a cell state ends here, unless the model reads the last cell state. Beyond, the int8 output of tanh no
 # longer changes; a larger state would only take more steps to forget.
@@ -62,7 +62,7 @@ class _StepBuilder:
     layer: str = "step"
     """The name of the layer in one direction."""
     limits_cell: bool = False
-    """Whether the range of the cell state has a limit. Only steps read such a state."""
+    """Whether the range of the cell state is limited, because no operator outside the steps reads it."""
 
     def add(self, first: Node, second: Node) -> Node:
         return self.rewriting.call(aten.add.Tensor, first, second)
@@ -112,7 +112,7 @@ class _StepBuilder:
         return total
 
     def limited(self, value: Node, limit: float) -> Node:
-        """Returns `value`. With `limits_cell`, its int8 range ends at -`limit` and `limit` at most."""
+        """Returns `value`. With `limits_cell`, its int8 range is clipped to -`limit`..`limit`."""
         if self.limits_cell:
             self.rewriting.limit_range([value], limit)
         return value
@@ -149,7 +149,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Layer:
-    """The weights of one layer in one direction, as a step uses them."""
+    """The weights of one layer in one direction, split into the rows that share qparams."""
 
     rows: tuple[_Rows, ...]
     projection: Node | None
@@ -163,7 +163,7 @@ def _one_bias(builder: _StepBuilder, weights: _Weights | _Rows) -> _Rows:
 
 
 def _rows_of(builder: _StepBuilder, weights: _Weights, parts: Sequence[int], count: int) -> _Rows:
-    """Returns `parts` of the rows of all weights, which consist of `count` parts of equal size."""
+    """Splits the rows of each weight and bias into `count` equal parts. Returns those with the numbers `parts`."""
 
     def chosen(value: Node) -> Node:
         size = shape_of(value)[0] // count
@@ -235,8 +235,8 @@ def _lstm_step(builder: _StepBuilder, products: Products, state: FirstState, lay
 def _wide_lstm_step(builder: _StepBuilder, products: Products, state: FirstState, layer: _Layer) -> FirstState:
     """Computes a step whose cell state is the sum of two values: the state limited to -1..1, and the excess.
 
-    The limited value is computed from sums that saturate at -1 and 1, so the coarse scale of the excess costs it
-    nothing. The excess of a state within -1..1 is exactly zero.
+    The limited value is computed from sums that saturate at -1 and 1. It is not affected by the coarse scale of the
+    excess, because the excess of a state within -1..1 is exactly zero.
     """
     hidden, limited, excess = state
     written, keep, put_out = _lstm_gates(builder, products, hidden, layer)
@@ -316,7 +316,7 @@ def _initial_states(rewriting: Rewriting) -> list[Node | None]:
 
 
 def _opened(builder: _StepBuilder, cell: _Cell, state: FirstState) -> FirstState:
-    """Returns the first state as the cell's steps read it: a wide cell state as two values."""
+    """Converts the first state from torch's form. Splits the cell state of a wide LSTM into two values."""
     if cell is not _WIDE_LSTM:
         return state
     hidden, whole = state
@@ -327,7 +327,7 @@ def _opened(builder: _StepBuilder, cell: _Cell, state: FirstState) -> FirstState
 
 
 def _closed(builder: _StepBuilder, cell: _Cell, state: FirstState) -> State:
-    """Returns a state in torch's form: a wide cell state as one value."""
+    """Converts a state to torch's form. Adds the two values of a wide cell state."""
     if cell is not _WIDE_LSTM:
         return tuple(value for value in state if value is not None)
     hidden, limited, excess = state
@@ -419,7 +419,10 @@ def _run(
     *,
     backwards: bool,
 ) -> list[FirstState]:
-    """Unrolls `cell` over the products of the inputs, by step. Returns the state after each step, by step."""
+    """Unrolls `cell` over the steps. `by_step` holds the products of the inputs of each step.
+
+    Returns the state after each step, in the order of the inputs also if `backwards`.
+    """
     states: list[FirstState] = []
     for products in reversed(by_step) if backwards else by_step:
         state = cell.step(builder, products, state, layer)

@@ -126,9 +126,9 @@ def _has_multiples(qparams: QParams, step: float, rounding: Rounding) -> bool:
 
 
 def _lower_rounding(rounding: Rounding) -> Callable[[Lowering], Tensor]:
-    """Returns a lowering that rounds to qparams of scale `step`, and then requantizes to the output's qparams.
+    """Returns a lowering that rounds to int8 codes with scale `step`, then requantizes to the output's qparams.
 
-    If int8 cannot represent all multiples of the step, it rounds directly to the output's qparams.
+    If the multiples of `step` do not fit int8, the lowering rounds directly to the output's qparams.
     """
 
     def lower(lowering: Lowering) -> Tensor:

@@ -57,7 +57,7 @@ class Constraint:
 
     @property
     def depends_on_alignment(self) -> bool:
-        """Whether the limit depends on the target's MACs of a pipeline."""
+        """Whether the limit depends on the number of MACs in one pipeline of the target."""
         return GRANULARITY in self.message
 
 

@@ -213,7 +213,7 @@ def _warn(rows: Sequence[Placement]) -> None:
 
 
 def cpu_message(rows: Sequence[Placement]) -> str:
-    """Returns a message that lists each CPU operator with its reason, and states whether nothing runs on the NPU."""
+    """Returns a message that lists each CPU operator with its reason. It says so if nothing runs on the NPU."""
     if not rows:
         return "Nothing of this program runs on the NPU: it has no operators."
     lines = "\n".join(_describe(row) for row in rows if row.where == "cpu")

@@ -26,7 +26,7 @@ def clip_embeddings(module: GraphModule) -> bool:
 
 
 def _weight_of(clip: Node) -> Node | None:
-    """Returns the parameter that `clip` writes to, through detach."""
+    """Returns the weight that `clip` changes in place, directly or through detach or alias; None if it is computed."""
     value = clip.args[0]
     while isinstance(value, Node) and is_op(value, "detach", "alias"):
         value = value.args[0]

@@ -252,7 +252,10 @@ def _mark_float(mask: Node, light: set[Node]) -> bool:
 
 
 def _has_hiding_number(node: Node) -> bool:
-    """Returns whether a constant operand of `node` hides scores from a softmax. A factor may have either sign."""
+    """Returns whether `node` computes a mask with a constant that is at most `HIDDEN_AT_RUN_TIME`.
+
+    The sign of a factor is ignored, because the mask may be multiplied by a positive or by a negative constant.
+    """
     if not facts_of(node).computes_masks:
         return False
     scales = is_op(node, "mul")

@@ -98,9 +98,9 @@ class NodeKeys:
 
 
 class _Scope:
-    """The labels that keys of one kind can match in a model.
+    """The names in a model that keys of one kind can match: names of operators, names of modules, or module types.
 
-    `known` maps each label to the settings that apply to a matching operator.
+    `known` maps each name to the settings that apply to at least one of its operators.
     """
 
     def __init__(self, option: str, kind: str) -> None:

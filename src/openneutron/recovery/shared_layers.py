@@ -2,8 +2,8 @@
 
 The steps of an unrolled recurrent network, the branches of a siamese network and tied layers share their weights. The
 codes of a shared weight are chosen for the inputs of all of its layers. They are needed by the first of these layers,
-whose outputs are inputs of the later ones. The layerwise run therefore looks ahead: at the first layer, it runs on to
-the last one with the weight as it is, and then goes on from the first one with the new codes.
+whose outputs are inputs of the later ones. The layerwise run therefore looks ahead: from the first layer, it runs to
+the last one with the unchanged weight, and then continues from the first one with the new codes.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _length(spans: Sequence[tuple[int, int]], indices: Sequence[int]) -> int:
 
 
 def _overlapping(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
-    """Splits the indices of sorted spans where no span goes on."""
+    """Groups the indices of sorted spans: spans that overlap are in one group."""
     found: list[int] = []
     end = -1
     for index, (first, last) in enumerate(spans):

@@ -72,7 +72,7 @@ class WeightedLayer:
 
     @property
     def bias_bytes(self) -> tuple[bytes, bytes]:
-        """The codes and the scale of the bias."""
+        """The codes and the scale of the bias as bytes, to find layers with equal biases."""
         assert self.bias is not None
         constants = _codes(self.module, self.bias), _scale(self.module, self.bias)
         codes, scale = (constant.numpy().tobytes() for constant in constants)
