@@ -94,8 +94,8 @@ def _form_of(node: Node, leaf: Leaf) -> InputForm:
         return InputForm(leaf.name, (), None, leaf.path, leaf.constant)
     if not isinstance(example, Tensor):
         raise ModelError(
-            f"The input '{leaf.name}' of the exported module is neither a tensor nor a number, a text or None "
-            f"({example!r}). Export a model whose inputs have these types."
+            f"The input '{leaf.name}' of the exported module must be a tensor, a number, a text or None, "
+            f"not {example!r}. Export a model whose inputs have these types."
         )
     sizes = tuple(size if isinstance(size, int) else None for size in example.shape)  # dynamic: SymInt
     return InputForm(leaf.name, sizes, example.dtype, leaf.path)
