@@ -25,7 +25,8 @@ MUCH_SATURATION = 0.005
 # If float values exceed the int8 range by more than this share of the range, clipping them costs more accuracy than a
 # wider range would.
 FAR_BEYOND = 0.1
-# The advice is scales per channel instead of float if they remove at least this share of the error that float removes.
+# Per-channel weight scales are advised instead of float if they remove at least this share of the error that float
+# removes.
 ENOUGH = 0.5
 MOST_LAYERS = 2
 
@@ -50,11 +51,11 @@ class OutputSqnr:
 
 @dataclass(frozen=True)
 class Case:
-    """A layer to treat, and the result of trying scales per channel."""
+    """A layer to treat, and the effect of per-channel weight scales."""
 
     layer: LayerAccuracy
     per_channel: float | None
-    """Share of the error that weight scales per channel remove; None for a layer that cannot have them."""
+    """Share of the error that per-channel weight scales remove; None for a layer that does not support them."""
     learned_rounding: bool = False
     """Whether learned rounding has been applied to the weights already."""
 

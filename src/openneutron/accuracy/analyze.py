@@ -222,7 +222,7 @@ def _advice(
     *,
     learned_rounding: bool,
 ) -> tuple[Advice, ...]:
-    """Measures the share of the error that scales per channel remove, and returns advice for the layers to treat."""
+    """Returns advice for the layers to treat. Measures how much of the error per-channel weight scales remove."""
     layer_of = {row.node: layer for layer, row in rows.items()}
     tried = [row.node for row in treated if row.can_be_per_channel]
     treatments: list[tuple[QuantizedLayer, Treatment]] = [(layer_of[node], weight_per_channel) for node in tried]

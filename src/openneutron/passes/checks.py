@@ -146,7 +146,7 @@ def _check_eval(node: Node) -> None:
 
 
 def _is_of_torch(node: Node) -> bool:
-    """Whether a module of torch.nn calls `node`, so that `eval()` changes its mode."""
+    """Whether `node` comes from the forward of a torch.nn module. `eval()` then changes its mode."""
     modules = modules_of(node)
     return bool(modules) and modules[-1][1].startswith("torch.nn.")
 

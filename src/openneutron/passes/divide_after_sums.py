@@ -111,7 +111,10 @@ def _is_sum_over_dims(node: Node) -> bool:
 
 
 def _sum(reader: Node, value: Node, leading: int) -> _WeightedSum | None:
-    """Returns the weighted sum if `reader` sums over one or more of the dimensions after the leading ones."""
+    """Returns the weighted sum that the sum `reader` of `value` computes.
+
+    Returns None if `reader` sums over one of the first `leading` dimensions, sums over no dimension, or has a dtype.
+    """
     shape, args = shape_of(value), arguments(reader)
     dims = {dim % len(shape) for dim in args["dim"] or ()}
     if not dims or min(dims) < leading or args["dtype"] is not None:

@@ -52,7 +52,10 @@ def _fold(module: GraphModule, norm: Node) -> bool:
 
 
 def _readers(value: Node) -> Iterator[tuple[Node, Node]]:
-    """Returns pairs (value, reader), through operators that keep the last dimension."""
+    """Returns the readers of `value` after skipping reshapes and permutes that keep the last dimension.
+
+    Returns pairs (operand, reader), where the operand is `value` or the last skipped node.
+    """
     for user in value.users:
         if _keeps_last_dimension(user):
             yield from _readers(user)

@@ -73,7 +73,7 @@ def _own_limits(place: Place | None) -> Interval:
 def _needed_by(
     place: Place | None, value: Node, needed: dict[Node, Interval | None], *, is_qat: bool
 ) -> Interval | None:
-    """Returns the interval of `value` that the reader `place` needs; None if nothing reads the reader's output."""
+    """Returns the interval of `value` that its reader at `place` needs; None if nothing needs the reader's output."""
     if place is None or place.batch_norm is not None or (is_qat and _reads_parameters(place)):
         return EVERYTHING
     output = needed[place.output]

@@ -197,7 +197,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class _Taking:
-    """The `positions` [count] of the sampled values in a tensor of one `shape`, which counts as `rows` tensors."""
+    """The `positions` [count] of the sampled values in tensors of one `shape`. Each counts as `rows` tensors."""
 
     shape: torch.Size
     rows: int
