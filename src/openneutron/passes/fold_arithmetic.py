@@ -45,8 +45,7 @@ class _Layer:
 
 
 def fold_arithmetic(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False) -> bool:
-    """Folds arithmetic. Rules for float32 constants, linear in nodes and weights; the function changes by float
-    rounding only:
+    """Folds arithmetic. Linear in nodes and weights. Results differ by float rounding only. For float32 constants:
 
     1. A sum or product with a constant is folded into the weight and bias of the layer before it. The constant has one
        value, or one per output channel. The layer has no other reader. It is a convolution, a transposed convolution, a

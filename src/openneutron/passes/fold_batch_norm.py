@@ -53,7 +53,7 @@ def affine(
 
 
 def fold_batch_norm(module: GraphModule, *, training: bool = False) -> bool:
-    """Folds batch norms. Rules, linear in nodes; the function changes by float rounding only:
+    """Folds batch norms. Linear in nodes. Results differ only by float rounding. Rules:
 
     1. A batch norm is folded into the weight and bias of the layer before it, if the layer has no other reader. The
        layer is a convolution or transposed convolution with a batch dimension, or a linear of rank 2. It gets new

@@ -37,7 +37,7 @@ class _Product:
 def fuse_patterns(
     module: GraphModule, target: NeutronTarget, keeps_float: Callable[[Node], bool] = lambda _: False
 ) -> bool:
-    """Fuses patterns. Rules, linear in nodes; the function changes by the rounding of the model's numbers only:
+    """Fuses patterns. Linear in nodes. Results differ only by the rounding of the numbers in the model. Rules:
 
     1. relu6(x + 3) / 6 and clamp(x / 6 + 1 / 2, 0, 1) become hardsigmoid(x).
     2. x * relu6(x + 3) / 6 and x * hardsigmoid(x) become hardswish(x).

@@ -130,7 +130,8 @@ def _adds_a_mask(node: Node, known: dict[str, torch.Tensor]) -> bool:
 
 
 def _product(scaling: Node, mask: Node, value: Node, factor: float) -> Node:
-    """Returns `value` times `factor`, computed before `mask`. The constant operand of `scaling` may be defined after
-    `mask`.
+    """Inserts `value` times `factor` before `mask`, and returns it.
+
+    `factor` is a number, because the constant operand of `scaling` may be defined after `mask`.
     """
     return mul(NodeBuilder(mask, scaling), value, factor)

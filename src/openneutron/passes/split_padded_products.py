@@ -80,7 +80,10 @@ def _padded_products(node: Node) -> _PaddedProducts | None:
 
 
 def _products_of(pad: Node, operand: int) -> list[Node]:
-    """Returns the chained products of `pad`, which do not broadcast. Each but the last is read by the next one only."""
+    """Returns the chain of matrix products that starts at `pad`. No product broadcasts.
+
+    Only the next product reads each product of the chain except the last one.
+    """
     products, value = [], pad
     while len(value.users) == 1:
         (reader,) = value.users

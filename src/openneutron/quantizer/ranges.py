@@ -193,8 +193,8 @@ def _divergence(seen: Distribution, codes: Codes) -> Cost:
 
     1. The clipped histogram counts values outside of the range in its outermost bins.
     2. The quantized histogram counts values within the range only. It spreads the mass of each code evenly over the
-       nonempty bins of the code. A bin that is empty in this histogram only gets the mass of the value with the least
-       weight, because the divergence would otherwise be infinite.
+       nonempty bins of the code. A bin that is empty in the quantized histogram, but not in the clipped one, gets the
+       mass of the value with the least weight, because the divergence would otherwise be infinite.
 
     Zeros are not counted: every range has an exact code for them, and the many zeros after a relu would outweigh all
     other values.
