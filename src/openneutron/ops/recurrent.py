@@ -315,7 +315,7 @@ def _initial_states(rewriting: Rewriting) -> list[Node | None]:
     return [None if value is not None and not value.any() else node for node, value in zip(nodes, values, strict=True)]
 
 
-def _opened(builder: _StepBuilder, cell: _Cell, state: FirstState) -> FirstState:
+def _state_from_torch(builder: _StepBuilder, cell: _Cell, state: FirstState) -> FirstState:
     """Converts the first state from torch's form. Splits the cell state of a wide LSTM into two values."""
     if cell is not _WIDE_LSTM:
         return state
@@ -326,7 +326,7 @@ def _opened(builder: _StepBuilder, cell: _Cell, state: FirstState) -> FirstState
     return hidden, limited, builder.sub(whole, limited)
 
 
-def _closed(builder: _StepBuilder, cell: _Cell, state: FirstState) -> State:
+def _state_to_torch(builder: _StepBuilder, cell: _Cell, state: FirstState) -> State:
     """Converts a state to torch's form. Adds the two values of a wide cell state."""
     if cell is not _WIDE_LSTM:
         return tuple(value for value in state if value is not None)
@@ -346,12 +346,12 @@ def _one_step(rewriting: Rewriting) -> Node | State:
     """Adds one step of a cell, and returns the next state."""
     builder, cell, args = _StepBuilder(rewriting), _cell_of(rewriting), rewriting.args
     layer = _Layer(cell.rows(builder, _Weights(args["w_ih"], args["w_hh"], args["b_ih"], args["b_hh"])), None)
-    state = _opened(builder, cell, tuple(_initial_states(rewriting)))
+    state = _state_from_torch(builder, cell, tuple(_initial_states(rewriting)))
     products = [builder.linear(args["input"], rows.input, rows.input_bias) for rows in layer.rows]
     following = cell.step(builder, products, state, layer)
     _share(builder, cell, [state, following])
-    closed = _closed(builder, cell, following)
-    return closed if len(closed) > 1 else closed[0]
+    output = _state_to_torch(builder, cell, following)
+    return output if len(output) > 1 else output[0]
 
 
 def _weights_of_layers(args: dict[str, Any]) -> list[_Weights]:
@@ -385,12 +385,12 @@ def _all_steps(rewriting: Rewriting) -> list[Node]:
         for number in range(first, first + directions):
             builder, is_backwards = _StepBuilder(rewriting, f"layer {number}", limits_cell), number > first
             given = tuple(None if node is None else builder.index(node, 0, number) for node in initial)
-            state = _opened(builder, cell, given)
+            state = _state_from_torch(builder, cell, given)
             layer = _Layer(cell.rows(builder, weights[number]), weights[number].projection)
             by_step = _products_by_step(builder, values, batch, layer)
             states = _run(builder, cell, layer, by_step, state, backwards=is_backwards)
             _share(builder, cell, [state, *states])
-            last.append(_closed(builder, cell, states[0 if is_backwards else -1]))
+            last.append(_state_to_torch(builder, cell, states[0 if is_backwards else -1]))
             outputs.append(builder.joined([hidden for hidden, *_ in states if hidden is not None], 0))
         values = outputs[0] if directions == 1 else whole.joined(outputs, -1)
     hidden = whole.reshaped(values, [steps, batch, shape_of(values)[-1]])
