@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import inspect
@@ -37,6 +38,7 @@ from openneutron.model.state import reset, samples_of
 from openneutron.partition import quantized_io
 from openneutron.partition.placing import Placed, Placement
 from openneutron.quantizer import NeutronQuantizer
+from openneutron.recovery.large_cell_states import modules_with_large_cell_states
 from openneutron.recovery.layerwise import Samples
 from openneutron.recovery.recipes import BEST, Recipe, quantize_by_recipe, recipe_of
 from openneutron.recovery.search import SearchSpace, Trial, check_seconds, try_recipes
@@ -226,7 +228,8 @@ def quantize(
     - `jobs`: the number of calibration processes. The result is the same for any number on processors of one kind.
     - `stop_when_converged`: whether calibration ends when ranges no longer change. The log gives the number of samples.
     - `progress`: whether to show a progress bar. None shows it in a terminal.
-    - `quantizer_options`: options of `NeutronQuantizer`.
+    - `quantizer_options`: options of `NeutronQuantizer`. `wide="auto"` selects the LSTMs whose cell states exceed the
+      range of one int8 tensor on the calibration inputs.
 
     Raises `ModelError` for a model that is in train mode, has dynamic shapes, is not float32, or has an unsupported
     form; `InputError` for example inputs that the model does not take; `CalibrationError` if there are no calibration
@@ -263,9 +266,18 @@ class _QuantizeOptions:
         """Whether the user gave an observer, which then determines the ranges."""
         return self.quantizer.get("observer") is not None
 
+    @property
+    def selects_wide_states(self) -> bool:
+        """Whether calibration inputs select the LSTMs with wide cell states."""
+        wide = self.quantizer.get("wide")
+        return isinstance(wide, str) and wide == "auto"
+
     def quantizer_for(self, target: str | NeutronTargetSpec) -> NeutronQuantizer:
-        """Returns the quantizer for `target`. Raises `TargetError` and `OptionError`."""
-        return NeutronQuantizer(target, **self.quantizer)
+        """Returns the quantizer for `target`. Raises `TargetError` and `OptionError`.
+
+        With `selects_wide_states`, it has no wide cell states yet.
+        """
+        return NeutronQuantizer(target, **{**self.quantizer, **({"wide": None} if self.selects_wide_states else {})})
 
 
 def _quantized(
@@ -280,10 +292,16 @@ def _quantized(
     with typed_errors("Preparing the model for quantization"):
         graph = export(module, examples, strict=options.strict).module()
         # Recovery equalizes channels by the ranges that calibration finds.
-        exported = quantizer.prepare_graph(graph, equalizes=quantizer.equalize and options.recover is None)
+        equalizes = quantizer.equalize and options.recover is None
+        unprepared = copy.deepcopy(graph) if options.selects_wide_states else None
+        exported = quantizer.prepare_graph(graph, equalizes=equalizes)
     with typed_errors("Reading the calibration data", CalibrationError):
         given = calibration_inputs(calibration, forms_of(exported), transform=options.transform)
     samples = samples_of(exported, given)
+    if unprepared is not None and (names := modules_with_large_cell_states(exported, samples)):
+        with typed_errors("Preparing the model for quantization"):
+            quantizer = quantizer.with_wide_states(names)
+            exported = quantizer.prepare_graph(unprepared, equalizes=equalizes)
     recipe, trials = _recipe(options, quantizer, exported, samples)
     with typed_errors("Quantizing the model"):
         converted, reference = quantize_by_recipe(recipe, exported, quantizer, samples, options.running)

@@ -14,11 +14,11 @@ from torch.fx import Node
 
 from openneutron.core.constants import constant_of
 from openneutron.core.fx import iterate_nodes, op_name, shape_of
-from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.decomposition import SHARED_QPARAMS, Decomposition, Rewriting
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
-__all__ = ["DECOMPOSED"]
+__all__ = ["CELL_LIMIT", "DECOMPOSED", "is_cell_state"]
 
 aten = torch.ops.aten
 
@@ -293,8 +293,9 @@ class _Cell:
     """The names of the tensors of its state."""
 
 
+CELL_ROLE = "cell"
 _CELLS = {
-    "lstm": _Cell(_lstm_rows, _lstm_step, ("hidden", "cell")),
+    "lstm": _Cell(_lstm_rows, _lstm_step, ("hidden", CELL_ROLE)),
     "gru": _Cell(_gru_rows, _gru_step),
     "rnn_tanh": _Cell(_elman_rows, _elman_step(aten.tanh.default)),
     "rnn_relu": _Cell(_elman_rows, _elman_step(aten.relu.default)),
@@ -396,6 +397,11 @@ def _all_steps(rewriting: Rewriting) -> list[Node]:
     hidden = whole.reshaped(values, [steps, batch, shape_of(values)[-1]])
     final = [whole.stacked(of_role, 0) for of_role in zip(*last, strict=True)]
     return [whole.swapped(hidden) if args["batch_first"] else hidden, *final]
+
+
+def is_cell_state(node: Node) -> bool:
+    """Returns whether `node` is the cell state of an LSTM, in one tensor, after or before a step."""
+    return str(node.meta.get(SHARED_QPARAMS, "")).endswith(f" {CELL_ROLE}")
 
 
 def _reads_output(rewriting: Rewriting, number: int) -> bool:

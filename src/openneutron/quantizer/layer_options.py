@@ -76,7 +76,8 @@ class WideStates:
 
     def __init__(self, keys: Iterable[Key] | None) -> None:
         if isinstance(keys, str) or not isinstance(keys, Iterable | None):
-            raise OptionError(f"wide is a list of names and types of modules, or of operators, not {keys!r}.")
+            hint = " Only quantize() takes 'auto', because it has calibration inputs." if keys == "auto" else ""
+            raise OptionError(f"wide is a list of names and types of modules, or of operators, not {keys!r}.{hint}")
         self._keys = NodeKeys("wide", dict.fromkeys(keys or (), _WIDE))
 
     def selects(self, node: Node) -> bool:

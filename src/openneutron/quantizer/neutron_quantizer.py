@@ -141,6 +141,12 @@ class NeutronQuantizer(Quantizer):
         changed.observer = self.observer if observer is None else observer
         return changed
 
+    def with_wide_states(self, keys: Iterable[Key]) -> NeutronQuantizer:
+        """Returns a copy of this quantizer with another option `wide`."""
+        changed = copy.copy(self)
+        changed.wide = WideStates(keys)
+        return changed
+
     @typed_errors("Preparing the model for quantization")
     def prepare_graph(self, model: GraphModule, *, equalizes: bool) -> GraphModule:
         """Runs the passes that make the graph quantizable, in place, and equalizes its channels if `equalizes` is True.

@@ -1,0 +1,60 @@
+"""Finds the LSTMs whose cell state a single int8 tensor does not hold: `wide="auto"` of `quantize`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.core.evaluation import GraphRun
+from openneutron.core.fx import modules_of
+from openneutron.model.state import sample_nodes
+from openneutron.ops.recurrent import CELL_LIMIT, is_cell_state
+from openneutron.recovery.layerwise import Samples, evenly_spaced
+
+__all__ = ["modules_with_large_cell_states"]
+
+MOST_SAMPLES = 16
+# A wide cell state costs operators at each step, which a few large values do not justify.
+LEAST_SHARE = 0.002
+
+
+@dataclass
+class _Count:
+    """The number of values of the cell states of a module, and of those beyond `CELL_LIMIT`."""
+
+    values: int = 0
+    large: int = 0
+
+
+class _Counter(GraphRun):
+    """A run that counts the values of cell states, by the name of the module around the LSTM."""
+
+    def __init__(self, module: GraphModule, given: Mapping[Node, Any], counts: dict[str, _Count]) -> None:
+        super().__init__(module, given)
+        self.counts = counts
+
+    def compute(self, node: Node) -> Any:
+        value = super().compute(node)
+        if is_cell_state(node):
+            *_, (name, _) = modules_of(node) or (("", ""),)
+            count = self.counts.setdefault(name, _Count())
+            count.values += value.numel()
+            count.large += int((value.abs() > CELL_LIMIT).sum())
+        return value
+
+
+@torch.no_grad()
+def modules_with_large_cell_states(module: GraphModule, samples: Samples) -> list[str]:
+    """Returns the names of the modules with an LSTM of which more than 0.2 % of the cell states exceed `CELL_LIMIT`.
+
+    `module` is a float graph from `NeutronQuantizer.prepare_graph`, without wide cell states. It runs on at most
+    `MOST_SAMPLES` of `samples`.
+    """
+    counts: dict[str, _Count] = {}
+    for sample in evenly_spaced(samples, MOST_SAMPLES):
+        _Counter(module, dict(zip(sample_nodes(module.graph), sample, strict=True)), counts).run()
+    return [name for name, count in counts.items() if count.large > LEAST_SHARE * count.values]
