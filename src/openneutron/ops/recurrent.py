@@ -213,23 +213,23 @@ def _lstm_gates(
 ) -> tuple[Node, Node, Node]:
     """Returns the values that a step writes to the cell state, the forget gate, and the output gate."""
     gates, candidate = _sums(builder, products, hidden, layer)
-    take_in, keep, put_out = builder.gates(builder.sigmoid(gates), 3)
-    return builder.mul(take_in, builder.tanh(candidate)), keep, put_out
+    input_gate, forget_gate, output_gate = builder.gates(builder.sigmoid(gates), 3)
+    return builder.mul(input_gate, builder.tanh(candidate)), forget_gate, output_gate
 
 
-def _lstm_output(builder: _StepBuilder, put_out: Node, cell: Node, layer: _Layer) -> Node:
-    hidden = builder.mul(put_out, builder.tanh(cell))
+def _lstm_output(builder: _StepBuilder, output_gate: Node, cell: Node, layer: _Layer) -> Node:
+    hidden = builder.mul(output_gate, builder.tanh(cell))
     return hidden if layer.projection is None else builder.linear(hidden, layer.projection)
 
 
 def _lstm_step(builder: _StepBuilder, products: Products, state: FirstState, layer: _Layer) -> State:
     hidden, cell = state
-    written, keep, put_out = _lstm_gates(builder, products, hidden, layer)
+    written, forget_gate, output_gate = _lstm_gates(builder, products, hidden, layer)
     following = written
     if cell is not None:
-        kept = builder.limited(builder.mul(keep, cell), CELL_LIMIT)
+        kept = builder.limited(builder.mul(forget_gate, cell), CELL_LIMIT)
         following = builder.limited(builder.add(kept, written), CELL_LIMIT)
-    return _lstm_output(builder, put_out, following, layer), following
+    return _lstm_output(builder, output_gate, following, layer), following
 
 
 def _wide_lstm_step(builder: _StepBuilder, products: Products, state: FirstState, layer: _Layer) -> FirstState:
@@ -239,17 +239,17 @@ def _wide_lstm_step(builder: _StepBuilder, products: Products, state: FirstState
     excess, because the excess of a state within -1..1 is exactly zero.
     """
     hidden, limited, excess = state
-    written, keep, put_out = _lstm_gates(builder, products, hidden, layer)
+    written, forget_gate, output_gate = _lstm_gates(builder, products, hidden, layer)
     if limited is None:  # the product of sigmoid and tanh is within -1..1
-        return _lstm_output(builder, put_out, written, layer), written, None
-    kept = builder.mul(keep, limited)
+        return _lstm_output(builder, output_gate, written, layer), written, None
+    kept = builder.mul(forget_gate, limited)
     following, total = builder.within_one(builder.add(kept, written)), builder.add_coarsely(kept, written)
     if excess is not None:
-        kept_excess = builder.limited(builder.mul(keep, excess), WIDE_CELL_LIMIT - 1)
+        kept_excess = builder.limited(builder.mul(forget_gate, excess), WIDE_CELL_LIMIT - 1)
         following = builder.within_one(builder.add(following, kept_excess))
         total = builder.add_coarsely(total, kept_excess)
     excess = builder.limited(builder.sub(total, builder.within_one(total)), WIDE_CELL_LIMIT - 1)
-    return _lstm_output(builder, put_out, builder.add(following, excess), layer), following, excess
+    return _lstm_output(builder, output_gate, builder.add(following, excess), layer), following, excess
 
 
 def _gru_step(builder: _StepBuilder, products: Products, state: FirstState, layer: _Layer) -> State:
