@@ -55,9 +55,7 @@ def test_modules_are_found_by_their_cell_states(sums: bool, names: list[str]) ->
 def test_an_lstm_that_is_the_model_is_found() -> None:
     exported = torch.export.export(pair(sums=True).first, DATA[0]).module()
     graph = NeutronQuantizer().prepare_graph(exported, equalizes=False)
-    assert modules_with_large_cell_states(graph, DATA) == [
-        ""
-    ]  # the model returns the last cell state: no limit is needed
+    assert modules_with_large_cell_states(graph, DATA) == [""]
 
 
 @pytest.mark.parametrize("recover", [None, "auto"])
