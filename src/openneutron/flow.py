@@ -269,8 +269,7 @@ class _QuantizeOptions:
     @property
     def selects_wide_states(self) -> bool:
         """Whether calibration inputs select the LSTMs with wide cell states."""
-        wide = self.quantizer.get("wide")
-        return isinstance(wide, str) and wide == "auto"
+        return bool(self.quantizer.get("wide") == "auto")
 
     def quantizer_for(self, target: str | NeutronTargetSpec) -> NeutronQuantizer:
         """Returns the quantizer for `target`. Raises `TargetError` and `OptionError`.

@@ -57,10 +57,6 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, tuple[tuple[int, ...], ...]]]] =
         ((1, STEPS, INPUTS), (1, 1, HIDDEN), (1, 1, HIDDEN)),
     ),
     "one step": lambda: (Function(outputs, lstm()), ((1, 1, INPUTS),)),
-    "cell": lambda: (
-        Function(everything, nn.LSTMCell(INPUTS, HIDDEN)),
-        ((1, INPUTS), (1, HIDDEN), (1, HIDDEN)),
-    ),
 }
 
 
@@ -70,7 +66,7 @@ def test_the_float_graph_keeps_the_function(name: str) -> None:
     torch.manual_seed(0)
     model, shapes = MODELS[name]()
     model.eval()
-    quantizer = NeutronQuantizer(wide=[nn.LSTMCell if name == "cell" else nn.LSTM])
+    quantizer = NeutronQuantizer(wide=[nn.LSTM])
     inputs = samples_like(shapes, 1, 1, (-3.0, 3.0))[0]
     graph = quantizer.transform_for_annotation(torch.export.export(model, tuple(inputs)).module())
     for wanted, found in zip(flat(model(*inputs)), flat(graph(*inputs)), strict=True):
@@ -151,8 +147,8 @@ def test_keys_select_layers(name: str) -> None:
         (3, "wide is a list of names"),
         ([3], "A key of wide is"),
         (["thrid"], r"wide\['thrid'\] matches no module"),
-        (["*.head"], r"wide\['\*.head'\] matches no lstm or lstm_cell"),
-        ([nn.Linear], "matches no lstm or lstm_cell"),
+        (["*.head"], r"wide\['\*.head'\] matches no lstm"),
+        ([nn.Linear], "matches no lstm"),
     ],
 )
 def test_refused_keys(keys: Any, message: str) -> None:
@@ -173,3 +169,10 @@ def test_wide_states_are_trained_quantized() -> None:
         prepared(*sample)
     converted = convert_pt2e(prepared)
     assert signal_to_noise(converted, model.eval(), TESTS) >= 10
+
+
+def test_a_cell_passes_its_state_on_in_one_tensor() -> None:
+    model = Function(everything, nn.LSTMCell(INPUTS, HIDDEN)).eval()
+    states = (torch.zeros(1, HIDDEN), torch.ones(1, HIDDEN))
+    with pytest.raises(OptionError, match="matches no lstm"):
+        quantize(model, (torch.zeros(1, INPUTS), *states), [(torch.ones(1, INPUTS), *states)], wide=[nn.LSTMCell])

@@ -25,7 +25,7 @@ aten = torch.ops.aten
 State = tuple[Node, ...]
 """The hidden state, [batch, features], and for an LSTM its cell state."""
 
-FirstState = tuple[Node | None, ...]
+StepState = tuple[Node | None, ...]
 """The state before or after a step; None for a value of zeros. A wide cell state consists of two values."""
 
 # Rows of the weights of an LSTM, in torch's order: input gate, forget gate, candidate, output gate.
@@ -222,7 +222,7 @@ def _lstm_output(builder: _StepBuilder, output_gate: Node, cell: Node, layer: _L
     return hidden if layer.projection is None else builder.linear(hidden, layer.projection)
 
 
-def _lstm_step(builder: _StepBuilder, products: Products, state: FirstState, layer: _Layer) -> State:
+def _lstm_step(builder: _StepBuilder, products: Products, state: StepState, layer: _Layer) -> State:
     hidden, cell = state
     written, forget_gate, output_gate = _lstm_gates(builder, products, hidden, layer)
     following = written
@@ -232,7 +232,7 @@ def _lstm_step(builder: _StepBuilder, products: Products, state: FirstState, lay
     return _lstm_output(builder, output_gate, following, layer), following
 
 
-def _wide_lstm_step(builder: _StepBuilder, products: Products, state: FirstState, layer: _Layer) -> FirstState:
+def _wide_lstm_step(builder: _StepBuilder, products: Products, state: StepState, layer: _Layer) -> StepState:
     """Computes a step whose cell state is the sum of two values: the state limited to -1..1, and the excess.
 
     The limited value is computed from sums that saturate at -1 and 1. It is not affected by the coarse scale of the
@@ -252,7 +252,7 @@ def _wide_lstm_step(builder: _StepBuilder, products: Products, state: FirstState
     return _lstm_output(builder, output_gate, builder.add(following, excess), layer), following, excess
 
 
-def _gru_step(builder: _StepBuilder, products: Products, state: FirstState, layer: _Layer) -> State:
+def _gru_step(builder: _StepBuilder, products: Products, state: StepState, layer: _Layer) -> State:
     (hidden,) = state
     gates, candidate = products
     of_gates, of_candidate = layer.rows
@@ -270,7 +270,7 @@ def _gru_step(builder: _StepBuilder, products: Products, state: FirstState, laye
 
 
 def _elman_step(activation: torch._ops.OpOverload) -> _Step:
-    def step(builder: _StepBuilder, products: Products, state: FirstState, layer: _Layer) -> State:
+    def step(builder: _StepBuilder, products: Products, state: StepState, layer: _Layer) -> State:
         (hidden,) = state
         (total,) = _sums(builder, products, hidden, layer)
         return (builder.rewriting.call(activation, total),)
@@ -278,7 +278,7 @@ def _elman_step(activation: torch._ops.OpOverload) -> _Step:
     return step
 
 
-_Step = Callable[[_StepBuilder, Products, FirstState, _Layer], FirstState]
+_Step = Callable[[_StepBuilder, Products, StepState, _Layer], StepState]
 
 
 @dataclass(frozen=True)
@@ -305,8 +305,7 @@ _WIDE_LSTM = _Cell(_lstm_rows, _wide_lstm_step, ("hidden", "cell within one", "e
 
 def _cell_of(rewriting: Rewriting) -> _Cell:
     _, name, _ = op_name(rewriting.instance.node).split(".")
-    kind = name.removesuffix("_cell")
-    return _WIDE_LSTM if rewriting.is_wide and kind == "lstm" else _CELLS[kind]
+    return _CELLS[name.removesuffix("_cell")]
 
 
 def _initial_states(rewriting: Rewriting) -> list[Node | None]:
@@ -316,7 +315,7 @@ def _initial_states(rewriting: Rewriting) -> list[Node | None]:
     return [None if value is not None and not value.any() else node for node, value in zip(nodes, values, strict=True)]
 
 
-def _state_from_torch(builder: _StepBuilder, cell: _Cell, state: FirstState) -> FirstState:
+def _state_from_torch(builder: _StepBuilder, cell: _Cell, state: StepState) -> StepState:
     """Converts the first state from torch's form. Splits the cell state of a wide LSTM into two values."""
     if cell is not _WIDE_LSTM:
         return state
@@ -327,7 +326,7 @@ def _state_from_torch(builder: _StepBuilder, cell: _Cell, state: FirstState) -> 
     return hidden, limited, builder.sub(whole, limited)
 
 
-def _state_to_torch(builder: _StepBuilder, cell: _Cell, state: FirstState) -> State:
+def _state_to_torch(builder: _StepBuilder, cell: _Cell, state: StepState) -> State:
     """Converts a state to torch's form. Adds the two values of a wide cell state."""
     if cell is not _WIDE_LSTM:
         return tuple(value for value in state if value is not None)
@@ -337,7 +336,7 @@ def _state_to_torch(builder: _StepBuilder, cell: _Cell, state: FirstState) -> St
     return hidden, limited if excess is None else builder.add(limited, excess)
 
 
-def _share(builder: _StepBuilder, cell: _Cell, states: Iterable[FirstState]) -> None:
+def _share(builder: _StepBuilder, cell: _Cell, states: Iterable[StepState]) -> None:
     """Requests the same qparams for the state at all steps, so that the steps share a weight without requantizing."""
     for role, values in zip(cell.roles, zip(*states, strict=True), strict=True):
         builder.rewriting.share_qparams(f"{builder.layer} {role}", [value for value in values if value is not None])
@@ -347,7 +346,7 @@ def _one_step(rewriting: Rewriting) -> Node | State:
     """Adds one step of a cell, and returns the next state."""
     builder, cell, args = _StepBuilder(rewriting), _cell_of(rewriting), rewriting.args
     layer = _Layer(cell.rows(builder, _Weights(args["w_ih"], args["w_hh"], args["b_ih"], args["b_hh"])), None)
-    state = _state_from_torch(builder, cell, tuple(_initial_states(rewriting)))
+    state = tuple(_initial_states(rewriting))
     products = [builder.linear(args["input"], rows.input, rows.input_bias) for rows in layer.rows]
     following = cell.step(builder, products, state, layer)
     _share(builder, cell, [state, following])
@@ -372,7 +371,10 @@ def _all_steps(rewriting: Rewriting) -> list[Node]:
 
     Between layers, values are [steps * batch, features], so that the rows of a step are one slice.
     """
-    whole, cell, args = _StepBuilder(rewriting), _cell_of(rewriting), rewriting.args
+    whole, args = _StepBuilder(rewriting), rewriting.args
+    cell = _cell_of(rewriting)
+    if rewriting.is_wide and cell is _CELLS["lstm"]:
+        cell = _WIDE_LSTM
     initial = _initial_states(rewriting)
     inputs = whole.swapped(args["input"]) if args["batch_first"] else args["input"]
     steps, batch, features = shape_of(inputs)
@@ -421,15 +423,15 @@ def _run(
     cell: _Cell,
     layer: _Layer,
     by_step: Sequence[Products],
-    state: FirstState,
+    state: StepState,
     *,
     backwards: bool,
-) -> list[FirstState]:
+) -> list[StepState]:
     """Unrolls `cell` over the steps. `by_step` holds the products of the inputs of each step.
 
     Returns the state after each step, in the order of the inputs also if `backwards`.
     """
-    states: list[FirstState] = []
+    states: list[StepState] = []
     for products in reversed(by_step) if backwards else by_step:
         state = cell.step(builder, products, state, layer)
         states.append(state)
@@ -437,7 +439,7 @@ def _run(
 
 
 _BECOMES = {
-    "lstm": "linears, slices, sigmoids, tanhs, muls and adds; a wide cell state also clamps and subs",
+    "lstm": "linears, slices, sigmoids, tanhs, muls and adds",
     "gru": "linears, slices, sigmoids, tanhs, muls, adds and subs",
     "rnn_tanh": "linears, slices, adds and tanhs",
     "rnn_relu": "linears, slices, adds and relus",
@@ -456,7 +458,7 @@ DECOMPOSED = tuple(
         name=name,
         targets=(f"aten.{name}.input",),
         rewrite=_all_steps,
-        becomes=becomes,
+        becomes=f"{becomes}; a wide cell state also clamps and subs" if name == "lstm" else becomes,
         constraints=(has_constant_weights, has_no_dropout),
         tolerance=TOLERANCE,
         notes=UNROLLED,
@@ -470,7 +472,6 @@ DECOMPOSED = tuple(
         rewrite=_one_step,
         becomes=becomes,
         constraints=(has_constant_weights,),
-        has_wide_form=name == "lstm",
     )
     for name, becomes in _BECOMES.items()
 )

@@ -12,7 +12,7 @@ from openneutron.errors import OptionError
 from openneutron.ops import DECOMPOSITIONS, OPERATORS
 from openneutron.quantizer.node_keys import Key, NodeKeys
 
-__all__ = ["FLOAT", "GRANULARITIES", "PER_CHANNEL", "Key", "Layers", "WideStates", "left_in_float"]
+__all__ = ["FLOAT", "GRANULARITIES", "PER_CHANNEL", "Key", "Layers", "WideStates", "has_wide_state", "left_in_float"]
 
 PER_TENSOR, PER_CHANNEL, FLOAT = "per_tensor", "per_channel", "float"
 GRANULARITIES = (PER_TENSOR, PER_CHANNEL)

@@ -13,6 +13,7 @@ from openneutron.core.evaluation import GraphRun
 from openneutron.core.fx import modules_of
 from openneutron.model.state import sample_nodes
 from openneutron.ops.recurrent import CELL_LIMIT, is_cell_state
+from openneutron.quantizer.layer_options import has_wide_state
 from openneutron.recovery.layerwise import Samples, evenly_spaced
 
 __all__ = ["modules_with_large_cell_states"]
@@ -39,7 +40,7 @@ class _Counter(GraphRun):
 
     def compute(self, node: Node) -> Any:
         value = super().compute(node)
-        if is_cell_state(node):
+        if is_cell_state(node) and has_wide_state(node):
             *_, (name, _) = modules_of(node) or (("", ""),)
             count = self.counts.setdefault(name, _Count())
             count.values += value.numel()

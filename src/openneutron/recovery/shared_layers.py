@@ -160,10 +160,12 @@ def _overlapping(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
 def _batches(indices: Sequence[int], sizes: Sequence[int], most: int) -> Iterator[list[int]]:
     """Splits `indices` into batches of at most `most`, whose sizes do not exceed `MEMORY` in total."""
     batch: list[int] = []
+    size = 0
     for index in indices:
-        if batch and (len(batch) == most or sum(sizes[other] for other in [*batch, index]) > MEMORY):
+        if batch and (len(batch) == most or size + sizes[index] > MEMORY):
             yield batch
-            batch = []
+            batch, size = [], 0
         batch.append(index)
+        size += sizes[index]
     if batch:
         yield batch
