@@ -22,10 +22,10 @@ from torch.fx import Node
 from openneutron.core.fx import iterate_nodes, op_name, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.graph_builder import Operand, add, mul, reshape, sum_
-from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, along  # noqa: F401 (named in a message)
+from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, along, kept_dimensions  # noqa: F401 (messages)
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
-from openneutron.ops.value_origins import Plan, Step, kept_dimensions, moving, of_sources, origin_of, positions_of
+from openneutron.ops.value_origins import Plan, Step, moving, of_sources, origin_of, positions_of
 
 __all__ = ["DECOMPOSED", "MAX_LAYERS", "plan_of_write"]
 

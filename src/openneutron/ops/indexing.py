@@ -7,7 +7,7 @@ of each output value.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -23,7 +23,7 @@ from openneutron.ops.graph_builder import mul, sub
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
-__all__ = ["DECOMPOSED", "MAX_PICKING_WEIGHTS", "MAX_RUNS", "along"]
+__all__ = ["DECOMPOSED", "MAX_PICKING_WEIGHTS", "MAX_RUNS", "along", "kept_dimensions"]
 
 aten = torch.ops.aten
 
@@ -86,22 +86,29 @@ def _positions(instance: OpInstance, shape: Sequence[int]) -> torch.Tensor:
     return found
 
 
+def kept_dimensions(shape: Sequence[int], others: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
+    """Returns pairs (before, after): the first `before` and the last `after` dimensions have the same sizes in all
+    shapes.
+
+    Pairs with larger `before` come first, then those with larger `after`.
+    """
+    rank = min(len(each) for each in (shape, *others))
+    for before in range(rank, -1, -1):
+        for after in range(rank - before, -1, -1):
+            ends = {(*each[:before], *each[len(each) - after :]) for each in map(tuple, (shape, *others))}
+            if len(ends) == 1:
+                yield before, after
+
+
 def _picks(instance: OpInstance) -> _Picks:
     """Returns the indices of an operator, with as many unchanged first and last dimensions as possible."""
     shape = tuple(size if isinstance(size, int) else ANY_SIZE for size in instance.shape_of("self"))
     positions = _positions(instance, shape)
-    rank = min(len(shape), positions.dim())
-    kept = ((before, after) for before in range(rank, -1, -1) for after in range(rank - before, -1, -1))
-    for before, after in kept:
-        if shape[:before] + shape[len(shape) - after :] == _ends(positions.shape, before, after):
-            indices = _picks_between(positions, shape, before, after)
-            if indices is not None:
-                return _Picks(instance.shape_of("self"), before, after, indices)
+    for before, after in kept_dimensions(shape, [positions.shape]):
+        indices = _picks_between(positions, shape, before, after)
+        if indices is not None:
+            return _Picks(instance.shape_of("self"), before, after, indices)
     raise AssertionError("no dimensions are kept, so the indices describe any positions")
-
-
-def _ends(shape: Sequence[int], before: int, after: int) -> tuple[int, ...]:
-    return (*shape[:before], *shape[len(shape) - after :])
 
 
 def _picks_between(positions: torch.Tensor, shape: tuple[int, ...], before: int, after: int) -> torch.Tensor | None:

@@ -17,9 +17,9 @@ from torch.fx import Node
 from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.graph_builder import Operand, reshape
-from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, along
+from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, along, kept_dimensions
 
-__all__ = ["Plan", "Step", "kept_dimensions", "moving", "of_sources", "origin_of", "positions_of"]
+__all__ = ["Plan", "Step", "moving", "of_sources", "origin_of", "positions_of"]
 
 aten = torch.ops.aten
 
@@ -72,20 +72,6 @@ class _Blocks:
     def written(self) -> int:
         """The size of the output along the flattened dimension."""
         return sum(run.count for run in self.runs)
-
-
-def kept_dimensions(shape: Sequence[int], others: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
-    """Returns pairs (before, after): the first `before` and the last `after` dimensions have the same sizes in all
-    shapes.
-
-    Pairs with larger `before` come first, then those with larger `after`.
-    """
-    rank = min(len(each) for each in (shape, *others))
-    for before in range(rank, -1, -1):
-        for after in range(rank - before, -1, -1):
-            ends = {(*each[:before], *each[len(each) - after :]) for each in map(tuple, (shape, *others))}
-            if len(ends) == 1:
-                yield before, after
 
 
 def _blocks(origin: _Origin) -> _Blocks:
