@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 
-from openneutron.core.boundary import first_line
 from openneutron.core.constants import attribute
 from openneutron.core.evaluation import GraphRun, value_of
 from openneutron.core.fx import dtype_of, first_operand, is_state_write, op_name, output_node, placeholders
+from openneutron.core.messages import first_line
 from openneutron.model.state import next_value, sample_nodes
 from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from torch.fx import Node
 
 from openneutron.core.fx import is_library, op_name, source_of
+from openneutron.core.messages import first_line
 from openneutron.errors import ModelError, OpenNeutronError
 
-__all__ = ["error_at", "first_line", "frame_of_user", "typed_errors"]
+__all__ = ["error_at", "frame_of_user", "typed_errors"]
 
 Error = TypeVar("Error", bound=OpenNeutronError)
 # Names of the local variable that holds the current node in loops over graphs, in torch and here.
@@ -39,12 +40,6 @@ def typed_errors(step: str, kind: type[OpenNeutronError] = ModelError) -> Iterat
 def error_at(node: Node, message: str, kind: type[Error] = ModelError) -> Error:  # type: ignore[assignment]
     """Returns an error of `kind` about `node`, with its operator and the user's source line."""
     return kind(message, node=node.name, op=op_name(node), source=source_of(node))
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first non-empty line of an error's message."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next(filter(None, lines), "no message")
 
 
 def _node_of(traceback: TracebackType | None) -> Node | None:

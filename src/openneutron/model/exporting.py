@@ -21,9 +21,10 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
 
-from openneutron.core.boundary import first_line, frame_of_user
+from openneutron.core.boundary import frame_of_user
 from openneutron.core.constants import attribute
 from openneutron.core.fx import is_dequantize, is_library, placeholders
+from openneutron.core.messages import first_line
 from openneutron.errors import InputError, ModelError
 from openneutron.model.data import describe
 from openneutron.model.examples import Examples, register_dataclasses

@@ -1,0 +1,27 @@
+"""Parts of error messages. Imports no other module of the package."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["did_you_mean", "first_line", "listed"]
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first non-empty line of an error's message."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), "no message")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns " Did you mean 'a' or 'b'?" with the names in `known` that resemble `name`; empty if there are none."""
+    near = difflib.get_close_matches(name, sorted(known), n=3)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def listed(names: Iterable[str], limit: int = 8) -> str:
+    """Returns the first `limit` of `names`, separated by commas, and the number of the others."""
+    names = list(names)
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} others" if rest > 0 else "")
