@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from openneutron.core.fx import iterate_nodes, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
 from openneutron.ops.graph_builder import mul, sub
+from openneutron.ops.index_runs import IndexRun, index_runs
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
@@ -37,8 +37,8 @@ ANY_SIZE = 2
 
 
 @dataclass(frozen=True)
-class _Picks:
-    """A selection of values by constant indices.
+class _Selection:
+    """A selection of values by constant indices of one dimension.
 
     The first `before` and the last `after` dimensions of the input remain. The dimensions between them are flattened
     into one, from which `indices` select.
@@ -51,26 +51,24 @@ class _Picks:
     indices: torch.Tensor
 
     @property
-    def picked(self) -> int:
-        """The number of elements in the middle dimensions."""
+    def size(self) -> int:
+        """The size of the flattened dimension."""
         return math.prod(self.shape[self.before : len(self.shape) - self.after])
 
     @property
     def flat(self) -> tuple[int, ...]:
         """The shape with the middle dimensions flattened into dimension `before`."""
-        return (*self.shape[: self.before], self.picked, *self.shape[len(self.shape) - self.after :])
+        return (*self.shape[: self.before], self.size, *self.shape[len(self.shape) - self.after :])
 
     @property
-    def runs(self) -> list[tuple[int, int]]:
-        """The start and end (exclusive) of each run of consecutive ascending indices."""
-        starts = [0, *(torch.nonzero(self.indices.diff() != 1).flatten() + 1).tolist(), len(self.indices)]
-        bounds = pairwise(starts)
-        return [(int(self.indices[first]), int(self.indices[end - 1]) + 1) for first, end in bounds]
+    def runs(self) -> list[IndexRun]:
+        """The runs of consecutive ascending indices."""
+        return index_runs((0, index) for index in self.indices.tolist())
 
     @property
     def is_cheap(self) -> bool:
         """Whether few slices, or a small matrix, can select the values."""
-        return len(self.runs) <= MAX_RUNS or self.picked * len(self.indices) <= MAX_PICKING_WEIGHTS
+        return len(self.runs) <= MAX_RUNS or self.size * len(self.indices) <= MAX_PICKING_WEIGHTS
 
 
 def _positions(instance: OpInstance, shape: Sequence[int]) -> torch.Tensor:
@@ -100,18 +98,18 @@ def kept_dimensions(shape: Sequence[int], others: Sequence[Sequence[int]]) -> It
                 yield before, after
 
 
-def _picks(instance: OpInstance) -> _Picks:
-    """Returns the indices of an operator, with as many unchanged first and last dimensions as possible."""
+def _selection(instance: OpInstance) -> _Selection:
+    """Returns the selection that an operator performs, with as many remaining dimensions as possible."""
     shape = tuple(size if isinstance(size, int) else ANY_SIZE for size in instance.shape_of("self"))
     positions = _positions(instance, shape)
     for before, after in kept_dimensions(shape, [positions.shape]):
-        indices = _picks_between(positions, shape, before, after)
+        indices = _indices_between(positions, shape, before, after)
         if indices is not None:
-            return _Picks(instance.shape_of("self"), before, after, indices)
+            return _Selection(instance.shape_of("self"), before, after, indices)
     raise AssertionError("no dimensions are kept, so the indices describe any positions")
 
 
-def _picks_between(positions: torch.Tensor, shape: tuple[int, ...], before: int, after: int) -> torch.Tensor | None:
+def _indices_between(positions: torch.Tensor, shape: tuple[int, ...], before: int, after: int) -> torch.Tensor | None:
     outer, inner = math.prod(shape[:before]), math.prod(shape[len(shape) - after :])
     picked = math.prod(shape) // (outer * inner)
     blocks = positions.reshape(outer, positions.numel() // (outer * inner), inner)
@@ -133,20 +131,21 @@ def has_few_index_runs(instance: OpInstance) -> bool:
     """Its indices form at most {MAX_RUNS} runs of consecutive indices, or the number of elements in the indexed
     dimensions times the number of indices is at most {MAX_PICKING_WEIGHTS}.
     """
-    return not has_constant_indices.holds(instance) or _picks(instance).is_cheap
+    return not has_constant_indices.holds(instance) or _selection(instance).is_cheap
 
 
-def _pick(rewriting: Rewriting) -> Node:
+def _select(rewriting: Rewriting) -> Node:
     """Adds slices and a cat if the indices form few consecutive runs, else a product with a one-hot matrix."""
-    picks = _picks(rewriting.instance)
-    dim, values = picks.before, rewriting.args["self"]
-    if picks.flat != picks.shape:
-        values = rewriting.call(aten.reshape.default, values, list(picks.flat))
-    if len(picks.runs) <= MAX_RUNS:
-        parts = [rewriting.call(aten.slice.Tensor, values, dim, *run) for run in picks.runs]
+    selection = _selection(rewriting.instance)
+    dim, values = selection.before, rewriting.args["self"]
+    if selection.flat != selection.shape:
+        values = rewriting.call(aten.reshape.default, values, list(selection.flat))
+    runs = selection.runs
+    if len(runs) <= MAX_RUNS:
+        parts = [rewriting.call(aten.slice.Tensor, values, dim, run.first, run.end) for run in runs]
         values = parts[0] if len(parts) == 1 else rewriting.call(aten.cat.default, parts, dim)
     else:
-        matrix = rewriting.constant(torch.eye(picks.picked)[picks.indices])
+        matrix = rewriting.constant(torch.eye(selection.size)[selection.indices])
         values = along(rewriting, values, dim, matrix)
     if shape_of(values) == rewriting.shape:
         return values
@@ -204,7 +203,7 @@ DECOMPOSED = (
             "aten.take.default",
             "aten.diagonal.default",
         ),
-        rewrite=_pick,
+        rewrite=_select,
         constraints=(has_constant_indices, has_few_index_runs),
         becomes="slice for each run of consecutive indices, and cat; linear with a one-hot matrix for many runs",
     ),

@@ -15,6 +15,7 @@ from openneutron.core.constants import constant_value
 from openneutron.core.fx import arguments, iterate_nodes, op_name, operator_names, shape_of
 from openneutron.ops.constant_writes import plan_of_write
 from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.index_runs import index_runs
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
@@ -36,17 +37,6 @@ class _Write:
     dim: int
     indices: tuple[int, ...]
     values: Node | float
-
-
-@dataclass(frozen=True)
-class _Run:
-    """`count` consecutive indices of a source, from index `first`. Source 0 is the tensor before the writes; source n
-    has the values of write n.
-    """
-
-    source: int
-    first: int
-    count: int
 
 
 def _write_of(node: object) -> _Write | None:
@@ -99,8 +89,8 @@ def _mask_of(node: Node) -> tuple[int, Node] | None:
     return (dim, mask) if mask.meta["val"].dtype == torch.bool else None
 
 
-def _continued(node: Node) -> bool:
-    """Whether the only reader of this write is another write along the same dimension."""
+def _is_merged_into_next(node: Node) -> bool:
+    """Whether the only reader of this write is another write along the same dimension, so that one cat does both."""
     (user,) = node.users if len(node.users) == 1 else (None,)
     write, next_write = _write_of(node), _write_of(user)
     if write is None or next_write is None or write.dim != next_write.dim or user is None:
@@ -119,8 +109,8 @@ def writes_to_constant_indices(instance: OpInstance) -> bool:
     return op_name(node) == _PUT and (_mask_of(node) is not None or plan_of_write(instance) is not None)
 
 
-def _ends_a_chain(instance: OpInstance) -> bool:
-    return not _continued(instance.node)
+def _is_last_write(instance: OpInstance) -> bool:
+    return not _is_merged_into_next(instance.node)
 
 
 def _write(rewriting: Rewriting) -> Node:
@@ -133,7 +123,7 @@ def _write(rewriting: Rewriting) -> Node:
     if write is None:
         return _choose(rewriting)
     base, writes = arguments(node)["self"], [write]
-    while _write_of(base) is not None and _continued(base):
+    while _write_of(base) is not None and _is_merged_into_next(base):
         earlier = _write_of(base)
         assert earlier is not None
         writes.append(earlier)
@@ -154,6 +144,7 @@ def _choose(rewriting: Rewriting) -> Node:
 
 
 def _assembled(rewriting: Rewriting, base: Node, writes: Sequence[_Write]) -> Node:
+    """Concatenates slices of `base`, which is source 0, and of the values of write n, which are source n."""
     dim, size = writes[0].dim, rewriting.shape[writes[0].dim]
     origin = [(0, index) for index in range(size)]
     for number, write in enumerate(writes, 1):
@@ -161,12 +152,12 @@ def _assembled(rewriting: Rewriting, base: Node, writes: Sequence[_Write]) -> No
             origin[index] = (number, position)
     used = sorted({number for number, _ in origin})
     sources = {number: base if number == 0 else _values(rewriting, writes[number - 1]) for number in used}
-    runs = _runs(origin)
+    runs = index_runs(origin)
     period = math.lcm(*(_step(write) for write in writes))
     whole = size - size % period
     if 1 < period <= size and len(runs) > 2 * period and _is_periodic(origin[:whole], period):
         parts = [_interleaved(rewriting, sources, origin[:whole], dim, period)]
-        runs = _runs(origin[whole:])
+        runs = index_runs(origin[whole:])
     else:
         parts = []
     parts += [_taken(rewriting, sources[run.source], dim, run.first, run.count) for run in runs]
@@ -185,17 +176,6 @@ def _values(rewriting: Rewriting, write: _Write) -> Node:
     if len(write.indices) == 1 and given == shape[: write.dim] + shape[write.dim + 1 :]:
         return rewriting.call(aten.reshape.default, write.values, shape)
     return rewriting.call(aten.expand.default, write.values, shape)
-
-
-def _runs(origin: Sequence[tuple[int, int]]) -> list[_Run]:
-    runs: list[_Run] = []
-    for source, index in origin:
-        last = runs[-1] if runs else None
-        if last is not None and last.source == source and last.first + last.count == index:
-            runs[-1] = _Run(source, last.first, last.count + 1)
-        else:
-            runs.append(_Run(source, index, 1))
-    return runs
 
 
 def _step(write: _Write) -> int:
@@ -270,7 +250,7 @@ DECOMPOSED = (
     Decomposition(
         name="slice_scatter, select_scatter, index_put",
         targets=_WRITES,
-        applies=_ends_a_chain,
+        applies=_is_last_write,
         constraints=(writes_to_constant_indices,),
         rewrite=_write,
         becomes="slice for the values that are kept, and cat with the written values; where for a mask",

@@ -7,9 +7,8 @@ unchanged first and last dimensions as possible.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch.fx import Node
@@ -17,6 +16,7 @@ from torch.fx import Node
 from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.graph_builder import Operand, reshape
+from openneutron.ops.index_runs import IndexRun, index_runs
 from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, along, kept_dimensions
 
 __all__ = ["Plan", "Step", "moving", "of_sources", "origin_of", "positions_of"]
@@ -43,15 +43,9 @@ class _Origin:
 
 
 @dataclass(frozen=True)
-class _Run:
-    source: int
-    first: int
-    count: int
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """An origin that is the same for all indices of the first `before` and the last `after` dimensions.
+class _DimensionOrigin:
+    """An origin along one dimension: it is the same for all indices of the first `before` and the last `after`
+    dimensions.
 
     These dimensions have the same sizes in the output and in all sources, and values move only along the dimensions
     between them, which are flattened into one.
@@ -59,7 +53,7 @@ class _Blocks:
 
     before: int
     after: int
-    runs: tuple[_Run, ...]
+    runs: tuple[IndexRun, ...]
     sizes: tuple[int, ...]
     """For each source, its size along the flattened dimension."""
 
@@ -74,7 +68,8 @@ class _Blocks:
         return sum(run.count for run in self.runs)
 
 
-def _blocks(origin: _Origin) -> _Blocks:
+def _along_one_dimension(origin: _Origin) -> _DimensionOrigin:
+    """Returns `origin` with as many unchanged first and last dimensions as possible."""
     shape, used = tuple(origin.source.shape), sorted(set(origin.source.flatten().tolist()))
     for before, after in kept_dimensions(shape, [origin.shapes[source] for source in used]):
         outer, inner = math.prod(shape[:before]), math.prod(shape[len(shape) - after :])
@@ -84,53 +79,51 @@ def _blocks(origin: _Origin) -> _Blocks:
         first, last = torch.arange(outer).reshape(-1, 1, 1), torch.arange(inner)
         expected = (first * sizes[chosen].reshape(-1, 1) + index.reshape(-1, 1)) * inner + last
         if torch.equal(source, chosen.reshape(-1, 1).expand_as(source)) and torch.equal(position, expected):
-            return _Blocks(before, after, tuple(_runs(chosen.tolist(), index.tolist())), tuple(sizes.tolist()))
-    raise AssertionError("without kept dimensions, the blocks are single values")
+            runs = index_runs(zip(chosen.tolist(), index.tolist(), strict=True))
+            return _DimensionOrigin(before, after, tuple(runs), tuple(sizes.tolist()))
+    raise AssertionError("without unchanged dimensions, each value has an origin of its own")
 
 
-def _runs(sources: Sequence[int], indices: Sequence[int]) -> Iterator[_Run]:
-    places = enumerate(zip(sources, indices, strict=True))
-    for (source, _), group in groupby(places, key=lambda place: (place[1][0], place[1][1] - place[0])):
-        members = list(group)
-        yield _Run(source, members[0][1][1], len(members))
-
-
-def _moved(rewriting: Rewriting, sources: Sequence[Operand], origin: _Origin, blocks: _Blocks) -> Node:
+def _move_values(
+    rewriting: Rewriting, sources: Sequence[Operand], origin: _Origin, along_dim: _DimensionOrigin
+) -> Node:
     """Adds slices of the sources and a cat if there are few runs, else a product with a one-hot matrix.
 
     A source that is a number becomes a constant tensor.
     """
     shape = tuple(origin.source.shape)
-    head, tail = shape[: blocks.before], shape[len(shape) - blocks.after :]
-    used = sorted({run.source for run in blocks.runs})
+    head, tail = shape[: along_dim.before], shape[len(shape) - along_dim.after :]
+    used = sorted({run.source for run in along_dim.runs})
     given: dict[int, Node] = {}
     for number in used:
         source = sources[number]
         if isinstance(source, Node):
-            given[number] = reshape(rewriting, source, (*head, blocks.sizes[number], *tail))
-    if len(blocks.runs) <= MAX_RUNS:
-        parts = [_part(rewriting, given.get(run.source, sources[run.source]), run, head, tail) for run in blocks.runs]
-        joined = parts[0] if len(parts) == 1 else rewriting.call(aten.cat.default, parts, blocks.before)
+            given[number] = reshape(rewriting, source, (*head, along_dim.sizes[number], *tail))
+    if len(along_dim.runs) <= MAX_RUNS:
+        parts = [
+            _part(rewriting, given.get(run.source, sources[run.source]), run, head, tail) for run in along_dim.runs
+        ]
+        joined = parts[0] if len(parts) == 1 else rewriting.call(aten.cat.default, parts, along_dim.before)
         return reshape(rewriting, joined, shape)
     whole = [
-        given.get(number) or _filled(rewriting, sources[number], (*head, blocks.sizes[number], *tail))
+        given.get(number) or _filled(rewriting, sources[number], (*head, along_dim.sizes[number], *tail))
         for number in used
     ]
     starts = dict(
-        zip(used, [sum(blocks.sizes[each] for each in used[:place]) for place in range(len(used))], strict=True)
+        zip(used, [sum(along_dim.sizes[each] for each in used[:place]) for place in range(len(used))], strict=True)
     )
-    columns = torch.cat([torch.arange(run.count) + starts[run.source] + run.first for run in blocks.runs])
-    matrix = torch.eye(sum(blocks.sizes[number] for number in used))[columns]
-    joined = whole[0] if len(whole) == 1 else rewriting.call(aten.cat.default, whole, blocks.before)
-    return reshape(rewriting, along(rewriting, joined, blocks.before, rewriting.constant(matrix)), shape)
+    columns = torch.cat([torch.arange(run.count) + starts[run.source] + run.first for run in along_dim.runs])
+    matrix = torch.eye(sum(along_dim.sizes[number] for number in used))[columns]
+    joined = whole[0] if len(whole) == 1 else rewriting.call(aten.cat.default, whole, along_dim.before)
+    return reshape(rewriting, along(rewriting, joined, along_dim.before, rewriting.constant(matrix)), shape)
 
 
-def _part(rewriting: Rewriting, source: Operand, run: _Run, head: tuple[int, ...], tail: tuple[int, ...]) -> Node:
+def _part(rewriting: Rewriting, source: Operand, run: IndexRun, head: tuple[int, ...], tail: tuple[int, ...]) -> Node:
     if not isinstance(source, Node):
         return _filled(rewriting, source, (*head, run.count, *tail))
     if run.count == shape_of(source)[len(head)]:
         return source
-    return rewriting.call(aten.slice.Tensor, source, len(head), run.first, run.first + run.count)
+    return rewriting.call(aten.slice.Tensor, source, len(head), run.first, run.end)
 
 
 def _filled(rewriting: Rewriting, number: Operand, shape: Sequence[int]) -> Node:
@@ -158,9 +151,9 @@ def moving(sources: Sequence[Operand], origin: _Origin) -> Step | None:
     The function takes sources that are nodes or numbers where `sources` are, with the same shapes.
     """
     origin = _of_numbers(origin, sources)
-    blocks = _blocks(origin)
-    if blocks.is_cheap:
-        return lambda rewriting, given: _moved(rewriting, given, origin, blocks)
+    along_dim = _along_one_dimension(origin)
+    if along_dim.is_cheap:
+        return lambda rewriting, given: _move_values(rewriting, given, origin, along_dim)
     if len(sources) == 2 and not isinstance(sources[1], Node):
         return lambda rewriting, given: _chosen(rewriting, given, origin.source == 1)
     return None
