@@ -76,7 +76,7 @@ def test_clamping_the_operand_changes_no_code(name: str, scale: float, zero_poin
     fixed = OPERATORS[op_name(node)].output_rule(node)
     qparams = fixed if isinstance(fixed, QParams) else QParams.per_tensor(scale, zero_point)
     inputs = torch.tensor(values)
-    rule = facts_of(node).needs
+    rule = facts_of(node).needed_range
     assert rule is not None
     needed = rule(node, operand, distinguishable(qparams))
     difference = codes(run(inputs), qparams) - codes(run(inputs.clamp(needed.low, needed.high)), qparams)
@@ -104,7 +104,7 @@ def test_clamping_the_operand_changes_no_code(name: str, scale: float, zero_poin
 )
 def test_limits_of_operators(name: str, low: float, high: float) -> None:
     node, operand, _ = CALLS[name]
-    rule = facts_of(node).needs
+    rule = facts_of(node).needed_range
     assert rule is not None
     needed = rule(node, operand, EVERYTHING)
     assert (needed.low, needed.high) == pytest.approx((low, high))
@@ -113,13 +113,13 @@ def test_limits_of_operators(name: str, low: float, high: float) -> None:
 @pytest.mark.parametrize("function", [lambda x: x + x, lambda x: x * x, lambda x: x - x, torch.exp, torch.rsqrt])
 def test_other_operators_need_everything(function: Callable[[Tensor], Tensor]) -> None:
     node, operand, _ = call_of(function)
-    rule = facts_of(node).needs
+    rule = facts_of(node).needed_range
     assert rule is None or rule(node, operand, Interval(-1.0, 1.0)) == EVERYTHING
 
 
 @pytest.mark.parametrize("factor", [torch.tensor([1.0, -1.0, 2.0]), torch.zeros(3), torch.tensor([0.001, 1.0, 2.0])])
 def test_factors_of_both_signs_or_near_zero_need_everything(factor: Tensor) -> None:
     node, operand, _ = call_of(lambda x: x * factor)
-    rule = facts_of(node).needs
+    rule = facts_of(node).needed_range
     assert rule is not None
     assert rule(node, operand, Interval(-1.0, 1.0)) == EVERYTHING

@@ -10,7 +10,7 @@ import torch
 from openneutron.accuracy.quantized_layers import LayerQParams, QuantizedLayer, Weight
 from openneutron.core.fx import first_operand
 from openneutron.ops.masks import HIDDEN_SUM
-from openneutron.quantizer.needed_ranges import needed_by_readers
+from openneutron.quantizer.needed_ranges import NEEDED_RANGE
 
 __all__ = ["BINS", "WEAK_CODES", "Noise", "Statistics", "largest_codes", "weak_channels"]
 
@@ -73,7 +73,7 @@ class Statistics:
         masked = (wanted <= HIDDEN_SUM) & (codes == self.layer.qparams.low_code)
         if bool(masked.any()):  # the lowest code is exact for a masked value
             wanted, alone = value.where(masked, wanted), value.where(masked, alone)
-        needed = needed_by_readers(first_operand(self.layer.quantize))
+        needed = NEEDED_RANGE.read(first_operand(self.layer.quantize))
         wanted_by_readers, value_to_readers, alone = (
             one.clamp(needed.low, needed.high) for one in (wanted, value, alone)
         )

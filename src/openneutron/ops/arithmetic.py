@@ -17,8 +17,8 @@ from openneutron.ops.elementwise import (
     lower_sub,
 )
 from openneutron.ops.facts import UNKNOWN, Facts, if_all, if_any, never_negative
-from openneutron.ops.gated_products import product_needs
-from openneutron.ops.intervals import hardswish_needs, identity_needs, negation_needs, sum_needs
+from openneutron.ops.gated_products import needed_by_product
+from openneutron.ops.intervals import needed_by_hardswish, needed_by_identity, needed_by_neg, needed_by_sum
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, legacy_constraint
@@ -58,7 +58,7 @@ def lower_leaky_relu(lowering: Lowering) -> Tensor:
 
 @legacy_constraint
 def has_aligned_slopes(instance: OpInstance) -> bool:
-    """The channels are a multiple of the MACs of a pipeline."""
+    """The channels are a multiple of the MACs per pipeline."""
     return len(instance.shape) >= 2 and instance.shape[1] % instance.target.channel_granularity == 0
 
 
@@ -120,7 +120,7 @@ SPECS = (
         constraints=(expands_few_dimensions, has_one_full_operand),
         lower=lower_mul,
         macs=element_macs,
-        facts=Facts(sign=_sign_of_product, needs=product_needs, is_continuous=True, computes_masks=True),
+        facts=Facts(sign=_sign_of_product, needed_range=needed_by_product, is_continuous=True, computes_masks=True),
         becomes="MUL",
         notes="If the second operand is a number, it becomes a constant. A division by a constant becomes a mul.",
     ),
@@ -135,7 +135,7 @@ SPECS = (
         lower=lower_sub,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(needs=sum_needs(-1), is_continuous=True, computes_masks=True),
+        facts=Facts(needed_range=needed_by_sum(-1), is_continuous=True, computes_masks=True),
         becomes="SUB; with alpha: MUL of the second operand, then SUB, or ADD for a negative alpha",
     ),
     OpSpec(
@@ -148,7 +148,7 @@ SPECS = (
         lower=_binary(MAXIMUM),
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(sign=if_any, needs=identity_needs, computes_masks=True),
+        facts=Facts(sign=if_any, needed_range=needed_by_identity, computes_masks=True),
         becomes="MAXIMUM",
     ),
     OpSpec(
@@ -161,7 +161,7 @@ SPECS = (
         lower=_binary(MINIMUM),
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(sign=if_all, needs=identity_needs, computes_masks=True),
+        facts=Facts(sign=if_all, needed_range=needed_by_identity, computes_masks=True),
         becomes="MINIMUM",
     ),
     OpSpec(
@@ -194,7 +194,7 @@ SPECS = (
         lower=lower_neg,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(needs=negation_needs, computes_masks=True),
+        facts=Facts(needed_range=needed_by_neg, computes_masks=True),
         becomes="MUL by minus one",
         notes="LiteRT's NEG ignores zero points, so its results on the host would differ from those of the NPU.",
     ),
@@ -213,5 +213,5 @@ SPECS = (
     _function("exp", EXP, facts=Facts(sign=never_negative)),
     _function("log", LOG, "log(0) is the lowest value of the output's range.", Facts(computes_masks=True)),
     _function("rsqrt", RSQRT, "rsqrt(0) is the highest value of the output's range.", Facts(sign=never_negative)),
-    _function("hardswish", HARD_SWISH, facts=Facts(needs=hardswish_needs, is_elementwise=True)),
+    _function("hardswish", HARD_SWISH, facts=Facts(needed_range=needed_by_hardswish, is_elementwise=True)),
 )

@@ -17,6 +17,7 @@ from openneutron.core.evaluation import evaluated, inferred
 from openneutron.core.fx import iterate_nodes, note_replaced, op_name
 from openneutron.errors import ModelError
 from openneutron.ops.facts import UNKNOWN, Facts
+from openneutron.ops.intervals import Interval, IntervalNote
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Constraint
 
@@ -25,8 +26,8 @@ __all__ = ["RANGE_LIMIT", "SHARED_QPARAMS", "Decomposition", "Rewriting"]
 SHARED_QPARAMS = "openneutron.shared_qparams"
 """Metadata key of a node. Nodes with the same string under this key get equal qparams, except fixed qparams."""
 
-RANGE_LIMIT = "openneutron.range_limit"
-"""Metadata key of a node. The int8 range of the node's values ends at minus and plus this number at most."""
+RANGE_LIMIT = IntervalNote("openneutron.range_limit")
+"""The interval that contains the int8 range of the node's values. Values beyond it saturate."""
 
 # These operators infer one size that is given as -1.
 _TAKE_A_SHAPE = {torch.ops.aten.reshape.default, torch.ops.aten.view.default}
@@ -92,10 +93,9 @@ class Rewriting:
         for value in values:
             value.meta[SHARED_QPARAMS] = f"{self.instance.node.name} {name}"
 
-    def limit_range(self, values: Iterable[Node], limit: float) -> None:
-        """Requests that the int8 range of `values` ends at -`limit` and `limit` at most. Values beyond saturate."""
-        for value in values:
-            value.meta[RANGE_LIMIT] = limit
+    def limit_range(self, value: Node, limits: Interval) -> None:
+        """Requests an int8 range of `value` within `limits`. Values beyond them saturate."""
+        RANGE_LIMIT.write(value, limits)
 
     def trace(self) -> Node:
         """Adds the operators of torch's own decomposition of this operator, and returns their output.

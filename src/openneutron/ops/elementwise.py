@@ -28,7 +28,7 @@ from openneutron.ir.kinds import (
     TANH,
 )
 from openneutron.ops.facts import Facts, SignRule, never_negative
-from openneutron.ops.intervals import increasing, logit, magnitude_needs, sum_needs, within_limits
+from openneutron.ops.intervals import logit, needed_by_abs, needed_by_clamp, needed_by_increasing, needed_by_sum
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.slices_and_concats import MAX_KERNEL_RANK, concat_copies, count_of_concats
@@ -247,9 +247,9 @@ def is_over_the_channels(instance: OpInstance) -> bool:
 
 @legacy_constraint
 def has_legacy_softmax_size(instance: OpInstance) -> bool:
-    """The rank is at least 2. The size of the dimension is a multiple of the MACs of a pipeline, and below
-    4096 / pipelines x 4. The number of values, divided by the MACs of a pipeline, is at most 65536. If the number of
-    pipelines is unknown, it is the MACs per cycle divided by the MACs of a pipeline.
+    """The rank is at least 2. The size of the dimension is a multiple of the MACs per pipeline, and below
+    4096 / pipelines x 4. The number of values, divided by the MACs per pipeline, is at most 65536. If the number of
+    pipelines is unknown, it is the MACs per cycle divided by the MACs per pipeline.
     """
     channels, granularity = instance.shape[_softmax_dim(instance)], instance.target.channel_granularity
     limit = 4096 // array_of(instance.target).pipelines * 4
@@ -287,7 +287,7 @@ def _sign_of_clamp(node: Node, operands: Sequence[bool]) -> bool:
 
 
 def _facts_of_clamp(limits: Callable[[Node], tuple[float, float]], sign: SignRule) -> Facts:
-    return Facts(sign=sign, clamps=limits, needs=within_limits(limits))
+    return Facts(sign=sign, clamps=limits, needed_range=needed_by_clamp(limits))
 
 
 SPECS = (
@@ -302,7 +302,7 @@ SPECS = (
         lower=lower_add,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(sign=_sign_of_sum, needs=sum_needs(1), is_continuous=True, computes_masks=True),
+        facts=Facts(sign=_sign_of_sum, needed_range=needed_by_sum(1), is_continuous=True, computes_masks=True),
         becomes="ADD; with alpha: MUL of the second operand, then ADD, or SUB for a negative alpha",
     ),
     OpSpec(
@@ -366,7 +366,7 @@ SPECS = (
         inputs=("self",),
         lower=lower_abs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(sign=never_negative, needs=magnitude_needs),
+        facts=Facts(sign=never_negative, needed_range=needed_by_abs),
         becomes="ABS",
     ),
     OpSpec(
@@ -376,7 +376,7 @@ SPECS = (
         inputs=("self",),
         output=SIGMOID_QPARAMS,
         lower=lower_sigmoid,
-        facts=Facts(sign=never_negative, needs=increasing(logit, SIGMOID_QPARAMS)),
+        facts=Facts(sign=never_negative, needed_range=needed_by_increasing(logit, SIGMOID_QPARAMS)),
         becomes="LOGISTIC",
     ),
     OpSpec(
@@ -386,7 +386,7 @@ SPECS = (
         inputs=("self",),
         output=TANH_QPARAMS,
         lower=lower_tanh,
-        facts=Facts(needs=increasing(math.atanh, TANH_QPARAMS)),
+        facts=Facts(needed_range=needed_by_increasing(math.atanh, TANH_QPARAMS)),
         becomes="TANH",
     ),
     OpSpec(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from openneutron.core.fx import arguments
-from openneutron.ops.intervals import NeedRule
+from openneutron.ops.intervals import NeededRangeRule
 
 __all__ = [
     "UNKNOWN", "Bounds", "Facts", "LayerKind", "Movement", "SignRule", "if_all", "if_any", "if_first", "never_negative",
@@ -112,7 +112,7 @@ class Facts:
     """
     bounds: Bounds | Callable[[Node], Bounds | None] | None = None
     """The range of its output, relative to the range of its input."""
-    needs: NeedRule | None = None
+    needed_range: NeededRangeRule | None = None
     """Decides which values of an operand can change its int8 output; None if all can.
 
     An operator that commutes with quantization (`OpSpec.commutes_with_quantization`) needs no rule.

@@ -14,20 +14,20 @@ from openneutron.core.constants import constant_value
 from openneutron.core.fx import arguments
 from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.facts import never_negative
-from openneutron.ops.intervals import Interval, factor_needs
+from openneutron.ops.intervals import Interval, needed_by_mul
 
-__all__ = ["product_needs"]
+__all__ = ["needed_by_product"]
 
 # The limit of the operators between a factor and its gate, which bounds the time of the search.
 _DEPTH = 8
 
 
-def product_needs(node: Node, operand: Node, output: Interval) -> Interval:
+def needed_by_product(node: Node, operand: Node, output: Interval) -> Interval:
     """The rule for self * other, where one is a constant or a gate. Everything is needed otherwise."""
     args = arguments(node)
     other = args["other" if args["self"] is operand else "self"]
     if not isinstance(other, Node) or other is operand or constant_value(other) is not None:
-        return factor_needs(node, operand, output)
+        return needed_by_mul(node, operand, output)
     return Interval(low=_closed_below(other, operand))
 
 
@@ -43,12 +43,12 @@ def _closed_below(gate: Node, operand: Node) -> float:
             return -math.inf if needed is None else needed.low
         operands = [value for value in gate.all_input_nodes if constant_value(value) is None]
         facts = facts_of(gate)
-        if len(operands) != 1 or facts.needs is None:
+        if len(operands) != 1 or facts.needed_range is None:
             return -math.inf
         if needed is not None and is_op(gate, "add", "sub", "mul"):
-            needed = facts.needs(gate, operands[0], needed)
+            needed = facts.needed_range(gate, operands[0], needed)
         elif needed is None and _never_below_zero(gate):
-            needed = Interval(low=facts.needs(gate, operands[0], Interval(low=0.0)).low)
+            needed = Interval(low=facts.needed_range(gate, operands[0], Interval(low=0.0)).low)
         elif needed is not None or not is_op(gate, "mul"):
             return -math.inf
         gate = operands[0]

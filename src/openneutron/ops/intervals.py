@@ -9,12 +9,24 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from openneutron.core.constants import constant_value
-from openneutron.core.fx import arguments
+from openneutron.core.fx import arguments, note, noted
 from openneutron.ir.graph import QParams
 
 __all__ = [
-    "EVERYTHING", "Interval", "NeedRule", "distinguishable", "factor_needs", "hardswish_needs", "identity_needs",
-    "increasing", "logit", "magnitude_needs", "negation_needs", "sum_needs", "within_limits",
+    "EVERYTHING",
+    "Interval",
+    "IntervalNote",
+    "NeededRangeRule",
+    "distinguishable",
+    "logit",
+    "needed_by_abs",
+    "needed_by_clamp",
+    "needed_by_hardswish",
+    "needed_by_identity",
+    "needed_by_increasing",
+    "needed_by_mul",
+    "needed_by_neg",
+    "needed_by_sum",
 ]  # fmt: skip
 
 LOWEST_CODE, HIGHEST_CODE = -128, 127
@@ -56,7 +68,23 @@ class Interval:
 EVERYTHING = Interval()
 """All numbers."""
 
-NeedRule = Callable[[Node, Node, Interval], Interval]
+
+@dataclass(frozen=True)
+class IntervalNote:
+    """A note on a node that limits its values to an interval. Copies and exports of the graph keep the note."""
+
+    key: str
+
+    def write(self, node: Node, interval: Interval) -> None:
+        """Sets the interval of `node`."""
+        note(node, self.key, [interval.low, interval.high])
+
+    def read(self, node: Node) -> Interval:
+        """Returns the interval of `node`; `EVERYTHING` without a note."""
+        return Interval(*(noted(node, self.key) or ()))
+
+
+NeededRangeRule = Callable[[Node, Node, Interval], Interval]
 """Returns the values of an operand that can change the output of an operator.
 
 The arguments are the operator, the operand, and the interval of output values that readers of the output need. Clamping
@@ -78,7 +106,7 @@ def logit(share: float) -> float:
     return math.log(share / (1 - share))
 
 
-def increasing(inverse: Callable[[float], float], qparams: QParams) -> NeedRule:
+def needed_by_increasing(inverse: Callable[[float], float], qparams: QParams) -> NeededRangeRule:
     """Returns the rule for an increasing function of one operand, with the fixed `qparams` of its output."""
     codes = distinguishable(qparams)
 
@@ -89,32 +117,32 @@ def increasing(inverse: Callable[[float], float], qparams: QParams) -> NeedRule:
     return needs
 
 
-def within_limits(limits: Callable[[Node], tuple[float, float]]) -> NeedRule:
+def needed_by_clamp(limits: Callable[[Node], tuple[float, float]]) -> NeededRangeRule:
     """Returns the rule for a clamp with these limits."""
     return lambda node, _, output: output.clamped(Interval(*limits(node)))
 
 
-def identity_needs(_: Node, __: Node, output: Interval) -> Interval:
+def needed_by_identity(_: Node, __: Node, output: Interval) -> Interval:
     """The rule for an operator whose output values are values of its operands, such as the maximum of two values."""
     return output
 
 
-def negation_needs(_: Node, __: Node, output: Interval) -> Interval:
+def needed_by_neg(_: Node, __: Node, output: Interval) -> Interval:
     """The rule for -x."""
     return output.scaled(-1.0)
 
 
-def magnitude_needs(_: Node, __: Node, output: Interval) -> Interval:
+def needed_by_abs(_: Node, __: Node, output: Interval) -> Interval:
     """The rule for |x|."""
     return Interval(-max(output.high, 0.0), max(output.high, 0.0))
 
 
-def hardswish_needs(_: Node, __: Node, output: Interval) -> Interval:
+def needed_by_hardswish(_: Node, __: Node, output: Interval) -> Interval:
     """The rule for x * relu6(x + 3) / 6: 0 for x up to -3, x from 3 on."""
     return Interval(-3.0, max(output.high, 3.0))
 
 
-def sum_needs(sign: int) -> NeedRule:
+def needed_by_sum(sign: int) -> NeededRangeRule:
     """Returns the rule for self + sign * alpha * other. Everything is needed if neither is a constant."""
 
     def needs(node: Node, operand: Node, output: Interval) -> Interval:
@@ -130,7 +158,7 @@ def sum_needs(sign: int) -> NeedRule:
     return needs
 
 
-def factor_needs(node: Node, operand: Node, output: Interval) -> Interval:
+def needed_by_mul(node: Node, operand: Node, output: Interval) -> Interval:
     """The rule for self * other. Everything is needed if neither is a constant, or if a factor may be 0."""
     args = arguments(node)
     extremes = _extremes(args["other" if args["self"] is operand else "self"])

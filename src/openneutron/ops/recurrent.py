@@ -15,6 +15,7 @@ from torch.fx import Node
 from openneutron.core.constants import constant_of
 from openneutron.core.fx import iterate_nodes, op_name, shape_of
 from openneutron.ops.decomposition import SHARED_QPARAMS, Decomposition, Rewriting
+from openneutron.ops.intervals import Interval
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
@@ -114,7 +115,7 @@ class _StepBuilder:
     def limited(self, value: Node, limit: float) -> Node:
         """Returns `value`. With `limits_cell`, its int8 range is clipped to -`limit`..`limit`."""
         if self.limits_cell:
-            self.rewriting.limit_range([value], limit)
+            self.rewriting.limit_range(value, Interval(-limit, limit))
         return value
 
     def joined(self, values: Sequence[Node], dim: int) -> Node:

@@ -24,7 +24,7 @@ from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.added_masks import AddedMask, MaskedAtRunTime
 from openneutron.quantizer.layer_options import PER_CHANNEL, Layers
-from openneutron.quantizer.needed_ranges import needed_intervals, note_needed
+from openneutron.quantizer.needed_ranges import NEEDED_RANGE, needed_intervals
 from openneutron.quantizer.observers import RecentRangeObserver
 from openneutron.quantizer.output_parts import Join, Parts
 from openneutron.quantizer.places import Place
@@ -257,13 +257,13 @@ class Annotation:
             if (group := self._find(value)) not in special:
                 self.needed[group] = interval.joined(self.needed.get(group, interval))
         for value in intervals:
-            group, limit = self._find(value), value.meta.get(RANGE_LIMIT)
-            if limit is not None and group not in special | self.outputs:
-                self.needed[group] = self.needed.get(group, EVERYTHING).clamped(Interval(-limit, limit))
+            group, limits = self._find(value), RANGE_LIMIT.read(value)
+            if limits.has_limit and group not in special | self.outputs:
+                self.needed[group] = self.needed.get(group, EVERYTHING).clamped(limits)
         self.needed = {group: needed for group, needed in self.needed.items() if needed != EVERYTHING}
         for value in intervals:
             if (group := self._find(value)) in self.needed:
-                note_needed(value, self.needed[group])
+                NEEDED_RANGE.write(value, self.needed[group])
 
     def _note_joins(self) -> None:
         """Links the observers of the inputs of each float concatenation that can share qparams.

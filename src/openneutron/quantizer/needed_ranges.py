@@ -2,9 +2,9 @@
 
 The int8 output of a sigmoid is the same for all inputs above 5.1. If sigmoids are the only readers of a value, codes
 for larger values of it would be wasted. The range of the value therefore ends where no int8 output of a reader changes
-any more. Declarations of operators state these limits (`Facts.needs`), and moves, additions of constants and products
-with constants pass them on to the values that they read. Outputs of the model, states, and values that an operator in
-float reads have no limit.
+any more. Operators declare these limits (`Facts.needed_range`). Moves, additions of constants and products with
+constants propagate the limits of their output to their operands. Outputs of the model, states, and operands of float
+operators have no limit.
 """
 
 from __future__ import annotations
@@ -15,26 +15,16 @@ import torch
 from torch.fx import Graph, Node
 
 from openneutron.core.constants import attribute
-from openneutron.core.fx import note, noted
 from openneutron.ir.graph import QParams
 from openneutron.ops.declared import facts_of
-from openneutron.ops.intervals import EVERYTHING, Interval, distinguishable
+from openneutron.ops.intervals import EVERYTHING, Interval, IntervalNote, distinguishable
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer.places import Place
 
-__all__ = ["needed_by_readers", "needed_intervals", "note_needed"]
+__all__ = ["NEEDED_RANGE", "needed_intervals"]
 
-_NEEDED = "openneutron.needed_range"
-
-
-def note_needed(value: Node, interval: Interval) -> None:
-    """Notes on `value` that its readers need the values in `interval` only."""
-    note(value, _NEEDED, [interval.low, interval.high])
-
-
-def needed_by_readers(value: Node) -> Interval:
-    """Returns the interval of `note_needed`; everything without a note."""
-    return Interval(*(noted(value, _NEEDED) or ()))
+NEEDED_RANGE = IntervalNote("openneutron.needed_range")
+"""The interval of a value that its readers need."""
 
 
 def needed_intervals(graph: Graph, places: Sequence[Place], *, is_qat: bool) -> dict[Node, Interval]:
@@ -87,7 +77,7 @@ def _needed_by(
     node = place.instance.node
     if place.spec.commutes_with_quantization(place.instance):
         return output
-    rule = facts_of(node).needs
+    rule = facts_of(node).needed_range
     return EVERYTHING if rule is None else rule(node, value, output)
 
 
