@@ -89,7 +89,7 @@ def test_both_calls_give_equal_bytes() -> None:
 def test_a_copy_for_prepared_graphs_leaves_the_quantizer_as_it_is() -> None:
     quantizer = NeutronQuantizer()
     before = dict(vars(quantizer))
-    changed = quantizer.of_prepared_graphs("an observer")
+    changed = quantizer.replace(takes_prepared_graphs=True, observer="an observer")
     assert vars(quantizer) == before
     assert (changed.observer, changed.observer_of_outputs) == ("an observer", quantizer.observer_of_outputs)
 
@@ -99,4 +99,5 @@ def test_a_graph_is_prepared_by_prepare_pt2e_unless_it_was() -> None:
     quantizer = NeutronQuantizer()
     graph = quantizer.prepare_graph(exported, equalizes=False)
     nodes = list(graph.graph.nodes)
-    assert list(quantizer.of_prepared_graphs().transform_for_annotation(graph).graph.nodes) == nodes
+    takes_prepared = quantizer.replace(takes_prepared_graphs=True)
+    assert list(takes_prepared.transform_for_annotation(graph).graph.nodes) == nodes

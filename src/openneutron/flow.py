@@ -299,7 +299,7 @@ def _quantized(
     samples = samples_of(exported, given)
     if unprepared is not None and (names := modules_with_large_cell_states(exported, samples)):
         with typed_errors("Preparing the model for quantization"):
-            quantizer = quantizer.with_wide_states(names)
+            quantizer = quantizer.replace(wide=names)
             exported = quantizer.prepare_graph(unprepared, equalizes=equalizes)
     recipe, trials = _recipe(options, quantizer, exported, samples)
     with typed_errors("Quantizing the model"):

@@ -131,20 +131,18 @@ class NeutronQuantizer(Quantizer):
             return model
         return self.prepare_graph(model, equalizes=self.equalize and not was_equalized(model))
 
-    def of_prepared_graphs(self, observer: Any = None) -> NeutronQuantizer:
-        """Returns a copy of this quantizer for graphs from `prepare_graph`, for which `prepare_pt2e` runs no passes.
+    def replace(
+        self, *, takes_prepared_graphs: bool = False, observer: Any = None, wide: Iterable[Key] | None = None
+    ) -> NeutronQuantizer:
+        """Returns a copy of this quantizer with the given changes.
 
-        `observer`, if given, replaces the quantizer's observer of values that are not outputs of the model.
+        With `takes_prepared_graphs`, the copy is for graphs from `prepare_graph`, and `prepare_pt2e` runs no passes.
+        `observer` replaces the observer of values that are not outputs of the model. `wide` replaces the option `wide`.
         """
         changed = copy.copy(self)
-        changed.takes_prepared_graphs = True
+        changed.takes_prepared_graphs = self.takes_prepared_graphs or takes_prepared_graphs
         changed.observer = self.observer if observer is None else observer
-        return changed
-
-    def with_wide_states(self, keys: Iterable[Key]) -> NeutronQuantizer:
-        """Returns a copy of this quantizer with another option `wide`."""
-        changed = copy.copy(self)
-        changed.wide = WideStates(keys)
+        changed.wide = self.wide if wide is None else WideStates(wide)
         return changed
 
     @typed_errors("Preparing the model for quantization")

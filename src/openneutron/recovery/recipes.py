@@ -112,7 +112,7 @@ def quantize_by_recipe(
     reference = copy.deepcopy(module)
     rule = None if recipe is None else recipe.range_by
     observer = None if rule is None else DistributionObserver.with_args(range_by=rule)
-    prepared = prepare_pt2e(module, quantizer.of_prepared_graphs(observer))
+    prepared = prepare_pt2e(module, quantizer.replace(takes_prepared_graphs=True, observer=observer))
     calibrate(prepared, samples, running)
     converted = convert_pt2e(prepared)
     if recipe is not None:
