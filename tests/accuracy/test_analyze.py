@@ -74,13 +74,13 @@ def test_the_advice_is_a_scale_for_each_channel_and_it_keeps_what_it_promises(fo
     (advice,) = found.advice
     assert advice.module == "second"
     assert advice.code == 'layers={"second": "per_channel"}'
-    assert advice.removes is not None
-    assert advice.removes > 0.85
+    assert advice.error_reduction is not None
+    assert advice.error_reduction > 0.85
     assert advice.why.endswith("largest code of half of them is at most 1 of 127.")
     assert "'conv2d_1' (second)" in found.verdict
     treated = quantized(sabotaged(), **eval(f"dict({advice.code})"))
     after = analyze(None, treated, images(6, seed=2))
-    promised = found.output_sqnr_db - 10 * math.log10(1 - advice.removes)
+    promised = found.output_sqnr_db - 10 * math.log10(1 - advice.error_reduction)
     assert after.output_sqnr_db == pytest.approx(promised, abs=1.5)
     assert not after.advice
     assert after.verdict.endswith("No layer needs treatment.")
@@ -252,7 +252,7 @@ def test_a_weight_that_takes_one_scale_only_is_left_in_float() -> None:
     analysis = analyze(None, quantize(model, (data[0],), data, recover=None), data)
     assert analysis.advice[0].code == 'layers={"0": "float"}'
     assert "channels of its weight use fewer than 8 of 255 codes" in analysis.advice[0].why
-    assert analysis.advice[0].removes == analysis.layers[0].error_share
+    assert analysis.advice[0].error_reduction == analysis.layers[0].error_share
 
 
 def test_saturation_asks_for_another_observer_or_calibration() -> None:

@@ -96,7 +96,7 @@ class Finding:
         return self.rule.what.format(or_round="" if self.case.learned_rounding else OR_ROUND)
 
     @property
-    def removes(self) -> float | None:
+    def error_reduction(self) -> float | None:
         """The share of the error that the remedy removes; None if the remedy was not tried."""
         tried = {PER_CHANNEL: self.case.per_channel, FLOAT: self.layer.error_share}
         return tried.get(self.rule.remedy)

@@ -235,7 +235,7 @@ def _advice(
             why=one.why,
             what=one.what,
             code=rules.code_of(one, list(rows.values())),
-            removes=one.removes,
+            error_reduction=one.error_reduction,
         )
         for one in findings
     )

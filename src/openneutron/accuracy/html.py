@@ -44,8 +44,8 @@ th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
 {% for one in analysis.advice %}
 <div class="advice">
 <p><b>{{ one.node }}</b>{% if one.module %} (module {{ one.module }}){% endif %}: {{ one.why }}</p>
-<p>{{ one.what }}{% if one.removes is not none %} Tried on the samples, it removes
-{{ "%.0f" | format(100 * one.removes) }} % of the error.{% endif %}</p>
+<p>{{ one.what }}{% if one.error_reduction is not none %} Tried on the samples, it removes
+{{ "%.0f" | format(100 * one.error_reduction) }} % of the error.{% endif %}</p>
 {% if one.code %}<p><code>quantize(..., {{ one.code }})</code></p>{% endif %}
 </div>
 {% endfor %}

@@ -96,8 +96,13 @@ class Advice:
     """The remedy in words."""
     code: str
     """The option of `quantize()` or `NeutronQuantizer()` that applies the remedy, as Python code."""
-    removes: float | None
+    error_reduction: float | None
     """The share of the final error that the remedy removes on the samples; None if it was not tried."""
+
+    @property
+    def removes(self) -> float | None:
+        """Deprecated: the former name of `error_reduction`."""
+        return self.error_reduction
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def _blocks(analysis: Analysis) -> Iterator[Any]:
     yield Text(analysis.verdict)
     for advice in analysis.advice:
         yield Text(f"  {advice.node}" + (f" (module '{advice.module}')" if advice.module else "") + f": {advice.why}")
-        removes = "" if advice.removes is None else f" On the samples, it removes {advice.removes:.0%} of the error."
+        share = advice.error_reduction
+        removes = "" if share is None else f" On the samples, it removes {share:.0%} of the error."
         yield Text(f"    {advice.what}{removes}")
         if advice.code:
             yield Text(f"    quantize(..., {advice.code})")
