@@ -26,6 +26,9 @@ def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
 
     Operators that write memory or draw random numbers are not folded. With `training`, operators that read parameters
     or the statistics of a batch norm are not folded either.
+
+    The pass does not use `GraphRun`, which runs every node of an unchanged graph: it evaluates foldable nodes only, and
+    replaces each of them before it visits the next one.
     """
     values: dict[Node, Any] = {}
     changed = False
