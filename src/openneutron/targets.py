@@ -33,7 +33,7 @@ class Generation(enum.Enum):
     MODERN = "modern"
 
 
-# Assumed where the MACs of a pipeline are unknown. Limits become stricter as this number grows, so the largest
+# Assumed where the MACs per pipeline are unknown. Limits become stricter as this number grows, so the largest
 # plausible value is safe.
 ASSUMED_MACS_PER_PIPELINE = 16
 
@@ -62,14 +62,14 @@ class NeutronTarget:
 
     @property
     def granularity_note(self) -> str:
-        """A sentence that gives the MACs of a pipeline, for messages about operator limits."""
+        """A sentence that gives the MACs per pipeline, for messages about operator limits."""
         if self.macs_per_pipeline:
             return f"A pipeline of {self.name} has {self.macs_per_pipeline} MACs."
         assumed = ASSUMED_MACS_PER_PIPELINE
-        return f"The MACs of a pipeline of {self.name} are unknown; the limits assume {assumed}."
+        return f"The MACs per pipeline of {self.name} are unknown; the limits assume {assumed}."
 
     def align_channels(self, size: int) -> int:
-        """Rounds `size` up to a multiple of the MACs of a pipeline."""
+        """Rounds `size` up to a multiple of the MACs per pipeline."""
         return -(-size // self.channel_granularity) * self.channel_granularity
 
 

@@ -67,7 +67,7 @@ class TestBlocks:
         """)
 
     def test_rule_3_not_for_dimensions_of_values_that_are_no_neighbors(self) -> None:
-        view = View.of(Tensor((6, 4), constant(1).dtype, constant(1).qparams)).reshaped((2, 3, 4))
+        view = View.identity(Tensor((6, 4), constant(1).dtype, constant(1).qparams)).reshaped((2, 3, 4))
         assert view is not None
         mixed = view.permuted((1, 0, 2)).reshaped((6, 4))
         assert mixed is not None
@@ -240,7 +240,7 @@ class TestOtherUnits:
     def test_where_dimensions_do_not_correspond(
         self, stored: tuple[tuple[int, ...], ...], shape: tuple[int, ...], axis: int
     ) -> None:
-        views = [_must(View.of(Tensor(sizes, INT8, Q)).reshaped(shape)) for sizes in stored]
+        views = [_must(View.identity(Tensor(sizes, INT8, Q)).reshaped(shape)) for sizes in stored]
         output = tuple(2 * size if dim == axis else size for dim, size in enumerate(shape))
         op = Op(CONCATENATION, tuple(view.stored for view in views), Tensor(output, INT8, Q), {"axis": axis})
         assert other_units(op, views) is None

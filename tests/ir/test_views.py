@@ -26,7 +26,7 @@ def chains(draw: Any) -> tuple[Shape, list[tuple[str, Shape]]]:
 
 def viewed(shape: Shape, steps: Sequence[tuple[str, Shape]], data: Array) -> tuple[View | None, Array]:
     """Returns a chain as a view (None if impossible), and as computed by numpy."""
-    view: View | None = View.of(Tensor(shape, INT8, Q))
+    view: View | None = View.identity(Tensor(shape, INT8, Q))
     for step, operand in steps:
         data = data.transpose(operand) if step == "transpose" else data.reshape(operand)
         if view is not None:
@@ -69,7 +69,7 @@ class TestViews:
     @settings(max_examples=200, deadline=None)
     def test_dimension_permutation_of_a_transpose(self, sizes: list[int], random: Any) -> None:
         shape, perm = tuple(sizes), random.sample(range(len(sizes)), len(sizes))
-        found = View.of(Tensor(shape, INT8, Q)).permuted(perm).dimension_permutation()
+        found = View.identity(Tensor(shape, INT8, Q)).permuted(perm).dimension_permutation()
         assert found is not None
         data = np.arange(math.prod(shape)).reshape(shape)
         np.testing.assert_array_equal(data.transpose(found), data.transpose(perm))
@@ -95,5 +95,5 @@ class TestViews:
             np.testing.assert_array_equal(data.transpose(perm).ravel(), data.reshape(blocks).T.ravel())
 
     def test_reshape_through_an_atom_is_no_view(self) -> None:
-        assert View.of(Tensor((2, 3), INT8, Q)).permuted((1, 0)).reshaped((2, 3)) is None
-        assert View.of(Tensor((2, 3), INT8, Q)).reshaped((3, 2)) is not None
+        assert View.identity(Tensor((2, 3), INT8, Q)).permuted((1, 0)).reshaped((2, 3)) is None
+        assert View.identity(Tensor((2, 3), INT8, Q)).reshaped((3, 2)) is not None

@@ -69,7 +69,7 @@ def test_no_partition_has_what_the_generation_lacks(target: str, turn: int) -> N
             assert not faults(graph, TARGETS[target]), case.id
 
 
-# Operators on [1, C, 3, 3], and their lowering if C is not a multiple of the MACs of a pipeline.
+# Operators on [1, C, 3, 3], and their lowering if C is not a multiple of the MACs per pipeline.
 GRANULAR: dict[str, tuple[Callable[[int], nn.Module], str]] = {
     "max_pool2d": (lambda _: nn.MaxPool2d(2), "padded"),
     "adaptive_avg_pool2d": (lambda _: nn.AdaptiveAvgPool2d(1), "padded"),
@@ -112,7 +112,7 @@ class TestTargets:
             "mcxn94x": "A pipeline of mcxn94x has 4 MACs.",
             "mcxn54x": "A pipeline of mcxn54x has 4 MACs.",
         }
-        unknown = f"The MACs of a pipeline of {target} are unknown; the limits assume 16."
+        unknown = f"The MACs per pipeline of {target} are unknown; the limits assume 16."
         assert reason.endswith(known.get(target, unknown))
         assert not reasons(rows_of(model, target, flavor=None)), "the modern generation lifted it"
 
@@ -190,7 +190,7 @@ class TestPadding:
         (row,) = rows_of(quantized(nn.MaxPool2d(2), ((1, 3, 32, 32),)), "imx95")
         assert row.where == "cpu"
         assert row.reason is not None
-        assert "a multiple of the MACs of a pipeline" in row.reason
+        assert "a multiple of the MACs per pipeline" in row.reason
         assert row.reason.endswith("cycles on the NPU, and it takes about 171400 on the CPU (estimates).")
 
     def test_nothing_is_left_of_it_between_convolutions(self) -> None:
@@ -317,7 +317,7 @@ class TestDeclaration:
 
 def takes_whole_channels(argument: str) -> Constraint:
     def holds(instance: OpInstance) -> bool:
-        """The channels are a multiple of the MACs of a pipeline."""
+        """The channels are a multiple of the MACs per pipeline."""
         return instance.shape_of(argument)[1] % instance.target.channel_granularity == 0
 
     return legacy_constraint(holds)

@@ -25,7 +25,6 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from openneutron.errors import PayloadError
 
@@ -159,11 +158,11 @@ def parse(data: bytes | memoryview) -> Payload:
     """
     view = memoryview(data).cast("B")
     header = _parse_header(view)
-    blocks = _Blocks(view, len(_header_block(header)))
-    _expect(len(view) >= blocks.start + 8, len(view), "8 more bytes that identify the first block", "the end")
-    if _word(view, blocks.start) == MICROCODE_MAGIC:
-        return _parse_device(header, blocks)
-    return _parse_portable(header, blocks)
+    start = len(_header_block(header))
+    _expect(len(view) >= start + 8, len(view), "8 more bytes that identify the first block", "the end")
+    if _word(view, start) == MICROCODE_MAGIC:
+        return _parse_device(header, view, start)
+    return _parse_portable(header, view, start)
 
 
 @dataclass(frozen=True)
@@ -197,13 +196,6 @@ def microcode_header(microcode: bytes | memoryview, version: int = 0) -> Microco
     return Microcode(*(_word(microcode, 4 * word) for word in (*order, OPERATORS_WORD[version])))
 
 
-class _Blocks(NamedTuple):
-    """The payload and the offset of its first block."""
-
-    view: memoryview
-    start: int
-
-
 def _parse_header(view: memoryview) -> PayloadHeader:
     _expect(len(view) >= FIXED_BYTES, len(view), f"{FIXED_BYTES} bytes of counts", "the end")
     inputs, outputs, arguments = view[:FIXED_BYTES]
@@ -222,21 +214,19 @@ def _parse_header(view: memoryview) -> PayloadHeader:
     return header
 
 
-def _parse_device(header: PayloadHeader, blocks: _Blocks) -> Payload:
-    view, offset = blocks
-    contents = []
+def _parse_device(header: PayloadHeader, view: memoryview, start: int) -> Payload:
+    """Parses the microcode, weights and kernels, which begin at byte `start`."""
+    offset, contents = start, []
     for word, size in zip(SIZE_WORDS, _microcode_sizes(header, view[offset:], offset), strict=True):
-        _expect(
-            size <= len(view) - offset, blocks.start + 4 * word, f"at most the {len(view) - offset} bytes left", size
-        )
+        _expect(size <= len(view) - offset, start + 4 * word, f"at most the {len(view) - offset} bytes left", size)
         contents.append(bytes(view[offset : offset + size]))
         offset = _expect_padding(view, offset + size)
     _expect(offset == len(view), offset, "the end", f"{len(view) - offset} more bytes")
     return Payload(header, *contents)
 
 
-def _parse_portable(header: PayloadHeader, blocks: _Blocks) -> Payload:
-    view, start = blocks
+def _parse_portable(header: PayloadHeader, view: memoryview, start: int) -> Payload:
+    """Parses the TFLite model and its seal, which begin at byte `start`."""
     _expect_tflite(view[start:], start)
     end = len(view) - SEAL.size
     _expect(end > start and end % ALIGNMENT == 0, len(view), f"a seal of {SEAL.size} bytes at a multiple of 16", "none")

@@ -94,7 +94,7 @@ class _LayoutPropagation:
         return Graph(self.graph.inputs, outputs, tuple(self.ops))
 
     def _view(self, tensor: Tensor) -> View:
-        return self.views.get(id(tensor)) or View.of(tensor)
+        return self.views.get(id(tensor)) or View.identity(tensor)
 
     def _rewrite(self, op: Op) -> View:
         views = [self._view(tensor) for tensor in op.inputs]
@@ -105,7 +105,9 @@ class _LayoutPropagation:
             rewritten = self._any_order(op, views)
         elif op.kind.layout is Layout.FEATURES:
             rewritten = self._permuted_features(op, views)
-        return rewritten or View.of(self._append(op, [self._in_order(view) for view in views], op.output.shape, {}))
+        return rewritten or View.identity(
+            self._append(op, [self._in_order(view) for view in views], op.output.shape, {})
+        )
 
     def _append(self, op: Op, inputs: Sequence[Tensor], shape: tuple[int, ...], attrs: dict[str, object]) -> Tensor:
         output = Tensor(shape, op.output.dtype, op.output.qparams)
@@ -115,7 +117,7 @@ class _LayoutPropagation:
     def _compose(self, op: Op, view: View) -> View:
         if op.kind is TRANSPOSE:
             return view.permuted(op.attrs["perm"])
-        return view.reshaped(op.output.shape) or _must(View.of(self._in_order(view)).reshaped(op.output.shape))
+        return view.reshaped(op.output.shape) or _must(View.identity(self._in_order(view)).reshaped(op.output.shape))
 
     def _any_order(self, op: Op, views: list[View]) -> View | None:
         """Applies rules 2 to 4 and 8: emits `op` in the first order that a strategy finds. Returns the output.
@@ -126,7 +128,7 @@ class _LayoutPropagation:
             stored = self._append(
                 op, [view.stored for view in views], units.shape(op.output.shape), units.attributes(op)
             )
-            return View.of(stored).reshaped(op.output.shape)
+            return View.identity(stored).reshaped(op.output.shape)
         reads = _Reads.of(views)
         order = self._order_by(_WHOLE_DIMENSIONS, op, reads)
         if order is None and op.kind.layout is Layout.ELEMENTWISE and (same := self._same_order(op, views)):
@@ -199,7 +201,7 @@ class _LayoutPropagation:
         stored = sorted(perm[dim] for dim in kept)
         kept_perm = [stored.index(perm[dim]) for dim in kept]
         shape = tuple(op.output.shape[dim] for dim in np.argsort(kept_perm).tolist())
-        return View.of(self._append(op, inputs, shape, attrs)).permuted(kept_perm)
+        return View.identity(self._append(op, inputs, shape, attrs)).permuted(kept_perm)
 
     def _same_order(self, op: Op, views: list[View]) -> View | None:
         """Applies rule 2 to a view that does not permute whole dimensions. Returns the output.
@@ -228,7 +230,7 @@ class _LayoutPropagation:
         permuted = Tensor(weight.shape, weight.dtype, weight.qparams, np.ascontiguousarray(data))
         in_stored_order = View(features.stored, features.atoms, tuple(range(len(features.atoms))), features.shape)
         inputs = [self._in_order(in_stored_order), permuted, *(self._in_order(view) for view in views[2:])]
-        return View.of(self._append(op, inputs, op.output.shape, {}))
+        return View.identity(self._append(op, inputs, op.output.shape, {}))
 
     def _in_order(self, view: View) -> Tensor:
         """Returns the values of `view` in order: the output of emitted operators (rule 6), or a constant (rule 7)."""

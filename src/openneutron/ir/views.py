@@ -37,8 +37,8 @@ class View:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, tensor: Tensor) -> View:
-        """Returns the identity view of a tensor."""
+    def identity(cls, tensor: Tensor) -> View:
+        """Returns the view of a tensor in its own order and shape."""
         atoms = tuple(size for size in tensor.shape if size > 1)
         return cls(tensor, atoms, tuple(range(len(atoms))), tensor.shape)
 

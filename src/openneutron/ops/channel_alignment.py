@@ -1,4 +1,4 @@
-"""Padding of operands to multiples of the MACs of a pipeline, for limits of the legacy generation.
+"""Padding of operands to multiples of the MACs per pipeline, for limits of the legacy generation.
 
 `OpSpec.pads` lists the dimensions of an operator's arguments that may be padded. The padding is the code of real zero,
 at the end of a dimension, and a slice removes the additional elements from the output. `ir.absorption` later removes
@@ -68,7 +68,7 @@ class Padded:
 
 
 def pad_to_alignment(spec: OpSpec, instance: OpInstance) -> Padded | None:
-    """Pads all dimensions of `OpSpec.pads` to multiples of the MACs of a pipeline.
+    """Pads all dimensions of `OpSpec.pads` to multiples of the MACs per pipeline.
 
     Returns None if the operator has no such dimensions, or still breaks a limit.
     """

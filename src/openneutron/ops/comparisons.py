@@ -1,6 +1,6 @@
-"""Decompositions of comparisons of computed values into arithmetic on numbers: 1 for true, 0 for false.
+"""Decompositions of comparisons of computed values into float arithmetic: 1 for true, 0 for false.
 
-The NPU has no truth values. A comparison is computed with `sign`, which is exact in int8 because it depends on codes
+The NPU has no bool tensors. A comparison is computed with `sign`, which is exact in int8 because it depends on codes
 only: x > y is relu(sign(x - y)), x >= y is 1 - relu(sign(y - x)), and so on. A conjunction is a product.
 
 A value within half an int8 step of a number counts as equal to the number. Continuous values, such as outputs of a
@@ -28,7 +28,7 @@ __all__ = ["DECOMPOSED", "choose", "chooses_by_a_comparison"]
 
 aten = torch.ops.aten
 
-# The search for comparisons passes through at most this many operators on truth values.
+# The search for comparisons passes through at most this many operators on bool tensors.
 _DEPTH = 8
 
 # Comparisons by their ATen name without overload: whether the operands are swapped, and whether the result is negated.
@@ -92,19 +92,19 @@ def _is_comparison(instance: OpInstance, value: object, depth: int = _DEPTH) -> 
 
 
 @dataclass(frozen=True)
-class _TruthValueBuilder:
+class _BoolArithmetic:
     """Adds operators that compute bool nodes as floats: 1 for true, 0 for false. Computes each bool node once."""
 
     rewriting: Rewriting
-    written: dict[Node, Node]
+    computed: dict[Node, Node]
 
-    def numbers(self, value: Node) -> Node:
+    def as_float(self, value: Node) -> Node:
         """Returns 1 for each true element of `value`, and 0 for the others. Requires `_is_comparison`."""
-        if value not in self.written:
-            self.written[value] = self._write(value)
-        return self.written[value]
+        if value not in self.computed:
+            self.computed[value] = self._compute(value)
+        return self.computed[value]
 
-    def _write(self, value: Node) -> Node:
+    def _compute(self, value: Node) -> Node:
         rewriting, name = self.rewriting, _name(value)
         if (constant := rewriting.instance.constant_of(value)) is not None:
             return rewriting.constant(constant.float())
@@ -115,19 +115,19 @@ class _TruthValueBuilder:
         if name in _EQUALITIES or (name in _CASTS and dtype_of(operands[0]) == torch.float32):
             signs = self._sign(*operands) if name in _EQUALITIES else self._sign(operands[0], 0.0)
             differs = rewriting.call(aten.abs.default, signs)
-            return self._rest(differs) if _EQUALITIES.get(name) else differs
+            return self._one_minus(differs) if _EQUALITIES.get(name) else differs
         if name in _NEGATIONS:
             return self.negated(_node(operands[0]))
         if name in _COMBINATIONS:
-            return self._combined(name, *(self.numbers(_node(operand)) for operand in operands))
+            return self._combine(name, *(self.as_float(_node(operand)) for operand in operands))
         if name in _CASTS:
-            return self.numbers(_node(operands[0]))
+            return self.as_float(_node(operands[0]))
         assert isinstance(value.target, torch._ops.OpOverload)
-        return rewriting.call(value.target, self.numbers(_node(operands[0])), *value.args[1:], **value.kwargs)
+        return rewriting.call(value.target, self.as_float(_node(operands[0])), *value.args[1:], **value.kwargs)
 
     def negated(self, value: Node) -> Node:
         """Returns 0 for each true element of `value`, and 1 for the others."""
-        return self._rest(self.numbers(value))
+        return self._one_minus(self.as_float(value))
 
     def _step(self, operands: tuple[object, ...], *, swapped: bool, negated: bool) -> Node:
         value, number = operands
@@ -136,7 +136,7 @@ class _TruthValueBuilder:
             step = add(self.rewriting, self.rewriting.constant(torch.tensor(0.5)), sign, alpha=0.5)
         else:
             step = relu(self.rewriting, sign)
-        return self._rest(step) if negated else step
+        return self._one_minus(step) if negated else step
 
     def _sign(self, first: object, second: object) -> Node:
         """Computes sign(first - second)."""
@@ -147,10 +147,10 @@ class _TruthValueBuilder:
         number = float(str(second))
         return rewriting.call(aten.sign.default, sub(rewriting, _node(first), number) if number else first)
 
-    def _rest(self, numbers: Node) -> Node:
-        return self.rewriting.call(aten.rsub.Scalar, numbers, 1.0)
+    def _one_minus(self, values: Node) -> Node:
+        return self.rewriting.call(aten.rsub.Scalar, values, 1.0)
 
-    def _combined(self, name: str, first: Node, second: Node) -> Node:
+    def _combine(self, name: str, first: Node, second: Node) -> Node:
         if name in _CONJUNCTIONS:
             return mul(self.rewriting, first, second)
         if name in _DISJUNCTIONS:
@@ -163,7 +163,7 @@ MAX_FILL = 100.0
 
 
 def chooses_by_a_comparison(instance: OpInstance, condition: str, *choices: str) -> bool:
-    """Whether comparisons compute `condition`, and each choice that is a number is below `MAX_FILL` in magnitude."""
+    """Whether comparisons compute the argument `condition`, and constant choices are below `MAX_FILL` in magnitude."""
     if instance.is_constant(instance.args[condition]) or not _is_comparison(instance, instance.args[condition]):
         return False
     numbers = [instance.number(choice) for choice in choices]
@@ -175,9 +175,9 @@ def choose(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operan
     extreme = _extreme(rewriting, condition, chosen, other)
     if extreme is not None:
         return extreme
-    builder = _TruthValueBuilder(rewriting, {})
+    builder = _BoolArithmetic(rewriting, {})
     first, second = (_number(rewriting, choice) for choice in (chosen, other))
-    where = builder.numbers(condition)
+    where = builder.as_float(condition)
     if first is not None and second is not None:
         return add(rewriting, mul(rewriting, where, first - second), second)
     if second == 0:
@@ -228,32 +228,32 @@ def _node(value: object) -> Node:
     return value
 
 
-def _truths_of_product(instance: OpInstance) -> tuple[str, str] | None:
-    """Returns the names of the arguments with the float factor and the truth values; None for another product."""
-    for numbers, truths in (("self", "other"), ("other", "self")):
-        if dtype_of(instance.args[numbers]) == torch.float32 and chooses_by_a_comparison(instance, truths):
-            return numbers, truths
+def _factor_names(instance: OpInstance) -> tuple[str, str] | None:
+    """Returns the argument names of the float and the bool factor of a product; None for another product."""
+    for floats, bools in (("self", "other"), ("other", "self")):
+        if dtype_of(instance.args[floats]) == torch.float32 and chooses_by_a_comparison(instance, bools):
+            return floats, bools
     return None
 
 
-def _multiplies_truths(instance: OpInstance) -> bool:
-    return _truths_of_product(instance) is not None
+def _has_bool_factor(instance: OpInstance) -> bool:
+    return _factor_names(instance) is not None
 
 
-def _product_with_truths(rewriting: Rewriting) -> Node:
-    """Computes torch.where(truths, numbers, 0) for a product of floats and truth values."""
-    found = _truths_of_product(rewriting.instance)
-    assert found is not None  # _multiplies_truths holds
-    numbers, truths = (rewriting.args[name] for name in found)
-    return choose(rewriting, truths, numbers, 0.0)
+def _multiply_by_bool(rewriting: Rewriting) -> Node:
+    """Computes torch.where(bools, floats, 0) for a product of a float and a bool tensor."""
+    found = _factor_names(rewriting.instance)
+    assert found is not None  # _has_bool_factor holds
+    floats, bools = (rewriting.args[name] for name in found)
+    return choose(rewriting, bools, floats, 0.0)
 
 
-def _casts_truths(instance: OpInstance) -> bool:
+def _casts_bool(instance: OpInstance) -> bool:
     return dtype_of(instance.args["self"]) == torch.bool and chooses_by_a_comparison(instance, "self")
 
 
-def _truths_as_numbers(rewriting: Rewriting) -> Node:
-    return _TruthValueBuilder(rewriting, {}).numbers(rewriting.args["self"])
+def _cast_bool_to_float(rewriting: Rewriting) -> Node:
+    return _BoolArithmetic(rewriting, {}).as_float(rewriting.args["self"])
 
 
 def _hardshrink(rewriting: Rewriting) -> Node:
@@ -287,18 +287,18 @@ NEAR = (
 
 DECOMPOSED = (
     Decomposition(
-        name="product with truth values",
+        name="product with a bool tensor",
         targets=("aten.mul.Tensor",),
-        rewrite=_product_with_truths,
-        applies=_multiplies_truths,
+        rewrite=_multiply_by_bool,
+        applies=_has_bool_factor,
         becomes="sub, sign, relu, mul; add instead of relu for comparisons with a number other than 0",
         notes=NEAR,
     ),
     Decomposition(
-        name="truth values as numbers",
+        name="cast of bool to float",
         targets=tuple(f"aten.{name}" for name in _FLOAT_CASTS),
-        rewrite=_truths_as_numbers,
-        applies=_casts_truths,
+        rewrite=_cast_bool_to_float,
+        applies=_casts_bool,
         becomes="sub, sign, relu; add instead of relu for comparisons with a number other than 0",
         notes=NEAR,
     ),

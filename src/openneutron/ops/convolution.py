@@ -65,7 +65,7 @@ def has_supported_geometry(instance: OpInstance) -> bool:
 
 @constraint
 def fits_accumulation(instance: OpInstance) -> bool:
-    """Kernel height x width x input channels, rounded up to the MACs of a pipeline, is at most
+    """Kernel height x width x input channels, rounded up to the MACs per pipeline, is at most
     {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
     channels = instance.target.align_channels(instance.shape_of("weight")[1])
@@ -111,7 +111,7 @@ def has_stackable_batch(instance: OpInstance) -> bool:
 def _merges(oihw: Sequence[int], groups: int, target: NeutronTarget, generation: Generation) -> list[int]:
     """Returns the counts of groups that may be merged into one CONV_2D with block-diagonal filters.
 
-    `oihw` is the shape of all filters. The legacy generation slices and concatenates multiples of the MACs of a
+    `oihw` is the shape of all filters. The legacy generation slices and concatenates multiples of the MACs per
     pipeline only.
     """
     outputs, inputs, *kernel = oihw
@@ -131,7 +131,7 @@ def _merges(oihw: Sequence[int], groups: int, target: NeutronTarget, generation:
 def merges_groups(instance: OpInstance) -> bool:
     """There is one group, or one group per input channel, or groups can be merged: all of them into one convolution, or
     equal numbers of them into several. For several, the input channels of all groups together and the output channels
-    of each convolution are multiples of the MACs of a pipeline. A merged convolution has at most
+    of each convolution are multiples of the MACs per pipeline. A merged convolution has at most
     {MAX_WEIGHTS_OF_ONE_OUTPUT} weights per output.
     """
     groups, shape = instance.args["groups"], instance.shape_of("weight")

@@ -21,15 +21,15 @@ not this file.
 An operator runs on the NPU if it is quantized and satisfies the limits listed for it. Otherwise it runs on the CPU, and
 `program.placement` gives the limit it broke as the reason. Limits of the legacy generation hold for
 `neutron_converter_flavor` up to SDK_25_12 and for versions of eiq-neutron-sdk below 3.1.3. Without a flavour, the
-generation is the modern one. "The MACs of a pipeline" are {macs}.
+generation is the modern one. "The MACs per pipeline" are {macs}.
 
-Some operators may be padded: zeros are added at the end of the operands' dimensions, up to a multiple of the MACs of a
+Some operators may be padded: zeros are added at the end of the operands' dimensions, up to a multiple of the MACs per
 pipeline, and the output is sliced. This happens only if the operator breaks a limit without padding, and if the cost
 model (`openneutron.ir.cost`) estimates fewer cycles for it than for the CPU. Convolutions before and after the operator
 absorb the padding and the slice into their weights.
 
 The legacy generation has one kind of transpose: it swaps two blocks of consecutive dimensions, one of which holds a
-multiple of the MACs of a pipeline, such as NHWC to NCHW for one image. Partitions of that generation therefore read and
+multiple of the MACs per pipeline, such as NHWC to NCHW for one image. Partitions of that generation therefore read and
 write images in NHWC, and the runtime converts them. An operator that needs another transpose in its partition runs on
 the CPU. Sequences [N, C, L] are not images: a batch of them needs such a transpose.
 

@@ -46,7 +46,7 @@ def _features(instance: OpInstance) -> int:
 
 @constraint
 def fits_a_convolution(instance: OpInstance) -> bool:
-    """The features, rounded up to the MACs of a pipeline, are at most {MAX_WEIGHTS_OF_ONE_OUTPUT}."""
+    """The features, rounded up to the MACs per pipeline, are at most {MAX_WEIGHTS_OF_ONE_OUTPUT}."""
     return instance.target.align_channels(_features(instance)) <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 

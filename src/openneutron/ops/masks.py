@@ -109,9 +109,11 @@ def fill_at_run_time(rewriting: Rewriting, value: Node, mask: Node, number: floa
     `number` must be 0 or act as minus infinity in a softmax.
     """
     if number == 0:
-        return rewriting.call(aten.mul.Tensor, value, _choice(rewriting, mask, *((0.0, 1.0) if where else (1.0, 0.0))))
+        return rewriting.call(
+            aten.mul.Tensor, value, _select_on_cpu(rewriting, mask, *((0.0, 1.0) if where else (1.0, 0.0)))
+        )
     bounds = (HIDDEN, NEUTRAL) if where else (NEUTRAL, HIDDEN)
-    return rewriting.call(aten.minimum.default, value, _choice(rewriting, mask, *bounds))
+    return rewriting.call(aten.minimum.default, value, _select_on_cpu(rewriting, mask, *bounds))
 
 
 def hide_unless(rewriting: Rewriting, value: Node, mask: Node) -> Node:
@@ -119,7 +121,7 @@ def hide_unless(rewriting: Rewriting, value: Node, mask: Node) -> Node:
     return fill_at_run_time(rewriting, value, mask, HIDDEN, where=False)
 
 
-def _choice(rewriting: Rewriting, mask: Node, chosen: float, other: float) -> Node:
+def _select_on_cpu(rewriting: Rewriting, mask: Node, chosen: float, other: float) -> Node:
     """Adds torch.where(mask, chosen, other), which the CPU computes in float."""
     numbers = (rewriting.constant(torch.tensor(number)) for number in (chosen, other))
     made = rewriting.call(aten.where.self, mask, *numbers)

@@ -29,7 +29,7 @@ LINEARS = {target: spec for spec in linear.SPECS for target in spec.targets}
 
 @legacy_constraint
 def multiplies_aligned_matrices(instance: OpInstance) -> bool:
-    """All dimensions of both matrices are multiples of the MACs of a pipeline."""
+    """All dimensions of both matrices are multiples of the MACs per pipeline."""
     sizes = (*instance.shape_of("self"), *instance.shape_of("mat2"))
     return all(size % instance.target.channel_granularity == 0 for size in sizes)
 

@@ -53,23 +53,23 @@ def _unfold(rewriting: Rewriting) -> Node:
     return rewriting.call(aten.movedim.int, joined, dim + 1, -1)
 
 
-def _pair(instance: OpInstance, name: str) -> tuple[int, int]:
+def _height_and_width(instance: OpInstance, name: str) -> tuple[int, int]:
     values = tuple(instance.args[name])
     first, second = values * 2 if len(values) == 1 else values
     return first, second
 
 
-def _positions(instance: OpInstance, image: tuple[int, int]) -> list[int]:
+def _window_counts(instance: OpInstance, image: tuple[int, int]) -> list[int]:
     """Returns the number of windows in an image, along height and width."""
     names = ("kernel_size", "dilation", "padding", "stride")
-    axes = zip(image, *(_pair(instance, name) for name in names), strict=True)
+    axes = zip(image, *(_height_and_width(instance, name) for name in names), strict=True)
     return [(size + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for size, kernel, step, pad, stride in axes]
 
 
 def _is_tiling(instance: OpInstance, image: tuple[int, int]) -> bool:
     """Whether each pixel is in exactly one window."""
     kernel, dilation, padding, stride = (
-        _pair(instance, name) for name in ("kernel_size", "dilation", "padding", "stride")
+        _height_and_width(instance, name) for name in ("kernel_size", "dilation", "padding", "stride")
     )
     covers = all(size % step == 0 for size, step in zip(image, stride, strict=True))
     return kernel == stride and dilation == (1, 1) and padding == (0, 0) and covers
@@ -77,18 +77,18 @@ def _is_tiling(instance: OpInstance, image: tuple[int, int]) -> bool:
 
 def _one_hot(rewriting: Rewriting, channels: int) -> Node:
     """Returns one-hot filters, one for each channel and kernel position: [channels * positions, 1, h, w]."""
-    kernel = _pair(rewriting.instance, "kernel_size")
+    kernel = _height_and_width(rewriting.instance, "kernel_size")
     filters = torch.eye(math.prod(kernel)).reshape(-1, 1, *kernel)
     return rewriting.constant(filters.repeat(channels, 1, 1, 1))
 
 
-def _windows(rewriting: Rewriting) -> Node:
+def _extract_windows(rewriting: Rewriting) -> Node:
     instance, values = rewriting.instance, rewriting.args["self"]
     *batch, channels, height, width = instance.shape_of("self")
     kernel, stride, padding, dilation = (
-        _pair(instance, name) for name in ("kernel_size", "stride", "padding", "dilation")
+        _height_and_width(instance, name) for name in ("kernel_size", "stride", "padding", "dilation")
     )
-    rows, columns = _positions(instance, (height, width))
+    rows, columns = _window_counts(instance, (height, width))
     if _is_tiling(instance, (height, width)):
         blocks = [math.prod(batch), channels, rows, kernel[0], columns, kernel[1]]
         split = rewriting.call(aten.reshape.default, values, blocks)
@@ -101,13 +101,13 @@ def _windows(rewriting: Rewriting) -> Node:
     return rewriting.call(aten.reshape.default, windows, list(instance.shape))
 
 
-def _image(rewriting: Rewriting) -> Node:
+def _fold_windows(rewriting: Rewriting) -> Node:
     instance, values = rewriting.instance, rewriting.args["self"]
     *batch, channels, height, width = instance.shape
     kernel, stride, padding, dilation = (
-        _pair(instance, name) for name in ("kernel_size", "stride", "padding", "dilation")
+        _height_and_width(instance, name) for name in ("kernel_size", "stride", "padding", "dilation")
     )
-    rows, columns = _positions(instance, (height, width))
+    rows, columns = _window_counts(instance, (height, width))
     if _is_tiling(instance, (height, width)):
         blocks = [math.prod(batch), channels, *kernel, rows, columns]
         split = rewriting.call(aten.reshape.default, values, blocks)
@@ -138,14 +138,14 @@ DECOMPOSED = (
     Decomposition(
         name="im2col",
         targets=("aten.im2col.default",),
-        rewrite=_windows,
+        rewrite=_extract_windows,
         becomes="reshape and permute if each pixel is in exactly one window, else depthwise conv2d with one-hot "
         "filters",
     ),
     Decomposition(
         name="col2im",
         targets=("aten.col2im.default",),
-        rewrite=_image,
+        rewrite=_fold_windows,
         becomes="reshape and permute if each pixel is in exactly one window, else depthwise conv_transpose2d with "
         "one-hot filters",
     ),

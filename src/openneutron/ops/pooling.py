@@ -231,7 +231,7 @@ def lower_adaptive_average_pool(lowering: Lowering) -> Tensor:
 
 @legacy_constraint
 def averages_aligned_channels(instance: OpInstance) -> bool:
-    """The output has more than one value per channel, or the channels are a multiple of the MACs of a pipeline."""
+    """The output has more than one value per channel, or the channels are a multiple of the MACs per pipeline."""
     return not _is_global(instance.node) or has_aligned_channels.holds(instance)
 
 

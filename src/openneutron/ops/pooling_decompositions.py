@@ -34,7 +34,7 @@ _MAX_POOLS = {1: aten.max_pool1d.default, 2: aten.max_pool2d.default}
 
 @constraint
 def fits_accumulation(instance: OpInstance) -> bool:
-    """Kernel height x width x the MACs of a pipeline is at most {MAX_WEIGHTS_OF_ONE_OUTPUT}."""
+    """Kernel height x width x the MACs per pipeline is at most {MAX_WEIGHTS_OF_ONE_OUTPUT}."""
     elements = math.prod(window.kernel for window in pool_windows(instance))
     return elements * instance.target.channel_granularity <= MAX_WEIGHTS_OF_ONE_OUTPUT
 

@@ -73,7 +73,7 @@ def means_over_an_image(instance: OpInstance) -> bool:
 
 @legacy_constraint
 def means_aligned_channels(instance: OpInstance) -> bool:
-    """Dimension 1, the channels, is a multiple of the MACs of a pipeline."""
+    """Dimension 1, the channels, is a multiple of the MACs per pipeline."""
     return all(size % instance.target.channel_granularity == 0 for size in instance.shape_of("self")[1:2])
 
 

@@ -203,7 +203,7 @@ def _rounding(name: str, rounding: Rounding, targets: tuple[str, ...], becomes: 
         inputs=("self",),
         lower=_lower_rounding(rounding),
         macs=element_macs,
-        becomes=f"{becomes} to scale 1, MUL by one",
+        becomes=f"{becomes} with output scale 1, MUL by one",
         notes=notes,
     )
 
@@ -219,7 +219,7 @@ def _remainder(name: str, targets: tuple[str, ...], becomes: str) -> OpSpec:
         lower=_lower_remainder,
         macs=element_macs,
         constraints=(divides_by_a_number, is_of_a_computed_value, has_fine_steps),
-        becomes=f"{becomes} to the scale of the divisor, SUB",
+        becomes=f"{becomes} with the divisor as output scale, SUB of this from the input",
         notes="For values within half an int8 step of a multiple of the divisor, the result may be off by a whole "
         "period, because int8 does not tell on which side of the multiple they are.",
     )
@@ -237,9 +237,9 @@ SPECS = (
         "trunc", Rounding.TO_ZERO, ("aten.trunc.default", "aten.fix.default"), "SUB of half the sign",
         f"Conversions of float32 to int16, int32 or int64 and back become trunc. {_COARSE}",
     ),
-    _remainder("frac", ("aten.frac.default",), "SUB of half the sign"),
-    _remainder("fmod", ("aten.fmod.Scalar",), "SUB of half the sign"),
-    _remainder("remainder", ("aten.remainder.Scalar",), "SUB of 1/2"),
+    _remainder("frac", ("aten.frac.default",), "SUB of half the sign (divisor 1)"),
+    _remainder("fmod", ("aten.fmod.Scalar",), "SUB of half the divisor times the sign"),
+    _remainder("remainder", ("aten.remainder.Scalar",), "SUB of half the divisor"),
 )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def swaps_two_blocks(instance: OpInstance) -> bool:
 
 @legacy_constraint
 def swaps_aligned_dimensions(instance: OpInstance) -> bool:
-    """The number of elements of one of the two swapped blocks is a multiple of the MACs of a pipeline."""
+    """The number of elements of one of the two swapped blocks is a multiple of the MACs per pipeline."""
     blocks = swapped_blocks(instance.shape_of("self"), permutation(instance.node))
     return blocks is None or is_legacy_swap(blocks, instance.target)
 
@@ -112,7 +112,7 @@ def _channel_dim(instance: OpInstance) -> int:
 
 @legacy_constraint
 def concatenates_aligned_channels(instance: OpInstance) -> bool:
-    """The channels of every input are a multiple of the MACs of a pipeline."""
+    """The channels of every input are a multiple of the MACs per pipeline."""
     shapes = [shape_of(node) for node in iterate_nodes(instance.args["tensors"])]
     sizes = (shape[_channel_dim(instance)] for shape in shapes)
     return len(shapes) == 1 or all(size % instance.target.channel_granularity == 0 for size in sizes)

@@ -31,7 +31,7 @@ def has_rank_for_kernels(instance: OpInstance) -> bool:
 def slice_tensor(lowering: Lowering, tensor: Tensor, begin: Sequence[int], size: tuple[int, ...]) -> Tensor:
     """Emits SLICE; returns `tensor` itself if the slice covers the whole tensor.
 
-    The legacy generation can only slice dimensions that are multiples of the MACs of a pipeline. Other dimensions are
+    The legacy generation can only slice dimensions that are multiples of the MACs per pipeline. Other dimensions are
     padded before the slice.
     """
     if size == tensor.shape:

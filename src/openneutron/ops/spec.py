@@ -21,7 +21,7 @@ __all__ = [
 ]  # fmt: skip
 
 # The term for channel alignment in the messages of limits.
-GRANULARITY = "the MACs of a pipeline"
+GRANULARITY = "the MACs per pipeline"
 
 PaddedDimensions = Mapping[str, tuple[int, ...]]
 """Maps the name of an argument to dimensions of this argument."""
@@ -110,7 +110,7 @@ class OpSpec:
     pads: PaddedDimensions | Callable[[OpInstance], PaddedDimensions] = field(default_factory=dict, compare=False)
     """Dimensions of its arguments that may be padded with zeros at the end. A slice then crops the output.
 
-    The partitioner pads them to multiples of the MACs of a pipeline if the operator then satisfies all limits and its
+    The partitioner pads them to multiples of the MACs per pipeline if the operator then satisfies all limits and its
     estimated cycles are fewer than those of the CPU. Dimensions beyond the rank of an argument are ignored. A callable
     returns the dimensions for one instance.
     """
@@ -155,7 +155,7 @@ class OpSpec:
         return not self.is_compute and self.keeps_values is None and self.output is OutputRule.SHARED
 
     def rejections(self, instance: OpInstance, generation: Generation) -> list[str]:
-        """Returns the messages of all broken limits, and the MACs of a pipeline if a broken limit depends on them."""
+        """Returns the messages of all broken limits, and the MACs per pipeline if a broken limit depends on them."""
         return _rejections(self.constraints, instance, generation)
 
     def per_channel_rejections(self, instance: OpInstance, generation: Generation) -> list[str]:

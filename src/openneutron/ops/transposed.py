@@ -71,7 +71,7 @@ def has_supported_geometry(instance: OpInstance) -> bool:
 
 @constraint
 def fits_accumulation(instance: OpInstance) -> bool:
-    """Kernel height x width (including dilation) x input channels of a group, rounded up to the MACs of a pipeline, is
+    """Kernel height x width (including dilation) x input channels of a group, rounded up to the MACs per pipeline, is
     at most {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
     granularity = instance.target.channel_granularity
@@ -92,7 +92,7 @@ def has_legacy_geometry(instance: OpInstance) -> bool:
 
 @legacy_constraint
 def has_aligned_filters(instance: OpInstance) -> bool:
-    """Input and output channels are multiples of the MACs of a pipeline."""
+    """Input and output channels are multiples of the MACs per pipeline."""
     return all(size % instance.target.channel_granularity == 0 for size in instance.shape_of("weight")[:2])
 
 

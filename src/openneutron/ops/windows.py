@@ -108,7 +108,7 @@ def image_shape(instance: OpInstance, shape: Sequence[int]) -> tuple[int, ...]:
 
 @legacy_constraint
 def has_aligned_channels(instance: OpInstance) -> bool:
-    """The channels are a multiple of the MACs of a pipeline."""
+    """The channels are a multiple of the MACs per pipeline."""
     return image_shape(instance, instance.shape_of("self"))[1] % instance.target.channel_granularity == 0
 
 

@@ -116,7 +116,7 @@ class Constants:
             **signature.inputs_to_buffers,
             **signature.inputs_to_lifted_tensor_constants,
         }
-        written = _written(self.program)
+        written = _written_placeholders(self.program)
         self._targets = {name: target for name, target in stored.items() if name not in written}
         self._states = {name: target for name, target in stored.items() if name in written}
 
@@ -151,7 +151,7 @@ class Constants:
         return None if array is None else torch.from_numpy(array)
 
 
-def _written(program: ExportedProgram) -> set[str]:
+def _written_placeholders(program: ExportedProgram) -> set[str]:
     """Returns the names of the placeholders that a program writes, in place or by an output of its signature."""
     mutated = set(program.graph_signature.buffers_to_mutate.values())
     inputs = program.graph_signature.inputs_to_buffers

@@ -48,9 +48,9 @@ def assign_dim_orders(program: ExportedProgram, partitions: Sequence[Partition])
         value = node.meta.get("val")
         if node in outputs:
             only_cpu = _is_read_by_cpu_only(node, outputs[node], inside)
-            values[node] = _in_nchw(value) if only_cpu else _unambiguous(_in_delegate_order(value))
+            values[node] = _in_nchw(value) if only_cpu else _nchw_if_contiguous(_in_delegate_order(value))
         elif node.op == "placeholder" and node not in constants and not constants.is_written(node):
-            values[node] = _unambiguous(_in_delegate_order(value)) if isinstance(value, torch.Tensor) else value
+            values[node] = _nchw_if_contiguous(_in_delegate_order(value)) if isinstance(value, torch.Tensor) else value
         elif is_quantize(node) or is_dequantize(node):
             source = first_operand(node)
             values[node] = _restrided(value, values[source].stride())
@@ -101,7 +101,7 @@ def _in_delegate_order(value: torch.Tensor) -> torch.Tensor:
     return value if is_nhwc(value) else _in_nchw(value)
 
 
-def _unambiguous(value: Any) -> Any:
+def _nchw_if_contiguous(value: Any) -> Any:
     """Returns a contiguous tensor with NCHW strides (rule 5). Returns other values unchanged."""
     return _in_nchw(value) if isinstance(value, torch.Tensor) and value.is_contiguous() else value
 

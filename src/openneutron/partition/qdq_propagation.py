@@ -157,7 +157,7 @@ class _Search:
         )
 
     def _quantize_output(self, node: Node) -> None:
-        given = [self._dequantized(value) for value in self._tensors(node)]
+        given = [self._producer_qparams(value) for value in self._tensors(node)]
         qargs = given[0]
         if qargs is None or any(other != qargs for other in given):
             return
@@ -167,7 +167,7 @@ class _Search:
             self.outputs[node] = qargs, readers
 
     def _quantize_inputs(self, node: Node) -> None:
-        wanted = [self._quantized_by(reader) for reader in node.users if not _is_check(reader)]
+        wanted = [self._consumer_qparams(reader) for reader in node.users if not _is_check(reader)]
         qargs = wanted[0] if wanted else None
         if qargs is None or any(other != qargs for other in wanted):
             return
@@ -180,14 +180,14 @@ class _Search:
         args = OpInstance(node, self.target.neutron_target).args
         return list(dict.fromkeys(iterate_nodes([args[name] for name in OPERATORS[op_name(node)].inputs])))
 
-    def _quantized_by(self, reader: Node) -> QArgs | None:
+    def _consumer_qparams(self, reader: Node) -> QArgs | None:
         """Returns the qparams with which `reader` quantizes its input; None if it reads float.
 
         They are the arguments of an int8 quantize, or the qparams that a rule assigned to an operator.
         """
         return reader.args[1:] if is_quantize(reader) and is_int8(reader) else self.qargs.get(reader)
 
-    def _dequantized(self, value: Node) -> QArgs | None:
+    def _producer_qparams(self, value: Node) -> QArgs | None:
         """Returns the qparams of `value`; None for a float value and for a constant.
 
         They are the arguments of an int8 dequantize, or the qparams that a rule assigned to an operator.

@@ -77,5 +77,5 @@ def _reason(op: Op, target: NeutronTarget) -> str:
     return (
         f"{target.name} would have to transpose {op.inputs[0].shape} by {op.attrs['perm']} for it. The legacy "
         "generation only supports a swap of two adjacent blocks of dimensions, the size of one of which is a multiple "
-        f"of the MACs of a pipeline. {target.granularity_note}"
+        f"of the MACs per pipeline. {target.granularity_note}"
     )
