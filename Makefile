@@ -64,9 +64,9 @@ clean:
 $(VENV)/.openneutron-dependencies: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch==2.13.0
-	$(PIP) install -c constraints.txt executorch torchao ai-edge-litert cloudpickle flatbuffers joblib numpy rich typer \
+	$(PIP) install -c constraints.txt executorch torchao ai-edge-litert cloudpickle flatbuffers joblib numpy rich tomlkit typer \
 		plotly jinja2 scikit-build-core pybind11 cmake ninja \
-		pytest pytest-xdist hypothesis ruff mypy scikit-learn pillow dask distributed ray
+		pytest pytest-xdist hypothesis ruff mypy scikit-learn pillow safetensors dask distributed ray
 	touch $@
 
 $(INSTALLED): $(VENV)/.openneutron-dependencies CMakeLists.txt README.md $(SOURCES)

@@ -1,0 +1,304 @@
+"""Declares every setting of a build once. The command line, `openneutron.toml` and the documents read this table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openneutron.core.messages import did_you_mean
+from openneutron.core.objects import check_object, is_reference
+from openneutron.errors import InputError, OptionError
+from openneutron.settings.values import checked_value
+
+__all__ = [
+    "RECOVER", "SECTIONS", "BuildSettings", "DataSettings", "Field", "LowerSettings", "ModelSettings",
+    "QuantizeSettings", "Settings", "fields_of", "names",
+]  # fmt: skip
+
+RECOVER = ("auto", "fast", "best", "none")
+GRANULARITIES = ("per_tensor", "per_channel")
+NO_PATHS = ("none", "top1", "top5")
+"""Values of settings of kind "object" that are neither a path nor an object: no weights, and the named metrics."""
+PAYLOADS = ("auto", "portable", "device")
+
+
+def setting(
+    help: str,
+    default: Any = None,
+    *,
+    choices: tuple[str, ...] = (),
+    metavar: str | None = None,
+    path: str | None = None,
+) -> Any:
+    """Declares a setting.
+
+    `path` is "file" for a path that must exist, "object" for a path that must exist, file.py:name or a name in a
+    package, and None if the setting is no path.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar, "path": path})
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The model and the shapes of its inputs."""
+
+    model: str | None = setting(
+        "The model: file.py:name or package.module:name of a class, function or module; a .pt2 of torch.export; a "
+        "TorchScript file; timm:name; torchvision:name.",
+        metavar="MODEL",
+        path="object",
+    )
+    args: str | None = setting(
+        'Arguments of the class or function, such as "width=16, classes=10". Literals of Python.', metavar="ARGS"
+    )
+    weights: str | None = setting(
+        "A state dict or a checkpoint (.pt, .pth, .ckpt, .bin, .safetensors). For timm and torchvision: 'none' keeps "
+        "random weights; otherwise the package's pretrained weights are loaded.",
+        metavar="FILE",
+        path="object",
+    )
+    input: tuple[str, ...] = setting(
+        "The shape of an input, such as 1,3,32,32. A dtype may precede it (int64:1,128), and a name precede both "
+        "(mask=bool:1,128). Repeat the option for each input.",
+        (),
+        metavar="SHAPE",
+    )
+    unsafe: bool = setting("Unpickle files of weights that contain more than tensors. They can run any code.", False)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The data for calibration and evaluation, and their transform."""
+
+    calibrate: str | None = setting(
+        "Inputs for calibration: a folder of images, .npy, .npz or WAV files; one such file or a CSV; file.py:function "
+        "that yields inputs.",
+        metavar="DATA",
+        path="object",
+    )
+    calibration_samples: int = setting("The largest number of calibration inputs, spread evenly over the data.", 128)
+    evaluate: str | None = setting(
+        "Labelled data: a folder with a folder for each class; a CSV of path and label; file.py:function that yields "
+        "pairs of inputs and label.",
+        metavar="DATA",
+        path="object",
+    )
+    evaluation_samples: int | None = setting("The largest number of labelled samples. All, if it is not given.")
+    labels: str | None = setting(
+        "A text file with the name of one class on each line, in the order of the model's outputs.",
+        metavar="FILE",
+        path="file",
+    )
+    metric: str = setting(
+        "top1, top5, or file.py:function of outputs and label.", "top1", metavar="METRIC", path="object"
+    )
+    transform: str | None = setting(
+        "file.py:function of one sample; timm:name or torchvision:name for the transform of these weights. It replaces "
+        "the other options of transforms.",
+        metavar="TRANSFORM",
+        path="object",
+    )
+    resize: tuple[float, ...] = setting(
+        "Resize images: one number for the shorter side, or height,width. By default, the size of the model's input.",
+        (),
+        metavar="SIZE",
+    )
+    crop: tuple[float, ...] = setting("Crop images at the centre: one number, or height,width.", (), metavar="SIZE")
+    scale: float | None = setting("Multiply pixels from 0 to 255 by this number. By default, 1/255.")
+    mean: tuple[float, ...] = setting("Subtract this mean of each channel after the scaling.", (), metavar="MEAN,...")
+    std: tuple[float, ...] = setting(
+        "Divide by this standard deviation of each channel after the mean.", (), metavar="STD,..."
+    )
+    channels: str | None = setting(
+        "The order of the channels of images. By default, rgb, or grey for an input of one channel.",
+        choices=("rgb", "bgr", "grey"),
+    )
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """The options of `quantize`, under their own names, and short forms of two of them."""
+
+    recover: str = setting("How accuracy is recovered after quantization.", "auto", choices=RECOVER)
+    recovery_seconds: float = setting("The time limit of --recover best, in seconds.", 1800.0)
+    per_channel: bool = setting("Use one scale for each output channel of weights (SDK 25.09 and later).", False)
+    keep_float: tuple[str, ...] = setting(
+        "Leave a module in float. The name of a module; * matches any text. Repeatable.", (), metavar="MODULE"
+    )
+    layers: tuple[str, ...] = setting(
+        "The granularity of one layer: MODULE=float, MODULE=per_channel or MODULE=per_tensor. Repeatable.",
+        (),
+        metavar="MODULE=HOW",
+    )
+    weight_granularity: str = setting("The granularity of all weights.", "per_tensor", choices=GRANULARITIES)
+    weight_bits: int = setting("The number of bits of weights, 2 to 8.", 8)
+    equalize: bool = setting("Equalize the ranges of channels.", True)
+    correct_bias: bool = setting("Correct biases by the means of activations.", True)
+    wide: tuple[str, ...] = setting(
+        "Hold a value in two int8 tensors: the name of an LSTM, or auto. Repeatable.", (), metavar="NAME"
+    )
+    strict: bool = setting("The option of torch.export.export.", False)
+    batch_size: int | None = setting("The number of samples that calibration runs at once.")
+    jobs: int = setting("The number of processes for calibration and evaluation.", 1)
+    stop_when_converged: bool = setting("End calibration when ranges no longer change.", False)
+
+
+@dataclass(frozen=True)
+class LowerSettings:
+    """The options of `lower`, under their own names."""
+
+    int8_io: bool = setting("The program takes and returns int8.", False)
+    channels_last: bool = setting("The program takes inputs in channels-last memory format.", False)
+    neutron_converter_flavor: str | None = setting(
+        "The release of NXP's converter, such as SDK_25_06. --flavor is the same.", metavar="FLAVOR"
+    )
+    payload: str = setting("What the delegates contain.", "auto", choices=PAYLOADS)
+    operators_not_to_delegate: tuple[str, ...] = setting(
+        "An operator that runs on the CPU, such as aten::silu. Repeatable.", (), metavar="OPERATOR"
+    )
+    extra_flags: str | None = setting("Fields of the converter's compilationOpts, as name=value.", metavar="FLAGS")
+    intermediates_dir: str | None = setting(
+        "A folder for the TFLite model of each partition and the dumps of passes.", metavar="FOLDER"
+    )
+    use_neutron_for_format_conversion: bool = setting("The NPU converts between NCHW and NHWC.", True)
+    fetch_constants_to_sram: bool = setting("Weights stay in flash and are fetched to SRAM layer by layer.", False)
+    dump_kernel_selection_code: bool = setting("Write the kernel selection of a device program.", False)
+    use_profiling: bool = setting("The NPU measures the time of its kernels.", False)
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """The target, and what a build writes besides the program."""
+
+    target: str = setting("The target; see `openneutron targets`.", "imxrt700", metavar="TARGET")
+    analyze: bool = setting("Find the layers that lose accuracy, for the report.", True)
+    date: str | None = setting(
+        "The date that the report shows. By default, the current date. A build writes it to openneutron.toml, so that "
+        "a second build gives the same bytes.",
+        metavar="YYYY-MM-DD",
+    )
+
+
+Section = ModelSettings | DataSettings | QuantizeSettings | LowerSettings | BuildSettings
+SECTIONS: Mapping[str, type[Section]] = {
+    "model": ModelSettings,
+    "data": DataSettings,
+    "quantize": QuantizeSettings,
+    "lower": LowerSettings,
+    "build": BuildSettings,
+}
+"""The tables of `openneutron.toml`, by name."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting, as the command line and the documents see it."""
+
+    section: str
+    name: str
+    kind: str
+    """A key of `KINDS`."""
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+    metavar: str | None
+    path: str | None
+
+
+def fields_of(section: str) -> tuple[Field, ...]:
+    """Returns the settings of a section, in the order of their declaration."""
+    return tuple(
+        Field(section, one.name, str(one.type).removesuffix(" | None"), one.default, **one.metadata)
+        for one in dataclasses.fields(SECTIONS[section])
+    )
+
+
+def names() -> Iterator[str]:
+    """Returns the names of all settings. No two sections have a setting of the same name."""
+    for section in SECTIONS:
+        yield from (one.name for one in fields_of(section))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a build. Raises `OptionError` for values that are not allowed."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    quantize: QuantizeSettings = QuantizeSettings()
+    lower: LowerSettings = LowerSettings()
+    build: BuildSettings = BuildSettings()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """Returns the settings with these values, by name, and defaults for all others.
+
+        A value None means that it is not given. Raises `OptionError` for an unknown name and for a wrong value.
+        """
+        known = {one.name: one for section in SECTIONS for one in fields_of(section)}
+        parts: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+        for name, value in values.items():
+            if name not in known:
+                raise OptionError(f"There is no setting '{name}'.{did_you_mean(name, known)}")
+            if value is not None:
+                parts[known[name].section][name] = _checked(known[name], value)
+        return cls(**{section: SECTIONS[section](**given) for section, given in parts.items()})  # type: ignore[arg-type]
+
+    def given(self) -> dict[str, dict[str, Any]]:
+        """Returns the values that differ from the defaults, by section and name."""
+        return {
+            section: {
+                one.name: value
+                for one in fields_of(section)
+                if (value := getattr(getattr(self, section), one.name)) != one.default
+            }
+            for section in SECTIONS
+        }
+
+    def check_paths(self) -> None:
+        """Raises `InputError` for a path that does not exist."""
+        for section in SECTIONS:
+            for one in fields_of(section):
+                value = getattr(getattr(self, section), one.name)
+                if one.path is not None and value is not None:
+                    _check_path(one, value)
+
+
+def _checked(declared: Field, value: Any) -> Any:
+    found = checked_value(declared.name, declared.kind, value)
+    if declared.choices and found not in declared.choices:
+        raise OptionError(
+            f"'{declared.name}' is one of {', '.join(declared.choices)}, not {found!r}."
+            f"{did_you_mean(found, declared.choices)}"
+        )
+    return found
+
+
+def path_in(value: str) -> str | None:
+    """Returns the path in a setting of kind "object"; None if the setting names a package or nothing.
+
+    "net.py:Net" and "photos/" contain paths. "package.module:name", "timm:name" and "none" do not.
+    """
+    if value in NO_PATHS:
+        return None
+    return value.rpartition(":")[0] if is_file_reference(value) else None if is_reference(value) else value
+
+
+def is_file_reference(value: str) -> bool:
+    """Whether a text has the form file.py:name."""
+    return is_reference(value) and value.rpartition(":")[0].endswith(".py")
+
+
+def _check_path(declared: Field, value: str) -> None:
+    if declared.path == "object" and (value in NO_PATHS or is_reference(value)):
+        if is_file_reference(value):
+            check_object(value, f"The setting '{declared.name}'")
+        return
+    if not Path(value).exists():
+        folder = Path(value).parent
+        known = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        where = "" if folder.is_dir() else f" The folder '{folder}' does not exist."
+        raise InputError(f"{declared.name}: '{value}' does not exist.{where}{did_you_mean(Path(value).name, known)}")

@@ -1,0 +1,138 @@
+"""Reads and writes `openneutron.toml`."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from openneutron.core.files import read_file, write_file
+from openneutron.core.messages import did_you_mean
+from openneutron.errors import OptionError
+from openneutron.settings.declaration import SECTIONS, Field, Settings, fields_of, path_in
+
+__all__ = ["FILE_NAME", "read_settings", "template", "write_settings"]
+
+FILE_NAME = "openneutron.toml"
+_HEADER = (
+    "Settings of `openneutron build`. Run `openneutron build --config openneutron.toml` to build with them.",
+    "Relative paths are relative to the folder of this file. Options of the command line replace these settings.",
+)
+
+
+def read_settings(file: str | os.PathLike[str], given: Mapping[str, Any] | None = None) -> Settings:
+    """Reads settings from a file, and replaces those in `given`, by name; values None in `given` are ignored.
+
+    Paths in the file are relative to its folder; the result holds them relative to the current folder. Raises
+    `InputError` if the file cannot be read, and `OptionError` for a file that is no TOML, for an unknown key and for a
+    wrong value.
+    """
+    path = Path(file)
+    try:
+        tables = tomllib.loads(read_file(path).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OptionError(f"'{path}' is no valid TOML: {error}.") from error
+    values: dict[str, Any] = {}
+    for section, table in tables.items():
+        if section not in SECTIONS:
+            raise OptionError(
+                f"'{path}' has no section [{section}].{did_you_mean(section, SECTIONS)}{_home_of(section)}"
+            )
+        if not isinstance(table, dict):
+            raise OptionError(f"'{path}': '{section}' must be a table, [{section}].")
+        values.update(_values(path, section, table))
+    return Settings.of({**values, **{name: value for name, value in (given or {}).items() if value is not None}})
+
+
+def _values(path: Path, section: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    known = {one.name: one for one in fields_of(section)}
+    for name in table:
+        if name not in known:
+            raise OptionError(f"'{path}': [{section}] has no key '{name}'.{did_you_mean(name, known)}{_home_of(name)}")
+    return {name: _from_folder(known[name], value, path.parent) for name, value in table.items()}
+
+
+def _home_of(name: str) -> str:
+    homes = [section for section in SECTIONS if any(one.name == name for one in fields_of(section))]
+    return f" The key '{name}' belongs to [{homes[0]}]." if homes else ""
+
+
+def _from_folder(declared: Field, value: Any, folder: Path) -> Any:
+    """Returns a value of a file in `folder`, with its path relative to the current folder."""
+    if declared.path is None or not isinstance(value, str):
+        return value
+    if declared.path == "object" and path_in(value) is None:
+        return value
+    return os.path.normpath(folder / value)
+
+
+def write_settings(file: str | os.PathLike[str], settings: Settings) -> None:
+    """Writes the settings that differ from the defaults. Paths become relative to the folder of `file`.
+
+    Raises `OutputError` if the file cannot be written.
+    """
+    import tomlkit
+
+    folder = Path(file).parent
+    document = _document(_HEADER)
+    for section, values in settings.given().items():
+        if not values:
+            continue
+        table = tomlkit.table()
+        known = {one.name: one for one in fields_of(section)}
+        for name, value in values.items():
+            table.add(name, _to_folder(known[name], value, folder))
+        document.add(section, table)
+    write_file(file, tomlkit.dumps(document).encode())
+
+
+def _document(header: tuple[str, ...]) -> Any:
+    import tomlkit
+
+    document = tomlkit.document()
+    for line in header:
+        document.add(tomlkit.comment(line))
+    document.add(tomlkit.nl())
+    return document
+
+
+def _to_folder(declared: Field, value: Any, folder: Path) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    if declared.path is None or (path := path_in(value) if declared.path == "object" else value) is None:
+        return value
+    relative = os.path.relpath(path, folder) if _on_one_drive(path, folder) else str(Path(path).resolve())
+    return Path(relative).as_posix() + value[len(path) :]
+
+
+def _on_one_drive(path: str, folder: Path) -> bool:
+    return Path(path).resolve().drive == folder.resolve().drive
+
+
+def template() -> str:
+    """Returns an `openneutron.toml` with every setting, its description and its default, as comments."""
+    lines = [f"# {line}" for line in _HEADER]
+    for section, kind in SECTIONS.items():
+        lines += ["", f"[{section}]  # {kind.__doc__}"]
+        for one in fields_of(section):
+            lines += ["", *(f"# {line}" for line in _wrapped(one)), f"# {one.name} = {_literal(one)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(declared: Field) -> list[str]:
+    import textwrap
+
+    choices = f" One of {', '.join(declared.choices)}." if declared.choices else ""
+    return textwrap.wrap(declared.help.replace("--", "").replace(" Repeatable.", "") + choices, 100)
+
+
+def _literal(declared: Field) -> str:
+    """Returns the default of a setting as TOML; an empty text or list, if it has none."""
+    import tomlkit
+
+    if declared.default is None:
+        return {"str": '""', "int": "1", "float": "1.0"}[declared.kind]
+    value = list(declared.default) if isinstance(declared.default, tuple) else declared.default
+    return str(tomlkit.item(value).as_string())

@@ -1,0 +1,53 @@
+"""The kinds of values that a setting may have, and their conversion from texts and from TOML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openneutron.errors import OptionError
+
+__all__ = ["KINDS", "checked_value"]
+
+KINDS = {
+    "bool": "true or false",
+    "int": "an integer",
+    "float": "a number",
+    "str": "a text",
+    "tuple[float, ...]": "numbers, such as 0.485,0.456,0.406",
+    "tuple[str, ...]": "a list of texts",
+}
+"""The annotation of a field, without `| None`, and its description in messages."""
+
+
+def checked_value(name: str, kind: str, value: Any) -> Any:
+    """Returns `value` as the type of a setting. Raises `OptionError` if that is not possible.
+
+    `value` comes from the command line or from TOML. A list of numbers may also be a text with commas, and a number
+    stands for a list of one number.
+    """
+    if kind == "bool" and isinstance(value, bool):
+        return value
+    if kind == "int" and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind == "str" and isinstance(value, str):
+        return str(value)
+    if kind == "tuple[str, ...]" and isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
+        return tuple(map(str, value))
+    if kind == "tuple[float, ...]" and (found := _numbers(value)) is not None:
+        return found
+    raise OptionError(f"'{name}' takes {KINDS[kind]}, not {value!r}.")
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    if isinstance(value, (int, float)):
+        value = (value,)
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, (list, tuple)) or any(isinstance(one, bool) for one in value) or not value:
+        return None
+    try:
+        return tuple(map(float, value))
+    except (TypeError, ValueError):
+        return None
