@@ -1,0 +1,159 @@
+"""Loads models that a text names: a class in a file, an exported program, a TorchScript file, a model of a package."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from openneutron.core.messages import first_line
+from openneutron.core.objects import load_object
+from openneutron.errors import InputError, ModelError, OptionError
+from openneutron.model.exporting import loaded_program
+from openneutron.model.weights import load_weights, read_checkpoint
+
+__all__ = ["LIBRARIES", "arguments_in", "load_model"]
+
+NO_WEIGHTS = "none"
+
+
+def load_model(
+    model: str, *, args: str | None = None, weights: str | None = None, unsafe: bool = False
+) -> nn.Module | ExportedProgram:
+    """Returns the model that a text names, in eval mode.
+
+    - `model`: "file.py:name" or "package.module:name" of a class, a function that returns a module, or a module; a
+      file of torch.export (.pt2) or of TorchScript; "timm:name" or "torchvision:name".
+    - `args`: the arguments of the class or function as text, such as "width=16, classes=10".
+    - `weights`: a file for `load_weights`. A model of timm or torchvision has the pretrained weights of its package
+      without it, and random weights with "none".
+    - `unsafe`: whether files may be unpickled that contain more than tensors.
+
+    Raises `InputError` for a file or a name that does not exist, `OptionError` for wrong arguments, and `ModelError`
+    for an object that is no model.
+    """
+    library, _, name = model.partition(":")
+    positional, keywords = arguments_in(args or "")
+    if library in LIBRARIES:
+        if positional:
+            raise OptionError(f"args of {library}:{name} takes keyword arguments only, such as 'num_classes=10'.")
+        module = LIBRARIES[library](name, weights is None, keywords)
+    elif Path(model).suffix and not model.rpartition(":")[0].endswith(".py") and Path(model).exists():
+        found = _file(Path(model), unsafe=unsafe)
+        if isinstance(found, ExportedProgram):
+            _refuse_changes(model, args, weights)
+            return found
+        module = found
+    else:
+        module = _made(load_object(model, "The model"), model, positional, keywords)
+    if weights is not None and weights != NO_WEIGHTS:
+        load_weights(module, weights, unsafe=unsafe)
+    return module.eval()
+
+
+def _refuse_changes(model: str, args: str | None, weights: str | None) -> None:
+    for name, given in (("args", args), ("weights", weights)):
+        if given is not None:
+            raise OptionError(f"'{model}' is an exported program, which holds its weights. Leave out {name}.")
+
+
+def _file(path: Path, *, unsafe: bool) -> nn.Module | ExportedProgram:
+    if path.suffix == ".pt2":
+        return loaded_program(path)
+    if path.suffix in {".pt", ".pth", ".jit", ".ts", ".torchscript"}:
+        try:
+            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
+        except RuntimeError as error:
+            if path.suffix not in {".pt", ".pth"}:
+                raise InputError(f"'{path}' is no TorchScript file: {first_line(error)}") from error
+        found = read_checkpoint(path, unsafe=unsafe)
+        if isinstance(found, nn.Module):
+            return found
+        raise ModelError(
+            f"'{path}' contains weights and no model. Give the model as file.py:name, and this file as weights."
+        )
+    raise ModelError(
+        f"'{path}' is no model. Give file.py:name of a class or function, or a file of torch.export (.pt2)."
+    )
+
+
+def _made(found: Any, model: str, positional: list[Any], keywords: Mapping[str, Any]) -> nn.Module:
+    """Returns the module that an object of a file is or makes."""
+    if isinstance(found, nn.Module):
+        if positional or keywords:
+            raise OptionError(f"'{model}' is a module already. Leave out args.")
+        return found
+    if not callable(found):
+        raise ModelError(f"'{model}' is of type {type(found).__name__}. Give a class, a function or a module.")
+    try:
+        made = found(*positional, **keywords)
+    except TypeError as error:
+        raise OptionError(
+            f"'{model}' cannot be called with these arguments: {first_line(error)}. Give args, such as 'width=16'."
+        ) from error
+    except Exception as error:
+        raise ModelError(f"'{model}' fails: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(made, nn.Module):
+        raise ModelError(
+            f"'{model}' returns an object of type {type(made).__name__}. Give a function that returns a module."
+        )
+    return made
+
+
+def arguments_in(text: str) -> tuple[list[Any], dict[str, Any]]:
+    """Returns the positional and keyword arguments in a text, such as "16, classes=10".
+
+    Each argument is a literal of Python. Raises `OptionError` for any other text.
+    """
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        positional = [ast.literal_eval(one) for one in call.args]  # type: ignore[attr-defined]
+        keywords = {one.arg: ast.literal_eval(one.value) for one in call.keywords}  # type: ignore[attr-defined]
+    except (ValueError, SyntaxError, AttributeError) as error:
+        raise _no_arguments(text) from error
+    if None in keywords:
+        raise _no_arguments(text)
+    return positional, keywords
+
+
+def _no_arguments(text: str) -> OptionError:
+    return OptionError(f"args takes literals of Python, such as \"width=16, kind='small'\", not {text!r}.")
+
+
+def _timm(name: str, pretrained: bool, keywords: Mapping[str, Any]) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(f"timm:{name} needs the package timm: pip install timm.") from error
+    return _of_library("timm", name, lambda: timm.create_model(name, pretrained=pretrained, **keywords))
+
+
+def _torchvision(name: str, pretrained: bool, keywords: Mapping[str, Any]) -> nn.Module:
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise InputError(f"torchvision:{name} needs the package torchvision: pip install torchvision.") from error
+    weights = "DEFAULT" if pretrained else None
+    return _of_library("torchvision", name, lambda: models.get_model(name, weights=weights, **keywords))
+
+
+def _of_library(library: str, name: str, make: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return make()
+    except Exception as error:  # unknown names, wrong arguments and downloads raise errors of many types
+        raise InputError(
+            f"{library} cannot make '{name}': {type(error).__name__}: {first_line(error)}. If the pretrained weights "
+            "cannot be downloaded, give a file as weights, or 'none' for random weights."
+        ) from error
+
+
+LIBRARIES: Mapping[str, Callable[[str, bool, Mapping[str, Any]], nn.Module]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+}
+"""The packages whose models have names. A function gets the name, whether to load pretrained weights, and arguments."""
