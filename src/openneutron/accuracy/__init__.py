@@ -2,5 +2,6 @@
 
 from openneutron.accuracy.analyze import Analysis, LayerAccuracy, analyze
 from openneutron.accuracy.evaluate import evaluate
+from openneutron.accuracy.validate import Validation, validate
 
-__all__ = ["Analysis", "LayerAccuracy", "analyze", "evaluate"]
+__all__ = ["Analysis", "LayerAccuracy", "Validation", "analyze", "evaluate", "validate"]

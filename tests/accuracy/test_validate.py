@@ -1,0 +1,146 @@
+"""Validation of a `.pte` against the float model and the converted module."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from openneutron import NeutronProgram, QuantizedModel, lower, quantize
+from openneutron.accuracy import validate
+from openneutron.errors import InputError, ModelError, OptionError
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = self.conv(x).relu().mean((2, 3))
+        return {"scores": self.head(features), "features": features}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    model: nn.Module
+    data: list[torch.Tensor]
+    quantized: QuantizedModel
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    torch.manual_seed(0)
+    model, data = Net().eval(), [torch.randn(1, 3, 6, 6) for _ in range(8)]
+    return Case(model, data, quantize(model, (data[0],), data, recover=None))
+
+
+@pytest.mark.parametrize("int8_io", [False, True])
+def test_each_output_has_a_row_for_each_reference(case: Case, int8_io: bool) -> None:
+    program = lower(case.quantized, int8_io=int8_io)
+    found = validate(program, None, case.data, quantized=case.quantized)
+    assert [(row.output, row.reference) for row in found.outputs] == [
+        (0, "float"), (1, "float"), (0, "int8"), (1, "int8"),
+    ]  # fmt: skip
+    for row in found.outputs:
+        assert row.sqnr_db > (25 if row.reference == "float" else 40)
+        assert row.cosine == pytest.approx(1, abs=1e-2)
+        assert row.lsb is not None
+        assert row.lsb <= (8 if row.reference == "float" else 1.01)
+    assert found.passed
+    assert found.samples == 8
+    assert found.layers is not None
+    assert "output 1 against float" in str(found)
+
+
+def test_the_sqnr_is_that_of_the_outputs(case: Case) -> None:
+    program = lower(case.quantized)
+    found = validate(program.buffer, case.model, case.data)
+    with torch.no_grad():
+        wanted = torch.cat([case.model(x)["scores"] for x in case.data])
+    given = torch.cat([program.run(x)[0] for x in case.data])
+    expected = 10 * math.log10(float(wanted.square().sum() / (given - wanted).square().sum()))
+    assert found.outputs[0].sqnr_db == pytest.approx(expected, abs=1e-3)
+    assert found.outputs[0].largest == pytest.approx(float((given - wanted).abs().max()))
+    assert found.layers is None
+
+
+def test_without_data_the_inputs_are_random(case: Case) -> None:
+    program = lower(case.quantized)
+    found = validate(program, case.model, samples=3)
+    assert found.samples == 3
+    assert found == validate(program, case.model, samples=3)
+
+
+def test_limits(case: Case) -> None:
+    program = lower(case.quantized)
+    found = validate(program, None, case.data, quantized=case.quantized, min_sqnr_db=90, max_lsb=-1)
+    assert not found.passed
+    assert len(found.failures) == 4
+    assert "less than 90 dB" in str(found)
+
+
+def test_another_program_fails(case: Case) -> None:
+    """The program of a model with other weights differs from the float model."""
+    torch.manual_seed(1)
+    other = lower(quantize(Net().eval(), (case.data[0],), case.data, recover=None))
+    assert not validate(other, case.model, case.data, min_sqnr_db=20).passed
+
+
+def test_state_is_reset_before_each_stream() -> None:
+    class Sum(nn.Module):
+        total: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("total", torch.zeros(1, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.total = (0.5 * self.total + x).clamp(-4, 4)
+            return self.total * 1.0
+
+    torch.manual_seed(0)
+    data = [torch.randn(1, 4) for _ in range(8)]
+    model = Sum().eval()
+    quantized = quantize(model, (data[0],), data, recover=None)
+    program = lower(quantized)
+    first = validate(program, None, data, quantized=quantized)
+    assert first.outputs[0].sqnr_db > 25
+    assert validate(program, None, data, quantized=quantized) == first
+
+
+def wrong_model(case: Case) -> Any:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+
+
+class TestRefusals:
+    def test_no_reference(self, case: Case) -> None:
+        with pytest.raises(ModelError, match="needs the float model"):
+            validate(lower(case.quantized))
+
+    def test_another_model(self, case: Case) -> None:
+        with pytest.raises(ModelError, match="Give the model that the program was lowered from"):
+            validate(lower(case.quantized), wrong_model(case), case.data)
+
+    def test_a_model_in_train_mode(self, case: Case) -> None:
+        with pytest.raises(ModelError, match="train mode"):
+            validate(lower(case.quantized), Net(), case.data)
+
+    def test_data_of_another_shape(self, case: Case) -> None:
+        with pytest.raises(InputError):
+            validate(lower(case.quantized), case.model, [torch.randn(1, 3, 7, 7)])
+
+    def test_empty_data(self, case: Case) -> None:
+        with pytest.raises(InputError, match="data are empty"):
+            validate(lower(case.quantized), case.model, [])
+
+    @pytest.mark.parametrize("options", [{"samples": 0}, {"samples": True}, {"min_sqnr_db": "20"}, {"max_lsb": True}])
+    def test_options(self, case: Case, options: dict[str, Any]) -> None:
+        program: NeutronProgram = lower(case.quantized)
+        with pytest.raises(OptionError):
+            validate(program, case.model, **options)
