@@ -33,6 +33,8 @@ from openneutron.model.exporting import (
     is_prepared,
     is_quantized,
     loaded_program,
+    saved_program,
+    target_of_file,
 )
 from openneutron.model.state import reset, samples_of
 from openneutron.partition import quantized_io
@@ -92,6 +94,16 @@ class QuantizedModel:
     def reset(self) -> None:
         """Restores the state that the module had when the model was exported."""
         reset(self.module)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Exports the converted module and writes it to `path`, a file of torch.export (.pt2) that `lower` takes.
+
+        The file holds the name of the target, too. It does not hold the float model, so `analyze` needs that again.
+        Raises `OutputError` if the file cannot be written, and `OptionError` for another suffix than .pt2.
+        """
+        if Path(path).suffix != ".pt2":
+            raise OptionError(f"A quantized model is saved as .pt2, but the path is '{os.fspath(path)}'.")
+        write_file(path, saved_program(export(self.module, self.examples), self.target))
 
 
 @dataclass(frozen=True)
@@ -357,11 +369,12 @@ def lower(
         program = lower(quantized, target="imxrt700")
         program.save("model.pte")
 
-    - `quantized`: the result of `quantize` or of `convert_pt2e`, or a converted module after `torch.export.export`, as
-      an exported program or its file (.pt2).
+    - `quantized`: the result of `quantize` or of `convert_pt2e`, the file that `QuantizedModel.save` wrote, or a
+      converted module after `torch.export.export`, as an exported program or its file (.pt2).
     - `example_inputs`: the inputs for export, in the forms that `quantize` accepts. Required for a result of
       `convert_pt2e`; the other forms contain their own.
-    - `target`: the name of a target, by default the target that the model was quantized for, or "imxrt700".
+    - `target`: the name of a target, by default the target that the model was quantized for, if `quantized` is a result
+      of `quantize` or its file, else "imxrt700".
     - `int8_io`: whether the program takes and returns int8. Inputs and outputs that are not quantized remain float32;
       a `FloatIOWarning` lists them.
     - `compile_options`: options of `generate_neutron_compile_spec`. `payload` ("auto", "portable" or "device") selects
@@ -415,8 +428,9 @@ def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, str]:
         raise ModelError("This program is lowered already. Save it or run it.")
     if is_prepared(quantized):
         raise ModelError("This model was prepared by prepare_pt2e and not converted. Call convert_pt2e first.")
-    kept = None
+    kept, target = None, "imxrt700"
     if isinstance(quantized, (str, os.PathLike)):
+        target = target_of_file(quantized) or target
         quantized = loaded_program(quantized)
     if isinstance(quantized, torch.export.ExportedProgram):
         kept = None if quantized.example_inputs is None else Examples(*quantized.example_inputs)
@@ -428,7 +442,7 @@ def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, str]:
             f"lower() needs a result of quantize() or convert_pt2e, but this {type(quantized).__name__} has no "
             "quantized operators. Call quantize() first. If it was called, its UnquantizedWarning gives the reasons."
         )
-    return quantized, kept, "imxrt700"
+    return quantized, kept, target
 
 
 def _portable_program(placed: Placed, constant_methods: dict[str, Any] | None) -> bytes:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import io
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -39,6 +41,8 @@ __all__ = [
     "is_prepared",
     "is_quantized",
     "loaded_program",
+    "saved_program",
+    "target_of_file",
 ]  # fmt: skip
 
 _QUANTIZED_MODULES = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
@@ -52,6 +56,8 @@ _FILES = {
         "a file of weights or a scripted module, and no exported program",
     ),
 }
+_TARGET = "openneutron_target"
+"""The name of the extra file that holds the target."""
 _OBSERVERS = (ObserverBase, FakeQuantizeBase)
 # torch's warning and torch's error for a model that assigns to a buffer.
 _LOSES_STATE = re.compile(r"side effects happened.*_buffers", re.DOTALL)
@@ -118,6 +124,23 @@ def loaded_program(file: str | os.PathLike[str]) -> ExportedProgram:
         raise InputError(f"Cannot read '{path}': {error.strerror or error}.") from error
     except Exception as error:
         raise InputError(f"'{path}' cannot be loaded as an exported program: {first_line(error)}") from error
+
+
+def saved_program(exported: ExportedProgram, target: str) -> bytes:
+    """Returns the bytes of a file (.pt2) that holds an exported program and the name of its target."""
+    file = io.BytesIO()
+    torch.export.save(exported, file, extra_files={_TARGET: target})
+    return file.getvalue()
+
+
+def target_of_file(file: str | os.PathLike[str]) -> str | None:
+    """Returns the target in a file of `saved_program`; None for another file, and for one that cannot be read."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [name for name in archive.namelist() if name.endswith(f"extra/{_TARGET}")]
+            return archive.read(names[0]).decode() if names else None
+    except (OSError, zipfile.BadZipFile):
+        return None
 
 
 def _description_of(model: Any) -> str:
