@@ -20,7 +20,7 @@ from openneutron.formats import pte
 from openneutron.formats.payload import parse
 from openneutron.targets import TARGETS
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture

@@ -1,73 +1,73 @@
-"""The command line: `openneutron COMMAND`, or `python -m openneutron COMMAND`."""
+"""Verbs that read programs and show what OpenNeutron knows: inspect, targets, compile, doctor, init."""
 
 from __future__ import annotations
 
-import sys
+import json as json_format
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from openneutron.errors import OpenNeutronError
+from openneutron.cli.terminal import Terminal
+from openneutron.cli.verbs import add_verb
 
-__all__ = ["app", "main"]
-
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="PyTorch models on NXP's eIQ Neutron NPU.")
+__all__ = ["add_verbs"]
 
 Target = Annotated[str | None, typer.Option(help="Target of the estimates; see `openneutron targets`.")]
 Flavor = Annotated[
     str | None, typer.Option(help="Converter: an SDK release such as SDK_25_06, or a version of eiq-neutron-sdk.")
 ]
 
-WIDTH = 160  # width of output that goes to a file or another program
+
+def add_verbs() -> None:
+    """Adds the verbs of this module to the command line."""
+    for verb in (inspect, targets, compile, doctor, init):
+        add_verb(verb)
 
 
-def _console() -> Console:
-    return Console(soft_wrap=True) if sys.stdout.isatty() else Console(width=WIDTH, soft_wrap=True)
-
-
-@app.command()
-def targets() -> None:
+def targets(terminal: Terminal) -> None:
     """List the targets, and the vendor's converters that are installed."""
+    from dataclasses import asdict
+
     from rich.table import Table
 
     from openneutron.targets import TARGETS
     from openneutron.vendor import sdk
 
-    table = Table("target", "SoC", "NPU", "class", "MACs/cycle", "clock MHz", "SRAM bytes", "flash bytes")
+    columns = ("target", "SoC", "NPU", "class", "MACs/cycle", "clock MHz", "SRAM bytes", "flash bytes")
+    table = Table(*columns)
     for target in TARGETS.values():
         clock = None if target.clock_hz is None else target.clock_hz // 1_000_000
         cells = (target.npu, target.neutron_class, target.macs_per_cycle, clock, target.sram_bytes, target.flash_bytes)
         table.add_row(target.name, target.soc, *("unknown" if cell is None else f"{cell}" for cell in cells))
-    console = _console()
-    console.print(table)
-    found = sdk.installed()
-    console.print("Converters installed: " + (", ".join(map(str, found)) or "none; programs stay portable"))
+    found = list(map(str, sdk.installed()))
+    data = [{**asdict(target), "fused_activations": sorted(target.fused_activations)} for target in TARGETS.values()]
+    terminal.show(table, {"targets": data, "converters": found})
+    if not terminal.json:
+        terminal.out.print("Converters installed: " + (", ".join(found) or "none; programs stay portable"))
 
 
-@app.command()
 def inspect(
+    terminal: Terminal,
     file: Path,
     target: Target = None,
-    layers: Annotated[bool, typer.Option(help="Print a row for each operator on the NPU.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print all results as JSON.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Print a row for each operator on the NPU.")] = False,
 ) -> None:
     """Show the contents of a .pte or .tflite file, and the memory and time that it needs on the board."""
     from openneutron.report import text
     from openneutron.report.inspect import inspect as read
 
     report = read(file, target)
-    if json:
-        sys.stdout.write(text.as_json(report) + "\n")
+    if terminal.json:
+        terminal.show(None, json_format.loads(text.as_json(report)))
     else:
-        text.render(report, _console(), layers=layers)
+        text.render(report, terminal.out, layers=layers)
 
 
-@app.command()
 def compile(
+    terminal: Terminal,
     program: Path,
+    *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The device program to write.")],
     flavor: Flavor = None,
     time_limit: Annotated[float, typer.Option(help="Seconds that the converter may take for a partition.")] = 600.0,
@@ -91,27 +91,33 @@ def compile(
     write_file(output, compiled.program)
     if compiled.kernel_selection is not None:
         write_file(kernel_selection_path(output), compiled.kernel_selection.encode())
-    _console().print(f"{output}: {len(compiled.program):,} bytes, {len(compiled.payloads)} device payloads")
+    size, payloads = len(compiled.program), len(compiled.payloads)
+    terminal.show(
+        f"{output}: {size:,} bytes, {payloads} device payloads",
+        {"file": str(output), "bytes": size, "device_payloads": payloads},
+    )
 
 
-@app.command()
-def doctor(flavor: Flavor = None, target: Target = None) -> None:
+def doctor(terminal: Terminal, flavor: Flavor = None, target: Target = None) -> None:
     """Check the vendor's converter on a tiny model, and print a report to send."""
     from openneutron.vendor.doctor import check_converter
 
     report = check_converter(flavor, target)
-    sys.stdout.write(report.text)
+    terminal.show(report.text.rstrip("\n"), {"passed": report.passed, "report": report.text})
     raise typer.Exit(0 if report.passed else 1)
 
 
-def main() -> None:
-    """Run the command line. Errors of OpenNeutron are printed without a traceback."""
-    try:
-        app()
-    except OpenNeutronError as error:
-        Console(stderr=True, soft_wrap=True).print("[bold red]error[/]:", escape(str(error)), highlight=False)
-        raise SystemExit(2) from error
+def init(
+    terminal: Terminal,
+    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("openneutron.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write an openneutron.toml with every setting of `build`, as comments."""
+    from openneutron.core.files import write_file
+    from openneutron.errors import OutputError
+    from openneutron.settings import template
 
-
-if __name__ == "__main__":
-    main()
+    if file.exists() and not force:
+        raise OutputError(f"'{file}' exists. Give another name, or --force to replace it.")
+    write_file(file, template().encode())
+    terminal.show(f"{file}: edit it, then run `openneutron build --config {file} -o out`", {"file": str(file)})

@@ -1,0 +1,47 @@
+"""The entry point of the command line, with its exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import openneutron
+from openneutron.cli import build_verbs, file_verbs
+from openneutron.cli.terminal import print_error
+from openneutron.cli.verbs import WRONG_USE, app
+from openneutron.errors import OpenNeutronError
+
+__all__ = ["main"]
+
+file_verbs.add_verbs()
+build_verbs.add_verbs()
+
+
+def _show_version(shown: bool) -> None:
+    if shown:
+        typer.echo(f"openneutron {openneutron.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Quantize PyTorch models for NXP's eIQ Neutron NPU, and build, run and check their programs."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line, and exits. Errors of OpenNeutron are printed without a traceback.
+
+    `arguments` are those after the name of the program, by default those of the process.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except OpenNeutronError as error:
+        print_error(str(error))
+        sys.exit(WRONG_USE)

@@ -1,0 +1,93 @@
+"""The output of the command line: results on stdout, and steps, warnings and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+__all__ = ["Terminal", "print_error"]
+
+WIDTH = 160
+"""The width of output that goes to a file or another program."""
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else WIDTH
+    return Console(file=stream, width=width, soft_wrap=True, highlight=False)
+
+
+def print_error(message: str) -> None:
+    """Prints "error: message" to stderr."""
+    _console(stderr=True).print("[bold red]error[/]:", escape(message))
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """The output of one verb.
+
+    - `json`: results are printed as one JSON document, and nothing else goes to stdout.
+    - `quiet`: only results, warnings and errors are printed.
+    - `verbose`: messages of the log are printed, too.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    out: Console = field(default_factory=lambda: _console(stderr=False))
+    err: Console = field(default_factory=lambda: _console(stderr=True))
+
+    def show(self, result: Any, data: Any) -> None:
+        """Prints a result: `data` as JSON with the option --json, else `result`, a text or an object of rich."""
+        if self.json:
+            sys.stdout.write(json.dumps(data, indent=2) + "\n")
+        else:
+            self.out.print(result, markup=False)
+
+    def note(self, text: str) -> None:
+        """Prints a line about the progress, such as the name of a file that was written."""
+        if not self.quiet:
+            self.err.print(escape(text))
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether bars and spinners are shown."""
+        return not self.quiet and self.err.is_terminal
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """Shows that a step runs, and its seconds when it has ended."""
+        begin = time.perf_counter()
+        if self.shows_progress:
+            with self.err.status(escape(title)):
+                yield
+        else:
+            yield
+        self.note(f"{title}: {time.perf_counter() - begin:.1f} s")
+
+    @contextmanager
+    def messages(self) -> Iterator[None]:
+        """Prints each warning of OpenNeutron once, in one line, and the log with `verbose`.
+
+        Warnings of other packages are about their own internals. They are printed with `verbose`.
+        """
+        if self.verbose:
+            logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.showwarning = self._show_warning  # type: ignore[assignment]
+            yield
+
+    def _show_warning(self, message: Warning | str, category: type[Warning], *_: Any) -> None:
+        if category.__module__.startswith("openneutron") or self.verbose:
+            self.err.print("[bold yellow]warning[/]:", escape(str(message)))

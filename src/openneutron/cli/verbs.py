@@ -1,0 +1,122 @@
+"""Makes commands of typer from functions and from the declared settings."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from openneutron.cli.terminal import Terminal, print_error
+from openneutron.core.messages import first_line
+from openneutron.errors import OpenNeutronError
+from openneutron.settings import Field, Settings, fields_of, read_settings
+
+__all__ = ["FAILED", "FAULT", "INTERRUPTED", "WRONG_USE", "add_verb", "app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Quantize PyTorch models for NXP's eIQ Neutron NPU, and build, run and check their programs.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+FAILED, WRONG_USE, FAULT, INTERRUPTED = 1, 2, 3, 130
+"""The exit codes: a check failed; wrong use or input; a fault of OpenNeutron; interrupted by Ctrl-C. 0 is success."""
+
+_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "tuple[float, ...]": str, "tuple[str, ...]": list[str]}
+_SHORT = {"neutron_converter_flavor": ("--flavor",)}
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="An openneutron.toml with settings.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results, warnings and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the log, too.")]
+
+
+def add_verb(function: Callable[..., None], *, sections: tuple[str, ...] = (), model_is_argument: bool = False) -> None:
+    """Adds a function as a verb of the same name.
+
+    The function gets a `Terminal` as its first argument. With `sections`, it gets `Settings` as its second argument,
+    and the verb has an option for each setting of these sections and `--config`. With `model_is_argument`, the setting
+    `model` is an argument of the verb instead of an option. The other parameters are those of typer.
+    """
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[2 if sections else 1 :]
+    settings = [_parameter(one, model_is_argument) for section in sections for one in fields_of(section)]
+    first = [one for one in settings if one.name == "model" and model_is_argument]
+    rest = [one for one in settings if one not in first]
+    config = [_keyword("config", Config, None)] if sections else []
+    common = [_keyword("json", Json, False), _keyword("quiet", Quiet, False), _keyword("verbose", Verbose, False)]
+    own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
+    names = frozenset(one.name for one in settings)
+
+    @functools.wraps(function)
+    def verb(json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
+        terminal = Terminal(json, quiet, verbose)
+        with terminal.messages(), _typed_exits(verbose=verbose):
+            if not sections:
+                function(terminal, **values)
+                return
+            given = {name: value for name, value in values.items() if name in names and value not in (None, [])}
+            others = {name: value for name, value in values.items() if name not in names and name != "config"}
+            function(terminal, _settings(values["config"], given), **others)
+
+    parameters = [*first, *own, *config, *rest, *common]
+    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    verb.__annotations__ = {one.name: one.annotation for one in parameters}
+    del verb.__wrapped__
+    app.command(function.__name__.replace("_", "-"))(verb)
+
+
+@contextmanager
+def _typed_exits(*, verbose: bool) -> Iterator[None]:
+    """Ends the process with a message and an exit code for Ctrl-C and for faults of OpenNeutron."""
+    try:
+        yield
+    except (OpenNeutronError, typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt as error:
+        print_error("interrupted. Files that were complete are kept, and no file is half-written.")
+        raise typer.Exit(INTERRUPTED) from error
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        print_error(
+            f"{type(error).__name__}: {first_line(error)} This is a fault of OpenNeutron. Run the command again with "
+            "--verbose, and report the traceback that it prints."
+        )
+        raise typer.Exit(FAULT) from error
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _parameter(declared: Field, model_is_argument: bool) -> inspect.Parameter:
+    """Returns the parameter of a setting. Its default is None, which says that the setting is not given."""
+    text = declared.help
+    if declared.choices:
+        text += f" One of {', '.join(declared.choices)}."
+    if declared.default not in (None, (), False):
+        text += f" [default: {_shown(declared.default)}]"
+    kind = _TYPES[declared.kind]
+    if declared.name == "model" and model_is_argument:
+        annotation = Annotated[str | None, typer.Argument(metavar="MODEL", help=text, show_default=False)]
+        return _keyword(declared.name, annotation, None)
+    option = f"--{declared.name.replace('_', '-')}"
+    flags = [f"{option}/--no-{option[2:]}"] if kind is bool else [option, *_SHORT.get(declared.name, ())]
+    info = typer.Option(*flags, metavar=declared.metavar, help=text, show_default=False)
+    return _keyword(declared.name, Annotated[kind | None, info], None)
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _settings(config: Path | None, given: Mapping[str, Any]) -> Settings:
+    return Settings.of(given) if config is None else read_settings(config, given)
