@@ -127,6 +127,8 @@ class NeutronProgram:
     """
     leaves: tuple[Leaf, ...] | None = field(default=None, repr=False)
     """The path of each input of the `.pte` in the arguments of `forward`; None if unknown."""
+    origins: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
+    """For each delegate, the node of `placement` that each operator of its TFLite model came from, in their order."""
 
     @property
     def is_device(self) -> bool:
@@ -384,7 +386,7 @@ def lower(
     example inputs; `TargetError` for an unknown target; `OptionError` for invalid options; `ConverterError` if the
     vendor's converter is missing or fails. Warns with a `CpuWarning` if no operator runs on the NPU.
     """
-    from openneutron.partition.partitioner import CpuWarning, cpu_message
+    from openneutron.partition.partitioner import CpuWarning, cpu_message, origins_of
     from openneutron.partition.placing import place
 
     module, kept, own_target = _converted(quantized)
@@ -407,15 +409,18 @@ def lower(
         if not all(leaf.is_tensor and len(leaf.path) == 1 for leaf in leaves) or examples.kwargs:
             methods[INPUT_NAMES] = text_of_leaves(leaves)
         portable = _portable_program(placed, methods or None)
+        origins = origins_of(placed)
     if not any(row.where == "npu" for row in rows):
         warnings.warn(cpu_message(rows), CpuWarning, stacklevel=2)
     converter = converter_for(options.payload, options.neutron_converter_flavor)
     if converter is None or not any(row.where == "npu" for row in rows):
-        return NeutronProgram(portable, rows, options.target, leaves=leaves)
+        return NeutronProgram(portable, rows, options.target, leaves=leaves, origins=origins)
     folder = None if options.intermediates_dir is None else Path(options.intermediates_dir)
     compiled = compile_program(portable, converter, intermediates_dir=folder)
     kernels = tuple(payload.kernels for payload in compiled.payloads)
-    return NeutronProgram(compiled.program, rows, options.target, portable, compiled.kernel_selection, kernels, leaves)
+    return NeutronProgram(
+        compiled.program, rows, options.target, portable, compiled.kernel_selection, kernels, leaves, origins
+    )
 
 
 def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, str]:

@@ -30,7 +30,9 @@ from openneutron.targets import NeutronTargetSpec
 from openneutron.vendor.device import DevicePayload, compile_payloads, kernel_selection_of
 from openneutron.vendor.sdk import Converter, converter_for
 
-__all__ = ["CpuWarning", "NeutronPartitioner", "check_cpu_operators", "compile_placed", "cpu_message"]
+__all__ = [
+    "CpuWarning", "NeutronPartitioner", "check_cpu_operators", "compile_placed", "cpu_message", "origins_of",
+]  # fmt: skip
 
 
 class CpuWarning(UserWarning):
@@ -140,6 +142,16 @@ def compile_placed(placed: Placed) -> ExportedProgram:
     compiled = _compiled(payloads, options, converter)
     traces = [_traces(*pair) for pair in zip(partitions, compiled, strict=True)] if options.use_profiling else ()
     return replace_partitions(placed.program, partitions, [result.payload for result in compiled], orders, traces)
+
+
+def origins_of(placed: Placed) -> tuple[tuple[str, ...], ...]:
+    """Returns, for each partition, the node that each operator of its TFLite model came from, in their order.
+
+    After `compile_placed`, this takes the IR that was compiled.
+    """
+    orders = assign_dim_orders(placed.program, placed.partitions)
+    graphs = (placed.graphs.formatted(partition, orders.is_channels_last).graph for partition in placed.partitions)
+    return tuple(tuple(op.origin for op in graph.ops) for graph in graphs)
 
 
 def _intermediates(options: CompileOptions) -> Path | None:

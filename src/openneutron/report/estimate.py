@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 
 from openneutron.formats.tflite import Operator
 from openneutron.ir.cost import array_of, cost_of
@@ -19,6 +19,7 @@ __all__ = [
     "Estimate",
     "Fit",
     "LayerEstimate",
+    "ScratchTensor",
     "combined_estimate",
     "estimate_operators",
     "fit_of",
@@ -45,6 +46,17 @@ class LayerEstimate:
     """Bytes of the constants in the NPU's format."""
     live_bytes: int
     """Bytes of the intermediate tensors that must be in memory while the operator runs."""
+
+
+@dataclass(frozen=True)
+class ScratchTensor:
+    """An intermediate tensor in the NPU's scratch memory, needed from layer `first` to layer `last`."""
+
+    name: str
+    shape: tuple[int, ...]
+    bytes: int
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,8 @@ class Estimate:
     """Memory of ExecuTorch's runtime for a `.pte`; None for a TFLite file and for a single delegate."""
     channels_last_saves: int = 0
     """Bytes of scratch and temporary memory that channels-last example inputs would save."""
+    scratch: tuple[ScratchTensor, ...] = field(default=(), repr=False)
+    """The intermediate tensors, in the order in which they are written."""
 
     def __str__(self) -> str:
         from openneutron.report.text import text_of_estimate
@@ -110,11 +124,17 @@ def estimate_operators(operators: Sequence[Operator], target: NeutronTarget) -> 
         ([tensor.index for tensor in operator.inputs if tensor], [tensor.index for tensor in operator.outputs])
         for operator in operators
     ]
-    sizes = {index: tensor.bytes for index, tensor in {**read, **written}.items()}
-    arena = plan(lifetimes(steps, sizes, [tensor.index for tensor in outputs]), len(steps))
+    tensors = {**read, **written}
+    sizes = {index: tensor.bytes for index, tensor in tensors.items()}
+    lives = lifetimes(steps, sizes, [tensor.index for tensor in outputs])
+    arena = plan(lives, len(steps))
+    scratch = tuple(
+        ScratchTensor(tensors[index].name, tensors[index].shape, life.size, life.first, life.last)
+        for index, life in lives.items()
+    )
     layers = tuple(_layer(op, target, live) for op, live in zip(as_ops(operators), arena.live, strict=True))
     io_bytes = sum(tensor.bytes for tensor in (*inputs, *outputs))
-    return _estimate(layers, arena.size, arena.peak, io_bytes, target)
+    return replace(_estimate(layers, arena.size, arena.peak, io_bytes, target), scratch=scratch)
 
 
 def combined_estimate(
@@ -128,9 +148,20 @@ def combined_estimate(
     scratch = max((part.scratch_bytes for part in parts), default=0)
     peak = max((part.peak_bytes for part in parts), default=0)
     estimate = _estimate(layers, scratch, peak, sum(part.io_bytes for part in parts), target)
+    estimate = replace(estimate, scratch=_consecutive(parts))
     if memory is None:
         return estimate
     return replace(estimate, memory=memory, fit=fit_of(layers, scratch, memory.total_bytes, target))
+
+
+def _consecutive(parts: Sequence[Estimate]) -> tuple[ScratchTensor, ...]:
+    """Returns the intermediate tensors of all parts, with the numbers of the layers of all parts together."""
+    starts = accumulate((len(part.layers) for part in parts), initial=0)
+    return tuple(
+        replace(tensor, first=start + tensor.first, last=start + tensor.last)
+        for start, part in zip(starts, parts, strict=False)
+        for tensor in part.scratch
+    )
 
 
 def scratch_in_channels_last(operators: Sequence[Operator], target: NeutronTarget) -> int:

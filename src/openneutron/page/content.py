@@ -1,0 +1,357 @@
+"""The content of a build's `summary.json`, from which the report page is made. Plain data without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from openneutron.page import codec
+
+__all__ = [
+    "AccuracyRow", "AdviceRow", "AnalysisRows", "ChangedSample", "FileRow", "Histogram", "LayerAccuracyRow", "LayerRow",
+    "Memory", "PlacementRow", "Summary", "TargetRow", "TensorRow", "ValidationRow", "Verdict", "finite",
+    "wilson_interval",
+]  # fmt: skip
+
+READY, CHECK, BLOCKED = "ready", "check", "blocked"
+_NORMAL_QUANTILE_OF_97_5_PERCENT = 1.959963984540054
+
+
+def finite(value: float) -> float | None:
+    """Returns the number, or None if it is infinite or NaN, which JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
+def wilson_interval(percentage: float, samples: int) -> tuple[float, float]:
+    """Returns Wilson's 95 % interval of a percentage that was measured on `samples` independent samples, in percent.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+    """
+    if samples < 1:
+        return (0.0, 100.0)
+    share, z = percentage / 100, _NORMAL_QUANTILE_OF_97_5_PERCENT
+    scale = 1 + z * z / samples
+    middle = (share + z * z / (2 * samples)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples * samples))
+    return (100 * max(0.0, middle - half), 100 * min(1.0, middle + half))
+
+
+@dataclass(frozen=True)
+class ChangedSample:
+    """A sample that the float model classifies correctly and another model does not, or the other way round."""
+
+    name: str
+    """Name of the sample, for example its path in the data folder."""
+    label: str
+    before: str
+    """The float model's class."""
+    after: str
+    """The other model's class."""
+    picture: str | None = None
+    """A thumbnail of the sample as a `data:` URI; None for a sample that is no image."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the float model is right and the other model is wrong."""
+        return self.before == self.label
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """The accuracy of one form of the model on labelled samples."""
+
+    name: str
+    """ "float", "int8" or ".pte". The first row of a summary is the one that others are compared with."""
+    value: float | None
+    """None if it is not a finite number."""
+    samples: int
+    interval: tuple[float, float] | None = None
+    """The 95 % interval of `value`; None if it is unknown."""
+    changed: tuple[ChangedSample, ...] = ()
+    """The samples that changed sides against the first row: from right to wrong, or from wrong to right."""
+    metric: str = "top1"
+    unit: str = "%"
+    higher_is_better: bool = True
+
+    @classmethod
+    def of_percentage(
+        cls, name: str, value: float, samples: int, changed: tuple[ChangedSample, ...] = (), metric: str = "top1"
+    ) -> AccuracyRow:
+        """Returns the row of a percentage of `samples`, with Wilson's interval."""
+        return cls(name, value, samples, wilson_interval(value, samples), changed, metric)
+
+    @property
+    def lost(self) -> int:
+        """Number of samples that are right in the first row and wrong in this one."""
+        return sum(one.is_lost for one in self.changed)
+
+    @property
+    def gained(self) -> int:
+        """Number of samples that are wrong in the first row and right in this one."""
+        return len(self.changed) - self.lost
+
+
+@dataclass(frozen=True)
+class ValidationRow:
+    """The difference between the `.pte` and a reference on the same inputs, for one output or layer."""
+
+    name: str
+    """Name of the output, or of the layer's node."""
+    sqnr_db: float | None
+    """None if the two are equal."""
+    cosine: float | None
+    max_error: float | None
+    """The largest absolute difference, in the output's unit; None if it is not finite."""
+    lsb: float | None = None
+    """The largest difference in int8 steps; None for an output that is not quantized."""
+    reference: str = "float"
+    """What the `.pte` is compared with: "float" or "int8" for the converted module."""
+    samples: int | None = None
+    limit: str | None = None
+    """The limit that this row was checked against, as text; None if there was none."""
+    passed: bool = True
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """The target. None means unknown."""
+
+    name: str
+    soc: str
+    npu: str | None
+    neutron_class: str
+    macs_per_cycle: int
+    """Multiply-accumulates per cycle that the estimates use."""
+    clock_hz: int | None
+    sram_bytes: int | None
+    flash_bytes: int | None
+    assumptions: tuple[str, ...] = ()
+    """Numbers that the estimates assume, because NXP does not publish them."""
+
+
+@dataclass(frozen=True)
+class PlacementRow:
+    """Where one operator runs."""
+
+    node: str
+    op: str
+    where: str
+    """ "npu" or "cpu"."""
+    partition: int | None = None
+    reason: str | None = None
+    """The reason why it is on the CPU."""
+    module: str | None = None
+    source: str | None = None
+    """The user's "file:line"."""
+    cpu_cycles: int | None = None
+    """Estimated cycles on the CPU; None on the NPU and if unknown."""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """The estimate for one operator on the NPU, in order of execution. Sizes are in bytes."""
+
+    operator: str
+    """TFLite name of the operator."""
+    tensor: str
+    """Name of its output tensor in the TFLite model."""
+    output_shape: tuple[int, ...]
+    delegate: int
+    macs: int
+    cycles: int
+    utilization: float
+    """Mean share of busy multipliers, 0 to 1."""
+    weight_bytes: int
+    live_bytes: int
+    node: str | None = None
+    """The node of the quantized graph that it comes from; None if unknown."""
+    module: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """An intermediate tensor in the NPU's scratch memory, needed from layer `first` to layer `last`."""
+
+    name: str
+    shape: tuple[int, ...]
+    bytes: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that the program needs on the target. All but `planned_bytes` and the target's numbers are estimates."""
+
+    verdict: str
+    """ "fits", "fits with fetch_constants_to_sram", "does not fit", or "unknown"."""
+    needed_bytes: int
+    missing_bytes: int
+    weight_bytes: int
+    scratch_bytes: int
+    peak_bytes: int
+    io_bytes: int
+    planned_bytes: int
+    """Memory that ExecuTorch plans for inputs, outputs, and tensors of the CPU."""
+    given_bytes: int
+    method_bytes: int
+    temporary_bytes: int
+    int8_io_saves: int
+    channels_last_saves: int
+    blame: tuple[str, ...] = ()
+    tensors: tuple[TensorRow, ...] = ()
+
+    @property
+    def runtime_bytes(self) -> int:
+        """Bytes of ExecuTorch's runtime and of the application's inputs and outputs."""
+        return self.planned_bytes + self.given_bytes + self.method_bytes + self.temporary_bytes
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of float and of dequantized values in equal bins from `low` to `high`."""
+
+    low: float
+    high: float
+    reference: tuple[int, ...]
+    quantized: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerAccuracyRow:
+    """The accuracy of a quantized layer. SQNRs are None without any error."""
+
+    node: str
+    op: str
+    activation: str | None
+    module: str | None
+    source: str | None
+    position: int
+    sqnr_db: float | None
+    own_sqnr_db: float | None
+    error_share: float | None
+    """The share of the final error that disappears if this layer alone is in float; None if not measured."""
+    float_range: tuple[float, float]
+    int8_range: tuple[float, float]
+    saturation: float
+    channels: int
+    dead_channels: int
+    lost_channels: int
+    weight_range: tuple[float, float] | None = None
+    weight_channels: int | None = None
+    weak_channels: int | None = None
+    lsb: int | None = None
+    """The largest difference between the `.pte` and the module in this layer, in int8 steps; None if not compared."""
+    tolerance: int | None = None
+    """The largest difference that the operator may have."""
+    histogram: Histogram | None = None
+    """Only of the worst layers."""
+
+
+@dataclass(frozen=True)
+class AdviceRow:
+    """A remedy for one layer."""
+
+    node: str
+    module: str | None
+    why: str
+    what: str
+    code: str
+    removes: float | None
+
+
+@dataclass(frozen=True)
+class AnalysisRows:
+    """An analysis of accuracy. `layers` begins with the layers that cause most of the error."""
+
+    verdict: str
+    samples: int
+    share_samples: int
+    output_sqnr_db: float | None
+    weights_sqnr_db: float | None
+    activations_sqnr_db: float | None
+    layers: tuple[LayerAccuracyRow, ...]
+    advice: tuple[AdviceRow, ...] = ()
+    output_lsb: float | None = None
+    """The largest difference between the outputs of `.pte` and module, in int8 steps; None if not compared."""
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """A file of the build, or a section of the `.pte`, and its size in bytes."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict in one sentence, and what stands in the way."""
+
+    level: str
+    """ "ready", "check" (something needs a decision) or "blocked"."""
+    sentence: str
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The content of `summary.json`. The same build has the same summary, byte for byte, with the same `date`."""
+
+    model: str
+    target: TargetRow
+    payload: str
+    """ "portable", "device", "mixed", or "none" for a program without a part for the NPU."""
+    verdict: Verdict
+    memory: Memory
+    layers: tuple[LayerRow, ...]
+    placement: tuple[PlacementRow, ...]
+    program_bytes: int
+    cycles: int | None
+    """Estimated cycles of the NPU; None if a delegate is compiled, so that its operators are unknown."""
+    milliseconds: float | None
+    """Time of the cycles at the target's clock; None if the clock is unknown."""
+    date: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    flavor: str | None = None
+    """The converter whose limits apply; None for the modern generation."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Options of the build, by their names, as text."""
+    recipe: Mapping[str, str] = field(default_factory=dict)
+    """The recovery recipe that was followed, as text; empty without recovery."""
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    accuracy: tuple[AccuracyRow, ...] = ()
+    validation: tuple[ValidationRow, ...] = ()
+    analysis: AnalysisRows | None = None
+    sections: tuple[FileRow, ...] = ()
+    """Sections of the `.pte`."""
+    files: tuple[FileRow, ...] = ()
+    """Files of the build."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Time of each step. Leave it empty for a summary that is compared byte by byte."""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates on the NPU."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def on_cpu(self) -> tuple[PlacementRow, ...]:
+        """The operators on the CPU."""
+        return tuple(row for row in self.placement if row.where == "cpu")
+
+    def as_json(self) -> str:
+        """Returns the summary as JSON text, with the version of the format."""
+        return codec.as_json(self)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, what: str = "summary.json") -> Summary:
+        """Reads the result of `as_json`.
+
+        Raises `FormatError` for text that is not JSON, for another version of the format, and for a field that is
+        missing, unknown or of another type. The message names the field and the file `what`.
+        """
+        return codec.from_json(cls, text, what)

@@ -1,0 +1,343 @@
+"""Makes a `Summary` from the results of `quantize`, `lower` and `analyze`, or from a bare `.pte`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import openneutron
+from openneutron.compile_spec import CompileOptions
+from openneutron.core.files import read_file
+from openneutron.errors import InputError
+from openneutron.formats import pte
+from openneutron.ir.cost import array_of
+from openneutron.page.content import (
+    AccuracyRow,
+    AdviceRow,
+    AnalysisRows,
+    FileRow,
+    Histogram,
+    LayerAccuracyRow,
+    LayerRow,
+    Memory,
+    PlacementRow,
+    Summary,
+    TargetRow,
+    TensorRow,
+    ValidationRow,
+    Verdict,
+    finite,
+)
+from openneutron.page.cpu_cost import cpu_costs, kernel_cycles
+from openneutron.page.verdict import verdict_of
+from openneutron.report.estimate import LayerEstimate
+from openneutron.report.inspect import NEUTRON_BACKEND, Delegate, Report, TensorSummary, inspect_bytes
+from openneutron.report.runtime_memory import RuntimeMemory
+from openneutron.targets import NeutronTargetSpec
+
+if TYPE_CHECKING:
+    from openneutron.accuracy.result import Analysis, LayerAccuracy
+    from openneutron.flow import NeutronProgram, QuantizedModel
+    from openneutron.partition.placing import Placement
+
+__all__ = ["HISTOGRAMS", "analysis_rows", "short_source", "summarize"]
+
+HISTOGRAMS = 6
+"""Number of worst layers whose histograms a summary keeps."""
+
+_DISTRIBUTIONS = ("torch", "executorch", "torchao", "ai-edge-litert")
+_CONVERSIONS = ("quantized_decomposed::quantize_per_tensor", "quantized_decomposed::dequantize_per_tensor")
+
+
+def summarize(
+    model: str,
+    program: NeutronProgram | bytes | str | os.PathLike[str],
+    *,
+    quantized: QuantizedModel | None = None,
+    analysis: Analysis | None = None,
+    accuracy: Sequence[AccuracyRow] = (),
+    validation: Sequence[ValidationRow] = (),
+    options: Mapping[str, Any] | None = None,
+    date: str | None = None,
+    files: Mapping[str, int] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    target: str | None = None,
+) -> Summary:
+    """Returns all that is known of a program.
+
+    - `model`: the name of the model.
+    - `program`: the result of `lower`, or a `.pte` as bytes or by its path. Of a bare `.pte`, the operators have no
+      nodes, modules, source lines and reasons.
+    - `quantized`, `analysis`: the results of `quantize` and `analyze`. `quantized` gives the recipe, and the estimated
+      cycles of operators on the CPU.
+    - `accuracy`: the first row is the one that others are compared with, usually that of the float model.
+    - `options`: the options of the build by their names. Their values are written as text.
+    - `date`: the date of the build as text. The clock is not read, so that equal builds have equal summaries.
+    - `files`: the sizes of the files of the build in bytes.
+    - `seconds`: the time of each step. Leave it out if summaries are compared byte by byte.
+    - `target`: the target of the estimates, by default that of the program.
+
+    Raises `InputError` for a file that cannot be read, `FormatError` and `PayloadError` for a damaged one, and
+    `TargetError` for an unknown target.
+    """
+    lowered = None if isinstance(program, (bytes, str, os.PathLike)) else program
+    if lowered is not None:
+        file, portable = lowered.buffer, lowered.portable
+    else:
+        file = portable = program if isinstance(program, bytes) else read_file(program)  # type: ignore[arg-type]
+    chosen = target or (None if lowered is None else lowered.target)
+    estimated = inspect_bytes(portable, "the program", chosen)
+    if estimated.format != "pte":
+        raise InputError(
+            f"A summary needs an ExecuTorch program (.pte), and this is a file of format {estimated.format}."
+        )
+    actual = estimated if portable is file else inspect_bytes(file, "the program", chosen)
+    method = pte.read(portable).methods[0]
+    if lowered is None:
+        placement, layers = _placement_of_file(method, estimated), _layers(estimated, (), {})
+    else:
+        costs = _cpu_costs(quantized, lowered)
+        placement = tuple(_placement_row(row, costs) for row in lowered.placement)
+        layers = _layers(estimated, lowered.origins, {row.node: row for row in placement})
+    without_verdict = Summary(
+        model=model,
+        target=_target_row(estimated.estimate.target),
+        payload=_payload_kind(actual),
+        verdict=Verdict("", ""),
+        memory=_memory(estimated, actual),
+        layers=layers,
+        placement=placement,
+        program_bytes=len(file),
+        cycles=estimated.cycles,
+        milliseconds=None if estimated.cycles is None else estimated.estimate.milliseconds,
+        date=date,
+        versions=_versions(),
+        flavor=_flavor_of(method),
+        options={name: _text(value) for name, value in (options or {}).items()},
+        recipe=_recipe(quantized),
+        inputs=tuple(map(_edge, estimated.inputs)) if lowered is None else _named(estimated.inputs, lowered),
+        outputs=tuple(map(_edge, estimated.outputs)),
+        accuracy=tuple(accuracy),
+        validation=tuple(validation),
+        analysis=None if analysis is None else analysis_rows(analysis),
+        sections=tuple(FileRow(section.name, section.bytes) for section in actual.sections),
+        files=tuple(FileRow(name, size) for name, size in (files or {}).items()),
+        seconds=dict(seconds or {}),
+    )
+    return replace(without_verdict, verdict=verdict_of(without_verdict))
+
+
+def analysis_rows(analysis: Analysis) -> AnalysisRows:
+    """Returns the content of an analysis. Only the `HISTOGRAMS` worst layers keep their histograms."""
+    comparison = analysis.comparison
+    compared = {} if comparison is None else {layer.node: (layer.lsb, layer.tolerance) for layer in comparison.layers}
+    layers = (
+        _layer_accuracy(layer, compared.get(layer.node, (None, None)), keeps_histogram=rank < HISTOGRAMS)
+        for rank, layer in enumerate(analysis.layers)
+    )
+    return AnalysisRows(
+        verdict=analysis.verdict,
+        samples=analysis.samples,
+        share_samples=analysis.share_samples,
+        output_sqnr_db=finite(analysis.output_sqnr_db),
+        weights_sqnr_db=finite(analysis.weights_sqnr_db),
+        activations_sqnr_db=finite(analysis.activations_sqnr_db),
+        layers=tuple(layers),
+        advice=tuple(
+            AdviceRow(one.node, one.module, one.why, one.what, one.code, one.removes) for one in analysis.advice
+        ),
+        output_lsb=None if comparison is None else finite(comparison.output_lsb),
+    )
+
+
+def _layer_accuracy(
+    layer: LayerAccuracy, compared: tuple[int | None, int | None], *, keeps_histogram: bool
+) -> LayerAccuracyRow:
+    bins = layer.histogram
+    return LayerAccuracyRow(
+        node=layer.node,
+        op=layer.op,
+        activation=layer.activation,
+        module=layer.module,
+        source=None if layer.source is None else short_source(layer.source),
+        position=layer.position,
+        sqnr_db=finite(layer.sqnr_db),
+        own_sqnr_db=finite(layer.own_sqnr_db),
+        error_share=None if layer.error_share is None else finite(layer.error_share),
+        float_range=layer.float_range,
+        int8_range=layer.int8_range,
+        saturation=layer.saturation,
+        channels=layer.channels,
+        dead_channels=layer.dead_channels,
+        lost_channels=layer.lost_channels,
+        weight_range=layer.weight_range,
+        weight_channels=layer.weight_channels,
+        weak_channels=layer.weak_channels,
+        lsb=compared[0],
+        tolerance=compared[1],
+        histogram=Histogram(bins.low, bins.high, bins.reference, bins.quantized) if keeps_histogram else None,
+    )
+
+
+def _cpu_costs(quantized: QuantizedModel | None, program: NeutronProgram) -> dict[str, int]:
+    if quantized is None or quantized.reference is None:
+        return {}
+    return cpu_costs(quantized.reference, {row.node for row in program.placement if row.where == "cpu"}, program.target)
+
+
+def _placement_row(row: Placement, costs: Mapping[str, int]) -> PlacementRow:
+    cycles = costs.get(row.node) if row.where == "cpu" else None
+    source = None if row.source is None else short_source(row.source)
+    return PlacementRow(row.node, row.op, row.where, row.partition, row.reason, row.module, source, cycles)
+
+
+def short_source(source: str) -> str:
+    """Returns "file:line" with the path as of the folder of installed packages, or of the current folder.
+
+    The path does not then depend on where the project lies. A path elsewhere is unchanged.
+    """
+    for folder in ("site-packages", "dist-packages"):
+        if (parts := source.rpartition(f"/{folder}/"))[1]:
+            return parts[2]
+    return source.removeprefix(f"{Path.cwd().as_posix()}/")
+
+
+def _placement_of_file(method: pte.Method, report: Report) -> tuple[PlacementRow, ...]:
+    """Returns a row for each CPU kernel and for each operator of a delegate, in order of execution."""
+    delegates = iter(report.delegates)
+    rows: list[PlacementRow] = []
+    for number, call in enumerate(method.calls):
+        if isinstance(call, pte.KernelCall):
+            if not call.name.startswith(_CONVERSIONS):
+                rows.append(PlacementRow(f"call {number}", call.name, "cpu", cpu_cycles=kernel_cycles(method, call)))
+        else:
+            rows += _delegate_rows(next(delegates), number)
+    return tuple(rows)
+
+
+def _delegate_rows(delegate: Delegate, call: int) -> Iterator[PlacementRow]:
+    where = "npu" if delegate.backend == NEUTRON_BACKEND else delegate.backend
+    if delegate.estimate is None:
+        yield PlacementRow(f"call {call}", f"{delegate.kind} payload", where, call)
+        return
+    for layer in delegate.estimate.layers:
+        yield PlacementRow(layer.output, layer.operator, where, call)
+
+
+def _layers(report: Report, origins: Sequence[Sequence[str]], rows: Mapping[str, PlacementRow]) -> tuple[LayerRow, ...]:
+    """Returns a row for each operator of a delegate whose operators are known, in order of execution."""
+    found: list[LayerRow] = []
+    ours = [delegate for delegate in report.delegates if delegate.backend == NEUTRON_BACKEND]
+    for number, delegate in enumerate(ours):
+        layers = () if delegate.estimate is None else delegate.estimate.layers
+        nodes = (
+            origins[number] if number < len(origins) and len(origins[number]) == len(layers) else [None] * len(layers)
+        )
+        found += (_layer(layer, number, node, rows.get(node or "")) for layer, node in zip(layers, nodes, strict=True))
+    return tuple(found)
+
+
+def _layer(layer: LayerEstimate, delegate: int, node: str | None, row: PlacementRow | None) -> LayerRow:
+    return LayerRow(
+        operator=layer.operator,
+        tensor=layer.output,
+        output_shape=layer.output_shape,
+        delegate=delegate,
+        macs=layer.macs,
+        cycles=layer.cycles,
+        utilization=layer.utilization,
+        weight_bytes=layer.weight_bytes,
+        live_bytes=layer.live_bytes,
+        node=node,
+        module=None if row is None else row.module,
+        source=None if row is None else row.source,
+    )
+
+
+def _memory(estimated: Report, actual: Report) -> Memory:
+    estimate, fit = estimated.estimate, actual.estimate.fit
+    runtime = actual.estimate.memory or RuntimeMemory()
+    return Memory(
+        verdict=fit.verdict,
+        needed_bytes=fit.needed_bytes,
+        missing_bytes=fit.missing_bytes,
+        weight_bytes=actual.weight_bytes,
+        scratch_bytes=actual.scratch_bytes,
+        peak_bytes=estimate.peak_bytes,
+        io_bytes=estimate.io_bytes,
+        planned_bytes=runtime.planned_bytes,
+        given_bytes=runtime.given_bytes,
+        method_bytes=runtime.method_bytes,
+        temporary_bytes=runtime.temporary_bytes,
+        int8_io_saves=max(0, runtime.int8_io_saves),
+        channels_last_saves=estimate.channels_last_saves,
+        blame=fit.blame,
+        tensors=tuple(TensorRow(one.name, one.shape, one.bytes, one.first, one.last) for one in estimate.scratch),
+    )
+
+
+def _target_row(name: str) -> TargetRow:
+    target = NeutronTargetSpec(name).neutron_target
+    array = array_of(target)
+    return TargetRow(
+        name=target.name,
+        soc=target.soc,
+        npu=target.npu,
+        neutron_class=target.neutron_class,
+        macs_per_cycle=array.macs_per_cycle,
+        clock_hz=target.clock_hz,
+        sram_bytes=target.sram_bytes,
+        flash_bytes=target.flash_bytes,
+        assumptions=array.assumptions,
+    )
+
+
+def _payload_kind(report: Report) -> str:
+    kinds = {delegate.kind for delegate in report.delegates if delegate.backend == NEUTRON_BACKEND}
+    return "none" if not kinds else kinds.pop() if len(kinds) == 1 else "mixed"
+
+
+def _flavor_of(method: pte.Method) -> str | None:
+    ours = (call for call in method.delegates if call.backend == NEUTRON_BACKEND)
+    return next((CompileOptions.from_values(call.compile_specs).neutron_converter_flavor for call in ours), None)
+
+
+def _versions() -> dict[str, str]:
+    installed = {"openneutron": openneutron.__version__, "python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[name] = importlib.metadata.version(name)
+    return installed
+
+
+def _recipe(quantized: QuantizedModel | None) -> dict[str, str]:
+    recipe = None if quantized is None else quantized.recipe
+    return {} if recipe is None else {one.name: _text(getattr(recipe, one.name)) for one in fields(recipe)}
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(_text, value))
+    return str(value)
+
+
+def _named(edges: Sequence[TensorSummary], program: NeutronProgram) -> tuple[str, ...]:
+    names = [leaf.name for leaf in program.leaves or ()]
+    if len(names) != len(edges):
+        return tuple(map(_edge, edges))
+    return tuple(_edge(replace(edge, name=name)) for edge, name in zip(edges, names, strict=True))
+
+
+def _edge(edge: TensorSummary) -> str:
+    shape = " x ".join(map(str, edge.shape)) or "scalar"
+    return f"{edge.name}: {edge.dtype} {shape}" + (", channels last" if edge.channels_last else "")

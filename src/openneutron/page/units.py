@@ -1,0 +1,34 @@
+"""Formats numbers for people."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["bytes_text", "count_of", "number_text"]
+
+_UNITS = (("MiB", 1 << 20), ("KiB", 1 << 10))
+
+
+def bytes_text(size: int) -> str:
+    """Returns bytes with three digits in the largest fitting unit, such as "7.50 MiB" or "512 KiB"."""
+    for unit, factor in _UNITS:
+        if size >= factor:
+            return f"{number_text(size / factor)} {unit}"
+    return f"{size} B"
+
+
+def number_text(value: float | None) -> str:
+    """Returns a number with three significant digits, without an exponent between 0.001 and 999,999."""
+    if value is None or not math.isfinite(value):
+        return "unknown"
+    if value == 0:
+        return "0"
+    digits = 2 - math.floor(math.log10(abs(value)))
+    if digits <= 0:
+        return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.3g}"
+    return f"{value:.{digits}f}" if digits <= 6 else f"{value:.3g}"
+
+
+def count_of(count: int, noun: str) -> str:
+    """Returns a count with its noun in the singular or plural: "1 operator", "3 operators"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,115 @@
+"""Judges a build: the verdict in one sentence, and what stands in the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from openneutron.page.content import BLOCKED, CHECK, READY, AccuracyRow, Summary, Verdict
+from openneutron.page.units import bytes_text, count_of, number_text
+
+__all__ = ["COSTLY_SHARE", "SIGNIFICANCE", "is_beyond_chance", "mcnemar", "verdict_of"]
+
+COSTLY_SHARE = 0.1
+"""Operators on the CPU cost much if they take this share of the estimated cycles."""
+SIGNIFICANCE = 0.05
+
+
+def verdict_of(summary: Summary) -> Verdict:
+    """Returns the verdict on a build. Its level is that of the worst finding."""
+    blocked, check = list(_blocked(summary)), list(_checks(summary))
+    reasons = (*blocked, *check)
+    place = f"{summary.target.soc} ({summary.target.name})"
+    if blocked:
+        return Verdict(BLOCKED, f"{summary.model} does not run on the {place} as it is: {_joined(blocked)}.", reasons)
+    if check:
+        return Verdict(
+            CHECK, f"{summary.model} needs a decision before it goes to the {place}: {_joined(check)}.", reasons
+        )
+    if summary.payload in ("portable", "mixed"):
+        sentence = (
+            f"{summary.model} is ready for NXP's converter: `openneutron compile` makes of this portable program the "
+            f"device program for the {place}."
+        )
+        return Verdict(READY, sentence)
+    return Verdict(READY, f"{summary.model} is ready for the {place}.")
+
+
+def _blocked(summary: Summary) -> Iterator[str]:
+    memory, target = summary.memory, summary.target
+    if memory.verdict == "does not fit":
+        yield (
+            f"it needs {bytes_text(memory.needed_bytes)} of SRAM, {bytes_text(memory.missing_bytes)} more than there is"
+            if memory.needed_bytes > (target.sram_bytes or 0)
+            else f"its weights need {bytes_text(memory.missing_bytes)} more flash than there is"
+        )
+    if not any(row.where == "npu" for row in summary.placement):
+        yield "no operator runs on the NPU"
+
+
+def _checks(summary: Summary) -> Iterator[str]:
+    if summary.memory.verdict == "fits with fetch_constants_to_sram":
+        yield "it fits only with fetch_constants_to_sram, which leaves weights in flash"
+    share = cpu_share(summary)
+    if share is not None and share >= COSTLY_SHARE:
+        count = count_of(len(summary.on_cpu), "operator")
+        yield f"{count} on the CPU take{'s' if len(summary.on_cpu) == 1 else ''} about {share:.0%} of the time"
+    for row in summary.accuracy[-1:]:
+        if len(summary.accuracy) > 1 and is_beyond_chance(row, summary.accuracy[0]):
+            yield _loss(row, summary.accuracy[0])
+    failed = [row for row in summary.validation if not row.passed]
+    if failed:
+        first = failed[0]
+        yield f"{count_of(len(failed), 'check')} of the validation failed, first '{first.name}' ({first.limit})"
+
+
+def cpu_share(summary: Summary) -> float | None:
+    """Returns the share of the estimated cycles that operators on the CPU take; None if it is unknown."""
+    costs = [row.cpu_cycles for row in summary.on_cpu]
+    if summary.cycles is None or any(cost is None for cost in costs):
+        return None
+    on_cpu = sum(cost for cost in costs if cost is not None)
+    return on_cpu / max(1, on_cpu + summary.cycles)
+
+
+def is_beyond_chance(row: AccuracyRow, reference: AccuracyRow) -> bool:
+    """Whether `row` is worse than `reference` by more than chance explains.
+
+    If the samples that changed sides are known, an exact McNemar test on them decides (two-sided, 5 %). Otherwise the
+    value must be outside of the reference's interval.
+    """
+    if row.value is None or reference.value is None or row.metric != reference.metric:
+        return row.value is None and reference.value is not None
+    loss = reference.value - row.value if row.higher_is_better else row.value - reference.value
+    if loss <= 0:
+        return False
+    if row.changed:
+        return mcnemar(row.lost, row.gained) < SIGNIFICANCE
+    if reference.interval is None:
+        return False
+    low, high = reference.interval
+    return row.value < low if row.higher_is_better else row.value > high
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Returns the two-sided p-value of McNemar's exact test: a binomial test of `lost` among all changed samples.
+
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions", 1947.
+    """
+    changed, fewer = lost + gained, min(lost, gained)
+    tail = sum(math.comb(changed, k) for k in range(fewer + 1))
+    return min(1.0, float(2 * tail / 2**changed))
+
+
+def _loss(row: AccuracyRow, reference: AccuracyRow) -> str:
+    if row.value is None or reference.value is None:
+        return f"the {row.metric} of {row.name} is not a number"
+    points = abs(reference.value - row.value)
+    unit = " points" if row.unit == "%" else f" {row.unit}".rstrip()
+    return (
+        f"{row.name} loses {number_text(points)}{unit} of {row.metric} against {reference.name}, which is beyond chance"
+    )
+
+
+def _joined(reasons: list[str]) -> str:
+    return reasons[0] if len(reasons) == 1 else ", ".join(reasons[:-1]) + ", and " + reasons[-1]
