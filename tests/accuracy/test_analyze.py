@@ -180,6 +180,9 @@ def test_sqnr_with_weights_alone_is_that_of_the_float_model_with_their_int8_valu
     assert analysis.weights_sqnr_db == pytest.approx(10 * math.log10(signal / noise), abs=0.01)
     assert analysis.output_sqnr_db < min(analysis.weights_sqnr_db, analysis.activations_sqnr_db)
     assert f"{analysis.weights_sqnr_db:.1f} with only weights" in analysis.verdict
+    head = row(analysis, "head")
+    assert head.weights_sqnr_db == pytest.approx(analysis.weights_sqnr_db, abs=1e-3)
+    assert head.activations_sqnr_db == pytest.approx(analysis.activations_sqnr_db, abs=1e-3)
 
 
 def test_all_noise_is_that_of_activations_where_weights_have_codes_of_their_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from tests.accuracy_models import images, net, quantized
 
 from openneutron import NeutronProgram, QuantizedModel, lower
 from openneutron.accuracy import Analysis, analyze
+from openneutron.accuracy.validate import validate
 from openneutron.errors import FormatError, InputError
 from openneutron.formats import pte
 from openneutron.formats.payload import parse
@@ -111,6 +113,17 @@ def test_a_tflite_file_is_refused(program: NeutronProgram) -> None:
         summarize("net", parse(call.payload).tflite)
 
 
+def test_a_validation_becomes_rows_and_failures(model: QuantizedModel, program: NeutronProgram) -> None:
+    found = validate(program, quantized=model, samples=2, min_sqnr_db=200.0)
+    summary = summarize("net", program, quantized=model, validation=found)
+    assert [(row.sqnr_db, row.reference, row.samples) for row in summary.validation] == [
+        (one.sqnr_db if math.isfinite(one.sqnr_db) else None, one.reference, 2) for one in found.outputs
+    ]
+    assert summary.failures == found.failures
+    assert summary.failures
+    assert summary.verdict.level == "check"
+
+
 def test_options_are_text(summary: Summary) -> None:
     assert summary.options == {"recover": "none", "jobs": "2"}
 
@@ -172,7 +185,7 @@ def changed(text: str, change: Callable[[dict[str, Any]], object]) -> str:
         (lambda data: data["memory"].update(tensors=[{}]), r"'memory', 'tensors'\[0\] lacks the field 'name'"),
         (lambda data: data["accuracy"][0].update(interval=[1]), "'interval': expected a list of 2"),
         (lambda data: data.update(options=[]), "'options': expected an object"),
-        (lambda data: data["validation"][0].update(passed=1), "'passed': expected true or false"),
+        (lambda data: data["accuracy"][0].update(higher_is_better=1), "'higher_is_better': expected true or false"),
     ],
 )  # fmt: skip
 def test_a_malformed_field_is_named(summary: Summary, change: Callable[[dict[str, Any]], object], message: str) -> None:
@@ -244,8 +257,8 @@ NPU = PlacementRow("conv2d", "aten.convolution.default", "npu", 0)
             "check",
             "is not a number",
         ),
-        ({"validation": [ValidationRow("out", 3.0, 0.5, 1.0, limit="at least 20 dB", passed=False)]}, "check",
-         r"1 check of the validation failed, first 'out' \(at least 20 dB\)"),
+        ({"failures": ("Output 0 has 3.0 dB against float, below 20.",)}, "check",
+         r"the validation exceeds 1 limit: Output 0 has 3\.0 dB against float, below 20\.$"),
     ],
 )  # fmt: skip
 def test_the_verdict_names_what_stands_in_the_way(

@@ -64,7 +64,8 @@ def analyze(
 
     1. Three SQNRs of the outputs: with everything quantized, with only weights and biases quantized, and with only
        activations quantized.
-    2. The SQNR of each layer's output: with the noise of all layers before it, and with only its own noise.
+    2. The SQNR of each layer's output: with the noise of all layers before it, with only its own noise, with only
+       weights quantized in the network, and with only activations.
     3. The share of the final error that disappears if this layer alone is in float: on the first `share_samples`, for
        the `candidates` layers with the most noise of their own.
     4. With a `program`, the difference between module and program, layer by layer, on `share_samples` (see
@@ -195,9 +196,12 @@ def _gather(
                     node=layer.operator.name,
                 )
             codes = given[layer.quantize]
-            value = (codes.float() - layer.qparams.zero_point) * layer.qparams.scale
+            value = _dequantized(codes, layer)
             one.add(wanted[layer.reference_node], layer.in_float(found.module, given), codes, value)
         alone = (record(found.module, sample, skipped=roundings), record(found.module, sample, known=constants))
+        for one in statistics:
+            weights, activations = (run[one.layer.quantize] for run in alone)
+            one.add_apart(wanted[one.layer.reference_node], weights, _dequantized(activations, one.layer))
         signals = _outputs_of(found.reference, wanted)
         outputs = outputs or [[Noise() for _ in signals] for _ in range(3)]
         for sums, values in zip(outputs, (given, *alone), strict=True):
@@ -205,6 +209,10 @@ def _gather(
                 noise.add(signal, output)
         steps.done()
     return outputs
+
+
+def _dequantized(codes: torch.Tensor, layer: QuantizedLayer) -> torch.Tensor:
+    return (codes.float() - layer.qparams.zero_point) * layer.qparams.scale
 
 
 def _outputs_of(module: GraphModule, values: Mapping[Node, Any]) -> list[torch.Tensor]:
@@ -271,6 +279,8 @@ def _row(position: int, one: Statistics, share: float | None) -> LayerAccuracy:
         can_be_per_channel=weight is not None and weight.takes_per_channel and weight.scales.numel() == 1,
         histogram=_bins(histogram),
         largest_codes=() if weight is None else tuple(largest_codes(weight).tolist()),
+        weights_sqnr_db=one.weights.sqnr_db,
+        activations_sqnr_db=one.activations.sqnr_db,
     )
 
 

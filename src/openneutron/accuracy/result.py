@@ -82,6 +82,10 @@ class LayerAccuracy:
     histogram: Bins
     largest_codes: tuple[int, ...]
     """The largest absolute code of each output channel of its weight."""
+    weights_sqnr_db: float
+    """SQNR of its output with only weights and biases quantized, in all layers up to it."""
+    activations_sqnr_db: float
+    """SQNR of its output with only activations quantized, in all layers up to it."""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,10 @@ class Statistics:
     """Noise of its output in the quantized module, including that of all layers before it."""
     own: Noise = field(default_factory=Noise)
     """Noise of its output against the same layer in float on the same quantized inputs."""
+    weights: Noise = field(default_factory=Noise)
+    """Noise of its output with only weights and biases quantized, in the whole network."""
+    activations: Noise = field(default_factory=Noise)
+    """Noise of its output with only activations quantized, in the whole network."""
     low: float = math.inf
     high: float = -math.inf
     values: int = 0
@@ -93,6 +97,14 @@ class Statistics:
         self._channels = _Extremes.of(rows, self._channels)
         self._codes = _Extremes.of(_by_channel(codes, self.layer.channel_axis), self._codes)
         self.samples_of_a_channel += rows.shape[1]
+
+    def add_apart(self, wanted: torch.Tensor, weights: torch.Tensor, activations: torch.Tensor) -> None:
+        """Adds one sample of the runs with only weights, and with only activations quantized, both dequantized."""
+        hidden = wanted <= HIDDEN_SUM
+        needed = NEEDED_RANGE.read(first_operand(self.layer.quantize))
+        for noise, value in ((self.weights, weights), (self.activations, activations)):
+            seen = wanted.where(hidden, value) if bool(hidden.any()) else value
+            noise.add(*(one.clamp(needed.low, needed.high) for one in (wanted, seen)))
 
     @property
     def channels(self) -> int:

@@ -108,9 +108,6 @@ class ValidationRow:
     reference: str = "float"
     """What the `.pte` is compared with: "float" or "int8" for the converted module."""
     samples: int | None = None
-    limit: str | None = None
-    """The limit that this row was checked against, as text; None if there was none."""
-    passed: bool = True
 
 
 @dataclass(frozen=True)
@@ -179,6 +176,8 @@ class TensorRow:
     bytes: int
     first: int
     last: int
+    offset: int
+    """Its offset in the arena of its delegate."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +230,10 @@ class LayerAccuracyRow:
     position: int
     sqnr_db: float | None
     own_sqnr_db: float | None
+    weights_sqnr_db: float | None
+    """SQNR of its output with only weights quantized in the network."""
+    activations_sqnr_db: float | None
+    """SQNR of its output with only activations quantized in the network."""
     error_share: float | None
     """The share of the final error that disappears if this layer alone is in float; None if not measured."""
     float_range: tuple[float, float]
@@ -259,7 +262,7 @@ class AdviceRow:
     why: str
     what: str
     code: str
-    removes: float | None
+    error_reduction: float | None
 
 
 @dataclass(frozen=True)
@@ -325,6 +328,8 @@ class Summary:
     outputs: tuple[str, ...] = ()
     accuracy: tuple[AccuracyRow, ...] = ()
     validation: tuple[ValidationRow, ...] = ()
+    failures: tuple[str, ...] = ()
+    """A sentence for each limit of the validation that is exceeded."""
     analysis: AnalysisRows | None = None
     sections: tuple[FileRow, ...] = ()
     """Sections of the `.pte`."""

@@ -43,6 +43,7 @@ from openneutron.targets import NeutronTargetSpec
 
 if TYPE_CHECKING:
     from openneutron.accuracy.result import Analysis, LayerAccuracy
+    from openneutron.accuracy.validate import Validation
     from openneutron.flow import NeutronProgram, QuantizedModel
     from openneutron.partition.placing import Placement
 
@@ -62,7 +63,7 @@ def summarize(
     quantized: QuantizedModel | None = None,
     analysis: Analysis | None = None,
     accuracy: Sequence[AccuracyRow] = (),
-    validation: Sequence[ValidationRow] = (),
+    validation: Validation | Sequence[ValidationRow] = (),
     options: Mapping[str, Any] | None = None,
     date: str | None = None,
     files: Mapping[str, int] | None = None,
@@ -77,6 +78,7 @@ def summarize(
     - `quantized`, `analysis`: the results of `quantize` and `analyze`. `quantized` gives the recipe, and the estimated
       cycles of operators on the CPU.
     - `accuracy`: the first row is the one that others are compared with, usually that of the float model.
+    - `validation`: the result of `validate`, or rows.
     - `options`: the options of the build by their names. Their values are written as text.
     - `date`: the date of the build as text. The clock is not read, so that equal builds have equal summaries.
     - `files`: the sizes of the files of the build in bytes.
@@ -105,6 +107,7 @@ def summarize(
         costs = _cpu_costs(quantized, lowered)
         placement = tuple(_placement_row(row, costs) for row in lowered.placement)
         layers = _layers(estimated, lowered.origins, {row.node: row for row in placement})
+    rows, failures = (validation, ()) if isinstance(validation, Sequence) else _validation_rows(validation)
     without_verdict = Summary(
         model=model,
         target=_target_row(estimated.estimate.target),
@@ -124,7 +127,8 @@ def summarize(
         inputs=tuple(map(_edge, estimated.inputs)) if lowered is None else _named(estimated.inputs, lowered),
         outputs=tuple(map(_edge, estimated.outputs)),
         accuracy=tuple(accuracy),
-        validation=tuple(validation),
+        validation=tuple(rows),
+        failures=failures,
         analysis=None if analysis is None else analysis_rows(analysis),
         sections=tuple(FileRow(section.name, section.bytes) for section in actual.sections),
         files=tuple(FileRow(name, size) for name, size in (files or {}).items()),
@@ -150,10 +154,26 @@ def analysis_rows(analysis: Analysis) -> AnalysisRows:
         activations_sqnr_db=finite(analysis.activations_sqnr_db),
         layers=tuple(layers),
         advice=tuple(
-            AdviceRow(one.node, one.module, one.why, one.what, one.code, one.removes) for one in analysis.advice
+            AdviceRow(one.node, one.module, one.why, one.what, one.code, one.error_reduction) for one in analysis.advice
         ),
         output_lsb=None if comparison is None else finite(comparison.output_lsb),
     )
+
+
+def _validation_rows(validation: Validation) -> tuple[tuple[ValidationRow, ...], tuple[str, ...]]:
+    rows = (
+        ValidationRow(
+            name=f"output {one.output}",
+            sqnr_db=finite(one.sqnr_db),
+            cosine=finite(one.cosine),
+            max_error=finite(one.largest),
+            lsb=None if one.lsb is None else finite(one.lsb),
+            reference=one.reference,
+            samples=validation.samples,
+        )
+        for one in validation.outputs
+    )
+    return tuple(rows), validation.failures
 
 
 def _layer_accuracy(
@@ -169,6 +189,8 @@ def _layer_accuracy(
         position=layer.position,
         sqnr_db=finite(layer.sqnr_db),
         own_sqnr_db=finite(layer.own_sqnr_db),
+        weights_sqnr_db=finite(layer.weights_sqnr_db),
+        activations_sqnr_db=finite(layer.activations_sqnr_db),
         error_share=None if layer.error_share is None else finite(layer.error_share),
         float_range=layer.float_range,
         int8_range=layer.int8_range,
@@ -278,7 +300,9 @@ def _memory(estimated: Report, actual: Report) -> Memory:
         int8_io_saves=max(0, runtime.int8_io_saves),
         channels_last_saves=estimate.channels_last_saves,
         blame=fit.blame,
-        tensors=tuple(TensorRow(one.name, one.shape, one.bytes, one.first, one.last) for one in estimate.scratch),
+        tensors=tuple(
+            TensorRow(one.name, one.shape, one.bytes, one.first, one.last, one.offset) for one in estimate.scratch
+        ),
     )
 
 

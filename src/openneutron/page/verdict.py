@@ -57,10 +57,9 @@ def _checks(summary: Summary) -> Iterator[str]:
     for row in summary.accuracy[-1:]:
         if len(summary.accuracy) > 1 and is_beyond_chance(row, summary.accuracy[0]):
             yield _loss(row, summary.accuracy[0])
-    failed = [row for row in summary.validation if not row.passed]
-    if failed:
-        first = failed[0]
-        yield f"{count_of(len(failed), 'check')} of the validation failed, first '{first.name}' ({first.limit})"
+    if summary.failures:
+        count = count_of(len(summary.failures), "limit")
+        yield f"the validation exceeds {count}: {summary.failures[0].rstrip('.')}"
 
 
 def cpu_share(summary: Summary) -> float | None:

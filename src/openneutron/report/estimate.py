@@ -57,6 +57,8 @@ class ScratchTensor:
     bytes: int
     first: int
     last: int
+    offset: int
+    """Its offset in the arena of its delegate."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def estimate_operators(operators: Sequence[Operator], target: NeutronTarget) -> 
     lives = lifetimes(steps, sizes, [tensor.index for tensor in outputs])
     arena = plan(lives, len(steps))
     scratch = tuple(
-        ScratchTensor(tensors[index].name, tensors[index].shape, life.size, life.first, life.last)
+        ScratchTensor(tensors[index].name, tensors[index].shape, life.size, life.first, life.last, arena.offsets[index])
         for index, life in lives.items()
     )
     layers = tuple(_layer(op, target, live) for op, live in zip(as_ops(operators), arena.live, strict=True))
