@@ -9,6 +9,7 @@ the CPU. If an output is below its target, the row names the layer that loses mo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
@@ -141,6 +143,11 @@ def breaking_layer(quantized: QuantizedModel, sample: Tensor) -> LayerLoss | Non
     return largest_loss(quantized.reference, quantized.module, (sample,))
 
 
+def full_ranges() -> contextlib.AbstractContextManager[object]:
+    """Quantize all values over their whole range, also those whose readers saturate (docs/accuracy.md)."""
+    return mock.patch("openneutron.quantizer.annotation.needed_intervals", return_value={})
+
+
 def table_of(results: Iterable[Result]) -> Table:
     """Return one row for each of `results`."""
     table = Table(title="Whole networks, random weights", title_justify="left", show_lines=True)
@@ -176,6 +183,7 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="use the small inputs of continuous integration")
     parser.add_argument("--per-channel", action="store_true", help="use weight scales per channel")
     parser.add_argument("--recover", choices=["fast", "auto"], help="option of `quantize` (default: None)")
+    parser.add_argument("--full-ranges", action="store_true", help="ignore that readers of a value may saturate")
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for the results as JSON")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(ZOO):
@@ -192,7 +200,8 @@ def main() -> int:
         for name in arguments.names or ZOO:
             progress.update(task, description=name)
             member = ZOO[name]
-            results.append(measure(member, member.small if arguments.small else member.full, **options))
+            with full_ranges() if arguments.full_ranges else contextlib.nullcontext():
+                results.append(measure(member, member.small if arguments.small else member.full, **options))
             progress.advance(task)
             if arguments.json:
                 arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=1))

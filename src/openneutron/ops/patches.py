@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
@@ -53,75 +55,78 @@ def _unfold(rewriting: Rewriting) -> Node:
     return rewriting.call(aten.movedim.int, joined, dim + 1, -1)
 
 
-def _height_and_width(instance: OpInstance, name: str) -> tuple[int, int]:
-    values = tuple(instance.args[name])
-    first, second = values * 2 if len(values) == 1 else values
-    return first, second
+@dataclass(frozen=True)
+class _Windows:
+    """The geometry of the windows of im2col and col2im, each field as (height, width)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def counts(self, image: tuple[int, int]) -> tuple[int, int]:
+        """Returns the number of windows in an image, along height and width."""
+        axes = zip(image, self.kernel, self.dilation, self.padding, self.stride, strict=True)
+        rows, columns = ((size + 2 * pad - step * (kernel - 1) - 1) // stride + 1
+                         for size, kernel, step, pad, stride in axes)  # fmt: skip
+        return rows, columns
+
+    def are_tiles_of(self, image: tuple[int, int]) -> bool:
+        """Whether each pixel of an image is in exactly one window."""
+        covers = all(size % step == 0 for size, step in zip(image, self.stride, strict=True))
+        return self.kernel == self.stride and self.dilation == (1, 1) and self.padding == (0, 0) and covers
+
+    def one_hot_filters(self, rewriting: Rewriting, channels: int) -> Node:
+        """Adds one-hot filters, one for each channel and kernel position: [channels * positions, 1, h, w]."""
+        filters = torch.eye(math.prod(self.kernel)).reshape(-1, 1, *self.kernel)
+        return rewriting.constant(filters.repeat(channels, 1, 1, 1))
 
 
-def _window_counts(instance: OpInstance, image: tuple[int, int]) -> list[int]:
-    """Returns the number of windows in an image, along height and width."""
-    names = ("kernel_size", "dilation", "padding", "stride")
-    axes = zip(image, *(_height_and_width(instance, name) for name in names), strict=True)
-    return [(size + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for size, kernel, step, pad, stride in axes]
-
-
-def _is_tiling(instance: OpInstance, image: tuple[int, int]) -> bool:
-    """Whether each pixel is in exactly one window."""
-    kernel, dilation, padding, stride = (
-        _height_and_width(instance, name) for name in ("kernel_size", "dilation", "padding", "stride")
+def _windows_of(instance: OpInstance) -> _Windows:
+    return _Windows(
+        *(_height_and_width(instance.args[name]) for name in ("kernel_size", "stride", "padding", "dilation"))
     )
-    covers = all(size % step == 0 for size, step in zip(image, stride, strict=True))
-    return kernel == stride and dilation == (1, 1) and padding == (0, 0) and covers
 
 
-def _one_hot(rewriting: Rewriting, channels: int) -> Node:
-    """Returns one-hot filters, one for each channel and kernel position: [channels * positions, 1, h, w]."""
-    kernel = _height_and_width(rewriting.instance, "kernel_size")
-    filters = torch.eye(math.prod(kernel)).reshape(-1, 1, *kernel)
-    return rewriting.constant(filters.repeat(channels, 1, 1, 1))
+def _height_and_width(values: Sequence[int]) -> tuple[int, int]:
+    height, width = tuple(values) * 2 if len(values) == 1 else values
+    return height, width
 
 
 def _extract_windows(rewriting: Rewriting) -> Node:
     instance, values = rewriting.instance, rewriting.args["self"]
     *batch, channels, height, width = instance.shape_of("self")
-    kernel, stride, padding, dilation = (
-        _height_and_width(instance, name) for name in ("kernel_size", "stride", "padding", "dilation")
-    )
-    rows, columns = _window_counts(instance, (height, width))
-    if _is_tiling(instance, (height, width)):
-        blocks = [math.prod(batch), channels, rows, kernel[0], columns, kernel[1]]
+    windows = _windows_of(instance)
+    rows, columns = windows.counts((height, width))
+    if windows.are_tiles_of((height, width)):
+        blocks = [math.prod(batch), channels, rows, windows.kernel[0], columns, windows.kernel[1]]
         split = rewriting.call(aten.reshape.default, values, blocks)
-        windows = rewriting.call(aten.permute.default, split, [0, 1, 3, 5, 2, 4])
-        return rewriting.call(aten.reshape.default, windows, list(instance.shape))
+        patches = rewriting.call(aten.permute.default, split, [0, 1, 3, 5, 2, 4])
+        return rewriting.call(aten.reshape.default, patches, list(instance.shape))
     images = rewriting.call(aten.reshape.default, values, [math.prod(batch), channels, height, width])
-    weight = _one_hot(rewriting, channels)
-    options = (list(stride), list(padding), list(dilation), channels)
-    windows = rewriting.call(aten.conv2d.default, images, weight, None, *options)
-    return rewriting.call(aten.reshape.default, windows, list(instance.shape))
+    weight = windows.one_hot_filters(rewriting, channels)
+    options = (list(windows.stride), list(windows.padding), list(windows.dilation), channels)
+    patches = rewriting.call(aten.conv2d.default, images, weight, None, *options)
+    return rewriting.call(aten.reshape.default, patches, list(instance.shape))
 
 
 def _fold_windows(rewriting: Rewriting) -> Node:
     instance, values = rewriting.instance, rewriting.args["self"]
     *batch, channels, height, width = instance.shape
-    kernel, stride, padding, dilation = (
-        _height_and_width(instance, name) for name in ("kernel_size", "stride", "padding", "dilation")
-    )
-    rows, columns = _window_counts(instance, (height, width))
-    if _is_tiling(instance, (height, width)):
-        blocks = [math.prod(batch), channels, *kernel, rows, columns]
+    windows = _windows_of(instance)
+    rows, columns = windows.counts((height, width))
+    if windows.are_tiles_of((height, width)):
+        blocks = [math.prod(batch), channels, *windows.kernel, rows, columns]
         split = rewriting.call(aten.reshape.default, values, blocks)
         image = rewriting.call(aten.permute.default, split, [0, 1, 4, 2, 5, 3])
         return rewriting.call(aten.reshape.default, image, list(instance.shape))
-    windows = [math.prod(batch), channels * math.prod(kernel), rows, columns]
-    split = rewriting.call(aten.reshape.default, values, windows)
-    reach = [
-        (count - 1) * step - 2 * pad + spread * (size - 1) + 1
-        for count, step, pad, spread, size in zip((rows, columns), stride, padding, dilation, kernel, strict=True)
-    ]
-    beyond = [size - end for size, end in zip((height, width), reach, strict=True)]
-    weight = _one_hot(rewriting, channels)
-    options = (list(stride), list(padding), beyond, channels, list(dilation))
+    shape = [math.prod(batch), channels * math.prod(windows.kernel), rows, columns]
+    split = rewriting.call(aten.reshape.default, values, shape)
+    axes = zip((rows, columns), windows.stride, windows.padding, windows.dilation, windows.kernel, strict=True)
+    covered = [(count - 1) * step - 2 * pad + dilation * (size - 1) + 1 for count, step, pad, dilation, size in axes]
+    output_padding = [size - end for size, end in zip((height, width), covered, strict=True)]
+    weight = windows.one_hot_filters(rewriting, channels)
+    options = (list(windows.stride), list(windows.padding), output_padding, channels, list(windows.dilation))
     image = rewriting.call(aten.conv_transpose2d.input, split, weight, None, *options)
     return rewriting.call(aten.reshape.default, image, list(instance.shape))
 
