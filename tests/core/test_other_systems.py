@@ -20,5 +20,5 @@ def test_cores_without_affinity_are_those_of_the_machine(monkeypatch: pytest.Mon
 def test_a_converter_is_ended_without_process_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "killpg", raising=False)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    sdk._end(child)
+    sdk._kill_process_group(child)
     assert child.poll() is not None

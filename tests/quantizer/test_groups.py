@@ -50,7 +50,7 @@ GROUPS = (
 
 def forced(monkeypatch: pytest.MonkeyPatch, merged: int) -> None:
     """Forces `merged` groups into each convolution."""
-    monkeypatch.setattr(convolution, "_merges", lambda *_: [merged])
+    monkeypatch.setattr(convolution, "_possible_merges", lambda *_: [merged])
 
 
 def divisors(number: int) -> list[int]:

@@ -31,7 +31,7 @@ from openneutron.recovery import (
     round_weights_by_gptq,
     zero_inactive_channels,
 )
-from openneutron.recovery.gptq_rounding import ALIKE, PULL, _Moments, _wanted, rows_of
+from openneutron.recovery.gptq_rounding import ALIKE, PULL, _least_squares_weights, _Moments, rows_of
 from openneutron.recovery.layerwise import run_layerwise, samples_within_memory
 from openneutron.recovery.weighted_layers import layers_of
 
@@ -318,7 +318,7 @@ def test_weights_are_left_the_less_the_fewer_positions_were_seen() -> None:
 
     def moved(count: float) -> float:
         """Returns how far weights moved from `rows` to the best weights for the samples."""
-        wanted = _wanted(rows, _Moments(own, cross, count / (count + size)))
+        wanted = _least_squares_weights(rows, _Moments(own, cross, count / (count + size)))
         return float(((wanted - rows) * (best - rows)).sum() / (best - rows).square().sum())
 
     shares = [moved(count) for count in (1, 100, 1e4, 1e9)]
@@ -334,7 +334,7 @@ def test_weights_are_not_fitted_to_few_samples(monkeypatch: pytest.MonkeyPatch) 
     seen, unseen = ([(image[None],) for image in images] for images in (data.train_images[:40], data.test_images[:200]))
     found = []
     for alike in (0.0, ALIKE):
-        monkeypatch.setattr(sys.modules[_wanted.__module__], "ALIKE", alike)
+        monkeypatch.setattr(sys.modules[_least_squares_weights.__module__], "ALIKE", alike)
         quantized = converted(module, seen)
         round_weights_by_gptq(quantized, module, seen)
         found.append((noise(module, quantized, seen), noise(module, quantized, unseen)))

@@ -85,18 +85,18 @@ def analyze(
             raise OptionError(f"{name} must be a positive integer, not {number!r}.")
     read = given(quantized, data, samples, transform)
     quantized, streams = read.quantized, read.streams
-    reference = _reference(model, quantized, quantizer, read.first)
+    reference = _reference_graph(model, quantized, quantizer, read.first)
     found = find_layers(read.module, reference, _target(quantized, quantizer))
     inputs = samples_of(reference, streams)
     tried = inputs[:share_samples]
     steps = _Steps(progress, len(inputs) + len(tried) * min(candidates, len(found.layers)))
     statistics = [Statistics(layer) for layer in found.layers]
-    noise = _gather(found, statistics, inputs, steps)
+    noise = _gather_statistics(found, statistics, inputs, steps)
 
     chosen = sorted(statistics, key=lambda one: one.own.sqnr_db)[:candidates]
     treated: list[tuple[QuantizedLayer, Treatment]] = [(one.layer, to_float) for one in chosen]
     shares = dict(zip((one.layer for one in chosen), shares_of(found, treated, tried, steps.done), strict=True))
-    rows = {one.layer: _row(position, one, shares.get(one.layer)) for position, one in enumerate(statistics)}
+    rows = {one.layer: _layer_accuracy(position, one, shares.get(one.layer)) for position, one in enumerate(statistics)}
     layers = tuple(sorted(rows.values(), key=_worst_first))
     kept = OutputSqnr(*(_decibels(noise_ratio(outputs) / len(outputs)) for outputs in noise))
     worst = rules.layers_to_treat(layers, kept)
@@ -111,18 +111,18 @@ def analyze(
         share_samples=len(tried),
         verdict=rules.verdict(worst, kept, learned_rounding=learned_rounding),
         advice=_advice(worst, found, rows, tried, learned_rounding=learned_rounding),
-        comparison=None if program is None else _compared(quantized, program, streams, len(tried)),
+        comparison=None if program is None else _compare_with_program(quantized, program, streams, len(tried)),
     )
 
 
-def _compared(
+def _compare_with_program(
     quantized: QuantizedModel | GraphModule, program: Any, streams: Sequence[Sequence[Any]], samples: int
 ) -> Comparison:
     """Compares module and program on the first `samples` steps of `streams`."""
     return compare_layers(quantized, program, [Stream(steps) for steps in streams], samples=samples)
 
 
-def _reference(
+def _reference_graph(
     model: torch.nn.Module | None,
     quantized: QuantizedModel | GraphModule,
     quantizer: NeutronQuantizer | None,
@@ -175,7 +175,7 @@ class _Steps:
 
 
 @torch.no_grad()
-def _gather(
+def _gather_statistics(
     found: QuantizedLayers, statistics: Sequence[Statistics], inputs: Sequence[tuple[torch.Tensor, ...]], steps: _Steps
 ) -> list[list[Noise]]:
     """Runs both graphs on all samples and updates the statistics of each layer.
@@ -249,7 +249,7 @@ def _advice(
     )
 
 
-def _row(position: int, one: Statistics, share: float | None) -> LayerAccuracy:
+def _layer_accuracy(position: int, one: Statistics, share: float | None) -> LayerAccuracy:
     layer, weight, qparams = one.layer, one.layer.weight, one.layer.qparams
     modules = modules_of(layer.operator)
     spec = OPERATORS.get(layer.op)

@@ -137,7 +137,7 @@ def compare_layers(
     exported = export(module, kept if example_inputs is None else examples_of(example_inputs, module))
     if program is None:
         program = lower(exported, target=quantized.target if isinstance(quantized, QuantizedModel) else None)
-    both = _Both.of(exported, _bytes_of(program))
+    both = _ModuleAndProgram.of(exported, _bytes_of(program))
     differences = [both.compare_stream(steps) for steps in streams]
     rows = [row for delegate in both.delegates for row in delegate.rows()]
     order = {node.name: position for position, node in enumerate(both.program.graph.nodes)}
@@ -150,7 +150,7 @@ def compare_layers(
 
 
 @dataclass(frozen=True)
-class _Both:
+class _ModuleAndProgram:
     """The `.pte`, and the converted module with the placement that the `.pte` has."""
 
     program: ExportedProgram
@@ -158,7 +158,7 @@ class _Both:
     delegates: list[_Delegate]
 
     @classmethod
-    def of(cls, exported: ExportedProgram, buffer: bytes) -> _Both:
+    def of(cls, exported: ExportedProgram, buffer: bytes) -> _ModuleAndProgram:
         """Places and compiles the exported module with the options that the `.pte` contains."""
         host = HostProgram.from_bytes(buffer)
         payloads, options = _payloads(buffer)
@@ -184,7 +184,7 @@ class _Both:
             info.quantize(value) if isinstance(info, TensorInfo) and _is_int8(info) else value
             for value, info in zip(sample, self.host.inputs, strict=True)
         ]
-        values = _run(self.program, given, states)
+        values = _run_program(self.program, given, states)
         constants = {node: values[node] for node in placeholders(self.program.graph)}
         for delegate in self.delegates:
             delegate.compare(self.program, values, constants)
@@ -247,8 +247,8 @@ class _Delegate:
             if cluster.quantize not in self.tensors:
                 continue
             stored = torch.from_numpy(np.asarray(self.interpreter.get_tensor(self.tensors[cluster.quantize])))
-            found = _arranged(stored, computed)
-            if _holds_them_in_another_order(found, computed, cluster.spec.tolerance):
+            found = _match_dimensions(stored, computed)
+            if _is_permutation(found, computed, cluster.spec.tolerance):
                 del self.tensors[cluster.quantize]
                 continue
             difference = (found.int() - computed.int()).abs()
@@ -288,7 +288,7 @@ def _delegates(placed: Placed, payloads: Sequence[Payload]) -> list[_Delegate]:
     for number, (partition, payload) in enumerate(zip(partitions, payloads, strict=True)):
         ours = tflite.read(compile_partition(placed.graphs, partition, orders.is_channels_last).tflite)
         theirs = tflite.read(payload.tflite)
-        if _structure(ours) != _structure(theirs) or not _outputs(theirs) <= _outputs(ours):
+        if _graph_structure(ours) != _graph_structure(theirs) or not _outputs(theirs) <= _outputs(ours):
             raise _mismatch_error(f"delegate {number} has other operators than the module")
         if _scales(ours) != _scales(theirs):
             raise _mismatch_error(
@@ -303,7 +303,7 @@ def _delegates(placed: Placed, payloads: Sequence[Payload]) -> list[_Delegate]:
     return delegates
 
 
-def _structure(model: tflite.Model) -> list[Any]:
+def _graph_structure(model: tflite.Model) -> list[Any]:
     """Returns the graph without constant data and qparams: the inputs, and the operators with their tensors' shapes."""
     graph = model.subgraphs[0]
     operators = [
@@ -350,7 +350,7 @@ def _tensors(partition: Partition, graph: tflite.Subgraph, constants: Constants)
     return found
 
 
-def _arranged(stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _match_dimensions(stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Permutes `stored` to the dimensions of `like`. Uses the permutation with the smallest L1 distance to `like`.
 
     Neighboring dimensions may be merged in `stored`: for example, the frames of a volume with the batch.
@@ -370,7 +370,7 @@ def _arranged(stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return best
 
 
-def _holds_them_in_another_order(found: torch.Tensor, computed: torch.Tensor, tolerance: int) -> bool:
+def _is_permutation(found: torch.Tensor, computed: torch.Tensor, tolerance: int) -> bool:
     """Whether `found` has the values of `computed` within `tolerance`, but at other positions."""
     if bool((found.int() - computed.int()).abs().le(tolerance).all()):
         return False
@@ -401,7 +401,9 @@ class _ProgramRun(GraphRun):
         return None
 
 
-def _run(program: ExportedProgram, inputs: Sequence[torch.Tensor], states: dict[Node, torch.Tensor]) -> dict[Node, Any]:
+def _run_program(
+    program: ExportedProgram, inputs: Sequence[torch.Tensor], states: dict[Node, torch.Tensor]
+) -> dict[Node, Any]:
     """Runs an exported program and returns the value of every node.
 
     `states` holds the values of the states before the call, or is empty for initial values. The call updates it.

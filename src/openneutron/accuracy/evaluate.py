@@ -88,12 +88,12 @@ def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric 
     if metric != "top1" and not callable(metric):
         raise OptionError(f"metric must be 'top1' or a function of outputs and label, not {metric!r}.")
     score = metric if callable(metric) else top1
-    run = _runnable(run)
+    run = _as_runnable(run)
     if isinstance(run, HostProgram):
         native_module()
     if jobs > 1 and _has_state(run):
-        raise _not_in_parallel()
-    begin = (lambda: _begin(run)) if jobs == 1 else _reject_streams
+        raise _state_needs_one_job()
+    begin = (lambda: _reset_state(run)) if jobs == 1 else _reject_streams
     with typed_errors("Reading the data", InputError):
         scores = list(_all_scores(run, score, _samples(data, _batch_size(run), begin), jobs))
     if not scores:
@@ -101,7 +101,7 @@ def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric 
     return math.fsum(scores) / len(scores)
 
 
-def _runnable(run: Any) -> Any:
+def _as_runnable(run: Any) -> Any:
     if isinstance(run, NeutronProgram):
         return HostProgram(run.portable, leaves=run.leaves)
     if isinstance(run, (str, bytes, os.PathLike)):
@@ -145,7 +145,7 @@ def _has_state(run: Any) -> bool:
     return isinstance(run, HostProgram) and run.has_state
 
 
-def _begin(run: Any) -> None:
+def _reset_state(run: Any) -> None:
     """Resets the state of `run` before the first step of a stream."""
     if isinstance(run, (HostProgram, QuantizedModel)):
         run.reset()
@@ -154,10 +154,10 @@ def _begin(run: Any) -> None:
 
 
 def _reject_streams() -> None:
-    raise _not_in_parallel()
+    raise _state_needs_one_job()
 
 
-def _not_in_parallel() -> OptionError:
+def _state_needs_one_job() -> OptionError:
     return OptionError("The model carries state from one sample to the next, which processes cannot share. Use jobs=1.")
 
 

@@ -99,7 +99,7 @@ def _plots(analysis: Analysis) -> Iterator[tuple[str, str, Any]]:
         "Along the network",
         "SQNR of each layer's output, with the noise of all layers before it, and with only its own noise. Bars show "
         "the share of the final error that disappears if this layer is in float.",
-        _along(sorted(analysis.layers, key=lambda layer: layer.position)),
+        _sqnr_by_layer(sorted(analysis.layers, key=lambda layer: layer.position)),
     )
     worst = analysis.layers[:WORST]
     yield (
@@ -125,10 +125,10 @@ def _plots(analysis: Analysis) -> Iterator[tuple[str, str, Any]]:
         )
 
 
-def _along(layers: Sequence[LayerAccuracy]) -> Any:
+def _sqnr_by_layer(layers: Sequence[LayerAccuracy]) -> Any:
     from plotly.graph_objects import Bar, Figure, Scatter
 
-    names = [_name(layer) for layer in layers]
+    names = [_layer_name(layer) for layer in layers]
     shares = [None if layer.error_share is None else 100 * layer.error_share for layer in layers]
     figure = Figure(
         [
@@ -152,9 +152,9 @@ def _along(layers: Sequence[LayerAccuracy]) -> Any:
 def _histograms(layers: Sequence[LayerAccuracy]) -> Any:
     from plotly.graph_objects import Bar
 
-    figure = _grid([_name(layer) for layer in layers])
+    figure = _grid([_layer_name(layer) for layer in layers])
     for number, layer in enumerate(layers):
-        bins, (row, column) = layer.histogram, _cell(number)
+        bins, (row, column) = layer.histogram, _grid_cell(number)
         width = (bins.high - bins.low) / len(bins.reference)
         middles = [bins.low + (index + 0.5) * width for index in range(len(bins.reference))]
         for name, counts, color in (("float", bins.reference, _FLOAT), ("int8", bins.quantized, _INT8)):
@@ -173,9 +173,9 @@ def _histograms(layers: Sequence[LayerAccuracy]) -> Any:
 def _channels(layers: Sequence[LayerAccuracy]) -> Any:
     from plotly.graph_objects import Scatter
 
-    figure = _grid([_name(layer) for layer in layers])
+    figure = _grid([_layer_name(layer) for layer in layers])
     for number, layer in enumerate(layers):
-        row, column = _cell(number)
+        row, column = _grid_cell(number)
         codes = sorted(layer.largest_codes, reverse=True)
         steps = Scatter(y=codes, fill="tozeroy", line={"shape": "hv", "color": _FLOAT, "width": 1}, showlegend=False)
         figure.add_trace(steps, row=row, col=column)
@@ -207,11 +207,11 @@ def _grid(titles: Sequence[str]) -> Any:
     return figure
 
 
-def _cell(number: int) -> tuple[int, int]:
+def _grid_cell(number: int) -> tuple[int, int]:
     return number // 3 + 1, number % 3 + 1
 
 
-def _name(layer: LayerAccuracy) -> str:
+def _layer_name(layer: LayerAccuracy) -> str:
     return f"{layer.node} ({layer.module})" if layer.module else layer.node
 
 

@@ -241,17 +241,21 @@ class _Search:
         if reference_node is not None and reference_node.op == node.op and op_name(reference_node) == op_name(node):
             return reference_node
         found = "no such node" if reference_node is None else f"{op_name(reference_node)} under that name"
-        raise _mismatch(node, f"the float graph has {found}")
+        raise _mismatch_error(node, f"the float graph has {found}")
 
     def _constants(self, node: Node, reference_node: Node) -> Iterator[tuple[Node, torch.Tensor]]:
         operands, reference_nodes = list(_operands(node)), list(_operands(reference_node))
         if len(operands) != len(reference_nodes):
-            raise _mismatch(node, f"it has {len(operands)} operands, but {len(reference_nodes)} in the float graph")
+            raise _mismatch_error(
+                node, f"it has {len(operands)} operands, but {len(reference_nodes)} in the float graph"
+            )
         for operand, other in zip(operands, reference_nodes, strict=True):
             if operand in self.constants:
                 value = value_of(self.reference, other)
                 if value.shape != value_of(self.module, operand).shape:
-                    raise _mismatch(node, f"one of its constants has shape {tuple(value.shape)} in the float graph")
+                    raise _mismatch_error(
+                        node, f"one of its constants has shape {tuple(value.shape)} in the float graph"
+                    )
                 yield operand, value
 
     def _weight(self, node: Node, reference_node: Node) -> Weight | None:
@@ -262,7 +266,7 @@ class _Search:
         codes, quantized = value_of(self.module, first_operand(weight)), value_of(self.module, weight)
         values = value_of(self.reference, arguments(reference_node)[spec.weight])
         if float((values - quantized).square().sum()) > LARGEST_WEIGHT_NOISE * float(values.square().sum()):
-            raise _mismatch(node, "its weight has other values in the float graph")
+            raise _mismatch_error(node, "its weight has other values in the float graph")
         scale: Any = weight.args[1]
         scales = value_of(self.module, scale) if isinstance(scale, Node) else torch.tensor([float(scale)])
         if codes.dim() < 2:  # one factor per channel; each factor has the full resolution
@@ -277,7 +281,7 @@ def _operands(node: Node) -> Iterator[Node]:
     return iterate_nodes([*node.args, *node.kwargs.values()])
 
 
-def _mismatch(node: Node, fault: str) -> ModelError:
+def _mismatch_error(node: Node, fault: str) -> ModelError:
     modules = modules_of(node)
     module = f" in module '{modules[-1][0]}'" if modules else ""
     return error_at(

@@ -32,7 +32,7 @@ def to_float(found: QuantizedLayers, layer: QuantizedLayer, recorded: Recorded) 
 def weight_per_channel(found: QuantizedLayers, layer: QuantizedLayer, recorded: Recorded) -> dict[Node, Any]:
     """Computes the layer with a weight scale for each output channel, its bias in float, and its output quantized."""
     assert layer.weight is not None
-    rounded = _rounded_per_channel(layer.weight)
+    rounded = _fake_quantize_per_channel(layer.weight)
     value = layer.in_float(found.module, recorded, rounded.movedim(0, layer.weight.axis))
     qparams = layer.qparams
     codes = torch.round(value / qparams.scale) + qparams.zero_point
@@ -40,7 +40,7 @@ def weight_per_channel(found: QuantizedLayers, layer: QuantizedLayer, recorded: 
     return dict.fromkeys(layer.readers, kept)
 
 
-def _rounded_per_channel(weight: Weight) -> torch.Tensor:
+def _fake_quantize_per_channel(weight: Weight) -> torch.Tensor:
     """Returns the float weight quantized to 255 codes per channel and dequantized. Channels are the first dimension."""
     shape = (-1, *[1] * (weight.values.dim() - 1))
     scales = weight.values.flatten(1).abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny).view(shape) / 127
@@ -63,34 +63,34 @@ def shares_of(
     saturated output shows no noise. `step` is called after each treatment of a sample. Time is samples x (nodes + the
     sum, over treatments, of the nodes after the layer).
     """
-    ends = list(zip(_ends(found.reference), _ends(found.module), strict=True))
+    ends = list(zip(_final_nodes(found.reference), _final_nodes(found.module), strict=True))
     before = [Noise() for _ in ends]
     after = [[Noise() for _ in ends] for _ in treated]
     for inputs in samples:
         wanted, recorded = record(found.reference, inputs), record(found.module, inputs)
-        _add(before, ends, wanted, recorded.__getitem__)
+        _add_energies(before, ends, wanted, recorded.__getitem__)
         for (layer, treatment), sums in zip(treated, after, strict=True):
             changed = treatment(found, layer, recorded)
-            _add(sums, ends, wanted, replay(found.module, found.order, recorded, changed, found.identities))
+            _add_energies(sums, ends, wanted, replay(found.module, found.order, recorded, changed, found.identities))
             step()
     error = noise_ratio(before)
     return [None if error == 0.0 else (error - noise_ratio(sums)) / error for sums in after]
 
 
-def _ends(module: GraphModule) -> list[Node]:
+def _final_nodes(module: GraphModule) -> list[Node]:
     """Returns the nodes of a module's outputs, or the operand of a final softmax or sigmoid."""
     leaves = tree_leaves(output_node(module.graph).args[0])
-    return [_end(leaf) for leaf in leaves if isinstance(leaf, Node)]
+    return [_final_node(leaf) for leaf in leaves if isinstance(leaf, Node)]
 
 
-def _end(returned: Node) -> Node:
+def _final_node(returned: Node) -> Node:
     node: Any = returned
     while is_dequantize(node) or is_quantize(node):
         node = node.args[0]
     return node.args[0] if is_op(node, "softmax", "sigmoid") else returned
 
 
-def _add(
+def _add_energies(
     sums: list[Noise], ends: Sequence[tuple[Node, Node]], wanted: Recorded, value_of: Callable[[Node], Any]
 ) -> None:
     for one, (reference, node) in zip(sums, ends, strict=True):

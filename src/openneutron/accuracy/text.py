@@ -27,11 +27,11 @@ HEADINGS = (
 def text_of(analysis: Analysis) -> str:
     """Returns the verdict, the advice, and the worst layers as text."""
     console = Console(file=io.StringIO(), width=_WIDTH)
-    console.print(*_blocks(analysis), sep="\n")
+    console.print(*_text_blocks(analysis), sep="\n")
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
 
 
-def _blocks(analysis: Analysis) -> Iterator[Any]:
+def _text_blocks(analysis: Analysis) -> Iterator[Any]:
     yield Text(analysis.verdict)
     for advice in analysis.advice:
         yield Text(f"  {advice.node}" + (f" (module '{advice.module}')" if advice.module else "") + f": {advice.why}")
@@ -81,26 +81,26 @@ def table_of(analysis: Analysis, limit: int | None = None) -> Table:
 def cells_of(layer: LayerAccuracy) -> tuple[str, ...]:
     """Returns the cells of a layer's row, in the order of `HEADINGS`."""
     name = layer.node if not layer.module else f"{layer.node} ({layer.module})"
-    activation = "" if layer.activation is None else f" + {_short(layer.activation)}"
+    activation = "" if layer.activation is None else f" + {_short_op_name(layer.activation)}"
     lost = f"{layer.dead_channels}, {layer.lost_channels} of {layer.channels}"
     return (
         name,
-        _short(layer.op) + activation,
+        _short_op_name(layer.op) + activation,
         "not measured" if layer.error_share is None else f"{layer.error_share:.1%}",
         f"{layer.sqnr_db:.1f}",
         f"{layer.own_sqnr_db:.1f}",
-        _range(layer.float_range),
-        _range(layer.int8_range),
+        _range_text(layer.float_range),
+        _range_text(layer.int8_range),
         f"{layer.saturation:.2%}" if layer.saturation else "0",
         lost,
-        "" if layer.weight_range is None else _range(layer.weight_range),
+        "" if layer.weight_range is None else _range_text(layer.weight_range),
         "" if layer.weak_channels is None else f"{layer.weak_channels} of {layer.weight_channels}",
     )
 
 
-def _short(op: str) -> str:
+def _short_op_name(op: str) -> str:
     return op.removeprefix("aten.").rpartition(".")[0] or op
 
 
-def _range(ends: tuple[float, float]) -> str:
+def _range_text(ends: tuple[float, float]) -> str:
     return "{:.3g} .. {:.3g}".format(*ends)

@@ -112,7 +112,7 @@ def bare_graph(prepared: GraphModule) -> GraphModule:
         copies[node] = copy
     module = torch.nn.Module()
     for name, value in root.items():
-        _set(module, name, value)
+        _set_attribute(module, name, value)
     return GraphModule(module, graph)
 
 
@@ -137,7 +137,7 @@ def _in_place(node: Node) -> Any:
     return getattr(getattr(torch.ops.aten, f"{operator}_"), overload)
 
 
-def _set(module: torch.nn.Module, name: str, value: Any) -> None:
+def _set_attribute(module: torch.nn.Module, name: str, value: Any) -> None:
     if isinstance(value, torch.nn.Module):
         module.add_module(name, value)
     elif isinstance(value, Tensor):
@@ -182,15 +182,15 @@ class _Trial(GraphRun):
         self.shapes: dict[str, torch.Size] = {}
         self.largest = 0
         for node, value in self.values.items():
-            self._note(node, value)
+            self._record_shape(node, value)
 
     def compute(self, node: Node) -> Any:
         """Computes `node`, or returns the operand of an observer, and records the shape."""
         value = self.operand(first_operand(node)) if node.op == "call_module" else super().compute(node)
-        self._note(node, value)
+        self._record_shape(node, value)
         return value
 
-    def _note(self, node: Node, value: Any) -> None:
+    def _record_shape(self, node: Node, value: Any) -> None:
         if isinstance(value, Tensor):
             self.shapes[node.name] = value.shape
             self.largest = max(self.largest, value.numel() * value.element_size())
@@ -207,11 +207,11 @@ def choose_batches(single: GraphModule, samples: list[Inputs], wanted: int | Non
         return Batches(wanted)
     if len(samples) == 1:
         return SINGLE
-    batches = _batches_that_pay(single, samples)
+    batches = _fastest_batches(single, samples)
     return SINGLE if batches == SINGLE or batching_failure(single, samples, batches) is not None else batches
 
 
-def _batches_that_pay(single: GraphModule, samples: list[Inputs]) -> Batches:
+def _fastest_batches(single: GraphModule, samples: list[Inputs]) -> Batches:
     """Selects the batch size by the bytes of a sample's largest value, and channels-last if images are convolved."""
     values = _Trial(single, samples[0])
     values.run()

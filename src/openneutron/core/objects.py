@@ -80,7 +80,7 @@ def check_object(text: str, what: str = "The reference") -> Reference:
     reference = parse_reference(text, what)
     if reference.file is None:
         return reference
-    tree = _parsed(reference.file, what)
+    tree = _parse(reference.file, what)
     if not _may_define_unseen_names(tree):
         first = reference.name.split(".")[0]
         names = list(_names_in(tree.body))
@@ -106,12 +106,12 @@ def load_object(text: str, what: str = "The reference") -> Any:
     if reference.file is None:
         module = _imported_module(reference, what)
     else:
-        _parsed(reference.file, what)
+        _parse(reference.file, what)
         module = _imported_file(reference.file.resolve(), what)
     return _attribute(module, reference, what)
 
 
-def _parsed(file: Path, what: str) -> ast.Module:
+def _parse(file: Path, what: str) -> ast.Module:
     if not file.is_file():
         others = [path.name for path in file.parent.glob("*.py")]
         raise InputError(f"{what} is in '{file}', which does not exist.{did_you_mean(file.name, others)}")
@@ -206,7 +206,7 @@ def _imported_file(file: Path, what: str) -> ModuleType:
     with _own_modules_first(folders, file), _in_front_of_path(folders):
         before = set(sys.modules)
         try:
-            module = _run(file) if root == file.parent else importlib.import_module(name)
+            module = _run_file(file) if root == file.parent else importlib.import_module(name)
         except (Exception, SystemExit) as error:
             raise _import_error(error, f"'{file}'", what) from error
         _pickle_by_value([sys.modules[name] for name in sys.modules.keys() - before], root)
@@ -232,7 +232,7 @@ def _file_of(module: ModuleType) -> str | None:
     return os.path.realpath(file) if isinstance(file, str) and file.endswith(".py") else None
 
 
-def _run(file: Path) -> ModuleType:
+def _run_file(file: Path) -> ModuleType:
     """Runs a file as a module with a free name, and enters it into `sys.modules`, as classes and pickles need it."""
     name = _free_name(file)
     spec = importlib.util.spec_from_file_location(name, file)

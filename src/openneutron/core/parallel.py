@@ -49,7 +49,7 @@ def map_in_order(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int
         _warn_of_shared_cores(jobs)
         for _ in range(ATTEMPTS):
             try:
-                for result in _by_workers(work, todo[done:], jobs):
+                for result in _map_in_processes(work, todo[done:], jobs):
                     done += 1
                     yield result
             except OpenNeutronError:
@@ -66,13 +66,13 @@ def map_in_order(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int
         yield work(part)
 
 
-def _by_workers(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int) -> Iterator[Result]:
+def _map_in_processes(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int) -> Iterator[Result]:
     import joblib
     from joblib.parallel import get_active_backend
 
     backend, _ = get_active_backend()
     streams = bool(getattr(backend, "supports_return_generator", False))  # Ray's backend returns all at the end
-    task = joblib.delayed(_with_threads)
+    task = joblib.delayed(_run_with_threads)
     threads = torch.get_num_threads()
     tasks = (task(threads, work, part) for part in todo)
     results: Any = joblib.Parallel(n_jobs=jobs, return_as="generator" if streams else "list")(tasks)
@@ -83,7 +83,7 @@ def _by_workers(work: Callable[[Part], Result], todo: Sequence[Part], jobs: int)
             results.close()
 
 
-def _with_threads(threads: int, work: Callable[[Part], Result], part: Part) -> Result:
+def _run_with_threads(threads: int, work: Callable[[Part], Result], part: Part) -> Result:
     torch.set_num_threads(threads)
     return work(part)
 

@@ -53,9 +53,9 @@ def check_cpu_kernels(left: Iterable[Left], *, trusts_table: bool) -> None:
     left = list(left)
     unwritable = [(node, reason, _NO_OUT_VARIANT) for node, reason in left if _lacks_out_variant(node)]
     if unwritable:
-        raise _error(unwritable)
+        raise _unsupported_error(unwritable)
     names = kernel_names()
-    checked = [pair for pair in left if _is_ours_to_check(pair[0])]
+    checked = [pair for pair in left if _needs_check(pair[0])]
     questions: dict[str, Left] = {}
     for node, reason in checked:
         if not _is_known(node, names, trusts_table=trusts_table):
@@ -65,12 +65,12 @@ def check_cpu_kernels(left: Iterable[Left], *, trusts_table: bool) -> None:
         causes = [(node, reason, _Trial([node]).cause()) for node, reason in found]
         refused = [(node, reason, cause) for node, reason, cause in causes if cause is not None]
         if refused:
-            raise _error(refused)
+            raise _unsupported_error(refused)
     for node, _ in checked:
         note(node, _CHECKED, True)
 
 
-def _error(refused: Sequence[tuple[Node, str, str]]) -> ModelError:
+def _unsupported_error(refused: Sequence[tuple[Node, str, str]]) -> ModelError:
     node, reason, cause = refused[0]
     modules = modules_of(node)
     module = " of module '{}' ({})".format(*modules[-1]) if modules else ""
@@ -93,7 +93,7 @@ def _lacks_out_variant(node: Node) -> bool:
     return not any(argument.is_out for schema in schemas for argument in schema.arguments)
 
 
-def _is_ours_to_check(node: Node) -> bool:
+def _needs_check(node: Node) -> bool:
     if not is_operator(node) or noted(node, _CHECKED) or not op_name(node).startswith("aten."):
         return False
     values = _values(node)
@@ -163,9 +163,9 @@ class _Trial:
                 exported = torch.export.export(module, inputs)
             except Exception:
                 return None
-            return self._written(exported, inputs)
+            return self._write_failure(exported, inputs)
 
-    def _written(self, exported: torch.export.ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> str | None:
+    def _write_failure(self, exported: torch.export.ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> str | None:
         from executorch.exir import to_edge
 
         try:
@@ -174,9 +174,9 @@ class _Trial:
             return f"ExecuTorch cannot lower it: {_first_sentence(str(error))}."
         if missing := missing_kernels(buffer):
             return f"ExecuTorch has no kernel {', '.join(missing)}."
-        return self._run(buffer, inputs) if self._size() <= LARGEST_TRIAL else None
+        return self._run_failure(buffer, inputs) if self._size() <= LARGEST_TRIAL else None
 
-    def _run(self, buffer: bytes, inputs: tuple[torch.Tensor, ...]) -> str | None:
+    def _run_failure(self, buffer: bytes, inputs: tuple[torch.Tensor, ...]) -> str | None:
         from executorch.extension.pybindings import _C
 
         with native_log() as log:

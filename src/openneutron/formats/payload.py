@@ -112,7 +112,7 @@ class Payload:
     def pack(self) -> bytes:
         """Returns the bytes of the payload. `parse` is the inverse."""
         blocks = (self.microcode, self.weights, self.kernels)
-        return _header_block(self.header) + b"".join(map(_padded, blocks))
+        return _header_block(self.header) + b"".join(map(_pad, blocks))
 
     @property
     def is_portable(self) -> bool:
@@ -147,7 +147,7 @@ def pack_device(header: PayloadHeader, microcode: bytes, weights: bytes, kernels
         SIZE_WORDS, ("microcode", "weights", "kernels"), (microcode, weights, kernels), sizes, strict=True
     ):
         _expect(len(block) == size, len(start) + 4 * word, f"the size of the {name}, {len(block)} bytes", size)
-    return start + _padded(microcode) + _padded(weights) + _padded(kernels)
+    return start + _pad(microcode) + _pad(weights) + _pad(kernels)
 
 
 def parse(data: bytes | memoryview) -> Payload:
@@ -233,7 +233,7 @@ def _parse_portable(header: PayloadHeader, view: memoryview, start: int) -> Payl
     magic, length, checksum = SEAL.unpack_from(view, end)
     _expect(magic == SEAL_MAGIC, end, f"the seal {SEAL_MAGIC!r}", magic)
     _expect(
-        _aligned(start + length) == end, end + 8, f"a TFLite length that fills the {end - start} bytes before", length
+        _align(start + length) == end, end + 8, f"a TFLite length that fills the {end - start} bytes before", length
     )
     tflite = bytes(view[start : start + length])
     actual = zlib.crc32(tflite)
@@ -264,15 +264,15 @@ def _microcode_sizes(header: PayloadHeader, microcode: bytes | memoryview, offse
 def _header_block(header: PayloadHeader) -> bytes:
     counts = (len(header.input_formats), len(header.output_formats), header.argument_count)
     maps = header.input_map + header.output_map
-    return _padded(bytes((*counts, *header.input_formats, *header.output_formats, *maps, header.version)))
+    return _pad(bytes((*counts, *header.input_formats, *header.output_formats, *maps, header.version)))
 
 
-def _aligned(size: int) -> int:
+def _align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _padded(block: bytes) -> bytes:
-    return block.ljust(_aligned(len(block)), b"\0")
+def _pad(block: bytes) -> bytes:
+    return block.ljust(_align(len(block)), b"\0")
 
 
 def _word(data: bytes | memoryview, offset: int) -> int:
@@ -291,7 +291,7 @@ def _expect_tflite(data: bytes | memoryview, offset: int) -> None:
 
 def _expect_padding(view: memoryview, offset: int) -> int:
     """Returns `offset` rounded up to a multiple of 16. Raises PayloadError unless all bytes in between are zero."""
-    end = _aligned(offset)
+    end = _align(offset)
     padding = bytes(view[offset:end])
     _expect(len(padding) == end - offset, len(view), f"zero padding up to byte {end}", "the end")
     _expect(not any(padding), offset, f"zero padding up to byte {end}", padding)

@@ -166,11 +166,11 @@ def replace_payloads(data: bytes, payloads: Mapping[int, bytes], what: str = "th
         if key not in moved:  # several entries may refer to the same bytes
             start = program.segment_base + segment.offset
             content = payloads.get(number, data[start : start + segment.size])
-            at = program.segment_base + _aligned(end - program.segment_base, alignment)
+            at = program.segment_base + _align(end - program.segment_base, alignment)
             result += bytes(at - len(result)) + content
             moved[key] = (at - program.segment_base, len(content))
             end = at + len(content)
-        _patch(result, segment.entry, *moved[key])
+        _patch_segment(result, segment.entry, *moved[key])
     _patch_header(result, end - program.segment_base)
     return bytes(result)
 
@@ -184,11 +184,11 @@ def _alignment(program: Program) -> int:
     return alignment
 
 
-def _aligned(offset: int, alignment: int) -> int:
+def _align(offset: int, alignment: int) -> int:
     return -(-offset // alignment) * alignment
 
 
-def _patch(result: bytearray, entry: Table, offset: int, size: int) -> None:
+def _patch_segment(result: bytearray, entry: Table, offset: int, size: int) -> None:
     """Sets the fields of a DataSegment. A flatbuffer may omit a field whose value is zero."""
     for number, value in ((0, offset), (1, size)):
         at = entry.where(number)

@@ -39,11 +39,11 @@ def absorb_padding(graph: Graph, target: NeutronTarget) -> Graph:
 
     `eliminate_dead_code` removes a SLICE that has no readers afterwards.
     """
-    return _Absorption(graph, target).run()
+    return _PaddingAbsorber(graph, target).run()
 
 
 @dataclass
-class _Absorption:
+class _PaddingAbsorber:
     graph: Graph
     target: NeutronTarget
     ops: list[Op] = field(default_factory=list)
@@ -51,15 +51,15 @@ class _Absorption:
     renamed: dict[int, Tensor] = field(default_factory=dict)
 
     def run(self) -> Graph:
-        self.live = _live_sizes(self.graph)
+        self.live = _needed_sizes_by_tensor(self.graph)
         self.readers = Counter(id(tensor) for op in self.graph.ops for tensor in op.inputs)
         self.readers.update(id(tensor) for tensor in self.graph.outputs)
         for op in self.graph.ops:
-            self._rewrite(replace(op, inputs=tuple(self._renamed(tensor) for tensor in op.inputs)))
-        outputs = tuple(self._renamed(tensor) for tensor in self.graph.outputs)
+            self._rewrite(replace(op, inputs=tuple(self._replacement_of(tensor) for tensor in op.inputs)))
+        outputs = tuple(self._replacement_of(tensor) for tensor in self.graph.outputs)
         return Graph(self.graph.inputs, outputs, tuple(self.ops))
 
-    def _renamed(self, tensor: Tensor) -> Tensor:
+    def _replacement_of(self, tensor: Tensor) -> Tensor:
         return self.renamed.get(id(tensor), tensor)
 
     def _writer(self, tensor: Tensor) -> Op | None:
@@ -142,10 +142,10 @@ def _with_zero_filters(op: Op, output: Tensor) -> Op:
     """
     activation, weight, bias = op.inputs
     more = output.shape[-1] - weight.shape[0]
-    return replace(op, inputs=(activation, _longer(weight, more), _longer(bias, more)), output=output)
+    return replace(op, inputs=(activation, _append_zeros(weight, more), _append_zeros(bias, more)), output=output)
 
 
-def _longer(constant: Tensor, more: int) -> Tensor:
+def _append_zeros(constant: Tensor, more: int) -> Tensor:
     """Adds `more` zeros to a constant, at the end of its first dimension."""
     data = np.asarray(constant.data)
     padded = np.pad(data, [(0, more), *[(0, 0)] * (data.ndim - 1)])
@@ -168,20 +168,20 @@ def _with_zero_weights(op: Op, whole: Tensor, kept: int) -> Op:
     return replace(op, inputs=(wide, Tensor(padded.shape, weight.dtype, weight.qparams, padded), *bias))
 
 
-def _live_sizes(graph: Graph) -> dict[int, Sizes]:
+def _needed_sizes_by_tensor(graph: Graph) -> dict[int, Sizes]:
     """Returns the live sizes of each tensor, by its id. Results depend only on indices below the live sizes."""
     live = {id(tensor): tensor.shape for tensor in graph.outputs}
     for op in reversed(graph.ops):
         needed = live.get(id(op.output))
         if needed is None:
             continue
-        for tensor, sizes in _needs(op, needed):
+        for tensor, sizes in _needed_sizes(op, needed):
             before = live.get(id(tensor), (0,) * len(tensor.shape))
             live[id(tensor)] = tuple(map(max, before, sizes))
     return live
 
 
-def _needs(op: Op, output: Sizes) -> Iterable[tuple[Tensor, Sizes]]:
+def _needed_sizes(op: Op, output: Sizes) -> Iterable[tuple[Tensor, Sizes]]:
     """Returns the live sizes of each input of an operator, given the live sizes `output` of its output."""
     if op.kind.layout is Layout.ELEMENTWISE:
         return _needs_of_elementwise(op, output)

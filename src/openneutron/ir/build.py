@@ -153,7 +153,7 @@ def optimize(graph: Graph, target: NeutronTarget | None = None, driver: Driver[G
     """
     driver = driver_of() if driver is None else driver
     graph = run_stage(Stage.FIRST, graph, driver)
-    graph = min(run_stage(Stage.LAYOUT, graph, driver), graph, key=_cost)
+    graph = min(run_stage(Stage.LAYOUT, graph, driver), graph, key=_layout_cost)
     if target is not None:
         graph = run_stage(Stage.PADDING, graph, driver, target)
     return run_stage(Stage.LAST, graph, driver)
@@ -163,15 +163,15 @@ def run_stage(stage: Stage, graph: Graph, driver: Driver[Graph], *arguments: obj
     """Runs the passes of one stage. `arguments` are passed to them after the graph."""
     for row in PASSES:
         if stage in row.stages:
-            graph = driver.run(row.name, row.purpose, functools.partial(_apply, row, arguments), graph)
+            graph = driver.run(row.name, row.purpose, functools.partial(_apply_pass, row, arguments), graph)
     return graph
 
 
-def _apply(row: Pass, arguments: tuple[object, ...], graph: Graph) -> Graph:
+def _apply_pass(row: Pass, arguments: tuple[object, ...], graph: Graph) -> Graph:
     return row.run(graph, *arguments)
 
 
-def _cost(graph: Graph) -> tuple[int, int]:
+def _layout_cost(graph: Graph) -> tuple[int, int]:
     """Returns the number of transposed elements, and the number of operators."""
     return sum(op.output.size for op in graph.ops if op.kind is TRANSPOSE), len(graph.ops)
 

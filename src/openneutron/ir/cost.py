@@ -109,7 +109,7 @@ def cost_of(op: Op, target: NeutronTarget) -> Cost:
     macs = _compute_cycles(op, MacArray(1, 1, moves_while_computing=False))
     weights = sum(tensor.size * tensor.dtype.itemsize for tensor in op.inputs if tensor.data is not None)
     activations = _activation_bytes(op)
-    transfer = _quotient(weights + activations, BYTES_PER_CYCLE)
+    transfer = _ceil_div(weights + activations, BYTES_PER_CYCLE)
     busy = max(compute, transfer) if array.moves_while_computing else compute + transfer
     cycles = busy + OPERATOR_CYCLES
     return Cost(macs, compute, weights, activations, cycles, macs / (cycles * array.macs_per_cycle))
@@ -130,7 +130,7 @@ def cpu_cycles(elements: int, macs: int) -> int:
     return CPU_CALLS * OPERATOR_CYCLES + 2 * elements * CPU_CYCLES_PER_ELEMENT + macs * CPU_CYCLES_PER_MAC
 
 
-def _quotient(dividend: int, divisor: int) -> int:
+def _ceil_div(dividend: int, divisor: int) -> int:
     """Returns the quotient, rounded up."""
     return -(-dividend // divisor)
 
@@ -138,12 +138,12 @@ def _quotient(dividend: int, divisor: int) -> int:
 def _convolution(op: Op, array: MacArray) -> int:
     outputs, height, width, inputs = op.inputs[1].shape
     positions = math.prod(op.output.shape[:3])
-    return positions * height * width * _quotient(inputs, array.macs) * _quotient(outputs, array.pipelines)
+    return positions * height * width * _ceil_div(inputs, array.macs) * _ceil_div(outputs, array.pipelines)
 
 
 def _depthwise(op: Op, array: MacArray) -> int:
     _, height, width, channels = op.inputs[1].shape
-    return math.prod(op.output.shape[:3]) * height * width * _quotient(channels, array.pipelines)
+    return math.prod(op.output.shape[:3]) * height * width * _ceil_div(channels, array.pipelines)
 
 
 def _transposed_convolution(op: Op, array: MacArray) -> int:
@@ -152,35 +152,35 @@ def _transposed_convolution(op: Op, array: MacArray) -> int:
     inputs = next(tensor for tensor in op.inputs if tensor.data is None)
     outputs, height, width, channels = weight.shape
     positions = math.prod(inputs.shape[:3])
-    return positions * height * width * _quotient(channels, array.macs) * _quotient(outputs, array.pipelines)
+    return positions * height * width * _ceil_div(channels, array.macs) * _ceil_div(outputs, array.pipelines)
 
 
 def _matrix_product(op: Op, array: MacArray) -> int:
     """Returns the cycles of a product of each row of the first input with each column of the second."""
     *rows, columns = op.output.shape
     depth = op.inputs[0].size // math.prod(rows)
-    return math.prod(rows) * _quotient(depth, array.macs) * _quotient(columns, array.pipelines)
+    return math.prod(rows) * _ceil_div(depth, array.macs) * _ceil_div(columns, array.pipelines)
 
 
 def _pool(op: Op, array: MacArray) -> int:
     *positions, channels = op.output.shape
     window = int(op.attrs["filter_height"]) * int(op.attrs["filter_width"])
-    return math.prod(positions) * window * _quotient(channels, array.pipelines)
+    return math.prod(positions) * window * _ceil_div(channels, array.pipelines)
 
 
 def _reduction(op: Op, array: MacArray) -> int:
-    return _quotient(op.inputs[0].size, array.pipelines)
+    return _ceil_div(op.inputs[0].size, array.pipelines)
 
 
 def _softmax(op: Op, array: MacArray) -> int:
-    return SOFTMAX_PASSES * _quotient(op.output.size, array.pipelines)
+    return SOFTMAX_PASSES * _ceil_div(op.output.size, array.pipelines)
 
 
 def _elements(op: Op, array: MacArray) -> int:
-    return _quotient(op.output.size, array.pipelines)
+    return _ceil_div(op.output.size, array.pipelines)
 
 
-def _nothing(_: Op, __: MacArray) -> int:
+def _no_cycles(_: Op, __: MacArray) -> int:
     return 0
 
 
@@ -193,9 +193,9 @@ _CYCLES: dict[Work, Callable[[Op, MacArray], int]] = {
     Work.REDUCTION: _reduction,
     Work.SOFTMAX: _softmax,
     Work.ELEMENTS: _elements,
-    Work.NOTHING: _nothing,
-    Work.VIEW: _nothing,
-    Work.PART: _nothing,
+    Work.NOTHING: _no_cycles,
+    Work.VIEW: _no_cycles,
+    Work.PART: _no_cycles,
 }
 
 

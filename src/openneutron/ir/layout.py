@@ -90,7 +90,7 @@ class _LayoutPropagation:
             self.origin = op.origin
             self.views[id(op.output)] = self._rewrite(op)
         self.origin = "output"
-        outputs = tuple(self._in_order(self._view(tensor)) for tensor in self.graph.outputs)
+        outputs = tuple(self._emit_in_order(self._view(tensor)) for tensor in self.graph.outputs)
         return Graph(self.graph.inputs, outputs, tuple(self.ops))
 
     def _view(self, tensor: Tensor) -> View:
@@ -106,7 +106,7 @@ class _LayoutPropagation:
         elif op.kind.layout is Layout.FEATURES:
             rewritten = self._permuted_features(op, views)
         return rewritten or View.identity(
-            self._append(op, [self._in_order(view) for view in views], op.output.shape, {})
+            self._append(op, [self._emit_in_order(view) for view in views], op.output.shape, {})
         )
 
     def _append(self, op: Op, inputs: Sequence[Tensor], shape: tuple[int, ...], attrs: dict[str, object]) -> Tensor:
@@ -117,7 +117,9 @@ class _LayoutPropagation:
     def _compose(self, op: Op, view: View) -> View:
         if op.kind is TRANSPOSE:
             return view.permuted(op.attrs["perm"])
-        return view.reshaped(op.output.shape) or _must(View.identity(self._in_order(view)).reshaped(op.output.shape))
+        return view.reshaped(op.output.shape) or _not_none(
+            View.identity(self._emit_in_order(view)).reshaped(op.output.shape)
+        )
 
     def _any_order(self, op: Op, views: list[View]) -> View | None:
         """Applies rules 2 to 4 and 8: emits `op` in the first order that a strategy finds. Returns the output.
@@ -173,11 +175,11 @@ class _LayoutPropagation:
 
     def order_of_dimensions(self, _: Op, reads: _Reads) -> Order | None:
         """Returns the order of the first view that permutes whole dimensions of its stored tensor."""
-        return _first(View.dimension_order, reads.viewed)
+        return _first_entries(View.dimension_order, reads.viewed)
 
     def order_of_blocks(self, _: Op, reads: _Reads) -> Order | None:
         """Returns the order of the first moved view whose dimensions are contiguous blocks of the stored tensor."""
-        return _first(View.block_order, reads.moved)
+        return _first_entries(View.block_order, reads.moved)
 
     def order_of_other_readers(self, op: Op, reads: _Reads) -> Order | None:
         """Returns the order that most readers of the first moved input prefer."""
@@ -193,8 +195,8 @@ class _LayoutPropagation:
         inputs = []
         for view in views:
             units = (1,) * (rank - len(view.shape))
-            full = _must(view.reshaped(units + view.shape)) if units else view
-            inputs.append(self._in_order(full.permuted(order)))
+            full = _not_none(view.reshaped(units + view.shape)) if units else view
+            inputs.append(self._emit_in_order(full.permuted(order)))
         attrs: dict[str, object] = {name: _renumbered(op.attrs[name], perm) for name in op.kind.axes}
         attrs |= {name: tuple(op.attrs[name][dim] for dim in order) for name in op.kind.dimensions}
         kept = [dim for dim in range(rank) if len(op.output.shape) == rank or dim not in op.attrs[op.kind.axes[0]]]
@@ -214,7 +216,7 @@ class _LayoutPropagation:
         aligned = [view.undo(leader) for view in views]
         if any(view is None for view in aligned):
             return None
-        output = self._append(op, [self._in_order(_must(view)) for view in aligned], leader.stored.shape, {})
+        output = self._append(op, [self._emit_in_order(_not_none(view)) for view in aligned], leader.stored.shape, {})
         return View(output, leader.atoms, leader.order, leader.shape)
 
     def _permuted_features(self, op: Op, views: list[View]) -> View | None:
@@ -229,10 +231,10 @@ class _LayoutPropagation:
         data = blocks.transpose(0, *(1 + position for position in order)).reshape(weight.shape)
         permuted = Tensor(weight.shape, weight.dtype, weight.qparams, np.ascontiguousarray(data))
         in_stored_order = View(features.stored, features.atoms, tuple(range(len(features.atoms))), features.shape)
-        inputs = [self._in_order(in_stored_order), permuted, *(self._in_order(view) for view in views[2:])]
+        inputs = [self._emit_in_order(in_stored_order), permuted, *(self._emit_in_order(view) for view in views[2:])]
         return View.identity(self._append(op, inputs, op.output.shape, {}))
 
-    def _in_order(self, view: View) -> Tensor:
+    def _emit_in_order(self, view: View) -> Tensor:
         """Returns the values of `view` in order: the output of emitted operators (rule 6), or a constant (rule 7)."""
         if view.is_identity:
             return view.stored
@@ -261,7 +263,7 @@ _PARTS_OF_DIMENSIONS: tuple[Strategy, ...] = (
 )
 
 
-def _first(order: Callable[[View], tuple[int, ...] | None], views: Sequence[View]) -> tuple[int, ...] | None:
+def _first_entries(order: Callable[[View], tuple[int, ...] | None], views: Sequence[View]) -> tuple[int, ...] | None:
     return next(filter(None, map(order, views)), None)
 
 
@@ -270,7 +272,7 @@ def _renumbered(axes: int | tuple[int, ...], perm: Sequence[int]) -> int | tuple
     return perm[axes] if isinstance(axes, int) else tuple(sorted(perm[axis] for axis in axes))
 
 
-def _must(view: View | None) -> View:
+def _not_none(view: View | None) -> View:
     """Returns `view`. A reshape of values in order is never None, nor is a reshape that adds dimensions of size 1."""
     if view is None:
         raise AssertionError("a contiguous tensor could not be reshaped")

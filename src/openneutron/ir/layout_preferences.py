@@ -48,13 +48,13 @@ def layout_preferences(graph: Graph) -> dict[int, LayoutPreferences]:
         _add_preference(found, tensor, tuple(range(len(tensor.shape))), tensor.size)
     for op in reversed(graph.ops):
         for tensor in {id(tensor): tensor for tensor in op.inputs if tensor.data is None}.values():
-            order = _order(op, tensor, found.get(id(op.output)))
+            order = _preferred_by(op, tensor, found.get(id(op.output)))
             if order is not None:
                 _add_preference(found, tensor, order, op.output.size)
     return found
 
 
-def _order(op: Op, tensor: Tensor, of_output: LayoutPreferences | None) -> Order | None:
+def _preferred_by(op: Op, tensor: Tensor, of_output: LayoutPreferences | None) -> Order | None:
     wanted = of_output.preferred_order if of_output else None
     if op.kind is RESHAPE:
         return None

@@ -43,14 +43,14 @@ def merge_slices(graph: Graph) -> Graph:
     ops = []
     for op in graph.ops:
         above = slices.get(id(op.inputs[0])) if op.kind == SLICE else None
-        merged = op if above is None else _sliced_once(above, op)
+        merged = op if above is None else _merge_slice_pair(above, op)
         ops.append(merged)
         if op.kind == SLICE:
             slices[id(op.output)] = merged
     return Graph(graph.inputs, graph.outputs, tuple(ops))
 
 
-def _sliced_once(first: Op, second: Op) -> Op:
+def _merge_slice_pair(first: Op, second: Op) -> Op:
     begin = tuple(map(operator.add, first.attrs["begin"], second.attrs["begin"]))
     return replace(second, inputs=first.inputs, attrs={**second.attrs, "begin": begin})
 
@@ -140,7 +140,7 @@ def hoist_format_conversions(graph: Graph) -> Graph:
 
 def hoisted_ends(before: Graph, after: Graph) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
     """Returns which inputs and outputs are NHWC in `after`, the result of `hoist_format_conversions(before)`."""
-    return _differs(before.inputs, after.inputs), _differs(before.outputs, after.outputs)
+    return _shape_differs(before.inputs, after.inputs), _shape_differs(before.outputs, after.outputs)
 
 
 def transpose_as_images(graph: Graph) -> Graph:
@@ -185,5 +185,5 @@ def _converts(op: Op, perm: tuple[int, ...]) -> bool:
     return op.kind is TRANSPOSE and op.attrs["perm"] == perm
 
 
-def _differs(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[bool, ...]:
+def _shape_differs(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[bool, ...]:
     return tuple(old is not new for old, new in zip(before, after, strict=True))

@@ -55,7 +55,7 @@ class View:
     @property
     def atoms_by_dim(self) -> tuple[tuple[int, ...], ...]:
         """The atoms of each dimension of `shape`."""
-        return _runs(self.shape, self.order, self.atoms)
+        return _group_atoms(self.shape, self.order, self.atoms)
 
     def permuted(self, perm: Sequence[int]) -> View:
         """Returns the transposed view: its dimension i is dimension perm[i] of this view."""
@@ -65,7 +65,7 @@ class View:
 
     def reshaped(self, shape: Sequence[int]) -> View | None:
         """Returns the view with the same values in another shape; None if a dimension would split an atom unevenly."""
-        view = self._merged()
+        view = self._merge_atoms()
         refined = view._split_along(view.order, shape)
         return refined and replace(refined, shape=tuple(shape))
 
@@ -88,7 +88,7 @@ class View:
         new_order = tuple(first[atom] + part for atom in self.order for part in range(len(factors[atom])))
         return replace(self, atoms=tuple(part for parts in factors for part in parts), order=new_order)
 
-    def _merged(self) -> View:
+    def _merge_atoms(self) -> View:
         """Merges atoms that are consecutive both in stored order and in `order`."""
         runs: list[list[int]] = []
         for atom in self.order:
@@ -134,7 +134,7 @@ class View:
 
     def _stored_atoms_by_dim(self) -> tuple[tuple[int, ...], ...]:
         """The atoms of each stored dimension."""
-        return _runs(self.stored.shape, range(len(self.atoms)), self.atoms)
+        return _group_atoms(self.stored.shape, range(len(self.atoms)), self.atoms)
 
     def undo(self, layout: View) -> View | None:
         """Returns the view that becomes this view if `layout` is applied to it; None if there is no such view."""
@@ -150,16 +150,16 @@ class View:
     def emit(self, emit: Emit) -> Tensor:
         """Emits as few TRANSPOSE and RESHAPE operators as the view needs, and returns their output."""
         if self.in_stored_order:
-            return _reshape(emit, self.stored, self.shape)
+            return _emit_reshape(emit, self.stored, self.shape)
         perm = self.dimension_permutation()
         if perm is not None:
             return emit(TRANSPOSE, perm, self.stored, self.shape)
         if (perm := self._stored_dimensions_in_order()) is not None:
             moved = emit(TRANSPOSE, perm, self.stored, tuple(self.stored.shape[dim] for dim in perm))
-            return _reshape(emit, moved, self.shape)
-        split, perm = self._split()
-        moved = emit(TRANSPOSE, perm, _reshape(emit, self.stored, split), tuple(split[dim] for dim in perm))
-        return _reshape(emit, moved, self.shape)
+            return _emit_reshape(emit, moved, self.shape)
+        split, perm = self._transpose_plan()
+        moved = emit(TRANSPOSE, perm, _emit_reshape(emit, self.stored, split), tuple(split[dim] for dim in perm))
+        return _emit_reshape(emit, moved, self.shape)
 
     def _stored_dimensions_in_order(self) -> tuple[int, ...] | None:
         """Returns the permutation of the stored dimensions that reads the atoms in `order`; None if there is none."""
@@ -173,7 +173,7 @@ class View:
             return None
         return perm + tuple(dim for dim, group in enumerate(stored) if not group)
 
-    def _split(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _transpose_plan(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns the input shape and the permutation of the TRANSPOSE of this view.
 
         The TRANSPOSE returns `shape` if the atoms of each dimension are consecutive in memory. Otherwise, it permutes
@@ -182,7 +182,7 @@ class View:
         if all(group == tuple(range(group[0], group[0] + len(group))) for group in self.atoms_by_dim if group):
             blocks, atoms = self.atoms_by_dim, self.atoms
         else:
-            merged = self._merged()
+            merged = self._merge_atoms()
             blocks, atoms = tuple((atom,) for atom in merged.order), merged.atoms
         by_position = sorted(range(len(blocks)), key=lambda block: blocks[block][:1])
         split = tuple(math.prod(atoms[atom] for atom in blocks[block]) for block in by_position)
@@ -202,11 +202,11 @@ def swapped_blocks(shape: Sequence[int], perm: Sequence[int]) -> tuple[int, int]
     return math.prod(shape) // back, back
 
 
-def _reshape(emit: Emit, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _emit_reshape(emit: Emit, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return tensor if tensor.shape == shape else emit(RESHAPE, shape, tensor, shape)
 
 
-def _runs(shape: Sequence[int], order: Sequence[int], atoms: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+def _group_atoms(shape: Sequence[int], order: Sequence[int], atoms: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """Returns, for each dimension of `shape`, the consecutive atoms of `order` whose product is its size."""
     runs: list[tuple[int, ...]] = []
     position = 0

@@ -55,7 +55,7 @@ def argument_names(paths: Sequence[Path]) -> list[str]:
 def leaves_at(paths: Sequence[Path], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """Returns the values at `paths` in positional and keyword arguments; `MISSING` for a path without a value."""
     given = {**dict(zip(argument_names(paths), _with_leaves(args), strict=False)), **kwargs}
-    return [_at(given, path) for path in paths]
+    return [_value_at(given, path) for path in paths]
 
 
 def _with_leaves(args: Sequence[Any]) -> list[Any]:
@@ -63,15 +63,15 @@ def _with_leaves(args: Sequence[Any]) -> list[Any]:
     return [value for value in args if not isinstance(value, (Mapping, list, tuple)) or value]
 
 
-def _at(value: Any, path: Path) -> Any:
+def _value_at(value: Any, path: Path) -> Any:
     for key in path:
         if value is MISSING:
             break
-        value = _step(value, key)
+        value = _descend(value, key)
     return value
 
 
-def _step(value: Any, key: str | int) -> Any:
+def _descend(value: Any, key: str | int) -> Any:
     if isinstance(value, Mapping):
         return value.get(key, MISSING)
     if isinstance(key, str):

@@ -183,14 +183,14 @@ def inputs_in(
     for index, item in enumerate(_transformed_items(data, forms, transform)):
         values = _values(item, forms, index, is_batch=isinstance(data, DataLoader))
         if isinstance(data, DataLoader) and _is_batch(values, forms):
-            batches: Iterable[Inputs] = _cut(values, forms)
+            batches: Iterable[Inputs] = _split_batch(values, forms)
         else:
             batches = [values]
         for inputs in batches:
-            yield _checked(inputs, forms, index)
+            yield _check_values(inputs, forms, index)
 
 
-def _cut(values: Sequence[Any], forms: Sequence[InputForm]) -> Iterator[Inputs]:
+def _split_batch(values: Sequence[Any], forms: Sequence[InputForm]) -> Iterator[Inputs]:
     """Splits a DataLoader's batch into batches of the model's size. Each batch gets all constants."""
     tensors = [index for index, form in enumerate(forms) if form.is_tensor]
     for parts in in_batches([values[index] for index in tensors], [forms[index].batch for index in tensors]):
@@ -235,12 +235,12 @@ def align(value: Any) -> Any:
 def describe(values: Sequence[Any]) -> str:
     """Returns the dtypes and shapes of `values` as text for messages."""
     words = (
-        f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else _word_for(value) for value in values
+        f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else _kind_name(value) for value in values
     )
     return f"({', '.join(words)})"
 
 
-def _word_for(value: Any) -> str:
+def _kind_name(value: Any) -> str:
     return repr(value) if isinstance(value, (int, float, bool, str, type(None))) else type(value).__name__
 
 
@@ -306,11 +306,11 @@ def _values(item: Any, forms: Sequence[InputForm], index: int, *, is_batch: bool
     """Returns the values for the inputs of `forms`.
 
     These are the first reading of `item` that matches `forms`. If none matches, they are its first reading, without
-    missing values; `_checked` then reports the mismatch.
+    missing values; `_check_values` then reports the mismatch.
     """
-    readings = [tuple(map(to_tensors, values)) for values in _readings(item, forms)]
+    readings = [tuple(map(to_tensors, values)) for values in _possible_readings(item, forms)]
     for values in readings:
-        fits = map(_fits_in_a_batch if is_batch else _fits, values, forms)
+        fits = map(_fits_in_a_batch if is_batch else _matches_form, values, forms)
         if len(values) == len(forms) and all(fits):
             return values
     if isinstance(item, Mapping):
@@ -318,7 +318,7 @@ def _values(item: Any, forms: Sequence[InputForm], index: int, *, is_batch: bool
     return tuple(value for value in readings[0] if value is not MISSING)
 
 
-def _readings(item: Any, forms: Sequence[InputForm]) -> Iterator[Sequence[Any]]:
+def _possible_readings(item: Any, forms: Sequence[InputForm]) -> Iterator[Sequence[Any]]:
     """Returns the possible readings of `item`, in order of preference. A reading has a value for each form.
 
     1. If `item` is a sequence that begins with a container: that container, followed by a label.
@@ -330,34 +330,34 @@ def _readings(item: Any, forms: Sequence[InputForm]) -> Iterator[Sequence[Any]]:
     paths = [form.path or (form.name,) for form in forms]
     sequence = isinstance(item, (tuple, list))
     if sequence and item and _holds_inputs(item[0]):
-        yield from _readings(item[0], forms)  # inputs and label
+        yield from _possible_readings(item[0], forms)  # inputs and label
     if isinstance(item, Mapping):
-        yield _filled(leaves_at(paths, (), {str(name): value for name, value in item.items()}), forms)
+        yield _fill_constants(leaves_at(paths, (), {str(name): value for name, value in item.items()}), forms)
     args = tuple(item) if sequence else (item,)
     tensors = sum(form.is_tensor for form in forms)
-    yield _filled(leaves_at(paths, args, {}), forms)
+    yield _fill_constants(leaves_at(paths, args, {}), forms)
     if len(args) >= tensors and len(args) != len(argument_names(paths)):
         flat = iter(args)
         yield [next(flat) if form.is_tensor else form.constant for form in forms]
-    yield _filled(leaves_at(paths, (item,), {}), forms)
+    yield _fill_constants(leaves_at(paths, (item,), {}), forms)
 
 
 def _holds_inputs(value: Any) -> bool:
     return isinstance(value, (tuple, list, Mapping)) or dataclasses.is_dataclass(value)
 
 
-def _filled(values: Sequence[Any], forms: Sequence[InputForm]) -> list[Any]:
+def _fill_constants(values: Sequence[Any], forms: Sequence[InputForm]) -> list[Any]:
     """Returns `values`, with the form's constant for each missing value that is not a tensor."""
     pairs = zip(values, forms, strict=True)
     return [form.constant if value is MISSING and not form.is_tensor else value for value, form in pairs]
 
 
-def _fits(value: Any, form: InputForm) -> bool:
+def _matches_form(value: Any, form: InputForm) -> bool:
     return form.takes(_with_batch(value, form))
 
 
 def _fits_in_a_batch(value: Any, form: InputForm) -> bool:
-    return _fits(value, form) or (form.is_tensor and is_batch_of(value, form))
+    return _matches_form(value, form) or (form.is_tensor and is_batch_of(value, form))
 
 
 def _check_that_none_is_missing(item: Mapping[Any, Any], forms: Sequence[InputForm], index: int) -> None:
@@ -381,7 +381,7 @@ def is_batch_of(value: Any, form: InputForm) -> bool:
     return isinstance(value, Tensor) and bool(form.sizes) and form.takes_sizes((form.batch or 1, *value.shape[1:]))
 
 
-def _checked(values: tuple[Any, ...], forms: Sequence[InputForm], index: int) -> Inputs:
+def _check_values(values: tuple[Any, ...], forms: Sequence[InputForm], index: int) -> Inputs:
     """Returns `values` in the forms of `forms`; inserts a first dimension of 1 where only that is missing.
 
     Raises `InputError` if the values do not match `forms` or are not finite.

@@ -58,7 +58,7 @@ def examples_of(given: Any, model: object) -> Examples:
     """
     register_dataclasses(given)
     if isinstance(given, Mapping):
-        args, kwargs = _by_name(given, model)
+        args, kwargs = _split_by_name(given, model)
     elif isinstance(given, (tuple, list)) and not hasattr(given, "_fields"):
         args, kwargs = tuple(given), {}
     elif isinstance(given, (Tensor, np.ndarray)) or dataclasses.is_dataclass(given):
@@ -75,7 +75,7 @@ def examples_of(given: Any, model: object) -> Examples:
             "example_inputs may contain tensors, numpy arrays, numbers, text and None, also in tuples, lists, dicts "
             f"and dataclasses; got {', '.join(wrong)}."
         )
-    args, kwargs = pytree.tree_unflatten(_each_once(map(to_tensors, leaves)), structure)
+    args, kwargs = pytree.tree_unflatten(_clone_repeated(map(to_tensors, leaves)), structure)
     return Examples(args, kwargs)
 
 
@@ -92,22 +92,22 @@ def to_tensors(value: Any) -> Any:
         raise InputError(f"A numpy array of the inputs cannot be converted to a tensor: {error}") from error
 
 
-def _each_once(leaves: Iterator[Any]) -> Iterator[Any]:
+def _clone_repeated(leaves: Iterator[Any]) -> Iterator[Any]:
     seen: set[int] = set()
     for leaf in leaves:
-        value = _in_a_known_order(leaf) if isinstance(leaf, Tensor) else leaf
+        value = _contiguous_or_channels_last(leaf) if isinstance(leaf, Tensor) else leaf
         yield value.clone() if isinstance(leaf, Tensor) and id(value) in seen else value
         seen.add(id(value))
 
 
-def _in_a_known_order(value: Tensor) -> Tensor:
+def _contiguous_or_channels_last(value: Tensor) -> Tensor:
     """Returns `value` if it is contiguous or channels-last, else a contiguous copy."""
     if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
         return value
     return value.contiguous()
 
 
-def _by_name(given: Mapping[str, Any], model: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _split_by_name(given: Mapping[str, Any], model: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Splits a mapping into positional arguments, up to the first missing one, and keyword arguments."""
     parameters = _parameters(model)
     if parameters is None:

@@ -92,7 +92,7 @@ def as_module(model: Any) -> nn.Module:
         _check_has_float_modules(model)
         return model
     if isinstance(model, type) or not callable(model):
-        raise ModelError(_description_of(model))
+        raise ModelError(_describe(model))
     owner = getattr(model, "__self__", None)
     if isinstance(owner, nn.Module) and getattr(model, "__name__", "") in ("forward", "__call__", "_wrapped_call_impl"):
         return as_module(owner)
@@ -143,7 +143,7 @@ def target_of_file(file: str | os.PathLike[str]) -> str | None:
         return None
 
 
-def _description_of(model: Any) -> str:
+def _describe(model: Any) -> str:
     if isinstance(model, type):
         return f"{model.__name__} is a class. {GIVE}: {model.__name__}(...).eval()."
     if isinstance(model, Mapping):
@@ -221,7 +221,7 @@ def check_eval(module: nn.Module, function: str) -> None:
     if is_exported(module):
         return
     for name, part in module.named_modules():
-        if not part.training or _drops_nothing(part):
+        if not part.training or _is_identity_dropout(part):
             continue
         kind = type(part).__name__
         if module.training:
@@ -232,7 +232,7 @@ def check_eval(module: nn.Module, function: str) -> None:
         )
 
 
-def _drops_nothing(module: nn.Module) -> bool:
+def _is_identity_dropout(module: nn.Module) -> bool:
     """Whether it is a dropout of probability 0, which returns its input in both modes."""
     return isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0
 
@@ -244,16 +244,16 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
     `InputError` if the model does not run on `examples`, and `ModelError` if torch.export does not support the model.
     """
     if isinstance(module, torch.jit.ScriptModule):
-        module = _converted_script(module, examples)
+        module = _convert_script(module, examples)
     try:
         return _export_with_or_without_gradients(module, examples, strict=strict)
     except Exception as error:
         if (found := _data_dependence_error(error)) is not None:
             raise found from error
         returned = _outputs_of(module, examples, error)
-        before = _known_types()
+        before = _count_known_types()
         register_dataclasses(returned)
-        if _known_types() != before:
+        if _count_known_types() != before:
             return export(module, examples, strict=strict)
         if _KEEPS_AN_INPUT.search(str(error)):
             raise ModelError(
@@ -261,7 +261,7 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
                 "copy (self.last = x). Write the value to the buffer instead: self.last.copy_(x)."
             ) from error
         raise ModelError(
-            f"torch.export does not support this model: {first_line(error)}", source=_source(error)
+            f"torch.export does not support this model: {first_line(error)}", source=_source_line(error)
         ) from error
 
 
@@ -298,11 +298,11 @@ def _exported(module: nn.Module, examples: Examples, *, strict: bool) -> Exporte
     return exported
 
 
-def _known_types() -> int:
+def _count_known_types() -> int:
     return len(pytree.SUPPORTED_NODES)
 
 
-def _converted_script(module: torch.jit.ScriptModule, examples: Examples) -> nn.Module:
+def _convert_script(module: torch.jit.ScriptModule, examples: Examples) -> nn.Module:
     from torch._export.converter import TS2EPConverter
 
     if examples.kwargs:
@@ -322,7 +322,7 @@ def _data_dependence_error(error: Exception) -> ModelError | None:
         return ModelError(
             "The control flow of torch.associative_scan is not exported on a CPU. Unroll it to a fixed number of "
             "steps, or write the scan with cumsum or a matrix product.",
-            source=_source(error),
+            source=_source_line(error),
         )
     is_guard = isinstance(error, GuardOnDataDependentSymNode) or isinstance(
         error.__cause__, GuardOnDataDependentSymNode
@@ -333,11 +333,11 @@ def _data_dependence_error(error: Exception) -> ModelError | None:
         "The model uses the values of a tensor for a branch, a loop, a size or a number (.item()), but a program runs "
         "the same operators for all inputs. Compute both branches and select with torch.where, or decide outside of "
         "the model. A number that depends on buffers alone can be computed once, in __init__.",
-        source=_source(error),
+        source=_source_line(error),
     )
 
 
-def _source(error: Exception) -> str | None:
+def _source_line(error: Exception) -> str | None:
     """Returns the user's line in an error of torch.export: from the traceback, or from the text of the error.
 
     A strict export writes the line into the text.
@@ -364,5 +364,5 @@ def _outputs_of(module: nn.Module, examples: Examples, cause: Exception) -> Any:
         raise InputError(
             f"torch.export could not run the model on the example inputs {describe(examples.leaves)}: "
             f"{first_line(error)}",
-            source=_source(error),
+            source=_source_line(error),
         ) from cause

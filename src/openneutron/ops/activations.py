@@ -48,14 +48,14 @@ def _hardsigmoid(rewriting: Rewriting) -> Node:
     return mul(rewriting, rewriting.call(aten.relu6.default, shifted), 1 / 6)
 
 
-def _negative_part(rewriting: Rewriting, value: Node) -> Node:
+def _insert_negative_part(rewriting: Rewriting, value: Node) -> Node:
     return rewriting.call(aten.clamp_max.default, value, 0.0)
 
 
 def _exponential_unit(rewriting: Rewriting, alpha: float, scale: float = 1.0, input_scale: float = 1.0) -> Node:
     """Computes scale * x for positive x, and scale * alpha * (exp(input_scale * x) - 1) for other x."""
     inputs = rewriting.args["self"]
-    positive, negative = relu(rewriting, inputs), _negative_part(rewriting, inputs)
+    positive, negative = relu(rewriting, inputs), _insert_negative_part(rewriting, inputs)
     positive = positive if scale == 1 else mul(rewriting, positive, scale)
     if alpha == 0:
         return positive
@@ -107,7 +107,7 @@ def _mish(rewriting: Rewriting) -> Node:
 
 def _log_sigmoid(rewriting: Rewriting) -> Node:
     inputs = rewriting.args["self"]
-    return add(rewriting, _log_sigmoid_of_magnitude(rewriting, inputs), _negative_part(rewriting, inputs))
+    return add(rewriting, _log_sigmoid_of_magnitude(rewriting, inputs), _insert_negative_part(rewriting, inputs))
 
 
 def _log_softmax(rewriting: Rewriting) -> Node:

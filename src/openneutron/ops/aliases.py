@@ -77,12 +77,12 @@ def canonical_call(node: Node) -> tuple[torch._ops.OpOverload, tuple[Any, ...], 
     if node.target in _LIKE_ANOTHER and not _reads_floats(node) and _has_fixed_shape(node):
         return _LIKE_ANOTHER[node.target], (node.args[0], list(shape_of(node))), {}
     if node.target is aten.special_round.default:
-        return _round(node)
+        return _round_call(node)
     overload = canonical_overload(node.target)
     return None if overload is None else (overload, node.args, dict(node.kwargs))
 
 
-def _round(node: Node) -> tuple[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any]]:
+def _round_call(node: Node) -> tuple[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any]]:
     """Returns the call of round. The number of decimals is another overload there."""
     decimals = node.kwargs.get("decimals", 0)
     return (aten.round.decimals, node.args, {"decimals": decimals}) if decimals else (aten.round.default, node.args, {})

@@ -30,14 +30,14 @@ __all__ = ["SPECS"]
 SIGN_QPARAMS = QParams.per_tensor(1 / 64, 0)
 
 
-def _unary(kind: Kind) -> Callable[[Lowering], Tensor]:
+def _unary_lowering(kind: Kind) -> Callable[[Lowering], Tensor]:
     def lower(lowering: Lowering) -> Tensor:
         return lowering.emit(kind, [lowering.tensor("self")], lowering.shape)
 
     return lower
 
 
-def _binary(kind: Kind) -> Callable[[Lowering], Tensor]:
+def _binary_lowering(kind: Kind) -> Callable[[Lowering], Tensor]:
     def lower(lowering: Lowering) -> Tensor:
         return lowering.emit(kind, broadcastable_operands(lowering), lowering.shape)
 
@@ -95,13 +95,13 @@ def _sign_of_product(node: Node, operands: Sequence[bool]) -> bool:
     return all(operands) or node.args[0] is node.args[1]
 
 
-def _function(name: str, kind: Kind, notes: str = "", facts: Facts = UNKNOWN) -> OpSpec:
+def _function_spec(name: str, kind: Kind, notes: str = "", facts: Facts = UNKNOWN) -> OpSpec:
     return OpSpec(
         name=name,
         targets=(f"aten.{name}.default", f"aten.{name}_.default"),
         edge_targets=(f"aten.{name}.default",),
         inputs=("self",),
-        lower=_unary(kind),
+        lower=_unary_lowering(kind),
         macs=element_macs,
         facts=facts,
         becomes=kind.name,
@@ -145,7 +145,7 @@ SPECS = (
         inputs=("self", "other"),
         output=OutputRule.SHARED,
         constraints=(expands_few_dimensions, has_one_full_operand),
-        lower=_binary(MAXIMUM),
+        lower=_binary_lowering(MAXIMUM),
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
         facts=Facts(sign=if_any, needed_range=needed_by_identity, computes_masks=True),
@@ -158,7 +158,7 @@ SPECS = (
         inputs=("self", "other"),
         output=OutputRule.SHARED,
         constraints=(expands_few_dimensions, has_one_full_operand),
-        lower=_binary(MINIMUM),
+        lower=_binary_lowering(MINIMUM),
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
         facts=Facts(sign=if_all, needed_range=needed_by_identity, computes_masks=True),
@@ -210,8 +210,8 @@ SPECS = (
         notes="It is the sign of the quantized value, hence 0 for values that are less than half an int8 step from "
         "zero.",
     ),
-    _function("exp", EXP, facts=Facts(sign=never_negative)),
-    _function("log", LOG, "log(0) is the lowest value of the output's range.", Facts(computes_masks=True)),
-    _function("rsqrt", RSQRT, "rsqrt(0) is the highest value of the output's range.", Facts(sign=never_negative)),
-    _function("hardswish", HARD_SWISH, facts=Facts(needed_range=needed_by_hardswish, is_elementwise=True)),
+    _function_spec("exp", EXP, facts=Facts(sign=never_negative)),
+    _function_spec("log", LOG, "log(0) is the lowest value of the output's range.", Facts(computes_masks=True)),
+    _function_spec("rsqrt", RSQRT, "rsqrt(0) is the highest value of the output's range.", Facts(sign=never_negative)),
+    _function_spec("hardswish", HARD_SWISH, facts=Facts(needed_range=needed_by_hardswish, is_elementwise=True)),
 )

@@ -56,7 +56,7 @@ def _constant_mask(rewriting: Rewriting) -> torch.Tensor | None:
     return torch.zeros(mask.shape).masked_fill(~mask.bool(), -math.inf)
 
 
-def _scores(rewriting: Rewriting) -> Node:
+def _scaled_scores(rewriting: Rewriting) -> Node:
     """Computes scale * (query @ key.T). A mul applies the scale to the smaller of `query` and `key`."""
     query, key, scale = (rewriting.args[name] for name in ("query", "key", "scale"))
     features = shape_of(query)[-1]
@@ -87,7 +87,7 @@ def _masked_at_run_time(rewriting: Rewriting, scores: Node, mask: Node) -> Node:
 
 
 def _attention(rewriting: Rewriting) -> Node:
-    scores, mask = _scores(rewriting), _constant_mask(rewriting)
+    scores, mask = _scaled_scores(rewriting), _constant_mask(rewriting)
     blind = torch.tensor(False)
     if mask is not None:
         hidden = hides_from_softmax(mask)
@@ -112,7 +112,7 @@ def _has_many_rows(instance: OpInstance) -> bool:
     return channels <= MAX_SOFTMAX_CHANNELS and not has_few_softmax_channels.holds(instance)
 
 
-def _softmax_in_parts(rewriting: Rewriting) -> Node:
+def _split_softmax(rewriting: Rewriting) -> Node:
     """Splits the rows of the matrix [rows, channels] into parts that fit the limits of SOFTMAX."""
     dim = int(rewriting.args["dim"])
     values = rewriting.call(aten.transpose.int, rewriting.args["self"], dim, -1)
@@ -139,7 +139,7 @@ DECOMPOSED = (
     Decomposition(
         name="softmax of many rows",
         targets=("aten.softmax.int", "aten._softmax.default"),
-        rewrite=_softmax_in_parts,
+        rewrite=_split_softmax,
         applies=_has_many_rows,
         becomes="slices, softmaxes and a cat",
     ),

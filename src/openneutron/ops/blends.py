@@ -16,7 +16,7 @@ __all__ = ["DECOMPOSED"]
 aten = torch.ops.aten
 
 
-def _sum_with(rewriting: Rewriting, term: Node) -> Node:
+def _add_term(rewriting: Rewriting, term: Node) -> Node:
     """Computes self + value * term."""
     value = float(rewriting.args["value"])
     if value == 0:
@@ -24,14 +24,14 @@ def _sum_with(rewriting: Rewriting, term: Node) -> Node:
     return add(rewriting, rewriting.args["self"], term, alpha=value)
 
 
-def _sum_with_product(rewriting: Rewriting) -> Node:
+def _addcmul(rewriting: Rewriting) -> Node:
     args = rewriting.args
-    return _sum_with(rewriting, mul(rewriting, args["tensor1"], args["tensor2"]))
+    return _add_term(rewriting, mul(rewriting, args["tensor1"], args["tensor2"]))
 
 
-def _sum_with_quotient(rewriting: Rewriting) -> Node:
+def _addcdiv(rewriting: Rewriting) -> Node:
     args = rewriting.args
-    return _sum_with(rewriting, rewriting.call(aten.div.Tensor, args["tensor1"], args["tensor2"]))
+    return _add_term(rewriting, rewriting.call(aten.div.Tensor, args["tensor1"], args["tensor2"]))
 
 
 @constraint
@@ -41,14 +41,14 @@ def divides_by_positive_values(instance: OpInstance) -> bool:
     return is_never_negative(instance, instance.args["tensor2"]) if divisor is None else bool((divisor != 0).all())
 
 
-def _mixture_by_a_number(rewriting: Rewriting) -> Node:
+def _lerp_by_number(rewriting: Rewriting) -> Node:
     start, end, weight = (rewriting.args[name] for name in ("self", "end", "weight"))
     if weight in (0, 1):
         return rewriting.call(aten.expand.default, end if weight else start, list(rewriting.shape))
     return add(rewriting, mul(rewriting, start, 1.0 - weight), end, alpha=float(weight))
 
 
-def _mixture(rewriting: Rewriting) -> Node:
+def _lerp(rewriting: Rewriting) -> Node:
     start, end, weight = (rewriting.args[name] for name in ("self", "end", "weight"))
     rest = rewriting.call(aten.rsub.Scalar, weight, 1.0)
     return add(rewriting, mul(rewriting, start, rest), mul(rewriting, end, weight))
@@ -58,27 +58,27 @@ DECOMPOSED = (
     Decomposition(
         name="addcmul",
         targets=("aten.addcmul.default",),
-        rewrite=_sum_with_product,
+        rewrite=_addcmul,
         becomes="mul, add",
     ),
     Decomposition(
         name="addcdiv",
         targets=("aten.addcdiv.default",),
-        rewrite=_sum_with_quotient,
+        rewrite=_addcdiv,
         constraints=(divides_by_positive_values,),
         becomes="div, add",
     ),
     Decomposition(
         name="lerp by a number",
         targets=("aten.lerp.Scalar",),
-        rewrite=_mixture_by_a_number,
+        rewrite=_lerp_by_number,
         becomes="mul, add",
         notes="Computed as (1 - weight) * start + weight * end. torch's form rounds the difference end - start too.",
     ),
     Decomposition(
         name="lerp",
         targets=("aten.lerp.Tensor",),
-        rewrite=_mixture,
+        rewrite=_lerp,
         becomes="sub, mul, mul, add",
         notes="Computed as (1 - weight) * start + weight * end. torch's form rounds the difference end - start too.",
     ),

@@ -42,7 +42,7 @@ class Padded:
     def lower(self, lowering: Lowering) -> Tensor:
         """Emits the padding, the operator and the slice of its output; `lowering` is that of `original`."""
         operands = {
-            stand_in: _padded(lowering, lowering.operands[operand], shape_of(stand_in))
+            stand_in: _pad_tensor(lowering, lowering.operands[operand], shape_of(stand_in))
             for operand, stand_in in self.stand_ins.items()
         }
         output = self.spec.lower(replace(lowering, instance=self.instance, operands=operands))
@@ -56,7 +56,7 @@ class Padded:
         ops: list[Op] = []
         weights = {self.spec.weight, self.spec.bias}
         constants = {self.original.args[name] for name in weights if name is not None}
-        operands = {node: _specimen(node, is_constant=node in constants) for node in self.stand_ins}
+        operands = {node: _cost_tensor(node, is_constant=node in constants) for node in self.stand_ins}
         self.lower(Lowering(self.original, operands, QParams.per_tensor(1.0, 0), "NONE", ops))
         return cycles_of((op for op in ops if op.kind.layout is not Layout.VIEW), self.instance.target)
 
@@ -75,12 +75,12 @@ def pad_to_alignment(spec: OpSpec, instance: OpInstance) -> Padded | None:
     dimensions = spec.padded_dimensions(instance)
     if not dimensions:
         return None
-    stand_ins, call = _call_on_stand_ins(instance, dimensions)
+    stand_ins, call = _call_on_padded_operands(instance, dimensions)
     padded = Padded(spec, instance, replace(instance, node=call), stand_ins)
     return None if spec.rejections(padded.instance, instance.generation) else padded
 
 
-def _call_on_stand_ins(instance: OpInstance, dimensions: PaddedDimensions) -> tuple[dict[Node, Node], Node]:
+def _call_on_padded_operands(instance: OpInstance, dimensions: PaddedDimensions) -> tuple[dict[Node, Node], Node]:
     """Adds the call to a new graph, on placeholders with the padded shapes. Returns the placeholders and the call."""
     node, graph = instance.node, Graph()
     padded = {instance.args[name]: dims for name, dims in dimensions.items() if isinstance(instance.args[name], Node)}
@@ -110,7 +110,7 @@ def _aligned_shape(instance: OpInstance, shape: Sequence[int], dims: Sequence[in
     return tuple(instance.target.align_channels(size) if dim in padded else size for dim, size in enumerate(shape))
 
 
-def _padded(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _pad_tensor(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Pads `tensor` to `shape` with real zero at the end of each dimension.
 
     Emits a PAD for an activation; returns a new constant for a constant.
@@ -127,7 +127,7 @@ def _padded(lowering: Lowering, tensor: Tensor, shape: tuple[int, ...]) -> Tenso
     return lowering.constant(np.pad(tensor.data, paddings, constant_values=tensor.qparams.zero_point[0]), qparams)
 
 
-def _specimen(node: Node, *, is_constant: bool) -> Tensor:
+def _cost_tensor(node: Node, *, is_constant: bool) -> Tensor:
     """Returns a tensor of the node's shape for the cost estimate."""
     shape = shape_of(node)
     dtype = INT32 if is_constant and len(shape) == 1 else INT8

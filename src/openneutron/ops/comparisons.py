@@ -111,7 +111,7 @@ class _BoolArithmetic:
         operands = _operands(value)
         if name in _ORDERS:
             swapped, negated = _ORDERS[name]
-            return self._step(operands, swapped=swapped, negated=negated)
+            return self._compare_by_sign(operands, swapped=swapped, negated=negated)
         if name in _EQUALITIES or (name in _CASTS and dtype_of(operands[0]) == torch.float32):
             signs = self._sign(*operands) if name in _EQUALITIES else self._sign(operands[0], 0.0)
             differs = rewriting.call(aten.abs.default, signs)
@@ -129,7 +129,7 @@ class _BoolArithmetic:
         """Returns 0 for each true element of `value`, and 1 for the others."""
         return self._one_minus(self.as_float(value))
 
-    def _step(self, operands: tuple[object, ...], *, swapped: bool, negated: bool) -> Node:
+    def _compare_by_sign(self, operands: tuple[object, ...], *, swapped: bool, negated: bool) -> Node:
         value, number = operands
         sign = self._sign(*(reversed(operands) if swapped else operands))
         if not isinstance(number, Node) and number != 0 and _is_continuous(value):
@@ -172,7 +172,7 @@ def chooses_by_a_comparison(instance: OpInstance, condition: str, *choices: str)
 
 def choose(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operand) -> Node:
     """Computes torch.where(condition, chosen, other). `condition` must satisfy `_is_comparison`."""
-    extreme = _extreme(rewriting, condition, chosen, other)
+    extreme = _as_maximum_or_minimum(rewriting, condition, chosen, other)
     if extreme is not None:
         return extreme
     builder = _BoolArithmetic(rewriting, {})
@@ -197,14 +197,14 @@ def _number(rewriting: Rewriting, choice: Operand) -> float | None:
     return number_of(choice, rewriting.instance.constant_of)
 
 
-def _extreme(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operand) -> Node | None:
+def _as_maximum_or_minimum(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operand) -> Node | None:
     """Returns a maximum or minimum if the choices are the compared operands, else None."""
     name = _name(condition)
     if name not in _ORDERS:
         return None
     left, right = _operands(condition)
-    takes_left = _same(rewriting, left, chosen) and _same(rewriting, right, other)
-    takes_right = _same(rewriting, left, other) and _same(rewriting, right, chosen)
+    takes_left = _is_same_operand(rewriting, left, chosen) and _is_same_operand(rewriting, right, other)
+    takes_right = _is_same_operand(rewriting, left, other) and _is_same_operand(rewriting, right, chosen)
     if not takes_left and not takes_right:
         return None
     is_larger = (name in ("gt", "ge")) == takes_left
@@ -216,7 +216,7 @@ def _extreme(rewriting: Rewriting, condition: Node, chosen: Operand, other: Oper
     return rewriting.call(aten.clamp_min.default if is_larger else aten.clamp_max.default, value, number)
 
 
-def _same(rewriting: Rewriting, compared: object, choice: Operand) -> bool:
+def _is_same_operand(rewriting: Rewriting, compared: object, choice: Operand) -> bool:
     if compared is choice:
         return True
     number = number_of(compared, rewriting.instance.constant_of)

@@ -76,7 +76,7 @@ def plan_of_write(instance: OpInstance) -> Plan | None:
     if not _has_fixed_sizes(instance) or not _has_constant_indices(instance) or 0 in instance.shape:
         return None
     reduction = _reduction(instance)
-    return _replacing(instance) if reduction is None else _accumulating(instance, reduction)
+    return _plan_replacement(instance) if reduction is None else _plan_accumulation(instance, reduction)
 
 
 def _reduction(instance: OpInstance) -> str | None:
@@ -86,7 +86,7 @@ def _reduction(instance: OpInstance) -> str | None:
     return _SUM if args.get("accumulate") or name in ("aten.scatter_add.default", "aten.index_add.default") else None
 
 
-def _replacing(instance: OpInstance) -> Plan | None:
+def _plan_replacement(instance: OpInstance) -> Plan | None:
     """Returns the plan of a write that replaces values: runs the operator on numbers, and reads the origin from the
     result.
     """
@@ -99,7 +99,7 @@ def _replacing(instance: OpInstance) -> Plan | None:
         sources.append(source)
         shapes.append(_with_leading_ones(args, shape, shape_of(source)) if isinstance(source, Node) else ())
         arguments[name] = positions_of(shapes[1], count) if isinstance(source, Node) else count
-    named = instance.node.target(**{key: arguments[key] for key in _names(instance)})  # type: ignore[operator]
+    named = instance.node.target(**{key: arguments[key] for key in _argument_names(instance)})  # type: ignore[operator]
     return of_sources(moving(sources, origin_of(named, shapes)), sources)
 
 
@@ -111,7 +111,7 @@ def _with_leading_ones(args: dict[str, Any], shape: Sequence[int], given: tuple[
     return (1,) * (rank - len(given)) + given
 
 
-def _names(instance: OpInstance) -> list[str]:
+def _argument_names(instance: OpInstance) -> list[str]:
     overload = instance.node.target
     assert isinstance(overload, torch._ops.OpOverload)
     return [argument.name for argument in overload._schema.arguments]
@@ -162,13 +162,13 @@ def _pairs(instance: OpInstance) -> _Pairs:
     return _Pairs(written.flatten(), taken.flatten())
 
 
-def _accumulating(instance: OpInstance, reduction: str) -> Plan | None:
+def _plan_accumulation(instance: OpInstance, reduction: str) -> Plan | None:
     pairs = _pairs(instance)
     if not len(pairs.written):
         return lambda rewriting: rewriting.args["self"]
     if reduction in (_SUM, _MEAN):
-        total = _total(instance, pairs)
-        return None if total is None else partial(_sum, pairs=pairs, total=total, takes_mean=reduction == _MEAN)
+        total = _plan_sum(instance, pairs)
+        return None if total is None else partial(_scatter_sum, pairs=pairs, total=total, takes_mean=reduction == _MEAN)
     found = _source_of(instance)
     assert found is not None
     layers, includes, base = pairs.layers(), instance.args.get("include_self", True), instance.args["self"]
@@ -176,14 +176,14 @@ def _accumulating(instance: OpInstance, reduction: str) -> Plan | None:
         return None
     filler = 1.0 if reduction == _PRODUCT else base
     fillers = [filler if includes or number else base for number in range(len(layers))]
-    steps = [_placed(instance, found[1], *each) for each in zip(layers, fillers, strict=True)]
+    steps = [_place_layer(instance, found[1], *each) for each in zip(layers, fillers, strict=True)]
     known = [step for step in steps if step is not None]
     if len(known) < len(layers):
         return None
-    return partial(_combined, steps=known, target=_COMBINATIONS[reduction], includes=includes, source=found[1])
+    return partial(_combine_layers, steps=known, target=_COMBINATIONS[reduction], includes=includes, source=found[1])
 
 
-def _combined(
+def _combine_layers(
     rewriting: Rewriting, steps: Sequence[Step], target: torch._ops.OpOverload, includes: bool, source: Operand
 ) -> Node:
     """Combines the values before the write with all layers, one after the other.
@@ -199,7 +199,7 @@ def _combined(
     return value
 
 
-def _placed(instance: OpInstance, source: Operand, pairs: _Pairs, base: Operand) -> Step | None:
+def _place_layer(instance: OpInstance, source: Operand, pairs: _Pairs, base: Operand) -> Step | None:
     """Returns a step that copies the source values of `pairs` into `base`; None if that takes too many operators."""
     shape = instance.shape
     given = shape_of(source) if isinstance(source, Node) else ()
@@ -208,7 +208,7 @@ def _placed(instance: OpInstance, source: Operand, pairs: _Pairs, base: Operand)
     return moving((base, source), origin_of(numbers.reshape(shape), [shape, given]))
 
 
-def _total(instance: OpInstance, pairs: _Pairs) -> Plan | None:
+def _plan_sum(instance: OpInstance, pairs: _Pairs) -> Plan | None:
     """Returns a plan that computes, for each output value, the sum of the source values that are added to it; None if
     that takes too many operators.
     """
@@ -219,24 +219,24 @@ def _total(instance: OpInstance, pairs: _Pairs) -> Plan | None:
         counts = torch.zeros(math.prod(shape)).index_add(0, pairs.written, torch.ones(len(pairs.written)))
         return lambda rewriting: rewriting.constant(counts.reshape(shape) * float(source))
     layers = pairs.layers()
-    matrix = _matrix(shape, shape_of(source), pairs) if len(layers) > 1 else None
+    matrix = _plan_sum_by_matrix(shape, shape_of(source), pairs) if len(layers) > 1 else None
     if matrix is not None:
         return matrix
     if len(layers) > MAX_LAYERS:
         return None
-    steps = [_placed(instance, source, layer, 0.0) for layer in layers]
+    steps = [_place_layer(instance, source, layer, 0.0) for layer in layers]
     known = [step for step in steps if step is not None]
-    return partial(_added, steps=known, source=source) if len(known) == len(layers) else None
+    return partial(_add_layers, steps=known, source=source) if len(known) == len(layers) else None
 
 
-def _added(rewriting: Rewriting, steps: Sequence[Step], source: Node) -> Node:
+def _add_layers(rewriting: Rewriting, steps: Sequence[Step], source: Node) -> Node:
     first, *others = [step(rewriting, (0.0, source)) for step in steps]
     for other in others:
         first = add(rewriting, first, other)
     return first
 
 
-def _matrix(shape: tuple[int, ...], given: tuple[int, ...], pairs: _Pairs) -> Plan | None:
+def _plan_sum_by_matrix(shape: tuple[int, ...], given: tuple[int, ...], pairs: _Pairs) -> Plan | None:
     """Returns a plan that computes the sums by one product with a constant matrix, along the flattened dimension.
 
     An element of the matrix counts how often the output value of its row adds the source value of its column. Returns
@@ -259,11 +259,11 @@ def _matrix(shape: tuple[int, ...], given: tuple[int, ...], pairs: _Pairs) -> Pl
         if not torch.equal(blocks, blocks[:1].expand_as(blocks)):
             continue
         counts = torch.zeros(rows * columns).index_add(0, blocks[0], torch.ones(blocks.shape[1]))
-        return partial(_product, before=before, after=after, counts=counts.reshape(rows, columns))
+        return partial(_multiply_by_counts, before=before, after=after, counts=counts.reshape(rows, columns))
     return None
 
 
-def _product(rewriting: Rewriting, before: int, after: int, counts: torch.Tensor) -> Node:
+def _multiply_by_counts(rewriting: Rewriting, before: int, after: int, counts: torch.Tensor) -> Node:
     found = _source_of(rewriting.instance)
     assert found is not None
     assert isinstance(found[1], Node)
@@ -273,7 +273,7 @@ def _product(rewriting: Rewriting, before: int, after: int, counts: torch.Tensor
     return reshape(rewriting, product, shape)
 
 
-def _sum(rewriting: Rewriting, pairs: _Pairs, total: Plan, takes_mean: bool) -> Node:
+def _scatter_sum(rewriting: Rewriting, pairs: _Pairs, total: Plan, takes_mean: bool) -> Node:
     base, summed, shape = rewriting.args["self"], total(rewriting), rewriting.shape
     includes, alpha = rewriting.args.get("include_self", True), float(rewriting.args.get("alpha", 1))
     counts = torch.zeros(math.prod(shape)).index_add(0, pairs.written, torch.ones(len(pairs.written))).reshape(shape)
@@ -309,7 +309,7 @@ def _diagonal_plan(instance: OpInstance) -> Plan | None:
     if not _has_fixed_sizes(instance) or 0 in instance.shape:
         return None
     given, args = instance.shape_of("self"), {**instance.args, "self": positions_of(instance.shape_of("self"), 1)}
-    numbers = instance.node.target(**{name: args[name] for name in _names(instance)})  # type: ignore[operator]
+    numbers = instance.node.target(**{name: args[name] for name in _argument_names(instance)})  # type: ignore[operator]
     sources = (0.0, instance.args["self"])
     return of_sources(moving(sources, origin_of(numbers, [(), given])), sources)
 

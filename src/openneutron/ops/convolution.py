@@ -108,7 +108,7 @@ def has_stackable_batch(instance: OpInstance) -> bool:
     return instance.shape[0] == 1 or _windows(instance)[0].is_tiling
 
 
-def _merges(oihw: Sequence[int], groups: int, target: NeutronTarget, generation: Generation) -> list[int]:
+def _possible_merges(oihw: Sequence[int], groups: int, target: NeutronTarget, generation: Generation) -> list[int]:
     """Returns the counts of groups that may be merged into one CONV_2D with block-diagonal filters.
 
     `oihw` is the shape of all filters. The legacy generation slices and concatenates multiples of the MACs per
@@ -135,7 +135,11 @@ def merges_groups(instance: OpInstance) -> bool:
     {MAX_WEIGHTS_OF_ONE_OUTPUT} weights per output.
     """
     groups, shape = instance.args["groups"], instance.shape_of("weight")
-    return groups == 1 or _is_depthwise(instance) or bool(_merges(shape, groups, instance.target, Generation.LEGACY))
+    return (
+        groups == 1
+        or _is_depthwise(instance)
+        or bool(_possible_merges(shape, groups, instance.target, Generation.LEGACY))
+    )
 
 
 def macs(instance: OpInstance) -> int:
@@ -226,7 +230,7 @@ def _convolve_groups(
         outputs = [
             trial.emit(
                 CONV_2D,
-                [_channels(trial, nhwc, part, parts), *_merged(trial, filters.part(part, parts))],
+                [_slice_channels(trial, nhwc, part, parts), *_merge_filters(trial, filters.part(part, parts))],
                 (*positions, channels // parts),
                 **attrs,
             )
@@ -237,13 +241,15 @@ def _convolve_groups(
         shape = (*positions, channels)
         return trial.emit(CONCATENATION, outputs, shape, axis=3, fused_activation_function="NONE"), trial.ops
 
-    written = (write(merged) for merged in _merges(filters.oihw.shape, groups, instance.target, instance.generation))
+    written = (
+        write(merged) for merged in _possible_merges(filters.oihw.shape, groups, instance.target, instance.generation)
+    )
     output, ops = min(written, key=lambda plan: cycles_of(plan[1], instance.target))
     lowering.ops.extend(ops)
     return output
 
 
-def _channels(lowering: Lowering, nhwc: Tensor, part: int, parts: int) -> Tensor:
+def _slice_channels(lowering: Lowering, nhwc: Tensor, part: int, parts: int) -> Tensor:
     """Returns the channels of part number `part` of `parts` equal parts."""
     if parts == 1:
         return nhwc
@@ -251,7 +257,7 @@ def _channels(lowering: Lowering, nhwc: Tensor, part: int, parts: int) -> Tensor
     return lowering.emit(NHWC_SLICE, [nhwc], size, nhwc.qparams, begin=(0, 0, 0, part * size[3]), size=size)
 
 
-def _merged(lowering: Lowering, filters: Filters) -> tuple[Tensor, Tensor]:
+def _merge_filters(lowering: Lowering, filters: Filters) -> tuple[Tensor, Tensor]:
     """Returns block-diagonal filters for the channels of all groups, and the biases."""
     (outputs, inputs, height, width), groups = filters.oihw.shape, filters.groups
     diagonal = np.zeros((groups, outputs // groups, height, width, groups, inputs), filters.oihw.dtype)

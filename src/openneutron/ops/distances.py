@@ -21,7 +21,7 @@ aten = torch.ops.aten
 LEAST_SQUARE = 1e-8
 
 
-def _unit(rewriting: Rewriting, vectors: Node, dim: int, size: int, least: float) -> Node:
+def _normalize_vectors(rewriting: Rewriting, vectors: Node, dim: int, size: int, least: float) -> Node:
     """Divides each vector along `dim` (a negative number) by its norm, sqrt(sum of squares + `least`).
 
     `size` is the number of values of a vector after broadcasting. If `vectors` has size 1 along `dim`, the norm is that
@@ -36,12 +36,12 @@ def _unit(rewriting: Rewriting, vectors: Node, dim: int, size: int, least: float
     return mul(rewriting, vectors, rsqrt(rewriting, add(rewriting, squares, least)))
 
 
-def _cosine(rewriting: Rewriting) -> Node:
+def _cosine_similarity(rewriting: Rewriting) -> Node:
     args = rewriting.args
     shape = torch.broadcast_shapes(shape_of(args["x1"]), shape_of(args["x2"]))
     rank, least = len(shape), max(float(args["eps"]) ** 2, LEAST_SQUARE)
     dim = args["dim"] % rank - rank
-    first, second = (_unit(rewriting, args[name], dim, shape[dim], least) for name in ("x1", "x2"))
+    first, second = (_normalize_vectors(rewriting, args[name], dim, shape[dim], least) for name in ("x1", "x2"))
     return rewriting.call(aten.sum.dim_IntList, mul(rewriting, first, second), [dim], False)
 
 
@@ -51,13 +51,13 @@ def has_a_simple_order(instance: OpInstance) -> bool:
     return float(instance.args["p"]) in SIMPLE_ORDERS
 
 
-def _distance(rewriting: Rewriting) -> Node:
+def _pairwise_distance(rewriting: Rewriting) -> Node:
     args = rewriting.args
     difference = add(rewriting, sub(rewriting, args["x1"], args["x2"]), float(args["eps"]))
     return rewriting.call(aten.linalg_vector_norm.default, difference, float(args["p"]), [-1], bool(args["keepdim"]))
 
 
-def _distances(rewriting: Rewriting) -> Node:
+def _cdist(rewriting: Rewriting) -> Node:
     """Computes the distance between each vector of `x1` and each vector of `x2`."""
     args = rewriting.args
     first = rewriting.call(aten.unsqueeze.default, args["x1"], -2)
@@ -85,7 +85,7 @@ DECOMPOSED = (
     Decomposition(
         name="cosine_similarity",
         targets=("aten.cosine_similarity.default",),
-        rewrite=_cosine,
+        rewrite=_cosine_similarity,
         becomes="for each vector mul, sum, add, rsqrt, mul; mul, sum",
         notes=f"Squared lengths are at least {LEAST_SQUARE:g}. Each vector is divided by its length before the "
         "product, because a product of two lengths has a wider range than each length.",
@@ -93,14 +93,14 @@ DECOMPOSED = (
     Decomposition(
         name="pairwise_distance",
         targets=("aten.pairwise_distance.default",),
-        rewrite=_distance,
+        rewrite=_pairwise_distance,
         constraints=(has_a_simple_order,),
         becomes="sub, add, vector_norm",
     ),
     Decomposition(
         name="cdist",
         targets=("aten.cdist.default",),
-        rewrite=_distances,
+        rewrite=_cdist,
         constraints=(has_a_simple_order,),
         becomes="unsqueeze, sub, vector_norm",
     ),

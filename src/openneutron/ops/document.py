@@ -70,7 +70,7 @@ def _decomposed_row(spec: Decomposition) -> tuple[str, ...]:
 
 def _row(spec: OpSpec) -> tuple[str, ...]:
     link = f"[{spec.name}](#{spec.name})"
-    return (link, _code(spec.targets), spec.becomes, _output(spec), _yes(spec), str(spec.tolerance))
+    return (link, _code(spec.targets), spec.becomes, _output(spec), _yes_or_no(spec), str(spec.tolerance))
 
 
 def _pipelines() -> str:
@@ -96,7 +96,7 @@ def _section(spec: OpSpec) -> str:
         *([f"Bias: `{spec.bias}`, constant, int32; may be absent"] if spec.bias else []),
         *([f"May be padded: {_padded(spec)}"] if spec.pads else []),
         f"Output: {_output(spec)}",
-        f"Fuses a following activation: {_yes(spec)}",
+        f"Fuses a following activation: {_yes_or_no(spec)}",
         f"Worth a partition of its own: {'yes' if spec.is_compute else 'no'}",
         f"Tolerance: {spec.tolerance} LSB",
     ]
@@ -128,22 +128,22 @@ def _output(spec: OpSpec) -> str:
         return f"fixed: scale 1/{1 / rule.scale[0]:g}, zero point {rule.zero_point[0]}"
     if isinstance(rule, OutputRule):
         return rule.value
-    return _in_words(rule)
+    return _value_or_docstring(rule)
 
 
 def _padded(spec: OpSpec) -> str:
     """Returns the dimensions that may be padded; for a function, its docstring."""
     if not callable(spec.pads):
         return ", ".join(f"`{name}`, dimension {', '.join(map(str, dims))}" for name, dims in spec.pads.items())
-    return _in_words(spec.pads)
+    return _value_or_docstring(spec.pads)
 
 
-def _in_words(decides: object) -> str:
+def _value_or_docstring(decides: object) -> str:
     words = " ".join((decides.__doc__ or "").split()).rstrip(".")
     return words[:1].lower() + words[1:]
 
 
-def _yes(spec: OpSpec) -> str:
+def _yes_or_no(spec: OpSpec) -> str:
     return "yes" if spec.fuses_activation else "no"
 
 

@@ -147,27 +147,27 @@ def broadcastable_operands(lowering: Lowering) -> list[Tensor]:
     operands = [lowering.tensor("self"), lowering.tensor("other")]
     if has_one_full_operand.holds(lowering.instance):
         return operands
-    chosen = min(range(2), key=lambda index: _concatenations(operands[index], lowering.shape))
-    operands[chosen] = _expanded(lowering, operands[chosen])
+    chosen = min(range(2), key=lambda index: _count_concats_to_expand(operands[index], lowering.shape))
+    operands[chosen] = _expand_to_output(lowering, operands[chosen])
     return operands
 
 
-def _aligned(tensor: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
+def _broadcast_shape(tensor: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
     """Returns the tensor's shape, with leading dimensions of 1 up to the rank of `shape`."""
     return (1,) * (len(shape) - len(tensor.shape)) + tensor.shape
 
 
-def _concatenations(tensor: Tensor, shape: Sequence[int]) -> int:
+def _count_concats_to_expand(tensor: Tensor, shape: Sequence[int]) -> int:
     """Returns the number of CONCATENATIONs that expand a tensor to `shape`."""
     if tensor.data is not None:
         return 0
-    factors = (size // own for size, own in zip(shape, _aligned(tensor, shape), strict=True))
+    factors = (size // own for size, own in zip(shape, _broadcast_shape(tensor, shape), strict=True))
     return sum(count_of_concats(factor) for factor in factors)
 
 
-def _expanded(lowering: Lowering, tensor: Tensor) -> Tensor:
+def _expand_to_output(lowering: Lowering, tensor: Tensor) -> Tensor:
     """Broadcasts the tensor to the output's shape."""
-    aligned = _aligned(tensor, lowering.shape)
+    aligned = _broadcast_shape(tensor, lowering.shape)
     if tensor.data is not None:
         values = np.broadcast_to(tensor.data.reshape(aligned), lowering.shape)
         return lowering.constant(values, tensor.qparams)
@@ -177,7 +177,7 @@ def _expanded(lowering: Lowering, tensor: Tensor) -> Tensor:
     return expanded
 
 
-def _times(lowering: Lowering, tensor: Tensor, factor: float) -> Tensor:
+def _scale_by(lowering: Lowering, tensor: Tensor, factor: float) -> Tensor:
     """Emits MUL by a positive number. It is exact: the output has the same codes with another scale."""
     if factor == 1:
         return tensor
@@ -196,7 +196,7 @@ def _lower_sum(lowering: Lowering, sign: int) -> Tensor:
     """Computes self + sign * alpha * other; the kernel broadcasts the smaller operand."""
     alpha = float(lowering.args["alpha"])
     first, second = broadcastable_operands(lowering)
-    operands = [first, _times(lowering, second, abs(alpha))]
+    operands = [first, _scale_by(lowering, second, abs(alpha))]
     kind = ADD if sign * alpha > 0 else SUB
     return lowering.emit(kind, operands, lowering.shape, fused_activation_function=lowering.activation)
 

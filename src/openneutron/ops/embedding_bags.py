@@ -22,7 +22,7 @@ aten = torch.ops.aten
 _SUM, _MEAN, _MAX = 0, 1, 2
 
 
-def _starts(instance: OpInstance) -> list[int] | None:
+def _bag_starts(instance: OpInstance) -> list[int] | None:
     """Returns the first index of each bag, and at last the number of indices; None unless all are known."""
     offsets, shape = instance.constant("offsets"), instance.shape_of("indices")
     if offsets is None or not all(isinstance(size, int) for size in shape):
@@ -34,7 +34,7 @@ def _starts(instance: OpInstance) -> list[int] | None:
 @constraint
 def has_constant_bags(instance: OpInstance) -> bool:
     """`offsets` is a constant, as for indices [bags, indices of a bag], and the number of indices is fixed."""
-    return _starts(instance) is not None
+    return _bag_starts(instance) is not None
 
 
 @constraint
@@ -42,7 +42,7 @@ def has_few_indices(instance: OpInstance) -> bool:
     """All bags have the same number of indices, or bags times indices is at most {MAX_PICKING_WEIGHTS}. For the mode
     "max", there are at most {MAX_RUNS} bags of different sizes.
     """
-    starts = _starts(instance)
+    starts = _bag_starts(instance)
     if starts is None or _common_size(starts) is not None:
         return True
     bags = len(starts) - 1
@@ -62,8 +62,8 @@ def sums_without_padding(instance: OpInstance) -> bool:
     return not padded or (instance.args["mode"] == _SUM and instance.constant("weight") is not None)
 
 
-def _bags(rewriting: Rewriting) -> tuple[Node, ...]:
-    args, starts = rewriting.args, _starts(rewriting.instance)
+def _embedding_bag(rewriting: Rewriting) -> tuple[Node, ...]:
+    args, starts = rewriting.args, _bag_starts(rewriting.instance)
     assert starts is not None  # has_constant_bags holds
     weight, padding = args["weight"], args.get("padding_idx")
     if padding is not None:
@@ -74,17 +74,17 @@ def _bags(rewriting: Rewriting) -> tuple[Node, ...]:
     values = rewriting.call(aten.embedding.default, weight, indices or args["indices"])
     if args["per_sample_weights"] is not None:
         values = mul(rewriting, values, unsqueeze(rewriting, args["per_sample_weights"], 1))
-    return (_reduced(rewriting, values, starts),) * 4
+    return (_reduce_bags(rewriting, values, starts),) * 4
 
 
 def _is_flat(indices: Node, starts: Sequence[int]) -> bool:
     return shape_of(indices) == (starts[-1],)
 
 
-def _reduced(rewriting: Rewriting, values: Node, starts: Sequence[int]) -> Node:
+def _reduce_bags(rewriting: Rewriting, values: Node, starts: Sequence[int]) -> Node:
     mode, width, size = rewriting.args["mode"], shape_of(values)[1], _common_size(starts)
     if size is None and mode == _MAX:
-        return rewriting.call(aten.cat.default, [_largest(rewriting, values, *bag) for bag in pairwise(starts)], 0)
+        return rewriting.call(aten.cat.default, [_max_of_bag(rewriting, values, *bag) for bag in pairwise(starts)], 0)
     if size is None:
         matrix = torch.zeros(len(starts) - 1, starts[-1])
         for row, (start, end) in enumerate(pairwise(starts)):
@@ -95,7 +95,7 @@ def _reduced(rewriting: Rewriting, values: Node, starts: Sequence[int]) -> Node:
     return reshape(rewriting, reduce(rewriting, bags, [1]), (len(starts) - 1, width))
 
 
-def _largest(rewriting: Rewriting, values: Node, start: int, end: int) -> Node:
+def _max_of_bag(rewriting: Rewriting, values: Node, start: int, end: int) -> Node:
     """Computes the largest values of one bag; zeros for an empty bag."""
     if start == end:
         return rewriting.constant(torch.zeros(1, shape_of(values)[1]))
@@ -106,7 +106,7 @@ DECOMPOSED = (
     Decomposition(
         name="embedding_bag",
         targets=("aten.embedding_bag.padding_idx", "aten.embedding_bag.default"),
-        rewrite=_bags,
+        rewrite=_embedding_bag,
         constraints=(has_constant_bags, has_few_indices, sums_without_padding),
         becomes="embedding on the CPU; sum, mean or amax for bags of the same size, else linear with the weights of "
         "each bag, or slice and amax; mul for per_sample_weights",

@@ -28,7 +28,7 @@ SMALLEST = 1e-37
 MAX_WHOLE_POWER = 16
 
 
-def _root(rewriting: Rewriting, value: Node, exponent: float) -> Node:
+def _power_by_exp(rewriting: Rewriting, value: Node, exponent: float) -> Node:
     """Computes `value` ** `exponent` as exp(exponent * log(value))."""
     if exponent > 0:
         least = max(SMALLEST, ERROR_AT_ZERO ** max(2.0, 1 / exponent))
@@ -37,7 +37,7 @@ def _root(rewriting: Rewriting, value: Node, exponent: float) -> Node:
 
 
 def _sqrt(rewriting: Rewriting) -> Node:
-    return _root(rewriting, rewriting.args["self"], 0.5)
+    return _power_by_exp(rewriting, rewriting.args["self"], 0.5)
 
 
 def _inverse(rewriting: Rewriting, value: Node) -> Node:
@@ -56,7 +56,7 @@ def _square(rewriting: Rewriting) -> Node:
     return mul(rewriting, rewriting.args["self"], rewriting.args["self"])
 
 
-def _whole_power(rewriting: Rewriting, value: Node, exponent: int) -> Node:
+def _integer_power(rewriting: Rewriting, value: Node, exponent: int) -> Node:
     """Computes `value` ** `exponent` by repeated squaring."""
     power = None
     while True:
@@ -70,7 +70,7 @@ def _whole_power(rewriting: Rewriting, value: Node, exponent: int) -> Node:
     return power
 
 
-def _is_whole(exponent: float) -> bool:
+def _is_integer(exponent: float) -> bool:
     return exponent == int(exponent) and 1 <= exponent <= MAX_WHOLE_POWER
 
 
@@ -94,18 +94,18 @@ def has_supported_exponent(instance: OpInstance) -> bool:
     exponent = _exponent(instance)
     if not math.isfinite(exponent):
         return True  # has_one_exponent rejects it
-    if exponent in (0.5, -0.5) or _is_whole(exponent):
+    if exponent in (0.5, -0.5) or _is_integer(exponent):
         return True
     return exponent != 0 and is_never_negative(instance, instance.args["self"])
 
 
 def _power(rewriting: Rewriting) -> Node:
     value, exponent = rewriting.args["self"], _exponent(rewriting.instance)
-    if _is_whole(exponent):
-        return _whole_power(rewriting, value, int(exponent))
+    if _is_integer(exponent):
+        return _integer_power(rewriting, value, int(exponent))
     if exponent == -0.5:
         return rsqrt(rewriting, value)
-    return _inverse(rewriting, value) if exponent == -1 else _root(rewriting, value, exponent)
+    return _inverse(rewriting, value) if exponent == -1 else _power_by_exp(rewriting, value, exponent)
 
 
 @constraint
@@ -175,7 +175,7 @@ def inverts_no_negative(instance: OpInstance) -> bool:
     return is_never_negative(instance, instance.args["self"])
 
 
-def _reversed_difference(rewriting: Rewriting) -> Node:
+def _rsub(rewriting: Rewriting) -> Node:
     args = rewriting.args
     minuend = args["other"]
     minuend = minuend if isinstance(minuend, Node) else rewriting.constant(torch.tensor(float(minuend)))
@@ -239,7 +239,7 @@ DECOMPOSED = (
     Decomposition(
         name="rsub",
         targets=("aten.rsub.Tensor", "aten.rsub.Scalar"),
-        rewrite=_reversed_difference,
+        rewrite=_rsub,
         facts=Facts(computes_masks=True),
         becomes="sub",
     ),

@@ -28,10 +28,10 @@ def needed_by_product(node: Node, operand: Node, output: Interval) -> Interval:
     other = args["other" if args["self"] is operand else "self"]
     if not isinstance(other, Node) or other is operand or constant_value(other) is not None:
         return needed_by_mul(node, operand, output)
-    return Interval(low=_closed_below(other, operand))
+    return Interval(low=_gate_zero_below(other, operand))
 
 
-def _closed_below(gate: Node, operand: Node) -> float:
+def _gate_zero_below(gate: Node, operand: Node) -> float:
     """Returns the largest x for which `gate` is exactly 0 in int8 if `operand` is at most x; -inf if there is none.
 
     Constant factors may follow the operator that computes the zero, and sums and products with constants may precede

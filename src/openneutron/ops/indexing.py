@@ -158,7 +158,7 @@ def along(rewriting: Rewriting, values: Node, dim: int, matrix: Node) -> Node:
     return rewriting.call(aten.movedim.int, rewriting.call(aten.linear.default, last, matrix), -1, dim)
 
 
-def _difference(rewriting: Rewriting) -> Node:
+def _diff(rewriting: Rewriting) -> Node:
     args = rewriting.args
     dim = args["dim"]
     parts = [args[name] for name in ("prepend", "self", "append") if args[name] is not None]
@@ -170,7 +170,7 @@ def _difference(rewriting: Rewriting) -> Node:
     return values
 
 
-def _triangle(rewriting: Rewriting) -> Node:
+def _tril_or_triu(rewriting: Rewriting) -> Node:
     """Multiplies by a constant matrix of ones and zeros."""
     instance = rewriting.instance
     ones = torch.ones(instance.shape[-2:])
@@ -184,7 +184,7 @@ def sums_few_values(instance: OpInstance) -> bool:
     return not instance.shape or instance.shape[instance.args["dim"]] <= MAX_SUMMED
 
 
-def _running_sum(rewriting: Rewriting) -> Node:
+def _cumsum(rewriting: Rewriting) -> Node:
     """Multiplies by a lower triangular matrix of ones."""
     values, dim = rewriting.args["self"], rewriting.args["dim"]
     size = rewriting.shape[dim]
@@ -210,19 +210,19 @@ DECOMPOSED = (
     Decomposition(
         name="diff",
         targets=("aten.diff.default",),
-        rewrite=_difference,
+        rewrite=_diff,
         becomes="slice, slice, sub; cat for `prepend` and `append`",
     ),
     Decomposition(
         name="tril, triu",
         targets=("aten.tril.default", "aten.triu.default"),
-        rewrite=_triangle,
+        rewrite=_tril_or_triu,
         becomes="mul with ones and zeros",
     ),
     Decomposition(
         name="cumsum",
         targets=("aten.cumsum.default",),
-        rewrite=_running_sum,
+        rewrite=_cumsum,
         constraints=(sums_few_values,),
         facts=Facts(computes_masks=True),
         becomes="linear with a triangular matrix of ones",

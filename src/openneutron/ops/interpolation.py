@@ -46,7 +46,7 @@ def has_short_axes(instance: OpInstance) -> bool:
     return all(size <= MAX_AXIS for size, outputs in sizes if size != outputs)
 
 
-def _multiply(along: _AlongAxis) -> Callable[[Rewriting], Node]:
+def _interpolate_by(along: _AlongAxis) -> Callable[[Rewriting], Node]:
     def rewrite(rewriting: Rewriting) -> Node:
         instance, values = rewriting.instance, rewriting.args["self"]
         sizes = instance.shape_of("self")[-spatial_rank(instance) :]
@@ -79,7 +79,7 @@ DECOMPOSED = (
         targets=resize_targets(
             "upsample_nearest2d", "upsample_nearest1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact1d"
         ),
-        rewrite=_multiply(resize_axis),
+        rewrite=_interpolate_by(resize_axis),
         applies=lambda instance: not grows_by_whole_factors.holds(instance),
         constraints=(has_short_axes,),
         becomes=BECOMES,
@@ -87,7 +87,7 @@ DECOMPOSED = (
     Decomposition(
         name="upsample_bilinear by other factors",
         targets=resize_targets("upsample_bilinear2d", "upsample_linear1d"),
-        rewrite=_multiply(resize_axis),
+        rewrite=_interpolate_by(resize_axis),
         applies=lambda instance: not grows_by_native_factors.holds(instance),
         constraints=(has_short_axes,),
         becomes=BECOMES,
@@ -95,21 +95,21 @@ DECOMPOSED = (
     Decomposition(
         name="upsample_bicubic",
         targets=resize_targets("upsample_bicubic2d"),
-        rewrite=_multiply(resize_axis),
+        rewrite=_interpolate_by(resize_axis),
         constraints=(has_short_axes,),
         becomes=BECOMES,
     ),
     Decomposition(
         name="upsample with antialiasing",
         targets=resize_targets("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
-        rewrite=_multiply(resize_axis),
+        rewrite=_interpolate_by(resize_axis),
         constraints=(has_short_axes,),
         becomes=BECOMES,
     ),
     Decomposition(
         name="adaptive_avg_pool with uneven windows",
         targets=("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default"),
-        rewrite=_multiply(_average_axis),
+        rewrite=_interpolate_by(_average_axis),
         applies=lambda instance: not has_even_windows.holds(instance),
         constraints=(has_short_axes,),
         becomes=BECOMES,

@@ -168,7 +168,7 @@ def _fill_by_clamping(rewriting: Rewriting, value: Node, where: torch.Tensor, nu
     return value
 
 
-def _hides(instance: OpInstance, numbers: torch.Tensor) -> torch.Tensor:
+def _hidden_numbers(instance: OpInstance, numbers: torch.Tensor) -> torch.Tensor:
     """Returns which numbers of an added mask act as minus infinity: those of `hides_from_softmax` if only softmaxes
     read the sum, else those of at most `HIDDEN`.
     """
@@ -201,20 +201,20 @@ def _masked_fill(rewriting: Rewriting) -> Node:
     return fill(rewriting, rewriting.args["self"], mask, number)
 
 
-def _mask_of_sum(instance: OpInstance) -> tuple[Node, torch.Tensor] | None:
+def _match_masked_sum(instance: OpInstance) -> tuple[Node, torch.Tensor] | None:
     """Returns (value, mask) of a sum value + mask if `mask` is a constant that hides some but not all values."""
     for name, other in (("self", "other"), ("other", "self")):
         mask = instance.constant(name)
         if mask is None or instance.args["alpha"] != 1:
             continue
-        hidden = _hides(instance, mask)
+        hidden = _hidden_numbers(instance, mask)
         # A constant that would hide all values is not a mask: it is part of arithmetic that computes a mask.
         if bool(hidden.any()) and not bool(hidden.all()):
             return instance.args[other], mask
     return None
 
 
-def _integers_of_sum(instance: OpInstance) -> str | None:
+def _integer_operand(instance: OpInstance) -> str | None:
     """Returns the name of a computed operand without a floating-point dtype; None if there is none."""
     for name in ("self", "other"):
         operand = instance.args[name]
@@ -227,7 +227,7 @@ def _integers_of_sum(instance: OpInstance) -> str | None:
     return None
 
 
-def _joined_masks(instance: OpInstance) -> tuple[Node, Node, Node] | None:
+def _match_joined_masks(instance: OpInstance) -> tuple[Node, Node, Node] | None:
     """Returns (scores, mask, join) of a sum scores + mask that only softmaxes read; else None.
 
     `join` is the operator that combines two smaller masks. `mask` is its output, or a view of its output that keeps the
@@ -258,7 +258,7 @@ def _can_regroup(part: Node, join: Node, mask: Node) -> bool:
     return join is mask or (is_view and (leading == joined[:-2] or math.prod(leading) == 1))
 
 
-def _regrouped(rewriting: Rewriting, part: Node, join: Node, mask: Node) -> Node:
+def _reshape_to_broadcast(rewriting: Rewriting, part: Node, join: Node, mask: Node) -> Node:
     """Reshapes `part`, an operand of `join`, so that it broadcasts to `mask`, a view of `join`."""
     shape = shape_of(part)
     if join is mask or math.prod(shape[:-2]) == 1:
@@ -273,31 +273,31 @@ def _regrouped(rewriting: Rewriting, part: Node, join: Node, mask: Node) -> Node
     return rewriting.call(aten.reshape.default, part, list(wanted))
 
 
-def _sum_with_each(rewriting: Rewriting, scores: Node, mask: Node, join: Node) -> Node:
+def _add_each_mask(rewriting: Rewriting, scores: Node, mask: Node, join: Node) -> Node:
     """Adds the computed part of a mask to the scores, and then joins the sum with the other part."""
     first, second = sorted(join.all_input_nodes, key=lambda part: constant_of(rewriting.module, part) is not None)
-    scores = rewriting.call(aten.add.Tensor, scores, _regrouped(rewriting, first, join, mask))
+    scores = rewriting.call(aten.add.Tensor, scores, _reshape_to_broadcast(rewriting, first, join, mask))
     target = aten.minimum.default if join.target is aten.minimum.default else aten.add.Tensor
-    return rewriting.call(target, scores, _regrouped(rewriting, second, join, mask))
+    return rewriting.call(target, scores, _reshape_to_broadcast(rewriting, second, join, mask))
 
 
 def _adds_a_mask(instance: OpInstance) -> bool:
-    return any(found(instance) is not None for found in (_mask_of_sum, _integers_of_sum, _joined_masks))
+    return any(found(instance) is not None for found in (_match_masked_sum, _integer_operand, _match_joined_masks))
 
 
 def _masked_sum(rewriting: Rewriting) -> Node:
-    integers = _integers_of_sum(rewriting.instance)
+    integers = _integer_operand(rewriting.instance)
     if integers is not None:
         args = rewriting.args
         operands = {**args, integers: rewriting.call(aten.to.dtype, args[integers], torch.float32)}
         return rewriting.call(aten.add.Tensor, operands["self"], operands["other"], alpha=args["alpha"])
-    joined = _joined_masks(rewriting.instance)
+    joined = _match_joined_masks(rewriting.instance)
     if joined is not None:
-        return _sum_with_each(rewriting, *joined)
-    found = _mask_of_sum(rewriting.instance)
+        return _add_each_mask(rewriting, *joined)
+    found = _match_masked_sum(rewriting.instance)
     assert found is not None  # _adds_a_mask holds
     value, mask = found
-    hidden = _hides(rewriting.instance, mask)
+    hidden = _hidden_numbers(rewriting.instance, mask)
     return add_and_hide(rewriting, value, mask.masked_fill(hidden, 0.0), hidden)
 
 

@@ -65,7 +65,7 @@ SPECS = (
 )
 
 
-def _transposed(rewriting: Rewriting, value: Node) -> Node:
+def _transpose_matrix(rewriting: Rewriting, value: Node) -> Node:
     return rewriting.call(aten.transpose.int, value, -2, -1)
 
 
@@ -73,7 +73,7 @@ def _is_one_matrix(value: Node) -> bool:
     return math.prod(shape_of(value)[:-2]) == 1
 
 
-def _product(rewriting: Rewriting, left: Node, right: Node) -> Node:
+def _matmul_or_linear(rewriting: Rewriting, left: Node, right: Node) -> Node:
     """Computes left @ right with the rules of torch.matmul.
 
     A product with a constant matrix becomes a linear. Any other product becomes one bmm: the last batch dimensions of
@@ -87,16 +87,18 @@ def _product(rewriting: Rewriting, left: Node, right: Node) -> Node:
         right = rewriting.call(aten.unsqueeze.default, right, 1)
     if is_constant(right) and _is_one_matrix(right):
         matrix = reshape(rewriting, right, shape_of(right)[-2:])
-        product = rewriting.call(aten.linear.default, left, _transposed(rewriting, matrix))
+        product = rewriting.call(aten.linear.default, left, _transpose_matrix(rewriting, matrix))
     elif is_constant(left) and _is_one_matrix(left):
         matrix = reshape(rewriting, left, shape_of(left)[-2:])
-        product = _transposed(rewriting, rewriting.call(aten.linear.default, _transposed(rewriting, right), matrix))
+        product = _transpose_matrix(
+            rewriting, rewriting.call(aten.linear.default, _transpose_matrix(rewriting, right), matrix)
+        )
     else:
-        product = _batched(rewriting, left, right)
+        product = _batched_product(rewriting, left, right)
     return reshape(rewriting, product, shape)
 
 
-def _batched(rewriting: Rewriting, left: Node, right: Node) -> Node:
+def _batched_product(rewriting: Rewriting, left: Node, right: Node) -> Node:
     """Computes left @ right as a bmm. The caller restores the shape of the batch."""
     rank = max(len(shape_of(left)), len(shape_of(right)))
     (*lefts, rows, features), (*rights, _, columns) = (
@@ -117,7 +119,7 @@ def _batched(rewriting: Rewriting, left: Node, right: Node) -> Node:
 
 def _matmul(rewriting: Rewriting) -> Node:
     left, right = (value for value in rewriting.args.values() if isinstance(value, Node))
-    return _product(rewriting, left, right)
+    return _matmul_or_linear(rewriting, left, right)
 
 
 def _has_a_constant_matrix(instance: OpInstance) -> bool:
@@ -131,10 +133,10 @@ def _is_not_a_linear(instance: OpInstance) -> bool:
     return not instance.reads_constants(*constants) or bool(spec.rejections(instance, Generation.MODERN))
 
 
-def _linear(rewriting: Rewriting) -> Node:
+def _linear_by_matmul(rewriting: Rewriting) -> Node:
     bias, weight = rewriting.args["bias"], rewriting.args["weight"]
-    columns = weight if len(shape_of(weight)) == 1 else _transposed(rewriting, weight)
-    product = _product(rewriting, rewriting.args["input"], columns)
+    columns = weight if len(shape_of(weight)) == 1 else _transpose_matrix(rewriting, weight)
+    product = _matmul_or_linear(rewriting, rewriting.args["input"], columns)
     return product if bias is None else rewriting.call(aten.add.Tensor, product, bias)
 
 
@@ -142,7 +144,7 @@ def _linear(rewriting: Rewriting) -> Node:
 _FACTORS = {"mat1": "mat2", "batch1": "batch2", "mat": "vec"}
 
 
-def _sum_with_product(rewriting: Rewriting) -> Node:
+def _add_product(rewriting: Rewriting) -> Node:
     """Computes beta * self + alpha * product. alpha scales a constant factor if there is one."""
     args = rewriting.args
     left, right = next((args[left], args[right]) for left, right in _FACTORS.items() if left in args)
@@ -152,7 +154,7 @@ def _sum_with_product(rewriting: Rewriting) -> Node:
             right = rewriting.call(aten.mul.Tensor, right, alpha)
         else:
             left = rewriting.call(aten.mul.Tensor, left, alpha)
-    product = _product(rewriting, left, right)
+    product = _matmul_or_linear(rewriting, left, right)
     if len(shape_of(product)) > len(rewriting.shape):  # addbmm adds the products of the batch
         product = rewriting.call(aten.sum.dim_IntList, product, [0])
     if beta == 0:
@@ -164,7 +166,7 @@ def _sum_with_product(rewriting: Rewriting) -> Node:
 def _outer(rewriting: Rewriting) -> Node:
     column, row = (rewriting.args[name] for name in ("self", "vec2"))
     (rows,), (columns,) = shape_of(column), shape_of(row)
-    return _product(rewriting, reshape(rewriting, column, (rows, 1)), reshape(rewriting, row, (1, columns)))
+    return _matmul_or_linear(rewriting, reshape(rewriting, column, (rows, 1)), reshape(rewriting, row, (1, columns)))
 
 
 def _bilinear(rewriting: Rewriting) -> Node:
@@ -176,15 +178,15 @@ def _bilinear(rewriting: Rewriting) -> Node:
     first, second, weight, bias = (rewriting.args[name] for name in ("input1", "input2", "weight", "bias"))
     outputs, rows, columns = shape_of(weight)
     *batch, _ = shape_of(first)
-    matrix = reshape(rewriting, _transposed(rewriting, weight), (outputs * columns, rows))
-    product = _product(rewriting, first, _transposed(rewriting, matrix))
+    matrix = reshape(rewriting, _transpose_matrix(rewriting, weight), (outputs * columns, rows))
+    product = _matmul_or_linear(rewriting, first, _transpose_matrix(rewriting, matrix))
     matrices = reshape(rewriting, product, (*batch, outputs, columns))
-    product = _product(rewriting, matrices, rewriting.call(aten.unsqueeze.default, second, -1))
+    product = _matmul_or_linear(rewriting, matrices, rewriting.call(aten.unsqueeze.default, second, -1))
     product = reshape(rewriting, product, (*batch, outputs))
     return product if bias is None else rewriting.call(aten.add.Tensor, product, bias)
 
 
-def _as_torch_writes_it(rewriting: Rewriting) -> Node:
+def _trace_decomposition(rewriting: Rewriting) -> Node:
     return rewriting.trace()
 
 
@@ -217,21 +219,21 @@ DECOMPOSED = (
     Decomposition(
         name="linear with a computed weight, or with a weight that is not a matrix",
         targets=("aten.linear.default",),
-        rewrite=_linear,
+        rewrite=_linear_by_matmul,
         applies=_is_not_a_linear,
         becomes="bmm, add",
     ),
     Decomposition(
         name="addmm with alpha, beta, or computed values",
         targets=("aten.addmm.default",),
-        rewrite=_sum_with_product,
+        rewrite=_add_product,
         applies=_is_not_a_linear,
         becomes=AS_SUM,
     ),
     Decomposition(
         name="sum with a product",
         targets=("aten.baddbmm.default", "aten.addbmm.default", "aten.addmv.default"),
-        rewrite=_sum_with_product,
+        rewrite=_add_product,
         becomes=AS_SUM,
     ),
     Decomposition(
@@ -257,7 +259,7 @@ DECOMPOSED = (
             "aten.linalg_vecdot.default",
             "aten.chain_matmul.default",
         ),
-        rewrite=_as_torch_writes_it,
+        rewrite=_trace_decomposition,
         becomes="products, sums and reshapes: torch's own decomposition",
     ),
 )

@@ -100,14 +100,14 @@ def standardized(groups: Groups, value: Node, eps: float) -> Node:
     return mul(rewriting, value, groups.spread(rsqrt(rewriting, add(rewriting, variance, VARIANCE_FLOOR))))
 
 
-def _normalized(groups: Groups, value: Node, scale: Node | None, shift: Node | None) -> Node:
+def _normalize(groups: Groups, value: Node, scale: Node | None, shift: Node | None) -> Node:
     """Computes (value - mean) / sqrt(variance + eps) * scale + shift."""
     rewriting = groups.rewriting
     centered = sub(rewriting, value, groups.spread(groups.mean(value)))
-    return _affine(rewriting, standardized(groups, centered, rewriting.args["eps"]), scale, shift)
+    return _scale_and_shift(rewriting, standardized(groups, centered, rewriting.args["eps"]), scale, shift)
 
 
-def _affine(rewriting: Rewriting, value: Node, scale: Node | None, shift: Node | None) -> Node:
+def _scale_and_shift(rewriting: Rewriting, value: Node, scale: Node | None, shift: Node | None) -> Node:
     if scale is not None and (rewriting.training or number_of(scale) != 1):
         value = mul(rewriting, value, scale)
     if shift is not None and (rewriting.training or number_of(shift) != 0):
@@ -122,14 +122,14 @@ def _last_dims(rewriting: Rewriting) -> list[int]:
 
 def _layer_norm(rewriting: Rewriting) -> Node:
     args = rewriting.args
-    return _normalized(Dims(rewriting, _last_dims(rewriting)), args["input"], args["weight"], args["bias"])
+    return _normalize(Dims(rewriting, _last_dims(rewriting)), args["input"], args["weight"], args["bias"])
 
 
 def _rms_norm(rewriting: Rewriting) -> Node:
     args = rewriting.args
     eps = torch.finfo(torch.float32).eps if args["eps"] is None else args["eps"]
     value = standardized(Dims(rewriting, _last_dims(rewriting)), args["input"], eps)
-    return _affine(rewriting, value, args["weight"], None)
+    return _scale_and_shift(rewriting, value, args["weight"], None)
 
 
 def _per_channel(rewriting: Rewriting, name: str) -> Node | None:
@@ -151,7 +151,7 @@ def _image_norm(rewriting: Rewriting, groups: int) -> Node:
     if groups == 1 or (groups == channels and rank > 2):
         together = Dims(rewriting, range(1 if groups == 1 else 2, rank))
     scale, shift = (_per_channel(rewriting, name) for name in ("weight", "bias"))
-    return _normalized(together, rewriting.args["input"], scale, shift)
+    return _normalize(together, rewriting.args["input"], scale, shift)
 
 
 def _instance_norm(rewriting: Rewriting) -> Node:
@@ -180,7 +180,9 @@ def _computed_batch_norm(rewriting: Rewriting) -> Node:
     assert variance is not None
     root = rsqrt(rewriting, add(rewriting, variance, rewriting.args["eps"]))
     factor = root if scale is None else mul(rewriting, root, scale)
-    return _affine(rewriting, mul(rewriting, sub(rewriting, rewriting.args["input"], mean_of), factor), None, shift)
+    return _scale_and_shift(
+        rewriting, mul(rewriting, sub(rewriting, rewriting.args["input"], mean_of), factor), None, shift
+    )
 
 
 _STANDARDIZED = "abs, mean, add, rsqrt, mul, mul, mul, mean, add, rsqrt, mul"

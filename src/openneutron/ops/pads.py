@@ -58,7 +58,7 @@ def pads_without_copies(instance: OpInstance) -> bool:
     return _mode(instance) in ("constant", "reflect")
 
 
-def _cropped(lowering: Lowering, inputs: Tensor, paddings: Sequence[tuple[int, int]]) -> Tensor:
+def _crop(lowering: Lowering, inputs: Tensor, paddings: Sequence[tuple[int, int]]) -> Tensor:
     """Emits a SLICE for negative padding."""
     begin = tuple(max(0, -low) for low, _ in paddings)
     size = tuple(
@@ -72,7 +72,7 @@ def lower_pad(lowering: Lowering) -> Tensor:
     CONCATENATION of slices for the other modes.
     """
     paddings = _paddings(lowering.instance)
-    inputs = _cropped(lowering, lowering.tensor("self"), paddings)
+    inputs = _crop(lowering, lowering.tensor("self"), paddings)
     paddings = tuple((max(0, low), max(0, high)) for low, high in paddings)
     if not any(width for pair in paddings for width in pair):
         return inputs
@@ -80,7 +80,7 @@ def lower_pad(lowering: Lowering) -> Tensor:
     if mode == "reflect":
         return lowering.emit(MIRROR_PAD, [inputs], lowering.shape, paddings=paddings, mode="REFLECT")
     if mode != "constant":
-        edges = _replicated if mode == "replicate" else _wrapped
+        edges = _replicated_edges if mode == "replicate" else _wrapped_edges
         for dim, (low, high) in enumerate(paddings):
             before, after = edges(lowering, inputs, dim, low, high)
             inputs = concat(lowering, [*before, inputs, *after], dim)
@@ -92,7 +92,7 @@ def lower_pad(lowering: Lowering) -> Tensor:
     return lowering.emit(PADV2, [inputs, value], lowering.shape, paddings=paddings)
 
 
-def _replicated(lowering: Lowering, inputs: Tensor, dim: int, low: int, high: int) -> tuple[list[Tensor], ...]:
+def _replicated_edges(lowering: Lowering, inputs: Tensor, dim: int, low: int, high: int) -> tuple[list[Tensor], ...]:
     """Returns the first index of a dimension `low` times, and the last index `high` times."""
     last = inputs.shape[dim] - 1
     before = [concat_copies(lowering, slice_dim(lowering, inputs, dim, 0, 1), dim, low)] if low else []
@@ -100,7 +100,7 @@ def _replicated(lowering: Lowering, inputs: Tensor, dim: int, low: int, high: in
     return before, after
 
 
-def _wrapped(lowering: Lowering, inputs: Tensor, dim: int, low: int, high: int) -> tuple[list[Tensor], ...]:
+def _wrapped_edges(lowering: Lowering, inputs: Tensor, dim: int, low: int, high: int) -> tuple[list[Tensor], ...]:
     """Returns the last `low` indices of a dimension, and the first `high` ones."""
     size = inputs.shape[dim]
     before = [slice_dim(lowering, inputs, dim, size - low, low)] if low else []

@@ -97,10 +97,10 @@ def divisors(instance: OpInstance) -> Counts:
     if override is not None:
         return np.full([window.outputs for window in windows], override)
     count = _sizes_with_padding if instance.args["count_include_pad"] else _sizes_without_padding
-    return _outer(count, windows)
+    return _outer_product(count, windows)
 
 
-def _outer(count: Callable[[Window], Counts], windows: tuple[Window, Window]) -> Counts:
+def _outer_product(count: Callable[[Window], Counts], windows: tuple[Window, Window]) -> Counts:
     vertical, horizontal = map(count, windows)
     return np.outer(vertical, horizontal)
 
@@ -130,7 +130,7 @@ def divides_as_tflite_does(instance: OpInstance) -> bool:
         return True
     windows = pool_windows(instance)
     return all(window.is_same for window in windows) and np.array_equal(
-        divisors(instance), _outer(_sizes_without_padding, windows)
+        divisors(instance), _outer_product(_sizes_without_padding, windows)
     )
 
 
@@ -148,7 +148,7 @@ def has_few_dilated_positions(instance: OpInstance) -> bool:
     )
 
 
-def _pool(
+def _emit_pool(
     lowering: Lowering, kind: Kind, nhwc: Tensor, padding: str, windows: Sequence[Window] | None = None
 ) -> Tensor:
     vertical, horizontal = windows or pool_windows(lowering.instance)
@@ -166,30 +166,30 @@ def _pool(
     return lowering.reshape(lowering.channels_first(output), lowering.shape)
 
 
-def _nhwc(lowering: Lowering) -> Tensor:
+def _nhwc_input(lowering: Lowering) -> Tensor:
     inputs = lowering.tensor("self")
     return lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.instance, inputs.shape)))
 
 
 def lower_average_pool(lowering: Lowering) -> Tensor:
     """Emits AVERAGE_POOL_2D, and a PAD if torch counts padding, because AVERAGE_POOL_2D does not count its padding."""
-    nhwc, padding = _nhwc(lowering), "SAME"
+    nhwc, padding = _nhwc_input(lowering), "SAME"
     if "output_size" in lowering.args or _divides_by_the_window(lowering.instance):
         nhwc, padding = pad_spatial(lowering, nhwc, pool_windows(lowering.instance), allow_same=False)
-    return _pool(lowering, AVERAGE_POOL_2D, nhwc, padding)
+    return _emit_pool(lowering, AVERAGE_POOL_2D, nhwc, padding)
 
 
 def lower_max_pool(lowering: Lowering) -> Tensor:
     """Emits MAX_POOL_2D, and a PADV2 with the lowest code for padding that SAME cannot express."""
-    nhwc, windows = _nhwc(lowering), pool_windows(lowering.instance)
+    nhwc, windows = _nhwc_input(lowering), pool_windows(lowering.instance)
     lowest = lowering.constant(np.array([-128], INT8), nhwc.qparams)
     if is_not_dilated.holds(lowering.instance):
-        return _pool(lowering, MAX_POOL_2D, *pad_spatial(lowering, nhwc, windows, lowest))
+        return _emit_pool(lowering, MAX_POOL_2D, *pad_spatial(lowering, nhwc, windows, lowest))
     padded, _ = pad_spatial(lowering, nhwc, windows, lowest, allow_same=False)
-    return _dilated_maximum(lowering, padded, windows)
+    return _dilated_max_pool(lowering, padded, windows)
 
 
-def _dilated_maximum(lowering: Lowering, nhwc: Tensor, windows: tuple[Window, Window]) -> Tensor:
+def _dilated_max_pool(lowering: Lowering, nhwc: Tensor, windows: tuple[Window, Window]) -> Tensor:
     """Emits one SLICE for each kernel position and their MAXIMUM, along height, then along width.
 
     A MAX_POOL_2D of 1x1 windows applies the strides.
@@ -204,7 +204,7 @@ def _dilated_maximum(lowering: Lowering, nhwc: Tensor, windows: tuple[Window, Wi
     points = [replace(window, kernel=1) for window in windows]
     if (vertical.stride, horizontal.stride) == (1, 1):
         return lowering.reshape(lowering.channels_first(nhwc), lowering.shape)
-    return _pool(lowering, MAX_POOL_2D, nhwc, "VALID", points)
+    return _emit_pool(lowering, MAX_POOL_2D, nhwc, "VALID", points)
 
 
 def _is_global(node: Node) -> bool:

@@ -39,7 +39,7 @@ def fits_accumulation(instance: OpInstance) -> bool:
     return elements * instance.target.channel_granularity <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
-def _average(rewriting: Rewriting) -> Node:
+def _average_by_convolution(rewriting: Rewriting) -> Node:
     """Adds a depthwise convolution that divides by one divisor, and a mul if the divisors of the windows differ."""
     instance = rewriting.instance
     vertical, horizontal = windows = pool_windows(instance)
@@ -68,7 +68,7 @@ def _average(rewriting: Rewriting) -> Node:
     return reshape(rewriting, averages, rewriting.shape)
 
 
-def _without_indices(rewriting: Rewriting) -> list[Node]:
+def _max_pool_without_indices(rewriting: Rewriting) -> list[Node]:
     return [rewriting.call(_MAX_POOLS[spatial_rank(rewriting.instance)], *rewriting.args.values())]
 
 
@@ -78,7 +78,7 @@ def has_few_uneven_windows(instance: OpInstance) -> bool:
     return has_even_windows.holds(instance) or max(instance.shape[-spatial_rank(instance) :]) <= MAX_UNEVEN_WINDOWS
 
 
-def _adaptive_maximum(rewriting: Rewriting) -> list[Node]:
+def _adaptive_max_pool(rewriting: Rewriting) -> list[Node]:
     """Adds one max pool if all windows have one size and equal distances.
 
     Otherwise, for height and then for width, adds an amax of each window and a concatenation.
@@ -101,7 +101,7 @@ DECOMPOSED = (
     Decomposition(
         name="avg_pool with other divisors",
         targets=("aten.avg_pool1d.default", "aten.avg_pool2d.default"),
-        rewrite=_average,
+        rewrite=_average_by_convolution,
         applies=lambda instance: not divides_as_tflite_does.holds(instance),
         constraints=(has_small_kernel, fits_accumulation),
         becomes="depthwise conv2d, and mul by a constant if the divisors of the windows differ",
@@ -110,14 +110,14 @@ DECOMPOSED = (
     Decomposition(
         name="max_pool with indices",
         targets=("aten.max_pool1d_with_indices.default", "aten.max_pool2d_with_indices.default"),
-        rewrite=_without_indices,
+        rewrite=_max_pool_without_indices,
         constraints=(has_unused_indices,),
         becomes="max_pool1d or max_pool2d",
     ),
     Decomposition(
         name="adaptive_max_pool",
         targets=("aten.adaptive_max_pool1d.default", "aten.adaptive_max_pool2d.default"),
-        rewrite=_adaptive_maximum,
+        rewrite=_adaptive_max_pool,
         constraints=(has_unused_indices, has_few_uneven_windows),
         becomes="max_pool1d or max_pool2d; slice, amax and cat along each dimension for uneven windows",
         notes="ExecuTorch cannot lower an adaptive max pool. A model with one that breaks these limits cannot become a "

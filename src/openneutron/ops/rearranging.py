@@ -63,7 +63,7 @@ def lower_roll(lowering: Lowering) -> Tensor:
     return lowering.reshape(rolled, lowering.shape)
 
 
-def _flipped(instance: OpInstance) -> list[int]:
+def _flipped_dims(instance: OpInstance) -> list[int]:
     """Returns the flipped dimensions."""
     fixed = {"aten.fliplr.default": [1], "aten.flipud.default": [0]}
     dims = fixed.get(op_name(instance.node)) or instance.args["dims"]
@@ -73,13 +73,13 @@ def _flipped(instance: OpInstance) -> list[int]:
 @constraint
 def flips_few_indices(instance: OpInstance) -> bool:
     """The flipped dimensions have at most {MAX_FLIPPED} indices, because each index becomes a SLICE."""
-    return all(instance.shape[dim] <= MAX_FLIPPED for dim in _flipped(instance))
+    return all(instance.shape[dim] <= MAX_FLIPPED for dim in _flipped_dims(instance))
 
 
 def lower_flip(lowering: Lowering) -> Tensor:
     """Emits a SLICE for each index of a flipped dimension and a CONCATENATION in reverse order."""
     flipped = lowering.tensor("self")
-    for dim in _flipped(lowering.instance):
+    for dim in _flipped_dims(lowering.instance):
         indices = reversed(range(flipped.shape[dim]))
         flipped = concat(lowering, [slice_dim(lowering, flipped, dim, index, 1) for index in indices], dim)
     return flipped
@@ -128,7 +128,7 @@ def lower_unfold(lowering: Lowering) -> Tensor:
     return lowering.transpose(split, [*(other for other in range(rank) if other != dim + 1), dim + 1])
 
 
-def _mover(
+def _move_spec(
     name: str,
     targets: tuple[str, ...],
     lower: Callable[[Lowering], Tensor],
@@ -154,7 +154,7 @@ def _mover(
 SHUFFLE = "RESHAPE, TRANSPOSE and RESHAPE"
 
 SPECS = (
-    _mover(
+    _move_spec(
         "expand",
         ("aten.expand.default", "aten.broadcast_to.default"),
         lower_repeat,
@@ -163,7 +163,7 @@ SPECS = (
         movement=Movement.EXPAND,
         notes="It is removed if all its readers are operators that broadcast, such as add, mul and maximum.",
     ),
-    _mover(
+    _move_spec(
         "repeat",
         ("aten.repeat.default", "aten.tile.default"),
         lower_repeat,
@@ -171,21 +171,21 @@ SPECS = (
         has_rank_for_kernels,
         notes="More than 8 copies take several CONCATENATIONs.",
     ),
-    _mover(
+    _move_spec(
         "repeat_interleave",
         ("aten.repeat_interleave.self_int",),
         lower_repeat_interleave,
         "RESHAPE, CONCATENATION and RESHAPE",
         has_rank_for_interleaving,
     ),
-    _mover(
+    _move_spec(
         "roll",
         ("aten.roll.default",),
         lower_roll,
         "two SLICEs and a CONCATENATION for each dimension",
         has_rank_for_kernels,
     ),
-    _mover(
+    _move_spec(
         "flip",
         ("aten.flip.default", "aten.fliplr.default", "aten.flipud.default"),
         lower_flip,
@@ -193,15 +193,15 @@ SPECS = (
         has_rank_for_kernels,
         flips_few_indices,
     ),
-    _mover("pixel_shuffle", ("aten.pixel_shuffle.default",), lower_pixel_shuffle, SHUFFLE),
-    _mover("pixel_unshuffle", ("aten.pixel_unshuffle.default",), lower_pixel_unshuffle, SHUFFLE),
-    _mover(
+    _move_spec("pixel_shuffle", ("aten.pixel_shuffle.default",), lower_pixel_shuffle, SHUFFLE),
+    _move_spec("pixel_unshuffle", ("aten.pixel_unshuffle.default",), lower_pixel_unshuffle, SHUFFLE),
+    _move_spec(
         "channel_shuffle",
         ("aten.channel_shuffle.default", "aten.native_channel_shuffle.default"),
         lower_channel_shuffle,
         SHUFFLE,
     ),
-    _mover(
+    _move_spec(
         "unfold",
         ("aten.unfold.default",),
         lower_unfold,

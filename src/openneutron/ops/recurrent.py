@@ -156,14 +156,14 @@ class _Layer:
     projection: Node | None
 
 
-def _one_bias(builder: _StepBuilder, weights: _Weights | _Rows) -> _Rows:
+def _add_biases(builder: _StepBuilder, weights: _Weights | _Rows) -> _Rows:
     """Adds the state's bias to the input's bias. The step adds both to the same sum."""
     if weights.input_bias is None or weights.state_bias is None:
         return _Rows(weights.input, weights.state, weights.input_bias, weights.state_bias)
     return _Rows(weights.input, weights.state, builder.add(weights.input_bias, weights.state_bias), None)
 
 
-def _rows_of(builder: _StepBuilder, weights: _Weights, parts: Sequence[int], count: int) -> _Rows:
+def _split_rows(builder: _StepBuilder, weights: _Weights, parts: Sequence[int], count: int) -> _Rows:
     """Splits the rows of each weight and bias into `count` equal parts. Returns those with the numbers `parts`."""
 
     def chosen(value: Node) -> Node:
@@ -180,8 +180,8 @@ def _lstm_rows(builder: _StepBuilder, weights: _Weights) -> tuple[_Rows, ...]:
 
     The candidate has weights and sums of another range than the gates: tanh is flat beyond 2.6, sigmoid beyond 6.2.
     """
-    gates, candidate = (_rows_of(builder, weights, parts, 4) for parts in (LSTM_GATES, LSTM_CANDIDATE))
-    return _one_bias(builder, gates), _one_bias(builder, candidate)
+    gates, candidate = (_split_rows(builder, weights, parts, 4) for parts in (LSTM_GATES, LSTM_CANDIDATE))
+    return _add_biases(builder, gates), _add_biases(builder, candidate)
 
 
 def _gru_rows(builder: _StepBuilder, weights: _Weights) -> tuple[_Rows, ...]:
@@ -189,19 +189,19 @@ def _gru_rows(builder: _StepBuilder, weights: _Weights) -> tuple[_Rows, ...]:
 
     The candidate keeps the state's bias, because the reset gate multiplies it.
     """
-    gates, candidate = (_rows_of(builder, weights, parts, 3) for parts in (GRU_GATES, GRU_CANDIDATE))
-    return _one_bias(builder, gates), candidate
+    gates, candidate = (_split_rows(builder, weights, parts, 3) for parts in (GRU_GATES, GRU_CANDIDATE))
+    return _add_biases(builder, gates), candidate
 
 
 def _elman_rows(builder: _StepBuilder, weights: _Weights) -> tuple[_Rows, ...]:
-    return (_one_bias(builder, weights),)
+    return (_add_biases(builder, weights),)
 
 
 Products = Sequence[Node]
 """The products of the input with the rows of a layer, in the order of `_Layer.rows`: [batch, rows] each."""
 
 
-def _sums(builder: _StepBuilder, products: Products, hidden: Node | None, layer: _Layer) -> list[Node]:
+def _add_state_products(builder: _StepBuilder, products: Products, hidden: Node | None, layer: _Layer) -> list[Node]:
     """Adds the products of the hidden state to those of the input."""
     if hidden is None:
         return list(products)
@@ -213,7 +213,7 @@ def _lstm_gates(
     builder: _StepBuilder, products: Products, hidden: Node | None, layer: _Layer
 ) -> tuple[Node, Node, Node]:
     """Returns the values that a step writes to the cell state, the forget gate, and the output gate."""
-    gates, candidate = _sums(builder, products, hidden, layer)
+    gates, candidate = _add_state_products(builder, products, hidden, layer)
     input_gate, forget_gate, output_gate = builder.gates(builder.sigmoid(gates), 3)
     return builder.mul(input_gate, builder.tanh(candidate)), forget_gate, output_gate
 
@@ -273,7 +273,7 @@ def _gru_step(builder: _StepBuilder, products: Products, state: StepState, layer
 def _elman_step(activation: torch._ops.OpOverload) -> _Step:
     def step(builder: _StepBuilder, products: Products, state: StepState, layer: _Layer) -> State:
         (hidden,) = state
-        (total,) = _sums(builder, products, hidden, layer)
+        (total,) = _add_state_products(builder, products, hidden, layer)
         return (builder.rewriting.call(activation, total),)
 
     return step
@@ -337,20 +337,20 @@ def _state_to_torch(builder: _StepBuilder, cell: _Cell, state: StepState) -> Sta
     return hidden, limited if excess is None else builder.add(limited, excess)
 
 
-def _share(builder: _StepBuilder, cell: _Cell, states: Iterable[StepState]) -> None:
+def _share_state_qparams(builder: _StepBuilder, cell: _Cell, states: Iterable[StepState]) -> None:
     """Requests the same qparams for the state at all steps, so that the steps share a weight without requantizing."""
     for role, values in zip(cell.roles, zip(*states, strict=True), strict=True):
         builder.rewriting.share_qparams(f"{builder.layer} {role}", [value for value in values if value is not None])
 
 
-def _one_step(rewriting: Rewriting) -> Node | State:
+def _decompose_cell(rewriting: Rewriting) -> Node | State:
     """Adds one step of a cell, and returns the next state."""
     builder, cell, args = _StepBuilder(rewriting), _cell_of(rewriting), rewriting.args
     layer = _Layer(cell.rows(builder, _Weights(args["w_ih"], args["w_hh"], args["b_ih"], args["b_hh"])), None)
     state = tuple(_initial_states(rewriting))
     products = [builder.linear(args["input"], rows.input, rows.input_bias) for rows in layer.rows]
     following = cell.step(builder, products, state, layer)
-    _share(builder, cell, [state, following])
+    _share_state_qparams(builder, cell, [state, following])
     output = _state_to_torch(builder, cell, following)
     return output if len(output) > 1 else output[0]
 
@@ -367,7 +367,7 @@ def _weights_of_layers(args: dict[str, Any]) -> list[_Weights]:
     return layers
 
 
-def _all_steps(rewriting: Rewriting) -> list[Node]:
+def _decompose_network(rewriting: Rewriting) -> list[Node]:
     """Adds a whole network. Returns its outputs, then the last state of all layers and directions.
 
     Between layers, values are [steps * batch, features], so that the rows of a step are one slice.
@@ -392,8 +392,8 @@ def _all_steps(rewriting: Rewriting) -> list[Node]:
             state = _state_from_torch(builder, cell, given)
             layer = _Layer(cell.rows(builder, weights[number]), weights[number].projection)
             by_step = _products_by_step(builder, values, batch, layer)
-            states = _run(builder, cell, layer, by_step, state, backwards=is_backwards)
-            _share(builder, cell, [state, *states])
+            states = _unroll(builder, cell, layer, by_step, state, backwards=is_backwards)
+            _share_state_qparams(builder, cell, [state, *states])
             last.append(_state_to_torch(builder, cell, states[0 if is_backwards else -1]))
             outputs.append(builder.joined([hidden for hidden, *_ in states if hidden is not None], 0))
         values = outputs[0] if directions == 1 else whole.joined(outputs, -1)
@@ -419,7 +419,7 @@ def _products_by_step(builder: _StepBuilder, values: Node, batch: int, layer: _L
     return [[builder.part(product, 0, first, first + batch) for product in products] for first in firsts]
 
 
-def _run(
+def _unroll(
     builder: _StepBuilder,
     cell: _Cell,
     layer: _Layer,
@@ -458,7 +458,7 @@ DECOMPOSED = tuple(
     Decomposition(
         name=name,
         targets=(f"aten.{name}.input",),
-        rewrite=_all_steps,
+        rewrite=_decompose_network,
         becomes=f"{becomes}; a wide cell state also clamps and subs" if name == "lstm" else becomes,
         constraints=(has_constant_weights, has_no_dropout),
         tolerance=TOLERANCE,
@@ -470,7 +470,7 @@ DECOMPOSED = tuple(
     Decomposition(
         name=f"{name}_cell",
         targets=(f"aten.{name}_cell.default",),
-        rewrite=_one_step,
+        rewrite=_decompose_cell,
         becomes=becomes,
         constraints=(has_constant_weights,),
     )

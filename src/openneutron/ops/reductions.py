@@ -29,7 +29,7 @@ SIMPLE_ORDERS = (1.0, 2.0, math.inf, -math.inf)
 IMAGE_MEAN = replace(MEAN, layout=Layout.FIXED)
 
 
-def _axes(instance: OpInstance) -> tuple[int, ...]:
+def _reduced_dims(instance: OpInstance) -> tuple[int, ...]:
     """Returns the reduced dimensions. All dimensions are reduced if none is given."""
     rank = len(instance.shape_of("self"))
     dims = instance.args.get("dim")
@@ -53,13 +53,13 @@ def lower_mean(lowering: Lowering) -> Tensor:
     if lowering.instance.generation is Generation.LEGACY:
         batch, channels, *sizes = lowering.tensor("self").shape
         return mean_of_image(lowering, (batch, channels, *(1, *sizes)[-2:]))
-    return _reduce(MEAN)(lowering)
+    return _reduction_lowering(MEAN)(lowering)
 
 
-def _reduce(kind: Kind) -> Callable[[Lowering], Tensor]:
+def _reduction_lowering(kind: Kind) -> Callable[[Lowering], Tensor]:
     def lower(lowering: Lowering) -> Tensor:
         keep = bool(lowering.args.get("keepdim", False))
-        axes = _axes(lowering.instance)
+        axes = _reduced_dims(lowering.instance)
         return lowering.emit(kind, [lowering.tensor("self")], lowering.shape, axes=axes, keep_dims=keep)
 
     return lower
@@ -68,7 +68,7 @@ def _reduce(kind: Kind) -> Callable[[Lowering], Tensor]:
 @legacy_constraint
 def means_over_an_image(instance: OpInstance) -> bool:
     """The mean is over height and width of an image [N, C, H, W], or over the length of a sequence [N, C, L]."""
-    return (len(instance.shape_of("self")), _axes(instance)) in ((4, (2, 3)), (3, (2,)))
+    return (len(instance.shape_of("self")), _reduced_dims(instance)) in ((4, (2, 3)), (3, (2,)))
 
 
 @legacy_constraint
@@ -88,7 +88,7 @@ def has_unused_indices(instance: OpInstance) -> bool:
     return all(user.target is operator.getitem and user.args[1] == 0 for user in instance.node.users if user.users)
 
 
-def _extreme(of_dims: torch._ops.OpOverload) -> Callable[[Rewriting], list[Node]]:
+def _extreme_over_dim(of_dims: torch._ops.OpOverload) -> Callable[[Rewriting], list[Node]]:
     def rewrite(rewriting: Rewriting) -> list[Node]:
         args = rewriting.args
         return [rewriting.call(of_dims, args["self"], [args["dim"]], args["keepdim"])]
@@ -96,9 +96,9 @@ def _extreme(of_dims: torch._ops.OpOverload) -> Callable[[Rewriting], list[Node]
     return rewrite
 
 
-def _count(instance: OpInstance) -> int:
+def _reduced_count(instance: OpInstance) -> int:
     shape = instance.shape_of("self")
-    return math.prod(shape[axis] for axis in _axes(instance))
+    return math.prod(shape[axis] for axis in _reduced_dims(instance))
 
 
 def _correction(instance: OpInstance) -> float:
@@ -109,13 +109,13 @@ def _correction(instance: OpInstance) -> float:
 def _variance(rewriting: Rewriting) -> tuple[Node, Node]:
     """Returns the corrected mean of the squared differences from the mean, and the mean with its dimensions kept."""
     instance, values = rewriting.instance, rewriting.args["self"]
-    axes = list(_axes(instance))
+    axes = list(_reduced_dims(instance))
     mean = rewriting.call(aten.mean.dim, values, axes, True)
     differences = rewriting.call(aten.sub.Tensor, values, mean)
     squares = rewriting.call(aten.mul.Tensor, differences, differences)
     variance = rewriting.call(aten.mean.dim, squares, axes, bool(instance.args.get("keepdim", False)))
-    divisor = max(0.0, _count(instance) - _correction(instance))
-    corrected = _count(instance) / divisor if divisor else math.inf
+    divisor = max(0.0, _reduced_count(instance) - _correction(instance))
+    corrected = _reduced_count(instance) / divisor if divisor else math.inf
     return (variance if corrected == 1 else rewriting.call(aten.mul.Tensor, variance, corrected)), mean
 
 
@@ -145,7 +145,7 @@ def is_a_simple_norm(instance: OpInstance) -> bool:
 
 def _norm(rewriting: Rewriting) -> Node:
     instance, values = rewriting.instance, rewriting.args["self"]
-    over = (list(_axes(instance)), instance.args["keepdim"])
+    over = (list(_reduced_dims(instance)), instance.args["keepdim"])
     order = float(instance.args["ord"])
     if order == 2:
         squares = rewriting.call(aten.mul.Tensor, values, values)
@@ -178,7 +178,7 @@ SPECS = (
         targets=("aten.sum.dim_IntList", "aten.sum.default"),
         edge_targets=("aten.sum.dim_IntList",),
         inputs=("self",),
-        lower=_reduce(SUM),
+        lower=_reduction_lowering(SUM),
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
         facts=Facts(sign=if_first, computes_masks=True),
@@ -189,7 +189,7 @@ SPECS = (
         targets=("aten.amax.default", "aten.max.default"),
         inputs=("self",),
         output=OutputRule.SHARED,
-        lower=_reduce(REDUCE_MAX),
+        lower=_reduction_lowering(REDUCE_MAX),
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
         facts=Facts(sign=if_first),
@@ -200,7 +200,7 @@ SPECS = (
         targets=("aten.amin.default", "aten.min.default"),
         inputs=("self",),
         output=OutputRule.SHARED,
-        lower=_reduce(REDUCE_MIN),
+        lower=_reduction_lowering(REDUCE_MIN),
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
         facts=Facts(sign=if_first),
@@ -212,14 +212,14 @@ DECOMPOSED = (
     Decomposition(
         name="max over a dimension",
         targets=("aten.max.dim",),
-        rewrite=_extreme(aten.amax.default),
+        rewrite=_extreme_over_dim(aten.amax.default),
         constraints=(has_unused_indices,),
         becomes="amax",
     ),
     Decomposition(
         name="min over a dimension",
         targets=("aten.min.dim",),
-        rewrite=_extreme(aten.amin.default),
+        rewrite=_extreme_over_dim(aten.amin.default),
         constraints=(has_unused_indices,),
         becomes="amin",
     ),

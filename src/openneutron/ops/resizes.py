@@ -100,15 +100,15 @@ def lower_nearest(lowering: Lowering) -> Tensor:
     nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.instance, inputs.shape)))
     powers = [factor & -factor for factor in _factors(lowering.instance)]
     for axis, (factor, power) in enumerate(zip(_factors(lowering.instance), powers, strict=True), start=1):
-        nhwc = _repeated(lowering, nhwc, axis, factor // power)
+        nhwc = _repeat_indices(lowering, nhwc, axis, factor // power)
     while max(powers) > 1:
         step = [min(power, LARGEST_FACTOR) for power in powers]
         powers = [power // taken for power, taken in zip(powers, step, strict=True)]
-        nhwc = _resized(lowering, RESIZE_NEAREST_NEIGHBOR, nhwc, step[0] * nhwc.shape[1], step[1] * nhwc.shape[2])
+        nhwc = _emit_resize(lowering, RESIZE_NEAREST_NEIGHBOR, nhwc, step[0] * nhwc.shape[1], step[1] * nhwc.shape[2])
     return lowering.reshape(lowering.channels_first(nhwc), lowering.shape)
 
 
-def _repeated(lowering: Lowering, nhwc: Tensor, axis: int, times: int) -> Tensor:
+def _repeat_indices(lowering: Lowering, nhwc: Tensor, axis: int, times: int) -> Tensor:
     """Repeats each index of an axis `times` times."""
     if times == 1:
         return nhwc
@@ -121,7 +121,7 @@ def _repeated(lowering: Lowering, nhwc: Tensor, axis: int, times: int) -> Tensor
     return lowering.reshape(repeated, shape)
 
 
-def _resized(
+def _emit_resize(
     lowering: Lowering, kind: Kind, nhwc: Tensor, height: int, width: int, *, align_corners: bool = False
 ) -> Tensor:
     return lowering.emit(
@@ -140,7 +140,7 @@ def lower_bilinear(lowering: Lowering) -> Tensor:
     nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.instance, inputs.shape)))
     _, _, height, width = image_shape(lowering.instance, lowering.shape)
     corners = bool(lowering.args["align_corners"])
-    output = _resized(lowering, RESIZE_BILINEAR, nhwc, height, width, align_corners=corners)
+    output = _emit_resize(lowering, RESIZE_BILINEAR, nhwc, height, width, align_corners=corners)
     return lowering.reshape(lowering.channels_first(output), lowering.shape)
 
 

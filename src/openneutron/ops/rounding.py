@@ -56,15 +56,15 @@ _IN_NUMPY: dict[Rounding, np.ufunc] = {
 }
 
 
-def _values(qparams: QParams) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _values_of_codes(qparams: QParams) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Returns the values of all codes, computed in float32 as dequantize does."""
     codes = np.arange(LOWEST_CODE, HIGHEST_CODE + 1) - qparams.zero_point[0]
     return (codes.astype(np.float32) * np.float32(qparams.scale[0])).astype(np.float64)
 
 
-def _whole_steps(inputs: QParams, step: float) -> QParams | None:
+def _qparams_of_multiples(inputs: QParams, step: float) -> QParams | None:
     """Returns qparams of scale `step` for all multiples of `step` in the range of `inputs`; None for more than 256."""
-    values = _values(inputs) / step
+    values = _values_of_codes(inputs) / step
     lowest, highest = math.floor(values[0]), math.ceil(values[-1])
     if highest - lowest > HIGHEST_CODE - LOWEST_CODE:
         return None
@@ -78,38 +78,38 @@ def _offset(qparams: QParams, step: float, *, up: bool) -> float:
     smallest distance from the value of a code to the next multiple above it (below it with `up`), or minus the
     resolution of ADD and SUB if that is larger.
     """
-    values = _values(qparams) / step * (-1 if up else 1)
+    values = _values_of_codes(qparams) / step * (-1 if up else 1)
     gap = float((np.floor(values) + 1 - values).min()) * step
     least = _RESOLUTION * max(step, qparams.scale[0])
     return step / 2 - max(gap / 2, least)
 
 
-def _rounded(lowering: Lowering, rounding: Rounding, inputs: Tensor, step: float, output: QParams) -> Tensor:
+def _round_to_step(lowering: Lowering, rounding: Rounding, inputs: Tensor, step: float, output: QParams) -> Tensor:
     """Emits the rounding of `inputs` to multiples of `step`, with the qparams `output`."""
     if rounding is Rounding.NEAREST:
-        return _requantized(lowering, inputs, output)
+        return _requantize(lowering, inputs, output)
     if rounding is Rounding.TO_ZERO:
-        return _rounded_to_zero(lowering, inputs, step, output)
-    return _rounded_one_way(lowering, inputs, step, output, up=rounding is Rounding.UP)
+        return _round_to_zero(lowering, inputs, step, output)
+    return _round_up_or_down(lowering, inputs, step, output, up=rounding is Rounding.UP)
 
 
-def _rounded_one_way(lowering: Lowering, inputs: Tensor, step: float, output: QParams, *, up: bool) -> Tensor:
+def _round_up_or_down(lowering: Lowering, inputs: Tensor, step: float, output: QParams, *, up: bool) -> Tensor:
     """Emits a SUB of the offset for the floor; with `up`, an ADD for the ceil."""
     offset = lowering.number(1, QParams.per_tensor(_offset(inputs.qparams, step, up=up), 0))
     return lowering.emit(ADD if up else SUB, [inputs, offset], lowering.shape, output, fused_activation_function="NONE")
 
 
-def _requantized(lowering: Lowering, inputs: Tensor, output: QParams) -> Tensor:
+def _requantize(lowering: Lowering, inputs: Tensor, output: QParams) -> Tensor:
     """Emits a MUL by one, which rounds `inputs` to the codes of `output`."""
     one = lowering.number(1, QParams.per_tensor(1.0, 0))
     return lowering.emit(MUL, [inputs, one], lowering.shape, output, fused_activation_function="NONE")
 
 
-def _rounded_to_zero(lowering: Lowering, inputs: Tensor, step: float, output: QParams) -> Tensor:
+def _round_to_zero(lowering: Lowering, inputs: Tensor, step: float, output: QParams) -> Tensor:
     """Emits a floor if no input is negative, a ceil if none is positive, else a SUB of the offset times the sign."""
     (zero_point,) = inputs.qparams.zero_point
     if zero_point in (LOWEST_CODE, HIGHEST_CODE):
-        return _rounded_one_way(lowering, inputs, step, output, up=zero_point == HIGHEST_CODE)
+        return _round_up_or_down(lowering, inputs, step, output, up=zero_point == HIGHEST_CODE)
     offset = min(_offset(inputs.qparams, step, up=up) for up in (False, True))
     codes = lowering.number(1, QParams.per_tensor(1 / inputs.qparams.scale[0], 0))
     sign = lowering.emit(MUL, [inputs, codes], lowering.shape, SIGN_QPARAMS, fused_activation_function="RELU_N1_TO_1")
@@ -122,7 +122,7 @@ def _rounded_to_zero(lowering: Lowering, inputs: Tensor, step: float, output: QP
 
 def _has_multiples(qparams: QParams, step: float, rounding: Rounding) -> bool:
     """Whether the value of at least one int8 code is rounded to a multiple of `step` other than 0."""
-    return bool(_IN_NUMPY[rounding](_values(qparams) / step).any())
+    return bool(_IN_NUMPY[rounding](_values_of_codes(qparams) / step).any())
 
 
 def _lower_rounding(rounding: Rounding) -> Callable[[Lowering], Tensor]:
@@ -133,10 +133,10 @@ def _lower_rounding(rounding: Rounding) -> Callable[[Lowering], Tensor]:
 
     def lower(lowering: Lowering) -> Tensor:
         inputs, step = lowering.tensor("self"), _step(lowering.instance)
-        whole = _whole_steps(inputs.qparams, step)
+        whole = _qparams_of_multiples(inputs.qparams, step)
         if whole is None or whole == lowering.output:
-            return _rounded(lowering, rounding, inputs, step, lowering.output)
-        return _requantized(lowering, _rounded(lowering, rounding, inputs, step, whole), lowering.output)
+            return _round_to_step(lowering, rounding, inputs, step, lowering.output)
+        return _requantize(lowering, _round_to_step(lowering, rounding, inputs, step, whole), lowering.output)
 
     return lower
 
@@ -160,10 +160,10 @@ def _lower_remainder(lowering: Lowering) -> Tensor:
     if op_name(lowering.instance.node).startswith("aten.remainder"):
         rounding = Rounding.UP if divisor < 0 else Rounding.DOWN
     if not _has_multiples(inputs.qparams, period, rounding):
-        return _requantized(lowering, inputs, lowering.output)
-    whole = _whole_steps(inputs.qparams, period)
+        return _requantize(lowering, inputs, lowering.output)
+    whole = _qparams_of_multiples(inputs.qparams, period)
     assert whole is not None  # has_fine_steps holds
-    multiples = _rounded(lowering, rounding, inputs, period, whole)
+    multiples = _round_to_step(lowering, rounding, inputs, period, whole)
     return lowering.emit(SUB, [inputs, multiples], lowering.shape, fused_activation_function="NONE")
 
 
@@ -196,7 +196,7 @@ def is_of_a_computed_value(instance: OpInstance) -> bool:
     return not isinstance(operand, Node) or operand.op != "placeholder" or instance.is_constant(operand)
 
 
-def _rounding(name: str, rounding: Rounding, targets: tuple[str, ...], becomes: str, notes: str) -> OpSpec:
+def _rounding_spec(name: str, rounding: Rounding, targets: tuple[str, ...], becomes: str, notes: str) -> OpSpec:
     return OpSpec(
         name=name,
         targets=targets,
@@ -211,7 +211,7 @@ def _rounding(name: str, rounding: Rounding, targets: tuple[str, ...], becomes: 
 _COARSE = "If the scale of the input or the output is above 1, results are within one step of the output."
 
 
-def _remainder(name: str, targets: tuple[str, ...], becomes: str) -> OpSpec:
+def _remainder_spec(name: str, targets: tuple[str, ...], becomes: str) -> OpSpec:
     return OpSpec(
         name=name,
         targets=targets,
@@ -226,20 +226,20 @@ def _remainder(name: str, targets: tuple[str, ...], becomes: str) -> OpSpec:
 
 
 SPECS = (
-    _rounding(
+    _rounding_spec(
         "round", Rounding.NEAREST, ("aten.round.default", "aten.round.decimals"), "MUL by one",
         "A value halfway between two integers is rounded away from zero; torch rounds it to the even integer. With "
         f"`decimals`, the step is 10^-decimals instead of 1. {_COARSE}",
     ),
-    _rounding("floor", Rounding.DOWN, ("aten.floor.default",), "SUB of 1/2", _COARSE),
-    _rounding("ceil", Rounding.UP, ("aten.ceil.default",), "ADD of 1/2", _COARSE),
-    _rounding(
+    _rounding_spec("floor", Rounding.DOWN, ("aten.floor.default",), "SUB of 1/2", _COARSE),
+    _rounding_spec("ceil", Rounding.UP, ("aten.ceil.default",), "ADD of 1/2", _COARSE),
+    _rounding_spec(
         "trunc", Rounding.TO_ZERO, ("aten.trunc.default", "aten.fix.default"), "SUB of half the sign",
         f"Conversions of float32 to int16, int32 or int64 and back become trunc. {_COARSE}",
     ),
-    _remainder("frac", ("aten.frac.default",), "SUB of half the sign (divisor 1)"),
-    _remainder("fmod", ("aten.fmod.Scalar",), "SUB of half the divisor times the sign"),
-    _remainder("remainder", ("aten.remainder.Scalar",), "SUB of half the divisor"),
+    _remainder_spec("frac", ("aten.frac.default",), "SUB of half the sign (divisor 1)"),
+    _remainder_spec("fmod", ("aten.fmod.Scalar",), "SUB of half the divisor times the sign"),
+    _remainder_spec("remainder", ("aten.remainder.Scalar",), "SUB of half the divisor"),
 )  # fmt: skip
 
 

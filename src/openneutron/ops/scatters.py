@@ -39,7 +39,7 @@ class _Write:
     values: Node | float
 
 
-def _write_of(node: object) -> _Write | None:
+def _match_write(node: object) -> _Write | None:
     """Returns the write that `node` performs; None unless `node` writes to constant indices of one dimension."""
     if not isinstance(node, Node) or op_name(node) not in _WRITES:
         return None
@@ -47,7 +47,7 @@ def _write_of(node: object) -> _Write | None:
     if not shape:
         return None
     if name == _PUT:
-        return _put(args, shape)
+        return _match_index_put(args, shape)
     dim = int(args["dim"]) % len(shape)
     size = shape[dim]
     if name == _SLICE:
@@ -63,7 +63,7 @@ def _write_of(node: object) -> _Write | None:
     return _Write(dim, tuple(int(each) % size for each in index.flatten()), values)
 
 
-def _put(args: dict[str, Any], shape: Sequence[int]) -> _Write | None:
+def _match_index_put(args: dict[str, Any], shape: Sequence[int]) -> _Write | None:
     indexed = [(dim, index) for dim, index in enumerate(args["indices"]) if index is not None]
     if args["accumulate"] or len(indexed) != 1:
         return None
@@ -75,7 +75,7 @@ def _put(args: dict[str, Any], shape: Sequence[int]) -> _Write | None:
     return _Write(dim, tuple(int(each) % shape[dim] for each in chosen), args["values"]) if len(chosen) else None
 
 
-def _mask_of(node: Node) -> tuple[int, Node] | None:
+def _match_masked_write(node: Node) -> tuple[int, Node] | None:
     """Returns (dim, mask) if `node` is an index_put that writes one value to the true elements of a mask; else None.
 
     `dim` is the first dimension that the mask indexes.
@@ -92,7 +92,7 @@ def _mask_of(node: Node) -> tuple[int, Node] | None:
 def _is_merged_into_next(node: Node) -> bool:
     """Whether the only reader of this write is another write along the same dimension, so that one cat does both."""
     (user,) = node.users if len(node.users) == 1 else (None,)
-    write, next_write = _write_of(node), _write_of(user)
+    write, next_write = _match_write(node), _match_write(user)
     if write is None or next_write is None or write.dim != next_write.dim or user is None:
         return False
     return arguments(user)["self"] is node and next_write.values is not node
@@ -104,36 +104,36 @@ def writes_to_constant_indices(instance: OpInstance) -> bool:
     the limits of "write to constant positions" hold.
     """
     node = instance.node
-    if _write_of(node) is not None:
+    if _match_write(node) is not None:
         return True
-    return op_name(node) == _PUT and (_mask_of(node) is not None or plan_of_write(instance) is not None)
+    return op_name(node) == _PUT and (_match_masked_write(node) is not None or plan_of_write(instance) is not None)
 
 
 def _is_last_write(instance: OpInstance) -> bool:
     return not _is_merged_into_next(instance.node)
 
 
-def _write(rewriting: Rewriting) -> Node:
+def _decompose_write(rewriting: Rewriting) -> Node:
     node = rewriting.instance.node
-    write = _write_of(node)
-    if write is None and _mask_of(node) is None:
+    write = _match_write(node)
+    if write is None and _match_masked_write(node) is None:
         plan = plan_of_write(rewriting.instance)
         assert plan is not None  # writes_to_constant_indices holds
         return plan(rewriting)
     if write is None:
-        return _choose(rewriting)
+        return _write_by_where(rewriting)
     base, writes = arguments(node)["self"], [write]
-    while _write_of(base) is not None and _is_merged_into_next(base):
-        earlier = _write_of(base)
+    while _match_write(base) is not None and _is_merged_into_next(base):
+        earlier = _match_write(base)
         assert earlier is not None
         writes.append(earlier)
         base = arguments(base)["self"]
-    return _assembled(rewriting, base, list(reversed(writes)))
+    return _assemble_writes(rewriting, base, list(reversed(writes)))
 
 
-def _choose(rewriting: Rewriting) -> Node:
+def _write_by_where(rewriting: Rewriting) -> Node:
     args, rank = rewriting.args, len(rewriting.shape)
-    found = _mask_of(rewriting.instance.node)
+    found = _match_masked_write(rewriting.instance.node)
     assert found is not None  # writes_to_constant_indices holds
     dim, mask = found
     shape = shape_of(mask)
@@ -143,7 +143,7 @@ def _choose(rewriting: Rewriting) -> Node:
     return rewriting.call(aten.where.self, mask, value or args["values"], args["self"])
 
 
-def _assembled(rewriting: Rewriting, base: Node, writes: Sequence[_Write]) -> Node:
+def _assemble_writes(rewriting: Rewriting, base: Node, writes: Sequence[_Write]) -> Node:
     """Concatenates slices of `base`, which is source 0, and of the values of write n, which are source n."""
     dim, size = writes[0].dim, rewriting.shape[writes[0].dim]
     origin = [(0, index) for index in range(size)]
@@ -151,20 +151,20 @@ def _assembled(rewriting: Rewriting, base: Node, writes: Sequence[_Write]) -> No
         for position, index in enumerate(write.indices):
             origin[index] = (number, position)
     used = sorted({number for number, _ in origin})
-    sources = {number: base if number == 0 else _values(rewriting, writes[number - 1]) for number in used}
+    sources = {number: base if number == 0 else _expanded_values(rewriting, writes[number - 1]) for number in used}
     runs = index_runs(origin)
-    period = math.lcm(*(_step(write) for write in writes))
+    period = math.lcm(*(_index_distance(write) for write in writes))
     whole = size - size % period
     if 1 < period <= size and len(runs) > 2 * period and _is_periodic(origin[:whole], period):
-        parts = [_interleaved(rewriting, sources, origin[:whole], dim, period)]
+        parts = [_interleave_slices(rewriting, sources, origin[:whole], dim, period)]
         runs = index_runs(origin[whole:])
     else:
         parts = []
-    parts += [_taken(rewriting, sources[run.source], dim, run.first, run.count) for run in runs]
-    return _joined(rewriting, parts, dim)
+    parts += [_insert_slice(rewriting, sources[run.source], dim, run.first, run.count) for run in runs]
+    return _concatenate(rewriting, parts, dim)
 
 
-def _values(rewriting: Rewriting, write: _Write) -> Node:
+def _expanded_values(rewriting: Rewriting, write: _Write) -> Node:
     """Returns the values of `write`, broadcast to the output's shape with one element per index along its `dim`."""
     shape = [*rewriting.shape]
     shape[write.dim] = len(write.indices)
@@ -178,7 +178,7 @@ def _values(rewriting: Rewriting, write: _Write) -> Node:
     return rewriting.call(aten.expand.default, write.values, shape)
 
 
-def _step(write: _Write) -> int:
+def _index_distance(write: _Write) -> int:
     """Returns the distance between the indices of a write; 1 unless it is constant and positive."""
     steps = {after - before for before, after in pairwise(write.indices)}
     return steps.pop() if len(steps) == 1 and min(steps) > 0 else 1
@@ -190,10 +190,10 @@ def _is_periodic(origin: Sequence[tuple[int, int]], period: int) -> bool:
     `origin` has the source and the source's index for each index of the output. The slice that gives the indices p, p +
     period, p + 2 * period ... of the output reads a single source in steps of equal, positive size.
     """
-    return all(_distance(origin[phase::period]) is not None for phase in range(period))
+    return all(_source_distance(origin[phase::period]) is not None for phase in range(period))
 
 
-def _distance(origin: Sequence[tuple[int, int]]) -> int | None:
+def _source_distance(origin: Sequence[tuple[int, int]]) -> int | None:
     steps = {(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(origin)}
     if len(steps) != 1:
         return 1 if not steps else None
@@ -201,31 +201,31 @@ def _distance(origin: Sequence[tuple[int, int]]) -> int | None:
     return step if source == 0 and step > 0 else None
 
 
-def _interleaved(
+def _interleave_slices(
     rewriting: Rewriting, sources: dict[int, Node], origin: Sequence[tuple[int, int]], dim: int, period: int
 ) -> Node:
     """Interleaves `period` strided slices of the sources along `dim`."""
     count, phases = len(origin) // period, []
     for phase in range(period):
         source, first = origin[phase]
-        step = _distance(origin[phase::period]) or 1
+        step = _source_distance(origin[phase::period]) or 1
         value = sources[source]
         if step == 1:
-            value = _taken(rewriting, value, dim, first, count)
+            value = _insert_slice(rewriting, value, dim, first, count)
         else:
             value = rewriting.call(aten.slice.Tensor, value, dim, first, first + (count - 1) * step + 1, step)
         shape = list(shape_of(value))
         phases.append(rewriting.call(aten.reshape.default, value, [*shape[: dim + 1], 1, *shape[dim + 1 :]]))
-    grouped = _joined(rewriting, phases, dim + 1)
+    grouped = _concatenate(rewriting, phases, dim + 1)
     shape = list(shape_of(grouped))
     return rewriting.call(aten.reshape.default, grouped, [*shape[:dim], count * period, *shape[dim + 2 :]])
 
 
-def _joined(rewriting: Rewriting, parts: Sequence[Node], dim: int) -> Node:
+def _concatenate(rewriting: Rewriting, parts: Sequence[Node], dim: int) -> Node:
     return parts[0] if len(parts) == 1 else rewriting.call(aten.cat.default, list(parts), dim)
 
 
-def _taken(rewriting: Rewriting, value: Node, dim: int, first: int, count: int) -> Node:
+def _insert_slice(rewriting: Rewriting, value: Node, dim: int, first: int, count: int) -> Node:
     """Adds a slice of `count` indices from `first` on; returns `value` itself if the slice covers it.
 
     If `value` is a concatenation from an earlier write, slices the parts of the concatenation instead.
@@ -235,13 +235,13 @@ def _taken(rewriting: Rewriting, value: Node, dim: int, first: int, count: int) 
     if op_name(value) == "aten.cat.default" and not set(_WRITES).isdisjoint(operator_names(value)):
         parts, along = list(iterate_nodes(value.args[0])), int(value.args[1])  # type: ignore[arg-type]
         if along != dim and len(parts) <= _MOST_PARTS:
-            return _joined(rewriting, [_taken(rewriting, part, dim, first, count) for part in parts], along)
+            return _concatenate(rewriting, [_insert_slice(rewriting, part, dim, first, count) for part in parts], along)
         if along == dim:
             begin = 0
             for part in parts:
                 size = shape_of(part)[dim]
                 if begin <= first and first + count <= begin + size:
-                    return _taken(rewriting, part, dim, first - begin, count)
+                    return _insert_slice(rewriting, part, dim, first - begin, count)
                 begin += size
     return rewriting.call(aten.slice.Tensor, value, dim, first, first + count)
 
@@ -252,7 +252,7 @@ DECOMPOSED = (
         targets=_WRITES,
         applies=_is_last_write,
         constraints=(writes_to_constant_indices,),
-        rewrite=_write,
+        rewrite=_decompose_write,
         becomes="slice for the values that are kept, and cat with the written values; where for a mask",
         approximation=0.0,
         notes="Writes to slices (`x[:, :4] = y`) become these operators. Several writes along one dimension become one "

@@ -45,7 +45,7 @@ def _filler_at_run_time(instance: OpInstance) -> tuple[str, str] | None:
 @constraint
 def fills_in_small_numbers(instance: OpInstance) -> bool:
     """The values of a constant choice are at most {MAX_FILL:g} in magnitude, or the choice is one number."""
-    if _far_number(instance) is not None:
+    if _match_large_number(instance) is not None:
         return True
     choices = [instance.args[name] for name in ("self", "other")]
     numbers = [torch.tensor(float(choice)) for choice in choices if isinstance(choice, (int, float))]
@@ -53,7 +53,7 @@ def fills_in_small_numbers(instance: OpInstance) -> bool:
     return all(constant is None or bool((constant.abs() <= MAX_FILL).all()) for constant in (*numbers, *constants))
 
 
-def _far_number(instance: OpInstance) -> tuple[str, str] | None:
+def _match_large_number(instance: OpInstance) -> tuple[str, str] | None:
     """Returns the argument names (computed, filler) if one choice is computed and the other is a number above
     `MAX_FILL` in magnitude; else None.
     """
@@ -69,7 +69,7 @@ def _far_number(instance: OpInstance) -> tuple[str, str] | None:
     return None
 
 
-def _chosen(rewriting: Rewriting, choice: Operand, where: torch.Tensor) -> Node | torch.Tensor:
+def _masked_choice(rewriting: Rewriting, choice: Operand, where: torch.Tensor) -> Node | torch.Tensor:
     """Computes torch.where(where, choice, 0): a tensor if `choice` is a constant, else a node."""
     constant = constant_of(rewriting.module, choice)
     if isinstance(choice, Node) and constant is None:
@@ -78,8 +78,8 @@ def _chosen(rewriting: Rewriting, choice: Operand, where: torch.Tensor) -> Node 
     return torch.where(where, value.float(), 0.0)
 
 
-def _choose(rewriting: Rewriting, mask: torch.Tensor, chosen: Operand, other: Operand) -> Node:
-    parts = [_chosen(rewriting, chosen, mask), _chosen(rewriting, other, ~mask)]
+def _select_by_mask(rewriting: Rewriting, mask: torch.Tensor, chosen: Operand, other: Operand) -> Node:
+    parts = [_masked_choice(rewriting, chosen, mask), _masked_choice(rewriting, other, ~mask)]
     computed = [part for part in parts if isinstance(part, Node)]
     known = [part for part in parts if isinstance(part, torch.Tensor) and bool((part != 0).any())]
     first, *others = [*computed, *map(rewriting.constant, known)]
@@ -95,9 +95,9 @@ def _where(rewriting: Rewriting) -> Node:
     condition = rewriting.value_of("condition")
     assert condition is not None  # chooses_by_a_constant holds
     mask = condition.bool()
-    far = _far_number(rewriting.instance)
+    far = _match_large_number(rewriting.instance)
     if far is None:
-        return _choose(rewriting, mask, rewriting.args["self"], rewriting.args["other"])
+        return _select_by_mask(rewriting, mask, rewriting.args["self"], rewriting.args["other"])
     computed, filler = far
     number = rewriting.instance.number(filler)
     assert number is not None

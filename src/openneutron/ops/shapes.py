@@ -176,7 +176,7 @@ def read_indices(node: Node, size: int) -> range | None:
     return range(*slice(*bounds).indices(size))
 
 
-def _sliced(instance: OpInstance) -> tuple[int, int, int]:
+def _slice_bounds(instance: OpInstance) -> tuple[int, int, int]:
     """Returns the dimension, first index and number of indices of a slice, narrow or select."""
     args, shape = instance.args, instance.shape_of("self")
     dim = int(args["dim"]) % len(shape)
@@ -193,17 +193,19 @@ def slices_without_steps(instance: OpInstance) -> bool:
 
 def lower_slice(lowering: Lowering) -> Tensor:
     """Emits SLICE, or nothing for a slice of all indices; select also removes the dimension."""
-    return lowering.reshape(slice_dim(lowering, lowering.tensor("self"), *_sliced(lowering.instance)), lowering.shape)
+    return lowering.reshape(
+        slice_dim(lowering, lowering.tensor("self"), *_slice_bounds(lowering.instance)), lowering.shape
+    )
 
 
-def _is_eval(instance: OpInstance) -> bool:
+def _is_in_eval(instance: OpInstance) -> bool:
     return not instance.args["train"]
 
 
 @constraint
 def is_in_eval_mode(instance: OpInstance) -> bool:
     """The model is in eval mode."""
-    return _is_eval(instance)
+    return _is_in_eval(instance)
 
 
 # A pass removes these operators. They remain only in graphs that another quantizer annotated.

@@ -92,7 +92,7 @@ def _angle(rewriting: Rewriting) -> Node:
     return mul(rewriting, _is_negative(rewriting, rewriting.args["self"]), math.pi)
 
 
-def _distance(rewriting: Rewriting) -> Node:
+def _dist(rewriting: Rewriting) -> Node:
     difference = sub(rewriting, rewriting.args["self"], rewriting.args["other"])
     return rewriting.call(aten.linalg_vector_norm.default, difference, rewriting.args["p"])
 
@@ -134,7 +134,7 @@ DECOMPOSED = (
     ),
     Decomposition(name="angle", targets=("aten.angle.default",), rewrite=_angle, becomes="mul, sign, relu, mul"),
     Decomposition(
-        name="dist", targets=("aten.dist.default",), rewrite=_distance, becomes="sub, and the operators of norm",
+        name="dist", targets=("aten.dist.default",), rewrite=_dist, becomes="sub, and the operators of norm",
         approximation=ERROR_AT_ZERO,
     ),
 )  # fmt: skip

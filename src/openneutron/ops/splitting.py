@@ -19,7 +19,7 @@ __all__ = ["DECOMPOSED"]
 aten = torch.ops.aten
 
 
-def _part(rewriting: Rewriting, node: Node, dim: int, first: int, count: int) -> Node:
+def _insert_slice(rewriting: Rewriting, node: Node, dim: int, first: int, count: int) -> Node:
     """Adds a slice of `count` indices from `first` on; returns `node` itself if these are all."""
     if count == shape_of(node)[dim]:
         return node
@@ -40,12 +40,12 @@ def _split(rewriting: Rewriting) -> list[Node]:
     inputs, dim = rewriting.args["self"], _split_dim(rewriting.instance)
     parts, first = [], 0
     for size in _part_sizes(rewriting.instance):
-        parts.append(_part(rewriting, inputs, dim, first, size) if size else _empty(rewriting, dim))
+        parts.append(_insert_slice(rewriting, inputs, dim, first, size) if size else _empty_part(rewriting, dim))
         first += size
     return parts
 
 
-def _empty(rewriting: Rewriting, dim: int) -> Node:
+def _empty_part(rewriting: Rewriting, dim: int) -> Node:
     shape = shape_of(rewriting.args["self"])
     return rewriting.constant(torch.zeros((*shape[:dim], 0, *shape[dim + 1 :])))
 
@@ -64,7 +64,7 @@ def _stack(rewriting: Rewriting) -> Node:
     return reshape(rewriting, rewriting.call(aten.cat.default, inputs, dim), shape)
 
 
-def _column(value: torch.Tensor) -> torch.Tensor:
+def _as_column(value: torch.Tensor) -> torch.Tensor:
     return value if value.dim() > 1 else value.reshape(-1, 1)
 
 
@@ -74,17 +74,17 @@ _PILES: dict[str, tuple[Callable[..., Any], int]] = {
     "aten.vstack.default": (torch.atleast_2d, 0),
     "aten.row_stack.default": (torch.atleast_2d, 0),
     "aten.dstack.default": (torch.atleast_3d, 2),
-    "aten.column_stack.default": (_column, 1),
+    "aten.column_stack.default": (_as_column, 1),
 }
 
 
-def _pile(rewriting: Rewriting) -> Node:
+def _stack_along_dim(rewriting: Rewriting) -> Node:
     shaped, dim = _PILES[op_name(rewriting.instance.node)]
     inputs = [reshape(rewriting, node, shaped(node.meta["val"]).shape) for node in rewriting.args["tensors"]]
     return rewriting.call(aten.cat.default, inputs, min(dim, len(rewriting.shape) - 1))
 
 
-def _like(rewriting: Rewriting) -> Node:
+def _expand_or_reshape(rewriting: Rewriting) -> Node:
     """Expands or reshapes `self` to the output's shape, without reading the second tensor."""
     target = (
         aten.expand.default if op_name(rewriting.instance.node) == "aten.expand_as.default" else aten.reshape.default
@@ -92,7 +92,7 @@ def _like(rewriting: Rewriting) -> Node:
     return rewriting.call(target, rewriting.args["self"], list(rewriting.shape))
 
 
-def _broadcast(rewriting: Rewriting) -> list[Node]:
+def _broadcast_tensors(rewriting: Rewriting) -> list[Node]:
     shape = list(rewriting.instance.node.meta["val"][0].shape)
     return [
         node if list(shape_of(node)) == shape else rewriting.call(aten.expand.default, node, shape)
@@ -100,7 +100,7 @@ def _broadcast(rewriting: Rewriting) -> list[Node]:
     ]
 
 
-def _rotate(rewriting: Rewriting) -> Node:
+def _rot90(rewriting: Rewriting) -> Node:
     inputs, (first, second), turns = rewriting.args["self"], rewriting.args["dims"], int(rewriting.args["k"]) % 4
     if turns == 0:
         return inputs  # type: ignore[no-any-return]
@@ -121,30 +121,30 @@ def _strided_slice(rewriting: Rewriting) -> Node:
     start, size, count = int(rewriting.args["start"] or 0), shape[dim], rewriting.shape[dim]
     first = max(start + size, 0) if start < 0 else start
     if rank == 4 and dim >= 2:
-        return _pool_by_one(rewriting, inputs, dim, first, step)
+        return _strided_max_pool(rewriting, inputs, dim, first, step)
     # Slice whole groups of `step` indices, each with one selected index. Pad an incomplete last group.
     begin = max(0, min(first, size - count * step))
     if (missing := begin + count * step - size) > 0:
         inputs = rewriting.call(aten.constant_pad_nd.default, inputs, [0, 0] * (rank - 1 - dim) + [0, missing], 0.0)
-    window = _part(rewriting, inputs, dim, begin, count * step)
+    window = _insert_slice(rewriting, inputs, dim, begin, count * step)
     groups = rewriting.call(aten.reshape.default, window, [*shape[:dim], count, step, *shape[dim + 1 :]])
     return rewriting.call(aten.select.int, groups, dim + 1, first - begin)
 
 
-def _pool_by_one(rewriting: Rewriting, inputs: Node, dim: int, first: int, step: int) -> Node:
+def _strided_max_pool(rewriting: Rewriting, inputs: Node, dim: int, first: int, step: int) -> Node:
     """Adds a max_pool2d of 1x1 windows with stride `step` along `dim`.
 
     If `inputs` is such a pool along the other dimension, one new pool has both strides.
     """
     stride = [1, 1]
-    if _is_pool_by_one(inputs) and arguments(inputs)["stride"][dim - 2] == 1:
+    if _is_strided_max_pool(inputs) and arguments(inputs)["stride"][dim - 2] == 1:
         stride, inputs = list(arguments(inputs)["stride"]), arguments(inputs)["self"]
     stride[dim - 2] = step
-    window = _part(rewriting, inputs, dim, first, shape_of(inputs)[dim] - first)
+    window = _insert_slice(rewriting, inputs, dim, first, shape_of(inputs)[dim] - first)
     return rewriting.call(aten.max_pool2d.default, window, [1, 1], stride)
 
 
-def _is_pool_by_one(node: Node) -> bool:
+def _is_strided_max_pool(node: Node) -> bool:
     args = arguments(node) if op_name(node) == "aten.max_pool2d.default" else {}
     return bool(args) and args["kernel_size"] == [1, 1] and args["padding"] in (0, [0, 0]) and not args["ceil_mode"]
 
@@ -200,14 +200,14 @@ DECOMPOSED = (
     Decomposition(
         name="hstack, vstack, dstack",
         targets=tuple(_PILES),
-        rewrite=_pile,
+        rewrite=_stack_along_dim,
         becomes="reshape and cat",
         approximation=0.0,
     ),
     Decomposition(
         name="expand_as, view_as",
         targets=("aten.expand_as.default", "aten.view_as.default", "aten.reshape_as.default"),
-        rewrite=_like,
+        rewrite=_expand_or_reshape,
         facts=Facts(movement=Movement.EXPAND),
         becomes="expand or reshape",
         approximation=0.0,
@@ -215,14 +215,14 @@ DECOMPOSED = (
     Decomposition(
         name="broadcast_tensors",
         targets=("aten.broadcast_tensors.default",),
-        rewrite=_broadcast,
+        rewrite=_broadcast_tensors,
         becomes="expand",
         approximation=0.0,
     ),
     Decomposition(
         name="rot90",
         targets=("aten.rot90.default",),
-        rewrite=_rotate,
+        rewrite=_rot90,
         becomes="flip and transpose",
         approximation=0.0,
     ),

@@ -119,13 +119,13 @@ def lower_transposed_convolution(lowering: Lowering) -> Tensor:
     if instance.generation is Generation.LEGACY and batch > 1:
         windows = (windows[0].repeated(batch), windows[1])
         nhwc = lowering.reshape(nhwc, (1, batch * height, *row))
-    filters = _filters(lowering, inputs.qparams)
+    filters = _forward_filters(lowering, inputs.qparams)
     output = (_transpose_convolve if _is_native(instance) else _convolve_phases)(lowering, nhwc, filters, windows)
     images = lowering.reshape(output, (batch, output.shape[0] * output.shape[1] // batch, *output.shape[2:]))
     return lowering.reshape(lowering.channels_first(images), lowering.shape)
 
 
-def _filters(lowering: Lowering, inputs: QParams) -> Filters:
+def _forward_filters(lowering: Lowering, inputs: QParams) -> Filters:
     """Converts the weight from torch's [inputs, outputs of a group, height, width] to [outputs, inputs of a group,
     height, width].
     """
@@ -161,7 +161,7 @@ def _transpose_convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, wind
         stride_w=horizontal.stride,
         fused_activation_function=lowering.activation,
     )
-    return _cropped(lowering, output, [window.padding_before for window in windows], windows)
+    return _crop_image(lowering, output, [window.padding_before for window in windows], windows)
 
 
 def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[Window, Window]) -> Tensor:
@@ -177,7 +177,7 @@ def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows
         Window(window.outputs, end - start + 1, _taps(window), 1, 1, _taps(window) - 1 - start)
         for window, start, end in zip(windows, first, last, strict=True)
     )
-    phases = convolve(lowering, nhwc, _phases(lowering, filters, windows), (rows, columns))
+    phases = convolve(lowering, nhwc, _phase_filters(lowering, filters, windows), (rows, columns))
     batch, height, width, _ = phases.shape
     vertical, horizontal = (window.stride for window in windows)
     groups, channels = filters.groups, filters.oihw.shape[0]
@@ -185,7 +185,7 @@ def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows
     woven = lowering.transpose(split, (0, 3, 1, 4, 2, 5))
     image = lowering.reshape(woven, (batch, height * vertical, width * horizontal, channels))
     begin = [window.padding_before - start * window.stride for window, start in zip(windows, first, strict=True)]
-    return _cropped(lowering, image, begin, windows)
+    return _crop_image(lowering, image, begin, windows)
 
 
 def _taps(window: Window) -> int:
@@ -193,7 +193,7 @@ def _taps(window: Window) -> int:
     return -(-window.extent // window.stride)
 
 
-def _phases(lowering: Lowering, filters: Filters, windows: tuple[Window, Window]) -> Filters:
+def _phase_filters(lowering: Lowering, filters: Filters, windows: tuple[Window, Window]) -> Filters:
     """Returns the filters of all phases. Output channels are ordered by group, phase of height, phase of width, and
     channel of the group.
     """
@@ -236,7 +236,7 @@ def _phases(lowering: Lowering, filters: Filters, windows: tuple[Window, Window]
     )
 
 
-def _cropped(lowering: Lowering, image: Tensor, begin: Sequence[int], windows: tuple[Window, Window]) -> Tensor:
+def _crop_image(lowering: Lowering, image: Tensor, begin: Sequence[int], windows: tuple[Window, Window]) -> Tensor:
     """Crops `image` to the output's height and width by a SLICE; returns `image` itself if it has this size."""
     size = (image.shape[0], *(window.size for window in windows), image.shape[3])
     return image if image.shape == size else lowering.emit(SLICE, [image], size, begin=(0, *begin, 0), size=size)

@@ -101,12 +101,13 @@ def _move_values(
             given[number] = reshape(rewriting, source, (*head, along_dim.sizes[number], *tail))
     if len(along_dim.runs) <= MAX_RUNS:
         parts = [
-            _part(rewriting, given.get(run.source, sources[run.source]), run, head, tail) for run in along_dim.runs
+            _slice_of_source(rewriting, given.get(run.source, sources[run.source]), run, head, tail)
+            for run in along_dim.runs
         ]
         joined = parts[0] if len(parts) == 1 else rewriting.call(aten.cat.default, parts, along_dim.before)
         return reshape(rewriting, joined, shape)
     whole = [
-        given.get(number) or _filled(rewriting, sources[number], (*head, along_dim.sizes[number], *tail))
+        given.get(number) or _constant_source(rewriting, sources[number], (*head, along_dim.sizes[number], *tail))
         for number in used
     ]
     starts = dict(
@@ -118,15 +119,17 @@ def _move_values(
     return reshape(rewriting, along(rewriting, joined, along_dim.before, rewriting.constant(matrix)), shape)
 
 
-def _part(rewriting: Rewriting, source: Operand, run: IndexRun, head: tuple[int, ...], tail: tuple[int, ...]) -> Node:
+def _slice_of_source(
+    rewriting: Rewriting, source: Operand, run: IndexRun, head: tuple[int, ...], tail: tuple[int, ...]
+) -> Node:
     if not isinstance(source, Node):
-        return _filled(rewriting, source, (*head, run.count, *tail))
+        return _constant_source(rewriting, source, (*head, run.count, *tail))
     if run.count == shape_of(source)[len(head)]:
         return source
     return rewriting.call(aten.slice.Tensor, source, len(head), run.first, run.end)
 
 
-def _filled(rewriting: Rewriting, number: Operand, shape: Sequence[int]) -> Node:
+def _constant_source(rewriting: Rewriting, number: Operand, shape: Sequence[int]) -> Node:
     assert not isinstance(number, Node)
     return rewriting.constant(torch.full(tuple(shape), float(number)))
 
@@ -150,16 +153,16 @@ def moving(sources: Sequence[Operand], origin: _Origin) -> Step | None:
 
     The function takes sources that are nodes or numbers where `sources` are, with the same shapes.
     """
-    origin = _of_numbers(origin, sources)
+    origin = _with_number_sources(origin, sources)
     along_dim = _along_one_dimension(origin)
     if along_dim.is_cheap:
         return lambda rewriting, given: _move_values(rewriting, given, origin, along_dim)
     if len(sources) == 2 and not isinstance(sources[1], Node):
-        return lambda rewriting, given: _chosen(rewriting, given, origin.source == 1)
+        return lambda rewriting, given: _select_by_constant_mask(rewriting, given, origin.source == 1)
     return None
 
 
-def _chosen(rewriting: Rewriting, given: Sequence[Operand], mask: torch.Tensor) -> Node:
+def _select_by_constant_mask(rewriting: Rewriting, given: Sequence[Operand], mask: torch.Tensor) -> Node:
     value, number = given
     assert not isinstance(number, Node)
     filler = rewriting.constant(torch.tensor(float(number)))
@@ -171,7 +174,7 @@ def of_sources(step: Step | None, sources: Sequence[Operand]) -> Plan | None:
     return None if step is None else lambda rewriting: step(rewriting, sources)
 
 
-def _of_numbers(origin: _Origin, sources: Sequence[Operand]) -> _Origin:
+def _with_number_sources(origin: _Origin, sources: Sequence[Operand]) -> _Origin:
     """Treats each source that is a number as a tensor of the output's shape, from which values move to their own
     position.
     """

@@ -77,15 +77,15 @@ def lower_volume_convolution(lowering: Lowering) -> Tensor:
         across = Window(area, area, 1, 1, 1, 0)
         output = convolve(lowering, image, filters(data.reshape(*data.shape[:3], 1)), (depth, across))
         return lowering.reshape(lowering.channels_first(output), lowering.shape)
-    frames = _frames(lowering, inputs, depth)
-    images, oihw = _with_taps_as_channels(lowering, frames, data)
+    frames = _frames_of_kernel_positions(lowering, inputs, depth)
+    images, oihw = _move_taps_to_channels(lowering, frames, data)
     output = convolve(lowering, lowering.channels_last(images), filters(oihw), (vertical, horizontal))
     channels_first = lowering.channels_first(output)
     planes = lowering.reshape(channels_first, (batch, depth.outputs, *channels_first.shape[1:]))
     return lowering.transpose(planes, (0, 2, 1, 3, 4))
 
 
-def _frames(lowering: Lowering, inputs: Tensor, depth: Window) -> list[Tensor]:
+def _frames_of_kernel_positions(lowering: Lowering, inputs: Tensor, depth: Window) -> list[Tensor]:
     """Returns [batch, outputs along depth, channels, height, width] for each kernel position along depth."""
     moved = lowering.transpose(inputs, (0, 2, 1, 3, 4))
     starts = [tap * depth.dilation for tap in range(depth.kernel)]
@@ -95,10 +95,10 @@ def _frames(lowering: Lowering, inputs: Tensor, depth: Window) -> list[Tensor]:
         paddings = ((0, 0), (depth.padding_before, after), (0, 0), (0, 0), (0, 0))
         shape = (moved.shape[0], depth.padding_before + depth.size + after, *moved.shape[2:])
         moved = lowering.emit(PAD, [moved], shape, moved.qparams, paddings=paddings)
-    return [_every(lowering, moved, start, depth.outputs, depth.stride) for start in starts]
+    return [_select_every(lowering, moved, start, depth.outputs, depth.stride) for start in starts]
 
 
-def _every(lowering: Lowering, frames: Tensor, start: int, count: int, step: int) -> Tensor:
+def _select_every(lowering: Lowering, frames: Tensor, start: int, count: int, step: int) -> Tensor:
     """Selects `count` indices of dimension 1, from `start` on, at distance `step`."""
     batch, _, *image = frames.shape
     run = slice_dim(lowering, frames, 1, start, count * step)
@@ -108,7 +108,7 @@ def _every(lowering: Lowering, frames: Tensor, start: int, count: int, step: int
     return lowering.reshape(slice_dim(lowering, split, 2, 0, 1), (batch, count, *image))
 
 
-def _with_taps_as_channels(lowering: Lowering, frames: Sequence[Tensor], weight: Array) -> tuple[Tensor, Array]:
+def _move_taps_to_channels(lowering: Lowering, frames: Sequence[Tensor], weight: Array) -> tuple[Tensor, Array]:
     """Returns images [batch * outputs along depth, channels, height, width], and their weights.
 
     Without groups, the channels are ordered by frame, then channel; with groups, by channel, then frame, so that the

@@ -17,7 +17,7 @@ aten = torch.ops.aten
 RANK = 3
 
 
-def _padded(rewriting: Rewriting, value: Node, dim: int, before: int, after: int) -> Node:
+def _pad_dim(rewriting: Rewriting, value: Node, dim: int, before: int, after: int) -> Node:
     """Pads one dimension with zeros; a negative number crops it."""
     if not before and not after:
         return value
@@ -46,7 +46,7 @@ def _transposed_convolution(rewriting: Rewriting) -> Node:
     count = length + taps - 1
 
     frames = rewriting.call(aten.permute.default, source, [0, 2, 1, 3, 4])
-    frames = _padded(rewriting, frames, 1, taps - 1, taps - 1)
+    frames = _pad_dim(rewriting, frames, 1, taps - 1, taps - 1)
     if taps > 1:
         starts = range(taps - 1, -1, -1)
         met = [rewriting.call(aten.slice.Tensor, frames, 1, start, start + count) for start in starts]
@@ -54,8 +54,8 @@ def _transposed_convolution(rewriting: Rewriting) -> Node:
         frames = rewriting.call(aten.cat.default, each, 3)
     images = rewriting.call(aten.reshape.default, frames, [batch * count, channels * taps, *image])
     done = rewriting.call(
-        aten.conv_transpose2d.input, images, _with_frames_as_channels(rewriting, weight, taps, stride, dilation),
-        _repeated(rewriting, bias, stride), strides, paddings, mores, args["groups"], dilations,
+        aten.conv_transpose2d.input, images, _move_frames_to_channels(rewriting, weight, taps, stride, dilation),
+        _repeat_bias(rewriting, bias, stride), strides, paddings, mores, args["groups"], dilations,
     )  # fmt: skip
     _, outputs, depth, *size = (
         rewriting.shape[-RANK - 2 :] if len(rewriting.shape) > RANK + 1 else (1, *rewriting.shape)
@@ -69,7 +69,7 @@ def _transposed_convolution(rewriting: Rewriting) -> Node:
     return rewriting.call(aten.reshape.default, result, list(rewriting.shape)) if len(rewriting.shape) == 4 else result
 
 
-def _with_frames_as_channels(rewriting: Rewriting, weight: Node, taps: int, stride: int, dilation: int) -> Node:
+def _move_frames_to_channels(rewriting: Rewriting, weight: Node, taps: int, stride: int, dilation: int) -> Node:
     """Reshapes a weight [inputs, outputs of a group, depth, h, w] to [inputs * taps, outputs * stride, h, w].
 
     Frame t * stride + r of the kernel becomes tap t and output frame r. Zeros fill up the last tap, and the gaps of a
@@ -78,15 +78,15 @@ def _with_frames_as_channels(rewriting: Rewriting, weight: Node, taps: int, stri
     inputs, outputs, depth, *kernel = shape_of(weight)
     if dilation > 1:
         spaced = rewriting.call(aten.unsqueeze.default, weight, 3)
-        spaced = _padded(rewriting, spaced, 3, 0, dilation - 1)
+        spaced = _pad_dim(rewriting, spaced, 3, 0, dilation - 1)
         weight = rewriting.call(aten.reshape.default, spaced, [inputs, outputs, depth * dilation, *kernel])
-    weight = _padded(rewriting, weight, 2, 0, taps * stride - depth * dilation)
+    weight = _pad_dim(rewriting, weight, 2, 0, taps * stride - depth * dilation)
     split = rewriting.call(aten.reshape.default, weight, [inputs, outputs, taps, stride, *kernel])
     moved = rewriting.call(aten.permute.default, split, [0, 2, 1, 3, 4, 5])
     return rewriting.call(aten.reshape.default, moved, [inputs * taps, outputs * stride, *kernel])
 
 
-def _repeated(rewriting: Rewriting, bias: Node | None, stride: int) -> Node | None:
+def _repeat_bias(rewriting: Rewriting, bias: Node | None, stride: int) -> Node | None:
     """Returns a bias of the conv_transpose2d: each element of `bias` `stride` times, for the frames of one channel."""
     if bias is None or stride == 1:
         return bias

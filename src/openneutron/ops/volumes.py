@@ -27,13 +27,13 @@ RANK = 3
 _OnImages = Callable[[Node], Node]
 
 
-def _by_frames_and_depth(rewriting: Rewriting, frames: _OnImages | None, depth: _OnImages | None) -> Node:
+def _apply_to_frames_and_depth(rewriting: Rewriting, frames: _OnImages | None, depth: _OnImages | None) -> Node:
     """Applies `frames` to all frames [N * D, C, H, W], then `depth` to images [N, C, D, H * W]. None is identity."""
     value = rewriting.args["self"]
     if len(shape_of(value)) == RANK + 1:
         value = rewriting.call(aten.unsqueeze.default, value, 0)
     if frames is not None:
-        value = _on_frames(rewriting, value, frames)
+        value = _apply_to_frames(rewriting, value, frames)
     if depth is not None:
         batch, channels, length, *image = shape_of(value)
         flat = rewriting.call(aten.reshape.default, value, [batch, channels, length, math.prod(image)])
@@ -42,7 +42,7 @@ def _by_frames_and_depth(rewriting: Rewriting, frames: _OnImages | None, depth: 
     return rewriting.call(aten.reshape.default, value, list(rewriting.shape))
 
 
-def _on_frames(rewriting: Rewriting, value: Node, frames: _OnImages) -> Node:
+def _apply_to_frames(rewriting: Rewriting, value: Node, frames: _OnImages) -> Node:
     batch, channels, length, *image = shape_of(value)
     order = [0, 2, 1, 3, 4]
     moved = rewriting.call(aten.permute.default, value, order)
@@ -51,7 +51,7 @@ def _on_frames(rewriting: Rewriting, value: Node, frames: _OnImages) -> Node:
     return rewriting.call(aten.permute.default, split, order)
 
 
-def _pooled(rewriting: Rewriting, target: torch._ops.OpOverload, *names: str, **options: object) -> Node:
+def _pool_frames_and_depth(rewriting: Rewriting, target: torch._ops.OpOverload, *names: str, **options: object) -> Node:
     """Adds a pool over frames and a pool over depth.
 
     `names` are the arguments after kernel and stride, with one number per dimension; `options` are the last arguments
@@ -69,7 +69,7 @@ def _pooled(rewriting: Rewriting, target: torch._ops.OpOverload, *names: str, **
             return None
         return lambda images: rewriting.call(target, images, *chosen, *options.values())
 
-    return _by_frames_and_depth(rewriting, pool(1, 2), pool(0, None))
+    return _apply_to_frames_and_depth(rewriting, pool(1, 2), pool(0, None))
 
 
 # Kernel, stride, padding and dilation that do not change a dimension.
@@ -77,7 +77,9 @@ _UNITS = (1, 1, 0, 1)
 
 
 def _max_pool(rewriting: Rewriting) -> Node:
-    return _pooled(rewriting, aten.max_pool2d.default, "padding", "dilation", ceil_mode=rewriting.args["ceil_mode"])
+    return _pool_frames_and_depth(
+        rewriting, aten.max_pool2d.default, "padding", "dilation", ceil_mode=rewriting.args["ceil_mode"]
+    )
 
 
 def _max_pool_without_indices(rewriting: Rewriting) -> list[Node]:
@@ -87,7 +89,7 @@ def _max_pool_without_indices(rewriting: Rewriting) -> list[Node]:
 def _average_pool(rewriting: Rewriting) -> Node:
     args = rewriting.args
     override = args["divisor_override"]
-    pooled = _pooled(
+    pooled = _pool_frames_and_depth(
         rewriting,
         aten.avg_pool2d.default,
         "padding",
@@ -98,7 +100,7 @@ def _average_pool(rewriting: Rewriting) -> Node:
     return pooled if factor == 1 else mul(rewriting, pooled, factor)
 
 
-def _adaptive(rewriting: Rewriting, pool: Callable[[Node, list[int]], Node]) -> Node:
+def _adaptive_pool(rewriting: Rewriting, pool: Callable[[Node, list[int]], Node]) -> Node:
     instance = rewriting.instance
     sizes, outputs = instance.shape_of("self")[-RANK:], instance.shape[-RANK:]
 
@@ -107,23 +109,27 @@ def _adaptive(rewriting: Rewriting, pool: Callable[[Node, list[int]], Node]) -> 
 
     frames = pool_to(*outputs[1:]) if outputs[1:] != sizes[1:] else None
     depth = pool_to(outputs[0], math.prod(outputs[1:])) if outputs[0] != sizes[0] else None
-    return _by_frames_and_depth(rewriting, frames, depth)
+    return _apply_to_frames_and_depth(rewriting, frames, depth)
 
 
 def _adaptive_average(rewriting: Rewriting) -> Node:
     if rewriting.shape[-RANK:] == (1,) * RANK:
         return mean(rewriting, rewriting.args["self"], range(-RANK, 0))
-    return _adaptive(rewriting, lambda images, size: rewriting.call(aten.adaptive_avg_pool2d.default, images, size))
+    return _adaptive_pool(
+        rewriting, lambda images, size: rewriting.call(aten.adaptive_avg_pool2d.default, images, size)
+    )
 
 
 def _adaptive_maximum(rewriting: Rewriting) -> list[Node]:
     if rewriting.shape[-RANK:] == (1,) * RANK:
         return [rewriting.call(aten.amax.default, rewriting.args["self"], list(range(-RANK, 0)), True)]
     pool = aten.adaptive_max_pool2d.default
-    return [_adaptive(rewriting, lambda images, size: _first(rewriting, rewriting.call(pool, images, size)))]
+    return [
+        _adaptive_pool(rewriting, lambda images, size: _first_output(rewriting, rewriting.call(pool, images, size)))
+    ]
 
 
-def _first(rewriting: Rewriting, outputs: Node) -> Node:
+def _first_output(rewriting: Rewriting, outputs: Node) -> Node:
     """Returns the first of several outputs."""
     node = rewriting.instance.node
     with node.graph.inserting_before(node):
@@ -132,7 +138,7 @@ def _first(rewriting: Rewriting, outputs: Node) -> Node:
     return first
 
 
-def _resized(target: torch._ops.OpOverload, *names: str) -> Callable[[Rewriting], Node]:
+def _resize_rewrite(target: torch._ops.OpOverload, *names: str) -> Callable[[Rewriting], Node]:
     """Returns a rewrite that resizes frames, then depth.
 
     `names` are the arguments of `target` between the output size and the scale factors.
@@ -151,7 +157,7 @@ def _resized(target: torch._ops.OpOverload, *names: str) -> Callable[[Rewriting]
         frames = resize_to(outputs[1:], factors and factors[1:]) if outputs[1:] != sizes[1:] else None
         across = math.prod(outputs[1:])
         depth = resize_to((outputs[0], across), factors and (factors[0], 1.0)) if outputs[0] != sizes[0] else None
-        return _by_frames_and_depth(rewriting, frames, depth)
+        return _apply_to_frames_and_depth(rewriting, frames, depth)
 
     return rewrite
 
@@ -219,13 +225,13 @@ DECOMPOSED = (
     Decomposition(
         name="upsample_nearest of volumes",
         targets=("aten.upsample_nearest3d.vec",),
-        rewrite=_resized(aten.upsample_nearest2d.vec),
+        rewrite=_resize_rewrite(aten.upsample_nearest2d.vec),
         becomes=f"upsample_nearest2d {BY_FRAMES}",
     ),
     Decomposition(
         name="upsample_trilinear",
         targets=("aten.upsample_trilinear3d.vec",),
-        rewrite=_resized(aten.upsample_bilinear2d.vec, "align_corners"),
+        rewrite=_resize_rewrite(aten.upsample_bilinear2d.vec, "align_corners"),
         becomes=f"upsample_bilinear2d {BY_FRAMES}",
     ),
 )

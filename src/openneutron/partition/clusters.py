@@ -230,7 +230,7 @@ class _ClusterSearch:
             return f"'{min(blocked)}' is in operators_not_to_delegate."
         spec = OPERATORS.get(op_name(node))
         if spec is None:
-            return self._not_quantized(node)
+            return self._float_reason(node)
         instance = OpInstance(node, self.target, self.options.generation)
         operands = self._operands(spec, instance)
         if isinstance(operands, str):
@@ -241,7 +241,7 @@ class _ClusterSearch:
         activation, quantize = found
         if activation is not None and (blocked := self.blocked & names_of(activation)):
             return f"Its fused activation '{activation.name}' is in operators_not_to_delegate ('{min(blocked)}')."
-        padded = self._padded(spec, instance)
+        padded = self._padded_lowering(spec, instance)
         if isinstance(padded, str):
             return padded
         cluster = Cluster(spec, instance, activation, operands, quantize, padded)
@@ -259,12 +259,12 @@ class _ClusterSearch:
         for name in spec.inputs:
             nodes = list(iterate_nodes(instance.args[name]))
             if not nodes:
-                return self._not_quantized(instance.node)
+                return self._float_reason(instance.node)
             for operand in nodes:
                 if not (is_dequantize(operand) and is_int8(operand)):
                     if spec.name == "requantize":
                         return "It requantizes a value that is not int8."
-                    return self._not_quantized(instance.node)
+                    return self._float_reason(instance.node)
                 operands.append(operand)
         for argument, dtype in ((spec.weight, torch.int8), (spec.bias, torch.int32)):
             constant = instance.args[argument] if argument else None
@@ -288,7 +288,7 @@ class _ClusterSearch:
             activation = found
             users = list(activation.users)
         if len(users) != 1 or not is_quantize(users[0]) or not is_int8(users[0]):
-            if reason := self._unquantizable(node) or self._float_concatenation_reason(node):
+            if reason := self._unquantizable_reason(node) or self._float_concatenation_reason(node):
                 return reason
             readers = ", ".join(f"'{user.name}'" for user in users if not is_quantize(user)) or "nothing"
             return f"Its float output is read by {readers} instead of being quantized to int8."
@@ -310,18 +310,18 @@ class _ClusterSearch:
             "would lose resolution."
         )
 
-    def _unquantizable(self, node: Node) -> str | None:
+    def _unquantizable_reason(self, node: Node) -> str | None:
         """Returns why the quantizer left `node` in float; None if `node` can be quantized."""
         return quantizable_reason(node, self.options.target_spec, self.constants.tensor)
 
-    def _not_quantized(self, node: Node) -> str:
-        reason = self._unquantizable(node) or self._float_concatenation_reason(node)
+    def _float_reason(self, node: Node) -> str:
+        reason = self._unquantizable_reason(node) or self._float_concatenation_reason(node)
         if reason is not None:
             return reason
         operands = [operand for operand in iterate_nodes(list(node.args)) if not is_dequantize(operand)]
         return f"It is not quantized: '{operands[0].name}' is in float." if operands else "It is not quantized."
 
-    def _padded(self, spec: OpSpec, instance: OpInstance) -> Padded | str | None:
+    def _padded_lowering(self, spec: OpSpec, instance: OpInstance) -> Padded | str | None:
         """Returns the padded lowering, None if no padding is needed, or the reason if the NPU cannot run it."""
         limits = spec.rejections(instance, instance.generation)
         if not limits:
@@ -343,11 +343,11 @@ class _ClusterSearch:
         if not may_be_out_of_reach(list(qparams.values()), qparams_of(cluster.quantize)):
             return None
         ops: list[Op] = []
-        cluster.lower({operand: self._tensor(operand, given) for operand, given in qparams.items()}, ops)
+        cluster.lower({operand: self._ir_tensor(operand, given) for operand, given in qparams.items()}, ops)
         faults = [f"{op.kind.name}, which it becomes, {fault}." for op in ops if (fault := scale_fault(op))]
         return faults[0] if faults else None
 
-    def _tensor(self, operand: Node, qparams: QParams) -> Tensor:
+    def _ir_tensor(self, operand: Node, qparams: QParams) -> Tensor:
         """Returns the IR tensor that a dequantize node reads."""
         source = first_operand(operand)
         data = self.constants.array(source)
@@ -370,7 +370,7 @@ def _output_rejection(cluster: Cluster, _: Constants, __: CompileOptions) -> str
     )
 
 
-def _shared_rejection(cluster: Cluster, _: Constants, __: CompileOptions) -> str | None:
+def _shared_qparams_rejection(cluster: Cluster, _: Constants, __: CompileOptions) -> str | None:
     output = qparams_of(cluster.quantize)
     if cluster.output_rule is not OutputRule.SHARED or all(qparams_of(node) == output for node in cluster.activations):
         return None
@@ -421,7 +421,7 @@ def _bias_rejection(cluster: Cluster, constants: Constants, _: CompileOptions) -
 # In the order in which they are checked.
 _QPARAMS_RULES: tuple[Callable[[Cluster, Constants, CompileOptions], str | None], ...] = (
     _output_rejection,
-    _shared_rejection,
+    _shared_qparams_rejection,
     _symmetry_rejection,
     _weight_rejection,
     _flavor_rejection,

@@ -32,10 +32,10 @@ def lower_partition(
     constants: Constants, partition: Partition, channels_last: Callable[[Node], bool] = is_channels_last
 ) -> Graph:
     """Returns the optimized IR of a partition. An input or output is NHWC in memory if `channels_last(node)`."""
-    return optimize(_built(constants, partition, channels_last), partition.target)
+    return optimize(_unoptimized(constants, partition, channels_last), partition.target)
 
 
-def _built(constants: Constants, partition: Partition, channels_last: Callable[[Node], bool]) -> Graph:
+def _unoptimized(constants: Constants, partition: Partition, channels_last: Callable[[Node], bool]) -> Graph:
     """Returns the IR of a partition before optimization."""
     qparams: dict[object, QParams] = {}
     for cluster in partition.clusters:
@@ -73,7 +73,7 @@ class PartitionGraphs:
 
     constants: Constants
     options: CompileOptions
-    _built: dict[object, FormattedGraph] = field(default_factory=dict)
+    _unoptimized: dict[object, FormattedGraph] = field(default_factory=dict)
 
     def formatted(
         self, partition: Partition, channels_last: Callable[[Node], bool] = is_channels_last
@@ -87,20 +87,20 @@ class PartitionGraphs:
         images in NHWC, which the runtime converts. It returns the IR with fewer unsupported transposes; if both have
         equally many, the IR with fewer transposes.
         """
-        unchanged = self._with_formats(partition, channels_last)
+        unchanged = self._choose_formats(partition, channels_last)
         if self.options.generation is not Generation.LEGACY:
             return unchanged
-        as_images = self._with_formats(partition, _is_image)
-        return min(unchanged, as_images, key=lambda formatted: _transposes(formatted.graph, partition.target))
+        as_images = self._choose_formats(partition, _is_image)
+        return min(unchanged, as_images, key=lambda formatted: _count_transposes(formatted.graph, partition.target))
 
-    def _with_formats(self, partition: Partition, channels_last: Callable[[Node], bool]) -> FormattedGraph:
+    def _choose_formats(self, partition: Partition, channels_last: Callable[[Node], bool]) -> FormattedGraph:
         inputs, outputs = (tuple(map(channels_last, nodes)) for nodes in (partition.inputs, partition.outputs))
         key = (partition.clusters, partition.inputs, partition.outputs, inputs, outputs)
-        if key not in self._built:
-            self._built[key] = self._build(partition, channels_last, inputs, outputs)
-        return self._built[key]
+        if key not in self._unoptimized:
+            self._unoptimized[key] = self._optimize_with_formats(partition, channels_last, inputs, outputs)
+        return self._unoptimized[key]
 
-    def _build(
+    def _optimize_with_formats(
         self,
         partition: Partition,
         channels_last: Callable[[Node], bool],
@@ -109,7 +109,7 @@ class PartitionGraphs:
     ) -> FormattedGraph:
         is_legacy = self.options.generation is Generation.LEGACY
         driver = driver_of(partition.name, self.options.intermediates_dir)
-        graph = optimize(_built(self.constants, partition, channels_last), partition.target, driver)
+        graph = optimize(_unoptimized(self.constants, partition, channels_last), partition.target, driver)
         if is_legacy or not self.options.use_neutron_for_format_conversion:
             optimized = graph
             graph = run_stage(Stage.FORMATS, optimized, driver)
@@ -132,7 +132,7 @@ def compile_partition(
     """
     formatted = graphs.formatted(partition, channels_last)
     model = tflite.write(formatted.graph, names=graphs.options.use_profiling)
-    _try_doubtful(formatted.graph, model, partition)
+    _try_unusual_scales(formatted.graph, model, partition)
     header = PayloadHeader(
         input_formats=tuple(map(int, formatted.inputs)),
         output_formats=tuple(map(int, formatted.outputs)),
@@ -143,7 +143,7 @@ def compile_partition(
     return Payload.portable(header, model)
 
 
-def _try_doubtful(graph: Graph, model: bytes, partition: Partition) -> None:
+def _try_unusual_scales(graph: Graph, model: bytes, partition: Partition) -> None:
     """Raises `ModelError` if a scale is unusual and LiteRT fails to run the model, in a separate process."""
     doubtful = [op for op in graph.ops if is_doubtful(op)]
     failure = error_in_subprocess(model) if doubtful else None
@@ -176,6 +176,6 @@ def _transposes_of(graph: Graph) -> list[Op]:
     return [op for op in graph.ops if op.kind is TRANSPOSE]
 
 
-def _transposes(graph: Graph, target: NeutronTarget) -> tuple[int, int]:
+def _count_transposes(graph: Graph, target: NeutronTarget) -> tuple[int, int]:
     """Returns the number of transposes that the legacy generation does not support, and the number of all."""
     return len(unsupported_transposes(graph, target)), len(_transposes_of(graph))

@@ -118,7 +118,7 @@ def is_partitioned(program: ExportedProgram) -> bool:
 
 
 def _fake_outputs(_: Sequence[torch.Tensor], payload: torch.Tensor, outputs: str) -> list[torch.Tensor]:
-    described = _parse(outputs)
+    described = _parse_layouts(outputs)
     values = [torch.empty_strided(size, stride, dtype=torch.int8, device=payload.device) for size, stride in described]
     return [_empty(payload), *values]
 
@@ -127,19 +127,19 @@ def _empty(like: torch.Tensor) -> torch.Tensor:
     return like.new_empty(0, dtype=torch.int8)
 
 
-def _describe(values: Sequence[torch.Tensor]) -> str:
+def _layouts_text(values: Sequence[torch.Tensor]) -> str:
     """Returns sizes and strides as text, such as "1,8:8,1;1,10:10,1"."""
     return ";".join(f"{','.join(map(str, value.shape))}:{','.join(map(str, value.stride()))}" for value in values)
 
 
-def _parse(text: str) -> Iterator[tuple[list[int], list[int]]]:
+def _parse_layouts(text: str) -> Iterator[tuple[list[int], list[int]]]:
     for output in text.split(";"):
         size, stride = ([int(number) for number in part.split(",") if number] for part in output.split(":"))
         yield size, stride
 
 
 @dataclass
-class _Emission:
+class _GraphEmitter:
     """Copies a graph in topological order, and replaces each partition by one delegate call."""
 
     program: ExportedProgram
@@ -170,7 +170,7 @@ class _Emission:
             elif number is None:
                 self.copies[node] = self._copy(node)
             else:
-                self._call(number)
+                self._emit_call(number)
 
     def emit_all(self, inputs: Set[str]) -> None:
         """Copies the placeholders in `inputs`, then all nodes that outputs and impure operators depend on."""
@@ -210,29 +210,31 @@ class _Emission:
         copy = self.copies[node]
         value = copy.meta.get("val")
         is_ordered = not isinstance(value, torch.Tensor) or value.is_contiguous()
-        return copy if is_ordered else self._converted(copy, torch.contiguous_format)
+        return copy if is_ordered else self._convert_dim_order(copy, torch.contiguous_format)
 
     def _returned_value(self, node: Node) -> Node:
         """Returns an output of the program as NHWC if the converted module returned it as NHWC."""
         copy = self.copies[node]
         is_ordered = is_nhwc(copy.meta.get("val")) or not is_nhwc(node.meta.get("val"))
-        return copy if is_ordered else self._converted(copy, torch.channels_last)
+        return copy if is_ordered else self._convert_dim_order(copy, torch.channels_last)
 
-    def _call(self, number: int) -> None:
+    def _emit_call(self, number: int) -> None:
         partition = self.partitions[number]
         inputs = [self._delegate_operand(self.copies[node]) for node in partition.inputs]
         values = [self.orders.values[node] for node in partition.outputs]
-        call = self.graph.call_function(partition_operator(), (inputs, self.payload_nodes[number], _describe(values)))
+        call = self.graph.call_function(
+            partition_operator(), (inputs, self.payload_nodes[number], _layouts_text(values))
+        )
         empty = _empty(self.payload_nodes[number].meta["val"])
         call.meta = {"val": [empty, *values], "stack_trace": partition.clusters[0].node.meta.get("stack_trace")}
         for index, (output, value) in enumerate(zip(partition.outputs, values, strict=True)):
             item = self.graph.call_function(operator.getitem, (call, _FIRST_OUTPUT + index))
             item.meta = {**output.meta, "val": value}
             if index == 0 and self.traces:
-                item = self._traced(item, self.traces[number])
+                item = self._insert_traces(item, self.traces[number])
             self.copies[output] = item
 
-    def _traced(self, value: Node, traces: Sequence[Trace]) -> Node:
+    def _insert_traces(self, value: Node, traces: Sequence[Trace]) -> Node:
         """Inserts `traces` after `value`; returns the last of them."""
         for trace in traces:
             arguments = (value, trace.node.name, list(trace.kernels), trace.count)
@@ -245,9 +247,9 @@ class _Emission:
     def _delegate_operand(self, node: Node) -> Node:
         value = node.meta["val"]
         is_ordered = value.is_contiguous() or is_nhwc(value)
-        return node if is_ordered else self._converted(node, torch.contiguous_format)
+        return node if is_ordered else self._convert_dim_order(node, torch.contiguous_format)
 
-    def _converted(self, node: Node, memory_format: torch.memory_format) -> Node:
+    def _convert_dim_order(self, node: Node, memory_format: torch.memory_format) -> Node:
         """Returns a copy of `node` in `memory_format`; all readers that require that format share the copy."""
         key = (node, memory_format)
         if key not in self.converted:
@@ -273,7 +275,7 @@ def replace_partitions(
     graph = Graph()
     stored = _payload_constants(graph, partitions, payloads)
     payload_nodes = {number: node for number, (node, _) in enumerate(stored)}
-    emission = _Emission(program, partitions, payload_nodes, orders, graph, traces)
+    emission = _GraphEmitter(program, partitions, payload_nodes, orders, graph, traces)
     kept_inputs = _kept_inputs(program, partitions)
     emission.emit_all({spec.arg.name for spec in kept_inputs})
     note(output_node(graph), _PARTITIONED, True)
@@ -287,8 +289,8 @@ def replace_partitions(
         graph,
         emission.copies,
         inputs=[*payload_specs, *kept_inputs],
-        constants={**_in_nchw(program.constants, kept_inputs), **tensors},
-        state=_in_nchw(program.state_dict, kept_inputs),
+        constants={**_nchw_constants(program.constants, kept_inputs), **tensors},
+        state=_nchw_constants(program.state_dict, kept_inputs),
     )
 
 
@@ -337,7 +339,7 @@ def _is_kept(spec: InputSpec, read: set[str]) -> bool:
     return spec.kind is InputKind.USER_INPUT or getattr(spec.arg, "name", None) in read
 
 
-def _in_nchw(stored: Mapping[str, Any], inputs: Sequence[InputSpec]) -> dict[str, torch.Tensor]:
+def _nchw_constants(stored: Mapping[str, Any], inputs: Sequence[InputSpec]) -> dict[str, torch.Tensor]:
     """Converts the stored constants that are not NCHW to NCHW, for CPU operators. Returns only these, by name."""
     ordered = {}
     for name in (spec.target for spec in inputs if spec.target is not None):

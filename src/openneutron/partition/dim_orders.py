@@ -48,14 +48,14 @@ def assign_dim_orders(program: ExportedProgram, partitions: Sequence[Partition])
         value = node.meta.get("val")
         if node in outputs:
             only_cpu = _is_read_by_cpu_only(node, outputs[node], inside)
-            values[node] = _in_nchw(value) if only_cpu else _nchw_if_contiguous(_in_delegate_order(value))
+            values[node] = _to_nchw(value) if only_cpu else _nchw_if_contiguous(_to_delegate_order(value))
         elif node.op == "placeholder" and node not in constants and not constants.is_written(node):
-            values[node] = _nchw_if_contiguous(_in_delegate_order(value)) if isinstance(value, torch.Tensor) else value
+            values[node] = _nchw_if_contiguous(_to_delegate_order(value)) if isinstance(value, torch.Tensor) else value
         elif is_quantize(node) or is_dequantize(node):
             source = first_operand(node)
-            values[node] = _restrided(value, values[source].stride())
+            values[node] = _with_strides(value, values[source].stride())
         else:
-            values[node] = _in_nchw(value)
+            values[node] = _to_nchw(value)
     return DimOrders(values)
 
 
@@ -78,13 +78,13 @@ def is_nhwc(value: object) -> bool:
     )
 
 
-def _in_nchw(value: Any) -> Any:
+def _to_nchw(value: Any) -> Any:
     """Returns a fake tensor, or each fake tensor of a list, with NCHW strides. Returns other values unchanged."""
     if isinstance(value, (list, tuple)):
-        return [_in_nchw(item) for item in value]
+        return [_to_nchw(item) for item in value]
     if not isinstance(value, torch.Tensor):
         return value
-    return _restrided(value, nchw_strides(value.shape))
+    return _with_strides(value, nchw_strides(value.shape))
 
 
 def nchw_strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -96,15 +96,15 @@ def nchw_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _in_delegate_order(value: torch.Tensor) -> torch.Tensor:
+def _to_delegate_order(value: torch.Tensor) -> torch.Tensor:
     """Returns `value` unchanged if it is NHWC, else with NCHW strides. Delegates support no other order."""
-    return value if is_nhwc(value) else _in_nchw(value)
+    return value if is_nhwc(value) else _to_nchw(value)
 
 
 def _nchw_if_contiguous(value: Any) -> Any:
     """Returns a contiguous tensor with NCHW strides (rule 5). Returns other values unchanged."""
-    return _in_nchw(value) if isinstance(value, torch.Tensor) and value.is_contiguous() else value
+    return _to_nchw(value) if isinstance(value, torch.Tensor) and value.is_contiguous() else value
 
 
-def _restrided(value: Any, strides: Sequence[int]) -> Any:
+def _with_strides(value: Any, strides: Sequence[int]) -> Any:
     return value if value.stride() == tuple(strides) else value.new_empty_strided(value.shape, strides)

@@ -96,7 +96,7 @@ class NeutronPartitioner(Partitioner):
         with typed_errors("Partitioning the program"):
             placed = place(exported_program, self.options)
             check_cpu_operators(placed)
-        _warn(placed.rows)
+        _warn_of_cpu_operators(placed.rows)
         return compile_placed(placed)
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
@@ -132,14 +132,14 @@ def compile_placed(placed: Placed) -> ExportedProgram:
     options, partitions = placed.graphs.options, placed.partitions
     orders = assign_dim_orders(placed.program, partitions)
     payloads = [compile_partition(placed.graphs, partition, orders.is_channels_last) for partition in partitions]
-    folder = _intermediates(options)
+    folder = _intermediates_dir(options)
     if folder is not None:
         for number, payload in enumerate(payloads):
             write_file(folder / f"partition_{number}.tflite", payload.tflite)
     converter = converter_for(options.payload, options.neutron_converter_flavor)
     if converter is None or not payloads:
         return replace_partitions(placed.program, partitions, [payload.pack() for payload in payloads], orders)
-    compiled = _compiled(payloads, options, converter)
+    compiled = _device_payloads(payloads, options, converter)
     traces = [_traces(*pair) for pair in zip(partitions, compiled, strict=True)] if options.use_profiling else ()
     return replace_partitions(placed.program, partitions, [result.payload for result in compiled], orders, traces)
 
@@ -154,13 +154,15 @@ def origins_of(placed: Placed) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(op.origin for op in graph.ops) for graph in graphs)
 
 
-def _intermediates(options: CompileOptions) -> Path | None:
+def _intermediates_dir(options: CompileOptions) -> Path | None:
     return None if options.intermediates_dir is None else Path(options.intermediates_dir)
 
 
-def _compiled(portable: Sequence[Payload], options: CompileOptions, converter: Converter) -> Sequence[DevicePayload]:
+def _device_payloads(
+    portable: Sequence[Payload], options: CompileOptions, converter: Converter
+) -> Sequence[DevicePayload]:
     """Converts the payloads to device payloads, and writes the kernel selection if the options request it."""
-    folder = _intermediates(options)
+    folder = _intermediates_dir(options)
     compiled = compile_payloads(portable, options, converter, intermediates_dir=folder)
     selection = kernel_selection_of(compiled, converter)
     if selection is not None:
@@ -218,7 +220,7 @@ def check_cpu_operators(placed: Placed) -> None:
     check_cpu_kernels([(node, reasons[node.name]) for node in nodes], trusts_table=True)
 
 
-def _warn(rows: Sequence[Placement]) -> None:
+def _warn_of_cpu_operators(rows: Sequence[Placement]) -> None:
     left = [row for row in rows if row.where == "cpu"]
     if left or not rows:
         warnings.warn(cpu_message(rows), CpuWarning, stacklevel=4)
@@ -228,11 +230,11 @@ def cpu_message(rows: Sequence[Placement]) -> str:
     """Returns a message that lists each CPU operator with its reason. It says so if nothing runs on the NPU."""
     if not rows:
         return "Nothing of this program runs on the NPU: it has no operators."
-    lines = "\n".join(_describe(row) for row in rows if row.where == "cpu")
+    lines = "\n".join(_row_text(row) for row in rows if row.where == "cpu")
     if all(row.where == "cpu" for row in rows):
         return f"Nothing of this program runs on the NPU. These operators run on the CPU:\n{lines}"
     return f"These operators run on the CPU:\n{lines}"
 
 
-def _describe(row: Placement) -> str:
+def _row_text(row: Placement) -> str:
     return f"  {row.node} ({row.op}, {row.source or f'module {row.module!r}'}): {row.reason}"

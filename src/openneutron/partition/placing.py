@@ -83,7 +83,7 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
     """
     check_quantize_is_an_operator(program.graph)
     check_constants_are_quantized(program)
-    driver: Driver[Propagated] = Driver("place", _text, _lint, options.intermediates_dir)
+    driver: Driver[Propagated] = Driver("place", _program_text, _lint_program, options.intermediates_dir)
     propagated = driver.run(
         "states_in_int8",
         "keep states as int8 codes if they are read and written with the same qparams",
@@ -115,22 +115,22 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
     }
     fused = {cluster.activation: cluster.node for cluster in found.clusters if cluster.activation is not None}
     rows = [
-        _row(node, index.get(node), reasons.get(fused.get(node, node)))
+        _placement_row(node, index.get(node), reasons.get(fused.get(node, node)))
         for node in program.graph.nodes
         if node in index or node in reasons or node in fused
     ]
     return Placed(program, partitions, tuple(rows), graphs)
 
 
-def _text(propagated: Propagated) -> str:
+def _program_text(propagated: Propagated) -> str:
     return str(propagated.program.graph_module.print_readable(print_output=False))
 
 
-def _lint(propagated: Propagated, _: str) -> None:
+def _lint_program(propagated: Propagated, _: str) -> None:
     propagated.program.graph.lint()
 
 
-def _row(node: Node, partition: int | None, reason: str | None) -> Placement:
+def _placement_row(node: Node, partition: int | None, reason: str | None) -> Placement:
     spec = OPERATORS.get(op_name(node))
     name = spec.edge_name(node) if spec else op_name(node)
     where = "cpu" if partition is None else "npu"

@@ -42,21 +42,24 @@ def with_graph(
         root=GraphModule(program.graph_module, graph),
         graph=graph,
         graph_signature=ExportGraphSignature(
-            [_named(spec, names.get(_name(spec))) for spec in (signature.input_specs if inputs is None else inputs)],
             [
-                _named(spec, getattr(value, "name", None))
+                _rename_spec(spec, names.get(_spec_name(spec)))
+                for spec in (signature.input_specs if inputs is None else inputs)
+            ],
+            [
+                _rename_spec(spec, getattr(value, "name", None))
                 for spec, value in zip(signature.output_specs, returned, strict=True)
             ],
         ),
         state_dict={**program.state_dict, **(state or {})},
         range_constraints=program.range_constraints,
-        **_in_plain_containers(program),
+        **_flatten_containers(program),
         constants={**program.constants, **(constants or {})},
         verifiers=program.verifiers,
     )
 
 
-def _in_plain_containers(program: ExportedProgram) -> dict[str, Any]:
+def _flatten_containers(program: ExportedProgram) -> dict[str, Any]:
     """Returns the program's call graph and example inputs, flattened if ExecuTorch cannot serialize their containers.
 
     ExecuTorch writes the registered name of each container's type. `torch.export.register_dataclass` registers no name
@@ -64,17 +67,17 @@ def _in_plain_containers(program: ExportedProgram) -> dict[str, Any]:
     """
     root, *others = program.module_call_graph
     signature, examples = root.signature, program.example_inputs
-    if signature is not None and not _has_names(signature.in_spec):
+    if signature is not None and not _has_registered_names(signature.in_spec):
         structure = tree_structure((tuple(range(signature.in_spec.num_leaves)), {}))
         signature = replace(signature, in_spec=structure, forward_arg_names=None)
         examples = None if examples is None else tree_unflatten(tree_leaves(examples), structure)
-    if signature is not None and not _has_names(signature.out_spec):
+    if signature is not None and not _has_registered_names(signature.out_spec):
         signature = replace(signature, out_spec=tree_structure(tuple(range(signature.out_spec.num_leaves))))
     entry = root if signature is root.signature else replace(root, signature=signature)
     return {"module_call_graph": [entry, *others], "example_inputs": examples}
 
 
-def _has_names(structure: TreeSpec) -> bool:
+def _has_registered_names(structure: TreeSpec) -> bool:
     try:
         treespec_dumps(structure)
     except NotImplementedError:
@@ -82,11 +85,11 @@ def _has_names(structure: TreeSpec) -> bool:
     return True
 
 
-def _name(spec: InputSpec) -> str:
+def _spec_name(spec: InputSpec) -> str:
     return str(getattr(spec.arg, "name", ""))
 
 
-def _named(spec: Spec, name: str | None) -> Spec:
+def _rename_spec(spec: Spec, name: str | None) -> Spec:
     """Returns `spec` with the name `name`; unchanged if that is None.
 
     A name changes if torch.fx renames a placeholder with the name of a builtin ('input'), or if another node computes

@@ -76,7 +76,7 @@ def propagate_qdq(program: ExportedProgram, options: CompileOptions) -> Propagat
     3. torch.export's assertions about shape and dtype are removed. Otherwise, they would be float readers of quantized
        values.
     """
-    search = _Search(program, options)
+    search = _PropagationSearch(program, options)
     search.run()
     checks = [node for node in program.graph.nodes if _is_check(node)]
     if not (search.inputs or search.outputs or checks):
@@ -90,9 +90,9 @@ def propagate_qdq(program: ExportedProgram, options: CompileOptions) -> Propagat
         graph.erase_node(copies.pop(check))
     written: dict[Node, Node] = {}
     for value, (qargs, readers) in search.outputs.items():
-        written[copies[value]] = _quantized(copies[value], qargs, [copies[reader] for reader in readers])
+        written[copies[value]] = _insert_qdq(copies[value], qargs, [copies[reader] for reader in readers])
     inputs = [
-        _quantized(written.get(copies[value], copies[value]), qargs, [copies[reader] for reader in readers])
+        _insert_qdq(written.get(copies[value], copies[value]), qargs, [copies[reader] for reader in readers])
         for (value, qargs), readers in search.inputs.items()
     ]
     return Propagated(with_graph(program, graph, copies), (*written.values(), *inputs))
@@ -106,7 +106,7 @@ def _quantizes(reader: Node, qargs: QArgs) -> bool:
     return is_quantize(reader) and reader.args[1:] == qargs
 
 
-def _quantized(value: Node, qargs: QArgs, readers: Iterable[Node]) -> Node:
+def _insert_qdq(value: Node, qargs: QArgs, readers: Iterable[Node]) -> Node:
     """Inserts quantize and dequantize between `value` and `readers`; returns the dequantize."""
     quantize = next((user for user in value.users if _quantizes(user, qargs)), None)
     if quantize is None:
@@ -128,13 +128,13 @@ def _call(graph: Graph, target: torch._ops.OpOverload, value: Node, qargs: QArgs
     return call
 
 
-class _Search:
+class _PropagationSearch:
     """Finds the values to quantize, each with its qparams and the readers of the quantized value."""
 
     def __init__(self, program: ExportedProgram, options: CompileOptions) -> None:
         self.constants = Constants(program)
         self.target = options.target_spec
-        self.moves = [node for node in program.graph.nodes if self._moves(node)]
+        self.moves = [node for node in program.graph.nodes if self._commutes(node)]
         self.qargs: dict[Node, QArgs] = {}
         self.outputs: dict[Node, tuple[QArgs, list[Node]]] = {}
         """The outputs that rule 1 quantizes."""
@@ -148,7 +148,7 @@ class _Search:
             if node not in self.qargs:
                 self._quantize_inputs(node)
 
-    def _moves(self, node: Node) -> bool:
+    def _commutes(self, node: Node) -> bool:
         spec = OPERATORS.get(op_name(node)) if is_operator(node) and not is_quantize(node) else None
         return (
             spec is not None
@@ -157,7 +157,7 @@ class _Search:
         )
 
     def _quantize_output(self, node: Node) -> None:
-        given = [self._producer_qparams(value) for value in self._tensors(node)]
+        given = [self._producer_qparams(value) for value in self._tensor_operands(node)]
         qargs = given[0]
         if qargs is None or any(other != qargs for other in given):
             return
@@ -172,11 +172,11 @@ class _Search:
         if qargs is None or any(other != qargs for other in wanted):
             return
         self.qargs[node] = qargs
-        for value in self._tensors(node):
+        for value in self._tensor_operands(node):
             if not is_dequantize(value) or value.args[1:] != qargs:
                 self.inputs.setdefault((value, qargs), []).append(node)
 
-    def _tensors(self, node: Node) -> list[Node]:
+    def _tensor_operands(self, node: Node) -> list[Node]:
         args = OpInstance(node, self.target.neutron_target).args
         return list(dict.fromkeys(iterate_nodes([args[name] for name in OPERATORS[op_name(node)].inputs])))
 

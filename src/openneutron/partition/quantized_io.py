@@ -48,8 +48,8 @@ def int8_io(program: ExportedProgram) -> dict[str, float | int]:
         name = argument.name
         if not isinstance(argument, TensorArgument) or dtype_of(node := nodes[name]) != torch.float32:
             continue
-        if quantize := _quantize_of(node):
-            _take_int8(node, quantize)
+        if quantize := _int8_quantize_of(node):
+            _change_input_to_int8(node, quantize)
             _quantize_example(program, index, quantize.args[1:])
             qparams |= _constant_methods("input", index, quantize.args[1:])
         else:
@@ -58,18 +58,18 @@ def int8_io(program: ExportedProgram) -> dict[str, float | int]:
             left.append(f"  input {index}, '{name}': {reason}.")
     constants = Constants(program)
     for index, position in enumerate(_user_outputs(program)):
-        node = _returned(program)[position]
+        node = _output_values(program)[position]
         if not isinstance(node, Node) or dtype_of(node) != torch.float32:
             continue
-        node = _with_shared_qparams(node)
+        node = _requantize_concatenation(node)
         source = node.args[0] if node.target is _DEQUANTIZE and node.args[5] == torch.int8 else None
         if isinstance(source, Node) and source not in constants:
-            _return_int8(program, position, source)
+            _change_output_to_int8(program, position, source)
             qparams |= _constant_methods("output", index, node.args[1:])
         else:
-            origin, cost = _origin(node, constants), _cost_of_joining(node)
+            origin, cost = _origin(node, constants), _concatenation_bytes_text(node)
             left.append(f"  output {index}, '{node.name}': {origin} in float.{cost}")
-    _name_outputs(program)
+    _update_output_names(program)
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
     if left:
@@ -77,7 +77,7 @@ def int8_io(program: ExportedProgram) -> dict[str, float | int]:
     return qparams
 
 
-def _with_shared_qparams(node: Node) -> Node:
+def _requantize_concatenation(node: Node) -> Node:
     """Inserts quantize and dequantize after a concatenation in float if all its parts have the same qparams.
 
     Returns the dequantize; for any other node, the node itself.
@@ -104,7 +104,7 @@ def _with_shared_qparams(node: Node) -> Node:
     return dequantize
 
 
-def _cost_of_joining(node: Node) -> str:
+def _concatenation_bytes_text(node: Node) -> str:
     """Returns a sentence about the bytes of an output that the CPU concatenates in float; "" for any other output."""
     if not is_float_concatenation(node):
         return ""
@@ -123,12 +123,12 @@ def _origin(node: Node, constants: Constants) -> str:
     return f"{op_name(node)} returns it"
 
 
-def _quantize_of(node: Node) -> Node | None:
+def _int8_quantize_of(node: Node) -> Node | None:
     """Returns the first quantize to int8 that reads `node`; None if there is none."""
     return next((user for user in node.users if user.target is _QUANTIZE and user.args[5] == torch.int8), None)
 
 
-def _take_int8(node: Node, quantize: Node) -> None:
+def _change_input_to_int8(node: Node, quantize: Node) -> None:
     """Changes the input `node` to int8 with the qparams of `quantize`.
 
     Redirects all other readers of `node` to a dequantize of it.
@@ -162,22 +162,22 @@ def _user_outputs(program: ExportedProgram) -> list[int]:
     return [position for position, spec in enumerate(specs) if spec.kind is OutputKind.USER_OUTPUT]
 
 
-def _returned(program: ExportedProgram) -> list[Any]:
+def _output_values(program: ExportedProgram) -> list[Any]:
     """Returns the outputs of the graph."""
     values: Any = output_node(program.graph).args[0]
     return list(values)
 
 
-def _name_outputs(program: ExportedProgram) -> None:
+def _update_output_names(program: ExportedProgram) -> None:
     """Updates the names of outputs in the signature. The output may be a new dequantize of an input."""
     specs = program.graph_signature.output_specs
-    for position, value in enumerate(_returned(program)):
+    for position, value in enumerate(_output_values(program)):
         if isinstance(value, Node) and specs[position].arg.name != value.name:
             specs[position] = replace(specs[position], arg=TensorArgument(name=value.name))
 
 
-def _return_int8(program: ExportedProgram, position: int, value: Node) -> None:
-    returned, specs = _returned(program), program.graph_signature.output_specs
+def _change_output_to_int8(program: ExportedProgram, position: int, value: Node) -> None:
+    returned, specs = _output_values(program), program.graph_signature.output_specs
     returned[position] = value
     output_node(program.graph).args = (tuple(returned),)
     specs[position] = replace(specs[position], arg=TensorArgument(name=value.name))

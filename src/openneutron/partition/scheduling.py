@@ -92,7 +92,7 @@ def partitions_of(program: ExportedProgram, found: Clusters) -> tuple[tuple[Part
             reasons[cluster.node] = NO_COMPUTE
         else:
             members.setdefault(step, []).append(cluster)
-    return tuple(_partition(constants, tuple(clusters)) for _, clusters in sorted(members.items())), reasons
+    return tuple(_make_partition(constants, tuple(clusters)) for _, clusters in sorted(members.items())), reasons
 
 
 def _earliest_steps(program: ExportedProgram, by_node: Mapping[Node, Cluster]) -> dict[Node, Step]:
@@ -138,7 +138,7 @@ def _defer_moves(program: ExportedProgram, by_node: Mapping[Node, Cluster], step
             steps[node] = steps[cluster.quantize] = following
 
 
-def _partition(constants: Constants, clusters: tuple[Cluster, ...]) -> Partition:
+def _make_partition(constants: Constants, clusters: tuple[Cluster, ...]) -> Partition:
     computed = {cluster.quantize for cluster in clusters}
     inside = {operator for cluster in clusters for operator in cluster.operators}
     sources = (first_operand(operand) for cluster in clusters for operand in cluster.operands)

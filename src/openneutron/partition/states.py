@@ -31,7 +31,7 @@ def states_in_int8(program: ExportedProgram) -> ExportedProgram:
     Rule 1 changes no result: dequantize and quantize with the same qparams return the same codes. In the returned
     program, all writes in place follow all reads.
     """
-    program = _functionalized(program)
+    program = _functionalize_program(program)
     if not any(map(is_state, program.graph.nodes)):
         return program
     graph = Graph()
@@ -45,10 +45,10 @@ def states_in_int8(program: ExportedProgram) -> ExportedProgram:
     changed: dict[str, torch.Tensor] = {}
     for state in states_of(graph):
         store, write = store_of(state), write_of(state)
-        qargs = _qargs(state, write)
+        qargs = _common_qargs(state, write)
         if qargs is not None:
             buffer = originals[store]
-            changed[constants.name_of(buffer)] = _keep_codes(state, write, qargs, constants.initial_value(buffer))
+            changed[constants.name_of(buffer)] = _store_as_codes(state, write, qargs, constants.initial_value(buffer))
         else:
             state.replace_all_uses_with(store)
         del copies[originals[state]]
@@ -60,7 +60,7 @@ def states_in_int8(program: ExportedProgram) -> ExportedProgram:
     return with_graph(program, graph, copies, state=saved, constants=others)
 
 
-def _functionalized(program: ExportedProgram) -> ExportedProgram:
+def _functionalize_program(program: ExportedProgram) -> ExportedProgram:
     """Returns `program`, functionalized if a write in place precedes a read or writes only a part of a buffer.
 
     Graphs from `hold_states` have no such writes; other exported graphs may.
@@ -82,7 +82,7 @@ def _is_last(write: Node, store: object, position: dict[Node, int]) -> bool:
     return all(position[user] < position[write] and not may_alias(user) for user in others)
 
 
-def _qargs(state: Node, write: Node) -> tuple[Any, ...] | None:
+def _common_qargs(state: Node, write: Node) -> tuple[Any, ...] | None:
     """Returns the qparams with which all readers and the write quantize a state; None if they differ."""
     value = next_value(write)
     if not is_dequantize(value) or not is_int8(value) or not state.users:
@@ -91,7 +91,7 @@ def _qargs(state: Node, write: Node) -> tuple[Any, ...] | None:
     return qargs if all(is_quantize(user) and user.args[1:] == qargs for user in state.users) else None
 
 
-def _keep_codes(state: Node, write: Node, qargs: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
+def _store_as_codes(state: Node, write: Node, qargs: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
     """Applies rule 1 to one state; returns the int8 codes of its initial `value`."""
     store, dequantize = store_of(state), next_value(write)
     readers = list(state.users)

@@ -30,15 +30,17 @@ def reject_unsupported_transposes(program: ExportedProgram, found: Clusters, gra
     if graphs.options.generation is not Generation.LEGACY:
         return found
     target = graphs.options.target_spec.neutron_target
-    blame: Blame = _requesters
-    while rejected := _rejected(program, found, graphs, blame):
-        reasons = {cluster.node: _reason(op, target) for cluster, op in rejected.items()}
+    blame: Blame = _clusters_needing
+    while rejected := _find_rejected(program, found, graphs, blame):
+        reasons = {cluster.node: _rejection_reason(op, target) for cluster, op in rejected.items()}
         kept = tuple(cluster for cluster in found.clusters if cluster not in rejected)
         found, blame = Clusters(kept, {**found.reasons, **reasons}), _all_clusters
     return found
 
 
-def _rejected(program: ExportedProgram, found: Clusters, graphs: PartitionGraphs, blame: Blame) -> dict[Cluster, Op]:
+def _find_rejected(
+    program: ExportedProgram, found: Clusters, graphs: PartitionGraphs, blame: Blame
+) -> dict[Cluster, Op]:
     """Returns the clusters to reject, each with the first unsupported transpose that `blame` attributes to it."""
     rejected: dict[Cluster, Op] = {}
     partitions, _ = partitions_of(program, found)
@@ -51,7 +53,7 @@ def _rejected(program: ExportedProgram, found: Clusters, graphs: PartitionGraphs
     return rejected
 
 
-def _requesters(partition: Partition, graph: Graph, op: Op) -> Iterable[Cluster]:
+def _clusters_needing(partition: Partition, graph: Graph, op: Op) -> Iterable[Cluster]:
     """Returns the clusters that need the transpose `op`.
 
     This is the cluster that it was lowered from. If there is none, these are the clusters of the outputs that depend on
@@ -73,7 +75,7 @@ def _all_clusters(partition: Partition, _: Graph, __: Op) -> Iterable[Cluster]:
     return partition.clusters
 
 
-def _reason(op: Op, target: NeutronTarget) -> str:
+def _rejection_reason(op: Op, target: NeutronTarget) -> str:
     return (
         f"{target.name} would have to transpose {op.inputs[0].shape} by {op.attrs['perm']} for it. The legacy "
         "generation only supports a swap of two adjacent blocks of dimensions, the size of one of which is a multiple "

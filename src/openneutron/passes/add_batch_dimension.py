@@ -31,7 +31,7 @@ def add_batch_dimension(module: GraphModule, keeps_float: Callable[[Node], bool]
     a layer and the activation that it fuses. Values without a batch dimension get the note `UNBATCHED`, so that
     observers do not take their first dimension for samples. Operators for which `keeps_float` is true are not changed.
     """
-    batched = _Batched()
+    batched = _BatchInsertion()
     for node in list(module.graph.nodes):
         if node.op == "call_function" and not keeps_float(node) and (_lacks_batch(node) or batched.reaches(node)):
             batched.add(node)
@@ -45,7 +45,7 @@ def add_batch_dimension(module: GraphModule, keeps_float: Callable[[Node], bool]
     return bool(batched.squeezes)
 
 
-class _Batched:
+class _BatchInsertion:
     """Values that have been given a batch dimension. `with_dimension` maps each old value to the new one."""
 
     def __init__(self) -> None:
@@ -54,13 +54,13 @@ class _Batched:
 
     def reaches(self, node: Node) -> bool:
         """Returns whether rule 2 holds for `node`."""
-        read = list(_tensors(node))
+        read = list(_tensor_operands(node))
         if any(dtype_of(value) != torch.float32 for value in (node, *read)):
             return False
         rank = max((len(shape_of(operand)) for operand in read), default=0)
         if not any(operand in self.with_dimension and len(shape_of(operand)) == rank for operand in read):
             return False
-        if _has_dim(node):
+        if _has_dim_argument(node):
             varying = all(operand.op != "get_attr" and len(shape_of(operand)) == rank for operand in read)
             return varying and arguments(node)["dim"] not in (None, [])
         if is_op(node, *_POOLS):
@@ -71,11 +71,11 @@ class _Batched:
     def add(self, node: Node) -> None:
         """Adds the dimension to `node`, and a squeeze that its readers read."""
         broadcasts = _is_elementwise(node)
-        for value in dict.fromkeys(_tensors(node)):
+        for value in dict.fromkeys(_tensor_operands(node)):
             if not broadcasts or (value.op != "get_attr" and len(shape_of(value)) == len(shape_of(node))):
-                self._read_batched(node, value)
-        if _has_dim(node):
-            set_argument(node, "dim", _moved_by_one(arguments(node)["dim"]))
+                self._use_batched_operand(node, value)
+        if _has_dim_argument(node):
+            set_argument(node, "dim", _shift_dims(arguments(node)["dim"]))
         node.meta["val"] = node.meta["val"].unsqueeze(0)
         users = set(node.users)
         squeezed = squeeze(NodeBuilder(node.next, node), node, 0)
@@ -83,7 +83,7 @@ class _Batched:
         self.with_dimension[squeezed] = node
         self.squeezes.append(squeezed)
 
-    def _read_batched(self, node: Node, value: Node) -> None:
+    def _use_batched_operand(self, node: Node, value: Node) -> None:
         if value not in self.with_dimension:
             self.with_dimension[value] = unsqueeze(NodeBuilder(node, node), value, 0)
         batched = self.with_dimension[value]
@@ -91,7 +91,7 @@ class _Batched:
         node.kwargs = map_arg(node.kwargs, lambda read: batched if read is value else read)
 
 
-def _tensors(node: Node) -> Iterator[Node]:
+def _tensor_operands(node: Node) -> Iterator[Node]:
     """Returns the tensors that `node` reads. For a layer, these are the multiplied tensors only."""
     if layer_kind(node) is not None:
         return iterate_nodes(arguments(node)["input"])
@@ -104,12 +104,12 @@ def _is_elementwise(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
 
 
-def _has_dim(node: Node) -> bool:
+def _has_dim_argument(node: Node) -> bool:
     """Returns whether an argument of `node` names dimensions of its input."""
     return is_op(node, "cat", "mean", "sum", "amax", "amin") and "dim" in arguments(node)
 
 
-def _moved_by_one(dim: int | list[int]) -> int | list[int]:
+def _shift_dims(dim: int | list[int]) -> int | list[int]:
     """Returns the numbers of dimensions after a new dimension 0 is inserted."""
     if isinstance(dim, int):
         return dim + 1 if dim >= 0 else dim

@@ -19,7 +19,7 @@ GUARDS = "_guards_fn"
 
 
 @dataclass(frozen=True)
-class _Constant:
+class _ConstantInput:
     """An input that is a constant: the number, text or None with which the model was exported."""
 
     name: str
@@ -34,7 +34,7 @@ class _Constant:
 
 
 @dataclass(frozen=True)
-class _Expected:
+class _TensorInput:
     """The dtype and shape of an input tensor. A size that the model does not fix is None."""
 
     name: str
@@ -60,7 +60,7 @@ class InputCheck(torch.nn.Module):
     made.
     """
 
-    def __init__(self, expected: tuple[_Expected | _Constant | None, ...], guards: torch.nn.Module) -> None:
+    def __init__(self, expected: tuple[_TensorInput | _ConstantInput | None, ...], guards: torch.nn.Module) -> None:
         super().__init__()
         self.expected = expected
         self.guards = guards
@@ -72,7 +72,7 @@ class InputCheck(torch.nn.Module):
             if expected is None:
                 continue
             if not expected.fits(value):
-                raise _bad_input(value, expected)
+                raise _input_error(value, expected)
         self.guards(*inputs)
 
 
@@ -80,20 +80,20 @@ class InputCheck(torch.nn.Module):
 class _DtypeCheck:
     """A forward pre-hook that checks the dtype of an observed input. The observer may see other shapes."""
 
-    expected: _Expected
+    expected: _TensorInput
 
     def __call__(self, _: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
         """Raises `InputError` for a value that is not a tensor, or is a tensor of another dtype."""
         (value,) = inputs
         if not isinstance(value, torch.Tensor) or value.dtype != self.expected.dtype:
-            raise _bad_input(value, self.expected)
+            raise _input_error(value, self.expected)
 
 
-def _bad_input(value: object, expected: _Expected | _Constant) -> InputError:
+def _input_error(value: object, expected: _TensorInput | _ConstantInput) -> InputError:
     given = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
-    wanted = "that value" if isinstance(expected, _Constant) else "inputs of that dtype and shape"
+    wanted = "that value" if isinstance(expected, _ConstantInput) else "inputs of that dtype and shape"
     advice = ""
-    if isinstance(value, torch.Tensor) and isinstance(expected, _Expected) and value.dtype == expected.dtype:
+    if isinstance(value, torch.Tensor) and isinstance(expected, _TensorInput) and value.dtype == expected.dtype:
         advice = size_advice(value.shape, expected.shape)
     return InputError(
         f"Input '{expected.name}' is {given}; the model was exported for {expected}. Give {wanted}, or export the "
@@ -101,11 +101,13 @@ def _bad_input(value: object, expected: _Expected | _Constant) -> InputError:
     )
 
 
-def _expected(node: Node, value: object) -> _Expected | _Constant | None:
+def _expected_input(node: Node, value: object) -> _TensorInput | _ConstantInput | None:
     if isinstance(value, torch.Tensor):
-        return _Expected(node.name, value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape))
+        return _TensorInput(
+            node.name, value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape)
+        )
     is_constant = "val" in node.meta and isinstance(value, (int, float, str, type(None)))
-    return _Constant(node.name, value) if is_constant else None  # type: ignore[arg-type]
+    return _ConstantInput(node.name, value) if is_constant else None  # type: ignore[arg-type]
 
 
 def add_input_guards(module: GraphModule) -> bool:
@@ -118,7 +120,7 @@ def add_input_guards(module: GraphModule) -> bool:
     if guards is None or isinstance(guards, InputCheck) or len(calls) != 1:
         return False
     values = [node.meta.get("val") for node in calls[0].args]
-    expected = tuple(map(_expected, calls[0].args, values))
+    expected = tuple(map(_expected_input, calls[0].args, values))
     delattr(module, GUARDS)
     module.add_module(GUARDS, InputCheck(expected, guards))
     return True
@@ -132,6 +134,6 @@ def check_inputs_before_observers(observers: Mapping[Any, Any]) -> None:
     """
     for place, observer in observers.items():
         node = place if isinstance(place, Node) else place[0]
-        expected = _expected(node, node.meta.get("val")) if node.op == "placeholder" else None
-        if isinstance(observer, torch.nn.Module) and isinstance(expected, _Expected):
+        expected = _expected_input(node, node.meta.get("val")) if node.op == "placeholder" else None
+        if isinstance(observer, torch.nn.Module) and isinstance(expected, _TensorInput):
             observer.register_forward_pre_hook(_DtypeCheck(expected))

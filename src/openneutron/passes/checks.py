@@ -91,7 +91,7 @@ def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
             "it to a fixed number of steps, or write the scan with cumsum or a matrix product.",
             **where,
         )
-    if _selects_by_truths(node) and not all(isinstance(size, int) for size in value.shape):
+    if _selects_by_mask(node) and not all(isinstance(size, int) for size in value.shape):
         raise ModelError(
             f"The shape {tuple(value.shape)} depends on the values of a tensor: on how many values of a mask are true. "
             "The NPU runs static shapes only. A constant mask is supported; a mask that depends on the data, or that "
@@ -119,7 +119,7 @@ def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
         )
 
 
-def _selects_by_truths(node: Node) -> bool:
+def _selects_by_mask(node: Node) -> bool:
     """Returns whether the operator selects the values at which a boolean tensor is true."""
     if not is_op(node, "selection by truth values"):
         return False
@@ -132,7 +132,8 @@ def _check_eval(node: Node) -> None:
     where = {"node": node.name, "op": name, "source": source_of(node)}
     if facts_of(node).is_in_train_mode(node):
         raise ModelError(
-            f"The model is in train mode. {_EVAL}" if _is_of_torch(node) else _trains_always(node), **where
+            f"The model is in train mode. {_EVAL}" if _is_in_torch_module(node) else _training_call_message(node),
+            **where,
         )
     if draws_random_numbers(node) and (node.users or writes_memory(node)):
         raise ModelError(
@@ -145,13 +146,13 @@ def _check_eval(node: Node) -> None:
         raise ModelError(f"A batch norm of the model is in train mode. {_EVAL}", **where)
 
 
-def _is_of_torch(node: Node) -> bool:
+def _is_in_torch_module(node: Node) -> bool:
     """Whether `node` comes from the forward of a torch.nn module. `eval()` then changes its mode."""
     modules = modules_of(node)
     return bool(modules) and modules[-1][1].startswith("torch.nn.")
 
 
-def _trains_always(node: Node) -> str:
+def _training_call_message(node: Node) -> str:
     """Returns the message for a function of torch.nn.functional that is called with training=True."""
     name, args = op_name(node).split(".")[1], arguments(node)
     if is_op(node, "batch_norm"):
@@ -185,13 +186,13 @@ def check_writes_nothing(module: GraphModule) -> bool:
         if writes_memory(node) and not is_state_write(node):
             raise error_at(
                 node,
-                f"This operator writes in place to {_written_memory(node)}. Write the result to a new tensor, or to a "
-                "copy: x = x.clone().",
+                f"This operator writes in place to {_describe_written_memory(node)}. Write the result to a new tensor, or "
+                "to a copy: x = x.clone().",
             )
     return False
 
 
-def _written_memory(write: Node) -> str:
+def _describe_written_memory(write: Node) -> str:
     """Returns a description of the memory that a remaining in-place operator writes to."""
     memory = write.args[0] if write.args else None
     while isinstance(memory, Node) and memory.op == "call_function" and may_alias(memory) and memory.args:

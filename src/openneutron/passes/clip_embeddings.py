@@ -20,12 +20,12 @@ def clip_embeddings(module: GraphModule) -> bool:
     """
     changed = False
     for node in list(module.graph.nodes):
-        if is_op(node, "clip of embeddings") and (weight := _weight_of(node)) is not None:
-            changed |= _clip(module, weight)
+        if is_op(node, "clip of embeddings") and (weight := _clipped_weight(node)) is not None:
+            changed |= _clip_weight(module, weight)
     return finish_rewrite(module, changed=changed)
 
 
-def _weight_of(clip: Node) -> Node | None:
+def _clipped_weight(clip: Node) -> Node | None:
     """Returns the weight that `clip` changes in place, directly or through detach or alias; None if it is computed."""
     value = clip.args[0]
     while isinstance(value, Node) and is_op(value, "detach", "alias"):
@@ -33,14 +33,18 @@ def _weight_of(clip: Node) -> Node | None:
     return value if isinstance(value, Node) and value.op == "get_attr" else None
 
 
-def _clip(module: GraphModule, weight: Node) -> bool:
+def _clip_weight(module: GraphModule, weight: Node) -> bool:
     readers = _readers(weight)
     clips = [reader for reader in readers if is_op(reader, "clip of embeddings")]
     lookups = [reader for reader in readers if reader not in clips]
     limits = {(clip.args[2], clip.args[3]) for clip in clips}
     clipped: set[object] = {clip.args[1] for clip in clips}
     rows = constant_of(module, weight)
-    if rows is None or len(limits) != 1 or not all(_looks_up(reader, weight, clipped) for reader in lookups):
+    if (
+        rows is None
+        or len(limits) != 1
+        or not all(_is_lookup_after_clip(reader, weight, clipped) for reader in lookups)
+    ):
         return False
     ((max_norm, norm_type),) = limits
     values = rows.detach().clone()
@@ -63,7 +67,7 @@ def _readers(weight: Node) -> list[Node]:
     return found
 
 
-def _looks_up(reader: Node, weight: Node, clipped: set[object]) -> bool:
+def _is_lookup_after_clip(reader: Node, weight: Node, clipped: set[object]) -> bool:
     if not is_op(reader, "embedding", "embedding_bag"):
         return False
     args = arguments(reader)

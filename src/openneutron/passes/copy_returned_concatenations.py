@@ -32,7 +32,7 @@ def copy_returned_concatenations(module: GraphModule) -> bool:
         ending = [user for user in node.users if user in ends]
         if len(ending) == len(node.users):
             ends.add(node)
-        elif ending and spec.name == "cat" and _parts(node) > 1:
+        elif ending and spec.name == "cat" and _operand_count(node) > 1:
             with module.graph.inserting_after(node):
                 copy = module.graph.node_copy(node)
             for user in ending:
@@ -43,5 +43,5 @@ def copy_returned_concatenations(module: GraphModule) -> bool:
     return changed
 
 
-def _parts(node: Node) -> int:
+def _operand_count(node: Node) -> int:
     return sum(constant_value(value) is None for value in node.all_input_nodes)

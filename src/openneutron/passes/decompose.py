@@ -39,7 +39,7 @@ def decompose(
     while node.op != "root":
         before = node.prev
         instance = OpInstance(node, target, computed_constants=constants)
-        if not keeps_float(node) and _decompose(module, instance, training=training, is_wide=is_wide(node)):
+        if not keeps_float(node) and _decompose_call(module, instance, training=training, is_wide=is_wide(node)):
             changed = True
             node = before.next  # visit the new nodes too
         else:
@@ -50,7 +50,7 @@ def decompose(
     return finish_rewrite(module, changed=changed)
 
 
-def _decompose(module: GraphModule, instance: OpInstance, *, training: bool, is_wide: bool) -> bool:
+def _decompose_call(module: GraphModule, instance: OpInstance, *, training: bool, is_wide: bool) -> bool:
     node = instance.node
     declared = DECOMPOSITIONS.get(op_name(node))
     if declared is None or is_mask_computation(node) or not _is_float(node.meta.get("val")):

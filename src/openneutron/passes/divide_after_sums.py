@@ -55,7 +55,7 @@ def divide_after_sums(
             continue
         sums = list(_weighted_sums(module, node, len(shape_of(node)) - 1))
         if sums and None not in sums and not any(keeps_float(found.node) for found in sums if found is not None):
-            _divide_after(module, target, node, [found for found in sums if found is not None])
+            _move_division(module, target, node, [found for found in sums if found is not None])
             changed = True
     return finish_rewrite(module, changed=changed)
 
@@ -74,7 +74,7 @@ def _weighted_sums(module: GraphModule, value: Node, leading: int) -> Iterator[_
     shape = shape_of(value)
     for reader in value.users:
         if is_view(reader):
-            viewed = _leading_of(shape_of(reader), math.prod(shape[leading:]))
+            viewed = _leading_dims(shape_of(reader), math.prod(shape[leading:]))
             if viewed is None or shape_of(reader)[viewed:] == ():
                 yield None
             else:
@@ -84,7 +84,7 @@ def _weighted_sums(module: GraphModule, value: Node, leading: int) -> Iterator[_
         elif is_op(reader, "mul") and len(reader.users) == 1 and shape_of(reader) == shape:
             yield _sum_of_product(module, value, reader, leading)
         elif _is_sum_over_dims(reader):
-            yield _sum(reader, value, leading)
+            yield _weighted_sum(reader, value, leading)
         else:
             yield None
 
@@ -96,7 +96,7 @@ def _multiplies_matrices(reader: Node, value: Node) -> bool:
     return is_op(reader, "bmm", "linear") and reader.args[0] is value and reader.args[1] is not value
 
 
-def _leading_of(shape: tuple[int, ...], last: int) -> int | None:
+def _leading_dims(shape: tuple[int, ...], last: int) -> int | None:
     """Returns the number of leading dimensions if the other dimensions hold exactly `last` values, otherwise None."""
     count, size = len(shape), 1
     while count and size < last:
@@ -110,7 +110,7 @@ def _is_sum_over_dims(node: Node) -> bool:
     return is_op(node, "sum") and "dim" in arguments(node)
 
 
-def _sum(reader: Node, value: Node, leading: int) -> _WeightedSum | None:
+def _weighted_sum(reader: Node, value: Node, leading: int) -> _WeightedSum | None:
     """Returns the weighted sum that the sum `reader` of `value` computes.
 
     Returns None if `reader` sums over one of the first `leading` dimensions, sums over no dimension, or has a dtype.
@@ -128,7 +128,7 @@ def _sum_of_product(module: GraphModule, value: Node, product: Node, leading: in
     (reader,) = product.users
     if len(others) != 1 or not _is_sum_over_dims(reader):
         return None
-    found = _sum(reader, product, leading)
+    found = _weighted_sum(reader, product, leading)
     if found is None:
         return None
     shape, constant = shape_of(value), constant_of(module, others[0])
@@ -137,7 +137,7 @@ def _sum_of_product(module: GraphModule, value: Node, product: Node, leading: in
     return _WeightedSum(reader, found.rows, value, product, weights)
 
 
-def _divide_after(module: GraphModule, target: NeutronTarget, softmax: Node, sums: list[_WeightedSum]) -> None:
+def _move_division(module: GraphModule, target: NeutronTarget, softmax: Node, sums: list[_WeightedSum]) -> None:
     before = Rewriting(module, OpInstance(softmax, target))
     scores = first_operand(softmax)
     differences = sub(before, scores, amax(before, scores, [-1]))
@@ -148,11 +148,11 @@ def _divide_after(module: GraphModule, target: NeutronTarget, softmax: Node, sum
     softmax.replace_all_uses_with(numerators)
     for found in sums:
         values = numerators if found.probabilities is softmax else found.probabilities
-        _divide(Rewriting(module, OpInstance(found.node, target)), found, inverse, values)
+        _divide_sum(Rewriting(module, OpInstance(found.node, target)), found, inverse, values)
     module.graph.erase_node(softmax)
 
 
-def _divide(rewriting: Rewriting, found: _WeightedSum, inverse: Node, numerators: Node) -> None:
+def _divide_sum(rewriting: Rewriting, found: _WeightedSum, inverse: Node, numerators: Node) -> None:
     """Rewrites the sum to read the numerators, and multiplies its result by the inverse of their sum."""
     node = found.node
     if found.weights is not None:

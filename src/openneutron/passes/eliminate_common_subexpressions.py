@@ -31,7 +31,7 @@ def eliminate_common_subexpressions(module: GraphModule, keeps_float: Callable[[
         if not _is_pure(node) or is_state_write(node):
             continue
         kept_apart = keeps_float(node), node.meta.get(SHARED_QPARAMS)
-        same = first.setdefault((node.target, _key(node.args), _key(node.kwargs), *kept_apart), node)
+        same = first.setdefault((node.target, _argument_key(node.args), _argument_key(node.kwargs), *kept_apart), node)
         if same is not node:
             node.replace_all_uses_with(same)
             module.graph.erase_node(node)
@@ -49,10 +49,10 @@ def _is_pure(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded not in node.target.tags and bool(node.target._schema.returns)
 
 
-def _key(argument: object) -> object:
+def _argument_key(argument: object) -> object:
     """Returns a key that is equal for equal arguments only. 1, 1.0 and True have different keys."""
     if isinstance(argument, (list, tuple)):
-        return tuple(map(_key, argument))
+        return tuple(map(_argument_key, argument))
     if isinstance(argument, dict):
-        return tuple((name, _key(value)) for name, value in sorted(argument.items()))
+        return tuple((name, _argument_key(value)) for name, value in sorted(argument.items()))
     return type(argument), argument

@@ -23,9 +23,9 @@ def eliminate_dead_code(module: GraphModule) -> bool:
        this way are removed too.
     3. The write of a state is removed if the state affects no output of this call or of a later call.
     """
-    changed = _forget_dead_states(module)
+    changed = _remove_dead_state_writes(module)
     for node in reversed(list(module.graph.nodes)):
-        if not node.users and (is_op(node, "assertion") or _only_computes(node)):
+        if not node.users and (is_op(node, "assertion") or _has_no_side_effect(node)):
             module.graph.erase_node(node)
             changed = True
     if changed:
@@ -33,7 +33,7 @@ def eliminate_dead_code(module: GraphModule) -> bool:
     return changed
 
 
-def _forget_dead_states(module: GraphModule) -> bool:
+def _remove_dead_state_writes(module: GraphModule) -> bool:
     """Rule 3."""
     writes = [node for node in module.graph.nodes if is_state_write(node)]
     writes_of_store = {write.args[0]: write for write in writes}
@@ -54,7 +54,7 @@ def _forget_dead_states(module: GraphModule) -> bool:
     return bool(dead)
 
 
-def _only_computes(node: Node) -> bool:
+def _has_no_side_effect(node: Node) -> bool:
     if node.op == "get_attr" or node.target is operator.getitem:
         return True
     is_aten = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"

@@ -70,26 +70,26 @@ def equalize(
     scaling = scaling_of(module, keeps_float)
     if not scaling.layers or scaling.count == 1:
         return False
-    lowest, highest = _limits(scaling, ranges or {})
-    factors = _factors(scaling, ranges or {}, lowest, highest)
+    lowest, highest = _factor_limits(scaling, ranges or {})
+    factors = _equalization_factors(scaling, ranges or {}, lowest, highest)
     if bool((factors == 1).all()):
         return False
     for layer in scaling.layers:
-        _rescale(layer, factors)
+        _rescale_layer(layer, factors)
     module.graph.eliminate_dead_code()
     module.recompile()
     return True
 
 
-def _limits(
+def _factor_limits(
     scaling: Scaling, ranges: Mapping[Node, tuple[torch.Tensor, torch.Tensor]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the logarithms of the smallest and the largest factor of each channel number."""
     lowest = torch.full((scaling.count,), -math.log(LARGEST_FACTOR))
     highest = -lowest
     for node, numbers in scaling.clipped.items():
-        end = _end(node)
-        seen = ranges.get(_source(node))
+        end = _clamp_limit(node)
+        seen = ranges.get(_clamp_input(node))
         if seen is None:
             lowest[numbers] = highest[numbers] = 0
             continue
@@ -103,19 +103,19 @@ def _limits(
     return lowest, highest
 
 
-def _source(clamp: Node) -> Node:
+def _clamp_input(clamp: Node) -> Node:
     source = arguments(clamp)["self"]
     assert isinstance(source, Node)
     return source
 
 
-def _end(clamp: Node) -> float:
+def _clamp_limit(clamp: Node) -> float:
     limits = facts_of(clamp).clamp_range(clamp)
     assert limits is not None
     return limits[1]
 
 
-def _factors(
+def _equalization_factors(
     scaling: Scaling,
     ranges: Mapping[Node, tuple[torch.Tensor, torch.Tensor]],
     lowest: torch.Tensor,
@@ -130,29 +130,29 @@ def _factors(
     observed = [layer.output_numbers for layer in scaling.layers if layer.node in ranges]
     logs = torch.zeros(scaling.count)
     for _ in range(ROUNDS):
-        written, read = _Mean(scaling.count), _Mean(scaling.count)
+        written, read = _MeanLogRange(scaling.count), _MeanLogRange(scaling.count)
         for layer, weight in zip(scaling.layers, weights, strict=True):
             groups, inputs = layer.input_numbers.shape
             now = weight * (logs[layer.input_numbers].reshape(groups, 1, inputs)).exp()
-            now = _shares(now / logs[layer.output_numbers].reshape(groups, -1, 1).exp())
+            now = _relative_ranges(now / logs[layer.output_numbers].reshape(groups, -1, 1).exp())
             written.add(layer.output_numbers, now.amax(2).flatten())
             read.add(layer.input_numbers.flatten(), now.amax(1).flatten())
         for numbers, row in zip(observed, activations, strict=True):
-            written.add(numbers, _shares(row / logs[numbers].exp()))
+            written.add(numbers, _relative_ranges(row / logs[numbers].exp()))
         known = written.seen & read.seen
-        logs += STEP / 2 * _centred((written.value - read.value) * known, known, scaling.together)
+        logs += STEP / 2 * _center_by_group((written.value - read.value) * known, known, scaling.together)
         logs = logs.clamp(lowest, highest)
     return logs.exp()
 
 
-def _shares(ranges: torch.Tensor) -> torch.Tensor:
+def _relative_ranges(ranges: torch.Tensor) -> torch.Tensor:
     """Returns `ranges` as shares of the largest range, which sets the scale of their tensor. Dead channels get 0."""
     largest = ranges.max()
     shares = ranges / largest if largest > 0 else ranges
     return torch.where(shares < SMALLEST_SHARE, 0, shares)
 
 
-def _centred(steps: torch.Tensor, known: torch.Tensor, together: torch.Tensor) -> torch.Tensor:
+def _center_by_group(steps: torch.Tensor, known: torch.Tensor, together: torch.Tensor) -> torch.Tensor:
     """Subtracts from the `steps` of each group in `together` their mean over `known` channel numbers.
 
     Without this, a factor common to all channels of a tensor could grow without limit, because it does not change the
@@ -162,7 +162,7 @@ def _centred(steps: torch.Tensor, known: torch.Tensor, together: torch.Tensor) -
     return steps - (total / count.clamp(min=1))[together] * known
 
 
-class _Mean:
+class _MeanLogRange:
     """The mean logarithm of the ranges of each channel number."""
 
     def __init__(self, count: int) -> None:
@@ -183,7 +183,7 @@ class _Mean:
         return self.sum / self.count.clamp(min=1)
 
 
-def _rescale(layer: ScalableLayer, factors: torch.Tensor) -> None:
+def _rescale_layer(layer: ScalableLayer, factors: torch.Tensor) -> None:
     weight, bias = layer.constants.weight, layer.constants.bias
     factors = factors.to(weight.device)
     scaled_bias = None if bias is None else bias / factors[layer.output_numbers]

@@ -61,14 +61,14 @@ def fold_arithmetic(module: GraphModule, keeps_float: Callable[[Node], bool] = l
     for node in list(module.graph.nodes):
         if keeps_float(node):
             continue
-        while node.users and (arithmetic := _arithmetic(module, node)):
-            if keeps_float(arithmetic.source) or not _fold(module, node, arithmetic):
+        while node.users and (arithmetic := _match_arithmetic(module, node)):
+            if keeps_float(arithmetic.source) or not _fold_node(module, node, arithmetic):
                 break
             changed = True
     return finish_rewrite(module, changed=changed)
 
 
-def _arithmetic(module: GraphModule, node: Node) -> _Arithmetic | None:
+def _match_arithmetic(module: GraphModule, node: Node) -> _Arithmetic | None:
     if not is_op(node, "add", "sub", "mul"):
         return None
     args = arguments(node)
@@ -87,7 +87,7 @@ def _arithmetic(module: GraphModule, node: Node) -> _Arithmetic | None:
     return _Arithmetic(source, sign=factor, shift=constant) if args["alpha"] == 1 else None
 
 
-def _fold(module: GraphModule, node: Node, arithmetic: _Arithmetic) -> bool:
+def _fold_node(module: GraphModule, node: Node, arithmetic: _Arithmetic) -> bool:
     source = arithmetic.source
     if _is_identity(arithmetic):
         node.replace_all_uses_with(source)
@@ -95,11 +95,11 @@ def _fold(module: GraphModule, node: Node, arithmetic: _Arithmetic) -> bool:
         return True
     if len(source.users) != 1:
         return False
-    layer = _layer(module, source)
+    layer = _match_layer(module, source)
     if layer is not None:
         return _fold_into_layer(module, node, arithmetic, layer)
-    inner = _arithmetic(module, source)
-    return inner is not None and _merge(module, node, inner, arithmetic)
+    inner = _match_arithmetic(module, source)
+    return inner is not None and _merge_arithmetic(module, node, inner, arithmetic)
 
 
 def _is_identity(arithmetic: _Arithmetic) -> bool:
@@ -108,7 +108,7 @@ def _is_identity(arithmetic: _Arithmetic) -> bool:
     return arithmetic.sign == 1 and arithmetic.shift is not None and bool((arithmetic.shift == 0).all())
 
 
-def _layer(module: GraphModule, node: Node) -> _Layer | None:
+def _match_layer(module: GraphModule, node: Node) -> _Layer | None:
     kind, spec, args = facts_of(node).layer, OPERATORS.get(op_name(node)), arguments(node)
     if kind is None or spec is None or spec.weight is None or args.get("alpha", 1) != 1 or args.get("beta", 1) != 1:
         return None
@@ -127,7 +127,7 @@ def _layer(module: GraphModule, node: Node) -> _Layer | None:
     return _Layer(node, kind, inputs, matrix, None if addend is None else addend.flatten(), len(shape_of(node)) - 1)
 
 
-def _of_channels(constant: torch.Tensor, layer: _Layer) -> torch.Tensor | None:
+def _per_channel_constant(constant: torch.Tensor, layer: _Layer) -> torch.Tensor | None:
     """Returns `constant` as a scalar or as [output channels], or None if it has several values in another dimension."""
     if constant.numel() == 1:
         return constant.reshape(())
@@ -140,7 +140,7 @@ def _fold_into_layer(module: GraphModule, node: Node, arithmetic: _Arithmetic, l
     """Rule 1."""
     weight, bias, channels = layer.weight, layer.bias, shape_of(layer.node)[layer.channel]
     if arithmetic.scale is not None:
-        scale = _of_channels(arithmetic.scale, layer)
+        scale = _per_channel_constant(arithmetic.scale, layer)
         if scale is None:
             return False
         transposed = is_transposed(layer.node)
@@ -148,7 +148,7 @@ def _fold_into_layer(module: GraphModule, node: Node, arithmetic: _Arithmetic, l
         bias = None if bias is None else bias * scale
     else:
         assert arithmetic.shift is not None
-        shift = _of_channels(arithmetic.shift, layer)
+        shift = _per_channel_constant(arithmetic.shift, layer)
         if shift is None:
             return False
         weight = weight * arithmetic.sign
@@ -168,7 +168,7 @@ def _fold_into_layer(module: GraphModule, node: Node, arithmetic: _Arithmetic, l
     return True
 
 
-def _merge(module: GraphModule, node: Node, inner: _Arithmetic, outer: _Arithmetic) -> bool:
+def _merge_arithmetic(module: GraphModule, node: Node, inner: _Arithmetic, outer: _Arithmetic) -> bool:
     """Rule 2."""
     if inner.scale is not None and outer.scale is not None:
         merged, larger = inner.scale * outer.scale, max(inner.scale.numel(), outer.scale.numel())

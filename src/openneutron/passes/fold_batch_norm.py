@@ -68,13 +68,13 @@ def fold_batch_norm(module: GraphModule, *, training: bool = False) -> bool:
     for node in list(module.graph.nodes):
         if not is_op(node, "batch_norm") or arguments(node)["training"]:
             continue
-        scale_and_shift = _affine(module, node)
+        scale_and_shift = _constant_affine(module, node)
         if scale_and_shift is None:
             continue
         if takes_batch_norm(node.args[0]) or insert_convolution(module, node):
-            _fold(module, node, scale_and_shift, training=training)
+            _fold_into_producer(module, node, scale_and_shift, training=training)
         else:
-            _as_arithmetic(module, node, scale_and_shift, training=training)
+            _replace_by_arithmetic(module, node, scale_and_shift, training=training)
         changed = True
     return finish_rewrite(module, changed=changed)
 
@@ -107,7 +107,7 @@ def insert_convolution(module: GraphModule, node: Node) -> bool:
     channels, spatial = shape_of(node)[1], [1] * dims
     ones = torch.ones(channels, 1, *spatial, device=node.meta["val"].device)
     weight = insert_constant(module, node, ones, "identity")
-    builder = _InPlaceOf(node, node)
+    builder = _Replacement(node, node)
     assert isinstance(value, Node)
     if rank == 2:
         value = unsqueeze(builder, value, 2)
@@ -117,7 +117,7 @@ def insert_convolution(module: GraphModule, node: Node) -> bool:
     if rank == 2:
         node.meta = {**node.meta, "val": convolution.meta["val"]}
         readers = list(node.users)
-        flat = squeeze(_InPlaceOf(node.next, node), node, 2)
+        flat = squeeze(_Replacement(node.next, node), node, 2)
         for reader in readers:
             reader.replace_input_with(node, flat)
     return True
@@ -138,7 +138,7 @@ def scale_of_weight(scale: torch.Tensor, weight: torch.Tensor, *, transposed: bo
     return scale.reshape(groups, outputs).repeat_interleave(inputs // groups, 0).reshape(inputs, outputs, *kernel)
 
 
-def _affine(module: GraphModule, node: Node) -> Affine | None:
+def _constant_affine(module: GraphModule, node: Node) -> Affine | None:
     args = arguments(node)
     mean, variance = constant_of(module, args["running_mean"]), constant_of(module, args["running_var"])
     weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
@@ -150,7 +150,7 @@ def _affine(module: GraphModule, node: Node) -> Affine | None:
     return affine(mean, variance, weight, bias, args["eps"])
 
 
-def _fold(module: GraphModule, node: Node, scale_and_shift: Affine, *, training: bool) -> None:
+def _fold_into_producer(module: GraphModule, node: Node, scale_and_shift: Affine, *, training: bool) -> None:
     layer = constant_layer(module, node.args[0])
     assert layer is not None  # takes_batch_norm holds
     weight, bias = scale_and_shift.folded(layer.node, layer.weight, layer.bias)
@@ -159,18 +159,18 @@ def _fold(module: GraphModule, node: Node, scale_and_shift: Affine, *, training:
     module.graph.erase_node(node)
 
 
-def _as_arithmetic(module: GraphModule, node: Node, scale_and_shift: Affine, *, training: bool) -> None:
+def _replace_by_arithmetic(module: GraphModule, node: Node, scale_and_shift: Affine, *, training: bool) -> None:
     per_channel = (1, -1, *[1] * (len(shape_of(node)) - 2))
     value = first_operand(node)
     for role, write in (("scale", mul), ("shift", add)):
         operand = getattr(scale_and_shift, role).reshape(per_channel)
         constant = insert_constant(module, node, operand, role, trainable=training)
-        value = write(_InPlaceOf(node, node), value, constant)
+        value = write(_Replacement(node, node), value, constant)
     node.replace_all_uses_with(value)
     module.graph.erase_node(node)
 
 
-class _InPlaceOf(NodeBuilder):
+class _Replacement(NodeBuilder):
     """Inserts calls that replace `origin`, and notes the name of the replaced operator on each."""
 
     def call(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:

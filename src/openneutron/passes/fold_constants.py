@@ -36,7 +36,7 @@ def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
         if (value := constant_of(module, node)) is not None:
             if not (training and _is_trained(module, node)):
                 values[node] = value
-        elif (read := _foldable(node, values)) is not None:
+        elif (read := _operand_lookup(node, values)) is not None:
             with torch.no_grad():
                 result = evaluated(node, read)
             values[node] = result
@@ -55,15 +55,15 @@ def _is_trained(module: GraphModule, constant: Node) -> bool:
     return is_statistic or bool(attribute(module, str(constant.target)).requires_grad)
 
 
-def _foldable(node: Node, values: dict[Node, Any]) -> Callable[[Node], Any] | None:
+def _operand_lookup(node: Node, values: dict[Node, Any]) -> Callable[[Node], Any] | None:
     """Returns the function that maps each operand of `node` to its value, or None if `node` cannot be folded."""
     if not facts_of(node).reads_values and all(isinstance(size, int) for size in shape_of(node)):
-        return _zeros_of_its_shape
+        return _zeros_like_output
     if node.op != "call_function" or not all(source in values for source in node.all_input_nodes):
         return None
     return values.__getitem__ if node.target is operator.getitem or is_pure(node) else None
 
 
-def _zeros_of_its_shape(node: Node) -> torch.Tensor:
+def _zeros_like_output(node: Node) -> torch.Tensor:
     value = node.meta["val"]
     return torch.zeros(value.shape, dtype=value.dtype)

@@ -29,36 +29,36 @@ def fold_norm_affine(module: GraphModule) -> bool:
     changed = False
     for node in list(module.graph.nodes):
         if is_op(node, "layer_norm", "rms_norm") and len(arguments(node)["normalized_shape"]) == 1:
-            changed |= _fold(module, node)
+            changed |= _fold_affine(module, node)
     return finish_rewrite(module, changed=changed)
 
 
-def _fold(module: GraphModule, norm: Node) -> bool:
+def _fold_affine(module: GraphModule, norm: Node) -> bool:
     args = arguments(norm)
     scale, shift = (constant_of(module, args.get(name)) for name in ("weight", "bias"))
     if (scale is None) != (args["weight"] is None) or (shift is None) != (args.get("bias") is None):
         return False
-    readers = list(_readers(norm))
+    readers = list(_readers_through_views(norm))
     if not readers or (scale is None and shift is None):
         return False
     if not all(_is_constant_linear(module, value, reader) for value, reader in readers):
         return False
     for _, linear in readers:
-        _scale(module, linear, scale, shift)
+        _scale_linear(module, linear, scale, shift)
     without = {"weight": None, "bias": None}
     norm.args = tuple(args[name] if name not in without else None for name in args)
     norm.kwargs = {}
     return True
 
 
-def _readers(value: Node) -> Iterator[tuple[Node, Node]]:
+def _readers_through_views(value: Node) -> Iterator[tuple[Node, Node]]:
     """Returns the readers of `value` after skipping reshapes and permutes that keep the last dimension.
 
     Returns pairs (operand, reader), where the operand is `value` or the last skipped node.
     """
     for user in value.users:
         if _keeps_last_dimension(user):
-            yield from _readers(user)
+            yield from _readers_through_views(user)
         else:
             yield value, user
 
@@ -78,7 +78,7 @@ def _is_constant_linear(module: GraphModule, value: Node, node: Node) -> bool:
     return weight is not None and weight.dim() == 2 and (bias is None) == (args["bias"] is None)
 
 
-def _scale(module: GraphModule, linear: Node, scale: torch.Tensor | None, shift: torch.Tensor | None) -> None:
+def _scale_linear(module: GraphModule, linear: Node, scale: torch.Tensor | None, shift: torch.Tensor | None) -> None:
     """Folds scale and shift into a linear: W (scale * x + shift) + b = (W scale) x + (W shift + b)."""
     args = arguments(linear)
     weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])

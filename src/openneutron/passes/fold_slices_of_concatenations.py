@@ -17,7 +17,7 @@ __all__ = ["fold_slices_of_concatenations"]
 
 
 @dataclass(frozen=True)
-class _Join:
+class _Concatenation:
     """A concatenation along `dim`. Input i begins at `begins[i]`, and the last entry is the total size."""
 
     dim: int
@@ -31,10 +31,10 @@ def fold_slices_of_concatenations(module: GraphModule) -> bool:
     n log n in slices and inputs. Each in-place write to a slice of a tensor (scaled boxes, then scores) becomes
     a concatenation. Without this rule, one scale would have to cover all inputs of such a concatenation.
     """
-    joins: dict[Node, _Join | None] = {}
+    joins: dict[Node, _Concatenation | None] = {}
     changed = False
     for node in list(module.graph.nodes):
-        while (moved := _within_one_input(node, joins)) is not None:
+        while (moved := _slice_of_one_input(node, joins)) is not None:
             part, dim, first, count = moved
             changed = True
             if is_op(node, "select"):
@@ -48,7 +48,7 @@ def fold_slices_of_concatenations(module: GraphModule) -> bool:
     return finish_rewrite(module, changed=changed)
 
 
-def _within_one_input(node: Node, joins: dict[Node, _Join | None]) -> tuple[Node, int, int, int] | None:
+def _slice_of_one_input(node: Node, joins: dict[Node, _Concatenation | None]) -> tuple[Node, int, int, int] | None:
     """Returns the input of a concatenation that the slice or select `node` lies within, and the position of the slice
     in it.
 
@@ -59,7 +59,7 @@ def _within_one_input(node: Node, joins: dict[Node, _Join | None]) -> tuple[Node
     args = arguments(node)
     source = args["self"]
     if source not in joins:
-        joins[source] = _join(source)
+        joins[source] = _match_concatenation(source)
     join = joins[source]
     if join is None or int(args["dim"]) % len(shape_of(source)) != join.dim:
         return None
@@ -72,7 +72,7 @@ def _within_one_input(node: Node, joins: dict[Node, _Join | None]) -> tuple[Node
     return join.parts[number], join.dim, indices[0] - join.begins[number], len(indices)
 
 
-def _join(node: Node) -> _Join | None:
+def _match_concatenation(node: Node) -> _Concatenation | None:
     if not is_op(node, "cat"):
         return None
     args = arguments(node)
@@ -82,4 +82,4 @@ def _join(node: Node) -> _Join | None:
         return None
     if any(part.meta["val"].dtype != node.meta["val"].dtype for part in parts):
         return None
-    return _Join(dim, parts, (0, *accumulate(sizes)))
+    return _Concatenation(dim, parts, (0, *accumulate(sizes)))

@@ -31,7 +31,7 @@ def functionalize(module: GraphModule) -> bool:
     """
     if not any(writes_memory(node) for node in module.graph.nodes):
         return False
-    walk = _Walk({node: index for index, node in enumerate(module.graph.nodes)})
+    walk = _Functionalizer({node: index for index, node in enumerate(module.graph.nodes)})
     for node in list(module.graph.nodes):
         walk.visit(node)
     for node in reversed(walk.dead):
@@ -55,7 +55,7 @@ def may_alias(node: Node) -> bool:
 
 
 @dataclass
-class _Walk:
+class _Functionalizer:
     """Visits the nodes of a graph in order.
 
     A place is a node that allocates memory, or a view of memory. Nodes that return the same values in the same memory
@@ -64,7 +64,7 @@ class _Walk:
 
     `writes` counts the writes to each base. `current` maps each place to a count of writes and to the node with the
     values of the place after that many writes. A write updates `current` of the written view, of the base, and of the
-    views between them. All other places of that memory become stale, and `_fresh` recomputes them from the base.
+    views between them. All other places of that memory become stale: `_current_value` recomputes them from the base.
     """
 
     position: dict[Node, int]
@@ -82,37 +82,37 @@ class _Walk:
         first = node.args[0] if node.args else None
         target = _out_of_place_form(node)
         if target is not None and isinstance(first, Node) and self._is_writable(self.place[first], node):
-            self._write(node, self.place[first], target)
+            self._record_write(node, self.place[first], target)
             return
-        node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda read: self._fresh(read, node))
+        node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda read: self._current_value(read, node))
         if isinstance(first, Node) and may_alias(node) and (writes_memory(node) or _shares_memory(node)):
             self._add_view(node, self.place[first])
         else:
-            self._add(node)
+            self._add_place(node)
             self.memory[node] = node
             self.writes[node] = 0
 
-    def _add(self, node: Node) -> None:
+    def _add_place(self, node: Node) -> None:
         self.place[node] = node
         self.current[node] = (0, node)
 
     def _add_view(self, node: Node, source: Node) -> None:
         memory = self.memory[source]
-        if writes_memory(node) or _is_same_view(node, source):
+        if writes_memory(node) or _is_identity_view(node, source):
             self.place[node] = source
             return
-        self._add(node)
+        self._add_place(node)
         self.source[node], self.memory[node] = source, memory
         self.current[node] = (self.writes[memory], node)
         self.views.setdefault(memory, []).append(node)
 
-    def _fresh(self, read: Node, before: Node) -> Node:
+    def _current_value(self, read: Node, before: Node) -> Node:
         """Returns the node that has the current values of the place that `read` reads."""
         place = self.place[read]
         count, node = self.current[place]
         now = self.writes[self.memory[place]]
         if count != now:
-            source = self._fresh(self.source[place], before)
+            source = self._current_value(self.source[place], before)
             with before.graph.inserting_before(before):
                 node = before.graph.node_copy(place, lambda other: source if other is place.args[0] else other)
             node.args = (source, *node.args[1:])
@@ -137,12 +137,12 @@ class _Walk:
             views.append(self.source[source] if views[-1].target is operator.getitem else source)
         return views
 
-    def _write(self, node: Node, place: Node, target: torch._ops.OpOverload) -> None:
+    def _record_write(self, node: Node, place: Node, target: torch._ops.OpOverload) -> None:
         views = self._views_to_base(place)
-        nodes = [self._fresh(each, node) for each in views]
-        args, kwargs = map_arg((node.args, node.kwargs), lambda read: self._fresh(read, node))
+        nodes = [self._current_value(each, node) for each in views]
+        args, kwargs = map_arg((node.args, node.kwargs), lambda read: self._current_value(read, node))
         note_replaced(node, op_name(node))
-        value = _written(node, nodes[0], target, args, kwargs)
+        value = _value_after_write(node, nodes[0], target, args, kwargs)
         memory, following = views[-1], node.next
         self.writes[memory] += 1
         self.current[place] = (self.writes[memory], value)
@@ -155,21 +155,21 @@ class _Walk:
             self.dead.append(node)
 
 
-def _written(
+def _value_after_write(
     node: Node, place: Node, target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Node:
     """Returns the new value of `place` after the in-place operator `node`, whose out-of-place form is `target`."""
     if is_op(node, "copy_", "fill_") and isinstance(args[1], Node):
-        return _like(args[1], place, NodeBuilder(node, node))
+        return _expand_like(args[1], place, NodeBuilder(node, node))
     if is_op(node, "fill_diagonal_"):
-        return _with_filled_diagonal(node, place)
+        return _fill_diagonal(node, place)
     if is_op(node, "zero_"):
         return zeros_like(NodeBuilder(node, node), place)
     node.target, node.args, node.kwargs = target, args, kwargs
-    return _in_dtype_of(place, node)
+    return _cast_to_dtype_of(place, node)
 
 
-def _in_dtype_of(place: Node, written: Node) -> Node:
+def _cast_to_dtype_of(place: Node, written: Node) -> Node:
     """Returns `written` in the dtype of `place`. A comparison in place (gt_) writes ones and zeros to floats."""
     dtype, value = place.meta["val"].dtype, inferred(written)
     if not isinstance(value, torch.Tensor) or value.dtype == dtype:
@@ -178,7 +178,7 @@ def _in_dtype_of(place: Node, written: Node) -> Node:
     return convert(NodeBuilder(written.next, written), written, dtype)
 
 
-def _with_filled_diagonal(node: Node, place: Node) -> Node:
+def _fill_diagonal(node: Node, place: Node) -> Node:
     args, module = arguments(node), node.graph.owning_module
     assert module is not None
     on_diagonal = torch.zeros(shape_of(place)).fill_diagonal_(1.0, args["wrap"]) == 1
@@ -186,7 +186,7 @@ def _with_filled_diagonal(node: Node, place: Node) -> Node:
     return NodeBuilder(node, node).call(MASKED_FILL, place, mask, args["fill_value"])
 
 
-def _like(value: Node, place: Node, builder: NodeBuilder) -> Node:
+def _expand_like(value: Node, place: Node, builder: NodeBuilder) -> Node:
     """Returns `value` in the dtype and shape of `place`."""
     if value.meta["val"].dtype != place.meta["val"].dtype:
         value = convert(builder, value, place.meta["val"].dtype)
@@ -206,7 +206,7 @@ def _shares_memory(node: Node) -> bool:
     return read[0].untyped_storage()._cdata in storages
 
 
-def _is_same_view(node: Node, source: Node) -> bool:
+def _is_identity_view(node: Node, source: Node) -> bool:
     """Returns whether a view has the dtype, shape and strides of its source.
 
     The view is computed, because `remove_stride_dependence` replaces the strides in the metadata by those of contiguous
@@ -233,8 +233,8 @@ def _out_of_place_form(node: Node) -> torch._ops.OpOverload | None:
         return None
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
     overloads = [getattr(packet, overload_name) for overload_name in packet.overloads()] if packet else []
-    return next((other for other in overloads if _types(other) == _types(overload)), None)
+    return next((other for other in overloads if _argument_types(other) == _argument_types(overload)), None)
 
 
-def _types(overload: torch._ops.OpOverload) -> list[str]:
+def _argument_types(overload: torch._ops.OpOverload) -> list[str]:
     return [str(argument.type) for argument in overload._schema.arguments]

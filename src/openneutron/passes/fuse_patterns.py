@@ -57,7 +57,7 @@ def fuse_patterns(
         if node.op != "call_function" or not node.users or keeps_float(node):
             continue
         rewriting = Rewriting(module, OpInstance(node, target))
-        replacement = _recognized(rewriting, node)
+        replacement = _match_pattern(rewriting, node)
         if replacement is not None:
             node.replace_all_uses_with(replacement)
             module.graph.erase_node(node)
@@ -65,39 +65,39 @@ def fuse_patterns(
     return finish_rewrite(module, changed=changed)
 
 
-def _recognized(rewriting: Rewriting, node: Node) -> Node | None:
+def _match_pattern(rewriting: Rewriting, node: Node) -> Node | None:
     if is_op(node, "mul") or is_quotient(node):
         return (
-            _activation(rewriting, _product(node))
-            or _division_by_root(rewriting, node)
-            or _normalization(rewriting, node)
+            _match_activation(rewriting, _factorize(node))
+            or _match_division_by_sqrt(rewriting, node)
+            or _match_rms_norm(rewriting, node)
         )
-    if is_op(node, "reciprocal") and (radicand := _radicand(node.args[0])) is not None:
+    if is_op(node, "reciprocal") and (radicand := _match_sqrt(node.args[0])) is not None:
         return rsqrt(rewriting, radicand)
-    return _clamp(rewriting, node) if is_op(node, "clamp", "hardtanh") else None
+    return _match_clamp(rewriting, node) if is_op(node, "clamp", "hardtanh") else None
 
 
-def _clamp(rewriting: Rewriting, node: Node) -> Node | None:
+def _match_clamp(rewriting: Rewriting, node: Node) -> Node | None:
     """Applies rules 1 and 6."""
     limits, source = facts_of(node).clamp_range(node), node.args[0]
     assert isinstance(source, Node)
-    if limits == (0, 1) and (value := _halved_sixth(source)) is not None:
+    if limits == (0, 1) and (value := _match_sixth_plus_half(source)) is not None:
         return hardsigmoid(rewriting, value)
     if limits == (0, math.inf):
         return relu(rewriting, source)
     return relu6(rewriting, source) if limits == (0, 6) else None
 
 
-def _is_about(number: float | None, expected: float) -> bool:
+def _is_close(number: float | None, expected: float) -> bool:
     return number is not None and math.isclose(number, expected, rel_tol=_RELATIVE_TOLERANCE)
 
 
-def _read_once(value: object) -> Node | None:
+def _if_read_once(value: object) -> Node | None:
     """Returns `value` if it is a node that has one reader."""
     return value if isinstance(value, Node) and value.op == "call_function" and len(value.users) == 1 else None
 
 
-def _product(node: Node, depth: int = _DEPTH) -> _Product:
+def _factorize(node: Node, depth: int = _DEPTH) -> _Product:
     """Returns all factors of `node`. Factors that are products or quotients without other readers are split further."""
     divides = is_quotient(node)
     if depth == 0 or not (divides or is_op(node, "mul")):
@@ -112,8 +112,8 @@ def _product(node: Node, depth: int = _DEPTH) -> _Product:
         value = number_of(operand)
         if value is not None:
             number *= value
-        elif (inner := _read_once(operand)) is not None:
-            product = _product(inner, depth - 1)
+        elif (inner := _if_read_once(operand)) is not None:
+            product = _factorize(inner, depth - 1)
             number *= product.number
             factors += product.factors
         else:
@@ -121,76 +121,76 @@ def _product(node: Node, depth: int = _DEPTH) -> _Product:
     return _Product(number, tuple(factors))
 
 
-def _plus(value: object, number: float) -> Node | None:
+def _match_plus(value: object, number: float) -> Node | None:
     """Returns x if `value` is x + number."""
-    node = _read_once(value)
+    node = _if_read_once(value)
     if node is None or not is_op(node, "add"):
         return None
     args = arguments(node)
     if args["alpha"] != 1:
         return None
     for operand, other in ((args["self"], args["other"]), (args["other"], args["self"])):
-        if isinstance(operand, Node) and _is_about(number_of(other), number):
+        if isinstance(operand, Node) and _is_close(number_of(other), number):
             return operand
     return None
 
 
-def _shifted_relu6(value: object) -> Node | None:
+def _match_shifted_relu6(value: object) -> Node | None:
     """Returns x if `value` is relu6(x + 3)."""
-    node = _read_once(value)
+    node = _if_read_once(value)
     if node is None:
         return None
-    return _plus(node.args[0], 3.0) if facts_of(node).clamp_range(node) == (0, 6) else None
+    return _match_plus(node.args[0], 3.0) if facts_of(node).clamp_range(node) == (0, 6) else None
 
 
-def _halved_sixth(value: object) -> Node | None:
+def _match_sixth_plus_half(value: object) -> Node | None:
     """Returns x if `value` is x / 6 + 1 / 2."""
-    sixth = _read_once(_plus(value, 0.5))
+    sixth = _if_read_once(_match_plus(value, 0.5))
     if sixth is None:
         return None
-    product = _product(sixth)
-    return product.factors[0] if len(product.factors) == 1 and _is_about(product.number, 1 / 6) else None
+    product = _factorize(sixth)
+    return product.factors[0] if len(product.factors) == 1 and _is_close(product.number, 1 / 6) else None
 
 
-def _activation(rewriting: Rewriting, product: _Product) -> Node | None:
+def _match_activation(rewriting: Rewriting, product: _Product) -> Node | None:
     """Applies rules 1 to 3."""
-    if len(product.factors) == 1 and _is_about(product.number, 1 / 6):
-        value = _shifted_relu6(product.factors[0])
+    if len(product.factors) == 1 and _is_close(product.number, 1 / 6):
+        value = _match_shifted_relu6(product.factors[0])
         return None if value is None else hardsigmoid(rewriting, value)
     if len(product.factors) != 2:
         return None
     for value, gate in (product.factors, product.factors[::-1]):
-        if _is_about(product.number, 1 / 6) and _shifted_relu6(gate) is value:
+        if _is_close(product.number, 1 / 6) and _match_shifted_relu6(gate) is value:
             return hardswish(rewriting, value)
         if product.number == 1 and is_op(gate, "hardsigmoid") and gate.args[0] is value:
             return hardswish(rewriting, value)
-        if _is_about(product.number, 0.5) and (approximate := _normal_distribution(_plus(gate, 1.0), value)):
+        if _is_close(product.number, 0.5) and (approximate := _match_gelu_factor(_match_plus(gate, 1.0), value)):
             return gelu(rewriting, value, approximate)
     return None
 
 
-def _normal_distribution(node: Node | None, value: Node) -> str | None:
+def _match_gelu_factor(node: Node | None, value: Node) -> str | None:
     """Returns gelu's `approximate` if `node` is erf(value / sqrt(2)) or its form with tanh, else None."""
     if node is None or not is_op(node, "erf", "tanh"):
         return None
-    inner = _read_once(node.args[0])
-    product = _Product(1.0, ()) if inner is None else _product(inner)
+    inner = _if_read_once(node.args[0])
+    product = _Product(1.0, ()) if inner is None else _factorize(inner)
     if is_op(node, "erf"):
-        return "none" if product.factors == (value,) and _is_about(product.number, math.sqrt(0.5)) else None
-    is_tanh = len(product.factors) == 1 and _is_about(product.number, math.sqrt(2 / math.pi))
-    return "tanh" if is_tanh and _is_with_cube(product.factors[0], value) else None
+        return "none" if product.factors == (value,) and _is_close(product.number, math.sqrt(0.5)) else None
+    is_tanh = len(product.factors) == 1 and _is_close(product.number, math.sqrt(2 / math.pi))
+    return "tanh" if is_tanh and _is_gelu_polynomial(product.factors[0], value) else None
 
 
-def _is_with_cube(node: Node, value: Node) -> bool:
+def _is_gelu_polynomial(node: Node, value: Node) -> bool:
     """Returns whether `node` is value + 0.044715 * value ** 3."""
     if not is_op(node, "add") or arguments(node)["alpha"] != 1:
         return False
     operands = [node.args[0], node.args[1]]
-    cube = _read_once(operands[1] if operands[0] is value else operands[0])
+    cube = _if_read_once(operands[1] if operands[0] is value else operands[0])
     if value not in operands or cube is None:
         return False
-    product = _product(cube)
-    return _is_about(product.number, 0.044715) and (
+    product = _factorize(cube)
+    return _is_close(product.number, 0.044715) and (
         product.factors == (value,) * 3 or _is_power(product.factors, value, 3)
     )
 
@@ -203,7 +203,7 @@ def _is_power(factors: Sequence[Node], value: object, exponent: float) -> bool:
     return bool(args["self"] is value and args["exponent"] == exponent)
 
 
-def _radicand(value: object) -> Node | None:
+def _match_sqrt(value: object) -> Node | None:
     """Returns y if `value` is sqrt(y)."""
     if not isinstance(value, Node):
         return None
@@ -212,17 +212,17 @@ def _radicand(value: object) -> Node | None:
     return inner if isinstance(inner, Node) else None
 
 
-def _division_by_root(rewriting: Rewriting, node: Node) -> Node | None:
+def _match_division_by_sqrt(rewriting: Rewriting, node: Node) -> Node | None:
     """Rule 4."""
     args = arguments(node)
-    radicand = _radicand(args["other"]) if is_quotient(node) else None
+    radicand = _match_sqrt(args["other"]) if is_quotient(node) else None
     if radicand is None:
         return None
     product = mul(rewriting, args["self"], rsqrt(rewriting, radicand))
-    return _normalization(rewriting, product) or product
+    return _match_rms_norm(rewriting, product) or product
 
 
-def _normalization(rewriting: Rewriting, node: Node) -> Node | None:
+def _match_rms_norm(rewriting: Rewriting, node: Node) -> Node | None:
     """Rule 5."""
     args = arguments(node)
     for value, root in ((args["self"], args["other"]), (args["other"], args["self"])):
@@ -230,13 +230,13 @@ def _normalization(rewriting: Rewriting, node: Node) -> Node | None:
             continue
         variance = root.args[0]
         if isinstance(variance, Node) and is_op(variance, "add") and (eps := number_of(variance.args[1])):
-            dims = _dims_of_mean_square(variance.args[0], value)
-            if dims is not None and eps > 0 and not _is_first_step(value):
+            dims = _mean_square_dims(variance.args[0], value)
+            if dims is not None and eps > 0 and not _is_first_division(value):
                 return standardized(Dims(rewriting, dims), value, eps)
     return None
 
 
-def _is_first_step(node: Node) -> bool:
+def _is_first_division(node: Node) -> bool:
     """Returns whether `node` is the result of the first division in `standardized`: a value times a squared rsqrt."""
     if not is_op(node, "mul"):
         return False
@@ -244,7 +244,7 @@ def _is_first_step(node: Node) -> bool:
     return any(root is other and is_op(root, "rsqrt") for root, other in squares)
 
 
-def _dims_of_mean_square(mean: object, value: Node) -> list[int] | None:
+def _mean_square_dims(mean: object, value: Node) -> list[int] | None:
     """Returns the dimensions over which `mean` is the mean of value * value, with keepdim, or None."""
     if not isinstance(mean, Node) or not is_op(mean, "mean") or "dim" not in arguments(mean):
         return None

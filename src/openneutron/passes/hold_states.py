@@ -25,11 +25,11 @@ def hold_states(module: GraphModule) -> bool:
 
     Raises `ModelError` for an operator that writes to a parameter.
     """
-    stores = _written(module)
+    stores = _written_buffers(module)
     for store in stores:
-        hold_state(_merged(module, store))
+        hold_state(_merge_reads(module, store))
     for name in dict.fromkeys(str(store.target) for store in stores):
-        _own(module, name)
+        _copy_buffer(module, name)
     if stores:
         remember_states(module)
         module.recompile()
@@ -48,7 +48,7 @@ def end_gradients(module: GraphModule) -> bool:
     return bool(writes)
 
 
-def _written(module: GraphModule) -> list[Node]:
+def _written_buffers(module: GraphModule) -> list[Node]:
     """Returns the buffers that operators write to, each once."""
     memory: dict[Node, Node] = {}
     found: dict[str, Node] = {}
@@ -70,7 +70,7 @@ def _written(module: GraphModule) -> list[Node]:
     return list(found.values())
 
 
-def _merged(module: GraphModule, store: Node) -> Node:
+def _merge_reads(module: GraphModule, store: Node) -> Node:
     """Returns the first get_attr node of the buffer of `store`, after it replaced all other get_attr nodes of it."""
     first, *others = [node for node in module.graph.nodes if node.op == "get_attr" and node.target == store.target]
     for node in others:
@@ -80,7 +80,7 @@ def _merged(module: GraphModule, store: Node) -> Node:
     return first
 
 
-def _own(module: GraphModule, name: str) -> None:
+def _copy_buffer(module: GraphModule, name: str) -> None:
     """Replaces a buffer of the module by a persistent copy."""
     path, _, leaf = name.rpartition(".")
     parent = module.get_submodule(path)

@@ -43,9 +43,9 @@ def inline_regions(module: GraphModule, *, training: bool = False) -> bool:
     while waiting:
         node = waiting.pop()
         if op_name(node) not in _REGIONS:
-            raise _refusal(node)
+            raise _control_flow_error(node)
         casts |= op_name(node) == "wrap_with_autocast" and bool(node.args[2])
-        waiting += _inline(module, node, detach=training and _has_no_gradients(node))
+        waiting += _inline_region(module, node, detach=training and _has_no_gradients(node))
     if not changed:
         return False
     module.graph.eliminate_dead_code()
@@ -67,7 +67,7 @@ def _has_no_gradients(node: Node) -> bool:
     return op_name(node) == "wrap_with_set_grad_enabled" and not node.args[0]
 
 
-def _refusal(node: Node) -> ModelError:
+def _control_flow_error(node: Node) -> ModelError:
     name = op_name(node).removesuffix("_impl")
     if op_name(node) in _CONTROL_FLOW:
         message = (
@@ -77,19 +77,19 @@ def _refusal(node: Node) -> ModelError:
         )
     else:
         message = f"The operator '{name}' calls a graph of its own, which OpenNeutron cannot inline."
-    inner = (inside for source in _graphs(node) for inside in source.graph.nodes if inside.op == "call_function")
+    inner = (inside for source in _called_graphs(node) for inside in source.graph.nodes if inside.op == "call_function")
     source = source_of(node) or next(filter(None, map(source_of, inner)), None)
     return ModelError(message, node=node.name, op=op_name(node), source=source)
 
 
-def _graphs(node: Node) -> list[GraphModule]:
+def _called_graphs(node: Node) -> list[GraphModule]:
     module = node.graph.owning_module
     assert module is not None
     read = (attribute(module, str(value.target)) for value in node.all_input_nodes if value.op == "get_attr")
     return [value for value in read if isinstance(value, GraphModule)]
 
 
-def _inline(module: GraphModule, call: Node, *, detach: bool) -> list[Node]:
+def _inline_region(module: GraphModule, call: Node, *, detach: bool) -> list[Node]:
     """Replaces `call` by the nodes of the graph that it calls, and returns the regions among them."""
     position, region = _region(module, call)
     # hints_wrapper and strict_mode take the operands as one tuple, the others as separate arguments.
@@ -101,12 +101,14 @@ def _inline(module: GraphModule, call: Node, *, detach: bool) -> list[Node]:
         if node.op == "placeholder":
             copies[node] = next(remaining)
         elif node.op == "output":
-            _replace(call, [copies[value] if isinstance(value, Node) else value for value in _returned(node)], detach)
+            _replace_call(
+                call, [copies[value] if isinstance(value, Node) else value for value in _returned_values(node)], detach
+            )
         else:
             with module.graph.inserting_before(call):
                 copies[node] = copy = module.graph.node_copy(node, copies.__getitem__)
             if node.op in ("get_attr", "call_module"):
-                copy.target = _adopted(module, attribute(region, str(node.target)), str(node.target))
+                copy.target = _copy_attribute(module, attribute(region, str(node.target)), str(node.target))
             if _is_higher_order(copy):
                 inner.append(copy)
     module.graph.erase_node(call)
@@ -119,15 +121,15 @@ def _region(module: GraphModule, call: Node) -> tuple[int, GraphModule]:
             value = attribute(module, str(argument.target))
             if isinstance(value, GraphModule):
                 return position, value
-    raise _refusal(call)
+    raise _control_flow_error(call)
 
 
-def _returned(output: Node) -> list[object]:
+def _returned_values(output: Node) -> list[object]:
     value = output.args[0]
     return list(value) if isinstance(value, (tuple, list)) else [value]
 
 
-def _adopted(module: GraphModule, value: object, name: str) -> str:
+def _copy_attribute(module: GraphModule, value: object, name: str) -> str:
     """Copies an attribute of a region to `module`, and returns its name there."""
     stem = name.replace(".", "_")
     name, count = stem, 0
@@ -143,19 +145,19 @@ def _adopted(module: GraphModule, value: object, name: str) -> str:
     return name
 
 
-def _replace(call: Node, results: list[object], detach: bool) -> None:
+def _replace_call(call: Node, results: list[object], detach: bool) -> None:
     if detach:
-        results = [_detached(call, value) for value in results]
+        results = [_insert_detach(call, value) for value in results]
     for user in list(call.users):
         if user.target is not operator.getitem:
-            raise _refusal(call)
+            raise _control_flow_error(call)
         result = results[user.args[1]]  # type: ignore[index]
         assert isinstance(result, Node)
         user.replace_all_uses_with(result)
         call.graph.erase_node(user)
 
 
-def _detached(call: Node, value: object) -> object:
+def _insert_detach(call: Node, value: object) -> object:
     if not isinstance(value, Node) or not value.meta["val"].dtype.is_floating_point:
         return value
     with call.graph.inserting_before(call):

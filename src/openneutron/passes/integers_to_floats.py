@@ -42,7 +42,7 @@ _INTEGERS = (*_WIDE, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
-class _Choice:
+class _IntegerOfBool:
     """An integer tensor that is `when_false` where the boolean `truth` is false, and `when_true` elsewhere."""
 
     truth: Node
@@ -50,7 +50,7 @@ class _Choice:
     when_true: float
 
     @property
-    def is_the_truth(self) -> bool:
+    def is_cast_of_bool(self) -> bool:
         """Returns whether the integer is 1 where `truth` is true, and 0 elsewhere."""
         return (self.when_false, self.when_true) == (0, 1)
 
@@ -68,7 +68,7 @@ def integers_to_floats(module: GraphModule, target: NeutronTarget) -> bool:
     6. A conversion of `x` to int16, int32 or int64 and back becomes trunc(x).
     7. Before a softmax, scores - n * mask becomes scores + (-n) * mask if n hides scores.
     """
-    walk = _Walk(module, target)
+    walk = _IntegerRewriter(module, target)
     for node in list(module.graph.nodes):
         walk.visit(node)
     if walk.changed or walk.choices:  # new moves of booleans may have no reader
@@ -78,10 +78,10 @@ def integers_to_floats(module: GraphModule, target: NeutronTarget) -> bool:
 
 
 @dataclass
-class _Walk:
+class _IntegerRewriter:
     module: GraphModule
     target: NeutronTarget
-    choices: dict[Node, _Choice] = field(default_factory=dict)
+    choices: dict[Node, _IntegerOfBool] = field(default_factory=dict)
     changed: bool = False
 
     def visit(self, node: Node) -> None:
@@ -92,12 +92,12 @@ class _Walk:
         if is_op(node, "to"):
             self._convert_to_a_dtype(node)
         if dtype in (*_INTEGERS, torch.bool):
-            self._note_choice(node)
+            self._record_integer_of_bool(node)
         elif dtype == torch.float32 and is_op(node, "to"):
             self._convert(node)
         elif dtype == torch.float32 and (is_op(node, "add", "sub", "mul") or is_quotient(node)):
             self._convert_operands(node)
-            self._add_the_mask(node)
+            self._rewrite_mask_subtraction(node)
 
     def _convert_to_a_dtype(self, node: Node) -> None:
         """Rule 1."""
@@ -105,61 +105,61 @@ class _Walk:
             replace_with_conversion(node, node.args[0], dtype_of(node))
             self.changed = True
 
-    def _note_choice(self, node: Node) -> None:
+    def _record_integer_of_bool(self, node: Node) -> None:
         """Applies rules 3 and 4, and records the boolean from which `node` is computed."""
-        choice = self._choice(node)
+        choice = self._integer_of_bool(node)
         if choice is None:
             return
         self.choices[node] = choice
         if dtype_of(node) != torch.bool or all(dtype_of(source) == torch.bool for source in node.all_input_nodes):
             return
-        if choice.is_the_truth:
+        if choice.is_cast_of_bool:
             self._replace(node, choice.truth)
         elif (choice.when_false, choice.when_true) == (1, 0):
-            self._replace(node, logical_not(self._writing_at(node), choice.truth))
+            self._replace(node, logical_not(self._rewriting_before(node), choice.truth))
 
-    def _choice(self, node: Node) -> _Choice | None:
+    def _integer_of_bool(self, node: Node) -> _IntegerOfBool | None:
         sources = node.all_input_nodes
-        known = [self._known(source) for source in sources]
+        known = [self._integer_of_bool_for(source) for source in sources]
         if not known or not isinstance(node.target, torch._ops.OpOverload):
             return None
         first = known[0]
-        if len(known) == 2 and is_op(node, "mul") and all(choice and choice.is_the_truth for choice in known):
+        if len(known) == 2 and is_op(node, "mul") and all(choice and choice.is_cast_of_bool for choice in known):
             truths = [choice.truth for choice in known if choice is not None]
-            return _Choice(logical_and(self._writing_at(node), *truths), 0, 1)
+            return _IntegerOfBool(logical_and(self._rewriting_before(node), *truths), 0, 1)
         if first is None or len(known) > 1:
             return None
         if facts_of(node).movement not in (None, Movement.JOIN):
             args = map_arg(node.args, lambda _: first.truth)
-            moved = self._writing_at(node).call(node.target, *args, **node.kwargs)
-            return _Choice(moved, first.when_false, first.when_true)
+            moved = self._rewriting_before(node).call(node.target, *args, **node.kwargs)
+            return _IntegerOfBool(moved, first.when_false, first.when_true)
         if not is_op(node, *_ELEMENTWISE):
             return None
-        false, true = (_evaluated(node, sources[0], end) for end in (first.when_false, first.when_true))
-        return _Choice(first.truth, false, true)
+        false, true = (_evaluate_at(node, sources[0], end) for end in (first.when_false, first.when_true))
+        return _IntegerOfBool(first.truth, false, true)
 
-    def _known(self, source: Node) -> _Choice | None:
+    def _integer_of_bool_for(self, source: Node) -> _IntegerOfBool | None:
         if source in self.choices:
             return self.choices[source]
         is_truth = dtype_of(source) == torch.bool and constant_of(self.module, source) is None
-        return _Choice(source, 0, 1) if is_truth else None
+        return _IntegerOfBool(source, 0, 1) if is_truth else None
 
     def _convert(self, node: Node) -> None:
         """Applies rules 2 and 6."""
         source = node.args[0]
         if not isinstance(source, Node) or dtype_of(source) not in _INTEGERS:
             return
-        written = self._in_float(node, source)
+        written = self._compute_in_float(node, source)
         if written is not None:
             self._replace(node, written)
 
-    def _in_float(self, node: Node, integer: Node) -> Node | None:
+    def _compute_in_float(self, node: Node, integer: Node) -> Node | None:
         """Returns `integer` computed in float32 before `node`, or None if no rule avoids its conversion."""
-        writing = self._writing_at(node)
+        writing = self._rewriting_before(node)
         choice = self.choices.get(integer)
         if choice is not None:
             truths = convert(writing, choice.truth, torch.float32)
-            if choice.is_the_truth:
+            if choice.is_cast_of_bool:
                 return truths
             if choice.when_true == choice.when_false - 1:
                 return rsub(writing, truths, choice.when_false)
@@ -167,7 +167,7 @@ class _Walk:
             if (factor := choice.when_true - choice.when_false) != 1:
                 scaled = mul(writing, truths, factor)
             return add(writing, scaled, choice.when_false) if choice.when_false else scaled
-        value = _truncated(integer)
+        value = _match_truncation(integer)
         return None if value is None else trunc(writing, value)
 
     def _convert_operands(self, node: Node) -> None:
@@ -179,18 +179,18 @@ class _Walk:
             if not is_integer or constant_of(self.module, operand) is not None:
                 continue
             choice = self.choices.get(operand)
-            if choice is not None and choice.is_the_truth and choice.truth is not operand:
+            if choice is not None and choice.is_cast_of_bool and choice.truth is not operand:
                 set_argument(node, name, operand := choice.truth)
                 self.changed = True
             if is_op(node, "mul") and chooses_by_a_comparison(OpInstance(node, self.target), name):
                 continue
-            written = None if dtype_of(operand) == torch.bool else self._in_float(node, operand)
+            written = None if dtype_of(operand) == torch.bool else self._compute_in_float(node, operand)
             if written is None:
-                written = convert(self._writing_at(node), operand, torch.float32)
+                written = convert(self._rewriting_before(node), operand, torch.float32)
             set_argument(node, name, written)
             self.changed = True
 
-    def _add_the_mask(self, node: Node) -> None:
+    def _rewrite_mask_subtraction(self, node: Node) -> None:
         """Rule 7."""
         args = arguments(node)
         if not is_op(node, "sub") or args["alpha"] != 1 or not only_softmax_reads(node):
@@ -201,11 +201,11 @@ class _Walk:
         for mask, number in (product.args, product.args[::-1]):
             factor = number_of(number)
             if isinstance(mask, Node) and factor is not None and abs(factor) >= -HIDDEN_AT_RUN_TIME:
-                writing = self._writing_at(node)
+                writing = self._rewriting_before(node)
                 self._replace(node, add(writing, args["self"], mul(writing, mask, -factor)))
                 return
 
-    def _writing_at(self, node: Node) -> Rewriting:
+    def _rewriting_before(self, node: Node) -> Rewriting:
         return Rewriting(self.module, OpInstance(node, self.target))
 
     def _replace(self, node: Node, written: Node) -> None:
@@ -213,7 +213,7 @@ class _Walk:
         self.changed = True
 
 
-def _evaluated(node: Node, source: Node, value: float) -> float:
+def _evaluate_at(node: Node, source: Node, value: float) -> float:
     """Returns the value of `node` if `source`, its only operand, has `value`. Computed in the node's dtype, which may
     wrap.
     """
@@ -221,7 +221,7 @@ def _evaluated(node: Node, source: Node, value: float) -> float:
     return int(evaluated(node, lambda _: given))
 
 
-def _truncated(integer: Node) -> Node | None:
+def _match_truncation(integer: Node) -> Node | None:
     """Returns the float32 value from which conversions alone compute `integer`, or None."""
     node: object = integer
     while isinstance(node, Node) and dtype_of(node) in _WIDE and is_op(node, "to"):

@@ -36,34 +36,34 @@ def move_activations(
     while pending:
         node = pending.pop()
         concatenation = node.args[0] if node.args else None
-        if isinstance(concatenation, Node) and _is_moved(node, concatenation, target) and not keeps_float(node):
-            pending.extend(_moved(node, concatenation))
+        if isinstance(concatenation, Node) and _can_move(node, concatenation, target) and not keeps_float(node):
+            pending.extend(_apply_to_inputs(node, concatenation))
             changed = True
     if changed:
         module.recompile()
     return changed
 
 
-def _is_moved(node: Node, concatenation: Node, target: NeutronTarget) -> bool:
+def _can_move(node: Node, concatenation: Node, target: NeutronTarget) -> bool:
     if activation_name(node) not in target.fused_activations:
         return False
     if not is_op(concatenation, "cat") or len(concatenation.users) != 1:
         return False
     inputs = dict.fromkeys(iterate_nodes(concatenation.args))
-    left = [value for value in inputs if not takes_activation(value) and not _is_same(value, node)]
+    left = [value for value in inputs if not takes_activation(value) and not _is_same_activation(value, node)]
     return not left or (len(left) <= _MAX_LEFT and any(map(takes_activation, inputs)))
 
 
-def _is_same(value: Node, activation: Node) -> bool:
+def _is_same_activation(value: Node, activation: Node) -> bool:
     return (value.target, value.args[1:], value.kwargs) == (activation.target, activation.args[1:], activation.kwargs)
 
 
-def _moved(activation: Node, concatenation: Node) -> list[Node]:
+def _apply_to_inputs(activation: Node, concatenation: Node) -> list[Node]:
     """Applies `activation` to each input of the concatenation, and returns the new activations."""
     target, (_, *rest), options = activation.target, activation.args, activation.kwargs
     written = []
     for value in dict.fromkeys(iterate_nodes(concatenation.args)):
-        if _is_same(value, activation):
+        if _is_same_activation(value, activation):
             continue
         with activation.graph.inserting_after(value):
             moved = activation.graph.create_node("call_function", target, (value, *rest), options)

@@ -51,45 +51,45 @@ def remove_dead_channels(module: GraphModule) -> bool:
     intervals: dict[Node, _Interval] = {}
     changed = False
     for node in module.graph.nodes:
-        interval = _interval(module, node, intervals)
+        interval = _output_interval(module, node, intervals)
         if interval is not None:
             intervals[node] = interval
     for node in list(module.graph.nodes):
-        if (layer := _layer(module, node)) is not None:
-            changed |= _clear(layer, intervals)
+        if (layer := _batched_layer(module, node)) is not None:
+            changed |= _zero_dead_weights(layer, intervals)
     return finish_rewrite(module, changed=changed)
 
 
-def _interval(module: GraphModule, node: Node, known: dict[Node, _Interval]) -> _Interval | None:
+def _output_interval(module: GraphModule, node: Node, known: dict[Node, _Interval]) -> _Interval | None:
     """Returns the bounds of each channel of the output of `node`, or None for a value without channels."""
     value = node.meta.get("val")
     if node.op not in ("placeholder", "call_function") or not isinstance(value, torch.Tensor) or value.dim() < 2:
         return None
     channels = value.shape[1]
-    found = _computed_interval(module, node, known)
+    found = _interval_from_operands(module, node, known)
     if found is None or found.low.numel() != channels:
         return _Interval(torch.full((channels,), -LARGEST_INPUT), torch.full((channels,), LARGEST_INPUT))
     return _Interval(found.low.clamp(min=-LARGEST_INPUT), found.high.clamp(max=LARGEST_INPUT))
 
 
-def _computed_interval(module: GraphModule, node: Node, known: dict[Node, _Interval]) -> _Interval | None:
+def _interval_from_operands(module: GraphModule, node: Node, known: dict[Node, _Interval]) -> _Interval | None:
     """Returns the bounds that follow from the bounds of the operands, or None if they are unknown."""
     if is_op(node, "add"):
-        return _sum(node, known)
+        return _interval_of_sum(node, known)
     source = node.args[0] if node.args else None
     reads = known.get(source) if isinstance(source, Node) else None
-    return None if reads is None else _interval_of_input(module, node, reads)
+    return None if reads is None else _interval_from_input(module, node, reads)
 
 
-def _interval_of_input(module: GraphModule, node: Node, reads: _Interval) -> _Interval | None:
+def _interval_from_input(module: GraphModule, node: Node, reads: _Interval) -> _Interval | None:
     """Returns the bounds that follow from `reads`, the bounds of the first operand, or None if they are unknown."""
-    layer = _layer(module, node)
+    layer = _batched_layer(module, node)
     if layer is not None:
-        return _product(layer, reads)
+        return _interval_of_layer(layer, reads)
     limits = facts_of(node).clamp_range(node)
     if limits is not None:
         return _Interval(reads.low.clamp(*limits), reads.high.clamp(*limits))
-    bounds = _bounds(node)
+    bounds = _channel_bounds(node)
     if is_op(node, "dropout") or bounds is Bounds.WITHIN:
         return reads
     if bounds is Bounds.WITHIN_OR_ZERO:
@@ -97,7 +97,7 @@ def _interval_of_input(module: GraphModule, node: Node, reads: _Interval) -> _In
     return None
 
 
-def _bounds(node: Node) -> Bounds | None:
+def _channel_bounds(node: Node) -> Bounds | None:
     """Returns how the output's bounds follow from those of the same channel (dimension 1) of the input, or None if
     unknown.
     """
@@ -105,7 +105,7 @@ def _bounds(node: Node) -> Bounds | None:
     return facts_of(node).bounds_of(node) if dims is not None and len(shape_of(node)) == dims + 2 else None
 
 
-def _sum(node: Node, known: dict[Node, _Interval]) -> _Interval | None:
+def _interval_of_sum(node: Node, known: dict[Node, _Interval]) -> _Interval | None:
     args = arguments(node)
     left, right = (known.get(args[name]) if isinstance(args[name], Node) else None for name in ("self", "other"))
     if left is None or right is None or args["alpha"] != 1 or left.low.shape != right.low.shape:
@@ -113,7 +113,7 @@ def _sum(node: Node, known: dict[Node, _Interval]) -> _Interval | None:
     return _Interval(left.low + right.low, left.high + right.high)
 
 
-def _layer(module: GraphModule, node: Node) -> ConstantLayer | None:
+def _batched_layer(module: GraphModule, node: Node) -> ConstantLayer | None:
     """Returns `node` as a batched convolution, or a linear of a matrix, with a constant weight, or None for any other
     node.
     """
@@ -123,7 +123,7 @@ def _layer(module: GraphModule, node: Node) -> ConstantLayer | None:
     return layer if layer.weight.dim() == len(shape_of(layer.input)) else None
 
 
-def _product(layer: ConstantLayer, reads: _Interval) -> _Interval:
+def _interval_of_layer(layer: ConstantLayer, reads: _Interval) -> _Interval:
     """Returns the bounds of a convolution or linear. For the upper bound, positive weights are multiplied by the upper
     bounds of the inputs and negative weights by the lower bounds; for the lower bound, vice versa.
     """
@@ -131,14 +131,14 @@ def _product(layer: ConstantLayer, reads: _Interval) -> _Interval:
     low, high = reads.low.clamp(max=0), reads.high.clamp(min=0)  # padding is zero
     taps = weight.double().reshape(*weight.shape[:2], -1)
     rising, falling = taps.clamp(min=0).sum(2), taps.clamp(max=0).sum(2)
-    low, high = (_of_each_output(end, groups, weight.shape).double() for end in (low, high))
+    low, high = (_inputs_of_each_output(end, groups, weight.shape).double() for end in (low, high))
     shift = 0.0 if bias is None else bias.double()
     upper = (rising * high + falling * low).sum(1) + shift
     lower = (rising * low + falling * high).sum(1) + shift
     return _Interval(lower.float(), upper.float())
 
 
-def _of_each_output(channels: torch.Tensor, groups: int, weight_shape: torch.Size) -> torch.Tensor:
+def _inputs_of_each_output(channels: torch.Tensor, groups: int, weight_shape: torch.Size) -> torch.Tensor:
     """Returns `channels`, one value per input channel, as [outputs, inputs of a group]: row o has the channels that
     output o reads.
     """
@@ -146,14 +146,14 @@ def _of_each_output(channels: torch.Tensor, groups: int, weight_shape: torch.Siz
     return channels.reshape(groups, inputs).repeat_interleave(outputs // groups, 0)
 
 
-def _clear(layer: ConstantLayer, intervals: dict[Node, _Interval]) -> bool:
+def _zero_dead_weights(layer: ConstantLayer, intervals: dict[Node, _Interval]) -> bool:
     """Applies rules 1 and 2 to the constants of one operator."""
     if not layer.owns_constants:
         return False
     weight, bias = layer.weight.clone(), None if layer.bias is None else layer.bias.clone()
     reads = intervals.get(layer.input)
     if reads is not None:
-        weight[_of_each_output(reads.is_zero, layer.groups, weight.shape)] = 0
+        weight[_inputs_of_each_output(reads.is_zero, layer.groups, weight.shape)] = 0
     inactive = _inactive_channels(layer.node, intervals)
     if inactive is not None:
         weight[inactive] = 0

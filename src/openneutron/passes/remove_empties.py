@@ -24,9 +24,9 @@ def remove_empties(module: GraphModule) -> bool:
     changed = False
     for node in list(module.graph.nodes):
         if _is_empty(node) and node.users and node.op in ("placeholder", "call_function") and not writes_memory(node):
-            changed |= _become_constant(module, node)
+            changed |= _replace_by_constant(module, node)
         elif is_op(node, "cat"):
-            changed |= _leave_out_empties(node)
+            changed |= _drop_empty_operands(node)
     return finish_rewrite(module, changed=changed)
 
 
@@ -35,7 +35,7 @@ def _is_empty(node: Node) -> bool:
     return isinstance(value, torch.Tensor) and any(isinstance(size, int) and size == 0 for size in value.shape)
 
 
-def _become_constant(module: GraphModule, node: Node) -> bool:
+def _replace_by_constant(module: GraphModule, node: Node) -> bool:
     value = node.meta["val"]
     readers = [user for user in node.users if user.op == "call_function"]
     has_fixed_sizes = all(isinstance(size, int) for size in value.shape)
@@ -47,7 +47,7 @@ def _become_constant(module: GraphModule, node: Node) -> bool:
     return True
 
 
-def _leave_out_empties(node: Node) -> bool:
+def _drop_empty_operands(node: Node) -> bool:
     args = arguments(node)
     parts = [part for part in args["tensors"] if not _is_empty(part)]
     if len(parts) == len(args["tensors"]) or not parts:

@@ -23,13 +23,13 @@ def remove_expands(module: GraphModule) -> bool:
     changed = False
     for node in list(module.graph.nodes):
         if is_op(node, "expand"):
-            changed |= _bypass(node)
+            changed |= _bypass_expand(node)
     return changed
 
 
-def _bypass(expand: Node) -> bool:
+def _bypass_expand(expand: Node) -> bool:
     source = first_operand(expand)
-    readers = [reader for reader in expand.users if _broadcasts(reader, expand)]
+    readers = [reader for reader in expand.users if _broadcasts_operand(reader, expand)]
     for reader in readers:
         reader.replace_input_with(expand, source)
     if not expand.users:
@@ -37,7 +37,7 @@ def _bypass(expand: Node) -> bool:
     return bool(readers)
 
 
-def _broadcasts(reader: Node, expand: Node) -> bool:
+def _broadcasts_operand(reader: Node, expand: Node) -> bool:
     spec = OPERATORS.get(op_name(reader))
     if spec is None or has_one_full_operand not in spec.constraints:
         return False

@@ -43,7 +43,7 @@ def remove_identities(module: GraphModule, *, training: bool = False) -> bool:
         source = next(iterate_nodes(node.args), None)
         if training and is_op(node, "detach"):
             continue
-        if source is not None and (_is_alias(node) or (not in_place and _keeps_everything(node, source))):
+        if source is not None and (_is_alias(node) or (not in_place and _keeps_dtype_and_format(node, source))):
             node.replace_all_uses_with(source)
             module.graph.erase_node(node)
             changed = True
@@ -60,7 +60,7 @@ def _is_alias(node: Node) -> bool:
     return is_op(node, "alias", "detach")
 
 
-def _keeps_everything(node: Node, source: Node) -> bool:
+def _keeps_dtype_and_format(node: Node, source: Node) -> bool:
     spec = OPERATORS.get(op_name(node))
     if spec is None or spec.is_compute or is_state(node):
         return False

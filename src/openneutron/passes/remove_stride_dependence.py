@@ -21,39 +21,39 @@ def remove_stride_dependence(module: GraphModule) -> bool:
        program's output.
     """
     changed = False
-    ordered = _ordered_outputs(module)
+    ordered = _outputs_with_own_strides(module)
     for node in module.graph.nodes:
         if needs_strides(node):
             note_replaced(node, op_name(node))
             replace_with_reshape(node, *node.args[:2])
             changed = True
         if node.op in ("placeholder", "call_function") and node not in ordered and "val" in node.meta:
-            usual = _in_usual_order(node.meta["val"])
+            usual = _contiguous(node.meta["val"])
             changed |= usual is not node.meta["val"]
             node.meta["val"] = usual
     return changed
 
 
-def _ordered_outputs(module: GraphModule) -> set[Node]:
+def _outputs_with_own_strides(module: GraphModule) -> set[Node]:
     """Returns the outputs of the model that only change the strides of another value, and these other values."""
     found: set[Node] = set()
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     for node in output.all_input_nodes:
         source = next(iterate_nodes(node.args), None)
-        if source is not None and _is_reordered(node.meta.get("val"), source.meta.get("val")):
+        if source is not None and _changes_strides(node.meta.get("val"), source.meta.get("val")):
             found |= {node, source}
     return found
 
 
-def _is_reordered(value: object, source: object) -> bool:
+def _changes_strides(value: object, source: object) -> bool:
     if not isinstance(value, torch.Tensor) or not isinstance(source, torch.Tensor):
         return False
     return value.shape == source.shape and value.dtype == source.dtype and value.stride() != source.stride()
 
 
-def _in_usual_order(value: object) -> object:
+def _contiguous(value: object) -> object:
     if isinstance(value, (list, tuple)):
-        items = [_in_usual_order(item) for item in value]
+        items = [_contiguous(item) for item in value]
         return value if all(new is old for new, old in zip(items, value, strict=True)) else type(value)(items)
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_contiguous():
         return value

@@ -29,12 +29,12 @@ def resolve_constant_shapes(module: GraphModule) -> bool:
 
     A buffer that the model writes to does not count as a constant. A graph without unknown shapes is not changed.
     """
-    if not any(_is_open(node.meta.get("val")) for node in module.graph.nodes):
+    if not any(_is_symbolic(node.meta.get("val")) for node in module.graph.nodes):
         return False
-    return _Resolution(module, _written_buffers(module)).run()
+    return _ShapeResolver(module, _written_buffers(module)).run()
 
 
-def _is_open(value: object) -> bool:
+def _is_symbolic(value: object) -> bool:
     """Whether the shape of a tensor, or a number, is a symbol that stands for a value computed at run time.
 
     `value` is a tensor, a number, or a list of these.
@@ -60,7 +60,7 @@ def _written_buffers(module: GraphModule) -> set[Node]:
     return found
 
 
-class _Resolution:
+class _ShapeResolver:
     """Visits the nodes of one graph in order."""
 
     def __init__(self, module: GraphModule, written: set[Node]) -> None:
@@ -86,13 +86,13 @@ class _Resolution:
         computes = is_pure(node) or node.target is operator.getitem
         if computes and self._constant.issuperset(node.all_input_nodes):
             self._constant.add(node)
-            if _is_open(node.meta.get("val")) and not isinstance(node.meta["val"], (list, tuple)):
+            if _is_symbolic(node.meta.get("val")) and not isinstance(node.meta["val"], (list, tuple)):
                 self._replace_by_constant(node)
             return
-        if is_op(node, "selection by truth values") and _is_open(node.meta["val"]):
+        if is_op(node, "selection by truth values") and _is_symbolic(node.meta["val"]):
             self._select_by_indices(node)
-        if _is_open(node.meta.get("val")):
-            self._compute_again(node)
+        if _is_symbolic(node.meta.get("val")):
+            self._recompute_metadata(node)
 
     def _replace_by_constant(self, node: Node) -> None:
         value = computed_from(self._values, self._module, node)
@@ -124,10 +124,10 @@ class _Resolution:
         replace_with_index(node, value, indices)
         self._changed = True
 
-    def _compute_again(self, node: Node) -> None:
+    def _recompute_metadata(self, node: Node) -> None:
         """Applies rule 3."""
         read = [source.meta.get("val") for source in node.all_input_nodes]
-        if any(value is None or _is_open(value) for value in read):
+        if any(value is None or _is_symbolic(value) for value in read):
             return
         value = node.meta["val"] = inferred(node)
         self._changed = True

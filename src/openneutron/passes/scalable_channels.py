@@ -78,7 +78,7 @@ class Scaling:
     together: torch.Tensor
 
 
-class _Numbers:
+class _ChannelNumbers:
     """Union-find over the numbers of channels."""
 
     def __init__(self) -> None:
@@ -117,19 +117,19 @@ def scaling_of(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda
 
     The inputs and outputs of operators for which `keeps_float` is true are pinned.
     """
-    numbering = _Numbering(module, keeps_float)
+    numbering = _ChannelNumbering(module, keeps_float)
     for node in module.graph.nodes:
         numbering.visit(node)
     return numbering.scaling()
 
 
 @dataclass
-class _Numbering:
+class _ChannelNumbering:
     """The numbers of the channels of all values, computed in graph order."""
 
     module: GraphModule
     keeps_float: Callable[[Node], bool]
-    numbers: _Numbers = field(default_factory=_Numbers)
+    numbers: _ChannelNumbers = field(default_factory=_ChannelNumbers)
     known: dict[Node, torch.Tensor] = field(default_factory=dict)
     layers: list[ScalableLayer] = field(default_factory=list)
     clipped: dict[Node, torch.Tensor] = field(default_factory=dict)
@@ -138,25 +138,25 @@ class _Numbering:
         """Numbers the output of `node`, or pins its inputs. Its operands were visited before."""
         result = None
         if is_operator(node) and not self.keeps_float(node):
-            result = self._of_layer(node)
-            result = self._of_clamp(node) if result is None else result
-            result = _propagated(node, self.numbers, self.known) if result is None else result
+            result = self._number_layer(node)
+            result = self._number_clamp(node) if result is None else result
+            result = _propagate_numbers(node, self.numbers, self.known) if result is None else result
         if result is None:
             read = iterate_nodes(list(node.args)) if node.op == "output" else node.all_input_nodes
-            _pin(self.numbers, self.known, read)
+            _pin_values(self.numbers, self.known, read)
         else:
             self.known[node] = result
 
-    def _of_layer(self, node: Node) -> torch.Tensor | None:
-        layer = _layer(self.module, node, self.numbers, self.known)
+    def _number_layer(self, node: Node) -> torch.Tensor | None:
+        layer = _scalable_layer(self.module, node, self.numbers, self.known)
         if layer is None:
             return None
         self.layers.append(layer)
-        return _broadcast(layer.output_numbers, node)
+        return _expand_channels(layer.output_numbers, node)
 
-    def _of_clamp(self, node: Node) -> torch.Tensor | None:
-        limited = _clip(node)
-        channels = _by_channel(self.known[limited]) if limited is not None and limited in self.known else None
+    def _number_clamp(self, node: Node) -> torch.Tensor | None:
+        limited = _clamped_value(node)
+        channels = _numbers_by_channel(self.known[limited]) if limited is not None and limited in self.known else None
         if limited is None or channels is None:
             return None
         self.clipped[node] = channels
@@ -170,11 +170,11 @@ class _Numbering:
             for layer in self.layers
         )
         clipped = {node: final[channels] for node, channels in self.clipped.items()}
-        return Scaling(count, layers, clipped, _together(count, layers))
+        return Scaling(count, layers, clipped, _layer_groups(count, layers))
 
 
-def _together(count: int, layers: Iterable[ScalableLayer]) -> torch.Tensor:
-    numbers = _Numbers()
+def _layer_groups(count: int, layers: Iterable[ScalableLayer]) -> torch.Tensor:
+    numbers = _ChannelNumbers()
     numbers.fresh(count - 1)
     for layer in layers:
         scalable = layer.output_numbers[layer.output_numbers != PINNED]
@@ -183,13 +183,13 @@ def _together(count: int, layers: Iterable[ScalableLayer]) -> torch.Tensor:
     return numbers.compact()[0]
 
 
-def _pin(numbers: _Numbers, known: dict[Node, torch.Tensor], values: Iterable[Node]) -> None:
+def _pin_values(numbers: _ChannelNumbers, known: dict[Node, torch.Tensor], values: Iterable[Node]) -> None:
     for value in values:
         if value in known:
             numbers.pin(known[value])
 
 
-def _clip(node: Node) -> Node | None:
+def _clamped_value(node: Node) -> Node | None:
     """Returns the value that `node` clamps to a range from 0 to a finite end, or None for any other operator."""
     limits = facts_of(node).clamp_range(node)
     if limits is None or limits[0] != 0 or limits[1] == math.inf:
@@ -198,31 +198,35 @@ def _clip(node: Node) -> Node | None:
     return source
 
 
-def _layer(module: GraphModule, node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -> ScalableLayer | None:
+def _scalable_layer(
+    module: GraphModule, node: Node, numbers: _ChannelNumbers, known: dict[Node, torch.Tensor]
+) -> ScalableLayer | None:
     """Returns `node` as a layer with the numbers of its channels, if it is a convolution or linear that owns its
     constants.
     """
     layer = constant_layer(module, node)
     if layer is None or not layer.owns_constants or not layer.has_batch:
         return None
-    channels = _channels_read(layer, numbers, known)
+    channels = _input_channel_numbers(layer, numbers, known)
     if channels is None:
         channels = torch.full((shape_of(layer.input)[-1 if layer.kind is LayerKind.LINEAR else 1],), PINNED)
     return ScalableLayer(layer, channels.reshape(layer.groups, -1), numbers.fresh(layer.outputs))
 
 
-def _channels_read(layer: ConstantLayer, numbers: _Numbers, known: dict[Node, torch.Tensor]) -> torch.Tensor | None:
+def _input_channel_numbers(
+    layer: ConstantLayer, numbers: _ChannelNumbers, known: dict[Node, torch.Tensor]
+) -> torch.Tensor | None:
     """Returns the numbers [channels] of a layer's input. Numbers that differ within a channel are pinned."""
     read = known.get(layer.input)
     if read is None:
         return None
-    channels = _by_last(read) if layer.kind is LayerKind.LINEAR else _by_channel(read)
+    channels = _numbers_by_last_dim(read) if layer.kind is LayerKind.LINEAR else _numbers_by_channel(read)
     if channels is None:
         numbers.pin(read)
     return channels
 
 
-def _broadcast(channels: torch.Tensor, node: Node) -> torch.Tensor:
+def _expand_channels(channels: torch.Tensor, node: Node) -> torch.Tensor:
     """Expands [channels] to numbers of the whole value, without allocating memory."""
     shape = shape_of(node)
     if layer_kind(node) is LayerKind.LINEAR:
@@ -230,7 +234,7 @@ def _broadcast(channels: torch.Tensor, node: Node) -> torch.Tensor:
     return channels.reshape(1, -1, *[1] * (len(shape) - 2)).expand(shape)
 
 
-def _by_channel(numbers: torch.Tensor) -> torch.Tensor | None:
+def _numbers_by_channel(numbers: torch.Tensor) -> torch.Tensor | None:
     """Returns [channels] if the numbers are constant within each index of dimension 1, else None."""
     if numbers.dim() < 2 or not numbers.numel():
         return None
@@ -239,13 +243,13 @@ def _by_channel(numbers: torch.Tensor) -> torch.Tensor | None:
     return first if bool(same.all()) else None
 
 
-def _by_last(numbers: torch.Tensor) -> torch.Tensor | None:
+def _numbers_by_last_dim(numbers: torch.Tensor) -> torch.Tensor | None:
     """Returns [channels] if the numbers are constant within each index of the last dimension, else None."""
     first = numbers.reshape(-1, numbers.shape[-1])[0]
     return first if bool((numbers == first).all()) else None
 
 
-def _propagated(node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) -> torch.Tensor | None:
+def _propagate_numbers(node: Node, numbers: _ChannelNumbers, known: dict[Node, torch.Tensor]) -> torch.Tensor | None:
     """Returns the numbers of the output of `node` if it passes on those of its inputs, else None."""
     spec = OPERATORS.get(op_name(node))
     if spec is None or not isinstance(node.meta.get("val"), torch.Tensor):
@@ -257,9 +261,9 @@ def _propagated(node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) 
     if not scaled:
         return None
     if spec.moves_values:
-        return _moved(node, known)
+        return _move_numbers(node, known)
     if is_op(node, "mul"):
-        return _multiplied(node, scaled, numbers, known)
+        return _number_product(node, scaled, numbers, known)
     how = spec.scalable(OpInstance(node, _ANY_TARGET))
     if how is None or len(scaled) < len(operands) or any(isinstance(value, (int, float)) for value in values):
         return None
@@ -268,19 +272,21 @@ def _propagated(node: Node, numbers: _Numbers, known: dict[Node, torch.Tensor]) 
     if how is Homogeneous.ELEMENT:
         together: torch.Tensor = torch.broadcast_tensors(*map(known.__getitem__, operands))[0]
         return together.expand(shape_of(node))
-    return _same_channels(node, known[operands[0]])
+    return _keep_channel_numbers(node, known[operands[0]])
 
 
-def _multiplied(node: Node, scaled: list[Node], numbers: _Numbers, known: dict[Node, torch.Tensor]) -> torch.Tensor:
+def _number_product(
+    node: Node, scaled: list[Node], numbers: _ChannelNumbers, known: dict[Node, torch.Tensor]
+) -> torch.Tensor:
     """Returns the numbers of a product. One operand may be scaled: the one with more elements. The other, such as a
     gate, is pinned.
     """
     kept, *others = sorted(scaled, key=lambda operand: -known[operand].numel())
-    _pin(numbers, known, others)
+    _pin_values(numbers, known, others)
     return known[kept].expand(shape_of(node))
 
 
-def _moved(node: Node, known: dict[Node, torch.Tensor]) -> torch.Tensor:
+def _move_numbers(node: Node, known: dict[Node, torch.Tensor]) -> torch.Tensor:
     """Runs `node` on numbers in place of values. A value without numbers is pinned."""
 
     def numbers_of(value: Node) -> torch.Tensor:
@@ -292,9 +298,9 @@ def _moved(node: Node, known: dict[Node, torch.Tensor]) -> torch.Tensor:
     return moved.long()
 
 
-def _same_channels(node: Node, read: torch.Tensor) -> torch.Tensor | None:
+def _keep_channel_numbers(node: Node, read: torch.Tensor) -> torch.Tensor | None:
     """Returns the numbers of an operator that keeps dimension 1 and mixes only values of the same channel."""
-    channels, shape, args = _by_channel(read), shape_of(node), arguments(node)
+    channels, shape, args = _numbers_by_channel(read), shape_of(node), arguments(node)
     windowed = spatial_dims(node)
     if (
         channels is None

@@ -27,14 +27,14 @@ def scalars_to_constants(module: GraphModule) -> bool:
         name = next((name for name in _ARITHMETIC if is_op(node, name)), None)
         value = node.meta.get("val")
         if name and not writes_memory(node) and isinstance(value, torch.Tensor) and value.dtype == torch.float32:
-            changed |= _rewrite(module, node, name)
+            changed |= _replace_scalar(module, node, name)
     return finish_rewrite(module, changed=changed)
 
 
-def _rewrite(module: GraphModule, node: Node, name: str) -> bool:
+def _replace_scalar(module: GraphModule, node: Node, name: str) -> bool:
     args = arguments(node)
     alpha = args.get("alpha", 1)
-    operands = [_constant(module, node, args["self"], 1), _constant(module, node, args["other"], alpha)]
+    operands = [_constant_operand(module, node, args["self"], 1), _constant_operand(module, node, args["other"], alpha)]
     if operands == [args["self"], args["other"]]:
         return False
     takes_alpha = alpha != 1 and operands[1] is args["other"]
@@ -46,7 +46,7 @@ def _rewrite(module: GraphModule, node: Node, name: str) -> bool:
     return True
 
 
-def _constant(module: GraphModule, node: Node, operand: Node | float, alpha: float) -> Node:
+def _constant_operand(module: GraphModule, node: Node, operand: Node | float, alpha: float) -> Node:
     """Returns the constant that replaces `operand`, or `operand` itself if it is computed or is a constant that needs
     no change.
     """

@@ -39,15 +39,15 @@ def scale_before_masks(
     """
     changed = False
     for node in list(module.graph.nodes):
-        factor = _factor(module, node, training=training)
+        factor = _positive_factor(module, node, training=training)
         mask = _mask_of(node) if factor is not None and only_softmax_reads(node) else None
         if factor is None or mask is None or keeps_float(node) or keeps_float(mask):
             continue
-        changed |= _move(module, node, mask, factor)
+        changed |= _move_scaling(module, node, mask, factor)
     return finish_rewrite(module, changed=changed)
 
 
-def _factor(module: GraphModule, node: Node, *, training: bool) -> float | None:
+def _positive_factor(module: GraphModule, node: Node, *, training: bool) -> float | None:
     """Returns the positive, finite number by which `node` multiplies its first argument, or None."""
     if not (is_op(node, "mul") or is_quotient(node)) or len(node.args) != 2 or node.kwargs:
         return None
@@ -75,7 +75,7 @@ def _mask_of(scaling: Node) -> Node | None:
     return None
 
 
-def _move(module: GraphModule, scaling: Node, mask: Node, factor: float) -> bool:
+def _move_scaling(module: GraphModule, scaling: Node, mask: Node, factor: float) -> bool:
     """Scales the input of `mask` instead of its output, and returns whether a rule holds."""
     scaled = _scaled_arguments(mask, factor)
     if scaled is None:
@@ -83,7 +83,7 @@ def _move(module: GraphModule, scaling: Node, mask: Node, factor: float) -> bool
     for name, constant in scaled.items():
         value = arguments(mask)[name]
         if constant is None:
-            set_argument(mask, name, _product(scaling, mask, value, factor))
+            set_argument(mask, name, _insert_product(scaling, mask, value, factor))
         elif isinstance(constant, torch.Tensor) and isinstance(value, Node):
             set_argument(mask, name, insert_constant(module, mask, constant, "scaled"))
         else:
@@ -99,8 +99,8 @@ def _move(module: GraphModule, scaling: Node, mask: Node, factor: float) -> bool
 def _scaled_arguments(mask: Node, factor: float) -> dict[str, float | torch.Tensor | None] | None:
     """Returns the arguments of `mask` to multiply by `factor`, by name; None if no rule holds.
 
-    The value of a constant argument is the product. The value of a computed argument is None: `_move` inserts the
-    product.
+    The value of a constant argument is the product. The value of a computed argument is None: `_move_scaling` inserts
+    the product.
     """
     args = arguments(mask)
     if is_op(mask, "masked_fill"):
@@ -129,7 +129,7 @@ def _adds_a_mask(node: Node, known: dict[str, torch.Tensor]) -> bool:
     return are_floats and any(math.prod(shape_of(value)) < math.prod(shape_of(node)) for value in operands)
 
 
-def _product(scaling: Node, mask: Node, value: Node, factor: float) -> Node:
+def _insert_product(scaling: Node, mask: Node, value: Node, factor: float) -> Node:
     """Inserts `value` times `factor` before `mask`, and returns it.
 
     `factor` is a number, because the constant operand of `scaling` may be defined after `mask`.

@@ -32,24 +32,26 @@ def slices_to_space_to_depth(module: GraphModule, target: NeutronTarget) -> bool
     """
     changed = False
     for node in list(module.graph.nodes):
-        if is_op(node, "cat") and _merge(Rewriting(module, OpInstance(node, target))):
+        if is_op(node, "cat") and _merge_slices(Rewriting(module, OpInstance(node, target))):
             changed = True
     return finish_rewrite(module, changed=changed)
 
 
-def _merge(rewriting: Rewriting) -> bool:
+def _merge_slices(rewriting: Rewriting) -> bool:
     node = rewriting.instance.node
-    sources, phases = zip(*map(_sliced, iterate_nodes(rewriting.args["tensors"])), strict=True)
+    sources, phases = zip(*map(_slice_phase, iterate_nodes(rewriting.args["tensors"])), strict=True)
     joined = int(rewriting.args["dim"]) % len(rewriting.shape)
-    order = _counting_order(phases) if len(set(sources)) == 1 else None
+    order = _loop_order(phases) if len(set(sources)) == 1 else None
     if order is None or joined in order:
         return False
-    node.replace_all_uses_with(_rearranged(rewriting, sources[0], joined, [(dim, phases[0][dim][1]) for dim in order]))
+    node.replace_all_uses_with(
+        _insert_space_to_depth(rewriting, sources[0], joined, [(dim, phases[0][dim][1]) for dim in order])
+    )
     node.graph.erase_node(node)
     return True
 
 
-def _sliced(node: Node) -> tuple[Node, Phase]:
+def _slice_phase(node: Node) -> tuple[Node, Phase]:
     """Returns the source of a strided slice and its phase in each sliced dimension, or `node` and an empty phase."""
     phase: Phase = {}
     while is_op(node, "slice"):
@@ -67,7 +69,7 @@ def _sliced(node: Node) -> tuple[Node, Phase]:
     return node, phase
 
 
-def _counting_order(phases: Sequence[Phase]) -> tuple[int, ...] | None:
+def _loop_order(phases: Sequence[Phase]) -> tuple[int, ...] | None:
     """Returns an order of the sliced dimensions in which the slices count through all first indices; None if there is
     none.
 
@@ -84,7 +86,7 @@ def _counting_order(phases: Sequence[Phase]) -> tuple[int, ...] | None:
     return None
 
 
-def _rearranged(rewriting: Rewriting, source: Node, joined: int, steps: Sequence[tuple[int, int]]) -> Node:
+def _insert_space_to_depth(rewriting: Rewriting, source: Node, joined: int, steps: Sequence[tuple[int, int]]) -> Node:
     """Returns `source` with each dimension split by its step, and all steps moved before the dimension `joined`."""
     shape, inner = shape_of(source), dict(steps)
     split: list[int] = []

@@ -56,7 +56,7 @@ def split_padded_products(
     for node in list(module.graph.nodes):
         found = _padded_products(node)
         if found is not None and not any(map(keeps_float, (node, *found.products))):
-            _split(module, target, found)
+            _split_products(module, target, found)
             changed = True
     return finish_rewrite(module, changed=changed)
 
@@ -69,7 +69,7 @@ def _padded_products(node: Node) -> _PaddedProducts | None:
     if way is None or args.get("mode", "constant") != "constant":
         return None
     operand, axis = way
-    products = _products_of(node, operand)
+    products = _product_chain(node, operand)
     if not products:
         return None
     slices = {reader: _reads_padding(reader, axis) for reader in products[-1].users}
@@ -79,7 +79,7 @@ def _padded_products(node: Node) -> _PaddedProducts | None:
     return _PaddedProducts(node, operand, axis, products, known) if any(known.values()) else None
 
 
-def _products_of(pad: Node, operand: int) -> list[Node]:
+def _product_chain(pad: Node, operand: int) -> list[Node]:
     """Returns the chain of matrix products that starts at `pad`. No product broadcasts.
 
     Only the next product reads each product of the chain except the last one.
@@ -113,19 +113,24 @@ def _reads_padding(reader: Node, axis: int) -> bool | None:
     return has_last if not has_last or len(indices) == 1 else None
 
 
-def _split(module: GraphModule, target: NeutronTarget, found: _PaddedProducts) -> None:
+def _split_products(module: GraphModule, target: NeutronTarget, found: _PaddedProducts) -> None:
     args = arguments(found.pad)
     first, *rest = found.products
-    values, sums = args["self"], _sums(Rewriting(module, OpInstance(first, target)), found, float(args["value"] or 0.0))
-    values = _multiplied(Rewriting(module, OpInstance(first, target)), found, first, values)
+    values, sums = (
+        args["self"],
+        _insert_padding_product(Rewriting(module, OpInstance(first, target)), found, float(args["value"] or 0.0)),
+    )
+    values = _insert_product(Rewriting(module, OpInstance(first, target)), found, first, values)
     for product in rest:
         rewriting = Rewriting(module, OpInstance(product, target))
-        values, sums = (_multiplied(rewriting, found, product, value) for value in (values, sums))
+        values, sums = (_insert_product(rewriting, found, product, value) for value in (values, sums))
     for reader, is_of_padding in found.slices.items():
-        reader.replace_all_uses_with(sums if is_of_padding else _rows(module, target, found.axis, reader, values))
+        reader.replace_all_uses_with(
+            sums if is_of_padding else _insert_slice(module, target, found.axis, reader, values)
+        )
 
 
-def _sums(rewriting: Rewriting, found: _PaddedProducts, constant: float) -> Node:
+def _insert_padding_product(rewriting: Rewriting, found: _PaddedProducts, constant: float) -> Node:
     """Returns the product of the padding, `constant`, with the other operand."""
     other = rewriting.instance.node.args[1 - found.operand]
     assert isinstance(other, Node)
@@ -133,13 +138,13 @@ def _sums(rewriting: Rewriting, found: _PaddedProducts, constant: float) -> Node
     return summed if constant == 1 else mul(rewriting, summed, constant)
 
 
-def _multiplied(rewriting: Rewriting, found: _PaddedProducts, product: Node, value: Node) -> Node:
+def _insert_product(rewriting: Rewriting, found: _PaddedProducts, product: Node, value: Node) -> Node:
     operands = list(product.args)
     operands[found.operand] = value
     return rewriting.call(product.target, *operands)  # type: ignore[arg-type]
 
 
-def _rows(module: GraphModule, target: NeutronTarget, axis: int, reader: Node, values: Node) -> Node:
+def _insert_slice(module: GraphModule, target: NeutronTarget, axis: int, reader: Node, values: Node) -> Node:
     """Returns a slice of `values`, the product without padding, with the indices of the slice `reader`."""
     if shape_of(reader) == shape_of(values):
         return values

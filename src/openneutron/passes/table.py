@@ -205,7 +205,7 @@ def run_passes(passes: Iterable[Pass], module: GraphModule, setting: Setting, pi
         if changed[latest.run]:
             graph.graph.lint()
 
-    driver: Driver[GraphModule] = Driver(pipeline, _text, lint)
+    driver: Driver[GraphModule] = Driver(pipeline, _graph_text, lint)
     for latest in passes:
         if not latest.runs_for(setting):
             continue
@@ -221,5 +221,5 @@ def run_passes(passes: Iterable[Pass], module: GraphModule, setting: Setting, pi
     return driver.runs
 
 
-def _text(module: GraphModule) -> str:
+def _graph_text(module: GraphModule) -> str:
     return str(module.print_readable(print_output=False))

@@ -21,13 +21,13 @@ __all__ = ["can_be_written_back", "write_back"]
 
 def can_be_written_back(view: Node) -> bool:
     """Returns whether `write_back` handles this view. A getitem is represented by its multi-output operator."""
-    if _is_simple(view):
+    if _is_written_by_one_operator(view):
         return True
-    positions = _positions(view)
+    positions = _positions_in_source(view)
     return positions is not None and positions.unique().numel() == positions.numel()
 
 
-def _is_simple(view: Node) -> bool:
+def _is_written_by_one_operator(view: Node) -> bool:
     """Whether the view is a part or a rearrangement of its source that one operator can write."""
     if view.target is operator.getitem:
         split = first_operand(view)
@@ -35,7 +35,7 @@ def _is_simple(view: Node) -> bool:
     return is_op(view, "reshape", "permute", "slice", "select")
 
 
-def _positions(view: Node) -> torch.Tensor | None:
+def _positions_in_source(view: Node) -> torch.Tensor | None:
     """Returns the positions of the view's values in its flattened source, which is contiguous; None if unknown."""
     called = first_operand(view) if view.target is operator.getitem else view
     source = called.args[0]
@@ -52,13 +52,13 @@ def _positions(view: Node) -> torch.Tensor | None:
 
 def write_back(view: Node, source: Node, written: Node, builder: NodeBuilder) -> Node:
     """Returns the value of `source` after `written` is stored in `view`, a view of `source`."""
-    if not _is_simple(view):
-        return _put(view, source, written, builder)
+    if not _is_written_by_one_operator(view):
+        return _write_by_index_put(view, source, written, builder)
     if view.target is operator.getitem:
-        return _into_parts(view, source, written, builder)
+        return _write_to_split_output(view, source, written, builder)
     args = arguments(view)
     if is_op(view, "reshape"):
-        return reshape(builder, written, _sizes(source))
+        return reshape(builder, written, _reshape_sizes(source))
     if is_op(view, "permute"):
         places = permutation(view)
         return permute(builder, written, [places.index(dim) for dim in range(len(places))])
@@ -67,34 +67,34 @@ def write_back(view: Node, source: Node, written: Node, builder: NodeBuilder) ->
     if "length" in args:  # a narrow
         start, size = int(args["start"]), shape_of(source)[args["dim"]]
         start += size if start < 0 else 0
-        return _into_slice(source, written, args["dim"], start, builder)
+        return _write_to_slice(source, written, args["dim"], start, builder)
     return slice_scatter(builder, source, written, args["dim"], args["start"], args["end"], args["step"])
 
 
-def _put(view: Node, source: Node, written: Node, builder: NodeBuilder) -> Node:
-    positions, module = _positions(view), builder.before.graph.owning_module
+def _write_by_index_put(view: Node, source: Node, written: Node, builder: NodeBuilder) -> Node:
+    positions, module = _positions_in_source(view), builder.before.graph.owning_module
     assert positions is not None
     assert module is not None
     index = insert_constant(module, builder.before, positions, "positions")
     return put(builder, source, index, written)
 
 
-def _sizes(value: Node) -> list[Any]:
+def _reshape_sizes(value: Node) -> list[Any]:
     """Returns the shape of `value` for a reshape, with -1 for the one size that may be dynamic."""
     sizes = list(shape_of(value))
     free = sum(not isinstance(size, int) for size in sizes)
     return [-1 if free == 1 and not isinstance(size, int) else size for size in sizes]
 
 
-def _into_parts(item: Node, source: Node, written: Node, builder: NodeBuilder) -> Node:
+def _write_to_split_output(item: Node, source: Node, written: Node, builder: NodeBuilder) -> Node:
     split, index = first_operand(item), int(item.args[1])  # type: ignore[arg-type]
     dim = int(arguments(split)["dim"])
     if is_op(split, "unbind"):
         return select_scatter(builder, source, written, dim, index)
     start = sum(part.shape[dim] for part in split.meta["val"][:index])
-    return _into_slice(source, written, dim, start, builder)
+    return _write_to_slice(source, written, dim, start, builder)
 
 
-def _into_slice(source: Node, written: Node, dim: int, start: int, builder: NodeBuilder) -> Node:
+def _write_to_slice(source: Node, written: Node, dim: int, start: int, builder: NodeBuilder) -> Node:
     end = start + shape_of(written)[dim]
     return slice_scatter(builder, source, written, dim, start, end)

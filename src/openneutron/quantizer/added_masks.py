@@ -168,24 +168,24 @@ def added_masks(module: GraphModule) -> tuple[dict[Node, AddedMask], dict[Node, 
     visited: set[Node] = set()
     for node in module.graph.nodes:
         if is_op(node, "softmax") and int(arguments(node)["dim"]) in (-1, len(shape_of(node)) - 1):
-            _follow(node.args[0], light, masks, sums, visited)
+            _collect_masks(node.args[0], light, masks, sums, visited)
     elsewhere = {mask for mask in masks if any(_reads_numbers(user) and user not in sums for user in mask.users)}
     found = {mask: added for mask, added in masks.items() if mask not in elsewhere}
     theirs = {node: tuple(added for added in those if added in found.values()) for node, those in sums.items()}
     return found, {node: those for node, those in theirs.items() if those}
 
 
-def _moves(node: Node) -> bool:
+def _moves_one_tensor(node: Node) -> bool:
     """Returns whether `node` moves the values of one tensor."""
     movement = facts_of(node).movement
     return movement not in (None, Movement.JOIN)
 
 
 def _reads_numbers(user: Node) -> bool:
-    return user.op == "output" or (user.op == "call_function" and not _moves(user))
+    return user.op == "output" or (user.op == "call_function" and not _moves_one_tensor(user))
 
 
-def _follow(
+def _collect_masks(
     scores: Node, light: set[Node], masks: dict[Node, AddedMask], sums: dict[Node, list[AddedMask]], visited: set[Node]
 ) -> None:
     """Collects the masks that are added to `scores`. Searches backwards through additions, clamps and views."""
@@ -196,15 +196,15 @@ def _follow(
         if is_view(node) or is_op(node, "minimum", "maximum", "clamp"):
             node = next((operand for operand in operands if operand not in light and operand.op != "get_attr"), None)
         elif is_op(node, "add") and len(operands) == 2 and arguments(node)["alpha"] == 1:
-            mask = _mask_among(node, operands, light)
+            mask = _mask_operand(node, operands, light)
             if mask is not None:
-                sums.setdefault(node, []).append(masks.setdefault(mask, AddedMask(_mark_float(mask, light))))
+                sums.setdefault(node, []).append(masks.setdefault(mask, AddedMask(_mark_mask_operators(mask, light))))
             node = next((operand for operand in operands if operand is not mask and operand.op != "get_attr"), None)
         else:
             return
 
 
-def _mask_among(node: Node, operands: list[Node], light: set[Node]) -> Node | None:
+def _mask_operand(node: Node, operands: list[Node], light: set[Node]) -> Node | None:
     """Returns the operand of a sum that is a mask: the one that is computed from inputs alone (in `light`).
 
     If both are, returns the operand that is smaller than the sum.
@@ -221,20 +221,20 @@ def _computed_from_inputs(module: GraphModule) -> set[Node]:
     """
     light: set[Node] = set()
     for node in module.graph.nodes:
-        is_made = _moves(node) or facts_of(node).computes_masks or is_mask_computation(node)
+        is_made = _moves_one_tensor(node) or facts_of(node).computes_masks or is_mask_computation(node)
         sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
         if node.op == "placeholder" or (is_made and sources and light.issuperset(sources)):
             light.add(node)
     return light
 
 
-def _mark_float(mask: Node, light: set[Node]) -> bool:
+def _mark_mask_operators(mask: Node, light: set[Node]) -> bool:
     """Marks the operators that compute `mask` as float operators, if one of them has a constant that hides scores.
 
     Returns whether there is such a constant. Operators at the end that only move values of the mask are not marked.
     """
     end = mask
-    while _moves(end):
+    while _moves_one_tensor(end):
         end = end.all_input_nodes[0]
     region: dict[Node, None] = {}
     waiting = [end]

@@ -90,22 +90,22 @@ class Annotation:
     def write(self, model: GraphModule) -> None:
         """Annotates the nodes of `model`. Linear in nodes and uses."""
         self.scores = score_ranges(model, is_qat=self.settings.is_qat)
-        self._group(states_of(model.graph))
+        self._build_groups(states_of(model.graph))
         self._make_symmetric()
-        self.masked = {self._find(value) for place in self.places for value in place.inputs if _is_mask(value)}
-        self.wrap_observer = self._special_observers()
+        self.masked = {self._find_group(value) for place in self.places for value in place.inputs if _is_mask(value)}
+        self.wrap_observer = self._observer_wrappers()
         reading = {place.instance.node: place for place in self.places}
         yielding = {place.output: place for place in self.places}
         values = {value for place in self.places for value in (*place.inputs, place.output)}
         self.outputs = {
-            self._find(value)
+            self._find_group(value)
             for value in values
             if any(reader.op == "output" or reader in self.joined for reader in value.users)
         }
-        self.unbatched = {self._find(value) for value in values if noted(value, UNBATCHED)}
+        self.unbatched = {self._find_group(value) for value in values if noted(value, UNBATCHED)}
         self._note_least_scales()
         self._note_needed(model)
-        self._note_joins()
+        self._link_output_parts()
         read_in_float = {node: values.intersection(node.all_input_nodes) - yielding.keys() for node in self.joined}
         # torchao visits nodes in this order too, and needs a group's spec before references to it. An activation may
         # be far after the operator that fuses it.
@@ -114,18 +114,18 @@ class Annotation:
                 self._annotate_inputs(reading[node])
             if node in read_in_float:
                 given = [value for value in node.all_input_nodes if value in read_in_float[node]]
-                edges = {value: self._spec((value, node), value) for value in given}
+                edges = {value: self._quantization_spec((value, node), value) for value in given}
                 node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
             if node in yielding:
                 self._annotate_output(yielding[node])
             if node in self.stored:
                 value, group = next_value(node), self.stored[node]
-                node.meta[Q_ANNOTATION_KEY] = _annotation({value: self._spec((value, node), group)}, None)
+                node.meta[Q_ANNOTATION_KEY] = _annotation({value: self._quantization_spec((value, node), group)}, None)
 
-    def _find(self, value: Value) -> Value:
+    def _find_group(self, value: Value) -> Value:
         return find_root(self.parent, value)
 
-    def _group(self, states: list[Node]) -> None:
+    def _build_groups(self, states: list[Node]) -> None:
         """Groups the inputs and outputs of operators that move or concatenate values, and each state with its next
         value.
         """
@@ -133,17 +133,17 @@ class Annotation:
         moving = [place for place in self.places if place.rule is OutputRule.SHARED]
         for place in moving:
             if not place.has_several_inputs:
-                self._join_inputs(place)
-        self._join_named()
-        self._join_states(states)
+                self._group_inputs(place)
+        self._group_by_name()
+        self._group_states(states)
         self.moved = {place.output for place in moving if not place.has_several_inputs}
-        self.read = self._read_otherwise(set())
+        self.read = self._groups_with_other_readers(set())
         for place in moving:
             if place.has_several_inputs:
-                self._join_inputs(place)
+                self._group_inputs(place)
 
-    def _join_inputs(self, place: Place) -> None:
-        groups = [self._find(value) for value in place.inputs]
+    def _group_inputs(self, place: Place) -> None:
+        groups = [self._find_group(value) for value in place.inputs]
         demands = {self.fixed.get(group) for group in groups}
         are_one = len(set(groups)) == 1
         for value, group in zip(place.inputs, groups, strict=True):
@@ -162,17 +162,17 @@ class Annotation:
             if cannot_share:
                 self.requantized[(value, place.instance.node)] = place.output
             else:
-                self._join(place.output, group)
+                self._merge_groups(place.output, group)
 
-    def _join_named(self) -> None:
+    def _group_by_name(self) -> None:
         """Groups values that a decomposition declares to share qparams, unless their qparams are fixed."""
         named: dict[str, Value] = {}
         for value in dict.fromkeys(value for place in self.places for value in (*place.inputs, place.output)):
-            group, name = self._find(value), value.meta.get(SHARED_QPARAMS)
+            group, name = self._find_group(value), value.meta.get(SHARED_QPARAMS)
             if name is not None and group not in self.fixed:
-                self._join(value, self._find(named.setdefault(name, group)))
+                self._merge_groups(value, self._find_group(named.setdefault(name, group)))
 
-    def _join_states(self, states: list[Node]) -> None:
+    def _group_states(self, states: list[Node]) -> None:
         """Groups each state with the value that is stored in it, because the next call reads the stored codes.
 
         If the next value has fixed qparams whose range does not contain the initial value, it is requantized.
@@ -182,18 +182,18 @@ class Annotation:
             if state not in read:
                 continue
             write = write_of(state)
-            group, own = self._find(next_value(write)), self._find(state)
+            group, own = self._find_group(next_value(write)), self._find_group(state)
             fixed = self.fixed.get(group)
-            if own not in self.fixed and (fixed is None or _holds(fixed, state)):
-                self._join(state, group)
+            if own not in self.fixed and (fixed is None or _range_contains_initial_value(fixed, state)):
+                self._merge_groups(state, group)
             elif fixed is None:
-                self._join(next_value(write), own)
+                self._merge_groups(next_value(write), own)
             self.stored[write] = state
 
-    def _special_observers(self) -> dict[Value, qspecs.ObserverWrapper]:
+    def _observer_wrappers(self) -> dict[Value, qspecs.ObserverWrapper]:
         """Returns observer wrappers by group, for groups of run-time masks, masked values, or scores."""
         hidden = {
-            self._find(place.output)
+            self._find_group(place.output)
             for place in self.places
             if place.rule is OutputRule.SHARED
             and place.has_several_inputs
@@ -201,21 +201,21 @@ class Annotation:
         }
         found = {group: MaskedAtRunTime(hides=True) for group in hidden}
         for node, masks in self.sums.items():
-            group = self._find(node)
+            group = self._find_group(node)
             found[group] = MaskedAtRunTime(sums_with=masks, hides=group in hidden)
         for node, mask in self.masks.items():
-            found[self._find(node)] = MaskedAtRunTime(mask)
+            found[self._find_group(node)] = MaskedAtRunTime(mask)
         wrap_observer: dict[Value, qspecs.ObserverWrapper] = {
             group: masked.wrap_observer for group, masked in found.items()
         }
         excluded = self.masked | {  # groups with masks, or with values that are not scores
-            self._find(value)
+            self._find_group(value)
             for place in self.places
             for value in (*place.inputs, place.output)
             if value not in self.scores
         }
         for node, scores in self.scores.items():
-            if (group := self._find(node)) not in excluded:
+            if (group := self._find_group(node)) not in excluded:
                 wrap_observer.setdefault(group, scores.wrap_observer)
         return wrap_observer
 
@@ -226,9 +226,9 @@ class Annotation:
         the group is not 0. In these cases, only the input is requantized.
         """
         wanted = [(value, place.instance.node) for place in self.places for value in place.symmetric]
-        shared = self._read_otherwise(set(wanted)) if wanted else set()
+        shared = self._groups_with_other_readers(set(wanted)) if wanted else set()
         for edge in wanted:
-            group = self._find(edge[0])
+            group = self._find_group(edge[0])
             fixed = self.fixed.get(group)
             cannot_be_symmetric = group in shared if fixed is None else any(fixed.zero_point)
             if cannot_be_symmetric:
@@ -244,7 +244,7 @@ class Annotation:
             if weights is None or biases is None or not weights.numel():
                 continue
             edge = place.inputs[0], place.instance.node
-            group = self._find(self.requantized.get(edge, edge[0]))
+            group = self._find_group(self.requantized.get(edge, edge[0]))
             axis = self.weight_axis.get(weight) if isinstance(weight, Node) else None
             least = qspecs.least_scale_of_input(weights, biases, axis, self.settings.weight_bits)
             self.least_scale[group] = max(self.least_scale.get(group, 0.0), least)
@@ -254,18 +254,18 @@ class Annotation:
         intervals = needed_intervals(model.graph, self.places, is_qat=self.settings.is_qat)
         special = self.fixed.keys() | self.masked | self.wrap_observer.keys()
         for value, interval in intervals.items():
-            if (group := self._find(value)) not in special:
+            if (group := self._find_group(value)) not in special:
                 self.needed[group] = interval.joined(self.needed.get(group, interval))
         for value in intervals:
-            group, limits = self._find(value), RANGE_LIMIT.read(value)
+            group, limits = self._find_group(value), RANGE_LIMIT.read(value)
             if limits.has_limit and group not in special | self.outputs:
                 self.needed[group] = self.needed.get(group, EVERYTHING).clamped(limits)
         self.needed = {group: needed for group, needed in self.needed.items() if needed != EVERYTHING}
         for value in intervals:
-            if (group := self._find(value)) in self.needed:
+            if (group := self._find_group(value)) in self.needed:
                 NEEDED_RANGE.write(value, self.needed[group])
 
-    def _note_joins(self) -> None:
+    def _link_output_parts(self) -> None:
         """Links the observers of the inputs of each float concatenation that can share qparams.
 
         The output of a quantized concatenation of the same inputs is linked too, so that the NPU computes one
@@ -274,7 +274,7 @@ class Annotation:
         computed_with = {tuple(place.inputs): place.output for place in self.places if place.has_several_inputs}
         for node, join in sorted(self.joined.items(), key=lambda item: -len(item[1].values)):
             same = computed_with.get(tuple(node.all_input_nodes))
-            groups = dict.fromkeys(map(self._find, [*join.values, *([same] if same else [])]))
+            groups = dict.fromkeys(map(self._find_group, [*join.values, *([same] if same else [])]))
             observed = [group for group in groups if group not in self.fixed]
             parts = Parts(join.fixed | {self.fixed[group] for group in groups if group in self.fixed})
             special = not self.symmetric.union(self.masked, self.wrap_observer).isdisjoint(observed)
@@ -282,16 +282,18 @@ class Annotation:
                 for group in observed:
                     self.joins.setdefault(group, []).append(parts)
 
-    def _read_otherwise(self, wanted: set[tuple[Node, Node]]) -> set[Value]:
+    def _groups_with_other_readers(self, wanted: set[tuple[Node, Node]]) -> set[Value]:
         """Returns the groups that a reader computes with or requantizes. Edges in `wanted` are not considered."""
         movers = {place.instance.node for place in self.places if place.rule is OutputRule.SHARED}
         values = {value for place in self.places for value in (*place.inputs, place.output)}
         edges = {(value, reader) for value in values for reader in value.users if reader.users or reader.op == "output"}
-        return {self._find(edge[0]) for edge in edges - wanted if edge[1] not in movers or edge in self.requantized}
+        return {
+            self._find_group(edge[0]) for edge in edges - wanted if edge[1] not in movers or edge in self.requantized
+        }
 
-    def _join(self, output: Node, group: Value) -> None:
+    def _merge_groups(self, output: Node, group: Value) -> None:
         # If an operator reads a group twice, the group may already be merged with another one.
-        root, group = self._find(output), self._find(group)
+        root, group = self._find_group(output), self._find_group(group)
         if root is not group:
             self.parent[root] = group
             if root in self.read:
@@ -299,7 +301,10 @@ class Annotation:
 
     def _annotate_inputs(self, place: Place) -> None:
         node = place.instance.node
-        edges = {value: self._spec((value, node), self.requantized.get((value, node), value)) for value in place.inputs}
+        edges = {
+            value: self._quantization_spec((value, node), self.requantized.get((value, node), value))
+            for value in place.inputs
+        }
         weight, bias = _weight_and_bias(place)
         if weight is not None:
             spec = qspecs.weight(node, self.weight_axis.get(weight), self.settings.weight_bits)
@@ -314,10 +319,10 @@ class Annotation:
 
     def _annotate_output(self, place: Place) -> None:
         annotation = place.output.meta.setdefault(Q_ANNOTATION_KEY, _annotation({}, None))
-        annotation.output_qspec = self._spec(place.output, place.output)
+        annotation.output_qspec = self._quantization_spec(place.output, place.output)
 
-    def _spec(self, key: Value, value: Value) -> Any:
-        group = self._find(value)
+    def _quantization_spec(self, key: Value, value: Value) -> Any:
+        group = self._find_group(value)
         if group in self.annotated:
             return SharedQuantizationSpec(self.annotated[group])
         self.annotated[group] = key
@@ -336,7 +341,7 @@ class Annotation:
         observer = self.settings.observer_of_outputs if group in self.outputs else self.settings.observer
         if not self.settings.is_qat:
             return qspecs.activation(observed, observer)
-        if group in {self._find(mask) for mask in self.masks}:
+        if group in {self._find_group(mask) for mask in self.masks}:
             # A mask is not fake quantized, because the observers of the sums find hidden scores by its float values.
             return qspecs.activation(observed, RecentRangeObserver)
         return qspecs.trained_activation(observed, observer)
@@ -366,14 +371,14 @@ def _weight_axes(places: list[Place], layers: Layers) -> dict[Node, int]:
     for weight, sharing in readers.items():
         granularities = {layers.granularity(place.instance.node) for place in sharing}
         if len(granularities) > 1:
-            raise _disagreement(sharing[-1].instance.node)
+            raise _granularity_error(sharing[-1].instance.node)
         (axis, *others) = {place.spec.per_channel_axis(place.instance) for place in sharing}
         if granularities == {PER_CHANNEL} and axis is not None and not others:
             axes[weight] = axis
     return axes
 
 
-def _disagreement(node: Node) -> OptionError:
+def _granularity_error(node: Node) -> OptionError:
     return error_at(
         node,
         "This operator and another share a weight that would be per channel for one and per tensor for the other. Set "
@@ -388,7 +393,7 @@ def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
     )
 
 
-def _holds(qparams: QParams, state: Node) -> bool:
+def _range_contains_initial_value(qparams: QParams, state: Node) -> bool:
     """Returns whether the initial value of a state is within the range of these qparams."""
     value = constant_value(store_of(state))
     scale, zero_point = qparams.scale[0], qparams.zero_point[0]

@@ -125,9 +125,9 @@ class CorrectedBias(DerivedObserverOrFakeQuantize):
     def convert(self, model: GraphModule, node: Node) -> None:
         """Replaces `node`, the call of this module, by the corrected and quantized bias of the layer that reads it."""
         scale, zero_point = self.calculate_qparams()
-        bias = value_of(model, _constant(node))
+        bias = value_of(model, _source_constant(node))
         if self._shift is None:
-            _find_shifts(model, _constant(node))
+            _set_mean_shifts(model, _source_constant(node))
         if self._shift is not None:
             bias = bias - self._shift
         codes = (self.quant_min, self.quant_max)
@@ -146,10 +146,10 @@ class CorrectedBias(DerivedObserverOrFakeQuantize):
         if mean is None:
             return None
         args = arguments(layer)
-        weight = value_of(model, _constant(args["weight"]))
+        weight = value_of(model, _source_constant(args["weight"]))
         axis = self._means[0].axis
         values = mean.to(weight.device).reshape(-1, *[1] * (-axis - 1)).expand(self.shape)
-        args |= {"input": values, "weight": _rounded(weight, self.obs_or_fqs[1]) - weight, "bias": None}
+        args |= {"input": values, "weight": _fake_quantized_weight(weight, self.obs_or_fqs[1]) - weight, "bias": None}
         assert callable(layer.target)
         result: torch.Tensor = layer.target(*args.values()).movedim(axis, -1)
         return result.flatten(0, -2) if result.dim() > 1 else result[None]
@@ -159,7 +159,7 @@ class CorrectedBias(DerivedObserverOrFakeQuantize):
         self._shift = shift
 
 
-def _find_shifts(model: GraphModule, bias: Node) -> None:
+def _set_mean_shifts(model: GraphModule, bias: Node) -> None:
     """Gives the shift to each `CorrectedBias` that observes the constant `bias`. Linear in its readers."""
     pools: dict[tuple[Node, bytes], list[tuple[CorrectedBias, torch.Tensor]]] = {}
     for call in bias.users:
@@ -168,7 +168,7 @@ def _find_shifts(model: GraphModule, bias: Node) -> None:
             (layer,) = call.users
             shifts = observer.shifts(model, layer)
             if shifts is not None:
-                key = _constant(arguments(layer)["weight"]), observer.calculate_qparams()[0].numpy().tobytes()
+                key = _source_constant(arguments(layer)["weight"]), observer.calculate_qparams()[0].numpy().tobytes()
                 pools.setdefault(key, []).append((observer, shifts))
     for pool in pools.values():
         shift = torch.cat([shifts for _, shifts in pool]).mean(0)
@@ -188,10 +188,10 @@ def correct_biases_at_conversion(model: GraphModule, observers: dict[Any, Any]) 
             args = arguments(layer)
             axis = -1 if layer_kind(layer) is LayerKind.LINEAR else 1 - len(shape_of(args["weight"]))
             corrected.setdefault((args["input"], axis), []).append(layer)
-    entries = _entries(model)
+    entries = _input_nodes(model)
     for (source, axis), layers in corrected.items():
         means = ChannelMeans(axis, shape_of(source)[axis])
-        _insert(model, source, means, entries[-1] if source.op == "placeholder" else source)
+        _insert_observer(model, source, means, entries[-1] if source.op == "placeholder" else source)
         for layer in layers:
             edge = arguments(layer)["bias"], layer
             observers[edge] = CorrectedBias(observers[edge], means, shape_of(source))
@@ -209,7 +209,7 @@ def _is_quantized(model: GraphModule, layer: Node, observers: Mapping[Any, Any])
     return all(constant_of(model, args[role]) is not None for role in ("weight", "bias"))
 
 
-def _insert(model: GraphModule, source: Node, means: ChannelMeans, before: Node) -> None:
+def _insert_observer(model: GraphModule, source: Node, means: ChannelMeans, before: Node) -> None:
     """Inserts a call of `means` on `source` after `before`. All readers of `source` then read the call, so that
     all of them get the same codes.
     """
@@ -222,20 +222,20 @@ def _insert(model: GraphModule, source: Node, means: ChannelMeans, before: Node)
         reader.replace_input_with(source, call)
 
 
-def _entries(model: GraphModule) -> list[Node]:
+def _input_nodes(model: GraphModule) -> list[Node]:
     """Returns the inputs of the model, and the check of inputs. Inputs are valid after the last of these nodes."""
     checks = [node for node in model.graph.nodes if node.op == "call_module" and node.target == GUARDS]
     return [*placeholders(model.graph), *checks]
 
 
-def _constant(node: Node) -> Node:
+def _source_constant(node: Node) -> Node:
     """Returns the float constant from which `node` is observed, quantized or dequantized."""
     while node.op != "get_attr":
         (node, *_) = node.all_input_nodes
     return node
 
 
-def _rounded(weight: torch.Tensor, observer: Any) -> torch.Tensor:
+def _fake_quantized_weight(weight: torch.Tensor, observer: Any) -> torch.Tensor:
     """Returns `weight`, quantized and dequantized with the qparams that `observer` has found."""
     scale, zero_point = (value.to(weight.device) for value in observer.calculate_qparams())
     codes = (observer.quant_min, observer.quant_max)

@@ -32,15 +32,17 @@ class Layers:
 
     def __init__(self, layers: Mapping[Key, str] | None, default: str) -> None:
         if not isinstance(layers, Mapping | None):
-            raise OptionError(f"layers maps names and module types to one of {_list(SETTINGS)}; got {layers!r}.")
+            raise OptionError(
+                f"layers maps names and module types to one of {_comma_separated(SETTINGS)}; got {layers!r}."
+            )
         self.default = default
         for key, setting in (layers or {}).items():
             if setting not in SETTINGS:
-                raise OptionError(f"layers[{_show(key)}] is one of {_list(SETTINGS)}, not {setting!r}.")
+                raise OptionError(f"layers[{_key_text(key)}] is one of {_comma_separated(SETTINGS)}, not {setting!r}.")
         self._keys = NodeKeys("layers", layers or {})
         for label, setting in self._keys.operators.items():
             if setting == PER_CHANNEL and label in _KNOWN_OPERATORS - _PER_CHANNEL_OPERATORS:
-                raise OptionError(f"layers['{label}'] {_problem(setting)}")
+                raise OptionError(f"layers['{label}'] {_unmatched_message(setting)}")
 
     def granularity(self, node: Node) -> str:
         """Returns the granularity of the scales of the weight of `node`: "per_tensor" or "per_channel"."""
@@ -65,7 +67,7 @@ class Layers:
 
         Linear in the nodes of the model.
         """
-        self._keys.check(module, _takes, _problem)
+        self._keys.check(module, _applies_to, _unmatched_message)
 
 
 class WideStates:
@@ -99,13 +101,13 @@ def left_in_float(node: Node) -> str | None:
     return noted(node, _LEFT_IN_FLOAT)  # type: ignore[no-any-return]
 
 
-def _takes(node: Node, setting: str) -> bool:
+def _applies_to(node: Node, setting: str) -> bool:
     """Returns whether a setting of `layers` applies to an operator."""
     spec = OPERATORS.get(op_name(node))
     return setting != PER_CHANNEL or (spec is not None and spec.weight_axis is not None)
 
 
-def _problem(_: str) -> str:
+def _unmatched_message(_: str) -> str:
     return f"is 'per_channel'. {_WHO_TAKES_IT}"
 
 
@@ -113,11 +115,11 @@ def _labels(specs: Iterable[Any]) -> frozenset[str]:
     return frozenset(alias for spec in specs for name in spec.targets for alias in operator_aliases(name))
 
 
-def _list(values: Iterable[str]) -> str:
+def _comma_separated(values: Iterable[str]) -> str:
     return ", ".join(f"'{value}'" for value in values)
 
 
-def _show(key: object) -> str:
+def _key_text(key: object) -> str:
     return repr(key) if isinstance(key, str) else getattr(key, "__qualname__", repr(key))
 
 

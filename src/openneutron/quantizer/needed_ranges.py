@@ -38,20 +38,22 @@ def needed_intervals(graph: Graph, places: Sequence[Place], *, is_qat: bool) -> 
     needed: dict[Node, Interval | None] = {}
     for value in reversed(graph.nodes):
         if value in values:
-            by_readers = [_needed_by(reading.get(reader), value, needed, is_qat=is_qat) for reader in value.users]
-            needed[value] = _joined([interval for interval in by_readers if interval is not None])
-    own = {value: _own_limits(yielding.get(value)) for value in needed}
+            by_readers = [
+                _needed_by_reader(reading.get(reader), value, needed, is_qat=is_qat) for reader in value.users
+            ]
+            needed[value] = _union([interval for interval in by_readers if interval is not None])
+    own = {value: _clamp_limits(yielding.get(value)) for value in needed}
     return {value: interval.clamped(own[value]) for value, interval in needed.items() if interval is not None}
 
 
-def _joined(intervals: Sequence[Interval]) -> Interval | None:
+def _union(intervals: Sequence[Interval]) -> Interval | None:
     joined: Interval | None = None
     for interval in intervals:
         joined = interval if joined is None else joined.joined(interval)
     return joined
 
 
-def _own_limits(place: Place | None) -> Interval:
+def _clamp_limits(place: Place | None) -> Interval:
     """Returns the limits of the values of a clamp that shares qparams with its input."""
     if place is None or place.rule is not OutputRule.SHARED:
         return EVERYTHING
@@ -60,7 +62,7 @@ def _own_limits(place: Place | None) -> Interval:
     return EVERYTHING if limits is None else Interval(*limits)
 
 
-def _needed_by(
+def _needed_by_reader(
     place: Place | None, value: Node, needed: dict[Node, Interval | None], *, is_qat: bool
 ) -> Interval | None:
     """Returns the interval of `value` that its reader at `place` needs; None if nothing needs the reader's output."""

@@ -206,7 +206,7 @@ class NeutronQuantizer(Quantizer):
             fused.update(filter(None, [place.activation]))
             places.append(place)
         if self.is_qat and not places:
-            raise _nothing_to_train(left)
+            raise _nothing_to_train_error(left)
         joined = float_concatenations(places)
         for node in joined:
             note_float_concatenation(node)
@@ -219,7 +219,7 @@ class NeutronQuantizer(Quantizer):
             training.fold_float_batch_norms(model)
         _warn_of_coarse_softmaxes(places)
         if left:
-            warnings.warn("These operators stay in float:\n" + _listed(left), UnquantizedWarning, stacklevel=3)
+            warnings.warn("These operators stay in float:\n" + _reasons_text(left), UnquantizedWarning, stacklevel=3)
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -244,17 +244,17 @@ class NeutronQuantizer(Quantizer):
         return None if activation is None or self.layers.leave_in_float(activation) else activation
 
 
-def _listed(left: list[tuple[Node, str]]) -> str:
+def _reasons_text(left: list[tuple[Node, str]]) -> str:
     """Returns one line for each operator that stays in float, with its reason."""
     return "\n".join(f"  {node.name} ({op_name(node)}, {place_of(node)}): {reason}" for node, reason in left)
 
 
-def _nothing_to_train(left: list[tuple[Node, str]]) -> ModelError:
+def _nothing_to_train_error(left: list[tuple[Node, str]]) -> ModelError:
     message = "Nothing of this model is quantized, so there is nothing to train quantized."
     if not left:
         return ModelError(f"{message} It has no operators, or `layers` leaves all of them in float.")
     node, _ = left[0]
-    message = f"{message} Its operators stay in float:\n{_listed(left)}\n"
+    message = f"{message} Its operators stay in float:\n{_reasons_text(left)}\n"
     return error_at(node, message)
 
 

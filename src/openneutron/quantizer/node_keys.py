@@ -35,10 +35,10 @@ class NodeKeys:
         self._patterns: dict[str, str] = {}
         self._types: dict[str, str] = {}
         for key, setting in settings.items():
-            kind, label = self._kind(key)
+            kind, label = self._settings_of_kind(key)
             kind[label] = setting
 
-    def _kind(self, key: Key) -> tuple[dict[str, str], str]:
+    def _settings_of_kind(self, key: Key) -> tuple[dict[str, str], str]:
         if isinstance(key, type) and issubclass(key, nn.Module):
             return self._types, f"{key.__module__}.{key.__qualname__}"
         if not isinstance(key, str):
@@ -58,7 +58,7 @@ class NodeKeys:
         if not (self._names or self._patterns or self._types):
             return None
         modules = modules_of(node)
-        names = list(_covering(name for name, _ in modules))
+        names = list(_enclosing_modules(name for name, _ in modules))
         for name in names:
             if name in self._names:
                 return f"'{name}'", self._names[name]
@@ -84,7 +84,7 @@ class NodeKeys:
                 continue
             modules, taken = modules_of(node), {setting for setting in settings if applies(node, setting)}
             operators.add(operator_labels(node), taken)
-            names.add(_covering(name for name, _ in modules), taken)
+            names.add(_enclosing_modules(name for name, _ in modules), taken)
             types.add((kind for _, kind in modules), taken)
         for label, setting in self.operators.items():
             operators.check(f"'{label}'", [label], setting, problem)
@@ -129,7 +129,7 @@ def operator_labels(node: Node) -> Iterator[str]:
     return (label for name in operator_names(node) for label in operator_aliases(name))
 
 
-def _covering(names: Iterable[str]) -> Iterator[str]:
+def _enclosing_modules(names: Iterable[str]) -> Iterator[str]:
     """Returns the names of all modules that contain the modules of these `names`, the innermost first."""
     for inner in reversed(list(names)):
         name = inner

@@ -68,10 +68,10 @@ class Origin:
 _UNKNOWN = Origin("unknown", "unknown", None)
 
 
-def _check(minimum: torch.Tensor, maximum: torch.Tensor, origin: Origin | None) -> None:
+def _check_extremes(minimum: torch.Tensor, maximum: torch.Tensor, origin: Origin | None) -> None:
     origin = origin or _UNKNOWN
     if minimum.numel() == 0 or bool((minimum == float("inf")).any() and (maximum == float("-inf")).any()):
-        raise _never_reached(origin)
+        raise _unreached_error(origin)
     if not bool(torch.isfinite(minimum).all() and torch.isfinite(maximum).all()):
         raise origin.error(
             f"NaN or infinite values were observed here (minimum {minimum.min().item()}, maximum "
@@ -79,14 +79,14 @@ def _check(minimum: torch.Tensor, maximum: torch.Tensor, origin: Origin | None) 
         )
 
 
-def _never_reached(origin: Origin | None) -> CalibrationError:
+def _unreached_error(origin: Origin | None) -> CalibrationError:
     return (origin or _UNKNOWN).error(
         "Calibration or training never reached this value. Run the prepared model on representative inputs before "
         "convert_pt2e."
     )
 
 
-def _with_scale_of_zeros(
+def _set_scale_of_zeros(
     qparams: tuple[torch.Tensor, torch.Tensor], minimum: torch.Tensor, maximum: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns `qparams`, with scale 1 for values that are always zero: torchao's 1e-7 is too small for kernels."""
@@ -131,18 +131,18 @@ class RangeObserver(MinMaxObserver):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observes `values`, and returns them."""
         if values.numel():
-            self._include(*torch.aminmax(flattened(values.detach()).to(self.min_val.dtype)))
+            self._update_extremes(*torch.aminmax(flattened(values.detach()).to(self.min_val.dtype)))
         return values
 
-    def _include(self, low: torch.Tensor, high: torch.Tensor) -> None:
+    def _update_extremes(self, low: torch.Tensor, high: torch.Tensor) -> None:
         torch.minimum(self.min_val, low, out=self.min_val)
         torch.maximum(self.max_val, high, out=self.max_val)
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns scale (float32) and zero point (int64) of the observed range."""
-        _check(self.min_val, self.max_val, self.origin)
+        _check_extremes(self.min_val, self.max_val, self.origin)
         _warn_of_vanishing_values(self, self.min_val, self.max_val)
-        return _with_scale_of_zeros(super().calculate_qparams(), self.min_val, self.max_val)
+        return _set_scale_of_zeros(super().calculate_qparams(), self.min_val, self.max_val)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Returns the minimum and the maximum, for the `merge` of another observer."""
@@ -150,7 +150,7 @@ class RangeObserver(MinMaxObserver):
 
     def merge(self, later: Mapping[str, torch.Tensor]) -> None:
         """Adds the `state` of another observer."""
-        self._include(later["minimum"].to(self.min_val), later["maximum"].to(self.max_val))
+        self._update_extremes(later["minimum"].to(self.min_val), later["maximum"].to(self.max_val))
 
 
 class DistributionObserver(UniformQuantizationObserverBase):
@@ -211,14 +211,14 @@ class DistributionObserver(UniformQuantizationObserverBase):
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns scale (float32) and zero point (int64) of the selected range. Caches the search."""
         if self._found is None or self._found[0] != self.sample.tensors:
-            _check(*self.sample.extremes, self.origin)
+            _check_extremes(*self.sample.extremes, self.origin)
             _warn_of_vanishing_values(self, *self.sample.extremes)
-            ends = torch.tensor(self._range(), device=self.eps.device)
-            qparams = _with_scale_of_zeros(self._calculate_qparams(*ends), *self.sample.extremes)
+            ends = torch.tensor(self._selected_range(), device=self.eps.device)
+            qparams = _set_scale_of_zeros(self._calculate_qparams(*ends), *self.sample.extremes)
             self._found = self.sample.tensors, qparams
         return self._found[1]
 
-    def _range(self) -> tuple[float, float]:
+    def _selected_range(self) -> tuple[float, float]:
         seen = distribution(*self.sample.state().weighted(relative=self.range_by == "relative"))
         return range_by(self.range_by, seen, _codes(self), self.percentile)
 
@@ -289,7 +289,7 @@ class NeededRangeObserver(ObserverOfAnother):
 
     def __init__(self, *args: Any, needed: Interval, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.needed = _with_margin(needed, self.quant_max - self.quant_min)
+        self.needed = _extend_by_one_step(needed, self.quant_max - self.quant_min)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observes `values`, and returns them."""
@@ -302,7 +302,7 @@ class NeededRangeObserver(ObserverOfAnother):
         return self.observer.calculate_qparams()  # type: ignore[no-any-return]
 
 
-def _with_margin(needed: Interval, steps: int) -> Interval:
+def _extend_by_one_step(needed: Interval, steps: int) -> Interval:
     """Returns the interval extended by one int8 step, so that its ends after rounding are not within the interval.
 
     If one end is infinite, the step is unknown, and the other end is extended by a share of its distance from zero.
@@ -379,7 +379,7 @@ class PerChannelRangeObserver(PerChannelMinMaxObserver):
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns scales (float32) and zero points (int64) of the observed ranges."""
-        _check(self.min_val, self.max_val, self.origin)
+        _check_extremes(self.min_val, self.max_val, self.origin)
         scale, zero_point = super().calculate_qparams()
         return scale, zero_point
 
@@ -398,7 +398,7 @@ class _Parameter:
             self.seen, self.qparams = (values, version), None
 
 
-class _OfParameter(UniformQuantizationObserverBase):
+class _ParameterObserver(UniformQuantizationObserverBase):
     """Observes a parameter that does not change in calibration: symmetric ranges with the least squared error.
 
     The observer reads the whole parameter when `calculate_qparams` is called, and not in `forward`.
@@ -416,18 +416,18 @@ class _OfParameter(UniformQuantizationObserverBase):
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns scale (float32) and zero point (int64), one value or one per channel."""
         if self.parameter.qparams is None:
-            bounds = self._bounds()
+            bounds = self._symmetric_bounds()
             scale, zero_point = self._calculate_qparams(-bounds, bounds)
             self.parameter.qparams = torch.where(bounds == 0, SCALE_OF_ZERO_WEIGHTS, scale), zero_point
         return self.parameter.qparams
 
-    def _bounds(self) -> torch.Tensor:
+    def _symmetric_bounds(self) -> torch.Tensor:
         """Records the parameter's extremes, and returns the bounds of its symmetric ranges, in the same shape."""
         if self.parameter.seen is None or not self.parameter.seen[0].numel():
-            raise _never_reached(self.origin)
+            raise _unreached_error(self.origin)
         rows = self._rows(self.parameter.seen[0].detach().float())
         self.min_val, self.max_val = torch.aminmax(rows, dim=-1)
-        _check(self.min_val, self.max_val, self.origin)
+        _check_extremes(self.min_val, self.max_val, self.origin)
         return bounds_by_error(rows.view(-1, rows.shape[-1]), _codes(self)).view(self.min_val.shape)
 
     def _rows(self, values: torch.Tensor) -> torch.Tensor:
@@ -435,11 +435,11 @@ class _OfParameter(UniformQuantizationObserverBase):
         return values.flatten()
 
 
-class WeightObserver(_OfParameter, RangeObserver):
+class WeightObserver(_ParameterObserver, RangeObserver):
     """Finds one range for a parameter."""
 
 
-class PerChannelWeightObserver(_OfParameter, PerChannelRangeObserver):
+class PerChannelWeightObserver(_ParameterObserver, PerChannelRangeObserver):
     """Finds one range of a parameter for each index of `ch_axis`."""
 
     def _rows(self, values: torch.Tensor) -> torch.Tensor:

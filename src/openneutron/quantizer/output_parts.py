@@ -120,7 +120,7 @@ def float_concatenations(places: Sequence[Place]) -> dict[Node, Join]:
     Rule: a concatenation is kept in float if its inputs have different qparams and no quantized operator computes with
     its output. The moves that read the output are kept in float too. Linear in places and uses.
     """
-    leaving = _leaving(places)
+    leaving = _moves_to_outputs(places)
     quantized = {place.output for place in places}
     quantized |= {value for place in places if place.instance.node not in leaving for value in place.inputs}
     # Maps a value to its fixed qparams, or to the value whose observer finds its qparams.
@@ -132,14 +132,14 @@ def float_concatenations(places: Sequence[Place]) -> dict[Node, Join]:
             key[place.output] = rule
         elif rule is not OutputRule.SHARED or (len(place.inputs) > 1 and node not in leaving):
             continue
-        elif node in leaving and (join := _join(place, key, joined, quantized)) is not None:
+        elif node in leaving and (join := _parts_of(place, key, joined, quantized)) is not None:
             joined[node] = join
         else:
             key[place.output] = next((key.get(value, value) for value in place.inputs if _varies(value)), place.output)
     return joined
 
 
-def _leaving(places: Sequence[Place]) -> set[Node]:
+def _moves_to_outputs(places: Sequence[Place]) -> set[Node]:
     """Returns the operators that only move values, and only to outputs of the model and to operators in float."""
     quantized = {place.instance.node for place in places}
     leaving: set[Node] = set()
@@ -150,7 +150,7 @@ def _leaving(places: Sequence[Place]) -> set[Node]:
     return leaving
 
 
-def _join(place: Place, key: dict[Node, object], joined: dict[Node, Join], quantized: set[Node]) -> Join | None:
+def _parts_of(place: Place, key: dict[Node, object], joined: dict[Node, Join], quantized: set[Node]) -> Join | None:
     """Returns the parts of `place`. Returns None if all have the same qparams and the operator adds no other values."""
     inputs = [value for value in place.inputs if _varies(value) or not _is_zero(value)]
     keys = {key.get(value, value) if _varies(value) else value for value in inputs}

@@ -79,7 +79,7 @@ class ObservedValue:
 
 def activation(value: ObservedValue, observer: Any) -> QuantizationSpec:
     """Returns an int8, affine, per-tensor spec. `observer` constructs an observer or a fake quantizer."""
-    return _activation_spec(_constructor_for(value, observer), symmetric=value.symmetric)
+    return _activation_spec(_observer_constructor(value, observer), symmetric=value.symmetric)
 
 
 def trained_activation(value: ObservedValue, observer: Any) -> QuantizationSpec:
@@ -93,7 +93,7 @@ def trained_activation(value: ObservedValue, observer: Any) -> QuantizationSpec:
     special = value.masked or value.wrap_observer is not None
     if fakes and not special:
         return _activation_spec(observer, symmetric=value.symmetric)
-    made = _constructor_for(value, RecentRangeObserver if fakes else observer)
+    made = _observer_constructor(value, RecentRangeObserver if fakes else observer)
     is_of_mask = isinstance(made, PartialWrapper) and issubclass(made.p.func, MaskedObserver)
     options = {"is_fake_quantized": True} if is_of_mask else {}
     return _activation_spec(FakeQuantize.with_args(observer=made, **options), symmetric=value.symmetric)
@@ -110,7 +110,7 @@ def _activation_spec(constructor: Any, *, symmetric: bool) -> QuantizationSpec:
     )
 
 
-def _constructor_for(value: ObservedValue, observer: Any) -> Any:
+def _observer_constructor(value: ObservedValue, observer: Any) -> Any:
     """Returns the constructor `observer` with the options and the wrapper that `value` needs."""
     made, options = (observer.p.func, observer.p.keywords) if isinstance(observer, PartialWrapper) else (observer, {})
     observes = isinstance(made, type) and issubclass(made, ObserverBase)

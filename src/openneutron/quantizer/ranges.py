@@ -115,7 +115,7 @@ def range_by(rule: str, seen: Distribution, codes: Codes, percentile: float = 99
         return min(found[0], 0.0), max(found[1], 0.0)
     scaled = Distribution(seen.values / bound, seen.weights / seen.weights.sum())  # squares of large values overflow
     cost = _divergence(scaled, codes) if rule == "kl" else _squared_error(scaled, codes)
-    low, high = _search(cost, low / bound, high / bound, one_bound=codes.zero is not None)
+    low, high = _search_range(cost, low / bound, high / bound, one_bound=codes.zero is not None)
     return low * bound, high * bound
 
 
@@ -146,7 +146,7 @@ def _fine_factors() -> Tensor:
     return (SHARES[0] / SHARES[1]) ** torch.linspace(1, -1, 2 * FINE_STEPS + 1)
 
 
-def _search(cost: Cost, low: float, high: float, *, one_bound: bool) -> tuple[float, float]:
+def _search_range(cost: Cost, low: float, high: float, *, one_bound: bool) -> tuple[float, float]:
     """Returns the cheapest range found.
 
     The search first scales both ends of the widest range (`low` <= 0 <= `high`) by one share, then each end alone. Each

@@ -81,7 +81,7 @@ class SampleState:
     @property
     def counts(self) -> Tensor:
         """Returns the number of kept values of each tensor, [tensors]."""
-        return _left(self.sizes.clamp(max=VALUES_OF_A_TENSOR), self.level)
+        return _kept_count(self.sizes.clamp(max=VALUES_OF_A_TENSOR), self.level)
 
     def weighted(self, *, relative: bool = False) -> tuple[Tensor, Tensor]:
         """Returns values [N] and weights [N] (float32): how many values of the stream each value represents.
@@ -114,14 +114,14 @@ class SampleState:
         counts = self.counts
         starts = counts.cumsum(0) - counts
         place = torch.arange(len(self.values)) - starts.repeat_interleave(counts)
-        left = _left(self.sizes.clamp(max=VALUES_OF_A_TENSOR), level).repeat_interleave(counts)
+        left = _kept_count(self.sizes.clamp(max=VALUES_OF_A_TENSOR), level).repeat_interleave(counts)
         return SampleState(self.values[place < left], self.sizes, self.extremes, level)
 
     def fitting(self, capacity: int) -> SampleState:
         """Returns the sample at the lowest level with at most `capacity` values, at most at `LAST_LEVEL`."""
         sizes = self.sizes.clamp(max=VALUES_OF_A_TENSOR)
         level = self.level
-        while level < LAST_LEVEL and int(_left(sizes, level).sum()) > capacity:
+        while level < LAST_LEVEL and int(_kept_count(sizes, level).sum()) > capacity:
             level += 1
         return self if level == self.level else self.at(level)
 
@@ -132,15 +132,15 @@ class Sample:
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.capacity = capacity
         self.tensors = 0
-        self._taking: _Taking | None = None
-        self._hold(SampleState(torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, 2), level=0))
+        self._taking: _SampledPositions | None = None
+        self._set_state(SampleState(torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, 2), level=0))
 
     def add(self, values: Tensor) -> None:
         """Adds the next tensor, which is not empty and counts as `count_of_tensors` tensors."""
         flat = flattened(values)
         taking = self._taking
         if taking is None or taking.shape != values.shape:
-            taking = self._taking = _Taking.of(values, self._level)
+            taking = self._taking = _SampledPositions.of(values, self._level)
         if taking.rows == 1:
             lows, highs = torch.aminmax(flat)
         else:  # one by one: aminmax of a dimension takes four times as long
@@ -153,7 +153,7 @@ class Sample:
         self.tensors += taking.rows
         self._held += taking.count
         if self._held > self.capacity and self._level < LAST_LEVEL:
-            self._hold(self.state())
+            self._set_state(self.state())
 
     @property
     def extremes(self) -> tuple[Tensor, Tensor]:
@@ -166,13 +166,13 @@ class Sample:
     def state(self) -> SampleState:
         """Returns the kept values, on the CPU."""
         old = self._old
-        values = torch.cat([old.values, _joined(self._values)])
+        values = torch.cat([old.values, _concatenated(self._values)])
         sizes = torch.cat([old.sizes, torch.tensor(self._new_sizes, dtype=torch.int64)])
         return SampleState(values, sizes, self._all_extremes(), self._level).fitting(self.capacity)
 
     def _all_extremes(self) -> Tensor:
         """Returns the extremes of each tensor, [tensors, 2]."""
-        return torch.cat([self._old.extremes, torch.stack((_joined(self._lows), _joined(self._highs)), 1)])
+        return torch.cat([self._old.extremes, torch.stack((_concatenated(self._lows), _concatenated(self._highs)), 1)])
 
     def merge(self, later: SampleState) -> None:
         """Adds `later`, the sample of the next part of the stream."""
@@ -183,9 +183,9 @@ class Sample:
             torch.cat((getattr(own, name), getattr(later, name))) for name in ("values", "sizes", "extremes")
         )
         self.tensors += len(later.sizes)
-        self._hold(SampleState(values, sizes, extremes, level).fitting(self.capacity))
+        self._set_state(SampleState(values, sizes, extremes, level).fitting(self.capacity))
 
-    def _hold(self, state: SampleState) -> None:
+    def _set_state(self, state: SampleState) -> None:
         """Replaces the kept values by `state`."""
         self._old, self._level, self._held = state, state.level, len(state.values)
         self._values: list[Tensor] = []
@@ -196,7 +196,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class _Taking:
+class _SampledPositions:
     """The `positions` [count] of the sampled values in tensors of one `shape`. Each counts as `rows` tensors."""
 
     shape: torch.Size
@@ -206,20 +206,20 @@ class _Taking:
     sizes: list[int]
 
     @classmethod
-    def of(cls, values: Tensor, level: int) -> _Taking:
+    def of(cls, values: Tensor, level: int) -> _SampledPositions:
         rows = count_of_tensors(values.shape)
         size = values.numel() // rows
         taken = positions(size)
-        first = taken[: _left(len(taken), level)]
+        first = taken[: _kept_count(len(taken), level)]
         every = (torch.arange(rows)[:, None] * size + first).flatten().to(values.device)
         return cls(values.shape, rows, every, len(every), [size] * rows)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _concatenated(parts: list[Tensor]) -> Tensor:
     """Returns all values of `parts` in one dimension, on the CPU, float32."""
     return torch.cat([torch.empty(0), *(part.reshape(-1).to("cpu", torch.float32) for part in parts)])
 
 
-def _left(taken: _Count, level: int) -> _Count:
+def _kept_count(taken: _Count, level: int) -> _Count:
     """Returns the number of kept values of a tensor at `level`, from the number of its sampled values, `taken`."""
     return -(-taken >> level)

@@ -90,14 +90,14 @@ def score_ranges(module: GraphModule, *, is_qat: bool = False) -> dict[Node, Sco
             count = shape_of(node)[-1]
             distance = math.log(count) + MARGIN
             found[node] = ScoreRange(count, distance, is_relative=True)
-            _follow(node.args[0], 2, ScoreRange(count, distance), found)
+            _collect_scores(node.args[0], 2, ScoreRange(count, distance), found)
         elif is_op(node, "softmax") and not is_qat and int(arguments(node)["dim"]) in (-1, len(shape_of(node)) - 1):
             count = shape_of(node)[-1]
-            _follow(node.args[0], 1, ScoreRange(count, math.log(count) + MARGIN_OF_SOFTMAX), found)
+            _collect_scores(node.args[0], 1, ScoreRange(count, math.log(count) + MARGIN_OF_SOFTMAX), found)
     return found
 
 
-def _follow(node: object, readers: int, scores: ScoreRange, found: dict[Node, ScoreRange]) -> None:
+def _collect_scores(node: object, readers: int, scores: ScoreRange, found: dict[Node, ScoreRange]) -> None:
     """Adds the scores `node` to `found`, and the values from which views and products with positive numbers compute
     them. Stops at a value with other readers than the given number, and at a value before the scores with a second one.
     """

@@ -60,10 +60,10 @@ def protect_from_wrong_folding() -> None:
     for name in _FOLDS:
         fold: Any = getattr(quantize_pt2e, name, None)
         if fold is not None and not hasattr(fold, "folds_right"):
-            setattr(quantize_pt2e, name, _folding_right(fold))
+            setattr(quantize_pt2e, name, _with_correct_folding(fold))
 
 
-def _folding_right(fold: Callable[[GraphModule], None]) -> Callable[[GraphModule], None]:
+def _with_correct_folding(fold: Callable[[GraphModule], None]) -> Callable[[GraphModule], None]:
     @functools.wraps(fold)
     def folded_right(module: GraphModule) -> None:
         for node in module.graph.nodes:
@@ -82,12 +82,12 @@ def is_folded_wrongly(module: GraphModule) -> bool:
     """Returns whether torchao would fold a batch norm of this exported model incorrectly. Linear in nodes."""
     read = Counter(str(node.target) for node in module.graph.nodes if node.op == "get_attr" for _ in node.users)
     return any(
-        is_op(node, "batch_norm") and _folds_into(node) is not None and not _folds_right(module, node, read)
+        is_op(node, "batch_norm") and _fold_target(node) is not None and not _is_folded_correctly(module, node, read)
         for node in module.graph.nodes
     )
 
 
-def _folds_into(batch_norm: Node) -> Node | None:
+def _fold_target(batch_norm: Node) -> Node | None:
     """Returns the convolution or linear into which torchao folds `batch_norm`, or None."""
     producer = batch_norm.args[0]
     while isinstance(producer, Node) and is_op(producer, "batch_norm"):
@@ -99,7 +99,7 @@ def _folds_into(batch_norm: Node) -> Node | None:
     return producer if is_folded else None
 
 
-def _folds_right(module: GraphModule, batch_norm: Node, read: Counter[str]) -> bool:
+def _is_folded_correctly(module: GraphModule, batch_norm: Node, read: Counter[str]) -> bool:
     producer = batch_norm.args[0]
     if not isinstance(producer, Node) or is_op(producer, "batch_norm") or len(producer.users) > 1:
         return False

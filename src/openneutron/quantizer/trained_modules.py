@@ -133,7 +133,7 @@ class WeightFakeQuantize(FakeQuantize):
         """Replaces `node`, a call of this module, by the quantized weight of its reader. Quantizes the bias too."""
         (operator,) = node.users
         weight_role, bias_role = weight_and_bias(operator)
-        weight, bias = _trained(model, operator)
+        weight, bias = _trained_constants(model, operator)
         self.activation_post_process(weight)
         scale, zero_point = self.calculate_qparams()
         axis = self.ch_axis if self.is_per_channel else None
@@ -166,7 +166,7 @@ class FloatWeight(ObserverBase):
     def convert(self, model: GraphModule, node: Node) -> None:
         """Replaces `node`, a call of this module, by the folded weight of its reader. Replaces the bias too."""
         (operator,) = node.users
-        for role, value in zip(weight_and_bias(operator), _trained(model, operator), strict=True):
+        for role, value in zip(weight_and_bias(operator), _trained_constants(model, operator), strict=True):
             if role is not None and value is not None:
                 set_argument(operator, role, insert_constant(model, operator, value, role))
         model.graph.erase_node(node)
@@ -199,7 +199,7 @@ def weight_and_bias(operator: Node) -> tuple[str, str | None]:
     return ("weight", "bias") if spec is None else (spec.weight or "weight", spec.bias)
 
 
-def _trained(model: GraphModule, operator: Node) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _trained_constants(model: GraphModule, operator: Node) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Returns the trained weight and bias of `operator`. Folds a batch norm after it into them, and removes that."""
     args, (weight_role, bias_role) = arguments(operator), weight_and_bias(operator)
     weight = value_of(model, args[weight_role].args[0])

@@ -69,24 +69,26 @@ def prepare_for_training(module: GraphModule) -> None:
         if is_op(node, "batch_norm"):
             if not constants.issuperset(node.all_input_nodes[1:]):
                 message = "The parameters of this batch norm are computed from inputs, and cannot be folded."
-                raise _error(node, message, remedy="Write it as a multiplication and an addition.")
+                raise _training_error(node, message, remedy="Write it as a multiplication and an addition.")
             _move_before(node.all_input_nodes[1:], trains)
             if not takes_batch_norm(node.args[0], constants.__contains__) and not insert_convolution(module, node):
-                raise _error(node, "This batch norm cannot be folded: no operator before it can absorb it.")
+                raise _training_error(node, "This batch norm cannot be folded: no operator before it can absorb it.")
             if arguments(node)["training"]:
                 count = str(arguments(node)["running_mean"].target).removesuffix("running_mean") + BATCH_COUNT
                 _call_batch_norm(node, count if count in buffers else None, trains)
             else:
                 _call_batch_norm(node, None, trains=False)
         elif is_op(node, *_ONLY_IN_TRAINING) and node not in constants:
-            source, *options = _after_moves(node).args
-            _replace(node, OnlyInTraining(op_name(node), tuple(options)), (source, trains))
+            source, *options = _move_dropout_after_moves(node).args
+            _replace_by_module(node, OnlyInTraining(op_name(node), tuple(options)), (source, trains))
         elif draws_random_numbers(node):
-            raise _error(node, "This operator draws random numbers, and would draw them in the converted model, too.")
+            raise _training_error(
+                node, "This operator draws random numbers, and would draw them in the converted model, too."
+            )
     module.graph.eliminate_dead_code()
 
 
-def _error(
+def _training_error(
     node: Node, message: str, remedy: str = "Call eval() on the module that it comes from before torch.export.export."
 ) -> ModelError:
     return error_at(node, f"{message} {remedy}")
@@ -114,10 +116,10 @@ def _call_batch_norm(node: Node, count: str | None, trains: Node | bool) -> None
         batches = None if count is None else node.graph.get_attr(count)
     running = (args["running_mean"], args["running_var"], batches)
     submodule = BatchNorm(args["momentum"], args["eps"])
-    _replace(node, submodule, (args["input"], (args["weight"], args["bias"]), running, trains))
+    _replace_by_module(node, submodule, (args["input"], (args["weight"], args["bias"]), running, trains))
 
 
-def _after_moves(node: Node) -> Node:
+def _move_dropout_after_moves(node: Node) -> Node:
     """Moves a dropout after its only reader, repeatedly, while this reader is a relu or only moves values."""
     while is_op(node, "dropout") and len(node.users) == 1:
         (reader,) = node.users
@@ -136,15 +138,15 @@ def _only_moves(node: Node) -> bool:
     return spec is not None and spec.output is OutputRule.SHARED and not spec.is_compute and spec.inputs == ("self",)
 
 
-def _replace(node: Node, submodule: torch.nn.Module, args: tuple[Any, ...]) -> None:
+def _replace_by_module(node: Node, submodule: torch.nn.Module, args: tuple[Any, ...]) -> None:
     """Replaces `node` by a call of a new submodule."""
-    call = _call_before(node, submodule, args)
+    call = _insert_module_call(node, submodule, args)
     call.meta = dict(node.meta)
     node.replace_all_uses_with(call)
     node.graph.erase_node(node)
 
 
-def _call_before(node: Node, submodule: torch.nn.Module, args: tuple[Any, ...]) -> Node:
+def _insert_module_call(node: Node, submodule: torch.nn.Module, args: tuple[Any, ...]) -> Node:
     module = node.graph.owning_module
     assert module is not None
     name = free_name(module, f"_{node.name}_{type(submodule).__name__}")
@@ -172,7 +174,7 @@ def read_weight_through(operator: Node, reader: WeightFakeQuantize | FloatWeight
     if norm is not None and isinstance(reader, WeightFakeQuantize):
         (norm_weight, _), (_, variance, _), module = batch_norm_arguments(norm)
         args = (weight, norm_weight, variance, module.eps)
-    call = _call_before(operator, reader.to(weight.meta["val"].device), args)
+    call = _insert_module_call(operator, reader.to(weight.meta["val"].device), args)
     call.meta = dict(weight.meta)
     set_argument(operator, role, call)
 

@@ -33,7 +33,7 @@ def absorb_biases(module: GraphModule, ranges: Ranges) -> Ranges:
         layers = _layers_around_relu(module, node)
         constant_part = _constant_part(lowest, highest)
         if layers is not None and bool((constant_part > 0).any()):
-            _absorb(*layers, constant_part)
+            _absorb_constant_part(*layers, constant_part)
             now[node] = lowest - constant_part, highest - constant_part
     module.recompile()
     return now
@@ -54,11 +54,11 @@ def _layers_around_relu(module: GraphModule, node: Node) -> tuple[ConstantLayer,
     Returns None if `node` is not followed by a relu and a second layer, if another operator reads `node` or the relu,
     or if the second layer pads its input.
     """
-    layer = _layer(module, node)
+    layer = _adjustable_layer(module, node)
     relu = _only_reader(node)
     if layer is None or not is_op(relu, "relu"):
         return None
-    reader = _layer(module, _only_reader(relu))
+    reader = _adjustable_layer(module, _only_reader(relu))
     if reader is None or reader.input is not relu:
         return None
     padding = arguments(reader.node).get("padding", [0])
@@ -70,7 +70,7 @@ def _only_reader(node: Node | None) -> Node | None:
     return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
 
 
-def _layer(module: GraphModule, node: Node | None) -> ConstantLayer | None:
+def _adjustable_layer(module: GraphModule, node: Node | None) -> ConstantLayer | None:
     """Returns `node` as a layer.
 
     Returns None if `node` is not a convolution or linear, is a transposed convolution, has no bias, or if another
@@ -82,7 +82,7 @@ def _layer(module: GraphModule, node: Node | None) -> ConstantLayer | None:
     return layer
 
 
-def _absorb(layer: ConstantLayer, reader: ConstantLayer, constant_part: torch.Tensor) -> None:
+def _absorb_constant_part(layer: ConstantLayer, reader: ConstantLayer, constant_part: torch.Tensor) -> None:
     weight, bias, next_bias = reader.weight, layer.bias, reader.bias
     assert bias is not None
     assert next_bias is not None

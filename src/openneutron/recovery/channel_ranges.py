@@ -20,7 +20,7 @@ Ranges = dict[Node, tuple[torch.Tensor, torch.Tensor]]
 """Minima and maxima [channels] of the outputs of convolutions and linears, before any activation, by node."""
 
 
-class _Recorder(GraphRun):
+class _RangeRecorder(GraphRun):
     """A run that extends `ranges` by the outputs of layers."""
 
     def __init__(self, module: GraphModule, given: Mapping[Node, Any], ranges: Ranges) -> None:
@@ -43,5 +43,5 @@ def channel_ranges(module: GraphModule, samples: Samples) -> Ranges:
     """Runs a float graph on all samples and returns the extremes of each channel."""
     ranges: Ranges = {}
     for sample in samples:
-        _Recorder(module, dict(zip(sample_nodes(module.graph), sample, strict=True)), ranges).run()
+        _RangeRecorder(module, dict(zip(sample_nodes(module.graph), sample, strict=True)), ranges).run()
     return ranges

@@ -42,7 +42,7 @@ def correct_bias(layer: WeightedLayer, layer_io: LayerIO) -> None:
         return
     weight = layer.real_weight
     without_bias = (layer.run(values, weight, None) for values in layer_io.quantized)
-    layer.set_bias(_mean(layer, layer_io.wanted) - _mean(layer, without_bias))
+    layer.set_bias(_output_means(layer, layer_io.wanted) - _output_means(layer, without_bias))
 
 
 class PooledBiases:
@@ -57,7 +57,7 @@ class PooledBiases:
 
     def __init__(self, shared: SharedLayer) -> None:
         self._is_recurrent = shared.is_recurrent
-        self._pools = [_PooledMeans(layers) for layers in _by_bias(shared.uses)]
+        self._pools = [_PooledMeans(layers) for layers in _group_by_bias(shared.uses)]
         self._pool_of = {layer.node: means for means in self._pools for layer in means.layers}
 
     def add(self, layer: WeightedLayer, layer_io: LayerIO) -> None:
@@ -104,7 +104,7 @@ class _PooledMeans:
             each.set_bias((self.wanted - sums) / self.count)
 
 
-def _by_bias(layers: Sequence[WeightedLayer]) -> list[list[WeightedLayer]]:
+def _group_by_bias(layers: Sequence[WeightedLayer]) -> list[list[WeightedLayer]]:
     """Groups layers by the codes and the scale of their biases. Leaves out layers without a bias."""
     found: dict[tuple[bytes, bytes], list[WeightedLayer]] = {}
     for layer in layers:
@@ -126,7 +126,7 @@ def _input_sums(layer: WeightedLayer, values: torch.Tensor) -> torch.Tensor:
     return sums
 
 
-def _mean(layer: WeightedLayer, outputs: Iterable[torch.Tensor]) -> torch.Tensor:
+def _output_means(layer: WeightedLayer, outputs: Iterable[torch.Tensor]) -> torch.Tensor:
     """Returns the mean of each output channel [outputs] over all positions of all samples, in double."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for values in outputs:

@@ -102,7 +102,7 @@ def round_weights_by_gptq(
 
     def visit(layer: WeightedLayer, layer_io: LayerIO) -> None:
         if _is_rounded(layer, most_inputs):
-            _round([layer], layer_io.weight, _moments(layer, layer_io))
+            _round_weight([layer], layer_io.weight, _estimate_moments(layer, layer_io))
         correct_bias(layer, layer_io)
 
     def pool(shared: SharedLayer) -> Pool:
@@ -134,7 +134,7 @@ class _PooledRounding:
         """Adds the inputs of `layer` at evenly spread positions, and its mean error."""
         self._weight = layer_io.weight
         most = positions_of(self._weight, len(layer_io.real) * len(self._shared.uses))
-        share = self._share(layer_io)
+        share = self._moment_weight(layer_io)
         for values in zip(layer_io.quantized, layer_io.real, strict=True):
             self._sums.add(*(rows_of(layer, value, self._weight, most) for value in values))
             if self._sums.waiting >= ROWS_AT_ONCE:
@@ -142,7 +142,7 @@ class _PooledRounding:
         self._sums.add_up(share)
         self._biases.add(layer, layer_io)
 
-    def _share(self, layer_io: LayerIO) -> float:
+    def _moment_weight(self, layer_io: LayerIO) -> float:
         """Returns by what the moments of a layer are multiplied, so that errors count relative to its outputs."""
         energy = sum(float(wanted.square().mean()) for wanted in layer_io.wanted)
         self._energy = self._energy or energy
@@ -152,16 +152,16 @@ class _PooledRounding:
     def apply(self) -> None:
         """Replaces the codes and the scale of the weight, and the biases."""
         assert self._weight is not None
-        _round(self._shared.uses, self._weight, self._sums.moments())
+        _round_weight(self._shared.uses, self._weight, self._sums.moments())
         self._biases.apply()
 
 
-def _round(layers: Sequence[WeightedLayer], real: torch.Tensor, moments: _Moments) -> None:
+def _round_weight(layers: Sequence[WeightedLayer], real: torch.Tensor, moments: _Moments) -> None:
     """Rounds the float weight `real`, which all of `layers` read."""
     layer = layers[0]
     groups, outputs = layer.groups, real.shape[0]
     rows = real.reshape(groups, outputs // groups, -1).double()
-    wanted, covariance = _wanted(rows, moments), moments.shrunk
+    wanted, covariance = _least_squares_weights(rows, moments), moments.shrunk
     scale = layer.scale.expand(outputs, *layer.scale.shape[1:]) if layer.scale.dim() else layer.scale.expand(outputs)
     scale = scale.reshape(groups, -1, 1).double()
     at_once = max(1, WEIGHTS_AT_ONCE // wanted.numel())
@@ -181,7 +181,7 @@ def _round(layers: Sequence[WeightedLayer], real: torch.Tensor, moments: _Moment
         shrink(layers, factor)
 
 
-def _wanted(rows: torch.Tensor, moments: _Moments) -> torch.Tensor:
+def _least_squares_weights(rows: torch.Tensor, moments: _Moments) -> torch.Tensor:
     """Returns the weights whose outputs on the quantized inputs are nearest to the float outputs (ridge regression).
 
     The regularization towards `rows` grows with the number of inputs per position.
@@ -228,7 +228,7 @@ def gptq_codes(
     return torch.empty_like(codes).scatter_(2, order[:, None].expand_as(codes), codes)
 
 
-def _moments(layer: WeightedLayer, layer_io: LayerIO) -> _Moments:
+def _estimate_moments(layer: WeightedLayer, layer_io: LayerIO) -> _Moments:
     """Estimates the moments from evenly spread positions."""
     weight = layer_io.weight
     most = positions_of(weight, len(layer_io.wanted))
@@ -292,10 +292,10 @@ class _MomentSums:
         )
         rounding = FLOAT_ROUNDING * _mean_of_diagonal(own) * torch.eye(size, dtype=torch.float64)
         trust = self._count / (self._count + size)
-        return _Moments(own - _outer(mean, mean) + rounding, cross - _outer(real_mean, mean), trust)
+        return _Moments(own - _batched_outer(mean, mean) + rounding, cross - _batched_outer(real_mean, mean), trust)
 
 
-def _outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def _batched_outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return first[:, :, None] * second[:, None]
 
 

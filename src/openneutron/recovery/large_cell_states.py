@@ -24,17 +24,17 @@ LEAST_SHARE = 0.002
 
 
 @dataclass
-class _Count:
+class _CellStateCount:
     """The number of values of the cell states of a module, and of those beyond `CELL_LIMIT`."""
 
     values: int = 0
     large: int = 0
 
 
-class _Counter(GraphRun):
+class _CellStateCounter(GraphRun):
     """A run that counts the values of cell states, by the name of the module around the LSTM."""
 
-    def __init__(self, module: GraphModule, given: Mapping[Node, Any], counts: dict[str, _Count]) -> None:
+    def __init__(self, module: GraphModule, given: Mapping[Node, Any], counts: dict[str, _CellStateCount]) -> None:
         super().__init__(module, given)
         self.counts = counts
 
@@ -42,7 +42,7 @@ class _Counter(GraphRun):
         value = super().compute(node)
         if is_cell_state(node) and has_wide_state(node):
             *_, (name, _) = modules_of(node) or (("", ""),)
-            count = self.counts.setdefault(name, _Count())
+            count = self.counts.setdefault(name, _CellStateCount())
             count.values += value.numel()
             count.large += int((value.abs() > CELL_LIMIT).sum())
         return value
@@ -55,7 +55,7 @@ def modules_with_large_cell_states(module: GraphModule, samples: Samples) -> lis
     `module` is a float graph from `NeutronQuantizer.prepare_graph`, without wide cell states. It runs on at most
     `MOST_SAMPLES` of `samples`.
     """
-    counts: dict[str, _Count] = {}
+    counts: dict[str, _CellStateCount] = {}
     for sample in evenly_spaced(samples, MOST_SAMPLES):
-        _Counter(module, dict(zip(sample_nodes(module.graph), sample, strict=True)), counts).run()
+        _CellStateCounter(module, dict(zip(sample_nodes(module.graph), sample, strict=True)), counts).run()
     return [name for name, count in counts.items() if count.large > LEAST_SHARE * count.values]

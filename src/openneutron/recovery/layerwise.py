@@ -107,9 +107,9 @@ def samples_within_memory(reference: GraphModule, samples: Samples, memory: int 
     """
     last, live, most = last_uses(reference.graph), 0, 1
     for node in reference.graph.nodes:
-        live += 0 if node.op == "get_attr" else _bytes(node)
+        live += 0 if node.op == "get_attr" else _value_bytes(node)
         most = max(most, live)
-        live -= sum(0 if value.op == "get_attr" else _bytes(value) for value in last.get(node, ()))
+        live -= sum(0 if value.op == "get_attr" else _value_bytes(value) for value in last.get(node, ()))
     graphs = 4 if any(map(_is_shared_weight, reference.graph.nodes)) else 2
     return evenly_spaced(samples, max(1, memory // (graphs * most)))
 
@@ -124,7 +124,7 @@ def evenly_spaced(samples: Samples, most: int) -> Samples:
     return [samples[index * len(samples) // count] for index in range(count)]
 
 
-def _bytes(node: Node) -> int:
+def _value_bytes(node: Node) -> int:
     value = node.meta.get("val")
     return math.prod(value.shape) * value.element_size() if isinstance(value, torch.Tensor) else 0
 
@@ -160,9 +160,9 @@ def run_layerwise(
                 _look_ahead(real.fork(), quantized.fork(), reference_nodes, {it: pool(it) for it in batches[node]})
                 advance(len(batches[node]))
             if node in layers:
-                reference_node = _reference_of(reference_nodes, node)
+                reference_node = _reference_node(reference_nodes, node)
                 real.run_until(reference_node)
-                visit(layers[node], _layer_io(real, quantized, layers[node], reference_node))
+                visit(layers[node], _collect_layer_io(real, quantized, layers[node], reference_node))
                 advance(1)
             quantized.advance()
     return real.run(), quantized.run()
@@ -177,15 +177,15 @@ def _look_ahead(
         node = quantized.coming
         if node in uses:
             layer, pool = uses.pop(node)
-            reference_node = _reference_of(reference_nodes, node)
+            reference_node = _reference_node(reference_nodes, node)
             real.run_until(reference_node)
-            pool.add(layer, _layer_io(real, quantized, layer, reference_node))
+            pool.add(layer, _collect_layer_io(real, quantized, layer, reference_node))
         quantized.advance()
     for pool in pools.values():
         pool.apply()
 
 
-def _reference_of(reference_nodes: Mapping[str, Node], node: Node) -> Node:
+def _reference_node(reference_nodes: Mapping[str, Node], node: Node) -> Node:
     reference_node = reference_nodes.get(node.name)
     if reference_node is None or op_name(reference_node) != op_name(node):
         raise ModelError(
@@ -197,7 +197,7 @@ def _reference_of(reference_nodes: Mapping[str, Node], node: Node) -> Node:
     return reference_node
 
 
-def _layer_io(real: SamplesRun, quantized: SamplesRun, layer: WeightedLayer, reference_node: Node) -> LayerIO:
+def _collect_layer_io(real: SamplesRun, quantized: SamplesRun, layer: WeightedLayer, reference_node: Node) -> LayerIO:
     args, own = arguments(reference_node), arguments(layer.node)["input"]
     weight = value_of(real.module, args["weight"])
     return LayerIO(weight, quantized.of_samples(own), real.of_samples(args["input"]), real.of_samples(reference_node))

@@ -167,7 +167,7 @@ def sqnr_db(reference: GraphModule, converted: GraphModule, sample: tuple[torch.
     """Returns the SQNR for one sample in dB: -10 log10 of the mean noise / signal ratio of all float outputs."""
     outputs = (tree_leaves(run_sample(module, sample)) for module in (reference, converted))
     pairs = zip(*outputs, strict=True)
-    ratios = [_noise(wanted, found) for wanted, found in pairs if _is_float(wanted)]
+    ratios = [_noise_to_signal(wanted, found) for wanted, found in pairs if _is_float(wanted)]
     noise = statistics.fmean(ratios) if ratios else 0.0
     return min(HIGHEST_SQNR, -10 * math.log10(noise)) if noise else HIGHEST_SQNR
 
@@ -176,7 +176,7 @@ def _is_float(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def _noise(wanted: torch.Tensor, found: torch.Tensor) -> float:
+def _noise_to_signal(wanted: torch.Tensor, found: torch.Tensor) -> float:
     """Returns the noise energy / signal energy; the noise energy itself if there is no signal."""
     signal = wanted.double()
     return float((found.double() - signal).square().sum()) / (float(signal.square().sum()) or 1.0)

@@ -57,19 +57,19 @@ def layers_by_weight(module: GraphModule) -> tuple[list[WeightedLayer], list[Sha
     readers = _readers_of_constants(module)
     uses: dict[str, list[WeightedLayer]] = {}
     for layer in layers_of(module):
-        uses.setdefault(_constant(layer.weight), []).append(layer)
+        uses.setdefault(_constant_name(layer.weight), []).append(layer)
     recurrent = _recurrent_weights(module, uses)
     alone, shared = [], []
     for weight, layers in uses.items():
         nodes = {layer.node for layer in layers}
-        biases = {_constant(layer.bias) for layer in layers if layer.bias is not None}
+        biases = {_constant_name(layer.bias) for layer in layers if layer.bias is not None}
         if not all(readers[bias] <= nodes for bias in biases):
             continue
         is_only_reader = readers[weight] <= nodes
         if is_only_reader and len(layers) == 1:
             alone.append(layers[0])
         else:
-            is_adjustable = is_only_reader and len(set(map(_form, layers))) == 1
+            is_adjustable = is_only_reader and len(set(map(_layer_form, layers))) == 1
             shared.append(SharedLayer(tuple(layers), is_adjustable, weight in recurrent))
     return alone, shared
 
@@ -106,11 +106,11 @@ def _recurrent_weights(module: GraphModule, uses: Mapping[str, Sequence[Weighted
     return {weight for index, weight in enumerate(weights) if recurrent >> index & 1}
 
 
-def _constant(dequantize: Node) -> str:
+def _constant_name(dequantize: Node) -> str:
     return str(first_operand(dequantize).target)
 
 
-def _form(layer: WeightedLayer) -> object:
+def _layer_form(layer: WeightedLayer) -> object:
     """Returns the kind and groups of the layer, and the dequantization of its weight."""
     return layer_kind(layer.node), layer.groups, tuple(layer.weight.args[1:]), layer.weight.target
 
@@ -134,21 +134,21 @@ def plan(spans: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[list[in
     may cause more. n log n in spans.
     """
     batches: list[list[int]] = []
-    for overlapping in _overlapping(spans):
-        most, length = 1, _length(spans, overlapping)
-        found = list(_batches(overlapping, sizes, most))
-        while most < len(overlapping) and sum(_length(spans, batch) for batch in found) > LOOK_AHEADS * length:
+    for overlapping in _group_overlapping(spans):
+        most, length = 1, _covered_nodes(spans, overlapping)
+        found = list(_split_into_batches(overlapping, sizes, most))
+        while most < len(overlapping) and sum(_covered_nodes(spans, batch) for batch in found) > LOOK_AHEADS * length:
             most *= 2
-            found = list(_batches(overlapping, sizes, most))
+            found = list(_split_into_batches(overlapping, sizes, most))
         batches += found
     return batches
 
 
-def _length(spans: Sequence[tuple[int, int]], indices: Sequence[int]) -> int:
+def _covered_nodes(spans: Sequence[tuple[int, int]], indices: Sequence[int]) -> int:
     return 1 + max(spans[index][1] for index in indices) - spans[indices[0]][0]
 
 
-def _overlapping(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+def _group_overlapping(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
     """Groups the indices of sorted spans: spans that overlap are in one group."""
     found: list[int] = []
     end = -1
@@ -162,7 +162,7 @@ def _overlapping(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
         yield found
 
 
-def _batches(indices: Sequence[int], sizes: Sequence[int], most: int) -> Iterator[list[int]]:
+def _split_into_batches(indices: Sequence[int], sizes: Sequence[int], most: int) -> Iterator[list[int]]:
     """Splits `indices` into batches of at most `most`, whose sizes do not exceed `MEMORY` in total."""
     batch: list[int] = []
     size = 0

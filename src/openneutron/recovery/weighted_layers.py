@@ -47,12 +47,12 @@ class WeightedLayer:
     @property
     def codes(self) -> torch.Tensor:
         """The codes of the weight, int8. Writing to them changes the module."""
-        return _codes(self.module, self.weight)
+        return _constant_codes(self.module, self.weight)
 
     @property
     def scale(self) -> torch.Tensor:
         """The scale of the weight, in a shape that broadcasts to the codes."""
-        return _scale(self.module, self.weight)
+        return _constant_scale(self.module, self.weight)
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -68,22 +68,26 @@ class WeightedLayer:
     @property
     def real_bias(self) -> torch.Tensor | None:
         """The dequantized bias, float32 [outputs]."""
-        return None if self.bias is None else _codes(self.module, self.bias) * _scale(self.module, self.bias)
+        return (
+            None
+            if self.bias is None
+            else _constant_codes(self.module, self.bias) * _constant_scale(self.module, self.bias)
+        )
 
     @property
     def bias_bytes(self) -> tuple[bytes, bytes]:
         """The codes and the scale of the bias as bytes, to find layers with equal biases."""
         assert self.bias is not None
-        constants = _codes(self.module, self.bias), _scale(self.module, self.bias)
+        constants = _constant_codes(self.module, self.bias), _constant_scale(self.module, self.bias)
         codes, scale = (constant.numpy().tobytes() for constant in constants)
         return codes, scale
 
     def set_bias(self, bias: torch.Tensor) -> None:
         """Quantizes `bias` [outputs] and writes the codes to the module."""
         assert self.bias is not None
-        codes = _codes(self.module, self.bias)
+        codes = _constant_codes(self.module, self.bias)
         limits = torch.iinfo(codes.dtype)
-        rounded = torch.round(bias.double() / _scale(self.module, self.bias).double())
+        rounded = torch.round(bias.double() / _constant_scale(self.module, self.bias).double())
         codes.copy_(rounded.clamp(limits.min, limits.max).to(codes.dtype))
 
     def shrink(self, factor: float) -> None:
@@ -153,18 +157,18 @@ def _is_quantized(module: GraphModule, dequantize: Any) -> bool:
     return not attribute(module, str(source.target)).dtype.is_floating_point
 
 
-def _codes(module: GraphModule, dequantize: Node) -> torch.Tensor:
+def _constant_codes(module: GraphModule, dequantize: Node) -> torch.Tensor:
     source = first_operand(dequantize)
     codes = attribute(module, str(source.target))
     assert isinstance(codes, torch.Tensor)
     return codes
 
 
-def _scale(module: GraphModule, dequantize: Node) -> torch.Tensor:
+def _constant_scale(module: GraphModule, dequantize: Node) -> torch.Tensor:
     args = arguments(dequantize)
     if "scale" in args:
         return torch.tensor(args["scale"], dtype=torch.float32)
-    scales, codes = attribute(module, str(args["scales"].target)), _codes(module, dequantize)
+    scales, codes = attribute(module, str(args["scales"].target)), _constant_codes(module, dequantize)
     shape = [1] * codes.dim()
     shape[args["axis"]] = -1
     return scales.float().reshape(shape)  # type: ignore[no-any-return]

@@ -29,14 +29,19 @@ def zero_inactive_channels(module: GraphModule, ranges: Ranges) -> int:
     count = 0
     for node, (_, highest) in ranges.items():
         layer, inactive = constant_layer(module, node), highest <= 0
-        if layer is not None and _is_cut_off_at_zero(layer) and bool(inactive.any()) and _zero(layer, inactive):
+        if (
+            layer is not None
+            and _is_clamped_at_zero(layer)
+            and bool(inactive.any())
+            and _zero_channels(layer, inactive)
+        ):
             count += int(inactive.sum())
     if count:
         remove_dead_channels(module)  # zeroes the weights that read these channels
     return count
 
 
-def _is_cut_off_at_zero(layer: ConstantLayer) -> bool:
+def _is_clamped_at_zero(layer: ConstantLayer) -> bool:
     """Whether the only reader of the layer is an activation that returns zero for all inputs below zero."""
     if layer.is_transposed or len(layer.node.users) != 1:
         return False
@@ -45,7 +50,7 @@ def _is_cut_off_at_zero(layer: ConstantLayer) -> bool:
     return limits is not None and limits[0] == 0
 
 
-def _zero(layer: ConstantLayer, inactive: torch.Tensor) -> bool:
+def _zero_channels(layer: ConstantLayer, inactive: torch.Tensor) -> bool:
     """Zeroes the weights and biases of the inactive output channels.
 
     Returns False if they are zero already, or if another operator reads the weight or the bias.

@@ -159,7 +159,7 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
         raise FormatError(f"{path}: the program has no method")
     method = program.methods[0]
     target = target or _target_of(method)
-    delegates = tuple(_of_program(call, target) for call in method.calls if isinstance(call, pte.DelegateCall))
+    delegates = tuple(_delegate_of_pte(call, target) for call in method.calls if isinstance(call, pte.DelegateCall))
     segments = {call.segment: call.backend for call in method.calls if isinstance(call, pte.DelegateCall)}
     sections = [Section("flatbuffer", program.flatbuffer_bytes)]
     for number, segment in enumerate(program.segments):
@@ -171,8 +171,8 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
         format="pte",
         bytes=len(data),
         description=f"ExecuTorch program, method '{method.name}'",
-        inputs=tuple(_program_value(f"input {i}", value) for i, value in enumerate(method.inputs)),
-        outputs=tuple(_program_value(f"output {i}", value) for i, value in enumerate(method.outputs)),
+        inputs=tuple(_summarize_program_value(f"input {i}", value) for i, value in enumerate(method.inputs)),
+        outputs=tuple(_summarize_program_value(f"output {i}", value) for i, value in enumerate(method.outputs)),
         delegates=delegates,
         cpu_operators=tuple(call.name for call in method.calls if isinstance(call, pte.KernelCall)),
         planned_bytes=sum(method.planned_bytes),
@@ -183,7 +183,7 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
 
 def _estimate_of(method: pte.Method, delegates: Sequence[Delegate], target: NeutronTarget) -> Estimate:
     """Returns the estimate of a method, with the runtime's memory and the savings of channels-last inputs."""
-    estimate = _combined(delegates, target, runtime_memory(method))
+    estimate = _combine_estimates(delegates, target, runtime_memory(method))
     estimate = replace(estimate, fit=_fit_with_microcode(estimate, delegates, target))
     ours = (call for call in method.delegates if call.backend == NEUTRON_BACKEND)
     portable = [payload for payload in (parse(call.payload) for call in ours) if payload.is_portable]
@@ -214,15 +214,17 @@ def _target_of(method: pte.Method) -> NeutronTarget:
     return NeutronTargetSpec(named[0] if named else DEFAULT_TARGET).neutron_target
 
 
-def _combined(delegates: Sequence[Delegate], target: NeutronTarget, memory: RuntimeMemory | None = None) -> Estimate:
+def _combine_estimates(
+    delegates: Sequence[Delegate], target: NeutronTarget, memory: RuntimeMemory | None = None
+) -> Estimate:
     return combined_estimate([delegate.estimate for delegate in delegates if delegate.estimate], target, memory)
 
 
-def _program_value(name: str, value: pte.ProgramValue) -> TensorSummary:
+def _summarize_program_value(name: str, value: pte.ProgramValue) -> TensorSummary:
     return TensorSummary(name, value.shape, value.dtype, channels_last=value.dim_order == (0, 2, 3, 1))
 
 
-def _of_program(call: pte.DelegateCall, target: NeutronTarget) -> Delegate:
+def _delegate_of_pte(call: pte.DelegateCall, target: NeutronTarget) -> Delegate:
     if call.backend != NEUTRON_BACKEND:
         return Delegate("foreign", call.backend, None, len(call.payload))
     payload = parse(call.payload)
@@ -235,9 +237,9 @@ def _of_program(call: pte.DelegateCall, target: NeutronTarget) -> Delegate:
                 f"A call of the delegate has {len(arguments)} arguments, but its payload has {header.argument_count} "
                 f"inputs and {len(header.output_map)} outputs."
             )
-        inputs = tuple(_program_value(f"input {i}", arguments[at]) for i, at in enumerate(header.input_map))
+        inputs = tuple(_summarize_program_value(f"input {i}", arguments[at]) for i, at in enumerate(header.input_map))
         outputs = tuple(
-            _program_value(f"output {i}", arguments[header.argument_count + at])
+            _summarize_program_value(f"output {i}", arguments[header.argument_count + at])
             for i, at in enumerate(header.output_map)
         )
         microcode = microcode_header(payload.microcode, header.version)
@@ -248,8 +250,8 @@ def _of_program(call: pte.DelegateCall, target: NeutronTarget) -> Delegate:
         backend=call.backend,
         target=named,
         payload_bytes=len(call.payload),
-        inputs=_values(graph.inputs, header.input_formats),
-        outputs=_values(graph.outputs, header.output_formats),
+        inputs=_summarize_tensors(graph.inputs, header.input_formats),
+        outputs=_summarize_tensors(graph.outputs, header.output_formats),
         operators=tuple(operator.name for operator in graph.operators),
         estimate=estimate_operators(graph.operators, target),
     )
@@ -268,11 +270,13 @@ def _graph_of(payload: Payload) -> tflite.Subgraph:
     return model.subgraphs[0]
 
 
-def _values(tensors: Sequence[tflite.FileTensor], formats: Sequence[int]) -> tuple[TensorSummary, ...]:
-    return tuple(_value(tensor, channels_last=bool(flag)) for tensor, flag in zip(tensors, formats, strict=True))
+def _summarize_tensors(tensors: Sequence[tflite.FileTensor], formats: Sequence[int]) -> tuple[TensorSummary, ...]:
+    return tuple(
+        _summarize_tensor(tensor, channels_last=bool(flag)) for tensor, flag in zip(tensors, formats, strict=True)
+    )
 
 
-def _value(tensor: tflite.FileTensor, *, channels_last: bool = False) -> TensorSummary:
+def _summarize_tensor(tensor: tflite.FileTensor, *, channels_last: bool = False) -> TensorSummary:
     quantization = tensor.quantization
     scale, zero_point = (quantization.scale[0], quantization.zero_point[0]) if quantization else (None, None)
     return TensorSummary(tensor.name, tensor.shape, tensor.dtype.lower(), scale, zero_point, channels_last)
@@ -286,15 +290,15 @@ def _inspect_tflite(path: str, data: bytes, target: NeutronTarget | None) -> Rep
     nodes = [operator for operator in graph.operators if operator.is_custom and operator.name == NEUTRON_GRAPH]
     taken = nodes or npu_operators(graph)
     target = target or NeutronTargetSpec(DEFAULT_TARGET).neutron_target
-    delegates = tuple(map(_of_converted, nodes)) if nodes else _of_plain(taken, target)
+    delegates = tuple(map(_delegate_of_converted_tflite, nodes)) if nodes else _delegate_of_plain_tflite(taken, target)
     on_npu = set(map(id, taken))
     return Report(
         path=path,
         format="tflite",
         bytes=len(data),
         description=" ".join(model.description.split()),
-        inputs=tuple(_value(tensor) for tensor in graph.inputs),
-        outputs=tuple(_value(tensor) for tensor in graph.outputs),
+        inputs=tuple(_summarize_tensor(tensor) for tensor in graph.inputs),
+        outputs=tuple(_summarize_tensor(tensor) for tensor in graph.outputs),
         delegates=delegates,
         cpu_operators=tuple(operator.name for operator in graph.operators if id(operator) not in on_npu),
         planned_bytes=0,
@@ -302,11 +306,11 @@ def _inspect_tflite(path: str, data: bytes, target: NeutronTarget | None) -> Rep
             Section("constants", model.constant_bytes),
             Section("tables and padding", len(data) - model.constant_bytes),
         ),
-        estimate=_combined(delegates, target),
+        estimate=_combine_estimates(delegates, target),
     )
 
 
-def _of_plain(operators: Sequence[tflite.Operator], target: NeutronTarget) -> tuple[Delegate, ...]:
+def _delegate_of_plain_tflite(operators: Sequence[tflite.Operator], target: NeutronTarget) -> tuple[Delegate, ...]:
     """Returns the NPU's part of an unconverted model as a delegate; an empty tuple if the NPU runs no operator."""
     if not operators:
         return ()
@@ -327,7 +331,7 @@ def _of_plain(operators: Sequence[tflite.Operator], target: NeutronTarget) -> tu
     return (delegate,)
 
 
-def _of_converted(node: tflite.Operator) -> Delegate:
+def _delegate_of_converted_tflite(node: tflite.Operator) -> Delegate:
     """Reads a NeutronGraph operator, which the vendor's converter writes into a TFLite file."""
     *inputs, code, weights, kernels = [None] * CONSTANT_INPUTS if len(node.inputs) < CONSTANT_INPUTS else node.inputs
     blocks = [block.buffer for block in (code, weights, kernels) if block is not None and block.buffer is not None]
@@ -340,7 +344,7 @@ def _of_converted(node: tflite.Operator) -> Delegate:
         backend=NEUTRON_BACKEND,
         target=None,
         payload_bytes=sum(len(block.data) for block in blocks),
-        inputs=tuple(_value(tensor) for tensor in inputs if tensor is not None),
-        outputs=tuple(map(_value, outputs)),
+        inputs=tuple(_summarize_tensor(tensor) for tensor in inputs if tensor is not None),
+        outputs=tuple(map(_summarize_tensor, outputs)),
         microcode=microcode_header(code.buffer.data, version),
     )

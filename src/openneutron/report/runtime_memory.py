@@ -86,10 +86,10 @@ def _transposed_bytes(call: pte.DelegateCall) -> int:
     if call.backend != "NeutronBackend":
         return 0
     header = parse(call.payload).header
-    return sum(_bytes(value) for value in _in_another_order(call, header))
+    return sum(_bytes(value) for value in _transposed_values(call, header))
 
 
-def _in_another_order(call: pte.DelegateCall, header: PayloadHeader) -> Iterator[pte.ProgramValue]:
+def _transposed_values(call: pte.DelegateCall, header: PayloadHeader) -> Iterator[pte.ProgramValue]:
     arguments = [*header.input_map, *(header.argument_count + index for index in header.output_map)]
     for flag, number in zip((*header.input_formats, *header.output_formats), arguments, strict=True):
         value = call.arguments[number] if number < len(call.arguments) else None
@@ -106,11 +106,11 @@ def _bytes(value: pte.ProgramValue) -> int:
 
 def _saved_by_int8_io(method: pte.Method) -> int:
     """Returns the bytes by which planned memory shrinks if int8_io removes its float tensors."""
-    gone = _floats_at_the_ends(method)
-    return _planned(method, ()) - _planned(method, gone) if gone else 0
+    gone = _removable_float_values(method)
+    return _plan_bytes(method, ()) - _plan_bytes(method, gone) if gone else 0
 
 
-def _floats_at_the_ends(method: pte.Method) -> set[int]:
+def _removable_float_values(method: pte.Method) -> set[int]:
     """Returns the float inputs that only quantize reads, and the unread float outputs that dequantize writes."""
     uses: dict[int, set[str]] = {}
     for call in method.calls:
@@ -124,7 +124,7 @@ def _floats_at_the_ends(method: pte.Method) -> set[int]:
     return {number for number in inputs | outputs if method.slots[number].dtype == "float32"}
 
 
-def _planned(method: pte.Method, without: Iterable[int]) -> int:
+def _plan_bytes(method: pte.Method, without: Iterable[int]) -> int:
     """Plans one arena for the planned tensors. Inputs are needed from the start, outputs until the end."""
     last_step = len(method.calls) + 1
     lives: dict[int, tuple[int, int]] = {}

@@ -25,25 +25,25 @@ def summary_of_program(program: NeutronProgram) -> str:
     kind = "Device program, which the board runs" if program.is_device else "Portable program, which this host runs"
     return "\n".join([
         f"{kind}; for {program.target}, {len(program.buffer):,} bytes",
-        *_edges(program),
-        *_placement(program.placement),
+        *_input_output_lines(program),
+        *_placement_lines(program.placement),
     ])  # fmt: skip
 
 
-def _edges(program: NeutronProgram) -> Iterator[str]:
+def _input_output_lines(program: NeutronProgram) -> Iterator[str]:
     method = pte.read(program.portable).methods[0]
     names = [leaf.name for leaf in program.leaves or ()] or [f"input {i}" for i in range(len(method.inputs))]
     for name, value in zip(names, method.inputs, strict=True):
-        yield f"  in  {name}: {_value(value)}"
+        yield f"  in  {name}: {_value_text(value)}"
     for number, value in enumerate(method.outputs):
-        yield f"  out {number}: {_value(value)}"
+        yield f"  out {number}: {_value_text(value)}"
 
 
-def _value(value: pte.ProgramValue) -> str:
+def _value_text(value: pte.ProgramValue) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if value.dtype in pte.SCALAR_TYPES.values() else f"{value.constant!r}"
 
 
-def _placement(rows: Iterable[Placement]) -> Iterator[str]:
+def _placement_lines(rows: Iterable[Placement]) -> Iterator[str]:
     rows = list(rows)
     left = [row for row in rows if row.where == "cpu"]
     delegates = len({row.partition for row in rows} - {None})

@@ -28,17 +28,17 @@ def as_json(report: Report) -> str:
 
 def render(report: Report, console: Console, *, layers: bool = False) -> None:
     """Prints the report. `layers` adds a table with a row for each operator on the NPU."""
-    console.print(Group(*_blocks(report, layers=layers)))
+    console.print(Group(*_report_blocks(report, layers=layers)))
 
 
 def text_of_report(report: Report) -> str:
     """Returns the text that `render` prints."""
-    return _text(_blocks(report, layers=False))
+    return _text(_report_blocks(report, layers=False))
 
 
 def text_of_estimate(estimate: Estimate) -> str:
     """Returns the sums of an estimate, and whether the model fits, as text."""
-    return _text(_estimate(estimate, layers=False))
+    return _text(_estimate_blocks(estimate, layers=False))
 
 
 def _text(blocks: Iterable[Any]) -> str:
@@ -47,32 +47,32 @@ def _text(blocks: Iterable[Any]) -> str:
     return console.file.getvalue().strip()  # type: ignore[attr-defined,no-any-return]
 
 
-def _blocks(report: Report, *, layers: bool) -> Iterator[Any]:
+def _report_blocks(report: Report, *, layers: bool) -> Iterator[Any]:
     yield Text(f"{report.path}: {report.bytes:,} bytes, {report.format}")
     yield Text(report.description)
-    yield _edges("in ", report.inputs)
-    yield _edges("out", report.outputs)
+    yield _values_text("in ", report.inputs)
+    yield _values_text("out", report.outputs)
     for number, delegate in enumerate(report.delegates):
         yield Text("")
-        yield from _delegate(number, delegate, layers=layers)
+        yield from _delegate_blocks(number, delegate, layers=layers)
     yield Text("")
     if sum(delegate.estimate is not None for delegate in report.delegates) > 1:
         yield Text("all delegates")
-        yield from _cost(report.estimate, layers=False)
+        yield from _cost_blocks(report.estimate, layers=False)
     if report.estimate.memory or report.layers:
         yield Text(f"memory on {report.estimate.target}")
-        yield from _verdict(report.estimate)
-    yield Text(f"CPU operators: {_counted(report.cpu_operators)}")
+        yield from _verdict_blocks(report.estimate)
+    yield Text(f"CPU operators: {_counts_text(report.cpu_operators)}")
     yield Text("bytes: " + ", ".join(f"{section.name} {section.bytes:,}" for section in report.sections))
 
 
-def _delegate(number: int, delegate: Delegate, *, layers: bool) -> Iterator[Any]:
+def _delegate_blocks(number: int, delegate: Delegate, *, layers: bool) -> Iterator[Any]:
     target = f" for {delegate.target}" if delegate.target else ""
     yield Text(f"delegate {number}: {delegate.backend}, {delegate.kind}{target}, {delegate.payload_bytes:,} bytes")
-    yield _edges("  in ", delegate.inputs)
-    yield _edges("  out", delegate.outputs)
+    yield _values_text("  in ", delegate.inputs)
+    yield _values_text("  out", delegate.outputs)
     if delegate.operators:
-        yield Text(f"  operators: {_counted(delegate.operators)}")
+        yield Text(f"  operators: {_counts_text(delegate.operators)}")
     if code := delegate.microcode:
         yield Text(
             f"  microcode version {code.version:#010x}, {code.operators} NPU operators; bytes: microcode "
@@ -80,30 +80,30 @@ def _delegate(number: int, delegate: Delegate, *, layers: bool) -> Iterator[Any]
             f"{code.scratch_bytes:,}, SRAM scratch {code.sram_scratch_bytes:,}"
         )
     if delegate.estimate:
-        yield from _cost(delegate.estimate, layers=layers)
+        yield from _cost_blocks(delegate.estimate, layers=layers)
 
 
-def _estimate(estimate: Estimate, *, layers: bool) -> Iterator[Any]:
+def _estimate_blocks(estimate: Estimate, *, layers: bool) -> Iterator[Any]:
     """Returns the cycles and bytes of the NPU's part, the runtime's memory, and whether the model fits."""
-    yield from _cost(estimate, layers=layers)
-    yield from _verdict(estimate)
+    yield from _cost_blocks(estimate, layers=layers)
+    yield from _verdict_blocks(estimate)
 
 
-def _verdict(estimate: Estimate) -> Iterator[Any]:
+def _verdict_blocks(estimate: Estimate) -> Iterator[Any]:
     if memory := estimate.memory:
         given = f", given by the application {memory.given_bytes:,}" if memory.given_bytes else ""
         yield Text(
             f"  bytes of ExecuTorch: planned {memory.planned_bytes:,} (with inputs and outputs){given}; estimated: "
             f"method {memory.method_bytes:,}, temporary {memory.temporary_bytes:,}"
         )
-    yield Text(f"  {_fit(estimate.fit)}")
+    yield Text(f"  {_fit_text(estimate.fit)}")
     if estimate.memory and estimate.memory.int8_io_saves > 0:
         yield Text(f"  int8_io=True would save about {estimate.memory.int8_io_saves:,} bytes")
     if estimate.channels_last_saves:
         yield Text(f"  example inputs in channels-last would save about {estimate.channels_last_saves:,} bytes")
 
 
-def _cost(estimate: Estimate, *, layers: bool) -> Iterator[Any]:
+def _cost_blocks(estimate: Estimate, *, layers: bool) -> Iterator[Any]:
     time = "" if estimate.milliseconds is None else f" = {estimate.milliseconds:,.2f} ms"
     assumed = f"; assumed: {', '.join(estimate.assumptions)}" if estimate.assumptions else ""
     yield Text(f"  estimate for {estimate.target}: {estimate.cycles:,} cycles{time}, {estimate.macs:,} MACs{assumed}")
@@ -115,7 +115,7 @@ def _cost(estimate: Estimate, *, layers: bool) -> Iterator[Any]:
         yield _layer_table(estimate)
 
 
-def _fit(fit: Fit) -> str:
+def _fit_text(fit: Fit) -> str:
     if fit.sram_bytes is None:
         return f"needs {fit.needed_bytes:,} bytes; the target's memory is unknown"
     text = f"{fit.verdict}: needs {fit.needed_bytes:,} of {fit.sram_bytes:,} bytes of SRAM"
@@ -144,16 +144,16 @@ def _layer_table(estimate: Estimate) -> Table:
     return table
 
 
-def _edges(what: str, values: Iterable[TensorSummary]) -> Text:
-    return Text("\n".join(f"{what} {_value(value)}" for value in values))
+def _values_text(what: str, values: Iterable[TensorSummary]) -> Text:
+    return Text("\n".join(f"{what} {_value_text(value)}" for value in values))
 
 
-def _value(value: TensorSummary) -> str:
+def _value_text(value: TensorSummary) -> str:
     shape = "x".join(map(str, value.shape)) or "scalar"
     qparams = "" if value.scale is None else f" scale {value.scale:.8g} zero point {value.zero_point}"
     return f"{value.name}: {value.dtype} {shape}{qparams}{' channels last' if value.channels_last else ''}"
 
 
-def _counted(names: Iterable[str]) -> str:
+def _counts_text(names: Iterable[str]) -> str:
     counts = Counter(names)
     return ", ".join(f"{name} x {count}" if count > 1 else name for name, count in counts.items()) or "none"

@@ -79,27 +79,27 @@ class _Need:
     is_met: Callable[[Operator], bool]
 
 
-def _given(operator: Operator) -> list[FileTensor]:
+def _given_inputs(operator: Operator) -> list[FileTensor]:
     return [tensor for tensor in operator.inputs if tensor is not None]
 
 
 def _has_ends(operator: Operator) -> bool:
-    return bool(_given(operator) and operator.outputs)
+    return bool(_given_inputs(operator) and operator.outputs)
 
 
 def _is_pool(operator: Operator) -> bool:
-    ranks = (len(_given(operator)[0].shape), len(operator.outputs[0].shape))
+    ranks = (len(_given_inputs(operator)[0].shape), len(operator.outputs[0].shape))
     return {"filter_height", "filter_width"} <= set(operator.attrs) and ranks == (4, 4)
 
 
 def _is_convolution(operator: Operator) -> bool:
-    images = [tensor for tensor in _given(operator) if len(tensor.shape) == 4]
+    images = [tensor for tensor in _given_inputs(operator) if len(tensor.shape) == 4]
     has_kernel, has_image = (any((tensor.buffer is None) is free for tensor in images) for free in (False, True))
     return has_kernel and has_image and len(operator.outputs[0].shape) == 4 and "stride_h" in operator.attrs
 
 
 def _is_product(operator: Operator) -> bool:
-    operands = _given(operator)[:2]
+    operands = _given_inputs(operator)[:2]
     return len(operands) == 2 and all(tensor.shape for tensor in (*operands, operator.outputs[0]))
 
 

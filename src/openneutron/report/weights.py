@@ -42,29 +42,29 @@ def stored_bytes(op: Op, target: NeutronTarget) -> int:
     if op.kind.weights is None or not constants:
         return sum(tensor.size for tensor in constants if tensor.dtype == np.int8)
     if target.hardware_version is HardwareVersion.N1:
-        return _on_n1(op, constants[0])
-    return _on_n3(op, constants[0], target.channel_granularity)
+        return _stored_bytes_on_n1(op, constants[0])
+    return _stored_bytes_on_n3(op, constants[0], target.channel_granularity)
 
 
-def _on_n1(op: Op, weight: Tensor) -> int:
+def _stored_bytes_on_n1(op: Op, weight: Tensor) -> int:
     channels, inputs = op.output.shape[-1], op.inputs[0].shape[-1]
     if op.kind.weights is Weights.DEPTHWISE and inputs > 1:
         return weight.size + channels * BIAS_AND_MULTIPLIER
     read = inputs if len(weight.shape) == 4 else weight.shape[-1]
-    padded = _multiple(read, N1_INPUT_CHANNELS)
+    padded = _round_up_to_multiple(read, N1_INPUT_CHANNELS)
     return weight.size // read * padded + channels * BIAS
 
 
-def _on_n3(op: Op, weight: Tensor, multipliers: int) -> int:
+def _stored_bytes_on_n3(op: Op, weight: Tensor, multipliers: int) -> int:
     channels = op.output.shape[-1]
     fixed = channels * BIAS_AND_MULTIPLIER
     if len(weight.shape) == 4 and op.inputs[0].shape[-1] == 1:
         _, height, width, _ = weight.shape
-        return channels * height * _multiple(width, multipliers) + fixed
+        return channels * height * _round_up_to_multiple(width, multipliers) + fixed
     if op.kind.weights is not Weights.DEPTHWISE or op.output.shape[1] * op.output.shape[2] <= SMALL_OUTPUT:
         return weight.size + fixed
     return weight.size + fixed + channels * (8 if op.attrs["stride_h"] == 1 else 4)
 
 
-def _multiple(size: int, of: int) -> int:
+def _round_up_to_multiple(size: int, of: int) -> int:
     return -(-size // of) * of

@@ -118,7 +118,7 @@ class HostProgram:
             inputs = [_info(value, constants, f"input{i}") for i, value in enumerate(method.inputs)]
             self._names_are_known = self._leaves is not None
             self._leaves = self._leaves or _unnamed_leaves(method.inputs_tree, inputs)
-            self.inputs = tuple(itertools.starmap(self._with_text, enumerate(inputs)))
+            self.inputs = tuple(itertools.starmap(self._with_string_constant, enumerate(inputs)))
             self.outputs = tuple(_info(value, constants, f"output{i}") for i, value in enumerate(method.outputs))
             # None stands for the default order, so that run() need not compare dimensions.
             orders = [value.dim_order for value in method.inputs]
@@ -179,9 +179,9 @@ class HostProgram:
         """
         native = native_module()
         is_flat = not named and len(inputs) == len(self.inputs) and not any(map(_is_nested, inputs))
-        values = inputs if is_flat else self._flat(inputs, named)
+        values = inputs if is_flat else self._flatten_arguments(inputs, named)
         tensors = [
-            _in_dim_order(_tensor(i, value, info), order)
+            _to_dim_order(_tensor(i, value, info), order)
             if isinstance(info, TensorInfo)
             else _checked_constant(i, value, info)
             for i, (value, info, order) in enumerate(zip(values, self.inputs, self._dim_orders, strict=True))
@@ -194,10 +194,10 @@ class HostProgram:
                 failure = _failure(f"{self._name} failed", error)
                 if native.last_error() or isinstance(failure, KeyboardInterrupt):
                     raise failure from error
-                raise HostError(f"{self._name} failed: {self._cause(tensors) or error}") from error
+                raise HostError(f"{self._name} failed: {self._find_cause(tensors) or error}") from error
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _flat(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
+    def _flatten_arguments(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
         """Returns a value for each input, from arguments of `forward` by position and by name, or from tensors only."""
         tensors = sum(isinstance(info, TensorInfo) for info in self.inputs)
         is_flat = not named and not any(map(_is_nested, inputs))
@@ -232,7 +232,7 @@ class HostProgram:
             values[index] = info.value
         return values
 
-    def _cause(self, tensors: Sequence[Any]) -> str | None:
+    def _find_cause(self, tensors: Sequence[Any]) -> str | None:
         """Runs the program again and reads the runtime's log, to find the CPU kernel that failed and the reason.
 
         Returns None if the log names no kernel.
@@ -255,7 +255,7 @@ class HostProgram:
         )
         return f"it takes ({', '.join(words)})"
 
-    def _with_text(self, index: int, info: TensorInfo | ConstantInfo) -> TensorInfo | ConstantInfo:
+    def _with_string_constant(self, index: int, info: TensorInfo | ConstantInfo) -> TensorInfo | ConstantInfo:
         """Returns `info`, or the string of a constant input, for which the `.pte` stores None."""
         leaf = None if self._leaves is None else self._leaves[index]
         return ConstantInfo(leaf.constant) if leaf is not None and isinstance(leaf.constant, str) else info
@@ -367,7 +367,7 @@ def _tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
     return value.detach().cpu() if value.requires_grad or not value.is_cpu else value
 
 
-def _in_dim_order(tensor: torch.Tensor, dim_order: tuple[int, ...] | None) -> torch.Tensor:
+def _to_dim_order(tensor: torch.Tensor, dim_order: tuple[int, ...] | None) -> torch.Tensor:
     """Returns `tensor` in the memory format of the program's input. The runtime does not check memory formats.
 
     `dim_order` lists the dimensions from the outermost to the innermost; None stands for the default order.

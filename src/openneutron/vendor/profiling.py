@@ -62,7 +62,7 @@ def kernels_of(log: str, model: bytes) -> tuple[Kernel, ...]:
     operators = [operator for graph in tflite.read(model).subgraphs for operator in graph.operators]
     written = {tensor.name for operator in operators for tensor in operator.outputs}
     return tuple(
-        Kernel(name, _nodes(parts.get(number, []), operators, written))
+        Kernel(name, _nodes_of_parts(parts.get(number, []), operators, written))
         for number, text in _sections(_OPERATOR, listed)
         for name in _kernel_names(text)
     )
@@ -92,7 +92,7 @@ def _parts(text: str) -> Iterator[_Part]:
         yield _Part(inputs, outputs)
 
 
-def _nodes(parts: Sequence[_Part], operators: Sequence[tflite.Operator], written: set[str]) -> tuple[str, ...]:
+def _nodes_of_parts(parts: Sequence[_Part], operators: Sequence[tflite.Operator], written: set[str]) -> tuple[str, ...]:
     computed = (operator for operator in operators if any(_computes(part, operator, written) for part in parts))
     nodes = (node_of(operator.outputs[0].name) for operator in computed if operator.outputs)
     return tuple(dict.fromkeys(node for node in nodes if node is not None))

@@ -171,7 +171,7 @@ def merge_kernel_selections(
         log = _run(work, what, converter, time_limit)
         _check_answer(work, what, converter, log)
         if not (work / _MERGED).exists():
-            raise _failed(what, converter, "merged nothing", log)
+            raise _converter_error(what, converter, "merged nothing", log)
         return (work / _MERGED).read_text()
 
 
@@ -185,7 +185,7 @@ def convert(
     """
     kept = None if cache is None else cache / _key(request, converter)
     if kept is not None and (kept / _ANSWER).exists():
-        return _load(kept, request)
+        return _read_cache(kept, request)
     with tempfile.TemporaryDirectory(prefix="openneutron-") as folder:
         work = Path(folder)
         (work / _MODEL).write_bytes(request.tflite)
@@ -194,9 +194,9 @@ def convert(
         what = f"{request.name} for {request.target}"
         log = _run(work, what, converter, time_limit)
         _check_answer(work, what, converter, log)
-        converted = _take(work, what, converter, log)
+        converted = _read_answer(work, what, converter, log)
     if kept is not None:
-        _keep(kept, converted)
+        _write_cache(kept, converted)
     return converted
 
 
@@ -241,20 +241,20 @@ def _run(work: Path, what: str, converter: Converter, time_limit: float) -> str:
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            _end(child)
+            _kill_process_group(child)
         log.seek(0)
         printed = log.read().decode(errors="backslashreplace")
     if code is None:
-        raise _failed(what, converter, f"did not end within {time_limit:g} s", printed)
+        raise _converter_error(what, converter, f"did not end within {time_limit:g} s", printed)
     if code < 0:
         memory = ", possibly because it used too much memory" if code == -signal.SIGKILL else ""
-        raise _failed(what, converter, f"was ended by signal {-code}{memory}", printed)
+        raise _converter_error(what, converter, f"was ended by signal {-code}{memory}", printed)
     if code:
-        raise _failed(what, converter, f"ended with exit code {code}", printed)
+        raise _converter_error(what, converter, f"ended with exit code {code}", printed)
     return printed
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _kill_process_group(child: subprocess.Popen[bytes]) -> None:
     """Ends the child process and the processes that it started. These form a session of their own."""
     if not hasattr(os, "killpg"):  # Windows
         child.kill()
@@ -267,21 +267,21 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def _check_answer(work: Path, what: str, converter: Converter, log: str) -> None:
     answer = work / _ANSWER
     if not answer.exists():
-        raise _failed(what, converter, "ended without an answer", log)
+        raise _converter_error(what, converter, "ended without an answer", log)
     told = json.loads(answer.read_text())
     if "error" in told:
-        raise _failed(what, converter, told["error"], log)
+        raise _converter_error(what, converter, told["error"], log)
 
 
-def _take(work: Path, what: str, converter: Converter, log: str) -> Converted:
+def _read_answer(work: Path, what: str, converter: Converter, log: str) -> Converted:
     result = work / _RESULT
     if not result.exists() or not result.stat().st_size:
-        raise _failed(what, converter, "returned no model", log)
+        raise _converter_error(what, converter, "returned no model", log)
     selection = work / KERNEL_SELECTION
     return Converted(result.read_bytes(), log, selection.read_text(errors="replace") if selection.exists() else None)
 
 
-def _failed(what: str, converter: Converter, how: str, log: str) -> ConverterError:
+def _converter_error(what: str, converter: Converter, how: str, log: str) -> ConverterError:
     printed = log.strip()[-LONGEST_LOG:] or "nothing"
     return ConverterError(f"The converter {converter} {how} on {what}. It printed:\n{printed}")
 
@@ -293,7 +293,7 @@ def _key(request: Conversion, converter: Converter) -> str:
     return digest.hexdigest()
 
 
-def _keep(folder: Path, converted: Converted) -> None:
+def _write_cache(folder: Path, converted: Converted) -> None:
     """Writes a result to the cache. The answer file comes last, because it marks a complete entry."""
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / _RESULT, converted.tflite)
@@ -305,7 +305,7 @@ def _keep(folder: Path, converted: Converted) -> None:
     write_file(folder / _ANSWER, json.dumps(told).encode())
 
 
-def _load(folder: Path, request: Conversion) -> Converted:
+def _read_cache(folder: Path, request: Conversion) -> Converted:
     told = json.loads((folder / _ANSWER).read_text())
     tflite = (folder / _RESULT).read_bytes()
     if hashlib.sha256(tflite).hexdigest() != told["sha256"]:
@@ -315,7 +315,7 @@ def _load(folder: Path, request: Conversion) -> Converted:
     return Converted(tflite, told["log"], told["kernel_selection"])
 
 
-def _serve(folder: Path) -> None:
+def _serve_request(folder: Path) -> None:
     """Runs in the child process: serves the request in `folder` and writes the answer there."""
     if OOM_SCORE.exists():  # if memory runs out, Linux ends this process instead of its parent
         OOM_SCORE.write_text("1000")
@@ -368,4 +368,4 @@ def _load_package(module: str) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    _serve_request(Path(sys.argv[1]))

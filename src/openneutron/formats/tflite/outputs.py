@@ -21,7 +21,7 @@ def with_more_outputs(model: bytes, tensors: Sequence[int]) -> bytes:
     subgraph = unpacked.subgraphs[0]
     returned = [int(tensor) for tensor in subgraph.outputs]
     subgraph.outputs = [*returned, *(tensor for tensor in dict.fromkeys(tensors) if tensor not in returned)]
-    return _packed(unpacked, len(model))
+    return _pack(unpacked, len(model))
 
 
 def with_fewer_outputs(model: bytes, positions: Sequence[int]) -> bytes:
@@ -32,10 +32,10 @@ def with_fewer_outputs(model: bytes, positions: Sequence[int]) -> bytes:
     unpacked = schema.ModelT.InitFromPackedBuf(model, 0)
     subgraph = unpacked.subgraphs[0]
     subgraph.outputs = [int(subgraph.outputs[position]) for position in positions]
-    return _packed(unpacked, len(model))
+    return _pack(unpacked, len(model))
 
 
-def _packed(unpacked: schema.ModelT, size: int) -> bytes:
+def _pack(unpacked: schema.ModelT, size: int) -> bytes:
     builder = flatbuffers.Builder(2 * size)
     builder.Finish(unpacked.Pack(builder), file_identifier=FILE_IDENTIFIER)
     return bytes(builder.Output())

@@ -101,14 +101,14 @@ class Model:
         return sum(len(buffer.data) for buffer in self.buffers)
 
 
-def _names(enum: type) -> dict[int, str]:
+def _enum_names(enum: type) -> dict[int, str]:
     return {value: name for name, value in vars(enum).items() if isinstance(value, int)}
 
 
-_BUILTINS = _names(schema.BuiltinOperator)
-_TYPES = _names(schema.TensorType)
-_ACTIVATIONS = _names(schema.ActivationFunctionType)
-_PADDINGS = _names(schema.Padding)
+_BUILTINS = _enum_names(schema.BuiltinOperator)
+_TYPES = _enum_names(schema.TensorType)
+_ACTIVATIONS = _enum_names(schema.ActivationFunctionType)
+_PADDINGS = _enum_names(schema.Padding)
 _CUSTOM = schema.BuiltinOperator.CUSTOM
 _ITEM_BYTES = {
     "FLOAT64": 8, "INT64": 8, "UINT64": 8, "COMPLEX64": 8, "COMPLEX128": 16, "FLOAT32": 4, "INT32": 4, "UINT32": 4,
@@ -165,7 +165,7 @@ def read(data: bytes | memoryview, what: str = "the TFLite file") -> Model:
     source = Source(data, what)
     model = root(source, (FILE_IDENTIFIER,))
     buffers = tuple(_buffer(source, number, table) for number, table in enumerate(model.tables(4)))
-    codes = [_code(table) for table in model.tables(1)]
+    codes = [_operator_name(table) for table in model.tables(1)]
     subgraphs = tuple(_subgraph(table, codes, buffers) for table in model.tables(2))
     return Model(model.integer(0, "I"), model.text(3) or "", subgraphs, buffers)
 
@@ -180,7 +180,7 @@ def _buffer(source: Source, number: int, table: Table) -> Buffer:
     return Buffer(number, memoryview(b"") if data is None else data)
 
 
-def _code(table: Table) -> tuple[str, bool]:
+def _operator_name(table: Table) -> tuple[str, bool]:
     """Returns the name of an operator, and whether it is a custom operator."""
     code = max(table.integer(0, "b"), table.integer(3, "i"))  # the older field has one byte
     if code == _CUSTOM:
