@@ -186,13 +186,13 @@ def check_writes_nothing(module: GraphModule) -> bool:
         if writes_memory(node) and not is_state_write(node):
             raise error_at(
                 node,
-                f"This operator writes in place to {_describe_written_memory(node)}. Write the result to a new tensor, or "
+                f"This operator writes in place to {_written_memory_text(node)}. Write the result to a new tensor, or "
                 "to a copy: x = x.clone().",
             )
     return False
 
 
-def _describe_written_memory(write: Node) -> str:
+def _written_memory_text(write: Node) -> str:
     """Returns a description of the memory that a remaining in-place operator writes to."""
     memory = write.args[0] if write.args else None
     while isinstance(memory, Node) and memory.op == "call_function" and may_alias(memory) and memory.args:
