@@ -66,7 +66,7 @@ $(VENV)/.openneutron-dependencies: pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt torch==2.13.0
 	$(PIP) install -c constraints.txt executorch torchao ai-edge-litert cloudpickle flatbuffers joblib numpy rich tomlkit typer \
 		plotly jinja2 scikit-build-core pybind11 cmake ninja \
-		pytest pytest-xdist hypothesis ruff mypy scikit-learn pillow safetensors dask distributed ray
+		pytest pytest-xdist hypothesis ruff mypy scikit-learn pillow safetensors ai-edge-model-explorer dacite dask distributed ray
 	touch $@
 
 $(INSTALLED): $(VENV)/.openneutron-dependencies CMakeLists.txt README.md $(SOURCES)

@@ -51,6 +51,7 @@ from openneutron.vendor.profiling import Kernel
 from openneutron.vendor.sdk import converter_for
 
 if TYPE_CHECKING:
+    from openneutron.accuracy.result import Analysis
     from openneutron.report.estimate import Estimate
 
 __all__ = ["NeutronProgram", "QuantizedModel", "lower", "quantize"]
@@ -180,6 +181,29 @@ class NeutronProgram:
     def reset(self) -> None:
         """Restores the initial state of the program. Does nothing for a program without state."""
         self._loaded.reset()
+
+    def to_model_explorer(
+        self,
+        folder: str | os.PathLike[str],
+        quantized: QuantizedModel | None = None,
+        analysis: Analysis | None = None,
+        name: str = "model",
+    ) -> tuple[Path, ...]:
+        """Writes files for Google's Model Explorer to `folder`, and returns their paths.
+
+        graphs.json has a graph for each delegate and, with `quantized`, the ATen graph by modules. Further files hold
+        node data: estimated cycles, bytes of weights, the processor of each operator, and, with `analysis`, the SQNR of
+        each layer. Open them with `model-explorer FOLDER/graphs.json --node_data_paths=FOLDER/cycles.json`. `name` is
+        the name of the model there.
+
+        Raises `OutputError` if a file cannot be written, and `InputError` for a program without a delegate.
+        """
+        from openneutron.page import summarize
+        from openneutron.page.model_explorer import write_model_explorer
+
+        summary = summarize(name, self, quantized=quantized, analysis=analysis)
+        module = None if quantized is None else quantized.reference or quantized.module
+        return write_model_explorer(self.portable, summary, folder, module)
 
     @functools.cached_property
     def _loaded(self) -> HostProgram:

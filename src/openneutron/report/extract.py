@@ -1,0 +1,47 @@
+"""Writes the TFLite models of the delegates of a program to files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from openneutron.core.files import read_file, write_file
+from openneutron.errors import InputError, OutputError
+from openneutron.formats import pte
+from openneutron.formats.payload import parse
+from openneutron.report.inspect import NEUTRON_BACKEND
+
+__all__ = ["extract", "tflite_models"]
+
+
+def tflite_models(program: bytes | str | os.PathLike[str]) -> Iterator[bytes]:
+    """Returns the TFLite model of each delegate of a portable `.pte`, in the order of execution.
+
+    Raises `InputError` for a file that cannot be read and for a program without a delegate for the NPU, `FormatError`
+    for a damaged file, and `PayloadError` for a device payload, which holds microcode.
+    """
+    data = program if isinstance(program, bytes) else read_file(program)
+    what = "the program" if isinstance(program, bytes) else os.fspath(program)
+    calls = [call for call in pte.read(data, what).methods[0].delegates if call.backend == NEUTRON_BACKEND]
+    if not calls:
+        raise InputError(f"{what} has no delegate for the NPU: all its operators run on the CPU.")
+    for call in calls:
+        yield parse(call.payload).tflite
+
+
+def extract(program: bytes | str | os.PathLike[str], folder: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Writes the TFLite model of each delegate to `folder`, as delegate0.tflite and so on. Returns the paths.
+
+    Creates the folder if it does not exist. Raises the errors of `tflite_models`, and `OutputError` if a file cannot be
+    written; no file is written if a delegate cannot be read.
+    """
+    models = list(tflite_models(program))
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot create the folder '{folder}': {error.strerror or error}.") from error
+    paths = tuple(Path(folder) / f"delegate{index}.tflite" for index in range(len(models)))
+    for path, model in zip(paths, models, strict=True):
+        write_file(path, model)
+    return paths
