@@ -14,6 +14,7 @@ import torch
 from tests.vendor.test_sdk import DOUBLES
 from torch import nn
 
+import openneutron
 from openneutron import inspect, lower, quantize
 from openneutron.cli import main
 from openneutron.formats import pte
@@ -190,3 +191,120 @@ def test_help_and_the_module_start_without_torch() -> None:
     assert found.strip().endswith("[]")
     command = [sys.executable, "-m", "openneutron", "targets"]
     assert "imxrt700" in subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout
+
+
+class TestExtract:
+    def test_writes_the_models_of_the_delegates(self, run: Run, folder: Path, tmp_path: Path) -> None:
+        code, text = run("extract", folder / "model.pte", "-o", tmp_path / "out", "--json")
+        assert code == 0
+        paths = [Path(path) for path in json.loads(text)["files"]]
+        assert [path.name for path in paths] == ["delegate0.tflite", "delegate1.tflite"]
+        delegates = pte.read((folder / "model.pte").read_bytes()).methods[0].delegates
+        assert [path.read_bytes() for path in paths] == [parse(one.payload).tflite for one in delegates]
+        assert run("inspect", paths[0])[0] == 0
+
+    def test_for_model_explorer(self, run: Run, folder: Path, tmp_path: Path) -> None:
+        code, text = run("extract", folder / "model.pte", "-o", tmp_path, "--model-explorer")
+        assert code == 0
+        assert {Path(line).name for line in text.splitlines()} >= {"graphs.json", "cycles.json"}
+
+    @pytest.mark.usefixtures("installed")
+    def test_microcode_is_refused(self, run: Run, folder: Path, tmp_path: Path) -> None:
+        run("compile", folder / "model.pte", "-o", tmp_path / "device.pte")
+        code, text = run("extract", tmp_path / "device.pte", "-o", tmp_path / "out")
+        assert code == 2
+        assert "holds NPU microcode" in text
+        assert not (tmp_path / "out").exists()
+
+
+class TestOperators:
+    @pytest.mark.parametrize("search", ["silu", "aten::silu", "torch.silu", "SILU"])
+    def test_finds_an_operator(self, run: Run, search: str) -> None:
+        code, text = run("operators", search, "--json")
+        assert code == 0
+        assert "silu" in [row["name"] for row in json.loads(text)["operators"]]
+
+    def test_limits_depend_on_the_generation_and_the_target(self, run: Run) -> None:
+        modern, legacy, other = (
+            json.loads(run("operators", "mean", "--json", *more)[1])["operators"]
+            for more in ((), ("--flavor", "SDK_25_06"), ("--flavor", "SDK_25_06", "--target", "mcxn94x"))
+        )
+        count = [sum(len(row["limits"]) for row in rows) for rows in (modern, legacy, other)]
+        assert count[0] < count[1] == count[2]
+        assert legacy != other
+
+    def test_all(self, run: Run) -> None:
+        code, text = run("operators")
+        assert code == 0
+        assert "FULLY_CONNECTED" in text
+
+    def test_an_unknown_name_is_refused(self, run: Run) -> None:
+        code, text = run("operators", "convoluton")
+        assert code == 2
+        assert "Did you mean 'convolution'" in text
+
+
+class TestInit:
+    def test_writes_a_file_that_build_reads(self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        code, text = run("init")
+        assert code == 0
+        assert "openneutron build --config openneutron.toml" in text
+        assert (tmp_path / "openneutron.toml").read_text().startswith("# Settings of `openneutron build`")
+
+    def test_an_existing_file_is_kept(self, run: Run, tmp_path: Path) -> None:
+        file = tmp_path / "openneutron.toml"
+        file.write_text("[model]\n")
+        code, text = run("init", file)
+        assert code == 2
+        assert "--force" in text
+        assert file.read_text() == "[model]\n"
+        assert run("init", file, "--force")[0] == 0
+        assert len(file.read_text()) > 1000
+
+
+class TestEveryVerb:
+    def test_version_and_help(self, run: Run) -> None:
+        assert run("--version") == (0, f"openneutron {openneutron.__version__}\n")
+        for option in ("-h", "--help"):
+            code, text = run(option)
+            assert code == 0
+            assert "inspect" in text
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["inspct", "x.pte"], "Did you mean 'inspect'"),
+            (["inspect"], "Missing argument"),
+            (["inspect", "--layer", "x.pte"], "No such option: --layer"),
+            (["extract", "x.pte", "-o", "out"], "does not exist"),
+        ],
+    )
+    def test_wrong_use_is_one_message(self, run: Run, arguments: list[str], message: str) -> None:
+        code, text = run(*arguments)
+        assert code == 2
+        assert message in " ".join(text.split())
+        assert "Traceback" not in text
+
+    def test_a_fault_is_reported_without_a_traceback(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError("by zero")
+
+        monkeypatch.setattr("openneutron.vendor.doctor.check_converter", fail)
+        code, text = run("doctor")
+        assert code == 3
+        assert "ZeroDivisionError: by zero" in text
+        assert "Traceback" not in text
+        assert "Traceback" in run("doctor", "--verbose")[1]
+
+    def test_an_interruption_ends_with_130(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("openneutron.vendor.doctor.check_converter", interrupt)
+        assert run("doctor")[0] == 130
+
+    def test_targets_as_json(self, run: Run) -> None:
+        code, text = run("targets", "--json")
+        assert code == 0
+        assert [row["name"] for row in json.loads(text)["targets"]] == list(TARGETS)

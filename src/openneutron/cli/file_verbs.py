@@ -1,4 +1,4 @@
-"""Verbs that read programs and show what OpenNeutron knows: inspect, targets, compile, doctor, init."""
+"""Verbs that read programs and show what OpenNeutron knows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from openneutron.cli.verbs import add_verb
 
 __all__ = ["add_verbs"]
 
+ExistingFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file that exists.")]
 Target = Annotated[str | None, typer.Option(help="Target of the estimates; see `openneutron targets`.")]
 Flavor = Annotated[
     str | None, typer.Option(help="Converter: an SDK release such as SDK_25_06, or a version of eiq-neutron-sdk.")
@@ -21,7 +22,7 @@ Flavor = Annotated[
 
 def add_verbs() -> None:
     """Adds the verbs of this module to the command line."""
-    for verb in (inspect, targets, compile, doctor, init):
+    for verb in (inspect, extract, operators, targets, compile, doctor, init):
         add_verb(verb)
 
 
@@ -49,7 +50,7 @@ def targets(terminal: Terminal) -> None:
 
 def inspect(
     terminal: Terminal,
-    file: Path,
+    file: ExistingFile,
     target: Target = None,
     layers: Annotated[bool, typer.Option("--layers", help="Print a row for each operator on the NPU.")] = False,
 ) -> None:
@@ -66,7 +67,7 @@ def inspect(
 
 def compile(
     terminal: Terminal,
-    program: Path,
+    program: ExistingFile,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The device program to write.")],
     flavor: Flavor = None,
@@ -96,6 +97,53 @@ def compile(
         f"{output}: {size:,} bytes, {payloads} device payloads",
         {"file": str(output), "bytes": size, "device_payloads": payloads},
     )
+
+
+def extract(
+    terminal: Terminal,
+    file: ExistingFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the files.")],
+    model_explorer: Annotated[
+        bool, typer.Option("--model-explorer", help="Write graphs and node data for Model Explorer, too.")
+    ] = False,
+    quantized: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="The quantized model (.pt2), for the graph of ATen operators."),
+    ] = None,
+) -> None:
+    """Write the TFLite model of each delegate of a portable .pte, for Netron and other viewers."""
+    from openneutron.report.extract import extract as extract_models
+
+    paths = extract_models(file, output)
+    if model_explorer:
+        from openneutron.core.files import read_file
+        from openneutron.model.exporting import loaded_program
+        from openneutron.page import summarize
+        from openneutron.page.model_explorer import write_model_explorer
+
+        module = None if quantized is None else loaded_program(quantized).module()
+        paths += write_model_explorer(read_file(file), summarize(file.stem, file), output, module)
+    terminal.show("\n".join(map(str, paths)), {"files": list(map(str, paths))})
+
+
+def operators(
+    terminal: Terminal,
+    search: Annotated[str, typer.Argument(help="Part of a name: conv, aten::silu, CONV_2D.")] = "",
+    target: Annotated[str, typer.Option(help="A target; see `openneutron targets`.")] = "imxrt700",
+    flavor: Flavor = None,
+) -> None:
+    """List the operators that run on the NPU, with their limits."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from openneutron.ops.support import supported_operators
+
+    found = supported_operators(search, target=target, flavor=flavor)
+    table = Table("operator", "ATen", "becomes", "limits", "LSB", show_lines=True)
+    for row in found:
+        table.add_row(row.name, "\n".join(row.aten), row.becomes, "\n".join(row.limits), str(row.tolerance))
+    terminal.show(table, {"operators": [asdict(row) for row in found]})
 
 
 def doctor(terminal: Terminal, flavor: Flavor = None, target: Target = None) -> None:

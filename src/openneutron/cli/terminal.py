@@ -79,14 +79,19 @@ class Terminal:
     def messages(self) -> Iterator[None]:
         """Prints each warning of OpenNeutron once, in one line, and the log with `verbose`.
 
-        Warnings of other packages are about their own internals. They are printed with `verbose`.
+        Warnings and the log of other packages are about their own internals. They are printed with `verbose`.
         """
         if self.verbose:
             logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            warnings.showwarning = self._show_warning  # type: ignore[assignment]
-            yield
+        else:
+            logging.disable(logging.WARNING)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("default")
+                warnings.showwarning = self._show_warning  # type: ignore[assignment]
+                yield
+        finally:
+            logging.disable(logging.NOTSET)
 
     def _show_warning(self, message: Warning | str, category: type[Warning], *_: Any) -> None:
         if category.__module__.startswith("openneutron") or self.verbose:

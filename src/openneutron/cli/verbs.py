@@ -24,7 +24,7 @@ app = typer.Typer(
     help="Quantize PyTorch models for NXP's eIQ Neutron NPU, and build, run and check their programs.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 
 FAILED, WRONG_USE, FAULT, INTERRUPTED = 1, 2, 3, 130
@@ -103,14 +103,15 @@ def _parameter(declared: Field, model_is_argument: bool) -> inspect.Parameter:
     if declared.choices:
         text += f" One of {', '.join(declared.choices)}."
     if declared.default not in (None, (), False):
-        text += f" [default: {_shown(declared.default)}]"
+        text += f" Default: {_shown(declared.default)}."
     kind = _TYPES[declared.kind]
+    panel = f"Options: {declared.section}"
     if declared.name == "model" and model_is_argument:
         annotation = Annotated[str | None, typer.Argument(metavar="MODEL", help=text, show_default=False)]
         return _keyword(declared.name, annotation, None)
     option = f"--{declared.name.replace('_', '-')}"
     flags = [f"{option}/--no-{option[2:]}"] if kind is bool else [option, *_SHORT.get(declared.name, ())]
-    info = typer.Option(*flags, metavar=declared.metavar, help=text, show_default=False)
+    info = typer.Option(*flags, metavar=declared.metavar, help=text, show_default=False, rich_help_panel=panel)
     return _keyword(declared.name, Annotated[kind | None, info], None)
 
 
