@@ -3,7 +3,11 @@
 1. The speaker encoder of the package `resemblyzer` (`pip install --no-deps resemblyzer`): three LSTM layers of 256 on
    40 mel bands. Rows of the data "speech" need the command `espeak-ng`. The data "spikes" are squares of normally
    distributed numbers; they drive the cell states beyond 10.
-2. An LSTM, a GRU and a bidirectional LSTM, trained here in seconds on scikit-learn's digits as sequences of 8 rows.
+2. An LSTM, a GRU, a bidirectional LSTM and a layer of attention, trained here in seconds on scikit-learn's digits as
+   sequences of 8 rows.
+
+With `--train MINUTES`, each row is followed by a row of the same model after training from it by `prepare_training`:
+unlabelled inputs that are not among the tests, and the squared distance to the outputs of the float model as loss.
 
 A row shows the SQNR of the outputs of the converted module to float in dB, the mean cosine of both (encoder) or the
 top-1 in percent of both (digits), the estimated cycles of the program, and the seconds of `quantize` and of `lower`.
@@ -12,6 +16,7 @@ top-1 in percent of both (digits), the estimated cycles of the program, and the 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,14 +32,19 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from openneutron import NeutronQuantizer, lower, quantize
+from openneutron import NeutronQuantizer, finish_training, lower, prepare_training, quantize
 from openneutron.errors import ModelError
+from openneutron.training.trainable import TrainableModel
 
 from .layer_losses import sqnr
 from .speech import BANDS, recordings
 
 CALIBRATION, TESTS = 48, 32
-COLUMNS = "network", "dB", "cosine or top-1", "M cycles", "s quantize", "s lower"
+COLUMNS = "network", "dB", "cosine or top-1", "M cycles", "s quantize or train", "s lower"
+TRAINING = 1024  # sequences
+WINDOW_STEP = 7  # frames between the windows of a sentence for training
+BATCH = 32
+RATE = 1e-3  # at the begin of the training
 FIRST_FRAME = 30  # sentences begin with silence
 
 
@@ -68,6 +78,22 @@ class RowReader(nn.Module):
         return logits
 
 
+class RowAttention(nn.Module):
+    """Classifies a digit [batch, 8, 8] by one layer of attention over its rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, 32)
+        self.position = nn.Parameter(torch.randn(8, 32) * 0.1)
+        self.layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Returns the logits of the mean over the rows."""
+        logits: Tensor = self.head(self.layer(self.embed(rows) + self.position).mean(1))
+        return logits
+
+
 @dataclass(frozen=True)
 class Task:
     """A trained network with its data."""
@@ -75,6 +101,7 @@ class Task:
     model: nn.Module
     calibration: list[tuple[Tensor]]
     tests: Tensor
+    training: Tensor
     labels: Tensor | None = None
 
 
@@ -92,20 +119,26 @@ def encoder() -> SpeakerEncoder:
 
 
 def speech(frames: int) -> Task:
-    """Sentences of five voices, cut to `frames` frames."""
-    cut = [one.features[FIRST_FRAME : FIRST_FRAME + frames] for one in recordings(CALIBRATION + TESTS)]
-    return _encoder_task(torch.stack([features for features in cut if len(features) == frames]))
+    """Sentences of five voices, cut to `frames` frames. For training, windows of the sentences that are no tests."""
+    said = [one.features[FIRST_FRAME:] for one in recordings()]
+    long = [features for features in said if len(features) >= frames]
+    values, others = long[: CALIBRATION + TESTS], [*long[:CALIBRATION], *long[CALIBRATION + TESTS :]]
+    windows = [window for features in others for window in features.unfold(0, frames, WINDOW_STEP).mT]
+    return _encoder_task(torch.stack([features[:frames] for features in values]), torch.stack(windows))
 
 
 def spikes(frames: int) -> Task:
     """Non-negative noise, most of which is near zero."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(CALIBRATION + TESTS, 40, BANDS, generator=generator)
-    return _encoder_task(noise[:, :frames].square() * 0.3)
+
+    def noise(count: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(count, 40, BANDS, generator=generator)[:, :frames].square() * 0.3
+
+    return _encoder_task(noise(CALIBRATION + TESTS, 0), noise(TRAINING, 1))
 
 
-def _encoder_task(values: Tensor) -> Task:
-    return Task(encoder(), [(value[None],) for value in values[:CALIBRATION]], values[CALIBRATION:])
+def _encoder_task(values: Tensor, training: Tensor) -> Task:
+    return Task(encoder(), [(value[None],) for value in values[:CALIBRATION]], values[CALIBRATION:], training)
 
 
 @cache
@@ -115,14 +148,15 @@ def digits(name: str) -> Task:
 
     pixels, labels = load_digits(return_X_y=True)
     values, classes = torch.tensor(pixels, dtype=torch.float32).view(-1, 8, 8) / 16, torch.tensor(labels)
-    networks: dict[str, Callable[[], nn.LSTM | nn.GRU]] = {
-        "lstm": lambda: nn.LSTM(8, 32, batch_first=True),
-        "gru": lambda: nn.GRU(8, 32, batch_first=True),
-        "bilstm": lambda: nn.LSTM(8, 32, batch_first=True, bidirectional=True),
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "lstm": lambda: RowReader(nn.LSTM(8, 32, batch_first=True)),
+        "gru": lambda: RowReader(nn.GRU(8, 32, batch_first=True)),
+        "bilstm": lambda: RowReader(nn.LSTM(8, 32, batch_first=True, bidirectional=True)),
+        "attention": RowAttention,
     }
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
-        model, order = RowReader(networks[name]()), torch.randperm(len(values))
+        model, order = networks[name](), torch.randperm(len(values))
         training, tests = order[: len(order) * 3 // 4], order[len(order) * 3 // 4 :]
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
         for _ in range(40):
@@ -131,7 +165,8 @@ def digits(name: str) -> Task:
                 loss = nn.functional.cross_entropy(model(values[batch]), classes[batch])
                 torch.autograd.backward(loss)
                 optimizer.step()
-    return Task(model.eval(), [(values[i : i + 1],) for i in training[:100]], values[tests], classes[tests])
+    samples = [(values[i : i + 1],) for i in training[:100]]
+    return Task(model.eval(), samples, values[tests], values[training], classes[tests])
 
 
 @dataclass(frozen=True)
@@ -163,7 +198,7 @@ ROWS: dict[str, Row] = {
     "speech-160-wide-per-channel": Row(lambda: speech(160), {"wide": [nn.LSTM], "weight_granularity": "per_channel"}),
     **{
         f"digits-{network}-{recover}": Row(lambda network=network: digits(network), {"recover": recover})  # type: ignore[misc]
-        for network in ("lstm", "gru", "bilstm")
+        for network in ("lstm", "gru", "bilstm", "attention")
         for recover in (None, "fast", "auto")
     },
 }
@@ -171,8 +206,8 @@ DEFAULT = [name for name in ROWS if name.startswith(("digits", "short"))]
 
 
 @torch.no_grad()
-def measure(row: Row) -> list[str]:
-    """Returns the cells of a row after its name."""
+def measure(row: Row, minutes: float = 0) -> list[list[str]]:
+    """Returns the cells of a row after its name, and those after training for `minutes` if that is not 0."""
     task = row.task()
     begun = time.perf_counter()
     if row.documented:
@@ -183,18 +218,50 @@ def measure(row: Row) -> list[str]:
         converted: Any = convert_pt2e(prepared)
     else:
         converted = quantize(task.model, task.calibration[0], task.calibration, progress=False, **row.options)
-    quantized = time.perf_counter()
-    program = lower(converted, task.calibration[0]) if row.documented else lower(converted)
-    lowered = time.perf_counter()
+    cells = [_cells(task, converted, time.perf_counter() - begun)]
+    if minutes:
+        begun = time.perf_counter()
+        module = prepare_training(converted, task.calibration[0] if row.documented else None)
+        train(module, task, minutes * 60)
+        cells.append(_cells(task, finish_training(module), time.perf_counter() - begun))
+    return cells
+
+
+def _cells(task: Task, converted: Any, seconds: float) -> list[str]:
+    begun = time.perf_counter()
+    program = lower(converted, task.calibration[0])
+    lowered = time.perf_counter() - begun
     wanted = task.model(task.tests)
     found = torch.cat([converted(one[None]) for one in task.tests])
     return [
         f"{sqnr(wanted, found):.1f}",
         _score(task, wanted, found),
         f"{program.estimate().cycles / 1e6:.2f}",
-        f"{quantized - begun:.0f}",
-        f"{lowered - quantized:.0f}",
+        f"{seconds:.0f}",
+        f"{lowered:.0f}",
     ]
+
+
+def train(module: TrainableModel, task: Task, seconds: float, steps: int = 10**9) -> int:
+    """Trains `module` towards the outputs of the float model, until `seconds` or `steps` have passed.
+
+    The learning rate decreases to 0 by a half cosine. Returns the number of steps.
+    """
+    with torch.no_grad():
+        wanted = torch.cat([task.model(batch) for batch in torch.split(task.training, BATCH)])
+    optimizer = torch.optim.Adam(module.parameters(), lr=RATE)
+    generator = torch.Generator().manual_seed(0)
+    begun, step = time.perf_counter(), 0
+    with torch.enable_grad():
+        while (done := max((time.perf_counter() - begun) / seconds, step / steps)) < 1:
+            optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * done)) / 2
+            batch = torch.randint(len(wanted), (BATCH,), generator=generator)
+            optimizer.zero_grad()
+            loss = (module(task.training[batch]) - wanted[batch]).square().sum() / wanted[batch].square().sum()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            step += 1
+    return step
 
 
 def _score(task: Task, wanted: Tensor, found: Tensor) -> str:
@@ -208,19 +275,20 @@ def main() -> None:
     """Prints one row for each name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default: {', '.join(DEFAULT)}")
-    names = parser.parse_args().rows or DEFAULT
+    parser.add_argument("--train", type=float, default=0, metavar="MINUTES", help="train each row for this time")
+    given = parser.parse_args()
+    names = given.rows or DEFAULT
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         parser.error(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
     console = Console(width=110)
     for name in names:
-        table = Table(
-            "network", "dB", "cosine or top-1", "M cycles", "s quantize", "s lower", show_header=name == names[0]
-        )
+        table = Table(*COLUMNS, show_header=name == names[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                table.add_row(name, *measure(ROWS[name]))
+                for suffix, cells in zip(("", ", trained"), measure(ROWS[name], given.train), strict=False):
+                    table.add_row(name + suffix, *cells)
             except (ModuleNotFoundError, RuntimeError, ModelError) as error:
                 table.add_row(name, f"not measured: {error}")
         console.print(table)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from openneutron.report.inspect import inspect as inspect
     from openneutron.runtime import load as load
     from openneutron.targets import NeutronTargetSpec as NeutronTargetSpec
+    from openneutron.training_flow import finish_training as finish_training
+    from openneutron.training_flow import prepare_training as prepare_training
 
 _HOMES = {
     "CompileOptions": "compile_spec",
@@ -45,6 +47,7 @@ _HOMES = {
     "Placement": "partition.placing",
     "QuantizedModel": "flow",
     "Stream": "model.state",
+    "finish_training": "training_flow",
     "generate_neutron_compile_spec": "compile_spec",
     "inspect": "report.inspect",
     "int8_io": "partition.quantized_io",
@@ -52,6 +55,7 @@ _HOMES = {
     "load": "runtime",
     "lower": "flow",
     "placement": "partition.placing",
+    "prepare_training": "training_flow",
     "quantize": "flow",
     "reset": "model.state",
 }

@@ -46,6 +46,7 @@ from openneutron.recovery.recipes import BEST, Recipe, quantize_by_recipe, recip
 from openneutron.recovery.search import SearchSpace, Trial, check_seconds, try_recipes
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
 from openneutron.targets import NeutronTargetSpec
+from openneutron.training.trainable import TrainableModel
 from openneutron.vendor.device import compile_program, kernel_selection_path
 from openneutron.vendor.profiling import Kernel
 from openneutron.vendor.sdk import converter_for
@@ -372,6 +373,8 @@ def _float(model: Any) -> Any:
     graph = model.graph_module if isinstance(model, torch.export.ExportedProgram) else model
     if isinstance(model, QuantizedModel) or is_quantized(graph):
         raise ModelError("This model is quantized already. Call lower() next, or give the float model.")
+    if isinstance(model, TrainableModel):
+        raise ModelError("This module is prepared for training, and quantized already. Call finish_training() next.")
     if isinstance(model, (NeutronProgram, HostProgram)):
         raise ModelError("This is a lowered program. Give the float model from which it was lowered.")
     if is_prepared(model):
@@ -455,6 +458,8 @@ def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, str]:
         return quantized.module, quantized.examples, quantized.target
     if isinstance(quantized, (NeutronProgram, HostProgram)):
         raise ModelError("This program is lowered already. Save it or run it.")
+    if isinstance(quantized, TrainableModel):
+        raise ModelError("This module is prepared for training. Call lower() with the result of finish_training().")
     if is_prepared(quantized):
         raise ModelError("This model was prepared by prepare_pt2e and not converted. Call convert_pt2e first.")
     kept, target = None, "imxrt700"

@@ -1,0 +1,93 @@
+"""The short flow of training: `prepare_training` and `finish_training`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch.fx import GraphModule
+
+from openneutron.core.boundary import typed_errors
+from openneutron.errors import ModelError, OptionError
+from openneutron.flow import QuantizedModel, quantize
+from openneutron.model.data import Data
+from openneutron.model.examples import examples_of
+from openneutron.model.exporting import is_quantized
+from openneutron.recovery.weighted_layers import layers_of
+from openneutron.targets import NeutronTargetSpec
+from openneutron.training.trainable import TrainableModel
+
+__all__ = ["finish_training", "prepare_training"]
+
+
+def prepare_training(
+    model: Any,
+    example_inputs: Any = None,
+    calibration: Data | None = None,
+    target: str | NeutronTargetSpec = "imxrt700",
+    *,
+    learn_ranges: bool = True,
+    **options: Any,
+) -> TrainableModel:
+    """Returns a module whose training starts from the quantized model, with its ranges and its recovered weights.
+
+        module = prepare_training(model.eval(), example_inputs, calibration=images, recover="auto")
+        ...  # train module.parameters(), such as with torch.optim.AdamW(module.parameters(), lr=1e-4)
+        program = lower(finish_training(module))
+
+    - `model`: a float model, which is quantized first; or a result of `quantize`; or a result of `convert_pt2e`, which
+      needs `example_inputs`.
+    - `example_inputs`, `calibration`, `target`, `options`: those of `quantize`, for a float model. `recover` determines
+      the weights from which training starts.
+    - `learn_ranges`: whether the scales of activations are trained too. Scales that the NPU fixes, such as those of
+      sigmoids, are not trained.
+
+    The outputs of the module equal those of the quantized model. Batch norms are folded, and dropouts are removed. The
+    weights and biases of convolutions and linears are trained, including those of LSTM, GRU and attention, and the
+    parameters of operators that stay in float. Other constants, such as the weights of a layer norm, are not.
+
+    Raises what `quantize` raises, `OptionError` for calibration data or options beside a quantized model, and
+    `ModelError` for a model without a layer that is quantized.
+    """
+    if not isinstance(learn_ranges, bool):
+        raise OptionError(f"learn_ranges takes True or False, not {learn_ranges!r}.")
+    if isinstance(model, TrainableModel):
+        raise ModelError("This module is prepared for training already. Train it, then call finish_training().")
+    quantized = _quantized(model, example_inputs, calibration, target, options)
+    if next(layers_of(quantized.module), None) is None:
+        raise ModelError("No layer of this model is quantized, so there is nothing to train quantized.")
+    with typed_errors("Preparing the model for training"):
+        return TrainableModel(quantized, learn_ranges=learn_ranges)
+
+
+def finish_training(module: TrainableModel) -> QuantizedModel:
+    """Returns the trained model, for `lower`. The module can be trained further afterwards.
+
+    The float graph of the result (`reference`), with which `analyze` compares, has the trained weights. Raises
+    `ModelError` for a module that `prepare_training` did not return.
+    """
+    if not isinstance(module, TrainableModel):
+        raise ModelError(f"finish_training() takes a module from prepare_training(), not {type(module).__name__}.")
+    with typed_errors("Converting the trained model"):
+        trained = replace(module.quantized, module=module.converted(), reference=module.reference())
+    trained.reset()
+    return trained
+
+
+def _quantized(
+    model: Any, example_inputs: Any, calibration: Data | None, target: str | NeutronTargetSpec, options: dict[str, Any]
+) -> QuantizedModel:
+    if isinstance(model, QuantizedModel) or (isinstance(model, GraphModule) and is_quantized(model)):
+        if calibration is not None or options:
+            given = ", ".join([*(["calibration"] if calibration is not None else []), *options])
+            raise OptionError(f"This model is quantized already, so prepare_training() does not take {given}.")
+        if isinstance(model, QuantizedModel):
+            return model
+        if example_inputs is None:
+            raise OptionError("prepare_training() needs example_inputs for a result of convert_pt2e.")
+        examples = examples_of(example_inputs, model)
+        name = NeutronTargetSpec(target).name
+        return QuantizedModel(model, examples.args, name, example_kwargs=examples.kwargs)
+    if calibration is None:
+        raise OptionError("prepare_training() needs calibration data for a float model, as quantize() does.")
+    return quantize(model, example_inputs, calibration, target, **options)
