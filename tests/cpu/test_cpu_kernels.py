@@ -126,16 +126,6 @@ def test_an_operator_of_the_user_without_an_out_variant_is_refused(documented: b
     assert caught.value.source is not None
 
 
-@pytest.mark.parametrize("name", ["mul", "add"])
-def test_complex_constants_are_refused_by_name(name: str) -> None:
-    def rotated(_: Any, x: torch.Tensor) -> torch.Tensor:
-        turned = getattr(torch, name)(torch.view_as_complex(x), torch.polar(torch.ones(4), torch.ones(4)))
-        return torch.view_as_real(turned)
-
-    with pytest.raises(ModelError, match=r"view_as_complex.*complex numbers \(torch.complex64\)"):
-        quantize(Function(rotated, nn.Identity()).eval(), (torch.ones(4, 2),), [torch.ones(4, 2)])
-
-
 def test_negative_padding_between_operators_on_the_cpu_is_refused() -> None:
     model = Function(lambda layer, x: F.pad(layer(x).prod(0), (-1, 0)), nn.Linear(8, 8)).eval()
     quantized = quantize(model, (torch.ones(2, 8),), [torch.ones(2, 8)], recover=None)

@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.fx import Node
 
 from openneutron.ir.cost import cycles_of
 from openneutron.ir.graph import Array, Layout, Op, QParams, Tensor
 from openneutron.ir.kinds import CONCATENATION, CONV_2D, DEPTHWISE_CONV_2D, SLICE
+from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts, LayerKind
+from openneutron.ops.graph_builder import permute
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
 from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, Window, of_each_dim, pad_spatial
 from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["CONVOLUTIONS", "SPECS", "Filters", "convolution_windows", "convolve", "kernel_size"]
+__all__ = ["CONVOLUTIONS", "DECOMPOSED", "SPECS", "Filters", "convolution_windows", "convolve", "kernel_size"]
 
 aten = torch.ops.aten
 
@@ -295,5 +298,24 @@ SPECS = (
         facts=Facts(layer=LayerKind.CONVOLUTION, is_continuous=True),
         becomes="CONV_2D or DEPTHWISE_CONV_2D; for other groups SLICE, CONV_2D and CONCATENATION, with as many groups "
         "in one CONV_2D as costs the fewest cycles",
+    ),
+)
+
+
+def _conv_tbc(rewriting: Rewriting) -> Node:
+    """Convolves [time, batch, channels] with a weight [kernel, inputs, outputs]."""
+    args = rewriting.args
+    channels_first = permute(rewriting, args["self"], (1, 2, 0))
+    weight = permute(rewriting, args["weight"], (2, 1, 0))
+    convolved = rewriting.call(aten.conv1d.default, channels_first, weight, args["bias"], [1], [args["pad"]])
+    return permute(rewriting, convolved, (2, 0, 1))
+
+
+DECOMPOSED = (
+    Decomposition(
+        name="conv_tbc",
+        targets=("aten.conv_tbc.default",),
+        rewrite=_conv_tbc,
+        becomes="permute, conv1d, permute",
     ),
 )

@@ -137,7 +137,8 @@ def _always(_: OpInstance) -> bool:
 class Decomposition:
     """The declaration of an operator that is replaced by other operators before annotation.
 
-    It applies to float32 values. The new operators may be decomposed in turn; each step must be simpler.
+    It applies to operators that return float32 values, unless `returns_integers` is True. The new operators may be
+    decomposed in turn; each step must be simpler.
     """
 
     name: str
@@ -161,6 +162,8 @@ class Decomposition:
     """Facts for passes, unless an `OpSpec` of the operator states them."""
     tolerance: int = 1
     """Largest difference between the `.pte` and the converted module, in LSBs of the output."""
+    returns_integers: bool = False
+    """Whether it applies to operators that return integers. The CPU computes them."""
     has_wide_form: bool = False
     """Whether `rewrite` can represent a state by two int8 tensors, and does so if `Rewriting.is_wide`."""
     notes: str = field(default="", compare=False)

@@ -15,10 +15,10 @@ import torch
 from torch.fx import Node
 
 from openneutron.core.evaluation import evaluated
-from openneutron.core.fx import iterate_nodes, shape_of
+from openneutron.core.fx import dtype_of, iterate_nodes, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
-from openneutron.ops.graph_builder import mul, sub
+from openneutron.ops.graph_builder import convert, mul, sub
 from openneutron.ops.index_runs import IndexRun, index_runs
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
@@ -186,7 +186,12 @@ def sums_few_values(instance: OpInstance) -> bool:
 
 def _cumsum(rewriting: Rewriting) -> Node:
     """Multiplies by a lower triangular matrix of ones."""
-    values, dim = rewriting.args["self"], rewriting.args["dim"]
+    values: Node = rewriting.args["self"]
+    dim = rewriting.args["dim"]
+    if dtype_of(values) != torch.float32:
+        values = convert(rewriting, values, torch.float32)
+    if not rewriting.shape:
+        return values
     size = rewriting.shape[dim]
     triangle = rewriting.constant(torch.ones(size, size).tril())
     return along(rewriting, values, dim, triangle)

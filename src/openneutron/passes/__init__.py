@@ -7,6 +7,7 @@ lists all passes in their order.
 from openneutron.passes.add_batch_dimension import add_batch_dimension
 from openneutron.passes.add_input_guards import add_input_guards
 from openneutron.passes.checks import check_is_static_eval, check_outputs, check_writes_nothing
+from openneutron.passes.complex_to_real import complex_to_real
 from openneutron.passes.copy_returned_concatenations import copy_returned_concatenations
 from openneutron.passes.decompose import decompose
 from openneutron.passes.divide_after_sums import divide_after_sums
@@ -44,6 +45,7 @@ __all__ = [
     "check_is_static_eval",
     "check_outputs",
     "check_writes_nothing",
+    "complex_to_real",
     "copy_returned_concatenations",
     "decompose",
     "divide_after_sums",

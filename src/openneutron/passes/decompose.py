@@ -29,6 +29,7 @@ def decompose(
 ) -> bool:
     """Rule: a float32 operator with a declared decomposition is replaced by the decomposition, recursively.
 
+    Operators that return integers are replaced if their declaration says so.
     Operators for which `keeps_float` is true are not changed. The states of operators for which `is_wide` is true
     consist of two int8 tensors. Linear in the nodes before and after. Raises `ModelError`
     if a decomposition needs a fixed size and the size is dynamic.
@@ -53,7 +54,9 @@ def decompose(
 def _decompose_call(module: GraphModule, instance: OpInstance, *, training: bool, is_wide: bool) -> bool:
     node = instance.node
     declared = DECOMPOSITIONS.get(op_name(node))
-    if declared is None or is_mask_computation(node) or not _is_float(node.meta.get("val")):
+    if declared is None or is_mask_computation(node):
+        return False
+    if not declared.returns_integers and not _is_float(node.meta.get("val")):
         return False
     if not declared.applies(instance) or declared.rejections(instance):
         return False

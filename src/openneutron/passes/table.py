@@ -23,6 +23,7 @@ from openneutron.passes.checks import (
     check_writes_nothing,
 )
 from openneutron.passes.clip_embeddings import clip_embeddings
+from openneutron.passes.complex_to_real import complex_to_real
 from openneutron.passes.copy_returned_concatenations import copy_returned_concatenations
 from openneutron.passes.decompose import decompose
 from openneutron.passes.divide_after_sums import divide_after_sums
@@ -137,6 +138,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(remove_stride_dependence, "write operators that depend on strides as operators that do not"),
     Pass(remove_empties, "remove tensors without elements"),
     Pass(fold_constants, "compute values that do not depend on inputs"),
+    Pass(complex_to_real, "compute complex numbers as pairs of real numbers", keeps_parameters=True),
     Pass(integers_to_floats, "replace integers between booleans and float32 by float32 or boolean values"),
     Pass(add_batch_dimension, "give layers of a single sample a batch dimension of 1"),
     Pass(remove_identities, "remove operators that return their input"),

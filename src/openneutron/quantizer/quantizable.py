@@ -28,10 +28,12 @@ def quantizable_reason(node: Node, target: NeutronTargetSpec, constant_of: Const
     CPU.
     """
     value = node.meta.get("val")
-    if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
-        return f"It returns {value.dtype}; only float32 is quantized."
-    spec = OPERATORS.get(op_name(node))
+    spec, declared = OPERATORS.get(op_name(node)), DECOMPOSITIONS.get(op_name(node))
     instance = OpInstance(node, target.neutron_target, constant_of=constant_of)
+    if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
+        if declared is not None and declared.returns_integers:
+            return _undecomposed_reason(instance)
+        return f"It returns {value.dtype}; only float32 is quantized."
     if spec is None or is_mask_computation(node) or not isinstance(value, torch.Tensor):
         return _undecomposed_reason(instance)
     if not value.numel():

@@ -1,0 +1,100 @@
+"""Complex values as pairs of real values, and arithmetic on their parts."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from openneutron.core.fx import shape_of
+from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.graph_builder import Operand, add, expand, mul, sub, zeros_like
+
+__all__ = ["ComplexRewriting", "Pair", "Rule"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The real and the imaginary part of a complex value, both float32. `imag` is None for a real value."""
+
+    real: Operand
+    imag: Operand | None = None
+
+
+@dataclass(frozen=True)
+class ComplexRewriting:
+    """Adds operators on real numbers, before a call that reads or returns complex numbers."""
+
+    rewriting: Rewriting
+    pairs: Mapping[Node, Pair]
+    """The pairs of the complex values before the call."""
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The arguments of the call by name."""
+        return self.rewriting.args
+
+    def pair(self, value: object) -> Pair:
+        """Returns the pair of a complex value, a real value or a number."""
+        if isinstance(value, Node):
+            return self.pairs.get(value, Pair(value))
+        number = complex(value)  # type: ignore[call-overload]
+        return Pair(number.real, number.imag or None)
+
+    def add(self, first: Operand | None, second: Operand | None) -> Operand | None:
+        """Computes first + second; None is zero."""
+        return self._sum(add, first, second)
+
+    def sub(self, first: Operand | None, second: Operand | None) -> Operand | None:
+        """Computes first - second; None is zero."""
+        if first is None and second is not None:
+            return self.mul(second, -1.0)
+        return self._sum(sub, first, second)
+
+    def mul(self, first: Operand | None, second: Operand | None) -> Operand | None:
+        """Computes first * second; None is zero."""
+        if first is None or second is None or 0.0 in (first, second):
+            return None
+        if not isinstance(first, Node):
+            first, second = second, first
+        if second == 1.0 or not isinstance(first, Node):
+            return first if second == 1.0 else first * second  # type: ignore[operator]
+        return mul(self.rewriting, first, second)
+
+    def _sum(self, write: Callable[..., Node], first: Operand | None, second: Operand | None) -> Operand | None:
+        if first is None or second is None:
+            return first if second is None else second
+        return write(self.rewriting, self.node(first), second)
+
+    def node(self, value: Operand | None) -> Node:
+        """Returns a part of a pair as a node: a number becomes a constant, None becomes zero."""
+        return value if isinstance(value, Node) else self.rewriting.constant(torch.tensor(float(value or 0)))
+
+    def item(self, values: Node, index: int) -> Node:
+        """Returns one output of an operator with several outputs."""
+        node = self.rewriting.instance.node
+        with node.graph.inserting_before(node):
+            item = node.graph.call_function(operator.getitem, (values, index))
+        item.meta["val"] = values.meta["val"][index]
+        return item
+
+    def parts(self, value: object) -> tuple[Node, Node]:
+        """Returns the real and the imaginary part of a value as tensors of one shape."""
+        pair = self.pair(value)
+        real, imag = self.node(pair.real), self.node(pair.imag)
+        if shape_of(real) == shape_of(imag):
+            return real, imag
+        if pair.imag is None:
+            return real, zeros_like(self.rewriting, real)
+        if not isinstance(pair.real, Node):
+            return add(self.rewriting, zeros_like(self.rewriting, imag), real), imag
+        shape = torch.broadcast_shapes(shape_of(real), shape_of(imag))
+        return expand(self.rewriting, real, shape), expand(self.rewriting, imag, shape)
+
+
+Rule = Callable[[ComplexRewriting], Pair | Node]
+"""Computes a call on parts. Returns the pair of a complex output, or the node of a real output."""

@@ -1,0 +1,193 @@
+"""Discrete Fourier transforms as products with constant matrices.
+
+A transform of n values X_k = sum_j x_j exp(-2 pi i j k / n) is a product with a matrix of cosines and one of sines. A
+complex input becomes one product of the concatenated real and imaginary parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from openneutron.core.boundary import error_at
+from openneutron.core.fx import op_name, shape_of
+from openneutron.ops.complex_numbers import ComplexRewriting, Pair, Rule
+from openneutron.ops.decomposition import Decomposition, Rewriting
+from openneutron.ops.graph_builder import reshape, unsqueeze
+from openneutron.ops.indexing import along
+
+__all__ = ["DECOMPOSED", "FOURIER_RULES", "MAX_TRANSFORMED"]
+
+aten = torch.ops.aten
+
+MAX_TRANSFORMED = 1024
+"""The largest number of values of a transform. Its matrices have the square of it as elements."""
+
+
+@dataclass(frozen=True)
+class _Transform:
+    """A Fourier transform of `size` values along dimension `dim`."""
+
+    dim: int
+    size: int
+    inverse: bool
+    norm: str
+    """"backward", "forward" or "ortho", as in torch.fft."""
+
+    @property
+    def factor(self) -> float:
+        """The factor of the sum."""
+        if self.norm == "ortho":
+            return 1 / math.sqrt(self.size)
+        return 1 / self.size if self.inverse == (self.norm == "backward") else 1.0
+
+    def matrices(self, outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the real and imaginary parts of the transform, float64 of shape [outputs, inputs]."""
+        steps = torch.outer(torch.arange(outputs), torch.arange(inputs)) % self.size
+        angles = steps.double() * (2 * math.pi / self.size * (1 if self.inverse else -1))
+        return angles.cos() * self.factor, angles.sin() * self.factor
+
+    def real_matrices(self, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the matrices from the real and imaginary parts of half a spectrum to `size` real values."""
+        real, imag = self.matrices(self.size, inputs)
+        counted = torch.full((inputs,), 2.0, dtype=torch.float64)
+        counted[0] = 1.0
+        if self.size % 2 == 0 and inputs > self.size // 2:
+            counted[self.size // 2] = 1.0
+        return real * counted, -imag * counted
+
+
+def _fourier(writing: ComplexRewriting) -> Pair | Node:
+    """fft, ifft, rfft, irfft, and the same over several dimensions."""
+    name = op_name(writing.rewriting.instance.node).split(".")[1].removeprefix("fft_")
+    value = writing.pair(writing.args["self"])
+    transforms = _transforms(writing, name, shape_of(writing.node(value.real)))
+    if name.startswith("irfft"):
+        *others, last = transforms
+        for transform in others:
+            value = _transformed(writing, value, transform, transform.size)
+        return _to_real(writing, value, last)
+    for index, transform in enumerate(reversed(transforms)):
+        halves = name.startswith("rfft") and index == 0
+        value = _transformed(writing, value, transform, transform.size // 2 + 1 if halves else transform.size)
+    return value
+
+
+def _transforms(writing: ComplexRewriting, name: str, shape: Sequence[int]) -> list[_Transform]:
+    """Returns the transform of each dimension. Raises `ModelError` for a transform that is too large."""
+    args = writing.args
+    sizes, dims = _extents(args, shape)
+    inverse, norm = name.startswith("i"), args["norm"] or "backward"
+    found: list[_Transform] = []
+    for index, (dim, size) in enumerate(zip(dims, sizes, strict=True), start=1):
+        of_half = name.startswith("irfft") and index == len(dims)
+        usual = 2 * (shape[dim] - 1) if of_half else shape[dim]
+        found.append(_Transform(dim, usual if size is None else size, inverse, norm))
+        _check_size(writing, found[-1].size)
+    return found
+
+
+def _extents(args: dict[str, Any], shape: Sequence[int]) -> tuple[list[int | None], list[int]]:
+    """Returns the size (None for the default) and the dimension of each transform, in the order of the arguments."""
+    if "n" in args:
+        return [args["n"]], [args["dim"] % len(shape)]
+    sizes, dims = args["s"], args["dim"]
+    if dims is None:
+        count = len(shape) if sizes is None else len(sizes)
+        dims = range(len(shape) - count, len(shape))
+    return [None if size == -1 else size for size in sizes or [-1] * len(dims)], [dim % len(shape) for dim in dims]
+
+
+def _transformed(writing: ComplexRewriting, value: Pair, transform: _Transform, outputs: int) -> Pair:
+    """Transforms values along a dimension. Fewer values than `size` are padded with zeros, more are cut."""
+    real, dim = writing.node(value.real), transform.dim
+    cosines, sines = transform.matrices(outputs, min(transform.size, shape_of(real)[dim]))
+    if value.imag is None:
+        return Pair(*(_product(writing, [real], dim, [matrix]) for matrix in (cosines, sines)))
+    parts = [real, writing.node(value.imag)]
+    return Pair(*(_product(writing, parts, dim, both) for both in ([cosines, -sines], [sines, cosines])))
+
+
+def _to_real(writing: ComplexRewriting, value: Pair, transform: _Transform) -> Node:
+    """Transforms half a spectrum to real values."""
+    real = writing.node(value.real)
+    matrices = transform.real_matrices(min(transform.size // 2 + 1, shape_of(real)[transform.dim]))
+    parts = [real] if value.imag is None else [real, writing.node(value.imag)]
+    return _product(writing, parts, transform.dim, matrices[: len(parts)])
+
+
+def _product(writing: ComplexRewriting, parts: Sequence[Node], dim: int, matrices: Sequence[torch.Tensor]) -> Node:
+    """Returns the sum of products of each part with its matrix along a dimension, as one product."""
+    call, size = writing.rewriting.call, matrices[0].shape[1]
+    cut = [part if shape_of(part)[dim] == size else call(aten.slice.Tensor, part, dim, 0, size) for part in parts]
+    values = cut[0] if len(cut) == 1 else call(aten.cat.default, cut, dim)
+    return along(writing.rewriting, values, dim, writing.rewriting.constant(torch.cat(list(matrices), 1).float()))
+
+
+def _check_size(writing: ComplexRewriting, size: int) -> None:
+    """Raises `ModelError` for a transform that is too large."""
+    if size > MAX_TRANSFORMED:
+        message = f"OpenNeutron transforms at most {MAX_TRANSFORMED} values along a dimension, not {size}."
+        raise error_at(writing.rewriting.instance.node, message)
+
+
+def _short_time(writing: ComplexRewriting) -> Pair | Node:
+    """stft: a convolution with windowed cosines, and one with windowed sines."""
+    args = writing.args
+    size, hop = args["n_fft"], args["hop_length"] or args["n_fft"] // 4
+    _check_size(writing, size)
+    outputs = size if args["onesided"] is False else size // 2 + 1
+    window = _window(writing, args["window"], args["win_length"] or size, size)
+    transform = _Transform(-1, size, inverse=False, norm="ortho" if args["normalized"] else "backward")
+    signal = args["self"]
+    rows = unsqueeze(writing.rewriting, signal, -2)
+    rows = reshape(writing.rewriting, rows, (-1, 1, shape_of(signal)[-1])) if len(shape_of(signal)) == 1 else rows
+
+    def convolved(matrix: torch.Tensor) -> Node:
+        kernel = writing.rewriting.constant((matrix * window).float().unsqueeze(1))
+        found = writing.rewriting.call(aten.conv1d.default, rows, kernel, None, [hop])
+        return reshape(writing.rewriting, found, (*shape_of(signal)[:-1], *shape_of(found)[1:]))
+
+    return Pair(*map(convolved, transform.matrices(outputs, size)))
+
+
+def _window(writing: ComplexRewriting, window: Node | None, length: int, size: int) -> torch.Tensor:
+    """Returns the window in the middle of `size` values. Raises `ModelError` for a window that is not a constant."""
+    values = torch.ones(length) if window is None else writing.rewriting.value_of("window")
+    if values is None:
+        message = "The window of stft is computed from inputs; make it a buffer."
+        raise error_at(writing.rewriting.instance.node, message)
+    before = (size - length) // 2
+    return torch.nn.functional.pad(values.double(), (before, size - length - before))
+
+
+def _shift(rewriting: Rewriting) -> Node:
+    """Rolls each dimension by half its size: the sizes are halved downwards by fftshift, and upwards by ifftshift."""
+    value, dims = rewriting.args["self"], rewriting.args["dim"]
+    rounding = int(op_name(rewriting.instance.node) == "aten.fft_ifftshift.default")
+    dims = list(range(len(rewriting.shape))) if dims is None else dims
+    return rewriting.call(aten.roll.default, value, [(rewriting.shape[dim] + rounding) // 2 for dim in dims], dims)
+
+
+DECOMPOSED = (
+    Decomposition(
+        name="fftshift, ifftshift",
+        targets=("aten.fft_fftshift.default", "aten.fft_ifftshift.default"),
+        rewrite=_shift,
+        becomes="roll",
+    ),
+)
+
+_NAMES = "fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn"
+
+FOURIER_RULES: dict[str, Rule] = {
+    **{f"aten.fft_{name}.default": _fourier for name in _NAMES.split()},
+    "aten.stft.default": _short_time,
+    "aten.stft.center": _short_time,
+}
+"""Rules by the name of the operator."""

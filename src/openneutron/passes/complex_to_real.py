@@ -1,0 +1,68 @@
+"""Replaces complex numbers by pairs of real numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from openneutron.core.boundary import error_at
+from openneutron.core.constants import constant_of
+from openneutron.core.fx import output_node
+from openneutron.errors import ModelError
+from openneutron.ops.complex_numbers import ComplexRewriting, Pair
+from openneutron.ops.complex_rules import complex_rule
+from openneutron.ops.decomposition import Rewriting
+from openneutron.ops.op_instance import OpInstance
+from openneutron.targets import NeutronTarget
+
+__all__ = ["complex_to_real"]
+
+
+def complex_to_real(module: GraphModule, target: NeutronTarget) -> bool:
+    """Rule, linear in nodes: an operator that reads or returns complex numbers is replaced by operators on their real
+    and imaginary parts.
+
+    Raises `ModelError` for an operator without a rule, and for complex inputs and outputs of the model.
+    """
+    pairs: dict[Node, Pair] = {}
+    for node in list(module.graph.nodes):
+        if _is_complex(node) or any(source in pairs for source in node.all_input_nodes):
+            _rewrite(module, node, target, pairs)
+    if pairs:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return bool(pairs)
+
+
+def _rewrite(module: GraphModule, node: Node, target: NeutronTarget, pairs: dict[Node, Pair]) -> None:
+    if node.op in ("placeholder", "output"):
+        raise _is_outside(node, pairs)
+    rewriting = Rewriting(module, OpInstance(node, target))
+    if (value := constant_of(module, node)) is not None:
+        pairs[node] = Pair(*(rewriting.constant(part.float()) for part in (value.real, value.imag)))
+        return
+    rule = complex_rule(node)
+    if rule is None:
+        raise error_at(
+            node,
+            "The NPU and ExecuTorch's kernels do not support complex numbers. OpenNeutron computes complex numbers as "
+            "pairs of real numbers, but has no rule for this operator. Write it with real numbers.",
+        )
+    written = rule(ComplexRewriting(rewriting, pairs))
+    if isinstance(written, Pair):
+        pairs[node] = written
+    else:
+        node.replace_all_uses_with(written)
+
+
+def _is_outside(node: Node, pairs: dict[Node, Pair]) -> ModelError:
+    """Returns the error for a complex input or output of the model."""
+    if node.op == "placeholder":
+        return error_at(node, "This input is complex. Programs take real numbers: give view_as_real of it.")
+    returned = next(source for source in output_node(node.graph).all_input_nodes if source in pairs)
+    return error_at(returned, "This output is complex. Programs return real numbers: return view_as_real of it.")
+
+
+def _is_complex(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_complex()
