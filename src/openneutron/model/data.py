@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,10 @@ from torch.fx import GraphModule, Node
 from torch.utils.data import DataLoader, Dataset
 
 from openneutron.core.fx import placeholders
+from openneutron.data.audio import AudioTransform, Waveform
+from openneutron.data.images import ImageTransform, is_picture
+from openneutron.data.samples import Samples, read_data
+from openneutron.data.transforms import DefaultTransform, Transform, fitted
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.model.arguments import MISSING, Leaf, argument_names, leaves_at
 from openneutron.model.arguments import Path as LeafPath
@@ -31,11 +34,9 @@ __all__ = [
 
 Inputs = tuple[Any, ...]
 """A value for each input of an exported model: a tensor, or the constant that the model was exported with."""
-Data = Iterable[Any] | Dataset[Any] | str | os.PathLike[str]
+Data = Iterable[Any] | Dataset[Any] | Samples | str | os.PathLike[str]
 """The forms of data that `inputs_in` takes."""
 
-IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
-ARRAYS = frozenset({".npy"})
 SEQUENCE_RANK = 3  # batch, steps and features
 ALIGNMENT = 64  # bytes; the alignment of memory that torch allocates
 
@@ -130,10 +131,11 @@ def streams_in(
     if isinstance(data, Stream):
         yield inputs_in(data.steps, forms, transform=transform)
         return
-    if isinstance(data, (str, os.PathLike, Tensor, DataLoader)):
-        yield inputs_in(data, forms, transform=transform)
+    opened, transform = _opened(data, transform)
+    if isinstance(opened, (Samples, Tensor, DataLoader)):
+        yield inputs_in(opened, forms, transform=transform)
         return
-    items = iter(items_of(data))
+    items = iter(items_of(opened))
     first = list(islice(items, 1))
     if not any(isinstance(item, Stream) for item in first):
         yield inputs_in(chain(first, items), forms, transform=transform)
@@ -168,26 +170,29 @@ def inputs_in(
     - A data set with `__getitem__` and `__len__`.
     - A DataLoader, whose batches are split into batches of the model's size. An incomplete last batch is dropped.
     - One tensor of samples, which is split in the same way.
-    - A folder of images or .npy files, which are read in the order of their paths.
+    - `Samples` of `openneutron.data`, or anything that `read_data` reads: a folder, a file, or the name of a function,
+      "file.py:function".
 
-    The first dimension of a sample may be missing if the model's batch size is 1. `transform` converts each item to an
-    input; for an image file, it gets a PIL image. Without `transform`, an image is converted to RGB, or to grey for a
-    model with one channel, resized to the model's height and width, and scaled to 0..1. A model that expects normalized
-    images needs a `transform` that normalizes.
+    The first dimension of a sample may be missing if the model's batch size is 1; samples of files are stacked to
+    larger batches. `transform` converts each item to an input; for an image file, it gets a PIL image. Without
+    `transform`, an image is converted to RGB, or to grey for a model with one channel, resized to the model's height
+    and width, and scaled to 0..1, and a recording is padded or cut to the model's length. A model that expects
+    normalized images needs a `transform` that normalizes, such as `ImageTransform(mean=..., std=...)`.
 
     Raises `InputError` for data of another form and for values that are not finite, and `OptionError` for a `transform`
     that is not callable.
     """
     if transform is not None and not callable(transform):
         raise OptionError(f"transform must be a function of one item of the data, not {transform!r}.")
-    for index, item in enumerate(_transformed_items(data, forms, transform)):
-        values = _values(item, forms, index, is_batch=isinstance(data, DataLoader))
+    data, transform = _opened(data, transform)
+    for name, item in _transformed_items(data, forms, transform):
+        values = _values(item, forms, name, is_batch=isinstance(data, DataLoader))
         if isinstance(data, DataLoader) and _is_batch(values, forms):
             batches: Iterable[Inputs] = _split_batch(values, forms)
         else:
             batches = [values]
         for inputs in batches:
-            yield _check_values(inputs, forms, index)
+            yield _check_values(inputs, forms, name)
 
 
 def _split_batch(values: Sequence[Any], forms: Sequence[InputForm]) -> Iterator[Inputs]:
@@ -208,7 +213,7 @@ def items_of(data: Iterable[Any] | Dataset[Any]) -> Iterable[Any]:
         if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
             return (data[index] for index in range(len(data)))
     raise InputError(
-        "data must be an iterable of inputs, a tensor of samples, a data set, or a folder of images or .npy files, not "
+        "data must be an iterable of inputs, a tensor of samples, a data set, or the path of a folder or a file, not "
         f"{data!r}."
     )
 
@@ -244,65 +249,82 @@ def _kind_name(value: Any) -> str:
     return repr(value) if isinstance(value, (int, float, bool, str, type(None))) else type(value).__name__
 
 
-def _transformed_items(data: Data, forms: Sequence[InputForm], transform: Callable[[Any], Any] | None) -> Iterable[Any]:
+def _opened(data: Data, transform: Transform | None) -> tuple[Any, Transform | None]:
+    """Returns data that a text names, and their transform. The items of a function are returned as it returns them."""
     if isinstance(data, (str, os.PathLike)):
-        return _files(Path(data), forms, transform)
+        data = read_data(data)
+    if not isinstance(data, Samples):
+        return data, transform
+    if transform is not None and data.transform is not None:
+        raise OptionError("The samples have a transform already. Leave out `transform`.")
+    own = transform or data.transform
+    if not data.is_given:
+        return data.with_transform(own), None
+    return data.given, _OfPairs(own) if data.are_pairs and own is not None else own
+
+
+@dataclass(frozen=True)
+class _OfPairs:
+    """Transforms the inputs of a pair of inputs and label."""
+
+    transform: Transform
+
+    def __call__(self, pair: Any) -> Any:
+        return (self.transform(pair[0]), pair[1])
+
+
+def _transformed_items(data: Any, forms: Sequence[InputForm], transform: Transform | None) -> Iterable[tuple[str, Any]]:
+    """Returns the name of each item in messages, and the item."""
+    tensors = [form for form in forms if form.is_tensor]
+    if isinstance(data, Samples):
+        samples = data.with_transform(_fitted(data.transform, tensors))
+        return _stacked(((sample.name, sample.inputs) for sample in samples), tensors)
     data = torch.from_numpy(data) if isinstance(data, np.ndarray) else data
-    batch = next((form.batch for form in forms if form.is_tensor), None) or 1
+    batch = next((form.batch for form in tensors), None) or 1
     items: Iterable[Any] = _samples(data, batch) if isinstance(data, Tensor) else items_of(data)
-    return items if transform is None else map(transform, items)
+    fit = _fitted(transform, tensors)
+    of_inputs = isinstance(fit, (DefaultTransform, ImageTransform, AudioTransform))
+    found = (_with_transformed_inputs(fit, item) for item in items) if of_inputs else map(fit, items)
+    return ((f"Item {index} of the data", item) for index, item in enumerate(found))
+
+
+def _fitted(transform: Transform | None, tensors: Sequence[InputForm]) -> Transform:
+    if len(tensors) != 1 or tensors[0].dtype is None:
+        return fitted(transform, None)
+    return fitted(transform, tensors[0].sizes, is_float=tensors[0].dtype.is_floating_point)
+
+
+def _with_transformed_inputs(transform: Transform, item: Any) -> Any:
+    """Transforms an item, or the first value of a tuple whose first value is an image or a recording."""
+    if isinstance(item, (tuple, list)) and item and (is_picture(item[0]) or isinstance(item[0], Waveform)):
+        return (transform(item[0]), *item[1:])
+    return transform(item)
+
+
+def _stacked(items: Iterable[tuple[str, Any]], forms: Sequence[InputForm]) -> Iterator[tuple[str, Any]]:
+    """Stacks items without a batch dimension to batches of the model's size, if it is above 1.
+
+    Drops an incomplete last batch.
+    """
+    form = forms[0] if len(forms) == 1 else None
+    size = 1 if form is None else form.batch or 1
+    waiting: list[tuple[str, Tensor]] = []
+    for name, item in items:
+        value = to_tensors(item)
+        if size == 1 or form is None or not isinstance(value, Tensor) or not form.takes_sizes((size, *value.shape)):
+            yield name, item
+            continue
+        waiting.append((name, value))
+        if len(waiting) == size:
+            yield waiting[0][0], torch.stack([value for _, value in waiting])
+            waiting.clear()
 
 
 def _samples(data: Tensor, size: int) -> Iterable[Tensor]:
     return (part for part in data.split(size) if len(part) == size) if data.dim() else [data]
 
 
-def _files(folder: Path, forms: Sequence[InputForm], transform: Callable[[Any], Any] | None) -> Iterator[Any]:
-    if not folder.is_dir():
-        raise InputError(f"The folder '{folder}' does not exist.")
-    forms = [form for form in forms if form.is_tensor]
-    if len(forms) != 1:
-        raise InputError(
-            "A file of a folder holds one input, but this model takes several. Give an iterable of tuples instead."
-        )
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES | ARRAYS)
-    if not paths:
-        raise InputError(f"The folder '{folder}' has no file of a known type ({', '.join(sorted(IMAGES | ARRAYS))}).")
-    return (_file(path, forms[0], transform) for path in paths)
-
-
-def _file(path: Path, form: InputForm, transform: Callable[[Any], Any] | None) -> Any:
-    if path.suffix.lower() in ARRAYS:
-        try:
-            array = torch.from_numpy(np.load(path))
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path} cannot be read as an array: {error}") from error
-        return array if transform is None else transform(array)
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise InputError("Reading images needs Pillow. Install it: pip install pillow.") from error
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return _pixels(image, form) if transform is None else transform(image)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
-
-
-def _pixels(image: Any, form: InputForm) -> Tensor:
-    """Returns an image as a float tensor [1, C, H, W] of values from 0 to 1, with the model's C, H and W."""
-    _, channels, height, width = form.sizes if len(form.sizes) == 4 else (None,) * 4
-    if channels not in (1, 3) or height is None or width is None:
-        raise InputError(
-            f"The model's input {form} is not an image of 1 or 3 channels. Give a transform that converts images to it."
-        )
-    image = image.convert("L" if channels == 1 else "RGB").resize((width, height))
-    pixels = torch.from_numpy(np.array(image)).float() / 255
-    return pixels.reshape(height, width, channels).permute(2, 0, 1)[None].contiguous()
-
-
-def _values(item: Any, forms: Sequence[InputForm], index: int, *, is_batch: bool) -> tuple[Any, ...]:
+def _values(item: Any, forms: Sequence[InputForm], name: str, *, is_batch: bool) -> tuple[Any, ...]:
     """Returns the values for the inputs of `forms`.
 
     These are the first reading of `item` that matches `forms`. If none matches, they are its first reading, without
@@ -314,7 +336,7 @@ def _values(item: Any, forms: Sequence[InputForm], index: int, *, is_batch: bool
         if len(values) == len(forms) and all(fits):
             return values
     if isinstance(item, Mapping):
-        _check_that_none_is_missing(item, forms, index)
+        _check_that_none_is_missing(item, forms, name)
     return tuple(value for value in readings[0] if value is not MISSING)
 
 
@@ -360,13 +382,13 @@ def _fits_in_a_batch(value: Any, form: InputForm) -> bool:
     return _matches_form(value, form) or (form.is_tensor and is_batch_of(value, form))
 
 
-def _check_that_none_is_missing(item: Mapping[Any, Any], forms: Sequence[InputForm], index: int) -> None:
+def _check_that_none_is_missing(item: Mapping[Any, Any], forms: Sequence[InputForm], name: str) -> None:
     values = leaves_at([form.path or (form.name,) for form in forms], (), {str(key): item[key] for key in item})
     for value, form in zip(values, forms, strict=True):
         if value is MISSING and form.is_tensor:
             near = difflib.get_close_matches(form.name, map(str, item), n=1)
             hint = f" Is it '{near[0]}'?" if near else ""
-            raise InputError(f"Item {index} of the data lacks '{form.name}', which is an input of forward.{hint}")
+            raise InputError(f"{name} lacks '{form.name}', which is an input of forward.{hint}")
 
 
 def _is_batch(values: Sequence[Any], forms: Sequence[InputForm]) -> bool:
@@ -381,7 +403,7 @@ def is_batch_of(value: Any, form: InputForm) -> bool:
     return isinstance(value, Tensor) and bool(form.sizes) and form.takes_sizes((form.batch or 1, *value.shape[1:]))
 
 
-def _check_values(values: tuple[Any, ...], forms: Sequence[InputForm], index: int) -> Inputs:
+def _check_values(values: tuple[Any, ...], forms: Sequence[InputForm], name: str) -> Inputs:
     """Returns `values` in the forms of `forms`; inserts a first dimension of 1 where only that is missing.
 
     Raises `InputError` if the values do not match `forms` or are not finite.
@@ -391,11 +413,11 @@ def _check_values(values: tuple[Any, ...], forms: Sequence[InputForm], index: in
     if len(values) != len(forms) or not all(form.takes(value) for value, form in zip(values, forms, strict=True)):
         taken = ", ".join(map(str, forms))
         advice = next((text for pair in zip(values, forms, strict=False) if (text := _size_advice(*pair))), "")
-        raise InputError(f"Item {index} of the data is {describe(values)}; the model takes ({taken}).{advice}")
+        raise InputError(f"{name} is {describe(values)}; the model takes ({taken}).{advice}")
     # Masks may contain minus infinity. Observers reject it in other values.
     floats = (value for value in values if isinstance(value, Tensor) and value.is_floating_point())
     if not all(bool((value < torch.inf).all()) for value in floats):
-        raise InputError(f"Item {index} of the data holds NaN or infinite values.")
+        raise InputError(f"{name} holds NaN or infinite values.")
     return tuple(map(align, values))
 
 

@@ -1,0 +1,75 @@
+"""Arrays of .npy and .npz files."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openneutron.core.messages import first_line
+from openneutron.data.tables import LABEL_NAMES
+from openneutron.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["read_array", "read_arrays", "split_labels"]
+
+
+def read_array(path: Path, *, mapped: bool = False) -> np.ndarray[Any, Any]:
+    """Reads a .npy file. If it is `mapped`, its values are read from the disk when they are needed.
+
+    Raises `InputError` for a damaged file, and for one that contains Python objects, which are not unpickled.
+    """
+    import numpy as np
+
+    try:
+        found: np.ndarray[Any, Any] = np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False)
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as an array: {_reason(error)}") from error
+    if not isinstance(found, np.ndarray):
+        raise InputError(f"{path} cannot be read as an array: it is an archive of arrays. Name it .npz.")
+    return found
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Reads the arrays of a .npz file, by name. Raises `InputError` as `read_array` does, and for an empty file."""
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read as arrays: {_reason(error)}") from error
+    if not found:
+        raise InputError(f"{path} has no arrays.")
+    return found
+
+
+def _reason(error: Exception) -> str:
+    if "allow_pickle" in str(error) or "Python objects" in str(error):
+        return "it contains Python objects, which are not unpickled. Save arrays of numbers"
+    return first_line(error)
+
+
+def split_labels(
+    arrays: Mapping[str, np.ndarray[Any, Any]], *, are_samples: bool
+) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any] | None]:
+    """Returns the arrays of inputs, and the array of class indices, if there is one.
+
+    This is an array with a name in `LABEL_NAMES` beside others, of integral values: one for each sample if the arrays
+    hold many samples (`are_samples`), or a single one.
+    """
+    for name, array in arrays.items():
+        fits = array.ndim == 1 if are_samples else array.size == 1
+        if name.lower() in LABEL_NAMES and len(arrays) > 1 and fits and _is_integral(array):
+            rest = {other: value for other, value in arrays.items() if other != name}
+            return rest, array.astype("int64")
+    return dict(arrays), None
+
+
+def _is_integral(array: np.ndarray[Any, Any]) -> bool:
+    if array.dtype.kind in "iu":
+        return True
+    return array.dtype.kind == "f" and bool((array == array.round()).all())

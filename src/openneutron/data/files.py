@@ -1,0 +1,94 @@
+"""The files of a folder, by their types."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from openneutron.core.messages import listed
+from openneutron.errors import InputError
+
+__all__ = [
+    "ARRAYS", "AUDIO", "COMPRESSED_AUDIO", "IMAGES", "LISTS", "NAMED_ARRAYS", "TABLES", "SkippedFilesWarning",
+    "data_files", "files_in", "warn_of_skipped",
+]  # fmt: skip
+
+IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+ARRAYS = frozenset({".npy"})
+NAMED_ARRAYS = frozenset({".npz"})
+AUDIO = frozenset({".wav", ".wave"})
+COMPRESSED_AUDIO = frozenset({".aif", ".aiff", ".flac", ".mp3", ".ogg", ".opus"})
+TABLES = frozenset({".csv", ".tsv"})
+LISTS = frozenset({".lst", ".txt"})
+
+# Types of the samples in a folder. Tables are samples in a folder without files of these types.
+SAMPLE_TYPES = IMAGES | ARRAYS | NAMED_ARRAYS | AUDIO | COMPRESSED_AUDIO
+# Files that systems write into folders.
+_OF_SYSTEMS = frozenset({"desktop.ini", "ehthumbs.db", "thumbs.db", "icon\r"})
+_FOLDERS_OF_SYSTEMS = frozenset({"__macosx", "$recycle.bin", "system volume information"})
+
+
+class SkippedFilesWarning(UserWarning):
+    """A folder of data has files that are no data. The message gives their number, names and types."""
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Returns all files below `folder`, in the order of their paths. Links to folders are followed.
+
+    Hidden files and folders, and files that systems write (`Thumbs.db`), are left out. Raises `InputError` for a folder
+    that does not exist or cannot be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"The folder '{folder}' does not exist.")
+    return sorted(_walk(folder, {os.path.realpath(folder)}))
+
+
+def _walk(folder: Path, above: set[str]) -> Iterator[Path]:
+    """Returns the files below `folder`. `above` has the real paths of the folders around it, so a link ends in none."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"The folder '{folder}' cannot be read: {error.strerror or error}.") from error
+    for entry in entries:
+        name = entry.name.lower()
+        if name.startswith(".") or name in _OF_SYSTEMS:
+            continue
+        if not entry.is_dir():
+            yield folder / entry.name
+        elif name not in _FOLDERS_OF_SYSTEMS and (real := os.path.realpath(entry)) not in above:
+            yield from _walk(folder / entry.name, above | {real})
+
+
+def data_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Returns the files below `folder` that hold samples, and the other files, in the order of their paths.
+
+    Raises `InputError` for a folder without samples.
+    """
+    files = files_in(folder)
+    types = SAMPLE_TYPES if any(path.suffix.lower() in SAMPLE_TYPES for path in files) else TABLES
+    data = [path for path in files if path.suffix.lower() in types]
+    if not data:
+        others = f" It has {len(files)} other files: {_names(folder, files)}." if files else " It is empty."
+        known = ", ".join(sorted(SAMPLE_TYPES | TABLES))
+        raise InputError(f"The folder '{folder}' has no file of a known type ({known}).{others}")
+    return data, [path for path in files if path.suffix.lower() not in types]
+
+
+def warn_of_skipped(folder: Path, skipped: Sequence[Path], reason: str = "are no data") -> None:
+    """Warns of files that are left out, with their number, names and types."""
+    if not skipped:
+        return
+    types = Counter(path.suffix.lower() or "no suffix" for path in skipped)
+    counts = ", ".join(f"{count} {name}" for name, count in types.most_common())
+    warnings.warn(
+        f"{len(skipped)} files in '{folder}' {reason} and are left out ({counts}): {_names(folder, skipped)}.",
+        SkippedFilesWarning,
+        stacklevel=2,
+    )
+
+
+def _names(folder: Path, files: Sequence[Path]) -> str:
+    return listed(path.relative_to(folder).as_posix() for path in files)

@@ -1,0 +1,138 @@
+"""Names of classes and their indices."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openneutron.core.files import read_file
+from openneutron.core.messages import did_you_mean
+from openneutron.errors import InputError
+
+__all__ = ["ClassNames", "class_names_of", "read_labels"]
+
+_SYNSET = re.compile(r"(n\d{8})\s+(.*)")
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """The names of the classes of a model, by their indices.
+
+    `are_complete` tells whether `names` are all classes that the model has. It is False for names that were found in
+    the data.
+    """
+
+    names: tuple[str, ...]
+    are_complete: bool = True
+
+    def indices(self, given: Iterable[str], what: str) -> dict[str, int]:
+        """Returns the index of each name in `given`.
+
+        A name is an integer, or a name of the list in full, or its synset ("n01440764"), or one of its synonyms that no
+        other class has. Capitals do not matter, and "_" is a space. Raises `InputError` for any other name; its message
+        calls the list `what`.
+        """
+        known = self._by_any_name()
+        found = {}
+        for name in given:
+            index = known.get(_normal(name))
+            if index is None and name.isdecimal():
+                index = int(name)
+            if index is None:
+                raise InputError(f"The class '{name}' is not in {what}.{did_you_mean(_normal(name), known)}")
+            if index >= len(self.names):
+                raise InputError(
+                    f"The class {index} is not in {what}, which has the classes 0 to {len(self.names) - 1}."
+                )
+            found[name] = index
+        return found
+
+    def _by_any_name(self) -> dict[str, int]:
+        full = [(_normal(name), index) for index, name in enumerate(self.names)]
+        parts = [(part, index) for index, name in enumerate(self.names) for part in {*map(_normal, _parts(name))}]
+        return _of_one_class(parts) | _of_one_class(full)
+
+
+def _of_one_class(names: Sequence[tuple[str, int]]) -> dict[str, int]:
+    counts = Counter(name for name, _ in names)
+    return {name: index for name, index in names if counts[name] == 1}
+
+
+def _normal(name: str) -> str:
+    return " ".join(name.replace("_", " ").split()).casefold()
+
+
+def _parts(name: str) -> list[str]:
+    """Returns the synset of a line such as "n01440764 tench, Tinca tinca", the rest of it, and each synonym."""
+    found = _SYNSET.fullmatch(name)
+    synset, rest = ([found[1]], found[2]) if found else ([], name)
+    return [*synset, rest, *rest.split(",")]
+
+
+def read_labels(labels: str | Path | Sequence[str]) -> ClassNames:
+    """Reads names of classes: one a line in a text file, or a JSON file; a sequence of names is taken as it is.
+
+    JSON holds a list of names, or an object of index to name ({"0": "tench"}), of index to a list of names
+    ({"0": ["n01440764", "tench"]}), or of name to index ({"tench": 0}). Empty lines at the end do not count.
+
+    Raises `InputError` for a file that cannot be read, or lacks the name of a class.
+    """
+    if not isinstance(labels, (str, Path)):
+        return _checked([str(name) for name in labels], "The labels")
+    path = Path(labels)
+    try:
+        text = read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"The labels '{path}' are not text in UTF-8: {error.reason} at byte {error.start}.") from error
+    if path.suffix.lower() != ".json":
+        return _checked([line.strip() for line in text.rstrip().splitlines()], f"'{path}'")
+    try:
+        return _checked(_from_json(json.loads(text)), f"'{path}'")
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"The labels '{path}' are no list of names and no object of index to name or name to index: {error}"
+        ) from error
+
+
+def _from_json(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [str(name) for name in value]
+    if not isinstance(value, dict):
+        raise TypeError(f"the file holds a {type(value).__name__}")
+    by_index = {int(key): name for key, name in value.items()} if all(map(str.isdecimal, value)) else None
+    if by_index is None:
+        by_index = {int(index): name for name, index in value.items()}
+    return [_as_line(by_index[index]) for index in range(len(by_index))]
+
+
+def _as_line(name: Any) -> str:
+    return " ".join(map(str, name)) if isinstance(name, list) else str(name)
+
+
+def _checked(names: list[str], what: str) -> ClassNames:
+    if not names or not any(names):
+        raise InputError(f"{what} has no names of classes.")
+    empty = [index for index, name in enumerate(names) if not name]
+    if empty:
+        raise InputError(f"{what} has no name for class {empty[0]}: its line {empty[0] + 1} is empty.")
+    return ClassNames(tuple(names))
+
+
+def class_names_of(found: Iterable[str]) -> tuple[ClassNames, dict[str, int]]:
+    """Returns the classes that names in the data stand for, and the index of each name.
+
+    If all names are integers, they are the indices. Otherwise, the sorted names are the classes 0, 1, ...
+    """
+    names = sorted(set(found))
+    if names and all(name.isdecimal() for name in names):
+        indices = {name: int(name) for name in names}
+        of_index = {index: name for name, index in indices.items()}
+        return ClassNames(tuple(of_index.get(i, str(i)) for i in range(max(of_index) + 1)), False), indices
+    return ClassNames(tuple(names)), {name: index for index, name in enumerate(names)}

@@ -1,0 +1,173 @@
+"""Tables of numbers, and tables of paths and labels."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openneutron.core.files import read_file
+from openneutron.core.messages import listed
+from openneutron.data.files import LISTS
+from openneutron.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["LABEL_NAMES", "PathTable", "Table", "numbers_in", "paths_in", "read_table"]
+
+LABEL_NAMES = frozenset({"class", "label", "labels", "target", "targets", "y"})
+PATH_NAMES = frozenset({"file", "filename", "file_name", "filepath", "image", "path"})
+DELIMITERS = ",;\t"
+_SHOWN = 5  # files that a message lists
+
+
+@dataclass(frozen=True)
+class Table:
+    """The cells of a CSV file: the names of the columns, if it has a header, and the rows with their line numbers."""
+
+    path: Path
+    header: tuple[str, ...] | None
+    rows: tuple[tuple[int, tuple[str, ...]], ...]
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the first row has numbers only, except for the column of labels."""
+        label = self.label_column
+        return all(_is_number(cell) for index, cell in enumerate(self.rows[0][1]) if index != label)
+
+    @property
+    def label_column(self) -> int | None:
+        """The column whose name in the header is one of `LABEL_NAMES`."""
+        return self._column(LABEL_NAMES)
+
+    @property
+    def path_column(self) -> int | None:
+        """The column whose name in the header is one of `PATH_NAMES`."""
+        return self._column(PATH_NAMES)
+
+    def _column(self, names: frozenset[str]) -> int | None:
+        header = [name.lower() for name in self.header or ()]
+        return next((index for index, name in enumerate(header) if name in names), None)
+
+
+@dataclass(frozen=True)
+class PathTable:
+    """The files that a table lists, and the text of each label, if the table has labels."""
+
+    paths: tuple[Path, ...]
+    labels: tuple[str, ...] | None
+
+
+def read_table(path: Path) -> Table:
+    """Reads a CSV file, separated by commas, semicolons or tabs, or a list of lines of a path and a label.
+
+    The first row is a header if it has no number, and either names columns as in `LABEL_NAMES` or `PATH_NAMES`, or is
+    followed by a row of numbers. Empty lines are left out. Raises `InputError` for a file without rows, with rows of
+    different lengths, or of another encoding than UTF-8.
+    """
+    try:
+        text = read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is no text in UTF-8: {error.reason} at byte {error.start}.") from error
+    lines = text.splitlines()
+    if path.suffix.lower() in LISTS:
+        # The label is what follows the last space, so that paths may have spaces.
+        cells = [(number, tuple(line.strip().rsplit(None, 1))) for number, line in enumerate(lines, 1)]
+    else:
+        cells = _cells(path, lines)
+    rows = [(number, tuple(cell.strip() for cell in row)) for number, row in cells if any(map(str.strip, row))]
+    header = rows[0][1] if rows and _is_header(rows) else None
+    rows = rows[1:] if header is not None else rows
+    if not rows:
+        raise InputError(f"'{path}' has no rows.")
+    width = len(header or rows[0][1])
+    for number, row in rows:
+        if len(row) != width:
+            raise InputError(f"'{path}', line {number}, has {len(row)} columns; the lines before it have {width}.")
+    return Table(path, header, tuple(rows))
+
+
+def _cells(path: Path, lines: Sequence[str]) -> list[tuple[int, tuple[str, ...]]]:
+    first = next((line for line in lines if line.strip()), "")
+    delimiter = max(DELIMITERS, key=first.count)
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    try:
+        return [(reader.line_num, tuple(row)) for row in reader]
+    except csv.Error as error:
+        raise InputError(f"'{path}', line {reader.line_num}, is no CSV: {error}.") from error
+
+
+def _is_header(rows: Sequence[tuple[int, tuple[str, ...]]]) -> bool:
+    first = rows[0][1]
+    if any(map(_is_number, first)):
+        return False
+    named = {cell.lower() for cell in first} & (LABEL_NAMES | PATH_NAMES)
+    return bool(named) or (len(rows) > 1 and all(map(_is_number, rows[1][1])))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def numbers_in(table: Table) -> tuple[np.ndarray[Any, Any], tuple[str, ...] | None]:
+    """Returns the numbers as float32 [rows, columns], without the column of labels, and the texts of the labels.
+
+    Raises `InputError`, with line and column, for a cell that is no finite number.
+    """
+    import numpy as np
+
+    label = table.label_column
+    columns = [index for index in range(len(table.rows[0][1])) if index != label]
+    if not columns:
+        raise InputError(f"'{table.path}' has labels only.")
+    values = np.empty((len(table.rows), len(columns)), np.float32)
+    for row, (number, cells) in enumerate(table.rows):
+        try:
+            with np.errstate(over="ignore"):  # infinity is refused below
+                values[row] = [float(cells[column]) for column in columns]
+        except ValueError as error:
+            column = next(column for column in columns if not _is_number(cells[column]))
+            raise InputError(
+                f"'{table.path}', line {number}, column {column + 1}: {cells[column]!r} is no number."
+            ) from error
+        if not all(map(math.isfinite, values[row])):
+            raise InputError(f"'{table.path}', line {number}, has a number that is not finite in float32.")
+    labels = None if label is None else tuple(cells[label] for _, cells in table.rows)
+    return values, labels
+
+
+def paths_in(table: Table) -> PathTable:
+    """Returns the files of a table of paths, which are relative to the folder of the table, and their labels.
+
+    Without names of columns, the first is the path and the second the label. Raises `InputError` if files do not exist.
+    """
+    width = len(table.rows[0][1])
+    path = table.path_column
+    label = table.label_column
+    if path is None:
+        path = 0 if label != 0 else 1
+    if label is None and width > 1:
+        label = 1 if path != 1 else 0
+    if path >= width or (table.header is None and width > 2):
+        raise InputError(
+            f"'{table.path}' has {width} columns of which the first is no number. Give a table of path and label, with "
+            "a header 'path,label' if it has more columns, or a table of numbers."
+        )
+    folder = table.path.parent
+    paths = [(number, folder / cells[path]) for number, cells in table.rows]
+    missing = [f"{file} (line {number})" for number, file in paths if not file.is_file()]
+    if missing:
+        raise InputError(
+            f"'{table.path}' names {len(missing)} files that do not exist: {listed(missing, _SHOWN)}. Paths are "
+            f"relative to the folder '{folder}'."
+        )
+    labels = None if label is None else tuple(cells[label] for _, cells in table.rows)
+    return PathTable(tuple(file for _, file in paths), labels)

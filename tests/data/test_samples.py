@@ -1,0 +1,456 @@
+"""Data of files, folders, tables and functions as samples."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.data.test_audio import write as write_wave
+
+from openneutron.data import ImageTransform, Samples, SkippedFilesWarning, check_data, read_data, read_labels
+from openneutron.data.sources import FileSource
+from openneutron.errors import InputError, OptionError
+
+
+def image(path: Path, level: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (level,) * 3).save(path)
+    return path
+
+
+def text(path: Path, content: str) -> Path:
+    path.write_text(content)
+    return path
+
+
+def names(samples: Samples, folder: Path) -> list[str]:
+    return [sample.path.relative_to(folder).as_posix() for sample in samples if sample.path is not None]
+
+
+def labelled_folder(folder: Path, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        for index in range(count):
+            image(folder / name / f"{index}.png", 10 * index)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+def test_files_of_a_folder_in_order(tmp_path: Path) -> None:
+    for name in ("b.png", "a/2.png", "a/1.JPG", "c.png"):
+        image(tmp_path / name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        samples = read_data(tmp_path)
+    assert names(samples, tmp_path) == ["a/1.JPG", "a/2.png", "b.png", "c.png"]
+    assert [len(samples), samples[1].name, samples[-1].path] == [4, str(tmp_path / "a/2.png"), tmp_path / "c.png"]
+    assert names(samples, tmp_path) == names(samples, tmp_path)
+    assert names(samples[1:3], tmp_path) == ["a/2.png", "b.png"]
+    assert all(sample.label is None for sample in samples)
+    assert samples.paths == tuple(tmp_path / name for name in ("a/1.JPG", "a/2.png", "b.png", "c.png"))
+
+
+def test_files_that_are_no_data_are_counted_and_named(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    for name in ("notes.txt", "clip.mov", "clip2.mov", "README"):
+        (tmp_path / name).touch()
+    message = r"4 files in '.*' are no data and are left out \(2 \.mov, 1 no suffix, 1 \.txt\): README, clip\.mov"
+    with pytest.warns(SkippedFilesWarning, match=message):
+        samples = read_data(tmp_path)
+    assert [path.name for path in samples.skipped] == ["README", "clip.mov", "clip2.mov", "notes.txt"]
+    assert len(samples) == 1
+
+
+def test_files_of_systems_are_ignored(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".hidden.png", "._a.png"):
+        (tmp_path / name).touch()
+    for name in (".cache", "__MACOSX"):
+        image(tmp_path / name / "b.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert names(read_data(tmp_path), tmp_path) == ["a.png"]
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    image(tmp_path / "real" / "a.png")
+    (tmp_path / "data").mkdir()
+    os.symlink(tmp_path / "real", tmp_path / "data" / "link")
+    os.symlink(tmp_path / "data", tmp_path / "real" / "back")
+    assert names(read_data(tmp_path / "data"), tmp_path) == ["data/link/a.png"]
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_folders_without_data(labelled: bool, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no file of a known type \(.*\)\. It is empty"):
+        read_data(tmp_path, labelled=labelled)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"has no file of a known type \(.*\)\. It has 1 other files: notes\.txt"):
+        read_data(tmp_path, labelled=labelled)
+    with pytest.raises(InputError, match=r"'.*nowhere' does not exist\. Data are a folder"):
+        read_data(tmp_path / "nowhere", labelled=labelled)
+    with pytest.raises(InputError, match=r"nowhere' does not exist"):
+        check_data(tmp_path / "nowhere")
+    check_data(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_named_when_it_is_read(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    samples = read_data(tmp_path)
+    assert samples[0].path == tmp_path / "a.png"
+    with pytest.raises(InputError, match=r"b\.png cannot be read as an image"):
+        list(samples)
+
+
+# -------------------------------------------------------------------------------------------------- folders of classes
+
+
+@pytest.mark.parametrize(
+    ("counts", "classes", "labels"),
+    [
+        ({"dog": 1, "cat": 2}, ("cat", "dog"), (0, 0, 1)),
+        ({"10": 1, "2": 1, "0": 1}, ("0", "1", "2", *map(str, range(3, 11))), (0, 10, 2)),
+        ({"cat": 1, "7": 1}, ("7", "cat"), (0, 1)),
+    ],
+)
+def test_names_of_folders_are_classes(counts: Any, classes: Any, labels: Any, tmp_path: Path) -> None:
+    samples = read_data(labelled_folder(tmp_path, counts), labelled=True)
+    assert (samples.classes, samples.labels) == (classes, labels)
+    assert tuple(sample.label for sample in samples) == labels
+
+
+def test_a_class_without_files_keeps_its_index(tmp_path: Path) -> None:
+    labelled_folder(tmp_path, {"a": 1, "c": 1})
+    (tmp_path / "b").mkdir()
+    samples = read_data(tmp_path, labelled=True)
+    assert (samples.classes, samples.labels) == (("a", "b", "c"), (0, 2))
+
+
+def test_files_outside_of_the_classes_are_named(tmp_path: Path) -> None:
+    image(labelled_folder(tmp_path, {"a": 1, "b": 1}) / "stray.png")
+    with pytest.warns(SkippedFilesWarning, match=r"1 files in '.*' are in no folder of a class .*: stray\.png"):
+        samples = read_data(tmp_path, labelled=True)
+    assert samples.labels == (0, 1)
+    with pytest.raises(InputError, match=r"has no folders of classes\. Give a folder with one folder for each class"):
+        read_data(tmp_path / "a", labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.txt", "n01440764 tench, Tinca tinca\nn01443537 goldfish\nn02012849 crane\nn03126707 crane\n\n"),
+        ("labels.json", '["n01440764 tench, Tinca tinca", "n01443537 goldfish", "n02012849 crane", "n03126707 crane"]'),
+        ("labels.json", '{"0": ["n01440764", "tench"], "1": ["n01443537", "goldfish"], "2": ["n02012849", "crane"], '
+                        '"3": ["n03126707", "crane"]}'),
+        ("labels.json", '{"n01440764 tench": 0, "n01443537 goldfish": 1, "n02012849 crane": 2, "n03126707 crane": 3}'),
+    ],
+)  # fmt: skip
+def test_names_of_a_labels_file(name: str, content: str, tmp_path: Path) -> None:
+    labels = text(tmp_path / name, content)
+    for number, folders in enumerate((["n01443537", "n03126707"], ["Goldfish", "3"], ["1", "n03126707"])):
+        folder = labelled_folder(tmp_path / str(number), dict.fromkeys(folders, 1))
+        samples = read_data(folder, labelled=True, labels=labels)
+        assert sorted(samples.labels or ()) == [1, 3]
+        assert len(samples.classes or ()) == 4
+    folder = labelled_folder(tmp_path / "other", {"crane": 1})
+    with pytest.raises(InputError, match=r"The names of the folders in .* do not fit the labels: The class 'crane'"):
+        read_data(folder, labelled=True, labels=labels)
+    folder = labelled_folder(tmp_path / "more", {"4": 1})
+    with pytest.raises(InputError, match="The class 4 is not in the labels, which has the classes 0 to 3"):
+        read_data(folder, labelled=True, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("labels.txt", b"", "has no names of classes"),
+        ("labels.txt", b"cat\n\ndog\n", "has no name for class 1: its line 2 is empty"),
+        ("labels.txt", b"\xff\xfe", "are not text in UTF-8"),
+        ("labels.json", b"{", "are no list of names"),
+        ("labels.json", b"3", "are no list of names"),
+        ("labels.json", b'{"0": "a", "2": "b"}', "are no list of names"),
+        ("labels.json", b'{"a": "b"}', "are no list of names"),
+    ],
+)
+def test_labels_files_that_are_wrong(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_labels(tmp_path / name)
+    with pytest.raises(InputError, match="Cannot read"):
+        read_labels(tmp_path / "nowhere.txt")
+    assert read_labels(["cat", "dog"]).names == ("cat", "dog")
+
+
+# -------------------------------------------------------------------------------------------------- tables and archives
+
+
+def test_rows_of_numbers(tmp_path: Path) -> None:
+    for content in ("1,2,3\n4,5,6\n", "a,b,c\n1,2,3\n4,5,6\n", "\ufeff1;2;3\n4;5;6\n\n", "1\t2\t3\r\n4\t5\t6"):
+        (tmp_path / "a.csv").write_text(content, encoding="utf-8")
+        samples = read_data(tmp_path / "a.csv")
+        assert [sample.inputs.tolist() for sample in samples] == [[1, 2, 3], [4, 5, 6]]
+        assert samples[0].inputs.dtype == np.float32
+    text(tmp_path / "a.csv", "x,class,y\n1,cat,2\n3,ant,4\n")
+    assert [(s.inputs.tolist(), s.label) for s in read_data(tmp_path / "a.csv", labelled=True)] == [
+        ([1, 2], 1), ([3, 4], 0),
+    ]  # fmt: skip
+    assert read_data(tmp_path / "a.csv", labelled=True).classes == ("ant", "cat")
+    assert [sample.label for sample in read_data(tmp_path / "a.csv")] == [None, None]
+
+
+def test_tables_are_samples_of_a_folder_that_has_nothing_else(tmp_path: Path) -> None:
+    for number in range(2):
+        text(tmp_path / f"{number}.csv", f"a,b\n{number},2\n3,4\n5,6\n")
+    assert [sample.inputs.tolist() for sample in read_data(tmp_path)] == [[[n, 2], [3, 4], [5, 6]] for n in range(2)]
+    image(tmp_path / "a.png")
+    with pytest.warns(SkippedFilesWarning, match=r"2 \.csv"):
+        assert len(read_data(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.csv", "path,label\nphotos/a b.png,cat\nphotos/c.png,dog\n"),
+        ("list.csv", "label,width,file\ncat,8,photos/a b.png\ndog,8,photos/c.png\n"),
+        ("list.csv", "photos/a b.png,cat\nphotos/c.png,dog\n"),
+        ("list.tsv", "photos/a b.png\tcat\nphotos/c.png\tdog\n"),
+        ("list.txt", "photos/a b.png cat\nphotos/c.png dog\n"),
+        ("list.csv", '"photos/a b.png", cat\nphotos/c.png, dog\n'),
+    ],
+)
+def test_lists_of_paths_and_labels(name: str, content: str, tmp_path: Path) -> None:
+    image(tmp_path / "photos" / "a b.png")
+    image(tmp_path / "photos" / "c.png")
+    samples = read_data(text(tmp_path / name, content), labelled=True)
+    assert (samples.classes, samples.labels) == (("cat", "dog"), (0, 1))
+    assert names(samples, tmp_path) == ["photos/a b.png", "photos/c.png"]
+    content = content.replace("cat", "5").replace("dog", "0")
+    assert read_data(text(tmp_path / name, content), labelled=True).labels == (5, 0)
+    assert len(read_data(tmp_path / name)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "has no rows"),
+        ("a,b\n", r"names 1 files that do not exist|has no rows"),
+        ("1,2\n3\n", "line 2, has 1 columns; the lines before it have 2"),
+        ("1,2\n3,x\n", "line 2, column 2: 'x' is no number"),
+        ("1,2\n3,nan\n", "line 2, has a number that is not finite"),
+        ("1,2\n3,1e300\n", "line 2, has a number that is not finite"),
+        ("path,label\na.png,1\nno.png,2\nnone.png,1\n", r"names 2 files that do not exist: .*no\.png \(line 3\)"),
+        ("path\na.png\n", "has no column of labels"),
+        ("path,label\na.png,\n", "has 1 rows without a label"),
+        ("1,2\n3,4\n", "has no column of labels"),
+        ("a.png,1,2\na.png,1,2\n", "has 3 columns of which the first is no number"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_tables_that_are_wrong(content: str, message: str, tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    with pytest.raises(InputError, match=message):
+        read_data(text(tmp_path / "a.csv", content), labelled=True)
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe1,2")
+    with pytest.raises(InputError, match="is no text in UTF-8"):
+        read_data(tmp_path / "a.csv")
+
+
+def test_arrays_whose_first_dimension_counts_samples(tmp_path: Path) -> None:
+    array = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    np.save(tmp_path / "a.npy", array)
+    samples = read_data(tmp_path / "a.npy")
+    assert len(samples) == 4
+    assert all(np.array_equal(sample.inputs, row) for sample, row in zip(samples, array, strict=True))
+    assert samples[2].name == f"{tmp_path / 'a.npy'}[2]"
+    for labels in ("labels", "y", "Target"):
+        arrays: dict[str, Any] = {"x": array, labels: np.array([3.0, 0, 1, 1])}
+        np.savez(tmp_path / "a.npz", **arrays)
+        assert read_data(tmp_path / "a.npz", labelled=True).labels == (3, 0, 1, 1)
+        assert np.array_equal(read_data(tmp_path / "a.npz")[1].inputs, array[1])
+    np.savez(tmp_path / "a.npz", a=array, b=-array)
+    found = read_data(tmp_path / "a.npz")[3].inputs
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "a": array[3].tolist(),
+        "b": (-array[3]).tolist(),
+    }
+    # In a folder, a file is one sample.
+    (tmp_path / "folder").mkdir()
+    np.savez(tmp_path / "folder" / "0.npz", a=array, b=-array)
+    assert read_data(tmp_path / "folder")[0].inputs["a"].shape == (4, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros((3, 2)), "labels": np.zeros(2, int)}, "different numbers of samples: x 3, labels 2"),
+        ({"x": np.zeros((0, 2))}, "has no samples"),
+        ({"x": np.float32(3)}, "the array 'x' without dimensions"),
+        ({"x": np.zeros((3, 2))}, r"has no array of labels among x\. Give"),
+        ({"x": np.zeros((3, 2)), "y": np.full(3, 0.5)}, "has no array of labels among x, y"),
+        ({"x": np.array([None, 3])}, "contains Python objects, which are not unpickled"),
+        ({}, "has no arrays"),
+    ],
+)
+def test_archives_that_are_wrong(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        read_data(tmp_path / "a.npz", labelled=True)[0]
+    for name in ("a.npz", "a.npy"):
+        (tmp_path / name).write_bytes(b"no array")
+        with pytest.raises(InputError, match="cannot be read as"):
+            read_data(tmp_path / name)[0]
+    np.save(tmp_path / "b.npy", np.array([None]), allow_pickle=True)
+    with pytest.raises(InputError, match="contains Python objects"):
+        read_data(tmp_path / "b.npy")[0]
+
+
+def test_files_that_hold_no_samples(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.png' is no file of labelled samples"):
+        read_data(image(tmp_path / "a.png"), labelled=True)
+    assert len(read_data(tmp_path / "a.png")) == 1
+    with pytest.raises(InputError, match=r"a\.pt' is no file of samples \(\.csv, .*\)"):
+        read_data(text(tmp_path / "a.pt", ""))
+
+
+def test_recordings_of_different_rates(tmp_path: Path) -> None:
+    write_wave(tmp_path / "a.wav", rate=16000)
+    write_wave(tmp_path / "b.wav", rate=44100)
+    samples = read_data(tmp_path)
+    assert samples[0].inputs.rate == 16000
+    with pytest.raises(InputError, match=r"b\.wav has 44100 frames per second, but .*a\.wav has 16000\. Resample"):
+        samples[1]
+
+
+# ------------------------------------------------------------------------------------------------------------ functions
+
+
+def test_what_functions_give(tmp_path: Path) -> None:
+    file = text(
+        tmp_path / "my_data.py",
+        "import torch\n"
+        "from torch.utils.data import DataLoader, TensorDataset\n"
+        "x, y = torch.arange(6.0).reshape(3, 2), torch.tensor([2, 0, 1])\n"
+        "def inputs():\n    yield from x\n"
+        "def pairs():\n    return zip(x, y.tolist())\n"
+        "def dataset():\n    return TensorDataset(x, y)\n"
+        "def loader():\n    return DataLoader(TensorDataset(x, y), batch_size=2)\n"
+        "listed = list(pairs())\n",
+    )
+    rows = [[0, 1], [2, 3], [4, 5]]
+    samples = read_data(f"{file}:inputs")
+    assert [[s.inputs.tolist() for s in samples] for _ in range(2)] == [rows, rows]
+    assert (len(samples), samples[2].inputs.tolist(), samples.paths) == (3, [4, 5], None)
+    for name in ("pairs", "dataset", "loader", "listed"):
+        samples = read_data(f"{file}:{name}", labelled=True)
+        assert [np.ravel(s.inputs).tolist() for s in samples] == rows, name
+        assert [int(s.label) for s in samples] == [2, 0, 1]
+        assert len(samples) == 3
+        assert [int(s.label) for s in samples.limited(2)] == [2, 0]
+        assert samples[1].name == f"sample 1 of '{file}:{name}'"
+    doubled = read_data(f"{file}:dataset", labelled=True, transform=lambda x: 2 * x)
+    assert doubled[1].inputs.tolist() == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def data(count): ...", "is called without arguments to get the data, failed: TypeError: data\\(\\) missing"),
+        ("def data():\n    raise OSError('gone')", r"failed: OSError: gone"),
+        ("def data(): ...", "must return an iterable of inputs, a tensor of samples or a data set, not a NoneType"),
+        ("data = 3", "must return an iterable"),
+        ("def data():\n    yield 3", "Sample 0 of .* is a int instead of a pair of inputs and label"),
+    ],
+)
+def test_functions_that_are_wrong(code: str, message: str, tmp_path: Path) -> None:
+    file = text(tmp_path / "bad_data.py", code)
+    with pytest.raises(InputError, match=message):
+        list(read_data(f"{file}:data", labelled=True))
+    with pytest.raises(OptionError, match="no such name"):
+        read_data(f"{file}:dat")
+    with pytest.raises(OptionError, match="no such name"):
+        check_data(f"{file}:dat")
+    with pytest.raises(InputError, match="does not exist"):
+        read_data("photos")
+    with pytest.raises(InputError, match="does not exist"):
+        read_data(f"{tmp_path / 'none.py'}:data")
+
+
+# ----------------------------------------------------------------------------------------------------- limit, transform
+
+
+def test_a_limit_takes_samples_evenly(tmp_path: Path) -> None:
+    labelled_folder(tmp_path, {"a": 8, "b": 2, "c": 4})
+    samples = read_data(tmp_path)
+    assert names(samples.limited(3), tmp_path) == ["a/0.png", "a/4.png", "b/1.png"]
+    assert read_data(tmp_path, limit=99) == samples
+    counts = {limit: [0, 0, 0] for limit in (2, 3, 7, 9, 13)}
+    for limit, found in counts.items():
+        chosen = read_data(tmp_path, labelled=True, limit=limit)
+        assert len(chosen) == len(list(chosen)) == limit == len(set(chosen.paths or ()))
+        assert list(chosen.paths or ()) == sorted(chosen.paths or ())
+        for label in chosen.labels or ():
+            found[label] += 1
+    assert counts == {2: [1, 1, 0], 3: [1, 1, 1], 7: [3, 2, 2], 9: [4, 2, 3], 13: [7, 2, 4]}
+    chosen = read_data(tmp_path, labelled=True, limit=7)
+    assert names(chosen, tmp_path)[:3] == ["a/0.png", "a/2.png", "a/5.png"]
+    assert [sample.label for sample in chosen] == list(chosen.labels or ())
+    assert len(chosen.limited(2)) == 2
+    for wrong in (0, -1, 1.5, True, "3"):
+        with pytest.raises(OptionError, match="limit must be a positive number"):
+            samples.limited(wrong)  # type: ignore[arg-type]
+
+
+def test_a_limit_reads_no_more_of_a_generator() -> None:
+    read = []
+
+    def endless() -> Iterator[int]:
+        for number in range(10**9):
+            read.append(number)
+            yield number
+
+    class Endless:
+        def __iter__(self) -> Iterator[int]:
+            return endless()
+
+    samples = read_data(Endless(), limit=3)
+    assert [sample.inputs for sample in samples] == [0, 1, 2]
+    assert max(read) == 2
+
+
+def test_a_transform_is_applied_to_each_sample(tmp_path: Path) -> None:
+    image(tmp_path / "a.png", 51)
+    samples = read_data(tmp_path, transform=ImageTransform(resize=4, crop=4))
+    assert torch.allclose(samples[0].inputs, torch.full((3, 4, 4), 0.2))
+    assert read_data(samples).transform == samples.transform
+
+    def fails(image: Any) -> Any:
+        raise KeyError("colour")
+
+    with pytest.raises(InputError, match=r"The transform of .*a\.png failed: KeyError: 'colour'"):
+        read_data(tmp_path, transform=fails)[0]
+    np.save(tmp_path / "a.npy", np.zeros((3, 4, 4), np.float32))
+    with pytest.raises(
+        InputError, match=r"a\.npy: ImageTransform takes an image .*, not ndarray of float32 \(3, 4, 4\)"
+    ):
+        list(read_data(tmp_path, transform=ImageTransform()))
+    with pytest.raises(OptionError, match="transform must be a function"):
+        read_data(tmp_path, transform=3)  # type: ignore[arg-type]
+
+
+def test_samples_of_files_can_be_pickled(tmp_path: Path) -> None:
+    labelled_folder(tmp_path, {"a": 2, "b": 2})
+    samples = read_data(tmp_path, labelled=True, transform=ImageTransform(), limit=2)
+    again = pickle.loads(pickle.dumps(samples))
+    assert again == samples
+    assert isinstance(again.source, FileSource)
+    assert torch.equal(again[1].inputs, samples[1].inputs)
