@@ -102,7 +102,7 @@ def measure(name: str, rounds: int, counts: Sequence[int], console: Console) -> 
     for count in counts:
         for layout, channels_last in {"NCHW": False, "channels-last": True}.items():
             batches = Batches(count, channels_last)
-            inputs = batches.of(list(itertools.islice(itertools.cycle(samples), count)))
+            inputs = batches.concatenate(list(itertools.islice(itertools.cycle(samples), count)))
             batched = batched_graph(single, batches)
             runs = {"float": turns(model, samples), "batch": turns(model, [inputs]), "ours": turns(batched, [inputs])}
             times = milliseconds(runs, max(rounds // count, 5))

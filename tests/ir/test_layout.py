@@ -12,7 +12,7 @@ from openneutron.ir.kinds import CONCATENATION, PAD, SLICE
 from openneutron.ir.layout import propagate_layouts
 from openneutron.ir.layout_preferences import layout_preferences
 from openneutron.ir.rewrites import eliminate_common_subexpressions, merge_slices
-from openneutron.ir.unit_dimensions import other_units
+from openneutron.ir.unit_dimensions import map_unit_dimensions
 from openneutron.ir.verify import verify
 from openneutron.ir.views import View
 
@@ -243,7 +243,7 @@ class TestOtherUnits:
         views = [_must(View.identity(Tensor(sizes, INT8, Q)).reshaped(shape)) for sizes in stored]
         output = tuple(2 * size if dim == axis else size for dim, size in enumerate(shape))
         op = Op(CONCATENATION, tuple(view.stored for view in views), Tensor(output, INT8, Q), {"axis": axis})
-        assert other_units(op, views) is None
+        assert map_unit_dimensions(op, views) is None
 
 
 def _must(view: View | None) -> View:

@@ -19,7 +19,7 @@ from openneutron.core.constants import constant_value
 from openneutron.core.fx import is_operator, op_name
 from openneutron.ir.graph import QParams
 from openneutron.ops import OPERATORS, facts_of
-from openneutron.ops.intervals import EVERYTHING, Interval, distinguishable
+from openneutron.ops.intervals import EVERYTHING, Interval, distinguishable_range
 
 STEP = torch.tensor([0.5, 1.0, 2.5])
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -78,7 +78,7 @@ def test_clamping_the_operand_changes_no_code(name: str, scale: float, zero_poin
     inputs = torch.tensor(values)
     rule = facts_of(node).needed_range
     assert rule is not None
-    needed = rule(node, operand, distinguishable(qparams))
+    needed = rule(node, operand, distinguishable_range(qparams))
     difference = codes(run(inputs), qparams) - codes(run(inputs.clamp(needed.low, needed.high)), qparams)
     # The ends of the interval are where codes change, so float rounding may decide between two codes there.
     at_ends = (inputs < needed.low) | (inputs > needed.high)

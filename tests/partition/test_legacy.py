@@ -23,7 +23,7 @@ from openneutron import QuantizedModel, targets
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.fx import op_name
 from openneutron.ops import OPERATORS
-from openneutron.ops.channel_alignment import Padded, pad_to_alignment
+from openneutron.ops.channel_alignment import PaddedInstance, pad_to_alignment
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Constraint, legacy_constraint
 from openneutron.partition.placing import Placement, placement
@@ -150,7 +150,7 @@ class TestTargets:
             assert all(TARGETS[target].granularity_note in reason for reason in reasons(rows))
 
 
-def padded_instance(granularity: int, model: nn.Module, *shape: int) -> Padded | None:
+def padded_instance(granularity: int, model: nn.Module, *shape: int) -> PaddedInstance | None:
     """Returns the only operator of `model`, padded for a target of this granularity."""
     node = one_operator(model, *shape)
     target = replace(RT700, macs_per_pipeline=granularity)

@@ -20,7 +20,7 @@ from openneutron import NeutronQuantizer, QuantizedModel, lower, quantize
 from openneutron.core.fx import is_dequantize, output_node
 from openneutron.partition.quantized_io import FloatIOWarning
 from openneutron.quantizer.observers import RangeObserver
-from openneutron.quantizer.output_parts import PartObserver, Parts
+from openneutron.quantizer.output_parts import LinkedParts, PartObserver
 
 LEAST_SQNR = 30.0  # dB, for each part
 Split = Callable[[Any], Sequence[Tensor]]
@@ -165,7 +165,7 @@ def test_observers_of_parts_merge() -> None:
     values = [torch.randn(64, generator=generator) for _ in range(4)]
 
     def observers() -> list[PartObserver]:
-        joins = [Parts()]
+        joins = [LinkedParts()]
         return [PartObserver(observer=RangeObserver, joins=joins, **options) for _ in range(2)]
 
     (first, second), (of_all, other) = observers(), observers()

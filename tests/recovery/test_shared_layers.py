@@ -22,7 +22,7 @@ from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.core.evaluation import GraphRun
 from openneutron.core.fx import arguments
 from openneutron.recovery import correct_biases, give_biases, layerwise, round_weights_by_gptq, shared_layers
-from openneutron.recovery.shared_layers import layers_by_weight, plan
+from openneutron.recovery.shared_layers import layers_by_weight, plan_look_aheads
 
 Build = Callable[[], nn.Module]
 IMAGES = ((1, 4, 8, 8), (1, 4, 8, 8))
@@ -274,17 +274,17 @@ def test_look_aheads_run_each_node_a_bounded_number_of_times(
 def test_look_aheads_measure_each_layer_once_in_bounded_time_and_memory(drawn: list[tuple[int, int, int]]) -> None:
     drawn = sorted({first: (first, length, size) for first, length, size in drawn}.values())
     spans, sizes = [(first, first + length) for first, length, _ in drawn], [size for *_, size in drawn]
-    assert [index for batch in plan(spans, [1] * len(spans)) for index in batch] == list(range(len(spans)))
-    batches = plan(spans, [1] * len(spans))
+    assert [index for batch in plan_look_aheads(spans, [1] * len(spans)) for index in batch] == list(range(len(spans)))
+    batches = plan_look_aheads(spans, [1] * len(spans))
     lengths = [1 + max(spans[i][1] for i in batch) - spans[batch[0]][0] for batch in batches]
     covered = {place for first, last in spans for place in range(first, last + 1)}
     assert sum(lengths) <= shared_layers.LOOK_AHEADS * len(covered)
-    for batch in plan(spans, sizes):
+    for batch in plan_look_aheads(spans, sizes):
         assert sum(sizes[index] for index in batch) <= shared_layers.MEMORY or len(batch) == 1
 
 
 def test_layers_in_sequence_look_ahead_one_by_one() -> None:
     """Layers after each other, as in stacked recurrent networks, and layers within a longer span."""
-    assert plan([(0, 9), (10, 19), (20, 29)], [1, 1, 1]) == [[0], [1], [2]]
-    assert plan([(0, 99), (10, 19), (30, 39)], [1, 1, 1]) == [[0], [1], [2]]
-    assert plan([(index, 100 + index) for index in range(8)], [1] * 8) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert plan_look_aheads([(0, 9), (10, 19), (20, 29)], [1, 1, 1]) == [[0], [1], [2]]
+    assert plan_look_aheads([(0, 99), (10, 19), (30, 39)], [1, 1, 1]) == [[0], [1], [2]]
+    assert plan_look_aheads([(index, 100 + index) for index in range(8)], [1] * 8) == [[0, 1], [2, 3], [4, 5], [6, 7]]

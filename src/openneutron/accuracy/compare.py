@@ -137,7 +137,7 @@ def compare_layers(
     exported = export(module, kept if example_inputs is None else examples_of(example_inputs, module))
     if program is None:
         program = lower(exported, target=quantized.target if isinstance(quantized, QuantizedModel) else None)
-    both = _ModuleAndProgram.of(exported, _bytes_of(program))
+    both = _ModuleAndProgram.from_buffer(exported, _bytes_of(program))
     differences = [both.compare_stream(steps) for steps in streams]
     rows = [row for delegate in both.delegates for row in delegate.rows()]
     order = {node.name: position for position, node in enumerate(both.program.graph.nodes)}
@@ -158,7 +158,7 @@ class _ModuleAndProgram:
     delegates: list[_Delegate]
 
     @classmethod
-    def of(cls, exported: ExportedProgram, buffer: bytes) -> _ModuleAndProgram:
+    def from_buffer(cls, exported: ExportedProgram, buffer: bytes) -> _ModuleAndProgram:
         """Places and compiles the exported module with the options that the `.pte` contains."""
         host = HostProgram.from_bytes(buffer)
         payloads, options = _payloads(buffer)

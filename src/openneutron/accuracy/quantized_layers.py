@@ -45,7 +45,7 @@ class LayerQParams:
     high_code: int
 
     @classmethod
-    def of(cls, node: Node) -> LayerQParams:
+    def from_node(cls, node: Node) -> LayerQParams:
         """Reads the qparams of a quantize or dequantize node, per tensor."""
         scale, zero_point, low, high = node.args[1:5]
         return cls(float(scale), int(zero_point), int(low), int(high))  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ class QuantizedLayer:
     @property
     def qparams(self) -> LayerQParams:
         """Qparams of the layer's output."""
-        return LayerQParams.of(self.quantize)
+        return LayerQParams.from_node(self.quantize)
 
     @property
     def readers(self) -> list[Node]:

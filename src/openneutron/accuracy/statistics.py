@@ -94,8 +94,8 @@ class Statistics:
             self.histogram = Histogram.over(min(low, qparams.low), max(high, qparams.high))
         self.histogram.add(wanted, value)
         rows = _by_channel(wanted, self.layer.channel_axis)
-        self._channels = _Extremes.of(rows, self._channels)
-        self._codes = _Extremes.of(_by_channel(codes, self.layer.channel_axis), self._codes)
+        self._channels = _Extremes.extended(rows, self._channels)
+        self._codes = _Extremes.extended(_by_channel(codes, self.layer.channel_axis), self._codes)
         self.samples_of_a_channel += rows.shape[1]
 
     def add_apart(self, wanted: torch.Tensor, weights: torch.Tensor, activations: torch.Tensor) -> None:
@@ -160,7 +160,7 @@ class _Extremes:
     high: torch.Tensor
 
     @classmethod
-    def of(cls, rows: torch.Tensor, before: _Extremes | None) -> _Extremes:
+    def extended(cls, rows: torch.Tensor, before: _Extremes | None) -> _Extremes:
         """Returns the extremes of `rows` [channels, values] and of `before`."""
         low, high = torch.aminmax(rows, dim=1)
         return cls(low, high) if before is None else cls(torch.min(low, before.low), torch.max(high, before.high))

@@ -55,7 +55,7 @@ class Batches:
     size: int = 1
     channels_last: bool = False
 
-    def of(self, samples: Sequence[Inputs]) -> Inputs:
+    def concatenate(self, samples: Sequence[Inputs]) -> Inputs:
         """Concatenates samples along dimension 0. Keeps constants, which are equal in all samples."""
         return tuple(
             self.arranged(torch.cat(values)) if isinstance(values[0], Tensor) else values[0]
@@ -236,7 +236,7 @@ def batching_failure(single: GraphModule, samples: list[Inputs], batches: Batche
     if any(isinstance(value, Tensor) and value.dim() == 0 for inputs in samples for value in inputs):
         return "An input has no dimensions."
     expected = [(each := _Trial(single, inputs)).run() for inputs in samples]
-    batched = _Trial(batched_graph(single, batches), batches.of(samples))
+    batched = _Trial(batched_graph(single, batches), batches.concatenate(samples))
     try:
         found = batched.run()
     except (RuntimeError, ValueError, IndexError, TypeError) as error:

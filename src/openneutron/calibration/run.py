@@ -31,7 +31,7 @@ from openneutron.core.progress import progress_bar
 from openneutron.errors import CalibrationError, OpenNeutronError, OptionError
 from openneutron.model.data import align
 from openneutron.quantizer.bias_correction import ChannelMeans
-from openneutron.quantizer.observers import ObserverOfAnother
+from openneutron.quantizer.observers import WrappingObserver
 
 __all__ = ["CalibrationOptions", "calibrate"]
 
@@ -133,7 +133,7 @@ def _observe(single: GraphModule, batched: GraphModule, part: Sequence[Inputs], 
     size = batches.size
     whole = 0 if batches == SINGLE else len(part) // size * size
     for start in range(0, whole, size):
-        _run(batched, batches.of(part[start : start + size]))
+        _run(batched, batches.concatenate(part[start : start + size]))
     for inputs in part[whole:]:
         _run(single, tuple(map(align, inputs)))
 
@@ -168,7 +168,7 @@ def _observers(module: GraphModule) -> dict[str, Any]:
 
 
 def _is_mergeable(observer: Any) -> bool:
-    if isinstance(observer, ObserverOfAnother):
+    if isinstance(observer, WrappingObserver):
         return _is_mergeable(observer.observer)
     return hasattr(observer, "merge")
 

@@ -10,7 +10,7 @@ import numpy as np
 from openneutron.ir.graph import Graph, Kind, Layout, Op, Tensor
 from openneutron.ir.kinds import TRANSPOSE
 from openneutron.ir.layout_preferences import LayoutPreferences, Order, layout_preferences
-from openneutron.ir.unit_dimensions import other_units
+from openneutron.ir.unit_dimensions import map_unit_dimensions
 from openneutron.ir.views import View
 
 __all__ = ["propagate_layouts"]
@@ -58,7 +58,7 @@ class _Reads:
     """The computed inputs of this rank. They determine the order in which the operator computes."""
 
     @classmethod
-    def of(cls, views: list[View]) -> _Reads:
+    def from_views(cls, views: list[View]) -> _Reads:
         """Returns the inputs with these views."""
         rank = max(len(view.shape) for view in views)
         return cls(views, rank, [view for view in views if view.stored.data is None and len(view.shape) == rank])
@@ -126,12 +126,12 @@ class _LayoutPropagation:
 
         Returns None, and emits nothing, if no strategy finds another order, or if the exception of rule 3 applies.
         """
-        if self.keeps_units and op.kind.layout is Layout.AXES and (units := other_units(op, views)):
+        if self.keeps_units and op.kind.layout is Layout.AXES and (units := map_unit_dimensions(op, views)):
             stored = self._append(
                 op, [view.stored for view in views], units.shape(op.output.shape), units.attributes(op)
             )
             return View.identity(stored).reshaped(op.output.shape)
-        reads = _Reads.of(views)
+        reads = _Reads.from_views(views)
         order = self._order_by(_WHOLE_DIMENSIONS, op, reads)
         if order is None and op.kind.layout is Layout.ELEMENTWISE and (same := self._same_order(op, views)):
             return same

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from openneutron.ir.graph import Op, QParams
 from openneutron.ir.kinds import KINDS
 
-__all__ = ["is_doubtful", "may_be_out_of_reach", "scale_fault"]
+__all__ = ["is_unusual_scale", "may_break_scale_limits", "scale_fault"]
 
 _LEAST_LIMIT = min(kind.accumulator.largest_factor for kind in KINDS.values() if kind.accumulator)
 LEAST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**127
@@ -21,7 +21,7 @@ LEAST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**127
 LEAST_ORDINARY_SCALE, LARGEST_ORDINARY_SCALE = 2.0**-60, 2.0**40
 
 
-def may_be_out_of_reach(inputs: Sequence[QParams], output: QParams) -> bool:
+def may_break_scale_limits(inputs: Sequence[QParams], output: QParams) -> bool:
     """Whether `scale_fault` might find a fault for these qparams. A fast test, False for nearly all operators."""
     scales = [scale for qparams in inputs for scale in qparams.scale]
     widest = max(scales, default=1.0)
@@ -49,7 +49,7 @@ def scale_fault(op: Op) -> str:
     )
 
 
-def is_doubtful(op: Op) -> bool:
+def is_unusual_scale(op: Op) -> bool:
     """Whether a scale is outside the range for which LiteRT's kernels are known to run."""
     scales = [scale for tensor in (*op.inputs, op.output) for scale in tensor.qparams.scale]
     return not all(LEAST_ORDINARY_SCALE <= scale <= LARGEST_ORDINARY_SCALE for scale in scales)

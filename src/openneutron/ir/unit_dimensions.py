@@ -11,7 +11,7 @@ import numpy as np
 from openneutron.ir.graph import Op
 from openneutron.ir.views import View
 
-__all__ = ["OtherUnits", "other_units"]
+__all__ = ["UnitDimensionMap", "map_unit_dimensions"]
 
 Shape = tuple[int, ...]
 
@@ -20,7 +20,7 @@ _UNCHANGED: Mapping[str, Any] = {"begin": 0, "size": 1, "paddings": (0, 0)}
 
 
 @dataclass(frozen=True)
-class OtherUnits:
+class UnitDimensionMap:
     """The correspondence of an operator's dimensions to those of the stored tensors, which have `rank` dimensions."""
 
     where: Mapping[int, int]
@@ -48,7 +48,7 @@ class OtherUnits:
         return attrs
 
 
-def other_units(op: Op, views: Sequence[View]) -> OtherUnits | None:
+def map_unit_dimensions(op: Op, views: Sequence[View]) -> UnitDimensionMap | None:
     """Returns how the operator with axes can compute on the stored tensors of `views`, its operands.
 
     Returns None if it already reads stored tensors, or if a view differs from its stored tensor by more than dimensions
@@ -64,7 +64,7 @@ def other_units(op: Op, views: Sequence[View]) -> OtherUnits | None:
     where = _positions(first.shape, changed, first.stored.shape)
     if where is None:
         return None
-    found = OtherUnits(where, len(first.stored.shape))
+    found = UnitDimensionMap(where, len(first.stored.shape))
     same = all(view.in_stored_order and view.stored.shape == found.shape(view.shape) for view in views)
     return found if same else None
 

@@ -28,8 +28,20 @@ from openneutron.errors import ModelError
 from openneutron.model.examples import call_with_leaves
 
 __all__ = [
-    "Stream", "forget_state", "has_state", "hold_state", "initial_states", "keep_assignments", "next_value",
-    "remember_states", "reset", "run_sample", "sample_nodes", "samples_of", "states_of", "store_of",
+    "Stream",
+    "has_state",
+    "initial_states",
+    "insert_state_copy",
+    "keep_assignments",
+    "next_value",
+    "record_initial_states",
+    "remove_state",
+    "reset",
+    "run_sample",
+    "sample_nodes",
+    "samples_of",
+    "states_of",
+    "store_of",
     "write_of",
 ]  # fmt: skip
 
@@ -133,7 +145,7 @@ def next_value(write: Node) -> Node:
     return value
 
 
-def hold_state(store: Node) -> Node:
+def insert_state_copy(store: Node) -> Node:
     """Inserts a copy of the buffer `store` after its node, and a write of the copy before the graph's output.
 
     Redirects all readers of `store` to the copy, and returns the copy. In-place operators on the copy change the value
@@ -151,14 +163,14 @@ def hold_state(store: Node) -> Node:
     return state
 
 
-def remember_states(module: GraphModule) -> None:
+def record_initial_states(module: GraphModule) -> None:
     """Records the current values of the states of `module` as the initial values that `reset` restores."""
     names = [str(store_of(state).target) for state in states_of(module.graph)]
     if names and _INITIAL not in module.meta:
         module.meta[_INITIAL] = {name: attribute(module, name).detach().clone() for name in names}
 
 
-def forget_state(module: GraphModule, write: Node) -> None:
+def remove_state(module: GraphModule, write: Node) -> None:
     """Erases `write`, which writes the next value of a state, and the initial value that `reset` would restore."""
     store = first_operand(write)
     initial_states(module).pop(str(store.target), None)

@@ -16,7 +16,7 @@ from openneutron.ops.elementwise import (
     has_one_full_operand,
     lower_sub,
 )
-from openneutron.ops.facts import UNKNOWN, Facts, if_all, if_any, never_negative
+from openneutron.ops.facts import UNKNOWN, Facts, never_negative, never_negative_if_all, never_negative_if_any
 from openneutron.ops.gated_products import needed_by_product
 from openneutron.ops.intervals import needed_by_hardswish, needed_by_identity, needed_by_neg, needed_by_sum
 from openneutron.ops.lowering import Lowering
@@ -148,7 +148,7 @@ SPECS = (
         lower=_binary_lowering(MAXIMUM),
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(sign=if_any, needed_range=needed_by_identity, computes_masks=True),
+        facts=Facts(sign=never_negative_if_any, needed_range=needed_by_identity, computes_masks=True),
         becomes="MAXIMUM",
     ),
     OpSpec(
@@ -161,7 +161,7 @@ SPECS = (
         lower=_binary_lowering(MINIMUM),
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(sign=if_all, needed_range=needed_by_identity, computes_masks=True),
+        facts=Facts(sign=never_negative_if_all, needed_range=needed_by_identity, computes_masks=True),
         becomes="MINIMUM",
     ),
     OpSpec(

@@ -25,25 +25,25 @@ from openneutron.ops.slices_and_concats import slice_tensor
 from openneutron.ops.spec import OpSpec, PaddedDimensions
 from openneutron.ops.windows import pad_at_end
 
-__all__ = ["Padded", "pad_to_alignment"]
+__all__ = ["PaddedInstance", "pad_to_alignment"]
 
 
 @dataclass(frozen=True, eq=False)
-class Padded:
+class PaddedInstance:
     """An operator instance on padded operands."""
 
     spec: OpSpec
     original: OpInstance
     instance: OpInstance
     """The same call on placeholders with the padded shapes."""
-    stand_ins: Mapping[Node, Node]
+    padded_operands: Mapping[Node, Node]
     """The placeholder for each operand."""
 
     def lower(self, lowering: Lowering) -> Tensor:
         """Emits the padding, the operator and the slice of its output; `lowering` is that of `original`."""
         operands = {
             stand_in: _pad_tensor(lowering, lowering.operands[operand], shape_of(stand_in))
-            for operand, stand_in in self.stand_ins.items()
+            for operand, stand_in in self.padded_operands.items()
         }
         output = self.spec.lower(replace(lowering, instance=self.instance, operands=operands))
         return slice_tensor(lowering, output, (0,) * len(output.shape), lowering.shape)
@@ -56,18 +56,18 @@ class Padded:
         ops: list[Op] = []
         weights = {self.spec.weight, self.spec.bias}
         constants = {self.original.args[name] for name in weights if name is not None}
-        operands = {node: _cost_tensor(node, is_constant=node in constants) for node in self.stand_ins}
+        operands = {node: _cost_tensor(node, is_constant=node in constants) for node in self.padded_operands}
         self.lower(Lowering(self.original, operands, QParams.per_tensor(1.0, 0), "NONE", ops))
         return cycles_of((op for op in ops if op.kind.layout is not Layout.VIEW), self.instance.target)
 
     @cached_property
     def cpu_cycles(self) -> int:
         """The estimated cycles of the original on the CPU."""
-        elements = sum(math.prod(shape_of(node)) for node in self.stand_ins) + math.prod(self.original.shape)
+        elements = sum(math.prod(shape_of(node)) for node in self.padded_operands) + math.prod(self.original.shape)
         return cpu_cycles(elements, self.spec.macs(self.original))
 
 
-def pad_to_alignment(spec: OpSpec, instance: OpInstance) -> Padded | None:
+def pad_to_alignment(spec: OpSpec, instance: OpInstance) -> PaddedInstance | None:
     """Pads all dimensions of `OpSpec.pads` to multiples of the MACs per pipeline.
 
     Returns None if the operator has no such dimensions, or still breaks a limit.
@@ -75,8 +75,8 @@ def pad_to_alignment(spec: OpSpec, instance: OpInstance) -> Padded | None:
     dimensions = spec.padded_dimensions(instance)
     if not dimensions:
         return None
-    stand_ins, call = _call_on_padded_operands(instance, dimensions)
-    padded = Padded(spec, instance, replace(instance, node=call), stand_ins)
+    padded_operands, call = _call_on_padded_operands(instance, dimensions)
+    padded = PaddedInstance(spec, instance, replace(instance, node=call), padded_operands)
     return None if spec.rejections(padded.instance, instance.generation) else padded
 
 
@@ -87,21 +87,21 @@ def _call_on_padded_operands(instance: OpInstance, dimensions: PaddedDimensions)
     for name, dims in dimensions.items():
         if isinstance(instance.args[name], (list, tuple)):
             padded.update(dict.fromkeys(instance.args[name], dims))
-    stand_ins = {}
+    padded_operands = {}
     for operand in node.all_input_nodes:
-        stand_ins[operand] = graph.placeholder(operand.name)
+        padded_operands[operand] = graph.placeholder(operand.name)
         value = operand.meta["val"]
         shape = _aligned_shape(instance, value.shape, padded.get(operand, ()))
-        stand_ins[operand].meta["val"] = value.new_empty(shape)
+        padded_operands[operand].meta["val"] = value.new_empty(shape)
     call = graph.create_node(
         "call_function",
         node.target,
-        map_arg(node.args, stand_ins.__getitem__),
-        map_arg(node.kwargs, stand_ins.__getitem__),
+        map_arg(node.args, padded_operands.__getitem__),
+        map_arg(node.kwargs, padded_operands.__getitem__),
         name=node.name,
     )
     call.meta = {**node.meta, "val": inferred(call)}
-    return stand_ins, call
+    return padded_operands, call
 
 
 def _aligned_shape(instance: OpInstance, shape: Sequence[int], dims: Sequence[int]) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from openneutron.ops.graph_builder import Operand, add, mul, relu, sub
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
-__all__ = ["DECOMPOSED", "choose", "chooses_by_a_comparison"]
+__all__ = ["DECOMPOSED", "choose", "selects_by_comparison"]
 
 aten = torch.ops.aten
 
@@ -162,7 +162,7 @@ class _BoolArithmetic:
 MAX_FILL = 100.0
 
 
-def chooses_by_a_comparison(instance: OpInstance, condition: str, *choices: str) -> bool:
+def selects_by_comparison(instance: OpInstance, condition: str, *choices: str) -> bool:
     """Whether comparisons compute the argument `condition`, and constant choices are below `MAX_FILL` in magnitude."""
     if instance.is_constant(instance.args[condition]) or not _is_comparison(instance, instance.args[condition]):
         return False
@@ -231,7 +231,7 @@ def _node(value: object) -> Node:
 def _factor_names(instance: OpInstance) -> tuple[str, str] | None:
     """Returns the argument names of the float and the bool factor of a product; None for another product."""
     for floats, bools in (("self", "other"), ("other", "self")):
-        if dtype_of(instance.args[floats]) == torch.float32 and chooses_by_a_comparison(instance, bools):
+        if dtype_of(instance.args[floats]) == torch.float32 and selects_by_comparison(instance, bools):
             return floats, bools
     return None
 
@@ -249,7 +249,7 @@ def _multiply_by_bool(rewriting: Rewriting) -> Node:
 
 
 def _casts_bool(instance: OpInstance) -> bool:
-    return dtype_of(instance.args["self"]) == torch.bool and chooses_by_a_comparison(instance, "self")
+    return dtype_of(instance.args["self"]) == torch.bool and selects_by_comparison(instance, "self")
 
 
 def _cast_bool_to_float(rewriting: Rewriting) -> Node:

@@ -25,7 +25,7 @@ from openneutron.ops.graph_builder import Operand, add, mul, reshape, sum_
 from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, along, kept_dimensions  # noqa: F401 (messages)
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
-from openneutron.ops.value_origins import Plan, Step, moving, of_sources, origin_of, positions_of
+from openneutron.ops.value_origins import Plan, Step, bind_sources, origin_from_numbers, plan_move, positions_of
 
 __all__ = ["DECOMPOSED", "MAX_LAYERS", "plan_of_write"]
 
@@ -100,7 +100,7 @@ def _plan_replacement(instance: OpInstance) -> Plan | None:
         shapes.append(_with_leading_ones(args, shape, shape_of(source)) if isinstance(source, Node) else ())
         arguments[name] = positions_of(shapes[1], count) if isinstance(source, Node) else count
     named = instance.node.target(**{key: arguments[key] for key in _argument_names(instance)})  # type: ignore[operator]
-    return of_sources(moving(sources, origin_of(named, shapes)), sources)
+    return bind_sources(plan_move(sources, origin_from_numbers(named, shapes)), sources)
 
 
 def _with_leading_ones(args: dict[str, Any], shape: Sequence[int], given: tuple[int, ...]) -> tuple[int, ...]:
@@ -205,7 +205,7 @@ def _place_layer(instance: OpInstance, source: Operand, pairs: _Pairs, base: Ope
     given = shape_of(source) if isinstance(source, Node) else ()
     numbers = positions_of(shape).flatten()
     numbers[pairs.written] = math.prod(shape) + pairs.taken
-    return moving((base, source), origin_of(numbers.reshape(shape), [shape, given]))
+    return plan_move((base, source), origin_from_numbers(numbers.reshape(shape), [shape, given]))
 
 
 def _plan_sum(instance: OpInstance, pairs: _Pairs) -> Plan | None:
@@ -311,7 +311,7 @@ def _diagonal_plan(instance: OpInstance) -> Plan | None:
     given, args = instance.shape_of("self"), {**instance.args, "self": positions_of(instance.shape_of("self"), 1)}
     numbers = instance.node.target(**{name: args[name] for name in _argument_names(instance)})  # type: ignore[operator]
     sources = (0.0, instance.args["self"])
-    return of_sources(moving(sources, origin_of(numbers, [(), given])), sources)
+    return bind_sources(plan_move(sources, origin_from_numbers(numbers, [(), given])), sources)
 
 
 @constraint

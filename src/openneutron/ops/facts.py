@@ -16,7 +16,16 @@ from openneutron.core.fx import arguments
 from openneutron.ops.intervals import NeededRangeRule
 
 __all__ = [
-    "UNKNOWN", "Bounds", "Facts", "LayerKind", "Movement", "SignRule", "if_all", "if_any", "if_first", "never_negative",
+    "UNKNOWN",
+    "Bounds",
+    "Facts",
+    "LayerKind",
+    "Movement",
+    "SignRule",
+    "never_negative",
+    "never_negative_if_all",
+    "never_negative_if_any",
+    "never_negative_if_first",
 ]  # fmt: skip
 
 
@@ -78,17 +87,17 @@ def never_negative(_: Node, __: Sequence[bool]) -> bool:
     return True
 
 
-def if_first(_: Node, operands: Sequence[bool]) -> bool:
+def never_negative_if_first(_: Node, operands: Sequence[bool]) -> bool:
     """The output is never negative if the first operand is never negative."""
     return operands[0]
 
 
-def if_all(_: Node, operands: Sequence[bool]) -> bool:
+def never_negative_if_all(_: Node, operands: Sequence[bool]) -> bool:
     """The output is never negative if all operands are never negative."""
     return all(operands)
 
 
-def if_any(_: Node, operands: Sequence[bool]) -> bool:
+def never_negative_if_any(_: Node, operands: Sequence[bool]) -> bool:
     """The output is never negative if one operand is never negative."""
     return any(operands)
 

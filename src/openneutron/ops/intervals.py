@@ -17,7 +17,7 @@ __all__ = [
     "Interval",
     "IntervalNote",
     "NeededRangeRule",
-    "distinguishable",
+    "distinguishable_range",
     "logit",
     "needed_by_abs",
     "needed_by_clamp",
@@ -93,7 +93,7 @@ clamp(f(clamp(x, J)), I) = clamp(f(x), I).
 """
 
 
-def distinguishable(qparams: QParams) -> Interval:
+def distinguishable_range(qparams: QParams) -> Interval:
     """Returns the values that int8 codes with `qparams` distinguish: a value beyond them gets the code of the end."""
     scale, zero_point = qparams.scale[0], qparams.zero_point[0]
     return Interval((LOWEST_CODE + 0.5 - zero_point) * scale, (HIGHEST_CODE - 0.5 - zero_point) * scale)
@@ -108,7 +108,7 @@ def logit(share: float) -> float:
 
 def needed_by_increasing(inverse: Callable[[float], float], qparams: QParams) -> NeededRangeRule:
     """Returns the rule for an increasing function of one operand, with the fixed `qparams` of its output."""
-    codes = distinguishable(qparams)
+    codes = distinguishable_range(qparams)
 
     def needs(_: Node, __: Node, output: Interval) -> Interval:
         needed = output.clamped(codes)

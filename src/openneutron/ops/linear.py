@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from openneutron.ir.graph import Tensor
 from openneutron.ir.kinds import CONV_2D, FULLY_CONNECTED, Layout
-from openneutron.ops.facts import Facts, LayerKind, if_all
+from openneutron.ops.facts import Facts, LayerKind, never_negative_if_all
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, constraint
@@ -155,7 +155,7 @@ SPECS = (
         fuses_activation=True,
         lower=lower_mm,
         macs=macs,
-        facts=Facts(layer=LayerKind.PRODUCT, channels_last=True, sign=if_all, is_continuous=True),
+        facts=Facts(layer=LayerKind.PRODUCT, channels_last=True, sign=never_negative_if_all, is_continuous=True),
         becomes=BECOMES,
     ),
 )

@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from openneutron.core.constants import constant_of
 from openneutron.core.fx import arguments, note, noted, shape_of
-from openneutron.ops.comparisons import choose, chooses_by_a_comparison
+from openneutron.ops.comparisons import choose, selects_by_comparison
 from openneutron.ops.declared import is_op, is_view
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
@@ -184,7 +184,7 @@ def has_a_constant_mask(instance: OpInstance) -> bool:
 
 
 def _compares(instance: OpInstance) -> bool:
-    return instance.number("value") is not None and chooses_by_a_comparison(instance, "mask", "value")
+    return instance.number("value") is not None and selects_by_comparison(instance, "mask", "value")
 
 
 def _hides_computed(instance: OpInstance) -> bool:

@@ -12,7 +12,7 @@ from openneutron.ir.graph import Tensor
 from openneutron.ir.kinds import BATCH_MATMUL
 from openneutron.ops import linear
 from openneutron.ops.decomposition import Decomposition, Rewriting
-from openneutron.ops.facts import Facts, if_all
+from openneutron.ops.facts import Facts, never_negative_if_all
 from openneutron.ops.graph_builder import reshape
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
@@ -55,7 +55,7 @@ SPECS = (
         pads={"self": (0, 1, 2), "mat2": (0, 1, 2)},
         lower=lower_bmm,
         macs=macs,
-        facts=Facts(channels_last=True, sign=if_all, is_continuous=True),
+        facts=Facts(channels_last=True, sign=never_negative_if_all, is_continuous=True),
         becomes="BATCH_MATMUL",
         tolerance=2,
         notes="A bmm with one constant matrix for the whole batch becomes a linear. If other operators also read an "
@@ -198,7 +198,7 @@ DECOMPOSED = (
         name="matmul",
         targets=("aten.matmul.default", "aten.mv.default", "aten.dot.default", "aten.vdot.default"),
         rewrite=_matmul,
-        facts=Facts(channels_last=True, sign=if_all, is_continuous=True),
+        facts=Facts(channels_last=True, sign=never_negative_if_all, is_continuous=True),
         becomes=AS_BMM,
         notes="Batch dimensions that only the left side has become rows of its matrices. Others are expanded.",
     ),

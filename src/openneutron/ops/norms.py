@@ -17,7 +17,7 @@ from openneutron.ops.graph_builder import add, mean, mul, rsqrt, sub
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
-__all__ = ["DECOMPOSED", "Dims", "standardized"]
+__all__ = ["DECOMPOSED", "Dims", "standardize"]
 
 aten = torch.ops.aten
 
@@ -38,7 +38,7 @@ class Groups(Protocol):
     def mean(self, value: Node) -> Node:
         """Computes one mean for each group."""
 
-    def spread(self, statistic: Node) -> Node:
+    def broadcast(self, statistic: Node) -> Node:
         """Reshapes one statistic for each group so that it broadcasts over the values."""
 
 
@@ -53,7 +53,7 @@ class Dims:
         """Computes the mean over the dimensions, and keeps them with size 1."""
         return mean(self.rewriting, value, self.dims)
 
-    def spread(self, statistic: Node) -> Node:
+    def broadcast(self, statistic: Node) -> Node:
         """Returns `statistic`, which already broadcasts."""
         return statistic
 
@@ -77,7 +77,7 @@ class ChannelGroups:
         grouped = self.rewriting.call(aten.reshape.default, of_channels, self._shape)
         return mean(self.rewriting, grouped, [2])
 
-    def spread(self, statistic: Node) -> Node:
+    def broadcast(self, statistic: Node) -> Node:
         """Repeats the statistic of each group for its channels, by a product with ones."""
         ones = self.rewriting.constant(torch.ones(self._shape))
         batch, channels, *spatial = self.rewriting.shape
@@ -85,7 +85,7 @@ class ChannelGroups:
         return self.rewriting.call(aten.reshape.default, mul(self.rewriting, statistic, ones), shape)
 
 
-def standardized(groups: Groups, value: Node, eps: float) -> Node:
+def standardize(groups: Groups, value: Node, eps: float) -> Node:
     """Divides `value`, whose means are zero, by sqrt(variance + eps).
 
     The division has two steps, so that int8 is precise enough. A division by the mean of |value| first brings all
@@ -95,16 +95,16 @@ def standardized(groups: Groups, value: Node, eps: float) -> Node:
     rewriting = groups.rewriting
     magnitude = groups.mean(rewriting.call(aten.abs.default, value))
     root = rsqrt(rewriting, add(rewriting, magnitude, math.sqrt(eps / VARIANCE_FLOOR)))
-    value = mul(rewriting, value, groups.spread(mul(rewriting, root, root)))
+    value = mul(rewriting, value, groups.broadcast(mul(rewriting, root, root)))
     variance = groups.mean(mul(rewriting, value, value))
-    return mul(rewriting, value, groups.spread(rsqrt(rewriting, add(rewriting, variance, VARIANCE_FLOOR))))
+    return mul(rewriting, value, groups.broadcast(rsqrt(rewriting, add(rewriting, variance, VARIANCE_FLOOR))))
 
 
 def _normalize(groups: Groups, value: Node, scale: Node | None, shift: Node | None) -> Node:
     """Computes (value - mean) / sqrt(variance + eps) * scale + shift."""
     rewriting = groups.rewriting
-    centered = sub(rewriting, value, groups.spread(groups.mean(value)))
-    return _scale_and_shift(rewriting, standardized(groups, centered, rewriting.args["eps"]), scale, shift)
+    centered = sub(rewriting, value, groups.broadcast(groups.mean(value)))
+    return _scale_and_shift(rewriting, standardize(groups, centered, rewriting.args["eps"]), scale, shift)
 
 
 def _scale_and_shift(rewriting: Rewriting, value: Node, scale: Node | None, shift: Node | None) -> Node:
@@ -128,7 +128,7 @@ def _layer_norm(rewriting: Rewriting) -> Node:
 def _rms_norm(rewriting: Rewriting) -> Node:
     args = rewriting.args
     eps = torch.finfo(torch.float32).eps if args["eps"] is None else args["eps"]
-    value = standardized(Dims(rewriting, _last_dims(rewriting)), args["input"], eps)
+    value = standardize(Dims(rewriting, _last_dims(rewriting)), args["input"], eps)
     return _scale_and_shift(rewriting, value, args["weight"], None)
 
 

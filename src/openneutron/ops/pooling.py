@@ -13,7 +13,7 @@ from torch.fx import Node
 from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.ir.graph import Kind, Tensor
 from openneutron.ir.kinds import AVERAGE_POOL_2D, MAX_POOL_2D, MAXIMUM, MEAN
-from openneutron.ops.facts import Bounds, Facts, if_first
+from openneutron.ops.facts import Bounds, Facts, never_negative_if_first
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.reductions import input_macs, mean_of_image
@@ -261,7 +261,7 @@ SPECS = (
         lower=lower_average_pool,
         macs=window_macs,
         homogeneous=Homogeneous.CHANNEL,
-        facts=Facts(sign=if_first, bounds=_bounds_of_average),
+        facts=Facts(sign=never_negative_if_first, bounds=_bounds_of_average),
         becomes="AVERAGE_POOL_2D, with a PAD if padding counts",
         notes=HALVES,
     ),
@@ -276,7 +276,7 @@ SPECS = (
         lower=lower_adaptive_average_pool,
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
-        facts=Facts(sign=if_first, bounds=Bounds.WITHIN),
+        facts=Facts(sign=never_negative_if_first, bounds=Bounds.WITHIN),
         becomes="MEAN if the output has one value per channel, else AVERAGE_POOL_2D",
         notes=HALVES,
     ),
@@ -290,7 +290,7 @@ SPECS = (
         pads=_channels,
         lower=lower_max_pool,
         homogeneous=Homogeneous.CHANNEL,
-        facts=Facts(sign=if_first, bounds=Bounds.WITHIN),
+        facts=Facts(sign=never_negative_if_first, bounds=Bounds.WITHIN),
         becomes="MAX_POOL_2D, with a PADV2 for padding that SAME cannot express; with dilation SLICE and MAXIMUM for "
         "each position along height, then along width",
         keeps_values=lambda _: True,

@@ -13,7 +13,7 @@ from torch.fx import Node
 from openneutron.ir.graph import Kind, Layout, Tensor
 from openneutron.ir.kinds import MEAN, REDUCE_MAX, REDUCE_MIN, SUM
 from openneutron.ops.decomposition import Decomposition, Rewriting
-from openneutron.ops.facts import Facts, if_first
+from openneutron.ops.facts import Facts, never_negative_if_first
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
@@ -170,7 +170,7 @@ SPECS = (
         lower=lower_mean,
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
-        facts=Facts(sign=if_first, is_continuous=True),
+        facts=Facts(sign=never_negative_if_first, is_continuous=True),
         becomes="MEAN",
     ),
     OpSpec(
@@ -181,7 +181,7 @@ SPECS = (
         lower=_reduction_lowering(SUM),
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
-        facts=Facts(sign=if_first, computes_masks=True),
+        facts=Facts(sign=never_negative_if_first, computes_masks=True),
         becomes="SUM",
     ),
     OpSpec(
@@ -192,7 +192,7 @@ SPECS = (
         lower=_reduction_lowering(REDUCE_MAX),
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
-        facts=Facts(sign=if_first),
+        facts=Facts(sign=never_negative_if_first),
         becomes="REDUCE_MAX",
     ),
     OpSpec(
@@ -203,7 +203,7 @@ SPECS = (
         lower=_reduction_lowering(REDUCE_MIN),
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
-        facts=Facts(sign=if_first),
+        facts=Facts(sign=never_negative_if_first),
         becomes="REDUCE_MIN",
     ),
 )

@@ -9,7 +9,7 @@ import torch
 from openneutron.core.fx import op_name
 from openneutron.ir.graph import Kind, Tensor
 from openneutron.ir.kinds import CONCATENATION, RESIZE_BILINEAR, RESIZE_NEAREST_NEIGHBOR
-from openneutron.ops.facts import Bounds, Facts, if_first
+from openneutron.ops.facts import Bounds, Facts, never_negative_if_first
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, constraint, legacy_constraint
@@ -162,7 +162,7 @@ SPECS = (
         pads={"self": (1,)},
         lower=lower_nearest,
         homogeneous=Homogeneous.CHANNEL,
-        facts=Facts(sign=if_first, bounds=Bounds.WITHIN),
+        facts=Facts(sign=never_negative_if_first, bounds=Bounds.WITHIN),
         becomes="RESIZE_NEAREST_NEIGHBOR, several for factors above 8; CONCATENATION for an odd part of a factor",
     ),
     OpSpec(
@@ -175,7 +175,7 @@ SPECS = (
         pads={"self": (1,)},
         lower=lower_bilinear,
         homogeneous=Homogeneous.CHANNEL,
-        facts=Facts(sign=if_first, bounds=Bounds.WITHIN),
+        facts=Facts(sign=never_negative_if_first, bounds=Bounds.WITHIN),
         becomes="RESIZE_BILINEAR",
     ),
 )

@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from openneutron.core.constants import constant_of, number_of
-from openneutron.ops.comparisons import MAX_FILL, choose, chooses_by_a_comparison
+from openneutron.ops.comparisons import MAX_FILL, choose, selects_by_comparison
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
 from openneutron.ops.graph_builder import Operand, add, mul
@@ -29,7 +29,7 @@ def chooses_by_a_constant(instance: OpInstance) -> bool:
 
 
 def _compares(instance: OpInstance) -> bool:
-    return chooses_by_a_comparison(instance, "condition", "self", "other")
+    return selects_by_comparison(instance, "condition", "self", "other")
 
 
 def _filler_at_run_time(instance: OpInstance) -> tuple[str, str] | None:

@@ -19,7 +19,7 @@ from openneutron.ops.graph_builder import Operand, reshape
 from openneutron.ops.index_runs import IndexRun, index_runs
 from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, along, kept_dimensions
 
-__all__ = ["Plan", "Step", "moving", "of_sources", "origin_of", "positions_of"]
+__all__ = ["Plan", "Step", "bind_sources", "origin_from_numbers", "plan_move", "positions_of"]
 
 aten = torch.ops.aten
 
@@ -139,7 +139,7 @@ def positions_of(shape: Sequence[int], first: int = 0) -> torch.Tensor:
     return torch.arange(first, first + math.prod(shape)).reshape(tuple(shape))
 
 
-def origin_of(numbers: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> _Origin:
+def origin_from_numbers(numbers: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> _Origin:
     """Returns the origin that `numbers` show. The numbers count through the values of all sources, one source after the
     other.
     """
@@ -148,7 +148,7 @@ def origin_of(numbers: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> _Orig
     return _Origin(source, numbers - starts[source], tuple(shapes))
 
 
-def moving(sources: Sequence[Operand], origin: _Origin) -> Step | None:
+def plan_move(sources: Sequence[Operand], origin: _Origin) -> Step | None:
     """Returns a function that moves values as `origin` says; None if that takes too many operators.
 
     The function takes sources that are nodes or numbers where `sources` are, with the same shapes.
@@ -169,7 +169,7 @@ def _select_by_constant_mask(rewriting: Rewriting, given: Sequence[Operand], mas
     return rewriting.call(aten.where.self, rewriting.constant(mask), filler, value)
 
 
-def of_sources(step: Step | None, sources: Sequence[Operand]) -> Plan | None:
+def bind_sources(step: Step | None, sources: Sequence[Operand]) -> Plan | None:
     """Returns the plan of a step with these sources; None for no step."""
     return None if step is None else lambda rewriting: step(rewriting, sources)
 

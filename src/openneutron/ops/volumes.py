@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
-from openneutron.ops.facts import Facts, if_first
+from openneutron.ops.facts import Facts, never_negative_if_first
 from openneutron.ops.graph_builder import mean, mul
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.reductions import has_unused_indices
@@ -190,7 +190,7 @@ DECOMPOSED = (
         name="max_pool of volumes",
         targets=("aten.max_pool3d.default",),
         rewrite=_max_pool,
-        facts=Facts(sign=if_first),
+        facts=Facts(sign=never_negative_if_first),
         becomes=f"max_pool2d {BY_FRAMES}",
     ),
     Decomposition(
@@ -204,7 +204,7 @@ DECOMPOSED = (
         name="avg_pool of volumes",
         targets=("aten.avg_pool3d.default",),
         rewrite=_average_pool,
-        facts=Facts(sign=if_first),
+        facts=Facts(sign=never_negative_if_first),
         becomes=f"avg_pool2d {BY_FRAMES}; mul for divisor_override",
         tolerance=2,
         notes="Each of the two averages may round a tie in another direction than torch; see avg_pool.",

@@ -26,9 +26,9 @@ from openneutron.core.fx import (
 )
 from openneutron.errors import OptionError
 from openneutron.ir.graph import Array, Op, QParams, Tensor
-from openneutron.ir.scales import may_be_out_of_reach, scale_fault
+from openneutron.ir.scales import may_break_scale_limits, scale_fault
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS, OpSpec, is_op
-from openneutron.ops.channel_alignment import Padded, pad_to_alignment
+from openneutron.ops.channel_alignment import PaddedInstance, pad_to_alignment
 from openneutron.ops.fusion import activation_after, activation_name
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
@@ -58,7 +58,7 @@ class Cluster:
     activation: Node | None
     operands: tuple[Node, ...]
     quantize: Node
-    padded: Padded | None = None
+    padded: PaddedInstance | None = None
     """The lowering on padded operands; None if the NPU supports the operands as they are."""
 
     @property
@@ -321,7 +321,7 @@ class _ClusterSearch:
         operands = [operand for operand in iterate_nodes(list(node.args)) if not is_dequantize(operand)]
         return f"It is not quantized: '{operands[0].name}' is in float." if operands else "It is not quantized."
 
-    def _padded_lowering(self, spec: OpSpec, instance: OpInstance) -> Padded | str | None:
+    def _padded_lowering(self, spec: OpSpec, instance: OpInstance) -> PaddedInstance | str | None:
         """Returns the padded lowering, None if no padding is needed, or the reason if the NPU cannot run it."""
         limits = spec.rejections(instance, instance.generation)
         if not limits:
@@ -340,7 +340,7 @@ class _ClusterSearch:
     def _scale_rejection(self, cluster: Cluster) -> str | None:
         """Returns which TFLite operator of `cluster` does not support its scales, and why; None if all support them."""
         qparams = {operand: qparams_of(operand, self.constants) for operand in cluster.operands}
-        if not may_be_out_of_reach(list(qparams.values()), qparams_of(cluster.quantize)):
+        if not may_break_scale_limits(list(qparams.values()), qparams_of(cluster.quantize)):
             return None
         ops: list[Op] = []
         cluster.lower({operand: self._ir_tensor(operand, given) for operand, given in qparams.items()}, ops)

@@ -18,7 +18,7 @@ from openneutron.ir.build import Stage, build, driver_of, is_channels_last, opti
 from openneutron.ir.graph import Graph, Op, QParams
 from openneutron.ir.kinds import TRANSPOSE
 from openneutron.ir.rewrites import hoisted_ends
-from openneutron.ir.scales import is_doubtful
+from openneutron.ir.scales import is_unusual_scale
 from openneutron.ir.views import swapped_blocks
 from openneutron.ops.shapes import is_legacy_swap
 from openneutron.partition.clusters import Constants, qparams_of
@@ -145,7 +145,7 @@ def compile_partition(
 
 def _try_unusual_scales(graph: Graph, model: bytes, partition: Partition) -> None:
     """Raises `ModelError` if a scale is unusual and LiteRT fails to run the model, in a separate process."""
-    doubtful = [op for op in graph.ops if is_doubtful(op)]
+    doubtful = [op for op in graph.ops if is_unusual_scale(op)]
     failure = error_in_subprocess(model) if doubtful else None
     if failure is None:
         return

@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import is_state, is_state_write
-from openneutron.model.state import forget_state, store_of
+from openneutron.model.state import remove_state, store_of
 from openneutron.ops.declared import is_op
 from openneutron.passes.functionalize import writes_memory
 
@@ -50,7 +50,7 @@ def _remove_dead_state_writes(module: GraphModule) -> bool:
             pending.append(write)
     dead = [write for write in writes if write not in seen]
     for write in dead:
-        forget_state(module, write)
+        remove_state(module, write)
     return bool(dead)
 
 

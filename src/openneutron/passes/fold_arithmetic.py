@@ -14,7 +14,7 @@ from openneutron.ops import OPERATORS
 from openneutron.ops.declared import facts_of, is_op, overload_of
 from openneutron.ops.facts import LayerKind
 from openneutron.ops.graph_builder import replace_with_linear
-from openneutron.passes.fold_batch_norm import is_transposed, scale_of_weight
+from openneutron.passes.fold_batch_norm import is_transposed, scale_for_weight
 
 __all__ = ["fold_arithmetic"]
 
@@ -144,7 +144,7 @@ def _fold_into_layer(module: GraphModule, node: Node, arithmetic: _Arithmetic, l
         if scale is None:
             return False
         transposed = is_transposed(layer.node)
-        weight = weight * (scale if scale.dim() == 0 else scale_of_weight(scale, weight, transposed=transposed))
+        weight = weight * (scale if scale.dim() == 0 else scale_for_weight(scale, weight, transposed=transposed))
         bias = None if bias is None else bias * scale
     else:
         assert arithmetic.shift is not None

@@ -18,8 +18,14 @@ from openneutron.ops.graph_builder import NodeBuilder, add, mul, squeeze, unsque
 from openneutron.ops.layers import constant_layer
 
 __all__ = [
-    "Affine", "affine", "fold_batch_norm", "insert_convolution",
-    "is_attribute", "is_transposed", "scale_of_weight", "takes_batch_norm",
+    "Affine",
+    "affine",
+    "can_fold_batch_norm_into",
+    "fold_batch_norm",
+    "insert_identity_convolution",
+    "is_attribute",
+    "is_transposed",
+    "scale_for_weight",
 ]  # fmt: skip
 
 
@@ -34,7 +40,7 @@ class Affine:
         self, producer: Node, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the weight and bias of `producer` followed by this scale and shift."""
-        scaled = weight * scale_of_weight(self.scale, weight, transposed=is_transposed(producer))
+        scaled = weight * scale_for_weight(self.scale, weight, transposed=is_transposed(producer))
         return scaled, self.shift if bias is None else bias * self.scale + self.shift
 
 
@@ -71,7 +77,7 @@ def fold_batch_norm(module: GraphModule, *, training: bool = False) -> bool:
         scale_and_shift = _constant_affine(module, node)
         if scale_and_shift is None:
             continue
-        if takes_batch_norm(node.args[0]) or insert_convolution(module, node):
+        if can_fold_batch_norm_into(node.args[0]) or insert_identity_convolution(module, node):
             _fold_into_producer(module, node, scale_and_shift, training=training)
         else:
             _replace_by_arithmetic(module, node, scale_and_shift, training=training)
@@ -84,7 +90,7 @@ def is_attribute(node: Node) -> bool:
     return node.op == "get_attr"
 
 
-def takes_batch_norm(producer: Any, is_constant: Callable[[Node], bool] = is_attribute) -> bool:
+def can_fold_batch_norm_into(producer: Any, is_constant: Callable[[Node], bool] = is_attribute) -> bool:
     """Returns whether a batch norm that reads `producer` can be folded into its weight and bias."""
     if not isinstance(producer, Node) or len(producer.users) != 1:
         return False
@@ -96,7 +102,7 @@ def takes_batch_norm(producer: Any, is_constant: Callable[[Node], bool] = is_att
     return all(args[role] is None or is_constant(args[role]) for role in ("weight", "bias"))
 
 
-def insert_convolution(module: GraphModule, node: Node) -> bool:
+def insert_identity_convolution(module: GraphModule, node: Node) -> bool:
     """Inserts an identity depthwise convolution with kernel size 1 before a batch norm. Returns False, and
     changes nothing, if no convolution has the rank of the batch norm's input.
     """
@@ -128,7 +134,7 @@ def is_transposed(producer: Node) -> bool:
     return layer_kind(producer) is LayerKind.TRANSPOSED
 
 
-def scale_of_weight(scale: torch.Tensor, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
+def scale_for_weight(scale: torch.Tensor, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
     """Returns the scale of each output channel in a shape that broadcasts to the weight."""
     kernel = [1] * (weight.dim() - 2)
     if not transposed:

@@ -14,7 +14,7 @@ from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.functions import is_quotient
 from openneutron.ops.graph_builder import gelu, hardsigmoid, hardswish, mul, relu, relu6, rsqrt
-from openneutron.ops.norms import Dims, standardized
+from openneutron.ops.norms import Dims, standardize
 from openneutron.ops.op_instance import OpInstance
 from openneutron.targets import NeutronTarget
 
@@ -43,7 +43,7 @@ def fuse_patterns(
     2. x * relu6(x + 3) / 6 and x * hardsigmoid(x) become hardswish(x).
     3. x / 2 * (1 + erf(x / sqrt(2))) becomes gelu(x), and so does the form with tanh.
     4. x / sqrt(y) becomes x * rsqrt(y), and 1 / sqrt(y) becomes rsqrt(y).
-    5. x * rsqrt(mean(x * x) + eps) becomes the two divisions that layer_norm is decomposed into (see `standardized`).
+    5. x * rsqrt(mean(x * x) + eps) becomes the two divisions that layer_norm is decomposed into (see `standardize`).
        The second of these divisions has the same form, and is not changed.
     6. clamp from 0 to infinity becomes relu, and clamp from 0 to 6 becomes relu6, because other passes match relu and
        relu6.
@@ -232,12 +232,12 @@ def _match_rms_norm(rewriting: Rewriting, node: Node) -> Node | None:
         if isinstance(variance, Node) and is_op(variance, "add") and (eps := number_of(variance.args[1])):
             dims = _mean_square_dims(variance.args[0], value)
             if dims is not None and eps > 0 and not _is_first_division(value):
-                return standardized(Dims(rewriting, dims), value, eps)
+                return standardize(Dims(rewriting, dims), value, eps)
     return None
 
 
 def _is_first_division(node: Node) -> bool:
-    """Returns whether `node` is the result of the first division in `standardized`: a value times a squared rsqrt."""
+    """Returns whether `node` is the result of the first division in `standardize`: a value times a squared rsqrt."""
     if not is_op(node, "mul"):
         return False
     squares = (factor.args for factor in node.args if isinstance(factor, Node) and len(factor.args) == 2)

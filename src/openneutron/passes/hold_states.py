@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 from openneutron.core.boundary import error_at
 from openneutron.core.constants import attribute
 from openneutron.core.fx import is_state, is_state_write
-from openneutron.model.state import hold_state, next_value, remember_states
+from openneutron.model.state import insert_state_copy, next_value, record_initial_states
 from openneutron.ops.graph_builder import detach
 from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.passes.remove_batch_counts import BATCH_COUNT
@@ -27,11 +27,11 @@ def hold_states(module: GraphModule) -> bool:
     """
     stores = _written_buffers(module)
     for store in stores:
-        hold_state(_merge_reads(module, store))
+        insert_state_copy(_merge_reads(module, store))
     for name in dict.fromkeys(str(store.target) for store in stores):
         _copy_buffer(module, name)
     if stores:
-        remember_states(module)
+        record_initial_states(module)
         module.recompile()
     return bool(stores)
 

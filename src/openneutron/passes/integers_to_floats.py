@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node, map_arg
 from openneutron.core.constants import constant_of, number_of
 from openneutron.core.evaluation import evaluated
 from openneutron.core.fx import arguments, dtype_of, set_argument
-from openneutron.ops.comparisons import chooses_by_a_comparison
+from openneutron.ops.comparisons import selects_by_comparison
 from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.facts import Movement
@@ -182,7 +182,7 @@ class _IntegerRewriter:
             if choice is not None and choice.is_cast_of_bool and choice.truth is not operand:
                 set_argument(node, name, operand := choice.truth)
                 self.changed = True
-            if is_op(node, "mul") and chooses_by_a_comparison(OpInstance(node, self.target), name):
+            if is_op(node, "mul") and selects_by_comparison(OpInstance(node, self.target), name):
                 continue
             written = None if dtype_of(operand) == torch.bool else self._compute_in_float(node, operand)
             if written is None:

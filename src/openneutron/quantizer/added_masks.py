@@ -131,7 +131,7 @@ class MaskedSumObserver(MaskedObserver):
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns scale (float32) and zero point (int64)."""
         return (
-            self.widened()
+            self.qparams_with_hidden_code()
             if self.hides or any(mask.hides for mask in self.masks)
             else self.observer.calculate_qparams()
         )

@@ -23,11 +23,11 @@ from openneutron.ops.masks import is_mask_computation, saturates
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.added_masks import AddedMask, MaskedAtRunTime
+from openneutron.quantizer.fused_operators import FusedOperator
 from openneutron.quantizer.layer_options import PER_CHANNEL, Layers
 from openneutron.quantizer.needed_ranges import NEEDED_RANGE, needed_intervals
 from openneutron.quantizer.observers import RecentRangeObserver
-from openneutron.quantizer.output_parts import Join, Parts
-from openneutron.quantizer.places import Place
+from openneutron.quantizer.output_parts import FloatConcatenation, LinkedParts
 from openneutron.quantizer.score_ranges import ScoreRange, score_ranges
 from openneutron.quantizer.trained_modules import WeightFakeQuantize
 
@@ -58,20 +58,20 @@ class Annotation:
     def __init__(
         self,
         settings: AnnotationSettings,
-        places: list[Place],
-        joined: Mapping[Node, Join],
+        operators: list[FusedOperator],
+        joined: Mapping[Node, FloatConcatenation],
         masks: Mapping[Node, AddedMask],
         sums: Mapping[Node, tuple[AddedMask, ...]],
     ) -> None:
         self.settings = settings
-        self.places = places
+        self.operators = operators
         self.joined = joined
-        self.joins: dict[Value, list[Parts]] = {}
+        self.joins: dict[Value, list[LinkedParts]] = {}
         self.masks = masks
         self.sums = sums
         self.scores: Mapping[Node, ScoreRange] = {}
         self.wrap_observer: dict[Value, qspecs.ObserverWrapper] = {}
-        self.weight_axis = _weight_axes(places, settings.layers)
+        self.weight_axis = _weight_axes(operators, settings.layers)
         self.parent: dict[Value, Value] = {}
         self.fixed: dict[Value, QParams] = {}
         self.moved: set[Node] = set()
@@ -92,11 +92,11 @@ class Annotation:
         self.scores = score_ranges(model, is_qat=self.settings.is_qat)
         self._build_groups(states_of(model.graph))
         self._make_symmetric()
-        self.masked = {self._find_group(value) for place in self.places for value in place.inputs if _is_mask(value)}
+        self.masked = {self._find_group(value) for fused in self.operators for value in fused.inputs if _is_mask(value)}
         self.wrap_observer = self._observer_wrappers()
-        reading = {place.instance.node: place for place in self.places}
-        yielding = {place.output: place for place in self.places}
-        values = {value for place in self.places for value in (*place.inputs, place.output)}
+        by_node = {fused.instance.node: fused for fused in self.operators}
+        by_output = {fused.output: fused for fused in self.operators}
+        values = {value for fused in self.operators for value in (*fused.inputs, fused.output)}
         self.outputs = {
             self._find_group(value)
             for value in values
@@ -106,18 +106,18 @@ class Annotation:
         self._note_least_scales()
         self._note_needed(model)
         self._link_output_parts()
-        read_in_float = {node: values.intersection(node.all_input_nodes) - yielding.keys() for node in self.joined}
+        read_in_float = {node: values.intersection(node.all_input_nodes) - by_output.keys() for node in self.joined}
         # torchao visits nodes in this order too, and needs a group's spec before references to it. An activation may
         # be far after the operator that fuses it.
         for node in list(model.graph.nodes):
-            if node in reading:
-                self._annotate_inputs(reading[node])
+            if node in by_node:
+                self._annotate_inputs(by_node[node])
             if node in read_in_float:
                 given = [value for value in node.all_input_nodes if value in read_in_float[node]]
                 edges = {value: self._quantization_spec((value, node), value) for value in given}
                 node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
-            if node in yielding:
-                self._annotate_output(yielding[node])
+            if node in by_output:
+                self._annotate_output(by_output[node])
             if node in self.stored:
                 value, group = next_value(node), self.stored[node]
                 node.meta[Q_ANNOTATION_KEY] = _annotation({value: self._quantization_spec((value, node), group)}, None)
@@ -129,30 +129,30 @@ class Annotation:
         """Groups the inputs and outputs of operators that move or concatenate values, and each state with its next
         value.
         """
-        self.fixed = {place.output: place.rule for place in self.places if isinstance(place.rule, QParams)}
-        moving = [place for place in self.places if place.rule is OutputRule.SHARED]
-        for place in moving:
-            if not place.has_several_inputs:
-                self._group_inputs(place)
+        self.fixed = {fused.output: fused.rule for fused in self.operators if isinstance(fused.rule, QParams)}
+        moving = [fused for fused in self.operators if fused.rule is OutputRule.SHARED]
+        for fused in moving:
+            if not fused.has_several_inputs:
+                self._group_inputs(fused)
         self._group_by_name()
         self._group_states(states)
-        self.moved = {place.output for place in moving if not place.has_several_inputs}
+        self.moved = {fused.output for fused in moving if not fused.has_several_inputs}
         self.read = self._groups_with_other_readers(set())
-        for place in moving:
-            if place.has_several_inputs:
-                self._group_inputs(place)
+        for fused in moving:
+            if fused.has_several_inputs:
+                self._group_inputs(fused)
 
-    def _group_inputs(self, place: Place) -> None:
-        groups = [self._find_group(value) for value in place.inputs]
+    def _group_inputs(self, fused: FusedOperator) -> None:
+        groups = [self._find_group(value) for value in fused.inputs]
         demands = {self.fixed.get(group) for group in groups}
         are_one = len(set(groups)) == 1
-        for value, group in zip(place.inputs, groups, strict=True):
+        for value, group in zip(fused.inputs, groups, strict=True):
             # An input with fixed qparams is requantized unless all inputs have the same ones. Any other input is
             # requantized if other operators compute with it, because a wider common range would cost these operators
             # resolution. Results of moves are not requantized: the MUL would prevent merging these moves with later
             # ones (ShuffleNetV2). Inputs of the model are not requantized either, because they are quantized once.
             if is_mask_computation(value):  # each reader quantizes it separately, so the readers need not share qparams
-                self.requantized[(value, place.instance.node)] = place.output
+                self.requantized[(value, fused.instance.node)] = fused.output
                 continue
             if group in self.fixed:
                 cannot_share = len(demands) > 1
@@ -160,14 +160,14 @@ class Annotation:
                 is_read = group in self.read and value not in self.moved and value.op != "placeholder"
                 cannot_share = is_read and not are_one
             if cannot_share:
-                self.requantized[(value, place.instance.node)] = place.output
+                self.requantized[(value, fused.instance.node)] = fused.output
             else:
-                self._merge_groups(place.output, group)
+                self._merge_groups(fused.output, group)
 
     def _group_by_name(self) -> None:
         """Groups values that a decomposition declares to share qparams, unless their qparams are fixed."""
         named: dict[str, Value] = {}
-        for value in dict.fromkeys(value for place in self.places for value in (*place.inputs, place.output)):
+        for value in dict.fromkeys(value for fused in self.operators for value in (*fused.inputs, fused.output)):
             group, name = self._find_group(value), value.meta.get(SHARED_QPARAMS)
             if name is not None and group not in self.fixed:
                 self._merge_groups(value, self._find_group(named.setdefault(name, group)))
@@ -177,7 +177,7 @@ class Annotation:
 
         If the next value has fixed qparams whose range does not contain the initial value, it is requantized.
         """
-        read = {value for place in self.places for value in place.inputs}
+        read = {value for fused in self.operators for value in fused.inputs}
         for state in states:
             if state not in read:
                 continue
@@ -193,11 +193,11 @@ class Annotation:
     def _observer_wrappers(self) -> dict[Value, qspecs.ObserverWrapper]:
         """Returns observer wrappers by group, for groups of run-time masks, masked values, or scores."""
         hidden = {
-            self._find_group(place.output)
-            for place in self.places
-            if place.rule is OutputRule.SHARED
-            and place.has_several_inputs
-            and any(map(is_mask_computation, place.inputs))
+            self._find_group(fused.output)
+            for fused in self.operators
+            if fused.rule is OutputRule.SHARED
+            and fused.has_several_inputs
+            and any(map(is_mask_computation, fused.inputs))
         }
         found = {group: MaskedAtRunTime(hides=True) for group in hidden}
         for node, masks in self.sums.items():
@@ -210,8 +210,8 @@ class Annotation:
         }
         excluded = self.masked | {  # groups with masks, or with values that are not scores
             self._find_group(value)
-            for place in self.places
-            for value in (*place.inputs, place.output)
+            for fused in self.operators
+            for value in (*fused.inputs, fused.output)
             if value not in self.scores
         }
         for node, scores in self.scores.items():
@@ -225,7 +225,7 @@ class Annotation:
         The whole group of the input gets it, unless another reader computes with the group, or the fixed zero point of
         the group is not 0. In these cases, only the input is requantized.
         """
-        wanted = [(value, place.instance.node) for place in self.places for value in place.symmetric]
+        wanted = [(value, fused.instance.node) for fused in self.operators for value in fused.symmetric]
         shared = self._groups_with_other_readers(set(wanted)) if wanted else set()
         for edge in wanted:
             group = self._find_group(edge[0])
@@ -238,12 +238,12 @@ class Annotation:
 
     def _note_least_scales(self) -> None:
         """Records, per group, the smallest scale with which the biases of the layers that read the group fit int32."""
-        for place in self.places:
-            weight, bias = _weight_and_bias(place)
+        for fused in self.operators:
+            weight, bias = _weight_and_bias(fused)
             weights, biases = constant_value(weight), constant_value(bias)
             if weights is None or biases is None or not weights.numel():
                 continue
-            edge = place.inputs[0], place.instance.node
+            edge = fused.inputs[0], fused.instance.node
             group = self._find_group(self.requantized.get(edge, edge[0]))
             axis = self.weight_axis.get(weight) if isinstance(weight, Node) else None
             least = qspecs.least_scale_of_input(weights, biases, axis, self.settings.weight_bits)
@@ -251,7 +251,7 @@ class Annotation:
 
     def _note_needed(self, model: GraphModule) -> None:
         """Records, per group, the interval of values that the readers of the group need, and notes it on the values."""
-        intervals = needed_intervals(model.graph, self.places, is_qat=self.settings.is_qat)
+        intervals = needed_intervals(model.graph, self.operators, is_qat=self.settings.is_qat)
         special = self.fixed.keys() | self.masked | self.wrap_observer.keys()
         for value, interval in intervals.items():
             if (group := self._find_group(value)) not in special:
@@ -271,12 +271,12 @@ class Annotation:
         The output of a quantized concatenation of the same inputs is linked too, so that the NPU computes one
         concatenation for both.
         """
-        computed_with = {tuple(place.inputs): place.output for place in self.places if place.has_several_inputs}
+        computed_with = {tuple(fused.inputs): fused.output for fused in self.operators if fused.has_several_inputs}
         for node, join in sorted(self.joined.items(), key=lambda item: -len(item[1].values)):
             same = computed_with.get(tuple(node.all_input_nodes))
             groups = dict.fromkeys(map(self._find_group, [*join.values, *([same] if same else [])]))
             observed = [group for group in groups if group not in self.fixed]
-            parts = Parts(join.fixed | {self.fixed[group] for group in groups if group in self.fixed})
+            parts = LinkedParts(join.fixed | {self.fixed[group] for group in groups if group in self.fixed})
             special = not self.symmetric.union(self.masked, self.wrap_observer).isdisjoint(observed)
             if join.can_share and not special and len(observed) + len(parts.fixed) > 1:
                 for group in observed:
@@ -284,8 +284,8 @@ class Annotation:
 
     def _groups_with_other_readers(self, wanted: set[tuple[Node, Node]]) -> set[Value]:
         """Returns the groups that a reader computes with or requantizes. Edges in `wanted` are not considered."""
-        movers = {place.instance.node for place in self.places if place.rule is OutputRule.SHARED}
-        values = {value for place in self.places for value in (*place.inputs, place.output)}
+        movers = {fused.instance.node for fused in self.operators if fused.rule is OutputRule.SHARED}
+        values = {value for fused in self.operators for value in (*fused.inputs, fused.output)}
         edges = {(value, reader) for value in values for reader in value.users if reader.users or reader.op == "output"}
         return {
             self._find_group(edge[0]) for edge in edges - wanted if edge[1] not in movers or edge in self.requantized
@@ -299,13 +299,13 @@ class Annotation:
             if root in self.read:
                 self.read.add(group)
 
-    def _annotate_inputs(self, place: Place) -> None:
-        node = place.instance.node
+    def _annotate_inputs(self, fused: FusedOperator) -> None:
+        node = fused.instance.node
         edges = {
             value: self._quantization_spec((value, node), self.requantized.get((value, node), value))
-            for value in place.inputs
+            for value in fused.inputs
         }
-        weight, bias = _weight_and_bias(place)
+        weight, bias = _weight_and_bias(fused)
         if weight is not None:
             spec = qspecs.weight(node, self.weight_axis.get(weight), self.settings.weight_bits)
             if self.settings.is_qat:
@@ -314,12 +314,12 @@ class Annotation:
                 edges[weight] = self._weight_spec((weight, node), spec)
                 if bias is not None:
                     per_channel = spec.ch_axis is not None
-                    edges[bias] = qspecs.bias((place.inputs[0], node), (weight, node), bias, per_channel=per_channel)
+                    edges[bias] = qspecs.bias((fused.inputs[0], node), (weight, node), bias, per_channel=per_channel)
         node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
 
-    def _annotate_output(self, place: Place) -> None:
-        annotation = place.output.meta.setdefault(Q_ANNOTATION_KEY, _annotation({}, None))
-        annotation.output_qspec = self._quantization_spec(place.output, place.output)
+    def _annotate_output(self, fused: FusedOperator) -> None:
+        annotation = fused.output.meta.setdefault(Q_ANNOTATION_KEY, _annotation({}, None))
+        annotation.output_qspec = self._quantization_spec(fused.output, fused.output)
 
     def _quantization_spec(self, key: Value, value: Value) -> Any:
         group = self._find_group(value)
@@ -352,27 +352,27 @@ class Annotation:
         return spec if first is edge else SharedQuantizationSpec(first)
 
 
-def _weight_and_bias(place: Place) -> tuple[Any, Any]:
+def _weight_and_bias(fused: FusedOperator) -> tuple[Any, Any]:
     """Returns the arguments for the weight and the bias of an operator; None for one that it does not have."""
-    weight, bias = (place.instance.args.get(name) if name else None for name in (place.spec.weight, place.spec.bias))
+    weight, bias = (fused.instance.args.get(name) if name else None for name in (fused.spec.weight, fused.spec.bias))
     return weight, bias
 
 
-def _weight_axes(places: list[Place], layers: Layers) -> dict[Node, int]:
+def _weight_axes(operators: list[FusedOperator], layers: Layers) -> dict[Node, int]:
     """Returns the output-channel dimension of each per-channel weight.
 
     All readers of a weight must agree on it. A weight has one scale if a limit of a reader requires that.
     """
-    readers: dict[Node, list[Place]] = {}
-    for place in places:
-        if place.spec.weight is not None:
-            readers.setdefault(place.instance.args[place.spec.weight], []).append(place)
+    readers: dict[Node, list[FusedOperator]] = {}
+    for fused in operators:
+        if fused.spec.weight is not None:
+            readers.setdefault(fused.instance.args[fused.spec.weight], []).append(fused)
     axes: dict[Node, int] = {}
     for weight, sharing in readers.items():
-        granularities = {layers.granularity(place.instance.node) for place in sharing}
+        granularities = {layers.granularity(fused.instance.node) for fused in sharing}
         if len(granularities) > 1:
             raise _granularity_error(sharing[-1].instance.node)
-        (axis, *others) = {place.spec.per_channel_axis(place.instance) for place in sharing}
+        (axis, *others) = {fused.spec.per_channel_axis(fused.instance) for fused in sharing}
         if granularities == {PER_CHANNEL} and axis is not None and not others:
             axes[weight] = axis
     return axes

@@ -154,7 +154,7 @@ class CorrectedBias(DerivedObserverOrFakeQuantize):
         result: torch.Tensor = layer.target(*args.values()).movedim(axis, -1)
         return result.flatten(0, -2) if result.dim() > 1 else result[None]
 
-    def take_shift(self, shift: torch.Tensor) -> None:
+    def subtract_shift(self, shift: torch.Tensor) -> None:
         """Subtracts `shift` [outputs] from the bias at conversion."""
         self._shift = shift
 
@@ -173,7 +173,7 @@ def _set_mean_shifts(model: GraphModule, bias: Node) -> None:
     for pool in pools.values():
         shift = torch.cat([shifts for _, shifts in pool]).mean(0)
         for observer, _ in pool:
-            observer.take_shift(shift)
+            observer.subtract_shift(shift)
 
 
 def correct_biases_at_conversion(model: GraphModule, observers: dict[Any, Any]) -> None:

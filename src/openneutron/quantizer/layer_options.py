@@ -46,7 +46,7 @@ class Layers:
 
     def granularity(self, node: Node) -> str:
         """Returns the granularity of the scales of the weight of `node`: "per_tensor" or "per_channel"."""
-        found = self._keys.found(node)
+        found = self._keys.lookup(node)
         return self.default if found is None or found[1] == FLOAT else found[1]
 
     def leave_in_float(self, node: Node) -> bool:
@@ -58,7 +58,7 @@ class Layers:
         note(node, _LEFT_IN_FLOAT, f"layers[{self._float_key(node)}]")
 
     def _float_key(self, node: Node) -> str | None:
-        found = self._keys.found(node)
+        found = self._keys.lookup(node)
         return found[0] if found is not None and found[1] == FLOAT else None
 
     def check(self, module: GraphModule) -> None:
@@ -84,7 +84,7 @@ class WideStates:
 
     def selects(self, node: Node) -> bool:
         """Returns whether the state of `node` is to consist of two int8 tensors."""
-        return self._keys.found(node) is not None
+        return self._keys.lookup(node) is not None
 
     def check(self, module: GraphModule) -> None:
         """Raises `OptionError` for a key that matches no operator of the model with a wide state. Linear in nodes."""

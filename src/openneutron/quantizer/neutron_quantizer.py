@@ -31,10 +31,10 @@ from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.added_masks import added_masks
 from openneutron.quantizer.annotation import Annotation, AnnotationSettings
 from openneutron.quantizer.bias_correction import correct_biases_at_conversion
+from openneutron.quantizer.fused_operators import FusedOperator
 from openneutron.quantizer.layer_options import GRANULARITIES, Key, Layers, WideStates
 from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
 from openneutron.quantizer.output_parts import float_concatenations, note_float_concatenation
-from openneutron.quantizer.places import Place
 from openneutron.quantizer.quantizable import is_size, quantizable_reason
 from openneutron.quantizer.state_at_conversion import reset_states_at_conversion
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
@@ -182,16 +182,16 @@ class NeutronQuantizer(Quantizer):
         """
         self.layers.check(model)
         masks, sums = added_masks(model)
-        places: list[Place] = []
+        operators: list[FusedOperator] = []
         left: list[tuple[Node, str]] = []
-        fused: set[Node] = set()
+        fused_activations: set[Node] = set()
         computed = computed_constants(model) if self.is_qat else set()
 
         def constant_of(node: object) -> torch.Tensor | None:
             return value_of(model, node) if isinstance(node, Node) and node in computed else constant_value(node)
 
         for node in list(model.graph.nodes):
-            if not is_operator(node) or node in fused or node in computed or is_size(node):
+            if not is_operator(node) or node in fused_activations or node in computed or is_size(node):
                 continue
             if is_state(node) or is_state_write(node):
                 continue
@@ -202,22 +202,22 @@ class NeutronQuantizer(Quantizer):
             if reason is not None:
                 left.append((node, reason))
                 continue
-            place = self._place(node)
-            fused.update(filter(None, [place.activation]))
-            places.append(place)
-        if self.is_qat and not places:
+            fused = self._fused_operator(node)
+            fused_activations.update(filter(None, [fused.activation]))
+            operators.append(fused)
+        if self.is_qat and not operators:
             raise _nothing_to_train_error(left)
-        joined = float_concatenations(places)
+        joined = float_concatenations(operators)
         for node in joined:
             note_float_concatenation(node)
-        quantized = [place for place in places if place.instance.node not in joined]
+        quantized = [fused for fused in operators if fused.instance.node not in joined]
         settings = AnnotationSettings(
             self.observer, self.observer_of_outputs, self.weight_bits, self.is_qat, self.layers
         )
         Annotation(settings, quantized, joined, masks, sums).write(model)
         if self.is_qat:
             training.fold_float_batch_norms(model)
-        _warn_of_coarse_softmaxes(places)
+        _warn_of_coarse_softmaxes(operators)
         if left:
             warnings.warn("These operators stay in float:\n" + _reasons_text(left), UnquantizedWarning, stacklevel=3)
         return model
@@ -232,11 +232,11 @@ class NeutronQuantizer(Quantizer):
         reset_states_at_conversion(model)
         check_inputs_before_observers(edge_or_node_to_obs_or_fq)
 
-    def _place(self, node: Node) -> Place:
+    def _fused_operator(self, node: Node) -> FusedOperator:
         spec = OPERATORS[op_name(node)]
         batch_norm = batch_norm_after(node)
         activation = self._fusable_activation(spec, batch_norm or node)
-        return Place(spec, OpInstance(node, self.target.neutron_target), batch_norm, activation)
+        return FusedOperator(spec, OpInstance(node, self.target.neutron_target), batch_norm, activation)
 
     def _fusable_activation(self, spec: OpSpec, node: Node) -> Node | None:
         """Returns the activation that is the only reader of `node`, if operator and target can fuse it."""
@@ -258,13 +258,13 @@ def _nothing_to_train_error(left: list[tuple[Node, str]]) -> ModelError:
     return error_at(node, message)
 
 
-def _warn_of_coarse_softmaxes(places: list[Place]) -> None:
+def _warn_of_coarse_softmaxes(operators: list[FusedOperator]) -> None:
     """Warns of each softmax over many values that `divide_after_sums` did not rewrite."""
-    for place in places:
-        node = place.instance.node
+    for fused in operators:
+        node = fused.instance.node
         if not is_op(node, "softmax"):
             continue
-        shape, dim = shape_of(node), int(place.instance.args["dim"])
+        shape, dim = shape_of(node), int(fused.instance.args["dim"])
         count = shape[dim]
         other = dim % len(shape) != len(shape) - 1
         advice = f" Transpose its input, so that dimension {dim} is the last one, for this." if other else ""

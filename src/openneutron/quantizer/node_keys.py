@@ -50,7 +50,7 @@ class NodeKeys:
             return self.operators, key
         return (self._patterns if set(key) & set("*?[") else self._names), key
 
-    def found(self, node: Node) -> tuple[str, str] | None:
+    def lookup(self, node: Node) -> tuple[str, str] | None:
         """Returns the key that matches `node`, as text, and its setting, or None."""
         for label in operator_labels(node):
             if label in self.operators:

@@ -25,10 +25,20 @@ from openneutron.quantizer.ranges import RULES, Codes, bounds_by_error, distribu
 from openneutron.quantizer.sample import Sample, SampleState, flattened
 
 __all__ = [
-    "SCALE_OF_ZERO_WEIGHTS", "DistributionObserver", "LatestPerChannelRangeObserver", "LatestRangeObserver",
-    "MaskedObserver", "NeededRangeObserver", "ObserverOfAnother", "Origin",
-    "PerChannelRangeObserver", "PerChannelWeightObserver", "RangeObserver", "RecentRangeObserver",
-    "VanishingValuesWarning", "WeightObserver",
+    "SCALE_OF_ZERO_WEIGHTS",
+    "DistributionObserver",
+    "LatestPerChannelRangeObserver",
+    "LatestRangeObserver",
+    "MaskedObserver",
+    "NeededRangeObserver",
+    "Origin",
+    "PerChannelRangeObserver",
+    "PerChannelWeightObserver",
+    "RangeObserver",
+    "RecentRangeObserver",
+    "VanishingValuesWarning",
+    "WeightObserver",
+    "WrappingObserver",
 ]  # fmt: skip
 
 # The averaging constant with which `RecentRangeObserver` shrinks its range for a batch with a smaller range.
@@ -56,7 +66,7 @@ class Origin:
     source: str | None
 
     @classmethod
-    def of(cls, node: Node) -> Origin:
+    def from_node(cls, node: Node) -> Origin:
         """Returns the origin of the output of `node`."""
         return cls(node.name, op_name(node), source_of(node))
 
@@ -247,7 +257,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
         self.merge(state)
 
 
-class ObserverOfAnother(ObserverBase):
+class WrappingObserver(ObserverBase):
     """Wraps an `observer`, and passes values to it. Its state is that of `observer`, unless a subclass adds more."""
 
     def __init__(
@@ -281,7 +291,7 @@ class ObserverOfAnother(ObserverBase):
         self.observer.merge(later)
 
 
-class NeededRangeObserver(ObserverOfAnother):
+class NeededRangeObserver(WrappingObserver):
     """Clamps values to the interval that their readers need, and passes them to the wrapped observer.
 
     Values that are not finite are not clamped, so that the wrapped observer can report them.
@@ -317,7 +327,7 @@ def _extend_by_one_step(needed: Interval, steps: int) -> Interval:
     return Interval(needed.low - margin(needed.low), needed.high + margin(needed.high))
 
 
-class MaskedObserver(ObserverOfAnother):
+class MaskedObserver(WrappingObserver):
     """Observes the input or the output of a mask. The wrapped observer gets all values but mask values such as -inf.
 
     If the mask hides values from a softmax, the range reaches `MASKED_DISTANCE` below that of the wrapped observer, and
@@ -345,7 +355,7 @@ class MaskedObserver(ObserverOfAnother):
 
     def _has_lowest_code(self, values: torch.Tensor) -> torch.Tensor:
         """Returns a boolean mask of the `values` within half a step of the lowest code's value in the range so far."""
-        scale, zero_point = self.widened()
+        scale, zero_point = self.qparams_with_hidden_code()
         return (values - (self.quant_min - zero_point) * scale).abs() <= scale / 2
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -359,9 +369,9 @@ class MaskedObserver(ObserverOfAnother):
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns scale (float32) and zero point (int64)."""
-        return self.widened() if self.hides else self.observer.calculate_qparams()
+        return self.qparams_with_hidden_code() if self.hides else self.observer.calculate_qparams()
 
-    def widened(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def qparams_with_hidden_code(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns scale and zero point of the wrapped observer's range, extended by `MASKED_DISTANCE` below."""
         scale, zero_point = self.observer.calculate_qparams()
         codes = self.quant_max - self.quant_min

@@ -18,16 +18,16 @@ from openneutron.core.constants import constant_value
 from openneutron.core.fx import note, noted
 from openneutron.ir.graph import QParams
 from openneutron.ops.spec import OutputRule
-from openneutron.quantizer.observers import ObserverOfAnother
+from openneutron.quantizer.observers import WrappingObserver
 
 if TYPE_CHECKING:
-    from openneutron.quantizer.places import Place
+    from openneutron.quantizer.fused_operators import FusedOperator
 
 __all__ = [
     "NEARLY_EQUAL",
-    "Join",
+    "FloatConcatenation",
+    "LinkedParts",
     "PartObserver",
-    "Parts",
     "float_concatenations",
     "is_float_concatenation",
     "note_float_concatenation",
@@ -40,7 +40,7 @@ NEARLY_EQUAL = 2.0
 
 
 @dataclass(frozen=True)
-class Join:
+class FloatConcatenation:
     """The parts (inputs) of one concatenation.
 
     `values` are the parts whose qparams are observed. `fixed` are the qparams of the other parts. `can_share` is True
@@ -53,7 +53,7 @@ class Join:
 
 
 @dataclass(eq=False)
-class Parts:
+class LinkedParts:
     """The fixed qparams of the parts of one concatenation, and the observers of its other parts.
 
     Each `PartObserver` adds itself to `observers`.
@@ -83,13 +83,13 @@ class Parts:
         return (scale, low - round(start / scale)) if scale <= NEARLY_EQUAL * finest else None
 
 
-class PartObserver(ObserverOfAnother):
+class PartObserver(WrappingObserver):
     """Wraps the observer of a part. `calculate_qparams` returns qparams that all parts share, if they can share any.
 
     `joins` are the concatenations that read the value, the one with the most parts first.
     """
 
-    def __init__(self, *args: Any, joins: Sequence[Parts], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, joins: Sequence[LinkedParts], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.joins = tuple(joins)
         for parts in self.joins:
@@ -114,52 +114,54 @@ class PartObserver(ObserverOfAnother):
         return scale, zero_point
 
 
-def float_concatenations(places: Sequence[Place]) -> dict[Node, Join]:
-    """Maps each concatenation among `places` that is kept in float to its parts, in graph order.
+def float_concatenations(operators: Sequence[FusedOperator]) -> dict[Node, FloatConcatenation]:
+    """Maps each concatenation among `operators` that is kept in float to its parts, in graph order.
 
     Rule: a concatenation is kept in float if its inputs have different qparams and no quantized operator computes with
     its output. The moves that read the output are kept in float too. Linear in places and uses.
     """
-    leaving = _moves_to_outputs(places)
-    quantized = {place.output for place in places}
-    quantized |= {value for place in places if place.instance.node not in leaving for value in place.inputs}
+    only_to_outputs = _moves_to_outputs(operators)
+    quantized = {fused.output for fused in operators}
+    quantized |= {value for fused in operators if fused.instance.node not in only_to_outputs for value in fused.inputs}
     # Maps a value to its fixed qparams, or to the value whose observer finds its qparams.
     key: dict[Node, object] = {}
-    joined: dict[Node, Join] = {}
-    for place in places:
-        node, rule = place.instance.node, place.rule
+    joined: dict[Node, FloatConcatenation] = {}
+    for fused in operators:
+        node, rule = fused.instance.node, fused.rule
         if isinstance(rule, QParams):
-            key[place.output] = rule
-        elif rule is not OutputRule.SHARED or (len(place.inputs) > 1 and node not in leaving):
+            key[fused.output] = rule
+        elif rule is not OutputRule.SHARED or (len(fused.inputs) > 1 and node not in only_to_outputs):
             continue
-        elif node in leaving and (join := _parts_of(place, key, joined, quantized)) is not None:
+        elif node in only_to_outputs and (join := _parts_of(fused, key, joined, quantized)) is not None:
             joined[node] = join
         else:
-            key[place.output] = next((key.get(value, value) for value in place.inputs if _varies(value)), place.output)
+            key[fused.output] = next((key.get(value, value) for value in fused.inputs if _varies(value)), fused.output)
     return joined
 
 
-def _moves_to_outputs(places: Sequence[Place]) -> set[Node]:
+def _moves_to_outputs(operators: Sequence[FusedOperator]) -> set[Node]:
     """Returns the operators that only move values, and only to outputs of the model and to operators in float."""
-    quantized = {place.instance.node for place in places}
-    leaving: set[Node] = set()
-    for place in reversed(places):
-        moves = place.rule is OutputRule.SHARED and not place.spec.is_compute
-        if moves and all(reader in leaving or reader not in quantized for reader in place.output.users):
-            leaving.add(place.instance.node)
-    return leaving
+    quantized = {fused.instance.node for fused in operators}
+    only_to_outputs: set[Node] = set()
+    for fused in reversed(operators):
+        moves = fused.rule is OutputRule.SHARED and not fused.spec.is_compute
+        if moves and all(reader in only_to_outputs or reader not in quantized for reader in fused.output.users):
+            only_to_outputs.add(fused.instance.node)
+    return only_to_outputs
 
 
-def _parts_of(place: Place, key: dict[Node, object], joined: dict[Node, Join], quantized: set[Node]) -> Join | None:
-    """Returns the parts of `place`. Returns None if all have the same qparams and the operator adds no other values."""
-    inputs = [value for value in place.inputs if _varies(value) or not _is_zero(value)]
+def _parts_of(
+    fused: FusedOperator, key: dict[Node, object], joined: dict[Node, FloatConcatenation], quantized: set[Node]
+) -> FloatConcatenation | None:
+    """Returns the parts of `fused`. Returns None if all have the same qparams and the operator adds no other values."""
+    inputs = [value for value in fused.inputs if _varies(value) or not _is_zero(value)]
     keys = {key.get(value, value) if _varies(value) else value for value in inputs}
-    adds = not (place.spec.keeps_values is None or place.spec.keeps_values(place.instance))
+    adds = not (fused.spec.keeps_values is None or fused.spec.keeps_values(fused.instance))
     if len(keys) < 2 and not adds and joined.keys().isdisjoint(inputs):
         return None
     values: dict[Node, None] = {}
     fixed: set[QParams] = set()
-    can_share = not adds and quantized.issuperset(place.inputs)
+    can_share = not adds and quantized.issuperset(fused.inputs)
     for value in inputs:
         if value in joined:
             values.update(dict.fromkeys(joined[value].values))
@@ -169,7 +171,7 @@ def _parts_of(place: Place, key: dict[Node, object], joined: dict[Node, Join], q
             fixed.add(found)
         else:
             values[value] = None
-    return Join(tuple(values), frozenset(fixed), can_share)
+    return FloatConcatenation(tuple(values), frozenset(fixed), can_share)
 
 
 def _varies(value: Node) -> bool:

@@ -31,7 +31,7 @@ from openneutron.quantizer.observers import (
     RecentRangeObserver,
     WeightObserver,
 )
-from openneutron.quantizer.output_parts import PartObserver, Parts
+from openneutron.quantizer.output_parts import LinkedParts, PartObserver
 from openneutron.quantizer.ranges import SMALLEST_SCALE
 
 __all__ = [
@@ -66,7 +66,7 @@ class ObservedValue:
     """Whether the zero point is 0."""
     masked: bool = False
     """Whether the value is the input or the output of a mask."""
-    joins: Sequence[Parts] = ()
+    joins: Sequence[LinkedParts] = ()
     """The float concatenations of which the value is a part (see `output_parts`)."""
     wrap_observer: ObserverWrapper | None = None
     is_unbatched: bool = False
@@ -124,7 +124,7 @@ def _observer_constructor(value: ObservedValue, observer: Any) -> Any:
     ):
         options = {**options, "eps": value.least_scale}
         observer = made.with_args(**options)
-    constructor = made.with_args(**options, origin=Origin.of(value.node)) if knows_nodes else observer
+    constructor = made.with_args(**options, origin=Origin.from_node(value.node)) if knows_nodes else observer
     if value.wrap_observer is not None:
         return value.wrap_observer(constructor)
     if value.masked:
@@ -178,7 +178,7 @@ def weight(node: Node, axis: int | None, bits: int = 8) -> QuantizationSpec:
         quant_max=high,
         qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
         ch_axis=axis,
-        observer_or_fake_quant_ctr=observer.with_args(origin=Origin.of(node)),
+        observer_or_fake_quant_ctr=observer.with_args(origin=Origin.from_node(node)),
     )
 
 

@@ -199,7 +199,7 @@ def _divergence(seen: Distribution, codes: Codes) -> Cost:
     Zeros are not counted: every range has an exact code for them, and the many zeros after a relu would outweigh all
     other values.
     """
-    histogram = _Histogram.of(seen)
+    histogram = _Histogram.from_distribution(seen)
 
     def cost(lows: Tensor, highs: Tensor) -> Tensor:
         scales, zeros = (qparams[:, None] for qparams in codes.qparams(lows, highs))
@@ -225,7 +225,7 @@ class _Histogram:
     """The mass of the value with the least weight."""
 
     @classmethod
-    def of(cls, seen: Distribution) -> _Histogram:
+    def from_distribution(cls, seen: Distribution) -> _Histogram:
         """Returns the histogram of the values that an observer saw."""
         low, high = float(seen.values[0]), float(seen.values[-1])
         width = (high - low) / BINS

@@ -109,7 +109,7 @@ class SampleState:
         squares = (peaks / peaks.max()).square()
         return 1 / squares.clamp(min=SMALLEST_PEAK * float(squares.mean()))
 
-    def at(self, level: int) -> SampleState:
+    def at_level(self, level: int) -> SampleState:
         """Returns the same sample at a higher level."""
         counts = self.counts
         starts = counts.cumsum(0) - counts
@@ -117,13 +117,13 @@ class SampleState:
         left = _kept_count(self.sizes.clamp(max=VALUES_OF_A_TENSOR), level).repeat_interleave(counts)
         return SampleState(self.values[place < left], self.sizes, self.extremes, level)
 
-    def fitting(self, capacity: int) -> SampleState:
+    def reduced_to(self, capacity: int) -> SampleState:
         """Returns the sample at the lowest level with at most `capacity` values, at most at `LAST_LEVEL`."""
         sizes = self.sizes.clamp(max=VALUES_OF_A_TENSOR)
         level = self.level
         while level < LAST_LEVEL and int(_kept_count(sizes, level).sum()) > capacity:
             level += 1
-        return self if level == self.level else self.at(level)
+        return self if level == self.level else self.at_level(level)
 
 
 class Sample:
@@ -140,7 +140,7 @@ class Sample:
         flat = flattened(values)
         taking = self._taking
         if taking is None or taking.shape != values.shape:
-            taking = self._taking = _SampledPositions.of(values, self._level)
+            taking = self._taking = _SampledPositions.from_values(values, self._level)
         if taking.rows == 1:
             lows, highs = torch.aminmax(flat)
         else:  # one by one: aminmax of a dimension takes four times as long
@@ -168,7 +168,7 @@ class Sample:
         old = self._old
         values = torch.cat([old.values, _concatenated(self._values)])
         sizes = torch.cat([old.sizes, torch.tensor(self._new_sizes, dtype=torch.int64)])
-        return SampleState(values, sizes, self._all_extremes(), self._level).fitting(self.capacity)
+        return SampleState(values, sizes, self._all_extremes(), self._level).reduced_to(self.capacity)
 
     def _all_extremes(self) -> Tensor:
         """Returns the extremes of each tensor, [tensors, 2]."""
@@ -178,12 +178,12 @@ class Sample:
         """Adds `later`, the sample of the next part of the stream."""
         own = self.state()
         level = max(own.level, later.level)
-        own, later = own.at(level), later.at(level)
+        own, later = own.at_level(level), later.at_level(level)
         values, sizes, extremes = (
             torch.cat((getattr(own, name), getattr(later, name))) for name in ("values", "sizes", "extremes")
         )
         self.tensors += len(later.sizes)
-        self._set_state(SampleState(values, sizes, extremes, level).fitting(self.capacity))
+        self._set_state(SampleState(values, sizes, extremes, level).reduced_to(self.capacity))
 
     def _set_state(self, state: SampleState) -> None:
         """Replaces the kept values by `state`."""
@@ -206,7 +206,7 @@ class _SampledPositions:
     sizes: list[int]
 
     @classmethod
-    def of(cls, values: Tensor, level: int) -> _SampledPositions:
+    def from_values(cls, values: Tensor, level: int) -> _SampledPositions:
         rows = count_of_tensors(values.shape)
         size = values.numel() // rows
         taken = positions(size)

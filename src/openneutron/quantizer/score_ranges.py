@@ -20,7 +20,7 @@ from openneutron.core.constants import number_of
 from openneutron.core.fx import arguments, shape_of
 from openneutron.ops.attention import is_difference_of_scores
 from openneutron.ops.declared import is_op, is_view
-from openneutron.quantizer.observers import ObserverOfAnother
+from openneutron.quantizer.observers import WrappingObserver
 
 __all__ = ["ScoreRange", "ScoresObserver", "score_ranges"]
 
@@ -57,7 +57,7 @@ class ScoreRange:
         return values.amax(dims, keepdim=True) - self.distance if size == self.count else None
 
 
-class ScoresObserver(ObserverOfAnother):
+class ScoresObserver(WrappingObserver):
     """Clamps scores from below at `ScoreRange.least`, and passes them to the wrapped observer."""
 
     def __init__(self, *args: Any, scores: ScoreRange, **kwargs: Any) -> None:

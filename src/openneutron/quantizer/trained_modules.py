@@ -19,7 +19,7 @@ from openneutron.core.constants import insert_constant
 from openneutron.core.evaluation import value_of
 from openneutron.core.fx import arguments, op_name, set_argument
 from openneutron.ops import OPERATORS
-from openneutron.passes.fold_batch_norm import affine, is_transposed, scale_of_weight
+from openneutron.passes.fold_batch_norm import affine, is_transposed, scale_for_weight
 from openneutron.quantizer.observers import LatestPerChannelRangeObserver, LatestRangeObserver, Origin
 from openneutron.quantizer.qspecs import BIAS_RANGE
 from openneutron.quantizer.quantized_constant import QuantizedConstant
@@ -106,7 +106,7 @@ class WeightFakeQuantize(FakeQuantize):
             quant_min=spec.quant_min,
             quant_max=spec.quant_max,
             qscheme=spec.qscheme,
-            origin=Origin.of(operator),
+            origin=Origin.from_node(operator),
             **({"ch_axis": spec.ch_axis} if per_channel else {}),
         )
         self.transposed = is_transposed(operator)
@@ -125,7 +125,7 @@ class WeightFakeQuantize(FakeQuantize):
         if variance is None:
             return super().forward(weight)  # type: ignore[no-any-return]
         scale = torch.rsqrt(variance + eps) if norm_weight is None else torch.rsqrt(variance + eps) * norm_weight
-        scale = scale_of_weight(scale.detach(), weight, transposed=self.transposed)
+        scale = scale_for_weight(scale.detach(), weight, transposed=self.transposed)
         rounded: torch.Tensor = super().forward(weight * scale)
         return rounded / torch.where(scale == 0, 1.0, scale)
 

@@ -30,7 +30,7 @@ from openneutron.errors import ModelError
 from openneutron.ops import OPERATORS
 from openneutron.ops.declared import is_op
 from openneutron.ops.spec import OutputRule
-from openneutron.passes.fold_batch_norm import insert_convolution, takes_batch_norm
+from openneutron.passes.fold_batch_norm import can_fold_batch_norm_into, insert_identity_convolution
 from openneutron.passes.remove_batch_counts import BATCH_COUNT
 from openneutron.quantizer.trained_modules import (
     BatchNorm,
@@ -71,7 +71,9 @@ def prepare_for_training(module: GraphModule) -> None:
                 message = "The parameters of this batch norm are computed from inputs, and cannot be folded."
                 raise _training_error(node, message, remedy="Write it as a multiplication and an addition.")
             _move_before(node.all_input_nodes[1:], trains)
-            if not takes_batch_norm(node.args[0], constants.__contains__) and not insert_convolution(module, node):
+            if not can_fold_batch_norm_into(node.args[0], constants.__contains__) and not insert_identity_convolution(
+                module, node
+            ):
                 raise _training_error(node, "This batch norm cannot be folded: no operator before it can absorb it.")
             if arguments(node)["training"]:
                 count = str(arguments(node)["running_mean"].target).removesuffix("running_mean") + BATCH_COUNT

@@ -26,7 +26,7 @@ from openneutron.recovery.layerwise import LayerIO, Pool, Samples, run_layerwise
 from openneutron.recovery.shared_layers import SharedLayer
 from openneutron.recovery.weighted_layers import WeightedLayer, shrink
 
-__all__ = ["MOST_INPUTS", "gptq_codes", "round_weights_by_gptq", "rows_of"]
+__all__ = ["MOST_INPUTS", "gptq_codes", "input_rows", "round_weights_by_gptq"]
 
 # H is estimated from max(POSITIONS, POSITIONS_PER_INPUT x inputs of a group) positions of the layer's inputs, or from
 # all positions if there are fewer.
@@ -133,10 +133,10 @@ class _PooledRounding:
     def add(self, layer: WeightedLayer, layer_io: LayerIO) -> None:
         """Adds the inputs of `layer` at evenly spread positions, and its mean error."""
         self._weight = layer_io.weight
-        most = positions_of(self._weight, len(layer_io.real) * len(self._shared.uses))
+        most = positions_per_input(self._weight, len(layer_io.real) * len(self._shared.uses))
         share = self._moment_weight(layer_io)
         for values in zip(layer_io.quantized, layer_io.real, strict=True):
-            self._sums.add(*(rows_of(layer, value, self._weight, most) for value in values))
+            self._sums.add(*(input_rows(layer, value, self._weight, most) for value in values))
             if self._sums.waiting >= ROWS_AT_ONCE:
                 self._sums.add_up(share)
         self._sums.add_up(share)
@@ -231,15 +231,15 @@ def gptq_codes(
 def _estimate_moments(layer: WeightedLayer, layer_io: LayerIO) -> _Moments:
     """Estimates the moments from evenly spread positions."""
     weight = layer_io.weight
-    most = positions_of(weight, len(layer_io.wanted))
+    most = positions_per_input(weight, len(layer_io.wanted))
     sums = _MomentSums(layer)
     for values in zip(layer_io.quantized, layer_io.real, strict=True):
-        sums.add(*(rows_of(layer, value, weight, most) for value in values))
+        sums.add(*(input_rows(layer, value, weight, most) for value in values))
         sums.add_up()
     return sums.moments()
 
 
-def positions_of(weight: torch.Tensor, parts: int) -> int:
+def positions_per_input(weight: torch.Tensor, parts: int) -> int:
     """Returns the number of positions to read of each of `parts`, the inputs of the layers of `weight`."""
     return max(POSITIONS, POSITIONS_PER_INPUT * weight[0].numel()) // parts + 1
 
@@ -299,7 +299,7 @@ def _batched_outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return first[:, :, None] * second[:, None]
 
 
-def rows_of(layer: WeightedLayer, values: torch.Tensor, weight: torch.Tensor, wanted: int) -> torch.Tensor:
+def input_rows(layer: WeightedLayer, values: torch.Tensor, weight: torch.Tensor, wanted: int) -> torch.Tensor:
     """Returns the inputs that `layer` multiplies with its weight, at no more than `wanted` positions.
 
     The shape is [groups, positions, weights per output channel].

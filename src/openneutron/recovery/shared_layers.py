@@ -121,11 +121,11 @@ def look_aheads(shared: Sequence[SharedLayer], order: Mapping[Node, int]) -> dic
     `order` has the position of each node.
     """
     spans = [(order[layer.first.node], order[layer.uses[-1].node]) for layer in shared]
-    batches = plan(spans, [layer.moment_bytes for layer in shared])
+    batches = plan_look_aheads(spans, [layer.moment_bytes for layer in shared])
     return {shared[batch[0]].first.node: [shared[index] for index in batch] for batch in batches}
 
 
-def plan(spans: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[list[int]]:
+def plan_look_aheads(spans: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[list[int]]:
     """Plans look-aheads: returns batches of indices of `spans`, which are sorted by their first nodes.
 
     A look-ahead runs from the first node of its batch to the last one, and measures moments of `sizes` bytes. Layers

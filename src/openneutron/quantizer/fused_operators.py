@@ -14,11 +14,11 @@ from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import training
 
-__all__ = ["Place"]
+__all__ = ["FusedOperator"]
 
 
 @dataclass(frozen=True)
-class Place:
+class FusedOperator:
     """An operator to be quantized, with the trained batch norm after it and the activation that it fuses."""
 
     spec: OpSpec
