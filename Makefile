@@ -65,7 +65,7 @@ $(VENV)/.openneutron-dependencies: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch==2.13.0
 	$(PIP) install -c constraints.txt executorch torchao ai-edge-litert cloudpickle flatbuffers joblib numpy rich tomlkit typer \
-		plotly jinja2 scikit-build-core pybind11 cmake ninja \
+		vl-convert-python jinja2 scikit-build-core pybind11 cmake ninja \
 		pytest pytest-xdist hypothesis ruff mypy scikit-learn pillow safetensors ai-edge-model-explorer dacite dask distributed ray
 	touch $@
 

@@ -154,13 +154,15 @@ class Analysis:
         write_file(path, self.to_json().encode())
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
-        """Writes a self-contained HTML page with the table and plots.
+        """Writes a self-contained HTML page with the table and charts.
 
-        Raises `OutputError` if the file cannot be written, and `OptionError` if plotly is not installed.
+        Raises `OutputError` if the file cannot be written, and `OptionError` if jinja2 or vl-convert-python is not
+        installed.
         """
-        from openneutron.accuracy.html import page_of
+        from openneutron.page.html import analysis_page
+        from openneutron.page.summary import analysis_rows
 
-        write_file(path, page_of(self).encode())
+        write_file(path, analysis_page(analysis_rows(self)).encode())
 
 
 def _finite(value: Any) -> Any:

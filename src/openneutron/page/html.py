@@ -1,17 +1,39 @@
-"""Writes a summary as one self-contained HTML page."""
+"""Writes a summary as one self-contained HTML page that works offline, printed, and without scripts."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from openneutron.core.files import write_file
 from openneutron.errors import OptionError
+from openneutron.page import charts, differences, headings, units
+from openneutron.page.content import AnalysisRows, ChangedSample, LayerRow, PlacementRow, Summary
+from openneutron.page.verdict import cpu_share, is_beyond_chance, mcnemar
 
-if TYPE_CHECKING:
-    from openneutron.page.content import Summary
+__all__ = ["MOST_BYTES", "analysis_page", "page_of", "write_page"]
 
-__all__ = ["page_of", "write_page"]
+MOST_BYTES = 1 << 20
+"""The largest size of a page."""
+MOST_ROWS = 400
+"""The largest number of rows of a table; the page names how many are left out. CPU operators come first."""
+MOST_PICTURES = 24
+PICTURE_BYTES = 300_000
+TOP_LAYERS = 10
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The operators of one name: how many run where, and the different reasons of those on the CPU."""
+
+    op: str
+    on_npu: int
+    on_cpu: int
+    reasons: tuple[tuple[str, int], ...]
 
 
 def write_page(path: str | os.PathLike[str], summary: Summary, other: Summary | None = None) -> None:
@@ -23,11 +45,110 @@ def write_page(path: str | os.PathLike[str], summary: Summary, other: Summary | 
 
 
 def page_of(summary: Summary, other: Summary | None = None) -> str:
-    """Returns the page of a build. With `other`, it also shows the differences to that build.
+    """Returns the page of a build, of at most `MOST_BYTES`. With `other`, it shows the differences to that build.
 
-    Raises `OptionError` if jinja2 is not installed.
+    Tables of large networks are cut; the page then names the number of rows that only `summary.json` has. Raises
+    `OptionError` if jinja2 or vl-convert-python is not installed.
     """
-    return str(_environment().get_template("report.html").render(summary=summary, other=other))
+    template = _environment().get_template("report.html")
+    changed = summary.accuracy[-1].changed if len(summary.accuracy) > 1 else ()
+    page: str = template.render(
+        summary=summary,
+        title=f"{summary.model} on the {summary.target.soc}",
+        groups=_groups(summary.placement),
+        placement=_cpu_first(summary.placement),
+        cpu_share=cpu_share(summary),
+        top=_most_cycles(summary.layers),
+        charts={
+            "memory": charts.memory_chart(summary) if summary.layers else None,
+            "tensors": charts.tensors_chart(summary),
+            "cycles": charts.cycles_chart(summary.layers),
+        },
+        shows_sram=charts.shows_sram(summary),
+        pictures=_pictures(changed),
+        changed=_lost_first(changed),
+        beyond_chance=[is_beyond_chance(row, summary.accuracy[0]) for row in summary.accuracy],
+        chance=None if not changed else mcnemar(summary.accuracy[-1].lost, summary.accuracy[-1].gained),
+        other=other,
+        **_of_analysis(summary.analysis),
+        **_of_other(summary, other),
+    )
+    return page
+
+
+def analysis_page(analysis: AnalysisRows) -> str:
+    """Returns a page with the sections about accuracy by layer alone. Raises `OptionError` as `page_of` does."""
+    title = "Accuracy by layer"
+    page: str = _environment().get_template("analysis.html").render(title=title, **_of_analysis(analysis))
+    return page
+
+
+def _of_analysis(analysis: AnalysisRows | None) -> dict[str, Any]:
+    histograms = [] if analysis is None else [layer for layer in analysis.layers if layer.histogram is not None]
+    return {
+        "analysis": analysis,
+        "sqnr": None if analysis is None else charts.sqnr_chart(analysis),
+        "histograms": [
+            (layer, charts.histogram_chart(layer, layer.histogram)) for layer in histograms if layer.histogram
+        ],
+    }
+
+
+def _of_other(summary: Summary, other: Summary | None) -> dict[str, Any]:
+    if other is None:
+        return {"differences": [], "moves": [], "layer_changes": [], "settings": []}
+    return {
+        "differences": differences.differences_of(summary, other),
+        "moves": differences.moves_between(summary, other),
+        "layer_changes": differences.layer_differences(summary, other),
+        "settings": list(differences.setting_differences(summary, other)),
+    }
+
+
+def _groups(rows: Sequence[PlacementRow]) -> list[_Group]:
+    """Returns the operators by name: those on the CPU first, then the most frequent."""
+    names = Counter(row.op for row in rows)
+    on_cpu = Counter(row.op for row in rows if row.where == "cpu")
+    reasons: dict[str, Counter[str]] = {}
+    for row in rows:
+        if row.reason is not None:
+            reasons.setdefault(row.op, Counter())[row.reason] += 1
+    order = sorted(names, key=lambda op: (-on_cpu[op], -names[op], op))
+    return [_Group(op, names[op] - on_cpu[op], on_cpu[op], tuple(reasons.get(op, Counter()).items())) for op in order]
+
+
+def _cpu_first(rows: Sequence[PlacementRow]) -> list[tuple[int, PlacementRow]]:
+    """Returns the rows with their position in the graph, those on the CPU first."""
+    return sorted(enumerate(rows), key=lambda item: item[1].where == "npu")
+
+
+def _most_cycles(layers: Sequence[LayerRow]) -> list[tuple[int, LayerRow]]:
+    return sorted(enumerate(layers), key=lambda item: -item[1].cycles)[:TOP_LAYERS]
+
+
+def _lost_first(changed: Sequence[ChangedSample]) -> list[ChangedSample]:
+    return sorted(changed, key=lambda one: not one.is_lost)
+
+
+def _pictures(changed: Sequence[ChangedSample]) -> list[ChangedSample]:
+    """Returns the samples whose pictures fit into the page, lost ones first."""
+    chosen: list[ChangedSample] = []
+    size = 0
+    for one in _lost_first(changed):
+        size += len(one.picture or "")
+        if (
+            one.picture is not None
+            and is_picture(one.picture)
+            and size <= PICTURE_BYTES
+            and len(chosen) < MOST_PICTURES
+        ):
+            chosen.append(one)
+    return chosen
+
+
+def is_picture(uri: str) -> bool:
+    """Whether a text is the `data:` URI of a picture that browsers show, so that the page loads nothing."""
+    return uri.startswith(("data:image/png;base64,", "data:image/jpeg;base64,", "data:image/webp;base64,"))
 
 
 def _environment() -> Any:
@@ -35,8 +156,37 @@ def _environment() -> Any:
         import jinja2
     except ImportError as error:
         raise OptionError(
-            f"The report page needs {error.name}, which is not installed: pip install 'openneutron[report]'. "
-            "summary.json does not need it."
+            "The page needs jinja2, which is not installed: pip install 'openneutron[report]'. summary.json does not "
+            "need it."
         ) from error
-    loader = jinja2.PackageLoader("openneutron.page")
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("openneutron.page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        size=units.bytes_text, number=units.number_text, db=units.decibels_text, percent=units.percent_text,
+        ends=units.range_text, breakable=breakable, count=lambda value: f"{value:,}", op=short_op,
+        large=headings.large_text,
+    )  # fmt: skip
+    environment.globals.update(
+        {name: getattr(headings, name) for name in headings.__all__},
+        most_rows=MOST_ROWS,
+        busy_classes=charts.BUSY_CLASSES,
+    )
+    return environment
+
+
+def breakable(text: str) -> Any:
+    """Escapes a name, and lets browsers break it after dots, slashes and underscores, and after 24 other characters."""
+    import markupsafe
+
+    parts = re.findall(r"[^./_]{1,24}[./_]*|[./_]+", text)
+    return markupsafe.Markup("<wbr>").join(parts)
+
+
+def short_op(op: str) -> str:
+    """Returns the name of an operator without namespace and overload: "aten.conv2d.default" becomes "conv2d"."""
+    return op.removeprefix("aten.").removeprefix("aten::").rpartition(".")[0] or op

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["bytes_text", "count_of", "number_text"]
+__all__ = ["bytes_text", "count_of", "decibels_text", "number_text", "percent_text", "range_text"]
 
 _UNITS = (("MiB", 1 << 20), ("KiB", 1 << 10))
 
@@ -32,3 +32,18 @@ def number_text(value: float | None) -> str:
 def count_of(count: int, noun: str) -> str:
     """Returns a count with its noun in the singular or plural: "1 operator", "3 operators"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def decibels_text(value: float | None) -> str:
+    """Returns an SQNR with one digit after the point; "no error" for None, which stands for an infinite SQNR."""
+    return "no error" if value is None else f"{value:.1f} dB"
+
+
+def percent_text(share: float | None) -> str:
+    """Returns a share from 0 to 1 in percent with one digit after the point."""
+    return "unknown" if share is None else f"{100 * share:.1f} %"
+
+
+def range_text(ends: tuple[float, float] | None) -> str:
+    """Returns a range as "low to high"."""
+    return "" if ends is None else f"{number_text(ends[0])} to {number_text(ends[1])}"

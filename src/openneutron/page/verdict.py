@@ -21,11 +21,9 @@ def verdict_of(summary: Summary) -> Verdict:
     reasons = (*blocked, *check)
     place = f"{summary.target.soc} ({summary.target.name})"
     if blocked:
-        return Verdict(BLOCKED, f"{summary.model} does not run on the {place} as it is: {_joined(blocked)}.", reasons)
+        return Verdict(BLOCKED, f"{summary.model} cannot go to the {place} as it is: {_joined(blocked)}.", reasons)
     if check:
-        return Verdict(
-            CHECK, f"{summary.model} needs a decision before it goes to the {place}: {_joined(check)}.", reasons
-        )
+        return Verdict(CHECK, f"{summary.model} runs on the {place}, but {_joined(check)}.", reasons)
     if summary.payload in ("portable", "mixed"):
         sentence = (
             f"{summary.model} is ready for NXP's converter: `openneutron compile` makes of this portable program the "

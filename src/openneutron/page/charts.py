@@ -1,0 +1,333 @@
+"""Draws the charts of the page with Vega-Lite, as SVG whose colors are CSS variables of the page.
+
+vl-convert runs Vega-Lite offline in this process. A chart has a narrow and a wide form, because the texts of a scaled
+SVG would be too small on a phone or too large on a screen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from openneutron.errors import OptionError
+from openneutron.page.content import AnalysisRows, Histogram, LayerAccuracyRow, LayerRow, Summary
+
+__all__ = [
+    "BUSY_CLASSES",
+    "Chart",
+    "cycles_chart",
+    "histogram_chart",
+    "memory_chart",
+    "shows_sram",
+    "sqnr_chart",
+    "tensors_chart",
+]
+
+NARROW, WIDE = 350, 960
+_HISTOGRAM = (300, 150)
+_FONT = "system-ui, sans-serif"
+MOST_BARS = 160
+"""Charts with more operators show groups of consecutive operators, so that a bar is wide enough to be seen."""
+MOST_TENSORS = 250
+"""The chart of the arena shows the largest tensors, at most so many."""
+
+BUSY_CLASSES = (("under 5 %", 0.05), ("5 to 20 %", 0.2), ("20 to 50 %", 0.5), ("over 50 %", math.inf))
+"""Classes of the busy share of the array of multipliers: their names and upper limits."""
+_BUSY_COLORS = [f"var(--busy-{number})" for number in range(len(BUSY_CLASSES))]
+
+_CONFIG = {
+    "background": "transparent",
+    "font": _FONT,
+    "aria": False,
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--grid)",
+        "domainColor": "var(--soft)", "tickColor": "var(--soft)", "labelFontSize": 12, "titleFontSize": 12,
+        "titleFontWeight": "normal", "titlePadding": 6, "labelOverlap": True,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart as SVG in two forms, and its content in words for readers without eyes."""
+
+    label: str
+    narrow: str
+    wide: str
+
+
+def memory_chart(summary: Summary) -> Chart:
+    """Draws the bytes in SRAM at each operator of the NPU: tensors alive, the rest of the arena, runtime, weights."""
+    layers, memory = summary.layers, summary.memory
+    weights = _weights_in_sram(summary)
+    largest = max([memory.needed_bytes, *(map(sum, zip(weights, [memory.scratch_bytes] * len(layers), strict=True)))])
+    limit = summary.target.sram_bytes if shows_sram(summary) else None
+    factor, unit = _unit(max(largest, limit or 0))
+    parts = {
+        "0": [layer.live_bytes for layer in layers],
+        "1": [max(0, memory.scratch_bytes - layer.live_bytes) for layer in layers],
+        "2": [memory.runtime_bytes] * len(layers),
+        "3": weights,
+    }
+    rows = [
+        {"i": number, "part": part, "bytes": size / factor}
+        for part, sizes in parts.items()
+        for number, size in enumerate([*sizes, *sizes[-1:]])
+    ]
+    colors = ["var(--alive)", "var(--arena)", "var(--runtime)", "var(--weights)"]
+    areas = {
+        "data": {"values": rows},
+        "mark": {"type": "area", "interpolate": "step-after"},
+        "encoding": {
+            "x": _numbers("i", "operator of the NPU", [0, len(layers)]),
+            "y": {"field": "bytes", "type": "quantitative", "stack": "zero", "title": unit},
+            "order": {"field": "part"},
+            "color": _colors("part", list(parts), colors),
+        },
+    }
+    label = f"Memory at each of {len(layers)} operators, in {unit}."
+    return _chart(label, 200, [areas, *([] if limit is None else [_rule("y", limit / factor)])])
+
+
+def shows_sram(summary: Summary) -> bool:
+    """Whether the chart of memory has a line for the target's SRAM: its scale must not be much larger than the need."""
+    sram = summary.target.sram_bytes
+    return sram is not None and sram <= 2.5 * summary.memory.needed_bytes
+
+
+def _weights_in_sram(summary: Summary) -> list[int]:
+    """Returns the bytes of weights in SRAM at each operator: all, or those of this and of the next layer."""
+    sizes = [layer.weight_bytes for layer in summary.layers]
+    if summary.memory.verdict not in ("fits with fetch_constants_to_sram", "does not fit"):
+        return [summary.memory.weight_bytes] * len(sizes)
+    following = [0] * len(sizes)
+    after = 0
+    for number in reversed(range(len(sizes))):
+        following[number], after = after, sizes[number] or after
+    return [own + after for own, after in zip(sizes, following, strict=True)]
+
+
+def tensors_chart(summary: Summary) -> Chart | None:
+    """Draws the arena of intermediate tensors: each tensor at its offset, while it is needed. None without tensors."""
+    tensors = sorted(summary.memory.tensors, key=lambda one: -one.bytes)[:MOST_TENSORS]
+    if not tensors:
+        return None
+    factor, unit = _unit(max(one.offset + one.bytes for one in tensors))
+    rows = [
+        {"first": one.first, "end": one.last + 1, "low": one.offset / factor, "high": (one.offset + one.bytes) / factor}
+        for one in tensors
+    ]
+    rectangles = {
+        "data": {"values": rows},
+        "mark": {"type": "rect", "color": "var(--alive)", "stroke": "var(--card)", "strokeWidth": 1},
+        "encoding": {
+            "x": _numbers("first", "operator of the NPU", [0, len(summary.layers)]),
+            "x2": {"field": "end"},
+            "y": {"field": "low", "type": "quantitative", "title": f"offset in the arena, {unit}"},
+            "y2": {"field": "high"},
+        },
+    }
+    starts = [number for number, pair in enumerate(pairwise(summary.layers), 1) if pair[0].delegate != pair[1].delegate]
+    rules = [_rule("x", start) for start in starts[:MOST_BARS]]
+    return _chart(f"The arena: {len(tensors)} tensors at their offsets.", 240, [rectangles, *rules])
+
+
+def cycles_chart(layers: Sequence[LayerRow]) -> Chart | None:
+    """Draws the estimated cycles of each operator, colored by the busy share of the array. None without operators."""
+    groups = list(_groups(layers))
+    if not groups:
+        return None
+    factor, unit = _scaled(max(sum(layer.cycles for layer in group) for group in groups))
+    size = len(groups[0])
+    rows = []
+    for number, group in enumerate(groups):
+        cycles = sum(layer.cycles for layer in group)
+        busy = sum(layer.cycles * layer.utilization for layer in group) / max(1, cycles)
+        start = number * size
+        rows.append({
+            "i": start + 0.1 * size, "end": start + 0.9 * size, "low": 0, "cycles": cycles / factor,
+            "busy": str(busy_class(busy)),
+        })  # fmt: skip
+    bars = {
+        "data": {"values": rows},
+        "mark": {"type": "rect"},
+        "encoding": {
+            "x": _numbers("i", "operator of the NPU", [0, len(layers)]),
+            "x2": {"field": "end"},
+            "y": {"field": "low", "type": "quantitative", "title": f"cycles{unit}"},
+            "y2": {"field": "cycles"},
+            "color": _colors("busy", [str(number) for number in range(len(BUSY_CLASSES))], _BUSY_COLORS),
+        },
+    }
+    return _chart(f"Estimated cycles of {len(layers)} operators of the NPU.", 220, [bars])
+
+
+def busy_class(share: float) -> int:
+    """Returns the index in `BUSY_CLASSES` of a busy share from 0 to 1."""
+    return next(number for number, (_, limit) in enumerate(BUSY_CLASSES) if share < limit)
+
+
+def _groups(layers: Sequence[LayerRow]) -> Iterator[Sequence[LayerRow]]:
+    size = max(1, -(-len(layers) // MOST_BARS))
+    for start in range(0, len(layers), size):
+        yield layers[start : start + size]
+
+
+def sqnr_chart(analysis: AnalysisRows) -> Chart | None:
+    """Draws the SQNR of each layer's output along the network. None without a layer that has any error.
+
+    Lines: with the noise of all layers before it, with only weights quantized, with only activations quantized. Points:
+    with only its own noise.
+    """
+    layers = sorted(analysis.layers, key=lambda layer: layer.position)
+    own = list(_points(layers, "own_sqnr_db"))
+    lines = {
+        "weights": (list(_points(layers, "weights_sqnr_db")), "var(--weights)"),
+        "activations": (list(_points(layers, "activations_sqnr_db")), "var(--runtime)"),
+        "all": (list(_points(layers, "sqnr_db")), "var(--alive)"),
+    }
+    if not own and not any(points for points, _ in lines.values()):
+        return None
+    x = _numbers("i", "layer of the network", [0, max(1, len(layers) - 1)])
+    y = {"field": "db", "type": "quantitative", "title": "SQNR, dB", "scale": {"zero": False}}
+    marks = [
+        {
+            "data": {"values": points},
+            "mark": {"type": "line", "color": color, "strokeWidth": 2.5 if name == "all" else 1.5},
+            "encoding": {"x": x, "y": y},
+        }
+        for name, (points, color) in lines.items()
+    ]
+    # A path for all points is far smaller than a symbol for each of them.
+    points = {
+        "data": {"values": own[:MOST_BARS]},
+        "mark": {"type": "point", "color": "var(--soft)", "filled": True, "size": 14, "opacity": 1},
+        "encoding": {"x": x, "y": y},
+    }
+    worst = [
+        {"i": layer.position, "db": layer.sqnr_db, "name": f"layer {layer.position}"} for layer in _marked(analysis)
+    ]
+    rings = {
+        "data": {"values": worst},
+        "mark": {"type": "point", "color": "var(--bad)", "filled": False, "size": 90, "strokeWidth": 2, "opacity": 1},
+        "encoding": {"x": x, "y": y},
+    }
+    return _chart(f"SQNR of {len(layers)} layers in dB, in the order of the network.", 240, [*marks, points, rings])
+
+
+def _marked(analysis: AnalysisRows) -> list[LayerAccuracyRow]:
+    """Returns the layers to treat, which the chart marks."""
+    named = {one.node for one in analysis.advice}
+    return [layer for layer in analysis.layers if layer.node in named and layer.sqnr_db is not None]
+
+
+def _points(layers: Iterable[LayerAccuracyRow], name: str) -> Iterator[dict[str, float]]:
+    for layer in layers:
+        if (value := getattr(layer, name)) is not None:
+            yield {"i": layer.position, "db": value}
+
+
+def histogram_chart(layer: LayerAccuracyRow, bins: Histogram) -> str:
+    """Draws the counts of float values as an area, and those of int8 values as a line, on a logarithmic scale."""
+    width = (bins.high - bins.low) / len(bins.reference)
+    floor = 0.5  # a count of 0 has no logarithm
+
+    def steps(counts: Sequence[int]) -> list[dict[str, float]]:
+        values = [max(floor, count) for count in counts]
+        return [{"x": bins.low + i * width, "y": value} for i, value in enumerate([*values, values[-1]])]
+
+    top = max(1, *bins.reference, *bins.quantized)
+    ticks = [10**power for power in range(0, int(math.log10(top)) + 1)]
+    step = max(1, -(-len(ticks) // 4))
+    x = {
+        "field": "x", "type": "quantitative", "title": None, "scale": {"zero": False, "nice": False},
+        "axis": {"tickCount": 4, "grid": False, "format": "~g"},
+    }  # fmt: skip
+    y = {
+        "field": "y", "type": "quantitative", "title": None, "scale": {"type": "log", "domain": [floor, 2 * top]},
+        "axis": {"values": ticks[::step], "format": "~s"},
+    }  # fmt: skip
+    area = {
+        "data": {"values": [{**point, "base": floor} for point in steps(bins.reference)]},
+        "mark": {"type": "area", "interpolate": "step-after", "color": "var(--float-area)"},
+        "encoding": {"x": x, "y": y, "y2": {"field": "base"}},
+    }
+    line = {
+        "data": {"values": steps(bins.quantized)},
+        "mark": {"type": "line", "interpolate": "step-after", "color": "var(--alive)", "strokeWidth": 1.5},
+        "encoding": {"x": x, "y": y},
+    }
+    ends = [_rule("x", end) for end in layer.int8_range if bins.low + width / 2 < end < bins.high - width / 2]
+    return _svg(*_HISTOGRAM, [area, line, *ends])
+
+
+def _numbers(name: str, title: str, domain: Sequence[float]) -> dict[str, Any]:
+    return {
+        "field": name, "type": "quantitative", "title": title,
+        "scale": {"domain": list(domain), "nice": False, "zero": False}, "axis": {"tickMinStep": 1, "grid": False},
+    }  # fmt: skip
+
+
+def _colors(name: str, domain: Sequence[str], colors: Sequence[str]) -> dict[str, Any]:
+    scale = {"domain": list(domain), "range": list(colors)}
+    return {"field": name, "type": "nominal", "scale": scale, "legend": None}
+
+
+def _rule(axis: str, value: float) -> dict[str, Any]:
+    return {
+        "data": {"values": [{}]},
+        "mark": {"type": "rule", "color": "var(--bad)" if axis == "y" else "var(--soft)", "strokeDash": [5, 4]},
+        "encoding": {axis: {"datum": value}},
+    }
+
+
+def _unit(size: float) -> tuple[int, str]:
+    return next(
+        ((factor, name) for name, factor in (("MiB", 1 << 20), ("KiB", 1 << 10)) if size >= factor), (1, "bytes")
+    )
+
+
+def _scaled(value: float) -> tuple[int, str]:
+    """Returns a power of 1000 that `value` reaches, and a text that names it."""
+    scales = ((10**6, " in millions"), (10**3, " in thousands"))
+    return next(((factor, text) for factor, text in scales if value >= factor), (1, ""))
+
+
+def _chart(label: str, height: int, layers: Sequence[Mapping[str, Any]]) -> Chart:
+    return Chart(label, _svg(NARROW, height, layers), _svg(WIDE, height, layers))
+
+
+def _svg(width: int, height: int, layers: Sequence[Mapping[str, Any]]) -> str:
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise OptionError(
+            "The charts of the page need vl-convert-python, which is not installed: pip install 'openneutron[report]'. "
+            "summary.json does not need it."
+        ) from error
+    spec = {
+        "width": width, "height": height, "autosize": {"type": "fit", "contains": "padding"}, "padding": 2,
+        "config": _CONFIG, "layer": list(layers),
+    }  # fmt: skip
+    svg = vl_convert.vegalite_to_svg(json.dumps(spec))
+    return _without_extras(svg, width, height)
+
+
+_UNUSED = re.compile(
+    r' xmlns:xlink="[^"]*"| version="1\.1"| class="[^"]*"| pointer-events="none"| stroke-miterlimit="10"'
+    r'| opacity="1"'
+)
+
+
+def _without_extras(svg: str, width: int, height: int) -> str:
+    """Removes attributes without effect in the page, and the fixed size, so that the page scales the chart."""
+    svg = re.sub(r'<path[^>]*display="none"[^>]*/>', "", svg)
+    svg = re.sub(r'<path[^>]* d="M0,0h0v0h0Z"[^>]*/>', "", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="\d+" height="\d+"', r"\1", _UNUSED.sub("", svg), count=1)
+    return svg.replace("<svg", f'<svg data-width="{width}" data-height="{height}" aria-hidden="true"', 1)

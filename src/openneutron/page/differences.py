@@ -1,0 +1,133 @@
+"""Compares the summaries of two builds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from openneutron.page.content import PlacementRow, Summary
+from openneutron.page.units import number_text
+
+__all__ = ["Difference", "Move", "differences_of", "layer_differences", "moves_between", "setting_differences"]
+
+MOST_LAYERS = 10
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A number of two builds. None is unknown."""
+
+    name: str
+    unit: str
+    other: float | None
+    this: float | None
+    higher_is_better: bool = False
+
+    @property
+    def change(self) -> float | None:
+        """This minus other; None if one of them is unknown."""
+        return None if self.other is None or self.this is None else self.this - self.other
+
+    @property
+    def text(self) -> str:
+        """The change with its sign, and in percent of the other build for sizes and times."""
+        change = self.change
+        if change is None:
+            return "unknown"
+        if change == 0:
+            return "equal"
+        sign = "+" if change > 0 else "-"
+        size = f"{abs(change):,}" if isinstance(change, int) else number_text(abs(change))
+        percent = f" ({100 * change / self.other:+.1f} %)" if self.other and not self.unit else ""
+        return f"{sign}{size} {self.unit}".rstrip() + percent
+
+    @property
+    def judgement(self) -> str:
+        """ "better", "worse" or ""."""
+        if not self.change:
+            return ""
+        return "better" if (self.change > 0) == self.higher_is_better else "worse"
+
+
+@dataclass(frozen=True)
+class Move:
+    """An operator that runs elsewhere in this build, or that only one build has."""
+
+    node: str
+    op: str
+    other: str
+    this: str
+    reason: str | None
+
+
+def differences_of(summary: Summary, other: Summary) -> list[Difference]:
+    """Returns the numbers that both builds have: sizes, cycles, memory, placement, accuracy, SQNR."""
+    rows: list[tuple[str, Callable[[Summary], float | None]]] = [
+        ("bytes of the .pte", lambda one: one.program_bytes),
+        ("estimated cycles of the NPU", lambda one: one.cycles),
+        ("multiply-accumulates", lambda one: one.macs),
+        ("bytes of SRAM needed", lambda one: one.memory.needed_bytes),
+        ("bytes of weights", lambda one: one.memory.weight_bytes),
+        ("bytes of the arena", lambda one: one.memory.scratch_bytes),
+        ("bytes planned by ExecuTorch", lambda one: one.memory.planned_bytes),
+        ("operators on the CPU", lambda one: len(one.on_cpu)),
+        ("delegates", lambda one: len({row.partition for row in one.placement if row.where == "npu"})),
+    ]
+    found = [Difference(name, "", value(other), value(summary)) for name, value in rows]
+    before = {(row.name, row.metric): row for row in other.accuracy}
+    for row in summary.accuracy:
+        if (match := before.get((row.name, row.metric))) is not None:
+            unit = "points" if row.unit == "%" else row.unit
+            found.append(Difference(f"{row.metric} of {row.name}", unit, match.value, row.value, row.higher_is_better))
+    if summary.analysis is not None and other.analysis is not None:
+        values = other.analysis.output_sqnr_db, summary.analysis.output_sqnr_db
+        found.append(Difference("SQNR of the outputs", "dB", *values, higher_is_better=True))
+    return found
+
+
+def moves_between(summary: Summary, other: Summary) -> list[Move]:
+    """Returns the operators whose place differs, in the order of this build, then those that only the other has."""
+    before = {row.node: row for row in other.placement}
+    after = {row.node for row in summary.placement}
+    moved = [
+        Move(row.node, row.op, _place(before.get(row.node)), _place(row), row.reason)
+        for row in summary.placement
+        if _place(before.get(row.node)) != _place(row)
+    ]
+    gone = [Move(row.node, row.op, _place(row), _place(None), None) for row in other.placement if row.node not in after]
+    return [*moved, *gone]
+
+
+def _place(row: PlacementRow | None) -> str:
+    return "not there" if row is None else row.where.upper()
+
+
+def layer_differences(summary: Summary, other: Summary) -> list[Difference]:
+    """Returns the nodes whose estimated cycles on the NPU changed most, the largest change first."""
+    before, after = _cycles(other), _cycles(summary)
+    changed = (Difference(node, "", before.get(node, 0), after.get(node, 0)) for node in {**after, **before})
+    return sorted((one for one in changed if one.change), key=lambda one: -abs(one.change or 0))[:MOST_LAYERS]
+
+
+def _cycles(summary: Summary) -> dict[str, int]:
+    cycles: dict[str, int] = {}
+    for layer in summary.layers:
+        if layer.node is not None:
+            cycles[layer.node] = cycles.get(layer.node, 0) + layer.cycles
+    return cycles
+
+
+def setting_differences(summary: Summary, other: Summary) -> Iterator[tuple[str, str, str]]:
+    """Returns the name of each setting that differs, with its text in the other and in this build."""
+    for group in ("options", "recipe", "versions"):
+        after, before = getattr(summary, group), getattr(other, group)
+        for name in {**after, **before}:
+            if after.get(name) != before.get(name):
+                yield name, before.get(name, "not given"), after.get(name, "not given")
+    for name, value, old in (
+        ("target", summary.target.name, other.target.name),
+        ("flavor", summary.flavor or "modern generation", other.flavor or "modern generation"),
+        ("payload", summary.payload, other.payload),
+    ):
+        if value != old:
+            yield name, old, value

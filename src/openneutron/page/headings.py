@@ -1,0 +1,101 @@
+"""The headings of the page's sections: sentences with the section's result."""
+
+from __future__ import annotations
+
+from openneutron.page.content import AnalysisRows, Summary
+from openneutron.page.units import bytes_text, count_of, decibels_text, number_text
+
+__all__ = [
+    "accuracy_heading", "analysis_heading", "changed_heading", "cycles_heading", "memory_heading", "placement_heading",
+    "validation_heading",
+]  # fmt: skip
+
+
+def accuracy_heading(summary: Summary) -> str:
+    """Returns the value of the last accuracy row, and that of the first."""
+    first, last = summary.accuracy[0], summary.accuracy[-1]
+    text = f"The {last.metric} of {last.name} is {_value(last.value, last.unit)}"
+    if last is first:
+        return f"{text}."
+    return f"{text}, and that of {first.name} is {_value(first.value, first.unit)}."
+
+
+def _value(value: float | None, unit: str) -> str:
+    return f"{number_text(value)} {unit}".rstrip()
+
+
+def validation_heading(summary: Summary) -> str:
+    """Returns the worst difference from the float model, or from the converted module."""
+    if summary.failures:
+        count = len(summary.failures)
+        return f"The .pte exceeds {'a limit' if count == 1 else f'{count} limits'} of the validation."
+    against_float = [row for row in summary.validation if row.reference == "float"]
+    rows = against_float or list(summary.validation)
+    name = "float model" if against_float else "converted module"
+    values = [row.sqnr_db for row in rows if row.sqnr_db is not None]
+    if not values:
+        return f"The outputs of the .pte equal those of the {name}."
+    return f"The outputs of the .pte have an SQNR of at least {decibels_text(min(values))} against the {name}."
+
+
+def placement_heading(summary: Summary) -> str:
+    """Returns the number of operators on the NPU, of delegates, and of operators on the CPU."""
+    total, on_cpu = len(summary.placement), len(summary.on_cpu)
+    on_npu = [row for row in summary.placement if row.where == "npu"]
+    if not on_npu:
+        return "No operator runs on the NPU."
+    delegates = count_of(len({row.partition for row in on_npu}), "delegate")
+    if not on_cpu:
+        return (
+            f"All {count_of(total, 'operator')} run on the NPU, in {delegates}."
+            if total > 1
+            else ("The only operator runs on the NPU.")
+        )
+    rest = f"{on_cpu:,} {'runs' if on_cpu == 1 else 'run'} on the CPU"
+    return f"{len(on_npu):,} of {count_of(total, 'operator')} run on the NPU, in {delegates}; {rest}."
+
+
+def memory_heading(summary: Summary) -> str:
+    """Returns the needed memory, and that of the target."""
+    memory, sram = summary.memory, summary.target.sram_bytes
+    needed = bytes_text(memory.needed_bytes)
+    if sram is None:
+        return f"The program needs {needed}; the SRAM of the {summary.target.soc} is unknown."
+    text = f"The program needs {needed} of {bytes_text(sram)} of SRAM"
+    if memory.verdict == "fits with fetch_constants_to_sram":
+        return f"{text}, if its weights stay in flash."
+    if memory.verdict == "does not fit":
+        return f"{text}: it does not fit, {bytes_text(memory.missing_bytes)} are missing."
+    return f"{text}."
+
+
+def cycles_heading(summary: Summary) -> str:
+    """Returns the estimated cycles, and their time if the clock is known."""
+    if summary.cycles is None:
+        return "The cycles are unknown, because the program is compiled."
+    time = "" if summary.milliseconds is None else f", which are {number_text(summary.milliseconds)} ms"
+    return f"The NPU takes about {large_text(summary.cycles)} cycles{time}."
+
+
+def large_text(value: int) -> str:
+    """Returns a number in millions or thousands with three digits: "12.4 million"."""
+    for factor, name in ((10**9, " billion"), (10**6, " million"), (10**3, " thousand")):
+        if value >= factor:
+            return number_text(value / factor) + name
+    return str(value)
+
+
+def analysis_heading(analysis: AnalysisRows) -> str:
+    """Returns the SQNR of the outputs."""
+    if analysis.output_sqnr_db is None:
+        return "The outputs of the int8 model equal those of the float model."
+    return f"The outputs of the int8 model have an SQNR of {decibels_text(analysis.output_sqnr_db)}."
+
+
+def changed_heading(summary: Summary) -> str:
+    """Returns how many samples changed sides between the first and the last accuracy row."""
+    row, first = summary.accuracy[-1], summary.accuracy[0].name
+    if not row.changed:
+        return f"No sample changed sides between {first} and {row.name}."
+    verb = "sample is" if row.lost == 1 else "samples are"
+    return f"{row.lost:,} {verb} right only in {first}, and {row.gained:,} only in {row.name}."
