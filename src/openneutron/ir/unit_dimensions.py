@@ -1,4 +1,4 @@
-"""Operators with axes on tensors that have other dimensions of size 1 than the operator's operands."""
+"""Runs operators with axes on stored tensors that differ from the operands by dimensions of size 1."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNCHANGED: Mapping[str, Any] = {"begin": 0, "size": 1, "paddings": (0, 0)}
 
 @dataclass(frozen=True)
 class UnitDimensionMap:
-    """The correspondence of an operator's dimensions to those of the stored tensors, which have `rank` dimensions."""
+    """Maps the dimensions of an operator's operands to dimensions of the stored tensors, whose rank is `rank`."""
 
     where: Mapping[int, int]
     """The stored dimension for each dimension that the operator changes or that is larger than 1."""
@@ -35,7 +35,7 @@ class UnitDimensionMap:
         return tuple(stored)
 
     def attributes(self, op: Op) -> dict[str, object]:
-        """Returns the attributes of the operator on the stored tensors, as far as they refer to dimensions."""
+        """Returns the attributes of the operator that refer to dimensions, renumbered for the stored tensors."""
         attrs: dict[str, object] = {}
         for name in op.kind.axes:
             axes = op.attrs[name]
@@ -49,10 +49,10 @@ class UnitDimensionMap:
 
 
 def map_unit_dimensions(op: Op, views: Sequence[View]) -> UnitDimensionMap | None:
-    """Returns how the operator with axes can compute on the stored tensors of `views`, its operands.
+    """Returns the map by which `op` can compute on the stored tensors of its operands `views`.
 
-    Returns None if it already reads stored tensors, or if a view differs from its stored tensor by more than dimensions
-    of size 1, or if the dimensions do not correspond in the same way for all operands.
+    Returns None if `op` already reads stored tensors, if a view differs from its stored tensor by more than dimensions
+    of size 1, or if no map holds for all operands.
     """
     shapes = [view.shape for view in views] + [op.output.shape]
     is_viewed = any(not view.is_identity for view in views)

@@ -1,7 +1,7 @@
 """Decompositions of writes to any constant positions of a tensor: scatter, put, index_add and the like.
 
 A write that replaces values is first run on numbers: value i of the operands is replaced by the number i. The result
-shows, for each output value, which source value it is a copy of.
+has the number of the copied source value at each output position.
 
 A write that accumulates gives pairs of an output value and a source value that is combined with it. The pairs are split
 into layers, in which each output value occurs at most once. Each layer is then a write that replaces values, and the

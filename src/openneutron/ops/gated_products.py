@@ -1,4 +1,4 @@
-"""The values that the factors of a product need, also where one factor is a gate computed from the other.
+"""Needed ranges of the factors of a product, including products with a gate that is computed from the other factor.
 
 In x * sigmoid(x), the int8 output of sigmoid is exactly 0 for all x below -ln(511). The product is then 0, so it does
 not matter how far below x is. The same holds for x * sigmoid(1.702 * x) and for x * relu6(x + 3).

@@ -1,4 +1,4 @@
-"""Intervals of values, and rules for the values of an operand that can change an operator's int8 output."""
+"""Intervals, and rules that map the needed range of an operator's output to the needed range of an operand."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class IntervalNote:
 
 
 NeededRangeRule = Callable[[Node, Node, Interval], Interval]
-"""Returns the values of an operand that can change the output of an operator.
+"""Returns the needed range of an operand: the values of the operand that can change the operator's output.
 
 The arguments are the operator, the operand, and the interval of output values that readers of the output need. Clamping
 the operand to the returned interval J changes no output that is clamped to the given interval I:
@@ -94,7 +94,7 @@ clamp(f(clamp(x, J)), I) = clamp(f(x), I).
 
 
 def distinguishable_range(qparams: QParams) -> Interval:
-    """Returns the values that int8 codes with `qparams` distinguish: a value beyond them gets the code of the end."""
+    """Returns the range of values outside of which each value gets the lowest or the highest int8 code of `qparams`."""
     scale, zero_point = qparams.scale[0], qparams.zero_point[0]
     return Interval((LOWEST_CODE + 0.5 - zero_point) * scale, (HIGHEST_CODE - 0.5 - zero_point) * scale)
 

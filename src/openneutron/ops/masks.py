@@ -5,8 +5,8 @@ infinity. A mask that fills in a larger number also needs a maximum. Observers i
 quantization range covers the visible values only, and both numbers saturate. `HIDDEN` becomes the lowest code;
 `quantizer.observers.MaskedObserver` chooses a range in which a softmax returns zero for that code.
 
-A mask of truth values that is computed at run time becomes the same minimum. The CPU selects one of the two constants
-for each element of the mask, in float, and quantizes the result.
+A bool mask that is computed at run time becomes the same minimum. The CPU selects one of the two constants for each
+element of the mask, in float, and quantizes the result.
 """
 
 from __future__ import annotations

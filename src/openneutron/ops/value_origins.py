@@ -1,4 +1,4 @@
-"""Tensors whose values are those of other tensors at constant positions: as slices and a cat, or as a product.
+"""Copies values of tensors from constant positions, by slices and a cat, or by a product with a one-hot matrix.
 
 An origin gives the source and the position of each value. The values move in runs along one dimension, with as many
 unchanged first and last dimensions as possible.
@@ -140,8 +140,9 @@ def positions_of(shape: Sequence[int], first: int = 0) -> torch.Tensor:
 
 
 def origin_from_numbers(numbers: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> _Origin:
-    """Returns the origin that `numbers` show. The numbers count through the values of all sources, one source after the
-    other.
+    """Returns the origin of each value in `numbers`, the result of a write on numbers.
+
+    The numbers enumerate the values of all sources, one source after the other.
     """
     starts = torch.tensor([sum(math.prod(shape) for shape in shapes[:index]) for index in range(len(shapes))])
     source = torch.bucketize(numbers, starts, right=True) - 1
@@ -149,9 +150,9 @@ def origin_from_numbers(numbers: torch.Tensor, shapes: Sequence[tuple[int, ...]]
 
 
 def plan_move(sources: Sequence[Operand], origin: _Origin) -> Step | None:
-    """Returns a function that moves values as `origin` says; None if that takes too many operators.
+    """Returns a step that copies values by `origin`; None if it needs too many operators.
 
-    The function takes sources that are nodes or numbers where `sources` are, with the same shapes.
+    The step takes sources of the same kinds (node or number) and shapes as `sources`.
     """
     origin = _with_number_sources(origin, sources)
     along_dim = _along_one_dimension(origin)
@@ -175,8 +176,9 @@ def bind_sources(step: Step | None, sources: Sequence[Operand]) -> Plan | None:
 
 
 def _with_number_sources(origin: _Origin, sources: Sequence[Operand]) -> _Origin:
-    """Treats each source that is a number as a tensor of the output's shape, from which values move to their own
-    position.
+    """Returns `origin` with each source that is a number replaced by a tensor of the output's shape.
+
+    Values of such a source keep their position.
     """
     numbers = torch.tensor([not isinstance(source, Node) for source in sources])
     here = positions_of(origin.source.shape)

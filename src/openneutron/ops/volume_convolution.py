@@ -86,7 +86,7 @@ def lower_volume_convolution(lowering: Lowering) -> Tensor:
 
 
 def _frames_of_kernel_positions(lowering: Lowering, inputs: Tensor, depth: Window) -> list[Tensor]:
-    """Returns [batch, outputs along depth, channels, height, width] for each kernel position along depth."""
+    """Returns the frames that each kernel position along depth reads: [batch, outputs along depth, channels, h, w]."""
     moved = lowering.transpose(inputs, (0, 2, 1, 3, 4))
     starts = [tap * depth.dilation for tap in range(depth.kernel)]
     needed = starts[-1] + depth.outputs * depth.stride

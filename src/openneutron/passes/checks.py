@@ -67,8 +67,8 @@ def check_outputs(module: GraphModule) -> bool:
             continue
         what = f"the text '{leaf}'" if isinstance(leaf, str) else f"a {type(leaf).__name__}"
         raise ModelError(
-            f"The model's output {index} is {what}. A program returns tensors, numbers, truth values and None: leave "
-            "it out of what forward returns."
+            f"The model's output {index} is {what}. A program returns tensors, numbers, truth values and None: do "
+            "not return it from forward."
         )
     return False
 
@@ -80,7 +80,7 @@ def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) and has_free_unbacked_symbols(value):
         raise ModelError(
             "This number depends on the values of a tensor (.item(), int(...)): a program has the same numbers for all "
-            "inputs. Compute with the tensor itself, or take the number outside of the model.",
+            "inputs. Compute with the tensor itself, or compute the number before the export.",
             **where,
         )
     if node.op not in ("placeholder", "get_attr", "call_function") or not isinstance(value, torch.Tensor):

@@ -13,7 +13,7 @@ __all__ = ["clip_embeddings"]
 
 
 def clip_embeddings(module: GraphModule) -> bool:
-    """Rule, linear in nodes and uses: lookups in a weight whose rows are clipped read a weight with all rows clipped.
+    """Rule, linear in nodes: a weight whose rows torch clips in place becomes a constant with all rows clipped.
 
     torch clips the rows of the looked-up indices. Each lookup must therefore read indices that were clipped before it,
     and nothing else may read the weight. Otherwise the write in place is kept, and a later check rejects it.

@@ -18,10 +18,9 @@ __all__ = ["eliminate_common_subexpressions"]
 def eliminate_common_subexpressions(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False) -> bool:
     """Rule, linear in nodes: calls of one ATen operator with equal arguments are merged into the first call.
 
-    A call for which `keeps_float` is true is not merged with calls for which it is false, and a call is not merged
-    with a call of which a decomposition requests other qparams. Operators that draw random
-    numbers are not merged, and a graph with an in-place operator is not changed, because the write would reach all
-    merged values.
+    Calls are not merged if `keeps_float` is true for one of them only, or if decompositions request different qparams
+    for them. Operators that draw random numbers are not merged. A graph with an in-place operator is not changed,
+    because the write would reach all merged values.
     """
     if any(writes_memory(node) and not is_state_write(node) for node in module.graph.nodes):
         return False

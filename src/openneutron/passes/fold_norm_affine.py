@@ -52,9 +52,9 @@ def _fold_affine(module: GraphModule, norm: Node) -> bool:
 
 
 def _readers_through_views(value: Node) -> Iterator[tuple[Node, Node]]:
-    """Returns the readers of `value` after skipping reshapes and permutes that keep the last dimension.
+    """Returns pairs (operand, reader): the readers of `value`, and the operand that each of them reads.
 
-    Returns pairs (operand, reader), where the operand is `value` or the last skipped node.
+    The operand is `value`, or a reshape or permute of `value` that keeps the last dimension.
     """
     for user in value.users:
         if _keeps_last_dimension(user):

@@ -1,4 +1,4 @@
-"""Replaces slices of a concatenation by slices of the input that they lie in."""
+"""Replaces slices of a concatenation by slices of one of its inputs."""
 
 from __future__ import annotations
 

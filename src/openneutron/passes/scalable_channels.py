@@ -37,7 +37,8 @@ _ANY_TARGET = next(iter(TARGETS.values()))
 class ScalableLayer:
     """A convolution or linear that is the only reader of its weight.
 
-    `input_numbers` [groups, inputs of a group] and `output_numbers` [outputs] are the numbers of its channels (int64).
+    `input_numbers` [groups, inputs of a group] are the numbers of its input channels, and `output_numbers` [outputs]
+    those of its output channels (int64).
     """
 
     constants: ConstantLayer

@@ -70,10 +70,9 @@ def _slice_phase(node: Node) -> tuple[Node, Phase]:
 
 
 def _loop_order(phases: Sequence[Phase]) -> tuple[int, ...] | None:
-    """Returns an order of the sliced dimensions in which the slices count through all first indices; None if there is
-    none.
+    """Returns the sliced dimensions in the order of nested loops, outermost first, that produce the slices.
 
-    In this order, the first index in the last dimension changes fastest, as in nested loops.
+    Returns None if no nested loops produce the slices in their order.
     """
     steps = {dim: step for dim, (_, step) in phases[0].items()}
     alike = all({dim: step for dim, (_, step) in phase.items()} == steps for phase in phases)

@@ -145,7 +145,7 @@ def _insert_product(rewriting: Rewriting, found: _PaddedProducts, product: Node,
 
 
 def _insert_slice(module: GraphModule, target: NeutronTarget, axis: int, reader: Node, values: Node) -> Node:
-    """Returns a slice of `values`, the product without padding, with the indices of the slice `reader`."""
+    """Inserts the slice of `values`, the product without padding, that replaces the slice `reader`."""
     if shape_of(reader) == shape_of(values):
         return values
     indices = read_indices(reader, shape_of(reader.all_input_nodes[0])[axis])

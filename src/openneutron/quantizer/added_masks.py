@@ -68,8 +68,8 @@ class AddedMask:
 class AddedMaskObserver(MaskedObserver):
     """Observer of an added mask. The wrapped observer finds the range of the values that hide no score.
 
-    Values that hide scores get the lowest code. If the mask can hide scores, this code stands for a value of at most
-    minus the width of the widest range among the sums.
+    Values that hide scores get the lowest code. If the mask can hide scores, the value of this code is at most minus
+    the width of the widest range of the sums.
     """
 
     def __init__(self, *args: Any, mask: AddedMask, **kwargs: Any) -> None:

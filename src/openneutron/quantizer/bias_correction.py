@@ -108,8 +108,8 @@ class CorrectedBias(DerivedObserverOrFakeQuantize):
     """Derives the qparams of a layer's bias, and corrects the bias before it is quantized.
 
     `means` holds the channel means of the layer's float input, whose shape is `shape`. Several layers may read the same
-    bias, such as the steps of an unrolled network. Those of them with the same weight and the same scale of the bias
-    get the same bias, corrected by their mean shift, because a program stores equal constants once.
+    bias, such as the steps of an unrolled network. Layers with the same weight and the same bias scale get one bias,
+    corrected by the mean of their shifts, so that the program stores it once.
     """
 
     def __init__(self, derived: DerivedObserverOrFakeQuantize, means: ChannelMeans, shape: tuple[int, ...]) -> None:
@@ -136,7 +136,7 @@ class CorrectedBias(DerivedObserverOrFakeQuantize):
         model.graph.erase_node(node)
 
     def shifts(self, model: GraphModule, layer: Node) -> torch.Tensor | None:
-        """Returns [positions, outputs], by how much the quantized weights shift the mean of each output of `layer`.
+        """Returns the shift of the mean of each output of `layer` through quantized weights, [positions, outputs].
 
         Returns None if no values were seen. Runs the layer, with its stride, groups and zero padding, on an input that
         is constant within each channel at the channel's mean. This assumes that the mean of a channel is the same at

@@ -153,7 +153,7 @@ def _moves_to_outputs(operators: Sequence[FusedOperator]) -> set[Node]:
 def _parts_of(
     fused: FusedOperator, key: dict[Node, object], joined: dict[Node, FloatConcatenation], quantized: set[Node]
 ) -> FloatConcatenation | None:
-    """Returns the parts of `fused`. Returns None if all have the same qparams and the operator adds no other values."""
+    """Returns the parts of `fused`; None if they have equal qparams and the operator adds no values to them."""
     inputs = [value for value in fused.inputs if _varies(value) or not _is_zero(value)]
     keys = {key.get(value, value) if _varies(value) else value for value in inputs}
     adds = not (fused.spec.keeps_values is None or fused.spec.keeps_values(fused.instance))

@@ -59,7 +59,7 @@ def weight_range(bits: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ObservedValue:
-    """A value that gets an observer, and what the observer has to know about it."""
+    """A value to observe, and the properties that its observer needs."""
 
     node: Node
     symmetric: bool = False

@@ -160,7 +160,7 @@ def _search_range(cost: Cost, low: float, high: float, *, one_bound: bool) -> tu
     ends = torch.tensor([low, high])
 
     def cheapest(shares: Tensor) -> Tensor:
-        """Returns the best [2] of the shares [K, 2] of the two ends."""
+        """Returns the row [2] of `shares` [K, 2], the shares of both ends, with the lowest cost."""
         ranges = shares * ends
         return shares[cost(ranges[:, 0], ranges[:, 1]).argmin()]
 

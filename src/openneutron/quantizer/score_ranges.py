@@ -99,7 +99,9 @@ def score_ranges(module: GraphModule, *, is_qat: bool = False) -> dict[Node, Sco
 
 def _collect_scores(node: object, readers: int, scores: ScoreRange, found: dict[Node, ScoreRange]) -> None:
     """Adds the scores `node` to `found`, and the values from which views and products with positive numbers compute
-    them. Stops at a value with other readers than the given number, and at a value before the scores with a second one.
+    them.
+
+    Scores with a number of readers other than `readers` are not added, nor are values that a second operator reads.
     """
     while isinstance(node, Node) and len(node.users) == readers and node not in found:
         found[node] = scores

@@ -48,8 +48,8 @@ def correct_bias(layer: WeightedLayer, layer_io: LayerIO) -> None:
 class PooledBiases:
     """Corrects the biases of layers that share a weight.
 
-    Layers whose biases are equal, codes and scale, have the same bias afterwards, because a program stores equal
-    constants once: their mean error is the mean over all of them. Layers with other biases are corrected apart.
+    Layers whose biases have equal codes and scales get one bias, corrected by the mean error of all of them, so that
+    the program stores it once. Layers with other biases are corrected separately.
 
     In a recurrent network, errors of the inputs come from the errors of the same layers at earlier steps. Correcting
     them at each step would add up, so only the shift by the rounded weights is corrected, on the float inputs.

@@ -143,7 +143,7 @@ class _PooledRounding:
         self._biases.add(layer, layer_io)
 
     def _moment_weight(self, layer_io: LayerIO) -> float:
-        """Returns by what the moments of a layer are multiplied, so that errors count relative to its outputs."""
+        """Returns the weight of a layer's moments: the first layer's output energy, divided by this layer's."""
         energy = sum(float(wanted.square().mean()) for wanted in layer_io.wanted)
         self._energy = self._energy or energy
         ratio = self._energy / energy if energy else 1.0
@@ -240,7 +240,7 @@ def _estimate_moments(layer: WeightedLayer, layer_io: LayerIO) -> _Moments:
 
 
 def positions_per_input(weight: torch.Tensor, parts: int) -> int:
-    """Returns the number of positions to read of each of `parts`, the inputs of the layers of `weight`."""
+    """Returns the number of positions to read from each input, for `parts` inputs of the layers that share `weight`."""
     return max(POSITIONS, POSITIONS_PER_INPUT * weight[0].numel()) // parts + 1
 
 

@@ -1,4 +1,4 @@
-"""Finds the LSTMs whose cell state a single int8 tensor does not hold: `wide="auto"` of `quantize`."""
+"""Finds the LSTMs whose cell state exceeds the range of one int8 tensor, for `wide="auto"` of `quantize`."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ MEMORY = 1 << 30
 class SharedLayer:
     """The `uses` of one weight: the layers that read it, in order of execution.
 
-    `is_adjustable` says that no operator but these layers reads the weight, and that they read it in the same way.
-    `is_recurrent` says that the input of one of them depends on the output of another.
+    `is_adjustable` is True if only these layers read the weight, with equal kinds, groups and qparams. `is_recurrent`
+    is True if the input of one of them depends on the output of another.
     """
 
     uses: tuple[WeightedLayer, ...]
@@ -51,8 +51,7 @@ class SharedLayer:
 def layers_by_weight(module: GraphModule) -> tuple[list[WeightedLayer], list[SharedLayer]]:
     """Returns the layers whose constants no other operator reads, and those that share a weight.
 
-    Both are in order of execution. Leaves out layers with a bias that a layer with another weight reads. Linear in
-    nodes.
+    Both are in order of execution. Excludes layers whose bias a layer with another weight also reads. Linear in nodes.
     """
     readers = _readers_of_constants(module)
     uses: dict[str, list[WeightedLayer]] = {}
@@ -116,7 +115,7 @@ def _layer_form(layer: WeightedLayer) -> object:
 
 
 def look_aheads(shared: Sequence[SharedLayer], order: Mapping[Node, int]) -> dict[Node, list[SharedLayer]]:
-    """Returns, for each node at which the run looks ahead, the layers that it measures there.
+    """Maps the first node of each look-ahead to the layers that the look-ahead measures.
 
     `order` has the position of each node.
     """
@@ -128,10 +127,10 @@ def look_aheads(shared: Sequence[SharedLayer], order: Mapping[Node, int]) -> dic
 def plan_look_aheads(spans: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[list[int]]:
     """Plans look-aheads: returns batches of indices of `spans`, which are sorted by their first nodes.
 
-    A look-ahead runs from the first node of its batch to the last one, and measures moments of `sizes` bytes. Layers
-    that are measured before others change see better inputs, so batches are small. Spans that overlap share a
-    look-ahead as far as all look-aheads would exceed `LOOK_AHEADS` times the nodes that the spans cover; only `MEMORY`
-    may cause more. n log n in spans.
+    A look-ahead runs from the first to the last node of its batch, and measures moments of `sizes` bytes. Small batches
+    are more accurate, because each batch is measured after the weights of earlier batches were rounded. Batches of
+    overlapping spans are doubled until the look-aheads together run at most `LOOK_AHEADS` times the nodes of the spans.
+    A batch that would exceed `MEMORY` is split, even if the look-aheads then run more nodes. n log n in spans.
     """
     batches: list[list[int]] = []
     for overlapping in _group_overlapping(spans):
