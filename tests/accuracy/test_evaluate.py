@@ -139,7 +139,7 @@ def test_outputs_keep_their_form_in_other_processes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"metric": "top5"}, OptionError, "metric must be 'top1'"),
+        ({"metric": "top7"}, OptionError, r"metric must be 'top1'.* Did you mean 'top5' or 'top1'"),
         ({"jobs": 0}, OptionError, "jobs must be"),
         ({"run": 3}, OptionError, "run must be a module"),
         ({"data": []}, InputError, "data are empty"),

@@ -1,7 +1,11 @@
 """Measures the accuracy of a quantized model, finds the layers that lose accuracy, and suggests remedies."""
 
 from openneutron.accuracy.analyze import Analysis, LayerAccuracy, analyze
-from openneutron.accuracy.evaluate import evaluate
+from openneutron.accuracy.evaluate import evaluate, evaluate_side_by_side
+from openneutron.accuracy.side_by_side import ChangedSample, RunScores, SideBySide
 from openneutron.accuracy.validate import Validation, validate
 
-__all__ = ["Analysis", "LayerAccuracy", "Validation", "analyze", "evaluate", "validate"]
+__all__ = [
+    "Analysis", "ChangedSample", "LayerAccuracy", "RunScores", "SideBySide", "Validation", "analyze", "evaluate",
+    "evaluate_side_by_side", "validate",
+]  # fmt: skip

@@ -1,266 +1,282 @@
-"""Evaluates a metric on a module, a program or a loaded `.pte`."""
+"""Evaluates a metric on modules, programs and loaded `.pte` files."""
 
 from __future__ import annotations
 
 import functools
 import math
-import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
-from torch.utils.data import DataLoader, Dataset
+from torch.utils._pytree import tree_map
 
-from openneutron.calibration.bare_graph import bare_graph
+from openneutron.accuracy.labelled import LabelledData, LabelledSample, labelled_samples, open_labelled
+from openneutron.accuracy.metrics import ClassScores, Metric, NamedMetric, class_scores, metric_of, top1, top5
+from openneutron.accuracy.runs import (
+    as_runnable,
+    batch_size,
+    carries_state,
+    input_forms,
+    pickle_runs,
+    reset_state,
+    state_needs_one_job,
+    to_call,
+)
+from openneutron.accuracy.side_by_side import RIGHT, RunScores, SideBySide
 from openneutron.core.boundary import typed_errors
-from openneutron.core.fx import output_node, placeholders
 from openneutron.core.parallel import check_jobs, map_in_order, split
-from openneutron.errors import InputError, ModelError, OptionError
-from openneutron.flow import NeutronProgram, QuantizedModel
-from openneutron.model.arguments import MISSING, Leaf, leaves_at
-from openneutron.model.data import align, describe, in_batches, items_of
-from openneutron.model.examples import Examples, leaves_of, register_dataclasses, to_tensors
-from openneutron.model.state import Stream, has_state, reset
-from openneutron.runtime.native import native_module
-from openneutron.runtime.program import HostProgram, TensorInfo, load
+from openneutron.data.samples import Samples
+from openneutron.errors import InputError, OptionError
+from openneutron.model.data import align
+from openneutron.model.examples import Examples
 
-__all__ = ["evaluate", "top1"]
+__all__ = ["evaluate", "evaluate_side_by_side", "top1", "top5"]
 
-Sample = tuple[Examples, Any]
-"""The arguments of a run, and the label for its outputs."""
-Metric = Callable[[Any, Any], Any]
+Progress = Callable[[int, int], None]
+"""A function of the number of samples that are done, and the number of all samples, 0 if it is unknown."""
 
 # Number of samples that are read at once for each process, and number of parts into which these samples are split. Each
-# part sends the model to the worker again. If a worker fails, only one part is lost.
+# part sends the models to the worker again. If a worker fails, only one part is lost.
 SAMPLES_OF_A_JOB = 128
 PARTS_OF_A_JOB = 2
+_NO_INPUTS = Examples(())
 
 
-def top1(outputs: Any, label: Any) -> float:
-    """Returns the percentage of rows whose largest value is at the index of the label.
+@dataclass(frozen=True)
+class _Score:
+    """The score of one run on one sample, which is a batch of rows; for top1 and top5 also those of its rows."""
 
-    Uses the first tensor of the outputs, with shape [rows, ...], and one label for each row. With a single label, the
-    whole tensor is one row. Raises `InputError` for another number of labels, and for labels that are not integers.
-    """
-    tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
-    if not tensors:
-        raise InputError("top1 needs a tensor among the outputs, but there is none. Give a function as metric.")
-    first = tensors[0]
-    try:
-        labels = torch.as_tensor(label)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"top1 takes class indices as labels, not {label!r}.") from error
-    rows = first.reshape(1 if labels.numel() == 1 else len(first), -1)
-    if labels.numel() != len(rows) or labels.is_floating_point():
-        raise InputError(f"top1 takes a class index for each of {len(rows)} rows, not {describe([labels])}.")
-    return 100.0 * float((rows.argmax(1) == labels.flatten()).double().mean())
+    value: float
+    classes: ClassScores | None = None
 
 
-def evaluate(run: Any, data: Iterable[Any] | Dataset[Any], metric: str | Metric = "top1", jobs: int = 1) -> float:
+def evaluate(
+    run: Any,
+    data: LabelledData,
+    metric: str | Metric = "top1",
+    jobs: int = 1,
+    *,
+    transform: Callable[[Any], Any] | None = None,
+) -> float:
     """Returns the mean of `metric` over `data`.
 
     `run` is a module, a result of `quantize` or `lower`, an exported program, or a `.pte` (loaded, as path or as
     bytes).
 
-    `data` is an iterable or a data set of pairs of inputs and label, or a DataLoader of such batches. Inputs are a
-    tensor, a numpy array, a tuple of the arguments of `run`, or a mapping from their names. Batches of a DataLoader are
-    split to the batch size of `run`, or to 1 for a module without a fixed batch size; an incomplete last batch is
-    dropped. Samples are read when they are needed, so the data may be larger than memory.
+    `data` is one of:
 
-    `metric` is "top1", the percentage of samples with the right class, or a function of outputs and label that returns
-    a number. `jobs` processes share the samples, and `joblib.parallel_config` selects the kind of process; the result
-    is bitwise equal for any number and kind of processes. With `jobs` above 1, a function `metric` must be picklable.
+    - An iterable or a data set of pairs of inputs and label, or a DataLoader of such batches. Inputs are a tensor, a
+      numpy array, a tuple of the arguments of `run`, or a mapping from their names. Batches of a DataLoader are split
+      to the batch size of `run`, or to 1 for a module without a fixed batch size.
+    - Labelled `Samples` of `openneutron.data`, or a text or path that `read_data` reads: a folder with a folder for
+      each class, a CSV of path and label, or "file.py:function". They are stacked to the batch size of `run`.
+
+    An incomplete last batch is dropped. Samples are read when they are needed, so the data may be larger than memory.
+    `transform` converts the inputs of each sample. Without it, images and recordings of files are converted as in
+    calibration (`quantize`), if the sizes of the inputs of `run` are known; they are not for a module that is not
+    exported.
+
+    `metric` is "top1" or "top5", the percentage of samples whose class has the largest value or one of the five
+    largest; or a function of outputs and label that returns a number, or "file.py:function". `jobs` processes share the
+    samples, and `joblib.parallel_config` selects the kind of process; the result is bitwise equal for any number and
+    kind of processes. With `jobs` above 1, a function `metric` must be picklable. A program with int8 inputs
+    (`int8_io`) takes integers, or floats, which are then quantized, and its outputs dequantized.
 
     A model with state needs `jobs=1`. It runs all samples as one stream, or each `Stream` of pairs in `data` from the
     initial state.
 
-    Raises `OptionError` for an invalid `metric` or `jobs`, `InputError` for data that are empty or not pairs,
-    `ModelError` if `jobs` is above 1 and the module cannot be pickled, and `NativeModuleError` for a program if the
-    native module is not installed.
+    Raises `OptionError` for an invalid `metric` or `jobs`; `InputError` for data that are empty or not pairs, and for
+    names of classes that are more or fewer than the model's classes; `ModelError` if `jobs` is above 1 and the module
+    cannot be pickled; and `NativeModuleError` for a program if the native module is not installed.
+    """
+    return evaluate_side_by_side({"run": run}, data, metric, jobs, transform=transform).runs[0].value
+
+
+def evaluate_side_by_side(
+    runs: Mapping[str, Any],
+    data: LabelledData,
+    metric: str | Metric = "top1",
+    jobs: int = 1,
+    *,
+    transform: Callable[[Any], Any] | None = None,
+    progress: Progress | None = None,
+) -> SideBySide:
+    """Evaluates several forms of a model on the same samples, each of which is read once.
+
+        found = evaluate_side_by_side({"float": model, "int8": quantized, ".pte": program}, "labelled/")
+
+    `runs` maps names to what `evaluate` takes as `run`; the first is the one that others are compared with. `data`,
+    `metric`, `jobs` and `transform` are as in `evaluate`. Images are converted to the input of the first run whose
+    sizes are known, so a module that is not exported takes the same inputs as the others. `progress` is called with the
+    number of samples that are done, and the number of all, 0 if it is unknown.
+
+    Raises the errors of `evaluate`, and `OptionError` for runs with different batch sizes or without a run.
     """
     check_jobs(jobs)
-    if metric != "top1" and not callable(metric):
-        raise OptionError(f"metric must be 'top1' or a function of outputs and label, not {metric!r}.")
-    score = metric if callable(metric) else top1
-    run = _as_runnable(run)
-    if isinstance(run, HostProgram):
-        native_module()
-    if jobs > 1 and _has_state(run):
-        raise _state_needs_one_job()
-    begin = (lambda: _reset_state(run)) if jobs == 1 else _reject_streams
+    if not isinstance(runs, Mapping) or not runs:
+        raise OptionError(f"runs must be a mapping from names to models, such as {{'float': model}}, not {runs!r}.")
+    chosen = metric_of(metric)
+    models = [as_runnable(run) for run in runs.values()]
+    if jobs > 1 and any(map(carries_state, models)):
+        raise state_needs_one_job()
+    begin = functools.partial(_reset_states, models) if jobs == 1 else _reject_streams
+    size = _common_batch_size(runs, models)
+    forms = next((forms for model in models if (forms := input_forms(model)) is not None), None)
     with typed_errors("Reading the data", InputError):
-        scores = list(_all_scores(run, score, _samples(data, _batch_size(run), begin), jobs))
-    if not scores:
+        opened, transform = open_labelled(data, transform)
+        check = functools.partial(_check_classes, _complete_classes(opened))
+        rows = _Rows(len(models))
+        total = _known_length(opened) // size
+        samples = labelled_samples(opened, size, forms, transform, begin)
+        for sample, scores in _all_scores(models, chosen, samples, jobs):
+            if not rows.count:
+                check(scores[0].classes)
+            rows.add(sample, scores)
+            if progress is not None:
+                progress(rows.count, total)
+    if not rows.count:
         raise InputError("The data are empty. Give pairs of inputs and label.")
-    return math.fsum(scores) / len(scores)
+    source = opened if isinstance(opened, Samples) else data
+    return rows.result(chosen, tuple(runs), source.classes if isinstance(source, Samples) else None)
 
 
-def _as_runnable(run: Any) -> Any:
-    if isinstance(run, NeutronProgram):
-        return HostProgram(run.portable, leaves=run.leaves)
-    if isinstance(run, (str, bytes, os.PathLike)):
-        return load(run)
-    return run.module() if isinstance(run, ExportedProgram) else run
-
-
-def _all_scores(run: Any, score: Metric, samples: Iterator[Sample], jobs: int) -> Iterator[float]:
-    """Returns the scores in order. Reads samples when they are needed, and keeps none."""
-    if jobs == 1:
-        runs = run.run if isinstance(run, HostProgram) else run
-        for index, sample in enumerate(samples):
-            yield from _scores(runs, score, [sample], index)
-        return
-    work = functools.partial(_scores_in_worker, _pickled(run), score)
-    while some := list(islice(samples, jobs * SAMPLES_OF_A_JOB)):
-        for part in map_in_order(work, split(some, jobs * PARTS_OF_A_JOB), jobs):
-            yield from part
-
-
-def _batch_size(run: Any) -> int:
-    """Returns the batch size of `run`; 1 if it has no fixed batch size."""
-    if isinstance(run, HostProgram):
-        inputs: Sequence[Any] = run.inputs
-    elif isinstance(run, QuantizedModel):
-        inputs = run.examples.leaves
-    elif isinstance(run, GraphModule):
-        inputs = [node.meta.get("val") for node in placeholders(run.graph)]
-    elif callable(run):
-        return 1
-    else:
-        raise OptionError(f"run must be a module, a NeutronProgram or a loaded .pte, not {run!r}.")
-    sizes = next((value.shape for value in inputs if isinstance(value, (TensorInfo, torch.Tensor))), ())
-    return sizes[0] if sizes and isinstance(sizes[0], int) else 1
-
-
-def _has_state(run: Any) -> bool:
-    module = run.module if isinstance(run, QuantizedModel) else run
-    if isinstance(module, GraphModule):
-        return has_state(module)
-    return isinstance(run, HostProgram) and run.has_state
-
-
-def _reset_state(run: Any) -> None:
-    """Resets the state of `run` before the first step of a stream."""
-    if isinstance(run, (HostProgram, QuantizedModel)):
-        run.reset()
-    else:
-        reset(run)
+def _reset_states(models: Sequence[Any]) -> None:
+    for model in models:
+        reset_state(model)
 
 
 def _reject_streams() -> None:
-    raise _state_needs_one_job()
+    raise state_needs_one_job()
 
 
-def _state_needs_one_job() -> OptionError:
-    return OptionError("The model carries state from one sample to the next, which processes cannot share. Use jobs=1.")
+def _common_batch_size(runs: Mapping[str, Any], models: Sequence[Any]) -> int:
+    sizes = {name: size for name, model in zip(runs, models, strict=True) if (size := batch_size(model)) is not None}
+    if len(set(sizes.values())) > 1:
+        described = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise OptionError(f"The runs have different batch sizes: {described}. Evaluate them one by one.")
+    return next(iter(sizes.values()), 1)
 
 
-def _samples(
-    data: Iterable[Any] | Dataset[Any], size: int, begin: Callable[[], None] = lambda: None
-) -> Iterator[Sample]:
-    """Returns pairs of arguments and label. Calls `begin` before the first pair of each `Stream`."""
-    for index, item in enumerate([data] if isinstance(data, Stream) else items_of(data)):
-        if isinstance(item, Stream):
-            begin()
-            yield from _samples(item.steps, size)
-            continue
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise InputError(f"Sample {index} is a {type(item).__name__} instead of a pair of inputs and label.")
-        inputs = tuple(item[0]) if isinstance(item[0], (tuple, list)) and not hasattr(item[0], "_fields") else item[0]
-        register_dataclasses(inputs)
-        leaves, structure = tree_flatten(tree_map(to_tensors, inputs))
-        pair = *leaves, item[1]
-        for *part, label in in_batches(pair, [size] * len(pair)) if _is_batch(data, pair) else [pair]:
-            yield _arguments(tree_unflatten(part, structure)), label
+def _known_length(data: Any) -> int:
+    return len(data) if hasattr(data, "__len__") else 0
 
 
-def _arguments(inputs: Any) -> Examples:
-    if isinstance(inputs, Mapping):
-        return Examples((), dict(inputs))
-    return Examples(inputs if isinstance(inputs, tuple) and not hasattr(inputs, "_fields") else (inputs,))
+def _complete_classes(data: Any) -> int | None:
+    """Returns the number of classes, if the data name all of them."""
+    if not isinstance(data, Samples) or data.class_names is None or not data.class_names.are_complete:
+        return None
+    return len(data.class_names.names)
 
 
-def _is_batch(data: Any, values: Sequence[Any]) -> bool:
-    """Whether `values` come from a DataLoader and all have the same length."""
-    if not isinstance(data, DataLoader) or not all(map(_has_length, values)):
-        return False
-    return len({len(value) for value in values}) == 1
+def _check_classes(named: int | None, scores: ClassScores | None) -> None:
+    """Raises `InputError` unless the data name as many classes as the model's output has.
+
+    Otherwise, class 3 of ten folders would be taken for output 3 of a thousand.
+    """
+    if named is None or scores is None or named == scores.count:
+        return
+    raise InputError(
+        f"The data name {named} classes, but the model's output has {scores.count}, so the index of each class is not "
+        "known. Give the names of all classes of the model in the order of its outputs (read_data(..., labels=FILE)), "
+        "or name folders and labels by the indices."
+    )
 
 
-def _has_length(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or (isinstance(value, torch.Tensor) and value.dim() > 0)
+def _all_scores(
+    models: Sequence[Any], metric: NamedMetric, samples: Iterator[LabelledSample], jobs: int
+) -> Iterator[tuple[LabelledSample, list[_Score]]]:
+    """Returns the scores of all models on each sample, in order, with a sample without inputs.
+
+    Reads samples when they are needed, and keeps none.
+    """
+    if jobs == 1:
+        calls = [to_call(model) for model in models]
+        for index, sample in enumerate(samples):
+            yield _without_inputs(sample), _scores(calls, metric, sample, index)
+        return
+    work = functools.partial(_scores_in_worker, pickle_runs(models, metric))
+    first = 0
+    while some := list(islice(samples, jobs * SAMPLES_OF_A_JOB)):
+        parts = split(list(enumerate(some, first)), jobs * PARTS_OF_A_JOB)
+        first += len(some)
+        found = chain.from_iterable(map_in_order(work, parts, jobs))
+        yield from zip(map(_without_inputs, some), found, strict=True)
+
+
+def _without_inputs(sample: LabelledSample) -> LabelledSample:
+    return LabelledSample(_NO_INPUTS, sample.label, sample.names, sample.paths)
 
 
 @torch.no_grad()
-def _scores(run: Callable[..., Any], score: Metric, samples: Sequence[Sample], first: int = 0) -> list[float]:
+def _scores(calls: Sequence[Any], metric: NamedMetric, sample: LabelledSample, index: int) -> list[_Score]:
+    what = f"sample {index}" if len(sample.names) != 1 else sample.names[0]
     scores = []
-    for index, (inputs, label) in enumerate(samples, first):
-        with typed_errors(f"Running the model on sample {index}", InputError):
-            outputs = run(*tree_map(align, inputs.args), **tree_map(align, inputs.kwargs))
-        with typed_errors(f"The metric of sample {index}", OptionError):
-            scores.append(float(score(outputs, label)))
+    for call in calls:
+        with typed_errors(f"Running the model on {what}", InputError):
+            outputs = call(*tree_map(align, sample.inputs.args), **tree_map(align, sample.inputs.kwargs))
+        with typed_errors(f"The metric of {what}", OptionError):
+            scores.append(_score(metric, outputs, sample.label))
     return scores
 
 
-def _scores_in_worker(pickled: bytes, score: Metric, samples: Sequence[Sample]) -> list[float]:
-    return _scores(pickle.loads(pickled), score, samples)
+def _score(metric: NamedMetric, outputs: Any, label: Any) -> _Score:
+    if metric.rank is None:
+        return _Score(float(metric.function(outputs, label)))
+    found = class_scores(outputs, label, metric.rank)
+    return _Score(found.percentage, found)
 
 
-@dataclass(frozen=True)
-class _Program:
-    """A picklable `.pte`. The process that runs it loads it on the first call."""
-
-    buffer: bytes
-    leaves: tuple[Leaf, ...] | None
-
-    def __call__(self, *inputs: Any, **named: Any) -> Any:
-        return self._loaded.run(*inputs, **named)
-
-    @functools.cached_property
-    def _loaded(self) -> HostProgram:
-        return HostProgram(self.buffer, leaves=self.leaves)
+def _scores_in_worker(pickled: bytes, samples: Sequence[tuple[int, LabelledSample]]) -> list[list[_Score]]:
+    calls, metric = pickle.loads(pickled)
+    return [_scores(calls, metric, sample, index) for index, sample in samples]
 
 
-class _Exported(torch.nn.Module):
-    """An exported module without its unpicklable parts."""
+class _Rows:
+    """Collects the scores of samples, by rows."""
 
-    def __init__(self, module: GraphModule) -> None:
-        super().__init__()
-        self.bare = bare_graph(module)
-        self.paths = [leaf.path for leaf in leaves_of(module)]
-        info = getattr(module.graph._codegen, "pytree_info", None)
-        self.form = None if info is None else info.out_spec
-        returned = tree_leaves(output_node(module.graph).args[0])
-        self.constants = [MISSING if isinstance(leaf, Node) else leaf for leaf in returned]
+    def __init__(self, runs: int) -> None:
+        self.count = 0
+        self.values: list[list[float]] = [[] for _ in range(runs)]
+        self.scores: list[list[float]] = [[] for _ in range(runs)]
+        self.predictions: list[list[int]] = [[] for _ in range(runs)]
+        self.labels: list[int] = []
+        self.names: list[str] = []
+        self.paths: list[Any] = []
 
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Returns the outputs in the structure of the exported module."""
-        outputs = list(self.bare(*leaves_at(self.paths, inputs, named)))
-        if self.form is None:
-            return outputs[0]
-        tensors = iter(outputs)
-        leaves = [next(tensors) if constant is MISSING else constant for constant in self.constants]
-        return tree_unflatten(leaves, self.form)
+    def add(self, sample: LabelledSample, scores: Sequence[_Score]) -> None:
+        self.count += 1
+        for run, score in enumerate(scores):
+            self.values[run].append(score.value)
+            if score.classes is None:
+                self.scores[run].append(score.value)
+                continue
+            self.scores[run] += [RIGHT if hit else 0.0 for hit in score.classes.hits]
+            self.predictions[run] += score.classes.predictions
+        if scores[0].classes is not None:
+            self.labels += scores[0].classes.labels
+        self.names += sample.names
+        self.paths += sample.paths
 
-
-def _pickled(run: Any) -> bytes:
-    """Pickles `run` for another process: a program by its bytes, an exported module without its guards."""
-    import cloudpickle
-
-    run = run.module if isinstance(run, QuantizedModel) else run
-    if isinstance(run, HostProgram):
-        run = _Program(run.buffer, run.leaves)
-    elif isinstance(run, GraphModule):
-        run = _Exported(run)
-    try:
-        return bytes(cloudpickle.dumps(run))
-    except (TypeError, AttributeError, RuntimeError, pickle.PicklingError) as error:
-        raise ModelError(
-            f"This {type(run).__name__} cannot be pickled for other processes: {error} Use jobs=1."
-        ) from error
+    def result(self, metric: NamedMetric, names: Sequence[str], classes: tuple[str, ...] | None) -> SideBySide:
+        has_classes = metric.rank is not None
+        runs = tuple(
+            RunScores(
+                name,
+                math.fsum(values) / len(values),
+                tuple(scores),
+                tuple(predictions) if has_classes else None,
+            )
+            for name, values, scores, predictions in zip(names, self.values, self.scores, self.predictions, strict=True)
+        )
+        is_named = len(self.names) == len(runs[0].scores)
+        return SideBySide(
+            metric.name,
+            runs,
+            tuple(self.labels) if has_classes else None,
+            tuple(self.names) if is_named else None,
+            tuple(self.paths) if is_named else None,
+            classes,
+        )
