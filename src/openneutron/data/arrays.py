@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["read_array", "read_arrays", "split_labels"]
 
+# In a table, y is rather a coordinate.
+ARRAY_LABEL_NAMES = LABEL_NAMES | {"y"}
+
 
 def read_array(path: Path, *, mapped: bool = False) -> np.ndarray[Any, Any]:
     """Reads a .npy file. If it is `mapped`, its values are read from the disk when they are needed.
@@ -58,12 +61,12 @@ def split_labels(
 ) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any] | None]:
     """Returns the arrays of inputs, and the array of class indices, if there is one.
 
-    This is an array with a name in `LABEL_NAMES` beside others, of integral values: one for each sample if the arrays
-    hold many samples (`are_samples`), or a single one.
+    This is an array with a name in `ARRAY_LABEL_NAMES` beside others, of integral values: one for each sample if the
+    arrays hold many samples (`are_samples`), or a single one.
     """
     for name, array in arrays.items():
         fits = array.ndim == 1 if are_samples else array.size == 1
-        if name.lower() in LABEL_NAMES and len(arrays) > 1 and fits and _is_integral(array):
+        if name.lower() in ARRAY_LABEL_NAMES and len(arrays) > 1 and fits and _is_integral(array):
             rest = {other: value for other, value in arrays.items() if other != name}
             return rest, array.astype("int64")
     return dict(arrays), None

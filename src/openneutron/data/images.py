@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import sys
 from collections.abc import Sequence
@@ -10,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openneutron.core.messages import did_you_mean, first_line
+from openneutron.data.files import IMAGES
 from openneutron.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["ImageTransform", "is_picture", "open_image"]
+__all__ = ["ImageTransform", "is_picture", "open_image", "thumbnail"]
 
 CHANNELS = {"rgb": 3, "bgr": 3, "grey": 1}
 LAYOUTS = ("nchw", "nhwc")
@@ -64,6 +67,20 @@ def is_picture(value: Any) -> bool:
     """Whether `value` is an image of Pillow. Does not import Pillow."""
     module = sys.modules.get("PIL.Image")
     return module is not None and isinstance(value, module.Image)
+
+
+def thumbnail(path: Path, size: int = 64) -> str | None:
+    """Returns an image file as a `data:` URI of a JPEG of at most `size` x `size` pixels; None for another file.
+
+    Raises `InputError` as `open_image` does.
+    """
+    if path.suffix.lower() not in IMAGES:
+        return None
+    picture = open_image(path).convert("RGB")
+    picture.thumbnail((size, size))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclass(frozen=True)

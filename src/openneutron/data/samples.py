@@ -200,7 +200,7 @@ def read_data(
     - A .npy file: its first dimension counts samples.
     - A .npz file: the first dimension of each array counts samples. Of several arrays, one of integers with one
       dimension, called label, labels, target, targets, class or y, holds the labels.
-    - A CSV file of numbers: each row is a sample. A column with one of these names holds the labels.
+    - A CSV file of numbers: each row is a sample. A column with one of these names except y holds the labels.
     - A CSV file of path and label, or a text file of lines with both. Paths are relative to its folder.
     - `file.py:function` or `package.module:function`: a function without arguments that returns or yields the inputs,
       or pairs of inputs and label; or an iterable or a data set.

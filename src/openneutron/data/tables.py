@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LABEL_NAMES", "PathTable", "Table", "numbers_in", "paths_in", "read_table"]
 
-LABEL_NAMES = frozenset({"class", "label", "labels", "target", "targets", "y"})
+LABEL_NAMES = frozenset({"class", "label", "labels", "target", "targets"})
 PATH_NAMES = frozenset({"file", "filename", "file_name", "filepath", "image", "path"})
 DELIMITERS = ",;\t"
 _SHOWN = 5  # files that a message lists

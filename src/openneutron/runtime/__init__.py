@@ -6,7 +6,8 @@ native module is not installed, nothing is registered, and running a program rai
 
 from openneutron.runtime.native import is_installed
 from openneutron.runtime.program import HostProgram, TensorInfo, load
+from openneutron.runtime.timing import time_on_host
 
-__all__ = ["HostProgram", "TensorInfo", "load"]
+__all__ = ["HostProgram", "TensorInfo", "load", "time_on_host"]
 
 is_installed()  # imports the native module, which registers the delegate

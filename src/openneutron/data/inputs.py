@@ -1,0 +1,239 @@
+"""Files as inputs of a program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openneutron.core.messages import did_you_mean, listed
+from openneutron.data.files import data_files, warn_of_skipped
+from openneutron.data.sources import read_value
+from openneutron.data.transforms import Transform, fitted
+from openneutron.errors import InputError, OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["FileInputs", "inputs_of_files"]
+
+
+@dataclass(frozen=True)
+class FileInputs:
+    """The inputs of one run, in the order of the program's inputs, the files that they come from, and a name."""
+
+    inputs: tuple[Any, ...]
+    paths: tuple[Path, ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """One input of a program: its name, and its sizes and dtype if it is a tensor, else its value."""
+
+    name: str
+    form: Any
+    sizes: tuple[int | None, ...] | None
+    value: Any = None
+
+    @property
+    def batch(self) -> int:
+        return (self.sizes[0] if self.sizes else 1) or 1
+
+    def takes_sizes(self, shape: Sequence[int]) -> bool:
+        sizes = self.sizes or ()
+        return len(shape) == len(sizes) and all(own in (None, one) for own, one in zip(sizes, shape, strict=True))
+
+    def __str__(self) -> str:
+        sizes = ", ".join("any" if size is None else str(size) for size in self.sizes or ())
+        return f"{self.form.dtype} ({sizes})"
+
+
+def inputs_of_files(
+    files: Sequence[str | os.PathLike[str]],
+    forms: Sequence[Any],
+    transform: Transform | None = None,
+    names: Sequence[str] | None = None,
+) -> list[FileInputs]:
+    """Reads images, .npy, .npz, CSV and WAV files as inputs of a program. Returns the inputs of each run.
+
+        for run in inputs_of_files(["cat.jpg", "dog.jpg"], program.inputs):
+            outputs = program.run(*run.inputs)
+
+    `forms` are `HostProgram.inputs`, or `InputForm`s. `names` are the names of the inputs; by default those of
+    `InputForm`s, else "input0", "input1", ...
+
+    For a program with one tensor input, each file is one run, and a folder stands for its files. An array of several
+    samples is one run for each batch of the program's size. For a program with several, the files are the inputs in
+    their order, or "name=path"; or each file is a .npz with an array for each input. Constant inputs get their values.
+
+    Images and recordings are converted by `transform`, or as in calibration. A missing batch dimension of 1 is added.
+    Float values for a quantized input of a program are quantized.
+
+    Raises `InputError` for files that cannot be read or do not fit, and `OptionError` for a wrong name.
+    """
+    slots = _slots(forms, names)
+    wanted = [slot for slot in slots if slot.sizes is not None]
+    if not wanted:
+        raise InputError("The program has no tensor inputs, so it takes no files.")
+    if not files:
+        raise InputError(f"Give a file for each input: {listed(slot.name for slot in wanted)}.")
+    given = [_named(os.fspath(file), wanted) for file in files]
+    if len(wanted) == 1:
+        found = [path for _, path in given for path in _files_of(path)]
+        return [run for path in found for run in _runs_of_one(path, slots, wanted[0], transform)]
+    if all(path.suffix.lower() == ".npz" and name is None for name, path in given):
+        return [_run_of_archive(path, slots, wanted, transform) for _, path in given]
+    by_name = _paths_by_name(given, wanted)
+    values = {name: _one_value(path, _by_name(wanted, name), transform) for name, path in by_name.items()}
+    return [FileInputs(_filled(slots, values), tuple(by_name.values()), ", ".join(map(str, by_name.values())))]
+
+
+def _slots(forms: Sequence[Any], names: Sequence[str] | None) -> list[_Slot]:
+    made = []
+    for index, form in enumerate(forms):
+        name = names[index] if names is not None else getattr(form, "name", f"input{index}")
+        sizes = getattr(form, "sizes", getattr(form, "shape", None))
+        is_tensor = sizes is not None and getattr(form, "dtype", None) is not None
+        value = getattr(form, "constant", getattr(form, "value", None))
+        made.append(_Slot(name, form, tuple(sizes) if is_tensor and sizes is not None else None, value))
+    return made
+
+
+def _named(text: str, slots: Sequence[_Slot]) -> tuple[str | None, Path]:
+    """Splits "name=path". A file whose name contains "=" is a path."""
+    name, equals, path = text.partition("=")
+    if not equals or Path(text).exists():
+        return None, Path(text)
+    names = [slot.name for slot in slots]
+    if name in names:
+        return name, Path(path)
+    raise OptionError(f"'{name}' in '{text}' is no input of the program: {listed(names)}.{did_you_mean(name, names)}")
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found, skipped = data_files(path)
+    warn_of_skipped(path, skipped)
+    return found
+
+
+def _paths_by_name(given: Sequence[tuple[str | None, Path]], slots: Sequence[_Slot]) -> dict[str, Path]:
+    """Returns the path of each input: those by name, then the others by position."""
+    names = [slot.name for slot in slots]
+    found: dict[str, Path] = {}
+    for name, path in given:
+        if name in found:
+            raise OptionError(f"The input '{name}' is given twice: '{found[name]}' and '{path}'.")
+        if name is not None:
+            found[name] = path
+    rest = [name for name in names if name not in found]
+    unnamed = [path for name, path in given if name is None]
+    if len(unnamed) != len(rest):
+        raise InputError(
+            f"The program takes {len(slots)} inputs ({listed(map(_text, slots))}), but {len(given)} files are given. "
+            "Give a file for each, in this order or as name=path, or a .npz file with arrays of these names."
+        )
+    found.update(zip(rest, unnamed, strict=True))
+    return {name: found[name] for name in names}
+
+
+def _text(slot: _Slot) -> str:
+    return f"{slot.name}: {slot}"
+
+
+def _by_name(slots: Sequence[_Slot], name: str) -> _Slot:
+    return next(slot for slot in slots if slot.name == name)
+
+
+def _filled(slots: Sequence[_Slot], values: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    return tuple(slot.value if slot.sizes is None else values[slot.name] for slot in slots)
+
+
+def _runs_of_one(path: Path, slots: Sequence[_Slot], slot: _Slot, transform: Transform | None) -> Iterator[FileInputs]:
+    value = _tensor(path, _transformed(path, _only_array(path, read_value(path), slot), slot, transform))
+    batches = _batches(value, slot)
+    for number, batch in enumerate(batches):
+        name = str(path) if len(batches) == 1 else f"{path}[{number * slot.batch}]"
+        yield FileInputs(_filled(slots, {slot.name: _fitting(name, batch, slot)}), (path,), name)
+
+
+def _only_array(path: Path, value: Any, slot: _Slot) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if slot.name not in value:
+        raise InputError(f"{path} has the arrays {listed(value)}, but none is called '{slot.name}', as the input is.")
+    return value[slot.name]
+
+
+def _batches(value: Tensor, slot: _Slot) -> Sequence[Tensor]:
+    """Splits an array of several samples into batches; returns any other value alone."""
+    if slot.takes_sizes(value.shape) or slot.takes_sizes((1, *value.shape)) or not value.dim():
+        return [value]
+    size = slot.batch
+    if slot.takes_sizes((size, *value.shape[1:])) and len(value) % size == 0 and len(value):
+        return [*value.split(size)]
+    return [value]
+
+
+def _one_value(path: Path, slot: _Slot, transform: Transform | None) -> Tensor:
+    value = _only_array(path, read_value(path), slot)
+    return _fitting(str(path), _tensor(path, _transformed(path, value, slot, transform)), slot)
+
+
+def _run_of_archive(
+    path: Path, slots: Sequence[_Slot], wanted: Sequence[_Slot], transform: Transform | None
+) -> FileInputs:
+    arrays = read_value(path)
+    names = [slot.name for slot in wanted]
+    if not isinstance(arrays, Mapping) or not arrays.keys() >= set(names):
+        found = listed(arrays) if isinstance(arrays, Mapping) else "one"
+        raise InputError(f"{path} must have the arrays {listed(names)}, but has {found}.")
+    values = {
+        slot.name: _fitting(
+            f"'{slot.name}' of {path}", _tensor(path, _transformed(path, arrays[slot.name], slot, transform)), slot
+        )
+        for slot in wanted
+    }
+    return FileInputs(_filled(slots, values), (path,), str(path))
+
+
+def _transformed(path: Path, value: Any, slot: _Slot, transform: Transform | None) -> Any:
+    is_float = _is_quantized(slot.form) or getattr(slot.form.dtype, "is_floating_point", True)
+    try:
+        return fitted(transform, slot.sizes, is_float=is_float)(value)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _is_quantized(form: Any) -> bool:
+    return getattr(form, "scale", None) is not None
+
+
+def _tensor(path: Path, value: Any) -> Tensor:
+    import numpy as np
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value
+    try:
+        return torch.from_numpy(np.require(value, requirements=["C", "W"]))
+    except TypeError as error:
+        raise InputError(f"{path} is no tensor, and its transform made none of it: {error}") from error
+
+
+def _fitting(name: str, value: Tensor, slot: _Slot) -> Tensor:
+    """Returns `value` with the batch dimension and dtype of the input. Raises `InputError` if it does not fit."""
+    batch = value[None] if slot.takes_sizes((1, *value.shape)) else value
+    dtype = slot.form.dtype
+    fits = slot.takes_sizes(batch.shape)
+    if fits and _is_quantized(slot.form) and batch.is_floating_point():
+        quantized: Tensor = slot.form.quantize(batch)
+        return quantized
+    if not fits or batch.dtype != dtype:
+        advice = " Save it as float32: array.astype('float32')." if fits and str(dtype) == "torch.float32" else ""
+        raise InputError(f"{name} is {value.dtype} {tuple(value.shape)}; the input '{slot.name}' takes {slot}.{advice}")
+    return batch.contiguous()

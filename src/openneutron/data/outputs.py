@@ -1,0 +1,125 @@
+"""Outputs of a run: the classes with the largest values, files, and a summary."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openneutron.core.files import write_file
+from openneutron.data.labels import ClassNames
+from openneutron.errors import InputError, OptionError
+
+__all__ = ["ClassScore", "OutputSummary", "save_outputs", "summarize_outputs", "top_classes"]
+
+_SHOWN_VALUES = 6
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """A class of an output: its index, its name (the index as text, if it has none), and its value."""
+
+    index: int
+    name: str
+    score: float
+
+
+def top_classes(output: Any, labels: ClassNames | Sequence[str] | None = None, k: int = 5) -> list[list[ClassScore]]:
+    """Returns the `k` classes with the largest values of each row of an output [rows, classes], the largest first.
+
+    An output with one dimension is one row; further dimensions of size 1 do not count. Of equal values, the one with
+    the lower index comes first, and NaN comes last.
+
+    Raises `InputError` for an output of another form, and if `labels` are more or fewer than its classes, and
+    `OptionError` for a `k` below 1.
+    """
+    import torch
+
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise OptionError(f"k must be a positive number of classes, not {k!r}.")
+    values = torch.as_tensor(output)
+    rows = values.reshape(1, -1) if values.dim() < 2 else values.flatten(1)
+    if values.dim() > 2 and any(size > 1 for size in values.shape[2:]):
+        raise InputError(f"Classes are read of an output [rows, classes], not of one of shape {tuple(values.shape)}.")
+    names = labels.names if isinstance(labels, ClassNames) else labels
+    if names is not None and len(names) != rows.shape[1]:
+        raise InputError(f"The labels name {len(names)} classes, but the output has {rows.shape[1]}.")
+    found = []
+    for row in rows.double():
+        ranked = torch.where(row.isnan(), torch.tensor(-torch.inf, dtype=torch.float64), row)
+        order = ranked.argsort(descending=True, stable=True)[:k].tolist()
+        found.append([ClassScore(i, names[i] if names is not None else str(i), float(row[i])) for i in order])
+    return found
+
+
+@dataclass(frozen=True)
+class OutputSummary:
+    """A row of a table of outputs: name, dtype and shape, extremes and mean, and the first values.
+
+    For an output that is not a tensor, `dtype` is its type, and only `first` is set.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] | None
+    minimum: float | None
+    mean: float | None
+    maximum: float | None
+    first: tuple[Any, ...]
+
+
+def summarize_outputs(outputs: Any, names: Sequence[str] | None = None) -> list[OutputSummary]:
+    """Returns a row for each output of a run. `names` are "output0", "output1", ... by default."""
+    return [_summary(name, value) for name, value in _named(outputs, names)]
+
+
+def _summary(name: str, value: Any) -> OutputSummary:
+    if not hasattr(value, "shape"):
+        return OutputSummary(name, type(value).__name__, None, None, None, None, (value,))
+    shape = tuple(value.shape)
+    dtype = str(value.dtype).removeprefix("torch.")
+    first = tuple(value.flatten()[:_SHOWN_VALUES].tolist())
+    if not value.numel():
+        return OutputSummary(name, dtype, shape, None, None, None, ())
+    numbers = value.double()
+    return OutputSummary(name, dtype, shape, float(numbers.min()), float(numbers.mean()), float(numbers.max()), first)
+
+
+def _named(outputs: Any, names: Sequence[str] | None) -> list[tuple[str, Any]]:
+    values = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+    names = names or [f"output{index}" for index in range(len(values))]
+    if len(names) != len(values):
+        raise InputError(f"There are {len(values)} outputs, but {len(names)} names.")
+    return list(zip(names, values, strict=True))
+
+
+def save_outputs(path: str | os.PathLike[str], outputs: Any, names: Sequence[str] | None = None) -> None:
+    """Writes the outputs of a run to a .npy file, or to a .npz file with an array for each output.
+
+    Numbers are arrays without dimensions. Outputs that are None or text are not in a .npz file. The file is written
+    beside `path` and then renamed, so that no half-written file remains.
+
+    Raises `OptionError` for another type of file and for several outputs in a .npy file, and `OutputError` if the file
+    cannot be written.
+    """
+    import numpy as np
+
+    arrays = {
+        name: np.asarray(value)
+        for name, value in _named(outputs, names)
+        if value is not None and not isinstance(value, str)
+    }
+    suffix = Path(path).suffix.lower()
+    buffer = io.BytesIO()
+    if suffix == ".npz":
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    elif suffix == ".npy":
+        if len(arrays) != 1:
+            raise OptionError(f"'{path}' holds one array, but there are {len(arrays)} outputs. Give a .npz file.")
+        np.save(buffer, next(iter(arrays.values())))
+    else:
+        raise OptionError(f"'{path}' must be a .npy or a .npz file.")
+    write_file(path, buffer.getvalue())
