@@ -52,6 +52,8 @@ from openneutron.vendor.profiling import Kernel
 from openneutron.vendor.sdk import converter_for
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from openneutron.accuracy.result import Analysis
     from openneutron.report.estimate import Estimate
 
@@ -87,6 +89,16 @@ class QuantizedModel:
         from openneutron.report.summary import summary_of_model
 
         return summary_of_model(self)
+
+    def _repr_html_(self) -> str:
+        from openneutron.report.tables import model_table
+
+        return model_table(self).as_html()
+
+    def __rich__(self) -> Table:
+        from openneutron.report.tables import model_table
+
+        return model_table(self).as_rich()
 
     @property
     def examples(self) -> Examples:
@@ -159,6 +171,16 @@ class NeutronProgram:
         from openneutron.report.summary import summary_of_program
 
         return summary_of_program(self)
+
+    def _repr_html_(self) -> str:
+        from openneutron.report.tables import program_table
+
+        return program_table(self).as_html()
+
+    def __rich__(self) -> Table:
+        from openneutron.report.tables import program_table
+
+        return program_table(self).as_rich()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `buffer` to `path`, in a temporary file that is then renamed. Raises `OutputError` if that fails.

@@ -139,6 +139,16 @@ class Analysis:
 
         return text_of(self)
 
+    def _repr_html_(self) -> str:
+        from openneutron.accuracy.text import result_table
+
+        return result_table(self).as_html()
+
+    def __rich__(self) -> Table:
+        from openneutron.accuracy.text import result_table
+
+        return result_table(self).as_rich()
+
     def table(self, limit: int | None = None) -> Table:
         """Returns a table with a row for each layer, in the order of `layers`, of at most `limit` rows."""
         from openneutron.accuracy.text import table_of

@@ -10,11 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from openneutron.core.tables import ResultTable
+
 if TYPE_CHECKING:
     from openneutron.accuracy.compare import Comparison
     from openneutron.accuracy.result import Analysis, LayerAccuracy
 
-__all__ = ["HEADINGS", "cells_of", "comparison_lines", "table_of", "text_of"]
+__all__ = ["HEADINGS", "cells_of", "comparison_lines", "result_table", "table_of", "text_of"]
 
 _WIDTH, _ROWS = 170, 20
 
@@ -76,6 +78,13 @@ def table_of(analysis: Analysis, limit: int | None = None) -> Table:
     for layer in analysis.layers[:limit]:
         table.add_row(*map(Text, cells_of(layer)))
     return table
+
+
+def result_table(analysis: Analysis) -> ResultTable:
+    """Returns the layers, the worst first, with the verdict as title and the advice as note."""
+    advice = [f"{one.node}: {one.what} {one.code}".rstrip() for one in analysis.advice]
+    rows = tuple(map(cells_of, analysis.layers))
+    return ResultTable(analysis.verdict, HEADINGS, rows, range(2, len(HEADINGS)), " ".join(advice))
 
 
 def cells_of(layer: LayerAccuracy) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -33,6 +33,8 @@ _HISTOGRAM = (300, 150)
 _FONT = "system-ui, sans-serif"
 MOST_BARS = 160
 """Charts with more operators show groups of consecutive operators, so that a bar is wide enough to be seen."""
+MOST_POINTS = 480
+"""Lines and areas with more points show groups of consecutive ones: their largest memory, their lowest SQNR."""
 MOST_TENSORS = 250
 """The chart of the arena shows the largest tensors, at most so many."""
 
@@ -75,10 +77,12 @@ def memory_chart(summary: Summary) -> Chart:
         "2": [memory.runtime_bytes] * len(layers),
         "3": weights,
     }
+    size = _group_size(len(layers), MOST_POINTS)
+    peaks = _peaks([layer.live_bytes + own for layer, own in zip(layers, weights, strict=True)], size)
     rows = [
-        {"i": number, "part": part, "bytes": size / factor}
+        {"i": start, "part": part, "bytes": sizes[peak] / factor}
         for part, sizes in parts.items()
-        for number, size in enumerate([*sizes, *sizes[-1:]])
+        for start, peak in [*peaks.items(), (len(layers), peaks[max(peaks)])]
     ]
     colors = ["var(--alive)", "var(--arena)", "var(--runtime)", "var(--weights)"]
     areas = {
@@ -93,6 +97,16 @@ def memory_chart(summary: Summary) -> Chart:
     }
     label = f"Memory at each of {len(layers)} operators, in {unit}."
     return _chart(label, 200, [areas, *([] if limit is None else [_rule("y", limit / factor)])])
+
+
+def _group_size(count: int, most: int) -> int:
+    return max(1, -(-count // most))
+
+
+def _peaks(values: Sequence[float], size: int) -> dict[int, int]:
+    """Returns the index of the largest value of each group of `size` consecutive values, by the group's start."""
+    starts = range(0, len(values), size)
+    return {start: max(range(start, min(start + size, len(values))), key=values.__getitem__) for start in starts}
 
 
 def shows_sram(summary: Summary) -> bool:
@@ -174,7 +188,7 @@ def busy_class(share: float) -> int:
 
 
 def _groups(layers: Sequence[LayerRow]) -> Iterator[Sequence[LayerRow]]:
-    size = max(1, -(-len(layers) // MOST_BARS))
+    size = _group_size(len(layers), MOST_BARS)
     for start in range(0, len(layers), size):
         yield layers[start : start + size]
 
@@ -204,9 +218,8 @@ def sqnr_chart(analysis: AnalysisRows) -> Chart | None:
         }
         for name, (points, color) in lines.items()
     ]
-    # A path for all points is far smaller than a symbol for each of them.
     points = {
-        "data": {"values": own[:MOST_BARS]},
+        "data": {"values": own[:: _group_size(len(own), MOST_BARS)]},
         "mark": {"type": "point", "color": "var(--soft)", "filled": True, "size": 14, "opacity": 1},
         "encoding": {"x": x, "y": y},
     }
@@ -227,10 +240,18 @@ def _marked(analysis: AnalysisRows) -> list[LayerAccuracyRow]:
     return [layer for layer in analysis.layers if layer.node in named and layer.sqnr_db is not None]
 
 
-def _points(layers: Iterable[LayerAccuracyRow], name: str) -> Iterator[dict[str, float]]:
-    for layer in layers:
-        if (value := getattr(layer, name)) is not None:
-            yield {"i": layer.position, "db": value}
+def _points(layers: Sequence[LayerAccuracyRow], name: str) -> Iterator[dict[str, float]]:
+    """Returns the points of a line. Of each group of consecutive layers, the lowest value counts."""
+    size = _group_size(len(layers), MOST_POINTS)
+    for start in range(0, len(layers), size):
+        known = [
+            (value, layer.position)
+            for layer in layers[start : start + size]
+            if (value := getattr(layer, name)) is not None
+        ]
+        if known:
+            value, position = min(known)
+            yield {"i": position, "db": value}
 
 
 def histogram_chart(layer: LayerAccuracyRow, bins: Histogram) -> str:
@@ -326,8 +347,9 @@ _UNUSED = re.compile(
 
 
 def _without_extras(svg: str, width: int, height: int) -> str:
-    """Removes attributes without effect in the page, and the fixed size, so that the page scales the chart."""
+    """Removes attributes without effect in the page, digits below 0.01 px, and the fixed size: the page scales it."""
     svg = re.sub(r'<path[^>]*display="none"[^>]*/>', "", svg)
     svg = re.sub(r'<path[^>]* d="M0,0h0v0h0Z"[^>]*/>', "", svg)
+    svg = re.sub(r"(\.\d\d)\d+", r"\1", svg)
     svg = re.sub(r'(<svg[^>]*?) width="\d+" height="\d+"', r"\1", _UNUSED.sub("", svg), count=1)
     return svg.replace("<svg", f'<svg data-width="{width}" data-height="{height}" aria-hidden="true"', 1)

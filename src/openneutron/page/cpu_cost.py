@@ -8,13 +8,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import is_operator, op_name
-from openneutron.formats import pte
-from openneutron.ir.cost import CPU_CYCLES_PER_ELEMENT, OPERATOR_CYCLES, cpu_cycles
+from openneutron.ir.cost import cpu_cycles
 from openneutron.ops import OPERATORS
 from openneutron.ops.op_instance import OpInstance
 from openneutron.targets import NeutronTarget, NeutronTargetSpec
 
-__all__ = ["cpu_costs", "kernel_cycles"]
+__all__ = ["cpu_costs"]
 
 
 def cpu_costs(graph: GraphModule, nodes: Container[str], target: str) -> dict[str, int]:
@@ -30,16 +29,6 @@ def cpu_costs(graph: GraphModule, nodes: Container[str], target: str) -> dict[st
         for node in named
         if all("val" in one.meta for one in (node, *node.all_input_nodes))
     }
-
-
-def kernel_cycles(method: pte.Method, call: pte.KernelCall) -> int:
-    """Returns the least estimated cycles of a kernel call: its start and one pass over its tensors.
-
-    A `.pte` does not tell the multiply-accumulates of a kernel.
-    """
-    slots = [method.slots[number] for number in call.numbers]
-    elements = sum(slot.bytes // pte.ITEM_BYTES.get(slot.dtype, 1) for slot in slots if slot.rank is not None)
-    return OPERATOR_CYCLES + elements * CPU_CYCLES_PER_ELEMENT
 
 
 def _elements(node: Node) -> int:

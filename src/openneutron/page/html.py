@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ __all__ = ["MOST_BYTES", "analysis_page", "page_of", "write_page"]
 
 MOST_BYTES = 1 << 20
 """The largest size of a page."""
-MOST_ROWS = 400
-"""The largest number of rows of a table; the page names how many are left out. CPU operators come first."""
+MOST_ROWS = (400, 200, 100, 50, 20)
+"""The largest number of rows of a table: the first with which the page has at most `MOST_BYTES`."""
 MOST_PICTURES = 24
 PICTURE_BYTES = 300_000
 TOP_LAYERS = 10
@@ -52,7 +52,7 @@ def page_of(summary: Summary, other: Summary | None = None) -> str:
     """
     template = _environment().get_template("report.html")
     changed = summary.accuracy[-1].changed if len(summary.accuracy) > 1 else ()
-    page: str = template.render(
+    content = dict(
         summary=summary,
         title=f"{summary.model} on the {summary.target.soc}",
         groups=_groups(summary.placement),
@@ -73,14 +73,23 @@ def page_of(summary: Summary, other: Summary | None = None) -> str:
         **_of_analysis(summary.analysis),
         **_of_other(summary, other),
     )
+    return _small_enough(template, content)
+
+
+def _small_enough(template: Any, content: Mapping[str, Any]) -> str:
+    """Renders the page with as many rows as fit into it."""
+    pages: Iterator[str] = (template.render(most_rows=most, **content) for most in MOST_ROWS)
+    page = ""
+    for page in pages:
+        if len(page.encode()) <= MOST_BYTES:
+            break
     return page
 
 
 def analysis_page(analysis: AnalysisRows) -> str:
     """Returns a page with the sections about accuracy by layer alone. Raises `OptionError` as `page_of` does."""
     title = "Accuracy by layer"
-    page: str = _environment().get_template("analysis.html").render(title=title, **_of_analysis(analysis))
-    return page
+    return _small_enough(_environment().get_template("analysis.html"), {"title": title, **_of_analysis(analysis)})
 
 
 def _of_analysis(analysis: AnalysisRows | None) -> dict[str, Any]:
@@ -173,7 +182,6 @@ def _environment() -> Any:
     )  # fmt: skip
     environment.globals.update(
         {name: getattr(headings, name) for name in headings.__all__},
-        most_rows=MOST_ROWS,
         busy_classes=charts.BUSY_CLASSES,
     )
     return environment

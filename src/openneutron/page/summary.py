@@ -16,7 +16,7 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.core.files import read_file
 from openneutron.errors import InputError
 from openneutron.formats import pte
-from openneutron.ir.cost import array_of
+from openneutron.ir.cost import CPU_CYCLES_PER_ELEMENT, OPERATOR_CYCLES, array_of
 from openneutron.page.content import (
     AccuracyRow,
     AdviceRow,
@@ -34,7 +34,6 @@ from openneutron.page.content import (
     Verdict,
     finite,
 )
-from openneutron.page.cpu_cost import cpu_costs, kernel_cycles
 from openneutron.page.verdict import verdict_of
 from openneutron.report.estimate import LayerEstimate
 from openneutron.report.inspect import NEUTRON_BACKEND, Delegate, Report, TensorSummary, inspect_bytes
@@ -210,6 +209,8 @@ def _layer_accuracy(
 def _cpu_costs(quantized: QuantizedModel | None, program: NeutronProgram) -> dict[str, int]:
     if quantized is None or quantized.reference is None:
         return {}
+    from openneutron.page.cpu_cost import cpu_costs  # imports torch, which a bare .pte does not need
+
     return cpu_costs(quantized.reference, {row.node for row in program.placement if row.where == "cpu"}, program.target)
 
 
@@ -237,10 +238,20 @@ def _placement_of_file(method: pte.Method, report: Report) -> tuple[PlacementRow
     for number, call in enumerate(method.calls):
         if isinstance(call, pte.KernelCall):
             if not call.name.startswith(_CONVERSIONS):
-                rows.append(PlacementRow(f"call {number}", call.name, "cpu", cpu_cycles=kernel_cycles(method, call)))
+                rows.append(PlacementRow(f"call {number}", call.name, "cpu", cpu_cycles=_kernel_cycles(method, call)))
         else:
             rows += _delegate_rows(next(delegates), number)
     return tuple(rows)
+
+
+def _kernel_cycles(method: pte.Method, call: pte.KernelCall) -> int:
+    """Returns the least estimated cycles of a kernel call: its start and one pass over its tensors.
+
+    A `.pte` does not tell the multiply-accumulates of a kernel.
+    """
+    slots = [method.slots[number] for number in call.numbers]
+    elements = sum(slot.bytes // pte.ITEM_BYTES.get(slot.dtype, 1) for slot in slots if slot.rank is not None)
+    return OPERATOR_CYCLES + elements * CPU_CYCLES_PER_ELEMENT
 
 
 def _delegate_rows(delegate: Delegate, call: int) -> Iterator[PlacementRow]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from torch.export import ExportedProgram
@@ -12,6 +13,7 @@ from torch.fx import Node
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.driver import Driver
 from openneutron.core.fx import modules_of, op_name, source_of
+from openneutron.core.tables import ResultTable
 from openneutron.ops import OPERATORS
 from openneutron.partition.clusters import Constants, find_clusters
 from openneutron.partition.compile import PartitionGraphs
@@ -21,7 +23,10 @@ from openneutron.partition.scheduling import Partition, partitions_of
 from openneutron.partition.states import states_in_int8
 from openneutron.partition.transposes import reject_unsupported_transposes
 
-__all__ = ["Placed", "Placement", "place", "placement"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Placed", "Placement", "Placements", "place", "placement"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,39 @@ class Placement:
     None if unknown.
     """
 
+    def _repr_html_(self) -> str:
+        return Placements((self,)).as_table().as_html()
+
+    def __rich__(self) -> Table:
+        return Placements((self,)).as_table().as_rich()
+
+
+class Placements(tuple[Placement, ...]):
+    """The rows of a program in graph order. In notebooks and terminals, they show themselves as a table."""
+
+    __slots__ = ()
+
+    def as_table(self) -> ResultTable:
+        """Returns the rows as a table, those on the CPU first."""
+        on_cpu = sum(row.where == "cpu" for row in self)
+        title = f"{len(self) - on_cpu} operators on the NPU, {on_cpu} on the CPU"
+        headings = ("node", "operator", "runs on", "module", "source line", "reason")
+        rows = (
+            (row.node, row.op, _where_text(row), row.module or "", row.source or "", row.reason or "")
+            for row in sorted(self, key=lambda row: row.where != "cpu")
+        )
+        return ResultTable(title, headings, tuple(rows))
+
+    def _repr_html_(self) -> str:
+        return self.as_table().as_html()
+
+    def __rich__(self) -> Table:
+        return self.as_table().as_rich()
+
+
+def _where_text(row: Placement) -> str:
+    return "CPU" if row.partition is None else f"NPU, delegate {row.partition}"
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -56,12 +94,12 @@ class Placed:
 
     program: ExportedProgram
     partitions: tuple[Partition, ...]
-    rows: tuple[Placement, ...]
+    rows: Placements
     graphs: PartitionGraphs
     """A cache of the IR of the partitions. It contains the IR that the search for partitions built."""
 
 
-def placement(program: ExportedProgram, compile_spec: Sequence[CompileSpec] | CompileOptions) -> tuple[Placement, ...]:
+def placement(program: ExportedProgram, compile_spec: Sequence[CompileSpec] | CompileOptions) -> Placements:
     """Returns where each operator of a quantized, exported program runs, in graph order.
 
     `program` is the result of `torch.export.export` for the converted module; `compile_spec` comes from
@@ -119,7 +157,7 @@ def place(program: ExportedProgram, options: CompileOptions) -> Placed:
         for node in program.graph.nodes
         if node in index or node in reasons or node in fused
     ]
-    return Placed(program, partitions, tuple(rows), graphs)
+    return Placed(program, partitions, Placements(rows), graphs)
 
 
 def _program_text(propagated: Propagated) -> str:

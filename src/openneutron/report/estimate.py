@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 from openneutron.formats.tflite import Operator
 from openneutron.ir.cost import array_of, cost_of
@@ -14,6 +15,9 @@ from openneutron.report.runtime_memory import RuntimeMemory
 from openneutron.report.tflite_ops import as_ops
 from openneutron.report.weights import stored_bytes
 from openneutron.targets import NeutronTarget
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = [
     "Estimate",
@@ -109,6 +113,16 @@ class Estimate:
         from openneutron.report.text import text_of_estimate
 
         return text_of_estimate(self)
+
+    def _repr_html_(self) -> str:
+        from openneutron.report.tables import estimate_table
+
+        return estimate_table(self).as_html()
+
+    def __rich__(self) -> Table:
+        from openneutron.report.tables import estimate_table
+
+        return estimate_table(self).as_rich()
 
     @property
     def macs(self) -> int:

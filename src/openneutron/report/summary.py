@@ -15,28 +15,37 @@ from openneutron.partition.placing import Placement
 if TYPE_CHECKING:
     from openneutron.flow import NeutronProgram, QuantizedModel
 
-__all__ = ["summary_of_model", "summary_of_program"]
+__all__ = [
+    "inputs_of_model", "operators_of_model", "program_edges", "program_kind", "summary_of_model", "summary_of_program",
+]  # fmt: skip
 
 MOST_ROWS = 8
 
 
 def summary_of_program(program: NeutronProgram) -> str:
     """Returns the program's kind, target and size, its inputs and outputs, and the placement of its operators."""
-    kind = "Device program, which the board runs" if program.is_device else "Portable program, which this host runs"
+    short = {"input": "in ", "output": "out"}
     return "\n".join([
-        f"{kind}; for {program.target}, {len(program.buffer):,} bytes",
-        *_input_output_lines(program),
+        f"{program_kind(program)}, which {'the board' if program.is_device else 'this host'} runs; for "
+        f"{program.target}, {len(program.buffer):,} bytes",
+        *(f"  {short[where]} {name}: {text}" for where, name, text in program_edges(program)),
         *_placement_lines(program.placement),
     ])  # fmt: skip
 
 
-def _input_output_lines(program: NeutronProgram) -> Iterator[str]:
+def program_kind(program: NeutronProgram) -> str:
+    """Returns "Device program" or "Portable program"."""
+    return "Device program" if program.is_device else "Portable program"
+
+
+def program_edges(program: NeutronProgram) -> Iterator[tuple[str, str, str]]:
+    """Returns "input" or "output", the name, and dtype and shape of each input and output."""
     method = pte.read(program.portable).methods[0]
     names = [leaf.name for leaf in program.leaves or ()] or [f"input {i}" for i in range(len(method.inputs))]
     for name, value in zip(names, method.inputs, strict=True):
-        yield f"  in  {name}: {_value_text(value)}"
+        yield "input", name, _value_text(value)
     for number, value in enumerate(method.outputs):
-        yield f"  out {number}: {_value_text(value)}"
+        yield "output", str(number), _value_text(value)
 
 
 def _value_text(value: pte.ProgramValue) -> str:
@@ -56,17 +65,26 @@ def _placement_lines(rows: Iterable[Placement]) -> Iterator[str]:
 
 def summary_of_model(model: QuantizedModel) -> str:
     """Returns the model's target and inputs, its number of int8 operators, and its recovery recipe."""
-    operators = [node for node in model.module.graph.nodes if _computes(node)]
-    quantized = sum(map(_is_quantized, operators))
-    inputs = ", ".join(
-        f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
-        for value in model.examples.leaves
-    )
+    quantized, operators = operators_of_model(model)
     return (
-        f"Quantized model for {model.target}: {quantized} of {len(operators)} operators in int8\n"
-        f"  in  {inputs}\n"
+        f"Quantized model for {model.target}: {quantized} of {operators} operators in int8\n"
+        f"  in  {', '.join(inputs_of_model(model))}\n"
         f"  recovery: {model.recipe or 'none'}"
     )
+
+
+def operators_of_model(model: QuantizedModel) -> tuple[int, int]:
+    """Returns the number of operators in int8, and of all operators."""
+    operators = [node for node in model.module.graph.nodes if _computes(node)]
+    return sum(map(_is_quantized, operators)), len(operators)
+
+
+def inputs_of_model(model: QuantizedModel) -> list[str]:
+    """Returns the dtype and shape of each input; the value of an input that is no tensor."""
+    return [
+        f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+        for value in model.examples.leaves
+    ]
 
 
 def _computes(node: Node) -> bool:

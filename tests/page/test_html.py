@@ -1,0 +1,342 @@
+"""The page: valid HTML of at most 1 MB that loads nothing, with the numbers of `summary.json`."""
+
+from __future__ import annotations
+
+import builtins
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.page.html_tree import Element, parsed
+from tests.page.summaries import large_summary, picture, small_summary
+
+from openneutron.errors import OptionError, OutputError
+from openneutron.page import AccuracyRow, ChangedSample, Summary, page_of, write_page
+from openneutron.page.content import Memory, PlacementRow
+from openneutron.page.html import MOST_BYTES, analysis_page, breakable, is_picture
+from openneutron.page.summary import summarize
+
+
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    return Summary.from_json(small_summary().as_json())
+
+
+@pytest.fixture(scope="module")
+def page(summary: Summary) -> Element:
+    other = replace(
+        summary, date="2025-12-31", cycles=(summary.cycles or 0) - 1000, program_bytes=summary.program_bytes + 24,
+        placement=summary.placement[:-1], options={"recover": "none"},
+    )  # fmt: skip
+    return parsed(page_of(summary, other))
+
+
+def section(page: Element, name: str) -> Element:
+    (found,) = page.all("section", id=name)
+    return found
+
+
+def table(page: Element, name: str, number: int = 0) -> list[list[str]]:
+    return list(section(page, name).all("table"))[number].rows()
+
+
+def count(value: int) -> str:
+    return f"{value:,}"
+
+
+# ------------------------------------------------------------------------------------------------------------ numbers
+
+
+def test_accuracy_rows_are_those_of_the_summary(page: Element, summary: Summary) -> None:
+    for cells, row in zip(table(page, "accuracy")[1:], summary.accuracy, strict=True):
+        assert row.value is not None
+        assert row.interval is not None
+        assert cells[:2] == [row.name, row.metric]
+        assert float(cells[2].removesuffix(" %")) == pytest.approx(row.value, rel=0.005)
+        assert [float(end) for end in cells[3].split(" to ")] == pytest.approx(row.interval, rel=0.005)
+        assert cells[4] == count(row.samples)
+        assert cells[5] == ("" if row is summary.accuracy[0] else f"{row.lost}, {row.gained}")
+    assert summary.accuracy[1].lost == 6
+
+
+def test_validation_rows_are_those_of_the_summary(page: Element) -> None:
+    assert table(page, "validation")[1:] == [
+        ["output 0", "float model", "31.2 dB", "0.999125", "0.0625", "3.00", "16"],
+        ["output 0", "converted module", "no error", "1.000000", "0", "0", "16"],
+    ]
+
+
+def test_each_operator_has_its_place_module_source_and_reason(page: Element, summary: Summary) -> None:
+    (rows,) = (one.rows()[1:] for one in page.all("table", id="all-operators"))
+    shown = {int(row[0]): row[1:] for row in rows}
+    for number, row in enumerate(summary.placement):
+        place = "CPU" if row.where == "cpu" else f"NPU, delegate {row.partition}"
+        op = "sort" if "sort" in row.op else "convolution"
+        assert shown[number] == [row.node, op, place, row.module, row.source, row.reason or ""]
+    assert next(row[1] for row in rows).startswith("sort")  # those on the CPU come first
+
+
+def test_operators_are_counted_by_name(page: Element) -> None:
+    assert table(page, "placement")[1:] == [
+        ["sort", "0", "1", "OpenNeutron has no such operator."],
+        ["convolution", "12", "0", ""],
+    ]
+
+
+def test_memory_is_that_of_the_summary(page: Element, summary: Summary) -> None:
+    memory, shown = summary.memory, {row[0]: row[1] for row in table(page, "memory")[1:]}
+    assert shown["SRAM needed"] == count(memory.needed_bytes)
+    assert shown["SRAM of the target"] == count(summary.target.sram_bytes or 0)
+    assert shown["flash of the target"] == "unknown"
+    assert shown["weights of all layers"] == count(memory.weight_bytes)
+    assert shown["arena of intermediate tensors"] == count(memory.scratch_bytes)
+    assert shown["largest sum of tensors alive"] == count(memory.peak_bytes)
+    assert shown["planned by ExecuTorch, with inputs and outputs"] == count(memory.planned_bytes)
+    assert shown["method of ExecuTorch"] == count(memory.method_bytes)
+    tensors = table(page, "memory", 1)[1:]
+    assert tensors == [
+        [
+            one.name,
+            " \N{MULTIPLICATION SIGN} ".join(map(str, one.shape)),
+            count(one.bytes),
+            count(one.offset),
+            str(one.first),
+            str(one.last),
+        ]
+        for one in memory.tensors
+    ]
+
+
+def test_layers_have_the_cycles_of_the_summary(page: Element, summary: Summary) -> None:
+    (rows,) = (one.rows()[1:] for one in page.all("table", id="all-cycles"))
+    for number, (cells, layer) in enumerate(zip(rows, summary.layers, strict=True)):
+        assert cells[:4] == [str(number), layer.node, layer.operator, layer.module]
+        assert cells[5] == count(layer.cycles)
+        assert float(cells[6].removesuffix(" %")) == pytest.approx(100 * layer.cycles / (summary.cycles or 0), abs=0.06)
+        assert float(cells[7].removesuffix(" %")) == pytest.approx(100 * layer.utilization, abs=0.06)
+        assert cells[8:] == [count(layer.macs), count(layer.weight_bytes)]
+    top = table(page, "cycles")[1:]
+    assert [row[0] for row in top] == [str(number) for number in range(11, 1, -1)]
+
+
+def test_layers_have_the_accuracy_of_the_summary(page: Element, summary: Summary) -> None:
+    assert summary.analysis is not None
+    (rows,) = (one.rows()[1:] for one in page.all("table", id="all-layers"))
+    for cells, layer in zip(rows, summary.analysis.layers, strict=True):
+        assert layer.sqnr_db is not None
+        assert cells[0] == str(layer.position)
+        assert cells[1].startswith(layer.node)
+        assert cells[4:6] == [f"{layer.sqnr_db:.1f} dB", "45.2 dB"]
+        assert cells[8:] == ["1, 2 of 16", "3 of 16", "1"]
+    assert [row[1] for row in table(page, "sqnr")[1:]] == ["21.5 dB", "25.2 dB", "27.8 dB"]
+
+
+def test_the_differences_are_those_of_two_summaries(page: Element, summary: Summary) -> None:
+    rows = {row[0]: row[1:] for row in table(page, "differences")[1:]}
+    assert rows["bytes of the .pte"] == [
+        count(summary.program_bytes + 24),
+        count(summary.program_bytes),
+        "-24 (-0.0 %)",
+    ]
+    assert rows["estimated cycles of the NPU"][2].startswith("+1,000 (+")
+    assert rows["operators on the CPU"] == ["0", "1", "+1"]
+    assert rows["top1 of .pte"] == ["90.5", "90.5", "equal"]
+    assert rows["SQNR of the outputs"][2] == "equal"
+    assert table(page, "differences", 1)[1:] == [
+        ["sort_0", "sort", "not there", "CPU", "OpenNeutron has no such operator."]
+    ]
+    assert table(page, "differences", 2)[1:] == [["recover", "none", "auto"], ["calibrate", "not given", "photos/"]]
+
+
+def test_a_lower_accuracy_is_worse_and_fewer_bytes_are_better(page: Element) -> None:
+    rows = [row for row in section(page, "differences").all("tr") if "bytes of the .pte" in row.text]
+    assert [cell.attributes["class"] for cell in rows[0].all("td")][-1] == "n better"
+
+
+def test_headings_are_sentences(page: Element) -> None:
+    headings = [" ".join(one.text.replace("estimate", "").split()) for one in page.all("h2")]
+    assert headings == [
+        "The top1 of .pte is 90.5 %, and that of float is 91.2 %.",
+        "The outputs of the .pte have an SQNR of at least 31.2 dB against the float model.",
+        "12 of 13 operators run on the NPU, in 1 delegate; 1 runs on the CPU.",
+        "The program needs 1.18 MiB of 7.50 MiB of SRAM.",
+        "The NPU takes about 242 thousand cycles.",
+        "The outputs of the int8 model have an SQNR of 21.5 dB.",
+        "This layer loses most of the accuracy.",
+        "6 samples are right only in float, and 3 only in .pte.",
+        "Compared with Net <1> & 'co' of 2025-12-31, 1 operator runs elsewhere.",
+        "This is how the program was built.",
+    ]
+
+
+def test_estimates_are_marked(page: Element) -> None:
+    for name in ("placement", "memory", "cycles"):
+        assert any("estimate" in one.text for one in section(page, name).all("span", class_="estimate"))
+
+
+# ----------------------------------------------------------------------------------------------------------- the file
+
+
+def test_the_page_loads_nothing(summary: Summary) -> None:
+    page = page_of(summary)
+    sources = re.findall(r'(?:src|href|action|data)="([^"]*)"', page)
+    assert sources
+    assert all(one.startswith(("#", "data:image/png;base64,")) for one in sources)
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|http://(?!www\.w3\.org)|https://", page)
+
+
+def test_names_are_text_and_not_html(summary: Summary) -> None:
+    assert "<1>" not in page_of(summary)
+    hostile = replace(
+        summary, model="<script>alert(1)</script>", options={"a": '"><img src=x onerror=alert(1)>'},
+        placement=(PlacementRow("<b>", "aten.<i>.default", "cpu", None, "</table><script>", "a&b", '"'),),
+    )  # fmt: skip
+    page = page_of(hostile)
+    assert "alert(1)</script>" not in page
+    assert "<img src=x" not in page
+    parsed(page)
+
+
+def test_only_pictures_are_embedded(summary: Summary) -> None:
+    assert is_picture(picture())
+    for uri in ("http://there/a.png", "data:text/html;base64,AAAA", "data:image/svg+xml;base64,AAAA", "javascript:1"):
+        assert not is_picture(uri)
+        sample = ChangedSample("a", "cat", "cat", "dog", uri)
+        rows = (summary.accuracy[0], AccuracyRow.of_percentage(".pte", 80.0, 10, (sample,)))
+        assert uri not in page_of(replace(summary, accuracy=rows))
+
+
+def test_the_same_summary_gives_the_same_page(summary: Summary) -> None:
+    assert page_of(summary) == page_of(summary)
+
+
+def bare(summary: Summary) -> Summary:
+    return replace(
+        summary, accuracy=(), validation=(), analysis=None, options={}, recipe={}, versions={}, seconds={}, date=None,
+        files=(), sections=(), inputs=(), outputs=(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("bare", bare),
+        ("nothing on the NPU", lambda one: replace(
+            one, layers=(), placement=one.placement[-1:], cycles=0, payload="none",
+            memory=Memory("fits", 10, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0))),
+        ("no operators", lambda one: replace(bare(one), layers=(), placement=(), cycles=0)),
+        ("all on the NPU", lambda one: replace(one, placement=one.placement[:-1])),
+        ("one operator", lambda one: replace(
+            one, layers=one.layers[:1], placement=one.placement[:1], memory=replace(one.memory, tensors=()))),
+        ("device", lambda one: replace(bare(one), payload="device", layers=(), cycles=None)),
+        ("memory unknown", lambda one: replace(one, target=replace(one.target, sram_bytes=None))),
+        ("clock known", lambda one: replace(one, milliseconds=1.25, target=replace(one.target, clock_hz=150_000_000))),
+        ("streamed", lambda one: replace(one, memory=replace(
+            one.memory, verdict="fits with fetch_constants_to_sram", needed_bytes=340_000))),
+        ("too large", lambda one: replace(one, memory=replace(
+            one.memory, verdict="does not fit", needed_bytes=9 << 20, missing_bytes=1 << 20, blame=("CONV_2D 't1'",)))),
+        ("another metric", lambda one: replace(
+            one, accuracy=(AccuracyRow("float", 0.5, 10, None, (), "mAP", ""), AccuracyRow(".pte", None, 10)))),
+        ("float only", lambda one: replace(one, accuracy=one.accuracy[:1])),
+        ("exact", lambda one: replace(one, analysis=replace(
+            one.analysis, output_sqnr_db=None, weights_sqnr_db=None, activations_sqnr_db=None, advice=(), layers=tuple(
+                replace(layer, sqnr_db=None, own_sqnr_db=None, weights_sqnr_db=None, activations_sqnr_db=None,
+                        error_share=None, histogram=None) for layer in one.analysis.layers)))),
+        ("empty network", lambda one: replace(one, analysis=replace(one.analysis, layers=(), advice=()))),
+        ("failures", lambda one: replace(one, failures=("Output 0 has 3 dB.", "Layer a has 9 LSB."))),
+        ("samples without pictures", lambda one: replace(one, accuracy=(one.accuracy[0], replace(
+            one.accuracy[1], changed=tuple(replace(c, picture=None) for c in one.accuracy[1].changed))))),
+        ("legacy", lambda one: replace(one, flavor="SDK_25_06")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_every_part_may_be_missing(summary: Summary, name: str, change: Callable[[Any], Summary]) -> None:
+    changed = change(summary)
+    document = parsed(page_of(Summary.from_json(changed.as_json()), summary))
+    assert "None" not in document.text
+    assert "nan" not in re.findall(r"[a-z]+", document.text)
+
+
+def test_a_page_of_a_large_network_stays_small_and_says_what_is_left_out() -> None:
+    name = "encoder.layers.{0}.self_attention.output_projection.with_a_long_name_{0}"
+    summary = large_summary(4000, changed=3000, name=name)
+    start = time.perf_counter()
+    page = page_of(summary, replace(summary, placement=()))
+    assert time.perf_counter() - start < 30
+    assert len(page.encode()) <= MOST_BYTES
+    text = " ".join(parsed(page).text.split())
+    assert re.search(r"4,\d\d\d more rows are in summary.json", text)
+    assert "All 3,000 samples" in text
+
+
+def test_the_page_of_an_analysis_alone(summary: Summary) -> None:
+    assert summary.analysis is not None
+    document = parsed(analysis_page(summary.analysis))
+    assert [one.attributes["id"] for one in document.all("section")] == ["sqnr", "layers"]
+
+
+def test_long_names_may_break() -> None:
+    assert str(breakable("a.b_c/<d>")) == "a.<wbr>b_<wbr>c/<wbr>&lt;d&gt;"
+    assert max(map(len, str(breakable("x" * 100)).split("<wbr>"))) == 24
+    assert str(breakable("")) == ""
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("package", ["jinja2", "vl_convert"])
+def test_a_missing_package_is_named_with_its_command(
+    summary: Summary, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    load = builtins.__import__
+
+    def fail(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == package:
+            raise ImportError(f"No module named '{name}'", name=name)
+        return load(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", fail)
+    with pytest.raises(OptionError, match=r"pip install 'openneutron\[report\]'"):
+        page_of(summary)
+
+
+def test_a_folder_that_does_not_exist_is_an_output_error(summary: Summary, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="does not exist"):
+        write_page(tmp_path / "nowhere" / "report.html", summary)
+
+
+def test_reading_summaries_and_writing_pages_need_no_torch() -> None:
+    code = "import sys, openneutron.page; print([n for n in ('torch', 'executorch', 'vl_convert') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_the_page_of_mobilenet_takes_at_most_three_seconds_and_one_megabyte() -> None:
+    """Measures the page beyond the analysis, in a new process, as `openneutron build` would."""
+    import torch
+    from benchmarks.zoo.torchvision_models import MissingTorchvisionError, torchvision_models
+    from tests.flow_support import seeded
+
+    from openneutron import lower, quantize
+    from openneutron.accuracy import analyze
+
+    try:
+        model = seeded(torchvision_models().mobilenet_v2)
+    except MissingTorchvisionError as error:
+        pytest.skip(str(error))
+    images = [torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    quantized = quantize(model.eval(), (images[0],), images, recover=None)
+    program = lower(quantized)
+    found = analyze(None, quantized, images[:1], program=program, candidates=1, share_samples=1)
+    start = time.perf_counter()
+    page = page_of(summarize("MobileNetV2", program, quantized=quantized, analysis=found))
+    seconds = time.perf_counter() - start
+    assert len(page.encode()) <= MOST_BYTES
+    assert seconds < 3

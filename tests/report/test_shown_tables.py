@@ -1,0 +1,91 @@
+"""The tables that results show of themselves in notebooks and terminals."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tests.accuracy_models import images, net, quantized
+from tests.page.html_tree import parsed
+
+from openneutron import NeutronProgram, QuantizedModel, lower
+from openneutron.accuracy import analyze
+from openneutron.core.tables import MOST_ROWS, ResultTable
+
+
+@pytest.fixture(scope="module")
+def model() -> QuantizedModel:
+    return quantized(net())
+
+
+@pytest.fixture(scope="module")
+def program(model: QuantizedModel) -> NeutronProgram:
+    return lower(model, operators_not_to_delegate=["aten.linear.default"])
+
+
+def terminal_text(shown: Any) -> str:
+    console = Console(file=io.StringIO(), width=220)
+    console.print(shown)
+    return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def results(model: QuantizedModel, program: NeutronProgram) -> dict[str, Any]:
+    return {
+        "model": model,
+        "program": program,
+        "estimate": program.estimate(),
+        "analysis": analyze(None, model, images(2)),
+        "placement": program.placement,
+        "row": next(row for row in program.placement if row.where == "cpu"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("model", ["Quantized model for imxrt700", "9 of 9", "torch.float32 (1, 8, 12, 12)"]),
+        ("program", ["Portable program for imxrt700", "operators on the CPU", "linear (aten.linear.default): "]),
+        ("estimate", ["Estimate for imxrt700", "CONV_2D", "cycles", "of 7,864,320 bytes"]),
+        ("analysis", ["The SQNR of the outputs is", "share of error", "conv2d_1"]),
+        ("placement", ["1 on the CPU", "operators_not_to_delegate", "NPU, delegate 0"]),
+        ("row", ["0 operators on the NPU, 1 on the CPU", "operators_not_to_delegate"]),
+    ],
+)
+def test_a_result_shows_the_same_in_notebooks_and_terminals(
+    results: dict[str, Any], name: str, expected: list[str]
+) -> None:
+    html, text = parsed(results[name]._repr_html_()).text, terminal_text(results[name])
+    for part in expected:
+        assert part in html
+        assert part in text
+
+
+def test_the_estimate_has_a_row_for_each_layer(program: NeutronProgram) -> None:
+    estimate = program.estimate()
+    (table,) = parsed(estimate._repr_html_()).all("table")
+    assert [row[3] for row in table.rows()[1:]] == [f"{layer.cycles:,}" for layer in estimate.layers]
+
+
+def test_placements_stay_a_tuple_of_rows(program: NeutronProgram) -> None:
+    assert isinstance(program.placement, tuple)
+    assert program.placement == tuple(program.placement)
+    assert replace(program.placement[0]) == program.placement[0]
+
+
+def test_text_of_a_table_is_neither_html_nor_markup() -> None:
+    table = ResultTable("[bold]<b>", ("<i>",), (("<script>",), ("[red]x[/red]",)), note="a & b")
+    assert "<b>" not in table.as_html().replace("<p><b>", "").replace("<b></p>", "")
+    assert "&lt;script&gt;" in table.as_html()
+    assert "[red]x[/red]" in terminal_text(table.as_rich())
+    assert "[bold]<b>" in terminal_text(table.as_rich())
+
+
+def test_a_long_table_says_what_it_leaves_out() -> None:
+    table = ResultTable("t", ("a",), tuple((str(number),) for number in range(MOST_ROWS + 5)))
+    assert "5 more rows are not shown." in table.as_html()
+    assert "5 more rows are not shown." in terminal_text(table.as_rich())
+    assert table.as_html().count("<tr>") == MOST_ROWS + 1
