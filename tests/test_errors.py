@@ -221,7 +221,7 @@ class TestErrors:
 
     def test_a_converter_that_is_missing(self) -> None:
         with pytest.raises(ConverterError, match=r"eIQ PyPI.*NXP eIQ Neutron Backend"):
-            sdk.choose(None, [])
+            sdk.choose_converter(None, [])
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from openneutron.core.boundary import typed_errors
-from openneutron.core.evaluation import GraphRun, computed_from, last_uses, value_of
+from openneutron.core.evaluation import GraphRun, compute_from, last_uses, value_of
 from openneutron.core.fx import placeholders
 from openneutron.errors import ModelError
 from openneutron.passes.functionalize import functionalize
@@ -95,7 +95,7 @@ def test_one_value_is_computed_from_known_ones() -> None:
     module = graph_of_net()
     relu = node_named(module, "relu")
     known = {node_named(module, "mul"): torch.tensor([-5.0, 5.0])}
-    assert torch.equal(computed_from(known, module, relu), torch.tensor([0.0, 5.0]))
+    assert torch.equal(compute_from(known, module, relu), torch.tensor([0.0, 5.0]))
     assert relu in known
     assert not any(node.op == "placeholder" for node in known)
 

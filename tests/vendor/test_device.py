@@ -49,7 +49,7 @@ def converted(inputs: int, outputs: int) -> bytes:
             results.append(Tensor(source.shape, source.dtype, qparams))
             ops.append(Op(RELU, (source,), results[-1], {}, "relu"))
     model = tflite.write(Graph(tuple(sources), tuple(results), tuple(ops)))
-    return sdk.convert(sdk.Conversion(model, "imxrt700", sdk.DEFAULT_FLAGS), sdk.choose(None)).tflite
+    return sdk.convert(sdk.Conversion(model, "imxrt700", sdk.DEFAULT_FLAGS), sdk.choose_converter(None)).tflite
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class TestCompile:
         self, name: str, programs: dict[str, NeutronProgram]
     ) -> None:
         data = programs[name].buffer
-        device = compile_program(data, sdk.choose(None), time_limit=LIMIT).program
+        device = compile_program(data, sdk.choose_converter(None), time_limit=LIMIT).program
         before, after = (list(map(parse, delegates(one))) for one in (data, device))
         assert [payload.is_portable for payload in before] == [True] * len(before)
         assert [payload.is_portable for payload in after] == [False] * len(before)
@@ -148,30 +148,30 @@ class TestCompile:
     @pytest.mark.parametrize("name", ["one", "two"])
     def test_all_else_stays_byte_for_byte(self, name: str, programs: dict[str, NeutronProgram]) -> None:
         data = programs[name].buffer
-        device = compile_program(data, sdk.choose(None), time_limit=LIMIT).program
+        device = compile_program(data, sdk.choose_converter(None), time_limit=LIMIT).program
         segments = [one.segment for method in pte.read(data).methods for one in method.delegates]
         back = dict(zip(segments, delegates(data), strict=True))
         assert pte.replace_payloads(device, {number: back[number] for number in segments if number is not None}) == data
 
     def test_the_host_refuses_what_is_compiled(self, programs: dict[str, NeutronProgram]) -> None:
-        device = compile_program(programs["one"].buffer, sdk.choose(None), time_limit=LIMIT).program
+        device = compile_program(programs["one"].buffer, sdk.choose_converter(None), time_limit=LIMIT).program
         with pytest.raises(HostError, match="microcode"):
             HostProgram.from_bytes(device)
 
     def test_what_is_compiled_already_is_refused(self, programs: dict[str, NeutronProgram]) -> None:
-        device = compile_program(programs["one"].buffer, sdk.choose(None), time_limit=LIMIT).program
+        device = compile_program(programs["one"].buffer, sdk.choose_converter(None), time_limit=LIMIT).program
         with pytest.raises(ModelError, match="is compiled already"):
-            compile_program(device, sdk.choose(None), time_limit=LIMIT)
+            compile_program(device, sdk.choose_converter(None), time_limit=LIMIT)
 
     def test_what_has_no_delegate_of_ours_is_refused(self, programs: dict[str, NeutronProgram]) -> None:
         with pytest.raises(ModelError, match="has no delegate of NeutronBackend"):
-            compile_program(programs["none"].buffer, sdk.choose(None), time_limit=LIMIT)
+            compile_program(programs["none"].buffer, sdk.choose_converter(None), time_limit=LIMIT)
 
     def test_another_target_is_refused(self, programs: dict[str, NeutronProgram]) -> None:
         with pytest.raises(OptionError, match="was lowered for imxrt700"):
-            compile_program(programs["one"].buffer, sdk.choose(None), target="imx95", time_limit=LIMIT)
+            compile_program(programs["one"].buffer, sdk.choose_converter(None), target="imx95", time_limit=LIMIT)
 
     @pytest.mark.parametrize("cut", [slice(0, 0), slice(0, 100), slice(0, -8)])
     def test_a_broken_file_is_refused(self, cut: slice, programs: dict[str, NeutronProgram]) -> None:
         with pytest.raises(ValueError, match="byte"):
-            compile_program(programs["one"].buffer[cut], sdk.choose(None), time_limit=LIMIT)
+            compile_program(programs["one"].buffer[cut], sdk.choose_converter(None), time_limit=LIMIT)

@@ -63,7 +63,7 @@ def portable_model(quantized: QuantizedModel) -> bytes:
 
 def log_of(model: bytes) -> str:
     flags = converter_flags(CompileOptions(use_profiling=True))
-    return sdk.convert(Conversion(model, "imxrt700", flags), sdk.choose(None)).log
+    return sdk.convert(Conversion(model, "imxrt700", flags), sdk.choose_converter(None)).log
 
 
 def test_every_kernel_knows_what_it_computes_and_where_that_was_written(quantized: QuantizedModel) -> None:
@@ -143,4 +143,4 @@ def test_a_converter_that_prints_something_else_is_a_warning(
     delegate = pte.read(lower(quantized, payload="portable").buffer).methods[0].delegates[0]
     options = CompileOptions(use_profiling=True, extra_flags="verbose=False")
     with pytest.warns(ConverterWarning, match="not the operators that they compute"):
-        compile_payloads([parse(delegate.payload)], options, sdk.choose(None))
+        compile_payloads([parse(delegate.payload)], options, sdk.choose_converter(None))

@@ -47,24 +47,24 @@ class TestChoose:
         ]  # fmt: skip
 
     def test_without_a_flavor_the_newer_package(self) -> None:
-        assert sdk.choose(None).module == "eiq_neutron_sdk"
+        assert sdk.choose_converter(None).module == "eiq_neutron_sdk"
 
     def test_by_flavor(self) -> None:
-        assert sdk.choose("SDK_25_06").module == "neutron_converter_SDK_25_06"
+        assert sdk.choose_converter("SDK_25_06").module == "neutron_converter_SDK_25_06"
 
     @pytest.mark.parametrize("flavor", ["SDK_25_09", "3.1.3"])
     def test_a_mismatch_lists_what_is_there(self, flavor: str) -> None:
         with pytest.raises(ConverterError, match=f"'{flavor}'.*neutron_converter_SDK_25_06.*openneutron compile"):
-            sdk.choose(flavor)
+            sdk.choose_converter(flavor)
 
     def test_none_at_all(self) -> None:
         with pytest.raises(ConverterError, match=r"installed: none.*portable program needs no converter"):
-            sdk.choose(None, ())
+            sdk.choose_converter(None, ())
 
 
 class TestConvert:
     def test_converts(self) -> None:
-        converted = sdk.convert(request(), sdk.choose(None))
+        converted = sdk.convert(request(), sdk.choose_converter(None))
         assert f"converting {len(model())} bytes for imxrt700" in converted.log
         assert not parse(device_payload(HEADER, converted.tflite)).is_portable
 
@@ -83,11 +83,11 @@ class TestConvert:
     ) -> None:
         monkeypatch.setenv("NEUTRON_DOUBLE", word)
         with pytest.raises(ConverterError, match=message):
-            sdk.convert(request(), sdk.choose(None))
+            sdk.convert(request(), sdk.choose_converter(None))
 
     def test_garbage_is_refused_with_the_offset(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NEUTRON_DOUBLE", "garbage")
-        converted = sdk.convert(request(), sdk.choose(None))
+        converted = sdk.convert(request(), sdk.choose_converter(None))
         with pytest.raises(ValueError, match="byte 4: expected the identifier 'TFL3'"):
             device_payload(HEADER, converted.tflite)
 
@@ -95,25 +95,25 @@ class TestConvert:
         monkeypatch.setenv("NEUTRON_DOUBLE", "hang")
         start = time.monotonic()
         with pytest.raises(ConverterError, match="did not end within 2 s"):
-            sdk.convert(request(), sdk.choose(None), time_limit=2)
+            sdk.convert(request(), sdk.choose_converter(None), time_limit=2)
         assert time.monotonic() - start < QUICK
 
     def test_unknown_flags_and_targets_are_refused_with_what_there_is(self) -> None:
         with pytest.raises(ConverterError, match=r"has no field 'fastMath'; its fields are .*fetchConstantsToSRAM"):
-            sdk.convert(request(fastMath=True), sdk.choose(None))
+            sdk.convert(request(fastMath=True), sdk.choose_converter(None))
         wrong = sdk.Conversion(model(), "imx943", sdk.DEFAULT_FLAGS)
         with pytest.raises(ConverterError, match=r"no target 'imx943'; its targets are imxrt700, imx95, mcxn94x"):
-            sdk.convert(wrong, sdk.choose(None))
+            sdk.convert(wrong, sdk.choose_converter(None))
 
     def test_kernel_selection_comes_back(self) -> None:
-        converted = sdk.convert(request(dumpKernelSelectionCode=True), sdk.choose(None))
+        converted = sdk.convert(request(dumpKernelSelectionCode=True), sdk.choose_converter(None))
         assert converted.kernel_selection == f"// kernels of {len(model())} bytes\n"
 
     def test_leaves_nothing_behind(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TMPDIR", str(tmp_path))
         monkeypatch.setattr("tempfile.tempdir", None)
         monkeypatch.chdir(tmp_path)
-        sdk.convert(request(dumpKernelSelectionCode=True), sdk.choose(None))
+        sdk.convert(request(dumpKernelSelectionCode=True), sdk.choose_converter(None))
         assert os.listdir(tmp_path) == []
 
 
@@ -122,7 +122,7 @@ class TestCache:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("NEUTRON_DOUBLE_COUNT", str(tmp_path / "runs"))
-        converter, cache = sdk.choose(None), tmp_path / "cache"
+        converter, cache = sdk.choose_converter(None), tmp_path / "cache"
         first = sdk.convert(request(), converter, cache=cache)
         assert sdk.convert(request(), converter, cache=cache) == first
         assert (tmp_path / "runs").read_text().count("run") == 1
@@ -130,7 +130,7 @@ class TestCache:
             (request(fetchConstantsToSRAM=True), converter),
             (sdk.Conversion(model(), "imx95", sdk.DEFAULT_FLAGS), converter),
             (sdk.Conversion(model(16), "imxrt700", sdk.DEFAULT_FLAGS), converter),
-            (request(), sdk.choose("SDK_25_06")),
+            (request(), sdk.choose_converter("SDK_25_06")),
         )
         for other, by in others:
             sdk.convert(other, by, cache=cache)
@@ -139,21 +139,21 @@ class TestCache:
     def test_failures_are_not_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NEUTRON_DOUBLE", "exit")
         with pytest.raises(ConverterError):
-            sdk.convert(request(), sdk.choose(None), cache=tmp_path)
+            sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path)
         monkeypatch.delenv("NEUTRON_DOUBLE")
-        sdk.convert(request(), sdk.choose(None), cache=tmp_path)
+        sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path)
 
     def test_a_damaged_entry_is_named(self, tmp_path: Path) -> None:
-        sdk.convert(request(), sdk.choose(None), cache=tmp_path)
+        sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path)
         (entry,) = tmp_path.iterdir()
         (entry / "converted.tflite").write_bytes(b"TFL3")
         with pytest.raises(ConverterError, match=r"is damaged. Delete that folder"):
-            sdk.convert(request(), sdk.choose(None), cache=tmp_path)
+            sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path)
 
 
 def test_several_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [sdk.Conversion(model(size), "imxrt700", sdk.DEFAULT_FLAGS) for size in (8, 16, 24, 32)]
-    converted = sdk.convert_all(requests, sdk.choose(None))
+    converted = sdk.convert_all(requests, sdk.choose_converter(None))
     assert [len(tflite.read(one.tflite).subgraphs[0].operators) for one in converted] == [1, 1, 1, 1]
     assert [tflite.read(one.tflite).subgraphs[0].inputs[0].shape for one in converted] == [
         (1, 8), (1, 16), (1, 24), (1, 32),

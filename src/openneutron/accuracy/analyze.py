@@ -95,7 +95,7 @@ def analyze(
 
     chosen = sorted(statistics, key=lambda one: one.own.sqnr_db)[:candidates]
     treated: list[tuple[QuantizedLayer, Treatment]] = [(one.layer, to_float) for one in chosen]
-    shares = dict(zip((one.layer for one in chosen), shares_of(found, treated, tried, steps.done), strict=True))
+    shares = dict(zip((one.layer for one in chosen), shares_of(found, treated, tried, steps.advance), strict=True))
     rows = {one.layer: _layer_accuracy(position, one, shares.get(one.layer)) for position, one in enumerate(statistics)}
     layers = tuple(sorted(rows.values(), key=_worst_first))
     kept = OutputSqnr(*(_decibels(noise_ratio(outputs) / len(outputs)) for outputs in noise))
@@ -168,7 +168,7 @@ class _Steps:
     def __init__(self, progress: Progress | None, total: int) -> None:
         self.progress, self.total, self.count = progress, total, 0
 
-    def done(self) -> None:
+    def advance(self) -> None:
         self.count += 1
         if self.progress is not None:
             self.progress(self.count, self.total)
@@ -207,7 +207,7 @@ def _gather_statistics(
         for sums, values in zip(outputs, (given, *alone), strict=True):
             for noise, signal, output in zip(sums, signals, _outputs_of(found.module, values), strict=True):
                 noise.add(signal, output)
-        steps.done()
+        steps.advance()
     return outputs
 
 

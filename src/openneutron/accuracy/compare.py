@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from openneutron.accuracy.given import given
 from openneutron.compile_spec import CompileOptions
-from openneutron.core.evaluation import GraphRun, computed_from
+from openneutron.core.evaluation import GraphRun, compute_from
 from openneutron.core.files import read_file
 from openneutron.core.fx import first_operand, is_dequantize, modules_of, op_name, output_node, placeholders, source_of
 from openneutron.errors import InputError, ModelError
@@ -243,7 +243,7 @@ class _Delegate:
         self._invoke(values)
         known = ChainMap({node: values[node] for node in self.partition.inputs}, constants)
         for cluster in self.partition.clusters:
-            computed = computed_from(known, program.graph_module, cluster.quantize)
+            computed = compute_from(known, program.graph_module, cluster.quantize)
             if cluster.quantize not in self.tensors:
                 continue
             stored = torch.from_numpy(np.asarray(self.interpreter.get_tensor(self.tensors[cluster.quantize])))

@@ -90,7 +90,7 @@ class _PairTransform:
     def __call__(self, inputs: Any) -> Any:
         made = to_tensors(self.transform(inputs))
         is_new = made is not inputs and isinstance(made, Tensor) and not isinstance(inputs, np.ndarray)
-        if is_new and self.form is not None and self.form.takes_sizes((1, *made.shape)):
+        if is_new and self.form is not None and self.form.accepts_sizes((1, *made.shape)):
             return made[None]
         return made
 
@@ -157,7 +157,7 @@ def _batch(group: Sequence[Sample], values: Sequence[Any], form: InputForm | Non
         )
     if len({tensor.shape for tensor in tensors}) > 1:
         raise InputError(f"{name} and the samples after it have different shapes: {describe(tensors)}.")
-    has_batch = form is not None and len(tensors) == 1 and form.takes_sizes(tensors[0].shape)
+    has_batch = form is not None and len(tensors) == 1 and form.accepts_sizes(tensors[0].shape)
     batch: Tensor = tensors[0] if has_batch else torch.stack(tensors)
     if form is not None and not form.takes(batch):
         raise InputError(f"{name} is {describe([batch])}; the model takes ({form}).")

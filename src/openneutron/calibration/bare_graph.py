@@ -20,7 +20,7 @@ from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
 from openneutron.ops.fusion import is_activation, takes_activation
 from openneutron.ops.graph_builder import replace_with_reshape
-from openneutron.ops.shapes import needs_strides, takes_sizes
+from openneutron.ops.shapes import takes_sizes, needs_strides
 from openneutron.passes.add_input_guards import GUARDS
 from openneutron.passes.functionalize import writes_memory
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver
@@ -58,11 +58,11 @@ class Batches:
     def concatenate(self, samples: Sequence[Inputs]) -> Inputs:
         """Concatenates samples along dimension 0. Keeps constants, which are equal in all samples."""
         return tuple(
-            self.arranged(torch.cat(values)) if isinstance(values[0], Tensor) else values[0]
+            self.to_memory_format(torch.cat(values)) if isinstance(values[0], Tensor) else values[0]
             for values in zip(*samples, strict=True)
         )
 
-    def arranged(self, value: Tensor) -> Tensor:
+    def to_memory_format(self, value: Tensor) -> Tensor:
         """Returns `value`, in channels-last if that is set and `value` is an image or a weight for images (4-d)."""
         rearranged = self.channels_last and value.dim() == 4
         return value.contiguous(memory_format=torch.channels_last) if rearranged else value
@@ -162,7 +162,7 @@ def batched_graph(single: GraphModule, batches: Batches) -> GraphModule:
             replace_with_reshape(node, *node.args[:2])
     module = GraphModule(single, graph)
     for name, value in module.named_buffers(recurse=False):
-        setattr(module, name, batches.arranged(value))
+        setattr(module, name, batches.to_memory_format(value))
     return module
 
 

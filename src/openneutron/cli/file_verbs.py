@@ -85,7 +85,7 @@ def compile(
     from openneutron.vendor.device import compile_program, kernel_selection_path, options_of
 
     data = read_file(program)
-    converter = sdk.choose(flavor or options_of(data, str(program)).neutron_converter_flavor)
+    converter = sdk.choose_converter(flavor or options_of(data, str(program)).neutron_converter_flavor)
     compiled = compile_program(
         data, converter, time_limit=time_limit, intermediates_dir=intermediates_dir, what=str(program)
     )

@@ -12,19 +12,19 @@ from torch.fx import Graph, GraphModule, Node, map_arg
 from openneutron.core.constants import attribute
 from openneutron.core.fx import is_state_write, output_node
 
-__all__ = ["GraphRun", "computed_from", "evaluated", "inferred", "last_uses", "run_node", "value_of"]
+__all__ = ["GraphRun", "compute_from", "evaluate_call", "infer_meta", "last_uses", "run_node", "value_of"]
 
 
-def evaluated(node: Node, value_of: Callable[[Node], Any]) -> Any:
+def evaluate_call(node: Node, value_of: Callable[[Node], Any]) -> Any:
     """Runs the call `node` on the values that `value_of` returns for its input nodes. Returns the result."""
     assert callable(node.target)
     args, kwargs = map_arg((node.args, node.kwargs), value_of)
     return node.target(*args, **kwargs)
 
 
-def inferred(node: Node) -> Any:
+def infer_meta(node: Node) -> Any:
     """Runs the call `node` on the metadata of its input nodes: fake tensors or example values."""
-    return evaluated(node, lambda read: read.meta["val"])
+    return evaluate_call(node, lambda read: read.meta["val"])
 
 
 def run_node(module: GraphModule, node: Node, value_of: Callable[[Node], Any]) -> Any:
@@ -32,13 +32,13 @@ def run_node(module: GraphModule, node: Node, value_of: Callable[[Node], Any]) -
     if node.op == "get_attr":
         return attribute(module, str(node.target))
     if node.op == "call_function":
-        return evaluated(node, value_of)
+        return evaluate_call(node, value_of)
     args, kwargs = map_arg((node.args, node.kwargs), value_of)
     return args[0] if node.op == "output" else module.get_submodule(str(node.target))(*args, **kwargs)
 
 
 @torch.no_grad()
-def computed_from(known: MutableMapping[Node, Any], module: GraphModule, node: Node) -> Any:
+def compute_from(known: MutableMapping[Node, Any], module: GraphModule, node: Node) -> Any:
     """Computes `node` from constants and from the values in `known`, and adds each value that it computes to `known`.
 
     Computes only the nodes on which `node` depends.
@@ -58,7 +58,7 @@ def computed_from(known: MutableMapping[Node, Any], module: GraphModule, node: N
 
 def value_of(module: GraphModule, node: Node) -> torch.Tensor:
     """Returns the value of a constant, or of a node computed from constants alone."""
-    value = computed_from({}, module, node)
+    value = compute_from({}, module, node)
     assert isinstance(value, torch.Tensor)
     return value.detach()
 

@@ -31,8 +31,8 @@ __all__ = [
     "iterate_nodes",
     "modules_of",
     "note",
+    "note_of",
     "note_replaced",
-    "noted",
     "op_name",
     "operator_aliases",
     "operator_names",
@@ -132,19 +132,19 @@ def note(node: Node, key: str, value: object) -> None:
     node.meta[_NOTES] = {**node.meta.get(_NOTES, {}), key: value}
 
 
-def noted(node: Node, key: str) -> Any:
+def note_of(node: Node, key: str) -> Any:
     """Returns the note on `node` under `key`; None if there is none."""
     return (node.meta.get(_NOTES) or {}).get(key)
 
 
 def note_replaced(node: Node, name: str) -> None:
     """Notes on `node`, which a pass inserted, that it replaces the operator `name` of the model."""
-    note(node, _REPLACED, [*(noted(node, _REPLACED) or []), name])
+    note(node, _REPLACED, [*(note_of(node, _REPLACED) or []), name])
 
 
 def operator_names(node: Node) -> tuple[str, ...]:
     """Returns the qualified operator name of a call, and the names of the operators that passes replaced by it."""
-    return (op_name(node), *(noted(node, _REPLACED) or []))
+    return (op_name(node), *(note_of(node, _REPLACED) or []))
 
 
 def operator_aliases(name: str) -> tuple[str, ...]:
@@ -247,7 +247,7 @@ def draws_random_numbers(node: Node) -> bool:
 
 def is_state(node: Node) -> bool:
     """Whether `node` copies the value that a state had before the call (see `openneutron.model.state`)."""
-    return noted(node, STATE) is not None and op_name(node) == "aten.clone.default"
+    return note_of(node, STATE) is not None and op_name(node) == "aten.clone.default"
 
 
 def is_state_write(node: Node) -> bool:

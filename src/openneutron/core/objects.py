@@ -179,7 +179,7 @@ def _attribute(module: ModuleType, reference: Reference, what: str) -> Any:
 
 def _imported_module(reference: Reference, what: str) -> ModuleType:
     name = str(reference.module)
-    with _in_front_of_path([Path.cwd()]):
+    with _prepended_to_path([Path.cwd()]):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -203,7 +203,7 @@ def _imported_file(file: Path, what: str) -> ModuleType:
     folders = [file.parent, root] if root != file.parent else [root]
     inner = file.relative_to(root).with_suffix("").parts
     name = ".".join(inner[:-1] if inner[-1] == "__init__" else inner)
-    with _own_modules_first(folders, file), _in_front_of_path(folders):
+    with _own_modules_first(folders, file), _prepended_to_path(folders):
         before = set(sys.modules)
         try:
             module = _run_file(file) if root == file.parent else importlib.import_module(name)
@@ -265,7 +265,7 @@ def _is_found(name: str, file: Path) -> bool:
 
 
 @contextmanager
-def _in_front_of_path(folders: list[Path]) -> Iterator[None]:
+def _prepended_to_path(folders: list[Path]) -> Iterator[None]:
     added = [str(folder) for folder in folders]
     sys.path[:0] = added
     importlib.invalidate_caches()

@@ -17,8 +17,8 @@ from torch.fx import Node, map_arg
 from torch.utils._pytree import tree_leaves
 
 from openneutron.core.boundary import error_at
-from openneutron.core.evaluation import evaluated
-from openneutron.core.fx import is_operator, modules_of, note, noted, op_name, place_of
+from openneutron.core.evaluation import evaluate_call
+from openneutron.core.fx import is_operator, modules_of, note, note_of, op_name, place_of
 from openneutron.cpu.registry import cause_in, kernel_names, missing_kernels, native_log
 from openneutron.errors import ModelError
 from openneutron.ops import OPERATORS
@@ -86,7 +86,7 @@ def _unsupported_error(refused: Sequence[tuple[Node, str, str]]) -> ModelError:
 def _lacks_out_variant(node: Node) -> bool:
     """Whether `node` calls a user-defined operator that has no out variant."""
     overload = node.target
-    if not isinstance(overload, torch._ops.OpOverload) or overload.namespace in _NAMESPACES or noted(node, _CHECKED):
+    if not isinstance(overload, torch._ops.OpOverload) or overload.namespace in _NAMESPACES or note_of(node, _CHECKED):
         return False
     packet = overload.overloadpacket
     schemas = [getattr(packet, name)._schema for name in packet.overloads()]
@@ -94,7 +94,7 @@ def _lacks_out_variant(node: Node) -> bool:
 
 
 def _needs_check(node: Node) -> bool:
-    if not is_operator(node) or noted(node, _CHECKED) or not op_name(node).startswith("aten."):
+    if not is_operator(node) or note_of(node, _CHECKED) or not op_name(node).startswith("aten."):
         return False
     values = _values(node)
     return bool(values) and all(isinstance(size, int) for value in values for size in value.shape)
@@ -221,6 +221,6 @@ class _Calls(torch.nn.Module):
         given: dict[Node, Any] = dict(zip(self._tensors, values, strict=True))
         results: list[torch.Tensor] = []
         for node in self._nodes:
-            leaves = tree_leaves(evaluated(node, given.__getitem__))
+            leaves = tree_leaves(evaluate_call(node, given.__getitem__))
             results += [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return tuple(results)

@@ -65,7 +65,7 @@ class InputForm:
         """The size of the first dimension; 1 for an input without dimensions."""
         return self.sizes[0] if self.sizes else 1
 
-    def takes_sizes(self, sizes: Sequence[int]) -> bool:
+    def accepts_sizes(self, sizes: Sequence[int]) -> bool:
         """Whether the input may be a tensor of these `sizes`."""
         return len(sizes) == len(self.sizes) and all(
             wanted in (None, size) for wanted, size in zip(self.sizes, sizes, strict=True)
@@ -75,7 +75,7 @@ class InputForm:
         """Whether `value` is a tensor with matching sizes and dtype, or equals the constant."""
         if not self.is_tensor:
             return type(value) is type(self.constant) and bool(value == self.constant)
-        return isinstance(value, Tensor) and value.dtype == self.dtype and self.takes_sizes(value.shape)
+        return isinstance(value, Tensor) and value.dtype == self.dtype and self.accepts_sizes(value.shape)
 
     def __str__(self) -> str:
         if not self.is_tensor:
@@ -311,7 +311,7 @@ def _stacked(items: Iterable[tuple[str, Any]], forms: Sequence[InputForm]) -> It
     waiting: list[tuple[str, Tensor]] = []
     for name, item in items:
         value = to_tensors(item)
-        if size == 1 or form is None or not isinstance(value, Tensor) or not form.takes_sizes((size, *value.shape)):
+        if size == 1 or form is None or not isinstance(value, Tensor) or not form.accepts_sizes((size, *value.shape)):
             yield name, item
             continue
         waiting.append((name, value))
@@ -400,7 +400,7 @@ def _is_batch(values: Sequence[Any], forms: Sequence[InputForm]) -> bool:
 
 def is_batch_of(value: Any, form: InputForm) -> bool:
     """Whether `value` is a tensor that matches the sizes of `form` in all dimensions but the first."""
-    return isinstance(value, Tensor) and bool(form.sizes) and form.takes_sizes((form.batch or 1, *value.shape[1:]))
+    return isinstance(value, Tensor) and bool(form.sizes) and form.accepts_sizes((form.batch or 1, *value.shape[1:]))
 
 
 def _check_values(values: tuple[Any, ...], forms: Sequence[InputForm], name: str) -> Inputs:
@@ -442,5 +442,5 @@ def size_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
 
 
 def _with_batch(value: Any, form: InputForm) -> Any:
-    is_one = isinstance(value, Tensor) and form.is_tensor and form.takes_sizes((1, *value.shape))
+    is_one = isinstance(value, Tensor) and form.is_tensor and form.accepts_sizes((1, *value.shape))
     return value[None] if is_one else value

@@ -7,7 +7,7 @@ import math
 import torch
 from torch.fx import Node
 
-from openneutron.core.fx import note, noted, op_name, shape_of
+from openneutron.core.fx import note, note_of, op_name, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.elementwise import (
     MAX_SOFTMAX_CHANNELS,
@@ -36,7 +36,7 @@ def mark_difference_of_scores(node: Node) -> None:
 
 def is_difference_of_scores(node: Node) -> bool:
     """Whether `mark_difference_of_scores` marked `node`."""
-    return bool(noted(node, _DIFFERENCE_OF_SCORES))
+    return bool(note_of(node, _DIFFERENCE_OF_SCORES))
 
 
 @constraint

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from torch.fx import Graph, Node, map_arg
 
-from openneutron.core.evaluation import inferred
+from openneutron.core.evaluation import infer_meta
 from openneutron.core.fx import shape_of
 from openneutron.ir.cost import cpu_cycles, cycles_of
 from openneutron.ir.graph import Layout, Op, QParams, Tensor
@@ -100,7 +100,7 @@ def _call_on_padded_operands(instance: OpInstance, dimensions: PaddedDimensions)
         map_arg(node.kwargs, padded_operands.__getitem__),
         name=node.name,
     )
-    call.meta = {**node.meta, "val": inferred(call)}
+    call.meta = {**node.meta, "val": infer_meta(call)}
     return padded_operands, call
 
 

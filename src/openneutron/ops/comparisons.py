@@ -24,7 +24,7 @@ from openneutron.ops.graph_builder import Operand, add, mul, relu, sub
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
-__all__ = ["DECOMPOSED", "choose", "selects_by_comparison"]
+__all__ = ["DECOMPOSED", "selects_by_comparison", "where_by_comparison"]
 
 aten = torch.ops.aten
 
@@ -170,7 +170,7 @@ def selects_by_comparison(instance: OpInstance, condition: str, *choices: str) -
     return all(number is None or abs(number) < MAX_FILL for number in numbers)
 
 
-def choose(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operand) -> Node:
+def where_by_comparison(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operand) -> Node:
     """Computes torch.where(condition, chosen, other). `condition` must satisfy `_is_comparison`."""
     extreme = _as_maximum_or_minimum(rewriting, condition, chosen, other)
     if extreme is not None:
@@ -245,7 +245,7 @@ def _multiply_by_bool(rewriting: Rewriting) -> Node:
     found = _factor_names(rewriting.instance)
     assert found is not None  # _has_bool_factor holds
     floats, bools = (rewriting.args[name] for name in found)
-    return choose(rewriting, bools, floats, 0.0)
+    return where_by_comparison(rewriting, bools, floats, 0.0)
 
 
 def _casts_bool(instance: OpInstance) -> bool:
@@ -259,12 +259,12 @@ def _cast_bool_to_float(rewriting: Rewriting) -> Node:
 def _hardshrink(rewriting: Rewriting) -> Node:
     values, limit = rewriting.args["self"], float(rewriting.args["lambd"])
     magnitude = rewriting.call(aten.abs.default, values)
-    return choose(rewriting, rewriting.call(aten.gt.Scalar, magnitude, limit), values, 0.0)
+    return where_by_comparison(rewriting, rewriting.call(aten.gt.Scalar, magnitude, limit), values, 0.0)
 
 
 def _threshold(rewriting: Rewriting) -> Node:
     values, threshold, value = (rewriting.args[name] for name in ("self", "threshold", "value"))
-    return choose(rewriting, rewriting.call(aten.gt.Scalar, values, threshold), values, float(value))
+    return where_by_comparison(rewriting, rewriting.call(aten.gt.Scalar, values, threshold), values, float(value))
 
 
 @constraint

@@ -22,7 +22,7 @@ from torch.fx import Node
 from openneutron.core.fx import iterate_nodes, op_name, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.graph_builder import Operand, add, mul, reshape, sum_
-from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, along, kept_dimensions  # noqa: F401 (messages)
+from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, kept_dimensions, multiply_along  # noqa: F401 (messages)
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 from openneutron.ops.value_origins import Plan, Step, bind_sources, origin_from_numbers, plan_move, positions_of
@@ -57,7 +57,7 @@ def _has_fixed_sizes(instance: OpInstance) -> bool:
     return all(isinstance(size, int) for node in nodes for size in shape_of(node))
 
 
-def _constants(instance: OpInstance) -> dict[str, Any]:
+def _arguments_with_constants(instance: OpInstance) -> dict[str, Any]:
     """Returns the arguments, with the values of constants in place of their nodes."""
 
     def value(argument: Any) -> Any:
@@ -90,7 +90,7 @@ def _plan_replacement(instance: OpInstance) -> Plan | None:
     """Returns the plan of a write that replaces values: runs the operator on numbers, and reads the origin from the
     result.
     """
-    args, shape = _constants(instance), instance.shape
+    args, shape = _arguments_with_constants(instance), instance.shape
     found, count = _source_of(instance), math.prod(shape)
     arguments: dict[str, Any] = {**args, "self": positions_of(shape)}
     sources, shapes = [instance.args["self"]], [shape]
@@ -137,7 +137,7 @@ class _Pairs:
 
 
 def _pairs(instance: OpInstance) -> _Pairs:
-    args, shape = _constants(instance), instance.shape
+    args, shape = _arguments_with_constants(instance), instance.shape
     found = _source_of(instance)
     assert found is not None
     given, positions = found[1], positions_of(shape)
@@ -269,7 +269,7 @@ def _multiply_by_counts(rewriting: Rewriting, before: int, after: int, counts: t
     assert isinstance(found[1], Node)
     shape = rewriting.shape
     flat = (*shape[:before], counts.shape[1], *shape[len(shape) - after :])
-    product = along(rewriting, reshape(rewriting, found[1], flat), before, rewriting.constant(counts))
+    product = multiply_along(rewriting, reshape(rewriting, found[1], flat), before, rewriting.constant(counts))
     return reshape(rewriting, product, shape)
 
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from openneutron.core.boundary import error_at
 from openneutron.core.constants import insert_constant
-from openneutron.core.evaluation import evaluated, inferred
+from openneutron.core.evaluation import evaluate_call, infer_meta
 from openneutron.core.fx import iterate_nodes, note_replaced, op_name
 from openneutron.errors import ModelError
 from openneutron.ops.facts import UNKNOWN, Facts
@@ -75,7 +75,7 @@ class Rewriting:
             written = node.graph.call_function(target, args, kwargs)
         written.meta = {key: node.meta[key] for key in _PROVENANCE if key in node.meta}
         note_replaced(written, op_name(node))
-        written.meta["val"] = inferred(written)
+        written.meta["val"] = infer_meta(written)
         return written
 
     def needs_fixed_sizes(self) -> ModelError:
@@ -105,7 +105,7 @@ class Rewriting:
         operands = dict.fromkeys(iterate_nodes(list(self.args.values())))
 
         def compute(*values: torch.Tensor) -> Any:
-            return evaluated(self.instance.node, dict(zip(operands, values, strict=True)).__getitem__)
+            return evaluate_call(self.instance.node, dict(zip(operands, values, strict=True)).__getitem__)
 
         traced = make_fx(compute)(*map(_value, operands))
         written: dict[Node, Node] = {}

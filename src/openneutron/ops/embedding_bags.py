@@ -12,7 +12,7 @@ from torch.fx import Node
 from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.graph_builder import amax, mean, mul, reshape, sum_, unsqueeze
-from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, along
+from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, multiply_along
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
@@ -89,7 +89,7 @@ def _reduce_bags(rewriting: Rewriting, values: Node, starts: Sequence[int]) -> N
         matrix = torch.zeros(len(starts) - 1, starts[-1])
         for row, (start, end) in enumerate(pairwise(starts)):
             matrix[row, start:end] = 1.0 if mode == _SUM else 1.0 / max(1, end - start)
-        return along(rewriting, values, 0, rewriting.constant(matrix))
+        return multiply_along(rewriting, values, 0, rewriting.constant(matrix))
     bags = reshape(rewriting, values, (len(starts) - 1, size, width))
     reduce = {_SUM: sum_, _MEAN: mean, _MAX: amax}[mode]
     return reshape(rewriting, reduce(rewriting, bags, [1]), (len(starts) - 1, width))

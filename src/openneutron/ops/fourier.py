@@ -19,7 +19,7 @@ from openneutron.core.fx import op_name, shape_of
 from openneutron.ops.complex_numbers import ComplexRewriting, Pair, Rule
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.graph_builder import reshape, unsqueeze
-from openneutron.ops.indexing import along
+from openneutron.ops.indexing import multiply_along
 
 __all__ = ["DECOMPOSED", "FOURIER_RULES", "MAX_TRANSFORMED"]
 
@@ -126,7 +126,9 @@ def _product(writing: ComplexRewriting, parts: Sequence[Node], dim: int, matrice
     call, size = writing.rewriting.call, matrices[0].shape[1]
     cut = [part if shape_of(part)[dim] == size else call(aten.slice.Tensor, part, dim, 0, size) for part in parts]
     values = cut[0] if len(cut) == 1 else call(aten.cat.default, cut, dim)
-    return along(writing.rewriting, values, dim, writing.rewriting.constant(torch.cat(list(matrices), 1).float()))
+    return multiply_along(
+        writing.rewriting, values, dim, writing.rewriting.constant(torch.cat(list(matrices), 1).float())
+    )
 
 
 def _check_size(writing: ComplexRewriting, size: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch.fx import Node
 
-from openneutron.core.evaluation import inferred
+from openneutron.core.evaluation import infer_meta
 from openneutron.core.fx import shape_of
 
 __all__ = [
@@ -50,7 +50,7 @@ class NodeBuilder:
         with self.before.graph.inserting_before(self.before):
             written = self.before.graph.call_function(target, args, kwargs)
         written.meta = {key: value for key, value in self.origin.meta.items() if key != "val"}
-        written.meta["val"] = inferred(written)
+        written.meta["val"] = infer_meta(written)
         return written
 
 

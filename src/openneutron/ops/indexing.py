@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from openneutron.core.evaluation import evaluated
+from openneutron.core.evaluation import evaluate_call
 from openneutron.core.fx import dtype_of, iterate_nodes, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
@@ -23,7 +23,7 @@ from openneutron.ops.index_runs import IndexRun, index_runs
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
-__all__ = ["DECOMPOSED", "MAX_PICKING_WEIGHTS", "MAX_RUNS", "along", "kept_dimensions"]
+__all__ = ["DECOMPOSED", "MAX_PICKING_WEIGHTS", "MAX_RUNS", "kept_dimensions", "multiply_along"]
 
 aten = torch.ops.aten
 
@@ -79,7 +79,7 @@ def _positions(instance: OpInstance, shape: Sequence[int]) -> torch.Tensor:
     def value_of(node: Node) -> Any:
         return positions if node is source else instance.constant_of(node)
 
-    found = evaluated(instance.node, value_of)
+    found = evaluate_call(instance.node, value_of)
     assert isinstance(found, torch.Tensor)
     return found
 
@@ -146,13 +146,13 @@ def _select(rewriting: Rewriting) -> Node:
         values = parts[0] if len(parts) == 1 else rewriting.call(aten.cat.default, parts, dim)
     else:
         matrix = rewriting.constant(torch.eye(selection.size)[selection.indices])
-        values = along(rewriting, values, dim, matrix)
+        values = multiply_along(rewriting, values, dim, matrix)
     if shape_of(values) == rewriting.shape:
         return values
     return rewriting.call(aten.reshape.default, values, list(rewriting.shape))
 
 
-def along(rewriting: Rewriting, values: Node, dim: int, matrix: Node) -> Node:
+def multiply_along(rewriting: Rewriting, values: Node, dim: int, matrix: Node) -> Node:
     """Multiplies by a matrix along a dimension."""
     last = rewriting.call(aten.movedim.int, values, dim, -1)
     return rewriting.call(aten.movedim.int, rewriting.call(aten.linear.default, last, matrix), -1, dim)
@@ -194,7 +194,7 @@ def _cumsum(rewriting: Rewriting) -> Node:
         return values
     size = rewriting.shape[dim]
     triangle = rewriting.constant(torch.ones(size, size).tril())
-    return along(rewriting, values, dim, triangle)
+    return multiply_along(rewriting, values, dim, triangle)
 
 
 DECOMPOSED = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from openneutron.core.constants import constant_value
-from openneutron.core.fx import arguments, note, noted
+from openneutron.core.fx import arguments, note, note_of
 from openneutron.ir.graph import QParams
 
 __all__ = [
@@ -81,7 +81,7 @@ class IntervalNote:
 
     def read(self, node: Node) -> Interval:
         """Returns the interval of `node`; `EVERYTHING` without a note."""
-        return Interval(*(noted(node, self.key) or ()))
+        return Interval(*(note_of(node, self.key) or ()))
 
 
 NeededRangeRule = Callable[[Node, Node, Interval], Interval]

@@ -17,8 +17,8 @@ import torch
 from torch.fx import Node
 
 from openneutron.core.constants import constant_of
-from openneutron.core.fx import arguments, note, noted, shape_of
-from openneutron.ops.comparisons import choose, selects_by_comparison
+from openneutron.core.fx import arguments, note, note_of, shape_of
+from openneutron.ops.comparisons import selects_by_comparison, where_by_comparison
 from openneutron.ops.declared import is_op, is_view
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
@@ -100,7 +100,7 @@ def mark_mask_computation(node: Node) -> None:
 
 def is_mask_computation(node: Node) -> bool:
     """Whether `mark_mask_computation` marked `node`."""
-    return bool(noted(node, _MADE_FOR_A_MASK))
+    return bool(note_of(node, _MADE_FOR_A_MASK))
 
 
 def fill_at_run_time(rewriting: Rewriting, value: Node, mask: Node, number: float, *, where: bool = True) -> Node:
@@ -195,7 +195,7 @@ def _masked_fill(rewriting: Rewriting) -> Node:
     mask, number = rewriting.value_of("mask"), rewriting.instance.number("value")
     assert number is not None  # has_a_constant_mask holds
     if _compares(rewriting.instance):
-        return choose(rewriting, rewriting.args["mask"], number, rewriting.args["self"])
+        return where_by_comparison(rewriting, rewriting.args["mask"], number, rewriting.args["self"])
     if mask is None:
         return fill_at_run_time(rewriting, rewriting.args["self"], rewriting.args["mask"], number)
     return fill(rewriting, rewriting.args["self"], mask, number)

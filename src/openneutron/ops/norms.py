@@ -17,7 +17,7 @@ from openneutron.ops.graph_builder import add, mean, mul, rsqrt, sub
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
-__all__ = ["DECOMPOSED", "Dims", "standardize"]
+__all__ = ["DECOMPOSED", "DimNormGroups", "standardize"]
 
 aten = torch.ops.aten
 
@@ -28,7 +28,7 @@ VARIANCE_FLOOR = 1e-3
 APPROXIMATION = 2e-3
 
 
-class Groups(Protocol):
+class NormGroups(Protocol):
     """Sets of values that are normalized together."""
 
     @property
@@ -43,7 +43,7 @@ class Groups(Protocol):
 
 
 @dataclass(frozen=True)
-class Dims:
+class DimNormGroups:
     """Groups of all values along some dimensions."""
 
     rewriting: Rewriting
@@ -59,7 +59,7 @@ class Dims:
 
 
 @dataclass(frozen=True)
-class ChannelGroups:
+class ChannelNormGroups:
     """Groups of consecutive channels. Images are not reshaped, because this would cost transposes."""
 
     rewriting: Rewriting
@@ -85,7 +85,7 @@ class ChannelGroups:
         return self.rewriting.call(aten.reshape.default, mul(self.rewriting, statistic, ones), shape)
 
 
-def standardize(groups: Groups, value: Node, eps: float) -> Node:
+def standardize(groups: NormGroups, value: Node, eps: float) -> Node:
     """Divides `value`, whose means are zero, by sqrt(variance + eps).
 
     The division has two steps, so that int8 is precise enough. A division by the mean of |value| first brings all
@@ -100,7 +100,7 @@ def standardize(groups: Groups, value: Node, eps: float) -> Node:
     return mul(rewriting, value, groups.broadcast(rsqrt(rewriting, add(rewriting, variance, VARIANCE_FLOOR))))
 
 
-def _normalize(groups: Groups, value: Node, scale: Node | None, shift: Node | None) -> Node:
+def _normalize(groups: NormGroups, value: Node, scale: Node | None, shift: Node | None) -> Node:
     """Computes (value - mean) / sqrt(variance + eps) * scale + shift."""
     rewriting = groups.rewriting
     centered = sub(rewriting, value, groups.broadcast(groups.mean(value)))
@@ -122,13 +122,13 @@ def _last_dims(rewriting: Rewriting) -> list[int]:
 
 def _layer_norm(rewriting: Rewriting) -> Node:
     args = rewriting.args
-    return _normalize(Dims(rewriting, _last_dims(rewriting)), args["input"], args["weight"], args["bias"])
+    return _normalize(DimNormGroups(rewriting, _last_dims(rewriting)), args["input"], args["weight"], args["bias"])
 
 
 def _rms_norm(rewriting: Rewriting) -> Node:
     args = rewriting.args
     eps = torch.finfo(torch.float32).eps if args["eps"] is None else args["eps"]
-    value = standardize(Dims(rewriting, _last_dims(rewriting)), args["input"], eps)
+    value = standardize(DimNormGroups(rewriting, _last_dims(rewriting)), args["input"], eps)
     return _scale_and_shift(rewriting, value, args["weight"], None)
 
 
@@ -147,9 +147,9 @@ def has_constant_affine(instance: OpInstance) -> bool:
 
 def _image_norm(rewriting: Rewriting, groups: int) -> Node:
     rank, channels = len(rewriting.shape), rewriting.shape[1]
-    together: Groups = ChannelGroups(rewriting, groups)
+    together: NormGroups = ChannelNormGroups(rewriting, groups)
     if groups == 1 or (groups == channels and rank > 2):
-        together = Dims(rewriting, range(1 if groups == 1 else 2, rank))
+        together = DimNormGroups(rewriting, range(1 if groups == 1 else 2, rank))
     scale, shift = (_per_channel(rewriting, name) for name in ("weight", "bias"))
     return _normalize(together, rewriting.args["input"], scale, shift)
 

@@ -129,7 +129,7 @@ def divides_as_tflite_does(instance: OpInstance) -> bool:
     if _divides_by_the_window(instance):
         return True
     windows = pool_windows(instance)
-    return all(window.is_same for window in windows) and np.array_equal(
+    return all(window.has_same_padding for window in windows) and np.array_equal(
         divisors(instance), _outer_product(_sizes_without_padding, windows)
     )
 

@@ -132,7 +132,7 @@ def _lower_rounding(rounding: Rounding) -> Callable[[Lowering], Tensor]:
     """
 
     def lower(lowering: Lowering) -> Tensor:
-        inputs, step = lowering.tensor("self"), _step(lowering.instance)
+        inputs, step = lowering.tensor("self"), _rounding_step(lowering.instance)
         whole = _qparams_of_multiples(inputs.qparams, step)
         if whole is None or whole == lowering.output:
             return _round_to_step(lowering, rounding, inputs, step, lowering.output)
@@ -141,7 +141,7 @@ def _lower_rounding(rounding: Rounding) -> Callable[[Lowering], Tensor]:
     return lower
 
 
-def _step(instance: OpInstance) -> float:
+def _rounding_step(instance: OpInstance) -> float:
     """Returns the step; the results are its multiples."""
     return 10.0 ** -int(instance.args.get("decimals", 0))
 

@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from openneutron.core.constants import constant_of, number_of
-from openneutron.ops.comparisons import MAX_FILL, choose, selects_by_comparison
+from openneutron.ops.comparisons import MAX_FILL, selects_by_comparison, where_by_comparison
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
 from openneutron.ops.graph_builder import Operand, add, mul
@@ -88,7 +88,7 @@ def _select_by_mask(rewriting: Rewriting, mask: torch.Tensor, chosen: Operand, o
 
 def _where(rewriting: Rewriting) -> Node:
     if _compares(rewriting.instance):
-        return choose(rewriting, *(rewriting.args[name] for name in ("condition", "self", "other")))
+        return where_by_comparison(rewriting, *(rewriting.args[name] for name in ("condition", "self", "other")))
     at_run_time = _filler_at_run_time(rewriting.instance)
     if at_run_time is not None:
         return _fill_at_run_time(rewriting, *at_run_time)

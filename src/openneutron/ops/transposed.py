@@ -86,7 +86,7 @@ def has_legacy_geometry(instance: OpInstance) -> bool:
     the kernel, and the padding is TFLite's VALID or SAME.
     """
     windows = _windows(instance)
-    padding = all(window.is_valid for window in windows) or all(window.is_same for window in windows)
+    padding = all(window.has_valid_padding for window in windows) or all(window.has_same_padding for window in windows)
     return _is_native(instance) and windows[0].kernel == 1 and padding
 
 
@@ -142,8 +142,8 @@ def _transpose_convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, wind
     """Emits TRANSPOSE_CONV, and a SLICE of its unpadded result if torch's padding is neither VALID nor SAME."""
     sizes = [window.size for window in windows]
     padding = "VALID"
-    if not all(window.is_valid for window in windows):
-        if all(window.is_same for window in windows):
+    if not all(window.has_valid_padding for window in windows):
+        if all(window.has_same_padding for window in windows):
             padding = "SAME"
         else:
             sizes = [max(window.reach, window.padding_before + window.size) for window in windows]

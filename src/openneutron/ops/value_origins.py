@@ -17,7 +17,7 @@ from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.graph_builder import Operand, reshape
 from openneutron.ops.index_runs import IndexRun, index_runs
-from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, along, kept_dimensions
+from openneutron.ops.indexing import MAX_PICKING_WEIGHTS, MAX_RUNS, kept_dimensions, multiply_along
 
 __all__ = ["Plan", "Step", "bind_sources", "origin_from_numbers", "plan_move", "positions_of"]
 
@@ -116,7 +116,7 @@ def _move_values(
     columns = torch.cat([torch.arange(run.count) + starts[run.source] + run.first for run in along_dim.runs])
     matrix = torch.eye(sum(along_dim.sizes[number] for number in used))[columns]
     joined = whole[0] if len(whole) == 1 else rewriting.call(aten.cat.default, whole, along_dim.before)
-    return reshape(rewriting, along(rewriting, joined, along_dim.before, rewriting.constant(matrix)), shape)
+    return reshape(rewriting, multiply_along(rewriting, joined, along_dim.before, rewriting.constant(matrix)), shape)
 
 
 def _slice_of_source(

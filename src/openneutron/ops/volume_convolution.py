@@ -53,7 +53,7 @@ def fits_volume_accumulation(instance: OpInstance) -> bool:
 
 def _is_trivial(window: Window) -> bool:
     """Whether each output along the dimension reads the one input at the same position."""
-    return window.kernel == window.stride == 1 and window.is_valid and window.size == window.outputs
+    return window.kernel == window.stride == 1 and window.has_valid_padding and window.size == window.outputs
 
 
 def lower_volume_convolution(lowering: Lowering) -> Tensor:

@@ -52,7 +52,7 @@ class Window:
         return max(0, self.reach - self.size - self.padding_before)
 
     @property
-    def is_same(self) -> bool:
+    def has_same_padding(self) -> bool:
         """Whether the padding equals TFLite's padding SAME."""
         if self.outputs != -(-self.size // self.stride):
             return False
@@ -72,7 +72,7 @@ class Window:
         return replace(self, size=count * self.size, outputs=count * self.outputs)
 
     @property
-    def is_valid(self) -> bool:
+    def has_valid_padding(self) -> bool:
         """Whether no window reads padding."""
         return self.padding_before == self.padding_after == 0
 
@@ -125,9 +125,9 @@ def pad_spatial(
     If the padding is neither SAME nor VALID, emits a PAD with real zero, or a PADV2 with `value`, and returns "VALID".
     `allow_same` must be False for operators that treat SAME padding differently from torch.
     """
-    if all(window.is_valid for window in windows):
+    if all(window.has_valid_padding for window in windows):
         return nhwc, "VALID"
-    if allow_same and all(window.is_same for window in windows):
+    if allow_same and all(window.has_same_padding for window in windows):
         return nhwc, "SAME"
     paddings = ((0, 0), *((window.padding_before, window.padding_after) for window in windows), (0, 0))
     shape = tuple(size + sum(pair) for size, pair in zip(nhwc.shape, paddings, strict=True))

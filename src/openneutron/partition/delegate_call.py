@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 
-from openneutron.core.fx import is_dequantize, is_quantize, note, noted, output_node
+from openneutron.core.fx import is_dequantize, is_quantize, note, note_of, output_node
 from openneutron.ops.graph_builder import clone
 from openneutron.partition.dim_orders import DimOrders, is_nhwc, nchw_strides
 from openneutron.partition.programs import with_graph
@@ -114,7 +114,7 @@ def output_indices(call: Node) -> dict[Node, int]:
 
 def is_partitioned(program: ExportedProgram) -> bool:
     """Whether the program is a result of `replace_partitions`, or was decomposed from one."""
-    return bool(noted(output_node(program.graph), _PARTITIONED))
+    return bool(note_of(output_node(program.graph), _PARTITIONED))
 
 
 def _fake_outputs(_: Sequence[torch.Tensor], payload: torch.Tensor, outputs: str) -> list[torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import attribute, constant_of, insert_constant
-from openneutron.core.evaluation import evaluated
+from openneutron.core.evaluation import evaluate_call
 from openneutron.core.fx import finish_rewrite, is_pure, shape_of
 from openneutron.ops.declared import facts_of, is_op
 
@@ -38,7 +38,7 @@ def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
                 values[node] = value
         elif (read := _operand_lookup(node, values)) is not None:
             with torch.no_grad():
-                result = evaluated(node, read)
+                result = evaluate_call(node, read)
             values[node] = result
             if isinstance(result, torch.Tensor):
                 constant = insert_constant(module, node, result, "folded")

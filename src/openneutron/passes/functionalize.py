@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node, map_arg
 
 from openneutron.core.constants import insert_constant
-from openneutron.core.evaluation import inferred
+from openneutron.core.evaluation import infer_meta
 from openneutron.core.fx import arguments, is_state_write, note_replaced, op_name, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.graph_builder import MASKED_FILL, NodeBuilder, convert, expand, reshape, zeros_like
@@ -171,7 +171,7 @@ def _value_after_write(
 
 def _cast_to_dtype_of(place: Node, written: Node) -> Node:
     """Returns `written` in the dtype of `place`. A comparison in place (gt_) writes ones and zeros to floats."""
-    dtype, value = place.meta["val"].dtype, inferred(written)
+    dtype, value = place.meta["val"].dtype, infer_meta(written)
     if not isinstance(value, torch.Tensor) or value.dtype == dtype:
         return written
     written.meta["val"] = value
@@ -201,7 +201,7 @@ def _shares_memory(node: Node) -> bool:
     read = [source.meta.get("val") for source in node.all_input_nodes]
     if node.target is operator.getitem or any(value is None for value in read) or not isinstance(read[0], torch.Tensor):
         return True
-    result = inferred(node)
+    result = infer_meta(node)
     storages = [value.untyped_storage()._cdata for value in (result if isinstance(result, (list, tuple)) else [result])]
     return read[0].untyped_storage()._cdata in storages
 
@@ -215,7 +215,7 @@ def _is_identity_view(node: Node, source: Node) -> bool:
     other = source.meta.get("val")
     if not isinstance(other, torch.Tensor) or any(read.meta.get("val") is None for read in node.all_input_nodes):
         return False
-    value = inferred(node)
+    value = infer_meta(node)
     if not isinstance(value, torch.Tensor):
         return False
     return (value.dtype, value.shape, value.stride()) == (other.dtype, other.shape, other.stride())

@@ -14,7 +14,7 @@ from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.functions import is_quotient
 from openneutron.ops.graph_builder import gelu, hardsigmoid, hardswish, mul, relu, relu6, rsqrt
-from openneutron.ops.norms import Dims, standardize
+from openneutron.ops.norms import DimNormGroups, standardize
 from openneutron.ops.op_instance import OpInstance
 from openneutron.targets import NeutronTarget
 
@@ -232,7 +232,7 @@ def _match_rms_norm(rewriting: Rewriting, node: Node) -> Node | None:
         if isinstance(variance, Node) and is_op(variance, "add") and (eps := number_of(variance.args[1])):
             dims = _mean_square_dims(variance.args[0], value)
             if dims is not None and eps > 0 and not _is_first_division(value):
-                return standardize(Dims(rewriting, dims), value, eps)
+                return standardize(DimNormGroups(rewriting, dims), value, eps)
     return None
 
 

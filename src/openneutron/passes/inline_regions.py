@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import attribute
-from openneutron.core.evaluation import inferred
+from openneutron.core.evaluation import infer_meta
 from openneutron.core.fx import iterate_nodes, op_name, source_of
 from openneutron.errors import ModelError
 from openneutron.ops.declared import is_op
@@ -172,4 +172,4 @@ def _compute_in_float32(module: GraphModule) -> None:
         if is_op(node, "assertion"):
             module.graph.erase_node(node)
         elif node.op == "call_function" and "val" in node.meta:
-            node.meta["val"] = inferred(node)
+            node.meta["val"] = infer_meta(node)

@@ -12,7 +12,7 @@ import torch
 from torch.fx import GraphModule, Node, map_arg
 
 from openneutron.core.constants import constant_of, number_of
-from openneutron.core.evaluation import evaluated
+from openneutron.core.evaluation import evaluate_call
 from openneutron.core.fx import arguments, dtype_of, set_argument
 from openneutron.ops.comparisons import selects_by_comparison
 from openneutron.ops.declared import facts_of, is_op
@@ -218,7 +218,7 @@ def _evaluate_at(node: Node, source: Node, value: float) -> float:
     wrap.
     """
     given = torch.tensor(value, dtype=dtype_of(source))
-    return int(evaluated(node, lambda _: given))
+    return int(evaluate_call(node, lambda _: given))
 
 
 def _match_truncation(integer: Node) -> Node | None:

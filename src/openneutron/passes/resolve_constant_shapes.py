@@ -11,7 +11,7 @@ from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 from torch.utils._pytree import tree_leaves
 
 from openneutron.core.constants import constant_of, insert_constant
-from openneutron.core.evaluation import computed_from, inferred
+from openneutron.core.evaluation import compute_from, infer_meta
 from openneutron.core.fx import arguments, finish_rewrite, is_pure, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.graph_builder import NodeBuilder, expand, replace_with_index
@@ -95,7 +95,7 @@ class _ShapeResolver:
             self._recompute_metadata(node)
 
     def _replace_by_constant(self, node: Node) -> None:
-        value = computed_from(self._values, self._module, node)
+        value = compute_from(self._values, self._module, node)
         if isinstance(value, torch.Tensor):
             constant = insert_constant(self._module, node, value, "constant")
             self._constant.add(constant)
@@ -117,7 +117,7 @@ class _ShapeResolver:
             if not isinstance(mask, Node) or not _is_mask(mask):
                 indices.append(mask)
                 continue
-            truths = computed_from(self._values, self._module, mask).bool()
+            truths = compute_from(self._values, self._module, mask).bool()
             truths = truths.expand(shape_of(value)) if "mask" in args else truths
             true = truths.nonzero(as_tuple=True)
             indices += [insert_constant(self._module, node, each, "indices") for each in true]
@@ -129,7 +129,7 @@ class _ShapeResolver:
         read = [source.meta.get("val") for source in node.all_input_nodes]
         if any(value is None or _is_symbolic(value) for value in read):
             return
-        value = node.meta["val"] = inferred(node)
+        value = node.meta["val"] = infer_meta(node)
         self._changed = True
         if isinstance(value, (bool, int, float)):
             node.replace_all_uses_with(value)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.evaluation import evaluated
+from openneutron.core.evaluation import evaluate_call
 from openneutron.core.fx import arguments, is_operator, iterate_nodes, op_name, shape_of
 from openneutron.core.unions import find_root
 from openneutron.ops import OPERATORS
@@ -85,7 +85,7 @@ class _ChannelNumbers:
     def __init__(self) -> None:
         self.parent = {PINNED: PINNED}
 
-    def fresh(self, count: int) -> torch.Tensor:
+    def allocate(self, count: int) -> torch.Tensor:
         """Returns `count` unused numbers."""
         start = len(self.parent)
         self.parent.update((number, number) for number in range(start, start + count))
@@ -106,7 +106,7 @@ class _ChannelNumbers:
         """Excludes these numbers from scaling."""
         self.join(numbers.unique(), torch.tensor(PINNED))
 
-    def compact(self) -> tuple[torch.Tensor, int]:
+    def renumber(self) -> tuple[torch.Tensor, int]:
         """Returns, for each number, the index of its set (0 for the pinned set), and the count of sets."""
         roots = torch.tensor([self.find(number) for number in range(len(self.parent))])
         kept, final = torch.unique(roots, return_inverse=True)
@@ -164,8 +164,8 @@ class _ChannelNumbering:
         return self.known[limited]
 
     def scaling(self) -> Scaling:
-        """Returns the `Scaling` of the visited nodes, with the numbers that `compact` returns."""
-        final, count = self.numbers.compact()
+        """Returns the `Scaling` of the visited nodes, with the numbers that `renumber` returns."""
+        final, count = self.numbers.renumber()
         layers = tuple(
             ScalableLayer(layer.constants, final[layer.input_numbers], final[layer.output_numbers])
             for layer in self.layers
@@ -176,12 +176,12 @@ class _ChannelNumbering:
 
 def _layer_groups(count: int, layers: Iterable[ScalableLayer]) -> torch.Tensor:
     numbers = _ChannelNumbers()
-    numbers.fresh(count - 1)
+    numbers.allocate(count - 1)
     for layer in layers:
         scalable = layer.output_numbers[layer.output_numbers != PINNED]
         if len(scalable):
             numbers.join(scalable, scalable[:1])
-    return numbers.compact()[0]
+    return numbers.renumber()[0]
 
 
 def _pin_values(numbers: _ChannelNumbers, known: dict[Node, torch.Tensor], values: Iterable[Node]) -> None:
@@ -211,7 +211,7 @@ def _scalable_layer(
     channels = _input_channel_numbers(layer, numbers, known)
     if channels is None:
         channels = torch.full((shape_of(layer.input)[-1 if layer.kind is LayerKind.LINEAR else 1],), PINNED)
-    return ScalableLayer(layer, channels.reshape(layer.groups, -1), numbers.fresh(layer.outputs))
+    return ScalableLayer(layer, channels.reshape(layer.groups, -1), numbers.allocate(layer.outputs))
 
 
 def _input_channel_numbers(
@@ -294,7 +294,7 @@ def _move_numbers(node: Node, known: dict[Node, torch.Tensor]) -> torch.Tensor:
         found = known.get(value)
         return torch.full(shape_of(value), PINNED) if found is None else found.contiguous()
 
-    moved = evaluated(node, numbers_of)
+    moved = evaluate_call(node, numbers_of)
     assert isinstance(moved, torch.Tensor)
     return moved.long()
 

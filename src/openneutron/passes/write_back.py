@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from openneutron.core.constants import insert_constant
-from openneutron.core.evaluation import evaluated
+from openneutron.core.evaluation import evaluate_call
 from openneutron.core.fx import arguments, first_operand, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.graph_builder import NodeBuilder, permute, put, reshape, select_scatter, slice_scatter
@@ -44,7 +44,7 @@ def _positions_in_source(view: Node) -> torch.Tensor | None:
     shape, value = shape_of(source), view.meta["val"]
     if value.dtype != source.meta["val"].dtype or not all(isinstance(size, int) for size in (*shape, *value.shape)):
         return None
-    found = evaluated(called, lambda _: torch.arange(math.prod(shape)).reshape(shape))
+    found = evaluate_call(called, lambda _: torch.arange(math.prod(shape)).reshape(shape))
     positions = found if called is view else found[view.args[1]]
     assert isinstance(positions, torch.Tensor)
     return positions

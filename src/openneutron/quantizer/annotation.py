@@ -12,7 +12,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron.core.boundary import error_at
 from openneutron.core.constants import constant_value
-from openneutron.core.fx import UNBATCHED, noted
+from openneutron.core.fx import UNBATCHED, note_of
 from openneutron.core.unions import find_root
 from openneutron.errors import OptionError
 from openneutron.ir.graph import QParams
@@ -102,7 +102,7 @@ class Annotation:
             for value in values
             if any(reader.op == "output" or reader in self.joined for reader in value.users)
         }
-        self.unbatched = {self._find_group(value) for value in values if noted(value, UNBATCHED)}
+        self.unbatched = {self._find_group(value) for value in values if note_of(value, UNBATCHED)}
         self._note_least_scales()
         self._note_needed(model)
         self._link_output_parts()

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import note, noted, op_name, operator_aliases, operator_names
+from openneutron.core.fx import note, note_of, op_name, operator_aliases, operator_names
 from openneutron.errors import OptionError
 from openneutron.ops import DECOMPOSITIONS, OPERATORS
 from openneutron.quantizer.node_keys import Key, NodeKeys
@@ -98,7 +98,7 @@ def has_wide_state(node: Node) -> bool:
 
 def left_in_float(node: Node) -> str | None:
     """Returns the key of `layers` that left `node` in float, or None."""
-    return noted(node, _LEFT_IN_FLOAT)  # type: ignore[no-any-return]
+    return note_of(node, _LEFT_IN_FLOAT)  # type: ignore[no-any-return]
 
 
 def _applies_to(node: Node, setting: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from openneutron.core.constants import constant_value
-from openneutron.core.fx import note, noted
+from openneutron.core.fx import note, note_of
 from openneutron.ir.graph import QParams
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer.observers import WrappingObserver
@@ -190,4 +190,4 @@ def note_float_concatenation(node: Node) -> None:
 
 def is_float_concatenation(node: Node) -> bool:
     """Returns whether `note_float_concatenation` marked `node`."""
-    return bool(noted(node, _JOINED))
+    return bool(note_of(node, _JOINED))

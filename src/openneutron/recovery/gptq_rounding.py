@@ -137,9 +137,9 @@ class _PooledRounding:
         share = self._moment_weight(layer_io)
         for values in zip(layer_io.quantized, layer_io.real, strict=True):
             self._sums.add(*(input_rows(layer, value, self._weight, most) for value in values))
-            if self._sums.waiting >= ROWS_AT_ONCE:
-                self._sums.add_up(share)
-        self._sums.add_up(share)
+            if self._sums.pending_rows >= ROWS_AT_ONCE:
+                self._sums.accumulate(share)
+        self._sums.accumulate(share)
         self._biases.add(layer, layer_io)
 
     def _moment_weight(self, layer_io: LayerIO) -> float:
@@ -235,7 +235,7 @@ def _estimate_moments(layer: WeightedLayer, layer_io: LayerIO) -> _Moments:
     sums = _MomentSums(layer)
     for values in zip(layer_io.quantized, layer_io.real, strict=True):
         sums.add(*(input_rows(layer, value, weight, most) for value in values))
-        sums.add_up()
+        sums.accumulate()
     return sums.moments()
 
 
@@ -266,16 +266,16 @@ class _MomentSums:
         self._waiting.append((inputs - self._origins[0], real_inputs - self._origins[1]))
 
     @property
-    def waiting(self) -> int:
-        """The number of rows since the last `add_up`."""
+    def pending_rows(self) -> int:
+        """The number of rows since the last `accumulate`."""
         return sum(rows.shape[1] for rows, _ in self._waiting)
 
-    def add_up(self, weight: float = 1.0) -> None:
+    def accumulate(self, weight: float = 1.0) -> None:
         """Adds the moments of the rows that were added since the last call, multiplied by `weight`."""
         if not self._waiting:
             return
-        waiting = zip(*self._waiting, strict=True)
-        inputs, real_inputs = (torch.cat(rows, 1) if len(rows) > 1 else rows[0] for rows in waiting)
+        pending_rows = zip(*self._waiting, strict=True)
+        inputs, real_inputs = (torch.cat(rows, 1) if len(rows) > 1 else rows[0] for rows in pending_rows)
         self._waiting = []
         self._own += weight * (inputs.transpose(1, 2) @ inputs)
         self._cross += weight * (real_inputs.transpose(1, 2) @ inputs)

@@ -66,7 +66,7 @@ def _version(package: str) -> str:
 def _steps(flavor: str | None, target: str) -> Iterator[tuple[str, Callable[[], str]]]:
     """Returns the names and functions of the checks, in order. Checks share the state of one `_ConverterChecks`."""
     checks = _ConverterChecks(_tiny_model(), target)
-    yield "a converter for this flavour", lambda: checks.choose(flavor)
+    yield "a converter for this flavour", lambda: checks.choose_converter(flavor)
     yield f"convert a convolution for {target}", lambda: checks.convert(CompileOptions(target))
     yield "the microcode's header", checks.header
     for name in ("fetch_constants_to_sram", "dump_kernel_selection_code", "use_profiling"):
@@ -81,12 +81,12 @@ class _ConverterChecks:
     converter: sdk.Converter | None = None
     payload: bytes = b""
 
-    def choose(self, flavor: str | None) -> str:
-        self.converter = sdk.choose(flavor)
+    def choose_converter(self, flavor: str | None) -> str:
+        self.converter = sdk.choose_converter(flavor)
         return str(self.converter)
 
     def convert(self, options: CompileOptions) -> str:
-        converter = self.converter or sdk.choose(None)
+        converter = self.converter or sdk.choose_converter(None)
         request = sdk.Conversion(self.model, self.target, converter_flags(options))
         converted = sdk.convert(request, converter, time_limit=TIME_LIMIT_SECONDS)
         self.payload = device_payload(PayloadHeader((1,), (1,), (0,), (0,), 1), converted.tflite)

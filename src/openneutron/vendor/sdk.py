@@ -31,8 +31,8 @@ from openneutron.core.files import write_file
 from openneutron.errors import ConverterError, OptionError
 
 __all__ = [
-    "Conversion", "Converted", "Converter", "ConverterWarning", "choose", "convert", "convert_all", "converter_for",
-    "default_cache", "installed", "merge_kernel_selections",
+    "Conversion", "Converted", "Converter", "ConverterWarning", "choose_converter", "convert", "convert_all",
+    "converter_for", "default_cache", "installed", "merge_kernel_selections",
 ]  # fmt: skip
 
 PACKAGE = "eiq_neutron_sdk"
@@ -113,7 +113,7 @@ def _version(module: str) -> str:
     return importlib.metadata.version(candidates[0]) if candidates else "unknown"
 
 
-def choose(flavor: str | None, found: Sequence[Converter] | None = None) -> Converter:
+def choose_converter(flavor: str | None, found: Sequence[Converter] | None = None) -> Converter:
     """Returns the installed converter for `neutron_converter_flavor`. Without a flavour, this is eiq_neutron_sdk.
 
     Raises `ConverterError` if it is not installed. The message lists the installed converters.
@@ -142,7 +142,7 @@ def converter_for(payload: str, flavor: str | None) -> Converter | None:
         return None
     found = installed()
     try:
-        return choose(flavor, found)
+        return choose_converter(flavor, found)
     except ConverterError as error:
         if payload == "device":
             raise
