@@ -20,7 +20,7 @@ from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
 from openneutron.ops.fusion import is_activation, takes_activation
 from openneutron.ops.graph_builder import replace_with_reshape
-from openneutron.ops.shapes import takes_sizes, needs_strides
+from openneutron.ops.shapes import needs_strides, takes_sizes
 from openneutron.passes.add_input_guards import GUARDS
 from openneutron.passes.functionalize import writes_memory
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver
