@@ -47,7 +47,9 @@ def large_summary(layers: int, *, changed: int = 9, name: str = "block{0}.conv_{
     on_cpu = max(1, layers // 10)
     names = [name.format(number) for number in range(layers)]
     samples = tuple(
-        ChangedSample(f"photos/cat/{i}.png", "cat", "cat" if i % 3 else "dog", "dog" if i % 3 else "cat", picture())
+        ChangedSample(
+            f"photos/cat/{i}.png", "cat", *(("cat", "dog") if i % 3 else ("dog", "cat")), i % 3 > 0, picture()
+        )
         for i in range(changed)
     )
     return Summary(

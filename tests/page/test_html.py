@@ -207,7 +207,7 @@ def test_only_pictures_are_embedded(summary: Summary) -> None:
     assert is_picture(picture())
     for uri in ("http://there/a.png", "data:text/html;base64,AAAA", "data:image/svg+xml;base64,AAAA", "javascript:1"):
         assert not is_picture(uri)
-        sample = ChangedSample("a", "cat", "cat", "dog", uri)
+        sample = ChangedSample("a", "cat", "cat", "dog", True, uri)
         rows = (summary.accuracy[0], AccuracyRow.of_percentage(".pte", 80.0, 10, (sample,)))
         assert uri not in page_of(replace(summary, accuracy=rows))
 

@@ -15,11 +15,13 @@ from tests.accuracy_models import images, net, quantized
 
 from openneutron import NeutronProgram, QuantizedModel, lower
 from openneutron.accuracy import Analysis, analyze
+from openneutron.accuracy.side_by_side import RunScores, SideBySide
 from openneutron.accuracy.validate import validate
 from openneutron.errors import FormatError, InputError
 from openneutron.formats import pte
 from openneutron.formats.payload import parse
 from openneutron.page import AccuracyRow, ChangedSample, Summary, ValidationRow, summarize, wilson_interval
+from openneutron.page.accuracy import accuracy_rows
 from openneutron.page.content import PlacementRow
 from openneutron.page.summary import short_source
 from openneutron.page.verdict import mcnemar, verdict_of
@@ -154,6 +156,37 @@ def test_wilson(percentage: float, samples: int, expected: tuple[float, float]) 
     assert wilson_interval(percentage, samples) == pytest.approx(expected, abs=0.01)
 
 
+# ----------------------------------------------------------------------------------------------------------- accuracy
+
+
+def test_results_side_by_side_become_rows_with_thumbnails(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    files = [tmp_path / f"{number}.png" for number in range(4)]
+    for file in files:
+        image.new("RGB", (200, 100), "red").save(file)
+    results = SideBySide(
+        "top1",
+        (RunScores("float", 75.0, (100.0, 100.0, 100.0, 0.0), (0, 1, 0, 0)),
+         RunScores(".pte", 50.0, (100.0, 0.0, 0.0, 100.0), (0, 0, 1, 1))),
+        labels=(0, 1, 0, 1), names=("a", "b", "c", "d"), paths=tuple(files), classes=("cat", "dog"),
+    )  # fmt: skip
+    first, last = accuracy_rows(results)
+    assert (first.value, first.samples, first.changed) == (75.0, 4, ())
+    assert last.interval == wilson_interval(50.0, 4)
+    assert (last.lost, last.gained) == (2, 1)
+    assert [(one.name, one.label, one.before, one.after, one.is_lost) for one in last.changed] == [
+        ("b", "dog", "dog", "cat", True), ("c", "cat", "cat", "dog", True), ("d", "dog", "cat", "dog", False),
+    ]  # fmt: skip
+    assert all((one.picture or "").startswith("data:image/jpeg;base64,") for one in last.changed)
+
+
+def test_a_function_as_metric_has_no_changed_samples() -> None:
+    runs = (RunScores("float", 1.0, (1.0, 1.0)), RunScores(".pte", float("nan"), (1.0, float("nan"))))
+    first, last = accuracy_rows(SideBySide("file.py:score", runs))
+    assert (first.unit, first.changed) == ("", ())
+    assert (last.value, last.interval) == (None, None)
+
+
 # ------------------------------------------------------------------------------------------------------------- format
 
 
@@ -214,8 +247,8 @@ def test_numbers_that_are_not_finite_are_refused_on_both_ways(summary: Summary) 
 
 
 def rows(lost: int, gained: int, samples: int = 200) -> list[AccuracyRow]:
-    changes = [ChangedSample(f"{i}.png", "cat", "cat", "dog") for i in range(lost)]
-    changes += [ChangedSample(f"{i}.jpg", "cat", "dog", "cat") for i in range(gained)]
+    changes = [ChangedSample(f"{i}.png", "cat", "cat", "dog", True) for i in range(lost)]
+    changes += [ChangedSample(f"{i}.jpg", "cat", "dog", "cat", False) for i in range(gained)]
     value = 90.0 - 100 * (lost - gained) / samples
     before = AccuracyRow.of_percentage("float", 90.0, samples)
     return [before, AccuracyRow.of_percentage(".pte", value, samples, tuple(changes))]

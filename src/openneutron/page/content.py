@@ -48,13 +48,10 @@ class ChangedSample:
     """The float model's class."""
     after: str
     """The other model's class."""
+    is_lost: bool
+    """Whether the float model is right and the other model is wrong."""
     picture: str | None = None
     """A thumbnail of the sample as a `data:` URI; None for a sample that is no image."""
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether the float model is right and the other model is wrong."""
-        return self.before == self.label
 
 
 @dataclass(frozen=True)

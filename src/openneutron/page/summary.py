@@ -17,6 +17,7 @@ from openneutron.core.files import read_file
 from openneutron.errors import InputError
 from openneutron.formats import pte
 from openneutron.ir.cost import CPU_CYCLES_PER_ELEMENT, OPERATOR_CYCLES, array_of
+from openneutron.page.accuracy import accuracy_rows
 from openneutron.page.content import (
     AccuracyRow,
     AdviceRow,
@@ -42,6 +43,7 @@ from openneutron.targets import NeutronTargetSpec
 
 if TYPE_CHECKING:
     from openneutron.accuracy.result import Analysis, LayerAccuracy
+    from openneutron.accuracy.side_by_side import SideBySide
     from openneutron.accuracy.validate import Validation
     from openneutron.flow import NeutronProgram, QuantizedModel
     from openneutron.partition.placing import Placement
@@ -61,7 +63,7 @@ def summarize(
     *,
     quantized: QuantizedModel | None = None,
     analysis: Analysis | None = None,
-    accuracy: Sequence[AccuracyRow] = (),
+    accuracy: SideBySide | Sequence[AccuracyRow] = (),
     validation: Validation | Sequence[ValidationRow] = (),
     options: Mapping[str, Any] | None = None,
     date: str | None = None,
@@ -76,7 +78,8 @@ def summarize(
       nodes, modules, source lines and reasons.
     - `quantized`, `analysis`: the results of `quantize` and `analyze`. `quantized` gives the recipe, and the estimated
       cycles of operators on the CPU.
-    - `accuracy`: the first row is the one that others are compared with, usually that of the float model.
+    - `accuracy`: the result of `evaluate_side_by_side`, or rows. The first row is the one that others are compared
+      with, usually that of the float model.
     - `validation`: the result of `validate`, or rows.
     - `options`: the options of the build by their names. Their values are written as text.
     - `date`: the date of the build as text. The clock is not read, so that equal builds have equal summaries.
@@ -125,7 +128,7 @@ def summarize(
         recipe=_recipe(quantized),
         inputs=tuple(map(_edge, estimated.inputs)) if lowered is None else _named(estimated.inputs, lowered),
         outputs=tuple(map(_edge, estimated.outputs)),
-        accuracy=tuple(accuracy),
+        accuracy=tuple(accuracy) if isinstance(accuracy, Sequence) else accuracy_rows(accuracy),
         validation=tuple(rows),
         failures=failures,
         analysis=None if analysis is None else analysis_rows(analysis),

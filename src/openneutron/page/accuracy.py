@@ -1,0 +1,57 @@
+"""Makes the accuracy rows of a summary from the results of `evaluate_side_by_side`, with thumbnails of images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from openneutron.data.images import thumbnail
+from openneutron.page.content import AccuracyRow, ChangedSample, finite
+
+if TYPE_CHECKING:
+    from openneutron.accuracy.side_by_side import RunScores, SideBySide
+
+__all__ = ["MOST_PICTURES", "accuracy_rows"]
+
+MOST_PICTURES = 24
+"""Number of changed samples of the last run that have a thumbnail, lost ones first."""
+
+
+def accuracy_rows(results: SideBySide) -> tuple[AccuracyRow, ...]:
+    """Returns a row for each run. The samples of the last run have thumbnails, where they are image files.
+
+    Raises `InputError` for an image file that cannot be read any more.
+    """
+    last = results.runs[-1]
+    return tuple(_accuracy_row(results, run, shows=run is last) for run in results.runs)
+
+
+def _accuracy_row(results: SideBySide, run: RunScores, *, shows: bool) -> AccuracyRow:
+    interval = run.interval
+    return AccuracyRow(
+        name=run.name,
+        value=finite(run.value),
+        samples=len(run.scores),
+        interval=None if interval is None or None in map(finite, interval) else interval,
+        changed=_changed(results, run, shows=shows),
+        metric=results.metric,
+        unit=results.unit,
+    )
+
+
+def _changed(results: SideBySide, run: RunScores, *, shows: bool) -> tuple[ChangedSample, ...]:
+    if run is results.runs[0] or results.labels is None:
+        return ()
+    changed = results.changed(run.name)
+    first = sorted(changed, key=lambda one: not one.is_lost)[:MOST_PICTURES] if shows else ()
+    pictures = {one.index: thumbnail(one.path) for one in first if one.path is not None}
+    return tuple(
+        ChangedSample(
+            name=one.name,
+            label=results.class_name(one.label),
+            before=results.class_name(one.before),
+            after=results.class_name(one.after),
+            is_lost=one.is_lost,
+            picture=pictures.get(one.index),
+        )
+        for one in changed
+    )
