@@ -211,7 +211,17 @@ SPECS = (
         "zero.",
     ),
     _function_spec("exp", EXP, facts=Facts(sign=never_negative)),
-    _function_spec("log", LOG, "log(0) is the lowest value of the output's range.", Facts(computes_masks=True)),
-    _function_spec("rsqrt", RSQRT, "rsqrt(0) is the highest value of the output's range.", Facts(sign=never_negative)),
+    _function_spec(
+        "log",
+        LOG,
+        "log(0) is the lowest value of the output's range.",
+        Facts(computes_masks=True, is_infinite_at_zero=True),
+    ),
+    _function_spec(
+        "rsqrt",
+        RSQRT,
+        "rsqrt(0) is the highest value of the output's range.",
+        Facts(sign=never_negative, is_infinite_at_zero=True),
+    ),
     _function_spec("hardswish", HARD_SWISH, facts=Facts(needed_range=needed_by_hardswish, is_elementwise=True)),
 )

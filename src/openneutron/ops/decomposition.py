@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from openneutron.core.boundary import error_at
 from openneutron.core.constants import insert_constant
 from openneutron.core.evaluation import evaluate_call, infer_meta
-from openneutron.core.fx import iterate_nodes, note_replaced, op_name
+from openneutron.core.fx import iterate_nodes, note_replaced, op_name, shape_of
 from openneutron.errors import ModelError
 from openneutron.ops.facts import UNKNOWN, Facts
 from openneutron.ops.intervals import Interval, IntervalNote
@@ -69,6 +69,8 @@ class Rewriting:
         node = self.instance.node
         if target in _TAKE_A_SHAPE and sum(isinstance(size, torch.SymInt) for size in args[1]) == 1:
             args = args[0], [-1 if isinstance(size, torch.SymInt) else size for size in args[1]]
+        if target is torch.ops.aten.expand.default:
+            args = args[0], _kept_sizes(args[0], args[1])
         if any(isinstance(size, torch.SymInt) for size in tree_leaves((args, kwargs))):
             raise self.needs_fixed_sizes()
         with node.graph.inserting_before(node):
@@ -123,6 +125,12 @@ class Rewriting:
     def value_of(self, argument: str) -> torch.Tensor | None:
         """Returns the tensor of an argument that is a constant of the graph; None for any other argument."""
         return self.instance.constant(argument)
+
+
+def _kept_sizes(value: Node, sizes: Sequence[Any]) -> list[Any]:
+    """Returns the sizes of an expand, with -1 for dynamic sizes that `value` has too."""
+    own = (1,) * (len(sizes) - len(shape_of(value))) + shape_of(value)
+    return [-1 if isinstance(old, torch.SymInt) else new for old, new in zip(own, sizes, strict=True)]
 
 
 def _value(node: Node) -> Any:

@@ -137,6 +137,8 @@ class Facts:
     """Whether models compute attention masks with it: arithmetic, comparisons, logic, constants."""
     reads_values: bool = True
     """Whether it reads the values of its operand, not only its shape and dtype."""
+    is_infinite_at_zero: bool = False
+    """Whether its output is infinite for the input 0."""
     training_argument: str | None = None
     """The argument that is true in train mode."""
 

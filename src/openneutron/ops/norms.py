@@ -79,7 +79,8 @@ class ChannelNormGroups:
 
     def broadcast(self, statistic: Node) -> Node:
         """Repeats the statistic of each group for its channels, by a product with ones."""
-        ones = self.rewriting.constant(torch.ones(self._shape))
+        rows, *grouped = self._shape
+        ones = self.rewriting.constant(torch.ones(1 if isinstance(rows, torch.SymInt) else rows, *grouped))
         batch, channels, *spatial = self.rewriting.shape
         shape = [batch, channels, *[1] * len(spatial)]
         return self.rewriting.call(aten.reshape.default, mul(self.rewriting, statistic, ones), shape)

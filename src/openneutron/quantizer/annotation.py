@@ -301,10 +301,14 @@ class Annotation:
 
     def _annotate_inputs(self, fused: FusedOperator) -> None:
         node = fused.instance.node
-        edges = {
-            value: self._quantization_spec((value, node), self.requantized.get((value, node), value))
-            for value in fused.inputs
-        }
+        edges: dict[Node, Any] = {}
+        for value in fused.inputs:
+            reader = training.observing_reader(value, node) if self.settings.is_qat else node
+            spec = self._quantization_spec((value, reader), self.requantized.get((value, node), value))
+            if reader is node:
+                edges[value] = spec
+            else:
+                reader.meta[Q_ANNOTATION_KEY] = _annotation({value: spec}, None)
         weight, bias = _weight_and_bias(fused)
         if weight is not None:
             spec = qspecs.weight(node, self.weight_axis.get(weight), self.settings.weight_bits)

@@ -1,8 +1,8 @@
 """Modules that exist in a model only during quantization-aware training, and their conversion.
 
-torchao calls the method `convert` of an observer or fake quantizer if it exists. `OnlyInTraining`, `WeightFakeQuantize`
-and `FloatWeight` have this method, so that `convert_pt2e` returns the same kind of model as after calibration, without
-further steps for the user and without patching torchao.
+torchao calls the method `convert` of an observer or fake quantizer if it exists. The modules of this file have this
+method, so that `convert_pt2e` returns the same kind of model as after calibration, without further steps for the user
+and without patching torchao.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ __all__ = [
     "BatchNorm",
     "FloatWeight",
     "OnlyInTraining",
+    "RemovedAtConversion",
+    "ReplaceZeros",
     "WeightFakeQuantize",
     "batch_norm_after",
     "batch_norm_arguments",
@@ -36,11 +38,27 @@ __all__ = [
 ]  # fmt: skip
 
 
-class OnlyInTraining(ObserverBase):
-    """An operator that returns its input in eval mode, as dropout does. Conversion removes it."""
+class RemovedAtConversion(ObserverBase):
+    """A module of one value that conversion replaces by the value."""
+
+    def __init__(self) -> None:
+        super().__init__(dtype=torch.float32)
+
+    def calculate_qparams(self, **_: Any) -> None:
+        """Returns None, because this module observes nothing."""
+
+    def convert(self, model: GraphModule, node: Node) -> None:
+        """Removes `node`, which calls this module, from a model that is being converted."""
+        source, *_ = node.all_input_nodes
+        node.replace_all_uses_with(source)
+        model.graph.erase_node(node)
+
+
+class OnlyInTraining(RemovedAtConversion):
+    """An operator that returns its input in eval mode, as dropout does."""
 
     def __init__(self, operator: str, options: tuple[Any, ...]) -> None:
-        super().__init__(dtype=torch.float32)
+        super().__init__()
         self.operator = operator
         self.options = options
 
@@ -52,14 +70,20 @@ class OnlyInTraining(ObserverBase):
         operator = getattr(getattr(getattr(torch.ops, namespace), name), overload)
         return operator(value, *self.options)  # type: ignore[no-any-return]
 
-    def calculate_qparams(self, **_: Any) -> None:
-        """Returns None, because this module observes nothing."""
 
-    def convert(self, model: GraphModule, node: Node) -> None:
-        """Removes `node`, which calls this module, from a model that is being converted."""
-        source, *_ = node.all_input_nodes
-        node.replace_all_uses_with(source)
-        model.graph.erase_node(node)
+class ReplaceZeros(RemovedAtConversion):
+    """Replaces zeros before an operator that is infinite at zero, such as a logarithm.
+
+    Fake quantization rounds values below half an int8 step to zero. They become a quarter of the smallest positive
+    value, which is a quarter of a step or more. The converted model keeps the zeros: there the operator returns the end
+    of its output's range, which the replaced values determine.
+    """
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        """Returns `value` without zeros. No gradient flows to a replaced value."""
+        known = value.detach()
+        least = torch.where(known > 0, known, torch.inf).amin() / 4 if known.numel() else known.new_ones(())
+        return torch.where(known == 0, torch.where(least.isinf(), 1.0, least), value)
 
 
 class BatchNorm(torch.nn.Module):
@@ -225,7 +249,7 @@ def _input_scale(operator: Node) -> torch.Tensor:
     """Returns the scale of the activation that `operator` reads, before or after its fake quantizer is converted."""
     name, *_ = OPERATORS[op_name(operator)].inputs
     node = arguments(operator)[name]
-    while isinstance(module := called(node), OnlyInTraining):
+    while isinstance(module := called(node), RemovedAtConversion):
         node = node.args[0]
     if module is None:
         return torch.tensor(node.args[1])  # a dequantize

@@ -25,10 +25,10 @@ from torchao.quantization.pt2e.export_utils import _EXPORTED_TRAINING_ATTR
 
 from openneutron.core.boundary import error_at
 from openneutron.core.constants import computed_constants, free_name
-from openneutron.core.fx import arguments, draws_random_numbers, op_name, set_argument
+from openneutron.core.fx import arguments, draws_random_numbers, first_operand, op_name, set_argument
 from openneutron.errors import ModelError
 from openneutron.ops import OPERATORS
-from openneutron.ops.declared import is_op
+from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.spec import OutputRule
 from openneutron.passes.fold_batch_norm import can_fold_batch_norm_into, insert_identity_convolution
 from openneutron.passes.remove_batch_counts import BATCH_COUNT
@@ -36,6 +36,8 @@ from openneutron.quantizer.trained_modules import (
     BatchNorm,
     FloatWeight,
     OnlyInTraining,
+    RemovedAtConversion,
+    ReplaceZeros,
     WeightFakeQuantize,
     batch_norm_after,
     batch_norm_arguments,
@@ -43,7 +45,7 @@ from openneutron.quantizer.trained_modules import (
     weight_and_bias,
 )
 
-__all__ = ["fold_float_batch_norms", "observed", "prepare_for_training", "read_weight_through"]
+__all__ = ["fold_float_batch_norms", "observed", "observing_reader", "prepare_for_training", "read_weight_through"]
 
 _ONLY_IN_TRAINING = ("dropout", "dropout of another kind", "detach")
 
@@ -56,6 +58,8 @@ def prepare_for_training(module: GraphModule) -> None:
        weight 1 is inserted before it. In train mode, the call also counts the batches.
     2. A dropout in train mode and a detach become calls of `OnlyInTraining`. A relu, and operators that only move
        values, are moved before a dropout, so that they read the same values as in eval mode.
+
+    3. The input of an operator that is infinite at zero is read through a `ReplaceZeros`.
 
     Raises `ModelError` for a batch norm over three dimensions that cannot be folded, or with parameters that are
     computed from inputs, and for any other operator that draws random numbers.
@@ -83,6 +87,11 @@ def prepare_for_training(module: GraphModule) -> None:
         elif is_op(node, *_ONLY_IN_TRAINING) and node not in constants:
             source, *options = _move_dropout_after_moves(node).args
             _replace_by_module(node, OnlyInTraining(op_name(node), tuple(options)), (source, trains))
+        elif facts_of(node).is_infinite_at_zero and node not in constants:
+            value = first_operand(node)
+            reader = _insert_module_call(node, ReplaceZeros(), (value,))
+            reader.meta = dict(value.meta)
+            node.replace_input_with(value, reader)
         elif draws_random_numbers(node):
             raise _training_error(
                 node, "This operator draws random numbers, and would draw them in the converted model, too."
@@ -158,13 +167,22 @@ def _insert_module_call(node: Node, submodule: torch.nn.Module, args: tuple[Any,
 
 
 def observed(node: Node) -> Node:
-    """Returns the value whose range is observed for `node`: the input of the `OnlyInTraining` calls before `node`.
+    """Returns the value whose range is observed for `node`: the input of the `RemovedAtConversion` calls before `node`.
 
-    In eval mode both are equal, because these calls return their input.
+    After conversion both are equal.
     """
-    while isinstance(called(node), OnlyInTraining):
+    while isinstance(called(node), RemovedAtConversion):
         node = node.args[0]  # type: ignore[assignment]
     return node
+
+
+def observing_reader(value: Node, operator: Node) -> Node:
+    """Returns the node at whose edge from `value` a fake quantizer is inserted for `operator`.
+
+    It is a `ReplaceZeros` between them, so that the zeros of the fake quantizer are replaced; else `operator`.
+    """
+    between = [node for node in operator.all_input_nodes if isinstance(called(node), ReplaceZeros)]
+    return next((node for node in between if node.args[0] is value), operator)
 
 
 def read_weight_through(operator: Node, reader: WeightFakeQuantize | FloatWeight) -> None:
