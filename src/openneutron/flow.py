@@ -273,7 +273,8 @@ def quantize(
       arguments, or a mapping from their names. An argument is a float32 tensor or numpy array, a number, a string or
       None, or a tuple, dict or dataclass of these. An argument that is not a tensor becomes a constant of the program.
     - `calibration`: an iterable of inputs, each a tensor, a tuple, or a mapping from the names of `forward`'s
-      arguments. A data set, a DataLoader, a tensor of samples, and a folder of images or .npy files are accepted, too.
+      arguments. A data set, a DataLoader, a tensor of samples, `Samples` of `openneutron.data`, and a folder, a file or
+      the name of a function ("file.py:function") that it reads are accepted, too (docs/data.md).
     - `target`: the name of a target.
     - `recover`: the methods that recover accuracy after quantization (see `openneutron.recovery` and docs/accuracy.md).
       "auto" equalizes channels, rounds weights by GPTQ and corrects biases. "fast" does the same with fewer inputs.

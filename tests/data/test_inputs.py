@@ -218,7 +218,11 @@ def test_thumbnails(tmp_path: Path) -> None:
     uri = thumbnail(image(tmp_path / "a.png"))
     assert uri is not None
     assert uri.startswith("data:image/jpeg;base64,/9j/")
-    assert thumbnail(tmp_path / "a.npy") is None
+    with Image.open(tmp_path / "a.png") as opened:
+        pixels = np.array(opened)
+        assert thumbnail(opened) == thumbnail(pixels) == thumbnail(torch.from_numpy(pixels).permute(2, 0, 1)) == uri
+    for other in (tmp_path / "a.npy", pixels / 255, 3, None):
+        assert thumbnail(other) is None
     (tmp_path / "b.png").touch()
     with pytest.raises(InputError, match=r"b\.png cannot be read"):
         thumbnail(tmp_path / "b.png")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["ImageTransform", "is_picture", "open_image", "thumbnail"]
+__all__ = ["ImageTransform", "is_picture", "is_pixels", "open_image", "thumbnail"]
 
 CHANNELS = {"rgb": 3, "bgr": 3, "grey": 1}
 LAYOUTS = ("nchw", "nhwc")
@@ -28,6 +28,8 @@ LARGEST_PIXEL = 255
 # Range of pixels from which a mean of less than 1 is taken for the mean of pixels from 0 to 1.
 LARGE_RANGE = 100
 IMAGE_RANK = 4
+# Numbers of channels of pixels: grey, RGB, RGB and alpha.
+_COUNTS = (1, 3, 4)
 # Modes of Pillow whose conversion to 8 bits clips values.
 _WIDE_MODES = ("I", "F")
 
@@ -69,14 +71,42 @@ def is_picture(value: Any) -> bool:
     return module is not None and isinstance(value, module.Image)
 
 
-def thumbnail(path: Path, size: int = 64) -> str | None:
-    """Returns an image file as a `data:` URI of a JPEG of at most `size` x `size` pixels; None for another file.
+def is_pixels(value: Any) -> bool:
+    """Whether `value` is an array or tensor of uint8, [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels."""
+    if str(getattr(value, "dtype", "")).removeprefix("torch.") != "uint8":
+        return False
+    shape = tuple(value.shape)
+    return all(shape) and (len(shape) == 2 or (len(shape) == 3 and (shape[2] in _COUNTS or shape[0] in _COUNTS)))
 
+
+def _of_pixels(value: Any) -> Image:
+    import numpy as np
+
+    array = np.asarray(value)
+    if array.ndim == 3 and array.shape[2] not in _COUNTS:
+        array = array.transpose(1, 2, 0)
+    made: Image = _pillow().fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
+    return made
+
+
+def thumbnail(source: Any, size: int = 64) -> str | None:
+    """Returns an image as a `data:` URI of a JPEG of at most `size` x `size` pixels; None for what is no image.
+
+    `source` is a path, an image of Pillow, or pixels of uint8, such as the inputs of a `Sample` without a transform.
     Raises `InputError` as `open_image` does.
     """
-    if path.suffix.lower() not in IMAGES:
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if path.suffix.lower() not in IMAGES:
+            return None
+        picture = open_image(path)
+    elif is_picture(source):
+        picture = source
+    elif is_pixels(source):
+        picture = _of_pixels(source)
+    else:
         return None
-    picture = open_image(path).convert("RGB")
+    picture = picture.convert("RGB")
     picture.thumbnail((size, size))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
@@ -222,20 +252,13 @@ class ImageTransform:
         if is_picture(image):
             found: Image = image
             return found
-        import numpy as np
-
-        array = np.asarray(image)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3):
-            raise InputError(
-                "ImageTransform takes an image of Pillow, or uint8 pixels of shape [H, W], [H, W, C] or [C, H, W], not "
-                f"{type(image).__name__} of {array.dtype} {array.shape}."
-            )
-        if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
-            array = array.transpose(1, 2, 0)
-        if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
-            raise InputError(f"Pixels of shape {array.shape} have no dimension of 1, 3 or 4 channels.")
-        made: Image = _pillow().fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
-        return made
+        if is_pixels(image):
+            return _of_pixels(image)
+        shape = f" of {image.dtype} {tuple(image.shape)}" if hasattr(image, "shape") else ""
+        raise InputError(
+            "ImageTransform takes an image of Pillow, or uint8 pixels of shape [H, W], [H, W, C] or [C, H, W] with "
+            f"1, 3 or 4 channels, not {type(image).__name__}{shape}."
+        )
 
     def _resized(self, picture: Image) -> Image:
         if self.resize is None:

@@ -10,7 +10,7 @@ from typing import Any
 from openneutron.core.messages import did_you_mean, first_line
 from openneutron.core.objects import is_reference, load_object
 from openneutron.data.audio import AudioTransform, Waveform
-from openneutron.data.images import IMAGE_RANK, ImageTransform, is_picture
+from openneutron.data.images import IMAGE_RANK, ImageTransform, is_picture, is_pixels
 from openneutron.errors import InputError, OpenNeutronError, OptionError
 
 __all__ = ["DefaultTransform", "Transform", "fitted", "transform_of"]
@@ -46,9 +46,7 @@ class DefaultTransform:
         return fitted(transform, self.sizes)(value)
 
     def _is_image_array(self, value: Any) -> bool:
-        if str(getattr(value, "dtype", "")) != "uint8" or not self.is_float or self.sizes is None:
-            return False
-        return len(value.shape) in (2, 3) and len(self.sizes) == IMAGE_RANK
+        return self.is_float and self.sizes is not None and len(self.sizes) == IMAGE_RANK and is_pixels(value)
 
 
 def fitted(transform: Transform | None, sizes: Sequence[int | None] | None, *, is_float: bool = True) -> Transform:
