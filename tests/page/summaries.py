@@ -12,11 +12,13 @@ from openneutron.page.content import (
     AdviceRow,
     AnalysisRows,
     FileRow,
+    GainRow,
     Histogram,
     LayerAccuracyRow,
     LayerRow,
     Memory,
     PlacementRow,
+    RecurrentRow,
     TargetRow,
     TensorRow,
     Verdict,
@@ -126,4 +128,6 @@ def _analysis(layers: int, names: list[str]) -> AnalysisRows:
         'layers={"a": "float"}',
         0.25,
     )
-    return AnalysisRows("The SQNR is 21.5 dB.", 16, 8, 21.5, 25.25, 27.75, rows, (advice,), 2.0)
+    gains = GainRow('wide=["lstm"]', 2.5, "simulated"), GainRow("prepare_training(quantized)", None, "limit")
+    loop = RecurrentRow("'lstm'", 3, 0.75, 6.25, 3.5, 2.25, None, (30.5, None, 25.25), gains)
+    return AnalysisRows("The SQNR is 21.5 dB.", 16, 8, 21.5, 25.25, 27.75, rows, (advice,), 2.0, (loop,))

@@ -168,6 +168,7 @@ def test_headings_are_sentences(page: Element) -> None:
         "The program needs 1.18 MiB of 7.50 MiB of SRAM.",
         "The NPU takes about 242 thousand cycles.",
         "The outputs of the int8 model have an SQNR of 21.5 dB.",
+        "The steps of a recurrent layer cause errors together.",
         "This layer loses most of the accuracy.",
         "6 samples are right only in float, and 3 only in .pte.",
         "Compared with Net <1> & 'co' of 2025-12-31, 1 operator runs elsewhere.",
@@ -278,7 +279,7 @@ def test_a_page_of_a_large_network_stays_small_and_says_what_is_left_out() -> No
 def test_the_page_of_an_analysis_alone(summary: Summary) -> None:
     assert summary.analysis is not None
     document = parsed(analysis_page(summary.analysis))
-    assert [one.attributes["id"] for one in document.all("section")] == ["sqnr", "layers"]
+    assert [one.attributes["id"] for one in document.all("section")] == ["sqnr", "recurrent", "layers"]
 
 
 def test_long_names_may_break() -> None:

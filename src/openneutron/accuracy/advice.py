@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median_low
 
 from openneutron.accuracy.quantized_layers import INPUT, REQUANTIZE
-from openneutron.accuracy.result import LayerAccuracy
+from openneutron.accuracy.result import LayerAccuracy, RecurrentAccuracy
 
 __all__ = [
     "FLOAT", "HEALTHY_DB", "OBSERVER", "PER_CHANNEL", "RECOVER", "Case", "Finding", "OutputSqnr", "Rule",
@@ -29,6 +29,9 @@ FAR_BEYOND = 0.1
 # removes.
 ENOUGH = 0.5
 MOST_LAYERS = 2
+
+# Smallest gain for which an option is advised for a recurrent layer.
+SMALLEST_GAIN_DB = 0.5
 
 OR_ROUND = '; or use learned rounding for its weights (recover="auto")'
 PER_CHANNEL, FLOAT, OBSERVER, RECOVER, INPUT_RANGE = "per channel", "float", "observer", "recovery", "input"
@@ -182,13 +185,23 @@ def finding_of(case: Case) -> Finding:
     return Finding(case, next(rule for rule in RULES if rule.applies(case)))
 
 
-def verdict(treated: Sequence[LayerAccuracy], kept: OutputSqnr, *, learned_rounding: bool = False) -> str:
-    """Returns one or two sentences about the SQNR of the outputs and the layers to treat.
+def verdict(
+    treated: Sequence[LayerAccuracy],
+    kept: OutputSqnr,
+    recurrent: Sequence[RecurrentAccuracy] = (),
+    *,
+    learned_rounding: bool = False,
+) -> str:
+    """Returns a few sentences about the SQNR of the outputs and the layers to treat.
 
-    `learned_rounding` says whether learned rounding has been applied to the weights already.
+    `recurrent` are the recurrent layers, the one with the largest share of the error first. `learned_rounding` says
+    whether learned rounding has been applied to the weights already.
     """
     if kept.output_db >= HEALTHY_DB:
         return f"{kept} No layer needs treatment."
+    loop = next((one for one in recurrent if (one.error_share or 0.0) >= SMALLEST_SHARE), None)
+    if loop is not None and not (treated and (treated[0].error_share or 0.0) > (loop.error_share or 0.0)):
+        return f"{kept} {_about(loop)}"
     if treated:
         names = (f"'{layer.node}'" + (f" ({layer.module})" if layer.module else "") for layer in treated)
         return f"{kept} Treat {' and '.join(names)} first."
@@ -201,6 +214,18 @@ def verdict(treated: Sequence[LayerAccuracy], kept: OutputSqnr, *, learned_round
     return (
         f"{kept} No measured layer causes {SMALLEST_SHARE:.0%} of the error by itself. {cause}"
         "quantization-aware training)."
+    )
+
+
+def _about(loop: RecurrentAccuracy) -> str:
+    """Returns two sentences about the recurrent layer with the largest share of the error."""
+    parts = {"states": loop.states_gain_db, "gates": loop.gates_gain_db, "weights": loop.weights_gain_db}
+    costs = ", ".join(f"{name} {gain:+.1f} dB" for name, gain in sorted(parts.items(), key=lambda part: -part[1]))
+    best = next((gain for gain in loop.gains if (gain.gain_db or 0.0) >= SMALLEST_GAIN_DB), loop.gains[-1])
+    gain = "" if best.gain_db is None else f" ({best.gain_db:+.1f} dB; {best.how})"
+    return (
+        f"The {loop.steps} steps of the recurrent layer {loop.name} cause {loop.error_share:.0%} of the error: in "
+        f"float, they win {loop.gain_db:.1f} dB ({costs}). Try {best.code} first{gain}."
     )
 
 

@@ -16,6 +16,8 @@ from openneutron.accuracy.advice import OutputSqnr
 from openneutron.accuracy.compare import Comparison, compare_layers
 from openneutron.accuracy.given import given
 from openneutron.accuracy.quantized_layers import QuantizedLayer, QuantizedLayers, find_layers
+from openneutron.accuracy.recurrent_accuracy import measure_recurrent_layers, runs_of
+from openneutron.accuracy.recurrent_layers import recurrent_layers
 from openneutron.accuracy.replay import record
 from openneutron.accuracy.result import Advice, Analysis, Bins, LayerAccuracy
 from openneutron.accuracy.shares import Treatment, float_outputs, noise_ratio, shares_of, to_float, weight_per_channel
@@ -34,6 +36,9 @@ from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.native import native_module
 
 __all__ = ["Analysis", "LayerAccuracy", "Progress", "analyze"]
+
+SAMPLES_OF_RECURRENT_LAYERS = 4
+"""The number of samples on which recurrent layers are measured. Each of them has one state for each step."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of completed steps and of all steps. A step is a run of the network or of a part of it."""
@@ -68,7 +73,10 @@ def analyze(
        weights quantized in the network, and with only activations.
     3. The share of the final error that disappears if this layer alone is in float: on the first `share_samples`, for
        the `candidates` layers with the most noise of their own.
-    4. With a `program`, the difference between module and program, layer by layer, on `share_samples` (see
+    4. For each recurrent layer with unrolled steps (LSTM, GRU, cells in a loop), on 4 samples: the share of the error
+       that all its steps cause, the SQNR of each step, what states, gates and weights cost, and what options win
+       (`Analysis.recurrent`).
+    5. With a `program`, the difference between module and program, layer by layer, on `share_samples` (see
        `compare_layers`, which has its own errors).
 
     `progress` is called after each step. Time is samples x nodes + candidates x share_samples x nodes after the
@@ -89,7 +97,10 @@ def analyze(
     found = find_layers(read.module, reference, _target(quantized, quantizer))
     inputs = samples_of(reference, streams)
     tried = inputs[:share_samples]
-    steps = _Steps(progress, len(inputs) + len(tried) * min(candidates, len(found.layers)))
+    loops = recurrent_layers(found)
+    recurrent_samples = min(share_samples, SAMPLES_OF_RECURRENT_LAYERS, len(inputs)) if loops else 0
+    runs = recurrent_samples * runs_of(found, loops)
+    steps = _Steps(progress, len(inputs) + len(tried) * min(candidates, len(found.layers)) + runs)
     statistics = [Statistics(layer) for layer in found.layers]
     noise = _gather_statistics(found, statistics, inputs, steps)
 
@@ -99,9 +110,18 @@ def analyze(
     rows = {one.layer: _layer_accuracy(position, one, shares.get(one.layer)) for position, one in enumerate(statistics)}
     layers = tuple(sorted(rows.values(), key=_worst_first))
     kept = OutputSqnr(*(_decibels(noise_ratio(outputs) / len(outputs)) for outputs in noise))
-    worst = rules.layers_to_treat(layers, kept)
     recipe = quantized.recipe if isinstance(quantized, QuantizedModel) else None
     learned_rounding = recipe is not None and recipe.correction == "weights"
+    recurrent = measure_recurrent_layers(
+        found,
+        loops,
+        {one.layer: one for one in statistics},
+        inputs[:recurrent_samples],
+        steps.done,
+        learned_rounding=learned_rounding,
+    )
+    of_steps = {node for one in recurrent for node in one.nodes}
+    worst = rules.layers_to_treat([layer for layer in layers if layer.node not in of_steps], kept)
     return Analysis(
         layers=layers,
         output_sqnr_db=kept.output_db,
@@ -109,9 +129,10 @@ def analyze(
         activations_sqnr_db=kept.activations_db,
         samples=len(inputs),
         share_samples=len(tried),
-        verdict=rules.verdict(worst, kept, learned_rounding=learned_rounding),
+        verdict=rules.verdict(worst, kept, recurrent, learned_rounding=learned_rounding),
         advice=_advice(worst, found, rows, tried, learned_rounding=learned_rounding),
         comparison=None if program is None else _compare_with_program(quantized, program, streams, len(tried)),
+        recurrent=recurrent,
     )
 
 

@@ -15,15 +15,24 @@ from openneutron.model.state import sample_nodes
 
 __all__ = ["record", "replay"]
 
+Replaced = Mapping[Node, Callable[[Any], Any]]
+
 
 class _Recording(GraphRun):
-    """A run that keeps all values. Nodes in `skipped` return their first operand."""
+    """A run that keeps all values.
 
-    def __init__(self, module: GraphModule, given: Mapping[Node, Any], skipped: Collection[Node]) -> None:
+    Nodes in `skipped` return their first operand, and nodes in `replaced` return a function of it.
+    """
+
+    def __init__(
+        self, module: GraphModule, given: Mapping[Node, Any], skipped: Collection[Node], replaced: Replaced
+    ) -> None:
         super().__init__(module, given, keeps_values=True)
-        self.skipped = skipped
+        self.skipped, self.replaced = skipped, replaced
 
     def compute(self, node: Node) -> Any:
+        if node in self.replaced:
+            return self.replaced[node](self.values[first_operand(node)])
         return self.values[first_operand(node)] if node in self.skipped else super().compute(node)
 
 
@@ -33,15 +42,16 @@ def record(
     *,
     known: Mapping[Node, Any] = MappingProxyType({}),
     skipped: Collection[Node] = frozenset(),
+    replaced: Replaced = MappingProxyType({}),
 ) -> dict[Node, Any]:
     """Computes the value of every node for one sample.
 
     `inputs` are the inputs of the module, followed by the values of its states (see `openneutron.model.state`). Nodes
-    in `known` have the given values; nodes in `skipped` return their first operand. Linear in nodes. The result holds
-    all values in memory.
+    in `known` have the given values; nodes in `skipped` return their first operand, and nodes in `replaced` return a
+    function of it. Linear in nodes. The result holds all values in memory.
     """
     given = dict(zip(sample_nodes(module.graph), inputs, strict=True))
-    recording = _Recording(module, {**known, **given}, skipped)
+    recording = _Recording(module, {**known, **given}, skipped, replaced)
     recording.run()
     return recording.values
 

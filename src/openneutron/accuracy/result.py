@@ -14,7 +14,7 @@ from openneutron.core.files import write_file
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Advice", "Analysis", "Bins", "LayerAccuracy"]
+__all__ = ["Advice", "Analysis", "Bins", "Gain", "LayerAccuracy", "RecurrentAccuracy"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,54 @@ class Advice:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """An option and what it wins."""
+
+    code: str
+    """The option of `quantize()`, or the call, as Python code."""
+    gain_db: float | None
+    """The increase of the SQNR of the outputs in dB on the samples, in the sense of `how`."""
+    how: str
+    """Whether the gain was measured or simulated, or is an upper limit, and of what."""
+
+
+@dataclass(frozen=True)
+class RecurrentAccuracy:
+    """The accuracy of all steps of one recurrent layer together. Gains are increases of the SQNR of the outputs in dB.
+
+    Gains of parts need not add up to the gain of the whole layer.
+    """
+
+    modules: tuple[str, ...]
+    """Names of the modules that read its recurrent weights, as the options `layers` and `wide` take them."""
+    number: int | None
+    """Its number among the recurrent layers of these modules, from 1 in graph order; None if it is the only one."""
+    steps: int
+    error_share: float | None
+    """The share of the squared error that disappears if all its steps are in float; None if there is no error."""
+    gain_db: float
+    """With the whole layer in float."""
+    states_gain_db: float
+    """With the values that a step passes to the next one in float."""
+    gates_gain_db: float
+    """With all other activations of its steps in float."""
+    weights_gain_db: float
+    """With its weights and biases in float."""
+    step_sqnr_db: tuple[float, ...]
+    """SQNR of the output of each step, in the order of the steps."""
+    nodes: tuple[str, ...]
+    """Names of its layers, as in `LayerAccuracy.node`."""
+    gains: tuple[Gain, ...]
+    """What options win, the largest gain first, and training last."""
+
+    @property
+    def name(self) -> str:
+        """The names of its modules, and its number if there is one."""
+        modules = " and ".join(f"'{module}'" for module in self.modules)
+        return modules if self.number is None else f"{modules} (number {self.number})"
+
+
+@dataclass(frozen=True)
 class Analysis:
     """The accuracy of a quantized model, layer by layer. See `print(analysis)`, `table`, `to_json` and `save_html`."""
 
@@ -133,6 +181,8 @@ class Analysis:
     """Remedies for the one or two layers to treat; empty if treating single layers does not help."""
     comparison: Comparison | None = None
     """Comparison of module and program, layer by layer; None without a program."""
+    recurrent: tuple[RecurrentAccuracy, ...] = ()
+    """The recurrent layers whose steps are unrolled, the largest share of the error first."""
 
     def __str__(self) -> str:
         from openneutron.accuracy.text import text_of

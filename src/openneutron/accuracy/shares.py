@@ -15,7 +15,10 @@ from openneutron.accuracy.statistics import Noise
 from openneutron.core.fx import is_dequantize, is_quantize, output_node
 from openneutron.ops import is_op
 
-__all__ = ["Treatment", "float_outputs", "noise_ratio", "shares_of", "to_float", "weight_per_channel"]
+__all__ = [
+    "Treatment", "add_noise_of_ends", "float_outputs", "noise_ratio", "rounded_per_channel", "shares_of", "to_float",
+    "weight_per_channel",
+]  # fmt: skip
 
 Recorded = Mapping[Node, Any]
 Treatment = Callable[[QuantizedLayers, QuantizedLayer, Recorded], dict[Node, Any]]
@@ -32,7 +35,7 @@ def to_float(found: QuantizedLayers, layer: QuantizedLayer, recorded: Recorded) 
 def weight_per_channel(found: QuantizedLayers, layer: QuantizedLayer, recorded: Recorded) -> dict[Node, Any]:
     """Computes the layer with a weight scale for each output channel, its bias in float, and its output quantized."""
     assert layer.weight is not None
-    rounded = _fake_quantize_per_channel(layer.weight)
+    rounded = rounded_per_channel(layer.weight)
     value = layer.in_float(found.module, recorded, rounded.movedim(0, layer.weight.axis))
     qparams = layer.qparams
     codes = torch.round(value / qparams.scale) + qparams.zero_point
@@ -40,7 +43,7 @@ def weight_per_channel(found: QuantizedLayers, layer: QuantizedLayer, recorded: 
     return dict.fromkeys(layer.readers, kept)
 
 
-def _fake_quantize_per_channel(weight: Weight) -> torch.Tensor:
+def rounded_per_channel(weight: Weight) -> torch.Tensor:
     """Returns the float weight quantized to 255 codes per channel and dequantized. Channels are the first dimension."""
     shape = (-1, *[1] * (weight.values.dim() - 1))
     scales = weight.values.flatten(1).abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny).view(shape) / 127
@@ -63,15 +66,15 @@ def shares_of(
     saturated output shows no noise. `step` is called after each treatment of a sample. Time is samples x (nodes + the
     sum, over treatments, of the nodes after the layer).
     """
-    ends = list(zip(_final_nodes(found.reference), _final_nodes(found.module), strict=True))
-    before = [Noise() for _ in ends]
-    after = [[Noise() for _ in ends] for _ in treated]
+    before: list[Noise] = []
+    after: list[list[Noise]] = [[] for _ in treated]
     for inputs in samples:
         wanted, recorded = record(found.reference, inputs), record(found.module, inputs)
-        _add_energies(before, ends, wanted, recorded.__getitem__)
+        add_noise_of_ends(before, found, wanted, recorded.__getitem__)
         for (layer, treatment), sums in zip(treated, after, strict=True):
             changed = treatment(found, layer, recorded)
-            _add_energies(sums, ends, wanted, replay(found.module, found.order, recorded, changed, found.identities))
+            replayed = replay(found.module, found.order, recorded, changed, found.identities)
+            add_noise_of_ends(sums, found, wanted, replayed)
             step()
     error = noise_ratio(before)
     return [None if error == 0.0 else (error - noise_ratio(sums)) / error for sums in after]
@@ -90,9 +93,17 @@ def _final_node(returned: Node) -> Node:
     return node.args[0] if is_op(node, "softmax", "sigmoid") else returned
 
 
-def _add_energies(
-    sums: list[Noise], ends: Sequence[tuple[Node, Node]], wanted: Recorded, value_of: Callable[[Node], Any]
+def add_noise_of_ends(
+    sums: list[Noise], found: QuantizedLayers, wanted: Recorded, value_of: Callable[[Node], Any]
 ) -> None:
+    """Adds the noise of one sample to `sums`, one for each output. `sums` is empty before the first sample.
+
+    `wanted` are the values of the float graph, and `value_of` returns those of the module. The noise of a final softmax
+    or sigmoid is that of its input.
+    """
+    ends = list(zip(_final_nodes(found.reference), _final_nodes(found.module), strict=True))
+    if not sums:
+        sums += [Noise() for _ in ends]
     for one, (reference, node) in zip(sums, ends, strict=True):
         if wanted[reference].is_floating_point():
             one.add(wanted[reference], value_of(node))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,11 +14,13 @@ from openneutron.core.tables import ResultTable
 
 if TYPE_CHECKING:
     from openneutron.accuracy.compare import Comparison
-    from openneutron.accuracy.result import Analysis, LayerAccuracy
+    from openneutron.accuracy.result import Analysis, LayerAccuracy, RecurrentAccuracy
 
-__all__ = ["HEADINGS", "cells_of", "comparison_lines", "result_table", "table_of", "text_of"]
+__all__ = [
+    "HEADINGS", "cells_of", "comparison_lines", "recurrent_lines", "result_table", "steps_shown", "table_of", "text_of",
+]  # fmt: skip
 
-_WIDTH, _ROWS = 170, 20
+_WIDTH, _ROWS, _STEPS = 170, 20, 16
 
 HEADINGS = (
     "layer", "operator", "share of error", "SQNR dB", "own dB", "float range", "int8 range", "saturated",
@@ -42,6 +44,7 @@ def _text_blocks(analysis: Analysis) -> Iterator[Any]:
         yield Text(f"    {advice.what}{removes}")
         if advice.code:
             yield Text(f"    quantize(..., {advice.code})")
+    yield from map(Text, recurrent_lines(analysis.recurrent))
     if analysis.comparison is not None:
         yield from map(Text, comparison_lines(analysis.comparison))
     yield Text(
@@ -51,6 +54,34 @@ def _text_blocks(analysis: Analysis) -> Iterator[Any]:
     yield analysis.table(_ROWS)
     if len(analysis.layers) > _ROWS:
         yield Text(f"{len(analysis.layers) - _ROWS} more layers: see table(), to_json(), save_html()")
+
+
+def recurrent_lines(loops: Sequence[RecurrentAccuracy]) -> Iterator[str]:
+    """Returns the accuracy of recurrent layers as text: parts, steps, and, once for all layers of a module, options."""
+    described: set[tuple[str, ...]] = set()
+    for loop in loops:
+        share = "" if loop.error_share is None else f" {loop.error_share:.0%} of the error,"
+        yield (
+            f"Recurrent layer {loop.name}, {loop.steps} steps:{share} {loop.gain_db:+.1f} dB in float (states "
+            f"{loop.states_gain_db:+.1f}, gates {loop.gates_gain_db:+.1f}, weights {loop.weights_gain_db:+.1f})"
+        )
+        shown = steps_shown(loop.steps)
+        yield "  step    " + "".join(f"{step + 1:>6}" for step in shown)
+        yield "  SQNR dB " + "".join(f"{loop.step_sqnr_db[step]:>6.1f}" for step in shown)
+        if loop.modules not in described:
+            described.add(loop.modules)
+            yield from (f"  {_decibels_text(gain.gain_db)}  {gain.code}  ({gain.how})" for gain in loop.gains)
+
+
+def _decibels_text(gain: float | None) -> str:
+    return "    ?   " if gain is None else f"{gain:+5.1f} dB"
+
+
+def steps_shown(count: int) -> list[int]:
+    """Returns at most `_STEPS` evenly spaced steps from 0 to `count` - 1, with the first and the last."""
+    if count <= _STEPS:
+        return list(range(count))
+    return [round(index * (count - 1) / (_STEPS - 1)) for index in range(_STEPS)]
 
 
 def comparison_lines(comparison: Comparison) -> Iterator[str]:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from openneutron.errors import OptionError
-from openneutron.page.content import AnalysisRows, Histogram, LayerAccuracyRow, LayerRow, Summary
+from openneutron.page.content import AnalysisRows, Histogram, LayerAccuracyRow, LayerRow, RecurrentRow, Summary
 
 __all__ = [
     "BUSY_CLASSES",
@@ -25,6 +25,7 @@ __all__ = [
     "memory_chart",
     "shows_sram",
     "sqnr_chart",
+    "steps_chart",
     "tensors_chart",
 ]
 
@@ -232,6 +233,22 @@ def sqnr_chart(analysis: AnalysisRows) -> Chart | None:
         "encoding": {"x": x, "y": y},
     }
     return _chart(f"SQNR of {len(layers)} layers in dB, in the order of the network.", 240, [*marks, points, rings])
+
+
+def steps_chart(loop: RecurrentRow) -> Chart | None:
+    """Draws the SQNR of each step of a recurrent layer. None without a step that has any error."""
+    points = [{"i": step, "db": value} for step, value in enumerate(loop.step_sqnr_db, 1) if value is not None]
+    if not points:
+        return None
+    line = {
+        "data": {"values": points},
+        "mark": {"type": "line", "color": "var(--alive)", "strokeWidth": 2, "point": {"color": "var(--alive)"}},
+        "encoding": {
+            "x": _numbers("i", "step", [1, max(2, loop.steps)]),
+            "y": {"field": "db", "type": "quantitative", "title": "SQNR, dB", "scale": {"zero": False}},
+        },
+    }
+    return _chart(f"SQNR in dB of {loop.steps} steps of the recurrent layer {loop.name}.", 160, [line])
 
 
 def _marked(analysis: AnalysisRows) -> list[LayerAccuracyRow]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from openneutron.page import codec
 
 __all__ = [
-    "AccuracyRow", "AdviceRow", "AnalysisRows", "ChangedSample", "FileRow", "Histogram", "LayerAccuracyRow", "LayerRow",
-    "Memory", "PlacementRow", "Summary", "TargetRow", "TensorRow", "ValidationRow", "Verdict", "finite",
-    "wilson_interval",
+    "AccuracyRow", "AdviceRow", "AnalysisRows", "ChangedSample", "FileRow", "GainRow", "Histogram", "LayerAccuracyRow",
+    "LayerRow", "Memory", "PlacementRow", "RecurrentRow", "Summary", "TargetRow", "TensorRow", "ValidationRow",
+    "Verdict", "finite", "wilson_interval",
 ]  # fmt: skip
 
 READY, CHECK, BLOCKED = "ready", "check", "blocked"
@@ -263,6 +263,31 @@ class AdviceRow:
 
 
 @dataclass(frozen=True)
+class GainRow:
+    """An option and the SQNR in dB that it wins; None if unknown or infinite."""
+
+    code: str
+    gain_db: float | None
+    how: str
+
+
+@dataclass(frozen=True)
+class RecurrentRow:
+    """A recurrent layer with the steps that are unrolled. Gains in dB: with the layer, or a part of it, in float."""
+
+    name: str
+    steps: int
+    error_share: float | None
+    gain_db: float | None
+    states_gain_db: float | None
+    gates_gain_db: float | None
+    weights_gain_db: float | None
+    step_sqnr_db: tuple[float | None, ...]
+    """SQNR of the output of each step; None for a step without an error."""
+    gains: tuple[GainRow, ...]
+
+
+@dataclass(frozen=True)
 class AnalysisRows:
     """An analysis of accuracy. `layers` begins with the layers that cause most of the error."""
 
@@ -276,6 +301,7 @@ class AnalysisRows:
     advice: tuple[AdviceRow, ...] = ()
     output_lsb: float | None = None
     """The largest difference between the outputs of `.pte` and module, in int8 steps; None if not compared."""
+    recurrent: tuple[RecurrentRow, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ def _of_analysis(analysis: AnalysisRows | None) -> dict[str, Any]:
     return {
         "analysis": analysis,
         "sqnr": None if analysis is None else charts.sqnr_chart(analysis),
+        "recurrent": [] if analysis is None else [(loop, charts.steps_chart(loop)) for loop in analysis.recurrent],
         "histograms": [
             (layer, charts.histogram_chart(layer, layer.histogram)) for layer in histograms if layer.histogram
         ],

@@ -23,11 +23,13 @@ from openneutron.page.content import (
     AdviceRow,
     AnalysisRows,
     FileRow,
+    GainRow,
     Histogram,
     LayerAccuracyRow,
     LayerRow,
     Memory,
     PlacementRow,
+    RecurrentRow,
     Summary,
     TargetRow,
     TensorRow,
@@ -42,7 +44,7 @@ from openneutron.report.runtime_memory import RuntimeMemory
 from openneutron.targets import NeutronTargetSpec
 
 if TYPE_CHECKING:
-    from openneutron.accuracy.result import Analysis, LayerAccuracy
+    from openneutron.accuracy.result import Analysis, LayerAccuracy, RecurrentAccuracy
     from openneutron.accuracy.side_by_side import SideBySide
     from openneutron.accuracy.validate import Validation
     from openneutron.flow import NeutronProgram, QuantizedModel
@@ -159,6 +161,23 @@ def analysis_rows(analysis: Analysis) -> AnalysisRows:
             AdviceRow(one.node, one.module, one.why, one.what, one.code, one.error_reduction) for one in analysis.advice
         ),
         output_lsb=None if comparison is None else finite(comparison.output_lsb),
+        recurrent=tuple(map(_recurrent_row, analysis.recurrent)),
+    )
+
+
+def _recurrent_row(loop: RecurrentAccuracy) -> RecurrentRow:
+    return RecurrentRow(
+        name=loop.name,
+        steps=loop.steps,
+        error_share=None if loop.error_share is None else finite(loop.error_share),
+        gain_db=finite(loop.gain_db),
+        states_gain_db=finite(loop.states_gain_db),
+        gates_gain_db=finite(loop.gates_gain_db),
+        weights_gain_db=finite(loop.weights_gain_db),
+        step_sqnr_db=tuple(map(finite, loop.step_sqnr_db)),
+        gains=tuple(
+            GainRow(one.code, None if one.gain_db is None else finite(one.gain_db), one.how) for one in loop.gains
+        ),
     )
 
 
