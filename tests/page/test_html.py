@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import vl_convert
 from tests.page.html_tree import Element, parsed
 from tests.page.summaries import large_summary, picture, small_summary
 
@@ -21,6 +23,13 @@ from openneutron.page import AccuracyRow, ChangedSample, Summary, page_of, write
 from openneutron.page.content import Memory, PlacementRow
 from openneutron.page.html import MOST_BYTES, analysis_page, breakable, is_picture
 from openneutron.page.summary import summarize
+
+
+@pytest.fixture(scope="module", autouse=True)
+def draw_equal_charts_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vl_convert, "vegalite_to_svg", functools.cache(vl_convert.vegalite_to_svg))
+        yield
 
 
 @pytest.fixture(scope="module")
