@@ -117,7 +117,7 @@ def analyze(
         loops,
         {one.layer: one for one in statistics},
         inputs[:recurrent_samples],
-        steps.done,
+        steps.advance,
         learned_rounding=learned_rounding,
     )
     of_steps = {node for one in recurrent for node in one.nodes}

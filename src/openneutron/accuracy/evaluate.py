@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_map
 from openneutron.accuracy.labelled import LabelledData, LabelledSample, labelled_samples, open_labelled
 from openneutron.accuracy.metrics import ClassScores, Metric, NamedMetric, class_scores, metric_of, top1, top5
 from openneutron.accuracy.runs import (
+    StateReset,
     as_runnable,
     batch_size,
     carries_state,
     input_forms,
     pickle_runs,
-    reset_state,
     state_needs_one_job,
     to_call,
 )
@@ -86,7 +86,7 @@ def evaluate(
     (`int8_io`) takes integers, or floats, which are then quantized, and its outputs dequantized.
 
     A model with state needs `jobs=1`. It runs all samples as one stream, or each `Stream` of pairs in `data` from the
-    initial state.
+    initial state; that of a float module is the state of its buffers before the first stream.
 
     Raises `OptionError` for an invalid `metric` or `jobs`; `InputError` for data that are empty or not pairs, and for
     names of classes that are more or fewer than the model's classes; `ModelError` if `jobs` is above 1 and the module
@@ -122,7 +122,8 @@ def evaluate_side_by_side(
     models = [as_runnable(run) for run in runs.values()]
     if jobs > 1 and any(map(carries_state, models)):
         raise state_needs_one_job()
-    begin = functools.partial(_reset_states, models) if jobs == 1 else _reject_streams
+    resets = [StateReset(model) for model in models]
+    begin = functools.partial(_call_each, resets) if jobs == 1 else _reject_streams
     size = _common_batch_size(runs, models)
     forms = next((forms for model in models if (forms := input_forms(model)) is not None), None)
     with typed_errors("Reading the data", InputError):
@@ -143,9 +144,9 @@ def evaluate_side_by_side(
     return rows.result(chosen, tuple(runs), source.classes if isinstance(source, Samples) else None)
 
 
-def _reset_states(models: Sequence[Any]) -> None:
-    for model in models:
-        reset_state(model)
+def _call_each(functions: Sequence[Callable[[], None]]) -> None:
+    for function in functions:
+        function()
 
 
 def _reject_streams() -> None:

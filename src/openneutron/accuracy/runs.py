@@ -27,7 +27,7 @@ from openneutron.runtime.native import native_module
 from openneutron.runtime.program import HostProgram, TensorInfo, load
 
 __all__ = [
-    "as_runnable", "batch_size", "carries_state", "input_forms", "pickle_runs", "reset_state", "state_needs_one_job",
+    "StateReset", "as_runnable", "batch_size", "carries_state", "input_forms", "pickle_runs", "state_needs_one_job",
     "to_call",
 ]  # fmt: skip
 
@@ -138,12 +138,32 @@ def carries_state(run: Any) -> bool:
     return isinstance(run, HostProgram) and run.has_state
 
 
-def reset_state(run: Any) -> None:
-    """Resets the state of `run` before the first step of a stream."""
-    if isinstance(run, (HostProgram, QuantizedModel)):
-        run.reset()
-    else:
-        reset(run)
+class StateReset:
+    """Resets the state of a run before each stream.
+
+    The initial state of a float module is that of its buffers before the first stream.
+    """
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        self._buffers: dict[str, Tensor] | None = None
+
+    def __call__(self) -> None:
+        """Resets the state."""
+        run = self._run
+        if isinstance(run, (HostProgram, QuantizedModel)):
+            run.reset()
+        elif isinstance(run, GraphModule) and has_state(run):
+            reset(run)
+        elif isinstance(run, torch.nn.Module):
+            self._reset_buffers(run)
+
+    @torch.no_grad()
+    def _reset_buffers(self, module: torch.nn.Module) -> None:
+        if self._buffers is None:
+            self._buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        for name, buffer in module.named_buffers():
+            buffer.copy_(self._buffers[name])
 
 
 def state_needs_one_job() -> OptionError:
