@@ -39,6 +39,7 @@ from openneutron.partition.placing import Placed, place
 from openneutron.partition.scheduling import Partition
 from openneutron.passes.functionalize import writes_memory
 from openneutron.runtime.native import native_module
+from openneutron.runtime.notices import without_notices
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo
 from openneutron.vendor.profiling import node_of
 
@@ -295,10 +296,10 @@ def _delegates(placed: Placed, payloads: Sequence[Payload]) -> list[_Delegate]:
                 f"delegate {number} has other scales, so the weights or the calibration differ from the module's"
             )
         tensors = _tensors(partition, ours.subgraphs[0], constants)
-        interpreter = Interpreter(
-            model_content=tflite.with_more_outputs(payload.tflite, list(tensors.values())), num_threads=1
-        )
-        interpreter.allocate_tensors()
+        model = tflite.with_more_outputs(payload.tflite, list(tensors.values()))
+        with without_notices():
+            interpreter = Interpreter(model_content=model, num_threads=1)
+            interpreter.allocate_tensors()
         delegates.append(_Delegate(partition, payload, interpreter, tensors))
     return delegates
 

@@ -16,6 +16,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from openneutron.errors import HostError, PayloadError
 from openneutron.formats.payload import parse
+from openneutron.runtime.notices import without_notices
 
 __all__ = ["Engine", "Port"]
 
@@ -63,8 +64,9 @@ class Engine:
         parsed = parse(payload)
         header = parsed.header
         try:
-            interpreter = Interpreter(model_content=parsed.tflite, num_threads=1)
-            interpreter.allocate_tensors()
+            with without_notices():
+                interpreter = Interpreter(model_content=parsed.tflite, num_threads=1)
+                interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise HostError(f"LiteRT cannot run the TFLite model of the payload: {error}") from error
         inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
