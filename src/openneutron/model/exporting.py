@@ -127,7 +127,13 @@ def loaded_program(file: str | os.PathLike[str]) -> ExportedProgram:
 
 
 def saved_program(exported: ExportedProgram, target: str) -> bytes:
-    """Returns the bytes of a file (.pt2) that holds an exported program and the name of its target."""
+    """Returns the bytes of a file (.pt2) that holds an exported program and the name of its target.
+
+    Removes the notes on the origin of nodes from `exported`: they contain addresses of Python objects, so that the
+    bytes would differ in each process.
+    """
+    for node in exported.graph.nodes:
+        node.meta.pop("from_node", None)
     file = io.BytesIO()
     torch.export.save(exported, file, extra_files={_TARGET: target})
     return file.getvalue()
