@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from openneutron.accuracy.validate import validate as validate
     from openneutron.compile_spec import CompileOptions as CompileOptions
     from openneutron.compile_spec import generate_neutron_compile_spec as generate_neutron_compile_spec
     from openneutron.flow import NeutronProgram as NeutronProgram
@@ -33,11 +34,17 @@ if TYPE_CHECKING:
     from openneutron.quantizer import NeutronQuantizer as NeutronQuantizer
     from openneutron.report.inspect import inspect as inspect
     from openneutron.runtime import load as load
+    from openneutron.settings import Settings as Settings
+    from openneutron.settings import read_settings as read_settings
     from openneutron.targets import NeutronTargetSpec as NeutronTargetSpec
     from openneutron.training_flow import finish_training as finish_training
     from openneutron.training_flow import prepare_training as prepare_training
+    from openneutron.workflow import Build as Build
+    from openneutron.workflow import build as build
+    from openneutron.workflow import build_from_settings as build_from_settings
 
 _HOMES = {
+    "Build": "workflow",
     "CompileOptions": "compile_spec",
     "NeutronBackend": "partition.backend",
     "NeutronPartitioner": "partition.partitioner",
@@ -46,7 +53,10 @@ _HOMES = {
     "NeutronTargetSpec": "targets",
     "Placement": "partition.placing",
     "QuantizedModel": "flow",
+    "Settings": "settings",
     "Stream": "model.state",
+    "build": "workflow",
+    "build_from_settings": "workflow",
     "finish_training": "training_flow",
     "generate_neutron_compile_spec": "compile_spec",
     "inspect": "report.inspect",
@@ -57,7 +67,9 @@ _HOMES = {
     "placement": "partition.placing",
     "prepare_training": "training_flow",
     "quantize": "flow",
+    "read_settings": "settings",
     "reset": "model.state",
+    "validate": "accuracy.validate",
 }
 
 __version__ = "0.1.0"  # the build reads the version from here

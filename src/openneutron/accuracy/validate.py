@@ -29,7 +29,10 @@ from openneutron.model.state import Stream, has_state
 from openneutron.runtime.native import native_module
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo, load
 
-__all__ = ["OutputDifference", "Validation", "program_forms", "random_inputs", "validate"]
+__all__ = [
+    "Difference", "OutputDifference", "Validation", "dequantized_outputs", "load_program", "program_forms",
+    "random_inputs", "run_program", "validate",
+]  # fmt: skip
 
 FLOAT, CONVERTED = "float", "int8"
 SAMPLES_OF_LAYERS = 4
@@ -107,15 +110,15 @@ def validate(
     """
     native_module()
     _check_options(samples, min_sqnr_db, max_lsb)
-    host = _host(program)
+    host = load_program(program)
     references, streams = _references(host, model, quantized, data, samples=samples, transform=transform)
     scales = _scales(host, references.get(CONVERTED))
-    differences = {name: [_Difference(name, i, scale) for i, scale in enumerate(scales)] for name in references}
+    differences = {name: [Difference(name, i, scale) for i, scale in enumerate(scales)] for name in references}
     for steps in streams:
         host.reset()
         fresh = {name: copy.deepcopy(one) if has_state(one) else one for name, one in references.items()}
         for inputs in steps:
-            outputs = _tensors(_run(host, inputs), host)
+            outputs = dequantized_outputs(run_program(host, inputs), host)
             for name, module in fresh.items():
                 for one, value, wanted in zip(differences[name], outputs, _expected(module, inputs, host), strict=True):
                     one.add(value, wanted)
@@ -135,7 +138,8 @@ def _check_options(samples: int, min_sqnr_db: float | None, max_lsb: float | Non
             raise OptionError(f"{name} must be a number or None, not {value!r}.")
 
 
-def _host(program: Any) -> HostProgram:
+def load_program(program: Any) -> HostProgram:
+    """Returns a loaded program for a result of `lower`, a loaded program, the bytes of a `.pte`, or its path."""
     if isinstance(program, NeutronProgram):
         return HostProgram(program.portable, leaves=program.leaves)
     return program if isinstance(program, HostProgram) else load(program)
@@ -200,7 +204,8 @@ def _random(form: InputForm, generator: torch.Generator) -> Any:
     return torch.zeros(sizes, dtype=form.dtype)
 
 
-def _run(host: HostProgram, inputs: Inputs) -> Any:
+def run_program(host: HostProgram, inputs: Inputs) -> Any:
+    """Runs a program on a value for each input. Quantizes floats for the inputs that take int8."""
     values = [
         info.quantize(value) if isinstance(info, TensorInfo) and info.scale is not None else value
         for value, info in zip(inputs, host.inputs, strict=True)
@@ -208,7 +213,7 @@ def _run(host: HostProgram, inputs: Inputs) -> Any:
     return host.run(*values)
 
 
-def _tensors(outputs: Any, host: HostProgram) -> list[Tensor]:
+def dequantized_outputs(outputs: Any, host: HostProgram) -> list[Tensor]:
     """Returns the outputs that are tensors, dequantized."""
     infos = [info for info in host.outputs if isinstance(info, TensorInfo)]
     found = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
@@ -246,14 +251,15 @@ def _scale_of(node: Node) -> float | None:
     return float(scale) if isinstance(scale, (int, float)) else None
 
 
-class _Difference:
-    """Sums up the difference of one output from one reference."""
+class Difference:
+    """Sums up the difference of one output from one reference. `scale` is that of the output, if it is quantized."""
 
     def __init__(self, reference: str, output: int, scale: float | None) -> None:
         self.reference, self.output, self.scale = reference, output, scale
         self.noise, self.product, self.energy, self.largest = Noise(), 0.0, 0.0, 0.0
 
     def add(self, value: Tensor, wanted: Tensor) -> None:
+        """Adds one sample."""
         value, wanted = value.double(), wanted.double()
         self.noise.add(wanted, value)
         self.product += float((value * wanted).sum())
@@ -261,6 +267,7 @@ class _Difference:
         self.largest = max([self.largest, *([float((value - wanted).abs().max())] if value.numel() else [])])
 
     def row(self) -> OutputDifference:
+        """Returns the difference over all samples so far."""
         norm = math.sqrt(self.energy * self.noise.signal)
         cosine = self.product / norm if norm else float(self.energy == self.noise.signal)
         lsb = None if self.scale is None else self.largest / self.scale

@@ -1,0 +1,79 @@
+"""Checks settings without importing torch, so that a wrong one is reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from openneutron.data import ImageTransform
+from openneutron.errors import OptionError
+from openneutron.settings.declaration import Settings
+from openneutron.settings.input_shapes import parse_input
+from openneutron.targets import NeutronTargetSpec, generation_of_flavor
+
+__all__ = ["check_settings", "image_transform", "layers_of", "required_message"]
+
+_REQUIRED: dict[str, tuple[str, Callable[[Settings], Any]]] = {
+    "model": ("Give a model: MODEL, such as net.py:Net", lambda given: given.model.model),
+    "calibrate": ("Give data for calibration: --calibrate DATA", lambda given: given.data.calibrate),
+    "evaluate": ("Give labelled data: --evaluate DATA", lambda given: given.data.evaluate),
+}
+
+
+def check_settings(settings: Settings, *required: str) -> None:
+    """Checks all settings that can be checked without loading the model or the data.
+
+    `required` are the names of settings that must be given: "model", "calibrate", "evaluate". Raises `OptionError` for
+    a setting that is missing or wrong, `TargetError` for an unknown target, and `InputError` for a missing file.
+    """
+    for name in required:
+        if _REQUIRED[name][1](settings) is None:
+            raise OptionError(required_message(name))
+    NeutronTargetSpec(settings.build.target)
+    generation_of_flavor(settings.lower.neutron_converter_flavor)
+    settings.check_paths()
+    image_transform(settings)
+    layers_of(settings)
+    for text in settings.model.input:
+        parse_input(text)
+
+
+def required_message(name: str) -> str:
+    """Returns the message about a required setting that is not given."""
+    return f"{_REQUIRED[name][0]}, or set '{name}' in openneutron.toml."
+
+
+def image_transform(settings: Settings) -> ImageTransform | None:
+    """Returns the transform that the options of images describe; None without such options.
+
+    Raises `OptionError` for wrong options, and for options beside a `transform`, which replaces them.
+    """
+    given = settings.data
+    options: dict[str, Any] = {
+        "mean": given.mean or None, "std": given.std or None, "scale": given.scale, "resize": _size(given.resize),
+        "crop": _size(given.crop), "channels": given.channels,
+    }  # fmt: skip
+    options = {name: value for name, value in options.items() if value is not None}
+    if given.transform is not None and options:
+        raise OptionError(f"'transform' replaces the options of images. Leave out {', '.join(options)}.")
+    return ImageTransform(**options) if options else None
+
+
+def _size(numbers: tuple[float, ...]) -> int | tuple[int, ...] | None:
+    if any(number != int(number) for number in numbers):
+        raise OptionError(f"A size has whole numbers of pixels, not {', '.join(f'{number:g}' for number in numbers)}.")
+    whole = tuple(map(int, numbers))
+    return None if not whole else whole[0] if len(whole) == 1 else whole
+
+
+def layers_of(settings: Settings) -> dict[str, str] | None:
+    """Returns the option `layers` of `quantize`. Raises `OptionError` for a wrong entry of the setting `layers`."""
+    given = settings.quantize
+    return {**dict.fromkeys(given.keep_float, "float"), **dict(map(_layer, given.layers))} or None
+
+
+def _layer(entry: str) -> tuple[str, str]:
+    name, equals, how = entry.rpartition("=")
+    if not equals or not name:
+        raise OptionError(f"'layers' takes MODULE=float, MODULE=per_channel or MODULE=per_tensor, not {entry!r}.")
+    return name, how

@@ -1,0 +1,39 @@
+"""Parses texts such as "1,3,32,32" that describe inputs. Does not import torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from openneutron.core.messages import did_you_mean
+from openneutron.errors import OptionError
+
+__all__ = ["DTYPES", "InputShape", "parse_input"]
+
+DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
+_INPUT = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?:(?P<dtype>[a-z]\w*):)?(?P<shape>(?:\d+(?:[,x]\d+)*)?,?)")
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """The name, the dtype and the sizes of an input."""
+
+    name: str | None
+    dtype: str
+    sizes: tuple[int, ...]
+
+
+def parse_input(text: str) -> InputShape:
+    """Parses "1,3,32,32" or "1x3x32x32", with an optional dtype and name: "mask=bool:1,128".
+
+    Raises `OptionError` for another text and for an unknown dtype.
+    """
+    match = _INPUT.fullmatch(text.replace(" ", "").strip("()[]"))
+    if match is None:
+        raise OptionError(f"An input is a shape such as 1,3,32,32, int64:1,128 or mask=bool:1,128, not {text!r}.")
+    dtype = match["dtype"] or "float32"
+    if dtype not in DTYPES:
+        raise OptionError(
+            f"The dtype of an input is one of {', '.join(DTYPES)}, not {dtype!r}.{did_you_mean(dtype, DTYPES)}"
+        )
+    return InputShape(match["name"], dtype, tuple(int(size) for size in re.split("[,x]", match["shape"]) if size))

@@ -1,0 +1,194 @@
+"""Builds a program from a float model: quantizes, lowers, measures accuracy, and writes a report."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from openneutron.accuracy.analyze import Analysis, analyze
+from openneutron.accuracy.evaluate import evaluate_side_by_side
+from openneutron.accuracy.labelled import LabelledData
+from openneutron.accuracy.side_by_side import SideBySide
+from openneutron.accuracy.validate import OutputDifference, Validation, validate
+from openneutron.compile_spec import CompileOptions
+from openneutron.core.files import write_file
+from openneutron.core.messages import did_you_mean
+from openneutron.errors import OptionError, OutputError
+from openneutron.flow import NeutronProgram, QuantizedModel, lower, quantize
+from openneutron.model.data import Data
+from openneutron.page import Summary, ValidationRow, summarize, write_page
+from openneutron.page.content import finite
+from openneutron.quantizer import NeutronQuantizer
+from openneutron.runtime.native import is_installed
+
+__all__ = [
+    "PAGE",
+    "PROGRAM",
+    "QUANTIZED",
+    "SUMMARY",
+    "Build",
+    "Step",
+    "build",
+    "create_folder",
+    "write_build",
+]
+
+PROGRAM, QUANTIZED, PAGE, SUMMARY = "model.pte", "quantized.pt2", "report.html", "summary.json"
+"""The names of the files of a build."""
+SAMPLES = 16
+"""The largest number of calibration inputs for the validation and the analysis."""
+
+Step = Callable[[str], AbstractContextManager[None]]
+"""Called with the title of a step. The step runs within the context manager that it returns."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """The results of a build."""
+
+    quantized: QuantizedModel
+    program: NeutronProgram
+    summary: Summary
+    """The content of `summary.json` and of the report."""
+    accuracy: SideBySide | None = None
+    """The results on the labelled samples; None without them."""
+    validation: Validation | None = None
+    """The differences of the program from the float model and the converted module; None without the native module."""
+    analysis: Analysis | None = None
+    """The layers that lose accuracy; None with `analyze=False`."""
+    folder: Path | None = None
+    """The folder that the files were written to; None without `output`."""
+
+
+def build(
+    model: Any,
+    example_inputs: Any,
+    calibration: Data,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    target: str = "imxrt700",
+    evaluation: LabelledData | None = None,
+    metric: Any = "top1",
+    transform: Callable[[Any], Any] | None = None,
+    analyze: bool = True,
+    name: str | None = None,
+    date: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    jobs: int = 1,
+    progress: bool | None = None,
+    step: Step | None = None,
+    **options: Any,
+) -> Build:
+    """Quantizes and lowers a model, measures its accuracy, and writes the program and a report.
+
+        build(model.eval(), (torch.randn(1, 3, 32, 32),), images, "out", evaluation=labelled, target="imxrt700")
+
+    - `model`, `example_inputs`, `calibration`, `transform`, `jobs`, `progress`: as for `quantize`.
+    - `output`: a folder for model.pte, quantized.pt2, report.html and summary.json. It is created if it does not
+      exist. None writes no files.
+    - `evaluation`: labelled data in the forms that `evaluate` takes. Without them, the report has no accuracy, but the
+      SQNR of the outputs.
+    - `metric`: "top1", "top5", or a function of outputs and label that returns a number.
+    - `analyze`: whether to find the layers that lose accuracy.
+    - `name`, `date`: the name of the model and the date, for the report.
+    - `settings`: options of the build, for the report.
+    - `step`: called with the title of each step, to show progress.
+    - `options`: options of `quantize` and of `lower`, by their names.
+
+    A program runs on this machine only with the native module. Without it, the accuracy and the SQNR are those of the
+    float model and the converted module.
+
+    Raises the errors of `quantize`, `lower`, `evaluate` and `analyze`, `OptionError` for an unknown option, and
+    `OutputError` if the files cannot be written.
+    """
+    run = step or (lambda _: nullcontext())
+    folder = None if output is None else create_folder(output)
+    of_quantize, of_lower = _split(options)
+    with run("quantize"):
+        quantized = quantize(
+            model, example_inputs, calibration, target, transform=transform, jobs=jobs, progress=progress, **of_quantize
+        )
+    with run("lower"):
+        program = lower(quantized, target=target, **of_lower)
+    runs_programs = is_installed()
+    accuracy = validation = analysis = None
+    if evaluation is not None:
+        with run("evaluate"):
+            runs = {"float": model, "int8": quantized, **({".pte": program} if runs_programs else {})}
+            accuracy = evaluate_side_by_side(runs, evaluation, metric, jobs, transform=transform)
+    if runs_programs:
+        with run("validate"):
+            validation = validate(program, None, calibration, quantized=quantized, samples=SAMPLES, transform=transform)
+    if analyze:
+        with run("analyze"):
+            analysis = _analyze(None, quantized, calibration, transform=transform, samples=SAMPLES)
+    with run("report"):
+        summary = summarize(
+            name or type(model).__name__,
+            program,
+            quantized=quantized,
+            analysis=analysis,
+            accuracy=accuracy or (),
+            validation=() if validation is None else tuple(map(_validation_row, validation.outputs)),
+            options=settings or options,
+            date=date,
+        )
+    built = Build(quantized, program, summary, accuracy, validation, analysis, folder)
+    if folder is not None:
+        with run("write"):
+            write_build(built, folder)
+    return built
+
+
+_analyze = analyze
+
+
+def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the options of `quantize` and those of `lower`."""
+    of_quantize = {*inspect.signature(quantize).parameters, *inspect.signature(NeutronQuantizer).parameters}
+    of_quantize -= {"model", "example_inputs", "calibration", "quantizer_options", "target", "neutron_target_spec"}
+    of_lower = {"int8_io", *(field.name for field in fields(CompileOptions))} - {"target"}
+    for name in options:
+        if name not in of_quantize | of_lower:
+            own = set(inspect.signature(build).parameters) - {"options"}
+            raise OptionError(f"build() has no option '{name}'.{did_you_mean(name, of_quantize | of_lower | own)}")
+    return (
+        {name: value for name, value in options.items() if name in of_quantize},
+        {name: value for name, value in options.items() if name in of_lower},
+    )
+
+
+def create_folder(output: str | os.PathLike[str]) -> Path:
+    """Creates the folder of a build, so that a wrong path is found before the first step."""
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot create the folder '{folder}': {error.strerror or error}.") from error
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"The folder '{folder}' cannot be written. Give another folder.")
+    return folder
+
+
+def write_build(built: Build, folder: Path) -> None:
+    """Writes the files of a build. Each file is complete or keeps its earlier content."""
+    built.program.save(folder / PROGRAM)
+    built.quantized.save(folder / QUANTIZED)
+    write_file(folder / SUMMARY, built.summary.as_json().encode())
+    write_page(folder / PAGE, built.summary)
+
+
+def _validation_row(difference: OutputDifference) -> ValidationRow:
+    return ValidationRow(
+        name=f"output {difference.output}",
+        sqnr_db=finite(difference.sqnr_db),
+        cosine=finite(difference.cosine),
+        max_error=finite(difference.largest),
+        lsb=difference.lsb,
+        reference=difference.reference,
+    )

@@ -1,0 +1,259 @@
+"""Builds from settings: loads the model and the data that they name."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from openneutron.accuracy.analyze import Analysis, analyze
+from openneutron.accuracy.evaluate import evaluate_side_by_side
+from openneutron.accuracy.side_by_side import SideBySide
+from openneutron.accuracy.validate import Validation, validate
+from openneutron.core.objects import is_reference, load_object
+from openneutron.data import Samples, read_data, transform_of
+from openneutron.errors import OptionError
+from openneutron.flow import NeutronProgram, QuantizedModel, lower, quantize
+from openneutron.model.exporting import loaded_program
+from openneutron.model.loading import load_model
+from openneutron.model.shapes import example_inputs_of
+from openneutron.quantizer import NeutronQuantizer
+from openneutron.runtime import load
+from openneutron.settings import Settings, write_settings
+from openneutron.settings.checks import check_settings, image_transform, layers_of, required_message
+from openneutron.settings.toml import FILE_NAME
+from openneutron.workflow.building import Build, Step, build, create_folder
+
+__all__ = [
+    "analyze_from_settings", "build_from_settings", "calibration_of", "evaluate_from_settings",
+    "evaluation_of", "example_inputs_from",
+    "lower_from_settings", "lower_options", "metric_of", "model_from", "quantize_from_settings", "quantize_options",
+    "transform_from", "validate_from_settings",
+]  # fmt: skip
+
+DATE_VARIABLE = "SOURCE_DATE_EPOCH"
+"""The environment variable that reproducible builds use for the date, in seconds since 1970."""
+
+
+def model_from(settings: Settings) -> nn.Module | ExportedProgram:
+    """Loads the model. Raises the errors of `load_model`."""
+    given = settings.model
+    if given.model is None:
+        raise OptionError(required_message("model"))
+    return load_model(given.model, args=given.args, weights=given.weights, unsafe=given.unsafe)
+
+
+def example_inputs_from(settings: Settings) -> Any:
+    """Returns the example inputs; None if the settings give no shapes."""
+    if not settings.model.input:
+        return None
+    return example_inputs_of(settings.model.input, channels_last=settings.lower.channels_last)
+
+
+def _examples(settings: Settings, model: nn.Module | ExportedProgram) -> Any:
+    """Returns the example inputs of the settings, else those that the model itself knows."""
+    examples = example_inputs_from(settings)
+    if examples is not None or isinstance(model, ExportedProgram):
+        return examples
+    size = getattr(model, "default_cfg", {}).get("input_size")  # timm
+    if size is None:
+        raise OptionError("Give the shape of each input: --input 1,3,224,224.")
+    shape = ",".join(map(str, (1, *size)))
+    return example_inputs_of([shape], channels_last=settings.lower.channels_last)
+
+
+def transform_from(settings: Settings) -> Callable[[Any], Any] | None:
+    """Returns the transform of the data; None if the settings give none, so that the default transform is used."""
+    return image_transform(settings) if settings.data.transform is None else transform_of(settings.data.transform)
+
+
+def calibration_of(settings: Settings) -> Samples:
+    """Returns the calibration data, without the transform. Raises the errors of `read_data`."""
+    return read_data(settings.data.calibrate, limit=settings.data.calibration_samples)
+
+
+def evaluation_of(settings: Settings) -> Samples | None:
+    """Returns the labelled data, without the transform; None if the settings give none."""
+    given = settings.data
+    if given.evaluate is None:
+        return None
+    return read_data(given.evaluate, labelled=True, labels=given.labels, limit=given.evaluation_samples)
+
+
+def metric_of(settings: Settings) -> Any:
+    """Returns the metric: its name, or the function that the setting names."""
+    metric = settings.data.metric
+    return load_object(metric, "The metric") if is_reference(metric) else metric
+
+
+def quantize_options(settings: Settings) -> dict[str, Any]:
+    """Returns the options of `quantize`, by name. Raises `OptionError` for a wrong entry of `layers`."""
+    given = settings.quantize
+    return {
+        "recover": None if given.recover == "none" else given.recover,
+        "recovery_seconds": given.recovery_seconds,
+        "weight_granularity": "per_channel" if given.per_channel else given.weight_granularity,
+        "layers": layers_of(settings),
+        "weight_bits": given.weight_bits,
+        "equalize": given.equalize,
+        "correct_bias": given.correct_bias,
+        "wide": "auto" if given.wide == ("auto",) else given.wide or None,
+        "strict": given.strict,
+        "batch_size": given.batch_size,
+        "stop_when_converged": given.stop_when_converged,
+    }
+
+
+def lower_options(settings: Settings) -> dict[str, Any]:
+    """Returns the options of `lower`, by name."""
+    given = settings.lower
+    return {
+        "int8_io": given.int8_io,
+        "neutron_converter_flavor": given.neutron_converter_flavor,
+        "payload": given.payload,
+        "operators_not_to_delegate": given.operators_not_to_delegate or None,
+        "extra_flags": given.extra_flags,
+        "intermediates_dir": given.intermediates_dir,
+        "use_neutron_for_format_conversion": given.use_neutron_for_format_conversion,
+        "fetch_constants_to_sram": given.fetch_constants_to_sram,
+        "dump_kernel_selection_code": given.dump_kernel_selection_code,
+        "use_profiling": given.use_profiling,
+    }
+
+
+def quantize_from_settings(settings: Settings, *, progress: bool | None = None) -> QuantizedModel:
+    """Quantizes the model that the settings name. Raises the errors of `check_settings` and `quantize`."""
+    check_settings(settings, "model", "calibrate")
+    model = model_from(settings)
+    return quantize(
+        model,
+        _examples(settings, model),
+        calibration_of(settings),
+        settings.build.target,
+        transform=transform_from(settings),
+        jobs=settings.quantize.jobs,
+        progress=progress,
+        **quantize_options(settings),
+    )
+
+
+def analyze_from_settings(
+    settings: Settings, quantized: str | os.PathLike[str] | None = None, *, samples: int, progress: bool | None = None
+) -> Analysis:
+    """Analyzes the model that the settings name on its calibration data.
+
+    `quantized` is a file of `QuantizedModel.save`. Without it, the model is quantized first. Raises the errors of
+    `check`, `quantize` and `analyze`.
+    """
+    data, transform = calibration_of(settings), transform_from(settings)
+    if quantized is None:
+        found = quantize_from_settings(settings, progress=progress)
+        return analyze(None, found, data, transform=transform, samples=samples)
+    options = quantize_options(settings)
+    of_quantizer = {name: options[name] for name in inspect.signature(NeutronQuantizer).parameters if name in options}
+    quantizer = NeutronQuantizer(settings.build.target, **of_quantizer)
+    loaded = loaded_program(quantized)
+    return analyze(model_from(settings), loaded, data, transform=transform, samples=samples, quantizer=quantizer)
+
+
+def evaluate_from_settings(
+    settings: Settings, program: Path, quantized: Path | None = None, *, jobs: int = 1
+) -> SideBySide:
+    """Evaluates a program beside the float model and the quantized model, as far as they are given.
+
+    Raises the errors of `evaluate`.
+    """
+    data = evaluation_of(settings)
+    if data is None:
+        raise OptionError(required_message("evaluate"))
+    runs: dict[str, Any] = {}
+    if settings.model.model is not None:
+        runs["float"] = model_from(settings)
+    if quantized is not None:
+        runs["int8"] = loaded_program(quantized)
+    runs[".pte"] = load(program)
+    return evaluate_side_by_side(runs, data, metric_of(settings), jobs, transform=transform_from(settings))
+
+
+def validate_from_settings(
+    settings: Settings, program: Path, quantized: Path | None = None, **options: Any
+) -> Validation:
+    """Validates a program against the float model and the quantized model, as far as they are given.
+
+    The inputs are the calibration data of the settings, or random. `options` are those of `validate`.
+    """
+    model = None if settings.model.model is None else model_from(settings)
+    data = None if settings.data.calibrate is None else calibration_of(settings)
+    converted = None if quantized is None else loaded_program(quantized)
+    transform = None if data is None else transform_from(settings)
+    return validate(program, model, data, quantized=converted, transform=transform, **options)
+
+
+def lower_from_settings(file: str | os.PathLike[str], settings: Settings, *, target: str | None) -> NeutronProgram:
+    """Lowers a file of `QuantizedModel.save`. `target` None takes the target in the file."""
+    return lower(os.fspath(file), target=target, **lower_options(settings))
+
+
+def build_from_settings(
+    settings: Settings,
+    output: str | os.PathLike[str],
+    *,
+    progress: bool | None = None,
+    step: Step | None = None,
+) -> Build:
+    """Builds what the settings name, and writes the files of `build` and `openneutron.toml` to the folder `output`.
+
+    A build with the written `openneutron.toml` gives the same bytes again, because the file also holds the date of the
+    report. Raises the errors of `check_settings` and `build`.
+    """
+    check_settings(settings, "model", "calibrate")
+    folder = create_folder(output)
+    settings = replace(settings, build=replace(settings.build, date=settings.build.date or _today()))
+    model = model_from(settings)
+    built = build(
+        model,
+        _examples(settings, model),
+        calibration_of(settings),
+        folder,
+        target=settings.build.target,
+        evaluation=evaluation_of(settings),
+        metric=metric_of(settings),
+        transform=transform_from(settings),
+        analyze=settings.build.analyze,
+        name=_name(settings),
+        date=settings.build.date,
+        settings=_shown(settings),
+        jobs=settings.quantize.jobs,
+        progress=progress,
+        step=step,
+        **quantize_options(settings),
+        **lower_options(settings),
+    )
+    write_settings(folder / FILE_NAME, settings)
+    return built
+
+
+def _name(settings: Settings) -> str:
+    """Returns the name of the model for the report: the name of its class, or that of its file."""
+    model = str(settings.model.model)
+    return model.rpartition(":")[2] if is_reference(model) else Path(model).stem
+
+
+def _shown(settings: Settings) -> dict[str, Any]:
+    """Returns the settings for the report. Of a path, it shows the name, which is the same in every folder."""
+    given = {name: value for values in settings.given().values() for name, value in values.items() if name != "date"}
+    return {name: Path(value).name if isinstance(value, str) else value for name, value in given.items()}
+
+
+def _today() -> str:
+    """Returns the date of SOURCE_DATE_EPOCH if that is set, else the current date."""
+    seconds = os.environ.get(DATE_VARIABLE)
+    now = datetime.now().astimezone() if seconds is None else datetime.fromtimestamp(int(seconds), UTC)
+    return now.date().isoformat()

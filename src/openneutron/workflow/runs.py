@@ -1,0 +1,88 @@
+"""Runs a program on files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from openneutron.core.messages import listed
+from openneutron.data import (
+    ClassScore,
+    OutputSummary,
+    inputs_of_files,
+    read_labels,
+    save_outputs,
+    summarize_outputs,
+    top_classes,
+)
+from openneutron.errors import OptionError
+from openneutron.runtime import TensorInfo, load, time_on_host
+from openneutron.settings import Settings
+from openneutron.workflow.from_settings import transform_from
+
+__all__ = ["FileRun", "run_files"]
+
+
+@dataclass(frozen=True)
+class FileRun:
+    """The results of a run on a file, or on a file for each input."""
+
+    name: str
+    outputs: tuple[OutputSummary, ...]
+    classes: tuple[tuple[ClassScore, ...], ...] | None = None
+    """For each row of the first output, the classes with the largest values; None without names of classes."""
+    seconds: float | None = None
+    """The median time of a run on this machine; None if it was not measured."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the results as values that JSON has."""
+        return asdict(self)
+
+
+def run_files(
+    program: Path,
+    files: Sequence[str],
+    settings: Settings,
+    *,
+    classes: int = 5,
+    output: str | os.PathLike[str] | None = None,
+    repeat: int | None = None,
+) -> list[FileRun]:
+    """Runs a program on files, with the transform and the names of classes of the settings.
+
+    State is kept from one run to the next. `output` is a .npy or .npz file for the outputs; several runs need a .npz
+    file, in which the names of arrays begin with the number of the run. `repeat` is the number of runs for the time.
+
+    Raises the errors of `load`, `inputs_of_files`, `save_outputs` and `HostProgram.run`.
+    """
+    host = load(program)
+    labels = None if settings.data.labels is None else read_labels(Path(settings.data.labels))
+    names = None if host.leaves is None else [leaf.name for leaf in host.leaves]
+    runs = inputs_of_files(files, host.inputs, transform_from(settings), names)
+    if output is not None and len(runs) > 1 and Path(output).suffix.lower() != ".npz":
+        raise OptionError(f"The outputs of {len(runs)} runs ({listed(run.name for run in runs)}) need a .npz file.")
+    found: list[FileRun] = []
+    arrays: dict[str, Any] = {}
+    for index, run in enumerate(runs):
+        outputs = _as_tuple(host.run(*run.inputs))
+        values = tuple(
+            info.dequantize(value) if isinstance(info, TensorInfo) and info.scale is not None else value
+            for info, value in zip(host.outputs, outputs, strict=True)
+        )
+        best = None if labels is None else tuple(map(tuple, top_classes(values[0], labels, classes)))
+        found.append(FileRun(run.name, tuple(summarize_outputs(values)), best))
+        prefix = f"run{index}." if len(runs) > 1 else ""
+        arrays.update({f"{prefix}output{number}": value for number, value in enumerate(outputs)})
+    if output is not None:
+        save_outputs(output, list(arrays.values()), list(arrays))
+    if repeat is None:
+        return found
+    times = [time_on_host(host, run.inputs, repeat) for run in runs]
+    return [FileRun(one.name, one.outputs, one.classes, time) for one, time in zip(found, times, strict=True)]
+
+
+def _as_tuple(outputs: Any) -> tuple[Any, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
