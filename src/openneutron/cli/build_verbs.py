@@ -1,9 +1,115 @@
-"""Verbs from a model to a program: build, quantize, lower."""
+"""Verbs from a model to a program: build, quantize, lower, analyze."""
 
 from __future__ import annotations
 
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openneutron.cli.terminal import Terminal
+from openneutron.cli.verbs import add_verb
+from openneutron.settings import SECTIONS, Settings
+from openneutron.settings.checks import check_settings
+
 __all__ = ["add_verbs"]
+
+ALL = tuple(SECTIONS)
+Quantized = Annotated[Path | None, typer.Option(help="The file of a quantized model (.pt2).")]
 
 
 def add_verbs() -> None:
     """Adds the verbs of this module to the command line."""
+    add_verb(build, sections=ALL, model_is_argument=True)
+    of_evaluation = ("evaluate", "evaluation_samples", "metric", "labels")
+    of_quantize = ("model", "data", "quantize", "build")
+    without = (*of_evaluation, "analyze", "date")
+    add_verb(quantize, sections=of_quantize, without=without, model_is_argument=True)
+    add_verb(lower, sections=("lower",), without=("channels_last",))
+    add_verb(analyze, sections=of_quantize, without=without)
+
+
+def build(
+    terminal: Terminal,
+    settings: Settings,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the files.")] = Path("out"),
+) -> None:
+    """Quantize and lower a model, measure its accuracy, and write the program and a report.
+
+    Writes model.pte, quantized.pt2, report.html, summary.json and openneutron.toml, with which the command
+    `openneutron build --config openneutron.toml` builds the same program again.
+    """
+    check_settings(settings, "model", "calibrate")
+    from openneutron.workflow.from_settings import build_from_settings
+
+    built = build_from_settings(settings, output, progress=terminal.shows_progress, step=terminal.step)
+    if terminal.json:
+        terminal.show(None, json_format.loads(built.summary.as_json()))
+        return
+    from openneutron.cli.tables import table_of_summary
+
+    terminal.show(table_of_summary(built.summary, output), None)
+
+
+def quantize(
+    terminal: Terminal,
+    settings: Settings,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write (.pt2).")] = Path("model.pt2"),
+) -> None:
+    """Quantize a model, and write the converted model for `openneutron lower`."""
+    check_settings(settings, "model", "calibrate")
+    from openneutron.errors import OptionError
+    from openneutron.workflow.from_settings import quantize_from_settings
+
+    if output.suffix != ".pt2":
+        raise OptionError(f"A quantized model is written as .pt2, but --output is '{output}'.")
+    with terminal.step("quantize"):
+        quantized = quantize_from_settings(settings, progress=terminal.shows_progress)
+    quantized.save(output)
+    terminal.show(f"{output}\n{quantized}", {"file": str(output), "target": quantized.target})
+
+
+def lower(
+    terminal: Terminal,
+    settings: Settings,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The file of a quantized model (.pt2).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The program to write (.pte).")] = Path("model.pte"),
+    target: Annotated[str | None, typer.Option(help="The target. By default, that of the quantized model.")] = None,
+) -> None:
+    """Lower a quantized model to a program."""
+    from openneutron.targets import NeutronTargetSpec
+    from openneutron.workflow.from_settings import lower_from_settings
+
+    if target is not None:
+        NeutronTargetSpec(target)
+    with terminal.step("lower"):
+        program = lower_from_settings(file, settings, target=target)
+    program.save(output)
+    on_npu = sum(row.where == "npu" for row in program.placement)
+    data = {
+        "file": str(output), "bytes": len(program.buffer), "target": program.target, "is_device": program.is_device,
+        "on_npu": on_npu, "on_cpu": len(program.placement) - on_npu,
+    }  # fmt: skip
+    terminal.show(f"{output}\n{program}", data)
+
+
+def analyze(
+    terminal: Terminal,
+    settings: Settings,
+    quantized: Quantized = None,
+    samples: Annotated[int, typer.Option(help="The largest number of inputs that are analyzed.")] = 16,
+) -> None:
+    """Find the layers that lose accuracy, and what to try.
+
+    Quantizes the model first, unless --quantized names a file of the model, quantized with the same settings.
+    """
+    check_settings(settings, "model", "calibrate")
+    from openneutron.page.summary import analysis_rows
+    from openneutron.workflow.from_settings import analyze_from_settings
+
+    with terminal.step("analyze"):
+        found = analyze_from_settings(settings, quantized, samples=samples, progress=terminal.shows_progress)
+    from dataclasses import asdict
+
+    terminal.show(str(found), asdict(analysis_rows(found)))

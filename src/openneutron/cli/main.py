@@ -9,15 +9,16 @@ from typing import Annotated
 import typer
 
 import openneutron
-from openneutron.cli import build_verbs, file_verbs
+from openneutron.cli import build_verbs, check_verbs, file_verbs
 from openneutron.cli.terminal import print_error
 from openneutron.cli.verbs import WRONG_USE, app
 from openneutron.errors import OpenNeutronError
 
 __all__ = ["main"]
 
-file_verbs.add_verbs()
 build_verbs.add_verbs()
+check_verbs.add_verbs()
+file_verbs.add_verbs()
 
 
 def _show_version(shown: bool) -> None:

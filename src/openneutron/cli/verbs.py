@@ -16,6 +16,7 @@ from openneutron.cli.terminal import Terminal, print_error
 from openneutron.core.messages import first_line
 from openneutron.errors import OpenNeutronError
 from openneutron.settings import Field, Settings, fields_of, read_settings
+from openneutron.settings.toml import FILE_NAME
 
 __all__ = ["FAILED", "FAULT", "INTERRUPTED", "WRONG_USE", "add_verb", "app"]
 
@@ -39,15 +40,24 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results, warni
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the log, too.")]
 
 
-def add_verb(function: Callable[..., None], *, sections: tuple[str, ...] = (), model_is_argument: bool = False) -> None:
+def add_verb(
+    function: Callable[..., None],
+    *,
+    sections: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+    model_is_argument: bool = False,
+) -> None:
     """Adds a function as a verb of the same name.
 
     The function gets a `Terminal` as its first argument. With `sections`, it gets `Settings` as its second argument,
-    and the verb has an option for each setting of these sections and `--config`. With `model_is_argument`, the setting
-    `model` is an argument of the verb instead of an option. The other parameters are those of typer.
+    and the verb has `--config` and an option for each setting of these sections, except those in `without`. With
+    `model_is_argument`, the setting `model` is an argument of the verb instead of an option. The other parameters are
+    those of typer. If a parameter `program` is the folder of a build, its openneutron.toml is used unless `--config`
+    names another.
     """
     own = list(inspect.signature(function, eval_str=True).parameters.values())[2 if sections else 1 :]
-    settings = [_parameter(one, model_is_argument) for section in sections for one in fields_of(section)]
+    fields = [one for section in sections for one in fields_of(section) if one.name not in without]
+    settings = [_parameter(one, model_is_argument) for one in fields]
     first = [one for one in settings if one.name == "model" and model_is_argument]
     rest = [one for one in settings if one not in first]
     config = [_keyword("config", Config, None)] if sections else []
@@ -64,7 +74,8 @@ def add_verb(function: Callable[..., None], *, sections: tuple[str, ...] = (), m
                 return
             given = {name: value for name, value in values.items() if name in names and value not in (None, [])}
             others = {name: value for name, value in values.items() if name not in names and name != "config"}
-            function(terminal, _settings(values["config"], given), **others)
+            config = values["config"] or _config_in(others.get("program"))
+            function(terminal, _settings(config, given), **others)
 
     parameters = [*first, *own, *config, *rest, *common]
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -117,6 +128,12 @@ def _parameter(declared: Field, model_is_argument: bool) -> inspect.Parameter:
 
 def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _config_in(program: Path | None) -> Path | None:
+    """Returns the openneutron.toml of a folder of a build; None for a bare program."""
+    file = None if program is None else program / FILE_NAME
+    return file if file is not None and file.is_file() else None
 
 
 def _settings(config: Path | None, given: Mapping[str, Any]) -> Settings:

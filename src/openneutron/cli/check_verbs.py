@@ -1,0 +1,163 @@
+"""Verbs that run and check programs: run, evaluate, validate, compare, report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from openneutron.cli.terminal import Terminal
+from openneutron.cli.verbs import FAILED, add_verb
+from openneutron.settings import Settings
+from openneutron.settings.checks import check_settings
+
+__all__ = ["add_verbs"]
+
+Program = Annotated[Path, typer.Argument(exists=True, help="A program (.pte), or the folder of a build.")]
+Quantized = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="The quantized model (.pt2). By default, that of the folder."),
+]
+
+
+def add_verbs() -> None:
+    """Adds the verbs of this module to the command line."""
+    of_evaluation = ("evaluate", "evaluation_samples", "metric", "labels")
+    of_calibration = ("calibrate", "calibration_samples")
+    add_verb(run, sections=("data",), without=(*of_calibration, *of_evaluation[:3]))
+    add_verb(evaluate, sections=("model", "data"), without=("input", *of_calibration))
+    add_verb(validate, sections=("model", "data"), without=("input", *of_evaluation))
+    add_verb(report)
+    add_verb(compare)
+
+
+def run(
+    terminal: Terminal,
+    settings: Settings,
+    program: Program,
+    files: Annotated[list[str], typer.Argument(help="Files or folders of inputs; name=file for several inputs.")],
+    *,
+    top: Annotated[int, typer.Option(help="The number of classes to show, with --labels.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the outputs to a .npy or .npz file.")
+    ] = None,
+    repeat: Annotated[int | None, typer.Option(help="Measure the time on this machine, with this many runs.")] = None,
+) -> None:
+    """Run a program on this machine: images, .npy, .npz, CSV and WAV files in; classes, a file or a table out."""
+    check_settings(settings)
+    from openneutron.cli.tables import table_of_runs
+    from openneutron.workflow.folders import BuildFolder
+    from openneutron.workflow.runs import run_files
+
+    found = run_files(BuildFolder.of(program).program, files, settings, classes=top, output=output, repeat=repeat)
+    terminal.show(table_of_runs(found), {"runs": [one.as_dict() for one in found]})
+
+
+def evaluate(
+    terminal: Terminal,
+    settings: Settings,
+    program: Program,
+    quantized: Quantized = None,
+    jobs: Annotated[int, typer.Option(help="The number of processes.")] = 1,
+) -> None:
+    """Measure the accuracy of a program on labelled data, beside that of the float and the quantized model.
+
+    With the folder of a build, the model and the data are those of its openneutron.toml.
+    """
+    check_settings(settings, "evaluate")
+    from dataclasses import asdict
+
+    from openneutron.cli.tables import table_of_accuracy
+    from openneutron.page.accuracy import accuracy_rows
+    from openneutron.workflow.folders import BuildFolder
+    from openneutron.workflow.from_settings import evaluate_from_settings
+
+    folder = BuildFolder.of(program)
+    with terminal.step("evaluate"):
+        found = evaluate_from_settings(settings, folder.program, quantized or folder.quantized, jobs=jobs)
+    rows = accuracy_rows(found)
+    terminal.show(table_of_accuracy(rows), {"accuracy": [asdict(row) for row in rows]})
+
+
+def validate(
+    terminal: Terminal,
+    settings: Settings,
+    program: Program,
+    quantized: Quantized = None,
+    *,
+    samples: Annotated[int, typer.Option(help="The largest number of inputs.")] = 16,
+    min_sqnr: Annotated[float | None, typer.Option(help="The smallest SQNR of an output against float, in dB.")] = None,
+    max_lsb: Annotated[
+        float | None, typer.Option(help="The largest difference from the quantized model, in int8 steps.")
+    ] = None,
+) -> None:
+    """Compare a program with the float model and the quantized model. Exits with 1 if a limit is exceeded.
+
+    The inputs are those of --calibrate, or random ones. With the folder of a build, the model, the data and the
+    quantized model are those of the folder.
+    """
+    check_settings(settings)
+    from dataclasses import asdict
+
+    from openneutron.workflow.folders import BuildFolder
+    from openneutron.workflow.from_settings import validate_from_settings
+
+    folder = BuildFolder.of(program)
+    with terminal.step("validate"):
+        found = validate_from_settings(
+            settings,
+            folder.program,
+            quantized or folder.quantized,
+            samples=samples,
+            min_sqnr_db=min_sqnr,
+            max_lsb=max_lsb,
+        )
+    terminal.show(str(found), {**asdict(found), "passed": found.passed})
+    if not found.passed:
+        raise typer.Exit(FAILED)
+
+
+def report(
+    terminal: Terminal,
+    program: Program,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    other: Annotated[
+        Path | None, typer.Option(exists=True, help="Another build or program, to show the differences to.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The target of the estimates of a bare program.")] = None,
+) -> None:
+    """Write the report page of a program, of a build, or of two builds beside each other."""
+    from openneutron.page import write_page
+    from openneutron.workflow.folders import BuildFolder
+
+    summary = BuildFolder.of(program).summary(target)
+    compared = None if other is None else BuildFolder.of(other).summary(target)
+    write_page(output, summary, compared)
+    terminal.show(str(output), {"file": str(output), "verdict": summary.verdict.sentence})
+
+
+def compare(
+    terminal: Terminal,
+    first: Program,
+    second: Program,
+    target: Annotated[str | None, typer.Option(help="The target of the estimates of bare programs.")] = None,
+    samples: Annotated[int, typer.Option(help="The number of random inputs on which the outputs are compared.")] = 8,
+) -> None:
+    """Compare two programs or builds: sizes, cycles, memory, placement and outputs."""
+    from dataclasses import asdict
+
+    from openneutron.accuracy.compare_programs import compare_outputs
+    from openneutron.cli.tables import table_of_differences
+    from openneutron.page.differences import differences_of, moves_between
+    from openneutron.workflow.folders import BuildFolder
+
+    folders = BuildFolder.of(first), BuildFolder.of(second)
+    before, after = (folder.summary(target) for folder in folders)
+    with terminal.step("compare"):
+        outputs = compare_outputs(folders[0].program, folders[1].program, samples=samples)
+    numbers, moves = differences_of(after, before), moves_between(after, before)
+    data: dict[str, Iterable[Any]] = {"differences": numbers, "moves": moves, "outputs": outputs}
+    plain = {name: [asdict(row) for row in rows] for name, rows in data.items()}
+    terminal.show(table_of_differences(numbers, moves, outputs), plain)

@@ -1,0 +1,142 @@
+"""Results as tables of the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from openneutron.accuracy.validate import OutputDifference
+    from openneutron.page import AccuracyRow, Summary
+    from openneutron.page.differences import Difference, Move
+    from openneutron.workflow.runs import FileRun
+
+__all__ = ["table_of_accuracy", "table_of_differences", "table_of_runs", "table_of_summary"]
+
+_SHOWN = 6
+
+
+def table_of_summary(summary: Summary, folder: Path) -> Group:
+    """Returns the verdict, the accuracy, the placement, memory and cycles of a build, and what to do next."""
+    return Group(*_blocks(summary, folder))
+
+
+def _blocks(summary: Summary, folder: Path) -> Iterator[RenderableType]:
+    yield Text(summary.verdict.sentence, style="bold")
+    yield from (Text(f"  - {reason}") for reason in summary.verdict.reasons)
+    if summary.accuracy:
+        yield table_of_accuracy(summary.accuracy)
+    elif summary.validation:
+        yield _validation(summary)
+    yield _resources(summary)
+    if summary.on_cpu:
+        yield Text("on the CPU:")
+        for row in summary.on_cpu[:_SHOWN]:
+            where = row.source or row.module or row.node
+            yield Text(f"  {row.op} ({where}): {row.reason}")
+        if len(summary.on_cpu) > _SHOWN:
+            yield Text(f"  and {len(summary.on_cpu) - _SHOWN} more; see report.html")
+    yield Text("next:")
+    yield from (Text(f"  {line}") for line in _next_steps(summary, folder))
+
+
+def table_of_accuracy(rows: Sequence[AccuracyRow]) -> Group:
+    """Returns a table of the accuracy of each model, and the first samples that changed sides."""
+    table = Table("model", rows[0].metric, "95 % interval", "samples", "lost", "gained")
+    for row in rows:
+        value = "unknown" if row.value is None else f"{row.value:.2f} {row.unit}".rstrip()
+        interval = "" if row.interval is None else f"{row.interval[0]:.2f} to {row.interval[1]:.2f}"
+        changed = ("", "") if row is rows[0] else (str(row.lost), str(row.gained))
+        table.add_row(row.name, value, interval, str(row.samples), *changed)
+    return Group(table, *_changed_samples(rows))
+
+
+def _changed_samples(rows: Sequence[AccuracyRow]) -> Iterator[Text]:
+    for row in rows[1:]:
+        if row.changed:
+            yield Text(f"samples that changed sides in {row.name}:")
+        for one in row.changed[:_SHOWN]:
+            yield Text(f"  {one.name}: class {one.label}, {rows[0].name} {one.before}, {row.name} {one.after}")
+        if len(row.changed) > _SHOWN:
+            yield Text(f"  and {len(row.changed) - _SHOWN} more")
+
+
+def table_of_runs(runs: Sequence[FileRun]) -> Group:
+    """Returns a table of the classes of each run if the classes were asked for, else of its outputs."""
+    return Group(*(block for run in runs for block in _run(run)))
+
+
+def _run(run: FileRun) -> Iterator[RenderableType]:
+    time = "" if run.seconds is None else f": {1000 * run.seconds:.3f} ms on this machine (median)"
+    yield Text(f"{run.name}{time}")
+    if run.classes is not None:
+        table = Table("class", "name", "score")
+        for row in run.classes:
+            for one in row:
+                table.add_row(str(one.index), one.name, f"{one.score:.4g}")
+        yield table
+        return
+    table = Table("output", "dtype", "shape", "minimum", "mean", "maximum", "first values")
+    for output in run.outputs:
+        numbers = (_number(value, ".4g") for value in (output.minimum, output.mean, output.maximum))
+        first = ", ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in output.first)
+        table.add_row(output.name, output.dtype, str(output.shape or ()), *numbers, first)
+    yield table
+
+
+def table_of_differences(
+    numbers: Sequence[Difference], moves: Sequence[Move], outputs: Sequence[OutputDifference]
+) -> Group:
+    """Returns the differences of two programs: numbers, operators that run elsewhere, and outputs."""
+    table = Table("", "first", "second", "change")
+    for row in numbers:
+        table.add_row(row.name, _number(row.other, ",.6g"), _number(row.this, ",.6g"), row.text)
+    lines = [Text(f"{move.node} ({move.op}): {move.other} -> {move.this}") for move in moves[:_SHOWN]]
+    more = [Text(f"and {len(moves) - _SHOWN} operators more")] if len(moves) > _SHOWN else []
+    found = Table("output", "SQNR dB", "cosine", "largest difference", "LSB")
+    for one in outputs:
+        cells = (_number(one.cosine, ".6f"), _number(one.largest, ".4g"), _number(one.lsb, ".3g"))
+        found.add_row(f"output {one.output}", "equal" if one.largest == 0 else f"{one.sqnr_db:.1f}", *cells)
+    return Group(table, *lines, *more, found)
+
+
+def _validation(summary: Summary) -> Table:
+    table = Table("output", "against", "SQNR dB", "cosine", "largest difference", "LSB")
+    for row in summary.validation:
+        sqnr = "equal" if row.max_error == 0 else _number(row.sqnr_db, ".1f")
+        cells = (sqnr, _number(row.cosine, ".6f"), _number(row.max_error, ".4g"))
+        table.add_row(row.name, row.reference, *cells, _number(row.lsb, ".3g"))
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _resources(summary: Summary) -> Table:
+    memory, target = summary.memory, summary.target
+    sram = "unknown" if target.sram_bytes is None else f"{target.sram_bytes:,}"
+    table = Table(show_header=False)
+    on_npu = len(summary.placement) - len(summary.on_cpu)
+    delegates = len({row.partition for row in summary.placement} - {None})
+    parts = f"{delegates} delegate{'s' * (delegates != 1)}"
+    table.add_row("operators", f"{on_npu} on the NPU in {parts}, {len(summary.on_cpu)} on the CPU")
+    table.add_row("program", f"{summary.program_bytes:,} bytes, {summary.payload}, for {target.name}")
+    table.add_row("memory (estimated)", f"{memory.needed_bytes:,} of {sram} bytes of SRAM: {memory.verdict}")
+    if summary.cycles is not None:
+        time = "" if summary.milliseconds is None else f" = {summary.milliseconds:.3g} ms"
+        table.add_row("NPU (estimated)", f"{summary.cycles:,} cycles{time}, {summary.macs:,} MACs")
+    return table
+
+
+def _next_steps(summary: Summary, folder: Path) -> Iterator[str]:
+    yield f"open {folder / 'report.html'}"
+    if not summary.accuracy:
+        yield "give labelled data (--evaluate DATA) to measure the accuracy"
+    if summary.payload == "portable":
+        yield f"openneutron compile {folder / 'model.pte'} -o device.pte, where NXP's converter is installed"

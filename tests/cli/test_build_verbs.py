@@ -1,0 +1,341 @@
+"""The verbs from a model to a program, as processes: right use, wrong use, files, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from openneutron.cli import main
+
+Image = pytest.importorskip("PIL.Image")
+
+SOURCE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.head = nn.Linear(width * 16, 2)
+
+    def forward(self, x):
+        return self.head(self.body(x).flatten(1))
+
+def metric(outputs, label):
+    return 100.0 * float(outputs.argmax() == label)
+"""
+NAMES = ("left", "right")
+
+
+class Result:
+    """The exit code and the output of a process."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+        self.text = self.out + self.err
+
+    @property
+    def json(self) -> Any:
+        """The one document on stdout."""
+        return json.loads(self.out)
+
+
+Here = Callable[..., Result]
+
+
+def run(folder: Path, *arguments: object) -> Result:
+    command = [sys.executable, "-m", "openneutron", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+    result = Result(subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False))
+    assert "Traceback" not in result.text
+    return result
+
+
+def images(folder: Path, count: int, seed: int) -> None:
+    """Writes images that are bright on the side that their folder names."""
+    numbers = np.random.default_rng(seed)
+    for side, name in enumerate(NAMES):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = numbers.integers(0, 120, (8, 8))
+            pixels[:, 4 * side : 4 * side + 4] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index:03}.png")
+
+
+def train(folder: Path) -> None:
+    namespace: dict[str, Any] = {}
+    exec(SOURCE, namespace)
+    torch.manual_seed(0)
+    module: nn.Module = namespace["Net"]()
+    numbers = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (256,), generator=numbers)
+    x = torch.rand(256, 1, 8, 8, generator=numbers) * 0.47
+    x[labels == 0, :, :, :4] += 0.39
+    x[labels == 1, :, :, 4:] += 0.39
+    optimizer = torch.optim.Adam(module.parameters(), 0.02)
+    for _ in range(30):
+        loss: Any = nn.functional.cross_entropy(module((x - 0.4) / 0.2), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in module.state_dict().items()}}, folder / "w.pt"
+    )
+
+
+MODEL = ("net.py:Net", "--weights", "w.pt", "--input", "1,1,8,8", "--mean", "0.4", "--std", "0.2")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with net.py, w.pt, and images in photos/ and labelled/."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "net.py").write_text(SOURCE)
+    train(folder)
+    images(folder / "photos", 10, 0)
+    images(folder / "labelled", 20, 1)
+    return folder
+
+
+@pytest.fixture
+def here(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """Runs a verb in this process, which has torch already, in the folder `work`."""
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*arguments: object) -> Result:
+        with pytest.raises(SystemExit) as end:
+            main(list(map(str, arguments)))
+        printed = capsys.readouterr()
+        return Result(subprocess.CompletedProcess([], int(end.value.code or 0), printed.out, printed.err))
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def built(work: Path) -> Path:
+    """The folder of a build."""
+    result = run(work, "build", *MODEL, "--calibrate", "photos", "--evaluate", "labelled", "-o", "out", "--json")
+    assert result.code == 0, result.text
+    # assert result.json["accuracy"][0]["value"] >= 95
+    return work / "out"
+
+
+class TestBuild:
+    def test_writes_the_files_and_a_summary(self, built: Path) -> None:
+        names = {path.name for path in built.iterdir()}
+        assert names == {"model.pte", "quantized.pt2", "report.html", "summary.json", "openneutron.toml"}
+        summary = json.loads((built / "summary.json").read_text())
+        assert [row["name"] for row in summary["accuracy"]] == ["float", "int8", ".pte"]
+        assert [row["samples"] for row in summary["accuracy"]] == [40, 40, 40]
+        assert summary["program_bytes"] == (built / "model.pte").stat().st_size
+        assert {row["reference"] for row in summary["validation"]} == {"float", "int8"}
+        assert summary["analysis"] is not None
+
+    @pytest.mark.slow
+    def test_ends_with_a_table(self, work: Path) -> None:
+        result = run(work, "build", "--config", "out/openneutron.toml", "-o", "again", "--no-analyze")
+        assert result.code == 0, result.text
+        for text in ("float", "int8", ".pte", "95 % interval", "on the NPU in 1 delegate", "cycles", "next:"):
+            assert text in result.out
+        assert "quantize: " in result.err
+
+    @pytest.mark.slow
+    def test_its_settings_give_the_same_bytes_in_another_folder(self, work: Path, built: Path) -> None:
+        result = run(work, "build", "--config", "out/openneutron.toml", "-o", "deep/er/copy", "-q", "--json")
+        assert result.code == 0, result.text
+        assert result.err == ""
+        for name in ("model.pte", "summary.json", "report.html", "quantized.pt2"):
+            assert (work / "deep/er/copy" / name).read_bytes() == (built / name).read_bytes(), name
+        moved = run(work / "deep", "build", "-c", "er/copy/openneutron.toml", "-o", "third", "-q")
+        assert moved.code == 0, moved.text
+        assert (work / "deep/third/model.pte").read_bytes() == (built / "model.pte").read_bytes()
+
+    @pytest.mark.slow
+    def test_options_replace_settings(self, work: Path, built: Path) -> None:
+        options = ("--keep-float", "head", "--target", "mcxn94x", "--recover", "none", "--no-analyze", "--int8-io")
+        result = run(
+            work, "build", "-c", "out/openneutron.toml", *options, "-o", "other", "--json", "--date", "2020-02-02"
+        )
+        assert result.code == 0, result.text
+        assert result.json["target"]["name"] == "mcxn94x"
+        assert result.json["date"] == "2020-02-02"
+        assert [row["op"] for row in result.json["placement"] if row["where"] == "cpu"]
+        assert 'keep_float = ["head"]' in (work / "other/openneutron.toml").read_text()
+        assert (built / "openneutron.toml").read_text() != (work / "other/openneutron.toml").read_text()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ([], "Give a model: MODEL"),
+            (["net.py:Net"], "Give data for calibration: --calibrate DATA"),
+            (["net.py:Nett", "--calibrate", "photos"], "Did you mean 'Net'"),
+            (["nett.py:Net", "--calibrate", "photos"], "Did you mean 'net.py'"),
+            (["net.py:Net", "--calibrate", "photo"], "Did you mean 'photos'"),
+            (["net.py:Net", "--calibrate", "photos"], "Give the shape of each input: --input"),
+            (["net.py:Net", "--calibrate", "photos", "--input", "1,a"], "An input is a shape"),
+            (["net.py:Net", "--calibrate", "photos", "--input", "1,1,8,8", "--target", "imx7"], "Known targets"),
+            (["net.py:Net", "--calibrate", "photos", "--recover", "bset"], "Did you mean 'best'"),
+            (["net.py:Net", "--calibrate", "photos", "--layers", "head"], "MODULE=float"),
+            (["net.py:Net", "--calibrate", "photos", "--resize", "1.5"], "whole numbers of pixels"),
+            (["net.py:Net", "--calibrate", "photos", "--mean", "123", "--std", "50"], "Divide mean by 255"),
+            (["net.py:Net", "--calibrate", "photos", "--weights", "v.pt"], "weights: 'v.pt' does not exist"),
+            (["net.py:Net", "--calibrate", "photos", "--weigths", "w.pt"], "--weights"),
+            (["net.py:Net", "--config", "none.toml"], "none.toml"),
+            ([*MODEL, "--calibrate", "net.py"], "net.py"),
+        ],
+    )
+    def test_wrong_use_is_told_before_anything_is_written(
+        self, here: Here, tmp_path: Path, arguments: list[str], message: str
+    ) -> None:
+        result = here("build", *arguments, "-o", tmp_path / "out")
+        assert result.code == 2, result.text
+        assert message in " ".join(result.text.replace("│", " ").split())
+        assert not list(tmp_path.rglob("*.*"))
+
+    def test_a_file_in_the_place_of_the_folder(self, work: Path) -> None:
+        result = run(work, "build", *MODEL, "--calibrate", "photos", "-o", "net.py")
+        assert result.code == 2
+        assert "Cannot create the folder 'net.py'" in result.err
+
+    @pytest.mark.slow
+    def test_an_interruption_leaves_nothing_behind(self, work: Path, tmp_path: Path) -> None:
+        (work / "slow.py").write_text(
+            "import os, signal\ndef data():\n    os.kill(os.getpid(), signal.SIGINT)\n    yield 1\n"
+        )
+        result = run(work, "build", *MODEL, "--calibrate", "slow.py:data", "-o", tmp_path / "out")
+        assert result.code == 130
+        assert "interrupted" in result.err
+        assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+class TestSteps:
+    def test_quantize_and_lower_give_the_program_of_build(self, work: Path, built: Path, tmp_path: Path) -> None:
+        quantized, program = tmp_path / "m.pt2", tmp_path / "m.pte"
+        result = run(
+            work, "quantize", *MODEL, "--calibrate", "photos", "--target", "imxrt700", "-o", quantized, "--json"
+        )
+        assert result.code == 0, result.text
+        assert result.json == {"file": str(quantized), "target": "imxrt700"}
+        assert quantized.read_bytes() == (built / "quantized.pt2").read_bytes()
+        result = run(work, "lower", quantized, "-o", program, "--json")
+        assert result.code == 0, result.text
+        assert (result.json["on_cpu"], result.json["bytes"]) == (0, program.stat().st_size)
+        assert run(work, "compare", program, built).code == 0
+
+    def test_lower_takes_the_target_of_the_file(self, work: Path, tmp_path: Path) -> None:
+        options = ("--calibrate", "photos", "--target", "mcxn94x", "--recover", "none")
+        assert run(work, "quantize", *MODEL, *options, "-o", tmp_path / "m.pt2").code == 0
+        assert run(work, "lower", tmp_path / "m.pt2", "-o", tmp_path / "m.pte", "--json").json["target"] == "mcxn94x"
+
+    def test_wrong_files_are_refused(self, work: Path, tmp_path: Path) -> None:
+        assert "written as .pt2" in run(work, "quantize", *MODEL, "--calibrate", "photos", "-o", "m.pt").err
+        result = run(work, "lower", "w.pt", "-o", tmp_path / "m.pte")
+        assert (result.code, "a file of weights" in result.err) == (2, True)
+        assert run(work, "lower", "none.pt2", "-o", tmp_path / "m.pte").code == 2
+        assert not list(tmp_path.iterdir())
+
+    def test_analyze(self, work: Path, built: Path) -> None:
+        arguments = ("--calibrate", "photos", "--samples", "4", "--json")
+        model = ("--model", *MODEL)
+        found = run(work, "analyze", *model, *arguments, "--quantized", built / "quantized.pt2")
+        assert found.code == 0, found.text
+        assert found.json["output_sqnr_db"] > 20
+        again = run(work, "analyze", *model, *arguments)
+        assert again.json["output_sqnr_db"] == pytest.approx(found.json["output_sqnr_db"], abs=0.01)
+
+
+@pytest.mark.slow
+class TestChecks:
+    def test_run(self, work: Path, built: Path, tmp_path: Path) -> None:
+        (work / "labels.txt").write_text("left\nright\n")
+        options = ("--labels", "labels.txt", "--top", "1", "--repeat", "3", "-o", tmp_path / "out.npz", "--json")
+        result = run(work, "run", built, "labelled/left/000.png", "labelled/right/000.png", *options)
+        assert result.code == 0, result.text
+        assert [one["classes"][0][0]["name"] for one in result.json["runs"]] == ["left", "right"]
+        assert all(one["seconds"] > 0 for one in result.json["runs"])
+        assert sorted(np.load(tmp_path / "out.npz")) == ["run0.output0", "run1.output0"]
+        table = run(work, "run", built / "model.pte", "labelled/left/000.png", "--mean", "0.4", "--std", "0.2")
+        assert "float32" in table.out, table.text
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["none.png"], "none.png"),
+            (["labelled/left/000.png", "-o", "x.txt"], ".npy or a .npz file"),
+            (["labelled/left/000.png", "labelled/left/001.png", "-o", "x.npy"], "need a .npz file"),
+            (["net.py"], "net.py"),
+            ([], "Missing argument"),
+        ],
+    )
+    def test_wrong_use_of_run(self, here: Here, built: Path, arguments: list[str], message: str) -> None:
+        result = here("run", built, *arguments)
+        assert result.code == 2, result.text
+        assert message in result.text
+
+    def test_validate_a_build(self, work: Path, built: Path) -> None:
+        result = run(work, "validate", built, "--min-sqnr", "20", "--max-lsb", "2", "--json")
+        assert result.code == 0, result.text
+        assert result.json["passed"]
+        assert {row["reference"] for row in result.json["outputs"]} == {"float", "int8"}
+        assert result.json["layers"]["layers"]
+
+    def test_validate_fails_beyond_a_limit(self, work: Path, built: Path) -> None:
+        result = run(work, "validate", built, "--min-sqnr", "99")
+        assert result.code == 1
+        assert "FAILED: Output 0 has" in result.out
+
+    def test_validate_a_program_on_random_inputs(self, work: Path, built: Path) -> None:
+        result = run(work, "validate", built / "model.pte", "--model", "net.py:Net", "--weights", "w.pt", "--json")
+        assert result.code == 0, result.text
+        assert result.json["samples"] == 16
+        assert "needs the float model" in run(work, "validate", built / "model.pte").err
+
+    def test_evaluate_a_build(self, work: Path, built: Path) -> None:
+        result = run(work, "evaluate", built, "--json")
+        assert result.code == 0, result.text
+        summary = json.loads((built / "summary.json").read_text())
+        assert result.json["accuracy"] == summary["accuracy"]
+        table = run(work, "evaluate", built / "model.pte", "--evaluate", "labelled", "--mean", "0.4", "--std", "0.2")
+        assert table.code == 0, table.text
+        assert "top1" in table.out
+
+    def test_evaluate_by_a_function(self, work: Path, built: Path) -> None:
+        result = run(work, "evaluate", built, "--metric", "net.py:metric", "--json", "--evaluation-samples", "8")
+        assert result.code == 0, result.text
+        assert {row["samples"] for row in result.json["accuracy"]} == {8}
+
+    def test_evaluate_needs_labelled_data(self, work: Path, built: Path) -> None:
+        result = run(work, "evaluate", built / "model.pte")
+        assert (result.code, "--evaluate DATA" in result.err) == (2, True)
+
+    def test_report(self, work: Path, built: Path, tmp_path: Path) -> None:
+        assert run(work, "report", built, "-o", tmp_path / "page.html").code == 0
+        assert (tmp_path / "page.html").read_bytes() == (built / "report.html").read_bytes()
+        result = run(work, "report", built / "model.pte", "--other", built, "-o", tmp_path / "two.html")
+        assert result.code == 0, result.text
+        assert "<html" in (tmp_path / "two.html").read_text()
+
+    def test_compare(self, work: Path, built: Path, tmp_path: Path) -> None:
+        result = run(work, "compare", built, built / "model.pte", "--json")
+        assert result.code == 0, result.text
+        assert all(row["largest"] == 0 for row in result.json["outputs"])
+        torch.export.save(torch.export.export(nn.Linear(3, 3), (torch.zeros(1, 3),)), tmp_path / "n.pt2")
+        shutil.copy(tmp_path / "n.pt2", tmp_path / "n.pte")
+        assert run(work, "compare", built, tmp_path / "n.pte").code == 2
+
+    def test_a_folder_without_a_program(self, work: Path) -> None:
+        result = run(work, "validate", "photos")
+        assert (result.code, "has no model.pte" in result.err) == (2, True)
