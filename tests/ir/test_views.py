@@ -60,7 +60,7 @@ class TestViews:
         view, _ = viewed(shape, steps, np.zeros(shape))
         assume(view is not None)
         assert view is not None
-        undone = view.undo(view)
+        undone = view.unapplied(view)
         assert undone is not None
         assert undone.in_stored_order
         assert undone.shape == shape

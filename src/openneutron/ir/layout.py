@@ -213,7 +213,7 @@ class _LayoutPropagation:
         leader = next((view for view in views if view.stored.data is None and view.stored.shape != view.shape), None)
         if leader is None or any(view.shape != op.output.shape for view in views):
             return None
-        aligned = [view.undo(leader) for view in views]
+        aligned = [view.unapplied(leader) for view in views]
         if any(view is None for view in aligned):
             return None
         output = self._append(op, [self._emit_in_order(_not_none(view)) for view in aligned], leader.stored.shape, {})

@@ -136,7 +136,7 @@ class View:
         """The atoms of each stored dimension."""
         return _group_atoms(self.stored.shape, range(len(self.atoms)), self.atoms)
 
-    def undo(self, layout: View) -> View | None:
+    def unapplied(self, layout: View) -> View | None:
         """Returns the view that becomes this view if `layout` is applied to it; None if there is no such view."""
         refined = self.reshaped([layout.atoms[atom] for atom in layout.order])
         if refined is None:

@@ -25,7 +25,7 @@ class _ConstantInput:
     name: str
     value: int | float | bool | str | None
 
-    def fits(self, value: object) -> bool:
+    def accepts(self, value: object) -> bool:
         """Returns whether `value` equals the constant."""
         return type(value) is type(self.value) and value == self.value
 
@@ -42,7 +42,7 @@ class _TensorInput:
     shape: tuple[int | None, ...]
     """None for a size that the model does not fix."""
 
-    def fits(self, value: object) -> bool:
+    def accepts(self, value: object) -> bool:
         """Returns whether `value` is a tensor of this dtype and shape."""
         if not isinstance(value, torch.Tensor):
             return False
@@ -71,7 +71,7 @@ class InputCheck(torch.nn.Module):
         for value, expected in zip(inputs, self.expected, strict=True):
             if expected is None:
                 continue
-            if not expected.fits(value):
+            if not expected.accepts(value):
                 raise _input_error(value, expected)
         self.guards(*inputs)
 

@@ -53,7 +53,7 @@ class AddedMask:
     of_sums: list[MaskedSumObserver] = field(default_factory=list)
 
     @property
-    def hides(self) -> bool:
+    def can_hide_scores(self) -> bool:
         """Returns whether the mask can hide scores. Returns True for a mask that is 0 in all calibration data."""
         return self.is_made or any(observer.hides or not observer.has_numbers for observer in self.of_mask)
 
@@ -99,7 +99,7 @@ class AddedMaskObserver(MaskedObserver):
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns scale (float32) and zero point (int64)."""
         scale, zero_point = self.observer.calculate_qparams()
-        if not self.mask.hides:
+        if not self.mask.can_hide_scores:
             return scale, zero_point
         low = (self.quant_min - zero_point) * scale if self.has_numbers else scale * 0
         high = (self.quant_max - zero_point) * scale if self.has_numbers else scale * 0
@@ -132,7 +132,7 @@ class MaskedSumObserver(MaskedObserver):
         """Returns scale (float32) and zero point (int64)."""
         return (
             self.qparams_with_hidden_code()
-            if self.hides or any(mask.hides for mask in self.masks)
+            if self.hides or any(mask.can_hide_scores for mask in self.masks)
             else self.observer.calculate_qparams()
         )
 

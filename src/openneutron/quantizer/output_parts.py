@@ -118,7 +118,7 @@ def float_concatenations(operators: Sequence[FusedOperator]) -> dict[Node, Float
     """Maps each concatenation among `operators` that is kept in float to its parts, in graph order.
 
     Rule: a concatenation is kept in float if its inputs have different qparams and no quantized operator computes with
-    its output. The moves that read the output are kept in float too. Linear in places and uses.
+    its output. The moves that read the output are kept in float too. Linear in operators and uses.
     """
     only_to_outputs = _moves_to_outputs(operators)
     quantized = {fused.output for fused in operators}
@@ -135,7 +135,9 @@ def float_concatenations(operators: Sequence[FusedOperator]) -> dict[Node, Float
         elif node in only_to_outputs and (join := _parts_of(fused, key, joined, quantized)) is not None:
             joined[node] = join
         else:
-            key[fused.output] = next((key.get(value, value) for value in fused.inputs if _varies(value)), fused.output)
+            key[fused.output] = next(
+                (key.get(value, value) for value in fused.inputs if _is_not_constant(value)), fused.output
+            )
     return joined
 
 
@@ -154,8 +156,8 @@ def _parts_of(
     fused: FusedOperator, key: dict[Node, object], joined: dict[Node, FloatConcatenation], quantized: set[Node]
 ) -> FloatConcatenation | None:
     """Returns the parts of `fused`; None if they have equal qparams and the operator adds no values to them."""
-    inputs = [value for value in fused.inputs if _varies(value) or not _is_zero(value)]
-    keys = {key.get(value, value) if _varies(value) else value for value in inputs}
+    inputs = [value for value in fused.inputs if _is_not_constant(value) or not _is_zero_constant(value)]
+    keys = {key.get(value, value) if _is_not_constant(value) else value for value in inputs}
     adds = not (fused.spec.keeps_values is None or fused.spec.keeps_values(fused.instance))
     if len(keys) < 2 and not adds and joined.keys().isdisjoint(inputs):
         return None
@@ -174,11 +176,11 @@ def _parts_of(
     return FloatConcatenation(tuple(values), frozenset(fixed), can_share)
 
 
-def _varies(value: Node) -> bool:
+def _is_not_constant(value: Node) -> bool:
     return constant_value(value) is None
 
 
-def _is_zero(value: Node) -> bool:
+def _is_zero_constant(value: Node) -> bool:
     constant = constant_value(value)
     return constant is not None and not constant.any()
 
