@@ -25,7 +25,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.calibration import CalibrationOptions, calibrate
 from openneutron.calibration.bare_graph import SINGLE, Batches, bare_graph, batching_failure, choose_batches
-from openneutron.calibration.run import _observers
+from openneutron.calibration.run import _observers_by_name
 from openneutron.core.parallel import WorkerWarning, map_in_order, split
 from openneutron.errors import CalibrationError, OptionError
 from openneutron.quantizer import DistributionObserver
@@ -59,7 +59,7 @@ def prepared(model: nn.Module | None = None, inputs: tuple[Tensor, ...] = EXAMPL
 
 def states(module: GraphModule) -> list[Tensor]:
     """Returns the state of all observers of activations."""
-    merging = [observer for observer in _observers(bare_graph(module)).values() if hasattr(observer, "state")]
+    merging = [observer for observer in _observers_by_name(bare_graph(module)).values() if hasattr(observer, "state")]
     return [value for observer in merging for value in observer.state().values()]
 
 
@@ -177,7 +177,9 @@ class TestBatches:
 
     def test_a_batch_is_as_good_as_its_samples(self) -> None:
         one, other = calibrated(singles(20), batch_size=1), calibrated(singles(20), batch_size=8)
-        for a, b in zip(_observers(bare_graph(one)).values(), _observers(bare_graph(other)).values(), strict=True):
+        for a, b in zip(
+            _observers_by_name(bare_graph(one)).values(), _observers_by_name(bare_graph(other)).values(), strict=True
+        ):
             if isinstance(a, DistributionObserver):
                 for name, seen in a.state().items():  # values of one observer come in another order
                     torch.testing.assert_close(seen.sort(0).values, b.state()[name].sort(0).values)
@@ -220,7 +222,9 @@ class TestBatches:
         calibrate(shared, samples, CalibrationOptions(jobs=2))
         assert equal(all_at_once, shared)
         for a, b in zip(
-            _observers(bare_graph(one)).values(), _observers(bare_graph(all_at_once)).values(), strict=True
+            _observers_by_name(bare_graph(one)).values(),
+            _observers_by_name(bare_graph(all_at_once)).values(),
+            strict=True,
         ):
             if isinstance(a, DistributionObserver):
                 torch.testing.assert_close((a.min_val, a.max_val), (b.min_val, b.max_val))

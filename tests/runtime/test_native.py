@@ -73,7 +73,7 @@ def test_a_native_module_that_cannot_be_loaded_says_why(monkeypatch: pytest.Monk
     def refuse(name: str) -> None:
         raise ImportError(f"libexecutorch.so: cannot open shared object file, needed by {name}")
 
-    monkeypatch.setattr(native, "_imported", native._imported.__wrapped__)
+    monkeypatch.setattr(native, "_import_module", native._import_module.__wrapped__)
     monkeypatch.setattr(importlib, "import_module", refuse)
     assert not native.is_installed()
     with pytest.raises(NativeModuleError, match="cannot open shared object file"):

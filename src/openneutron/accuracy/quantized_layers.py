@@ -197,7 +197,7 @@ class _Search:
             if self._only_moves(node):
                 identities |= {node: first_operand(node)} | {user: node for user in node.users if is_dequantize(user)}
             else:
-                layers.append(self._layer(node))
+                layers.append(self._make_layer(node))
         if not layers:
             raise ModelError("This module has no quantized layer. Give a result of quantize() or convert_pt2e.")
         order = {node: position for position, node in enumerate(self.module.graph.nodes)}
@@ -211,17 +211,17 @@ class _Search:
         inputs = [operand for operand in source.all_input_nodes if operand not in self.constants]
         return all(is_dequantize(node) and node.args[1:3] == quantize.args[1:3] for node in inputs)
 
-    def _layer(self, quantize: Node) -> QuantizedLayer:
+    def _make_layer(self, quantize: Node) -> QuantizedLayer:
         source = first_operand(quantize)
-        chain = tuple(reversed(list(self._chain(source))))
+        chain = tuple(reversed(list(self._fused_chain(source))))
         reference_nodes = [self._reference_of(node) for node in chain]
         constants = dict(pair for nodes in zip(chain, reference_nodes, strict=True) for pair in self._constants(*nodes))
         reference_node: Node = reference_nodes[-1] if reference_nodes else self._reference_of_value(source)
         is_linear = bool(chain) and facts_of(chain[0]).channels_last
-        weight = self._weight(chain[0], reference_nodes[0]) if chain else None
+        weight = self._weight_of(chain[0], reference_nodes[0]) if chain else None
         return QuantizedLayer(chain, quantize, reference_node, constants, weight, -1 if is_linear else 1)
 
-    def _chain(self, source: Node) -> Iterator[Node]:
+    def _fused_chain(self, source: Node) -> Iterator[Node]:
         """Returns `source` and, if it is a fused activation, the operator before it."""
         if source.op == "placeholder" or is_dequantize(source):
             return
@@ -244,7 +244,7 @@ class _Search:
         raise _mismatch_error(node, f"the float graph has {found}")
 
     def _constants(self, node: Node, reference_node: Node) -> Iterator[tuple[Node, torch.Tensor]]:
-        operands, reference_nodes = list(_operands(node)), list(_operands(reference_node))
+        operands, reference_nodes = list(_activation_operands(node)), list(_activation_operands(reference_node))
         if len(operands) != len(reference_nodes):
             raise _mismatch_error(
                 node, f"it has {len(operands)} operands, but {len(reference_nodes)} in the float graph"
@@ -258,7 +258,7 @@ class _Search:
                     )
                 yield operand, value
 
-    def _weight(self, node: Node, reference_node: Node) -> Weight | None:
+    def _weight_of(self, node: Node, reference_node: Node) -> Weight | None:
         spec = OPERATORS.get(op_name(node))
         weight = None if spec is None or spec.weight is None else arguments(node)[spec.weight]
         if spec is None or spec.weight is None or not (isinstance(weight, Node) and is_dequantize(weight)):
@@ -277,7 +277,7 @@ class _Search:
         return Weight(weight, axis, codes, values, scales, takes_per_channel=takes_per_channel)
 
 
-def _operands(node: Node) -> Iterator[Node]:
+def _activation_operands(node: Node) -> Iterator[Node]:
     return iterate_nodes([*node.args, *node.kwargs.values()])
 
 

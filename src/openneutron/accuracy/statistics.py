@@ -145,10 +145,10 @@ class Histogram:
 
     def add(self, wanted: torch.Tensor, value: torch.Tensor) -> None:
         """Adds the values of one sample."""
-        self.reference += self._counted(wanted)
-        self.quantized += self._counted(value)
+        self.reference += self._count_values(wanted)
+        self.quantized += self._count_values(value)
 
-    def _counted(self, values: torch.Tensor) -> torch.Tensor:
+    def _count_values(self, values: torch.Tensor) -> torch.Tensor:
         return torch.histc(values.float().clamp(self.low, self.high), BINS, self.low, self.high)
 
 

@@ -84,8 +84,8 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
     samples = list(samples)
     observe_weights(prepared)
     single = bare_graph(prepared)
-    observers = _observers(single)
-    batches = _batches(single, samples, observers, options)
+    observers = _observers_by_name(single)
+    batches = _select_batches(single, samples, observers, options)
     finds_ranges = (item for item in observers.items() if not isinstance(item[1], ChannelMeans))
     seeing = {name: observer for name, observer in finds_ranges if _is_mergeable(observer)}
     if options.jobs > 1 or options.stop_when_converged:
@@ -96,20 +96,20 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
         todo = split(samples, options.jobs * PARTS_OF_A_JOB if options.jobs > 1 else len(samples), batches.size)
     used, ranges = 0, None
     with progress_bar("Calibrating", len(samples), options.progress) as advance:
-        for part, state in zip(todo, _states(single, todo, batches, options), strict=True):
+        for part, state in zip(todo, _run_parts(single, todo, batches, options), strict=True):
             for name, seen in (state or {}).items():
                 observers[name].merge(seen)
             used += len(part)
             advance(len(part))
             if options.stop_when_converged:
-                before, ranges = ranges, _ranges(seeing)
+                before, ranges = ranges, _observed_ranges(seeing)
                 if before is not None and _has_converged(before, ranges):
                     _LOGGER.info("Calibration has converged: it used %d of %d samples.", used, len(samples))
                     break
     return used
 
 
-def _states(
+def _run_parts(
     single: GraphModule, todo: list[Sequence[Inputs]], batches: Batches, options: CalibrationOptions
 ) -> Iterator[State | None]:
     """Runs each part. Returns a result for each: the states of a worker's observers, or None with one job.
@@ -121,24 +121,24 @@ def _states(
     batched = batched_graph(single, batches)
     if options.jobs == 1:
         for part in todo:
-            yield _observe(single, batched, part, batches)
+            yield _observe_part(single, batched, part, batches)
         return
     work = functools.partial(_observe_in_worker, cloudpickle.dumps((single, batched)), batches)
     yield from map_in_order(work, todo, options.jobs)
 
 
 @torch.no_grad()
-def _observe(single: GraphModule, batched: GraphModule, part: Sequence[Inputs], batches: Batches) -> None:
+def _observe_part(single: GraphModule, batched: GraphModule, part: Sequence[Inputs], batches: Batches) -> None:
     """Runs the samples of `part` in full batches on `batched`, and the remaining samples one by one on `single`."""
     size = batches.size
     whole = 0 if batches == SINGLE else len(part) // size * size
     for start in range(0, whole, size):
-        _run(batched, batches.concatenate(part[start : start + size]))
+        _run_module(batched, batches.concatenate(part[start : start + size]))
     for inputs in part[whole:]:
-        _run(single, tuple(map(align, inputs)))
+        _run_module(single, tuple(map(align, inputs)))
 
 
-def _run(module: GraphModule, inputs: Inputs) -> None:
+def _run_module(module: GraphModule, inputs: Inputs) -> None:
     """Runs `module`. Raises a `CalibrationError` that names the operator if one fails on these inputs."""
     try:
         module(*inputs)
@@ -153,11 +153,11 @@ def _run(module: GraphModule, inputs: Inputs) -> None:
 def _observe_in_worker(model: bytes, batches: Batches, part: Sequence[Inputs]) -> State:
     """Runs `part` in another process, with new observers. Returns the states of the observers."""
     single, batched = pickle.loads(model)
-    _observe(single, batched, part, batches)
-    return {name: observer.state() for name, observer in _observers(single).items() if _is_mergeable(observer)}
+    _observe_part(single, batched, part, batches)
+    return {name: observer.state() for name, observer in _observers_by_name(single).items() if _is_mergeable(observer)}
 
 
-def _observers(module: GraphModule) -> dict[str, Any]:
+def _observers_by_name(module: GraphModule) -> dict[str, Any]:
     """Returns all observers that a bare graph calls, by name. An observer with several names has the first one."""
     found: dict[int, tuple[str, Any]] = {}
     for node in module.graph.nodes:
@@ -173,14 +173,14 @@ def _is_mergeable(observer: Any) -> bool:
     return hasattr(observer, "merge")
 
 
-def _unmergeable(observers: Mapping[str, Any]) -> list[str]:
+def _unmergeable_types(observers: Mapping[str, Any]) -> list[str]:
     """Returns the types of the observers that depend on the data and whose states cannot be merged."""
     see = (observer for observer in observers.values() if not isinstance(observer, FixedQParamsObserver))
     return sorted({type(observer).__name__ for observer in see if not _is_mergeable(observer)})
 
 
 def _check_mergeable(observers: Mapping[str, Any]) -> None:
-    kinds = _unmergeable(observers)
+    kinds = _unmergeable_types(observers)
     if kinds:
         raise OptionError(
             "jobs and stop_when_converged need observers whose states can be merged, such as DistributionObserver, but "
@@ -188,7 +188,7 @@ def _check_mergeable(observers: Mapping[str, Any]) -> None:
         )
 
 
-def _batches(
+def _select_batches(
     single: GraphModule, samples: list[Inputs], observers: Mapping[str, Any], options: CalibrationOptions
 ) -> Batches:
     """Selects the batches of `options`. Raises `OptionError` if the model does not run in batches of a given size.
@@ -197,7 +197,7 @@ def _batches(
     one sample.
     """
     wanted = options.batch_size
-    if wanted is None and _unmergeable(observers):
+    if wanted is None and _unmergeable_types(observers):
         return SINGLE
     batches = choose_batches(single, samples, wanted)
     if wanted is not None and 1 < batches.size <= len(samples):
@@ -210,7 +210,7 @@ def _batches(
 Ranges = dict[str, tuple[float, float, float, float]]
 
 
-def _ranges(observers: Mapping[str, Any]) -> Ranges:
+def _observed_ranges(observers: Mapping[str, Any]) -> Ranges:
     """Returns the extremes and the range of each observer that has seen values."""
     found: Ranges = {}
     for name, observer in observers.items():

@@ -72,12 +72,12 @@ class Driver(Generic[G]):
         The graph is dumped before it is checked, so that a broken graph can be read.
         """
         stem = f"{len(self.runs):02}_{name}"
-        self._dump(f"{stem}_before.txt", graph)
+        self._write_dump(f"{stem}_before.txt", graph)
         start = time.perf_counter()
         result = transform(graph)
         self.runs.append(PassRun(name, purpose, time.perf_counter() - start))
         _LOGGER.debug("%s: %s took %.4f s", self.pipeline, name, self.runs[-1].seconds)
-        self._dump(f"{stem}_after.txt", result)
+        self._write_dump(f"{stem}_after.txt", result)
         self.check(result, name)
         return result
 
@@ -87,7 +87,7 @@ class Driver(Generic[G]):
         for folder in self.folders:
             write_file(folder / "passes.txt", ("\n".join(lines) + "\n").encode())
 
-    def _dump(self, file: str, graph: G) -> None:
+    def _write_dump(self, file: str, graph: G) -> None:
         if not self.folders:
             return
         text = self.text(graph).encode()

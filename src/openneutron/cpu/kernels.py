@@ -59,7 +59,7 @@ def check_cpu_kernels(left: Iterable[Left], *, trusts_table: bool) -> None:
     questions: dict[str, Left] = {}
     for node, reason in checked:
         if not _is_known(node, names, trusts_table=trusts_table):
-            questions.setdefault(_signature(node), (node, reason))
+            questions.setdefault(_kernel_key(node), (node, reason))
     found = list(questions.values())
     if found and _Trial([node for node, _ in found]).cause() is not None:
         causes = [(node, reason, _Trial([node]).cause()) for node, reason in found]
@@ -96,11 +96,11 @@ def _lacks_out_variant(node: Node) -> bool:
 def _needs_check(node: Node) -> bool:
     if not is_operator(node) or note_of(node, _CHECKED) or not op_name(node).startswith("aten."):
         return False
-    values = _values(node)
+    values = _tensors_of(node)
     return bool(values) and all(isinstance(size, int) for value in values for size in value.shape)
 
 
-def _values(node: Node) -> list[torch.Tensor]:
+def _tensors_of(node: Node) -> list[torch.Tensor]:
     """Returns the tensors among the inputs and outputs of `node`."""
     nodes = [node, *node.all_input_nodes]
     return [value for each in nodes for value in tree_leaves(each.meta.get("val")) if isinstance(value, torch.Tensor)]
@@ -111,7 +111,7 @@ def _is_known(node: Node, names: frozenset[str], *, trusts_table: bool) -> bool:
 
     ExecuTorch rejects an operator outside of Core ATen, unless torch decomposes it, even if there is a kernel.
     """
-    spec, values = OPERATORS.get(op_name(node)), _values(node)
+    spec, values = OPERATORS.get(op_name(node)), _tensors_of(node)
     if any(value.dtype not in _USUAL_DTYPES for value in values):
         return False
     if spec is not None and spec.moves_values:
@@ -139,9 +139,9 @@ def _has_negative_numbers(node: Node) -> bool:
     return any(isinstance(number, int) and number < 0 for value in lists for number in value)
 
 
-def _signature(node: Node) -> str:
+def _kernel_key(node: Node) -> str:
     """Returns a key of name, dtypes, ranks and constant arguments. A kernel supports all operators of a key or none."""
-    kinds = [(str(value.dtype), value.dim()) for value in _values(node)]
+    kinds = [(str(value.dtype), value.dim()) for value in _tensors_of(node)]
     return f"{op_name(node)} {kinds} {map_arg((node.args, node.kwargs), lambda _: None)}"
 
 
@@ -153,10 +153,10 @@ class _Trial:
 
     def cause(self) -> str | None:
         """Returns the reason why ExecuTorch cannot run `nodes`; None if it can, or if torch cannot export them."""
-        complex_dtypes = {str(v.dtype) for node in self.nodes for v in _values(node) if v.is_complex()}
+        complex_dtypes = {str(v.dtype) for node in self.nodes for v in _tensors_of(node) if v.is_complex()}
         if complex_dtypes:
             return f"ExecuTorch's kernels do not support complex numbers ({', '.join(sorted(complex_dtypes))})."
-        inputs, module = self._module()
+        inputs, module = self._trial_module()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -174,7 +174,7 @@ class _Trial:
             return f"ExecuTorch cannot lower it: {_first_sentence(str(error))}."
         if missing := missing_kernels(buffer):
             return f"ExecuTorch has no kernel {', '.join(missing)}."
-        return self._run_failure(buffer, inputs) if self._size() <= LARGEST_TRIAL else None
+        return self._run_failure(buffer, inputs) if self._element_count() <= LARGEST_TRIAL else None
 
     def _run_failure(self, buffer: bytes, inputs: tuple[torch.Tensor, ...]) -> str | None:
         from executorch.extension.pybindings import _C
@@ -187,20 +187,20 @@ class _Trial:
             else:
                 return None
         kernel = f"The kernel {operator}" if operator else "ExecuTorch's kernel"
-        taken = ", ".join(dict.fromkeys(f"{str(v.dtype)[6:]} of rank {v.dim()}" for v in _values(self.nodes[0])))
+        taken = ", ".join(dict.fromkeys(f"{str(v.dtype)[6:]} of rank {v.dim()}" for v in _tensors_of(self.nodes[0])))
         return f"{kernel} does not support it ({cause or 'for ' + taken})."
 
-    def _size(self) -> int:
-        return sum(value.numel() for node in self.nodes for value in _values(node))
+    def _element_count(self) -> int:
+        return sum(value.numel() for node in self.nodes for value in _tensors_of(node))
 
-    def _module(self) -> tuple[tuple[torch.Tensor, ...], torch.nn.Module]:
+    def _trial_module(self) -> tuple[tuple[torch.Tensor, ...], torch.nn.Module]:
         operands = list(dict.fromkeys(value for node in self.nodes for value in node.all_input_nodes))
         tensors = [value for value in operands if isinstance(value.meta.get("val"), torch.Tensor)]
-        inputs = tuple(_example(value.meta["val"]) for value in tensors)
+        inputs = tuple(_example_tensor(value.meta["val"]) for value in tensors)
         return inputs, _Calls(self.nodes, tensors)
 
 
-def _example(value: torch.Tensor) -> torch.Tensor:
+def _example_tensor(value: torch.Tensor) -> torch.Tensor:
     """Returns ones for a float tensor and zeros for an integer tensor, because 0 is a valid index of any dimension."""
     make = torch.ones if value.is_floating_point() else torch.zeros
     return make(tuple(value.shape), dtype=value.dtype)

@@ -87,7 +87,7 @@ class Table:
 
     def table(self, field: int) -> Table | None:
         """Reads a field that refers to a table."""
-        at = self._target(field)
+        at = self._referenced_offset(field)
         return None if at is None else read_table(self.source, at)
 
     def text(self, field: int) -> str | None:
@@ -123,7 +123,7 @@ class Table:
         for at in range(start, start + 4 * count, 4):
             yield read_table(self.source, at + self.source.integer(at, "I", "an offset to a table"))
 
-    def _target(self, field: int) -> int | None:
+    def _referenced_offset(self, field: int) -> int | None:
         at = self.where(field)
         if at is None:
             return None
@@ -131,7 +131,7 @@ class Table:
 
     def _vector(self, field: int, element: int) -> tuple[int, int] | None:
         """Returns the offset and the length of a vector whose elements have `element` bytes."""
-        at = self._target(field)
+        at = self._referenced_offset(field)
         if at is None:
             return None
         count = self.source.integer(at, "I", "the length of a vector")

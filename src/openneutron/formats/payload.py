@@ -160,7 +160,7 @@ def parse(data: bytes | memoryview) -> Payload:
     header = _parse_header(view)
     start = len(_header_block(header))
     _expect(len(view) >= start + 8, len(view), "8 more bytes that identify the first block", "the end")
-    if _word(view, start) == MICROCODE_MAGIC:
+    if _read_word(view, start) == MICROCODE_MAGIC:
         return _parse_device(header, view, start)
     return _parse_portable(header, view, start)
 
@@ -190,10 +190,10 @@ def microcode_header(microcode: bytes | memoryview, version: int = 0) -> Microco
     """
     words = OPERATORS_WORD[version] + 1
     _expect(len(microcode) >= 4 * words, len(microcode), f"{4 * words} bytes of microcode header", "the end")
-    magic = _word(microcode, 0)
+    magic = _read_word(microcode, 0)
     _expect(magic == MICROCODE_MAGIC, 0, f"the microcode's magic {MICROCODE_MAGIC:#010x}", f"{magic:#010x}")
     order = (VERSION_WORD, *SIZE_WORDS, SCRATCH_WORD, SRAM_SCRATCH_WORD[version], *COUNT_WORDS[version])
-    return Microcode(*(_word(microcode, 4 * word) for word in (*order, OPERATORS_WORD[version])))
+    return Microcode(*(_read_word(microcode, 4 * word) for word in (*order, OPERATORS_WORD[version])))
 
 
 def _parse_header(view: memoryview) -> PayloadHeader:
@@ -246,7 +246,7 @@ def _microcode_sizes(header: PayloadHeader, microcode: bytes | memoryview, offse
     """Returns the sizes of the three blocks from the microcode at `offset`. Checks the other words of its header."""
     words = COUNT_WORDS[header.version][1] + 1
     _expect(len(microcode) >= 4 * words, offset + len(microcode), f"{4 * words} bytes of microcode header", "the end")
-    magic = _word(microcode, 0)
+    magic = _read_word(microcode, 0)
     _expect(magic == MICROCODE_MAGIC, offset, f"the microcode's magic {MICROCODE_MAGIC:#010x}", f"{magic:#010x}")
     for word, count, name in zip(
         COUNT_WORDS[header.version],
@@ -254,9 +254,9 @@ def _microcode_sizes(header: PayloadHeader, microcode: bytes | memoryview, offse
         ("inputs", "outputs"),
         strict=True,
     ):
-        found = _word(microcode, 4 * word)
+        found = _read_word(microcode, 4 * word)
         _expect(found == count, offset + 4 * word, f"the {count} {name} of the payload's header", found)
-    sizes = tuple(_word(microcode, 4 * word) for word in SIZE_WORDS)
+    sizes = tuple(_read_word(microcode, 4 * word) for word in SIZE_WORDS)
     _expect(sizes[0] >= 4 * words, offset + 4 * SIZE_WORDS[0], f"at least {4 * words} bytes of microcode", sizes[0])
     return sizes
 
@@ -275,7 +275,7 @@ def _pad(block: bytes) -> bytes:
     return block.ljust(_align(len(block)), b"\0")
 
 
-def _word(data: bytes | memoryview, offset: int) -> int:
+def _read_word(data: bytes | memoryview, offset: int) -> int:
     return int.from_bytes(data[offset : offset + 4], "little")
 
 

@@ -139,7 +139,7 @@ def read(data: bytes | memoryview, what: str = "the program") -> Program:
     source = Source(data, what)
     program = root(source, FILE_IDENTIFIERS)
     flatbuffer_bytes, base = _extended_header(source)
-    segments = tuple(_segment(source, base, table) for table in program.tables(4))
+    segments = tuple(_read_segment(source, base, table) for table in program.tables(4))
     reader = _Reader(source, program, segments, base, [table.data(0) for table in program.tables(3)])
     methods = tuple(reader.method(table) for table in program.tables(1))
     return Program(methods, segments, flatbuffer_bytes, base)
@@ -156,7 +156,7 @@ def replace_payloads(data: bytes, payloads: Mapping[int, bytes], what: str = "th
     if unknown := set(payloads) - set(range(len(segments))):
         raise FormatError(f"{what} has {len(segments)} segments, but no segment {min(unknown)}")
     result = bytearray(data[: program.segment_base])
-    alignment = _alignment(program)
+    alignment = _segment_alignment(program)
     order = sorted(range(len(segments)), key=lambda number: (segments[number].offset, number))
     moved: dict[tuple[int, int], tuple[int, int]] = {}
     end = program.segment_base
@@ -175,7 +175,7 @@ def replace_payloads(data: bytes, payloads: Mapping[int, bytes], what: str = "th
     return bytes(result)
 
 
-def _alignment(program: Program) -> int:
+def _segment_alignment(program: Program) -> int:
     """Returns the alignment of the segments: the largest power of two that divides all of their offsets."""
     offsets = [program.segment_base, *(segment.offset for segment in program.segments)]
     alignment = LARGEST_ALIGNMENT
@@ -221,7 +221,7 @@ def _extended_header(source: Source) -> tuple[int, int]:
     return flatbuffer_bytes, base
 
 
-def _segment(source: Source, base: int, table: Table) -> Segment:
+def _read_segment(source: Source, base: int, table: Table) -> Segment:
     segment = Segment(table.integer(0, "Q"), table.integer(1, "Q"), table)
     if base + segment.offset + segment.size > len(source.view):
         raise source.error(table.at, f"a segment within the file's {len(source.view)} bytes", segment)
@@ -234,13 +234,13 @@ def _is_state(value: Table) -> bool:
     return tensor is not None and tensor.integer(5, "I") > 0 and tensor.table(6) is not None
 
 
-def _slots(values: Sequence[Table]) -> tuple[Slot, ...]:
+def _read_slots(values: Sequence[Table]) -> tuple[Slot, ...]:
     """Returns the slots of `values`. Linear in bytes, even if a damaged file has many values at one offset."""
     known: dict[int, Slot] = {}
-    return tuple(known.get(table.at) or known.setdefault(table.at, _slot(table)) for table in values)
+    return tuple(known.get(table.at) or known.setdefault(table.at, _read_slot(table)) for table in values)
 
 
-def _slot(table: Table) -> Slot:
+def _read_slot(table: Table) -> Slot:
     tensor = table.table(1) if table.integer(0, "B") == _TENSOR else None
     if tensor is None:
         return Slot()
@@ -261,24 +261,24 @@ class _Reader:
         values = list(plan.tables(2))
         operators = [f"{table.text(0) or ''}.{table.text(1) or ''}".removesuffix(".") for table in plan.tables(6)]
         backends = list(plan.tables(7))
-        calls = list(self._calls(plan, values, operators, backends))
+        calls = list(self._read_calls(plan, values, operators, backends))
         called = tuple(call for call in calls if isinstance(call, DelegateCall))
         containers = plan.table(1)
         return Method(
             name=plan.text(0) or "",
-            inputs=tuple(self._values(plan, plan.integers(3), values)),
-            outputs=tuple(self._values(plan, plan.integers(4), values)),
+            inputs=tuple(self._read_values(plan, plan.integers(3), values)),
+            outputs=tuple(self._read_values(plan, plan.integers(4), values)),
             calls=tuple(calls),
             delegates=called,
             planned_bytes=plan.integers(8, "int64")[1:],  # the first entry is reserved for constants
             has_state=any(map(_is_state, values)),
-            slots=_slots(values),
+            slots=_read_slots(values),
             input_numbers=plan.integers(3),
             output_numbers=plan.integers(4),
             inputs_tree=None if containers is None else containers.text(0),
         )
 
-    def _calls(
+    def _read_calls(
         self, plan: Table, values: list[Table], operators: list[str], backends: list[Table]
     ) -> Iterator[KernelCall | DelegateCall]:
         for chain in plan.tables(5):
@@ -291,28 +291,30 @@ class _Reader:
                 if not 0 <= number < len(known):
                     raise self.source.error(arguments.at, f"an index below {len(known)}", number)
                 if kind == _KERNEL_CALL:
-                    yield KernelCall(operators[number], tuple(self._tensors(plan, arguments.integers(1), values)))
+                    yield KernelCall(
+                        operators[number], tuple(self._flatten_indices(plan, arguments.integers(1), values))
+                    )
                 else:
-                    yield self._delegate(backends[number], plan, arguments.integers(1), values)
+                    yield self._read_delegate(backends[number], plan, arguments.integers(1), values)
 
-    def _tensors(self, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> Iterator[int]:
+    def _flatten_indices(self, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> Iterator[int]:
         """Returns the value indices `numbers` without duplicates. Replaces a list by the indices of its tensors."""
-        self._check(plan, numbers, values)
+        self._check_indices(plan, numbers, values)
         for number in dict.fromkeys(numbers):
             value = values[number].table(1)
             if value is not None and values[number].integer(0, "B") in _LISTS_OF_TENSORS:
                 items = tuple(item for item in value.integers(0) if item != _NO_TENSOR)
-                self._check(plan, items, values)
+                self._check_indices(plan, items, values)
                 yield from items
             else:
                 yield number
 
-    def _check(self, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> None:
+    def _check_indices(self, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> None:
         for number in numbers:
             if not 0 <= number < len(values):
                 raise self.source.error(plan.at, f"a value below {len(values)}", number)
 
-    def _delegate(self, table: Table, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> DelegateCall:
+    def _read_delegate(self, table: Table, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> DelegateCall:
         specs = {spec.text(0) or "": bytes(spec.data(1) or b"") for spec in table.tables(2)}
         reference = table.table(1)
         if reference is None:
@@ -326,16 +328,16 @@ class _Reader:
         else:
             start = self.base + self.segments[index].offset
             payload = self.source.view[start : start + self.segments[index].size]
-        arguments = tuple(self._values(plan, numbers, values))
+        arguments = tuple(self._read_values(plan, numbers, values))
         segment = index if location == SEGMENT else None
         return DelegateCall(table.text(0) or "", specs, payload, segment, arguments, numbers)
 
-    def _values(self, plan: Table, indices: tuple[int, ...], values: list[Table]) -> Iterator[ProgramValue]:
-        self._check(plan, indices, values)
+    def _read_values(self, plan: Table, indices: tuple[int, ...], values: list[Table]) -> Iterator[ProgramValue]:
+        self._check_indices(plan, indices, values)
         for index in indices:
-            yield self._value(values[index])
+            yield self._read_value(values[index])
 
-    def _value(self, table: Table) -> ProgramValue:
+    def _read_value(self, table: Table) -> ProgramValue:
         kind, value = table.integer(0, "B"), table.table(1)
         if value is None or kind == _NONE:
             return ProgramValue((), "none", ())

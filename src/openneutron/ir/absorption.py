@@ -55,18 +55,18 @@ class _PaddingAbsorber:
         self.readers = Counter(id(tensor) for op in self.graph.ops for tensor in op.inputs)
         self.readers.update(id(tensor) for tensor in self.graph.outputs)
         for op in self.graph.ops:
-            self._rewrite(replace(op, inputs=tuple(self._replacement_of(tensor) for tensor in op.inputs)))
+            self._rewrite_op(replace(op, inputs=tuple(self._replacement_of(tensor) for tensor in op.inputs)))
         outputs = tuple(self._replacement_of(tensor) for tensor in self.graph.outputs)
         return Graph(self.graph.inputs, outputs, tuple(self.ops))
 
     def _replacement_of(self, tensor: Tensor) -> Tensor:
         return self.renamed.get(id(tensor), tensor)
 
-    def _writer(self, tensor: Tensor) -> Op | None:
+    def _writer_of(self, tensor: Tensor) -> Op | None:
         index = self.writers.get(id(tensor))
         return None if index is None else self.ops[index]
 
-    def _rewrite(self, op: Op) -> None:
+    def _rewrite_op(self, op: Op) -> None:
         if _pads_ends(op) and self._absorb_pad(op):
             return
         if op.kind.has_filters_last:
@@ -77,7 +77,7 @@ class _PaddingAbsorber:
     def _absorb_pad(self, pad: Op) -> bool:
         """Rules 1 and 2."""
         (padded,) = pad.inputs
-        writer = self._writer(padded)
+        writer = self._writer_of(padded)
         if writer is None:
             return False
         if _takes_first(writer) and writer.inputs[0].shape == pad.output.shape:
@@ -87,7 +87,7 @@ class _PaddingAbsorber:
                 return True
         if writer.kind.has_filters_last and _is_last_only(pad) and self.readers[id(padded)] == 1:
             wider = _with_zero_filters(writer, pad.output)
-            if self._cycles(wider) <= self._cycles(writer) + self._cycles(pad):
+            if self._cycles_of(wider) <= self._cycles_of(writer) + self._cycles_of(pad):
                 index = self.writers.pop(id(padded))
                 self.ops[index], self.writers[id(pad.output)] = wider, index
                 return True
@@ -96,10 +96,10 @@ class _PaddingAbsorber:
     def _with_sliced_channels(self, op: Op) -> Op:
         """Rules 3 and 4."""
         reshape, rows = None, op.inputs[0]
-        writer = self._writer(rows)
+        writer = self._writer_of(rows)
         reads_rows = op.kind.layout is Layout.FEATURES
         if writer is not None and writer.kind is RESHAPE and reads_rows:
-            reshape, writer = writer, self._writer(writer.inputs[0])
+            reshape, writer = writer, self._writer_of(writer.inputs[0])
         if writer is None or not _takes_first(writer) or not _is_last_only(writer):
             return op
         whole, kept = writer.inputs[0], writer.output.shape[-1]
@@ -107,7 +107,7 @@ class _PaddingAbsorber:
         if features % kept or (features != kept and not reads_rows):
             return op
         wider = _with_zero_weights(op, whole, kept)
-        if self._cycles(wider) > self._cycles(op) + self._cycles(writer) // self.readers[id(writer.output)]:
+        if self._cycles_of(wider) > self._cycles_of(op) + self._cycles_of(writer) // self.readers[id(writer.output)]:
             return op
         if wider.inputs[0].shape == whole.shape:
             return replace(wider, inputs=(whole, *wider.inputs[1:]))
@@ -116,7 +116,7 @@ class _PaddingAbsorber:
         self.ops.append(view)
         return wider
 
-    def _cycles(self, op: Op) -> int:
+    def _cycles_of(self, op: Op) -> int:
         return cost_of(op, self.target).cycles
 
 

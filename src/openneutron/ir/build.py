@@ -75,10 +75,10 @@ def build(
         shape = tuple(node.meta["val"].shape)
         if channels_last(node):
             stored = Tensor(tuple(shape[dim] for dim in TO_CHANNELS_LAST), INT8, qparams)
-            values[node] = _transpose(ops, stored, TO_CHANNELS_FIRST, node.name)
+            values[node] = _append_transpose(ops, stored, TO_CHANNELS_FIRST, node.name)
         elif not shape:
             stored = Tensor((1,), INT8, qparams)
-            values[node] = _reshape(ops, stored, (), node.name)
+            values[node] = _append_reshape(ops, stored, (), node.name)
         else:
             stored = values[node] = Tensor(shape, INT8, qparams)
         stored_inputs.append(stored)
@@ -86,15 +86,15 @@ def build(
         operands = {}
         for dequantize in operator.operands:
             source = first_operand(dequantize)
-            operands[dequantize] = values.get(source) or _constant(constant(source), qparams_of(dequantize))
+            operands[dequantize] = values.get(source) or _constant_tensor(constant(source), qparams_of(dequantize))
         values[operator.quantize] = operator.lower(operands, ops)
     stored_outputs = []
     for node in outputs:
         stored = values[node]
         if channels_last(node):
-            stored = _transpose(ops, stored, TO_CHANNELS_LAST, node.name)
+            stored = _append_transpose(ops, stored, TO_CHANNELS_LAST, node.name)
         elif not stored.shape:
-            stored = _reshape(ops, stored, (1,), node.name)
+            stored = _append_reshape(ops, stored, (1,), node.name)
         stored_outputs.append(stored)
     return verify(Graph(tuple(stored_inputs), tuple(stored_outputs), tuple(ops)), "build")
 
@@ -188,18 +188,18 @@ def is_channels_last(node: Node) -> bool:
     )
 
 
-def _transpose(ops: list[Op], tensor: Tensor, perm: tuple[int, ...], origin: str) -> Tensor:
+def _append_transpose(ops: list[Op], tensor: Tensor, perm: tuple[int, ...], origin: str) -> Tensor:
     output = Tensor(tuple(tensor.shape[dim] for dim in perm), tensor.dtype, tensor.qparams)
     ops.append(Op(TRANSPOSE, (tensor,), output, {"perm": perm}, origin))
     return output
 
 
-def _reshape(ops: list[Op], tensor: Tensor, shape: tuple[int, ...], origin: str) -> Tensor:
+def _append_reshape(ops: list[Op], tensor: Tensor, shape: tuple[int, ...], origin: str) -> Tensor:
     output = Tensor(shape, tensor.dtype, tensor.qparams)
     ops.append(Op(RESHAPE, (tensor,), output, {"new_shape": shape}, origin))
     return output
 
 
-def _constant(data: Array | None, qparams: QParams) -> Tensor:
+def _constant_tensor(data: Array | None, qparams: QParams) -> Tensor:
     assert data is not None  # clusters read computed values of the partition, or constants
     return Tensor(data.shape, data.dtype, qparams, data)

@@ -135,18 +135,18 @@ def _ceil_div(dividend: int, divisor: int) -> int:
     return -(-dividend // divisor)
 
 
-def _convolution(op: Op, array: MacArray) -> int:
+def _convolution_cycles(op: Op, array: MacArray) -> int:
     outputs, height, width, inputs = op.inputs[1].shape
     positions = math.prod(op.output.shape[:3])
     return positions * height * width * _ceil_div(inputs, array.macs) * _ceil_div(outputs, array.pipelines)
 
 
-def _depthwise(op: Op, array: MacArray) -> int:
+def _depthwise_cycles(op: Op, array: MacArray) -> int:
     _, height, width, channels = op.inputs[1].shape
     return math.prod(op.output.shape[:3]) * height * width * _ceil_div(channels, array.pipelines)
 
 
-def _transposed_convolution(op: Op, array: MacArray) -> int:
+def _transposed_convolution_cycles(op: Op, array: MacArray) -> int:
     """Returns the cycles of a product of each input position with the whole kernel."""
     weight = next(tensor for tensor in op.inputs if tensor.data is not None and len(tensor.shape) == 4)
     inputs = next(tensor for tensor in op.inputs if tensor.data is None)
@@ -155,28 +155,28 @@ def _transposed_convolution(op: Op, array: MacArray) -> int:
     return positions * height * width * _ceil_div(channels, array.macs) * _ceil_div(outputs, array.pipelines)
 
 
-def _matrix_product(op: Op, array: MacArray) -> int:
+def _matrix_product_cycles(op: Op, array: MacArray) -> int:
     """Returns the cycles of a product of each row of the first input with each column of the second."""
     *rows, columns = op.output.shape
     depth = op.inputs[0].size // math.prod(rows)
     return math.prod(rows) * _ceil_div(depth, array.macs) * _ceil_div(columns, array.pipelines)
 
 
-def _pool(op: Op, array: MacArray) -> int:
+def _pool_cycles(op: Op, array: MacArray) -> int:
     *positions, channels = op.output.shape
     window = int(op.attrs["filter_height"]) * int(op.attrs["filter_width"])
     return math.prod(positions) * window * _ceil_div(channels, array.pipelines)
 
 
-def _reduction(op: Op, array: MacArray) -> int:
+def _reduction_cycles(op: Op, array: MacArray) -> int:
     return _ceil_div(op.inputs[0].size, array.pipelines)
 
 
-def _softmax(op: Op, array: MacArray) -> int:
+def _softmax_cycles(op: Op, array: MacArray) -> int:
     return SOFTMAX_PASSES * _ceil_div(op.output.size, array.pipelines)
 
 
-def _elements(op: Op, array: MacArray) -> int:
+def _elementwise_cycles(op: Op, array: MacArray) -> int:
     return _ceil_div(op.output.size, array.pipelines)
 
 
@@ -185,14 +185,14 @@ def _no_cycles(_: Op, __: MacArray) -> int:
 
 
 _CYCLES: dict[Work, Callable[[Op, MacArray], int]] = {
-    Work.CONVOLUTION: _convolution,
-    Work.DEPTHWISE: _depthwise,
-    Work.TRANSPOSED_CONVOLUTION: _transposed_convolution,
-    Work.MATRIX_PRODUCT: _matrix_product,
-    Work.WINDOWS: _pool,
-    Work.REDUCTION: _reduction,
-    Work.SOFTMAX: _softmax,
-    Work.ELEMENTS: _elements,
+    Work.CONVOLUTION: _convolution_cycles,
+    Work.DEPTHWISE: _depthwise_cycles,
+    Work.TRANSPOSED_CONVOLUTION: _transposed_convolution_cycles,
+    Work.MATRIX_PRODUCT: _matrix_product_cycles,
+    Work.WINDOWS: _pool_cycles,
+    Work.REDUCTION: _reduction_cycles,
+    Work.SOFTMAX: _softmax_cycles,
+    Work.ELEMENTS: _elementwise_cycles,
     Work.NOTHING: _no_cycles,
     Work.VIEW: _no_cycles,
     Work.PART: _no_cycles,

@@ -95,15 +95,15 @@ _SUMS = Accumulator(2.0**19, is_sum=True)
 _HARD_SWISH = Accumulator(2.0**7, is_sum=True)
 
 
-def _elementwise(name: str, options: str | None = None, version: int = 2, sums: Accumulator | None = None) -> Kind:
+def _elementwise_kind(name: str, options: str | None = None, version: int = 2, sums: Accumulator | None = None) -> Kind:
     return Kind(name, Work.ELEMENTS, options, Layout.ELEMENTWISE, version, accumulator=sums)
 
 
-def _reduction(name: str) -> Kind:
+def _reduction_kind(name: str) -> Kind:
     return Kind(name, Work.REDUCTION, "ReducerOptions", Layout.AXES, operands=("axes",), axes=("axes",))
 
 
-def _padding(name: str, options: str) -> Kind:
+def _padding_kind(name: str, options: str) -> Kind:
     return Kind(name, Work.NOTHING, options, Layout.AXES, operands=("paddings",), dimensions=("paddings",))
 
 
@@ -132,35 +132,35 @@ RESIZE_NEAREST_NEIGHBOR = Kind(
     keeps_channels=True,
 )  # fmt: skip
 
-MEAN = _reduction("MEAN")
-REDUCE_MAX = _reduction("REDUCE_MAX")
-REDUCE_MIN = _reduction("REDUCE_MIN")
-SUM = _reduction("SUM")
+MEAN = _reduction_kind("MEAN")
+REDUCE_MAX = _reduction_kind("REDUCE_MAX")
+REDUCE_MIN = _reduction_kind("REDUCE_MIN")
+SUM = _reduction_kind("SUM")
 SOFTMAX = Kind("SOFTMAX", Work.SOFTMAX, "SoftmaxOptions")
 
-ABS = _elementwise("ABS", "AbsOptions")
-ADD = _elementwise("ADD", "AddOptions", sums=_SUMS)
-EXP = _elementwise("EXP", "ExpOptions")
-HARD_SWISH = _elementwise("HARD_SWISH", "HardSwishOptions", version=1, sums=_HARD_SWISH)
-LEAKY_RELU = _elementwise("LEAKY_RELU", "LeakyReluOptions")
-LOG = _elementwise("LOG")
-LOGISTIC = _elementwise("LOGISTIC")
-MAXIMUM = _elementwise("MAXIMUM", "MaximumMinimumOptions")
-MINIMUM = _elementwise("MINIMUM", "MaximumMinimumOptions")
-MUL = _elementwise("MUL", "MulOptions")
-PRELU = _elementwise("PRELU", version=1)
-RELU = _elementwise("RELU")
-RELU6 = _elementwise("RELU6")
-RELU_0_TO_1 = _elementwise("RELU_0_TO_1", version=1)
-RELU_N1_TO_1 = _elementwise("RELU_N1_TO_1", version=1)
-RSQRT = _elementwise("RSQRT")
-SUB = _elementwise("SUB", "SubOptions", sums=_SUMS)
-TANH = _elementwise("TANH")
+ABS = _elementwise_kind("ABS", "AbsOptions")
+ADD = _elementwise_kind("ADD", "AddOptions", sums=_SUMS)
+EXP = _elementwise_kind("EXP", "ExpOptions")
+HARD_SWISH = _elementwise_kind("HARD_SWISH", "HardSwishOptions", version=1, sums=_HARD_SWISH)
+LEAKY_RELU = _elementwise_kind("LEAKY_RELU", "LeakyReluOptions")
+LOG = _elementwise_kind("LOG")
+LOGISTIC = _elementwise_kind("LOGISTIC")
+MAXIMUM = _elementwise_kind("MAXIMUM", "MaximumMinimumOptions")
+MINIMUM = _elementwise_kind("MINIMUM", "MaximumMinimumOptions")
+MUL = _elementwise_kind("MUL", "MulOptions")
+PRELU = _elementwise_kind("PRELU", version=1)
+RELU = _elementwise_kind("RELU")
+RELU6 = _elementwise_kind("RELU6")
+RELU_0_TO_1 = _elementwise_kind("RELU_0_TO_1", version=1)
+RELU_N1_TO_1 = _elementwise_kind("RELU_N1_TO_1", version=1)
+RSQRT = _elementwise_kind("RSQRT")
+SUB = _elementwise_kind("SUB", "SubOptions", sums=_SUMS)
+TANH = _elementwise_kind("TANH")
 
 CONCATENATION = Kind("CONCATENATION", Work.NOTHING, "ConcatenationOptions", Layout.AXES, axes=("axis",))
-MIRROR_PAD = _padding("MIRROR_PAD", "MirrorPadOptions")
-PAD = _padding("PAD", "PadOptions")
-PADV2 = _padding("PADV2", "PadV2Options")
+MIRROR_PAD = _padding_kind("MIRROR_PAD", "MirrorPadOptions")
+PAD = _padding_kind("PAD", "PadOptions")
+PADV2 = _padding_kind("PADV2", "PadV2Options")
 RESHAPE = Kind("RESHAPE", Work.VIEW, "ReshapeOptions", Layout.VIEW, version=1, operands=("new_shape",))
 SLICE = Kind("SLICE", Work.PART, "SliceOptions", Layout.AXES, operands=("begin", "size"), dimensions=("begin", "size"))
 TRANSPOSE = Kind("TRANSPOSE", Work.NOTHING, "TransposeOptions", Layout.VIEW, operands=("perm",))

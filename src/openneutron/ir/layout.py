@@ -88,33 +88,33 @@ class _LayoutPropagation:
     def run(self) -> Graph:
         for op in self.graph.ops:
             self.origin = op.origin
-            self.views[id(op.output)] = self._rewrite(op)
+            self.views[id(op.output)] = self._rewrite_op(op)
         self.origin = "output"
-        outputs = tuple(self._emit_in_order(self._view(tensor)) for tensor in self.graph.outputs)
+        outputs = tuple(self._emit_in_order(self._view_of(tensor)) for tensor in self.graph.outputs)
         return Graph(self.graph.inputs, outputs, tuple(self.ops))
 
-    def _view(self, tensor: Tensor) -> View:
+    def _view_of(self, tensor: Tensor) -> View:
         return self.views.get(id(tensor)) or View.identity(tensor)
 
-    def _rewrite(self, op: Op) -> View:
-        views = [self._view(tensor) for tensor in op.inputs]
+    def _rewrite_op(self, op: Op) -> View:
+        views = [self._view_of(tensor) for tensor in op.inputs]
         rewritten = None
         if op.kind.layout is Layout.VIEW:
-            rewritten = self._compose(op, views[0])
+            rewritten = self._apply_to_view(op, views[0])
         elif op.kind.layout in (Layout.ELEMENTWISE, Layout.AXES):
             rewritten = self._any_order(op, views)
         elif op.kind.layout is Layout.FEATURES:
             rewritten = self._permuted_features(op, views)
         return rewritten or View.identity(
-            self._append(op, [self._emit_in_order(view) for view in views], op.output.shape, {})
+            self._append_op(op, [self._emit_in_order(view) for view in views], op.output.shape, {})
         )
 
-    def _append(self, op: Op, inputs: Sequence[Tensor], shape: tuple[int, ...], attrs: dict[str, object]) -> Tensor:
+    def _append_op(self, op: Op, inputs: Sequence[Tensor], shape: tuple[int, ...], attrs: dict[str, object]) -> Tensor:
         output = Tensor(shape, op.output.dtype, op.output.qparams)
         self.ops.append(Op(op.kind, tuple(inputs), output, {**op.attrs, **attrs}, op.origin))
         return output
 
-    def _compose(self, op: Op, view: View) -> View:
+    def _apply_to_view(self, op: Op, view: View) -> View:
         if op.kind is TRANSPOSE:
             return view.permuted(op.attrs["perm"])
         return view.reshaped(op.output.shape) or _not_none(
@@ -127,7 +127,7 @@ class _LayoutPropagation:
         Returns None, and emits nothing, if no strategy finds another order, or if the exception of rule 3 applies.
         """
         if self.keeps_units and op.kind.layout is Layout.AXES and (units := map_unit_dimensions(op, views)):
-            stored = self._append(
+            stored = self._append_op(
                 op, [view.stored for view in views], units.shape(op.output.shape), units.attributes(op)
             )
             return View.identity(stored).reshaped(op.output.shape)
@@ -197,13 +197,13 @@ class _LayoutPropagation:
             units = (1,) * (rank - len(view.shape))
             full = _not_none(view.reshaped(units + view.shape)) if units else view
             inputs.append(self._emit_in_order(full.permuted(order)))
-        attrs: dict[str, object] = {name: _renumbered(op.attrs[name], perm) for name in op.kind.axes}
+        attrs: dict[str, object] = {name: _renumber_axes(op.attrs[name], perm) for name in op.kind.axes}
         attrs |= {name: tuple(op.attrs[name][dim] for dim in order) for name in op.kind.dimensions}
         kept = [dim for dim in range(rank) if len(op.output.shape) == rank or dim not in op.attrs[op.kind.axes[0]]]
         stored = sorted(perm[dim] for dim in kept)
         kept_perm = [stored.index(perm[dim]) for dim in kept]
         shape = tuple(op.output.shape[dim] for dim in np.argsort(kept_perm).tolist())
-        return View.identity(self._append(op, inputs, shape, attrs)).permuted(kept_perm)
+        return View.identity(self._append_op(op, inputs, shape, attrs)).permuted(kept_perm)
 
     def _same_order(self, op: Op, views: list[View]) -> View | None:
         """Applies rule 2 to a view that does not permute whole dimensions. Returns the output.
@@ -216,7 +216,9 @@ class _LayoutPropagation:
         aligned = [view.unapplied(leader) for view in views]
         if any(view is None for view in aligned):
             return None
-        output = self._append(op, [self._emit_in_order(_not_none(view)) for view in aligned], leader.stored.shape, {})
+        output = self._append_op(
+            op, [self._emit_in_order(_not_none(view)) for view in aligned], leader.stored.shape, {}
+        )
         return View(output, leader.atoms, leader.order, leader.shape)
 
     def _permuted_features(self, op: Op, views: list[View]) -> View | None:
@@ -232,7 +234,7 @@ class _LayoutPropagation:
         permuted = Tensor(weight.shape, weight.dtype, weight.qparams, np.ascontiguousarray(data))
         in_stored_order = View(features.stored, features.atoms, tuple(range(len(features.atoms))), features.shape)
         inputs = [self._emit_in_order(in_stored_order), permuted, *(self._emit_in_order(view) for view in views[2:])]
-        return View.identity(self._append(op, inputs, op.output.shape, {}))
+        return View.identity(self._append_op(op, inputs, op.output.shape, {}))
 
     def _emit_in_order(self, view: View) -> Tensor:
         """Returns the values of `view` in order: the output of emitted operators (rule 6), or a constant (rule 7)."""
@@ -267,7 +269,7 @@ def _first_entries(order: Callable[[View], tuple[int, ...] | None], views: Seque
     return next(filter(None, map(order, views)), None)
 
 
-def _renumbered(axes: int | tuple[int, ...], perm: Sequence[int]) -> int | tuple[int, ...]:
+def _renumber_axes(axes: int | tuple[int, ...], perm: Sequence[int]) -> int | tuple[int, ...]:
     """Returns the axes of the stored tensor for the given axes."""
     return perm[axes] if isinstance(axes, int) else tuple(sorted(perm[axis] for axis in axes))
 

@@ -117,7 +117,7 @@ def hoist_format_conversions(graph: Graph) -> Graph:
     for tensor in graph.inputs:
         reading = readers.get(id(tensor), [])
         hoisted = tensor
-        if reading and id(tensor) not in returned and all(_converts(op, (0, 2, 3, 1)) for op in reading):
+        if reading and id(tensor) not in returned and all(_is_conversion(op, (0, 2, 3, 1)) for op in reading):
             hoisted = reading[0].output
             replaced.update((id(op.output), hoisted) for op in reading)
             dropped.update(map(id, reading))
@@ -126,7 +126,7 @@ def hoist_format_conversions(graph: Graph) -> Graph:
     for tensor in graph.outputs:
         writer = writers.get(id(tensor))
         hoisted = tensor
-        if writer is not None and _converts(writer, (0, 3, 1, 2)) and id(tensor) not in readers:
+        if writer is not None and _is_conversion(writer, (0, 3, 1, 2)) and id(tensor) not in readers:
             hoisted = writer.inputs[0]
             dropped.add(id(writer))
         outputs.append(replaced.get(id(hoisted), hoisted))
@@ -181,7 +181,7 @@ def _is_copy(op: Op) -> bool:
     return op.kind is RESHAPE and op.inputs[0].shape == op.output.shape
 
 
-def _converts(op: Op, perm: tuple[int, ...]) -> bool:
+def _is_conversion(op: Op, perm: tuple[int, ...]) -> bool:
     return op.kind is TRANSPOSE and op.attrs["perm"] == perm
 
 

@@ -16,22 +16,22 @@ def dump(graph: Graph) -> str:
 
     def typed(tensor: Tensor) -> str:
         shape = "x".join(map(str, tensor.shape)) or "scalar"
-        return f"{names[id(tensor)]}: {shape} {tensor.dtype}{_qparams(tensor.qparams)}"
+        return f"{names[id(tensor)]}: {shape} {tensor.dtype}{_qparams_text(tensor.qparams)}"
 
     lines = [f"input {typed(tensor)}" for tensor in graph.inputs]
     for op in graph.ops:
         inputs = ", ".join(typed(tensor) if tensor.data is not None else names[id(tensor)] for tensor in op.inputs)
-        attrs = "".join(f" {name}={_attribute(value)}" for name, value in sorted(op.attrs.items()) if value != "NONE")
+        attrs = "".join(f" {name}={_attr_text(value)}" for name, value in sorted(op.attrs.items()) if value != "NONE")
         lines.append(f"{typed(op.output)} = {op.kind.name}({inputs}){attrs}")
     lines += [f"output {names[id(tensor)]}" for tensor in graph.outputs]
     return "\n".join(lines) + "\n"
 
 
-def _attribute(value: object) -> str:
+def _attr_text(value: object) -> str:
     return str(value).replace(" ", "")
 
 
-def _qparams(qparams: QParams) -> str:
+def _qparams_text(qparams: QParams) -> str:
     if qparams.axis is not None:
         return f" q[axis {qparams.axis}]"
     return f" q({qparams.scale[0]:.6g}, {qparams.zero_point[0]})"

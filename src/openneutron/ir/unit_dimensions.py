@@ -61,7 +61,7 @@ def map_unit_dimensions(op: Op, views: Sequence[View]) -> UnitDimensionMap | Non
     axes = {int(axis) for name in op.kind.axes for axis in np.atleast_1d(op.attrs[name])}
     changed = [dim for dim in range(len(shapes[0])) if dim in axes or any(shape[dim] > 1 for shape in shapes)]
     first = max(views, key=lambda view: sum(size > 1 for size in view.shape))
-    where = _positions(first.shape, changed, first.stored.shape)
+    where = _stored_positions(first.shape, changed, first.stored.shape)
     if where is None:
         return None
     found = UnitDimensionMap(where, len(first.stored.shape))
@@ -69,7 +69,7 @@ def map_unit_dimensions(op: Op, views: Sequence[View]) -> UnitDimensionMap | Non
     return found if same else None
 
 
-def _positions(shape: Sequence[int], dims: Sequence[int], stored: Sequence[int]) -> dict[int, int] | None:
+def _stored_positions(shape: Sequence[int], dims: Sequence[int], stored: Sequence[int]) -> dict[int, int] | None:
     """Returns an increasing stored position for each of `dims` with the same size; None if there is none.
 
     A dimension of size 1 keeps its position if possible.

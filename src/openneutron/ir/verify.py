@@ -29,16 +29,16 @@ def verify(graph: Graph, after: str) -> Graph:
     written = {id(tensor) for tensor in graph.inputs}
     for op in graph.ops:
         for tensor in (*op.inputs, op.output):
-            _check(_tensor_fault(tensor), op, after)
+            _raise_if_faulty(_tensor_fault(tensor), op, after)
         for tensor in op.inputs:
-            _check(
+            _raise_if_faulty(
                 "" if tensor.data is not None or id(tensor) in written else "reads a tensor that no operator wrote",
                 op,
                 after,
             )
-        _check("writes a tensor twice" if id(op.output) in written else "", op, after)
-        _check(_shape_fault(op), op, after)
-        _check(scale_fault(op), op, after)
+        _raise_if_faulty("writes a tensor twice" if id(op.output) in written else "", op, after)
+        _raise_if_faulty(_shape_fault(op), op, after)
+        _raise_if_faulty(scale_fault(op), op, after)
         written.add(id(op.output))
     for tensor in graph.outputs:
         if id(tensor) not in written:
@@ -46,7 +46,7 @@ def verify(graph: Graph, after: str) -> Graph:
     return graph
 
 
-def _check(fault: str, op: Op, after: str) -> None:
+def _raise_if_faulty(fault: str, op: Op, after: str) -> None:
     if fault:
         raise IRError(f"after {after}: {op.kind.name} {fault}", node=op.origin)
 
@@ -71,7 +71,7 @@ def _shape_fault(op: Op) -> str:
     elif op.kind is RESHAPE:
         valid = math.prod(first) == math.prod(output) and op.attrs["new_shape"] == output
     elif op.kind.layout is Layout.ELEMENTWISE:
-        valid = _broadcast([tensor.shape for tensor in op.inputs]) == output
+        valid = _broadcast_shape([tensor.shape for tensor in op.inputs]) == output
     elif op.kind.layout is Layout.AXES:
         axes = [axis for name in op.kind.axes for axis in np.atleast_1d(op.attrs[name])]
         valid = all(0 <= axis < len(first) for axis in axes)
@@ -82,7 +82,7 @@ def _shape_fault(op: Op) -> str:
     return "" if valid else f"has output shape {output} for inputs {inputs} with {dict(op.attrs)}"
 
 
-def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
+def _broadcast_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
     try:
         return np.broadcast_shapes(*shapes)
     except ValueError:

@@ -127,11 +127,11 @@ def _paths_in(tree: Mapping[str, Any], path: Path) -> list[Path]:
     if tree["type"] is None:
         return [path]
     children = tree["children_spec"]
-    keys = _keys(json.loads(tree["context"]), len(children))
+    keys = _container_keys(json.loads(tree["context"]), len(children))
     return [leaf for key, child in zip(keys, children, strict=True) for leaf in _paths_in(child, (*path, key))]
 
 
-def _keys(context: Any, count: int) -> list[str | int]:
+def _container_keys(context: Any, count: int) -> list[str | int]:
     """Returns the indices of a tuple or list, which has no context; the keys of a dict; the fields of a dataclass."""
     if context is None:
         return list(range(count))

@@ -109,7 +109,7 @@ def _contiguous_or_channels_last(value: Tensor) -> Tensor:
 
 def _split_by_name(given: Mapping[str, Any], model: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Splits a mapping into positional arguments, up to the first missing one, and keyword arguments."""
-    parameters = _parameters(model)
+    parameters = _forward_parameters(model)
     if parameters is None:
         return (), dict(given)
     known = {parameter.name for parameter in parameters}
@@ -132,7 +132,7 @@ def _split_by_name(given: Mapping[str, Any], model: object) -> tuple[tuple[Any, 
     return tuple(positional), rest
 
 
-def _parameters(model: object) -> list[inspect.Parameter] | None:
+def _forward_parameters(model: object) -> list[inspect.Parameter] | None:
     function = getattr(model, "forward", model)
     try:
         parameters = list(inspect.signature(function).parameters.values())  # type: ignore[arg-type]
@@ -190,30 +190,30 @@ def leaves_of(module: GraphModule) -> tuple[Leaf, ...]:
     structure = _structure_of(module)
     paths: Sequence[Path] = [(str(node.target),) for node in nodes]
     if structure is not None and structure.num_leaves == len(nodes):
-        paths = _paths(structure, module.graph._codegen.pytree_info.orig_args)  # type: ignore[attr-defined]
-    return tuple(map(_leaf, nodes, paths))
+        paths = _leaf_paths(structure, module.graph._codegen.pytree_info.orig_args)  # type: ignore[attr-defined]
+    return tuple(map(_leaf_of, nodes, paths))
 
 
-def _leaf(node: Node, path: Path) -> Leaf:
+def _leaf_of(node: Node, path: Path) -> Leaf:
     value = node.meta.get("val")
     is_constant = isinstance(value, _SCALARS) and "val" in node.meta
     return Leaf(path, not is_constant, value if is_constant else None)
 
 
-def _paths(structure: pytree.TreeSpec, names: Sequence[str]) -> list[Path]:
+def _leaf_paths(structure: pytree.TreeSpec, names: Sequence[str]) -> list[Path]:
     """Returns the path of each leaf. `names` lists the names of the arguments, positional ones first."""
     positional = structure.child(0).num_children
     numbered = pytree.tree_unflatten(range(structure.num_leaves), structure)
-    return [_path(keys, names, positional) for keys, _ in pytree.tree_flatten_with_path(numbered)[0]]
+    return [_leaf_path(keys, names, positional) for keys, _ in pytree.tree_flatten_with_path(numbered)[0]]
 
 
-def _path(keys: Sequence[Any], names: Sequence[str], positional: int) -> Path:
-    kind, argument, *rest = map(_key, keys)
+def _leaf_path(keys: Sequence[Any], names: Sequence[str], positional: int) -> Path:
+    kind, argument, *rest = map(_key_value, keys)
     is_named = kind == 0 and int(argument) < min(positional, len(names))
     return (names[int(argument)] if is_named else str(argument), *rest)
 
 
-def _key(key: Any) -> str | int:
+def _key_value(key: Any) -> str | int:
     for name in ("idx", "key", "name"):
         if hasattr(key, name):
             value = getattr(key, name)

@@ -45,7 +45,7 @@ _FLOAT_CASTS = (
 )  # fmt: skip
 
 
-def _name(node: Node) -> str:
+def _base_name(node: Node) -> str:
     return op_name(node).removeprefix("aten.").partition(".")[0]
 
 
@@ -81,7 +81,7 @@ def _is_comparison(instance: OpInstance, value: object, depth: int = _DEPTH) -> 
         return dtype_of(value) == torch.bool
     if value.op != "call_function" or dtype_of(value) != torch.bool:
         return False
-    name, operands = _name(value), _operands(value)
+    name, operands = _base_name(value), _operands(value)
     if name in _ORDERS or name in _EQUALITIES:
         return all(not isinstance(operand, Node) or dtype_of(operand) == torch.float32 for operand in operands)
     if name in _CASTS and dtype_of(operands[0]) == torch.float32:
@@ -105,7 +105,7 @@ class _BoolArithmetic:
         return self.computed[value]
 
     def _compute(self, value: Node) -> Node:
-        rewriting, name = self.rewriting, _name(value)
+        rewriting, name = self.rewriting, _base_name(value)
         if (constant := rewriting.instance.constant_of(value)) is not None:
             return rewriting.constant(constant.float())
         operands = _operands(value)
@@ -113,17 +113,21 @@ class _BoolArithmetic:
             swapped, negated = _ORDERS[name]
             return self._compare_by_sign(operands, swapped=swapped, negated=negated)
         if name in _EQUALITIES or (name in _CASTS and dtype_of(operands[0]) == torch.float32):
-            signs = self._sign(*operands) if name in _EQUALITIES else self._sign(operands[0], 0.0)
+            signs = (
+                self._sign_of_difference(*operands)
+                if name in _EQUALITIES
+                else self._sign_of_difference(operands[0], 0.0)
+            )
             differs = rewriting.call(aten.abs.default, signs)
             return self._one_minus(differs) if _EQUALITIES.get(name) else differs
         if name in _NEGATIONS:
-            return self.negated(_node(operands[0]))
+            return self.negated(_as_node(operands[0]))
         if name in _COMBINATIONS:
-            return self._combine(name, *(self.as_float(_node(operand)) for operand in operands))
+            return self._combine_bools(name, *(self.as_float(_as_node(operand)) for operand in operands))
         if name in _CASTS:
-            return self.as_float(_node(operands[0]))
+            return self.as_float(_as_node(operands[0]))
         assert isinstance(value.target, torch._ops.OpOverload)
-        return rewriting.call(value.target, self.as_float(_node(operands[0])), *value.args[1:], **value.kwargs)
+        return rewriting.call(value.target, self.as_float(_as_node(operands[0])), *value.args[1:], **value.kwargs)
 
     def negated(self, value: Node) -> Node:
         """Returns 0 for each true element of `value`, and 1 for the others."""
@@ -131,26 +135,26 @@ class _BoolArithmetic:
 
     def _compare_by_sign(self, operands: tuple[object, ...], *, swapped: bool, negated: bool) -> Node:
         value, number = operands
-        sign = self._sign(*(reversed(operands) if swapped else operands))
+        sign = self._sign_of_difference(*(reversed(operands) if swapped else operands))
         if not isinstance(number, Node) and number != 0 and _is_continuous(value):
             step = add(self.rewriting, self.rewriting.constant(torch.tensor(0.5)), sign, alpha=0.5)
         else:
             step = relu(self.rewriting, sign)
         return self._one_minus(step) if negated else step
 
-    def _sign(self, first: object, second: object) -> Node:
+    def _sign_of_difference(self, first: object, second: object) -> Node:
         """Computes sign(first - second)."""
         rewriting = self.rewriting
         if isinstance(second, Node):
             minuend = first if isinstance(first, Node) else rewriting.constant(torch.tensor(float(str(first))))
             return rewriting.call(aten.sign.default, sub(rewriting, minuend, second))
         number = float(str(second))
-        return rewriting.call(aten.sign.default, sub(rewriting, _node(first), number) if number else first)
+        return rewriting.call(aten.sign.default, sub(rewriting, _as_node(first), number) if number else first)
 
     def _one_minus(self, values: Node) -> Node:
         return self.rewriting.call(aten.rsub.Scalar, values, 1.0)
 
-    def _combine(self, name: str, first: Node, second: Node) -> Node:
+    def _combine_bools(self, name: str, first: Node, second: Node) -> Node:
         if name in _CONJUNCTIONS:
             return mul(self.rewriting, first, second)
         if name in _DISJUNCTIONS:
@@ -176,30 +180,30 @@ def where_by_comparison(rewriting: Rewriting, condition: Node, chosen: Operand, 
     if extreme is not None:
         return extreme
     builder = _BoolArithmetic(rewriting, {})
-    first, second = (_number(rewriting, choice) for choice in (chosen, other))
+    first, second = (_constant_number(rewriting, choice) for choice in (chosen, other))
     where = builder.as_float(condition)
     if first is not None and second is not None:
         return add(rewriting, mul(rewriting, where, first - second), second)
     if second == 0:
-        return mul(rewriting, _node(chosen), where)
+        return mul(rewriting, _as_node(chosen), where)
     elsewhere = builder.negated(condition)
     if first == 0:
-        return mul(rewriting, _node(other), elsewhere)
+        return mul(rewriting, _as_node(other), elsewhere)
     if second is not None:
-        return add(rewriting, mul(rewriting, _node(chosen), where), elsewhere, alpha=second)
-    rest = mul(rewriting, _node(other), elsewhere)
+        return add(rewriting, mul(rewriting, _as_node(chosen), where), elsewhere, alpha=second)
+    rest = mul(rewriting, _as_node(other), elsewhere)
     if first is not None:
         return add(rewriting, rest, where, alpha=first)
-    return add(rewriting, mul(rewriting, _node(chosen), where), rest)
+    return add(rewriting, mul(rewriting, _as_node(chosen), where), rest)
 
 
-def _number(rewriting: Rewriting, choice: Operand) -> float | None:
+def _constant_number(rewriting: Rewriting, choice: Operand) -> float | None:
     return number_of(choice, rewriting.instance.constant_of)
 
 
 def _as_maximum_or_minimum(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operand) -> Node | None:
     """Returns a maximum or minimum if the choices are the compared operands, else None."""
-    name = _name(condition)
+    name = _base_name(condition)
     if name not in _ORDERS:
         return None
     left, right = _operands(condition)
@@ -208,7 +212,7 @@ def _as_maximum_or_minimum(rewriting: Rewriting, condition: Node, chosen: Operan
     if not takes_left and not takes_right:
         return None
     is_larger = (name in ("gt", "ge")) == takes_left
-    number, value = _number(rewriting, right), _node(left)  # type: ignore[arg-type]
+    number, value = _constant_number(rewriting, right), _as_node(left)  # type: ignore[arg-type]
     if number is None:
         return rewriting.call(aten.maximum.default if is_larger else aten.minimum.default, value, right)
     if number == 0 and is_larger:
@@ -220,10 +224,10 @@ def _is_same_operand(rewriting: Rewriting, compared: object, choice: Operand) ->
     if compared is choice:
         return True
     number = number_of(compared, rewriting.instance.constant_of)
-    return number is not None and number == _number(rewriting, choice)
+    return number is not None and number == _constant_number(rewriting, choice)
 
 
-def _node(value: object) -> Node:
+def _as_node(value: object) -> Node:
     assert isinstance(value, Node)
     return value
 

@@ -75,11 +75,11 @@ def plan_of_write(instance: OpInstance) -> Plan | None:
     """
     if not _has_fixed_sizes(instance) or not _has_constant_indices(instance) or 0 in instance.shape:
         return None
-    reduction = _reduction(instance)
+    reduction = _reduction_name(instance)
     return _plan_replacement(instance) if reduction is None else _plan_accumulation(instance, reduction)
 
 
-def _reduction(instance: OpInstance) -> str | None:
+def _reduction_name(instance: OpInstance) -> str | None:
     args, name = instance.args, op_name(instance.node)
     if "reduce" in args:
         return _REDUCTIONS.get(args["reduce"], str(args["reduce"]))
@@ -136,7 +136,7 @@ class _Pairs:
         return [_Pairs(written[turn == each], taken[turn == each]) for each in range(int(turn.max()) + 1)]
 
 
-def _pairs(instance: OpInstance) -> _Pairs:
+def _accumulated_pairs(instance: OpInstance) -> _Pairs:
     args, shape = _arguments_with_constants(instance), instance.shape
     found = _source_of(instance)
     assert found is not None
@@ -163,7 +163,7 @@ def _pairs(instance: OpInstance) -> _Pairs:
 
 
 def _plan_accumulation(instance: OpInstance, reduction: str) -> Plan | None:
-    pairs = _pairs(instance)
+    pairs = _accumulated_pairs(instance)
     if not len(pairs.written):
         return lambda rewriting: rewriting.args["self"]
     if reduction in (_SUM, _MEAN):
@@ -298,7 +298,7 @@ def writes_to_constant_positions(instance: OpInstance) -> bool:
     return plan_of_write(instance) is not None
 
 
-def _write(rewriting: Rewriting) -> Node:
+def _decompose_write(rewriting: Rewriting) -> Node:
     plan = plan_of_write(rewriting.instance)
     assert plan is not None  # writes_to_constant_positions holds
     return plan(rewriting)
@@ -351,7 +351,7 @@ DECOMPOSED = (
             "aten.index_add.default",
             "aten.index_reduce.default",
         ),
-        rewrite=_write,
+        rewrite=_decompose_write,
         constraints=(writes_to_constant_positions,),
         becomes="slice for each run of values, and cat; linear with a one-hot matrix for many runs; then add, mul, "
         "maximum or minimum for a write that accumulates",

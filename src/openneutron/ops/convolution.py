@@ -39,7 +39,7 @@ MAX_STRIDE = 4096
 MAX_DILATION = 4096
 
 
-def _spatial(instance: OpInstance, name: str) -> tuple[int, ...]:
+def _height_and_width(instance: OpInstance, name: str) -> tuple[int, ...]:
     """Returns the argument `name` as (height, width); for a 1-D convolution, the height gets 1."""
     rank = len(instance.shape_of("weight")) - 2
     values = of_each_dim(instance.args[name], rank)
@@ -61,8 +61,8 @@ def has_supported_geometry(instance: OpInstance) -> bool:
     """Kernel is at most {MAX_KERNEL}, stride at most {MAX_STRIDE}, dilation at most {MAX_DILATION}."""
     return (
         max(kernel_size(instance)) <= MAX_KERNEL
-        and max(_spatial(instance, "stride")) <= MAX_STRIDE
-        and max(_spatial(instance, "dilation")) <= MAX_DILATION
+        and max(_height_and_width(instance, "stride")) <= MAX_STRIDE
+        and max(_height_and_width(instance, "dilation")) <= MAX_DILATION
     )
 
 
@@ -95,7 +95,7 @@ def convolution_windows(instance: OpInstance) -> tuple[Window, ...]:
     return tuple(map(Window, sizes, outputs, kernel, stride, dilation, before))
 
 
-def _windows(instance: OpInstance) -> tuple[Window, Window]:
+def _spatial_windows(instance: OpInstance) -> tuple[Window, Window]:
     """Returns the windows along height and width. For a 1-D convolution, the height is 1."""
     height = Window(size=1, outputs=1, kernel=1, stride=1, dilation=1, padding_before=0)
     vertical, horizontal = (height, *convolution_windows(instance))[-2:]
@@ -108,7 +108,7 @@ def has_stackable_batch(instance: OpInstance) -> bool:
     vertical stride, the height is a multiple of the stride, and there is no vertical padding. Other batches cannot be
     split, because the legacy generation cannot concatenate batches.
     """
-    return instance.shape[0] == 1 or _windows(instance)[0].is_tiling
+    return instance.shape[0] == 1 or _spatial_windows(instance)[0].is_tiling
 
 
 def _possible_merges(oihw: Sequence[int], groups: int, target: NeutronTarget, generation: Generation) -> list[int]:
@@ -181,7 +181,7 @@ def lower_convolution(lowering: Lowering) -> Tensor:
     oihw = lowering.data("weight").reshape(*weight.shape[:2], *kernel_size(instance))
     bias = lowering.bias("bias", oihw.shape[0], inputs.qparams, weight.qparams)
     filters = Filters(oihw, weight.qparams, bias, lowering.args["groups"])
-    (vertical, horizontal), (batch, channels, *_) = _windows(instance), inputs.shape
+    (vertical, horizontal), (batch, channels, *_) = _spatial_windows(instance), inputs.shape
     nhwc = lowering.channels_last(lowering.reshape(inputs, (batch, channels, vertical.size, horizontal.size)))
     if instance.generation is Generation.LEGACY and batch > 1:
         vertical = vertical.repeated(batch)

@@ -40,7 +40,7 @@ def _sqrt(rewriting: Rewriting) -> Node:
     return _power_by_exp(rewriting, rewriting.args["self"], 0.5)
 
 
-def _inverse(rewriting: Rewriting, value: Node) -> Node:
+def _invert(rewriting: Rewriting, value: Node) -> Node:
     """Computes 1 / value for value >= 0, as rsqrt(value) ** 2. If `value` is exp(x), computes exp(-x)."""
     if op_name(value) == "aten.exp.default":
         return exp(rewriting, mul(rewriting, value.all_input_nodes[0], -1.0))
@@ -49,7 +49,7 @@ def _inverse(rewriting: Rewriting, value: Node) -> Node:
 
 
 def _reciprocal(rewriting: Rewriting) -> Node:
-    return _inverse(rewriting, rewriting.args["self"])
+    return _invert(rewriting, rewriting.args["self"])
 
 
 def _square(rewriting: Rewriting) -> Node:
@@ -74,7 +74,7 @@ def _is_integer(exponent: float) -> bool:
     return exponent == int(exponent) and 1 <= exponent <= MAX_WHOLE_POWER
 
 
-def _exponent(instance: OpInstance) -> float:
+def _constant_exponent(instance: OpInstance) -> float:
     """Returns the exponent; NaN if it is not one number."""
     number = instance.number("exponent")
     return math.nan if number is None else number
@@ -83,7 +83,7 @@ def _exponent(instance: OpInstance) -> float:
 @constraint
 def has_one_exponent(instance: OpInstance) -> bool:
     """The exponent is one finite constant number."""
-    return math.isfinite(_exponent(instance))
+    return math.isfinite(_constant_exponent(instance))
 
 
 @constraint
@@ -91,7 +91,7 @@ def has_supported_exponent(instance: OpInstance) -> bool:
     """The exponent is 0.5, -0.5 or a whole number from 1 to {MAX_WHOLE_POWER}; or the exponent is not 0, and the base
     is never negative (an output of relu, abs, exp or a clamp from 0).
     """
-    exponent = _exponent(instance)
+    exponent = _constant_exponent(instance)
     if not math.isfinite(exponent):
         return True  # has_one_exponent rejects it
     if exponent in (0.5, -0.5) or _is_integer(exponent):
@@ -100,12 +100,12 @@ def has_supported_exponent(instance: OpInstance) -> bool:
 
 
 def _power(rewriting: Rewriting) -> Node:
-    value, exponent = rewriting.args["self"], _exponent(rewriting.instance)
+    value, exponent = rewriting.args["self"], _constant_exponent(rewriting.instance)
     if _is_integer(exponent):
         return _integer_power(rewriting, value, int(exponent))
     if exponent == -0.5:
         return rsqrt(rewriting, value)
-    return _inverse(rewriting, value) if exponent == -1 else _power_by_exp(rewriting, value, exponent)
+    return _invert(rewriting, value) if exponent == -1 else _power_by_exp(rewriting, value, exponent)
 
 
 @constraint
@@ -165,7 +165,7 @@ def divides_by_no_negative(instance: OpInstance) -> bool:
 def _quotient(rewriting: Rewriting) -> Node:
     dividend, divisor = rewriting.args["self"], _constant_divisor(rewriting.instance)
     if divisor is None:
-        return mul(rewriting, dividend, _inverse(rewriting, rewriting.args["other"]))
+        return mul(rewriting, dividend, _invert(rewriting, rewriting.args["other"]))
     return mul(rewriting, dividend, rewriting.constant((1 / divisor.double()).float()))
 
 

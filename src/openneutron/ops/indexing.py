@@ -71,7 +71,7 @@ class _Selection:
         return len(self.runs) <= MAX_RUNS or self.size * len(self.indices) <= MAX_PICKING_WEIGHTS
 
 
-def _positions(instance: OpInstance, shape: Sequence[int]) -> torch.Tensor:
+def _source_positions(instance: OpInstance, shape: Sequence[int]) -> torch.Tensor:
     """Returns the position in the flattened input for each output value, in the shape of the output."""
     source = instance.args["self"]
     positions = torch.arange(math.prod(shape)).reshape(tuple(shape))
@@ -98,10 +98,10 @@ def kept_dimensions(shape: Sequence[int], others: Sequence[Sequence[int]]) -> It
                 yield before, after
 
 
-def _selection(instance: OpInstance) -> _Selection:
+def _selection_of(instance: OpInstance) -> _Selection:
     """Returns the selection that an operator performs, with as many remaining dimensions as possible."""
     shape = tuple(size if isinstance(size, int) else ANY_SIZE for size in instance.shape_of("self"))
-    positions = _positions(instance, shape)
+    positions = _source_positions(instance, shape)
     for before, after in kept_dimensions(shape, [positions.shape]):
         indices = _indices_between(positions, shape, before, after)
         if indices is not None:
@@ -131,12 +131,12 @@ def has_few_index_runs(instance: OpInstance) -> bool:
     """Its indices form at most {MAX_RUNS} runs of consecutive indices, or the number of elements in the indexed
     dimensions times the number of indices is at most {MAX_PICKING_WEIGHTS}.
     """
-    return not has_constant_indices.holds(instance) or _selection(instance).is_cheap
+    return not has_constant_indices.holds(instance) or _selection_of(instance).is_cheap
 
 
-def _select(rewriting: Rewriting) -> Node:
+def _decompose_selection(rewriting: Rewriting) -> Node:
     """Adds slices and a cat if the indices form few consecutive runs, else a product with a one-hot matrix."""
-    selection = _selection(rewriting.instance)
+    selection = _selection_of(rewriting.instance)
     dim, values = selection.before, rewriting.args["self"]
     if selection.flat != selection.shape:
         values = rewriting.call(aten.reshape.default, values, list(selection.flat))
@@ -208,7 +208,7 @@ DECOMPOSED = (
             "aten.take.default",
             "aten.diagonal.default",
         ),
-        rewrite=_select,
+        rewrite=_decompose_selection,
         constraints=(has_constant_indices, has_few_index_runs),
         becomes="slice for each run of consecutive indices, and cat; linear with a one-hot matrix for many runs",
     ),

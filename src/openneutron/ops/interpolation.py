@@ -52,19 +52,19 @@ def _interpolate_by(along: _AlongAxis) -> Callable[[Rewriting], Node]:
         sizes = instance.shape_of("self")[-spatial_rank(instance) :]
         matrices = [along(instance, torch.eye(size), axis).T for axis, size in enumerate(sizes)]
         if len(matrices) == 1:
-            return _product(rewriting, values, matrices[0])
+            return _multiply_last_dim(rewriting, values, matrices[0])
         if math.prod(matrix.numel() for matrix in matrices) <= MAX_JOINT_WEIGHTS:
             pixels = rewriting.call(aten.flatten.using_ints, values, -2, -1)
             joint = torch.einsum("ij,kl->ikjl", *matrices).flatten(2).flatten(0, 1)
-            product = _product(rewriting, pixels, joint)
+            product = _multiply_last_dim(rewriting, pixels, joint)
             return rewriting.call(aten.reshape.default, product, list(rewriting.shape))
-        wide = rewriting.call(aten.transpose.int, _product(rewriting, values, matrices[1]), -2, -1)
-        return rewriting.call(aten.transpose.int, _product(rewriting, wide, matrices[0]), -2, -1)
+        wide = rewriting.call(aten.transpose.int, _multiply_last_dim(rewriting, values, matrices[1]), -2, -1)
+        return rewriting.call(aten.transpose.int, _multiply_last_dim(rewriting, wide, matrices[0]), -2, -1)
 
     return rewrite
 
 
-def _product(rewriting: Rewriting, values: Node, matrix: torch.Tensor) -> Node:
+def _multiply_last_dim(rewriting: Rewriting, values: Node, matrix: torch.Tensor) -> Node:
     """Adds a linear over the last dimension; returns `values` for the identity matrix."""
     if matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix))):
         return values

@@ -148,7 +148,7 @@ def needed_by_sum(sign: int) -> NeededRangeRule:
     def needs(node: Node, operand: Node, output: Interval) -> Interval:
         args = arguments(node)
         is_first, alpha = args["self"] is operand, sign * float(args["alpha"])
-        extremes = _extremes(args["other" if is_first else "self"])
+        extremes = _extremes_of_constant(args["other" if is_first else "self"])
         if extremes is None or alpha == 0:
             return EVERYTHING
         added = Interval(*extremes).scaled(alpha) if is_first else Interval(*extremes)
@@ -161,14 +161,14 @@ def needed_by_sum(sign: int) -> NeededRangeRule:
 def needed_by_mul(node: Node, operand: Node, output: Interval) -> Interval:
     """The rule for self * other. Everything is needed if neither is a constant, or if a factor may be 0."""
     args = arguments(node)
-    extremes = _extremes(args["other" if args["self"] is operand else "self"])
+    extremes = _extremes_of_constant(args["other" if args["self"] is operand else "self"])
     if extremes is None or extremes[0] <= 0 <= extremes[1]:
         return EVERYTHING
     first, last = (output.scaled(1 / factor) for factor in extremes)
     return first.joined(last)
 
 
-def _extremes(operand: object) -> tuple[float, float] | None:
+def _extremes_of_constant(operand: object) -> tuple[float, float] | None:
     """Returns the least and the largest value of a constant, extended by the error of rounding it to int8.
 
     Returns None for an operand that is computed, and for a constant with values that are not finite.

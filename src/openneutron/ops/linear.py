@@ -39,7 +39,7 @@ def does_not_scale(instance: OpInstance) -> bool:
     return bool(instance.args["alpha"] == 1 and instance.args["beta"] == 1)
 
 
-def _features(instance: OpInstance) -> int:
+def _feature_count(instance: OpInstance) -> int:
     argument = next(name for name in ("input", "mat1", "self") if name in instance.args)
     return instance.shape_of(argument)[-1]
 
@@ -47,17 +47,17 @@ def _features(instance: OpInstance) -> int:
 @constraint
 def fits_a_convolution(instance: OpInstance) -> bool:
     """The features, rounded up to the MACs per pipeline, are at most {MAX_WEIGHTS_OF_ONE_OUTPUT}."""
-    return instance.target.align_channels(_features(instance)) <= MAX_WEIGHTS_OF_ONE_OUTPUT
+    return instance.target.align_channels(_feature_count(instance)) <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
 def macs(instance: OpInstance) -> int:
     """Returns the multiply-accumulates: one for each feature of each output value."""
-    return math.prod(instance.shape) * _features(instance)
+    return math.prod(instance.shape) * _feature_count(instance)
 
 
 def lower_linear(lowering: Lowering) -> Tensor:
     """Emits FULLY_CONNECTED or CONV_2D over the last dimension."""
-    return _product(lowering, lowering.tensor("input"), lowering.tensor("weight"), "bias")
+    return _emit_product(lowering, lowering.tensor("input"), lowering.tensor("weight"), "bias")
 
 
 def _transposed_weight(lowering: Lowering) -> Tensor:
@@ -69,15 +69,15 @@ def _transposed_weight(lowering: Lowering) -> Tensor:
 
 def lower_addmm(lowering: Lowering) -> Tensor:
     """Emits FULLY_CONNECTED or CONV_2D."""
-    return _product(lowering, lowering.tensor("mat1"), _transposed_weight(lowering), "self")
+    return _emit_product(lowering, lowering.tensor("mat1"), _transposed_weight(lowering), "self")
 
 
 def lower_mm(lowering: Lowering) -> Tensor:
     """Emits FULLY_CONNECTED or CONV_2D."""
-    return _product(lowering, lowering.tensor("self"), _transposed_weight(lowering), None)
+    return _emit_product(lowering, lowering.tensor("self"), _transposed_weight(lowering), None)
 
 
-def _product(lowering: Lowering, inputs: Tensor, weight: Tensor, bias: str | None) -> Tensor:
+def _emit_product(lowering: Lowering, inputs: Tensor, weight: Tensor, bias: str | None) -> Tensor:
     """Emits the product of all rows of `inputs` with `weight` [outputs, features].
 
     The NPU's FULLY_CONNECTED has one weight scale. A weight with a scale for each output therefore becomes the filters

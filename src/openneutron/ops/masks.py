@@ -180,10 +180,10 @@ def has_a_constant_mask(instance: OpInstance) -> bool:
     """The value is a constant. The mask is a constant too, or comparisons of computed values compute it, or the value
     is 0 or hides scores from a softmax (at most {HIDDEN_AT_RUN_TIME:g}).
     """
-    return instance.reads_constants("mask", "value") or _compares(instance) or _hides_computed(instance)
+    return instance.reads_constants("mask", "value") or _has_comparison_mask(instance) or _hides_computed(instance)
 
 
-def _compares(instance: OpInstance) -> bool:
+def _has_comparison_mask(instance: OpInstance) -> bool:
     return instance.number("value") is not None and selects_by_comparison(instance, "mask", "value")
 
 
@@ -194,7 +194,7 @@ def _hides_computed(instance: OpInstance) -> bool:
 def _masked_fill(rewriting: Rewriting) -> Node:
     mask, number = rewriting.value_of("mask"), rewriting.instance.number("value")
     assert number is not None  # has_a_constant_mask holds
-    if _compares(rewriting.instance):
+    if _has_comparison_mask(rewriting.instance):
         return where_by_comparison(rewriting, rewriting.args["mask"], number, rewriting.args["self"])
     if mask is None:
         return fill_at_run_time(rewriting, rewriting.args["self"], rewriting.args["mask"], number)

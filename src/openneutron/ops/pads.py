@@ -25,7 +25,7 @@ def _paddings(instance: OpInstance) -> tuple[tuple[int, int], ...]:
     return tuple(reversed(pairs + [(0, 0)] * (rank - len(pairs))))
 
 
-def _mode(instance: OpInstance) -> str:
+def _pad_mode(instance: OpInstance) -> str:
     for mode, name in (("reflect", "aten.reflection_pad"), ("replicate", "aten.replication_pad")):
         if op_name(instance.node).startswith(name):
             return mode
@@ -39,23 +39,23 @@ def _pad_value(instance: OpInstance) -> float:
 
 def _keeps_values(instance: OpInstance) -> bool:
     """Whether the pad adds copies of input values, or zeros. Quantization rounds any other pad value."""
-    return _mode(instance) != "constant" or _pad_value(instance) == 0
+    return _pad_mode(instance) != "constant" or _pad_value(instance) == 0
 
 
-def _crops(instance: OpInstance) -> bool:
+def _has_negative_padding(instance: OpInstance) -> bool:
     return any(width < 0 for pair in _paddings(instance) for width in pair)
 
 
 @constraint
 def crops_constants_only(instance: OpInstance) -> bool:
     """No padding is negative unless the mode is 'constant'."""
-    return _mode(instance) == "constant" or not _crops(instance)
+    return _pad_mode(instance) == "constant" or not _has_negative_padding(instance)
 
 
 @legacy_constraint
 def pads_without_copies(instance: OpInstance) -> bool:
     """The mode is 'constant' or 'reflect'."""
-    return _mode(instance) in ("constant", "reflect")
+    return _pad_mode(instance) in ("constant", "reflect")
 
 
 def _crop(lowering: Lowering, inputs: Tensor, paddings: Sequence[tuple[int, int]]) -> Tensor:
@@ -76,7 +76,7 @@ def lower_pad(lowering: Lowering) -> Tensor:
     paddings = tuple((max(0, low), max(0, high)) for low, high in paddings)
     if not any(width for pair in paddings for width in pair):
         return inputs
-    mode = _mode(lowering.instance)
+    mode = _pad_mode(lowering.instance)
     if mode == "reflect":
         return lowering.emit(MIRROR_PAD, [inputs], lowering.shape, paddings=paddings, mode="REFLECT")
     if mode != "constant":

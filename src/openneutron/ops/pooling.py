@@ -235,7 +235,7 @@ def averages_aligned_channels(instance: OpInstance) -> bool:
     return not _is_global(instance.node) or has_aligned_channels.holds(instance)
 
 
-def _channels(instance: OpInstance) -> PaddedDimensions:
+def _channel_dims(instance: OpInstance) -> PaddedDimensions:
     """Channels."""
     return {"self": (-1 - spatial_rank(instance),)}
 
@@ -272,7 +272,7 @@ SPECS = (
         inputs=("self",),
         output=_adaptive_output,
         constraints=(has_even_windows, has_small_kernel, averages_aligned_channels),
-        pads=_channels,
+        pads=_channel_dims,
         lower=lower_adaptive_average_pool,
         macs=input_macs,
         homogeneous=Homogeneous.CHANNEL,
@@ -287,7 +287,7 @@ SPECS = (
         inputs=("self",),
         output=OutputRule.SHARED,
         constraints=(has_small_stride, has_few_dilated_positions, is_not_dilated, has_aligned_channels),
-        pads=_channels,
+        pads=_channel_dims,
         lower=lower_max_pool,
         homogeneous=Homogeneous.CHANNEL,
         facts=Facts(sign=never_negative_if_first, bounds=Bounds.WITHIN),

@@ -101,7 +101,7 @@ def _reduced_count(instance: OpInstance) -> int:
     return math.prod(shape[axis] for axis in _reduced_dims(instance))
 
 
-def _correction(instance: OpInstance) -> float:
+def _variance_correction(instance: OpInstance) -> float:
     correction = instance.args.get("correction", instance.args.get("unbiased"))
     return 1.0 if correction is None else float(correction)
 
@@ -114,7 +114,7 @@ def _variance(rewriting: Rewriting) -> tuple[Node, Node]:
     differences = rewriting.call(aten.sub.Tensor, values, mean)
     squares = rewriting.call(aten.mul.Tensor, differences, differences)
     variance = rewriting.call(aten.mean.dim, squares, axes, bool(instance.args.get("keepdim", False)))
-    divisor = max(0.0, _reduced_count(instance) - _correction(instance))
+    divisor = max(0.0, _reduced_count(instance) - _variance_correction(instance))
     corrected = _reduced_count(instance) / divisor if divisor else math.inf
     return (variance if corrected == 1 else rewriting.call(aten.mul.Tensor, variance, corrected)), mean
 
@@ -155,7 +155,7 @@ def _norm(rewriting: Rewriting) -> Node:
     return rewriting.call(reduce, magnitudes, *over)
 
 
-def _targets(name: str) -> tuple[str, ...]:
+def _overloads_of(name: str) -> tuple[str, ...]:
     return tuple(f"aten.{name}.{overload}" for overload in ("default", "dim", "correction"))
 
 
@@ -225,25 +225,25 @@ DECOMPOSED = (
     ),
     Decomposition(
         name="var",
-        targets=_targets("var"),
+        targets=_overloads_of("var"),
         rewrite=_var,
         becomes="mean, sub, mul, mean, mul for the correction",
     ),
     Decomposition(
         name="var_mean",
-        targets=_targets("var_mean"),
+        targets=_overloads_of("var_mean"),
         rewrite=_var_mean,
         becomes="mean, sub, mul, mean, mul for the correction",
     ),
     Decomposition(
         name="std",
-        targets=_targets("std"),
+        targets=_overloads_of("std"),
         rewrite=_std,
         becomes="mean, sub, mul, mean, mul for the correction, sqrt",
     ),
     Decomposition(
         name="std_mean",
-        targets=_targets("std_mean"),
+        targets=_overloads_of("std_mean"),
         rewrite=_std_mean,
         becomes="mean, sub, mul, mean, mul for the correction, sqrt",
     ),

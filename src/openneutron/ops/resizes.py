@@ -37,11 +37,11 @@ def resize_axis(instance: OpInstance, values: torch.Tensor, axis: int) -> torch.
     corners = [instance.args["align_corners"]] if "align_corners" in instance.args else []
     resize = getattr(aten, op_name(instance.node).split(".")[1]).default
     image = values.reshape(1, len(values), *units, -1)
-    result = resize(image, [*units, outputs], *corners, *[None] * len(units), _scales(instance)[axis])
+    result = resize(image, [*units, outputs], *corners, *[None] * len(units), _scale_factors(instance)[axis])
     return result.reshape(len(values), outputs)  # type: ignore[no-any-return]
 
 
-def _scales(instance: OpInstance) -> tuple[float | None, ...]:
+def _scale_factors(instance: OpInstance) -> tuple[float | None, ...]:
     """Returns the scale factor argument of each spatial dimension; None where torch computes it from the sizes."""
     rank = spatial_rank(instance)
     if "scale_factors" in instance.args:
@@ -49,22 +49,22 @@ def _scales(instance: OpInstance) -> tuple[float | None, ...]:
     return tuple(instance.args[name] for name in (("scales",) if rank == 1 else ("scales_h", "scales_w")))
 
 
-def _sizes(instance: OpInstance) -> list[tuple[int, int]]:
+def _spatial_sizes(instance: OpInstance) -> list[tuple[int, int]]:
     """Returns the sizes of the input and of the output for each spatial dimension."""
     rank = spatial_rank(instance)
     return list(zip(instance.shape_of("self")[-rank:], instance.shape[-rank:], strict=True))
 
 
-def _factors(instance: OpInstance) -> tuple[int, int]:
+def _whole_factors(instance: OpInstance) -> tuple[int, int]:
     """Returns the whole factors of height and width."""
-    height, width = (1, *(outputs // size for size, outputs in _sizes(instance)))[-2:]
+    height, width = (1, *(outputs // size for size, outputs in _spatial_sizes(instance)))[-2:]
     return height, width
 
 
 @constraint
 def grows_by_whole_factors(instance: OpInstance) -> bool:
     """Height and width grow by whole factors."""
-    for axis, (size, outputs) in enumerate(_sizes(instance)):
+    for axis, (size, outputs) in enumerate(_spatial_sizes(instance)):
         elements = torch.arange(size, dtype=torch.float32)
         repeated = elements.repeat_interleave(max(1, outputs // size))
         if not torch.equal(resize_axis(instance, elements[None], axis)[0], repeated):
@@ -84,22 +84,22 @@ def grows_by_native_factors(instance: OpInstance) -> bool:
     corners = bool(instance.args["align_corners"])
     return all(
         _grows_by_native_factor(*sizes, scale, align_corners=corners)
-        for sizes, scale in zip(_sizes(instance), _scales(instance), strict=True)
+        for sizes, scale in zip(_spatial_sizes(instance), _scale_factors(instance), strict=True)
     )
 
 
 @legacy_constraint
 def grows_by_legacy_factors(instance: OpInstance) -> bool:
     """Height and width grow by factors of 1, 2, 4 or 8."""
-    return all(factor in FACTORS for factor in _factors(instance))
+    return all(factor in FACTORS for factor in _whole_factors(instance))
 
 
 def lower_nearest(lowering: Lowering) -> Tensor:
     """Emits a CONCATENATION of copies for the odd part of a factor, and RESIZE_NEAREST_NEIGHBOR for its power of 2."""
     inputs = lowering.tensor("self")
     nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(lowering.instance, inputs.shape)))
-    powers = [factor & -factor for factor in _factors(lowering.instance)]
-    for axis, (factor, power) in enumerate(zip(_factors(lowering.instance), powers, strict=True), start=1):
+    powers = [factor & -factor for factor in _whole_factors(lowering.instance)]
+    for axis, (factor, power) in enumerate(zip(_whole_factors(lowering.instance), powers, strict=True), start=1):
         nhwc = _repeat_indices(lowering, nhwc, axis, factor // power)
     while max(powers) > 1:
         step = [min(power, LARGEST_FACTOR) for power in powers]

@@ -71,7 +71,7 @@ def _qparams_of_multiples(inputs: QParams, step: float) -> QParams | None:
     return QParams.per_tensor(step, LOWEST_CODE - lowest)
 
 
-def _offset(qparams: QParams, step: float, *, up: bool) -> float:
+def _rounding_offset(qparams: QParams, step: float, *, up: bool) -> float:
     """Returns the number to subtract before rounding to the nearest multiple of `step`. The result is then the floor.
 
     With `up`, returns the number to add, so that the result is the ceil. Both are half a step, minus half of the
@@ -95,7 +95,7 @@ def _round_to_step(lowering: Lowering, rounding: Rounding, inputs: Tensor, step:
 
 def _round_up_or_down(lowering: Lowering, inputs: Tensor, step: float, output: QParams, *, up: bool) -> Tensor:
     """Emits a SUB of the offset for the floor; with `up`, an ADD for the ceil."""
-    offset = lowering.number(1, QParams.per_tensor(_offset(inputs.qparams, step, up=up), 0))
+    offset = lowering.number(1, QParams.per_tensor(_rounding_offset(inputs.qparams, step, up=up), 0))
     return lowering.emit(ADD if up else SUB, [inputs, offset], lowering.shape, output, fused_activation_function="NONE")
 
 
@@ -110,7 +110,7 @@ def _round_to_zero(lowering: Lowering, inputs: Tensor, step: float, output: QPar
     (zero_point,) = inputs.qparams.zero_point
     if zero_point in (LOWEST_CODE, HIGHEST_CODE):
         return _round_up_or_down(lowering, inputs, step, output, up=zero_point == HIGHEST_CODE)
-    offset = min(_offset(inputs.qparams, step, up=up) for up in (False, True))
+    offset = min(_rounding_offset(inputs.qparams, step, up=up) for up in (False, True))
     codes = lowering.number(1, QParams.per_tensor(1 / inputs.qparams.scale[0], 0))
     sign = lowering.emit(MUL, [inputs, codes], lowering.shape, SIGN_QPARAMS, fused_activation_function="RELU_N1_TO_1")
     # This product has the codes of the sign with another scale: it is the sign times the offset.
@@ -246,12 +246,12 @@ SPECS = (
 @constraint
 def rounds_by_a_number(instance: OpInstance) -> bool:
     """The divisor is a constant number that is not 0, or nothing is rounded (rounding_mode=None)."""
-    return not _rounds(instance) or divides_by_a_number.holds(instance)
+    return not _has_rounding_mode(instance) or divides_by_a_number.holds(instance)
 
 
 def _rounded_quotient(rewriting: Rewriting) -> Node:
     instance = rewriting.instance
-    if not _rounds(instance):
+    if not _has_rounding_mode(instance):
         return rewriting.call(aten.div.Tensor, rewriting.args["self"], rewriting.args["other"])
     number = instance.number("other")
     assert number is not None  # rounds_by_a_number holds
@@ -266,7 +266,7 @@ def _remainder_of_a_number(rewriting: Rewriting) -> Node:
     return rewriting.call(target, rewriting.args["self"], rewriting.instance.number("other"))
 
 
-def _rounds(instance: OpInstance) -> bool:
+def _has_rounding_mode(instance: OpInstance) -> bool:
     return instance.args.get("rounding_mode", "floor") is not None
 
 

@@ -25,10 +25,10 @@ def chooses_by_a_constant(instance: OpInstance) -> bool:
     number that hides the other from a softmax.
     """
     is_known = instance.constant("condition") is not None
-    return is_known or _compares(instance) or _filler_at_run_time(instance) is not None
+    return is_known or _has_comparison_condition(instance) or _filler_at_run_time(instance) is not None
 
 
-def _compares(instance: OpInstance) -> bool:
+def _has_comparison_condition(instance: OpInstance) -> bool:
     return selects_by_comparison(instance, "condition", "self", "other")
 
 
@@ -87,7 +87,7 @@ def _select_by_mask(rewriting: Rewriting, mask: torch.Tensor, chosen: Operand, o
 
 
 def _where(rewriting: Rewriting) -> Node:
-    if _compares(rewriting.instance):
+    if _has_comparison_condition(rewriting.instance):
         return where_by_comparison(rewriting, *(rewriting.args[name] for name in ("condition", "self", "other")))
     at_run_time = _filler_at_run_time(rewriting.instance)
     if at_run_time is not None:

@@ -38,7 +38,7 @@ MAX_STRIDE = 4096
 MAX_STRIDE_OF_TRANSPOSE_CONV = 2
 
 
-def _windows(instance: OpInstance) -> tuple[Window, Window]:
+def _forward_windows(instance: OpInstance) -> tuple[Window, Window]:
     """Returns the windows of the forward convolution, whose input has the shape of this operator's output."""
     vertical, horizontal = (
         Window(*sizes)
@@ -59,14 +59,14 @@ def _is_native(instance: OpInstance) -> bool:
     """Whether TRANSPOSE_CONV of the NPU supports these parameters."""
     return int(instance.args["groups"]) == 1 and all(
         window.dilation == 1 and window.stride <= min(MAX_STRIDE_OF_TRANSPOSE_CONV, window.kernel)
-        for window in _windows(instance)
+        for window in _forward_windows(instance)
     )
 
 
 @constraint
 def has_supported_geometry(instance: OpInstance) -> bool:
     """Kernel, including its dilation, is at most {MAX_KERNEL}, stride at most {MAX_STRIDE}."""
-    return all(window.extent <= MAX_KERNEL and window.stride <= MAX_STRIDE for window in _windows(instance))
+    return all(window.extent <= MAX_KERNEL and window.stride <= MAX_STRIDE for window in _forward_windows(instance))
 
 
 @constraint
@@ -77,7 +77,7 @@ def fits_accumulation(instance: OpInstance) -> bool:
     granularity = instance.target.channel_granularity
     channels = instance.shape_of("weight")[0] // int(instance.args["groups"])
     channels = -(-channels // granularity) * granularity
-    return math.prod(window.extent for window in _windows(instance)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
+    return math.prod(window.extent for window in _forward_windows(instance)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
 @legacy_constraint
@@ -85,7 +85,7 @@ def has_legacy_geometry(instance: OpInstance) -> bool:
     """Groups and dilation are 1, the kernel is 1 x k, the stride is at most {MAX_STRIDE_OF_TRANSPOSE_CONV} and at most
     the kernel, and the padding is TFLite's VALID or SAME.
     """
-    windows = _windows(instance)
+    windows = _forward_windows(instance)
     padding = all(window.has_valid_padding for window in windows) or all(window.has_same_padding for window in windows)
     return _is_native(instance) and windows[0].kernel == 1 and padding
 
@@ -96,7 +96,7 @@ def has_aligned_filters(instance: OpInstance) -> bool:
     return all(size % instance.target.channel_granularity == 0 for size in instance.shape_of("weight")[:2])
 
 
-def _channels(instance: OpInstance) -> PaddedDimensions:
+def _channel_dims(instance: OpInstance) -> PaddedDimensions:
     """Input and output channels, if there are no groups."""
     if instance.args["groups"] != 1:
         return {}
@@ -113,7 +113,7 @@ def lower_transposed_convolution(lowering: Lowering) -> Tensor:
 
     The legacy generation takes batches of 1 only, so the images of a batch are stacked vertically to one image.
     """
-    instance, inputs, windows = lowering.instance, lowering.tensor("input"), _windows(lowering.instance)
+    instance, inputs, windows = lowering.instance, lowering.tensor("input"), _forward_windows(lowering.instance)
     nhwc = lowering.channels_last(lowering.reshape(inputs, image_shape(instance, inputs.shape)))
     batch, height, *row = nhwc.shape
     if instance.generation is Generation.LEGACY and batch > 1:
@@ -171,10 +171,10 @@ def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows
     is the sum over m of input[q - m] * kernel[m * stride + r]. So phase r is a convolution with every stride-th kernel
     tap, in reverse order.
     """
-    first = [min(window.padding_before // window.stride, _taps(window) - 1) for window in windows]
+    first = [min(window.padding_before // window.stride, _taps_per_phase(window) - 1) for window in windows]
     last = [max((window.padding_before + window.size - 1) // window.stride, window.outputs - 1) for window in windows]
     rows, columns = (
-        Window(window.outputs, end - start + 1, _taps(window), 1, 1, _taps(window) - 1 - start)
+        Window(window.outputs, end - start + 1, _taps_per_phase(window), 1, 1, _taps_per_phase(window) - 1 - start)
         for window, start, end in zip(windows, first, last, strict=True)
     )
     phases = convolve(lowering, nhwc, _phase_filters(lowering, filters, windows), (rows, columns))
@@ -188,7 +188,7 @@ def _convolve_phases(lowering: Lowering, nhwc: Tensor, filters: Filters, windows
     return _crop_image(lowering, image, begin, windows)
 
 
-def _taps(window: Window) -> int:
+def _taps_per_phase(window: Window) -> int:
     """Returns the number of taps of a phase's kernel."""
     return -(-window.extent // window.stride)
 
@@ -199,16 +199,16 @@ def _phase_filters(lowering: Lowering, filters: Filters, windows: tuple[Window, 
     """
     groups, (outputs, inputs) = filters.groups, filters.oihw.shape[:2]
     vertical, horizontal = windows
-    taps = np.zeros((outputs, inputs, *(_taps(window) * window.stride for window in windows)), np.int8)
+    taps = np.zeros((outputs, inputs, *(_taps_per_phase(window) * window.stride for window in windows)), np.int8)
     taps[:, :, : vertical.extent : vertical.dilation, : horizontal.extent : horizontal.dilation] = filters.oihw
     # Tap number t of the kernel is tap t // stride of phase t % stride.
     sizes = {
         "group": groups,
         "output": outputs // groups,
         "input": inputs,
-        "row": _taps(vertical),
+        "row": _taps_per_phase(vertical),
         "row_phase": vertical.stride,
-        "column": _taps(horizontal),
+        "column": _taps_per_phase(horizontal),
         "column_phase": horizontal.stride,
     }
     axis = {name: number for number, name in enumerate(sizes)}
@@ -253,7 +253,7 @@ SPECS = (
         bias="bias",
         fuses_activation=True,
         constraints=(has_supported_geometry, fits_accumulation, has_legacy_geometry, has_aligned_filters),
-        pads=_channels,
+        pads=_channel_dims,
         lower=lower_transposed_convolution,
         macs=macs,
         facts=Facts(layer=LayerKind.TRANSPOSED, is_continuous=True),

@@ -129,7 +129,7 @@ class Constants:
 
     def initial_value(self, state: Node) -> torch.Tensor:
         """Returns the value of a state's buffer before the first call."""
-        return self._stored(self._states[state.name])
+        return self._stored_tensor(self._states[state.name])
 
     def name_of(self, state: Node) -> str:
         """Returns the name of the buffer that holds a state."""
@@ -137,9 +137,9 @@ class Constants:
 
     def array(self, node: Node) -> Array | None:
         """Returns the values of a constant; None for any other node."""
-        return np.asarray(self._stored(self._targets[node.name]).cpu().numpy()) if node in self else None
+        return np.asarray(self._stored_tensor(self._targets[node.name]).cpu().numpy()) if node in self else None
 
-    def _stored(self, target: str) -> torch.Tensor:
+    def _stored_tensor(self, target: str) -> torch.Tensor:
         stored = self.program.state_dict.get(target)
         tensor: torch.Tensor = self.program.constants[target] if stored is None else stored
         return tensor.detach()
@@ -232,7 +232,7 @@ class _ClusterSearch:
         if spec is None:
             return self._float_reason(node)
         instance = OpInstance(node, self.target, self.options.generation)
-        operands = self._operands(spec, instance)
+        operands = self._operand_dequantizes(spec, instance)
         if isinstance(operands, str):
             return operands
         found = self._activation_and_quantize(spec, node)
@@ -254,7 +254,7 @@ class _ClusterSearch:
             return f"ExecuTorch stores the next value of the buffer '{name}' by a copy on the CPU."
         return "It writes in place, which the NPU does not support."
 
-    def _operands(self, spec: OpSpec, instance: OpInstance) -> tuple[Node, ...] | str:
+    def _operand_dequantizes(self, spec: OpSpec, instance: OpInstance) -> tuple[Node, ...] | str:
         operands: list[Node] = []
         for name in spec.inputs:
             nodes = list(iterate_nodes(instance.args[name]))

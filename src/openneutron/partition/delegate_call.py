@@ -120,10 +120,10 @@ def is_partitioned(program: ExportedProgram) -> bool:
 def _fake_outputs(_: Sequence[torch.Tensor], payload: torch.Tensor, outputs: str) -> list[torch.Tensor]:
     described = _parse_layouts(outputs)
     values = [torch.empty_strided(size, stride, dtype=torch.int8, device=payload.device) for size, stride in described]
-    return [_empty(payload), *values]
+    return [_empty_like(payload), *values]
 
 
-def _empty(like: torch.Tensor) -> torch.Tensor:
+def _empty_like(like: torch.Tensor) -> torch.Tensor:
     return like.new_empty(0, dtype=torch.int8)
 
 
@@ -168,7 +168,7 @@ class _GraphEmitter:
             if missing:
                 pending.extend(reversed(missing))
             elif number is None:
-                self.copies[node] = self._copy(node)
+                self.copies[node] = self._copy_node(node)
             else:
                 self._emit_call(number)
 
@@ -192,7 +192,7 @@ class _GraphEmitter:
         for write in writes:
             self.emit(write)
 
-    def _copy(self, node: Node) -> Node:
+    def _copy_node(self, node: Node) -> Node:
         """Copies a node outside of all partitions, and converts its operands to the dim order that it requires."""
         operand = self.copies.__getitem__
         if node.op == "output":
@@ -225,7 +225,7 @@ class _GraphEmitter:
         call = self.graph.call_function(
             partition_operator(), (inputs, self.payload_nodes[number], _layouts_text(values))
         )
-        empty = _empty(self.payload_nodes[number].meta["val"])
+        empty = _empty_like(self.payload_nodes[number].meta["val"])
         call.meta = {"val": [empty, *values], "stack_trace": partition.clusters[0].node.meta.get("stack_trace")}
         for index, (output, value) in enumerate(zip(partition.outputs, values, strict=True)):
             item = self.graph.call_function(operator.getitem, (call, _FIRST_OUTPUT + index))

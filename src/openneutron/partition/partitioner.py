@@ -140,7 +140,7 @@ def compile_placed(placed: Placed) -> ExportedProgram:
     if converter is None or not payloads:
         return replace_partitions(placed.program, partitions, [payload.pack() for payload in payloads], orders)
     compiled = _device_payloads(payloads, options, converter)
-    traces = [_traces(*pair) for pair in zip(partitions, compiled, strict=True)] if options.use_profiling else ()
+    traces = [_traces_of(*pair) for pair in zip(partitions, compiled, strict=True)] if options.use_profiling else ()
     return replace_partitions(placed.program, partitions, [result.payload for result in compiled], orders, traces)
 
 
@@ -181,7 +181,7 @@ def _keep_initial_states(program: ExportedProgram) -> None:
             node.meta["val"] = node.meta["val"].detach()
 
 
-def _traces(partition: Partition, compiled: DevicePayload) -> list[Trace]:
+def _traces_of(partition: Partition, compiled: DevicePayload) -> list[Trace]:
     """Returns the operators of a partition, each with the kernels that compute it."""
     kernels = compiled.kernels
     nodes = [cluster.node for cluster in partition.clusters] if kernels else []

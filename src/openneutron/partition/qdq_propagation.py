@@ -111,17 +111,17 @@ def _insert_qdq(value: Node, qargs: QArgs, readers: Iterable[Node]) -> Node:
     quantize = next((user for user in value.users if _quantizes(user, qargs)), None)
     if quantize is None:
         with value.graph.inserting_after(value):
-            quantize = _call(value.graph, QUANTIZE, value, qargs)
+            quantize = _insert_call(value.graph, QUANTIZE, value, qargs)
     else:
         value.append(quantize)  # before all readers
     with value.graph.inserting_after(quantize):
-        dequantize = _call(value.graph, DEQUANTIZE, quantize, qargs)
+        dequantize = _insert_call(value.graph, DEQUANTIZE, quantize, qargs)
     for reader in readers:
         reader.replace_input_with(value, dequantize)
     return dequantize
 
 
-def _call(graph: Graph, target: torch._ops.OpOverload, value: Node, qargs: QArgs) -> Node:
+def _insert_call(graph: Graph, target: torch._ops.OpOverload, value: Node, qargs: QArgs) -> Node:
     call = graph.call_function(target, (value, *qargs))
     call.meta = {key: value.meta[key] for key in ("stack_trace", "nn_module_stack") if key in value.meta}
     call.meta["val"] = target(value.meta["val"], *qargs)

@@ -67,7 +67,7 @@ def int8_io(program: ExportedProgram) -> dict[str, float | int]:
             _change_output_to_int8(program, position, source)
             qparams |= _constant_methods("output", index, node.args[1:])
         else:
-            origin, cost = _origin(node, constants), _concatenation_bytes_text(node)
+            origin, cost = _origin_text(node, constants), _concatenation_bytes_text(node)
             left.append(f"  output {index}, '{node.name}': {origin} in float.{cost}")
     _update_output_names(program)
     program.graph.eliminate_dead_code()
@@ -115,7 +115,7 @@ def _concatenation_bytes_text(node: Node) -> str:
     )
 
 
-def _origin(node: Node, constants: Constants) -> str:
+def _origin_text(node: Node, constants: Constants) -> str:
     if node in constants:
         return "it is a constant that the program stores"
     if node.op == "placeholder":

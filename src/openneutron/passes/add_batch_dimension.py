@@ -33,7 +33,7 @@ def add_batch_dimension(module: GraphModule, keeps_float: Callable[[Node], bool]
     """
     batched = _BatchInsertion()
     for node in list(module.graph.nodes):
-        if node.op == "call_function" and not keeps_float(node) and (_lacks_batch(node) or batched.reaches(node)):
+        if node.op == "call_function" and not keeps_float(node) and (_lacks_batch(node) or batched.can_extend_to(node)):
             batched.add(node)
     for value in batched.with_dimension:
         note(value, UNBATCHED, True)
@@ -52,7 +52,7 @@ class _BatchInsertion:
         self.with_dimension: dict[Node, Node] = {}
         self.squeezes: list[Node] = []
 
-    def reaches(self, node: Node) -> bool:
+    def can_extend_to(self, node: Node) -> bool:
         """Returns whether rule 2 holds for `node`."""
         read = list(_tensor_operands(node))
         if any(dtype_of(value) != torch.float32 for value in (node, *read)):

@@ -91,7 +91,7 @@ def _called_graphs(node: Node) -> list[GraphModule]:
 
 def _inline_region(module: GraphModule, call: Node, *, detach: bool) -> list[Node]:
     """Replaces `call` by the nodes of the graph that it calls, and returns the regions among them."""
-    position, region = _region(module, call)
+    position, region = _called_region(module, call)
     # hints_wrapper and strict_mode take the operands as one tuple, the others as separate arguments.
     operands = list(iterate_nodes(list(call.args[position + 1 :])))
     copies: dict[Node, Node] = {}
@@ -115,7 +115,7 @@ def _inline_region(module: GraphModule, call: Node, *, detach: bool) -> list[Nod
     return inner
 
 
-def _region(module: GraphModule, call: Node) -> tuple[int, GraphModule]:
+def _called_region(module: GraphModule, call: Node) -> tuple[int, GraphModule]:
     for position, argument in enumerate(call.args):
         if isinstance(argument, Node) and argument.op == "get_attr":
             value = attribute(module, str(argument.target))

@@ -94,7 +94,7 @@ class _IntegerRewriter:
         if dtype in (*_INTEGERS, torch.bool):
             self._record_integer_of_bool(node)
         elif dtype == torch.float32 and is_op(node, "to"):
-            self._convert(node)
+            self._rewrite_conversion(node)
         elif dtype == torch.float32 and (is_op(node, "add", "sub", "mul") or is_quotient(node)):
             self._convert_operands(node)
             self._rewrite_mask_subtraction(node)
@@ -114,9 +114,9 @@ class _IntegerRewriter:
         if dtype_of(node) != torch.bool or all(dtype_of(source) == torch.bool for source in node.all_input_nodes):
             return
         if choice.is_cast_of_bool:
-            self._replace(node, choice.truth)
+            self._replace_node(node, choice.truth)
         elif (choice.when_false, choice.when_true) == (1, 0):
-            self._replace(node, logical_not(self._rewriting_before(node), choice.truth))
+            self._replace_node(node, logical_not(self._rewriting_before(node), choice.truth))
 
     def _integer_of_bool(self, node: Node) -> _IntegerOfBool | None:
         sources = node.all_input_nodes
@@ -144,14 +144,14 @@ class _IntegerRewriter:
         is_truth = dtype_of(source) == torch.bool and constant_of(self.module, source) is None
         return _IntegerOfBool(source, 0, 1) if is_truth else None
 
-    def _convert(self, node: Node) -> None:
+    def _rewrite_conversion(self, node: Node) -> None:
         """Applies rules 2 and 6."""
         source = node.args[0]
         if not isinstance(source, Node) or dtype_of(source) not in _INTEGERS:
             return
         written = self._compute_in_float(node, source)
         if written is not None:
-            self._replace(node, written)
+            self._replace_node(node, written)
 
     def _compute_in_float(self, node: Node, integer: Node) -> Node | None:
         """Returns `integer` computed in float32 before `node`, or None if no rule avoids its conversion."""
@@ -202,13 +202,13 @@ class _IntegerRewriter:
             factor = number_of(number)
             if isinstance(mask, Node) and factor is not None and abs(factor) >= -HIDDEN_AT_RUN_TIME:
                 writing = self._rewriting_before(node)
-                self._replace(node, add(writing, args["self"], mul(writing, mask, -factor)))
+                self._replace_node(node, add(writing, args["self"], mul(writing, mask, -factor)))
                 return
 
     def _rewriting_before(self, node: Node) -> Rewriting:
         return Rewriting(self.module, OpInstance(node, self.target))
 
-    def _replace(self, node: Node, written: Node) -> None:
+    def _replace_node(self, node: Node, written: Node) -> None:
         node.replace_all_uses_with(written)
         self.changed = True
 

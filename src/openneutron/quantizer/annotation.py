@@ -115,12 +115,14 @@ class Annotation:
             if node in read_in_float:
                 given = [value for value in node.all_input_nodes if value in read_in_float[node]]
                 edges = {value: self._quantization_spec((value, node), value) for value in given}
-                node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
+                node.meta[Q_ANNOTATION_KEY] = _make_annotation(edges, None)
             if node in by_output:
                 self._annotate_output(by_output[node])
             if node in self.stored:
                 value, group = next_value(node), self.stored[node]
-                node.meta[Q_ANNOTATION_KEY] = _annotation({value: self._quantization_spec((value, node), group)}, None)
+                node.meta[Q_ANNOTATION_KEY] = _make_annotation(
+                    {value: self._quantization_spec((value, node), group)}, None
+                )
 
     def _find_group(self, value: Value) -> Value:
         return find_root(self.parent, value)
@@ -319,10 +321,10 @@ class Annotation:
                 if bias is not None:
                     per_channel = spec.ch_axis is not None
                     edges[bias] = qspecs.bias((fused.inputs[0], node), (weight, node), bias, per_channel=per_channel)
-        node.meta[Q_ANNOTATION_KEY] = _annotation(edges, None)
+        node.meta[Q_ANNOTATION_KEY] = _make_annotation(edges, None)
 
     def _annotate_output(self, fused: FusedOperator) -> None:
-        annotation = fused.output.meta.setdefault(Q_ANNOTATION_KEY, _annotation({}, None))
+        annotation = fused.output.meta.setdefault(Q_ANNOTATION_KEY, _make_annotation({}, None))
         annotation.output_qspec = self._quantization_spec(fused.output, fused.output)
 
     def _quantization_spec(self, key: Value, value: Value) -> Any:
@@ -391,7 +393,7 @@ def _granularity_error(node: Node) -> OptionError:
     )
 
 
-def _annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
+def _make_annotation(edges: dict[Node, Any], output: Any) -> QuantizationAnnotation:
     return QuantizationAnnotation(
         input_qspec_map=edges, output_qspec=output, allow_implicit_sharing=False, _annotated=True
     )

@@ -34,12 +34,12 @@ class FusedOperator:
     @property
     def inputs(self) -> list[Node]:
         """Returns the activations that the operator reads, each once."""
-        return self._operands(self.spec.inputs)
+        return self._operand_nodes(self.spec.inputs)
 
     @property
     def symmetric(self) -> list[Node]:
         """Returns the inputs that need zero point 0."""
-        return self._operands(self.spec.symmetric)
+        return self._operand_nodes(self.spec.symmetric)
 
     @property
     def rule(self) -> OutputRule | QParams:
@@ -51,6 +51,6 @@ class FusedOperator:
         """Returns whether the operator reads several values that are not constant."""
         return sum(constant_value(value) is None for value in self.inputs) > 1
 
-    def _operands(self, names: tuple[str, ...]) -> list[Node]:
+    def _operand_nodes(self, names: tuple[str, ...]) -> list[Node]:
         operands = iterate_nodes([self.instance.args[name] for name in names])
         return list(dict.fromkeys(map(training.observed, operands)))

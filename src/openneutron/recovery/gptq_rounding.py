@@ -307,7 +307,7 @@ def input_rows(layer: WeightedLayer, values: torch.Tensor, weight: torch.Tensor,
     if layer.is_linear:
         rows = values.flatten(0, -2)
         return rows[positions(len(rows), wanted).sort().values][None]
-    axes = _axes(layer, values.shape[2:], weight)
+    axes = _convolution_axes(layer, values.shape[2:], weight)
     outputs = [axis.outputs for axis in axes]
     area = math.prod(outputs)
     chosen = positions(len(values) * area, wanted).sort().values
@@ -355,7 +355,7 @@ class _Axis:
         return (inputs >= 0) & (inputs < self.size)
 
 
-def _axes(layer: WeightedLayer, sizes: Sequence[int], weight: torch.Tensor) -> list[_Axis]:
+def _convolution_axes(layer: WeightedLayer, sizes: Sequence[int], weight: torch.Tensor) -> list[_Axis]:
     """Returns the spatial dimensions of a convolution."""
     args = arguments(layer.node)
     kernel = weight.shape[2:]

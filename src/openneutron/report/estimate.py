@@ -148,9 +148,9 @@ def estimate_operators(operators: Sequence[Operator], target: NeutronTarget) -> 
         ScratchTensor(tensors[index].name, tensors[index].shape, life.size, life.first, life.last, arena.offsets[index])
         for index, life in lives.items()
     )
-    layers = tuple(_layer(op, target, live) for op, live in zip(as_ops(operators), arena.live, strict=True))
+    layers = tuple(_layer_estimate(op, target, live) for op, live in zip(as_ops(operators), arena.live, strict=True))
     io_bytes = sum(tensor.bytes for tensor in (*inputs, *outputs))
-    return replace(_estimate(layers, arena.size, arena.peak, io_bytes, target), scratch=scratch)
+    return replace(_make_estimate(layers, arena.size, arena.peak, io_bytes, target), scratch=scratch)
 
 
 def combined_estimate(
@@ -163,7 +163,7 @@ def combined_estimate(
     layers = tuple(layer for part in parts for layer in part.layers)
     scratch = max((part.scratch_bytes for part in parts), default=0)
     peak = max((part.peak_bytes for part in parts), default=0)
-    estimate = _estimate(layers, scratch, peak, sum(part.io_bytes for part in parts), target)
+    estimate = _make_estimate(layers, scratch, peak, sum(part.io_bytes for part in parts), target)
     estimate = replace(estimate, scratch=_consecutive(parts))
     if memory is None:
         return estimate
@@ -197,7 +197,7 @@ def scratch_in_channels_last(operators: Sequence[Operator], target: NeutronTarge
     return estimate_operators(kept, target).scratch_bytes
 
 
-def _estimate(
+def _make_estimate(
     layers: tuple[LayerEstimate, ...], scratch: int, peak: int, io_bytes: int, target: NeutronTarget
 ) -> Estimate:
     cycles = sum(layer.cycles for layer in layers)
@@ -215,7 +215,7 @@ def _estimate(
     )
 
 
-def _layer(op: Op, target: NeutronTarget, live: int) -> LayerEstimate:
+def _layer_estimate(op: Op, target: NeutronTarget, live: int) -> LayerEstimate:
     cost = cost_of(op, target)
     weights = stored_bytes(op, target)
     return LayerEstimate(

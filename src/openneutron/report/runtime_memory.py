@@ -86,7 +86,7 @@ def _transposed_bytes(call: pte.DelegateCall) -> int:
     if call.backend != "NeutronBackend":
         return 0
     header = parse(call.payload).header
-    return sum(_bytes(value) for value in _transposed_values(call, header))
+    return sum(_value_bytes(value) for value in _transposed_values(call, header))
 
 
 def _transposed_values(call: pte.DelegateCall, header: PayloadHeader) -> Iterator[pte.ProgramValue]:
@@ -97,7 +97,7 @@ def _transposed_values(call: pte.DelegateCall, header: PayloadHeader) -> Iterato
             yield value
 
 
-def _bytes(value: pte.ProgramValue) -> int:
+def _value_bytes(value: pte.ProgramValue) -> int:
     elements = 1
     for size in value.shape:
         elements *= size

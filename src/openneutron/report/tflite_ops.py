@@ -56,7 +56,7 @@ def as_ops(operators: Sequence[Operator]) -> tuple[Op, ...]:
 
     def tensor(info: FileTensor) -> Tensor:
         if info.index not in known:
-            known[info.index] = _tensor(info)
+            known[info.index] = _ir_tensor(info)
         return known[info.index]
 
     return tuple(
@@ -120,7 +120,7 @@ def _missing_parts(operator: Operator) -> str | None:
     return next((need.what for need in needs if not need.is_met(operator)), None)
 
 
-def _tensor(info: FileTensor) -> Tensor:
+def _ir_tensor(info: FileTensor) -> Tensor:
     shape = tuple(max(1, size) for size in info.shape)
     dtype = np.dtype(_DTYPES.get(info.dtype, np.float32))
     # Broadcasting a zero gives the shape without allocating memory.

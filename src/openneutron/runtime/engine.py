@@ -77,17 +77,17 @@ class Engine:
             )
         self.argument_count = header.argument_count
         self.inputs = tuple(
-            _port(interpreter, details, argument, flag)
+            _make_port(interpreter, details, argument, flag)
             for details, argument, flag in zip(inputs, header.input_map, header.input_formats, strict=True)
         )
         self.outputs = tuple(
-            _port(interpreter, details, header.argument_count + argument, flag)
+            _make_port(interpreter, details, header.argument_count + argument, flag)
             for details, argument, flag in zip(outputs, header.output_map, header.output_formats, strict=True)
         )
         self.invoke: Callable[[], None] = interpreter.invoke
 
 
-def _port(interpreter: Interpreter, details: dict[str, Any], argument: int, flag: int) -> Port:
+def _make_port(interpreter: Interpreter, details: dict[str, Any], argument: int, flag: int) -> Port:
     dtype, shape = details["dtype"], details["shape"]
     if dtype not in SCALAR_TYPES:
         raise HostError(f"tensor '{details['name']}' of the TFLite model has type {dtype}, which ExecuTorch lacks")

@@ -32,7 +32,7 @@ def native_module() -> ModuleType:
 
     Raises `NativeModuleError` if it is not installed, or if the system's loader cannot load it.
     """
-    found = _imported()
+    found = _import_module()
     if isinstance(found, str):
         raise NativeModuleError(found)
     return found
@@ -40,11 +40,11 @@ def native_module() -> ModuleType:
 
 def is_installed() -> bool:
     """Whether the native module is installed and can be loaded."""
-    return isinstance(_imported(), ModuleType)
+    return isinstance(_import_module(), ModuleType)
 
 
 @functools.cache
-def _imported() -> ModuleType | str:
+def _import_module() -> ModuleType | str:
     """Returns the module, or the reason why it cannot be imported. Cached, because Python does not repeat an import."""
     try:
         _load_kernels()

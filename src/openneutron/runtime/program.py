@@ -115,16 +115,16 @@ class HostProgram:
             self.has_state = method.has_state
             constants = _Constants(program)
             self._leaves = _leaves(constants, len(method.inputs)) if leaves is None else tuple(leaves)
-            inputs = [_info(value, constants, f"input{i}") for i, value in enumerate(method.inputs)]
+            inputs = [_read_info(value, constants, f"input{i}") for i, value in enumerate(method.inputs)]
             self._names_are_known = self._leaves is not None
             self._leaves = self._leaves or _unnamed_leaves(method.inputs_tree, inputs)
             self.inputs = tuple(itertools.starmap(self._with_string_constant, enumerate(inputs)))
-            self.outputs = tuple(_info(value, constants, f"output{i}") for i, value in enumerate(method.outputs))
+            self.outputs = tuple(_read_info(value, constants, f"output{i}") for i, value in enumerate(method.outputs))
             # None stands for the default order, so that run() need not compare dimensions.
             orders = [value.dim_order for value in method.inputs]
             self._dim_orders = tuple(None if order == tuple(range(len(order))) else order for order in orders)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise _failure(f"{name} cannot be loaded", _missing_kernels(data) or error) from error
+            raise _failure_error(f"{name} cannot be loaded", _missing_kernels(data) or error) from error
 
     @classmethod
     def from_bytes(cls, data: bytes) -> HostProgram:
@@ -162,7 +162,7 @@ class HostProgram:
             try:
                 self._method = self._program.load_method(METHOD)
             except RuntimeError as error:
-                raise _failure(f"{self._name} cannot be loaded", error) from error
+                raise _failure_error(f"{self._name} cannot be loaded", error) from error
 
     def run(self, *inputs: Any, **named: Any) -> Any:
         """Runs `forward`. Returns its output, or a tuple of outputs if there are several: tensors, numbers and None.
@@ -181,7 +181,7 @@ class HostProgram:
         is_flat = not named and len(inputs) == len(self.inputs) and not any(map(_is_nested, inputs))
         values = inputs if is_flat else self._flatten_arguments(inputs, named)
         tensors = [
-            _to_dim_order(_tensor(i, value, info), order)
+            _to_dim_order(_to_tensor(i, value, info), order)
             if isinstance(info, TensorInfo)
             else _checked_constant(i, value, info)
             for i, (value, info, order) in enumerate(zip(values, self.inputs, self._dim_orders, strict=True))
@@ -191,7 +191,7 @@ class HostProgram:
             try:
                 outputs = self._method.call(tensors, clone_outputs=True)
             except RuntimeError as error:
-                failure = _failure(f"{self._name} failed", error)
+                failure = _failure_error(f"{self._name} failed", error)
                 if native.last_error() or isinstance(failure, KeyboardInterrupt):
                     raise failure from error
                 raise HostError(f"{self._name} failed: {self._find_cause(tensors) or error}") from error
@@ -335,7 +335,7 @@ def _unnamed_leaves(tree: str | None, inputs: Sequence[TensorInfo | ConstantInfo
     )
 
 
-def _info(value: pte.ProgramValue, constants: _Constants, name: str) -> TensorInfo | ConstantInfo:
+def _read_info(value: pte.ProgramValue, constants: _Constants, name: str) -> TensorInfo | ConstantInfo:
     if value.dtype == "none" or value.constant is not None:  # a tensor may be of dtype bool, too
         return ConstantInfo(value.constant)
     if value.dtype not in pte.SCALAR_TYPES.values():
@@ -345,7 +345,7 @@ def _info(value: pte.ProgramValue, constants: _Constants, name: str) -> TensorIn
     )
 
 
-def _tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
+def _to_tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
     """Converts `value` to a tensor in the CPU's memory.
 
     Raises InputError for another shape or dtype than `info` has.
@@ -387,7 +387,7 @@ def _missing_kernels(data: bytes) -> str | None:
     return f"it calls CPU kernels that this ExecuTorch lacks: {', '.join(missing)}" if missing else None
 
 
-def _failure(what: str, error: Exception | str) -> HostError | KeyboardInterrupt:
+def _failure_error(what: str, error: Exception | str) -> HostError | KeyboardInterrupt:
     """Returns the exception to raise for `error`, with the delegate's message if the delegate failed.
 
     Returns a KeyboardInterrupt after a Ctrl-C while a delegate ran, which the runtime reports as an error.

@@ -140,13 +140,13 @@ def compile_payloads(
         DevicePayload(
             device_payload(payload.header, result.tflite, request.name),
             result,
-            _kernels(request, result, converter) if options.use_profiling else (),
+            _kernels_of_log(request, result, converter) if options.use_profiling else (),
         )
         for payload, result, request in zip(payloads, converted, requests, strict=True)
     )
 
 
-def _kernels(request: Conversion, result: Converted, converter: Converter) -> tuple[Kernel, ...]:
+def _kernels_of_log(request: Conversion, result: Converted, converter: Converter) -> tuple[Kernel, ...]:
     kernels = kernels_of(result.log, request.tflite)
     if not kernels:
         warnings.warn(
@@ -177,15 +177,15 @@ def device_payload(header: PayloadHeader, converted: bytes, name: str = "the mod
             "with operators_not_to_delegate, or give the flavour of this converter as neutron_converter_flavor."
         )
     (node,) = nodes
-    blocks = [_constant(tensor, name) for tensor in node.inputs[-CONSTANT_INPUTS:]]
+    blocks = [_constant_bytes(tensor, name) for tensor in node.inputs[-CONSTANT_INPUTS:]]
     extra = len(node.outputs) - len(graph.outputs)
     if len(blocks) != CONSTANT_INPUTS or extra not in BUFFER_OUTPUTS:
         raise ConverterError(
             f"The NeutronGraph of {name} has an unknown interface: {len(node.inputs)} inputs and {len(node.outputs)} "
             f"outputs, for {len(graph.outputs)} outputs of the graph."
         )
-    inputs = _positions(node.inputs[:-CONSTANT_INPUTS], graph.inputs, f"an input of the NeutronGraph of {name}")
-    outputs = _positions(node.outputs[: -extra or None], graph.outputs, f"an output of the NeutronGraph of {name}")
+    inputs = _positions_of(node.inputs[:-CONSTANT_INPUTS], graph.inputs, f"an input of the NeutronGraph of {name}")
+    outputs = _positions_of(node.outputs[: -extra or None], graph.outputs, f"an output of the NeutronGraph of {name}")
     device = PayloadHeader(
         input_formats=tuple(header.input_formats[index] for index in inputs),
         output_formats=tuple(header.output_formats[index] for index in outputs),
@@ -197,7 +197,7 @@ def device_payload(header: PayloadHeader, converted: bytes, name: str = "the mod
     return pack_device(device, *blocks)
 
 
-def _constant(tensor: tflite.FileTensor | None, name: str) -> bytes:
+def _constant_bytes(tensor: tflite.FileTensor | None, name: str) -> bytes:
     if tensor is not None and tensor.shape == (0,):
         return b""
     if tensor is None or tensor.buffer is None or tensor.dtype != "UINT8":
@@ -205,7 +205,7 @@ def _constant(tensor: tflite.FileTensor | None, name: str) -> bytes:
     return bytes(tensor.buffer.data)
 
 
-def _positions(
+def _positions_of(
     wanted: Iterable[tflite.FileTensor | None], among: Sequence[tflite.FileTensor], what: str
 ) -> tuple[int, ...]:
     known = {tensor.index: position for position, tensor in enumerate(among)}

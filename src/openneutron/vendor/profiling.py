@@ -58,17 +58,17 @@ def kernels_of(log: str, model: bytes) -> tuple[Kernel, ...]:
     """
     imported, _, generated = log.partition(_GRAPHS)[2].partition(_GRAPHS)
     listed = imported.partition(_EXTRACTED)[2].partition(_GENERATED)[0]
-    parts = {number: list(_parts(text)) for number, text in _sections(_SUBGRAPH, generated)}
+    parts = {number: list(_parse_parts(text)) for number, text in _split_sections(_SUBGRAPH, generated)}
     operators = [operator for graph in tflite.read(model).subgraphs for operator in graph.operators]
     written = {tensor.name for operator in operators for tensor in operator.outputs}
     return tuple(
         Kernel(name, _nodes_of_parts(parts.get(number, []), operators, written))
-        for number, text in _sections(_OPERATOR, listed)
+        for number, text in _split_sections(_OPERATOR, listed)
         for name in _kernel_names(text)
     )
 
 
-def _sections(heading: re.Pattern[str], text: str) -> Iterator[tuple[int, str]]:
+def _split_sections(heading: re.Pattern[str], text: str) -> Iterator[tuple[int, str]]:
     """Returns the number in each heading, with the text up to the next heading."""
     pieces = heading.split(text)[1:]
     for number, section in zip(pieces[::2], pieces[1::2], strict=True):
@@ -84,7 +84,7 @@ def _kernel_names(text: str) -> Iterator[str]:
         yield name
 
 
-def _parts(text: str) -> Iterator[_Part]:
+def _parse_parts(text: str) -> Iterator[_Part]:
     for node in _NODE.finditer(text):
         inputs, outputs = (
             frozenset(name.partition("/")[0] for name in _TENSOR.findall(node[side])) for side in ("inputs", "outputs")

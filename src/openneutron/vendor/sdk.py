@@ -105,10 +105,10 @@ def installed() -> tuple[Converter, ...]:
     """Returns the converters that this Python can import, the newer package first. Imports none of them."""
     names = [name for _, name, _ in pkgutil.iter_modules() if name == PACKAGE or name.startswith(FLAVOR_PREFIX)]
     flavored = sorted((name for name in names if name != PACKAGE), reverse=True)
-    return tuple(Converter(name, _version(name)) for name in [PACKAGE] * (PACKAGE in names) + flavored)
+    return tuple(Converter(name, _package_version(name)) for name in [PACKAGE] * (PACKAGE in names) + flavored)
 
 
-def _version(module: str) -> str:
+def _package_version(module: str) -> str:
     candidates = importlib.metadata.packages_distributions().get(module, [])
     return importlib.metadata.version(candidates[0]) if candidates else "unknown"
 
@@ -168,7 +168,7 @@ def merge_kernel_selections(
             (work / name).write_text(source)
         (work / _REQUEST).write_text(json.dumps({"module": converter.module, "merge": names}))
         what = f"the kernel selections of {len(different)} payloads"
-        log = _run(work, what, converter, time_limit)
+        log = _run_child(work, what, converter, time_limit)
         _check_answer(work, what, converter, log)
         if not (work / _MERGED).exists():
             raise _converter_error(what, converter, "merged nothing", log)
@@ -183,7 +183,7 @@ def convert(
     `time_limit` is in seconds. Raises `ConverterError` with the converter's output if the converter crashes, exceeds
     the time limit, runs out of memory, or returns nothing.
     """
-    kept = None if cache is None else cache / _key(request, converter)
+    kept = None if cache is None else cache / _cache_key(request, converter)
     if kept is not None and (kept / _ANSWER).exists():
         return _read_cache(kept, request)
     with tempfile.TemporaryDirectory(prefix="openneutron-") as folder:
@@ -192,7 +192,7 @@ def convert(
         asked = {"module": converter.module, "target": request.target, "flags": dict(request.flags)}
         (work / _REQUEST).write_text(json.dumps(asked))
         what = f"{request.name} for {request.target}"
-        log = _run(work, what, converter, time_limit)
+        log = _run_child(work, what, converter, time_limit)
         _check_answer(work, what, converter, log)
         converted = _read_answer(work, what, converter, log)
     if kept is not None:
@@ -224,7 +224,7 @@ def default_cache() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openneutron"
 
 
-def _run(work: Path, what: str, converter: Converter, time_limit: float) -> str:
+def _run_child(work: Path, what: str, converter: Converter, time_limit: float) -> str:
     """Runs the child process and returns its output. Raises `ConverterError` if the process fails."""
     with (work / "log").open("w+b") as log:
         child = subprocess.Popen(
@@ -286,7 +286,7 @@ def _converter_error(what: str, converter: Converter, how: str, log: str) -> Con
     return ConverterError(f"The converter {converter} {how} on {what}. It printed:\n{printed}")
 
 
-def _key(request: Conversion, converter: Converter) -> str:
+def _cache_key(request: Conversion, converter: Converter) -> str:
     parts = (str(converter), request.target, json.dumps(dict(request.flags), sort_keys=True))
     digest = hashlib.sha256("\0".join(parts).encode())
     digest.update(b"\0" + request.tflite)

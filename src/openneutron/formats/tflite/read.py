@@ -164,13 +164,13 @@ def read(data: bytes | memoryview, what: str = "the TFLite file") -> Model:
     """
     source = Source(data, what)
     model = root(source, (FILE_IDENTIFIER,))
-    buffers = tuple(_buffer(source, number, table) for number, table in enumerate(model.tables(4)))
+    buffers = tuple(_read_buffer(source, number, table) for number, table in enumerate(model.tables(4)))
     codes = [_operator_name(table) for table in model.tables(1)]
-    subgraphs = tuple(_subgraph(table, codes, buffers) for table in model.tables(2))
+    subgraphs = tuple(_read_subgraph(table, codes, buffers) for table in model.tables(2))
     return Model(model.integer(0, "I"), model.text(3) or "", subgraphs, buffers)
 
 
-def _buffer(source: Source, number: int, table: Table) -> Buffer:
+def _read_buffer(source: Source, number: int, table: Table) -> Buffer:
     """Reads a buffer. Its data lie in the table or, in files over 2 GB, after the flatbuffer."""
     offset, size = table.integer(1, "Q"), table.integer(2, "Q")
     if offset > 1:  # 0 and 1 mark data in the table
@@ -190,14 +190,14 @@ def _operator_name(table: Table) -> tuple[str, bool]:
     return _BUILTINS[code], False
 
 
-def _subgraph(table: Table, codes: list[tuple[str, bool]], buffers: tuple[Buffer, ...]) -> Subgraph:
-    tensors = tuple(_tensor(index, tensor, buffers) for index, tensor in enumerate(table.tables(0)))
-    operators = tuple(_operator(operator, codes, tensors) for operator in table.tables(3))
-    inputs, outputs = (_tensors(table, number, tensors) for number in (1, 2))
+def _read_subgraph(table: Table, codes: list[tuple[str, bool]], buffers: tuple[Buffer, ...]) -> Subgraph:
+    tensors = tuple(_read_tensor(index, tensor, buffers) for index, tensor in enumerate(table.tables(0)))
+    operators = tuple(_read_operator(operator, codes, tensors) for operator in table.tables(3))
+    inputs, outputs = (_read_tensors(table, number, tensors) for number in (1, 2))
     return Subgraph(table.text(4) or "", tensors, inputs, outputs, operators)
 
 
-def _tensor(index: int, table: Table, buffers: tuple[Buffer, ...]) -> FileTensor:
+def _read_tensor(index: int, table: Table, buffers: tuple[Buffer, ...]) -> FileTensor:
     shape, kind, buffer = table.integers(0), table.integer(1, "b"), table.integer(2, "I")
     if kind not in _TYPES:
         raise table.source.error(table.at, "a tensor type", kind)
@@ -207,7 +207,7 @@ def _tensor(index: int, table: Table, buffers: tuple[Buffer, ...]) -> FileTensor
         raise table.source.error(table.at, f"a buffer below {len(buffers)}", buffer)
     stored = buffers[buffer] if buffers and len(buffers[buffer].data) else None
     info = FileTensor(
-        index, table.text(3) or "", _TYPES[kind], shape, _quantization(table.table(4), len(shape)), stored
+        index, table.text(3) or "", _TYPES[kind], shape, _read_quantization(table.table(4), len(shape)), stored
     )
     is_dense = info.dtype in _WHOLE_BYTES and table.table(6) is None
     if stored is not None and is_dense and len(stored.data) != info.bytes:
@@ -215,7 +215,7 @@ def _tensor(index: int, table: Table, buffers: tuple[Buffer, ...]) -> FileTensor
     return info
 
 
-def _quantization(table: Table | None, rank: int) -> Quantization | None:
+def _read_quantization(table: Table | None, rank: int) -> Quantization | None:
     if table is None:
         return None
     scale = tuple(map(float, table.numbers(2, np.float32)))
@@ -230,7 +230,7 @@ def _quantization(table: Table | None, rank: int) -> Quantization | None:
     return Quantization(scale, zero_point, axis if len(scale) > MAX_QPARAMS_SHOWN else None)
 
 
-def _operator(table: Table, codes: list[tuple[str, bool]], tensors: tuple[FileTensor, ...]) -> Operator:
+def _read_operator(table: Table, codes: list[tuple[str, bool]], tensors: tuple[FileTensor, ...]) -> Operator:
     code = table.integer(0, "I")
     if code >= len(codes):
         raise table.source.error(table.at, f"an operator code below {len(codes)}", code)
@@ -242,11 +242,11 @@ def _operator(table: Table, codes: list[tuple[str, bool]], tensors: tuple[FileTe
     inputs = tuple(None if index == -1 else tensors[index] for index in indices)
     options = table.table(4)
     fields = {} if is_custom or options is None else _OPTIONS.get(name, {})
-    attrs = {key: _option(options, field) for key, field in fields.items()} if options is not None else {}
-    return Operator(name, is_custom, inputs, _tensors(table, 2, tensors), attrs, table.at)
+    attrs = {key: _read_option(options, field) for key, field in fields.items()} if options is not None else {}
+    return Operator(name, is_custom, inputs, _read_tensors(table, 2, tensors), attrs, table.at)
 
 
-def _option(options: Table, declared: _Field) -> int | float | bool | str:
+def _read_option(options: Table, declared: _Field) -> int | float | bool | str:
     number, form, default = declared
     if isinstance(form, str):
         return options.number(number, form, default)
@@ -256,7 +256,7 @@ def _option(options: Table, declared: _Field) -> int | float | bool | str:
     return form[value]
 
 
-def _tensors(table: Table, number: int, tensors: tuple[FileTensor, ...]) -> tuple[FileTensor, ...]:
+def _read_tensors(table: Table, number: int, tensors: tuple[FileTensor, ...]) -> tuple[FileTensor, ...]:
     indices = table.integers(number)
     outside = [index for index in indices if not 0 <= index < len(tensors)]
     if outside:

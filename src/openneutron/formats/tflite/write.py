@@ -89,14 +89,14 @@ class _Writer:
     def tensor(self, tensor: Tensor) -> int:
         """Returns the index of an IR tensor in the file. Adds the tensor if it is new."""
         if id(tensor) not in self._tensor_index:
-            self._tensor_index[id(tensor)] = self._add(tensor.shape, tensor.dtype, tensor.data, tensor.qparams)
+            self._tensor_index[id(tensor)] = self._add_tensor(tensor.shape, tensor.dtype, tensor.data, tensor.qparams)
         return self._tensor_index[id(tensor)]
 
     def operator(self, op: Op) -> Any:
         """Returns the table of an operator. Adds its tensors, and its operands as constant tensors."""
         operator = schema.OperatorT()
-        operator.opcodeIndex = self._code(op.kind)
-        operands = [self._operand(np.asarray(op.attrs[name], np.int32)) for name in op.kind.operands]
+        operator.opcodeIndex = self._add_operator_code(op.kind)
+        operands = [self._add_operand(np.asarray(op.attrs[name], np.int32)) for name in op.kind.operands]
         inputs = [self.tensor(tensor) for tensor in op.inputs]
         inputs[op.kind.operands_at : op.kind.operands_at] = operands
         operator.inputs = inputs
@@ -105,33 +105,33 @@ class _Writer:
             self.tensors[operator.outputs[0]].name = f"{op.origin}.t{operator.outputs[0]}"
         if op.kind.options is not None:
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, op.kind.options)
-            operator.builtinOptions = _options(op)
+            operator.builtinOptions = _options_table(op)
         return operator
 
-    def _operand(self, value: Array) -> int:
+    def _add_operand(self, value: Array) -> int:
         key = value.tobytes() + str(value.shape).encode()
         if key not in self._operand_index:
-            self._operand_index[key] = self._add(value.shape, value.dtype, value, None)
+            self._operand_index[key] = self._add_tensor(value.shape, value.dtype, value, None)
         return self._operand_index[key]
 
-    def _add(self, shape: tuple[int, ...], dtype: Any, data: Array | None, qparams: QParams | None) -> int:
+    def _add_tensor(self, shape: tuple[int, ...], dtype: Any, data: Array | None, qparams: QParams | None) -> int:
         index = len(self.tensors)
         tensor = schema.TensorT()
         tensor.shape = np.asarray(shape, np.int32)
         tensor.type = _TYPES[dtype]
-        tensor.buffer = self._buffer(b"" if data is None else data.tobytes())
+        tensor.buffer = self._add_buffer(b"" if data is None else data.tobytes())
         tensor.name = f"t{index}"
-        tensor.quantization = None if qparams is None else _quantization(qparams)
+        tensor.quantization = None if qparams is None else _quantization_table(qparams)
         self.tensors.append(tensor)
         return index
 
-    def _buffer(self, data: bytes) -> int:
+    def _add_buffer(self, data: bytes) -> int:
         if data not in self._buffer_index:
             self._buffer_index[data] = len(self.buffers)
             self.buffers.append(_AlignedBuffer(data))
         return self._buffer_index[data]
 
-    def _code(self, kind: Kind) -> int:
+    def _add_operator_code(self, kind: Kind) -> int:
         if kind not in self.codes:
             self._code_index[kind] = len(self.codes)
             builtin = getattr(schema.BuiltinOperator, kind.name)
@@ -143,7 +143,7 @@ class _Writer:
         return self._code_index[kind]
 
 
-def _quantization(qparams: QParams) -> Any:
+def _quantization_table(qparams: QParams) -> Any:
     table = schema.QuantizationParametersT()
     table.scale = np.asarray(qparams.scale, np.float32)
     table.zeroPoint = np.asarray(qparams.zero_point, np.int64)
@@ -151,7 +151,7 @@ def _quantization(qparams: QParams) -> Any:
     return table
 
 
-def _options(op: Op) -> Any:
+def _options_table(op: Op) -> Any:
     table = getattr(schema, f"{op.kind.options}T")()
     for name, value in op.attrs.items():
         field = re.sub(r"_(\w)", lambda match: match.group(1).upper(), name)
