@@ -63,7 +63,7 @@ def test_files_that_are_no_data_are_counted_and_named(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     for name in ("notes.txt", "clip.mov", "clip2.mov", "README"):
         (tmp_path / name).touch()
-    message = r"4 files in '.*' are no data and are left out \(2 \.mov, 1 no suffix, 1 \.txt\): README, clip\.mov"
+    message = r"4 files in '.*' have no data and are left out \(2 \.mov, 1 no suffix, 1 \.txt\): README, clip\.mov"
     with pytest.warns(SkippedFilesWarning, match=message):
         samples = read_data(tmp_path)
     assert [path.name for path in samples.skipped] == ["README", "clip.mov", "clip2.mov", "notes.txt"]
@@ -245,14 +245,14 @@ def test_lists_of_paths_and_labels(name: str, content: str, tmp_path: Path) -> N
         ("", "has no rows"),
         ("a,b\n", r"names 1 files that do not exist|has no rows"),
         ("1,2\n3\n", "line 2, has 1 columns; the lines before it have 2"),
-        ("1,2\n3,x\n", "line 2, column 2: 'x' is no number"),
+        ("1,2\n3,x\n", "line 2, column 2: 'x' is not a number"),
         ("1,2\n3,nan\n", "line 2, has a number that is not finite"),
         ("1,2\n3,1e300\n", "line 2, has a number that is not finite"),
         ("path,label\na.png,1\nno.png,2\nnone.png,1\n", r"names 2 files that do not exist: .*no\.png \(line 3\)"),
         ("path\na.png\n", "has no column of labels"),
         ("path,label\na.png,\n", "has 1 rows without a label"),
         ("1,2\n3,4\n", "has no column of labels"),
-        ("a.png,1,2\na.png,1,2\n", "has 3 columns of which the first is no number"),
+        ("a.png,1,2\na.png,1,2\n", "has 3 columns of which the first is not a number"),
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -261,7 +261,7 @@ def test_tables_that_are_wrong(content: str, message: str, tmp_path: Path) -> No
     with pytest.raises(InputError, match=message):
         read_data(text(tmp_path / "a.csv", content), labelled=True)
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe1,2")
-    with pytest.raises(InputError, match="is no text in UTF-8"):
+    with pytest.raises(InputError, match="is not UTF-8 text"):
         read_data(tmp_path / "a.csv")
 
 
@@ -318,7 +318,7 @@ def test_files_that_hold_no_samples(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.png' is no file of labelled samples"):
         read_data(image(tmp_path / "a.png"), labelled=True)
     assert len(read_data(tmp_path / "a.png")) == 1
-    with pytest.raises(InputError, match=r"a\.pt' is no file of samples \(\.csv, .*\)"):
+    with pytest.raises(InputError, match=r"a\.pt' is not a file of samples \(\.csv, .*\)"):
         read_data(text(tmp_path / "a.pt", ""))
 
 

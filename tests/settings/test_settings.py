@@ -116,7 +116,7 @@ def test_the_template_is_valid_and_has_all_settings() -> None:
         ("[quantize]\nrecover = 'beste'\n", "'recover' is one of auto, fast, best, none, not 'beste'.*'best'"),
         ("[lower]\nint8_io = 1\n", "'int8_io' takes true or false, not 1"),
         ("[data]\nmean = ['a']\n", "'mean' takes numbers"),
-        ("[model\n", "is no valid TOML"),
+        ("[model\n", "is not valid TOML"),
         ("model = 3\n", "must be a table"),
     ],
 )

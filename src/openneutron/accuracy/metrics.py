@@ -54,7 +54,7 @@ def class_scores(outputs: Any, label: Any, rank: int = 1) -> ClassScores:
 
     Uses the first tensor of the outputs, with shape [rows, ...], and one label for each row. With a single label, the
     whole tensor is one row. Raises `InputError` for another number of labels, for labels that are not integers, and for
-    a label that is no index of a row.
+    a label that is not an index of a row.
     """
     name = next(name for name, value in RANKS.items() if value == rank)
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
@@ -71,7 +71,9 @@ def class_scores(outputs: Any, label: Any, rank: int = 1) -> ClassScores:
     indices = labels.flatten().long()
     outside = indices[(indices < 0) | (indices >= rows.shape[1])]
     if len(outside):
-        raise InputError(f"The label {int(outside[0])} is no index of the output, which has {rows.shape[1]} classes.")
+        raise InputError(
+            f"The label {int(outside[0])} is not an index of the output, which has {rows.shape[1]} classes."
+        )
     own = rows.gather(1, indices[:, None])
     # NaN is neither smaller nor equal, so it counts as larger.
     is_before = torch.arange(rows.shape[1]) < indices[:, None]

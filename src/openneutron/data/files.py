@@ -32,7 +32,7 @@ _FOLDERS_OF_SYSTEMS = frozenset({"__macosx", "$recycle.bin", "system volume info
 
 
 class SkippedFilesWarning(UserWarning):
-    """A folder of data has files that are no data. The message gives their number, names and types."""
+    """A folder of data has files without data. The message gives their number, names and types."""
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -77,7 +77,7 @@ def data_files(folder: Path) -> tuple[list[Path], list[Path]]:
     return data, [path for path in files if path.suffix.lower() not in types]
 
 
-def warn_of_skipped(folder: Path, skipped: Sequence[Path], reason: str = "are no data") -> None:
+def warn_of_skipped(folder: Path, skipped: Sequence[Path], reason: str = "have no data") -> None:
     """Warns of files that are left out, with their number, names and types."""
     if not skipped:
         return

@@ -110,7 +110,9 @@ def _named(text: str, slots: Sequence[_Slot]) -> tuple[str | None, Path]:
     names = [slot.name for slot in slots]
     if name in names:
         return name, Path(path)
-    raise OptionError(f"'{name}' in '{text}' is no input of the program: {listed(names)}.{did_you_mean(name, names)}")
+    raise OptionError(
+        f"'{name}' in '{text}' is not an input of the program: {listed(names)}.{did_you_mean(name, names)}"
+    )
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -222,7 +224,7 @@ def _tensor(path: Path, value: Any) -> Tensor:
     try:
         return torch.from_numpy(np.require(value, requirements=["C", "W"]))
     except TypeError as error:
-        raise InputError(f"{path} is no tensor, and its transform made none of it: {error}") from error
+        raise InputError(f"{path} is not a tensor, and its transform did not make one: {error}") from error
 
 
 def _fitting(name: str, value: Tensor, slot: _Slot) -> Tensor:

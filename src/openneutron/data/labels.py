@@ -97,7 +97,8 @@ def read_labels(labels: str | Path | Sequence[str]) -> ClassNames:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"The labels '{path}' are no list of names and no object of index to name or name to index: {error}"
+            f"The labels '{path}' are neither a list of names nor an object that maps indices to names, or names to "
+            f"indices: {error}"
         ) from error
 
 

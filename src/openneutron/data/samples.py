@@ -211,7 +211,7 @@ def read_data(
     1, ... `limit` is the number of samples to use (`Samples.limited`).
 
     Raises `InputError` for data that cannot be read, are empty, or lack labels if `labelled`, and `OptionError` for a
-    wrong `transform` or `limit`. Warns with `SkippedFilesWarning` of files that are no data.
+    wrong `transform` or `limit`. Warns with `SkippedFilesWarning` of files without data.
     """
     names = None if labels is None else read_labels(labels if not isinstance(labels, os.PathLike) else Path(labels))
     if isinstance(source, Samples):
@@ -319,7 +319,7 @@ def _of_file(path: Path, names: ClassNames | None, *, labelled: bool) -> Samples
     else:
         known = ", ".join(sorted({*ARRAYS, *NAMED_ARRAYS, *TABLES, *LISTS}))
         raise InputError(
-            f"'{path}' is no file of {'labelled ' * labelled}samples ({known})." + f" {FORMS_OF_LABELLED}" * labelled
+            f"'{path}' is not a file of {'labelled ' * labelled}samples ({known})." + f" {FORMS_OF_LABELLED}" * labelled
         )
     _check_lengths(path, {**arrays, **({} if labels is None else {"labels": labels})})
     if labelled and labels is None:

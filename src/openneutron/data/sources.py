@@ -67,7 +67,7 @@ def read_value(path: Path) -> Any:
         table = read_table(path)
         if not table.is_numeric:
             raise InputError(
-                f"'{path}' is no table of numbers: its line {table.rows[0][0]} is {list(table.rows[0][1])}."
+                f"'{path}' is not a table of numbers: its line {table.rows[0][0]} is {list(table.rows[0][1])}."
             )
         values, _ = numbers_in(table)
         return values[0] if len(values) == 1 else values

@@ -72,7 +72,7 @@ def read_table(path: Path) -> Table:
     try:
         text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"'{path}' is no text in UTF-8: {error.reason} at byte {error.start}.") from error
+        raise InputError(f"'{path}' is not UTF-8 text: {error.reason} at byte {error.start}.") from error
     lines = text.splitlines()
     if path.suffix.lower() in LISTS:
         # The label is what follows the last space, so that paths may have spaces.
@@ -120,7 +120,7 @@ def _is_number(cell: str) -> bool:
 def numbers_in(table: Table) -> tuple[np.ndarray[Any, Any], tuple[str, ...] | None]:
     """Returns the numbers as float32 [rows, columns], without the column of labels, and the texts of the labels.
 
-    Raises `InputError`, with line and column, for a cell that is no finite number.
+    Raises `InputError`, with line and column, for a cell that is not a finite number.
     """
     import numpy as np
 
@@ -136,7 +136,7 @@ def numbers_in(table: Table) -> tuple[np.ndarray[Any, Any], tuple[str, ...] | No
         except ValueError as error:
             column = next(column for column in columns if not _is_number(cells[column]))
             raise InputError(
-                f"'{table.path}', line {number}, column {column + 1}: {cells[column]!r} is no number."
+                f"'{table.path}', line {number}, column {column + 1}: {cells[column]!r} is not a number."
             ) from error
         if not all(map(math.isfinite, values[row])):
             raise InputError(f"'{table.path}', line {number}, has a number that is not finite in float32.")
@@ -158,8 +158,8 @@ def paths_in(table: Table) -> PathTable:
         label = 1 if path != 1 else 0
     if path >= width or (table.header is None and width > 2):
         raise InputError(
-            f"'{table.path}' has {width} columns of which the first is no number. Give a table of path and label, with "
-            "a header 'path,label' if it has more columns, or a table of numbers."
+            f"'{table.path}' has {width} columns of which the first is not a number. Give a table of path and label, "
+            "with a header 'path,label' if it has more columns, or a table of numbers."
         )
     folder = table.path.parent
     paths = [(number, folder / cells[path]) for number, cells in table.rows]

@@ -35,7 +35,7 @@ def load_model(
     - `unsafe`: whether files may be unpickled that contain more than tensors.
 
     Raises `InputError` for a file or a name that does not exist, `OptionError` for wrong arguments, and `ModelError`
-    for an object that is no model.
+    for an object that is not a model.
     """
     library, _, name = model.partition(":")
     positional, keywords = arguments_in(args or "")
@@ -78,7 +78,7 @@ def _file(path: Path, *, unsafe: bool) -> nn.Module | ExportedProgram:
             f"'{path}' contains weights and no model. Give the model as file.py:name, and this file as weights."
         )
     raise ModelError(
-        f"'{path}' is no model. Give file.py:name of a class or function, or a file of torch.export (.pt2)."
+        f"'{path}' is not a model. Give file.py:name of a class or function, or a file of torch.export (.pt2)."
     )
 
 

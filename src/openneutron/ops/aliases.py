@@ -49,7 +49,7 @@ _LIKE_ANOTHER = {
 
 
 def canonical_overload(overload: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
-    """Returns the operator with the canonical name and the same arguments; None if `overload` is no alias."""
+    """Returns the operator with the canonical name and the same arguments; None if `overload` is not an alias."""
     name = overload._schema.name.removeprefix("aten::")
     if overload.namespace != "aten" or name not in ALIASES:
         return None

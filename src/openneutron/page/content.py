@@ -51,7 +51,7 @@ class ChangedSample:
     is_lost: bool
     """Whether the float model is right and the other model is wrong."""
     picture: str | None = None
-    """A thumbnail of the sample as a `data:` URI; None for a sample that is no image."""
+    """A thumbnail of the sample as a `data:` URI; None for a sample that is not an image."""
 
 
 @dataclass(frozen=True)

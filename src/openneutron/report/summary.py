@@ -80,7 +80,7 @@ def operators_of_model(model: QuantizedModel) -> tuple[int, int]:
 
 
 def inputs_of_model(model: QuantizedModel) -> list[str]:
-    """Returns the dtype and shape of each input; the value of an input that is no tensor."""
+    """Returns the dtype and shape of each input; the value of an input that is not a tensor."""
     return [
         f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
         for value in model.examples.leaves

@@ -36,7 +36,7 @@ def setting(
     """Declares a setting.
 
     `path` is "file" for a path that must exist, "object" for a path that must exist, file.py:name or a name in a
-    package, and None if the setting is no path.
+    package, and None if the setting is not a path.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar, "path": path})
 

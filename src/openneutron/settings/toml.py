@@ -33,7 +33,7 @@ def read_settings(file: str | os.PathLike[str], given: Mapping[str, Any] | None 
     try:
         tables = tomllib.loads(read_file(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise OptionError(f"'{path}' is no valid TOML: {error}.") from error
+        raise OptionError(f"'{path}' is not valid TOML: {error}.") from error
     values: dict[str, Any] = {}
     for section, table in tables.items():
         if section not in SECTIONS:
