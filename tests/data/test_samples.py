@@ -176,10 +176,10 @@ def test_names_of_a_labels_file(name: str, content: str, tmp_path: Path) -> None
         ("labels.txt", b"", "has no names of classes"),
         ("labels.txt", b"cat\n\ndog\n", "has no name for class 1: its line 2 is empty"),
         ("labels.txt", b"\xff\xfe", "are not text in UTF-8"),
-        ("labels.json", b"{", "are no list of names"),
-        ("labels.json", b"3", "are no list of names"),
-        ("labels.json", b'{"0": "a", "2": "b"}', "are no list of names"),
-        ("labels.json", b'{"a": "b"}', "are no list of names"),
+        ("labels.json", b"{", "are neither a list of names"),
+        ("labels.json", b"3", "are neither a list of names"),
+        ("labels.json", b'{"0": "a", "2": "b"}', "are neither a list of names"),
+        ("labels.json", b'{"a": "b"}', "are neither a list of names"),
     ],
 )
 def test_labels_files_that_are_wrong(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_archives_that_are_wrong(arrays: dict[str, Any], message: str, tmp_path:
 
 
 def test_files_that_hold_no_samples(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.png' is no file of labelled samples"):
+    with pytest.raises(InputError, match=r"a\.png' is not a file of labelled samples"):
         read_data(image(tmp_path / "a.png"), labelled=True)
     assert len(read_data(tmp_path / "a.png")) == 1
     with pytest.raises(InputError, match=r"a\.pt' is not a file of samples \(\.csv, .*\)"):

@@ -310,7 +310,7 @@ class Annotation:
             if reader is node:
                 edges[value] = spec
             else:
-                reader.meta[Q_ANNOTATION_KEY] = _annotation({value: spec}, None)
+                reader.meta[Q_ANNOTATION_KEY] = _make_annotation({value: spec}, None)
         weight, bias = _weight_and_bias(fused)
         if weight is not None:
             spec = qspecs.weight(node, self.weight_axis.get(weight), self.settings.weight_bits)
