@@ -142,7 +142,10 @@ class NeutronProgram:
     leaves: tuple[Leaf, ...] | None = field(default=None, repr=False)
     """The path of each input of the `.pte` in the arguments of `forward`; None if unknown."""
     origins: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
-    """For each delegate, the node of `placement` that each operator of its TFLite model came from, in their order."""
+    """For each delegate, the node of `placement` that each operator of its TFLite model came from, in their order.
+
+    An operator at an end of the delegate, such as a transpose, may have another name.
+    """
 
     @property
     def is_device(self) -> bool:

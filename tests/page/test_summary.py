@@ -22,7 +22,7 @@ from openneutron.formats import pte
 from openneutron.formats.payload import parse
 from openneutron.page import AccuracyRow, ChangedSample, Summary, ValidationRow, summarize, wilson_interval
 from openneutron.page.accuracy import accuracy_rows
-from openneutron.page.content import PlacementRow
+from openneutron.page.content import AdviceRow, AnalysisRows, PlacementRow
 from openneutron.page.summary import short_source
 from openneutron.page.verdict import mcnemar, verdict_of
 from openneutron.report.inspect import inspect_bytes
@@ -258,6 +258,7 @@ def on_cpu(cycles: int | None) -> PlacementRow:
     return PlacementRow("sort", "aten.sort.default", "cpu", None, "it is not supported", cpu_cycles=cycles)
 
 
+ADVICE = AdviceRow("a", None, "why", "what", "", None)
 NPU = PlacementRow("conv2d", "aten.convolution.default", "npu", 0)
 
 
@@ -290,6 +291,10 @@ NPU = PlacementRow("conv2d", "aten.convolution.default", "npu", 0)
             "check",
             "is not a number",
         ),
+        ({"analysis": AnalysisRows("Treat a.", 4, 4, 9.5, 10.0, 20.0, (), (ADVICE,))}, "check",
+         r"but the SQNR of its outputs is only 9\.5 dB\.$"),
+        ({"analysis": AnalysisRows("Treat a.", 4, 4, 9.5, 10.0, 20.0, (), (ADVICE,)), "accuracy": rows(0, 0)}, "ready",
+         "ready"),
         ({"failures": ("Output 0 has 3.0 dB against float, below 20.",)}, "check",
          r"the validation exceeds 1 limit: Output 0 has 3\.0 dB against float, below 20\.$"),
     ],
@@ -297,7 +302,7 @@ NPU = PlacementRow("conv2d", "aten.convolution.default", "npu", 0)
 def test_the_verdict_names_what_stands_in_the_way(
     summary: Summary, change: dict[str, Any], level: str, sentence: str
 ) -> None:
-    plain = replace(summary, placement=(NPU,), accuracy=(), validation=())
+    plain = replace(summary, placement=(NPU,), accuracy=(), validation=(), analysis=None)
     verdict = verdict_of(replace(plain, **change))
     assert verdict.level == level
     assert re.search(sentence, verdict.sentence)

@@ -309,7 +309,7 @@ def _layer(layer: LayerEstimate, delegate: int, node: str | None, row: Placement
         utilization=layer.utilization,
         weight_bytes=layer.weight_bytes,
         live_bytes=layer.live_bytes,
-        node=node,
+        node=None if row is None else node,  # a transpose at an end of a delegate comes from no operator
         module=None if row is None else row.module,
         source=None if row is None else row.source,
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from openneutron.page.content import BLOCKED, CHECK, READY, AccuracyRow, Summary, Verdict
-from openneutron.page.units import bytes_text, count_of, number_text
+from openneutron.page.units import bytes_text, count_of, decibels_text, number_text
 
 __all__ = ["COSTLY_SHARE", "SIGNIFICANCE", "is_beyond_chance", "mcnemar", "verdict_of"]
 
@@ -55,6 +55,9 @@ def _checks(summary: Summary) -> Iterator[str]:
     for row in summary.accuracy[-1:]:
         if len(summary.accuracy) > 1 and is_beyond_chance(row, summary.accuracy[0]):
             yield _loss(row, summary.accuracy[0])
+    analysis = summary.analysis
+    if len(summary.accuracy) < 2 and analysis is not None and analysis.advice:  # no labelled samples tell more
+        yield f"the SQNR of its outputs is only {decibels_text(analysis.output_sqnr_db)}"
     if summary.failures:
         count = count_of(len(summary.failures), "limit")
         yield f"the validation exceeds {count}: {summary.failures[0].rstrip('.')}"
