@@ -283,6 +283,8 @@ def test_arrays_whose_first_dimension_counts_samples(tmp_path: Path) -> None:
         "a": array[3].tolist(),
         "b": (-array[3]).tolist(),
     }
+    np.save(tmp_path / "big.npy", array.astype(">f4"))
+    assert torch.equal(torch.from_numpy(read_data(tmp_path / "big.npy")[1].inputs), torch.from_numpy(array[1]))
     # In a folder, a file is one sample.
     (tmp_path / "folder").mkdir()
     np.savez(tmp_path / "folder" / "0.npz", a=array, b=-array)
@@ -366,8 +368,8 @@ def test_what_functions_give(tmp_path: Path) -> None:
     [
         ("def data(count): ...", "is called without arguments to get the data, failed: TypeError: data\\(\\) missing"),
         ("def data():\n    raise OSError('gone')", r"failed: OSError: gone"),
-        ("def data(): ...", "must return an iterable of inputs, a tensor of samples or a data set, not a NoneType"),
-        ("data = 3", "must return an iterable"),
+        ("def data(): ...", r"must be or return an iterable of inputs, .* not a NoneType"),
+        ("data = 3", "must be or return an iterable"),
         ("def data():\n    yield 3", "Sample 0 of .* is a int instead of a pair of inputs and label"),
     ],
 )
@@ -381,6 +383,10 @@ def test_functions_that_are_wrong(code: str, message: str, tmp_path: Path) -> No
         check_data(f"{file}:dat")
     with pytest.raises(InputError, match="does not exist"):
         read_data("photos")
+    with pytest.raises(OptionError, match=r"names a file, but no object in it\. Give '.*:NAME'"):
+        read_data(str(file))
+    with pytest.raises(OptionError, match=r"The data '' must have the form"):
+        read_data("")
     with pytest.raises(InputError, match="does not exist"):
         read_data(f"{tmp_path / 'none.py'}:data")
 

@@ -33,7 +33,7 @@ def read_array(path: Path, *, mapped: bool = False) -> np.ndarray[Any, Any]:
         raise InputError(f"{path} cannot be read as an array: {_reason(error)}") from error
     if not isinstance(found, np.ndarray):
         raise InputError(f"{path} cannot be read as an array: it is an archive of arrays. Name it .npz.")
-    return found
+    return _in_native_order(found)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -42,12 +42,17 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
+            found = {name: _in_native_order(file[name]) for name in file.files}
     except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as arrays: {_reason(error)}") from error
     if not found:
         raise InputError(f"{path} has no arrays.")
     return found
+
+
+def _in_native_order(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Returns `array` with the byte order of this machine, which torch needs."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _reason(error: Exception) -> str:

@@ -42,7 +42,7 @@ class _Slot:
     def batch(self) -> int:
         return (self.sizes[0] if self.sizes else 1) or 1
 
-    def takes_sizes(self, shape: Sequence[int]) -> bool:
+    def accepts_sizes(self, shape: Sequence[int]) -> bool:
         sizes = self.sizes or ()
         return len(shape) == len(sizes) and all(own in (None, one) for own, one in zip(sizes, shape, strict=True))
 
@@ -173,10 +173,10 @@ def _only_array(path: Path, value: Any, slot: _Slot) -> Any:
 
 def _batches(value: Tensor, slot: _Slot) -> Sequence[Tensor]:
     """Splits an array of several samples into batches; returns any other value alone."""
-    if slot.takes_sizes(value.shape) or slot.takes_sizes((1, *value.shape)) or not value.dim():
+    if slot.accepts_sizes(value.shape) or slot.accepts_sizes((1, *value.shape)) or not value.dim():
         return [value]
     size = slot.batch
-    if slot.takes_sizes((size, *value.shape[1:])) and len(value) % size == 0 and len(value):
+    if slot.accepts_sizes((size, *value.shape[1:])) and len(value) % size == 0 and len(value):
         return [*value.split(size)]
     return [value]
 
@@ -229,9 +229,9 @@ def _tensor(path: Path, value: Any) -> Tensor:
 
 def _fitting(name: str, value: Tensor, slot: _Slot) -> Tensor:
     """Returns `value` with the batch dimension and dtype of the input. Raises `InputError` if it does not fit."""
-    batch = value[None] if slot.takes_sizes((1, *value.shape)) else value
+    batch = value[None] if slot.accepts_sizes((1, *value.shape)) else value
     dtype = slot.form.dtype
-    fits = slot.takes_sizes(batch.shape)
+    fits = slot.accepts_sizes(batch.shape)
     if fits and _is_quantized(slot.form) and batch.is_floating_point():
         quantized: Tensor = slot.form.quantize(batch)
         return quantized

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from openneutron.core.messages import first_line
-from openneutron.core.objects import check_object, is_reference, load_object
+from openneutron.core.objects import check_object, is_reference, load_object, parse_reference
 from openneutron.data.arrays import read_array, read_arrays, split_labels
 from openneutron.data.files import (
     ARRAYS,
@@ -245,6 +245,8 @@ def _not_found(text: str) -> str:
 
 def _of_text(text: str, names: ClassNames | None, *, labelled: bool) -> Samples:
     path = Path(text)
+    if not text or path.suffix == ".py":
+        parse_reference(text, "The data")
     if path.is_dir():
         return _of_folder(path, names, labelled=labelled)
     if path.is_file():

@@ -199,7 +199,7 @@ def _items(given: Any, name: str) -> Iterator[Any]:
         yield from (given[index] for index in range(len(given)))
     else:
         raise InputError(
-            f"{name} must return an iterable of inputs, a tensor of samples or a data set, not a "
+            f"{name} must be or return an iterable of inputs, a tensor of samples or a data set, not a "
             f"{type(given).__name__}."
         )
 

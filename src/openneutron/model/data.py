@@ -422,8 +422,11 @@ def _check_values(values: tuple[Any, ...], forms: Sequence[InputForm], name: str
 
 
 def _size_advice(value: Any, form: InputForm) -> str:
-    is_tensor = isinstance(value, Tensor) and value.dtype == form.dtype
-    return size_advice(value.shape, form.sizes) if is_tensor else ""
+    if not isinstance(value, Tensor):
+        return ""
+    if value.dtype == torch.float64 and form.dtype == torch.float32 and form.accepts_sizes(value.shape):
+        return " Convert them to float32: array.astype('float32') or tensor.float()."
+    return size_advice(value.shape, form.sizes) if value.dtype == form.dtype else ""
 
 
 def size_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:

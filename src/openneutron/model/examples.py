@@ -88,7 +88,7 @@ def to_tensors(value: Any) -> Any:
         return value
     try:
         return torch.from_numpy(np.require(value, requirements=["C", "W"]))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"A numpy array of the inputs cannot be converted to a tensor: {error}") from error
 
 
