@@ -16,7 +16,6 @@ top-1 in percent of both (digits), the estimated cycles of the program, and the 
 from __future__ import annotations
 
 import argparse
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -34,8 +33,8 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronQuantizer, finish_training, lower, prepare_training, quantize
 from openneutron.errors import ModelError
-from openneutron.training.trainable import TrainableModel
 
+from .distillation import distill
 from .layer_losses import sqnr
 from .speech import BANDS, recordings
 
@@ -43,8 +42,6 @@ CALIBRATION, TESTS = 48, 32
 COLUMNS = "network", "dB", "cosine or top-1", "M cycles", "s quantize or train", "s lower"
 TRAINING = 1024  # sequences
 WINDOW_STEP = 7  # frames between the windows of a sentence for training
-BATCH = 32
-RATE = 1e-3  # at the begin of the training
 FIRST_FRAME = 30  # sentences begin with silence
 
 
@@ -222,7 +219,7 @@ def measure(row: Row, minutes: float = 0) -> list[list[str]]:
     if minutes:
         begun = time.perf_counter()
         module = prepare_training(converted, task.calibration[0] if row.documented else None)
-        train(module, task, minutes * 60)
+        distill(module, task.model, task.training, minutes * 60)
         cells.append(_cells(task, finish_training(module), time.perf_counter() - begun))
     return cells
 
@@ -240,28 +237,6 @@ def _cells(task: Task, converted: Any, seconds: float) -> list[str]:
         f"{seconds:.0f}",
         f"{lowered:.0f}",
     ]
-
-
-def train(module: TrainableModel, task: Task, seconds: float, steps: int = 10**9) -> int:
-    """Trains `module` towards the outputs of the float model, until `seconds` or `steps` have passed.
-
-    The learning rate decreases to 0 by a half cosine. Returns the number of steps.
-    """
-    with torch.no_grad():
-        wanted = torch.cat([task.model(batch) for batch in torch.split(task.training, BATCH)])
-    optimizer = torch.optim.Adam(module.parameters(), lr=RATE)
-    generator = torch.Generator().manual_seed(0)
-    begun, step = time.perf_counter(), 0
-    with torch.enable_grad():
-        while (done := max((time.perf_counter() - begun) / seconds, step / steps)) < 1:
-            optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * done)) / 2
-            batch = torch.randint(len(wanted), (BATCH,), generator=generator)
-            optimizer.zero_grad()
-            loss = (module(task.training[batch]) - wanted[batch]).square().sum() / wanted[batch].square().sum()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            step += 1
-    return step
 
 
 def _score(task: Task, wanted: Tensor, found: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,6 +164,15 @@ class QuantizedLayers:
     def roundings(self) -> set[Node]:
         """The nodes that quantize or dequantize activations."""
         return {node for layer in self.layers for node in (layer.quantize, *layer.readers)} | set(self.identities)
+
+    def roundings_of(self, layers: Iterable[QuantizedLayer]) -> set[Node]:
+        """Returns the nodes that round the outputs of `layers`, and those after operators that move these outputs."""
+        found = {node for layer in layers for node in (layer.quantize, *layer.readers)}
+        for node in self.order:
+            operand = self.identities.get(node)
+            if operand is not None and not found.isdisjoint((operand, *operand.all_input_nodes)):
+                found.add(node)
+        return found
 
 
 def find_layers(module: GraphModule, reference: GraphModule, target: str) -> QuantizedLayers:

@@ -18,7 +18,6 @@ from openneutron.accuracy.replay import record
 from openneutron.accuracy.result import Gain, RecurrentAccuracy
 from openneutron.accuracy.shares import add_noise_of_ends, noise_ratio, rounded_per_channel
 from openneutron.accuracy.statistics import Noise, Statistics
-from openneutron.core.fx import first_operand
 from openneutron.ops.recurrent import WIDE_CELL_LIMIT, is_cell_state
 from openneutron.quantizer.layer_options import has_wide_state
 
@@ -138,18 +137,7 @@ def _is_narrow_cell_state(layer: QuantizedLayer) -> bool:
 
 
 def _unrounded(found: QuantizedLayers, layers: Iterable[QuantizedLayer]) -> dict[Node, Callable[[Any], Any]]:
-    """Returns the nodes that round the outputs of `layers`, and those after operators that move these outputs."""
-    skipped = {node for layer in layers for node in (layer.quantize, *layer.readers)}
-    for node in found.order:
-        if node in found.identities and any(source in skipped for source in _sources(node)):
-            skipped.add(node)
-    return dict.fromkeys(skipped, _unchanged)
-
-
-def _sources(node: Node) -> Sequence[Node]:
-    """Returns the operands of a dequantize, or of the operator before a quantize."""
-    operand = first_operand(node)
-    return [operand, *operand.all_input_nodes]
+    return dict.fromkeys(found.roundings_of(layers), _unchanged)
 
 
 def _unchanged(value: Any) -> Any:
