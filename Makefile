@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.openneutron-installed
 BENCHMARK_PACKAGES := $(VENV)/.openneutron-benchmark-packages
 SOURCES := $(shell find src csrc -name '*.py' -o -name '*.pyi' -o -name 'py.typed' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo lint test test-rest test-all dev check soak bench fidelity suite scaling docs clean
+.PHONY: demo lint test test-rest test-all dev check soak bench fidelity suite scaling docs site clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)  ## from a trained network to a measured .pte
@@ -56,6 +56,9 @@ scaling: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## how OpenNeutron's own seconds gr
 docs: $(INSTALLED)  ## the support table, from the operators' declarations
 	$(BIN)/python -m openneutron.ops.document > docs/operators.md
 
+site: $(INSTALLED)  ## the pages of docs/ as a site in out/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 clean:
 	rm -rf .venv build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -66,7 +69,8 @@ $(VENV)/.openneutron-dependencies: pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt torch==2.13.0
 	$(PIP) install -c constraints.txt executorch torchao ai-edge-litert cloudpickle flatbuffers joblib numpy rich tomlkit typer \
 		vl-convert-python jinja2 scikit-build-core pybind11 cmake ninja \
-		pytest pytest-xdist hypothesis ruff mypy scikit-learn pillow safetensors ai-edge-model-explorer dacite dask distributed ray
+		pytest pytest-xdist hypothesis ruff mypy scikit-learn pillow safetensors ai-edge-model-explorer dacite dask distributed ray \
+		mkdocs-material 'mkdocstrings[python]'
 	touch $@
 
 $(INSTALLED): $(VENV)/.openneutron-dependencies CMakeLists.txt README.md $(SOURCES)

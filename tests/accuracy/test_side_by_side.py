@@ -18,7 +18,7 @@ from openneutron import NeutronProgram, QuantizedModel, lower, quantize
 from openneutron.accuracy import SideBySide, evaluate, evaluate_side_by_side
 from openneutron.accuracy.evaluate import top1, top5
 from openneutron.accuracy.side_by_side import normal_interval
-from openneutron.data import AudioTransform, ImageTransform, Waveform, read_data
+from openneutron.data import AudioTransform, ImageTransform, Waveform, read_data, thumbnail
 from openneutron.errors import InputError, OptionError
 
 CLASSES = ("ant", "bee", "cat")
@@ -220,7 +220,10 @@ def test_data_of_other_forms(quantized: QuantizedModel, folder: Path, tmp_path: 
         read_data(f"{tmp_path / 'data_of_levels.py'}:pairs", labelled=True),
         [(floats[index : index + 1], index // 4) for index in range(12)], [(s.inputs, s.label) for s in samples],
     ):  # fmt: skip
-        assert evaluate_side_by_side({"a": quantized}, data)["a"].predictions == expected["a"].predictions
+        found = evaluate_side_by_side({"a": quantized}, data)
+        assert found["a"].predictions == expected["a"].predictions
+        picture = thumbnail(found.inputs_of(11))
+        assert (picture is None) == (found.data is None)
 
 
 def test_int8_inputs_and_outputs(quantized: QuantizedModel, program: NeutronProgram, folder: Path) -> None:

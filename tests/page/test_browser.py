@@ -162,10 +162,15 @@ def test_without_scripts_all_is_there_but_search(browser: Any, pages: dict[str, 
         assert opened.messages == []
 
 
-def test_the_printed_page_has_all_rows(browser: Any, pages: dict[str, Path], tmp_path: Path) -> None:
+def test_the_printed_page_is_light_and_has_the_rows_that_are_open(
+    browser: Any, pages: dict[str, Path], tmp_path: Path
+) -> None:
     with Opened(browser, pages["small"], 1000, color_scheme="dark") as opened:
         opened.page.emulate_media(media="print", color_scheme="dark")
         assert opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert opened.page.locator(".theme:visible").count() == 0
+        assert opened.page.locator("#all-operators tbody tr:visible").count() == 0
+        opened.open_details()
+        assert opened.page.locator("#all-operators tbody tr:visible").count() == 13
         opened.page.pdf(path=tmp_path / "report.pdf", format="A4")
         assert (tmp_path / "report.pdf").stat().st_size > 20_000

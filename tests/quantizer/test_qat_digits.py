@@ -1,4 +1,4 @@
-"""Accuracy after quantization-aware training on digits, and the script of the README."""
+"""Accuracy after quantization-aware training on digits, and the script of docs/howto/training-torchao.md."""
 
 from __future__ import annotations
 
@@ -43,11 +43,13 @@ class TestDigits:
         assert trained_accuracy >= floor
 
     @pytest.mark.slow
-    def test_readme(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        readme = (Path(__file__).parents[2] / "README.md").read_text()
-        (script,) = re.findall(r"<!-- run by tests/quantizer/test_qat_digits.py -->\n((?: {4}.*\n|\n)+)", readme)
+    def test_script_of_the_documents(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        page = Path(__file__).parents[2] / "docs" / "howto" / "training-torchao.md"
+        (script,) = re.findall(
+            r"<!-- run by tests/quantizer/test_qat_digits.py -->\n((?: {4}.*\n|\n)+)", page.read_text()
+        )
         monkeypatch.chdir(tmp_path)
         names: dict[str, Any] = {}
-        exec(compile(textwrap.dedent(script), "README.md", "exec"), names)
+        exec(compile(textwrap.dedent(script), str(page), "exec"), names)
         assert {row.where for row in names["program"].placement} == {"npu"}
         assert (tmp_path / "digits.pte").read_bytes() == names["program"].buffer

@@ -141,7 +141,7 @@ def evaluate_side_by_side(
     if not rows.count:
         raise InputError("The data are empty. Give pairs of inputs and label.")
     source = opened if isinstance(opened, Samples) else data
-    return rows.result(chosen, tuple(runs), source.classes if isinstance(source, Samples) else None)
+    return rows.result(chosen, tuple(runs), source if isinstance(source, Samples) else None)
 
 
 def _call_each(functions: Sequence[Callable[[], None]]) -> None:
@@ -261,7 +261,7 @@ class _Rows:
         self.names += sample.names
         self.paths += sample.paths
 
-    def result(self, metric: NamedMetric, names: Sequence[str], classes: tuple[str, ...] | None) -> SideBySide:
+    def result(self, metric: NamedMetric, names: Sequence[str], data: Samples | None) -> SideBySide:
         has_classes = metric.rank is not None
         runs = tuple(
             RunScores(
@@ -279,5 +279,6 @@ class _Rows:
             tuple(self.labels) if has_classes else None,
             tuple(self.names) if is_named else None,
             tuple(self.paths) if is_named else None,
-            classes,
+            None if data is None else data.classes,
+            None if data is None or data.is_given else data,
         )

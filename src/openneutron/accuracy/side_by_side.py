@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from openneutron.data.samples import Samples
 from openneutron.errors import OptionError
 from openneutron.page.content import wilson_interval
 
@@ -84,6 +85,8 @@ class SideBySide:
     names: tuple[str, ...] | None = field(default=None, repr=False)
     paths: tuple[Path | None, ...] | None = field(default=None, repr=False)
     classes: tuple[str, ...] | None = field(default=None, repr=False)
+    data: Samples | None = field(default=None, repr=False, compare=False)
+    """The samples, if they are those of files."""
 
     @property
     def samples(self) -> int:
@@ -132,6 +135,13 @@ class SideBySide:
                 run.predictions[index],
                 before == RIGHT,
             )
+
+    def inputs_of(self, index: int) -> Any:
+        """Reads the inputs of a sample again, without a transform: an image, pixels, ... None without `data`.
+
+        Raises `InputError` for a file that cannot be read any more.
+        """
+        return None if self.data is None else self.data.with_transform(None)[index].inputs
 
     def class_name(self, index: int) -> str:
         """Returns the name of a class; its index if the data do not name it."""

@@ -18,7 +18,7 @@ from openneutron.ops.elementwise import (
 )
 from openneutron.ops.facts import UNKNOWN, Facts, never_negative, never_negative_if_all, never_negative_if_any
 from openneutron.ops.gated_products import needed_by_product
-from openneutron.ops.intervals import needed_by_hardswish, needed_by_identity, needed_by_neg, needed_by_sum
+from openneutron.ops.intervals import NeededBySum, needed_by_hardswish, needed_by_identity, needed_by_neg
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, legacy_constraint
@@ -135,7 +135,7 @@ SPECS = (
         lower=lower_sub,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(needed_range=needed_by_sum(-1), is_continuous=True, computes_masks=True),
+        facts=Facts(needed_range=NeededBySum(-1), is_continuous=True, computes_masks=True),
         becomes="SUB; with alpha: MUL of the second operand, then SUB, or ADD for a negative alpha",
     ),
     OpSpec(

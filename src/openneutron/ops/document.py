@@ -69,7 +69,7 @@ def _decomposed_row(spec: Decomposition) -> tuple[str, ...]:
 
 
 def _row(spec: OpSpec) -> tuple[str, ...]:
-    link = f"[{spec.name}](#{spec.name})"
+    link = f"[{spec.name}](#{spec.name.replace(' ', '-')})"
     return (link, _code(spec.targets), spec.becomes, _output(spec), _yes_or_no(spec), str(spec.tolerance))
 
 

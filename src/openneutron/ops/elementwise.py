@@ -28,7 +28,7 @@ from openneutron.ir.kinds import (
     TANH,
 )
 from openneutron.ops.facts import Facts, SignRule, never_negative
-from openneutron.ops.intervals import logit, needed_by_abs, needed_by_clamp, needed_by_increasing, needed_by_sum
+from openneutron.ops.intervals import NeededBySum, logit, needed_by_abs, needed_by_clamp, needed_by_increasing
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.slices_and_concats import MAX_KERNEL_RANK, concat_copies, count_of_concats
@@ -302,7 +302,7 @@ SPECS = (
         lower=lower_add,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
-        facts=Facts(sign=_sign_of_sum, needed_range=needed_by_sum(1), is_continuous=True, computes_masks=True),
+        facts=Facts(sign=_sign_of_sum, needed_range=NeededBySum(1), is_continuous=True, computes_masks=True),
         becomes="ADD; with alpha: MUL of the second operand, then ADD, or SUB for a negative alpha",
     ),
     OpSpec(

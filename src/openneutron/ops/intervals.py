@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch.fx import Node
 
@@ -14,8 +15,10 @@ from openneutron.ir.graph import QParams
 
 __all__ = [
     "EVERYTHING",
+    "AddendNeeds",
     "Interval",
     "IntervalNote",
+    "NeededBySum",
     "NeededRangeRule",
     "distinguishable_range",
     "logit",
@@ -26,7 +29,7 @@ __all__ = [
     "needed_by_increasing",
     "needed_by_mul",
     "needed_by_neg",
-    "needed_by_sum",
+    "representable_range",
 ]  # fmt: skip
 
 LOWEST_CODE, HIGHEST_CODE = -128, 127
@@ -99,6 +102,12 @@ def distinguishable_range(qparams: QParams) -> Interval:
     return Interval((LOWEST_CODE + 0.5 - zero_point) * scale, (HIGHEST_CODE - 0.5 - zero_point) * scale)
 
 
+def representable_range(qparams: QParams) -> Interval:
+    """Returns the range of int8 codes with `qparams`."""
+    scale, zero_point = qparams.scale[0], qparams.zero_point[0]
+    return Interval((LOWEST_CODE - zero_point) * scale, (HIGHEST_CODE - zero_point) * scale)
+
+
 def logit(share: float) -> float:
     """Returns the inverse of the sigmoid: infinite for 0 or less and for 1 or more."""
     if not 0 < share < 1:
@@ -142,20 +151,44 @@ def needed_by_hardswish(_: Node, __: Node, output: Interval) -> Interval:
     return Interval(-3.0, max(output.high, 3.0))
 
 
-def needed_by_sum(sign: int) -> NeededRangeRule:
-    """Returns the rule for self + sign * alpha * other. Everything is needed if neither is a constant."""
+@dataclass(frozen=True)
+class AddendNeeds:
+    """What a sum `factor` * addend + `other_factor` * other needs of the addend, if it needs sums in `output`."""
 
-    def needs(node: Node, operand: Node, output: Interval) -> Interval:
-        args = arguments(node)
-        is_first, alpha = args["self"] is operand, sign * float(args["alpha"])
-        extremes = _extremes_of_constant(args["other" if is_first else "self"])
-        if extremes is None or alpha == 0:
+    factor: float
+    other_factor: float
+    output: Interval
+
+    def beside(self, other: Interval) -> Interval:
+        """Returns the values of the addend that can change the sum if the other addend is within `other`."""
+        if 0 in (self.factor, self.other_factor) or not (math.isfinite(other.low) and math.isfinite(other.high)):
             return EVERYTHING
-        added = Interval(*extremes).scaled(alpha) if is_first else Interval(*extremes)
-        needed = Interval(output.low - added.high, output.high - added.low)
-        return needed if is_first else needed.scaled(1 / alpha)
+        added = other.scaled(self.other_factor)
+        return Interval(self.output.low - added.high, self.output.high - added.low).scaled(1 / self.factor)
 
-    return needs
+
+@dataclass(frozen=True)
+class NeededBySum:
+    """The rule for self + sign * alpha * other. As a rule, it needs everything if neither is a constant."""
+
+    sign: int
+
+    def __call__(self, node: Node, operand: Node, output: Interval) -> Interval:
+        """Returns the values of `operand` that can change the output, if the other operand is a constant."""
+        extremes = _extremes_of_constant(self.other(node, operand))
+        needs = self.needs_of(node, operand, output)
+        return EVERYTHING if extremes is None else needs.beside(Interval(*extremes))
+
+    def other(self, node: Node, operand: Node) -> Any:
+        """Returns the argument that is added to `operand`."""
+        args = arguments(node)
+        return args["other" if args["self"] is operand else "self"]
+
+    def needs_of(self, node: Node, operand: Node, output: Interval) -> AddendNeeds:
+        """Returns what the sum needs of `operand`, for a given range of the other operand."""
+        args = arguments(node)
+        factors = 1.0, self.sign * float(args["alpha"])
+        return AddendNeeds(*(factors if args["self"] is operand else factors[::-1]), output)
 
 
 def needed_by_mul(node: Node, operand: Node, output: Interval) -> Interval:

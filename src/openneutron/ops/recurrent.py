@@ -109,8 +109,12 @@ class _StepBuilder:
     def add_coarsely(self, first: Node, second: Node) -> Node:
         """Adds two values. The sums of all steps of a layer share qparams, and cover values beyond -1..1."""
         total = self.limited(self.add(first, second), WIDE_CELL_LIMIT)
-        self.rewriting.share_qparams(f"{self.layer} coarse sums", [total])
+        self.share_qparams("coarse sums", [total])
         return total
+
+    def share_qparams(self, role: str, values: Iterable[Node]) -> None:
+        """Requests equal qparams for all values of the layer with this role."""
+        self.rewriting.share_qparams(f"{self.layer} {role}", values)
 
     def limited(self, value: Node, limit: float) -> Node:
         """Returns `value`. With `limits_cell`, its int8 range is clipped to -`limit`..`limit`."""
@@ -244,6 +248,7 @@ def _wide_lstm_step(builder: _StepBuilder, products: Products, state: StepState,
     if limited is None:  # the product of sigmoid and tanh is within -1..1
         return _lstm_output(builder, output_gate, written, layer), written, None
     kept = builder.mul(forget_gate, limited)
+    builder.share_qparams(LIMITED_ROLE, [kept, written])  # sums of values with equal scales are exact
     following, total = builder.within_one(builder.add(kept, written)), builder.add_coarsely(kept, written)
     if excess is not None:
         kept_excess = builder.limited(builder.mul(forget_gate, excess), WIDE_CELL_LIMIT - 1)
@@ -301,7 +306,8 @@ _CELLS = {
     "rnn_tanh": _Cell(_elman_rows, _elman_step(aten.tanh.default)),
     "rnn_relu": _Cell(_elman_rows, _elman_step(aten.relu.default)),
 }
-_WIDE_LSTM = _Cell(_lstm_rows, _wide_lstm_step, ("hidden", "cell within one", "excess"))
+LIMITED_ROLE = "cell within one"
+_WIDE_LSTM = _Cell(_lstm_rows, _wide_lstm_step, ("hidden", LIMITED_ROLE, "excess"))
 
 
 def _cell_of(rewriting: Rewriting) -> _Cell:
@@ -340,7 +346,7 @@ def _state_to_torch(builder: _StepBuilder, cell: _Cell, state: StepState) -> Sta
 def _share_state_qparams(builder: _StepBuilder, cell: _Cell, states: Iterable[StepState]) -> None:
     """Requests the same qparams for the state at all steps, so that the steps share a weight without requantizing."""
     for role, values in zip(cell.roles, zip(*states, strict=True), strict=True):
-        builder.rewriting.share_qparams(f"{builder.layer} {role}", [value for value in values if value is not None])
+        builder.share_qparams(role, [value for value in values if value is not None])
 
 
 def _decompose_cell(rewriting: Rewriting) -> Node | State:

@@ -17,7 +17,7 @@ MOST_PICTURES = 24
 
 
 def accuracy_rows(results: SideBySide) -> tuple[AccuracyRow, ...]:
-    """Returns a row for each run. The samples of the last run have thumbnails, where they are image files.
+    """Returns a row for each run. The samples of the last run have thumbnails, where they are images.
 
     Raises `InputError` for an image file that cannot be read any more.
     """
@@ -43,7 +43,8 @@ def _changed(results: SideBySide, run: RunScores, *, shows: bool) -> tuple[Chang
         return ()
     changed = results.changed(run.name)
     first = sorted(changed, key=lambda one: not one.is_lost)[:MOST_PICTURES] if shows else ()
-    pictures = {one.index: thumbnail(one.path) for one in first if one.path is not None}
+    has_data = results.data is not None
+    pictures = {one.index: thumbnail(results.inputs_of(one.index) if has_data else one.path) for one in first}
     return tuple(
         ChangedSample(
             name=one.name,

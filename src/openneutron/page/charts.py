@@ -351,7 +351,7 @@ def _svg(width: int, height: int, layers: Sequence[Mapping[str, Any]]) -> str:
         ) from error
     spec = {
         "width": width, "height": height, "autosize": {"type": "fit", "contains": "padding"}, "padding": 2,
-        "config": _CONFIG, "layer": list(layers),
+        "config": {**_CONFIG, "axisX": {"tickCount": width // 70}}, "layer": list(layers),
     }  # fmt: skip
     svg = vl_convert.vegalite_to_svg(json.dumps(spec))
     return _without_extras(svg, width, height)

@@ -24,6 +24,7 @@ MOST_ROWS = (400, 200, 100, 50, 20)
 MOST_PICTURES = 24
 PICTURE_BYTES = 300_000
 TOP_LAYERS = 10
+LONGEST_UNBROKEN = 14
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _environment() -> Any:
     )
     environment.filters.update(
         size=units.bytes_text, number=units.number_text, db=units.decibels_text, percent=units.percent_text,
-        ends=units.range_text, breakable=breakable, count=lambda value: f"{value:,}", op=short_op,
+        ends=units.range_text, breakable=breakable, code=with_code, count=lambda value: f"{value:,}", op=short_op,
         large=headings.large_text,
     )  # fmt: skip
     environment.globals.update(
@@ -189,11 +190,18 @@ def _environment() -> Any:
 
 
 def breakable(text: str) -> Any:
-    """Escapes a name, and lets browsers break it after dots, slashes and underscores, and after 24 other characters."""
+    """Escapes a name, and lets browsers break a long one after dots, slashes, underscores and 24 other characters."""
     import markupsafe
 
-    parts = re.findall(r"[^./_]{1,24}[./_]*|[./_]+", text)
+    parts = [text] if len(text) <= LONGEST_UNBROKEN else re.findall(r"[^./_]{1,24}[./_]*|[./_]+", text)
     return markupsafe.Markup("<wbr>").join(parts)
+
+
+def with_code(text: str) -> Any:
+    """Escapes a text, and marks the parts between backticks as code."""
+    import markupsafe
+
+    return markupsafe.Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(markupsafe.escape(text))))
 
 
 def short_op(op: str) -> str:

@@ -18,17 +18,18 @@ from openneutron.errors import OptionError
 from openneutron.ir.graph import QParams
 from openneutron.model.state import next_value, states_of, store_of, write_of
 from openneutron.ops.decomposition import RANGE_LIMIT, SHARED_QPARAMS
-from openneutron.ops.intervals import EVERYTHING, Interval
+from openneutron.ops.intervals import EVERYTHING, Interval, representable_range
 from openneutron.ops.masks import is_mask_computation, saturates
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.added_masks import AddedMask, MaskedAtRunTime
 from openneutron.quantizer.fused_operators import FusedOperator
 from openneutron.quantizer.layer_options import PER_CHANNEL, Layers
-from openneutron.quantizer.needed_ranges import NEEDED_RANGE, needed_intervals
+from openneutron.quantizer.needed_ranges import NEEDED_RANGE, Need, joined_needs, needed_values
 from openneutron.quantizer.observers import RecentRangeObserver
 from openneutron.quantizer.output_parts import FloatConcatenation, LinkedParts
 from openneutron.quantizer.score_ranges import ScoreRange, score_ranges
+from openneutron.quantizer.sum_ranges import AddendLimit
 from openneutron.quantizer.trained_modules import WeightFakeQuantize
 
 __all__ = ["Annotation", "AnnotationSettings"]
@@ -82,6 +83,8 @@ class Annotation:
         self.unbatched: set[Value] = set()
         self.least_scale: dict[Value, float] = {}
         self.needed: dict[Value, Interval] = {}
+        self.addends: dict[Value, int] = {}
+        self.limits: dict[Value, AddendLimit] = {}
         self.annotated: dict[Value, Value] = {}
         self.requantized: dict[Value, Value] = {}
         self.stored: dict[Node, Value] = {}
@@ -253,19 +256,41 @@ class Annotation:
 
     def _note_needed(self, model: GraphModule) -> None:
         """Records, per group, the interval of values that the readers of the group need, and notes it on the values."""
-        intervals = needed_intervals(model.graph, self.operators, is_qat=self.settings.is_qat)
+        needs = needed_values(model.graph, self.operators, is_qat=self.settings.is_qat)
         special = self.fixed.keys() | self.masked | self.wrap_observer.keys()
-        for value, interval in intervals.items():
+        by_group: dict[Value, list[Need]] = {}
+        for value, need in needs.items():
             if (group := self._find_group(value)) not in special:
-                self.needed[group] = interval.joined(self.needed.get(group, interval))
-        for value in intervals:
+                by_group.setdefault(group, []).append(need)
+        joined = {group: joined_needs(found) for group, found in by_group.items()}
+        self.needed = {group: need.as_interval for group, need in joined.items() if need is not None}
+        for value in needs:
             group, limits = self._find_group(value), RANGE_LIMIT.read(value)
             if limits.has_limit and group not in special | self.outputs:
                 self.needed[group] = self.needed.get(group, EVERYTHING).clamped(limits)
         self.needed = {group: needed for group, needed in self.needed.items() if needed != EVERYTHING}
-        for value in intervals:
+        for value in needs:
             if (group := self._find_group(value)) in self.needed:
                 NEEDED_RANGE.write(value, self.needed[group])
+        for group, of_group in joined.items():
+            if of_group is not None and of_group.sums and group not in self.needed and group not in self.symmetric:
+                self._note_sums(group, of_group)
+
+    def _note_sums(self, group: Value, need: Need) -> None:
+        """Records the limit of a group by the sums that read it, unless the other operand of a sum has no range."""
+        interval, terms = need.interval, []
+        for term in need.sums:
+            other = self._find_group(self.requantized.get((term.other, term.node), term.other))
+            if other in self.fixed:
+                needed = term.needed.beside(representable_range(self.fixed[other]))
+                interval = needed if interval is None else interval.joined(needed)
+            elif other is group or other in self.masked | self.wrap_observer.keys():
+                return
+            else:
+                terms.append((other, term.needed))
+        for addend in (group, *(other for other, _ in terms)):
+            self.addends.setdefault(addend, len(self.addends))
+        self.limits[group] = AddendLimit(interval, tuple((self.addends[other], needs) for other, needs in terms))
 
     def _link_output_parts(self) -> None:
         """Links the observers of the inputs of each float concatenation that can share qparams.
@@ -343,6 +368,8 @@ class Annotation:
             is_unbatched=group in self.unbatched,
             least_scale=self.least_scale.get(group, 0.0),
             needed=self.needed.get(group, EVERYTHING),
+            addend=self.addends.get(group),
+            limit=self.limits.get(group),
         )
         observer = self.settings.observer_of_outputs if group in self.outputs else self.settings.observer
         if not self.settings.is_qat:

@@ -9,48 +9,77 @@ operators have no limit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.fx import Graph, Node
 
-from openneutron.core.constants import attribute
+from openneutron.core.constants import attribute, constant_value
 from openneutron.ir.graph import QParams
 from openneutron.ops.declared import facts_of
-from openneutron.ops.intervals import EVERYTHING, Interval, IntervalNote, distinguishable_range
+from openneutron.ops.intervals import EVERYTHING, Interval, IntervalNote, NeededBySum, distinguishable_range
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer.fused_operators import FusedOperator
+from openneutron.quantizer.sum_ranges import MOST_SUMS, SumTerm, joined_terms
 
-__all__ = ["NEEDED_RANGE", "needed_intervals"]
+__all__ = ["NEEDED_RANGE", "Need", "joined_needs", "needed_values"]
 
 NEEDED_RANGE = IntervalNote("openneutron.needed_range")
 """The interval of a value that its readers need."""
 
 
-def needed_intervals(graph: Graph, operators: Sequence[FusedOperator], *, is_qat: bool) -> dict[Node, Interval]:
-    """Returns the interval of each value that its readers need, for values that have a limit. Linear in nodes and uses.
+@dataclass(frozen=True)
+class Need:
+    """What the readers of a value need of it."""
 
-    If `is_qat` is set, parameters that training changes do not count as constants.
+    interval: Interval | None
+    """What the readers other than `sums` need; None if there are none."""
+    sums: tuple[SumTerm, ...] = ()
+    """Sums of this value and of another computed value, whose range limits what they need."""
+
+    @property
+    def as_interval(self) -> Interval:
+        """The interval that is known before calibration."""
+        return EVERYTHING if self.sums or self.interval is None else self.interval
+
+
+def needed_values(graph: Graph, operators: Sequence[FusedOperator], *, is_qat: bool) -> dict[Node, Need]:
+    """Returns what the readers of each value need of it. Linear in nodes and uses.
+
+    If `is_qat` is set, parameters that training changes do not count as constants, and sums of two computed values
+    need everything.
     """
-    by_node = {fused.instance.node: fused for fused in operators}
+    reading = {fused.instance.node: fused for fused in operators}
     values = {value: None for fused in operators for value in (*fused.inputs, fused.output)}
-    by_output = {fused.output: fused for fused in operators}
-    needed: dict[Node, Interval | None] = {}
+    yielding = {fused.output: fused for fused in operators}
+    needed: dict[Node, Need | None] = {}
     for value in reversed(graph.nodes):
         if value in values:
             by_readers = [
-                _needed_by_reader(by_node.get(reader), value, needed, is_qat=is_qat) for reader in value.users
+                _needed_by_reader(reading.get(reader), value, needed, is_qat=is_qat) for reader in value.users
             ]
-            needed[value] = _union([interval for interval in by_readers if interval is not None])
-    own = {value: _clamp_limits(by_output.get(value)) for value in needed}
-    return {value: interval.clamped(own[value]) for value, interval in needed.items() if interval is not None}
+            needed[value] = joined_needs([need for need in by_readers if need is not None])
+    found = {value: need for value, need in needed.items() if need is not None}
+    return {value: _limited(need, _clamp_limits(yielding.get(value))) for value, need in found.items()}
 
 
-def _union(intervals: Sequence[Interval]) -> Interval | None:
-    joined: Interval | None = None
-    for interval in intervals:
-        joined = interval if joined is None else joined.joined(interval)
-    return joined
+def joined_needs(needs: Sequence[Need]) -> Need | None:
+    """Returns what all of `needs` need together; None for an empty sequence."""
+    if not needs:
+        return None
+    interval: Interval | None = None
+    for need in needs:
+        if need.interval is not None:
+            interval = need.interval if interval is None else interval.joined(need.interval)
+    sums = joined_terms([need.sums for need in needs if need.sums])
+    return Need(EVERYTHING) if interval == EVERYTHING or len(sums) > MOST_SUMS else Need(interval, sums)
+
+
+def _limited(need: Need, limits: Interval) -> Need:
+    """Returns the need of a value that is within `limits`."""
+    return need if limits == EVERYTHING else Need(need.as_interval.clamped(limits))
 
 
 def _clamp_limits(fused: FusedOperator | None) -> Interval:
@@ -63,24 +92,38 @@ def _clamp_limits(fused: FusedOperator | None) -> Interval:
 
 
 def _needed_by_reader(
-    fused: FusedOperator | None, value: Node, needed: dict[Node, Interval | None], *, is_qat: bool
-) -> Interval | None:
-    """Returns the interval of `value` that its reader `fused` needs; None if nothing needs the reader's output."""
+    fused: FusedOperator | None, value: Node, needed: dict[Node, Need | None], *, is_qat: bool
+) -> Need | None:
+    """Returns what the reader `fused` needs of `value`; None if nothing needs the reader's output."""
     if fused is None or fused.batch_norm is not None or (is_qat and _reads_parameters(fused)):
-        return EVERYTHING
-    output = needed[fused.output]
-    if output is None:
+        return Need(EVERYTHING)
+    of_output = needed[fused.output]
+    if of_output is None:
         return None
+    node = fused.instance.node
+    if fused.activation is None and fused.spec.commutes_with_quantization(fused.instance):
+        return of_output if not isinstance(fused.rule, QParams) else Need(of_output.as_interval)
+    output = of_output.as_interval
     if fused.activation is not None:
         limits = facts_of(fused.activation).clamp_range(fused.activation)
         output = EVERYTHING if limits is None else output.clamped(Interval(*limits))
     elif isinstance(fused.rule, QParams):
         output = output.clamped(distinguishable_range(fused.rule))
-    node = fused.instance.node
     if fused.spec.commutes_with_quantization(fused.instance):
-        return output
+        return Need(output)
     rule = facts_of(node).needed_range
-    return EVERYTHING if rule is None else rule(node, value, output)
+    if rule is None:
+        return Need(EVERYTHING)
+    if isinstance(rule, NeededBySum) and not is_qat and _limits_addends(node, rule, value, output):
+        return Need(None, (SumTerm(rule, node, value, output),))
+    return Need(rule(node, value, output))
+
+
+def _limits_addends(node: Node, rule: NeededBySum, operand: Node, output: Interval) -> bool:
+    """Returns whether the range of the other operand of a sum limits what the sum needs of `operand`."""
+    other = rule.other(node, operand)
+    is_computed = isinstance(other, Node) and other is not operand and constant_value(other) is None
+    return is_computed and math.isfinite(output.low) and math.isfinite(output.high)
 
 
 def _reads_parameters(fused: FusedOperator) -> bool:

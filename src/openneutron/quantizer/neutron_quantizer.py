@@ -37,6 +37,7 @@ from openneutron.quantizer.observers import DistributionObserver, RangeObserver,
 from openneutron.quantizer.output_parts import float_concatenations, note_float_concatenation
 from openneutron.quantizer.quantizable import is_size, quantizable_reason
 from openneutron.quantizer.state_at_conversion import reset_states_at_conversion
+from openneutron.quantizer.sum_ranges import link_addends
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
 from openneutron.quantizer.trained_modules import batch_norm_after
 from openneutron.targets import NeutronTargetSpec
@@ -226,9 +227,13 @@ class NeutronQuantizer(Quantizer):
         """Does nothing, because `annotate` has checked the model. Called by `prepare_pt2e`."""
 
     def prepare_obs_or_fq_callback(self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]) -> None:
-        """Adds bias correction, resets of states, and dtype checks of inputs. Called by `prepare_pt2e`."""
+        """Adds bias correction, limits of addends, resets of states, and dtype checks of inputs.
+
+        Called by `prepare_pt2e`.
+        """
         if self.correct_bias and not self.is_qat:
             correct_biases_at_conversion(model, edge_or_node_to_obs_or_fq)
+        link_addends(edge_or_node_to_obs_or_fq.values())
         reset_states_at_conversion(model)
         check_inputs_before_observers(edge_or_node_to_obs_or_fq)
 

@@ -39,6 +39,7 @@ __all__ = [
     "VanishingValuesWarning",
     "WeightObserver",
     "WrappingObserver",
+    "extended_by_one_step",
 ]  # fmt: skip
 
 # The averaging constant with which `RecentRangeObserver` shrinks its range for a batch with a smaller range.
@@ -223,14 +224,23 @@ class DistributionObserver(UniformQuantizationObserverBase):
         if self._found is None or self._found[0] != self.sample.tensors:
             _check_extremes(*self.sample.extremes, self.origin)
             _warn_of_vanishing_values(self, *self.sample.extremes)
-            ends = torch.tensor(self._selected_range(), device=self.eps.device)
+            ends = torch.tensor(self._selected_range(*self._weighted_sample()), device=self.eps.device)
             qparams = _set_scale_of_zeros(self._calculate_qparams(*ends), *self.sample.extremes)
             self._found = self.sample.tensors, qparams
         return self._found[1]
 
-    def _selected_range(self) -> tuple[float, float]:
-        seen = distribution(*self.sample.state().weighted(relative=self.range_by == "relative"))
-        return range_by(self.range_by, seen, _codes(self), self.percentile)
+    def qparams_within(self, low: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns scale and zero point of the range that is selected for the values clamped to `low`..`high`."""
+        values, weights = self._weighted_sample()
+        ends = self._selected_range(values.clamp(low, high), weights)
+        scale, zero_point = self._calculate_qparams(*torch.tensor(ends, device=self.eps.device))
+        return scale, zero_point
+
+    def _weighted_sample(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.sample.state().weighted(relative=self.range_by == "relative")
+
+    def _selected_range(self, values: torch.Tensor, weights: torch.Tensor) -> tuple[float, float]:
+        return range_by(self.range_by, distribution(values, weights), _codes(self), self.percentile)
 
     def reset_min_max_vals(self) -> None:
         """Resets the sample and the extremes."""
@@ -299,7 +309,7 @@ class NeededRangeObserver(WrappingObserver):
 
     def __init__(self, *args: Any, needed: Interval, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.needed = _extend_by_one_step(needed, self.quant_max - self.quant_min)
+        self.needed = extended_by_one_step(needed, self.quant_max - self.quant_min)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observes `values`, and returns them."""
@@ -312,7 +322,7 @@ class NeededRangeObserver(WrappingObserver):
         return self.observer.calculate_qparams()  # type: ignore[no-any-return]
 
 
-def _extend_by_one_step(needed: Interval, steps: int) -> Interval:
+def extended_by_one_step(needed: Interval, steps: int) -> Interval:
     """Returns the interval extended by one int8 step, so that its ends after rounding are not within the interval.
 
     If one end is infinite, the step is unknown, and the other end is extended by a share of its distance from zero.

@@ -33,6 +33,7 @@ from openneutron.quantizer.observers import (
 )
 from openneutron.quantizer.output_parts import LinkedParts, PartObserver
 from openneutron.quantizer.ranges import SMALLEST_SCALE
+from openneutron.quantizer.sum_ranges import AddendLimit, AddendObserver
 
 __all__ = [
     "ObservedValue", "ObserverWrapper", "activation", "bias", "check_observer", "fixed", "least_scale_of_input",
@@ -75,6 +76,10 @@ class ObservedValue:
     """The smallest scale, for observers that have an option for it (`eps`)."""
     needed: Interval = EVERYTHING
     """The interval of values that its readers need."""
+    addend: int | None = None
+    """A number for the value, if it is an operand of a sum whose readers saturate."""
+    limit: AddendLimit | None = None
+    """The limit of an addend by the sums that read it."""
 
 
 def activation(value: ObservedValue, observer: Any) -> QuantizationSpec:
@@ -131,6 +136,8 @@ def _observer_constructor(value: ObservedValue, observer: Any) -> Any:
         return MaskedObserver.with_args(observer=constructor)
     if value.needed != EVERYTHING:
         constructor = NeededRangeObserver.with_args(observer=constructor, needed=value.needed)
+    if value.addend is not None:
+        constructor = AddendObserver.with_args(observer=constructor, number=value.addend, limit=value.limit)
     is_part = bool(value.joins) and observes
     return PartObserver.with_args(observer=constructor, joins=value.joins) if is_part else constructor
 

@@ -16,6 +16,7 @@ from openneutron.passes.equalize import equalize
 from openneutron.quantizer import DistributionObserver, NeutronQuantizer
 from openneutron.quantizer.ranges import RULES, rule_named
 from openneutron.recovery.absorb_biases import absorb_biases
+from openneutron.recovery.cell_limits import select_cell_limits
 from openneutron.recovery.channel_ranges import channel_ranges
 from openneutron.recovery.correct_biases import correct_biases
 from openneutron.recovery.gptq_rounding import MOST_INPUTS, round_weights_by_gptq
@@ -109,6 +110,7 @@ def quantize_by_recipe(
     module = copy.deepcopy(exported)
     if recipe is not None:
         recover_exported(module, samples, equalizes=recipe.equalizes, trusts_samples=recipe.trusts_samples)
+        select_cell_limits(module, samples)
     reference = copy.deepcopy(module)
     rule = None if recipe is None else recipe.range_by
     observer = None if rule is None else DistributionObserver.with_args(range_by=rule)

@@ -37,11 +37,3 @@ for (const heading of document.querySelectorAll("table.sortable thead th")) {
     heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
   });
 }
-let closed = [];
-addEventListener("beforeprint", () => {
-  closed = [...document.querySelectorAll("details:not([open])")];
-  for (const one of closed) one.open = true;
-});
-addEventListener("afterprint", () => {
-  for (const one of closed) one.open = false;
-});
