@@ -16,10 +16,12 @@ from docs.generators.messages import Message
 __all__ = ["RULES", "Rule", "cure_of", "says_its_cure"]
 
 VERBS = (
-    "Build", "Call", "Check", "Choose", "Compile", "Compute", "Convert", "Delete", "Draw", "Export", "Free", "Give",
+    "Build", "Call", "Check", "Choose", "Compare", "Compile", "Compute", "Convert", "Delete", "Draw", "Export", "Free",
+    "Give",
     "Import", "Increase", "Install", "Keep", "Leave", "Load", "Lower", "Make", "Mask", "Near matches", "Options",
     "Otherwise", "Put", "Quantize", "Reduce", "Register", "Remove", "Reset", "Return", "Run", "Save", "Scale", "Set",
-    "Split", "Train", "Transpose", "Unroll", "Use", "Write", "pip install", "Did you mean",
+    "Split", "Train", "Transpose", "Unroll", "Use", "Write", "pip install",
+    "Did you mean",
 )  # fmt: skip
 """Words that start a sentence or clause about what to do."""
 _SAYS_CURE = re.compile(
