@@ -430,7 +430,10 @@ def test_a_limit_reads_no_more_of_a_generator() -> None:
 
     samples = read_data(Endless(), limit=3)
     assert [sample.inputs for sample in samples] == [0, 1, 2]
+    assert len(samples) == 3
     assert max(read) == 2
+    shorter = read_data(map(int, "12"), limit=3)
+    assert len(shorter) == 2
 
 
 def test_a_transform_is_applied_to_each_sample(tmp_path: Path) -> None:

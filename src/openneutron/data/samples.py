@@ -98,7 +98,11 @@ class Samples(Sequence[Sample]):
         return paths if self.chosen is None else tuple(paths[index] for index in self.chosen)
 
     def __len__(self) -> int:
-        return len(self.source) if self.chosen is None else len(self.chosen)
+        if self.chosen is None:
+            return len(self.source)
+        if isinstance(self.source, GivenSource) and not self.source.has_length:
+            return sum(1 for _ in self.given)  # a generator may end before the limit
+        return len(self.chosen)
 
     def __getitem__(self, index: Any) -> Any:
         """Returns a `Sample`, or `Samples` for a slice. Raises `InputError` for a sample that cannot be read."""
