@@ -145,7 +145,7 @@ def breaking_layer(quantized: QuantizedModel, sample: Tensor) -> LayerLoss | Non
 
 def full_ranges() -> contextlib.AbstractContextManager[object]:
     """Quantize all values over their whole range, also those whose readers saturate (docs/accuracy.md)."""
-    return mock.patch("openneutron.quantizer.annotation.needed_intervals", return_value={})
+    return mock.patch("openneutron.quantizer.annotation.needed_values", return_value={})
 
 
 def table_of(results: Iterable[Result]) -> Table:
