@@ -130,7 +130,7 @@ def test_recordings(tmp_path: Path) -> None:
             r"is torch.float64 .* takes torch.float32 \(1, 3, 4, 6\)\. Save it as float32",
         ),
         (IMAGE, ["two.npy"], InputError, r"two\.npy is torch.float32 \(2,\); the input 'input0' takes"),
-        (IMAGE, ["input=a.png"], OptionError, r"'input' in 'input=.*' is no input.*: input0\. Did you mean 'input0'"),
+        (IMAGE, ["input=a.png"], OptionError, r"'input' in '.*' is not an input.*: input0\. Did you mean 'input0'"),
         (IMAGE, ["a.wav"], InputError, r"a\.wav: The model's input .* is not a waveform"),
         (PAIR, ["two.npy"], InputError, r"takes 2 inputs \(input0: torch.float32 \(1, 2\), input2: .*\), but 1 files"),
         (PAIR, ["two.npy"] * 3, InputError, "but 3 files are given"),
