@@ -21,7 +21,7 @@ from openneutron.core.messages import did_you_mean
 from openneutron.errors import OptionError, OutputError
 from openneutron.flow import NeutronProgram, QuantizedModel, lower, quantize
 from openneutron.model.data import Data
-from openneutron.page import Summary, ValidationRow, summarize, write_page
+from openneutron.page import Summary, ValidationRow, page_of, summarize
 from openneutron.page.content import finite
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.native import is_installed
@@ -177,10 +177,11 @@ def create_folder(output: str | os.PathLike[str]) -> Path:
 
 def write_build(built: Build, folder: Path) -> None:
     """Writes the files of a build. Each file is complete or keeps its earlier content."""
+    page = page_of(built.summary)  # before the first file is written, because it may fail
     built.program.save(folder / PROGRAM)
     built.quantized.save(folder / QUANTIZED)
     write_file(folder / SUMMARY, built.summary.as_json().encode())
-    write_page(folder / PAGE, built.summary)
+    write_file(folder / PAGE, page.encode())
 
 
 def _validation_row(difference: OutputDifference) -> ValidationRow:
