@@ -76,7 +76,13 @@ def evaluate(
 
     folder = BuildFolder.of(program)
     with terminal.step("evaluate"):
-        found = evaluate_from_settings(settings, folder.program, quantized or folder.quantized, jobs=jobs)
+        found = evaluate_from_settings(
+            settings,
+            folder.program,
+            quantized or folder.quantized,
+            jobs=jobs,
+            progress=terminal.shows_progress,
+        )
     rows = accuracy_rows(found)
     terminal.show(table_of_accuracy(rows), {"accuracy": [asdict(row) for row in rows]})
 

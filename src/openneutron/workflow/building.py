@@ -18,6 +18,7 @@ from openneutron.accuracy.validate import OutputDifference, Validation, validate
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.files import write_file
 from openneutron.core.messages import did_you_mean
+from openneutron.core.progress import counting_bar
 from openneutron.errors import OptionError, OutputError
 from openneutron.flow import NeutronProgram, QuantizedModel, lower, quantize
 from openneutron.model.data import Data
@@ -118,15 +119,15 @@ def build(
     runs_programs = is_installed()
     accuracy = validation = analysis = None
     if evaluation is not None:
-        with run("evaluate"):
+        with run("evaluate"), counting_bar("evaluate", progress) as done:
             runs = {"float": model, "int8": quantized, **({".pte": program} if runs_programs else {})}
-            accuracy = evaluate_side_by_side(runs, evaluation, metric, jobs, transform=transform)
+            accuracy = evaluate_side_by_side(runs, evaluation, metric, jobs, transform=transform, progress=done)
     if runs_programs:
         with run("validate"):
             validation = validate(program, None, calibration, quantized=quantized, samples=SAMPLES, transform=transform)
     if analyze:
-        with run("analyze"):
-            analysis = _analyze(None, quantized, calibration, transform=transform, samples=SAMPLES)
+        with run("analyze"), counting_bar("analyze", progress) as done:
+            analysis = _analyze(None, quantized, calibration, transform=transform, samples=SAMPLES, progress=done)
     with run("report"):
         summary = summarize(
             name or type(model).__name__,

@@ -18,6 +18,7 @@ from openneutron.accuracy.evaluate import evaluate_side_by_side
 from openneutron.accuracy.side_by_side import SideBySide
 from openneutron.accuracy.validate import Validation, validate
 from openneutron.core.objects import is_reference, load_object
+from openneutron.core.progress import counting_bar
 from openneutron.data import Samples, read_data, transform_of
 from openneutron.errors import OptionError
 from openneutron.flow import NeutronProgram, QuantizedModel, lower, quantize
@@ -155,16 +156,19 @@ def analyze_from_settings(
     data, transform = calibration_of(settings), transform_from(settings)
     if quantized is None:
         found = quantize_from_settings(settings, progress=progress)
-        return analyze(None, found, data, transform=transform, samples=samples)
+        with counting_bar("analyze", progress) as done:
+            return analyze(None, found, data, transform=transform, samples=samples, progress=done)
     options = quantize_options(settings)
     of_quantizer = {name: options[name] for name in inspect.signature(NeutronQuantizer).parameters if name in options}
     quantizer = NeutronQuantizer(settings.build.target, **of_quantizer)
     loaded = loaded_program(quantized)
-    return analyze(model_from(settings), loaded, data, transform=transform, samples=samples, quantizer=quantizer)
+    model = model_from(settings)
+    with counting_bar("analyze", progress) as done:
+        return analyze(model, loaded, data, transform=transform, samples=samples, quantizer=quantizer, progress=done)
 
 
 def evaluate_from_settings(
-    settings: Settings, program: Path, quantized: Path | None = None, *, jobs: int = 1
+    settings: Settings, program: Path, quantized: Path | None = None, *, jobs: int = 1, progress: bool | None = None
 ) -> SideBySide:
     """Evaluates a program beside the float model and the quantized model, as far as they are given.
 
@@ -179,7 +183,9 @@ def evaluate_from_settings(
     if quantized is not None:
         runs["int8"] = loaded_program(quantized)
     runs[".pte"] = load(program)
-    return evaluate_side_by_side(runs, data, metric_of(settings), jobs, transform=transform_from(settings))
+    metric, transform = metric_of(settings), transform_from(settings)
+    with counting_bar("evaluate", progress) as done:
+        return evaluate_side_by_side(runs, data, metric, jobs, transform=transform, progress=done)
 
 
 def validate_from_settings(
