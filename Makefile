@@ -56,8 +56,9 @@ scaling: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## how OpenNeutron's own seconds gr
 docs: $(INSTALLED)  ## the support table, from the operators' declarations
 	$(BIN)/python -m openneutron.ops.document > docs/operators.md
 
-site: $(INSTALLED)  ## the pages of docs/ as a site in out/site; a broken link is an error
+site: $(INSTALLED)  ## the pages of docs/ as a site in out/site: `python -m http.server -d out/site`; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	! grep -rnoE '<(link|script|img)[^>]+(href|src)="?(https?:)?//[^" >]+' out/site --include='*.html'  # it works offline
 
 clean:
 	rm -rf .venv build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis

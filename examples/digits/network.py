@@ -104,3 +104,14 @@ def load_digits_split() -> DigitsSplit:
     train, test = train_test_split(range(len(labels)), test_size=TEST_IMAGES, stratify=labels, random_state=_SPLIT_SEED)
     targets = torch.from_numpy(labels).long()
     return DigitsSplit(images[train], targets[train], images[test], targets[test])
+
+
+def calibration_images() -> Tensor:
+    """Return 128 training images [128, 1, 32, 32], as data of the command line."""
+    return load_digits_split().train_images[:128]
+
+
+def labelled_images() -> list[tuple[Tensor, int]]:
+    """Return the test images [1, 1, 32, 32] with their classes, as data of the command line."""
+    split = load_digits_split()
+    return list(zip(split.test_images.split(1), split.test_labels.tolist(), strict=True))
