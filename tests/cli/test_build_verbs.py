@@ -192,6 +192,7 @@ class TestBuild:
             (["net.py:Net", "--calibrate", "photos", "--mean", "123", "--std", "50"], "Divide mean by 255"),
             (["net.py:Net", "--calibrate", "photos", "--weights", "v.pt"], "weights: 'v.pt' does not exist"),
             (["net.py:Net", "--calibrate", "photos", "--weigths", "w.pt"], "--weights"),
+            (["net.py:Net", "--calibrate", "photos", "--metric", "top6"], "Did you mean 'top5'"),
             (["net.py:Net", "--config", "none.toml"], "none.toml"),
             ([*MODEL, "--calibrate", "net.py"], "net.py"),
         ],
@@ -335,6 +336,11 @@ class TestChecks:
         torch.export.save(torch.export.export(nn.Linear(3, 3), (torch.zeros(1, 3),)), tmp_path / "n.pt2")
         shutil.copy(tmp_path / "n.pt2", tmp_path / "n.pte")
         assert run(work, "compare", built, tmp_path / "n.pte").code == 2
+
+    def test_inspect_and_extract_take_the_folder_of_a_build(self, here: Here, built: Path, tmp_path: Path) -> None:
+        assert here("inspect", built, "--json").json["format"] == "pte"
+        result = here("extract", built, "-o", tmp_path, "--model-explorer", "--json")
+        assert {Path(path).name for path in result.json["files"]} >= {"delegate0.tflite", "placement.json"}
 
     def test_a_folder_without_a_program(self, work: Path) -> None:
         result = run(work, "validate", "photos")

@@ -17,6 +17,7 @@ from torch import nn
 import openneutron
 from openneutron import inspect, lower, quantize
 from openneutron.cli import main
+from openneutron.cli.terminal import Terminal
 from openneutron.formats import pte
 from openneutron.formats.payload import parse
 from openneutron.targets import TARGETS
@@ -308,3 +309,8 @@ class TestEveryVerb:
         code, text = run("targets", "--json")
         assert code == 0
         assert [row["name"] for row in json.loads(text)["targets"]] == list(TARGETS)
+
+
+def test_json_has_no_infinite_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal(json=True).show("text", {"a": [float("inf"), 1.5], "b": {"c": (float("nan"),)}})
+    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": {"c": [None]}}

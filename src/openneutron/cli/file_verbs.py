@@ -13,7 +13,7 @@ from openneutron.cli.verbs import add_verb
 
 __all__ = ["add_verbs"]
 
-ExistingFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file that exists.")]
+Program = Annotated[Path, typer.Argument(exists=True, help="A program (.pte), or the folder of a build.")]
 Target = Annotated[str | None, typer.Option(help="Target of the estimates; see `openneutron targets`.")]
 Flavor = Annotated[
     str | None, typer.Option(help="Converter: an SDK release such as SDK_25_06, or a version of eiq-neutron-sdk.")
@@ -24,6 +24,16 @@ def add_verbs() -> None:
     """Adds the verbs of this module to the command line."""
     for verb in (inspect, extract, operators, targets, compile, doctor, init):
         add_verb(verb)
+
+
+def _program_in(path: Path) -> Path:
+    """Returns the program in the folder of a build, or the file itself."""
+    return path / "model.pte" if path.is_dir() else path
+
+
+def _quantized_in(path: Path) -> Path | None:
+    file = path / "quantized.pt2"
+    return file if file.is_file() else None
 
 
 def targets(terminal: Terminal) -> None:
@@ -50,7 +60,7 @@ def targets(terminal: Terminal) -> None:
 
 def inspect(
     terminal: Terminal,
-    file: ExistingFile,
+    file: Program,
     target: Target = None,
     layers: Annotated[bool, typer.Option("--layers", help="Print a row for each operator on the NPU.")] = False,
 ) -> None:
@@ -58,7 +68,7 @@ def inspect(
     from openneutron.report import text
     from openneutron.report.inspect import inspect as read
 
-    report = read(file, target)
+    report = read(_program_in(file), target)
     if terminal.json:
         terminal.show(None, json_format.loads(text.as_json(report)))
     else:
@@ -67,7 +77,7 @@ def inspect(
 
 def compile(
     terminal: Terminal,
-    program: ExistingFile,
+    program: Program,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The device program to write.")],
     flavor: Flavor = None,
@@ -84,6 +94,7 @@ def compile(
     from openneutron.vendor import sdk
     from openneutron.vendor.device import compile_program, kernel_selection_path, options_of
 
+    program = _program_in(program)
     data = read_file(program)
     converter = sdk.choose_converter(flavor or options_of(data, str(program)).neutron_converter_flavor)
     compiled = compile_program(
@@ -101,7 +112,7 @@ def compile(
 
 def extract(
     terminal: Terminal,
-    file: ExistingFile,
+    file: Program,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the files.")],
     model_explorer: Annotated[
         bool, typer.Option("--model-explorer", help="Write graphs and node data for Model Explorer, too.")
@@ -114,6 +125,8 @@ def extract(
     """Write the TFLite model of each delegate of a portable .pte, for Netron and other viewers."""
     from openneutron.report.extract import extract as extract_models
 
+    quantized = quantized or _quantized_in(file)
+    file = _program_in(file)
     paths = extract_models(file, output)
     if model_explorer:
         from openneutron.core.files import read_file

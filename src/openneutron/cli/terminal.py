@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,15 @@ def print_error(message: str) -> None:
     _console(stderr=True).print("[bold red]error[/]:", escape(message))
 
 
+def _finite(value: Any) -> Any:
+    """Returns `value` with None for infinite numbers and NaN, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
 @dataclass(frozen=True)
 class Terminal:
     """The output of one verb.
@@ -50,7 +60,7 @@ class Terminal:
     def show(self, result: Any, data: Any) -> None:
         """Prints a result: `data` as JSON with the option --json, else `result`, a text or an object of rich."""
         if self.json:
-            sys.stdout.write(json.dumps(data, indent=2) + "\n")
+            sys.stdout.write(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
         else:
             self.out.print(result, markup=False)
 

@@ -293,6 +293,10 @@ def is_file_reference(value: str) -> bool:
 
 
 def _check_path(declared: Field, value: str) -> None:
+    if declared.name == "metric" and value not in NO_PATHS and not is_reference(value):
+        raise OptionError(
+            f"'metric' is top1, top5 or file.py:function, not {value!r}.{did_you_mean(value, ('top1', 'top5'))}"
+        )
     if declared.path == "object" and (value in NO_PATHS or is_reference(value)):
         if is_file_reference(value):
             check_object(value, f"The setting '{declared.name}'")
