@@ -36,7 +36,7 @@ PYTHON_PACKAGES = tuple(
     name
     for name in (
         "openneutron", "openneutron.accuracy", "openneutron.data", "openneutron.recovery", "openneutron.runtime",
-        "openneutron.quantizer", "openneutron.errors", "openneutron.targets",
+        "openneutron.quantizer", "openneutron.page", "openneutron.errors", "openneutron.targets",
     )
     if name == "openneutron" or any(PACKAGE.glob(f"{name.split('.')[1]}*"))
 )  # fmt: skip
@@ -61,7 +61,7 @@ def troubleshooting(messages: Iterable[Message] | None = None) -> str:
     for kind, some in by_kind.items():
         blocks += [f"## {kind}", *_cause_of_kind(kind)]
         for room, ones in groupby(some, key=lambda one: one.room):
-            blocks += [f"**Raised in `{room}`**", "\n".join(_bullet(one) for one in ones)]
+            blocks += [f"**Raised in `{room}`**", "\n\n".join(_bullet(one) for one in ones)]
     return "\n\n".join(blocks) + "\n"
 
 
