@@ -14,7 +14,7 @@ from openneutron.accuracy.analyze import Analysis, analyze
 from openneutron.accuracy.evaluate import evaluate_side_by_side
 from openneutron.accuracy.labelled import LabelledData
 from openneutron.accuracy.side_by_side import SideBySide
-from openneutron.accuracy.validate import OutputDifference, Validation, validate
+from openneutron.accuracy.validate import Validation, validate
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.files import write_file
 from openneutron.core.messages import did_you_mean
@@ -22,8 +22,7 @@ from openneutron.core.progress import counting_bar
 from openneutron.errors import OptionError, OutputError
 from openneutron.flow import NeutronProgram, QuantizedModel, lower, quantize
 from openneutron.model.data import Data
-from openneutron.page import Summary, ValidationRow, page_of, summarize
-from openneutron.page.content import finite
+from openneutron.page import Summary, page_of, summarize
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.native import is_installed
 
@@ -135,7 +134,7 @@ def build(
             quantized=quantized,
             analysis=analysis,
             accuracy=accuracy or (),
-            validation=() if validation is None else tuple(map(_validation_row, validation.outputs)),
+            validation=validation or (),
             options=settings or options,
             date=date,
         )
@@ -183,14 +182,3 @@ def write_build(built: Build, folder: Path) -> None:
     built.quantized.save(folder / QUANTIZED)
     write_file(folder / SUMMARY, built.summary.as_json().encode())
     write_file(folder / PAGE, page.encode())
-
-
-def _validation_row(difference: OutputDifference) -> ValidationRow:
-    return ValidationRow(
-        name=f"output {difference.output}",
-        sqnr_db=finite(difference.sqnr_db),
-        cosine=finite(difference.cosine),
-        max_error=finite(difference.largest),
-        lsb=difference.lsb,
-        reference=difference.reference,
-    )
