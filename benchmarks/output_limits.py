@@ -38,7 +38,7 @@ from .layer_losses import sqnr
 from .suite import CALIBRATION_SAMPLES, EVALUATION_SAMPLES
 from .zoo import ZOO, smooth
 
-TRAINING_SAMPLES, BATCH, RATE = 192, 8, 3e-4
+TRAINING_SAMPLES, BATCH, RATE = 192, 8, 3e-5
 
 
 @dataclass(frozen=True)

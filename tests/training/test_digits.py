@@ -31,7 +31,7 @@ def test_training_does_not_lose(network: str, bits: int, gain: float) -> None:
     task = digits(network)
     module = prepare_training(task.model, task.calibration[0], task.calibration, recover=None, weight_bits=bits)
     before = top1(module, task)
-    distill(module, task.model, task.training, seconds=600, steps=60)
+    distill(module, task.model, task.training, seconds=600, steps=60, rate=1e-3)
     trained = finish_training(module)
     after = top1(module, task)
     assert after >= before + gain

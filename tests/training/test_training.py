@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -191,6 +192,9 @@ def test_the_steps_of_a_recurrent_network_have_one_weight_and_scales_stay_equal(
             groups.setdefault(old.args[1:], set()).add(new.args[1:])
             moved += old.args[1:] != new.args[1:]
     assert moved
+    trained = Counter(new.args[1:] for new in finish_training(module).module.graph.nodes if is_quantize(new))
+    states = {qparams: count for qparams, count in trained.items() if qparams[0] not in (1 / 256, 1 / 128)}
+    assert sorted(states.values())[-2:] >= [4, 4]  # the hidden states of 5 steps, and the cell states
     assert all(len(found) == 1 for found in groups.values())
     fixed = [new for old, new in groups.items() if old[0] in (1 / 256, 1 / 128)]
     assert fixed
