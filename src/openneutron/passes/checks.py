@@ -12,10 +12,11 @@ from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 from torch.utils._pytree import tree_leaves
 
 from openneutron.core.boundary import error_at
-from openneutron.core.constants import attribute
+from openneutron.core.constants import attribute, computed_constants
 from openneutron.core.fx import (
     arguments,
     draws_random_numbers,
+    dtype_of,
     first_operand,
     is_state_write,
     modules_of,
@@ -37,6 +38,7 @@ __all__ = [
     "check_writes_nothing",
 ]
 
+_OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
 _EVAL = (
     "Call model.eval() before torch.export.export. To train it quantized, give NeutronQuantizer(is_qat=True) to "
     "prepare_qat_pt2e."
@@ -47,9 +49,12 @@ def check_is_static_eval(module: GraphModule, *, training: bool = False) -> bool
     """Raises `ModelError` for train mode, dynamic shapes, or floating point other than float32. Changes nothing.
 
     `training` (quantization-aware) allows train mode and dynamic shapes, because training uses other batch sizes than
-    the program.
+    the program. Constants may have another floating-point dtype if the values that are computed with them are float32.
     """
+    constants = computed_constants(module)
     for node in module.graph.nodes:
+        if node not in constants:
+            _check_constant_operands(node)
         _check_shape_and_dtype(node, training=training)
         check_batch_norm(node)
         if not training:
@@ -111,12 +116,25 @@ def _check_shape_and_dtype(node: Node, *, training: bool) -> None:
             "dynamic_shapes, one program for each shape.",
             **where,
         )
-    if value.dtype in (torch.float16, torch.bfloat16, torch.float64) and node.op != "call_function":
-        raise ModelError(
-            f"The dtype {value.dtype} is not supported. Quantization starts from float32: call model.float() and give "
-            "float32 example inputs.",
-            **where,
-        )
+    if node.op == "placeholder" and value.dtype in _OTHER_FLOATS:
+        raise _unsupported_dtype(node)
+
+
+def _check_constant_operands(node: Node) -> None:
+    """Raises `ModelError` if `node`, which is not a constant, takes over the dtype of a double or half constant."""
+    if node.op != "output" and dtype_of(node) not in _OTHER_FLOATS:
+        return
+    for operand in node.all_input_nodes:
+        if operand.op == "get_attr" and dtype_of(operand) in _OTHER_FLOATS:
+            raise _unsupported_dtype(operand)
+
+
+def _unsupported_dtype(node: Node) -> ModelError:
+    return error_at(
+        node,
+        f"The dtype {dtype_of(node)} is not supported. Quantization starts from float32: call model.float() and give "
+        "float32 example inputs.",
+    )
 
 
 def _selects_by_mask(node: Node) -> bool:

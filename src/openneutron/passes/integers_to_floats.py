@@ -39,6 +39,7 @@ _ELEMENTWISE = ("to", "add", "sub", "rsub", "mul", "neg", "abs", "clamp", "compa
 # Conversions from float32 to these dtypes round towards zero. Conversions to smaller integers wrap around.
 _WIDE = (torch.int16, torch.int32, torch.int64)
 _INTEGERS = (*_WIDE, torch.int8, torch.uint8)
+_CONCATENATIONS = ("cat", "stack", "hstack, vstack, dstack")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def integers_to_floats(module: GraphModule, target: NeutronTarget) -> bool:
     3. A boolean that is computed from such an integer becomes `m` or logical_not(m): m.int() == 0, m.long().bool().
     4. A product of such integers that are 0 or 1 becomes a logical_and.
     5. An integer or boolean operand of a float32 sum, difference, product or quotient is converted to float32 first. A
-       boolean factor that comparisons compute is not converted, because such products have a decomposition.
+       boolean factor that comparisons compute is not converted, because such products have a decomposition. The parts
+       of a float32 concatenation are converted too.
     6. A conversion of `x` to int16, int32 or int64 and back becomes trunc(x).
     7. Before a softmax, scores - n * mask becomes scores + (-n) * mask if n hides scores.
     """
@@ -98,6 +100,8 @@ class _IntegerRewriter:
         elif dtype == torch.float32 and (is_op(node, "add", "sub", "mul") or is_quotient(node)):
             self._convert_operands(node)
             self._rewrite_mask_subtraction(node)
+        elif dtype == torch.float32 and is_op(node, *_CONCATENATIONS):
+            self._convert_parts(node)
 
     def _convert_to_a_dtype(self, node: Node) -> None:
         """Rule 1."""
@@ -189,6 +193,13 @@ class _IntegerRewriter:
                 written = convert(self._rewriting_before(node), operand, torch.float32)
             set_argument(node, name, written)
             self.changed = True
+
+    def _convert_parts(self, node: Node) -> None:
+        """Rule 5 for concatenations."""
+        for part in dict.fromkeys(node.all_input_nodes):
+            if dtype_of(part) in (*_INTEGERS, torch.bool):
+                node.replace_input_with(part, convert(self._rewriting_before(node), part, torch.float32))
+                self.changed = True
 
     def _rewrite_mask_subtraction(self, node: Node) -> None:
         """Rule 7."""
