@@ -25,7 +25,7 @@ def distill(
     steps: int = FOREVER,
     *,
     batch: int = 32,
-    rate: float = 1e-4,
+    rate: float = 3e-4,
 ) -> int:
     """Trains `module` on random batches of `inputs` [N, ...] until `seconds` or `steps` have passed.
 
