@@ -114,4 +114,4 @@ def calibration_images() -> Tensor:
 def labelled_images() -> list[tuple[Tensor, int]]:
     """Return the test images [1, 1, 32, 32] with their classes, as data of the command line."""
     split = load_digits_split()
-    return list(zip(split.test_images.split(1), split.test_labels.tolist(), strict=True))
+    return list(zip(torch.split(split.test_images, 1), split.test_labels.tolist(), strict=True))
