@@ -42,6 +42,10 @@ PULL = 0.3
 # similar, and the errors of earlier layers differ between samples. Weights that fit them too well generalize worse to
 # other inputs.
 ALIKE = 100.0
+# Candidates for this number where several layers read a weight. The one with the least error on held-out samples is
+# selected: every `STRIDE`th sample is held out, if there are at least `FEWEST_SAMPLES`.
+ALIKE_OF_SHARED = (10.0, 30.0, ALIKE)
+STRIDE, FEWEST_SAMPLES = 4, 16
 # Candidates for the scale, as multiples of the scale that the observer chose.
 SHRINKING = (1.0, 0.9, 0.8, 0.7, 0.6)
 # Share of the mean square of the inputs that is always added to the diagonal of H. It is the accuracy of sums of
@@ -127,6 +131,7 @@ class _PooledRounding:
         self._shared = shared
         self._biases = PooledBiases(shared)
         self._sums = _MomentSums(shared.first)
+        self._held_out = _MomentSums(shared.first, self._sums.origins)
         self._weight: torch.Tensor | None = None
         self._energy = 0.0  # of the outputs of the first layer
 
@@ -135,11 +140,14 @@ class _PooledRounding:
         self._weight = layer_io.weight
         most = positions_per_input(self._weight, len(layer_io.real) * len(self._shared.uses))
         share = self._moment_weight(layer_io)
-        for values in zip(layer_io.quantized, layer_io.real, strict=True):
-            self._sums.add(*(input_rows(layer, value, self._weight, most) for value in values))
-            if self._sums.pending_rows >= ROWS_AT_ONCE:
-                self._sums.accumulate(share)
+        holds_out = len(layer_io.real) >= FEWEST_SAMPLES
+        for index, values in enumerate(zip(layer_io.quantized, layer_io.real, strict=True)):
+            sums = self._held_out if holds_out and index % STRIDE == STRIDE - 1 else self._sums
+            sums.add(*(input_rows(layer, value, self._weight, most) for value in values))
+            if sums.pending_rows >= ROWS_AT_ONCE:
+                sums.accumulate(share)
         self._sums.accumulate(share)
+        self._held_out.accumulate(share)
         self._biases.add(layer, layer_io)
 
     def _moment_weight(self, layer_io: LayerIO) -> float:
@@ -152,16 +160,35 @@ class _PooledRounding:
     def apply(self) -> None:
         """Replaces the codes and the scale of the weight, and the biases."""
         assert self._weight is not None
-        _round_weight(self._shared.uses, self._weight, self._sums.moments())
+        alike = ALIKE
+        if self._held_out.count:
+            alike = _select_alike(self._weight, self._shared.first, self._sums.moments(), self._held_out.moments())
+            self._sums.merge(self._held_out)
+        _round_weight(self._shared.uses, self._weight, self._sums.moments(), alike)
         self._biases.apply()
 
 
-def _round_weight(layers: Sequence[WeightedLayer], real: torch.Tensor, moments: _Moments) -> None:
+def _select_alike(real: torch.Tensor, layer: WeightedLayer, seen: _Moments, held_out: _Moments) -> float:
+    """Returns the one of `ALIKE_OF_SHARED` with the least output error on held-out samples.
+
+    Compares the least-squares weights of the other samples before rounding.
+    """
+    rows = real.reshape(layer.groups, real.shape[0] // layer.groups, -1).double()
+
+    def error(alike: float) -> float:
+        wanted = _least_squares_weights(rows, seen, alike)
+        # The mean squared error of the outputs, without the term that does not depend on the weights.
+        return float(((wanted @ held_out.own - 2 * rows @ held_out.cross) * wanted).sum())
+
+    return min(reversed(ALIKE_OF_SHARED), key=error)
+
+
+def _round_weight(layers: Sequence[WeightedLayer], real: torch.Tensor, moments: _Moments, alike: float = ALIKE) -> None:
     """Rounds the float weight `real`, which all of `layers` read."""
     layer = layers[0]
     groups, outputs = layer.groups, real.shape[0]
     rows = real.reshape(groups, outputs // groups, -1).double()
-    wanted, covariance = _least_squares_weights(rows, moments), moments.shrunk
+    wanted, covariance = _least_squares_weights(rows, moments, alike), moments.shrunk
     scale = layer.scale.expand(outputs, *layer.scale.shape[1:]) if layer.scale.dim() else layer.scale.expand(outputs)
     scale = scale.reshape(groups, -1, 1).double()
     at_once = max(1, WEIGHTS_AT_ONCE // wanted.numel())
@@ -181,13 +208,13 @@ def _round_weight(layers: Sequence[WeightedLayer], real: torch.Tensor, moments: 
         shrink(layers, factor)
 
 
-def _least_squares_weights(rows: torch.Tensor, moments: _Moments) -> torch.Tensor:
+def _least_squares_weights(rows: torch.Tensor, moments: _Moments, alike: float) -> torch.Tensor:
     """Returns the weights whose outputs on the quantized inputs are nearest to the float outputs (ridge regression).
 
-    The regularization towards `rows` grows with the number of inputs per position.
+    The regularization towards `rows` grows with the number of inputs per position. `alike` positions count as one.
     """
     size = rows.shape[-1]
-    pull = (PULL + ALIKE * (1 / moments.trust - 1)) * _mean_of_diagonal(moments.own)
+    pull = (PULL + alike * (1 / moments.trust - 1)) * _mean_of_diagonal(moments.own)
     system = moments.own + pull * torch.eye(size, dtype=torch.float64)
     wanted: torch.Tensor = torch.linalg.solve(system, rows @ moments.cross + pull * rows, left=False)
     return wanted
@@ -250,20 +277,22 @@ class _MomentSums:
     Several layers may read the weight. Their moments are added up with weights of their own.
     """
 
-    def __init__(self, layer: WeightedLayer) -> None:
+    def __init__(self, layer: WeightedLayer, origins: list[torch.Tensor] | None = None) -> None:
         groups, size = layer.groups, layer.codes[0].numel()
         self._own, self._cross = (torch.zeros(groups, size, size, dtype=torch.float64) for _ in range(2))
         self._mean, self._real_mean = (torch.zeros(groups, size, dtype=torch.float64) for _ in range(2))
-        self._origins: list[torch.Tensor] = []
-        self._count, self._total = 0, 0.0
+        self.origins: list[torch.Tensor] = [] if origins is None else origins
+        """The values that are subtracted from both kinds of inputs. Sums with the same list can be merged."""
+        self.count, self._total = 0, 0.0
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, inputs: torch.Tensor, real_inputs: torch.Tensor) -> None:
         """Adds rows [groups, positions, inputs] of the quantized and of the float inputs at the same positions."""
         # Subtracting the first rows' mean avoids cancellation for values far from zero. Quantized and float inputs have
         # separate means, because a constant differs from its quantized value.
-        self._origins = self._origins or [rows.mean(1, keepdim=True) for rows in (inputs, real_inputs)]
-        self._waiting.append((inputs - self._origins[0], real_inputs - self._origins[1]))
+        if not self.origins:
+            self.origins += [rows.mean(1, keepdim=True) for rows in (inputs, real_inputs)]
+        self._waiting.append((inputs - self.origins[0], real_inputs - self.origins[1]))
 
     @property
     def pending_rows(self) -> int:
@@ -281,8 +310,17 @@ class _MomentSums:
         self._cross += weight * (real_inputs.transpose(1, 2) @ inputs)
         self._mean += weight * inputs.sum(1)
         self._real_mean += weight * real_inputs.sum(1)
-        self._count += inputs.shape[1]
+        self.count += inputs.shape[1]
         self._total += weight * inputs.shape[1]
+
+    def merge(self, other: _MomentSums) -> None:
+        """Adds the sums of `other`, which has the same `origins`."""
+        self._own += other._own
+        self._cross += other._cross
+        self._mean += other._mean
+        self._real_mean += other._real_mean
+        self.count += other.count
+        self._total += other._total
 
     def moments(self) -> _Moments:
         """Returns the moments of all rows that were added."""
@@ -291,7 +329,7 @@ class _MomentSums:
             sums / self._total for sums in (self._own, self._cross, self._mean, self._real_mean)
         )
         rounding = FLOAT_ROUNDING * _mean_of_diagonal(own) * torch.eye(size, dtype=torch.float64)
-        trust = self._count / (self._count + size)
+        trust = self.count / (self.count + size)
         return _Moments(own - _batched_outer(mean, mean) + rounding, cross - _batched_outer(real_mean, mean), trust)
 
 
