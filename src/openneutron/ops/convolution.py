@@ -131,7 +131,7 @@ def _possible_merges(oihw: Sequence[int], groups: int, target: NeutronTarget, ge
 
 
 @legacy_constraint
-def merges_groups(instance: OpInstance) -> bool:
+def has_supported_groups(instance: OpInstance) -> bool:
     """There is one group, or one group per input channel, or groups can be merged: all of them into one convolution, or
     equal numbers of them into several. For several, the input channels of all groups together and the output channels
     of each convolution are multiples of the MACs per pipeline. A merged convolution has at most
@@ -291,7 +291,7 @@ SPECS = (
             has_supported_geometry,
             fits_accumulation,
             has_stackable_batch,
-            merges_groups,
+            has_supported_groups,
         ),
         lower=lower_convolution,
         macs=macs,

@@ -73,7 +73,7 @@ def _clamp_activation(node: Node) -> str | None:
 
 
 def _clamp_output(node: Node) -> OutputRule:
-    """Observed if TFLite has a relu of this range, else shared with the inputs."""
+    """Observed if TFLite has a relu of this range, else the scale and zero point of the inputs."""
     return OutputRule.OBSERVED if _clamp_range(node) in CLAMPS else OutputRule.SHARED
 
 

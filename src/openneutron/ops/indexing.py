@@ -51,14 +51,14 @@ class _Selection:
     indices: torch.Tensor
 
     @property
-    def size(self) -> int:
+    def flattened_size(self) -> int:
         """The size of the flattened dimension."""
         return math.prod(self.shape[self.before : len(self.shape) - self.after])
 
     @property
     def flat(self) -> tuple[int, ...]:
         """The shape with the middle dimensions flattened into dimension `before`."""
-        return (*self.shape[: self.before], self.size, *self.shape[len(self.shape) - self.after :])
+        return (*self.shape[: self.before], self.flattened_size, *self.shape[len(self.shape) - self.after :])
 
     @property
     def runs(self) -> list[IndexRun]:
@@ -68,7 +68,7 @@ class _Selection:
     @property
     def is_cheap(self) -> bool:
         """Whether few slices, or a small matrix, can select the values."""
-        return len(self.runs) <= MAX_RUNS or self.size * len(self.indices) <= MAX_PICKING_WEIGHTS
+        return len(self.runs) <= MAX_RUNS or self.flattened_size * len(self.indices) <= MAX_PICKING_WEIGHTS
 
 
 def _source_positions(instance: OpInstance, shape: Sequence[int]) -> torch.Tensor:
@@ -145,7 +145,7 @@ def _decompose_selection(rewriting: Rewriting) -> Node:
         parts = [rewriting.call(aten.slice.Tensor, values, dim, run.first, run.end) for run in runs]
         values = parts[0] if len(parts) == 1 else rewriting.call(aten.cat.default, parts, dim)
     else:
-        matrix = rewriting.constant(torch.eye(selection.size)[selection.indices])
+        matrix = rewriting.constant(torch.eye(selection.flattened_size)[selection.indices])
         values = multiply_along(rewriting, values, dim, matrix)
     if shape_of(values) == rewriting.shape:
         return values

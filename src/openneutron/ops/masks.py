@@ -249,7 +249,11 @@ def _match_joined_masks(instance: OpInstance) -> tuple[Node, Node, Node] | None:
 
 
 def _can_regroup(part: Node, join: Node, mask: Node) -> bool:
-    """Whether `part`, an operand of `join`, is smaller than `join`, and can broadcast to `mask`, a view of `join`."""
+    """Whether `part` may be added to the scores by itself.
+
+    `join` combines two masks, one of which is `part`; `mask` is `join` or a view of it. `part` must have fewer values
+    than `join`, and must broadcast to `mask`.
+    """
     shape, joined = shape_of(part), shape_of(join)
     if not 0 < math.prod(shape) < math.prod(joined):
         return False

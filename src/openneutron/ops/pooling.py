@@ -213,7 +213,7 @@ def _is_global(node: Node) -> bool:
 
 
 def _adaptive_output(node: Node) -> OutputRule:
-    """Observed if the output has one value per channel, else shared with the inputs."""
+    """Observed if the output has one value per channel, else the scale and zero point of the inputs."""
     return OutputRule.OBSERVED if _is_global(node) else OutputRule.SHARED
 
 

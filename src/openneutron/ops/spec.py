@@ -31,7 +31,7 @@ class OutputRule(enum.Enum):
     """The source of the output's qparams. Fixed qparams are declared as `QParams` instead."""
 
     OBSERVED = "observed"
-    SHARED = "shared with the inputs"
+    SHARED = "the scale and zero point of the inputs"
 
 
 class Homogeneous(enum.Enum):

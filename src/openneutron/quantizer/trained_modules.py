@@ -45,7 +45,7 @@ class RemovedAtConversion(ObserverBase):
         super().__init__(dtype=torch.float32)
 
     def calculate_qparams(self, **_: Any) -> None:
-        """Returns None, because this module observes nothing."""
+        """Returns None, because this module has no qparams. torchao calls this method of every observer."""
 
     def convert(self, model: GraphModule, node: Node) -> None:
         """Removes `node`, which calls this module, from a model that is being converted."""
@@ -74,9 +74,9 @@ class OnlyInTraining(RemovedAtConversion):
 class ReplaceZeros(RemovedAtConversion):
     """Replaces zeros before an operator that is infinite at zero, such as a logarithm.
 
-    Fake quantization rounds values below half an int8 step to zero. They become a quarter of the smallest positive
-    value, which is a quarter of a step or more. The converted model keeps the zeros: there the operator returns the end
-    of its output's range, which the replaced values determine.
+    Fake quantization rounds values below half an int8 step to zero. In training, this module replaces each zero by a
+    quarter of the smallest positive value. The converted model has no such module: for a zero, its operator returns the
+    limit of its output's range, and that range was observed with the replaced values.
     """
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
@@ -185,7 +185,7 @@ class FloatWeight(ObserverBase):
         return weight
 
     def calculate_qparams(self, **_: Any) -> None:
-        """Returns None, because this module observes nothing."""
+        """Returns None, because this module has no qparams. torchao calls this method of every observer."""
 
     def convert(self, model: GraphModule, node: Node) -> None:
         """Replaces `node`, a call of this module, by the folded weight of its reader. Replaces the bias too."""

@@ -32,7 +32,7 @@ class _CellStateCount:
 
 
 class _CellStateCounter(GraphRun):
-    """A run that counts the values of cell states, by the name of the module around the LSTM."""
+    """Runs the graph and counts, for each LSTM, the values of its cell states and those beyond `CELL_LIMIT`."""
 
     def __init__(self, module: GraphModule, given: Mapping[Node, Any], counts: dict[str, _CellStateCount]) -> None:
         super().__init__(module, given)

@@ -286,8 +286,8 @@ def _checked_constant(index: int, value: object, info: ConstantInfo) -> int | fl
     """Returns the value to pass to the runtime for a constant input. Raises InputError if `value` is another one."""
     if isinstance(value, str) and info.value is None:
         raise InputError(
-            f"input {index} is {value!r}, but the program contains None: a .pte of the documented flow stores no text. "
-            "Leave this input out. The program computes with the text that the model was exported with"
+            f"input {index} is the text {value!r}, but this .pte was not written by lower(), so it stores no texts. "
+            "Leave this input out. The program uses the text that the model was exported with"
         )
     if type(value) is not type(info.value) or value != info.value:
         raise InputError(
