@@ -56,7 +56,9 @@ _PROVIDED: dict[str, dict[str, str]] = {
     },
 }
 
-# ExecuTorch's package imports Model Explorer. It is replaced only if Model Explorer is not installed.
+# ExecuTorch's package imports Model Explorer, by the misspelled name of a module that newer versions do not have. The
+# package is replaced unless that module is installed.
+_ADAPTER = "pytorch_exported_program_adater_impl.py"
 _VISUALIZATION: dict[str, dict[str, str]] = {
     "executorch.devtools.visualization": {},
     "executorch.devtools.visualization.visualization_utils": {
@@ -68,7 +70,7 @@ _VISUALIZATION: dict[str, dict[str, str]] = {
 def _homes(fullname: str) -> dict[str, str] | None:
     """Returns the names of a replaced module, each with the module that defines it; None for any other module."""
     if fullname in _VISUALIZATION:
-        return _VISUALIZATION[fullname] if importlib.util.find_spec("model_explorer") is None else None
+        return None if _has_model_explorer() else _VISUALIZATION[fullname]
     if fullname != REPLACED and not fullname.startswith(f"{REPLACED}."):
         return None
     if fullname.removeprefix(REPLACED) not in _PROVIDED:
@@ -78,6 +80,13 @@ def _homes(fullname: str) -> dict[str, str] | None:
             name=fullname,
         )
     return _PROVIDED[fullname.removeprefix(REPLACED)]
+
+
+def _has_model_explorer() -> bool:
+    """Whether the version of Model Explorer is installed that ExecuTorch's package imports. Does not import it."""
+    found = importlib.util.find_spec("model_explorer")
+    folders = [] if found is None else found.submodule_search_locations or []
+    return any((Path(folder) / _ADAPTER).is_file() for folder in folders)
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -1,4 +1,4 @@
-"""Writes a program as a file for Google's Model Explorer. Used only if that package is not installed."""
+"""Writes a program as a file for Google's Model Explorer, in place of ExecuTorch's function that needs an old one."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def visualize_with_clusters(  # noqa: PLR0917  the parameters of ExecuTorch's fu
     """
     if json_file_name is None:
         raise OptionError(
-            "To show a program, install Model Explorer: pip install ai-edge-model-explorer. Or give json_file_name to "
-            "write it to a file."
+            "Give json_file_name to write the program to a file, and open that in Model Explorer. ExecuTorch's view "
+            "needs an older version of ai-edge-model-explorer than the one that is installed, if any."
         )
     nodes = [
         _explorer_node(node, [get_node_partition_name(node), get_node_qdq_cluster_name(node)])
