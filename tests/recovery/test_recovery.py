@@ -318,7 +318,7 @@ def test_weights_are_left_the_less_the_fewer_positions_were_seen() -> None:
 
     def moved(count: float) -> float:
         """Returns how far weights moved from `rows` to the best weights for the samples."""
-        wanted = _least_squares_weights(rows, _Moments(own, cross, count / (count + size)))
+        wanted = _least_squares_weights(rows, _Moments(own, cross, count / (count + size)), ALIKE)
         return float(((wanted - rows) * (best - rows)).sum() / (best - rows).square().sum())
 
     shares = [moved(count) for count in (1, 100, 1e4, 1e9)]
