@@ -70,7 +70,7 @@ $(VENV)/.openneutron-dependencies: pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt torch==2.13.0
 	$(PIP) install -c constraints.txt executorch torchao ai-edge-litert cloudpickle flatbuffers joblib numpy rich tomlkit typer \
 		vl-convert-python jinja2 scikit-build-core pybind11 cmake ninja \
-		pytest pytest-xdist hypothesis ruff mypy scikit-learn pillow safetensors ai-edge-model-explorer dacite dask distributed ray \
+		pytest pytest-xdist hypothesis ruff mypy scikit-learn pillow safetensors ai-edge-model-explorer dacite jsonschema dask distributed ray \
 		mkdocs-material 'mkdocstrings[python]'
 	touch $@
 

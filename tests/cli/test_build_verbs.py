@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
+from tests.cli.schemas import SCHEMAS
 from torch import nn
 
 from openneutron.cli import main
@@ -41,14 +43,17 @@ NAMES = ("left", "right")
 class Result:
     """The exit code and the output of a process."""
 
-    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
-        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+    def __init__(self, verb: str, done: subprocess.CompletedProcess[str]) -> None:
+        self.verb, self.code, self.out, self.err = verb, done.returncode, done.stdout, done.stderr
         self.text = self.out + self.err
 
     @property
     def json(self) -> Any:
-        """The one document on stdout."""
-        return json.loads(self.out)
+        """The one document on stdout, which follows the schema of the verb."""
+        found = json.loads(self.out)
+        if self.verb in SCHEMAS:
+            jsonschema.validate(found, SCHEMAS[self.verb])
+        return found
 
 
 Here = Callable[..., Result]
@@ -57,7 +62,8 @@ Here = Callable[..., Result]
 def run(folder: Path, *arguments: object) -> Result:
     command = [sys.executable, "-m", "openneutron", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
-    result = Result(subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False))
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    result = Result(str(arguments[0]), done)
     assert "Traceback" not in result.text
     return result
 
@@ -118,7 +124,8 @@ def here(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         with pytest.raises(SystemExit) as end:
             main(list(map(str, arguments)))
         printed = capsys.readouterr()
-        return Result(subprocess.CompletedProcess([], int(end.value.code or 0), printed.out, printed.err))
+        done = subprocess.CompletedProcess[str]([], int(end.value.code or 0), printed.out, printed.err)
+        return Result(str(arguments[0]), done)
 
     return call
 

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
+from tests.cli.schemas import SCHEMAS
 from tests.vendor.test_sdk import DOUBLES
 from torch import nn
 
@@ -262,6 +264,15 @@ class TestInit:
         assert file.read_text() == "[model]\n"
         assert run("init", file, "--force")[0] == 0
         assert len(file.read_text()) > 1000
+
+
+@pytest.mark.parametrize("arguments", [["targets"], ["operators"], ["doctor"], ["init", "new.toml"]])
+def test_json_follows_the_schema(
+    run: Run, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, text = run(*arguments, "--json")
+    jsonschema.validate(json.loads(text), SCHEMAS[arguments[0]])
 
 
 class TestEveryVerb:
