@@ -81,7 +81,16 @@ class Validation:
                 f"  output {one.output} against {one.reference}: {one.sqnr_db:.1f} dB, cosine {one.cosine:.6f}, "
                 f"largest difference {one.largest:.4g}{lsb}"
             )
-        return "\n".join([*lines, *(f"  FAILED: {failure}" for failure in self.failures)])
+        return "\n".join([*lines, *self._layer_lines(), *(f"  FAILED: {failure}" for failure in self.failures)])
+
+    def _layer_lines(self) -> Iterator[str]:
+        if self.layers is None or not self.layers.layers:
+            return
+        worst = max(self.layers.layers, key=lambda layer: layer.lsb)
+        yield (
+            f"  {len(self.layers.layers)} layers against int8: at most {worst.lsb} LSB ({worst.node}, {worst.op}; "
+            f"tolerance {worst.tolerance})"
+        )
 
 
 def validate(
