@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +219,26 @@ class TestExampleInputs:
 def test_arguments() -> None:
     assert arguments_in("1, 'a', sizes=(1, 2), flag=True") == ([1, "a"], {"sizes": (1, 2), "flag": True})
     assert arguments_in("") == ([], {})
+
+
+@pytest.mark.parametrize(("library", "name"), [("timm", "mobilenetv4_conv_smal"), ("torchvision", "mobilenet_v4")])
+def test_models_of_libraries(library: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the packages, which are optional: known names, random weights, and a failed download."""
+
+    def make(given: str, pretrained: bool = False, weights: Any = None, **keywords: Any) -> nn.Module:
+        if pretrained or weights is not None:
+            raise OSError("no network")
+        return nn.Linear(keywords["width"], 1)
+
+    known = ["mobilenetv4_conv_small", "mobilenet_v2"]
+    functions = types.SimpleNamespace(list_models=lambda: known, create_model=make, get_model=make)
+    module: Any = functions if library == "timm" else types.SimpleNamespace(models=functions)
+    monkeypatch.setitem(sys.modules, library, module)
+    found: Any = load_model(f"{library}:{known[library == 'torchvision']}", args="width=3", weights="none")
+    assert found.in_features == 3
+    with pytest.raises(OptionError, match=f"{library} has no model '{name}'. Did you mean"):
+        load_model(f"{library}:{name}", weights="none")
+    with pytest.raises(InputError, match=r"no network.*'none' for random weights"):
+        load_model(f"{library}:{known[0]}")
+    with pytest.raises(OptionError, match="takes keyword arguments only"):
+        load_model(f"{library}:{known[0]}", args="3", weights="none")

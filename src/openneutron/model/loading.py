@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from openneutron.core.messages import first_line
+from openneutron.core.messages import did_you_mean, first_line
 from openneutron.core.objects import load_object
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.model.exporting import loaded_program
@@ -130,6 +130,7 @@ def _timm(name: str, pretrained: bool, keywords: Mapping[str, Any]) -> nn.Module
         import timm
     except ImportError as error:
         raise InputError(f"timm:{name} needs the package timm: pip install timm.") from error
+    _check_is_known("timm", name.partition(".")[0], timm.list_models())
     return _of_library("timm", name, lambda: timm.create_model(name, pretrained=pretrained, **keywords))
 
 
@@ -138,14 +139,20 @@ def _torchvision(name: str, pretrained: bool, keywords: Mapping[str, Any]) -> nn
         from torchvision import models
     except ImportError as error:
         raise InputError(f"torchvision:{name} needs the package torchvision: pip install torchvision.") from error
+    _check_is_known("torchvision", name, models.list_models())
     weights = "DEFAULT" if pretrained else None
     return _of_library("torchvision", name, lambda: models.get_model(name, weights=weights, **keywords))
+
+
+def _check_is_known(library: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise OptionError(f"{library} has no model '{name}'.{did_you_mean(name, known)}")
 
 
 def _of_library(library: str, name: str, make: Callable[[], nn.Module]) -> nn.Module:
     try:
         return make()
-    except Exception as error:  # unknown names, wrong arguments and downloads raise errors of many types
+    except Exception as error:  # wrong arguments and downloads raise errors of many types
         raise InputError(
             f"{library} cannot make '{name}': {type(error).__name__}: {first_line(error)}. If the pretrained weights "
             "cannot be downloaded, give a file as weights, or 'none' for random weights."
