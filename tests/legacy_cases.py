@@ -40,7 +40,7 @@ def chain(*layers: nn.Module) -> Callable[[], nn.Module]:
 LEGACY_REJECTED = (
     Rejected("convolution", "has_stackable_batch", "", conv(3, 5, 3), ((2, 3, 7, 7),)),
     Rejected("convolution", "has_stackable_batch", "odd height", conv(3, 5, 1, 2), ((2, 3, 7, 8),)),
-    Rejected("convolution", "merges_groups", "", conv(8192, 2, 3, groups=2), ((1, 8192, 3, 3),)),
+    Rejected("convolution", "has_supported_groups", "", conv(8192, 2, 3, groups=2), ((1, 8192, 3, 3),)),
     Rejected("adaptive_avg_pool", "averages_aligned_channels", "", lambda: nn.AdaptiveAvgPool2d(1), ((1, 12, 6, 6),),
              padded=True),
     Rejected("adaptive_avg_pool", "averages_aligned_channels", "rank 3", lambda: nn.AdaptiveAvgPool2d(1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -116,3 +117,31 @@ def test_recipes_select_the_limit(recover: str | None, limit: float) -> None:
     assert quantized.reference is not None
     cells = [node for node in quantized.reference.graph.nodes if is_cell_state(node)]
     assert {RANGE_LIMIT.read(node).high for node in cells if RANGE_LIMIT.read(node).has_limit} == {limit}
+
+
+class ReadsInitialCell(nn.Module):
+    """The model computes with the initial cell state itself, whose values exceed the limit of cell states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(FEATURES, UNITS, batch_first=True)
+        self.head = nn.Linear(UNITS, 2)
+
+    def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> Any:
+        return self.lstm(x, (hidden, cell))[0], self.head(cell[0])
+
+
+@pytest.mark.parametrize("recover", [None, "auto"])
+def test_values_that_other_operators_read_have_no_limit(recover: str | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = (1, 1, UNITS)
+    samples = [
+        (*sample, torch.randn(state, generator=generator), 4 * torch.randn(state, generator=generator))
+        for sample in samples_of(16)
+    ]
+    model = seeded(ReadsInitialCell).eval()
+    quantized = quantize(model, samples[0], samples, recover=recover, progress=False)
+    with torch.no_grad():
+        wanted = torch.cat([model(*sample)[1] for sample in samples])
+    given = torch.cat([quantized(*sample)[1] for sample in samples])
+    assert 10 * math.log10(float(wanted.square().sum() / (given - wanted).square().sum())) > 30

@@ -33,13 +33,13 @@ def typed_errors(step: str, kind: type[OpenNeutronError] = ModelError) -> Iterat
         raise
     except Exception as error:
         node = _node_of(error.__traceback__)
-        message = f"{step} failed: {type(error).__name__}: {first_line(error)}{_advice(error)}"
+        message = f"{step} failed: {type(error).__name__}: {first_line(error)}{_advice(error, kind)}"
         raise (kind(message) if node is None else error_at(node, message, kind)) from error
 
 
-def _advice(error: Exception) -> str:
-    """Returns what to do about an index that is out of range; an empty text for another error."""
-    if not isinstance(error, IndexError):
+def _advice(error: Exception, kind: type[OpenNeutronError]) -> str:
+    """Returns what to do about an index of the data that is out of range; an empty text for another error."""
+    if not isinstance(error, IndexError) or kind is ModelError:
         return ""
     return (
         ". An index in the inputs is negative or not smaller than the size of the dimension that it selects from, such "

@@ -230,10 +230,11 @@ def _lstm_output(builder: _StepBuilder, output_gate: Node, cell: Node, layer: _L
 def _lstm_step(builder: _StepBuilder, products: Products, state: StepState, layer: _Layer) -> State:
     hidden, cell = state
     written, forget_gate, output_gate = _lstm_gates(builder, products, hidden, layer)
-    following = written
+    following = written  # within -1..1, as the product of a sigmoid and a tanh
     if cell is not None:
         kept = builder.limited(builder.mul(forget_gate, cell), CELL_LIMIT)
-        following = builder.limited(builder.add(kept, written), CELL_LIMIT)
+        following = builder.add(kept, written)
+    builder.limited(following, CELL_LIMIT)
     return _lstm_output(builder, output_gate, following, layer), following
 
 

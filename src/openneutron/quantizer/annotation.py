@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,9 +264,8 @@ class Annotation:
                 by_group.setdefault(group, []).append(need)
         joined = {group: joined_needs(found) for group, found in by_group.items()}
         self.needed = {group: need.as_interval for group, need in joined.items() if need is not None}
-        for value in needs:
-            group, limits = self._find_group(value), RANGE_LIMIT.read(value)
-            if limits.has_limit and group not in special | self.outputs:
+        for group, limits in self._range_limits(needs).items():
+            if group not in special and group not in self.outputs:
                 self.needed[group] = self.needed.get(group, EVERYTHING).clamped(limits)
         self.needed = {group: needed for group, needed in self.needed.items() if needed != EVERYTHING}
         for value in needs:
@@ -276,6 +275,25 @@ class Annotation:
             if of_group is not None and of_group.sums and group not in self.needed and group not in self.symmetric:
                 self._note_sums(group, of_group)
 
+    def _range_limits(self, values: Iterable[Node]) -> dict[Value, Interval]:
+        """Returns the limit that the notes on the values of a group give, for groups that have one.
+
+        A group gets no limit if an operator without a note reads one of its values that has no note, as when the model
+        itself computes with an initial cell state. Operators that only move values do not count: their outputs are
+        values of the group. Of different limits, the group gets the smallest interval that contains all. Linear in the
+        uses of `values`.
+        """
+        moves = {fused.instance.node for fused in self.operators if fused.rule is OutputRule.SHARED}
+        limits: dict[Value, Interval] = {}
+        escaped: set[Value] = set()
+        for value in values:
+            group, own = self._find_group(value), RANGE_LIMIT.read(value)
+            if own.has_limit:
+                limits[group] = limits[group].joined(own) if group in limits else own
+            elif any(reader not in moves and not RANGE_LIMIT.read(reader).has_limit for reader in value.users):
+                escaped.add(group)
+        return {group: limit for group, limit in limits.items() if group not in escaped}
+
     def _note_sums(self, group: Value, need: Need) -> None:
         """Records the limit of a group by the sums that read it, unless the other operand of a sum has no range."""
         interval, terms = need.interval, []
@@ -284,7 +302,7 @@ class Annotation:
             if other in self.fixed:
                 needed = term.needed.beside(representable_range(self.fixed[other]))
                 interval = needed if interval is None else interval.joined(needed)
-            elif other is group or other in self.masked | self.wrap_observer.keys():
+            elif other is group or other in self.masked or other in self.wrap_observer:
                 return
             else:
                 terms.append((other, term.needed))

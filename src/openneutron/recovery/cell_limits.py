@@ -95,19 +95,29 @@ def select_cell_limits(module: GraphModule, samples: Samples) -> None:
     errors = dict.fromkeys((step.layer for step in steps), torch.zeros(len(LIMITS), dtype=torch.float64))
     for sample in evenly_spaced(samples, MOST_SAMPLES):
         _Replay(module, dict(zip(sample_nodes(module.graph), sample, strict=True)), steps, errors).run()
+    limits = {layer: LIMITS[int(of_layer.argmin())] for layer, of_layer in errors.items()}
     for step in steps:
-        limit = LIMITS[int(errors[step.layer].argmin())]
-        for node in (step.kept, step.cell):
+        RANGE_LIMIT.write(step.kept, Interval(-limits[step.layer], limits[step.layer]))
+    for node in module.graph.nodes:  # with the first steps from zeros, which are no sums
+        if _is_limited_cell_state(node) and (limit := limits.get(_layer_of(node))) is not None:
             RANGE_LIMIT.write(node, Interval(-limit, limit))
+
+
+def _is_limited_cell_state(node: Node) -> bool:
+    return is_cell_state(node) and RANGE_LIMIT.read(node) == Interval(-CELL_LIMIT, CELL_LIMIT)
+
+
+def _layer_of(cell: Node) -> str:
+    return str(cell.meta[SHARED_QPARAMS])
 
 
 def _step_of(cell: Node) -> _Step | None:
     """Returns the step that computes `cell`; None if it is no cell state with the limit of a decomposition."""
-    if not is_cell_state(cell) or RANGE_LIMIT.read(cell) != Interval(-CELL_LIMIT, CELL_LIMIT):
+    if not _is_limited_cell_state(cell) or not is_op(cell, "add"):
         return None
     kept, written = cell.all_input_nodes
     forget_gate, before = kept.all_input_nodes
-    return _Step(str(cell.meta[SHARED_QPARAMS]), cell, kept, written, forget_gate, before, _output_gate(cell))
+    return _Step(_layer_of(cell), cell, kept, written, forget_gate, before, _output_gate(cell))
 
 
 def _output_gate(cell: Node) -> Node | None:

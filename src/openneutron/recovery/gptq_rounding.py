@@ -106,7 +106,7 @@ def round_weights_by_gptq(
 
     def visit(layer: WeightedLayer, layer_io: LayerIO) -> None:
         if _is_rounded(layer, most_inputs):
-            _round_weight([layer], layer_io.weight, _estimate_moments(layer, layer_io))
+            _round_weight([layer], layer_io.weight, _estimate_moments(layer, layer_io), ALIKE)
         correct_bias(layer, layer_io)
 
     def pool(shared: SharedLayer) -> Pool:
@@ -183,7 +183,7 @@ def _select_alike(real: torch.Tensor, layer: WeightedLayer, seen: _Moments, held
     return min(reversed(ALIKE_OF_SHARED), key=error)
 
 
-def _round_weight(layers: Sequence[WeightedLayer], real: torch.Tensor, moments: _Moments, alike: float = ALIKE) -> None:
+def _round_weight(layers: Sequence[WeightedLayer], real: torch.Tensor, moments: _Moments, alike: float) -> None:
     """Rounds the float weight `real`, which all of `layers` read."""
     layer = layers[0]
     groups, outputs = layer.groups, real.shape[0]

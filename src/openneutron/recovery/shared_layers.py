@@ -44,8 +44,11 @@ class SharedLayer:
 
     @property
     def moment_bytes(self) -> int:
-        """The size of the second moments of the inputs in bytes: two matrices per group, in double."""
-        return 16 * self.first.groups * self.first.codes[0].numel() ** 2
+        """The size of the second moments of the inputs in bytes, in double.
+
+        These are two matrices per group, for the samples that fit the weights and for those that are held out.
+        """
+        return 32 * self.first.groups * self.first.codes[0].numel() ** 2
 
 
 def layers_by_weight(module: GraphModule) -> tuple[list[WeightedLayer], list[SharedLayer]]:

@@ -22,6 +22,9 @@ def without_notices() -> Iterator[None]:
 
     All other text that the process writes to its error stream in the block is written at the end of the block.
     """
+    if sys.stderr is None or sys.stderr.closed:
+        yield
+        return
     with _LOCK, tempfile.TemporaryFile() as file:
         sys.stderr.flush()
         original = os.dup(_ERROR_STREAM)
