@@ -9,7 +9,7 @@ from pathlib import Path
 
 from openneutron.errors import InputError, OutputError
 
-__all__ = ["read_file", "reason_of", "write_file"]
+__all__ = ["check_output", "read_file", "reason_of", "write_file"]
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -39,6 +39,9 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     temporary = None
     if path.is_dir():
         raise OutputError(f"Cannot write '{path}': it is a folder. Give a path of a file in it.")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"Cannot write '{path}': it is a device or a pipe. Give a path of a file.")
+    path = path.resolve() if path.is_symlink() else path  # the link stays a link
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
@@ -47,10 +50,20 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)
         Path(temporary).replace(path)
-    except OSError as error:
+    except BaseException as error:  # an interruption leaves no file behind, either
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise OutputError(f"Cannot write '{path}': {_with_remedy(error, path)}") from error
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Raises `OutputError` if `path` is a folder, or if its folder does not exist. Writes nothing."""
+    if Path(path).is_dir():
+        raise OutputError(f"Cannot write '{path}': it is a folder. Give a path of a file in it.")
+    if not Path(path).parent.is_dir():
+        raise OutputError(f"Cannot write '{path}': the folder '{Path(path).parent}' does not exist.")
 
 
 def _with_remedy(error: OSError, path: Path) -> str:
