@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["read_array", "read_arrays", "split_labels"]
 
 # In a table, y is rather a coordinate.
+_DAMAGED = (
+    OSError, EOFError, ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
+"""The errors that numpy raises for damaged archives."""
 ARRAY_LABEL_NAMES = LABEL_NAMES | {"y"}
 
 
@@ -43,7 +49,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: _in_native_order(file[name]) for name in file.files}
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise InputError(f"{path} cannot be read as arrays: {_reason(error)}") from error
     if not found:
         raise InputError(f"{path} has no arrays.")

@@ -12,8 +12,18 @@ from openneutron.core.messages import listed
 from openneutron.errors import InputError
 
 __all__ = [
-    "ARRAYS", "AUDIO", "COMPRESSED_AUDIO", "IMAGES", "LISTS", "NAMED_ARRAYS", "TABLES", "SkippedFilesWarning",
-    "data_files", "files_in", "warn_of_skipped",
+    "ARRAYS",
+    "AUDIO",
+    "COMPRESSED_AUDIO",
+    "IMAGES",
+    "LISTS",
+    "NAMED_ARRAYS",
+    "TABLES",
+    "SkippedFilesWarning",
+    "data_files",
+    "files_in",
+    "is_data_folder",
+    "warn_of_skipped",
 ]  # fmt: skip
 
 IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
@@ -46,6 +56,11 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(_walk(folder, {os.path.realpath(folder)}))
 
 
+def is_data_folder(name: str) -> bool:
+    """Whether a folder of this name may hold data: it is neither hidden nor one that systems write."""
+    return not name.startswith(".") and name.lower() not in _FOLDERS_OF_SYSTEMS
+
+
 def _walk(folder: Path, above: set[str]) -> Iterator[Path]:
     """Returns the files below `folder`. `above` has the real paths of the folders around it, so a link ends in none."""
     try:
@@ -58,7 +73,7 @@ def _walk(folder: Path, above: set[str]) -> Iterator[Path]:
             continue
         if not entry.is_dir():
             yield folder / entry.name
-        elif name not in _FOLDERS_OF_SYSTEMS and (real := os.path.realpath(entry)) not in above:
+        elif is_data_folder(name) and (real := os.path.realpath(entry)) not in above:
             yield from _walk(folder / entry.name, above | {real})
 
 

@@ -19,6 +19,10 @@ __all__ = ["ClassNames", "class_names_of", "read_labels"]
 _SYNSET = re.compile(r"(n\d{8})\s+(.*)")
 
 
+MOST_CLASSES = 1_000_000
+"""The limit of indices of classes that names in the data may stand for."""
+
+
 @dataclass(frozen=True)
 class ClassNames:
     """The names of the classes of a model, by their indices.
@@ -41,8 +45,8 @@ class ClassNames:
         found = {}
         for name in given:
             index = known.get(_normal(name))
-            if index is None and name.isdecimal():
-                index = int(name)
+            if index is None:
+                index = _class_index(name)
             if index is None:
                 raise InputError(f"The class '{name}' is not in {what}.{did_you_mean(_normal(name), known)}")
             if index >= len(self.names):
@@ -126,14 +130,25 @@ def _checked(names: list[str], what: str) -> ClassNames:
     return ClassNames(tuple(names))
 
 
+def _class_index(name: str) -> int | None:
+    """Returns the index that a name such as "3" or "3.0" stands for; None for another name."""
+    whole, _, decimals = name.strip().partition(".")
+    return int(whole) if whole.isascii() and whole.isdecimal() and not decimals.strip("0") else None
+
+
 def class_names_of(found: Iterable[str]) -> tuple[ClassNames, dict[str, int]]:
     """Returns the classes that names in the data stand for, and the index of each name.
 
     If all names are integers, they are the indices. Otherwise, the sorted names are the classes 0, 1, ...
     """
     names = sorted(set(found))
-    if names and all(name.isdecimal() for name in names):
-        indices = {name: int(name) for name in names}
+    indices = {name: index for name in names if (index := _class_index(name)) is not None}
+    if names and len(indices) == len(names):
         of_index = {index: name for name, index in indices.items()}
+        if max(of_index) >= MOST_CLASSES:
+            raise InputError(
+                f"The class '{of_index[max(of_index)]}' is an index beyond {MOST_CLASSES:,}. Give names that are not "
+                "integers, or a file of labels."
+            )
         return ClassNames(tuple(of_index.get(i, str(i)) for i in range(max(of_index) + 1)), False), indices
     return ClassNames(tuple(names)), {name: index for index, name in enumerate(names)}

@@ -22,6 +22,7 @@ from openneutron.data.files import (
     NAMED_ARRAYS,
     TABLES,
     data_files,
+    is_data_folder,
     warn_of_skipped,
 )
 from openneutron.data.labels import ClassNames, class_names_of, read_labels
@@ -293,7 +294,7 @@ def _of_folder(folder: Path, names: ClassNames | None, *, labelled: bool) -> Sam
     warn_of_skipped(folder, outside, "are in no folder of a class")
     found = [path.relative_to(folder).parts[0] for path in inside]
     # A class without a file keeps its index.
-    folders = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    folders = {entry.name for entry in folder.iterdir() if entry.is_dir() and is_data_folder(entry.name)}
     indices, names = _indices({*found, *folders}, found, names, f"of the folders in '{folder}'")
     labels = tuple(indices[name] for name in found)
     return Samples(FileSource(tuple(inside), labels), str(folder), class_names=names, skipped=(*skipped, *outside))
