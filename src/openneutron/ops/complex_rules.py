@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.fx import Node, map_arg
 
+from openneutron.core.boundary import error_at
 from openneutron.core.fx import dtype_of, op_name
 from openneutron.ops.complex_numbers import ComplexRewriting, Pair, Rule
 from openneutron.ops.declared import facts_of
@@ -142,6 +143,9 @@ def _einsum(writing: ComplexRewriting) -> Pair:
     equation, (first, *others) = writing.args["equation"], map(writing.pair, writing.args["tensors"])
     if not others:
         return _of_parts(writing)
+    if len(others) > 1:
+        message = "einsum of complex numbers takes two operands. Multiply them two at a time."
+        raise error_at(writing.rewriting.instance.node, message)
 
     def multiply(first: Operand | None, second: Operand | None) -> Operand | None:
         if first is None or second is None:
@@ -163,6 +167,8 @@ def _of_parts(writing: ComplexRewriting) -> Pair:
 
     real = applied(0)
     has_imag = any(writing.pair(value).imag is not None for value in parts)
+    if has_imag and writing.args.get("value"):
+        raise error_at(node, "Filling complex numbers with a value other than 0 is not supported.")
     return Pair(real, applied(1) if has_imag else None)
 
 

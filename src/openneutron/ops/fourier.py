@@ -141,6 +141,9 @@ def _check_size(writing: ComplexRewriting, size: int) -> None:
 def _short_time(writing: ComplexRewriting) -> Pair | Node:
     """stft: a convolution with windowed cosines, and one with windowed sines."""
     args = writing.args
+    if args.get("align_to_window") or args.get("center"):
+        message = "stft pads the signal in a way that is not supported. Pad it with torch.nn.functional.pad instead."
+        raise error_at(writing.rewriting.instance.node, message)
     size, hop = args["n_fft"], args["hop_length"] or args["n_fft"] // 4
     _check_size(writing, size)
     outputs = size if args["onesided"] is False else size // 2 + 1

@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from openneutron.ops.intervals import EVERYTHING, AddendNeeds, Interval, NeededBySum
 from openneutron.quantizer.observers import DistributionObserver, WrappingObserver, extended_by_one_step
+from openneutron.quantizer.ranges import SMALLEST_SCALE
 
 __all__ = ["MOST_SUMS", "AddendLimit", "AddendObserver", "SumTerm", "joined_terms", "link_addends"]
 
@@ -107,7 +108,8 @@ class AddendObserver(WrappingObserver):
         if isinstance(self.observer, DistributionObserver):
             return self.observer.qparams_within(max(found.low, needed.low), min(found.high, needed.high))
         low, high = max(found.low, min(needed.low, 0.0)), min(found.high, max(needed.high, 0.0))
-        scale = torch.full_like(own[0], (high - low) / (self.quant_max - self.quant_min))
+        step = (high - low) / (self.quant_max - self.quant_min)
+        scale = torch.full_like(own[0], max(step, SMALLEST_SCALE))
         zero_point = self.quant_min - torch.round(low / scale)
         return scale, zero_point.clamp(self.quant_min, self.quant_max).to(own[1].dtype)
 

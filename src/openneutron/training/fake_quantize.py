@@ -90,7 +90,8 @@ class FakeQuantizedWeight(nn.Module):
     def forward(self) -> Tensor:
         """Returns the rounded weight. The gradient ignores the rounding, and is zero for clipped values."""
         assert isinstance(self.scale, Tensor)
-        clipped = torch.maximum(torch.minimum(self.value, self.scale * self.limits[1]), self.scale * self.limits[0])
+        # Unlike minimum and maximum, clamp passes the whole gradient of a value at the limit.
+        clipped = torch.clamp(self.value, self.scale * self.limits[0], self.scale * self.limits[1])
         return clipped + (self.codes * self.scale - clipped).detach()
 
     @property

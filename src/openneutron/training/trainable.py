@@ -187,7 +187,7 @@ def _trainable(converted: GraphModule, *, learn_ranges: bool) -> tuple[GraphModu
     module.graph.eliminate_dead_code()
     trained = GraphModule(module, module.graph)  # without the parameters that nothing reads
     trained.meta.update(module.meta)
-    for parameter in trained.parameters():
+    for parameter in filter(torch.is_floating_point, trained.parameters()):
         parameter.requires_grad_(True)
     return trained, _Trained(weights, biases, ranges)
 
