@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from openneutron import NeutronProgram, QuantizedModel, lower, quantize
+from openneutron import NeutronProgram, QuantizedModel, build, lower, quantize
 from openneutron.accuracy import validate
 from openneutron.errors import InputError, ModelError, OptionError
 
@@ -144,3 +145,18 @@ class TestRefusals:
         program: NeutronProgram = lower(case.quantized)
         with pytest.raises(OptionError):
             validate(program, case.model, **options)
+
+
+def test_build_takes_a_generator_and_names_missing_packages(
+    case: Case, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build(case.model, (case.data[0],), iter(case.data), recover=None)
+    assert built.validation is not None
+    assert built.validation.samples == len(case.data)
+    assert built.analysis is not None
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else found(name))
+    with pytest.raises(OptionError, match="The report needs jinja2"):
+        build(case.model, (case.data[0],), case.data, tmp_path, recover=None)
+    with pytest.raises(OptionError, match=r"has no option 'recovr'\. Did you mean 'recover'"):
+        build(case.model, (case.data[0],), case.data, recovr=None)

@@ -196,6 +196,9 @@ class TestBuild:
             (["net.py:Net", "--calibrate", "photos", "--recover", "bset"], "Did you mean 'best'"),
             (["net.py:Net", "--calibrate", "photos", "--layers", "head"], "MODULE=float"),
             (["net.py:Net", "--calibrate", "photos", "--resize", "1.5"], "whole numbers of pixels"),
+            (["net.py:Net", "--calibrate", "photos", "--resize", "nan"], "'resize' takes numbers"),
+            (["net.py:Net", "--calibrate", "photos", "--date", "today"], "has the form YYYY-MM-DD"),
+            (["net.py:Net", "--calibrate", "photos", "--intermediates-dir", "none"], "'none' does not exist"),
             (["net.py:Net", "--calibrate", "photos", "--mean", "123", "--std", "50"], "Divide mean by 255"),
             (["net.py:Net", "--calibrate", "photos", "--weights", "v.pt"], "weights: 'v.pt' does not exist"),
             (["net.py:Net", "--calibrate", "photos", "--weigths", "w.pt"], "--weights"),
@@ -253,6 +256,8 @@ class TestSteps:
         result = run(work, "lower", "w.pt", "-o", tmp_path / "m.pte")
         assert (result.code, "a file of weights" in result.err) == (2, True)
         assert run(work, "lower", "none.pt2", "-o", tmp_path / "m.pte").code == 2
+        result = run(work, "quantize", *MODEL, "--calibrate", "photos", "-o", "none/m.pt2")
+        assert "the folder 'none' does not exist" in result.err
         assert not list(tmp_path.iterdir())
 
     def test_analyze(self, work: Path, built: Path) -> None:

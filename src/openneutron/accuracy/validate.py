@@ -25,7 +25,7 @@ from openneutron.model.arguments import Leaf
 from openneutron.model.data import Data, InputForm, Inputs, first_steps, forms_of, streams_in
 from openneutron.model.examples import Examples, arguments_of, call_with_leaves
 from openneutron.model.exporting import as_module, check_eval, export
-from openneutron.model.state import Stream, has_state
+from openneutron.model.state import Stream, has_state, reset
 from openneutron.runtime.native import native_module
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo, load
 
@@ -125,7 +125,7 @@ def validate(
     differences = {name: [Difference(name, i, scale) for i, scale in enumerate(scales)] for name in references}
     for steps in streams:
         host.reset()
-        fresh = {name: copy.deepcopy(one) if has_state(one) else one for name, one in references.items()}
+        fresh = {name: _reset_copy(one) if has_state(one) else one for name, one in references.items()}
         for inputs in steps:
             outputs = dequantized_outputs(run_program(host, inputs), host)
             for name, module in fresh.items():
@@ -137,6 +137,13 @@ def validate(
         given_streams = [Stream(steps) for steps in streams]
         layers = compare_layers(quantized, host, given_streams, samples=min(samples, SAMPLES_OF_LAYERS))
     return Validation(sum(map(len, streams)), rows, layers, tuple(_failures(rows, layers, min_sqnr_db, max_lsb)))
+
+
+def _reset_copy(module: GraphModule) -> GraphModule:
+    """Returns a copy with the initial values of the states, if these are known."""
+    found = copy.deepcopy(module)
+    reset(found)
+    return found
 
 
 def _check_options(samples: int, min_sqnr_db: float | None, max_lsb: float | None) -> None:

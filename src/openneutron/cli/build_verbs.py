@@ -10,6 +10,7 @@ import typer
 
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
+from openneutron.core.files import check_output
 from openneutron.settings import SECTIONS, Settings
 from openneutron.settings.checks import check_settings
 
@@ -59,6 +60,7 @@ def quantize(
 ) -> None:
     """Quantize a model, and write the converted model for `openneutron lower`."""
     check_settings(settings, "model", "calibrate")
+    check_output(output)
     from openneutron.errors import OptionError
     from openneutron.workflow.from_settings import quantize_from_settings
 
@@ -78,6 +80,7 @@ def lower(
     target: Annotated[str | None, typer.Option(help="The target. By default, that of the quantized model.")] = None,
 ) -> None:
     """Lower a quantized model to a program."""
+    check_output(output)
     from openneutron.targets import NeutronTargetSpec
     from openneutron.workflow.from_settings import lower_from_settings
 

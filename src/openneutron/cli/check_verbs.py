@@ -60,7 +60,7 @@ def evaluate(
     settings: Settings,
     program: Program,
     quantized: Quantized = None,
-    jobs: Annotated[int, typer.Option(help="The number of processes.")] = 1,
+    jobs: Annotated[int | None, typer.Option(help="The number of processes. [by default, that of the build]")] = None,
 ) -> None:
     """Measure the accuracy of a program on labelled data, beside that of the float and the quantized model.
 
@@ -80,7 +80,7 @@ def evaluate(
             settings,
             folder.program,
             quantized or folder.quantized,
-            jobs=jobs,
+            jobs=jobs or settings.quantize.jobs,
             progress=terminal.shows_progress,
         )
     rows = accuracy_rows(found)

@@ -95,7 +95,8 @@ def table_of_differences(
     """Returns the differences of two programs: numbers, operators that run elsewhere, and outputs."""
     table = Table("", "first", "second", "change")
     for row in numbers:
-        table.add_row(row.name, _number(row.other, ",.6g"), _number(row.this, ",.6g"), row.text)
+        both = (_number(value, "," if isinstance(value, int) else ",.6g") for value in (row.other, row.this))
+        table.add_row(row.name, *both, row.text)
     lines = [Text(f"{move.node} ({move.op}): {move.other} -> {move.this}") for move in moves[:_SHOWN]]
     more = [Text(f"and {len(moves) - _SHOWN} operators more")] if len(moves) > _SHOWN else []
     found = Table("output", "SQNR dB", "cosine", "largest difference", "LSB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections import Counter
@@ -15,7 +16,10 @@ from openneutron.page import charts, differences, headings, units
 from openneutron.page.content import AnalysisRows, ChangedSample, LayerRow, PlacementRow, Summary
 from openneutron.page.verdict import cpu_share, is_beyond_chance, mcnemar
 
-__all__ = ["MOST_BYTES", "analysis_page", "page_of", "write_page"]
+__all__ = ["MOST_BYTES", "analysis_page", "check_page_packages", "page_of", "write_page"]
+
+_PACKAGES = {"jinja2": "jinja2", "vl_convert": "vl-convert-python"}
+"""The modules that the page needs, and the packages that have them."""
 
 MOST_BYTES = 1 << 20
 """The largest size of a page."""
@@ -160,6 +164,15 @@ def _pictures(changed: Sequence[ChangedSample]) -> list[ChangedSample]:
 def is_picture(uri: str) -> bool:
     """Whether a text is the `data:` URI of a picture that browsers show, so that the page loads nothing."""
     return uri.startswith(("data:image/png;base64,", "data:image/jpeg;base64,", "data:image/webp;base64,"))
+
+
+def check_page_packages() -> None:
+    """Raises `OptionError` if a package that the page needs is not installed. Does not import the packages."""
+    missing = [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise OptionError(
+            f"The report needs {' and '.join(missing)}, which is not installed: pip install 'openneutron[report]'."
+        )
 
 
 def _environment() -> Any:

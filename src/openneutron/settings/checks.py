@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from typing import Any
 
 from openneutron.data import ImageTransform
@@ -34,8 +35,16 @@ def check_settings(settings: Settings, *required: str) -> None:
     settings.check_paths()
     image_transform(settings)
     layers_of(settings)
+    _check_date(settings.build.date)
     for text in settings.model.input:
         parse_input(text)
+
+
+def _check_date(text: str | None) -> None:
+    try:
+        date.fromisoformat(text or "2000-01-01")
+    except ValueError as error:
+        raise OptionError(f"'date' has the form YYYY-MM-DD, not {text!r}.") from error
 
 
 def required_message(name: str) -> str:

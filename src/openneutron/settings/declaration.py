@@ -161,7 +161,9 @@ class LowerSettings:
     )
     extra_flags: str | None = setting("Fields of the converter's compilationOpts, as name=value.", metavar="FLAGS")
     intermediates_dir: str | None = setting(
-        "A folder for the TFLite model of each partition and the dumps of passes.", metavar="FOLDER"
+        "A folder that exists, for the TFLite model of each partition and the dumps of passes.",
+        metavar="FOLDER",
+        path="file",
     )
     use_neutron_for_format_conversion: bool = setting("The NPU converts between NCHW and NHWC.", True)
     fetch_constants_to_sram: bool = setting("Weights stay in flash and are fetched to SRAM layer by layer.", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from openneutron.errors import OptionError
@@ -48,6 +49,7 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
     if not isinstance(value, (list, tuple)) or any(isinstance(one, bool) for one in value) or not value:
         return None
     try:
-        return tuple(map(float, value))
+        found = tuple(map(float, value))
     except (TypeError, ValueError):
         return None
+    return found if all(map(math.isfinite, found)) else None

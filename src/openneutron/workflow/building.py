@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,6 +23,7 @@ from openneutron.errors import OptionError, OutputError
 from openneutron.flow import NeutronProgram, QuantizedModel, lower, quantize
 from openneutron.model.data import Data
 from openneutron.page import Summary, page_of, summarize
+from openneutron.page.html import check_page_packages
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.native import is_installed
 
@@ -108,6 +109,10 @@ def build(
     """
     run = step or (lambda _: nullcontext())
     folder = None if output is None else create_folder(output)
+    if folder is not None:
+        check_page_packages()
+    if isinstance(calibration, Iterator):  # validation and analysis read the inputs again
+        calibration = list(calibration)
     of_quantize, of_lower = _split(options)
     with run("quantize"):
         quantized = quantize(

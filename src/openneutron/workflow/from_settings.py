@@ -160,6 +160,8 @@ def analyze_from_settings(
             return analyze(None, found, data, transform=transform, samples=samples, progress=done)
     options = quantize_options(settings)
     of_quantizer = {name: options[name] for name in inspect.signature(NeutronQuantizer).parameters if name in options}
+    if of_quantizer["wide"] == "auto":  # the file has the wide states already
+        of_quantizer["wide"] = None
     quantizer = NeutronQuantizer(settings.build.target, **of_quantizer)
     loaded = loaded_program(quantized)
     model = model_from(settings)
@@ -261,5 +263,8 @@ def _shown(settings: Settings) -> dict[str, Any]:
 def _today() -> str:
     """Returns the date of SOURCE_DATE_EPOCH if that is set, else the current date."""
     seconds = os.environ.get(DATE_VARIABLE)
-    now = datetime.now().astimezone() if seconds is None else datetime.fromtimestamp(int(seconds), UTC)
-    return now.date().isoformat()
+    if not seconds:
+        return datetime.now().astimezone().date().isoformat()
+    if not seconds.isdecimal():
+        raise OptionError(f"{DATE_VARIABLE} must be a number of seconds since 1970, not {seconds!r}.")
+    return datetime.fromtimestamp(int(seconds), UTC).date().isoformat()
