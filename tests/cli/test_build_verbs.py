@@ -167,7 +167,8 @@ class TestBuild:
             assert (work / "deep/er/copy" / name).read_bytes() == (built / name).read_bytes(), name
         moved = run(work / "deep", "build", "-c", "er/copy/openneutron.toml", "-o", "third", "-q")
         assert moved.code == 0, moved.text
-        assert (work / "deep/third/model.pte").read_bytes() == (built / "model.pte").read_bytes()
+        for name in ("model.pte", "summary.json", "report.html"):
+            assert (work / "deep/third" / name).read_bytes() == (built / name).read_bytes(), name
 
     @pytest.mark.slow
     def test_options_replace_settings(self, work: Path, built: Path) -> None:
@@ -315,6 +316,19 @@ class TestChecks:
         assert result.code == 0, result.text
         assert result.json["samples"] == 16
         assert "needs the float model" in run(work, "validate", built / "model.pte").err
+
+    def test_a_moved_build_runs_without_its_model_and_data(self, here: Here, built: Path, tmp_path: Path) -> None:
+        moved = tmp_path / "deep" / "moved"
+        shutil.copytree(built, moved)
+        assert here("run", moved, "labelled/left/000.png", "--json").code == 0
+
+    def test_json_is_the_only_output_of_a_model_that_prints(self, work: Path, tmp_path: Path) -> None:
+        (work / "loud.py").write_text(SOURCE.replace("        super()", "        print('made')\n        super()"))
+        options = ("--calibrate", "photos", "--recover", "none", "-o", tmp_path / "m.pt2", "--json", "--channels-last")
+        result = run(work, "quantize", "loud.py:Net", *MODEL[1:], *options)
+        assert result.code == 0, result.text
+        assert result.json["target"] == "imxrt700"
+        assert "made" in result.err
 
     def test_evaluate_a_build(self, work: Path, built: Path) -> None:
         result = run(work, "evaluate", built, "--json")

@@ -27,7 +27,7 @@ def add_verbs() -> None:
     of_quantize = ("model", "data", "quantize", "build")
     without = (*of_evaluation, "analyze", "date")
     add_verb(quantize, sections=of_quantize, without=without, model_is_argument=True)
-    add_verb(lower, sections=("lower",), without=("channels_last",))
+    add_verb(lower, sections=("lower",))
     add_verb(analyze, sections=of_quantize, without=without)
 
 

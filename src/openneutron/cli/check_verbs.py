@@ -15,6 +15,7 @@ from openneutron.settings.checks import check_settings
 
 __all__ = ["add_verbs"]
 
+OF_MODEL = ("model", "weights")
 Program = Annotated[Path, typer.Argument(exists=True, help="A program (.pte), or the folder of a build.")]
 Quantized = Annotated[
     Path | None,
@@ -46,7 +47,7 @@ def run(
     repeat: Annotated[int | None, typer.Option(help="Measure the time on this machine, with this many runs.")] = None,
 ) -> None:
     """Run a program on this machine: images, .npy, .npz, CSV and WAV files in; classes, a file or a table out."""
-    check_settings(settings)
+    check_settings(settings, uses=("labels", "transform"))
     from openneutron.cli.tables import table_of_runs
     from openneutron.workflow.folders import BuildFolder
     from openneutron.workflow.runs import run_files
@@ -66,7 +67,7 @@ def evaluate(
 
     With the folder of a build, the model and the data are those of its openneutron.toml.
     """
-    check_settings(settings, "evaluate")
+    check_settings(settings, "evaluate", uses=(*OF_MODEL, "evaluate", "labels", "metric", "transform"))
     from dataclasses import asdict
 
     from openneutron.cli.tables import table_of_accuracy
@@ -104,7 +105,7 @@ def validate(
     The inputs are those of --calibrate, or random ones. With the folder of a build, the model, the data and the
     quantized model are those of the folder.
     """
-    check_settings(settings)
+    check_settings(settings, uses=(*OF_MODEL, "calibrate", "transform"))
     from dataclasses import asdict
 
     from openneutron.workflow.folders import BuildFolder

@@ -9,9 +9,9 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -46,7 +46,8 @@ def _finite(value: Any) -> Any:
 class Terminal:
     """The output of one verb.
 
-    - `json`: results are printed as one JSON document, and nothing else goes to stdout.
+    - `json`: results are printed as one JSON document, and nothing else goes to stdout: what the user's own code
+      prints goes to stderr.
     - `quiet`: only results, warnings and errors are printed.
     - `verbose`: messages of the log are printed, too.
     """
@@ -54,13 +55,14 @@ class Terminal:
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    stdout: TextIO = field(default_factory=lambda: sys.stdout)
     out: Console = field(default_factory=lambda: _console(stderr=False))
     err: Console = field(default_factory=lambda: _console(stderr=True))
 
     def show(self, result: Any, data: Any) -> None:
         """Prints a result: `data` as JSON with the option --json, else `result`, a text or an object of rich."""
         if self.json:
-            sys.stdout.write(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
+            self.stdout.write(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
         else:
             self.out.print(result, markup=False)
 
@@ -91,12 +93,13 @@ class Terminal:
 
         Warnings and the log of other packages are about their own internals. They are printed with `verbose`.
         """
+        redirected: AbstractContextManager[Any] = redirect_stdout(sys.stderr) if self.json else nullcontext()
         if self.verbose:
             logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
         else:
             logging.disable(logging.WARNING)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), redirected:
                 warnings.simplefilter("default")
                 warnings.showwarning = self._show_warning  # type: ignore[assignment]
                 yield

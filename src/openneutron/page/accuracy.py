@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openneutron.data.images import thumbnail
@@ -45,9 +48,10 @@ def _changed(results: SideBySide, run: RunScores, *, shows: bool) -> tuple[Chang
     first = sorted(changed, key=lambda one: not one.is_lost)[:MOST_PICTURES] if shows else ()
     has_data = results.data is not None
     pictures = {one.index: thumbnail(results.inputs_of(one.index) if has_data else one.path) for one in first}
+    root = _common_folder(results.paths or ())
     return tuple(
         ChangedSample(
-            name=one.name,
+            name=one.name if root is None or one.name != str(one.path) else _relative(one.path, root),
             label=results.class_name(one.label),
             before=results.class_name(one.before),
             after=results.class_name(one.after),
@@ -56,3 +60,13 @@ def _changed(results: SideBySide, run: RunScores, *, shows: bool) -> tuple[Chang
         )
         for one in changed
     )
+
+
+def _relative(path: Path | None, root: Path) -> str:
+    return "" if path is None else path.relative_to(root).as_posix()
+
+
+def _common_folder(paths: Sequence[Path | None]) -> Path | None:
+    """Returns the folder that has all files, so that names of samples do not depend on where the data are."""
+    folders = {str(path.parent) for path in paths if path is not None}
+    return Path(os.path.commonpath(folders)) if folders and None not in paths else None

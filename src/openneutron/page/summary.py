@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HISTOGRAMS", "analysis_rows", "short_source", "summarize"]
 
+Root = str | os.PathLike[str] | None
 HISTOGRAMS = 6
 """Number of worst layers whose histograms a summary keeps."""
 
@@ -72,6 +73,7 @@ def summarize(
     files: Mapping[str, int] | None = None,
     seconds: Mapping[str, float] | None = None,
     target: str | None = None,
+    source_root: str | os.PathLike[str] | None = None,
 ) -> Summary:
     """Returns all that is known of a program.
 
@@ -88,6 +90,7 @@ def summarize(
     - `files`: the sizes of the files of the build in bytes.
     - `seconds`: the time of each step. Leave it out if summaries are compared byte by byte.
     - `target`: the target of the estimates, by default that of the program.
+    - `source_root`: the folder to which source lines are relative, by default the current one.
 
     Raises `InputError` for a file that cannot be read, `FormatError` and `PayloadError` for a damaged one, and
     `TargetError` for an unknown target.
@@ -109,7 +112,7 @@ def summarize(
         placement, layers = _placement_of_file(method, estimated), _layers(estimated, (), {})
     else:
         costs = _cpu_costs(quantized, lowered)
-        placement = tuple(_placement_row(row, costs) for row in lowered.placement)
+        placement = tuple(_placement_row(row, costs, source_root) for row in lowered.placement)
         layers = _layers(estimated, lowered.origins, {row.node: row for row in placement})
     rows, failures = (validation, ()) if isinstance(validation, Sequence) else _validation_rows(validation)
     without_verdict = Summary(
@@ -133,7 +136,7 @@ def summarize(
         accuracy=tuple(accuracy) if isinstance(accuracy, Sequence) else accuracy_rows(accuracy),
         validation=tuple(rows),
         failures=failures,
-        analysis=None if analysis is None else analysis_rows(analysis),
+        analysis=None if analysis is None else analysis_rows(analysis, source_root),
         sections=tuple(FileRow(section.name, section.bytes) for section in actual.sections),
         files=tuple(FileRow(name, size) for name, size in (files or {}).items()),
         seconds=dict(seconds or {}),
@@ -141,12 +144,12 @@ def summarize(
     return replace(without_verdict, verdict=verdict_of(without_verdict))
 
 
-def analysis_rows(analysis: Analysis) -> AnalysisRows:
+def analysis_rows(analysis: Analysis, source_root: Root = None) -> AnalysisRows:
     """Returns the content of an analysis. Only the `HISTOGRAMS` worst layers keep their histograms."""
     comparison = analysis.comparison
     compared = {} if comparison is None else {layer.node: (layer.lsb, layer.tolerance) for layer in comparison.layers}
     layers = (
-        _layer_accuracy(layer, compared.get(layer.node, (None, None)), keeps_histogram=rank < HISTOGRAMS)
+        _layer_accuracy(layer, compared.get(layer.node, (None, None)), source_root, keeps_histogram=rank < HISTOGRAMS)
         for rank, layer in enumerate(analysis.layers)
     )
     return AnalysisRows(
@@ -198,7 +201,7 @@ def _validation_rows(validation: Validation) -> tuple[tuple[ValidationRow, ...],
 
 
 def _layer_accuracy(
-    layer: LayerAccuracy, compared: tuple[int | None, int | None], *, keeps_histogram: bool
+    layer: LayerAccuracy, compared: tuple[int | None, int | None], root: Root, *, keeps_histogram: bool
 ) -> LayerAccuracyRow:
     bins = layer.histogram
     return LayerAccuracyRow(
@@ -206,7 +209,7 @@ def _layer_accuracy(
         op=layer.op,
         activation=layer.activation,
         module=layer.module,
-        source=None if layer.source is None else short_source(layer.source),
+        source=None if layer.source is None else short_source(layer.source, root),
         position=layer.position,
         sqnr_db=finite(layer.sqnr_db),
         own_sqnr_db=finite(layer.own_sqnr_db),
@@ -236,21 +239,23 @@ def _cpu_costs(quantized: QuantizedModel | None, program: NeutronProgram) -> dic
     return cpu_costs(quantized.reference, {row.node for row in program.placement if row.where == "cpu"}, program.target)
 
 
-def _placement_row(row: Placement, costs: Mapping[str, int]) -> PlacementRow:
+def _placement_row(row: Placement, costs: Mapping[str, int], root: Root) -> PlacementRow:
     cycles = costs.get(row.node) if row.where == "cpu" else None
-    source = None if row.source is None else short_source(row.source)
+    source = None if row.source is None else short_source(row.source, root)
     return PlacementRow(row.node, row.op, row.where, row.partition, row.reason, row.module, source, cycles)
 
 
-def short_source(source: str) -> str:
-    """Returns "file:line" with the path as of the folder of installed packages, or of the current folder.
+def short_source(source: str, root: Root = None) -> str:
+    """Returns "file:line" with the path as of the folder of installed packages, or of `root`, or the current folder.
 
     The path does not then depend on where the project lies. A path elsewhere is unchanged.
     """
+    source = source.replace("\\", "/")
     for folder in ("site-packages", "dist-packages"):
         if (parts := source.rpartition(f"/{folder}/"))[1]:
             return parts[2]
-    return source.removeprefix(f"{Path.cwd().as_posix()}/")
+    own = Path.cwd() if root is None else Path(root).resolve()
+    return source.removeprefix(f"{own.as_posix()}/")
 
 
 def _placement_of_file(method: pte.Method, report: Report) -> tuple[PlacementRow, ...]:

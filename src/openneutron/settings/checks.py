@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from datetime import date
 from typing import Any
 
@@ -21,10 +21,11 @@ _REQUIRED: dict[str, tuple[str, Callable[[Settings], Any]]] = {
 }
 
 
-def check_settings(settings: Settings, *required: str) -> None:
+def check_settings(settings: Settings, *required: str, uses: Container[str] | None = None) -> None:
     """Checks all settings that can be checked without loading the model or the data.
 
-    `required` are the names of settings that must be given: "model", "calibrate", "evaluate". Raises `OptionError` for
+    `required` are the names of settings that must be given: "model", "calibrate", "evaluate". `uses` are the names of
+    settings whose paths must exist; None stands for all. Raises `OptionError` for
     a setting that is missing or wrong, `TargetError` for an unknown target, and `InputError` for a missing file.
     """
     for name in required:
@@ -32,7 +33,7 @@ def check_settings(settings: Settings, *required: str) -> None:
             raise OptionError(required_message(name))
     NeutronTargetSpec(settings.build.target)
     generation_of_flavor(settings.lower.neutron_converter_flavor)
-    settings.check_paths()
+    settings.check_paths(uses)
     image_transform(settings)
     layers_of(settings)
     _check_date(settings.build.date)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class ModelSettings:
         (),
         metavar="SHAPE",
     )
+    channels_last: bool = setting("The program takes inputs in channels-last memory format.", False)
     unsafe: bool = setting("Unpickle files of weights that contain more than tensors. They can run any code.", False)
 
 
@@ -151,7 +152,6 @@ class LowerSettings:
     """The options of `lower`, under their own names."""
 
     int8_io: bool = setting("The program takes and returns int8.", False)
-    channels_last: bool = setting("The program takes inputs in channels-last memory format.", False)
     neutron_converter_flavor: str | None = setting(
         "The release of NXP's converter, such as SDK_25_06. --flavor is the same.", metavar="FLAVOR"
     )
@@ -260,12 +260,12 @@ class Settings:
             for section in SECTIONS
         }
 
-    def check_paths(self) -> None:
-        """Raises `InputError` for a path that does not exist."""
+    def check_paths(self, names: Container[str] | None = None) -> None:
+        """Raises `InputError` for a path that does not exist. With `names`, only these settings are checked."""
         for section in SECTIONS:
             for one in fields_of(section):
                 value = getattr(getattr(self, section), one.name)
-                if one.path is not None and value is not None:
+                if one.path is not None and value is not None and (names is None or one.name in names):
                     _check_path(one, value)
 
 

@@ -80,6 +80,7 @@ def build(
     name: str | None = None,
     date: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    source_root: str | os.PathLike[str] | None = None,
     jobs: int = 1,
     progress: bool | None = None,
     step: Step | None = None,
@@ -98,6 +99,7 @@ def build(
     - `analyze`: whether to find the layers that lose accuracy.
     - `name`, `date`: the name of the model and the date, for the report.
     - `settings`: options of the build, for the report.
+    - `source_root`: the folder to which the source lines in the report are relative, by default the current one.
     - `step`: called with the title of each step, to show progress.
     - `options`: options of `quantize` and of `lower`, by their names.
 
@@ -142,6 +144,7 @@ def build(
             validation=validation or (),
             options=settings or options,
             date=date,
+            source_root=source_root,
         )
     built = Build(quantized, program, summary, accuracy, validation, analysis, folder)
     if folder is not None:

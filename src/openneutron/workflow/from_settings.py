@@ -29,6 +29,7 @@ from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime import load
 from openneutron.settings import Settings, write_settings
 from openneutron.settings.checks import check_settings, image_transform, layers_of, required_message
+from openneutron.settings.declaration import path_in
 from openneutron.settings.toml import FILE_NAME
 from openneutron.workflow.building import Build, Step, build, create_folder
 
@@ -55,7 +56,7 @@ def example_inputs_from(settings: Settings) -> Any:
     """Returns the example inputs; None if the settings give no shapes."""
     if not settings.model.input:
         return None
-    return example_inputs_of(settings.model.input, channels_last=settings.lower.channels_last)
+    return example_inputs_of(settings.model.input, channels_last=settings.model.channels_last)
 
 
 def _examples(settings: Settings, model: nn.Module | ExportedProgram) -> Any:
@@ -67,7 +68,7 @@ def _examples(settings: Settings, model: nn.Module | ExportedProgram) -> Any:
     if size is None:
         raise OptionError("Give the shape of each input: --input 1,3,224,224.")
     shape = ",".join(map(str, (1, *size)))
-    return example_inputs_of([shape], channels_last=settings.lower.channels_last)
+    return example_inputs_of([shape], channels_last=settings.model.channels_last)
 
 
 def transform_from(settings: Settings) -> Callable[[Any], Any] | None:
@@ -238,6 +239,7 @@ def build_from_settings(
         name=_name(settings),
         date=settings.build.date,
         settings=_shown(settings),
+        source_root=_source_root(settings),
         jobs=settings.quantize.jobs,
         progress=progress,
         step=step,
@@ -252,6 +254,12 @@ def _name(settings: Settings) -> str:
     """Returns the name of the model for the report: the name of its class, or that of its file."""
     model = str(settings.model.model)
     return model.rpartition(":")[2] if is_reference(model) else Path(model).stem
+
+
+def _source_root(settings: Settings) -> Path | None:
+    """Returns the folder of the model's file, so that source lines do not depend on the current folder."""
+    path = path_in(str(settings.model.model))
+    return None if path is None else Path(path).parent
 
 
 def _shown(settings: Settings) -> dict[str, Any]:
