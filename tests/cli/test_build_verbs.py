@@ -151,8 +151,8 @@ class TestBuild:
         assert summary["analysis"] is not None
 
     @pytest.mark.slow
-    def test_ends_with_a_table(self, work: Path) -> None:
-        result = run(work, "build", "--config", "out/openneutron.toml", "-o", "again", "--no-analyze")
+    def test_ends_with_a_table(self, work: Path, built: Path) -> None:
+        result = run(work, "build", "--config", built / "openneutron.toml", "-o", "again", "--no-analyze")
         assert result.code == 0, result.text
         for text in ("float", "int8", ".pte", "95 % interval", "on the NPU in 1 delegate", "cycles", "next:"):
             assert text in result.out
