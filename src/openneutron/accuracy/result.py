@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from openneutron.accuracy.compare import Comparison
 from openneutron.core.files import write_file
+from openneutron.core.json_values import without_infinite_numbers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -207,7 +207,7 @@ class Analysis:
 
     def to_json(self) -> str:
         """Returns all results as JSON. Infinite numbers become null."""
-        return json.dumps(_finite(asdict(self)), indent=1, allow_nan=False)
+        return json.dumps(without_infinite_numbers(asdict(self)), indent=1, allow_nan=False)
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_json()` to a file. Raises `OutputError` if the file cannot be written."""
@@ -223,11 +223,3 @@ class Analysis:
         from openneutron.page.summary import analysis_rows
 
         write_file(path, analysis_page(analysis_rows(self)).encode())
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

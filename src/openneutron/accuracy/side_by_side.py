@@ -10,11 +10,10 @@ from typing import Any
 
 from openneutron.data.samples import Samples
 from openneutron.errors import OptionError
-from openneutron.page.content import wilson_interval
+from openneutron.page.content import NORMAL_QUANTILE_OF_97_5_PERCENT, wilson_interval
 
 __all__ = ["ChangedSample", "RunScores", "SideBySide", "normal_interval"]
 
-_NORMAL_QUANTILE_OF_97_5_PERCENT = 1.959963984540054
 RIGHT = 100.0
 """The score of a sample with the right class."""
 
@@ -28,7 +27,7 @@ def normal_interval(scores: Sequence[float]) -> tuple[float, float] | None:
     if count < 2:
         return None
     mean = math.fsum(scores) / count
-    half = _NORMAL_QUANTILE_OF_97_5_PERCENT * math.sqrt(
+    half = NORMAL_QUANTILE_OF_97_5_PERCENT * math.sqrt(
         math.fsum((score - mean) ** 2 for score in scores) / (count - 1) / count
     )
     return mean - half, mean + half

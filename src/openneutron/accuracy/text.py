@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from openneutron.core.tables import ResultTable
+from openneutron.page.units import short_op
 
 if TYPE_CHECKING:
     from openneutron.accuracy.compare import Comparison
@@ -121,11 +122,11 @@ def result_table(analysis: Analysis) -> ResultTable:
 def cells_of(layer: LayerAccuracy) -> tuple[str, ...]:
     """Returns the cells of a layer's row, in the order of `HEADINGS`."""
     name = layer.node if not layer.module else f"{layer.node} ({layer.module})"
-    activation = "" if layer.activation is None else f" + {_short_op_name(layer.activation)}"
+    activation = "" if layer.activation is None else f" + {short_op(layer.activation)}"
     lost = f"{layer.dead_channels}, {layer.lost_channels} of {layer.channels}"
     return (
         name,
-        _short_op_name(layer.op) + activation,
+        short_op(layer.op) + activation,
         "not measured" if layer.error_share is None else f"{layer.error_share:.1%}",
         f"{layer.sqnr_db:.1f}",
         f"{layer.own_sqnr_db:.1f}",
@@ -136,10 +137,6 @@ def cells_of(layer: LayerAccuracy) -> tuple[str, ...]:
         "" if layer.weight_range is None else _range_text(layer.weight_range),
         "" if layer.weak_channels is None else f"{layer.weak_channels} of {layer.weight_channels}",
     )
-
-
-def _short_op_name(op: str) -> str:
-    return op.removeprefix("aten.").rpartition(".")[0] or op
 
 
 def _range_text(ends: tuple[float, float]) -> str:

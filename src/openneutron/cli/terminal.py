@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
+
+from openneutron.core.json_values import without_infinite_numbers
 
 __all__ = ["Terminal", "print_error"]
 
@@ -31,15 +32,6 @@ def _console(*, stderr: bool) -> Console:
 def print_error(message: str) -> None:
     """Prints "error: message" to stderr."""
     _console(stderr=True).print("[bold red]error[/]:", escape(message))
-
-
-def _finite(value: Any) -> Any:
-    """Returns `value` with None for infinite numbers and NaN, which JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ class Terminal:
     def show(self, result: Any, data: Any) -> None:
         """Prints a result: `data` as JSON with the option --json, else `result`, a text or an object of rich."""
         if self.json:
-            self.stdout.write(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
+            self.stdout.write(json.dumps(without_infinite_numbers(data), indent=2, allow_nan=False) + "\n")
         else:
             self.out.print(result, markup=False)
 

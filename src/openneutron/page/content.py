@@ -15,7 +15,7 @@ __all__ = [
 ]  # fmt: skip
 
 READY, CHECK, BLOCKED = "ready", "check", "blocked"
-_NORMAL_QUANTILE_OF_97_5_PERCENT = 1.959963984540054
+NORMAL_QUANTILE_OF_97_5_PERCENT = 1.959963984540054
 
 
 def finite(value: float) -> float | None:
@@ -30,7 +30,7 @@ def wilson_interval(percentage: float, samples: int) -> tuple[float, float]:
     """
     if samples < 1:
         return (0.0, 100.0)
-    share, z = percentage / 100, _NORMAL_QUANTILE_OF_97_5_PERCENT
+    share, z = percentage / 100, NORMAL_QUANTILE_OF_97_5_PERCENT
     scale = 1 + z * z / samples
     middle = (share + z * z / (2 * samples)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples * samples))

@@ -13,6 +13,7 @@ from typing import Any
 from openneutron.core.files import write_file
 from openneutron.errors import OptionError
 from openneutron.page import charts, differences, headings, units
+from openneutron.page.accuracy import MOST_PICTURES
 from openneutron.page.content import AnalysisRows, ChangedSample, LayerRow, PlacementRow, Summary
 from openneutron.page.verdict import cpu_share, is_beyond_chance, mcnemar
 
@@ -25,7 +26,6 @@ MOST_BYTES = 1 << 20
 """The largest size of a page."""
 MOST_ROWS = (400, 200, 100, 50, 20)
 """The largest number of rows of a table: the first with which the page has at most `MOST_BYTES`."""
-MOST_PICTURES = 24
 PICTURE_BYTES = 300_000
 TOP_LAYERS = 10
 LONGEST_UNBROKEN = 14
@@ -192,7 +192,7 @@ def _environment() -> Any:
     )
     environment.filters.update(
         size=units.bytes_text, number=units.number_text, db=units.decibels_text, percent=units.percent_text,
-        ends=units.range_text, breakable=breakable, code=with_code, count=lambda value: f"{value:,}", op=short_op,
+        ends=units.range_text, breakable=breakable, code=with_code, count=lambda value: f"{value:,}", op=units.short_op,
         large=headings.large_text,
     )  # fmt: skip
     environment.globals.update(
@@ -215,8 +215,3 @@ def with_code(text: str) -> Any:
     import markupsafe
 
     return markupsafe.Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(markupsafe.escape(text))))
-
-
-def short_op(op: str) -> str:
-    """Returns the name of an operator without namespace and overload: "aten.conv2d.default" becomes "conv2d"."""
-    return op.removeprefix("aten.").removeprefix("aten::").rpartition(".")[0] or op

@@ -47,3 +47,8 @@ def percent_text(share: float | None) -> str:
 def range_text(ends: tuple[float, float] | None) -> str:
     """Returns a range as "low to high"."""
     return "" if ends is None else f"{number_text(ends[0])} to {number_text(ends[1])}"
+
+
+def short_op(op: str) -> str:
+    """Returns the name of an operator without namespace and overload: "aten.conv2d.default" becomes "conv2d"."""
+    return op.removeprefix("aten.").removeprefix("aten::").rpartition(".")[0] or op

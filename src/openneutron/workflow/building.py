@@ -103,11 +103,11 @@ def build(
     - `step`: called with the title of each step, to show progress.
     - `options`: options of `quantize` and of `lower`, by their names.
 
-    A program runs on this machine only with the native module. Without it, the accuracy and the SQNR are those of the
-    float model and the converted module.
+    A program runs on this machine only with the native module. Without it, the accuracy is that of the float model and
+    the converted module, and there is no validation.
 
-    Raises the errors of `quantize`, `lower`, `evaluate` and `analyze`, `OptionError` for an unknown option, and
-    `OutputError` if the files cannot be written.
+    Raises the errors of `quantize`, `lower`, `evaluate` and `analyze`, `OptionError` for an unknown option and for a
+    missing package of the report, and `OutputError` if the files cannot be written.
     """
     run = step or (lambda _: nullcontext())
     folder = None if output is None else create_folder(output)

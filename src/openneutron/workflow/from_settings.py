@@ -17,7 +17,7 @@ from openneutron.accuracy.analyze import Analysis, analyze
 from openneutron.accuracy.evaluate import evaluate_side_by_side
 from openneutron.accuracy.side_by_side import SideBySide
 from openneutron.accuracy.validate import Validation, validate
-from openneutron.core.objects import is_reference, load_object
+from openneutron.core.objects import is_reference
 from openneutron.core.progress import counting_bar
 from openneutron.data import Samples, read_data, transform_of
 from openneutron.errors import OptionError
@@ -36,7 +36,7 @@ from openneutron.workflow.building import Build, Step, build, create_folder
 __all__ = [
     "analyze_from_settings", "build_from_settings", "calibration_of", "evaluate_from_settings",
     "evaluation_of", "example_inputs_from",
-    "lower_from_settings", "lower_options", "metric_of", "model_from", "quantize_from_settings", "quantize_options",
+    "lower_from_settings", "lower_options", "model_from", "quantize_from_settings", "quantize_options",
     "transform_from", "validate_from_settings",
 ]  # fmt: skip
 
@@ -87,12 +87,6 @@ def evaluation_of(settings: Settings) -> Samples | None:
     if given.evaluate is None:
         return None
     return read_data(given.evaluate, labelled=True, labels=given.labels, limit=given.evaluation_samples)
-
-
-def metric_of(settings: Settings) -> Any:
-    """Returns the metric: its name, or the function that the setting names."""
-    metric = settings.data.metric
-    return load_object(metric, "The metric") if is_reference(metric) else metric
 
 
 def quantize_options(settings: Settings) -> dict[str, Any]:
@@ -186,7 +180,7 @@ def evaluate_from_settings(
     if quantized is not None:
         runs["int8"] = loaded_program(quantized)
     runs[".pte"] = load(program)
-    metric, transform = metric_of(settings), transform_from(settings)
+    metric, transform = settings.data.metric, transform_from(settings)
     with counting_bar("evaluate", progress) as done:
         return evaluate_side_by_side(runs, data, metric, jobs, transform=transform, progress=done)
 
@@ -233,7 +227,7 @@ def build_from_settings(
         folder,
         target=settings.build.target,
         evaluation=evaluation_of(settings),
-        metric=metric_of(settings),
+        metric=settings.data.metric,
         transform=transform_from(settings),
         analyze=settings.build.analyze,
         name=_name(settings),
