@@ -19,7 +19,7 @@ from openneutron import errors
 from openneutron.cli.verbs import app
 from openneutron.settings import SECTIONS, Field, fields_of, template
 from openneutron.settings.values import KINDS
-from openneutron.targets import TARGETS
+from openneutron.targets import ROLES, TARGETS, Board, boards
 
 __all__ = [
     "PAGES",
@@ -212,6 +212,11 @@ def targets() -> str:
         _rows(tuple(columns), rows),
         "Neutron-C is an NPU that the processor of the SoC controls; Neutron-S is a subsystem with a controller of "
         "its own. The MACs per pipeline decide which operators must be padded ([Operators](../operators.md)).",
+        "## Boards",
+        "`--target` and the argument `target` also take the name of a board, and the path of a board file of your own "
+        "([Describe your board](../howto/board-file.md)). The model is compiled for the board's chip; estimates use "
+        "the memory and the clock of the board. `openneutron targets show NAME` prints the sources of all numbers.",
+        *(block for board in boards().values() for block in _board(board)),
         "## Converter flavours",
         'A flavour is a release of NXP\'s converter: an MCUXpresso release such as "SDK_25_06", or a version of '
         '`eiq_neutron_sdk` such as "3.1.3". Microcode and the firmware of the board must have the same release. '
@@ -223,6 +228,25 @@ def targets() -> str:
         "line.",
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _board(board: Board) -> Iterator[str]:
+    clock = "unknown" if board.clocks.cpu_hz is None else f"{board.clocks.cpu_hz / 1e6:g} MHz"
+    yield f"### {board.name}"
+    yield f"{board.title}, with `{board.chip}`. Clock of the processor: {clock}."
+    rows = (
+        (
+            f"`{one.name}`",
+            one.kind,
+            "unknown" if one.bytes is None else f"{one.bytes / 1024:g} KiB",
+            "unknown" if one.start is None else f"`{one.start:#010x}`",
+            {None: "unknown", True: "yes", False: "no"}[one.npu_reads],
+            ", ".join(role for role in ROLES if one in board.may_hold(role)) or "nothing",
+            one.source or "unknown",
+        )
+        for one in board.regions
+    )
+    yield _rows(("region", "kind", "size", "address", "NPU reads it", "may hold", "source"), rows)
 
 
 def python_page(package: str) -> str:

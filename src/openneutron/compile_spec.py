@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from openneutron.errors import OptionError
-from openneutron.targets import Generation, NeutronTargetSpec, generation_of_flavor
+from openneutron.targets import Generation, NeutronTargetSpec, Target, generation_of_flavor
 
 if TYPE_CHECKING:
     from executorch.exir.backend.compile_spec_schema import CompileSpec
@@ -37,6 +37,7 @@ class CompileOptions:
     """All options of a compilation. Raises `OptionError` or `TargetError` for an invalid value."""
 
     target: str = "imxrt700"
+    """The name of a chip. A board or a board file stands for its chip."""
     operators_not_to_delegate: tuple[str, ...] = ()
     neutron_converter_flavor: str | None = None
     extra_flags: str | None = None
@@ -60,7 +61,7 @@ class CompileOptions:
                 raise OptionError(f"operators_not_to_delegate takes operator or node names, not {name!r}.")
         if self.payload not in PAYLOADS:
             raise OptionError(f"payload is one of {', '.join(PAYLOADS)}, not {self.payload!r}.")
-        NeutronTargetSpec(self.target)
+        object.__setattr__(self, "target", NeutronTargetSpec(self.target).name)
         generation_of_flavor(self.neutron_converter_flavor)
 
     @property
@@ -131,7 +132,7 @@ def list_of_names(names: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def generate_neutron_compile_spec(  # noqa: PLR0917  the order of ExecuTorch's own function
-    config: str,
+    config: Target,
     system_config: str | None = None,
     extra_flags: str | None = None,
     intermediates_dir: str | None = None,
@@ -148,7 +149,7 @@ def generate_neutron_compile_spec(  # noqa: PLR0917  the order of ExecuTorch's o
 
         partitioner = NeutronPartitioner(generate_neutron_compile_spec("imxrt700"))
 
-    - `config`: the name of the target.
+    - `config`: a target: the name of a chip or of a board, or a board file. The compile specs hold the chip's name.
     - `system_config`: must be None. It exists for scripts that pass it.
     - `extra_flags`: fields of the converter's `compilationOpts`, as "name=value ...".
     - `intermediates_dir`: a folder for the TFLite model of each partition and the dumps of the passes.
@@ -169,7 +170,7 @@ def generate_neutron_compile_spec(  # noqa: PLR0917  the order of ExecuTorch's o
     if system_config is not None:
         raise OptionError(f"system_config is not used by any Neutron target; got {system_config!r}. Leave it out.")
     options = CompileOptions(
-        target=config,
+        target=NeutronTargetSpec(config).name,
         operators_not_to_delegate=list_of_names(operators_not_to_delegate),
         neutron_converter_flavor=neutron_converter_flavor,
         extra_flags=extra_flags,

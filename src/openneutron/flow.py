@@ -45,7 +45,7 @@ from openneutron.recovery.layerwise import Samples
 from openneutron.recovery.recipes import BEST, Recipe, quantize_by_recipe, recipe_of
 from openneutron.recovery.search import SearchSpace, Trial, check_seconds, try_recipes
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
-from openneutron.targets import NeutronTargetSpec
+from openneutron.targets import NeutronTargetSpec, Target
 from openneutron.training.trainable import TrainableModel
 from openneutron.vendor.device import compile_program, kernel_selection_path
 from openneutron.vendor.profiling import Kernel
@@ -69,7 +69,7 @@ class QuantizedModel:
     example_inputs: tuple[Any, ...]
     """The positional arguments that the model was exported with."""
     target: str
-    """The name of the target that the model was quantized for."""
+    """The name of the chip that the model was quantized for."""
     reference: GraphModule | None = field(default=None, repr=False)
     """The float graph that was annotated. It computes the values of `module` without rounding, under the same names."""
     recipe: Recipe | None = None
@@ -80,6 +80,8 @@ class QuantizedModel:
     """The keyword arguments that the model was exported with."""
     parameters: frozenset[str] = field(default=frozenset(), repr=False)
     """Digests of the float model's parameters. `analyze` compares them with those of the model that it gets."""
+    board: NeutronTargetSpec | None = field(default=None, repr=False)
+    """The board, if `quantize` was given one. `lower` gives it to the program; `save` does not store it."""
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Runs the converted module on tensors or numpy arrays. Returns tensors. State is kept between calls."""
@@ -129,7 +131,7 @@ class NeutronProgram:
     placement: tuple[Placement, ...]
     """One row per operator of the quantized graph, with its processor and the reason."""
     target: str = "imxrt700"
-    """The name of the target that the program was lowered for."""
+    """The name of the chip that the program was lowered for."""
     device_source: bytes | None = field(default=None, repr=False)
     """The portable `.pte` from which a device program was compiled. The host runs it. None for a portable program."""
     kernel_selection: str | None = field(default=None, repr=False)
@@ -146,6 +148,8 @@ class NeutronProgram:
 
     An operator at an end of the delegate, such as a transpose, may have another name.
     """
+    board: NeutronTargetSpec | None = field(default=None, repr=False)
+    """The board, for estimates; None if only a chip was named. The bytes of the program do not depend on it."""
 
     @property
     def is_device(self) -> bool:
@@ -239,22 +243,23 @@ class NeutronProgram:
         """Returns the fields for pickling. The loaded program is left out, because it belongs to this process."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def estimate(self, target: str | NeutronTargetSpec | None = None) -> Estimate:
+    def estimate(self, target: Target | None = None) -> Estimate:
         """Estimates the cycles of the NPU and the bytes of scratch memory and weights, by layer and in total.
 
-        The estimate tells whether the program fits into the memory of `target`, by default the program's own target. It
-        needs no vendor SDK, and it is not a measurement. Raises `TargetError` for an unknown target.
+        The estimate tells whether the program fits into the memory of `target`, a chip, a board or a board file, by
+        default the program's own. It needs no vendor SDK, and it is not a measurement. Raises `TargetError` for an
+        unknown target.
         """
         from openneutron.report.inspect import inspect_bytes
 
-        return inspect_bytes(self.portable, "the program", target or self.target).estimate
+        return inspect_bytes(self.portable, "the program", target or self.board or self.target).estimate
 
 
 def quantize(
     model: Any,
     example_inputs: Any,
     calibration: Data,
-    target: str | NeutronTargetSpec = "imxrt700",
+    target: Target = "imxrt700",
     *,
     recover: str | Recipe | None = "auto",
     recovery_seconds: float = 1800,
@@ -278,7 +283,8 @@ def quantize(
     - `calibration`: an iterable of inputs, each a tensor, a tuple, or a mapping from the names of `forward`'s
       arguments. A data set, a DataLoader, a tensor of samples, `Samples` of `openneutron.data`, and a folder, a file or
       the name of a function ("file.py:function") that it reads are accepted, too (docs/data.md).
-    - `target`: the name of a target.
+    - `target`: the name of a chip ("imxrt700") or of a board ("mimxrt700_evk"), or a board file ("board.toml"). The
+      model is quantized for the chip; estimates use the board.
     - `recover`: the methods that recover accuracy after quantization (see `openneutron.recovery` and docs/accuracy.md).
       "auto" equalizes channels, rounds weights by GPTQ and corrects biases. "fast" does the same with fewer inputs.
       "best" tries several recipes with four fifths of the inputs, and selects the one whose outputs on the rest are
@@ -303,7 +309,9 @@ def quantize(
     """
     running = CalibrationOptions(batch_size, jobs, stop_when_converged, progress)
     options = _QuantizeOptions(recover, recovery_seconds, strict, transform, running, quantizer_options)
-    return _quantized(model, example_inputs, calibration, options, options.quantizer_for(target))
+    spec = NeutronTargetSpec(target)
+    quantized = _quantized(model, example_inputs, calibration, options, options.quantizer_for(spec))
+    return quantized if spec.board is None else replace(quantized, board=spec)
 
 
 @dataclass(frozen=True)
@@ -336,7 +344,7 @@ class _QuantizeOptions:
         """Whether calibration inputs select the LSTMs with wide cell states."""
         return bool(self.quantizer.get("wide") == "auto")
 
-    def quantizer_for(self, target: str | NeutronTargetSpec) -> NeutronQuantizer:
+    def quantizer_for(self, target: Target) -> NeutronQuantizer:
         """Returns the quantizer for `target`. Raises `TargetError` and `OptionError`.
 
         With `selects_wide_states`, it has no wide cell states yet.
@@ -415,7 +423,7 @@ def lower(
     quantized: QuantizedModel | GraphModule | torch.export.ExportedProgram | str | os.PathLike[str],
     example_inputs: Any = None,
     *,
-    target: str | NeutronTargetSpec | None = None,
+    target: Target | None = None,
     int8_io: bool = False,
     **compile_options: Any,
 ) -> NeutronProgram:
@@ -428,8 +436,9 @@ def lower(
       converted module after `torch.export.export`, as an exported program or its file (.pt2).
     - `example_inputs`: the inputs for export, in the forms that `quantize` accepts. Required for a result of
       `convert_pt2e`; the other forms contain their own.
-    - `target`: the name of a target, by default the target that the model was quantized for, if `quantized` is a result
-      of `quantize` or its file, else "imxrt700".
+    - `target`: the name of a chip or of a board, or a board file. By default, the target that the model was quantized
+      for, if `quantized` is a result of `quantize` or its file (which holds the chip only), else "imxrt700". The bytes
+      of the program depend on the chip only.
     - `int8_io`: whether the program takes and returns int8. Inputs and outputs that are not quantized remain float32;
       a `FloatIOWarning` lists them.
     - `compile_options`: options of `generate_neutron_compile_spec`. `payload` ("auto", "portable" or "device") selects
@@ -452,7 +461,9 @@ def lower(
     if not isinstance(int8_io, bool):
         raise OptionError(f"int8_io takes True or False, not {int8_io!r}.")
     blocked = list_of_names(compile_options.pop("operators_not_to_delegate", None))
-    options = CompileOptions(NeutronTargetSpec(target or own_target).name, blocked, **compile_options)
+    spec = NeutronTargetSpec(target or own_target)
+    board = spec if spec.board else None
+    options = CompileOptions(spec.name, blocked, **compile_options)
     exported = export(module, examples)
     leaves = leaves_of(exported.module())
     with typed_errors("Lowering the model"):
@@ -467,21 +478,21 @@ def lower(
         warnings.warn(cpu_message(rows), CpuWarning, stacklevel=2)
     converter = converter_for(options.payload, options.neutron_converter_flavor)
     if converter is None or not any(row.where == "npu" for row in rows):
-        return NeutronProgram(portable, rows, options.target, leaves=leaves, origins=origins)
+        return NeutronProgram(portable, rows, options.target, leaves=leaves, origins=origins, board=board)
     folder = None if options.intermediates_dir is None else Path(options.intermediates_dir)
     compiled = compile_program(portable, converter, intermediates_dir=folder)
     kernels = tuple(payload.kernels for payload in compiled.payloads)
     return NeutronProgram(
-        compiled.program, rows, options.target, portable, compiled.kernel_selection, kernels, leaves, origins
+        compiled.program, rows, options.target, portable, compiled.kernel_selection, kernels, leaves, origins, board
     )
 
 
-def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, str]:
+def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, Target]:
     """Returns the converted module in an argument of `lower`, its example inputs if it has any, and its target."""
     from openneutron.partition.conversions import check_quantize_is_an_operator
 
     if isinstance(quantized, QuantizedModel):
-        return quantized.module, quantized.examples, quantized.target
+        return quantized.module, quantized.examples, quantized.board or quantized.target
     if isinstance(quantized, (NeutronProgram, HostProgram)):
         raise ModelError("This program is lowered already. Save it or run it.")
     if isinstance(quantized, TrainableModel):

@@ -14,7 +14,7 @@ from openneutron.model.data import Data
 from openneutron.model.examples import examples_of
 from openneutron.model.exporting import is_quantized
 from openneutron.recovery.weighted_layers import layers_of
-from openneutron.targets import NeutronTargetSpec
+from openneutron.targets import NeutronTargetSpec, Target
 from openneutron.training.trainable import TrainableModel
 
 __all__ = ["finish_training", "prepare_training"]
@@ -24,7 +24,7 @@ def prepare_training(
     model: Any,
     example_inputs: Any = None,
     calibration: Data | None = None,
-    target: str | NeutronTargetSpec = "imxrt700",
+    target: Target = "imxrt700",
     *,
     learn_ranges: bool = True,
     **options: Any,
@@ -75,7 +75,7 @@ def finish_training(module: TrainableModel) -> QuantizedModel:
 
 
 def _quantized(
-    model: Any, example_inputs: Any, calibration: Data | None, target: str | NeutronTargetSpec, options: dict[str, Any]
+    model: Any, example_inputs: Any, calibration: Data | None, target: Target, options: dict[str, Any]
 ) -> QuantizedModel:
     if isinstance(model, QuantizedModel) or (isinstance(model, GraphModule) and is_quantized(model)):
         if calibration is not None or options:
@@ -86,8 +86,10 @@ def _quantized(
         if example_inputs is None:
             raise OptionError("prepare_training() needs example_inputs for a result of convert_pt2e.")
         examples = examples_of(example_inputs, model)
-        name = NeutronTargetSpec(target).name
-        return QuantizedModel(model, examples.args, name, example_kwargs=examples.kwargs)
+        spec = NeutronTargetSpec(target)
+        return QuantizedModel(
+            model, examples.args, spec.name, example_kwargs=examples.kwargs, board=spec if spec.board else None
+        )
     if calibration is None:
         raise OptionError("prepare_training() needs calibration data for a float model, as quantize() does.")
     return quantize(model, example_inputs, calibration, target, **options)

@@ -13,7 +13,7 @@ from openneutron.ops.support import SupportedOperator
 from openneutron.page import AccuracyRow, Summary
 from openneutron.page.content import AnalysisRows
 from openneutron.page.differences import Difference, Move
-from openneutron.targets import NeutronTarget
+from openneutron.targets import Board, NeutronTarget
 from openneutron.workflow.runs import FileRun
 
 Schema = dict[str, Any]
@@ -88,7 +88,9 @@ SCHEMAS: dict[str, Schema] = {
     }),
     "extract": an_object({"files": a_list(TEXT)}),
     "operators": an_object({"operators": a_list(schema_of(SupportedOperator))}),
-    "targets": an_object({"targets": a_list(schema_of(NeutronTarget)), "converters": a_list(TEXT)}),
+    "targets": an_object({
+        "targets": a_list(schema_of(NeutronTarget)), "boards": a_list(schema_of(Board)), "converters": a_list(TEXT),
+    }),
     "compile": an_object({"file": TEXT, "bytes": NUMBER, "device_payloads": NUMBER}),
     "doctor": an_object({"passed": TRUTH, "report": TEXT}),
     "init": an_object({"file": TEXT}),

@@ -22,7 +22,7 @@ from docs.generators.pages import (
 from openneutron import errors
 from openneutron.cli.verbs import app
 from openneutron.settings import SECTIONS, fields_of
-from openneutron.targets import TARGETS
+from openneutron.targets import TARGETS, boards
 
 ROOT = Path(__file__).parents[2]
 MESSAGES = collect_messages()
@@ -51,7 +51,11 @@ def test_each_error_class_is_on_the_page() -> None:
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        ("TargetError", "Unknown target '‹target›'.‹hint› Known targets: ‹targets›."),  # an f-string
+        (
+            "TargetError",
+            "Unknown target '‹target›'.‹hint› Known targets: ‹targets›. Known boards: ‹boards›. A board file ends in "
+            ".toml.",
+        ),  # an f-string
         ("ModelError", "This program is lowered already. Save it or run it."),  # a constant
         ("CpuWarning", "These operators run on the CPU:\n‹lines›"),  # a function that returns a text
         ("OptionError", "‹name› takes True or False, not ‹value›."),  # an argument of a function that raises
@@ -96,6 +100,7 @@ def test_each_setting_is_listed() -> None:
 
 def test_each_target_is_listed() -> None:
     assert all(f"| `{name}` |" in targets() for name in TARGETS)
+    assert all(f"### {name}\n" in targets() for name in boards())
 
 
 @pytest.mark.parametrize("package", PYTHON_PACKAGES)

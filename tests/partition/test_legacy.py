@@ -19,7 +19,7 @@ from tests.oracle import Function, agreement, everything_on_the_npu, lowered, qu
 from torch import nn
 from torch.fx import Node
 
-from openneutron import QuantizedModel, targets
+from openneutron import QuantizedModel
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.fx import op_name
 from openneutron.ops import OPERATORS
@@ -27,7 +27,7 @@ from openneutron.ops.channel_alignment import PaddedInstance, pad_to_alignment
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import Constraint, legacy_constraint
 from openneutron.partition.placing import Placement, placement
-from openneutron.targets import TARGETS, Generation
+from openneutron.targets import TARGETS, Generation, chips
 
 LEGACY = "SDK_25_06"
 RT700 = TARGETS["imxrt700"]
@@ -186,7 +186,7 @@ class TestPadding:
         assert few.cpu_cycles == many.cpu_cycles < many.cycles
 
     def test_what_costs_more_stays_on_the_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(targets, "ASSUMED_MACS_PER_PIPELINE", 4096)
+        monkeypatch.setattr(chips, "ASSUMED_MACS_PER_PIPELINE", 4096)
         (row,) = rows_of(quantized(nn.MaxPool2d(2), ((1, 3, 32, 32),)), "imx95")
         assert row.where == "cpu"
         assert row.reason is not None

@@ -77,7 +77,10 @@ def lower(
     settings: Settings,
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The file of a quantized model (.pt2).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The program to write (.pte).")] = Path("model.pte"),
-    target: Annotated[str | None, typer.Option(help="The target. By default, that of the quantized model.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="A chip, a board or a board file (.toml). By default, the target of the quantized model."),
+    ] = None,
 ) -> None:
     """Lower a quantized model to a program."""
     check_output(output)

@@ -133,7 +133,9 @@ def report(
     other: Annotated[
         Path | None, typer.Option(exists=True, help="Another build or program, to show the differences to.")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="The target of the estimates of a bare program.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The target of the estimates of a bare program: a chip, a board or a board file.")
+    ] = None,
 ) -> None:
     """Write the report page of a program, of a build, or of two builds beside each other."""
     from openneutron.page import write_page
@@ -149,7 +151,9 @@ def compare(
     terminal: Terminal,
     first: Program,
     second: Program,
-    target: Annotated[str | None, typer.Option(help="The target of the estimates of bare programs.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The target of the estimates of bare programs: a chip, a board or a board file.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="The number of random inputs on which the outputs are compared.")] = 8,
 ) -> None:
     """Compare two programs or builds: sizes, cycles, memory, placement and outputs."""

@@ -14,7 +14,8 @@ from openneutron.cli.verbs import add_verb
 __all__ = ["add_verbs"]
 
 Program = Annotated[Path, typer.Argument(exists=True, help="A program (.pte), or the folder of a build.")]
-Target = Annotated[str | None, typer.Option(help="Target of the estimates; see `openneutron targets`.")]
+TARGET_HELP = "a chip or a board of `openneutron targets`, or a board file (.toml)."
+Target = Annotated[str | None, typer.Option(help=f"Target of the estimates: {TARGET_HELP}")]
 Flavor = Annotated[
     str | None, typer.Option(help="Converter: an SDK release such as SDK_25_06, or a version of eiq-neutron-sdk.")
 ]
@@ -22,7 +23,7 @@ Flavor = Annotated[
 
 def add_verbs() -> None:
     """Adds the verbs of this module to the command line."""
-    for verb in (inspect, extract, operators, targets, compile, doctor, init):
+    for verb in (inspect, extract, operators, compile, doctor, init):
         add_verb(verb)
 
 
@@ -34,28 +35,6 @@ def _program_in(path: Path) -> Path:
 def _quantized_in(path: Path) -> Path | None:
     file = path / "quantized.pt2"
     return file if file.is_file() else None
-
-
-def targets(terminal: Terminal) -> None:
-    """List the targets, and the vendor's converters that are installed."""
-    from dataclasses import asdict
-
-    from rich.table import Table
-
-    from openneutron.targets import TARGETS
-    from openneutron.vendor import sdk
-
-    columns = ("target", "SoC", "NPU", "class", "MACs/cycle", "clock MHz", "SRAM bytes", "flash bytes")
-    table = Table(*columns)
-    for target in TARGETS.values():
-        clock = None if target.clock_hz is None else target.clock_hz // 1_000_000
-        cells = (target.npu, target.neutron_class, target.macs_per_cycle, clock, target.sram_bytes, target.flash_bytes)
-        table.add_row(target.name, target.soc, *("unknown" if cell is None else f"{cell}" for cell in cells))
-    found = list(map(str, sdk.installed()))
-    data = [{**asdict(target), "fused_activations": sorted(target.fused_activations)} for target in TARGETS.values()]
-    terminal.show(table, {"targets": data, "converters": found})
-    if not terminal.json:
-        terminal.out.print("Converters installed: " + (", ".join(found) or "none; programs stay portable"))
 
 
 def inspect(
@@ -142,7 +121,7 @@ def extract(
 def operators(
     terminal: Terminal,
     search: Annotated[str, typer.Argument(help="Part of a name: conv, aten::silu, CONV_2D.")] = "",
-    target: Annotated[str, typer.Option(help="A target; see `openneutron targets`.")] = "imxrt700",
+    target: Annotated[str, typer.Option(help=f"A target: {TARGET_HELP}")] = "imxrt700",
     flavor: Flavor = None,
 ) -> None:
     """List the operators that run on the NPU, with their limits."""

@@ -13,10 +13,13 @@ accumulates one output value, with N products in each cycle. Therefore:
 
 Assumptions, because NXP does not publish these facts:
 
-- Each tensor crosses a bus of `BYTES_PER_CYCLE` once. Neutron-S has a data mover, which transfers tensors during
+- Each tensor crosses a bus of `Costs.bytes_per_cycle` once. Neutron-S has a data mover, which transfers tensors during
   computation. Neutron-C has none, so its transfers and computations do not overlap.
-- The start of an operator takes `OPERATOR_CYCLES`.
+- The start of an operator takes `Costs.operator_cycles`.
 - Multipliers and pipelines of targets without published numbers: see `array_of`.
+
+A board file can replace these coefficients (`openneutron.targets.Costs`) by those of measurements. The compiler always
+uses the defaults.
 
 `python -m benchmarks.cycles` compares the estimates with measurements of NXP and others.
 """
@@ -29,22 +32,17 @@ from dataclasses import dataclass
 
 from openneutron.ir.graph import Op
 from openneutron.ir.kinds import Work
-from openneutron.targets import NeutronTarget
+from openneutron.targets import Costs, NeutronTarget
 
 __all__ = ["BYTES_PER_CYCLE", "OPERATOR_CYCLES", "Cost", "MacArray", "array_of", "cost_of", "cpu_cycles", "cycles_of"]
 
-# A 64-bit bus. Bandwidths are not published.
-BYTES_PER_CYCLE = 8
-# FOMO with 31 operators takes 3.27 ms on the MCX N94x at 150 MHz. The converter, which does not count the start of
-# operators, estimates 353,039 cycles. This number is the rest, divided by 31.
-OPERATOR_CYCLES = 4450
+DEFAULT_COSTS = Costs()
+BYTES_PER_CYCLE = round(DEFAULT_COSTS.bytes_per_cycle)
+OPERATOR_CYCLES = round(DEFAULT_COSTS.operator_cycles)
 
 # Assumed multiply-accumulates per cycle of targets without a published number: those of the i.MX 95 and of the RT700.
 ASSUMED_MACS_PER_CYCLE = {"Neutron-S": 1024, "Neutron-C": 64}
 
-# ExecuTorch's portable kernels convert one element at a time: load, multiply, round, clamp, store.
-CPU_CYCLES_PER_ELEMENT = 20
-CPU_CYCLES_PER_MAC = 4  # two loads, multiply, add
 # Dequantize, the operator, quantize, and one more delegate call, because an operator on the CPU splits a partition.
 CPU_CALLS = 4
 
@@ -104,15 +102,16 @@ class Cost:
 
 def cost_of(op: Op, target: NeutronTarget) -> Cost:
     """Returns the estimate for one operator of the IR. Reads shapes, dtypes and attributes only."""
-    array = array_of(target)
-    compute = _compute_cycles(op, array)
+    array, costs = array_of(target), target.costs
+    compute = round(_compute_cycles(op, array) * costs.compute_factor(op.kind.work.name.lower()))
     macs = _compute_cycles(op, MacArray(1, 1, moves_while_computing=False))
     weights = sum(tensor.size * tensor.dtype.itemsize for tensor in op.inputs if tensor.data is not None)
     activations = _activation_bytes(op)
-    transfer = _ceil_div(weights + activations, BYTES_PER_CYCLE)
+    transfer = math.ceil((weights + activations) / costs.bytes_per_cycle)
     busy = max(compute, transfer) if array.moves_while_computing else compute + transfer
-    cycles = busy + OPERATOR_CYCLES
-    return Cost(macs, compute, weights, activations, cycles, macs / (cycles * array.macs_per_cycle))
+    cycles = busy + round(costs.operator_cycles)
+    utilization = min(1.0, macs / max(1, cycles * array.macs_per_cycle))
+    return Cost(macs, compute, weights, activations, cycles, utilization)
 
 
 def cycles_of(ops: Iterable[Op], target: NeutronTarget) -> int:
@@ -120,14 +119,15 @@ def cycles_of(ops: Iterable[Op], target: NeutronTarget) -> int:
     return sum(cost_of(op, target).cycles for op in ops)
 
 
-def cpu_cycles(elements: int, macs: int) -> int:
+def cpu_cycles(elements: int, macs: int, costs: Costs = DEFAULT_COSTS) -> int:
     """Returns the estimated cycles of a quantized operator on the CPU. Assumes that CPU and NPU have the same clock.
 
     `elements` is the number of elements of its inputs and its output. Inputs are dequantized and read, the output is
     written and quantized. A call of a kernel or of a delegate is assumed to take as long as the start of an operator on
     the NPU, because the CPU does both.
     """
-    return CPU_CALLS * OPERATOR_CYCLES + 2 * elements * CPU_CYCLES_PER_ELEMENT + macs * CPU_CYCLES_PER_MAC
+    converted = 2 * elements * costs.cpu_cycles_per_element
+    return round(CPU_CALLS * costs.operator_cycles + converted + macs * costs.cpu_cycles_per_mac)
 
 
 def _ceil_div(dividend: int, divisor: int) -> int:

@@ -9,7 +9,7 @@ from openneutron.core.messages import did_you_mean
 from openneutron.errors import OptionError
 from openneutron.ops import DECOMPOSED, SPECS, Decomposition, OpSpec
 from openneutron.ops.spec import Constraint
-from openneutron.targets import Generation, NeutronTargetSpec, generation_of_flavor
+from openneutron.targets import Generation, NeutronTargetSpec, Target, generation_of_flavor
 
 __all__ = ["SupportedOperator", "supported_operators"]
 
@@ -32,7 +32,7 @@ class SupportedOperator:
 
 
 def supported_operators(
-    search: str = "", *, target: str = "imxrt700", flavor: str | None = None
+    search: str = "", *, target: Target = "imxrt700", flavor: str | None = None
 ) -> tuple[SupportedOperator, ...]:
     """Returns the operators that contain `search` in their name, an ATen name or a TFLite name, in any case.
 

@@ -122,6 +122,8 @@ class TargetRow:
     flash_bytes: int | None
     assumptions: tuple[str, ...] = ()
     """Numbers that the estimates assume, because NXP does not publish them."""
+    board: str | None = None
+    """The name of the board that the clock and the memory are of; None for a chip alone."""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from openneutron.core.fx import is_operator, op_name
 from openneutron.ir.cost import cpu_cycles
 from openneutron.ops import OPERATORS
 from openneutron.ops.op_instance import OpInstance
-from openneutron.targets import NeutronTarget, NeutronTargetSpec
+from openneutron.targets import NeutronTarget, NeutronTargetSpec, Target
 
 __all__ = ["cpu_costs"]
 
 
-def cpu_costs(graph: GraphModule, nodes: Container[str], target: str) -> dict[str, int]:
+def cpu_costs(graph: GraphModule, nodes: Container[str], target: Target) -> dict[str, int]:
     """Returns the estimated cycles on the CPU of the operators of a graph that are named in `nodes`.
 
     Operators without a declaration count as operators without multiply-accumulates. An operator is left out if the
@@ -25,7 +25,7 @@ def cpu_costs(graph: GraphModule, nodes: Container[str], target: str) -> dict[st
     properties = NeutronTargetSpec(target).neutron_target
     named = (node for node in graph.graph.nodes if node.name in nodes and is_operator(node))
     return {
-        node.name: cpu_cycles(_elements(node), _macs(node, properties))
+        node.name: cpu_cycles(_elements(node), _macs(node, properties), properties.costs)
         for node in named
         if all("val" in one.meta for one in (node, *node.all_input_nodes))
     }

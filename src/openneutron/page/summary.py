@@ -16,7 +16,7 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.core.files import read_file
 from openneutron.errors import InputError
 from openneutron.formats import pte
-from openneutron.ir.cost import CPU_CYCLES_PER_ELEMENT, OPERATOR_CYCLES, array_of
+from openneutron.ir.cost import array_of
 from openneutron.page.accuracy import accuracy_rows
 from openneutron.page.content import (
     AccuracyRow,
@@ -41,7 +41,7 @@ from openneutron.page.verdict import verdict_of
 from openneutron.report.estimate import LayerEstimate
 from openneutron.report.inspect import NEUTRON_BACKEND, Delegate, Report, TensorSummary, inspect_bytes
 from openneutron.report.runtime_memory import RuntimeMemory
-from openneutron.targets import NeutronTargetSpec
+from openneutron.targets import Costs, NeutronTarget, NeutronTargetSpec, Target
 
 if TYPE_CHECKING:
     from openneutron.accuracy.result import Analysis, LayerAccuracy, RecurrentAccuracy
@@ -72,7 +72,7 @@ def summarize(
     date: str | None = None,
     files: Mapping[str, int] | None = None,
     seconds: Mapping[str, float] | None = None,
-    target: str | None = None,
+    target: Target | None = None,
     source_root: str | os.PathLike[str] | None = None,
 ) -> Summary:
     """Returns all that is known of a program.
@@ -100,24 +100,26 @@ def summarize(
         file, portable = lowered.buffer, lowered.portable
     else:
         file = portable = program if isinstance(program, bytes) else read_file(program)  # type: ignore[arg-type]
-    chosen = target or (None if lowered is None else lowered.target)
+    chosen = target or (None if lowered is None else lowered.board or lowered.target)
+    chosen = None if chosen is None else NeutronTargetSpec(chosen)
     estimated = inspect_bytes(portable, "the program", chosen)
     if estimated.format != "pte":
         raise InputError(
             f"A summary needs an ExecuTorch program (.pte), and this is a file of format {estimated.format}."
         )
     actual = estimated if portable is file else inspect_bytes(file, "the program", chosen)
+    properties = (chosen or NeutronTargetSpec(estimated.estimate.target)).neutron_target
     method = pte.read(portable).methods[0]
     if lowered is None:
-        placement, layers = _placement_of_file(method, estimated), _layers(estimated, (), {})
+        placement, layers = _placement_of_file(method, estimated, properties.costs), _layers(estimated, (), {})
     else:
-        costs = _cpu_costs(quantized, lowered)
+        costs = _cpu_costs(quantized, lowered, properties)
         placement = tuple(_placement_row(row, costs, source_root) for row in lowered.placement)
         layers = _layers(estimated, lowered.origins, {row.node: row for row in placement})
     rows, failures = (validation, ()) if isinstance(validation, Sequence) else _validation_rows(validation)
     without_verdict = Summary(
         model=model,
-        target=_target_row(estimated.estimate.target),
+        target=_target_row(properties),
         payload=_payload_kind(actual),
         verdict=Verdict("", ""),
         memory=_memory(estimated, actual),
@@ -231,12 +233,12 @@ def _layer_accuracy(
     )
 
 
-def _cpu_costs(quantized: QuantizedModel | None, program: NeutronProgram) -> dict[str, int]:
+def _cpu_costs(quantized: QuantizedModel | None, program: NeutronProgram, target: Target) -> dict[str, int]:
     if quantized is None or quantized.reference is None:
         return {}
     from openneutron.page.cpu_cost import cpu_costs  # imports torch, which a bare .pte does not need
 
-    return cpu_costs(quantized.reference, {row.node for row in program.placement if row.where == "cpu"}, program.target)
+    return cpu_costs(quantized.reference, {row.node for row in program.placement if row.where == "cpu"}, target)
 
 
 def _placement_row(row: Placement, costs: Mapping[str, int], root: Root) -> PlacementRow:
@@ -258,27 +260,29 @@ def short_source(source: str, root: Root = None) -> str:
     return source.removeprefix(f"{own.as_posix()}/")
 
 
-def _placement_of_file(method: pte.Method, report: Report) -> tuple[PlacementRow, ...]:
+def _placement_of_file(method: pte.Method, report: Report, costs: Costs) -> tuple[PlacementRow, ...]:
     """Returns a row for each CPU kernel and for each operator of a delegate, in order of execution."""
     delegates = iter(report.delegates)
     rows: list[PlacementRow] = []
     for number, call in enumerate(method.calls):
         if isinstance(call, pte.KernelCall):
             if not call.name.startswith(_CONVERSIONS):
-                rows.append(PlacementRow(f"call {number}", call.name, "cpu", cpu_cycles=_kernel_cycles(method, call)))
+                rows.append(
+                    PlacementRow(f"call {number}", call.name, "cpu", cpu_cycles=_kernel_cycles(method, call, costs))
+                )
         else:
             rows += _delegate_rows(next(delegates), number)
     return tuple(rows)
 
 
-def _kernel_cycles(method: pte.Method, call: pte.KernelCall) -> int:
+def _kernel_cycles(method: pte.Method, call: pte.KernelCall, costs: Costs) -> int:
     """Returns the least estimated cycles of a kernel call: its start and one pass over its tensors.
 
     A `.pte` does not tell the multiply-accumulates of a kernel.
     """
     slots = [method.slots[number] for number in call.numbers]
     elements = sum(slot.bytes // pte.ITEM_BYTES.get(slot.dtype, 1) for slot in slots if slot.rank is not None)
-    return OPERATOR_CYCLES + elements * CPU_CYCLES_PER_ELEMENT
+    return round(costs.operator_cycles + elements * costs.cpu_cycles_per_element)
 
 
 def _delegate_rows(delegate: Delegate, call: int) -> Iterator[PlacementRow]:
@@ -344,8 +348,7 @@ def _memory(estimated: Report, actual: Report) -> Memory:
     )
 
 
-def _target_row(name: str) -> TargetRow:
-    target = NeutronTargetSpec(name).neutron_target
+def _target_row(target: NeutronTarget) -> TargetRow:
     array = array_of(target)
     return TargetRow(
         name=target.name,
@@ -357,6 +360,7 @@ def _target_row(name: str) -> TargetRow:
         sram_bytes=target.sram_bytes,
         flash_bytes=target.flash_bytes,
         assumptions=array.assumptions,
+        board=None if target.board is None else target.board.name,
     )
 
 

@@ -26,7 +26,7 @@ from openneutron.partition.delegate_call import Trace, is_delegate_call, is_part
 from openneutron.partition.dim_orders import assign_dim_orders
 from openneutron.partition.placing import Placed, Placement, place
 from openneutron.partition.scheduling import Partition
-from openneutron.targets import NeutronTargetSpec
+from openneutron.targets import NeutronTargetSpec, Target
 from openneutron.vendor.device import DevicePayload, compile_payloads, kernel_selection_of
 from openneutron.vendor.sdk import Converter, converter_for
 
@@ -63,9 +63,9 @@ class NeutronPartitioner(Partitioner):
     def __init__(
         self,
         compile_spec: Sequence[CompileSpec],
-        neutron_target_spec: NeutronTargetSpec | str | None = None,
+        neutron_target_spec: Target | None = None,
         *,
-        target: NeutronTargetSpec | str | None = None,
+        target: Target | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class NeutronPartitioner(Partitioner):
             raise OptionError(f"NeutronPartitioner has no option {', '.join(sorted(unused))}.")
         self.options = CompileOptions.from_specs(compile_spec)
         named = neutron_target_spec or target
-        if named is not None and NeutronTargetSpec(named) != self.options.target_spec:
+        if named is not None and NeutronTargetSpec(named).name != self.options.target:
             raise OptionError(
                 f"The compile spec is for target '{self.options.target}', but the partitioner is for "
                 f"'{NeutronTargetSpec(named).name}'. Give the same target to both."

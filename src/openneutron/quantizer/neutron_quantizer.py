@@ -40,7 +40,7 @@ from openneutron.quantizer.state_at_conversion import reset_states_at_conversion
 from openneutron.quantizer.sum_ranges import link_addends
 from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
 from openneutron.quantizer.trained_modules import batch_norm_after
-from openneutron.targets import NeutronTargetSpec
+from openneutron.targets import NeutronTargetSpec, Target
 
 __all__ = ["CoarseSoftmaxWarning", "NeutronQuantizer", "UnquantizedWarning", "annotated"]
 
@@ -85,7 +85,7 @@ class NeutronQuantizer(Quantizer):
 
     def __init__(
         self,
-        target: str | NeutronTargetSpec = "imxrt700",
+        target: Target = "imxrt700",
         is_qat: bool = False,
         *,
         weight_granularity: str = "per_tensor",
@@ -95,7 +95,7 @@ class NeutronQuantizer(Quantizer):
         equalize: bool = True,
         correct_bias: bool = True,
         wide: Iterable[Key] | None = None,
-        neutron_target_spec: NeutronTargetSpec | None = None,
+        neutron_target_spec: Target | None = None,
     ) -> None:
         super().__init__()
         if weight_granularity not in GRANULARITIES:
@@ -112,7 +112,7 @@ class NeutronQuantizer(Quantizer):
         for given in dict.fromkeys(observers):
             qspecs.check_observer(given)
         protect_from_wrong_folding()
-        self.target = NeutronTargetSpec(neutron_target_spec or target)
+        self.target = NeutronTargetSpec(neutron_target_spec or target).chip
         self.is_qat = is_qat
         self.layers = Layers(layers, weight_granularity)
         self.observer, self.observer_of_outputs = observers

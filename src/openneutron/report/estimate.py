@@ -202,7 +202,7 @@ def _make_estimate(
 ) -> Estimate:
     cycles = sum(layer.cycles for layer in layers)
     return Estimate(
-        target=target.name,
+        target=target.label,
         layers=layers,
         scratch_bytes=scratch,
         peak_bytes=peak,

@@ -23,7 +23,7 @@ from openneutron.report.estimate import (
 )
 from openneutron.report.runtime_memory import RuntimeMemory, runtime_memory
 from openneutron.report.tflite_ops import npu_operators
-from openneutron.targets import NeutronTarget, NeutronTargetSpec
+from openneutron.targets import NeutronTarget, NeutronTargetSpec, Target
 from openneutron.vendor.device import BUFFER_OUTPUTS, CONSTANT_INPUTS, NEUTRON_GRAPH
 
 __all__ = ["Delegate", "Report", "Section", "TensorSummary", "inspect", "inspect_bytes"]
@@ -130,17 +130,18 @@ class Report:
         return self.estimate.cycles
 
 
-def inspect(path: str | os.PathLike[str], target: str | NeutronTargetSpec | None = None) -> Report:
+def inspect(path: str | os.PathLike[str], target: Target | None = None) -> Report:
     """Reads a `.pte` or `.tflite` file of any origin.
 
-    `target` is the target of the estimates; by default, the one that a `.pte` was lowered for, else imxrt700. Raises
-    `FormatError` with the offset of the error for a damaged file, `PayloadError` for a damaged payload of OpenNeutron,
-    `InputError` for a file that cannot be read, and `TargetError` for an unknown target.
+    `target` is the target of the estimates: a chip, a board or a board file. By default, it is the chip that a `.pte`
+    was lowered for, else imxrt700. Raises `FormatError` with the offset of the error for a damaged file,
+    `PayloadError` for a damaged payload of OpenNeutron, `InputError` for a file that cannot be read, and `TargetError`
+    for an unknown target.
     """
     return inspect_bytes(read_file(path), str(Path(path)), target)
 
 
-def inspect_bytes(data: bytes, what: str, target: str | NeutronTargetSpec | None = None) -> Report:
+def inspect_bytes(data: bytes, what: str, target: Target | None = None) -> Report:
     """Reads the bytes of a file as `inspect` does. The report and errors call the file `what`."""
     identifier = data[4:8]
     chosen = None if target is None else NeutronTargetSpec(target).neutron_target

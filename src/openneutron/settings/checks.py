@@ -25,8 +25,8 @@ def check_settings(settings: Settings, *required: str, uses: Container[str] | No
     """Checks all settings that can be checked without loading the model or the data.
 
     `required` are the names of settings that must be given: "model", "calibrate", "evaluate". `uses` are the names of
-    settings whose paths must exist; None stands for all. Raises `OptionError` for
-    a setting that is missing or wrong, `TargetError` for an unknown target, and `InputError` for a missing file.
+    settings whose paths must exist; None stands for all. Raises `OptionError` for a setting that is missing or wrong,
+    `TargetError` for an unknown target or a wrong board file, and `InputError` for a missing file.
     """
     for name in required:
         if _REQUIRED[name][1](settings) is None:

@@ -12,6 +12,7 @@ from openneutron.core.messages import did_you_mean
 from openneutron.core.objects import check_object, is_reference
 from openneutron.errors import InputError, OptionError
 from openneutron.settings.values import checked_value
+from openneutron.targets import is_board_file
 
 __all__ = [
     "RECOVER", "SECTIONS", "BuildSettings", "DataSettings", "Field", "LowerSettings", "ModelSettings",
@@ -36,7 +37,7 @@ def setting(
     """Declares a setting.
 
     `path` is "file" for a path that must exist, "object" for a path that must exist, file.py:name or a name in a
-    package, and None if the setting is not a path.
+    package, "target" for a target, which may be the path of a board file, and None if the setting is not a path.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar, "path": path})
 
@@ -175,7 +176,12 @@ class LowerSettings:
 class BuildSettings:
     """The target, and what a build writes besides the program."""
 
-    target: str = setting("The target; see `openneutron targets`.", "imxrt700", metavar="TARGET")
+    target: str = setting(
+        "The target: a chip or a board of `openneutron targets`, or a board file (.toml).",
+        "imxrt700",
+        metavar="TARGET",
+        path="target",
+    )
     analyze: bool = setting("Find the layers that lose accuracy, for the report.", True)
     date: str | None = setting(
         "The date that the report shows. By default, the current date. A build writes it to openneutron.toml, so that "
@@ -279,6 +285,13 @@ def _checked(declared: Field, value: Any) -> Any:
     return found
 
 
+def path_in_setting(declared: Field, value: str) -> str | None:
+    """Returns the path in the value of a setting; None if it contains no path."""
+    if declared.path == "object":
+        return path_in(value)
+    return value if declared.path == "file" or (declared.path == "target" and is_board_file(value)) else None
+
+
 def path_in(value: str) -> str | None:
     """Returns the path in a setting of kind "object"; None if the setting names a package or nothing.
 
@@ -303,7 +316,7 @@ def _check_path(declared: Field, value: str) -> None:
         if is_file_reference(value):
             check_object(value, f"The setting '{declared.name}'")
         return
-    if not Path(value).exists():
+    if path_in_setting(declared, value) is not None and not Path(value).exists():
         folder = Path(value).parent
         known = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         where = "" if folder.is_dir() else f" The folder '{folder}' does not exist."

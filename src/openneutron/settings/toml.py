@@ -11,7 +11,7 @@ from typing import Any
 from openneutron.core.files import read_file, write_file
 from openneutron.core.messages import did_you_mean
 from openneutron.errors import OptionError
-from openneutron.settings.declaration import SECTIONS, Field, Settings, fields_of, path_in
+from openneutron.settings.declaration import SECTIONS, Field, Settings, fields_of, path_in_setting
 
 __all__ = ["FILE_NAME", "read_settings", "template", "write_settings"]
 
@@ -61,9 +61,7 @@ def _home_of(name: str) -> str:
 
 def _from_folder(declared: Field, value: Any, folder: Path) -> Any:
     """Returns a value of a file in `folder`, with its path relative to the current folder."""
-    if declared.path is None or not isinstance(value, str):
-        return value
-    if declared.path == "object" and path_in(value) is None:
+    if not isinstance(value, str) or path_in_setting(declared, value) is None:
         return value
     return os.path.normpath(folder / value)
 
@@ -101,7 +99,7 @@ def _document(header: tuple[str, ...]) -> Any:
 def _to_folder(declared: Field, value: Any, folder: Path) -> Any:
     if isinstance(value, tuple):
         return list(value)
-    if declared.path is None or (path := path_in(value) if declared.path == "object" else value) is None:
+    if not isinstance(value, str) or (path := path_in_setting(declared, value)) is None:
         return value
     relative = os.path.relpath(path, folder) if _on_one_drive(path, folder) else str(Path(path).resolve())
     return Path(relative).as_posix() + value[len(path) :]

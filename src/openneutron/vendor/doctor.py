@@ -65,7 +65,7 @@ def _version(package: str) -> str:
 
 def _steps(flavor: str | None, target: str) -> Iterator[tuple[str, Callable[[], str]]]:
     """Returns the names and functions of the checks, in order. Checks share the state of one `_ConverterChecks`."""
-    checks = _ConverterChecks(_tiny_model(), target)
+    checks = _ConverterChecks(_tiny_model())
     yield "a converter for this flavour", lambda: checks.choose_converter(flavor)
     yield f"convert a convolution for {target}", lambda: checks.convert(CompileOptions(target))
     yield "the microcode's header", checks.header
@@ -77,7 +77,6 @@ def _steps(flavor: str | None, target: str) -> Iterator[tuple[str, Callable[[], 
 @dataclass
 class _ConverterChecks:
     model: bytes
-    target: str
     converter: sdk.Converter | None = None
     payload: bytes = b""
 
@@ -87,7 +86,7 @@ class _ConverterChecks:
 
     def convert(self, options: CompileOptions) -> str:
         converter = self.converter or sdk.choose_converter(None)
-        request = sdk.Conversion(self.model, self.target, converter_flags(options))
+        request = sdk.Conversion(self.model, options.target, converter_flags(options))
         converted = sdk.convert(request, converter, time_limit=TIME_LIMIT_SECONDS)
         self.payload = device_payload(PayloadHeader((1,), (1,), (0,), (0,), 1), converted.tflite)
         done = f"{len(self.model)} bytes of TFLite became {len(self.payload)} bytes of payload"

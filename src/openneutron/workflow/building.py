@@ -26,6 +26,7 @@ from openneutron.page import Summary, page_of, summarize
 from openneutron.page.html import check_page_packages
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.native import is_installed
+from openneutron.targets import Target
 
 __all__ = [
     "PAGE",
@@ -72,7 +73,7 @@ def build(
     calibration: Data,
     output: str | os.PathLike[str] | None = None,
     *,
-    target: str = "imxrt700",
+    target: Target = "imxrt700",
     evaluation: LabelledData | None = None,
     metric: Any = "top1",
     transform: Callable[[Any], Any] | None = None,

@@ -9,6 +9,7 @@ from openneutron.core.files import read_file
 from openneutron.errors import InputError
 from openneutron.page import Summary, summarize
 from openneutron.settings.toml import FILE_NAME
+from openneutron.targets import Target
 from openneutron.workflow.building import PROGRAM, QUANTIZED, SUMMARY
 
 __all__ = ["BuildFolder"]
@@ -33,7 +34,7 @@ class BuildFolder:
         others = (path / name for name in (QUANTIZED, SUMMARY, FILE_NAME))
         return cls(path / PROGRAM, *(one if one.is_file() else None for one in others))
 
-    def summary(self, target: str | None = None) -> Summary:
+    def summary(self, target: Target | None = None) -> Summary:
         """Returns the summary in the folder, or what is known of a bare program.
 
         `target` is the target of the estimates of a bare program. Raises `FormatError` for a damaged file.

@@ -1,0 +1,122 @@
+"""A board: the memory of a target, what lies where, and the clocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from openneutron.targets.costs import Costs
+
+__all__ = ["KINDS", "ROLES", "Board", "Clocks", "Placement", "Region"]
+
+KINDS = ("SRAM", "TCM", "PSRAM", "DDR", "flash")
+"""The kinds of memory. All but flash can be written."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region of memory. `None` means unknown."""
+
+    name: str
+    kind: str
+    """One of `KINDS`."""
+    bytes: int | None = None
+    start: int | None = None
+    """The address of its first byte, as the processor that runs ExecuTorch sees it."""
+    npu_reads: bool | None = None
+    """Whether the NPU can read it. What the NPU computes with must lie in such a region."""
+    reserved_bytes: int = 0
+    """Bytes that the firmware itself needs there, such as code, stack and heap."""
+    source: str = ""
+    """The document that the numbers are from."""
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Bytes that are left for a program; None if the size is unknown."""
+        return None if self.bytes is None else max(0, self.bytes - self.reserved_bytes)
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether a program can write to it."""
+        return self.kind != "flash"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The names of the regions that may hold each part of a program, the preferred one first."""
+
+    program: tuple[str, ...] = ()
+    """The bytes of the `.pte`, with the microcode and the weights of the NPU."""
+    planned: tuple[str, ...] = ()
+    """The planned buffers: activations, and with them most inputs and outputs."""
+    method: tuple[str, ...] = ()
+    """The pool of the method allocator."""
+    temporary: tuple[str, ...] = ()
+    """The pool of the temporary allocator. NXP's delegate takes the NPU's scratch memory from it."""
+    io: tuple[str, ...] = ()
+    """Inputs and outputs that the application provides, because they are not planned."""
+    source: str = ""
+    """The document that the placement is from."""
+
+    def regions_of(self, role: str) -> tuple[str, ...]:
+        """Returns the names of the regions of a role of `ROLES`."""
+        return tuple(getattr(self, role))
+
+
+ROLES = tuple(one.name for one in fields(Placement) if one.name != "source")
+"""The parts of a program that are placed."""
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """Clocks in Hz. `None` means unknown."""
+
+    npu_hz: int | None = None
+    cpu_hz: int | None = None
+    source: str = ""
+    """The document that the numbers are from."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board with one of the chips of `TARGETS`."""
+
+    name: str
+    chip: str
+    """The converter's name of the target."""
+    title: str = ""
+    """The name under which the board is sold."""
+    regions: tuple[Region, ...] = ()
+    placement: Placement = Placement()
+    clocks: Clocks = Clocks()
+    costs: Costs = field(default_factory=Costs)
+
+    def region(self, name: str) -> Region:
+        """Returns the region of a name that `placement` contains."""
+        return next(one for one in self.regions if one.name == name)
+
+    def may_hold(self, role: str) -> tuple[Region, ...]:
+        """Returns the regions that may hold a role of `ROLES`, the preferred one first.
+
+        Without a placement, these are all regions that can be written, and then flash for the program.
+        """
+        if names := self.placement.regions_of(role):
+            return tuple(map(self.region, names))
+        writable = tuple(one for one in self.regions if one.is_writable)
+        return writable if role != "program" else (*writable, *(one for one in self.regions if not one.is_writable))
+
+    @property
+    def sram_bytes(self) -> int | None:
+        """Bytes of all regions that may hold what a program writes; None if one is unknown, or if there are none."""
+        found = dict.fromkeys(one for role in ROLES for one in self.may_hold(role) if one.is_writable)
+        return _sum(tuple(found))
+
+    @property
+    def flash_bytes(self) -> int | None:
+        """Bytes of all flash that may hold the program; None if one is unknown, or if there is none."""
+        return _sum(tuple(one for one in self.may_hold("program") if not one.is_writable))
+
+
+def _sum(regions: tuple[Region, ...]) -> int | None:
+    sizes = [one.free_bytes for one in regions]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if sizes and len(known) == len(sizes) else None
