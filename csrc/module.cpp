@@ -2,11 +2,32 @@
 #include "dim_orders.h"
 #include "edge_kernels.h"
 #include "host_delegate.h"
+#include "pools.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 namespace py = pybind11;
+
+namespace {
+
+py::tuple run_in_pools(
+    const py::bytes& pte,
+    const std::string& method,
+    const std::vector<openneutron::Input>& inputs,
+    std::optional<uint32_t> method_bytes,
+    std::optional<uint32_t> temporary_bytes,
+    std::optional<std::vector<size_t>> planned_bytes) {
+  const openneutron::PoolUse use = openneutron::run_in_pools(
+      std::string_view(pte), method, inputs, {method_bytes, temporary_bytes, std::move(planned_bytes)});
+  py::list outputs;
+  for (const std::string& bytes : use.outputs) {
+    outputs.append(py::bytes(bytes));
+  }
+  return py::make_tuple(use.method, use.temporary_of_load, use.temporary_of_run, outputs);
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_host, module) {
   // Never destroyed, because programs may outlive this module's globals, and ExecuTorch cannot unregister a backend.
@@ -39,5 +60,17 @@ PYBIND11_MODULE(_host, module) {
       py::arg("pte"),
       py::arg("method"),
       "The dim order of each input of a method. Raises ValueError for an invalid program, method or input.");
+  module.def(
+      "run_in_pools",
+      &run_in_pools,
+      py::arg("pte"),
+      py::arg("method"),
+      py::arg("inputs"),
+      py::arg("method_bytes") = py::none(),
+      py::arg("temporary_bytes") = py::none(),
+      py::arg("planned_bytes") = py::none(),
+      "Load a method and run it once in pools of these sizes; None stands for a pool as large as needed. Returns the "
+      "bytes that were allocated (method, temporary at load, temporary in the run), and the bytes of the outputs. "
+      "Raises MemoryError if a pool is too small, ValueError for an invalid program, method or input.");
   module.def("clear_error", &openneutron::clear_error, "Forget this thread's last error and interrupt.");
 }

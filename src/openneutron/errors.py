@@ -14,6 +14,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "PayloadError",
+    "PoolError",
     "TargetError",
 ]
 
@@ -73,6 +74,10 @@ class HostError(OpenNeutronError, RuntimeError):
 
 class NativeModuleError(HostError):
     """OpenNeutron was installed without the native module that runs programs on this machine."""
+
+
+class PoolError(HostError):
+    """A memory pool is too small for a program. The message names the pool and the allocation that does not fit."""
 
 
 class OutputError(OpenNeutronError, OSError):

@@ -44,6 +44,8 @@ from openneutron.recovery.large_cell_states import modules_with_large_cell_state
 from openneutron.recovery.layerwise import Samples
 from openneutron.recovery.recipes import BEST, Recipe, quantize_by_recipe, recipe_of
 from openneutron.recovery.search import SearchSpace, Trial, check_seconds, try_recipes
+from openneutron.runtime.memory import MethodMemory, measure, memory_of
+from openneutron.runtime.native import is_installed
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
 from openneutron.targets import NeutronTargetSpec, Target
 from openneutron.training.trainable import TrainableModel
@@ -173,6 +175,15 @@ class NeutronProgram:
     def outputs(self) -> tuple[Any, ...]:
         """The shape and dtype of each output of the `.pte`, in the form of `inputs`."""
         return self._loaded.outputs
+
+    @functools.cached_property
+    def memory(self) -> MethodMemory:
+        """The memory of `forward` on the board and on this machine (see `MethodMemory`).
+
+        Sizes on the board are those of `buffer`. The portable program is loaded and run once on this machine, to count;
+        without the native module, this is left out.
+        """
+        return memory_of(self.buffer, measured=measure(self.portable) if is_installed() else None)
 
     def __str__(self) -> str:
         from openneutron.report.summary import summary_of_program

@@ -20,10 +20,10 @@ from torch import nn
 
 from openneutron import NeutronProgram, inspect, lower, quantize
 from openneutron.errors import TargetError
+from openneutron.formats.arena import Lifetime, lifetimes, plan
 from openneutron.ir.cost import OPERATOR_CYCLES
 from openneutron.report.estimate import Fit, LayerEstimate, fit_of
 from openneutron.report.inspect import Report, inspect_bytes
-from openneutron.report.memory import Lifetime, lifetimes, plan
 from openneutron.report.text import render
 from openneutron.targets import TARGETS
 

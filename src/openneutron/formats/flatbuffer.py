@@ -113,6 +113,11 @@ class Table:
             return np.empty(0, dtype)
         return np.frombuffer(self.source.view, element, found[1], found[0]).astype(dtype)
 
+    def count(self, field: int, dtype: npt.DTypeLike) -> int:
+        """Returns the length of a vector of numbers, or of tables (as int32); 0 if the field is absent."""
+        found = self._vector(field, np.dtype(dtype).itemsize)
+        return 0 if found is None else found[1]
+
     def integers(self, field: int, dtype: npt.DTypeLike = np.int32) -> tuple[int, ...]:
         """Reads a field that refers to a vector of integers."""
         return tuple(self.numbers(field, dtype).tolist())

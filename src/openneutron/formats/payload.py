@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openneutron.errors import PayloadError
 
@@ -39,6 +39,8 @@ SIZE_WORDS = (6, 7, 8)  # of the microcode, the weights and the kernels
 SCRATCH_WORD = 9
 COUNT_WORDS = {0: (11, 12), 1: (13, 14)}  # of inputs and outputs, by payload version
 SRAM_SCRATCH_WORD = {0: 10, 1: 12}
+PROFILE_WORDS = {1: (10, 11)}  # sizes of the profile and of the debug buffer; version 0 has neither
+PROFILE_MASK = 0x7FFFFFFF  # the highest bit has another meaning
 OPERATORS_WORD = {0: 13, 1: 15}  # inferred; agrees with all known files of the vendor's converter
 
 TFLITE_IDENTIFIER = b"TFL3"
@@ -181,6 +183,9 @@ class Microcode:
     outputs: int
     operators: int
     """Number of NPU operators."""
+    profile_bytes: int = 0
+    """Memory for the times of kernels."""
+    debug_bytes: int = 0
 
 
 def microcode_header(microcode: bytes | memoryview, version: int = 0) -> Microcode:
@@ -193,7 +198,9 @@ def microcode_header(microcode: bytes | memoryview, version: int = 0) -> Microco
     magic = _read_word(microcode, 0)
     _expect(magic == MICROCODE_MAGIC, 0, f"the microcode's magic {MICROCODE_MAGIC:#010x}", f"{magic:#010x}")
     order = (VERSION_WORD, *SIZE_WORDS, SCRATCH_WORD, SRAM_SCRATCH_WORD[version], *COUNT_WORDS[version])
-    return Microcode(*(_read_word(microcode, 4 * word) for word in (*order, OPERATORS_WORD[version])))
+    profile, debug = (_read_word(microcode, 4 * word) for word in PROFILE_WORDS[version]) if version else (0, 0)
+    values = (_read_word(microcode, 4 * word) for word in (*order, OPERATORS_WORD[version]))
+    return replace(Microcode(*values), profile_bytes=profile & PROFILE_MASK, debug_bytes=debug)
 
 
 def _parse_header(view: memoryview) -> PayloadHeader:

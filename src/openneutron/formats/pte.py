@@ -10,13 +10,26 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from openneutron.errors import FormatError
 from openneutron.formats.flatbuffer import Source, Table, root
 
-__all__ = ["DelegateCall", "KernelCall", "Method", "Program", "ProgramValue", "Slot", "read", "replace_payloads"]
+__all__ = [
+    "Backend",
+    "DelegateCall",
+    "Instruction",
+    "KernelCall",
+    "Method",
+    "Program",
+    "ProgramValue",
+    "Slot",
+    "read",
+    "replace_payloads",
+]
 
 FILE_IDENTIFIERS = (b"ET12",)
 HEADER_AT = 8
@@ -40,9 +53,14 @@ ITEM_BYTES = {"int16": 2, "int32": 4, "int64": 8, "float16": 2, "float32": 4, "f
 _NONE = 1
 _SCALARS = {2: ("int", "q"), 3: ("bool", "?"), 4: ("double", "d")}
 _TENSOR, _TEXT = 5, 6
+_LISTS = {7: "ints", 8: "doubles", 9: "bools", 10: "tensors", 11: "optional tensors"}
+_ITEM_DTYPES = {7: np.int64, 8: np.float64, 9: np.bool_}  # of the items of lists; indices of values are int32
 _LISTS_OF_TENSORS = (10, 11)
 _NO_TENSOR = -1  # in a list of optional tensors
-_KERNEL_CALL, _DELEGATE_CALL, _MOVE_CALL, _JUMP, _FREE = 1, 2, 3, 4, 5
+_KERNEL_CALL, _DELEGATE_CALL = 1, 2
+_INSTRUCTIONS = {_KERNEL_CALL: "kernel", _DELEGATE_CALL: "delegate", 3: "move", 4: "jump", 5: "free"}
+_STATIC = 0  # TensorShapeDynamism
+_EXTERNAL = 1  # TensorDataLocation
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,8 @@ class DelegateCall:
     """Inputs of the delegate, followed by its outputs."""
     numbers: tuple[int, ...] = ()
     """Indices of the arguments among the method's values."""
+    index: int = 0
+    """Index of the delegate in `Method.backends`."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +108,32 @@ class Slot:
     dtype: str = ""
     bytes: int = 0
     is_planned: bool = False
+    kind: str = ""
+    """ "tensor", "text", "ints", "doubles", "bools", "tensors" or "optional tensors"; empty for any other value."""
+    items: int = 0
+    """The length of a list."""
+    is_resizable: bool = False
+    """Whether the shape of a tensor is dynamic; `bytes` is then the upper bound."""
+    is_external: bool = False
+    """Whether a tensor is a constant that another file holds."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A step of a method. `arguments` are the indices of the values that its call lists, repeated ones too."""
+
+    kind: str
+    """ "kernel", "delegate", "move", "jump" or "free"."""
+    arguments: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A delegate that the runtime loads with the method."""
+
+    name: str
+    compile_specs: int
+    payload: memoryview = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -107,6 +153,10 @@ class Method:
     """All values of the method, by index."""
     input_numbers: tuple[int, ...] = ()
     output_numbers: tuple[int, ...] = ()
+    backends: tuple[Backend, ...] = ()
+    """The delegates, by the index that calls refer to."""
+    chains: tuple[tuple[Instruction, ...], ...] = ()
+    """All instructions, by chain."""
     inputs_tree: str | None = None
     """The tree of the model's arguments, as torch.export serializes it."""
 
@@ -241,12 +291,33 @@ def _read_slots(values: Sequence[Table]) -> tuple[Slot, ...]:
 
 
 def _read_slot(table: Table) -> Slot:
-    tensor = table.table(1) if table.integer(0, "B") == _TENSOR else None
-    if tensor is None:
-        return Slot()
-    sizes = tensor.integers(2)
-    dtype = SCALAR_TYPES.get(tensor.integer(0, "b"), "")
-    return Slot(len(sizes), dtype, math.prod(sizes) * ITEM_BYTES.get(dtype, 1), tensor.table(6) is not None)
+    kind, value = table.integer(0, "B"), table.table(1)
+    if value is None or kind != _TENSOR:
+        items = value.count(0, _ITEM_DTYPES.get(kind, np.int32)) if value is not None and kind in _LISTS else 0
+        return Slot(kind="text" if kind == _TEXT else _LISTS.get(kind, ""), items=items)
+    sizes, is_planned, extra = value.integers(2), value.table(6) is not None, value.table(9)
+    dtype = SCALAR_TYPES.get(value.integer(0, "b"), "")
+    return Slot(
+        rank=len(sizes),
+        dtype=dtype,
+        bytes=math.prod(sizes) * ITEM_BYTES.get(dtype, 1),
+        is_planned=is_planned,
+        kind="tensor",
+        is_resizable=value.integer(8, "b") != _STATIC,
+        is_external=extra is not None and extra.integer(2, "b") == _EXTERNAL and not is_planned,
+    )
+
+
+def _read_instructions(tables: Iterable[Table]) -> tuple[Instruction, ...]:
+    """Returns the instructions of a chain. Linear in bytes, even if a damaged file has many of them at one offset."""
+    known: dict[int, Instruction] = {}
+    return tuple(known.get(table.at) or known.setdefault(table.at, _read_instruction(table)) for table in tables)
+
+
+def _read_instruction(table: Table) -> Instruction:
+    kind, arguments = table.integer(0, "B"), table.table(1)
+    is_call = arguments is not None and kind in (_KERNEL_CALL, _DELEGATE_CALL)
+    return Instruction(_INSTRUCTIONS.get(kind, ""), arguments.integers(1) if arguments is not None and is_call else ())
 
 
 @dataclass(frozen=True)
@@ -275,6 +346,8 @@ class _Reader:
             slots=_read_slots(values),
             input_numbers=plan.integers(3),
             output_numbers=plan.integers(4),
+            backends=tuple(map(self._read_backend, backends)),
+            chains=tuple(_read_instructions(chain.tables(2)) for chain in plan.tables(5)),
             inputs_tree=None if containers is None else containers.text(0),
         )
 
@@ -295,7 +368,7 @@ class _Reader:
                         operators[number], tuple(self._flatten_indices(plan, arguments.integers(1), values))
                     )
                 else:
-                    yield self._read_delegate(backends[number], plan, arguments.integers(1), values)
+                    yield self._read_delegate(number, backends, plan, arguments.integers(1), values)
 
     def _flatten_indices(self, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> Iterator[int]:
         """Returns the value indices `numbers` without duplicates. Replaces a list by the indices of its tensors."""
@@ -314,8 +387,12 @@ class _Reader:
             if not 0 <= number < len(values):
                 raise self.source.error(plan.at, f"a value below {len(values)}", number)
 
-    def _read_delegate(self, table: Table, plan: Table, numbers: tuple[int, ...], values: list[Table]) -> DelegateCall:
-        specs = {spec.text(0) or "": bytes(spec.data(1) or b"") for spec in table.tables(2)}
+    def _read_backend(self, table: Table) -> Backend:
+        payload, _ = self._read_payload(table)
+        return Backend(table.text(0) or "", table.count(2, np.int32), payload)
+
+    def _read_payload(self, table: Table) -> tuple[memoryview, int | None]:
+        """Returns the payload of a delegate, and its segment."""
         reference = table.table(1)
         if reference is None:
             raise self.source.error(table.at, "a payload", "none")
@@ -324,13 +401,18 @@ class _Reader:
         if location not in (INLINE, SEGMENT) or index >= known:
             raise self.source.error(reference.at, f"a payload below {known}", (location, index))
         if location == INLINE:
-            payload = self.inline[index] or memoryview(b"")
-        else:
-            start = self.base + self.segments[index].offset
-            payload = self.source.view[start : start + self.segments[index].size]
+            return self.inline[index] or memoryview(b""), None
+        start = self.base + self.segments[index].offset
+        return self.source.view[start : start + self.segments[index].size], index
+
+    def _read_delegate(
+        self, index: int, backends: list[Table], plan: Table, numbers: tuple[int, ...], values: list[Table]
+    ) -> DelegateCall:
+        table = backends[index]
+        specs = {spec.text(0) or "": bytes(spec.data(1) or b"") for spec in table.tables(2)}
+        payload, segment = self._read_payload(table)
         arguments = tuple(self._read_values(plan, numbers, values))
-        segment = index if location == SEGMENT else None
-        return DelegateCall(table.text(0) or "", specs, payload, segment, arguments, numbers)
+        return DelegateCall(table.text(0) or "", specs, payload, segment, arguments, numbers, index)
 
     def _read_values(self, plan: Table, indices: tuple[int, ...], values: list[Table]) -> Iterator[ProgramValue]:
         self._check_indices(plan, indices, values)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+from openneutron.formats.arena import plan, scratch_lifetimes
 from openneutron.formats.tflite import Operator
 from openneutron.ir.cost import array_of, cost_of
 from openneutron.ir.graph import Op
-from openneutron.report.memory import lifetimes, plan
 from openneutron.report.runtime_memory import RuntimeMemory
 from openneutron.report.tflite_ops import as_ops
 from openneutron.report.weights import stored_bytes
@@ -136,16 +136,10 @@ def estimate_operators(operators: Sequence[Operator], target: NeutronTarget) -> 
     read = {tensor.index: tensor for operator in operators for tensor in operator.inputs if tensor is not None}
     inputs = [tensor for index, tensor in read.items() if index not in written and tensor.buffer is None]
     outputs = [tensor for index, tensor in written.items() if index not in read]
-    steps = [
-        ([tensor.index for tensor in operator.inputs if tensor], [tensor.index for tensor in operator.outputs])
-        for operator in operators
-    ]
-    tensors = {**read, **written}
-    sizes = {index: tensor.bytes for index, tensor in tensors.items()}
-    lives = lifetimes(steps, sizes, [tensor.index for tensor in outputs])
-    arena = plan(lives, len(steps))
+    lives = scratch_lifetimes(operators)
+    arena = plan(lives, len(operators))
     scratch = tuple(
-        ScratchTensor(tensors[index].name, tensors[index].shape, life.size, life.first, life.last, arena.offsets[index])
+        ScratchTensor(written[index].name, written[index].shape, life.size, life.first, life.last, arena.offsets[index])
         for index, life in lives.items()
     )
     layers = tuple(_layer_estimate(op, target, live) for op, live in zip(as_ops(operators), arena.live, strict=True))

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from openneutron.formats import pte
+from openneutron.formats.arena import Lifetime, plan
 from openneutron.formats.payload import PayloadHeader, parse
-from openneutron.report.memory import Lifetime, plan
 
 __all__ = ["RuntimeMemory", "runtime_memory"]
 

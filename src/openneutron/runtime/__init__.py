@@ -4,10 +4,11 @@ The delegate then serves both this package's HostProgram and `executorch.runtime
 native module is not installed, nothing is registered, and running a program raises `NativeModuleError`.
 """
 
+from openneutron.runtime.memory import MethodMemory
 from openneutron.runtime.native import is_installed
 from openneutron.runtime.program import HostProgram, TensorInfo, load
 from openneutron.runtime.timing import time_on_host
 
-__all__ = ["HostProgram", "TensorInfo", "load", "time_on_host"]
+__all__ = ["HostProgram", "MethodMemory", "TensorInfo", "load", "time_on_host"]
 
 is_installed()  # imports the native module, which registers the delegate

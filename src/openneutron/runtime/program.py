@@ -6,6 +6,7 @@ torchao. (`import torch` itself imports `torch.export`.)
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
@@ -31,6 +32,7 @@ from openneutron.model.arguments import (
     leaves_from_text,
     paths_from_tree,
 )
+from openneutron.runtime.memory import MethodMemory, measure, memory_of
 from openneutron.runtime.native import is_installed, native_module
 
 __all__ = ["INPUT_NAMES", "ConstantInfo", "HostProgram", "TensorInfo", "load"]
@@ -150,6 +152,14 @@ class HostProgram:
     def output_shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shapes of the outputs that are tensors."""
         return tuple(info.shape for info in self.outputs if isinstance(info, TensorInfo))
+
+    @functools.cached_property
+    def memory(self) -> MethodMemory:
+        """The memory of `forward` on the board and on this machine (see `MethodMemory`).
+
+        The method is loaded and run once more, to count; without the native module, this is left out.
+        """
+        return memory_of(self._data, METHOD, measured=measure(self._data, METHOD) if is_installed() else None)
 
     def reset(self) -> None:
         """Restores the initial state of the program.

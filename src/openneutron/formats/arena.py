@@ -1,4 +1,4 @@
-"""Plans an arena for the intermediate tensors of a partition."""
+"""Plans an arena for tensors, such as the intermediate tensors of a partition (the NPU's scratch)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-__all__ = ["Arena", "Lifetime", "lifetimes", "plan"]
+from openneutron.formats.tflite import Operator
+
+__all__ = ["Arena", "Lifetime", "lifetimes", "plan", "scratch_arena", "scratch_lifetimes"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,28 @@ def lifetimes(
             if value in first:
                 last[value] = step
     return {value: Lifetime(sizes[value], first[value], last[value]) for value in first}
+
+
+def scratch_lifetimes(operators: Sequence[Operator]) -> dict[int, Lifetime]:
+    """Returns the lifetimes of the intermediate tensors of operators in order of execution, by the tensor's index.
+
+    A tensor that no operator reads is an output, which has other memory.
+    """
+    steps = [
+        ([tensor.index for tensor in operator.inputs if tensor], [tensor.index for tensor in operator.outputs])
+        for operator in operators
+    ]
+    sizes = {tensor.index: tensor.bytes for operator in operators for tensor in operator.outputs}
+    read = {index for reads, _ in steps for index in reads}
+    return lifetimes(steps, sizes, [index for index in sizes if index not in read])
+
+
+def scratch_arena(operators: Sequence[Operator]) -> Arena[int]:
+    """Plans the scratch of operators in order of execution.
+
+    On the five known files of NXP's converter, its size equals the converter's number.
+    """
+    return plan(scratch_lifetimes(operators), len(operators))
 
 
 def plan(values: Mapping[Key, Lifetime], steps: int) -> Arena[Key]:

@@ -1,0 +1,173 @@
+"""The memory of methods: the computation against what the runtime allocates, and runs in pools of exactly that size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from openneutron import NeutronProgram, load, lower, quantize
+from openneutron.errors import HostError, InputError, PoolError
+from openneutron.formats import pte
+from openneutron.runtime.memory import POOL_ALIGNMENT, measure, memory_of, run_in_pools
+
+
+class Counter(nn.Module):
+    """A stream: its buffer is written in each step."""
+
+    total: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.register_buffer("total", torch.zeros(1, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.total.copy_(0.5 * self.total + self.layer(x))
+        return self.total + 0
+
+
+class Split(nn.Module):
+    """Two outputs, and lists of tensors on the CPU."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        first, second = torch.split(x * torch.cumsum(x, 1), 4, dim=1)
+        return torch.cat([first, second], 1), torch.topk(x, 3, dim=1).values
+
+
+class Named(nn.Module):
+    """Inputs that are not tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, times: int, scale: float, mode: str, add: bool) -> torch.Tensor:
+        y: torch.Tensor = self.layer(x) * scale
+        return y + times if add and mode == "plus" else y
+
+
+@dataclass(frozen=True)
+class Case:
+    build: Callable[[], nn.Module]
+    inputs: tuple[Any, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def image() -> torch.Tensor:
+    return torch.randn(1, 3, 12, 12)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(512, 4))
+
+
+CASES = {
+    "one delegate": Case(network, (image(),)),
+    "one delegate of int8": Case(network, (image(),), {"int8_io": True}),
+    "several delegates": Case(network, (image(),), {"operators_not_to_delegate": ["sigmoid"]}),
+    "transposed on the CPU": Case(network, (image(),), {"use_neutron_for_format_conversion": False}),
+    "channels last": Case(network, (image().contiguous(memory_format=torch.channels_last),), {"int8_io": True}),
+    "no delegate": Case(Split, (torch.randn(2, 8),)),
+    "a state": Case(Counter, (torch.randn(1, 8),)),
+    "constant inputs": Case(Named, (torch.randn(1, 8), 3, 0.5, "plus", True)),
+}
+
+
+def lowered(name: str) -> NeutronProgram:
+    case = CASES[name]
+    torch.manual_seed(0)
+    quantized = quantize(case.build().eval(), case.inputs, [case.inputs], recover=None)
+    return lower(quantized, **case.options)
+
+
+@pytest.fixture(scope="module")
+def programs() -> dict[str, NeutronProgram]:
+    return {name: lowered(name) for name in CASES}
+
+
+def raw_inputs(data: bytes, method: str = "forward") -> list[Any]:
+    """Zeros for tensors, and the values of constants."""
+    plan = next(one for one in pte.read(data).methods if one.name == method)
+    return [
+        None
+        if value.dtype in ("none", "text")
+        else value.constant
+        if value.constant is not None
+        else bytes(torch.Size(value.shape).numel() * pte.ITEM_BYTES.get(value.dtype, 1))
+        for value in plan.inputs
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*no operator.*")
+class TestPools:
+    @pytest.mark.parametrize("name", CASES)
+    def test_the_computation_agrees_with_the_runtime_to_the_byte(
+        self, programs: dict[str, NeutronProgram], name: str
+    ) -> None:
+        memory = programs[name].memory
+        assert memory.measured is not None
+        assert memory.host.method.used_bytes == memory.measured.method_bytes
+        assert memory.host.temporary.used_bytes >= memory.measured.load_bytes
+        assert memory.host.temporary.used_bytes >= memory.measured.run_bytes
+        assert (memory.measured.run_bytes > 0) == (name == "no delegate")  # topk
+        assert load(programs[name].buffer).memory == memory
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_a_method_runs_in_exactly_these_pools_and_in_nothing_smaller(
+        self, programs: dict[str, NeutronProgram], name: str
+    ) -> None:
+        data, memory = programs[name].portable, programs[name].memory
+        sizes: dict[str, Any] = {
+            "method_bytes": memory.host.method.pool_bytes,
+            "temporary_bytes": memory.host.temporary.pool_bytes,
+            "planned_bytes": [buffer.bytes for buffer in memory.planned],
+        }
+        inputs = raw_inputs(data)
+        outputs = run_in_pools(data, inputs, **sizes)
+        generous = run_in_pools(
+            data, inputs, method_bytes=1 << 20, temporary_bytes=1 << 20, planned_bytes=[1 << 20 for _ in memory.planned]
+        )
+        assert outputs == generous
+        for key, size in sizes.items():
+            smaller = [one - POOL_ALIGNMENT for one in size] if isinstance(size, list) else size - POOL_ALIGNMENT
+            if smaller and (isinstance(smaller, list) or smaller >= 0):
+                with pytest.raises(PoolError, match=r"has \d+ bytes"):
+                    run_in_pools(data, inputs, **{**sizes, key: smaller})
+
+    def test_the_outputs_are_those_of_the_program(self, programs: dict[str, NeutronProgram]) -> None:
+        program = programs["one delegate"]
+        memory, x = program.memory, torch.randn(1, 3, 12, 12)
+        (output,) = run_in_pools(
+            program.portable,
+            [x.numpy().tobytes()],
+            method_bytes=memory.host.method.used_bytes,
+            temporary_bytes=memory.host.temporary.used_bytes,
+            planned_bytes=[buffer.bytes for buffer in memory.planned],
+        )
+        assert output == program.run(x).numpy().tobytes()
+
+    def test_every_method_has_its_own_memory(self, programs: dict[str, NeutronProgram]) -> None:
+        data = programs["constant inputs"].portable
+        names = [method.name for method in pte.read(data).methods]
+        assert len(names) > 1
+        for name in names:
+            memory, measured = memory_of(data, name), measure(data, name)
+            assert memory.host.method.used_bytes == measured.method_bytes
+
+    def test_wrong_calls_are_refused(self, programs: dict[str, NeutronProgram]) -> None:
+        data = programs["one delegate"].portable
+        sizes: dict[str, Any] = {"method_bytes": 1 << 20, "temporary_bytes": 1 << 20, "planned_bytes": [1 << 20]}
+        with pytest.raises(InputError, match=r"no method 'backward'\. Its methods are: forward"):
+            memory_of(data, "backward")
+        for inputs in ([], [b"1234"], [3], raw_inputs(data) * 2):
+            with pytest.raises(HostError, match="input"):
+                run_in_pools(data, inputs, **sizes)
+        with pytest.raises(HostError, match="planned buffers"):
+            run_in_pools(data, raw_inputs(data), **{**sizes, "planned_bytes": []})
+        with pytest.raises(HostError, match="not an ExecuTorch program"):
+            run_in_pools(b"ET12" * 9, [], **sizes)
