@@ -535,7 +535,6 @@ REJECTED: tuple[Rejected, ...] = (
     *scatter_cases.REJECTED,
     *scan_cases.REJECTED,
     *constant_write_cases.REJECTED,
-    *special_cases.REJECTED,
     *embedding_cases.REJECTED,
     *blend_cases.REJECTED,
     *indexing_cases.REJECTED,

@@ -13,6 +13,8 @@ ROWS, IMAGE = (3, 11), (2, 3, 4, 5)
 BOUNDS = torch.linspace(-1, 1, 5)
 COUNTED = ("aten.gt.Tensor", "aten.sum.dim_IntList")
 COUNTED_FROM = ("aten.ge.Tensor", "aten.sum.dim_IntList")
+SLICE, COMBINED = "aten.slice_copy.Tensor", ("aten.maximum.default", "aten.cat.default")
+POSITIONS = ("aten.eq.Tensor", "aten.where.self", *(SLICE,) * 3, *COMBINED, *(SLICE,) * 2, *COMBINED)
 BOUNDS_OF_ROWS = torch.tensor([[-1.0, 0.0], [-0.5, 0.5], [0.0, 0.1]])
 WEIGHT, POINT = torch.linspace(-0.5, 0.4, 72).reshape(3, 4, 6), torch.linspace(-0.5, 0.4, 8).reshape(1, 4, 2)
 
@@ -21,6 +23,9 @@ CASES: tuple[Case, ...] = (
     Case("aten.cummax.default", "channels", of(lambda x: move(x.cummax(1).values)), (IMAGE,)),
     Case("aten.cummin.default", "first dimension", of(lambda x: move(x.cummin(0)[0])), (ROWS,)),
     Case("aten.cummin.default", "one value", of(lambda x: move(x.cummin(0)[0])), ((1, 4),)),
+    Case("aten.cummax.default", "indices", of(lambda x: torch.cummax(move(x), 1)), ((3, 4),), on_cpu=POSITIONS),
+    Case("aten.cummin.default", "indices of channels", of(lambda x: torch.cummin(move(x), 1)[1]), ((2, 3, 4, 5),),
+         on_cpu=POSITIONS),
     Case("aten.cumprod.default", "rows", of(lambda x: move(torch.cumprod(x.sigmoid() + 0.5, 1))), (ROWS,)),
     Case("aten.cumprod.default", "dtype", of(lambda x: move(x.tanh().cumprod(-1, dtype=torch.float32))), (ROWS,)),
     Case("aten.logcumsumexp.default", "rows", of(lambda x: move(torch.logcumsumexp(x, 1))), (ROWS,)),
@@ -44,8 +49,6 @@ CASES: tuple[Case, ...] = (
 )  # fmt: skip
 
 REJECTED: tuple[Rejected, ...] = (
-    Rejected("cummax", "returns_no_indices", "", of(lambda x: sum(torch.cummax(x, 1))), (ROWS,), lowers=False),
-    Rejected("cummin", "returns_no_indices", "", of(lambda x: torch.cummin(x, 1)[1]), (ROWS,), lowers=False),
     Rejected("bucketize, searchsorted", "has_sorted_boundaries", "", of(
         lambda b, x: torch.searchsorted(b, x, sorter=torch.arange(5)), BOUNDS), (ROWS,), lowers=False),
     Rejected("bucketize, searchsorted", "makes_few_comparisons", "", of(

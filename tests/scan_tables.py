@@ -277,7 +277,7 @@ RUN_NOWHERE = names(
 """Functions of `TORCH` that neither the NPU nor a CPU kernel of ExecuTorch runs. One error names all of a program."""
 
 REFUSED_FIRST = names(
-    "allclose argwhere bincount combinations corrcoef cov equal istft nonzero slice_inverse unique_consecutive "
+    "allclose argwhere bincount combinations corrcoef cov equal nonzero slice_inverse unique_consecutive "
     "gumbel_softmax fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices"
 )
-"""Functions that torch.export or the first checks refuse: random, of a shape that depends on data, or complex."""
+"""Functions that torch.export or the first checks refuse: random, or of a shape that depends on data."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from tests.arithmetic_cases import IMAGE, one
-from tests.case import Case, Rejected, of
+from tests.case import Case, of
 
-__all__ = ["CASES", "REJECTED"]
+__all__ = ["CASES"]
 
 ROWS = (3, 8)
 TINY = torch.linspace(-2, 3, 8)
@@ -28,14 +28,9 @@ CASES: tuple[Case, ...] = (
     Case("aten.heaviside.default", "after relu", of(lambda c, x: torch.heaviside(x.relu(), c), TINY), (ROWS,)),
     Case("aten.ldexp.Tensor", "constant", of(lambda c, x: torch.ldexp(x, c), torch.tensor([1, -2, 3, 0] * 2)), (ROWS,)),
     Case("aten.ldexp.Tensor", "computed", of(torch.ldexp), (ROWS, ROWS)),
+    Case("aten.ldexp.Tensor", "computed integers", of(lambda x, y: torch.ldexp(x, y.to(torch.int64))), (ROWS, ROWS),
+         on_cpu=("dim_order_ops._to_dim_order_copy.default",) * 2),
     Case("aten.angle.default", "unit", of(torch.angle), (ROWS,)),
     Case("aten.dist.default", "two", of(torch.dist), (ROWS, ROWS)),
     Case("aten.dist.default", "order 1", of(lambda x, y: torch.dist(x, y, 1)), (ROWS, ROWS)),
-)
-
-REJECTED: tuple[Rejected, ...] = (
-    Rejected(
-        "ldexp", "has_a_float_or_constant_exponent", "", of(lambda x, y: torch.ldexp(x, y.to(torch.int64))),
-        (ROWS, ROWS), lowers=False,
-    ),
 )  # fmt: skip

@@ -20,6 +20,9 @@ from openneutron.targets import TARGETS
 
 ROW, IMAGES = (2, 16), (3, 4, 5)
 WEIGHT = torch.linspace(-1, 1, 48).reshape(8, 3, 2)
+MATRIX = torch.complex(torch.linspace(-1, 1, 40).reshape(8, 5), torch.linspace(1, -0.5, 40).reshape(8, 5))
+KERNEL = torch.complex(torch.linspace(-1, 1, 18).reshape(3, 2, 3), torch.ones(3, 2, 3))
+WINDOW = torch.hann_window(16)
 Call = Callable[..., Any]
 
 
@@ -29,6 +32,26 @@ def complex_of(values: torch.Tensor) -> torch.Tensor:
 
 def real_of(values: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(values)
+
+
+def spectrum(x: torch.Tensor, **options: Any) -> torch.Tensor:
+    found: torch.Tensor = torch.stft(x, 16, 4, window=WINDOW, return_complex=True, **options)
+    return found
+
+
+def written(z: torch.Tensor) -> torch.Tensor:
+    """Writes to parts of complex numbers."""
+    z = z.clone()
+    z[:, :2] = z[:, 2:4] * 2
+    z[:, 4] = torch.tensor(1j)
+    return z.mul_(1j).add_(2)
+
+
+def spectral_convolution(x: torch.Tensor) -> torch.Tensor:
+    """Multiplies the lowest frequencies by weights, as a Fourier neural operator does."""
+    out = torch.zeros(2, 9, dtype=torch.cfloat)
+    out[:, :4] = x[:, :4] * MATRIX[0, :4]
+    return torch.fft.irfft(out, n=16)
 
 
 EXACT: dict[str, tuple[Call, tuple[int, ...]]] = {
@@ -64,6 +87,61 @@ EXACT: dict[str, tuple[Call, tuple[int, ...]]] = {
     "stft without batch": (lambda x: torch.stft(
         x, 8, win_length=6, window=torch.hann_window(6), center=False, normalized=True, onesided=False,
         return_complex=True).abs(), (32,)),
+    "parts that broadcast to a matrix product": (lambda x: real_of((x[:, :8] + 1j * x[:, :1]) @ MATRIX), ROW),
+    "a part that is a number in a matrix product": (lambda x: real_of((x[:, :8] + 1j) @ MATRIX), ROW),
+    "a part that is a number in an einsum": (
+        lambda x: real_of(torch.einsum("bi,io->bo", x[:, :8] + 2j, MATRIX)), ROW),
+    "parts that broadcast to an fft": (lambda x: real_of(torch.fft.fft(x[:1] + 1j * x, dim=0)), ROW),
+    "a part that is a number in an fft": (lambda x: real_of(torch.fft.fft(x + 1j)), ROW),
+    "a part that is a number in an irfft": (lambda x: torch.fft.irfft(x[:, :9] * 1j), ROW),
+    "parts that broadcast to an irfft": (lambda x: torch.fft.irfft(x[:, :9] + 1j * x[:1, :9]), ROW),
+    "complex of tensors that broadcast": (lambda x: real_of(torch.fft.fft(torch.complex(x[:1], x))), ROW),
+    "parts that broadcast to a cat": (
+        lambda x: real_of(torch.cat([x[:, :8] + 1j * x[0, :8], complex_of(x), x[:, :8] + 1j], 1)), ROW),
+    "parts of numbers": (lambda x: (complex_of(x) * 0).abs() + (1j * x).real[:, :8] + (x + 1j).imag[:, :8], ROW),
+    "sums of numbers": (lambda x: real_of((x + 1j).sum(1) + (x + 1j * x[:1]).sum(0).mean()), ROW),
+    "roots": (lambda x: real_of(complex_of(x).sqrt() + complex_of(x) ** 0.5), ROW),
+    "powers": (lambda x: real_of(complex_of(x) ** 3 + complex_of(x).square() + (complex_of(x) + 4) ** -2), ROW),
+    "logarithm": (lambda x: real_of((complex_of(x) + 4).log()), ROW),
+    "reciprocals": (lambda x: real_of(2 / (complex_of(x) + 4) + 1j / (complex_of(x) + 4)), ROW),
+    "numbers minus values": (lambda x: real_of((1 - complex_of(x)) * (1j - complex_of(x))), ROW),
+    "adjoint": (lambda x: real_of(complex_of(x) @ complex_of(x).mH + complex_of(x) @ complex_of(x).adjoint()), ROW),
+    "adjoint of real numbers": (lambda x: x @ x.mH + x @ x.adjoint(), ROW),
+    "inner products": (
+        lambda x: real_of(torch.vdot(*complex_of(x)) + torch.dot(*complex_of(x)) + torch.mv(MATRIX.T, x[0, :8] + 0j)),
+        ROW),
+    "products that torch decomposes": (
+        lambda x: real_of(torch.outer(*complex_of(x)) + torch.kron(complex_of(x), MATRIX[:4, :1])), ROW),
+    "linear": (lambda x: real_of(F.linear(complex_of(x), MATRIX.T.contiguous(), MATRIX[0])), ROW),
+    "convolution": (lambda x: real_of(F.conv1d(complex_of(x)[None], KERNEL, MATRIX[0, :3], padding=1)), ROW),
+    "norm": (lambda x: complex_of(x).norm(dim=1), ROW),
+    "fills": (lambda x: real_of(torch.full_like(complex_of(x), 1 + 2j) * complex_of(x)
+                                + torch.ones_like(complex_of(x))), ROW),
+    "masked fills": (
+        lambda x: real_of(complex_of(x).masked_fill(x[:, :8] > 0, 1j) + complex_of(x).masked_fill(x[:, 8:] > 0, 2)),
+        ROW),
+    "where": (
+        lambda x: real_of(torch.where(x[:, :8] > 0, complex_of(x), x[:, 8:]) + torch.where(x[:, 8:] > 0, x[:, :8], 1j)),
+        ROW),
+    "pads": (lambda x: real_of(F.pad(complex_of(x), (1, 2), value=1.5) + F.pad(complex_of(x), (2, 1))), ROW),
+    "writes to slices": (lambda x: real_of(written(complex_of(x))), ROW),
+    "scans and scatters": (lambda x: real_of(
+        complex_of(x).cumsum(1) + complex_of(x).index_add(0, torch.tensor([1]), complex_of(x)[:1])), ROW),
+    "grids": (lambda x: real_of(torch.meshgrid(*complex_of(x), indexing="ij")[1] * torch.diagonal(complex_of(x))[0]),
+              ROW),
+    "views in another dtype": (
+        lambda x: complex_of(x).view(torch.float32) + real_of(x.view(torch.complex64)).flatten(1), ROW),
+    "spectral convolution": (lambda x: spectral_convolution(torch.fft.rfft(x)), ROW),
+    "istft": (lambda x: torch.istft(spectrum(x) * (0.5 + 0.5j), 16, 4, window=WINDOW), (2, 64)),
+    "istft of a length": (lambda x: torch.istft(spectrum(x), 16, 4, window=WINDOW, length=60), (2, 64)),
+    "istft of a longer length": (lambda x: torch.istft(spectrum(x), 16, 4, window=WINDOW, length=70), (2, 64)),
+    "istft of a short window": (lambda x: torch.istft(
+        spectrum(x, normalized=True), 16, 4, 12, torch.hann_window(12), normalized=True), (2, 64)),
+    "istft of two sides": (
+        lambda x: torch.istft(spectrum(x, onesided=False), 16, 4, window=WINDOW, onesided=False), (2, 64)),
+    "istft without center": (lambda x: torch.istft(
+        spectrum(x, center=False), 16, 4, window=torch.hamming_window(16), center=False), (2, 64)),
+    "istft without batch or window": (lambda x: torch.istft(spectrum(x), 16, 4, window=torch.ones(16)), (64,)),
 }  # fmt: skip
 
 
@@ -125,21 +203,57 @@ class Mixing(nn.Module):
         return mixed.real
 
 
+class NeuralOperator(nn.Module):
+    """A layer of a Fourier neural operator, with complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.skip = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1)
+        self.low, self.high = (nn.Parameter(torch.randn(4, 4, 2, 3, dtype=torch.cfloat) / 4) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.lift(x)
+        spectrum = torch.fft.rfft2(x)
+        out = torch.zeros(1, 4, 8, 5, dtype=torch.cfloat, device=x.device)
+        out[:, :, :2, :3] = torch.einsum("bixy,ioxy->boxy", spectrum[:, :, :2, :3], self.low)
+        out[:, :, -2:, :3] = torch.einsum("bixy,ioxy->boxy", spectrum[:, :, -2:, :3], self.high)
+        return F.gelu(torch.fft.irfft2(out, s=(8, 8)) + self.skip(x))
+
+
+class Denoiser(nn.Module):
+    """Masks the spectrum of a recording."""
+
+    window: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = nn.Sequential(nn.Conv1d(9, 8, 1), nn.ReLU(), nn.Conv1d(8, 9, 1), nn.Sigmoid())
+        self.register_buffer("window", torch.hann_window(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        spectrum = torch.stft(x, 16, 4, window=self.window, return_complex=True)
+        return torch.istft(spectrum * self.mask(spectrum.abs()), 16, 4, window=self.window, length=x.shape[-1])
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], float]] = {
     "rotary embeddings": (Attention, (1, 6, 16), 29.0),
     "global filter": (GlobalFilter, (1, 4, 4, 6), 28.0),
     "mixing": (Mixing, (1, 5, 8), 30.0),
+    "neural operator": (NeuralOperator, (1, 1, 8, 8), 28.0),
+    "denoiser": (Denoiser, (1, 64), 28.0),
 }
 
 
-@pytest.mark.parametrize("recover", [None, "auto"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "recover"),
+    [*((name, None) for name in NETWORKS), *((name, "auto") for name in ("rotary embeddings", "global filter"))],
+)
 def test_networks_are_one_delegate_in_both_flows(name: str, recover: str | None) -> None:
     make, shape, floor = NETWORKS[name]
     assert_one_delegate_in_both_flows(seeded(make), samples_of([shape]), floor, recover)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "neural operator"])
 def test_training(name: str) -> None:
     make, shape, _ = NETWORKS[name]
     ((sample,),) = samples_of([shape], 1)
@@ -153,8 +267,21 @@ def test_training(name: str) -> None:
     torch.testing.assert_close(program.run(sample), converted(sample), atol=0.1, rtol=0.0)
 
 
+def test_training_of_complex_weights_is_refused() -> None:
+    ((sample,),) = samples_of([(1, 1, 8, 8)], 1)
+    exported = torch.export.export(seeded(NeuralOperator).train(), (sample,)).module()
+    with pytest.raises(ModelError, match=r"would not be trained: 'high', 'low'.*requires_grad_"):
+        prepare_qat_pt2e(exported, NeutronQuantizer(is_qat=True))
+
+
 REFUSED: dict[str, tuple[Call, str]] = {
-    "an operator without a rule": (lambda x: real_of(complex_of(x).sqrt()), r"no rule.*aten\.sqrt"),
+    "an operator without a rule": (lambda x: real_of(complex_of(x).tanh()), r"no rule.*aten\.tanh"),
+    "an operator that torch decomposes for real numbers": (
+        lambda x: real_of(complex_of(x).nan_to_num()), r"no rule.*aten\.nan_to_num"),
+    "a large power": (lambda x: real_of(complex_of(x) ** 9), r"Only powers.*aten\.pow"),
+    "an inverse with complex output": (
+        lambda x: torch.istft(complex_of(x)[None].mT.repeat(1, 1, 5)[0].repeat(2, 1)[:8], 8, 2, window=torch.ones(8),
+                              onesided=False, return_complex=True).abs(), r"return_complex=False.*aten\.istft"),
     "an output": (complex_of, r"output is complex.*view_as_real"),
     "a large transform": (lambda x: torch.fft.rfft(x, n=5000).abs(), r"at most 1024.*aten\.fft_rfft"),
     "a computed window": (lambda x: torch.stft(x, 16, window=x[0], return_complex=True).abs(), r"window.*aten\.stft"),

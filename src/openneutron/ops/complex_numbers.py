@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from openneutron.core.fx import shape_of
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.graph_builder import Operand, add, expand, mul, sub, zeros_like
 
-__all__ = ["ComplexRewriting", "Pair", "Rule"]
+__all__ = ["ComplexRewriting", "Pair", "Rule", "product", "squared_length"]
+
+Bilinear = Callable[[Operand | None, Operand | None], Operand | None]
 
 
 @dataclass(frozen=True)
@@ -82,19 +84,43 @@ class ComplexRewriting:
         item.meta["val"] = values.meta["val"][index]
         return item
 
-    def parts(self, value: object) -> tuple[Node, Node]:
-        """Returns the real and the imaginary part of a value as tensors of one shape."""
+    def whole(self, value: object) -> Pair:
+        """Returns the pair of a value with parts of the value's shape, for operators that do not broadcast.
+
+        Raises `ModelError` if a part is a number and the shape is dynamic.
+        """
         pair = self.pair(value)
-        real, imag = self.node(pair.real), self.node(pair.imag)
-        if shape_of(real) == shape_of(imag):
-            return real, imag
-        if pair.imag is None:
-            return real, zeros_like(self.rewriting, real)
-        if not isinstance(pair.real, Node):
-            return add(self.rewriting, zeros_like(self.rewriting, imag), real), imag
-        shape = torch.broadcast_shapes(shape_of(real), shape_of(imag))
-        return expand(self.rewriting, real, shape), expand(self.rewriting, imag, shape)
+        if not isinstance(value, Node):
+            return pair
+        real = self._filled(pair.real, shape_of(value))
+        return Pair(real, None if pair.imag is None else self._filled(pair.imag, shape_of(value)))
+
+    def _filled(self, part: Operand, shape: Sequence[int]) -> Node:
+        """Returns a part that is broadcast to `shape`."""
+        if isinstance(part, Node):
+            return expand(self.rewriting, part, shape)
+        if not all(isinstance(size, int) for size in shape):
+            raise self.rewriting.needs_fixed_sizes()
+        return self.rewriting.constant(torch.full(tuple(shape), part))
+
+    def parts(self, value: object) -> tuple[Node, Node]:
+        """Returns the real and the imaginary part of a value as tensors of the value's shape."""
+        pair = self.whole(value)
+        real = self.node(pair.real)
+        return real, zeros_like(self.rewriting, real) if pair.imag is None else self.node(pair.imag)
 
 
 Rule = Callable[[ComplexRewriting], Pair | Node]
 """Computes a call on parts. Returns the pair of a complex output, or the node of a real output."""
+
+
+def product(first: Pair, second: Pair, writing: ComplexRewriting, multiply: Bilinear) -> Pair:
+    """(a + bi)(c + di) = (ac - bd) + (ad + bc)i, for any bilinear product."""
+    real = writing.sub(multiply(first.real, second.real), multiply(first.imag, second.imag))
+    imag = writing.add(multiply(first.real, second.imag), multiply(first.imag, second.real))
+    return Pair(real or 0.0, imag)
+
+
+def squared_length(writing: ComplexRewriting, pair: Pair) -> Operand | None:
+    """The squared absolute value of a complex value."""
+    return writing.add(writing.mul(pair.real, pair.real), writing.mul(pair.imag, pair.imag))

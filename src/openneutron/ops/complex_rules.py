@@ -6,26 +6,25 @@ moves values, or is a sum, is applied to both parts.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.fx import Node, map_arg
 
 from openneutron.core.boundary import error_at
-from openneutron.core.fx import dtype_of, op_name
-from openneutron.ops.complex_numbers import ComplexRewriting, Pair, Rule
+from openneutron.core.fx import dtype_of, op_name, shape_of
+from openneutron.ops.complex_functions import FUNCTION_RULES
+from openneutron.ops.complex_numbers import ComplexRewriting, Pair, Rule, product, squared_length
 from openneutron.ops.declared import facts_of
 from openneutron.ops.fourier import FOURIER_RULES
-from openneutron.ops.graph_builder import Operand, exp, unsqueeze
+from openneutron.ops.graph_builder import Operand, convert, reshape, transpose, unsqueeze
+from openneutron.ops.short_time import SHORT_TIME_RULES
 
 __all__ = ["complex_rule"]
 
 aten = torch.ops.aten
-
-Bilinear = Callable[[Operand | None, Operand | None], Operand | None]
-
 
 def _of_last_dimension(writing: ComplexRewriting) -> Pair:
     """view_as_complex: the last dimension has the real and the imaginary part."""
@@ -38,20 +37,15 @@ def _to_last_dimension(writing: ComplexRewriting) -> Node:
     return writing.rewriting.call(aten.cat.default, parts, -1)
 
 
-def _polar(writing: ComplexRewriting) -> Pair:
-    length, angle = writing.args["abs"], writing.args["angle"]
-    return _turned(writing, length, angle)
-
-
-def _exp(writing: ComplexRewriting) -> Pair:
-    pair = writing.pair(writing.args["self"])
-    length = exp(writing.rewriting, pair.real) if isinstance(pair.real, Node) else math.exp(pair.real)
-    return _turned(writing, length, writing.node(pair.imag))
-
-
-def _turned(writing: ComplexRewriting, length: Operand, angle: Node) -> Pair:
-    turns = (writing.rewriting.call(turn, angle) for turn in (aten.cos.default, aten.sin.default))
-    return Pair(*(writing.mul(length, turn) or 0.0 for turn in turns))
+def _in_another_dtype(writing: ComplexRewriting) -> Pair | Node:
+    """view(dtype): complex numbers as twice as many real ones, or real numbers as half as many complex ones."""
+    rewriting, value, shape = writing.rewriting, writing.args["self"], writing.rewriting.shape
+    if not rewriting.instance.node.meta["val"].is_complex():
+        return reshape(rewriting, _to_last_dimension(writing), shape)
+    if value in writing.pairs:
+        return writing.pair(value)
+    pairs = reshape(rewriting, value, (*shape, 2))
+    return Pair(*(rewriting.call(aten.select.int, pairs, -1, index) for index in (0, 1)))
 
 
 def _conjugate(writing: ComplexRewriting) -> Pair:
@@ -60,14 +54,10 @@ def _conjugate(writing: ComplexRewriting) -> Pair:
 
 
 def _length(writing: ComplexRewriting) -> Node:
-    pair = writing.pair(writing.args["self"])
+    pair = writing.whole(writing.args["self"])
     if pair.imag is None:
         return writing.rewriting.call(aten.abs.default, writing.node(pair.real))
-    return writing.rewriting.call(aten.sqrt.default, writing.node(_squared_length(writing, pair)))
-
-
-def _squared_length(writing: ComplexRewriting, pair: Pair) -> Operand | None:
-    return writing.add(writing.mul(pair.real, pair.real), writing.mul(pair.imag, pair.imag))
+    return writing.rewriting.call(aten.sqrt.default, writing.node(squared_length(writing, pair)))
 
 
 def _angle(writing: ComplexRewriting) -> Node:
@@ -91,32 +81,9 @@ def _combined(writing: ComplexRewriting, combine: Callable[..., Operand | None])
     return Pair(combine(first.real, second.real) or 0.0, combine(first.imag, second.imag))
 
 
-def _product(first: Pair, second: Pair, writing: ComplexRewriting, multiply: Bilinear) -> Pair:
-    """(a + bi)(c + di) = (ac - bd) + (ad + bc)i, for any bilinear product."""
-    real = writing.sub(multiply(first.real, second.real), multiply(first.imag, second.imag))
-    imag = writing.add(multiply(first.real, second.imag), multiply(first.imag, second.real))
-    return Pair(real or 0.0, imag)
-
-
 def _elementwise_product(writing: ComplexRewriting) -> Pair:
     first, second = (writing.pair(writing.args[name]) for name in ("self", "other"))
-    return _product(first, second, writing, writing.mul)
-
-
-def _quotient(writing: ComplexRewriting) -> Pair:
-    """a / b = a conj(b) / |b|^2."""
-    dividend, divisor = (writing.pair(writing.args[name]) for name in ("self", "other"))
-    if divisor.imag is not None:
-        conjugate = Pair(divisor.real, writing.sub(None, divisor.imag))
-        dividend = _product(dividend, conjugate, writing, writing.mul)
-        divisor = Pair(_squared_length(writing, divisor) or 0.0)
-
-    def divided(part: Operand | None) -> Operand | None:
-        if part is None:
-            return None
-        return writing.rewriting.call(aten.div.Tensor, writing.node(part), divisor.real)
-
-    return Pair(divided(dividend.real) or 0.0, divided(dividend.imag))
+    return product(first, second, writing, writing.mul)
 
 
 def _negative(writing: ComplexRewriting) -> Pair:
@@ -133,14 +100,56 @@ def _matrix_product(*names: str) -> Rule:
                 return None
             return writing.rewriting.call(node.target, first, second)  # type: ignore[arg-type]
 
-        first, second = (writing.pair(writing.args[name]) for name in names)
-        return _product(first, second, writing, multiply)
+        first, second = (writing.whole(writing.args[name]) for name in names)
+        return product(first, second, writing, multiply)
 
     return rule
 
 
+def _layer(writing: ComplexRewriting) -> Pair:
+    """A linear or a convolution: a product with the weight, plus the bias."""
+    node = writing.rewriting.instance.node
+    named = writing.rewriting.args
+
+    def multiply(first: Operand | None, second: Operand | None) -> Operand | None:
+        if first is None or second is None:
+            return None
+        return writing.rewriting.call(node.target, first, second, None, *node.args[3:], **_without_bias(node))  # type: ignore[arg-type]
+
+    found = product(writing.whole(named["input"]), writing.whole(named["weight"]), writing, multiply)
+    if named["bias"] is None:
+        return found
+    bias = writing.whole(named["bias"])
+    spatial = 0 if op_name(node) == "aten.linear.default" else len(shape_of(named["weight"])) - 2
+
+    def shaped(part: Operand | None) -> Operand | None:
+        return reshape(writing.rewriting, part, (-1, *(1,) * spatial)) if spatial and isinstance(part, Node) else part
+
+    return Pair(writing.add(found.real, shaped(bias.real)) or 0.0, writing.add(found.imag, shaped(bias.imag)))
+
+
+def _without_bias(node: Node) -> dict[str, Any]:
+    return {name: value for name, value in node.kwargs.items() if name not in ("input", "weight", "bias")}
+
+
+def _adjoint(writing: ComplexRewriting) -> Pair:
+    """The conjugate of the transposed matrix."""
+    real, imag = (transpose(writing.rewriting, part, -2, -1) for part in writing.parts(writing.args["self"]))
+    return Pair(real, writing.sub(None, imag))
+
+
+def _inner_product(writing: ComplexRewriting) -> Pair:
+    """vdot: the sum of conj(self) * other."""
+    first, second = (writing.pair(writing.args[name]) for name in ("self", "other"))
+    products = product(Pair(first.real, writing.sub(None, first.imag)), second, writing, writing.mul)
+    parts = (None if part is None else writing.rewriting.call(aten.sum.default, writing.node(part))
+             for part in (products.real, products.imag))  # fmt: skip
+    real, imag = parts
+    return Pair(real or 0.0, imag)
+
+
 def _einsum(writing: ComplexRewriting) -> Pair:
-    equation, (first, *others) = writing.args["equation"], map(writing.pair, writing.args["tensors"])
+    equation, (first, *others) = writing.args["equation"], map(writing.whole, writing.args["tensors"])
     if not others:
         return _of_parts(writing)
     if len(others) > 1:
@@ -152,24 +161,50 @@ def _einsum(writing: ComplexRewriting) -> Pair:
             return None
         return writing.rewriting.call(aten.einsum.default, equation, [first, second])
 
-    return _product(first, others[0], writing, multiply)
+    return product(first, others[0], writing, multiply)
 
 
 def _of_parts(writing: ComplexRewriting) -> Pair:
     """Applies an operator of real numbers to the real parts, and to the imaginary parts. Indices are not changed."""
     node = writing.rewriting.instance.node
     parts = {value: writing.parts(value) for value in node.all_input_nodes if _is_number(value)}
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     options = {name: value for name, value in node.kwargs.items() if not _is_complex_dtype(value)}
 
+    def of(part: int, name: str, value: Any) -> Any:
+        if name in _FILLS and isinstance(value, (int, float, complex)):
+            return (complex(value).real, complex(value).imag)[part]
+        return map_arg(value, lambda read: parts[read][part] if read in parts else read)
+
     def applied(part: int) -> Node:
-        args, kwargs = map_arg((node.args, options), lambda value: parts[value][part] if value in parts else value)
+        args = [of(part, name, value) for name, value in zip(names, node.args, strict=False)]
+        kwargs = {name: of(part, name, value) for name, value in options.items()}
         return writing.rewriting.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
 
-    real = applied(0)
-    has_imag = any(writing.pair(value).imag is not None for value in parts)
-    if has_imag and writing.args.get("value"):
-        raise error_at(node, "Filling complex numbers with a value other than 0 is not supported.")
-    return Pair(real, applied(1) if has_imag else None)
+    fills = [value for name, value in writing.args.items() if name in _FILLS and isinstance(value, complex)]
+    has_imag = any(writing.pair(value).imag is not None for value in parts) or any(fill.imag for fill in fills)
+    return Pair(applied(0), applied(1) if has_imag else None)
+
+
+_FILLS = ("value", "fill_value")
+"""Arguments that are written as values of the output."""
+
+
+def _ones(writing: ComplexRewriting) -> Pair:
+    """Ones have no imaginary part."""
+    return Pair(_of_parts(writing).real)
+
+
+def _where(writing: ComplexRewriting) -> Pair:
+    pairs = [writing.pair(writing.args[name]) for name in ("self", "other")]
+
+    def chosen(first: Operand | None, second: Operand | None) -> Node:
+        values = (writing.node(first), writing.node(second))
+        return writing.rewriting.call(aten.where.self, writing.args["condition"], *values)
+
+    first, second = pairs
+    is_real = first.imag is None and second.imag is None
+    return Pair(chosen(first.real, second.real), None if is_real else chosen(first.imag, second.imag))
 
 
 def _is_complex_dtype(value: object) -> bool:
@@ -209,8 +244,11 @@ def _complex(writing: ComplexRewriting) -> Pair:
 
 def _conversion(writing: ComplexRewriting) -> Pair | Node:
     """A conversion to a real dtype drops the imaginary part, as torch does."""
-    is_complex = writing.rewriting.instance.node.meta["val"].is_complex()
-    return _same(writing) if is_complex else _real(writing)
+    if not writing.rewriting.instance.node.meta["val"].is_complex():
+        return _real(writing)
+    pair = _same(writing)
+    is_float = not isinstance(pair.real, Node) or dtype_of(pair.real) is torch.float32
+    return pair if is_float else Pair(convert(writing.rewriting, writing.node(pair.real), torch.float32), pair.imag)
 
 
 def _rules(rule: Rule, names: str, overloads: Sequence[str] = ("default",)) -> dict[str, Rule]:
@@ -222,20 +260,18 @@ _TENSORS = ("Tensor", "Scalar", "default")
 _RULES: dict[str, Rule] = {
     **_rules(_of_last_dimension, "view_as_complex view_as_complex_copy"),
     **_rules(_to_last_dimension, "view_as_real view_as_real_copy"),
+    **_rules(_in_another_dtype, "view", ("dtype",)),
     **_rules(_complex, "complex"),
-    **_rules(_polar, "polar"),
     **_rules(_real, "real"),
     **_rules(_imag, "imag"),
     **_rules(_length, "abs"),
     **_rules(_angle, "angle"),
-    **_rules(_exp, "exp"),
     **_rules(_conjugate, "conj _conj conj_physical"),
     **_rules(_same, "resolve_conj resolve_neg"),
     **_rules(_conversion, "to _to_copy type_as", ("dtype", "dtype_layout", "device", "other", "default")),
     **_rules(_sum, "add", _TENSORS),
     **_rules(_difference, "sub", _TENSORS),
     **_rules(_elementwise_product, "mul multiply", _TENSORS),
-    **_rules(_quotient, "div true_divide", _TENSORS),
     **_rules(_negative, "neg"),
     **_rules(_matrix_product("self", "other"), "matmul"),
     **_rules(_matrix_product("self", "mat2"), "mm bmm"),
@@ -244,8 +280,20 @@ _RULES: dict[str, Rule] = {
     **_rules(_of_parts, "mean", ("default", "dim")),
     **_rules(_of_parts, "index_select gather pad constant_pad_nd zeros_like fft_fftshift fft_ifftshift"),
     **_rules(_of_parts, "index", ("Tensor",)),
+    **_rules(_of_parts, "slice_scatter select_scatter diagonal cumsum index_put index_add index_copy"),
+    **_rules(_of_parts, "scatter", ("src", "value")),
+    **_rules(_of_parts, "masked_fill", ("Scalar", "Tensor")),
+    **_rules(_of_parts, "full_like empty_like new_zeros new_full new_empty"),
+    **_rules(_ones, "ones_like new_ones"),
+    **_rules(_where, "where", ("self", "ScalarSelf", "ScalarOther", "Scalar")),
+    **_rules(_layer, "linear conv1d conv2d conv3d"),
+    **_rules(_of_parts, "meshgrid broadcast_tensors", ("default", "indexing")),
+    **_rules(_inner_product, "vdot"),
+    **_rules(_adjoint, "adjoint mH matrix_H"),
     **_rules(_of_parts, "split split_with_sizes chunk unbind tensor_split", ("default", "Tensor", "int", "sections")),
+    **FUNCTION_RULES,
     **FOURIER_RULES,
+    **SHORT_TIME_RULES,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,9 +99,10 @@ class Rewriting:
         """Requests an int8 range of `value` within `limits`. Values beyond them saturate."""
         RANGE_LIMIT.write(value, limits)
 
-    def trace(self) -> Node:
+    def trace(self, decompositions: Mapping[Any, Callable[..., Any]] | None = None) -> Node:
         """Adds the operators of torch's own decomposition of this operator, and returns their output.
 
+        `decompositions` maps operators to decompositions that apply in addition to those of composite operators.
         The operator must have one output. Views become reshapes, because strides are unknown at this time.
         """
         operands = dict.fromkeys(iterate_nodes(list(self.args.values())))
@@ -109,7 +110,7 @@ class Rewriting:
         def compute(*values: torch.Tensor) -> Any:
             return evaluate_call(self.instance.node, dict(zip(operands, values, strict=True)).__getitem__)
 
-        traced = make_fx(compute)(*map(_value, operands))
+        traced = make_fx(compute, decomposition_table=decompositions)(*map(_value, operands))
         written: dict[Node, Node] = {}
         placeholders = iter(operands)
         for node in traced.graph.nodes:

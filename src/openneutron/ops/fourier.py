@@ -18,10 +18,9 @@ from openneutron.core.boundary import error_at
 from openneutron.core.fx import op_name, shape_of
 from openneutron.ops.complex_numbers import ComplexRewriting, Pair, Rule
 from openneutron.ops.decomposition import Decomposition, Rewriting
-from openneutron.ops.graph_builder import reshape, unsqueeze
 from openneutron.ops.indexing import multiply_along
 
-__all__ = ["DECOMPOSED", "FOURIER_RULES", "MAX_TRANSFORMED"]
+__all__ = ["DECOMPOSED", "FOURIER_RULES", "MAX_TRANSFORMED", "Transform", "check_size"]
 
 aten = torch.ops.aten
 
@@ -30,7 +29,7 @@ MAX_TRANSFORMED = 1024
 
 
 @dataclass(frozen=True)
-class _Transform:
+class Transform:
     """A Fourier transform of `size` values along dimension `dim`."""
 
     dim: int
@@ -65,7 +64,7 @@ class _Transform:
 def _fourier(writing: ComplexRewriting) -> Pair | Node:
     """fft, ifft, rfft, irfft, and the same over several dimensions."""
     name = op_name(writing.rewriting.instance.node).split(".")[1].removeprefix("fft_")
-    value = writing.pair(writing.args["self"])
+    value = writing.whole(writing.args["self"])
     transforms = _transforms(writing, name, shape_of(writing.node(value.real)))
     if name.startswith("irfft"):
         *others, last = transforms
@@ -78,17 +77,17 @@ def _fourier(writing: ComplexRewriting) -> Pair | Node:
     return value
 
 
-def _transforms(writing: ComplexRewriting, name: str, shape: Sequence[int]) -> list[_Transform]:
+def _transforms(writing: ComplexRewriting, name: str, shape: Sequence[int]) -> list[Transform]:
     """Returns the transform of each dimension. Raises `ModelError` for a transform that is too large."""
     args = writing.args
     sizes, dims = _extents(args, shape)
     inverse, norm = name.startswith("i"), args["norm"] or "backward"
-    found: list[_Transform] = []
+    found: list[Transform] = []
     for index, (dim, size) in enumerate(zip(dims, sizes, strict=True), start=1):
         of_half = name.startswith("irfft") and index == len(dims)
         usual = 2 * (shape[dim] - 1) if of_half else shape[dim]
-        found.append(_Transform(dim, usual if size is None else size, inverse, norm))
-        _check_size(writing, found[-1].size)
+        found.append(Transform(dim, usual if size is None else size, inverse, norm))
+        check_size(writing, found[-1].size)
     return found
 
 
@@ -103,7 +102,7 @@ def _extents(args: dict[str, Any], shape: Sequence[int]) -> tuple[list[int | Non
     return [None if size == -1 else size for size in sizes or [-1] * len(dims)], [dim % len(shape) for dim in dims]
 
 
-def _transformed(writing: ComplexRewriting, value: Pair, transform: _Transform, outputs: int) -> Pair:
+def _transformed(writing: ComplexRewriting, value: Pair, transform: Transform, outputs: int) -> Pair:
     """Transforms values along a dimension. Fewer values than `size` are padded with zeros, more are cut."""
     real, dim = writing.node(value.real), transform.dim
     cosines, sines = transform.matrices(outputs, min(transform.size, shape_of(real)[dim]))
@@ -113,7 +112,7 @@ def _transformed(writing: ComplexRewriting, value: Pair, transform: _Transform, 
     return Pair(*(_product(writing, parts, dim, both) for both in ([cosines, -sines], [sines, cosines])))
 
 
-def _to_real(writing: ComplexRewriting, value: Pair, transform: _Transform) -> Node:
+def _to_real(writing: ComplexRewriting, value: Pair, transform: Transform) -> Node:
     """Transforms half a spectrum to real values."""
     real = writing.node(value.real)
     matrices = transform.real_matrices(min(transform.size // 2 + 1, shape_of(real)[transform.dim]))
@@ -131,44 +130,11 @@ def _product(writing: ComplexRewriting, parts: Sequence[Node], dim: int, matrice
     )
 
 
-def _check_size(writing: ComplexRewriting, size: int) -> None:
+def check_size(writing: ComplexRewriting, size: int) -> None:
     """Raises `ModelError` for a transform that is too large."""
     if size > MAX_TRANSFORMED:
         message = f"OpenNeutron transforms at most {MAX_TRANSFORMED} values along a dimension, not {size}."
         raise error_at(writing.rewriting.instance.node, message)
-
-
-def _short_time(writing: ComplexRewriting) -> Pair | Node:
-    """stft: a convolution with windowed cosines, and one with windowed sines."""
-    args = writing.args
-    if args.get("align_to_window") or args.get("center"):
-        message = "stft pads the signal in a way that is not supported. Pad it with torch.nn.functional.pad instead."
-        raise error_at(writing.rewriting.instance.node, message)
-    size, hop = args["n_fft"], args["hop_length"] or args["n_fft"] // 4
-    _check_size(writing, size)
-    outputs = size if args["onesided"] is False else size // 2 + 1
-    window = _window(writing, args["window"], args["win_length"] or size, size)
-    transform = _Transform(-1, size, inverse=False, norm="ortho" if args["normalized"] else "backward")
-    signal = args["self"]
-    rows = unsqueeze(writing.rewriting, signal, -2)
-    rows = reshape(writing.rewriting, rows, (-1, 1, shape_of(signal)[-1])) if len(shape_of(signal)) == 1 else rows
-
-    def convolved(matrix: torch.Tensor) -> Node:
-        kernel = writing.rewriting.constant((matrix * window).float().unsqueeze(1))
-        found = writing.rewriting.call(aten.conv1d.default, rows, kernel, None, [hop])
-        return reshape(writing.rewriting, found, (*shape_of(signal)[:-1], *shape_of(found)[1:]))
-
-    return Pair(*map(convolved, transform.matrices(outputs, size)))
-
-
-def _window(writing: ComplexRewriting, window: Node | None, length: int, size: int) -> torch.Tensor:
-    """Returns the window in the middle of `size` values. Raises `ModelError` for a window that is not a constant."""
-    values = torch.ones(length) if window is None else writing.rewriting.value_of("window")
-    if values is None:
-        message = "The window of stft is computed from inputs; make it a buffer."
-        raise error_at(writing.rewriting.instance.node, message)
-    before = (size - length) // 2
-    return torch.nn.functional.pad(values.double(), (before, size - length - before))
 
 
 def _shift(rewriting: Rewriting) -> Node:
@@ -192,7 +158,5 @@ _NAMES = "fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn"
 
 FOURIER_RULES: dict[str, Rule] = {
     **{f"aten.fft_{name}.default": _fourier for name in _NAMES.split()},
-    "aten.stft.default": _short_time,
-    "aten.stft.center": _short_time,
 }
 """Rules by the name of the operator."""

@@ -15,8 +15,6 @@ from torch.fx import Node
 from openneutron.core.fx import dtype_of, shape_of
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.graph_builder import convert, mul, slice_
-from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.spec import constraint
 
 __all__ = ["DECOMPOSED"]
 
@@ -31,10 +29,11 @@ def _scanned(rewriting: Rewriting, combine: Callable[[Node, Node], Node]) -> Nod
     if dtype_of(values) != torch.float32:
         values = convert(rewriting, values, torch.float32)
     shape = shape_of(values)
-    if not shape:
-        return values
-    dim = rewriting.args["dim"] % len(shape)
-    size, distance = shape[dim], 1
+    return _scanned_along(rewriting, values, rewriting.args["dim"] % len(shape), combine) if shape else values
+
+
+def _scanned_along(rewriting: Rewriting, values: Node, dim: int, combine: Callable[[Node, Node], Node]) -> Node:
+    size, distance = shape_of(values)[dim], 1
     while distance < size:
         first = slice_(rewriting, values, dim, range(distance))
         rest = slice_(rewriting, values, dim, range(distance, size))
@@ -44,12 +43,35 @@ def _scanned(rewriting: Rewriting, combine: Callable[[Node, Node], Node]) -> Nod
     return values
 
 
-def _cummax(rewriting: Rewriting) -> tuple[Node]:
-    return (_scanned(rewriting, lambda a, b: rewriting.call(aten.maximum.default, a, b)),)
+def _extremes(combine: torch._ops.OpOverload) -> Callable[[Rewriting], tuple[Node, ...]]:
+    """Returns the rewrite of cummax or cummin."""
+
+    def rewrite(rewriting: Rewriting) -> tuple[Node, ...]:
+        values = _scanned(rewriting, lambda a, b: rewriting.call(combine, a, b))
+        if not _returns_indices(rewriting.instance.node):
+            return (values,)
+        return values, _indices(rewriting, values)
+
+    return rewrite
 
 
-def _cummin(rewriting: Rewriting) -> tuple[Node]:
-    return (_scanned(rewriting, lambda a, b: rewriting.call(aten.minimum.default, a, b)),)
+def _returns_indices(node: Node) -> bool:
+    """Returns whether the second output of `node`, the indices, is read."""
+    readers = (user for user in node.users if user.target is operator.getitem)
+    return any(reader.args[1] == 1 and reader.users for reader in readers)
+
+
+def _indices(rewriting: Rewriting, extremes: Node) -> Node:
+    """The last position up to each position at which the value is the extreme. Computed on integers, by the CPU."""
+    shape = shape_of(extremes)
+    if not shape:
+        return rewriting.constant(torch.tensor(0))
+    dim = rewriting.args["dim"] % len(shape)
+    positions = torch.arange(shape[dim]).reshape(-1, *(1,) * (len(shape) - 1 - dim))
+    is_extreme = rewriting.call(aten.eq.Tensor, rewriting.args["self"], extremes)
+    zero = rewriting.constant(torch.tensor(0))
+    found = rewriting.call(aten.where.self, is_extreme, rewriting.constant(positions), zero)
+    return _scanned_along(rewriting, found, dim, lambda a, b: rewriting.call(aten.maximum.default, a, b))
 
 
 def _cumprod(rewriting: Rewriting) -> Node:
@@ -60,27 +82,18 @@ def _logcumsumexp(rewriting: Rewriting) -> Node:
     return _scanned(rewriting, lambda a, b: rewriting.call(aten.logaddexp.default, a, b))
 
 
-@constraint
-def returns_no_indices(instance: OpInstance) -> bool:
-    """Nothing reads its second output, the indices."""
-    readers = (user for user in instance.node.users if user.target is operator.getitem)
-    return all(reader.args[1] == 0 or not reader.users for reader in readers)
-
-
 DECOMPOSED = (
     Decomposition(
         name="cummax",
         targets=("aten.cummax.default",),
-        rewrite=_cummax,
-        constraints=(returns_no_indices,),
-        becomes=f"{_ROUND}, maximum, cat",
+        rewrite=_extremes(aten.maximum.default),
+        becomes=f"{_ROUND}, maximum, cat; for the indices also eq, where and the same rounds on the CPU",
     ),
     Decomposition(
         name="cummin",
         targets=("aten.cummin.default",),
-        rewrite=_cummin,
-        constraints=(returns_no_indices,),
-        becomes=f"{_ROUND}, minimum, cat",
+        rewrite=_extremes(aten.minimum.default),
+        becomes=f"{_ROUND}, minimum, cat; for the indices also eq, where and the same rounds on the CPU",
     ),
     Decomposition(
         name="cumprod",

@@ -9,9 +9,7 @@ from torch.fx import Node
 
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.functions import ERROR_AT_ZERO
-from openneutron.ops.graph_builder import Operand, add, mul, rsub, sub
-from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.spec import constraint
+from openneutron.ops.graph_builder import Operand, add, convert, mul, rsub, sub
 
 __all__ = ["DECOMPOSED"]
 
@@ -71,20 +69,16 @@ def _heaviside(rewriting: Rewriting) -> Node:
     return add(rewriting, step, mul(rewriting, is_zero, at_zero))
 
 
-@constraint
-def has_a_float_or_constant_exponent(instance: OpInstance) -> bool:
-    """The exponent `other` is a constant, or a tensor of float32."""
-    other = instance.args["other"]
-    return instance.constant("other") is not None or other.meta["val"].dtype is torch.float32
-
-
 def _ldexp(rewriting: Rewriting) -> Node:
     exponent = rewriting.value_of("other")
     factor: Operand
     if exponent is not None:
         factor = rewriting.constant(torch.exp2(exponent.double()).float())
     else:
-        factor = rewriting.call(aten.exp2.default, rewriting.args["other"])
+        computed: Node = rewriting.args["other"]
+        if computed.meta["val"].dtype is not torch.float32:
+            computed = convert(rewriting, computed, torch.float32)
+        factor = rewriting.call(aten.exp2.default, computed)
     return mul(rewriting, rewriting.args["self"], factor)
 
 
@@ -130,7 +124,7 @@ DECOMPOSED = (
     ),
     Decomposition(
         name="ldexp", targets=("aten.ldexp.Tensor",), rewrite=_ldexp, becomes="mul; also mul and exp if the exponent "
-        "is computed", constraints=(has_a_float_or_constant_exponent,),
+        "is computed",
     ),
     Decomposition(name="angle", targets=("aten.angle.default",), rewrite=_angle, becomes="mul, sign, relu, mul"),
     Decomposition(

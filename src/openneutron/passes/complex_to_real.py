@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch._decomp import core_aten_decompositions
 from torch.fx import GraphModule, Node
 
 from openneutron.core.boundary import error_at
@@ -42,17 +43,46 @@ def _rewrite(module: GraphModule, node: Node, target: NeutronTarget, pairs: dict
         pairs[node] = Pair(*(rewriting.constant(part.float()) for part in (value.real, value.imag)))
         return
     rule = complex_rule(node)
-    if rule is None:
-        raise error_at(
-            node,
-            "The NPU and ExecuTorch's kernels do not support complex numbers. OpenNeutron computes complex numbers as "
-            "pairs of real numbers, but has no rule for this operator. Write it with real numbers.",
-        )
-    written = rule(ComplexRewriting(rewriting, pairs))
+    written = _rewrite_parts(rewriting, pairs) if rule is None else rule(ComplexRewriting(rewriting, pairs))
     if isinstance(written, Pair):
         pairs[node] = written
     else:
         node.replace_all_uses_with(written)
+
+
+def _rewrite_parts(rewriting: Rewriting, pairs: dict[Node, Pair]) -> Pair | Node:
+    """Rewrites an operator that has no rule, if torch decomposes it into operators that have rules."""
+    node = rewriting.instance.node
+    if not _can_be_decomposed(node):
+        raise _has_no_rule(node)
+    before = node.prev
+    try:
+        written = rewriting.trace(core_aten_decompositions())
+    except RuntimeError as error:  # a decomposition of torch for real numbers only
+        raise _has_no_rule(node) from error
+    while before.next is not node:
+        before = before.next
+        if _is_complex(before) or any(source in pairs for source in before.all_input_nodes):
+            if before.op == "call_function" and complex_rule(before) is None:
+                raise _has_no_rule(node)
+            _rewrite(rewriting.module, before, rewriting.instance.target, pairs)
+    return pairs.get(written, written)
+
+
+def _can_be_decomposed(node: Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or not isinstance(node.meta.get("val"), torch.Tensor):
+        return False
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return target in core_aten_decompositions() or target.has_kernel_for_dispatch_key(key)
+
+
+def _has_no_rule(node: Node) -> ModelError:
+    return error_at(
+        node,
+        "The NPU and ExecuTorch's kernels do not support complex numbers. OpenNeutron computes complex numbers as "
+        "pairs of real numbers, but has no rule for this operator. Write it with real numbers.",
+    )
 
 
 def _is_outside(node: Node, pairs: dict[Node, Pair]) -> ModelError:
