@@ -44,7 +44,8 @@ def written(z: torch.Tensor) -> torch.Tensor:
     z = z.clone()
     z[:, :2] = z[:, 2:4] * 2
     z[:, 4] = torch.tensor(1j)
-    return z.mul_(1j).add_(2)
+    z.mul_(1j).add_(2)
+    return z
 
 
 def spectral_convolution(x: torch.Tensor) -> torch.Tensor:
@@ -277,11 +278,21 @@ def test_training_of_complex_weights_is_refused() -> None:
 REFUSED: dict[str, tuple[Call, str]] = {
     "an operator without a rule": (lambda x: real_of(complex_of(x).tanh()), r"no rule.*aten\.tanh"),
     "an operator that torch decomposes for real numbers": (
-        lambda x: real_of(complex_of(x).nan_to_num()), r"no rule.*aten\.nan_to_num"),
+        lambda x: real_of(complex_of(x).nan_to_num()),
+        r"no rule.*aten\.nan_to_num",
+    ),
     "a large power": (lambda x: real_of(complex_of(x) ** 9), r"Only powers.*aten\.pow"),
     "an inverse with complex output": (
-        lambda x: torch.istft(complex_of(x)[None].mT.repeat(1, 1, 5)[0].repeat(2, 1)[:8], 8, 2, window=torch.ones(8),
-                              onesided=False, return_complex=True).abs(), r"return_complex=False.*aten\.istft"),
+        lambda x: torch.istft(
+            complex_of(x)[None].mT.repeat(1, 1, 5)[0].repeat(2, 1)[:8],
+            8,
+            2,
+            window=torch.ones(8),
+            onesided=False,
+            return_complex=True,
+        ).abs(),
+        r"return_complex=False.*aten\.istft",
+    ),
     "an output": (complex_of, r"output is complex.*view_as_real"),
     "a large transform": (lambda x: torch.fft.rfft(x, n=5000).abs(), r"at most 1024.*aten\.fft_rfft"),
     "a computed window": (lambda x: torch.stft(x, 16, window=x[0], return_complex=True).abs(), r"window.*aten\.stft"),

@@ -26,6 +26,7 @@ __all__ = ["complex_rule"]
 
 aten = torch.ops.aten
 
+
 def _of_last_dimension(writing: ComplexRewriting) -> Pair:
     """view_as_complex: the last dimension has the real and the imaginary part."""
     value = writing.args["self"]
