@@ -21,8 +21,9 @@ from executorch.extension.pybindings import _C
 
 from openneutron.core.files import reason_of
 from openneutron.cpu.registry import cause_in, missing_kernels, native_log
+from openneutron.cpu.signatures import signature_of
 from openneutron.errors import FormatError, HostError, InputError
-from openneutron.formats import pte
+from openneutron.formats import pte, pte_check
 from openneutron.model.arguments import (
     MISSING,
     Leaf,
@@ -110,10 +111,12 @@ class HostProgram:
         if has_delegate:
             native_module().clear_error()
         try:
+            contents = pte.read(data, name)
+            pte_check.check(data, signature_of, name)
             program = _C._load_program_from_buffer(data, program_verification=_C.Verification.InternalConsistency)
             self._program = program
             self._method: Any = program.load_method(METHOD) if has_delegate else None
-            method = next(method for method in pte.read(data, name).methods if method.name == METHOD)
+            method = next(method for method in contents.methods if method.name == METHOD)
             self.has_state = method.has_state
             constants = _Constants(program)
             self._leaves = _leaves(constants, len(method.inputs)) if leaves is None else tuple(leaves)
@@ -125,6 +128,8 @@ class HostProgram:
             # None stands for the default order, so that run() need not compare dimensions.
             orders = [value.dim_order for value in method.inputs]
             self._dim_orders = tuple(None if order == tuple(range(len(order))) else order for order in orders)
+        except MemoryError as error:
+            raise HostError(f"{name} cannot be loaded: this machine has too little memory for its tensors") from error
         except (RuntimeError, ValueError, IndexError) as error:
             raise _failure_error(f"{name} cannot be loaded", _missing_kernels(data) or error) from error
 
