@@ -1,11 +1,12 @@
 """Measures the accuracy of a quantized model, finds the layers that lose accuracy, and suggests remedies."""
 
 from openneutron.accuracy.analyze import Analysis, LayerAccuracy, analyze
+from openneutron.accuracy.board_outputs import BoardValidation, validate_board
 from openneutron.accuracy.evaluate import evaluate, evaluate_side_by_side
 from openneutron.accuracy.side_by_side import ChangedSample, RunScores, SideBySide
 from openneutron.accuracy.validate import Validation, validate
 
 __all__ = [
-    "Analysis", "ChangedSample", "LayerAccuracy", "RunScores", "SideBySide", "Validation", "analyze", "evaluate",
-    "evaluate_side_by_side", "validate",
+    "Analysis", "BoardValidation", "ChangedSample", "LayerAccuracy", "RunScores", "SideBySide", "Validation",
+    "analyze", "evaluate", "evaluate_side_by_side", "validate", "validate_board",
 ]  # fmt: skip

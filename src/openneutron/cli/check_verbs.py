@@ -94,18 +94,36 @@ def validate(
     program: Program,
     quantized: Quantized = None,
     *,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="What a board printed or dumped: the log of its serial line, raw bytes, .npy or .npz. PROGRAM may "
+            "then be the folder of a package.",
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(help="The largest number of inputs.")] = 16,
     min_sqnr: Annotated[float | None, typer.Option(help="The smallest SQNR of an output against float, in dB.")] = None,
     max_lsb: Annotated[
-        float | None, typer.Option(help="The largest difference from the quantized model, in int8 steps.")
+        float | None,
+        typer.Option(
+            help="The largest difference from the quantized model or, with --against, from this machine, in int8 steps."
+        ),
     ] = None,
 ) -> None:
     """Compare a program with the float model and the quantized model. Exits with 1 if a limit is exceeded.
 
     The inputs are those of --calibrate, or random ones. With the folder of a build, the model, the data and the
     quantized model are those of the folder.
+
+    With --against, compare the outputs of a board with those of the program on this machine, and name the mistake that
+    explains the differences. The inputs are the test vectors of a package, those of --calibrate, or random ones.
     """
     check_settings(settings, uses=(*OF_MODEL, "calibrate", "transform"))
+    if against is not None:
+        _validate_board(terminal, settings, program, against, samples=samples, min_sqnr=min_sqnr, max_lsb=max_lsb)
+        return
     from dataclasses import asdict
 
     from openneutron.workflow.folders import BuildFolder
@@ -123,6 +141,28 @@ def validate(
         )
     terminal.show(str(found), {**asdict(found), "passed": found.passed})
     if not found.passed:
+        raise typer.Exit(FAILED)
+
+
+def _validate_board(
+    terminal: Terminal,
+    settings: Settings,
+    program: Path,
+    against: Path,
+    *,
+    samples: int,
+    min_sqnr: float | None,
+    max_lsb: float | None,
+) -> None:
+    from openneutron.errors import OptionError
+    from openneutron.workflow.from_settings import validate_board_from_settings
+
+    if min_sqnr is not None:
+        raise OptionError("--min-sqnr compares with the float model, and --against with this machine. Leave one out.")
+    with terminal.step("validate"):
+        board = validate_board_from_settings(settings, program, against, samples=samples, max_lsb=max_lsb)
+    terminal.show(str(board), board.as_dict())
+    if not board.passed:
         raise typer.Exit(FAILED)
 
 

@@ -116,6 +116,8 @@ class Slot:
     """Whether the shape of a tensor is dynamic; `bytes` is then the upper bound."""
     is_external: bool = False
     """Whether a tensor is a constant that another file holds."""
+    constant: int | float | bool | None = None
+    """The value of a number or bool; None for any other value."""
 
 
 @dataclass(frozen=True)
@@ -292,6 +294,8 @@ def _read_slots(values: Sequence[Table]) -> tuple[Slot, ...]:
 
 def _read_slot(table: Table) -> Slot:
     kind, value = table.integer(0, "B"), table.table(1)
+    if kind in _SCALARS and value is not None:
+        return Slot(constant=value.number(0, _SCALARS[kind][1]))
     if value is None or kind != _TENSOR:
         items = value.count(0, _ITEM_DTYPES.get(kind, np.int32)) if value is not None and kind in _LISTS else 0
         return Slot(kind="text" if kind == _TEXT else _LISTS.get(kind, ""), items=items)

@@ -14,6 +14,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from openneutron.accuracy.analyze import Analysis, analyze
+from openneutron.accuracy.board_outputs import DEFAULT_LSB, BoardValidation, Normalization, validate_board
+from openneutron.accuracy.board_package import is_package, read_package
 from openneutron.accuracy.evaluate import evaluate_side_by_side
 from openneutron.accuracy.side_by_side import SideBySide
 from openneutron.accuracy.validate import Validation, validate
@@ -32,12 +34,13 @@ from openneutron.settings.checks import check_settings, image_transform, layers_
 from openneutron.settings.declaration import path_in
 from openneutron.settings.toml import FILE_NAME
 from openneutron.workflow.building import Build, Step, build, create_folder
+from openneutron.workflow.folders import BuildFolder
 
 __all__ = [
     "analyze_from_settings", "build_from_settings", "calibration_of", "evaluate_from_settings",
     "evaluation_of", "example_inputs_from",
     "lower_from_settings", "lower_options", "model_from", "quantize_from_settings", "quantize_options",
-    "transform_from", "validate_from_settings",
+    "transform_from", "validate_board_from_settings", "validate_from_settings",
 ]  # fmt: skip
 
 DATE_VARIABLE = "SOURCE_DATE_EPOCH"
@@ -197,6 +200,38 @@ def validate_from_settings(
     converted = None if quantized is None else loaded_program(quantized)
     transform = None if data is None else transform_from(settings)
     return validate(program, model, data, quantized=converted, transform=transform, **options)
+
+
+def validate_board_from_settings(
+    settings: Settings, program: Path, dump: Path, *, samples: int, max_lsb: float | None = None
+) -> BoardValidation:
+    """Compares the outputs of a board with those of a program, or of the folder of a package or of a build.
+
+    The inputs are the test vectors of a package, else the calibration data of the settings, else random. `max_lsb` None
+    stands for the tolerance of a package, else for 1. Raises the errors of `read_package` and `validate_board`.
+    """
+    limit = DEFAULT_LSB if max_lsb is None else max_lsb
+    normalization = _normalization(settings)
+    if is_package(program):
+        package = read_package(program)
+        limit = package.tolerance if max_lsb is None else max_lsb
+        return validate_board(package.program, dump, package.vectors, max_lsb=limit, normalization=normalization)
+    file = BuildFolder.of(program).program
+    if settings.data.calibrate is None:
+        return validate_board(file, dump, samples=samples, max_lsb=limit, normalization=normalization)
+    data, transform = calibration_of(settings), transform_from(settings)
+    return validate_board(
+        file, dump, data, samples=samples, transform=transform, max_lsb=limit, normalization=normalization
+    )
+
+
+def _normalization(settings: Settings) -> Normalization | None:
+    """Returns the normalization of images; None if the settings give none."""
+    given = settings.data
+    if not (given.mean or given.std):
+        return None
+    scale = 1 / 255 if given.scale is None else given.scale
+    return Normalization(given.mean or (0.0,), given.std or (1.0,), scale)
 
 
 def lower_from_settings(file: str | os.PathLike[str], settings: Settings, *, target: str | None) -> NeutronProgram:

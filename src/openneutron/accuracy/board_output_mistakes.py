@@ -1,0 +1,287 @@
+"""Mistakes in the outputs of a board. Each undoes or makes one mistake, and compares the outcome with the values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+
+from openneutron.accuracy.board_dump import Array, BoardTensor, Pair
+from openneutron.accuracy.board_evidence import Case, Comparison, explains, lsb_distance, lsb_of
+from openneutron.accuracy.board_transforms import (
+    WORDS,
+    Affine,
+    affine_fits,
+    as_type,
+    constant_text,
+    orders_of,
+    reverse_groups,
+)
+
+__all__ = ["Diagnosis", "output_diagnoses", "vector_diagnoses"]
+
+_LARGEST_SHIFT = 64
+_NEAR = 0.01
+"""The relative distance at which a fitted factor counts as a known one."""
+_LEAST_UNWRITTEN = 4
+"""Bytes. A shorter output may be constant by chance."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A known mistake that explains values of the board."""
+
+    mistake: str
+    """The kind of mistake, one of `MISTAKES` of board_outputs.py."""
+    text: str
+    """A sentence that says what was done instead of what."""
+    pairs: tuple[Pair, ...]
+    """The vectors and outputs whose differences it explains."""
+
+
+def output_diagnoses(case: Case, output: int) -> list[Diagnosis]:
+    """Returns the mistakes that explain all differences of one output, each by itself.
+
+    A wrong scale or zero point is only returned if nothing more specific explains the differences.
+    """
+    pairs = case.failing_of(output)
+    if not pairs:
+        return []
+    found = [Diagnosis(mistake, text, tuple(pairs)) for mistake, text in _specific(case, output, pairs)]
+    if not found:
+        found = [Diagnosis(mistake, text, tuple(pairs)) for mistake, text in _affine(case, output, pairs)]
+    return found
+
+
+def _specific(case: Case, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
+    tensor = case.outputs[output]
+    if (text := _unwritten(case, pairs)) is not None:
+        yield "never written", f"Output {output} was never written, or not copied from the right memory: {text}."
+        return
+    for order in orders_of(tensor):
+        if _undone(case, pairs, lambda values, order=order: order.undo(values, tensor)):  # type: ignore[misc]
+            yield "output layout", f"Output {output} is read in the wrong order: {order.name}."
+    for group in WORDS:
+        if tensor.bytes % group == 0 and _undone(case, pairs, lambda values, g=group: reverse_groups(values, g)):  # type: ignore[misc]
+            yield "byte order", f"Output {output} has the {group} bytes of each word in the wrong order (endian)."
+    if tensor.dtype == np.int8 and _undone(case, pairs, lambda values: (values.view(np.uint8) ^ 0x80).view(np.int8)):
+        yield (
+            "uint8 for int8",
+            f"Output {output} holds uint8 codes: its zero point is off by 128. The program gives int8.",
+        )
+    shift = _shift(case, output, pairs)
+    if shift is not None:
+        where = f"{shift} bytes too late" if shift > 0 else f"{-shift} bytes too early"
+        yield "alignment", f"Output {output} begins {where} in the dump (an error of alignment or of an address)."
+    yield from _other_outputs(case, output, pairs)
+    if (text := _partly_written(case, pairs)) is not None:
+        yield "partly written", f"Output {output} is only partly written: {text}."
+
+
+def _undone(case: Case, pairs: list[Pair], undo: Callable[[Array], Array | None]) -> bool:
+    """Whether the values agree with the expected ones after `undo`."""
+    return explains(case, _undone_comparisons(case, pairs, undo))
+
+
+def _undone_comparisons(case: Case, pairs: list[Pair], undo: Callable[[Array], Array | None]) -> Iterator[Comparison]:
+    for vector, output in pairs:
+        tensor = case.outputs[output]
+        observed = case.observed[vector, output]
+        corrected = undo(observed) if observed.size == tensor.size else None
+        wanted = case.expected[vector][output]
+        yield Comparison((vector, output), observed[:0] if corrected is None else corrected, wanted, tensor, case.limit)
+
+
+def _unwritten(case: Case, pairs: list[Pair]) -> str | None:
+    """Returns what the memory of the output holds, if that is one value in all vectors and not what is expected."""
+    joined = np.concatenate([case.observed[pair] for pair in pairs])
+    wanted = np.concatenate([case.expected[vector][output] for vector, output in pairs])
+    text = constant_text(joined)
+    if text is None or joined.nbytes < _LEAST_UNWRITTEN or constant_text(wanted) is not None:
+        return None
+    tensor = case.outputs[pairs[0][1]]
+    if tensor.dtype.kind == "i" and text.startswith("all bytes are 0x") and joined[0] in (-128, 127):
+        return f"all values are {joined[0]}, an end of the range of int8"
+    return text
+
+
+def _shift(case: Case, output: int, pairs: list[Pair]) -> int | None:
+    """Returns the number of bytes by which the outputs are late in the dump; None if no number explains them."""
+    tensor = case.outputs[output]
+    for size in range(1, min(_LARGEST_SHIFT, tensor.bytes // 2) + 1):
+        for shift in (size, -size):
+            if explains(case, _shifted(case, pairs, shift)):
+                return shift
+    return None
+
+
+def _shifted(case: Case, pairs: list[Pair], shift: int) -> Iterator[Comparison]:
+    for vector, output in pairs:
+        tensor = case.outputs[output]
+        wanted = case.expected[vector][output]
+        data = case.observed[vector, output].tobytes()
+        if shift > 0:
+            given = as_type(data[shift:], tensor.dtype)
+            yield Comparison((vector, output), given, wanted[: given.size], tensor, case.limit)
+            continue
+        skipped = -(shift // tensor.dtype.itemsize)  # whole elements that are missing in front
+        start = skipped * tensor.dtype.itemsize + shift
+        given = as_type(data[start:], tensor.dtype)[: wanted.size - skipped]
+        yield Comparison((vector, output), given, wanted[skipped : skipped + given.size], tensor, case.limit)
+
+
+def _other_outputs(case: Case, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
+    for other, tensor in enumerate(case.outputs):
+        own = case.outputs[output]
+        if other == output or (tensor.dtype, tensor.size) != (own.dtype, own.size):
+            continue
+        comparisons = [
+            Comparison(
+                (vector, output), case.observed[vector, output], case.expected[vector][other], tensor, case.limit
+            )
+            for vector, _ in pairs
+        ]
+        if explains(case, comparisons):
+            yield "swapped outputs", f"Output {output} holds the values of output {other}: the outputs are swapped."
+
+
+def _partly_written(case: Case, pairs: list[Pair]) -> str | None:
+    """Returns the elements that are written, if the others hold one byte in all vectors."""
+    written = set()
+    for vector, output in pairs:
+        tensor, observed = case.outputs[output], case.observed[vector, output]
+        agrees = lsb_distance(observed, case.expected[vector][output], tensor) <= case.limit
+        wrong = np.flatnonzero(~agrees)
+        first, last = int(wrong[0]), int(wrong[-1])
+        head, tail = observed[first:], observed[: last + 1]
+        if first and constant_text(head) is not None and head.nbytes >= _LEAST_UNWRITTEN:
+            written.add("the end is not")
+        elif last + 1 < observed.size and constant_text(tail) is not None and tail.nbytes >= _LEAST_UNWRITTEN:
+            written.add("the beginning is not")
+        else:
+            return None
+    tensor = case.outputs[pairs[0][1]]
+    firsts = [
+        int(np.flatnonzero(lsb_distance(case.observed[pair], case.expected[pair[0]][pair[1]], tensor) > case.limit)[0])
+        for pair in pairs
+    ]
+    if len(written) != 1:
+        return None
+    where = next(iter(written))
+    return f"{where}, from about element {min(firsts)} on" if "end" in where else where
+
+
+def _affine(case: Case, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
+    tensor = case.outputs[output]
+    usable = [pair for pair in pairs if case.observed[pair].size == tensor.size]
+    if len(usable) < len(pairs):
+        return
+    expected = np.concatenate([case.expected[vector][number] for vector, number in pairs])
+    observed = np.concatenate([case.observed[pair] for pair in pairs])
+    for fit in affine_fits(expected, observed, tensor):
+        known = _snapped(fit, tensor, lsb_of(expected, tensor))
+        if known is not None and explains(case, _affine_comparisons(case, pairs, known), parameters=fit.parameters + 1):
+            yield _affine_text(known, tensor, output, lsb_of(expected, tensor))
+            return
+
+
+def _snapped(fit: Affine, tensor: BoardTensor, lsb: float) -> Affine | None:
+    """Returns a fit without a change that is within its precision; None for one that changes nothing."""
+    offset = fit.offset if tensor.dtype.kind == "f" else float(round(fit.offset))
+    if not np.isfinite(fit.factor) or abs(fit.factor) < _NEAR * _NEAR:
+        return None
+    if fit.factor == 1.0 and abs(offset) < lsb / 2:
+        return None
+    return Affine(fit.factor, offset, fit.parameters)
+
+
+def _affine_comparisons(case: Case, pairs: list[Pair], fit: Affine) -> Iterator[Comparison]:
+    for vector, output in pairs:
+        tensor = case.outputs[output]
+        wanted = fit.apply(case.expected[vector][output], tensor)
+        tolerance = case.limit * max(1.0, abs(fit.factor)) + (0.0 if tensor.dtype.kind == "f" else 1.0)
+        yield Comparison(
+            (vector, output), case.observed[vector, output].astype(np.float64), wanted, tensor, max(tolerance, 0.01)
+        )
+
+
+def _affine_text(fit: Affine, tensor: BoardTensor, output: int, lsb: float) -> tuple[str, str]:
+    what = f"Output {output}"
+    if tensor.dtype.kind == "f" and tensor.scale is not None:
+        codes = fit.factor * tensor.scale
+        if abs(codes - 1) < _NEAR and abs(fit.offset - tensor.zero_point) < 1:
+            return "missing output dequantization", f"{what} holds int8 codes: it is not dequantized."
+        if abs(codes - 1) < _NEAR and abs(fit.offset) < 1:
+            return "missing output dequantization", f"{what} is not multiplied by its scale, {tensor.scale:.6g}."
+        without_zero = tensor.zero_point * tensor.scale
+        if abs(fit.factor - 1) < _NEAR and tensor.zero_point and abs(fit.offset - without_zero) < lsb / 2:
+            return (
+                "wrong zero point",
+                f"{what} is dequantized without its zero point, {tensor.zero_point}.",
+            )
+    scale = "" if tensor.scale is None else f" The scale of the program is {tensor.scale:.6g}."
+    if abs(fit.factor - 1) < 1e-4 or fit.factor == 1.0:
+        steps = fit.offset / lsb
+        return "wrong zero point", f"{what} is off by {steps:+.3g} LSB everywhere: its zero point is wrong."
+    offset = "" if abs(fit.offset) < lsb / 2 else f", and off by {fit.offset / lsb:+.3g} LSB"
+    kind = "wrong scale" if not offset else "wrong scale and zero point"
+    return kind, f"{what} is {fit.factor:.4g} times the expected values{offset}: its scale is wrong.{scale}"
+
+
+def vector_diagnoses(case: Case) -> list[Diagnosis]:
+    """Returns the explanation of the differences by outputs of other vectors: stale, repeated or out of order."""
+    vectors = sorted({vector for vector, _ in case.failing})
+    given = {vector: [pair for pair in case.observed if pair[0] == vector] for vector in vectors}
+    found: dict[int, list[int]] = {}
+    for vector in vectors:
+        found[vector] = [other for other in range(len(case.expected)) if _is_of(case, given[vector], other)]
+        if not found[vector]:
+            return []
+    text = _order_text(found, len(case.expected))
+    comparisons = [
+        Comparison(
+            pair, case.observed[pair], case.expected[found[pair[0]][0]][pair[1]], case.outputs[pair[1]], case.limit
+        )
+        for pair in case.failing
+    ]
+    return [Diagnosis(*text, case.failing)] if explains(case, comparisons) else []
+
+
+def _is_of(case: Case, pairs: list[Pair], other: int) -> bool:
+    for pair in pairs:
+        observed, wanted = case.observed[pair], case.expected[other][pair[1]]
+        if observed.size != wanted.size:
+            return False
+        if lsb_distance(observed, wanted, case.outputs[pair[1]]).max(initial=0.0) > case.limit:
+            return False
+    return True
+
+
+def _order_text(found: dict[int, list[int]], vectors: int) -> tuple[str, str]:
+    for same in range(vectors):
+        if all(same in others for others in found.values()) and len(found) >= min(2, vectors - 1):
+            return "stale", f"Every vector gives the outputs of vector {same}: the input or the output is not updated."
+    for late in (1, -1, 2, -2):
+        if all(vector - late in others for vector, others in found.items()) and len(found) >= min(2, vectors - 1):
+            which = "previous" if late == 1 else "next" if late == -1 else f"{abs(late)} vectors away, one"
+            return "stale" if late > 0 else "vectors out of order", (
+                f"Each vector gives the outputs of the {which} vector: "
+                + ("an output or an input is read one run late." if late == 1 else "vectors are lost or out of order.")
+            )
+    order = ", ".join(f"{vector} gives those of {others[0]}" for vector, others in list(found.items())[:4])
+    return "vectors out of order", f"The outputs belong to other vectors: vector {order}."
+
+
+def concatenation_orders(outputs: int) -> Iterator[tuple[int, ...]]:
+    """Returns the orders in which outputs may be concatenated by mistake; for many outputs, exchanges of two."""
+    own = tuple(range(outputs))
+    if outputs <= 4:
+        yield from (order for order in permutations(own) if order != own)
+        return
+    for first in own:
+        for second in own[first + 1 :]:
+            order = list(own)
+            order[first], order[second] = second, first
+            yield tuple(order)

@@ -1,0 +1,104 @@
+"""Reads the program and the test vectors of a package for firmware."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openneutron.accuracy.board_dump import Array, BoardTensor
+from openneutron.accuracy.board_outputs import Vectors
+from openneutron.accuracy.board_tensors import board_inputs, board_outputs
+from openneutron.accuracy.board_transforms import as_type
+from openneutron.core.files import read_file
+from openneutron.errors import FormatError, InputError
+from openneutron.runtime.program import HostProgram, load
+
+__all__ = ["BoardPackage", "is_package", "read_package"]
+
+MANIFEST, VECTORS = "manifest.json", "test_vectors.bin"
+ALIGNMENT = 16
+"""Bytes. Each input and output of a vector is padded to a multiple of it."""
+
+
+@dataclass(frozen=True)
+class BoardPackage:
+    """The program of a package, and the vectors that its main.cpp runs."""
+
+    program: HostProgram
+    vectors: Vectors
+    tolerance: float
+    """The difference in LSBs that main.cpp allows."""
+
+
+def is_package(folder: Path) -> bool:
+    """Whether a folder holds a package."""
+    return (folder / MANIFEST).is_file() and (folder / VECTORS).is_file()
+
+
+def program_of_package(folder: Path) -> Path:
+    """Returns the program of a package that this machine can run: the portable one.
+
+    Raises `FormatError` for a damaged manifest.
+    """
+    manifest = _manifest(folder)
+    name = manifest.get("name")
+    if not isinstance(name, str):
+        raise FormatError(f"{folder / MANIFEST} has no name of the program. Write the package again.")
+    portable = folder / f"{name}_portable.pte"
+    return portable if portable.is_file() else folder / f"{name}.pte"
+
+
+def read_package(folder: Path) -> BoardPackage:
+    """Reads the program and the vectors of a package.
+
+    Raises `InputError` for a missing file and for a device program without the portable program that it was compiled
+    from, and `FormatError` for a damaged manifest or vectors that do not fit the program.
+    """
+    manifest = _manifest(folder)
+    file = program_of_package(folder)
+    if manifest.get("payload") == "device" and not file.stem.endswith("_portable"):
+        raise InputError(
+            f"The package '{folder}' holds a device program, which this machine cannot run. Write the package with the "
+            "portable program, too."
+        )
+    host = load(file)
+    count, tolerance = manifest.get("vectors"), manifest.get("tolerance_lsb")
+    if not isinstance(count, int) or not isinstance(tolerance, (int, float)):
+        raise FormatError(f"{folder / MANIFEST} has no number of vectors or no tolerance. Write the package again.")
+    inputs, outputs = board_inputs(host), board_outputs(host)
+    found = _read_vectors(read_file(folder / VECTORS), count, inputs, outputs, folder / VECTORS)
+    return BoardPackage(host, found, float(tolerance))
+
+
+def _manifest(folder: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(read_file(folder / MANIFEST))
+    except ValueError as error:
+        raise FormatError(f"{folder / MANIFEST} is no JSON: {error}. Write the package again.") from error
+    if not isinstance(found, dict):
+        raise FormatError(f"{folder / MANIFEST} has no keys. Write the package again.")
+    return found
+
+
+def _read_vectors(
+    data: bytes, count: int, inputs: Sequence[BoardTensor], outputs: Sequence[BoardTensor], file: Path
+) -> Vectors:
+    sizes = [-(-tensor.bytes // ALIGNMENT) * ALIGNMENT for tensor in (*inputs, *outputs)]
+    if count < 1 or len(data) < count * sum(sizes):
+        raise FormatError(
+            f"{file} has {len(data)} bytes, but {count} vectors of the program take {count * sum(sizes)}. Write the "
+            "package again."
+        )
+    rows: list[list[Array]] = []
+    at = 0
+    for _ in range(count):
+        row = []
+        for tensor, size in zip((*inputs, *outputs), sizes, strict=True):
+            row.append(as_type(data[at : at + tensor.bytes], tensor.dtype))
+            at += size
+        rows.append(row)
+    split = len(inputs)
+    return Vectors(tuple(tuple(row[:split]) for row in rows), expected=tuple(tuple(row[split:]) for row in rows))

@@ -1,0 +1,99 @@
+"""The inputs and outputs of a program as they lie in a board's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from openneutron.accuracy.board_dump import BoardTensor
+from openneutron.errors import InputError
+from openneutron.formats import pte
+from openneutron.formats.pte import KernelCall, Method, ProgramValue
+from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo
+
+__all__ = ["board_inputs", "board_outputs"]
+
+_QUANTIZE, _DEQUANTIZE = "quantize_per_tensor", "dequantize_per_tensor"
+_MOVES = ("clone", "copy", "view", "permute", "dim_order")
+"""Parts of the names of kernels that move values without a change."""
+
+
+def board_inputs(host: HostProgram) -> tuple[BoardTensor, ...]:
+    """Returns the inputs that are tensors. Raises `InputError` for a dtype that numpy does not have."""
+    method = _method_of(host)
+    readers = {number: call for call in _kernels(method) for number in call.numbers[:1]}
+    found = zip(host.inputs, method.inputs, method.input_numbers, strict=True)
+    return tuple(
+        _board_tensor(position, info, value, _qparams(method, readers.get(number), _QUANTIZE))
+        for position, (info, value, number) in enumerate(found)
+        if isinstance(info, TensorInfo)
+    )
+
+
+def board_outputs(host: HostProgram) -> tuple[BoardTensor, ...]:
+    """Returns the outputs that are tensors. Raises `InputError` for a dtype that numpy does not have.
+
+    A float output has the scale and the zero point of the kernel that dequantizes it, if there is one.
+    """
+    method = _method_of(host)
+    writers = {call.numbers[-1]: call for call in _kernels(method) if call.numbers}
+    found = zip(host.outputs, method.outputs, method.output_numbers, strict=True)
+    return tuple(
+        _board_tensor(position, info, value, _qparams(method, _through_moves(writers, number), _DEQUANTIZE))
+        for position, (info, value, number) in enumerate(found)
+        if not isinstance(info, ConstantInfo)
+    )
+
+
+def _method_of(host: HostProgram) -> Method:
+    return next(method for method in pte.read(host.buffer).methods if method.name == "forward")
+
+
+def _kernels(method: Method) -> Iterator[KernelCall]:
+    yield from (call for call in method.calls if isinstance(call, KernelCall))
+
+
+def _through_moves(writers: dict[int, KernelCall], number: int) -> KernelCall | None:
+    """Returns the kernel that computes a value, before the kernels that only move it."""
+    seen = set()
+    call = writers.get(number)
+    while call is not None and any(part in call.name for part in _MOVES) and number not in seen:
+        seen.add(number)
+        number = call.numbers[0]
+        call = writers.get(number)
+    return call
+
+
+def _qparams(method: Method, call: KernelCall | None, name: str) -> tuple[float, int] | None:
+    """Returns scale and zero point of a call of quantize or dequantize; None for any other call."""
+    if call is None or call.name.partition("::")[2].partition(".")[0] != name:
+        return None
+    constants = [method.slots[number].constant for number in call.numbers]
+    scale = next((value for value in constants if isinstance(value, float)), None)
+    if scale is None or scale <= 0:
+        return None
+    after = constants[constants.index(scale) + 1 :]
+    zero = next((value for value in after if isinstance(value, int) and not isinstance(value, bool)), 0)
+    return scale, zero
+
+
+def _board_tensor(
+    position: int, info: TensorInfo, value: ProgramValue, qparams: tuple[float, int] | None
+) -> BoardTensor:
+    scale, zero = (info.scale, info.zero_point) if info.scale is not None else qparams or (None, 0)
+    dims: Sequence[int] = value.dim_order or range(len(info.shape))
+    return BoardTensor(info.shape, _numpy_dtype(info.dtype), tuple(dims), scale, zero or 0, position)
+
+
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[np.generic]:
+    if dtype == torch.bool:
+        return np.dtype(np.uint8)
+    try:
+        return torch.empty(0, dtype=dtype).numpy().dtype
+    except TypeError as error:
+        raise InputError(
+            f"The program has an input or output of {dtype}, which cannot be compared with a dump. Lower the model "
+            "with int8 or float32 inputs and outputs."
+        ) from error

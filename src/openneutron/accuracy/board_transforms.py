@@ -1,0 +1,140 @@
+"""Mistakes that change the bytes or the values of a tensor: orders of memory, byte orders, scales, unwritten memory.
+
+All arrays have one dimension, in the order of the tensor's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from openneutron.accuracy.board_dump import Array, BoardTensor
+
+__all__ = ["Affine", "Order", "affine_fits", "as_type", "constant_text", "orders_of", "reverse_groups"]
+
+WORDS = (2, 4, 8)
+_LARGEST_RANK = 6
+
+
+@dataclass(frozen=True)
+class Order:
+    """Another order of the elements in memory. `dims` are the dimensions of the memory, in the mistaken order."""
+
+    name: str
+    dims: tuple[int, ...]
+
+    def apply(self, values: Array, tensor: BoardTensor) -> Array:
+        """Returns the values as a program that makes the mistake writes them."""
+        return values.reshape(tensor.memory_shape).transpose(self.dims).reshape(-1)
+
+    def undo(self, values: Array, tensor: BoardTensor) -> Array:
+        """Returns the values in the order of the tensor, from values in the mistaken order."""
+        shape = [tensor.memory_shape[dim] for dim in self.dims]
+        return values.reshape(shape).transpose(np.argsort(self.dims)).reshape(-1)
+
+
+def orders_of(tensor: BoardTensor) -> list[Order]:
+    """Returns the mistaken orders of a tensor: channels last for first, first for last, rows for columns."""
+    found: dict[tuple[int, ...], Order] = {}
+    for order in _all_orders(tensor):
+        found.setdefault(order.dims, order)
+    return list(found.values())
+
+
+def _all_orders(tensor: BoardTensor) -> Iterator[Order]:
+    rank = len(tensor.shape)
+    if not 2 <= rank <= _LARGEST_RANK:
+        return
+    is_default = tensor.dim_order == tuple(range(rank))
+    inner = tuple(range(1, rank))
+    if rank > 2:
+        first, last = ("NCHW", "NHWC") if rank == 4 else ("channels-first", "channels-last")
+        if is_default:
+            yield Order(f"{last} for {first}", (0, *inner[1:], 1))
+        yield Order(f"{first} for {last}", (0, rank - 1, *inner[:-1]))
+    rows, columns = (rank - 2, rank - 1) if is_default else (rank - 3, rank - 2)
+    if rows >= 1 or (rank == 2 and tensor.shape[0] > 1):
+        dims = list(range(rank))
+        dims[rows], dims[columns] = dims[columns], dims[rows]
+        yield Order("rows and columns exchanged", tuple(dims))
+
+
+def as_type(data: bytes, dtype: np.dtype[np.generic]) -> Array:
+    """Returns the whole elements of `data`."""
+    whole = len(data) - len(data) % dtype.itemsize
+    return np.frombuffer(data[:whole], dtype)
+
+
+def reverse_groups(values: Array, group: int) -> Array | None:
+    """Returns the values with the bytes of each group of `group` bytes reversed; None if groups do not fit."""
+    data = np.frombuffer(values.tobytes(), np.uint8)
+    if not data.size or data.size % group:
+        return None
+    return as_type(data.reshape(-1, group)[:, ::-1].tobytes(), values.dtype)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Values of the board as a factor times the expected values, plus an offset.
+
+    For int8 codes, the factor applies to code minus zero point, and the offset is in codes.
+    """
+
+    factor: float
+    offset: float
+    parameters: int
+
+    def apply(self, expected: Array, tensor: BoardTensor) -> Array:
+        """Returns the values that the board gives if it makes this mistake."""
+        values = expected.astype(np.float64)
+        if tensor.dtype.kind == "f":
+            return values * self.factor + self.offset
+        limits = np.iinfo(tensor.dtype)  # type: ignore[type-var]
+        zero = tensor.zero_point
+        moved = np.rint((values - zero) * self.factor + zero + self.offset)
+        return moved.clip(limits.min, limits.max)
+
+
+def affine_fits(expected: Array, observed: Array, tensor: BoardTensor) -> Iterator[Affine]:
+    """Returns the offset, the factor, and both, that map the expected values to the observed ones best.
+
+    Saturated values are left out. Medians make the fit robust against a few wrong values.
+    """
+    with np.errstate(invalid="ignore"):  # signalling NaNs in garbage
+        left, right = expected.astype(np.float64), observed.astype(np.float64)
+    usable = np.isfinite(left) & np.isfinite(right)
+    if tensor.dtype.kind != "f":
+        limits = np.iinfo(tensor.dtype)  # type: ignore[type-var]
+        usable &= (right > limits.min) & (right < limits.max) & (left > limits.min) & (left < limits.max)
+        left, right = left - tensor.zero_point, right - tensor.zero_point
+    left, right = left[usable], right[usable]
+    if left.size < 3:
+        return
+    yield Affine(1.0, float(np.median(right - left)), 1)
+    large = np.abs(left) >= np.quantile(np.abs(left), 0.5)
+    large &= left != 0
+    if large.any():
+        yield Affine(float((right[large] * left[large]).sum() / np.square(left[large]).sum()), 0.0, 1)
+    if np.ptp(left) > 0:
+        centre = left - left.mean()
+        factor = float((centre * right).sum() / np.square(centre).sum())
+        offset = float((right - factor * left).mean())
+        is_float = tensor.dtype.kind == "f"
+        yield Affine(factor, offset if is_float else float(round(offset)), 2)
+
+
+def constant_text(values: Array) -> str | None:
+    """Returns a text for memory that holds one repeated byte or one repeated value; None for other memory."""
+    data = values.tobytes()
+    if len(data) > 1 and data == data[:1] * len(data):
+        if data[0] == 0:
+            return "all bytes are zero"
+        return f"all bytes are 0x{data[0]:02x}"
+    if values.size > 1:
+        if values.dtype.kind == "f" and np.isnan(values).all():
+            return "all values are NaN"
+        if (values == values[0]).all():
+            return f"all values are {values[0]:g}"
+    return None
