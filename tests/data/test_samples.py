@@ -17,6 +17,7 @@ from tests.data.test_audio import write as write_wave
 
 from openneutron.data import ImageTransform, Samples, SkippedFilesWarning, check_data, read_data, read_labels
 from openneutron.data.sources import FileSource
+from openneutron.data.tables import TableHeaderWarning
 from openneutron.errors import InputError, OptionError
 
 
@@ -206,6 +207,49 @@ def test_rows_of_numbers(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert read_data(tmp_path / "a.csv", labelled=True).classes == ("ant", "cat")
     assert [sample.label for sample in read_data(tmp_path / "a.csv")] == [None, None]
+
+
+NUMBERS = [[0.5, 1.0, 2.0], [3.0, 4.0, 5.0]]
+
+
+@pytest.mark.parametrize(
+    ("header", "rows"),
+    [
+        ("0,1,2\n0.5,1,2\n3,4,5\n", NUMBERS),
+        ("1,2,3\n0.5,1,2\n3,4,5\n", NUMBERS),
+        ("1990;1991;1992\n0.5;1;2\n3;4;5\n", NUMBERS),
+        (",0,1,2\n0,0.5,1,2\n1,3,4,5\n", NUMBERS),
+        ("Unnamed: 0,a,b,c\n0,0.5,1,2\n1,3,4,5\n", NUMBERS),
+        ('"V1","V2","V3"\n0.5,1,2\n3,4,5\n', NUMBERS),
+        ('"12","7","40"\n0.5,1,2\n3,4,5\n', NUMBERS),
+        ("0,1\n0.5,-1\n", [[0.5, -1.0]]),
+        ("0,1,2,label\n0.5,1,2,7\n3,4,5,8\n", NUMBERS),
+        # rows of numbers that are no header
+        ("0,1\n2,3\n", [[0, 1], [2, 3]]),
+        ("0,1,2\n3,4,5\n6,7,8\n", [[0, 1, 2], [3, 4, 5], [6, 7, 8]]),
+        ("0,2,1\n0.5,1,2\n", [[0, 2, 1], [0.5, 1, 2]]),
+        ("0.0,1.0,2.0\n0.5,1,2\n", [[0, 1, 2], [0.5, 1, 2]]),
+        ("0,1,2\n", [[0, 1, 2]]),
+        ('"1","2"\n"3","4"\n', [[1, 2], [3, 4]]),
+        ("0\n0.5\n", [[0], [0.5]]),
+    ],
+)
+def test_a_row_of_numbers_is_a_header_where_it_counts_the_columns(header: str, rows: Any, tmp_path: Path) -> None:
+    found = read_data(text(tmp_path / "a.csv", header))
+    assert [sample.inputs.tolist() for sample in found] == rows
+
+
+def test_a_header_of_numbers_above_integers_warns(tmp_path: Path) -> None:
+    with pytest.warns(TableHeaderWarning, match=r"The first line of '.*a\.csv', 0, 1, 2, is taken for the numbers"):
+        found = read_data(text(tmp_path / "a.csv", "0,1,2\n255,0,7\n9,9,9\n"))
+    assert [sample.inputs.tolist() for sample in found] == [[255, 0, 7], [9, 9, 9]]
+
+
+def test_a_label_that_is_a_name_of_columns_is_no_header(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        image(tmp_path / name)
+    found = read_data(text(tmp_path / "a.csv", "a.png,target\nb.png,target\n"), labelled=True)
+    assert len(found) == 2
 
 
 def test_tables_are_samples_of_a_folder_that_has_nothing_else(tmp_path: Path) -> None:

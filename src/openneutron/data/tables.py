@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openneutron.core.files import read_file
+from openneutron.core.files import is_file, read_file
 from openneutron.core.messages import listed
 from openneutron.data.files import LISTS
 from openneutron.errors import InputError
@@ -17,12 +18,18 @@ from openneutron.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["LABEL_NAMES", "PathTable", "Table", "numbers_in", "paths_in", "read_table"]
+__all__ = ["LABEL_NAMES", "PathTable", "Table", "TableHeaderWarning", "numbers_in", "paths_in", "read_table"]
 
 LABEL_NAMES = frozenset({"class", "label", "labels", "target", "targets"})
 PATH_NAMES = frozenset({"file", "filename", "file_name", "filepath", "image", "path"})
 DELIMITERS = ",;\t"
+INDEX_NAMES = ("", "Unnamed: 0")
+"""The names that pandas gives to the column of row numbers."""
 _SHOWN = 5  # files that a message lists
+
+
+class TableHeaderWarning(UserWarning):
+    """The first line of a table of integers is taken for the numbers of its columns."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,18 @@ class PathTable:
 def read_table(path: Path) -> Table:
     """Reads a CSV file, separated by commas, semicolons or tabs, or a list of lines of a path and a label.
 
-    The first row is a header if it has no number, and either names columns as in `LABEL_NAMES` or `PATH_NAMES`, or is
-    followed by a row of numbers. Empty lines are left out. Raises `InputError` for a file without rows, with rows of
-    different lengths, or of another encoding than UTF-8.
+    The first row is a header in one of these cases:
+
+    - One of its cells is in `LABEL_NAMES` or `PATH_NAMES`, and not a label of other rows.
+    - It has no number, and the second row has numbers only.
+    - All its cells are in quotes, and the second row has numbers without quotes.
+    - It counts the columns (0, 1, 2, ... or from another number, as pandas writes it) in digits, and a number of
+      another row is not written in digits. If all rows are, it needs three columns, the second row must not count on,
+      and a `TableHeaderWarning` tells of it.
+
+    A first column without a name that counts the rows is the index that pandas writes, and is left out. Empty lines
+    are left out. Raises `InputError` for a file without rows, with rows of different lengths, or of another encoding
+    than UTF-8.
     """
     try:
         text = read_file(path).decode("utf-8-sig")
@@ -80,7 +96,16 @@ def read_table(path: Path) -> Table:
     else:
         cells = _cells(path, lines)
     rows = [(number, tuple(cell.strip() for cell in row)) for number, row in cells if any(map(str.strip, row))]
-    header = rows[0][1] if rows and _is_header(rows) else None
+    header = rows[0][1] if rows and (_is_header(rows) or _is_quoted_header(lines, rows)) else None
+    if header is None and len(rows) > 1 and _counts_columns(rows):
+        header = rows[0][1]
+        if all(cell.isdecimal() for _, row in rows[1:] for cell in row):
+            warnings.warn(
+                f"The first line of '{path}', {listed(header, 3)}, is taken for the numbers of the columns, and not "
+                "for a row. If it is a row, write names of columns above it.",
+                TableHeaderWarning,
+                stacklevel=2,
+            )
     rows = rows[1:] if header is not None else rows
     if not rows:
         raise InputError(f"'{path}' has no rows.")
@@ -88,6 +113,8 @@ def read_table(path: Path) -> Table:
     for number, row in rows:
         if len(row) != width:
             raise InputError(f"'{path}', line {number}, has {len(row)} columns; the lines before it have {width}.")
+    if header is not None and _has_index(header, rows):
+        header, rows = header[1:], [(number, row[1:]) for number, row in rows]
     return Table(path, header, tuple(rows))
 
 
@@ -103,10 +130,43 @@ def _cells(path: Path, lines: Sequence[str]) -> list[tuple[int, tuple[str, ...]]
 
 def _is_header(rows: Sequence[tuple[int, tuple[str, ...]]]) -> bool:
     first = rows[0][1]
-    if any(map(_is_number, first)):
+    named = [index for index, cell in enumerate(first) if cell.lower() in LABEL_NAMES | PATH_NAMES]
+    if any(all(row[index : index + 1] != (first[index],) for _, row in rows[1:]) for index in named):
+        return True
+    if first[0] not in INDEX_NAMES and any(map(_is_number, first)):
         return False
-    named = {cell.lower() for cell in first} & (LABEL_NAMES | PATH_NAMES)
-    return bool(named) or (len(rows) > 1 and all(map(_is_number, rows[1][1])))
+    return len(rows) > 1 and all(map(_is_number, rows[1][1]))
+
+
+def _is_quoted_header(lines: Sequence[str], rows: Sequence[tuple[int, tuple[str, ...]]]) -> bool:
+    """Whether all cells of the first row are in quotes, and the second row has numbers without quotes, as R writes."""
+    first, second = (*filter(str.strip, lines), "", "")[:2]
+    return (
+        len(rows) > 1
+        and first.count('"') == 2 * len(rows[0][1])
+        and '"' not in second
+        and all(map(_is_number, rows[1][1]))
+    )
+
+
+def _counts_columns(rows: Sequence[tuple[int, tuple[str, ...]]]) -> bool:
+    """Whether the first row has the numbers of the columns instead of values."""
+    first, second = rows[0][1], rows[1][1]
+    if len(first) < 2 or not _counts(first):
+        return False
+    if any(_is_number(cell) and not cell.isdecimal() for _, row in rows[1:] for cell in row):
+        return True
+    return len(first) > 2 and not (_counts(second) and int(second[0]) == int(first[-1]) + 1)
+
+
+def _counts(cells: Sequence[str]) -> bool:
+    if not all(cell.isascii() and cell.isdecimal() for cell in cells):
+        return False
+    return all(int(cell) == int(cells[0]) + index for index, cell in enumerate(cells))
+
+
+def _has_index(header: Sequence[str], rows: Sequence[tuple[int, tuple[str, ...]]]) -> bool:
+    return len(header) > 1 and header[0] in INDEX_NAMES and _counts([row[0] for _, row in rows])
 
 
 def _is_number(cell: str) -> bool:
@@ -163,7 +223,7 @@ def paths_in(table: Table) -> PathTable:
         )
     folder = table.path.parent
     paths = [(number, folder / cells[path]) for number, cells in table.rows]
-    missing = [f"{file} (line {number})" for number, file in paths if not file.is_file()]
+    missing = [f"{file} (line {number})" for number, file in paths if not is_file(file)]
     if missing:
         raise InputError(
             f"'{table.path}' names {len(missing)} files that do not exist: {listed(missing, _SHOWN)}. Paths are "
