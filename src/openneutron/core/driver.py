@@ -62,7 +62,7 @@ class Driver(Generic[G]):
         self.folders = [_new_folder(Path(given), self.pipeline)] if given else []
         if self.intermediates_dir is not None:
             folder = Path(self.intermediates_dir)
-            if not folder.is_dir():
+            if not os.path.isdir(folder):
                 raise OutputError(f"intermediates_dir is '{folder}', which is not a folder. Give one that exists.")
             self.folders.append(_new_folder(folder / _PASSES, self.pipeline))
 

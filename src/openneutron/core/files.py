@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from openneutron.errors import InputError, OutputError
 
-__all__ = ["check_output", "read_file", "reason_of", "write_file"]
+__all__ = [
+    "check_output", "exists", "is_file", "is_folder", "names_in", "read_file", "reason_of", "write_file",
+    "write_files",
+]  # fmt: skip
+
+LONGEST_PREFIX = 100
+"""The number of characters of a file's name in the name of its temporary file."""
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -20,6 +30,44 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"Cannot read '{os.fspath(path)}': {reason_of(error)}.") from error
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether a file or folder exists. Raises `InputError` if the system cannot tell, for lack of rights, say."""
+    return _mode(path) is not None
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a file. Raises `InputError` as `exists` does."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a folder. Raises `InputError` as `exists` does."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def names_in(folder: str | os.PathLike[str]) -> list[str]:
+    """Returns the sorted names in a folder; none if it cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def _mode(path: str | os.PathLike[str], kind: type[InputError | OutputError] = InputError) -> int | None:
+    """Returns the mode of a file or folder; None if there is none. Raises `kind` if the system cannot tell."""
+    try:
+        return os.stat(path).st_mode
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        what = "read" if kind is InputError else "write"
+        raise kind(f"Cannot {what} '{os.fspath(path)}': {error.strerror or error}.") from error
+    except ValueError:  # a null character
+        return None
 
 
 def reason_of(error: OSError) -> str:
@@ -35,35 +83,63 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise OutputError(f"A file must be given by its path, not by a {type(path).__name__}.")
-    path = Path(path)
-    temporary = None
-    if path.is_dir():
-        raise OutputError(f"Cannot write '{path}': it is a folder. Give a path of a file in it.")
-    if path.exists() and not path.is_file():
-        raise OutputError(f"Cannot write '{path}': it is a device or a pipe. Give a path of a file.")
-    path = path.resolve() if path.is_symlink() else path  # the link stays a link
+    write_files({Path(path): data})
+
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Writes several files as `write_file` does. No file is replaced before all contents are on the disk.
+
+    Raises `OutputError` if a file cannot be written; all files keep their earlier contents then.
+    """
+    staged: list[tuple[Path, Path]] = []
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException as error:  # an interruption leaves no file behind, either
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
+        for path, data in files.items():
+            _check_is_file(path)
+            # A link stays a link.
+            target = path.resolve() if path.is_symlink() else path
+            with _typed_output(target):
+                descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:LONGEST_PREFIX]}.")
+                staged.append((Path(temporary), target))
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+                umask = os.umask(0)
+                os.umask(umask)
+                Path(temporary).chmod(0o666 & ~umask)
+        for temporary_path, target in staged:
+            with _typed_output(target):
+                temporary_path.replace(target)
+    finally:  # an interruption leaves no temporary file behind, either
+        for temporary_path, _ in staged:
+            temporary_path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _typed_output(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
         raise OutputError(f"Cannot write '{path}': {_with_remedy(error, path)}") from error
+
+
+def _check_is_file(path: Path) -> None:
+    _check_is_no_folder(path)
+    mode = _mode(path, OutputError)
+    if mode is not None and not stat.S_ISREG(mode):
+        raise OutputError(f"Cannot write '{path}': it is a device or a pipe. Give a path of a file.")
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
     """Raises `OutputError` if `path` is a folder, or if its folder does not exist. Writes nothing."""
-    if Path(path).is_dir():
-        raise OutputError(f"Cannot write '{path}': it is a folder. Give a path of a file in it.")
-    if not Path(path).parent.is_dir():
+    _check_is_no_folder(path)
+    mode = _mode(Path(path).parent, OutputError)
+    if mode is None or not stat.S_ISDIR(mode):
         raise OutputError(f"Cannot write '{path}': the folder '{Path(path).parent}' does not exist.")
+
+
+def _check_is_no_folder(path: str | os.PathLike[str]) -> None:
+    mode = _mode(path, OutputError)
+    if mode is not None and stat.S_ISDIR(mode):
+        raise OutputError(f"Cannot write '{path}': it is a folder. Give a path of a file in it.")
 
 
 def _with_remedy(error: OSError, path: Path) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
+from openneutron.core.files import is_file, names_in
 from openneutron.core.messages import did_you_mean, first_line, listed
 from openneutron.errors import InputError, OptionError
 
@@ -57,7 +58,7 @@ def parse_reference(text: str, what: str = "The reference") -> Reference:
     if not isinstance(text, str):
         raise OptionError(f"{what} must be a text of the form {FORMS}, not a {type(text).__name__}.")
     if text.endswith(".py"):
-        names = listed(_defined_names(Path(text))) if Path(text).is_file() else ""
+        names = listed(_defined_names(Path(text))) if is_file(text) else ""
         raise OptionError(
             f"{what} '{text}' names a file, but no object in it. Give '{text}:NAME'."
             + (f" The file defines {names}." if names else "")
@@ -112,8 +113,8 @@ def load_object(text: str, what: str = "The reference") -> Any:
 
 
 def _parse(file: Path, what: str) -> ast.Module:
-    if not file.is_file():
-        others = [path.name for path in file.parent.glob("*.py")]
+    if not is_file(file):
+        others = [name for name in names_in(file.parent) if name.endswith(".py")]
         raise InputError(f"{what} is in '{file}', which does not exist.{did_you_mean(file.name, others)}")
     try:
         return ast.parse(file.read_bytes(), str(file))
@@ -198,7 +199,7 @@ def _imported_file(file: Path, what: str) -> ModuleType:
     if loaded is not None and loaded.__name__ != "__main__":
         return loaded
     root = file.parent
-    while (root / "__init__.py").is_file():
+    while os.path.isfile(root / "__init__.py"):
         root = root.parent
     folders = [file.parent, root] if root != file.parent else [root]
     inner = file.relative_to(root).with_suffix("").parts
@@ -305,10 +306,10 @@ def _is_from_elsewhere(name: str, folders: list[Path]) -> bool:
 
 
 def _modules_in(folder: Path, file: Path) -> Iterator[str]:
-    for path in folder.iterdir():
+    for path in map(folder.joinpath, names_in(folder)):
         if path == file:
             continue
-        if path.suffix == ".py" or (path / "__init__.py").is_file():
+        if path.suffix == ".py" or os.path.isfile(path / "__init__.py"):
             yield path.stem
 
 

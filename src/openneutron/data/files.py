@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from openneutron.core.files import is_folder
 from openneutron.core.messages import listed
 from openneutron.errors import InputError
 
@@ -51,7 +52,7 @@ def files_in(folder: Path) -> list[Path]:
     Hidden files and folders, and files that systems write (`Thumbs.db`), are left out. Raises `InputError` for a folder
     that does not exist or cannot be read.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(f"The folder '{folder}' does not exist.")
     return sorted(_walk(folder, {os.path.realpath(folder)}))
 
@@ -64,17 +65,18 @@ def is_data_folder(name: str) -> bool:
 def _walk(folder: Path, above: set[str]) -> Iterator[Path]:
     """Returns the files below `folder`. `above` has the real paths of the folders around it, so a link ends in none."""
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = sorted(os.listdir(folder))
     except OSError as error:
         raise InputError(f"The folder '{folder}' cannot be read: {error.strerror or error}.") from error
     for entry in entries:
-        name = entry.name.lower()
+        name = entry.lower()
         if name.startswith(".") or name in _OF_SYSTEMS:
             continue
-        if not entry.is_dir():
-            yield folder / entry.name
-        elif is_data_folder(name) and (real := os.path.realpath(entry)) not in above:
-            yield from _walk(folder / entry.name, above | {real})
+        path = folder / entry
+        if not os.path.isdir(path):
+            yield path
+        elif is_data_folder(name) and (real := os.path.realpath(path)) not in above:
+            yield from _walk(path, above | {real})
 
 
 def data_files(folder: Path) -> tuple[list[Path], list[Path]]:
