@@ -84,7 +84,7 @@ class TestModel:
             ("Net", "**{}", OptionError, "takes literals of Python"),
             ("net", "3", OptionError, "is a module already"),
             ("number", None, ModelError, "is of type int"),
-            ("broken", None, ModelError, "fails: ValueError: no such size"),
+            ("broken", None, ModelError, "failed: ValueError: no such size"),
             ("returns_text", None, ModelError, "returns an object of type str"),
             ("Ne", None, OptionError, "Did you mean 'Net'"),
         ],

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, Dataset
 
+from openneutron.core.user_code import code_of_user
 from openneutron.data.samples import Samples, read_data
 from openneutron.data.sources import Sample
 from openneutron.data.transforms import Transform, fitted
@@ -88,7 +89,8 @@ class _PairTransform:
     form: InputForm | None
 
     def __call__(self, inputs: Any) -> Any:
-        made = to_tensors(self.transform(inputs))
+        with code_of_user("The transform"):
+            made = to_tensors(self.transform(inputs))
         is_new = made is not inputs and isinstance(made, Tensor) and not isinstance(inputs, np.ndarray)
         if is_new and self.form is not None and self.form.accepts_sizes((1, *made.shape)):
             return made[None]

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from openneutron.cli.terminal import Terminal, print_error
+from openneutron.core.files import is_file
 from openneutron.core.messages import first_line
 from openneutron.errors import OpenNeutronError
 from openneutron.settings import Field, Settings, fields_of, read_settings
@@ -86,14 +87,23 @@ def add_verb(
 
 @contextmanager
 def _typed_exits(*, verbose: bool) -> Iterator[None]:
-    """Ends the process with a message and an exit code for Ctrl-C and for faults of OpenNeutron."""
+    """Ends the process with a message and an exit code for all exceptions, and with a traceback if it is `verbose`."""
     try:
         yield
-    except (OpenNeutronError, typer.Exit, typer.Abort):
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except OpenNeutronError:
+        if verbose:
+            traceback.print_exc()
         raise
     except KeyboardInterrupt as error:
         print_error("interrupted. Files that were complete are kept, and no file is half-written.")
         raise typer.Exit(INTERRUPTED) from error
+    except (MemoryError, OSError) as error:
+        if verbose:
+            traceback.print_exc()
+        print_error(_reason(error))
+        raise typer.Exit(WRONG_USE) from error
     except Exception as error:
         if verbose:
             traceback.print_exc()
@@ -102,6 +112,14 @@ def _typed_exits(*, verbose: bool) -> Iterator[None]:
             "--verbose, and report the traceback that it prints."
         )
         raise typer.Exit(FAULT) from error
+
+
+def _reason(error: MemoryError | OSError) -> str:
+    """Returns the message about a limit of this machine: no memory, no rights, no space."""
+    if isinstance(error, MemoryError):
+        return "There is not enough memory. Use fewer processes (--jobs), a smaller --batch-size or fewer samples."
+    file = f"'{error.filename}': " if error.filename else ""
+    return f"{file}{error.strerror or first_line(error)}."
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -133,7 +151,7 @@ def _shown(value: Any) -> str:
 def _config_in(program: Path | None) -> Path | None:
     """Returns the openneutron.toml of a folder of a build; None for a bare program."""
     file = None if program is None else program / FILE_NAME
-    return file if file is not None and file.is_file() else None
+    return file if file is not None and is_file(file) else None
 
 
 def _settings(config: Path | None, given: Mapping[str, Any]) -> Settings:

@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from openneutron.core.fx import is_library, op_name, source_of
 from openneutron.core.messages import first_line
+from openneutron.core.user_code import line_of_user
 from openneutron.errors import ModelError, OpenNeutronError
 
 __all__ = ["error_at", "frame_of_user", "typed_errors"]
@@ -24,20 +25,22 @@ _NODE_NAMES = ("node", "n")
 def typed_errors(step: str, kind: type[OpenNeutronError] = ModelError) -> Iterator[None]:
     """Converts exceptions in the block to errors of `kind`, which name the `step` and, if known, the node.
 
-    Errors of OpenNeutron, raised warnings and `MemoryError` pass unchanged. The original exception is the cause of the
-    new one.
+    Without a node, they name the user's line, if code of the user raised the exception. Errors of OpenNeutron, raised
+    warnings and `MemoryError` pass unchanged. The original exception is the cause of the new one.
     """
     try:
         yield
     except (OpenNeutronError, Warning, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         node = _node_of(error.__traceback__)
         message = f"{step} failed: {type(error).__name__}: {first_line(error)}{_advice(error, kind)}"
-        raise (kind(message) if node is None else error_at(node, message, kind)) from error
+        if node is None:
+            raise kind(message, source=line_of_user(error.__traceback__)) from error
+        raise error_at(node, message, kind) from error
 
 
-def _advice(error: Exception, kind: type[OpenNeutronError]) -> str:
+def _advice(error: BaseException, kind: type[OpenNeutronError]) -> str:
     """Returns what to do about an index of the data that is out of range; an empty text for another error."""
     if not isinstance(error, IndexError) or kind is ModelError:
         return ""

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openneutron.core.files import exists, is_folder
 from openneutron.core.messages import did_you_mean, listed
+from openneutron.core.user_code import code_of_user
 from openneutron.data.files import data_files, warn_of_skipped
 from openneutron.data.sources import read_value
 from openneutron.data.transforms import Transform, fitted
@@ -105,7 +107,7 @@ def _slots(forms: Sequence[Any], names: Sequence[str] | None) -> list[_Slot]:
 def _named(text: str, slots: Sequence[_Slot]) -> tuple[str | None, Path]:
     """Splits "name=path". A file whose name contains "=" is a path."""
     name, equals, path = text.partition("=")
-    if not equals or Path(text).exists():
+    if not equals or exists(text):
         return None, Path(text)
     names = [slot.name for slot in slots]
     if name in names:
@@ -116,7 +118,7 @@ def _named(text: str, slots: Sequence[_Slot]) -> tuple[str | None, Path]:
 
 
 def _files_of(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if not is_folder(path):
         return [path]
     found, skipped = data_files(path)
     warn_of_skipped(path, skipped)
@@ -205,10 +207,8 @@ def _run_of_archive(
 
 def _transformed(path: Path, value: Any, slot: _Slot, transform: Transform | None) -> Any:
     is_float = _is_quantized(slot.form) or getattr(slot.form.dtype, "is_floating_point", True)
-    try:
+    with code_of_user(f"The transform of {path}", place=str(path)):
         return fitted(transform, slot.sizes, is_float=is_float)(value)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def _is_quantized(form: Any) -> bool:

@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from openneutron.core.messages import first_line
+from openneutron.core.files import exists, is_file, is_folder, names_in
 from openneutron.core.objects import check_object, is_reference, load_object, parse_reference
+from openneutron.core.user_code import code_of_user
 from openneutron.data.arrays import read_array, read_arrays, split_labels
 from openneutron.data.files import (
     ARRAYS,
@@ -29,7 +30,7 @@ from openneutron.data.labels import ClassNames, class_names_of, read_labels
 from openneutron.data.sources import ArraySource, FileSource, GivenSource, Sample, Source
 from openneutron.data.tables import numbers_in, paths_in, read_table
 from openneutron.data.transforms import Transform
-from openneutron.errors import InputError, OpenNeutronError, OptionError
+from openneutron.errors import InputError, OptionError
 
 __all__ = ["Samples", "check_data", "read_data"]
 
@@ -155,15 +156,8 @@ class Samples(Sequence[Sample]):
 
 
 def _apply(transform: Transform, sample: Sample) -> Any:
-    try:
+    with code_of_user(f"The transform of {sample.name}", place=sample.name):
         return transform(sample.inputs)
-    except (MemoryError, Warning):
-        raise
-    except OpenNeutronError as error:
-        raise type(error)(f"{sample.name}: {error}") from error
-    except Exception as error:
-        kind = type(error).__name__
-        raise InputError(f"The transform of {sample.name} failed: {kind}: {first_line(error)}") from error
 
 
 def _spread(count: int, limit: int, labels: Sequence[int] | None) -> list[int]:
@@ -235,9 +229,9 @@ def read_data(
 def check_data(source: str | os.PathLike[str]) -> None:
     """Raises the error of `read_data` for a path or a reference that does not exist, without reading the data."""
     text = os.fspath(source)
-    if not Path(text).exists() and is_reference(text):
+    if is_reference(text) and not exists(text):
         check_object(text, "The data")
-    elif not Path(text).exists():
+    elif not exists(text):
         raise InputError(_not_found(text))
 
 
@@ -252,9 +246,9 @@ def _of_text(text: str, names: ClassNames | None, *, labelled: bool) -> Samples:
     path = Path(text)
     if not text or path.suffix == ".py":
         parse_reference(text, "The data")
-    if path.is_dir():
+    if is_folder(path):
         return _of_folder(path, names, labelled=labelled)
-    if path.is_file():
+    if is_file(path):
         return _of_file(path, names, labelled=labelled)
     if not is_reference(text):
         raise InputError(_not_found(text))
@@ -271,15 +265,8 @@ class _Made:
     function: Callable[[], Any]
 
     def __call__(self) -> Any:
-        try:
+        with code_of_user(f"The function '{self.text}', which is called without arguments to get the data,"):
             return self.function()
-        except (MemoryError, OpenNeutronError, Warning):
-            raise
-        except Exception as error:
-            raise InputError(
-                f"The function '{self.text}', which is called without arguments to get the data, failed: "
-                f"{type(error).__name__}: {first_line(error)}"
-            ) from error
 
 
 def _of_folder(folder: Path, names: ClassNames | None, *, labelled: bool) -> Samples:
@@ -294,7 +281,7 @@ def _of_folder(folder: Path, names: ClassNames | None, *, labelled: bool) -> Sam
     warn_of_skipped(folder, outside, "are in no folder of a class")
     found = [path.relative_to(folder).parts[0] for path in inside]
     # A class without a file keeps its index.
-    folders = {entry.name for entry in folder.iterdir() if entry.is_dir() and is_data_folder(entry.name)}
+    folders = {name for name in names_in(folder) if is_data_folder(name) and os.path.isdir(folder / name)}
     indices, names = _indices({*found, *folders}, found, names, f"of the folders in '{folder}'")
     labels = tuple(indices[name] for name in found)
     return Samples(FileSource(tuple(inside), labels), str(folder), class_names=names, skipped=(*skipped, *outside))

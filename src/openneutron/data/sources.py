@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from openneutron.core.files import is_file
+from openneutron.core.user_code import code_of_user
 from openneutron.data.arrays import read_array, read_arrays, split_labels
 from openneutron.data.audio import Waveform, read_waveform
 from openneutron.data.files import ARRAYS, AUDIO, COMPRESSED_AUDIO, IMAGES, NAMED_ARRAYS, TABLES
@@ -52,7 +54,7 @@ def read_value(path: Path) -> Any:
     names the file, for a damaged file and an unknown type.
     """
     suffix = path.suffix.lower()
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"The file '{path}' does not exist.")
     if suffix in IMAGES:
         return open_image(path)
@@ -154,14 +156,16 @@ class GivenSource:
         given = self.make()
         if _is_loader(given) or not hasattr(given, "__len__"):
             return sum(1 for _ in self.items())
-        return len(given)
+        with code_of_user(f"The length of {self.name}"):
+            return len(given)
 
     def __getitem__(self, index: int) -> Sample:
         given = self.make()
         if not _is_loader(given) and hasattr(given, "__getitem__") and hasattr(given, "__len__"):
-            if not 0 <= index < len(given):
+            if not 0 <= index < len(self):
                 raise IndexError(index)
-            return self._sample(index, given[index])
+            with code_of_user(f"Reading sample {index} of {self.name}"):
+                return self._sample(index, given[index])
         for item in islice(self.items(), index, None):
             return self._sample(index, item)
         raise IndexError(index)
@@ -171,7 +175,8 @@ class GivenSource:
 
     def items(self) -> Iterator[Any]:
         """Returns the items as they are given; those of a DataLoader are rows of its batches."""
-        return _items(self.make(), self.name)
+        with code_of_user(f"Reading {self.name}"):
+            yield from _items(self.make(), self.name)
 
     def _sample(self, index: int, item: Any) -> Sample:
         name = f"sample {index} of {self.name}"

@@ -18,6 +18,8 @@ __all__ = ["DefaultTransform", "Transform", "fitted", "transform_of"]
 Transform = Callable[[Any], Any]
 """A function of one item of the data that returns the inputs of a model."""
 
+HUBS = ("hf-hub:", "hf_hub:")
+"""The beginnings of names of models on a server, in timm."""
 NO_SIZE = (
     "A file of this type holds one input, but this model takes several, or its size is not known. Give a transform "
     "that returns the model's inputs, or data with a value for each input."
@@ -109,12 +111,22 @@ def _of_torchvision(name: str) -> Transform:
 def _of_timm(name: str) -> Transform:
     timm = _package("timm")
     data = _package("timm.data")
-    config = timm.models.get_pretrained_cfg(name)
+    config = _config_of_hub(timm, name) if name.startswith(HUBS) else timm.models.get_pretrained_cfg(name)
     if config is None:
         known = timm.list_models(pretrained=True)
         raise OptionError(f"timm has no pretrained weights '{name}'.{did_you_mean(name, known)}")
-    options = data.resolve_data_config({}, pretrained_cfg=config.to_dict())
+    options = data.resolve_data_config({}, pretrained_cfg=config if isinstance(config, dict) else config.to_dict())
     return data.create_transform(**options, is_training=False)  # type: ignore[no-any-return]
+
+
+def _config_of_hub(timm: Any, name: str) -> Any:
+    try:
+        return timm.models.load_model_config_from_hf(name.partition(":")[2])[0]
+    except Exception as error:  # downloads raise errors of many types
+        raise InputError(
+            f"timm cannot download the transform of '{name}': {type(error).__name__}: {first_line(error)}. Check the "
+            "name and the connection, or give the transform as --mean, --std, --resize and --crop."
+        ) from error
 
 
 def _package(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from openneutron.core.files import exists
 from openneutron.core.messages import did_you_mean, first_line
 from openneutron.core.objects import load_object
+from openneutron.core.user_code import code_of_user
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.model.exporting import loaded_program
 from openneutron.model.weights import load_weights, read_checkpoint
@@ -43,7 +46,7 @@ def load_model(
         if positional:
             raise OptionError(f"args of {library}:{name} takes keyword arguments only, such as 'num_classes=10'.")
         module = LIBRARIES[library](name, weights is None, keywords)
-    elif Path(model).suffix and not model.rpartition(":")[0].endswith(".py") and Path(model).exists():
+    elif Path(model).suffix and not model.rpartition(":")[0].endswith(".py") and exists(model):
         found = _file(Path(model), unsafe=unsafe)
         if isinstance(found, ExportedProgram):
             _refuse_changes(model, args, weights)
@@ -90,19 +93,29 @@ def _made(found: Any, model: str, positional: list[Any], keywords: Mapping[str, 
         return found
     if not callable(found):
         raise ModelError(f"'{model}' is of type {type(found).__name__}. Give a class, a function or a module.")
-    try:
+    _check_arguments(found, model, positional, keywords)
+    with code_of_user(f"'{model}'", ModelError):
         made = found(*positional, **keywords)
-    except TypeError as error:
-        raise OptionError(
-            f"'{model}' cannot be called with these arguments: {first_line(error)}. Give args, such as 'width=16'."
-        ) from error
-    except Exception as error:
-        raise ModelError(f"'{model}' fails: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, nn.Module):
         raise ModelError(
             f"'{model}' returns an object of type {type(made).__name__}. Give a function that returns a module."
         )
     return made
+
+
+def _check_arguments(found: Any, model: str, positional: list[Any], keywords: Mapping[str, Any]) -> None:
+    """Raises `OptionError` if a class or function does not take these arguments."""
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # some classes of C have none
+        return
+    try:
+        signature.bind(*positional, **keywords)
+    except TypeError as error:
+        raise OptionError(
+            f"'{model}' cannot be called with these arguments: {first_line(error)}. Give args, such as 'width=16'. It "
+            f"takes {signature}."
+        ) from error
 
 
 def arguments_in(text: str) -> tuple[list[Any], dict[str, Any]]:
@@ -130,7 +143,8 @@ def _timm(name: str, pretrained: bool, keywords: Mapping[str, Any]) -> nn.Module
         import timm
     except ImportError as error:
         raise InputError(f"timm:{name} needs the package timm: pip install timm.") from error
-    _check_is_known("timm", name.partition(".")[0], timm.list_models())
+    if ":" not in name:  # a name such as "hf-hub:timm/resnet18.a1_in1k" is known to a server only
+        _check_is_known("timm", name.partition(".")[0], timm.list_models())
     return _of_library("timm", name, lambda: timm.create_model(name, pretrained=pretrained, **keywords))
 
 
