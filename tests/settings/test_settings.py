@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import tomllib
 from pathlib import Path
 
@@ -99,9 +100,15 @@ def test_given_values_replace_those_of_the_file(tmp_path: Path) -> None:
 def test_the_template_is_valid_and_has_all_settings() -> None:
     text = template()
     assert set(tomllib.loads(text)) == set(SECTIONS)
-    uncommented = "\n".join(line[2:] if " = " in line and line.startswith("# ") else line for line in text.splitlines())
-    tables = tomllib.loads("\n".join(line for line in uncommented.splitlines() if not line.startswith("Settings")))
-    assert {name for table in tables.values() for name in table} == {field.name for field in FIELDS}
+    shown = re.findall(r"^# (\w+) = (.*)$", text, re.MULTILINE)
+    assert [name for name, _ in shown] == [field.name for field in FIELDS]
+    for field, (_, value) in zip(FIELDS, shown, strict=True):
+        if field.default in (None, ()):
+            assert value.endswith("  (not set)")
+        else:
+            assert tomllib.loads(f"x = {value}")["x"] == (
+                list(field.default) if isinstance(field.default, tuple) else field.default
+            )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "first_line", "listed"]
+__all__ = ["did_you_mean", "first_line", "is_unicode", "listed", "printable"]
 
 
 def first_line(error: BaseException) -> str:
@@ -18,6 +18,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'a' or 'b'?" with the names in `known` that resemble `name`; empty if there are none."""
     near = difflib.get_close_matches(name, sorted(known), n=3)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written in UTF-8. Names of files may have other bytes, which Python holds as surrogates."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def printable(text: str) -> str:
+    """Returns a text that can be written in UTF-8: bytes of a file's name that are not UTF-8 become "\\xff"."""
+    return text if is_unicode(text) else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def listed(names: Iterable[str], limit: int = 8) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from openneutron.core.files import exists, is_folder, names_in
 from openneutron.core.messages import did_you_mean
 from openneutron.core.objects import check_object, is_reference
 from openneutron.errors import InputError, OptionError
@@ -21,8 +22,8 @@ __all__ = [
 
 RECOVER = ("auto", "fast", "best", "none")
 GRANULARITIES = ("per_tensor", "per_channel")
-NO_PATHS = ("none", "top1", "top5")
-"""Values of settings of kind "object" that are neither a path nor an object: no weights, and the named metrics."""
+LIBRARIES = ("timm:", "torchvision:")
+"""The beginnings of names in packages of models."""
 PAYLOADS = ("auto", "portable", "device")
 
 
@@ -33,13 +34,17 @@ def setting(
     choices: tuple[str, ...] = (),
     metavar: str | None = None,
     path: str | None = None,
+    words: tuple[str, ...] = (),
 ) -> Any:
     """Declares a setting.
 
     `path` is "file" for a path that must exist, "object" for a path that must exist, file.py:name or a name in a
-    package, "target" for a target, which may be the path of a board file, and None if the setting is not a path.
+    package, "name" for an object without the path, "target" for a target, which may be the path of a board file, and
+    None if the setting is none of these. `words` are values that are no paths; a word that ends with a colon stands for
+    all values that begin with it.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar, "path": path})
+    metadata = {"help": help, "choices": choices, "metavar": metavar, "path": path, "words": words}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class ModelSettings:
         "TorchScript file; timm:name; torchvision:name.",
         metavar="MODEL",
         path="object",
+        words=LIBRARIES,
     )
     args: str | None = setting(
         'Arguments of the class or function, such as "width=16, classes=10". Literals of Python.', metavar="ARGS"
@@ -60,6 +66,7 @@ class ModelSettings:
         "random weights; otherwise the package's pretrained weights are loaded.",
         metavar="FILE",
         path="object",
+        words=("none",),
     )
     input: tuple[str, ...] = setting(
         "The shape of an input, such as 1,3,32,32. A dtype may precede it (int64:1,128), and a name precede both "
@@ -95,13 +102,18 @@ class DataSettings:
         path="file",
     )
     metric: str = setting(
-        "top1, top5, or file.py:function of outputs and label.", "top1", metavar="METRIC", path="object"
+        "top1, top5, or file.py:function of outputs and label.",
+        "top1",
+        metavar="METRIC",
+        path="name",
+        words=("top1", "top5"),
     )
     transform: str | None = setting(
         "file.py:function of one sample; timm:name or torchvision:name for the transform of these weights. It replaces "
         "the other options of transforms.",
         metavar="TRANSFORM",
-        path="object",
+        path="name",
+        words=LIBRARIES,
     )
     resize: tuple[float, ...] = setting(
         "Resize images: one number for the shorter side, or height,width. By default, the size of the model's input.",
@@ -214,6 +226,24 @@ class Field:
     choices: tuple[str, ...]
     metavar: str | None
     path: str | None
+    words: tuple[str, ...]
+
+    def path_in(self, value: Any) -> str | None:
+        """Returns the path in a value of this setting; None if it names a package or a word, or is no path.
+
+        "net.py:Net" and "photos/" contain paths. "package.module:name", "timm:name" and "none" do not.
+        """
+        if self.path is None or not isinstance(value, str) or self.is_word(value):
+            return None
+        if self.path == "target":
+            return value if is_board_file(value) else None
+        if self.path != "file" and is_reference(value):
+            return value.rpartition(":")[0] if is_file_reference(value) else None
+        return value
+
+    def is_word(self, value: str) -> bool:
+        """Whether a value is one of `words`."""
+        return value in self.words or value.startswith(tuple(word for word in self.words if word.endswith(":")))
 
 
 def fields_of(section: str) -> tuple[Field, ...]:
@@ -285,39 +315,27 @@ def _checked(declared: Field, value: Any) -> Any:
     return found
 
 
-def path_in_setting(declared: Field, value: str) -> str | None:
-    """Returns the path in the value of a setting; None if it contains no path."""
-    if declared.path == "object":
-        return path_in(value)
-    return value if declared.path == "file" or (declared.path == "target" and is_board_file(value)) else None
-
-
-def path_in(value: str) -> str | None:
-    """Returns the path in a setting of kind "object"; None if the setting names a package or nothing.
-
-    "net.py:Net" and "photos/" contain paths. "package.module:name", "timm:name" and "none" do not.
-    """
-    if value in NO_PATHS:
-        return None
-    return value.rpartition(":")[0] if is_file_reference(value) else None if is_reference(value) else value
-
-
 def is_file_reference(value: str) -> bool:
     """Whether a text has the form file.py:name."""
     return is_reference(value) and value.rpartition(":")[0].endswith(".py")
 
 
 def _check_path(declared: Field, value: str) -> None:
-    if declared.name == "metric" and value not in NO_PATHS and not is_reference(value):
-        raise OptionError(
-            f"'metric' is top1, top5 or file.py:function, not {value!r}.{did_you_mean(value, ('top1', 'top5'))}"
-        )
-    if declared.path == "object" and (value in NO_PATHS or is_reference(value)):
+    if declared.is_word(value):
+        return
+    if declared.path == "target" and declared.path_in(value) is None:
+        return
+    if declared.path in ("object", "name") and is_reference(value):
         if is_file_reference(value):
             check_object(value, f"The setting '{declared.name}'")
         return
-    if path_in_setting(declared, value) is not None and not Path(value).exists():
+    if declared.path == "name":
+        words = [f"{word}name" if word.endswith(":") else word for word in declared.words]
+        raise OptionError(
+            f"'{declared.name}' is {', '.join(words)} or file.py:function, not {value!r}.{did_you_mean(value, words)}"
+        )
+    if not exists(value):
         folder = Path(value).parent
-        known = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        where = "" if folder.is_dir() else f" The folder '{folder}' does not exist."
-        raise InputError(f"{declared.name}: '{value}' does not exist.{where}{did_you_mean(Path(value).name, known)}")
+        where = "" if is_folder(folder) else f" The folder '{folder}' does not exist."
+        near = did_you_mean(Path(value).name, names_in(folder))
+        raise InputError(f"{declared.name}: '{value}' does not exist.{where}{near}")

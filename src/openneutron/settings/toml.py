@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from openneutron.core.files import read_file, write_file
-from openneutron.core.messages import did_you_mean
+from openneutron.core.messages import did_you_mean, is_unicode, printable
 from openneutron.errors import OptionError
-from openneutron.settings.declaration import SECTIONS, Field, Settings, fields_of, path_in_setting
+from openneutron.settings.declaration import SECTIONS, Field, Settings, fields_of
 
-__all__ = ["FILE_NAME", "read_settings", "template", "write_settings"]
+__all__ = ["FILE_NAME", "read_settings", "settings_text", "template", "write_settings"]
 
 FILE_NAME = "openneutron.toml"
 _HEADER = (
@@ -61,19 +61,30 @@ def _home_of(name: str) -> str:
 
 def _from_folder(declared: Field, value: Any, folder: Path) -> Any:
     """Returns a value of a file in `folder`, with its path relative to the current folder."""
-    if not isinstance(value, str) or path_in_setting(declared, value) is None:
+    path = declared.path_in(value)
+    if not path:
         return value
-    return os.path.normpath(folder / value)
+    shown = os.path.normpath(folder / path)
+    # Beyond a link, ".." leads from the folder that the link leads to.
+    real = os.path.realpath(os.path.join(os.path.realpath(folder), path))
+    return (shown if os.path.realpath(shown) == real else real) + value[len(path) :]
 
 
 def write_settings(file: str | os.PathLike[str], settings: Settings) -> None:
     """Writes the settings that differ from the defaults. Paths become relative to the folder of `file`.
 
-    Raises `OutputError` if the file cannot be written.
+    Raises `OutputError` if the file cannot be written, and `OptionError` as `settings_text` does.
+    """
+    write_file(file, settings_text(settings, Path(file).parent).encode())
+
+
+def settings_text(settings: Settings, folder: Path) -> str:
+    """Returns the content of an `openneutron.toml` in `folder`, with the settings that differ from the defaults.
+
+    Raises `OptionError` for a path that TOML cannot hold, because its name is not UTF-8.
     """
     import tomlkit
 
-    folder = Path(file).parent
     document = _document(_HEADER)
     for section, values in settings.given().items():
         if not values:
@@ -83,7 +94,19 @@ def write_settings(file: str | os.PathLike[str], settings: Settings) -> None:
         for name, value in values.items():
             table.add(name, _to_folder(known[name], value, folder))
         document.add(section, table)
-    write_file(file, tomlkit.dumps(document).encode())
+    text = tomlkit.dumps(document)
+    if not is_unicode(text):
+        raise OptionError(
+            f"{FILE_NAME} cannot hold the settings, because the name of a file or folder is not UTF-8: "
+            f"{', '.join(printable(one) for one in _texts(settings) if not is_unicode(one))}. Rename it."
+        )
+    return text
+
+
+def _texts(settings: Settings) -> Iterator[str]:
+    for values in settings.given().values():
+        for value in values.values():
+            yield from (one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, str))
 
 
 def _document(header: tuple[str, ...]) -> Any:
@@ -99,18 +122,22 @@ def _document(header: tuple[str, ...]) -> Any:
 def _to_folder(declared: Field, value: Any, folder: Path) -> Any:
     if isinstance(value, tuple):
         return list(value)
-    if not isinstance(value, str) or (path := path_in_setting(declared, value)) is None:
+    path = declared.path_in(value)
+    if not path:
         return value
-    relative = os.path.relpath(path, folder) if _on_one_drive(path, folder) else str(Path(path).resolve())
+    shown, real = os.path.abspath(path), os.path.realpath(path)
+    shown = shown if os.path.realpath(shown) == real else real
+    base = os.path.realpath(folder)
+    is_on_one_drive = os.path.splitdrive(shown)[0] == os.path.splitdrive(base)[0]
+    relative = os.path.relpath(shown, base) if is_on_one_drive else shown
     return Path(relative).as_posix() + value[len(path) :]
 
 
-def _on_one_drive(path: str, folder: Path) -> bool:
-    return Path(path).resolve().drive == folder.resolve().drive
-
-
 def template() -> str:
-    """Returns an `openneutron.toml` with every setting, its description and its default, as comments."""
+    """Returns an `openneutron.toml` with every setting, its description and its default, as comments.
+
+    A setting without a default has the form of its value in place of the default.
+    """
     lines = [f"# {line}" for line in _HEADER]
     for section, kind in SECTIONS.items():
         lines += ["", f"[{section}]  # {kind.__doc__}"]
@@ -126,11 +153,17 @@ def _wrapped(declared: Field) -> list[str]:
     return textwrap.wrap(declared.help.replace("--", "").replace(" Repeatable.", "") + choices, 100)
 
 
+_FORMS = {
+    "str": '"{}"', "int": "NUMBER", "float": "NUMBER", "tuple[float, ...]": "[NUMBER, ...]",
+    "tuple[str, ...]": '["{}", ...]',
+}  # fmt: skip
+
+
 def _literal(declared: Field) -> str:
-    """Returns the default of a setting as TOML; an empty text or list, if it has none."""
+    """Returns the default of a setting as TOML; the form of its value, if it has none."""
     import tomlkit
 
-    if declared.default is None:
-        return {"str": '""', "int": "1", "float": "1.0"}[declared.kind]
+    if declared.default in (None, ()):
+        return f"{_FORMS[declared.kind].format(declared.metavar or 'TEXT')}  (not set)"
     value = list(declared.default) if isinstance(declared.default, tuple) else declared.default
     return str(tomlkit.item(value).as_string())

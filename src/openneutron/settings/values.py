@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import reprlib
+from datetime import date, time
 from typing import Any
 
 from openneutron.errors import OptionError
@@ -34,11 +36,19 @@ def checked_value(name: str, kind: str, value: Any) -> Any:
         return float(value)
     if kind == "str" and isinstance(value, str):
         return str(value)
+    if kind == "str" and type(value) is date:  # TOML has dates without quotes
+        return value.isoformat()
     if kind == "tuple[str, ...]" and isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
         return tuple(map(str, value))
     if kind == "tuple[float, ...]" and (found := _numbers(value)) is not None:
         return found
-    raise OptionError(f"'{name}' takes {KINDS[kind]}, not {value!r}.")
+    quotes = " Write it in quotes." if isinstance(value, (date, time)) else ""
+    raise OptionError(f"'{name}' takes {KINDS[kind]}, not {_shown(value)}.{quotes if kind == 'str' else ''}")
+
+
+def _shown(value: Any) -> str:
+    """Returns a value of TOML for a message, as far as it is short."""
+    return f"the {type(value).__name__} {value}" if isinstance(value, (date, time)) else reprlib.repr(value)
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
