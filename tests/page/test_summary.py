@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.accuracy_models import images, net, quantized
 
 from openneutron import NeutronProgram, QuantizedModel, lower
 from openneutron.accuracy import Analysis, analyze
 from openneutron.accuracy.side_by_side import RunScores, SideBySide
 from openneutron.accuracy.validate import validate
+from openneutron.core.sources import portable_trace, short_source
 from openneutron.errors import FormatError, InputError
 from openneutron.formats import pte
 from openneutron.formats.payload import parse
 from openneutron.page import AccuracyRow, ChangedSample, Summary, ValidationRow, summarize, wilson_interval
 from openneutron.page.accuracy import accuracy_rows
 from openneutron.page.content import AdviceRow, AnalysisRows, PlacementRow
-from openneutron.page.summary import short_source
 from openneutron.page.verdict import mcnemar, verdict_of
 from openneutron.report.inspect import inspect_bytes
 
@@ -136,10 +137,27 @@ def test_options_are_text(summary: Summary) -> None:
         ("/usr/lib/python3/site-packages/torchvision/models/vgg.py:12", "torchvision/models/vgg.py:12"),
         (f"{Path.cwd().as_posix()}/models/net.py:3", "models/net.py:3"),
         ("/elsewhere/net.py:3", "/elsewhere/net.py:3"),
+        ("site-packages/torchvision/models/vgg.py:12", "torchvision/models/vgg.py:12"),
+        ("net.py:3", "net.py:3"),
     ],
 )
 def test_source_lines_do_not_depend_on_the_place_of_the_project(source: str, expected: str) -> None:
     assert short_source(source) == expected
+
+
+def test_source_lines_are_relative_to_a_given_folder() -> None:
+    assert short_source("/here/nets/net.py:3", "/here/nets") == "net.py:3"
+    assert short_source("/here/blocks/conv.py:3", "/here/nets") == "../blocks/conv.py:3"
+    assert short_source("net.py:3", "/here/nets") == "net.py:3"
+
+
+def test_stack_traces_keep_the_names_of_packages() -> None:
+    here = Path(torch.__file__).parent
+    trace = (
+        f'  File "/here/nets/net.py", line 3, in forward\n    x = 1\n  File "{here}/nn/linear.py", line 7, in forward\n'
+    )
+    found = portable_trace(trace, "/here/nets")
+    assert found == trace.replace("/here/nets/", "").replace(str(here), "site-packages/torch")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from openneutron.core.sources import FRAME
+
 __all__ = [
     "STATE",
     "UNBATCHED",
@@ -44,9 +46,8 @@ __all__ = [
     "source_of",
 ]
 
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 # Frames inside these packages are not the user's code.
-_LIBRARIES = re.compile(r"[/\\](site-packages|dist-packages)[/\\](torch|torchao|executorch)[/\\]|<eval_with_key>")
+_LIBRARIES = re.compile(r"(?:^|[/\\])(site-packages|dist-packages)[/\\](torch|torchao|executorch)[/\\]|<eval_with_key>")
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 _OWN_FOLDER = str(Path(__file__).parents[1])
 # The name that a non-strict export gives to a slice of a ModuleList or Sequential.
@@ -81,7 +82,7 @@ def _overload(node: Node) -> torch._ops.OpOverload | None:
 
 def source_of(node: Node) -> str | None:
     """Returns the user's "file:line" that created `node`: the innermost frame outside torch, torchao and ExecuTorch."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    frames = FRAME.findall(node.meta.get("stack_trace") or "")
     own = [f"{file}:{line}" for file, line in frames if not _LIBRARIES.search(file)]
     return own[-1] if own else None
 

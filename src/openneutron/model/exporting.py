@@ -27,6 +27,7 @@ from openneutron.core.boundary import frame_of_user
 from openneutron.core.constants import attribute
 from openneutron.core.fx import is_dequantize, is_library, placeholders
 from openneutron.core.messages import first_line
+from openneutron.core.sources import portable_trace
 from openneutron.errors import InputError, ModelError
 from openneutron.model.data import describe
 from openneutron.model.examples import Examples, register_dataclasses
@@ -126,14 +127,17 @@ def loaded_program(file: str | os.PathLike[str]) -> ExportedProgram:
         raise InputError(f"'{path}' cannot be loaded as an exported program: {first_line(error)}") from error
 
 
-def saved_program(exported: ExportedProgram, target: str) -> bytes:
+def saved_program(exported: ExportedProgram, target: str, source_root: str | os.PathLike[str] | None = None) -> bytes:
     """Returns the bytes of a file (.pt2) that holds an exported program and the name of its target.
 
-    Removes the notes on the origin of nodes from `exported`: they contain addresses of Python objects, so that the
-    bytes would differ in each process.
+    The bytes are those of each process and folder. Removes the notes on the origin of nodes from `exported`, because
+    they contain addresses of Python objects. The paths in stack traces become those of `portable_trace`.
     """
-    for node in exported.graph.nodes:
+    graphs = [module.graph for module in exported.graph_module.modules() if isinstance(module, GraphModule)]
+    for node in (node for graph in graphs for node in graph.nodes):
         node.meta.pop("from_node", None)
+        if node.meta.get("stack_trace"):
+            node.meta["stack_trace"] = portable_trace(node.meta["stack_trace"], source_root)
     file = io.BytesIO()
     torch.export.save(exported, file, extra_files={_TARGET: target})
     return file.getvalue()

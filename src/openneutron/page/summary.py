@@ -8,12 +8,12 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import openneutron
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.files import read_file
+from openneutron.core.sources import short_source
 from openneutron.errors import InputError
 from openneutron.formats import pte
 from openneutron.ir.cost import array_of
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from openneutron.flow import NeutronProgram, QuantizedModel
     from openneutron.partition.placing import Placement
 
-__all__ = ["HISTOGRAMS", "analysis_rows", "short_source", "summarize"]
+__all__ = ["HISTOGRAMS", "analysis_rows", "summarize"]
 
 Root = str | os.PathLike[str] | None
 HISTOGRAMS = 6
@@ -247,20 +247,7 @@ def _placement_row(row: Placement, costs: Mapping[str, int], root: Root) -> Plac
     return PlacementRow(row.node, row.op, row.where, row.partition, row.reason, row.module, source, cycles)
 
 
-def short_source(source: str, root: Root = None) -> str:
-    """Returns "file:line" with the path as of the folder of installed packages, or of `root`, or the current folder.
-
-    The path does not then depend on where the project lies. A path elsewhere is unchanged.
-    """
-    source = source.replace("\\", "/")
-    for folder in ("site-packages", "dist-packages"):
-        if (parts := source.rpartition(f"/{folder}/"))[1]:
-            return parts[2]
-    own = Path.cwd() if root is None else Path(root).resolve()
-    return source.removeprefix(f"{own.as_posix()}/")
-
-
-def _placement_of_file(method: pte.Method, report: Report, costs: Costs) -> tuple[PlacementRow, ...]:
+def _placement_of_file(method: pte.Method, report: Report) -> tuple[PlacementRow, ...]:
     """Returns a row for each CPU kernel and for each operator of a delegate, in order of execution."""
     delegates = iter(report.delegates)
     rows: list[PlacementRow] = []

@@ -82,8 +82,10 @@ class NeutronPartitioner(Partitioner):
                 f"The compile spec is for target '{self.options.target}', but the partitioner is for "
                 f"'{NeutronTargetSpec(named).name}'. Give the same target to both."
             )
-        # The .pte does not record the requested form of the payload.
-        self.delegation_spec = DelegationSpec(NeutronBackend.__name__, replace(self.options, payload="auto").to_specs())
+        # The .pte records neither the requested form of the payload nor the folder of intermediate files, so that its
+        # bytes do not depend on the machine.
+        recorded = replace(self.options, payload="auto", intermediates_dir=None)
+        self.delegation_spec = DelegationSpec(NeutronBackend.__name__, recorded.to_specs())
 
     def transform_for_pre_decomposition(self, exported_program: ExportedProgram) -> ExportedProgram:
         """Finds and compiles the partitions. `to_edge_transform_and_lower` calls it.
