@@ -20,6 +20,7 @@ from openneutron.accuracy.evaluate import top1, top5
 from openneutron.accuracy.side_by_side import normal_interval
 from openneutron.data import AudioTransform, ImageTransform, Waveform, read_data, thumbnail
 from openneutron.errors import InputError, OptionError
+from openneutron.runtime.program import HostProgram
 
 CLASSES = ("ant", "bee", "cat")
 PER_CLASS = 4
@@ -291,3 +292,39 @@ def test_the_result_is_plain_data(folder: Path) -> None:
     assert first == second
     assert isinstance(first, SideBySide)
     assert "predictions" not in repr(first)
+
+
+class Sum(nn.Module):
+    """A running sum with a limit."""
+
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total = (0.5 * self.total + x).clamp(-4, 4)
+        return self.total * 1.0
+
+
+@pytest.mark.parametrize("form", ["float", "int8", ".pte", ".pt2"])
+def test_evaluation_begins_and_ends_with_the_initial_state(form: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(1, 3, generator=generator) for _ in range(8)]
+    module = Sum().eval()
+    quantized = quantize(module, (data[0],), data, recover=None, progress=False)
+    run: Any = {
+        "float": module, "int8": quantized, ".pte": HostProgram(lower(quantized).portable),
+        ".pt2": torch.export.export(module, (data[0],)),
+    }[form]  # fmt: skip
+    pairs = [(x, 0) for x in data]
+
+    def metric(outputs: Tensor, _: int) -> float:
+        return float(outputs.abs().sum())
+
+    first = evaluate(run, pairs, metric)
+    assert evaluate(run, pairs, metric) == first
+    with pytest.raises(InputError, match="pair of inputs and label"):
+        evaluate(run, [*pairs, data[0]], metric)
+    assert evaluate(run, pairs, metric) == first

@@ -28,6 +28,7 @@ from openneutron.accuracy.runs import (
 from openneutron.accuracy.side_by_side import RIGHT, RunScores, SideBySide
 from openneutron.core.boundary import typed_errors
 from openneutron.core.parallel import check_jobs, map_in_order, split
+from openneutron.core.user_code import code_of_user
 from openneutron.data.samples import Samples
 from openneutron.errors import InputError, OptionError
 from openneutron.model.data import align
@@ -85,8 +86,9 @@ def evaluate(
     kind of processes. With `jobs` above 1, a function `metric` must be picklable. A program with int8 inputs
     (`int8_io`) takes integers, or floats, which are then quantized, and its outputs dequantized.
 
-    A model with state needs `jobs=1`. It runs all samples as one stream, or each `Stream` of pairs in `data` from the
-    initial state; that of a float module is the state of its buffers before the first stream.
+    A model with state needs `jobs=1`. It runs all samples as one stream from the initial state, or each `Stream` of
+    pairs in `data`, and has the initial state again afterwards. For a float module, this is the state of its buffers
+    when `evaluate` is called.
 
     Raises `OptionError` for an invalid `metric` or `jobs`; `InputError` for data that are empty or not pairs, and for
     names of classes that are more or fewer than the model's classes; `ModelError` if `jobs` is above 1 and the module
@@ -132,12 +134,16 @@ def evaluate_side_by_side(
         rows = _Rows(len(models))
         total = _known_length(opened) // size
         samples = labelled_samples(opened, size, forms, transform, begin)
-        for sample, scores in _all_scores(models, chosen, samples, jobs):
-            if not rows.count:
-                check(scores[0].classes)
-            rows.add(sample, scores)
-            if progress is not None:
-                progress(rows.count, total)
+        _call_each(resets)
+        try:
+            for sample, scores in _all_scores(models, chosen, samples, jobs):
+                if not rows.count:
+                    check(scores[0].classes)
+                rows.add(sample, scores)
+                if progress is not None:
+                    progress(rows.count, total)
+        finally:
+            _call_each(resets)  # the next use of a model does not begin with a state of these samples
     if not rows.count:
         raise InputError("The data are empty. Give pairs of inputs and label.")
     source = opened if isinstance(opened, Samples) else data
@@ -218,7 +224,7 @@ def _scores(calls: Sequence[Any], metric: NamedMetric, sample: LabelledSample, i
     for call in calls:
         with typed_errors(f"Running the model on {what}", InputError):
             outputs = call(*tree_map(align, sample.inputs.args), **tree_map(align, sample.inputs.kwargs))
-        with typed_errors(f"The metric of {what}", OptionError):
+        with code_of_user(f"The metric of {what}", OptionError):
             scores.append(_score(metric, outputs, sample.label))
     return scores
 

@@ -22,7 +22,7 @@ from openneutron.flow import NeutronProgram, QuantizedModel
 from openneutron.model.arguments import MISSING, Leaf, leaves_at
 from openneutron.model.data import InputForm, forms_of
 from openneutron.model.examples import leaves_of
-from openneutron.model.state import has_state, reset
+from openneutron.model.state import has_state, initial_states, reset
 from openneutron.runtime.native import native_module
 from openneutron.runtime.program import HostProgram, TensorInfo, load
 
@@ -141,7 +141,7 @@ def carries_state(run: Any) -> bool:
 class StateReset:
     """Resets the state of a run before each stream.
 
-    The initial state of a float module is that of its buffers before the first stream.
+    The initial state of a float module is that of its buffers at the first call.
     """
 
     def __init__(self, run: Any) -> None:
@@ -153,7 +153,7 @@ class StateReset:
         run = self._run
         if isinstance(run, (HostProgram, QuantizedModel)):
             run.reset()
-        elif isinstance(run, GraphModule) and has_state(run):
+        elif isinstance(run, GraphModule) and initial_states(run):
             reset(run)
         elif isinstance(run, torch.nn.Module):
             self._reset_buffers(run)

@@ -131,6 +131,7 @@ def validate(
             for name, module in fresh.items():
                 for one, value, wanted in zip(differences[name], outputs, _expected(module, inputs, host), strict=True):
                     one.add(value, wanted)
+    host.reset()
     rows = tuple(one.row() for found in differences.values() for one in found)
     layers = None
     if quantized is not None:
