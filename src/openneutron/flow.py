@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_map
 from openneutron.calibration import CalibrationOptions
 from openneutron.compile_spec import CompileOptions, list_of_names
 from openneutron.core.boundary import typed_errors
-from openneutron.core.files import write_file
+from openneutron.core.files import write_file, write_files
+from openneutron.core.progress import phase_bar
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.model.arguments import Leaf, text_of_leaves
 from openneutron.model.data import Data, calibration_inputs, forms_of
@@ -60,6 +61,11 @@ if TYPE_CHECKING:
     from openneutron.report.estimate import Estimate
 
 __all__ = ["NeutronProgram", "QuantizedModel", "lower", "quantize"]
+
+LOWERING_SHARES = (2, 2, 2, 4)
+"""The shares of the phases of `lower` in its time: export, placement, compilation, ExecuTorch's lowering."""
+PREPARING_SHARES = (1, 1)
+"""The shares of export and of the passes before annotation in the time before calibration."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +119,20 @@ class QuantizedModel:
         """Restores the state that the module had when the model was exported."""
         reset(self.module)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def as_file(self, source_root: str | os.PathLike[str] | None = None) -> bytes:
+        """Returns the content of the file that `save` writes."""
+        return saved_program(export(self.module, self.examples), self.target, source_root)
+
+    def save(self, path: str | os.PathLike[str], *, source_root: str | os.PathLike[str] | None = None) -> None:
         """Exports the converted module and writes it to `path`, a file of torch.export (.pt2) that `lower` takes.
 
         The file holds the name of the target, too. It does not hold the float model, so `analyze` needs that again.
+        The user's source lines in it are relative to `source_root`, by default the current folder.
         Raises `OutputError` if the file cannot be written, and `OptionError` for another suffix than .pt2.
         """
         if Path(path).suffix != ".pt2":
             raise OptionError(f"A quantized model is saved as .pt2, but the path is '{os.fspath(path)}'.")
-        write_file(path, saved_program(export(self.module, self.examples), self.target))
+        write_file(path, self.as_file(source_root))
 
 
 @dataclass(frozen=True)
@@ -205,9 +216,14 @@ class NeutronProgram:
 
         `kernel_selection`, if any, is written to the same folder: "model_kernel_selection.c" for "model.pte".
         """
-        write_file(path, self.buffer)
+        write_files(self.files(Path(path)))
+
+    def files(self, path: Path) -> dict[Path, bytes]:
+        """Returns the files that `save` writes, with their contents."""
+        files = {path: self.buffer}
         if self.kernel_selection is not None:
-            write_file(kernel_selection_path(Path(path)), self.kernel_selection.encode())
+            files[kernel_selection_path(path)] = self.kernel_selection.encode()
+        return files
 
     def run(self, *inputs: Any, **named: Any) -> Any:
         """Runs the portable program on this machine, like `HostProgram.run`.
@@ -372,8 +388,9 @@ def _quantized(
         examples = Examples(*model.example_inputs)
     else:
         examples = examples_of(example_inputs, module)
-    with typed_errors("Preparing the model for quantization"):
+    with phase_bar("Preparing", PREPARING_SHARES) as end_phase, typed_errors("Preparing the model for quantization"):
         graph = export(module, examples, strict=options.strict).module()
+        end_phase()
         # Recovery equalizes channels by the ranges that calibration finds.
         equalizes = quantizer.equalize and options.recover is None
         unprepared = copy.deepcopy(graph) if options.selects_wide_states else None
@@ -475,15 +492,17 @@ def lower(
     spec = NeutronTargetSpec(target or own_target)
     board = spec if spec.board else None
     options = CompileOptions(spec.name, blocked, **compile_options)
-    exported = export(module, examples)
-    leaves = leaves_of(exported.module())
-    with typed_errors("Lowering the model"):
+    with phase_bar("Lowering", LOWERING_SHARES) as end_phase, typed_errors("Lowering the model"):
+        exported = export(module, examples)
+        leaves = leaves_of(exported.module())
+        end_phase()
         methods: dict[str, Any] = quantized_io.int8_io(exported) if int8_io else {}
         placed = place(exported, replace(options, payload="portable"))
+        end_phase()
         rows = placed.rows
         if not all(leaf.is_tensor and len(leaf.path) == 1 for leaf in leaves) or examples.kwargs:
             methods[INPUT_NAMES] = text_of_leaves(leaves)
-        portable = _portable_program(placed, methods or None)
+        portable = _portable_program(placed, methods or None, end_phase)
         origins = origins_of(placed)
     if not any(row.where == "npu" for row in rows):
         warnings.warn(cpu_message(rows), CpuWarning, stacklevel=2)
@@ -527,8 +546,11 @@ def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, Target]:
     return quantized, kept, target
 
 
-def _portable_program(placed: Placed, constant_methods: dict[str, Any] | None) -> bytes:
-    """Compiles the partitions, then calls `to_edge_transform_and_lower`. Returns the bytes of the portable `.pte`."""
+def _portable_program(placed: Placed, constant_methods: dict[str, Any] | None, end_phase: Callable[[], None]) -> bytes:
+    """Compiles the partitions, then calls `to_edge_transform_and_lower`. Returns the bytes of the portable `.pte`.
+
+    Calls `end_phase` after each of the two.
+    """
     from executorch.exir import to_edge_transform_and_lower
 
     from openneutron.partition.partitioner import NeutronPartitioner, check_cpu_operators, compile_placed
@@ -537,6 +559,7 @@ def _portable_program(placed: Placed, constant_methods: dict[str, Any] | None) -
         partitioner = [NeutronPartitioner(placed.graphs.options.to_specs())]
         check_cpu_operators(placed)
         program = compile_placed(placed)
+        end_phase()
         edge = to_edge_transform_and_lower(program, partitioner=partitioner, constant_methods=constant_methods)
         warnings.filterwarnings("ignore", "Mutation on a buffer in the model")  # the partitioner keeps initial values
         return bytes(edge.to_executorch().buffer)

@@ -13,6 +13,7 @@ from openneutron.ops.support import SupportedOperator
 from openneutron.page import AccuracyRow, Summary
 from openneutron.page.content import AnalysisRows
 from openneutron.page.differences import Difference, Move
+from openneutron.report.inspect import Report
 from openneutron.targets import Board, NeutronTarget
 from openneutron.workflow.runs import FileRun
 
@@ -66,6 +67,11 @@ def _summary() -> Schema:
     return {**found, "properties": properties, "required": list(properties)}
 
 
+def _report() -> Schema:
+    sums = {"scratch_bytes": NUMBER, "weight_bytes": NUMBER, "cycles": _PLAIN[float]}
+    return an_object({**schema_of(Report)["properties"], **sums})
+
+
 def _validation() -> Schema:
     return an_object({**schema_of(Validation)["properties"], "passed": TRUTH})
 
@@ -86,6 +92,7 @@ SCHEMAS: dict[str, Schema] = {
         "moves": a_list(schema_of(Move)),
         "outputs": a_list(schema_of(OutputDifference)),
     }),
+    "inspect": _report(),
     "extract": an_object({"files": a_list(TEXT)}),
     "operators": an_object({"operators": a_list(schema_of(SupportedOperator))}),
     "targets": an_object({
@@ -95,4 +102,4 @@ SCHEMAS: dict[str, Schema] = {
     "doctor": an_object({"passed": TRUTH, "report": TEXT}),
     "init": an_object({"file": TEXT}),
 }  # fmt: skip
-"""The schema of each verb but `inspect`, whose document has the fields of a report and of its parts."""
+"""The schema of each verb."""

@@ -3,140 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 import torch
-from tests.cli.schemas import SCHEMAS
+from tests.cli.builds import MODEL, SOURCE, Here, run
 from torch import nn
-
-from openneutron.cli import main
-
-Image = pytest.importorskip("PIL.Image")
-
-SOURCE = """
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, width=4):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-        self.head = nn.Linear(width * 16, 2)
-
-    def forward(self, x):
-        return self.head(self.body(x).flatten(1))
-
-def metric(outputs, label):
-    return 100.0 * float(outputs.argmax() == label)
-"""
-NAMES = ("left", "right")
-
-
-class Result:
-    """The exit code and the output of a process."""
-
-    def __init__(self, verb: str, done: subprocess.CompletedProcess[str]) -> None:
-        self.verb, self.code, self.out, self.err = verb, done.returncode, done.stdout, done.stderr
-        self.text = self.out + self.err
-
-    @property
-    def json(self) -> Any:
-        """The one document on stdout, which follows the schema of the verb."""
-        found = json.loads(self.out)
-        if self.verb in SCHEMAS:
-            jsonschema.validate(found, SCHEMAS[self.verb])
-        return found
-
-
-Here = Callable[..., Result]
-
-
-def run(folder: Path, *arguments: object) -> Result:
-    command = [sys.executable, "-m", "openneutron", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    result = Result(str(arguments[0]), done)
-    assert "Traceback" not in result.text
-    return result
-
-
-def images(folder: Path, count: int, seed: int) -> None:
-    """Writes images that are bright on the side that their folder names."""
-    numbers = np.random.default_rng(seed)
-    for side, name in enumerate(NAMES):
-        (folder / name).mkdir(parents=True)
-        for index in range(count):
-            pixels = numbers.integers(0, 120, (8, 8))
-            pixels[:, 4 * side : 4 * side + 4] += 100
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index:03}.png")
-
-
-def train(folder: Path) -> None:
-    namespace: dict[str, Any] = {}
-    exec(SOURCE, namespace)
-    torch.manual_seed(0)
-    module: nn.Module = namespace["Net"]()
-    numbers = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 2, (256,), generator=numbers)
-    x = torch.rand(256, 1, 8, 8, generator=numbers) * 0.47
-    x[labels == 0, :, :, :4] += 0.39
-    x[labels == 1, :, :, 4:] += 0.39
-    optimizer = torch.optim.Adam(module.parameters(), 0.02)
-    for _ in range(30):
-        loss: Any = nn.functional.cross_entropy(module((x - 0.4) / 0.2), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    torch.save(
-        {"state_dict": {f"module.{name}": value for name, value in module.state_dict().items()}}, folder / "w.pt"
-    )
-
-
-MODEL = ("net.py:Net", "--weights", "w.pt", "--input", "1,1,8,8", "--mean", "0.4", "--std", "0.2")
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with net.py, w.pt, and images in photos/ and labelled/."""
-    folder = tmp_path_factory.mktemp("work")
-    (folder / "net.py").write_text(SOURCE)
-    train(folder)
-    images(folder / "photos", 10, 0)
-    images(folder / "labelled", 20, 1)
-    return folder
-
-
-@pytest.fixture
-def here(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """Runs a verb in this process, which has torch already, in the folder `work`."""
-    monkeypatch.chdir(work)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def call(*arguments: object) -> Result:
-        with pytest.raises(SystemExit) as end:
-            main(list(map(str, arguments)))
-        printed = capsys.readouterr()
-        done = subprocess.CompletedProcess[str]([], int(end.value.code or 0), printed.out, printed.err)
-        return Result(str(arguments[0]), done)
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def built(work: Path) -> Path:
-    """The folder of a build."""
-    result = run(work, "build", *MODEL, "--calibrate", "photos", "--evaluate", "labelled", "-o", "out", "--json")
-    assert result.code == 0, result.text
-    # assert result.json["accuracy"][0]["value"] >= 95
-    return work / "out"
 
 
 class TestBuild:
@@ -165,10 +39,17 @@ class TestBuild:
         assert result.err == ""
         for name in ("model.pte", "summary.json", "report.html", "quantized.pt2"):
             assert (work / "deep/er/copy" / name).read_bytes() == (built / name).read_bytes(), name
-        moved = run(work / "deep", "build", "-c", "er/copy/openneutron.toml", "-o", "third", "-q")
+
+    @pytest.mark.slow
+    def test_the_bytes_do_not_depend_on_the_place_of_the_project(self, work: Path, built: Path, tmp_path: Path) -> None:
+        shutil.copytree(work, tmp_path / "else/where", ignore=shutil.ignore_patterns("deep", "again", "other"))
+        (tmp_path / "dumps").mkdir()
+        options = ("-c", "where/out/openneutron.toml", "-o", "third", "-q", "--intermediates-dir", tmp_path / "dumps")
+        moved = run(tmp_path / "else", "build", *options)
         assert moved.code == 0, moved.text
-        for name in ("model.pte", "summary.json", "report.html"):
-            assert (work / "deep/third" / name).read_bytes() == (built / name).read_bytes(), name
+        for name in ("model.pte", "quantized.pt2"):
+            assert (tmp_path / "else/third" / name).read_bytes() == (built / name).read_bytes(), name
+        assert str(work).encode() not in (built / "quantized.pt2").read_bytes()
 
     @pytest.mark.slow
     def test_options_replace_settings(self, work: Path, built: Path) -> None:

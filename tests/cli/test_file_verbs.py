@@ -93,6 +93,7 @@ class TestInspect:
         code, text = run("inspect", folder / "model.pte", "--json", "--target", "mcxn94x")
         assert code == 0
         told, report = json.loads(text), inspect(folder / "model.pte", "mcxn94x")
+        jsonschema.validate(told, SCHEMAS["inspect"])
         assert (told["scratch_bytes"], told["weight_bytes"], told["cycles"]) == (
             report.scratch_bytes, report.weight_bytes, report.cycles,
         )  # fmt: skip

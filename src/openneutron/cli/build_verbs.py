@@ -62,13 +62,13 @@ def quantize(
     check_settings(settings, "model", "calibrate")
     check_output(output)
     from openneutron.errors import OptionError
-    from openneutron.workflow.from_settings import quantize_from_settings
+    from openneutron.workflow.from_settings import quantize_from_settings, source_root
 
     if output.suffix != ".pt2":
         raise OptionError(f"A quantized model is written as .pt2, but --output is '{output}'.")
     with terminal.step("quantize"):
         quantized = quantize_from_settings(settings, progress=terminal.shows_progress)
-    quantized.save(output)
+    quantized.save(output, source_root=source_root(settings))
     terminal.show(f"{output}\n{quantized}", {"file": str(output), "target": quantized.target})
 
 

@@ -179,11 +179,15 @@ def report(
 ) -> None:
     """Write the report page of a program, of a build, or of two builds beside each other."""
     from openneutron.page import write_page
-    from openneutron.workflow.folders import BuildFolder
+    from openneutron.workflow.folders import BuildFolder, comparable_summaries
 
-    summary = BuildFolder.of(program).summary(target)
-    compared = None if other is None else BuildFolder.of(other).summary(target)
-    write_page(output, summary, compared)
+    folder = BuildFolder.of(program)
+    summary = folder.summary(target)
+    if other is None:
+        write_page(output, summary)
+    else:
+        second = BuildFolder.of(other)
+        write_page(output, summary, second.summary(target), comparable_summaries(folder, second, target))
     terminal.show(str(output), {"file": str(output), "verdict": summary.verdict.sentence})
 
 
@@ -202,10 +206,10 @@ def compare(
     from openneutron.accuracy.compare_programs import compare_outputs
     from openneutron.cli.tables import table_of_differences
     from openneutron.page.differences import differences_of, moves_between
-    from openneutron.workflow.folders import BuildFolder
+    from openneutron.workflow.folders import BuildFolder, comparable_summaries
 
     folders = BuildFolder.of(first), BuildFolder.of(second)
-    before, after = (folder.summary(target) for folder in folders)
+    before, after = comparable_summaries(*folders, target)
     with terminal.step("compare"):
         outputs = compare_outputs(folders[0].program, folders[1].program, samples=samples)
     numbers, moves = differences_of(after, before), moves_between(after, before)

@@ -27,16 +27,6 @@ def add_verbs() -> None:
         add_verb(verb)
 
 
-def _program_in(path: Path) -> Path:
-    """Returns the program in the folder of a build, or the file itself."""
-    return path / "model.pte" if path.is_dir() else path
-
-
-def _quantized_in(path: Path) -> Path | None:
-    file = path / "quantized.pt2"
-    return file if file.is_file() else None
-
-
 def inspect(
     terminal: Terminal,
     file: Program,
@@ -46,8 +36,9 @@ def inspect(
     """Show the contents of a .pte or .tflite file, and the memory and time that it needs on the board."""
     from openneutron.report import text
     from openneutron.report.inspect import inspect as read
+    from openneutron.workflow.folders import BuildFolder
 
-    report = read(_program_in(file), target)
+    report = read(BuildFolder.of(file).program, target)
     if terminal.json:
         terminal.show(None, json_format.loads(text.as_json(report)))
     else:
@@ -69,19 +60,21 @@ def compile(
 
     The converter has the flavour that the program was lowered for, unless `--flavor` names another.
     """
-    from openneutron.core.files import read_file, write_file
+    from openneutron.core.files import read_file, write_files
     from openneutron.vendor import sdk
     from openneutron.vendor.device import compile_program, kernel_selection_path, options_of
+    from openneutron.workflow.folders import BuildFolder
 
-    program = _program_in(program)
+    program = BuildFolder.of(program).program
     data = read_file(program)
     converter = sdk.choose_converter(flavor or options_of(data, str(program)).neutron_converter_flavor)
     compiled = compile_program(
         data, converter, time_limit=time_limit, intermediates_dir=intermediates_dir, what=str(program)
     )
-    write_file(output, compiled.program)
+    files = {output: compiled.program}
     if compiled.kernel_selection is not None:
-        write_file(kernel_selection_path(output), compiled.kernel_selection.encode())
+        files[kernel_selection_path(output)] = compiled.kernel_selection.encode()
+    write_files(files)
     size, payloads = len(compiled.program), len(compiled.payloads)
     terminal.show(
         f"{output}: {size:,} bytes, {payloads} device payloads",
@@ -103,18 +96,18 @@ def extract(
 ) -> None:
     """Write the TFLite model of each delegate of a portable .pte, for Netron and other viewers."""
     from openneutron.report.extract import extract as extract_models
+    from openneutron.workflow.folders import BuildFolder
 
-    quantized = quantized or _quantized_in(file)
-    file = _program_in(file)
-    paths = extract_models(file, output)
+    folder = BuildFolder.of(file)
+    quantized = quantized or folder.quantized
+    paths = extract_models(folder.program, output)
     if model_explorer:
         from openneutron.core.files import read_file
         from openneutron.model.exporting import loaded_program
-        from openneutron.page import summarize
         from openneutron.page.model_explorer import write_model_explorer
 
         module = None if quantized is None else loaded_program(quantized).module()
-        paths += write_model_explorer(read_file(file), summarize(file.stem, file), output, module)
+        paths += write_model_explorer(read_file(folder.program), folder.summary(), output, module)
     terminal.show("\n".join(map(str, paths)), {"files": list(map(str, paths))})
 
 
@@ -153,11 +146,11 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write an openneutron.toml with every setting of `build`, as comments."""
-    from openneutron.core.files import write_file
+    from openneutron.core.files import exists, write_file
     from openneutron.errors import OutputError
     from openneutron.settings import template
 
-    if file.exists() and not force:
+    if exists(file) and not force:
         raise OutputError(f"'{file}' exists. Give another name, or --force to replace it.")
     write_file(file, template().encode())
     terminal.show(f"{file}: edit it, then run `openneutron build --config {file} -o out`", {"file": str(file)})

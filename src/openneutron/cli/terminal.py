@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from openneutron.core.json_values import without_infinite_numbers
+from openneutron.core.progress import shown_step
 
 __all__ = ["Terminal", "print_error"]
 
@@ -70,10 +71,10 @@ class Terminal:
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
-        """Shows that a step runs, and its seconds when it has ended."""
+        """Shows that a step runs, with bars and the expected time, and its seconds when it has ended."""
         begin = time.perf_counter()
         if self.shows_progress:
-            with self.err.status(escape(title)):
+            with shown_step(title, self.err):
                 yield
         else:
             yield

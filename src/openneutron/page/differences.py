@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from openneutron.page.content import PlacementRow, Summary
-from openneutron.page.units import number_text
+from openneutron.page.units import number_text, short_op
 
 __all__ = ["Difference", "Move", "differences_of", "layer_differences", "moves_between", "setting_differences"]
 
 MOST_LAYERS = 10
+_CALL = re.compile(r"call \d+")
+"""The name of a kernel call of a bare `.pte`."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +91,31 @@ def differences_of(summary: Summary, other: Summary) -> list[Difference]:
 
 def moves_between(summary: Summary, other: Summary) -> list[Move]:
     """Returns the operators whose place differs, in the order of this build, then those that only the other has."""
-    before = {row.node: row for row in other.placement}
-    after = {row.node for row in summary.placement}
+    before, after = _by_name(other.placement), _by_name(summary.placement)
     moved = [
-        Move(row.node, row.op, _place(before.get(row.node)), _place(row), row.reason)
-        for row in summary.placement
-        if _place(before.get(row.node)) != _place(row)
+        Move(name, row.op, _place(before.get(name)), _place(row), row.reason)
+        for name, row in after.items()
+        if _place(before.get(name)) != _place(row)
     ]
-    gone = [Move(row.node, row.op, _place(row), _place(None), None) for row in other.placement if row.node not in after]
+    gone = [Move(name, row.op, _place(row), _place(None), None) for name, row in before.items() if name not in after]
     return [*moved, *gone]
+
+
+def _by_name(rows: Sequence[PlacementRow]) -> dict[str, PlacementRow]:
+    """Returns the rows by the names of their nodes.
+
+    A bare `.pte` numbers its kernel calls. One delegate more in one of two programs would change all later numbers, so
+    a kernel is named by the number of its earlier calls.
+    """
+    found: dict[str, PlacementRow] = {}
+    calls: Counter[str] = Counter()
+    for row in rows:
+        name = row.node
+        if _CALL.fullmatch(name):
+            calls[row.op] += 1
+            name = f"{short_op(row.op)}, call {calls[row.op]}"
+        found[name] = row
+    return found
 
 
 def _place(row: PlacementRow | None) -> str:

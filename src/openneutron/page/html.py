@@ -41,16 +41,24 @@ class _Group:
     reasons: tuple[tuple[str, int], ...]
 
 
-def write_page(path: str | os.PathLike[str], summary: Summary, other: Summary | None = None) -> None:
-    """Writes `page_of(summary, other)` to a file.
+def write_page(
+    path: str | os.PathLike[str],
+    summary: Summary,
+    other: Summary | None = None,
+    compared: tuple[Summary, Summary] | None = None,
+) -> None:
+    """Writes `page_of(summary, other, compared)` to a file.
 
     Raises `OutputError` if the file cannot be written, and `OptionError` if an optional package is not installed.
     """
-    write_file(path, page_of(summary, other).encode())
+    write_file(path, page_of(summary, other, compared).encode())
 
 
-def page_of(summary: Summary, other: Summary | None = None) -> str:
+def page_of(summary: Summary, other: Summary | None = None, compared: tuple[Summary, Summary] | None = None) -> str:
     """Returns the page of a build, of at most `MOST_BYTES`. With `other`, it shows the differences to that build.
+
+    If one of the two has no nodes, because it is a bare program, `compared` has the summaries of both bare programs,
+    which are compared instead.
 
     Tables of large networks are cut; the page then names the number of rows that only `summary.json` has. Raises
     `OptionError` if jinja2 or vl-convert-python is not installed.
@@ -76,7 +84,7 @@ def page_of(summary: Summary, other: Summary | None = None) -> str:
         chance=None if not changed else mcnemar(summary.accuracy[-1].lost, summary.accuracy[-1].gained),
         other=other,
         **_of_analysis(summary.analysis),
-        **_of_other(summary, other),
+        **_of_other(compared or (None if other is None else (summary, other))),
     )
     return _small_enough(template, content)
 
@@ -109,9 +117,10 @@ def _of_analysis(analysis: AnalysisRows | None) -> dict[str, Any]:
     }
 
 
-def _of_other(summary: Summary, other: Summary | None) -> dict[str, Any]:
-    if other is None:
+def _of_other(compared: tuple[Summary, Summary] | None) -> dict[str, Any]:
+    if compared is None:
         return {"differences": [], "moves": [], "layer_changes": [], "settings": []}
+    summary, other = compared
     return {
         "differences": differences.differences_of(summary, other),
         "moves": differences.moves_between(summary, other),

@@ -247,7 +247,7 @@ def _placement_row(row: Placement, costs: Mapping[str, int], root: Root) -> Plac
     return PlacementRow(row.node, row.op, row.where, row.partition, row.reason, row.module, source, cycles)
 
 
-def _placement_of_file(method: pte.Method, report: Report) -> tuple[PlacementRow, ...]:
+def _placement_of_file(method: pte.Method, report: Report, costs: Costs) -> tuple[PlacementRow, ...]:
     """Returns a row for each CPU kernel and for each operator of a delegate, in order of execution."""
     delegates = iter(report.delegates)
     rows: list[PlacementRow] = []

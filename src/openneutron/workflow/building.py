@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from openneutron.accuracy.labelled import LabelledData
 from openneutron.accuracy.side_by_side import SideBySide
 from openneutron.accuracy.validate import Validation, validate
 from openneutron.compile_spec import CompileOptions
-from openneutron.core.files import write_file
+from openneutron.core.files import write_files
 from openneutron.core.messages import did_you_mean
 from openneutron.core.progress import counting_bar
 from openneutron.errors import OptionError, OutputError
@@ -27,21 +27,17 @@ from openneutron.page.html import check_page_packages
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.native import is_installed
 from openneutron.targets import Target
+from openneutron.workflow.folders import PAGE, PROGRAM, QUANTIZED, SUMMARY
 
 __all__ = [
-    "PAGE",
-    "PROGRAM",
-    "QUANTIZED",
-    "SUMMARY",
     "Build",
     "Step",
     "build",
     "create_folder",
+    "no_step",
     "write_build",
 ]
 
-PROGRAM, QUANTIZED, PAGE, SUMMARY = "model.pte", "quantized.pt2", "report.html", "summary.json"
-"""The names of the files of a build."""
 SAMPLES = 16
 """The largest number of calibration inputs for the validation and the analysis."""
 
@@ -110,10 +106,8 @@ def build(
     Raises the errors of `quantize`, `lower`, `evaluate` and `analyze`, `OptionError` for an unknown option and for a
     missing package of the report, and `OutputError` if the files cannot be written.
     """
-    run = step or (lambda _: nullcontext())
+    run = step or no_step
     folder = None if output is None else create_folder(output)
-    if folder is not None:
-        check_page_packages()
     if isinstance(calibration, Iterator):  # validation and analysis read the inputs again
         calibration = list(calibration)
     of_quantize, of_lower = _split(options)
@@ -147,14 +141,19 @@ def build(
             date=date,
             source_root=source_root,
         )
-    built = Build(quantized, program, summary, accuracy, validation, analysis, folder)
-    if folder is not None:
-        with run("write"):
-            write_build(built, folder)
-    return built
+    built = Build(quantized, program, summary, accuracy, validation, analysis)
+    if folder is None:
+        return built
+    with run("write"):
+        return write_build(built, folder, source_root=source_root)
 
 
 _analyze = analyze
+
+
+def no_step(_: str) -> AbstractContextManager[None]:
+    """Shows nothing of a step."""
+    return nullcontext()
 
 
 def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -173,7 +172,11 @@ def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def create_folder(output: str | os.PathLike[str]) -> Path:
-    """Creates the folder of a build, so that a wrong path is found before the first step."""
+    """Creates the folder of a build, and checks the packages of the report, before the first step.
+
+    Raises `OutputError` and `OptionError`.
+    """
+    check_page_packages()
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,10 +187,23 @@ def create_folder(output: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def write_build(built: Build, folder: Path) -> None:
-    """Writes the files of a build. Each file is complete or keeps its earlier content."""
-    page = page_of(built.summary)  # before the first file is written, because it may fail
-    built.program.save(folder / PROGRAM)
-    built.quantized.save(folder / QUANTIZED)
-    write_file(folder / SUMMARY, built.summary.as_json().encode())
-    write_file(folder / PAGE, page.encode())
+def write_build(
+    built: Build,
+    folder: Path,
+    others: Mapping[str, bytes] | None = None,
+    *,
+    source_root: str | os.PathLike[str] | None = None,
+) -> Build:
+    """Writes the files of a build, and `others` by their names, to `folder`. Returns the build with the folder.
+
+    No file is replaced before all contents are made and on the disk. Raises `OutputError` otherwise.
+    """
+    files = {
+        **built.program.files(folder / PROGRAM),
+        folder / QUANTIZED: built.quantized.as_file(source_root),
+        folder / SUMMARY: built.summary.as_json().encode(),
+        folder / PAGE: page_of(built.summary).encode(),
+        **{folder / name: content for name, content in (others or {}).items()},
+    }
+    write_files(files)
+    return replace(built, folder=folder)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from openneutron.core.files import read_file
+from openneutron.core.files import is_file, is_folder, read_file
 from openneutron.errors import InputError
 from openneutron.page import Summary, summarize
 from openneutron.settings.toml import FILE_NAME
 from openneutron.targets import Target
-from openneutron.workflow.building import PROGRAM, QUANTIZED, SUMMARY
 
-__all__ = ["BuildFolder"]
+__all__ = ["PAGE", "PROGRAM", "QUANTIZED", "SUMMARY", "BuildFolder", "comparable_summaries"]
+
+PROGRAM, QUANTIZED, PAGE, SUMMARY = "model.pte", "quantized.pt2", "report.html", "summary.json"
+"""The names of the files of a build."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,12 @@ class BuildFolder:
     @classmethod
     def of(cls, path: Path) -> BuildFolder:
         """Returns the files of a folder, or those of a program. Raises `InputError` for a folder without a program."""
-        if not path.is_dir():
+        if not is_folder(path):
             return cls(path)
-        if not (path / PROGRAM).is_file():
+        if not is_file(path / PROGRAM):
             raise InputError(f"The folder '{path}' has no {PROGRAM}. Give the folder of a build, or a program (.pte).")
         others = (path / name for name in (QUANTIZED, SUMMARY, FILE_NAME))
-        return cls(path / PROGRAM, *(one if one.is_file() else None for one in others))
+        return cls(path / PROGRAM, *(one if is_file(one) else None for one in others))
 
     def summary(self, target: Target | None = None) -> Summary:
         """Returns the summary in the folder, or what is known of a bare program.
@@ -40,5 +42,21 @@ class BuildFolder:
         `target` is the target of the estimates of a bare program. Raises `FormatError` for a damaged file.
         """
         if self.summary_file is None or target is not None:
-            return summarize(self.program.stem, self.program, target=target)
+            return self.bare_summary(target)
         return Summary.from_json(read_file(self.summary_file), str(self.summary_file))
+
+    def bare_summary(self, target: Target | None = None) -> Summary:
+        """Returns what the program alone tells, as if the folder had no summary."""
+        return summarize(self.program.stem, self.program, target=target)
+
+
+def comparable_summaries(
+    first: BuildFolder, second: BuildFolder, target: Target | None = None
+) -> tuple[Summary, Summary]:
+    """Returns summaries of the same kind: those in the folders if both have one, else what both programs tell.
+
+    A bare program has no nodes, so that none of its operators would be found among those of a build.
+    """
+    if target is None and first.summary_file is not None and second.summary_file is not None:
+        return first.summary(), second.summary()
+    return first.bare_summary(target), second.bare_summary(target)

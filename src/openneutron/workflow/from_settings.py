@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,18 +30,17 @@ from openneutron.model.loading import load_model
 from openneutron.model.shapes import example_inputs_of
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime import load
-from openneutron.settings import Settings, write_settings
+from openneutron.settings import SECTIONS, Field, Settings, fields_of, settings_text
 from openneutron.settings.checks import check_settings, image_transform, layers_of, required_message
-from openneutron.settings.declaration import path_in
 from openneutron.settings.toml import FILE_NAME
-from openneutron.workflow.building import Build, Step, build, create_folder
+from openneutron.workflow.building import Build, Step, build, create_folder, no_step, write_build
 from openneutron.workflow.folders import BuildFolder
 
 __all__ = [
     "analyze_from_settings", "build_from_settings", "calibration_of", "evaluate_from_settings",
     "evaluation_of", "example_inputs_from",
     "lower_from_settings", "lower_options", "model_from", "quantize_from_settings", "quantize_options",
-    "transform_from", "validate_board_from_settings", "validate_from_settings",
+    "source_root", "transform_from", "validate_board_from_settings", "validate_from_settings",
 ]  # fmt: skip
 
 DATE_VARIABLE = "SOURCE_DATE_EPOCH"
@@ -254,12 +254,13 @@ def build_from_settings(
     check_settings(settings, "model", "calibrate")
     folder = create_folder(output)
     settings = replace(settings, build=replace(settings.build, date=settings.build.date or _today()))
+    others = {FILE_NAME: settings_text(settings, folder).encode()}
     model = model_from(settings)
+    root = source_root(settings)
     built = build(
         model,
         _examples(settings, model),
         calibration_of(settings),
-        folder,
         target=settings.build.target,
         evaluation=evaluation_of(settings),
         metric=settings.data.metric,
@@ -268,33 +269,43 @@ def build_from_settings(
         name=_name(settings),
         date=settings.build.date,
         settings=_shown(settings),
-        source_root=_source_root(settings),
+        source_root=root,
         jobs=settings.quantize.jobs,
         progress=progress,
         step=step,
         **quantize_options(settings),
         **lower_options(settings),
     )
-    write_settings(folder / FILE_NAME, settings)
-    return built
+    with (step or no_step)("write"):
+        return write_build(built, folder, others, source_root=root)
 
 
 def _name(settings: Settings) -> str:
-    """Returns the name of the model for the report: the name of its class, or that of its file."""
+    """Returns the name of the model for the report: the name of its class, that in its package, or that of its file."""
     model = str(settings.model.model)
-    return model.rpartition(":")[2] if is_reference(model) else Path(model).stem
+    is_name = is_reference(model) or _field("model").is_word(model)
+    return re.split("[:/]", model)[-1] if is_name else Path(model).stem
 
 
-def _source_root(settings: Settings) -> Path | None:
+def source_root(settings: Settings) -> Path | None:
     """Returns the folder of the model's file, so that source lines do not depend on the current folder."""
-    path = path_in(str(settings.model.model))
+    path = _field("model").path_in(settings.model.model)
     return None if path is None else Path(path).parent
+
+
+def _field(name: str) -> Field:
+    return next(one for section in SECTIONS for one in fields_of(section) if one.name == name)
 
 
 def _shown(settings: Settings) -> dict[str, Any]:
     """Returns the settings for the report. Of a path, it shows the name, which is the same in every folder."""
     given = {name: value for values in settings.given().values() for name, value in values.items() if name != "date"}
-    return {name: Path(value).name if isinstance(value, str) else value for name, value in given.items()}
+    return {name: _without_folder(_field(name), value) for name, value in given.items()}
+
+
+def _without_folder(declared: Field, value: Any) -> Any:
+    path = declared.path_in(value)
+    return value if path is None else (Path(path).name or path) + value[len(path) :]
 
 
 def _today() -> str:
