@@ -16,6 +16,7 @@ from tests.oracle import Function
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e import HistogramObserver, MovingAverageMinMaxObserver
+from torchao.quantization.pt2e.observer import UniformQuantizationObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronQuantizer, quantize
@@ -114,12 +115,52 @@ def test_other_operands_have_no_limit(name: str, flow: str) -> None:
     assert min(-low, high) > 0.7 * FAR
 
 
-@pytest.mark.parametrize("observer", [HistogramObserver, MovingAverageMinMaxObserver, RangeObserver])
+class OwnObserver(UniformQuantizationObserverBase):
+    """A user's observer, which does not have the attributes of torchao's observers (`min_val`, `max_val`)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.largest: list[float] = []
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.largest.append(float(values.abs().max()))
+        return values
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        bound = torch.tensor(max(self.largest))
+        scale, zero_point = self._calculate_qparams(-bound, bound)
+        return scale, zero_point
+
+
+@pytest.mark.parametrize("observer", [HistogramObserver, MovingAverageMinMaxObserver, RangeObserver, OwnObserver])
 def test_any_observer_has_the_limit(observer: Any) -> None:
     samples, quantizer = samples_of(), NeutronQuantizer(observer=observer)
     model = of_doubled(lambda x, y: (x + y).tanh())
     low, high = range_of_doubled(convert(model, samples[0], quantizer=quantizer, calibration=samples))
     assert max(-low, high) == pytest.approx(TANH + NEAR, rel=0.2)
+
+
+# Values that a wrapper of the observer limits or joins.
+WRAPPED: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "needed range": lambda x, y: x.sigmoid() * y,
+    "parts of an output": lambda x, y: torch.cat([x * 2, y * 3]),
+    "mask": lambda x, y: x.masked_fill(y > 0, -torch.inf).softmax(-1),
+    "scores": lambda x, y: (x * y).softmax(-1),
+}
+
+
+@pytest.mark.parametrize("flow", ["documented", "quantize"])
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_wrapped_observer_needs_no_attributes(name: str, flow: str) -> None:
+    samples, model = samples_of(), of_doubled(WRAPPED[name])
+    if flow == "documented":
+        quantizer = NeutronQuantizer(observer=OwnObserver)
+        converted = convert(model, samples[0], quantizer=quantizer, calibration=samples)
+    else:
+        options: dict[str, Any] = {"recover": None, "progress": False, "observer": OwnObserver}
+        converted = quantize(model, samples[0], samples, **options).module
+    wanted = model(*samples[0])
+    assert float((converted(*samples[0]) - wanted).abs().max()) < 0.1 * float(wanted.abs().max())
 
 
 def test_copied_and_merged_observers_use_their_own_statistics() -> None:

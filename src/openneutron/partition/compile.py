@@ -73,7 +73,7 @@ class PartitionGraphs:
 
     constants: Constants
     options: CompileOptions
-    _unoptimized: dict[object, FormattedGraph] = field(default_factory=dict)
+    _formatted: dict[object, FormattedGraph] = field(default_factory=dict)
 
     def formatted(
         self, partition: Partition, channels_last: Callable[[Node], bool] = is_channels_last
@@ -96,9 +96,9 @@ class PartitionGraphs:
     def _choose_formats(self, partition: Partition, channels_last: Callable[[Node], bool]) -> FormattedGraph:
         inputs, outputs = (tuple(map(channels_last, nodes)) for nodes in (partition.inputs, partition.outputs))
         key = (partition.clusters, partition.inputs, partition.outputs, inputs, outputs)
-        if key not in self._unoptimized:
-            self._unoptimized[key] = self._optimize_with_formats(partition, channels_last, inputs, outputs)
-        return self._unoptimized[key]
+        if key not in self._formatted:
+            self._formatted[key] = self._optimize_with_formats(partition, channels_last, inputs, outputs)
+        return self._formatted[key]
 
     def _optimize_with_formats(
         self,

@@ -82,7 +82,7 @@ class AddedMaskObserver(MaskedObserver):
         """Observes `values`, and returns them."""
         hidden = values.detach() <= HIDDEN_AT_RUN_TIME
         seen = values.detach().masked_fill(hidden, 0.0)
-        self.observer(seen)
+        self.observe(seen)
         self.hides |= hidden.any()
         self.has_numbers |= (seen != 0).any()
         return values
@@ -124,7 +124,7 @@ class MaskedSumObserver(MaskedObserver):
         hidden = (scores <= HIDDEN_SUM) | (scores < visible.amax(-1, keepdim=True) - OUT_OF_SIGHT)
         seen = scores[~hidden & (scores < -HIDDEN)]
         if seen.numel():
-            self.observer(seen)
+            self.observe(seen)
         self.hides |= hidden.any()
         return values
 

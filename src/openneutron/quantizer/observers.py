@@ -268,7 +268,10 @@ class DistributionObserver(UniformQuantizationObserverBase):
 
 
 class WrappingObserver(ObserverBase):
-    """Wraps an `observer`, and passes values to it. Its state is that of `observer`, unless a subclass adds more."""
+    """Wraps an `observer`, and passes values to it. Its state is that of `observer`, and whether it has seen values.
+
+    The wrapped observer needs `forward` and `calculate_qparams` only, as observers of torchao and of users have.
+    """
 
     def __init__(
         self, observer: Any, *, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **more: Any
@@ -276,29 +279,42 @@ class WrappingObserver(ObserverBase):
         super().__init__(dtype)
         self.quant_min, self.quant_max, self.qscheme = quant_min, quant_max, qscheme
         self.observer = observer(dtype=dtype, quant_min=quant_min, quant_max=quant_max, qscheme=qscheme, **more)
+        self.register_buffer("has_observed", torch.tensor(False))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observes `values`, and returns them."""
-        self.observer(values)
+        self.observe(values)
         return values
+
+    def observe(self, values: torch.Tensor) -> None:
+        """Passes `values` to the wrapped observer."""
+        self.observer(values)
+        if values.numel():
+            self.has_observed.fill_(True)
+
+    @property
+    def has_seen(self) -> bool:
+        """Returns whether the wrapped observer got any value."""
+        return bool(self.has_observed)
 
     @property
     def min_val(self) -> torch.Tensor:
-        """Returns the least value that the wrapped observer saw."""
+        """Returns the least value that the wrapped observer saw, if that observer records it."""
         return self.observer.min_val  # type: ignore[no-any-return]
 
     @property
     def max_val(self) -> torch.Tensor:
-        """Returns the largest value that the wrapped observer saw."""
+        """Returns the largest value that the wrapped observer saw, if that observer records it."""
         return self.observer.max_val  # type: ignore[no-any-return]
 
     def state(self) -> dict[str, torch.Tensor]:
         """Returns the state of the wrapped observer, for `merge`. The wrapped observer must have a state."""
-        return dict(self.observer.state())
+        return {**self.observer.state(), "has_observed": self.has_observed.cpu().clone()}
 
     def merge(self, later: Mapping[str, torch.Tensor]) -> None:
         """Adds the `state` of an observer that saw the next part of the stream."""
         self.observer.merge(later)
+        self.has_observed |= later["has_observed"].to(self.has_observed.device)
 
 
 class NeededRangeObserver(WrappingObserver):
@@ -314,7 +330,7 @@ class NeededRangeObserver(WrappingObserver):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observes `values`, and returns them."""
         seen = values.detach()
-        self.observer(torch.where(seen.isfinite(), seen.clamp(self.needed.low, self.needed.high), seen))
+        self.observe(torch.where(seen.isfinite(), seen.clamp(self.needed.low, self.needed.high), seen))
         return values
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -356,10 +372,10 @@ class MaskedObserver(WrappingObserver):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observes `values`, and returns them."""
         seen = values.detach()[~saturates(values)]
-        if self.is_fake_quantized and bool(self.hides) and bool(self.min_val <= self.max_val):
+        if self.is_fake_quantized and bool(self.hides) and self.has_seen:
             seen = seen[~self._has_lowest_code(seen)]
         if seen.numel():
-            self.observer(seen)
+            self.observe(seen)
         self.hides |= (values == HIDDEN).any()
         return values
 

@@ -95,11 +95,6 @@ class PartObserver(WrappingObserver):
         for parts in self.joins:
             parts.observers.append(self)
 
-    @property
-    def has_seen(self) -> bool:
-        """Returns whether it has observed any value."""
-        return bool((self.min_val <= self.max_val).all())
-
     def own_qparams(self) -> tuple[float, int]:
         """Returns scale and zero point of this part alone."""
         scale, zero_point = self.observer.calculate_qparams()

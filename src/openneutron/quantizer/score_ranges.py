@@ -68,7 +68,7 @@ class ScoresObserver(WrappingObserver):
         """Observes `values`, and returns them."""
         seen = values.detach()
         least = self.scores.least(seen)
-        self.observer(seen if least is None else torch.maximum(seen, least))
+        self.observe(seen if least is None else torch.maximum(seen, least))
         return values
 
     def calculate_qparams(self) -> Any:

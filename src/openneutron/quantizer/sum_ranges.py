@@ -85,11 +85,6 @@ class AddendObserver(WrappingObserver):
         self._calls += 1
         super().merge(later)
 
-    @property
-    def has_seen(self) -> bool:
-        """Returns whether it has observed any value."""
-        return bool((self.min_val <= self.max_val).all())
-
     def own_interval(self) -> Interval:
         """Returns the range of the wrapped observer; everything if it saw no values."""
         if not self.has_seen:
