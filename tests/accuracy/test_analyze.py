@@ -237,6 +237,50 @@ def test_values_that_readers_do_not_distinguish_are_no_error() -> None:
     assert layer.own_sqnr_db > 35
 
 
+class SumOfLayers(nn.Module):
+    """The tanh of the sum of a layer with values up to 40 and of a layer with values up to 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.far, self.near = nn.Linear(16, 16), nn.Linear(16, 16)
+        with torch.no_grad():
+            self.far.weight.mul_(40)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return (self.far(values) + self.near(values)).tanh()
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("documented", [False, True])
+def test_values_beyond_the_limits_of_a_sum_are_no_error(documented: bool, saved: bool, tmp_path: Path) -> None:
+    model = seeded(SumOfLayers)
+    data = [torch.randn(4, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
+    inputs = [(one,) for one in data]
+    quantized: Any = quantize(model, inputs[0], data, recover=None)
+    if saved:
+        quantized.save(tmp_path / "model.pt2")
+        quantized = torch.export.load(tmp_path / "model.pt2").module()
+    elif documented:
+        quantized = convert(model, inputs[0], calibration=inputs)
+    analysis = analyze(model if documented or saved else None, quantized, data)
+    layer = row(analysis, "far")
+    assert layer.float_range[1] > 2 * layer.int8_range[1]
+    assert layer.saturation == 0
+    assert layer.own_sqnr_db > 30
+    assert row(analysis, "near").saturation < 0.01
+
+
+def test_needed_values_beyond_the_range_of_an_addend_are_an_error() -> None:
+    model = seeded(SumOfLayers)
+    with torch.no_grad():
+        model.far.weight.div_(40)
+    data = [torch.randn(4, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
+    quantized = quantize(model, (data[0],), [one * 0.1 for one in data], recover=None)
+    layer = row(analyze(None, quantized, data), "far")
+    assert layer.saturation > 0.3
+    assert layer.own_sqnr_db < 15
+
+
 def test_histograms_have_every_value_in_64_bins(found: Analysis) -> None:
     layer = row(found, "third")
     assert len(layer.histogram.reference) == len(layer.histogram.quantized) == 64

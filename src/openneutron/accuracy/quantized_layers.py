@@ -23,7 +23,10 @@ from openneutron.core.fx import (
 )
 from openneutron.errors import ModelError
 from openneutron.ops import OPERATORS, facts_of
+from openneutron.ops.intervals import EVERYTHING, Interval
 from openneutron.ops.op_instance import OpInstance
+from openneutron.quantizer.needed_ranges import NEEDED_RANGE
+from openneutron.quantizer.sum_ranges import needed_of_addends
 from openneutron.targets import NeutronTargetSpec
 
 __all__ = ["INPUT", "REQUANTIZE", "LayerQParams", "QuantizedLayer", "QuantizedLayers", "Weight", "find_layers"]
@@ -93,6 +96,8 @@ class QuantizedLayer:
     weight: Weight | None
     channel_axis: int
     """The dimension of the output's channels."""
+    needed: Interval = EVERYTHING
+    """The values of the output that its readers distinguish."""
 
     @property
     def operator(self) -> Node:
@@ -192,6 +197,7 @@ class _Search:
         self.module, self.reference = module, reference
         self.target = NeutronTargetSpec(target).neutron_target
         self.reference_nodes: dict[str, Node] = {node.name: node for node in reference.graph.nodes}
+        self.needed = needed_of_addends(module)
         self.constants = computed_constants(module)
         for node in module.graph.nodes:  # quantize and dequantize are not ATen operators
             if (is_quantize(node) or is_dequantize(node)) and self.constants.issuperset(node.all_input_nodes):
@@ -228,7 +234,8 @@ class _Search:
         reference_node: Node = reference_nodes[-1] if reference_nodes else self._reference_of_value(source)
         is_linear = bool(chain) and facts_of(chain[0]).channels_last
         weight = self._weight_of(chain[0], reference_nodes[0]) if chain else None
-        return QuantizedLayer(chain, quantize, reference_node, constants, weight, -1 if is_linear else 1)
+        needed = self.needed.get(source) or NEEDED_RANGE.read(source)
+        return QuantizedLayer(chain, quantize, reference_node, constants, weight, -1 if is_linear else 1, needed)
 
     def _fused_chain(self, source: Node) -> Iterator[Node]:
         """Returns `source` and, if it is a fused activation, the operator before it."""

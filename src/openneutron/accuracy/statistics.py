@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from openneutron.accuracy.quantized_layers import LayerQParams, QuantizedLayer, Weight
-from openneutron.core.fx import first_operand
 from openneutron.ops.masks import HIDDEN_SUM
-from openneutron.quantizer.needed_ranges import NEEDED_RANGE
 
 __all__ = ["BINS", "WEAK_CODES", "Noise", "Statistics", "largest_codes", "weak_channels"]
 
@@ -72,12 +70,12 @@ class Statistics:
 
         `wanted` is the output in the float graph, `alone` is the output of this layer in float on quantized inputs,
         `codes` is the quantized output, and `value` is the dequantized output. All have the same shape. Values that
-        the readers do not distinguish (`quantizer.needed_ranges`) count as equal.
+        the readers do not distinguish (`QuantizedLayer.needed`) count as equal.
         """
         masked = (wanted <= HIDDEN_SUM) & (codes == self.layer.qparams.low_code)
         if bool(masked.any()):  # the lowest code is exact for a masked value
             wanted, alone = value.where(masked, wanted), value.where(masked, alone)
-        needed = NEEDED_RANGE.read(first_operand(self.layer.quantize))
+        needed = self.layer.needed
         wanted_by_readers, value_to_readers, alone = (
             one.clamp(needed.low, needed.high) for one in (wanted, value, alone)
         )
@@ -101,7 +99,7 @@ class Statistics:
     def add_apart(self, wanted: torch.Tensor, weights: torch.Tensor, activations: torch.Tensor) -> None:
         """Adds one sample of the runs with only weights, and with only activations quantized, both dequantized."""
         hidden = wanted <= HIDDEN_SUM
-        needed = NEEDED_RANGE.read(first_operand(self.layer.quantize))
+        needed = self.layer.needed
         for noise, value in ((self.weights, weights), (self.activations, activations)):
             seen = wanted.where(hidden, value) if bool(hidden.any()) else value
             noise.add(*(one.clamp(needed.low, needed.high) for one in (wanted, seen)))

@@ -29,7 +29,7 @@ from openneutron.quantizer.needed_ranges import NEEDED_RANGE, Need, joined_needs
 from openneutron.quantizer.observers import RecentRangeObserver
 from openneutron.quantizer.output_parts import FloatConcatenation, LinkedParts
 from openneutron.quantizer.score_ranges import ScoreRange, score_ranges
-from openneutron.quantizer.sum_ranges import AddendLimit
+from openneutron.quantizer.sum_ranges import AddendLimit, note_addend, note_limit
 from openneutron.quantizer.trained_modules import WeightFakeQuantize
 
 __all__ = ["Annotation", "AnnotationSettings"]
@@ -274,6 +274,12 @@ class Annotation:
         for group, of_group in joined.items():
             if of_group is not None and of_group.sums and group not in self.needed and group not in self.symmetric:
                 self._note_sums(group, of_group)
+        unnoted = dict(self.limits)
+        for value in needs:
+            if (group := self._find_group(value)) in self.addends:
+                note_addend(value, self.addends[group])
+                if (limit := unnoted.pop(group, None)) is not None:
+                    note_limit(value, limit)
 
     def _range_limits(self, values: Iterable[Node]) -> dict[Value, Interval]:
         """Returns the limit that the notes on the values of a group give, for groups that have one.

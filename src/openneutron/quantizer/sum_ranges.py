@@ -13,16 +13,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
+from openneutron.core.fx import arguments, first_operand, is_quantize, note, note_of
 from openneutron.ops.intervals import EVERYTHING, AddendNeeds, Interval, NeededBySum
 from openneutron.quantizer.observers import DistributionObserver, WrappingObserver, extended_by_one_step
 from openneutron.quantizer.ranges import SMALLEST_SCALE
 
-__all__ = ["MOST_SUMS", "AddendLimit", "AddendObserver", "SumTerm", "joined_terms", "link_addends"]
+__all__ = [
+    "MOST_SUMS", "AddendLimit", "AddendObserver", "SumTerm", "joined_terms", "link_addends", "needed_of_addends",
+    "note_addend", "note_limit",
+]  # fmt: skip
 
 # A value that more sums read has no limit, so that the time to find the limits is linear in nodes.
 MOST_SUMS = 4096
+
+_ADDEND, _LIMIT = "openneutron.addend", "openneutron.addend_limit"
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,12 @@ class AddendLimit:
     """What other readers than sums need; None if there are none."""
     terms: tuple[tuple[int, AddendNeeds], ...]
     """For each sum, the number of the other addend, and what the sum needs."""
+
+    def needed(self, others: Sequence[Interval]) -> Interval:
+        """Returns the interval of values that the readers need. `others` are the ranges of the other addends."""
+        found = [needs.beside(other) for other, (_, needs) in zip(others, self.terms, strict=True)]
+        found += [] if self.by_other_readers is None else [self.by_other_readers]
+        return Interval(min(each.low for each in found), max(each.high for each in found))
 
 
 class AddendObserver(WrappingObserver):
@@ -96,7 +108,9 @@ class AddendObserver(WrappingObserver):
         own = self._own_qparams()
         if self.limit is None:
             return own
-        needed = extended_by_one_step(self._needed(self.limit), self.quant_max - self.quant_min)
+        needed = extended_by_one_step(
+            self.limit.needed([other.own_interval() for other in self.others]), self.quant_max - self.quant_min
+        )
         found = self._interval_of(own)
         if needed.low <= found.low and found.high <= needed.high:
             return own
@@ -107,13 +121,6 @@ class AddendObserver(WrappingObserver):
         scale = torch.full_like(own[0], max(step, SMALLEST_SCALE))
         zero_point = self.quant_min - torch.round(low / scale)
         return scale, zero_point.clamp(self.quant_min, self.quant_max).to(own[1].dtype)
-
-    def _needed(self, limit: AddendLimit) -> Interval:
-        """Returns the interval of values that the readers need."""
-        pairs = zip(self.others, limit.terms, strict=True)
-        needed = [needs.beside(other.own_interval()) for other, (_, needs) in pairs]
-        needed += [] if limit.by_other_readers is None else [limit.by_other_readers]
-        return Interval(min(each.low for each in needed), max(each.high for each in needed))
 
     def _own_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the qparams of the wrapped observer. Caches them, because each sum asks for them."""
@@ -147,3 +154,51 @@ def joined_terms(found: Sequence[tuple[SumTerm, ...]]) -> tuple[SumTerm, ...]:
     if len(found) == 1:
         return found[0]
     return tuple(dict.fromkeys(term for terms in found for term in terms))
+
+
+def note_addend(node: Node, number: int) -> None:
+    """Notes on a value that it is the addend with this number, for `needed_of_addends`."""
+    note(node, _ADDEND, number)
+
+
+def note_limit(node: Node, limit: AddendLimit) -> None:
+    """Notes the limit of an addend on one of its values, for `needed_of_addends`."""
+    interval = limit.by_other_readers
+    terms = [
+        [number, needs.factor, needs.other_factor, needs.output.low, needs.output.high] for number, needs in limit.terms
+    ]
+    note(node, _LIMIT, [None if interval is None else [interval.low, interval.high], terms])
+
+
+def needed_of_addends(converted: GraphModule) -> dict[Node, Interval]:
+    """Returns the interval of each addend of a converted module that its readers need, with the final ranges.
+
+    Leaves out values without a limit. Linear in nodes and sums.
+    """
+    numbers: dict[Node, int] = {}
+    ranges: dict[int, Interval] = {}
+    limits: dict[int, AddendLimit] = {}
+    for quantize in filter(is_quantize, converted.graph.nodes):
+        value = first_operand(quantize)
+        number = note_of(value, _ADDEND)
+        if number is not None and isinstance(scale := arguments(quantize).get("scale"), float):
+            args = arguments(quantize)
+            numbers[value] = number
+            ends = ((args[limit] - args["zero_point"]) * scale for limit in ("quant_min", "quant_max"))
+            ranges[number] = Interval(*ends)
+            if (found := note_of(value, _LIMIT)) is not None:
+                limits[number] = _limit_from_note(*found)
+    needed = {
+        number: limit.needed([ranges.get(other, EVERYTHING) for other, _ in limit.terms])
+        for number, limit in limits.items()
+    }
+    return {value: needed[number] for value, number in numbers.items() if number in needed}
+
+
+def _limit_from_note(
+    interval: Sequence[float] | None, terms: Sequence[tuple[int, float, float, float, float]]
+) -> AddendLimit:
+    needs = tuple(
+        (number, AddendNeeds(factor, other, Interval(low, high))) for number, factor, other, low, high in terms
+    )
+    return AddendLimit(None if interval is None else Interval(*interval), needs)
