@@ -237,6 +237,29 @@ def test_calls_need_not_be_batch_first() -> None:
     assert is_close(outputs, torch.stack(alone))
 
 
+class OtherOutputs(nn.Module):
+    """Returns tensors beside None and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, values: Tensor) -> dict[str, Any]:
+        return {"logits": self.head(values), "attention": None, "rest": (2, values.sum(1, keepdim=True))}
+
+
+@pytest.mark.parametrize("several", [inputs(6, (4,)), inputs(3, (2, 4))], ids=["batch", "stack"])
+def test_outputs_that_are_no_tensors(several: Tensor) -> None:
+    example = inputs(2, (4,))
+    module = prepare_training(seeded(OtherOutputs).eval(), example, calibration=[example], recover=None)
+    alone = module(several[0] if several.dim() == 3 else several[:2])
+    outputs = module(several)
+    assert outputs["attention"] is None
+    assert outputs["rest"][0] == 2
+    assert is_close(outputs["logits"][:1].reshape(-1)[:3], alone["logits"].reshape(-1)[:3])
+    assert outputs["rest"][1].shape == (*several.shape[:-1], 1)
+
+
 def test_documented_flow() -> None:
     model = seeded(gru).eval()
     example = (inputs(1, (5, 4)),)
@@ -264,6 +287,11 @@ def test_state() -> None:
         for frame in frames:
             torch.autograd.backward(module(frame).square().sum())
         optimizer.step()
+    module.reset()
+    with torch.no_grad():
+        begun = [module(frame) for frame in frames]
+        module.reset()
+        assert all(torch.equal(module(frame), before) for frame, before in zip(frames, begun, strict=True))
     trained = finish_training(module)
     first = trained(frames[0])
     trained.reset()
@@ -285,6 +313,24 @@ def test_gradients() -> None:
     assert scale.grad is not None
     expected = (-5 + (-1 + 0.52) + 0 + (0 - 0.48) + 2) / (5 * 3) ** 0.5
     assert float(scale.grad) == pytest.approx(expected, abs=1e-5)
+
+
+def test_gradients_of_scales_do_not_depend_on_the_number_of_samples() -> None:
+    samples = inputs(6, (5,))
+    scale = torch.tensor([0.25], requires_grad=True)
+
+    def gradient(loss: Tensor) -> float:
+        (found,) = torch.autograd.grad(loss, scale)
+        return float(found)
+
+    def one(values: Tensor) -> Tensor:
+        return fake_quantize(values, scale, 1, -4, 3).square().sum()
+
+    with torch.enable_grad():
+        together = gradient(torch.func.vmap(one)(samples).mean())
+        alone = [gradient(one(values)) for values in samples]
+    assert together == pytest.approx(sum(alone) / len(alone), rel=1e-4)
+    assert together != 0
 
 
 def test_wrong_use() -> None:

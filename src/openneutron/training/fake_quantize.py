@@ -18,14 +18,14 @@ class _FakeQuantize(torch.autograd.Function):
     """Fake quantization per tensor that `torch.func.vmap` supports. Its gradients are those of `fake_quantize`."""
 
     @staticmethod
-    def forward(values: Tensor, scale: Tensor, zero_point: int, low: int, high: int) -> Tensor:
+    def forward(values: Tensor, scale: Tensor, zero_point: int, limits: tuple[int, int], _size: int) -> Tensor:
         # Faster than torch's fake quantization on the CPU, which rounds one value after another.
         codes = (values * scale.reciprocal()).round_()
-        return codes.clamp_(low - zero_point, high - zero_point).mul_(scale)
+        return codes.clamp_(limits[0] - zero_point, limits[1] - zero_point).mul_(scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values, scale, _, _, ctx.high = inputs
+        values, scale, _, (_, ctx.high), ctx.size = inputs
         ctx.save_for_backward(values, scale, output)
 
     @staticmethod
@@ -38,7 +38,7 @@ class _FakeQuantize(torch.autograd.Function):
             return of_values, None, None, None, None
         # In steps: a rounded value counts with its rounding error, and a clipped value with its limit.
         of_scale = ((gradient * output).sum() - (of_values * values).sum()) / scale
-        return of_values, of_scale / math.sqrt(max(values.numel(), 1) * ctx.high), None, None, None
+        return of_values, of_scale / math.sqrt(max(ctx.size, 1) * ctx.high), None, None, None
 
     @staticmethod
     def vmap(_info: Any, in_dims: tuple[Any, ...], values: Tensor, *qparams: Any) -> tuple[Tensor, Any]:
@@ -51,8 +51,11 @@ def fake_quantize(values: Tensor, scale: Tensor, zero_point: int, low: int, high
     The gradient of `values` ignores the rounding (straight-through estimator), and is zero for values that are clipped
     by more than half a step. The gradient of `scale` is that of learned step sizes (Esser et al., "Learned Step Size
     Quantization", 2020, equation 3), divided by the root of the number of values times `high` (section 2.2 there).
+    Within `torch.func.vmap`, this number is that of one sample, so the gradient of a mean over samples does not depend
+    on their number.
     """
-    return _FakeQuantize.apply(values, scale, zero_point, low, high)  # type: ignore[no-any-return]
+    # vmap hides its dimension from `numel` here, but not in `_FakeQuantize.vmap`.
+    return _FakeQuantize.apply(values, scale, zero_point, (low, high), values.numel())  # type: ignore[no-any-return]
 
 
 class RangeFactors(nn.Module):

@@ -33,7 +33,7 @@ from openneutron.core.fx import (
 from openneutron.errors import InputError
 from openneutron.ir.graph import QParams
 from openneutron.model.examples import Examples, to_tensors
-from openneutron.model.state import has_state
+from openneutron.model.state import has_state, reset
 from openneutron.ops import OPERATORS
 from openneutron.ops.graph_builder import detach
 from openneutron.ops.spec import OutputRule
@@ -92,13 +92,31 @@ class TrainableModel(nn.Module):
         if form == "batch":
             leaves = [_samples_in(value, wanted) for value, wanted in zip(leaves, expected, strict=True)]
 
-        def one(*sample: Any) -> Any:
+        outputs = self._mapped(leaves, structure)
+        return pytree.tree_map(_joined, outputs) if form == "batch" else outputs
+
+    def reset(self) -> None:
+        """Restores the state that the module had when the model was exported. Does nothing for one without state."""
+        reset(self.graph_module)
+
+    def _mapped(self, leaves: list[Any], structure: pytree.TreeSpec) -> Any:
+        """Returns the outputs for samples along the first dimension of the tensors in `leaves`.
+
+        Outputs that are no tensors, such as None, are returned once.
+        """
+        found: list[Any] = []
+        form: list[pytree.TreeSpec] = []
+
+        def one(*sample: Any) -> tuple[Tensor, ...]:
             args, kwargs = pytree.tree_unflatten(sample, structure)
-            return self.graph_module(*args, **kwargs)
+            found[:], of_outputs = pytree.tree_flatten(self.graph_module(*args, **kwargs))
+            form[:] = [of_outputs]
+            return tuple(value for value in found if isinstance(value, Tensor))
 
         dims = tuple(0 if isinstance(value, Tensor) else None for value in leaves)
-        outputs = torch.func.vmap(one, in_dims=dims)(*leaves)
-        return pytree.tree_map(_joined, outputs) if form == "batch" else outputs
+        tensors = iter(torch.func.vmap(one, in_dims=dims)(*leaves))
+        outputs = [next(tensors) if isinstance(value, Tensor) else value for value in found]
+        return pytree.tree_unflatten(outputs, form[0])
 
     @torch.no_grad()
     def converted(self) -> GraphModule:
