@@ -20,6 +20,7 @@ from openneutron.accuracy.shares import add_noise_of_ends, noise_ratio, rounded_
 from openneutron.accuracy.statistics import Noise, Statistics
 from openneutron.ops.recurrent import WIDE_CELL_LIMIT, is_cell_state
 from openneutron.quantizer.layer_options import has_wide_state
+from openneutron.recovery.cell_scales import is_scaled_cell
 
 __all__ = ["measure_recurrent_layers", "runs_of"]
 
@@ -133,7 +134,8 @@ def _float_constants(layers: Iterable[RecurrentLayer]) -> dict[Node, Tensor]:
 
 
 def _is_narrow_cell_state(layer: QuantizedLayer) -> bool:
-    return is_cell_state(layer.reference_node) and has_wide_state(layer.reference_node)
+    node = layer.reference_node
+    return is_cell_state(node) and has_wide_state(node) and not is_scaled_cell(node)
 
 
 def _unrounded(found: QuantizedLayers, layers: Iterable[QuantizedLayer]) -> dict[Node, Callable[[Any], Any]]:

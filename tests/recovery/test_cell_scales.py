@@ -1,0 +1,168 @@
+"""Ranges of their own for the units of a cell state: the same outputs in float, and less error in int8."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tests.flow_support import seeded
+from tests.oracle import Function
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from openneutron import NeutronQuantizer, lower, quantize
+from openneutron.accuracy.analyze import analyze
+from openneutron.core.fx import op_name
+from openneutron.recovery import cell_limits
+from openneutron.recovery.cell_limits import select_cell_limits
+from openneutron.recovery.cell_scales import is_scaled_cell
+
+STEPS, FEATURES, UNITS = 12, 3, 8
+CANDIDATE = 2
+UNEQUAL = torch.tensor([8.0, 4.0, 0.5, 0.2, 0.1, 0.05, 0.03, 0.02])
+Sample = tuple[Tensor, ...]
+
+
+class Network(nn.Module):
+    """A layer whose units have cell states in proportion to `ranges` [units], and a head that reads all units alike."""
+
+    def __init__(self, ranges: Tensor, layers: int = 1, **options: Any) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(FEATURES, UNITS, layers, batch_first=True, **options)
+        self.head = nn.Linear(UNITS * (2 if options.get("bidirectional") else 1), 4)
+        with torch.no_grad():
+            for name, value in self.lstm.named_parameters():
+                value.view(4, UNITS, -1)[CANDIDATE].mul_(ranges[:, None])
+                if name.startswith("bias_ih"):
+                    value.view(4, UNITS)[:2] += 1.5
+            self.head.weight[:, :UNITS] /= ranges.clamp(max=1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class FromInitialState(Network):
+    def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> Any:
+        return self.head(self.lstm(x, (hidden, cell))[0][:, -1])
+
+
+class LastCell(Network):
+    def forward(self, x: Tensor) -> Any:
+        output, (_, cell) = self.lstm(x)
+        return self.head(output[:, -1]), cell
+
+
+class OneByOne(Network):
+    """A cell in a loop of Python, which passes its state on in one tensor."""
+
+    def __init__(self, ranges: Tensor) -> None:
+        super().__init__(ranges)
+        self.cell = nn.LSTMCell(FEATURES, UNITS)
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = cell = torch.zeros(len(x), UNITS)
+        for step in x.unbind(1):
+            hidden, cell = self.cell(step, (hidden, cell))
+        return self.head(hidden)
+
+
+def samples_of(build: Callable[[], nn.Module], count: int = 24, seed: int = 0) -> list[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+    state = (1, 1, UNITS)
+    samples = []
+    for _ in range(count):
+        x = torch.randn(1, STEPS, FEATURES, generator=generator)
+        given = torch.randn(state, generator=generator) * 0.1, torch.randn(state, generator=generator) * 0.02
+        samples.append((x, *given) if isinstance(seeded(build), FromInitialState) else (x,))
+    return samples
+
+
+def selected(model: nn.Module, samples: list[Sample], **options: Any) -> GraphModule:
+    """Returns the float graph with the selected ranges of cell states."""
+    exported = torch.export.export(model, samples[0]).module()
+    graph = NeutronQuantizer(**options).prepare_graph(exported, equalizes=False)
+    select_cell_limits(graph, samples)
+    return graph
+
+
+def scaled_cells(graph: GraphModule) -> int:
+    return sum(map(is_scaled_cell, graph.graph.nodes))
+
+
+SCALED: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "one layer": (lambda: Network(UNEQUAL), STEPS),
+    "initial state": (lambda: FromInitialState(UNEQUAL), STEPS + 1),
+    "both directions": (lambda: Network(UNEQUAL, bidirectional=True), 2 * STEPS),
+    "two layers": (lambda: Network(UNEQUAL, 2), STEPS),
+}
+UNCHANGED: dict[str, Callable[[], nn.Module]] = {
+    "equal ranges": lambda: Network(torch.full((UNITS,), 2.0)),
+    "last cell state is read": lambda: LastCell(UNEQUAL),
+    "cell": lambda: OneByOne(UNEQUAL),
+    "no LSTM": lambda: Function(torch.tanh),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_outputs_do_not_change(name: str) -> None:
+    build, count = SCALED[name]
+    model, samples = seeded(build).eval(), samples_of(build)
+    graph = selected(model, samples)
+    assert scaled_cells(graph) == count
+    for sample in samples:
+        assert torch.allclose(graph(*sample), model(*sample), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", UNCHANGED)
+def test_other_cell_states_keep_one_range(name: str) -> None:
+    model, samples = seeded(UNCHANGED[name]).eval(), samples_of(UNCHANGED[name])
+    assert scaled_cells(selected(model, samples)) == 0
+
+
+def test_wide_cell_states_keep_their_two_tensors() -> None:
+    build = SCALED["one layer"][0]
+    assert scaled_cells(selected(seeded(build).eval(), samples_of(build), wide=[nn.LSTM])) == 0
+
+
+def sqnr(wanted: Tensor, found: Tensor) -> float:
+    return 10 * math.log10(float(wanted.square().sum() / (found - wanted).square().sum()))
+
+
+@pytest.mark.parametrize("name", ["one layer", "initial state"])
+@pytest.mark.parametrize("recover", ["fast", "auto"])
+def test_recipes_lose_less(name: str, recover: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, _ = SCALED[name]
+    model, samples, tests = seeded(build).eval(), samples_of(build), samples_of(build, 16, seed=1)
+    with torch.no_grad():
+        wanted = torch.cat([model(*sample) for sample in tests])
+
+    def measured() -> tuple[float, Any]:
+        quantized = quantize(model, samples[0], samples, recover=recover, progress=False)
+        return sqnr(wanted, torch.cat([quantized(*sample) for sample in tests])), quantized
+
+    with_ranges, quantized = measured()
+    program = lower(quantized)
+    assert {row.where for row in program.placement} == {"npu"}
+    found = torch.cat([program.run(*sample)[0].reshape(1, -1) for sample in tests[:4]])
+    assert sqnr(torch.cat([quantized(*sample) for sample in tests[:4]]), found) > 30
+    monkeypatch.setattr(cell_limits, "WORTHWHILE", 0.0)
+    assert with_ranges > measured()[0] + 0.7
+
+
+def test_without_recovery_the_graph_stays_as_it_is() -> None:
+    build = SCALED["one layer"][0]
+    samples = samples_of(build)
+    quantized = quantize(seeded(build).eval(), samples[0], samples, recover=None, progress=False)
+    assert quantized.reference is not None
+    assert scaled_cells(quantized.reference) == 0
+
+
+def test_analysis_does_not_advise_wide_states_for_scaled_ones() -> None:
+    build = SCALED["one layer"][0]
+    samples = samples_of(build)
+    quantized = quantize(seeded(build).eval(), samples[0], samples, recover="fast", progress=False)
+    assert any(op_name(node) == "aten.mul.Tensor" for node in quantized.module.graph.nodes)
+    assert "wide=" not in str(analyze(None, quantized, samples))
