@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from openneutron.settings import Settings as Settings
     from openneutron.settings import read_settings as read_settings
     from openneutron.targets import NeutronTargetSpec as NeutronTargetSpec
+    from openneutron.training_flow import distill as distill
     from openneutron.training_flow import finish_training as finish_training
     from openneutron.training_flow import prepare_training as prepare_training
     from openneutron.workflow import Build as Build
@@ -57,6 +58,7 @@ _HOMES = {
     "Stream": "model.state",
     "build": "workflow",
     "build_from_settings": "workflow",
+    "distill": "training_flow",
     "finish_training": "training_flow",
     "generate_neutron_compile_spec": "compile_spec",
     "inspect": "report.inspect",

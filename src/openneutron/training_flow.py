@@ -1,4 +1,4 @@
-"""The short flow of training: `prepare_training` and `finish_training`."""
+"""The short flow of training: `prepare_training`, `distill` and `finish_training`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 from torch.fx import GraphModule
 
 from openneutron.core.boundary import typed_errors
-from openneutron.errors import ModelError, OptionError
+from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.flow import QuantizedModel, quantize
-from openneutron.model.data import Data
-from openneutron.model.examples import examples_of
+from openneutron.model.data import Data, forms_of, inputs_in
+from openneutron.model.examples import arguments_of, examples_of
 from openneutron.model.exporting import is_quantized
+from openneutron.model.state import has_state
 from openneutron.recovery.weighted_layers import layers_of
 from openneutron.targets import NeutronTargetSpec, Target
+from openneutron.training.distillation import Distillation, train_towards
 from openneutron.training.trainable import TrainableModel
 
-__all__ = ["finish_training", "prepare_training"]
+__all__ = ["distill", "finish_training", "prepare_training"]
 
 
 def prepare_training(
@@ -58,6 +60,58 @@ def prepare_training(
         raise ModelError("No layer of this model is quantized, so there is nothing to train quantized.")
     with typed_errors("Preparing the model for training"):
         return TrainableModel(quantized, learn_ranges=learn_ranges)
+
+
+def distill(
+    module: TrainableModel,
+    data: Data,
+    seconds: float = 600.0,
+    *,
+    model: Any = None,
+    steps: int | None = None,
+    rate: float = 0.02,
+    batch: int = 32,
+    transform: Any = None,
+) -> Distillation:
+    """Trains `module` towards the outputs of its float model, on inputs without labels. Needs no optimizer.
+
+        module = prepare_training(model.eval(), example_inputs, calibration=inputs, recover="auto")
+        print(distill(module, inputs, seconds=600))
+        program = lower(finish_training(module))
+
+    - `data`: inputs, in the forms of `calibration` of `quantize`. Hundreds or more are needed; every eighth, up to 64,
+      is held out. `transform` makes an input from each item, as for `quantize`.
+    - `seconds`, `steps`: training ends when one of them is reached. `rate` decreases to 0 until then.
+    - `model`: the float model, for a module of the documented flow. Otherwise, the float graph of `quantize` is used.
+    - `rate`: the change of a weight in one update, in int8 steps. `batch`: the number of samples of an update.
+
+    The module ends with the parameters that have the least error on the held-out inputs. These are the parameters of
+    the start if no update reduces the error. Raises `ModelError` for a model with state or without a float graph,
+    `OptionError` for invalid numbers, and `InputError` for data that the model does not take.
+    """
+    if not isinstance(module, TrainableModel):
+        raise ModelError(f"distill() takes a module from prepare_training(), not {type(module).__name__}.")
+    for name, value in (("seconds", seconds), ("rate", rate), ("batch", batch), ("steps", steps)):
+        if not (value is None and name == "steps") and (isinstance(value, bool) or not value > 0):
+            raise OptionError(f"{name} must be a number above 0, not {value!r}.")
+    if has_state(module.graph_module):
+        raise ModelError("This model has state. Train it step by step with an optimizer of your own.")
+    teacher = module.quantized.reference if model is None else model
+    if teacher is None:
+        raise ModelError("The documented flow keeps no float graph. Give the float model as model=...")
+    with typed_errors("Reading the training data", InputError):
+        samples = list(inputs_in(data, forms_of(module.graph_module), transform=transform))
+    if len(samples) < 2:
+        raise InputError(f"Training needs two samples or more, but the data have {len(samples)}.")
+
+    def of_teacher(leaves: Any) -> Any:
+        arguments = arguments_of(module.graph_module, leaves)
+        return teacher(*arguments.args, **arguments.kwargs)
+
+    with typed_errors("Training the model"):
+        return train_towards(
+            of_teacher, module.of_samples, module, samples, seconds=seconds, steps=steps, rate=rate, batch=batch,
+        )  # fmt: skip
 
 
 def finish_training(module: TrainableModel) -> QuantizedModel:

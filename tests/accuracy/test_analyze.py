@@ -247,7 +247,8 @@ class SumOfLayers(nn.Module):
             self.far.weight.mul_(40)
 
     def forward(self, values: Tensor) -> Tensor:
-        return (self.far(values) + self.near(values)).tanh()
+        bounded: Tensor = (self.far(values) + self.near(values)).tanh()
+        return bounded
 
 
 @pytest.mark.parametrize("saved", [False, True])
@@ -273,7 +274,7 @@ def test_values_beyond_the_limits_of_a_sum_are_no_error(documented: bool, saved:
 def test_needed_values_beyond_the_range_of_an_addend_are_an_error() -> None:
     model = seeded(SumOfLayers)
     with torch.no_grad():
-        model.far.weight.div_(40)
+        model.get_parameter("far.weight").div_(40)
     data = [torch.randn(4, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
     quantized = quantize(model, (data[0],), [one * 0.1 for one in data], recover=None)
     layer = row(analyze(None, quantized, data), "far")

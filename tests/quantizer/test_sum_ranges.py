@@ -115,7 +115,7 @@ def test_other_operands_have_no_limit(name: str, flow: str) -> None:
     assert min(-low, high) > 0.7 * FAR
 
 
-class OwnObserver(UniformQuantizationObserverBase):
+class OwnObserver(UniformQuantizationObserverBase):  # type: ignore[misc]
     """A user's observer, which does not have the attributes of torchao's observers (`min_val`, `max_val`)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -126,7 +126,7 @@ class OwnObserver(UniformQuantizationObserverBase):
         self.largest.append(float(values.abs().max()))
         return values
 
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         bound = torch.tensor(max(self.largest))
         scale, zero_point = self._calculate_qparams(-bound, bound)
         return scale, zero_point

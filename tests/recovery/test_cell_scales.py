@@ -40,17 +40,18 @@ class Network(nn.Module):
                     value.view(4, UNITS)[:2] += 1.5
             self.head.weight[:, :UNITS] /= ranges.clamp(max=1)
 
-    def forward(self, x: Tensor) -> Any:
-        return self.head(self.lstm(x)[0][:, -1])
+    def forward(self, x: Tensor, *state: Tensor) -> Any:
+        return self.head(self.lstm(x, state or None)[0][:, -1])
 
 
 class FromInitialState(Network):
-    def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> Any:
-        return self.head(self.lstm(x, (hidden, cell))[0][:, -1])
+    """Takes an initial state."""
 
 
 class LastCell(Network):
-    def forward(self, x: Tensor) -> Any:
+    """Also returns the last cell state."""
+
+    def forward(self, x: Tensor, *state: Tensor) -> Any:
         output, (_, cell) = self.lstm(x)
         return self.head(output[:, -1]), cell
 
@@ -62,7 +63,7 @@ class OneByOne(Network):
         super().__init__(ranges)
         self.cell = nn.LSTMCell(FEATURES, UNITS)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor, *state: Tensor) -> Any:
         hidden = cell = torch.zeros(len(x), UNITS)
         for step in x.unbind(1):
             hidden, cell = self.cell(step, (hidden, cell))
@@ -72,7 +73,7 @@ class OneByOne(Network):
 def samples_of(build: Callable[[], nn.Module], count: int = 24, seed: int = 0) -> list[Sample]:
     generator = torch.Generator().manual_seed(seed)
     state = (1, 1, UNITS)
-    samples = []
+    samples: list[Sample] = []
     for _ in range(count):
         x = torch.randn(1, STEPS, FEATURES, generator=generator)
         given = torch.randn(state, generator=generator) * 0.1, torch.randn(state, generator=generator) * 0.02

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,10 @@ class TrainableModel(nn.Module):
 
         outputs = self._mapped(leaves, structure)
         return pytree.tree_map(_joined, outputs) if form == "batch" else outputs
+
+    def of_samples(self, leaves: Sequence[Any]) -> Any:
+        """Returns the outputs for several samples. `leaves` are the arguments, with samples stacked in each tensor."""
+        return self._mapped(list(leaves), _leaves_of(self.quantized.examples)[1])
 
     def reset(self) -> None:
         """Restores the state that the module had when the model was exported. Does nothing for one without state."""

@@ -1,0 +1,95 @@
+"""`distill`: training towards the float model, which does not end with a larger error than it began with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.flow_support import convert, seeded
+from tests.state_models import RingBuffer
+from torch import Tensor, nn
+
+from openneutron import distill, finish_training, prepare_training, quantize
+from openneutron.errors import InputError, ModelError, OptionError
+from openneutron.training.distillation import parameter_groups
+from openneutron.training.trainable import TrainableModel
+
+
+class Reader(nn.Module):
+    """An LSTM over steps [B, 6, 3] and a head; also returns None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, steps: Tensor) -> tuple[Tensor, None]:
+        return self.head(self.lstm(steps)[0][:, -1]), None
+
+
+def inputs(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 6, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def prepared(**options: Any) -> tuple[nn.Module, TrainableModel]:
+    model, data = seeded(Reader).eval(), inputs(16)
+    return model, prepare_training(model, data[:1], data, recover=None, progress=False, **options)
+
+
+def error(model: nn.Module, module: Any, values: Tensor) -> float:
+    with torch.no_grad():
+        found = torch.cat([module(value)[0] for value in values.split(1)])
+        return float((found - model(values)[0]).square().sum())
+
+
+def test_training_reduces_the_error() -> None:
+    model, module = prepared(weight_bits=4)
+    tests = inputs(64, seed=2)
+    before = error(model, module, tests)
+    found = distill(module, inputs(256, seed=1), steps=60, rate=0.05)
+    assert found.steps == 60
+    assert found.sqnr_after_db > found.sqnr_before_db + 1
+    assert error(model, finish_training(module), tests) < 0.8 * before
+
+
+@pytest.mark.parametrize("rate", [3.0, 1000.0])
+def test_a_rate_that_is_too_high_does_not_end_below_the_start(rate: float) -> None:
+    model, module = prepared()
+    held_out = inputs(64, seed=1)[::8]
+    before = error(model, module, held_out)
+    found = distill(module, inputs(64, seed=1), steps=20, rate=rate, batch=8)
+    assert found.sqnr_after_db >= found.sqnr_before_db
+    assert error(model, module, held_out) <= before * 1.01
+
+
+def test_rates_are_in_steps() -> None:
+    _, module = prepared()
+    groups = parameter_groups(module, 0.5)
+    parameters = [id(parameter) for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
+    assert sorted(parameters) == sorted(map(id, module.parameters()))
+    for group in groups[:2]:
+        (weight,) = group["params"]  # type: ignore[misc]
+        assert group["lr"] == pytest.approx(0.5 * float(weight.detach().abs().max()) / 127, rel=0.1)  # type: ignore[has-type]
+
+
+def test_documented_flow_takes_the_float_model() -> None:
+    model, data = seeded(Reader).eval(), inputs(16)
+    module = prepare_training(convert(model, (data[:1],), calibration=[(one,) for one in data.split(1)]), data[:1])
+    with pytest.raises(ModelError, match="Give the float model"):
+        distill(module, data, steps=2)
+    assert distill(module, data, model=model, steps=2).steps == 2
+
+
+def test_wrong_use() -> None:
+    model, module = prepared()
+    with pytest.raises(ModelError, match="from prepare_training"):
+        distill(model, inputs(8))  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="rate must be"):
+        distill(module, inputs(8), rate=0)
+    with pytest.raises(InputError, match="two samples"):
+        distill(module, inputs(1))
+    with pytest.raises(InputError):
+        distill(module, torch.zeros(8, 5, 5))
+    frames = torch.randn(4, *RingBuffer.frame)
+    with pytest.raises(ModelError, match="has state"):
+        distill(prepare_training(quantize(RingBuffer().eval(), frames[0], list(frames), recover=None)), frames)
