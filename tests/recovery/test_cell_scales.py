@@ -52,7 +52,7 @@ class LastCell(Network):
     """Also returns the last cell state."""
 
     def forward(self, x: Tensor, *state: Tensor) -> Any:
-        output, (_, cell) = self.lstm(x)
+        output, (_, cell) = self.lstm(x, state or None)
         return self.head(output[:, -1]), cell
 
 
@@ -64,7 +64,7 @@ class OneByOne(Network):
         self.cell = nn.LSTMCell(FEATURES, UNITS)
 
     def forward(self, x: Tensor, *state: Tensor) -> Any:
-        hidden = cell = torch.zeros(len(x), UNITS)
+        hidden = cell = state[0] if state else torch.zeros(len(x), UNITS)
         for step in x.unbind(1):
             hidden, cell = self.cell(step, (hidden, cell))
         return self.head(hidden)
