@@ -28,17 +28,16 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from openneutron import QuantizedModel, finish_training, prepare_training, quantize
+from openneutron import QuantizedModel, distill, finish_training, prepare_training, quantize
 from openneutron.accuracy.quantized_layers import QuantizedLayer, QuantizedLayers, find_layers
 from openneutron.accuracy.replay import record
 from openneutron.core.fx import output_node
 
-from .distillation import distill
 from .layer_losses import sqnr
 from .suite import CALIBRATION_SAMPLES, EVALUATION_SAMPLES
 from .zoo import ZOO, smooth
 
-TRAINING_SAMPLES, BATCH, RATE = 192, 8, 3e-5
+TRAINING_SAMPLES, BATCH = 192, 8
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def after_training(model: nn.Module, quantized: QuantizedModel, shape: Any, minu
     """Trains the quantized model, and returns a row for it."""
     module = prepare_training(quantized)
     inputs = torch.cat(smooth(shape, TRAINING_SAMPLES, seed=3))
-    steps = distill(module, model, inputs, minutes * 60, batch=BATCH, rate=RATE)
+    steps = distill(module, inputs, minutes * 60, model=model, batch=BATCH).steps
     trained, samples = finish_training(module), smooth(shape, EVALUATION_SAMPLES, seed=2)
     wanted, given = ([tree_leaves(call(sample)) for sample in samples] for call in (model, trained))
     return _limits(f"all values, after {steps} steps", wanted, given)

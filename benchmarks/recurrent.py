@@ -6,8 +6,8 @@
 2. An LSTM, a GRU, a bidirectional LSTM and a layer of attention, trained here in seconds on scikit-learn's digits as
    sequences of 8 rows.
 
-With `--train MINUTES`, each row is followed by a row of the same model after training from it by `prepare_training`:
-unlabelled inputs that are not among the tests, and the squared distance to the outputs of the float model as loss.
+With `--train MINUTES`, each row is followed by a row of the same model after training from it by `prepare_training` and
+`distill`, on inputs that are not among the tests.
 
 A row shows the SQNR of the outputs of the converted module to float in dB, the mean cosine of both (encoder) or the
 top-1 in percent of both (digits), the estimated cycles of the program, and the seconds of `quantize` and of `lower`.
@@ -31,10 +31,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from openneutron import NeutronQuantizer, finish_training, lower, prepare_training, quantize
+from openneutron import NeutronQuantizer, distill, finish_training, lower, prepare_training, quantize
 from openneutron.errors import ModelError
 
-from .distillation import distill
 from .layer_losses import sqnr
 from .speech import BANDS, recordings
 
@@ -219,7 +218,7 @@ def measure(row: Row, minutes: float = 0) -> list[list[str]]:
     if minutes:
         begun = time.perf_counter()
         module = prepare_training(converted, task.calibration[0] if row.documented else None)
-        distill(module, task.model, task.training, minutes * 60)
+        distill(module, task.training, minutes * 60, model=task.model)
         cells.append(_cells(task, finish_training(module), time.perf_counter() - begun))
     return cells
 

@@ -91,8 +91,13 @@ def distill(
     """
     if not isinstance(module, TrainableModel):
         raise ModelError(f"distill() takes a module from prepare_training(), not {type(module).__name__}.")
-    for name, value in (("seconds", seconds), ("rate", rate), ("batch", batch), ("steps", steps)):
-        if not (value is None and name == "steps") and (isinstance(value, bool) or not value > 0):
+    for name, value in {
+        "seconds": seconds,
+        "rate": rate,
+        "batch": batch,
+        "steps": 1 if steps is None else steps,
+    }.items():
+        if isinstance(value, bool) or not value > 0:
             raise OptionError(f"{name} must be a number above 0, not {value!r}.")
     if has_state(module.graph_module):
         raise ModelError("This model has state. Train it step by step with an optimizer of your own.")

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.distillation import distill
 from benchmarks.recurrent import Task, digits
 
-from openneutron import finish_training, prepare_training
+from openneutron import distill, finish_training, prepare_training
 
 POINTS = 0.5  # 450 test images: two of them
 
@@ -31,7 +30,7 @@ def test_training_does_not_lose(network: str, bits: int, gain: float) -> None:
     task = digits(network)
     module = prepare_training(task.model, task.calibration[0], task.calibration, recover=None, weight_bits=bits)
     before = top1(module, task)
-    distill(module, task.model, task.training, seconds=600, steps=60, rate=1e-3)
+    distill(module, task.training, steps=60, rate=0.05)
     trained = finish_training(module)
     after = top1(module, task)
     assert after >= before + gain

@@ -38,7 +38,7 @@ def prepared(**options: Any) -> tuple[nn.Module, TrainableModel]:
 
 def error(model: nn.Module, module: Any, values: Tensor) -> float:
     with torch.no_grad():
-        found = torch.cat([module(value)[0] for value in values.split(1)])
+        found = torch.cat([module(value)[0] for value in torch.split(values, 1)])
         return float((found - model(values)[0]).square().sum())
 
 
@@ -74,7 +74,9 @@ def test_rates_are_in_steps() -> None:
 
 def test_documented_flow_takes_the_float_model() -> None:
     model, data = seeded(Reader).eval(), inputs(16)
-    module = prepare_training(convert(model, (data[:1],), calibration=[(one,) for one in data.split(1)]), data[:1])
+    module = prepare_training(
+        convert(model, (data[:1],), calibration=[(one,) for one in torch.split(data, 1)]), data[:1]
+    )
     with pytest.raises(ModelError, match="Give the float model"):
         distill(module, data, steps=2)
     assert distill(module, data, model=model, steps=2).steps == 2
