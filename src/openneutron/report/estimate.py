@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from openneutron.formats.arena import plan, scratch_lifetimes
 from openneutron.formats.tflite import Operator
 from openneutron.ir.cost import array_of, cost_of
 from openneutron.ir.graph import Op
+from openneutron.report.board_parts import prefetch_window
+from openneutron.report.regions import FETCH, BoardFit
 from openneutron.report.runtime_memory import RuntimeMemory
 from openneutron.report.tflite_ops import as_ops
 from openneutron.report.weights import stored_bytes
@@ -28,6 +30,7 @@ __all__ = [
     "estimate_operators",
     "fit_of",
     "scratch_in_channels_last",
+    "with_board",
 ]
 
 _WORST_LAYERS = 3
@@ -104,6 +107,8 @@ class Estimate:
     assumptions: tuple[str, ...]
     memory: RuntimeMemory | None = None
     """Memory of ExecuTorch's runtime for a `.pte`; None for a TFLite file and for a single delegate."""
+    on_board: BoardFit | None = None
+    """What lies in which region of the board, and what would make it fit; None for a chip and for a TFLite file."""
     channels_last_saves: int = 0
     """Bytes of scratch and temporary memory that channels-last example inputs would save."""
     scratch: tuple[ScratchTensor, ...] = field(default=(), repr=False)
@@ -225,9 +230,7 @@ def fit_of(layers: Sequence[LayerEstimate], scratch: int, outside_bytes: int, ta
     """
     weights = sum(layer.weight_bytes for layer in layers)
     resident = scratch + outside_bytes + weights
-    streams = [layer.weight_bytes for layer in layers if layer.weight_bytes]
-    window = max((first + second for first, second in pairwise([*streams, 0])), default=0)
-    streamed = scratch + outside_bytes + window
+    streamed = scratch + outside_bytes + prefetch_window(layers)
     sram, flash = target.sram_bytes, target.flash_bytes
     if sram is None:
         return Fit("unknown", None, flash, resident, 0, ())
@@ -236,10 +239,24 @@ def fit_of(layers: Sequence[LayerEstimate], scratch: int, outside_bytes: int, ta
     missing = max(0, streamed - sram, weights - flash if flash is not None else 0)
     if not missing:
         return Fit("fits with fetch_constants_to_sram", sram, flash, streamed, 0, ())
+    return Fit("does not fit", sram, flash, streamed, missing, _blame(layers))
+
+
+def _blame(layers: Sequence[LayerEstimate]) -> tuple[str, ...]:
     worst = sorted(layers, key=lambda layer: layer.live_bytes + layer.weight_bytes, reverse=True)[:_WORST_LAYERS]
-    blame = tuple(
+    return tuple(
         f"{layer.operator} '{layer.output}' {layer.output_shape}: {layer.live_bytes} bytes of tensors, "
         f"{layer.weight_bytes} of weights"
         for layer in worst
     )
-    return Fit("does not fit", sram, flash, streamed, missing, blame)
+
+
+def with_board(estimate: Estimate, on_board: BoardFit, target: NeutronTarget) -> Estimate:
+    """Returns the estimate with the verdict on a board."""
+    blame = _blame(estimate.layers) if on_board.verdict == "does not fit" else ()
+    missing = on_board.missing_bytes if on_board.verdict == "does not fit" else 0
+    needed = on_board.ram_bytes
+    if on_board.verdict.endswith("sram"):
+        needed = next(remedy.ram_bytes for remedy in on_board.remedies if remedy.change == FETCH)
+    fit = Fit(on_board.verdict, target.sram_bytes, target.flash_bytes, needed, missing, blame)
+    return replace(estimate, fit=fit, on_board=on_board)

@@ -12,6 +12,7 @@ from openneutron.core.files import read_file
 from openneutron.errors import FormatError, PayloadError
 from openneutron.formats import pte, tflite
 from openneutron.formats.payload import Microcode, Payload, microcode_header, parse
+from openneutron.report.board_parts import Contents, changes_of, parts_of, prefetch_window
 from openneutron.report.estimate import (
     Estimate,
     Fit,
@@ -20,7 +21,9 @@ from openneutron.report.estimate import (
     estimate_operators,
     fit_of,
     scratch_in_channels_last,
+    with_board,
 )
+from openneutron.report.regions import fit_on_board
 from openneutron.report.runtime_memory import RuntimeMemory, runtime_memory
 from openneutron.report.tflite_ops import npu_operators
 from openneutron.targets import NeutronTarget, NeutronTargetSpec, Target
@@ -178,8 +181,39 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
         cpu_operators=tuple(call.name for call in method.calls if isinstance(call, pte.KernelCall)),
         planned_bytes=sum(method.planned_bytes),
         sections=tuple(sections),
-        estimate=_estimate_of(method, delegates, target),
+        estimate=_on_board(_estimate_of(method, delegates, target), method, delegates, len(data), target),
     )
+
+
+def _on_board(
+    estimate: Estimate, method: pte.Method, delegates: Sequence[Delegate], file_bytes: int, target: NeutronTarget
+) -> Estimate:
+    """Adds the verdict on the board's regions, if the target is a board whose regions are known."""
+    if target.board is None or not target.board.regions:
+        return estimate
+    ours = [call for call in method.delegates if call.backend == NEUTRON_BACKEND]
+    fetches = any(CompileOptions.from_values(call.compile_specs).fetch_constants_to_sram for call in ours)
+    weights = sum(one.weight_bytes for one in delegates)
+    replaced = sum(one.payload_bytes - one.weight_bytes for one in delegates if one.kind == "portable")
+    contents = Contents(
+        program_bytes=file_bytes - replaced,
+        scratch_bytes=max((one.scratch_bytes for one in delegates), default=0),
+        weight_bytes=weights,
+        uses_npu=bool(ours),
+        fetches=fetches,
+        npu_reads_program=bool(ours) and not fetches and target.neutron_class == "Neutron-C",
+    )
+    window = _window(estimate, delegates) if fetches else 0
+    changes = changes_of(estimate, contents, window=window)
+    return with_board(
+        estimate, fit_on_board(parts_of(estimate, contents, window=window), target.board, changes), target
+    )
+
+
+def _window(estimate: Estimate, delegates: Sequence[Delegate]) -> int:
+    """Returns the bytes for weights that are copied from flash: read from microcode, else estimated."""
+    known = [one.microcode.sram_scratch_bytes for one in delegates if one.microcode]
+    return max(known) if known else prefetch_window(estimate.layers)
 
 
 def _estimate_of(method: pte.Method, delegates: Sequence[Delegate], target: NeutronTarget) -> Estimate:

@@ -16,6 +16,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from openneutron.report.estimate import Estimate, Fit
     from openneutron.report.inspect import Delegate, Report, TensorSummary
+    from openneutron.report.regions import BoardFit
 
 __all__ = ["as_json", "render", "text_of_estimate", "text_of_report"]
 
@@ -97,10 +98,28 @@ def _verdict_blocks(estimate: Estimate) -> Iterator[Any]:
             f"method {memory.method_bytes:,}, temporary {memory.temporary_bytes:,}"
         )
     yield Text(f"  {_fit_text(estimate.fit)}")
+    if estimate.on_board is not None:
+        yield from _board_lines(estimate.on_board)
     if estimate.memory and estimate.memory.int8_io_saves > 0:
         yield Text(f"  int8_io=True would save about {estimate.memory.int8_io_saves:,} bytes")
     if estimate.channels_last_saves:
         yield Text(f"  example inputs in channels-last would save about {estimate.channels_last_saves:,} bytes")
+
+
+def _board_lines(found: BoardFit) -> Iterator[Text]:
+    """Returns what lies in each region, what has no room, and the changes that were considered."""
+    for region in found.regions:
+        held = [f"{part.what} {part.bytes:,}" for part in found.parts if part.region == region.name]
+        size = "unknown size" if region.free_bytes is None else f"{region.free_bytes:,} bytes"
+        left = "" if region.left_bytes is None or not held else f"; {region.left_bytes:,} left"
+        yield Text(f"    {region.name} ({region.kind}, {size}): {', '.join(held) or 'nothing'}{left}")
+    for part in found.parts:
+        if part.region is None:
+            yield Text(f"    no room: {part.what} {part.bytes:,}, {part.missing_bytes:,} bytes are missing")
+    yield from (Text(f"    {note}") for note in found.notes)
+    for remedy in found.remedies:
+        outcome = "fits" if remedy.fits else "does not fit"
+        yield Text(f"    {remedy.change}: {outcome}, {remedy.ram_bytes:,} bytes of RAM ({remedy.how})")
 
 
 def _cost_blocks(estimate: Estimate, *, layers: bool) -> Iterator[Any]:

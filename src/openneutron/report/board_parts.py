@@ -1,0 +1,119 @@
+"""The parts of a program that lie in the memory of a board, and how changes of the program would change them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from openneutron.formats.arena import Lifetime, plan
+from openneutron.report.regions import FETCH, Part, without
+
+if TYPE_CHECKING:
+    from openneutron.report.estimate import Estimate, LayerEstimate
+
+__all__ = ["Contents", "changes_of", "parts_of", "prefetch_window"]
+
+INT8, CHANNELS_LAST = "int8_io=True", "example inputs in channels-last"
+LARGEST_LAYERS = 3
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What `parts_of` needs to know of a program besides its estimate. Sizes are in bytes."""
+
+    program_bytes: int
+    """The `.pte`. For a portable program, with the estimated weights in the place of the TFLite models."""
+    scratch_bytes: int
+    """The NPU's scratch."""
+    weight_bytes: int
+    """The NPU's weights, a part of `program_bytes`."""
+    uses_npu: bool
+    fetches: bool
+    """Whether it was lowered with `fetch_constants_to_sram`."""
+    npu_reads_program: bool
+    """Whether the NPU reads weights from where the program lies: on Neutron-C, unless it fetches them."""
+
+
+def prefetch_window(layers: Sequence[LayerEstimate]) -> int:
+    """Returns the estimated bytes for weights that `fetch_constants_to_sram` needs: those of two layers at a time."""
+    streams = [layer.weight_bytes for layer in layers if layer.weight_bytes]
+    return max((first + second for first, second in pairwise([*streams, 0])), default=0)
+
+
+def parts_of(estimate: Estimate, contents: Contents, *, window: int = 0) -> tuple[Part, ...]:
+    """Returns the parts of a `.pte`. `window` are bytes for weights that are copied from flash."""
+    memory = estimate.memory
+    if memory is None:
+        return ()
+    temporary = memory.temporary_bytes + contents.scratch_bytes + window
+    on_npu = contents.uses_npu
+    parts = (
+        Part("temporary", "temporary pool with the NPU's scratch", temporary, on_npu),
+        Part("planned", "planned buffers", memory.planned_bytes, on_npu),
+        Part("io", "inputs and outputs of the application", memory.given_bytes, on_npu),
+        Part("method", "method pool", memory.method_bytes, False),
+        Part("program", "program", contents.program_bytes, contents.npu_reads_program),
+    )
+    return tuple(part for part in parts if part.bytes)
+
+
+def changes_of(estimate: Estimate, contents: Contents, *, window: int) -> dict[str, tuple[Part, ...]]:
+    """Returns the parts after each change of the program that saves memory, by the text of the change.
+
+    `window` is 0 for a program that does not fetch weights; the change to fetch them computes its own.
+    """
+    parts = parts_of(estimate, contents, window=window)
+    saves = estimate.memory.int8_io_saves if estimate.memory else 0
+    changes: dict[str, tuple[Part, ...]] = {}
+    if saves > 0:
+        changes[INT8] = without(parts, "planned", saves)
+    if estimate.channels_last_saves:
+        changes[CHANNELS_LAST] = without(parts, "temporary", estimate.channels_last_saves)
+    if contents.npu_reads_program and not contents.fetches and contents.weight_bytes:
+        fetched = replace(contents, fetches=True, npu_reads_program=False)
+        changes[FETCH] = parts_of(estimate, fetched, window=prefetch_window(estimate.layers))
+    if len(changes) > 1:
+        together = changes.get(FETCH, parts)
+        if saves > 0:
+            together = without(together, "planned", saves)
+        changes[", ".join(changes)] = without(together, "temporary", estimate.channels_last_saves)
+    return {**changes, **_layer_changes(estimate, contents, window)}
+
+
+def _layer_changes(estimate: Estimate, contents: Contents, window: int) -> dict[str, tuple[Part, ...]]:
+    """Returns the parts with a smaller output of the layers that need most memory, and with fewer weights.
+
+    Only layers with weights are considered, because these are the ones that a user can make smaller.
+    """
+    parts = parts_of(estimate, contents, window=window)
+    changes: dict[str, tuple[Part, ...]] = {}
+    layers = [layer for layer in estimate.layers if layer.weight_bytes]
+    for layer in sorted(layers, key=lambda one: one.live_bytes, reverse=True)[:LARGEST_LAYERS]:
+        if saved := _saved_by_half(estimate, layer.output):
+            shape = "x".join(map(str, layer.output_shape))
+            change = f"half the size of the output of {layer.operator} '{layer.output}' ({shape})"
+            changes[change] = without(parts, "temporary", saved)
+    heaviest = max(layers, key=lambda layer: layer.weight_bytes, default=None)
+    if heaviest is not None:
+        half = heaviest.weight_bytes // 2
+        lighter = [replace(one, weight_bytes=half) if one is heaviest else one for one in layers]
+        saved = prefetch_window(layers) - prefetch_window(lighter) if window else 0
+        change = f"half the weights of {heaviest.operator} '{heaviest.output}' ({heaviest.weight_bytes:,} bytes)"
+        changes[change] = without(without(parts, "program", heaviest.weight_bytes - half), "temporary", saved)
+    return changes
+
+
+def _saved_by_half(estimate: Estimate, name: str) -> int:
+    """Returns the bytes by which the scratch shrinks if the tensor of this name has half its size."""
+    sizes = {number: one.bytes for number, one in enumerate(estimate.scratch)}
+    halved = {number: size // 2 if estimate.scratch[number].name == name else size for number, size in sizes.items()}
+    if halved == sizes:
+        return 0
+    return max(0, _arena(estimate, sizes) - _arena(estimate, halved))
+
+
+def _arena(estimate: Estimate, sizes: dict[int, int]) -> int:
+    lives = {number: Lifetime(sizes[number], one.first, one.last) for number, one in enumerate(estimate.scratch)}
+    return plan(lives, len(estimate.layers)).size

@@ -1,0 +1,176 @@
+"""Places the parts of a program in the memory regions of a board, and computes what would make it fit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from openneutron.targets import Board, Region
+
+__all__ = ["BoardFit", "Part", "PlacedPart", "RegionUse", "Remedy", "fit_on_board", "place"]
+
+FETCH = "fetch_constants_to_sram=True"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a program that lies in one region. `role` is one of `openneutron.targets.ROLES`."""
+
+    role: str
+    what: str
+    bytes: int
+    npu_reads: bool
+    """Whether the NPU reads it, so that it must lie in a region that the NPU can read."""
+
+
+@dataclass(frozen=True)
+class PlacedPart:
+    """A part, and the region that it lies in."""
+
+    role: str
+    what: str
+    bytes: int
+    region: str | None
+    """None if no region has room for it."""
+    missing_bytes: int = 0
+    """Bytes that are missing in the region with most room."""
+
+
+@dataclass(frozen=True)
+class RegionUse:
+    """What lies in a region. `None` means unknown."""
+
+    name: str
+    kind: str
+    free_bytes: int | None
+    """Bytes that the firmware leaves."""
+    used_bytes: int
+
+    @property
+    def left_bytes(self) -> int | None:
+        """Bytes that are still free."""
+        return None if self.free_bytes is None else self.free_bytes - self.used_bytes
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of the program, and the memory that it needs then."""
+
+    change: str
+    """An option, or a description of the change."""
+    ram_bytes: int
+    """Bytes of memory that can be written."""
+    fits: bool
+    how: str = "computed"
+    """"computed" from the program, or "tried" with the model."""
+
+
+@dataclass(frozen=True)
+class BoardFit:
+    """The verdict on a program on a board."""
+
+    board: str
+    verdict: str
+    """"fits", "fits with fetch_constants_to_sram", "does not fit", or "unknown" if the size of a region is unknown."""
+    parts: tuple[PlacedPart, ...]
+    regions: tuple[RegionUse, ...]
+    remedies: tuple[Remedy, ...] = ()
+    """The changes that were considered because the program does not fit as it is, those first that make it fit."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ram_bytes(self) -> int:
+        """Bytes in memory that can be written, with those of parts that do not fit."""
+        flash = {use.name for use in self.regions if use.kind == "flash"}
+        return sum(part.bytes for part in self.parts if part.region not in flash)
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that are missing; 0 if all parts have room."""
+        return sum(part.missing_bytes for part in self.parts)
+
+
+def place(parts: Sequence[Part], board: Board) -> BoardFit:
+    """Places the parts, each whole in one region, in the first of the regions that may hold it in which all have room.
+
+    Regions of unknown size have room for everything; the verdict is then "unknown". If no placement has room for all
+    parts, those that are listed first get the room.
+    """
+    choices = [_regions_for(part, board) for part in parts]
+    chosen = next((found for found in itertools.product(*choices) if _have_room(parts, found)), None)
+    placed = _place_in_turn(parts, choices) if chosen is None else [
+        PlacedPart(part.role, part.what, part.bytes, region.name) for part, region in zip(parts, chosen, strict=True)
+    ]  # fmt: skip
+    used: dict[str, int] = {}
+    for part in placed:
+        if part.region is not None:
+            used[part.region] = used.get(part.region, 0) + part.bytes
+    regions = tuple(RegionUse(one.name, one.kind, one.free_bytes, used.get(one.name, 0)) for one in board.regions)
+    unknown = any(use.free_bytes is None and use.used_bytes for use in regions)
+    verdict = "does not fit" if chosen is None else "unknown" if unknown else "fits"
+    return BoardFit(board.name, verdict, tuple(placed), regions, notes=tuple(_notes(parts, placed, board)))
+
+
+def _regions_for(part: Part, board: Board) -> list[Region]:
+    return [one for one in board.may_hold(part.role) if not (part.npu_reads and one.npu_reads is False)]
+
+
+def _have_room(parts: Sequence[Part], regions: Sequence[Region]) -> bool:
+    used: dict[Region, int] = {}
+    for part, region in zip(parts, regions, strict=True):
+        used[region] = used.get(region, 0) + part.bytes
+    return all(region.free_bytes is None or size <= region.free_bytes for region, size in used.items())
+
+
+def _place_in_turn(parts: Sequence[Part], choices: Sequence[Sequence[Region]]) -> list[PlacedPart]:
+    left: dict[str, int] = {}
+    placed: list[PlacedPart] = []
+    for part, regions in zip(parts, choices, strict=True):
+        room = {one.name: left.get(one.name, one.free_bytes) for one in regions}
+        name = next((name for name, size in room.items() if size is None or size >= part.bytes), None)
+        if name is None:
+            missing = part.bytes - max((size or 0 for size in room.values()), default=0)
+            placed.append(PlacedPart(part.role, part.what, part.bytes, None, missing))
+            continue
+        if (size := room[name]) is not None:
+            left[name] = size - part.bytes
+        placed.append(PlacedPart(part.role, part.what, part.bytes, name))
+    return placed
+
+
+def _notes(parts: Sequence[Part], placed: Sequence[PlacedPart], board: Board) -> Iterator[str]:
+    names = {one.name: one for one in board.regions}
+    for part, where in zip(parts, placed, strict=True):
+        if where.region is not None and part.npu_reads and names[where.region].npu_reads is None:
+            yield f"It is unknown whether the NPU reads the region '{where.region}', which holds the {part.what}."
+    for part in parts:
+        if not _regions_for(part, board):
+            yield f"No region that the NPU reads may hold the {part.what}."
+
+
+def fit_on_board(parts: Sequence[Part], board: Board, changes: Mapping[str, Sequence[Part]]) -> BoardFit:
+    """Returns the verdict on the parts of a program. If they do not fit, tries each of `changes`.
+
+    `changes` are the parts of the changed program, by the text of the change.
+    """
+    found = place(parts, board)
+    if found.verdict != "does not fit":
+        return found
+    remedies = [_remedy(change, changed, board) for change, changed in changes.items()]
+    fetches = any(remedy.change == FETCH and remedy.fits for remedy in remedies)
+    return replace(
+        found,
+        verdict="fits with fetch_constants_to_sram" if fetches else "does not fit",
+        remedies=tuple(sorted(remedies, key=lambda one: not one.fits)),
+    )
+
+
+def _remedy(change: str, parts: Sequence[Part], board: Board) -> Remedy:
+    found = place(parts, board)
+    return Remedy(change, found.ram_bytes, found.verdict != "does not fit")
+
+
+def without(parts: Iterable[Part], role: str, saved: int) -> tuple[Part, ...]:
+    """Returns the parts with `saved` bytes less for a role."""
+    return tuple(replace(part, bytes=max(0, part.bytes - saved)) if part.role == role else part for part in parts)
